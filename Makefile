@@ -1,0 +1,36 @@
+# make demo, make test: each does the set-up it needs.
+# PYTHON=python3.12 names the interpreter; ARGS="-k packing" is handed to the command.
+export PYTHON TORCH
+ready := .venv/ready
+pytest := .venv/bin/python -m pytest -c tests/pytest.ini
+
+.PHONY: help setup demo test test-full clean
+
+help:
+	@echo "make demo       fine-tune the default model on real triplets, before and after (minutes)"
+	@echo "make test       run every test but the longest"
+	@echo "make test-full  run all tests: real training, a browser, servers under load"
+	@echo "make setup      only the virtual environment in .venv, with torch, Seodang and the default model"
+	@echo "make clean      remove .venv and everything built; trained models stay"
+
+setup: $(ready)
+
+# The stamp names the folder that the editable install points to: a clone that was moved is set up anew.
+ifneq ($(shell cat $(ready) 2>/dev/null),$(shell pwd))
+.PHONY: $(ready)
+endif
+$(ready): pyproject.toml .ci/setup .ci/default-model.txt
+	@.ci/setup
+
+demo: $(ready)
+	@.venv/bin/seodang demo $(ARGS)
+
+test: $(ready)
+	@$(pytest) -m "not full" tests $(ARGS)
+
+test-full: $(ready)
+	@$(pytest) tests $(ARGS)
+
+clean:
+	rm -rf .venv build dist seodang.egg-info tests/.pytest_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,46 @@
+"""The command line: `seodang VERB ...` runs `recipes/VERB.py`."""
+
+import difflib
+import importlib
+import sys
+
+VERBS = {
+    "prepare": "convert the embedded default model into the cache folder",
+    "preview": "show records as the model sees them, trained tokens in colour",
+    "sft": "fine-tune a model on instructions, completions, dialogues or text",
+    "generate": "let a model answer prompts",
+    "chat": "talk with a model in the terminal",
+    "score": "log-probability and perplexity of given answers",
+    "export": "merge an adapter into its base model and check that nothing changed",
+    "demo": "fine-tune the default model on real triplets, before and after",
+}
+
+
+def usage() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {what}" for verb, what in VERBS.items()]
+    return "\n".join(["usage: seodang VERB [options]     (seodang VERB --help lists them)", "", *lines])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb with the rest of the arguments; return its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if argv[0] == "--version":
+        from . import __version__
+
+        print(__version__)
+        return 0
+    verb = argv[0]
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean {near[0]}?" if near else "see seodang --help"
+        print(f"error: unknown verb {verb!r}: {hint}", file=sys.stderr)
+        return 2
+    return importlib.import_module(f".recipes.{verb}", __package__).main(argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

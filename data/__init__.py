@@ -1,0 +1,20 @@
+"""Records to token ids and labels. Nothing is imported before it is asked for."""
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "Dialogue": "formats", "Text": "formats", "to_example": "formats",
+    "read": "sources", "mix": "sources",
+    "set_chat_template": "chat", "prompt_text": "chat", "prompt_ids": "chat", "text_ids": "chat", "end_of_turn_ids": "chat",
+    "IGNORE_INDEX": "labels", "Counts": "labels", "prepare": "labels", "stream_rows": "labels",
+    "pack": "packing", "pack_window": "packing", "collate": "packing", "collate_padded": "packing",
+    "UserError": "refusal",
+}  # fmt: skip
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,0 +1,142 @@
+"""What generation sees: the ids of a prompt, for speaking and for training alike, and the ids that end a turn."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from .literal import any_of, encode, encode_raw, hidden
+from .refusal import UserError
+from .template import SENTINEL, remember, render, set_chat_template
+
+__all__ = ["end_of_turn_ids", "prompt_ids", "prompt_text", "set_chat_template", "text_ids"]
+
+
+def prompt_text(tokenizer: PreTrainedTokenizerBase, messages: list[dict], tools: list | None = None, **template_kwargs: Any) -> str:
+    """The rendered messages and the header of the assistant's turn, as text."""
+    return render(tokenizer, messages, tools, add_generation_prompt=True, **template_kwargs)
+
+
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict], tools: list | None = None, literal: bool = True, **template_kwargs: Any
+) -> list[int]:
+    """The ids that generation continues; training puts the answer's ids behind these very ids.
+
+    With `literal`, a special token's text inside contents, thinking, tool outputs or tools is encoded as text, never as the control token.
+    """
+    (messages, tools), literals = hidden(tokenizer, (messages, tools)) if literal else ((messages, tools), {})
+    return encode(tokenizer, prompt_text(tokenizer, messages, tools, **template_kwargs), literals)
+
+
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, literal: bool = False) -> list[int]:
+    """Ids of raw text, with what the tokenizer puts around a text by default (BOS), once even if the text begins with it.
+
+    With `literal`, special tokens' text is encoded as text.
+    """
+    if literal:
+        return encode_raw(tokenizer, text)
+    ids = tokenizer(text, verbose=False)["input_ids"]
+    written = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
+    return ids[1:] if written and ids[:2] == [tokenizer.bos_token_id] * 2 else ids
+
+
+def end_of_turn_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every id that ends an assistant turn, sorted: what the template writes after an answer or after tool calls, and the tokenizer's eos.
+
+    Where the template ends the last turn otherwise than those in the history (gpt-oss), the last turn's token counts: it is the one trained.
+    """
+    stops = ending(tokenizer).stops if tokenizer.chat_template else [tokenizer.eos_token] if tokenizer.eos_token else []
+    return sorted({tokenizer.convert_tokens_to_ids(token) for token in stops})
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What the template writes behind an answer, that up to its stop token, what stops tool calls, and every token that stops a turn."""
+
+    tail: str = ""
+    stop: str = ""
+    call_stop: str = ""
+    stops: tuple[str, ...] = ()
+
+
+def ending(tokenizer: PreTrainedTokenizerBase) -> Ending:
+    """How the template ends an assistant's turn, found by rendering a sentinel."""
+    return remember(tokenizer, "ending", lambda: _ending(tokenizer))
+
+
+_USER = {"role": "user", "content": "?"}
+_ANSWER = {"role": "assistant", "content": SENTINEL}
+
+
+def _ending(tokenizer: PreTrainedTokenizerBase) -> Ending:
+    eos = tokenizer.eos_token or ""
+    answered = _attempt(tokenizer, [_USER, _ANSWER]) or ""
+    tail = answered.rpartition(SENTINEL)[2] if SENTINEL in answered else ""
+    stop = tail[: _end_of_controls(tokenizer, tail)]
+    if not stop and not tail.strip():  # GLM: the header of the next turn ends this one
+        stop = _next_header(tokenizer, [_USER, _ANSWER], _USER)
+    call_stop = _call_stop(tokenizer)
+    last = [_controls(tokenizer).findall(text)[-1:] for text in (stop, call_stop)]
+    stops = [*last[0], *([] if call_stop.startswith(tuple(last[0])) and last[0] else last[1]), eos]
+    return Ending(tail, stop, call_stop, tuple(dict.fromkeys(filter(None, stops))))
+
+
+def _attempt(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> str | None:
+    try:
+        return render(tokenizer, messages, add_generation_prompt=False)
+    except UserError:  # what a template refuses cannot be learned from it
+        return None
+
+
+def _end_of_controls(tokenizer: PreTrainedTokenizerBase, tail: str) -> int:
+    """Where the first run of adjoining special tokens ends (Cohere2 closes the answer and then the turn), or 0."""
+    run = remember(tokenizer, "run", lambda: re.compile(f"(?:{_controls(tokenizer).pattern})+")).search(tail)
+    return run.end() if run else 0
+
+
+def _next_header(tokenizer: PreTrainedTokenizerBase, messages: list[dict], following: dict) -> str:
+    """The control token that begins the following turn, where it adjoins this one; the one that begins a text is no stop."""
+    now, then = _attempt(tokenizer, messages), _attempt(tokenizer, [*messages, following])
+    if not now or not then or not then.startswith(now):
+        return ""
+    header = _controls(tokenizer).match(then[len(now) :])
+    return header[0] if header and header[0] != tokenizer.bos_token else ""
+
+
+def _call_stop(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The control token that closes a turn of tool calls, or nothing; one that also stands between two calls does not close the turn."""
+    for count in (2, 1):
+        for arguments in ({"a": 1}, '{"a": 1}'):
+            call = {"type": "function", "id": "call00001", "function": {"name": SENTINEL, "arguments": arguments}}
+            messages = [_USER, {"role": "assistant", "content": "", "tool_calls": [call] * count}]
+            text = _attempt(tokenizer, messages)
+            if text and text.count(SENTINEL) >= count:
+                found = _controls(tokenizer).findall(trailing_controls(tokenizer, text))
+                if found and text.partition(SENTINEL)[2].count(found[-1]) == 1:
+                    return found[-1]
+                reply = {"role": "tool", "name": SENTINEL, "tool_call_id": "call00001", "content": "?"}
+                return _next_header(tokenizer, messages, reply)
+    return ""
+
+
+def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """The special tokens' texts; the other added ones where there are none."""
+
+    def build() -> tuple[str, ...]:
+        added = [token for token in tokenizer.added_tokens_decoder.values() if token.content.strip()]
+        return tuple(token.content for token in added if token.special) or tuple(token.content for token in added)
+
+    return remember(tokenizer, "control tokens", build)
+
+
+def _controls(tokenizer: PreTrainedTokenizerBase) -> re.Pattern:
+    return remember(tokenizer, "controls", lambda: re.compile(any_of(_control_tokens(tokenizer))))
+
+
+def trailing_controls(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """The control tokens and white space at the end of a text."""
+    tokens, rest = _control_tokens(tokenizer), text.rstrip()
+    while rest.endswith(tokens):
+        rest = rest.removesuffix(max((token for token in tokens if rest.endswith(token)), key=len)).rstrip()
+    return text[len(rest) :]

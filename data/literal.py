@@ -1,0 +1,141 @@
+"""Text that looks like a control token, encoded as the text that it is."""
+
+import copy
+import os.path
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from itertools import groupby
+from types import MappingProxyType
+from typing import Any
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from .template import remember
+
+Literals = Mapping[str, str]  # stand-in character -> the special token's text
+
+_FIRST_STAND_IN = 0xF0000  # private use: no template or tokenizer gives these characters a meaning
+# Datasets carry an assistant's thinking inside its content between these, and templates look for them there.
+_THINKING = {"<think>", "</think>"}
+
+
+def hidden(tokenizer: PreTrainedTokenizerBase, value: Any) -> tuple[Any, Literals]:
+    """Replace every special token's text in the strings of messages or tools by a private stand-in character.
+
+    The rendering of the result, given to `encode` with the returned mapping, has control tokens only where the template wrote them.
+    """
+    pattern = _pattern(tokenizer)
+    texts = list(_strings(value))
+    found = {match for text in texts for match in pattern.findall(text)}
+    if not found:
+        return value, {}
+    taken = {char for text in texts for char in text}
+    free = (char for char in map(chr, range(_FIRST_STAND_IN, 0x10FFFE)) if char not in taken)
+    stand_ins = {token: next(free) for token in sorted(found)}
+
+    def swap(text: str, by_assistant: bool) -> str:
+        kept = _THINKING if by_assistant else ()
+        return pattern.sub(lambda match: match[0] if match[0] in kept else stand_ins[match[0]], text)
+
+    return _mapped(value, swap), {char: token for token, char in stand_ins.items()}
+
+
+def shown(text: str, literals: Literals) -> str:
+    """The text with the stand-ins turned back."""
+    return text.translate(str.maketrans(dict(literals))) if literals else text
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, literals: Literals = MappingProxyType({})) -> list[int]:
+    """Ids of a rendered text; stand-ins become the ids of their text, never a control token."""
+    if not literals:
+        return _plain(tokenizer, text)
+    first, *pieces = re.split(f"([{''.join(literals)}]+)", text)
+    ids = _plain(tokenizer, first) if first else []
+    for index, piece in enumerate(pieces):
+        if index % 2 == 0:
+            ids += continuing(partial(_literally, tokenizer), shown(piece, literals))
+        elif piece:
+            ids += continuing(partial(_plain, tokenizer), piece)
+    return ids
+
+
+def encode_raw(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of a raw text, no part of which is a control token, between what the tokenizer puts around a text."""
+    return _literally(tokenizer, text, around=True)
+
+
+def continuing(encoder: Callable[[str], list[int]], piece: str) -> list[int]:
+    """Ids of a piece as it stands in the middle of a text.
+
+    Some tokenizers put a space before whatever comes first; behind an anchor, whose own ids are taken off again, they do not.
+    """
+    for anchor in ("\n", "a"):
+        head, ids = encoder(anchor), encoder(anchor + piece)
+        if ids[: len(head)] == head:
+            return ids[len(head) :]
+    return encoder(piece)
+
+
+def any_of(tokens: Iterable[str]) -> str:
+    """A regular expression for any of the tokens, the longest that fits; as a trie, for a tokenizer may have thousands."""
+    tokens = list(tokens)
+    if not tokens:
+        return r"(?!)"
+    prefix = os.path.commonprefix(tokens)
+    rests = sorted({token[len(prefix) :] for token in tokens})
+    options = [any_of(group) for first, group in groupby(rests, key=lambda rest: rest[:1]) if first]
+    optional = "?" if rests[0] == "" else ""
+    return re.escape(prefix) + (f"(?:{'|'.join(options)}){optional}" if options else "")
+
+
+def _pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern:
+    def build() -> re.Pattern:
+        return re.compile(any_of(token.content for token in tokenizer.added_tokens_decoder.values() if token.special))
+
+    return remember(tokenizer, "special text", build)
+
+
+def _plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # rows are cut later, no need to warn
+
+
+def _literally(tokenizer: PreTrainedTokenizerBase, text: str, around: bool = False) -> list[int]:
+    """Ids of a text by an encoder that knows no special tokens."""
+
+    def build() -> Tokenizer | None:
+        if not tokenizer.is_fast:
+            return None
+        backend = copy.deepcopy(tokenizer.backend_tokenizer)  # switching the tokenizer itself would race with its other users
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = True
+        return backend
+
+    backend = remember(tokenizer, "literal encoder", build)
+    if backend is None:
+        return tokenizer.encode(text, add_special_tokens=around, split_special_tokens=True)
+    return backend.encode(text, add_special_tokens=around).ids
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _strings(list(value))
+        yield from _strings(list(value.values()))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _strings(item)
+
+
+def _mapped(value: Any, swap: Callable[[str, bool], str], by_assistant: bool = False) -> Any:
+    if isinstance(value, str):
+        return swap(value, by_assistant)
+    if isinstance(value, Mapping):
+        by_assistant = by_assistant or value.get("role") == "assistant"
+        return {_mapped(key, swap): _mapped(item, swap, by_assistant) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_mapped(item, swap, by_assistant) for item in value]
+    return value

@@ -1,0 +1,117 @@
+"""Several short records in one row, and rows laid end to end without padding."""
+
+import bisect
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+Row = dict[str, list[int]]  # input_ids, labels; packed rows also lengths
+
+
+def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Put each length into the fullest bin that still holds it, longest first; each bin is a list of indices into `lengths`.
+
+    Raises ValueError for a length above the capacity.
+
+    >>> best_fit_decreasing([3, 7, 5, 4], capacity=10)
+    [[1, 0], [2, 3]]
+    """
+    bins: list[list[int]] = []
+    by_room: dict[int, list[int]] = {}  # room left -> bins with just that room
+    rooms: list[int] = []  # its keys, sorted
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        length = lengths[index]
+        if length > capacity:
+            raise ValueError(f"a record of {length} tokens does not fit into rows of {capacity}")
+        at = bisect.bisect_left(rooms, length)
+        if at == len(rooms):
+            bins.append([])
+            chosen, room = len(bins) - 1, capacity
+        else:
+            room = rooms[at]
+            chosen = by_room[room].pop()
+            if not by_room[room]:
+                del by_room[room], rooms[at]
+        bins[chosen].append(index)
+        left = room - length
+        if left not in by_room:
+            by_room[left] = []
+            bisect.insort(rooms, left)
+        by_room[left].append(chosen)
+    return bins
+
+
+def pack(rows: Sequence[Row], capacity: int) -> list[Row]:
+    """Join rows end to end into rows of at most `capacity` tokens; `lengths` keeps the records' borders.
+
+    >>> pack([{"input_ids": [1, 2], "labels": [-100, 2]}, {"input_ids": [3], "labels": [-100]}], capacity=4)
+    [{'input_ids': [1, 2, 3], 'labels': [-100, 2, -100], 'lengths': [2, 1]}]
+    """
+    bins = best_fit_decreasing([len(row["input_ids"]) for row in rows], capacity)
+    return [_joined([rows[index] for index in chosen]) for chosen in bins]
+
+
+def pack_window(rows: Iterable[Row], capacity: int, window: int = 1000) -> Iterator[Row]:
+    """Pack a stream, `window` rows at a time."""
+    if window < 1:
+        raise ValueError(f"window must be at least 1, got {window}")
+    rows = iter(rows)
+    while some := list(itertools.islice(rows, window)):
+        yield from pack(some, capacity)
+
+
+def _joined(rows: Sequence[Row]) -> Row:
+    joined = {key: list(itertools.chain.from_iterable(row[key] for row in rows)) for key in ("input_ids", "labels")}
+    return {**joined, "lengths": [len(row["input_ids"]) for row in rows]}
+
+
+def collate(features: Sequence[Row]) -> dict[str, Any]:
+    """All records of the features end to end in one sequence, with nothing between and no padding.
+
+    input_ids, labels and position_ids are [1, total] int64, the positions restarting with each record; cu_seq_lens_q and cu_seq_lens_k are
+    int32 [records + 1], the borders; max_length_q and max_length_k the longest record, as transformers' FlashAttentionKwargs names them.
+    A feature without `lengths` is one record.
+    """
+    lengths = [length for feature in features for length in feature.get("lengths") or [len(feature["input_ids"])]]
+    borders = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)  # [records + 1]
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    return {
+        "input_ids": _flat(features, "input_ids"),  # [1, total]
+        "labels": _flat(features, "labels"),
+        "position_ids": positions[None],
+        "cu_seq_lens_q": borders,
+        "cu_seq_lens_k": borders,
+        "max_length_q": max(lengths),
+        "max_length_k": max(lengths),
+    }
+
+
+def _flat(features: Sequence[Row], key: str) -> torch.Tensor:
+    return torch.tensor([list(itertools.chain.from_iterable(feature[key] for feature in features))], dtype=torch.int64)
+
+
+def collate_padded(features: Sequence[Row], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """One record a row, padded on the right: input_ids, labels and attention_mask, each [records, longest] int64.
+
+    The padding is known by length, never by id, so a pad token that is also the end-of-turn token stays learnable. Packed rows are taken apart.
+    """
+    records = [record for feature in features for record in _records(feature)]
+    longest = max(len(record["input_ids"]) for record in records)
+
+    def padded(values: Iterable[list[int]], fill: int) -> torch.Tensor:
+        return torch.tensor([value + [fill] * (longest - len(value)) for value in values], dtype=torch.int64)
+
+    return {
+        "input_ids": padded((record["input_ids"] for record in records), pad_token_id),
+        "labels": padded((record["labels"] for record in records), -100),
+        "attention_mask": padded(([1] * len(record["input_ids"]) for record in records), 0),
+    }
+
+
+def _records(feature: Row) -> Iterator[Row]:
+    start = 0
+    for length in feature.get("lengths") or [len(feature["input_ids"])]:
+        yield {key: list(feature[key][start : start + length]) for key in ("input_ids", "labels")}
+        start += length

@@ -1,0 +1,160 @@
+"""The chat template: choosing one, and rendering messages with it the same way for training and for speaking."""
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from .refusal import UserError
+
+logger = logging.get_logger(__name__)
+
+_CHATML_END = "<|im_end|>"
+# The tokenizer's own eos ends an assistant's turn, so that no embedding has to be added; in ChatML where it has no token <|im_end|>.
+BUILT_IN = {
+    "chatml": (
+        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] }}"
+        "{{ (eos_token if message['role'] == 'assistant' else '<|im_end|>') + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    ),
+    "alpaca": (
+        "{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
+        "{% elif message['role'] == 'assistant' %}{{ '### Response:\n' + message['content'] + eos_token + '\n\n' }}"
+        "{% else %}{{ '### Instruction:\n' + message['content'] + '\n\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"
+    ),
+    "plain": (
+        "{% for message in messages %}{{ message['content'] }}"
+        "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
+    ),
+}
+SENTINEL = "Seodang7sentinel"  # letters and a digit: no template trims, splits or escapes them
+
+
+def set_chat_template(tokenizer: PreTrainedTokenizerBase, name_or_file: str | None = None) -> None:
+    """Give the tokenizer a built-in template (`chatml`, `alpaca`, `plain`) or that of a Jinja file; None keeps its own.
+
+    Raises UserError where the name is neither, or None is given to a tokenizer without a template.
+    """
+    if name_or_file is None:
+        if not tokenizer.chat_template:
+            raise UserError(f"the tokenizer has no chat template: name one with --chat_template {'|'.join(BUILT_IN)} or a Jinja file")
+        return
+    if name_or_file in BUILT_IN:
+        if tokenizer.eos_token is None:
+            raise UserError(f"the template {name_or_file!r} ends turns with the tokenizer's eos token, and it has none: give a Jinja file")
+        source = BUILT_IN[name_or_file]
+        if name_or_file == "chatml" and _CHATML_END in tokenizer.get_added_vocab():
+            source = source.replace("eos_token", f"'{_CHATML_END}'")
+        tokenizer.chat_template = source
+        return
+    path = Path(name_or_file).expanduser()
+    if not path.is_file():
+        raise UserError(f"chat template {name_or_file!r} is neither a file nor one of {', '.join(BUILT_IN)}")
+    tokenizer.chat_template = path.read_text(encoding="utf-8")
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict], tools: list | None = None, *, add_generation_prompt: bool, **template_kwargs: Any
+) -> str:
+    """The template's text for the messages, in transformers' sandbox.
+
+    Contents are handed over in the form that the template reads (a string or a list of parts), and a system message that it refuses
+    stands before the first user's text. Raises UserError with what the template says.
+    """
+    form = _form(tokenizer)
+    messages = [_shaped(message, form) for message in messages]
+    if form.refuses_system:
+        messages = _system_folded(messages)
+    return _render(tokenizer, messages, tools, add_generation_prompt, **template_kwargs)
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a template takes: contents as strings, as parts, or both; a system message or none."""
+
+    strings: bool
+    parts: bool
+    refuses_system: bool = False
+
+
+def _form(tokenizer: PreTrainedTokenizerBase) -> Form:
+    return remember(tokenizer, "form", lambda: _probe(tokenizer))
+
+
+def _probe(tokenizer: PreTrainedTokenizerBase) -> Form:
+    """Find out by rendering a sentinel; a template that raises on the plainest question raises here."""
+    text, parts = {"role": "user", "content": SENTINEL}, {"role": "user", "content": [{"type": "text", "text": SENTINEL}]}
+    takes_parts = SENTINEL in (_attempt(tokenizer, [parts]) or "")
+    try:
+        takes_strings = SENTINEL in _render(tokenizer, [text], None, True)
+    except UserError:
+        if not takes_parts:
+            raise
+        takes_strings = False
+    if not takes_strings and not takes_parts:
+        raise UserError("the chat template leaves out what the user says: is it one?")
+    question = text if takes_strings else parts
+    refuses_system = _attempt(tokenizer, [{**question, "role": "system"}, question]) is None
+    if refuses_system:
+        logger.warning("The chat template refuses a system message: it will stand before the first user's text.")
+    return Form(takes_strings, takes_parts, refuses_system)
+
+
+def _attempt(tokenizer: PreTrainedTokenizerBase, messages: list[dict], tools: list | None = None, prompt: bool = True) -> str | None:
+    try:
+        return _render(tokenizer, messages, tools, prompt)
+    except UserError:
+        return None
+
+
+def _shaped(message: dict, form: Form) -> dict:
+    """Without our own keys, and with its content in a form that the template reads."""
+    message = {key: value for key, value in message.items() if key != "train"}
+    content = message.get("content")
+    if isinstance(content, str) and not form.strings:
+        message["content"] = [{"type": "text", "text": content}]
+    elif isinstance(content, list) and not form.parts:
+        if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
+            raise UserError("the chat template takes text alone, and the message holds something else")
+        message["content"] = "".join(part["text"] for part in content)
+    return message
+
+
+def _system_folded(messages: list[dict]) -> list[dict]:
+    if len(messages) < 2 or messages[0].get("role") != "system" or messages[1].get("role") != "user":
+        return messages
+    system, user = messages[0]["content"], messages[1]["content"]
+    if isinstance(user, str):
+        return [{**messages[1], "content": f"{system}\n\n{user}"}, *messages[2:]]
+    return [{**messages[1], "content": [*system, {"type": "text", "text": "\n\n"}, *user]}, *messages[2:]]
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict], tools: list | None, prompt: bool, **template_kwargs: Any) -> str:
+    if not tokenizer.chat_template:
+        set_chat_template(tokenizer)  # says how to name one
+    try:
+        return tokenizer.apply_chat_template(messages, tools=tools or None, tokenize=False, add_generation_prompt=prompt, **template_kwargs)
+    except Exception as error:  # a template is a program: anything may come out of it
+        raise UserError(f"the chat template raises: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+_memory: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def remember(tokenizer: PreTrainedTokenizerBase, name: str, build: Callable[[], Any]) -> Any:
+    """What `build` found out about this tokenizer and template, once; asked again when either has changed."""
+    known = _memory.setdefault(tokenizer, {})
+    key = (name, _identity(tokenizer.chat_template), len(tokenizer), tuple(tokenizer.all_special_ids))
+    if key not in known:
+        known[key] = build()
+    return known[key]
+
+
+def _identity(template: str | dict | None) -> Any:
+    return tuple(sorted(template.items())) if isinstance(template, dict) else template
+

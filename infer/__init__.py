@@ -1,0 +1,44 @@
+"""A model and a prompt to text.
+
+    from seodang.infer import load, generate, stream, score, SamplingParams
+
+The loop beneath all of it, prefill and then one step a token, greedily:
+
+    from seodang.infer import load, open_runner
+
+    model, tokenizer = load("default")
+    ids = tokenizer("The three primary colours are red,")["input_ids"]
+    runner = open_runner(model)
+    row = runner.row()  # a place in the KV cache
+    logits = runner.forward([row], [ids], [1])  # prefill: the whole prompt, logits [1, vocab] of its last token
+    while len(ids) < 30:
+        token = logits[0].argmax().item()  # or draw one, or filter the logits first
+        if token == tokenizer.eos_token_id:
+            break
+        ids.append(token)
+        logits = runner.forward([row], [[token]], [1])  # one step: one new position, the past is in the cache
+    runner.release([row])
+    print(tokenizer.decode(ids))
+
+Nothing is imported before it is asked for.
+"""
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "load": "checkpoint", "load_tokenizer": "checkpoint",
+    "generate": "generation", "answers": "generation", "stream": "generation",
+    "score": "scoring",
+    "SamplingParams": "params",
+    "Result": "events", "Event": "events", "Committed": "events", "Provisional": "events", "Finished": "events",
+    "open_runner": "runner",
+    "Engine": "engine", "Forward": "strategy", "Strategy": "strategy", "Request": "row", "Row": "row",
+}  # fmt: skip
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

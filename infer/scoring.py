@@ -1,0 +1,113 @@
+"""How likely a model finds given answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from ..data.answer import Conversation
+from ..data.literal import continuing
+from ..data.refusal import UserError
+from .generation import Prompt, check_length, encode, is_dialogue
+from .runner import open_runner
+
+MAX_POSITIONS = 8192  # new positions a pass
+MAX_LOGITS = 512  # rows of logits a pass: 100 MB of float32 at a vocabulary of 49,152
+
+Completion = str | dict | list[int]  # a text, an assistant's message, or ids
+
+
+def score(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], completions: Sequence[Completion]
+) -> list[Tensor]:
+    """Return the log-probability of each answer's tokens behind its prompt: one [n] tensor a pair.
+
+    Behind messages the answer is an assistant's turn, its end-of-turn token included, with exactly the ids that training
+    would teach; behind a text it is that text's continuation. Prompts cost no logits, and no answer is padded.
+    """
+    if len(prompts) != len(completions):
+        raise UserError(f"{len(prompts)} prompts and {len(completions)} completions: give one for each")
+    runner = open_runner(model)
+    pairs = [pair_ids(tokenizer, *pair) for pair in zip(prompts, completions)]
+    for index, (prompt, answer) in enumerate(pairs):
+        check_length(len(prompt) + len(answer), 0, runner.limit, f"prompt {index + 1} with its answer")
+    return score_ids(runner, pairs)
+
+
+def pair_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Completion) -> tuple[list[int], list[int]]:
+    """Return the ids of a prompt and of the answer behind it; raises UserError for an empty answer."""
+    if is_dialogue(prompt) and not isinstance(completion, list):
+        message = {"role": "assistant", "content": completion} if isinstance(completion, str) else completion
+        if not message.get("content") and not message.get("tool_calls"):
+            raise UserError("an answer is empty: there is nothing to score")
+        talk = Conversation(tokenizer, [*prompt, message])
+        turn = talk.turn(talk.messages[:-1], talk.messages[-1])
+        return turn.prompt_ids, turn.answer_ids
+    if isinstance(completion, dict):
+        completion = completion.get("content") or ""
+    answer = continuing(plain_ids(tokenizer), completion) if isinstance(completion, str) and completion else list(completion)
+    if not answer:
+        raise UserError("an answer is empty: there is nothing to score")
+    return encode(tokenizer, prompt), answer
+
+
+def plain_ids(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], list[int]]:
+    """Return what encodes a text without the tokens that stand around a whole one."""
+    return lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def score_ids(runner, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Tensor]:
+    """Return the log-probabilities of each answer's ids behind its prompt's ids, in passes of bounded size.
+
+    An answer that does not fit in a pass goes on in the next, over the cache: no position is computed twice.
+    """
+    found: list[list[Tensor]] = [[] for _ in pairs]
+    # the last answer token predicts nothing that is asked for
+    left = [(i, prompt + answer[:-1], answer) for i, (prompt, answer) in enumerate(pairs)]
+    rows: dict[int, int] = {}
+    try:
+        while left:
+            bites, left = next_pass(left)
+            for i, *_ in bites:
+                rows.setdefault(i, -1)
+                rows[i] = runner.row() if rows[i] < 0 else rows[i]
+            logits = runner.forward([rows[i] for i, *_ in bites], [ids for _, ids, _ in bites], [len(t) for *_, t in bites])
+            for (i, _, targets), part in zip(bites, logits.split([len(t) for *_, t in bites])):
+                found[i].append(chosen(part, targets))
+            unfinished = {i for i, *_ in left}
+            done = [i for i, *_ in bites if i not in unfinished]
+            runner.release([rows.pop(i) for i in done])
+    finally:
+        runner.release(list(rows.values()))
+    return [torch.cat(parts) for parts in found]
+
+
+Work = list[tuple[int, list[int], list[int]]]  # which pair, its ids still to be run, its targets still to be scored
+
+
+def next_pass(left: Work) -> tuple[Work, Work]:
+    """Split the work into what fits in the next pass and the rest; the last ids of a row predict its targets."""
+    bites: Work = []
+    positions = logits = 0
+    for at, (i, ids, targets) in enumerate(left):
+        room, places = MAX_POSITIONS - positions, MAX_LOGITS - logits
+        if bites and (len(ids) > room or not places):
+            return bites, left[at:]
+        first = len(ids) - len(targets) + 1  # ids up to the one that predicts the first target
+        taken = max(min(len(targets), places, room - first + 1), 1)  # a long prompt stands alone in its pass
+        end = first + taken - 1
+        bites.append((i, ids[:end], targets[:taken]))
+        if taken < len(targets):
+            return bites, [(i, ids[end:], targets[taken:]), *left[at + 1 :]]
+        positions, logits = positions + end, logits + taken
+    return bites, []
+
+
+def chosen(logits: Tensor, targets: list[int]) -> Tensor:
+    """Return the log-probability of one target a row of logits, float32 at least."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    index = torch.tensor(targets, device=logits.device)[:, None]
+    return (logits.gather(-1, index) - logits.logsumexp(dim=-1, keepdim=True)).squeeze(-1).cpu()

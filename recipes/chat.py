@@ -1,0 +1,72 @@
+"""Talk with a model in the terminal; its words appear as they are chosen.
+
+seodang chat MODEL --system "You answer in one sentence." --temperature 0.7
+
+/reset forgets the talk so far, /exit or Ctrl-D ends it, Ctrl-C cuts an answer short.
+"""
+
+import sys
+from dataclasses import dataclass
+
+from seodang.data.refusal import UserError
+from seodang.recipes.decoding import Decoding, SpeakingModel, option
+from seodang.recipes.options import command, parse
+
+
+@dataclass
+class Chat:
+    system: str | None = option("What the model is told before the talk.")
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    model_options, decoding, chat = parse(argv, SpeakingModel, Decoding, Chat, prog="seodang chat", positional=("model",), description=__doc__)
+    decoding.params()  # refuses wrong values before the model is loaded
+    model, tokenizer = model_options.open()
+    beginning = [{"role": "system", "content": chat.system}] if chat.system else []
+    talk = list(beginning)
+    turn = 0
+    print("/reset forgets the talk, /exit ends it", file=sys.stderr)
+    while (said := listen()) not in (None, "/exit"):
+        if said == "/reset":
+            talk = list(beginning)
+            print("(forgotten)", file=sys.stderr)
+        elif said.startswith("/"):
+            print(f"unknown command {said}: /reset or /exit", file=sys.stderr)
+        elif said:
+            talk = answer(model, tokenizer, talk, said, decoding.params(turn))
+            turn += 1
+    return 0
+
+
+def listen() -> str | None:
+    """Return the next line without the space around it, or None at the end of the input."""
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except (EOFError, KeyboardInterrupt):
+        return None
+
+
+def answer(model, tokenizer, talk: list[dict], said: str, params) -> list[dict]:
+    """Print the answer as it grows and return the talk with it; one that cannot be given leaves the talk as it was."""
+    from seodang.infer.events import Committed
+    from seodang.infer.generation import stream
+
+    asked = [*talk, {"role": "user", "content": said}]
+    text = ""
+    try:
+        for event in stream(model, tokenizer, asked, params):
+            if isinstance(event, Committed):
+                print(event.text, end="", flush=True)
+                text += event.text
+    except UserError as error:
+        print(f"error: {error} (or /reset)", file=sys.stderr)
+        return talk
+    except KeyboardInterrupt:
+        print(" (cut short)", end="")
+    print()
+    return [*asked, {"role": "assistant", "content": text}] if text else talk
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""Let a model answer prompts, from the command line or from a file.
+
+seodang generate MODEL "Which country is the city of Suwon located in?"
+seodang generate MODEL --prompts questions.jsonl --output answers.jsonl --temperature 0.8 --seed 1
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from seodang.data.formats import to_example
+from seodang.data.refusal import UserError
+from seodang.recipes.decoding import Decoding, SpeakingModel, option
+from seodang.recipes.options import command, parse
+
+
+@dataclass
+class Generate:
+    prompts: list[str] = field(default_factory=list, metadata={"help": "The prompts, or one file of them: .txt (one a line) or .jsonl (prompt, messages or instruction)."})
+    output: str | None = option("Write the answers to this JSON Lines file, each as soon as it is there.")
+    raw: bool = option("Continue the prompts as they stand, without the chat template (for base models).", False)
+    batch_size: int = option("Answers that grow at the same time; the others wait.", 64)
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise UserError(f"batch_size must be at least 1, got {self.batch_size}")
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    model_options, decoding, options = parse(
+        argv, SpeakingModel, Decoding, Generate, prog="seodang generate", positional=("model", "prompts"), description=__doc__
+    )
+    prompts = read_prompts(options.prompts, options.raw)
+    params = [decoding.params(i) for i in range(len(prompts))]
+    with ExitStack() as files:
+        output = files.enter_context(open_output(options.output)) if options.output else None
+        model, tokenizer = model_options.open()
+        from seodang.infer.generation import answers
+
+        results = answers(model, tokenizer, prompts, params, max_rows=options.batch_size)
+        show = recorder(prompts, output) if output else Printer(prompts)
+        follow(results, len(prompts), show, bar=output is not None or len(prompts) > 1)
+    return 0
+
+
+def read_prompts(given: list[str], raw: bool) -> list[Any]:
+    """Return prompts as the engine takes them: messages, or with `raw` texts.
+
+    A single argument that names a .txt, .jsonl or .json file is read. Raises UserError for none at all.
+    """
+    if len(given) == 1 and Path(given[0]).suffix in (".txt", ".jsonl", ".json"):
+        given = read_prompt_file(Path(given[0]), raw)
+    if not given:
+        raise UserError('no prompts: give some ("..."), or --prompts FILE')
+    return [prompt if raw or not isinstance(prompt, str) else [{"role": "user", "content": prompt}] for prompt in given]
+
+
+def read_prompt_file(path: Path, raw: bool) -> list[Any]:
+    """Read prompts from a file, empty lines passed over; raises UserError naming the line that is wrong."""
+    if not path.is_file():
+        raise UserError(f"the prompts file {path} does not exist")
+    lines = [(n, line) for n, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1) if line.strip()]
+    if not lines:
+        raise UserError(f"the prompts file {path} is empty")
+    if path.suffix == ".txt":
+        return [line for _, line in lines]
+    if path.suffix == ".json":
+        return [prompt_of(record, f"{path.name} record {n}", raw) for n, record in enumerate(loaded(path.read_text(), path.name), 1)]
+    return [prompt_of(loaded(line, f"{path.name} line {n}"), f"{path.name} line {n}", raw) for n, line in lines]
+
+
+def loaded(text: str, where: str) -> Any:
+    """Parse JSON or raise UserError saying where."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where} is not JSON: {error}") from None
+
+
+def prompt_of(record: Any, where: str, raw: bool) -> Any:
+    """Take the prompt out of a record of any known shape; the answer, if it has one, is left out."""
+    if isinstance(record, str):
+        return record
+    if isinstance(record, dict) and raw:
+        for key in ("prompt", "text", "instruction"):
+            if isinstance(record.get(key), str):
+                return record[key]
+    if isinstance(record, dict):  # a prompt needs no answer
+        record = {**record, **{key: "-" for key, of in (("completion", "prompt"), ("output", "instruction")) if of in record}}
+    example = to_example(record, where=where)
+    messages = getattr(example, "messages", None)
+    if messages is None or raw:
+        raise UserError(f"{where}: {'--raw needs' if raw else 'give'} a prompt" + (" text" if raw else ", an instruction or messages"))
+    while messages and messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    if not messages:
+        raise UserError(f"{where}: there is no turn to answer")
+    return messages
+
+
+def open_output(path: str) -> TextIO:
+    """Open the file before anything is computed."""
+    try:
+        return open(path, "w", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--output {path} cannot be written: {error.strerror}") from None
+
+
+def recorder(prompts: list, output: TextIO) -> Callable:
+    """Return what writes a result as a line of JSON."""
+
+    def write(result) -> None:
+        output.write(json.dumps({"prompt": prompts[result.row], **asdict(result)}, ensure_ascii=False) + "\n")
+        output.flush()
+
+    return write
+
+
+class Printer:
+    """Prints answers in the order of the prompts."""
+
+    def __init__(self, prompts: list):
+        self.prompts = prompts
+        self._early: dict[int, Any] = {}
+        self._next = 0
+
+    def __call__(self, result) -> None:
+        self._early[result.row] = result
+        while self._next in self._early:
+            answer = self._early.pop(self._next)
+            if len(self.prompts) > 1:
+                prompt = self.prompts[self._next]
+                print(f"> {prompt if isinstance(prompt, str) else prompt[-1]['content']}")
+            print(answer.text, flush=True)
+            self._next += 1
+
+
+def follow(results, total: int, show: Callable, bar: bool) -> None:
+    """Hand on each result, with a progress bar on stderr where there is someone to see it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("answers"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[speed]}"))
+    console = Console(file=sys.stderr)
+    with Progress(*columns, console=console, disable=not bar, redirect_stdout=console.is_terminal) as progress:
+        task, tokens = progress.add_task("", total=total, speed=""), 0
+        for result in results:
+            show(result)
+            tokens += len(result.ids)
+            seconds = max(progress.tasks[task].elapsed or 0, 1e-9)
+            progress.update(task, advance=1, speed=f"{tokens / seconds:.0f} tokens/s")
+        progress.refresh()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

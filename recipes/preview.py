@@ -1,0 +1,73 @@
+"""Print records as the model sees them: trained tokens told from masked ones, with counts.
+
+seodang preview data.jsonl --max_length 512 --html preview.html
+"""
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from seodang.data.chat import set_chat_template
+from seodang.data.formats import Dialogue, Text
+from seodang.data.labels import Counts, Labeller, Row
+from seodang.data.preview import preview, totals
+from seodang.data.preview_page import to_html
+from seodang.data.refusal import UserError
+from seodang.data.sources import read
+from seodang.infer.checkpoint import load_tokenizer
+from seodang.recipes.options import command, parse
+from seodang.recipes.record_options import RecordOptions
+
+Shown = list[tuple[str, list[Row]]]
+
+
+@dataclass
+class PreviewOptions(RecordOptions):
+    model: str = field(default="default", metadata={"help": "Whose tokenizer and template: a folder, hub name or default."})
+    rows: int = field(default=5, metadata={"help": "Records shown; all are counted."})
+    html: str | None = field(default=None, metadata={"help": "Write the same as a page to this file."})
+
+    def __post_init__(self) -> None:
+        if self.rows < 0:
+            raise UserError(f"rows must not be below zero, got {self.rows}")
+        if self.html and not Path(self.html).expanduser().parent.is_dir():
+            raise UserError(f"html {self.html}: there is no folder {Path(self.html).parent}")
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    (options,) = parse(argv, PreviewOptions, prog="seodang preview", positional=("data",), description=__doc__)
+    examples = read(options.data, weights=options.weights, shape=options.shape, split=options.split)
+    tokenizer = load_tokenizer(options.model)
+    set_chat_template(tokenizer, options.chat_template)
+    shown, counts, lengths = looked_at(examples, tokenizer, options)
+    console = Console()
+    console.print(preview(shown, tokenizer))
+    console.print(*totals(counts, lengths), sep="\n", markup=False, highlight=False)
+    if options.html:
+        title = f"Preview of {', '.join(options.data)}"
+        Path(options.html).expanduser().write_text(to_html(shown, tokenizer, counts, lengths, title), encoding="utf-8")
+        console.print(f"page            {options.html}", markup=False, highlight=False)
+    return 0
+
+
+def looked_at(examples: Iterable[Dialogue | Text], tokenizer: PreTrainedTokenizerBase, options: PreviewOptions) -> tuple[Shown, Counts, list[int]]:
+    """The first records with their rows, and the counts and row lengths of all."""
+    labeller, counts = Labeller(tokenizer, **options.labelling()), Counts()
+    shown: Shown = []
+    lengths: list[int] = []
+    for number, example in enumerate(tqdm(examples, desc="records", unit="", disable=None)):
+        rows = labeller.rows(example, counts)
+        lengths += [len(row["input_ids"]) for row in rows]
+        if number < options.rows:
+            shown.append((example.where, rows))
+    return shown, counts, lengths
+
+
+if __name__ == "__main__":
+    sys.exit(main())

