@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-SMALLEST = 256  # positions: a power of two times this is a pool's capacity
+SMALLEST = 128  # positions: a power of two times this is a pool's capacity
 
 
 class Pool:

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..data.chat import end_of_turn_ids, prompt_ids, text_ids
+from ..data.formats import Dialogue
 from ..data.refusal import UserError
 from .detokenise import detokeniser
 from .engine import MAX_ROWS, Engine
@@ -19,7 +20,7 @@ from .row import Request
 from .runner import open_runner
 from .stop import AnswerText, end_ids
 
-Prompt = str | list[dict] | list[int]  # a text to continue, messages to answer, or ids
+Prompt = str | list[dict] | Dialogue | list[int]  # a text to continue, messages (with tools) to answer, or ids
 
 
 def generate(
@@ -33,7 +34,7 @@ def generate(
 ) -> list[Result]:
     """Answer every prompt; one result a prompt, in their order.
 
-    A text is continued as it stands, a list of messages goes through the chat template, a list of ids is taken as it is.
+    A text is continued as it stands, messages (a list, or a Dialogue with tools) go through the chat template, ids are taken as they are.
     `params` are one for all or one a prompt. At most `max_rows` answers grow at the same time. Raises UserError, before
     anything is computed, for a prompt that is empty or too long for the model with its `max_new_tokens`.
     """
@@ -116,13 +117,15 @@ def text_maker(tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]):
 
 
 def is_dialogue(prompt: Prompt) -> bool:
-    """Whether the prompt is a list of messages."""
-    return not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], dict)
+    """Whether the prompt is messages, which go through the chat template."""
+    return isinstance(prompt, Dialogue) or not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], dict)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, name: str = "the prompt") -> list[int]:
     """Return a prompt's ids; raises UserError for one that is empty or of another type."""
-    if is_dialogue(prompt):
+    if isinstance(prompt, Dialogue):
+        ids = prompt_ids(tokenizer, prompt.messages, prompt.tools)
+    elif is_dialogue(prompt):
         ids = prompt_ids(tokenizer, prompt)
     elif isinstance(prompt, str):
         ids = text_ids(tokenizer, prompt)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from .runner import Capabilities, context_limit, evaluating, refuse_unsupported, transformers_model
+from .architecture import Capabilities, context_limit, evaluating, refuse_unsupported, transformers_model
 
 
 @dataclass(eq=False)

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ..data.answer import Conversation
+from ..data.formats import Dialogue
 from ..data.literal import continuing
 from ..data.refusal import UserError
-from .generation import Prompt, check_length, encode, is_dialogue
+from .generation import Prompt, encode, is_dialogue
 from .runner import open_runner
 
 MAX_POSITIONS = 8192  # new positions a pass
@@ -31,27 +32,33 @@ def score(
     if len(prompts) != len(completions):
         raise UserError(f"{len(prompts)} prompts and {len(completions)} completions: give one for each")
     runner = open_runner(model)
-    pairs = [pair_ids(tokenizer, *pair) for pair in zip(prompts, completions)]
-    for index, (prompt, answer) in enumerate(pairs):
-        check_length(len(prompt) + len(answer), 0, runner.limit, f"prompt {index + 1} with its answer")
-    return score_ids(runner, pairs)
+    each = enumerate(zip(prompts, completions), 1)
+    return score_ids(runner, [pair_ids(tokenizer, *pair, runner.limit, f"prompt {n} with its answer") for n, pair in each])
 
 
-def pair_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Completion) -> tuple[list[int], list[int]]:
-    """Return the ids of a prompt and of the answer behind it; raises UserError for an empty answer."""
+def pair_ids(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Completion, limit: int | None, name: str
+) -> tuple[list[int], list[int]]:
+    """Return the ids of a prompt and of the answer behind it; raises UserError for an empty answer or one too long."""
+    if not completion or (isinstance(completion, dict) and not completion.get("content") and not completion.get("tool_calls")):
+        raise UserError(f"{name}: the answer is empty, there is nothing to score")
+    ids, answer = _pair_ids(tokenizer, prompt, completion, name)
+    if limit is not None and len(ids) + len(answer) > limit:
+        raise UserError(f"{name} has {len(ids) + len(answer)} tokens, more than the {limit} positions of the model: shorten it")
+    return ids, answer
+
+
+def _pair_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Completion, name: str) -> tuple[list[int], list[int]]:
     if is_dialogue(prompt) and not isinstance(completion, list):
+        messages, tools = (prompt.messages, prompt.tools) if isinstance(prompt, Dialogue) else (prompt, None)
         message = {"role": "assistant", "content": completion} if isinstance(completion, str) else completion
-        if not message.get("content") and not message.get("tool_calls"):
-            raise UserError("an answer is empty: there is nothing to score")
-        talk = Conversation(tokenizer, [*prompt, message])
+        talk = Conversation(tokenizer, [*messages, message], tools)
         turn = talk.turn(talk.messages[:-1], talk.messages[-1])
         return turn.prompt_ids, turn.answer_ids
     if isinstance(completion, dict):
-        completion = completion.get("content") or ""
-    answer = continuing(plain_ids(tokenizer), completion) if isinstance(completion, str) and completion else list(completion)
-    if not answer:
-        raise UserError("an answer is empty: there is nothing to score")
-    return encode(tokenizer, prompt), answer
+        raise UserError(f"{name}: a message can be scored behind messages alone: give the answer as a text")
+    answer = continuing(plain_ids(tokenizer), completion) if isinstance(completion, str) else list(completion)
+    return encode(tokenizer, prompt, name), answer
 
 
 def plain_ids(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], list[int]]:
@@ -71,9 +78,7 @@ def score_ids(runner, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Tens
     try:
         while left:
             bites, left = next_pass(left)
-            for i, *_ in bites:
-                rows.setdefault(i, -1)
-                rows[i] = runner.row() if rows[i] < 0 else rows[i]
+            rows.update({i: runner.row() for i, *_ in bites if i not in rows})
             logits = runner.forward([rows[i] for i, *_ in bites], [ids for _, ids, _ in bites], [len(t) for *_, t in bites])
             for (i, _, targets), part in zip(bites, logits.split([len(t) for *_, t in bites])):
                 found[i].append(chosen(part, targets))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.refusal import UserError
-from .runner import Capabilities, context_limit, evaluating, refuse_unsupported, transformers_model
+from .architecture import Capabilities, context_limit, evaluating, refuse_unsupported, transformers_model
 
 MEMORIES = ("past_key_values", "cache_params", "state")  # what architectures call it
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from .architecture import transformers_model
 from .detokenise import Detokeniser
-from .runner import transformers_model
 
 
 class StopStrings:

@@ -17,10 +17,12 @@ from seodang.data.refusal import UserError
 from seodang.recipes.decoding import Decoding, SpeakingModel, option
 from seodang.recipes.options import command, parse
 
+FILES = "The prompts, or one file of them: .txt (one a line) or .jsonl (prompt, messages or instruction)."
+
 
 @dataclass
 class Generate:
-    prompts: list[str] = field(default_factory=list, metadata={"help": "The prompts, or one file of them: .txt (one a line) or .jsonl (prompt, messages or instruction)."})
+    prompts: list[str] = field(default_factory=list, metadata={"help": FILES})
     output: str | None = option("Write the answers to this JSON Lines file, each as soon as it is there.")
     raw: bool = option("Continue the prompts as they stand, without the chat template (for base models).", False)
     batch_size: int = option("Answers that grow at the same time; the others wait.", 64)

@@ -19,7 +19,7 @@ from seodang.recipes.decoding import SpeakingModel, option
 from seodang.recipes.generate import open_output
 from seodang.recipes.options import command, parse
 
-RECORDS_A_CALL = 256  # scored together; more would only hold more rows of text in memory
+RECORDS_A_CALL = 256  # scored together and then written
 
 
 @dataclass
@@ -34,40 +34,58 @@ class Score:
 @command
 def main(argv: list[str] | None = None) -> int:
     model_options, options = parse(argv, SpeakingModel, Score, prog="seodang score", positional=("model",), description=__doc__)
-    pairs = [pair(example, options.raw) for example in read(options.data, shape=options.shape)]
+    records = [split(example, options.raw) for example in read(options.data, shape=options.shape)]
     with ExitStack() as files:
         output = files.enter_context(open_output(options.output)) if options.output else sys.stdout
         model, tokenizer = model_options.open()
-        totals = write_scores(model, tokenizer, pairs, options.tokens, output)
+        from seodang.infer.runner import open_runner
+
+        runner = open_runner(model)
+        pairs = [encoded(tokenizer, record, runner.limit) for record in records]  # all of them before any is scored
+        totals = write_scores(runner, [where for where, *_ in records], pairs, options.tokens, output)
     if options.output:
         print(json.dumps(totals))
     return 0
 
 
-def pair(example: Dialogue | Text, raw: bool):
-    """Split an example into where it stands, the prompt, and the answer to be scored."""
+def split(example: Dialogue | Text, raw: bool):
+    """Split an example into where it stands, the prompt (None for a text), and the answer to be scored."""
     if isinstance(example, Text):
         return example.where, None, example.text
     *asked, said = example.messages
     if said["role"] != "assistant" or not asked:
         raise UserError(f"{example.where}: the last message must be an assistant's answer to something")
     if not raw:
-        return example.where, asked, said
+        return example.where, Dialogue(asked, example.tools), said
     if len(asked) > 1 or not all(isinstance(message["content"], str) for message in (*asked, said)):
         raise UserError(f"{example.where}: --raw takes one prompt and one completion, both texts")
     return example.where, asked[0]["content"], said["content"]
 
 
-def write_scores(model, tokenizer, pairs: list, with_tokens: bool, output) -> dict:
+def encoded(tokenizer, record, limit: int | None) -> tuple[list[int], list[int]]:
+    """Return the ids of a record's prompt and answer; a text is an answer to its first token."""
+    from seodang.infer.generation import encode
+    from seodang.infer.scoring import pair_ids
+
+    where, prompt, answer = record
+    if prompt is None:
+        ids = encode(tokenizer, answer, where)
+        prompt, answer = ids[:1], ids[1:]
+    return pair_ids(tokenizer, prompt, answer, limit, where)
+
+
+def write_scores(runner, places: list[str], pairs: list, with_tokens: bool, output) -> dict:
     """Write one line an answer and one with the totals, which is returned."""
     from rich.console import Console
     from rich.progress import track
 
+    from seodang.infer.scoring import score_ids
+
     logprob = tokens = 0
     starts = range(0, len(pairs), RECORDS_A_CALL)
     for start in track(starts, "scoring", console=Console(file=sys.stderr), disable=len(starts) < 2):
-        some = pairs[start : start + RECORDS_A_CALL]
-        for (where, *_), scores in zip(some, score_pairs(model, tokenizer, some)):
+        some = slice(start, start + RECORDS_A_CALL)
+        for where, scores in zip(places[some], score_ids(runner, pairs[some])):
             values = scores.tolist()
             logprob, tokens = logprob + math.fsum(values), tokens + len(values)
             line = {"record": where, **summary(math.fsum(values), len(values))}
@@ -75,23 +93,6 @@ def write_scores(model, tokenizer, pairs: list, with_tokens: bool, output) -> di
     totals = {"answers": len(pairs), **summary(logprob, tokens)}
     output.write(json.dumps(totals) + "\n")
     return totals
-
-
-def score_pairs(model, tokenizer, pairs: list):
-    """Score prompts with answers, and texts from their second token on."""
-    from seodang.infer.generation import encode
-    from seodang.infer.scoring import score
-
-    prompts, answers = [], []
-    for where, prompt, answer in pairs:
-        if prompt is None:
-            ids = encode(tokenizer, answer, where)
-            if len(ids) < 2:
-                raise UserError(f"{where}: a text of one token has nothing to score")
-            prompt, answer = ids[:1], ids[1:]
-        prompts.append(prompt)
-        answers.append(answer)
-    return score(model, tokenizer, prompts, answers)
 
 
 def summary(logprob: float, tokens: int) -> dict:

@@ -89,4 +89,4 @@ def terminal_curve(run: Path, width: int = 72, height: int = 14) -> str:
         plotext.plot(steps, losses, label=name, marker=marker)
     plotext.xlabel("step")
     plotext.title("loss")
-    return plotext.build()
+    return plotext.uncolorize(plotext.build())

@@ -4,9 +4,10 @@ from itertools import groupby
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface
 
 from ..infer.attention import attend, check_attention_kwargs
+from ..infer.ragged import Window, window_mask
 
 PACKED = "seodang_packed"
 
@@ -16,7 +17,7 @@ def packed_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: None,
+    attention_mask: Window | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     record_lengths: tuple[int, ...] | None = None,
@@ -31,19 +32,15 @@ def packed_attention(
     every row of the batch is one record. Returns [1, total, heads, d]. Neighbours of equal length share one call.
     """
     check_attention_kwargs(module, rest)
-    settings = {"scale": scaling, "dropout": dropout, "window": sliding_window, "softcap": softcap, "sinks": s_aux}
+    window = attention_mask.size if attention_mask is not None else sliding_window
+    settings = {"scale": scaling, "dropout": dropout, "window": window, "softcap": softcap, "sinks": s_aux}
     if record_lengths is None:
-        return attend_rows(query, key, value, **settings).transpose(1, 2), None
+        return attend(query, key, value, **settings).transpose(1, 2), None
     runs = [(length, len(list(same))) for length, same in groupby(record_lengths)]
     cuts = [length * count for length, count in runs]
     parts = zip(runs, *(x.split(cuts, dim=2) for x in (query, key, value)), strict=True)
-    out = [_unfold(attend_rows(*(_fold(x, *run) for x in qkv), **settings)) for run, *qkv in parts]
+    out = [_unfold(attend(*(_fold(x, *run) for x in qkv), **settings)) for run, *qkv in parts]
     return torch.cat(out) if len(out) > 1 else out[0], None
-
-
-def attend_rows(query: Tensor, key: Tensor, value: Tensor, *, sinks: Tensor | None = None, **settings) -> Tensor:
-    """`attend` over several rows of one length: [rows, heads, length, d]."""
-    return attend(query, key, value, sinks=sinks, **settings)
 
 
 def _fold(x: Tensor, length: int, count: int) -> Tensor:
@@ -57,4 +54,4 @@ def _unfold(x: Tensor) -> Tensor:
 
 
 AttentionInterface.register(PACKED, packed_attention)
-AttentionMaskInterface.register(PACKED, lambda *args, **kwargs: None)  # the record borders are the mask
+AttentionMaskInterface.register(PACKED, window_mask)  # the records' borders do the rest

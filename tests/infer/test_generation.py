@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from transformers import GenerationMixin
 
 from seodang.data.chat import prompt_ids
+from seodang.data.formats import Dialogue
 from seodang.data.refusal import UserError
 from seodang.infer import Committed, Finished, SamplingParams, answers, generate, generation, score, stream
 from seodang.infer.detokenise import whole_text
@@ -166,7 +167,8 @@ def test_streamed_pieces_join_to_the_answer_token_by_token(real_model, tokenizer
     assert [event.position for event in committed] == list(range(len(result.ids)))
     assert "".join(event.text for event in committed) == result.text
     assert finished == Finished(0, result.finish_reason)
-    assert "\ufffd" not in result.text and any(not event.text for event in committed)  # emoji over several tokens
+    shown = [event.text for event in committed]
+    assert not all(shown[:-1]) and "\ufffd" not in "".join(shown[:-1])  # emoji over several tokens; the last is cut by the length
 
 
 def test_a_word_is_shown_with_the_token_that_says_it(real_model, tokenizer):
@@ -215,6 +217,15 @@ def test_a_text_is_continued_as_it_stands(real_model, tokenizer):
     assert raw.ids == their_greedy(real_model, tokenizer("The capital of France is")["input_ids"], 3)
     assert raw.text.startswith(" Paris")
     assert raw.prompt_length == 5
+
+
+def test_a_dialogue_brings_its_tools(real_model, tokenizer):
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    tokenizer.chat_template = "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}{{ messages[0].content }}:"
+    params = SamplingParams(max_new_tokens=1)
+    with_tools, without = generate(real_model, tokenizer, [Dialogue(asked("abc"), [tool]), Dialogue(asked("abc"))], params)
+    assert with_tools.prompt_length == len(tokenizer("fabc:")["input_ids"])
+    assert without.prompt_length == len(tokenizer("abc:")["input_ids"])
 
 
 def test_a_callers_filter_rules_its_own_row_alone(tiny, tokenizer):

@@ -71,9 +71,9 @@ def test_behind_a_text_it_scores_the_continuation(real_model, tokenizer):
 
 
 def test_refuses_an_empty_answer_and_a_pair_too_long_for_the_model(tiny, tokenizer):
-    with pytest.raises(UserError, match="an answer is empty"):
+    with pytest.raises(UserError, match="prompt 1 with its answer: the answer is empty"):
         score(tiny("llama"), tokenizer, [[5]], [[]])
-    with pytest.raises(UserError, match="an answer is empty"):
+    with pytest.raises(UserError, match="prompt 1 with its answer: the answer is empty"):
         score(tiny("llama"), tokenizer, [[{"role": "user", "content": "a"}]], [""])
     with pytest.raises(UserError, match="prompt 1 with its answer has 300 tokens"):
         score(tiny("llama"), tokenizer, [ids(100)], [ids(200)])

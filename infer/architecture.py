@@ -1,0 +1,88 @@
+"""What a transformers model is, as far as a runner must know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..data.refusal import UserError
+
+LAYERS_WITH_ATTENTION_ALONE = {"full_attention", "sliding_attention"}
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a runner can do; a strategy that needs more refuses before its first pass."""
+
+    all_positions: bool = True  # logits at every new position, not the last alone
+    truncate: bool = True
+    fork: bool = True
+    adapters: bool = True
+    hidden_states: bool = False
+    mask_holes: bool = False
+
+
+def transformers_model(model: nn.Module) -> PreTrainedModel:
+    """Return the transformers model inside the wrappers of peft and of distributed training."""
+    while not isinstance(model, PreTrainedModel):
+        peft = getattr(model, "active_peft_config", None)
+        if peft is not None and peft.is_prompt_learning:
+            raise UserError(f"the adapter is of type {peft.peft_type.value}, which puts tokens of its own before the prompt: use LoRA")
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else getattr(model, "module", None)
+        if inner is None:
+            raise UserError(f"expected a transformers model, got {type(model).__name__}")
+        model = inner
+    return model
+
+
+def refuse_unsupported(model: PreTrainedModel) -> None:
+    """Raise UserError for models that do not speak from left to right."""
+    config = model.config.get_text_config()
+    if model.config.is_encoder_decoder:
+        raise UserError(f"{config.model_type} is an encoder-decoder model, which Seodang does not run yet: use a decoder")
+    if getattr(config, "is_causal", True) is False or getattr(config, "use_bidirectional_attention", None):
+        raise UserError(f"{config.model_type} attends in both directions and cannot continue a text: use a causal model")
+    if model.get_output_embeddings() is None:
+        raise UserError(f"{type(model).__name__} has no language model head: load it as a causal language model")
+
+
+def context_limit(model: PreTrainedModel) -> int | None:
+    """Return how many positions the model can have, or None where nothing bounds them.
+
+    Under longrope it is the length of the first training: beyond it, one long row would change the rotation of all.
+    """
+    config = model.config.get_text_config()
+    names = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
+    limits = [limit for name in names if isinstance(limit := getattr(config, name, None), int) and limit > 0][:1]
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        limits.append(rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", limits[0]))
+    return min(limits, default=None)
+
+
+def carries_state(model: PreTrainedModel) -> bool:
+    """Whether a layer remembers by other means than keys and values of every position."""
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    return bool(getattr(model, "_is_stateful", False)) or not kinds <= LAYERS_WITH_ATTENTION_ALONE
+
+
+def attention_is_replaceable(model: PreTrainedModel) -> bool:
+    """Whether every attention layer goes through transformers' AttentionInterface."""
+    return model._supports_attention_backend and model._can_set_attn_implementation()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Compute without dropout, and put each module's training mode back."""
+    training = [module for module in model.modules() if module.training] if model.training else []
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,128 @@
+"""seodang generate: prompts from the command line and from files, answers to the terminal and to JSON Lines."""
+
+import json
+
+import pytest
+
+from seodang.data.chat import prompt_ids
+from seodang.infer import SamplingParams, generate
+from seodang.infer.runner import RaggedRunner
+from seodang.recipes.decoding import SpeakingModel
+from seodang.recipes.generate import main
+
+QUESTION = "Which country is the city of Suwon located in?"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A random model of the real tokenizer's vocabulary, as a folder."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from seodang.infer.checkpoint import load_tokenizer
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    sizes = {"vocab_size": 49152, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AutoConfig.for_model("llama", **sizes, max_position_embeddings=256, tie_word_embeddings=True, eos_token_id=2, pad_token_id=2)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    load_tokenizer("default").save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def real(monkeypatch, real_model, tokenizer):
+    monkeypatch.setattr(SpeakingModel, "open", lambda self: (real_model, tokenizer))
+
+
+def lines(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_answers_a_prompt_in_the_terminal(real, capsys):
+    assert main(["default", QUESTION, "--max_new_tokens", "20"]) == 0
+    assert capsys.readouterr().out == "The city of Suwon is located in the Republic of Korea.\n"
+
+
+def test_prints_several_answers_in_the_order_of_their_prompts(real, capsys):
+    assert main(["default", "Count.", QUESTION, "--max_new_tokens", "3"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "> Count." and out[-2:] == [f"> {QUESTION}", "The city of"]
+
+
+def test_raw_continues_the_prompt_as_it_stands(real, capsys):
+    assert main(["default", "The capital of France is", "--raw", "--max-new-tokens", "1"]) == 0
+    assert capsys.readouterr().out == " Paris\n"
+
+
+def test_writes_json_lines_from_a_file_of_any_prompt_shape(real, real_model, tokenizer, tmp_path, capsys):
+    records = [
+        {"prompt": QUESTION},
+        {"instruction": "Translate.", "input": "나무", "output": "tree"},
+        {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]},
+        "Say hi",
+    ]
+    prompts, output = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    prompts.write_text("\n".join(json.dumps(record) for record in records) + "\n\n", encoding="utf-8")
+    assert main(["default", "--prompts", str(prompts), "--output", str(output), "--max_new_tokens", "4", "--batch_size", "2"]) == 0
+    written = sorted(lines(output), key=lambda line: line["row"])
+    asked = [
+        [{"role": "user", "content": QUESTION}],
+        [{"role": "user", "content": "Translate.\n\n나무"}],
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
+        [{"role": "user", "content": "Say hi"}],
+    ]
+    assert [line["prompt"] for line in written] == asked
+    expected = generate(real_model, tokenizer, asked, SamplingParams(max_new_tokens=4))
+    assert [line["ids"] for line in written] == [result.ids for result in expected]
+    assert [line["prompt_length"] for line in written] == [len(prompt_ids(tokenizer, prompt)) for prompt in asked]
+    assert all(len(line["logprobs"]) == len(line["ids"]) for line in written)
+    assert "4/4" in capsys.readouterr().err  # the progress bar
+
+
+def test_a_seed_repeats_the_run_and_gives_each_prompt_its_own(checkpoint, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("the same\nthe same\n")
+    runs = []
+    for i in range(2):
+        output = tmp_path / f"{i}.jsonl"
+        options = ["--output", str(output), "--temperature", "1.5", "--seed", "7", "--max_new_tokens", "6", "--device", "cpu", "--dtype", "float32"]
+        assert main([checkpoint, str(prompts), *options]) == 0
+        runs.append(sorted(lines(output), key=lambda line: line["row"]))
+    assert runs[0] == runs[1]
+    assert [line["seed"] for line in runs[0]] == [7, 8]
+    assert runs[0][0]["ids"] != runs[0][1]["ids"]
+
+
+def test_stop_texts_and_options_from_a_file_are_honoured(real, tmp_path, capsys):
+    config = tmp_path / "speak.yaml"
+    config.write_text("stop: [Suwon]\nmax_new_tokens: 20\n")
+    assert main(["default", QUESTION, "--config", str(config)]) == 0
+    assert capsys.readouterr().out == "The city of \n"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["/nowhere/at/all", "hi"], "'/nowhere/at/all'"),
+        (["CHECKPOINT"], "no prompts"),
+        (["CHECKPOINT", "hi", "--tempersture", "1"], "did you mean temperature?"),
+        (["CHECKPOINT", "hi", "--top_p", "7"], "top_p must be in (0, 1], got 7.0"),
+        (["CHECKPOINT", "hi", "--top_k", "many"], "top_k"),
+        (["CHECKPOINT", "hi", "--batch_size", "0"], "batch_size must be at least 1, got 0"),
+        (["CHECKPOINT", "hi", "--max_new_tokens", "256"], "more than the 256 positions of the model"),
+        (["CHECKPOINT", "missing.jsonl"], "missing.jsonl does not exist"),
+        (["CHECKPOINT", "FOLDER/broken.jsonl"], "broken.jsonl line 2 is not JSON"),
+        (["CHECKPOINT", "FOLDER/keys.jsonl"], "keys.jsonl line 1: no known shape has the keys question"),
+        (["CHECKPOINT", "FOLDER/empty.txt"], "empty.txt is empty"),
+        (["CHECKPOINT", "hi", "--output", "FOLDER/no/such/folder.jsonl"], "cannot be written"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line_and_exit_code_2_before_any_compute(checkpoint, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(RaggedRunner, "forward", lambda *args: pytest.fail("computed something"))
+    (tmp_path / "broken.jsonl").write_text('{"prompt": "fine"}\n{"prompt": \n')
+    (tmp_path / "keys.jsonl").write_text('{"question": "hi"}\n')
+    (tmp_path / "empty.txt").write_text("\n\n")
+    arguments = [word.replace("CHECKPOINT", checkpoint).replace("FOLDER", str(tmp_path)) for word in arguments]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and message in error
