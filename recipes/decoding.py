@@ -1,5 +1,6 @@
 """Options of every command that speaks."""
 
+import sys
 from dataclasses import dataclass, field
 
 from seodang.infer.params import DEFAULT_MAX_NEW_TOKENS, SamplingParams
@@ -18,11 +19,15 @@ class SpeakingModel:
     chat_template: str | None = option("A built-in chat template's name or a Jinja file, for a model that has none.")
 
     def open(self):
-        """Load the model and its tokenizer."""
+        """Load the model and its tokenizer, and say on stderr which dtype the machine decided on."""
         from seodang.data.chat import set_chat_template
         from seodang.infer.checkpoint import load
+        from seodang.infer.device import choose_dtype
 
         model, tokenizer = load(self.model, device=self.device, dtype=self.dtype, adapter=self.adapter)
+        if self.dtype == "auto":
+            dtype, reason = choose_dtype("auto", model.device)
+            print(f"{self.model} in {str(dtype).removeprefix('torch.')} on {model.device}: {reason}", file=sys.stderr)
         if self.chat_template is not None:
             set_chat_template(tokenizer, self.chat_template)
         return model, tokenizer

@@ -61,11 +61,16 @@ def main(argv: list[str] | None = None) -> int:
     console.print(table(questions, before, after))
     print(terminal_curve(folder))
     print(f"loss curve      {folder / CURVE}")
-    scores = [agreement(said, [q.answer for q in questions]) for said in (before, after)]
-    pairs = " ".join(f"{name} before={scores[0][name]:.3f} after={scores[1][name]:.3f}" for name in ("exact", "contains"))
-    print(f"heldout n={len(questions)} {pairs}")
+    print(f"heldout {scores(questions, before, after)}")
     print(folder)
     return 0
+
+
+def scores(questions: list[HeldOut], before: list[str], after: list[str]) -> str:
+    """How many answers there are, and the shares that equal and that contain the expected one, before and after."""
+    expected = [q.answer for q in questions]
+    then, now = agreement(before, expected), agreement(after, expected)
+    return f"n={len(questions)} " + " ".join(f"{name} before={then[name]:.3f} after={now[name]:.3f}" for name in then)
 
 
 def choose(count: int) -> list[HeldOut]:

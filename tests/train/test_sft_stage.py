@@ -2,9 +2,10 @@ import json
 
 import pytest
 import torch
+from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM, TrainingArguments
 
-from seodang.data.packing import collate
+from seodang.data.packing import collate, pack
 from seodang.data.refusal import UserError
 from seodang.train.logs import LOG, curves, draw_curve, read_log, terminal_curve
 from seodang.train.optimizer import MasterAdamW
@@ -167,3 +168,27 @@ def test_held_out_loss_is_the_mean_over_all_tokens_whatever_the_batches(fresh_ti
         total += torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100, reduction="sum").item()
         count += (labels != -100).sum().item()
     assert losses == pytest.approx([total / count] * 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adapters_on_packed_rows_train_alike_with_and_without_checkpointing(fresh_tiny, tiny_tokenizer, tmp_path, dtype):
+    ends = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+        args = arguments(tmp_path, max_steps=3, activation_checkpointing=checkpointing)
+        trainer = sft(fresh_tiny("llama").to(dtype), tiny_tokenizer, pack(rows(), 32), args, lora=lora)
+        ends.append({name: p for name, p in trainer.model.named_parameters() if p.requires_grad})
+    assert ends[0] and all("lora" in name for name in ends[0])
+    for name, p in ends[0].items():
+        assert torch.allclose(p, ends[1][name], atol=1e-5 if dtype == torch.float32 else 2e-2), name
+        assert p.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_tensorboard_is_on_where_it_is_installed(monkeypatch, tmp_path, installed):
+    from seodang.recipes import training_options
+
+    monkeypatch.setattr(training_options.importlib.util, "find_spec", lambda name: installed or None)
+    assert training_options.Arguments(str(tmp_path), use_cpu=True).report_to == (["tensorboard"] if installed else [])
+    assert training_options.Arguments(str(tmp_path), use_cpu=True, report_to="none").report_to == []
