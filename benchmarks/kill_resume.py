@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: child
 import argparse
 import json
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -54,6 +55,7 @@ def train(folder: Path) -> None:
 
 def start(folder: Path) -> int:
     """Train in a child of this process, which has imported everything and computed nothing; its process id."""
+    shutil.rmtree(folder / ".saving", ignore_errors=True)  # left by the kill before: it must not be counted again
     child = os.fork()
     if child:
         return child
@@ -79,12 +81,12 @@ def ended(child: int) -> int | None:
 
 def killed(child: int, folder: Path, chance: random.Random) -> tuple[bool, bool, int]:
     """Kill the child at a random moment after it began to save; whether that hit, whether inside a save, and its exit code."""
-    newest = max((p.stat().st_mtime_ns for p in folder.glob("checkpoint-*")), default=0)
+    newest = max((_time_of(p) for p in folder.glob("checkpoint-*")), default=0)
     deadline = None
     while (code := ended(child)) is None:
         saving = (folder / ".saving").exists()
         if deadline is None and (saving or any(_time_of(p) > newest for p in folder.glob("checkpoint-*"))):
-            deadline = time.monotonic() + chance.uniform(0, 0.5)
+            deadline = time.monotonic() + chance.uniform(0, 0.8)
         if deadline is not None and time.monotonic() >= deadline:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)

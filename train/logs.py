@@ -21,7 +21,9 @@ class RunLog(TrainerCallback):
             path = Path(args.output_dir) / LOG
             path.parent.mkdir(parents=True, exist_ok=True)
             kept = [e for e in read_log(path) if e["step"] <= state.global_step] if state.global_step else []
-            path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+            partial = path.with_suffix(".partial")
+            partial.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+            partial.replace(path)  # a kill while it is written must not cost the lines that were there
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **kwargs) -> None:
         if state.is_world_process_zero and logs:

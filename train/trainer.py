@@ -61,6 +61,13 @@ class AnswerTrainer(Trainer):
             )
         return loss
 
+    def _run_epoch(self, *args, **kwargs) -> None:
+        """Do nothing in a run that is over: resumed from its last step, the Trainer would take one more."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     # Evaluation
 
     @torch.no_grad()

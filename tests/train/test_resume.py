@@ -64,6 +64,15 @@ def test_resuming_at_any_step_equals_the_uninterrupted_run_bit_for_bit(fresh_tin
             assert torch.equal(weights(resumed)[name], value), name
 
 
+@pytest.mark.parametrize("length", [{"max_steps": 4}, {"num_train_epochs": 2}])
+def test_a_run_that_was_over_takes_no_further_step(fresh_tiny, tiny_tokenizer, tmp_path, length):
+    done = run(fresh_tiny, tiny_tokenizer, tmp_path, **length)
+    again = run(fresh_tiny, tiny_tokenizer, tmp_path, resume=str(find_resume(tmp_path, "auto")), **length)
+    assert again.state.global_step == done.state.global_step
+    assert [step for step, _ in losses(tmp_path)] == list(range(1, done.state.global_step + 1))
+    assert all(torch.equal(value, weights(again)[name]) for name, value in weights(done).items())
+
+
 def test_checkpoints_are_complete_rotated_and_readable_by_others(fresh_tiny, tiny_tokenizer, tmp_path):
     trainer = run(fresh_tiny, tiny_tokenizer, tmp_path, save_total_limit=2)
     assert [p.name for p in complete_checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-6"]
