@@ -37,6 +37,7 @@ class DemoOptions:
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, mps."})
     dtype: str = field(default="auto", metadata={"help": "Of the weights: auto, float32, bfloat16."})
     minutes: float = field(default=2.5, metadata={"help": "Train no longer than about this; an epoch at most."})
+    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
     heldout: int = field(default=240, metadata={"help": "Held-out prompts answered before and after."})
     output_dir: str = field(default="runs/demo", metadata={"help": "Folder of the checkpoint."})
 
@@ -96,7 +97,7 @@ def build(model, tokenizer, options: DemoOptions) -> tuple[AnswerTrainer, Counts
     """A trainer on the sample triplets, with as many steps as fit into the time."""
     rows, counts = prepare(read([str(sample_path(name)) for name in TRAIN]), tokenizer, max_length=512)
     args = Arguments(
-        options.output_dir, learning_rate=1e-4, lr_scheduler_type="cosine", warmup_steps=0.05, weight_decay=0.0, num_train_epochs=1,
+        options.output_dir, learning_rate=options.learning_rate, lr_scheduler_type="cosine", warmup_steps=0.05, weight_decay=0.0, num_train_epochs=1,
         per_device_train_batch_size=16, logging_steps=2, save_strategy="no", use_cpu=model.device.type == "cpu",
     )  # fmt: skip
     trainer = sft_trainer(model, tokenizer, rows, args, provenance=Provenance(base=options.model, data="samples"))
