@@ -25,9 +25,7 @@ from peft import LoraConfig
 from transformers import TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
-from seodang.data.packing import pack
 from seodang.infer.checkpoint import load
-from seodang.infer.device import choose_dtype
 from seodang.train.sft import sft_trainer
 
 EQUAL = [256] * 8
