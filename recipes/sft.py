@@ -33,7 +33,6 @@ from seodang.train.sft import sft_trainer
 from seodang.train.stream import StreamedRows
 from seodang.train.trainer import AnswerTrainer, Provenance
 
-
 PLANNED_FROM = 256  # records of a stream that the plan is made from
 
 

@@ -82,7 +82,7 @@ def publish(written: Path, final: Path, **facts) -> None:
 
 
 def publish_into(written: Path, final: Path, **facts) -> None:
-    """Seal what was written and move it into a folder that holds other things too (logs, checkpoints); the manifest comes last."""
+    """Seal what was written aside and move it into a folder that holds other things too (logs, checkpoints); the manifest comes last."""
     seal(written, **facts)
     final.mkdir(parents=True, exist_ok=True)
     (final / MANIFEST).unlink(missing_ok=True)
@@ -91,7 +91,7 @@ def publish_into(written: Path, final: Path, **facts) -> None:
             target = final / path.relative_to(written)
             target.parent.mkdir(parents=True, exist_ok=True)
             path.replace(target)
-    shutil.rmtree(written.parent if written.parent.name == ASIDE else written, ignore_errors=True)
+    shutil.rmtree(written.parent, ignore_errors=True)
 
 
 @contextmanager

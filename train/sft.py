@@ -12,7 +12,7 @@ from ..data.chat import end_of_turn_ids
 from ..data.labels import Row
 from ..data.packing import collate, collate_padded
 from ..data.refusal import UserError
-from ..infer.runner import attention_is_replaceable
+from ..infer.architecture import attention_is_replaceable, carries_state
 from .logs import RunLog
 from .loss import teach_answers_only
 from .packed import PACKED
@@ -102,7 +102,7 @@ def lay_out(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Calla
     """Choose how rows become a batch, and set the attention to it: end to end, or padded where an architecture needs that."""
     if "flash" in (model.config._attn_implementation or ""):
         return collate  # flash attention reads the records' borders itself
-    if attention_is_replaceable(model):
+    if attention_is_replaceable(model) and not carries_state(model):  # a state would run on from record to record
         model.set_attn_implementation(PACKED)
         return collate
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0

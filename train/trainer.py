@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from ..data.refusal import UserError
 from ..infer.manifest import fingerprint, verify
-from .checkpoints import publish, publish_into, room_for, rotate, start_aside
+from .checkpoints import ASIDE, publish, publish_into, room_for, rotate, start_aside
 from .optimizer import MasterAdamW
 
 ADAMW = {"adamw_torch", "adamw_torch_fused"}
@@ -119,7 +119,7 @@ class AnswerTrainer(Trainer):
             if self.args.should_save:
                 aside = start_aside(run)
             self.accelerator.wait_for_everyone()
-            self._run_folder_for_saving = str(run / ".saving")
+            self._run_folder_for_saving = str(run / ASIDE)
             try:
                 super()._save_checkpoint(model, trial)
             finally:
@@ -141,10 +141,10 @@ class AnswerTrainer(Trainer):
             if self.args.should_save:
                 start_aside(run)
             self.accelerator.wait_for_everyone()
-            self.save_model(str(run / ".saving" / "final"))
+            self.save_model(str(run / ASIDE / "final"))
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                publish_into(run / ".saving" / "final", run, **self._facts())
+                publish_into(run / ASIDE / "final", run, **self._facts())
         self.accelerator.wait_for_everyone()
         return run
 

@@ -74,7 +74,8 @@ def test_a_hand_edited_json_is_a_warning(saved):
     path = saved / "generation_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "temperature": 0.7}))
     with pytest.warns(UserWarning, match="generation_config.json was edited"):
-        load(saved, device="cpu", dtype="float32")
+        model, _ = load(saved, device="cpu", dtype="float32")
+    assert model.generation_config.temperature == 0.7
 
 
 def test_the_manifest_lists_bytes_and_sha256_of_every_file(saved):

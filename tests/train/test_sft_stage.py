@@ -66,6 +66,17 @@ def test_an_architecture_that_cannot_pack_is_padded_and_trains_the_same(tiny_tok
     assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_layers_that_carry_a_state_never_share_a_sequence(tiny_tokenizer):
+    """LFM2's convolutions would run on from one record into the next."""
+    config = AutoConfig.for_model(
+        "lfm2", vocab_size=128, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, layer_types=["conv", "full_attention"],
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    batch = lay_out(model, tiny_tokenizer)(rows())
+    assert batch["input_ids"].shape[0] == 6 and model.config._attn_implementation != PACKED
+
+
 def test_a_packable_architecture_lies_end_to_end(fresh_tiny, tiny_tokenizer):
     model = fresh_tiny("qwen3")
     assert lay_out(model, tiny_tokenizer) is collate
