@@ -10,6 +10,7 @@ VERBS = {
     "sft": "fine-tune a model on instructions, completions, dialogues or text",
     "generate": "let a model answer prompts",
     "chat": "talk with a model in the terminal",
+    "explain": "show how an answer came about: probabilities, filters, beams, drafts, attention",
     "score": "log-probability and perplexity of given answers",
     "export": "merge an adapter into its base model and check that nothing changed",
     "demo": "fine-tune the default model on real triplets, before and after",

@@ -55,7 +55,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, literals: Literals = M
     ids = _plain(tokenizer, first) if first else []
     for index, piece in enumerate(pieces):
         if index % 2 == 0:
-            ids += continuing(partial(_literally, tokenizer), shown(piece, literals))
+            ids += literal_ids(tokenizer, shown(piece, literals))
         elif piece:
             ids += continuing(partial(_plain, tokenizer), piece)
     return ids
@@ -64,6 +64,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, literals: Literals = M
 def encode_raw(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Ids of a raw text, no part of which is a control token, between what the tokenizer puts around a text."""
     return _literally(tokenizer, text, around=True)
+
+
+def literal_ids(tokenizer: PreTrainedTokenizerBase, piece: str) -> list[int]:
+    """Ids of a piece in the middle of a text, no part of which is a control token."""
+    return continuing(partial(_literally, tokenizer), piece)
 
 
 def continuing(encoder: Callable[[str], list[int]], piece: str) -> list[int]:

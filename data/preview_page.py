@@ -14,12 +14,12 @@ _STYLE = """
   :root { --ground: #16181b; --ink: #eee; --masked: #a3a3a3; --trained: #9fe3ae; --tint: #1d3a25; --line: #3d4045; }
 }
 body { margin: 0 auto; max-width: 60rem; padding: 1rem; background: var(--ground); color: var(--ink); font: 1rem/1.55 system-ui, sans-serif; }
-table { border-collapse: collapse; } th, td { padding: .15rem .8rem .15rem 0; text-align: left; font-weight: normal; }
+table { border-collapse: collapse; } th, td { padding: .15rem .8rem .15rem 0; text-align: left; font-weight: normal; white-space: nowrap; }
 td.bar span { display: inline-block; height: .8em; background: var(--trained); }
 section { margin: 1.2rem 0; border: 1px solid var(--line); border-radius: .5rem; padding: .2rem 1rem 1rem; }
-h2 { font-size: 1rem; } h2 small { color: var(--masked); font-weight: normal; }
+h1 { font-size: 1.4rem; overflow-wrap: anywhere; } h2 { font-size: 1rem; } h2 small { color: var(--masked); font-weight: normal; }
 pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font: .95rem/1.7 ui-monospace, monospace; color: var(--masked); }
-mark { background: var(--tint); color: var(--trained); text-decoration: underline; text-underline-offset: .2em; }
+mark { background: var(--tint); color: var(--trained); text-decoration: underline; text-underline-offset: .35em; }
 pre span:hover { outline: 1px solid var(--line); }
 """
 
@@ -53,7 +53,7 @@ def _lengths(lengths: Sequence[int]) -> str:
     spans = histogram(lengths)
     most = max(count for _, _, count in spans)
     lines = [
-        f'<tr><th scope="row">{start} to {end}</th><td>{count}</td><td class="bar"><span style="width:{16 * count / most:.2f}rem"></span></td></tr>'
+        f'<tr><th scope="row">{start} to {end}</th><td>{count}</td><td class="bar"><span style="width:calc(min(16rem, 40vw) * {count / most:.3f})"></span></td></tr>'
         for start, end, count in spans
     ]
     return f"<h2>Tokens a row</h2><table><tr><th scope='col'>tokens</th><th scope='col'>rows</th><th></th></tr>{''.join(lines)}</table>"

@@ -32,7 +32,7 @@ _HOMES = {
     "score": "scoring",
     "SamplingParams": "params",
     "Result": "events", "Event": "events", "Committed": "events", "Provisional": "events", "Finished": "events",
-    "open_runner": "runner",
+    "open_runner": "runner", "PrefixCache": "memory", "Span": "spans", "Observed": "events",
     "Engine": "engine", "Forward": "strategy", "Strategy": "strategy", "Request": "row", "Row": "row",
 }  # fmt: skip
 __all__ = list(_HOMES)

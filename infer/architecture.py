@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..data.refusal import UserError
@@ -26,6 +28,13 @@ class Capabilities:
     mask_holes: bool = False
 
 
+class Passed(NamedTuple):
+    """What a pass gives: logits, [sum(keep), vocab], and by layer the hidden states of all new positions, [sum(len(ids)), hidden]."""
+
+    logits: Tensor
+    states: dict[int, Tensor]
+
+
 def transformers_model(model: nn.Module) -> PreTrainedModel:
     """Return the transformers model inside the wrappers of peft and of distributed training."""
     while not isinstance(model, PreTrainedModel):
@@ -43,7 +52,7 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
     """Raise UserError for models that do not speak from left to right."""
     config = model.config.get_text_config()
     if model.config.is_encoder_decoder:
-        raise UserError(f"{config.model_type} is an encoder-decoder model, which Seodang does not run yet: use a decoder")
+        raise UserError(f"{config.model_type} is an encoder-decoder model, which has a runner of its own: use open_runner")
     if getattr(config, "is_causal", True) is False or getattr(config, "use_bidirectional_attention", None):
         raise UserError(f"{config.model_type} attends in both directions and cannot continue a text: use a causal model")
     if model.get_output_embeddings() is None:
@@ -64,6 +73,15 @@ def context_limit(model: PreTrainedModel) -> int | None:
     return min(limits, default=None)
 
 
+def refuse_hidden_under_window(config) -> None:
+    """Raise UserError where a sliding window would be counted in what is left of a row with hidden positions."""
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        raise UserError(
+            f"{config.model_type} attends in a sliding window of {config.sliding_window} positions, in which Seodang cannot leave some out: "
+            "drop hide and attention_mask, or use a model without a window"
+        )
+
+
 def carries_state(model: PreTrainedModel) -> bool:
     """Whether a layer remembers by other means than keys and values of every position."""
     kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
@@ -73,6 +91,13 @@ def carries_state(model: PreTrainedModel) -> bool:
 def attention_is_replaceable(model: PreTrainedModel) -> bool:
     """Whether every attention layer goes through transformers' AttentionInterface."""
     return model._supports_attention_backend and model._can_set_attn_implementation()
+
+
+def scaled(config, logits: Tensor) -> Tensor:
+    """Return what the architecture makes of its head's output: a scale in Granite and Cohere, a soft bound in Gemma 2."""
+    logits = logits * (getattr(config, "logit_scale", None) or 1) / (getattr(config, "logits_scaling", None) or 1)
+    bound = getattr(config, "final_logit_softcapping", None)
+    return logits if bound is None else torch.tanh(logits / bound) * bound
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -33,14 +33,14 @@ class Pool:
             held = self.layers[layer] = grown
         return held
 
-    def copy(self, slot: int, target: Pool, target_slot: int, length: int) -> None:
-        """Copy the first `length` positions of a slot to a slot of this pool or another."""
+    def copy(self, slot: int, target: Pool, target_slot: int, length: int, first: int = 0) -> None:
+        """Copy positions `first` to `length` of a slot to a slot of this pool or another."""
         for layer, (key, value) in self.layers.items():
             if slot >= len(key):
                 continue  # a row that was added and never run
             to_key, to_value = target.tensors(layer, key, value)
-            to_key[target_slot, :, :length] = key[slot, :, :length]
-            to_value[target_slot, :, :length] = value[slot, :, :length]
+            to_key[target_slot, :, first:length] = key[slot, :, first:length]
+            to_value[target_slot, :, first:length] = value[slot, :, first:length]
 
 
 class KVCache:
@@ -50,9 +50,11 @@ class KVCache:
     a copy of the others; no row takes more than twice the memory that it needs (or `SMALLEST` positions).
     """
 
-    def __init__(self):
+    def __init__(self, new_pool: Callable[[int], Pool] = Pool):
+        self.new_pool = new_pool  # capacity to an empty pool
         self.pools: dict[int, Pool] = {}
         self.lengths: dict[int, int] = {}
+        self.hidden: dict[int, tuple[int, ...]] = {}  # positions that a row leaves out, in order
         self._place: dict[int, tuple[Pool, int]] = {}
         self._next = 0
 
@@ -88,8 +90,36 @@ class KVCache:
             fork = self.add(pool.capacity)
             pool.copy(slot, pool, len(pool.rows) - 1, self.lengths[row])
             self.lengths[fork] = self.lengths[row]
+            if row in self.hidden:
+                self.hidden[fork] = self.hidden[row]
             forks.append(fork)
         return forks
+
+    def copy(self, source: int, target: int, first: int) -> None:
+        """Give `target` the past of `source`; the first `first` places of the two are the same already."""
+        length = self.lengths[source]
+        first = min(first, length, self.lengths[target])
+        self.truncate(target, first)
+        self.reserve(target, length)
+        (pool, slot), (to_pool, to_slot) = self._place[source], self._place[target]
+        if first < length:
+            pool.copy(slot, to_pool, to_slot, length, first)
+        self.lengths[target] = length
+
+    def positions(self, row: int, count: int) -> range | list[int]:
+        """Return the positions of the row's next `count` tokens: they go on behind its past, hidden places passed over."""
+        past = self.lengths[row]
+        if row not in self.hidden:
+            return range(past, past + count)
+        positions, at = [], past
+        for place in self.hidden[row]:  # the past holds no hidden place, so each before the end shifts what follows
+            at += place <= at
+        hidden = set(self.hidden[row])
+        while len(positions) < count:
+            if at not in hidden:
+                positions.append(at)
+            at += 1
+        return positions
 
     def truncate(self, row: int, length: int) -> None:
         """Forget all of the row but its first `length` positions."""
@@ -102,13 +132,14 @@ class KVCache:
         for row in sorted(rows, key=lambda row: self._place[row][1], reverse=True):
             pool, slot = self._place.pop(row)
             del self.lengths[row]
+            self.hidden.pop(row, None)
             self._close(pool, slot)
 
     def _pool(self, length: int) -> Pool:
         capacity = SMALLEST
         while capacity < length:
             capacity *= 2
-        return self.pools.setdefault(capacity, Pool(capacity))
+        return self.pools.setdefault(capacity, self.new_pool(capacity))
 
     def _put(self, row: int, pool: Pool) -> None:
         pool.rows.append(row)

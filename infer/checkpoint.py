@@ -6,12 +6,14 @@ import os
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.refusal import UserError
 from .default_model import default_model
-from .device import choose_device, choose_dtype
+from .device import choose_device, choose_dtype, cpu_has_bfloat16
 from .manifest import verify
+from .neighbours import lay_together
+from .quantise import BITS, quantise
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +25,9 @@ def load(
     *,
     device: str = "auto",
     dtype: str = "auto",
+    weights: str | None = None,
     adapter: str | os.PathLike | None = None,
-    model_class=AutoModelForCausalLM,
+    model_class=None,
     **model_arguments,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the model, in evaluation mode on its device, and its tokenizer.
@@ -32,7 +35,11 @@ def load(
     `path` is a checkpoint folder, a hub name, or "default"; a folder that holds an adapter brings its base model
     with it. Files are checked against the folder's manifest first. A checkpoint that lacks tensors of the model is refused, unless
     what is missing is a head that it never had (a classifier's on a language model's weights).
+    `model_class` is a causal language model's, or for an encoder-decoder's checkpoint AutoModelForSeq2SeqLM, unless another is given.
+    `weights="int8"` or `"int4"` keeps the linear layers in 8 or 4 bits, for speaking and scoring on the CPU; an adapter is merged first.
     """
+    if weights is not None:
+        device, dtype = _check_weights(weights, device, dtype)
     place = resolve(path)
     if is_adapter(place):
         if adapter is not None:
@@ -41,13 +48,30 @@ def load(
     where = choose_device(device)
     weights_dtype, reason = choose_dtype(dtype, where)
     logger.info("%s in %s on %s (%s)", path, weights_dtype, where, reason)
-    model = _load_weights(place, model_class, weights_dtype, model_arguments)
+    model = _load_weights(place, model_class or _model_class(place), weights_dtype, model_arguments)
     tokenizer = load_tokenizer(adapter if adapter is not None and _has_tokenizer(resolve(adapter)) else place)
     if adapter is not None:
         model = _load_adapter(model, resolve(adapter))
+    if weights is not None:
+        model = model.merge_and_unload() if adapter is not None else model
+        quantise(model, weights)
     if not getattr(model, "hf_device_map", None):
         model = model.to(where)
+        lay_together(model)
     return model.eval(), tokenizer
+
+
+def _check_weights(weights: str, device: str, dtype: str) -> tuple[str, str]:
+    """Return the device and the dtype to quantise in: float32, so that nothing is rounded twice."""
+    if weights not in BITS:
+        raise UserError(f"weights={weights!r} is unknown: choose int8 or int4, or leave it out")
+    if device not in ("auto", "cpu"):
+        raise UserError(f"weights={weights} computes on the CPU, got device={device!r}: choose cpu, or leave weights out")
+    if dtype not in ("auto", "bfloat16"):
+        raise UserError(f"weights={weights} computes in bfloat16, got dtype={dtype!r}: leave dtype out")
+    if not cpu_has_bfloat16():
+        logger.warning("this CPU has no AVX512-BF16: weights=%s is slower here than it could be, though faster than float32", weights)
+    return "cpu", "float32"
 
 
 def load_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerBase:
@@ -95,6 +119,15 @@ def adapter_base(place: str | os.PathLike) -> str:
 
 def _has_tokenizer(place: str) -> bool:
     return (Path(place) / "tokenizer_config.json").is_file()
+
+
+def _model_class(place: str):
+    """Return the class of language models that the checkpoint's configuration calls for."""
+    try:
+        seq2seq = AutoConfig.from_pretrained(place).is_encoder_decoder
+    except (OSError, ValueError):
+        seq2seq = False  # what is wrong shows when the weights are loaded
+    return AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
 
 
 def _load_weights(place: str, model_class, dtype: torch.dtype, model_arguments: dict) -> PreTrainedModel:

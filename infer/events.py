@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Committed:
     """An answer's token is final; `text` is what it makes safe to show, perhaps nothing yet.
 
-    `row` counts the prompts, `position` the answer's tokens, both from 0. The texts join to the answer's.
+    `row` counts the prompts, `position` the answer's tokens, `choice` the answers to one prompt, all from 0. The texts join to the answer's.
     """
 
     row: int
@@ -17,6 +18,7 @@ class Committed:
     id: int
     logprob: float
     text: str
+    choice: int = 0
 
 
 @dataclass(frozen=True)
@@ -27,17 +29,29 @@ class Provisional:
     position: int
     id: int
     p: float
+    choice: int = 0
 
 
 @dataclass(frozen=True)
 class Finished:
-    """An answer is over, for the reason "eos", "stop" or "length"."""
+    """An answer is over, for the reason "eos", "stop", "length" or "time"."""
 
     row: int
     reason: str
+    choice: int = 0
 
 
-Event = Committed | Provisional | Finished
+@dataclass(frozen=True)
+class Observed:
+    """What a trace saw at a position of an answer: `what` is one of the records of `trace`."""
+
+    row: int
+    position: int
+    what: Any
+    choice: int = 0
+
+
+Event = Committed | Provisional | Finished | Observed
 
 
 @dataclass(frozen=True)
@@ -47,7 +61,9 @@ class Result:
     `ids` are all the new ones, an end token included; `text` leaves out the end token, special tokens, and a stop string with what
     follows it. `logprobs` are of the ids under the distribution they were chosen from, after every filter (the model's own
     for greedy without a penalty). `finish_reason`: "eos" for an end token of the model's, "stop" for a stop string or id of
-    the caller's, "length" for max_new_tokens. `seed` repeats a sampled answer.
+    the caller's, "length" for max_new_tokens, "time" for max_time. `seed` repeats a sampled answer. `choice` counts the answers to one
+    prompt, best first where `score` ranks them: the log-probability over length^length_penalty for beams, else the reward or votes.
+    `trace` holds, where asked for, everything that was observed.
     """
 
     row: int
@@ -57,3 +73,6 @@ class Result:
     finish_reason: str
     prompt_length: int
     seed: int
+    choice: int = 0
+    score: float | None = None
+    trace: list[Event] = field(default_factory=list, repr=False)

@@ -1,79 +1,192 @@
-"""The filters that a set of rows asks for, in their order, with the arguments stacked once."""
+"""The filters that a set of rows asks for, each row its own, in their order."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
 
 from ..data.refusal import UserError
-from . import logits as f
-from .params import SamplingParams, UserFilter
+from .filter_table import DEFAULT_ORDER, FILTERS, Apply, FilterSpec, placed
+from .params import SamplingParams
 from .row import Row
+from .shortlist import LONGEST, shortlist
 
-# after the penalty and the caller's own filters, as in transformers; the value that leaves a row as it is
-WARPERS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float]] = {
-    "temperature": (f.temperature, 1.0),
-    "top_k": (f.top_k, 0),
-    "top_p": (f.top_p, 1.0),
-    "min_p": (f.min_p, 0.0),
-}
+__all__ = ["DEFAULT_ORDER", "FILTERS", "FilterSpec", "Filters", "check_filters", "order_of", "uses"]
+
+Watch = Callable[[int, str, Tensor], None]
+SHORTLIST = "shortlist"  # temperature, top_k, top_p, min_p in one
+NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 
-def setting(params: SamplingParams, name: str, neutral: float) -> float:
-    """Return a row's value for a filter, the neutral one where it asks for none; greedy rows are not warped."""
-    value = getattr(params, name)
-    return neutral if value is None or (name in WARPERS and not params.samples) else value
+def uses(params: SamplingParams) -> set[str]:
+    """Return the names of the filters that a request asks for; one that takes the likeliest token asks for no warper."""
+    return {name for name, spec in FILTERS.items() if spec.asks(params) and (spec.kind != "warper" or params.samples)}
+
+
+def order_of(params: SamplingParams) -> tuple[str, ...]:
+    """Return all filter names in the order in which they apply to a request.
+
+    A request's `filter_order` must name all filters that it asks for, but for "controls": unnamed they come before the first
+    warper. Raises UserError for one that is missing, unknown or named twice.
+    """
+    if params.filter_order is None:
+        return DEFAULT_ORDER
+    order = list(params.filter_order)
+    for name in order:
+        if name not in FILTERS:
+            guess = get_close_matches(name, FILTERS, 1)
+            hint = f"did you mean {guess[0]}?" if guess else f"the names are {', '.join(FILTERS)}"
+            raise UserError(f"filter_order has {name!r}, which is no filter: {hint}")
+        if order.count(name) > 1:
+            raise UserError(f"filter_order has {name!r} twice: name it once")
+    if missing := [name for name in DEFAULT_ORDER if name in uses(params) - {*order, "controls"}]:
+        raise UserError(f"filter_order leaves out {missing[0]}, which the request asks for: name it too")
+    if "controls" not in order:
+        warpers = [i for i, name in enumerate(order) if FILTERS[name].kind == "warper"]
+        order.insert(warpers[0] if warpers else len(order), "controls")
+    return tuple(order)
+
+
+def check_filters(params: SamplingParams, vocab_size: int) -> None:
+    """Raise UserError, before anything is computed, for a wrong `filter_order` or an id that the model does not have."""
+    order_of(params)
+    eos = params.forced_eos_token_id
+    named = {
+        "bad_words_ids": [id for word in params.bad_words_ids for id in word],
+        "suppress_tokens": params.suppress_tokens,
+        "begin_suppress_tokens": params.begin_suppress_tokens,
+        "logit_bias": params.logit_bias or (),
+        "sequence_bias": [id for sequence in params.sequence_bias or () for id in sequence],
+        "forced_bos_token_id": () if params.forced_bos_token_id is None else (params.forced_bos_token_id,),
+        "forced_eos_token_id": () if eos is None else (eos,) if isinstance(eos, int) else eos,
+    }
+    for name, ids in named.items():
+        for id in ids:
+            if isinstance(id, bool) or not isinstance(id, int) or not 0 <= id < vocab_size:
+                raise UserError(f"{name} has the id {id!r}, but the model's {vocab_size} ids begin at 0")
+    for name in ("bad_words_ids", "sequence_bias"):
+        if any(len(ids) == 0 for ids in getattr(params, name) or ()):
+            raise UserError(f"{name} has an empty sequence: leave it out")
+
+
+@dataclass
+class Step:
+    """One filter applied to the rows that ask for it: `members` are their numbers, `index` the same as a tensor, None for all rows."""
+
+    name: str
+    members: list[int]
+    index: Tensor | None
+    apply: Apply
 
 
 class Filters:
-    """Filters a fixed set of rows together: repetition penalty, the callers' own, temperature, top_k, top_p, min_p.
+    """Filters a fixed set of rows together, each row by its own settings and in its own order.
 
-    A filter that no row asks for costs nothing.
+    Where a row asks for no other order it is `DEFAULT_ORDER`. A filter touches the rows that ask for it alone, and one that no
+    row asks for costs nothing. Every row keeps at least one token: where bans, biases or controls leave none, UserError names the
+    filter and the step. On beams the scores are log-probabilities, and every filter treats them as it treats logits.
     """
 
     def __init__(self, rows: Sequence[Row]):
         self.rows = list(rows)
-        self._arguments = {name: self._column(name, neutral) for name, (_, neutral) in WARPERS.items()}
-        self._penalty = self._column("repetition_penalty", 1.0)
-        self._own = [(i, row) for i, row in enumerate(self.rows) if row.request.params.filters]
+        orders: dict[int, tuple[str, ...]] = {}  # rows of a request share its settings
+        for row in self.rows:
+            if id(row.request) not in orders:
+                orders[id(row.request)] = order_of(row.request.params)
+        self._orders = [orders[id(row.request)] for row in self.rows]
+        self._chains = [chain(row, order) for row, order in zip(self.rows, self._orders)]
+        self._steps: dict[bool, list[Step]] = {}
 
-    def _column(self, name: str, neutral: float) -> Tensor | None:
-        """[rows, 1], or None where every row has the neutral value."""
-        values = [setting(row.request.params, name, neutral) for row in self.rows]
-        return None if all(value == neutral for value in values) else torch.tensor(values, dtype=torch.float64)[:, None]
+    def __call__(self, scores: Tensor, watch: Watch | None = None) -> Tensor:
+        """[rows, vocab] to [rows, vocab], in the order of the rows given; float32 at least.
 
-    def __call__(self, logits: Tensor) -> Tensor:
-        """[rows, vocab] to [rows, vocab], in the order of the rows given; float32 at least."""
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        if self._penalty is not None:
-            logits = f.repetition_penalty(logits, self._penalty, [row.history() for row in self.rows])
-        for i, row in self._own:
-            logits = torch.cat([logits[:i], apply_own(row, logits[i : i + 1]), logits[i + 1 :]])
-        for name, (warp, _) in WARPERS.items():
-            if (argument := self._arguments[name]) is not None:
-                dtype = torch.long if name == "top_k" else logits.dtype
-                logits = warp(logits, argument.to(device=logits.device, dtype=dtype))
-        return logits
+        `watch(row, name, scores [vocab])` hears of every filter that changed a row.
+        """
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        watched = watch is not None
+        if watched not in self._steps:
+            self._steps[watched] = self._plan(scores.device, short=not watched)
+        for step in self._steps[watched]:
+            before = scores if step.index is None else scores[step.index]
+            after = step.apply(before)
+            if after is before:
+                continue
+            if step.name != SHORTLIST and FILTERS[step.name].kind != "warper":
+                self._check(step, after)
+            scores = after if step.index is None else scores.index_copy(0, step.index, after)
+            if watch is not None:
+                for i, old, new in zip(step.members, before, after):
+                    if not torch.equal(old, new):
+                        watch(i, label(self.rows[i], step.name), new)
+        return scores
+
+    def _plan(self, device: torch.device, short: bool) -> list[Step]:
+        """Merge the rows' chains into steps: rows of one order share them."""
+        chains = [shortened(each, row.request.params) if short else each for each, row in zip(self._chains, self.rows)]
+        steps = []
+        for order in dict.fromkeys(self._orders):
+            for name in with_shortlist(order):
+                members = [i for i, own in enumerate(chains) if self._orders[i] == order and name in own]
+                if members:
+                    rows = [self.rows[i] for i in members]
+                    index = None if len(members) == len(self.rows) else torch.tensor(members, device=device)
+                    apply = make_shortlist(rows) if name == SHORTLIST else FILTERS[name].make(rows)
+                    steps.append(Step(name, members, index, apply))
+        return steps
+
+    def _check(self, step: Step, scores: Tensor) -> None:
+        """Raise UserError where a row has no token left."""
+        alive = scores.amax(dim=-1) > -torch.inf
+        if not bool(alive.all()):
+            row = self.rows[step.members[alive.tolist().index(False)]]
+            raise UserError(
+                f"{label(row, step.name)} left no token to choose at step {row.position} of prompt {row.request.index + 1}: "
+                "it contradicts the model or the filters before it, so loosen one of them"
+            )
 
 
-def apply_own(row: Row, logits: Tensor) -> Tensor:
-    """Apply a request's own filters: functions of (logits [1, vocab], history [1, n]), or LogitsProcessors."""
-    history = row.history().to(logits.device)[None]
-    for own in row.request.params.filters:
-        logits = call_own(own, logits.clone(), history)
-    return logits
+def label(row: Row, name: str) -> str:
+    """What a filter is called where it is told of: the controls have names of their own."""
+    return ", ".join(control.name for control in row.controls) if name == "controls" else name
 
 
-def call_own(own: UserFilter, logits: Tensor, history: Tensor) -> Tensor:
-    """Apply one filter of the caller's and check what it returns."""
-    filtered = own(history, logits) if isinstance(own, LogitsProcessor) else own(logits, history)
-    name = getattr(own, "__name__", type(own).__name__)
-    if not isinstance(filtered, Tensor) or filtered.shape != logits.shape:
-        got = tuple(filtered.shape) if isinstance(filtered, Tensor) else type(filtered).__name__
-        raise UserError(f"the filter {name} must return logits of shape {tuple(logits.shape)}, got {got}")
-    if not bool((filtered > -torch.inf).any()):
-        raise UserError(f"the filter {name} left no token to choose after {history.shape[1]} tokens")
-    return filtered
+def chain(row: Row, order: Sequence[str]) -> tuple[str, ...]:
+    """The filters that a row asks for, in order."""
+    names = uses(row.request.params) - {"controls"} | ({"controls"} if row.controls else set())
+    return tuple(name for name in order if name in names)
+
+
+def with_shortlist(order: Sequence[str]) -> list[str]:
+    """An order with the place of the shortlist: that of top_k."""
+    return [name for each in order for name in ((SHORTLIST, each) if each == "top_k" else (each,))]
+
+
+def shortened(names: tuple[str, ...], params: SamplingParams) -> tuple[str, ...]:
+    """Put the shortlist in the place of top_k and its neighbours, where they follow one another as the shortlist has them."""
+    if "top_k" not in names or params.top_k > LONGEST:
+        return names
+    block = tuple(name for name in NEUTRAL if name in names)
+    first = names.index(block[0])
+    if names[first : first + len(block)] != block:
+        return names
+    return (*names[:first], SHORTLIST, *names[first + len(block) :])
+
+
+def make_shortlist(rows: Sequence[Row]) -> Apply:
+    """Temperature, top_k, top_p and min_p in one, with the neutral value where a row does not ask for one."""
+    asked = [uses(row.request.params) for row in rows]
+    columns = []
+    for name, neutral in NEUTRAL.items():
+        values = [getattr(row.request.params, name) if name in names else neutral for row, names in zip(rows, asked)]
+        columns.append(torch.tensor(values, dtype=torch.long if name == "top_k" else torch.float64)[:, None])
+
+    def apply(scores: Tensor) -> Tensor:
+        if columns[0].device != scores.device or columns[0].dtype != scores.dtype:
+            columns[:] = placed(columns, scores)
+        return shortlist(scores, *columns)
+
+    return apply

@@ -15,84 +15,41 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from .architecture import Capabilities, context_limit, evaluating, refuse_unsupported, transformers_model
+from .architecture import Capabilities, Passed, context_limit, evaluating, refuse_unsupported, transformers_model
+from .batched_rows import BatchedRows
 
 
 @dataclass(eq=False)
 class Batch:
     """Rows that ran together: row i's past ends at the same place as all others' and begins after its padding."""
 
-    rows: list[int]
     cache: DynamicCache
     padding: list[int]
     width: int
 
 
-class PaddedRunner:
+class PaddedRunner(BatchedRows):
     """Runs rows of their own length through a model with padding on the left. See `RaggedRunner` for the calls."""
 
-    capabilities = Capabilities()
+    capabilities = Capabilities(hidden_states=True)
 
     def __init__(self, model: nn.Module):
+        super().__init__()
         self.model = transformers_model(model)
         refuse_unsupported(self.model)
         self.config = self.model.config.get_text_config()
         self.limit = context_limit(self.model)
         self.passes = self.positions = 0
-        self._lengths: dict[int, int] = {}
-        self._home: dict[int, tuple[Batch, int]] = {}
-        self._next = 0
         self._accepts = inspect.signature(type(self.model).forward).parameters
 
-    @property
-    def live(self) -> int:
-        return len(self._lengths)
-
-    def length(self, row: int) -> int:
-        return self._lengths[row]
-
     def row(self) -> int:
-        row, self._next = self._next, self._next + 1
-        self._lengths[row] = 0
-        return row
+        return self._add()
 
-    def fork(self, rows: Sequence[int]) -> list[int]:
-        forks = []
-        for row in rows:
-            fork = self.row()
-            self._lengths[fork] = self._lengths[row]
-            if row in self._home:
-                self._home[fork] = self._home[row]  # shared until one of them goes on
-            forks.append(fork)
-        return forks
+    def _alike(self, row: int, new: Sequence[int]) -> int:
+        # padding within a row would shift the distances that ALiBi counts, so only a new row may have it
+        return len(new) if self._lengths[row] else 0
 
-    def truncate(self, row: int, length: int) -> None:
-        assert 0 <= length <= self._lengths[row]
-        self._lengths[row] = length
-
-    def release(self, rows: Sequence[int]) -> None:
-        for row in rows:
-            del self._lengths[row]
-            self._home.pop(row, None)
-
-    def refresh(self) -> None:
-        self.release(list(self._lengths))
-
-    @torch.no_grad()
-    def forward(self, rows: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int]) -> Tensor:
-        """As the ragged runner; rows with unlike numbers of new tokens take a pass of the model each, new rows one together."""
-        groups: dict[int, list[int]] = {}
-        for i, (row, new) in enumerate(zip(rows, ids)):
-            # padding within a row would shift the distances that ALiBi counts, so only a new row may have it
-            groups.setdefault(len(new) if self._lengths[row] else 0, []).append(i)
-        logits: list[Tensor | None] = [None] * len(rows)
-        for group in groups.values():
-            parts = self._run([rows[i] for i in group], [ids[i] for i in group], [keep[i] for i in group])
-            for i, part in zip(group, parts):
-                logits[i] = part
-        return torch.cat(logits)
-
-    def _run(self, rows: list[int], ids: list[Sequence[int]], keep: list[int]) -> list[Tensor]:
+    def _run(self, rows: list[int], ids: list[Sequence[int]], keep: list[int], layers: Sequence[int]) -> list[Passed]:
         """One pass of the model over rows that are all new, or bring equally many tokens."""
         batch = self._together(rows)
         device = self.model.get_input_embeddings().weight.device
@@ -105,35 +62,39 @@ class PaddedRunner:
             "attention_mask": (places >= 0).long(),
             "past_key_values": batch.cache,
             "use_cache": True,
+            "output_hidden_states": bool(layers),
         }
         if "position_ids" in self._accepts:
             inputs["position_ids"] = places[:, -longest:].clamp(min=0)
         if "logits_to_keep" in self._accepts:
             inputs["logits_to_keep"] = max(*keep, 1)
         with evaluating(self.model):
-            logits = self.model(**inputs).logits
+            out = self.model(**inputs)
         batch.padding, batch.width = padding, width
         for i, (row, new) in enumerate(zip(rows, ids)):
             self._home[row] = (batch, i)
             self._lengths[row] += len(new)
         self.passes += 1
         self.positions += sum(map(len, ids))
-        return [part[part.shape[0] - k :] for part, k in zip(logits, keep)]
+        return [
+            Passed(part[part.shape[0] - k :], {layer: out.hidden_states[layer][i, longest - len(new) :] for layer in layers})
+            for i, (part, k, new) in enumerate(zip(out.logits, keep, ids))
+        ]
 
     def _together(self, rows: list[int]) -> Batch:
         """Return a batch of just these rows: the one that they are in already, or a new one."""
         if not any(self._lengths[row] for row in rows):
-            return Batch(rows, DynamicCache(), [0] * len(rows), 0)
+            return Batch(DynamicCache(), [0] * len(rows), 0)
         batch = self._home[rows[0]][0]
-        tight = all(batch.width - pad == self._lengths.get(row) for pad, row in zip(batch.padding, batch.rows))
-        if batch.rows == rows and tight:
+        tight = all(batch.width - pad == self._lengths[row] for pad, row in zip(batch.padding, rows))
+        if tight and self._at_home(rows, batch, len(batch.padding)):
             return batch
         width = max(self._lengths[row] for row in rows)
         padding = [width - self._lengths[row] for row in rows]
         cache = DynamicCache()
         for layer in range(len(batch.cache.layers)):
             cache.update(*(torch.cat([F.pad(x, (0, 0, width - x.shape[2], 0)) for x in past]) for past in self._past(rows, layer)), layer)
-        return Batch(rows, cache, padding, width)
+        return Batch(cache, padding, width)
 
     def _past(self, rows: list[int], layer: int) -> tuple[list[Tensor], list[Tensor]]:
         """Each row's keys and each row's values in a layer: [1, kv_heads, length, d]."""

@@ -2,75 +2,230 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LogitsProcessor
 
 from ..data.refusal import UserError
+from .spans import Span
 
 DEFAULT_MAX_NEW_TOKENS = 256
+DEFAULT_BREAKERS = ("\n", ":", '"', "*")  # what DRY's repetitions do not reach across, as in llama.cpp
 
 # a function (logits [1, vocab], history [1, n]) -> logits [1, vocab], or a transformers LogitsProcessor
 UserFilter = Callable[[Tensor, Tensor], Tensor] | LogitsProcessor
+
+# each of these, when given, turns sampling on
+WARPING = (
+    "temperature", "dynatemp_range", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h", "top_n_sigma",
+    "xtc_probability", "mirostat_tau",
+)  # fmt: skip
+
+
+def ask(default: Any, fits: Callable[[Any], bool] = lambda value: True, wanted: str = "", kind: type | tuple = (int, float)):
+    """A field with the rule that its value must keep; None always passes where it is the default."""
+    return field(default=default, metadata={"fits": fits, "wanted": wanted, "kind": kind})
+
+
+def whole(default: int | None, least: int):
+    return ask(default, lambda n: n >= least, f"a whole number from {least}", int)
+
+
+def number(default: float | None, fits: Callable[[float], bool], wanted: str):
+    return ask(default, lambda x: abs(x) < float("inf") and fits(x), wanted)
+
+
+def fraction(default: float | None):
+    return number(default, lambda x: 0 <= x <= 1, "in [0, 1]")
 
 
 @dataclass(frozen=True)
 class SamplingParams:
     """Settings of one request, under transformers' names; None leaves a filter out.
 
-    Without `do_sample`, a request is sampled where temperature, top_k, top_p or min_p is given, and greedy elsewhere; a
-    temperature of 0 is greedy too. `seed` makes sampled text repeatable; without one a fresh seed is drawn and reported.
-    `stop` strings and `stop_token_ids` end the answer besides the model's own end tokens. `filters` are the caller's own,
-    applied after the repetition penalty and before temperature. Raises UserError for a value out of range.
+    Without `do_sample`, a request is sampled where one of `WARPING` is given (temperature, top_k, top_p, ...), and takes the
+    likeliest elsewhere; a temperature of 0 is greedy too. Without `strategy`, the options say which is meant (see `strategies.choose`).
+    `seed` makes sampled text repeatable; without one a fresh seed is drawn and reported. `stop` strings, `stop_regex`, `stop_token_ids`
+    and `stop_when` (a function of the answer's text so far) end the answer besides the model's own end tokens. `filters` are the
+    caller's own. Models stand here too (`assistant_model`, `amateur_model`), for each request may have its own.
+    Raises UserError for a value out of range, and for options that exclude each other.
     """
 
-    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
+    # the search
+    strategy: str | None = None
     do_sample: bool | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    seed: int | None = None
+    num_return_sequences: int = whole(1, 1)
+    seed: int | None = ask(None, kind=int, wanted="a whole number")
+    # length and stop
+    max_new_tokens: int = whole(DEFAULT_MAX_NEW_TOKENS, 1)
+    max_length: int | None = whole(None, 1)
+    min_new_tokens: int | None = whole(None, 0)
+    min_length: int | None = whole(None, 0)
+    max_time: float | None = number(None, lambda t: t > 0, "a number of seconds above 0")
     stop: str | Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
+    stop_regex: str | None = ask(None, kind=str, wanted="a regular expression")
+    stop_when: Callable[[str], bool] | None = None
+    ignore_eos: bool = False
+    thinking_budget: int | None = whole(None, 0)
+    thinking_end: str = "</think>"
+    # filters that shape the distribution
+    temperature: float | None = number(None, lambda t: t >= 0, "a number from 0")
+    dynatemp_range: float | None = number(None, lambda r: r >= 0, "a number from 0")
+    dynatemp_exponent: float = number(1.0, lambda e: e > 0, "a number above 0")
+    top_k: int | None = ask(None, lambda k: k >= 0, "a whole number from 0 (0 is off)", int)
+    top_p: float | None = number(None, lambda p: 0 < p <= 1, "in (0, 1]")
+    min_p: float | None = fraction(None)
+    typical_p: float | None = number(None, lambda p: 0 < p <= 1, "in (0, 1]")
+    epsilon_cutoff: float | None = number(None, lambda e: 0 <= e < 1, "in [0, 1)")
+    eta_cutoff: float | None = number(None, lambda e: 0 <= e < 1, "in [0, 1)")
+    top_h: float | None = number(None, lambda h: 0 < h <= 1, "in (0, 1]")
+    top_n_sigma: float | None = number(None, lambda n: n >= 0, "a number from 0 (0 is off)")
+    xtc_probability: float | None = fraction(None)
+    xtc_threshold: float = fraction(0.1)
+    mirostat_tau: float | None = number(None, lambda t: t > 0, "a number above 0")
+    mirostat_eta: float = number(0.1, lambda e: 0 < e <= 1, "in (0, 1]")
+    # filters that look back
+    repetition_penalty: float | None = number(None, lambda r: r > 0, "a number above 0")
+    encoder_repetition_penalty: float | None = number(None, lambda r: r > 0, "a number above 0")
+    presence_penalty: float | None = number(None, lambda p: True, "a number")
+    frequency_penalty: float | None = number(None, lambda p: True, "a number")
+    dry_multiplier: float | None = number(None, lambda m: m >= 0, "a number from 0")
+    dry_base: float = number(1.75, lambda b: b >= 1, "a number from 1")
+    dry_allowed_length: int = whole(2, 1)
+    dry_sequence_breakers: Sequence[str] = DEFAULT_BREAKERS
+    dry_penalty_last_n: int | None = whole(None, 1)
+    no_repeat_ngram_size: int | None = whole(None, 1)
+    encoder_no_repeat_ngram_size: int | None = whole(None, 1)
+    # tokens that may not or must come
+    bad_words: Sequence[str] = ()
+    bad_words_ids: Sequence[Sequence[int]] = ()
+    suppress_tokens: Sequence[int] = ()
+    begin_suppress_tokens: Sequence[int] = ()
+    logit_bias: Mapping[int, float] | None = None
+    sequence_bias: Mapping[tuple[int, ...], float] | None = None
+    forced_bos_token_id: int | None = whole(None, 0)
+    forced_eos_token_id: int | Sequence[int] | None = None
+    exponential_decay_length_penalty: tuple[int, float] | None = None
+    prefix_allowed_tokens_fn: Callable[[list[int]], Sequence[int]] | None = None
     filters: Sequence[UserFilter] = ()
+    filter_order: Sequence[str] | None = None
+    # control of the text
+    prefix: str | None = ask(None, kind=str, wanted="a text")
+    token_healing: bool = False
+    forced_text: Mapping[int, str] | None = None
+    trie: Sequence[str | Sequence[int]] = ()
+    json_schema: Mapping | str | None = None
+    regex: str | None = ask(None, kind=str, wanted="a regular expression")
+    choice: Sequence[str] = ()
+    grammar: str | None = ask(None, kind=str, wanted="a Lark grammar")
+    # control of attention
+    hide: Sequence[Span] = ()
+    attention_mask: Sequence[int] | None = None
+    # beams
+    num_beams: int = whole(1, 1)
+    num_beam_groups: int = whole(1, 1)
+    diversity_penalty: float = number(0.0, lambda d: d >= 0, "a number from 0")
+    length_penalty: float = number(1.0, lambda p: True, "a number")
+    early_stopping: bool | str = False
+    force_words: Sequence[str | Sequence[str]] = ()
+    force_words_ids: Sequence[Sequence] = ()
+    # contrast
+    penalty_alpha: float | None = fraction(None)
+    dola_layers: str | Sequence[int] | None = None
+    guidance_scale: float | None = number(None, lambda g: g > 0, "a number above 0")
+    negative_prompt: Any = None
+    amateur_model: nn.Module | None = None
+    amateur_alpha: float = number(0.1, lambda a: 0 < a <= 1, "in (0, 1]")
+    amateur_temperature: float = number(1.0, lambda t: t > 0, "a number above 0")
+    # speculation
+    assistant_model: nn.Module | None = None
+    assistant_tokenizer: Any = None
+    assistant_early_exit: int | None = whole(None, 1)
+    prompt_lookup_num_tokens: int | None = whole(None, 1)
+    max_matching_ngram_size: int = whole(2, 1)
+    num_assistant_tokens: int = whole(5, 1)
+    num_assistant_tokens_schedule: str = "heuristic"
+    assistant_confidence_threshold: float = fraction(0.4)
+    # choosing among answers
+    best_of: int | None = whole(None, 1)
+    reward: Callable[[str, str], float] | None = None
+    answer_of: Callable[[str], Any] | None = None
+    utility: Callable[[str, str], float] | None = None
 
     def __post_init__(self):
-        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()))
-        self._check_ranges()
-        if self.do_sample is False:
-            given = [name for name in ("top_k", "top_p", "min_p") if getattr(self, name)]
-            given += ["temperature"] if self.temperature else []
-            if given:
-                raise UserError(f"{given[0]}={getattr(self, given[0])} asks for sampling, but do_sample is false: drop one of them")
-        if self.do_sample and self.temperature == 0:
-            raise UserError("temperature=0 is greedy, but do_sample is true: drop one of them")
-
-    def _check_ranges(self) -> None:
-        def check(name: str, fits: Callable[[float], bool], wanted: str, kind: type | tuple = (int, float)) -> None:
+        for name in ("stop", "choice", "bad_words"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, kind) or not fits(value)):
-                raise UserError(f"{name} must be {wanted}, got {value!r}")
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value or ()))
+        for each in fields(self):
+            if each.metadata:
+                self._check_range(each)
+        self._check_kinds()
+        self._check_pairs()
 
-        check("max_new_tokens", lambda n: n >= 1, "a whole number from 1", int)
-        check("temperature", lambda t: 0 <= t < float("inf"), "a number from 0")
-        check("top_k", lambda k: k >= 0, "a whole number from 0 (0 is off)", int)
-        check("top_p", lambda p: 0 < p <= 1, "in (0, 1]")
-        check("min_p", lambda p: 0 <= p <= 1, "in [0, 1]")
-        check("repetition_penalty", lambda r: 0 < r < float("inf"), "a number above 0")
-        check("seed", lambda s: True, "a whole number", int)
-        if any(not isinstance(stop, str) or not stop for stop in self.stop):
-            raise UserError(f"stop must be texts of at least one character, got {self.stop!r}")
+    def _check_range(self, each) -> None:
+        value, kind = getattr(self, each.name), each.metadata["kind"]
+        if value is None and each.default is None:
+            return
+        if isinstance(value, bool) or not isinstance(value, kind) or not each.metadata["fits"](value):
+            raise UserError(f"{each.name} must be {each.metadata['wanted']}, got {value!r}")
+
+    def _check_kinds(self) -> None:
+        for name in ("stop", "bad_words", "choice"):
+            if any(not isinstance(text, str) or not text for text in getattr(self, name)):
+                raise UserError(f"{name} must be texts of at least one character, got {getattr(self, name)!r}")
         for each in self.filters:
             if not callable(each):
                 raise UserError(f"a filter must be a function or a LogitsProcessor, got {each!r}")
+        for name in ("stop_when", "prefix_allowed_tokens_fn", "reward", "answer_of", "utility"):
+            value = getattr(self, name)
+            if value is not None and not callable(value):
+                raise UserError(f"{name} must be a function, got {value!r}")
+        if self.early_stopping not in (True, False, "never"):
+            raise UserError(f'early_stopping must be True, False or "never", got {self.early_stopping!r}')
+        if self.num_assistant_tokens_schedule not in ("heuristic", "constant"):
+            raise UserError(f"num_assistant_tokens_schedule must be heuristic or constant, got {self.num_assistant_tokens_schedule!r}")
+
+    def _check_pairs(self) -> None:
+        warping = [name for name in WARPING if getattr(self, name)]
+        if self.penalty_alpha is not None:
+            warping = [name for name in warping if name != "top_k"]  # there it counts the candidates
+        if self.do_sample is False and warping:
+            raise UserError(f"{warping[0]}={getattr(self, warping[0])} asks for sampling, but do_sample is false: drop one of them")
+        if self.do_sample and self.temperature == 0:
+            raise UserError("temperature=0 is greedy, but do_sample is true: drop one of them")
+        others = [name for name in warping if name not in ("mirostat_tau", "temperature")]
+        if self.mirostat_tau and others:
+            raise UserError(f"mirostat_tau chooses how many tokens to keep by itself: drop it or {others[0]}={getattr(self, others[0])}")
+        if self.dynatemp_range and not self.temperature:
+            raise UserError(f"dynatemp_range={self.dynatemp_range} needs the temperature that it lies around: give temperature")
+
+    @classmethod
+    def from_generation_config(cls, config: Any, **changes: Any) -> SamplingParams:
+        """Return the settings of a checkpoint's own generation_config, with the caller's `changes` by our names."""
+        from .dialects import from_generation_config  # which speaks of these settings
+
+        return from_generation_config(config, **changes)
 
     @property
     def samples(self) -> bool:
         """Whether tokens are drawn; else the likeliest is taken."""
         if self.do_sample is not None:
             return self.do_sample
-        return self.temperature != 0 and any((self.temperature, self.top_k, self.top_p, self.min_p))
+        given = [name for name in WARPING if getattr(self, name) and (name != "top_k" or self.penalty_alpha is None)]
+        return self.temperature != 0 and bool(given)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The settings that differ from their defaults."""
+        return {each.name: value for each in fields(self) if differs(value := getattr(self, each.name), each.default)}
+
+
+def differs(value: Any, default: Any) -> bool:
+    """Whether a setting asks for something; a tuple and a list of the same things are alike."""
+    if isinstance(value, list | tuple) and isinstance(default, tuple):
+        return tuple(value) != default
+    return value is not default and not (isinstance(value, type(default) | int | float) and value == default)

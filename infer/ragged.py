@@ -96,22 +96,32 @@ def ragged_attention(
     # the mask is what the fused kernels obey; the argument is its copy, missing in some architectures
     window = attention_mask.size if attention_mask is not None else sliding_window
     options = {"window": window, "softcap": softcap, "sinks": s_aux, "scale": scaling}
-    parts = [_step(run, layer, query, key, value, **options) for run in ragged.runs]
-    for pool, slot, tokens, past in ragged.longer:
-        keys, values = pool.tensors(layer, key, value)
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
+    return attend_pass(ragged, layer, query, key, value, **options)[None], None
+
+
+def attend_pass(plan: Pass, layer: int, query: Tensor, key: Tensor, value: Tensor, **options) -> Tensor:
+    """Write one layer's new keys and values into the rows' slots and attend, each row over its own past.
+
+    query is [total, heads, d], key and value [total, kv_heads, d]; returns [total, heads, d_v].
+    `options` are the window, soft cap, sinks and scale of `attend`.
+    """
+    parts = [_step(run, layer, query, key, value, **options) for run in plan.runs]
+    for pool, slot, tokens, past in plan.longer:
+        keys, values = pool.tensors(layer, key.transpose(0, 1), value.transpose(0, 1))
         end = past + tokens.stop - tokens.start
-        keys[slot, :, past:end] = key[0, :, tokens]
-        values[slot, :, past:end] = value[0, :, tokens]
+        keys[slot, :, past:end] = key[tokens].transpose(0, 1)
+        values[slot, :, past:end] = value[tokens].transpose(0, 1)
         row = slice(slot, slot + 1)
-        out = attend(query[:, :, tokens], keys[row, :, :end], values[row, :, :end], past=past, **options)
-        parts.append(out.transpose(1, 2))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), None
+        out = attend(query[tokens].transpose(0, 1)[None], keys[row, :, :end], values[row, :, :end], past=past, **options)
+        parts.append(out[0].transpose(0, 1))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _step(run: Run, layer: int, query, key, value, *, window, softcap, sinks, scale) -> Tensor:
-    """Attend with one new token a row: [1, rows, heads, d_v]."""
-    keys, values = run.pool.tensors(layer, key, value)
-    query, key, value = (x[0, :, run.tokens].transpose(0, 1) for x in (query, key, value))  # [rows, heads, d]
+    """Attend with one new token a row: [rows, heads, d]."""
+    keys, values = run.pool.tensors(layer, key.transpose(0, 1), value.transpose(0, 1))
+    query, key, value = query[run.tokens], key[run.tokens], value[run.tokens]  # [rows, heads, d]
     if len(run.positions) == 1:
         keys[run.slots.start, :, run.positions[0]] = key[0]
         values[run.slots.start, :, run.positions[0]] = value[0]
@@ -127,7 +137,7 @@ def _step(run: Run, layer: int, query, key, value, *, window, softcap, sinks, sc
         out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scale)
     else:
         out = attend_in_full(query[:, :, None], keys, values, mask, scale, 0.0, softcap, sinks)
-    return out.reshape(1, rows, heads, -1)
+    return out.reshape(rows, heads, -1)
 
 
 def window_mask(*, config, local_size: int | None = None, use_vmap: bool = False, **rest) -> Window:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .events import Committed, Event, Finished, Result
+from .events import Committed, Event, Finished, Observed, Result
 from .params import SamplingParams
+from .sample import uniform
 from .stop import AnswerText
+
+Combine = Callable[[Tensor, Tensor], Tensor]  # logits of the row and of its companion, [n, vocab] each, to the row's
 
 
 @dataclass(eq=False)
 class Request:
-    """One prompt with its settings, where its answer ends, and the ear that hears its events."""
+    """One prompt with its settings, where its answer ends, and the ear that hears its events.
+
+    An encoder-decoder's prompt is `source_ids`, and `prompt_ids` are then the decoder's first ids. `select`, where given, takes
+    all `width` finished rows and returns the ones to be told of, best first.
+    """
 
     index: int
     prompt_ids: list[int]
@@ -24,29 +34,77 @@ class Request:
     end_ids: frozenset[int]
     new_text: Callable[[], AnswerText]
     hear: Callable[[Event], None] = lambda event: None
-    result: Result | None = None
-    published: int = 0
+    source_ids: list[int] | None = None
+    breaker_ids: frozenset[int] = frozenset()  # tokens that DRY's repetitions do not reach across
+    hidden: tuple[int, ...] = ()  # positions of the prompt that no token sees
+    prefix_ids: list[int] = field(default_factory=list)  # the answer begins with these
+    new_controls: Callable[[], list] = list  # what steers the text of one row, made anew for each
+    companion: tuple[Any, list[int], Combine] | None = None  # a runner (None for the request's own), its prompt, and how to combine
+    select: Callable[[list[Row]], Sequence[Row]] | None = None
+    memory: Any = None  # a PrefixCache that the rows' past comes from and goes to
+    tokenizer: Any = None  # of the model
+    traced: bool = False
+    started: float | None = None
+    alone: bool = True  # its prompt has not been run, or it has one answer only
+    results: dict[int, Result] = field(default_factory=dict)
+    _published: dict[int, int] = field(default_factory=dict)
+    _held: list[Row] = field(default_factory=list)
+
+    @property
+    def width(self) -> int:
+        """How many answers grow for this request."""
+        return max(self.params.num_return_sequences, self.params.best_of or 1)
+
+    @property
+    def result(self) -> Result | None:
+        return self.results.get(0)
+
+    @property
+    def done(self) -> bool:
+        return len(self.results) == self.params.num_return_sequences
 
     def publish(self, row: Row, until: int | None = None) -> None:
         """Tell of the row's tokens that were not told yet, up to `until`; with all of a finished row told, finish."""
+        if self.select is not None:
+            self._hold(row)
+            return
         tokens = row.new_ids
         until = len(tokens) if until is None else until
-        for i in range(self.published, until):
-            self.hear(Committed(self.index, i, tokens[i], row.logprobs[i], row.pieces[i]))
-        self.published = max(self.published, until)
-        if row.finish_reason is not None and until == len(tokens):
-            self.result = Result(
-                self.index, "".join(row.pieces), tokens, row.logprobs, row.finish_reason, len(self.prompt_ids), self.seed
-            )
-            self.hear(Finished(self.index, row.finish_reason))
+        for i in range(self._published.get(row.choice, 0), until):
+            self.hear(Committed(self.index, i, tokens[i], row.logprobs[i], row.pieces[i], row.choice))
+        self._published[row.choice] = max(self._published.get(row.choice, 0), until)
+        if row.finished and until == len(tokens):
+            self.results[row.choice] = Result(
+                self.index, "".join(row.pieces), tokens, row.logprobs, row.finish_reason, len(self.source_ids or self.prompt_ids),
+                row.seed, row.choice, row.score,
+            )  # fmt: skip
+            self.hear(Finished(self.index, row.finish_reason, row.choice))
+
+    def _hold(self, row: Row) -> None:
+        """Keep a finished row until all are there, then tell of the chosen ones."""
+        if row.finished:
+            self._held.append(row)
+        if len(self._held) == self.width:
+            chosen, self.select = self.select(self._held), None
+            for choice, row in enumerate(chosen):
+                row.drawn_by, row.choice = row.seed, choice
+                self.publish(row)
+
+    def note(self, what: Any, position: int, choice: int = 0) -> None:
+        """Tell those who trace what happened at a position; nobody else hears it."""
+        if self.traced:
+            self.hear(Observed(self.index, position, what, choice))
 
 
 @dataclass(eq=False)
 class Row:
-    """A hypothesis: the prompt and what follows it, and how much of that the cache has seen."""
+    """A hypothesis: the prompt and what follows it, and how much of that the cache has seen.
+
+    `states` are those of filters that remember, by name; `controls` steer the text. Both fork with the row and hear of each token.
+    """
 
     request: Request
-    runner: object
+    runner: Any
     slot: int
     ids: list[int]
     text: AnswerText
@@ -54,18 +112,40 @@ class Row:
     logprobs: list[float] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
     finish_reason: str | None = None
+    choice: int = 0
+    score: float | None = None
+    states: dict[str, Any] = field(default_factory=dict)
+    controls: list = field(default_factory=list)
+    companion: Row | None = None
+    drawn_by: int | None = None  # the seed that drew it, where its choice is a rank
     _history: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     _remembered: int = 0
 
     @classmethod
-    def open(cls, request: Request, runner) -> Row:
-        """Return the request's first row, which holds the prompt and has been shown nothing of it."""
-        return cls(request, runner, runner.row(), list(request.prompt_ids), request.new_text())
+    def open(cls, request: Request, runner, choice: int = 0) -> Row:
+        """Return a row of the request that holds the prompt and has been shown nothing of it, or what a memory has of it."""
+        if request.memory is not None:
+            slot, seen = request.memory.recall(request.prompt_ids)
+        else:
+            slot, seen = (runner.row() if request.source_ids is None else runner.row(request.source_ids)), 0
+        if request.hidden:
+            runner.hide(slot, request.hidden)
+        row = cls(request, runner, slot, list(request.prompt_ids), request.new_text(), seen, choice=choice)
+        row.controls = request.new_controls()
+        if request.companion is not None:
+            other, ids, _ = request.companion
+            row.companion = cls(request, other or runner, (other or runner).row(), list(ids), row.text)
+        for id in request.prefix_ids:
+            row.commit(id, 0.0)  # certain: nothing else could come there
+        return row
 
     @property
     def unseen(self) -> list[int]:
-        """The ids that the next pass must bring."""
-        return self.ids[self.seen :]
+        """The ids that the next pass must bring; those of hidden positions are left out."""
+        hidden = self.request.hidden
+        if not hidden or self.seen >= len(self.request.prompt_ids):
+            return self.ids[self.seen :]
+        return [id for place, id in enumerate(self.ids[self.seen :], self.seen) if place not in hidden]
 
     @property
     def new_ids(self) -> list[int]:
@@ -81,17 +161,32 @@ class Row:
     def finished(self) -> bool:
         return self.finish_reason is not None
 
+    @property
+    def seed(self) -> int:
+        """What the row's noise is drawn from: the request's seed, and for its further answers one derived from it."""
+        if self.drawn_by is not None:
+            return self.drawn_by
+        return self.request.seed if self.choice == 0 else derived(self.request.seed, self.choice)
+
+    def noise(self, draw: int = 0) -> float:
+        """A number in [0, 1) that belongs to this row's next position."""
+        return uniform(self.seed, self.position, draw)
+
     def commit(self, id: int, logprob: float) -> None:
         """Append a token to the answer and judge whether it ends there."""
-        params = self.request.params
+        request, params = self.request, self.request.params
         self.ids.append(id)
         self.logprobs.append(logprob)
-        own_end, callers_end = id in self.request.end_ids, id in params.stop_token_ids
+        for state in (*self.states.values(), *self.controls):
+            state.accept(id)
+        own_end, callers_end = id in request.end_ids, id in params.stop_token_ids
         piece = "" if own_end or callers_end else self.text.push(id)
         if callers_end or own_end:
             self.finish_reason = "eos" if own_end else "stop"
         elif self.position >= params.max_new_tokens:
             self.finish_reason = "length"
+        elif params.max_time is not None and request.started is not None and time.monotonic() - request.started >= params.max_time:
+            self.finish_reason = "time"
         if self.finished:
             piece += self.text.finish()  # which may complete a stop string
         if self.text.stopped:
@@ -114,18 +209,73 @@ class Row:
         """Drop the newest `count` positions from the cache: guesses that were not committed."""
         if count:
             self.seen -= count
-            self.runner.truncate(self.slot, self.seen)
+            self.runner.truncate(self.slot, self.seen - len(self.request.hidden))
+            if self.companion is not None:
+                self.companion.drop(count)
+
+    def drop(self, count: int) -> None:
+        """Take the newest `count` ids of a companion away, from its cache too."""
+        del self.ids[len(self.ids) - count :]
+        self.seen -= count
+        self.runner.truncate(self.slot, self.seen)
+
+    def copy(self) -> Row:
+        """Return a row with the same ids that has no place of its own in the cache, to be judged or become: never run, never released."""
+        other = Row(self.request, self.runner, self.slot, [], self.text, choice=self.choice, companion=self.companion)
+        other._copy(self)
+        return other
 
     def fork(self) -> Row:
         """Return a row with the same ids and past that goes on by itself."""
-        [slot] = self.runner.fork([self.slot])
-        return Row(
-            self.request, self.runner, slot, list(self.ids), self.text.fork(), self.seen,
-            list(self.logprobs), list(self.pieces), self.finish_reason,
-        )  # fmt: skip
+        other = self.copy()
+        [other.slot] = self.runner.fork([self.slot])
+        if self.companion is not None:
+            other.companion = self.companion.fork()
+        return other
+
+    def become(self, parent: Row) -> None:
+        """Go on as a copy of `parent`, of the same request; the cache copies only what the two do not share."""
+        if parent.slot != self.slot:
+            self.runner.copy(parent.slot, self.slot, max(shared(self.ids, parent.ids) - len(self.request.hidden), 0))
+            if self.companion is not None:
+                self.companion.become_companion(parent.companion)
+        self._copy(parent)
+
+    def become_companion(self, parent: Row) -> None:
+        self.runner.copy(parent.slot, self.slot, shared(self.ids, parent.ids))
+        self.ids, self.seen = list(parent.ids), parent.seen
+
+    def _copy(self, parent: Row) -> None:
+        self.ids, self.text, self.seen = list(parent.ids), parent.text.fork(), parent.seen
+        self.logprobs, self.pieces = list(parent.logprobs), list(parent.pieces)
+        self.finish_reason, self.score = parent.finish_reason, parent.score
+        self.states = {name: state.fork() for name, state in parent.states.items()}
+        self.controls = [control.fork() for control in parent.controls]
+        self._history, self._remembered = parent._history[: parent._remembered].clone(), parent._remembered
 
 
-def release(rows: list[Row]) -> None:
-    """Give back the rows' places in the cache."""
-    if rows:
-        rows[0].runner.release([row.slot for row in rows])
+def derived(seed: int, choice: int) -> int:
+    """The seed of a request's further answer, which repeats that answer alone."""
+    return int.from_bytes(blake2b(f"{seed} {choice}".encode(), digest_size=4).digest(), "little")
+
+
+def shared(a: list[int], b: list[int]) -> int:
+    """Return how many first ids the two have in common."""
+    if a == b:
+        return len(a)
+    low, high = 0, min(len(a), len(b))  # the first difference lies in [low, high]
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
+    return low
+
+
+def release(rows: Sequence[Row]) -> None:
+    """Give back the rows' places in the cache; a memory keeps the past of a finished one."""
+    for row in rows:
+        if row.request.memory is not None and row.finished:
+            row.request.memory.remember(row)
+        else:
+            row.runner.release([row.slot])
+        if row.companion is not None:
+            row.companion.runner.release([row.companion.slot])

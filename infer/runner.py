@@ -7,7 +7,7 @@ own position; the attention function of `ragged` writes and reads each row's slo
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 
@@ -18,14 +18,19 @@ from transformers import PreTrainedModel
 from ..data.refusal import UserError
 from .architecture import (
     Capabilities,
+    Passed,
     attention_is_replaceable,
     carries_state,
     context_limit,
     evaluating,
+    refuse_hidden_under_window,
     refuse_unsupported,
+    scaled,
     transformers_model,
 )
+from .blocks import is_covered
 from .cache import KVCache, Pool
+from .encoder_decoder_runner import EncoderDecoderRunner
 from .padded_runner import PaddedRunner
 from .ragged import RAGGED, Pass, Run
 from .stateful_runner import StatefulRunner
@@ -38,7 +43,7 @@ class RaggedRunner:
     `passes` and `positions` count what was computed.
     """
 
-    capabilities = Capabilities()
+    capabilities = Capabilities(hidden_states=True, mask_holes=True)
 
     def __init__(self, model: nn.Module):
         self.model = transformers_model(model)
@@ -68,6 +73,15 @@ class RaggedRunner:
         """Return a new row for each of these, with the same past."""
         return self.cache.fork(rows)
 
+    def copy(self, source: int, target: int, first: int) -> None:
+        """Give `target` the past of `source`, of which it has the first `first` positions already."""
+        self.cache.copy(source, target, first)
+
+    def hide(self, row: int, positions: Sequence[int]) -> None:
+        """Leave these positions out of a row that has no past yet: its tokens keep the positions that they have without."""
+        refuse_hidden_under_window(self.config)
+        self.cache.hidden[row] = tuple(sorted(positions))
+
     def truncate(self, row: int, length: int) -> None:
         """Forget all of a row but its first `length` positions: rejected guesses leave the cache."""
         self.cache.truncate(row, length)
@@ -76,37 +90,56 @@ class RaggedRunner:
         """Give back the rows' memory."""
         self.cache.release(rows)
 
-    def refresh(self) -> None:
-        """Forget every row: the weights have changed, so their keys and values are no longer the model's."""
-        self.cache.release(list(self.cache.lengths))
+    def refresh(self, keep: Collection[int] = ()) -> None:
+        """Forget every row that is not kept; all of them once the weights have changed, for the past is no longer the model's."""
+        self.cache.release([row for row in self.cache.lengths if row not in keep])
 
-    @torch.no_grad()
     def forward(self, rows: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int]) -> Tensor:
         """Append `ids[i]` to row i, all rows in one pass; return logits, [sum(keep), vocab].
 
         `keep[i]` counts how many of the row's newest positions want logits; the result has them row after row, in
         the order given.
         """
+        return self.observe(rows, ids, keep, ()).logits
+
+    @torch.no_grad()
+    def observe(self, rows: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int], layers: Sequence[int]) -> Passed:
+        """As `forward`, with the hidden states of these layers at every new position, row after row."""
         assert len(set(rows)) == len(rows) == len(ids) == len(keep) and all(ids)
         plan, tokens, positions, starts = self._plan(rows, ids)
         ends = [start + len(new) for start, new in zip(starts, ids)]
         wanted = torch.tensor([i for end, k in zip(ends, keep) for i in range(end - k, end)], dtype=torch.long)
-        device = self.model.get_input_embeddings().weight.device
-        kept = {"logits_to_keep": wanted.to(device)} if self._keeps_logits else {}
-        with self._lent():
-            logits = self.model(
-                input_ids=torch.tensor([tokens], device=device),
-                position_ids=torch.tensor([positions], device=device),
-                use_cache=False,
-                ragged=plan,
-                **kept,
-            ).logits[0]
-        self._check(plan)
+        logits, states = self._run(plan, tokens, positions, wanted, layers)
         for row, new in zip(rows, ids):
             self.cache.lengths[row] += len(new)
         self.passes += 1
         self.positions += len(tokens)
-        return logits if self._keeps_logits else logits[wanted.to(logits.device)]
+        if layers:
+            order = torch.tensor([i for start, end in zip(starts, ends) for i in range(start, end)], device=logits.device)
+            states = {layer: hidden[order] for layer, hidden in states.items()}
+        return Passed(logits, states)
+
+    def _run(self, plan: Pass, tokens: list[int], positions: list[int], wanted: Tensor, layers: Sequence[int]) -> Passed:
+        """Take the plan's tokens through the model: logits at the places `wanted`, hidden states in the order of the tokens."""
+        device = self.model.get_input_embeddings().weight.device
+        kept = {"logits_to_keep": wanted.to(device)} if self._keeps_logits else {}
+        with self._lent():
+            out = self.model(
+                input_ids=torch.tensor([tokens], device=device),
+                position_ids=torch.tensor([positions], device=device),
+                use_cache=False,
+                ragged=plan,
+                output_hidden_states=bool(layers),
+                **kept,
+            )
+        self._check(plan)
+        logits = out.logits[0] if self._keeps_logits else out.logits[0, wanted.to(device)]
+        return Passed(logits, {layer: out.hidden_states[layer][0] for layer in layers})
+
+    @torch.no_grad()
+    def head(self, states: Tensor) -> Tensor:
+        """Return what the language model head makes of hidden states, [n, hidden] to [n, vocab]."""
+        return scaled(self.config, self.model.get_output_embeddings()(states))
 
     def _plan(self, rows: Sequence[int], ids: Sequence[Sequence[int]]) -> tuple[Pass, list[int], list[int], list[int]]:
         """Lay the new tokens in one sequence: single steps first, by slot, then the longer ones.
@@ -122,7 +155,7 @@ class RaggedRunner:
         for i in order:
             past, starts[i] = self.cache.lengths[rows[i]], len(tokens)
             tokens += ids[i]
-            positions += range(past, past + len(ids[i]))
+            positions += self.cache.positions(rows[i], len(ids[i]))
             if len(ids[i]) == 1:
                 singles.append((*places[i], starts[i], past))
             else:
@@ -156,12 +189,19 @@ class RaggedRunner:
                 config._attn_implementation = implementation
 
 
-def open_runner(model: nn.Module) -> RaggedRunner | PaddedRunner | StatefulRunner:
-    """Return the runner for a model: ragged where all memory is attention that lets itself be replaced.
+def open_runner(model: nn.Module) -> RaggedRunner | PaddedRunner | StatefulRunner | EncoderDecoderRunner:
+    """Return the runner for a model: direct for the families of `blocks`, ragged where all memory is attention that lets itself be replaced.
 
-    Else padded, where it is attention of another kind, and one row at a time where layers carry a state.
+    Else padded, where it is attention of another kind, and one row at a time where layers carry a state. Encoder-decoders have one of
+    their own, whose rows are opened on their source.
     """
     inner = transformers_model(model)
+    if inner.config.is_encoder_decoder:
+        return EncoderDecoderRunner(inner)
     if carries_state(inner):
         return StatefulRunner(inner)
+    if is_covered(inner):
+        from .direct_runner import DirectRunner  # which is a RaggedRunner
+
+        return DirectRunner(inner)
     return RaggedRunner(inner) if attention_is_replaceable(inner) else PaddedRunner(inner)

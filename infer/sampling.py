@@ -6,14 +6,16 @@ from collections.abc import Callable
 
 from .filters import Filters
 from .row import Row, release
-from .sample import choose, uniform
-from .strategy import Forward, Strategy
+from .sample import choose
+from .strategy import Strategy, next_tokens
+from .trace import Watch
 
 
 def sampling(arrivals: Callable[[], list[Row]]) -> Strategy:
     """Give every row one token a pass, until no row is left; `arrivals` is asked for more before each pass.
 
-    Rows are filtered together, each by its own settings, and each draws its own noise.
+    Rows are filtered together, each by its own settings, and each draws its own noise. A request for several answers
+    runs its prompt once and forks.
     """
     live: list[Row] = []
     filters = Filters(live)
@@ -21,17 +23,40 @@ def sampling(arrivals: Callable[[], list[Row]]) -> Strategy:
         live = live + arrivals()
         if not live:
             return
+        logits = yield next_tokens(live)
+        if any(row.request.alone and row.request.width > 1 for row in live):
+            live, places = with_forks(live)
+            logits = logits[places]
         if live != filters.rows:
             filters = Filters(live)
-        logits = yield Forward(live, [row.unseen for row in live], [1] * len(live))
-        ids, logprobs = choose(filters(logits), [noise(row) for row in live])
-        for row, id, logprob in zip(live, ids.tolist(), logprobs.tolist()):
+        watch = Watch.of(live, logits)
+        scores = filters(logits, watch)
+        chosen, logprobs = choose(scores, [row.noise() if row.request.params.samples else None for row in live])
+        ids = chosen.tolist()
+        if watch is not None:
+            watch.chosen(scores, ids)
+        for row, id, logprob in zip(live, ids, logprobs.tolist()):
             row.commit(id, logprob)
             row.request.publish(row)
         release([row for row in live if row.finished])
         live = [row for row in live if not row.finished]
 
 
-def noise(row: Row) -> float | None:
-    """The row's number for its next token, None where it takes the likeliest."""
-    return uniform(row.request.seed, row.position) if row.request.params.samples else None
+def with_forks(live: list[Row]) -> tuple[list[Row], list[int]]:
+    """Add the further answers of requests whose prompt has just been run; return all rows and whose logits each has."""
+    rows, places = [], []
+    for place, row in enumerate(live):
+        new = [row]
+        if row.request.alone:
+            new += [forked(row, choice) for choice in range(1, row.request.width)]
+            row.request.alone = False
+        rows += new
+        places += [place] * len(new)
+    return rows, places
+
+
+def forked(row: Row, choice: int) -> Row:
+    """A fork of the row that grows another answer of its request."""
+    fork = row.fork()
+    fork.choice = choice
+    return fork

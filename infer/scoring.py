@@ -12,7 +12,8 @@ from ..data.answer import Conversation
 from ..data.formats import Dialogue
 from ..data.literal import continuing
 from ..data.refusal import UserError
-from .generation import Prompt, encode, is_dialogue
+from .encoder_decoder_runner import EncoderDecoderRunner, decoder_start
+from .prompts import Prompt, encode, is_dialogue
 from .runner import open_runner
 
 MAX_POSITIONS = 8192  # new positions a pass
@@ -28,10 +29,16 @@ def score(
 
     Behind messages the answer is an assistant's turn, its end-of-turn token included, with exactly the ids that training
     would teach; behind a text it is that text's continuation. Prompts cost no logits, and no answer is padded.
+
+    An encoder-decoder model reads the prompt and is scored on the answer as training encodes a target (`tokenizer(text_target=...)`,
+    with the end token that it puts there); ids are scored as they are given.
     """
     if len(prompts) != len(completions):
         raise UserError(f"{len(prompts)} prompts and {len(completions)} completions: give one for each")
     runner = open_runner(model)
+    if isinstance(runner, EncoderDecoderRunner):
+        targets = [target_ids(tokenizer, completion, f"answer {n}") for n, completion in enumerate(completions, 1)]
+        return score_targets(runner, [encode(tokenizer, prompt, f"prompt {n}") for n, prompt in enumerate(prompts, 1)], targets)
     each = enumerate(zip(prompts, completions), 1)
     return score_ids(runner, [pair_ids(tokenizer, *pair, runner.limit, f"prompt {n} with its answer") for n, pair in each])
 
@@ -66,11 +73,44 @@ def plain_ids(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], list[int]]:
     return lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def score_ids(runner, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Tensor]:
+def target_ids(tokenizer: PreTrainedTokenizerBase, completion: Completion, name: str) -> list[int]:
+    """Return the ids that an encoder-decoder model is scored on; raises UserError for a message and for an empty answer."""
+    if isinstance(completion, dict):
+        raise UserError(f"{name} is a message, which an encoder-decoder model does not answer with: give it as a text")
+    ids = tokenizer(text_target=completion)["input_ids"] if isinstance(completion, str) else list(completion)
+    if not completion or not ids:
+        raise UserError(f"{name} is empty, there is nothing to score")
+    return ids
+
+
+def score_targets(runner: EncoderDecoderRunner, sources: Sequence[list[int]], targets: Sequence[list[int]]) -> list[Tensor]:
+    """Return the log-probabilities of each target's ids where the encoder has read its source, behind what the decoder begins with."""
+    for n, (source, target) in enumerate(zip(sources, targets), 1):
+        for what, ids, limit in ((f"prompt {n}", source, runner.source_limit), (f"answer {n}", target, runner.limit)):
+            if limit is not None and len(ids) > limit:
+                raise UserError(f"{what} has {len(ids)} tokens, more than the {limit} positions of the model: shorten it")
+    pairs = [(first_ids(runner.model, target), target) for target in targets]
+    scores: list[Tensor] = []
+    while len(scores) < len(pairs):
+        begin = end = len(scores)
+        positions = 0
+        while end < len(pairs) and (end == begin or positions + len(sources[end]) <= MAX_POSITIONS):
+            positions, end = positions + len(sources[end]), end + 1
+        scores += score_ids(runner, pairs[begin:end], sources[begin:end])
+    return scores
+
+
+def first_ids(model: nn.Module, target: list[int]) -> list[int]:
+    """Return what the decoder is shown before the target when it is trained: its start, or, for mBART and PLBart, the target's last id."""
+    return target[-1:] if model.config.model_type in ("mbart", "plbart") else decoder_start(model)
+
+
+def score_ids(runner, pairs: Sequence[tuple[list[int], list[int]]], sources: Sequence[list[int]] | None = None) -> list[Tensor]:
     """Return the log-probabilities of each answer's ids behind its prompt's ids, in passes of bounded size.
 
     An answer that does not fit in a pass goes on in the next, over the cache: no position is computed twice.
     """
+    opened = [()] * len(pairs) if sources is None else [(source,) for source in sources]
     found: list[list[Tensor]] = [[] for _ in pairs]
     # the last answer token predicts nothing that is asked for
     left = [(i, prompt + answer[:-1], answer) for i, (prompt, answer) in enumerate(pairs)]
@@ -78,7 +118,7 @@ def score_ids(runner, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Tens
     try:
         while left:
             bites, left = next_pass(left)
-            rows.update({i: runner.row() for i, *_ in bites if i not in rows})
+            rows.update({i: runner.row(*opened[i]) for i, *_ in bites if i not in rows})
             logits = runner.forward([rows[i] for i, *_ in bites], [ids for _, ids, _ in bites], [len(t) for *_, t in bites])
             for (i, _, targets), part in zip(bites, logits.split([len(t) for *_, t in bites])):
                 found[i].append(chosen(part, targets))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -62,6 +62,13 @@ class StatefulRunner:
             forks.append(fork)
         return forks
 
+    def copy(self, source: int, target: int, first: int = 0) -> None:
+        """Give `target` the state of `source`."""
+        self._lengths[target] = self._lengths[source]
+        self._memory.pop(target, None)
+        if source in self._memory:
+            self._memory[target] = copy.deepcopy(self._memory[source])
+
     def truncate(self, row: int, length: int) -> None:
         """A state cannot be cut: raises UserError unless nothing is to be forgotten."""
         if length != self._lengths[row]:
@@ -72,8 +79,8 @@ class StatefulRunner:
             del self._lengths[row]
             self._memory.pop(row, None)
 
-    def refresh(self) -> None:
-        self.release(list(self._lengths))
+    def refresh(self, keep: Collection[int] = ()) -> None:
+        self.release([row for row in self._lengths if row not in keep])
 
     @torch.no_grad()
     def forward(self, rows: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int]) -> Tensor:

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from .row import Row
 
 
-@dataclass
+@dataclass(eq=False)
 class Forward:
     """The pass that a strategy needs: for each row its new ids, and of how many of the newest it wants the logits.
 
-    The strategy is sent those logits, [sum(keep), vocab], row after row. By then the rows have seen the ids.
+    The strategy is sent those logits, [sum(keep), vocab], row after row. By then the rows have seen the ids. `layers` asks for
+    hidden states as well, counted as transformers does (0 the embeddings, the last after the final norm): `states` then holds
+    for each layer those of all new positions, [sum(len(ids)), hidden], row after row. All rows of a pass have one runner.
     """
 
     rows: list[Row]
     ids: list[list[int]]
     keep: list[int]
+    layers: tuple[int, ...] = ()
+    states: dict[int, Tensor] = field(default_factory=dict)
+
+
+def next_tokens(rows: list[Row]) -> Forward:
+    """The pass of one step: what each row has not seen yet, and the logits that follow it."""
+    return Forward(rows, [row.unseen for row in rows], [1] * len(rows))
 
 
 # Knows nothing of models, caches or text. It releases the rows that it has done with, and ends when it has none left.

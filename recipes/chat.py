@@ -23,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     model_options, decoding, chat = parse(argv, SpeakingModel, Decoding, Chat, prog="seodang chat", positional=("model",), description=__doc__)
     decoding.params()  # refuses wrong values before the model is loaded
     model, tokenizer = model_options.open()
+    cache = memory_of(model)
     beginning = [{"role": "system", "content": chat.system}] if chat.system else []
     talk = list(beginning)
     turn = 0
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         elif said.startswith("/"):
             print(f"unknown command {said}: /reset or /exit", file=sys.stderr)
         elif said:
-            talk = answer(model, tokenizer, talk, said, decoding.params(turn))
+            talk = answer(model, tokenizer, talk, said, decoding.params(turn), cache)
             turn += 1
     return 0
 
@@ -47,7 +48,17 @@ def listen() -> str | None:
         return None
 
 
-def answer(model, tokenizer, talk: list[dict], said: str, params) -> list[dict]:
+def memory_of(model):
+    """Return what keeps the talk so far in the model's cache, so that a turn reads only what is new; None for models that cannot be cut back."""
+    from seodang.infer.memory import PrefixCache
+
+    try:
+        return PrefixCache(model)
+    except UserError:
+        return None
+
+
+def answer(model, tokenizer, talk: list[dict], said: str, params, cache=None) -> list[dict]:
     """Print the answer as it grows and return the talk with it; one that cannot be given leaves the talk as it was."""
     from seodang.infer.events import Committed
     from seodang.infer.generation import stream
@@ -55,7 +66,7 @@ def answer(model, tokenizer, talk: list[dict], said: str, params) -> list[dict]:
     asked = [*talk, {"role": "user", "content": said}]
     text = ""
     try:
-        for event in stream(model, tokenizer, asked, params):
+        for event in stream(model, tokenizer, asked, params, cache=cache):
             if isinstance(event, Committed):
                 print(event.text, end="", flush=True)
                 text += event.text

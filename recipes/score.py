@@ -64,7 +64,7 @@ def split(example: Dialogue | Text, raw: bool):
 
 def encoded(tokenizer, record, limit: int | None) -> tuple[list[int], list[int]]:
     """Return the ids of a record's prompt and answer; a text is an answer to its first token."""
-    from seodang.infer.generation import encode
+    from seodang.infer.prompts import encode
     from seodang.infer.scoring import pair_ids
 
     where, prompt, answer = record

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, models
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
 from seodang.infer.checkpoint import load, load_tokenizer
 
@@ -22,6 +22,7 @@ SIZES = {
 }  # fmt: skip
 KINDS = {
     "llama": {},
+    "qwen2": {},
     "qwen3": {},
     "mistral": {"sliding_window": 6},
     "gemma": {},
@@ -31,17 +32,31 @@ KINDS = {
 }
 GPT2 = {"vocab_size": 128, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
+ENDS = {"vocab_size": 128, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+ENCODER_DECODERS = {
+    "t5": {**ENDS, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0},
+    "bart": {
+        **ENDS, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 256, "decoder_start_token_id": 2, "forced_eos_token_id": None,
+    },
+}  # fmt: skip
+# with 0.3 throughout they repeat one token: the source outweighs the position
+DEVIATIONS = {
+    "t5": {"shared": 0.5, "DenseReluDense": 1.0, "EncDecAttention": 0.16, "relative_attention_bias": 2.0},
+    "bart": {"embed_positions": 0.9, "encoder_attn": 0.16},
+}
+
 
 def build_tiny(kind: str = "llama", seed: int = 0, **changes):
     """A random float32 model of a few thousand weights, in evaluation mode."""
-    settings = dict(GPT2) if kind == "gpt2" else {**SIZES, **KINDS[kind]}
+    settings = dict(GPT2) if kind == "gpt2" else ENCODER_DECODERS.get(kind) or {**SIZES, **KINDS[kind]}
     config = AutoConfig.for_model(kind, **{**settings, **changes})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config)
+        model = (AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM).from_config(config)
         for name, parameter in model.named_parameters():  # the default 0.02 makes every distribution nearly flat
             if parameter.dim() > 1:
-                torch.nn.init.normal_(parameter, std=0.3)
+                torch.nn.init.normal_(parameter, std=next((std for part, std in DEVIATIONS.get(kind, {}).items() if part in name), 0.3))
     return model.float().eval()
 
 

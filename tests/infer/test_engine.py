@@ -74,7 +74,7 @@ def test_strategies_of_all_kinds_share_passes_and_find_what_they_find_alone(tiny
     assert copied.new_ids == greedy_ids(model, prompts[0])
     assert greedy.result.ids == greedy_ids(model, prompts[1])
     alone = request(tokenizer, prompts[2], temperature=1.5, seed=4)
-    list(run(open_runner(model), [alone]))
+    list(run(Engine(open_runner(model)), [alone]))
     assert drawn.result.ids == alone.result.ids
     for row in beginnings:
         first = row.new_ids[0]

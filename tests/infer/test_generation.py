@@ -271,15 +271,13 @@ def test_a_stream_that_is_left_early_gives_its_memory_back(tiny, tokenizer, open
         ([""], {}, "prompt 1 is empty"),
         ([[5, 70000]], {}, "prompt 1 has the id 70000"),
         ("text", {}, "prompts must be a list"),
-        ([[5]], {"trace": True}, "trace=True is not available"),
     ],
     ids=str,
 )
 def test_a_prompt_that_cannot_be_answered_is_refused_before_any_compute(tiny, tokenizer, monkeypatch, prompts, settings, message):
     monkeypatch.setattr(RaggedRunner, "forward", lambda *args: pytest.fail("computed something"))
-    trace = settings.pop("trace", False)
     with pytest.raises(UserError, match=message):
-        generate(tiny("llama"), tokenizer, prompts, SamplingParams(**{"max_new_tokens": 5, **settings}), trace=trace)
+        generate(tiny("llama"), tokenizer, prompts, SamplingParams(**{"max_new_tokens": 5, **settings}))
 
 
 def test_a_stream_is_refused_at_the_call_and_not_at_its_first_event(tiny, tokenizer):

@@ -56,3 +56,21 @@ def test_padded_logits_equal_the_models_own(kind):
         torch.testing.assert_close(got, want, rtol=0, atol=5e-5)
     runner.release([rows[0], rows[1], fork])
     assert runner.live == 0
+
+
+def test_hidden_states_and_a_copied_past_equal_the_models_own():
+    model = build("bloom", BLOOM)
+    runner = open_runner(model)
+    a, b = ids(9, 1), ids(5, 2)
+    rows = [runner.row(), runner.row()]
+    passed = runner.observe(rows, [a[:8], b], [1, 1], [0, 1, 2])
+    for layer, got in passed.states.items():
+        with torch.no_grad():
+            want = [model(input_ids=torch.tensor([own]), output_hidden_states=True).hidden_states[layer][0] for own in (a[:8], b)]
+        torch.testing.assert_close(got, torch.cat(want), rtol=0, atol=5e-5)
+    torch.testing.assert_close(runner.head(passed.states[2][[7, 12]]), passed.logits, rtol=0, atol=5e-5)
+    runner.copy(rows[0], rows[1], 0)
+    got = runner.forward(rows, [[5], [6]], [1, 1])
+    torch.testing.assert_close(got, torch.stack([whole(model, [*a[:8], new])[-1] for new in (5, 6)]), rtol=0, atol=5e-5)
+    runner.refresh(keep=rows[1:])
+    assert runner.live == 1 and runner.length(rows[1]) == 9

@@ -1,13 +1,20 @@
-"""Stop strings: never shown, wherever the pieces are cut."""
+"""Stops: never shown, wherever the pieces are cut."""
 
+import re
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seodang.infer.stop import StopStrings, overlap
+from seodang.data.refusal import UserError
+from seodang.infer import SamplingParams, generate, stream
+from seodang.infer.detokenise import detokeniser
+from seodang.infer.events import Committed
+from seodang.infer.stop import AnswerText, Stops, overlap, stop_pattern
 
 
-def through(stops: list[str], pieces: list[str]) -> tuple[list[str], str | None]:
-    judge = StopStrings(stops)
+def through(stops: list[str], pieces: list[str], pattern: str | None = None) -> tuple[list[str], str | None]:
+    judge = Stops(stops, pattern and stop_pattern(pattern))
     shown = [judge.push(piece) for piece in pieces]
     return [*shown, judge.flush()], judge.found
 
@@ -43,3 +50,110 @@ def test_how_the_text_is_cut_into_pieces_changes_nothing(text, stops, cuts):
     else:
         first = min((text.find(stop) + len(stop), text.find(stop), stop) for stop in stops if stop in text)
         assert ("".join(shown), found) == (text[: first[1]], first[2])
+
+
+def test_a_match_split_over_pieces_is_held_back_and_cut():
+    assert through([], ["so Q", "1", "2: and on"], r"Q\d+:") == (["so ", "", "", ""], "Q12:")
+    assert through([], ["so Q", "1", "x Q"], r"Q\d+:") == (["so ", "", "Q1x ", "Q"], None)
+
+
+def test_a_pattern_ends_the_text_with_the_character_that_completes_it():
+    assert through([], ["a12"], r"\d+") == (["a", ""], "1")  # though it could go on
+    assert through([], ["xab"], "abc|b") == (["x" + "a", ""], "b")  # abc began earlier, b was complete earlier
+
+
+def test_a_pattern_looks_at_what_was_shown_before():
+    assert through([], ["a", "b", "cb"], "(?<=c)b") == (["a", "b", "c", ""], "b")
+    assert through([], ["xfoo", " foo"], r"\bfoo") == (["xfoo", " ", ""], "foo")
+    assert through([], ["a", "b"], "^b") == (["a", "b", ""], None)
+
+
+def test_a_string_and_a_pattern_that_end_together_cut_where_the_earlier_begins():
+    assert through(["ab"], ["xab"], "xab|b") == (["", ""], "xab")
+    assert through(["xab"], ["xab"], "b") == (["", ""], "xab")
+    assert through(["abc"], ["ab", "c"], "b") == (["a", "", ""], "b")  # the pattern was complete first
+
+
+PATTERNS = ["a+b", "ab|b", "(?<=a)b", "ab{2}a", "a$", r"b\b", "(?:ab)+c", "a(?!b)c", "b.*a", "(?=aa)ab*"]
+
+
+@given(
+    st.text("abc ", max_size=16), st.sampled_from(PATTERNS), st.lists(st.text("ab", min_size=1, max_size=3), max_size=1),
+    st.lists(st.integers(0, 16)),
+)  # fmt: skip
+def test_how_the_text_is_cut_changes_nothing_for_patterns_either(text, pattern, stops, cuts):
+    """The oracle: the first beginning of the text in which `re` finds the pattern, or which ends with a stop string."""
+    bounds = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
+    shown, found = through(stops, [text[a:b] for a, b in zip(bounds, bounds[1:])], pattern)
+    for end in range(1, len(text) + 1):
+        starts = [match.start()] if (match := re.compile(pattern).search(text, 0, end)) else []
+        starts += [end - len(stop) for stop in stops if text.endswith(stop, 0, end)]
+        if starts:
+            assert ("".join(shown), found is None) == (text[: min(starts)], False)
+            return
+    assert ("".join(shown), found) == (text, None)
+
+
+def test_a_pattern_that_is_wrong_or_matches_nothing_is_refused():
+    with pytest.raises(UserError, match="no regular expression"):
+        stop_pattern("a(")
+    with pytest.raises(UserError, match="every answer would end at once"):
+        stop_pattern("a*")
+
+
+def test_the_callers_judge_sees_the_text_so_far_and_ends_the_answer(tiny_tokenizer):
+    heard = []
+    text = AnswerText(detokeniser(tiny_tokenizer), ["cd"], stop_when=lambda so_far: heard.append(so_far) or so_far.endswith("bc"))
+    ids = tiny_tokenizer("abc")["input_ids"]
+    assert [text.push(ids[0]), text.stopped] == ["a", False]
+    fork = text.fork()
+    assert [fork.push(ids[2]), fork.stopped] == ["", False]  # "c" could begin the stop string
+    assert [text.push(ids[1]), text.push(ids[2]), text.stopped] == ["b", "c", True]
+    assert heard == ["a", "ac", "ab", "abc"]
+    assert [fork.push(tiny_tokenizer("d")["input_ids"][0]), fork.stopped] == ["", True]
+
+
+def test_the_first_characters_of_an_answer_can_belong_to_the_prompt(tiny_tokenizer):
+    text = AnswerText(detokeniser(tiny_tokenizer), ["bc"], skip=2)
+    assert [text.push(id) for id in tiny_tokenizer("abcde")["input_ids"]] == ["", "", "c", "d", "e"]
+
+
+def test_answers_end_at_the_match_and_never_show_it(tiny_llama, tiny_tokenizer):
+    plain = generate(tiny_llama, tiny_tokenizer, ["abc"], SamplingParams(max_new_tokens=24, ignore_eos=True))[0].text
+    wanted = re.escape(plain[9]) + "(?s:.)" + re.escape(plain[11])
+    end = next(m.start() for n in range(1, len(plain)) if (m := re.search(wanted, plain[:n])))
+    params = SamplingParams(max_new_tokens=24, ignore_eos=True, stop_regex=wanted)
+    events = list(stream(tiny_llama, tiny_tokenizer, "abc", params))
+    assert "".join(event.text for event in events if isinstance(event, Committed)) == plain[:end]
+    assert events[-1].reason == "stop"
+
+
+def test_each_answer_of_a_batch_is_judged_by_itself(tiny_llama, tiny_tokenizer):
+    base = dict(max_new_tokens=20, ignore_eos=True, temperature=1.0, seed=3, num_return_sequences=4)
+    free = generate(tiny_llama, tiny_tokenizer, ["abc"], SamplingParams(**base))
+    judged = generate(tiny_llama, tiny_tokenizer, ["abc"], SamplingParams(**base, stop_when=lambda text: len(text) > 5 and text[-1] > "K"))
+    for a, b in zip(free, judged):
+        end = next((n for n in range(6, len(a.text) + 1) if a.text[n - 1] > "K"), None)
+        assert (b.text, b.finish_reason) == ((a.text[:end], "stop") if end else (a.text, "length"))
+    assert {result.finish_reason for result in judged} >= {"stop"}
+
+
+def test_max_time_ends_an_answer_with_what_it_has(tiny_llama, tiny_tokenizer):
+    whole, cut = generate(
+        tiny_llama, tiny_tokenizer, ["abc"] * 2,
+        [SamplingParams(max_new_tokens=20, ignore_eos=True, max_time=t) for t in (1000, 1e-9)],
+    )  # fmt: skip
+    assert (whole.finish_reason, len(whole.ids)) == ("length", 20)
+    assert (cut.finish_reason, cut.ids) == ("time", whole.ids[:1])
+
+
+def test_every_hypothesis_of_a_beam_search_is_judged_by_itself(tiny_llama, tiny_tokenizer):
+    base = dict(num_beams=4, num_return_sequences=4, max_new_tokens=16, ignore_eos=True)
+    for settings, cut in (({"stop_regex": "[4-9]."}, "[4-9]."), ({"stop_when": lambda text: bool(re.search("[4-9].", text))}, None)):
+        results = generate(tiny_llama, tiny_tokenizer, ["abc"], SamplingParams(**base, **settings))
+        stopped = [result for result in results if result.finish_reason == "stop"]
+        assert stopped
+        for result in stopped:
+            whole = tiny_tokenizer.decode(result.ids)
+            first = next(m for n in range(len(whole) + 1) if (m := re.search("[4-9].", whole[:n])))
+            assert first.end() == len(whole) and result.text == (whole[: first.start()] if cut else whole)

@@ -1,0 +1,93 @@
+"""How much a model loses with its weights in 8 or 4 bits: perplexity and agreement with float32 on real text.
+
+python benchmarks/quantised_quality.py --model default --data gsm8k_test.jsonl --tokens 5000
+
+Every text is scored as the continuation of its first token. Long passes and single steps use different kernels (see
+seodang/infer/quantised.py), so both are measured: all tokens in long passes, `--steps` of them one position a pass.
+"""
+
+import argparse
+import json
+import math
+import time
+
+import torch
+
+from seodang.infer import load, open_runner
+from seodang.infer.scoring import chosen
+
+ROWS = 8  # texts a pass
+
+
+def texts_of(path: str, tokenizer, tokens: int) -> list[list[int]]:
+    """Return the ids of records, all their strings joined, until there are `tokens` of them."""
+    found, total = [], 0
+    with open(path, encoding="utf-8") as lines:
+        for line in lines:
+            record = json.loads(line)
+            ids = tokenizer("\n".join(value for value in record.values() if isinstance(value, str)))["input_ids"][:1024]
+            if len(ids) > 1:
+                found.append(ids)
+                total += len(ids) - 1
+            if total >= tokens:
+                return found
+    raise SystemExit(f"{path} has {total} tokens, fewer than --tokens {tokens}")
+
+
+def in_long_passes(model, texts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return each token's log-probability and the likeliest token in its place."""
+    logprobs, picks, runner = [], [], open_runner(model)
+    for start in range(0, len(texts), ROWS):
+        some = texts[start : start + ROWS]
+        rows = [runner.row() for _ in some]
+        logits = runner.forward(rows, [ids[:-1] for ids in some], [len(ids) - 1 for ids in some])
+        logprobs.append(chosen(logits, [id for ids in some for id in ids[1:]]))
+        picks.append(logits.argmax(dim=-1))
+        runner.release(rows)
+    return torch.cat(logprobs), torch.cat(picks)
+
+
+def in_steps(model, texts: list[list[int]], tokens: int) -> torch.Tensor:
+    """Return the log-probabilities of the first `tokens` tokens, computed one a pass."""
+    logprobs, runner = [], open_runner(model)
+    for ids in texts:
+        row = runner.row()
+        for id, target in zip(ids, ids[1:]):
+            if len(logprobs) == tokens:
+                return torch.cat(logprobs)
+            logprobs.append(chosen(runner.forward([row], [[id]], [1]), [target]))
+        runner.release([row])
+    return torch.cat(logprobs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="default")
+    parser.add_argument("--data", required=True, help="JSON Lines; the strings of a record are its text")
+    parser.add_argument("--tokens", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=500)
+    args = parser.parse_args()
+    model, tokenizer = load(args.model, device="cpu", dtype="float32")
+    texts = texts_of(args.data, tokenizer, args.tokens)
+    exact, best = in_long_passes(model, texts)
+    print(f"{len(exact)} tokens of {len(texts)} texts; float32 perplexity {math.exp(-exact.mean()):.4f}", flush=True)
+    for weights in ("bfloat16", "int8", "int4"):
+        del model
+        start = time.perf_counter()
+        model, _ = load(args.model, device="cpu", **({"dtype": weights} if weights == "bfloat16" else {"weights": weights}))
+        seconds = time.perf_counter() - start
+        long, picks = in_long_passes(model, texts)
+        steps = in_steps(model, texts, args.steps)
+        print(
+            f"{weights:>8}: perplexity {percent(long, exact)} in long passes, {percent(steps, exact[: len(steps)])} in {len(steps)} steps; "
+            f"same likeliest token {100 * (picks == best).float().mean():.1f}%; loaded in {seconds:.1f} s",
+            flush=True,
+        )
+
+
+def percent(logprobs: torch.Tensor, exact: torch.Tensor) -> str:
+    return f"{100 * (math.exp(exact.mean() - logprobs.mean()) - 1):+.2f}%"
+
+
+if __name__ == "__main__":
+    main()

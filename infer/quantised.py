@@ -1,0 +1,169 @@
+"""Linear layers whose weights are kept in 8 or 4 bits; what goes in and comes out is bfloat16.
+
+Nothing that is computed for a row depends on another row's values: where inputs are rounded to 8 bits, each row has a scale of its
+own. How many rows there are chooses the kernel, and with it the last bits of the result.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+GROUP = 32  # neighbouring inputs that share a scale and a zero in 4 bits
+FINER = 254  # the second 8 bits of an input count this many times less than the first
+BLOCK = 64  # rows that the 4-bit kernel packs together
+ROWS_FOR_INT8_PRODUCT = 6  # from here on the integer product is faster, the rounding of activations included
+ROWS_FOR_UNPACKING = 64  # from here on it pays to write the 4-bit weights out and use the bfloat16 product
+
+
+class Quantised(nn.Module):
+    """A linear layer with few bits a weight; `product` maps [rows, in] to [rows, out]."""
+
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.register_buffer("bias", None if bias is None else bias.detach().to(torch.bfloat16))
+
+    def product(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.product(x.reshape(-1, self.in_features).to(torch.bfloat16)).view(*x.shape[:-1], -1)
+
+    def _finish(self, y: Tensor) -> Tensor:
+        if y.shape[1] != self.out_features:
+            y = y[:, : self.out_features]  # the rows that padding added
+        return y if self.bias is None else y + self.bias
+
+
+class Linear8(Quantised):
+    """8 bits a weight, symmetric, one scale for each output.
+
+    A few rows are multiplied as they are. Of more, the inputs are rounded to one or two times 8 bits (`terms`): two lose
+    nothing that could be measured, one is for inputs without outliers.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, terms: int = 2):
+        super().__init__(weight, bias)
+        self.terms, self.integers_from = terms, ROWS_FOR_INT8_PRODUCT if integer_product_is_exact() else 1 << 62
+        weight = padded(weight.detach().float())
+        scale = (weight.abs().amax(dim=1).clamp_min(1e-12) / 127).to(torch.bfloat16)
+        self.register_buffer("scale", scale)
+        self.register_buffer("weight", (weight / scale.float()[:, None]).round_().clamp_(-127, 127).to(torch.int8))
+
+    def dequantised(self) -> Tensor:
+        """Return the weight that the layer stands for, [out, in] in float32."""
+        return (self.weight.float() * self.scale.float()[:, None])[: self.out_features]
+
+    def product(self, x: Tensor) -> Tensor:
+        if len(x) < self.integers_from:
+            return self._finish(torch.ops.aten._weight_int8pack_mm(x, self.weight, self.scale))
+        rounded, scale = rounded_rows(x, self.terms)
+        sums = torch._int_mm(rounded, self.weight.t())
+        if self.terms == 2:
+            sums = sums[: len(x)] + sums[len(x) :] * (1 / FINER)
+        return self._finish(torch.mul(sums * scale, self.scale, out=x.new_empty(sums.shape)))
+
+
+class Linear4(Quantised):
+    """4 bits a weight, with a scale and a zero for every `GROUP` inputs of an output."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None):
+        super().__init__(weight, bias)
+        parts = padded(weight.detach().float()).split(8 * BLOCK)  # small enough to stay in the CPU's cache
+        levels, scale, zero = map(torch.cat, zip(*map(four_bits, parts)))
+        self.register_buffer("packed", torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels, 1))
+        self.register_buffer("scale_and_zero", torch.stack([scale, zero], dim=-1).transpose(0, 1).contiguous())  # [groups, out, 2]
+
+    def dequantised(self) -> Tensor:
+        """Return the weight that the layer stands for, [out, in] in float32."""
+        return self._unpacked(torch.float32)[: self.out_features]
+
+    def product(self, x: Tensor) -> Tensor:
+        if len(x) < ROWS_FOR_UNPACKING:
+            return self._finish(torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.packed, GROUP, self.scale_and_zero))
+        return self._finish(F.linear(x, self._unpacked(torch.bfloat16)))
+
+    def _unpacked(self, dtype: torch.dtype) -> Tensor:
+        """Undo the kernel's packing: 32 rows in the lower halves of the bytes, the next 32 in the upper ones."""
+        pairs = self.packed.view(-1, self.in_features, BLOCK // 2).transpose(1, 2)  # [blocks, 32, in]
+        levels = torch.stack([pairs & 15, pairs >> 4], dim=1).to(dtype).sub_(8).view(-1, self.in_features // GROUP, GROUP)
+        scale, zero = self.scale_and_zero.to(dtype).transpose(0, 1)[..., None].unbind(2)
+        return torch.addcmul(zero, levels, scale, out=levels).view(-1, self.in_features)
+
+
+class RowsOf(nn.Module):
+    """Stands where one of several layers stood that were quantised as one: some of the outputs of the whole."""
+
+    def __init__(self, whole: Quantised, start: int, stop: int):
+        super().__init__()
+        self.whole, self.start, self.stop = whole, start, stop
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.whole(x)[..., self.start : self.stop]
+
+
+def padded(weight: Tensor) -> Tensor:
+    """Return the weight with rows of zeros up to a whole number of blocks."""
+    return F.pad(weight, (0, 0, 0, -len(weight) % BLOCK))
+
+
+def rounded_rows(x: Tensor, terms: int) -> tuple[Tensor, Tensor]:
+    """Round each row to 8 bits by its own largest value: int8 [terms * rows, n] and float32 scales [rows, 1].
+
+    With two terms the second half of the rows is what rounding lost, in steps `FINER` times as small.
+    """
+    scale = x.abs().amax(dim=-1, keepdim=True).float().clamp_min_(1e-12).mul_(1 / 127)
+    exact = torch.div(x, scale)
+    first = exact.round()
+    if terms == 1:
+        return first.to(torch.int8), scale
+    return torch.cat([first, exact.sub_(first).mul_(FINER).round_()]).to(torch.int8), scale
+
+
+def four_bits(weight: Tensor, rounds: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    """Return levels 0 to 15, [out, in], and scale and zero, [out, groups], with weight = (level - 8) * scale + zero, nearly.
+
+    Starts from ranges of several widths, fits scale and zero to the levels by least squares and the levels to them, in turns,
+    and keeps for each group what leaves the least squared error.
+    """
+    groups = weight.view(len(weight), -1, GROUP)
+    low, high = groups.amin(dim=-1, keepdim=True), groups.amax(dim=-1, keepdim=True)
+    best = None
+    for width in (1.0, 0.9, 0.8):
+        scale, zero = (high - low) * (width / 15), (high + low) / 2 + (high - low) * (width / 30)
+        for _ in range(rounds):
+            levels = _levels(groups, scale, zero)
+            scale, zero = _least_squares(groups, levels, scale)
+        scale, zero = scale.bfloat16().float(), zero.bfloat16().float()
+        levels = _levels(groups, scale, zero)
+        error = (levels * scale + zero - groups).square_().sum(dim=-1, keepdim=True)
+        if best is None:
+            best = [levels, scale, zero, error]
+        else:
+            better = error < best[3]
+            best = [torch.where(better, new, old) for new, old in zip((levels, scale, zero, error), best)]
+    levels, scale, zero, _ = best
+    return levels.add_(8).to(torch.int32).view_as(weight), scale[..., 0].bfloat16(), zero[..., 0].bfloat16()
+
+
+def _levels(groups: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    return ((groups - zero) / scale.clamp_min(1e-12)).round_().clamp_(-8, 7)
+
+
+def _least_squares(groups: Tensor, levels: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Return scale and zero with which levels * scale + zero lies nearest to the groups."""
+    level, mean = levels.mean(dim=-1, keepdim=True), groups.mean(dim=-1, keepdim=True)
+    spread = levels.square().sum(dim=-1, keepdim=True) - GROUP * level.square()
+    slope = ((levels * groups).sum(dim=-1, keepdim=True) - GROUP * level * mean) / spread.clamp_min(1e-12)
+    slope = torch.where(spread > 0, slope, scale)  # one level alone says nothing of the scale
+    return slope, mean - slope * level
+
+
+def integer_product_is_exact() -> bool:
+    """Whether the CPU sums products of 8-bit integers by instruction; without, oneDNN's sums may saturate."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_vnni") or capabilities.get("avx_vnni") or capabilities.get("amx_int8"))

@@ -1,0 +1,39 @@
+"""Rotary positions, each angle computed once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Rotation:
+    """Cosines and sines of the positions so far, from the model's own rotary module.
+
+    The sine of the first half has its sign turned, so that x * cos + roll(x) * sin is x * cos + rotate_half(x) * sin.
+    """
+
+    def __init__(self, module: nn.Module, like: Tensor):
+        self.module, self.like = module, like
+        self.cos = self.sin = like.new_empty(0, 1, 0)
+
+    def at(self, positions: list[int]) -> tuple[Tensor, Tensor]:
+        """Return cosine and sine, [len(positions), 1, d] each."""
+        if max(positions) >= len(self.cos):
+            self._grow(max(256, 2 * max(positions)))
+        if len(positions) == 1:
+            [p] = positions
+            return self.cos[p : p + 1], self.sin[p : p + 1]
+        index = torch.tensor(positions, device=self.cos.device)
+        return self.cos[index], self.sin[index]
+
+    def _grow(self, length: int) -> None:
+        cos, sin = self.module(self.like, torch.arange(length, device=self.like.device)[None])
+        half = sin.shape[-1] // 2
+        self.cos = cos[0, :, None].clone()
+        self.sin = torch.cat([-sin[0, :, None, :half], sin[0, :, None, half:]], dim=-1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Turn the heads of x, [rows, heads, d], to their positions, in place."""
+    rolled = torch.roll(x, x.shape[-1] // 2, -1)
+    x.mul_(cos).addcmul_(rolled, sin)

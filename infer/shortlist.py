@@ -1,0 +1,40 @@
+"""Temperature, top-k, top-p and min-p on the k likeliest tokens alone: what the whole vocabulary would give, much sooner."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .logits import FIRST_LOOK, cumulated, min_p, nucleus_end, temperature, top_k, top_p
+
+LONGEST = FIRST_LOOK - 1  # top_p sums up to here as we do; with more candidates it sums in another order
+
+
+def shortlist(logits: Tensor, t: Tensor, k: Tensor, p: Tensor, m: Tensor) -> Tensor:
+    """Return exactly `min_p(top_p(top_k(temperature(logits, t), k), p), m)`.
+
+    Each argument is [rows, 1]; t of 1, p of 1 and m of 0 keep the row; k is in [1, LONGEST].
+    """
+    most = int(k.max())
+    if logits.shape[-1] <= most:
+        return step_by_step(logits, t, k, p, m)
+    likeliest, ids = logits.topk(most + 1, dim=-1)
+    likeliest = likeliest / t
+    last, beyond = likeliest.gather(-1, k - 1), likeliest.gather(-1, k)
+    level = ((last == beyond) & (last > -torch.inf)).squeeze(-1)  # more than k tokens survive top_k
+    if bool(level.any()):
+        filtered = torch.empty_like(logits)
+        for some, by in ((level, step_by_step), (~level, shortlist)):
+            if bool(some.any()):
+                filtered[some] = by(logits[some], t[some], k[some], p[some], m[some])
+        return filtered
+    kept = likeliest.masked_fill(torch.arange(most + 1, device=k.device) >= k, -torch.inf)
+    weights, reached = cumulated(kept)
+    end = nucleus_end(kept, weights, reached, p * reached[:, -1:])
+    kept = min_p(kept.masked_fill((kept < end) & (p < 1), -torch.inf), m)
+    return torch.full_like(logits, -torch.inf).scatter_(-1, ids, kept)
+
+
+def step_by_step(logits: Tensor, t: Tensor, k: Tensor, p: Tensor, m: Tensor) -> Tensor:
+    """The same over the whole vocabulary."""
+    return min_p(top_p(top_k(temperature(logits, t), k), p), m)

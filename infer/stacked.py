@@ -1,0 +1,33 @@
+"""Slots whose layers lie in one tensor: a step writes and reads them through views made once a pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .cache import Pool
+
+
+class StackedPool(Pool):
+    """A pool of layers that are alike."""
+
+    def __init__(self, capacity: int, layers: int, kv_heads: int, width: int, like: Tensor):
+        super().__init__(capacity)
+        self.shape, self.like = (layers, 2, kv_heads, width), like
+        self.block: Tensor | None = None
+
+    def ready(self) -> Tensor:
+        """Return the block, [layers, 2 (keys, values), slots, kv_heads, capacity, d], with a slot for every row."""
+        if self.block is None or self.block.shape[2] < len(self.rows):
+            layers, two, kv_heads, width = self.shape
+            slots = 1 << (len(self.rows) - 1).bit_length()
+            grown = self.like.new_zeros(layers, two, slots, kv_heads, self.capacity, width)
+            if self.block is not None:
+                grown[:, :, : self.block.shape[2]] = self.block
+            self.block = grown
+            self.layers = {i: (layer[0], layer[1]) for i, layer in enumerate(grown)}
+        return self.block
+
+    def tensors(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        self.ready()
+        return self.layers[layer]

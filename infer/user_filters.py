@@ -1,0 +1,30 @@
+"""The filters that a caller brings along."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from ..data.refusal import UserError
+from .params import UserFilter
+from .row import Row
+
+
+def apply_own(row: Row, logits: Tensor) -> Tensor:
+    """Apply a request's own filters: functions of (logits [1, vocab], history [1, n]), or LogitsProcessors."""
+    history = row.history().to(logits.device)[None]
+    for own in row.request.params.filters:
+        logits = call_own(own, logits.clone(), history)
+    return logits
+
+
+def call_own(own: UserFilter, logits: Tensor, history: Tensor) -> Tensor:
+    """Apply one filter of the caller's and check what it returns."""
+    filtered = own(history, logits) if isinstance(own, LogitsProcessor) else own(logits, history)
+    name = getattr(own, "__name__", type(own).__name__)
+    if not isinstance(filtered, Tensor) or filtered.shape != logits.shape:
+        got = tuple(filtered.shape) if isinstance(filtered, Tensor) else type(filtered).__name__
+        raise UserError(f"the filter {name} must return logits of shape {tuple(logits.shape)}, got {got}")
+    if not bool((filtered > -float("inf")).any()):
+        raise UserError(f"the filter {name} left no token to choose after {history.shape[1]} tokens")
+    return filtered

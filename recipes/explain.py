@@ -1,0 +1,80 @@
+"""Let a model answer a prompt and show how it came to every token.
+
+seodang explain MODEL "Which country is the city of Suwon located in?" --temperature 0.8 --top_p 0.9 --seed 1
+seodang explain MODEL "Name three rivers." --num_beams 4 --html rivers.html --attention 12.3
+
+For each token: its probability and entropy, the likeliest tokens before and after each filter, and its time; the tree of a beam
+search, what was drafted and accepted, the layers of DoLa, the two terms of contrastive search. The page shows the same.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from seodang.data.refusal import UserError
+from seodang.recipes.decoding import Decoding, SpeakingModel, option
+from seodang.recipes.options import command, parse
+
+
+@dataclass
+class Explain:
+    prompt: str | None = option("The prompt.")
+    html: str | None = option("Write the same as a page to this file.")
+    attention: str | None = option("Also show the attention of a layer, or of one head of it: LAYER or LAYER.HEAD, from 0.")
+    steps: int = option("Tokens and steps of the search shown in the terminal; the page has all.", 20)
+    raw: bool = option("Continue the prompt as it stands, without the chat template (for base models).", False)
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise UserError('no prompt: give one ("...")')
+        if self.steps < 0:
+            raise UserError(f"steps must not be below zero, got {self.steps}")
+        if self.html and not Path(self.html).expanduser().parent.is_dir():
+            raise UserError(f"html {self.html}: there is no folder {Path(self.html).parent}")
+        if self.attention is not None:
+            from seodang.infer.attention_map import parse_attention
+
+            parse_attention(self.attention)
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    model_options, decoding, options = parse(
+        argv, SpeakingModel, Decoding, Explain, prog="seodang explain", positional=("model", "prompt"), description=__doc__
+    )
+    params = decoding.params()  # refuses wrong values before the model is loaded
+    model, tokenizer = model_options.open()
+    from seodang.infer.attention_map import attention_maps, check_attention, parse_attention
+    from seodang.infer.explain import explain, heat_map
+    from seodang.infer.explain_page import Picture, to_html
+    from seodang.infer.generation import generate
+    from seodang.infer.prompts import encode
+    from seodang.infer.story import story
+    from seodang.infer.visible import Names
+
+    asked = options.prompt if options.raw else [{"role": "user", "content": options.prompt}]
+    layer, head = parse_attention(options.attention) if options.attention else (None, None)
+    if layer is not None:
+        check_attention(model, layer, head)
+    results = generate(model, tokenizer, [asked], params, trace=True)
+    told, names = story(results), Names(tokenizer)
+    console = Console()
+    console.print(explain(told, names, options.steps))
+    prompt_ids = encode(tokenizer, asked)
+    picture = None
+    if layer is not None:
+        ids = prompt_ids + results[0].ids
+        picture = Picture(layer, head, attention_maps(model, ids, layer), [names(id) for id in ids], len(prompt_ids))
+        console.print(Text(picture.title, style="bold cyan"), heat_map(picture.weights, picture.tokens, console.width), sep="\n")
+    if options.html:
+        page = to_html(told, names, prompt_ids, options.prompt, picture)
+        Path(options.html).expanduser().write_text(page, encoding="utf-8")
+        console.print(f"page     {options.html}", markup=False, highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

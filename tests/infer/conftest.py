@@ -1,0 +1,91 @@
+"""Golden outputs of strategies that transformers no longer has, with the models that gave them."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from seodang.infer.detokenise import detokeniser
+from seodang.infer.encoder_decoder_runner import decoder_start
+from seodang.infer.engine import Engine
+from seodang.infer.generation import run
+from seodang.infer.params import SamplingParams
+from seodang.infer.row import Request
+from seodang.infer.runner import open_runner
+from seodang.infer.stop import AnswerText
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden_models():
+    """The module that builds the models of the golden files."""
+    spec = importlib.util.spec_from_file_location("golden_models", GOLDEN / "models.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def golden(golden_models):
+    """`golden("contrastive")`: (model, case) of every case of that file; each model first proves to compute what it computed then."""
+    built = {}
+
+    def cases(name: str) -> list[tuple]:
+        content = json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
+        for model, was in content["models"].items():
+            if model not in built:
+                built[model] = golden_models.build(model)
+                assert golden_models.probe(built[model]) == pytest.approx(was["logits"], rel=0, abs=was["tolerance"]), model
+        return [(built[case["model"]], case) for case in content["cases"]]
+
+    return cases
+
+
+@pytest.fixture
+def new_request(tokenizer):
+    """`new_request(model, prompt, index=0, eos=2, **options)`: a request of a decoder's prompt ids or an encoder-decoder's source ids."""
+
+    def make(model, prompt: list[int], index: int = 0, eos: int = 2, **options) -> Request:
+        params = SamplingParams(**options)
+        text = lambda: AnswerText(detokeniser(tokenizer), params.stop)
+        if not model.config.is_encoder_decoder:
+            return Request(index, prompt, params, params.seed or 0, frozenset({eos}), text)
+        start = [model.config.decoder_start_token_id]
+        return Request(index, start, params, params.seed or 0, frozenset({eos}), text, source_ids=prompt)
+
+    return make
+
+
+@pytest.fixture
+def golden_request(new_request):
+    """`golden_request(model, case, index)`: the request that a golden case with one end token is."""
+
+    def make(model, case: dict, index: int) -> Request:
+        options = dict(case["options"])
+        return new_request(model, case["prompt"], index, options.pop("eos_token_id", 2), **options)
+
+    return make
+
+
+@pytest.fixture
+def solved(tiny_tokenizer):
+    """`solved(model, case)`: our answers to a golden case, with the first of several end tokens for all as there, and their scores."""
+
+    def solve(model, case: dict) -> tuple[list[list[int]], list[float]]:
+        options = dict(case["options"])
+        eos = options.pop("eos_token_id", 2)
+        eos = [eos] if isinstance(eos, int) else eos
+        source, ids = None, case["prompt"]
+        if model.config.is_encoder_decoder:
+            source, ids = ids, decoder_start(model)
+        params, runner = SamplingParams(**options), open_runner(model)
+        request = Request(0, ids, params, 0, frozenset(eos), lambda: AnswerText(detokeniser(tiny_tokenizer)), source_ids=source)
+        list(run(Engine(runner), [request]))
+        assert runner.live == 0
+        found = [request.results[i] for i in range(params.num_return_sequences)]
+        answers = [[*each.ids[:-1], eos[0]] if each.finish_reason == "eos" else each.ids for each in found]
+        return answers, [each.score for each in found]
+
+    return solve
