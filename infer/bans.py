@@ -69,7 +69,13 @@ def bad_words(logits: Tensor, words: Sequence[Words], history: Sequence[Tensor])
 
     An end token given as a word is banned like any other; transformers passes over it.
     """
-    return ban(logits, [[word[-1] for word in own if ends_with(past, word[:-1])] for own, past in zip(words, history)])
+    return ban(logits, [completing(own, past) for own, past in zip(words, history)])
+
+
+def completing(words: Words, past: Tensor) -> list[int]:
+    """Return the last ids of the words whose other ids end the past."""
+    tail = past[-max(map(len, words), default=1) :].tolist()  # read once: there may be thousands of words
+    return [word[-1] for word in words if len(word) == 1 or tail[1 - len(word) :] == list(word[:-1])]
 
 
 def sequence_bias(logits: Tensor, biases: Sequence[Biases], history: Sequence[Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ from .candidates import Candidate, drawn, generator_of, likeliest
 from .filters import Filters
 from .hypotheses import Hypotheses
 from .params import SamplingParams
-from .row import Request, Row, release
+from .row import Request, Row, release, shared
 from .strategy import Strategy, next_tokens
 from .trace import Beams
 
@@ -76,6 +76,8 @@ class Search:
         live = sorted((child for child in chosen if not child.row.finished), key=lambda child: -child.total)[: self.width]
         hopes = [*(candidates[:1] if self.counts_ended else []), *live]
         self.over = not live or self.ended.settled(hopes[0].total, live[0].row.position)
+        if self.over and self.ended.rows and not self.group:
+            self.leave(self.ended.rows[0])
         self.settle([] if self.over else live)
 
     def logprobs(self, logits: Tensor, taken: list[int]) -> Tensor:
@@ -108,6 +110,10 @@ class Search:
     def keep(self, child: Child) -> None:
         """Take a finished child in among the hypotheses."""
         self.ended.add(child.row, child.total)
+
+    def leave(self, best: Row) -> None:
+        """Let the row that has most of a hypothesis count as finished, so that a memory of the request keeps its past."""
+        max(self.rows, key=lambda row: shared(row.ids, best.ids)).finish_reason = best.finish_reason
 
     def settle(self, children: list[Child]) -> None:
         """Give each child a row: the first of a parent takes over in place, the others get the rows of parents without children.
@@ -146,10 +152,6 @@ def beam(request: Request, engine: Engine) -> Strategy:
 def searched(request: Request, engine: Engine, new: Callable[[Row, int], Search], groups: int = 1) -> Strategy:
     """Run the searches of a request, `new(row, number)`, on one pass a step, and publish the best that they find."""
     row = Row.open(request, engine.runner)
-    if row.finished:
-        request.publish(row)  # its given beginning is all that it may have
-        release([row])
-        return
     logits = yield next_tokens([row])
     live = searches = [new(row.fork() if number else row, number) for number in range(groups)]
     parts, shown = [logits] * groups, 0

@@ -193,7 +193,7 @@ def rms_norm(module: nn.Module, one_is_added: bool = False) -> Map:
     eps = module.eps if hasattr(module, "eps") else module.variance_epsilon
     if one_is_added:
         return lambda x: _rms_in_float32(x, eps, 1.0 + weight.float())
-    if weight.dtype == torch.float64:  # rounds where transformers rounds
+    if weight.dtype in (torch.float64, torch.float16):  # rounds where transformers rounds; in float16 x * weight may overflow
         return lambda x: weight * _rms_in_float32(x, eps, None)
     if weight.device.type != "cpu":
         return lambda x: F.rms_norm(x, weight.shape, weight, eps)

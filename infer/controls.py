@@ -132,9 +132,16 @@ def check(request: Request, dialogue: bool) -> None:
             raise UserError("token_healing of messages heals their prefix, for the template's end stays: give prefix, or the prompt as a text")
         if request.source_ids is not None or params.hide or params.attention_mask is not None:
             raise UserError("token_healing moves the prompt's end, which an encoder, hide and attention_mask refer to: drop it, or give prefix")
+    name = language_asked(params)
+    if name is not None and not request.end_ids and not params.stop_token_ids:
+        raise UserError(f"{name} needs a token that ends the answer, and the model has none: give stop_token_ids")
+
+
+def language_asked(params: SamplingParams) -> str | None:
+    """Return the setting that says what the whole answer may be; raises UserError for one that contradicts it."""
     languages = [name for name in LANGUAGES if asked(params, name)]
     if not languages:
-        return
+        return None
     name = languages[0]
     if len(languages) > 1:
         raise UserError(f"{name} and {languages[1]} both say what the whole answer is: drop one of them")
@@ -144,8 +151,7 @@ def check(request: Request, dialogue: bool) -> None:
         raise UserError(f"{name} begins where the prompt ends, which token_healing moves: drop one of them")
     if params.ignore_eos:
         raise UserError(f"{name} says where the answer ends, but ignore_eos goes on: drop one of them")
-    if not request.end_ids and not params.stop_token_ids:
-        raise UserError(f"{name} needs a token that ends the answer, and the model has none: give stop_token_ids")
+    return name
 
 
 def check_prefix(request: Request) -> None:

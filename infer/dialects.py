@@ -121,7 +121,8 @@ def from_generation_config(config: GenerationConfig | Mapping[str, Any], **chang
         known["sequence_bias"] = {tuple(ids): bias for ids, bias in known["sequence_bias"]}
     if isinstance(known.get("exponential_decay_length_penalty"), list):
         known["exponential_decay_length_penalty"] = tuple(known["exponential_decay_length_penalty"])
-    if not known.get("do_sample") and not any(changes.get(name) for name in ("do_sample", *WARPING)):
+    samples = known.get("do_sample") if changes.get("do_sample") is None else changes["do_sample"]
+    if not samples and not any(changes.get(name) for name in WARPING):
         known = {name: value for name, value in known.items() if name not in WARPING or name == "top_k" and "penalty_alpha" in known}
     if changes.keys() & set(WARPING) and "do_sample" not in changes:
         known.pop("do_sample", None)  # the caller's own temperature or top_k says it

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .architecture import Passed
-from .blocks import Block, read_decoder
+from .blocks import Block, is_covered, read_decoder
 from .cache import KVCache
 from .ragged import Pass, Run, attend_pass
 from .rotation import rotate
@@ -21,28 +21,29 @@ class DirectRunner(RaggedRunner):
     """A RaggedRunner for the families of `blocks`: the same calls and the same tokens, with less work between the products.
 
     Weights are read where the model keeps them, so that training changes what the next pass computes. Hooks and
-    modules that are put into the model later are not seen: open a new runner.
+    modules that are put into the model later (an adapter) are seen after `refresh`, and then run as a RaggedRunner runs them.
     """
 
     def __init__(self, model: nn.Module):
         super().__init__(model)
         self._read()
+        shape = len(self.decoder.blocks), self.decoder.kv_heads, self.decoder.width
+        self.cache = KVCache(lambda capacity: StackedPool(capacity, *shape))
 
     def refresh(self, keep: Collection[int] = ()) -> None:
         super().refresh(keep)
-        self._read()
+        self._covered = is_covered(self.model)
+        if self._covered:
+            self._read()
 
     def _read(self) -> None:
-        self.decoder = decoder = read_decoder(self.model)
-        self._places = decoder.places()
-        like = self.model.get_input_embeddings().weight.detach()
-        if not len(self.cache):
-            new_pool = lambda capacity: StackedPool(capacity, len(decoder.blocks), decoder.kv_heads, decoder.width, like)
-            self.cache = KVCache(new_pool)
+        self._covered = True
+        self.decoder = read_decoder(self.model)
+        self._places = self.decoder.places()
 
     def _run(self, plan: Pass, tokens: list[int], positions: list[int], wanted: Tensor, layers: Sequence[int]) -> Passed:
         device = self.model.get_input_embeddings().weight.device
-        if torch.is_autocast_enabled(device.type):
+        if not self._covered or torch.is_autocast_enabled(device.type):
             return super()._run(plan, tokens, positions, wanted, layers)
         if self._places != self.decoder.places():  # the model was moved or converted
             self._read()
@@ -51,7 +52,7 @@ class DirectRunner(RaggedRunner):
         places = torch.tensor(positions, device=device)
         hidden = decoder.embed(ids, places)
         turn = None if decoder.rotation is None else decoder.rotation.at(positions)
-        steps = [Step(run) for run in plan.runs] if not plan.longer else None
+        steps = [Step(run, hidden) for run in plan.runs] if not plan.longer else None
         states, wanted_states = {}, {layer % (len(decoder.blocks) + 1) for layer in layers}
         for layer, block in enumerate(decoder.blocks):
             if layer in wanted_states:
@@ -93,8 +94,8 @@ class DirectRunner(RaggedRunner):
 class Step:
     """One new token a row, for rows in neighbouring slots: the views of the cache for all layers, made once a pass."""
 
-    def __init__(self, run: Run):
-        self.run, self.stack = run, run.pool.ready()
+    def __init__(self, run: Run, hidden: Tensor):
+        self.run, self.stack = run, run.pool.ready(hidden)
         self.seen: dict[int | None, tuple] = {}
         place = run.positions[0]
         abreast = run.positions.count(place) == len(run.positions)

@@ -37,6 +37,8 @@ class Engine:
         self._asked: dict[Strategy, Forward] = {}
         self._sampling: Strategy | None = None
         self._to_sample: deque[Request] = deque()
+        self._unread: dict[Request, int] = {}  # let in, their prompts not run yet: how many rows they will still open
+        self._opening = 0  # rows that those whose prompts were just run may open now
         self._runners: dict[Hashable, Any] = {id(runner.model): runner}
         self._joining: dict[Hashable, list[Row]] = {}  # rows on their way to a strategy that serves several requests
         self._shared: dict[Hashable, Strategy] = {}
@@ -75,12 +77,15 @@ class Engine:
         asked = list(self._asked.items())
         forwards = [forward for _, forward in asked]
         before = {row: row.seen for forward in forwards for row in forward.rows if row.request.traced}
+        read = {row.request for forward in forwards for row in forward.rows} if self._unread else ()
+        self._opening = sum(self._unread.pop(request, 0) for request in read)
         began = time.perf_counter()
         answers = self._run(forwards)
         if before:
             tell(forwards, before, time.perf_counter() - began)
         for (strategy, _), logits in zip(asked, answers):
             self._advance(strategy, logits)
+        self._opening = 0
         return bool(self._asked or self.waiting or any(self._joining.values()))
 
     def close(self) -> None:
@@ -90,6 +95,8 @@ class Engine:
         self._asked.clear()
         self.waiting.clear()
         self._to_sample.clear()
+        self._unread.clear()
+        self._opening = 0
         self._joining.clear()
         for runner in self._runners.values():
             runner.refresh(keep=self._kept if runner is self.runner else ())
@@ -115,24 +122,27 @@ class Engine:
         while self.waiting:
             request = self.waiting[0]
             kind = choose(request.params)
-            # the rows of those to be sampled are opened when the sampling strategy goes on
-            taken = self.runner.live - len(self._kept) + sum(other.width for other in self._to_sample)
-            positions = sum(len(other.source_ids or other.prompt_ids) for other in (*self._to_sample, request))
-            if taken and taken + kind.width(request) > self.max_rows or self._to_sample and positions > MAX_NEW_POSITIONS:
+            width = kind.width(request)
+            taken = self.runner.live - len(self._kept) + sum(self._unread.values()) + self._opening
+            positions = sum(len(other.source_ids or other.prompt_ids) for other in (*self._unread, request))
+            if taken and taken + width > self.max_rows or self._unread and positions > MAX_NEW_POSITIONS:
                 return
             self.waiting.popleft()
             request.started = time.monotonic()
             if kind.start is None:
-                self._to_sample.append(request)
+                self._to_sample.append(request)  # its row is opened when the sampling strategy goes on
+                self._unread[request] = width
             else:
                 strategy = kind.start(request, self)
                 if strategy is not None:
                     self.start(strategy)
+                self._unread[request] = width - 1
 
     def _arrivals(self) -> list[Row]:
         """Open the first row of each request that is let in to be sampled."""
         self._let_in()
         arrived = [Row.open(request, self.runner) for request in self._to_sample]
+        self._unread.update((request, request.width - 1) for request in self._to_sample)
         self._to_sample.clear()
         return arrived
 
@@ -211,10 +221,10 @@ class Batch:
         if self.layers:
             logits, states = self.runner.observe(self.rows, self.ids, self.keep, sorted(self.layers))
             counts = [len(new) for new in self.ids]
-            self.states = {layer: state.split(counts) for layer, state in states.items()}
+            self.states = {layer: precise(state).split(counts) for layer, state in states.items()}
         else:
             logits = self.runner.forward(self.rows, self.ids, self.keep)
-        self.whole = logits
+        self.whole = precise(logits)
         self._parts: tuple[Tensor, ...] | None = None
 
     @property
@@ -223,6 +233,11 @@ class Batch:
         if self._parts is None:
             self._parts = self.whole.split(self.keep)
         return self._parts
+
+
+def precise(tensor: Tensor) -> Tensor:
+    """Return the tensor where there is float64, which draws need: Apple's MPS has none."""
+    return tensor.cpu() if tensor.device.type == "mps" else tensor
 
 
 def answer(forward: Forward, batches: dict[int, Batch], places: list[tuple[Row, int, int | None]]) -> Tensor:

@@ -159,7 +159,11 @@ def make_logit_bias(rows: Sequence[Row]) -> Apply:
 
 def make_allowed(rows: Sequence[Row]) -> Apply:
     def allowed(row: Row, vocab: int) -> list[int]:
-        ids = [int(id) for id in row.request.params.prefix_allowed_tokens_fn(list(row.ids))]
+        told = row.request.params.prefix_allowed_tokens_fn(list(row.ids))
+        try:
+            ids = [int(id) for id in told]
+        except (TypeError, ValueError):
+            raise UserError(f"prefix_allowed_tokens_fn must return a list of ids, got {told!r}") from None
         if wrong := [id for id in ids if not 0 <= id < vocab]:
             raise UserError(f"prefix_allowed_tokens_fn allowed the id {wrong[0]}, but the model's {vocab} ids begin at 0")
         return ids

@@ -56,6 +56,7 @@ def check_filters(params: SamplingParams, vocab_size: int) -> None:
     order_of(params)
     eos = params.forced_eos_token_id
     named = {
+        "stop_token_ids": params.stop_token_ids,
         "bad_words_ids": [id for word in params.bad_words_ids for id in word],
         "suppress_tokens": params.suppress_tokens,
         "begin_suppress_tokens": params.begin_suppress_tokens,

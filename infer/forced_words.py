@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from functools import partial
 from itertools import pairwise
 
 from transformers import PreTrainedTokenizerBase
 
+from ..data.literal import continuing
 from ..data.refusal import UserError
 from .params import SamplingParams
 from .row import Request
-from .words import word_ids
 
 Word = tuple[tuple[int, ...], ...]  # its spellings, any of which will do
 
@@ -77,20 +78,26 @@ def words_of(params: SamplingParams) -> list[Word]:
 
 
 def forced_ids(params: SamplingParams, tokenizer: PreTrainedTokenizerBase) -> list[list]:
-    """Return the entries of `force_words`, a text or a list of texts, as ids: the ways to write it, with a space before it and without."""
+    """Return the entries of `force_words`, a text or a list of texts, as ids.
+
+    A text that begins with a letter or a digit is a word of its own, so a space stands before it; `force_words_ids` says it otherwise.
+    """
+    encoder = partial(tokenizer.encode, add_special_tokens=False)
     entries = [(entry,) if isinstance(entry, str) else tuple(entry) for entry in params.force_words]
     for text in (text for entry in entries for text in entry):
         if not text.strip():
             raise UserError(f"force_words has the text {text!r}, of which nothing can be seen: leave it out")
         if stop := next((stop for stop in params.stop if stop in text), None):
             raise UserError(f"force_words has {text!r}, at which stop={stop!r} would end the answer: drop one of them")
-    return [*params.force_words_ids, *([list(ids) for ids in word_ids(tokenizer, entry)] for entry in entries)]
+    spaced = [[f" {text}" if text[0].isalnum() else text for text in entry] for entry in entries]
+    return [*params.force_words_ids, *([continuing(encoder, text) for text in entry] for entry in spaced)]
 
 
 def check_shape(params: SamplingParams) -> None:
     """Raise UserError for entries of another shape."""
     texts = params.force_words
-    if isinstance(texts, str) or not all(isinstance(each, str) or each and all(isinstance(text, str) for text in each) for each in texts):
+    listed = [(each,) if isinstance(each, str) else each for each in texts] if isinstance(texts, list | tuple) else [None]
+    if not all(isinstance(each, list | tuple) and each and all(isinstance(text, str) for text in each) for each in listed):
         raise UserError(f"force_words must be a list of texts, or of lists of texts to choose from, got {texts!r}")
     for entry in params.force_words_ids:
         listed = isinstance(entry, list | tuple) and len(entry) > 0

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, UntypedStorage, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils.weak import WeakIdKeyDictionary
 from transformers import PreTrainedModel
 
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # what reads the same input
 
+_wholes = WeakIdKeyDictionary()  # the first parameter of a group to the memory of all, which lives as long as one of them lies there
+
 
 def lay_together(model: PreTrainedModel) -> None:
-    """Move the weights of neighbouring linear layers into one storage; the model stays as it was in every other way.
+    """Move the weights of neighbouring linear layers into one piece of memory; the model stays as it was in every other way.
 
-    Each parameter becomes a view of its part: it is trained in place, saved and copied as before. Whatever moves a
-    parameter (another dtype, another device) parts it from the others again, which costs speed and nothing else.
+    Each parameter has a storage of its own there: what saves a model (accelerate, safetensors) takes tensors that share one for the
+    same tensor and drops all but one. Whatever moves a parameter (another dtype, another device) parts it from the others again,
+    which costs speed and nothing else.
     """
     for module in model.modules():
         for names in TOGETHER:
@@ -29,24 +34,37 @@ def lay_together(model: PreTrainedModel) -> None:
 def _lay(parameters: Sequence[nn.Parameter]) -> None:
     first = parameters[0]
     alike = {(p.dtype, p.device, p.shape[1:], type(p), p.is_contiguous()) for p in parameters}
-    if len(alike) > 1 or type(first) is not nn.Parameter or first.device.type == "meta" or not first.is_contiguous():
+    if len(alike) > 1 or type(first) is not nn.Parameter or first.device.type not in ("cpu", "cuda") or not first.is_contiguous():
         return
     if as_one(parameters) is None:
-        whole = torch.cat([p.data for p in parameters])
-        for parameter, part in zip(parameters, whole.split([len(p) for p in parameters])):
-            parameter.data = part
+        whole, begin = torch.cat([p.data for p in parameters]).untyped_storage(), 0
+        for parameter in parameters:
+            end = begin + parameter.nbytes
+            parameter.data = laid(whole[begin:end], parameter, parameter.shape)
+            begin = end
+        _wholes[first] = StorageWeakRef(whole)
 
 
 def as_one(tensors: Sequence[Tensor]) -> Tensor | None:
-    """Return tensors that lie end to end as one, [sum of lengths, ...], without a copy; None where they do not."""
+    """Return parameters that lie end to end as one, [sum of lengths, ...], without a copy; None where they do not."""
     first = tensors[0]
     if len(tensors) == 1:
         return first.detach()
-    end = first.data_ptr()
+    known = _wholes.get(first)
+    whole = None if known is None else UntypedStorage._new_with_weak_ptr(known.cdata)
+    if whole is None:
+        return None
+    end = whole.data_ptr()
     for tensor in tensors:
-        same = tensor.dtype == first.dtype and tensor.device == first.device and tensor.shape[1:] == first.shape[1:]
-        shared = tensor.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
-        if not same or not shared or not tensor.is_contiguous() or tensor.data_ptr() != end:
+        alike = tensor.dtype == first.dtype and tensor.shape[1:] == first.shape[1:] and tensor.is_contiguous()
+        if not alike or tensor.data_ptr() != end:
             return None
         end += tensor.nbytes
-    return first.detach().as_strided((sum(map(len, tensors)), *first.shape[1:]), first.stride(), first.storage_offset())
+    if end != whole.data_ptr() + whole.nbytes():
+        return None
+    return laid(whole, first, (sum(map(len, tensors)), *first.shape[1:]))
+
+
+def laid(storage: UntypedStorage, like: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return what lies in a storage as a tensor of this shape."""
+    return torch.empty(0, dtype=like.dtype, device=like.device).set_(storage, 0, shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -13,6 +13,7 @@ from ..data.refusal import UserError
 from .spans import Span
 
 DEFAULT_MAX_NEW_TOKENS = 256
+MOST_BIAS = 1e30  # more would overflow a float32; as little as -inf is a ban
 DEFAULT_BREAKERS = ("\n", ":", '"', "*")  # what DRY's repetitions do not reach across, as in llama.cpp
 
 # a function (logits [1, vocab], history [1, n]) -> logits [1, vocab], or a transformers LogitsProcessor
@@ -22,6 +23,17 @@ UserFilter = Callable[[Tensor, Tensor], Tensor] | LogitsProcessor
 WARPING = (
     "temperature", "dynatemp_range", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h", "top_n_sigma",
     "xtc_probability", "mirostat_tau",
+)  # fmt: skip
+
+# each of these says something about another setting alone
+PARTS = {
+    "dynatemp_exponent": "dynatemp_range", "xtc_threshold": "xtc_probability", "mirostat_eta": "mirostat_tau", "dry_base": "dry_multiplier",
+    "dry_allowed_length": "dry_multiplier", "dry_sequence_breakers": "dry_multiplier", "dry_penalty_last_n": "dry_multiplier",
+    "thinking_end": "thinking_budget",
+}  # fmt: skip
+LISTS = (
+    "stop_token_ids", "dry_sequence_breakers", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "filters", "trie", "hide",
+    "force_words_ids",
 )  # fmt: skip
 
 
@@ -55,13 +67,13 @@ class SamplingParams:
     """
 
     # the search
-    strategy: str | None = None
+    strategy: str | None = ask(None, kind=str, wanted="the name of a strategy")
     do_sample: bool | None = None
     num_return_sequences: int = whole(1, 1)
     seed: int | None = ask(None, kind=int, wanted="a whole number")
     # length and stop
-    max_new_tokens: int = whole(DEFAULT_MAX_NEW_TOKENS, 1)
     max_length: int | None = whole(None, 1)
+    max_new_tokens: int = whole(None, 1)  # without max_length DEFAULT_MAX_NEW_TOKENS
     min_new_tokens: int | None = whole(None, 0)
     min_length: int | None = whole(None, 0)
     max_time: float | None = number(None, lambda t: t > 0, "a number of seconds above 0")
@@ -157,12 +169,17 @@ class SamplingParams:
     utility: Callable[[str, str], float] | None = None
 
     def __post_init__(self):
+        if self.max_new_tokens is None:  # where max_length says how long, nothing else does
+            object.__setattr__(self, "max_new_tokens", self._usual_length)
         for name in ("stop", "choice", "bad_words"):
             value = getattr(self, name)
+            if value is not None and not isinstance(value, Collection):
+                raise UserError(f"{name} must be a text or a list of texts, got {value!r}")
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value or ()))
         for each in fields(self):
             if each.metadata:
                 self._check_range(each)
+        self._check_collections()
         self._check_kinds()
         self._check_pairs()
 
@@ -173,10 +190,42 @@ class SamplingParams:
         if isinstance(value, bool) or not isinstance(value, kind) or not each.metadata["fits"](value):
             raise UserError(f"{each.name} must be {each.metadata['wanted']}, got {value!r}")
 
+    def _check_collections(self) -> None:
+        for name in LISTS:
+            value = getattr(self, name)
+            if isinstance(value, str | Mapping) or not isinstance(value, Collection):
+                raise UserError(f"{name} must be a list, got {value!r}")
+        for word in self.bad_words_ids:
+            if not isinstance(word, list | tuple):
+                raise UserError(f"bad_words_ids must be a list of lists of ids, got the entry {word!r}")
+        for span in self.hide:
+            if not isinstance(span, Span):
+                raise UserError(f"hide must be a list of Span, got the entry {span!r}: give Span(start, end)")
+        for name in ("logit_bias", "sequence_bias", "forced_text"):
+            if not isinstance(getattr(self, name), Mapping | None):
+                raise UserError(f"{name} must be a dictionary, got {getattr(self, name)!r}")
+        for name in ("logit_bias", "sequence_bias"):
+            for key, bias in (getattr(self, name) or {}).items():
+                if isinstance(bias, bool) or not isinstance(bias, int | float) or name == "sequence_bias" and not isinstance(key, tuple):
+                    wanted = "numbers by token id" if name == "logit_bias" else "numbers by tuples of ids"
+                    raise UserError(f"{name} must be {wanted}, got {key!r}: {bias!r}")
+                if not bias <= MOST_BIAS:
+                    raise UserError(f"{name} must be at most {MOST_BIAS:g}, got {key!r}: {bias!r}")
+        decay = self.exponential_decay_length_penalty
+        if decay is not None and not (isinstance(decay, list | tuple) and len(decay) == 2 and all(isinstance(n, int | float) for n in decay)):
+            raise UserError(f"exponential_decay_length_penalty must be where it begins and its factor, got {decay!r}")
+        if decay is not None and not (abs(decay[0]) < float("inf") and 0 < decay[1] < float("inf")):
+            raise UserError(f"exponential_decay_length_penalty must be a place and a factor above 0, got {decay!r}")
+
     def _check_kinds(self) -> None:
-        for name in ("stop", "bad_words", "choice"):
+        for name in ("stop", "bad_words", "choice", "dry_sequence_breakers"):
             if any(not isinstance(text, str) or not text for text in getattr(self, name)):
                 raise UserError(f"{name} must be texts of at least one character, got {getattr(self, name)!r}")
+        order, ends = self.filter_order, self.forced_eos_token_id
+        if order is not None and not (isinstance(order, list | tuple) and all(isinstance(name, str) for name in order)):
+            raise UserError(f"filter_order must be a list of filters' names, got {order!r}")
+        if not isinstance(ends, int | list | tuple | None):
+            raise UserError(f"forced_eos_token_id must be an id or a list of ids, got {ends!r}")
         for each in self.filters:
             if not callable(each):
                 raise UserError(f"a filter must be a function or a LogitsProcessor, got {each!r}")
@@ -184,7 +233,7 @@ class SamplingParams:
             value = getattr(self, name)
             if value is not None and not callable(value):
                 raise UserError(f"{name} must be a function, got {value!r}")
-        if self.early_stopping not in (True, False, "never"):
+        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
             raise UserError(f'early_stopping must be True, False or "never", got {self.early_stopping!r}')
         if self.num_assistant_tokens_schedule not in ("heuristic", "constant"):
             raise UserError(f"num_assistant_tokens_schedule must be heuristic or constant, got {self.num_assistant_tokens_schedule!r}")
@@ -200,6 +249,12 @@ class SamplingParams:
         others = [name for name in warping if name not in ("mirostat_tau", "temperature")]
         if self.mirostat_tau and others:
             raise UserError(f"mirostat_tau chooses how many tokens to keep by itself: drop it or {others[0]}={getattr(self, others[0])}")
+        for name, owner in PARTS.items():
+            if getattr(self, owner) is None and differs(getattr(self, name), getattr(SamplingParams, name)):
+                raise UserError(f"{name}={getattr(self, name)!r} says nothing without {owner}: give both")
+        if self.prefix and (self.forced_bos_token_id is not None or self.begin_suppress_tokens):
+            name = "begin_suppress_tokens" if self.forced_bos_token_id is None else "forced_bos_token_id"
+            raise UserError(f"prefix={self.prefix!r} begins the answer, so {name}={getattr(self, name)} has no place: drop one of them")
         if self.dynatemp_range and not self.temperature:
             raise UserError(f"dynatemp_range={self.dynatemp_range} needs the temperature that it lies around: give temperature")
 
@@ -221,7 +276,12 @@ class SamplingParams:
     @property
     def given(self) -> dict[str, Any]:
         """The settings that differ from their defaults."""
-        return {each.name: value for each in fields(self) if differs(value := getattr(self, each.name), each.default)}
+        usual = {"max_new_tokens": self._usual_length}
+        return {each.name: value for each in fields(self) if differs(value := getattr(self, each.name), usual.get(each.name, each.default))}
+
+    @property
+    def _usual_length(self) -> int:
+        return DEFAULT_MAX_NEW_TOKENS if self.max_length is None else self.max_length
 
 
 def differs(value: Any, default: Any) -> bool:

@@ -70,7 +70,7 @@ def dry(
     for row, strength, growth, least, past, stops in zip(
         logits, multiplier.squeeze(-1).tolist(), base.squeeze(-1).tolist(), allowed.squeeze(-1).tolist(), history, breakers
     ):
-        most = int(least + LARGEST_LOG / math.log(growth)) if growth > 1.000001 else len(past)
+        most = int(least if growth == 1 else min(least + LARGEST_LOG / math.log(growth), len(past)))
         for id, length in repetitions(past, stops, int(least), most).items() if strength else ():
             if id < len(row) and id not in stops:
                 row[id] -= strength * growth ** (length - int(least))
@@ -86,15 +86,18 @@ def repetitions(past: Tensor, breakers: Collection[int], least: int, most: int) 
     limit = next((i for i, id in enumerate(reversed(past.tolist())) if id in breakers), n) if breakers else n
     if n <= least or limit < least:
         return {}
-    ends = torch.arange(n - 1)  # where an earlier repetition may end
-    found: dict[int, int] = {}
-    for length in range(1, min(limit, most) + 1):
-        ends = ends[ends >= length - 1]
-        ends = ends[past[ends - (length - 1)] == past[n - length]]
-        if len(ends) == 0:
+    alive = torch.ones(n - 1, dtype=torch.bool)  # places where an earlier repetition may end
+    longest = torch.zeros(n - 1, dtype=torch.long)
+    for length in range(1, min(limit, most, n - 1) + 1):
+        alive[: length - 1] = False
+        alive[length - 1 :] &= past[: n - length] == past[n - length]
+        if not bool(alive.any()):
             break
-        if length >= least:
-            found.update(dict.fromkeys(past[ends + 1].tolist(), length))
+        longest += alive
+    found: dict[int, int] = {}
+    ends = (longest >= least).nonzero().squeeze(-1)
+    for id, length in zip(past[ends + 1].tolist(), longest[ends].tolist()):
+        found[id] = max(found.get(id, 0), length)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import secrets
 from collections.abc import Sequence
 from dataclasses import replace
@@ -43,7 +44,9 @@ def new_requests(
     """Encode and check every prompt; raises UserError before anything is computed."""
     if isinstance(prompts, str) or not isinstance(prompts, Sequence):
         raise UserError(f"prompts must be a list of prompts, got {type(prompts).__name__}: put the one prompt in a list")
-    each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+    each = list(params) if isinstance(params, Sequence) else [params] * len(prompts)
+    if wrong := [own for own in each if not isinstance(own, SamplingParams)]:
+        raise UserError(f"params must be SamplingParams, one for all or a list of one a prompt, got {wrong[0]!r}")
     if len(each) != len(prompts):
         raise UserError(f"{len(each)} params for {len(prompts)} prompts: give one for all or one a prompt")
     ends = end_ids(model, tokenizer)
@@ -129,13 +132,17 @@ def within_length(params: SamplingParams, tokens: int, limit: int | None, name: 
         if room < 1:
             raise UserError(f"{name} has {tokens} tokens, which leaves nothing of max_length={params.max_length}: raise it, or shorten the prompt")
         params = replace(params, max_new_tokens=min(room, params.max_new_tokens))
+    for option, least in (("min_new_tokens", params.min_new_tokens or 0), ("min_length", (params.min_length or 0) - tokens)):
+        if least > params.max_new_tokens:
+            asked = f"{option}={getattr(params, option)}"
+            raise UserError(f"{asked} leaves no room: {name} may have {params.max_new_tokens} new tokens, so lower it or raise max_new_tokens")
     check_length(tokens, params.max_new_tokens, limit, name)
     return params
 
 
 def is_dialogue(prompt: Prompt) -> bool:
     """Whether the prompt is messages, which go through the chat template."""
-    return isinstance(prompt, Dialogue) or not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], dict)
+    return isinstance(prompt, Dialogue) or isinstance(prompt, list | tuple) and len(prompt) > 0 and isinstance(prompt[0], dict)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, name: str = "the prompt") -> list[int]:
@@ -147,11 +154,14 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, name: str = "the 
     elif isinstance(prompt, str):
         ids = text_ids(tokenizer, prompt)
     else:
-        ids = [int(id) for id in prompt]
+        try:
+            ids = [operator.index(id) for id in prompt]
+        except TypeError:
+            raise UserError(f"{name} must be a text, a list of messages or a list of ids, got {prompt!r}") from None
     if not ids:
         raise UserError(f"{name} is empty: give at least one token to continue")
-    if max(ids) >= len(tokenizer) or min(ids) < 0:
-        raise UserError(f"{name} has the id {max(ids)}, but the tokenizer's {len(tokenizer)} ids begin at 0")
+    if wrong := [id for id in (max(ids), min(ids)) if not 0 <= id < len(tokenizer)]:
+        raise UserError(f"{name} has the id {wrong[0]}, but the tokenizer's {len(tokenizer)} ids begin at 0")
     return ids
 
 

@@ -43,12 +43,13 @@ class Linear8(Quantised):
     """8 bits a weight, symmetric, one scale for each output.
 
     A few rows are multiplied as they are. Of more, the inputs are rounded to one or two times 8 bits (`terms`): two lose
-    nothing that could be measured, one is for inputs without outliers.
+    nothing that could be measured, one is for inputs without outliers. `always` rounds the inputs of a few rows too.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, terms: int = 2):
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, terms: int = 2, always: bool = False):
         super().__init__(weight, bias)
-        self.terms, self.integers_from = terms, ROWS_FOR_INT8_PRODUCT if integer_product_is_exact() else 1 << 62
+        fewest = 1 if always else ROWS_FOR_INT8_PRODUCT
+        self.terms, self.integers_from = terms, fewest if integer_product_is_exact() else 1 << 62
         weight = padded(weight.detach().float())
         scale = (weight.abs().amax(dim=1).clamp_min(1e-12) / 127).to(torch.bfloat16)
         self.register_buffer("scale", scale)

@@ -36,7 +36,7 @@ class Run:
 
     def view(self, window: int | None, device: torch.device) -> tuple[slice, Tensor | None]:
         """Return the keys that any of the rows sees, and for each row which of them: [rows, 1, 1, keys] or None for all."""
-        if window not in self._masks:
+        if (window, device) not in self._masks:
             top, low = max(self.positions) + 1, min(self.positions)
             first = 0 if window is None else max(low - window + 1, 0)
             mask = None
@@ -47,8 +47,8 @@ class Run:
                 if window is not None:
                     mask &= key > position - window
                 mask = mask[:, None, None]
-            self._masks[window] = slice(first, top), mask
-        return self._masks[window]
+            self._masks[window, device] = slice(first, top), mask
+        return self._masks[window, device]
 
 
 @dataclass

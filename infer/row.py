@@ -185,8 +185,8 @@ class Row:
             self.finish_reason = "eos" if own_end else "stop"
         elif self.position >= params.max_new_tokens:
             self.finish_reason = "length"
-        elif params.max_time is not None and request.started is not None and time.monotonic() - request.started >= params.max_time:
-            self.finish_reason = "time"
+        elif params.max_time is not None and request.started is not None and self.position > len(request.prefix_ids):
+            self.finish_reason = "time" if time.monotonic() - request.started >= params.max_time else None
         if self.finished:
             piece += self.text.finish()  # which may complete a stop string
         if self.text.stopped:

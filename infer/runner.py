@@ -139,7 +139,8 @@ class RaggedRunner:
     @torch.no_grad()
     def head(self, states: Tensor) -> Tensor:
         """Return what the language model head makes of hidden states, [n, hidden] to [n, vocab]."""
-        return scaled(self.config, self.model.get_output_embeddings()(states))
+        head = self.model.get_output_embeddings()
+        return scaled(self.config, head(states.to(head.weight.device))).to(states.device)
 
     def _plan(self, rows: Sequence[int], ids: Sequence[Sequence[int]]) -> tuple[Pass, list[int], list[int], list[int]]:
         """Lay the new tokens in one sequence: single steps first, by slot, then the longer ones.

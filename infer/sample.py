@@ -8,6 +8,8 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
+from ..data.refusal import UserError
+
 BITS = 52  # so that a uniform number times a total is always below the total
 
 
@@ -30,9 +32,14 @@ def draw(probs: Tensor, noise: Tensor) -> Tensor:
 def choose(logits: Tensor, noise: Sequence[float | None]) -> tuple[Tensor, Tensor]:
     """Choose one id a row, the likeliest where the noise is None; return ids [rows] and their log-probabilities [rows].
 
-    The log-probability is that of the distribution given, so after every filter.
+    The log-probability is that of the distribution given, so after every filter. Raises UserError for scores that are no distribution.
     """
     total = logits.logsumexp(dim=-1)
+    if not bool(total.isfinite().all()):  # nan or +inf: an id drawn from these may lie beyond the vocabulary
+        raise UserError(
+            "the scores are not finite, so no token can be chosen: the model overflows in its dtype (load it in float32 or bfloat16), "
+            "its weights are broken, or a filter's setting is too extreme"
+        )
     drawn = [i for i, u in enumerate(noise) if u is not None]
     ids = logits.argmax(dim=-1) if len(drawn) < len(noise) else torch.empty(len(logits), dtype=torch.long, device=logits.device)
     if drawn:

@@ -45,7 +45,10 @@ def hidden_positions(
     """
     hidden: set[int] = set()
     if mask is not None:
-        bits = [int(bit) for bit in mask]
+        try:
+            bits = [int(bit) for bit in mask]
+        except (TypeError, ValueError, RuntimeError):
+            raise UserError(f"the attention_mask of {name} must be a list of {len(ids)} numbers, 0 or 1, got {mask!r}") from None
         if len(bits) != len(ids) or not set(bits) <= {0, 1}:
             raise UserError(f"the attention_mask of {name} must be {len(ids)} numbers, 0 or 1, got {len(bits)}: one for each id of the prompt")
         hidden.update(place for place, bit in enumerate(bits) if not bit)
@@ -66,7 +69,10 @@ def places_of(tokenizer: PreTrainedTokenizerBase, prompt, ids: list[int], span: 
         start, end = characters_of_messages(tokenizer, prompt, span, name)
     extents, text = characters(tokenizer, ids, name)
     if isinstance(prompt, str):  # what the tokenizer puts before a text does not count
-        start, end = start + text.find(prompt), end + text.find(prompt)
+        before = text.find(prompt)
+        if before < 0:
+            raise UserError(f"this tokenizer rewrites the text of {name}, so no part of it can be found by characters: hide by tokens")
+        start, end = start + before, end + before
     if span.by == "characters":
         within(span, len(prompt) if isinstance(prompt, str) else len(text), name)
     return [place for place, (begin, stop) in enumerate(extents) if begin < end and stop > start]

@@ -11,17 +11,20 @@ from .cache import Pool
 class StackedPool(Pool):
     """A pool of layers that are alike."""
 
-    def __init__(self, capacity: int, layers: int, kv_heads: int, width: int, like: Tensor):
+    def __init__(self, capacity: int, layers: int, kv_heads: int, width: int):
         super().__init__(capacity)
-        self.shape, self.like = (layers, 2, kv_heads, width), like
+        self.shape = (layers, 2, kv_heads, width)
         self.block: Tensor | None = None
 
-    def ready(self) -> Tensor:
-        """Return the block, [layers, 2 (keys, values), slots, kv_heads, capacity, d], with a slot for every row."""
+    def ready(self, like: Tensor) -> Tensor:
+        """Return the block, [layers, 2 (keys, values), slots, kv_heads, capacity, d], with a slot for every row.
+
+        It takes dtype and device from `like` when it is made.
+        """
         if self.block is None or self.block.shape[2] < len(self.rows):
             layers, two, kv_heads, width = self.shape
             slots = 1 << (len(self.rows) - 1).bit_length()
-            grown = self.like.new_zeros(layers, two, slots, kv_heads, self.capacity, width)
+            grown = (like if self.block is None else self.block).new_zeros(layers, two, slots, kv_heads, self.capacity, width)
             if self.block is not None:
                 grown[:, :, : self.block.shape[2]] = self.block
             self.block = grown
@@ -29,5 +32,5 @@ class StackedPool(Pool):
         return self.block
 
     def tensors(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        self.ready()
+        self.ready(key)
         return self.layers[layer]

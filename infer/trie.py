@@ -57,6 +57,8 @@ def paths(tokenizer: PreTrainedTokenizerBase, given: Iterable[str | Sequence[int
     """Return the ids of every path; a text's are those of its continuation, no part of it a control token. Raises UserError for an empty one."""
     found = []
     for path in given:
+        if not isinstance(path, str | list | tuple):
+            raise UserError(f"trie must be a list of texts or of lists of ids, got the entry {path!r}")
         ids = literal_ids(tokenizer, path) if isinstance(path, str) else list(path)
         if not ids:
             raise UserError(f"trie has an empty path, {path!r}: leave it out")

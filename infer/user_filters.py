@@ -25,6 +25,8 @@ def call_own(own: UserFilter, logits: Tensor, history: Tensor) -> Tensor:
     if not isinstance(filtered, Tensor) or filtered.shape != logits.shape:
         got = tuple(filtered.shape) if isinstance(filtered, Tensor) else type(filtered).__name__
         raise UserError(f"the filter {name} must return logits of shape {tuple(logits.shape)}, got {got}")
+    if not bool((filtered < float("inf")).all()):
+        raise UserError(f"the filter {name} returned nan or infinity after {history.shape[1]} tokens: dropped ones come as -inf")
     if not bool((filtered > -float("inf")).any()):
         raise UserError(f"the filter {name} left no token to choose after {history.shape[1]} tokens")
     return filtered

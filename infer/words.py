@@ -32,6 +32,11 @@ def breaker_ids(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> fro
 
     llama.cpp also finds a text that runs over several tokens; such a text, which no token contains, is refused by UserError.
     """
+    texts = tuple(texts)
+    return remember(tokenizer, f"breakers {texts!r}", partial(_breaker_ids, tokenizer, texts))
+
+
+def _breaker_ids(tokenizer: PreTrainedTokenizerBase, texts: tuple[str, ...]) -> frozenset[int]:
     tokens = remember(tokenizer, "token texts", partial(token_texts, tokenizer))
     found: set[int] = set()
     for text in texts:

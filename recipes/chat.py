@@ -21,7 +21,9 @@ class Chat:
 @command
 def main(argv: list[str] | None = None) -> int:
     model_options, decoding, chat = parse(argv, SpeakingModel, Decoding, Chat, prog="seodang chat", positional=("model",), description=__doc__)
-    decoding.params()  # refuses wrong values before the model is loaded
+    decoding.check()
+    if decoding.num_return_sequences > 1:
+        raise UserError(f"a talk goes on from one answer, but num_return_sequences={decoding.num_return_sequences}: drop it, or give best_of")
     model, tokenizer = model_options.open()
     cache = memory_of(model)
     beginning = [{"role": "system", "content": chat.system}] if chat.system else []
@@ -35,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         elif said.startswith("/"):
             print(f"unknown command {said}: /reset or /exit", file=sys.stderr)
         elif said:
-            talk = answer(model, tokenizer, talk, said, decoding.params(turn), cache)
+            talk = answer(model, tokenizer, talk, said, decoding.params(model_options, turn), cache)
             turn += 1
     return 0
 

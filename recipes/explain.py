@@ -45,8 +45,9 @@ def main(argv: list[str] | None = None) -> int:
     model_options, decoding, options = parse(
         argv, SpeakingModel, Decoding, Explain, prog="seodang explain", positional=("model", "prompt"), description=__doc__
     )
-    params = decoding.params()  # refuses wrong values before the model is loaded
+    decoding.check()
     model, tokenizer = model_options.open()
+    params = decoding.params(model_options)
     from seodang.infer.attention_map import attention_maps, check_attention, parse_attention
     from seodang.infer.explain import explain, heat_map
     from seodang.infer.explain_page import Picture, to_html
@@ -63,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     told, names = story(results), Names(tokenizer)
     console = Console()
     console.print(explain(told, names, options.steps))
-    prompt_ids = encode(tokenizer, asked)
+    prompt_ids = encode(tokenizer, asked)[: results[0].prompt_length]  # token_healing takes its end back
     picture = None
     if layer is not None:
         ids = prompt_ids + results[0].ids

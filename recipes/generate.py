@@ -38,15 +38,18 @@ def main(argv: list[str] | None = None) -> int:
         argv, SpeakingModel, Decoding, Generate, prog="seodang generate", positional=("model", "prompts"), description=__doc__
     )
     prompts = read_prompts(options.prompts, options.raw)
-    params = [decoding.params(i) for i in range(len(prompts))]
+    decoding.check()
     with ExitStack() as files:
         output = files.enter_context(open_output(options.output)) if options.output else None
         model, tokenizer = model_options.open()
         from seodang.infer.generation import answers
 
-        results = answers(model, tokenizer, prompts, params, max_rows=options.batch_size)
-        show = recorder(prompts, output) if output else Printer(prompts)
-        follow(results, len(prompts), show, bar=output is not None or len(prompts) > 1)
+        params = [decoding.params(model_options, i) for i in range(len(prompts))]
+        results = answers(model, tokenizer, prompts, params, max_rows=options.batch_size)  # which refuses what it cannot do
+        if output:
+            output.truncate(0)
+        show = recorder(prompts, output) if output else Printer(prompts, decoding.num_return_sequences)
+        follow(results, len(prompts) * decoding.num_return_sequences, show, bar=output is not None or len(prompts) > 1)
     return 0
 
 
@@ -106,9 +109,9 @@ def prompt_of(record: Any, where: str, raw: bool) -> Any:
 
 
 def open_output(path: str) -> TextIO:
-    """Open the file before anything is computed."""
+    """Open the file before anything is computed; what it holds stays until it is certain that there will be answers."""
     try:
-        return open(path, "w", encoding="utf-8")
+        return open(path, "a", encoding="utf-8")
     except OSError as error:
         raise UserError(f"--output {path} cannot be written: {error.strerror}") from None
 
@@ -124,21 +127,21 @@ def recorder(prompts: list, output: TextIO) -> Callable:
 
 
 class Printer:
-    """Prints answers in the order of the prompts."""
+    """Prints answers in the order of the prompts, several to one prompt with their numbers (`choice`)."""
 
-    def __init__(self, prompts: list):
-        self.prompts = prompts
+    def __init__(self, prompts: list, each: int = 1):
+        self.prompts, self.each = prompts, each
         self._early: dict[int, Any] = {}
         self._next = 0
 
     def __call__(self, result) -> None:
-        self._early[result.row] = result
+        self._early[result.row * self.each + result.choice] = result
         while self._next in self._early:
             answer = self._early.pop(self._next)
-            if len(self.prompts) > 1:
-                prompt = self.prompts[self._next]
+            if len(self.prompts) > 1 and answer.choice == 0:
+                prompt = self.prompts[answer.row]
                 print(f"> {prompt if isinstance(prompt, str) else prompt[-1]['content']}")
-            print(answer.text, flush=True)
+            print(answer.text if self.each == 1 else f"[{answer.choice}] {answer.text}", flush=True)
             self._next += 1
 
 

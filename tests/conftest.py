@@ -3,6 +3,8 @@
 import copy
 import os
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported, so before anything else
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models
@@ -12,7 +14,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from seodang.infer.checkpoint import load, load_tokenizer
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 THREADS = torch.get_num_threads()
 torch.set_num_threads(1)  # tiny models lose more to waking threads than they gain; the real model takes them all
 

@@ -152,7 +152,7 @@ def test_a_cache_of_earlier_talks_changes_nothing(double, tiny_tokenizer):
     generate(model, tiny_tokenizer, [prompt[:4]], SamplingParams(max_new_tokens=3), cache=cache)
     with_cache = generate(model, tiny_tokenizer, [prompt], params, cache=cache)
     assert [each.ids for each in with_cache] == [each.ids for each in generate(model, tiny_tokenizer, [prompt], params)]
-    assert cache.runner.live == len(cache.slots) == 1
+    assert cache.runner.live == len(cache.slots) == 2  # the first talk and the best hypothesis of the second
 
 
 def test_when_time_is_up_the_best_so_far_are_returned(double, tiny_tokenizer):
@@ -381,3 +381,16 @@ def test_fewer_possible_answers_than_asked_for_are_an_error(tiny_llama, tiny_tok
     params = SamplingParams(num_beams=4, num_return_sequences=4, max_new_tokens=2, prefix_allowed_tokens_fn=lambda ids: allowed[len(ids)])
     with pytest.raises(UserError, match="2 answers within"):
         generate(tiny_llama, tiny_tokenizer, [[5, 6]], params)
+
+
+def test_a_memory_keeps_what_the_best_hypothesis_has_read(tiny_llama, tiny_tokenizer):
+    cache, params = PrefixCache(tiny_llama), SamplingParams(num_beams=3, max_new_tokens=6, ignore_eos=True)
+    prompt = list(range(5, 45))
+    [first] = generate(tiny_llama, tiny_tokenizer, [prompt], params, cache=cache)
+    assert cache.runner.live == len(cache.slots) == 1
+    further = [*prompt, *first.ids[:3], 9]
+    [alone] = generate(tiny_llama, tiny_tokenizer, [further], params)
+    before = cache.runner.positions
+    [second] = generate(tiny_llama, tiny_tokenizer, [further], params, cache=cache)
+    assert second.ids == alone.ids
+    assert cache.runner.positions - before < len(prompt)

@@ -132,10 +132,10 @@ def test_progress_is_by_what_stands_in_the_answer():
     assert seen == [((0, 1), 2, 2), ((0, 1), 2, 2), ((1,), 3, 1), ((1,), 4, 1), ((1,), 5, 1), ((1,), 3, 1), ((), 6, 0)]
 
 
-def test_texts_are_forced_with_a_space_before_them_or_without(real_model, tokenizer):
+def test_texts_are_forced_as_words_of_their_own(real_model, tokenizer):
     params = SamplingParams(num_beams=3, max_new_tokens=14, force_words=["purple", ["Tuesday", "Friday"]])
     [result] = generate(real_model, tokenizer, ["The colour of the house was"], params)
-    assert "purple" in result.text and ("Tuesday" in result.text or "Friday" in result.text)
+    assert " purple" in result.text and (" Tuesday" in result.text or " Friday" in result.text)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_texts_are_forced_with_a_space_before_them_or_without(real_model, tokeni
         ({"force_words_ids": [[500]]}, "500"),
         ({"force_words_ids": [[5], [5]]}, "twice"),
         ({"force_words_ids": [[5, 6, 7], [8, 9]]}, "5 tokens"),
-        ({"force_words": "house"}, "list of texts"),
+        ({"force_words": "house"}, "force_words must be a list"),
         ({"force_words": ["a house"], "stop": "house"}, "stop='house'"),
         ({"force_words": [" "]}, "nothing"),
         ({"force_words_ids": [[5]], "temperature": 1.0}, "random"),
@@ -163,3 +163,8 @@ def test_words_that_a_filter_drops_are_an_error_and_not_left_out(tiny_llama, tin
     params = SamplingParams(num_beams=2, max_new_tokens=4, force_words_ids=[[40]], suppress_tokens=[40])
     with pytest.raises(UserError, match="0 answers within"):
         generate(tiny_llama, tiny_tokenizer, [[5, 6]], params)
+
+
+def test_words_that_are_no_texts_are_refused(tiny_llama, tiny_tokenizer):
+    with pytest.raises(UserError, match="force_words must be a list of texts"):
+        generate(tiny_llama, tiny_tokenizer, [[5]], SamplingParams(num_beams=2, force_words=[5]))

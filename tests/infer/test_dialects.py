@@ -143,3 +143,8 @@ def test_a_field_that_we_cannot_honour_is_named(field):
 def test_every_field_of_a_generation_config_is_honoured_refused_or_passed_over():
     assert set(GenerationConfig().to_dict()) <= {*CONFIG, *CONFIG_NEUTRAL, *CONFIG_PASSED_OVER}
     assert SamplingParams.from_generation_config(GenerationConfig()) == SamplingParams()
+
+
+def test_a_caller_who_does_not_sample_leaves_out_what_the_checkpoint_samples_by():
+    config = GenerationConfig(do_sample=True, temperature=0.6, top_p=0.9, repetition_penalty=1.1)
+    assert SamplingParams.from_generation_config(config, do_sample=False) == SamplingParams(do_sample=False, repetition_penalty=1.1)

@@ -2,7 +2,10 @@
 
 import pytest
 import torch
+from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import AutoModelForCausalLM
 
 from seodang.infer.blocks import is_covered
@@ -174,6 +177,23 @@ def test_a_change_of_the_weights_is_seen_in_the_next_pass(exact):
     close(runner.forward([runner.row()], [tokens], [9]), whole(model, tokens))
 
 
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_an_adapter_put_in_and_a_model_converted_later_are_seen_after_refresh(exact, name):
+    model, tokens = exact(name), ids(9)
+    runner = open_runner(model)
+    model.float()  # no row has a past yet
+    close(runner.forward([runner.row()], [tokens], [9]), whole(model, tokens), 1e-4)
+    target = "c_attn" if name == "gpt2" else "v_proj"
+    adapted = get_peft_model(model.double(), LoraConfig(target_modules=[target], init_lora_weights=False, fan_in_fan_out=name == "gpt2"))
+    for state in (adapted, adapted.merge_and_unload):
+        model = state if state is adapted else state()
+        runner.refresh()
+        row = runner.row()
+        close(runner.forward([row], [tokens[:8]], [8]), whole(model, tokens)[:8])
+        close(runner.forward([row], [tokens[8:]], [1]), whole(model, tokens)[8:])
+
+
 def test_weights_laid_together_are_one_product_without_a_copy(exact):
     model = exact("llama with biases")
     attention = model.model.layers[0].self_attn
@@ -227,3 +247,33 @@ def test_autocast_is_honoured(fresh_tiny):
     with torch.autocast("cpu", torch.bfloat16):
         got = [each.forward([each.row()], [ids(9)], [9]) for each in (runner, ragged)]
     assert torch.equal(*got) and got[0].dtype == torch.bfloat16
+
+
+def test_what_saves_by_storages_finds_every_weight_of_a_model_laid_together(fresh_tiny, tmp_path):
+    model = fresh_tiny("llama", attention_bias=True)
+    lay_together(model)
+    Accelerator(cpu=True).save_model(model, str(tmp_path))  # of tensors that share a storage it keeps one
+    saved = load_file(tmp_path / "model.safetensors")
+    assert saved.keys() == model.state_dict().keys()
+    assert all(torch.equal(saved[name], weight) for name, weight in model.state_dict().items())
+
+
+def test_weights_laid_together_leave_nothing_behind_when_they_move(fresh_tiny):
+    model = fresh_tiny("llama")
+    lay_together(model)
+    attention = model.model.layers[0].self_attn
+    parts = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
+    alive = StorageWeakRef(as_one(parts).untyped_storage())
+    assert not alive.expired()
+    model.bfloat16()
+    assert alive.expired() and as_one(parts) is None
+
+
+def test_a_large_state_in_float16_does_not_overflow_in_the_norm(fresh_tiny):
+    model = fresh_tiny("llama").half()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[5] = torch.zeros(32).index_fill(0, torch.tensor(3), 30_000.0)
+        model.model.layers[0].input_layernorm.weight[3] = 4.0
+    runner = open_runner(model)
+    assert type(runner) is DirectRunner
+    close(runner.forward([runner.row()], [[5, 6, 7]], [3]), whole(model, [5, 6, 7]), 0.05)

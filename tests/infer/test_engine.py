@@ -1,10 +1,11 @@
 """The engine: strategies of any kind share every pass, and each finds what it finds alone."""
 
+import pytest
 import torch
 
 from seodang.infer.detokenise import detokeniser
 from seodang.infer.engine import Engine
-from seodang.infer.generation import run
+from seodang.infer.generation import generate, prepare, run
 from seodang.infer.params import SamplingParams
 from seodang.infer.row import Request, Row, release
 from seodang.infer.runner import open_runner
@@ -135,3 +136,42 @@ def test_close_drops_what_is_unfinished(tiny, tokenizer):
     engine.step()
     engine.close()
     assert runner.live == 0 and not engine.step()
+
+
+@pytest.mark.parametrize(
+    "wide",
+    [
+        {"num_beams": 4}, {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5}, {"penalty_alpha": 0.6, "top_k": 4},
+        {"temperature": 1.0, "seed": 1, "num_return_sequences": 4}, {"prompt_lookup_num_tokens": 2, "temperature": 1.0, "num_return_sequences": 4},
+    ],
+    ids=lambda options: next(iter(options)),
+)  # fmt: skip
+def test_room_is_kept_for_the_rows_that_a_request_opens_after_its_prompt(tiny, tokenizer, wide):
+    engine, requests = prepare(tiny("llama"), tokenizer, [[5 + i] for i in range(6)], SamplingParams(max_new_tokens=4, **wide), False, None, 8)
+    most = 0
+    for each in requests:
+        engine.submit(each)
+    while engine.step():
+        most = max(most, engine.runner.live)
+    assert most == 8
+    assert all(each.done for each in requests) and engine.runner.live == 0
+
+
+def test_long_prompts_of_beams_do_not_share_a_pass_either(tiny, tokenizer, monkeypatch):
+    monkeypatch.setattr("seodang.infer.engine.MAX_NEW_POSITIONS", 50)
+    prompts = [list(range(3, 43)), list(range(4, 44))]
+    engine, requests = prepare(tiny("llama"), tokenizer, prompts, SamplingParams(max_new_tokens=3, num_beams=2), False, None, 64)
+    for each in requests:
+        engine.submit(each)
+    engine.step()
+    assert engine.runner.positions == 40
+    engine.step()
+    assert engine.runner.positions == 40 + 2 + 40
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"num_beams": 2}, {"penalty_alpha": 0.6, "top_k": 2}, {"dola_layers": "low"}, {"prompt_lookup_num_tokens": 2}], ids=str
+)
+def test_when_time_is_up_at_once_there_is_an_answer_of_one_token_behind_its_prefix(tiny, tiny_tokenizer, options):
+    [result] = generate(tiny("llama"), tiny_tokenizer, [[5, 6]], SamplingParams(prefix="ab", max_new_tokens=9, max_time=1e-9, **options))
+    assert result.finish_reason == "time" and len(result.ids) == 3 and result.text.startswith("ab")

@@ -10,6 +10,7 @@ from transformers import GenerationConfig, SuppressTokensLogitsProcessor
 from seodang.data.refusal import UserError
 from seodang.infer import logits as shapes
 from seodang.infer.filters import DEFAULT_ORDER, FILTERS, Filters, check_filters, order_of, uses
+from seodang.infer.generation import generate
 from seodang.infer.params import SamplingParams
 from seodang.infer.row import Request, Row
 from seodang.infer.sample import uniform
@@ -312,3 +313,13 @@ def test_a_filter_that_returns_nonsense_is_named():
         Filters([row([1], filters=[forgetful])])(logits(1))
     with pytest.raises(UserError, match="merciless left no token"):
         Filters([row([1], filters=[merciless])])(logits(1))
+
+
+@pytest.mark.parametrize("settings", [{}, {"penalty_alpha": 0.6, "top_k": 2}, {"num_beams": 2}], ids=str)
+def test_a_callers_filter_that_turns_what_was_dropped_into_infinity_is_refused_by_name(tiny_llama, tiny_tokenizer, settings):
+    def contrary(logits, history):
+        return -logits
+
+    params = SamplingParams(suppress_tokens=[33], filters=[contrary], max_new_tokens=3, **settings)
+    with pytest.raises(UserError, match="the filter contrary returned nan or infinity after 2 tokens"):
+        generate(tiny_llama, tiny_tokenizer, [[5, 6]], params)

@@ -269,6 +269,11 @@ def test_a_stream_that_is_left_early_gives_its_memory_back(tiny, tokenizer, open
         ([[5] * 200], {"max_new_tokens": 57}, "prompt 1 has 200 tokens, which with max_new_tokens=57 is more than the 256 positions"),
         ([[5], []], {}, "prompt 2 is empty"),
         ([""], {}, "prompt 1 is empty"),
+        ([[5, 6]], {"trie": [5]}, "trie must be a list of texts or of lists of ids, got the entry 5"),
+        ([[5, 6]], {"attention_mask": ["a", 1]}, "attention_mask of prompt 1 must be a list of 2 numbers"),
+        ([[5, 6]], {"min_new_tokens": 6}, "min_new_tokens=6 leaves no room: prompt 1 may have 5 new tokens"),
+        ([[5, 6]], {"min_length": 8}, "min_length=8 leaves no room: prompt 1 may have 5 new tokens"),
+        ([[5, 6]], {"min_new_tokens": 3, "max_length": 4}, "min_new_tokens=3 leaves no room: prompt 1 may have 2 new tokens"),
         ([[5, 70000]], {}, "prompt 1 has the id 70000"),
         ("text", {}, "prompts must be a list"),
     ],
@@ -293,3 +298,26 @@ def test_a_prompt_that_just_fits_is_answered(tiny, tokenizer):
 def test_params_must_be_one_or_one_a_prompt(tiny, tokenizer):
     with pytest.raises(UserError, match="2 params for 3 prompts"):
         generate(tiny("llama"), tokenizer, PROMPTS[:3], [SamplingParams()] * 2)
+
+
+@pytest.mark.parametrize("prompt", [None, 3, ["a", "b"], {"role": "user", "content": "hi"}, [5.5]], ids=str)
+def test_what_is_no_prompt_is_refused(tiny_llama, tokenizer, prompt):
+    with pytest.raises(UserError, match="prompt 1 must be a text, a list of messages or a list of ids"):
+        generate(tiny_llama, tokenizer, [prompt])
+
+
+@pytest.mark.parametrize("params", [None, {"max_new_tokens": 2}, [{"max_new_tokens": 2}]], ids=str)
+def test_what_are_no_params_is_refused(tiny_llama, tokenizer, params):
+    with pytest.raises(UserError, match="params must be SamplingParams"):
+        generate(tiny_llama, tokenizer, [[5]], params)
+
+
+@pytest.mark.parametrize("id", [9999, -1, "a"])
+def test_a_stop_id_that_the_model_does_not_have_is_refused(tiny_llama, tokenizer, id):
+    with pytest.raises(UserError, match=f"stop_token_ids has the id {id!r}"):
+        generate(tiny_llama, tokenizer, [[5]], SamplingParams(stop_token_ids=[id], max_new_tokens=3))
+
+
+def test_a_function_that_allows_nothing_it_could_name_is_refused_by_name(tiny_llama, tokenizer):
+    with pytest.raises(UserError, match="prefix_allowed_tokens_fn must return a list of ids, got None"):
+        generate(tiny_llama, tokenizer, [[5, 6]], SamplingParams(max_new_tokens=3, prefix_allowed_tokens_fn=lambda ids: None))

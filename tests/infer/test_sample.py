@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from seodang.data.refusal import UserError
 from seodang.infer.sample import choose, draw, uniform
 
 CRITICAL = {3: 16.27, 5: 20.52, 9: 27.88}  # chi-square at p = 0.001, by degrees of freedom
@@ -53,3 +54,12 @@ def test_rows_without_noise_take_the_likeliest_beside_rows_that_draw():
     assert ids.tolist() == [1, 0, 2]
     assert logprobs[0].item() == pytest.approx(-math.log(1 + math.exp(-1) + math.exp(-2)), abs=1e-6)
     assert logprobs[1].item() == 0.0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("noise", [None, 0.5])
+def test_scores_that_are_no_distribution_are_refused_by_name(bad, noise):
+    logits = torch.zeros(2, 6)
+    logits[1, 3] = bad
+    with pytest.raises(UserError, match="the scores are not finite"):
+        choose(logits, [0.1, noise])

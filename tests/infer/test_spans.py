@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tokenizers.normalizers import Lowercase
 
 from seodang.data.chat import prompt_ids
 from seodang.data.refusal import UserError
@@ -146,3 +147,11 @@ def test_a_cache_keeps_as_many_talks_as_it_is_told_and_knows_its_model(tiny, fre
     with pytest.raises(UserError, match="rows must be at least 1"):
         PrefixCache(tiny("llama"), rows=0)
     assert open_runner(tiny("llama")).live == 0
+
+
+def test_a_text_that_the_tokenizer_rewrites_is_not_searched_by_characters(tiny_tokenizer):
+    tiny_tokenizer.backend_tokenizer.normalizer = Lowercase()
+    ids = tiny_tokenizer("Abcd")["input_ids"]
+    assert hidden_positions(tiny_tokenizer, "abcd", ids, [Span(0, 2, by="characters")], None, "prompt 1") == (0, 1)
+    with pytest.raises(UserError, match="rewrites the text of prompt 1"):
+        hidden_positions(tiny_tokenizer, "Abcd", ids, [Span(0, 2, by="characters")], None, "prompt 1")

@@ -62,8 +62,8 @@ def test_a_talk_that_is_too_long_is_refused_and_stays_as_it_was(real, said, caps
 def test_an_answer_cut_short_by_the_person_is_kept_as_far_as_it_came(monkeypatch, real_model, tokenizer, capsys):
     from seodang.infer import generation
 
-    def interrupted(*arguments):
-        events = stream(*arguments)
+    def interrupted(*arguments, **options):
+        events = stream(*arguments, **options)
         yield next(events)
         yield next(events)
         raise KeyboardInterrupt
@@ -86,3 +86,9 @@ def test_a_mistake_is_refused_before_the_model_is_loaded(monkeypatch, capsys):
     assert main(["default", "--min_p", "2"]) == 2
     assert capsys.readouterr().err == "error: min_p must be in [0, 1], got 2.0\n"
     assert issubclass(UserError, ValueError)
+
+
+def test_a_talk_of_several_answers_at_once_is_refused_before_the_model_is_loaded(monkeypatch, capsys):
+    monkeypatch.setattr("seodang.infer.checkpoint.load", lambda *args, **kwargs: pytest.fail("loaded a model"))
+    assert main(["default", "--temperature", "1", "--num_return_sequences", "3"]) == 2
+    assert "a talk goes on from one answer, but num_return_sequences=3" in capsys.readouterr().err

@@ -3,6 +3,8 @@
 import pytest
 
 from seodang.data.chat import prompt_ids
+from seodang.infer import SamplingParams, generate
+from seodang.infer.attention_map import attention_maps
 from seodang.infer.runner import RaggedRunner
 from seodang.recipes.decoding import SpeakingModel
 from seodang.recipes.explain import main
@@ -67,3 +69,14 @@ def test_a_mistake_is_one_line_and_exit_code_2_before_any_compute(model, monkeyp
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_the_attention_of_a_healed_prompt_counts_no_token_twice(monkeypatch, real_model, tokenizer, tmp_path, capsys):
+    monkeypatch.setattr(SpeakingModel, "open", lambda self: (real_model, tokenizer))
+    shown = []
+    monkeypatch.setattr("seodang.infer.attention_map.attention_maps", lambda model, ids, layer: shown.append(ids) or attention_maps(model, ids, layer))
+    prompt = "The capital of Fran"
+    assert main(["default", prompt, "--raw", "--token_healing", "--max_new_tokens", "1", "--attention", "0.0"]) == 0
+    [result] = generate(real_model, tokenizer, [prompt], SamplingParams(token_healing=True, max_new_tokens=1))
+    assert shown == [tokenizer(prompt)["input_ids"][: result.prompt_length] + result.ids]
+    assert result.prompt_length < len(tokenizer(prompt)["input_ids"])

@@ -7,8 +7,9 @@ import pytest
 from seodang.data.chat import prompt_ids
 from seodang.infer import SamplingParams, generate
 from seodang.infer.runner import RaggedRunner
-from seodang.recipes.decoding import SpeakingModel
+from seodang.recipes.decoding import Decoding, SpeakingModel
 from seodang.recipes.generate import main
+from seodang.recipes.options import parse
 
 QUESTION = "Which country is the city of Suwon located in?"
 
@@ -126,3 +127,73 @@ def test_a_mistake_is_one_line_and_exit_code_2_before_any_compute(checkpoint, tm
     assert main(arguments) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and message in error
+
+
+def test_several_answers_to_a_prompt_are_all_printed_in_their_order(real, real_model, tokenizer, capsys):
+    options = ["--temperature", "1.5", "--seed", "3", "--num_return_sequences", "3", "--max_new_tokens", "4", "--raw"]
+    assert main(["default", "One", "Two", *options]) == 0
+    params = [SamplingParams(temperature=1.5, seed=3 + i, num_return_sequences=3, max_new_tokens=4) for i in range(2)]
+    found = generate(real_model, tokenizer, ["One", "Two"], params)
+    wanted = []
+    for row, prompt in enumerate(["One", "Two"]):
+        wanted += [f"> {prompt}", *(f"[{result.choice}] {result.text}" for result in found if result.row == row)]
+    assert capsys.readouterr().out == "\n".join(wanted) + "\n"
+    assert len({result.text for result in found}) == 6
+
+
+def test_several_answers_to_a_prompt_are_written_with_their_numbers(real, tmp_path, capsys):
+    output = tmp_path / "answers.jsonl"
+    assert main(["default", "One", "--raw", "--num_beams", "3", "--num_return_sequences", "2", "--max_new_tokens", "3", "--output", str(output)]) == 0
+    assert [(line["row"], line["choice"]) for line in lines(output)] == [(0, 0), (0, 1)]
+    assert "2/2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--num_return_sequences", "2"], "greedy answers would all be the same"),
+        (["--num_beams", "2", "--penalty_alpha", "0.5"], "strategy 'contrastive' has no use for num_beams=2"),
+        (["--num_beams", "2", "--assistant_model", "/nowhere"], "strategy 'assisted' has no use for num_beams=2"),
+        (["--early_stopping", "maybe"], "early_stopping must be True, False or"),
+        (["--choice", "yes", "--regex", "a+"], "regex and choice both say what the whole answer is"),
+        (["--stop_regex", "("], "is no regular expression"),
+        (["--dola_layers", "middle"], "dola_layers must be"),
+        (["--filter_order", "top_q"], "which is no filter"),
+    ],
+    ids=str,
+)
+def test_options_that_cannot_be_honoured_are_refused_before_any_model_is_loaded(monkeypatch, capsys, options, message):
+    monkeypatch.setattr("seodang.infer.checkpoint.load", lambda *args, **kwargs: pytest.fail("loaded a model"))
+    assert main(["default", "hi", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_file_of_answers_survives_a_run_that_is_refused(checkpoint, tmp_path):
+    output = tmp_path / "answers.jsonl"
+    output.write_text("precious\n")
+    assert main([checkpoint, "hi", "--output", str(output), "--max_new_tokens", "256"]) == 2
+    assert output.read_text() == "precious\n"
+    assert main([checkpoint, "hi", "--output", str(output), "--max_new_tokens", "2"]) == 0
+    assert [line["row"] for line in lines(output)] == [0]
+
+
+def test_options_reach_the_settings_in_their_own_types():
+    asked = ["--early_stopping", "never", "--dola_layers", "8", "10", "--stop_token_ids", "5", "6", "--ignore_eos", "--xtc_probability", "0.5",
+             "--xtc_threshold", "0.2", "--thinking_budget", "9", "--filter_order", "xtc"]  # fmt: skip
+    [decoding] = parse(asked, Decoding, prog="test")
+    wanted = {"early_stopping": "never", "dola_layers": [8, 10], "stop_token_ids": (5, 6), "ignore_eos": True, "xtc_probability": 0.5,
+              "xtc_threshold": 0.2, "thinking_budget": 9, "filter_order": ("xtc",)}  # fmt: skip
+    assert decoding.params(SpeakingModel()).given == wanted
+    [plain] = parse([], Decoding, prog="test")
+    assert plain.params(SpeakingModel()).given == {}
+
+
+def test_a_further_model_goes_where_the_model_is(monkeypatch):
+    loaded = []
+    monkeypatch.setattr("seodang.infer.checkpoint.load", lambda path, **where: loaded.append((path, where)) or ("its model", "its tokenizer"))
+    [beside, decoding] = parse(
+        ["--assistant_model", "small", "--assistant_tokenizer", "--device", "cpu", "--dtype", "float32"], SpeakingModel, Decoding, prog="test"
+    )
+    params = [decoding.params(beside, i) for i in range(3)]
+    assert loaded == [("small", {"device": "cpu", "dtype": "float32"})]
+    assert (params[2].assistant_model, params[2].assistant_tokenizer) == ("its model", "its tokenizer")
