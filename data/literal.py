@@ -71,6 +71,11 @@ def literal_ids(tokenizer: PreTrainedTokenizerBase, piece: str) -> list[int]:
     return continuing(partial(_literally, tokenizer), piece)
 
 
+def literal_text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    """What ids say, control tokens written out and spaces left as they are."""
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False) if ids else ""
+
+
 def continuing(encoder: Callable[[str], list[int]], piece: str) -> list[int]:
     """Ids of a piece as it stands in the middle of a text.
 

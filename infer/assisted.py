@@ -75,13 +75,12 @@ def forked(live: list[Row], logits: Tensor, guesses: dict[Row, Guess]) -> tuple[
 
 def trimmed(row: Row, guess: Guess, vocab: int) -> Guess:
     """Cut a guess where it leaves the vocabulary, after an end, and where the answer would be full."""
-    ends = row.request.end_ids | frozenset(row.request.params.stop_token_ids)
     guess.cut(max(row.request.params.max_new_tokens - row.position - 1, 0))
     for i, id in enumerate(guess.ids):
         if not 0 <= id < vocab:
             guess.cut(i)
             break
-        if id in ends:
+        if id in row.request.ends:
             guess.cut(i + 1)
             break
     return guess

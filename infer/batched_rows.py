@@ -1,4 +1,4 @@
-"""Rows whose past lies in batches of rows that ran together."""
+"""What runners keep of their rows; and rows whose past lies in batches of rows that ran together."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 from .architecture import Passed
 
 
-class BatchedRows:
-    """Each row has a length and, once it ran, a home: a batch and its place there.
+class Rows:
+    """What a runner without a cache of its own making keeps of its rows: how long each is, and `_home`, where its past lies.
 
-    A batch's past is only ever appended to, so rows may share a place: a row's past is the first `length` positions of it.
-    A runner says by `_alike` which rows can go together, and by `_run` how they do.
+    `passes` and `positions` count what was computed.
     """
 
     def __init__(self):
+        self.passes = self.positions = 0
         self._lengths: dict[int, int] = {}
-        self._home: dict[int, tuple[Any, int]] = {}
+        self._home: dict[int, Any] = {}
         self._next = 0
 
     @property
@@ -43,10 +43,6 @@ class BatchedRows:
         if source in self._home:
             self._home[target] = self._home[source]
 
-    def truncate(self, row: int, length: int) -> None:
-        assert 0 <= length <= self._lengths[row]
-        self._lengths[row] = length
-
     def release(self, rows: Sequence[int]) -> None:
         for row in rows:
             del self._lengths[row]
@@ -54,6 +50,23 @@ class BatchedRows:
 
     def refresh(self, keep: Collection[int] = ()) -> None:
         self.release([row for row in self._lengths if row not in keep])
+
+    def _add(self) -> int:
+        row, self._next = self._next, self._next + 1
+        self._lengths[row] = 0
+        return row
+
+
+class BatchedRows(Rows):
+    """Rows whose past is a batch and a place there.
+
+    A batch's past is only ever appended to, so rows may share a place: a row's past is the first `length` positions of it.
+    A runner says by `_alike` which rows can go together, and by `_run` how they do.
+    """
+
+    def truncate(self, row: int, length: int) -> None:
+        assert 0 <= length <= self._lengths[row]
+        self._lengths[row] = length
 
     def forward(self, rows: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int]) -> Tensor:
         """As the ragged runner; rows that are not alike take a pass of the model each kind."""
@@ -87,10 +100,13 @@ class BatchedRows:
         """Run rows that are alike in one pass of the model; return what each gets of it."""
         raise NotImplementedError
 
-    def _add(self) -> int:
-        row, self._next = self._next, self._next + 1
-        self._lengths[row] = 0
-        return row
+    def _ran(self, batch: Any, rows: Sequence[int], ids: Sequence[Sequence[int]]) -> None:
+        """Take note of a pass of the model that appended `ids[i]` to row i, all rows of this batch, in its order."""
+        for place, (row, new) in enumerate(zip(rows, ids)):
+            self._home[row] = (batch, place)
+            self._lengths[row] += len(new)
+        self.passes += 1
+        self.positions += sum(map(len, ids))
 
     def _at_home(self, rows: Sequence[int], batch: Any, places: int) -> bool:
         """Whether these rows, in this order, are all that the batch holds."""

@@ -13,6 +13,7 @@ from ..data.refusal import UserError
 from .candidates import Candidate, drawn, generator_of, likeliest
 from .filters import Filters
 from .hypotheses import Hypotheses
+from .logits import logprobs
 from .params import SamplingParams
 from .row import Request, Row, release, shared
 from .strategy import Strategy, next_tokens
@@ -52,7 +53,7 @@ class Search:
     def __init__(self, row: Row, width: int, group: int = 0):
         self.request, self.width, self.group = row.request, width, group
         self.samples = self.request.params.samples
-        self.count = width * max(2, 1 + len(self.request.end_ids | frozenset(self.request.params.stop_token_ids)))
+        self.count = width * max(2, 1 + len(self.request.ends))
         self.rows, self.sums = [row], [0.0]
         self.filters = Filters(self.rows)
         self.ended = Hypotheses(row, width)
@@ -82,7 +83,7 @@ class Search:
 
     def logprobs(self, logits: Tensor, taken: list[int]) -> Tensor:
         """The model's log-probabilities, [rows, vocab], before any filter."""
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
+        return logprobs(logits)
 
     def judge(self, candidates: list[Candidate]) -> list[Child]:
         """Commit the candidates' tokens, keep the hypotheses that end by them, and return the others in the order of the candidates."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from hashlib import blake2b
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from .sample import hashed
 
 
 class Candidate(NamedTuple):
@@ -47,5 +48,4 @@ def ranked(keys: Tensor, logprobs: Tensor, sums: Tensor, count: int) -> list[Can
 
 def generator_of(seed: int, position: int, group: int = 0) -> torch.Generator:
     """Return the noise of one step of one search: it hangs on the seed and the position and on no other request."""
-    digest = blake2b(f"{seed} {position} {group} beams".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    return torch.Generator().manual_seed(hashed(seed, position, group, "beams") >> 1)

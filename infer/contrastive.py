@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..data.refusal import UserError
 from .filters import Filters
+from .logits import wide
 from .params import SamplingParams
 from .row import Request, Row, release
 from .strategy import Forward, Strategy
@@ -28,10 +29,7 @@ def contrastive(request: Request, engine: Engine) -> Strategy:
     greatest cosine between its last hidden state and that of any visible position before it, prompt and answer alike. All candidates
     run in one pass, whose logits serve the next step: n tokens take n + 1 passes.
     """
-    # a remembered past has no hidden states, so the prompt is read whole
-    memory, request.memory = request.memory, None
-    row = Row.open(request, engine.runner)
-    request.memory = memory
+    row = Row.open(request, engine.runner, recall=False)  # a remembered past has no hidden states, so the prompt is read whole
     filters, rows, context = Filters([row]), [row], Context()
     forward = Forward([row], [row.unseen], [1], (LAST,))
     logits = yield forward
@@ -100,7 +98,7 @@ class Context:
 
 def directions(states: Tensor) -> Tensor:
     """Vectors of length 1, in float32 at least; one of zeros stays and resembles nothing."""
-    return F.normalize(states.to(torch.promote_types(states.dtype, torch.float32)), dim=-1)
+    return F.normalize(wide(states), dim=-1)
 
 
 def gather(best: Row, rows: list[Row]) -> None:

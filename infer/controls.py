@@ -59,7 +59,7 @@ def new_text(tokenizer: PreTrainedTokenizerBase, params: SamplingParams, pattern
 
 def controls_of(request: Request, tokenizer: PreTrainedTokenizerBase, removed: list[int]) -> Callable[[], list]:
     """Return what makes the controls of a row, in the order in which they apply: those that force come first."""
-    params, ends = request.params, request.end_ids | frozenset(request.params.stop_token_ids)
+    params, ends = request.params, request.ends
     vocabulary = Vocabulary.of(tokenizer) if removed or params.thinking_budget is not None else None
     spelled = b"".join(vocabulary.tokens[id] for id in removed) if removed else b""
     forced = forced_tokens(tokenizer, params.forced_text or {}, params.max_new_tokens)

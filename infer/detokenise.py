@@ -49,6 +49,15 @@ def byte_of_character() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
+def byte_level(token: str) -> bytes:
+    """The bytes that a byte-level tokenizer's token stands for, from its name."""
+    alphabet = byte_of_character()
+    try:
+        return bytes(alphabet[character] for character in token)
+    except KeyError:  # an added token is plain text
+        return token.encode()
+
+
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """The ids that decoding leaves out."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
@@ -67,7 +76,7 @@ class ByteLevelDetokeniser:
         """Return the characters that this id completes; an invalid byte is a U+FFFD, as in the whole text."""
         if id in self._special:
             return ""
-        pending = self._pending + self._bytes(id)
+        pending = self._pending + byte_level(self._tokenizer.convert_ids_to_tokens(id) or "")
         text, used = codecs.utf_8_decode(pending, "replace", False)
         self._pending = pending[used:]
         return text
@@ -80,14 +89,6 @@ class ByteLevelDetokeniser:
     def fork(self) -> ByteLevelDetokeniser:
         """Return one that goes on from here by itself."""
         return copy.copy(self)
-
-    def _bytes(self, id: int) -> bytes:
-        token = self._tokenizer.convert_ids_to_tokens(id) or ""
-        alphabet = byte_of_character()
-        try:
-            return bytes(alphabet[character] for character in token)
-        except KeyError:  # an added token is plain text
-            return token.encode()
 
 
 class WindowDetokeniser:

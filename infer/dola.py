@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ..data.refusal import UserError
 from .filters import Filters
+from .logits import logprobs
 from .params import SamplingParams
 from .plausible import Plausible, among_plausible
-from .row import Request, Row, release
-from .sample import choose
-from .sampling import with_forks
+from .row import Request, Row
+from .sampling import take, with_forks
 from .selection import check_sampling
 from .strategy import Forward, Strategy
 from .trace import Layer, Watch
@@ -54,16 +54,7 @@ def dola(request: Request, engine: Engine) -> Strategy:
                 watch(place, "dola", scores[place])
                 record = Layer(layers[chosen[place]], tuple(zip(layers, divergences[:, place].tolist())))
                 request.note(record, each.position, each.choice)
-        scores = filters(scores, watch)
-        picks, logprobs = choose(scores, [each.noise() if request.params.samples else None for each in live])
-        ids = picks.tolist()
-        if watch is not None:
-            watch.chosen(scores, ids)
-        for each, id, logprob in zip(live, ids, logprobs.tolist()):
-            each.commit(id, logprob)
-            request.publish(each)
-        release([each for each in live if each.finished])
-        live = [each for each in live if not each.finished]
+        live = take(live, filters(scores, watch), watch)
 
 
 def contrasted(mature: Tensor, premature: Tensor) -> tuple[list[int], Tensor, Tensor]:
@@ -71,8 +62,7 @@ def contrasted(mature: Tensor, premature: Tensor) -> tuple[list[int], Tensor, Te
 
     mature is [rows, vocab], premature [layers, rows, vocab], logits both. The scores are those of `among_plausible`.
     """
-    dtype = torch.promote_types(mature.dtype, torch.float32)
-    mature, premature = mature.to(dtype).log_softmax(dim=-1), premature.to(dtype).log_softmax(dim=-1)
+    mature, premature = logprobs(mature), logprobs(premature)
     divergences = divergence(mature, premature)
     chosen = divergences.argmax(dim=0)
     base = premature[chosen, torch.arange(len(mature), device=chosen.device)]

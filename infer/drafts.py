@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .filters import Filters
-from .row import Row, release, shared
+from .row import Row, new_slot, release, shared
 from .sample import choose
 from .speculation import Guess
 from .strategy import Forward, next_tokens
@@ -24,10 +24,7 @@ class DraftRow(Row):
     def beside(cls, target: Row, runner) -> DraftRow:
         """Return a row without a past in the runner of the draft model."""
         request = target.request
-        slot = runner.row() if request.source_ids is None else runner.row(request.source_ids)
-        if request.hidden:
-            runner.hide(slot, request.hidden)
-        return cls(request, runner, slot, list(request.prompt_ids), target.text).begin(target)
+        return cls(request, runner, new_slot(request, runner), list(request.prompt_ids), target.text).begin(target)
 
     def begin(self, target: Row) -> DraftRow:
         self.target, self.choice = target, target.choice
@@ -77,7 +74,7 @@ class DraftRow(Row):
     @property
     def ends(self) -> frozenset[int]:
         """What ends the answer."""
-        return self.request.end_ids | frozenset(self.request.params.stop_token_ids)
+        return self.request.ends
 
     @property
     def going(self) -> bool:

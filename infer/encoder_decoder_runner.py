@@ -53,7 +53,6 @@ class EncoderDecoderRunner(BatchedRows):
         refuse_unfit(self.model)
         self.config = self.model.config.get_text_config(decoder=True)
         self.limit, self.source_limit = position_limit(self.model, "decoder"), position_limit(self.model, "encoder")
-        self.passes = self.positions = 0
         self._sources: dict[int, Source] = {}
 
     def row(self, source_ids: Sequence[int]) -> int:
@@ -147,11 +146,7 @@ class EncoderDecoderRunner(BatchedRows):
             use_cache=True,
             output_hidden_states=bool(layers),
         )
-        for i, (row, new) in enumerate(zip(rows, ids)):
-            self._home[row] = (batch, i)
-            self._lengths[row] += len(new)
-        self.passes += 1
-        self.positions += sum(map(len, ids))
+        self._ran(batch, rows, ids)
         return [
             Passed(logits[len(new) - k : len(new)], {layer: out.decoder_hidden_states[layer][i, : len(new)] for layer in layers})
             for i, (logits, new, k) in enumerate(zip(out.logits, ids, keep))

@@ -164,13 +164,12 @@ class Engine:
         """Put a forward's rows, and their companions, into the batches of their runners; return where each was put."""
         places = []
         for row, new, keep in zip(forward.rows, forward.ids, forward.keep):
-            runner = row.runner
-            batch = batches.setdefault(id(runner), Batch(runner))
+            batch = batch_of(row, batches)
             at = batch.add(row, new, keep)
             batch.layers.update(forward.layers)
             other = None
             if row.companion is not None:
-                other = batches.setdefault(id(row.companion.runner), Batch(row.companion.runner)).add(row.companion, beside(row, new), keep)
+                other = batch_of(row.companion, batches).add(row.companion, beside(row, new), keep)
             advance(row, len(new))
             places.append((row, at, other))
         return places
@@ -233,6 +232,13 @@ class Batch:
         if self._parts is None:
             self._parts = self.whole.split(self.keep)
         return self._parts
+
+
+def batch_of(row: Row, batches: dict[int, Batch]) -> Batch:
+    """Return the batch that the row's runner has in this step."""
+    if id(row.runner) not in batches:
+        batches[id(row.runner)] = Batch(row.runner)
+    return batches[id(row.runner)]
 
 
 def precise(tensor: Tensor) -> Tensor:

@@ -199,7 +199,7 @@ def last(row: Row) -> Sequence[int] | None:
 
 def ends(row: Row) -> frozenset[int]:
     """What ends the row: the model's end tokens and the caller's stop tokens."""
-    return row.request.end_ids | frozenset(row.request.params.stop_token_ids)
+    return row.request.ends
 
 
 def too_short(row: Row) -> frozenset[int]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..data.refusal import UserError
 from .filter_table import DEFAULT_ORDER, FILTERS, Apply, FilterSpec, placed
+from .logits import wide
 from .params import SamplingParams
 from .row import Row
 from .shortlist import LONGEST, shortlist
@@ -107,7 +108,7 @@ class Filters:
 
         `watch(row, name, scores [vocab])` hears of every filter that changed a row.
         """
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        scores = wide(scores)
         watched = watch is not None
         if watched not in self._steps:
             self._steps[watched] = self._plan(scores.device, short=not watched)

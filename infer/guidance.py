@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..data.refusal import UserError
+from .logits import logprobs
 from .params import SamplingParams
 from .plausible import Plausible, among_plausible
-from .row import Combine, Request
+from .row import Combine, Companion, Request
 from .strategies import choose
 
 if TYPE_CHECKING:
     from .engine import Engine
-
-Companion = tuple[Any, list[int], Combine]
 
 
 def companion_of(params: SamplingParams, prompt_ids: list[int], negative_ids: list[int] | None, engine: Engine) -> Companion | None:
@@ -91,8 +90,3 @@ def expert_minus_amateur(alpha: float, temperature: float) -> Combine:
         return among_plausible(expert - logprobs(amateur / temperature), expert, alpha)
 
     return combine
-
-
-def logprobs(logits: Tensor) -> Tensor:
-    """Log-probabilities in float32 at least."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)

@@ -16,6 +16,16 @@ TOP_H_LOOK = 100  # candidates that top-h weighs, as in transformers
 COLDEST = 1e-5  # dynamic temperature's floor: a colder division would overflow, and this one leaves the likeliest alone
 
 
+def wide(tensor: Tensor) -> Tensor:
+    """Return the tensor in float32 at least."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def logprobs(logits: Tensor) -> Tensor:
+    """Return log-probabilities in float32 at least, [.., vocab]."""
+    return wide(logits).log_softmax(dim=-1)
+
+
 def temperature(logits: Tensor, t: Tensor) -> Tensor:
     """Divide by t: below 1 sharpens the distribution, above 1 flattens it; 1 keeps the row."""
     return logits / t

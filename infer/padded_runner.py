@@ -39,7 +39,6 @@ class PaddedRunner(BatchedRows):
         refuse_unsupported(self.model)
         self.config = self.model.config.get_text_config()
         self.limit = context_limit(self.model)
-        self.passes = self.positions = 0
         self._accepts = inspect.signature(type(self.model).forward).parameters
 
     def row(self) -> int:
@@ -71,11 +70,7 @@ class PaddedRunner(BatchedRows):
         with evaluating(self.model):
             out = self.model(**inputs)
         batch.padding, batch.width = padding, width
-        for i, (row, new) in enumerate(zip(rows, ids)):
-            self._home[row] = (batch, i)
-            self._lengths[row] += len(new)
-        self.passes += 1
-        self.positions += sum(map(len, ids))
+        self._ran(batch, rows, ids)
         return [
             Passed(part[part.shape[0] - k :], {layer: out.hidden_states[layer][i, longest - len(new) :] for layer in layers})
             for i, (part, k, new) in enumerate(zip(out.logits, keep, ids))
@@ -93,10 +88,10 @@ class PaddedRunner(BatchedRows):
         padding = [width - self._lengths[row] for row in rows]
         cache = DynamicCache()
         for layer in range(len(batch.cache.layers)):
-            cache.update(*(torch.cat([F.pad(x, (0, 0, width - x.shape[2], 0)) for x in past]) for past in self._past(rows, layer)), layer)
+            cache.update(*(torch.cat([F.pad(x, (0, 0, width - x.shape[2], 0)) for x in past]) for past in self._held(rows, layer)), layer)
         return Batch(cache, padding, width)
 
-    def _past(self, rows: list[int], layer: int) -> tuple[list[Tensor], list[Tensor]]:
+    def _held(self, rows: list[int], layer: int) -> tuple[list[Tensor], list[Tensor]]:
         """Each row's keys and each row's values in a layer: [1, kv_heads, length, d]."""
         keys, values = [], []
         for row in rows:

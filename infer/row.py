@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -13,10 +12,11 @@ from torch import Tensor
 
 from .events import Committed, Event, Finished, Observed, Result
 from .params import SamplingParams
-from .sample import uniform
+from .sample import hashed, uniform
 from .stop import AnswerText
 
 Combine = Callable[[Tensor, Tensor], Tensor]  # logits of the row and of its companion, [n, vocab] each, to the row's
+Companion = tuple[Any, list[int], Combine]  # a runner (None for the request's own), its prompt, and how to combine
 
 
 @dataclass(eq=False)
@@ -39,7 +39,7 @@ class Request:
     hidden: tuple[int, ...] = ()  # positions of the prompt that no token sees
     prefix_ids: list[int] = field(default_factory=list)  # the answer begins with these
     new_controls: Callable[[], list] = list  # what steers the text of one row, made anew for each
-    companion: tuple[Any, list[int], Combine] | None = None  # a runner (None for the request's own), its prompt, and how to combine
+    companion: Companion | None = None
     select: Callable[[list[Row]], Sequence[Row]] | None = None
     memory: Any = None  # a PrefixCache that the rows' past comes from and goes to
     tokenizer: Any = None  # of the model
@@ -62,6 +62,11 @@ class Request:
     @property
     def done(self) -> bool:
         return len(self.results) == self.params.num_return_sequences
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """Every id that ends the answer: the model's own and the caller's."""
+        return self.end_ids | frozenset(self.params.stop_token_ids)
 
     def publish(self, row: Row, until: int | None = None) -> None:
         """Tell of the row's tokens that were not told yet, up to `until`; with all of a finished row told, finish."""
@@ -122,15 +127,13 @@ class Row:
     _remembered: int = 0
 
     @classmethod
-    def open(cls, request: Request, runner, choice: int = 0) -> Row:
-        """Return a row of the request that holds the prompt and has been shown nothing of it, or what a memory has of it."""
-        if request.memory is not None:
+    def open(cls, request: Request, runner, recall: bool = True) -> Row:
+        """Return a row of the request that holds the prompt and has been shown nothing of it, or with `recall` what a memory has of it."""
+        if recall and request.memory is not None:
             slot, seen = request.memory.recall(request.prompt_ids)
         else:
-            slot, seen = (runner.row() if request.source_ids is None else runner.row(request.source_ids)), 0
-        if request.hidden:
-            runner.hide(slot, request.hidden)
-        row = cls(request, runner, slot, list(request.prompt_ids), request.new_text(), seen, choice=choice)
+            slot, seen = new_slot(request, runner), 0
+        row = cls(request, runner, slot, list(request.prompt_ids), request.new_text(), seen)
         row.controls = request.new_controls()
         if request.companion is not None:
             other, ids, _ = request.companion
@@ -254,9 +257,17 @@ class Row:
         self._history, self._remembered = parent._history[: parent._remembered].clone(), parent._remembered
 
 
+def new_slot(request: Request, runner) -> int:
+    """Return a place without a past for a row of the request in a runner: on its source, its hidden positions left out."""
+    slot = runner.row() if request.source_ids is None else runner.row(request.source_ids)
+    if request.hidden:
+        runner.hide(slot, request.hidden)
+    return slot
+
+
 def derived(seed: int, choice: int) -> int:
     """The seed of a request's further answer, which repeats that answer alone."""
-    return int.from_bytes(blake2b(f"{seed} {choice}".encode(), digest_size=4).digest(), "little")
+    return hashed(seed, choice, size=4)
 
 
 def shared(a: list[int], b: list[int]) -> int:

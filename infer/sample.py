@@ -13,10 +13,14 @@ from ..data.refusal import UserError
 BITS = 52  # so that a uniform number times a total is always below the total
 
 
+def hashed(*parts: object, size: int = 8) -> int:
+    """Return a number of `size` bytes that depends on nothing but the parts."""
+    return int.from_bytes(blake2b(" ".join(map(str, parts)).encode(), digest_size=size).digest(), "little")
+
+
 def uniform(seed: int, position: int, draw: int = 0) -> float:
     """Return a number in [0, 1) that depends on nothing but the row's seed, the position and how many were drawn there."""
-    digest = blake2b(f"{seed} {position} {draw}".encode(), digest_size=8).digest()
-    return (int.from_bytes(digest, "little") >> (64 - BITS)) / (1 << BITS)
+    return (hashed(seed, position, draw) >> (64 - BITS)) / (1 << BITS)
 
 
 def draw(probs: Tensor, noise: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from torch import Tensor
+
 from .filters import Filters
 from .row import Row, release
 from .sample import choose
@@ -30,16 +32,20 @@ def sampling(arrivals: Callable[[], list[Row]]) -> Strategy:
         if live != filters.rows:
             filters = Filters(live)
         watch = Watch.of(live, logits)
-        scores = filters(logits, watch)
-        chosen, logprobs = choose(scores, [row.noise() if row.request.params.samples else None for row in live])
-        ids = chosen.tolist()
-        if watch is not None:
-            watch.chosen(scores, ids)
-        for row, id, logprob in zip(live, ids, logprobs.tolist()):
-            row.commit(id, logprob)
-            row.request.publish(row)
-        release([row for row in live if row.finished])
-        live = [row for row in live if not row.finished]
+        live = take(live, filters(logits, watch), watch)
+
+
+def take(live: list[Row], scores: Tensor, watch: Watch | None) -> list[Row]:
+    """Give every row the token that its scores choose, [rows, vocab] after every filter, and tell of it; return the rows that go on."""
+    chosen, logprobs = choose(scores, [row.noise() if row.request.params.samples else None for row in live])
+    ids = chosen.tolist()
+    if watch is not None:
+        watch.chosen(scores, ids)
+    for row, id, logprob in zip(live, ids, logprobs.tolist()):
+        row.commit(id, logprob)
+        row.request.publish(row)
+    release([row for row in live if row.finished])
+    return [row for row in live if not row.finished]
 
 
 def with_forks(live: list[Row]) -> tuple[list[Row], list[int]]:

@@ -13,6 +13,7 @@ from ..data.formats import Dialogue
 from ..data.literal import continuing
 from ..data.refusal import UserError
 from .encoder_decoder_runner import EncoderDecoderRunner, decoder_start
+from .logits import wide
 from .prompts import Prompt, encode, is_dialogue
 from .runner import open_runner
 
@@ -153,6 +154,6 @@ def next_pass(left: Work) -> tuple[Work, Work]:
 
 def chosen(logits: Tensor, targets: list[int]) -> Tensor:
     """Return the log-probability of one target a row of logits, float32 at least."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = wide(logits)
     index = torch.tensor(targets, device=logits.device)[:, None]
     return (logits.gather(-1, index) - logits.logsumexp(dim=-1, keepdim=True)).squeeze(-1).cpu()

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.chat import prompt_text
 from ..data.formats import Dialogue
+from ..data.literal import literal_text
 from ..data.refusal import UserError
 from ..data.template import render
 from .detokenise import PATIENCE
@@ -101,20 +102,16 @@ def characters_of_messages(tokenizer: PreTrainedTokenizerBase, prompt, span: Spa
 
 def characters(tokenizer: PreTrainedTokenizerBase, ids: list[int], name: str) -> tuple[list[tuple[int, int]], str]:
     """Return from where to where each id's characters reach in the prompt's text, and the text; ids that share a character reach alike."""
-
-    def decode(some: list[int]) -> str:
-        return tokenizer.decode(some, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
     extents: list[tuple[int, int]] = []
     held: list[int] = []
     text = ""
     for place, id in enumerate(ids, 1):
         held.append(id)
-        part = decode(held)
+        part = literal_text(tokenizer, held)
         if part.endswith("\ufffd") and len(held) < PATIENCE and place < len(ids):
             continue
         extents += [(len(text), len(text) + len(part))] * len(held)
         text, held = text + part, []
-    if text != decode(ids):
+    if text != literal_text(tokenizer, ids):
         raise UserError(f"this tokenizer's tokens have no characters of their own, so no part of {name} can be found by them: hide by tokens")
     return extents, text

@@ -8,79 +8,48 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..data.refusal import UserError
 from .architecture import Capabilities, context_limit, evaluating, refuse_unsupported, transformers_model
+from .batched_rows import Rows
 
 MEMORIES = ("past_key_values", "cache_params", "state")  # what architectures call it
 
 
-class StatefulRunner:
+class StatefulRunner(Rows):
     """Runs rows one by one, each with its own state. See `RaggedRunner` for the calls."""
 
     capabilities = Capabilities(truncate=False)
 
     def __init__(self, model: nn.Module):
+        super().__init__()
         self.model = transformers_model(model)
         refuse_unsupported(self.model)
         self.config = self.model.config.get_text_config()
         self.limit = context_limit(self.model)
-        self.passes = self.positions = 0
-        self._lengths: dict[int, int] = {}
-        self._memory: dict[int, Any] = {}
-        self._next = 0
         self._accepts = inspect.signature(type(self.model).forward).parameters
         names = [name for name in MEMORIES if name in self._accepts]
         if not names:
             raise UserError(f"{self.config.model_type} has no memory that could be handed from step to step: use another architecture")
         self._name = names[0]
 
-    @property
-    def live(self) -> int:
-        return len(self._lengths)
-
-    def length(self, row: int) -> int:
-        return self._lengths[row]
-
     def row(self) -> int:
-        row, self._next = self._next, self._next + 1
-        self._lengths[row] = 0
-        return row
-
-    def fork(self, rows: Sequence[int]) -> list[int]:
-        forks = []
-        for row in rows:
-            fork = self.row()
-            self._lengths[fork] = self._lengths[row]
-            if row in self._memory:
-                self._memory[fork] = copy.deepcopy(self._memory[row])
-            forks.append(fork)
-        return forks
+        return self._add()
 
     def copy(self, source: int, target: int, first: int = 0) -> None:
-        """Give `target` the state of `source`."""
-        self._lengths[target] = self._lengths[source]
-        self._memory.pop(target, None)
-        if source in self._memory:
-            self._memory[target] = copy.deepcopy(self._memory[source])
+        """Give `target` the state of `source`, a copy that goes on by itself."""
+        super().copy(source, target)
+        if source in self._home:
+            self._home[target] = copy.deepcopy(self._home[source])
 
     def truncate(self, row: int, length: int) -> None:
         """A state cannot be cut: raises UserError unless nothing is to be forgotten."""
         if length != self._lengths[row]:
             raise UserError(f"{self.config.model_type} carries a state, which cannot take back tokens: use a strategy without drafts")
-
-    def release(self, rows: Sequence[int]) -> None:
-        for row in rows:
-            del self._lengths[row]
-            self._memory.pop(row, None)
-
-    def refresh(self, keep: Collection[int] = ()) -> None:
-        self.release([row for row in self._lengths if row not in keep])
 
     @torch.no_grad()
     def forward(self, rows: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int]) -> Tensor:
@@ -99,12 +68,12 @@ class StatefulRunner:
         past = self._lengths[row]
         inputs = {"input_ids": torch.tensor([ids], device=device), "use_cache": True}
         if past:
-            inputs[self._name] = self._memory[row]
+            inputs[self._name] = self._home[row]
         if "position_ids" in self._accepts:
             inputs["position_ids"] = torch.arange(past, past + len(ids), device=device)[None]
         output = self.model(**inputs)
-        self._memory[row] = getattr(output, self._name, None)
-        if self._memory[row] is None:  # RecurrentGemma keeps it inside its layers, one for all rows
+        self._home[row] = getattr(output, self._name, None)
+        if self._home[row] is None:  # RecurrentGemma keeps it inside its layers, one for all rows
             raise UserError(f"{self.config.model_type} does not hand out its state, so rows cannot be kept apart: use another architecture")
         self._lengths[row] += len(ids)
         self.passes += 1

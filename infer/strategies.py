@@ -25,13 +25,14 @@ if TYPE_CHECKING:
 
 GUIDANCE = ("guidance_scale", "negative_prompt")
 AMATEUR = ("amateur_model", "amateur_alpha", "amateur_temperature")
+COMPANIONS = (*GUIDANCE, *AMATEUR)
 BEAM = ("num_beams", "length_penalty", "early_stopping")
 # each of these belongs to some strategies and is an error under the others
 OWNED = (
     "num_beams", "num_beam_groups", "diversity_penalty", "length_penalty", "early_stopping", "force_words", "force_words_ids",
     "penalty_alpha", "dola_layers", "assistant_model", "assistant_tokenizer", "assistant_early_exit", "prompt_lookup_num_tokens",
     "max_matching_ngram_size", "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold",
-    "best_of", "reward", "answer_of", "utility", *GUIDANCE, *AMATEUR,
+    "best_of", "reward", "answer_of", "utility", *COMPANIONS,
 )  # fmt: skip
 
 
@@ -39,14 +40,13 @@ OWNED = (
 class Kind:
     """A strategy: how a request's own is started (None: it joins that of all sampling rows; returning None: one it shares) and what it honours.
 
-    `options` are the ones of `OWNED` that it knows. `refuses` names further settings that it cannot honour, with the reason. `needs` are
-    capabilities that the runner must have. `check` judges the values, `suits` whether the runner's model can take them; `width` counts its rows.
+    `options` are the ones of `OWNED` that it knows. `needs` are capabilities that the runner must have. `check` judges the values, `suits`
+    whether the runner's model can take them; `width` counts its rows.
     """
 
     name: str
     start: Callable[[Request, Engine], Strategy | None] | None
     options: frozenset[str]
-    refuses: dict[str, str]
     needs: tuple[str, ...] = ()
     check: Callable[[SamplingParams], None] = lambda params: None
     suits: Callable[[SamplingParams, Any], None] = lambda params, runner: None
@@ -62,27 +62,27 @@ def beams(request: Request) -> int:
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("sampling", None, frozenset(GUIDANCE + AMATEUR), {}, check=check_sampling),
-        Kind("best_of_n", None, frozenset(("best_of", "reward", *GUIDANCE, *AMATEUR)), {}, check=check_selection),
-        Kind("self_consistency", None, frozenset(("best_of", "answer_of", *GUIDANCE, *AMATEUR)), {}, check=check_vote),
-        Kind("minimum_bayes_risk", None, frozenset(("best_of", "utility", *GUIDANCE, *AMATEUR)), {}, check=check_risk),
+        Kind("sampling", None, frozenset(COMPANIONS), check=check_sampling),
+        Kind("best_of_n", None, frozenset(("best_of", "reward", *COMPANIONS)), check=check_selection),
+        Kind("self_consistency", None, frozenset(("best_of", "answer_of", *COMPANIONS)), check=check_vote),
+        Kind("minimum_bayes_risk", None, frozenset(("best_of", "utility", *COMPANIONS)), check=check_risk),
         Kind(
-            "contrastive", contrastive, frozenset(("penalty_alpha", *GUIDANCE, *AMATEUR)), {}, ("hidden_states", "fork"), check_contrastive,
+            "contrastive", contrastive, frozenset(("penalty_alpha", *COMPANIONS)), ("hidden_states", "fork"), check_contrastive,
             width=lambda request: request.params.top_k, samples=False,
         ),
         Kind(
-            "assisted", assisted, frozenset((*ASSISTED_OPTIONS, *GUIDANCE, *AMATEUR)), {}, ("truncate", "all_positions", "fork"), check_assisted,
+            "assisted", assisted, frozenset((*ASSISTED_OPTIONS, *COMPANIONS)), ("truncate", "all_positions", "fork"), check_assisted,
         ),
-        Kind("beam", beam, frozenset((*BEAM, *GUIDANCE, *AMATEUR)), {}, ("fork",), check_beams, width=beams),
+        Kind("beam", beam, frozenset((*BEAM, *COMPANIONS)), ("fork",), check_beams, width=beams),
         Kind(
-            "diverse_beam", diverse_beam, frozenset((*BEAM, "num_beam_groups", "diversity_penalty", *GUIDANCE, *AMATEUR)), {}, ("fork",),
+            "diverse_beam", diverse_beam, frozenset((*BEAM, "num_beam_groups", "diversity_penalty", *COMPANIONS)), ("fork",),
             check_groups, width=beams, samples=False,
         ),
         Kind(
-            "constrained_beam", constrained_beam, frozenset((*BEAM, "force_words", "force_words_ids", *GUIDANCE, *AMATEUR)), {}, ("fork",),
+            "constrained_beam", constrained_beam, frozenset((*BEAM, "force_words", "force_words_ids", *COMPANIONS)), ("fork",),
             check_constrained, width=beams, samples=False,
         ),
-        Kind("dola", dola, frozenset(("dola_layers",)), {}, ("hidden_states",), check_dola, suits_dola, encoder_decoder=False),
+        Kind("dola", dola, frozenset(("dola_layers",)), ("hidden_states",), check_dola, suits_dola, encoder_decoder=False),
     )
 }  # fmt: skip
 
@@ -125,8 +125,6 @@ def check(params: SamplingParams, capabilities: Capabilities, encoder_decoder: b
     for name, value in given.items():
         if name in OWNED and name not in kind.options:
             raise UserError(f"strategy {kind.name!r} has no use for {name}={shown(value)}: drop it, or choose the strategy that it is meant for")
-        if name in kind.refuses:
-            raise UserError(f"strategy {kind.name!r} cannot honour {name}={shown(value)}: {kind.refuses[name]}")
     if params.samples and not kind.samples:
         raise UserError(f"strategy {kind.name!r} takes no random choices: drop do_sample and the filters of sampling")
     if encoder_decoder and not kind.encoder_decoder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedTokenizerBase
 
+from ..data.literal import literal_text
 from .drafts import DraftRow, ModelDrafts
 from .row import Row
 from .speculation import Guess
@@ -20,21 +21,17 @@ class Translation:
 
     def there(self, ids: list[int]) -> list[int]:
         """Return the draft model's ids of a text."""
-        return encoded(self.draft, decoded(self.target, ids).rstrip(UNFINISHED))
+        return encoded(self.draft, literal_text(self.target, ids).rstrip(UNFINISHED))
 
     def back(self, past: list[int], drafted: list[int], guess: list[int]) -> list[int]:
         """Return a draft in the target's ids, as they would go on behind `past`; `guess` follows `drafted` in the draft's ids."""
         window = drafted[-TAIL:]
-        before, after = decoded(self.draft, window), decoded(self.draft, window + guess)
-        text = (after[len(before) :] if after.startswith(before) else decoded(self.draft, guess)).rstrip(UNFINISHED)
+        before, after = literal_text(self.draft, window), literal_text(self.draft, window + guess)
+        text = (after[len(before) :] if after.startswith(before) else literal_text(self.draft, guess)).rstrip(UNFINISHED)
         tail = past[-TAIL:]
-        ids = encoded(self.target, decoded(self.target, tail) + text)
+        ids = encoded(self.target, literal_text(self.target, tail) + text)
         # where the tail would now be split in another way, what was said stays as it is and the text is read by itself
         return ids[len(tail) :] if ids[: len(tail)] == tail else encoded(self.target, text)
-
-
-def decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def encoded(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

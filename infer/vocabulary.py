@@ -9,7 +9,7 @@ from functools import cached_property
 from transformers import PreTrainedTokenizerBase
 
 from ..data.template import remember
-from .detokenise import BYTE_TOKEN, byte_of_character, is_byte_level, special_ids
+from .detokenise import BYTE_TOKEN, byte_level, is_byte_level, special_ids
 
 REPLACEMENT = "\ufffd"
 
@@ -97,14 +97,6 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes | None]:
     else:
         return [None if id in special else decoded(tokenizer, id) for id in range(len(tokenizer))]
     return [None if id in special or name is None else spell(name) for id, name in enumerate(names)]
-
-
-def byte_level(name: str) -> bytes:
-    alphabet = byte_of_character()
-    try:
-        return bytes(alphabet[character] for character in name)
-    except KeyError:  # an added token is plain text
-        return name.encode()
 
 
 def sentencepiece(name: str) -> bytes:

@@ -18,6 +18,12 @@ from seodang.infer.stop import AnswerText
 GOLDEN = Path(__file__).parent / "golden"
 
 
+@pytest.fixture
+def double(fresh_tiny):
+    """`double(kind, **config)`: a tiny model in float64."""
+    return lambda kind="llama", **config: fresh_tiny(kind, **config).double()
+
+
 @pytest.fixture(scope="session")
 def golden_models():
     """The module that builds the models of the golden files."""

@@ -24,12 +24,6 @@ STOPS = [64, 101, 15, 33]
 NEW = 14
 
 
-@pytest.fixture
-def double(fresh_tiny):
-    """`double(kind, **config)`: a tiny model in float64."""
-    return lambda kind="llama", **config: fresh_tiny(kind, **config).double()
-
-
 def oracle(model, prompt: list[int], **options) -> list[tuple[list[int], float]]:
     """What transformers finds: the new ids, padding left out, and the score of each sequence."""
     prompt = torch.tensor([prompt])

@@ -14,12 +14,6 @@ STOPS = [64, 101, 15, 33]
 NEW = 14
 
 
-@pytest.fixture
-def double(fresh_tiny):
-    """`double(kind, **config)`: a tiny model in float64."""
-    return lambda kind="llama", **config: fresh_tiny(kind, **config).double()
-
-
 def logprobs_after(model, ids: list[int]) -> torch.Tensor:
     with torch.no_grad():
         return model(torch.tensor([ids])).logits[0, -1].log_softmax(dim=-1)
