@@ -4,10 +4,11 @@ export PYTHON TORCH
 ready := .venv/ready
 pytest := .venv/bin/python -m pytest -c tests/pytest.ini
 
-.PHONY: help setup demo test test-full clean
+.PHONY: help setup demo demo-rlhf test test-full clean
 
 help:
 	@echo "make demo       fine-tune the default model on real triplets, before and after (minutes)"
+	@echo "make demo-rlhf  reward model, PPO and DPO on the default model, with a page of curves (15 minutes)"
 	@echo "make test       run every test but the longest"
 	@echo "make test-full  run all tests: real training, a browser, servers under load"
 	@echo "make setup      only the virtual environment in .venv, with torch, Seodang and the default model"
@@ -24,6 +25,9 @@ $(ready): pyproject.toml .ci/setup .ci/default-model.txt
 
 demo: $(ready)
 	@.venv/bin/seodang demo $(ARGS)
+
+demo-rlhf: $(ready)
+	@.venv/bin/seodang demo-rlhf $(ARGS)
 
 test: $(ready)
 	@$(pytest) -m "not full" tests $(ARGS)

@@ -5,6 +5,9 @@ from typing import Any
 
 _HOMES = {
     "Dialogue": "formats", "Text": "formats", "to_example": "formats",
+    "Ranked": "preferences", "Judged": "preferences", "Asked": "preferences",
+    "PREFERENCE_SHAPES": "preferences", "JUDGED_SHAPES": "preferences", "ASKED_SHAPES": "preferences",
+    "prepare_ranked": "branches", "prepare_judged": "branches", "prepare_asked": "branches", "pairs": "branches",
     "read": "sources", "mix": "sources",
     "set_chat_template": "chat", "prompt_text": "chat", "prompt_ids": "chat", "text_ids": "chat", "end_of_turn_ids": "chat",
     "IGNORE_INDEX": "labels", "Counts": "labels", "prepare": "labels", "stream_rows": "labels",

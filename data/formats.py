@@ -32,33 +32,58 @@ class Text:
     where: str = field(default="")
 
 
-def recognise(record: Mapping[str, Any]) -> str:
+Shapes = Mapping[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Any]]]  # by name: the keys that mark it, and what reads it
+
+
+def recognise(record: Mapping[str, Any], shapes: Shapes | None = None) -> str:
     """The shape of a record, from its keys; keys whose value is None do not count.
 
-    Where several would do, the first of `SHAPES` wins. Raises UserError naming the keys found.
+    Where several would do, the first of `shapes` (by default `SHAPES`) wins. Raises UserError naming the keys found.
     """
+    shapes = SHAPES if shapes is None else shapes
     keys = {key for key, value in record.items() if value is not None}
-    for shape, (mark, _) in SHAPES.items():
-        if mark in keys:
+    for shape, (marks, _) in shapes.items():
+        if keys.issuperset(marks):
             return shape
     found = ", ".join(map(str, record)) or "none"
-    raise UserError(f"no known shape has the keys {found}: use instruction/output, prompt/completion, messages, conversations or text")
+    if shapes is not SHAPES:
+        raise UserError(f"no shape wanted here has the keys {found}: use {' or '.join(dict.fromkeys('/'.join(marks) for marks, _ in shapes.values()))}")
+    known = "instruction/output, prompt/completion, messages, conversations or text"
+    raise UserError(f"no known shape has the keys {found}: use {known}{_hint(record, shapes)}")
 
 
-def to_example(record: Mapping[str, Any], shape: str | None = None, where: str = "") -> Dialogue | Text:
-    """Turn a record of a named or recognised shape into a Dialogue or a Text.
+def _hint(record: Mapping[str, Any], shapes: Shapes) -> str:
+    """Where records of preferences belong that are no records for teaching."""
+    if shapes is SHAPES and {"chosen", "rejected", "responses", "completions", "message_tree_id"}.intersection(record):
+        return " (answers preferred to others are for `seodang reward` and `seodang dpo`)"
+    return ""
+
+
+def to_examples(record: Mapping[str, Any], shape: str | None = None, where: str = "", shapes: Shapes | None = None) -> list[Any]:
+    """Turn a record of a named or recognised shape into its examples: one, but for shapes that hold several (a tree of replies).
 
     Raises UserError beginning with `where` for a missing or mistyped key.
     """
-    if shape is not None and shape not in SHAPES:
-        raise UserError(f"shape must be one of {', '.join(SHAPES)}, got {shape!r}")
+    shapes = SHAPES if shapes is None else shapes
+    if shape is not None and shape not in shapes:
+        raise UserError(f"shape must be one of {', '.join(shapes)}, got {shape!r}")
+    place = f"{where}: " if where else ""
+    if not isinstance(record, Mapping):
+        raise UserError(f"{place}a record must be an object of keys and values, got {type(record).__name__}")
     try:
-        if not isinstance(record, Mapping):
-            raise UserError(f"a record must be an object of keys and values, got {type(record).__name__}")
-        example = SHAPES[shape or recognise(record)][1](record)
+        made = shapes[shape or recognise(record, shapes)][1](record)
     except UserError as error:
-        raise UserError(f"{where}: {error}" if where else str(error)) from None
-    example.where = where
+        hint = _hint(record, shapes)
+        raise UserError(f"{place}{str(error).removesuffix(hint)}{hint}") from None
+    examples = made if isinstance(made, list) else [made]
+    for number, example in enumerate(examples, 1):
+        example.where = f"{where}, example {number}" if where and len(examples) > 1 else where
+    return examples
+
+
+def to_example(record: Mapping[str, Any], shape: str | None = None, where: str = "") -> Dialogue | Text:
+    """The one example of a record for teaching: a Dialogue or a Text."""
+    [example] = to_examples(record, shape, where)
     return example
 
 
@@ -68,75 +93,75 @@ def triplet(record: Mapping[str, Any]) -> Dialogue:
     >>> triplet({"instruction": "Translate.", "input": "나무", "output": "tree"}).messages
     [{'role': 'user', 'content': 'Translate.\\n\\n나무'}, {'role': 'assistant', 'content': 'tree'}]
     """
-    messages = _system(record)
-    for pair in _decoded(record, "history") or []:
+    messages = as_system(record)
+    for pair in decoded(record, "history") or []:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
             raise UserError(f"history must be a list of [question, answer] pairs, got {pair!r}")
         messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
-    question = _text(record, "instruction")
+    question = as_text(record, "instruction")
     if record.get("input"):
-        question = f"{question}\n\n{_text(record, 'input')}"
-    return Dialogue([*messages, {"role": "user", "content": question}, {"role": "assistant", "content": _text(record, "output")}])
+        question = f"{question}\n\n{as_text(record, 'input')}"
+    return Dialogue([*messages, {"role": "user", "content": question}, {"role": "assistant", "content": as_text(record, "output")}])
 
 
 def prompt_completion(record: Mapping[str, Any]) -> Dialogue:
     """{prompt, completion}: strings become a user's and an assistant's turn, message lists are joined; only the completion is trained."""
-    prompt, completion = _decoded(record, "prompt"), _decoded(record, "completion")
+    prompt, completion = text_or_messages(record, "prompt"), text_or_messages(record, "completion")
     if prompt is None or completion is None:
-        raise _missing("prompt" if prompt is None else "completion", record)
-    asked = _messages(prompt, "prompt") if isinstance(prompt, list) else [{"role": "user", "content": _text(record, "prompt")}]
+        raise missing("prompt" if prompt is None else "completion", record)
+    asked = as_messages(prompt, "prompt") if isinstance(prompt, list) else [{"role": "user", "content": as_text(record, "prompt")}]
     if isinstance(completion, list):
-        said = _messages(completion, "completion")
+        said = as_messages(completion, "completion")
     else:
-        said = [{"role": "assistant", "content": _text(record, "completion")}]
+        said = [{"role": "assistant", "content": as_text(record, "completion")}]
     asked = [{**message, "train": False} if message["role"] == "assistant" else message for message in asked]
-    return Dialogue([*_system(record), *asked, *said], _tools(record))
+    return Dialogue([*as_system(record), *asked, *said], as_tools(record))
 
 
 def messages(record: Mapping[str, Any]) -> Dialogue:
     """{messages, tools} as they are; OpenAI's `weight: 0` opts a turn out of training as `train: false` does."""
-    return Dialogue(_messages(_decoded(record, "messages"), "messages"), _tools(record))
+    return Dialogue(as_messages(decoded(record, "messages"), "messages"), as_tools(record))
 
 
 def sharegpt(record: Mapping[str, Any]) -> Dialogue:
     """{conversations: [{from, value}]}, and `system` and `tools` beside them."""
-    turns = _decoded(record, "conversations")
+    turns = decoded(record, "conversations")
     if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
         raise UserError("conversations must be a list of {from, value}")
     if turns and "role" in turns[0]:  # many call their messages so
-        return Dialogue([*_system(record), *_messages(turns, "conversations")], _tools(record))
-    return Dialogue([*_system(record), *(_sharegpt_turn(turn) for turn in turns)], _tools(record))
+        return Dialogue([*as_system(record), *as_messages(turns, "conversations")], as_tools(record))
+    return Dialogue([*as_system(record), *(_sharegpt_turn(turn) for turn in turns)], as_tools(record))
 
 
 def text(record: Mapping[str, Any]) -> Text:
     """{text}: everything is trained."""
-    return Text(_text(record, "text"))
+    return Text(as_text(record, "text"))
 
 
-# The key that marks a shape, and the function that reads it; the first that fits a record wins (Alpaca's files carry a `text` too).
-SHAPES: dict[str, tuple[str, Callable[[Mapping[str, Any]], Dialogue | Text]]] = {
-    "messages": ("messages", messages),
-    "sharegpt": ("conversations", sharegpt),
-    "triplet": ("instruction", triplet),
-    "prompt_completion": ("prompt", prompt_completion),
-    "text": ("text", text),
+# The first that fits a record wins (Alpaca's files carry a `text` too).
+SHAPES: Shapes = {
+    "messages": (("messages",), messages),
+    "sharegpt": (("conversations",), sharegpt),
+    "triplet": (("instruction",), triplet),
+    "prompt_completion": (("prompt",), prompt_completion),
+    "text": (("text",), text),
 }
 
 
-def _missing(key: str, record: Mapping[str, Any]) -> UserError:
+def missing(key: str, record: Mapping[str, Any]) -> UserError:
     return UserError(f"the key {key!r} is missing (keys found: {', '.join(map(str, record)) or 'none'})")
 
 
-def _text(record: Mapping[str, Any], key: str) -> str:
+def as_text(record: Mapping[str, Any], key: str) -> str:
     value = record.get(key)
     if value is None:
-        raise _missing(key, record)
+        raise missing(key, record)
     if not isinstance(value, str):
         raise UserError(f"{key} must be a text, got {value!r:.80}")
     return value
 
 
-def _decoded(record: Mapping[str, Any], key: str) -> Any:
+def decoded(record: Mapping[str, Any], key: str) -> Any:
     """The value; a list that a CSV or Parquet column holds as JSON text is read."""
     value = record.get(key)
     if isinstance(value, str) and value.lstrip()[:2] in ("[{", "[[", "[]"):
@@ -147,11 +172,18 @@ def _decoded(record: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-def _system(record: Mapping[str, Any]) -> list[Message]:
-    return [{"role": "system", "content": _text(record, "system")}] if record.get("system") else []
+def text_or_messages(record: Mapping[str, Any], key: str) -> Any:
+    """The value; messages that a column holds as JSON text are read, and an answer that happens to be a JSON list stays a text."""
+    value = decoded(record, key)
+    talk = isinstance(value, list) and value and all(isinstance(turn, Mapping) and "role" in turn for turn in value)
+    return record[key] if isinstance(record.get(key), str) and not talk else value
 
 
-def _tools(record: Mapping[str, Any]) -> list | None:
+def as_system(record: Mapping[str, Any]) -> list[Message]:
+    return [{"role": "system", "content": as_text(record, "system")}] if record.get("system") else []
+
+
+def as_tools(record: Mapping[str, Any]) -> list | None:
     tools = record.get("tools")
     if isinstance(tools, str) and tools.strip():
         try:
@@ -163,10 +195,15 @@ def _tools(record: Mapping[str, Any]) -> list | None:
     return tools or None
 
 
-def _messages(value: Any, key: str) -> list[Message]:
+def as_messages(value: Any, key: str) -> list[Message]:
     if not isinstance(value, list):
-        raise _missing(key, {}) if value is None else UserError(f"{key} must be a list of messages, got {value!r:.80}")
+        raise missing(key, {}) if value is None else UserError(f"{key} must be a list of messages, got {value!r:.80}")
     return [_message(message, f"{key}[{index}]") for index, message in enumerate(value)]
+
+
+def systems(messages: list[dict]) -> int:
+    """How many system messages stand at the beginning."""
+    return next((at for at, message in enumerate(messages) if message.get("role") not in ("system", "developer")), len(messages))
 
 
 def _message(message: Any, name: str) -> Message:
@@ -188,14 +225,14 @@ def _message(message: Any, name: str) -> Message:
 def _sharegpt_turn(turn: Mapping[str, Any]) -> Message:
     for key in ("from", "value"):
         if turn.get(key) is None:
-            raise _missing(key, turn)
+            raise missing(key, turn)
     role = _SHAREGPT_ROLES.get(turn["from"])
     if role is None:
         raise UserError(f"from must be one of {', '.join(_SHAREGPT_ROLES)}, got {turn['from']!r}")
     if turn["from"] == "function_call":
         return {"role": role, "content": "", "tool_calls": _calls(turn["value"])}
     extra = {"train": turn["train"]} if isinstance(turn.get("train"), bool) else {}
-    return {"role": role, "content": _text(turn, "value"), **extra}
+    return {"role": role, "content": as_text(turn, "value"), **extra}
 
 
 def _calls(value: Any) -> list[dict]:

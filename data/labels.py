@@ -9,9 +9,9 @@ from transformers import PreTrainedTokenizerBase
 
 from .answer import Conversation, Turn
 from .chat import text_ids
-from .formats import Dialogue, Text
+from .formats import Dialogue, Text, systems
 from .refusal import UserError
-from .truncation import shortened, systems
+from .truncation import shortened
 
 IGNORE_INDEX = -100
 TRAIN_ON = ("assistant", "last", "all")
@@ -146,7 +146,7 @@ class Labeller:
                 if isinstance(cut, str):
                     counts.dropped[cut] += 1
                     continue
-                (turn, kept), row = cut, None
+                turn, kept, row = cut.turn, cut.kept, None
                 counts.truncated += 1
             elif row is not None and turn.prompt_ids[: len(row["input_ids"])] != row["input_ids"]:
                 row, split = None, True

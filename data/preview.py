@@ -2,16 +2,21 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from .labels import IGNORE_INDEX, Counts, Row
+from .branches import PreferenceCounts
+from .labels import IGNORE_INDEX, Counts
+from .literal import literal_text
 
-TRAINED, MASKED = "bold green underline", "dim"
+TRAINED, MASKED, TITLE = "bold green underline", "dim", "bold reverse"
 _LONGEST_CHARACTER = 8  # tokens that may have to be joined before they decode
+
+Row = dict[str, Any]  # of labels.prepare, or of branches.prepare_ranked, prepare_judged or prepare_asked
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,40 @@ class Piece:
     trained: bool
 
 
+@dataclass(frozen=True)
+class Part:
+    """A stretch of a row under its title: a whole dialogue or the prompt (no title), or one answer."""
+
+    title: str
+    pieces: list[Piece]
+
+
+def parts(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[Part]:
+    """What is shown of a row: a dialogue whole; a prompt once, then each of its answers, the best first."""
+    if "labels" in row:
+        return [Part("", list(pieces(row, tokenizer)))]
+    prompt = row["prompt_ids"]
+    masked = [IGNORE_INDEX] * len(prompt)
+    shown = [Part("", list(pieces({"input_ids": prompt, "labels": masked}, tokenizer)))]
+    for title, answer in answers(row):
+        behind = pieces({"input_ids": prompt + answer, "labels": masked + answer}, tokenizer)
+        shown.append(Part(title, [piece for piece in behind if piece.trained]))
+    return shown
+
+
+def answers(row: Row) -> list[tuple[str, list[int]]]:
+    """The ids of the answers behind a prompt under what is thought of them, the best first.
+
+    >>> answers({"branches": [[7], [8]], "ranks": [1, 0]})
+    [('chosen', [8]), ('rejected', [7])]
+    """
+    if "completion_ids" in row:
+        return [("good" if row["label"] else "bad", row["completion_ids"])]
+    ranked = sorted(zip(row.get("ranks", []), row.get("branches", []), strict=True), key=lambda pair: pair[0])
+    titles = ["chosen", "rejected"] if len(ranked) == 2 else [f"rank {rank:g}" for rank, _ in ranked]
+    return [(title, answer) for title, (_, answer) in zip(titles, ranked, strict=True)]
+
+
 def pieces(row: Row, tokenizer: PreTrainedTokenizerBase) -> Iterator[Piece]:
     """A row's text, cut between tokens wherever that does not cut a character."""
     before: list[int] = []  # the piece before, for tokenizers whose tokens decode otherwise at the beginning
@@ -30,14 +69,10 @@ def pieces(row: Row, tokenizer: PreTrainedTokenizerBase) -> Iterator[Piece]:
     trained = [label != IGNORE_INDEX for label in row["labels"]]
     for at, token in enumerate(row["input_ids"]):
         group.append(token)
-        text = _decoded(tokenizer, before + group)[len(_decoded(tokenizer, before)) :]
+        text = literal_text(tokenizer, before + group)[len(literal_text(tokenizer, before)) :]
         if not text.endswith("\ufffd") or len(group) == _LONGEST_CHARACTER or at + 1 == len(trained):
             yield Piece(text, tuple(group), any(trained[at + 1 - len(group) : at + 1]))
             before, group = group, []
-
-
-def _decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False) if ids else ""
 
 
 def preview(records: Sequence[tuple[str, Sequence[Row]]], tokenizer: PreTrainedTokenizerBase) -> RenderableType:
@@ -49,18 +84,30 @@ def _panel(where: str, number: int, rows: Sequence[Row], tokenizer: PreTrainedTo
     if not rows:
         return Panel(Text("dropped", style="red"), title=Text(where), title_align="left")
     body = Text()
-    for piece in pieces(rows[number], tokenizer):
-        body.append(piece.text, style=TRAINED if piece.trained else MASKED)
+    for part in parts(rows[number], tokenizer):
+        if part.title:
+            body.append("" if body.plain.endswith("\n") else "\n").append(f" {part.title} ", style=TITLE).append(" ")
+        for piece in part.pieces:
+            body.append(piece.text, style=TRAINED if piece.trained else MASKED)
     which = f", row {number + 1} of {len(rows)}" if len(rows) > 1 else ""
     return Panel(body, title=Text(where + which), title_align="left", subtitle=Text(summary(rows[number])), subtitle_align="right")
 
 
+def length(row: Row) -> int:
+    """The tokens of a row; of a prompt with answers, those up to the end of the longest."""
+    return len(row["input_ids"]) if "labels" in row else len(row["prompt_ids"]) + max((len(answer) for _, answer in answers(row)), default=0)
+
+
 def summary(row: Row) -> str:
+    """How many tokens there are and what they are for, in words."""
+    if "labels" not in row:
+        behind = ", ".join(f"{title} {len(answer)}" for title, answer in answers(row))
+        return f"prompt {len(row['prompt_ids'])} tokens" + (f", {behind}" if behind else "")
     trained = sum(label != IGNORE_INDEX for label in row["labels"])
     return f"{len(row['input_ids'])} tokens, {trained} trained, {len(row['input_ids']) - trained} masked"
 
 
-def totals(counts: Counts, lengths: Sequence[int]) -> list[str]:
+def totals(counts: Counts | PreferenceCounts, lengths: Sequence[int]) -> list[str]:
     """The counts of all records, and how long their rows are."""
     return [*counts.lines(), *length_lines(lengths)]
 
@@ -69,7 +116,7 @@ def length_lines(lengths: Sequence[int], bins: int = 8) -> list[str]:
     """The lengths' smallest, middle and largest, and a bar for each of some equal spans.
 
     >>> length_lines([1, 2, 2, 8], bins=2)[1:]
-    ['     1 to 4      ████████████████████████ 3', '     5 to 8      ████████ 1']
+    ['     1 to 4       ████████████████████████ 3', '     5 to 8       ████████ 1']
     """
     if not lengths:
         return []

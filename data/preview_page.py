@@ -5,8 +5,9 @@ from html import escape
 
 from transformers import PreTrainedTokenizerBase
 
-from .labels import Counts, Row
-from .preview import histogram, pieces, summary
+from .branches import PreferenceCounts
+from .labels import Counts
+from .preview import Piece, Row, histogram, parts, summary
 
 _STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --ink: #1b1b1b; --masked: #5c5c5c; --trained: #0b5d1e; --tint: #dff3e3; --line: #c9c9c9; }
@@ -18,6 +19,7 @@ table { border-collapse: collapse; } th, td { padding: .15rem .8rem .15rem 0; te
 td.bar span { display: inline-block; height: .8em; background: var(--trained); }
 section { margin: 1.2rem 0; border: 1px solid var(--line); border-radius: .5rem; padding: .2rem 1rem 1rem; }
 h1 { font-size: 1.4rem; overflow-wrap: anywhere; } h2 { font-size: 1rem; } h2 small { color: var(--masked); font-weight: normal; }
+h3 { margin: .8rem 0 .2rem; font-size: .95rem; }
 pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font: .95rem/1.7 ui-monospace, monospace; color: var(--masked); }
 mark { background: var(--tint); color: var(--trained); text-decoration: underline; text-underline-offset: .35em; }
 pre span:hover { outline: 1px solid var(--line); }
@@ -25,7 +27,11 @@ pre span:hover { outline: 1px solid var(--line); }
 
 
 def to_html(
-    records: Sequence[tuple[str, Sequence[Row]]], tokenizer: PreTrainedTokenizerBase, counts: Counts, lengths: Sequence[int], title: str = "Preview"
+    records: Sequence[tuple[str, Sequence[Row]]],
+    tokenizer: PreTrainedTokenizerBase,
+    counts: Counts | PreferenceCounts,
+    lengths: Sequence[int],
+    title: str = "Preview",
 ) -> str:
     """A page with the totals and the rows of some records; trained text is underlined and tinted, each token tells its id on hover.
 
@@ -64,13 +70,14 @@ def _section(where: str, rows: Sequence[Row], number: int, tokenizer: PreTrained
         return f"<section><h2>{escape(where)} <small>dropped</small></h2></section>"
     which = f", row {number + 1} of {len(rows)}" if len(rows) > 1 else ""
     heading = f"<h2>{escape(where + which)} <small>{summary(rows[number])}</small></h2>"
-    return f"<section>{heading}<pre>{_body(rows[number], tokenizer)}</pre></section>"
+    bodies = (f"{f'<h3>{escape(part.title)}</h3>' if part.title else ''}<pre>{_body(part.pieces)}</pre>" for part in parts(rows[number], tokenizer))
+    return f"<section>{heading}{''.join(bodies)}</section>"
 
 
-def _body(row: Row, tokenizer: PreTrainedTokenizerBase) -> str:
+def _body(pieces: Sequence[Piece]) -> str:
     """Spans of whole characters; neighbours that are trained share a mark, so that a screen reader meets it once."""
     html, marked = [], False
-    for piece in pieces(row, tokenizer):
+    for piece in pieces:
         if piece.trained != marked:
             html.append("<mark>" if piece.trained else "</mark>")
             marked = piece.trained

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .formats import Dialogue, Text, recognise, to_example
+from .formats import Dialogue, Shapes, Text, recognise, to_examples
+from .preferences import Asked, Judged, Ranked
 from .refusal import UserError
 
 Located = tuple[str, Any]  # where a record stands, and the record
-Example = Dialogue | Text
+Example = Dialogue | Text | Ranked | Judged | Asked
 
 
 def read(
@@ -21,18 +22,20 @@ def read(
     shape: str | None = None,
     streaming: bool = False,
     split: str = "train",
+    shapes: Shapes | None = None,
 ) -> Iterable[Example]:
     """Examples of one source or of several, each knowing its file and line: a list, or with `streaming` a lazy iterable.
 
     The lazy one can be read any number of times, from its beginning. A source is a JSON, JSON Lines, CSV or Parquet file, a folder of
     such, or a name on the hub (`owner/name` or `owner/name:subset`, of which `split` is read). Several without weights follow one
-    another; with weights see `mix`. All records of a source have one shape. Raises UserError for unknown files, a source
-    without records, and a record that cannot be read, naming its line.
+    another; with weights see `mix`. All records of a source have one shape, of the family `shapes` (by default those for teaching;
+    `preferences` has the others), and a record may give several examples. Raises UserError for unknown files, a source without records or
+    examples, and a record that cannot be read, naming its line.
     """
     names = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     if not names:
         raise UserError("no data given: name a file, a folder or a dataset on the hub")
-    parts = [Source(str(name), shape, split, streaming) for name in names]
+    parts = [Source(str(name), shape, split, streaming, shapes) for name in names]
     if not streaming:
         parts = [list(part) for part in parts]
     if weights is None:
@@ -54,35 +57,39 @@ class Lazy:
 class Source(Lazy):
     """One file, folder or dataset; every record must have the shape of the first."""
 
-    def __init__(self, name: str, shape: str | None = None, split: str = "train", streaming: bool = False) -> None:
-        self.name, self.shape = name, shape
+    def __init__(self, name: str, shape: str | None = None, split: str = "train", streaming: bool = False, shapes: Shapes | None = None) -> None:
+        self.name, self.shape, self.shapes = name, shape, shapes
         self.records = _reader(name, split, streaming)  # an unknown name is refused here, before anything is read
         super().__init__(self._examples)
 
     def _examples(self) -> Iterator[Example]:
         shape = first = None
+        given = 0
         for where, record in self.records():
             if first is None:
-                first, shape = where, self.shape or _recognised(record, where)
-            elif self.shape is None and (found := _recognised(record, where)) != shape:
+                first, shape = where, self.shape or self._recognised(record, where)
+            elif self.shape is None and (found := self._recognised(record, where)) != shape:
                 remedy = "keep one shape a source, or name it with --shape"
                 raise UserError(f"{where}: this record has the shape {found}, but {first} has {shape}: {remedy}")
-            yield to_example(record, shape, where)
+            examples = to_examples(record, shape, where, self.shapes)
+            given += len(examples)
+            yield from examples
         if first is None:
             raise UserError(f"{self.name} has no records")
+        if not given:
+            raise UserError(f"{self.name} has {shape} without an example: no prompt in it has two ranked replies")
 
-
-def _recognised(record: Any, where: str) -> str | None:
-    try:
-        return recognise(record) if isinstance(record, Mapping) else None
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+    def _recognised(self, record: Any, where: str) -> str | None:
+        try:
+            return recognise(record, self.shapes) if isinstance(record, Mapping) else None
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
 
 
 def mix(parts: Sequence[Iterable[Example]], weights: Sequence[float]) -> Iterator[Example]:
     """Interleave sources so that each has its share, the same way every time: next comes the source that is furthest behind its weight.
 
-    Weights are proportions of the records drawn. A source that ends begins again, until every source has been read through once.
+    Weights are proportions of the examples drawn. A source that ends begins again, until every source has been read through once.
 
     >>> list(mix(["aaaa", "bc"], [1, 1]))
     ['a', 'b', 'a', 'c', 'a', 'b', 'a']

@@ -1,17 +1,28 @@
 """Making room for an answer: context goes from the left, the answer and the system turn stay whole."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
 from .answer import Conversation, Turn
+from .formats import systems
 
 TOO_LONG = "answer longer than max_length"
 NO_ROOM = "no room for the answer beside the system turn and the template"
 
 
-def shortened(talk: Conversation, kept: int, index: int, max_length: int) -> tuple[Turn, int] | str:
-    """The turn at `index` with as much context as fits, and the first message kept; or the reason why it cannot fit.
+@dataclass
+class Shortened:
+    """A turn behind as much context as fits, that context, and the first message kept of the dialogue."""
+
+    turn: Turn
+    context: list[dict]
+    kept: int
+
+
+def shortened(talk: Conversation, kept: int, index: int, max_length: int) -> Shortened | str:
+    """The turn at `index` with as much context as fits, or the reason why it cannot fit.
 
     The oldest whole exchanges after the system turn are dropped first, then tokens on the left of the last exchange's user
     or tool texts. Everything is rendered anew, so that the prompt is what generation sees for the shorter messages.
@@ -20,23 +31,19 @@ def shortened(talk: Conversation, kept: int, index: int, max_length: int) -> tup
     head = messages[: systems(messages)]
     starts = [at for at in range(max(kept, len(head)), index) if messages[at].get("role") == "user"]
     for start in starts[1:]:
-        turn = talk.turn(head + messages[start:index], answer)
+        context = head + messages[start:index]
+        turn = talk.turn(context, answer)
         if len(turn) <= max_length:
-            return turn, start
+            return Shortened(turn, context, start)
     start = starts[-1] if starts else max(kept, len(head))
-    turn = _with_shorter_text(talk, head, messages[start:index], answer, max_length)
-    if isinstance(turn, Turn):
-        return turn, start
-    return TOO_LONG if turn >= max_length else NO_ROOM
+    found = _with_shorter_text(talk, head, messages[start:index], answer, max_length)
+    if isinstance(found, tuple):
+        return Shortened(*found, start)
+    return TOO_LONG if found >= max_length else NO_ROOM
 
 
-def systems(messages: list[dict]) -> int:
-    """How many system messages stand at the beginning."""
-    return next((at for at, message in enumerate(messages) if message.get("role") not in ("system", "developer")), len(messages))
-
-
-def _with_shorter_text(talk: Conversation, head: list[dict], exchange: list[dict], answer: dict, max_length: int) -> Turn | int:
-    """The turn behind an exchange whose longest text lost what is too much; the answer's length where that is not enough."""
+def _with_shorter_text(talk: Conversation, head: list[dict], exchange: list[dict], answer: dict, max_length: int) -> tuple[Turn, list[dict]] | int:
+    """The turn behind an exchange whose longest text lost what is too much, and its context; the answer's length where that is not enough."""
     turn = talk.turn(head + exchange, answer)
     if len(turn.answer_ids) >= max_length:
         return len(turn.answer_ids)
@@ -49,7 +56,7 @@ def _with_shorter_text(talk: Conversation, head: list[dict], exchange: list[dict
             exchange = [*exchange[:at], {**exchange[at], "content": text[cuts[cut] :]}, *exchange[at + 1 :]]
             turn = talk.turn(head + exchange, answer)
         if len(turn) <= max_length:
-            return turn
+            return turn, head + exchange
     return len(turn.answer_ids)
 
 

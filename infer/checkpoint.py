@@ -6,7 +6,16 @@ import os
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from safetensors import safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ..data.refusal import UserError
 from .default_model import default_model
@@ -35,7 +44,8 @@ def load(
     `path` is a checkpoint folder, a hub name, or "default"; a folder that holds an adapter brings its base model
     with it. Files are checked against the folder's manifest first. A checkpoint that lacks tensors of the model is refused, unless
     what is missing is a head that it never had (a classifier's on a language model's weights).
-    `model_class` is a causal language model's, or for an encoder-decoder's checkpoint AutoModelForSeq2SeqLM, unless another is given.
+    `model_class` is a causal language model's, for an encoder-decoder's checkpoint AutoModelForSeq2SeqLM, for a classifier's (a reward
+    model) AutoModelForSequenceClassification, unless another is given; an adapter with a classifier's head brings its number of labels with it.
     `weights="int8"` or `"int4"` keeps the linear layers in 8 or 4 bits, for speaking and scoring on the CPU; an adapter is merged first.
     """
     if weights is not None:
@@ -48,10 +58,15 @@ def load(
     where = choose_device(device)
     weights_dtype, reason = choose_dtype(dtype, where)
     logger.info("%s in %s on %s (%s)", path, weights_dtype, where, reason)
+    labels = _labels_of(resolve(adapter)) if adapter is not None else None
+    if labels is not None:
+        model_class, model_arguments = model_class or AutoModelForSequenceClassification, {"num_labels": labels, **model_arguments}
     model = _load_weights(place, model_class or _model_class(place), weights_dtype, model_arguments)
     tokenizer = load_tokenizer(adapter if adapter is not None and _has_tokenizer(resolve(adapter)) else place)
     if adapter is not None:
         model = _load_adapter(model, resolve(adapter))
+    if labels is not None:
+        model.config.pad_token_id = tokenizer.pad_token_id  # behind which the head looks for the last token; the base has another
     if weights is not None:
         model = model.merge_and_unload() if adapter is not None else model
         quantise(model, weights)
@@ -124,10 +139,22 @@ def _has_tokenizer(place: str) -> bool:
 def _model_class(place: str):
     """Return the class of language models that the checkpoint's configuration calls for."""
     try:
-        seq2seq = AutoConfig.from_pretrained(place).is_encoder_decoder
+        config = AutoConfig.from_pretrained(place)
     except (OSError, ValueError):
-        seq2seq = False  # what is wrong shows when the weights are loaded
-    return AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
+        return AutoModelForCausalLM  # what is wrong shows when the weights are loaded
+    if any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
+        return AutoModelForSequenceClassification
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def _labels_of(adapter: str) -> int | None:
+    """How many labels the classifier's head has that an adapter's folder holds; None where it holds none."""
+    path = Path(adapter) / "adapter_model.safetensors"
+    if not path.is_file() or json.loads((Path(adapter) / ADAPTER_CONFIG).read_text()).get("task_type") != "SEQ_CLS":
+        return None
+    with safe_open(path, "pt") as file:
+        heads = [name for name in file.keys() if name.endswith(("score.weight", "classifier.weight"))]  # noqa: SIM118
+        return file.get_slice(heads[0]).get_shape()[0] if heads else None
 
 
 def _load_weights(place: str, model_class, dtype: torch.dtype, model_arguments: dict) -> PreTrainedModel:

@@ -24,7 +24,8 @@ from seodang.train.logs import CURVE, terminal_curve
 from seodang.train.plan import plan
 from seodang.train.sampling import HeldOut, agreement, held_out
 from seodang.train.sft import sft_trainer
-from seodang.train.trainer import AnswerTrainer, Provenance
+from seodang.train.sealed import Provenance
+from seodang.train.trainer import AnswerTrainer
 
 
 TRAIN = ("geography", "korean_english")

@@ -43,15 +43,16 @@ def main(argv: list[str] | None = None) -> int:
     base = adapter_base(place) if is_adapter(place) else options.model
     dtype = _stored_dtype(resolve(base)) if options.dtype == "auto" else DTYPES[options.dtype]
     model, tokenizer = load(options.model, device="cpu", dtype="float32")  # merged in full precision, rounded once
-    generation = model.generation_config
-    if (Path(place) / "generation_config.json").is_file():
+    generation = getattr(model, "generation_config", None)  # a reward model has none
+    if generation is not None and (Path(place) / "generation_config.json").is_file():
         generation = type(generation).from_pretrained(place)
     ids = torch.tensor([tokenizer(PROBE)["input_ids"]])
     before = _logits(model, ids)
     merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
     _check(before, _logits(merged, ids), torch.float32, "merging")
     merged = merged.to(dtype)
-    merged.generation_config = generation
+    if generation is not None:
+        merged.generation_config = generation
     with room_for(sum(p.numel() * p.element_size() for p in merged.parameters()), target):
         folder = start_aside(target) / "final"
         merged.save_pretrained(folder)
@@ -73,6 +74,9 @@ def _stored_dtype(base: str) -> torch.dtype:
 
 @torch.no_grad()
 def _logits(model, ids: torch.Tensor) -> torch.Tensor:
+    """What the model makes of the probe: a language model's logits, or a reward model's scores of all its beginnings."""
+    if hasattr(model, "score"):
+        return torch.cat([model(input_ids=ids[:, :n]).logits[0] for n in range(1, ids.shape[1] + 1)]).float()
     return model(input_ids=ids).logits[0].float()
 
 

@@ -33,6 +33,16 @@ def command(main: Callable[..., int | None]) -> Callable[..., int]:
     return run
 
 
+class Repeated(argparse.Action):
+    """A list that may be given in several goes; what the command line gives replaces what a file gave."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        given = vars(namespace).setdefault("_given", set())
+        before = getattr(namespace, self.dest) if self.dest in given else []
+        given.add(self.dest)
+        setattr(namespace, self.dest, [*before, *values])
+
+
 _PLACE = "positional_"  # before the names of arguments given by their place
 
 

@@ -12,18 +12,26 @@ from rich.console import Console
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from seodang.data.branches import Brancher, PreferenceCounts, asked_rows
 from seodang.data.chat import set_chat_template
-from seodang.data.formats import Dialogue, Text
-from seodang.data.labels import Counts, Labeller, Row
-from seodang.data.preview import preview, totals
+from seodang.data.formats import SHAPES
+from seodang.data.labels import Counts, Labeller
+from seodang.data.preferences import ASKED_SHAPES, JUDGED_SHAPES, PREFERENCE_SHAPES, Asked, Judged, Ranked
+from seodang.data.preview import Row, length, preview, totals
 from seodang.data.preview_page import to_html
 from seodang.data.refusal import UserError
-from seodang.data.sources import read
+from seodang.data.sources import Example, read
 from seodang.infer.checkpoint import load_tokenizer
 from seodang.recipes.options import command, parse
 from seodang.recipes.record_options import RecordOptions
 
 Shown = list[tuple[str, list[Row]]]
+
+# Records of preferences first: a pair has a prompt too, and a judged answer looks like one to teach. A prompt alone is told by its shape's name.
+ALL_SHAPES = {**PREFERENCE_SHAPES, **JUDGED_SHAPES, **SHAPES, **{name: shape for name, shape in ASKED_SHAPES.items() if name not in SHAPES}}
+
+TEACHING = "records to teach"
+FAMILIES = {Ranked: "ranked answers", Judged: "judged answers", Asked: "prompts alone"}
 
 
 @dataclass
@@ -42,7 +50,7 @@ class PreviewOptions(RecordOptions):
 @command
 def main(argv: list[str] | None = None) -> int:
     (options,) = parse(argv, PreviewOptions, prog="seodang preview", positional=("data",), description=__doc__)
-    examples = read(options.data, weights=options.weights, shape=options.shape, split=options.split)
+    examples = read(options.data, weights=options.weights, shape=options.shape, split=options.split, shapes=ALL_SHAPES)
     tokenizer = load_tokenizer(options.model)
     set_chat_template(tokenizer, options.chat_template)
     shown, counts, lengths = looked_at(examples, tokenizer, options)
@@ -56,14 +64,26 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def looked_at(examples: Iterable[Dialogue | Text], tokenizer: PreTrainedTokenizerBase, options: PreviewOptions) -> tuple[Shown, Counts, list[int]]:
+def looked_at(
+    examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase, options: PreviewOptions
+) -> tuple[Shown, Counts | PreferenceCounts, list[int]]:
     """The first records with their rows, and the counts and row lengths of all."""
-    labeller, counts = Labeller(tokenizer, **options.labelling()), Counts()
+    labeller, brancher = Labeller(tokenizer, **options.labelling()), Brancher(tokenizer, options.max_length, options.literal)
+    counts: Counts | PreferenceCounts | None = None
+    first = ""
     shown: Shown = []
     lengths: list[int] = []
     for number, example in enumerate(tqdm(examples, desc="records", unit="", disable=None)):
-        rows = labeller.rows(example, counts)
-        lengths += [len(row["input_ids"]) for row in rows]
+        family = FAMILIES.get(type(example), TEACHING)
+        if counts is None:
+            first, counts = family, Counts() if family == TEACHING else PreferenceCounts()
+        if family != first:
+            raise UserError(f"{example.where}: {family} behind {first}, which are not trained together: preview them one after the other")
+        if isinstance(example, Asked):
+            rows = asked_rows(example, tokenizer, counts, max_prompt_length=options.max_length, literal=options.literal, too_long="drop")
+        else:
+            rows = (labeller if family == TEACHING else brancher).rows(example, counts)
+        lengths += map(length, rows)
         if number < options.rows:
             shown.append((example.where, rows))
     return shown, counts, lengths

@@ -31,7 +31,8 @@ from seodang.train.plan import plan
 from seodang.train.sampling import AnswerSampler, HeldOut, held_out
 from seodang.train.sft import sft_trainer
 from seodang.train.stream import StreamedRows
-from seodang.train.trainer import AnswerTrainer, Provenance
+from seodang.train.sealed import Provenance
+from seodang.train.trainer import AnswerTrainer
 
 PLANNED_FROM = 256  # records of a stream that the plan is made from
 

@@ -113,10 +113,11 @@ def teach_answers_only(model: PreTrainedModel, chunk: int = CHUNK) -> None:
     if hasattr(model, "answer_loss_chunk"):
         model.answer_loss_chunk = chunk
         return
-    own_forward, trunk_name = model.forward, model.base_model_prefix
+    before, trunk_name = model.forward.__func__, model.base_model_prefix  # the function, not the method: a copy of the model calls its own
     model.answer_loss_chunk = chunk
 
     def forward(self, *args, labels: Tensor | None = None, num_items_in_batch=None, **kwargs):
+        own_forward = MethodType(before, self)
         if labels is None:
             return own_forward(*args, **kwargs)
         hidden = getattr(self, trunk_name)(*args, use_cache=False, **_plain_lengths(kwargs)).last_hidden_state
@@ -126,6 +127,7 @@ def teach_answers_only(model: PreTrainedModel, chunk: int = CHUNK) -> None:
         hidden = hidden[:, :-1].flatten(0, 1).index_select(0, places)
         return _answer_loss(self, own_forward, hidden, targets[places], num_items_in_batch)
 
+    forward.speaks_as_before = True  # without labels: the engine may read the weights past it
     model.forward = MethodType(forward, model)
 
 
@@ -141,10 +143,10 @@ def _answer_loss(model: PreTrainedModel, own_forward: Callable, hidden: Tensor, 
     layer, chunk = model.get_output_embeddings(), model.answer_loss_chunk
     divisor = float(num_items if num_items is not None else max(len(labels), 1))
     correct = None
-    with _trunk_set_aside(model, own_forward) as head, _lowered(hidden, layer) as (hidden, weight, bias):
+    with trunk_set_aside(model, own_forward) as head, lowered(hidden, layer) as (hidden, weight, bias):
         if not torch.is_grad_enabled():
             mean, correct = _evaluate(head, hidden, labels, divisor, chunk)
-        elif _is_plain(model, layer, head, hidden):
+        elif is_plain(model, layer, head, hidden):
             mean = LinearCrossEntropy.apply(hidden, weight, bias, labels, divisor, chunk)
         else:
             trained = [p for p in layer.parameters() if p.requires_grad]
@@ -180,7 +182,7 @@ class _Trunk(nn.Module):
 
 
 @contextmanager
-def _trunk_set_aside(model: PreTrainedModel, own_forward: Callable) -> Iterator[Head]:
+def trunk_set_aside(model: PreTrainedModel, own_forward: Callable) -> Iterator[Head]:
     """Yield the architecture's own head: its forward with the layers beneath taken out."""
     name = model.base_model_prefix
     trunk = model._modules[name]
@@ -192,7 +194,7 @@ def _trunk_set_aside(model: PreTrainedModel, own_forward: Callable) -> Iterator[
 
 
 @contextmanager
-def _lowered(hidden: Tensor, layer: nn.Module) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+def lowered(hidden: Tensor, layer: nn.Module) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     """Do by hand what autocast would do to the head's product, which it does not see inside an autograd function."""
     weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
     if not torch.is_autocast_enabled(hidden.device.type):
@@ -202,7 +204,7 @@ def _lowered(hidden: Tensor, layer: nn.Module) -> Iterator[tuple[Tensor, Tensor,
     yield hidden.to(dtype), None if weight is None else weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
-def _is_plain(model: PreTrainedModel, layer: nn.Module, head: Head, hidden: Tensor) -> bool:
+def is_plain(model: PreTrainedModel, layer: nn.Module, head: Head, hidden: Tensor) -> bool:
     """Whether the head is one linear layer and nothing more; tried once on the real hidden states, then remembered."""
     known = model.__dict__.get("answer_head_is_plain")
     if not len(hidden) or type(layer) is not nn.Linear or layer.weight.dim() != 2 or known is False:

@@ -13,10 +13,12 @@ from ..data.labels import Row
 from ..data.packing import collate, collate_padded
 from ..data.refusal import UserError
 from ..infer.architecture import attention_is_replaceable, carries_state
+from .adapters import speed_up_adapters
 from .logs import RunLog
 from .loss import teach_answers_only
 from .packed import PACKED
-from .trainer import AnswerTrainer, Provenance
+from .sealed import Provenance
+from .trainer import AnswerTrainer
 
 Rows = Sequence[Row] | IterableDataset
 
@@ -59,6 +61,7 @@ def sft_trainer(
         if getattr(model, "is_quantized", False):
             model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         model = get_peft_model(model, lora)
+        speed_up_adapters(model)
         if args.activation_checkpointing:
             model.enable_input_require_grads()  # else no gradient reaches the adapters through a frozen embedding
     args.remove_unused_columns = False  # the Trainer would drop the records' borders

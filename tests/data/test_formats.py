@@ -19,6 +19,7 @@ SYSTEM = {"role": "system", "content": "S"}
             [SYSTEM, ASKED, SAID, {"role": "user", "content": "Q2"}, {"role": "assistant", "content": "A2"}],
         ),
         ("prompt_completion", {"prompt": "Q", "completion": "A"}, [ASKED, SAID]),
+        ("prompt_completion", {"prompt": "Q", "completion": '[{"a": 1}]'}, [ASKED, {"role": "assistant", "content": '[{"a": 1}]'}]),
         ("prompt_completion", {"prompt": [SYSTEM, ASKED], "completion": [SAID]}, [SYSTEM, ASKED, SAID]),
         ("prompt_completion", {"prompt": [ASKED, SAID, ASKED], "completion": "A"}, [ASKED, {**SAID, "train": False}, ASKED, SAID]),
         ("messages", {"messages": [SYSTEM, ASKED, SAID], "prompt": "ignored"}, [SYSTEM, ASKED, SAID]),

@@ -5,9 +5,11 @@ import re
 import pytest
 from rich.console import Console
 
+from seodang.data.branches import prepare_asked, prepare_judged, prepare_ranked
 from seodang.data.formats import Dialogue
 from seodang.data.labels import prepare
-from seodang.data.preview import MASKED, TRAINED, length_lines, pieces, preview
+from seodang.data.preferences import Asked, Judged, Ranked
+from seodang.data.preview import MASKED, TITLE, TRAINED, length, length_lines, parts, pieces, preview, summary
 from seodang.data.preview_page import to_html
 from seodang.recipes.preview import main
 
@@ -84,6 +86,83 @@ def test_the_command_prints_records_and_totals_and_writes_the_page(file, tmp_pat
     assert "한국.<|im_end|>" in out
     assert "records         3 in 2 rows" in out and "1 rows lost context" in out and "1 x answer longer than max_length" in out
     assert page.read_text(encoding="utf-8").count("<section>") == 2
+
+
+ASKED = [{"role": "user", "content": "수도는?"}]
+GOOD, BAD, WORSE = ({"role": "assistant", "content": text} for text in ("서울 😀.", "<b>부산</b>", "몰라."))
+
+
+def texts(row, tokenizer):
+    return [(part.title, "".join(piece.text for piece in part.pieces), {piece.trained for piece in part.pieces}) for part in parts(row, tokenizer)]
+
+
+def test_a_prompt_is_shown_once_and_then_its_answers_the_best_first(smol):
+    rows, _ = prepare_ranked([Ranked(ASKED, [BAD, GOOD], [1, 0]), Ranked(ASKED, [WORSE, BAD, GOOD], [2, 1, 0])], smol, max_length=256)
+    (_, prompt, masked), *two = texts(rows[0], smol)
+    assert prompt == smol.decode(rows[0]["prompt_ids"]) and masked == {False}
+    assert two == [("chosen", "서울 😀.<|im_end|>", {True}), ("rejected", "<b>부산</b><|im_end|>", {True})]
+    assert [title for title, *_ in texts(rows[1], smol)] == ["", "rank 0", "rank 1", "rank 2"]
+    sizes = [len(branch) for branch in rows[0]["branches"]]
+    assert summary(rows[0]) == f"prompt {len(rows[0]['prompt_ids'])} tokens, chosen {sizes[1]}, rejected {sizes[0]}"
+    assert length(rows[0]) == len(rows[0]["prompt_ids"]) + max(sizes)
+
+
+def test_judged_answers_and_prompts_alone_are_shown(smol):
+    [bad], _ = prepare_judged([Judged(ASKED, WORSE, False)], smol, max_length=256)
+    assert texts(bad, smol)[1:] == [("bad", "몰라.<|im_end|>", {True})]
+    [asked], _ = prepare_asked([Asked(ASKED)], smol, max_prompt_length=256)
+    assert texts(asked, smol) == [("", smol.decode(asked["prompt_ids"]), {False})] and length(asked) == len(asked["prompt_ids"])
+
+
+def test_the_terminal_and_the_page_name_the_better_answer(smol):
+    rows, counts = prepare_ranked([Ranked(ASKED, [GOOD, BAD], [0, 1])], smol, max_length=256)
+    body = preview([("a.jsonl line 1", rows)], smol).renderables[0].renderable
+    styles = {body.plain[span.start : span.end]: span.style for span in body.spans}
+    assert styles[" chosen "] == styles[" rejected "] == TITLE and styles["서"] == styles["산"] == TRAINED and styles["수"] == MASKED
+    assert body.plain.endswith("assistant\n chosen  서울 😀.<|im_end|>\n rejected  <b>부산</b><|im_end|>")
+    page = to_html([("a.jsonl line 1", rows)], smol, counts, [length(row) for row in rows])
+    assert re.findall(r"<h3>(.*?)</h3>", page) == ["chosen", "rejected"] and "<b>" not in page
+    marked = [re.sub(r"<[^>]+>", "", text) for text in re.findall(r"<mark>(.*?)</mark>", page, re.S)]
+    assert marked[1:] == ["서울 😀.&lt;|im_end|&gt;", "&lt;b&gt;부산&lt;/b&gt;&lt;|im_end|&gt;"]
+    assert "1 pairs of 2 answers" in page
+
+
+@pytest.mark.parametrize(
+    "record, shape, shown",
+    [
+        ({"prompt": "Q", "chosen": "A", "rejected": "B"}, None, ["chosen  A<|im_end|>", "rejected  B<|im_end|>", "1 pairs of 2 answers"]),
+        ({"prompt": "Q", "responses": ["A", "B", "C"], "ranks": [1, 0, 2]}, None, ["rank 0  B<|im_end|>", "3 pairs of 3 answers"]),
+        ({"prompt": "Q", "completion": "A", "label": False}, None, ["bad  A<|im_end|>", "0 good and 1 bad answers"]),
+        ({"prompt": "Q", "completion": "A", "label": False}, "prompt_completion", ["A<|im_end|>", "trained ("]),
+        ({"question": "Q", "answer": "A"}, None, ["prompt 3", "records         1 in 1 rows"]),
+        ({"prompt": "Q", "chosen": "A", "rejected": "A"}, None, ["dropped", "1 x identical answers"]),
+    ],
+)
+def test_the_command_tells_records_by_their_keys_or_by_the_shape_named(tmp_path, capsys, record, shape, shown):
+    (tmp_path / "a.jsonl").write_text(json.dumps(record) + "\n")
+    assert main([str(tmp_path / "a.jsonl"), *(["--shape", shape] if shape else [])]) == 0
+    out = capsys.readouterr().out
+    assert all(text in out for text in shown)
+
+
+PAIR, LABEL, PROMPT = {"prompt": "Q", "chosen": "A", "rejected": "B"}, {"prompt": "Q", "completion": "A", "label": True}, {"question": "Q"}
+
+
+@pytest.mark.parametrize(
+    "first, second, named",
+    [
+        ({"text": "T"}, PAIR, "b.jsonl line 1: ranked answers behind records to teach"),
+        (PAIR, {"text": "T"}, "b.jsonl line 1: records to teach behind ranked answers"),
+        (PAIR, LABEL, "b.jsonl line 1: judged answers behind ranked answers"),
+        (LABEL, PROMPT, "b.jsonl line 1: prompts alone behind judged answers"),
+    ],
+)
+def test_records_of_different_stages_are_not_counted_together(tmp_path, capsys, first, second, named):
+    for name, record in (("a", first), ("b", second)):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(record) + "\n")
+    assert main([str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]) == 2
+    error = capsys.readouterr().err
+    assert named in error and "preview them one after the other" in error
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ import json
 import datasets
 import pytest
 
+from seodang.data.preferences import PREFERENCE_SHAPES
 from seodang.data.refusal import UserError
 from seodang.data.sources import mix, read
 
@@ -136,3 +137,41 @@ def test_unknown_names_and_senseless_weights_are_refused(tmp_path, files):
         read(files / "a.jsonl", weights=[1, 2])
     with pytest.raises(UserError, match="above zero, got 0"):
         read([files / "a.jsonl", files / "b.json"], weights=[1, 0])
+
+
+REPLIES = [{"role": "assistant", "text": text, "rank": rank, "replies": []} for rank, text in enumerate("AB")]
+TREE = {"role": "prompter", "text": "Q", "replies": [{**REPLIES[0], "replies": [{"role": "prompter", "text": "R", "replies": REPLIES}]}, REPLIES[1]]}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_record_of_another_family_may_give_several_examples(tmp_path, streaming):
+    alone = {"message_tree_id": "b", "prompt": {**TREE, "replies": REPLIES[:1]}}
+    trees = lines(tmp_path / "trees.jsonl", [alone, {"message_tree_id": "a", "prompt": TREE}])
+    examples = list(read(trees, shapes=PREFERENCE_SHAPES, streaming=streaming))
+    assert [example.where for example in examples] == ["trees.jsonl line 2, example 1", "trees.jsonl line 2, example 2"]
+    assert [example.prompt[-1]["content"] for example in examples] == ["Q", "R"]
+
+
+def test_a_source_of_another_family_is_refused_with_what_is_wanted(tmp_path):
+    trees = lines(tmp_path / "trees.jsonl", [{"message_tree_id": "b", "prompt": {**TREE, "replies": []}}])
+    with pytest.raises(UserError, match="trees.jsonl has trees without an example: no prompt in it has two ranked replies"):
+        read(trees, shapes=PREFERENCE_SHAPES)
+    with pytest.raises(UserError, match="a.jsonl line 1: no shape wanted here has the keys instruction, output: use .*chosen or rejected"):
+        read(lines(tmp_path / "a.jsonl", RECORDS), shapes=PREFERENCE_SHAPES)
+    with pytest.raises(UserError, match="trees.jsonl line 1: .*`seodang dpo`"):
+        read(trees)
+    with pytest.raises(UserError, match="shape must be one of trees, preference"):
+        read(trees, shape="triplet", shapes=PREFERENCE_SHAPES)
+
+
+def test_pairs_are_read_from_csv_and_parquet_as_from_json(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    talk = [{"role": "user", "content": "수도는?"}]
+    records = [{"prompt": talk, "chosen": "서울", "rejected": "부산"}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "a.parquet")
+    (tmp_path / "a.csv").write_text('prompt,chosen,rejected\n"[{""role"": ""user"", ""content"": ""수도는?""}]",서울,부산\n', encoding="utf-8")
+    for path in (lines(tmp_path / "a.jsonl", records), tmp_path / "a.parquet", tmp_path / "a.csv"):
+        [example] = read(path, shapes=PREFERENCE_SHAPES)
+        assert example.prompt == talk and [answer["content"] for answer in example.answers] == ["서울", "부산"]

@@ -1,0 +1,27 @@
+"""What a model says to the same prompts before and after training."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from seodang.infer import SamplingParams, generate
+
+SHOWN = 300  # characters of an answer
+
+
+def say(trainer, rows: Sequence[dict[str, Any]], max_new_tokens: int) -> list[str]:
+    """The likeliest answers to the rows' prompts, of the trainer's model as it is."""
+    if not rows:
+        return []
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    results = generate(model, trainer.processing_class, [row["prompt_ids"] for row in rows], SamplingParams(max_new_tokens=max_new_tokens))
+    return [result.text for result in results]
+
+
+def side_by_side(tokenizer, rows: Sequence[dict[str, Any]], before: Sequence[str], after: Sequence[str]) -> list[str]:
+    """Each prompt with both answers, in lines."""
+    lines = []
+    for row, *answers in zip(rows, before, after, strict=True):
+        prompt = " ".join(tokenizer.decode(row["prompt_ids"], skip_special_tokens=True).split())
+        lines += [f"prompt          {prompt[-SHOWN:]}"]
+        lines += [f"  {name:<13} {' '.join(text.split())[:SHOWN]}" for name, text in zip(("before", "after"), answers, strict=True)]
+    return lines

@@ -1,0 +1,137 @@
+"""DPO and its kin: from pairs of a better and a worse answer, ranked lists, or trees of ranked replies.
+
+seodang dpo --data pairs.jsonl --eval_fraction 0.1 --config recipes/dpo.yaml
+accelerate launch recipes/dpo.py --data pairs.jsonl --eval_fraction 0.1 --loss ipo
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import EarlyStoppingCallback
+
+from seodang.data.branches import prepare_ranked
+from seodang.data.chat import set_chat_template
+from seodang.data.preferences import PREFERENCE_SHAPES
+from seodang.data.refusal import UserError
+from seodang.data.sources import read
+from seodang.infer.checkpoint import is_adapter, load, load_tokenizer, resolve
+from seodang.infer.manifest import fingerprint
+from seodang.recipes.before_after import say, side_by_side
+from seodang.recipes.options import command, parse
+from seodang.recipes.preference_options import PreferenceOptions, split_dialogues
+from seodang.recipes.reward import amount
+from seodang.recipes.sft import refuse_other_run, settle
+from seodang.recipes.training_options import Arguments, ModelOptions, RunOptions
+from seodang.train.checkpoints import find_resume
+from seodang.train.dpo import PreferenceTrainer, dpo_trainer
+from seodang.train.logs import CURVE, terminal_curve
+from seodang.train.preference_losses import PreferenceSettings
+from seodang.train.sealed import Provenance
+
+SAID = 64  # tokens of an answer that is shown
+
+
+@dataclass
+class DpoOptions(PreferenceOptions):
+    max_length: int = field(default=1024, metadata={"help": "Longer prompts lose context on the left, no answer is cut."})
+    reference: str | None = field(default=None, metadata={"help": "Another model to compare with; by default the model as it is before training."})
+    reference_time: str = field(default="before", metadata={"help": "before: the reference scores all pairs once; step: at every step, with a second model."})
+
+
+@dataclass
+class DpoArguments(Arguments):
+    output_dir: str | None = field(default="runs/dpo", metadata={"help": "Folder of the checkpoints and the final model."})
+    learning_rate: float = field(default=1e-6, metadata={"help": "The highest learning rate; with LoRA ten times as much does well."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Times through the data."})
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    parsed = parse(argv, DpoOptions, PreferenceSettings, ModelOptions, RunOptions, DpoArguments, prog="seodang dpo", description=__doc__)
+    data, settings, model, run, args = parsed
+    args = settle(args, model, run, evaluates=bool(data.eval_data or data.eval_fraction))
+    if is_adapter(resolve(model.model)):
+        raise UserError(f"{model.model} is an adapter: merge it first, `seodang export {model.model} FOLDER`, and start from that folder")
+    tokenizer = load_tokenizer(model.model)
+    set_chat_template(tokenizer, data.chat_template)
+    rows, held, counts = load_rows(data, tokenizer, args.seed)
+    origin = Provenance(base=model.model, data=fingerprint(described(data, settings)))
+    resume = find_resume(Path(args.output_dir), run.resume)
+    refuse_other_run(resume, origin)
+    trainer = build(model, tokenizer, rows, held, args, settings, data, run, origin)
+    tell(trainer, *overview(trainer, counts, rows, held, resume))
+    if run.dry_run:
+        return 0
+    shown = held[: run.eval_samples]
+    before, said = trainer.measure(trainer.eval_dataset) if held else {}, say(trainer, shown, SAID)
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    folder = trainer.save_final()
+    after = trainer.measure(trainer.eval_dataset) if held else {}
+    tell(trainer, *side_by_side(tokenizer, shown, said, say(trainer, shown, SAID)), terminal_curve(folder))
+    tell(trainer, *verdict(before, after), f"loss curve      {folder / CURVE}", f"checkpoint      {folder}")
+    return 0
+
+
+def load_rows(data: DpoOptions, tokenizer, seed: int):
+    """Rows to train on, held-out rows, and the counts of what became of the records."""
+    examples = read(data.data, weights=data.weights, shape=data.shape, split=data.split, shapes=PREFERENCE_SHAPES)
+    held = read(data.eval_data, shape=data.shape, shapes=PREFERENCE_SHAPES) if data.eval_data else []
+    if data.eval_fraction:
+        examples, held = split_dialogues(examples, data.eval_fraction, seed)
+    how = {"max_length": data.max_length, "literal": data.literal, "unusable": data.unusable}
+    rows, counts = prepare_ranked(examples, tokenizer, **how)
+    return rows, prepare_ranked(held, tokenizer, **how)[0] if held else [], counts
+
+
+def described(data: DpoOptions, settings: PreferenceSettings) -> str:
+    """What decides the rows and the loss, for telling two runs apart."""
+    return json.dumps([data.data, data.weights, data.shape, data.max_length, data.literal, data.eval_fraction, data.reference, vars(settings)])
+
+
+def build(options: ModelOptions, tokenizer, rows, held, args, settings: PreferenceSettings, data: DpoOptions, run: RunOptions, origin) -> PreferenceTrainer:
+    """Load the model, and the reference where it is another, and set up the trainer."""
+    how = {"device": str(args.device), "dtype": options.dtype}
+    model, _ = load(options.model, **how, **options.loading())
+    reference = load(data.reference, **how)[0] if data.reference is not None else None
+    stop = [EarlyStoppingCallback(run.early_stopping_patience)] if run.early_stopping_patience else []
+    return dpo_trainer(
+        model, tokenizer, rows, args, settings, eval_rows=held or None, lora=options.lora(), reference=reference,
+        reference_time=data.reference_time, provenance=origin, callbacks=stop,
+    )  # fmt: skip
+
+
+def overview(trainer: PreferenceTrainer, counts, rows: list, held: list, resume: Path | None) -> list[str]:
+    """What the run will do, in lines."""
+    args = trainer.args
+    batches = -(-len(rows) // (args.per_device_train_batch_size * args.world_size))
+    steps = args.max_steps if args.max_steps > 0 else int(-(-batches // args.gradient_accumulation_steps) * args.num_train_epochs + 0.999)
+    weights = next(trainer.model.parameters()).dtype
+    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    return [
+        *counts.lines(),
+        f"training        {amount(rows)} in {steps:,} steps, loss {trainer.settings.loss}",
+        *([f"held out        {amount(held)}"] if held else []),
+        f"model           {trained:,} weights to train, {str(weights).removeprefix('torch.')} on {args.device}",
+        *([f"resume          from {resume}"] if resume else []),
+    ]
+
+
+def verdict(before: dict[str, float], after: dict[str, float]) -> list[str]:
+    """The held-out figures before and after, in lines."""
+    if not after:
+        return []
+    return [
+        f"accuracy        {before['accuracy']:.1%} of held-out pairs before, {after['accuracy']:.1%} after",
+        f"margin          {before['margin']:.4f} before, {after['margin']:.4f} after; loss {before['loss']:.4f}, {after['loss']:.4f}",
+    ]
+
+
+def tell(trainer: PreferenceTrainer, *lines: str) -> None:
+    if trainer.is_world_process_zero():
+        print(*filter(None, lines), sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""KTO: learning from single answers, each judged good or bad; chosen and rejected answers are taken apart into such.
+
+seodang kto --data judged.jsonl --eval_fraction 0.1 --config recipes/kto.yaml
+accelerate launch recipes/kto.py --data judged.jsonl --eval_fraction 0.1
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import EarlyStoppingCallback
+from trl import KTOConfig
+
+from seodang.data.branches import PreferenceCounts, prepare_judged
+from seodang.data.chat import set_chat_template
+from seodang.data.preferences import JUDGED_SHAPES, PREFERENCE_SHAPES, Judged, Ranked
+from seodang.data.refusal import UserError
+from seodang.data.sources import read
+from seodang.infer.checkpoint import is_adapter, load, load_tokenizer, resolve
+from seodang.infer.manifest import fingerprint
+from seodang.recipes.before_after import say, side_by_side
+from seodang.recipes.options import command, parse
+from seodang.recipes.preference_options import PreferenceOptions, split_dialogues
+from seodang.recipes.sft import refuse_other_run, settle
+from seodang.recipes.training_options import Arguments, ModelOptions, RunOptions
+from seodang.train.checkpoints import find_resume
+from seodang.train.kto import KtoStage, kto_trainer, weight_advice
+from seodang.train.logs import CURVE, terminal_curve
+from seodang.train.sealed import Provenance
+
+SAID = 64  # tokens of an answer that is shown
+
+
+@dataclass
+class KtoArguments(Arguments, KTOConfig):
+    """trl's KTOConfig with the defaults of our other stages: the weights' own dtype, nothing computed twice."""
+
+    output_dir: str | None = field(default="runs/kto", metadata={"help": "Folder of the checkpoints and the final model."})
+    learning_rate: float = field(default=5e-7, metadata={"help": "The highest learning rate; with LoRA ten times as much does well."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Times through the data."})
+    train_sampling_strategy: str = field(default="sequential", metadata={"help": "sequential: the rows are shuffled once, by the seed."})
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    data, model, run, args = parse(argv, PreferenceOptions, ModelOptions, RunOptions, KtoArguments, prog="seodang kto", description=__doc__)
+    args = settle(args, model, run, evaluates=bool(data.eval_data or data.eval_fraction))
+    if is_adapter(resolve(model.model)):
+        raise UserError(f"{model.model} is an adapter: merge it first, `seodang export {model.model} FOLDER`, and start from that folder")
+    tokenizer = load_tokenizer(model.model)
+    set_chat_template(tokenizer, data.chat_template)
+    rows, held, counts = load_rows(data, tokenizer, args)
+    origin = Provenance(base=model.model, data=fingerprint(described(data, args)))
+    resume = find_resume(Path(args.output_dir), run.resume)
+    refuse_other_run(resume, origin)
+    policy, _ = load(model.model, device=str(args.device), dtype=model.dtype, **model.loading())
+    stop = [EarlyStoppingCallback(run.early_stopping_patience)] if run.early_stopping_patience else []
+    trainer = kto_trainer(policy, tokenizer, rows, args, eval_rows=held or None, lora=model.lora(), provenance=origin, callbacks=stop)
+    tell(trainer, *overview(trainer, counts, rows, held, resume))
+    if run.dry_run:
+        return 0
+    shown = list({tuple(row["prompt_ids"]): row for row in held}.values())[: run.eval_samples]
+    before = say(trainer, shown, SAID)
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    folder = trainer.save_final()
+    result = trainer.evaluate() if held else {}
+    tell(trainer, terminal_curve(folder), *side_by_side(tokenizer, shown, before, say(trainer, shown, SAID)))
+    tell(trainer, *verdict(result, trainer), f"loss curve      {folder / CURVE}", f"checkpoint      {folder}")
+    return 0
+
+
+def load_rows(data: PreferenceOptions, tokenizer, args: KtoArguments) -> tuple[list[dict], list[dict], PreferenceCounts]:
+    """Rows to train on, held-out rows, and the counts of what became of the records."""
+    shapes = {**JUDGED_SHAPES, **PREFERENCE_SHAPES}
+    examples = read(data.data, weights=data.weights, shape=data.shape, split=data.split, shapes=shapes)
+    held = read(data.eval_data, shape=data.shape, shapes=shapes) if data.eval_data else []
+    if data.eval_fraction:
+        examples, held = split_dialogues(examples, data.eval_fraction, args.seed)
+    how = {"max_length": args.max_length or 10**9, "literal": data.literal, "unusable": data.unusable}
+    rows, counts = prepare_judged(taken_apart(examples), tokenizer, **how)
+    return rows, prepare_judged(taken_apart(held), tokenizer, **how)[0] if held else [], counts
+
+
+def taken_apart(examples: Sequence[Judged | Ranked]) -> list[Judged]:
+    """Of ranked answers the best are good and the worst bad; what lies between says neither, and ties say nothing."""
+    found = []
+    for example in examples:
+        if isinstance(example, Judged):
+            found.append(example)
+            continue
+        best, worst = min(example.ranks), max(example.ranks)
+        kept = [(answer, rank) for answer, rank in zip(example.answers, example.ranks, strict=True) if rank in (best, worst) and best != worst]
+        found += [Judged(example.prompt, answer, rank == best, example.tools, example.where) for answer, rank in kept]
+    return found
+
+
+def described(data: PreferenceOptions, args: KtoArguments) -> str:
+    """What decides the rows, for telling two runs apart."""
+    return json.dumps([data.data, data.weights, data.shape, args.max_length, data.literal, data.eval_fraction])
+
+
+def overview(trainer: KtoStage, counts: PreferenceCounts, rows: list[dict], held: list[dict], resume: Path | None) -> list[str]:
+    """What the run will do, in lines."""
+    args = trainer.args
+    batches = -(-len(rows) // (args.per_device_train_batch_size * args.world_size))
+    steps = args.max_steps if args.max_steps > 0 else int(-(-batches // args.gradient_accumulation_steps) * args.num_train_epochs + 0.999)
+    weights = next(trainer.model.parameters()).dtype
+    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    good = sum(row["label"] for row in rows)
+    advice = weight_advice(rows, args)
+    return [
+        *counts.lines(),
+        f"training        {good:,} good and {len(rows) - good:,} bad answers in {steps:,} steps",
+        *([f"weights         {advice}"] if advice else []),
+        *([f"held out        {len(held):,} answers"] if held else []),
+        f"model           {trained:,} weights to train, {str(weights).removeprefix('torch.')} on {args.device}",
+        *([f"resume          from {resume}"] if resume else []),
+    ]
+
+
+def verdict(result: dict[str, float], trainer: KtoStage) -> list[str]:
+    """The held-out figures, in lines."""
+    if not result:
+        return []
+    pairs = f", of pairs to one prompt {result['eval_pair_accuracy']:.1%}" if "eval_pair_accuracy" in result else ""
+    margin = f", margin {result['eval_rewards/margins']:.4f}" if "eval_rewards/margins" in result else ""
+    return [f"accuracy        {result['eval_accuracy']:.1%} of held-out answers on their side of the reference{pairs}{margin}"]
+
+
+def tell(trainer: KtoStage, *lines: str) -> None:
+    if trainer.is_world_process_zero():
+        print(*filter(None, lines), sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""PPO against a reward: a rule, a Python function, or a reward model.
+
+seodang ppo --model runs/sft --data prompts.jsonl --reward_model runs/reward --config recipes/ppo.yaml
+accelerate launch recipes/ppo.py --model runs/sft --data questions.jsonl --reward exact_answer --reward length:40:words
+
+logging_steps, save_steps and eval_steps count iterations; per_device_train_batch_size is how many answers go through the model at once.
+"""
+
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from transformers import AutoModelForSequenceClassification
+
+from seodang.data.chat import set_chat_template
+from seodang.data.refusal import UserError
+from seodang.infer.checkpoint import is_adapter, load, load_tokenizer, resolve
+from seodang.infer.manifest import fingerprint
+from seodang.recipes.asked_options import AskedOptions, ScoringOptions
+from seodang.recipes.before_after import say, side_by_side
+from seodang.recipes.options import command, parse
+from seodang.recipes.sft import refuse_other_run, settle
+from seodang.recipes.training_options import Arguments, ModelOptions, RunOptions
+from seodang.train.checkpoints import find_resume
+from seodang.train.ppo import PpoTrainer, ppo_trainer
+from seodang.train.ppo_settings import PpoSettings
+from seodang.train.rewards import combined
+from seodang.train.run_page import draw_curves
+from seodang.train.sealed import Provenance
+
+
+@dataclass
+class PpoArguments(Arguments):
+    output_dir: str | None = field(default="runs/ppo", metadata={"help": "Folder of the checkpoints and the final model."})
+    learning_rate: float = field(default=3e-6, metadata={"help": "The highest learning rate; with LoRA ten times as much does well."})
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "Answers that go through the model at once, a process."})
+    logging_steps: float = field(default=1, metadata={"help": "Iterations between two lines of the log."})
+    save_steps: float = field(default=10, metadata={"help": "Iterations between two checkpoints."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
+
+
+@dataclass
+class PolicyOptions:
+    reward_weights: list[float] | None = field(default=None, metadata={"help": "Weight of each reward, the reward model's last; 1 without."})
+    reference: str | None = field(default=None, metadata={"help": "Another model that the KL is taken to; by default the model as it is before training."})
+    value_model: str | None = field(
+        default=None, metadata={"help": "A reward model's folder as a critic of its own; without, the critic is a head on the policy."}
+    )
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    classes = AskedOptions, ScoringOptions, PolicyOptions, PpoSettings, ModelOptions, RunOptions, PpoArguments
+    data, scoring, policy, settings, model, run, args = parse(argv, *classes, prog="seodang ppo", description=__doc__)
+    args = settled(args, model, run, evaluates=bool(data.eval_data or data.eval_fraction))
+    if is_adapter(resolve(model.model)):
+        raise UserError(f"{model.model} is an adapter: merge it first, `seodang export {model.model} FOLDER`, and start from that folder")
+    tokenizer = load_tokenizer(model.model)
+    set_chat_template(tokenizer, data.chat_template)
+    rows, held, counts = data.rows(tokenizer, args.seed)
+    rewards = scoring.rewards(tokenizer, str(args.device), model.dtype)
+    reward = combined(rewards, policy.reward_weights)
+    origin = Provenance(base=model.model, data=fingerprint(data.described() + scoring.described() + described(policy, settings)))
+    resume = find_resume(Path(args.output_dir), run.resume)
+    refuse_other_run(resume, origin)
+    trainer = build(model, tokenizer, rows, held, reward, args, settings, policy, origin)
+    tell(trainer, *overview(trainer, counts, rows, held, [each.__name__ for each in rewards], resume))
+    if run.dry_run:
+        return 0
+    shown = held[: run.eval_samples]
+    before, said = trainer.evaluate() if held else {}, say(trainer, shown, settings.max_new_tokens)
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    folder = trainer.save_final()
+    after = trainer.evaluate() if held else {}
+    tell(trainer, *side_by_side(tokenizer, shown, said, say(trainer, shown, settings.max_new_tokens)))
+    if trainer.is_world_process_zero():
+        tell(trainer, *verdict(before, after), f"curves          {draw_curves(folder)}", f"checkpoint      {folder}")
+    return 0
+
+
+def settled(args: PpoArguments, model: ModelOptions, run: RunOptions, evaluates: bool) -> PpoArguments:
+    """What the user left open, as in the other recipes; the best checkpoint is that of the highest held-out reward."""
+    if run.early_stopping_patience:
+        raise UserError(f"early_stopping_patience {run.early_stopping_patience}: PPO runs its iterations to their end, leave it out")
+    if evaluates and not args.metric_for_best_model:
+        args.metric_for_best_model, args.greater_is_better = "eval_reward", True
+    return settle(args, model, run, evaluates)
+
+
+def described(policy: PolicyOptions, settings: PpoSettings) -> str:
+    """What decides the run, for telling two apart; there may be more iterations than were asked for first."""
+    return json.dumps([policy.reward_weights, policy.reference, policy.value_model, {**asdict(settings), "iterations": None}])
+
+
+def build(options: ModelOptions, tokenizer, rows, held, reward, args, settings: PpoSettings, policy: PolicyOptions, origin: Provenance) -> PpoTrainer:
+    """Load the policy, and the reference and the critic where they are models of their own, and set up the trainer."""
+    how = {"device": str(args.device), "dtype": options.dtype}
+    model, _ = load(options.model, **how, **options.loading())
+    reference = load(policy.reference, **how)[0] if policy.reference is not None else None
+    value_model = None
+    if policy.value_model is not None:
+        value_model, _ = load(policy.value_model, **how, model_class=AutoModelForSequenceClassification, num_labels=1)
+    return ppo_trainer(
+        model, tokenizer, rows, reward, args, settings, eval_rows=held or None, lora=options.lora(), reference=reference, value_model=value_model,
+        provenance=origin,
+    )  # fmt: skip
+
+
+def overview(trainer: PpoTrainer, counts, rows: list, held: list, rewards: list[str], resume: Path | None) -> list[str]:
+    """What the run will do, in lines."""
+    settings = trainer.settings
+    weights = next(trainer.model.parameters()).dtype
+    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    return [
+        *counts.lines(),
+        f"training        {settings.iterations} iterations of {settings.rollouts} answers to {len(rows):,} prompts, {settings.updates} updates each",
+        *([f"held out        {len(held):,} prompts"] if held else []),
+        f"reward          {' + '.join(rewards)}",
+        f"model           {trained:,} weights to train, {str(weights).removeprefix('torch.')} on {trainer.args.device}",
+        *([f"resume          from {resume}"] if resume else []),
+    ]
+
+
+def verdict(before: dict[str, float], after: dict[str, float]) -> list[str]:
+    """The held-out figures before and after, in lines."""
+    if not after:
+        return []
+    kl = f"KL {after['eval_kl']:.3f} nats an answer, length {before['eval_length']:.1f} before, {after['eval_length']:.1f} after"
+    return [f"held-out reward {before['eval_reward']:.4f} before, {after['eval_reward']:.4f} after; {kl}"]
+
+
+def tell(trainer: PpoTrainer, *lines: str) -> None:
+    if trainer.is_world_process_zero() and lines:
+        print(*lines, sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""A page of what runs did: the curves of one or several, side by side, and answers before and after."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from .line_chart import COLOURS, Line, finite, legend, line_chart, values_table
+from .logs import LOG, read_log
+
+CURVES = "curves.png"
+PPO_CURVES = ("reward/mean", "kl", "length/mean", "entropy")
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A picture of the page: the keys of log.jsonl that it draws, each with its name."""
+
+    title: str
+    unit: str
+    keys: Mapping[str, str]
+
+
+CHARTS = (
+    Chart("Reward", "", {"reward/mean": "sampled", "reward": "sampled", "eval_reward": "held out"}),
+    Chart("KL to the reference", "nats an answer", {"kl": ""}),
+    Chart("Length", "tokens an answer", {"length/mean": "", "completions/mean_length": ""}),
+    Chart("Entropy", "nats a token", {"entropy": ""}),
+    Chart("Loss", "nats", {"loss": "train", "eval_loss": "held out"}),
+    Chart("Accuracy", "share of pairs", {"rewards/accuracies": "train", "accuracy": "train", "eval_accuracy": "held out"}),
+    Chart("Margin", "chosen minus rejected", {"rewards/margins": "train", "margin": "train", "eval_margin": "held out"}),
+    Chart("Implicit rewards", "", {"rewards/chosen": "chosen", "rewards/rejected": "rejected"}),
+    Chart("Policy loss", "", {"policy_loss": ""}),
+    Chart("Value loss", "", {"value_loss": ""}),
+    Chart("Answers that ended", "share", {"ended": ""}),
+    Chart("Clipped ratios", "share of tokens", {"clip_fraction": ""}),
+    Chart("Coefficient of the KL", "", {"kl_coefficient": ""}),
+    Chart("Gap between the sampler's and the trained log-probabilities", "nats a token", {"sampler_gap": ""}),
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt and its answers before and after training, with their rewards where there are any."""
+
+    prompt: str
+    before: str
+    after: str
+    reward_before: float | None = None
+    reward_after: float | None = None
+
+
+Samples = Sequence[Sample] | Mapping[str, Sequence[Sample]]  # with a heading each, where there are several tables
+
+
+def write_page(
+    path: Path, runs: Mapping[str, Path], samples: Samples = (), *, title: str = "Runs", figures: Sequence[tuple[str, Any]] = ()
+) -> Path:
+    """Write the page of some runs, by name; return its path. `figures` are lines of a table at its head: a name and a value."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(to_html({name: read_log(run / LOG) for name, run in runs.items()}, samples, title=title, figures=figures), encoding="utf-8")
+    return partial.replace(path)
+
+
+def to_html(
+    logs: Mapping[str, Sequence[Mapping[str, Any]]],
+    samples: Samples = (),
+    *,
+    title: str = "Runs",
+    figures: Sequence[tuple[str, Any]] = (),
+) -> str:
+    """A page of the entries of some runs' logs, by name, and of samples.
+
+    It loads nothing, follows the reader's light or dark theme, works without scripts, tells every curve in words and numbers
+    too, and everything that comes from data is escaped.
+    """
+    tables = samples if isinstance(samples, Mapping) else {"Samples": samples}
+    drawn = "".join(figure(chart, lines) for chart in CHARTS if (lines := lines_of(chart, logs)))
+    parts = [
+        _figures(figures),
+        f'<section><h2>Curves</h2><div class="charts">{drawn}</div></section>' if drawn else "<p>Nothing was logged.</p>",
+        *(samples_table(some, heading) for heading, some in tables.items()),
+    ]
+    template = Path(__file__).with_name("run_page.html").read_text(encoding="utf-8")
+    before, after = template.split("{{ body }}")
+    return before.replace("{{ title }}", escape(title)) + "\n".join(filter(None, parts)) + after
+
+
+def lines_of(chart: Chart, logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Line]:
+    """What a chart shows: a colour a run and a dash a value of it; lines without a point are left out."""
+    lines, names = [], list(dict.fromkeys(chart.keys.values()))
+    for place, (run, entries) in enumerate(logs.items()):
+        for key, name in chart.keys.items():
+            points = [(entry["step"], entry[key]) for entry in entries if "step" in entry and key in entry]
+            said = ", ".join(filter(None, [run if len(logs) > 1 or not name else "", name]))
+            # beyond the page's colours the dash has to tell runs apart as well
+            line = finite(said, points, colour=place, dash=names.index(name) + place // COLOURS)
+            lines += [line] if line.values else []
+    return lines
+
+
+def figure(chart: Chart, lines: Sequence[Line]) -> str:
+    """One chart with its heading, its legend and its values as a table that can be unfolded."""
+    unit = f" <small>{escape(chart.unit)}</small>" if chart.unit else ""
+    values = f"<details><summary>Values</summary><div class='wide'>{values_table(chart.title, lines)}</div></details>"
+    heading = f"<h3>{escape(chart.title)}{unit}</h3>"
+    return f"<figure>{heading}{line_chart(chart.title, lines, chart.unit)}{legend(lines)}{values}</figure>"
+
+
+def samples_table(samples: Sequence[Sample], heading: str = "Samples") -> str:
+    """Prompts with their answers before and after, and the rewards where any sample has one."""
+    if not samples:
+        return ""
+    rewarded = any(each is not None for sample in samples for each in (sample.reward_before, sample.reward_after))
+    names = ["prompt", "before", "after", *(["reward before", "reward after"] if rewarded else [])]
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    rows = ""
+    for sample in samples:
+        cells = "".join(f'<td class="text">{escape(text)}</td>' for text in (sample.before, sample.after))
+        if rewarded:
+            given = (sample.reward_before, sample.reward_after)
+            cells += "".join(f'<td class="number">{"" if each is None else f"{each:.3f}"}</td>' for each in given)
+        rows += f'<tr><th scope="row" class="text">{escape(sample.prompt)}</th>{cells}</tr>'
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    name = escape(heading)
+    return f'<section><h2>{name}</h2><div class="wide" tabindex="0" role="region" aria-label="{name}">{table}</div></section>'
+
+
+def _figures(figures: Sequence[tuple[str, Any]]) -> str:
+    if not figures:
+        return ""
+    rows = "".join(f'<tr><th scope="row">{escape(name)}</th><td>{escape(str(value))}</td></tr>' for name, value in figures)
+    return f'<section><h2>Figures</h2><div class="wide"><table>{rows}</table></div></section>'
+
+
+def draw_curves(run: Path, names: Sequence[str] = PPO_CURVES) -> Path | None:
+    """Draw the named values of a run's log over its steps, a panel each, as curves.png; return its path, None where none was logged."""
+    entries = read_log(run / LOG)
+    panels = {name: finite(name, [(entry["step"], entry[name]) for entry in entries if name in entry]) for name in names}
+    panels = {name: line for name, line in panels.items() if line.values}
+    if not panels:
+        return None
+    from matplotlib.figure import Figure  # the figure alone: no window, no global state
+
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    drawn = Figure(figsize=(4.5 * columns, 3 * rows), layout="constrained")
+    grid = drawn.subplots(rows, columns, squeeze=False).flat
+    for axes, (name, line) in zip(grid, panels.items(), strict=False):
+        axes.plot(line.steps, line.values, "-", marker="." if len(line.steps) < 30 else "")
+        axes.set(xlabel="step", title=name)
+        axes.grid(alpha=0.3)
+    for axes in list(grid)[len(panels) :]:
+        axes.set_axis_off()
+    drawn.savefig(run / CURVES, dpi=120)
+    return run / CURVES
