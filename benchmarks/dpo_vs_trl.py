@@ -9,18 +9,10 @@ Two pairs a step, prompts of 192 tokens and answers of 64: the prompt is 75% of 
 case has answers of 16 to 112 tokens.
 """
 
-import argparse
-import json
-import resource
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
-import warnings
-from pathlib import Path
 
 import torch
+from beside_trl import Side, alternate, run
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainingArguments
@@ -46,26 +38,6 @@ def make_rows(lengths: list[tuple[int, int, int]]) -> list[dict]:
     generator = torch.Generator().manual_seed(0)
     ids = lambda n: torch.randint(100, 40_000, (n,), generator=generator).tolist()
     return [{"prompt_ids": ids(p), "branches": [ids(c), ids(r)], "ranks": [0, 1]} for p, c, r in lengths]
-
-
-class Side:
-    """A trainer whose optimizer is ready, and one whole step of it."""
-
-    def start(self, trainer, rows: list[dict]) -> None:
-        self.trainer, self.rows = trainer, rows
-        trainer.create_optimizer()
-        trainer.model, trainer.optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
-
-    def step(self) -> float:
-        """One whole training step as the Trainer does it, collation and the optimizer included; the loss."""
-        trainer = self.trainer
-        trainer.current_gradient_accumulation_steps = 1
-        batch, count = trainer.get_batch_samples(iter([trainer.data_collator(self.rows)]), 1, torch.device("cpu"))
-        loss = trainer.training_step(trainer.model, batch[0], count)
-        torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
-        trainer.optimizer.step()
-        trainer.optimizer.zero_grad()
-        return loss.item()
 
 
 class Ours(Side):
@@ -103,60 +75,19 @@ def IdsTrainer(rows: list[dict]) -> type[DPOTrainer]:
 
 
 def compare(name: str, steps: int) -> dict:
-    """Alternate steps of the two in this process; the median of the ratios trl / ours, and the difference of the losses."""
+    """Alternate steps of the two in this process; the ratios trl / ours, and the largest difference of their losses."""
     with tempfile.TemporaryDirectory() as folder:
-        torch.manual_seed(0)
-        ours = Ours(*CASES[name], folder)
-        torch.manual_seed(0)
-        pair = [ours, Trl(*CASES[name], folder)]
+        ours, trl = Ours(*CASES[name], folder), Trl(*CASES[name], folder)
         adapter = {name: p.data for name, p in ours.trainer.model.named_parameters() if "lora_" in name}
-        pair[1].trainer.model.load_state_dict(adapter, strict=False)  # both begin with the same
-        losses = [[side.step()] for side in pair]
-        cpu, wall, ours_cpu = [], [], []
-        for _ in range(steps):
-            seconds = []
-            for side, seen in zip(pair, losses, strict=True):
-                start, start_cpu = time.perf_counter(), time.process_time()
-                seen.append(side.step())
-                seconds.append((time.perf_counter() - start, time.process_time() - start_cpu))
-            (ours_wall, ours_seconds), (trl_wall, trl_seconds) = seconds
-            wall.append(trl_wall / ours_wall)
-            cpu.append(trl_seconds / ours_seconds)
-            ours_cpu.append(ours_seconds)
+        trl.trainer.model.load_state_dict(adapter, strict=False)  # both begin with the same
+        figures, losses = alternate(ours, trl, steps)
         difference = max(abs(a - b) for a, b in zip(*losses, strict=True))
-        return {"case": name, "cpu_ratio": statistics.median(cpu), "wall_ratio": statistics.median(wall), "cpu_range": [min(cpu), max(cpu)],
-                "ours_cpu_s": statistics.median(ours_cpu), "losses": [seen[-1] for seen in losses], "loss_difference": difference}  # fmt: skip
+        return {"case": name, **figures, "losses": [seen[-1] for seen in losses], "loss_difference": difference}
 
 
-def peak(name: str, side: str) -> dict:
-    """Peak resident memory of a process that takes three steps."""
-    with tempfile.TemporaryDirectory() as folder:
-        one = {"ours": Ours, "trl": Trl}[side](*CASES[name], folder)
-        for _ in range(3):
-            one.step()
-    return {"case": name, "side": side, "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--memory", action="store_true")
-    parser.add_argument("--one", choices=["ours", "trl"], help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    if options.one:
-        print(json.dumps(peak(options.cases[0], options.one)))
-        return
-    for name in options.cases:
-        if options.memory:
-            command = [sys.executable, str(Path(__file__)), "--cases", name, "--one"]
-            runs = [subprocess.run([*command, side], capture_output=True, text=True, check=True) for side in ("ours", "trl")]
-            ours, trl = (json.loads(run.stdout.splitlines()[-1])["peak_gib"] for run in runs)
-            print(f"{name}: peak memory ours {ours:.2f} GiB, trl {trl:.2f} GiB, ratio {ours / trl:.2f}", flush=True)
-        else:
-            print(json.dumps(compare(name, options.steps)), flush=True)
+def build(case: str, side: str, folder: str):
+    return {"ours": Ours, "trl": Trl}[side](*CASES[case], folder).step
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, __file__, CASES, compare, build)

@@ -10,18 +10,12 @@ of 96 and 288 tokens with 4 answers each. `cpu_ratio` is that of the forward and
 optimizer included; `gradient_difference` is the norm of the difference over that of trl's.
 """
 
-import argparse
-import json
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-import warnings
-from pathlib import Path
 
 import torch
+from beside_trl import run
 from datasets import Dataset
 from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
@@ -135,36 +129,10 @@ def timed(side: Side) -> tuple[float, float, float]:
     return passes, time.process_time() - cpu, wall
 
 
-def peak(name: str, side: str) -> dict:
-    """Peak resident memory of a process that takes three steps."""
-    with tempfile.TemporaryDirectory() as folder:
-        one = {"ours": Ours, "trl": Trl}[side](*CASES[name], folder)
-        for _ in range(3):
-            one.backward()
-            one.finish()
-    return {"case": name, "side": side, "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--memory", action="store_true")
-    parser.add_argument("--one", choices=["ours", "trl"], help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    if options.one:
-        print(json.dumps(peak(options.cases[0], options.one)))
-        return
-    for name in options.cases:
-        if options.memory:
-            command = [sys.executable, str(Path(__file__)), "--cases", name, "--one"]
-            runs = [subprocess.run([*command, side], capture_output=True, text=True, check=True) for side in ("ours", "trl")]
-            ours, trl = (json.loads(run.stdout.splitlines()[-1])["peak_gib"] for run in runs)
-            print(f"{name}: peak memory ours {ours:.2f} GiB, trl {trl:.2f} GiB, ratio {ours / trl:.2f}", flush=True)
-        else:
-            print(json.dumps(compare(name, options.steps)), flush=True)
+def build(case: str, side: str, folder: str):
+    one = {"ours": Ours, "trl": Trl}[side](*CASES[case], folder)
+    return lambda: (one.backward(), one.finish())
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, __file__, CASES, compare, build)

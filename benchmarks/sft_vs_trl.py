@@ -8,18 +8,12 @@ Cases: (a) 8 rows of 256 tokens, 75% masked; (b) 8 rows of 32 to 512 tokens, 75%
 gradient checkpointing; `default` leaves trl its own settings (bfloat16 and gradient checkpointing) and ours the dtype that it chooses.
 """
 
-import argparse
-import json
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-import warnings
-from pathlib import Path
 
 import torch
+from beside_trl import Side, alternate, run
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainingArguments
@@ -53,7 +47,7 @@ def make_rows(lengths: list[int]) -> list[dict]:
     return rows
 
 
-class Ours:
+class Ours(Side):
     def __init__(self, lengths: list[int], dtype: str, lora: bool, trl: dict, folder: str):
         model, tokenizer = load("default", device="cpu", dtype=dtype)
         args = TrainingArguments(folder, learning_rate=1e-5, per_device_train_batch_size=len(lengths), report_to="none", use_cpu=True)
@@ -61,24 +55,8 @@ class Ours:
         trainer = sft_trainer(model, tokenizer, rows, args, lora=LoraConfig(**LORA) if lora else None)
         self.start(trainer, rows)
 
-    def start(self, trainer, rows) -> None:
-        self.trainer, self.rows = trainer, rows
-        trainer.create_optimizer()
-        trainer.model, trainer.optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
 
-    def step(self) -> float:
-        """One whole training step as the Trainer does it, collation and the optimizer included; the loss."""
-        trainer = self.trainer
-        trainer.current_gradient_accumulation_steps = 1
-        batch, count = trainer.get_batch_samples(iter([trainer.data_collator(self.rows)]), 1, torch.device("cpu"))
-        loss = trainer.training_step(trainer.model, batch[0], count)
-        torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
-        trainer.optimizer.step()
-        trainer.optimizer.zero_grad()
-        return loss.item()
-
-
-class Trl(Ours):
+class Trl(Side):
     def __init__(self, lengths: list[int], dtype: str, lora: bool, trl: dict, folder: str):
         model, tokenizer = load("default", device="cpu", dtype="float32")
         settings = {"max_length": None, **trl}
@@ -113,61 +91,23 @@ def step_flops(trainer, lengths: list[int]) -> float:
 
 
 def compare(name: str, steps: int) -> dict:
-    """Alternate steps of the two in this process; the median of the ratios trl / ours, and the difference of the first losses."""
+    """Alternate steps of the two in this process; the ratios trl / ours, and the difference of the first losses."""
     lengths, dtype, lora, _ = CASES[name]
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
-        pair = [kind(*CASES[name], folder) for kind in (Ours, Trl)]
-        first = [side.step() for side in pair]
-        cpu, wall, ours_cpu = [], [], []
-        for _ in range(steps):
-            seconds = []
-            for side in pair:
-                start, start_cpu = time.perf_counter(), time.process_time()
-                side.step()
-                seconds.append((time.perf_counter() - start, time.process_time() - start_cpu))
-            (ours_wall, ours), (trl_wall, trl) = seconds
-            wall.append(trl_wall / ours_wall)
-            cpu.append(trl / ours)
-            ours_cpu.append(ours)
-        weights = next(pair[0].trainer.model.parameters()).dtype
-        result = {"case": name, "cpu_ratio": statistics.median(cpu), "wall_ratio": statistics.median(wall), "cpu_range": [min(cpu), max(cpu)],
-                  "ours_cpu_s": statistics.median(ours_cpu), "losses": first, "loss_difference": abs(first[0] - first[1]), "ours_dtype": str(weights)}  # fmt: skip
+        ours, trl = (kind(*CASES[name], folder) for kind in (Ours, Trl))
+        figures, losses = alternate(ours, trl, steps)
+        first = [seen[0] for seen in losses]
+        weights = next(ours.trainer.model.parameters()).dtype
+        result = {"case": name, **figures, "losses": first, "loss_difference": abs(first[0] - first[1]), "ours_dtype": str(weights)}
         if not lora:
-            speed = step_flops(pair[0].trainer, lengths) / statistics.median(ours_cpu) / 1e9
-            result["share_of_gemm_speed"] = speed / gemm_speed(weights)
+            result["share_of_gemm_speed"] = step_flops(ours.trainer, lengths) / figures["ours_cpu_s"] / 1e9 / gemm_speed(weights)
         return result
 
 
-def peak(name: str, side: str) -> dict:
-    """Peak resident memory of a process that takes three steps."""
-    with tempfile.TemporaryDirectory() as folder:
-        one = {"ours": Ours, "trl": Trl}[side](*CASES[name], folder)
-        for _ in range(3):
-            one.step()
-    return {"case": name, "side": side, "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--memory", action="store_true")
-    parser.add_argument("--one", choices=["ours", "trl"], help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    if options.one:
-        print(json.dumps(peak(options.cases[0], options.one)))
-        return
-    for name in options.cases:
-        if options.memory:
-            command = [sys.executable, str(Path(__file__)), "--cases", name, "--one"]
-            runs = [subprocess.run([*command, side], capture_output=True, text=True, check=True) for side in ("ours", "trl")]
-            ours, trl = (json.loads(run.stdout.splitlines()[-1])["peak_gib"] for run in runs)
-            print(f"{name}: peak memory ours {ours:.2f} GiB, trl {trl:.2f} GiB, ratio {ours / trl:.2f}", flush=True)
-        else:
-            print(json.dumps(compare(name, options.steps)), flush=True)
+def build(case: str, side: str, folder: str):
+    return {"ours": Ours, "trl": Trl}[side](*CASES[case], folder).step
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, __file__, CASES, compare, build)

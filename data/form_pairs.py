@@ -117,16 +117,17 @@ def form_pairs(triplets: Sequence[Triplet], seed: int = 0) -> list[dict[str, str
     return pairs
 
 
-def demonstrations(triplets: Sequence[Triplet], seed: int = 0) -> list[dict[str, str]]:
-    """{prompt, completion} that teach the answers and the forms, but not which form is asked for: it is drawn without looking at the prompt.
+def demonstrations(triplets: Sequence[Triplet], seed: int = 0, follows: float = 0.5) -> list[dict[str, str]]:
+    """{prompt, completion} that teach the answers and the forms, but the form that is asked for only in a share of them, `follows`.
 
-    What is learned from them leaves following the prompt to be learned from preferences.
+    In the others it is drawn without looking at the prompt: following it reliably is left to be learned from preferences.
     """
     draw, records = random.Random(seed), []
     for triplet in triplets:
         answers = answers_in_forms(triplet)
         if answers is not None:
-            asked, given = draw.choice(list(FORMS)), draw.choice(list(FORMS))
+            asked, other = draw.choice(list(FORMS)), draw.choice(list(FORMS))
+            given = asked if draw.random() < follows else other
             records.append({"prompt": asking(triplet, asked), "completion": answers[given]})
     return records
 

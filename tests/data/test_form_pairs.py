@@ -84,11 +84,12 @@ def test_without_the_prompt_chosen_cannot_be_told_from_rejected(geography):
         assert chosen[form] / len(pairs) == pytest.approx(1 / 3, abs=0.04) and rejected[form] / len(pairs) == pytest.approx(1 / 3, abs=0.04)
 
 
-def test_demonstrations_show_each_form_whatever_is_asked(geography):
-    records = demonstrations(geography)
+@pytest.mark.parametrize(("follows", "expected"), [(0.0, 1 / 3), (0.5, 2 / 3), (1.0, 1.0)])
+def test_demonstrations_follow_the_prompt_in_a_share_and_by_chance_in_the_rest(geography, follows, expected):
+    records = demonstrations(geography, follows=follows)
     asked = [next(form for form, text in FORMS.items() if text in record["prompt"]) for record in records]
     share = sum(form_reward(asked, [record["completion"] for record in records], form=asked)) / len(records)
-    assert share == pytest.approx(1 / 3, abs=0.04)
+    assert share == pytest.approx(expected, abs=0.04)
 
 
 def test_the_same_seed_draws_the_same_and_another_does_not(geography):
