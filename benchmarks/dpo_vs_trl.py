@@ -46,6 +46,7 @@ class Ours(Side):
         args = TrainingArguments(folder, learning_rate=1e-6, per_device_train_batch_size=len(lengths), report_to="none", use_cpu=True)
         adapter = LoraConfig(**LORA) if lora else None
         trainer = dpo_trainer(model, tokenizer, make_rows(lengths), args, lora=adapter, reference_time=when)
+        trainer.score_before()
         self.start(trainer, trainer.train_dataset)
 
 

@@ -25,3 +25,9 @@ def side_by_side(tokenizer, rows: Sequence[dict[str, Any]], before: Sequence[str
         lines += [f"prompt          {prompt[-SHOWN:]}"]
         lines += [f"  {name:<13} {' '.join(text.split())[:SHOWN]}" for name, text in zip(("before", "after"), answers, strict=True)]
     return lines
+
+
+def tell(trainer, *lines: str) -> None:
+    """Print what there is to say, once however many processes there are."""
+    if trainer.is_world_process_zero() and any(lines):
+        print(*filter(None, lines), sep="\n", flush=True)

@@ -14,11 +14,10 @@ from transformers import EarlyStoppingCallback
 from seodang.data.branches import prepare_ranked
 from seodang.data.chat import set_chat_template
 from seodang.data.preferences import PREFERENCE_SHAPES
-from seodang.data.refusal import UserError
 from seodang.data.sources import read
-from seodang.infer.checkpoint import is_adapter, load, load_tokenizer, resolve
+from seodang.infer.checkpoint import load, load_tokenizer
 from seodang.infer.manifest import fingerprint
-from seodang.recipes.before_after import say, side_by_side
+from seodang.recipes.before_after import say, side_by_side, tell
 from seodang.recipes.options import command, parse
 from seodang.recipes.preference_options import PreferenceOptions, split_dialogues
 from seodang.recipes.reward import amount
@@ -52,8 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     parsed = parse(argv, DpoOptions, PreferenceSettings, ModelOptions, RunOptions, DpoArguments, prog="seodang dpo", description=__doc__)
     data, settings, model, run, args = parsed
     args = settle(args, model, run, evaluates=bool(data.eval_data or data.eval_fraction))
-    if is_adapter(resolve(model.model)):
-        raise UserError(f"{model.model} is an adapter: merge it first, `seodang export {model.model} FOLDER`, and start from that folder")
+    model.refuse_adapter()
     tokenizer = load_tokenizer(model.model)
     set_chat_template(tokenizer, data.chat_template)
     rows, held, counts = load_rows(data, tokenizer, args.seed)
@@ -65,10 +63,10 @@ def main(argv: list[str] | None = None) -> int:
     if run.dry_run:
         return 0
     shown = held[: run.eval_samples]
-    before, said = trainer.measure(trainer.eval_dataset) if held else {}, say(trainer, shown, SAID)
+    before, said = trainer.measure() if held else {}, say(trainer, shown, SAID)
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     folder = trainer.save_final()
-    after = trainer.measure(trainer.eval_dataset) if held else {}
+    after = trainer.measure() if held else {}
     tell(trainer, *side_by_side(tokenizer, shown, said, say(trainer, shown, SAID)), terminal_curve(folder))
     tell(trainer, *verdict(before, after), f"loss curve      {folder / CURVE}", f"checkpoint      {folder}")
     return 0
@@ -126,11 +124,6 @@ def verdict(before: dict[str, float], after: dict[str, float]) -> list[str]:
         f"accuracy        {before['accuracy']:.1%} of held-out pairs before, {after['accuracy']:.1%} after",
         f"margin          {before['margin']:.4f} before, {after['margin']:.4f} after; loss {before['loss']:.4f}, {after['loss']:.4f}",
     ]
-
-
-def tell(trainer: PreferenceTrainer, *lines: str) -> None:
-    if trainer.is_world_process_zero():
-        print(*filter(None, lines), sep="\n", flush=True)
 
 
 if __name__ == "__main__":

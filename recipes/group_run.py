@@ -9,10 +9,10 @@ from transformers import EarlyStoppingCallback
 
 from seodang.data.chat import set_chat_template
 from seodang.data.refusal import UserError
-from seodang.infer.checkpoint import is_adapter, load, load_tokenizer, resolve
+from seodang.infer.checkpoint import load, load_tokenizer
 from seodang.infer.manifest import fingerprint
 from seodang.recipes.asked_options import AskedOptions, ScoringOptions
-from seodang.recipes.before_after import say, side_by_side
+from seodang.recipes.before_after import say, side_by_side, tell
 from seodang.recipes.options import parse
 from seodang.recipes.sft import refuse_other_run, settle
 from seodang.recipes.training_options import ModelOptions, RunOptions
@@ -26,8 +26,7 @@ def run_groups(argv: Sequence[str], arguments: type, trainer_of: Callable[..., A
     classes = AskedOptions, ScoringOptions, ModelOptions, RunOptions, arguments
     data, scoring, model, run, args = parse(argv, *classes, prog=prog, description=description)
     args = settled(args, model, run, evaluates=bool(data.eval_data or data.eval_fraction))
-    if is_adapter(resolve(model.model)):
-        raise UserError(f"{model.model} is an adapter: merge it first, `seodang export {model.model} FOLDER`, and start from that folder")
+    model.refuse_adapter()
     tokenizer = load_tokenizer(model.model)
     set_chat_template(tokenizer, data.chat_template)
     rows, held, counts = data.rows(tokenizer, args.seed)
@@ -91,8 +90,3 @@ def verdict(before: dict[str, float], after: dict[str, float]) -> list[str]:
     if not after:
         return []
     return [f"held-out reward {before['eval_reward']:.4f} before, {after['eval_reward']:.4f} after"]
-
-
-def tell(trainer, *lines: str) -> None:
-    if trainer.is_world_process_zero() and lines:
-        print(*lines, sep="\n", flush=True)

@@ -16,11 +16,10 @@ from trl import KTOConfig
 from seodang.data.branches import PreferenceCounts, prepare_judged
 from seodang.data.chat import set_chat_template
 from seodang.data.preferences import JUDGED_SHAPES, PREFERENCE_SHAPES, Judged, Ranked
-from seodang.data.refusal import UserError
 from seodang.data.sources import read
-from seodang.infer.checkpoint import is_adapter, load, load_tokenizer, resolve
+from seodang.infer.checkpoint import load, load_tokenizer
 from seodang.infer.manifest import fingerprint
-from seodang.recipes.before_after import say, side_by_side
+from seodang.recipes.before_after import say, side_by_side, tell
 from seodang.recipes.options import command, parse
 from seodang.recipes.preference_options import PreferenceOptions, split_dialogues
 from seodang.recipes.sft import refuse_other_run, settle
@@ -47,8 +46,7 @@ class KtoArguments(Arguments, KTOConfig):
 def main(argv: list[str] | None = None) -> int:
     data, model, run, args = parse(argv, PreferenceOptions, ModelOptions, RunOptions, KtoArguments, prog="seodang kto", description=__doc__)
     args = settle(args, model, run, evaluates=bool(data.eval_data or data.eval_fraction))
-    if is_adapter(resolve(model.model)):
-        raise UserError(f"{model.model} is an adapter: merge it first, `seodang export {model.model} FOLDER`, and start from that folder")
+    model.refuse_adapter()
     tokenizer = load_tokenizer(model.model)
     set_chat_template(tokenizer, data.chat_template)
     rows, held, counts = load_rows(data, tokenizer, args)
@@ -127,11 +125,6 @@ def verdict(result: dict[str, float], trainer: KtoStage) -> list[str]:
     pairs = f", of pairs to one prompt {result['eval_pair_accuracy']:.1%}" if "eval_pair_accuracy" in result else ""
     margin = f", margin {result['eval_rewards/margins']:.4f}" if "eval_rewards/margins" in result else ""
     return [f"accuracy        {result['eval_accuracy']:.1%} of held-out answers on their side of the reference{pairs}{margin}"]
-
-
-def tell(trainer: KtoStage, *lines: str) -> None:
-    if trainer.is_world_process_zero():
-        print(*filter(None, lines), sep="\n", flush=True)
 
 
 if __name__ == "__main__":

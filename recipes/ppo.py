@@ -15,10 +15,10 @@ from transformers import AutoModelForSequenceClassification
 
 from seodang.data.chat import set_chat_template
 from seodang.data.refusal import UserError
-from seodang.infer.checkpoint import is_adapter, load, load_tokenizer, resolve
+from seodang.infer.checkpoint import load, load_tokenizer
 from seodang.infer.manifest import fingerprint
 from seodang.recipes.asked_options import AskedOptions, ScoringOptions
-from seodang.recipes.before_after import say, side_by_side
+from seodang.recipes.before_after import say, side_by_side, tell
 from seodang.recipes.options import command, parse
 from seodang.recipes.sft import refuse_other_run, settle
 from seodang.recipes.training_options import Arguments, ModelOptions, RunOptions
@@ -54,8 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     classes = AskedOptions, ScoringOptions, PolicyOptions, PpoSettings, ModelOptions, RunOptions, PpoArguments
     data, scoring, policy, settings, model, run, args = parse(argv, *classes, prog="seodang ppo", description=__doc__)
     args = settled(args, model, run, evaluates=bool(data.eval_data or data.eval_fraction))
-    if is_adapter(resolve(model.model)):
-        raise UserError(f"{model.model} is an adapter: merge it first, `seodang export {model.model} FOLDER`, and start from that folder")
+    model.refuse_adapter()
     tokenizer = load_tokenizer(model.model)
     set_chat_template(tokenizer, data.chat_template)
     rows, held, counts = data.rows(tokenizer, args.seed)
@@ -128,11 +127,6 @@ def verdict(before: dict[str, float], after: dict[str, float]) -> list[str]:
         return []
     kl = f"KL {after['eval_kl']:.3f} nats an answer, length {before['eval_length']:.1f} before, {after['eval_length']:.1f} after"
     return [f"held-out reward {before['eval_reward']:.4f} before, {after['eval_reward']:.4f} after; {kl}"]
-
-
-def tell(trainer: PpoTrainer, *lines: str) -> None:
-    if trainer.is_world_process_zero() and lines:
-        print(*lines, sep="\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from seodang.data.chat import set_chat_template
 from seodang.data.preferences import PREFERENCE_SHAPES
 from seodang.data.refusal import UserError
 from seodang.data.sources import read
-from seodang.infer.checkpoint import is_adapter, load, load_tokenizer, resolve
+from seodang.infer.checkpoint import load, load_tokenizer
 from seodang.infer.manifest import fingerprint
 from seodang.recipes.options import command, parse
 from seodang.recipes.preference_options import PreferenceOptions, split_dialogues
@@ -101,8 +101,7 @@ def build(
     pair_weights: str,
 ) -> RewardStage:
     """Load the model with a new head, or its own where it is a reward model already, and set up its trainer."""
-    if is_adapter(resolve(options.model)):
-        raise UserError(f"{options.model} is an adapter: merge it first, `seodang export {options.model} FOLDER`, and start from that folder")
+    options.refuse_adapter()
     set_seed(args.seed)  # the new head is random
     new_head: dict[str, Any] = {"model_class": AutoModelForSequenceClassification, "num_labels": 1}
     model, _ = load(options.model, device=str(args.device), dtype=options.dtype, **new_head, **options.loading())

@@ -7,6 +7,7 @@ from peft import LoraConfig
 from transformers import TrainingArguments
 
 from seodang.data.refusal import UserError
+from seodang.infer.checkpoint import is_adapter, resolve
 from seodang.recipes.record_options import RecordOptions
 
 
@@ -41,6 +42,11 @@ class ModelOptions:
             raise UserError(f"{'dora' if self.dora else 'qlora'} needs an adapter: set --lora_r, 16 say")
         if self.qlora and importlib.util.find_spec("bitsandbytes") is None:
             raise UserError("qlora needs bitsandbytes: run `pip install seodang[qlora]`, or use LoRA without it")
+
+    def refuse_adapter(self) -> None:
+        """Raise UserError where the model is an adapter's folder: these stages start from whole models."""
+        if is_adapter(resolve(self.model)):
+            raise UserError(f"{self.model} is an adapter: merge it first, `seodang export {self.model} FOLDER`, and start from that folder")
 
     def loading(self) -> dict:
         """What `load` has to know beside the name."""

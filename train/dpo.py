@@ -153,7 +153,16 @@ class PreferenceTrainer(Sealed, Trainer):
         self.settings, self.kind, self.sample = settings, LOSSES[settings.loss], sample
         self.reference = Reference(model, reference) if self.kind.needs_reference else None
         self._sums: dict[str, float] = {}
-        if self.reference is not None and reference_time == "before":
+        self._to_score = self.reference is not None and reference_time == "before"
+
+    def train(self, *args, **kwargs):
+        self.score_before()  # before a checkpoint is loaded into the model
+        return super().train(*args, **kwargs)
+
+    def score_before(self) -> None:
+        """Let the reference score all rows, where it is to do so once; not before the numbers are needed, for it takes a pass over the data."""
+        if self._to_score:
+            self._to_score = False
             self.train_dataset, self.eval_dataset = self._scored_before(self.train_dataset), self._scored_before(self.eval_dataset)
             self.reference = None  # its work is done: let go of the copy
 
@@ -239,8 +248,7 @@ class PreferenceTrainer(Sealed, Trainer):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Loss, accuracy and margin of implicit rewards over all held-out pairs, and what `sample` measures."""
-        rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        metrics = self.measure(rows)
+        metrics = self.measure(eval_dataset)
         model = self.accelerator.unwrap_model(self.model)
         if self.sample is not None:
             metrics |= self.sample(model)
@@ -250,8 +258,10 @@ class PreferenceTrainer(Sealed, Trainer):
         return metrics
 
     @torch.no_grad()
-    def measure(self, rows: Rows) -> dict[str, float]:
-        """The same three numbers for any rows; a row counts once, whatever the number of processes."""
+    def measure(self, rows: Rows | None = None) -> dict[str, float]:
+        """The same three numbers, of the held-out rows or of others; a row counts once, whatever the number of processes."""
+        self.score_before()
+        rows = self.eval_dataset if rows is None else rows
         mine = range(self.args.process_index, len(rows), self.args.world_size)  # a sampler would pad, and count rows twice
         size = self.args.per_device_eval_batch_size
         model = self.accelerator.unwrap_model(self.model)

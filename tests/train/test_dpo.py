@@ -62,6 +62,7 @@ def test_loss_and_gradients_equal_the_plain_computation(fresh_tiny, tiny_tokeniz
     rows = pair_rows()
     model, reference = fresh_tiny(kind), fresh_tiny(kind)
     trainer = dpo_trainer(model, tiny_tokenizer, rows, arguments(tmp_path), reference_time=reference_time)
+    trainer.score_before()
     plain = fresh_tiny(kind)
     with torch.no_grad():
         for p, q in zip(model.parameters(), plain.parameters(), strict=True):
