@@ -257,26 +257,19 @@ class PreferenceTrainer(Sealed, Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    @torch.no_grad()
     def measure(self, rows: Rows | None = None) -> dict[str, float]:
         """The same three numbers, of the held-out rows or of others; a row counts once, whatever the number of processes."""
         self.score_before()
         rows = self.eval_dataset if rows is None else rows
-        mine = range(self.args.process_index, len(rows), self.args.world_size)  # a sampler would pad, and count rows twice
-        size = self.args.per_device_eval_batch_size
-        model = self.accelerator.unwrap_model(self.model)
-        training = model.training
-        model.eval()
-        sums = torch.zeros(6, dtype=torch.float64)
-        for start in range(0, len(mine), size):
-            batch = self._prepare_inputs(self.data_collator([rows[i] for i in mine[start : start + size]]))
-            with self.accelerator.autocast():
-                scores = self._pair_scores(model, batch)
-            chosen, rejected = self._rewards(scores)
-            losses = self.kind(scores, self.settings)
-            parts = [losses, chosen > rejected, chosen - rejected, torch.ones_like(losses), scores.chosen, scores.chosen_lengths]
-            sums += torch.stack([part.double().sum().cpu() for part in parts])
-        model.train(training)
-        loss, right, margin, count, likelihood, tokens = self.accelerator.reduce(sums.float().to(self.args.device)).tolist()
+        with self.in_evaluation() as model:
+
+            def sums_of(some: list[dict[str, Any]]) -> Tensor:
+                scores = self._pair_scores(model, self._prepare_inputs(self.data_collator(some)))
+                chosen, rejected = self._rewards(scores)
+                losses = self.kind(scores, self.settings)
+                parts = [losses, chosen > rejected, chosen - rejected, torch.ones_like(losses), scores.chosen, scores.chosen_lengths]
+                return torch.stack([part.double().sum() for part in parts])
+
+            loss, right, margin, count, likelihood, tokens = self.sums_over(rows, 6, sums_of)
         nll = -likelihood / tokens if self.kind.adds_chosen_nll else 0.0
         return {"loss": loss / count + nll, "accuracy": right / count, "margin": margin / count}

@@ -212,29 +212,21 @@ class RewardStage(Sealed, RewardTrainer):
 
     # Evaluation
 
-    @torch.no_grad()
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        mine = range(self.args.process_index, len(rows), self.args.world_size)  # a sampler would pad, and count rows twice
-        size = self.args.per_device_eval_batch_size
-        model = self.accelerator.unwrap_model(self.model)
-        training = model.training
-        model.eval()
-        sums = torch.zeros(7, dtype=torch.float64)
-        for start in range(0, len(mine), size):
-            some = [rows[i] for i in mine[start : start + size]]
-            batch = self._prepare_inputs(self.data_collator(some))
-            with self.accelerator.autocast():
+        with self.in_evaluation() as model:
+
+            def sums_of(some: Rows) -> Tensor:
+                batch = self._prepare_inputs(self.data_collator(some))
                 scores = self.scores(model, batch)
-                losses = self.losses(scores, batch)
-            sums += torch.cat([self._sums(scores, losses, batch), best_ranked_first(some, scores)])
-        weighed, weight, right, lead, count, best, prompts = self.accelerator.reduce(sums.float().to(self.args.device)).tolist()
-        metrics = {"loss": weighed / weight, "accuracy": right / count, "margin": lead / count}
-        if any(len(row["branches"]) > 2 for row in rows):
-            metrics["best_of"] = best / prompts
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        self.log(metrics)  # before the mode is put back: trl would take it for a log of training
-        model.train(training)
+                return torch.cat([self._sums(scores, self.losses(scores, batch), batch), best_ranked_first(some, scores)])
+
+            weighed, weight, right, lead, count, best, prompts = self.sums_over(rows, 7, sums_of)
+            metrics = {"loss": weighed / weight, "accuracy": right / count, "margin": lead / count}
+            if any(len(row["branches"]) > 2 for row in rows):
+                metrics["best_of"] = best / prompts
+            metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+            self.log(metrics)  # before the mode is put back: trl would take it for a log of training
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 

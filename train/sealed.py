@@ -1,11 +1,13 @@
 """What every stage's trainer does alike: stop at a loss that is no number, and save checkpoints that a kill cannot spoil."""
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from ..data.refusal import UserError
@@ -66,6 +68,30 @@ class Sealed:
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
+
+    # Evaluation
+
+    @contextmanager
+    def in_evaluation(self) -> Iterator[nn.Module]:
+        """Yield the unwrapped model in evaluation mode, without gradients; its mode is put back after."""
+        model = self.accelerator.unwrap_model(self.model)
+        training = model.training
+        model.eval()
+        try:
+            with torch.no_grad():
+                yield model
+        finally:
+            model.train(training)
+
+    def sums_over(self, rows: Sequence[Any], width: int, sums_of: Callable[[list[Any]], Tensor]) -> list[float]:
+        """The sums of what `sums_of` makes of batches of rows, [width], over all rows and processes; each row counts once."""
+        mine = range(self.args.process_index, len(rows), self.args.world_size)  # a sampler would pad, and count rows twice
+        size = self.args.per_device_eval_batch_size
+        sums = torch.zeros(width, dtype=torch.float64)
+        for start in range(0, len(mine), size):
+            with self.accelerator.autocast():
+                sums += sums_of([rows[i] for i in mine[start : start + size]]).double().cpu()
+        return self.accelerator.reduce(sums.float().to(self.args.device)).tolist()
 
     # Saving
 
