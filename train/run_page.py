@@ -147,12 +147,12 @@ def draw_curves(run: Path, names: Sequence[str] = PPO_CURVES) -> Path | None:
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     drawn = Figure(figsize=(4.5 * columns, 3 * rows), layout="constrained")
-    grid = drawn.subplots(rows, columns, squeeze=False).flat
+    grid = list(drawn.subplots(rows, columns, squeeze=False).flat)
     for axes, (name, line) in zip(grid, panels.items(), strict=False):
         axes.plot(line.steps, line.values, "-", marker="." if len(line.steps) < 30 else "")
         axes.set(xlabel="step", title=name)
         axes.grid(alpha=0.3)
-    for axes in list(grid)[len(panels) :]:
+    for axes in grid[len(panels) :]:
         axes.set_axis_off()
     drawn.savefig(run / CURVES, dpi=120)
     return run / CURVES

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback, TrainingArguments
 
 from seodang.data.refusal import UserError
 from seodang.infer.manifest import verify
@@ -76,8 +76,10 @@ def test_how_a_minibatch_is_cut_changes_nothing(fresh_tiny, tiny_tokenizer, tmp_
             arguments(tmp_path, per_device_train_batch_size=size, optim="sgd", learning_rate=0.05), PpoSettings(**SMALL, entropy_coefficient=0.01),
         )  # fmt: skip
         models.append(dict(trainer.model.named_parameters()))
-    for other in models[1:]:
-        for name, p in models[0].items():
+    before = dict(fresh_tiny("llama").named_parameters())
+    for name, p in models[0].items():
+        assert (p - before.get(name, 0)).abs().max() > 1e-3, name  # the critic begins at 0
+        for other in models[1:]:
             assert torch.allclose(p, other[name], atol=1e-5), name
 
 
@@ -228,6 +230,16 @@ def test_settings_that_make_no_sense_are_refused_before_anything_is_sampled(fres
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(fresh_tiny, tiny_tokenizer, tmp_path):
-    args = arguments(tmp_path, learning_rate=1e30, save_strategy="steps", save_steps=1)
-    with pytest.raises(UserError):
-        ppo(fresh_tiny("llama"), tiny_tokenizer, prompts(), share_of_low_letters, args, PpoSettings(**{**SMALL, "epochs": 1, "minibatches": 1, "rollouts": 4}))
+    class Spoil(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 3:  # the second iteration has spoken, its last update is to come
+                model.get_input_embeddings().weight.data.fill_(float("nan"))
+
+    args = arguments(tmp_path, save_strategy="steps", save_steps=1)
+    with pytest.raises(UserError, match="the loss is nan at step 4.*the last checkpoint is intact"):
+        ppo(fresh_tiny("llama"), tiny_tokenizer, prompts(), share_of_low_letters, args, PpoSettings(**{**SMALL, "epochs": 1}), callbacks=[Spoil()])
+    assert [each.name for each in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+    verify(tmp_path / "checkpoint-2")
+    kept = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-2")
+    for (name, p), q in zip(kept.named_parameters(), fresh_tiny("llama").parameters(), strict=True):
+        assert p.isfinite().all() and not torch.equal(p, q), name

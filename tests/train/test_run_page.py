@@ -126,9 +126,24 @@ def test_write_page_reads_the_runs_logs(tmp_path):
     assert [each.name for each in path.parent.iterdir()] == ["page.html"]
 
 
-def test_curves_are_drawn_where_there_are_any(tmp_path):
+def test_curves_are_drawn_where_there_are_any(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    save = Figure.savefig
     assert draw_curves(tmp_path) is None
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log([0.1, 0.7, 0.5])), encoding="utf-8")
-    path = draw_curves(tmp_path)
-    assert path == tmp_path / "curves.png" and path.read_bytes().startswith(b"\x89PNG")
-    assert draw_curves(tmp_path, ["reward/mean", "kl", "never"]) == path
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: drawn.append(figure) or save(figure, path, **options))
+    assert draw_curves(tmp_path) == tmp_path / "curves.png" and (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert panels(drawn[0]) == {
+        "reward/mean": ([1, 2, 3], [0.1, 0.7, 0.5]), "kl": ([1, 2, 3], [0, 0.1, 0.2]), "length/mean": ([1, 2, 3], [7.0] * 3), "entropy": ([1, 2, 3], [2.0] * 3),
+    }  # fmt: skip
+    assert draw_curves(tmp_path, ["reward/mean", "never", "kl", "entropy"]) == tmp_path / "curves.png"
+    assert list(panels(drawn[1])) == ["reward/mean", "kl", "entropy"]  # of two times two, the fourth is taken away
+
+
+def panels(figure):
+    """What the axes that are shown draw: a title, steps and values."""
+    shown = [axes for axes in figure.axes if axes.axison]
+    assert all(axes.get_xlabel() == "step" for axes in shown)
+    return {axes.get_title(): tuple(list(each) for each in axes.lines[0].get_data()) for axes in shown}

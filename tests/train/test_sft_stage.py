@@ -49,8 +49,10 @@ def test_accumulated_steps_equal_one_large_batch(fresh_tiny, tiny_tokenizer, tmp
         model = fresh_tiny("llama")
         sft(model, tiny_tokenizer, rows(), arguments(tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=steps))
         models.append(dict(model.named_parameters()))
-    for other in models[1:]:
-        for name, p in models[0].items():
+    before = dict(fresh_tiny("llama").named_parameters())
+    for name, p in models[0].items():
+        assert (p - before[name]).abs().max() > 0.01, name
+        for other in models[1:]:
             assert torch.allclose(p, other[name], atol=2e-4), name
 
 
