@@ -80,7 +80,8 @@ def load_rows(data: DpoOptions, tokenizer, seed: int):
         examples, held = split_dialogues(examples, data.eval_fraction, seed)
     how = {"max_length": data.max_length, "literal": data.literal, "unusable": data.unusable}
     rows, counts = prepare_ranked(examples, tokenizer, **how)
-    return rows, prepare_ranked(held, tokenizer, **how)[0] if held else [], counts
+    held_rows, counts.held_out = prepare_ranked(held, tokenizer, **how) if held else ([], None)
+    return rows, held_rows, counts
 
 
 def described(data: DpoOptions, settings: PreferenceSettings) -> str:

@@ -81,7 +81,7 @@ def load_rows(data: RewardOptions, tokenizer, args: RewardArguments):
         examples, held = split_dialogues(examples, data.eval_fraction, args.seed)
     how = {"max_length": args.max_length, "literal": data.literal, "unusable": data.unusable}
     rows, counts = prepare_ranked(examples, tokenizer, **how)
-    eval_rows = prepare_ranked(held, tokenizer, **how)[0] if held else []
+    eval_rows, counts.held_out = prepare_ranked(held, tokenizer, **how) if held else ([], None)
     return rows, eval_rows, counts
 
 

@@ -70,7 +70,7 @@ def load_rows(data: DataOptions, tokenizer, args: TrainingArguments):
             examples, held = split(examples, data.eval_fraction, args.seed)
         rows, counts = prepare(examples, tokenizer, **data.labelling())
         rows = pack(rows, data.max_length) if data.packing else rows
-    eval_rows = prepare(held, tokenizer, **data.labelling())[0] if held else []
+    eval_rows, counts.held_out = prepare(held, tokenizer, **data.labelling()) if held else ([], None)
     questions = held_out([example for example in held if isinstance(example, Dialogue)])
     return rows, eval_rows, questions, counts
 
