@@ -18,7 +18,7 @@ from seodang.data.preferences import JUDGED_SHAPES, PREFERENCE_SHAPES
 from seodang.data.sources import read
 from seodang.infer.checkpoint import load, load_tokenizer
 from seodang.infer.manifest import fingerprint
-from seodang.recipes.before_after import say, side_by_side, tell
+from seodang.recipes.before_after import picture, say, side_by_side, tell
 from seodang.recipes.options import command, parse
 from seodang.recipes.preference_options import PreferenceOptions, split_dialogues
 from seodang.recipes.sft import refuse_other_run, settle
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     folder = trainer.save_final()
     result = trainer.evaluate() if held else {}
     tell(trainer, terminal_curve(folder), *side_by_side(tokenizer, shown, before, say(trainer, shown, SAID)))
-    tell(trainer, *verdict(result, trainer), f"loss curve      {folder / CURVE}", f"checkpoint      {folder}")
+    tell(trainer, *verdict(result, trainer), picture("loss curve", folder / CURVE), f"checkpoint      {folder}")
     return 0
 
 
