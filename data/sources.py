@@ -29,8 +29,8 @@ def read(
     The lazy one can be read any number of times, from its beginning. A source is a JSON, JSON Lines, CSV or Parquet file, a folder of
     such, or a name on the hub (`owner/name` or `owner/name:subset`, of which `split` is read). Several without weights follow one
     another; with weights see `mix`. All records of a source have one shape, of the family `shapes` (by default those for teaching;
-    `preferences` has the others), and a record may give several examples. Raises UserError for unknown files, a source without records or
-    examples, and a record that cannot be read, naming its line.
+    `preferences` has the others), and a record may give several examples. Raises UserError for unknown files, a source without records, and
+    a record that cannot be read, naming its line.
     """
     names = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     if not names:
@@ -64,20 +64,15 @@ class Source(Lazy):
 
     def _examples(self) -> Iterator[Example]:
         shape = first = None
-        given = 0
         for where, record in self.records():
             if first is None:
                 first, shape = where, self.shape or self._recognised(record, where)
             elif self.shape is None and (found := self._recognised(record, where)) != shape:
                 remedy = "keep one shape a source, or name it with --shape"
                 raise UserError(f"{where}: this record has the shape {found}, but {first} has {shape}: {remedy}")
-            examples = to_examples(record, shape, where, self.shapes)
-            given += len(examples)
-            yield from examples
+            yield from to_examples(record, shape, where, self.shapes)
         if first is None:
             raise UserError(f"{self.name} has no records")
-        if not given:
-            raise UserError(f"{self.name} has {shape} without an example: no prompt in it has two ranked replies")
 
     def _recognised(self, record: Any, where: str) -> str | None:
         try:

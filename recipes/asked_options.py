@@ -43,7 +43,8 @@ class AskedOptions:
             examples, held = split_dialogues(examples, self.eval_fraction, seed)
         how = {"max_prompt_length": self.max_prompt_length, "literal": self.literal, "too_long": self.too_long}
         rows, counts = prepare_asked(examples, tokenizer, **how)
-        return rows, prepare_asked(held, tokenizer, **how)[0] if held else [], counts
+        held_rows, counts.held_out = prepare_asked(held, tokenizer, **how) if held else ([], None)
+        return rows, held_rows, counts
 
     def described(self) -> str:
         """What decides the rows, for telling two runs apart."""

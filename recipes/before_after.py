@@ -1,6 +1,7 @@
 """What a model says to the same prompts before and after training."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from seodang.infer import SamplingParams, generate
@@ -25,6 +26,11 @@ def side_by_side(tokenizer, rows: Sequence[dict[str, Any]], before: Sequence[str
         lines += [f"prompt          {prompt[-SHOWN:]}"]
         lines += [f"  {name:<13} {' '.join(text.split())[:SHOWN]}" for name, text in zip(("before", "after"), answers, strict=True)]
     return lines
+
+
+def picture(name: str, path: Path | None) -> str:
+    """The line that says where a picture is; empty where nothing was logged that could be drawn."""
+    return f"{name:<16}{path}" if path is not None and path.is_file() else ""
 
 
 def tell(trainer, *lines: str) -> None:

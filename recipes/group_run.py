@@ -12,7 +12,7 @@ from seodang.data.refusal import UserError
 from seodang.infer.checkpoint import load, load_tokenizer
 from seodang.infer.manifest import fingerprint
 from seodang.recipes.asked_options import AskedOptions, ScoringOptions
-from seodang.recipes.before_after import say, side_by_side, tell
+from seodang.recipes.before_after import picture, say, side_by_side, tell
 from seodang.recipes.options import parse
 from seodang.recipes.sft import refuse_other_run, settle
 from seodang.recipes.training_options import ModelOptions, RunOptions
@@ -46,7 +46,7 @@ def run_groups(argv: Sequence[str], arguments: type, trainer_of: Callable[..., A
     folder = trainer.save_final()
     after = trainer.evaluate() if held else {}
     tell(trainer, *side_by_side(tokenizer, shown, answers, say(trainer, shown, args.max_completion_length)))
-    tell(trainer, *verdict(before, after), f"loss curve      {folder / CURVE}", f"checkpoint      {folder}")
+    tell(trainer, *verdict(before, after), picture("loss curve", folder / CURVE), f"checkpoint      {folder}")
     return 0
 
 

@@ -18,7 +18,7 @@ from seodang.data.refusal import UserError
 from seodang.infer.checkpoint import load, load_tokenizer
 from seodang.infer.manifest import fingerprint
 from seodang.recipes.asked_options import AskedOptions, ScoringOptions
-from seodang.recipes.before_after import say, side_by_side, tell
+from seodang.recipes.before_after import picture, say, side_by_side, tell
 from seodang.recipes.options import command, parse
 from seodang.recipes.sft import refuse_other_run, settle
 from seodang.recipes.training_options import Arguments, ModelOptions, RunOptions
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     after = trainer.evaluate() if held else {}
     tell(trainer, *side_by_side(tokenizer, shown, said, say(trainer, shown, settings.max_new_tokens)))
     if trainer.is_world_process_zero():
-        tell(trainer, *verdict(before, after), f"curves          {draw_curves(folder)}", f"checkpoint      {folder}")
+        tell(trainer, *verdict(before, after), picture("curves", draw_curves(folder)), f"checkpoint      {folder}")
     return 0
 
 

@@ -63,6 +63,7 @@ def draw_curve(run: Path) -> Path | None:
     """Draw the run's losses over its steps as loss.png; return its path, None where nothing was logged."""
     lines = curves(run)
     if not lines:
+        (run / CURVE).unlink(missing_ok=True)  # an earlier run's
         return None
     from matplotlib.figure import Figure  # the figure alone: no window, no global state
 

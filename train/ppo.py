@@ -5,6 +5,7 @@ makes the rollouts that the iteration's updates learn from. Everything drawn dep
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -122,8 +123,9 @@ def without_dropout(model: nn.Module) -> None:
 class PpoTrainer(Sealed, Trainer):
     """The Trainer whose batches are cut from rollouts of the policy itself.
 
-    Logs by iteration reward/mean, reward/std, kl (nats an answer), entropy (nats a token), length/mean, ended, policy_loss, value_loss,
-    clip_fraction, kl_coefficient, and sampler_gap, how far the engine's log-probabilities are from the training pass's.
+    Logs reward/mean, reward/std, kl (nats an answer), entropy (nats a token), length/mean, ended and sampler_gap, how far the engine's
+    log-probabilities are from the training pass's, of all answers sampled since the last log; of the updates since then policy_loss,
+    value_loss, where it counts entropy_loss, and clip_fraction; and kl_coefficient. The weighted losses add up to the logged loss.
     """
 
     loss_is_scaled_for_ga = True  # by the answer tokens of the whole minibatch
@@ -134,9 +136,12 @@ class PpoTrainer(Sealed, Trainer):
             raise UserError("PPO rolls out with whole weights in every process: launch it with plain data parallelism (accelerate's MULTI_GPU), not FSDP or DeepSpeed")
         self.settings, self.reward, self.reference, self.prompts = settings, reward, reference, prompts
         self.kl = settings.controller()
+        self._coefficient = self.kl.coefficient  # of the iteration that is learned from
         self._batches: list[dict[str, Any]] = []  # the iteration's micro-batches, all updates in their order
-        self._told: dict[str, float] = {}
-        self._sums = torch.zeros(3, dtype=torch.float64)  # policy loss, value loss, clipped tokens: of the updates since the last log
+        self._sampled: Counter[str] = Counter()  # sums over the answers of all processes since the last log
+        self._largest_gap = 0.0
+        self._sums = torch.zeros(4, dtype=torch.float64)  # policy loss, value loss, entropy loss, clipped tokens: of the batches since the last log
+        self._batches_summed = 0
 
     @property
     def policy(self) -> nn.Module:
@@ -167,8 +172,10 @@ class PpoTrainer(Sealed, Trainer):
         names = sorted(sums)
         values = self._reduced(torch.tensor([sums[name] for name in names], dtype=torch.float64))
         gap = max(max(abs(a - b) for a, b in zip(r.logprobs, own.tolist(), strict=True)) for r, own in zip(experience.rollouts, experience.logprobs))
-        self._told = described(dict(zip(names, values.tolist(), strict=True)), gap) | {"kl_coefficient": self.kl.coefficient}
-        self.kl.update(self._told["kl"], self.settings.rollouts)
+        total = dict(zip(names, values.tolist(), strict=True))
+        self._sampled.update(total)
+        self._largest_gap, self._coefficient = max(self._largest_gap, gap), self.kl.coefficient
+        self.kl.update(total["kl"] / total["answers"], self.settings.rollouts)
         return self._cut(experience, iteration)
 
     def _rows_of(self, iteration: int) -> list[dict[str, Any]]:
@@ -231,16 +238,25 @@ class PpoTrainer(Sealed, Trainer):
         policy = policy_loss(*_rows(scored.logprobs, old["logprobs"], old["advantages"], mask), settings.clip_range, tokens)
         value = value_loss(*_rows(scored.value, old["values"], old["returns"], mask), settings.value_clip_range, tokens)
         loss = policy.loss + settings.value_coefficient * value.loss
+        entropy = torch.zeros_like(policy.loss)
         if settings.entropy_coefficient:
-            loss = loss - settings.entropy_coefficient * scored.entropies.sum() / tokens
-        self._sums += torch.stack([policy.loss.detach(), value.loss.detach(), policy.clip_fraction]).double().cpu()
+            entropy = -scored.entropies.sum() / tokens
+            loss = loss + settings.entropy_coefficient * entropy
+        self._sums += torch.stack([policy.loss, value.loss, entropy, policy.clip_fraction]).detach().double().cpu()
+        self._batches_summed += 1
         return loss * self.args.world_size  # processes average their gradients
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self._told:
-            policy, value, clipped = (self._reduced(self._sums) / self.args.logging_steps).tolist()
-            logs |= {"iteration": self.state.global_step // self.settings.updates} | self._told
-            logs |= {"policy_loss": policy, "value_loss": value, "clip_fraction": clipped}
+        if "loss" in logs and self._batches_summed:
+            updates = self._batches_summed / self.args.gradient_accumulation_steps
+            policy, value, entropy, clipped = (self._reduced(self._sums) / updates).tolist()
+            logs["iteration"] = -(-self.state.global_step // self.settings.updates)
+            if self._sampled:  # not where the first step was logged on its own: an iteration's answers are told once
+                logs |= described(self._sampled, self._largest_gap)
+            logs |= {"kl_coefficient": self._coefficient, "policy_loss": policy, "value_loss": value, "clip_fraction": clipped}
+            logs |= {"entropy_loss": entropy} if self.settings.entropy_coefficient else {}
+            self._sampled.clear()
+            self._largest_gap, self._batches_summed = 0.0, 0
             self._sums.zero_()
         super().log(logs, start_time)
 

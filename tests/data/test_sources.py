@@ -148,14 +148,13 @@ def test_a_record_of_another_family_may_give_several_examples(tmp_path, streamin
     alone = {"message_tree_id": "b", "prompt": {**TREE, "replies": REPLIES[:1]}}
     trees = lines(tmp_path / "trees.jsonl", [alone, {"message_tree_id": "a", "prompt": TREE}])
     examples = list(read(trees, shapes=PREFERENCE_SHAPES, streaming=streaming))
-    assert [example.where for example in examples] == ["trees.jsonl line 2, example 1", "trees.jsonl line 2, example 2"]
-    assert [example.prompt[-1]["content"] for example in examples] == ["Q", "R"]
+    assert [example.where for example in examples] == ["trees.jsonl line 1", "trees.jsonl line 2, example 1", "trees.jsonl line 2, example 2"]
+    assert [example.prompt[-1]["content"] for example in examples] == ["Q", "Q", "R"]
+    assert [example.flaw for example in examples] == ["no prompt in the tree has two ranked replies", "", ""]
 
 
 def test_a_source_of_another_family_is_refused_with_what_is_wanted(tmp_path):
     trees = lines(tmp_path / "trees.jsonl", [{"message_tree_id": "b", "prompt": {**TREE, "replies": []}}])
-    with pytest.raises(UserError, match="trees.jsonl has trees without an example: no prompt in it has two ranked replies"):
-        read(trees, shapes=PREFERENCE_SHAPES)
     with pytest.raises(UserError, match="a.jsonl line 1: no shape wanted here has the keys instruction, output: use .*chosen or rejected"):
         read(lines(tmp_path / "a.jsonl", RECORDS), shapes=PREFERENCE_SHAPES)
     with pytest.raises(UserError, match="trees.jsonl line 1: .*`seodang dpo`"):

@@ -55,6 +55,13 @@ def test_an_adapter_alone_is_saved_and_a_run_goes_on_where_it_stopped(base, data
     assert read_manifest(out)["step"] == 4
 
 
+def test_a_run_without_a_log_names_no_picture(base, data, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run("--model", base, "--data", data, "--output_dir", out, "--max_steps", 1, "--logging_strategy", "no") == 0
+    told = capsys.readouterr().out
+    assert "loss curve" not in told and told.rstrip().endswith(f"checkpoint      {out}") and not (out / "loss.png").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

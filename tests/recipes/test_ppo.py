@@ -59,6 +59,14 @@ def test_a_run_goes_on_where_it_stopped(base, data, tmp_path, capsys):
     assert [entry["iteration"] for entry in read_log(out / "log.jsonl") if "reward/mean" in entry] == [1, 2, 3]
 
 
+def test_a_run_without_a_log_names_no_picture(base, data, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ("--model", base, "--data", data, "--reward", "length:4", "--output_dir", out, *SMALL[2:], "--iterations", 1)
+    assert run(*words, "--logging_strategy", "no", "--save_strategy", "no") == 0
+    told = capsys.readouterr().out
+    assert "curves" not in told and "None" not in told and told.rstrip().endswith(f"checkpoint      {out}")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

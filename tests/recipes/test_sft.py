@@ -54,7 +54,7 @@ def test_a_run_leaves_a_checkpoint_that_answers_and_stops_in_plain_transformers(
     assert len(losses) == 60 and losses[-1] < 0.1 < losses[0]
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
-    assert "8 in 8 rows" in printed and "peak memory" in printed and printed.rstrip().endswith(str(out))
+    assert "8 read, 8 kept in 8 rows" in printed and "peak memory" in printed and printed.rstrip().endswith(str(out))
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(base, data, tmp_path, capsys):

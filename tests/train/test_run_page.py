@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import pytest
 
 from seodang.train.line_chart import finite, in_words, line_chart, ticks, values_table
-from seodang.train.run_page import CHARTS, Sample, draw_curves, lines_of, to_html, write_page
+from seodang.train.run_page import CHARTS, Sample, draw_curves, lines_of, panelled, to_html, write_page
 
 VOID = {"meta", "line", "circle", "polyline", "br", "path", "rect"}
 
@@ -126,24 +126,14 @@ def test_write_page_reads_the_runs_logs(tmp_path):
     assert [each.name for each in path.parent.iterdir()] == ["page.html"]
 
 
-def test_curves_are_drawn_where_there_are_any(tmp_path, monkeypatch):
-    from matplotlib.figure import Figure
-
-    save = Figure.savefig
-    assert draw_curves(tmp_path) is None
+def test_curves_are_drawn_where_there_are_any(tmp_path):
+    path, drawn = tmp_path / "curves.png", []
+    path.write_bytes(b"an earlier run's")
+    assert draw_curves(tmp_path) is None and not path.exists()
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log([0.1, 0.7, 0.5])), encoding="utf-8")
-    drawn = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: drawn.append(figure) or save(figure, path, **options))
-    assert draw_curves(tmp_path) == tmp_path / "curves.png" and (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert panels(drawn[0]) == {
-        "reward/mean": ([1, 2, 3], [0.1, 0.7, 0.5]), "kl": ([1, 2, 3], [0, 0.1, 0.2]), "length/mean": ([1, 2, 3], [7.0] * 3), "entropy": ([1, 2, 3], [2.0] * 3),
-    }  # fmt: skip
-    assert draw_curves(tmp_path, ["reward/mean", "never", "kl", "entropy"]) == tmp_path / "curves.png"
-    assert list(panels(drawn[1])) == ["reward/mean", "kl", "entropy"]  # of two times two, the fourth is taken away
-
-
-def panels(figure):
-    """What the axes that are shown draw: a title, steps and values."""
-    shown = [axes for axes in figure.axes if axes.axison]
-    assert all(axes.get_xlabel() == "step" for axes in shown)
-    return {axes.get_title(): tuple(list(each) for each in axes.lines[0].get_data()) for axes in shown}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("seodang.train.run_page.panelled", lambda panels: drawn.append(panelled(panels)) or drawn[-1])
+        assert draw_curves(tmp_path, ["reward/mean", "kl", "never", "length/mean"]) == path and path.read_bytes().startswith(b"\x89PNG")
+    assert [axes.get_title() for axes in drawn[0].axes] == ["reward/mean", "kl", "length/mean"]  # and no empty fourth
+    [line] = drawn[0].axes[0].lines
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([1, 2, 3], [0.1, 0.7, 0.5])
