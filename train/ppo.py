@@ -134,7 +134,8 @@ class PpoTrainer(Sealed, Trainer):
             raise UserError("PPO rolls out with whole weights in every process: launch it with plain data parallelism (accelerate's MULTI_GPU), not FSDP or DeepSpeed")
         self.settings, self.reward, self.reference, self.prompts = settings, reward, reference, prompts
         self.kl = settings.controller()
-        self._batches: list[dict[str, Any]] = []  # the iteration's micro-batches, all updates in their order
+        self._experience: Experience | None = None  # the iteration's
+        self._batches: list[dict[str, Any]] = []  # its micro-batches, all updates in their order
         self._told: dict[str, float] = {}
         self._sums = torch.zeros(3, dtype=torch.float64)  # policy loss, value loss, clipped tokens: of the updates since the last log
 
@@ -169,6 +170,7 @@ class PpoTrainer(Sealed, Trainer):
         gap = max(max(abs(a - b) for a, b in zip(r.logprobs, own.tolist(), strict=True)) for r, own in zip(experience.rollouts, experience.logprobs))
         self._told = described(dict(zip(names, values.tolist(), strict=True)), gap) | {"kl_coefficient": self.kl.coefficient}
         self.kl.update(self._told["kl"], self.settings.rollouts)
+        self._experience = experience
         return self._cut(experience, iteration)
 
     def _rows_of(self, iteration: int) -> list[dict[str, Any]]:
@@ -246,12 +248,12 @@ class PpoTrainer(Sealed, Trainer):
 
     # Evaluation
 
-    @torch.no_grad()
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """The reward of one sampled answer to each held-out prompt, always with the same noise, and its KL and length."""
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         mine = self._mine(len(rows))
-        experience = self.experience([rows[i] for i in mine], ("evaluate", self.args.seed), mine)
+        with self.in_evaluation():
+            experience = self.experience([rows[i] for i in mine], ("evaluate", self.args.seed), mine)
         kl = sum((own - ref).double().sum().item() for own, ref in zip(experience.logprobs, experience.ref_logprobs, strict=True))
         sums = [experience.scores.double().sum().item(), kl, sum(experience.lengths), len(experience.lengths)]
         reward, kl, length, count = self._reduced(torch.tensor(sums, dtype=torch.float64)).tolist()
@@ -284,6 +286,28 @@ class PpoTrainer(Sealed, Trainer):
         if self.args.should_save and self._run_folder_for_saving:  # a checkpoint to go on from, not the final model
             save_critic(critic_of(inner), Path(output_dir))
             (Path(output_dir) / STATE).write_text(json.dumps({"kl": self.kl.state_dict()}))
+
+    def state_to_resume(self) -> dict[str, Any]:
+        """Inside an iteration, what its updates learn from."""
+        if self._experience is None or self.state.global_step % self.settings.updates == 0:
+            return {}
+        rollouts = [vars(rollout) for rollout in self._experience.rollouts]
+        return {"experience": {**vars(self._experience), "rollouts": rollouts}, "told": self._told}
+
+    def go_on_from(self, state: dict[str, Any]) -> None:
+        iteration, inside = divmod(self.state.global_step, self.settings.updates)
+        if not inside:
+            return
+        if not state:
+            raise UserError("the checkpoint was saved inside an iteration without what it learns from: resume from one between two iterations")
+        rollouts = [Rollout(**rollout) for rollout in state["experience"]["rollouts"]]
+        self._experience, self._told = Experience(**{**state["experience"], "rollouts": rollouts}), state["told"]
+        self._batches = self._cut(self._experience, iteration)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Do not miss the critic among the policy's weights: it has a file of its own."""
+        missing = [name for name in load_result.missing_keys if name in without_critic(dict.fromkeys(load_result.missing_keys))]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
