@@ -249,9 +249,9 @@ class PreferenceTrainer(Sealed, Trainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Loss, accuracy and margin of implicit rewards over all held-out pairs, and what `sample` measures."""
         metrics = self.measure(eval_dataset)
-        model = self.accelerator.unwrap_model(self.model)
         if self.sample is not None:
-            metrics |= self.sample(model)
+            with self.in_evaluation() as model:
+                metrics |= self.sample(model)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -4,6 +4,7 @@ trl's loop, rewards, advantages and losses stay trl's. All that hangs on the ins
 signatures with those that it was written for, another compares each loss and gradient with trl's own.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -32,6 +33,8 @@ from .rewards import Checked, Reward, for_trl
 from .rollout import check_prompts
 from .sealed import Provenance, Sealed, master_optimizer
 from .sft import learn_to_stop
+
+logger = logging.getLogger(__name__)
 
 Rows = Sequence[dict[str, Any]]
 RESERVED = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments", "environment", "image", "images"}
@@ -174,6 +177,32 @@ class SharedPrompt:
         shape = len(input_ids), logits_to_keep
         logprobs, entropies = (spread(torch.cat(values), places, shape) for values in zip(*parts, strict=True))
         return logprobs, entropies if compute_entropy else None, None
+
+
+    # Saving
+
+    def state_to_resume(self) -> dict[str, Any]:
+        """How far this process has come, and inside a generation the answers that are still to be learned from."""
+        inside = self._step % (self.args.steps_per_generation * self.num_iterations)
+        return {"step": self._step} | ({"parts": self._buffered_inputs, "layout": self._layout()} if inside else {})
+
+    def go_on_from(self, state: dict[str, Any]) -> None:
+        if not state:
+            logger.warning("the checkpoint does not say which answers were being learned from (an earlier version's, or another number of processes): new ones are sampled")
+            return
+        if state.get("layout", self._layout()) != self._layout():
+            raise UserError(
+                f"the checkpoint was saved inside a generation of {state['layout']}, now {self._layout()}: its answers cannot be learned from in another way; "
+                "resume with the same options, or from a checkpoint between two generations"
+            )
+        self._step = state["step"]
+        if "parts" in state:
+            self._buffered_inputs = [{k: v.to(self.args.device) if isinstance(v, Tensor) else v for k, v in part.items()} for part in state["parts"]]
+
+    def _layout(self) -> dict[str, int]:
+        """What the parts of a generation look like."""
+        names = ("steps_per_generation", "num_iterations", "num_generations", "per_device_train_batch_size", "world_size")
+        return {name: getattr(self.args, name) for name in names}
 
 
 class GrpoStage(SharedPrompt, Sealed, GRPOTrainer):

@@ -137,7 +137,8 @@ class PpoTrainer(Sealed, Trainer):
         self.settings, self.reward, self.reference, self.prompts = settings, reward, reference, prompts
         self.kl = settings.controller()
         self._coefficient = self.kl.coefficient  # of the iteration that is learned from
-        self._batches: list[dict[str, Any]] = []  # the iteration's micro-batches, all updates in their order
+        self._experience: Experience | None = None  # the iteration's
+        self._batches: list[dict[str, Any]] = []  # its micro-batches, all updates in their order
         self._sampled: Counter[str] = Counter()  # sums over the answers of all processes since the last log
         self._largest_gap = 0.0
         self._sums = torch.zeros(4, dtype=torch.float64)  # policy loss, value loss, entropy loss, clipped tokens: of the batches since the last log
@@ -176,6 +177,7 @@ class PpoTrainer(Sealed, Trainer):
         self._sampled.update(total)
         self._largest_gap, self._coefficient = max(self._largest_gap, gap), self.kl.coefficient
         self.kl.update(total["kl"] / total["answers"], self.settings.rollouts)
+        self._experience = experience
         return self._cut(experience, iteration)
 
     def _rows_of(self, iteration: int) -> list[dict[str, Any]]:
@@ -262,12 +264,12 @@ class PpoTrainer(Sealed, Trainer):
 
     # Evaluation
 
-    @torch.no_grad()
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """The reward of one sampled answer to each held-out prompt, always with the same noise, and its KL and length."""
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         mine = self._mine(len(rows))
-        experience = self.experience([rows[i] for i in mine], ("evaluate", self.args.seed), mine)
+        with self.in_evaluation():
+            experience = self.experience([rows[i] for i in mine], ("evaluate", self.args.seed), mine)
         kl = sum((own - ref).double().sum().item() for own, ref in zip(experience.logprobs, experience.ref_logprobs, strict=True))
         sums = [experience.scores.double().sum().item(), kl, sum(experience.lengths), len(experience.lengths)]
         reward, kl, length, count = self._reduced(torch.tensor(sums, dtype=torch.float64)).tolist()
@@ -300,6 +302,30 @@ class PpoTrainer(Sealed, Trainer):
         if self.args.should_save and self._run_folder_for_saving:  # a checkpoint to go on from, not the final model
             save_critic(critic_of(inner), Path(output_dir))
             (Path(output_dir) / STATE).write_text(json.dumps({"kl": self.kl.state_dict()}))
+
+    def state_to_resume(self) -> dict[str, Any]:
+        """Inside an iteration, what its updates learn from."""
+        if self._experience is None or self.state.global_step % self.settings.updates == 0:
+            return {}
+        rollouts = [vars(rollout) for rollout in self._experience.rollouts]
+        untold = {"sampled": dict(self._sampled), "largest_gap": self._largest_gap, "coefficient": self._coefficient}
+        return {"experience": {**vars(self._experience), "rollouts": rollouts}, **untold}
+
+    def go_on_from(self, state: dict[str, Any]) -> None:
+        iteration, inside = divmod(self.state.global_step, self.settings.updates)
+        if not inside:
+            return
+        if not state:
+            raise UserError("the checkpoint was saved inside an iteration without what it learns from: resume from one between two iterations")
+        rollouts = [Rollout(**rollout) for rollout in state["experience"]["rollouts"]]
+        self._experience = Experience(**{**state["experience"], "rollouts": rollouts})
+        self._sampled, self._largest_gap, self._coefficient = Counter(state["sampled"]), state["largest_gap"], state["coefficient"]
+        self._batches = self._cut(self._experience, iteration)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Do not miss the critic among the policy's weights: it has a file of its own."""
+        missing = [name for name in load_result.missing_keys if name in without_critic(dict.fromkeys(load_result.missing_keys))]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
@@ -14,7 +15,10 @@ from ..data.refusal import UserError
 from ..infer.manifest import fingerprint, verify
 from .checkpoints import ASIDE, publish, publish_into, room_for, rotate, start_aside
 from .optimizer import MasterAdamW
+from .randomness import order_by_epoch, randomness_kept
 
+STAGE_STATE = "stage_state_{}.pt"  # a process's own
+REFERENCE = "reference.safetensors"
 ADAMW = {"adamw_torch", "adamw_torch_fused"}
 
 
@@ -62,26 +66,31 @@ class Sealed:
             )
         return loss
 
-    def _run_epoch(self, *args, **kwargs) -> None:
+    def _run_epoch(self, model, epoch: int, train_dataloader, *args, **kwargs) -> None:
         """Do nothing in a run that is over: resumed from its last step, the Trainer would take one more."""
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
-        super()._run_epoch(*args, **kwargs)
+        order_by_epoch(train_dataloader, self.args.seed if self.args.data_seed is None else self.args.data_seed, epoch)
+        super()._run_epoch(model, epoch, train_dataloader, *args, **kwargs)
 
     # Evaluation
 
     @contextmanager
     def in_evaluation(self) -> Iterator[nn.Module]:
-        """Yield the unwrapped model in evaluation mode, without gradients; its mode is put back after."""
+        """Yield the unwrapped model in evaluation mode, without gradients; its mode and the random numbers of training are put back after."""
         model = self.accelerator.unwrap_model(self.model)
         training = model.training
         model.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), randomness_kept(self.args.device):
                 yield model
         finally:
             model.train(training)
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        with self.in_evaluation():
+            return super().evaluate(*args, **kwargs)
 
     def sums_over(self, rows: Sequence[Any], width: int, sums_of: Callable[[list[Any]], Tensor]) -> list[float]:
         """The sums of what `sums_of` makes of batches of rows, [width], over all rows and processes; each row counts once."""
@@ -101,7 +110,41 @@ class Sealed:
         whole = not hasattr(self.model, "peft_config")
         weights = sum(p.numel() * p.element_size() for p in parameters if whole or p.requires_grad)
         state = sum(p.numel() * (12 if p.dtype.itemsize == 2 else 8) for p in parameters if p.requires_grad)
+        if (reference := self._moving_reference()) is not None:
+            state += sum(p.numel() * p.element_size() for p in reference.parameters())
         return weights + (0 if self.args.save_only_model else state) + 16 * 2**20  # tokenizer, random state, logs
+
+    def state_to_resume(self) -> dict[str, Any]:
+        """What this process has to keep, beside weights, optimizer and random numbers, to go on as if it had not been stopped: tensors and plain values."""
+        return {}
+
+    def go_on_from(self, state: dict[str, Any]) -> None:
+        """Take up what `state_to_resume` gave; nothing where the checkpoint has none of this process."""
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if state := self.state_to_resume():
+            Path(output_dir).mkdir(parents=True, exist_ok=True)  # the main process may not have come so far
+            torch.save(state, Path(output_dir) / STAGE_STATE.format(self.args.process_index))
+        if self.args.should_save and (reference := self._moving_reference()) is not None:
+            save_model(reference, str(Path(output_dir) / REFERENCE))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        path = Path(checkpoint) / STAGE_STATE.format(self.args.process_index)
+        self.go_on_from(torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else {})
+        if (reference := self._moving_reference()) is not None:
+            if not (Path(checkpoint) / REFERENCE).is_file():
+                raise UserError(f"{checkpoint} holds no {REFERENCE}, the reference that follows the policy (sync_ref_model): use --resume never")
+            load_model(reference, str(Path(checkpoint) / REFERENCE), device=str(self.args.device))
+
+    def _moving_reference(self) -> nn.Module | None:
+        """The reference that follows the policy, where trl's `sync_ref_model` asks for that; not where its weights are sharded, which is not kept."""
+        if not getattr(self.args, "sync_ref_model", False) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return None
+        return self.accelerator.unwrap_model(self.ref_model)
 
     def _get_output_dir(self, trial) -> str:
         return self._run_folder_for_saving or super()._get_output_dir(trial)
