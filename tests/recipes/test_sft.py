@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -142,18 +139,10 @@ def test_a_resumed_run_goes_on_and_refuses_other_data(base, data, tmp_path, caps
     assert "was trained with another data" in capsys.readouterr().err
 
 
-def launch(processes, *argv):
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", processes, "--num_machines", 1,
-               "--main_process_port", 0, "--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", 1, root / "recipes" / "sft.py"]  # fmt: skip
-    done = subprocess.run([*map(str, command), *map(str, argv), *QUICK], capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-def test_two_processes_equal_one_with_twice_the_batch(base, data, tmp_path):
+def test_two_processes_equal_one_with_twice_the_batch(base, data, tmp_path, launch):
     """`accelerate launch recipes/sft.py` on two CPU processes: the same mean over the tokens of the whole batch."""
     common = ["--model", base, "--data", data, "--max_steps", 3, "--save_strategy", "steps", "--save_steps", 2]
-    launch(2, *common, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", 2)
+    launch("sft", *common, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", 2, *QUICK)
     assert run(*common, "--output_dir", tmp_path / "one", "--per_device_train_batch_size", 4) == 0
     one, two = ([e["loss"] for e in read_log(tmp_path / name / "log.jsonl") if "loss" in e] for name in ("one", "two"))
     assert one == pytest.approx(two, rel=1e-5)
