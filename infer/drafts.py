@@ -34,8 +34,7 @@ class DraftRow(Row):
 
     def twin(self, target: Row) -> DraftRow:
         """Return a row of another answer with the same past."""
-        [slot] = self.runner.fork([self.slot])
-        return DraftRow(self.request, self.runner, slot, list(self.ids), target.text, self.seen).begin(target)
+        return DraftRow(self.request, self.runner, self.fork_slot(), list(self.ids), target.text, self.seen).begin(target)
 
     def context(self) -> list[int]:
         """What the target has, in the draft's ids."""

@@ -34,6 +34,7 @@ class Engine:
         self.max_rows = max_rows
         self.memory = memory
         self.waiting: deque[Request] = deque()
+        self._begun: list[Request] = []  # let in, and not done yet
         self._asked: dict[Strategy, Forward] = {}
         self._sampling: Strategy | None = None
         self._to_sample: deque[Request] = deque()
@@ -86,25 +87,28 @@ class Engine:
         for (strategy, _), logits in zip(asked, answers):
             self._advance(strategy, logits)
         self._opening = 0
+        self._begun = [request for request in self._begun if request.places or not request.done]
         return bool(self._asked or self.waiting or any(self._joining.values()))
 
     def close(self) -> None:
-        """Drop what is unfinished and give back its memory."""
+        """Drop what is unfinished and give back its memory; a runner that others use as well keeps their rows."""
+        holding = self._holding
         for strategy in self._asked:
             strategy.close()
+        for request in holding:
+            request.give_back_all()
+        self._begun.clear()
         self._asked.clear()
         self.waiting.clear()
         self._to_sample.clear()
         self._unread.clear()
         self._opening = 0
         self._joining.clear()
-        for runner in self._runners.values():
-            runner.refresh(keep=self._kept if runner is self.runner else ())
 
     @property
-    def _kept(self) -> list[int]:
-        """The rows that outlive this engine."""
-        return [] if self.memory is None else self.memory.slots
+    def _holding(self) -> list[Request]:
+        """The requests that may hold rows: those that were let in, and those of strategies that a caller started."""
+        return list(dict.fromkeys([*self._begun, *(row.request for forward in self._asked.values() for row in forward.rows)]))
 
     def _admit(self) -> None:
         """Let waiting requests in, and start the sampling strategy where it is needed and not running."""
@@ -123,11 +127,12 @@ class Engine:
             request = self.waiting[0]
             kind = choose(request.params)
             width = kind.width(request)
-            taken = self.runner.live - len(self._kept) + sum(self._unread.values()) + self._opening
+            held = sum(runner is self.runner for request in self._holding for runner, _ in request.places)
+            taken = held + sum(self._unread.values()) + self._opening
             positions = sum(len(other.source_ids or other.prompt_ids) for other in (*self._unread, request))
             if taken and taken + width > self.max_rows or self._unread and positions > MAX_NEW_POSITIONS:
                 return
-            self.waiting.popleft()
+            self._begun.append(self.waiting.popleft())
             request.started = time.monotonic()
             if kind.start is None:
                 self._to_sample.append(request)  # its row is opened when the sampling strategy goes on

@@ -47,6 +47,7 @@ class Request:
     started: float | None = None
     alone: bool = True  # its prompt has not been run, or it has one answer only
     results: dict[int, Result] = field(default_factory=dict)
+    places: set[tuple[Any, int]] = field(default_factory=set)  # runners and their rows: what this request has opened and not given back
     _published: dict[int, int] = field(default_factory=dict)
     _held: list[Row] = field(default_factory=list)
 
@@ -67,6 +68,23 @@ class Request:
     def ends(self) -> frozenset[int]:
         """Every id that ends the answer: the model's own and the caller's."""
         return self.end_ids | frozenset(self.params.stop_token_ids)
+
+    def opened(self, runner, slot: int) -> int:
+        """Take note of a row that was opened in a runner, and return it."""
+        self.places.add((runner, slot))
+        return slot
+
+    def give_back(self, runner, slot: int) -> None:
+        """Give a row's memory back, if that has not been done yet."""
+        if (runner, slot) in self.places:
+            self.places.remove((runner, slot))
+            runner.release([slot])
+
+    def give_back_all(self) -> None:
+        """Give back all that the request still holds."""
+        for runner in {runner for runner, _ in self.places}:
+            runner.release([slot for of, slot in self.places if of is runner])
+        self.places.clear()
 
     def publish(self, row: Row, until: int | None = None) -> None:
         """Tell of the row's tokens that were not told yet, up to `until`; with all of a finished row told, finish."""
@@ -130,14 +148,16 @@ class Row:
     def open(cls, request: Request, runner, recall: bool = True) -> Row:
         """Return a row of the request that holds the prompt and has been shown nothing of it, or with `recall` what a memory has of it."""
         if recall and request.memory is not None:
-            slot, seen = request.memory.recall(request.prompt_ids)
+            slot, seen = request.memory.recall(request.prompt_ids, runner)
+            request.opened(runner, slot)
         else:
             slot, seen = new_slot(request, runner), 0
         row = cls(request, runner, slot, list(request.prompt_ids), request.new_text(), seen)
         row.controls = request.new_controls()
         if request.companion is not None:
             other, ids, _ = request.companion
-            row.companion = cls(request, other or runner, (other or runner).row(), list(ids), row.text)
+            beside = other or runner
+            row.companion = cls(request, beside, request.opened(beside, beside.row()), list(ids), row.text)
         for id in request.prefix_ids:
             row.commit(id, 0.0)  # certain: nothing else could come there
         return row
@@ -231,10 +251,15 @@ class Row:
     def fork(self) -> Row:
         """Return a row with the same ids and past that goes on by itself."""
         other = self.copy()
-        [other.slot] = self.runner.fork([self.slot])
+        other.slot = self.fork_slot()
         if self.companion is not None:
             other.companion = self.companion.fork()
         return other
+
+    def fork_slot(self) -> int:
+        """Return a new place in the cache with the row's past."""
+        [slot] = self.runner.fork([self.slot])
+        return self.request.opened(self.runner, slot)
 
     def become(self, parent: Row) -> None:
         """Go on as a copy of `parent`, of the same request; the cache copies only what the two do not share."""
@@ -260,6 +285,7 @@ class Row:
 def new_slot(request: Request, runner) -> int:
     """Return a place without a past for a row of the request in a runner: on its source, its hidden positions left out."""
     slot = runner.row() if request.source_ids is None else runner.row(request.source_ids)
+    request.opened(runner, slot)
     if request.hidden:
         runner.hide(slot, request.hidden)
     return slot
@@ -285,8 +311,9 @@ def release(rows: Sequence[Row]) -> None:
     """Give back the rows' places in the cache; a memory keeps the past of a finished one."""
     for row in rows:
         if row.request.memory is not None and row.finished:
+            row.request.places.remove((row.runner, row.slot))
             row.request.memory.remember(row)
         else:
-            row.runner.release([row.slot])
+            row.request.give_back(row.runner, row.slot)
         if row.companion is not None:
-            row.companion.runner.release([row.companion.slot])
+            row.request.give_back(row.companion.runner, row.companion.slot)

@@ -45,8 +45,7 @@ class UniversalRow(DraftRow):
         return self.translation.there(self.target.ids)
 
     def twin(self, target: Row) -> UniversalRow:
-        [slot] = self.runner.fork([self.slot])
-        other = UniversalRow(self.request, self.runner, slot, list(self.ids), target.text, self.seen)
+        other = UniversalRow(self.request, self.runner, self.fork_slot(), list(self.ids), target.text, self.seen)
         other.translation = self.translation
         return other.begin(target)
 
@@ -71,7 +70,8 @@ class UniversalDrafts(ModelDrafts):
         self.translation = translation
 
     def _beside(self, row: Row) -> UniversalRow:
-        draft = UniversalRow(row.request, self.runner, self.runner.row(), self.translation.there(row.request.prompt_ids), row.text)
+        slot = row.request.opened(self.runner, self.runner.row())
+        draft = UniversalRow(row.request, self.runner, slot, self.translation.there(row.request.prompt_ids), row.text)
         draft.translation = self.translation
         return draft.begin(row)
 
