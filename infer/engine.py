@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.refusal import UserError
 from .early_exit import open_first_layers
 from .memory import PrefixCache
 from .row import Request, Row
@@ -26,7 +27,8 @@ MAX_NEW_POSITIONS = 16_384  # prompts join a pass until it has this many positio
 class Engine:
     """Runs strategies, generators over the rows they own, side by side: one pass of the runner a step for all.
 
-    Rows of further models (a draft, an amateur) run in a pass of their own in the same step.
+    Rows of further models (a draft, an amateur) run in a pass of their own in the same step. A UserError in a strategy ends the request that the
+    strategy serves; one that serves several tells its requests apart itself. Any other error is a defect and ends all.
     """
 
     def __init__(self, runner, max_rows: int = MAX_ROWS, memory: PrefixCache | None = None):
@@ -36,6 +38,7 @@ class Engine:
         self.waiting: deque[Request] = deque()
         self._begun: list[Request] = []  # let in, and not done yet
         self._asked: dict[Strategy, Forward] = {}
+        self._serves: dict[Strategy, Request] = {}  # of strategies that are one request's
         self._sampling: Strategy | None = None
         self._to_sample: deque[Request] = deque()
         self._unread: dict[Request, int] = {}  # let in, their prompts not run yet: how many rows they will still open
@@ -99,6 +102,7 @@ class Engine:
             request.give_back_all()
         self._begun.clear()
         self._asked.clear()
+        self._serves.clear()
         self.waiting.clear()
         self._to_sample.clear()
         self._unread.clear()
@@ -138,24 +142,36 @@ class Engine:
                 self._to_sample.append(request)  # its row is opened when the sampling strategy goes on
                 self._unread[request] = width
             else:
-                strategy = kind.start(request, self)
-                if strategy is not None:
-                    self.start(strategy)
-                self._unread[request] = width - 1
+                with request.contained():
+                    strategy = kind.start(request, self)
+                    if strategy is not None:
+                        self._serves[strategy] = request
+                        self.start(strategy)
+                if request.error is None:
+                    self._unread[request] = width - 1
 
     def _arrivals(self) -> list[Row]:
         """Open the first row of each request that is let in to be sampled."""
         self._let_in()
-        arrived = [Row.open(request, self.runner) for request in self._to_sample]
-        self._unread.update((request, request.width - 1) for request in self._to_sample)
-        self._to_sample.clear()
+        arrived = []
+        while self._to_sample:
+            request = self._to_sample.popleft()
+            del self._unread[request]
+            with request.contained():
+                arrived.append(Row.open(request, self.runner))
+                self._unread[request] = request.width - 1
         return arrived
 
     def _advance(self, strategy: Strategy, logits: Tensor | None) -> None:
         try:
             self._asked[strategy] = strategy.send(logits)
-        except StopIteration:
+        except (StopIteration, UserError) as end:
             self._asked.pop(strategy, None)
+            request = self._serves.pop(strategy, None)
+            if isinstance(end, UserError):
+                if request is None:
+                    raise
+                request.fail(end)
 
     def _run(self, forwards: Sequence[Forward]) -> list[Tensor]:
         """Run one pass a runner and return each forward's logits; companions run along and are combined."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..data.refusal import UserError
 from .events import Committed, Event, Finished, Observed, Result
 from .params import SamplingParams
 from .sample import hashed, uniform
@@ -48,7 +50,9 @@ class Request:
     alone: bool = True  # its prompt has not been run, or it has one answer only
     results: dict[int, Result] = field(default_factory=dict)
     places: set[tuple[Any, int]] = field(default_factory=set)  # runners and their rows: what this request has opened and not given back
+    error: UserError | None = None  # what ended it before its answers were there
     _published: dict[int, int] = field(default_factory=dict)
+    _told: dict[int, Row] = field(default_factory=dict)  # of each answer a row that has what was published
     _held: list[Row] = field(default_factory=list)
 
     @property
@@ -69,6 +73,11 @@ class Request:
         """Every id that ends the answer: the model's own and the caller's."""
         return self.end_ids | frozenset(self.params.stop_token_ids)
 
+    @property
+    def least(self) -> int:
+        """How many tokens the answer must have before one may end it."""
+        return max(self.params.min_new_tokens or 0, (self.params.min_length or 0) - len(self.prompt_ids))
+
     def opened(self, runner, slot: int) -> int:
         """Take note of a row that was opened in a runner, and return it."""
         self.places.add((runner, slot))
@@ -88,6 +97,8 @@ class Request:
 
     def publish(self, row: Row, until: int | None = None) -> None:
         """Tell of the row's tokens that were not told yet, up to `until`; with all of a finished row told, finish."""
+        if self.error is not None:
+            return
         if self.select is not None:
             self._hold(row)
             return
@@ -95,7 +106,7 @@ class Request:
         until = len(tokens) if until is None else until
         for i in range(self._published.get(row.choice, 0), until):
             self.hear(Committed(self.index, i, tokens[i], row.logprobs[i], row.pieces[i], row.choice))
-        self._published[row.choice] = max(self._published.get(row.choice, 0), until)
+        self._published[row.choice], self._told[row.choice] = max(self._published.get(row.choice, 0), until), row
         if row.finished and until == len(tokens):
             self.results[row.choice] = Result(
                 self.index, "".join(row.pieces), tokens, row.logprobs, row.finish_reason, len(self.source_ids or self.prompt_ids),
@@ -112,6 +123,33 @@ class Request:
             for choice, row in enumerate(chosen):
                 row.drawn_by, row.choice = row.seed, choice
                 self.publish(row)
+
+    def fail(self, error: UserError) -> None:
+        """End the request by an error: each answer that is not there yet is what was told of it, and all rows leave the cache."""
+        if self.error is not None:
+            return
+        self.error = error
+        for choice in range(self.params.num_return_sequences):
+            if choice not in self.results:
+                self.results[choice] = self._broken_off(choice, str(error))
+                self.hear(Finished(self.index, "error", choice, str(error)))
+        self.give_back_all()
+
+    def _broken_off(self, choice: int, error: str) -> Result:
+        row, told = self._told.get(choice), self._published.get(choice, 0)
+        ids, logprobs, pieces = ([], [], []) if row is None else (row.new_ids[:told], row.logprobs[:told], row.pieces[:told])
+        seed = self.seed if choice == 0 else derived(self.seed, choice)
+        return Result(
+            self.index, "".join(pieces), ids, logprobs, "error", len(self.source_ids or self.prompt_ids), seed, choice, error=error
+        )  # fmt: skip
+
+    @contextmanager
+    def contained(self) -> Iterator[None]:
+        """Let a UserError that is raised within end this request, and no other."""
+        try:
+            yield
+        except UserError as error:
+            self.fail(error)
 
     def note(self, what: Any, position: int, choice: int = 0) -> None:
         """Tell those who trace what happened at a position; nobody else hears it."""
@@ -182,7 +220,8 @@ class Row:
 
     @property
     def finished(self) -> bool:
-        return self.finish_reason is not None
+        """Whether nothing more comes: the answer is over, or its request has failed."""
+        return self.finish_reason is not None or self.request.error is not None
 
     @property
     def seed(self) -> int:
@@ -196,22 +235,26 @@ class Row:
         return uniform(self.seed, self.position, draw)
 
     def commit(self, id: int, logprob: float) -> None:
-        """Append a token to the answer and judge whether it ends there."""
+        """Append a token to the answer and judge whether it ends there.
+
+        A stop string or match of the caller's counts where its last character comes with a token beyond the least number.
+        """
         request, params = self.request, self.request.params
         self.ids.append(id)
         self.logprobs.append(logprob)
         for state in (*self.states.values(), *self.controls):
             state.accept(id)
         own_end, callers_end = id in request.end_ids, id in params.stop_token_ids
-        piece = "" if own_end or callers_end else self.text.push(id)
+        judged = self.position > request.least
+        piece = "" if own_end or callers_end else self.text.push(id, judged)
         if callers_end or own_end:
             self.finish_reason = "eos" if own_end else "stop"
         elif self.position >= params.max_new_tokens:
             self.finish_reason = "length"
         elif params.max_time is not None and request.started is not None and self.position > len(request.prefix_ids):
             self.finish_reason = "time" if time.monotonic() - request.started >= params.max_time else None
-        if self.finished:
-            piece += self.text.finish()  # which may complete a stop string
+        if self.finish_reason is not None:
+            piece += self.text.finish(judged)  # which may complete a stop string
         if self.text.stopped:
             self.finish_reason = "stop"
         self.pieces.append(piece)
@@ -310,7 +353,7 @@ def shared(a: list[int], b: list[int]) -> int:
 def release(rows: Sequence[Row]) -> None:
     """Give back the rows' places in the cache; a memory keeps the past of a finished one."""
     for row in rows:
-        if row.request.memory is not None and row.finished:
+        if row.request.memory is not None and row.finish_reason is not None and row.request.error is None:
             row.request.places.remove((row.runner, row.slot))
             row.request.memory.remember(row)
         else:

@@ -75,12 +75,13 @@ class UniversalDrafts(ModelDrafts):
         draft.translation = self.translation
         return draft.begin(row)
 
-    def _extend(self, drafts: list[DraftRow], logits) -> None:
+    def _extend(self, drafts: list[DraftRow], logits) -> list[DraftRow]:
         probs, ids = logits.float().softmax(dim=-1).max(dim=-1)
         for draft, id, p in zip(drafts, ids.tolist(), probs.tolist()):
             draft.ids.append(id)
             draft.guess.ids.append(id)
             draft.guess.probs.append(p)
+        return drafts
 
     def _told(self, draft: UniversalRow) -> Guess:
         drafted = draft.guess.ids
