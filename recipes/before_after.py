@@ -14,7 +14,8 @@ def say(trainer, rows: Sequence[dict[str, Any]], max_new_tokens: int) -> list[st
     if not rows:
         return []
     model = trainer.accelerator.unwrap_model(trainer.model)
-    results = generate(model, trainer.processing_class, [row["prompt_ids"] for row in rows], SamplingParams(max_new_tokens=max_new_tokens))
+    params = SamplingParams(max_new_tokens=max_new_tokens)
+    results = generate(model, trainer.processing_class, [row["prompt_ids"] for row in rows], params, on_error="raise")
     return [result.text for result in results]
 
 

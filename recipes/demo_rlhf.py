@@ -211,7 +211,8 @@ class Demo:
 
 
 def triplets(name: str) -> list[dict[str, str]]:
-    return [json.loads(line) for line in sample_path(name).read_text(encoding="utf-8").splitlines()]
+    with sample_path(name).open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
 
 
 def lines(accuracy: float, margins: tuple[dict[str, float], dict[str, float]], measured: dict[str, Measured]) -> Iterator[tuple[str, str]]:

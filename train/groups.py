@@ -141,7 +141,7 @@ class SharedPrompt:
         place = self.args.seed, *now, turn, self.args.process_index
         params = [replace(settings, num_return_sequences=count, seed=hashed(*place, i, size=4)) for i, (_, count) in enumerate(prompts)]
         model = self.accelerator.unwrap_model(self.model)
-        return [result.ids for result in generate(model, self.processing_class, [ids for ids, _ in prompts], params)]
+        return [result.ids for result in generate(model, self.processing_class, [ids for ids, _ in prompts], params, on_error="raise")]
 
     # Update
 
