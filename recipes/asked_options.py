@@ -1,6 +1,5 @@
 """Options for reading prompts that the model is to answer, with the columns that rewards read; and for the rewards."""
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,10 +44,6 @@ class AskedOptions:
         rows, counts = prepare_asked(examples, tokenizer, **how)
         return rows, prepare_asked(held, tokenizer, **how)[0] if held else [], counts
 
-    def described(self) -> str:
-        """What decides the rows, for telling two runs apart."""
-        return json.dumps([self.data, self.weights, self.shape, self.max_prompt_length, self.literal, self.eval_fraction])
-
 
 @dataclass
 class ScoringOptions:
@@ -71,7 +66,3 @@ class ScoringOptions:
         if not found:
             raise UserError("there is no reward to learn from: give --reward or --reward_model")
         return found
-
-    def described(self) -> str:
-        """What decides the rewards, for telling two runs apart."""
-        return json.dumps([self.reward, self.reward_model])

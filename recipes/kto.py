@@ -4,7 +4,6 @@ seodang kto --data judged.jsonl --eval_fraction 0.1 --config recipes/kto.yaml
 accelerate launch recipes/kto.py --data judged.jsonl --eval_fraction 0.1
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,16 +17,15 @@ from seodang.data.chat import set_chat_template
 from seodang.data.preferences import JUDGED_SHAPES, PREFERENCE_SHAPES, Judged, Ranked
 from seodang.data.sources import read
 from seodang.infer.checkpoint import load, load_tokenizer
-from seodang.infer.manifest import fingerprint
 from seodang.recipes.before_after import say, side_by_side, tell
 from seodang.recipes.options import command, parse
 from seodang.recipes.preference_options import PreferenceOptions, split_dialogues
-from seodang.recipes.sft import refuse_other_run, settle
+from seodang.recipes.run_identity import origin_of, refuse_other_run
+from seodang.recipes.sft import settle
 from seodang.recipes.training_options import Arguments, ModelOptions, RunOptions
 from seodang.train.checkpoints import find_resume
 from seodang.train.kto import KtoStage, kto_trainer, weight_advice
 from seodang.train.logs import CURVE, terminal_curve
-from seodang.train.sealed import Provenance
 
 SAID = 64  # tokens of an answer that is shown
 
@@ -50,9 +48,9 @@ def main(argv: list[str] | None = None) -> int:
     tokenizer = load_tokenizer(model.model)
     set_chat_template(tokenizer, data.chat_template)
     rows, held, counts = load_rows(data, tokenizer, args)
-    origin = Provenance(base=model.model, data=fingerprint(described(data, args)))
+    origin = origin_of(data, model, run, args, rows=rows)
     resume = find_resume(Path(args.output_dir), run.resume)
-    refuse_other_run(resume, origin)
+    refuse_other_run(resume, origin, run.allow_changes)
     policy, _ = load(model.model, device=str(args.device), dtype=model.dtype, **model.loading())
     stop = [EarlyStoppingCallback(run.early_stopping_patience)] if run.early_stopping_patience else []
     trainer = kto_trainer(policy, tokenizer, rows, args, eval_rows=held or None, lora=model.lora(), provenance=origin, callbacks=stop)
@@ -92,11 +90,6 @@ def taken_apart(examples: Sequence[Judged | Ranked]) -> list[Judged]:
         kept = [(answer, rank) for answer, rank in zip(example.answers, example.ranks, strict=True) if rank in (best, worst) and best != worst]
         found += [Judged(example.prompt, answer, rank == best, example.tools, example.where) for answer, rank in kept]
     return found
-
-
-def described(data: PreferenceOptions, args: KtoArguments) -> str:
-    """What decides the rows, for telling two runs apart."""
-    return json.dumps([data.data, data.weights, data.shape, args.max_length, data.literal, data.eval_fraction])
 
 
 def overview(trainer: KtoStage, counts: PreferenceCounts, rows: list[dict], held: list[dict], resume: Path | None) -> list[str]:

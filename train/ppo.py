@@ -292,7 +292,7 @@ class PpoTrainer(Sealed, Trainer):
         if self._experience is None or self.state.global_step % self.settings.updates == 0:
             return {}
         rollouts = [vars(rollout) for rollout in self._experience.rollouts]
-        return {"experience": {**vars(self._experience), "rollouts": rollouts}, "told": self._told}
+        return {"experience": {**vars(self._experience), "rollouts": rollouts}}
 
     def go_on_from(self, state: dict[str, Any]) -> None:
         iteration, inside = divmod(self.state.global_step, self.settings.updates)
@@ -301,7 +301,7 @@ class PpoTrainer(Sealed, Trainer):
         if not state:
             raise UserError("the checkpoint was saved inside an iteration without what it learns from: resume from one between two iterations")
         rollouts = [Rollout(**rollout) for rollout in state["experience"]["rollouts"]]
-        self._experience, self._told = Experience(**{**state["experience"], "rollouts": rollouts}), state["told"]
+        self._experience = Experience(**{**state["experience"], "rollouts": rollouts})
         self._batches = self._cut(self._experience, iteration)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
