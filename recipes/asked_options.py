@@ -1,6 +1,5 @@
 """Options for reading prompts that the model is to answer, with the columns that rewards read; and for the rewards."""
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,10 +45,6 @@ class AskedOptions:
         held_rows, counts.held_out = prepare_asked(held, tokenizer, **how) if held else ([], None)
         return rows, held_rows, counts
 
-    def described(self) -> str:
-        """What decides the rows, for telling two runs apart."""
-        return json.dumps([self.data, self.weights, self.shape, self.max_prompt_length, self.literal, self.eval_fraction])
-
 
 @dataclass
 class ScoringOptions:
@@ -72,7 +67,3 @@ class ScoringOptions:
         if not found:
             raise UserError("there is no reward to learn from: give --reward or --reward_model")
         return found
-
-    def described(self) -> str:
-        """What decides the rewards, for telling two runs apart."""
-        return json.dumps([self.reward, self.reward_model])

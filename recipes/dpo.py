@@ -4,7 +4,6 @@ seodang dpo --data pairs.jsonl --eval_fraction 0.1 --config recipes/dpo.yaml
 accelerate launch recipes/dpo.py --data pairs.jsonl --eval_fraction 0.1 --loss ipo
 """
 
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,18 +15,17 @@ from seodang.data.chat import set_chat_template
 from seodang.data.preferences import PREFERENCE_SHAPES
 from seodang.data.sources import read
 from seodang.infer.checkpoint import load, load_tokenizer
-from seodang.infer.manifest import fingerprint
 from seodang.recipes.before_after import picture, say, side_by_side, tell
 from seodang.recipes.options import command, parse
 from seodang.recipes.preference_options import PreferenceOptions, split_dialogues
 from seodang.recipes.reward import amount
-from seodang.recipes.sft import refuse_other_run, settle
+from seodang.recipes.run_identity import origin_of, refuse_other_run
+from seodang.recipes.sft import settle
 from seodang.recipes.training_options import Arguments, ModelOptions, RunOptions
 from seodang.train.checkpoints import find_resume
 from seodang.train.dpo import PreferenceTrainer, dpo_trainer
 from seodang.train.logs import CURVE, terminal_curve
 from seodang.train.preference_losses import PreferenceSettings
-from seodang.train.sealed import Provenance
 
 SAID = 64  # tokens of an answer that is shown
 
@@ -48,16 +46,16 @@ class DpoArguments(Arguments):
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    parsed = parse(argv, DpoOptions, PreferenceSettings, ModelOptions, RunOptions, DpoArguments, prog="seodang dpo", description=__doc__)
-    data, settings, model, run, args = parsed
+    classes = DpoOptions, PreferenceSettings, ModelOptions, RunOptions, DpoArguments
+    data, settings, model, run, args = parse(argv, *classes, prog="seodang dpo", description=__doc__)
     args = settle(args, model, run, evaluates=bool(data.eval_data or data.eval_fraction))
     model.refuse_adapter()
     tokenizer = load_tokenizer(model.model)
     set_chat_template(tokenizer, data.chat_template)
     rows, held, counts = load_rows(data, tokenizer, args.seed)
-    origin = Provenance(base=model.model, data=fingerprint(described(data, settings)))
+    origin = origin_of(data, settings, model, run, args, rows=rows)
     resume = find_resume(Path(args.output_dir), run.resume)
-    refuse_other_run(resume, origin)
+    refuse_other_run(resume, origin, run.allow_changes)
     trainer = build(model, tokenizer, rows, held, args, settings, data, run, origin)
     tell(trainer, *overview(trainer, counts, rows, held, resume))
     if run.dry_run:
@@ -82,11 +80,6 @@ def load_rows(data: DpoOptions, tokenizer, seed: int):
     rows, counts = prepare_ranked(examples, tokenizer, **how)
     held_rows, counts.held_out = prepare_ranked(held, tokenizer, **how) if held else ([], None)
     return rows, held_rows, counts
-
-
-def described(data: DpoOptions, settings: PreferenceSettings) -> str:
-    """What decides the rows and the loss, for telling two runs apart."""
-    return json.dumps([data.data, data.weights, data.shape, data.max_length, data.literal, data.eval_fraction, data.reference, vars(settings)])
 
 
 def build(options: ModelOptions, tokenizer, rows, held, args, settings: PreferenceSettings, data: DpoOptions, run: RunOptions, origin) -> PreferenceTrainer:

@@ -10,15 +10,14 @@ from transformers import EarlyStoppingCallback
 from seodang.data.chat import set_chat_template
 from seodang.data.refusal import UserError
 from seodang.infer.checkpoint import load, load_tokenizer
-from seodang.infer.manifest import fingerprint
 from seodang.recipes.asked_options import AskedOptions, ScoringOptions
 from seodang.recipes.before_after import picture, say, side_by_side, tell
 from seodang.recipes.options import parse
-from seodang.recipes.sft import refuse_other_run, settle
+from seodang.recipes.run_identity import origin_of, refuse_other_run
+from seodang.recipes.sft import settle
 from seodang.recipes.training_options import ModelOptions, RunOptions
 from seodang.train.checkpoints import find_resume
 from seodang.train.logs import CURVE
-from seodang.train.sealed import Provenance
 
 
 def run_groups(argv: Sequence[str], arguments: type, trainer_of: Callable[..., Any], prog: str, description: str) -> int:
@@ -31,9 +30,9 @@ def run_groups(argv: Sequence[str], arguments: type, trainer_of: Callable[..., A
     set_chat_template(tokenizer, data.chat_template)
     rows, held, counts = data.rows(tokenizer, args.seed)
     rewards = scoring.rewards(tokenizer, str(args.device), model.dtype)
-    origin = Provenance(base=model.model, data=fingerprint(data.described() + scoring.described()))
+    origin = origin_of(data, scoring, model, run, args, rows=rows)
     resume = find_resume(Path(args.output_dir), run.resume)
-    refuse_other_run(resume, origin)
+    refuse_other_run(resume, origin, run.allow_changes)
     policy, _ = load(model.model, device=str(args.device), dtype=model.dtype, **model.loading())
     stop = [EarlyStoppingCallback(run.early_stopping_patience)] if run.early_stopping_patience else []
     trainer = trainer_of(policy, tokenizer, rows, rewards, args, eval_rows=held or None, lora=model.lora(), provenance=origin, callbacks=stop)

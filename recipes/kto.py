@@ -4,7 +4,6 @@ seodang kto --data judged.jsonl --eval_fraction 0.1 --config recipes/kto.yaml
 accelerate launch recipes/kto.py --data judged.jsonl --eval_fraction 0.1
 """
 
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,16 +16,15 @@ from seodang.data.chat import set_chat_template
 from seodang.data.preferences import JUDGED_SHAPES, PREFERENCE_SHAPES
 from seodang.data.sources import read
 from seodang.infer.checkpoint import load, load_tokenizer
-from seodang.infer.manifest import fingerprint
 from seodang.recipes.before_after import picture, say, side_by_side, tell
 from seodang.recipes.options import command, parse
 from seodang.recipes.preference_options import PreferenceOptions, split_dialogues
-from seodang.recipes.sft import refuse_other_run, settle
+from seodang.recipes.run_identity import origin_of, refuse_other_run
+from seodang.recipes.sft import settle
 from seodang.recipes.training_options import Arguments, ModelOptions, RunOptions
 from seodang.train.checkpoints import find_resume
 from seodang.train.kto import KtoStage, kto_trainer, weight_advice
 from seodang.train.logs import CURVE, terminal_curve
-from seodang.train.sealed import Provenance
 
 SAID = 64  # tokens of an answer that is shown
 
@@ -49,9 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     tokenizer = load_tokenizer(model.model)
     set_chat_template(tokenizer, data.chat_template)
     rows, held, counts = load_rows(data, tokenizer, args)
-    origin = Provenance(base=model.model, data=fingerprint(described(data, args)))
+    origin = origin_of(data, model, run, args, rows=rows)
     resume = find_resume(Path(args.output_dir), run.resume)
-    refuse_other_run(resume, origin)
+    refuse_other_run(resume, origin, run.allow_changes)
     policy, _ = load(model.model, device=str(args.device), dtype=model.dtype, **model.loading())
     stop = [EarlyStoppingCallback(run.early_stopping_patience)] if run.early_stopping_patience else []
     trainer = kto_trainer(policy, tokenizer, rows, args, eval_rows=held or None, lora=model.lora(), provenance=origin, callbacks=stop)
@@ -79,11 +77,6 @@ def load_rows(data: PreferenceOptions, tokenizer, args: KtoArguments) -> tuple[l
     rows, counts = prepare_judged(examples, tokenizer, **how)
     held_rows, counts.held_out = prepare_judged(held, tokenizer, **how) if held else ([], None)
     return rows, held_rows, counts
-
-
-def described(data: PreferenceOptions, args: KtoArguments) -> str:
-    """What decides the rows, for telling two runs apart."""
-    return json.dumps([data.data, data.weights, data.shape, args.max_length, data.literal, data.eval_fraction])
 
 
 def overview(trainer: KtoStage, counts: PreferenceCounts, rows: list[dict], held: list[dict], resume: Path | None) -> list[str]:

@@ -6,9 +6,8 @@ accelerate launch recipes/ppo.py --model runs/sft --data questions.jsonl --rewar
 logging_steps, save_steps and eval_steps count iterations; per_device_train_batch_size is how many answers go through the model at once.
 """
 
-import json
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import AutoModelForSequenceClassification
@@ -16,11 +15,11 @@ from transformers import AutoModelForSequenceClassification
 from seodang.data.chat import set_chat_template
 from seodang.data.refusal import UserError
 from seodang.infer.checkpoint import load, load_tokenizer
-from seodang.infer.manifest import fingerprint
 from seodang.recipes.asked_options import AskedOptions, ScoringOptions
 from seodang.recipes.before_after import picture, say, side_by_side, tell
 from seodang.recipes.options import command, parse
-from seodang.recipes.sft import refuse_other_run, settle
+from seodang.recipes.run_identity import origin_of, refuse_other_run
+from seodang.recipes.sft import settle
 from seodang.recipes.training_options import Arguments, ModelOptions, RunOptions
 from seodang.train.checkpoints import find_resume
 from seodang.train.ppo import PpoTrainer, ppo_trainer
@@ -60,9 +59,9 @@ def main(argv: list[str] | None = None) -> int:
     rows, held, counts = data.rows(tokenizer, args.seed)
     rewards = scoring.rewards(tokenizer, str(args.device), model.dtype)
     reward = combined(rewards, policy.reward_weights)
-    origin = Provenance(base=model.model, data=fingerprint(data.described() + scoring.described() + described(policy, settings)))
+    origin = origin_of(data, scoring, policy, settings, model, run, args, rows=rows)
     resume = find_resume(Path(args.output_dir), run.resume)
-    refuse_other_run(resume, origin)
+    refuse_other_run(resume, origin, run.allow_changes)
     trainer = build(model, tokenizer, rows, held, reward, args, settings, policy, origin)
     tell(trainer, *overview(trainer, counts, rows, held, [each.__name__ for each in rewards], resume))
     if run.dry_run:
@@ -85,11 +84,6 @@ def settled(args: PpoArguments, model: ModelOptions, run: RunOptions, evaluates:
     if evaluates and not args.metric_for_best_model:
         args.metric_for_best_model, args.greater_is_better = "eval_reward", True
     return settle(args, model, run, evaluates)
-
-
-def described(policy: PolicyOptions, settings: PpoSettings) -> str:
-    """What decides the run, for telling two apart; there may be more iterations than were asked for first."""
-    return json.dumps([policy.reward_weights, policy.reference, policy.value_model, {**asdict(settings), "iterations": None}])
 
 
 def build(options: ModelOptions, tokenizer, rows, held, reward, args, settings: PpoSettings, policy: PolicyOptions, origin: Provenance) -> PpoTrainer:

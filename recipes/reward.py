@@ -4,7 +4,6 @@ seodang reward --data pairs.jsonl --eval_fraction 0.2 --config recipes/reward.ya
 accelerate launch recipes/reward.py --data pairs.jsonl --eval_fraction 0.2
 """
 
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -21,11 +20,11 @@ from seodang.data.preferences import PREFERENCE_SHAPES
 from seodang.data.refusal import UserError
 from seodang.data.sources import read
 from seodang.infer.checkpoint import load, load_tokenizer
-from seodang.infer.manifest import fingerprint
 from seodang.recipes.before_after import picture, tell
 from seodang.recipes.options import command, parse
 from seodang.recipes.preference_options import PreferenceOptions, split_dialogues
-from seodang.recipes.sft import refuse_other_run, settle
+from seodang.recipes.run_identity import origin_of, refuse_other_run
+from seodang.recipes.sft import settle
 from seodang.recipes.training_options import Arguments, ModelOptions, RunOptions
 from seodang.train.checkpoints import find_resume
 from seodang.train.logs import CURVE, terminal_curve
@@ -56,9 +55,9 @@ def main(argv: list[str] | None = None) -> int:
     tokenizer = load_tokenizer(model.model)
     set_chat_template(tokenizer, data.chat_template)
     rows, eval_rows, counts = load_rows(data, tokenizer, args)
-    origin = Provenance(base=model.model, data=fingerprint(described(data, args)), paradigm="reward")
+    origin = origin_of(data, model, run, args, rows=rows, paradigm="reward")
     resume = find_resume(Path(args.output_dir), run.resume)
-    refuse_other_run(resume, origin)
+    refuse_other_run(resume, origin, run.allow_changes)
     trainer = build(model, tokenizer, rows, eval_rows, args, run, origin, data.pair_weights)
     tell(trainer, *overview(trainer, counts, rows, eval_rows, resume))
     if run.dry_run:
@@ -82,11 +81,6 @@ def load_rows(data: RewardOptions, tokenizer, args: RewardArguments):
     rows, counts = prepare_ranked(examples, tokenizer, **how)
     eval_rows, counts.held_out = prepare_ranked(held, tokenizer, **how) if held else ([], None)
     return rows, eval_rows, counts
-
-
-def described(data: RewardOptions, args: RewardArguments) -> str:
-    """What decides the rows, for telling two runs apart."""
-    return json.dumps([data.data, data.weights, data.shape, args.max_length, data.literal, data.eval_fraction])
 
 
 def build(

@@ -4,7 +4,6 @@ seodang sft --config recipes/sft.yaml --learning_rate 1e-5
 accelerate launch recipes/sft.py --config recipes/sft.yaml --learning_rate 1e-5
 """
 
-import json
 import random
 import sys
 from dataclasses import replace
@@ -22,9 +21,9 @@ from seodang.data.refusal import UserError
 from seodang.data.sources import read
 from seodang.infer.checkpoint import load, load_tokenizer
 from seodang.infer.device import choose_dtype
-from seodang.infer.manifest import fingerprint, read_manifest
 from seodang.recipes.before_after import picture, tell
 from seodang.recipes.options import command, parse
+from seodang.recipes.run_identity import origin_of, refuse_other_run
 from seodang.recipes.training_options import Arguments, DataOptions, ModelOptions, RunOptions
 from seodang.train.checkpoints import find_resume
 from seodang.train.logs import CURVE, terminal_curve
@@ -45,9 +44,9 @@ def main(argv: list[str] | None = None) -> int:
     tokenizer = load_tokenizer(model.model)
     set_chat_template(tokenizer, data.chat_template)
     rows, eval_rows, questions, counts = load_rows(data, tokenizer, args)
-    origin = Provenance(base=model.model, data=fingerprint(described(data)))
+    origin = origin_of(data, model, run, args, rows=rows)
     resume = find_resume(Path(args.output_dir), run.resume)
-    refuse_other_run(resume, origin)
+    refuse_other_run(resume, origin, run.allow_changes)
     trainer = build(model, tokenizer, rows, eval_rows, questions, args, run, origin)
     tell(trainer, *overview(trainer, counts, resume))
     if run.dry_run:
@@ -109,19 +108,6 @@ def settle(args: TrainingArguments, model: ModelOptions, run: RunOptions, evalua
         args.metric_for_best_model, args.greater_is_better = "eval_loss", False
     args.load_best_model_at_end |= bool(run.early_stopping_patience)
     return args
-
-
-def described(data: DataOptions) -> str:
-    """What decides the rows, for telling two runs apart."""
-    return json.dumps([data.data, data.weights, data.shape, data.max_length, data.train_on, data.packing, data.literal])
-
-
-def refuse_other_run(resume: Path | None, origin: Provenance) -> None:
-    """Raise UserError where the checkpoint was trained from another model or on other data."""
-    made = read_manifest(resume) if resume else None
-    for name in ("base", "data"):
-        if made and made.get(name) != getattr(origin, name):
-            raise UserError(f"{resume} was trained with another {name}: use --resume never, another --output_dir, or the same options")
 
 
 def build(

@@ -69,6 +69,9 @@ class ModelOptions:
 @dataclass
 class RunOptions:
     resume: str = field(default="auto", metadata={"help": "auto (the newest complete checkpoint in output_dir), never, or a checkpoint's folder."})
+    allow_changes: list[str] | None = field(
+        default=None, metadata={"help": "Options that may differ from those of the checkpoint that is resumed, or all; without, a change is refused."}
+    )
     dry_run: bool = field(default=False, metadata={"help": "Print the plan and stop."})
     eval_samples: int = field(default=16, metadata={"help": "Held-out prompts answered at each evaluation."})
     early_stopping_patience: int = field(default=0, metadata={"help": "Stop after so many evaluations without gain; 0 never."})

@@ -29,6 +29,7 @@ class Provenance:
     base: str = ""
     data: str = ""
     paradigm: str = "causal"
+    options: dict[str, Any] | None = None  # what the run is known by
 
 
 def master_optimizer(model: PreTrainedModel, args: TrainingArguments) -> dict[str, Any]:
@@ -140,6 +141,13 @@ class Sealed:
                 raise UserError(f"{checkpoint} holds no {REFERENCE}, the reference that follows the policy (sync_ref_model): use --resume never")
             load_model(reference, str(Path(checkpoint) / REFERENCE), device=str(self.args.device))
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        try:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        except (RuntimeError, ValueError) as error:  # of every tensor whose size differs, or of a file that another kind of model would have
+            words = " ".join(str(error).split())
+            raise UserError(f"{resume_from_checkpoint} does not fit this model: resume with the model and the adapter that it was trained with ({words:.200})") from error
+
     def _moving_reference(self) -> nn.Module | None:
         """The reference that follows the policy, where trl's `sync_ref_model` asks for that; not where its weights are sharded, which is not kept."""
         if not getattr(self.args, "sync_ref_model", False) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -203,6 +211,7 @@ class Sealed:
             "paradigm": self.provenance.paradigm,
             "template": fingerprint(template if isinstance(template, str) or template is None else repr(template)),
             "data": self.provenance.data,
+            **({} if self.provenance.options is None else {"options": self.provenance.options}),
         }
 
     def _load_best_model(self) -> None:

@@ -80,7 +80,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(base, questions, tmp_pat
         assert [e[name] for e in whole] == pytest.approx([e[name] for e in parts], abs=1e-5), name
     assert whole[3]["kl"] > 0.01
     assert grpo.main([*arguments, "--output_dir", str(twice), "--max_steps", "6", "--reward", "length:4"]) == 2
-    assert "was trained with another data" in capsys.readouterr().err
+    assert 'was trained with --reward ["length:6:characters"], now ["length:6:characters", "length:4"]' in capsys.readouterr().err
 
 
 def test_several_rewards_a_reward_model_and_lora_go_together(base, questions, tiny_tokenizer, fresh_tiny, tmp_path, capsys):
@@ -171,7 +171,9 @@ def test_kto_moves_held_out_accuracy_and_prints_answers_before_and_after(base, j
     assert "of pairs to one prompt 100.0%" in printed and printed.count("  before") == printed.count("  after") == 2
     verify(out)
     assert [e["step"] for e in read_log(out / "log.jsonl") if "rewards/margins" in e][-1] == 30
-    assert kto.main([*arguments, "--num_train_epochs", "11"]) == 0
+    assert kto.main([*arguments, "--num_train_epochs", "11"]) == 2
+    assert "--num_train_epochs 10.0, now 11.0: " in capsys.readouterr().err
+    assert kto.main([*arguments, "--num_train_epochs", "11", "--allow_changes", "num_train_epochs"]) == 0
     assert "resume          from" in capsys.readouterr().out and [e["step"] for e in read_log(out / "log.jsonl") if "loss" in e] == list(range(1, 34))
 
 

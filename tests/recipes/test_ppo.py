@@ -50,7 +50,7 @@ def test_a_run_goes_on_where_it_stopped(base, data, tmp_path, capsys):
     out = tmp_path / "out"
     words = ("--model", base, "--data", data, "--reward", "length:4:characters", "--output_dir", out, *SMALL[2:], "--save_steps", 1, "--lora_r", 4)
     assert run(*words, "--iterations", 1) == 0
-    assert run(*words, "--iterations", 3) == 0
+    assert run(*words, "--iterations", 3, "--allow_changes", "iterations") == 0
     assert "resume          from" in capsys.readouterr().out
     assert read_manifest(out)["step"] == 6
     assert [entry["iteration"] for entry in read_log(out / "log.jsonl") if "reward/mean" in entry] == [1, 2, 3]

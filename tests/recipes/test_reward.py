@@ -118,12 +118,12 @@ def test_an_adapter_is_trained_with_its_head_and_export_merges_them(base, data, 
 def test_a_run_cut_short_goes_on_and_refuses_other_data(base, data, tmp_path, capsys):
     out, other = tmp_path / "out", tmp_path / "other.jsonl"
     other.write_text(Path(data).read_text())
-    arguments = ["--model", base, "--output_dir", out, "--save_steps", 2]
+    arguments = ["--model", base, "--output_dir", out, "--save_steps", 2, "--lr_scheduler_type", "constant"]
     assert run(*arguments, "--data", data, "--max_steps", 2) == 0
     assert run(*arguments, "--data", data, "--max_steps", 4) == 0
     assert [e["step"] for e in read_log(out / "log.jsonl") if "loss" in e] == [1, 2, 3, 4]
     assert run(*arguments, "--data", other, "--max_steps", 6) == 2
-    assert "was trained with another data" in capsys.readouterr().err
+    assert f'was trained with --data ["{data}"], now ["{other}"]' in capsys.readouterr().err
 
 
 def test_a_reward_model_can_be_trained_on(base, data, tmp_path, capsys):

@@ -7,7 +7,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from seodang.data.chat import prompt_ids
-from seodang.infer.manifest import verify
+from seodang.infer.manifest import read_manifest, verify
 from seodang.recipes import export, sft
 from seodang.train.logs import read_log
 
@@ -131,12 +131,15 @@ def test_dora_trains(base, data, tmp_path):
 def test_a_resumed_run_goes_on_and_refuses_other_data(base, data, tmp_path, capsys):
     out, other = tmp_path / "out", tmp_path / "other.jsonl"
     other.write_text(Path(data).read_text())
-    arguments = ["--model", base, "--output_dir", out, "--save_steps", 2]
+    arguments = ["--model", base, "--output_dir", out, "--save_steps", 2, "--lr_scheduler_type", "constant"]
     assert run(*arguments, "--data", data, "--max_steps", 2) == 0
     assert run(*arguments, "--data", data, "--max_steps", 4) == 0
     assert [e["step"] for e in read_log(out / "log.jsonl") if "loss" in e] == [1, 2, 3, 4]
-    assert run(*arguments, "--data", other, "--max_steps", 6) == 2
-    assert "was trained with another data" in capsys.readouterr().err
+    assert read_manifest(out)["options"]["learning_rate"] == 0.01
+    for words, told in [(["--data", other], f'--data ["{data}"], now ["{other}"]'), (["--data", data, "--eval_fraction", 0.5], "--eval_fraction 0.0, now 0.5; ")]:
+        assert run(*arguments, *words, "--max_steps", 6) == 2
+        assert told in capsys.readouterr().err
+    assert run(*arguments, "--data", other, "--max_steps", 6, "--allow_changes", "data") == 0
 
 
 def test_two_processes_equal_one_with_twice_the_batch(base, data, tmp_path, launch):
