@@ -171,3 +171,15 @@ def test_router_losses_are_refused(fresh_tiny):
     model.config.output_router_logits = True
     with pytest.raises(UserError, match="output_router_logits"):
         teach_answers_only(model)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_stays_whole_while_its_head_runs(fresh_tiny, training):
+    """Another thread may run it meanwhile; Gemma 2's capped head is the architecture's own forward."""
+    model = fresh_tiny("gemma2")
+    teach_answers_only(model)
+    trunk, seen = model.model, []
+    model.lm_head.register_forward_hook(lambda *_: seen.append(model.model is trunk))
+    with torch.set_grad_enabled(training):
+        model(input_ids=torch.tensor([[5, 6, 7]]), labels=torch.tensor([[-100, 6, 7]]))
+    assert seen and all(seen)
