@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from ..data.branches import pairs
 from ..data.refusal import UserError
 from .adapters import speed_up_adapters
-from .branch_scores import lay_out_branches, learn_branches, scored_without_gradient
+from .branch_scores import lay_out_branches, learn_branches
 from .logs import RunLog
 from .preference_losses import LOSSES, PairScores, PreferenceSettings, implicit_rewards
 from .references import Reference, check_reference, shared_out

@@ -1,7 +1,6 @@
 """seodang grpo, rloo and kto, run as a user runs them."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
