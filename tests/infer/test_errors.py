@@ -1,18 +1,11 @@
 """One request's error is that request's: it ends with a message, the others say what they would have said, and nothing is left behind."""
 
-from types import SimpleNamespace
-
 import pytest
-from transformers import GenerationConfig
 
 from seodang.data.refusal import UserError
 from seodang.infer import Committed, Finished, PrefixCache, SamplingParams, generate, stream
 from seodang.infer.generation import prepare, results, run
 from seodang.infer.row import Row
-from seodang.recipes.before_after import say
-from seodang.train.groups import SharedPrompt
-from seodang.train.rollout import roll_out
-from seodang.train.sampling import AnswerSampler, HeldOut
 
 PROMPT, OTHER = [5, 6, 7, 5, 6], [20, 21, 22]
 BASE = {"max_new_tokens": 8, "ignore_eos": True}
@@ -190,24 +183,3 @@ def test_a_defect_of_ours_is_no_requests_error(tiny, tiny_tokenizer, monkeypatch
     for options in ({}, {"num_beams": 2}, {"prompt_lookup_num_tokens": 2}):
         with pytest.raises(KeyError, match="lost"):
             generate(tiny("llama"), tiny_tokenizer, [PROMPT] * 2, SamplingParams(**BASE, **options))
-
-
-def test_training_never_learns_from_an_error(tiny, tiny_tokenizer, monkeypatch):
-    def refuse(*given):
-        raise UserError("this answer fails")
-
-    monkeypatch.setattr(Row, "commit", refuse)
-    model, prompts = tiny("llama"), [PROMPT, OTHER]
-    trainer = SimpleNamespace(
-        model=model, state=SimpleNamespace(global_step=0), _rollouts=(None, 0), args=SimpleNamespace(seed=0, process_index=0),
-        generation_config=GenerationConfig(max_new_tokens=3, do_sample=True), eos_token_ids=[2], processing_class=tiny_tokenizer,
-        accelerator=SimpleNamespace(unwrap_model=lambda model: model),
-    )  # fmt: skip
-    for answer in (
-        lambda: roll_out(model, tiny_tokenizer, [{"prompt_ids": ids} for ids in prompts], max_new_tokens=3),
-        lambda: AnswerSampler(tiny_tokenizer, [HeldOut(ids, "") for ids in prompts])(model),
-        lambda: SharedPrompt._answers(trainer, prompts),
-        lambda: say(SimpleNamespace(model=model, accelerator=trainer.accelerator, processing_class=tiny_tokenizer), [{"prompt_ids": ids} for ids in prompts], 3),
-    ):
-        with pytest.raises(UserError, match="this answer fails"):
-            answer()
