@@ -8,8 +8,9 @@ Started again with the same options, it goes on where it stopped.
 """
 
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from seodang.data.branches import prepare_asked
 from seodang.data.preferences import ASKED_SHAPES
@@ -21,6 +22,7 @@ from seodang.recipes.ppo import PpoArguments
 from seodang.recipes.rankers import FORMS, name_ranker
 from seodang.recipes.reward import RewardArguments
 from seodang.recipes.rlhf_rounds import Rounds, share_out
+from seodang.recipes.run_identity import content_of, options_of, surroundings
 from seodang.recipes.sections import split_sections
 from seodang.recipes.training_options import ModelOptions
 from seodang.train.ppo_settings import PpoSettings
@@ -45,6 +47,9 @@ class RlhfOptions:
     too_long: str = field(default="error", metadata={"help": "error or drop: prompts longer than max_prompt_length."})
     output_dir: str = field(default="runs/rlhf", metadata={"help": "Folder of the rounds and of the final policy."})
     seed: int = field(default=0, metadata={"help": "Of the split, the samples and both trainings."})
+    allow_changes: list[str] | None = field(
+        default=None, metadata={"help": "Options that may differ from those that the folder was begun with, or all; phases that are done stay as they are."}
+    )
     dry_run: bool = field(default=False, metadata={"help": "Print the plan and stop."})
 
     def __post_init__(self):
@@ -72,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     how = {"max_prompt_length": options.max_prompt_length, "too_long": options.too_long}
     rows, counts = prepare_asked(read(options.data, shapes=ASKED_SHAPES), tokenizer, **how)
     prompts = share_out(rows, options.heldout_prompts, options.policy_prompts, options.seed)
-    rounds = Rounds(options, model, ranker, tokenizer, prompts, reward_args, ppo_args, settings, asked_for(options, model, sections))
+    rounds = Rounds(options, model, ranker, tokenizer, prompts, reward_args, ppo_args, settings, asked_for(options, model, reward_args, settings, ppo_args, rows))
     rounds.tell(*counts.lines(), *rounds.plan())
     if options.dry_run:
         return 0
@@ -97,10 +102,11 @@ def read_sections(sections: dict[str, list[str]], options: RlhfOptions, model: M
     return reward_args, settings, ppo_args
 
 
-def asked_for(options: RlhfOptions, model: ModelOptions, sections: dict[str, list[str]]) -> dict[str, str]:
+def asked_for(options: RlhfOptions, model: ModelOptions, reward_args: RewardArguments, settings: PpoSettings, ppo_args: PpoArguments, rows) -> dict[str, Any]:
     """What decides how the rounds go; a folder is only gone on with where it is the same. There may be more rounds than were asked for first."""
-    own = {name: value for name, value in asdict(options).items() if name not in ("rounds", "output_dir", "dry_run")}
-    return {name: repr(value) for name, value in {**own, **asdict(model), **sections}.items() if name != "device"}
+    own = {name: value for name, value in options_of(options, model).items() if name != "rounds"}
+    sections = {**options_of(reward_args, section="reward."), **options_of(settings, ppo_args, section="ppo.")}
+    return {**own, **surroundings(model.dtype, ppo_args), "rows": content_of(rows), **sections}
 
 
 if __name__ == "__main__":

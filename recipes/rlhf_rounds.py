@@ -18,6 +18,7 @@ from seodang.data.refusal import UserError
 from seodang.infer.checkpoint import load
 from seodang.infer.manifest import MANIFEST, fingerprint
 from seodang.recipes.rankers import RankerName
+from seodang.recipes.run_identity import refuse_changes
 from seodang.recipes.training_options import Arguments, ModelOptions
 from seodang.train.checkpoints import find_resume
 from seodang.train.ppo import ppo_trainer
@@ -83,7 +84,7 @@ class Rounds:
     reward_args: RewardConfig
     ppo_args: Arguments
     settings: PpoSettings
-    asked: dict[str, str]
+    asked: dict[str, Any]
 
     def __post_init__(self) -> None:
         self.out = Path(self.options.output_dir)
@@ -125,13 +126,10 @@ class Rounds:
     def _refuse_other(self) -> None:
         path = self.out / ASKED
         with self.ppo_args.main_process_first():
-            if not path.is_file():
-                write_whole(path, json.dumps(self.asked, indent=1, ensure_ascii=False) + "\n")
-        begun = json.loads(path.read_text(encoding="utf-8"))
-        if different := [name for name in sorted(begun.keys() | self.asked.keys()) if begun.get(name) != self.asked.get(name)]:
-            raise UserError(
-                f"{self.out} was begun with another {different[0]} ({begun.get(different[0])!r:.80}): use the same options, or another --output_dir"
-            )
+            begun = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"options": self.asked}
+            refuse_changes(str(self.out), begun.get("options"), self.asked, self.options.allow_changes)
+            if begun.get("options") != self.asked or not path.is_file():
+                write_whole(path, json.dumps({"options": self.asked}, indent=1, ensure_ascii=False) + "\n")
 
     # Phases
 

@@ -54,9 +54,9 @@ ADDED = {"rows": "the records themselves", "processes": "the number of processes
 ALL = "all"  # for --allow_changes
 
 
-def options_of(*parsed: Any) -> dict[str, Any]:
-    """The options of some dataclasses that are part of a run's identity, as JSON holds them."""
-    found = {field.name: getattr(each, field.name) for each in parsed for field in dataclasses.fields(each) if field.name not in FREE_NAMES}
+def options_of(*parsed: Any, section: str = "") -> dict[str, Any]:
+    """The options of some dataclasses that are part of a run's identity, as JSON holds them; "ppo." as a section goes before their names."""
+    found = {section + field.name: getattr(each, field.name) for each in parsed for field in dataclasses.fields(each) if field.name not in FREE_NAMES}
     return json.loads(json.dumps(found, default=_plain))
 
 
@@ -65,8 +65,13 @@ def origin_of(*parsed: Any, rows: Iterable[Mapping[str, Any]], paradigm: str = "
     args: TrainingArguments = parsed[-1]
     options = options_of(*parsed)
     content = None if isinstance(rows, IterableDataset) else content_of(rows)
-    options |= {"dtype": str(choose_dtype(options["dtype"], args.device)[0]).removeprefix("torch."), "processes": args.world_size, "rows": content}
+    options |= {**surroundings(options["dtype"], args), "rows": content}
     return Provenance(options["model"], content or fingerprint(json.dumps(options["data"])), paradigm, options)
+
+
+def surroundings(dtype: str, args: TrainingArguments) -> dict[str, Any]:
+    """The dtype that is computed in, which "auto" leaves to the machine, and the number of processes."""
+    return {"dtype": str(choose_dtype(dtype, args.device)[0]).removeprefix("torch."), "processes": args.world_size}
 
 
 def content_of(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -81,29 +86,35 @@ def refuse_other_run(resume: Path | None, origin: Provenance, allowed: Sequence[
     A checkpoint without its options, an earlier version's, is resumed with `--allow_changes all` alone. Options that only one of the two
     versions of the libraries knows are not compared.
     """
-    allowed = set(allowed or ())
-    if unknown := sorted(allowed - origin.options.keys() - {ALL}):
-        near = difflib.get_close_matches(unknown[0], [*origin.options, ALL], n=1)
-        raise UserError(f"--allow_changes {unknown[0]}: a run is not known by this option" + (f": did you mean {near[0]}?" if near else ""))
     made = read_manifest(resume) if resume else None
-    if made is None:
-        return
-    then = made.get("options")
-    if then is None and ALL not in allowed:
-        raise UserError(
-            f"{resume} does not say which options it was trained with, for an earlier version saved it: --allow_changes {ALL} resumes it unchecked "
-            "with those of now, --resume never starts anew"
-        )
+    then = made.get("options") if made else origin.options
     different = changes(then or {}, origin.options)
     if shapes := [name for name in different if name in SHAPES]:
+        from_them = f"`seodang export {resume} FOLDER`, then --model FOLDER" if is_adapter(resume) else f"--model {resume}"
         raise UserError(
-            f"{resume} was trained with {_told(different, shapes)}: its weights do not fit, and --allow_changes cannot make them; use the same, or begin "
-            f"another run from them: {'`seodang export ' + str(resume) + ' FOLDER`, then --model FOLDER' if is_adapter(resume) else f'--model {resume}'} "
-            "with another --output_dir"
+            f"{resume} was trained with {_told(different, shapes)}: its weights do not fit, and --allow_changes cannot make them; use the same, "
+            f"or begin another run from them: {from_them} with another --output_dir"
         )
-    if refused := [name for name in different if name not in allowed and ALL not in allowed]:
+    refuse_changes(str(resume), then, origin.options, allowed)
+
+
+def refuse_changes(place: str, then: Mapping[str, Any] | None, now: Mapping[str, Any], allowed: Sequence[str] | None) -> None:
+    """Raise UserError where what lies in `place` was trained with other options than now; `then` is None where it does not say with which."""
+    allowed = set(allowed or ())
+    if unknown := sorted(allowed - now.keys() - {ALL}):
+        near = difflib.get_close_matches(unknown[0], [*now, ALL], n=1)
+        raise UserError(f"--allow_changes {unknown[0]}: a run is not known by this option" + (f": did you mean {near[0]}?" if near else ""))
+    if ALL in allowed:
+        return
+    if then is None:
         raise UserError(
-            f"{resume} was trained with {_told(different, refused)}: use the same, or another --output_dir, "
+            f"{place} does not say which options it was trained with, for an earlier version saved it: --allow_changes {ALL} resumes it unchecked "
+            "with those of now, another --output_dir starts anew"
+        )
+    different = changes(then, now)
+    if refused := [name for name in different if name not in allowed]:
+        raise UserError(
+            f"{place} was trained with {_told(different, refused)}: use the same, or another --output_dir, "
             f"or where you mean it --allow_changes {' '.join([*sorted(allowed), *refused])}"
         )
 

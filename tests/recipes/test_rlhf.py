@@ -157,10 +157,11 @@ def test_more_rounds_can_follow_but_other_options_cannot(arguments, tmp_path, ca
     out = tmp_path / "out"
     assert rlhf.main(arguments(out, "--rounds", 1)) == 0
     first = weights(out)
-    assert rlhf.main(arguments(out, "--samples", 2)) == 2
-    assert "was begun with another samples ('3'): use the same options, or another --output_dir" in capsys.readouterr().err
-    assert rlhf.main(arguments(out, "--ppo.learning_rate", "1e-4")) == 2
-    assert rlhf.main(arguments(out, "--rounds", 2)) == 0
+    for words, told in [(["--samples", 2], "--samples 3, now 2: "), (["--ppo.learning_rate", "1e-4"], "--ppo.learning_rate 0.001, now 0.0001: ")]:
+        assert rlhf.main(arguments(out, *words)) == 2
+        assert f"{out} was trained with {told}use the same" in capsys.readouterr().err
+    assert rlhf.main(arguments(out, "--rounds", 2, "--samples", 2, "--allow_changes", "samples", "--ppo.logging_steps", 2)) == 0
+    assert json.loads((out / "rlhf.json").read_text(encoding="utf-8"))["options"]["samples"] == 2
     assert same(out, out / "round-2" / "ppo") and not torch.equal(first["lm_head.weight"], weights(out)["lm_head.weight"])
 
 
