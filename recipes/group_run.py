@@ -17,6 +17,7 @@ from seodang.recipes.options import parse
 from seodang.recipes.sft import refuse_other_run, settle
 from seodang.recipes.training_options import ModelOptions, RunOptions
 from seodang.train.checkpoints import find_resume
+from seodang.train.groups import GIVEN
 from seodang.train.logs import CURVE
 from seodang.train.sealed import Provenance
 
@@ -30,7 +31,7 @@ def run_groups(argv: Sequence[str], arguments: type, trainer_of: Callable[..., A
     tokenizer = load_tokenizer(model.model)
     set_chat_template(tokenizer, data.chat_template)
     rows, held, counts = data.rows(tokenizer, args.seed)
-    rewards = scoring.rewards(tokenizer, str(args.device), model.dtype)
+    rewards = scoring.rewards(tokenizer, str(args.device), model.dtype, [*rows, *held], GIVEN)
     origin = Provenance(base=model.model, data=fingerprint(data.described() + scoring.described()))
     resume = find_resume(Path(args.output_dir), run.resume)
     refuse_other_run(resume, origin)

@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     tokenizer = load_tokenizer(model.model)
     set_chat_template(tokenizer, data.chat_template)
     rows, held, counts = data.rows(tokenizer, args.seed)
-    rewards = scoring.rewards(tokenizer, str(args.device), model.dtype)
+    rewards = scoring.rewards(tokenizer, str(args.device), model.dtype, [*rows, *held])
     reward = combined(rewards, policy.reward_weights)
     origin = Provenance(base=model.model, data=fingerprint(data.described() + scoring.described() + described(policy, settings)))
     resume = find_resume(Path(args.output_dir), run.resume)

@@ -19,7 +19,8 @@ from trl import KTOConfig, KTOTrainer
 
 from ..data.refusal import UserError
 from ..infer.architecture import context_limit
-from .adapters import speed_up_adapters
+from .adapters import ready_for_adapter, speed_up_adapters
+from .limits import check_fits
 from .logs import RunLog
 from .references import frozen_copy, has_adapter
 from .sealed import Provenance, Sealed, master_optimizer
@@ -124,7 +125,7 @@ def kto_trainer(
     args.max_length = min(filter(None, (args.max_length, context_limit(model))), default=None)  # of an answer behind a longer prompt than its own
     reference = None if lora is not None or args.precompute_ref_log_probs else frozen_copy(model)
     trainer = KtoStage(
-        model,
+        model if lora is None else ready_for_adapter(model),
         reference,
         args,
         train_dataset=as_dataset(random.Random(args.seed).sample(list(rows), len(rows))),
@@ -141,7 +142,7 @@ def kto_trainer(
 
 
 def check_rows(rows: Rows, args: KTOConfig, model: PreTrainedModel, eval_rows: Rows | None = None) -> None:
-    """Refuse rows that cannot be trained on: none, of one label alone, longer than the context; and a batch in which nothing can be mismatched."""
+    """Refuse rows that cannot be trained on: none, of one label alone, longer than the context or beyond the vocabulary; and a batch in which nothing can be mismatched."""
     if not rows:
         raise UserError("there are no judged answers to train on: check the data with `seodang preview`")
     good = sum(bool(row["label"]) for row in rows)
@@ -151,12 +152,13 @@ def check_rows(rows: Rows, args: KTOConfig, model: PreTrainedModel, eval_rows: R
         raise UserError("KTO estimates a KL divergence from answers under their neighbours' prompts: set --per_device_train_batch_size to 2 or more")
     if has_adapter(model):
         raise UserError("the model has an adapter already: merge it first, `seodang export`")
-    context = context_limit(model)
-    longest = max(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in [*rows, *(eval_rows or ())])
-    if context and longest > context:
-        raise UserError(f"a row has {longest} tokens, the model's context only {context}: set --max_length {context} or less")
-    if args.max_length is not None and longest > args.max_length:
-        raise UserError(f"a row has {longest} tokens, max_length is {args.max_length}: prepare the rows with the same max_length, or raise it")
+    sizes = []
+    for number, row in enumerate([*rows, *(eval_rows or ())], 1):
+        where, length = row.get("where") or f"row {number}", len(row["prompt_ids"]) + len(row["completion_ids"])
+        sizes.append((where, length, max(*row["prompt_ids"], *row["completion_ids"])))
+        if args.max_length is not None and length > args.max_length:
+            raise UserError(f"{where} has {length} tokens, max_length is {args.max_length}: prepare the rows with the same max_length, or raise it")
+    check_fits(model, sizes)
 
 
 def as_dataset(rows: Rows) -> Dataset:
