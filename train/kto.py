@@ -33,8 +33,9 @@ class KtoStage(Sealed, KTOTrainer):
     """trl's KTOTrainer on rows of `prompt_ids`, `completion_ids` and `label`.
 
     Beside trl's metrics an evaluation gives eval_accuracy, the share of held-out answers that the policy has made likelier than the reference
-    does where they are good, less likely where they are bad, and eval_pair_accuracy, the share of pairs of a good and a bad answer to
-    the same prompt of which the good one gained more, where there are such pairs.
+    does where they are good, less likely where they are bad; eval_margin, the mean reward of good answers less that of bad ones (trl's
+    rewards/margins is a mean of batches' margins); and eval_pair_accuracy, the share of pairs of a good and a bad answer to the same prompt
+    of which the good one gained more, where there are such pairs.
     """
 
     def _prepare_dataset(self, dataset: Dataset, processing_class, args: KTOConfig, dataset_name: str) -> Dataset:
@@ -50,7 +51,7 @@ class KtoStage(Sealed, KTOTrainer):
         return output
 
     def accuracies(self, rows: Rows) -> dict[str, float]:
-        """`accuracy`, and where a prompt has both good and bad answers `pair_accuracy`, by implicit rewards."""
+        """`accuracy`, where there are good and bad answers `margin`, and where one prompt has both `pair_accuracy`, by implicit rewards."""
         rewards = self.implicit_rewards(rows)
         right = sum((reward > 0) == bool(row["label"]) and reward != 0 for reward, row in zip(rewards, rows, strict=True))
         by_prompt: dict[tuple[int, ...], dict[bool, list[float]]] = defaultdict(lambda: {True: [], False: []})
@@ -58,6 +59,9 @@ class KtoStage(Sealed, KTOTrainer):
             by_prompt[tuple(row["prompt_ids"])][bool(row["label"])].append(reward)
         pairs = [pair for answers in by_prompt.values() for pair in product(answers[True], answers[False])]
         found = {"accuracy": right / len(rewards)}
+        good, bad = ([reward for reward, row in zip(rewards, rows, strict=True) if bool(row["label"]) is label] for label in (True, False))
+        if good and bad:
+            found["margin"] = sum(good) / len(good) - sum(bad) / len(bad)
         return found | ({"pair_accuracy": sum(good > bad for good, bad in pairs) / len(pairs)} if pairs else {})
 
     @torch.no_grad()
@@ -142,7 +146,7 @@ def kto_trainer(
 
 
 def check_rows(rows: Rows, args: KTOConfig, model: PreTrainedModel, eval_rows: Rows | None = None) -> None:
-    """Refuse rows that cannot be trained on: none, of one label alone, longer than the context or beyond the vocabulary; and a batch in which nothing can be mismatched."""
+    """Refuse rows that cannot be trained on: none, of one label alone, too long, beyond the vocabulary; and a batch in which nothing can be mismatched."""
     if not rows:
         raise UserError("there are no judged answers to train on: check the data with `seodang preview`")
     good = sum(bool(row["label"]) for row in rows)

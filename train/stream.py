@@ -10,8 +10,9 @@ from ..data.labels import Row
 class StreamedRows(IterableDataset):
     """Rows from a function that starts the stream anew each time; a resumed run reads past what it has trained on.
 
-    No row is longer than `longest`, where that is given. `batch` is how many rows all processes take together in a micro-step. With worker processes the batches go round among them, as the loader
-    collects them: the rows come once and in the same order with any number of workers. Each of them reads the whole stream.
+    No row is longer than `longest`, where that is given. `batch` is how many rows all processes take together in a micro-step. With worker
+    processes the batches go round among them, as the loader collects them: the rows come once and in the same order with any number of
+    workers. Each of them reads the whole stream.
     """
 
     def __init__(self, start: Callable[[], Iterable[Row]], batch: int = 1, longest: int | None = None):

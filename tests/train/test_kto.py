@@ -84,6 +84,10 @@ def test_training_moves_held_out_accuracy_and_margins(adapter, before, fresh_tin
     rewards = trainer.implicit_rewards(list(trainer.eval_dataset))
     chosen, rejected = (sum(rewards[i::2]) / 2 for i in (0, 1))
     assert chosen - rejected == pytest.approx(trainer.state.log_history[-1]["eval_rewards/margins"], rel=1e-3)
+    trainer.args.per_device_eval_batch_size = 3
+    uneven = trainer.evaluate(trainer.eval_dataset)  # three answers, then one: a margin of the first batch alone
+    assert uneven["eval_margin"] == last["eval_margin"] == pytest.approx(chosen - rejected, rel=1e-5)
+    assert abs(trainer.state.log_history[-1]["eval_rewards/margins"] - (chosen - rejected)) > 1e-3
 
 
 def test_the_reference_is_a_copy_and_not_what_the_config_names(fresh_tiny, tiny_tokenizer, tmp_path):
