@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,8 @@ def mix(parts: Sequence[Iterable[Example]], weights: Sequence[float]) -> Iterato
     """
     total, iterators = sum(weights), [iter(part) for part in parts]
     ahead = [next(iterator, None) for iterator in iterators]
+    if None in ahead:
+        raise UserError(f"source {ahead.index(None) + 1} of {len(parts)} to be mixed has no example: leave it out")
     drawn, finished = [0] * len(parts), [False] * len(parts)
     while not all(finished):
         deficits = [weight / total * (sum(drawn) + 1) - count for weight, count in zip(weights, drawn, strict=True)]
@@ -157,21 +160,32 @@ def _json(path: Path) -> Iterator[Located]:
 
 
 def _csv(path: Path) -> Iterator[Located]:
-    csv.field_size_limit(sys.maxsize)
     with _opened(path) as file:
-        reader = csv.DictReader(_decoded(file, path), restkey="")
+        reader = csv.DictReader(_decoded(file, path))
         while True:
             started = reader.line_num + 1  # a quoted field may run over several lines; the record is named by its first
             try:
-                record = next(reader, None)
+                with _fields_of_any_size():
+                    record = next(reader, None)
             except csv.Error as error:
                 raise UserError(f"{path.name} line {reader.line_num}: not CSV: {error}") from None
             if record is None:
                 return
             where = f"{path.name} line {max(started, 2)}"
-            if "" in record:
+            if None in record:
                 raise UserError(f"{where}: more fields than the header has")
+            record.pop("", None)  # a column without a name, as a spreadsheet's numbers of rows, is nobody's
             yield where, record
+
+
+@contextmanager
+def _fields_of_any_size() -> Iterator[None]:
+    """csv's limit is the whole process's: it is put back for whoever relies on it."""
+    limit = csv.field_size_limit(sys.maxsize)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _parquet(path: Path) -> Iterator[Located]:

@@ -17,6 +17,7 @@ from seodang.recipes.run_identity import origin_of, refuse_other_run
 from seodang.recipes.sft import settle
 from seodang.recipes.training_options import ModelOptions, RunOptions
 from seodang.train.checkpoints import find_resume
+from seodang.train.groups import GIVEN
 from seodang.train.logs import CURVE
 
 
@@ -29,7 +30,7 @@ def run_groups(argv: Sequence[str], arguments: type, trainer_of: Callable[..., A
     tokenizer = load_tokenizer(model.model)
     set_chat_template(tokenizer, data.chat_template)
     rows, held, counts = data.rows(tokenizer, args.seed)
-    rewards = scoring.rewards(tokenizer, str(args.device), model.dtype)
+    rewards = scoring.rewards(tokenizer, str(args.device), model.dtype, [*rows, *held], GIVEN)
     origin = origin_of(data, scoring, model, run, args, rows=rows)
     resume = find_resume(Path(args.output_dir), run.resume)
     refuse_other_run(resume, origin, run.allow_changes)

@@ -103,7 +103,7 @@ def verdict(result: dict[str, float], trainer: KtoStage) -> list[str]:
     if not result:
         return []
     pairs = f", of pairs to one prompt {result['eval_pair_accuracy']:.1%}" if "eval_pair_accuracy" in result else ""
-    margin = f", margin {result['eval_rewards/margins']:.4f}" if "eval_rewards/margins" in result else ""
+    margin = f", margin {result['eval_margin']:.4f}" if "eval_margin" in result else ""
     return [f"accuracy        {result['eval_accuracy']:.1%} of held-out answers on their side of the reference{pairs}{margin}"]
 
 

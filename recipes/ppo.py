@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     tokenizer = load_tokenizer(model.model)
     set_chat_template(tokenizer, data.chat_template)
     rows, held, counts = data.rows(tokenizer, args.seed)
-    rewards = scoring.rewards(tokenizer, str(args.device), model.dtype)
+    rewards = scoring.rewards(tokenizer, str(args.device), model.dtype, [*rows, *held])
     reward = combined(rewards, policy.reward_weights)
     origin = origin_of(data, scoring, policy, settings, model, run, args, rows=rows)
     resume = find_resume(Path(args.output_dir), run.resume)

@@ -27,6 +27,7 @@ from seodang.recipes.sections import split_sections
 from seodang.recipes.training_options import ModelOptions
 from seodang.train.ppo_settings import PpoSettings
 from seodang.train.ranking import Stopped
+from seodang.train.reward_function import check_columns
 
 REWARD_FROM = ("start", "previous")
 POLICY_PROMPTS = ("all", "half")
@@ -76,6 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     tokenizer = load_tokenizer(model.model)
     how = {"max_prompt_length": options.max_prompt_length, "too_long": options.too_long}
     rows, counts = prepare_asked(read(options.data, shapes=ASKED_SHAPES), tokenizer, **how)
+    check_columns([] if ranker.reward is None else [ranker.reward], rows)
     prompts = share_out(rows, options.heldout_prompts, options.policy_prompts, options.seed)
     rounds = Rounds(options, model, ranker, tokenizer, prompts, reward_args, ppo_args, settings, asked_for(options, model, reward_args, settings, ppo_args, rows))
     rounds.tell(*counts.lines(), *rounds.plan())

@@ -84,7 +84,7 @@ def stream(data: DataOptions, tokenizer, args: TrainingArguments) -> tuple[Strea
         labelled = stream_rows(examples, tokenizer, **data.labelling())
         return pack_window(labelled, data.max_length) if data.packing else labelled
 
-    return StreamedRows(rows), counts
+    return StreamedRows(rows, args.train_batch_size * args.world_size, data.max_length), counts
 
 
 def split(examples: list, fraction: float, seed: int) -> tuple[list, list]:

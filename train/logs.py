@@ -1,6 +1,7 @@
 """What a run leaves for a person to look at: a JSON Lines log and the loss curve, as a picture and in the terminal."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,12 @@ class RunLog(TrainerCallback):
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The entries of a log, oldest first; a last line cut short by a kill is left out."""
     entries = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            entries.append(json.loads(line))
-        except ValueError:
-            continue
+    with path.open() if path.is_file() else nullcontext(()) as lines:
+        for line in lines:
+            try:
+                entries.append(json.loads(line))
+            except ValueError:
+                continue
     return entries
 
 

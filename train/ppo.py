@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from ..data.refusal import UserError
 from ..infer.architecture import transformers_model
 from ..infer.sample import hashed
-from .adapters import speed_up_adapters
+from .adapters import with_adapter
 from .advantages import Moments
 from .branch_scores import Scored, lay_out_branches, learn_branches, scored_without_gradient
 from .critic import attach_critic, load_critic, save_critic, without_critic
@@ -28,7 +28,8 @@ from .logs import RunLog
 from .policy_gradient import policy_loss, value_loss
 from .ppo_settings import PpoSettings, in_iterations
 from .references import Reference
-from .rewards import Checked, Reward
+from .reward_function import Reward, check_columns, with_all_columns
+from .rewards import Checked
 from .rollout import Rollout, check_prompts, roll_out
 from .sealed import Provenance, Sealed, master_optimizer
 from .sft import learn_to_stop
@@ -82,6 +83,9 @@ def ppo_trainer(
     for some in (rows, eval_rows or ()):
         if some is rows or some:
             check_prompts(some, model, settings.max_new_tokens)
+    every = with_all_columns([*rows, *(eval_rows or ())])
+    check_columns([reward], every)
+    rows, eval_rows = every[: len(rows)], every[len(rows) :]
     learn_to_stop(model, tokenizer)
     collate = lay_out_branches(model, tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0)
     learn_branches(model)
@@ -89,10 +93,7 @@ def ppo_trainer(
     if lora is not None:
         if lora.lora_dropout:
             raise UserError(f"lora_dropout {lora.lora_dropout} would make the policy that is trained another than the one that samples: set it to 0")
-        model = get_peft_model(model, lora)
-        speed_up_adapters(model)
-        if args.activation_checkpointing:
-            model.enable_input_require_grads()  # else no gradient reaches the adapters through a frozen embedding
+        model = with_adapter(model, lora, args.activation_checkpointing)
     frozen = Reference(model, reference)  # before there is a critic to copy
     attach_critic(model, value_model)
     return PpoTrainer(
@@ -101,11 +102,11 @@ def ppo_trainer(
         settings=settings,
         reward=reward if isinstance(reward, Checked) else Checked(reward),
         reference=frozen,
-        prompts=list(rows),
+        prompts=rows,
         provenance=provenance,
         data_collator=collate,
-        train_dataset=list(rows),
-        eval_dataset=list(eval_rows) if eval_rows else None,
+        train_dataset=rows,
+        eval_dataset=eval_rows or None,
         processing_class=tokenizer,
         callbacks=[RunLog(), *callbacks],
     )

@@ -72,11 +72,19 @@ def test_a_run_without_a_log_names_no_picture(base, data, tmp_path, capsys):
         (["--reward", "exact_answer", "--kl_estimator", "k9"], "kl_estimator must be one of k1, k2, k3"),
         (["--reward", "exact_answer", "--rollouts", "9"], "rollouts 9 cannot be cut into 2"),
         (["--reward", "exact_answer", "--max_prompt_length", "5"], "more than max_prompt_length 5"),
+        (["--reward", "MINE:near", "--model", "EMPTY"], "reward near needs the column solution, but the records have answer: add it"),
+        (["--reward", "MINE:bare"], "reward bare takes prompts, but not completions"),
         (["--reward", "exact_answer", "--max_new_tokens", "250"], "more than the model's context of 256"),
         (["--reward", "exact_answer", "--lora_r", "4", "--lora_dropout", "0.1"], "lora_dropout 0.1 would make"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_sampled(base, data, tmp_path, capsys, words, message):
+    mine, empty = tmp_path / "mine.py", tmp_path / "empty"  # a tokenizer alone: loading the model would fail
+    mine.write_text("def near(completions, solution):\n    return []\ndef bare(prompts):\n    return []\n")
+    empty.mkdir()
+    for path in [*base.glob("tokenizer*"), *base.glob("chat_template*"), base / "config.json"]:
+        (empty / path.name).write_bytes(path.read_bytes())
+    words = [word.replace("MINE", str(mine)).replace("EMPTY", str(empty)) for word in words]
     assert run("--model", base, "--data", data, "--output_dir", tmp_path / "out", *SMALL, *words) == 2
     assert message in capsys.readouterr().err
 

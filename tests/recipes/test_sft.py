@@ -97,11 +97,13 @@ def test_packed_rows_train_to_the_same_answers(base, data, tmp_path):
 
 
 def test_streamed_rows_give_the_losses_of_rows_in_memory(base, data, tmp_path):
-    for name, more in (("memory", ["--train_sampling_strategy", "sequential"]), ("stream", ["--streaming", "true"])):
+    streaming = ["--streaming", "true", "--max_length", "256"]
+    workers = [*streaming, "--dataloader_num_workers", "2"]
+    for name, more in (("memory", ["--train_sampling_strategy", "sequential"]), ("stream", streaming), ("workers", workers)):
         assert run("--model", base, "--data", data, "--output_dir", tmp_path / name, "--max_steps", 4, "--save_strategy", "no", *more,
                    "--per_device_train_batch_size", 3) == 0  # fmt: skip
-    losses = [[e["loss"] for e in read_log(tmp_path / name / "log.jsonl") if "loss" in e] for name in ("memory", "stream")]
-    assert len(losses[0]) == 4 and losses[0] == losses[1]
+    losses = [[e["loss"] for e in read_log(tmp_path / name / "log.jsonl") if "loss" in e] for name in ("memory", "stream", "workers")]
+    assert len(losses[0]) == 4 and losses[0] == losses[1] == losses[2]
 
 
 def test_lora_trains_the_adapter_alone_and_export_merges_it(base, data, tmp_path, capsys):

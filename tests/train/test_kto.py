@@ -92,7 +92,12 @@ def test_training_moves_held_out_accuracy_and_margins(adapter, before, fresh_tin
     (good, bad), (better, worse) = rewards[:2], rewards[2:]  # of two questions
     assert last["eval_pair_accuracy"] == ((good > bad) + (better > worse)) / 2 == 1
     assert last["eval_accuracy"] == ((good > 0) + (bad < 0) + (better > 0) + (worse < 0)) / 4 == (0.5 if adapter else 0.75)
-    assert last["eval_rewards/margins"] == pytest.approx((good + better - bad - worse) / 2, rel=1e-3) and last["eval_rewards/margins"] > 0.3
+    margin = (good + better - bad - worse) / 2
+    assert last["eval_rewards/margins"] == pytest.approx(margin, rel=1e-3) and margin > 0.3
+    trainer.args.per_device_eval_batch_size = 3
+    uneven = trainer.evaluate(trainer.eval_dataset)  # three answers, then one: a margin of the first batch alone
+    assert uneven["eval_margin"] == last["eval_margin"] == pytest.approx(margin, rel=1e-5)
+    assert abs(uneven["eval_rewards/margins"] - margin) > 1e-3
 
 
 def test_the_reference_is_a_copy_and_not_what_the_config_names(fresh_tiny, tiny_tokenizer, tmp_path):
