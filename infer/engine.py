@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .device import precise
 from .early_exit import open_first_layers
 from .memory import PrefixCache
 from .row import Request, Row
@@ -239,11 +240,6 @@ def batch_of(row: Row, batches: dict[int, Batch]) -> Batch:
     if id(row.runner) not in batches:
         batches[id(row.runner)] = Batch(row.runner)
     return batches[id(row.runner)]
-
-
-def precise(tensor: Tensor) -> Tensor:
-    """Return the tensor where there is float64, which draws need: Apple's MPS has none."""
-    return tensor.cpu() if tensor.device.type == "mps" else tensor
 
 
 def answer(forward: Forward, batches: dict[int, Batch], places: list[tuple[Row, int, int | None]]) -> Tensor:

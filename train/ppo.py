@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 
 from ..data.refusal import UserError
 from ..infer.architecture import transformers_model
+from ..infer.device import in_float64
 from ..infer.sample import hashed
 from .adapters import speed_up_adapters
 from .advantages import Moments
@@ -233,7 +234,7 @@ class PpoTrainer(Sealed, Trainer):
         loss = policy.loss + settings.value_coefficient * value.loss
         if settings.entropy_coefficient:
             loss = loss - settings.entropy_coefficient * scored.entropies.sum() / tokens
-        self._sums += torch.stack([policy.loss.detach(), value.loss.detach(), policy.clip_fraction]).double().cpu()
+        self._sums += in_float64(torch.stack([policy.loss.detach(), value.loss.detach(), policy.clip_fraction])).cpu()
         return loss * self.args.world_size  # processes average their gradients
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -252,8 +253,8 @@ class PpoTrainer(Sealed, Trainer):
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         mine = self._mine(len(rows))
         experience = self.experience([rows[i] for i in mine], ("evaluate", self.args.seed), mine)
-        kl = sum((own - ref).double().sum().item() for own, ref in zip(experience.logprobs, experience.ref_logprobs, strict=True))
-        sums = [experience.scores.double().sum().item(), kl, sum(experience.lengths), len(experience.lengths)]
+        kl = sum(in_float64(own - ref).sum().item() for own, ref in zip(experience.logprobs, experience.ref_logprobs, strict=True))
+        sums = [in_float64(experience.scores).sum().item(), kl, sum(experience.lengths), len(experience.lengths)]
         reward, kl, length, count = self._reduced(torch.tensor(sums, dtype=torch.float64)).tolist()
         metrics = {"reward": reward / count, "kl": kl / count, "length": length / count}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
