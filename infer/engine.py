@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.refusal import UserError
+from .device import precise
 from .early_exit import open_first_layers
 from .memory import PrefixCache
 from .row import Request, Row
@@ -260,11 +261,6 @@ def batch_of(row: Row, batches: dict[int, Batch]) -> Batch:
     if id(row.runner) not in batches:
         batches[id(row.runner)] = Batch(row.runner)
     return batches[id(row.runner)]
-
-
-def precise(tensor: Tensor) -> Tensor:
-    """Return the tensor where there is float64, which draws need: Apple's MPS has none."""
-    return tensor.cpu() if tensor.device.type == "mps" else tensor
 
 
 def answer(forward: Forward, batches: dict[int, Batch], places: list[tuple[Row, int, int | None]]) -> Tensor:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 
 from ..data.branches import pairs
 from ..data.refusal import UserError
+from ..infer.device import in_float64
 from .adapters import with_adapter
 from .branch_scores import lay_out_branches, learn_branches
 from .limits import check_fits
@@ -227,8 +228,8 @@ class PreferenceTrainer(Sealed, Trainer):
     def _note(self, scores: PairScores) -> None:
         """Add a batch's rewards to what the next log averages."""
         chosen, rejected = (reward.detach() for reward in self._rewards(scores))
-        for name, value in (("chosen", chosen), ("rejected", rejected), ("margins", chosen - rejected), ("accuracies", (chosen > rejected).double())):
-            self._sums[name] = self._sums.get(name, 0.0) + value.double().sum().item()
+        for name, value in (("chosen", chosen), ("rejected", rejected), ("margins", chosen - rejected), ("accuracies", chosen > rejected)):
+            self._sums[name] = self._sums.get(name, 0.0) + in_float64(value).sum().item()
         self._sums["pairs"] = self._sums.get("pairs", 0.0) + len(chosen)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -274,7 +275,7 @@ class PreferenceTrainer(Sealed, Trainer):
                 chosen, rejected = self._rewards(scores)
                 losses = self.kind(scores, self.settings)
                 parts = [losses, chosen > rejected, chosen - rejected, torch.ones_like(losses), scores.chosen, scores.chosen_lengths]
-                return torch.stack([part.double().sum() for part in parts])
+                return torch.stack([in_float64(part).sum() for part in parts])
 
             loss, right, margin, count, likelihood, tokens = self.sums_over(rows, 6, sums_of)
         nll = -likelihood / tokens if self.kind.adds_chosen_nll else 0.0

@@ -19,6 +19,7 @@ from trl import KTOConfig, KTOTrainer
 
 from ..data.refusal import UserError
 from ..infer.architecture import context_limit
+from ..infer.device import in_float64
 from .adapters import ready_for_adapter, speed_up_adapters
 from .limits import check_fits
 from .logs import RunLog
@@ -76,7 +77,7 @@ class KtoStage(Sealed, KTOTrainer):
         for start in range(0, len(mine), size):
             some = mine[start : start + size]
             batch = self._prepare_inputs(self.data_collator([rows[i] for i in some]))
-            found[list(some)] = (self._answer_logprobs(model, batch) - self._reference_logprobs(model, batch)).double().cpu()
+            found[list(some)] = in_float64(self._answer_logprobs(model, batch) - self._reference_logprobs(model, batch)).cpu()
         model.train(training)
         found = self.accelerator.reduce(found.float().to(self.args.device)) if world > 1 else found  # each row is one process's
         return (self.beta * found).tolist()

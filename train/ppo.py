@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 
 from ..data.refusal import UserError
 from ..infer.architecture import transformers_model
+from ..infer.device import in_float64
 from ..infer.sample import hashed
 from .adapters import with_adapter
 from .advantages import Moments
@@ -245,7 +246,7 @@ class PpoTrainer(Sealed, Trainer):
         if settings.entropy_coefficient:
             entropy = -scored.entropies.sum() / tokens
             loss = loss + settings.entropy_coefficient * entropy
-        self._sums += torch.stack([policy.loss, value.loss, entropy, policy.clip_fraction]).detach().double().cpu()
+        self._sums += in_float64(torch.stack([policy.loss, value.loss, entropy, policy.clip_fraction]).detach()).cpu()
         self._batches_summed += 1
         return loss * self.args.world_size  # processes average their gradients
 
@@ -271,8 +272,8 @@ class PpoTrainer(Sealed, Trainer):
         mine = self._mine(len(rows))
         with self.in_evaluation():
             experience = self.experience([rows[i] for i in mine], ("evaluate", self.args.seed), mine)
-        kl = sum((own - ref).double().sum().item() for own, ref in zip(experience.logprobs, experience.ref_logprobs, strict=True))
-        sums = [experience.scores.double().sum().item(), kl, sum(experience.lengths), len(experience.lengths)]
+        kl = sum(in_float64(own - ref).sum().item() for own, ref in zip(experience.logprobs, experience.ref_logprobs, strict=True))
+        sums = [in_float64(experience.scores).sum().item(), kl, sum(experience.lengths), len(experience.lengths)]
         reward, kl, length, count = self._reduced(torch.tensor(sums, dtype=torch.float64)).tolist()
         metrics = {"reward": reward / count, "kl": kl / count, "length": length / count}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}

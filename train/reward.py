@@ -17,6 +17,7 @@ from trl import RewardConfig, RewardTrainer
 
 from ..data.branches import pairs
 from ..data.refusal import UserError
+from ..infer.device import in_float64
 from .adapters import with_adapter
 from .branch_scores import lay_out_branches
 from .dpo import check_rows
@@ -226,7 +227,7 @@ class RewardStage(Sealed, RewardTrainer):
         """Of a batch's pairs: their weighted loss and weight, how many are right, the sum of leads, their number."""
         better, worse = scores[batch["pairs"]].unbind(1)
         parts = [losses * batch["weights"], batch["weights"], better > worse, better - worse, torch.ones_like(losses)]
-        return torch.stack([part.double().sum().cpu() for part in parts])
+        return torch.stack([in_float64(part).sum().cpu() for part in parts])
 
 
 def best_ranked_first(rows: Rows, scores: Tensor) -> Tensor:

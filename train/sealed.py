@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from ..data.refusal import UserError
+from ..infer.device import in_float64
 from ..infer.manifest import fingerprint, verify
 from .checkpoints import ASIDE, publish, publish_into, room_for, rotate, start_aside
 from .optimizer import MasterAdamW
@@ -100,7 +101,7 @@ class Sealed:
         sums = torch.zeros(width, dtype=torch.float64)
         for start in range(0, len(mine), size):
             with self.accelerator.autocast():
-                sums += sums_of([rows[i] for i in mine[start : start + size]]).double().cpu()
+                sums += in_float64(sums_of([rows[i] for i in mine[start : start + size]])).cpu()
         return self.accelerator.reduce(sums.float().to(self.args.device)).tolist()
 
     # Saving
