@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..data.refusal import UserError
 from .architecture import transformers_model
 from .blocks import is_foreign, is_replaced
+from .lending import held
 from .row import Row, shared
 from .runner import open_runner
 
@@ -109,7 +110,9 @@ def state_of(model: nn.Module) -> Hashable:
     Its modules and tensors with how often each was changed in place; hooks; adapters, those active, disabled, merged, and their scales.
     """
     found: list[Hashable] = []
-    for module in model.modules():
+    with held(model):  # another thread's pass may have it changed
+        modules = list(model.modules())
+    for module in modules:
         found += [id(module), is_replaced(module), *module._forward_pre_hooks]
         found += [handle for handle, hook in module._forward_hooks.items() if is_foreign(hook)]
         for tensor in (*module._parameters.values(), *module._buffers.values()):

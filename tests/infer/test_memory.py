@@ -1,12 +1,16 @@
 """A PrefixCache serves overlapping calls and models that change: what it gives is what reading anew would give."""
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from threading import Event
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from seodang.infer import Committed, PrefixCache, SamplingParams, generate, stream
+from seodang.infer import Committed, PrefixCache, SamplingParams, generate, open_runner, stream
+from seodang.infer.early_exit import open_first_layers
+from seodang.infer.memory import state_of
 
 PROMPT = [5, 6, 7, 8, 9, 10, 11, 12]
 PARAMS = SamplingParams(max_new_tokens=6, ignore_eos=True)
@@ -115,3 +119,22 @@ def test_what_was_read_half_with_an_adapter_and_half_without_is_not_kept(fresh_t
         assert same_as_read_anew(model, tiny_tokenizer, cache)
     assert same_as_read_anew(model, tiny_tokenizer, cache)
     assert cache.runner.live == len(cache.slots)
+
+
+def test_the_state_of_a_model_is_that_between_passes(fresh_tiny):
+    """Another thread has the model down to its first layer: the state waits until it is whole."""
+    model = fresh_tiny()
+    whole, cut, enough = state_of(model), Event(), Event()
+
+    def draft():
+        with open_first_layers(open_runner(model), 1)._lent():
+            cut.set()
+            enough.wait(10)
+
+    with ThreadPoolExecutor() as pool:
+        drafting = pool.submit(draft)
+        cut.wait(10)
+        found = pool.submit(state_of, model)
+        assert len(list(model.model.layers)) == 1 and not found.done()
+        enough.set()
+        assert found.result(10) == whole and drafting.result(10) is None
