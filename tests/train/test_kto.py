@@ -95,7 +95,7 @@ def test_training_moves_held_out_accuracy_and_margins(adapter, before, fresh_tin
     margin = (good + better - bad - worse) / 2
     assert last["eval_rewards/margins"] == pytest.approx(margin, rel=1e-3) and margin > 0.3
     trainer.args.per_device_eval_batch_size = 3
-    uneven = trainer.evaluate(trainer.eval_dataset)  # three answers, then one: a margin of the first batch alone
+    uneven = trainer.evaluate()  # three answers, then one: a margin of the first batch alone
     assert uneven["eval_margin"] == last["eval_margin"] == pytest.approx(margin, rel=1e-5)
     assert abs(uneven["eval_rewards/margins"] - margin) > 1e-3
 
