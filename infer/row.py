@@ -203,9 +203,9 @@ class Row:
     @property
     def unseen(self) -> list[int]:
         """The ids that the next pass must bring; those of hidden positions are left out."""
-        hidden = self.request.hidden
-        if not hidden or self.seen >= len(self.request.prompt_ids):
+        if not self.request.hidden or self.seen >= len(self.request.prompt_ids):
             return self.ids[self.seen :]
+        hidden = frozenset(self.request.hidden)
         return [id for place, id in enumerate(self.ids[self.seen :], self.seen) if place not in hidden]
 
     @property
@@ -288,7 +288,13 @@ class Row:
     def copy(self) -> Row:
         """Return a row with the same ids that has no place of its own in the cache, to be judged or become: never run, never released."""
         other = Row(self.request, self.runner, self.slot, [], self.text, choice=self.choice, companion=self.companion)
-        other._copy(self)
+        other.ids, other.text, other.seen = list(self.ids), self.text.fork(), self.seen
+        other.logprobs, other.pieces = list(self.logprobs), list(self.pieces)
+        other.finish_reason, other.score = self.finish_reason, self.score
+        other.states = {name: state.fork() for name, state in self.states.items()}
+        other.controls = [control.fork() for control in self.controls]
+        # a view without room behind it: what is remembered never changes, and to remember more makes a tensor of one's own
+        other._history, other._remembered = self._history[: self._remembered], self._remembered
         return other
 
     def fork(self) -> Row:
@@ -304,25 +310,19 @@ class Row:
         [slot] = self.runner.fork([self.slot])
         return self.request.opened(self.runner, slot)
 
-    def become(self, parent: Row) -> None:
-        """Go on as a copy of `parent`, of the same request; the cache copies only what the two do not share."""
-        if parent.slot != self.slot:
-            self.runner.copy(parent.slot, self.slot, max(shared(self.ids, parent.ids) - len(self.request.hidden), 0))
+    def become(self, other: Row) -> None:
+        """Go on as `other`, the copy of a row of the same request, and take what it has; the cache copies only what the two do not share."""
+        if other.slot != self.slot:
+            self.runner.copy(other.slot, self.slot, max(shared(self.ids, other.ids) - len(self.request.hidden), 0))
             if self.companion is not None:
-                self.companion.become_companion(parent.companion)
-        self._copy(parent)
+                self.companion.become_companion(other.companion)
+        self.ids, self.text, self.seen, self.logprobs, self.pieces = other.ids, other.text, other.seen, other.logprobs, other.pieces
+        self.finish_reason, self.score, self.states, self.controls = other.finish_reason, other.score, other.states, other.controls
+        self._history, self._remembered = other._history, other._remembered
 
     def become_companion(self, parent: Row) -> None:
         self.runner.copy(parent.slot, self.slot, shared(self.ids, parent.ids))
         self.ids, self.seen = list(parent.ids), parent.seen
-
-    def _copy(self, parent: Row) -> None:
-        self.ids, self.text, self.seen = list(parent.ids), parent.text.fork(), parent.seen
-        self.logprobs, self.pieces = list(parent.logprobs), list(parent.pieces)
-        self.finish_reason, self.score = parent.finish_reason, parent.score
-        self.states = {name: state.fork() for name, state in parent.states.items()}
-        self.controls = [control.fork() for control in parent.controls]
-        self._history, self._remembered = parent._history[: parent._remembered].clone(), parent._remembered
 
 
 def new_slot(request: Request, runner) -> int:

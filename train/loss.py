@@ -5,7 +5,6 @@ For n labels, vocabulary V and hidden size d, the head costs three products of [
 (Wijmans et al. 2024, "Cut Your Losses"; Hsu et al. 2024, "Liger Kernel").
 """
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -188,8 +187,8 @@ def own_head(model: PreTrainedModel, own_forward: MethodType) -> Head:
 
     The copy shares all else, parameters included; the model itself stays as it is, for whoever runs it in another thread.
     """
-    outermost = copy.copy(model)
-    outermost._modules = {**model._modules, model.base_model_prefix: _Trunk()}
+    outermost = object.__new__(type(model))  # copy.copy would build a model anew where FSDP has wrapped it
+    outermost.__dict__.update(model.__dict__, _modules={**model._modules, model.base_model_prefix: _Trunk()})
     forward = MethodType(own_forward.__func__, outermost)
     return lambda hidden: forward(inputs_embeds=hidden[None]).logits[0]
 

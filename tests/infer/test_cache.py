@@ -2,6 +2,7 @@
 
 import random
 
+import pytest
 import torch
 
 from seodang.infer.cache import SMALLEST, KVCache
@@ -99,3 +100,16 @@ def test_a_row_takes_the_next_power_of_two_and_leaves_the_others_where_they_are(
         write(cache, long, [3.0] * SMALLEST)
     assert cache.place(short)[0].layers[0][0].data_ptr() == before
     assert cache.place(long)[0].capacity == 8 * SMALLEST
+
+
+@pytest.mark.parametrize("hidden", [(), (0,), (5,), (0, 1, 2), (2, 3, 9), (1, 4, 5, 8)])
+def test_tokens_keep_the_positions_that_they_have_without_the_hidden_ones(hidden):
+    cache = KVCache()
+    row = cache.add()
+    if hidden:
+        cache.hidden[row] = hidden
+    visible = [place for place in range(30) if place not in hidden]
+    for past in range(12):
+        cache.lengths[row] = past
+        for count in (1, 3, 9):
+            assert list(cache.positions(row, count)) == visible[past : past + count]
