@@ -48,12 +48,11 @@ def learn_branches(model: PreTrainedModel, chunk: int = CHUNK) -> None:
         wants_values: bool = True,
         **kwargs,
     ):
-        own_forward = MethodType(before, self)
         if predictors is None:
-            return own_forward(*args, **kwargs)
+            return MethodType(before, self)(*args, **kwargs)
         kwargs.pop("labels", None)  # an adapter's wrapper hands on a None
         hidden = getattr(self, trunk_name)(*args, use_cache=False, **kwargs).last_hidden_state.flatten(0, 1).index_select(0, predictors)
-        logprobs, entropies = _scored(self, own_forward, hidden, targets, temperature, wants_entropies, chunk)
+        logprobs, entropies = _scored(self, hidden, targets, temperature, wants_entropies, chunk)
         critic = getattr(self, "critic", None) if wants_values else None
         value = None if critic is None else critic(hidden, *args, predictors=predictors, **kwargs)
         return Scored(logprobs=logprobs, entropies=entropies, value=value)
@@ -63,10 +62,10 @@ def learn_branches(model: PreTrainedModel, chunk: int = CHUNK) -> None:
 
 
 def _scored(
-    model: PreTrainedModel, own_forward, hidden: Tensor, targets: Tensor, temperature: float, wants_entropies: bool, chunk: int
+    model: PreTrainedModel, hidden: Tensor, targets: Tensor, temperature: float, wants_entropies: bool, chunk: int
 ) -> tuple[Tensor, Tensor]:
     layer = model.get_output_embeddings()
-    head = own_head(model, own_forward)
+    head = own_head(model)
     with lowered(hidden, layer) as (low, weight, bias):
         if is_plain(model, layer, head, low):
             return LinearLogprobs.apply(low, weight, bias, targets, temperature, wants_entropies, chunk)

@@ -117,15 +117,14 @@ def teach_answers_only(model: PreTrainedModel, chunk: int = CHUNK) -> None:
     model.answer_loss_chunk = chunk
 
     def forward(self, *args, labels: Tensor | None = None, num_items_in_batch=None, **kwargs):
-        own_forward = MethodType(before, self)
         if labels is None:
-            return own_forward(*args, **kwargs)
+            return MethodType(before, self)(*args, **kwargs)
         hidden = getattr(self, trunk_name)(*args, use_cache=False, **_plain_lengths(kwargs)).last_hidden_state
         targets = labels[:, 1:].flatten()
         places = (targets != IGNORE_INDEX).nonzero().squeeze(1)
         # position i of each row predicts its label i + 1
         hidden = hidden[:, :-1].flatten(0, 1).index_select(0, places)
-        return _answer_loss(self, own_forward, hidden, targets[places], num_items_in_batch)
+        return _answer_loss(self, hidden, targets[places], num_items_in_batch)
 
     forward.speaks_as_before = True  # without labels: the engine may read the weights past it
     model.forward = MethodType(forward, model)
@@ -139,11 +138,11 @@ def _plain_lengths(kwargs: dict) -> dict:
     return {**kwargs, "record_lengths": tuple(borders.diff().tolist())}
 
 
-def _answer_loss(model: PreTrainedModel, own_forward: Callable, hidden: Tensor, labels: Tensor, num_items) -> AnswerLoss:
+def _answer_loss(model: PreTrainedModel, hidden: Tensor, labels: Tensor, num_items) -> AnswerLoss:
     layer, chunk = model.get_output_embeddings(), model.answer_loss_chunk
     divisor = float(num_items if num_items is not None else max(len(labels), 1))
     correct = None
-    head = own_head(model, own_forward)
+    head = own_head(model)
     with lowered(hidden, layer) as (hidden, weight, bias):
         if not torch.is_grad_enabled():
             mean, correct = _evaluate(head, hidden, labels, divisor, chunk)
@@ -182,15 +181,15 @@ class _Trunk(nn.Module):
         return _HiddenStates(last_hidden_state=inputs_embeds)
 
 
-def own_head(model: PreTrainedModel, own_forward: MethodType) -> Head:
-    """Return the architecture's own head: its forward, on a copy of the model's outermost module that has the layers beneath taken out.
+def own_head(model: PreTrainedModel) -> Head:
+    """Return the architecture's own head: its class's forward, on a copy of the model's outermost module that has the layers beneath taken out.
 
-    The copy shares all else, parameters included; the model itself stays as it is, for whoever runs it in another thread.
+    The copy shares all else, parameters included; the model itself stays as it is, for whoever runs it in another thread. A forward that
+    was put on the model would not do: trl's calls the one before it on the model itself, layers and all.
     """
     outermost = object.__new__(type(model))  # copy.copy would build a model anew where FSDP has wrapped it
     outermost.__dict__.update(model.__dict__, _modules={**model._modules, model.base_model_prefix: _Trunk()})
-    forward = MethodType(own_forward.__func__, outermost)
-    return lambda hidden: forward(inputs_embeds=hidden[None]).logits[0]
+    return lambda hidden: type(model).forward(outermost, inputs_embeds=hidden[None]).logits[0]
 
 
 @contextmanager
