@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -71,7 +71,7 @@ def parse(
     parser.add_argument("--config", metavar="FILE.yaml", help="Options from a YAML file; those on the command line win.")
     required = _add_positional(parser, positional)
     argv = [_underscored(word) for word in argv]
-    _apply_config(parser, _config_path(argv))
+    _apply_config(parser, _config_path(argv), classes)
     namespace, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         raise UserError(_unknown_option(unknown[0], parser))
@@ -137,7 +137,7 @@ def _config_path(argv: list[str]) -> str | None:
         raise UserError(str(error)) from None
 
 
-def _apply_config(parser: argparse.ArgumentParser, path: str | None) -> None:
+def _apply_config(parser: argparse.ArgumentParser, path: str | None, classes: Sequence[type]) -> None:
     """Make a YAML file's values the parser's defaults."""
     if path is None:
         return
@@ -154,9 +154,17 @@ def _apply_config(parser: argparse.ArgumentParser, path: str | None) -> None:
         name = str(key).replace("-", "_")
         if name not in options:
             raise UserError(f"--config {path}: " + _unknown_option("--" + str(key), parser))
+        if value is None and not _takes_none(name, classes):
+            raise UserError(f"--config {path}: {name} has no value: give it one, or leave its line out")
         action = options[name]
         action.required = False
         parser.set_defaults(**{name: _converted(action, value, path)})
+
+
+def _takes_none(name: str, classes: Sequence[type]) -> bool:
+    """Whether an option may be nothing."""
+    owners = [cls for cls in classes if name in cls.__dataclass_fields__]
+    return all(cls.__dataclass_fields__[name].default is None or type(None) in get_args(get_type_hints(cls)[name]) for cls in owners)
 
 
 def _converted(action: argparse.Action, value: Any, path: str) -> Any:

@@ -43,7 +43,7 @@ def test_yaml_beneath_options(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("rat: 1", "did you mean rate"), ("rate: [", "not YAML"), ("- 1", "name: value"), ("rate: fast", "'fast' is not a valid value")],
+    [("rat: 1", "did you mean rate"), ("rate:", "rate has no value"), ("words: null", "words has no value"), ("rate: [", "not YAML"), ("- 1", "name: value"), ("rate: fast", "'fast' is not a valid value")],
 )
 def test_yaml_mistakes(tmp_path, text, message):
     path = tmp_path / "c.yaml"
