@@ -28,7 +28,7 @@ from seodang.recipes.training_options import Arguments, DataOptions, ModelOption
 from seodang.train.checkpoints import find_resume
 from seodang.train.logs import CURVE, terminal_curve
 from seodang.train.plan import plan
-from seodang.train.sampling import AnswerSampler, HeldOut, held_out
+from seodang.train.sampling import AnswerSampler, HeldOut, answerable, held_out
 from seodang.train.sft import sft_trainer
 from seodang.train.stream import StreamedRows
 from seodang.train.sealed import Provenance
@@ -122,7 +122,7 @@ def build(
 ) -> AnswerTrainer:
     """Load the model and set up its trainer."""
     model, _ = load(options.model, device=str(args.device), dtype=options.dtype, **options.loading())
-    questions = questions[: run.eval_samples]
+    questions = list(islice(answerable(questions, tokenizer, model), run.eval_samples))
     sample = AnswerSampler(tokenizer, questions, show=show) if questions else None
     stop = [EarlyStoppingCallback(run.early_stopping_patience)] if run.early_stopping_patience else []
     return sft_trainer(

@@ -73,7 +73,7 @@ class RunOptions:
         default=None, metadata={"help": "Options that may differ from those of the checkpoint that is resumed, or all; without, a change is refused."}
     )
     dry_run: bool = field(default=False, metadata={"help": "Print the plan and stop."})
-    eval_samples: int = field(default=16, metadata={"help": "Held-out prompts answered at each evaluation."})
+    eval_samples: int = field(default=16, metadata={"help": "Held-out prompts answered at each evaluation, of those that leave room for an answer."})
     early_stopping_patience: int = field(default=0, metadata={"help": "Stop after so many evaluations without gain; 0 never."})
 
 

@@ -1,12 +1,16 @@
 """Let the model answer held-out prompts while it trains, and count the right answers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..data.chat import prompt_ids
 from ..data.formats import Dialogue, Message
 from ..infer import SamplingParams, generate
+from ..infer.architecture import context_limit
+
+MAX_NEW_TOKENS = 48
 
 
 @dataclass
@@ -28,7 +32,7 @@ class AnswerSampler:
 
     tokenizer: PreTrainedTokenizerBase
     questions: Sequence[HeldOut]
-    max_new_tokens: int = 48
+    max_new_tokens: int = MAX_NEW_TOKENS
     show: Callable[[HeldOut, str], None] | None = None
     shown: int = 3
     answers: list[str] = field(default_factory=list)
@@ -40,6 +44,16 @@ class AnswerSampler:
         for question, answer in list(zip(self.questions, self.answers, strict=True))[: self.shown if self.show else 0]:
             self.show(question, answer)
         return agreement(self.answers, [q.answer for q in self.questions])
+
+
+def answerable(
+    questions: Iterable[HeldOut], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, max_new_tokens: int = MAX_NEW_TOKENS
+) -> Iterator[HeldOut]:
+    """Those whose prompt leaves room for an answer in the model's context: the engine refuses the others, at the first evaluation."""
+    limit = context_limit(model)
+    for question in questions:
+        if limit is None or len(prompt_ids(tokenizer, question.prompt, question.tools)) + max_new_tokens <= limit:
+            yield question
 
 
 def agreement(answers: Sequence[str], expected: Sequence[str]) -> dict[str, float]:

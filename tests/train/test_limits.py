@@ -14,6 +14,7 @@ from seodang.train.limits import check_fits
 from seodang.train.ppo import ppo_trainer
 from seodang.train.ppo_settings import PpoSettings
 from seodang.train.reward import reward_trainer
+from seodang.train.sampling import AnswerSampler, HeldOut, answerable
 from seodang.train.sft import sft_trainer
 from seodang.train.stream import StreamedRows
 
@@ -106,6 +107,15 @@ def test_a_stream_says_how_long_its_rows_may_be(tiny_tokenizer, tmp_path):
     trainer_of = STAGES["sft"][2]
     with pytest.raises(UserError, match="streamed rows may have 65 tokens, the model's context only 64"):
         trainer_of(model_for("sft"), tiny_tokenizer, StreamedRows(lambda: [], longest=65), str(tmp_path))
+
+
+def test_held_out_prompts_are_answered_where_there_is_room(tiny_tokenizer):
+    questions = [HeldOut([{"role": "user", "content": "Q" * count}], "A") for count in (0, 8, 9, 40)]  # 16 more of the template
+    found = list(answerable(questions, tiny_tokenizer, model_for("sft"), max_new_tokens=40))
+    assert found == questions[:2]
+    AnswerSampler(tiny_tokenizer, found, max_new_tokens=40)(model_for("sft"))
+    with pytest.raises(UserError, match="more than the 64 positions"):
+        AnswerSampler(tiny_tokenizer, questions[2:3], max_new_tokens=40)(model_for("sft"))
 
 
 def test_the_row_is_named():
