@@ -22,14 +22,14 @@ class RunLog(TrainerCallback):
             path.parent.mkdir(parents=True, exist_ok=True)
             kept = [e for e in read_log(path) if e["step"] <= state.global_step] if state.global_step else []
             partial = path.with_suffix(".partial")
-            partial.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+            partial.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
             partial.replace(path)  # a kill while it is written must not cost the lines that were there
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **kwargs) -> None:
         if state.is_world_process_zero and logs:
             path = Path(args.output_dir) / LOG
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a") as file:
+            with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
@@ -40,7 +40,7 @@ class RunLog(TrainerCallback):
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The entries of a log, oldest first; a last line cut short by a kill is left out."""
     entries = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
             entries.append(json.loads(line))
         except ValueError:
