@@ -59,8 +59,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        for expected in manifest["files"].values():
-            expected["bytes"], expected["sha256"]
+        _ = [(expected["bytes"], expected["sha256"]) for expected in manifest["files"].values()]  # they are there
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a manifest ({error}): restore it, or delete it to load the folder unchecked") from None
     for name in manifest["files"]:

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -101,7 +101,7 @@ def publish_into(written: Path, final: Path, **facts) -> None:
     final.mkdir(parents=True, exist_ok=True)
     names = sorted((p.relative_to(written).as_posix() for p in written.rglob("*") if p.is_file()), key=lambda name: name == MANIFEST)
     former = _published(final)
-    _mark_unfinished(final, [*former, *names])
+    write_whole(final / UNFINISHED, json.dumps(sorted({*former, *names} - {MANIFEST})))
     for name in (MANIFEST, *former):
         (final / name).unlink(missing_ok=True)
     for name in names:
@@ -122,13 +122,15 @@ def _published(folder: Path) -> list[str]:
     return names
 
 
-def _mark_unfinished(folder: Path, names: Sequence[str]) -> None:
-    partial = folder / (UNFINISHED + ".partial")
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
     with partial.open("w", encoding="utf-8") as file:
-        json.dump(sorted(set(names) - {MANIFEST}), file)
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(folder / UNFINISHED)
+    partial.replace(path)
 
 
 @contextmanager
