@@ -2,7 +2,7 @@
 # PYTHON=python3.12 names the interpreter; ARGS="-k packing" is handed to the command.
 export PYTHON TORCH
 ready := .venv/ready
-pytest := .venv/bin/python -m pytest -c tests/pytest.ini
+pytest := .venv/bin/python -m pytest -c tests/pytest.ini -n auto --dist worksteal --durations=10
 
 .PHONY: help setup demo demo-rlhf test test-full clean
 

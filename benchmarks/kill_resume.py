@@ -25,6 +25,7 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, TrainingArguments
 
+from seodang.data.json_lines import read_json_lines
 from seodang.train.checkpoints import find_resume
 from seodang.train.sft import sft
 
@@ -135,7 +136,7 @@ def main() -> int:
 def same(one: Path, other: Path) -> bool:
     """Whether two runs logged the same losses and saved the same weights."""
     losses = [
-        [(e["step"], e["loss"]) for e in map(json.loads, (run / "log.jsonl").read_text().splitlines()) if "loss" in e] for run in (one, other)
+        [(e["step"], e["loss"]) for e in read_json_lines(run / "log.jsonl") if "loss" in e] for run in (one, other)
     ]
     weights = [(run / "model.safetensors").read_bytes() for run in (one, other)]
     return losses[0] == losses[1] and weights[0] == weights[1]

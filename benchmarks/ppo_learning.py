@@ -21,6 +21,7 @@ from transformers import AutoModelForSequenceClassification, TrainingArguments
 
 from seodang.data.branches import prepare_asked
 from seodang.data.form_pairs import form_pairs, form_reward
+from seodang.data.json_lines import read_json_lines
 from seodang.data.preferences import Asked
 from seodang.data.sample_data import sample_path
 from seodang.infer.checkpoint import load
@@ -35,7 +36,7 @@ NEW_TOKENS = 24
 
 
 def make_rows(name: str, tokenizer, count: int | None = None) -> list[dict]:
-    triplets = [json.loads(line) for line in sample_path(name).read_text().splitlines()]
+    triplets = read_json_lines(sample_path(name))
     examples = [Asked([{"role": "user", "content": pair["prompt"]}], {"form": pair["form"]}) for pair in form_pairs(triplets)[:count]]
     return prepare_asked(examples, tokenizer, max_prompt_length=512)[0]
 

@@ -21,6 +21,7 @@ import torch
 from transformers import TrainerCallback, TrainingArguments
 
 from seodang.data.branches import prepare_asked
+from seodang.data.json_lines import read_json_lines
 from seodang.data.preferences import Asked
 from seodang.data.sample_data import sample_path
 from seodang.infer.checkpoint import load
@@ -33,7 +34,7 @@ from seodang.train.rollout import Rollout
 def make_rows(tokenizer, count: int) -> list[dict]:
     """Questions of the sample, alone or behind one to four exchanges."""
     draw = random.Random(0)
-    triplets = [json.loads(line) for line in sample_path("geography").read_text().splitlines()]
+    triplets = read_json_lines(sample_path("geography"))
     ask = lambda t: {"role": "user", "content": " ".join(filter(None, (t["instruction"], t["input"]))) + " Tell me why."}
     examples = []
     for number in range(count):

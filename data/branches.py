@@ -3,33 +3,32 @@
 import copy
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from .accounting import EMPTY, UNUSABLE, Accounting, check_unusable
 from .answer import Conversation, Turn
 from .chat import prompt_ids
 from .preferences import Asked, Judged, Ranked
 from .refusal import UserError
 from .truncation import shortened
 
-UNUSABLE = ("drop", "error")
-EMPTY, IDENTICAL = "empty answer", "identical answers"
+IDENTICAL = "identical answers"
 TIE, ALONE = "all answers rank the same", "fewer than two answers"
+BETWEEN = "neither best nor worst"
 PROMPT_TOO_LONG = "prompt longer than max_prompt_length"
 
 Row = dict[str, Any]
 
 
 @dataclass
-class PreferenceCounts:
+class PreferenceCounts(Accounting):
     """What became of the records."""
 
-    records: int = 0
-    rows: int = 0
     answers: int = 0
     pairs: int = 0
     good: int = 0  # judged answers
@@ -37,14 +36,12 @@ class PreferenceCounts:
     tokens: int = 0  # of prompts, once each, and answers
     answer_tokens: int = 0
     truncated: int = 0  # prompts cut on the left
-    dropped: Counter = field(default_factory=Counter)  # reason -> records
-    left_out: Counter = field(default_factory=Counter)  # reason -> answers of records that are kept
     boundary_merges: int = 0  # answers whose first letters the tokenizer would have merged into the prompt
     appended_eos: int = 0  # answers that the template does not end
     thinking_dropped: int = 0  # answers whose thinking the template leaves out
 
     def add(self, prompt: Sequence[int], turns: Sequence[Turn] = (), pair_count: int = 0, cut: bool = False) -> None:
-        self.rows += 1
+        """Count what one row holds."""
         self.answers += len(turns)
         self.pairs += pair_count
         self.truncated += cut
@@ -59,9 +56,7 @@ class PreferenceCounts:
         what = f", {self.pairs:,} pairs of {self.answers:,} answers" if self.pairs else ""
         what = f", {self.good:,} good and {self.bad:,} bad answers" if self.good or self.bad else what
         share = f", {self.answer_tokens:,} of them in answers ({self.answer_tokens / self.tokens:.1%})" if self.answer_tokens else ""
-        lines = [f"records         {self.records:,} in {self.rows:,} rows{what}", f"tokens          {self.tokens:,}{share}"]
-        lines += [f"dropped         {count:,} x {reason}" for reason, count in sorted(self.dropped.items())]
-        lines += [f"left out        {count:,} x {reason}, beside answers that are kept" for reason, count in sorted(self.left_out.items())]
+        lines = [f"{self.read_line()}{what}", f"tokens          {self.tokens:,}{share}", *self.lost_lines()]
         done = [
             ("truncated", self.truncated, "prompts lost context on the left"),
             ("merges", self.boundary_merges, "answers keep the token border that generation has"),
@@ -91,48 +86,70 @@ class Brancher:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.unusable not in UNUSABLE:
-            raise UserError(f"unusable must be drop or error, got {self.unusable!r}")
+        check_unusable(self.unusable)
         if self.max_length is not None and self.max_length < 2:
             raise UserError(f"max_length must be at least 2, got {self.max_length}")
 
     def rows(self, example: Ranked | Judged, counts: PreferenceCounts) -> list[Row]:
         """The row of one example, or none. Raises UserError that begins with where the record stands."""
-        counts.records += 1
+        return self._settled(self._ranked if isinstance(example, Ranked) else self._judged, example, counts)
+
+    def judged_rows(self, example: Ranked | Judged, counts: PreferenceCounts) -> list[Row]:
+        """The same in judged answers: of ranked ones the best are good, the worst bad."""
+        return self._settled(self._taken_apart if isinstance(example, Ranked) else self._judged, example, counts)
+
+    def _settled(self, rows_of: Callable[..., list[Row]], example: Ranked | Judged, counts: PreferenceCounts) -> list[Row]:
+        reasons: Counter = Counter()
         try:
-            row = self._ranked(example, counts) if isinstance(example, Ranked) else self._judged(example, counts)
+            rows = rows_of(example, counts, reasons)
+            counts.settle(rows, reasons, self.unusable)
         except UserError as error:
             raise _placed(error, example) from error
-        return [] if row is None else [row]
+        return rows
 
-    def _ranked(self, example: Ranked, counts: PreferenceCounts) -> Row | None:
-        if example.flaw or len(example.answers) < 2:
-            return self._drop(example.flaw or ALONE, counts)
-        left_out: Counter = Counter()
-        turns, cut = self._turns(example, example.answers, example.ranks, left_out)
+    def _ranked(self, example: Ranked, counts: PreferenceCounts, reasons: Counter) -> list[Row]:
+        turns, cut = self._compared(example, reasons)
+        if not turns:
+            return []
         ranks = [example.ranks[place] for place in turns]
-        found = pairs(ranks)
-        if not found:
-            return self._drop(next(iter(left_out), TIE), counts)
         prompts = {tuple(turn.prompt_ids) for turn in turns.values()}
         assert len(prompts) == 1, "a prompt is rendered without its answer, so all answers stand behind the same"
         prompt = list(prompts.pop())
-        counts.left_out.update(left_out)
-        counts.add(prompt, list(turns.values()), len(found), cut)
+        counts.add(prompt, list(turns.values()), len(pairs(ranks)), cut)
         margin = {} if example.margin is None else {"margin": example.margin}
         branches = [turn.answer_ids for turn in turns.values()]
-        return {"prompt_ids": prompt, "branches": branches, "ranks": ranks, "where": example.where, **margin}
+        return [{"prompt_ids": prompt, "branches": branches, "ranks": ranks, "where": example.where, **margin}]
 
-    def _judged(self, example: Judged, counts: PreferenceCounts) -> Row | None:
-        left_out: Counter = Counter()
-        turns, cut = self._turns(example, [example.answer], [0.0], left_out)
-        if not turns:
-            return self._drop(next(iter(left_out)), counts)
-        [turn] = turns.values()
+    def _taken_apart(self, example: Ranked, counts: PreferenceCounts, reasons: Counter) -> list[Row]:
+        """What lies between the best and the worst says neither, and is left out."""
+        ends = {min(example.ranks), max(example.ranks)} if example.ranks else set()
+        kept = [place for place, rank in enumerate(example.ranks) if rank in ends]
+        extremes = replace(example, answers=[example.answers[i] for i in kept], ranks=[example.ranks[i] for i in kept])
+        turns, cut = self._compared(extremes, reasons)
+        if turns and len(kept) < len(example.answers):
+            reasons[BETWEEN] += len(example.answers) - len(kept)
+        return [self._one(turn, extremes.ranks[place] == min(ends), cut, example, counts) for place, turn in turns.items()]
+
+    def _judged(self, example: Judged, counts: PreferenceCounts, reasons: Counter) -> list[Row]:
+        turns, cut = self._turns(example, [example.answer], [0.0], reasons)
+        return [self._one(turn, example.label, cut, example, counts) for turn in turns.values()]
+
+    def _one(self, turn: Turn, good: bool, cut: bool, example: Ranked | Judged, counts: PreferenceCounts) -> Row:
         counts.add(turn.prompt_ids, [turn], cut=cut)
-        counts.good += example.label
-        counts.bad += not example.label
-        return {"prompt_ids": turn.prompt_ids, "completion_ids": turn.answer_ids, "label": example.label, "where": example.where}
+        counts.good += good
+        counts.bad += not good
+        return {"prompt_ids": turn.prompt_ids, "completion_ids": turn.answer_ids, "label": good, "where": example.where}
+
+    def _compared(self, example: Ranked, reasons: Counter) -> tuple[dict[int, Turn], bool]:
+        """As `_turns`, but none where no pair of a better and a worse answer is left."""
+        if example.flaw or len(example.answers) < 2:
+            reasons[example.flaw or ALONE] += 1
+            return {}, False
+        turns, cut = self._turns(example, example.answers, example.ranks, reasons)
+        if not pairs([example.ranks[place] for place in turns]):
+            reasons[TIE] += 1  # the last: what made it a tie goes before
+            return {}, False
+        return turns, cut
 
     def _turns(self, example: Ranked | Judged, answers: Sequence[dict], ranks: Sequence[float], left_out: Counter) -> tuple[dict[int, Turn], bool]:
         """By its place each usable answer's turn, all behind one prompt, and whether that lost context; `left_out` counts the other answers."""
@@ -157,11 +174,6 @@ class Brancher:
             left_out[cut] += 1
             del turns[longest]
         return {}, False
-
-    def _drop(self, reason: str, counts: PreferenceCounts) -> None:
-        if self.unusable == "error":
-            raise UserError(f"{reason}: mend the record, or leave such records out with --unusable drop")
-        counts.dropped[reason] += 1
 
 
 def _is_empty(answer: Mapping[str, Any]) -> bool:
@@ -194,11 +206,11 @@ def prepare_ranked(
     (None: no limit), the prompt loses context on the left, the same for all its answers; an answer is never cut. Raises UserError
     where nothing is left.
     """
-    return _prepared(examples, Brancher(tokenizer, max_length, literal, unusable, template_kwargs))
+    return _prepared(examples, Brancher(tokenizer, max_length, literal, unusable, template_kwargs).rows)
 
 
 def prepare_judged(
-    examples: Iterable[Judged],
+    examples: Iterable[Ranked | Judged],
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int | None,
@@ -206,8 +218,11 @@ def prepare_judged(
     unusable: str = "drop",
     **template_kwargs: Any,
 ) -> tuple[list[Row], PreferenceCounts]:
-    """Turn judged answers into rows of `prompt_ids`, `completion_ids`, `label` and `where`, by the rules of `prepare_ranked`."""
-    return _prepared(examples, Brancher(tokenizer, max_length, literal, unusable, template_kwargs))
+    """Turn judged answers into rows of `prompt_ids`, `completion_ids`, `label` and `where`, by the rules of `prepare_ranked`.
+
+    Of ranked answers the best are good and the worst bad, a row each; what lies between says neither.
+    """
+    return _prepared(examples, Brancher(tokenizer, max_length, literal, unusable, template_kwargs).judged_rows)
 
 
 def prepare_asked(
@@ -228,7 +243,8 @@ def prepare_asked(
     counts = PreferenceCounts()
     how = {"max_prompt_length": max_prompt_length, "literal": literal, "too_long": too_long, **template_kwargs}
     rows = [row for example in examples for row in asked_rows(example, tokenizer, counts, **how)]
-    return _something(rows, counts), counts
+    counts.refuse_nothing()
+    return rows, counts
 
 
 def asked_rows(
@@ -242,7 +258,6 @@ def asked_rows(
     **template_kwargs: Any,
 ) -> list[Row]:
     """The row of one prompt, or none, by the rules of `prepare_asked`; `counts` grows."""
-    counts.records += 1
     try:
         ids = prompt_ids(tokenizer, example.prompt, example.tools, literal, **template_kwargs)
         if len(ids) > max_prompt_length and too_long == "error":
@@ -251,26 +266,20 @@ def asked_rows(
     except UserError as error:
         raise _placed(error, example) from error
     if len(ids) > max_prompt_length:
-        counts.dropped[PROMPT_TOO_LONG] += 1
+        counts.settle([], Counter({PROMPT_TOO_LONG: 1}))
         return []
+    rows = [{"prompt_ids": ids, "messages": example.prompt, "columns": example.columns, "where": example.where}]
+    counts.settle(rows, Counter())
     counts.add(ids)
-    return [{"prompt_ids": ids, "messages": example.prompt, "columns": example.columns, "where": example.where}]
+    return rows
 
 
-def _prepared(examples: Iterable[Ranked | Judged], brancher: Brancher) -> tuple[list[Row], PreferenceCounts]:
+def _prepared(examples: Iterable[Ranked | Judged], rows_of: Callable[..., list[Row]]) -> tuple[list[Row], PreferenceCounts]:
     counts = PreferenceCounts()
-    rows = [row for example in examples for row in brancher.rows(example, counts)]
-    return _something(rows, counts), counts
+    rows = [row for example in examples for row in rows_of(example, counts)]
+    counts.refuse_nothing()
+    return rows, counts
 
 
 def _placed(error: UserError, example: Ranked | Judged | Asked) -> UserError:
     return UserError(f"{example.where}: {error}" if example.where else str(error))
-
-
-def _something(rows: list[Row], counts: PreferenceCounts) -> list[Row]:
-    if not counts.records:
-        raise UserError("the data has no records")
-    if not rows:
-        reasons = ", ".join(f"{count} x {reason}" for reason, count in counts.dropped.items())
-        raise UserError(f"none of the {counts.records} records can be used: {reasons}")
-    return rows

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .json_lines import read_json_lines
 from .refusal import UserError
 from .sample_data import sample_path
 
@@ -139,7 +140,7 @@ def _with_article(name: str) -> str:
 
 def main(target: str) -> None:
     """Write the pairs of the geography sample as JSON Lines."""
-    triplets = [json.loads(line) for line in sample_path("geography").read_text(encoding="utf-8").splitlines()]
+    triplets = read_json_lines(sample_path("geography"))
     path = Path(target)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in form_pairs(triplets)), encoding="utf-8")

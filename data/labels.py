@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from .accounting import EMPTY, Accounting, check_unusable
 from .answer import Conversation, Turn
 from .chat import text_ids
 from .formats import Dialogue, Text, systems
@@ -21,15 +22,12 @@ Row = dict[str, list[int]]  # input_ids and labels, of one length
 
 
 @dataclass
-class Counts:
+class Counts(Accounting):
     """What became of the records."""
 
-    records: int = 0
-    rows: int = 0
     tokens: int = 0
     trained_tokens: int = 0
     truncated: int = 0  # rows whose context was cut on the left
-    dropped: Counter = field(default_factory=Counter)  # reason -> answers or records left out
     split_dialogues: int = 0  # dialogues of several rows because the template rewrites history or a merge crosses a boundary
     boundary_merges: int = 0  # answers whose first letters the tokenizer would have merged into the prompt
     appended_eos: int = 0  # answers that the template does not end
@@ -37,7 +35,6 @@ class Counts:
     chunked_texts: int = 0  # texts longer than a row
 
     def add(self, rows: list[Row]) -> None:
-        self.rows += len(rows)
         self.tokens += sum(len(row["input_ids"]) for row in rows)
         self.trained_tokens += sum(label != IGNORE_INDEX for row in rows for label in row["labels"])
 
@@ -45,10 +42,10 @@ class Counts:
         """The counts for people: what there is always, what had to be done only where it was."""
         share = self.trained_tokens / self.tokens if self.tokens else 0.0
         lines = [
-            f"records         {self.records:,} in {self.rows:,} rows",
+            self.read_line(),
             f"tokens          {self.tokens:,}, {self.trained_tokens:,} of them trained ({share:.1%})",
+            *self.lost_lines(),
         ]
-        lines += [f"dropped         {count:,} x {reason}" for reason, count in sorted(self.dropped.items())]
         lines += [f"{name:<16}{count:,} {meaning}" for name, count, meaning in self._done() if count]
         return lines
 
@@ -72,28 +69,32 @@ class Labeller:
     train_on: str = "assistant"
     literal: bool = True
     empty_answers: str = "error"
+    unusable: str = "drop"
     template_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, allowed in (("train_on", TRAIN_ON), ("empty_answers", EMPTY_ANSWERS)):
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        check_unusable(self.unusable)
         if self.max_length < 2:
             raise UserError(f"max_length must be at least 2, got {self.max_length}")
 
     def rows(self, example: Dialogue | Text, counts: Counts) -> list[Row]:
         """The rows of one record. Raises UserError that begins with where the record stands."""
-        counts.records += 1
+        reasons: Counter = Counter()  # answer by answer, why there is nothing to learn
         try:
-            rows = self._text(example, counts) if isinstance(example, Text) else self._dialogue(example, counts)
+            rows = self._text(example, counts, reasons) if isinstance(example, Text) else self._dialogue(example, counts, reasons)
+            counts.settle(rows, reasons, self.unusable)
         except UserError as error:
             raise UserError(f"{example.where}: {error}" if example.where else str(error)) from error
         counts.add(rows)
         return rows
 
-    def _text(self, example: Text, counts: Counts) -> list[Row]:
+    def _text(self, example: Text, counts: Counts, reasons: Counter) -> list[Row]:
         if not example.text.strip():
-            return self._nothing("empty text", counts)
+            reasons["empty text"] += 1
+            return []
         ids = text_ids(self.tokenizer, example.text, self.literal)
         if (eos := self.tokenizer.eos_token_id) is not None and ids[-1] != eos:
             ids = [*ids, eos]
@@ -107,16 +108,14 @@ class Labeller:
         for start in range(0, max(len(ids) - 1, 1), self.max_length - 1):
             end = start + self.max_length
             rows.append({"input_ids": ids[start:end], "labels": [IGNORE_INDEX, *labels[start + 1 : end]]})
-        return [row for row in rows if _trains(row)] or self._nothing("nothing to learn", counts)
+        return [row for row in rows if _trains(row)]
 
-    def _dialogue(self, example: Dialogue, counts: Counts) -> list[Row]:
+    def _dialogue(self, example: Dialogue, counts: Counts, reasons: Counter) -> list[Row]:
         talk = Conversation(self.tokenizer, example.messages, example.tools, self.literal, **self.template_kwargs)
-        trained = [index for index in self._trained(talk.messages) if self._says_something(talk.messages[index], counts)]
+        trained = [index for index in self._trained(talk.messages) if self._says_something(talk.messages[index], reasons)]
         if self.train_on == "all":
             return self._whole(talk, trained, counts)
-        if not trained:
-            return self._nothing("nothing to learn", counts)
-        return self._answers(talk, trained, counts)
+        return self._answers(talk, trained, counts, reasons)
 
     def _trained(self, messages: list[dict]) -> list[int]:
         """Which assistant turns are trained; a turn that opens the dialogue answers nothing and is context."""
@@ -124,16 +123,16 @@ class Labeller:
         chosen = answers[-1:] if self.train_on == "last" else answers
         return [index for index in chosen if messages[index].get("train", True)]
 
-    def _says_something(self, message: dict, counts: Counts) -> bool:
+    def _says_something(self, message: dict, reasons: Counter) -> bool:
         content = message.get("content")
         if message.get("tool_calls") or (content.strip() if isinstance(content, str) else content):
             return True
         if self.empty_answers == "error":
             raise UserError("the answer is empty: fill it in, or leave such answers out with --empty_answers drop")
-        counts.dropped["empty answer"] += 1
+        reasons[EMPTY] += 1
         return False
 
-    def _answers(self, talk: Conversation, trained: list[int], counts: Counts) -> list[Row]:
+    def _answers(self, talk: Conversation, trained: list[int], counts: Counts, reasons: Counter) -> list[Row]:
         """Rows for the trained turns: one holds as many as follow from each other by the ids that generation sees."""
         rows: list[Row] = []
         row: Row | None = None
@@ -144,7 +143,7 @@ class Labeller:
             if len(turn) > self.max_length:
                 cut = shortened(talk, kept, index, self.max_length)
                 if isinstance(cut, str):
-                    counts.dropped[cut] += 1
+                    reasons[cut] += 1
                     continue
                 turn, kept, row = cut.turn, cut.kept, None
                 counts.truncated += 1
@@ -177,10 +176,6 @@ class Labeller:
             untrained |= set(range(len(left_out.prompt_ids), len(left_out)))
         return self._chunks(ids, counts, untrained)
 
-    def _nothing(self, reason: str, counts: Counts) -> list[Row]:
-        counts.dropped[reason] += 1
-        return []
-
 
 def _window(messages: list[dict], kept: int, index: int) -> list[dict]:
     """The messages before `index` without those dropped between the system turn and `kept`."""
@@ -207,6 +202,7 @@ def prepare(
     train_on: str = "assistant",
     literal: bool = True,
     empty_answers: str = "error",
+    unusable: str = "drop",
     **template_kwargs: Any,
 ) -> tuple[list[Row], Counts]:
     """Turn records into rows to train on, and count what became of them.
@@ -217,17 +213,14 @@ def prepare(
     the template rewrites history they do not, and the dialogue has several rows. Plain text is trained whole.
 
     A row longer than `max_length` loses its oldest exchanges, then the last user's text on the left; an answer is never cut: it has a
-    row of its own or, too long even so, is dropped and counted. Text is split into rows. `empty_answers` is `error` or `drop`.
-    Raises UserError naming the record, or where nothing is left to learn.
+    row of its own or, too long even so, is left out and counted. Text is split into rows. `empty_answers` is `error` or `drop`.
+    A record that keeps no row is dropped and counted, or with `unusable` "error" refused by its place. Raises UserError naming the record, or
+    where nothing is left to learn.
     """
     counts = Counts()
-    settings = {"max_length": max_length, "train_on": train_on, "literal": literal, "empty_answers": empty_answers}
+    settings = {"max_length": max_length, "train_on": train_on, "literal": literal, "empty_answers": empty_answers, "unusable": unusable}
     rows = list(stream_rows(examples, tokenizer, counts, **settings, **template_kwargs))
-    if not counts.records:
-        raise UserError("the data has no records")
-    if not rows:
-        reasons = ", ".join(f"{count} x {reason}" for reason, count in counts.dropped.items())
-        raise UserError(f"none of the {counts.records} records has anything to learn: {reasons}")
+    counts.refuse_nothing()
     return rows, counts
 
 
@@ -240,10 +233,11 @@ def stream_rows(
     train_on: str = "assistant",
     literal: bool = True,
     empty_answers: str = "error",
+    unusable: str = "drop",
     **template_kwargs: Any,
 ) -> Iterator[Row]:
     """The rows of `prepare` one after another, for a stream; `counts` grows as they are drawn."""
-    labeller = Labeller(tokenizer, max_length, train_on, literal, empty_answers, template_kwargs)
+    labeller = Labeller(tokenizer, max_length, train_on, literal, empty_answers, unusable, template_kwargs)
     counts = Counts() if counts is None else counts
     for example in examples:
         yield from labeller.rows(example, counts)

@@ -103,7 +103,7 @@ def ranked(record: Mapping[str, Any]) -> Ranked:
 def trees(record: Mapping[str, Any]) -> list[Ranked]:
     """An Open-Assistant message tree: every prompt with two or more ranked replies, behind the dialogue that led to it.
 
-    Deleted messages are left out, with all that hangs on them.
+    Deleted messages are left out, with all that hangs on them. A tree without such a prompt is one example with a flaw.
     """
     root = record.get("prompt")
     if isinstance(root, str):
@@ -113,7 +113,9 @@ def trees(record: Mapping[str, Any]) -> list[Ranked]:
             pass
     if not isinstance(root, Mapping):
         raise UserError(f"the tree's prompt must be a message with replies, got {root!r:.80}")
-    return list(_of_node(root, []))
+    if found := list(_of_node(root, [])):
+        return found
+    return [Ranked([] if root.get("deleted") else [_spoken(root)], [], [], flaw="no prompt in the tree has two ranked replies")]
 
 
 def judged(record: Mapping[str, Any]) -> Judged:

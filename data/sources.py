@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ def read(
     The lazy one can be read any number of times, from its beginning. A source is a JSON, JSON Lines, CSV or Parquet file, a folder of
     such, or a name on the hub (`owner/name` or `owner/name:subset`, of which `split` is read). Several without weights follow one
     another; with weights see `mix`. All records of a source have one shape, of the family `shapes` (by default those for teaching;
-    `preferences` has the others), and a record may give several examples. Raises UserError for unknown files, a source without records or
-    examples, and a record that cannot be read, naming its line.
+    `preferences` has the others), and a record may give several examples. Raises UserError for unknown files, a source without records, and
+    a record that cannot be read, naming its line.
     """
     names = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     if not names:
@@ -64,20 +65,15 @@ class Source(Lazy):
 
     def _examples(self) -> Iterator[Example]:
         shape = first = None
-        given = 0
         for where, record in self.records():
             if first is None:
                 first, shape = where, self.shape or self._recognised(record, where)
             elif self.shape is None and (found := self._recognised(record, where)) != shape:
                 remedy = "keep one shape a source, or name it with --shape"
                 raise UserError(f"{where}: this record has the shape {found}, but {first} has {shape}: {remedy}")
-            examples = to_examples(record, shape, where, self.shapes)
-            given += len(examples)
-            yield from examples
+            yield from to_examples(record, shape, where, self.shapes)
         if first is None:
             raise UserError(f"{self.name} has no records")
-        if not given:
-            raise UserError(f"{self.name} has {shape} without an example: no prompt in it has two ranked replies")
 
     def _recognised(self, record: Any, where: str) -> str | None:
         try:
@@ -96,6 +92,8 @@ def mix(parts: Sequence[Iterable[Example]], weights: Sequence[float]) -> Iterato
     """
     total, iterators = sum(weights), [iter(part) for part in parts]
     ahead = [next(iterator, None) for iterator in iterators]
+    if None in ahead:
+        raise UserError(f"source {ahead.index(None) + 1} of {len(parts)} to be mixed has no example: leave it out")
     drawn, finished = [0] * len(parts), [False] * len(parts)
     while not all(finished):
         deficits = [weight / total * (sum(drawn) + 1) - count for weight, count in zip(weights, drawn, strict=True)]
@@ -162,21 +160,32 @@ def _json(path: Path) -> Iterator[Located]:
 
 
 def _csv(path: Path) -> Iterator[Located]:
-    csv.field_size_limit(sys.maxsize)
     with _opened(path) as file:
-        reader = csv.DictReader(_decoded(file, path), restkey="")
+        reader = csv.DictReader(_decoded(file, path))
         while True:
             started = reader.line_num + 1  # a quoted field may run over several lines; the record is named by its first
             try:
-                record = next(reader, None)
+                with _fields_of_any_size():
+                    record = next(reader, None)
             except csv.Error as error:
                 raise UserError(f"{path.name} line {reader.line_num}: not CSV: {error}") from None
             if record is None:
                 return
             where = f"{path.name} line {max(started, 2)}"
-            if "" in record:
+            if None in record:
                 raise UserError(f"{where}: more fields than the header has")
+            record.pop("", None)  # a column without a name, as a spreadsheet's numbers of rows, is nobody's
             yield where, record
+
+
+@contextmanager
+def _fields_of_any_size() -> Iterator[None]:
+    """csv's limit is the whole process's: it is put back for whoever relies on it."""
+    limit = csv.field_size_limit(sys.maxsize)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _parquet(path: Path) -> Iterator[Located]:

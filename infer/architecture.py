@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..data.refusal import UserError
+from .lending import held
 
 LAYERS_WITH_ATTENTION_ALONE = {"full_attention", "sliding_attention"}
 
@@ -102,12 +103,13 @@ def scaled(config, logits: Tensor) -> Tensor:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Compute without dropout, and put each module's training mode back."""
-    training = [module for module in model.modules() if module.training] if model.training else []
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
+    """Compute without dropout, and put each module's training mode back; other threads wait for it."""
+    with held(model):
+        training = [module for module in model.modules() if module.training] if model.training else []
         for module in training:
-            module.training = True
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True

@@ -110,12 +110,15 @@ def judge(rows: list[Row], guesses: list[Guess], logits: Tensor, drafts: Drafts)
     else:
         commit_in_turn(rows, guesses, logits)
     for row, guess, begin in zip(rows, guesses, before):
+        if row.request.error is not None:
+            continue  # nothing of it is in the cache any more
         came = row.ids[len(row.ids) - (row.position - begin) :]
         agreed = shared(guess.ids, came)
         row.forget(len(guess.ids) - agreed)
         drafts.learn(row, guess, came)
         tell(row, guess, begin, agreed)
-        row.request.publish(row)
+        with row.request.contained():
+            row.request.publish(row)
 
 
 def stands_alone(row: Row) -> bool:
@@ -126,12 +129,18 @@ def stands_alone(row: Row) -> bool:
 def commit_at_once(rows: list[Row], guesses: list[Guess], logits: Tensor) -> None:
     """Filter and choose at all places together, then commit each row's tokens up to the first that is not the guess."""
     places = [place for row, guess in zip(rows, guesses) for place in places_of(row, guess, ahead=True)]
-    decisions = decided(Filters([place.row for place in places])(logits), places)
+    scores, errors = Filters([place.row for place in places]).each(logits)
+    decisions = enumerate(decided(scores, places))
     for row, guess in zip(rows, guesses):
         own = [next(decisions) for _ in range(len(guess.ids) + 1)]
-        for (id, logprob), guessed in zip(own, [*guess.ids, None]):
-            row.commit(id, logprob)
-            if row.finished or id != guessed:
+        for (at, (id, logprob)), guessed in zip(own, [*guess.ids, None]):
+            if row.finished:
+                break
+            with row.request.contained():
+                if at in errors:
+                    raise errors[at]
+                row.commit(id, logprob)
+            if id != guessed:
                 break
 
 
@@ -146,12 +155,16 @@ def commit_in_turn(rows: list[Row], guesses: list[Guess], logits: Tensor) -> Non
             filters = Filters(going)
         own = torch.stack([parts[row][turn] for row in going])
         watch = Watch.of(going, own)
-        scores = filters(own, watch)
+        scores, errors = filters.each(own, watch)
+        for place, error in errors.items():
+            going[place].request.fail(error)
         decisions = list(decided(scores, [places[row][turn] for row in going]))
         if watch is not None:
             watch.chosen(scores, [id for id, _ in decisions])
         for row, (id, logprob) in zip(going, decisions):
-            row.commit(id, logprob)
+            if not row.finished:
+                with row.request.contained():
+                    row.commit(id, logprob)
         going = [row for row, (id, _) in zip(going, decisions) if not row.finished and id == places[row][turn].id]
         turn += 1
 

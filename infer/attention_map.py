@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from transformers import PreTrainedModel
 
 from ..data.refusal import UserError
 from .architecture import context_limit, evaluating, transformers_model
+from .lending import attending, configs_of
 
 LONGEST = 512  # positions: the weights of every layer are held at once
 
@@ -35,7 +35,7 @@ def attention_maps(model: nn.Module, ids: Sequence[int], layer: int) -> Tensor:
     check_attention(inner, layer)
     check_length(inner, len(ids))
     device = inner.get_input_embeddings().weight.device
-    with eager(inner), evaluating(inner):
+    with attending(inner, configs_of(inner), "eager"), evaluating(inner):
         out = inner(input_ids=torch.tensor([list(ids)], device=device), use_cache=False, output_attentions=True)
     weights = getattr(out, "attentions", None) or ()
     if len(weights) <= layer or weights[layer] is None or weights[layer].shape[-2:] != (len(ids), len(ids)):
@@ -75,18 +75,3 @@ def check_length(model: PreTrainedModel, tokens: int) -> None:
     limit = min(context_limit(model) or LONGEST, LONGEST)
     if not 0 < tokens <= limit:
         raise UserError(f"the attention of {tokens} tokens cannot be shown, only of 1 to {limit}: shorten the prompt or lower max_new_tokens")
-
-
-@contextmanager
-def eager(model: PreTrainedModel) -> Iterator[None]:
-    """Have the model attend with the weights written out, and put its own way back."""
-    modules = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
-    configs = list({id(module.config): module.config for module in modules}.values())
-    before = [config._attn_implementation for config in configs]
-    for config in configs:
-        config._attn_implementation = "eager"
-    try:
-        yield
-    finally:
-        for config, implementation in zip(configs, before):
-            config._attn_implementation = implementation

@@ -155,14 +155,15 @@ def searched(request: Request, engine: Engine, new: Callable[[Row, int], Search]
     row = Row.open(request, engine.runner)
     logits = yield next_tokens([row])
     live = searches = [new(row.fork() if number else row, number) for number in range(groups)]
-    parts, shown = [logits] * groups, 0
+    parts, shown, position = [logits] * groups, 0, row.position
     while live:
         firsts = [sum(len(search.rows) for search in live[:i]) for i in range(len(live))]
         taken: list[int] = []
         for search, part in zip(live, parts):
             search.step(part, taken)
             taken += search.taken
-        observe(request, live, searches, firsts)
+        observe(request, live, searches, firsts, position)
+        position += 1
         shown = show(request, searches, shown)
         live = [search for search in searches if not search.over]
         if live:
@@ -189,16 +190,13 @@ def show(request: Request, searches: list[Search], shown: int) -> int:
     return at - len(request.prompt_ids)
 
 
-def observe(request: Request, live: list[Search], searches: list[Search], firsts: list[int]) -> None:
-    """Note a step of the searches that were live; `firsts` counts the rows of those before each, as they were."""
+def observe(request: Request, live: list[Search], searches: list[Search], firsts: list[int], position: int) -> None:
+    """Note a step, at a position, of the searches that were live; `firsts` counts the rows of those before each, as they were."""
     if not request.traced:
         return
     beams = [(first + parent, id, total) for first, search in zip(firsts, live) for parent, id, total in search.origins]
     scores = sorted((row.score for search in searches for row in search.ended.rows), reverse=True)
-    position = next((row.position for search in live for row in search.rows), None)
-    if position is None:
-        position = max(row.position for search in live for row in search.ended.rows)
-    request.note(Beams(tuple(beams), tuple(scores)), position - 1)
+    request.note(Beams(tuple(beams), tuple(scores)), position)
 
 
 def finish(request: Request, ended: list[Row]) -> None:

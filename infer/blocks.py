@@ -69,7 +69,7 @@ def is_covered(model: PreTrainedModel) -> bool:
     own = (kind.__module__, *ACTIVATIONS)
     if any(type(m) not in PLAIN_MODULES and type(m).__module__ not in own for m in modules):
         return False  # an adapter, another quantisation
-    if any(m._forward_pre_hooks or _is_replaced(m) or any(map(_is_foreign, m._forward_hooks.values())) for m in modules):
+    if any(m._forward_pre_hooks or is_replaced(m) or any(map(is_foreign, m._forward_hooks.values())) for m in modules):
         return False
     parameters = list(model.parameters())
     if len({(p.dtype, p.device) for p in parameters}) != 1 or not all(type(p) is nn.Parameter and p.numel() for p in parameters):
@@ -83,13 +83,13 @@ def is_covered(model: PreTrainedModel) -> bool:
     return rotary.rope_type in STATIC_ROTATIONS and 2 * rotary.inv_freq.numel() == attention.head_dim
 
 
-def _is_replaced(module: nn.Module) -> bool:
+def is_replaced(module: nn.Module) -> bool:
     """Whether a module has a forward of its own; one that training put there changes nothing of how the model speaks."""
     forward = vars(module).get("forward")
     return forward is not None and not getattr(forward, "speaks_as_before", False)
 
 
-def _is_foreign(hook: Callable) -> bool:
+def is_foreign(hook: Callable) -> bool:
     """Whether a hook may change what a layer gives; those that transformers leaves behind to collect hidden states do not."""
     return getattr(hook, "__module__", None) != "transformers.utils.output_capturing"
 

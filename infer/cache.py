@@ -108,13 +108,13 @@ class KVCache:
 
     def positions(self, row: int, count: int) -> range | list[int]:
         """Return the positions of the row's next `count` tokens: they go on behind its past, hidden places passed over."""
-        past = self.lengths[row]
-        if row not in self.hidden:
-            return range(past, past + count)
+        past, places = self.lengths[row], self.hidden.get(row, ())
+        if not places or past + len(places) > places[-1]:  # all hidden places lie in the past, which holds none of them
+            return range(past + len(places), past + len(places) + count)
         positions, at = [], past
-        for place in self.hidden[row]:  # the past holds no hidden place, so each before the end shifts what follows
+        for place in places:  # each before the end shifts what follows
             at += place <= at
-        hidden = set(self.hidden[row])
+        hidden = set(places)
         while len(positions) < count:
             if at not in hidden:
                 positions.append(at)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from functools import lru_cache
 
 ORDER = 6  # longest n-gram
 BETA = 2  # recall counts as much as precision BETA times over
+
+Grams = tuple[Counter[str], ...]  # how often a text has each n-gram, a counter for each n
 
 
 def chrf(hypothesis: str, reference: str) -> float:
@@ -15,7 +16,11 @@ def chrf(hypothesis: str, reference: str) -> float:
     Precision and recall are means over the n-grams of 1 to 6 characters that both texts are long enough for; whitespace does not count.
     Two texts without characters are alike.
     """
-    hypothesis_grams, reference_grams = grams(hypothesis), grams(reference)
+    return chrf_of(grams(hypothesis), grams(reference))
+
+
+def chrf_of(hypothesis_grams: Grams, reference_grams: Grams) -> float:
+    """As `chrf`, of texts whose n-grams are counted already."""
     if hypothesis_grams == reference_grams:
         return 1.0
     pairs = [(a, b) for a, b in zip(hypothesis_grams, reference_grams) if a and b]
@@ -29,8 +34,7 @@ def chrf(hypothesis: str, reference: str) -> float:
     return (1 + BETA**2) * precision * recall / (BETA**2 * precision + recall)
 
 
-@lru_cache(maxsize=256)
-def grams(text: str) -> tuple[Counter[str], ...]:
+def grams(text: str) -> Grams:
     """Count the text's n-grams of each order."""
     text = "".join(text.split())
     return tuple(Counter(text[i : i + n] for i in range(len(text) - n + 1)) for n in range(1, ORDER + 1))

@@ -162,10 +162,10 @@ def check_prefix(request: Request) -> None:
     if len(prefix) >= params.max_new_tokens:
         raise UserError(f"prefix takes {len(prefix)} tokens of the answer, but max_new_tokens={params.max_new_tokens}: raise it")
     text = request.new_text()
-    for id in prefix:
+    for position, id in enumerate(prefix, 1):
         if id in request.end_ids or id in params.stop_token_ids:
             raise UserError(f"prefix={params.prefix!r} has the id {id}, which ends the answer: leave it out")
-        text.push(id)
+        text.push(id, position > request.least)
         if text.stopped:
             raise UserError(f"prefix={params.prefix!r} completes a stop of the request's own: change one of them")
     for control in request.new_controls():

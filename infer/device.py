@@ -3,6 +3,7 @@
 from functools import cache
 
 import torch
+from torch import Tensor
 
 from ..data.refusal import UserError
 
@@ -37,6 +38,16 @@ def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
     if device.type == "cpu" and cpu_has_bfloat16():
         return torch.bfloat16, "this CPU has AVX512-BF16 or AMX"
     return torch.float32, f"bfloat16 is slower than float32 on this {'CPU' if device.type == 'cpu' else device.type}"
+
+
+def precise(tensor: Tensor) -> Tensor:
+    """Return the tensor where there is float64, which draws and sums need: Apple's MPS has none."""
+    return tensor.cpu() if tensor.device.type == "mps" else tensor
+
+
+def in_float64(tensor: Tensor) -> Tensor:
+    """Return the tensor in float64, on its own device where that has it, else on the CPU."""
+    return precise(tensor).double()
 
 
 @cache

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .architecture import Passed
 from .blocks import Block, is_covered, read_decoder
 from .cache import KVCache
+from .lending import held
 from .ragged import Pass, Run, attend_pass
 from .rotation import rotate
 from .runner import RaggedRunner
@@ -32,9 +33,10 @@ class DirectRunner(RaggedRunner):
 
     def refresh(self, keep: Collection[int] = ()) -> None:
         super().refresh(keep)
-        self._covered = is_covered(self.model)
-        if self._covered:
-            self._read()
+        with held(self.model):  # as it is between passes
+            self._covered = is_covered(self.model)
+            if self._covered:
+                self._read()
 
     def _read(self) -> None:
         self._covered = True
@@ -46,7 +48,8 @@ class DirectRunner(RaggedRunner):
         if not self._covered or torch.is_autocast_enabled(device.type):
             return super()._run(plan, tokens, positions, wanted, layers)
         if self._places != self.decoder.places():  # the model was moved or converted
-            self._read()
+            with held(self.model):
+                self._read()
         decoder = self.decoder
         ids = torch.tensor(tokens, device=device)
         places = torch.tensor(positions, device=device)

@@ -34,8 +34,7 @@ class DraftRow(Row):
 
     def twin(self, target: Row) -> DraftRow:
         """Return a row of another answer with the same past."""
-        [slot] = self.runner.fork([self.slot])
-        return DraftRow(self.request, self.runner, slot, list(self.ids), target.text, self.seen).begin(target)
+        return DraftRow(self.request, self.runner, self.fork_slot(), list(self.ids), target.text, self.seen).begin(target)
 
     def context(self) -> list[int]:
         """What the target has, in the draft's ids."""
@@ -107,8 +106,7 @@ class ModelDrafts:
         going = [draft for draft in drafts if draft.ids and room[draft] > 0]
         while going:
             logits = yield next_tokens(going)
-            self._extend(going, logits)
-            going = [draft for draft in going if len(draft.guess.ids) < room[draft] and draft.going]
+            going = [draft for draft in self._extend(going, logits) if len(draft.guess.ids) < room[draft] and draft.going]
         return [self._told(draft) for draft in drafts]
 
     def learn(self, row: Row, guess: Guess, came: Sequence[int]) -> None:
@@ -120,13 +118,18 @@ class ModelDrafts:
         """Give back what was held for the rows."""
         release([self._rows.pop(row) for row in rows if row in self._rows])
 
-    def _extend(self, drafts: list[DraftRow], logits: Tensor) -> None:
-        """Draft one token a row."""
-        scores = Filters(drafts)(fitted(logits, self.vocab))
+    def _extend(self, drafts: list[DraftRow], logits: Tensor) -> list[DraftRow]:
+        """Draft one token a row; return the rows that got one.
+
+        Where filters fail, nothing is guessed: whether the answer ever gets there is for its own row to find out.
+        """
+        scores, errors = Filters(drafts).each(fitted(logits, self.vocab))
         drawn = [draft.request.params.samples for draft in drafts]
         ids, logprobs = choose(scores, [draft.noise(DRAFT) if each else None for draft, each in zip(drafts, drawn)])
         for i, (draft, id, logprob) in enumerate(zip(drafts, ids.tolist(), logprobs.exp().tolist())):
-            draft.push(id, logprob, scores[i] if drawn[i] else None)
+            if i not in errors:
+                draft.push(id, logprob, scores[i] if drawn[i] else None)
+        return [draft for i, draft in enumerate(drafts) if i not in errors]
 
     def _open(self, rows: Sequence[Row]) -> Generator[Forward, Tensor, None]:
         by_request: dict[int, list[Row]] = {}

@@ -31,8 +31,8 @@ class FirstLayers:
 
     @contextmanager
     def _lent(self) -> Iterator[None]:
-        whole, count = self._owner._modules[self._name], self.config.num_hidden_layers
         with super()._lent():
+            whole, count = self._owner._modules[self._name], self.config.num_hidden_layers
             # some architectures walk their layers, others count them by the configuration
             self._owner._modules[self._name], self.config.num_hidden_layers = whole[: self.layers], self.layers
             try:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.refusal import UserError
+from .device import precise
 from .early_exit import open_first_layers
 from .memory import PrefixCache
 from .row import Request, Row
@@ -26,7 +28,8 @@ MAX_NEW_POSITIONS = 16_384  # prompts join a pass until it has this many positio
 class Engine:
     """Runs strategies, generators over the rows they own, side by side: one pass of the runner a step for all.
 
-    Rows of further models (a draft, an amateur) run in a pass of their own in the same step.
+    Rows of further models (a draft, an amateur) run in a pass of their own in the same step. A UserError in a strategy ends the request that the
+    strategy serves; one that serves several tells its requests apart itself. Any other error is a defect and ends all.
     """
 
     def __init__(self, runner, max_rows: int = MAX_ROWS, memory: PrefixCache | None = None):
@@ -34,7 +37,9 @@ class Engine:
         self.max_rows = max_rows
         self.memory = memory
         self.waiting: deque[Request] = deque()
+        self._begun: list[Request] = []  # let in, and not done yet
         self._asked: dict[Strategy, Forward] = {}
+        self._serves: dict[Strategy, Request] = {}  # of strategies that are one request's
         self._sampling: Strategy | None = None
         self._to_sample: deque[Request] = deque()
         self._unread: dict[Request, int] = {}  # let in, their prompts not run yet: how many rows they will still open
@@ -86,25 +91,29 @@ class Engine:
         for (strategy, _), logits in zip(asked, answers):
             self._advance(strategy, logits)
         self._opening = 0
+        self._begun = [request for request in self._begun if request.places or not request.done]
         return bool(self._asked or self.waiting or any(self._joining.values()))
 
     def close(self) -> None:
-        """Drop what is unfinished and give back its memory."""
+        """Drop what is unfinished and give back its memory; a runner that others use as well keeps their rows."""
+        holding = self._holding
         for strategy in self._asked:
             strategy.close()
+        for request in holding:
+            request.give_back_all()
+        self._begun.clear()
         self._asked.clear()
+        self._serves.clear()
         self.waiting.clear()
         self._to_sample.clear()
         self._unread.clear()
         self._opening = 0
         self._joining.clear()
-        for runner in self._runners.values():
-            runner.refresh(keep=self._kept if runner is self.runner else ())
 
     @property
-    def _kept(self) -> list[int]:
-        """The rows that outlive this engine."""
-        return [] if self.memory is None else self.memory.slots
+    def _holding(self) -> list[Request]:
+        """The requests that may hold rows: those that were let in, and those of strategies that a caller started."""
+        return list(dict.fromkeys([*self._begun, *(row.request for forward in self._asked.values() for row in forward.rows)]))
 
     def _admit(self) -> None:
         """Let waiting requests in, and start the sampling strategy where it is needed and not running."""
@@ -123,34 +132,47 @@ class Engine:
             request = self.waiting[0]
             kind = choose(request.params)
             width = kind.width(request)
-            taken = self.runner.live - len(self._kept) + sum(self._unread.values()) + self._opening
+            held = sum(runner is self.runner for request in self._holding for runner, _ in request.places)
+            taken = held + sum(self._unread.values()) + self._opening
             positions = sum(len(other.source_ids or other.prompt_ids) for other in (*self._unread, request))
             if taken and taken + width > self.max_rows or self._unread and positions > MAX_NEW_POSITIONS:
                 return
-            self.waiting.popleft()
+            self._begun.append(self.waiting.popleft())
             request.started = time.monotonic()
             if kind.start is None:
                 self._to_sample.append(request)  # its row is opened when the sampling strategy goes on
                 self._unread[request] = width
             else:
-                strategy = kind.start(request, self)
-                if strategy is not None:
-                    self.start(strategy)
-                self._unread[request] = width - 1
+                with request.contained():
+                    strategy = kind.start(request, self)
+                    if strategy is not None:
+                        self._serves[strategy] = request
+                        self.start(strategy)
+                if request.error is None:
+                    self._unread[request] = width - 1
 
     def _arrivals(self) -> list[Row]:
         """Open the first row of each request that is let in to be sampled."""
         self._let_in()
-        arrived = [Row.open(request, self.runner) for request in self._to_sample]
-        self._unread.update((request, request.width - 1) for request in self._to_sample)
-        self._to_sample.clear()
+        arrived = []
+        while self._to_sample:
+            request = self._to_sample.popleft()
+            del self._unread[request]
+            with request.contained():
+                arrived.append(Row.open(request, self.runner))
+                self._unread[request] = request.width - 1
         return arrived
 
     def _advance(self, strategy: Strategy, logits: Tensor | None) -> None:
         try:
             self._asked[strategy] = strategy.send(logits)
-        except StopIteration:
+        except (StopIteration, UserError) as end:
             self._asked.pop(strategy, None)
+            request = self._serves.pop(strategy, None)
+            if isinstance(end, UserError):
+                if request is None:
+                    raise
+                request.fail(end)
 
     def _run(self, forwards: Sequence[Forward]) -> list[Tensor]:
         """Run one pass a runner and return each forward's logits; companions run along and are combined."""
@@ -239,11 +261,6 @@ def batch_of(row: Row, batches: dict[int, Batch]) -> Batch:
     if id(row.runner) not in batches:
         batches[id(row.runner)] = Batch(row.runner)
     return batches[id(row.runner)]
-
-
-def precise(tensor: Tensor) -> Tensor:
-    """Return the tensor where there is float64, which draws need: Apple's MPS has none."""
-    return tensor.cpu() if tensor.device.type == "mps" else tensor
 
 
 def answer(forward: Forward, batches: dict[int, Batch], places: list[tuple[Row, int, int | None]]) -> Tensor:

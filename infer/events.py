@@ -34,11 +34,12 @@ class Provisional:
 
 @dataclass(frozen=True)
 class Finished:
-    """An answer is over, for the reason "eos", "stop", "length" or "time"."""
+    """An answer is over, for the reason "eos", "stop", "length", "time" or "error"; `error` then says what went wrong."""
 
     row: int
     reason: str
     choice: int = 0
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class Result:
     `ids` are all the new ones, an end token included; `text` leaves out the end token, special tokens, and a stop string with what
     follows it. `logprobs` are of the ids under the distribution they were chosen from, after every filter (the model's own
     for greedy without a penalty). `finish_reason`: "eos" for an end token of the model's, "stop" for a stop string or id of
-    the caller's, "length" for max_new_tokens, "time" for max_time. `seed` repeats a sampled answer. `choice` counts the answers to one
+    the caller's, "length" for max_new_tokens, "time" for max_time, "error" where the prompt's own filters, grammar, words or functions failed:
+    `error` says how, and the answer is what had been told of it. `seed` repeats a sampled answer. `choice` counts the answers to one
     prompt, best first where `score` ranks them: the log-probability over length^length_penalty for beams, else the reward or votes.
     `trace` holds, where asked for, everything that was observed.
     """
@@ -75,4 +77,5 @@ class Result:
     seed: int
     choice: int = 0
     score: float | None = None
+    error: str | None = None
     trace: list[Event] = field(default_factory=list, repr=False)

@@ -18,9 +18,17 @@ from .mirostat import Mirostat
 from .params import SamplingParams
 from .row import Row
 from .user_filters import apply_own
+from .user_functions import called
 
 Apply = Callable[[Tensor], Tensor]
 XTC_DRAW = -1  # its place among the row's numbers for a position; choices count theirs from 0
+
+
+class RowErrors(Exception):
+    """A filter failed on some of its rows: their errors by the row's place, and the scores, in which theirs are what they were."""
+
+    def __init__(self, errors: dict[int, UserError], scores: Tensor):
+        self.errors, self.scores = errors, scores
 
 
 @dataclass(frozen=True)
@@ -157,18 +165,38 @@ def make_logit_bias(rows: Sequence[Row]) -> Apply:
     return lambda scores: bans.logit_bias(scores, biases)
 
 
-def make_allowed(rows: Sequence[Row]) -> Apply:
-    def allowed(row: Row, vocab: int) -> list[int]:
-        told = row.request.params.prefix_allowed_tokens_fn(list(row.ids))
-        try:
-            ids = [int(id) for id in told]
-        except (TypeError, ValueError):
-            raise UserError(f"prefix_allowed_tokens_fn must return a list of ids, got {told!r}") from None
-        if wrong := [id for id in ids if not 0 <= id < vocab]:
-            raise UserError(f"prefix_allowed_tokens_fn allowed the id {wrong[0]}, but the model's {vocab} ids begin at 0")
-        return ids
+def row_by_row(function: Callable[[Row, Tensor], Tensor]) -> Callable[[Sequence[Row]], Apply]:
+    """A filter that goes over rows by themselves, [1, vocab] to [1, vocab]; raises RowErrors once all of them had their turn."""
 
-    return lambda scores: bans.allow(scores, [allowed(row, scores.shape[-1]) for row in rows])
+    def make(rows: Sequence[Row]) -> Apply:
+        def apply(scores: Tensor) -> Tensor:
+            errors: dict[int, UserError] = {}
+            parts = list(scores.split(1))
+            for place, row in enumerate(rows):
+                try:
+                    parts[place] = function(row, parts[place])
+                except UserError as error:
+                    errors[place] = error
+            if errors:
+                raise RowErrors(errors, torch.cat(parts))
+            return torch.cat(parts)
+
+        return apply
+
+    return make
+
+
+def only_allowed(row: Row, scores: Tensor) -> Tensor:
+    """What `prefix_allowed_tokens_fn` leaves of a row's scores."""
+    vocab = scores.shape[-1]
+    told = called("prefix_allowed_tokens_fn", row.request.params.prefix_allowed_tokens_fn, list(row.ids))
+    try:
+        ids = [int(id) for id in told]
+    except Exception:  # whatever it returned
+        raise UserError(f"prefix_allowed_tokens_fn must return a list of ids, got {told!r}") from None
+    if wrong := [id for id in ids if not 0 <= id < vocab]:
+        raise UserError(f"prefix_allowed_tokens_fn allowed the id {wrong[0]}, but the model's {vocab} ids begin at 0")
+    return bans.allow(scores, [ids])
 
 
 def forcing(forced: Callable[[Row], Sequence[int] | None]) -> Callable[[Sequence[Row]], Apply]:
@@ -216,22 +244,11 @@ def at_the_beginning(row: Row) -> Sequence[int]:
     return params.begin_suppress_tokens if row.position == (params.forced_bos_token_id is not None) else ()
 
 
-def make_own(rows: Sequence[Row]) -> Apply:
-    return lambda scores: torch.cat([apply_own(row, scores[i : i + 1]) for i, row in enumerate(rows)])
-
-
-def make_controls(rows: Sequence[Row]) -> Apply:
-    """What steers the text, each for its own row: grammars, forced texts and the like."""
-
-    def apply(scores: Tensor) -> Tensor:
-        return torch.cat([controlled(row, scores[i : i + 1]) for i, row in enumerate(rows)])
-
-    def controlled(row: Row, scores: Tensor) -> Tensor:
-        for control in row.controls:
-            scores = control.mask(row, scores)
-        return scores
-
-    return apply
+def controlled(row: Row, scores: Tensor) -> Tensor:
+    """What a row's controls leave of its scores: grammars, forced texts and the like."""
+    for control in row.controls:
+        scores = control.mask(row, scores)
+    return scores
 
 
 def make_xtc(rows: Sequence[Row]) -> Apply:
@@ -294,7 +311,7 @@ FILTERS: dict[str, FilterSpec] = {
     "min_length": FilterSpec(("min_length",), "ban", given("min_length"), banning(too_short)),
     "min_new_tokens": FilterSpec(("min_new_tokens",), "ban", given("min_new_tokens"), banning(answer_too_short)),
     "prefix_allowed_tokens_fn": FilterSpec(
-        ("prefix_allowed_tokens_fn",), "ban", given("prefix_allowed_tokens_fn"), make_allowed
+        ("prefix_allowed_tokens_fn",), "ban", given("prefix_allowed_tokens_fn"), row_by_row(only_allowed)
     ),
     "forced_bos_token_id": FilterSpec(("forced_bos_token_id",), "ban", other_than("forced_bos_token_id", None), forcing(first)),
     "forced_eos_token_id": FilterSpec(
@@ -307,8 +324,8 @@ FILTERS: dict[str, FilterSpec] = {
         ("suppress_tokens",), "ban", given("suppress_tokens"), banning(lambda row: row.request.params.suppress_tokens)
     ),
     "begin_suppress_tokens": FilterSpec(("begin_suppress_tokens",), "ban", given("begin_suppress_tokens"), banning(at_the_beginning)),
-    "filters": FilterSpec(("filters",), "own", given("filters"), make_own),
-    "controls": FilterSpec(CONTROLS, "control", given(*CONTROLS), make_controls),
+    "filters": FilterSpec(("filters",), "own", given("filters"), row_by_row(apply_own)),
+    "controls": FilterSpec(CONTROLS, "control", given(*CONTROLS), row_by_row(controlled)),
     "temperature": FilterSpec(
         ("temperature",), "warper", lambda params: params.temperature not in (None, 0, 1) and not params.dynatemp_range,
         warping(logits.temperature, "temperature"),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data.refusal import UserError
-from .filter_table import DEFAULT_ORDER, FILTERS, Apply, FilterSpec, placed
+from .filter_table import DEFAULT_ORDER, FILTERS, Apply, FilterSpec, RowErrors, placed
 from .logits import wide
 from .params import SamplingParams
 from .row import Row
@@ -106,25 +106,43 @@ class Filters:
     def __call__(self, scores: Tensor, watch: Watch | None = None) -> Tensor:
         """[rows, vocab] to [rows, vocab], in the order of the rows given; float32 at least.
 
-        `watch(row, name, scores [vocab])` hears of every filter that changed a row.
+        `watch(row, name, scores [vocab])` hears of every filter that changed a row. Raises the first row's error.
         """
+        scores, errors = self.each(scores, watch)
+        for error in errors.values():
+            raise error
+        return scores
+
+    def each(self, scores: Tensor, watch: Watch | None = None) -> tuple[Tensor, dict[int, UserError]]:
+        """As a call, for rows of several requests: with the scores come the errors by the row's place.
+
+        A row in error keeps the scores that it had before, and the other rows theirs.
+        """
+        errors: dict[int, UserError] = {}
         scores = wide(scores)
         watched = watch is not None
         if watched not in self._steps:
             self._steps[watched] = self._plan(scores.device, short=not watched)
         for step in self._steps[watched]:
             before = scores if step.index is None else scores[step.index]
-            after = step.apply(before)
+            try:
+                after, failed = step.apply(before), {}
+            except RowErrors as raised:
+                after, failed = raised.scores, raised.errors
             if after is before:
                 continue
             if step.name != SHORTLIST and FILTERS[step.name].kind != "warper":
-                self._check(step, after)
+                dead = self._dead(step, after)
+                for place in dead:
+                    after[place] = before[place]
+                failed = dead | failed
+            errors = {step.members[place]: error for place, error in failed.items()} | errors  # the first is the one to be told
             scores = after if step.index is None else scores.index_copy(0, step.index, after)
             if watch is not None:
                 for i, old, new in zip(step.members, before, after):
                     if not torch.equal(old, new):
                         watch(i, label(self.rows[i], step.name), new)
-        return scores
+        return scores, errors
 
     def _plan(self, device: torch.device, short: bool) -> list[Step]:
         """Merge the rows' chains into steps: rows of one order share them."""
@@ -140,15 +158,19 @@ class Filters:
                     steps.append(Step(name, members, index, apply))
         return steps
 
-    def _check(self, step: Step, scores: Tensor) -> None:
-        """Raise UserError where a row has no token left."""
+    def _dead(self, step: Step, scores: Tensor) -> dict[int, UserError]:
+        """Return an error for each of the step's rows that has no token left, by its place among them."""
         alive = scores.amax(dim=-1) > -torch.inf
-        if not bool(alive.all()):
-            row = self.rows[step.members[alive.tolist().index(False)]]
-            raise UserError(
+        if bool(alive.all()):
+            return {}
+        rows = {place: self.rows[step.members[place]] for place, lives in enumerate(alive.tolist()) if not lives}
+        return {
+            place: UserError(
                 f"{label(row, step.name)} left no token to choose at step {row.position} of prompt {row.request.index + 1}: "
                 "it contradicts the model or the filters before it, so loosen one of them"
             )
+            for place, row in rows.items()
+        }
 
 
 def label(row: Row, name: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from ..data.refusal import UserError
 from .engine import MAX_ROWS, Engine
 from .events import Event, Finished, Result
 from .memory import PrefixCache
@@ -27,6 +28,7 @@ def generate(
     trace: bool = False,
     cache: PrefixCache | None = None,
     max_rows: int = MAX_ROWS,
+    on_error: str | None = None,
 ) -> list[Result]:
     """Answer every prompt; `num_return_sequences` results a prompt, in the order of the prompts.
 
@@ -35,8 +37,12 @@ def generate(
     observed at every step. A `cache` keeps what the model has read: a prompt that begins as an earlier one (the next turn of a talk)
     costs only what is new. Raises UserError, before anything is computed, for a prompt that is empty or too long for the
     model with its `max_new_tokens`, and for options that the strategy or the model cannot honour.
+
+    What goes wrong later (a filter or grammar that leaves no token, a beam search without an end, a function of the caller's that raises) is
+    its prompt's alone: with `on_error="result"` that prompt's results have the finish_reason "error" and say why, and the others are what they
+    would have been; with "raise" the UserError ends the call. Without, one prompt raises and several do not.
     """
-    results = answers(model, tokenizer, prompts, params, trace=trace, cache=cache, max_rows=max_rows)
+    results = answers(model, tokenizer, prompts, params, trace=trace, cache=cache, max_rows=max_rows, on_error=on_error)
     return sorted(results, key=lambda result: (result.row, result.choice))
 
 
@@ -49,10 +55,14 @@ def answers(
     trace: bool = False,
     cache: PrefixCache | None = None,
     max_rows: int = MAX_ROWS,
+    on_error: str | None = None,
 ) -> Iterator[Result]:
     """As `generate`, but each result comes as soon as it is there; `result.row` counts the prompts."""
+    if on_error not in (None, "raise", "result"):
+        raise UserError(f'on_error must be "raise" or "result", got {on_error!r}')
     engine, requests = prepare(model, tokenizer, prompts, params, trace, cache, max_rows)
-    return results(run(engine, requests), requests, trace)
+    raises = len(requests) == 1 if on_error is None else on_error == "raise"
+    return results(run(engine, requests, raises), requests, trace)
 
 
 def results(events: Iterator[Event], requests: Sequence[Request], trace: bool) -> Iterator[Result]:
@@ -77,9 +87,9 @@ def stream(
 ) -> Iterator[Event]:
     """Answer one prompt, token by token; the texts of the events join to the answer's text.
 
-    Raises UserError as `generate` does, at once and not at the first event.
+    Raises UserError as `generate` does, at once and not at the first event; what goes wrong later is raised in its place among the events.
     """
-    return run(*prepare(model, tokenizer, [prompt], params, trace, cache, MAX_ROWS))
+    return run(*prepare(model, tokenizer, [prompt], params, trace, cache, MAX_ROWS), raises=True)
 
 
 def prepare(model, tokenizer, prompts, params, trace: bool, cache: PrefixCache | None, max_rows: int) -> tuple[Engine, list[Request]]:
@@ -89,8 +99,11 @@ def prepare(model, tokenizer, prompts, params, trace: bool, cache: PrefixCache |
     return engine, new_requests(model, tokenizer, prompts, params, engine, trace)
 
 
-def run(engine: Engine, requests: Sequence[Request]) -> Iterator[Event]:
-    """Run the requests together to their ends and yield what happens; rows are given back if the caller stops early."""
+def run(engine: Engine, requests: Sequence[Request], raises: bool = False) -> Iterator[Event]:
+    """Run the requests together to their ends and yield what happens; rows are given back if the caller stops early.
+
+    With `raises`, the first request that fails ends them all by its error.
+    """
     heard: deque[Event] = deque()
     for request in requests:
         request.hear = heard.append
@@ -100,6 +113,9 @@ def run(engine: Engine, requests: Sequence[Request]) -> Iterator[Event]:
         while going:
             going = engine.step()
             while heard:
-                yield heard.popleft()
+                event = heard.popleft()
+                if raises and isinstance(event, Finished) and event.error is not None:
+                    raise next(request.error for request in requests if request.index == event.row)
+                yield event
     finally:
         engine.close()

@@ -61,7 +61,9 @@ class SamplingParams:
     Without `do_sample`, a request is sampled where one of `WARPING` is given (temperature, top_k, top_p, ...), and takes the
     likeliest elsewhere; a temperature of 0 is greedy too. Without `strategy`, the options say which is meant (see `strategies.choose`).
     `seed` makes sampled text repeatable; without one a fresh seed is drawn and reported. `stop` strings, `stop_regex`, `stop_token_ids`
-    and `stop_when` (a function of the answer's text so far) end the answer besides the model's own end tokens. `filters` are the
+    and `stop_when` (a function of the answer's text so far) end the answer besides the model's own end tokens. None of them does before
+    `min_new_tokens` and `min_length`: end tokens and `stop_token_ids` cannot come, and a stop string, or a match, counts where its last
+    character comes with a token beyond that number, as in vLLM; one that is complete with the last of them is text like any other. `filters` are the
     caller's own. Models stand here too (`assistant_model`, `amateur_model`), for each request may have its own.
     Raises UserError for a value out of range, and for options that exclude each other.
     """

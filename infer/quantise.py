@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..data.refusal import UserError
 from .blocks import FAMILIES, ROTARY, is_covered
+from .kernel_check import refuse_wrong_kernels
 from .neighbours import TOGETHER
 from .quantised import GROUP, Linear4, Linear8, Quantised, RowsOf
 
@@ -22,7 +23,7 @@ def quantise(model: PreTrainedModel, weights: str) -> None:
 
     In "int4" the head keeps 8 bits: it reads the last state alone, and each of its outputs is a token's own row. The embedding stays,
     where a model ties the two the head is a copy of its own. The model can speak and be scored, not be trained or saved.
-    Raises UserError for models that are not of the families of `blocks`.
+    Raises UserError for models that are not of the families of `blocks`, and where this CPU's kernels compute something else.
     """
     check_quantisable(model, weights)
     kind = BITS[weights]
@@ -38,6 +39,7 @@ def quantise(model: PreTrainedModel, weights: str) -> None:
                 _quantise_gpt2(layer, kind)
         for parameter in model.parameters():
             parameter.data = parameter.data.to(torch.bfloat16)
+        refuse_wrong_kernels(module for module in model.modules() if isinstance(module, Quantised))
     model.requires_grad_(False)
     model.config.dtype = torch.bfloat16
     model.save_pretrained = _refuse_saving

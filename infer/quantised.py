@@ -6,15 +6,20 @@ own. How many rows there are chooses the kernel, and with it the last bits of th
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .device import cpu_has_bfloat16
+from .int4_layout import BLOCK, pack, unpack
+
 GROUP = 32  # neighbouring inputs that share a scale and a zero in 4 bits
 FINER = 254  # the second 8 bits of an input count this many times less than the first
-BLOCK = 64  # rows that the 4-bit kernel packs together
 ROWS_FOR_INT8_PRODUCT = 6  # from here on the integer product is faster, the rounding of activations included
-ROWS_FOR_UNPACKING = 64  # from here on it pays to write the 4-bit weights out and use the bfloat16 product
+ROWS_FOR_UNPACKING = 64  # from here on it pays to write the weights out and use the product of floats
+NEVER = 1 << 62
 
 
 class Quantised(nn.Module):
@@ -29,6 +34,26 @@ class Quantised(nn.Module):
 
     def product(self, x: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def like(self, weight: Tensor, bias: Tensor | None) -> Quantised:
+        """Return a layer of another weight that is kept and multiplied as this one's is."""
+        raise NotImplementedError
+
+    def borders(self) -> tuple[int, ...]:
+        """Return the numbers of rows from which another kernel takes over."""
+        raise NotImplementedError
+
+    def dequantised(self) -> Tensor:
+        """Return the weight that the layer stands for, [out, in] in float32."""
+        return self._written_out(torch.float32)[: self.out_features]
+
+    def _written_out(self, dtype: torch.dtype) -> Tensor:
+        raise NotImplementedError
+
+    def _product_of_floats(self, x: Tensor) -> Tensor:
+        """Multiply with the weights written out, in the dtype that this CPU multiplies faster."""
+        dtype = torch.bfloat16 if cpu_has_bfloat16() else torch.float32
+        return F.linear(x.to(dtype), self._written_out(dtype)).to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.product(x.reshape(-1, self.in_features).to(torch.bfloat16)).view(*x.shape[:-1], -1)
@@ -48,25 +73,40 @@ class Linear8(Quantised):
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, terms: int = 2, always: bool = False):
         super().__init__(weight, bias)
-        fewest = 1 if always else ROWS_FOR_INT8_PRODUCT
-        self.terms, self.integers_from = terms, fewest if integer_product_is_exact() else 1 << 62
+        self.terms, self.always = terms, always
+        self.integers_from, self.floats_from = NEVER, ROWS_FOR_UNPACKING
+        if integer_product_is_fast() and integer_product_is_exact():
+            self.integers_from, self.floats_from = 1 if always else ROWS_FOR_INT8_PRODUCT, NEVER
         weight = padded(weight.detach().float())
         scale = (weight.abs().amax(dim=1).clamp_min(1e-12) / 127).to(torch.bfloat16)
         self.register_buffer("scale", scale)
         self.register_buffer("weight", (weight / scale.float()[:, None]).round_().clamp_(-127, 127).to(torch.int8))
 
-    def dequantised(self) -> Tensor:
-        """Return the weight that the layer stands for, [out, in] in float32."""
-        return (self.weight.float() * self.scale.float()[:, None])[: self.out_features]
-
     def product(self, x: Tensor) -> Tensor:
-        if len(x) < self.integers_from:
-            return self._finish(torch.ops.aten._weight_int8pack_mm(x, self.weight, self.scale))
+        if len(x) >= self.integers_from:
+            return self._finish(self._product_of_integers(x))
+        if len(x) >= self.floats_from:
+            return self._finish(self._product_of_floats(x))
+        return self._finish(self._few_rows(x))
+
+    def like(self, weight: Tensor, bias: Tensor | None) -> Linear8:
+        return Linear8(weight, bias, self.terms, self.always)
+
+    def borders(self) -> tuple[int, ...]:
+        return tuple(border for border in (self.integers_from, self.floats_from) if border != NEVER)
+
+    def _few_rows(self, x: Tensor) -> Tensor:
+        return torch.ops.aten._weight_int8pack_mm(x, self.weight, self.scale)
+
+    def _product_of_integers(self, x: Tensor) -> Tensor:
         rounded, scale = rounded_rows(x, self.terms)
         sums = torch._int_mm(rounded, self.weight.t())
         if self.terms == 2:
             sums = sums[: len(x)] + sums[len(x) :] * (1 / FINER)
-        return self._finish(torch.mul(sums * scale, self.scale, out=x.new_empty(sums.shape)))
+        return torch.mul(sums * scale, self.scale, out=x.new_empty(sums.shape))
+
+    def _written_out(self, dtype: torch.dtype) -> Tensor:
+        return self.weight.to(dtype).mul_(self.scale.to(dtype)[:, None])
 
 
 class Linear4(Quantised):
@@ -76,22 +116,25 @@ class Linear4(Quantised):
         super().__init__(weight, bias)
         parts = padded(weight.detach().float()).split(8 * BLOCK)  # small enough to stay in the CPU's cache
         levels, scale, zero = map(torch.cat, zip(*map(four_bits, parts)))
-        self.register_buffer("packed", torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels, 1))
+        self.register_buffer("packed", pack(levels))
         self.register_buffer("scale_and_zero", torch.stack([scale, zero], dim=-1).transpose(0, 1).contiguous())  # [groups, out, 2]
-
-    def dequantised(self) -> Tensor:
-        """Return the weight that the layer stands for, [out, in] in float32."""
-        return self._unpacked(torch.float32)[: self.out_features]
 
     def product(self, x: Tensor) -> Tensor:
         if len(x) < ROWS_FOR_UNPACKING:
-            return self._finish(torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.packed, GROUP, self.scale_and_zero))
-        return self._finish(F.linear(x, self._unpacked(torch.bfloat16)))
+            return self._finish(self._few_rows(x))
+        return self._finish(self._product_of_floats(x))
 
-    def _unpacked(self, dtype: torch.dtype) -> Tensor:
-        """Undo the kernel's packing: 32 rows in the lower halves of the bytes, the next 32 in the upper ones."""
-        pairs = self.packed.view(-1, self.in_features, BLOCK // 2).transpose(1, 2)  # [blocks, 32, in]
-        levels = torch.stack([pairs & 15, pairs >> 4], dim=1).to(dtype).sub_(8).view(-1, self.in_features // GROUP, GROUP)
+    def _few_rows(self, x: Tensor) -> Tensor:
+        return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.packed, GROUP, self.scale_and_zero)
+
+    def like(self, weight: Tensor, bias: Tensor | None) -> Linear4:
+        return Linear4(weight, bias)
+
+    def borders(self) -> tuple[int, ...]:
+        return (ROWS_FOR_UNPACKING,)
+
+    def _written_out(self, dtype: torch.dtype) -> Tensor:
+        levels = unpack(self.packed, self.in_features).to(dtype).sub_(8).view(-1, self.in_features // GROUP, GROUP)
         scale, zero = self.scale_and_zero.to(dtype).transpose(0, 1)[..., None].unbind(2)
         return torch.addcmul(zero, levels, scale, out=levels).view(-1, self.in_features)
 
@@ -164,7 +207,16 @@ def _least_squares(groups: Tensor, levels: Tensor, scale: Tensor) -> tuple[Tenso
     return slope, mean - slope * level
 
 
-def integer_product_is_exact() -> bool:
-    """Whether the CPU sums products of 8-bit integers by instruction; without, oneDNN's sums may saturate."""
+def integer_product_is_fast() -> bool:
+    """Whether the CPU sums products of 8-bit integers by instruction; without, torch takes 25 times as long as for floats."""
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_vnni") or capabilities.get("avx_vnni") or capabilities.get("amx_int8"))
+
+
+@cache
+def integer_product_is_exact() -> bool:
+    """Whether products of the largest 8-bit integers come out right: some kernels add pairs in 16 bits, which overflow."""
+    ends = torch.tensor([-127, 127], dtype=torch.int8)
+    rows = ends[torch.randint(0, 2, (32, 256), generator=torch.Generator().manual_seed(0))]
+    rows[0], rows[1] = 127, -127
+    return torch.equal(torch._int_mm(rows, rows.t()).double(), rows.double() @ rows.double().t())

@@ -13,7 +13,6 @@ from itertools import groupby
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from ..data.refusal import UserError
 from .architecture import (
@@ -31,6 +30,7 @@ from .architecture import (
 from .blocks import is_covered
 from .cache import KVCache, Pool
 from .encoder_decoder_runner import EncoderDecoderRunner
+from .lending import attending, configs_of, held
 from .padded_runner import PaddedRunner
 from .ragged import RAGGED, Pass, Run
 from .stateful_runner import StatefulRunner
@@ -39,7 +39,8 @@ from .stateful_runner import StatefulRunner
 class RaggedRunner:
     """Runs rows of their own length through a model, together, with a cache of their keys and values.
 
-    The model stays its owner's: attention and training mode are lent for each pass and put back after it.
+    The model stays its owner's: attention and training mode are lent for each pass and put back after it. Passes of several threads
+    through one model wait for each other; whoever calls the model itself in another thread does so within `lending.held`.
     `passes` and `positions` count what was computed.
     """
 
@@ -52,8 +53,7 @@ class RaggedRunner:
         self.limit = context_limit(self.model)
         self.cache = KVCache()
         self.passes = self.positions = 0
-        modules = [module for module in self.model.modules() if isinstance(module, PreTrainedModel)]
-        self._configs = list({id(module.config): module.config for module in modules}.values())
+        self._configs = configs_of(self.model)
         self._keeps_logits = "logits_to_keep" in inspect.signature(type(self.model).forward).parameters
 
     def row(self) -> int:
@@ -179,15 +179,8 @@ class RaggedRunner:
     @contextmanager
     def _lent(self) -> Iterator[None]:
         """Have the model attend through us and compute without dropout, and put everything back."""
-        before = [config._attn_implementation for config in self._configs]
-        for config in self._configs:
-            config._attn_implementation = RAGGED
-        try:
-            with evaluating(self.model):
-                yield
-        finally:
-            for config, implementation in zip(self._configs, before):
-                config._attn_implementation = implementation
+        with attending(self.model, self._configs, RAGGED), evaluating(self.model):
+            yield
 
 
 def open_runner(model: nn.Module) -> RaggedRunner | PaddedRunner | StatefulRunner | EncoderDecoderRunner:
@@ -201,8 +194,9 @@ def open_runner(model: nn.Module) -> RaggedRunner | PaddedRunner | StatefulRunne
         return EncoderDecoderRunner(inner)
     if carries_state(inner):
         return StatefulRunner(inner)
-    if is_covered(inner):
-        from .direct_runner import DirectRunner  # which is a RaggedRunner
+    with held(inner):  # as it is between passes
+        if is_covered(inner):
+            from .direct_runner import DirectRunner  # which is a RaggedRunner
 
-        return DirectRunner(inner)
+            return DirectRunner(inner)
     return RaggedRunner(inner) if attention_is_replaceable(inner) else PaddedRunner(inner)

@@ -32,18 +32,26 @@ def sampling(arrivals: Callable[[], list[Row]]) -> Strategy:
         if live != filters.rows:
             filters = Filters(live)
         watch = Watch.of(live, logits)
-        live = take(live, filters(logits, watch), watch)
+        scores, errors = filters.each(logits, watch)
+        for place, error in errors.items():
+            live[place].request.fail(error)
+        live = take(live, scores, watch)
 
 
 def take(live: list[Row], scores: Tensor, watch: Watch | None) -> list[Row]:
-    """Give every row the token that its scores choose, [rows, vocab] after every filter, and tell of it; return the rows that go on."""
+    """Give every row the token that its scores choose, [rows, vocab] after every filter, and tell of it; return the rows that go on.
+
+    A request that fails is finished with all its rows.
+    """
     chosen, logprobs = choose(scores, [row.noise() if row.request.params.samples else None for row in live])
     ids = chosen.tolist()
     if watch is not None:
         watch.chosen(scores, ids)
     for row, id, logprob in zip(live, ids, logprobs.tolist()):
-        row.commit(id, logprob)
-        row.request.publish(row)
+        if not row.finished:
+            with row.request.contained():
+                row.commit(id, logprob)
+                row.request.publish(row)
     release([row for row in live if row.finished])
     return [row for row in live if not row.finished]
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any
 
 from ..data.refusal import UserError
-from .chrf import chrf
+from .chrf import chrf_of, grams
 from .params import SamplingParams
 from .row import Row
+from .user_functions import called
 
 Select = Callable[[list[Row]], Sequence[Row]]
 
@@ -22,7 +24,7 @@ def best_of_n(count: int, reward: Callable[[str, str], float] | None, prompt: st
 
     def select(rows: list[Row]) -> list[Row]:
         for row in rows:
-            row.score = mean_logprob(row) if reward is None else measured(reward(prompt, text(row)), "reward")
+            row.score = mean_logprob(row) if reward is None else measured(called("reward", reward, prompt, text(row)), "reward")
         return highest(rows, count)
 
     return select
@@ -37,8 +39,8 @@ def self_consistency(answer_of: Callable[[str], Any]) -> Select:
     def select(rows: list[Row]) -> list[Row]:
         votes: dict[Hashable, list[Row]] = {}
         for row in rows:
-            said = answer_of(text(row))
-            if not isinstance(said, Hashable):
+            said = called("answer_of", answer_of, text(row))
+            if not is_countable(said):
                 raise UserError(f"answer_of must return what can be compared and counted, got {said!r}: return a text or a number")
             if said is not None:
                 votes.setdefault(said, []).append(row)
@@ -58,8 +60,10 @@ def minimum_bayes_risk(count: int, utility: Callable[[str, str], float] | None) 
 
     def select(rows: list[Row]) -> list[Row]:
         texts = [text(row) for row in rows]
+        compared = partial(called, "utility", utility) if utility is not None else chrf_of
+        given = texts if utility is not None else [grams(each) for each in texts]  # counted once for all comparisons
         for i, row in enumerate(rows):
-            values = [measured((utility or chrf)(texts[i], other), "utility") for j, other in enumerate(texts) if j != i]
+            values = [measured(compared(given[i], other), "utility") for j, other in enumerate(given) if j != i]
             row.score = sum(values) / len(values)
         return highest(rows, count)
 
@@ -89,11 +93,19 @@ def mean_logprob(row: Row) -> float:
     return sum(own) / len(own)
 
 
+def is_countable(value: Any) -> bool:
+    """Whether votes for the value can be counted: a tuple with a list in it cannot be hashed though tuples can."""
+    try:
+        return hash(value) is not None
+    except Exception:  # the caller's own type
+        return False
+
+
 def measured(value: Any, name: str) -> float:
     """Return a caller's value as a number; raises UserError for one that is none."""
     try:
         number = math.nan if isinstance(value, str) else float(value)
-    except (TypeError, ValueError):
+    except Exception:  # whatever the caller's function returned
         number = math.nan
     if math.isnan(number):
         raise UserError(f"{name} must return a number, got {value!r}")

@@ -45,8 +45,7 @@ class UniversalRow(DraftRow):
         return self.translation.there(self.target.ids)
 
     def twin(self, target: Row) -> UniversalRow:
-        [slot] = self.runner.fork([self.slot])
-        other = UniversalRow(self.request, self.runner, slot, list(self.ids), target.text, self.seen)
+        other = UniversalRow(self.request, self.runner, self.fork_slot(), list(self.ids), target.text, self.seen)
         other.translation = self.translation
         return other.begin(target)
 
@@ -71,16 +70,18 @@ class UniversalDrafts(ModelDrafts):
         self.translation = translation
 
     def _beside(self, row: Row) -> UniversalRow:
-        draft = UniversalRow(row.request, self.runner, self.runner.row(), self.translation.there(row.request.prompt_ids), row.text)
+        slot = row.request.opened(self.runner, self.runner.row())
+        draft = UniversalRow(row.request, self.runner, slot, self.translation.there(row.request.prompt_ids), row.text)
         draft.translation = self.translation
         return draft.begin(row)
 
-    def _extend(self, drafts: list[DraftRow], logits) -> None:
+    def _extend(self, drafts: list[DraftRow], logits) -> list[DraftRow]:
         probs, ids = logits.float().softmax(dim=-1).max(dim=-1)
         for draft, id, p in zip(drafts, ids.tolist(), probs.tolist()):
             draft.ids.append(id)
             draft.guess.ids.append(id)
             draft.guess.probs.append(p)
+        return drafts
 
     def _told(self, draft: UniversalRow) -> Guess:
         drafted = draft.guess.ids

@@ -8,6 +8,7 @@ from transformers import LogitsProcessor
 from ..data.refusal import UserError
 from .params import UserFilter
 from .row import Row
+from .user_functions import called, name_of
 
 
 def apply_own(row: Row, logits: Tensor) -> Tensor:
@@ -20,8 +21,8 @@ def apply_own(row: Row, logits: Tensor) -> Tensor:
 
 def call_own(own: UserFilter, logits: Tensor, history: Tensor) -> Tensor:
     """Apply one filter of the caller's and check what it returns."""
-    filtered = own(history, logits) if isinstance(own, LogitsProcessor) else own(logits, history)
-    name = getattr(own, "__name__", type(own).__name__)
+    filtered = called("the filter", own, *((history, logits) if isinstance(own, LogitsProcessor) else (logits, history)))
+    name = name_of(own)
     if not isinstance(filtered, Tensor) or filtered.shape != logits.shape:
         got = tuple(filtered.shape) if isinstance(filtered, Tensor) else type(filtered).__name__
         raise UserError(f"the filter {name} must return logits of shape {tuple(logits.shape)}, got {got}")

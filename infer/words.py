@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable
 from functools import partial
 
@@ -11,6 +12,8 @@ from ..data.literal import continuing
 from ..data.refusal import UserError
 from ..data.template import remember
 from .params import DEFAULT_BREAKERS
+
+KEPT = 64  # sets of breakers that a tokenizer remembers
 
 
 def word_ids(tokenizer: PreTrainedTokenizerBase, words: Iterable[str]) -> list[list[int]]:
@@ -33,7 +36,13 @@ def breaker_ids(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> fro
     llama.cpp also finds a text that runs over several tokens; such a text, which no token contains, is refused by UserError.
     """
     texts = tuple(texts)
-    return remember(tokenizer, f"breakers {texts!r}", partial(_breaker_ids, tokenizer, texts))
+    known: OrderedDict[tuple[str, ...], frozenset[int]] = remember(tokenizer, "breakers", OrderedDict)
+    if texts not in known:
+        known[texts] = _breaker_ids(tokenizer, texts)
+        if len(known) > KEPT:
+            known.popitem(last=False)
+    known.move_to_end(texts)
+    return known[texts]
 
 
 def _breaker_ids(tokenizer: PreTrainedTokenizerBase, texts: tuple[str, ...]) -> frozenset[int]:

@@ -1,5 +1,6 @@
 """Options for reading prompts that the model is to answer, with the columns that rewards read; and for the rewards."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from seodang.data.sources import read
 from seodang.infer.checkpoint import load
 from seodang.recipes.options import Repeated
 from seodang.recipes.preference_options import split_dialogues
+from seodang.train.reward_function import check_columns
 from seodang.train.rewards import Checked, model_reward, parse_rewards
 
 
@@ -42,7 +44,8 @@ class AskedOptions:
             examples, held = split_dialogues(examples, self.eval_fraction, seed)
         how = {"max_prompt_length": self.max_prompt_length, "literal": self.literal, "too_long": self.too_long}
         rows, counts = prepare_asked(examples, tokenizer, **how)
-        return rows, prepare_asked(held, tokenizer, **how)[0] if held else [], counts
+        held_rows, counts.held_out = prepare_asked(held, tokenizer, **how) if held else ([], None)
+        return rows, held_rows, counts
 
 
 @dataclass
@@ -57,9 +60,15 @@ class ScoringOptions:
     reward_model: str | None = field(default=None, metadata={"help": "Folder or hub name of a reward model, whose score is one more reward."})
     retokenise: bool = field(default=False, metadata={"help": "Let a reward model with another tokenizer read the answers' text."})
 
-    def rewards(self, tokenizer: PreTrainedTokenizerBase, device: str, dtype: str) -> list[Checked]:
-        """The rewards asked for, the reward model's last; raises UserError where there is none."""
+    def rewards(
+        self, tokenizer: PreTrainedTokenizerBase, device: str, dtype: str, rows: Sequence[dict[str, Any]], given: Sequence[str] = ()
+    ) -> list[Checked]:
+        """The rewards asked for, the reward model's last; raises UserError where there is none.
+
+        Before a model is loaded, each must find the columns that it needs in the rows, or among what the trainer has `given`.
+        """
         found = parse_rewards(self.reward or [])
+        check_columns(found, rows, given)
         if self.reward_model is not None:
             judge, its_own = load(self.reward_model, device=device, dtype=dtype, model_class=AutoModelForSequenceClassification, num_labels=1)
             found.append(Checked(model_reward(judge.requires_grad_(False), its_own, tokenizer, self.retokenise)))

@@ -1,6 +1,7 @@
 """What a model says to the same prompts before and after training."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from seodang.infer import SamplingParams, generate
@@ -13,7 +14,8 @@ def say(trainer, rows: Sequence[dict[str, Any]], max_new_tokens: int) -> list[st
     if not rows:
         return []
     model = trainer.accelerator.unwrap_model(trainer.model)
-    results = generate(model, trainer.processing_class, [row["prompt_ids"] for row in rows], SamplingParams(max_new_tokens=max_new_tokens))
+    params = SamplingParams(max_new_tokens=max_new_tokens)
+    results = generate(model, trainer.processing_class, [row["prompt_ids"] for row in rows], params, on_error="raise")
     return [result.text for result in results]
 
 
@@ -25,6 +27,11 @@ def side_by_side(tokenizer, rows: Sequence[dict[str, Any]], before: Sequence[str
         lines += [f"prompt          {prompt[-SHOWN:]}"]
         lines += [f"  {name:<13} {' '.join(text.split())[:SHOWN]}" for name, text in zip(("before", "after"), answers, strict=True)]
     return lines
+
+
+def picture(name: str, path: Path | None) -> str:
+    """The line that says where a picture is; empty where nothing was logged that could be drawn."""
+    return f"{name:<16}{path}" if path is not None and path.is_file() else ""
 
 
 def tell(trainer, *lines: str) -> None:

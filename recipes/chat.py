@@ -73,6 +73,7 @@ def answer(model, tokenizer, talk: list[dict], said: str, params, cache=None) ->
                 print(event.text, end="", flush=True)
                 text += event.text
     except UserError as error:
+        print("\n" if text else "", end="", flush=True)
         print(f"error: {error} (or /reset)", file=sys.stderr)
         return talk
     except KeyboardInterrupt:

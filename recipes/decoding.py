@@ -3,7 +3,6 @@
 import os
 import sys
 from dataclasses import dataclass, field, fields
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -144,14 +143,14 @@ class Decoding:
         given["seed"] = None if self.seed is None else self.seed + offset
         for name in ("assistant_model", "amateur_model"):
             if given[name] is not None:
-                given[name], tokenizer = opened(given[name], beside.device, beside.dtype)
+                given[name], tokenizer = self._opened(given[name], beside.device, beside.dtype)
                 if name == "assistant_model" and self.assistant_tokenizer:
                     given["assistant_tokenizer"] = tokenizer
         return SamplingParams(**given)
 
     def _settings(self) -> dict[str, Any]:
         """The options under the names and in the types of `SamplingParams`, files read; further models by their names."""
-        given = dict(vars(self))
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
         for name, value in given.items():
             if isinstance(value, list):
                 given[name] = tuple(value) or getattr(SamplingParams, name)
@@ -165,10 +164,12 @@ class Decoding:
             given["dola_layers"] = [int(layer) for layer in self.dola_layers] if numbers else " ".join(self.dola_layers)
         return given
 
+    def _opened(self, *where: str) -> tuple[Any, Any]:
+        """Load a further model and its tokenizer, once for this command: by its path, device and dtype."""
+        from seodang.infer.checkpoint import load
 
-@cache
-def opened(path: str, device: str, dtype: str) -> tuple[Any, Any]:
-    """Load a further model and its tokenizer, once."""
-    from seodang.infer.checkpoint import load
-
-    return load(path, device=device, dtype=dtype)
+        known = vars(self).setdefault("_models", {})
+        if where not in known:
+            path, device, dtype = where
+            known[where] = load(path, device=device, dtype=dtype)
+        return known[where]

@@ -6,7 +6,6 @@ SFT shows the form that is asked for half of the time only, so following the pro
 pairs are made is in `data/form_pairs.py`; PPO sees the reward model alone, and the rule tells whether that was worth following.
 """
 
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from transformers import AutoModelForSequenceClassification, set_seed
 from seodang.data.branches import prepare_asked, prepare_ranked
 from seodang.data.form_pairs import demonstrations, form_pairs, form_reward
 from seodang.data.formats import to_example
+from seodang.data.json_lines import read_json_lines
 from seodang.data.labels import prepare
 from seodang.data.preferences import Asked, Ranked
 from seodang.data.refusal import UserError
@@ -211,7 +211,7 @@ class Demo:
 
 
 def triplets(name: str) -> list[dict[str, str]]:
-    return [json.loads(line) for line in sample_path(name).read_text(encoding="utf-8").splitlines()]
+    return read_json_lines(sample_path(name))
 
 
 def lines(accuracy: float, margins: tuple[dict[str, float], dict[str, float]], measured: dict[str, Measured]) -> Iterator[tuple[str, str]]:

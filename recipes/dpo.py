@@ -15,7 +15,7 @@ from seodang.data.chat import set_chat_template
 from seodang.data.preferences import PREFERENCE_SHAPES
 from seodang.data.sources import read
 from seodang.infer.checkpoint import load, load_tokenizer
-from seodang.recipes.before_after import say, side_by_side, tell
+from seodang.recipes.before_after import picture, say, side_by_side, tell
 from seodang.recipes.options import command, parse
 from seodang.recipes.preference_options import PreferenceOptions, split_dialogues
 from seodang.recipes.reward import amount
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     folder = trainer.save_final()
     after = trainer.measure() if held else {}
     tell(trainer, *side_by_side(tokenizer, shown, said, say(trainer, shown, SAID)), terminal_curve(folder))
-    tell(trainer, *verdict(before, after), f"loss curve      {folder / CURVE}", f"checkpoint      {folder}")
+    tell(trainer, *verdict(before, after), picture("loss curve", folder / CURVE), f"checkpoint      {folder}")
     return 0
 
 
@@ -78,7 +78,8 @@ def load_rows(data: DpoOptions, tokenizer, seed: int):
         examples, held = split_dialogues(examples, data.eval_fraction, seed)
     how = {"max_length": data.max_length, "literal": data.literal, "unusable": data.unusable}
     rows, counts = prepare_ranked(examples, tokenizer, **how)
-    return rows, prepare_ranked(held, tokenizer, **how)[0] if held else [], counts
+    held_rows, counts.held_out = prepare_ranked(held, tokenizer, **how) if held else ([], None)
+    return rows, held_rows, counts
 
 
 def build(options: ModelOptions, tokenizer, rows, held, args, settings: PreferenceSettings, data: DpoOptions, run: RunOptions, origin) -> PreferenceTrainer:

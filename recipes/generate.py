@@ -2,6 +2,8 @@
 
 seodang generate MODEL "Which country is the city of Suwon located in?"
 seodang generate MODEL --prompts questions.jsonl --output answers.jsonl --temperature 0.8 --seed 1
+
+Of several prompts, one whose answer fails (a grammar or filter that leaves no token) has its error in its place, and the exit code is 1.
 """
 
 import json
@@ -17,7 +19,7 @@ from seodang.data.refusal import UserError
 from seodang.recipes.decoding import Decoding, SpeakingModel, option
 from seodang.recipes.options import command, parse
 
-FILES = "The prompts, or one file of them: .txt (one a line) or .jsonl (prompt, messages or instruction)."
+FILES = "The prompts, or one file of them: .txt (one a line), .jsonl (prompt, messages or instruction) or .json (a list of such, or one)."
 
 
 @dataclass
@@ -49,8 +51,10 @@ def main(argv: list[str] | None = None) -> int:
         if output:
             output.truncate(0)
         show = recorder(prompts, output) if output else Printer(prompts, decoding.num_return_sequences)
-        follow(results, len(prompts) * decoding.num_return_sequences, show, bar=output is not None or len(prompts) > 1)
-    return 0
+        failed = follow(results, len(prompts) * decoding.num_return_sequences, show, bar=output is not None or len(prompts) > 1)
+    if failed:
+        print(f"{len(failed)} of {len(prompts)} prompts ended in an error", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def read_prompts(given: list[str], raw: bool) -> list[Any]:
@@ -69,13 +73,19 @@ def read_prompt_file(path: Path, raw: bool) -> list[Any]:
     """Read prompts from a file, empty lines passed over; raises UserError naming the line that is wrong."""
     if not path.is_file():
         raise UserError(f"the prompts file {path} does not exist")
-    lines = [(n, line) for n, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1) if line.strip()]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"the prompts file {path} is not UTF-8: {error}") from None
+    lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise UserError(f"the prompts file {path} is empty")
     if path.suffix == ".txt":
         return [line for _, line in lines]
     if path.suffix == ".json":
-        return [prompt_of(record, f"{path.name} record {n}", raw) for n, record in enumerate(loaded(path.read_text(), path.name), 1)]
+        records = loaded(text, path.name)
+        records = records if isinstance(records, list) else [records]
+        return [prompt_of(record, f"{path.name} record {n}", raw) for n, record in enumerate(records, 1)]
     return [prompt_of(loaded(line, f"{path.name} line {n}"), f"{path.name} line {n}", raw) for n, line in lines]
 
 
@@ -127,11 +137,12 @@ def recorder(prompts: list, output: TextIO) -> Callable:
 
 
 class Printer:
-    """Prints answers in the order of the prompts, several to one prompt with their numbers (`choice`)."""
+    """Prints answers in the order of the prompts, several to one prompt with their numbers (`choice`); errors to stderr."""
 
     def __init__(self, prompts: list, each: int = 1):
         self.prompts, self.each = prompts, each
         self._early: dict[int, Any] = {}
+        self._failed: set[int] = set()
         self._next = 0
 
     def __call__(self, result) -> None:
@@ -141,12 +152,16 @@ class Printer:
             if len(self.prompts) > 1 and answer.choice == 0:
                 prompt = self.prompts[answer.row]
                 print(f"> {prompt if isinstance(prompt, str) else prompt[-1]['content']}")
-            print(answer.text if self.each == 1 else f"[{answer.choice}] {answer.text}", flush=True)
+            if answer.error is None:
+                print(answer.text if self.each == 1 else f"[{answer.choice}] {answer.text}", flush=True)
+            elif answer.row not in self._failed:
+                self._failed.add(answer.row)
+                print(f"error: prompt {answer.row + 1}: {' '.join(answer.error.split())}", file=sys.stderr)
             self._next += 1
 
 
-def follow(results, total: int, show: Callable, bar: bool) -> None:
-    """Hand on each result, with a progress bar on stderr where there is someone to see it."""
+def follow(results, total: int, show: Callable, bar: bool) -> set[int]:
+    """Hand on each result, with a progress bar on stderr where there is someone to see it; return the prompts that ended in an error."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -154,12 +169,16 @@ def follow(results, total: int, show: Callable, bar: bool) -> None:
     console = Console(file=sys.stderr)
     with Progress(*columns, console=console, disable=not bar, redirect_stdout=console.is_terminal) as progress:
         task, tokens = progress.add_task("", total=total, speed=""), 0
+        failed: set[int] = set()
         for result in results:
             show(result)
+            if result.error is not None:
+                failed.add(result.row)
             tokens += len(result.ids)
             seconds = max(progress.tasks[task].elapsed or 0, 1e-9)
             progress.update(task, advance=1, speed=f"{tokens / seconds:.0f} tokens/s")
         progress.refresh()
+    return failed
 
 
 if __name__ == "__main__":

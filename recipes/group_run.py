@@ -11,12 +11,13 @@ from seodang.data.chat import set_chat_template
 from seodang.data.refusal import UserError
 from seodang.infer.checkpoint import load, load_tokenizer
 from seodang.recipes.asked_options import AskedOptions, ScoringOptions
-from seodang.recipes.before_after import say, side_by_side, tell
+from seodang.recipes.before_after import picture, say, side_by_side, tell
 from seodang.recipes.options import parse
 from seodang.recipes.run_identity import origin_of, refuse_other_run
 from seodang.recipes.sft import settle
 from seodang.recipes.training_options import ModelOptions, RunOptions
 from seodang.train.checkpoints import find_resume
+from seodang.train.groups import GIVEN
 from seodang.train.logs import CURVE
 
 
@@ -29,7 +30,7 @@ def run_groups(argv: Sequence[str], arguments: type, trainer_of: Callable[..., A
     tokenizer = load_tokenizer(model.model)
     set_chat_template(tokenizer, data.chat_template)
     rows, held, counts = data.rows(tokenizer, args.seed)
-    rewards = scoring.rewards(tokenizer, str(args.device), model.dtype)
+    rewards = scoring.rewards(tokenizer, str(args.device), model.dtype, [*rows, *held], GIVEN)
     origin = origin_of(data, scoring, model, run, args, rows=rows)
     resume = find_resume(Path(args.output_dir), run.resume)
     refuse_other_run(resume, origin, run.allow_changes)
@@ -45,7 +46,7 @@ def run_groups(argv: Sequence[str], arguments: type, trainer_of: Callable[..., A
     folder = trainer.save_final()
     after = trainer.evaluate() if held else {}
     tell(trainer, *side_by_side(tokenizer, shown, answers, say(trainer, shown, args.max_completion_length)))
-    tell(trainer, *verdict(before, after), f"loss curve      {folder / CURVE}", f"checkpoint      {folder}")
+    tell(trainer, *verdict(before, after), picture("loss curve", folder / CURVE), f"checkpoint      {folder}")
     return 0
 
 

@@ -5,7 +5,6 @@ accelerate launch recipes/kto.py --data judged.jsonl --eval_fraction 0.1
 """
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,10 +13,10 @@ from trl import KTOConfig
 
 from seodang.data.branches import PreferenceCounts, prepare_judged
 from seodang.data.chat import set_chat_template
-from seodang.data.preferences import JUDGED_SHAPES, PREFERENCE_SHAPES, Judged, Ranked
+from seodang.data.preferences import JUDGED_SHAPES, PREFERENCE_SHAPES
 from seodang.data.sources import read
 from seodang.infer.checkpoint import load, load_tokenizer
-from seodang.recipes.before_after import say, side_by_side, tell
+from seodang.recipes.before_after import picture, say, side_by_side, tell
 from seodang.recipes.options import command, parse
 from seodang.recipes.preference_options import PreferenceOptions, split_dialogues
 from seodang.recipes.run_identity import origin_of, refuse_other_run
@@ -63,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     folder = trainer.save_final()
     result = trainer.evaluate() if held else {}
     tell(trainer, terminal_curve(folder), *side_by_side(tokenizer, shown, before, say(trainer, shown, SAID)))
-    tell(trainer, *verdict(result, trainer), f"loss curve      {folder / CURVE}", f"checkpoint      {folder}")
+    tell(trainer, *verdict(result, trainer), picture("loss curve", folder / CURVE), f"checkpoint      {folder}")
     return 0
 
 
@@ -74,22 +73,10 @@ def load_rows(data: PreferenceOptions, tokenizer, args: KtoArguments) -> tuple[l
     held = read(data.eval_data, shape=data.shape, shapes=shapes) if data.eval_data else []
     if data.eval_fraction:
         examples, held = split_dialogues(examples, data.eval_fraction, args.seed)
-    how = {"max_length": args.max_length or 10**9, "literal": data.literal, "unusable": data.unusable}
-    rows, counts = prepare_judged(taken_apart(examples), tokenizer, **how)
-    return rows, prepare_judged(taken_apart(held), tokenizer, **how)[0] if held else [], counts
-
-
-def taken_apart(examples: Sequence[Judged | Ranked]) -> list[Judged]:
-    """Of ranked answers the best are good and the worst bad; what lies between says neither, and ties say nothing."""
-    found = []
-    for example in examples:
-        if isinstance(example, Judged):
-            found.append(example)
-            continue
-        best, worst = min(example.ranks), max(example.ranks)
-        kept = [(answer, rank) for answer, rank in zip(example.answers, example.ranks, strict=True) if rank in (best, worst) and best != worst]
-        found += [Judged(example.prompt, answer, rank == best, example.tools, example.where) for answer, rank in kept]
-    return found
+    how = {"max_length": args.max_length, "literal": data.literal, "unusable": data.unusable}
+    rows, counts = prepare_judged(examples, tokenizer, **how)
+    held_rows, counts.held_out = prepare_judged(held, tokenizer, **how) if held else ([], None)
+    return rows, held_rows, counts
 
 
 def overview(trainer: KtoStage, counts: PreferenceCounts, rows: list[dict], held: list[dict], resume: Path | None) -> list[str]:
@@ -116,7 +103,7 @@ def verdict(result: dict[str, float], trainer: KtoStage) -> list[str]:
     if not result:
         return []
     pairs = f", of pairs to one prompt {result['eval_pair_accuracy']:.1%}" if "eval_pair_accuracy" in result else ""
-    margin = f", margin {result['eval_rewards/margins']:.4f}" if "eval_rewards/margins" in result else ""
+    margin = f", margin {result['eval_margin']:.4f}" if "eval_margin" in result else ""
     return [f"accuracy        {result['eval_accuracy']:.1%} of held-out answers on their side of the reference{pairs}{margin}"]
 
 

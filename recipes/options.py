@@ -4,6 +4,7 @@ import argparse
 import difflib
 import functools
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from seodang.data.refusal import UserError
 
 
 def command(main: Callable[..., int | None]) -> Callable[..., int]:
-    """Make `main(argv)` a command: a UserError becomes one line on stderr and exit code 2, Ctrl-C 130."""
+    """Make `main(argv)` a command: a UserError becomes one line on stderr and exit code 2, Ctrl-C 130, the text of `sys.exit` stderr and 1."""
 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
@@ -27,8 +28,11 @@ def command(main: Callable[..., int | None]) -> Callable[..., int]:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
-        except SystemExit as stop:  # --help
-            return stop.code if isinstance(stop.code, int) else 0
+        except SystemExit as stop:  # --help, and what libraries and a user's own file say
+            if stop.code is None or isinstance(stop.code, int):
+                return stop.code or 0
+            print(stop.code, file=sys.stderr)
+            return 1
 
     return run
 
@@ -80,8 +84,21 @@ def parse(
         return tuple(_build(cls, values) for cls in classes)
     except UserError:
         raise
-    except (ValueError, TypeError, ImportError) as error:  # a dataclass's own check of its values
-        raise UserError(str(error)) from None
+    except (ValueError, TypeError, ImportError) as error:
+        if _is_refusal(error):
+            raise UserError(str(error)) from None
+        raise
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether a library's dataclass has refused its values (`TrainingArguments` does so by plain errors); else it is a defect of ours.
+
+    So it is where the last frame of ours has built a dataclass, or called what a library's does in that place.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    packages = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames]
+    ours = max(place for place, package in enumerate(packages) if package in ("seodang", "__main__"))  # a recipe may be run as a script
+    return len(frames) > ours + 1 and frames[ours + 1].f_code.co_name in ("__init__", "__post_init__")
 
 
 def _build(cls: type, values: dict[str, Any]) -> Any:
@@ -127,8 +144,8 @@ def _apply_config(parser: argparse.ArgumentParser, path: str | None) -> None:
     if not Path(path).is_file():
         raise UserError(f"--config {path}: there is no such file")
     try:
-        values = yaml.safe_load(Path(path).read_text()) or {}
-    except yaml.YAMLError as error:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path} is not YAML: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"--config {path} must hold `name: value` lines, not a {type(values).__name__}")

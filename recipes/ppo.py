@@ -16,7 +16,7 @@ from seodang.data.chat import set_chat_template
 from seodang.data.refusal import UserError
 from seodang.infer.checkpoint import load, load_tokenizer
 from seodang.recipes.asked_options import AskedOptions, ScoringOptions
-from seodang.recipes.before_after import say, side_by_side, tell
+from seodang.recipes.before_after import picture, say, side_by_side, tell
 from seodang.recipes.options import command, parse
 from seodang.recipes.run_identity import origin_of, refuse_other_run
 from seodang.recipes.sft import settle
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     tokenizer = load_tokenizer(model.model)
     set_chat_template(tokenizer, data.chat_template)
     rows, held, counts = data.rows(tokenizer, args.seed)
-    rewards = scoring.rewards(tokenizer, str(args.device), model.dtype)
+    rewards = scoring.rewards(tokenizer, str(args.device), model.dtype, [*rows, *held])
     reward = combined(rewards, policy.reward_weights)
     origin = origin_of(data, scoring, policy, settings, model, run, args, rows=rows)
     resume = find_resume(Path(args.output_dir), run.resume)
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     after = trainer.evaluate() if held else {}
     tell(trainer, *side_by_side(tokenizer, shown, said, say(trainer, shown, settings.max_new_tokens)))
     if trainer.is_world_process_zero():
-        tell(trainer, *verdict(before, after), f"curves          {draw_curves(folder)}", f"checkpoint      {folder}")
+        tell(trainer, *verdict(before, after), picture("curves", draw_curves(folder)), f"checkpoint      {folder}")
     return 0
 
 

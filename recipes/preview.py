@@ -68,7 +68,7 @@ def looked_at(
     examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase, options: PreviewOptions
 ) -> tuple[Shown, Counts | PreferenceCounts, list[int]]:
     """The first records with their rows, and the counts and row lengths of all."""
-    labeller, brancher = Labeller(tokenizer, **options.labelling()), Brancher(tokenizer, options.max_length, options.literal)
+    labeller, brancher = Labeller(tokenizer, **options.labelling()), Brancher(tokenizer, options.max_length, options.literal, options.unusable)
     counts: Counts | PreferenceCounts | None = None
     first = ""
     shown: Shown = []
@@ -80,7 +80,7 @@ def looked_at(
         if family != first:
             raise UserError(f"{example.where}: {family} behind {first}, which are not trained together: preview them one after the other")
         if isinstance(example, Asked):
-            rows = asked_rows(example, tokenizer, counts, max_prompt_length=options.max_length, literal=options.literal, too_long="drop")
+            rows = asked_rows(example, tokenizer, counts, max_prompt_length=options.max_length, literal=options.literal, too_long=options.unusable)
         else:
             rows = (labeller if family == TEACHING else brancher).rows(example, counts)
         lengths += map(length, rows)

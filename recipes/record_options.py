@@ -15,7 +15,9 @@ class RecordOptions:
     train_on: str = field(default="assistant", metadata={"help": "assistant (every answer), last (the last one) or all (prompts too)."})
     literal: bool = field(default=True, metadata={"help": "Encode special-token text inside content as plain text."})
     empty_answers: str = field(default="error", metadata={"help": "error or drop."})
+    unusable: str = field(default="drop", metadata={"help": "drop or error: records in which nothing can be learned."})
 
     def labelling(self) -> dict[str, Any]:
         """What `prepare` has to know beside the records and the tokenizer."""
-        return {"max_length": self.max_length, "train_on": self.train_on, "literal": self.literal, "empty_answers": self.empty_answers}
+        names = ("max_length", "train_on", "literal", "empty_answers", "unusable")
+        return {name: getattr(self, name) for name in names}

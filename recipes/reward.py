@@ -20,6 +20,7 @@ from seodang.data.preferences import PREFERENCE_SHAPES
 from seodang.data.refusal import UserError
 from seodang.data.sources import read
 from seodang.infer.checkpoint import load, load_tokenizer
+from seodang.recipes.before_after import picture, tell
 from seodang.recipes.options import command, parse
 from seodang.recipes.preference_options import PreferenceOptions, split_dialogues
 from seodang.recipes.run_identity import origin_of, refuse_other_run
@@ -58,15 +59,13 @@ def main(argv: list[str] | None = None) -> int:
     resume = find_resume(Path(args.output_dir), run.resume)
     refuse_other_run(resume, origin, run.allow_changes)
     trainer = build(model, tokenizer, rows, eval_rows, args, run, origin, data.pair_weights)
-    if trainer.is_world_process_zero():
-        print(*overview(trainer, counts, rows, eval_rows, resume), sep="\n", flush=True)
+    tell(trainer, *overview(trainer, counts, rows, eval_rows, resume))
     if run.dry_run:
         return 0
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     folder = trainer.save_final()
     result = trainer.evaluate() if eval_rows else {}
-    if trainer.is_world_process_zero():
-        print(terminal_curve(folder), *verdict(result, eval_rows), f"loss curve      {folder / CURVE}", f"reward model    {folder}", sep="\n")
+    tell(trainer, terminal_curve(folder), *verdict(result, eval_rows), picture("loss curve", folder / CURVE), f"reward model    {folder}")
     return 0
 
 
@@ -80,7 +79,7 @@ def load_rows(data: RewardOptions, tokenizer, args: RewardArguments):
         examples, held = split_dialogues(examples, data.eval_fraction, args.seed)
     how = {"max_length": args.max_length, "literal": data.literal, "unusable": data.unusable}
     rows, counts = prepare_ranked(examples, tokenizer, **how)
-    eval_rows = prepare_ranked(held, tokenizer, **how)[0] if held else []
+    eval_rows, counts.held_out = prepare_ranked(held, tokenizer, **how) if held else ([], None)
     return rows, eval_rows, counts
 
 

@@ -27,6 +27,7 @@ from seodang.recipes.sections import split_sections
 from seodang.recipes.training_options import ModelOptions
 from seodang.train.ppo_settings import PpoSettings
 from seodang.train.ranking import Stopped
+from seodang.train.reward_function import check_columns
 
 REWARD_FROM = ("start", "previous")
 POLICY_PROMPTS = ("all", "half")
@@ -43,7 +44,8 @@ class RlhfOptions:
     policy_prompts: str = field(default="all", metadata={"help": "PPO's prompts: all that are not held out, or half, the other half being ranked."})
     reward_from: str = field(default="start", metadata={"help": "Each round's reward model begins as the start model, or as the previous one."})
     reward_heldout: float = field(default=0.1, metadata={"help": "Share of the ranked prompts held out to measure the reward model."})
-    max_prompt_length: int = field(default=512, metadata={"help": "Longer prompts are left out."})
+    max_prompt_length: int = field(default=512, metadata={"help": "Longer prompts are refused, or left out with --too_long drop."})
+    too_long: str = field(default="error", metadata={"help": "error or drop: prompts longer than max_prompt_length."})
     output_dir: str = field(default="runs/rlhf", metadata={"help": "Folder of the rounds and of the final policy."})
     seed: int = field(default=0, metadata={"help": "Of the split, the samples and both trainings."})
     allow_changes: list[str] | None = field(
@@ -73,7 +75,9 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("reward_from previous would put one adapter on another: use start, or train all weights (--lora_r 0)")
     ranker = name_ranker(options.ranker)
     tokenizer = load_tokenizer(model.model)
-    rows, counts = prepare_asked(read(options.data, shapes=ASKED_SHAPES), tokenizer, max_prompt_length=options.max_prompt_length)
+    how = {"max_prompt_length": options.max_prompt_length, "too_long": options.too_long}
+    rows, counts = prepare_asked(read(options.data, shapes=ASKED_SHAPES), tokenizer, **how)
+    check_columns([] if ranker.reward is None else [ranker.reward], rows)
     prompts = share_out(rows, options.heldout_prompts, options.policy_prompts, options.seed)
     rounds = Rounds(options, model, ranker, tokenizer, prompts, reward_args, ppo_args, settings, asked_for(options, model, reward_args, settings, ppo_args, rows))
     rounds.tell(*counts.lines(), *rounds.plan())

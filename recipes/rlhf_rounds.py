@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from trl import RewardConfig
 
 from seodang.data.branches import prepare_ranked
+from seodang.data.json_lines import read_json_lines
 from seodang.data.preferences import Ranked
 from seodang.data.refusal import UserError
 from seodang.infer.checkpoint import load
@@ -26,6 +27,7 @@ from seodang.train.ppo_settings import PpoSettings
 from seodang.train.publishing import copy_model, save_merged
 from seodang.train.ranking import Stopped, rank_all, said
 from seodang.train.reward import reward_trainer
+from seodang.train.reward_function import with_all_columns
 from seodang.train.rewards import model_reward
 from seodang.train.rollout import roll_out
 from seodang.train.run_page import Sample, draw_curves, write_page
@@ -221,8 +223,8 @@ class Rounds:
             )  # fmt: skip
             found: dict[str, Any] = {"answers": [rollout.text for rollout in said]}
             if self.ranker.reward is not None:
-                rows = self.prompts.heldout
-                columns = {name: [row["columns"].get(name) for row in rows] for name in rows[0]["columns"]}
+                rows = with_all_columns(self.prompts.heldout)
+                columns = {name: [row["columns"][name] for row in rows] for name in rows[0]["columns"]}
                 scores = self.ranker.reward([row["messages"] for row in rows], found["answers"], **columns)
                 error = stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else 0.0
                 found |= {"reward": fmean(scores), "standard_error": error, "rewards": scores}
@@ -270,7 +272,7 @@ class Rounds:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    return read_json_lines(path) if path.is_file() else []
 
 
 def resume_of(run: Path) -> str | None:

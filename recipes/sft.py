@@ -21,6 +21,7 @@ from seodang.data.refusal import UserError
 from seodang.data.sources import read
 from seodang.infer.checkpoint import load, load_tokenizer
 from seodang.infer.device import choose_dtype
+from seodang.recipes.before_after import picture, tell
 from seodang.recipes.options import command, parse
 from seodang.recipes.run_identity import origin_of, refuse_other_run
 from seodang.recipes.training_options import Arguments, DataOptions, ModelOptions, RunOptions
@@ -47,14 +48,12 @@ def main(argv: list[str] | None = None) -> int:
     resume = find_resume(Path(args.output_dir), run.resume)
     refuse_other_run(resume, origin, run.allow_changes)
     trainer = build(model, tokenizer, rows, eval_rows, questions, args, run, origin)
-    if trainer.is_world_process_zero():
-        print(*overview(trainer, counts, resume), sep="\n", flush=True)
+    tell(trainer, *overview(trainer, counts, resume))
     if run.dry_run:
         return 0
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     folder = trainer.save_final()
-    if trainer.is_world_process_zero():
-        print(terminal_curve(folder), f"loss curve      {folder / CURVE}", f"checkpoint      {folder}", sep="\n")
+    tell(trainer, terminal_curve(folder), picture("loss curve", folder / CURVE), f"checkpoint      {folder}")
     return 0
 
 
@@ -69,7 +68,7 @@ def load_rows(data: DataOptions, tokenizer, args: TrainingArguments):
             examples, held = split(examples, data.eval_fraction, args.seed)
         rows, counts = prepare(examples, tokenizer, **data.labelling())
         rows = pack(rows, data.max_length) if data.packing else rows
-    eval_rows = prepare(held, tokenizer, **data.labelling())[0] if held else []
+    eval_rows, counts.held_out = prepare(held, tokenizer, **data.labelling()) if held else ([], None)
     questions = held_out([example for example in held if isinstance(example, Dialogue)])
     return rows, eval_rows, questions, counts
 
@@ -85,7 +84,7 @@ def stream(data: DataOptions, tokenizer, args: TrainingArguments) -> tuple[Strea
         labelled = stream_rows(examples, tokenizer, **data.labelling())
         return pack_window(labelled, data.max_length) if data.packing else labelled
 
-    return StreamedRows(rows), counts
+    return StreamedRows(rows, args.train_batch_size * args.world_size, data.max_length), counts
 
 
 def split(examples: list, fraction: float, seed: int) -> tuple[list, list]:

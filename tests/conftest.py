@@ -4,6 +4,8 @@ import copy
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported, so before anything else
+if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core: more threads, of torch or of a command that a test runs, would only wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

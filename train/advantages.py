@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data.refusal import UserError
+from ..infer.device import in_float64
 
 LEAST_VARIANCE = 1e-8
 
@@ -79,8 +80,8 @@ class Moments(NamedTuple):
 
 def moments(values: Tensor, mask: Tensor) -> Moments:
     """The moments of values where the mask is true, three scalars in float64."""
-    wide = values.masked_fill(~mask, 0).double()  # a variance from sums of squares cancels to nothing in float32
-    return Moments(mask.sum().double(), wide.sum(), wide.square().sum())
+    wide = in_float64(values.masked_fill(~mask, 0))  # a variance from sums of squares cancels to nothing in float32
+    return Moments(in_float64(mask.sum()), wide.sum(), wide.square().sum())
 
 
 def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True, known: Moments | None = None) -> Tensor:
@@ -92,10 +93,10 @@ def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True, known: Moments
     count, total, squares = moments(values, mask) if known is None else known
     mean = total / count
     variance = (squares / count - mean.square()).clamp(min=0)
-    whitened = (values.double() - mean) * torch.rsqrt(variance + LEAST_VARIANCE)
+    whitened = (in_float64(values) - mean) * torch.rsqrt(variance + LEAST_VARIANCE)
     if not shift_mean:
         whitened = whitened + mean
-    return whitened.masked_fill(~mask, 0).to(values.dtype)
+    return whitened.to(values).masked_fill(~mask, 0)
 
 
 def _lengths(mask: Tensor) -> Tensor:

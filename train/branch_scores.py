@@ -11,7 +11,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from ..infer.architecture import attention_is_replaceable, carries_state
 from .logprobs import CHUNK, LinearLogprobs, head_logprobs
-from .loss import is_plain, lowered, trunk_set_aside
+from .loss import is_plain, lowered, own_head
 from .packed import PACKED
 from .tree import collate_branches, collate_padded_branches
 
@@ -66,11 +66,7 @@ def _scored(
     model: PreTrainedModel, own_forward, hidden: Tensor, targets: Tensor, temperature: float, wants_entropies: bool, chunk: int
 ) -> tuple[Tensor, Tensor]:
     layer = model.get_output_embeddings()
-
-    def head(hidden: Tensor) -> Tensor:
-        with trunk_set_aside(model, own_forward) as own_head:  # here, for the backward pass calls it again
-            return own_head(hidden)
-
+    head = own_head(model, own_forward)
     with lowered(hidden, layer) as (low, weight, bias):
         if is_plain(model, layer, head, low):
             return LinearLogprobs.apply(low, weight, bias, targets, temperature, wants_entropies, chunk)

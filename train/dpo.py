@@ -8,14 +8,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
 from ..data.branches import pairs
 from ..data.refusal import UserError
-from .adapters import speed_up_adapters
-from .branch_scores import lay_out_branches, learn_branches, scored_without_gradient
+from ..infer.device import in_float64
+from .adapters import with_adapter
+from .branch_scores import lay_out_branches, learn_branches
+from .limits import check_fits
 from .logs import RunLog
 from .preference_losses import LOSSES, PairScores, PreferenceSettings, implicit_rewards
 from .references import Reference, check_reference, shared_out
@@ -68,6 +70,8 @@ def dpo_trainer(
     so that no second model is kept.
     """
     settings = settings or PreferenceSettings()
+    if not rows:
+        raise UserError("there are no ranked answers to train on: check the data with `seodang preview`")
     check_rows(rows, model)
     check_rows(eval_rows or (), model)
     if reference_time not in REFERENCE_TIMES:
@@ -79,10 +83,7 @@ def dpo_trainer(
     if reference is not None:
         check_reference(model, reference)
     if lora is not None:
-        model = get_peft_model(model, lora)
-        speed_up_adapters(model)
-        if args.activation_checkpointing:
-            model.enable_input_require_grads()  # else no gradient reaches the adapters through a frozen embedding
+        model = with_adapter(model, lora, args.activation_checkpointing)
     args.remove_unused_columns = False  # the Trainer would drop the branches
     args.accelerator_config.dispatch_batches = False  # rows laid end to end cannot be cut along the batch
     return PreferenceTrainer(
@@ -103,8 +104,7 @@ def dpo_trainer(
 
 def check_rows(rows: Rows, model: PreTrainedModel) -> None:
     """Refuse rows that cannot be trained on: without a pair, longer than the model's context, or with ids beyond its vocabulary."""
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    vocab = model.get_input_embeddings().weight.shape[0]
+    sizes = []
     for number, row in enumerate(rows, start=1):
         where = row.get("where") or f"row {number}"
         if not pairs(row["ranks"]):
@@ -112,11 +112,8 @@ def check_rows(rows: Rows, model: PreTrainedModel) -> None:
         if not row["prompt_ids"] or not all(row["branches"]):
             raise UserError(f"{where} has an empty prompt or answer: fill it in, or leave it out")
         longest = len(row["prompt_ids"]) + max(map(len, row["branches"]))
-        if context and longest > context:
-            raise UserError(f"{where} has {longest} tokens, the model's context only {context}: set --max_length {context} or less")
-        highest = max(max(row["prompt_ids"]), *(max(branch) for branch in row["branches"]))
-        if highest >= vocab:
-            raise UserError(f"{where}: token id {highest} is beyond the model's vocabulary of {vocab}: the tokenizer belongs to another model")
+        sizes.append((where, longest, max(max(row["prompt_ids"]), *map(max, row["branches"]))))
+    check_fits(model, sizes)
 
 
 class PairCollator:
@@ -164,7 +161,8 @@ class PreferenceTrainer(Sealed, Trainer):
         if self._to_score:
             self._to_score = False
             self.train_dataset, self.eval_dataset = self._scored_before(self.train_dataset), self._scored_before(self.eval_dataset)
-            self.reference = None  # its work is done: let go of the copy
+            if self.reference.given is not None:  # its work is done: let go of the copy; the base beneath an adapter costs nothing
+                self.reference = None
 
     def _scored_before(self, rows: Rows | None) -> list[dict[str, Any]] | None:
         """Rows with the reference's log-probability of each branch."""
@@ -230,8 +228,8 @@ class PreferenceTrainer(Sealed, Trainer):
     def _note(self, scores: PairScores) -> None:
         """Add a batch's rewards to what the next log averages."""
         chosen, rejected = (reward.detach() for reward in self._rewards(scores))
-        for name, value in (("chosen", chosen), ("rejected", rejected), ("margins", chosen - rejected), ("accuracies", (chosen > rejected).double())):
-            self._sums[name] = self._sums.get(name, 0.0) + value.double().sum().item()
+        for name, value in (("chosen", chosen), ("rejected", rejected), ("margins", chosen - rejected), ("accuracies", chosen > rejected)):
+            self._sums[name] = self._sums.get(name, 0.0) + in_float64(value).sum().item()
         self._sums["pairs"] = self._sums.get("pairs", 0.0) + len(chosen)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -258,9 +256,18 @@ class PreferenceTrainer(Sealed, Trainer):
         return metrics
 
     def measure(self, rows: Rows | None = None) -> dict[str, float]:
-        """The same three numbers, of the held-out rows or of others; a row counts once, whatever the number of processes."""
-        self.score_before()
-        rows = self.eval_dataset if rows is None else rows
+        """The same three numbers, of the held-out rows or of others; a row counts once, whatever the number of processes.
+
+        Raises UserError for other rows once a reference that was to score before training is let go of.
+        """
+        if rows is None:
+            self.score_before()
+            rows = self.eval_dataset
+        elif self.kind.needs_reference and self.reference is None and not all("reference" in row for row in rows):
+            raise UserError(
+                "these rows were not scored before training, and the reference is let go of: measure them before, or trainer.train_dataset or "
+                'eval_dataset, which have its scores, or set reference_time="step"'
+            )
         with self.in_evaluation() as model:
 
             def sums_of(some: list[dict[str, Any]]) -> Tensor:
@@ -268,7 +275,7 @@ class PreferenceTrainer(Sealed, Trainer):
                 chosen, rejected = self._rewards(scores)
                 losses = self.kind(scores, self.settings)
                 parts = [losses, chosen > rejected, chosen - rejected, torch.ones_like(losses), scores.chosen, scores.chosen_lengths]
-                return torch.stack([part.double().sum() for part in parts])
+                return torch.stack([in_float64(part).sum() for part in parts])
 
             loss, right, margin, count, likelihood, tokens = self.sums_over(rows, 6, sums_of)
         nll = -likelihood / tokens if self.kind.adds_chosen_nll else 0.0

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ..infer.device import in_float64
 from .advantages import gae, missing_eos_penalty, moments, token_rewards, whiten
 from .kl import kl_estimate
 from .rollout import Rollout
@@ -77,13 +78,13 @@ def summed(experience: Experience, kl: Tensor) -> dict[str, float]:
     return {
         "answers": len(lengths),
         "tokens": sum(lengths),
-        "score": experience.scores.double().sum().item(),
-        "score_squared": experience.scores.double().square().sum().item(),
-        "kl": kl.double().sum().item(),
-        "kl_k3": exact.double().sum().item(),
-        "entropy": padded(experience.entropies).double().sum().item(),
+        "score": in_float64(experience.scores).sum().item(),
+        "score_squared": in_float64(experience.scores).square().sum().item(),
+        "kl": in_float64(kl).sum().item(),
+        "kl_k3": in_float64(exact).sum().item(),
+        "entropy": in_float64(padded(experience.entropies)).sum().item(),
         "ended": sum(rollout.ended for rollout in experience.rollouts),
-        "gap": gap.double().sum().item(),
+        "gap": in_float64(gap).sum().item(),
     }
 
 

@@ -24,12 +24,13 @@ from ..data.refusal import UserError
 from ..infer import SamplingParams, generate
 from ..infer.architecture import transformers_model
 from ..infer.sample import hashed
-from .adapters import speed_up_adapters
+from .adapters import ready_for_adapter, speed_up_adapters
 from .branch_scores import lay_out_branches, learn_branches
 from .group_lines import answers_together, groups_of, parts_of, places_of, spread
 from .logs import RunLog
 from .references import frozen_copy, has_adapter
-from .rewards import Checked, Reward, for_trl
+from .reward_function import Reward, check_columns, with_all_columns
+from .rewards import Checked, for_trl
 from .rollout import check_prompts
 from .sealed import Provenance, Sealed, master_optimizer
 from .sft import learn_to_stop
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 Rows = Sequence[dict[str, Any]]
 RESERVED = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments", "environment", "image", "images"}
+GIVEN = ("completion_ids", "trainer_state", "log_extra", "log_metric")  # by trl, beside the columns
 
 
 class SharedPrompt:
@@ -73,7 +75,7 @@ class SharedPrompt:
         synchronised = args.sync_ref_model
         with nullcontext() if reference is None else _without_reference(args):
             super().__init__(
-                model,
+                model if lora is None else ready_for_adapter(model),
                 [for_trl(reward if isinstance(reward, Checked) else Checked(reward)) for reward in rewards],
                 args,
                 train_dataset=Dataset.from_dict({"row": range(len(rows))}),
@@ -141,7 +143,7 @@ class SharedPrompt:
         place = self.args.seed, *now, turn, self.args.process_index
         params = [replace(settings, num_return_sequences=count, seed=hashed(*place, i, size=4)) for i, (_, count) in enumerate(prompts)]
         model = self.accelerator.unwrap_model(self.model)
-        return [result.ids for result in generate(model, self.processing_class, [ids for ids, _ in prompts], params)]
+        return [result.ids for result in generate(model, self.processing_class, [ids for ids, _ in prompts], params, on_error="raise")]
 
     # Update
 
@@ -248,6 +250,10 @@ def rloo(model, tokenizer, rows: Rows, rewards: Sequence[Reward], args: RLOOConf
 
 def _build(stage: type, model, tokenizer, rows: Rows, rewards: Sequence[Reward], args, *, eval_rows=None, callbacks=(), **options: Any):
     check(rows, rewards, args, model)
+    every = [*rows, *(eval_rows or ())]
+    check_columns(rewards, every, GIVEN)
+    if taken := RESERVED & {name for row in every for name in row["columns"]}:
+        raise UserError(f"a column of the data is named {min(taken)}, which trl keeps for itself: rename it")
     if eval_rows:
         check_prompts(eval_rows, model, args.max_completion_length)
     learn_to_stop(model, tokenizer)
@@ -275,19 +281,11 @@ def check(rows: Rows, rewards: Sequence[Reward], args: GRPOConfig | RLOOConfig, 
         )
     if getattr(args, "cast_lm_head_to_fp32", False):
         raise UserError("cast_lm_head_to_fp32 is not done here: log-probabilities are float32 anyway; use --dtype float32 for the whole model")
-    if taken := RESERVED & {name for row in rows for name in row["columns"]}:
-        raise UserError(f"a column of the data is named {min(taken)}, which trl keeps for itself: rename it")
 
 
 def is_sharded(args: TrainingArguments) -> bool:
     """Whether no process holds all weights."""
     return args.distributed_state.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
-
-
-def with_all_columns(rows: Rows) -> list[dict[str, Any]]:
-    """Rows in which every column is there, None where a record lacks it: rewards are given whole columns."""
-    names = dict.fromkeys(name for row in rows for name in row["columns"])
-    return [{**row, "columns": {name: row["columns"].get(name) for name in names}} for row in rows]
 
 
 @contextmanager

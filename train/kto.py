@@ -19,7 +19,9 @@ from trl import KTOConfig, KTOTrainer
 
 from ..data.refusal import UserError
 from ..infer.architecture import context_limit
-from .adapters import speed_up_adapters
+from ..infer.device import in_float64
+from .adapters import ready_for_adapter, speed_up_adapters
+from .limits import check_fits
 from .logs import RunLog
 from .references import frozen_copy, has_adapter
 from .sealed import Provenance, Sealed, master_optimizer
@@ -32,8 +34,9 @@ class KtoStage(Sealed, KTOTrainer):
     """trl's KTOTrainer on rows of `prompt_ids`, `completion_ids` and `label`.
 
     Beside trl's metrics an evaluation gives eval_accuracy, the share of held-out answers that the policy has made likelier than the reference
-    does where they are good, less likely where they are bad, and eval_pair_accuracy, the share of pairs of a good and a bad answer to
-    the same prompt of which the good one gained more, where there are such pairs.
+    does where they are good, less likely where they are bad; eval_margin, the mean reward of good answers less that of bad ones (trl's
+    rewards/margins is a mean of batches' margins); and eval_pair_accuracy, the share of pairs of a good and a bad answer to the same prompt
+    of which the good one gained more, where there are such pairs.
     """
 
     def _prepare_dataset(self, dataset: Dataset, processing_class, args: KTOConfig, dataset_name: str) -> Dataset:
@@ -49,7 +52,7 @@ class KtoStage(Sealed, KTOTrainer):
         return output
 
     def accuracies(self, rows: Rows) -> dict[str, float]:
-        """`accuracy`, and where a prompt has both good and bad answers `pair_accuracy`, by implicit rewards."""
+        """`accuracy`, where there are good and bad answers `margin`, and where one prompt has both `pair_accuracy`, by implicit rewards."""
         rewards = self.implicit_rewards(rows)
         right = sum((reward > 0) == bool(row["label"]) and reward != 0 for reward, row in zip(rewards, rows, strict=True))
         by_prompt: dict[tuple[int, ...], dict[bool, list[float]]] = defaultdict(lambda: {True: [], False: []})
@@ -57,6 +60,9 @@ class KtoStage(Sealed, KTOTrainer):
             by_prompt[tuple(row["prompt_ids"])][bool(row["label"])].append(reward)
         pairs = [pair for answers in by_prompt.values() for pair in product(answers[True], answers[False])]
         found = {"accuracy": right / len(rewards)}
+        good, bad = ([reward for reward, row in zip(rewards, rows, strict=True) if bool(row["label"]) is label] for label in (True, False))
+        if good and bad:
+            found["margin"] = sum(good) / len(good) - sum(bad) / len(bad)
         return found | ({"pair_accuracy": sum(good > bad for good, bad in pairs) / len(pairs)} if pairs else {})
 
     @torch.no_grad()
@@ -71,7 +77,7 @@ class KtoStage(Sealed, KTOTrainer):
         for start in range(0, len(mine), size):
             some = mine[start : start + size]
             batch = self._prepare_inputs(self.data_collator([rows[i] for i in some]))
-            found[list(some)] = (self._answer_logprobs(model, batch) - self._reference_logprobs(model, batch)).double().cpu()
+            found[list(some)] = in_float64(self._answer_logprobs(model, batch) - self._reference_logprobs(model, batch)).cpu()
         model.train(training)
         return (self.beta * self.summed(found)).tolist()  # each row is one process's
 
@@ -123,7 +129,7 @@ def kto_trainer(
     args.max_length = min(filter(None, (args.max_length, context_limit(model))), default=None)  # of an answer behind a longer prompt than its own
     reference = None if lora is not None or args.precompute_ref_log_probs else frozen_copy(model)
     trainer = KtoStage(
-        model,
+        model if lora is None else ready_for_adapter(model),
         reference,
         args,
         train_dataset=as_dataset(random.Random(args.seed).sample(list(rows), len(rows))),
@@ -140,7 +146,7 @@ def kto_trainer(
 
 
 def check_rows(rows: Rows, args: KTOConfig, model: PreTrainedModel, eval_rows: Rows | None = None) -> None:
-    """Refuse rows that cannot be trained on: none, of one label alone, longer than the context; and a batch in which nothing can be mismatched."""
+    """Refuse rows that cannot be trained on: none, of one label alone, too long, beyond the vocabulary; and a batch in which nothing can be mismatched."""
     if not rows:
         raise UserError("there are no judged answers to train on: check the data with `seodang preview`")
     good = sum(bool(row["label"]) for row in rows)
@@ -150,12 +156,13 @@ def check_rows(rows: Rows, args: KTOConfig, model: PreTrainedModel, eval_rows: R
         raise UserError("KTO estimates a KL divergence from answers under their neighbours' prompts: set --per_device_train_batch_size to 2 or more")
     if has_adapter(model):
         raise UserError("the model has an adapter already: merge it first, `seodang export`")
-    context = context_limit(model)
-    longest = max(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in [*rows, *(eval_rows or ())])
-    if context and longest > context:
-        raise UserError(f"a row has {longest} tokens, the model's context only {context}: set --max_length {context} or less")
-    if args.max_length is not None and longest > args.max_length:
-        raise UserError(f"a row has {longest} tokens, max_length is {args.max_length}: prepare the rows with the same max_length, or raise it")
+    sizes = []
+    for number, row in enumerate([*rows, *(eval_rows or ())], 1):
+        where, length = row.get("where") or f"row {number}", len(row["prompt_ids"]) + len(row["completion_ids"])
+        sizes.append((where, length, max(*row["prompt_ids"], *row["completion_ids"])))
+        if args.max_length is not None and length > args.max_length:
+            raise UserError(f"{where} has {length} tokens, max_length is {args.max_length}: prepare the rows with the same max_length, or raise it")
+    check_fits(model, sizes)
 
 
 def as_dataset(rows: Rows) -> Dataset:

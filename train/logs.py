@@ -1,6 +1,7 @@
 """What a run leaves for a person to look at: a JSON Lines log and the loss curve, as a picture and in the terminal."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,12 @@ class RunLog(TrainerCallback):
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The entries of a log, oldest first; a last line cut short by a kill is left out."""
     entries = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            entries.append(json.loads(line))
-        except ValueError:
-            continue
+    with path.open(encoding="utf-8") if path.is_file() else nullcontext(()) as lines:
+        for line in lines:
+            try:
+                entries.append(json.loads(line))
+            except ValueError:
+                continue
     return entries
 
 
@@ -63,6 +65,7 @@ def draw_curve(run: Path) -> Path | None:
     """Draw the run's losses over its steps as loss.png; return its path, None where nothing was logged."""
     lines = curves(run)
     if not lines:
+        (run / CURVE).unlink(missing_ok=True)  # an earlier run's
         return None
     from matplotlib.figure import Figure  # the figure alone: no window, no global state
 

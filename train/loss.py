@@ -143,7 +143,8 @@ def _answer_loss(model: PreTrainedModel, own_forward: Callable, hidden: Tensor, 
     layer, chunk = model.get_output_embeddings(), model.answer_loss_chunk
     divisor = float(num_items if num_items is not None else max(len(labels), 1))
     correct = None
-    with trunk_set_aside(model, own_forward) as head, lowered(hidden, layer) as (hidden, weight, bias):
+    head = own_head(model, own_forward)
+    with lowered(hidden, layer) as (hidden, weight, bias):
         if not torch.is_grad_enabled():
             mean, correct = _evaluate(head, hidden, labels, divisor, chunk)
         elif is_plain(model, layer, head, hidden):
@@ -181,16 +182,15 @@ class _Trunk(nn.Module):
         return _HiddenStates(last_hidden_state=inputs_embeds)
 
 
-@contextmanager
-def trunk_set_aside(model: PreTrainedModel, own_forward: Callable) -> Iterator[Head]:
-    """Yield the architecture's own head: its forward with the layers beneath taken out."""
-    name = model.base_model_prefix
-    trunk = model._modules[name]
-    model._modules[name] = _Trunk()
-    try:
-        yield lambda hidden: own_forward(inputs_embeds=hidden[None]).logits[0]
-    finally:
-        model._modules[name] = trunk
+def own_head(model: PreTrainedModel, own_forward: MethodType) -> Head:
+    """Return the architecture's own head: its forward, on a copy of the model's outermost module that has the layers beneath taken out.
+
+    The copy shares all else, parameters included; the model itself stays as it is, for whoever runs it in another thread.
+    """
+    outermost = object.__new__(type(model))  # copy.copy would build a model anew where FSDP has wrapped it
+    outermost.__dict__.update(model.__dict__, _modules={**model._modules, model.base_model_prefix: _Trunk()})
+    forward = MethodType(own_forward.__func__, outermost)
+    return lambda hidden: forward(inputs_embeds=hidden[None]).logits[0]
 
 
 @contextmanager

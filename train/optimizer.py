@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.refusal import UserError
+
 
 class MasterAdamW(torch.optim.AdamW):
     """AdamW on float32 copies of low-precision parameters.
@@ -45,12 +47,20 @@ class MasterAdamW(torch.optim.AdamW):
             parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "masters": [m.detach() for p, m in self.pairs if p is not m]}
+        """AdamW's state, and a master for each parameter, None where that is its own."""
+        return {**super().state_dict(), "masters": [None if p is m else m.detach() for p, m in self.pairs]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        masters = state_dict["masters"]
+        """Restore a state of the same parameters, saved in this dtype or another, by this optimizer or a plain AdamW.
+
+        A saved master becomes the parameter's value, exactly where that is float32 by now; where none was saved, the master becomes the
+        parameter's value, so load the weights first. Raises UserError for a state of other parameters.
+        """
+        masters = state_dict.get("masters") or [None] * len(self.pairs)
+        if len(masters) != len(self.pairs):
+            raise UserError(f"the optimizer's state is of {len(masters)} parameters, the model trains {len(self.pairs)}: resume with the same ones")
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "masters"})
         with torch.no_grad():
-            for (parameter, master), saved in zip([pair for pair in self.pairs if pair[0] is not pair[1]], masters, strict=True):
-                master.copy_(saved)
+            for (parameter, master), saved in zip(self.pairs, masters, strict=True):
+                master.copy_(parameter if saved is None else saved)
                 parameter.copy_(master)

@@ -5,20 +5,22 @@ makes the rollouts that the iteration's updates learn from. Everything drawn dep
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
 from ..data.refusal import UserError
 from ..infer.architecture import transformers_model
+from ..infer.device import in_float64
 from ..infer.sample import hashed
-from .adapters import speed_up_adapters
+from .adapters import with_adapter
 from .advantages import Moments
 from .branch_scores import Scored, lay_out_branches, learn_branches, scored_without_gradient
 from .critic import attach_critic, load_critic, save_critic, without_critic
@@ -27,7 +29,8 @@ from .logs import RunLog
 from .policy_gradient import policy_loss, value_loss
 from .ppo_settings import PpoSettings, in_iterations
 from .references import Reference
-from .rewards import Checked, Reward
+from .reward_function import Reward, check_columns, with_all_columns
+from .rewards import Checked
 from .rollout import Rollout, check_prompts, roll_out
 from .sealed import Provenance, Sealed, master_optimizer
 from .sft import learn_to_stop
@@ -81,6 +84,9 @@ def ppo_trainer(
     for some in (rows, eval_rows or ()):
         if some is rows or some:
             check_prompts(some, model, settings.max_new_tokens)
+    every = with_all_columns([*rows, *(eval_rows or ())])
+    check_columns([reward], every)
+    rows, eval_rows = every[: len(rows)], every[len(rows) :]
     learn_to_stop(model, tokenizer)
     collate = lay_out_branches(model, tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0)
     learn_branches(model)
@@ -88,10 +94,7 @@ def ppo_trainer(
     if lora is not None:
         if lora.lora_dropout:
             raise UserError(f"lora_dropout {lora.lora_dropout} would make the policy that is trained another than the one that samples: set it to 0")
-        model = get_peft_model(model, lora)
-        speed_up_adapters(model)
-        if args.activation_checkpointing:
-            model.enable_input_require_grads()  # else no gradient reaches the adapters through a frozen embedding
+        model = with_adapter(model, lora, args.activation_checkpointing)
     frozen = Reference(model, reference)  # before there is a critic to copy
     attach_critic(model, value_model)
     return PpoTrainer(
@@ -100,11 +103,11 @@ def ppo_trainer(
         settings=settings,
         reward=reward if isinstance(reward, Checked) else Checked(reward),
         reference=frozen,
-        prompts=list(rows),
+        prompts=rows,
         provenance=provenance,
         data_collator=collate,
-        train_dataset=list(rows),
-        eval_dataset=list(eval_rows) if eval_rows else None,
+        train_dataset=rows,
+        eval_dataset=eval_rows or None,
         processing_class=tokenizer,
         callbacks=[RunLog(), *callbacks],
     )
@@ -122,8 +125,9 @@ def without_dropout(model: nn.Module) -> None:
 class PpoTrainer(Sealed, Trainer):
     """The Trainer whose batches are cut from rollouts of the policy itself.
 
-    Logs by iteration reward/mean, reward/std, kl (nats an answer), entropy (nats a token), length/mean, ended, policy_loss, value_loss,
-    clip_fraction, kl_coefficient, and sampler_gap, how far the engine's log-probabilities are from the training pass's.
+    Logs reward/mean, reward/std, kl (nats an answer), entropy (nats a token), length/mean, ended and sampler_gap, how far the engine's
+    log-probabilities are from the training pass's, of all answers sampled since the last log; of the updates since then policy_loss,
+    value_loss, where it counts entropy_loss, and clip_fraction; and kl_coefficient. The weighted losses add up to the logged loss.
     """
 
     loss_is_scaled_for_ga = True  # by the answer tokens of the whole minibatch
@@ -134,10 +138,13 @@ class PpoTrainer(Sealed, Trainer):
             raise UserError("PPO rolls out with whole weights in every process: launch it with plain data parallelism (accelerate's MULTI_GPU), not FSDP or DeepSpeed")
         self.settings, self.reward, self.reference, self.prompts = settings, reward, reference, prompts
         self.kl = settings.controller()
+        self._coefficient = self.kl.coefficient  # of the iteration that is learned from
         self._experience: Experience | None = None  # the iteration's
         self._batches: list[dict[str, Any]] = []  # its micro-batches, all updates in their order
-        self._told: dict[str, float] = {}
-        self._sums = torch.zeros(3, dtype=torch.float64)  # policy loss, value loss, clipped tokens: of the updates since the last log
+        self._sampled: Counter[str] = Counter()  # sums over the answers of all processes since the last log
+        self._largest_gap = 0.0
+        self._sums = torch.zeros(4, dtype=torch.float64)  # policy loss, value loss, entropy loss, clipped tokens: of the batches since the last log
+        self._batches_summed = 0
 
     @property
     def policy(self) -> nn.Module:
@@ -168,8 +175,10 @@ class PpoTrainer(Sealed, Trainer):
         names = sorted(sums)
         values = self._reduced(torch.tensor([sums[name] for name in names], dtype=torch.float64))
         gap = max(max(abs(a - b) for a, b in zip(r.logprobs, own.tolist(), strict=True)) for r, own in zip(experience.rollouts, experience.logprobs))
-        self._told = described(dict(zip(names, values.tolist(), strict=True)), gap) | {"kl_coefficient": self.kl.coefficient}
-        self.kl.update(self._told["kl"], self.settings.rollouts)
+        total = dict(zip(names, values.tolist(), strict=True))
+        self._sampled.update(total)
+        self._largest_gap, self._coefficient = max(self._largest_gap, gap), self.kl.coefficient
+        self.kl.update(total["kl"] / total["answers"], self.settings.rollouts)
         self._experience = experience
         return self._cut(experience, iteration)
 
@@ -233,16 +242,25 @@ class PpoTrainer(Sealed, Trainer):
         policy = policy_loss(*_rows(scored.logprobs, old["logprobs"], old["advantages"], mask), settings.clip_range, tokens)
         value = value_loss(*_rows(scored.value, old["values"], old["returns"], mask), settings.value_clip_range, tokens)
         loss = policy.loss + settings.value_coefficient * value.loss
+        entropy = torch.zeros_like(policy.loss)
         if settings.entropy_coefficient:
-            loss = loss - settings.entropy_coefficient * scored.entropies.sum() / tokens
-        self._sums += torch.stack([policy.loss.detach(), value.loss.detach(), policy.clip_fraction]).double().cpu()
+            entropy = -scored.entropies.sum() / tokens
+            loss = loss + settings.entropy_coefficient * entropy
+        self._sums += in_float64(torch.stack([policy.loss, value.loss, entropy, policy.clip_fraction]).detach()).cpu()
+        self._batches_summed += 1
         return loss * self.args.world_size  # processes average their gradients
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self._told:
-            policy, value, clipped = (self._reduced(self._sums) / self.args.logging_steps).tolist()
-            logs |= {"iteration": self.state.global_step // self.settings.updates} | self._told
-            logs |= {"policy_loss": policy, "value_loss": value, "clip_fraction": clipped}
+        if "loss" in logs and self._batches_summed:
+            updates = self._batches_summed / self.args.gradient_accumulation_steps
+            policy, value, entropy, clipped = (self._reduced(self._sums) / updates).tolist()
+            logs["iteration"] = -(-self.state.global_step // self.settings.updates)
+            if self._sampled:  # not where the first step was logged on its own: an iteration's answers are told once
+                logs |= described(self._sampled, self._largest_gap)
+            logs |= {"kl_coefficient": self._coefficient, "policy_loss": policy, "value_loss": value, "clip_fraction": clipped}
+            logs |= {"entropy_loss": entropy} if self.settings.entropy_coefficient else {}
+            self._sampled.clear()
+            self._largest_gap, self._batches_summed = 0.0, 0
             self._sums.zero_()
         super().log(logs, start_time)
 
@@ -254,8 +272,8 @@ class PpoTrainer(Sealed, Trainer):
         mine = self._mine(len(rows))
         with self.in_evaluation():
             experience = self.experience([rows[i] for i in mine], ("evaluate", self.args.seed), mine)
-        kl = sum((own - ref).double().sum().item() for own, ref in zip(experience.logprobs, experience.ref_logprobs, strict=True))
-        sums = [experience.scores.double().sum().item(), kl, sum(experience.lengths), len(experience.lengths)]
+        kl = sum(in_float64(own - ref).sum().item() for own, ref in zip(experience.logprobs, experience.ref_logprobs, strict=True))
+        sums = [in_float64(experience.scores).sum().item(), kl, sum(experience.lengths), len(experience.lengths)]
         reward, kl, length, count = self._reduced(torch.tensor(sums, dtype=torch.float64)).tolist()
         metrics = {"reward": reward / count, "kl": kl / count, "length": length / count}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
@@ -290,7 +308,8 @@ class PpoTrainer(Sealed, Trainer):
         if self._experience is None or self.state.global_step % self.settings.updates == 0:
             return {}
         rollouts = [vars(rollout) for rollout in self._experience.rollouts]
-        return {"experience": {**vars(self._experience), "rollouts": rollouts}}
+        untold = {"sampled": dict(self._sampled), "largest_gap": self._largest_gap, "coefficient": self._coefficient}
+        return {"experience": {**vars(self._experience), "rollouts": rollouts}, **untold}
 
     def go_on_from(self, state: dict[str, Any]) -> None:
         iteration, inside = divmod(self.state.global_step, self.settings.updates)
@@ -300,6 +319,7 @@ class PpoTrainer(Sealed, Trainer):
             raise UserError("the checkpoint was saved inside an iteration without what it learns from: resume from one between two iterations")
         rollouts = [Rollout(**rollout) for rollout in state["experience"]["rollouts"]]
         self._experience = Experience(**{**state["experience"], "rollouts": rollouts})
+        self._sampled, self._largest_gap, self._coefficient = Counter(state["sampled"]), state["largest_gap"], state["coefficient"]
         self._batches = self._cut(self._experience, iteration)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..data.formats import Message
+from ..data.json_lines import read_json_lines
 from ..data.refusal import UserError
 from ..infer.scoring import score
 from .rewards import Checked, Reward
@@ -150,7 +151,7 @@ def rank_all(ranker: Ranker, sampled: Sequence[Mapping[str, Any]], path: Path, d
     """
     _cut_torn_line(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    judged = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    judged = read_json_lines(path) if path.is_file() else []
     for record, asked in zip(judged, sampled, strict=False):
         if any(record[key] != asked[key] for key in ("prompt", "responses")):
             raise UserError(f"{path} holds rankings of other answers: move it away to rank these")

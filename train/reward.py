@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from peft import LoraConfig
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import RewardConfig, RewardTrainer
 
 from ..data.branches import pairs
 from ..data.refusal import UserError
-from .adapters import speed_up_adapters
+from ..infer.device import in_float64
+from .adapters import with_adapter
 from .branch_scores import lay_out_branches
 from .dpo import check_rows
 from .logs import RunLog
@@ -77,7 +78,8 @@ def reward_trainer(
     collate = lay_out_branches(model, tokenizer.pad_token_id, keep_last=True)
     learn_scores(model)
     if lora is not None:
-        model = with_adapter(model, lora)
+        with_head = replace(lora, task_type="SEQ_CLS", modules_to_save=list(lora.modules_to_save or ()) or None)  # the head is trained and saved whole
+        model = with_adapter(model, with_head, args.activation_checkpointing)
     args.remove_unused_columns = False  # the Trainer would drop the branches
     args.accelerator_config.dispatch_batches = False  # rows laid end to end cannot be cut along the batch
     return RewardStage(
@@ -108,15 +110,6 @@ def check_ends(rows: Rows, limit: int | None, tokenizer: PreTrainedTokenizerBase
             raise UserError(f"{where} has {longest} tokens, max_length is {limit}: prepare the rows with the same max_length, or raise it")
         if any(branch[-1] == tokenizer.pad_token_id for branch in row["branches"]):
             raise UserError(f"{where} has an answer that ends in {tokenizer.pad_token}, the padding: end it with the token that ends a turn")
-
-
-def with_adapter(model: PreTrainedModel, lora: LoraConfig):
-    """The model with an adapter beneath a head that is trained and saved whole."""
-    if getattr(model, "is_quantized", False):
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    model = get_peft_model(model, replace(lora, task_type="SEQ_CLS", modules_to_save=list(lora.modules_to_save or ()) or None))  # and the head
-    speed_up_adapters(model)
-    return model
 
 
 def as_dataset(rows: Rows) -> Dataset:
@@ -234,7 +227,7 @@ class RewardStage(Sealed, RewardTrainer):
         """Of a batch's pairs: their weighted loss and weight, how many are right, the sum of leads, their number."""
         better, worse = scores[batch["pairs"]].unbind(1)
         parts = [losses * batch["weights"], batch["weights"], better > worse, better - worse, torch.ones_like(losses)]
-        return torch.stack([part.double().sum().cpu() for part in parts])
+        return torch.stack([in_float64(part).sum().cpu() for part in parts])
 
 
 def best_ranked_first(rows: Rows, scores: Tensor) -> Tensor:

@@ -4,32 +4,31 @@ A reward is called as trl calls its own, `reward(prompts, completions, **columns
 plain texts, columns the records' other fields, one entry a completion.
 """
 
-import importlib.util
-import inspect
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
-from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
+import regex
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.refusal import UserError
+from .reward_function import Reward, function_from, name_of, nearest, raised, taking_its_own
 from .reward_scores import check_same_tokenizer, score_answers
 
-Reward = Callable[..., list[float]]
-
 UNITS = ("words", "characters")
-_MARKED = re.compile(r"####\s*(.+?)\s*$", re.MULTILINE)  # GSM8K writes the result behind its reasoning
+LARGEST = math.sqrt(torch.finfo(torch.float32).max)  # losses and deviations square rewards, in float32
+MATCH_SECONDS = 2.0  # for a whole completion; what is no trap takes microseconds
+_MARK = "####"  # GSM8K writes the result behind its reasoning and this
 _NUMBER = re.compile(r"([-+]?)\$?((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)\.?")
 
 
 # Rules
 
 
-def exact_answer(prompts: Sequence[Any], completions: Sequence[str], answer: Sequence[Any] | None = None, **columns: Any) -> list[float]:
+def exact_answer(prompts: Sequence[Any], completions: Sequence[str], answer: Sequence[Any], **columns: Any) -> list[float]:
     """1 where the completion's answer is that of the column `answer`, else 0.
 
     Behind the last `####` where there is one, the answer is what stands there, else the whole text. Numbers compare as numbers, texts
@@ -38,28 +37,41 @@ def exact_answer(prompts: Sequence[Any], completions: Sequence[str], answer: Seq
     >>> exact_answer([[], []], ["6 * 12 = 72\\n#### 72", "about 70"], answer=["#### 72.0", "72"])
     [1.0, 0.0]
     """
-    if answer is None:
-        raise UserError(f"exact_answer needs a column `answer` in the records, they have {', '.join(columns) or 'no columns'}: add it")
     return [float(final_answer(said) == final_answer(str(wanted))) for said, wanted in zip(completions, answer, strict=True)]
+
+
+exact_answer.in_every_record = True  # its column: a missing answer would be the text "None"
 
 
 def final_answer(text: str) -> Decimal | str:
     """What a text answers in the end: a number where it reads as one, else the text with white space folded."""
-    marked = _MARKED.findall(text)
-    answer = " ".join((marked[-1] if marked else text).split())
+    _, mark, behind = text.rpartition(_MARK)
+    answer = " ".join((behind.strip().partition("\n")[0] if mark else text).split())
     number = _NUMBER.fullmatch(answer)
     return Decimal(number[1] + number[2].replace(",", "")) if number else answer
 
 
 def format_match(pattern: str) -> Reward:
-    """A reward of 1 where the whole completion matches the regular expression, else 0."""
+    """A reward of 1 where the whole completion matches the regular expression, else 0.
+
+    Raises UserError for a completion that takes longer than `MATCH_SECONDS`.
+    """
     try:
-        wanted = re.compile(pattern)
-    except re.error as error:
+        wanted = regex.compile(pattern)
+    except regex.error as error:
         raise UserError(f"reward format: {pattern!r} is not a regular expression: {error}") from None
 
+    def matches(text: str) -> bool:
+        try:
+            return wanted.fullmatch(text, timeout=MATCH_SECONDS) is not None
+        except TimeoutError:
+            raise UserError(
+                f"reward format: {pattern!r} was not done with {_short(text)} after {MATCH_SECONDS:g} seconds: "
+                "rewrite it so that there is one way to match a text, without a repeat of repeats such as (a+)+"
+            ) from None
+
     def format(prompts: Sequence[Any], completions: Sequence[str], **columns: Any) -> list[float]:
-        return [float(wanted.fullmatch(text) is not None) for text in completions]
+        return [float(matches(text)) for text in completions]
 
     return format
 
@@ -69,7 +81,7 @@ def length(target: float, unit: str = "words") -> Reward:
     if not (math.isfinite(target) and target > 0):
         raise UserError(f"reward length: the target must be above 0, got {target}")
     if unit not in UNITS:
-        raise UserError(f"reward length: the unit must be words or characters, got {unit!r}{_nearest(unit, UNITS)}")
+        raise UserError(f"reward length: the unit must be words or characters, got {unit!r}{nearest(unit, UNITS)}")
     count = {"words": lambda text: len(text.split()), "characters": len}[unit]
 
     def length(prompts: Sequence[Any], completions: Sequence[str], **columns: Any) -> list[float]:
@@ -104,7 +116,7 @@ def parse_reward(text: str) -> Reward:
     if name not in RULES and ".py" in text:
         return function_from(text)
     if name not in RULES:
-        raise UserError(f"unknown reward {name!r}{_nearest(name, RULES)}; there are {', '.join(RULES.values())} and FILE.py:FUNCTION")
+        raise UserError(f"unknown reward {name!r}{nearest(name, RULES)}; there are {', '.join(RULES.values())} and FILE.py:FUNCTION")
     if bool(colon) == (name == "exact_answer"):
         raise UserError(f"reward {text!r} must be given as {RULES[name]}")
     if name == "length":
@@ -118,41 +130,10 @@ def parse_rewards(texts: Sequence[str]) -> list["Checked"]:
     found: list[Checked] = []
     for text in texts:
         reward = parse_reward(text)
-        name, taken = reward.__name__, {other.__name__ for other in found}
+        name, taken = name_of(reward), {other.__name__ for other in found}
         again = next(name if n == 1 else f"{name}_{n}" for n in range(1, len(texts) + 1) if (name if n == 1 else f"{name}_{n}") not in taken)
         found.append(Checked(reward, again))
     return found
-
-
-def function_from(text: str) -> Reward:
-    """The function that `path/to/file.py:function` names; it is given of the columns those that it takes."""
-    path, _, name = text.rpartition(":")
-    if not path.endswith(".py") or not name:
-        raise UserError(f"reward {text!r} must name a file and a function in it, as path/to/file.py:function")
-    if not Path(path).is_file():
-        raise UserError(f"reward {text!r}: there is no file {path}")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise UserError(f"reward {text!r}: {path} has no function {name}{_nearest(name, vars(module))}")
-    return taking_its_own(function)
-
-
-def taking_its_own(function: Reward) -> Reward:
-    """The function as a reward: of the columns it is given those that it names, or all where it takes `**columns`."""
-    if inspect.iscoroutinefunction(function):
-        raise UserError(f"reward {function.__name__} is asynchronous: give a plain function")
-    parameters = inspect.signature(function).parameters.values()
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    names = {p.name for p in parameters}
-
-    def reward(prompts: Sequence[Any], completions: Sequence[str], **columns: Any) -> list[float]:
-        return function(prompts=prompts, completions=completions, **{k: v for k, v in columns.items() if takes_all or k in names})
-
-    reward.__name__ = getattr(function, "__name__", type(function).__name__)
-    return reward
 
 
 def _number(text: str, whole: str) -> float:
@@ -160,11 +141,6 @@ def _number(text: str, whole: str) -> float:
         return float(text)
     except ValueError:
         raise UserError(f"reward {whole!r}: {text!r} is not a number, give it as {RULES['length']}") from None
-
-
-def _nearest(name: str, known) -> str:
-    near = get_close_matches(name, list(known), n=1)
-    return f": did you mean {near[0]}?" if near else ""
 
 
 # A reward model
@@ -190,14 +166,25 @@ def model_reward(
 
 
 class Checked:
-    """Calls a reward and refuses, before anything is learned from it, what is no reward: a wrong count, None, NaN, infinity, no number."""
+    """Calls a reward and refuses, before anything is learned from it, what is no reward: a wrong count, None, NaN, infinity, no number,
+    one too large for float32. A reward that raises is reported with its name and the prompt.
+
+    The reward is given of prompts, completions and columns those that it takes.
+    """
 
     def __init__(self, reward: Reward, name: str | None = None):
-        self.reward = reward
-        self.__name__ = name or getattr(reward, "__name__", type(reward).__name__)
+        self.reward = taking_its_own(reward)
+        self.__name__ = name or name_of(reward)
+        self.__wrapped__ = reward  # whose signature says which columns it needs
+        self.parts = getattr(reward, "parts", ())
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[str], **columns: Any) -> list[float]:
-        given = self.reward(prompts=prompts, completions=completions, **columns)
+        try:
+            given = self.reward(prompts=prompts, completions=completions, **columns)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"reward {self.__name__} raised {raised(error)}{self._at(prompts, completions, columns)}") from error
         given = given.tolist() if hasattr(given, "tolist") else given
         if not isinstance(given, list | tuple):
             raise UserError(f"reward {self.__name__} returned a {type(given).__name__}: it must return a list, one number a completion")
@@ -206,13 +193,27 @@ class Checked:
         return [self._checked(value, *case) for value, *case in zip(given, prompts, completions, strict=True)]
 
     def _checked(self, value: Any, prompt: Any, completion: str) -> float:
-        number = None if isinstance(value, str) or not hasattr(value, "__float__") else float(value)
-        if number is None or not math.isfinite(number):
+        try:
+            number = math.nan if isinstance(value, str) or not hasattr(value, "__float__") else float(value)
+        except OverflowError:
+            number = math.inf
+        if not abs(number) <= LARGEST:
             raise UserError(
-                f"reward {self.__name__} returned {value!r} for the completion {_short(completion)} of the prompt {_short(last_text(prompt))}: "
-                "it must be a finite number; nothing was learned from this batch"
+                f"reward {self.__name__} returned {value!r:.40} for {_case(prompt, completion)}: "
+                f"it must be a finite number of at most {LARGEST:.1e}, whose square float32 holds; nothing was learned from this batch"
             )
         return number
+
+    def _at(self, prompts: Sequence[Any], completions: Sequence[str], columns: dict[str, Any]) -> str:
+        """Of the answers it raised at the first that it raises at alone."""
+        for place, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            own = {name: [value[place]] if isinstance(value, list | tuple) and len(value) == len(completions) else value for name, value in columns.items()}
+            try:
+                self.reward(prompts=[prompt], completions=[completion], **own)
+            except Exception:
+                return f" for {_case(prompt, completion)}"
+        first = f", the first {_case(prompts[0], completions[0])}" if completions else ""
+        return f" for {len(completions)} completions together{first}"
 
 
 def combined(rewards: Sequence[Reward], weights: Sequence[float] | None = None) -> Reward:
@@ -227,6 +228,7 @@ def combined(rewards: Sequence[Reward], weights: Sequence[float] | None = None) 
         return [sum(weight * value for weight, value in zip(weights, values, strict=True)) for values in zip(*parts, strict=True)]
 
     reward.__name__ = "+".join(each.__name__ for each in checked)
+    reward.parts = checked
     return reward
 
 
@@ -236,7 +238,7 @@ def for_trl(reward: Reward) -> Reward:
     def call(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
         return reward(prompts=prompts, completions=[last_text(said) for said in completions], **columns)
 
-    call.__name__ = getattr(reward, "__name__", type(reward).__name__)
+    call.__name__ = name_of(reward)
     return call
 
 
@@ -250,3 +252,7 @@ def last_text(messages: Any) -> str:
 
 def _short(text: str) -> str:
     return repr(text if len(text) <= 80 else text[:79] + "…")
+
+
+def _case(prompt: Any, completion: str) -> str:
+    return f"the completion {_short(completion)} of the prompt {_short(last_text(prompt))}"

@@ -52,7 +52,7 @@ def roll_out(
         for place in (range(len(rows)) if places is None else places)
     ]
     with torch.no_grad():
-        results = generate(model, tokenizer, [row["prompt_ids"] for row in rows], params, max_rows=max_rows)
+        results = generate(model, tokenizer, [row["prompt_ids"] for row in rows], params, max_rows=max_rows, on_error="raise")
     return [Rollout(row, result.ids, result.logprobs, result.text, result.finish_reason == "eos") for row, result in zip(rows, results, strict=True)]
 
 

@@ -136,23 +136,27 @@ def _figures(figures: Sequence[tuple[str, Any]]) -> str:
 
 
 def draw_curves(run: Path, names: Sequence[str] = PPO_CURVES) -> Path | None:
-    """Draw the named values of a run's log over its steps, a panel each, as curves.png; return its path, None where none was logged."""
+    """Draw the named values of a run's log over its steps as curves.png; return its path, None where none was logged."""
     entries = read_log(run / LOG)
     panels = {name: finite(name, [(entry["step"], entry[name]) for entry in entries if name in entry]) for name in names}
     panels = {name: line for name, line in panels.items() if line.values}
     if not panels:
+        (run / CURVES).unlink(missing_ok=True)  # an earlier run's
         return None
+    panelled(panels).savefig(run / CURVES, dpi=120)
+    return run / CURVES
+
+
+def panelled(panels: Mapping[str, Line]) -> Any:
+    """A matplotlib figure with a panel for each line, two beside each other."""
     from matplotlib.figure import Figure  # the figure alone: no window, no global state
 
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     drawn = Figure(figsize=(4.5 * columns, 3 * rows), layout="constrained")
-    grid = drawn.subplots(rows, columns, squeeze=False).flat
-    for axes, (name, line) in zip(grid, panels.items(), strict=False):
+    for place, (name, line) in enumerate(panels.items(), 1):
+        axes = drawn.add_subplot(rows, columns, place)
         axes.plot(line.steps, line.values, "-", marker="." if len(line.steps) < 30 else "")
         axes.set(xlabel="step", title=name)
         axes.grid(alpha=0.3)
-    for axes in list(grid)[len(panels) :]:
-        axes.set_axis_off()
-    drawn.savefig(run / CURVES, dpi=120)
-    return run / CURVES
+    return drawn

@@ -35,7 +35,7 @@ class AnswerSampler:
 
     def __call__(self, model: PreTrainedModel) -> dict[str, float]:
         params = SamplingParams(max_new_tokens=self.max_new_tokens)
-        results = generate(model, self.tokenizer, [q.prompt for q in self.questions], params)
+        results = generate(model, self.tokenizer, [q.prompt for q in self.questions], params, on_error="raise")
         self.answers = [result.text for result in results]
         for question, answer in list(zip(self.questions, self.answers, strict=True))[: self.shown if self.show else 0]:
             self.show(question, answer)

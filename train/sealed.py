@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from ..data.refusal import UserError
+from ..infer.device import in_float64
 from ..infer.manifest import fingerprint, verify
 from .checkpoints import ASIDE, full_disk_named, publish, publish_into, require_room, rotate, start_aside
 from .optimizer import MasterAdamW
@@ -100,7 +101,7 @@ class Sealed:
         sums = torch.zeros(width, dtype=torch.float64)
         for start in range(0, len(mine), size):
             with self.accelerator.autocast():
-                sums += sums_of([rows[i] for i in mine[start : start + size]]).double().cpu()
+                sums += in_float64(sums_of([rows[i] for i in mine[start : start + size]])).cpu()
         return self.summed(sums).tolist()
 
     def summed(self, values: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from peft import LoraConfig
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
@@ -12,8 +12,9 @@ from ..data.chat import end_of_turn_ids
 from ..data.labels import Row
 from ..data.packing import collate, collate_padded
 from ..data.refusal import UserError
-from ..infer.architecture import attention_is_replaceable, carries_state
-from .adapters import speed_up_adapters
+from ..infer.architecture import attention_is_replaceable, carries_state, context_limit
+from .adapters import with_adapter
+from .limits import check_fits
 from .logs import RunLog
 from .loss import teach_answers_only
 from .packed import PACKED
@@ -54,16 +55,13 @@ def sft_trainer(
     by itself.
     """
     check_rows(rows, model)
+    if eval_rows:
+        check_rows(eval_rows, model, "held-out row")
     learn_to_stop(model, tokenizer)
     collator = lay_out(model, tokenizer)
     teach_answers_only(model)
     if lora is not None:
-        if getattr(model, "is_quantized", False):
-            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-        model = get_peft_model(model, lora)
-        speed_up_adapters(model)
-        if args.activation_checkpointing:
-            model.enable_input_require_grads()  # else no gradient reaches the adapters through a frozen embedding
+        model = with_adapter(model, lora, args.activation_checkpointing)
     args.remove_unused_columns = False  # the Trainer would drop the records' borders
     args.accelerator_config.dispatch_batches = False  # rows laid end to end cannot be cut along the batch
     return AnswerTrainer(
@@ -79,19 +77,20 @@ def sft_trainer(
     )
 
 
-def check_rows(rows: Rows, model: PreTrainedModel) -> None:
-    """Refuse rows that cannot be trained on: none, or one longer than the model's context, or ids beyond its vocabulary."""
+def check_rows(rows: Rows, model: PreTrainedModel, name: str = "row") -> None:
+    """Refuse rows that cannot be trained on: none, or one longer than the model's context, or ids beyond its vocabulary.
+
+    Of a stream it is known how long its rows may be.
+    """
     if isinstance(rows, IterableDataset):
+        longest, context = getattr(rows, "longest", None), context_limit(model)
+        if longest and context and longest > context:
+            raise UserError(f"streamed rows may have {longest} tokens, the model's context only {context}: set --max_length {context} or less")
         return
     if not len(rows):
         raise UserError("there are no rows to train on: check the data with `seodang preview`")
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(max(row.get("lengths") or [len(row["input_ids"])]) for row in rows)
-    if context and longest > context:
-        raise UserError(f"a row has {longest} tokens, the model's context only {context}: set --max_length {context} or less")
-    vocab, highest = model.get_input_embeddings().weight.shape[0], max(max(row["input_ids"]) for row in rows)
-    if highest >= vocab:
-        raise UserError(f"token id {highest} is beyond the model's vocabulary of {vocab}: the tokenizer belongs to another model")
+    sizes = ((max(row.get("lengths") or [len(row["input_ids"])]), max(row["input_ids"])) for row in rows)
+    check_fits(model, ((f"{name} {number}", *size) for number, size in enumerate(sizes, 1)))
 
 
 def learn_to_stop(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

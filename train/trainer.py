@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+from ..infer.device import in_float64
 from .sealed import Provenance, Sealed, master_optimizer
 
 
@@ -36,7 +37,7 @@ class AnswerTrainer(Sealed, Trainer):
 
             def sums_of(some: list[Any]) -> Tensor:
                 out = model(**self._prepare_inputs(self.data_collator(some)))
-                return torch.stack([out.loss_sum.double(), out.correct.double(), out.tokens.double()])
+                return torch.stack([in_float64(part) for part in (out.loss_sum, out.correct, out.tokens)])
 
             loss, correct, tokens = self.sums_over(rows, 3, sums_of)
             metrics = {"loss": loss / tokens, "token_accuracy": correct / tokens}

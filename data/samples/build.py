@@ -216,12 +216,12 @@ def korean_english(seed: int = 11) -> Split:
     """Names replaced and sentences translated; held-out rows share neither sentences nor names with training."""
     draw, training, held = random.Random(seed), [], []
     for language, names in NAMES.items():
-        templates = (HERE / f"names_{language}.txt").read_text(encoding="utf-8").splitlines()
+        templates = lines_of(HERE / f"names_{language}.txt")
         draw.shuffle(templates)
         kept_back = HELD_OUT_TEMPLATES[language]
         held += replacements(templates[:kept_back], HELD_OUT_NAMES[language], REPLACE[language], PAIRS_A_TEMPLATE, draw)
         training += replacements(templates[kept_back:], names, REPLACE[language], PAIRS_A_TEMPLATE, draw)
-    pairs = [line.split("\t") for line in (HERE / "translations.tsv").read_text(encoding="utf-8").splitlines()]
+    pairs = [line.split("\t") for line in lines_of(HERE / "translations.tsv")]
     draw.shuffle(pairs)
     translated = [{"instruction": draw.choice(TRANSLATE), "input": korean, "output": english} for korean, english in pairs]
     held += translated[:HELD_OUT_TRANSLATIONS]
@@ -229,6 +229,11 @@ def korean_english(seed: int = 11) -> Split:
     draw.shuffle(training)
     draw.shuffle(held)
     return training, held
+
+
+def lines_of(path: Path) -> list[str]:
+    with path.open(encoding="utf-8") as lines:
+        return [line.rstrip("\n") for line in lines]
 
 
 def as_lines(rows: list[Triplet]) -> str:

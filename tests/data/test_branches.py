@@ -30,8 +30,8 @@ def test_a_row_is_the_prompt_once_and_each_answer_up_to_its_end(tiny_tokenizer):
     rows, counts = prepare_ranked([example], tiny_tokenizer, max_length=64)
     prompt, branches = ids("<userQ><assistant"), [ids("Yes>"), ids("No>"), ids("Eh>")]
     assert rows == [{"prompt_ids": prompt, "branches": branches, "ranks": [1, 0, 1], "where": "a.jsonl line 1", "margin": 0.5}]
-    assert counts == PreferenceCounts(records=1, rows=1, answers=3, pairs=2, tokens=17 + 10, answer_tokens=10)
-    assert counts.lines() == ["records         1 in 1 rows, 2 pairs of 3 answers", "tokens          27, 10 of them in answers (37.0%)"]
+    assert counts == PreferenceCounts(records=1, kept=1, rows=1, answers=3, pairs=2, tokens=17 + 10, answer_tokens=10)
+    assert counts.lines() == ["records         1 read, 1 kept in 1 rows, 2 pairs of 3 answers", "tokens          27, 10 of them in answers (37.0%)"]
 
 
 @pytest.mark.parametrize("texts", [("수도는 어디인가요?", "서울입니다 😀.", "몰라요."), ("<|im_end|>?", "a <|im_start|> b", "<|im_end|>")])
@@ -127,7 +127,7 @@ def test_judged_answers_keep_their_label(tiny_tokenizer):
         {"prompt_ids": prompt, "completion_ids": ids("no>"), "label": False, "where": ""},
     ]
     assert counts.lines() == [
-        "records         3 in 2 rows, 1 good and 1 bad answers",
+        "records         3 read, 2 kept in 2 rows, 1 good and 1 bad answers",
         "tokens          39, 5 of them in answers (12.8%)",
         "dropped         1 x empty answer",
     ]
@@ -140,7 +140,7 @@ def test_prompts_keep_their_messages_and_columns(tiny_tokenizer):
     examples = [Asked([user("Q")], {"answer": "4"}, where="w"), Asked([user("toolong" * 9)])]
     rows, counts = prepare_asked(examples, tiny_tokenizer, max_prompt_length=17, too_long="drop")
     assert rows == [{"prompt_ids": ids("<userQ><assistant"), "messages": [user("Q")], "columns": {"answer": "4"}, "where": "w"}]
-    assert counts.lines() == ["records         2 in 1 rows", "tokens          17", "dropped         1 x prompt longer than max_prompt_length"]
+    assert counts.lines() == ["records         2 read, 1 kept in 1 rows", "tokens          17", "dropped         1 x prompt longer than max_prompt_length"]
 
 
 def test_a_prompt_that_is_too_long_is_refused_by_its_place(tiny_tokenizer):

@@ -210,8 +210,8 @@ def test_an_answer_is_never_cut_but_dropped_and_counted(smol):
     assert len(rows) == 1 and counts.dropped == {"answer longer than max_length": 1} and counts.records == 2
     # the rest of such a dialogue is still learned from
     rows, counts = prepare([talk("Q", "word " * 100, "R", "B")], smol, max_length=60)
-    assert trained_text(rows[0], smol) == "B<|im_end|>" and counts.dropped == {"answer longer than max_length": 1}
-    with pytest.raises(UserError, match="none of the 1 records has anything to learn: 1 x no room for the answer beside the system turn"):
+    assert trained_text(rows[0], smol) == "B<|im_end|>" and counts.left_out == {"answer longer than max_length": 1} and not counts.dropped
+    with pytest.raises(UserError, match="none of the 1 records can be used: 1 x no room for the answer beside the system turn"):
         prepare([talk("Q", "A", system="word " * 100)], smol, max_length=60)
 
 
@@ -253,7 +253,7 @@ def test_records_that_train_on_nothing_are_dropped_and_counted(smol):
     opted_out = Dialogue([user("Q"), assistant("A", train=False)])
     rows, counts = prepare([opted_out, talk("Q"), Text(" "), talk("Q", "A")], smol, max_length=512)
     assert len(rows) == 1 and counts.dropped == {"nothing to learn": 2, "empty text": 1} and counts.records == 4
-    with pytest.raises(UserError, match="none of the 1 records has anything to learn: 1 x nothing to learn"):
+    with pytest.raises(UserError, match="none of the 1 records can be used: 1 x nothing to learn"):
         prepare([opted_out], smol, max_length=512)
     with pytest.raises(UserError, match="the data has no records"):
         prepare([], smol, max_length=512)
@@ -284,6 +284,7 @@ def test_thousands_of_records_take_seconds(smol):
     [
         ({"train_on": "user"}, "train_on must be one of"),
         ({"empty_answers": "keep"}, "empty_answers must be"),
+        ({"unusable": "keep"}, "unusable must be drop or error"),
         ({"max_length": 1}, "max_length must be at least 2"),
     ],
 )
@@ -302,5 +303,5 @@ def test_a_stream_gives_the_same_rows_and_counts(smol):
 def test_counts_tell_what_was_done(smol):
     _, counts = prepare([talk("Q", "A"), talk("Q " * 100, "A"), talk("Q", "A " * 100)], smol, max_length=64)
     lines = "\n".join(counts.lines())
-    assert "records         3 in 2 rows" in lines and "truncated       1 rows lost context" in lines
+    assert "records         3 read, 2 kept in 2 rows" in lines and "truncated       1 rows lost context" in lines
     assert "dropped         1 x answer longer than max_length" in lines and "split" not in lines

@@ -84,7 +84,7 @@ def test_the_command_prints_records_and_totals_and_writes_the_page(file, tmp_pat
     out = capsys.readouterr().out
     assert "a.jsonl line 1" in out and "a.jsonl line 2" in out and "a.jsonl line 3" not in out
     assert "한국.<|im_end|>" in out
-    assert "records         3 in 2 rows" in out and "1 rows lost context" in out and "1 x answer longer than max_length" in out
+    assert "records         3 read, 2 kept in 2 rows" in out and "1 rows lost context" in out and "1 x answer longer than max_length" in out
     assert page.read_text(encoding="utf-8").count("<section>") == 2
 
 
@@ -134,7 +134,7 @@ def test_the_terminal_and_the_page_name_the_better_answer(smol):
         ({"prompt": "Q", "responses": ["A", "B", "C"], "ranks": [1, 0, 2]}, None, ["rank 0  B<|im_end|>", "3 pairs of 3 answers"]),
         ({"prompt": "Q", "completion": "A", "label": False}, None, ["bad  A<|im_end|>", "0 good and 1 bad answers"]),
         ({"prompt": "Q", "completion": "A", "label": False}, "prompt_completion", ["A<|im_end|>", "trained ("]),
-        ({"question": "Q", "answer": "A"}, None, ["prompt 3", "records         1 in 1 rows"]),
+        ({"question": "Q", "answer": "A"}, None, ["prompt 3", "records         1 read, 1 kept in 1 rows"]),
         ({"prompt": "Q", "chosen": "A", "rejected": "A"}, None, ["dropped", "1 x identical answers"]),
     ],
 )

@@ -1,9 +1,10 @@
+import csv
 import json
 
 import datasets
 import pytest
 
-from seodang.data.preferences import PREFERENCE_SHAPES
+from seodang.data.preferences import ASKED_SHAPES, PREFERENCE_SHAPES
 from seodang.data.refusal import UserError
 from seodang.data.sources import mix, read
 
@@ -66,6 +67,11 @@ def test_a_mix_takes_the_source_that_is_furthest_behind_its_weight():
     drawn = list(mix([[0] * 10, [1] * 1000], [1, 3]))
     assert drawn.count(1) == 1000 and drawn.count(0) in (333, 334)  # the short source is read over and over
     assert all(abs(drawn[:n].count(1) - 0.75 * n) <= 1 for n in range(1, len(drawn)))
+
+
+def test_an_empty_source_cannot_be_mixed():
+    with pytest.raises(UserError, match="source 2 of 3 to be mixed has no example: leave it out"):
+        list(mix(["ab", "", "c"], [1, 1, 1]))
 
 
 def test_mixing_is_the_same_every_time_and_for_streams(files):
@@ -148,20 +154,37 @@ def test_a_record_of_another_family_may_give_several_examples(tmp_path, streamin
     alone = {"message_tree_id": "b", "prompt": {**TREE, "replies": REPLIES[:1]}}
     trees = lines(tmp_path / "trees.jsonl", [alone, {"message_tree_id": "a", "prompt": TREE}])
     examples = list(read(trees, shapes=PREFERENCE_SHAPES, streaming=streaming))
-    assert [example.where for example in examples] == ["trees.jsonl line 2, example 1", "trees.jsonl line 2, example 2"]
-    assert [example.prompt[-1]["content"] for example in examples] == ["Q", "R"]
+    assert [example.where for example in examples] == ["trees.jsonl line 1", "trees.jsonl line 2, example 1", "trees.jsonl line 2, example 2"]
+    assert [example.prompt[-1]["content"] for example in examples] == ["Q", "Q", "R"]
+    assert [example.flaw for example in examples] == ["no prompt in the tree has two ranked replies", "", ""]
 
 
 def test_a_source_of_another_family_is_refused_with_what_is_wanted(tmp_path):
     trees = lines(tmp_path / "trees.jsonl", [{"message_tree_id": "b", "prompt": {**TREE, "replies": []}}])
-    with pytest.raises(UserError, match="trees.jsonl has trees without an example: no prompt in it has two ranked replies"):
-        read(trees, shapes=PREFERENCE_SHAPES)
     with pytest.raises(UserError, match="a.jsonl line 1: no shape wanted here has the keys instruction, output: use .*chosen or rejected"):
         read(lines(tmp_path / "a.jsonl", RECORDS), shapes=PREFERENCE_SHAPES)
     with pytest.raises(UserError, match="trees.jsonl line 1: .*`seodang dpo`"):
         read(trees)
     with pytest.raises(UserError, match="shape must be one of trees, preference"):
         read(trees, shape="triplet", shapes=PREFERENCE_SHAPES)
+
+
+def test_a_spreadsheets_numbers_of_rows_are_left_out(tmp_path):
+    (tmp_path / "a.csv").write_text(",prompt,level\n0,Q,1\n1,R,2\n", encoding="utf-8")
+    examples = read(tmp_path / "a.csv", shapes=ASKED_SHAPES)
+    assert [(example.prompt[0]["content"], example.columns) for example in examples] == [("Q", {"level": "1"}), ("R", {"level": "2"})]
+    (tmp_path / "b.csv").write_text(",prompt,level\n0,Q,1\n1,R,2,3\n", encoding="utf-8")
+    with pytest.raises(UserError, match="b.csv line 3: more fields than the header has"):
+        read(tmp_path / "b.csv", shapes=ASKED_SHAPES)
+
+
+def test_a_long_field_is_read_and_the_processs_limit_left_alone(tmp_path):
+    before = csv.field_size_limit()
+    (tmp_path / "a.csv").write_text(f"prompt\n{'Q' * (before + 1)}\nR\n", encoding="utf-8")
+    seen = []
+    for example in read(tmp_path / "a.csv", shapes=ASKED_SHAPES, streaming=True):
+        seen.append((len(example.prompt[0]["content"]), csv.field_size_limit()))
+    assert seen == [(before + 1, before), (1, before)]
 
 
 def test_pairs_are_read_from_csv_and_parquet_as_from_json(tmp_path):

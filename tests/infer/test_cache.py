@@ -2,6 +2,7 @@
 
 import random
 
+import pytest
 import torch
 
 from seodang.infer.cache import SMALLEST, KVCache
@@ -31,13 +32,21 @@ def read(cache: KVCache, row: int) -> list[float]:
     return (keys[slot, 1, :n, 2] - 1000).tolist()
 
 
-def test_rows_keep_their_past_through_growth_forks_truncation_and_release():
-    chance, cache, expected, number = random.Random(0), KVCache(), {}, 0.0
-    for _ in range(400):
-        action = chance.choice(["add", "write", "write", "write", "fork", "truncate", "release"])
+def next_positions(past: int, hidden: tuple[int, ...], count: int) -> list[int]:
+    """The positions that are not hidden, counted out: those of the past first."""
+    return [at for at in range(past + count + len(hidden)) if at not in hidden][past : past + count]
+
+
+def test_rows_keep_their_past_through_growth_forks_copies_truncation_and_release():
+    chance, cache, expected, hidden, number, copies = random.Random(0), KVCache(), {}, {}, 0.0, []
+    for _ in range(800):
+        action = chance.choice(["add", "write", "write", "write", "fork", "copy", "truncate", "release"])
         row = chance.choice(list(expected)) if expected else None
         if action == "add" or row is None:
-            expected[cache.add()] = []
+            row = cache.add()
+            expected[row] = []
+            if chance.random() < 0.5:
+                hidden[row] = cache.hidden[row] = tuple(sorted(chance.sample(range(12), chance.randint(1, 6))))
         elif action == "write":
             values = [number + i for i in range(chance.choice([1, 1, 5, 200]))]
             number += len(values)
@@ -46,6 +55,15 @@ def test_rows_keep_their_past_through_growth_forks_truncation_and_release():
         elif action == "fork" and len(expected) < 20:
             [fork] = cache.fork([row])
             expected[fork] = list(expected[row])
+            if row in hidden:
+                hidden[fork] = hidden[row]
+        elif action == "copy":
+            target = chance.choice([other for other in expected if other != row] or [cache.add()])
+            past = expected.get(target, [])
+            alike = next((i for i, (a, b) in enumerate(zip(expected[row], past)) if a != b), min(len(expected[row]), len(past)))
+            cache.copy(row, target, chance.randint(0, alike) if chance.random() < 0.7 else alike)
+            expected[target] = list(expected[row])
+            copies.append((alike, len(past), len(expected[row])))
         elif action == "truncate":
             n = chance.randint(0, len(expected[row]))
             cache.truncate(row, n)
@@ -53,9 +71,13 @@ def test_rows_keep_their_past_through_growth_forks_truncation_and_release():
         elif action == "release":
             cache.release([row])
             del expected[row]
-        assert len(cache) == len(expected)
-    assert len(expected) > 5
-    assert all(read(cache, row) == values for row, values in expected.items())
+            hidden.pop(row, None)
+        assert len(cache) == len(expected) and cache.hidden == hidden
+    assert len(expected) > 5 and len(hidden) > 2
+    assert any(0 < alike < min(lengths) for alike, *lengths in copies)  # a beam that had parted from another goes its way
+    for row, values in expected.items():
+        assert read(cache, row) == values
+        assert list(cache.positions(row, 9)) == next_positions(len(values), hidden.get(row, ()), 9)
 
 
 def test_live_rows_lie_together_whoever_leaves():
@@ -78,3 +100,16 @@ def test_a_row_takes_the_next_power_of_two_and_leaves_the_others_where_they_are(
         write(cache, long, [3.0] * SMALLEST)
     assert cache.place(short)[0].layers[0][0].data_ptr() == before
     assert cache.place(long)[0].capacity == 8 * SMALLEST
+
+
+@pytest.mark.parametrize("hidden", [(), (0,), (5,), (0, 1, 2), (2, 3, 9), (1, 4, 5, 8)])
+def test_tokens_keep_the_positions_that_they_have_without_the_hidden_ones(hidden):
+    cache = KVCache()
+    row = cache.add()
+    if hidden:
+        cache.hidden[row] = hidden
+    visible = [place for place in range(30) if place not in hidden]
+    for past in range(12):
+        cache.lengths[row] = past
+        for count in (1, 3, 9):
+            assert list(cache.positions(row, count)) == visible[past : past + count]

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from seodang.data.refusal import UserError
-from seodang.infer import open_runner
+from seodang.infer import int4_layout, open_runner, quantised
 from seodang.infer.checkpoint import load
 from seodang.infer.direct_runner import DirectRunner
+from seodang.infer.int4_layout import BLOCK
 from seodang.infer.quantise import quantise
-from seodang.infer.quantised import BLOCK, GROUP, Linear4, Linear8, four_bits, padded, rounded_rows
+from seodang.infer.quantised import GROUP, Linear4, Linear8, four_bits, padded, rounded_rows
 
 
 def weight(out: int = 100, width: int = 96) -> torch.Tensor:
@@ -30,13 +31,27 @@ def test_8_bits_round_each_weight_by_at_most_half_a_step():
 
 @pytest.mark.parametrize("kind", [Linear8, Linear4])
 @pytest.mark.parametrize("rows", [1, 3, 5, 6, 17, 63, 64, 100])
-def test_the_product_is_that_with_the_dequantised_weight(kind, rows):
+@pytest.mark.parametrize("fast", [False, True])
+def test_the_product_is_that_with_the_dequantised_weight_whatever_the_cpu_is_fast_at(kind, rows, fast, monkeypatch):
+    monkeypatch.setattr(quantised, "integer_product_is_fast", lambda: fast)
+    monkeypatch.setattr(quantised, "cpu_has_bfloat16", lambda: fast)
     bias = torch.randn(100)
     linear, x = kind(weight(), bias), inputs(rows)
     wanted = x.double() @ linear.dequantised().double().T + bias.bfloat16().double()
     size = x.double().abs() @ linear.dequantised().double().abs().T  # what rounding errors are measured by
     assert ((linear.product(x).double() - wanted).abs() <= 2**-7 * size).all()
     assert linear(x[None]).shape == (1, rows, 100)
+
+
+def test_integers_are_multiplied_only_where_their_largest_products_come_out_right(monkeypatch):
+    def overflowing(a, b):
+        return (a.int()[:, None] * b.t().int()).view(len(a), b.shape[1], -1, 2).sum(-1).clamp(-32768, 32767).sum(-1)
+
+    monkeypatch.setattr(quantised, "integer_product_is_fast", lambda: True)
+    assert Linear8(weight()).borders() == (6,) and Linear8(weight(), always=True).borders() == (1,)
+    monkeypatch.setattr(torch, "_int_mm", lambda a, b: overflowing((a.int() + 128), b) - 128 * b.int().sum(0))  # pairs of 0..255 by -127..127
+    monkeypatch.setattr(quantised, "integer_product_is_exact", quantised.integer_product_is_exact.__wrapped__)
+    assert Linear8(weight(), always=True).borders() == (64,)
 
 
 def test_one_term_of_the_inputs_loses_what_half_a_step_can_and_two_lose_nothing():
@@ -79,6 +94,59 @@ def test_a_group_of_one_value_keeps_it():
     constant = torch.full((BLOCK, GROUP), 0.75)
     assert torch.equal(Linear4(constant).dequantised(), constant)
     assert not Linear4(torch.zeros(BLOCK, GROUP)).dequantised().any()
+
+
+def halves(block: int):
+    """Bytes whose lower half is of a block's first rows and whose upper half of the others, as with AVX2 (32) and AVX512 (64)."""
+    return lambda levels: join(*levels.view(-1, 2, block // 2, levels.shape[1]).unbind(1), levels)
+
+
+def neighbours(levels):
+    """Bytes of two neighbouring rows, 32 rows together, as without AVX2."""
+    return join(*levels.view(-1, 16, 2, levels.shape[1]).unbind(2), levels)
+
+
+def join(lower, upper, levels):
+    return (lower + 16 * upper).transpose(1, 2).to(torch.uint8).reshape(len(levels), -1)
+
+
+@pytest.mark.parametrize("packing", [halves(32), halves(64), neighbours], ids=["avx2", "avx512", "default"])
+def test_the_layout_of_4_bits_is_found_by_packing_known_ones(packing, monkeypatch):
+    levels = torch.randint(0, 16, (192, 96), dtype=torch.int32)
+    monkeypatch.setattr(int4_layout, "pack", packing)
+    monkeypatch.setattr(int4_layout, "found_layout", int4_layout.found_layout.__wrapped__)
+    assert torch.equal(int4_layout.unpack(packing(levels), 96).int(), levels)
+
+
+def test_a_layout_that_no_order_of_rows_explains_is_refused(monkeypatch):
+    monkeypatch.setattr(int4_layout, "pack", lambda levels: halves(32)(levels.flip(1)))  # columns from the end
+    with pytest.raises(UserError, match="packs 4 bits in an unknown order"):
+        int4_layout.found_layout.__wrapped__()
+
+
+@pytest.mark.parametrize(
+    ("weights", "kernel", "named"),
+    [
+        ("int8", "_product_of_integers", "Linear8 .* 32 inputs and 6 rows"),
+        ("int8", "_few_rows", "Linear8 .* 32 inputs and 1 rows"),
+        ("int4", "_product_of_floats", "Linear4 .* 32 inputs and 64 rows"),
+        ("int4", "_few_rows", "Linear4 .* 32 inputs and 1 rows"),
+    ],
+)
+def test_a_kernel_that_multiplies_wrongly_is_refused_when_the_model_is_opened(fresh_tiny, weights, kernel, named, monkeypatch):
+    monkeypatch.setattr(quantised, "integer_product_is_fast", lambda: True)
+    kind = Linear8 if weights == "int8" else Linear4
+    right = getattr(kind, kernel)
+    monkeypatch.setattr(kind, kernel, lambda self, x: right(self, x) * 1.05)
+    with pytest.raises(UserError, match=named + r" the product is off by 0\.0[456]\d* of its size"):
+        quantise(fresh_tiny("llama"), weights)
+
+
+def test_weights_in_the_order_of_another_cpu_are_refused_when_the_model_is_opened(fresh_tiny, monkeypatch):
+    upside_down = tuple(reversed(int4_layout.found_layout()))
+    monkeypatch.setattr(int4_layout, "found_layout", lambda: upside_down)
+    with pytest.raises(UserError, match=r"Linear4 .* 64 rows the product is off by 1\.\d+ of its size, where 0.02 is allowed"):
+        quantise(fresh_tiny("llama"), "int4")
 
 
 def test_padding_adds_rows_of_zeros_to_whole_blocks():

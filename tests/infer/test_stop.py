@@ -3,19 +3,22 @@
 import re
 
 import pytest
+import regex
 from hypothesis import given
 from hypothesis import strategies as st
 
 from seodang.data.refusal import UserError
 from seodang.infer import SamplingParams, generate, stream
+from seodang.infer.dialects import from_vllm
 from seodang.infer.detokenise import detokeniser
 from seodang.infer.events import Committed
 from seodang.infer.stop import AnswerText, Stops, overlap, stop_pattern
 
 
-def through(stops: list[str], pieces: list[str], pattern: str | None = None) -> tuple[list[str], str | None]:
+def through(stops: list[str], pieces: list[str], pattern: str | None = None, spared: int = 0) -> tuple[list[str], str | None]:
+    """What is shown after each piece and at the end, and the stop; the first `spared` pieces come too early for one."""
     judge = Stops(stops, pattern and stop_pattern(pattern))
-    shown = [judge.push(piece) for piece in pieces]
+    shown = [judge.push(piece, number >= spared) for number, piece in enumerate(pieces)]
     return [*shown, judge.flush()], judge.found
 
 
@@ -157,3 +160,79 @@ def test_every_hypothesis_of_a_beam_search_is_judged_by_itself(tiny_llama, tiny_
             whole = tiny_tokenizer.decode(result.ids)
             first = next(m for n in range(len(whole) + 1) if (m := re.search("[4-9].", whole[:n])))
             assert first.end() == len(whole) and result.text == (whole[: first.start()] if cut else whole)
+
+
+def test_a_stop_that_is_complete_too_early_is_text_and_one_that_began_early_counts():
+    assert through(["END"], ["so END", " and END."], spared=1) == (["so END", " and ", ""], "END")
+    assert through(["END"], ["so E", "ND. E", "ND."], spared=2) == (["so ", "END. ", "", ""], "END")
+    assert through(["aa"], ["aa", "a"], spared=1) == (["a", "", ""], "aa")  # its last character is the third
+    assert through(["END"], ["so E", "ND"], spared=2) == (["so ", "END", ""], None)
+
+
+def test_a_match_that_is_complete_too_early_is_text_and_one_that_began_early_counts():
+    assert through([], ["Q1: Q", "2: x"], r"Q\d+:", spared=1) == (["Q1: ", "", ""], "Q2:")
+    assert through([], ["12", "3 4"], r"\d+", spared=1) == (["", "", ""], "123")
+    assert through([], ["12", " 4"], r"\d+", spared=1) == (["", "12 ", ""], "4")
+    assert through(["x"], ["1x", "2"], r"\d", spared=1) == (["1x", "", ""], "2")
+
+
+@given(
+    st.text("abc ", max_size=12), st.sampled_from([*PATTERNS, "b+c?", "[ab]+"]), st.lists(st.text("ab", min_size=1, max_size=3), max_size=1),
+    st.lists(st.integers(0, 12)), st.integers(0, 4),
+)  # fmt: skip
+def test_how_the_text_is_cut_changes_nothing_behind_a_least_length(text, pattern, stops, cuts, spared):
+    """The oracle: the first beginning of the text, longer than what is spared, that has a match or a stop string which ends in the rest."""
+    bounds = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
+    early = bounds[min(spared, len(bounds) - 1)]
+    shown, found = through(stops, [text[a:b] for a, b in zip(bounds, bounds[1:])], pattern, spared)
+    for end in range(early + 1, len(text) + 1):
+        matches = regex.compile(pattern).finditer(text, 0, end, overlapped=True)
+        starts = [match.start() for match in matches if match.end() > early or not early][:1]
+        starts += [end - len(stop) for stop in stops if text.endswith(stop, 0, end)]
+        if starts:
+            assert ("".join(shown), found is None) == (text[: min(starts)], False)
+            return
+    assert ("".join(shown), found) == (text, None)
+
+
+def test_a_pattern_that_takes_too_long_is_an_error_that_names_it(monkeypatch):
+    monkeypatch.setattr("seodang.infer.stop.SEARCH_SECONDS", 0.05)
+    judge = Stops((), stop_pattern(r"(?s)(?:.|.)+(?<=\n)x"))
+    with pytest.raises(UserError, match="takes more than 0.05 s behind 0 characters: write it so"):
+        judge.push("a" * 60)
+
+
+WAYS = {
+    "greedy": {}, "sampled": {"temperature": 1.0, "seed": 4}, "beams": {"num_beams": 3}, "lookup": {"prompt_lookup_num_tokens": 4},
+    "contrastive": {"penalty_alpha": 0.5, "top_k": 3},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", ["stop", "stop_regex", "stop_when"])
+def test_no_stop_of_the_callers_ends_an_answer_before_its_least_length(tiny_llama, tiny_tokenizer, way, kind):
+    """A character a token: a stop that any character completes ends the answer with the first token beyond the least number."""
+    stop = {"stop": list(map(chr, range(33, 127))), "stop_regex": "(?s).", "stop_when": bool}[kind]
+    base = dict(max_new_tokens=12, suppress_tokens=[*range(4), *range(98, 128)], **WAYS[way])  # nothing but "!" to "~"
+    for least in ({}, {"min_new_tokens": 5}, {"min_length": 8}, {"min_new_tokens": 2, "min_length": 8}):
+        [result] = generate(tiny_llama, tiny_tokenizer, ["abc"], SamplingParams(**base, **least, **{kind: stop}))
+        assert (result.finish_reason, len(result.ids)) == ("stop", 6 if least else 1)
+        assert len(result.text) == len(result.ids) - (kind != "stop_when")
+
+
+def test_vllms_least_number_of_tokens_holds_stop_strings_back(tiny_llama, tiny_tokenizer):
+    [plain] = generate(tiny_llama, tiny_tokenizer, ["abc"], SamplingParams(max_new_tokens=12, ignore_eos=True))
+    stop = plain.text[3]
+    asked = {"max_tokens": 12, "temperature": 0, "stop": [stop], "ignore_eos": True}
+    [at_once] = generate(tiny_llama, tiny_tokenizer, ["abc"], from_vllm(asked))
+    [held] = generate(tiny_llama, tiny_tokenizer, ["abc"], from_vllm(asked | {"min_tokens": 4}))
+    assert at_once.text == plain.text[: plain.text.index(stop)]
+    assert held.text == (plain.text[: plain.text.index(stop, 4)] if stop in plain.text[4:] else plain.text)
+    assert len(held.text) >= 4  # the stop that the fourth token completes is text
+
+
+def test_a_prefix_may_have_a_stop_in_it_that_is_too_early_to_count(tiny_llama, tiny_tokenizer):
+    ask = lambda **more: SamplingParams(prefix="a.b", stop=".", max_new_tokens=8, ignore_eos=True, **more)
+    with pytest.raises(UserError, match="completes a stop of the request's own"):
+        generate(tiny_llama, tiny_tokenizer, ["abc"], ask())
+    assert generate(tiny_llama, tiny_tokenizer, ["abc"], ask(min_new_tokens=3))[0].text.startswith("a.b")

@@ -3,7 +3,8 @@
 import pytest
 
 from seodang.data.refusal import UserError
-from seodang.infer.words import breaker_ids, word_ids
+from seodang.data.template import remember
+from seodang.infer.words import KEPT, breaker_ids, word_ids
 
 
 def test_a_word_is_found_behind_a_space_and_without_one(tokenizer):
@@ -24,6 +25,13 @@ def test_breakers_are_all_tokens_that_contain_the_text(tokenizer, tiny_tokenizer
     assert all("\n" in tokenizer.decode([id]) for id in ids)
     assert sum("\n" in tokenizer.decode([id]) for id in range(len(tokenizer))) == len(ids)
     assert {tiny_tokenizer.decode([id]) for id in breaker_ids(tiny_tokenizer, [":", '"'])} == {":", '"'}
+
+
+def test_a_tokenizer_remembers_some_sets_of_breakers_and_not_all(tiny_tokenizer):
+    for n in range(KEPT + 10):
+        breaker_ids(tiny_tokenizer, ["a"] * (n + 1))
+    known = remember(tiny_tokenizer, "breakers", dict)
+    assert len(known) == KEPT and ("a",) not in known and ("a",) * (KEPT + 10) in known
 
 
 def test_a_breaker_that_no_token_contains_is_refused(tiny_tokenizer):

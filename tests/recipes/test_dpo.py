@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -56,6 +53,13 @@ def test_an_adapter_alone_is_saved_and_a_run_goes_on_where_it_stopped(base, data
     assert read_manifest(out)["step"] == 4
 
 
+def test_a_run_without_a_log_names_no_picture(base, data, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run("--model", base, "--data", data, "--output_dir", out, "--max_steps", 1, "--logging_strategy", "no") == 0
+    told = capsys.readouterr().out
+    assert "loss curve" not in told and told.rstrip().endswith(f"checkpoint      {out}") and not (out / "loss.png").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -83,15 +87,10 @@ def test_the_yaml_file_names_options_that_there_are(base, data, tmp_path):
     assert run("--model", base, "--data", data, *words, "--output_dir", tmp_path / "out", "--dry_run") == 0
 
 
-def test_two_processes_equal_one_with_twice_the_batch(base, data, tmp_path):
+def test_two_processes_equal_one_with_twice_the_batch(base, data, tmp_path, launch):
     common = ["--model", base, "--data", data, "--max_steps", 2, "--save_steps", 1, "--logging_steps", 1]  # two whole batches of the ten rows
-    script = Path(__file__).parents[2] / "recipes" / "dpo.py"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, "--num_machines", 1, "--main_process_port", 0,
-               "--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", 1, script]  # fmt: skip
     quick = ["--device", "cpu", "--dtype", "float32", "--report_to", "none"]
-    command += [*common, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", 2, *quick]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch("dpo", *common, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", 2, *quick)
     assert run(*common, "--output_dir", tmp_path / "one", "--per_device_train_batch_size", 4) == 0
     one, two = (read_log(tmp_path / folder / "log.jsonl") for folder in ("one", "two"))
     for name in ("loss", "rewards/margins", "rewards/accuracies"):

@@ -1,11 +1,15 @@
 """seodang explain: what it prints, the page that it writes, and what it refuses."""
 
+import re
+
 import pytest
+import torch
 
 from seodang.data.chat import prompt_ids
 from seodang.infer import SamplingParams, generate
 from seodang.infer.attention_map import attention_maps
 from seodang.infer.runner import RaggedRunner
+from seodang.infer.visible import Names
 from seodang.recipes.decoding import SpeakingModel
 from seodang.recipes.explain import main
 
@@ -16,25 +20,99 @@ def model(monkeypatch, tiny_llama, tiny_tokenizer):
     return tiny_llama
 
 
+PROMPT = "abcabcab"
+NUMBER = r"(-?\d+\.\d+)"
+
+
+def chances(model, ids: list[int]) -> torch.Tensor:
+    """What the model gives each token to come behind these."""
+    return model(torch.tensor([ids])).logits[0, -1].softmax(-1)
+
+
+def likeliest(p: torch.Tensor, count: int, name) -> tuple[list[str], list[float]]:
+    values, ids = p.topk(count)
+    return [name(id) for id in ids.tolist()], values.tolist()
+
+
+# what must be told of an answer, as patterns and the numbers in them: from the model's own chances at each place
+def greedy_told(model, prompt, result, places, name):
+    for place, p in enumerate(places):
+        chosen = rf"^ +{place}  {name(result.ids[place])} .* p {NUMBER}  entropy {NUMBER} "
+        yield chosen, [p.max(), -(p * p.log()).sum()]
+        names, values = likeliest(p, 5, name)
+        yield "^ +" + " +".join(f"{each} {NUMBER}" for each in names), values
+
+
+def filters_told(model, prompt, result, places, name):
+    for place, p in enumerate(places):
+        cooled = p.log().div(0.8).softmax(-1)
+        kept = cooled.topk(4).values.sum()
+        yield rf"^ +{place}  {name(result.ids[place])} .* p {NUMBER} ", [cooled[result.ids[place]] / kept]
+        [first], _ = likeliest(p, 1, name)
+        yield f"^ +{NUMBER} {first} +{NUMBER} {first} +{NUMBER} {first}", [p.max(), cooled.max(), cooled.max() / kept]
+
+
+def beams_told(model, prompt, result, places, name):
+    logprobs = [p[id].log() for p, id in zip(places, result.ids)]
+    yield rf"{name(result.ids[-1])} = answer 1 score {NUMBER}$", [sum(logprobs) / len(logprobs)]
+    names, values = likeliest(places[0].log(), 3, name)
+    yield r"^ +0 +" + " +".join(rf"0→ {NUMBER} {each}" for each in names), values
+
+
+def drafts_told(model, prompt, result, places, name):
+    assert name(result.ids[0]) == "c" and name(result.ids[1]) != "a"  # "ca" followed "ab" before: the model agrees with its first token alone
+    yield r"^ +0 +c a +1 of 2$", []
+    yield r"1 of 2 drafted tokens accepted \(50%\); 3 tokens in 2 passes", []
+
+
+def layers_told(model, prompt, result, places, name):
+    for place, late in enumerate(places):
+        hidden = model(torch.tensor([prompt + result.ids[:place]]), output_hidden_states=True).hidden_states[1][0, -1]
+        early = model.lm_head(hidden).softmax(-1)
+        mean = (late + early) / 2
+        divergence = sum((mean * (mean / p).log()).sum() for p in (late, early)) / 2
+        yield rf"^ +{place}  {name(result.ids[place])} .*\n +contrasted with layer 1; divergences +1:\s{NUMBER} *$", [divergence]
+
+
+def contrast_told(model, prompt, result, places, name):
+    for id, p in zip(*(each.tolist() for each in reversed(places[0].topk(3)))):
+        *before, last = model(torch.tensor([[*prompt, id]]), output_hidden_states=True).hidden_states[-1][0]
+        likeness = torch.cosine_similarity(torch.stack(before), last).max()
+        yield rf"^ +{name(id)} +{NUMBER} +{NUMBER} +{NUMBER} *$", [p, likeness, 0.4 * p - 0.6 * likeness]
+
+
+def choice_told(model, prompt, result, places, name):
+    yield f"3 tokens, ended by length, seed {result.seed}, score {NUMBER} ", [sum(p[id].log() for p, id in zip(places, result.ids)) / 3]
+
+
 @pytest.mark.parametrize(
-    "options, wanted",
+    "options, told, heading",
     [
-        ([], "model"),
-        (["--temperature", "0.8", "--top_k", "4", "--seed", "1"], "top_k"),
-        (["--num_beams", "3"], "beams"),
-        (["--prompt_lookup_num_tokens", "4"], "drafts"),
-        (["--dola_layers", "high"], "contrasted with layer 1"),
-        (["--penalty_alpha", "0.6", "--top_k", "3"], "likeness"),
-        (["--best_of", "3", "--temperature", "1", "--seed", "1"], "score"),
+        ({}, greedy_told, "Time"),
+        ({"temperature": 0.8, "top_k": 4, "seed": 1}, filters_told, "Time"),
+        ({"num_beams": 3}, beams_told, "Beams"),
+        ({"prompt_lookup_num_tokens": 4}, drafts_told, "Drafts"),
+        ({"dola_layers": "high"}, layers_told, "Layers"),
+        ({"penalty_alpha": 0.6, "top_k": 3}, contrast_told, "Time"),
+        ({"best_of": 3, "temperature": 1.0, "seed": 1}, choice_told, "Time"),
     ],
 )
-def test_every_strategy_is_explained(model, tmp_path, capsys, options, wanted):
-    page = tmp_path / "page.html"
-    assert main(["default", "abcabcab", "--raw", "--max_new_tokens", "6", "--html", str(page), "--attention", "1.2", *options]) == 0
-    out = capsys.readouterr().out
-    assert "answer" in out and "prefill" in out and "attention of layer 1, head 2" in out
-    assert wanted in out or wanted == "model"
-    assert "Attention of layer 1, head 2" in page.read_text(encoding="utf-8")
+@torch.no_grad()
+def test_every_strategy_is_explained_with_its_own_numbers(model, tiny_tokenizer, tmp_path, capsys, monkeypatch, options, told, heading):
+    monkeypatch.setenv("COLUMNS", "150")
+    page, asked = tmp_path / "page.html", [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    assert main(["default", PROMPT, "--raw", "--max_new_tokens", "3", "--html", str(page), "--attention", "1.2", *asked]) == 0
+    out, drawn = capsys.readouterr().out, page.read_text(encoding="utf-8")
+    [result] = generate(model, tiny_tokenizer, [PROMPT], SamplingParams(max_new_tokens=3, **options))
+    prompt, names = tiny_tokenizer(PROMPT)["input_ids"], Names(tiny_tokenizer)
+    places = [chances(model, prompt + result.ids[:place]) for place in range(3)]
+    for pattern, numbers in told(model, prompt, result, places, lambda id: re.escape(names(id))):
+        found = re.search(pattern, out, re.MULTILINE)
+        assert found, f"{pattern} is not in\n{out}"
+        for said, number in zip(found.groups(), numbers, strict=True):
+            assert float(said) == pytest.approx(float(number), abs=0.6 * 10.0 ** -len(said.split(".")[1])), pattern  # to the last digit shown
+    assert result.text in out and "prefill" in out and "attention of layer 1, head 2" in out
+    assert f"<h2>{heading}</h2>" in drawn and "<h2>Attention of layer 1, head 2</h2>" in drawn
 
 
 def test_the_prompt_goes_through_the_template_unless_raw(model, tiny_tokenizer, capsys):

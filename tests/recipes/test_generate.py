@@ -1,14 +1,17 @@
 """seodang generate: prompts from the command line and from files, answers to the terminal and to JSON Lines."""
 
+import gc
 import json
+import weakref
 
 import pytest
+import torch
 
 from seodang.data.chat import prompt_ids
 from seodang.infer import SamplingParams, generate
 from seodang.infer.runner import RaggedRunner
 from seodang.recipes.decoding import Decoding, SpeakingModel
-from seodang.recipes.generate import main
+from seodang.recipes.generate import main, read_prompts
 from seodang.recipes.options import parse
 
 QUESTION = "Which country is the city of Suwon located in?"
@@ -114,6 +117,8 @@ def test_stop_texts_and_options_from_a_file_are_honoured(real, tmp_path, capsys)
         (["CHECKPOINT", "FOLDER/broken.jsonl"], "broken.jsonl line 2 is not JSON"),
         (["CHECKPOINT", "FOLDER/keys.jsonl"], "keys.jsonl line 1: no known shape has the keys question"),
         (["CHECKPOINT", "FOLDER/empty.txt"], "empty.txt is empty"),
+        (["CHECKPOINT", "FOLDER/latin.txt"], "latin.txt is not UTF-8"),
+        (["CHECKPOINT", "FOLDER/number.json"], "number.json record 1"),
         (["CHECKPOINT", "hi", "--output", "FOLDER/no/such/folder.jsonl"], "cannot be written"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -123,6 +128,8 @@ def test_a_mistake_is_one_line_and_exit_code_2_before_any_compute(checkpoint, tm
     (tmp_path / "broken.jsonl").write_text('{"prompt": "fine"}\n{"prompt": \n')
     (tmp_path / "keys.jsonl").write_text('{"question": "hi"}\n')
     (tmp_path / "empty.txt").write_text("\n\n")
+    (tmp_path / "latin.txt").write_bytes("größer".encode("latin-1"))
+    (tmp_path / "number.json").write_text("3")
     arguments = [word.replace("CHECKPOINT", checkpoint).replace("FOLDER", str(tmp_path)) for word in arguments]
     assert main(arguments) == 2
     error = capsys.readouterr().err.splitlines()[-1]
@@ -197,3 +204,70 @@ def test_a_further_model_goes_where_the_model_is(monkeypatch):
     params = [decoding.params(beside, i) for i in range(3)]
     assert loaded == [("small", {"device": "cpu", "dtype": "float32"})]
     assert (params[2].assistant_model, params[2].assistant_tokenizer) == ("its model", "its tokenizer")
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_json_file_holds_one_record_or_a_list_of_them(tmp_path, listed):
+    record = {"prompt": "Wie groß?", "completion": "-"}
+    path = tmp_path / "prompts.json"
+    path.write_text(json.dumps([record] if listed else record, ensure_ascii=False), encoding="utf-8")
+    assert read_prompts([str(path)], raw=False) == [[{"role": "user", "content": "Wie groß?"}]]
+
+
+def test_files_are_utf8_whatever_the_locale(tmp_path, monkeypatch):
+    (tmp_path / "prompts.json").write_text('["Größe", "나무"]', encoding="utf-8")
+    (tmp_path / "speak.yaml").write_text("stop: [나무]\n", encoding="utf-8")
+    monkeypatch.setattr("io.text_encoding", lambda encoding, level=2: encoding or "latin-1")  # what pathlib asks for the locale's
+    assert read_prompts([str(tmp_path / "prompts.json")], raw=True) == ["Größe", "나무"]
+    assert parse(["--config", str(tmp_path / "speak.yaml")], Decoding, prog="test")[0].stop == ["나무"]
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85", "\x0b"])
+def test_a_line_ends_where_files_end_lines_alone(tmp_path, character):
+    text = f"one{character}two"
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": text}, ensure_ascii=False) + "\n", encoding="utf-8")
+    (tmp_path / "prompts.txt").write_text(text + "\nthree\n", encoding="utf-8")
+    assert read_prompts([str(tmp_path / "prompts.jsonl")], raw=True) == [text]
+    assert read_prompts([str(tmp_path / "prompts.txt")], raw=True) == [text, "three"]
+
+
+@pytest.fixture
+def dead_end(monkeypatch):
+    """A filter leaves nothing to a prompt of four words."""
+
+    def nothing(logits, history):
+        return logits - float("inf") if len(history[0]) == 4 else logits
+
+    monkeypatch.setattr(Decoding, "params", lambda self, *given: SamplingParams(max_new_tokens=2, filters=[nothing]))
+
+
+def test_a_prompt_that_fails_has_its_error_in_the_record_and_the_others_their_answers(checkpoint, tmp_path, dead_end, capsys):
+    prompts, output = tmp_path / "prompts.txt", tmp_path / "answers.jsonl"
+    prompts.write_text("one\none two three four\ntwo\n")
+    assert main([checkpoint, str(prompts), "--raw", "--output", str(output)]) == 1
+    written = {line["row"]: line for line in lines(output)}
+    assert [written[row]["finish_reason"] == "error" for row in range(3)] == [False, True, False]
+    assert "left no token to choose after 4 tokens" in written[1]["error"] and written[0]["error"] is None
+    assert capsys.readouterr().err.splitlines()[-1] == "1 of 3 prompts ended in an error"
+
+
+def test_in_the_terminal_an_error_goes_to_stderr_in_its_place(checkpoint, dead_end, capsys):
+    assert main([checkpoint, "one", "one two three four", "two", "--raw"]) == 1
+    said = capsys.readouterr()
+    assert [line for line in said.out.splitlines() if line.startswith(">")] == ["> one", "> one two three four", "> two"]
+    assert "error: prompt 2: the filter nothing left no token to choose after 4 tokens\n" in said.err
+
+
+def test_a_single_prompt_that_fails_is_the_commands_error(checkpoint, dead_end, capsys):
+    assert main([checkpoint, "one two three four", "--raw"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "error: the filter nothing left no token to choose after 4 tokens"
+
+
+def test_further_models_are_let_go_of_with_the_command(monkeypatch):
+    monkeypatch.setattr("seodang.infer.checkpoint.load", lambda path, **where: (torch.nn.Identity(), None))
+    [beside, decoding] = parse(["--assistant_model", "small"], SpeakingModel, Decoding, prog="test")
+    assert decoding.params(beside, 0).assistant_model is decoding.params(beside, 1).assistant_model
+    held = weakref.ref(decoding.params(beside, 2).assistant_model)
+    del decoding
+    gc.collect()
+    assert held() is None

@@ -1,10 +1,6 @@
 """seodang grpo, rloo and kto, run as a user runs them."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -145,15 +141,12 @@ def test_a_reward_of_no_number_stops_the_command(base, questions, tmp_path, caps
     assert "reward bad returned nan for the completion" in capsys.readouterr().err
 
 
-def test_two_processes_share_groups_and_prompts(base, questions, share, tmp_path):
-    """`accelerate launch recipes/grpo.py` on two CPU processes: four answers a prompt, two on each process."""
-    root, out = Path(__file__).parents[2], tmp_path / "out"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, "--num_machines", 1,
-               "--main_process_port", 0, "--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", 1,
-               root / "recipes" / "grpo.py", "--model", base, "--data", questions, "--reward", share, "--output_dir", out, "--max_steps", 2,
-               "--save_strategy", "no", *SMALL, *QUICK, "--per_device_train_batch_size", 2, "--beta", 0.1, "--use_cpu", "true"]  # fmt: skip
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    assert done.returncode == 0, done.stderr[-3000:]
+@pytest.mark.parametrize("verb", RECIPES)
+def test_two_processes_share_groups_and_prompts(verb, base, questions, share, tmp_path, launch):
+    """Four answers a prompt, two on each process."""
+    out = tmp_path / "out"
+    launch(verb, "--model", base, "--data", questions, "--reward", share, "--output_dir", out, "--max_steps", 2, "--save_strategy", "no",
+           *SMALL, *QUICK, "--per_device_train_batch_size", 2, "--beta", 0.1, "--use_cpu", "true")  # fmt: skip
     verify(out)
     assert [e["step"] for e in read_log(out / "log.jsonl") if "reward" in e] == [1, 2]
 
@@ -181,6 +174,19 @@ def test_kto_moves_held_out_accuracy_and_prints_answers_before_and_after(base, j
     assert "--num_train_epochs 10.0, now 11.0: " in capsys.readouterr().err
     assert kto.main([*arguments, "--num_train_epochs", "11", "--allow_changes", "num_train_epochs"]) == 0
     assert "resume          from" in capsys.readouterr().out and [e["step"] for e in read_log(out / "log.jsonl") if "loss" in e] == list(range(1, 34))
+
+
+def test_kto_on_two_processes_equals_one_with_twice_the_batch(base, judged, tmp_path, launch):
+    """With a loss that does not estimate the KL divergence from the batch's own neighbours, which are others in half a batch."""
+    common = ["--model", base, "--data", judged, "--loss_type", "apo_zero_unpaired", "--eval_fraction", "0.25", "--learning_rate", "1e-3", "--max_steps", "3",
+              "--eval_strategy", "steps", "--eval_steps", "3", "--save_strategy", "no", *QUICK]  # fmt: skip
+    launch("kto", *common, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", 2)
+    assert kto.main([*common, "--output_dir", str(tmp_path / "one"), "--per_device_train_batch_size", "4"]) == 0
+    one, two = (read_log(tmp_path / name / "log.jsonl") for name in ("one", "two"))
+    for name in ("loss", "rewards/margins", "eval_accuracy", "eval_pair_accuracy"):
+        first, second = ([entry[name] for entry in log if name in entry] for log in (one, two))
+        assert first and first == pytest.approx(second, rel=1e-4, abs=1e-6), name
+    verify(tmp_path / "two")
 
 
 def test_kto_takes_pairs_and_rankings_apart(base, tmp_path, capsys):

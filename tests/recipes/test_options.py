@@ -1,11 +1,13 @@
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from types import FunctionType
 
 import pytest
 
 from seodang.__main__ import VERBS, main
 from seodang.data.refusal import UserError
+from seodang.recipes.dpo import DpoArguments
 from seodang.recipes.options import command, parse
 
 
@@ -80,6 +82,39 @@ def test_defects_of_ours_keep_their_traceback():
 
     with pytest.raises(ZeroDivisionError):
         fails([])
+
+
+@pytest.mark.parametrize(("said", "code", "printed"), [("no licence", 1, "no licence\n"), (3, 3, ""), (None, 0, ""), (0, 0, "")])
+def test_what_sys_exit_says_is_shown_and_is_no_success(capsys, said, code, printed):
+    assert command(lambda argv=None: sys.exit(said))([]) == code
+    assert capsys.readouterr().err == printed
+
+
+def refusing(error: type[Exception], base: type = object, module: str = "seodang.recipes.made_up") -> type:
+    """A dataclass of ours whose check of its values breaks."""
+
+    def check(self):
+        if base is not object:
+            super(made, self).__post_init__()
+        raise error("it broke")
+
+    check = FunctionType(check.__code__, {**globals(), "__name__": module}, "__post_init__", None, check.__closure__)
+    made = dataclass(type("Made", (base,), {"__post_init__": check, "__module__": module}))
+    return made
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError, ImportError])
+def test_a_defect_in_a_check_of_ours_is_no_mistake_of_the_users(error):
+    with pytest.raises(error, match="it broke") as raised:
+        parse([], refusing(error), prog="test")
+    assert not isinstance(raised.value, UserError)
+    with pytest.raises(UserError, match="it broke"):
+        parse([], refusing(error, module="somewhere.else"), prog="test")
+
+
+def test_what_a_library_refuses_is_the_users_mistake_through_a_class_of_ours_too(tmp_path):
+    with pytest.raises(UserError, match="load_best_model_at_end"):
+        parse(["--output_dir", str(tmp_path), "--load_best_model_at_end", "--eval_strategy", "no"], DpoArguments, prog="test")
 
 
 def test_help_lists_every_verb_and_imports_nothing_heavy(capsys):

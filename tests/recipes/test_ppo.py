@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -59,6 +56,14 @@ def test_a_run_goes_on_where_it_stopped(base, data, tmp_path, capsys):
     assert [entry["iteration"] for entry in read_log(out / "log.jsonl") if "reward/mean" in entry] == [1, 2, 3]
 
 
+def test_a_run_without_a_log_names_no_picture(base, data, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ("--model", base, "--data", data, "--reward", "length:4", "--output_dir", out, *SMALL[2:], "--iterations", 1)
+    assert run(*words, "--logging_strategy", "no", "--save_strategy", "no") == 0
+    told = capsys.readouterr().out
+    assert "curves" not in told and "None" not in told and told.rstrip().endswith(f"checkpoint      {out}")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -67,11 +72,19 @@ def test_a_run_goes_on_where_it_stopped(base, data, tmp_path, capsys):
         (["--reward", "exact_answer", "--kl_estimator", "k9"], "kl_estimator must be one of k1, k2, k3"),
         (["--reward", "exact_answer", "--rollouts", "9"], "rollouts 9 cannot be cut into 2"),
         (["--reward", "exact_answer", "--max_prompt_length", "5"], "more than max_prompt_length 5"),
+        (["--reward", "MINE:near", "--model", "EMPTY"], "reward near needs the column solution, but the records have answer: add it"),
+        (["--reward", "MINE:bare"], "reward bare takes prompts, but not completions"),
         (["--reward", "exact_answer", "--max_new_tokens", "250"], "more than the model's context of 256"),
         (["--reward", "exact_answer", "--lora_r", "4", "--lora_dropout", "0.1"], "lora_dropout 0.1 would make"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_sampled(base, data, tmp_path, capsys, words, message):
+    mine, empty = tmp_path / "mine.py", tmp_path / "empty"  # a tokenizer alone: loading the model would fail
+    mine.write_text("def near(completions, solution):\n    return []\ndef bare(prompts):\n    return []\n")
+    empty.mkdir()
+    for path in [*base.glob("tokenizer*"), *base.glob("chat_template*"), base / "config.json"]:
+        (empty / path.name).write_bytes(path.read_bytes())
+    words = [word.replace("MINE", str(mine)).replace("EMPTY", str(empty)) for word in words]
     assert run("--model", base, "--data", data, "--output_dir", tmp_path / "out", *SMALL, *words) == 2
     assert message in capsys.readouterr().err
 
@@ -82,16 +95,11 @@ def test_the_yaml_file_names_options_that_there_are(base, data, tmp_path):
     assert run("--model", base, "--data", data, "--reward", "exact_answer", *words, "--output_dir", tmp_path / "out", "--dry_run") == 0
 
 
-def test_two_processes_equal_one_with_twice_the_batch(base, data, tmp_path):
+def test_two_processes_equal_one_with_twice_the_batch(base, data, tmp_path, launch):
     common = ["--model", base, "--data", data, "--eval_data", data, "--reward", "length:4:characters", "--iterations", 2, "--rollouts", 8, "--minibatches", 1, "--epochs", 1,
               "--max_new_tokens", 6, "--save_steps", 1, "--whiten_rewards", "true"]  # fmt: skip
-    script = Path(__file__).parents[2] / "recipes" / "ppo.py"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, "--num_machines", 1, "--main_process_port", 0,
-               "--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", 1, script]  # fmt: skip
     quick = ["--device", "cpu", "--dtype", "float32", "--report_to", "none"]
-    command += [*common, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", 2, *quick]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch("ppo", *common, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", 2, *quick)
     assert run(*common, "--output_dir", tmp_path / "one", "--per_device_train_batch_size", 4) == 0
     one, two = (read_log(tmp_path / folder / "log.jsonl") for folder in ("one", "two"))
     for name in ("reward/mean", "kl", "entropy", "length/mean", "policy_loss", "value_loss", "eval_reward"):

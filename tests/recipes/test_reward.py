@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -144,14 +141,9 @@ def test_a_reward_model_can_be_trained_on(base, data, tmp_path, capsys):
     assert "merge it first, `seodang export" in capsys.readouterr().err
 
 
-def test_two_processes_equal_one_with_twice_the_batch(base, data, tmp_path):
+def test_two_processes_equal_one_with_twice_the_batch(base, data, tmp_path, launch):
     common = ["--model", base, "--data", data, "--eval_fraction", 0.15, "--max_steps", 3, "--save_strategy", "steps", "--save_steps", 2]
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, "--num_machines", 1, "--main_process_port", 0,
-               "--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", 1, root / "recipes" / "reward.py"]  # fmt: skip
-    command += [*common, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", 2, *QUICK]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch("reward", *common, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", 2, *QUICK)
     assert run(*common, "--output_dir", tmp_path / "one", "--per_device_train_batch_size", 4) == 0
     one, two = (read_log(tmp_path / name / "log.jsonl") for name in ("one", "two"))
     for name in ("loss", "accuracy", "min_reward", "mean_reward", "eval_loss", "eval_accuracy", "eval_margin"):

@@ -157,8 +157,8 @@ def test_more_rounds_can_follow_but_other_options_cannot(arguments, tmp_path, ca
     out = tmp_path / "out"
     assert rlhf.main(arguments(out, "--rounds", 1)) == 0
     first = weights(out)
-    for words, told in [(["--samples", 2], "--samples 3, now 2: "), (["--ppo.learning_rate", "1e-4"], "--ppo.learning_rate 0.001, now 0.0001: ")]:
-        assert rlhf.main(arguments(out, *words)) == 2
+    for changed, told in [(["--samples", 2], "--samples 3, now 2: "), (["--ppo.learning_rate", "1e-4"], "--ppo.learning_rate 0.001, now 0.0001: ")]:
+        assert rlhf.main(arguments(out, *changed)) == 2
         assert f"{out} was trained with {told}use the same" in capsys.readouterr().err
     assert rlhf.main(arguments(out, "--rounds", 2, "--samples", 2, "--allow_changes", "samples", "--ppo.logging_steps", 2)) == 0
     assert json.loads((out / "rlhf.json").read_text(encoding="utf-8"))["options"]["samples"] == 2

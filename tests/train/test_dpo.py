@@ -89,8 +89,11 @@ def test_accumulating_gradients_changes_nothing(fresh_tiny, tiny_tokenizer, tmp_
         args = arguments(tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=steps, optim="sgd", learning_rate=0.1, max_grad_norm=0.0)
         trainer = dpo(fresh_tiny("llama"), tiny_tokenizer, pair_rows(), args, PreferenceSettings(loss=loss, **SETTINGS[loss]), lora=adapter)
         weights.append({name: p.detach() for name, p in trainer.model.named_parameters() if p.requires_grad})
-    moved = max((p - q).abs().max() for p, q in zip(weights[0].values(), fresh_tiny("llama").parameters(), strict=False)) if not lora else 1
-    assert moved > 1e-4
+    if lora:
+        moved = [p.abs().max().item() for name, p in weights[0].items() if "lora_B" in name]  # they begin at 0
+    else:
+        moved = [(weights[0][name] - p).abs().max().item() for name, p in fresh_tiny("llama").named_parameters()]
+    assert min(moved) > 1e-4
     for other in weights[1:]:
         for name, p in weights[0].items():
             assert torch.allclose(p, other[name], atol=2e-6), name
@@ -122,6 +125,45 @@ def test_with_an_adapter_the_base_is_the_reference_and_there_is_no_second_model(
     expected = plain_sigmoid_loss(merged, fresh_tiny("llama"), rows)
     assert trainer.measure(rows)["loss"] == pytest.approx(expected.item(), abs=1e-5)
     assert expected < 0.6931
+
+
+@pytest.mark.parametrize("window", [{"logging_steps": 3}, {"logging_strategy": "epoch"}, {"logging_first_step": True, "logging_steps": 3}])
+def test_logged_means_are_over_the_pairs_since_the_last_log(fresh_tiny, tiny_tokenizer, tmp_path, window):
+    rows = [*pair_rows(2), *pair_rows(1, seed=1, answers=4)]  # steps of 1, 1 and 6 pairs
+    how = {"max_steps": -1, "num_train_epochs": 1, "per_device_train_batch_size": 1, "train_sampling_strategy": "sequential"}
+    logs = []
+    for name, more in (("fine", {}), ("coarse", window)):
+        dpo(fresh_tiny("llama"), tiny_tokenizer, rows, arguments(tmp_path / name, **how, **more))
+        logs.append([entry for entry in read_log(tmp_path / name / "log.jsonl") if "loss" in entry])
+    fine, coarse = logs
+    steps = [entry["step"] for entry in coarse]
+    for entry, start in zip(coarse, [0, *steps], strict=False):
+        pairs = [1, 1, 6][start : entry["step"]]
+        for key in ("rewards/chosen", "rewards/margins", "rewards/accuracies"):
+            weighted = sum(count * each[key] for count, each in zip(pairs, fine[start : entry["step"]], strict=True)) / sum(pairs)
+            assert entry[key] == pytest.approx(weighted, abs=1e-5), key
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_other_rows_are_measured_as_long_as_there_is_a_reference(fresh_tiny, tiny_tokenizer, tmp_path, lora):
+    rows, others = pair_rows(6), pair_rows(4, answers=3)
+    adapter = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None
+    found = []
+    for reference_time in ("step", "before"):
+        torch.manual_seed(0)
+        how = {"eval_rows": rows[:2], "lora": adapter, "reference_time": reference_time}
+        trainer = dpo_trainer(fresh_tiny("llama"), tiny_tokenizer, rows, arguments(tmp_path, max_steps=3, learning_rate=1e-2), **how)
+        assert trainer.measure(others)["loss"] == pytest.approx(0.6931, abs=1e-4)  # before training, whatever the time
+        trainer.train()
+        found.append(trainer)
+    step, before = found
+    assert before.measure()["loss"] == pytest.approx(step.measure()["loss"], abs=1e-5)
+    assert before.measure(before.train_dataset)["loss"] == pytest.approx(step.measure(rows)["loss"], abs=1e-5) != pytest.approx(0.6931, abs=1e-3)
+    if lora:  # the base beneath the adapter is there for good
+        assert before.measure(others)["loss"] == pytest.approx(step.measure(others)["loss"], abs=1e-5)
+    else:
+        with pytest.raises(UserError, match="the reference is let go of: .* set reference_time=\"step\""):
+            before.measure(others)
 
 
 def test_a_copied_reference_stays_as_the_model_was(fresh_tiny, tiny_tokenizer, tmp_path):

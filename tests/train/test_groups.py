@@ -15,7 +15,8 @@ from seodang.data.chat import prompt_ids
 from seodang.data.refusal import UserError
 from seodang.infer.architecture import transformers_model
 from seodang.train.group_lines import answers_together, groups_of, parts_of, places_of, spread
-from seodang.train.groups import GrpoStage, RlooStage, grpo_trainer, rloo_trainer, with_all_columns
+from seodang.train.groups import GrpoStage, RlooStage, grpo_trainer, rloo_trainer
+from seodang.train.reward_function import with_all_columns
 
 QUIET = {"report_to": "none", "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "save_strategy": "no", "logging_steps": 1,
          "disable_tqdm": True, "max_completion_length": 10, "num_generations": 4, "per_device_train_batch_size": 8}  # fmt: skip

@@ -69,6 +69,14 @@ def test_our_rows_give_the_loss_of_trls_own_trainer_on_the_same_conversations(ad
         assert found[0] == pytest.approx(found[1], abs=1e-6) and found[0][0] != pytest.approx(0.5, abs=1e-3)
 
 
+@torch.no_grad()
+def reward_of(policy, reference, row):
+    """0.1 of how many nats likelier the answer has become, from the logits."""
+    ids, start = torch.tensor([row["prompt_ids"] + row["completion_ids"]]), len(row["prompt_ids"])
+    sums = [model(ids).logits[0, start - 1 : -1].log_softmax(-1).gather(1, ids[0, start:, None]).sum() for model in (policy, reference)]
+    return 0.1 * (sums[0] - sums[1]).item()
+
+
 @pytest.mark.parametrize("adapter", [False, True])
 @pytest.mark.parametrize("before", [False, True])
 def test_training_moves_held_out_accuracy_and_margins(adapter, before, fresh_tiny, tiny_tokenizer, tmp_path):
@@ -79,11 +87,17 @@ def test_training_moves_held_out_accuracy_and_margins(adapter, before, fresh_tin
     assert first["eval_accuracy"] == first["eval_pair_accuracy"] == 0 and trainer.implicit_rewards(rows[:4]) == pytest.approx([0] * 4, abs=1e-5)
     trainer.train()
     last = trainer.evaluate()
-    assert last["eval_pair_accuracy"] == 1.0 and last["eval_accuracy"] >= 0.5
-    assert trainer.state.log_history[-1]["eval_rewards/margins"] > 0.1
     rewards = trainer.implicit_rewards(list(trainer.eval_dataset))
-    chosen, rejected = (sum(rewards[i::2]) / 2 for i in (0, 1))
-    assert chosen - rejected == pytest.approx(trainer.state.log_history[-1]["eval_rewards/margins"], rel=1e-3)
+    assert rewards == pytest.approx([reward_of(trainer.model, fresh_tiny("llama"), row) for row in rows[:4]], abs=1e-4)
+    (good, bad), (better, worse) = rewards[:2], rewards[2:]  # of two questions
+    assert last["eval_pair_accuracy"] == ((good > bad) + (better > worse)) / 2 == 1
+    assert last["eval_accuracy"] == ((good > 0) + (bad < 0) + (better > 0) + (worse < 0)) / 4 == (0.5 if adapter else 0.75)
+    margin = (good + better - bad - worse) / 2
+    assert last["eval_rewards/margins"] == pytest.approx(margin, rel=1e-3) and margin > 0.3
+    trainer.args.per_device_eval_batch_size = 3
+    uneven = trainer.evaluate()  # three answers, then one: a margin of the first batch alone
+    assert uneven["eval_margin"] == last["eval_margin"] == pytest.approx(margin, rel=1e-5)
+    assert abs(uneven["eval_rewards/margins"] - margin) > 1e-3
 
 
 def test_the_reference_is_a_copy_and_not_what_the_config_names(fresh_tiny, tiny_tokenizer, tmp_path):
@@ -119,8 +133,12 @@ def test_a_row_beyond_the_context_is_refused_and_a_mismatched_answer_is_cut(tiny
         check_rows([*rows, {**rows[0], "completion_ids": [4] * 60}], settings(tmp_path), tiny("llama"))
     trainer = kto_trainer(fresh_tiny("llama"), tiny_tokenizer, rows, settings(tmp_path, max_steps=1))
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(2)])
-    assert batch["KL_input_ids"].shape[1] == 256 and batch["input_ids"].shape[1] == 202
+    [long] = [i for i in range(2) if trainer.train_dataset[i]["label"]]
+    assert batch["KL_input_ids"][long].tolist() == [3] * 200 + [4] * 56  # 60 tokens behind 200 of 256
+    assert batch["KL_completion_mask"][long].tolist() == [0] * 200 + [1] * 56
+    assert batch["input_ids"][long].tolist() == [3] * 200 + [4, 2] and batch["input_ids"][1 - long].tolist() == [3] + [4] * 60 + [0] * 141
     trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(0.5, abs=1e-6)  # sigmoid(0) of a policy that is its reference
 
 
 def test_weights_are_advised_where_good_and_bad_do_not_count_alike(tmp_path):

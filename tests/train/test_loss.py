@@ -78,26 +78,34 @@ def test_adapters_get_the_plain_gradients(fresh_tiny, targets):
     assert_close(gradients(ours), gradients(plain))
 
 
+def assert_as_exact(ours, plain, exact):
+    """Rounding leaves our gradients no farther from the exact ones than it leaves the model's own; what is farther is a fault."""
+    assert ours.keys() == plain.keys() == exact.keys()
+    distance = lambda found, name: ((found[name].double() - exact[name]).norm() / exact[name].norm()).item()
+    for name in exact:
+        assert distance(ours, name) <= 1.15 * distance(plain, name) < 0.07, name
+
+
 @pytest.mark.parametrize("kind", ["llama", "granite"])
 def test_bfloat16_loss_is_the_plain_loss_of_bfloat16_weights(fresh_tiny, kind):
-    plain, ours = fresh_tiny(kind).bfloat16(), fresh_tiny(kind).bfloat16()
+    plain, ours, exact = fresh_tiny(kind).bfloat16(), fresh_tiny(kind).bfloat16(), fresh_tiny(kind).bfloat16().double()
     teach_answers_only(ours)
     expected, got = plain(**batch()).loss, ours(**batch()).loss
-    expected.backward()
-    got.backward()
-    assert torch.allclose(got.float(), expected.float(), rtol=2e-3)  # logits are rounded to 8 bits in both
-    assert_close(gradients(ours), gradients(plain), 0.05)
+    for loss in (expected, got, exact(**batch()).loss):
+        loss.backward()
+    assert torch.allclose(got.float(), expected.float(), rtol=1e-6)  # the logits are rounded to 8 bits in both, the sum is not
+    assert_as_exact(gradients(ours), gradients(plain), gradients(exact))
 
 
 def test_autocast_equals_autocast_of_the_plain_loss(fresh_tiny):
-    plain, ours = fresh_tiny("llama"), fresh_tiny("llama")
+    plain, ours, exact = fresh_tiny("llama"), fresh_tiny("llama"), fresh_tiny("llama").double()
     teach_answers_only(ours)
     with torch.autocast("cpu", torch.bfloat16):
         expected, got = plain(**batch()).loss, ours(**batch()).loss
-    expected.backward()
-    got.backward()
-    assert torch.allclose(got.float(), expected.float(), rtol=2e-3)
-    assert_close(gradients(ours), gradients(plain), 0.05)
+    for loss in (expected, got, exact(**batch()).loss):
+        loss.backward()
+    assert torch.allclose(got.float(), expected.float(), rtol=1e-6)
+    assert_as_exact(gradients(ours), gradients(plain), gradients(exact))
     assert all(g.dtype == torch.float32 for g in gradients(ours).values())
 
 
@@ -163,3 +171,23 @@ def test_router_losses_are_refused(fresh_tiny):
     model.config.output_router_logits = True
     with pytest.raises(UserError, match="output_router_logits"):
         teach_answers_only(model)
+
+
+class BuiltAnew:
+    """Makes of a copy what FSDP's wrapper makes of it."""
+
+    def __new__(cls):
+        raise TypeError("missing 1 required positional argument: 'config'")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_stays_whole_while_its_head_runs(fresh_tiny, training):
+    """Another thread may run it meanwhile; Gemma 2's capped head is the architecture's own forward."""
+    model = fresh_tiny("gemma2")
+    teach_answers_only(model)
+    model.__class__ = type("Wrapped", (BuiltAnew, type(model)), {})
+    trunk, seen = model.model, []
+    model.lm_head.register_forward_hook(lambda *_: seen.append(model.model is trunk))
+    with torch.set_grad_enabled(training):
+        model(input_ids=torch.tensor([[5, 6, 7]]), labels=torch.tensor([[-100, 6, 7]]))
+    assert seen and all(seen)

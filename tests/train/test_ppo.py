@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback, TrainingArguments
 
 from seodang.data.refusal import UserError
 from seodang.infer.manifest import verify
@@ -76,8 +76,10 @@ def test_how_a_minibatch_is_cut_changes_nothing(fresh_tiny, tiny_tokenizer, tmp_
             arguments(tmp_path, per_device_train_batch_size=size, optim="sgd", learning_rate=0.05), PpoSettings(**SMALL, entropy_coefficient=0.01),
         )  # fmt: skip
         models.append(dict(trainer.model.named_parameters()))
-    for other in models[1:]:
-        for name, p in models[0].items():
+    before = dict(fresh_tiny("llama").named_parameters())
+    for name, p in models[0].items():
+        assert (p - before.get(name, 0)).abs().max() > 1e-3, name  # the critic begins at 0
+        for other in models[1:]:
             assert torch.allclose(p, other[name], atol=1e-5), name
 
 
@@ -127,6 +129,46 @@ def test_an_adapter_trains_against_the_weights_beneath_it(fresh_tiny, tiny_token
     assert (tmp_path / "adapter_model.safetensors").is_file() and not (tmp_path / "model.safetensors").exists()
     changed = [name for name, p in trainer.policy.named_parameters() if (own := name.replace("base_model.model.", "").replace(".base_layer", "")) in before and not torch.equal(p, before[own])]
     assert not changed
+
+
+def logged(folder, tokenizer, model, settings, resume=None, **changes):
+    """The entries of a run's log that tell of updates, those of several iterations."""
+    run = ppo(model, tokenizer, prompts(), share_of_low_letters, arguments(folder, **changes), PpoSettings(**settings), resume=resume)
+    return [entry for entry in read_log(folder / "log.jsonl") if "loss" in entry], run
+
+
+def test_what_is_logged_is_divided_by_what_was_summed(fresh_tiny, tiny_tokenizer, tmp_path):
+    """Every entry's parts add up to its loss, and are the means of the finest log's entries over the same updates."""
+    settings = {**SMALL, "iterations": 3, "entropy_coefficient": 0.05, "clip_range": 0.01}
+    fine, run = logged(tmp_path / "fine", tiny_tokenizer, fresh_tiny("llama"), settings)
+    updates = run.settings.updates
+    assert [entry["step"] for entry in fine] == [updates, 2 * updates, 3 * updates] and fine[0]["clip_fraction"] > 0.01
+    saving = {"save_strategy": "steps", "save_steps": 1, "logging_steps": 2}
+    stopped, _ = logged(tmp_path / "resumed", tiny_tokenizer, fresh_tiny("llama"), {**settings, "iterations": 1}, **saving)
+    assert stopped == []  # its window of two iterations was not over
+    resume = str(tmp_path / "resumed" / f"checkpoint-{updates}")
+    found = {
+        "coarse": logged(tmp_path / "coarse", tiny_tokenizer, fresh_tiny("llama"), settings, logging_steps=2)[0],
+        "epoch": logged(tmp_path / "epoch", tiny_tokenizer, fresh_tiny("llama"), settings, logging_strategy="epoch")[0],
+        "first": logged(tmp_path / "first", tiny_tokenizer, fresh_tiny("llama"), settings, logging_first_step=True)[0],
+        "resumed": logged(tmp_path / "resumed", tiny_tokenizer, fresh_tiny("llama"), settings, resume, **saving)[0],
+    }
+    windows = {"coarse": [(0, 2)], "epoch": [(0, 3)], "resumed": [(1, 2)]}
+    for name, spans in windows.items():
+        assert [entry["iteration"] for entry in found[name]] == [end for _, end in spans]
+        for entry, (start, end) in zip(found[name], spans, strict=True):
+            for key in ("policy_loss", "value_loss", "entropy_loss", "clip_fraction", "reward/mean", "kl", "length/mean", "loss"):
+                of_fine = [each[key] for each in fine[start:end]]
+                assert entry[key] == pytest.approx(sum(of_fine) / len(of_fine), abs=1e-4), (name, key)
+    assert [entry["step"] for entry in found["first"]] == [1, updates, 2 * updates, 3 * updates]
+    assert [entry["iteration"] for entry in found["first"]] == [1, 1, 2, 3]
+    assert ["reward/mean" in entry for entry in found["first"]] == [True, False, True, True]  # an iteration's answers are told once
+    first, second = found["first"][:2]
+    assert (first["policy_loss"] + (updates - 1) * second["policy_loss"]) / updates == pytest.approx(fine[0]["policy_loss"], abs=1e-5)
+    for entry in [*fine, *(entry for entries in found.values() for entry in entries)]:
+        parts = entry["policy_loss"] + 0.1 * entry["value_loss"] + 0.05 * entry["entropy_loss"]
+        assert parts == pytest.approx(entry["loss"], abs=1e-5) and 0 <= entry["clip_fraction"] <= 1
+    assert logged(tmp_path / "none", tiny_tokenizer, fresh_tiny("llama"), {**settings, "iterations": 1}, logging_strategy="no")[0] == []
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -228,6 +270,16 @@ def test_settings_that_make_no_sense_are_refused_before_anything_is_sampled(fres
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(fresh_tiny, tiny_tokenizer, tmp_path):
-    args = arguments(tmp_path, learning_rate=1e30, save_strategy="steps", save_steps=1)
-    with pytest.raises(UserError):
-        ppo(fresh_tiny("llama"), tiny_tokenizer, prompts(), share_of_low_letters, args, PpoSettings(**{**SMALL, "epochs": 1, "minibatches": 1, "rollouts": 4}))
+    class Spoil(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 3:  # the second iteration has spoken, its last update is to come
+                model.get_input_embeddings().weight.data.fill_(float("nan"))
+
+    args = arguments(tmp_path, save_strategy="steps", save_steps=1)
+    with pytest.raises(UserError, match="the loss is nan at step 4.*the last checkpoint is intact"):
+        ppo(fresh_tiny("llama"), tiny_tokenizer, prompts(), share_of_low_letters, args, PpoSettings(**{**SMALL, "epochs": 1}), callbacks=[Spoil()])
+    assert [each.name for each in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+    verify(tmp_path / "checkpoint-2")
+    kept = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-2")
+    for (name, p), q in zip(kept.named_parameters(), fresh_tiny("llama").parameters(), strict=True):
+        assert p.isfinite().all() and not torch.equal(p, q), name

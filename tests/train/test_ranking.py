@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from seodang.data.chat import prompt_ids
+from seodang.data.json_lines import read_json_lines
 from seodang.data.refusal import UserError
+from seodang.recipes.rlhf_rounds import read_lines
 from seodang.train import ranking
 from seodang.train.ranking import ByJudge, ByLabel, ByPerson, Stopped, parse_order, printable, rank_all, ranks_of, said
 from seodang.train.several import several_answers
@@ -163,6 +165,16 @@ def test_a_line_cut_short_by_a_kill_is_judged_again(tmp_path):
     path.write_bytes(whole[:-20])
     assert rank_all(lambda prompt, answers, columns: [columns["n"], 9], work, path) == 2
     assert path.read_bytes() == whole
+
+
+def test_line_separators_inside_an_answer_do_not_end_a_line(monkeypatch, tmp_path):
+    path, work = tmp_path / "rankings.jsonl", sampled(["a\u2028b", "c\u2029d\u0085e"], ["f", "g"])
+    ranker, _ = person(monkeypatch, "2 1", "q", "1 2")
+    with pytest.raises(Stopped):
+        rank_all(ranker, work, path)
+    assert rank_all(ranker, work, path) == 2
+    assert [(line["responses"], line["ranks"]) for line in read_json_lines(path)] == [(["a\u2028b", "c\u2029d\u0085e"], [1, 0]), (["f", "g"], [0, 1])]
+    assert read_lines(path) == read_json_lines(path)  # as the rounds read them
 
 
 def test_rankings_of_other_answers_are_not_taken_for_these(tmp_path):

@@ -1,16 +1,21 @@
 """Rewards by hand-made cases, and what is refused."""
 
 import math
+import sys
+from time import process_time
 
 import pytest
 import torch
 
 from seodang.data.refusal import UserError
+from seodang.train import rewards
+from seodang.train.reward_function import check_columns
 from seodang.train.rewards import (
     Checked,
     combined,
     contains,
     exact_answer,
+    final_answer,
     for_trl,
     format_match,
     length,
@@ -48,15 +53,24 @@ def test_exact_answer_compares_numbers_as_numbers_and_texts_with_white_space_fol
     assert scores(exact_answer, said, answer=[wanted]) == [float(right)]
 
 
-def test_exact_answer_without_its_column_names_the_columns_there_are():
-    with pytest.raises(UserError, match="needs a column `answer`.*they have solution"):
-        scores(exact_answer, "1", solution=["1"])
+def test_what_stands_behind_the_last_mark_is_the_answer():
+    assert final_answer("#### 71\n#### \n 72 \nbye") == 72 and final_answer("#### 71\n####") == "" and final_answer("a\n b") == "a b"
+    started = process_time()
+    assert final_answer("####" + " " * 100_000 + "x" + " " * 100_000 + "y") == "x y" and process_time() - started < 0.5
 
 
 def test_format_must_match_the_whole_completion():
     assert scores(format_match(r"\d+ clips?"), "72 clips", "1 clip", "72 clips!", "so 72 clips") == [1, 1, 0, 0]
     with pytest.raises(UserError, match="not a regular expression"):
         format_match("(")
+
+
+def test_a_pattern_that_does_not_come_to_an_end_is_stopped(monkeypatch):
+    monkeypatch.setattr(rewards, "MATCH_SECONDS", 0.1)
+    reward = format_match("(a|aa)+b")
+    assert scores(reward, "aaab", "a") == [1, 0]
+    with pytest.raises(UserError, match=r"'\(a\|aa\)\+b' was not done with 'a{60}c' after 0.1 seconds: rewrite it"):
+        scores(reward, "a" * 60 + "c")
 
 
 def test_length_is_one_at_the_target_and_falls_in_a_straight_line():
@@ -117,11 +131,86 @@ def test_a_users_function_is_given_the_columns_that_it_takes(tmp_path):
         parse_reward(f"{path}:later")
 
 
+def test_a_users_file_may_define_dataclasses_and_one_that_fails_is_named(tmp_path):
+    path, broken, absent = tmp_path / "json.py", tmp_path / "broken.py", tmp_path / "absent.py"  # json: no other module's place is taken
+    path.write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "@dataclass\nclass Case:\n    text: str\n    wanted: str = 'a'\n"
+        "def near(completions):\n    return [float(Case(text).text == Case(text).wanted) for text in completions]\n"
+    )
+    assert scores(parse_reward(f"{path}:near"), "a", "b") == [1, 0]
+    assert sys.modules["json"].dumps([1]) == "[1]"
+    broken.write_text("def near(completions)\n    return []\n")
+    absent.write_text("\nimport no_such_module\n")
+    with pytest.raises(UserError, match=r"broken.py cannot be executed: SyntaxError: .*line 1"):
+        parse_reward(f"{broken}:near")
+    with pytest.raises(UserError, match=r"absent.py cannot be executed: ModuleNotFoundError: No module named 'no_such_module' \(absent.py line 2\)"):
+        parse_reward(f"{absent}:near")
+
+
+ROWS = [{"columns": {"answer": "1", "level": 3}, "where": "a.jsonl line 1"}, {"columns": {"answer": "2"}, "where": "a.jsonl line 2"}]
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda prompts, completions, solution: [], "needs the column solution, but the records have answer, level: add it"),
+        (lambda prompts, completions, answr: [], "needs the column answr, .*: did you mean answer"),
+        (lambda prompt, completions: [], "needs the column prompt, .*: did you mean prompts"),
+        (lambda prompts, completions, level: [], None),  # some records have it, the others' entries are None
+        (lambda prompts: [], "takes prompts, but not completions"),
+        (lambda prompts, completions, /: [], "takes prompts by its place alone"),
+        (combined([lambda prompts, completions, solution: []]), "needs the column solution"),
+        (exact_answer, None),
+        (lambda completions, level=None: [], None),
+        (lambda completions, completion_ids, **columns: [], None),
+        (len, "takes obj by its place alone"),
+    ],
+)
+def test_a_functions_signature_is_checked_against_the_columns(function, message):
+    if message is None:
+        check_columns([function, Checked(function)], ROWS, ["completion_ids"])
+        return
+    with pytest.raises(UserError, match=message):
+        check_columns([function], ROWS)
+    with pytest.raises(UserError, match=message):
+        check_columns([Checked(function)], ROWS)
+
+
+def test_without_columns_a_rule_that_needs_one_says_so():
+    with pytest.raises(UserError, match="exact_answer needs the column answer, but the records have no columns: add it"):
+        check_columns([exact_answer], [{"columns": {}}, {}])
+    with pytest.raises(UserError, match="exact_answer needs the column answer, which a.jsonl line 3 does not have: add it"):
+        check_columns([Checked(exact_answer)], [*ROWS, {"columns": {"level": 1}, "where": "a.jsonl line 3"}])
+
+
+def test_a_function_that_raises_is_reported_with_its_name_and_the_prompt():
+    prompts = [[{"role": "user", "content": text}] for text in ("how", "why")]
+
+    def inverse(completions, number):
+        return [1 / each for each in number]
+
+    def together(completions):
+        if len(completions) == 2:
+            raise RuntimeError("two")
+        return [0.0]
+
+    with pytest.raises(UserError) as error:
+        Checked(inverse)(prompts, ["first", "second"], number=[1, 0])
+    assert "reward inverse raised ZeroDivisionError: division by zero (test_rewards.py line" in str(error.value)
+    assert str(error.value).endswith("for the completion 'second' of the prompt 'why'") and isinstance(error.value.__cause__, ZeroDivisionError)
+    with pytest.raises(UserError, match="together raised RuntimeError: two .* for 2 completions together, the first the completion 'first' of the prompt 'how'"):
+        Checked(together)(prompts, ["first", "second"])
+
+
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
         ([1.0, math.nan], "returned nan for the completion 'second' of the prompt 'why'"),
         ([-math.inf, 1.0], "returned -inf for the completion 'first'"),
+        ([1.0, 1e39], "returned 1e+39 for the completion 'second' of the prompt 'why': it must be a finite number of at most 1.8e+19"),
+        ([1.0, -2e19], "returned -2e+19"),  # float32 holds it, but not its square
+        ([10**400, 1.0], "for the completion 'first' of the prompt 'how'"),
         ([1.0, None], "returned None for the completion 'second'"),
         ([1.0, "2.0"], "returned '2.0'"),
         ([1.0], "returned 1 rewards for 2 completions"),
@@ -133,7 +222,7 @@ def test_a_users_function_is_given_the_columns_that_it_takes(tmp_path):
 def test_what_is_no_reward_is_refused_with_its_prompt_and_completion(returned, message):
     prompts = [[{"role": "user", "content": text}] for text in ("how", "why")]
     with pytest.raises(UserError) as error:
-        Checked(lambda prompts, completions: returned, "mine")(prompts, ["first", "second"])
+        Checked(lambda completions: returned, "mine")(prompts, ["first", "second"])
     assert message in str(error.value) and "mine" in str(error.value)
 
 

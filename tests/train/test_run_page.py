@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import pytest
 
 from seodang.train.line_chart import finite, in_words, line_chart, ticks, values_table
-from seodang.train.run_page import CHARTS, Sample, draw_curves, lines_of, to_html, write_page
+from seodang.train.run_page import CHARTS, Sample, draw_curves, lines_of, panelled, to_html, write_page
 
 VOID = {"meta", "line", "circle", "polyline", "br", "path", "rect"}
 
@@ -127,8 +127,13 @@ def test_write_page_reads_the_runs_logs(tmp_path):
 
 
 def test_curves_are_drawn_where_there_are_any(tmp_path):
-    assert draw_curves(tmp_path) is None
+    path, drawn = tmp_path / "curves.png", []
+    path.write_bytes(b"an earlier run's")
+    assert draw_curves(tmp_path) is None and not path.exists()
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log([0.1, 0.7, 0.5])), encoding="utf-8")
-    path = draw_curves(tmp_path)
-    assert path == tmp_path / "curves.png" and path.read_bytes().startswith(b"\x89PNG")
-    assert draw_curves(tmp_path, ["reward/mean", "kl", "never"]) == path
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("seodang.train.run_page.panelled", lambda panels: drawn.append(panelled(panels)) or drawn[-1])
+        assert draw_curves(tmp_path, ["reward/mean", "kl", "never", "length/mean"]) == path and path.read_bytes().startswith(b"\x89PNG")
+    assert [axes.get_title() for axes in drawn[0].axes] == ["reward/mean", "kl", "length/mean"]  # and no empty fourth
+    [line] = drawn[0].axes[0].lines
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([1, 2, 3], [0.1, 0.7, 0.5])

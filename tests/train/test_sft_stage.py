@@ -49,8 +49,10 @@ def test_accumulated_steps_equal_one_large_batch(fresh_tiny, tiny_tokenizer, tmp
         model = fresh_tiny("llama")
         sft(model, tiny_tokenizer, rows(), arguments(tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=steps))
         models.append(dict(model.named_parameters()))
-    for other in models[1:]:
-        for name, p in models[0].items():
+    before = dict(fresh_tiny("llama").named_parameters())
+    for name, p in models[0].items():
+        assert (p - before[name]).abs().max() > 0.01, name
+        for other in models[1:]:
             assert torch.allclose(p, other[name], atol=2e-4), name
 
 
@@ -120,6 +122,33 @@ def test_masters_keep_updates_that_bfloat16_would_round_away():
     restored = MasterAdamW([{"params": [other]}], lr=1e-3, weight_decay=0.0)
     restored.load_state_dict(state)
     assert torch.equal(restored.pairs[0][1], expected) and torch.equal(other, weight)
+
+
+@pytest.mark.parametrize("saved_in, loaded_in", [("bfloat16", "float32"), ("float32", "bfloat16"), ("plain", "bfloat16"), ("bfloat16", "float16")])
+def test_a_run_goes_on_in_another_dtype_from_the_weights_that_it_had(saved_in, loaded_in):
+    def stepped(kind, start):
+        weight = torch.nn.Parameter(torch.as_tensor(start, dtype=torch.float32 if kind == "plain" else getattr(torch, kind)))
+        make = torch.optim.AdamW if kind == "plain" else MasterAdamW
+        return weight, make([{"params": [weight]}], lr=1e-3, weight_decay=0.0)
+
+    weight, optimizer = stepped(saved_in, [1.0, -2.0])
+    for _ in range(3):
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+    exact = torch.tensor([0.997, -2.003])
+    there, restored = stepped(loaded_in, weight.tolist())  # as loading the model's weights leaves them
+    restored.load_state_dict(optimizer.state_dict())
+    kept = torch.finfo(there.dtype).eps if saved_in in ("float32", "plain") else 1e-6  # what was float32 is read rounded
+    torch.testing.assert_close(restored.pairs[0][1], exact, rtol=kept, atol=0)
+    assert torch.equal(there, restored.pairs[0][1].to(there.dtype))
+    assert restored.state_dict()["state"][0]["step"] == 3
+
+
+def test_the_state_of_other_parameters_is_refused():
+    weights = [torch.nn.Parameter(torch.ones(2, dtype=torch.bfloat16)) for _ in range(2)]
+    state = MasterAdamW([{"params": weights}], lr=1e-3).state_dict()
+    with pytest.raises(UserError, match="state is of 2 parameters, the model trains 1"):
+        MasterAdamW([{"params": weights[:1]}], lr=1e-3).load_state_dict(state)
 
 
 def test_the_plan_counts_steps_tokens_and_bytes_and_leaves_no_trace(fresh_tiny, tiny_tokenizer, tmp_path):
