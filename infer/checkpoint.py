@@ -20,7 +20,7 @@ from transformers import (
 from ..data.refusal import UserError
 from .default_model import default_model
 from .device import choose_device, choose_dtype, cpu_has_bfloat16
-from .manifest import verify
+from .manifest import read_manifest, verify
 from .neighbours import lay_together
 from .quantise import BITS, quantise
 
@@ -101,15 +101,17 @@ def load_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerBase:
 
 
 def resolve(path: str | os.PathLike) -> str:
-    """Turn "default" into its folder; check a folder's manifest; pass a hub name on as it is.
+    """Turn "default" into its folder; pass a hub name on as it is.
 
-    Raises UserError for a path that is neither a folder nor shaped like a hub name.
+    Raises UserError for a path that is neither a folder nor shaped like a hub name, and for a folder whose writing was cut short. Its files are
+    checked where they are loaded.
     """
     name = os.fspath(path)
     if name == "default":
         return str(default_model())
     if os.path.isdir(name):
         folder = Path(name)
+        read_manifest(folder)
         if not (folder / "config.json").is_file() and not (folder / ADAPTER_CONFIG).is_file():
             raise UserError(f"{name} holds no model (neither config.json nor {ADAPTER_CONFIG}): name a checkpoint's own folder")
         return name
@@ -119,14 +121,16 @@ def resolve(path: str | os.PathLike) -> str:
 
 
 def is_adapter(place: str | os.PathLike) -> bool:
-    """Whether a folder holds an adapter and not a whole model."""
+    """Whether a folder holds an adapter and not a whole model; what its manifest does not list does not count."""
     folder = Path(place)
-    return (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
+    listed = (read_manifest(folder) or {}).get("files")
+    adapter, whole = ((folder / name).is_file() and (listed is None or name in listed) for name in (ADAPTER_CONFIG, "config.json"))
+    return adapter and not whole
 
 
 def adapter_base(place: str | os.PathLike) -> str:
     """The base model that an adapter's configuration names."""
-    base = json.loads((Path(place) / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
+    base = json.loads((Path(place) / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
     if not base:
         raise UserError(f"{Path(place) / ADAPTER_CONFIG} names no base_model_name_or_path: load the base and pass this as adapter")
     return base
@@ -150,7 +154,7 @@ def _model_class(place: str):
 def _labels_of(adapter: str) -> int | None:
     """How many labels the classifier's head has that an adapter's folder holds; None where it holds none."""
     path = Path(adapter) / "adapter_model.safetensors"
-    if not path.is_file() or json.loads((Path(adapter) / ADAPTER_CONFIG).read_text()).get("task_type") != "SEQ_CLS":
+    if not path.is_file() or json.loads((Path(adapter) / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("task_type") != "SEQ_CLS":
         return None
     with safe_open(path, "pt") as file:
         heads = [name for name in file.keys() if name.endswith(("score.weight", "classifier.weight"))]  # noqa: SIM118

@@ -21,10 +21,10 @@ from seodang.infer.manifest import MANIFEST, fingerprint
 from seodang.recipes.rankers import RankerName
 from seodang.recipes.run_identity import refuse_changes
 from seodang.recipes.training_options import Arguments, ModelOptions
-from seodang.train.checkpoints import find_resume
+from seodang.train.checkpoints import find_resume, write_whole
 from seodang.train.ppo import ppo_trainer
 from seodang.train.ppo_settings import PpoSettings
-from seodang.train.publishing import copy_model, save_merged, write_whole
+from seodang.train.publishing import copy_model, save_merged
 from seodang.train.ranking import Stopped, rank_all, said
 from seodang.train.reward import reward_trainer
 from seodang.train.reward_function import with_all_columns

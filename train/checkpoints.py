@@ -1,15 +1,16 @@
 """Checkpoints that survive a kill at any moment: written aside, sealed, renamed, and only then the old ones go."""
 
 import errno
+import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..data.refusal import UserError
-from ..infer.manifest import MANIFEST, seal, verify
+from ..infer.manifest import MANIFEST, UNFINISHED, read_manifest, refuse_outside, seal, verify
 
 ASIDE = ".saving"  # what is being written; never looked at when resuming, cleared by the next save
 _STEP = re.compile(r"checkpoint-(\d+)")
@@ -35,6 +36,7 @@ def find_resume(run: Path, resume: str) -> Path | None:
     """
     if resume == "never":
         return None
+    name_sealed(run if resume == "auto" else Path(resume).parent)
     if resume == "auto":
         found = complete_checkpoints(run)
         if not found:
@@ -65,6 +67,7 @@ def rotate(run: Path, limit: int | None, keep: str | None) -> None:
 
 def start_aside(run: Path) -> Path:
     """An empty folder beside the checkpoints to write the next one in."""
+    name_sealed(run)
     aside = run / ASIDE
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -72,26 +75,62 @@ def start_aside(run: Path) -> Path:
 
 
 def publish(written: Path, final: Path, **facts) -> None:
-    """Seal a written checkpoint and give it its name, in one rename."""
+    """Seal a written checkpoint and give it its name, in one rename; killed before, it gets it from `name_sealed`."""
     seal(written, **facts)
     if final.exists():  # a checkpoint of the same step from before a resume
-        (final / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(final)
+        final.replace(written.parent / "former")
     written.replace(final)
     shutil.rmtree(written.parent, ignore_errors=True)
 
 
+def name_sealed(run: Path) -> None:
+    """Give a checkpoint that was sealed aside its name, where the process was killed between the two. All processes may do so at once."""
+    for folder in (run / ASIDE).glob("checkpoint-*"):
+        final = run / folder.name
+        if (folder / MANIFEST).is_file() and not (final / MANIFEST).is_file():
+            with suppress(OSError):  # another process was faster, or half a checkpoint has the name
+                folder.replace(final)
+
+
 def publish_into(written: Path, final: Path, **facts) -> None:
-    """Seal what was written aside and move it into a folder that holds other things too (logs, checkpoints); the manifest comes last."""
+    """Seal what was written aside and move it into a folder that holds other things too (logs, checkpoints).
+
+    What was published there before goes first, all of it; the manifest comes last. In between the folder is marked as half written.
+    """
     seal(written, **facts)
     final.mkdir(parents=True, exist_ok=True)
-    (final / MANIFEST).unlink(missing_ok=True)
-    for path in sorted(written.rglob("*"), key=lambda p: p.name == MANIFEST):
-        if path.is_file():
-            target = final / path.relative_to(written)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            path.replace(target)
+    names = sorted((p.relative_to(written).as_posix() for p in written.rglob("*") if p.is_file()), key=lambda name: name == MANIFEST)
+    former = _published(final)
+    write_whole(final / UNFINISHED, json.dumps(sorted({*former, *names} - {MANIFEST})))
+    for name in (MANIFEST, *former):
+        (final / name).unlink(missing_ok=True)
+    for name in names:
+        (final / name).parent.mkdir(parents=True, exist_ok=True)
+        (written / name).replace(final / name)
+    (final / UNFINISHED).unlink()
     shutil.rmtree(written.parent, ignore_errors=True)
+
+
+def _published(folder: Path) -> list[str]:
+    """The names of what was published into a folder, were it half."""
+    unfinished = folder / UNFINISHED
+    if (folder / MANIFEST).is_file() or not unfinished.is_file():
+        return list((read_manifest(folder) or {"files": ()})["files"])
+    names = json.loads(unfinished.read_text(encoding="utf-8"))
+    for name in names:
+        refuse_outside(folder, name)
+    return names
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
 
 
 @contextmanager
@@ -100,10 +139,22 @@ def room_for(needed: int, run: Path) -> Iterator[None]:
 
     `needed` is in bytes. The previous checkpoint is not touched.
     """
+    require_room(needed, run)
+    with full_disk_named(needed, run):
+        yield
+
+
+def require_room(needed: int, run: Path) -> None:
+    """Refuse to save `needed` bytes where the disk has no room."""
     run.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(run).free
     if free < needed:
         raise UserError(_no_room(run, needed, free))
+
+
+@contextmanager
+def full_disk_named(needed: int, run: Path) -> Iterator[None]:
+    """Turn the error of a disk that fills up into a UserError; what was begun is removed."""
     try:
         yield
     except Exception as error:

@@ -235,7 +235,7 @@ class PreferenceTrainer(Sealed, Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._sums:
             names = sorted(self._sums)
-            values = self.accelerator.reduce(torch.tensor([self._sums[name] for name in names], device=self.args.device))
+            values = self.summed(torch.tensor([self._sums[name] for name in names], dtype=torch.float64))
             sums = dict(zip(names, values.tolist(), strict=True))
             count = sums.pop("pairs")
             logs |= {f"rewards/{name}": value / count for name, value in sums.items()}

@@ -79,8 +79,7 @@ class KtoStage(Sealed, KTOTrainer):
             batch = self._prepare_inputs(self.data_collator([rows[i] for i in some]))
             found[list(some)] = in_float64(self._answer_logprobs(model, batch) - self._reference_logprobs(model, batch)).cpu()
         model.train(training)
-        found = self.accelerator.reduce(found.float().to(self.args.device)) if world > 1 else found  # each row is one process's
-        return (self.beta * found).tolist()
+        return (self.beta * self.summed(found)).tolist()  # each row is one process's
 
     def _answer_logprobs(self, model, batch: dict[str, Tensor]) -> Tensor:
         labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)

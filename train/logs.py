@@ -23,14 +23,14 @@ class RunLog(TrainerCallback):
             path.parent.mkdir(parents=True, exist_ok=True)
             kept = [e for e in read_log(path) if e["step"] <= state.global_step] if state.global_step else []
             partial = path.with_suffix(".partial")
-            partial.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+            partial.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
             partial.replace(path)  # a kill while it is written must not cost the lines that were there
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **kwargs) -> None:
         if state.is_world_process_zero and logs:
             path = Path(args.output_dir) / LOG
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a") as file:
+            with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
@@ -41,7 +41,7 @@ class RunLog(TrainerCallback):
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The entries of a log, oldest first; a last line cut short by a kill is left out."""
     entries = []
-    with path.open() if path.is_file() else nullcontext(()) as lines:
+    with path.open(encoding="utf-8") if path.is_file() else nullcontext(()) as lines:
         for line in lines:
             try:
                 entries.append(json.loads(line))

@@ -289,9 +289,7 @@ class PpoTrainer(Sealed, Trainer):
 
     def _reduced(self, values: Tensor) -> Tensor:
         """Sums over all processes."""
-        if self.args.world_size == 1:
-            return values
-        return self.accelerator.reduce(values.to(self.args.device, torch.float32)).cpu().double()
+        return self.summed(values.double()) if self.args.world_size > 1 else values
 
     def _total(self, moments: Moments) -> Moments:
         return Moments(*self._reduced(torch.stack(list(moments))))
@@ -303,7 +301,7 @@ class PpoTrainer(Sealed, Trainer):
         super()._save(output_dir, without_critic(inner.state_dict() if state_dict is None else state_dict))
         if self.args.should_save and self._run_folder_for_saving:  # a checkpoint to go on from, not the final model
             save_critic(critic_of(inner), Path(output_dir))
-            (Path(output_dir) / STATE).write_text(json.dumps({"kl": self.kl.state_dict()}))
+            (Path(output_dir) / STATE).write_text(json.dumps({"kl": self.kl.state_dict()}), encoding="utf-8")
 
     def state_to_resume(self) -> dict[str, Any]:
         """Inside an iteration, what its updates learn from."""
@@ -333,7 +331,7 @@ class PpoTrainer(Sealed, Trainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         folder = Path(resume_from_checkpoint)
         load_critic(critic_of(self.policy), folder)
-        self.kl.load_state_dict(json.loads((folder / STATE).read_text())["kl"])
+        self.kl.load_state_dict(json.loads((folder / STATE).read_text(encoding="utf-8"))["kl"])
 
 
 def critic_of(policy: nn.Module) -> nn.Module:

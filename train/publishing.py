@@ -1,6 +1,5 @@
-"""Whole models and whole files put in their place at once."""
+"""Whole models put in their place at once."""
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -32,14 +31,3 @@ def save_merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, targ
         merged.save_pretrained(written)
         tokenizer.save_pretrained(written)
         publish_into(written, target, paradigm="causal", template=fingerprint(tokenizer.chat_template), **facts)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

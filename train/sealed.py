@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from ..data.refusal import UserError
 from ..infer.device import in_float64
 from ..infer.manifest import fingerprint, verify
-from .checkpoints import ASIDE, publish, publish_into, room_for, rotate, start_aside
+from .checkpoints import ASIDE, full_disk_named, publish, publish_into, require_room, rotate, start_aside
 from .optimizer import MasterAdamW
 from .randomness import order_by_epoch, randomness_kept
 
@@ -102,7 +102,11 @@ class Sealed:
         for start in range(0, len(mine), size):
             with self.accelerator.autocast():
                 sums += in_float64(sums_of([rows[i] for i in mine[start : start + size]])).cpu()
-        return self.accelerator.reduce(sums.float().to(self.args.device)).tolist()
+        return self.summed(sums).tolist()
+
+    def summed(self, values: Tensor) -> Tensor:
+        """The sums of float64 values over all processes, on the CPU, rounded by none."""
+        return self.accelerator.reduce(values.to(self.args.device)).cpu() if self.args.world_size > 1 else values
 
     # Saving
 
@@ -165,38 +169,55 @@ class Sealed:
         if self.state.best_global_step:
             self.state.best_model_checkpoint = str(run / f"checkpoint-{self.state.best_global_step}")
         best = self.state.best_model_checkpoint
-        with room_for(self.checkpoint_bytes(), run):
+        best_step, needed = self.state.best_global_step, self.checkpoint_bytes()
+        with self.failing_together():
+            require_room(needed, run)
             if self.args.should_save:
-                aside = start_aside(run)
-            self.accelerator.wait_for_everyone()
-            self._run_folder_for_saving = str(run / ASIDE)
-            try:
+                start_aside(run)
+        self._run_folder_for_saving = str(run / ASIDE)
+        self.state.best_global_step = None  # with it the Trainer would wait for all processes, a failed one too
+        try:
+            with self.failing_together(), full_disk_named(needed, run):
                 super()._save_checkpoint(model, trial)
-            finally:
-                self._run_folder_for_saving = None
-            self.accelerator.wait_for_everyone()
+        finally:
+            self._run_folder_for_saving = None
+            self.state.best_global_step, self.state.best_model_checkpoint = best_step, best
+        with self.failing_together(), full_disk_named(needed, run):
             if self.args.should_save:
-                self.state.best_model_checkpoint = best
-                self.state.save_to_json(str(aside / name / "trainer_state.json"))  # the Trainer noted the folder aside as the best
-                publish(aside / name, run / name, **self._facts())
-        if self.args.should_save:
-            rotate(run, self.args.save_total_limit, best)
-        self.state.best_model_checkpoint = best
-        self.accelerator.wait_for_everyone()
+                self.state.save_to_json(str(run / ASIDE / name / "trainer_state.json"))  # now with the best
+                publish(run / ASIDE / name, run / name, **self._facts())
+                rotate(run, self.args.save_total_limit, best)
 
     def save_final(self) -> Path:
         """Save the model alone, ready to load, into the run's own folder; return that folder."""
-        run = Path(self.args.output_dir)
-        with room_for(self.checkpoint_bytes(), run):
+        run, needed = Path(self.args.output_dir), self.checkpoint_bytes()
+        with self.failing_together():
+            require_room(needed, run)
             if self.args.should_save:
                 start_aside(run)
-            self.accelerator.wait_for_everyone()
+        with self.failing_together(), full_disk_named(needed, run):
             self.save_model(str(run / ASIDE / "final"))
-            self.accelerator.wait_for_everyone()
+        with self.failing_together(), full_disk_named(needed, run):
             if self.args.should_save:
                 publish_into(run / ASIDE / "final", run, **self._facts())
-        self.accelerator.wait_for_everyone()
         return run
+
+    @contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """Wait for all processes at the end, and raise in all of them where one failed, which would leave the others waiting.
+
+        What is done within must not wait for other processes itself, except by the libraries that gather sharded weights.
+        """
+        failure = None
+        try:
+            yield
+        except Exception as error:
+            failure = error
+        failed = self.summed(torch.tensor(float(failure is not None))).item()
+        if failure is not None:
+            raise failure
+        if failed:
+            raise UserError(f"{failed:.0f} of {self.args.world_size} processes could not save, see what they say; the last checkpoint is intact")
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

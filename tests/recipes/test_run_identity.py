@@ -127,9 +127,9 @@ def test_other_records_are_refused_and_the_same_ones_elsewhere_are_not(trained):
 
 
 @pytest.mark.parametrize("words", [["--lora_r", "8"], ["--lora_r", "0"], ["--lora_r", "4", "--lora_targets", "q_proj"], ["--lora_r", "4", "--optim", "sgd"]])
-def test_what_cannot_work_is_refused_whoever_allows_it(trained, words):
+def test_what_cannot_work_is_refused_whoever_allows_it(trained, tmp_path, words):
+    (tmp_path / "adapter_config.json").write_text("{}")
     checkpoint = trained("kto", "--lora_r", "4")
-    (checkpoint / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match=rf"{words[-2]} .*, now .*--allow_changes cannot make them; .*seodang export {checkpoint} FOLDER"):
         refuse_other_run(checkpoint, origin("kto", *words), ["all"])
 
