@@ -32,6 +32,10 @@ KINDS = {
     "gemma2": {"sliding_window": 6, "final_logit_softcapping": 3.0, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 8},
     "granite": {"logits_scaling": 3.0, "attention_multiplier": 0.3, "embedding_multiplier": 2.0, "residual_multiplier": 0.5},
     "cohere": {"logit_scale": 0.25},
+    "qwen2_moe": {  # its window stands in its mask alone, not among what its attention is called with
+        "use_sliding_window": True, "sliding_window": 6, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+    },
 }
 GPT2 = {"vocab_size": 128, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from seodang.data.answer import Conversation
 from seodang.data.chat import prompt_ids
 from seodang.data.formats import Dialogue, Text
 from seodang.data.labels import Counts, prepare, stream_rows
@@ -153,6 +154,22 @@ def test_an_answer_that_the_template_does_not_end_gets_eos():
     tokenizer.eos_token = None
     with pytest.raises(UserError, match="a.jsonl line 7: neither the chat template nor the tokenizer has a token that ends a turn"):
         prepare([talk("Q", "B")], tokenizer, max_length=100)
+
+
+def test_an_answer_ends_with_the_first_token_at_which_generation_stops(tiny_tokenizer):
+    """Here a turn of tool calls ends in <|call|>, and one that says something besides writes the end of a turn behind it."""
+    tokenizer = tiny_tokenizer
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|call|>"]})
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ':' + (m['content'] or '') }}{% for c in m.get('tool_calls') or [] %}{{ c['function']['name'] }}{% endfor %}"
+        "{% if m.get('tool_calls') %}{{ '<|call|>' + ('<|im_end|>' if m['content'] else '') }}{% else %}{{ '<|im_end|>.' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant:' }}{% endif %}"
+    )
+    question = {"role": "user", "content": "?"}
+    for content, calls, written in (("aa", [], "aa<|im_end|>"), ("", ["b"], "b<|call|>"), ("aa", ["b"], "aab<|call|>")):
+        answer = {"role": "assistant", "content": content, "tool_calls": [{"type": "function", "function": {"name": name, "arguments": {}}} for name in calls]}
+        turn = Conversation(tokenizer, [question, answer]).turn([question], answer)
+        assert tokenizer.decode(turn.answer_ids) == written and not turn.notes
 
 
 def test_a_long_dialogue_loses_its_oldest_exchanges_and_no_answer(smol):

@@ -64,6 +64,7 @@ def test_several_sources_follow_one_another_and_may_differ_in_shape(files):
 def test_a_mix_takes_the_source_that_is_furthest_behind_its_weight():
     # 2:1 of [1 2 3 4] and [a b c]: shares after n draws are 2n/3 and n/3; it ends when both have been read, b and c never skipped
     assert list(mix([[1, 2, 3, 4], "abc"], [2, 1])) == [1, "a", 2, 3, "b", 4, 1, "c"]
+    assert "".join(mix(["aaaaaa", "bb"], [3, 1])) == "aabaaaba"
     drawn = list(mix([[0] * 10, [1] * 1000], [1, 3]))
     assert drawn.count(1) == 1000 and drawn.count(0) in (333, 334)  # the short source is read over and over
     assert all(abs(drawn[:n].count(1) - 0.75 * n) <= 1 for n in range(1, len(drawn)))

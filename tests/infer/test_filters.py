@@ -127,10 +127,19 @@ def test_the_filters_that_transformers_lacks_apply_with_each_rows_own_values():
 
 def test_dry_does_not_reach_across_breakers_and_looks_no_further_back_than_asked():
     ids = [5, 6, 7, 4, 5, 6]
-    broken, near = row(ids, breakers=frozenset([6]), dry_multiplier=2.0), row(ids, dry_multiplier=2.0, dry_penalty_last_n=4)
-    rows = [row(ids, dry_multiplier=2.0), broken, near]
-    got = Filters(rows)(torch.zeros(3, 10))
-    assert got[:, 7].tolist() == [-2.0, 0.0, 0.0]
+    broken = row(ids, breakers=frozenset([6]), dry_multiplier=2.0)
+    near, nearer = (row(ids, dry_multiplier=2.0, dry_penalty_last_n=n) for n in (6, 5))  # the earlier 5 is the sixth from the end
+    rows = [row(ids, dry_multiplier=2.0), broken, near, nearer]
+    got = Filters(rows)(torch.zeros(4, 10))
+    assert got[:, 7].tolist() == [-2.0, 0.0, -2.0, 0.0]
+
+
+def test_what_may_not_begin_the_answer_is_dropped_behind_a_forced_beginning():
+    settings = {"begin_suppress_tokens": [7], "forced_bos_token_id": 5}
+    rows = [row([1], begin_suppress_tokens=[7]), row([1], [5], begin_suppress_tokens=[7]), row([1], **settings), row([1], [5], **settings), row([1], [5, 6], **settings)]
+    kept = Filters(rows)(torch.zeros(5, 10)).isfinite()
+    assert kept[:, 7].tolist() == [False, True, False, False, True]
+    assert kept[2].nonzero().flatten().tolist() == [5]  # forced, and nothing else
 
 
 def test_xtc_draws_the_rows_own_number_and_not_the_one_that_chooses():

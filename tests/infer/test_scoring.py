@@ -79,3 +79,12 @@ def test_refuses_an_empty_answer_and_a_pair_too_long_for_the_model(tiny, tokeniz
         score(tiny("llama"), tokenizer, [ids(100)], [ids(200)])
     with pytest.raises(UserError, match="1 prompts and 2 completions"):
         score(tiny("llama"), tokenizer, [ids(3)], [ids(2)] * 2)
+
+
+def test_half_precision_is_scored_in_float32():
+    """Near 0 a bfloat16 log-probability would have steps of 1/16 and more at -10."""
+    logits = (4 * torch.randn(6, 300, generator=torch.Generator().manual_seed(0))).bfloat16()
+    targets = [0, 50, 100, 150, 200, 250]
+    found = scoring.chosen(logits, targets)
+    exact = logits.double().log_softmax(-1)[torch.arange(6), targets]
+    assert found.dtype == torch.float32 and found.tolist() == pytest.approx(exact.tolist(), abs=1e-5)

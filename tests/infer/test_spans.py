@@ -58,10 +58,16 @@ def test_several_answers_share_a_prompt_with_holes(fresh_tiny, tokenizer):
     assert len({tuple(result.ids) for result in results}) > 1
 
 
-def test_a_shift_of_all_positions_changes_nothing_under_rotation(fresh_tiny, tokenizer):
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_beams": 4}, {"penalty_alpha": 0.6, "top_k": 4}, {"prompt_lookup_num_tokens": 3}, {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5}],
+    ids=["greedy", "beams", "contrastive", "lookup", "groups"],
+)
+def test_a_shift_of_all_positions_changes_nothing_under_rotation(fresh_tiny, tokenizer, options):
+    """Also where rows are copied onto each other and cut back: there the places in the cache are fewer than the ids."""
     model = fresh_tiny("llama").double()
-    params = SamplingParams(max_new_tokens=12)
-    hidden = SamplingParams(max_new_tokens=12, hide=[Span(0, 40)])
+    params = SamplingParams(max_new_tokens=12, **options)
+    hidden = SamplingParams(max_new_tokens=12, hide=[Span(0, 40)], **options)
     [plain] = generate(model, tokenizer, [PROMPT], params)
     [shifted] = generate(model, tokenizer, [[3] * 40 + PROMPT], hidden)
     assert shifted.ids == plain.ids

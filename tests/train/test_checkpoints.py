@@ -312,6 +312,10 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path):
         seal(tmp_path / f"checkpoint-{step}")
     rotate(tmp_path, 2, keep=str(tmp_path / "checkpoint-1"))
     assert [p.name for p in complete_checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-4"]
+    rotate(tmp_path, 1, keep=str(tmp_path / "checkpoint-1"))  # the newest is what a resume needs, the best what the run is for
+    assert [p.name for p in complete_checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-4"]
+    rotate(tmp_path, 1, keep=None)
+    assert [p.name for p in complete_checkpoints(tmp_path)] == ["checkpoint-4"]
 
 
 def test_too_little_room_is_refused_before_writing_with_the_bytes(tmp_path, monkeypatch):

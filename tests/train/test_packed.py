@@ -21,7 +21,7 @@ def lengths_of(batch):
     return tuple(batch["cu_seq_lens_q"].diff().tolist())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "qwen2_moe"])
 def test_packed_logits_equal_those_of_each_record_alone(fresh_tiny, kind):
     model, rows = fresh_tiny(kind), records()
     model.set_attn_implementation("eager")

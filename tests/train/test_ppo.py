@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from seodang.data.refusal import UserError
 from seodang.infer.manifest import verify
+from seodang.train import ppo as stage
 from seodang.train.logs import read_log
 from seodang.train.ppo import ppo, ppo_trainer
 from seodang.train.ppo_settings import PpoSettings
@@ -231,6 +232,21 @@ def test_evaluation_answers_held_out_prompts_with_the_same_noise_each_time(fresh
     assert first == trainer.evaluate() and first["eval_kl"] == pytest.approx(0, abs=1e-4)
     trainer.train()
     assert len([entry for entry in read_log(tmp_path / "log.jsonl") if "eval_reward" in entry]) >= 2
+
+
+def test_each_loss_is_clipped_by_its_own_range_and_the_coefficient_follows_the_kl_that_is_charged(fresh_tiny, tiny_tokenizer, tmp_path, monkeypatch):
+    ranges = {}
+    for name in ("policy_loss", "value_loss"):
+        own = getattr(stage, name)
+        monkeypatch.setattr(stage, name, lambda *some, own=own, name=name: ranges.setdefault(name, set()).add(some[4]) or own(*some))
+    settings = PpoSettings(**{**SMALL, "iterations": 3}, clip_range=0.1, value_clip_range=0.3, kl_target=0.02, kl_horizon=100)
+    ppo(fresh_tiny("llama"), tiny_tokenizer, prompts(), share_of_low_letters, arguments(tmp_path, optim="sgd", learning_rate=0.05), settings)
+    assert ranges == {"policy_loss": {0.1}, "value_loss": {0.3}}
+    log = [entry for entry in read_log(tmp_path / "log.jsonl") if "kl_coefficient" in entry]
+    for now, later in zip(log, log[1:]):
+        error = min(max(now["kl"] / 0.02 - 1, -0.2), 0.2)
+        assert later["kl_coefficient"] == pytest.approx(now["kl_coefficient"] * (1 + error * 8 / 100), rel=1e-6)
+    assert log[1]["kl"] < 0.02 < log[1]["kl_k3"]  # by the other estimator the coefficient would have moved elsewhere
 
 
 def test_columns_of_the_records_reach_the_reward(fresh_tiny, tiny_tokenizer, tmp_path):
