@@ -12,7 +12,7 @@ from ..data.literal import literal_ids
 from ..data.refusal import UserError
 from .detokenise import detokeniser, whole_text
 from .forcing import ForcedText, Healing, ThinkingBudget, taken_back
-from .grammar import GRAMMARS, Grammar, asked, new_grammar
+from .grammar import GRAMMARS, Grammar, asked, longest_text, new_grammar
 from .params import SamplingParams
 from .row import Request
 from .stop import AnswerText, stop_pattern
@@ -64,6 +64,8 @@ def controls_of(request: Request, tokenizer: PreTrainedTokenizerBase, removed: l
     spelled = b"".join(vocabulary.tokens[id] for id in removed) if removed else b""
     forced = forced_tokens(tokenizer, params.forced_text or {}, params.max_new_tokens)
     language = language_of(params, tokenizer, ends)
+    if language is not None and params.thinking_budget is None:
+        check_least(request, language)
     made: list = [ForcedText(forced)] if forced else []
     if spelled:
         made.append(Healing(spelled, vocabulary))
@@ -92,6 +94,18 @@ def language_of(params: SamplingParams, tokenizer: PreTrainedTokenizerBase, ends
     if longest > params.max_new_tokens:
         raise UserError(f"trie has a path of {longest} tokens, but max_new_tokens={params.max_new_tokens}: raise it")
     return Trie(trie_of(found), ends)
+
+
+def check_least(request: Request, language: Grammar | Trie) -> None:
+    """Raise UserError where no text of the language is as long as the request asks for, as far as that is soon known."""
+    params = request.params
+    least = {"min_new_tokens": params.min_new_tokens or 0, "min_length": (params.min_length or 0) - len(request.prompt_ids)}
+    name = max(least, key=least.__getitem__)
+    if least[name] <= 0:
+        return
+    longest = language.longest if isinstance(language, Trie) else longest_text(params, least[name])
+    if longest is not None and longest < least[name]:
+        raise UserError(f"{name}={getattr(params, name)} asks for more than {language.name} has: its longest text has at most {longest} tokens")
 
 
 def forced_tokens(tokenizer: PreTrainedTokenizerBase, texts: Mapping[int, str], room: int) -> dict[int, int]:

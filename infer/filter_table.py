@@ -231,11 +231,16 @@ def ends(row: Row) -> frozenset[int]:
 
 
 def too_short(row: Row) -> frozenset[int]:
-    return ends(row) if len(row.ids) < row.request.params.min_length else frozenset()
+    return ends(row) if len(row.ids) < row.request.params.min_length and not must_end(row) else frozenset()
 
 
 def answer_too_short(row: Row) -> frozenset[int]:
-    return ends(row) if row.position < row.request.params.min_new_tokens else frozenset()
+    return ends(row) if row.position < row.request.params.min_new_tokens and not must_end(row) else frozenset()
+
+
+def must_end(row: Row) -> bool:
+    """Whether what the answer may be (a grammar, a trie) leaves nothing but its end."""
+    return any(control.must_end for control in row.controls)
 
 
 def at_the_beginning(row: Row) -> Sequence[int]:

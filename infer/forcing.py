@@ -22,7 +22,7 @@ def force(scores: Tensor, id: int) -> Tensor:
 class ForcedText:
     """Puts given tokens at given positions of the answer."""
 
-    name = "forced_text"
+    name, must_end = "forced_text", False
 
     def __init__(self, tokens: Mapping[int, int]):
         """tokens: from the answer's position to the id there."""
@@ -63,6 +63,11 @@ class ThinkingBudget:
     def name(self) -> str:
         return ", ".join(control.name for control in self._after) if self._closed and self._after else "thinking_budget"
 
+    @property
+    def must_end(self) -> bool:
+        """Whether nothing but the end can come."""
+        return self._closed and any(control.must_end for control in self._after)
+
     def mask(self, row: Row, scores: Tensor) -> Tensor:
         """[1, vocab] to [1, vocab]."""
         if self._closed:
@@ -102,7 +107,7 @@ def begun(ids: Sequence[int], wanted: Sequence[int]) -> int:
 class Healing:
     """Lets the first tokens be those alone that spell what was taken back, and go on from there."""
 
-    name = "token_healing"
+    name, must_end = "token_healing", False
 
     def __init__(self, removed: bytes, vocabulary: Vocabulary):
         self._left, self._vocabulary = removed, vocabulary

@@ -180,6 +180,9 @@ def filters_part() -> list[str]:
         "`filter_order` changes the order: a list of the names above, which must have every filter that the request asks for.",
         "`controls` may be left out; they then come before the first warper. Warpers apply to requests that sample, all others always.",
         "",
+        "`min_new_tokens` and `min_length` are refused where what the answer may be (trie, json_schema, regex, choice, grammar) has no text as long,",
+        "so far as its texts are few enough to be looked through; elsewhere its end wins: where nothing else can follow, the answer ends.",
+        "",
         f"In {beams} the filters act on log-probabilities, as in transformers; elsewhere on logits.",
         f"Most give the same distribution for both: a constant added to all scores does not matter to them. It does to {bound}, which multiply scores.",
     ]

@@ -36,6 +36,19 @@ class Trie:
         kept[:, allowed] = scores[:, allowed]
         return kept
 
+    @property
+    def longest(self) -> int:
+        """How many tokens the longest path from here has."""
+        count, level = 0, [self._node or {}]
+        while level := [further for node in level for id, further in node.items() if id is not END]:
+            count += 1
+        return count
+
+    @property
+    def must_end(self) -> bool:
+        """Whether nothing but the end can come."""
+        return self._node is not None and set(self._node) == {END}
+
     def accept(self, id: int) -> None:
         """Hear of the row's next token."""
         if self._node is not None and not (id in self._ends and END in self._node):

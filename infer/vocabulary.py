@@ -51,6 +51,10 @@ class Vocabulary:
             ids.append(id)
         return ids
 
+    def beginnings_of(self, text: bytes) -> list[int]:
+        """The tokens that `text` begins with and goes on from."""
+        return [id for end in range(1, len(text)) for id in self._exact.get(text[:end], ())]
+
     def extends(self, prefix: bytes) -> bool:
         """Whether a token begins with `prefix` and goes on."""
         return any(len(self.tokens[id]) > len(prefix) for id in self.beginning_with(prefix))
@@ -65,6 +69,14 @@ class Vocabulary:
             ids.append(self._exact[text[:end]][0])
             text = text[end:]
         return ids
+
+    def spells(self, text: bytes) -> bool:
+        """Whether tokens can spell the whole text."""
+        reached = {0}
+        for at in range(len(text)):
+            if at in reached:
+                reached.update(end for end in range(at + 1, min(len(text), at + self.longest) + 1) if text[at:end] in self._exact)
+        return len(text) in reached
 
     def consistent(self, text: bytes) -> list[int]:
         """The tokens that a spelling of something that begins with `text` can begin with.

@@ -1,10 +1,13 @@
-"""Golden outputs of strategies that transformers no longer has, with the models that gave them."""
+"""Golden outputs of strategies that transformers no longer has, with the models that gave them; a tokenizer that knows pieces of JSON."""
 
 import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, decoders, models
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedTokenizerFast
 
 from seodang.infer.detokenise import detokeniser
 from seodang.infer.encoder_decoder_runner import decoder_start
@@ -16,6 +19,20 @@ from seodang.infer.runner import open_runner
 from seodang.infer.stop import AnswerText
 
 GOLDEN = Path(__file__).parent / "golden"
+PIECES_OF_JSON = [
+    '","', '":"', '":', '{"', '["', '":{"', '","a":1,"', '"a":', ',"a"', 'a":', 'ge":', '"}', '"}]', '},{"', '\\u00', "\\u", "61", '"\\u0061',
+    ', "', ': "', ": ", ",", "00", "-02-", "29", ":60Z", "true", "null", "가", "이름", "나", "나무", '"이름"', "9007199254740992", "0.", "00000",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def wordy_tokenizer():
+    """Every byte, and pieces of JSON that reach over its parts."""
+    spelled = [ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(piece)[0][0] for piece in PIECES_OF_JSON]
+    names = list(dict.fromkeys(["<pad>", "<s>", "<end>", *sorted(ByteLevel.alphabet()), *spelled]))
+    backend = Tokenizer(models.BPE({name: id for id, name in enumerate(names)}, []))
+    backend.pre_tokenizer, backend.decoder = ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="<end>")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from seodang.data.refusal import UserError
 from seodang.infer import SamplingParams, generate
-from seodang.infer.grammar import new_grammar
+from seodang.infer.grammar import new_grammar, over_bytes, source
 from seodang.infer.vocabulary import Vocabulary
 
 SCHEMA = {
@@ -82,6 +82,17 @@ def test_every_answer_of_a_tiny_model_is_in_the_language(tiny_llama, tiny_tokeni
             assert re.fullmatch(r"\(+\w*\)*", result.text)  # brackets may open for ever
         else:
             assert result.finish_reason == "eos" and judge(result.text), result.text
+
+
+def test_keys_come_once_in_every_way_of_searching_and_in_one_run_for_all(tiny_llama, tiny_tokenizer):
+    """Four of the six names that there are: forks and rejected drafts keep their own account of what is taken."""
+    schema = {"type": "object", "patternProperties": {"^[ab]{1,2}$": {"type": "null"}}, "additionalProperties": False, "minProperties": 4}
+    asked = [SamplingParams(json_schema=schema, max_new_tokens=80, **way) for way in WAYS.values()]
+    results = generate(tiny_llama, tiny_tokenizer, ["abc", *['{"a":null,"a":null,"ab":null,'] * (len(asked) - 1)], asked)
+    assert len(results) == sum(params.num_return_sequences for params in asked)
+    for result in results:
+        keys = [key for key, _ in json.loads(result.text, object_pairs_hook=list)]
+        assert result.finish_reason == "eos" and len(keys) == len(set(keys)) >= 4 and set(keys) <= {"a", "b", "aa", "ab", "ba", "bb"}, result.text
 
 
 def test_every_answer_of_the_real_model_is_in_the_language_in_one_run_for_all(real_model, tokenizer):
@@ -205,7 +216,22 @@ def test_a_tokenizer_that_llguidance_cannot_read_is_spelled_by_its_bytes():
     [
         ({"json_schema": {"type": "objekt"}}, "json_schema cannot be used: Invalid type: objekt"),
         ({"json_schema": "{"}, "json_schema is no JSON"),
-        ({"json_schema": {"not": {"type": "string"}}}, "Unimplemented keys"),
+        ({"json_schema": {"not": {"type": "string"}}}, "json_schema has 'not', which is not supported"),
+        ({"json_schema": "3"}, "must be an object, true or false, got 3"),
+        ({"choice": ["yes", "y훈"]}, "choice has 'y훈', for which the tokenizer has no tokens"),
+        ({"json_schema": {"items": {"enum": ["yes", ["y훈"]]}}}, "json_schema has 'y훈', for which the tokenizer has no tokens"),
+        ({"json_schema": {"properties": {"훈": {}}}}, "json_schema has '훈', for which"),
+        ({"choice": ["a", "\ud800"]}, r"choice has half a surrogate pair, '\\ud800'"),
+        ({"regex": "a\udfff"}, r"regex has half a surrogate pair"),
+        ({"grammar": 'start: "\ud800"'}, r"grammar has half a surrogate pair"),
+        ({"regex": "ab\\"}, "ends with a backslash that escapes nothing"),
+        ({"regex": "[a&&b]"}, "no text of it can be written"),
+        ({"regex": "(?=a)b"}, "look-around, including look-ahead and look-behind, is not supported"),
+        ({"regex": "[0-9]{1,2}", "min_new_tokens": 3}, "min_new_tokens=3 asks for more than regex has: its longest text has at most 2 tokens"),
+        ({"choice": ["yes", "no"], "min_length": 7}, "min_length=7 asks for more than choice has: its longest text has at most 3 tokens"),
+        ({"json_schema": {"type": "boolean"}, "min_new_tokens": 6}, "more than json_schema has: its longest text has at most 5 tokens"),
+        ({"grammar": 'start: "a" "b"?', "min_new_tokens": 4}, "more than grammar has: its longest text has at most 2 tokens"),
+        ({"grammar": 'start: "a" %json {"requierd": ["a"]}'}, "did you mean 'required'"),
         ({"regex": "a(("}, "unclosed group"),
         ({"grammar": "start: foo"}, 'unknown name: "foo"'),
         ({"regex": "a", "choice": ["b"]}, "regex and choice both say"),
@@ -219,6 +245,40 @@ def test_what_is_wrong_is_refused_before_anything_is_computed(tiny_llama, tiny_t
     with pytest.raises(UserError, match=words) as refusal:
         generate(tiny_llama, tiny_tokenizer, ["abc"], SamplingParams(**{"max_new_tokens": 9, **settings}))
     assert "\n" not in str(refusal.value)
+
+
+def test_every_letter_is_a_choice_and_a_constant_of_a_regex_and_of_a_schema():
+    letters = [*map(chr, range(0x300)), "\u2028", "\ufffe", "\U0010ffff", "훈", "😀"]
+    written = ['"\\u007f"' if letter == "\x7f" else json.dumps(letter, ensure_ascii=False) for letter in letters]
+    regex = "|".join(rf"\x{{{ord(letter):x}}}" for letter in letters)
+    for name, value, texts in [("choice", letters, letters), ("regex", regex, letters), ("json_schema", {"enum": letters}, written)]:
+        grammar = over_bytes(name, source(name, value))
+        for text in texts:
+            matcher = grammar.deep_copy()
+            assert matcher.consume_tokens(list(text.encode())) and matcher.is_accepting(), (name, text)
+
+
+def test_a_choice_may_be_a_control_character(real_model, tokenizer):
+    params = SamplingParams(choice=["\x7f", "\x00\x1b훈"], num_return_sequences=2, num_beams=2, max_new_tokens=12)
+    assert {result.text for result in generate(real_model, tokenizer, ["a"], params)} == {"\x7f", "\x00\x1b훈"}
+
+
+ENDS_EARLY = {"regex": "\\w{4}|[ab]{2}", "json_schema": {"enum": [1, {"a": 2}]}, "choice": ["ab", "cdefghij"], "trie": ["ab", "cdefghij"]}
+
+
+@pytest.mark.parametrize("name", ENDS_EARLY)
+def test_where_nothing_but_the_end_can_follow_it_wins_over_min_new_tokens_and_others_go_on(tiny_llama, tiny_tokenizer, name):
+    """Each has a text of six tokens or too many to know, and goes for one that ends before."""
+    early = {name: ENDS_EARLY[name], "min_new_tokens": 6, "max_new_tokens": 12}
+    bias = {id: -99.0 for c in "c{d" for id in tiny_tokenizer(c)["input_ids"]}
+    ways = [{}, {"num_beams": 2}, {"prompt_lookup_num_tokens": 2}]
+    asked = [SamplingParams(**early, **way, logit_bias=bias) for way in ways] + [SamplingParams(max_new_tokens=9, min_length=11, regex="a|b{20}")]
+    *ended, other = generate(tiny_llama, tiny_tokenizer, ["abc"] * 4, asked)
+    for result in ended:
+        assert result.finish_reason == "eos" and len(result.ids) < 6, result
+    assert other.finish_reason in ("eos", "length")
+    plain = SamplingParams(**{**early, "min_new_tokens": 0}, logit_bias=bias)
+    assert ended[0].text == generate(tiny_llama, tiny_tokenizer, ["abc"], plain)[0].text
 
 
 def test_the_answer_begins_with_a_prefix_that_the_language_covers(tiny_llama, tiny_tokenizer):
