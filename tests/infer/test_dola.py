@@ -15,7 +15,7 @@ from seodang.infer.generation import generate, run
 from seodang.infer.params import SamplingParams
 from seodang.infer.row import derived
 from seodang.infer.runner import RaggedRunner, open_runner
-from seodang.infer.sample import uniform
+from seodang.infer.sample import draw, key
 from seodang.infer.strategies import check
 from seodang.infer.trace import Layer
 
@@ -108,7 +108,7 @@ def test_sampled_tokens_are_drawn_from_the_filtered_contrast_one_prompt_pass_for
             scores = slow_scores(model, ids, layers) / 1.5
             scores[scores < scores.topk(5).values[-1]] = -torch.inf
             probs = scores.softmax(-1)
-            assert id == int((probs.cumsum(-1) <= uniform(seed, position)).sum())
+            assert id == int(draw(probs[None], torch.tensor([key(seed, position)])))
             assert logprob == pytest.approx(float(probs[id].log()))
             ids.append(id)
 

@@ -9,6 +9,7 @@ from transformers import GenerationConfig, SuppressTokensLogitsProcessor
 
 from seodang.data.refusal import UserError
 from seodang.infer import logits as shapes
+from seodang.infer.filter_table import XTC_DRAW
 from seodang.infer.filters import DEFAULT_ORDER, FILTERS, Filters, check_filters, order_of, uses
 from seodang.infer.generation import generate
 from seodang.infer.params import SamplingParams
@@ -133,12 +134,12 @@ def test_dry_does_not_reach_across_breakers_and_looks_no_further_back_than_asked
     assert got[:, 7].tolist() == [-2.0, 0.0, 0.0]
 
 
-def test_xtc_draws_the_rows_own_number_and_not_the_one_that_chooses():
+def test_xtc_draws_the_rows_own_number():
     scores, seeds = torch.tensor([[2.0, 1.9, -1, -2]]), range(60)
     rows = [row([1], seed=seed, xtc_probability=0.5) for seed in seeds]
     done = (Filters(rows)(scores.repeat(60, 1)) == -torch.inf).any(dim=-1).tolist()
     assert 15 < sum(done) < 45
-    assert done != [uniform(seed, 0) < 0.5 for seed in seeds]
+    assert done == [uniform(seed, 0, XTC_DRAW) < 0.5 for seed in seeds]
 
 
 def test_mirostat_remembers_in_the_row_and_a_fork_goes_on_by_itself():
