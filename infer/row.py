@@ -43,6 +43,7 @@ class Request:
     select: Callable[[list[Row]], Sequence[Row]] | None = None
     memory: Any = None  # a PrefixCache that the rows' past comes from and goes to
     tokenizer: Any = None  # of the model
+    known_ids: int | None = None  # of the tokenizer; the ids beyond are never offered
     traced: bool = False
     started: float | None = None
     alone: bool = True  # its prompt has not been run, or it has one answer only

@@ -29,7 +29,9 @@ def score(
     """Return the log-probability of each answer's tokens behind its prompt: one [n] tensor a pair.
 
     Behind messages the answer is an assistant's turn, its end-of-turn token included, with exactly the ids that training
-    would teach; behind a text it is that text's continuation. Prompts cost no logits, and no answer is padded.
+    would teach; behind a text it is that text's continuation. Prompts cost no logits, and no answer is padded. The probabilities are the
+    model's own over its whole vocabulary, as transformers has them: what it gives to padding beyond the tokenizer, which an answer never
+    says, is counted.
 
     An encoder-decoder model reads the prompt and is scored on the answer as training encodes a target (`tokenizer(text_target=...)`,
     with the end token that it puts there); ids are scored as they are given.
