@@ -126,7 +126,7 @@ def is_adapter(place: str | os.PathLike) -> bool:
 
 def adapter_base(place: str | os.PathLike) -> str:
     """The base model that an adapter's configuration names."""
-    base = json.loads((Path(place) / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
+    base = json.loads((Path(place) / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
     if not base:
         raise UserError(f"{Path(place) / ADAPTER_CONFIG} names no base_model_name_or_path: load the base and pass this as adapter")
     return base
@@ -150,7 +150,7 @@ def _model_class(place: str):
 def _labels_of(adapter: str) -> int | None:
     """How many labels the classifier's head has that an adapter's folder holds; None where it holds none."""
     path = Path(adapter) / "adapter_model.safetensors"
-    if not path.is_file() or json.loads((Path(adapter) / ADAPTER_CONFIG).read_text()).get("task_type") != "SEQ_CLS":
+    if not path.is_file() or json.loads((Path(adapter) / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("task_type") != "SEQ_CLS":
         return None
     with safe_open(path, "pt") as file:
         heads = [name for name in file.keys() if name.endswith(("score.weight", "classifier.weight"))]  # noqa: SIM118

@@ -38,7 +38,7 @@ def seal(folder: Path, **facts: Any) -> None:
         _flush_to_disk(path)
     listed = {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
     partial = folder / (MANIFEST + ".partial")
-    partial.write_text(json.dumps({"format": FORMAT, **facts, "files": listed}, indent=1, ensure_ascii=False) + "\n")
+    partial.write_text(json.dumps({"format": FORMAT, **facts, "files": listed}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     _flush_to_disk(partial)
     partial.replace(folder / MANIFEST)
     _flush_to_disk(folder)
@@ -50,7 +50,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(path.read_text(encoding="utf-8"))
         manifest["files"].items()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a manifest ({error}): restore it, or delete it to load the folder unchecked") from None

@@ -69,14 +69,16 @@ def new_request(
     encoder_decoder = runner.model.config.is_encoder_decoder
     kind = check(params, runner.capabilities, encoder_decoder)
     kind.suits(params, runner)
-    ids = encode(tokenizer, prompt, name, runner.config.vocab_size)
+    ids = encode(tokenizer, prompt, name, runner.source_vocab if encoder_decoder else runner.config.vocab_size)
     source = None
     if encoder_decoder:
         check_source(len(ids), runner.source_limit, name)
         source, ids = ids, decoder_start(runner.model)
     params = with_ids(within_length(params, len(ids), runner.limit, name), tokenizer)
-    known = known_ids(tokenizer, runner.config.vocab_size)
-    check_filters(params, runner.config.vocab_size, known)
+    vocab = runner.config.vocab_size
+    apart = encoder_decoder and runner.source_vocab != runner.target_vocab  # the tokenizer's ids are then the source's alone
+    known = None if apart else known_ids(tokenizer, vocab)
+    check_filters(params, vocab, known)
     seed = secrets.randbits(32) if params.seed is None else params.seed
     request = Request(
         index, ids, params, seed, ends, partial(new_text, tokenizer, params), source_ids=source, tokenizer=tokenizer, known_ids=known
@@ -87,7 +89,7 @@ def new_request(
         refuse_hidden(runner)
         request.hidden = hidden_positions(tokenizer, prompt, ids, params.hide, params.attention_mask, name)
     steer(request, tokenizer, is_dialogue(prompt))
-    check_words(request, known)
+    check_words(request, known or vocab)
     request.memory = None if request.hidden else engine.memory
     add_companion(request, tokenizer, engine)
     check_assistant(request, engine, tokenizer)
@@ -113,10 +115,11 @@ def check_source(tokens: int, limit: int | None, name: str) -> None:
 def add_companion(request: Request, tokenizer: PreTrainedTokenizerBase, engine: Engine) -> None:
     """Give the request the companion that its guidance or its amateur asks for."""
     params, negative = request.params, request.params.negative_prompt
+    vocab = engine.runner.config.vocab_size
     name = f"the companion of prompt {request.index + 1}" if negative is None else f"the negative prompt of prompt {request.index + 1}"
     if not isinstance(negative, str | list | tuple | Dialogue | None):
         raise UserError(f"negative_prompt must be a text, messages or ids, got {negative!r}")
-    companion = companion_of(params, request.prompt_ids, None if negative is None else encode(tokenizer, negative, name), engine)
+    companion = companion_of(params, request.prompt_ids, None if negative is None else encode(tokenizer, negative, name, vocab), engine)
     if companion is not None:
         check_length(len(companion[1]), params.max_new_tokens, (companion[0] or engine.runner).limit, name)
     accompany(request, companion)
@@ -158,14 +161,20 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, name: str = "the 
     elif isinstance(prompt, str):
         ids = text_ids(tokenizer, prompt)
     else:
-        try:
-            ids = [operator.index(id) for id in prompt]
-        except TypeError:
-            raise UserError(f"{name} must be a text, a list of messages or a list of ids, got {prompt!r}") from None
+        ids = whole_numbers(prompt, f"{name} must be a text, a list of messages or a list of ids")
     if not ids:
         raise UserError(f"{name} is empty: give at least one token to continue")
-    check_ids(tokenizer, ids, name, len(tokenizer) if vocab_size is None else vocab_size)
+    known = len(tokenizer) if vocab_size is None else known_ids(tokenizer, vocab_size)
+    check_ids(ids, known, name, "model" if known == vocab_size else "tokenizer")
     return ids
+
+
+def whole_numbers(ids: Sequence[int], wanted: str) -> list[int]:
+    """Return ids as a list of int; raises UserError, which begins with `wanted`, for anything else."""
+    try:
+        return [operator.index(id) for id in ids]
+    except TypeError:
+        raise UserError(f"{wanted}, got {ids!r}") from None
 
 
 def check_length(tokens: int, new: int, limit: int | None, name: str) -> None:

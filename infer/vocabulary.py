@@ -95,12 +95,10 @@ def known_ids(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> int:
     return min(vocab_size, 1 + remember(tokenizer, "highest id", lambda: max(tokenizer.get_vocab().values())))  # ids may have gaps
 
 
-def check_ids(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], name: str, vocab_size: int) -> None:
-    """Raise UserError for an id that the tokenizer, or a model of `vocab_size` ids, does not have."""
-    known = known_ids(tokenizer, vocab_size)
-    if wrong := [id for id in (max(ids), min(ids)) if not 0 <= id < known]:
-        whose = "model" if known == vocab_size else "tokenizer"
-        raise UserError(f"{name} has the id {wrong[0]}, but the {whose}'s ids are those from 0 to {known - 1}")
+def check_ids(ids: Sequence[int], count: int, name: str, whose: str = "model") -> None:
+    """Raise UserError for an id beyond the `count` first; `name` is what has it, and `whose` the ids are."""
+    if wrong := [id for id in (max(ids), min(ids)) if not 0 <= id < count]:
+        raise UserError(f"{name} has the id {wrong[0]}, but the {whose}'s ids are those from 0 to {count - 1}")
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes | None]:
