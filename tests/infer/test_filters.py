@@ -324,3 +324,8 @@ def test_a_callers_filter_that_turns_what_was_dropped_into_infinity_is_refused_b
     params = SamplingParams(suppress_tokens=[33], filters=[contrary], max_new_tokens=3, **settings)
     with pytest.raises(UserError, match="the filter contrary returned nan or infinity after 2 tokens"):
         generate(tiny_llama, tiny_tokenizer, [[5, 6]], params)
+
+
+def test_bad_words_that_nobody_made_ids_of_are_refused():
+    with pytest.raises(UserError, match="bad_words=.*'tea'.*give bad_words_ids"):
+        Filters([row([1], bad_words=["tea"])])(torch.zeros(1, 10))
