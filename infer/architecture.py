@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ..data.refusal import UserError
 from .lending import held
+from .vocabulary import check_ids
 
 LAYERS_WITH_ATTENTION_ALONE = {"full_attention", "sliding_attention"}
 
@@ -34,6 +35,26 @@ class Passed(NamedTuple):
 
     logits: Tensor
     states: dict[int, Tensor]
+
+
+def check_pass(rows: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int], vocab_size: int) -> None:
+    """Raise UserError for a pass that no runner can take: on a GPU an id beyond the vocabulary would cost the process."""
+    if not len(rows) == len(ids) == len(keep):
+        raise UserError(f"{len(rows)} rows, {len(ids)} lists of ids and {len(keep)} numbers of logits: give one of each a row")
+    if len(set(rows)) < len(rows):
+        raise UserError(f"the rows {list(rows)} name one twice: put all its ids in one list")
+    for row, new, kept in zip(rows, ids, keep):
+        if not len(new):
+            raise UserError(f"row {row} has no new ids: leave it out of the pass")
+        if not 0 <= kept <= len(new):
+            raise UserError(f"row {row} is to keep the logits of {kept} positions, but has {len(new)} new ids: ask for 0 to {len(new)}")
+        check_ids(new, vocab_size, f"row {row}")
+
+
+def check_cut(row: int, length: int, had: int) -> None:
+    """Raise UserError for a length that a row cannot be cut to."""
+    if not 0 <= length <= had:
+        raise UserError(f"row {row} has {had} positions in the cache and cannot be cut to {length}: give 0 to {had}")
 
 
 def transformers_model(model: nn.Module) -> PreTrainedModel:

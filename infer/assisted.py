@@ -14,7 +14,7 @@ from .events import Provisional
 from .filter_table import FILTERS
 from .filters import Filters, uses
 from .row import Request, Row, release, shared
-from .sample import choose, uniform
+from .sample import choose, key, uniform
 from .sampling import with_forks
 from .speculation import Guess, speculate
 from .strategy import Forward, Strategy
@@ -23,7 +23,7 @@ from .trace import Drafted, Watch
 if TYPE_CHECKING:
     from .engine import Engine
 
-JUDGE, OTHER = 2, 3  # their places among a row's numbers for a position: whether a guess stays, and what replaces it
+JUDGE = 2  # the place among a row's numbers for a position of the one that says whether a guess stays
 ALIKE = {name for name, spec in FILTERS.items() if spec.kind == "warper"} - {"xtc", "mirostat"} | {"logit_bias", "suppress_tokens"}
 
 
@@ -94,6 +94,11 @@ class Place:
     ahead: int
     id: int | None
     scores: Tensor | None
+
+    @property
+    def position(self) -> int:
+        """Where in the answer it is."""
+        return self.row.position + self.ahead
 
 
 def places_of(row: Row, guess: Guess, ahead: bool) -> list[Place]:
@@ -176,17 +181,15 @@ def decided(scores: Tensor, places: Sequence[Place]) -> Iterator[tuple[int, floa
     differs from the guess, it is as the rule of speculation would have it.
     """
     doubted = [i for i, place in enumerate(places) if place.scores is not None]
-    noise = [uniform(place.row.seed, place.row.position + place.ahead) if place.row.request.params.samples else None for place in places]
-    for i in doubted:
-        noise[i] = None
-    ids, logprobs = choose(scores, noise)
+    keys = [key(place.row.seed, place.position) if place.row.request.params.samples else None for place in places]
+    ids, logprobs = choose(scores, [own if place.scores is None else None for own, place in zip(keys, places)])
     if doubted:
         some = [places[i] for i in doubted]
         p = scores[doubted].double().softmax(dim=-1)
         q = torch.stack([place.scores for place in some]).to(p).softmax(dim=-1)
         guessed = torch.tensor([place.id for place in some], device=p.device)
-        numbers = [[uniform(each.row.seed, each.row.position + each.ahead, draw) for each in some] for draw in (JUDGE, OTHER)]
-        ids[doubted] = speculate(p, q, guessed, *torch.tensor(numbers, dtype=p.dtype, device=p.device))
+        judged = torch.tensor([uniform(each.row.seed, each.position, JUDGE) for each in some], dtype=p.dtype, device=p.device)
+        ids[doubted] = speculate(p, q, guessed, judged, torch.tensor([keys[i] for i in doubted], device=p.device))
         logprobs[doubted] = p.gather(-1, ids[doubted][:, None]).squeeze(-1).log().to(logprobs)
     return iter(list(zip(ids.tolist(), logprobs.tolist())))
 

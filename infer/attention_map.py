@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from ..data.refusal import UserError
 from .architecture import context_limit, evaluating, transformers_model
 from .lending import attending, configs_of
+from .vocabulary import check_ids
 
 LONGEST = 512  # positions: the weights of every layer are held at once
 
@@ -34,6 +35,7 @@ def attention_maps(model: nn.Module, ids: Sequence[int], layer: int) -> Tensor:
     inner = transformers_model(model)
     check_attention(inner, layer)
     check_length(inner, len(ids))
+    check_ids(ids, inner.config.get_text_config().vocab_size, "attention's text")
     device = inner.get_input_embeddings().weight.device
     with attending(inner, configs_of(inner), "eager"), evaluating(inner):
         out = inner(input_ids=torch.tensor([list(ids)], device=device), use_cache=False, output_attentions=True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .architecture import Passed
+from .architecture import Passed, check_cut, check_pass
 
 
 class Rows:
@@ -26,6 +26,11 @@ class Rows:
     @property
     def live(self) -> int:
         return len(self._lengths)
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids a row's tokens can have."""
+        return self.config.vocab_size
 
     def length(self, row: int) -> int:
         return self._lengths[row]
@@ -65,7 +70,7 @@ class BatchedRows(Rows):
     """
 
     def truncate(self, row: int, length: int) -> None:
-        assert 0 <= length <= self._lengths[row]
+        check_cut(row, length, self._lengths[row])
         self._lengths[row] = length
 
     def forward(self, rows: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int]) -> Tensor:
@@ -74,7 +79,7 @@ class BatchedRows(Rows):
 
     @torch.no_grad()
     def observe(self, rows: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int], layers: Sequence[int]) -> Passed:
-        assert len(set(rows)) == len(rows) == len(ids) == len(keep) and all(ids)
+        check_pass(rows, ids, keep, self.vocab_size)
         groups: dict[Hashable, list[int]] = {}
         for i, (row, new) in enumerate(zip(rows, ids)):
             groups.setdefault(self._alike(row, new), []).append(i)

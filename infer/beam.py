@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data.refusal import UserError
-from .candidates import Candidate, drawn, generator_of, likeliest
+from .candidates import Candidate, drawn, likeliest
 from .filters import Filters
 from .hypotheses import Hypotheses
 from .logits import logprobs
@@ -66,7 +66,8 @@ class Search:
         logprobs = self.filters(self.logprobs(logits, taken))
         sums = torch.tensor(self.sums, dtype=logprobs.dtype, device=logprobs.device)
         if self.samples:
-            candidates = drawn(logprobs, sums, self.count, generator_of(self.request.seed, self.rows[0].position, self.group))
+            keys = torch.tensor([row.key(f"beams {row.new_ids}") for row in self.rows], device=logprobs.device)  # whatever their order
+            candidates = drawn(logprobs, sums, self.count, keys)
         else:
             candidates = likeliest(logprobs, sums, self.count)
         chosen = self.choose(self.judge(candidates), logprobs)

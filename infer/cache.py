@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from .architecture import check_cut
+
 SMALLEST = 128  # positions: a power of two times this is a pool's capacity
 
 
@@ -123,7 +125,7 @@ class KVCache:
 
     def truncate(self, row: int, length: int) -> None:
         """Forget all of the row but its first `length` positions."""
-        assert 0 <= length <= self.lengths[row]
+        check_cut(row, length, self.lengths[row])
         self.lengths[row] = length
 
     def release(self, rows: Sequence[int]) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .sample import hashed
+from .race import race
 
 
 class Candidate(NamedTuple):
@@ -24,28 +24,25 @@ def likeliest(logprobs: Tensor, sums: Tensor, count: int) -> list[Candidate]:
 
     logprobs is [rows, vocab], sums of the rows [rows]. What was dropped (-inf) is no candidate.
     """
-    return ranked(logprobs + sums[:, None], logprobs, sums, count)
+    return ranked(*(logprobs + sums[:, None]).topk(min(count, logprobs.shape[1])), logprobs, sums, count)
 
 
-def drawn(logprobs: Tensor, sums: Tensor, count: int, generator: torch.Generator) -> list[Candidate]:
+def drawn(logprobs: Tensor, sums: Tensor, count: int, keys: Tensor) -> list[Candidate]:
     """Draw continuations without replacement, each time by the softmax of the sums that are left, in the order of the draws.
 
-    The arguments are those of `likeliest`. The draws are a top-k of the sums plus Gumbel noise (Kool et al., 2019).
+    The arguments are those of `likeliest`, and a key of each row's own noise, [rows]. The draws are a top-k of the sums plus Gumbel noise
+    (Kool et al., 2019), a race among all continuations.
     """
-    noise = torch.rand(logprobs.shape, dtype=torch.float64, generator=generator).log_().neg_().log_().neg_()
-    return ranked(logprobs + sums[:, None] + noise.to(logprobs.device), logprobs, sums, count)
+    wide = logprobs.double()
+    ids, early = race(wide.softmax(dim=-1), keys, min(count, logprobs.shape[1]))
+    places = early.log() + (wide.logsumexp(dim=-1) + sums)[:, None]
+    return ranked(places.nan_to_num(nan=-torch.inf, neginf=-torch.inf), ids, logprobs, sums, count)  # nan: a row of which everything was dropped
 
 
-def ranked(keys: Tensor, logprobs: Tensor, sums: Tensor, count: int) -> list[Candidate]:
-    """Return the candidates of the greatest keys, [rows, vocab], greatest first."""
-    some, ids = keys.topk(min(count, keys.shape[1]))  # [rows, some]
-    order = some.flatten().topk(min(count, some.numel())).indices
-    parents, ids = order // some.shape[1], ids.flatten()[order]
+def ranked(places: Tensor, ids: Tensor, logprobs: Tensor, sums: Tensor, count: int) -> list[Candidate]:
+    """Return the candidates of the greatest of `places`, greatest first; places and ids are those of the best of each row, [rows, some]."""
+    best, order = places.flatten().topk(min(count, places.numel()))
+    order = order[best > -torch.inf]
+    parents, ids = order // places.shape[1], ids.flatten()[order]
     chosen = logprobs[parents, ids]
-    rows = zip(parents.tolist(), ids.tolist(), chosen.tolist(), (chosen + sums[parents]).tolist())
-    return [Candidate(*each) for each in rows if each[-1] > -torch.inf]
-
-
-def generator_of(seed: int, position: int, group: int = 0) -> torch.Generator:
-    """Return the noise of one step of one search: it hangs on the seed and the position and on no other request."""
-    return torch.Generator().manual_seed(hashed(seed, position, group, "beams") >> 1)
+    return [Candidate(*each) for each in zip(parents.tolist(), ids.tolist(), chosen.tolist(), (chosen + sums[parents]).tolist())]

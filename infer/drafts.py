@@ -125,7 +125,7 @@ class ModelDrafts:
         """
         scores, errors = Filters(drafts).each(fitted(logits, self.vocab))
         drawn = [draft.request.params.samples for draft in drafts]
-        ids, logprobs = choose(scores, [draft.noise(DRAFT) if each else None for draft, each in zip(drafts, drawn)])
+        ids, logprobs = choose(scores, [draft.key(DRAFT) if each else None for draft, each in zip(drafts, drawn)])
         for i, (draft, id, logprob) in enumerate(zip(drafts, ids.tolist(), logprobs.exp().tolist())):
             if i not in errors:
                 draft.push(id, logprob, scores[i] if drawn[i] else None)

@@ -18,6 +18,7 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from ..data.refusal import UserError
 from .architecture import Capabilities, Passed, evaluating, transformers_model
 from .batched_rows import BatchedRows
+from .vocabulary import check_ids
 
 MAX_POSITIONS = 16_384  # source positions, padding included, that the encoder reads at a time
 HIDDEN_HEADS = ("encoder-decoder", "fsmt")  # of which get_output_embeddings() is not all
@@ -53,15 +54,22 @@ class EncoderDecoderRunner(BatchedRows):
         refuse_unfit(self.model)
         self.config = self.model.config.get_text_config(decoder=True)
         self.limit, self.source_limit = position_limit(self.model, "decoder"), position_limit(self.model, "encoder")
+        self.source_vocab = self.model.get_input_embeddings().weight.shape[0]
+        self.target_vocab = self.model.get_output_embeddings().weight.shape[0]
         self._sources: dict[int, Source] = {}
 
+    @property
+    def vocab_size(self) -> int:
+        return self.target_vocab
+
     def row(self, source_ids: Sequence[int]) -> int:
-        """Return a new row without a past, which answers to this source; raises UserError for a source that is empty or too long."""
+        """Return a new row without a past, which answers to this source; raises UserError for a source that is empty, too long, or of ids beyond the vocabulary."""
         n = len(source_ids)
         if not n:
             raise UserError("the source is empty: give the encoder at least one token to read")
         if self.source_limit is not None and n > self.source_limit:
             raise UserError(f"the source has {n} tokens, more than the {self.source_limit} positions of the encoder: shorten it")
+        check_ids(source_ids, self.source_vocab, "the source")
         row = self._add()
         self._sources[row] = Source(list(source_ids))
         return row

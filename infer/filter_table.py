@@ -150,7 +150,8 @@ def make_encoder_ngram(rows: Sequence[Row]) -> Apply:
 
 
 def make_bad_words(rows: Sequence[Row]) -> Apply:
-    assert all(row.request.params.bad_words_ids for row in rows)  # texts become ids when the request is made
+    if texts := [row.request.params.bad_words for row in rows if not row.request.params.bad_words_ids]:
+        raise UserError(f"bad_words={texts[0]!r} are texts, of which a request made by hand knows no ids: give bad_words_ids")
     words = [[tuple(word) for word in row.request.params.bad_words_ids] for row in rows]
     return lambda scores: bans.bad_words(scores, words, [row.history() for row in rows])
 

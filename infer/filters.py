@@ -52,8 +52,11 @@ def order_of(params: SamplingParams) -> tuple[str, ...]:
     return tuple(order)
 
 
-def check_filters(params: SamplingParams, vocab_size: int) -> None:
-    """Raise UserError, before anything is computed, for a wrong `filter_order` or an id that the model does not have."""
+def check_filters(params: SamplingParams, vocab_size: int, known_ids: int | None = None) -> None:
+    """Raise UserError, before anything is computed, for a wrong `filter_order` or an id that the model does not have.
+
+    What is forced must be among the tokenizer's `known_ids` too.
+    """
     order_of(params)
     eos = params.forced_eos_token_id
     named = {
@@ -70,6 +73,8 @@ def check_filters(params: SamplingParams, vocab_size: int) -> None:
         for id in ids:
             if isinstance(id, bool) or not isinstance(id, int) or not 0 <= id < vocab_size:
                 raise UserError(f"{name} has the id {id!r}, but the model's {vocab_size} ids begin at 0")
+            if known_ids is not None and id >= known_ids and name.startswith("forced"):
+                raise UserError(f"{name} has the id {id!r}, which is none of the tokenizer's {known_ids}: give one of these")
     for name in ("bad_words_ids", "sequence_bias"):
         if any(len(ids) == 0 for ids in getattr(params, name) or ()):
             raise UserError(f"{name} has an empty sequence: leave it out")
@@ -91,6 +96,8 @@ class Filters:
     Where a row asks for no other order it is `DEFAULT_ORDER`. A filter touches the rows that ask for it alone, and one that no
     row asks for costs nothing. Every row keeps at least one token: where bans, biases or controls leave none, UserError names the
     filter and the step. On beams the scores are log-probabilities, and every filter treats them as it treats logits.
+
+    Ids that the model has and the tokenizer has not are dropped before all filters, and again where a filter of the caller's own revives them.
     """
 
     def __init__(self, rows: Sequence[Row]):
@@ -102,6 +109,7 @@ class Filters:
         self._orders = [orders[id(row.request)] for row in self.rows]
         self._chains = [chain(row, order) for row, order in zip(self.rows, self._orders)]
         self._steps: dict[bool, list[Step]] = {}
+        self._known = min((row.request.known_ids for row in self.rows if row.request.known_ids is not None), default=None)
 
     def __call__(self, scores: Tensor, watch: Watch | None = None) -> Tensor:
         """[rows, vocab] to [rows, vocab], in the order of the rows given; float32 at least.
@@ -119,7 +127,7 @@ class Filters:
         A row in error keeps the scores that it had before, and the other rows theirs.
         """
         errors: dict[int, UserError] = {}
-        scores = wide(scores)
+        scores = known_alone(wide(scores), self._known)
         watched = watch is not None
         if watched not in self._steps:
             self._steps[watched] = self._plan(scores.device, short=not watched)
@@ -129,6 +137,8 @@ class Filters:
                 after, failed = step.apply(before), {}
             except RowErrors as raised:
                 after, failed = raised.scores, raised.errors
+            if step.name == "filters":
+                after = known_alone(after, self._known)
             if after is before:
                 continue
             if step.name != SHORTLIST and FILTERS[step.name].kind != "warper":
@@ -171,6 +181,15 @@ class Filters:
             )
             for place, row in rows.items()
         }
+
+
+def known_alone(scores: Tensor, known_ids: int | None) -> Tensor:
+    """Drop the ids beyond those known, padding of the model's vocabulary; costs nothing where there are none."""
+    if known_ids is None or scores.shape[-1] <= known_ids:
+        return scores
+    kept = scores.clone()
+    kept[:, known_ids:] = -torch.inf
+    return kept
 
 
 def label(row: Row, name: str) -> str:

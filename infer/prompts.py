@@ -28,6 +28,7 @@ from .selection import selection_of
 from .spans import hidden_positions
 from .stop import end_ids
 from .strategies import check
+from .vocabulary import check_ids, known_ids
 from .words import breaker_ids, word_ids
 
 Prompt = str | list[dict] | Dialogue | list[int]  # a text to continue, messages (with tools) to answer, or ids
@@ -68,22 +69,27 @@ def new_request(
     encoder_decoder = runner.model.config.is_encoder_decoder
     kind = check(params, runner.capabilities, encoder_decoder)
     kind.suits(params, runner)
-    ids = encode(tokenizer, prompt, name)
+    ids = encode(tokenizer, prompt, name, runner.source_vocab if encoder_decoder else runner.config.vocab_size)
     source = None
     if encoder_decoder:
         check_source(len(ids), runner.source_limit, name)
         source, ids = ids, decoder_start(runner.model)
     params = with_ids(within_length(params, len(ids), runner.limit, name), tokenizer)
-    check_filters(params, runner.config.vocab_size)
+    vocab = runner.config.vocab_size
+    apart = encoder_decoder and runner.source_vocab != runner.target_vocab  # the tokenizer's ids are then the source's alone
+    known = None if apart else known_ids(tokenizer, vocab)
+    check_filters(params, vocab, known)
     seed = secrets.randbits(32) if params.seed is None else params.seed
-    request = Request(index, ids, params, seed, ends, partial(new_text, tokenizer, params), source_ids=source, tokenizer=tokenizer)
+    request = Request(
+        index, ids, params, seed, ends, partial(new_text, tokenizer, params), source_ids=source, tokenizer=tokenizer, known_ids=known
+    )
     if params.dry_multiplier:
         request.breaker_ids = breaker_ids(tokenizer, params.dry_sequence_breakers)
     if params.hide or params.attention_mask is not None:
         refuse_hidden(runner)
         request.hidden = hidden_positions(tokenizer, prompt, ids, params.hide, params.attention_mask, name)
     steer(request, tokenizer, is_dialogue(prompt))
-    check_words(request, runner.config.vocab_size)
+    check_words(request, known or vocab)
     request.memory = None if request.hidden else engine.memory
     add_companion(request, tokenizer, engine)
     check_assistant(request, engine, tokenizer)
@@ -109,10 +115,11 @@ def check_source(tokens: int, limit: int | None, name: str) -> None:
 def add_companion(request: Request, tokenizer: PreTrainedTokenizerBase, engine: Engine) -> None:
     """Give the request the companion that its guidance or its amateur asks for."""
     params, negative = request.params, request.params.negative_prompt
+    vocab = engine.runner.config.vocab_size
     name = f"the companion of prompt {request.index + 1}" if negative is None else f"the negative prompt of prompt {request.index + 1}"
     if not isinstance(negative, str | list | tuple | Dialogue | None):
         raise UserError(f"negative_prompt must be a text, messages or ids, got {negative!r}")
-    companion = companion_of(params, request.prompt_ids, None if negative is None else encode(tokenizer, negative, name), engine)
+    companion = companion_of(params, request.prompt_ids, None if negative is None else encode(tokenizer, negative, name, vocab), engine)
     if companion is not None:
         check_length(len(companion[1]), params.max_new_tokens, (companion[0] or engine.runner).limit, name)
     accompany(request, companion)
@@ -145,8 +152,8 @@ def is_dialogue(prompt: Prompt) -> bool:
     return isinstance(prompt, Dialogue) or isinstance(prompt, list | tuple) and len(prompt) > 0 and isinstance(prompt[0], dict)
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, name: str = "the prompt") -> list[int]:
-    """Return a prompt's ids; raises UserError for one that is empty or of another type."""
+def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, name: str = "the prompt", vocab_size: int | None = None) -> list[int]:
+    """Return a prompt's ids; raises UserError for one that is empty, of another type, or of ids beyond the tokenizer or the model's vocabulary."""
     if isinstance(prompt, Dialogue):
         ids = prompt_ids(tokenizer, prompt.messages, prompt.tools)
     elif is_dialogue(prompt):
@@ -154,15 +161,20 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, name: str = "the 
     elif isinstance(prompt, str):
         ids = text_ids(tokenizer, prompt)
     else:
-        try:
-            ids = [operator.index(id) for id in prompt]
-        except TypeError:
-            raise UserError(f"{name} must be a text, a list of messages or a list of ids, got {prompt!r}") from None
+        ids = whole_numbers(prompt, f"{name} must be a text, a list of messages or a list of ids")
     if not ids:
         raise UserError(f"{name} is empty: give at least one token to continue")
-    if wrong := [id for id in (max(ids), min(ids)) if not 0 <= id < len(tokenizer)]:
-        raise UserError(f"{name} has the id {wrong[0]}, but the tokenizer's {len(tokenizer)} ids begin at 0")
+    known = len(tokenizer) if vocab_size is None else known_ids(tokenizer, vocab_size)
+    check_ids(ids, known, name, "model" if known == vocab_size else "tokenizer")
     return ids
+
+
+def whole_numbers(ids: Sequence[int], wanted: str) -> list[int]:
+    """Return ids as a list of int; raises UserError, which begins with `wanted`, for anything else."""
+    try:
+        return [operator.index(id) for id in ids]
+    except TypeError:
+        raise UserError(f"{wanted}, got {ids!r}") from None
 
 
 def check_length(tokens: int, new: int, limit: int | None, name: str) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..data.refusal import UserError
 from .events import Committed, Event, Finished, Observed, Result
 from .params import SamplingParams
-from .sample import hashed, uniform
+from .sample import hashed, key, uniform
 from .stop import AnswerText
 
 Combine = Callable[[Tensor, Tensor], Tensor]  # logits of the row and of its companion, [n, vocab] each, to the row's
@@ -45,6 +45,7 @@ class Request:
     select: Callable[[list[Row]], Sequence[Row]] | None = None
     memory: Any = None  # a PrefixCache that the rows' past comes from and goes to
     tokenizer: Any = None  # of the model
+    known_ids: int | None = None  # of the tokenizer; the ids beyond are never offered
     traced: bool = False
     started: float | None = None
     alone: bool = True  # its prompt has not been run, or it has one answer only
@@ -233,6 +234,10 @@ class Row:
     def noise(self, draw: int = 0) -> float:
         """A number in [0, 1) that belongs to this row's next position."""
         return uniform(self.seed, self.position, draw)
+
+    def key(self, draw: object = 0) -> int:
+        """What the noise of every id hangs on at this row's next position."""
+        return key(self.seed, self.position, draw)
 
     def commit(self, id: int, logprob: float) -> None:
         """Append a token to the answer and judge whether it ends there.

@@ -20,6 +20,7 @@ from .architecture import (
     Passed,
     attention_is_replaceable,
     carries_state,
+    check_pass,
     context_limit,
     evaluating,
     refuse_hidden_under_window,
@@ -98,14 +99,14 @@ class RaggedRunner:
         """Append `ids[i]` to row i, all rows in one pass; return logits, [sum(keep), vocab].
 
         `keep[i]` counts how many of the row's newest positions want logits; the result has them row after row, in
-        the order given.
+        the order given. Raises UserError, before anything is computed, for what cannot be run (see `check_pass`).
         """
         return self.observe(rows, ids, keep, ()).logits
 
     @torch.no_grad()
     def observe(self, rows: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int], layers: Sequence[int]) -> Passed:
         """As `forward`, with the hidden states of these layers at every new position, row after row."""
-        assert len(set(rows)) == len(rows) == len(ids) == len(keep) and all(ids)
+        check_pass(rows, ids, keep, self.config.vocab_size)
         plan, tokens, positions, starts = self._plan(rows, ids)
         ends = [start + len(new) for start, new in zip(starts, ids)]
         wanted = torch.tensor([i for end, k in zip(ends, keep) for i in range(end - k, end)], dtype=torch.long)

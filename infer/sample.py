@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from ..data.refusal import UserError
-
-BITS = 52  # so that a uniform number times a total is always below the total
+from .race import BITS, race
 
 
 def hashed(*parts: object, size: int = 8) -> int:
@@ -23,31 +22,35 @@ def uniform(seed: int, position: int, draw: int = 0) -> float:
     return (hashed(seed, position, draw) >> (64 - BITS)) / (1 << BITS)
 
 
-def draw(probs: Tensor, noise: Tensor) -> Tensor:
-    """Draw one id a row: the first whose cumulative probability, in the order of ids, passes the row's noise.
+def key(seed: int, position: int, draw: object = 0) -> int:
+    """Return what the noise of every id hangs on, for one draw of a row at a position: 64 bits as a signed number."""
+    bits = hashed(seed, position, draw, "ids")
+    return bits - (bits >> 63 << 64)
 
-    probs is [rows, vocab] and need not sum to one; noise is [rows, 1] in [0, 1). Returns [rows]. An id of probability 0
-    is never drawn.
+
+def draw(probs: Tensor, keys: Tensor) -> Tensor:
+    """Draw one id a row, the first to arrive in a race of the ids.
+
+    probs is [rows, vocab] and need not sum to one; keys is [rows] in int64. Returns [rows]. An id of probability 0 is never drawn.
     """
-    cumulative = probs.cumsum(dim=-1, dtype=torch.float64)
-    return torch.searchsorted(cumulative, noise.to(cumulative) * cumulative[:, -1:], right=True).squeeze(-1)
+    return race(probs, keys)[0].squeeze(-1)
 
 
-def choose(logits: Tensor, noise: Sequence[float | None]) -> tuple[Tensor, Tensor]:
-    """Choose one id a row, the likeliest where the noise is None; return ids [rows] and their log-probabilities [rows].
+def choose(logits: Tensor, keys: Sequence[int | None]) -> tuple[Tensor, Tensor]:
+    """Choose one id a row, the likeliest where the key is None; return ids [rows] and their log-probabilities [rows].
 
     The log-probability is that of the distribution given, so after every filter. Raises UserError for scores that are no distribution.
     """
-    total = logits.logsumexp(dim=-1)
-    if not bool(total.isfinite().all()):  # nan or +inf: an id drawn from these may lie beyond the vocabulary
+    probs = logits.softmax(dim=-1)
+    total = probs.sum(dim=-1, keepdim=True)  # float32's softmax does not sum to 1 as exactly
+    if not bool((total > 0).all()):  # nan: an id drawn from these may lie beyond the vocabulary
         raise UserError(
             "the scores are not finite, so no token can be chosen: the model overflows in its dtype (load it in float32 or bfloat16), "
             "its weights are broken, or a filter's setting is too extreme"
         )
-    drawn = [i for i, u in enumerate(noise) if u is not None]
-    ids = logits.argmax(dim=-1) if len(drawn) < len(noise) else torch.empty(len(logits), dtype=torch.long, device=logits.device)
+    drawn = [i for i, each in enumerate(keys) if each is not None]
+    ids = logits.argmax(dim=-1) if len(drawn) < len(keys) else torch.empty(len(logits), dtype=torch.long, device=logits.device)
     if drawn:
-        some, some_total = (logits, total) if len(drawn) == len(noise) else (logits[drawn], total[drawn])
-        u = torch.tensor([noise[i] for i in drawn], dtype=torch.float64, device=logits.device)[:, None]
-        ids[drawn] = draw((some - some_total[:, None]).exp(), u)
-    return ids, logits.gather(-1, ids[:, None]).squeeze(-1) - total
+        some = probs if len(drawn) == len(keys) else probs[drawn]
+        ids[drawn] = draw(some, torch.tensor([keys[i] for i in drawn], device=logits.device))
+    return ids, (probs.gather(-1, ids[:, None]) / total).squeeze(-1).log()

@@ -16,7 +16,7 @@ from .trace import Watch
 def sampling(arrivals: Callable[[], list[Row]]) -> Strategy:
     """Give every row one token a pass, until no row is left; `arrivals` is asked for more before each pass.
 
-    Rows are filtered together, each by its own settings, and each draws its own noise. A request for several answers
+    Rows are filtered together, each by its own settings, and each draws by its own noise. A request for several answers
     runs its prompt once and forks.
     """
     live: list[Row] = []
@@ -43,7 +43,7 @@ def take(live: list[Row], scores: Tensor, watch: Watch | None) -> list[Row]:
 
     A request that fails is finished with all its rows.
     """
-    chosen, logprobs = choose(scores, [row.noise() if row.request.params.samples else None for row in live])
+    chosen, logprobs = choose(scores, [row.key() if row.request.params.samples else None for row in live])
     ids = chosen.tolist()
     if watch is not None:
         watch.chosen(scores, ids)

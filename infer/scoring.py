@@ -14,8 +14,9 @@ from ..data.literal import continuing
 from ..data.refusal import UserError
 from .encoder_decoder_runner import EncoderDecoderRunner, decoder_start
 from .logits import wide
-from .prompts import Prompt, encode, is_dialogue
+from .prompts import Prompt, encode, is_dialogue, whole_numbers
 from .runner import open_runner
+from .vocabulary import check_ids
 
 MAX_POSITIONS = 8192  # new positions a pass
 MAX_LOGITS = 512  # rows of logits a pass: 100 MB of float32 at a vocabulary of 49,152
@@ -29,7 +30,9 @@ def score(
     """Return the log-probability of each answer's tokens behind its prompt: one [n] tensor a pair.
 
     Behind messages the answer is an assistant's turn, its end-of-turn token included, with exactly the ids that training
-    would teach; behind a text it is that text's continuation. Prompts cost no logits, and no answer is padded.
+    would teach; behind a text it is that text's continuation. Prompts cost no logits, and no answer is padded. The probabilities are the
+    model's own over its whole vocabulary, as transformers has them: what it gives to padding beyond the tokenizer, which an answer never
+    says, is counted.
 
     An encoder-decoder model reads the prompt and is scored on the answer as training encodes a target (`tokenizer(text_target=...)`,
     with the end token that it puts there); ids are scored as they are given.
@@ -38,25 +41,33 @@ def score(
         raise UserError(f"{len(prompts)} prompts and {len(completions)} completions: give one for each")
     runner = open_runner(model)
     if isinstance(runner, EncoderDecoderRunner):
-        targets = [target_ids(tokenizer, completion, f"answer {n}") for n, completion in enumerate(completions, 1)]
-        return score_targets(runner, [encode(tokenizer, prompt, f"prompt {n}") for n, prompt in enumerate(prompts, 1)], targets)
-    each = enumerate(zip(prompts, completions), 1)
-    return score_ids(runner, [pair_ids(tokenizer, *pair, runner.limit, f"prompt {n} with its answer") for n, pair in each])
+        targets = [target_ids(tokenizer, completion, f"answer {n}", runner.target_vocab) for n, completion in enumerate(completions, 1)]
+        sources = [encode(tokenizer, prompt, f"prompt {n}", runner.source_vocab) for n, prompt in enumerate(prompts, 1)]
+        return score_targets(runner, sources, targets)
+    each, vocab = enumerate(zip(prompts, completions), 1), runner.config.vocab_size
+    return score_ids(runner, [pair_ids(tokenizer, *pair, runner.limit, f"prompt {n} with its answer", vocab) for n, pair in each])
 
 
 def pair_ids(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Completion, limit: int | None, name: str
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Completion, limit: int | None, name: str, vocab_size: int | None = None
 ) -> tuple[list[int], list[int]]:
-    """Return the ids of a prompt and of the answer behind it; raises UserError for an empty answer or one too long."""
+    """Return the ids of a prompt and of the answer behind it.
+
+    Raises UserError for an empty answer, one too long, and one that has ids beyond the model's vocabulary.
+    """
     if not completion or (isinstance(completion, dict) and not completion.get("content") and not completion.get("tool_calls")):
         raise UserError(f"{name}: the answer is empty, there is nothing to score")
-    ids, answer = _pair_ids(tokenizer, prompt, completion, name)
+    ids, answer = _pair_ids(tokenizer, prompt, completion, name, vocab_size)
+    if vocab_size is not None:
+        check_ids(ids + answer, vocab_size, name)
     if limit is not None and len(ids) + len(answer) > limit:
         raise UserError(f"{name} has {len(ids) + len(answer)} tokens, more than the {limit} positions of the model: shorten it")
     return ids, answer
 
 
-def _pair_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Completion, name: str) -> tuple[list[int], list[int]]:
+def _pair_ids(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Completion, name: str, vocab_size: int | None
+) -> tuple[list[int], list[int]]:
     if is_dialogue(prompt) and not isinstance(completion, list):
         messages, tools = (prompt.messages, prompt.tools) if isinstance(prompt, Dialogue) else (prompt, None)
         message = {"role": "assistant", "content": completion} if isinstance(completion, str) else completion
@@ -65,8 +76,9 @@ def _pair_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Co
         return turn.prompt_ids, turn.answer_ids
     if isinstance(completion, dict):
         raise UserError(f"{name}: a message can be scored behind messages alone: give the answer as a text")
-    answer = continuing(plain_ids(tokenizer), completion) if isinstance(completion, str) else list(completion)
-    return encode(tokenizer, prompt, name), answer
+    text = isinstance(completion, str)
+    answer = continuing(plain_ids(tokenizer), completion) if text else whole_numbers(completion, f"{name}: an answer must be a text or a list of ids")
+    return encode(tokenizer, prompt, name, vocab_size), answer
 
 
 def plain_ids(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], list[int]]:
@@ -74,13 +86,15 @@ def plain_ids(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], list[int]]:
     return lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def target_ids(tokenizer: PreTrainedTokenizerBase, completion: Completion, name: str) -> list[int]:
-    """Return the ids that an encoder-decoder model is scored on; raises UserError for a message and for an empty answer."""
+def target_ids(tokenizer: PreTrainedTokenizerBase, completion: Completion, name: str, vocab_size: int) -> list[int]:
+    """Return the ids that an encoder-decoder model is scored on; raises UserError for a message, an empty answer and unknown ids."""
     if isinstance(completion, dict):
         raise UserError(f"{name} is a message, which an encoder-decoder model does not answer with: give it as a text")
-    ids = tokenizer(text_target=completion)["input_ids"] if isinstance(completion, str) else list(completion)
+    text = isinstance(completion, str)
+    ids = tokenizer(text_target=completion)["input_ids"] if text else whole_numbers(completion, f"{name} must be a text or a list of ids")
     if not completion or not ids:
         raise UserError(f"{name} is empty, there is nothing to score")
+    check_ids(ids, vocab_size, name)
     return ids
 
 

@@ -43,10 +43,11 @@ def residual(p: Tensor, q: Tensor) -> Tensor:
     return torch.where(rest.sum(dim=-1, keepdim=True) > 0, rest, p)  # where they are equal, rounding alone can refuse
 
 
-def speculate(p: Tensor, q: Tensor, ids: Tensor, judge: Tensor, other: Tensor) -> Tensor:
+def speculate(p: Tensor, q: Tensor, ids: Tensor, judge: Tensor, keys: Tensor) -> Tensor:
     """Return each guessed id, or what replaces it, [n]: drawn from q, they come out drawn from p.
 
-    `judge` and `other` are [n] numbers in [0, 1) of the rows' own: one decides whether the guess stays, one draws its replacement.
+    `judge`, [n] numbers in [0, 1), decide whether the guesses stay; `keys`, [n], draw the replacements. Both are the rows' own, and
+    none of them drew a guess.
     """
     stays = judge < acceptance(p, q, ids)
-    return torch.where(stays, ids, draw(residual(p, q), other[:, None]))
+    return torch.where(stays, ids, draw(residual(p, q), keys))

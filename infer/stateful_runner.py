@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.refusal import UserError
-from .architecture import Capabilities, context_limit, evaluating, refuse_unsupported, transformers_model
+from .architecture import Capabilities, check_pass, context_limit, evaluating, refuse_unsupported, transformers_model
 from .batched_rows import Rows
 
 MEMORIES = ("past_key_values", "cache_params", "state")  # what architectures call it
@@ -54,6 +54,7 @@ class StatefulRunner(Rows):
     @torch.no_grad()
     def forward(self, rows: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int]) -> Tensor:
         """As the ragged runner, row by row; behind a past, token by token, for many architectures step singly alone."""
+        check_pass(rows, ids, keep, self.vocab_size)
         logits = []
         with evaluating(self.model):
             for row, new, kept in zip(rows, ids, keep):

@@ -6,8 +6,10 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.literal import literal_text
 from .drafts import DraftRow, ModelDrafts
+from .filters import known_alone
 from .row import Row
 from .speculation import Guess
+from .vocabulary import known_ids
 
 TAIL = 8  # newest tokens that a draft is read together with, so that it is split as it would be behind them
 UNFINISHED = "\ufffd"  # where a text ends within a character
@@ -76,7 +78,8 @@ class UniversalDrafts(ModelDrafts):
         return draft.begin(row)
 
     def _extend(self, drafts: list[DraftRow], logits) -> list[DraftRow]:
-        probs, ids = logits.float().softmax(dim=-1).max(dim=-1)
+        logits = known_alone(logits.float(), known_ids(self.translation.draft, logits.shape[-1]))
+        probs, ids = logits.softmax(dim=-1).max(dim=-1)
         for draft, id, p in zip(drafts, ids.tolist(), probs.tolist()):
             draft.ids.append(id)
             draft.guess.ids.append(id)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
+from collections.abc import Sequence
 from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
+from ..data.refusal import UserError
 from ..data.template import remember
 from .detokenise import BYTE_TOKEN, byte_level, is_byte_level, special_ids
 
@@ -96,6 +98,19 @@ class Vocabulary:
         """Whether a token begins with `prefix`."""
         first = bisect_left(self._sorted, (prefix, -1))
         return first < len(self._sorted) and self._sorted[first][0].startswith(prefix)
+
+
+def known_ids(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> int:
+    """Return how many first ids of a model are its tokenizer's; those behind are padding of the vocabulary and stand for nothing."""
+    if vocab_size <= len(tokenizer):
+        return vocab_size
+    return min(vocab_size, 1 + remember(tokenizer, "highest id", lambda: max(tokenizer.get_vocab().values())))  # ids may have gaps
+
+
+def check_ids(ids: Sequence[int], count: int, name: str, whose: str = "model") -> None:
+    """Raise UserError for an id beyond the `count` first; `name` is what has it, and `whose` the ids are."""
+    if wrong := [id for id in (max(ids), min(ids)) if not 0 <= id < count]:
+        raise UserError(f"{name} has the id {wrong[0]}, but the {whose}'s ids are those from 0 to {count - 1}")
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes | None]:

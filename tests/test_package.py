@@ -161,3 +161,22 @@ def test_set_up_installs_the_versions_that_the_package_asks_for():
 def test_scripts_can_be_run_and_parse(script):
     assert (ROOT / script).stat().st_mode & 0o111
     subprocess.run(["bash", "-n", ROOT / script], check=True)
+
+
+def test_text_files_are_opened_in_a_named_encoding():
+    def unnamed(call: ast.Call) -> bool:
+        name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+        mode = next((each.value for each in call.args if isinstance(each, ast.Constant) and re.fullmatch("[rwaxbt+]+", str(each.value))), "r")
+        text = name in ("read_text", "write_text") or name == "open" and "b" not in mode and not isinstance(call.func, ast.Attribute)
+        return text and "encoding" not in {keyword.arg for keyword in call.keywords}
+
+    calls = [
+        (path.relative_to(ROOT), node)
+        for room in ("data", "infer")
+        for path in files(room, "*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+    ]
+    assert len(calls) > 1000
+    found = [f"{path}:{node.lineno}" for path, node in calls if unnamed(node)]
+    assert not found, f"the machine's locale decides what these read or write: give encoding=\"utf-8\": {found}"

@@ -72,6 +72,8 @@ def test_what_the_model_does_not_have_is_named(tiny, tiny_llama):
         check_attention(tiny_llama, 0, 4)
     with pytest.raises(UserError, match="bart is an encoder-decoder"):
         check_attention(tiny("bart"), 0)
+    with pytest.raises(UserError, match="has the id 128, but the model's ids are those from 0 to 127"):
+        attention_map(tiny_llama, [5, 128], 0)
     with pytest.raises(UserError, match="257 tokens"):
         attention_map(tiny_llama, [5] * 257, 0)
 

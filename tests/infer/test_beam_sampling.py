@@ -5,9 +5,10 @@ from itertools import permutations
 import pytest
 import torch
 
-from seodang.infer.candidates import drawn, generator_of
+from seodang.infer.candidates import drawn
 from seodang.infer.generation import generate
 from seodang.infer.params import SamplingParams
+from seodang.infer.sample import key
 
 PROMPTS = [[5, 6, 7, 8], [9], [20, 21, 22, 90, 3, 11], [77, 5]]
 STOPS = [64, 101, 15, 33]
@@ -77,7 +78,7 @@ def test_draws_are_without_replacement_each_by_what_is_left():
     weights = (weights / weights.sum()).tolist()
     counts = {pair: 0 for pair in permutations(range(6), 2)}
     for seed in range(6000):
-        first, second = drawn(logprobs, sums, 2, generator_of(seed, 0))
+        first, second = drawn(logprobs, sums, 2, torch.tensor([key(seed, 0, "a"), key(seed, 0, "b")]))
         assert first.total == pytest.approx(float(sums[first.parent] + logprobs[first.parent, first.id]))
         counts[first.parent * 3 + first.id, second.parent * 3 + second.id] += 1
     expected = {(a, b): 6000 * weights[a] * weights[b] / (1 - weights[a]) for a, b in counts}
@@ -85,8 +86,9 @@ def test_draws_are_without_replacement_each_by_what_is_left():
 
 
 def test_what_was_dropped_is_never_drawn_nor_taken():
-    logprobs = torch.tensor([[0.0, -torch.inf, -1.0]])
-    assert [each.id for each in drawn(logprobs, torch.zeros(1), 3, generator_of(0, 0))] in ([0, 2], [2, 0])
+    logprobs = torch.tensor([[-torch.inf, -torch.inf, -torch.inf], [0.0, -torch.inf, -1.0]])
+    found = [(each.parent, each.id) for each in drawn(logprobs, torch.zeros(2), 3, torch.tensor([key(0, 0), key(1, 0)]))]
+    assert found in ([(1, 0), (1, 2)], [(1, 2), (1, 0)])
 
 
 def test_a_seed_draws_the_same_alone_and_beside_others_of_every_strategy(double, tiny_tokenizer):

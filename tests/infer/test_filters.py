@@ -9,6 +9,7 @@ from transformers import GenerationConfig, SuppressTokensLogitsProcessor
 
 from seodang.data.refusal import UserError
 from seodang.infer import logits as shapes
+from seodang.infer.filter_table import XTC_DRAW
 from seodang.infer.filters import DEFAULT_ORDER, FILTERS, Filters, check_filters, order_of, uses
 from seodang.infer.generation import generate
 from seodang.infer.params import SamplingParams
@@ -142,12 +143,12 @@ def test_what_may_not_begin_the_answer_is_dropped_behind_a_forced_beginning():
     assert kept[2].nonzero().flatten().tolist() == [5]  # forced, and nothing else
 
 
-def test_xtc_draws_the_rows_own_number_and_not_the_one_that_chooses():
+def test_xtc_draws_the_rows_own_number():
     scores, seeds = torch.tensor([[2.0, 1.9, -1, -2]]), range(60)
     rows = [row([1], seed=seed, xtc_probability=0.5) for seed in seeds]
     done = (Filters(rows)(scores.repeat(60, 1)) == -torch.inf).any(dim=-1).tolist()
     assert 15 < sum(done) < 45
-    assert done != [uniform(seed, 0) < 0.5 for seed in seeds]
+    assert done == [uniform(seed, 0, XTC_DRAW) < 0.5 for seed in seeds]
 
 
 def test_mirostat_remembers_in_the_row_and_a_fork_goes_on_by_itself():
@@ -332,3 +333,8 @@ def test_a_callers_filter_that_turns_what_was_dropped_into_infinity_is_refused_b
     params = SamplingParams(suppress_tokens=[33], filters=[contrary], max_new_tokens=3, **settings)
     with pytest.raises(UserError, match="the filter contrary returned nan or infinity after 2 tokens"):
         generate(tiny_llama, tiny_tokenizer, [[5, 6]], params)
+
+
+def test_bad_words_that_nobody_made_ids_of_are_refused():
+    with pytest.raises(UserError, match="bad_words=.*'tea'.*give bad_words_ids"):
+        Filters([row([1], bad_words=["tea"])])(torch.zeros(1, 10))

@@ -275,6 +275,8 @@ def test_a_stream_that_is_left_early_gives_its_memory_back(tiny, tokenizer, open
         ([[5, 6]], {"min_length": 8}, "min_length=8 leaves no room: prompt 1 may have 5 new tokens"),
         ([[5, 6]], {"min_new_tokens": 3, "max_length": 4}, "min_new_tokens=3 leaves no room: prompt 1 may have 2 new tokens"),
         ([[5, 70000]], {}, "prompt 1 has the id 70000"),
+        ([[5], [6, 128]], {}, "prompt 2 has the id 128, but the model's ids are those from 0 to 127"),
+        ([[5]], {"guidance_scale": 1.5, "negative_prompt": [128]}, "the negative prompt of prompt 1 has the id 128"),
         ("text", {}, "prompts must be a list"),
     ],
     ids=str,

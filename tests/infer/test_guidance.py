@@ -14,7 +14,7 @@ from seodang.infer.memory import PrefixCache
 from seodang.infer.params import SamplingParams
 from seodang.infer.row import derived
 from seodang.infer.runner import open_runner
-from seodang.infer.sample import uniform
+from seodang.infer.sample import draw, key
 
 PROMPT, NEGATIVE = [5, 6, 7, 8], [11, 12]
 
@@ -33,7 +33,7 @@ def next_logprobs(model, ids: list[int]) -> torch.Tensor:
 
 
 def drawn(scores: torch.Tensor, seed: int, position: int) -> int:
-    return int((scores.softmax(-1).cumsum(-1) <= uniform(seed, position)).sum())
+    return int(draw(scores.softmax(-1)[None], torch.tensor([key(seed, position)])))
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

@@ -7,7 +7,7 @@ import torch
 
 from seodang.infer.logits import mirostat
 from seodang.infer.mirostat import Mirostat
-from seodang.infer.sample import choose, uniform
+from seodang.infer.sample import choose, key
 
 
 def test_mu_follows_the_rule_by_hand():
@@ -42,7 +42,7 @@ def test_the_mean_surprise_comes_to_the_target(tau):
     for position in range(1500):
         kept = mirostat(logits, torch.tensor([[state.mu]]))
         state.offer(kept.log_softmax(dim=-1)[0])
-        ids, logprobs = choose(kept, [uniform(0, position)])
+        ids, logprobs = choose(kept, [key(0, position)])
         state.accept(int(ids[0]))
         surprises.append(-float(logprobs[0]) / math.log(2))
     assert sum(surprises[500:]) / 1000 == pytest.approx(tau, abs=0.1)

@@ -100,6 +100,7 @@ def test_the_model_stays_its_owners(fresh_tiny):
 def test_the_model_is_given_back_when_a_pass_fails(fresh_tiny):
     model = fresh_tiny("llama")
     runner = open_runner(model)
+    model.config.vocab_size = 10_000  # more than it has
     with pytest.raises(IndexError):
         runner.forward([runner.row()], [[5000]], [1])
     assert model.config._attn_implementation == "sdpa"
@@ -183,3 +184,39 @@ def test_takes_the_limit_from_the_config(tiny):
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "original_max_position_embeddings": 64}
     long = tiny("llama", rope_parameters=rope)
     assert open_runner(long).limit == 64  # beyond it, one long row would change the others
+
+
+@pytest.mark.parametrize(
+    "rows, ids, keep, words",
+    [
+        ([0], [[5, 128]], [1], "row 0 has the id 128, but the model's ids are those from 0 to 127"),
+        ([0, 1], [[5], [-1]], [1, 1], "row 1 has the id -1"),
+        ([0], [[5], [6]], [1], "1 rows, 2 lists of ids and 1 numbers of logits"),
+        ([0, 0], [[5], [6]], [1, 1], "name one twice"),
+        ([0, 1], [[5], []], [1, 0], "row 1 has no new ids"),
+        ([0], [[5, 6]], [3], "row 0 is to keep the logits of 3 positions, but has 2 new ids"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["llama", "bart", "mamba", "falcon"])
+def test_what_no_runner_can_run_is_refused_before_anything_is_computed(tiny, kind, rows, ids, keep, words):
+    runner = open_runner(tiny(kind) if kind in ("llama", "bart") else other(kind))
+    for _ in range(2):
+        runner.row(*([[5]] if kind == "bart" else []))
+    with pytest.raises(UserError, match=words):
+        runner.forward(rows, ids, keep)
+    assert (runner.passes, runner.length(0)) == (0, 0)
+    if kind != "mamba":
+        with pytest.raises(UserError, match="row 0 has 0 positions in the cache and cannot be cut to 1"):
+            runner.truncate(0, 1)
+
+
+def other(kind: str):
+    """A tiny model of a runner of its own."""
+    sizes = {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 1}
+    more = {"mamba": {"state_size": 4, "intermediate_size": 64}, "falcon": {"num_attention_heads": 4, "alibi": True}}[kind]
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **more)).eval()
+
+
+def test_a_source_of_ids_beyond_the_encoder_is_refused(tiny):
+    with pytest.raises(UserError, match="the source has the id 128, but the model's ids are those from 0 to 127"):
+        open_runner(tiny("t5")).row([5, 128])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from seodang.data.refusal import UserError
-from seodang.infer.sample import choose, draw, uniform
+from seodang.infer.sample import choose, draw, key, uniform
 
 CRITICAL = {3: 16.27, 5: 20.52, 9: 27.88}  # chi-square at p = 0.001, by degrees of freedom
 
@@ -27,7 +27,7 @@ def test_tokens_come_as_often_as_their_probability_says():
     probs = [0.4, 0.05, 0.0, 0.25, 0.2, 0.1]
     n = 8000
     logits = torch.tensor(probs, dtype=torch.float64).log().repeat(n, 1)
-    ids, logprobs = choose(logits, [uniform(seed, 5) for seed in range(n)])
+    ids, logprobs = choose(logits, [key(seed, 5) for seed in range(n)])
     counts = torch.bincount(ids, minlength=6).tolist()
     assert counts[2] == 0  # impossible, not just rare
     drawn = [i for i in range(6) if i != 2]
@@ -37,29 +37,38 @@ def test_tokens_come_as_often_as_their_probability_says():
 
 def test_successive_positions_of_one_seed_are_independent():
     logits = torch.tensor([0.5, 0.5]).log().repeat(4000, 1)
-    ids, _ = choose(logits, [uniform(11, position) for position in range(4000)])
+    ids, _ = choose(logits, [key(11, position) for position in range(4000)])
     pairs = [2 * a + b for a, b in zip(ids.tolist(), ids.tolist()[1:])]
     assert chi_square([pairs.count(i) for i in range(4)], [len(pairs) / 4] * 4) < CRITICAL[3]
 
 
-def test_extreme_noise_draws_the_first_and_the_last_possible_token():
-    probs = torch.tensor([[0.0, 0.3, 0.7, 0.0]], dtype=torch.float32)
-    assert draw(probs, torch.tensor([[0.0]], dtype=torch.float64)).tolist() == [1]
-    assert draw(probs, torch.tensor([[1 - 2**-52]], dtype=torch.float64)).tolist() == [2]
+def test_what_rounds_at_one_token_never_moves_a_draw_between_two_others():
+    generator = torch.Generator().manual_seed(0)
+    probs = (3 * torch.randn(1, 300, generator=generator)).softmax(dim=-1).repeat(1000, 1)
+    keys = torch.tensor([key(seed, 0) for seed in range(len(probs))])
+    before, likely = draw(probs, keys), int(probs[0].argmax())
+    probs[:, likely] *= 1.2
+    after = draw(probs, keys)
+    assert (after != before).any() and (after[after != before] == likely).all()
+
+
+def test_a_key_belongs_to_seed_position_and_draw():
+    assert key(7, 3) == key(7, 3) and -(2**63) <= min(keys := [key(n, 0) for n in range(99)]) < 0 < max(keys) < 2**63
+    assert len({key(7, 3), key(7, 4), key(8, 3), key(7, 3, 1), key(-7, 3), key(73, 0)}) == 6
 
 
 def test_rows_without_noise_take_the_likeliest_beside_rows_that_draw():
     logits = torch.tensor([[1.0, 3.0, 2.0], [0.0, -torch.inf, -torch.inf], [0.0, 0.0, 5.0]])
-    ids, logprobs = choose(logits, [None, 0.99, None])
+    ids, logprobs = choose(logits, [None, key(0, 0), None])
     assert ids.tolist() == [1, 0, 2]
     assert logprobs[0].item() == pytest.approx(-math.log(1 + math.exp(-1) + math.exp(-2)), abs=1e-6)
     assert logprobs[1].item() == 0.0
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("noise", [None, 0.5])
-def test_scores_that_are_no_distribution_are_refused_by_name(bad, noise):
+@pytest.mark.parametrize("own", [None, key(1, 0)])
+def test_scores_that_are_no_distribution_are_refused_by_name(bad, own):
     logits = torch.zeros(2, 6)
     logits[1, 3] = bad
     with pytest.raises(UserError, match="the scores are not finite"):
-        choose(logits, [0.1, noise])
+        choose(logits, [key(0, 0), own])

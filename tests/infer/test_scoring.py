@@ -88,3 +88,19 @@ def test_half_precision_is_scored_in_float32():
     found = scoring.chosen(logits, targets)
     exact = logits.double().log_softmax(-1)[torch.arange(6), targets]
     assert found.dtype == torch.float32 and found.tolist() == pytest.approx(exact.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_ids_beyond_the_vocabulary_are_refused_by_name_before_anything_is_computed(tiny, tokenizer, kind):
+    model = tiny(kind)
+    for prompts, answers, words in (
+        ([[5], [5, 128]], [[6], [6]], "prompt 2.* has the id 128, but the model's ids are those from 0 to 127"),
+        ([[5], [5]], [[6], [6, 128]], "(answer 2|prompt 2 with its answer) has the id 128"),
+        ([[5], [5]], [[6], [-1]], "(answer 2|prompt 2 with its answer) has the id -1"),
+        ([[5], ["a"]], [[6], [6]], "prompt 2.* must be a text, a list of messages or a list of ids"),
+        ([[5], [5]], [[6], [6.5]], "must be a text or a list of ids, got \\[6.5\\]"),
+        ([[5], "many words that the tiny model does not have"], [[6], [6]], "prompt 2.* has the id"),
+        ([[5], [5]], [[6], "many words that the tiny model does not have"], "2.* has the id"),
+    ):
+        with pytest.raises(UserError, match=words):
+            score(model, tokenizer, prompts, answers)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from seodang.infer.sample import draw, key, uniform
 from seodang.infer.speculation import acceptance, residual, speculate
 
 P = torch.tensor([[0.5, 0.3, 0.2, 0.0]], dtype=torch.float64)
@@ -22,23 +23,23 @@ def test_where_both_distributions_are_equal_a_refusal_by_rounding_is_drawn_anew(
     assert residual(P, P).tolist() == P.tolist()
 
 
-def speculated(n: int = 100):
-    """Every guess with every pair of noise numbers of a fine grid: ids and weights, and whether the guess stayed."""
-    grid = (torch.arange(n, dtype=torch.float64) + 0.5) / n
-    guess = torch.arange(4).repeat_interleave(n * n)
-    judge, other = grid.repeat_interleave(n).repeat(4), grid.repeat(4 * n)
-    p, q = (x.expand(len(guess), -1) for x in (P, Q))
-    return guess, Q[0, guess] / (n * n), speculate(p, q, guess, judge, other)
+def keys(n: int, draw: int = 0):
+    return torch.tensor([key(seed, 0, draw) for seed in range(n)])
 
 
 def test_guesses_drawn_from_the_draft_come_out_drawn_from_the_target():
-    _, weight, ids = speculated()
-    came = torch.zeros(4, dtype=torch.float64).index_add(0, ids, weight)
-    assert came.tolist() == pytest.approx(P[0].tolist(), abs=1e-12)
+    n = 20_000
+    p, q = P.expand(n, -1), Q.expand(n, -1)
+    judge = torch.tensor([uniform(seed, 0, 2) for seed in range(n)], dtype=torch.float64)
+    counts = torch.bincount(speculate(p, q, draw(q, keys(n, 1)), judge, keys(n)), minlength=4)
+    assert counts[3] == 0
+    assert float(((counts - n * P[0]) ** 2 / (n * P[0]))[:3].sum()) < 13.82  # chi-square at p = 0.001, 2 degrees of freedom
 
 
 def test_the_rate_of_acceptance_is_the_overlap_of_the_distributions():
-    guess, weight, ids = speculated()
+    grid = (torch.arange(100, dtype=torch.float64) + 0.5) / 100
+    guess, judge = torch.arange(4).repeat_interleave(100), grid.repeat(4)
+    ids = speculate(P.expand(400, -1), Q.expand(400, -1), guess, judge, keys(400))
     # a replacement is never the refused guess itself: there the draft had too much
-    assert float(weight[ids == guess].sum()) == pytest.approx(0.2 + 0.3 + 0.1 + 0.0)
+    assert float(Q[0, guess[ids == guess]].sum() / 100) == pytest.approx(0.2 + 0.3 + 0.1 + 0.0)
     assert float(torch.minimum(P, Q).sum()) == pytest.approx(0.6)
