@@ -100,7 +100,6 @@ def test_a_request_that_fails_leaves_the_others_what_they_say(answered, tiny, mo
         ({"best_of": 2, "answer_of": lambda text: ([],)}, "answer_of must return what can be compared and counted"),
         ({"best_of": 2, "utility": lost}, "utility lost raised KeyError: 'lost'"),
     ],
-    ids=str,
 )
 def test_a_choice_among_answers_that_fails_is_its_requests_too(answered, settings, message):
     sampled = SamplingParams(**BASE, temperature=1.0, seed=5)
