@@ -100,7 +100,7 @@ def outcome(model, tokenizer, prompts, settings) -> list | str:
     """The answers' ids, or the reason for which there are none."""
     try:
         params = [SamplingParams(**of_prompt(settings, prompt)) for prompt in prompts]
-        return [(r.row, r.choice, r.ids, r.text, r.finish_reason) for r in generate(model, tokenizer, prompts, params)]
+        return [(r.row, r.choice, r.ids, r.text, r.finish_reason) for r in generate(model, tokenizer, prompts, params, on_error="raise")]
     except UserError as error:
         return str(error)
 
