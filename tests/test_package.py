@@ -172,7 +172,7 @@ def test_text_files_are_opened_in_a_named_encoding():
 
     calls = [
         (path.relative_to(ROOT), node)
-        for room in ("data", "infer")
+        for room in ROOMS
         for path in files(room, "*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call)
