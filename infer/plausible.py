@@ -31,7 +31,7 @@ class Plausible:
     Where bans leave none that is plausible, the model's own distribution decides among what they do leave, plausible ones alone again.
     """
 
-    name = "plausible"
+    name, must_end = "plausible", False
 
     def __init__(self, alpha: float):
         self.alpha = alpha

@@ -135,7 +135,7 @@ def _told(different: Mapping[str, tuple[Any, Any]], names: Sequence[str]) -> str
 
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return text if len(text) <= 300 else text[:297] + "..."
 
 
 def _plain(value: Any) -> Any:

@@ -109,10 +109,9 @@ CHATML = (
 )
 
 
-@pytest.fixture
-def tiny_tokenizer():
-    """A byte-level tokenizer of 128 ids without merges (ASCII only), ChatML its template; fits the tiny models."""
-    letters = sorted(ByteLevel.alphabet(), key=lambda c: (ord(c) > 126, ord(c)))[:120]
+def build_tokenizer(size: int = 128) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer of so many ids without merges (ASCII only), ChatML its template."""
+    letters = sorted(ByteLevel.alphabet(), key=lambda c: (ord(c) > 126, ord(c)))[: size - 4]
     specials = ["<pad>", "<s>", "<|im_end|>", "<|im_start|>"]
     vocab = {token: id for id, token in enumerate([*specials, *letters])}
     model = Tokenizer(models.BPE(vocab, [], unk_token=None))
@@ -122,6 +121,18 @@ def tiny_tokenizer():
     )
     tokenizer.chat_template = CHATML
     return tokenizer
+
+
+@pytest.fixture
+def byte_tokenizer():
+    """`byte_tokenizer(size)`: a tokenizer of so many ids."""
+    return build_tokenizer
+
+
+@pytest.fixture
+def tiny_tokenizer():
+    """A tokenizer with an id for each of the tiny models'."""
+    return build_tokenizer()
 
 
 @pytest.fixture(scope="session")

@@ -289,7 +289,7 @@ class PpoTrainer(Sealed, Trainer):
 
     def _reduced(self, values: Tensor) -> Tensor:
         """Sums over all processes."""
-        return self.summed(values.double()) if self.args.world_size > 1 else values
+        return self.summed(in_float64(values)) if self.args.world_size > 1 else values
 
     def _total(self, moments: Moments) -> Moments:
         return Moments(*self._reduced(torch.stack(list(moments))))

@@ -43,7 +43,7 @@ def samples(tiny, kind: str, name: str, tokenizer) -> dict[str, tuple[dict, dict
     """For every option what stands beside it, and a value that makes another answer of it."""
     other = tiny("llama", seed=1)
     thinking, guided, amateur = {"thinking_budget": 1, "thinking_end": "!"}, {"guidance_scale": 1.5}, {"amateur_model": other, "amateur_alpha": 1e-9}
-    drafted, dry = {"assistant_model": other, "prompt_lookup_num_tokens": None}, {**REPEATS, "dry_multiplier": 1e6}
+    drafted, dry = {"assistant_model": tiny(kind, seed=1), "prompt_lookup_num_tokens": None}, {**REPEATS, "dry_multiplier": 1e6}
     likely, weight = ENDS_EARLY.get((kind, name), (5.0, 9.0))
     drawn = {"do_sample": True} if name in ("sampling", "dola", "assisted") else {}  # else all greedy answers would be the same
     return {
@@ -81,8 +81,8 @@ def samples(tiny, kind: str, name: str, tokenizer) -> dict[str, tuple[dict, dict
         "assistant_tokenizer": (drafted, {"assistant_tokenizer": tokenizer}), "assistant_early_exit": ({}, {"assistant_early_exit": 1, "prompt_lookup_num_tokens": None}),
         "prompt_lookup_num_tokens": ({}, {"prompt_lookup_num_tokens": 2}), "max_matching_ngram_size": ({}, {"max_matching_ngram_size": 3}),
         "num_assistant_tokens": (drafted, {"num_assistant_tokens": 2}), "num_assistant_tokens_schedule": (drafted, {"num_assistant_tokens_schedule": "constant"}),
-        "assistant_confidence_threshold": (drafted, {"assistant_confidence_threshold": 0.0}), "best_of": ({}, {"best_of": 8}),
-        "reward": ({}, {"reward": lambda prompt, text: float(sum(map(ord, text)))}), "answer_of": ({}, {"answer_of": len}), "utility": ({}, {"utility": lambda a, b: float(sum(map(ord, a)))}),
+        "assistant_confidence_threshold": (drafted, {"assistant_confidence_threshold": 0.0}), "best_of": ({}, {"best_of": 16}),
+        "reward": ({}, {"reward": lambda prompt, text: -float(sum(map(ord, text)))}), "answer_of": ({}, {"answer_of": len}), "utility": ({}, {"utility": lambda a, b: float(sum(map(ord, a)))}),
     }  # fmt: skip
 
 
@@ -154,7 +154,11 @@ def test_every_option_changes_the_answer_exactly_or_is_refused_by_name(tiny, fre
             continue
         before = next((found for given, found in without if given == beside), None) or outcome(model, tiny_tokenizer, PROMPTS, {**usual, **beside})
         without.append((beside, before))
-        assert (together == before) == stays(name, kind, option), f"{name} with {option}: {together}, without it {before}"
+        same = together == before
+        if same and not stays(name, kind, option):  # by chance: it must show with another seed
+            plain = {**usual, **beside}
+            same = all(outcome(model, tiny_tokenizer, PROMPTS, {**settings, "seed": n}) == outcome(model, tiny_tokenizer, PROMPTS, {**plain, "seed": n}) for n in range(20))
+        assert same == stays(name, kind, option), f"{name} with {option}: {together}, without it {before}"
         for row, prompt in enumerate(PROMPTS):
             alone = outcome(model, tiny_tokenizer, [prompt], settings)
             assert [each[1:] for each in together if each[0] == row] == [each[1:] for each in alone], f"{name} with {option} in a batch"
@@ -164,7 +168,7 @@ def test_every_option_changes_the_answer_exactly_or_is_refused_by_name(tiny, fre
 
 def test_strategies_of_all_kinds_in_one_run_find_what_each_finds_alone(fresh_tiny, tiny_tokenizer):
     model = fresh_tiny("llama", num_hidden_layers=4).double()
-    every = [SamplingParams(max_new_tokens=12, seed=5, **settings) for settings in MEANT.values()]
+    every = [SamplingParams(**{"max_new_tokens": 12, "seed": 5, **settings}) for settings in MEANT.values()]
     every.append(SamplingParams(max_new_tokens=12, seed=5, temperature=1.3, top_p=0.9, num_return_sequences=2))
     every.append(SamplingParams(max_new_tokens=12, assistant_model=fresh_tiny("llama", seed=1).double()))
     every.append(SamplingParams(max_new_tokens=12, num_beams=3, guidance_scale=1.5, negative_prompt=[9, 10]))

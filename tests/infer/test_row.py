@@ -7,7 +7,7 @@ from seodang.infer.row import Request, Row
 class Text:
     stopped = False
 
-    def push(self, id: int) -> str:
+    def push(self, id: int, judged: bool = True) -> str:
         return chr(id)
 
     def fork(self) -> "Text":

@@ -16,6 +16,11 @@ PROMPTS = [[5, 6, 7, 8, 5, 6], [9, 20]]
 
 
 @pytest.fixture
+def tiny_tokenizer(byte_tokenizer):
+    return byte_tokenizer(KNOWN)
+
+
+@pytest.fixture
 def padded(fresh_tiny):
     """A model that finds one of its padding rows the likeliest token wherever it is asked, even without its last layer."""
     model = fresh_tiny("llama", seed=31, tie_word_embeddings=False)

@@ -240,7 +240,7 @@ def test_each_loss_is_clipped_by_its_own_range_and_the_coefficient_follows_the_k
         own = getattr(stage, name)
         monkeypatch.setattr(stage, name, lambda *some, own=own, name=name: ranges.setdefault(name, set()).add(some[4]) or own(*some))
     settings = PpoSettings(**{**SMALL, "iterations": 3}, clip_range=0.1, value_clip_range=0.3, kl_target=0.02, kl_horizon=100)
-    ppo(fresh_tiny("llama"), tiny_tokenizer, prompts(), share_of_low_letters, arguments(tmp_path, optim="sgd", learning_rate=0.05), settings)
+    ppo(fresh_tiny("llama"), tiny_tokenizer, prompts(), share_of_low_letters, arguments(tmp_path, optim="sgd", learning_rate=0.05, seed=2), settings)
     assert ranges == {"policy_loss": {0.1}, "value_loss": {0.3}}
     log = [entry for entry in read_log(tmp_path / "log.jsonl") if "kl_coefficient" in entry]
     for now, later in zip(log, log[1:]):

@@ -79,7 +79,7 @@ def alone(model, rows):
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2", "mistral", "bloom"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-9)])
 def test_scores_on_the_tree_equal_those_of_the_plain_model(scorer, tiny_tokenizer, tmp_path, kind, dtype, tolerance):
-    tolerance = 1e-6 if kind == "gemma2" and dtype == torch.float64 else tolerance  # its norms round to float32 whatever the weights are
+    tolerance = 1e-6 if kind in ("gemma2", "bloom") and dtype == torch.float64 else tolerance  # norms, attention round to float32 whatever the weights are
     model, rows = scorer(kind).to(dtype), ranked_rows(answers=3)
     with torch.no_grad():
         expected = alone(scorer(kind).to(dtype), rows)
