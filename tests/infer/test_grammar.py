@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import time
 from collections import defaultdict
 from itertools import product
 
@@ -290,16 +289,3 @@ def test_a_schema_of_anything_counts_as_one(tiny_llama, tiny_tokenizer):
     nesting = {tiny_tokenizer.convert_tokens_to_ids(c): -9.0 for c in '[{"'}
     params = SamplingParams(json_schema={}, logit_bias=nesting, max_new_tokens=80)
     json.loads(generate(tiny_llama, tiny_tokenizer, ["x"], params)[0].text)
-
-
-def test_a_mask_costs_less_than_a_twentieth_of_a_step(tokenizer):
-    """Of a step of 20 ms, for 49,152 ids, in a JSON string: where most tokens are allowed."""
-    control = new_grammar(SamplingParams(json_schema=SCHEMA), tokenizer, {2})
-    for id in tokenizer('{"name":"훈')["input_ids"]:
-        control.accept(id)
-    scores, times = torch.randn(1, 49_152), []
-    for _ in range(50):
-        begin = time.perf_counter()
-        control.fork().mask(None, scores)
-        times.append(time.perf_counter() - begin)
-    assert min(times) < 0.001
