@@ -167,8 +167,9 @@ def grammar(rounds: int) -> dict:
 
 def context(rounds: int) -> dict:
     """Milliseconds of a step at a context, ours and transformers' own forward with its cache."""
-    from seodang.infer import open_runner
     from transformers import DynamicCache
+
+    from seodang.infer import open_runner
 
     side, found = Ours(), {}
     runner = open_runner(side.model)

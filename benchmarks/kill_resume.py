@@ -26,8 +26,8 @@ from tokenizers import Tokenizer, models
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, TrainingArguments
 
 from seodang.data.json_lines import read_json_lines
-from seodang.train.checkpoints import find_resume
-from seodang.train.sft import sft
+from seodang.train.run.checkpoints import find_resume
+from seodang.train.stages.sft import sft
 
 STEPS = 40
 

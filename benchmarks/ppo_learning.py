@@ -19,18 +19,18 @@ from pathlib import Path
 
 from transformers import AutoModelForSequenceClassification, TrainingArguments
 
-from seodang.data.branches import prepare_asked
 from seodang.data.form_pairs import form_pairs, form_reward
 from seodang.data.json_lines import read_json_lines
+from seodang.data.preference_rows import prepare_asked
 from seodang.data.preferences import Asked
 from seodang.data.sample_data import sample_path
-from seodang.infer.checkpoint import load
-from seodang.train.logs import read_log
-from seodang.train.ppo import ppo_trainer
-from seodang.train.ppo_settings import PpoSettings
-from seodang.train.rewards import model_reward
-from seodang.train.rollout import roll_out
-from seodang.train.run_page import draw_curves, write_page
+from seodang.infer.checkpoint.load import load
+from seodang.train.rewards.rules import model_reward
+from seodang.train.rollouts.rollout import roll_out
+from seodang.train.run.logs import read_log
+from seodang.train.run.run_page import draw_curves, write_page
+from seodang.train.stages.ppo import ppo_trainer
+from seodang.train.stages.ppo_settings import PpoSettings
 
 NEW_TOKENS = 24
 

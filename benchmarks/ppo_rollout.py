@@ -20,15 +20,15 @@ import warnings
 import torch
 from transformers import TrainerCallback, TrainingArguments
 
-from seodang.data.branches import prepare_asked
 from seodang.data.json_lines import read_json_lines
+from seodang.data.preference_rows import prepare_asked
 from seodang.data.preferences import Asked
 from seodang.data.sample_data import sample_path
-from seodang.infer.checkpoint import load
-from seodang.train import ppo
-from seodang.train.ppo_settings import PpoSettings
-from seodang.train.rewards import length
-from seodang.train.rollout import Rollout
+from seodang.infer.checkpoint.load import load
+from seodang.train.rewards.rules import length
+from seodang.train.rollouts.rollout import Rollout
+from seodang.train.stages import ppo
+from seodang.train.stages.ppo_settings import PpoSettings
 
 
 def make_rows(tokenizer, count: int) -> list[dict]:

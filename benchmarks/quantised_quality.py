@@ -14,7 +14,7 @@ import time
 import torch
 
 from seodang.infer import load, open_runner
-from seodang.infer.scoring import chosen
+from seodang.infer.engine.scoring import chosen
 
 ROWS = 8  # texts a pass
 

@@ -11,7 +11,7 @@ import time
 from seodang.data.sample_data import sample_path
 from seodang.data.sources import read
 from seodang.infer import SamplingParams, generate, load
-from seodang.infer.engine import MAX_ROWS
+from seodang.infer.engine.core import MAX_ROWS
 
 
 def questions(count: int) -> list[list[dict]]:

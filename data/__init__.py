@@ -7,12 +7,12 @@ _HOMES = {
     "Dialogue": "formats", "Text": "formats", "to_example": "formats",
     "Ranked": "preferences", "Judged": "preferences", "Asked": "preferences",
     "PREFERENCE_SHAPES": "preferences", "JUDGED_SHAPES": "preferences", "ASKED_SHAPES": "preferences",
-    "prepare_ranked": "branches", "prepare_judged": "branches", "prepare_asked": "branches", "pairs": "branches",
+    "prepare_ranked": "preference_rows", "prepare_judged": "preference_rows", "prepare_asked": "preference_rows", "pairs": "preference_rows",
     "read": "sources", "mix": "sources",
     "set_chat_template": "chat", "prompt_text": "chat", "prompt_ids": "chat", "text_ids": "chat", "end_of_turn_ids": "chat",
     "IGNORE_INDEX": "labels", "Counts": "labels", "prepare": "labels", "stream_rows": "labels",
     "pack": "packing", "pack_window": "packing", "collate": "packing", "collate_padded": "packing",
-    "UserError": "refusal",
+    "UserError": "errors",
 }  # fmt: skip
 __all__ = list(_HOMES)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .refusal import UserError
+from .errors import UserError
 
 UNUSABLE = ("drop", "error")
 EMPTY, NOTHING = "empty answer", "nothing to learn"

@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from .errors import UserError
 from .literal import any_of, encode, encode_raw, hidden
-from .refusal import UserError
 from .template import SENTINEL, remember, render, set_chat_template
 
 __all__ = ["end_of_turn_ids", "prompt_ids", "prompt_text", "set_chat_template", "text_ids"]

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .errors import UserError
 from .json_lines import read_json_lines
-from .refusal import UserError
 from .sample_data import sample_path
 
 Triplet = Mapping[str, str]  # instruction, input, output

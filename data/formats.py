@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .refusal import UserError
+from .errors import UserError
 
 Message = dict[str, Any]  # role and content; also reasoning_content, tool_calls, name, train ...
 ROLES = ("system", "developer", "user", "assistant", "tool")

@@ -8,10 +8,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from .accounting import EMPTY, Accounting, check_unusable
-from .answer import Conversation, Turn
 from .chat import text_ids
+from .conversation import Conversation, Turn
+from .errors import UserError
 from .formats import Dialogue, Text, systems
-from .refusal import UserError
 from .truncation import shortened
 
 IGNORE_INDEX = -100

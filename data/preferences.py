@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .errors import UserError
 from .formats import Message, Shapes, as_messages, as_system, as_text, as_tools, decoded, missing, systems, text_or_messages
-from .refusal import UserError
-from .sides import asking, behind, flaw_of, refuse_answered, shared_opening, side_messages, single_answer
+from .preference_sides import asking, behind, flaw_of, refuse_answered, shared_opening, side_messages, single_answer
 
 
 @dataclass

@@ -9,9 +9,9 @@ from rich.panel import Panel
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from .branches import PreferenceCounts
 from .labels import IGNORE_INDEX, Counts
 from .literal import literal_text
+from .preference_rows import PreferenceCounts
 
 TRAINED, MASKED, TITLE = "bold green underline", "dim", "bold reverse"
 _LONGEST_CHARACTER = 8  # tokens that may have to be joined before they decode

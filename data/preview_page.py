@@ -5,8 +5,8 @@ from html import escape
 
 from transformers import PreTrainedTokenizerBase
 
-from .branches import PreferenceCounts
 from .labels import Counts
+from .preference_rows import PreferenceCounts
 from .preview import Piece, Row, histogram, parts, summary
 
 _STYLE = """

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .refusal import UserError
+from .errors import UserError
 
 FOLDER = Path(__file__).parent / "samples"
 

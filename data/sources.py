@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .errors import UserError
 from .formats import Dialogue, Shapes, Text, recognise, to_examples
 from .preferences import Asked, Judged, Ranked
-from .refusal import UserError
 
 Located = tuple[str, Any]  # where a record stands, and the record
 Example = Dialogue | Text | Ranked | Judged | Asked

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .refusal import UserError
+from .errors import UserError
 
 logger = logging.get_logger(__name__)
 

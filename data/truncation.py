@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from .answer import Conversation, Turn
+from .conversation import Conversation, Turn
 from .formats import systems
 
 TOO_LONG = "answer longer than max_length"

@@ -27,13 +27,14 @@ import importlib
 from typing import Any
 
 _HOMES = {
-    "load": "checkpoint", "load_tokenizer": "checkpoint",
-    "generate": "generation", "answers": "generation", "stream": "generation",
-    "score": "scoring",
-    "SamplingParams": "params",
-    "Result": "events", "Event": "events", "Committed": "events", "Provisional": "events", "Finished": "events",
-    "open_runner": "runner", "PrefixCache": "memory", "Span": "spans", "Observed": "events",
-    "Engine": "engine", "Forward": "strategy", "Strategy": "strategy", "Request": "row", "Row": "row",
+    "load": "checkpoint.load", "load_tokenizer": "checkpoint.load",
+    "generate": "engine.generation", "answers": "engine.generation", "stream": "engine.generation",
+    "score": "engine.scoring",
+    "from_generation_config": "engine.compat", "from_openai": "engine.compat", "from_vllm": "engine.compat",
+    "SamplingParams": "requests.params",
+    "Result": "requests.events", "Event": "requests.events", "Committed": "requests.events", "Provisional": "requests.events", "Finished": "requests.events",
+    "open_runner": "runners.open", "PrefixCache": "engine.prefix_cache", "Span": "text.spans", "Observed": "requests.events",
+    "Engine": "engine.core", "Forward": "requests.strategy", "Strategy": "requests.strategy", "Request": "requests.request", "Row": "requests.request",
 }  # fmt: skip
 __all__ = list(_HOMES)
 

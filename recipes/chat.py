@@ -8,9 +8,9 @@ seodang chat MODEL --system "You answer in one sentence." --temperature 0.7
 import sys
 from dataclasses import dataclass
 
-from seodang.data.refusal import UserError
-from seodang.recipes.decoding import Decoding, SpeakingModel, option
-from seodang.recipes.options import command, parse
+from seodang.data.errors import UserError
+from seodang.recipes.options.decoding import Decoding, SpeakingModel, option
+from seodang.recipes.options.parser import command, parse
 
 
 @dataclass
@@ -52,7 +52,7 @@ def listen() -> str | None:
 
 def memory_of(model):
     """Return what keeps the talk so far in the model's cache, so that a turn reads only what is new; None for models that cannot be cut back."""
-    from seodang.infer.memory import PrefixCache
+    from seodang.infer.engine.prefix_cache import PrefixCache
 
     try:
         return PrefixCache(model)
@@ -62,8 +62,8 @@ def memory_of(model):
 
 def answer(model, tokenizer, talk: list[dict], said: str, params, cache=None) -> list[dict]:
     """Print the answer as it grows and return the talk with it; one that cannot be given leaves the talk as it was."""
-    from seodang.infer.events import Committed
-    from seodang.infer.generation import stream
+    from seodang.infer.engine.generation import stream
+    from seodang.infer.requests.events import Committed
 
     asked = [*talk, {"role": "user", "content": said}]
     text = ""

@@ -11,22 +11,21 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
+from seodang.data.errors import UserError
 from seodang.data.labels import Counts, prepare
-from seodang.data.refusal import UserError
 from seodang.data.sample_data import sample_path
 from seodang.data.sources import read
 from seodang.infer import SamplingParams, answers
-from seodang.infer.checkpoint import load
-from seodang.recipes.options import command, parse
+from seodang.infer.checkpoint.load import load
+from seodang.recipes.options.parser import command, parse
+from seodang.recipes.options.training import Arguments
 from seodang.recipes.sft import overview
-from seodang.recipes.training_options import Arguments
-from seodang.train.logs import CURVE, terminal_curve
-from seodang.train.plan import plan
-from seodang.train.sampling import HeldOut, agreement, held_out
-from seodang.train.sft import sft_trainer
-from seodang.train.sealed import Provenance
-from seodang.train.trainer import AnswerTrainer
-
+from seodang.train.rollouts.eval_generation import HeldOut, agreement, held_out
+from seodang.train.run.crash_safe import Provenance
+from seodang.train.run.logs import CURVE, terminal_curve
+from seodang.train.run.plan import plan
+from seodang.train.run.trainer import AnswerTrainer
+from seodang.train.stages.sft import sft_trainer
 
 TRAIN = ("geography", "korean_english")
 HELD_OUT = ("geography_heldout", "korean_english_heldout")

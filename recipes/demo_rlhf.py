@@ -18,31 +18,31 @@ from rich.table import Table
 from rich.text import Text
 from transformers import AutoModelForSequenceClassification, set_seed
 
-from seodang.data.branches import prepare_asked, prepare_ranked
+from seodang.data.errors import UserError
 from seodang.data.form_pairs import demonstrations, form_pairs, form_reward
 from seodang.data.formats import to_example
 from seodang.data.json_lines import read_json_lines
 from seodang.data.labels import prepare
+from seodang.data.preference_rows import prepare_asked, prepare_ranked
 from seodang.data.preferences import Asked, Ranked
-from seodang.data.refusal import UserError
 from seodang.data.sample_data import sample_path
-from seodang.infer.checkpoint import load
-from seodang.recipes.options import command, parse
+from seodang.infer.checkpoint.load import load
+from seodang.recipes.options.parser import command, parse
+from seodang.recipes.options.training import Arguments
 from seodang.recipes.ppo import PpoArguments
 from seodang.recipes.reward import RewardArguments
-from seodang.recipes.training_options import Arguments
-from seodang.train.dpo import dpo_trainer
-from seodang.train.ppo import ppo_trainer
-from seodang.train.ppo_settings import PpoSettings
-from seodang.train.preference_losses import PreferenceSettings
-from seodang.train.reward import reward_trainer
-from seodang.train.reward_scores import score_answers
-from seodang.train.rewards import model_reward
-from seodang.train.rollout import roll_out
-from seodang.train.run_page import Sample, draw_curves, write_page
-from seodang.train.sealed import Provenance
-from seodang.train.sft import sft_trainer
-from seodang.train.time_limit import TimeLimit
+from seodang.train.maths.preference_losses import PreferenceSettings
+from seodang.train.rewards.rules import model_reward
+from seodang.train.rewards.scoring import score_answers
+from seodang.train.rollouts.rollout import roll_out
+from seodang.train.run.crash_safe import Provenance
+from seodang.train.run.run_page import Sample, draw_curves, write_page
+from seodang.train.run.time_limit import TimeLimit
+from seodang.train.stages.dpo import dpo_trainer
+from seodang.train.stages.ppo import ppo_trainer
+from seodang.train.stages.ppo_settings import PpoSettings
+from seodang.train.stages.reward import reward_trainer
+from seodang.train.stages.sft import sft_trainer
 
 SHARES = {"sft": 0.15, "reward": 0.2, "ppo": 0.4, "dpo": 0.15}  # of the minutes; the rest is for answering held-out prompts
 SHOWN = 12

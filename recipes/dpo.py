@@ -10,22 +10,22 @@ from pathlib import Path
 
 from transformers import EarlyStoppingCallback
 
-from seodang.data.branches import prepare_ranked
 from seodang.data.chat import set_chat_template
+from seodang.data.preference_rows import prepare_ranked
 from seodang.data.preferences import PREFERENCE_SHAPES
 from seodang.data.sources import read
-from seodang.infer.checkpoint import load, load_tokenizer
-from seodang.recipes.before_after import picture, say, side_by_side, tell
-from seodang.recipes.options import command, parse
-from seodang.recipes.preference_options import PreferenceOptions, split_dialogues
+from seodang.infer.checkpoint.load import load, load_tokenizer
+from seodang.recipes.options.parser import command, parse
+from seodang.recipes.options.preference import PreferenceOptions, split_dialogues
+from seodang.recipes.options.training import Arguments, ModelOptions, RunOptions
 from seodang.recipes.reward import amount
-from seodang.recipes.run_identity import origin_of, refuse_other_run
+from seodang.recipes.run.before_after import picture, say, side_by_side, tell
+from seodang.recipes.run.identity import origin_of, refuse_other_run
 from seodang.recipes.sft import settle
-from seodang.recipes.training_options import Arguments, ModelOptions, RunOptions
-from seodang.train.checkpoints import find_resume
-from seodang.train.dpo import PreferenceTrainer, dpo_trainer
-from seodang.train.logs import CURVE, terminal_curve
-from seodang.train.preference_losses import PreferenceSettings
+from seodang.train.maths.preference_losses import PreferenceSettings
+from seodang.train.run.checkpoints import find_resume
+from seodang.train.run.logs import CURVE, terminal_curve
+from seodang.train.stages.dpo import PreferenceTrainer, dpo_trainer
 
 SAID = 64  # tokens of an answer that is shown
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from seodang.data.refusal import UserError
-from seodang.recipes.decoding import Decoding, SpeakingModel, option
-from seodang.recipes.options import command, parse
+from seodang.data.errors import UserError
+from seodang.recipes.options.decoding import Decoding, SpeakingModel, option
+from seodang.recipes.options.parser import command, parse
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Explain:
         if self.html and not Path(self.html).expanduser().parent.is_dir():
             raise UserError(f"html {self.html}: there is no folder {Path(self.html).parent}")
         if self.attention is not None:
-            from seodang.infer.attention_map import parse_attention
+            from seodang.infer.explain.attention_map import parse_attention
 
             parse_attention(self.attention)
 
@@ -48,13 +48,13 @@ def main(argv: list[str] | None = None) -> int:
     decoding.check()
     model, tokenizer = model_options.open()
     params = decoding.params(model_options)
-    from seodang.infer.attention_map import attention_maps, check_attention, parse_attention
-    from seodang.infer.explain import explain, heat_map
-    from seodang.infer.explain_page import Picture, to_html
-    from seodang.infer.generation import generate
-    from seodang.infer.prompts import encode
-    from seodang.infer.story import story
-    from seodang.infer.visible import Names
+    from seodang.infer.engine.generation import generate
+    from seodang.infer.engine.prompts import encode
+    from seodang.infer.explain.attention_map import attention_maps, check_attention, parse_attention
+    from seodang.infer.explain.generation_trace import story
+    from seodang.infer.explain.page import Picture, to_html
+    from seodang.infer.explain.terminal import explain, heat_map
+    from seodang.infer.text.token_labels import Names
 
     asked = options.prompt if options.raw else [{"role": "user", "content": options.prompt}]
     layer, head = parse_attention(options.attention) if options.attention else (None, None)

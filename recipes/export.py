@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig
 
-from seodang.data.refusal import UserError
-from seodang.infer.checkpoint import adapter_base, is_adapter, load, resolve
-from seodang.infer.device import DTYPES
-from seodang.infer.manifest import fingerprint, read_manifest
-from seodang.recipes.options import command, parse
-from seodang.train.checkpoints import publish_into, room_for, start_aside
+from seodang.data.errors import UserError
+from seodang.infer.checkpoint.load import adapter_base, is_adapter, load, resolve
+from seodang.infer.checkpoint.manifest import fingerprint, read_manifest
+from seodang.infer.kernels.device import DTYPES
+from seodang.recipes.options.parser import command, parse
+from seodang.train.run.checkpoints import publish_into, room_for, start_aside
 
 PROBE = "Which country is the city of Suwon located in? 수원은 어느 나라에 있나요? def f(x): return x + 1"
 # The largest share of the logits' spread by which rounding may move one of them.

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from seodang.data.errors import UserError
 from seodang.data.formats import to_example
-from seodang.data.refusal import UserError
-from seodang.recipes.decoding import Decoding, SpeakingModel, option
-from seodang.recipes.options import command, parse
+from seodang.recipes.options.decoding import Decoding, SpeakingModel, option
+from seodang.recipes.options.parser import command, parse
 
 FILES = "The prompts, or one file of them: .txt (one a line), .jsonl (prompt, messages or instruction) or .json (a list of such, or one)."
 
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     with ExitStack() as files:
         output = files.enter_context(open_output(options.output)) if options.output else None
         model, tokenizer = model_options.open()
-        from seodang.infer.generation import answers
+        from seodang.infer.engine.generation import answers
 
         params = [decoding.params(model_options, i) for i in range(len(prompts))]
         results = answers(model, tokenizer, prompts, params, max_rows=options.batch_size)  # which refuses what it cannot do

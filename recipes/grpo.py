@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 from trl import GRPOConfig
 
-from seodang.recipes.group_run import run_groups
-from seodang.recipes.options import command
-from seodang.recipes.training_options import Arguments
-from seodang.train.groups import grpo_trainer
+from seodang.recipes.options.parser import command
+from seodang.recipes.options.training import Arguments
+from seodang.recipes.run.group import run_groups
+from seodang.train.stages.grpo import grpo_trainer
 
 
 @dataclass

@@ -13,20 +13,20 @@ from pathlib import Path
 from transformers import AutoModelForSequenceClassification
 
 from seodang.data.chat import set_chat_template
-from seodang.data.refusal import UserError
-from seodang.infer.checkpoint import load, load_tokenizer
-from seodang.recipes.asked_options import AskedOptions, ScoringOptions
-from seodang.recipes.before_after import picture, say, side_by_side, tell
-from seodang.recipes.options import command, parse
-from seodang.recipes.run_identity import origin_of, refuse_other_run
+from seodang.data.errors import UserError
+from seodang.infer.checkpoint.load import load, load_tokenizer
+from seodang.recipes.options.parser import command, parse
+from seodang.recipes.options.prompts import AskedOptions, ScoringOptions
+from seodang.recipes.options.training import Arguments, ModelOptions, RunOptions
+from seodang.recipes.run.before_after import picture, say, side_by_side, tell
+from seodang.recipes.run.identity import origin_of, refuse_other_run
 from seodang.recipes.sft import settle
-from seodang.recipes.training_options import Arguments, ModelOptions, RunOptions
-from seodang.train.checkpoints import find_resume
-from seodang.train.ppo import PpoTrainer, ppo_trainer
-from seodang.train.ppo_settings import PpoSettings
-from seodang.train.rewards import combined
-from seodang.train.run_page import draw_curves
-from seodang.train.sealed import Provenance
+from seodang.train.rewards.rules import combined
+from seodang.train.run.checkpoints import find_resume
+from seodang.train.run.crash_safe import Provenance
+from seodang.train.run.run_page import draw_curves
+from seodang.train.stages.ppo import PpoTrainer, ppo_trainer
+from seodang.train.stages.ppo_settings import PpoSettings
 
 
 @dataclass

@@ -3,8 +3,8 @@
 seodang prepare
 """
 
-from seodang.infer.default_model import default_model
-from seodang.recipes.options import command, parse
+from seodang.infer.checkpoint.default_model import default_model
+from seodang.recipes.options.parser import command, parse
 
 
 @command

@@ -12,18 +12,18 @@ from rich.console import Console
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from seodang.data.branches import Brancher, PreferenceCounts, asked_rows
 from seodang.data.chat import set_chat_template
+from seodang.data.errors import UserError
 from seodang.data.formats import SHAPES
 from seodang.data.labels import Counts, Labeller
+from seodang.data.preference_rows import Brancher, PreferenceCounts, asked_rows
 from seodang.data.preferences import ASKED_SHAPES, JUDGED_SHAPES, PREFERENCE_SHAPES, Asked, Judged, Ranked
 from seodang.data.preview import Row, length, preview, totals
 from seodang.data.preview_page import to_html
-from seodang.data.refusal import UserError
 from seodang.data.sources import Example, read
-from seodang.infer.checkpoint import load_tokenizer
-from seodang.recipes.options import command, parse
-from seodang.recipes.record_options import RecordOptions
+from seodang.infer.checkpoint.load import load_tokenizer
+from seodang.recipes.options.parser import command, parse
+from seodang.recipes.options.record import RecordOptions
 
 Shown = list[tuple[str, list[Row]]]
 

@@ -14,22 +14,22 @@ from typing import Any
 from transformers import AutoModelForSequenceClassification, EarlyStoppingCallback, set_seed
 from trl import RewardConfig
 
-from seodang.data.branches import pairs, prepare_ranked
 from seodang.data.chat import set_chat_template
+from seodang.data.errors import UserError
+from seodang.data.preference_rows import pairs, prepare_ranked
 from seodang.data.preferences import PREFERENCE_SHAPES
-from seodang.data.refusal import UserError
 from seodang.data.sources import read
-from seodang.infer.checkpoint import load, load_tokenizer
-from seodang.recipes.before_after import picture, tell
-from seodang.recipes.options import command, parse
-from seodang.recipes.preference_options import PreferenceOptions, split_dialogues
-from seodang.recipes.run_identity import origin_of, refuse_other_run
+from seodang.infer.checkpoint.load import load, load_tokenizer
+from seodang.recipes.options.parser import command, parse
+from seodang.recipes.options.preference import PreferenceOptions, split_dialogues
+from seodang.recipes.options.training import Arguments, ModelOptions, RunOptions
+from seodang.recipes.run.before_after import picture, tell
+from seodang.recipes.run.identity import origin_of, refuse_other_run
 from seodang.recipes.sft import settle
-from seodang.recipes.training_options import Arguments, ModelOptions, RunOptions
-from seodang.train.checkpoints import find_resume
-from seodang.train.logs import CURVE, terminal_curve
-from seodang.train.reward import RewardStage, reward_trainer
-from seodang.train.sealed import Provenance
+from seodang.train.run.checkpoints import find_resume
+from seodang.train.run.crash_safe import Provenance
+from seodang.train.run.logs import CURVE, terminal_curve
+from seodang.train.stages.reward import RewardStage, reward_trainer
 
 
 @dataclass

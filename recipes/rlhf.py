@@ -12,22 +12,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from seodang.data.branches import prepare_asked
+from seodang.data.errors import UserError
+from seodang.data.preference_rows import prepare_asked
 from seodang.data.preferences import ASKED_SHAPES
-from seodang.data.refusal import UserError
 from seodang.data.sources import read
-from seodang.infer.checkpoint import is_adapter, load_tokenizer, resolve
-from seodang.recipes.options import command, parse
+from seodang.infer.checkpoint.load import is_adapter, load_tokenizer, resolve
+from seodang.recipes.options.parser import command, parse
+from seodang.recipes.options.rankers import FORMS, name_ranker
+from seodang.recipes.options.sections import split_sections
+from seodang.recipes.options.training import ModelOptions
 from seodang.recipes.ppo import PpoArguments
-from seodang.recipes.rankers import FORMS, name_ranker
 from seodang.recipes.reward import RewardArguments
-from seodang.recipes.rlhf_rounds import Rounds, share_out
-from seodang.recipes.run_identity import content_of, options_of, surroundings
-from seodang.recipes.sections import split_sections
-from seodang.recipes.training_options import ModelOptions
-from seodang.train.ppo_settings import PpoSettings
-from seodang.train.ranking import Stopped
-from seodang.train.reward_function import check_columns
+from seodang.recipes.run.identity import content_of, options_of, surroundings
+from seodang.recipes.run.rounds import Rounds, share_out
+from seodang.train.rewards.ranking import Stopped
+from seodang.train.rewards.reward_function import check_columns
+from seodang.train.stages.ppo_settings import PpoSettings
 
 REWARD_FROM = ("start", "previous")
 POLICY_PROMPTS = ("all", "half")

@@ -12,12 +12,12 @@ import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
+from seodang.data.errors import UserError
 from seodang.data.formats import Dialogue, Text
-from seodang.data.refusal import UserError
 from seodang.data.sources import read
-from seodang.recipes.decoding import SpeakingModel, option
 from seodang.recipes.generate import open_output
-from seodang.recipes.options import command, parse
+from seodang.recipes.options.decoding import SpeakingModel, option
+from seodang.recipes.options.parser import command, parse
 
 RECORDS_A_CALL = 256  # scored together and then written
 
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     with ExitStack() as files:
         output = files.enter_context(open_output(options.output)) if options.output else sys.stdout
         model, tokenizer = model_options.open()
-        from seodang.infer.runner import open_runner
+        from seodang.infer.runners.open import open_runner
 
         runner = open_runner(model)
         pairs = [encoded(tokenizer, record, runner.limit) for record in records]  # all of them before any is scored
@@ -64,8 +64,8 @@ def split(example: Dialogue | Text, raw: bool):
 
 def encoded(tokenizer, record, limit: int | None) -> tuple[list[int], list[int]]:
     """Return the ids of a record's prompt and answer; a text is an answer to its first token."""
-    from seodang.infer.prompts import encode
-    from seodang.infer.scoring import pair_ids
+    from seodang.infer.engine.prompts import encode
+    from seodang.infer.engine.scoring import pair_ids
 
     where, prompt, answer = record
     if prompt is None:
@@ -79,7 +79,7 @@ def write_scores(runner, places: list[str], pairs: list, with_tokens: bool, outp
     from rich.console import Console
     from rich.progress import track
 
-    from seodang.infer.scoring import score_ids
+    from seodang.infer.engine.scoring import score_ids
 
     logprob = tokens = 0
     starts = range(0, len(pairs), RECORDS_A_CALL)

@@ -14,25 +14,25 @@ from tqdm import tqdm
 from transformers import EarlyStoppingCallback, TrainingArguments
 
 from seodang.data.chat import set_chat_template
+from seodang.data.errors import UserError
 from seodang.data.formats import Dialogue
 from seodang.data.labels import Counts, Row, prepare, stream_rows
 from seodang.data.packing import pack, pack_window
-from seodang.data.refusal import UserError
 from seodang.data.sources import read
-from seodang.infer.checkpoint import load, load_tokenizer
-from seodang.infer.device import choose_dtype
-from seodang.recipes.before_after import picture, tell
-from seodang.recipes.options import command, parse
-from seodang.recipes.run_identity import origin_of, refuse_other_run
-from seodang.recipes.training_options import Arguments, DataOptions, ModelOptions, RunOptions
-from seodang.train.checkpoints import find_resume
-from seodang.train.logs import CURVE, terminal_curve
-from seodang.train.plan import plan
-from seodang.train.sampling import AnswerSampler, HeldOut, answerable, held_out
-from seodang.train.sft import sft_trainer
-from seodang.train.stream import StreamedRows
-from seodang.train.sealed import Provenance
-from seodang.train.trainer import AnswerTrainer
+from seodang.infer.checkpoint.load import load, load_tokenizer
+from seodang.infer.kernels.device import choose_dtype
+from seodang.recipes.options.parser import command, parse
+from seodang.recipes.options.training import Arguments, DataOptions, ModelOptions, RunOptions
+from seodang.recipes.run.before_after import picture, tell
+from seodang.recipes.run.identity import origin_of, refuse_other_run
+from seodang.train.rollouts.eval_generation import AnswerSampler, HeldOut, answerable, held_out
+from seodang.train.run.checkpoints import find_resume
+from seodang.train.run.crash_safe import Provenance
+from seodang.train.run.logs import CURVE, terminal_curve
+from seodang.train.run.plan import plan
+from seodang.train.run.stream import StreamedRows
+from seodang.train.run.trainer import AnswerTrainer
+from seodang.train.stages.sft import sft_trainer
 
 PLANNED_FROM = 256  # records of a stream that the plan is made from
 

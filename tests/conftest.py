@@ -14,7 +14,7 @@ from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
-from seodang.infer.checkpoint import load, load_tokenizer
+from seodang.infer.checkpoint.load import load, load_tokenizer
 
 THREADS = torch.get_num_threads()
 torch.set_num_threads(1)  # tiny models lose more to waking threads than they gain; the real model takes them all

@@ -103,7 +103,7 @@ def test_the_import_check_sees_every_way_to_import(tmp_path, monkeypatch):
     monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
     (tmp_path / "data").mkdir()
     path = tmp_path / "data" / "sneaky.py"
-    for line in ("from ..train.sft import sft", "from .. import train", "import seodang.train.sft", "from seodang.train import sft", "def f():\n    from seodang import train"):
+    for line in ("from ..train.sft import sft", "from .. import train", "import seodang.train.stages.sft", "from seodang.train import sft", "def f():\n    from seodang import train"):
         path.write_text(line, encoding="utf-8")
         assert set(imported_rooms(path)) == {"train"}, line
     path.write_text("from .labels import x\nimport torch\nfrom train import y", encoding="utf-8")
@@ -152,7 +152,7 @@ def test_set_up_installs_the_versions_that_the_package_asks_for():
     version = re.search(r"^torch=(\S+)$", setup, re.MULTILINE)[1]
     [torch] = [Requirement(line) for line in PROJECT["project"]["dependencies"] if line.startswith("torch")]
     assert torch.specifier.contains(version) and torch.specifier.contains(f"{version}+cpu")
-    from seodang.infer.default_model import INSTALL
+    from seodang.infer.checkpoint.default_model import INSTALL
 
     assert INSTALL.split()[-1] in (ROOT / ".ci" / "default-model.txt").read_text(encoding="utf-8").split()
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from seodang.data.branches import prepare_asked, prepare_judged, prepare_ranked
+from seodang.data.errors import UserError
 from seodang.data.formats import Dialogue, Text
 from seodang.data.labels import prepare
+from seodang.data.preference_rows import prepare_asked, prepare_judged, prepare_ranked
 from seodang.data.preferences import Asked, Judged, Ranked, trees
-from seodang.data.refusal import UserError
 
 
 def user(text):

@@ -7,8 +7,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from seodang.data.chat import end_of_turn_ids, prompt_ids, prompt_text, set_chat_template, text_ids
+from seodang.data.errors import UserError
 from seodang.data.literal import any_of
-from seodang.data.refusal import UserError
 from seodang.data.template import BUILT_IN
 
 SUWON = [{"role": "user", "content": "Which country is the city of Suwon located in?"}]

@@ -3,8 +3,8 @@ from collections import Counter
 
 import pytest
 
+from seodang.data.errors import UserError
 from seodang.data.form_pairs import FORMS, answers_in_forms, asking, demonstrations, form_pairs, form_reward, in_form, main, sentence
-from seodang.data.refusal import UserError
 from seodang.data.sample_data import sample_path
 
 

@@ -1,7 +1,7 @@
 import pytest
 
+from seodang.data.errors import UserError
 from seodang.data.formats import Dialogue, Text, recognise, to_example
-from seodang.data.refusal import UserError
 
 ASKED, SAID = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
 SYSTEM = {"role": "system", "content": "S"}

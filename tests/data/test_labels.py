@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from seodang.data.answer import Conversation
 from seodang.data.chat import prompt_ids
+from seodang.data.conversation import Conversation
+from seodang.data.errors import UserError
 from seodang.data.formats import Dialogue, Text
 from seodang.data.labels import Counts, prepare, stream_rows
-from seodang.data.refusal import UserError
 
 START, END = 1, 2  # <|im_start|>, <|im_end|>, SmolLM2's eos and pad token
 SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"

@@ -1,8 +1,8 @@
 import pytest
 
+from seodang.data.errors import UserError
 from seodang.data.formats import recognise, to_examples
 from seodang.data.preferences import ASKED_SHAPES, JUDGED_SHAPES, PREFERENCE_SHAPES, Asked, Judged, Ranked
-from seodang.data.refusal import UserError
 
 
 def user(text):

@@ -5,9 +5,9 @@ import re
 import pytest
 from rich.console import Console
 
-from seodang.data.branches import prepare_asked, prepare_judged, prepare_ranked
 from seodang.data.formats import Dialogue
 from seodang.data.labels import prepare
+from seodang.data.preference_rows import prepare_asked, prepare_judged, prepare_ranked
 from seodang.data.preferences import Asked, Judged, Ranked
 from seodang.data.preview import MASKED, TITLE, TRAINED, length, length_lines, parts, pieces, preview, summary
 from seodang.data.preview_page import to_html

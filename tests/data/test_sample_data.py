@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from seodang.data.refusal import UserError
+from seodang.data.errors import UserError
 from seodang.data.sample_data import FOLDER, sample_names, sample_path
 
 SUWON = {"instruction": "Which country is the city of Suwon located in?", "input": "", "output": "South Korea"}

@@ -4,8 +4,8 @@ import json
 import datasets
 import pytest
 
+from seodang.data.errors import UserError
 from seodang.data.preferences import ASKED_SHAPES, PREFERENCE_SHAPES
-from seodang.data.refusal import UserError
 from seodang.data.sources import mix, read
 
 RECORDS = [{"instruction": f"Q{n}", "output": f"A{n}"} for n in range(3)]

@@ -9,14 +9,14 @@ from tokenizers import Tokenizer, decoders, models
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
-from seodang.infer.detokenise import detokeniser
-from seodang.infer.encoder_decoder_runner import decoder_start
-from seodang.infer.engine import Engine
-from seodang.infer.generation import run
-from seodang.infer.params import SamplingParams
-from seodang.infer.row import Request
-from seodang.infer.runner import open_runner
-from seodang.infer.stop import AnswerText
+from seodang.infer.engine.core import Engine
+from seodang.infer.engine.generation import run
+from seodang.infer.requests.params import SamplingParams
+from seodang.infer.requests.request import Request
+from seodang.infer.requests.stop import AnswerText
+from seodang.infer.runners.encoder_decoder import decoder_start
+from seodang.infer.runners.open import open_runner
+from seodang.infer.text.detokenise import detokeniser
 
 GOLDEN = Path(__file__).parent / "golden"
 PIECES_OF_JSON = [

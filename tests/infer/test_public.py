@@ -9,7 +9,7 @@ from seodang.infer import SamplingParams, generate
 
 
 def test_the_documented_loop_runs_word_for_word_and_says_what_generate_says(real_model, tokenizer, monkeypatch, capsys):
-    monkeypatch.setattr("seodang.infer.checkpoint.load", lambda path: (real_model, tokenizer))
+    monkeypatch.setattr("seodang.infer.checkpoint.load.load", lambda path: (real_model, tokenizer))
     shown = textwrap.dedent(seodang.infer.__doc__.split("greedily:")[1].split("Nothing is imported")[0])
     exec(compile(shown, "the documented loop", "exec"), {})  # noqa: S102
     prompt = "The three primary colours are red,"

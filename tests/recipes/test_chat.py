@@ -5,7 +5,7 @@ import pytest
 from seodang.infer import SamplingParams, generate
 from seodang.recipes import chat
 from seodang.recipes.chat import main
-from seodang.recipes.decoding import SpeakingModel
+from seodang.recipes.options.decoding import SpeakingModel
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_a_talk_that_is_too_long_is_refused_and_stays_as_it_was(real, said, caps
 
 
 def test_an_answer_cut_short_by_the_person_is_kept_as_far_as_it_came(monkeypatch, real_model, tokenizer, capsys):
-    from seodang.infer import generation
+    from seodang.infer.engine import generation
 
     def interrupted(*arguments, **options):
         events = stream(*arguments, **options)
@@ -88,6 +88,6 @@ def test_a_mistake_is_refused_before_the_model_is_loaded(monkeypatch, capsys):
 
 
 def test_a_talk_of_several_answers_at_once_is_refused_before_the_model_is_loaded(monkeypatch, capsys):
-    monkeypatch.setattr("seodang.infer.checkpoint.load", lambda *args, **kwargs: pytest.fail("loaded a model"))
+    monkeypatch.setattr("seodang.infer.checkpoint.load.load", lambda *args, **kwargs: pytest.fail("loaded a model"))
     assert main(["default", "--temperature", "1", "--num_return_sequences", "3"]) == 2
     assert "a talk goes on from one answer, but num_return_sequences=3" in capsys.readouterr().err

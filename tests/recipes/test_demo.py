@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from seodang.infer.manifest import verify
+from seodang.infer.checkpoint.manifest import verify
 from seodang.recipes import demo
 
 

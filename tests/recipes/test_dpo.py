@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from seodang.infer.manifest import read_manifest, verify
+from seodang.infer.checkpoint.manifest import read_manifest, verify
 from seodang.recipes import dpo
-from seodang.train.logs import read_log
+from seodang.train.run.logs import read_log
 
 
 @pytest.fixture

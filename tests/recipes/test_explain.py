@@ -7,11 +7,11 @@ import torch
 
 from seodang.data.chat import prompt_ids
 from seodang.infer import SamplingParams, generate
-from seodang.infer.attention_map import attention_maps
-from seodang.infer.runner import RaggedRunner
-from seodang.infer.visible import Names
-from seodang.recipes.decoding import SpeakingModel
+from seodang.infer.explain.attention_map import attention_maps
+from seodang.infer.runners.ragged import RaggedRunner
+from seodang.infer.text.token_labels import Names
 from seodang.recipes.explain import main
+from seodang.recipes.options.decoding import SpeakingModel
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_a_mistake_is_one_line_and_exit_code_2_before_any_compute(model, monkeyp
 def test_the_attention_of_a_healed_prompt_counts_no_token_twice(monkeypatch, real_model, tokenizer, tmp_path, capsys):
     monkeypatch.setattr(SpeakingModel, "open", lambda self: (real_model, tokenizer))
     shown = []
-    monkeypatch.setattr("seodang.infer.attention_map.attention_maps", lambda model, ids, layer: shown.append(ids) or attention_maps(model, ids, layer))
+    monkeypatch.setattr("seodang.infer.explain.attention_map.attention_maps", lambda model, ids, layer: shown.append(ids) or attention_maps(model, ids, layer))
     prompt = "The capital of Fran"
     assert main(["default", prompt, "--raw", "--token_healing", "--max_new_tokens", "1", "--attention", "0.0"]) == 0
     [result] = generate(real_model, tokenizer, [prompt], SamplingParams(token_healing=True, max_new_tokens=1))

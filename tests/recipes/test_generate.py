@@ -9,10 +9,10 @@ import torch
 
 from seodang.data.chat import prompt_ids
 from seodang.infer import SamplingParams, generate
-from seodang.infer.runner import RaggedRunner
-from seodang.recipes.decoding import Decoding, SpeakingModel
+from seodang.infer.runners.ragged import RaggedRunner
 from seodang.recipes.generate import main, read_prompts
-from seodang.recipes.options import parse
+from seodang.recipes.options.decoding import Decoding, SpeakingModel
+from seodang.recipes.options.parser import parse
 
 QUESTION = "Which country is the city of Suwon located in?"
 
@@ -22,7 +22,7 @@ def checkpoint(tmp_path_factory):
     """A random model of the real tokenizer's vocabulary, as a folder."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from seodang.infer.checkpoint import load_tokenizer
+    from seodang.infer.checkpoint.load import load_tokenizer
 
     folder = tmp_path_factory.mktemp("checkpoint")
     sizes = {"vocab_size": 49152, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -170,7 +170,7 @@ def test_several_answers_to_a_prompt_are_written_with_their_numbers(real, tmp_pa
     ids=str,
 )
 def test_options_that_cannot_be_honoured_are_refused_before_any_model_is_loaded(monkeypatch, capsys, options, message):
-    monkeypatch.setattr("seodang.infer.checkpoint.load", lambda *args, **kwargs: pytest.fail("loaded a model"))
+    monkeypatch.setattr("seodang.infer.checkpoint.load.load", lambda *args, **kwargs: pytest.fail("loaded a model"))
     assert main(["default", "hi", *options]) == 2
     assert message in capsys.readouterr().err
 
@@ -197,7 +197,7 @@ def test_options_reach_the_settings_in_their_own_types():
 
 def test_a_further_model_goes_where_the_model_is(monkeypatch):
     loaded = []
-    monkeypatch.setattr("seodang.infer.checkpoint.load", lambda path, **where: loaded.append((path, where)) or ("its model", "its tokenizer"))
+    monkeypatch.setattr("seodang.infer.checkpoint.load.load", lambda path, **where: loaded.append((path, where)) or ("its model", "its tokenizer"))
     [beside, decoding] = parse(
         ["--assistant_model", "small", "--assistant_tokenizer", "--device", "cpu", "--dtype", "float32"], SpeakingModel, Decoding, prog="test"
     )
@@ -264,7 +264,7 @@ def test_a_single_prompt_that_fails_is_the_commands_error(checkpoint, dead_end, 
 
 
 def test_further_models_are_let_go_of_with_the_command(monkeypatch):
-    monkeypatch.setattr("seodang.infer.checkpoint.load", lambda path, **where: (torch.nn.Identity(), None))
+    monkeypatch.setattr("seodang.infer.checkpoint.load.load", lambda path, **where: (torch.nn.Identity(), None))
     [beside, decoding] = parse(["--assistant_model", "small"], SpeakingModel, Decoding, prog="test")
     assert decoding.params(beside, 0).assistant_model is decoding.params(beside, 1).assistant_model
     held = weakref.ref(decoding.params(beside, 2).assistant_model)

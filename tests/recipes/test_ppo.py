@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from seodang.infer.manifest import read_manifest, verify
+from seodang.infer.checkpoint.manifest import read_manifest, verify
 from seodang.recipes import ppo
-from seodang.train.logs import read_log
+from seodang.train.run.logs import read_log
 
 SMALL = ("--iterations", 2, "--rollouts", 8, "--minibatches", 2, "--epochs", 1, "--max_new_tokens", 6, "--per_device_train_batch_size", 4)
 

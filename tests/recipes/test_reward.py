@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from seodang.infer.checkpoint import load
-from seodang.infer.manifest import read_manifest, verify
+from seodang.infer.checkpoint.load import load
+from seodang.infer.checkpoint.manifest import read_manifest, verify
 from seodang.recipes import export, reward
-from seodang.recipes.preference_options import split_dialogues
-from seodang.train.logs import read_log
-from seodang.train.reward_scores import score_answers
+from seodang.recipes.options.preference import split_dialogues
+from seodang.train.rewards.scoring import score_answers
+from seodang.train.run.logs import read_log
 
 QUICK = ["--learning_rate", "1e-2", "--logging_steps", "1", "--disable_tqdm", "true", "--report_to", "none", "--dtype", "float32", "--device", "cpu"]
 

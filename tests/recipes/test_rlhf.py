@@ -5,16 +5,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from seodang.data.refusal import UserError
-from seodang.infer.checkpoint import load
-from seodang.infer.manifest import verify
+from seodang.data.errors import UserError
+from seodang.infer.checkpoint.load import load
+from seodang.infer.checkpoint.manifest import verify
 from seodang.recipes import rlhf
-from seodang.recipes.rankers import name_ranker
-from seodang.recipes.rlhf_rounds import share_out
-from seodang.recipes.sections import split_sections, words
-from seodang.train import ppo, reward
-from seodang.train.logs import read_log
-from seodang.train.ranking import ByJudge, ByLabel, ByPerson
+from seodang.recipes.options.rankers import name_ranker
+from seodang.recipes.options.sections import split_sections, words
+from seodang.recipes.run.rounds import share_out
+from seodang.train.rewards.ranking import ByJudge, ByLabel, ByPerson
+from seodang.train.run.logs import read_log
+from seodang.train.stages import ppo, reward
 
 RANKER = """
 def small_letters(prompts, completions):
@@ -110,7 +110,7 @@ def test_killed_in_and_between_all_phases_it_ends_as_if_it_had_not_been(argument
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     seed = ["--seed", 1]  # its samples tie seldom, so that every reward model takes two steps or more
     assert rlhf.main(arguments(whole, *seed)) == 0
-    from seodang.recipes import rlhf_rounds
+    from seodang.recipes.run import rounds as rlhf_rounds
 
     deaths = [
         (rlhf_rounds, "several_answers", 1),  # before anything is there

@@ -6,8 +6,8 @@ import math
 import pytest
 
 from seodang.infer import score
-from seodang.infer.runner import RaggedRunner
-from seodang.recipes.decoding import SpeakingModel
+from seodang.infer.runners.ragged import RaggedRunner
+from seodang.recipes.options.decoding import SpeakingModel
 from seodang.recipes.score import main
 
 RECORDS = [{"prompt": "Where is Suwon?", "completion": "In Korea."}, {"prompt": "Where is Lyon?", "completion": "In France."}]

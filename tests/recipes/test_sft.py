@@ -7,9 +7,9 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from seodang.data.chat import prompt_ids
-from seodang.infer.manifest import read_manifest, verify
+from seodang.infer.checkpoint.manifest import read_manifest, verify
 from seodang.recipes import export, sft
-from seodang.train.logs import read_log
+from seodang.train.run.logs import read_log
 
 QUICK = ["--learning_rate", "1e-2", "--logging_steps", "1", "--disable_tqdm", "true", "--report_to", "none", "--dtype", "float32", "--device", "cpu"]
 
@@ -114,7 +114,7 @@ def test_lora_trains_the_adapter_alone_and_export_merges_it(base, data, tmp_path
     assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == [2]
     assert export.main([str(out), str(merged)]) == 0
     assert "largest change of a logit" in capsys.readouterr().out
-    from seodang.infer.checkpoint import load
+    from seodang.infer.checkpoint.load import load
 
     adapted, _ = load(out, device="cpu", dtype="float32")
     plain = AutoModelForCausalLM.from_pretrained(merged)

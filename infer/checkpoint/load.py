@@ -1,0 +1,202 @@
+"""Open a checkpoint: a folder, a hub name, an adapter on its base, or the embedded default model."""
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ...data.errors import UserError
+from ..kernels.device import choose_device, choose_dtype, cpu_has_bfloat16
+from ..kernels.fused_projections import lay_together
+from .default_model import default_model
+from .manifest import read_manifest, verify
+from .quantise import BITS, quantise
+
+logger = logging.getLogger(__name__)
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def load(
+    path: str | os.PathLike,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    weights: str | None = None,
+    adapter: str | os.PathLike | None = None,
+    model_class=None,
+    **model_arguments,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return the model, in evaluation mode on its device, and its tokenizer.
+
+    `path` is a checkpoint folder, a hub name, or "default"; a folder that holds an adapter brings its base model
+    with it. Files are checked against the folder's manifest first. A checkpoint that lacks tensors of the model is refused, unless
+    what is missing is a head that it never had (a classifier's on a language model's weights).
+    `model_class` is a causal language model's, for an encoder-decoder's checkpoint AutoModelForSeq2SeqLM, for a classifier's (a reward
+    model) AutoModelForSequenceClassification, unless another is given; an adapter with a classifier's head brings its number of labels with it.
+    `weights="int8"` or `"int4"` keeps the linear layers in 8 or 4 bits, for speaking and scoring on the CPU; an adapter is merged first.
+    """
+    if weights is not None:
+        device, dtype = _check_weights(weights, device, dtype)
+    place = resolve(path)
+    if is_adapter(place):
+        if adapter is not None:
+            raise UserError(f"{path} is an adapter already: give its base model as the model, or drop adapter={adapter}")
+        place, adapter = resolve(adapter_base(place)), place
+    where = choose_device(device)
+    weights_dtype, reason = choose_dtype(dtype, where)
+    logger.info("%s in %s on %s (%s)", path, weights_dtype, where, reason)
+    labels = _labels_of(resolve(adapter)) if adapter is not None else None
+    if labels is not None:
+        model_class, model_arguments = model_class or AutoModelForSequenceClassification, {"num_labels": labels, **model_arguments}
+    model = _load_weights(place, model_class or _model_class(place), weights_dtype, model_arguments)
+    tokenizer = load_tokenizer(adapter if adapter is not None and _has_tokenizer(resolve(adapter)) else place)
+    if adapter is not None:
+        model = _load_adapter(model, resolve(adapter))
+    if labels is not None:
+        model.config.pad_token_id = tokenizer.pad_token_id  # behind which the head looks for the last token; the base has another
+    if weights is not None:
+        model = model.merge_and_unload() if adapter is not None else model
+        quantise(model, weights)
+    if not getattr(model, "hf_device_map", None):
+        model = model.to(where)
+        lay_together(model)
+    return model.eval(), tokenizer
+
+
+def _check_weights(weights: str, device: str, dtype: str) -> tuple[str, str]:
+    """Return the device and the dtype to quantise in: float32, so that nothing is rounded twice."""
+    if weights not in BITS:
+        raise UserError(f"weights={weights!r} is unknown: choose int8 or int4, or leave it out")
+    if device not in ("auto", "cpu"):
+        raise UserError(f"weights={weights} computes on the CPU, got device={device!r}: choose cpu, or leave weights out")
+    if dtype not in ("auto", "bfloat16"):
+        raise UserError(f"weights={weights} computes in bfloat16, got dtype={dtype!r}: leave dtype out")
+    if not cpu_has_bfloat16():
+        logger.warning("this CPU has no AVX512-BF16: weights=%s is slower here than it could be, though faster than float32", weights)
+    return "cpu", "float32"
+
+
+def load_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a checkpoint folder, a hub name or "default"."""
+    place = resolve(path)
+    if is_adapter(place) and not _has_tokenizer(place):
+        place = resolve(adapter_base(place))
+    try:
+        return AutoTokenizer.from_pretrained(place)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"no tokenizer could be read from {str(path)!r}: {_first_line(error)}") from None
+
+
+def resolve(path: str | os.PathLike) -> str:
+    """Turn "default" into its folder; pass a hub name on as it is.
+
+    Raises UserError for a path that is neither a folder nor shaped like a hub name, and for a folder whose writing was cut short. Its files are
+    checked where they are loaded.
+    """
+    name = os.fspath(path)
+    if name == "default":
+        return str(default_model())
+    if os.path.isdir(name):
+        folder = Path(name)
+        read_manifest(folder)
+        if not (folder / "config.json").is_file() and not (folder / ADAPTER_CONFIG).is_file():
+            raise UserError(f"{name} holds no model (neither config.json nor {ADAPTER_CONFIG}): name a checkpoint's own folder")
+        return name
+    if os.path.exists(name) or name.startswith(("/", ".", "~")) or name.count("/") > 1 or not name:
+        raise UserError(f"model {name!r} is not a folder: give a checkpoint's folder, a hub name such as Qwen/Qwen3-0.6B, or default")
+    return name
+
+
+def is_adapter(place: str | os.PathLike) -> bool:
+    """Whether a folder holds an adapter and not a whole model; what its manifest does not list does not count."""
+    folder = Path(place)
+    listed = (read_manifest(folder) or {}).get("files")
+    adapter, whole = ((folder / name).is_file() and (listed is None or name in listed) for name in (ADAPTER_CONFIG, "config.json"))
+    return adapter and not whole
+
+
+def adapter_base(place: str | os.PathLike) -> str:
+    """The base model that an adapter's configuration names."""
+    base = json.loads((Path(place) / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise UserError(f"{Path(place) / ADAPTER_CONFIG} names no base_model_name_or_path: load the base and pass this as adapter")
+    return base
+
+
+def _has_tokenizer(place: str) -> bool:
+    return (Path(place) / "tokenizer_config.json").is_file()
+
+
+def _model_class(place: str):
+    """Return the class of language models that the checkpoint's configuration calls for."""
+    try:
+        config = AutoConfig.from_pretrained(place)
+    except (OSError, ValueError):
+        return AutoModelForCausalLM  # what is wrong shows when the weights are loaded
+    if any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
+        return AutoModelForSequenceClassification
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def _labels_of(adapter: str) -> int | None:
+    """How many labels the classifier's head has that an adapter's folder holds; None where it holds none."""
+    path = Path(adapter) / "adapter_model.safetensors"
+    if not path.is_file() or json.loads((Path(adapter) / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("task_type") != "SEQ_CLS":
+        return None
+    with safe_open(path, "pt") as file:
+        heads = [name for name in file.keys() if name.endswith(("score.weight", "classifier.weight"))]  # noqa: SIM118
+        return file.get_slice(heads[0]).get_shape()[0] if heads else None
+
+
+def _load_weights(place: str, model_class, dtype: torch.dtype, model_arguments: dict) -> PreTrainedModel:
+    if os.path.isdir(place):
+        verify(Path(place))
+    try:
+        model, report = model_class.from_pretrained(place, dtype=dtype, output_loading_info=True, **model_arguments)
+    except OSError as error:
+        raise UserError(f"model {place!r} could not be read: {_first_line(error)}") from None
+    except ValueError as error:
+        raise UserError(f"model {place!r} could not be built: {_first_line(error)}") from None
+    _refuse_missing(place, model, sorted(report["missing_keys"]))
+    return model
+
+
+def _refuse_missing(place: str, model: PreTrainedModel, missing: list[str]) -> None:
+    """Refuse tensors that were filled with random numbers, save a head that the checkpoint never claimed to have."""
+    saved_as = AutoConfig.from_pretrained(place).architectures or []
+    new_head = type(model).__name__ not in saved_as
+    trunk = model.base_model_prefix + "."
+    lost = [name for name in missing if name.startswith(trunk) or not new_head]
+    if lost:
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise UserError(f"{place} lacks the tensor {lost[0]}{more}: the checkpoint is incomplete, restore it or use another")
+    if missing:
+        logger.warning("%s is new in %s and starts untrained", ", ".join(missing), type(model).__name__)
+
+
+def _load_adapter(model: PreTrainedModel, place: str) -> PreTrainedModel:
+    from peft import PeftModel
+
+    if os.path.isdir(place):
+        verify(Path(place))
+    try:
+        return PeftModel.from_pretrained(model, place)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"adapter {place!r} does not fit the model: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,187 @@
+"""What steers the text of a request's answers: made once for the request, copied for each of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from regex import Pattern
+from transformers import PreTrainedTokenizerBase
+
+from ...data.errors import UserError
+from ...data.literal import literal_ids
+from ..requests.params import SamplingParams
+from ..requests.request import Request
+from ..requests.stop import AnswerText, stop_pattern
+from ..text.detokenise import detokeniser, whole_text
+from ..text.vocabulary import Vocabulary
+from .forcing import ForcedText, Healing, ThinkingBudget, taken_back
+from .grammar import GRAMMARS, Grammar, asked, longest_text, new_grammar
+from .trie import Trie, paths, trie_of
+
+LANGUAGES = (*GRAMMARS, "trie")  # each says what the whole answer may be
+
+
+def steer(request: Request, tokenizer: PreTrainedTokenizerBase, dialogue: bool = False) -> None:
+    """Give a new request its prefix, its controls and its stops; `dialogue` says that the prompt came through the chat template.
+
+    The answer begins with `prefix`: it is part of the text, counts towards max_new_tokens and the positions of `forced_text` and
+    `thinking_budget`, and is under the grammar or trie too. `token_healing` takes the last tokens of the prefix back, without a prefix
+    those of the prompt, and lets the answer's first tokens spell them again, perhaps in longer tokens. Of a healed prompt `Result.ids` are all
+    tokens behind what is left of it (`prompt_length`), and the text begins where the prompt's text ended.
+
+    A grammar or trie after a `thinking_budget` speaks of what follows the thinking. Raises UserError, before anything is computed, for
+    settings that are wrong or contradict each other.
+    """
+    params = request.params
+    check(request, dialogue)
+    pattern = None if params.stop_regex is None else stop_pattern(params.stop_regex)
+    prefix = literal_ids(tokenizer, params.prefix) if params.prefix else []
+    if params.prefix and not prefix:
+        raise UserError(f"the tokenizer has no tokens for prefix={params.prefix!r}: give another")
+    removed: list[int] = []
+    if params.token_healing:
+        healed = prefix or request.prompt_ids
+        count = taken_back(Vocabulary.of(tokenizer), healed, len(prefix) or len(healed) - 1)  # of a prompt something must be left
+        kept, removed = healed[: len(healed) - count], healed[len(healed) - count :]
+        prefix, request.prompt_ids = (kept, request.prompt_ids) if prefix else ([], kept)
+    skip = 0 if params.prefix else len(whole_text(tokenizer, removed))
+    request.prefix_ids = prefix
+    request.new_text = partial(new_text, tokenizer, params, pattern, skip)
+    request.new_controls = controls_of(request, tokenizer, removed)
+    check_prefix(request)
+
+
+def new_text(tokenizer: PreTrainedTokenizerBase, params: SamplingParams, pattern: Pattern | None = None, skip: int = 0) -> AnswerText:
+    """Return the empty text of an answer, of which the first `skip` characters belong to the prompt."""
+    return AnswerText(detokeniser(tokenizer), params.stop, pattern, params.stop_when, skip)
+
+
+def controls_of(request: Request, tokenizer: PreTrainedTokenizerBase, removed: list[int]) -> Callable[[], list]:
+    """Return what makes the controls of a row, in the order in which they apply: those that force come first."""
+    params, ends = request.params, request.ends
+    vocabulary = Vocabulary.of(tokenizer) if removed or params.thinking_budget is not None else None
+    spelled = b"".join(vocabulary.tokens[id] for id in removed) if removed else b""
+    forced = forced_tokens(tokenizer, params.forced_text or {}, params.max_new_tokens)
+    language = language_of(params, tokenizer, ends)
+    if language is not None and params.thinking_budget is None:
+        check_least(request, language)
+    made: list = [ForcedText(forced)] if forced else []
+    if spelled:
+        made.append(Healing(spelled, vocabulary))
+    taken = len(request.prefix_ids) + len(spelled)
+    if forced and min(forced) < taken:
+        raise UserError(f"forced_text at token {min(forced)} meets the answer's given beginning of up to {taken} tokens: force it later")
+    if params.thinking_budget is not None:
+        end = thinking_end(tokenizer, params)
+        if spelled and params.thinking_budget < taken:
+            raise UserError(f"thinking_budget={params.thinking_budget} is less than the {taken} tokens that token_healing may take: raise it")
+        if meeting := [at for at in forced if params.thinking_budget <= at < params.thinking_budget + len(end)]:
+            raise UserError(f"forced_text at token {meeting[0]} meets the end of the thinking at {params.thinking_budget}: move one of them")
+        after = [] if language is None else [language]
+        made.append(ThinkingBudget(params.thinking_budget, end, vocabulary, params.thinking_end, after, sorted(ends)))
+    elif language is not None:
+        made.append(language)
+    return lambda: [control.fork() for control in made]
+
+
+def language_of(params: SamplingParams, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int]) -> Grammar | Trie | None:
+    """Return what says which texts the answer may be, where something does."""
+    if not params.trie:
+        return new_grammar(params, tokenizer, ends)
+    found = paths(tokenizer, params.trie)
+    longest = max(map(len, found))
+    if longest > params.max_new_tokens:
+        raise UserError(f"trie has a path of {longest} tokens, but max_new_tokens={params.max_new_tokens}: raise it")
+    return Trie(trie_of(found), ends)
+
+
+def check_least(request: Request, language: Grammar | Trie) -> None:
+    """Raise UserError where no text of the language is as long as the request asks for, as far as that is soon known."""
+    params = request.params
+    least = {"min_new_tokens": params.min_new_tokens or 0, "min_length": (params.min_length or 0) - len(request.prompt_ids)}
+    name = max(least, key=least.__getitem__)
+    if least[name] <= 0:
+        return
+    longest = language.longest if isinstance(language, Trie) else longest_text(params, least[name])
+    if longest is not None and longest < least[name]:
+        raise UserError(f"{name}={getattr(params, name)} asks for more than {language.name} has: its longest text has at most {longest} tokens")
+
+
+def forced_tokens(tokenizer: PreTrainedTokenizerBase, texts: Mapping[int, str], room: int) -> dict[int, int]:
+    """Return the id of every position that `forced_text` fixes; raises UserError for texts that overlap or do not fit."""
+    forced: dict[int, int] = {}
+    for start, text in sorted(texts.items()):
+        if isinstance(start, bool) or not isinstance(start, int) or start < 0 or not isinstance(text, str) or not text:
+            raise UserError(f"forced_text takes positions from 0 and texts of at least one character, got {start!r}: {text!r}")
+        ids = literal_ids(tokenizer, text)
+        if not ids:
+            raise UserError(f"the tokenizer has no tokens for forced_text {text!r}: give another")
+        if start in forced:
+            raise UserError(f"forced_text {text!r} at token {start} meets the one before, which reaches to {max(forced)}: move it")
+        if start + len(ids) > room:
+            raise UserError(f"forced_text {text!r} at token {start} takes {len(ids)} tokens, but max_new_tokens={room}: raise it")
+        forced.update(enumerate(ids, start))
+    return forced
+
+
+def thinking_end(tokenizer: PreTrainedTokenizerBase, params: SamplingParams) -> list[int]:
+    """Return the ids of `thinking_end`, which may be a control token."""
+    ids = tokenizer.encode(params.thinking_end, add_special_tokens=False)
+    if not ids:
+        raise UserError(f"the tokenizer has no tokens for thinking_end={params.thinking_end!r}: give the text that ends the thinking")
+    if params.thinking_budget + len(ids) >= params.max_new_tokens:
+        raise UserError(
+            f"thinking_budget={params.thinking_budget} and its end of {len(ids)} tokens leave nothing of "
+            f"max_new_tokens={params.max_new_tokens} for the answer: raise that"
+        )
+    return ids
+
+
+def check(request: Request, dialogue: bool) -> None:
+    """Raise UserError for settings that contradict each other or the prompt."""
+    params = request.params
+    if params.token_healing and not params.prefix:
+        if dialogue:
+            raise UserError("token_healing of messages heals their prefix, for the template's end stays: give prefix, or the prompt as a text")
+        if request.source_ids is not None or params.hide or params.attention_mask is not None:
+            raise UserError("token_healing moves the prompt's end, which an encoder, hide and attention_mask refer to: drop it, or give prefix")
+    name = language_asked(params)
+    if name is not None and not request.end_ids and not params.stop_token_ids:
+        raise UserError(f"{name} needs a token that ends the answer, and the model has none: give stop_token_ids")
+
+
+def language_asked(params: SamplingParams) -> str | None:
+    """Return the setting that says what the whole answer may be; raises UserError for one that contradicts it."""
+    languages = [name for name in LANGUAGES if asked(params, name)]
+    if not languages:
+        return None
+    name = languages[0]
+    if len(languages) > 1:
+        raise UserError(f"{name} and {languages[1]} both say what the whole answer is: drop one of them")
+    if params.forced_text:
+        raise UserError(f"{name} says what the whole answer is, so forced_text cannot stand in it: write the text into {name}")
+    if params.token_healing and not params.prefix:
+        raise UserError(f"{name} begins where the prompt ends, which token_healing moves: drop one of them")
+    if params.ignore_eos:
+        raise UserError(f"{name} says where the answer ends, but ignore_eos goes on: drop one of them")
+    return name
+
+
+def check_prefix(request: Request) -> None:
+    """Raise UserError for a prefix that leaves nothing to generate."""
+    prefix, params = request.prefix_ids, request.params
+    if not prefix:
+        return
+    if len(prefix) >= params.max_new_tokens:
+        raise UserError(f"prefix takes {len(prefix)} tokens of the answer, but max_new_tokens={params.max_new_tokens}: raise it")
+    text = request.new_text()
+    for position, id in enumerate(prefix, 1):
+        if id in request.end_ids or id in params.stop_token_ids:
+            raise UserError(f"prefix={params.prefix!r} has the id {id}, which ends the answer: leave it out")
+        text.push(id, position > request.least)
+        if text.stopped:
+            raise UserError(f"prefix={params.prefix!r} completes a stop of the request's own: change one of them")
+    for control in request.new_controls():
+        if isinstance(control, Grammar | Trie) and not control.takes(prefix):
+            raise UserError(f"prefix={params.prefix!r} is no beginning that {control.name} allows: change one of them")

@@ -1,0 +1,48 @@
+"""The adaptive plausibility constraint: a contrast is drawn among the tokens that the model itself finds likely."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..requests.request import Row
+
+FLOOR = -1e4  # added to what is implausible: of probability 0, yet still in the model's order
+
+
+def head(logprobs: Tensor, alpha: float) -> Tensor:
+    """Mark the tokens at least `alpha` times as likely as the likeliest, [.., vocab] (Li et al. 2023, equation 3)."""
+    return logprobs >= logprobs.amax(dim=-1, keepdim=True) + math.log(alpha)
+
+
+def among_plausible(contrast: Tensor, logprobs: Tensor, alpha: float) -> Tensor:
+    """Return the contrast of the model's plausible tokens, and of the others its log-probability far below; [.., vocab] all.
+
+    A row with such scores needs `Plausible` among its controls, which drops the others.
+    """
+    return torch.where(head(logprobs, alpha), contrast, logprobs + FLOOR)
+
+
+class Plausible:
+    """The control that drops implausible tokens, once bans have been heard.
+
+    Where bans leave none that is plausible, the model's own distribution decides among what they do leave, plausible ones alone again.
+    """
+
+    name, must_end = "plausible", False
+
+    def __init__(self, alpha: float):
+        self.alpha = alpha
+
+    def mask(self, row: Row, scores: Tensor) -> Tensor:
+        """[1, vocab] to [1, vocab]."""
+        kept = scores > FLOOR / 10  # whatever penalties made of the others
+        return scores.masked_fill(~torch.where(kept.any(dim=-1, keepdim=True), kept, head(scores, self.alpha)), -torch.inf)
+
+    def accept(self, id: int) -> None:
+        pass
+
+    def fork(self) -> Plausible:
+        return self

@@ -1,0 +1,197 @@
+"""Settings as others write them: OpenAI's request body, vLLM's sampling parameters, a checkpoint's generation_config."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from llguidance.gbnf_to_lark import any_to_lark
+from transformers import GenerationConfig
+
+from ...data.errors import UserError
+from ..constraints.grammar import GRAMMARS
+from ..requests.params import WARPING, SamplingParams
+
+# what a body says besides how the answer is made: the conversation, how it is told, whose it is
+OPENAI_PASSED_OVER = (
+    "model", "messages", "prompt", "stream", "stream_options", "logprobs", "top_logprobs", "tools", "parallel_tool_calls", "user", "metadata",
+    "store", "service_tier", "safety_identifier", "prompt_cache_key",
+)  # fmt: skip
+OPENAI = {
+    "max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens", "n": "num_return_sequences", "stop": "stop", "seed": "seed",
+    "temperature": "temperature", "top_p": "top_p", "frequency_penalty": "frequency_penalty", "presence_penalty": "presence_penalty",
+    "logit_bias": "logit_bias", "best_of": "best_of",
+}  # fmt: skip
+# what a value must be to ask for nothing
+OPENAI_NEUTRAL = {"tool_choice": ("auto", "none"), "modalities": (["text"],), "echo": (False,), "suffix": ("",)}
+
+VLLM_PASSED_OVER = ("logprobs", "detokenize", "output_kind", "truncate_prompt_tokens_side")
+VLLM = OPENAI | {
+    "min_tokens": "min_new_tokens", "ignore_eos": "ignore_eos", "bad_words": "bad_words", "repetition_penalty": "repetition_penalty",
+    "stop_token_ids": "stop_token_ids", "top_k": "top_k", "min_p": "min_p", "length_penalty": "length_penalty",
+}  # fmt: skip
+VLLM_NEUTRAL = {
+    "skip_special_tokens": (True,), "spaces_between_special_tokens": (True,), "include_stop_str_in_output": (False,),
+    "use_beam_search": (False,), "prompt_logprobs": (), "truncate_prompt_tokens": (-1,), "skip_reading_prefix_cache": (False,),
+    "extra_args": ({},), "early_stopping": (False,),
+}  # fmt: skip
+STRUCTURES = {"json": "json_schema", "regex": "regex", "choice": "choice", "grammar": "grammar"}
+NEUTRAL_STRUCTURES = {
+    "disable_fallback": (False, True), "disable_additional_properties": (False,), "backend": (), "_backend": (),
+    "_backend_was_auto": (False, True), "structural_tag": (), "whitespace_pattern": (),
+}  # fmt: skip
+
+# fields of a generation_config about caches, outputs, compilation, memory and token ids; the ids that end an answer are the model's own
+CONFIG_PASSED_OVER = (
+    "use_cache", "cache_implementation", "cache_config", "max_cache_len", "prefill_chunk_size", "low_memory", "output_attentions",
+    "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate", "return_legacy_cache", "compile_config",
+    "disable_compile", "continuous_batching_config", "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "is_assistant",
+    "transformers_version", "_from_model_config",
+)  # fmt: skip
+# what a field of a generation_config must be to ask for nothing
+CONFIG_NEUTRAL = {
+    "use_mtp": (False,), "renormalize_logits": (False,), "remove_invalid_values": (False,), "watermarking_config": (),
+    "constraints": ([],), "assistant_lookbehind": (10,), "target_lookbehind": (10,), "assistant_ensemble_weight": (),
+    "speculation_type": (), "trust_remote_code": (False,),
+}  # fmt: skip
+CONFIG = {"stop_strings": "stop"} | {
+    name: name
+    for name in (
+        "max_length", "max_new_tokens", "min_length", "min_new_tokens", "early_stopping", "max_time", "do_sample", "num_beams", "temperature",
+        "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff", "repetition_penalty", "encoder_repetition_penalty",
+        "length_penalty", "no_repeat_ngram_size", "bad_words_ids", "forced_bos_token_id", "forced_eos_token_id",
+        "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "token_healing", "guidance_scale",
+        "num_return_sequences", "encoder_no_repeat_ngram_size", "num_assistant_tokens", "num_assistant_tokens_schedule",
+        "assistant_confidence_threshold", "prompt_lookup_num_tokens", "max_matching_ngram_size", "assistant_early_exit", "penalty_alpha",
+        "dola_layers", "diversity_penalty", "num_beam_groups", "force_words_ids",
+    )
+}  # fmt: skip
+OFF = {"no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0, "guidance_scale": 1, "assistant_early_exit": 0}  # these ask for nothing
+
+
+def from_openai(body: Mapping[str, Any]) -> SamplingParams:
+    """Return the settings in the body of a chat or text completion; what `OPENAI_PASSED_OVER` names is the server's to read.
+
+    As there, an answer is sampled at temperature 1 where none is given; the length is ours where none is given. `response_format`
+    of "json_object" is a schema of any object. Raises UserError for what is unknown or cannot be honoured.
+    """
+    options = dict(body)
+    formatted = structure_of(options.pop("response_format", None))
+    known = translated(options, OPENAI, OPENAI_PASSED_OVER, OPENAI_NEUTRAL, "the request")
+    return drawn({**known, **formatted})
+
+
+def from_vllm(options: Mapping[str, Any]) -> SamplingParams:
+    """Return the settings in vLLM's `SamplingParams`, given as a dictionary, or in its extra body fields (`guided_json`, ...).
+
+    As there, an answer is sampled at temperature 1 where none is given; the length is ours where none is given. A grammar may be
+    Lark or GBNF. Raises UserError for what is unknown or cannot be honoured.
+    """
+    options = dict(options)
+    formatted = structure_of(options.pop("response_format", None))
+    for name in ("structured_outputs", "guided_decoding"):
+        formatted |= structured(options.pop(name, None) or {}, name, {})
+    guided = {name: options.pop(name) for name in list(options) if name.startswith("guided_")}
+    guided = {name.removeprefix("guided_"): value for name, value in guided.items()}
+    formatted |= structured(guided, "the guided_ options", {"decoding_backend": ()})
+    allowed = options.pop("allowed_token_ids", None)
+    passed_over = (*OPENAI_PASSED_OVER, *VLLM_PASSED_OVER)
+    known = translated(options, VLLM, passed_over, {**OPENAI_NEUTRAL, **VLLM_NEUTRAL}, "the request")
+    if known.get("top_k") == -1:
+        known["top_k"] = 0
+    if allowed is not None:
+        known["prefix_allowed_tokens_fn"] = lambda ids: allowed
+    return drawn({**known, **formatted})
+
+
+def from_generation_config(config: GenerationConfig | Mapping[str, Any], **changes: Any) -> SamplingParams:
+    """Return the settings of a checkpoint's own `generation_config`; `changes` are the caller's, by our names, and win.
+
+    Where it does not sample, its temperature, top_k and the like are left out: they are without effect in transformers too. Fields of
+    `CONFIG_PASSED_OVER` are not about what is said. Raises UserError for every other field that we cannot honour.
+    """
+    options = dict(config) if isinstance(config, Mapping) else config.to_dict()
+    options = {name: value for name, value in options.items() if OFF.get(name) != value}
+    if options.get("num_assistant_tokens_schedule") == "heuristic_transient":
+        options["num_assistant_tokens_schedule"] = "heuristic"  # the length is adapted within one request here in any case
+    known = translated(options, CONFIG, CONFIG_PASSED_OVER, CONFIG_NEUTRAL, "generation_config")
+    if isinstance(known.get("sequence_bias"), list):
+        known["sequence_bias"] = {tuple(ids): bias for ids, bias in known["sequence_bias"]}
+    if isinstance(known.get("exponential_decay_length_penalty"), list):
+        known["exponential_decay_length_penalty"] = tuple(known["exponential_decay_length_penalty"])
+    samples = known.get("do_sample") if changes.get("do_sample") is None else changes["do_sample"]
+    if not samples and not any(changes.get(name) for name in WARPING):
+        known = {name: value for name, value in known.items() if name not in WARPING or name == "top_k" and "penalty_alpha" in known}
+    if changes.keys() & set(WARPING) and "do_sample" not in changes:
+        known.pop("do_sample", None)  # the caller's own temperature or top_k says it
+    return SamplingParams(**{**known, **changes})
+
+
+def translated(
+    options: Mapping[str, Any], names: Mapping[str, str], passed_over: Collection[str], neutral: Mapping[str, Collection], whole: str
+) -> dict[str, Any]:
+    """Return the options under our names; raises UserError for one that is unknown, or asks for what we do not do."""
+    known: dict[str, Any] = {}
+    for name, value in options.items():
+        if name in names and value is not None:
+            ours = names[name]
+            if ours in known and known[ours] != value:
+                raise UserError(f"{whole} gives {name}={value!r} and, by another name, {known[ours]!r}: drop one of them")
+            known[ours] = biases(value) if name == "logit_bias" else value
+        elif name in neutral and value is not None and value not in neutral[name]:
+            raise UserError(f"{whole} asks for {name}={value!r}, which Seodang does not do: leave it out")
+        elif name not in names and name not in neutral and name not in passed_over:
+            guess = get_close_matches(name, [*names, *neutral, *passed_over, "response_format", "structured_outputs"], 1)
+            raise UserError(f"{whole} has {name!r}, which is unknown: " + (f"did you mean {guess[0]}?" if guess else "leave it out"))
+    return known
+
+
+def biases(given: Mapping[str | int, float]) -> dict[int, float]:
+    """Return biases by id; JSON writes ids as texts."""
+    try:
+        return {int(id): float(bias) for id, bias in given.items()}
+    except (ValueError, TypeError, AttributeError):
+        raise UserError(f"logit_bias must be numbers by token id, got {given!r}") from None
+
+
+def drawn(known: dict[str, Any]) -> SamplingParams:
+    """The settings, sampled where no temperature says otherwise."""
+    languages = [name for name in GRAMMARS if name in known]
+    if len(languages) > 1:
+        raise UserError(f"{languages[0]} and {languages[1]} both say what the whole answer is: drop one of them")
+    if "temperature" not in known:
+        known["do_sample"] = True
+    return SamplingParams(**known)
+
+
+def structure_of(response_format: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return our settings for OpenAI's `response_format`."""
+    if response_format is None or response_format == {"type": "text"}:
+        return {}
+    kind = response_format.get("type") if isinstance(response_format, Mapping) else None
+    if kind == "json_object":
+        return {"json_schema": {"type": "object"}}
+    if kind == "json_schema":
+        schema = (response_format.get("json_schema") or {}).get("schema")
+        if not isinstance(schema, Mapping | bool):
+            raise UserError('response_format of type "json_schema" needs {"json_schema": {"name": ..., "schema": {...}}}')
+        return {"json_schema": schema if isinstance(schema, Mapping) else json.dumps(schema)}
+    raise UserError(f'response_format must be of type "text", "json_object" or "json_schema", got {response_format!r}')
+
+
+def structured(options: Mapping[str, Any], whole: str, neutral: Mapping[str, Collection]) -> dict[str, Any]:
+    """Return our settings for vLLM's structured outputs."""
+    options = {name: value for name, value in options.items() if value is not None}
+    any_object, compact = options.pop("json_object", False), options.pop("disable_any_whitespace", False)
+    known = translated(options, STRUCTURES, (), {**NEUTRAL_STRUCTURES, **neutral}, whole)
+    if any_object:
+        known.setdefault("json_schema", {"type": "object"})
+    if compact and "json_schema" in known:
+        schema = known["json_schema"]
+        schema = json.loads(schema) if isinstance(schema, str) else schema
+        known["json_schema"] = {**schema, "x-guidance": {"whitespace_flexible": False}}
+    if "grammar" in known:
+        known["grammar"] = any_to_lark(known["grammar"])
+    return known

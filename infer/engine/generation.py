@@ -1,0 +1,121 @@
+"""Prompts to answers: all at once, one by one as they finish, or token by token."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from ...data.errors import UserError
+from ..requests.events import Event, Finished, Result
+from ..requests.params import SamplingParams
+from ..requests.request import Request
+from ..runners.open import open_runner
+from .core import MAX_ROWS, Engine
+from .prefix_cache import PrefixCache
+from .prompts import Prompt, new_requests
+
+
+def generate(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    params: SamplingParams | Sequence[SamplingParams] = SamplingParams(),
+    *,
+    trace: bool = False,
+    cache: PrefixCache | None = None,
+    max_rows: int = MAX_ROWS,
+    on_error: str | None = None,
+) -> list[Result]:
+    """Answer every prompt; `num_return_sequences` results a prompt, in the order of the prompts.
+
+    A text is continued as it stands, messages (a list, or a Dialogue with tools) go through the chat template, ids are taken as they are.
+    `params` are one for all or one a prompt. At most `max_rows` answers grow at the same time. With `trace`, each result holds what was
+    observed at every step. A `cache` keeps what the model has read: a prompt that begins as an earlier one (the next turn of a talk)
+    costs only what is new. Raises UserError, before anything is computed, for a prompt that is empty or too long for the
+    model with its `max_new_tokens`, and for options that the strategy or the model cannot honour.
+
+    What goes wrong later (a filter or grammar that leaves no token, a beam search without an end, a function of the caller's that raises) is
+    its prompt's alone: with `on_error="result"` that prompt's results have the finish_reason "error" and say why, and the others are what they
+    would have been; with "raise" the UserError ends the call. Without, one prompt raises and several do not.
+    """
+    results = answers(model, tokenizer, prompts, params, trace=trace, cache=cache, max_rows=max_rows, on_error=on_error)
+    return sorted(results, key=lambda result: (result.row, result.choice))
+
+
+def answers(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    params: SamplingParams | Sequence[SamplingParams] = SamplingParams(),
+    *,
+    trace: bool = False,
+    cache: PrefixCache | None = None,
+    max_rows: int = MAX_ROWS,
+    on_error: str | None = None,
+) -> Iterator[Result]:
+    """As `generate`, but each result comes as soon as it is there; `result.row` counts the prompts."""
+    if on_error not in (None, "raise", "result"):
+        raise UserError(f'on_error must be "raise" or "result", got {on_error!r}')
+    engine, requests = prepare(model, tokenizer, prompts, params, trace, cache, max_rows)
+    raises = len(requests) == 1 if on_error is None else on_error == "raise"
+    return results(run(engine, requests, raises), requests, trace)
+
+
+def results(events: Iterator[Event], requests: Sequence[Request], trace: bool) -> Iterator[Result]:
+    """Return the result of each answer that finishes, with its events where they are traced."""
+    heard: dict[int, list[Event]] = {request.index: [] for request in requests}
+    for event in events:
+        if trace:
+            heard[event.row].append(event)
+        if isinstance(event, Finished):
+            result = requests[event.row].results[event.choice]
+            yield replace(result, trace=heard[event.row]) if trace else result  # all of a prompt's answers share one list
+
+
+def stream(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    params: SamplingParams = SamplingParams(),
+    *,
+    trace: bool = False,
+    cache: PrefixCache | None = None,
+) -> Iterator[Event]:
+    """Answer one prompt, token by token; the texts of the events join to the answer's text.
+
+    Raises UserError as `generate` does, at once and not at the first event; what goes wrong later is raised in its place among the events.
+    """
+    return run(*prepare(model, tokenizer, [prompt], params, trace, cache, MAX_ROWS), raises=True)
+
+
+def prepare(model, tokenizer, prompts, params, trace: bool, cache: PrefixCache | None, max_rows: int) -> tuple[Engine, list[Request]]:
+    """Open an engine and check every request before any of them is run."""
+    runner = open_runner(model) if cache is None else cache.runner_for(model)
+    engine = Engine(runner, max_rows, cache)
+    return engine, new_requests(model, tokenizer, prompts, params, engine, trace)
+
+
+def run(engine: Engine, requests: Sequence[Request], raises: bool = False) -> Iterator[Event]:
+    """Run the requests together to their ends and yield what happens; rows are given back if the caller stops early.
+
+    With `raises`, the first request that fails ends them all by its error.
+    """
+    heard: deque[Event] = deque()
+    for request in requests:
+        request.hear = heard.append
+        engine.submit(request)
+    try:
+        going = True
+        while going:
+            going = engine.step()
+            while heard:
+                event = heard.popleft()
+                if raises and isinstance(event, Finished) and event.error is not None:
+                    raise next(request.error for request in requests if request.index == event.row)
+                yield event
+    finally:
+        engine.close()

@@ -1,0 +1,173 @@
+"""How likely a model finds given answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from ...data.conversation import Conversation
+from ...data.errors import UserError
+from ...data.formats import Dialogue
+from ...data.literal import continuing
+from ..filters.logits import wide
+from ..runners.encoder_decoder import EncoderDecoderRunner, decoder_start
+from ..runners.open import open_runner
+from ..text.vocabulary import check_ids
+from .prompts import Prompt, encode, is_dialogue, whole_numbers
+
+MAX_POSITIONS = 8192  # new positions a pass
+MAX_LOGITS = 512  # rows of logits a pass: 100 MB of float32 at a vocabulary of 49,152
+
+Completion = str | dict | list[int]  # a text, an assistant's message, or ids
+
+
+def score(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], completions: Sequence[Completion]
+) -> list[Tensor]:
+    """Return the log-probability of each answer's tokens behind its prompt: one [n] tensor a pair.
+
+    Behind messages the answer is an assistant's turn, its end-of-turn token included, with exactly the ids that training
+    would teach; behind a text it is that text's continuation. Prompts cost no logits, and no answer is padded. The probabilities are the
+    model's own over its whole vocabulary, as transformers has them: what it gives to padding beyond the tokenizer, which an answer never
+    says, is counted.
+
+    An encoder-decoder model reads the prompt and is scored on the answer as training encodes a target (`tokenizer(text_target=...)`,
+    with the end token that it puts there); ids are scored as they are given.
+    """
+    if len(prompts) != len(completions):
+        raise UserError(f"{len(prompts)} prompts and {len(completions)} completions: give one for each")
+    runner = open_runner(model)
+    if isinstance(runner, EncoderDecoderRunner):
+        targets = [target_ids(tokenizer, completion, f"answer {n}", runner.target_vocab) for n, completion in enumerate(completions, 1)]
+        sources = [encode(tokenizer, prompt, f"prompt {n}", runner.source_vocab) for n, prompt in enumerate(prompts, 1)]
+        return score_targets(runner, sources, targets)
+    each, vocab = enumerate(zip(prompts, completions), 1), runner.config.vocab_size
+    return score_ids(runner, [pair_ids(tokenizer, *pair, runner.limit, f"prompt {n} with its answer", vocab) for n, pair in each])
+
+
+def pair_ids(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Completion, limit: int | None, name: str, vocab_size: int | None = None
+) -> tuple[list[int], list[int]]:
+    """Return the ids of a prompt and of the answer behind it.
+
+    Raises UserError for an empty answer, one too long, and one that has ids beyond the model's vocabulary.
+    """
+    if not completion or (isinstance(completion, dict) and not completion.get("content") and not completion.get("tool_calls")):
+        raise UserError(f"{name}: the answer is empty, there is nothing to score")
+    ids, answer = _pair_ids(tokenizer, prompt, completion, name, vocab_size)
+    if vocab_size is not None:
+        check_ids(ids + answer, vocab_size, name)
+    if limit is not None and len(ids) + len(answer) > limit:
+        raise UserError(f"{name} has {len(ids) + len(answer)} tokens, more than the {limit} positions of the model: shorten it")
+    return ids, answer
+
+
+def _pair_ids(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Completion, name: str, vocab_size: int | None
+) -> tuple[list[int], list[int]]:
+    if is_dialogue(prompt) and not isinstance(completion, list):
+        messages, tools = (prompt.messages, prompt.tools) if isinstance(prompt, Dialogue) else (prompt, None)
+        message = {"role": "assistant", "content": completion} if isinstance(completion, str) else completion
+        talk = Conversation(tokenizer, [*messages, message], tools)
+        turn = talk.turn(talk.messages[:-1], talk.messages[-1])
+        return turn.prompt_ids, turn.answer_ids
+    if isinstance(completion, dict):
+        raise UserError(f"{name}: a message can be scored behind messages alone: give the answer as a text")
+    text = isinstance(completion, str)
+    answer = continuing(plain_ids(tokenizer), completion) if text else whole_numbers(completion, f"{name}: an answer must be a text or a list of ids")
+    return encode(tokenizer, prompt, name, vocab_size), answer
+
+
+def plain_ids(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], list[int]]:
+    """Return what encodes a text without the tokens that stand around a whole one."""
+    return lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def target_ids(tokenizer: PreTrainedTokenizerBase, completion: Completion, name: str, vocab_size: int) -> list[int]:
+    """Return the ids that an encoder-decoder model is scored on; raises UserError for a message, an empty answer and unknown ids."""
+    if isinstance(completion, dict):
+        raise UserError(f"{name} is a message, which an encoder-decoder model does not answer with: give it as a text")
+    text = isinstance(completion, str)
+    ids = tokenizer(text_target=completion)["input_ids"] if text else whole_numbers(completion, f"{name} must be a text or a list of ids")
+    if not completion or not ids:
+        raise UserError(f"{name} is empty, there is nothing to score")
+    check_ids(ids, vocab_size, name)
+    return ids
+
+
+def score_targets(runner: EncoderDecoderRunner, sources: Sequence[list[int]], targets: Sequence[list[int]]) -> list[Tensor]:
+    """Return the log-probabilities of each target's ids where the encoder has read its source, behind what the decoder begins with."""
+    for n, (source, target) in enumerate(zip(sources, targets), 1):
+        for what, ids, limit in ((f"prompt {n}", source, runner.source_limit), (f"answer {n}", target, runner.limit)):
+            if limit is not None and len(ids) > limit:
+                raise UserError(f"{what} has {len(ids)} tokens, more than the {limit} positions of the model: shorten it")
+    pairs = [(first_ids(runner.model, target), target) for target in targets]
+    scores: list[Tensor] = []
+    while len(scores) < len(pairs):
+        begin = end = len(scores)
+        positions = 0
+        while end < len(pairs) and (end == begin or positions + len(sources[end]) <= MAX_POSITIONS):
+            positions, end = positions + len(sources[end]), end + 1
+        scores += score_ids(runner, pairs[begin:end], sources[begin:end])
+    return scores
+
+
+def first_ids(model: nn.Module, target: list[int]) -> list[int]:
+    """Return what the decoder is shown before the target when it is trained: its start, or, for mBART and PLBart, the target's last id."""
+    return target[-1:] if model.config.model_type in ("mbart", "plbart") else decoder_start(model)
+
+
+def score_ids(runner, pairs: Sequence[tuple[list[int], list[int]]], sources: Sequence[list[int]] | None = None) -> list[Tensor]:
+    """Return the log-probabilities of each answer's ids behind its prompt's ids, in passes of bounded size.
+
+    An answer that does not fit in a pass goes on in the next, over the cache: no position is computed twice.
+    """
+    opened = [()] * len(pairs) if sources is None else [(source,) for source in sources]
+    found: list[list[Tensor]] = [[] for _ in pairs]
+    # the last answer token predicts nothing that is asked for
+    left = [(i, prompt + answer[:-1], answer) for i, (prompt, answer) in enumerate(pairs)]
+    rows: dict[int, int] = {}
+    try:
+        while left:
+            bites, left = next_pass(left)
+            rows.update({i: runner.row(*opened[i]) for i, *_ in bites if i not in rows})
+            logits = runner.forward([rows[i] for i, *_ in bites], [ids for _, ids, _ in bites], [len(t) for *_, t in bites])
+            for (i, _, targets), part in zip(bites, logits.split([len(t) for *_, t in bites])):
+                found[i].append(chosen(part, targets))
+            unfinished = {i for i, *_ in left}
+            done = [i for i, *_ in bites if i not in unfinished]
+            runner.release([rows.pop(i) for i in done])
+    finally:
+        runner.release(list(rows.values()))
+    return [torch.cat(parts) for parts in found]
+
+
+Work = list[tuple[int, list[int], list[int]]]  # which pair, its ids still to be run, its targets still to be scored
+
+
+def next_pass(left: Work) -> tuple[Work, Work]:
+    """Split the work into what fits in the next pass and the rest; the last ids of a row predict its targets."""
+    bites: Work = []
+    positions = logits = 0
+    for at, (i, ids, targets) in enumerate(left):
+        room, places = MAX_POSITIONS - positions, MAX_LOGITS - logits
+        if bites and (len(ids) > room or not places):
+            return bites, left[at:]
+        first = len(ids) - len(targets) + 1  # ids up to the one that predicts the first target
+        taken = max(min(len(targets), places, room - first + 1), 1)  # a long prompt stands alone in its pass
+        end = first + taken - 1
+        bites.append((i, ids[:end], targets[:taken]))
+        if taken < len(targets):
+            return bites, [(i, ids[end:], targets[taken:]), *left[at + 1 :]]
+        positions, logits = positions + end, logits + taken
+    return bites, []
+
+
+def chosen(logits: Tensor, targets: list[int]) -> Tensor:
+    """Return the log-probability of one target a row of logits, float32 at least."""
+    logits = wide(logits)
+    index = torch.tensor(targets, device=logits.device)[:, None]
+    return (logits.gather(-1, index) - logits.logsumexp(dim=-1, keepdim=True)).squeeze(-1).cpu()

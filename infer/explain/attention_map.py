@@ -1,0 +1,79 @@
+"""What each position attends to, in one layer: a pass with the weights written out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ...data.errors import UserError
+from ..runners.architecture import context_limit, evaluating, transformers_model
+from ..runners.model_lock import attending, configs_of
+from ..text.vocabulary import check_ids
+
+LONGEST = 512  # positions: the weights of every layer are held at once
+
+
+def attention_map(model: nn.Module, ids: Sequence[int], layer: int, head: int | None = None) -> Tensor:
+    """Return how much each position attends to each, [n, n], a row a query; without a `head` the mean of them all.
+
+    The model is run once on `ids` with eager attention and left as it was. Raises UserError for a layer or head that it does not have, and
+    for models that do not tell their weights.
+    """
+    maps = attention_maps(model, ids, layer)
+    if head is not None and not 0 <= head < len(maps):
+        raise UserError(f"attention head {head} does not exist: the model has heads 0 to {len(maps) - 1} in a layer")
+    return maps.mean(dim=0) if head is None else maps[head]
+
+
+@torch.no_grad()
+def attention_maps(model: nn.Module, ids: Sequence[int], layer: int) -> Tensor:
+    """As `attention_map`, of all heads: [heads, n, n]."""
+    inner = transformers_model(model)
+    check_attention(inner, layer)
+    check_length(inner, len(ids))
+    check_ids(ids, inner.config.get_text_config().vocab_size, "attention's text")
+    device = inner.get_input_embeddings().weight.device
+    with attending(inner, configs_of(inner), "eager"), evaluating(inner):
+        out = inner(input_ids=torch.tensor([list(ids)], device=device), use_cache=False, output_attentions=True)
+    weights = getattr(out, "attentions", None) or ()
+    if len(weights) <= layer or weights[layer] is None or weights[layer].shape[-2:] != (len(ids), len(ids)):
+        raise UserError(f"{inner.config.model_type} does not tell the attention of layer {layer}: leave attention out")
+    return weights[layer][0].float().cpu()
+
+
+def parse_attention(text: str) -> tuple[int, int | None]:
+    """Read LAYER or LAYER.HEAD; raises UserError for anything else.
+
+    >>> parse_attention("3.1")
+    (3, 1)
+    """
+    if not re.fullmatch(r"\d+(\.\d+)?", text):
+        raise UserError(f"attention must be LAYER or LAYER.HEAD, such as 3 or 3.1, got {text!r}")
+    layer, _, head = text.partition(".")
+    return int(layer), int(head) if head else None
+
+
+def check_attention(model: nn.Module, layer: int, head: int | None = None) -> None:
+    """Raise UserError for a layer or head that the model does not have, or whose attention it cannot tell."""
+    inner = transformers_model(model)
+    config = inner.config.get_text_config()
+    if inner.config.is_encoder_decoder:
+        raise UserError(f"{inner.config.model_type} is an encoder-decoder, whose attention is not one picture: leave attention out")
+    if getattr(inner, "_is_stateful", False):
+        raise UserError(f"{inner.config.model_type} remembers by other means than attention: leave attention out")
+    if not 0 <= layer < config.num_hidden_layers:
+        raise UserError(f"attention layer {layer} does not exist: the model has layers 0 to {config.num_hidden_layers - 1}")
+    heads = getattr(config, "num_attention_heads", None)
+    if head is not None and isinstance(heads, int) and not 0 <= head < heads:
+        raise UserError(f"attention head {head} does not exist: the model has heads 0 to {heads - 1} in a layer")
+
+
+def check_length(model: PreTrainedModel, tokens: int) -> None:
+    """Raise UserError for more positions than the model or a picture can have."""
+    limit = min(context_limit(model) or LONGEST, LONGEST)
+    if not 0 < tokens <= limit:
+        raise UserError(f"the attention of {tokens} tokens cannot be shown, only of 1 to {limit}: shorten the prompt or lower max_new_tokens")

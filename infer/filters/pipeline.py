@@ -1,0 +1,235 @@
+"""The filters that a set of rows asks for, each row its own, in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import torch
+from torch import Tensor
+
+from ...data.errors import UserError
+from ..requests.params import SamplingParams
+from ..requests.request import Row
+from .logits import wide
+from .shortlist import LONGEST, shortlist
+from .specs import DEFAULT_ORDER, FILTERS, Apply, FilterSpec, RowErrors, placed
+
+__all__ = ["DEFAULT_ORDER", "FILTERS", "FilterSpec", "Filters", "check_filters", "order_of", "uses"]
+
+Watch = Callable[[int, str, Tensor], None]
+SHORTLIST = "shortlist"  # temperature, top_k, top_p, min_p in one
+NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+
+
+def uses(params: SamplingParams) -> set[str]:
+    """Return the names of the filters that a request asks for; one that takes the likeliest token asks for no warper."""
+    return {name for name, spec in FILTERS.items() if spec.asks(params) and (spec.kind != "warper" or params.samples)}
+
+
+def order_of(params: SamplingParams) -> tuple[str, ...]:
+    """Return all filter names in the order in which they apply to a request.
+
+    A request's `filter_order` must name all filters that it asks for, but for "controls": unnamed they come before the first
+    warper. Raises UserError for one that is missing, unknown or named twice.
+    """
+    if params.filter_order is None:
+        return DEFAULT_ORDER
+    order = list(params.filter_order)
+    for name in order:
+        if name not in FILTERS:
+            guess = get_close_matches(name, FILTERS, 1)
+            hint = f"did you mean {guess[0]}?" if guess else f"the names are {', '.join(FILTERS)}"
+            raise UserError(f"filter_order has {name!r}, which is no filter: {hint}")
+        if order.count(name) > 1:
+            raise UserError(f"filter_order has {name!r} twice: name it once")
+    if missing := [name for name in DEFAULT_ORDER if name in uses(params) - {*order, "controls"}]:
+        raise UserError(f"filter_order leaves out {missing[0]}, which the request asks for: name it too")
+    if "controls" not in order:
+        warpers = [i for i, name in enumerate(order) if FILTERS[name].kind == "warper"]
+        order.insert(warpers[0] if warpers else len(order), "controls")
+    return tuple(order)
+
+
+def check_filters(params: SamplingParams, vocab_size: int, known_ids: int | None = None) -> None:
+    """Raise UserError, before anything is computed, for a wrong `filter_order` or an id that the model does not have.
+
+    What is forced must be among the tokenizer's `known_ids` too.
+    """
+    order_of(params)
+    eos = params.forced_eos_token_id
+    named = {
+        "stop_token_ids": params.stop_token_ids,
+        "bad_words_ids": [id for word in params.bad_words_ids for id in word],
+        "suppress_tokens": params.suppress_tokens,
+        "begin_suppress_tokens": params.begin_suppress_tokens,
+        "logit_bias": params.logit_bias or (),
+        "sequence_bias": [id for sequence in params.sequence_bias or () for id in sequence],
+        "forced_bos_token_id": () if params.forced_bos_token_id is None else (params.forced_bos_token_id,),
+        "forced_eos_token_id": () if eos is None else (eos,) if isinstance(eos, int) else eos,
+    }
+    for name, ids in named.items():
+        for id in ids:
+            if isinstance(id, bool) or not isinstance(id, int) or not 0 <= id < vocab_size:
+                raise UserError(f"{name} has the id {id!r}, but the model's {vocab_size} ids begin at 0")
+            if known_ids is not None and id >= known_ids and name.startswith("forced"):
+                raise UserError(f"{name} has the id {id!r}, which is none of the tokenizer's {known_ids}: give one of these")
+    for name in ("bad_words_ids", "sequence_bias"):
+        if any(len(ids) == 0 for ids in getattr(params, name) or ()):
+            raise UserError(f"{name} has an empty sequence: leave it out")
+
+
+@dataclass
+class Step:
+    """One filter applied to the rows that ask for it: `members` are their numbers, `index` the same as a tensor, None for all rows."""
+
+    name: str
+    members: list[int]
+    index: Tensor | None
+    apply: Apply
+
+
+class Filters:
+    """Filters a fixed set of rows together, each row by its own settings and in its own order.
+
+    Where a row asks for no other order it is `DEFAULT_ORDER`. A filter touches the rows that ask for it alone, and one that no
+    row asks for costs nothing. Every row keeps at least one token: where bans, biases or controls leave none, UserError names the
+    filter and the step. On beams the scores are log-probabilities, and every filter treats them as it treats logits.
+
+    Ids that the model has and the tokenizer has not are dropped before all filters, and again where a filter of the caller's own revives them.
+    """
+
+    def __init__(self, rows: Sequence[Row]):
+        self.rows = list(rows)
+        orders: dict[int, tuple[str, ...]] = {}  # rows of a request share its settings
+        for row in self.rows:
+            if id(row.request) not in orders:
+                orders[id(row.request)] = order_of(row.request.params)
+        self._orders = [orders[id(row.request)] for row in self.rows]
+        self._chains = [chain(row, order) for row, order in zip(self.rows, self._orders)]
+        self._steps: dict[bool, list[Step]] = {}
+        self._known = min((row.request.known_ids for row in self.rows if row.request.known_ids is not None), default=None)
+
+    def __call__(self, scores: Tensor, watch: Watch | None = None) -> Tensor:
+        """[rows, vocab] to [rows, vocab], in the order of the rows given; float32 at least.
+
+        `watch(row, name, scores [vocab])` hears of every filter that changed a row. Raises the first row's error.
+        """
+        scores, errors = self.each(scores, watch)
+        for error in errors.values():
+            raise error
+        return scores
+
+    def each(self, scores: Tensor, watch: Watch | None = None) -> tuple[Tensor, dict[int, UserError]]:
+        """As a call, for rows of several requests: with the scores come the errors by the row's place.
+
+        A row in error keeps the scores that it had before, and the other rows theirs.
+        """
+        errors: dict[int, UserError] = {}
+        scores = known_alone(wide(scores), self._known)
+        watched = watch is not None
+        if watched not in self._steps:
+            self._steps[watched] = self._plan(scores.device, short=not watched)
+        for step in self._steps[watched]:
+            before = scores if step.index is None else scores[step.index]
+            try:
+                after, failed = step.apply(before), {}
+            except RowErrors as raised:
+                after, failed = raised.scores, raised.errors
+            if step.name == "filters":
+                after = known_alone(after, self._known)
+            if after is before:
+                continue
+            if step.name != SHORTLIST and FILTERS[step.name].kind != "warper":
+                dead = self._dead(step, after)
+                for place in dead:
+                    after[place] = before[place]
+                failed = dead | failed
+            errors = {step.members[place]: error for place, error in failed.items()} | errors  # the first is the one to be told
+            scores = after if step.index is None else scores.index_copy(0, step.index, after)
+            if watch is not None:
+                for i, old, new in zip(step.members, before, after):
+                    if not torch.equal(old, new):
+                        watch(i, label(self.rows[i], step.name), new)
+        return scores, errors
+
+    def _plan(self, device: torch.device, short: bool) -> list[Step]:
+        """Merge the rows' chains into steps: rows of one order share them."""
+        chains = [shortened(each, row.request.params) if short else each for each, row in zip(self._chains, self.rows)]
+        steps = []
+        for order in dict.fromkeys(self._orders):
+            for name in with_shortlist(order):
+                members = [i for i, own in enumerate(chains) if self._orders[i] == order and name in own]
+                if members:
+                    rows = [self.rows[i] for i in members]
+                    index = None if len(members) == len(self.rows) else torch.tensor(members, device=device)
+                    apply = make_shortlist(rows) if name == SHORTLIST else FILTERS[name].make(rows)
+                    steps.append(Step(name, members, index, apply))
+        return steps
+
+    def _dead(self, step: Step, scores: Tensor) -> dict[int, UserError]:
+        """Return an error for each of the step's rows that has no token left, by its place among them."""
+        alive = scores.amax(dim=-1) > -torch.inf
+        if bool(alive.all()):
+            return {}
+        rows = {place: self.rows[step.members[place]] for place, lives in enumerate(alive.tolist()) if not lives}
+        return {
+            place: UserError(
+                f"{label(row, step.name)} left no token to choose at step {row.position} of prompt {row.request.index + 1}: "
+                "it contradicts the model or the filters before it, so loosen one of them"
+            )
+            for place, row in rows.items()
+        }
+
+
+def known_alone(scores: Tensor, known_ids: int | None) -> Tensor:
+    """Drop the ids beyond those known, padding of the model's vocabulary; costs nothing where there are none."""
+    if known_ids is None or scores.shape[-1] <= known_ids:
+        return scores
+    kept = scores.clone()
+    kept[:, known_ids:] = -torch.inf
+    return kept
+
+
+def label(row: Row, name: str) -> str:
+    """What a filter is called where it is told of: the controls have names of their own."""
+    return ", ".join(control.name for control in row.controls) if name == "controls" else name
+
+
+def chain(row: Row, order: Sequence[str]) -> tuple[str, ...]:
+    """The filters that a row asks for, in order."""
+    names = uses(row.request.params) - {"controls"} | ({"controls"} if row.controls else set())
+    return tuple(name for name in order if name in names)
+
+
+def with_shortlist(order: Sequence[str]) -> list[str]:
+    """An order with the place of the shortlist: that of top_k."""
+    return [name for each in order for name in ((SHORTLIST, each) if each == "top_k" else (each,))]
+
+
+def shortened(names: tuple[str, ...], params: SamplingParams) -> tuple[str, ...]:
+    """Put the shortlist in the place of top_k and its neighbours, where they follow one another as the shortlist has them."""
+    if "top_k" not in names or params.top_k > LONGEST:
+        return names
+    block = tuple(name for name in NEUTRAL if name in names)
+    first = names.index(block[0])
+    if names[first : first + len(block)] != block:
+        return names
+    return (*names[:first], SHORTLIST, *names[first + len(block) :])
+
+
+def make_shortlist(rows: Sequence[Row]) -> Apply:
+    """Temperature, top_k, top_p and min_p in one, with the neutral value where a row does not ask for one."""
+    asked = [uses(row.request.params) for row in rows]
+    columns = []
+    for name, neutral in NEUTRAL.items():
+        values = [getattr(row.request.params, name) if name in names else neutral for row, names in zip(rows, asked)]
+        columns.append(torch.tensor(values, dtype=torch.long if name == "top_k" else torch.float64)[:, None])
+
+    def apply(scores: Tensor) -> Tensor:
+        if columns[0].device != scores.device or columns[0].dtype != scores.dtype:
+            columns[:] = placed(columns, scores)
+        return shortlist(scores, *columns)
+
+    return apply

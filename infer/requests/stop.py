@@ -1,0 +1,173 @@
+"""Where an answer ends: end tokens, stop strings and patterns, and what must be held back until they are judged."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import regex
+
+from ...data.errors import UserError
+from ..text.detokenise import Detokeniser
+from .user_functions import called
+
+SEARCH_SECONDS = 1.0  # of computing, for one search with a `stop_regex`: an ordinary one takes microseconds
+
+
+class Stops:
+    """Cuts a stream of text before the first stop string or match of the pattern that is completed in it.
+
+    What could still become one is held back, so no part of it is ever shown. Judged character by character: how the text
+    is cut into pieces changes nothing. A stop whose last character lies in a piece that is not `judged` does not count; one that only
+    begins there does.
+    """
+
+    def __init__(self, stops: Sequence[str] = (), pattern: regex.Pattern | None = None):
+        self.stops = tuple(stops)
+        self.pattern = pattern
+        self.found: str | None = None
+        self._text = ""  # what is held, and with a pattern all before it, which lookbehinds see
+        self._safe = 0  # where the held text begins
+        self._spared = 0  # no stop ends before here
+
+    def push(self, piece: str, judged: bool = True) -> str:
+        """Return the text that is now safe to show; after a stop, nothing more. Raises UserError for a pattern that takes too long."""
+        if self.found is not None:
+            return ""
+        if not self.stops and self.pattern is None:
+            return piece
+        try:
+            return self._push(piece, judged)
+        except TimeoutError:
+            raise UserError(
+                f"stop_regex={self.pattern.pattern!r} takes more than {SEARCH_SECONDS:g} s behind {len(self._text)} characters: "
+                "write it so that a text can match in one way only, without a repetition inside a repetition"
+            ) from None
+
+    def _push(self, piece: str, judged: bool) -> str:
+        text, known = self._text + piece, len(self._text)
+        first = self._first(text, known) if judged else None
+        if first is not None:
+            at, end = first
+            shown, self.found, self._text, self._safe = text[self._safe : at], text[at:end], "", 0
+            return shown
+        if not judged:
+            self._spared = len(text)
+        safe = len(text) - max((overlap(text, stop) for stop in self.stops), default=0)
+        if self.pattern is not None:
+            safe = min(safe, self._unmatched(text))
+        safe = max(safe, self._safe)
+        shown = text[self._safe : safe]
+        self._text, self._safe = (text[safe:], 0) if self.pattern is None else (text, safe)
+        if self.pattern is None:
+            self._spared = max(self._spared - safe, 0)
+        return shown
+
+    def _unmatched(self, text: str) -> int:
+        """Return up to where nothing can become part of a match."""
+        if self._safe >= self._spared:
+            partial = self.pattern.search(text, self._safe, partial=True, timeout=SEARCH_SECONDS)
+            return len(text) if partial is None else partial.start()
+        # a match that was spared stands in the way of those that begin behind it
+        places = range(self._safe, len(text))
+        return next((at for at in places if self.pattern.fullmatch(text, at, partial=True, timeout=SEARCH_SECONDS)), len(text))
+
+    def _match(self, text: str, end: int) -> regex.Match | None:
+        """Return the first match within the text up to `end` that is not spared."""
+        matches = self.pattern.finditer(text, self._safe, end, overlapped=True, timeout=SEARCH_SECONDS)
+        return next((match for match in matches if match.end() > self._spared or not self._spared), None)
+
+    def _first(self, text: str, known: int) -> tuple[int, int] | None:
+        """Return from where to where the stop that is completed first reaches, of several the one that begins first."""
+        begins = {stop: text.find(stop, max(self._safe, self._spared + 1 - len(stop))) for stop in self.stops}
+        complete = [(at + len(stop), at) for stop, at in begins.items() if at >= 0]
+        if self.pattern is not None:
+            last = min((end for end, _ in complete), default=len(text))
+            for end in range(known + 1, last + 1):
+                if match := self._match(text, end):
+                    complete.append((end, match.start()))
+                    break
+        if not complete:
+            return None
+        end, at = min(complete)
+        return at, end
+
+    def flush(self) -> str:
+        """Return what was held back: the text has ended without a stop."""
+        held, self._text, self._safe = self._text[self._safe :], "", 0
+        return held
+
+
+def overlap(text: str, stop: str) -> int:
+    """Return the length of the longest end of `text` that begins `stop`."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def stop_pattern(source: str) -> regex.Pattern:
+    """Return a `stop_regex` compiled, in the syntax of Python and `regex`; raises UserError for one that is wrong or matches the empty text."""
+    try:
+        pattern = regex.compile(source)
+    except regex.error as error:
+        raise UserError(f"stop_regex={source!r} is no regular expression: {error}") from None
+    if pattern.search(""):
+        raise UserError(f"stop_regex={source!r} matches the empty text, so that every answer would end at once: let it ask for a character")
+    return pattern
+
+
+class AnswerText:
+    """The text of one answer, growing by ids: detokenised, cut before a stop, ended where the caller's own judge says so.
+
+    `stop_when` is asked after every token with the text so far, what is held back included. The first `skip` characters are left out.
+    A token that is not `judged` comes too early to end the answer: it completes no stop, and `stop_when` is not asked.
+    """
+
+    def __init__(
+        self,
+        detokeniser: Detokeniser,
+        stops: Sequence[str] = (),
+        pattern: regex.Pattern | None = None,
+        stop_when: Callable[[str], bool] | None = None,
+        skip: int = 0,
+    ):
+        self._detokeniser = detokeniser
+        self._stops = Stops(stops, pattern)
+        self._stop_when, self._ended, self._whole = stop_when, False, ""
+        self._skip = skip
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop was found."""
+        return self._stops.found is not None or self._ended
+
+    def push(self, id: int, judged: bool = True) -> str:
+        """Return the text that this id makes safe to show."""
+        piece = self._own(self._detokeniser.push(id))
+        shown = self._stops.push(piece, judged)
+        if self._stop_when is not None and not self.stopped:
+            self._whole += piece
+            self._ended = judged and self._is_enough()
+            shown += self._stops.flush() if self._ended else ""
+        return shown
+
+    def _is_enough(self) -> bool:
+        said = called("stop_when", self._stop_when, self._whole)
+        try:
+            return bool(said)
+        except Exception:  # whatever it returned
+            raise UserError(f"stop_when must return true or false, got {said!r}") from None
+
+    def finish(self, judged: bool = True) -> str:
+        """Return what was held back, the answer being over."""
+        return self._stops.push(self._own(self._detokeniser.flush()), judged) + self._stops.flush()
+
+    def fork(self) -> AnswerText:
+        """Return one that goes on from here by itself."""
+        other = copy.copy(self)
+        other._detokeniser, other._stops = self._detokeniser.fork(), copy.copy(self._stops)
+        return other
+
+    def _own(self, piece: str) -> str:
+        """The piece without what belongs to the prompt."""
+        skipped = min(self._skip, len(piece))
+        self._skip -= skipped
+        return piece[skipped:]

@@ -1,0 +1,136 @@
+"""What a transformers model is, as far as a runner must know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ...data.errors import UserError
+from ..text.vocabulary import check_ids
+from .model_lock import held
+
+LAYERS_WITH_ATTENTION_ALONE = {"full_attention", "sliding_attention"}
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a runner can do; a strategy that needs more refuses before its first pass."""
+
+    all_positions: bool = True  # logits at every new position, not the last alone
+    truncate: bool = True
+    fork: bool = True
+    adapters: bool = True
+    hidden_states: bool = False
+    mask_holes: bool = False
+
+
+class Passed(NamedTuple):
+    """What a pass gives: logits, [sum(keep), vocab], and by layer the hidden states of all new positions, [sum(len(ids)), hidden]."""
+
+    logits: Tensor
+    states: dict[int, Tensor]
+
+
+def check_pass(rows: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int], vocab_size: int) -> None:
+    """Raise UserError for a pass that no runner can take: on a GPU an id beyond the vocabulary would cost the process."""
+    if not len(rows) == len(ids) == len(keep):
+        raise UserError(f"{len(rows)} rows, {len(ids)} lists of ids and {len(keep)} numbers of logits: give one of each a row")
+    if len(set(rows)) < len(rows):
+        raise UserError(f"the rows {list(rows)} name one twice: put all its ids in one list")
+    for row, new, kept in zip(rows, ids, keep):
+        if not len(new):
+            raise UserError(f"row {row} has no new ids: leave it out of the pass")
+        if not 0 <= kept <= len(new):
+            raise UserError(f"row {row} is to keep the logits of {kept} positions, but has {len(new)} new ids: ask for 0 to {len(new)}")
+        check_ids(new, vocab_size, f"row {row}")
+
+
+def check_cut(row: int, length: int, had: int) -> None:
+    """Raise UserError for a length that a row cannot be cut to."""
+    if not 0 <= length <= had:
+        raise UserError(f"row {row} has {had} positions in the cache and cannot be cut to {length}: give 0 to {had}")
+
+
+def transformers_model(model: nn.Module) -> PreTrainedModel:
+    """Return the transformers model inside the wrappers of peft and of distributed training."""
+    while not isinstance(model, PreTrainedModel):
+        peft = getattr(model, "active_peft_config", None)
+        if peft is not None and peft.is_prompt_learning:
+            raise UserError(f"the adapter is of type {peft.peft_type.value}, which puts tokens of its own before the prompt: use LoRA")
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else getattr(model, "module", None)
+        if inner is None:
+            raise UserError(f"expected a transformers model, got {type(model).__name__}")
+        model = inner
+    return model
+
+
+def refuse_unsupported(model: PreTrainedModel) -> None:
+    """Raise UserError for models that do not speak from left to right."""
+    config = model.config.get_text_config()
+    if model.config.is_encoder_decoder:
+        raise UserError(f"{config.model_type} is an encoder-decoder model, which has a runner of its own: use open_runner")
+    if getattr(config, "is_causal", True) is False or getattr(config, "use_bidirectional_attention", None):
+        raise UserError(f"{config.model_type} attends in both directions and cannot continue a text: use a causal model")
+    if model.get_output_embeddings() is None:
+        raise UserError(f"{type(model).__name__} has no language model head: load it as a causal language model")
+
+
+def context_limit(model: PreTrainedModel) -> int | None:
+    """Return how many positions the model can have, or None where nothing bounds them.
+
+    Under longrope it is the length of the first training: beyond it, one long row would change the rotation of all.
+    """
+    config = model.config.get_text_config()
+    names = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
+    limits = [limit for name in names if isinstance(limit := getattr(config, name, None), int) and limit > 0][:1]
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        limits.append(rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", limits[0]))
+    return min(limits, default=None)
+
+
+def refuse_hidden_under_window(config) -> None:
+    """Raise UserError where a sliding window would be counted in what is left of a row with hidden positions."""
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        raise UserError(
+            f"{config.model_type} attends in a sliding window of {config.sliding_window} positions, in which Seodang cannot leave some out: "
+            "drop hide and attention_mask, or use a model without a window"
+        )
+
+
+def carries_state(model: PreTrainedModel) -> bool:
+    """Whether a layer remembers by other means than keys and values of every position."""
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    return bool(getattr(model, "_is_stateful", False)) or not kinds <= LAYERS_WITH_ATTENTION_ALONE
+
+
+def attention_is_replaceable(model: PreTrainedModel) -> bool:
+    """Whether every attention layer goes through transformers' AttentionInterface."""
+    return model._supports_attention_backend and model._can_set_attn_implementation()
+
+
+def scaled(config, logits: Tensor) -> Tensor:
+    """Return what the architecture makes of its head's output: a scale in Granite and Cohere, a soft bound in Gemma 2."""
+    logits = logits * (getattr(config, "logit_scale", None) or 1) / (getattr(config, "logits_scaling", None) or 1)
+    bound = getattr(config, "final_logit_softcapping", None)
+    return logits if bound is None else torch.tanh(logits / bound) * bound
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Compute without dropout, and put each module's training mode back; other threads wait for it."""
+    with held(model):
+        training = [module for module in model.modules() if module.training] if model.training else []
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True

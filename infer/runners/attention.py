@@ -1,0 +1,116 @@
+"""Attention of one row over its own past: the mathematics that the runner and packed training share."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...data.errors import UserError
+
+# What architectures hand over that says nothing about the result, or says it a second time.
+BOOKKEEPING = frozenset(
+    "position_ids cache_position position_embeddings use_cache output_hidden_states return_dict deterministic "
+    "num_items_in_batch cu_seq_lens_q cu_seq_lens_k max_length_q max_length_k seq_idx is_causal".split()
+)
+HONOURED = frozenset("scaling dropout sliding_window softcap s_aux".split())
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    past: int = 0,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    causal: bool = True,
+) -> Tensor:
+    """Attend with the newest `n` positions of a row over all `past + n` of them.
+
+    query is [1, heads, n, d], key [1, kv_heads, past + n, d], value [1, kv_heads, past + n, d_v]; returns
+    [1, heads, n, d_v]. `window` counts the keys a query sees, itself included; without `causal` it is the distance to
+    the farthest key seen on either side, as in transformers. `softcap` is Gemma 2's bound on the scores, `sinks` one
+    score a head that takes probability and gives no value (gpt-oss). Differentiable.
+    """
+    if causal and window is not None:
+        first = max(past - window + 1, 0)  # no query sees a key before this one
+        key, value, past = key[:, :, first:], value[:, :, first:], past - first
+    n, seen = query.shape[2], key.shape[2]
+    if softcap is None and sinks is None:
+        square = causal and past == 0 and n > 1 and (window is None or window >= n)
+        mask = None if square else visible(n, seen, past, window, causal, query.device)
+        gqa = key.shape[1] != query.shape[1]
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=square, scale=scale, enable_gqa=gqa
+        )
+    mask = visible(n, seen, past, window, causal, query.device)
+    return attend_in_full(query, key, value, mask, scale, dropout, softcap, sinks)
+
+
+def visible(n: int, seen: int, past: int, window: int | None, causal: bool, device: torch.device) -> Tensor | None:
+    """Say which keys each of `n` queries sees: [n, seen], true where it does; None where every query sees every key."""
+    far = n > 1 if causal else window is not None and window < seen - 1
+    if not far and (window is None or not causal or window >= seen):
+        return None
+    query = torch.arange(past, past + n, device=device)[:, None]
+    key = torch.arange(seen, device=device)[None]
+    if not causal:
+        return (query - key).abs() <= window
+    mask = key <= query
+    return mask if window is None else mask & (key > query - window)
+
+
+def attend_in_full(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float | None,
+    dropout: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Attend with the scores written out, for what the fused kernels cannot do: soft caps and sinks.
+
+    query is [rows, heads, n, d]; mask broadcasts to [rows, 1, n, keys]; the softmax is float32 at least.
+    """
+    rows, heads, n, d = query.shape
+    groups = heads // key.shape[1]
+    query = query.reshape(rows, key.shape[1], groups * n, d)  # the heads of a group share their keys
+    scores = (query @ key.transpose(2, 3)) * (d**-0.5 if scale is None else scale)
+    scores = scores.view(rows, heads, n, key.shape[2])
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    if sinks is not None:
+        sink = sinks.to(scores.dtype).view(1, heads, 1, 1).expand(rows, heads, n, 1)
+        scores = torch.cat([scores, sink], dim=-1)
+    probs = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
+    if sinks is not None:
+        probs = probs[..., :-1]
+    probs = F.dropout(probs, dropout)
+    return (probs.reshape(rows, key.shape[1], groups * n, -1) @ value).view(rows, heads, n, -1)
+
+
+def check_attention_kwargs(module: nn.Module, kwargs: Mapping[str, Any], allowed: Collection[str] = ()) -> None:
+    """Refuse, by name, whatever an attention layer hands over that `attend` and its caller do not honour.
+
+    None and False ask for nothing. `allowed` names the extra arguments that the caller honours itself.
+    """
+    for name, value in kwargs.items():
+        if value is None or value is False or name in HONOURED or name in BOOKKEEPING or name in allowed:
+            continue
+        config = getattr(module, "config", None)
+        kind = getattr(config, "model_type", type(module).__name__)
+        raise UserError(
+            f"the attention of {kind} ({type(module).__name__}) asks for {name!r}, which Seodang does not honour: "
+            "use an architecture without it"
+        )

@@ -1,0 +1,127 @@
+"""The forward pass of many rows at once, layer by layer over the model's own weights, without its modules."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..kernels.rotary import rotate
+from .architecture import Passed
+from .cache import KVCache
+from .layers import Block, is_covered, read_decoder
+from .model_lock import held
+from .ragged import RaggedRunner
+from .ragged_attention import Pass, Run, attend_pass
+from .stacked_cache import StackedPool
+
+
+class DirectRunner(RaggedRunner):
+    """A RaggedRunner for the families of `blocks`: the same calls and the same tokens, with less work between the products.
+
+    Weights are read where the model keeps them, so that training changes what the next pass computes. Hooks and
+    modules that are put into the model later (an adapter) are seen after `refresh`, and then run as a RaggedRunner runs them.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__(model)
+        self._read()
+        shape = len(self.decoder.blocks), self.decoder.kv_heads, self.decoder.width
+        self.cache = KVCache(lambda capacity: StackedPool(capacity, *shape))
+
+    def refresh(self, keep: Collection[int] = ()) -> None:
+        super().refresh(keep)
+        with held(self.model):  # as it is between passes
+            self._covered = is_covered(self.model)
+            if self._covered:
+                self._read()
+
+    def _read(self) -> None:
+        self._covered = True
+        self.decoder = read_decoder(self.model)
+        self._places = self.decoder.places()
+
+    def _run(self, plan: Pass, tokens: list[int], positions: list[int], wanted: Tensor, layers: Sequence[int]) -> Passed:
+        device = self.model.get_input_embeddings().weight.device
+        if not self._covered or torch.is_autocast_enabled(device.type):
+            return super()._run(plan, tokens, positions, wanted, layers)
+        if self._places != self.decoder.places():  # the model was moved or converted
+            with held(self.model):
+                self._read()
+        decoder = self.decoder
+        ids = torch.tensor(tokens, device=device)
+        places = torch.tensor(positions, device=device)
+        hidden = decoder.embed(ids, places)
+        turn = None if decoder.rotation is None else decoder.rotation.at(positions)
+        steps = [Step(run, hidden) for run in plan.runs] if not plan.longer else None
+        states, wanted_states = {}, {layer % (len(decoder.blocks) + 1) for layer in layers}
+        for layer, block in enumerate(decoder.blocks):
+            if layer in wanted_states:
+                states[layer] = hidden.clone()  # what follows may write over it
+            attended = self._attend(plan, steps, layer, block, block.qkv(block.attention_norm(hidden)), turn)
+            attended = block.out(attended)
+            if block.after_attention is not None:
+                attended = block.after_attention(attended)
+            hidden = attended.add_(hidden)
+            fed = block.feed(block.feed_norm(hidden))
+            if block.after_feed is not None:
+                fed = block.after_feed(fed)
+            hidden = fed.add_(hidden)
+        if len(decoder.blocks) in wanted_states:
+            states[len(decoder.blocks)] = decoder.norm(hidden)
+        if len(tokens) > 1 or not len(wanted):
+            hidden = hidden[wanted.to(device)]
+        return Passed(decoder.head(decoder.norm(hidden)), {layer: states[layer % (len(decoder.blocks) + 1)] for layer in layers})
+
+    def _attend(self, plan: Pass, steps: list[Step] | None, layer: int, block: Block, qkv: Tensor, turn) -> Tensor:
+        """Return what the heads read, [total, heads * d], with the new keys and values left in the cache."""
+        decoder = self.decoder
+        heads, kv_heads = decoder.heads, decoder.kv_heads
+        qkv = qkv.view(len(qkv), heads + 2 * kv_heads, decoder.width)
+        if block.head_norms is not None:
+            q_norm, k_norm = block.head_norms
+            qkv[:, :heads] = q_norm(qkv[:, :heads])
+            qkv[:, heads : heads + kv_heads] = k_norm(qkv[:, heads : heads + kv_heads])
+        if turn is not None:
+            rotate(qkv[:, : heads + kv_heads], *turn)
+        if steps is None or block.softcap is not None:
+            query, key, value = qkv.split([heads, kv_heads, kv_heads], dim=1)
+            options = {"window": block.window, "softcap": block.softcap, "sinks": None, "scale": block.scale}
+            return attend_pass(plan, layer, query, key, value, **options).reshape(len(qkv), -1)
+        parts = [step.attend(layer, qkv, heads, block) for step in steps]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+class Step:
+    """One new token a row, for rows in neighbouring slots: the views of the cache for all layers, made once a pass."""
+
+    def __init__(self, run: Run, hidden: Tensor):
+        self.run, self.stack = run, run.pool.ready(hidden)
+        self.seen: dict[int | None, tuple] = {}
+        place = run.positions[0]
+        abreast = run.positions.count(place) == len(run.positions)
+        self.targets = self.stack[:, :, run.slots, :, place].unbind(0) if abreast else None  # [2, rows, kv_heads, d]
+
+    def attend(self, layer: int, qkv: Tensor, heads: int, block: Block) -> Tensor:
+        run, (_, total, d) = self.run, qkv.shape
+        mine = qkv[run.tokens]
+        rows, kv_heads = len(mine), (total - heads) // 2
+        new = mine[:, heads:].view(rows, 2, kv_heads, d).transpose(0, 1)
+        if self.targets is not None:
+            self.targets[layer].copy_(new)
+        else:
+            slots, places = run.places(qkv.device)
+            self.stack[layer][:, slots, :, places] = new.transpose(0, 1)
+        keys, values, mask = self._seen(block.window, qkv.device)
+        query = mine[:, :heads].reshape(rows, kv_heads, -1, d)  # the heads that share a key read it once
+        out = F.scaled_dot_product_attention(query, keys[layer], values[layer], attn_mask=mask, scale=block.scale)
+        return out.reshape(rows, -1)
+
+    def _seen(self, window: int | None, device: torch.device) -> tuple:
+        if window not in self.seen:
+            span, mask = self.run.view(window, device)
+            keys, values = self.stack[:, :, self.run.slots, :, span].unbind(1)
+            self.seen[window] = keys.unbind(0), values.unbind(0), mask
+        return self.seen[window]

@@ -1,0 +1,75 @@
+"""The first layers of a model as a model of its own: they draft for the whole (LayerSkip, Elhoushi et al., 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from ...data.errors import UserError
+from .direct import DirectRunner
+from .ragged import RaggedRunner
+from .ragged_attention import Pass
+
+
+class FirstLayers:
+    """Cuts a runner down to its model's first `layers` layers, then the final norm and the head; the weights are the model's own."""
+
+    def __init__(self, model: nn.Module, layers: int):
+        self.layers = layers
+        super().__init__(model)
+        self._owner, self._name = place_of_layers(self.model, self.config.num_hidden_layers)
+        if layers >= self.config.num_hidden_layers:
+            raise UserError(
+                f"assistant_early_exit={layers} leaves nothing to save: the model has {self.config.num_hidden_layers} layers, give fewer"
+            )
+
+    def _read(self) -> None:
+        super()._read()
+        self.decoder.blocks = self.decoder.blocks[: self.layers]
+
+    @contextmanager
+    def _lent(self) -> Iterator[None]:
+        with super()._lent():
+            whole, count = self._owner._modules[self._name], self.config.num_hidden_layers
+            # some architectures walk their layers, others count them by the configuration
+            self._owner._modules[self._name], self.config.num_hidden_layers = whole[: self.layers], self.layers
+            try:
+                yield
+            finally:
+                self._owner._modules[self._name], self.config.num_hidden_layers = whole, count
+
+    def _check(self, plan: Pass) -> None:
+        if len(plan.attended) != self.layers:
+            raise UserError(f"{self.config.model_type} does not stop after its first {self.layers} layers: drop assistant_early_exit")
+
+
+class FirstLayersRagged(FirstLayers, RaggedRunner):
+    pass
+
+
+class FirstLayersDirect(FirstLayers, DirectRunner):
+    pass
+
+
+def open_first_layers(runner, layers: int) -> FirstLayersRagged | FirstLayersDirect:
+    """Return a runner of the first layers of another runner's model; raises UserError for an architecture without it."""
+    if not isinstance(runner, RaggedRunner):
+        raise UserError(f"assistant_early_exit leaves out layers, which Seodang cannot do in {runner.config.model_type}: use a draft model")
+    kind = FirstLayersDirect if isinstance(runner, DirectRunner) else FirstLayersRagged
+    return kind(runner.model, layers)
+
+
+def place_of_layers(model: nn.Module, count: int) -> tuple[nn.Module, str]:
+    """Return the module that holds the list of the model's layers, and the list's name there."""
+    places = [
+        (module, name)
+        for module in model.modules()
+        for name, child in module.named_children()
+        if isinstance(child, nn.ModuleList) and len(child) == count
+    ]
+    if len(places) != 1:
+        kind = type(model).__name__
+        raise UserError(f"assistant_early_exit needs one list of {count} layers, of which {kind} has {len(places)}: use a draft model")
+    return places[0]

@@ -1,0 +1,31 @@
+"""The runner for a model."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from .architecture import attention_is_replaceable, carries_state, transformers_model
+from .direct import DirectRunner
+from .encoder_decoder import EncoderDecoderRunner
+from .layers import is_covered
+from .model_lock import held
+from .padded import PaddedRunner
+from .ragged import RaggedRunner
+from .stateful import StatefulRunner
+
+
+def open_runner(model: nn.Module) -> RaggedRunner | PaddedRunner | StatefulRunner | EncoderDecoderRunner:
+    """Return the runner for a model: direct for the families of `blocks`, ragged where all memory is attention that lets itself be replaced.
+
+    Else padded, where it is attention of another kind, and one row at a time where layers carry a state. Encoder-decoders have one of
+    their own, whose rows are opened on their source.
+    """
+    inner = transformers_model(model)
+    if inner.config.is_encoder_decoder:
+        return EncoderDecoderRunner(inner)
+    if carries_state(inner):
+        return StatefulRunner(inner)
+    with held(inner):  # as it is between passes
+        if is_covered(inner):
+            return DirectRunner(inner)
+    return RaggedRunner(inner) if attention_is_replaceable(inner) else PaddedRunner(inner)

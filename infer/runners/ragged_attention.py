@@ -1,0 +1,153 @@
+"""Attention of many rows of their own length, laid end to end in one sequence, over a cache written in place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from ...data.errors import UserError
+from .attention import attend, attend_in_full, check_attention_kwargs
+from .cache import Pool
+
+RAGGED = "seodang_ragged"  # its name among transformers' attention implementations
+
+
+@dataclass
+class Run:
+    """Neighbouring slots of one pool, each with one new token: one batched call."""
+
+    pool: Pool
+    slots: slice
+    tokens: slice  # where the new tokens stand in the sequence
+    positions: list[int]
+    _masks: dict = field(default_factory=dict)
+    _places: dict = field(default_factory=dict)
+
+    def places(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the slots and the positions of the new tokens, [rows] each."""
+        if device not in self._places:  # made once a pass, not once a layer
+            slots = torch.arange(self.slots.start, self.slots.stop, device=device)
+            self._places[device] = slots, torch.tensor(self.positions, device=device)
+        return self._places[device]
+
+    def view(self, window: int | None, device: torch.device) -> tuple[slice, Tensor | None]:
+        """Return the keys that any of the rows sees, and for each row which of them: [rows, 1, 1, keys] or None for all."""
+        if (window, device) not in self._masks:
+            top, low = max(self.positions) + 1, min(self.positions)
+            first = 0 if window is None else max(low - window + 1, 0)
+            mask = None
+            if low + 1 < top:
+                position = self.places(device)[1][:, None]
+                key = torch.arange(first, top, device=device)
+                mask = key <= position
+                if window is not None:
+                    mask &= key > position - window
+                mask = mask[:, None, None]
+            self._masks[window, device] = slice(first, top), mask
+        return self._masks[window, device]
+
+
+@dataclass
+class Pass:
+    """One forward pass: who stands where in the sequence."""
+
+    runs: list[Run]
+    longer: list[tuple[Pool, int, slice, int]]  # rows with several new tokens: pool, slot, tokens, past
+    attended: set[int] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Stands where the attention mask would: a sliding window, or none."""
+
+    size: int | None
+
+    def __getitem__(self, index) -> Window:
+        return self  # some architectures cut the mask to the keys' length
+
+
+def ragged_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Window | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    ragged: Pass | None = None,
+    **rest,
+) -> tuple[Tensor, None]:
+    """Write the new keys and values into the rows' slots and attend, each row over its own past.
+
+    query is [1, heads, total, d], key and value [1, kv_heads, total, d]; returns [1, total, heads, d_v].
+    """
+    check_attention_kwargs(module, rest)
+    layer = module.layer_idx
+    if ragged is None or layer in ragged.attended:
+        raise UserError(f"{module.config.model_type} attends more than once a layer, which Seodang cannot cache: use another architecture")
+    ragged.attended.add(layer)
+    # the mask is what the fused kernels obey; the argument is its copy, missing in some architectures
+    window = attention_mask.size if attention_mask is not None else sliding_window
+    options = {"window": window, "softcap": softcap, "sinks": s_aux, "scale": scaling}
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
+    return attend_pass(ragged, layer, query, key, value, **options)[None], None
+
+
+def attend_pass(plan: Pass, layer: int, query: Tensor, key: Tensor, value: Tensor, **options) -> Tensor:
+    """Write one layer's new keys and values into the rows' slots and attend, each row over its own past.
+
+    query is [total, heads, d], key and value [total, kv_heads, d]; returns [total, heads, d_v].
+    `options` are the window, soft cap, sinks and scale of `attend`.
+    """
+    parts = [_step(run, layer, query, key, value, **options) for run in plan.runs]
+    for pool, slot, tokens, past in plan.longer:
+        keys, values = pool.tensors(layer, key.transpose(0, 1), value.transpose(0, 1))
+        end = past + tokens.stop - tokens.start
+        keys[slot, :, past:end] = key[tokens].transpose(0, 1)
+        values[slot, :, past:end] = value[tokens].transpose(0, 1)
+        row = slice(slot, slot + 1)
+        out = attend(query[tokens].transpose(0, 1)[None], keys[row, :, :end], values[row, :, :end], past=past, **options)
+        parts.append(out[0].transpose(0, 1))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _step(run: Run, layer: int, query, key, value, *, window, softcap, sinks, scale) -> Tensor:
+    """Attend with one new token a row: [rows, heads, d]."""
+    keys, values = run.pool.tensors(layer, key.transpose(0, 1), value.transpose(0, 1))
+    query, key, value = query[run.tokens], key[run.tokens], value[run.tokens]  # [rows, heads, d]
+    if len(run.positions) == 1:
+        keys[run.slots.start, :, run.positions[0]] = key[0]
+        values[run.slots.start, :, run.positions[0]] = value[0]
+    else:
+        places = run.places(key.device)
+        keys[places[0], :, places[1]] = key
+        values[places[0], :, places[1]] = value
+    seen, mask = run.view(window, key.device)
+    keys, values = keys[run.slots, :, seen], values[run.slots, :, seen]
+    rows, heads, d = query.shape
+    if softcap is None and sinks is None:
+        grouped = query.reshape(rows, keys.shape[1], -1, d)  # the heads that share a key read it once
+        out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scale)
+    else:
+        out = attend_in_full(query[:, :, None], keys, values, mask, scale, 0.0, softcap, sinks)
+    return out.reshape(rows, heads, -1)
+
+
+def window_mask(*, config, local_size: int | None = None, use_vmap: bool = False, **rest) -> Window:
+    """Answer an architecture's request for a mask with its window; refuse the shapes that `ragged_attention` has not."""
+    if use_vmap:
+        raise UserError(f"{config.model_type} lays its own pattern over the causal mask, which Seodang does not honour")
+    if local_size is not None and local_size == getattr(config, "attention_chunk_size", None):
+        raise UserError(f"{config.model_type} attends in chunks (attention_chunk_size), which Seodang does not honour")
+    return Window(local_size)
+
+
+AttentionInterface.register(RAGGED, ragged_attention)
+AttentionMaskInterface.register(RAGGED, window_mask)

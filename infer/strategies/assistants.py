@@ -1,0 +1,105 @@
+"""Who guesses for a request: checked before anything is computed, and opened when the request begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Hashable, Sequence
+from functools import partial
+from typing import Protocol
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ...data.errors import UserError
+from ..requests.params import SamplingParams
+from ..requests.request import Request, Row
+from ..requests.strategy import Forward, Host
+from .drafts import ModelDrafts
+from .lookup import Lookup
+from .selection import check_sampling
+from .speculation import Guess
+from .universal import Translation, UniversalDrafts
+
+MODEL_OPTIONS = ("assistant_model", "assistant_tokenizer", "assistant_early_exit", "num_assistant_tokens", "assistant_confidence_threshold")
+LOOKUP_OPTIONS = ("prompt_lookup_num_tokens", "max_matching_ngram_size")
+ASSISTED_OPTIONS = (*MODEL_OPTIONS, *LOOKUP_OPTIONS, "num_assistant_tokens_schedule")
+
+
+class Drafts(Protocol):
+    """Guesses for rows: a generator of the passes that it needs, which returns a guess a row."""
+
+    def guess(self, rows: Sequence[Row]) -> Generator[Forward, Tensor, list[Guess]]: ...
+
+    def learn(self, row: Row, guess: Guess, came: Sequence[int]) -> None: ...
+
+    def release(self, rows: Sequence[Row]) -> None: ...
+
+
+def assistant(request: Request, host: Host) -> tuple[Hashable, Callable[[], Drafts]]:
+    """Return what requests with the same assistant have in common, and what makes their guesses."""
+    params, vocab = request.params, host.runner.config.vocab_size
+    if params.prompt_lookup_num_tokens:
+        return "lookup", Lookup
+    if params.assistant_early_exit:
+        return ("layers", params.assistant_early_exit), partial(ModelDrafts, host.first_layers(params.assistant_early_exit), vocab)
+    runner, other = host.runner_of(params.assistant_model), params.assistant_tokenizer
+    if other is None:
+        return ("model", id(runner)), partial(ModelDrafts, runner, vocab)
+    return ("text", id(runner), id(other)), partial(UniversalDrafts, runner, vocab, Translation(request.tokenizer, other))
+
+
+def check_assisted(params: SamplingParams) -> None:
+    """Raise UserError unless exactly one assistant is named, with no option of another."""
+    assistants = [name for name in ("assistant_model", "assistant_early_exit", "prompt_lookup_num_tokens") if getattr(params, name)]
+    if len(assistants) != 1:
+        found = " and ".join(assistants) or "none of them"
+        raise UserError(f"assisted decoding takes one of assistant_model, assistant_early_exit and prompt_lookup_num_tokens, got {found}")
+    strange = MODEL_OPTIONS if assistants == ["prompt_lookup_num_tokens"] else LOOKUP_OPTIONS
+    for name in strange:
+        if name in params.given:
+            raise UserError(f"{name} says nothing about {assistants[0]}: drop one of them")
+    if params.assistant_tokenizer is not None and assistants != ["assistant_model"]:
+        raise UserError("assistant_tokenizer is that of an assistant_model: give both, or neither")
+    check_sampling(params)
+
+
+def check_assistant(request: Request, host: Host, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError where the request's assistant cannot work for this model."""
+    params, runner = request.params, host.runner
+    if params.assistant_early_exit:
+        host.first_layers(params.assistant_early_exit)
+    if params.assistant_model is None:
+        return
+    draft = host.runner_of(params.assistant_model)
+    names = f"the assistant ({draft.config.model_type}) and the model ({runner.config.model_type})"
+    if not (draft.capabilities.truncate and draft.capabilities.fork):
+        raise UserError(f"the assistant ({draft.config.model_type}) has a state that keeps every guess: use one of attention alone")
+    if draft.model.config.is_encoder_decoder != runner.model.config.is_encoder_decoder:
+        raise UserError(f"{names} must both be encoder-decoders, or neither")
+    source = len(request.source_ids or ())
+    if source and draft.source_limit is not None and source > draft.source_limit:
+        reads = f"the assistant's encoder reads {draft.source_limit} at most"
+        raise UserError(f"prompt {request.index + 1} has {source} tokens, {reads}: drop the assistant, or shorten the prompt")
+    if params.assistant_tokenizer is not None:
+        check_translation(params.assistant_tokenizer, draft, runner, request)
+        return
+    sizes = draft.config.vocab_size, runner.config.vocab_size
+    if sizes[0] != sizes[1] and min(sizes) < len(tokenizer):  # beyond the tokenizer there is only padding
+        raise UserError(
+            f"{names} have vocabularies of {sizes[0]} and {sizes[1]}, with a tokenizer of {len(tokenizer)}: give assistant_tokenizer, "
+            "or an assistant with the model's own tokenizer"
+        )
+    if request.hidden and not draft.capabilities.mask_holes:
+        raise UserError(f"the assistant ({draft.config.model_type}) cannot leave out a part of the prompt: drop hide, or the assistant")
+
+
+def check_translation(tokenizer, draft, runner, request: Request) -> None:
+    """Raise UserError where drafts in another tokenizer's ids cannot be had or read."""
+    if not callable(getattr(tokenizer, "decode", None)):
+        raise UserError(f"assistant_tokenizer must be a tokenizer, got {type(tokenizer).__name__}")
+    if runner.model.config.is_encoder_decoder:
+        raise UserError("assistant_tokenizer is not made for encoder-decoder models: use an assistant with the model's own tokenizer")
+    if len(tokenizer) > draft.config.vocab_size:
+        sizes = f"{len(tokenizer)} ids, more than the {draft.config.vocab_size} of the assistant"
+        raise UserError(f"assistant_tokenizer has {sizes}: give the assistant's own")
+    if request.hidden:
+        raise UserError("an assistant with another tokenizer would read what hide leaves out: drop one of them")

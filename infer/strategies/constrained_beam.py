@@ -1,0 +1,121 @@
+"""Beam search for answers that contain given words (Post and Vilar, 2018; Hu et al., 2019)."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+from ...data.errors import UserError
+from ..constraints.forced_words import ForcedWords, check_shape, words_of
+from ..requests.params import SamplingParams
+from ..requests.request import Request, Row
+from ..requests.strategy import Host, Strategy
+from .beam import ENDED, Child, Search, check_beams, searched
+from .candidates import Candidate
+
+STATE = "force_words"
+
+
+def constrained_beam(request: Request, host: Host) -> Strategy:
+    """Search the likeliest answer that contains all of `force_words_ids`, of which an entry may leave a choice.
+
+    Follows transformers 4.55, but for four things. The words must stand in the answer: the prompt does not count. Every answer has
+    them: where too few hypotheses are left that can still take them all, some make room for ones that can; and if filters or time leave
+    fewer answers than asked for, UserError says so. Words may overlap, and a token that breaks off a word may begin it anew.
+    A token that a filter dropped is never forced.
+    """
+    return searched(request, host, lambda row, group: WordSearch(row, request.params.num_beams))
+
+
+class WordSearch(Search):
+    """A beam search in which hypotheses compete with those that have equally much of the words."""
+
+    counts_ended = True
+
+    def __init__(self, row: Row, width: int):
+        super().__init__(row, width)
+        self.least = self.request.params.num_return_sequences
+        words = row.states[STATE] = ForcedWords(words_of(self.request.params))
+        for id in row.new_ids:
+            words.accept(id)
+
+    def keep(self, child: Child) -> None:
+        if not child.row.states[STATE].missing:
+            super().keep(child)
+
+    def choose(self, children: list[Child], logprobs: Tensor) -> list[Child]:
+        """Add for each row the tokens that advance it, let the banks choose in turn, and see that answers with all the words remain."""
+        advancing = self.advancing(children, logprobs)
+        chosen = in_turn(children + advancing)[: self.width] if advancing else children
+        if self.ways(chosen) < self.least:
+            chosen = self.with_ways(chosen, children + advancing + self.others(logprobs))
+        for rank, child in enumerate(chosen):
+            child.rank = rank
+        return chosen
+
+    def advancing(self, children: list[Child], logprobs: Tensor) -> list[Child]:
+        """Each row continued by the next tokens of its words, where that is not among the children."""
+        wanted = [(parent, id) for parent, row in enumerate(self.rows) for id in row.states[STATE].next_ids()]
+        return self.continued(wanted, children, logprobs)
+
+    def others(self, logprobs: Tensor) -> list[Child]:
+        """The likeliest continuations of each row by itself."""
+        ids = logprobs.topk(min(self.count + self.least, logprobs.shape[1])).indices.tolist()
+        return self.continued([(parent, id) for parent, own in enumerate(ids) for id in own], [], logprobs)
+
+    def continued(self, wanted: list[tuple[int, int]], children: list[Child], logprobs: Tensor) -> list[Child]:
+        """Commit tokens, (row, id), that are not among the children already; those that were dropped or end the answer are left out."""
+        there = {child.origin[:2] for child in children}
+        wanted = [each for each in wanted if each not in there]
+        if not wanted:
+            return []
+        rows, ids = torch.tensor(wanted, device=logprobs.device).T
+        found = zip(wanted, logprobs[rows, ids].tolist())
+        candidates = [Candidate(row, id, logprob, self.sums[row] + logprob) for (row, id), logprob in found if logprob > -torch.inf]
+        return [child for candidate in candidates if (child := self.child(0, candidate)).row.finish_reason not in ENDED]
+
+    def ways(self, children: list[Child]) -> int:
+        """How many answers with all the words are there or will surely come of these children."""
+        slack = [slack_of(child) for child in children]
+        return len(self.ended.rows) + sum(self.least if each > 0 else each == 0 for each in slack)
+
+    def with_ways(self, chosen: list[Child], pool: list[Child]) -> list[Child]:
+        """Put the best children that can still take all the words in the places of the last that cannot, as many as are needed."""
+        chosen, there = list(chosen), {child.origin[:2] for child in chosen}
+        able = sorted((child for child in pool if slack_of(child) >= 0), key=lambda child: -child.total)
+        for child in able:
+            unable = [place for place, each in enumerate(chosen) if slack_of(each) < 0]
+            if self.ways(chosen) >= self.least or not unable and len(chosen) == self.width:
+                break
+            if child.origin[:2] not in there:
+                there.add(child.origin[:2])
+                if len(chosen) == self.width:
+                    del chosen[unable[-1]]
+                chosen.append(child)
+        return chosen
+
+
+def slack_of(child: Child) -> int:
+    """How many tokens more than the missing words need the hypothesis may still take."""
+    return child.row.request.params.max_new_tokens - child.row.position - child.row.states[STATE].still
+
+
+def in_turn(children: list[Child]) -> list[Child]:
+    """Order children by turns: the best of each bank, the highest bank first, then the second best of each, and so on."""
+    banks = {child: child.row.states[STATE].bank for child in children}
+    turns: Counter[int] = Counter()
+    placed = []
+    for child in sorted(children, key=lambda child: (-banks[child], -child.total)):
+        placed.append((turns[banks[child]], child))
+        turns[banks[child]] += 1
+    return [child for _, child in sorted(placed, key=lambda each: each[0])]
+
+
+def check_constrained(params: SamplingParams) -> None:
+    """Raise UserError for words of another shape, for none, or for more answers than beams."""
+    check_beams(params)
+    check_shape(params)
+    if not params.force_words and not params.force_words_ids:
+        raise UserError("strategy 'constrained_beam' has no words to force: give force_words or force_words_ids")

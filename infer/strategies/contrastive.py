@@ -1,0 +1,119 @@
+"""Contrastive search: of the likeliest tokens, the one that resembles least what was said before."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...data.errors import UserError
+from ..filters.logits import wide
+from ..filters.pipeline import Filters
+from ..requests.params import SamplingParams
+from ..requests.request import Request, Row, release
+from ..requests.strategy import Forward, Host, Strategy
+from ..requests.trace import Contrast, Watch
+
+LAST = -1  # layer, after the final norm
+
+
+def contrastive(request: Request, host: Host) -> Strategy:
+    """Commit at each step the candidate of the highest (1 - penalty_alpha) * probability - penalty_alpha * likeness (Su et al. 2022).
+
+    The candidates are the `top_k` likeliest tokens after the filters, fewer where the filters leave fewer. A candidate's likeness is the
+    greatest cosine between its last hidden state and that of any visible position before it, prompt and answer alike. All candidates
+    run in one pass, whose logits serve the next step: n tokens take n + 1 passes.
+    """
+    row = Row.open(request, host.runner, recall=False)  # a remembered past has no hidden states, so the prompt is read whole
+    filters, rows, context = Filters([row]), [row], Context()
+    forward = Forward([row], [row.unseen], [1], (LAST,))
+    logits = yield forward
+    context.add(forward.states[LAST])
+    while not row.finished:
+        watch = Watch.of([row], logits)
+        scores = filters(logits, watch)
+        logprobs, ids = candidates(scores[0], request.params.top_k)
+        rows += [row.fork() for _ in range(len(ids) - len(rows))]
+        running = rows[: len(ids)]
+        forward = Forward(running, [[id] for id in ids], [1] * len(ids), (LAST,))
+        logits = yield forward
+        states = forward.states[LAST]
+        likeness = context.likeness(states)
+        ranks = contrast(logprobs.exp(), likeness, request.params.penalty_alpha)
+        best = int(ranks.argmax())
+        if watch is not None:
+            watch.chosen(scores, [ids[best]])
+            columns = (ids, logprobs.exp().tolist(), likeness.tolist(), ranks.tolist())
+            request.note(Contrast(tuple(zip(*columns))), row.position)
+        gather(running[best], rows)
+        context.add(states[best : best + 1])
+        logits = logits[best : best + 1]
+        row.commit(ids[best], float(logprobs[best]))
+        request.publish(row)
+    release(rows)
+
+
+def candidates(scores: Tensor, count: int) -> tuple[Tensor, list[int]]:
+    """Return the log-probabilities, [n], and the ids of the `count` likeliest tokens, likeliest first; [vocab] scores.
+
+    What was dropped never competes: transformers lets forbidden tokens win where fewer than `count` are allowed.
+    """
+    logprobs, ids = scores.log_softmax(dim=-1).topk(min(count, len(scores)))
+    allowed = int((logprobs > -torch.inf).sum())
+    return logprobs[:allowed], ids[:allowed].tolist()
+
+
+def contrast(probs: Tensor, likeness: Tensor, alpha: float) -> Tensor:
+    """The candidates' ranks, [n]: confidence of the model against the penalty of degeneration (Su et al. 2022, equation 5)."""
+    return (1 - alpha) * probs - alpha * likeness
+
+
+class Context:
+    """The directions of the hidden states of all positions so far."""
+
+    def __init__(self):
+        self._held: Tensor | None = None  # [capacity, hidden]
+        self._count = 0
+
+    def add(self, states: Tensor) -> None:
+        """Append positions, [n, hidden]."""
+        new, count = directions(states), self._count + len(states)
+        if self._held is None or count > len(self._held):
+            grown = new.new_empty(2 * count, new.shape[1])
+            if self._held is not None:
+                grown[: self._count] = self._held[: self._count]
+            self._held = grown
+        self._held[self._count : count] = new
+        self._count = count
+
+    def likeness(self, states: Tensor) -> Tensor:
+        """Return each state's greatest cosine with a position of the context, [n, hidden] to [n]."""
+        return (directions(states) @ self._held[: self._count].T).amax(dim=-1)
+
+
+def directions(states: Tensor) -> Tensor:
+    """Vectors of length 1, in float32 at least; one of zeros stays and resembles nothing."""
+    return F.normalize(wide(states), dim=-1)
+
+
+def gather(best: Row, rows: list[Row]) -> None:
+    """Give every row the past of `best`, which ends with the candidate that was chosen; they differ in that position alone."""
+    first = best.seen - len(best.request.hidden) - 1
+    for row in rows:
+        if row is not best:
+            row.runner.copy(best.slot, row.slot, first)
+            row.seen = best.seen
+            if row.companion is not None:
+                row.companion.become_companion(best.companion)
+
+
+def check_contrastive(params: SamplingParams) -> None:
+    """Raise UserError where the candidates or their penalty are not given, or several answers are wanted."""
+    if params.penalty_alpha is None:
+        raise UserError("contrastive search needs penalty_alpha, the weight of likeness in [0, 1]: give it (0.6 is usual)")
+    if not params.top_k:
+        raise UserError(f"contrastive search needs top_k, the number of candidates, got {params.top_k}: give it (4 is usual)")
+    if params.num_return_sequences > 1:
+        raise UserError(
+            f"contrastive search finds one answer, but num_return_sequences={params.num_return_sequences}: drop it, or sample instead"
+        )

@@ -1,0 +1,50 @@
+"""Diverse beam search: groups of beams that are held away from one another (Vijayakumar et al., 2018)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...data.errors import UserError
+from ..requests.params import SamplingParams
+from ..requests.request import Request
+from ..requests.strategy import Host, Strategy
+from .beam import Search, check_beams, searched
+
+
+def diverse_beam(request: Request, host: Host) -> Strategy:
+    """Search with `num_beam_groups` groups of beams one after the other; the answers are the best of all groups.
+
+    At each step a group loses `diversity_penalty` of a token's log-probability for every beam of an earlier group that took the token
+    there; scores contain what was lost. The first group is an ordinary beam search. A group that has ended takes nothing. Two groups may
+    still arrive at the same answer.
+    """
+    params = request.params
+    size = params.num_beams // params.num_beam_groups
+    return searched(request, host, lambda row, group: GroupSearch(row, size, group), params.num_beam_groups)
+
+
+class GroupSearch(Search):
+    """The search of one group."""
+
+    counts_ended = True
+
+    def logprobs(self, logits: Tensor, taken: list[int]) -> Tensor:
+        return less_taken(super().logprobs(logits, taken), taken, self.request.params.diversity_penalty)
+
+
+def less_taken(logprobs: Tensor, taken: list[int], penalty: float) -> Tensor:
+    """Subtract `penalty` for each time that a token was taken: the Hamming diversity of [rows, vocab]."""
+    if not taken:
+        return logprobs
+    counts = torch.bincount(torch.tensor(taken, device=logprobs.device), minlength=logprobs.shape[-1])
+    return logprobs - penalty * counts.to(logprobs.dtype)
+
+
+def check_groups(params: SamplingParams) -> None:
+    """Raise UserError for groups of unequal size, and for groups that nothing would hold apart."""
+    check_beams(params)
+    if params.num_beams % params.num_beam_groups:
+        raise UserError(f"num_beams={params.num_beams} is no multiple of num_beam_groups={params.num_beam_groups}: change one of them")
+    if params.num_beam_groups > 1 and not params.diversity_penalty:
+        raise UserError(f"num_beam_groups={params.num_beam_groups} would all find the same: give a diversity_penalty above 0")

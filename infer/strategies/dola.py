@@ -1,0 +1,116 @@
+"""DoLa: what the last layer knows better than the layers below it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...data.errors import UserError
+from ..constraints.plausible import Plausible, among_plausible
+from ..filters.logits import logprobs
+from ..filters.pipeline import Filters
+from ..requests.params import SamplingParams
+from ..requests.request import Request, Row
+from ..requests.strategy import Forward, Host, Strategy
+from ..requests.trace import Layer, Watch
+from .sampling import take, with_forks
+from .selection import check_sampling
+
+RELATIVE_TOP = 0.1
+
+
+def dola(request: Request, host: Host) -> Strategy:
+    """Choose tokens by how much likelier the last layer makes them than a lower one does (Chuang et al. 2024).
+
+    The lower one is, at every step and for every row, the candidate whose distribution diverges most from the last. Its states go
+    through the head without the final norm. Tokens less than a tenth as likely as the likeliest are dropped; filters
+    see the difference of log-probabilities. Greedy or sampled.
+    """
+    layers = tuple(candidate_layers(request.params.dola_layers, *shape(host.runner)))
+    row = Row.open(request, host.runner)
+    row.controls.append(Plausible(RELATIVE_TOP))
+    live, filters = [row], None
+    while live:
+        forward = Forward(live, [row.unseen for row in live], [1] * len(live), layers)
+        logits = yield forward
+        last = torch.tensor([len(ids) for ids in forward.ids]).cumsum(0) - 1  # of each row
+        states = torch.cat([forward.states[layer][last] for layer in layers])  # the head's weights are read once for all
+        premature = host.runner.head(states).unflatten(0, (len(layers), len(live)))
+        if request.alone and request.width > 1:
+            live, places = with_forks(live)
+            logits, premature = logits[places], premature[:, places]
+        chosen, divergences, scores = contrasted(logits, premature)
+        if filters is None or filters.rows != live:
+            filters = Filters(live)
+        watch = Watch.of(live, logits)
+        if watch is not None:
+            for place, each in enumerate(live):
+                watch(place, "dola", scores[place])
+                record = Layer(layers[chosen[place]], tuple(zip(layers, divergences[:, place].tolist())))
+                request.note(record, each.position, each.choice)
+        live = take(live, filters(scores, watch), watch)
+
+
+def contrasted(mature: Tensor, premature: Tensor) -> tuple[list[int], Tensor, Tensor]:
+    """Return for each row which candidate it is contrasted with, the candidates' divergences, [layers, rows], and scores, [rows, vocab].
+
+    mature is [rows, vocab], premature [layers, rows, vocab], logits both. The scores are those of `among_plausible`.
+    """
+    mature, premature = logprobs(mature), logprobs(premature)
+    divergences = divergence(mature, premature)
+    chosen = divergences.argmax(dim=0)
+    base = premature[chosen, torch.arange(len(mature), device=chosen.device)]
+    return chosen.tolist(), divergences, among_plausible(mature - base, mature, RELATIVE_TOP)
+
+
+def divergence(a: Tensor, b: Tensor) -> Tensor:
+    """The divergence of log-probabilities from each other through their mean m, (KL(m || a) + KL(m || b)) / 2; [.., vocab] to [..].
+
+    As the paper's authors and transformers compute it. The Jensen-Shannon divergence of the paper's text has KL(a || m) and KL(b || m).
+    """
+    mean = torch.logaddexp(a, b) - torch.log(torch.tensor(2.0, dtype=a.dtype))
+    return (mean.exp() * (mean - (a + b) / 2)).sum(dim=-1)
+
+
+def shape(runner) -> tuple[int, bool]:
+    """How many layers the runner's model has, and whether its head is its embeddings."""
+    return runner.config.num_hidden_layers, bool(runner.model.config.tie_word_embeddings)
+
+
+def candidate_layers(asked: str | Sequence[int], count: int, tied: bool) -> list[int]:
+    """Return the layers that compete, counted as hidden states are: 0 the embeddings, n the output of layer n.
+
+    "low" is every other one of the lower half, "high" of the upper, at most 20 layers deep. Where the head is the embeddings,
+    low ones begin at 2, for the embeddings would predict the token that they stand for. Raises UserError for a layer that is not below the last.
+    """
+    start = {1: 0, 2: 1}.get(count, 2) if tied else 0
+    middle = count // 2 if count <= 40 else 20
+    if asked == "low":
+        layers = [start] if start == count // 2 else list(range(start, middle, 2))
+    elif asked == "high":
+        layers = list(range(count // 2 if count <= 40 else count - 20, count, 2))
+    else:
+        layers = list(dict.fromkeys(asked))
+    if wrong := [layer for layer in layers if not 0 <= layer < count]:
+        raise UserError(
+            f"dola_layers has {wrong[0]}, but of the model's {count} layers those from 0 to {count - 1} lie below the last: choose among them"
+        )
+    if not layers:
+        raise UserError(f"dola_layers={asked!r} names no layer in a model of {count} layers: give a list, such as [{count // 2}]")
+    return layers
+
+
+def suits_dola(params: SamplingParams, runner) -> None:
+    """Raise UserError for layers that the runner's model does not have."""
+    candidate_layers(params.dola_layers, *shape(runner))
+
+
+def check_dola(params: SamplingParams) -> None:
+    """Raise UserError for layers that are neither "low" nor "high" nor whole numbers."""
+    asked = params.dola_layers
+    numbers = isinstance(asked, list | tuple) and asked and all(isinstance(n, int) and not isinstance(n, bool) for n in asked)
+    if not numbers and asked not in ("low", "high"):
+        raise UserError(f'dola_layers must be "low", "high" or a list of layers, got {asked!r}')
+    check_sampling(params)

@@ -1,0 +1,155 @@
+"""Guesses that a smaller model drafts, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..filters.pipeline import Filters
+from ..requests.request import Row, new_slot, release, shared
+from ..requests.rng import choose
+from ..requests.strategy import Forward, next_tokens
+from .speculation import Guess
+
+DRAFT = 1  # the draft's place among a row's numbers for a position
+
+
+class DraftRow(Row):
+    """A draft model's row: what the target row has, and the guesses that are to follow."""
+
+    @classmethod
+    def beside(cls, target: Row, runner) -> DraftRow:
+        """Return a row without a past in the runner of the draft model."""
+        request = target.request
+        return cls(request, runner, new_slot(request, runner), list(request.prompt_ids), target.text).begin(target)
+
+    def begin(self, target: Row) -> DraftRow:
+        self.target, self.choice = target, target.choice
+        self.tokens = target.request.params.num_assistant_tokens
+        self.guess = Guess()
+        return self
+
+    def twin(self, target: Row) -> DraftRow:
+        """Return a row of another answer with the same past."""
+        return DraftRow(self.request, self.runner, self.fork_slot(), list(self.ids), target.text, self.seen).begin(target)
+
+    def context(self) -> list[int]:
+        """What the target has, in the draft's ids."""
+        return list(self.target.ids)
+
+    def follow(self) -> None:
+        """Take the target's tokens for one's own; what was guessed and did not come leaves the cache."""
+        ids = self.context()
+        same = shared(self.ids, ids)
+        seen = min(self.seen, same, max(len(ids) - 1, 0))  # the newest is run again where need be: its logits are wanted
+        if seen < self.seen:
+            self.seen = seen
+            self.runner.truncate(self.slot, seen - len(self.request.hidden))
+        self.ids, self._remembered = ids, min(self._remembered, same)
+        self.states = {name: state.fork() for name, state in self.target.states.items()}
+        self.controls = [control.fork() for control in self.target.controls]
+        self.guess = Guess()
+
+    def push(self, id: int, p: float, scores: Tensor | None) -> None:
+        """Append a guess."""
+        self.ids.append(id)
+        for state in (*self.states.values(), *self.controls):
+            state.accept(id)
+        self.guess.ids.append(id)
+        self.guess.probs.append(p)
+        if scores is not None:
+            self.guess.scores.append(scores)
+
+    @property
+    def room(self) -> int:
+        """How many tokens are worth drafting now: a pass of the target gives one more than is guessed."""
+        params, limit = self.request.params, self.runner.limit
+        left = params.max_new_tokens - self.target.position - 1
+        return min(self.tokens, left, left if limit is None else limit - len(self.ids) + 1)
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """What ends the answer."""
+        return self.request.ends
+
+    @property
+    def going(self) -> bool:
+        """Whether to draft on after the last guess, which is kept however unsure: to leave it out would favour some tokens."""
+        return self.guess.probs[-1] >= self.request.params.assistant_confidence_threshold and self.guess.ids[-1] not in self.ends
+
+    def learn(self, agreed: int) -> None:
+        """Draft two more tokens next time where all came true, else one less (transformers' heuristic)."""
+        if self.guess.ids and self.request.params.num_assistant_tokens_schedule == "heuristic":
+            self.tokens = self.tokens + 2 if agreed == len(self.guess.ids) else max(1, self.tokens - 1)
+
+
+class ModelDrafts:
+    """Guesses for rows from a model with their vocabulary, drawn from its distribution after the request's own filters.
+
+    All rows draft together. A request for several answers shows the model its prompt once.
+    """
+
+    def __init__(self, runner, vocab: int):
+        self.runner, self.vocab = runner, vocab
+        self._rows: dict[Row, DraftRow] = {}
+
+    def guess(self, rows: Sequence[Row]) -> Generator[Forward, Tensor, list[Guess]]:
+        """Return what may follow each row."""
+        yield from self._open([row for row in rows if row not in self._rows])
+        drafts = [self._rows[row] for row in rows]
+        for draft in drafts:
+            draft.follow()
+        room = {draft: draft.room for draft in drafts}
+        going = [draft for draft in drafts if draft.ids and room[draft] > 0]
+        while going:
+            logits = yield next_tokens(going)
+            going = [draft for draft in self._extend(going, logits) if len(draft.guess.ids) < room[draft] and draft.going]
+        return [self._told(draft) for draft in drafts]
+
+    def learn(self, row: Row, guess: Guess, came: Sequence[int]) -> None:
+        """Take note of the tokens that came after a guess."""
+        if row in self._rows:
+            self._rows[row].learn(shared(guess.ids, list(came)))
+
+    def release(self, rows: Sequence[Row]) -> None:
+        """Give back what was held for the rows."""
+        release([self._rows.pop(row) for row in rows if row in self._rows])
+
+    def _extend(self, drafts: list[DraftRow], logits: Tensor) -> list[DraftRow]:
+        """Draft one token a row; return the rows that got one.
+
+        Where filters fail, nothing is guessed: whether the answer ever gets there is for its own row to find out.
+        """
+        scores, errors = Filters(drafts).each(fitted(logits, self.vocab))
+        drawn = [draft.request.params.samples for draft in drafts]
+        ids, logprobs = choose(scores, [draft.key(DRAFT) if each else None for draft, each in zip(drafts, drawn)])
+        for i, (draft, id, logprob) in enumerate(zip(drafts, ids.tolist(), logprobs.exp().tolist())):
+            if i not in errors:
+                draft.push(id, logprob, scores[i] if drawn[i] else None)
+        return [draft for i, draft in enumerate(drafts) if i not in errors]
+
+    def _open(self, rows: Sequence[Row]) -> Generator[Forward, Tensor, None]:
+        by_request: dict[int, list[Row]] = {}
+        for row in rows:
+            by_request.setdefault(id(row.request), []).append(row)
+        for first, *others in by_request.values():
+            draft = self._rows[first] = self._beside(first)
+            if others and draft.ids and (self.runner.limit is None or len(draft.ids) <= self.runner.limit):
+                yield next_tokens([draft])
+            self._rows.update({other: draft.twin(other) for other in others})
+
+    def _beside(self, row: Row) -> DraftRow:
+        return DraftRow.beside(row, self.runner)
+
+    def _told(self, draft: DraftRow) -> Guess:
+        """The guess in the target's ids."""
+        return draft.guess
+
+
+def fitted(logits: Tensor, vocab: int) -> Tensor:
+    """Cut or fill up with -inf to the target's vocabulary: where the tokenizer is the same, the two differ by padding alone."""
+    width = logits.shape[-1]
+    return logits[:, :vocab] if width >= vocab else F.pad(logits, (0, vocab - width), value=-torch.inf)

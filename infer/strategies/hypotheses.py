@@ -1,0 +1,45 @@
+"""The finished hypotheses of a beam search."""
+
+from __future__ import annotations
+
+from ..requests.request import Row
+
+
+class Hypotheses:
+    """Keeps the best finished hypotheses, best first, and judges whether a search can still improve them.
+
+    A score is the sum of log-probabilities over length^length_penalty (Wu et al., 2016); the length counts the generated tokens, an
+    end token included, without a given beginning of the answer.
+    """
+
+    def __init__(self, row: Row, capacity: int):
+        """`row` is where the search begins."""
+        params = row.request.params
+        self.capacity = capacity
+        self.rows: list[Row] = []
+        self.begin = row.position
+        self.penalty, self.early_stopping = params.length_penalty, params.early_stopping
+        self.longest = params.max_new_tokens - self.begin
+
+    @property
+    def full(self) -> bool:
+        return len(self.rows) == self.capacity
+
+    def add(self, row: Row, total: float) -> None:
+        """Take a hypothesis in, if it is among the best; of equal ones the elder stays."""
+        row.score = self.score(total, row.position - self.begin)
+        self.rows = sorted([*self.rows, row], key=lambda each: -each.score)[: self.capacity]
+
+    def score(self, total: float, length: int) -> float:
+        return total / length**self.penalty
+
+    def settled(self, best: float, position: int) -> bool:
+        """Whether no live hypothesis, of which the best has this sum at this position, is expected to come in, as transformers judges it.
+
+        With `early_stopping` that is so once there are enough; without, where the best would not come in if it ended here; and "never"
+        asks, with a positive length_penalty, whether it would if it ended at the greatest length without a loss.
+        """
+        if not self.full or self.early_stopping is True:
+            return self.full
+        hopeful = self.early_stopping == "never" and self.penalty > 0
+        return self.score(best, self.longest if hopeful else position - self.begin) <= self.rows[-1].score

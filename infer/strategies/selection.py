@@ -1,0 +1,143 @@
+"""Choosing among several sampled answers, once all are there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
+from typing import Any
+
+from ...data.errors import UserError
+from ..requests.params import SamplingParams
+from ..requests.request import Row
+from ..requests.user_functions import called
+from .chrf import chrf_of, grams
+
+Select = Callable[[list[Row]], Sequence[Row]]
+
+
+def best_of_n(count: int, reward: Callable[[str, str], float] | None, prompt: str) -> Select:
+    """Take the `count` answers of the highest `reward(prompt, answer)`, or, without one, of the highest mean log-probability a token.
+
+    The log-probabilities are those after the filters; tokens of a given prefix do not count. Equal ones keep the order of sampling.
+    """
+
+    def select(rows: list[Row]) -> list[Row]:
+        for row in rows:
+            row.score = mean_logprob(row) if reward is None else measured(called("reward", reward, prompt, text(row)), "reward")
+        return highest(rows, count)
+
+    return select
+
+
+def self_consistency(answer_of: Callable[[str], Any]) -> Select:
+    """Take the first answer that says what most of them say, by `answer_of` of their texts (Wang et al. 2022).
+
+    Between equally many the greater sum of their log-probabilities decides. None is no vote. The score is the share of the votes.
+    """
+
+    def select(rows: list[Row]) -> list[Row]:
+        votes: dict[Hashable, list[Row]] = {}
+        for row in rows:
+            said = called("answer_of", answer_of, text(row))
+            if not is_countable(said):
+                raise UserError(f"answer_of must return what can be compared and counted, got {said!r}: return a text or a number")
+            if said is not None:
+                votes.setdefault(said, []).append(row)
+        winners = max(votes.values(), key=lambda own: (len(own), sum(sum(row.logprobs) for row in own)), default=[])
+        chosen = winners[0] if winners else rows[0]
+        chosen.score = len(winners) / len(rows)
+        return [chosen]
+
+    return select
+
+
+def minimum_bayes_risk(count: int, utility: Callable[[str, str], float] | None) -> Select:
+    """Take the `count` answers of the highest mean `utility(hypothesis, reference)`, each of the other answers being the reference once.
+
+    So the one that would disappoint least if any other were right (Eikema & Aziz 2020). Without a utility it is `chrf`.
+    """
+
+    def select(rows: list[Row]) -> list[Row]:
+        texts = [text(row) for row in rows]
+        compared = partial(called, "utility", utility) if utility is not None else chrf_of
+        given = texts if utility is not None else [grams(each) for each in texts]  # counted once for all comparisons
+        for i, row in enumerate(rows):
+            values = [measured(compared(given[i], other), "utility") for j, other in enumerate(given) if j != i]
+            row.score = sum(values) / len(values)
+        return highest(rows, count)
+
+    return select
+
+
+def selection_of(params: SamplingParams, kind: str, prompt: str) -> Select | None:
+    """Return what chooses among a request's answers, None where all are wanted; `kind` is its strategy's name, `prompt` its text."""
+    count = params.num_return_sequences
+    if kind == "best_of_n":
+        return best_of_n(count, params.reward, prompt)
+    if kind == "self_consistency":
+        return self_consistency(params.answer_of)
+    return minimum_bayes_risk(count, params.utility) if kind == "minimum_bayes_risk" else None
+
+
+def highest(rows: list[Row], count: int) -> list[Row]:
+    return sorted(rows, key=lambda row: row.score, reverse=True)[:count]
+
+
+def text(row: Row) -> str:
+    return "".join(row.pieces)
+
+
+def mean_logprob(row: Row) -> float:
+    own = row.logprobs[len(row.request.prefix_ids) :]
+    return sum(own) / len(own)
+
+
+def is_countable(value: Any) -> bool:
+    """Whether votes for the value can be counted: a tuple with a list in it cannot be hashed though tuples can."""
+    try:
+        return hash(value) is not None
+    except Exception:  # the caller's own type
+        return False
+
+
+def measured(value: Any, name: str) -> float:
+    """Return a caller's value as a number; raises UserError for one that is none."""
+    try:
+        number = math.nan if isinstance(value, str) else float(value)
+    except Exception:  # whatever the caller's function returned
+        number = math.nan
+    if math.isnan(number):
+        raise UserError(f"{name} must return a number, got {value!r}")
+    return number
+
+
+def check_selection(params: SamplingParams, least: int = 1) -> None:
+    """Raise UserError where there is nothing to choose among, or less than is asked for."""
+    best_of, wanted = params.best_of, params.num_return_sequences
+    if best_of is None or best_of < least:
+        raise UserError(f"choosing among sampled answers needs best_of, how many to sample, of at least {least}, got {best_of}: give it")
+    if best_of > 1 and not params.samples:
+        raise UserError(f"best_of={best_of} greedy answers would all be the same: give do_sample or a temperature")
+    if wanted > best_of:
+        raise UserError(f"num_return_sequences={wanted} answers cannot be chosen among best_of={best_of}: raise best_of")
+
+
+def check_vote(params: SamplingParams) -> None:
+    """As `check_selection`, for a vote that has one winner."""
+    check_selection(params)
+    if params.answer_of is None:
+        raise UserError("a vote needs answer_of, the function that finds in a text what it answers: give it")
+    if params.num_return_sequences > 1:
+        raise UserError(f"a vote has one winner, but num_return_sequences={params.num_return_sequences}: drop it")
+
+
+def check_risk(params: SamplingParams) -> None:
+    """As `check_selection`; an answer is compared with at least one other."""
+    check_selection(params, least=2)
+
+
+def check_sampling(params: SamplingParams) -> None:
+    """Raise UserError where several answers would all be the same."""
+    if params.num_return_sequences > 1 and not params.samples:
+        raise UserError(f"num_return_sequences={params.num_return_sequences} greedy answers would all be the same: give do_sample or num_beams")

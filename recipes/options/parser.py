@@ -1,0 +1,189 @@
+"""The command line: dataclasses to options, a YAML file beneath them, mistakes to one line and exit code 2."""
+
+import argparse
+import difflib
+import functools
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import yaml
+from transformers import HfArgumentParser
+
+from seodang.data.errors import UserError
+
+
+def command(main: Callable[..., int | None]) -> Callable[..., int]:
+    """Make `main(argv)` a command: a UserError becomes one line on stderr and exit code 2, Ctrl-C 130, the text of `sys.exit` stderr and 1."""
+
+    @functools.wraps(main)
+    def run(argv: Sequence[str] | None = None) -> int:
+        try:
+            return main(list(sys.argv[1:] if argv is None else argv)) or 0
+        except UserError as error:
+            print("error: " + " ".join(str(error).split()), file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+        except SystemExit as stop:  # --help, and what libraries and a user's own file say
+            if stop.code is None or isinstance(stop.code, int):
+                return stop.code or 0
+            print(stop.code, file=sys.stderr)
+            return 1
+
+    return run
+
+
+class Repeated(argparse.Action):
+    """A list that may be given in several goes; what the command line gives replaces what a file gave."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        given = vars(namespace).setdefault("_given", set())
+        before = getattr(namespace, self.dest) if self.dest in given else []
+        given.add(self.dest)
+        setattr(namespace, self.dest, [*before, *values])
+
+
+_PLACE = "positional_"  # before the names of arguments given by their place
+
+
+class _Parser(HfArgumentParser):
+    """argparse's errors as UserError, with the nearest option named."""
+
+    def error(self, message: str) -> None:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def parse(
+    argv: Sequence[str], *classes: type, prog: str, positional: Sequence[str] = (), description: str | None = None
+) -> tuple[Any, ...]:
+    """Read the dataclasses' fields from `--config FILE.yaml` and from options, which win; one instance a class.
+
+    Fields named in `positional` may also be given without their option, in that order; the last may be a list. Hyphens count as
+    underscores. Unknown options and keys raise UserError with the nearest known name.
+    """
+    parser = _Parser(
+        classes, prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--config", metavar="FILE.yaml", help="Options from a YAML file; those on the command line win.")
+    required = _add_positional(parser, positional)
+    argv = [_underscored(word) for word in argv]
+    _apply_config(parser, _config_path(argv), classes)
+    namespace, unknown = parser.parse_known_intermixed_args(argv)
+    if unknown:
+        raise UserError(_unknown_option(unknown[0], parser))
+    values = vars(namespace)
+    values |= {name: values[_PLACE + name] for name in positional if values[_PLACE + name]}
+    for name in required:
+        if values[name] is None:
+            raise UserError(f"{name} is missing: give it first, or as --{name} (see {prog} --help)")
+    try:
+        return tuple(_build(cls, values) for cls in classes)
+    except UserError:
+        raise
+    except (ValueError, TypeError, ImportError) as error:
+        if _is_refusal(error):
+            raise UserError(str(error)) from None
+        raise
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether a library's dataclass has refused its values (`TrainingArguments` does so by plain errors); else it is a defect of ours.
+
+    So it is where the last frame of ours has built a dataclass, or called what a library's does in that place.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    packages = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames]
+    ours = max(place for place, package in enumerate(packages) if package in ("seodang", "__main__"))  # a recipe may be run as a script
+    return len(frames) > ours + 1 and frames[ours + 1].f_code.co_name in ("__init__", "__post_init__")
+
+
+def _build(cls: type, values: dict[str, Any]) -> Any:
+    return cls(**{name: values[name] for name, field in cls.__dataclass_fields__.items() if field.init and name in values})
+
+
+def _underscored(word: str) -> str:
+    """`--learning-rate=1e-5` to `--learning_rate=1e-5`; values and negative numbers stay."""
+    if not word.startswith("--") or len(word) == 2:
+        return word
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _options(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+    return {name.lstrip("-").replace("-", "_"): action for name, action in parser._option_string_actions.items()}
+
+
+def _add_positional(parser: argparse.ArgumentParser, names: Sequence[str]) -> list[str]:
+    """Let options be given by their place too; the names of those that one way or the other must be there."""
+    options = _options(parser)
+    required = [name for name in names if options[name].required]
+    for name in names:
+        option = options[name]
+        option.required = False
+        parser.add_argument(_PLACE + name, nargs="*" if option.nargs in ("+", "*") else "?", type=option.type, metavar=name)
+    return required
+
+
+def _config_path(argv: list[str]) -> str | None:
+    reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    reader.add_argument("--config")
+    try:
+        return reader.parse_known_args(argv)[0].config
+    except argparse.ArgumentError as error:
+        raise UserError(str(error)) from None
+
+
+def _apply_config(parser: argparse.ArgumentParser, path: str | None, classes: Sequence[type]) -> None:
+    """Make a YAML file's values the parser's defaults."""
+    if path is None:
+        return
+    if not Path(path).is_file():
+        raise UserError(f"--config {path}: there is no such file")
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path} must hold `name: value` lines, not a {type(values).__name__}")
+    options = _options(parser)
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in options:
+            raise UserError(f"--config {path}: " + _unknown_option("--" + str(key), parser))
+        if value is None and not _takes_none(name, classes):
+            raise UserError(f"--config {path}: {name} has no value: give it one, or leave its line out")
+        action = options[name]
+        action.required = False
+        parser.set_defaults(**{name: _converted(action, value, path)})
+
+
+def _takes_none(name: str, classes: Sequence[type]) -> bool:
+    """Whether an option may be nothing."""
+    owners = [cls for cls in classes if name in cls.__dataclass_fields__]
+    return all(cls.__dataclass_fields__[name].default is None or type(None) in get_args(get_type_hints(cls)[name]) for cls in owners)
+
+
+def _converted(action: argparse.Action, value: Any, path: str) -> Any:
+    """A YAML value as the option itself would have read it (YAML takes 1e-5 for a text)."""
+    if value is None or action.type is None:
+        return value
+    try:
+        if isinstance(value, list):
+            return [action.type(str(item)) for item in value]
+        value = action.type(value if isinstance(value, (bool, dict)) else str(value))
+        return [value] if action.nargs in ("+", "*") else value
+    except (ValueError, TypeError, argparse.ArgumentTypeError):
+        raise UserError(f"--config {path}: {action.dest}: {value!r} is not a valid value") from None
+
+
+def _unknown_option(word: str, parser: argparse.ArgumentParser) -> str:
+    name = word.partition("=")[0].lstrip("-").replace("-", "_")
+    if not word.startswith("-"):
+        return f"unexpected argument {word!r}: put a value with spaces in quotes (see {parser.prog} --help)"
+    near = difflib.get_close_matches(name, _options(parser), n=1)
+    hint = f": did you mean {near[0]}?" if near else f" (see {parser.prog} --help)"
+    return f"unknown option {name!r}{hint}"

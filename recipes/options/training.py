@@ -1,0 +1,95 @@
+"""Options that every training recipe shares: the data, the model, the run."""
+
+import importlib.util
+from dataclasses import dataclass, field
+
+from peft import LoraConfig
+from transformers import TrainingArguments
+
+from seodang.data.errors import UserError
+from seodang.infer.checkpoint.load import is_adapter, resolve
+from seodang.recipes.options.record import RecordOptions
+
+
+@dataclass
+class DataOptions(RecordOptions):
+    eval_data: list[str] | None = field(default=None, metadata={"help": "Held-out sources of the same shapes."})
+    eval_fraction: float = field(default=0.0, metadata={"help": "Without --eval_data: the share of records held out."})
+    packing: bool = field(default=False, metadata={"help": "Fill rows of max_length with several records, kept apart."})
+    streaming: bool = field(default=False, metadata={"help": "Read while training; needs --max_steps."})
+
+    def __post_init__(self):
+        if not 0 <= self.eval_fraction < 1:
+            raise UserError(f"eval_fraction must be in [0, 1), got {self.eval_fraction}")
+        if self.eval_fraction and (self.eval_data or self.streaming):
+            raise UserError(f"eval_fraction {self.eval_fraction} does not go with eval_data or streaming: drop one of them")
+
+
+@dataclass
+class ModelOptions:
+    model: str = field(default="default", metadata={"help": "Folder, hub name or default (SmolLM2-135M-Instruct)."})
+    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, mps."})
+    dtype: str = field(default="auto", metadata={"help": "Of the weights: auto, float32, bfloat16. Low precision keeps float32 master copies."})
+    lora_r: int = field(default=0, metadata={"help": "Rank of a LoRA adapter; 0 trains all weights."})
+    lora_alpha: float | None = field(default=None, metadata={"help": "LoRA's scale; twice the rank by default."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the adapter."})
+    lora_targets: list[str] = field(default_factory=lambda: ["all-linear"], metadata={"help": "Modules that get an adapter."})
+    dora: bool = field(default=False, metadata={"help": "Weight-decomposed LoRA (DoRA)."})
+    qlora: bool = field(default=False, metadata={"help": "Base weights in 4 bits (needs bitsandbytes)."})
+
+    def __post_init__(self):
+        if (self.dora or self.qlora) and self.lora_r <= 0:
+            raise UserError(f"{'dora' if self.dora else 'qlora'} needs an adapter: set --lora_r, 16 say")
+        if self.qlora and importlib.util.find_spec("bitsandbytes") is None:
+            raise UserError("qlora needs bitsandbytes: run `pip install seodang[qlora]`, or use LoRA without it")
+
+    def refuse_adapter(self) -> None:
+        """Raise UserError where the model is an adapter's folder: these stages start from whole models."""
+        if is_adapter(resolve(self.model)):
+            raise UserError(f"{self.model} is an adapter: merge it first, `seodang export {self.model} FOLDER`, and start from that folder")
+
+    def loading(self) -> dict:
+        """What `load` has to know beside the name."""
+        if not self.qlora:
+            return {}
+        from transformers import BitsAndBytesConfig
+
+        return {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="bfloat16")}
+
+    def lora(self) -> LoraConfig | None:
+        if self.lora_r <= 0:
+            return None
+        targets = self.lora_targets[0] if self.lora_targets == ["all-linear"] else self.lora_targets
+        alpha = self.lora_alpha or 2 * self.lora_r
+        return LoraConfig(
+            r=self.lora_r, lora_alpha=alpha, lora_dropout=self.lora_dropout, target_modules=targets, use_dora=self.dora, task_type="CAUSAL_LM"
+        )
+
+
+@dataclass
+class RunOptions:
+    resume: str = field(default="auto", metadata={"help": "auto (the newest complete checkpoint in output_dir), never, or a checkpoint's folder."})
+    allow_changes: list[str] | None = field(
+        default=None, metadata={"help": "Options that may differ from those of the checkpoint that is resumed, or all; without, a change is refused."}
+    )
+    dry_run: bool = field(default=False, metadata={"help": "Print the plan and stop."})
+    eval_samples: int = field(default=16, metadata={"help": "Held-out prompts answered at each evaluation, of those that leave room for an answer."})
+    early_stopping_patience: int = field(default=0, metadata={"help": "Stop after so many evaluations without gain; 0 never."})
+
+
+@dataclass
+class Arguments(TrainingArguments):
+    """transformers' own arguments with defaults that suit one machine; TensorBoard is on where it is installed."""
+
+    output_dir: str | None = field(default="runs/sft", metadata={"help": "Folder of the checkpoints and the final model."})
+    per_device_train_batch_size: int = field(default=8, metadata={"help": "Rows a step and process."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept, the best not counted."})
+    disable_tqdm: bool | None = field(default=False, metadata={"help": "No progress bars."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are not numbers."})
+    report_to: None | str | list[str] = field(default="auto", metadata={"help": "auto (TensorBoard where installed), none, or trackers' names."})
+
+    def __post_init__(self):
+        if self.report_to in ("auto", ["auto"]):
+            self.report_to = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
+        super().__post_init__()

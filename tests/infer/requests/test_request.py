@@ -1,0 +1,76 @@
+"""A hypothesis: what copies of it share, and what they do not."""
+
+from seodang.infer.requests.params import SamplingParams
+from seodang.infer.requests.request import Request, Row
+
+
+class Text:
+    stopped = False
+
+    def push(self, id: int, judged: bool = True) -> str:
+        return chr(id)
+
+    def fork(self) -> "Text":
+        return self
+
+
+class Places:
+    """A runner's places in the cache, and which of them were copied from where to where."""
+
+    def __init__(self):
+        self.rows, self.copied = 0, []
+
+    def row(self) -> int:
+        self.rows += 1
+        return self.rows - 1
+
+    def copy(self, source: int, target: int, first: int) -> None:
+        self.copied.append((source, target, first))
+
+
+class Counted:
+    """A filter's state that counts its forks."""
+
+    forks = 0
+
+    def accept(self, id: int) -> None:
+        pass
+
+    def fork(self) -> "Counted":
+        Counted.forks += 1
+        return Counted()
+
+
+def opened(count: int) -> list[Row]:
+    places, request = Places(), Request(0, [65, 66, 67], SamplingParams(max_new_tokens=9), 0, frozenset(), Text)
+    return [Row.open(request, places) for _ in range(count)]
+
+
+def test_a_row_takes_over_the_copy_that_it_becomes_and_copies_of_the_cache_what_they_do_not_share():
+    row, other = opened(2)
+    other.states["counted"] = Counted()
+    row.commit(68, -1.0)
+    other.commit(69, -2.0)
+    Counted.forks = 0
+    child = other.copy()
+    child.commit(70, -3.0)
+    row.become(child)
+    assert (row.ids, row.logprobs, row.pieces) == ([65, 66, 67, 69, 70], [-2.0, -3.0], ["E", "F"])
+    assert row.ids is child.ids and Counted.forks == 1  # copied once, for the candidate
+    assert other.ids == [65, 66, 67, 69] and row.runner.copied == [(1, 0, 3)]
+
+
+def test_histories_of_copies_go_their_own_ways():
+    [row] = opened(1)
+    row.commit(68, 0.0)
+    assert row.history().tolist() == [65, 66, 67, 68]  # with room behind it
+    left, right = row.copy(), row.copy()
+    for each, id in ((left, 1), (row, 2), (right, 3)):
+        each.commit(id, 0.0)
+        each.history()
+    late = left.copy()
+    left.commit(4, 0.0)
+    late.commit(5, 0.0)
+    found = [each.history().tolist()[4:] for each in (row, left, right, late)]
+    assert found == [[2], [1, 4], [3], [1, 5]]
+    assert all(each.history().tolist()[:4] == [65, 66, 67, 68] for each in (row, left, right, late))

@@ -1,0 +1,45 @@
+"""Attention that keeps the records of a packed sequence apart, and the branches of a prompt."""
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from ...infer.runners.attention import attend, check_attention_kwargs
+from ...infer.runners.ragged_attention import Window, window_mask
+from .packed_records import attend_records
+from .tree import Tree, attend_tree
+
+PACKED = "seodang_packed"
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Window | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    record_lengths: tuple[int, ...] | None = None,
+    tree: Tree | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **rest,
+) -> tuple[Tensor, None]:
+    """Attend within each record of a sequence laid end to end, never across.
+
+    query is [1, heads, total, d], key and value [1, kv_heads, total, d]; `record_lengths` sum to total, and without them
+    every row of the batch is one record. With a `tree`, each record is a prompt and its branches. Returns [1, total, heads, d].
+    """
+    check_attention_kwargs(module, rest)
+    window = attention_mask.size if attention_mask is not None else sliding_window
+    settings = {"scale": scaling, "dropout": dropout, "window": window, "softcap": softcap, "sinks": s_aux}
+    if tree is not None:
+        return attend_tree(query, key, value, tree, **settings).transpose(1, 2), None
+    if record_lengths is None:
+        return attend(query, key, value, **settings).transpose(1, 2), None
+    return attend_records(query, key, value, record_lengths, **settings).transpose(1, 2), None
+
+
+AttentionInterface.register(PACKED, packed_attention)
+AttentionMaskInterface.register(PACKED, window_mask)  # the records' borders do the rest

@@ -1,0 +1,216 @@
+"""The loss of the answer: the language model head runs at label positions alone, a chunk at a time.
+
+For n labels, vocabulary V and hidden size d, the head costs three products of [n, d] by [d, V] and holds one
+[chunk, V] matrix; masked tokens cost nothing. The gradients are computed with the loss, so no logits are kept
+(Wijmans et al. 2024, "Cut Your Losses"; Hsu et al. 2024, "Liger Kernel").
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MethodType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
+
+from ...data.errors import UserError
+from ...data.labels import IGNORE_INDEX
+
+CHUNK = 512  # label positions a chunk: enough to keep the matrix kernels busy, 100 MB of float32 at a vocabulary of 49,152
+
+Head = Callable[[Tensor], Tensor]  # [n, hidden] to [n, vocab], with whatever scaling and capping the architecture has
+
+
+@dataclass
+class AnswerLoss(ModelOutput):
+    """What the model returns where labels are given: the mean loss, and the sums that an evaluation needs."""
+
+    loss: Tensor | None = None
+    loss_sum: Tensor | None = None
+    correct: Tensor | None = None  # in evaluation only
+    tokens: Tensor | None = None
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """Sum of cross entropies of `linear(hidden, weight, bias)` over a divisor: hidden [n, d], weight [vocab, d], labels [n]."""
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, divisor: float, chunk: int) -> Tensor:
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        d_hidden = torch.empty_like(hidden) if wants_hidden else None
+        d_weight = torch.empty_like(weight) if wants_weight else None
+        d_bias = torch.zeros_like(bias) if wants_bias else None
+        total = hidden.new_zeros((), dtype=_at_least_float32(hidden.dtype))
+        minus_one = -torch.ones_like(total)
+        for start in range(0, len(labels), chunk):
+            some, target = hidden[start : start + chunk], labels[start : start + chunk, None]
+            logprobs = F.linear(some, weight, bias).log_softmax(dim=-1, dtype=total.dtype)
+            total -= logprobs.gather(1, target).sum()
+            d_logits = logprobs.exp_().scatter_add_(1, target, minus_one.expand(len(target), 1)).to(weight.dtype)
+            if wants_hidden:
+                d_hidden[start : start + chunk].addmm_(d_logits, weight, beta=0, alpha=1 / divisor)
+            if wants_weight:
+                d_weight.addmm_(d_logits.T, some, beta=float(start > 0), alpha=1 / divisor)
+            if wants_bias:
+                d_bias.add_(d_logits.sum(dim=0), alpha=1 / divisor)
+        ctx.save_for_backward(d_hidden, d_weight, d_bias)
+        return total / divisor
+
+    @staticmethod
+    def backward(ctx, scale: Tensor) -> tuple:
+        return (*_scaled(ctx.saved_tensors, scale), None, None, None)
+
+
+class HeadCrossEntropy(torch.autograd.Function):
+    """The same for any head's logits; `parameters` are those of the head, which the gradients go to beside hidden [n, d]."""
+
+    @staticmethod
+    def forward(ctx, head: Head, labels: Tensor, divisor: float, chunk: int, hidden: Tensor, *parameters: Tensor) -> Tensor:
+        wants_hidden = ctx.needs_input_grad[4]
+        d_hidden = torch.empty_like(hidden) if wants_hidden else None
+        d_parameters = [torch.zeros_like(p) for p in parameters]
+        total = hidden.new_zeros((), dtype=_at_least_float32(hidden.dtype))
+        for start in range(0, len(labels), chunk):
+            some = hidden[start : start + chunk].detach().requires_grad_(wants_hidden)
+            with torch.enable_grad():
+                loss = F.cross_entropy(head(some).to(total.dtype), labels[start : start + chunk], reduction="sum") / divisor
+            total += loss.detach()
+            asked = [*([some] if wants_hidden else []), *parameters]
+            found = list(torch.autograd.grad(loss, asked)) if asked else []
+            if wants_hidden:
+                d_hidden[start : start + chunk] = found.pop(0)
+            for whole, part in zip(d_parameters, found, strict=True):
+                whole += part
+        ctx.save_for_backward(d_hidden, *d_parameters)
+        return total
+
+    @staticmethod
+    def backward(ctx, scale: Tensor) -> tuple:
+        return (None, None, None, None, *_scaled(ctx.saved_tensors, scale))
+
+
+def _scaled(gradients: tuple[Tensor | None, ...], scale: Tensor) -> list[Tensor | None]:
+    """The gradients times that of the loss, which mostly is one: then without a copy of the head's."""
+    return [g if g is None or scale == 1 else g * scale for g in gradients]
+
+
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def teach_answers_only(model: PreTrainedModel, chunk: int = CHUNK) -> None:
+    """Make `model(..., labels=...)` compute its loss at label positions alone, returning an `AnswerLoss`.
+
+    Without labels the model answers as before. The loss equals the architecture's own, its scaling and capping of logits
+    included; it is the mean over `num_items_in_batch` where that is given, else over the labels present.
+    Raises UserError for a mixture of experts that adds a router loss, which this loss does not know.
+    """
+    if getattr(model.config, "output_router_logits", False):
+        raise UserError("output_router_logits is on: set it to false in config.json, the router's own loss is not trained here")
+    if hasattr(model, "answer_loss_chunk"):
+        model.answer_loss_chunk = chunk
+        return
+    before, trunk_name = model.forward.__func__, model.base_model_prefix  # the function, not the method: a copy of the model calls its own
+    model.answer_loss_chunk = chunk
+
+    def forward(self, *args, labels: Tensor | None = None, num_items_in_batch=None, **kwargs):
+        if labels is None:
+            return MethodType(before, self)(*args, **kwargs)
+        hidden = getattr(self, trunk_name)(*args, use_cache=False, **_plain_lengths(kwargs)).last_hidden_state
+        targets = labels[:, 1:].flatten()
+        places = (targets != IGNORE_INDEX).nonzero().squeeze(1)
+        # position i of each row predicts its label i + 1
+        hidden = hidden[:, :-1].flatten(0, 1).index_select(0, places)
+        return _answer_loss(self, hidden, targets[places], num_items_in_batch)
+
+    forward.speaks_as_before = True  # without labels: the engine may read the weights past it
+    model.forward = MethodType(forward, model)
+
+
+def _plain_lengths(kwargs: dict) -> dict:
+    """Add the records' lengths as plain numbers, read from the device once and not in every layer."""
+    borders = kwargs.get("cu_seq_lens_q")
+    if borders is None:
+        return kwargs
+    return {**kwargs, "record_lengths": tuple(borders.diff().tolist())}
+
+
+def _answer_loss(model: PreTrainedModel, hidden: Tensor, labels: Tensor, num_items) -> AnswerLoss:
+    layer, chunk = model.get_output_embeddings(), model.answer_loss_chunk
+    divisor = float(num_items if num_items is not None else max(len(labels), 1))
+    correct = None
+    head = own_head(model)
+    with lowered(hidden, layer) as (hidden, weight, bias):
+        if not torch.is_grad_enabled():
+            mean, correct = _evaluate(head, hidden, labels, divisor, chunk)
+        elif is_plain(model, layer, head, hidden):
+            mean = LinearCrossEntropy.apply(hidden, weight, bias, labels, divisor, chunk)
+        else:
+            trained = [p for p in layer.parameters() if p.requires_grad]
+            mean = HeadCrossEntropy.apply(head, labels, divisor, chunk, hidden, *trained)
+    tokens = torch.tensor(len(labels), device=labels.device)
+    return AnswerLoss(loss=mean, loss_sum=mean.detach() * divisor, correct=correct, tokens=tokens)
+
+
+def _evaluate(head: Head, hidden: Tensor, labels: Tensor, divisor: float, chunk: int) -> tuple[Tensor, Tensor]:
+    """The same sum over a divisor, and how many labels are the likeliest token."""
+    total, correct = hidden.new_zeros((), dtype=_at_least_float32(hidden.dtype)), labels.new_zeros(())
+    for some, target in zip(hidden.split(chunk), labels.split(chunk), strict=True):
+        logits = head(some).to(total.dtype)
+        total += F.cross_entropy(logits, target, reduction="sum")
+        correct += (logits.argmax(dim=-1) == target).sum()
+    return total / divisor, correct
+
+
+class _HiddenStates(BaseModelOutputWithPast):
+    """The hidden states and nothing else: every other output that an architecture asks for is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return None
+
+
+class _Trunk(nn.Module):
+    """Stands in for the layers beneath the head, handing on hidden states that were computed before."""
+
+    def forward(self, *args, inputs_embeds: Tensor, **kwargs) -> _HiddenStates:
+        return _HiddenStates(last_hidden_state=inputs_embeds)
+
+
+def own_head(model: PreTrainedModel) -> Head:
+    """Return the architecture's own head: its class's forward, on a copy of the model's outermost module that has the layers beneath taken out.
+
+    The copy shares all else, parameters included; the model itself stays as it is, for whoever runs it in another thread. A forward that
+    was put on the model would not do: trl's calls the one before it on the model itself, layers and all.
+    """
+    outermost = object.__new__(type(model))  # copy.copy would build a model anew where FSDP has wrapped it
+    outermost.__dict__.update(model.__dict__, _modules={**model._modules, model.base_model_prefix: _Trunk()})
+    return lambda hidden: type(model).forward(outermost, inputs_embeds=hidden[None]).logits[0]
+
+
+@contextmanager
+def lowered(hidden: Tensor, layer: nn.Module) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Do by hand what autocast would do to the head's product, which it does not see inside an autograd function."""
+    weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
+    if not torch.is_autocast_enabled(hidden.device.type):
+        yield hidden, weight, bias
+        return
+    dtype = torch.get_autocast_dtype(hidden.device.type)
+    yield hidden.to(dtype), None if weight is None else weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def is_plain(model: PreTrainedModel, layer: nn.Module, head: Head, hidden: Tensor) -> bool:
+    """Whether the head is one linear layer and nothing more; tried once on the real hidden states, then remembered."""
+    known = model.__dict__.get("answer_head_is_plain")
+    if not len(hidden) or type(layer) is not nn.Linear or layer.weight.dim() != 2 or known is False:
+        return False
+    if known is None:
+        with torch.no_grad():
+            some = hidden[:2].detach()
+            known = bool(torch.equal(head(some), F.linear(some, layer.weight.to(some.dtype), layer.bias)))
+        model.__dict__["answer_head_is_plain"] = known
+    return known

@@ -1,0 +1,241 @@
+"""What every stage's trainer does alike: stop at a loss that is no number, and save checkpoints that a kill cannot spoil."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from ...data.errors import UserError
+from ...infer.checkpoint.manifest import fingerprint, verify
+from ...infer.kernels.device import in_float64
+from .checkpoints import ASIDE, full_disk_named, publish, publish_into, require_room, rotate, start_aside
+from .optimizer import MasterAdamW
+from .randomness import order_by_epoch, randomness_kept
+
+STAGE_STATE = "stage_state_{}.pt"  # a process's own
+REFERENCE = "reference.safetensors"
+ADAMW = {"adamw_torch", "adamw_torch_fused"}
+
+
+@dataclass
+class Provenance:
+    """What a checkpoint's manifest says of where it came from."""
+
+    base: str = ""
+    data: str = ""
+    paradigm: str = "causal"
+    options: dict[str, Any] | None = None  # what the run is known by
+
+
+def master_optimizer(model: PreTrainedModel, args: TrainingArguments) -> dict[str, Any]:
+    """What a Trainer is given so that low-precision weights keep float32 masters; nothing where it needs no masters."""
+    if args.optim in ADAMW and any(p.requires_grad and p.dtype.itemsize == 2 for p in model.parameters()):
+        _, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        return {"optimizer_cls_and_kwargs": (MasterAdamW, settings)}
+    return {}
+
+
+class Sealed:
+    """Stands before a transformers or trl trainer among a class's bases: `class RewardStage(Sealed, RewardTrainer)`.
+
+    `provenance` is for the manifest; what else is given goes to the trainer.
+    """
+
+    def __init__(self, *args: Any, provenance: Provenance | None = None, **kwargs: Any):
+        self.provenance = provenance or Provenance()
+        self._run_folder_for_saving: str | None = None
+        super().__init__(*args, **kwargs)
+
+    def _send_telemetry(self) -> None:
+        """Send nobody word of the run."""
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        if self.args.push_to_hub:  # trl would write one into the run's folder at every checkpoint
+            super().create_model_card(*args, **kwargs)
+
+    def training_step(self, *args, **kwargs) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}: lower --learning_rate, or look at the data "
+                "around this step; the last checkpoint is intact"
+            )
+        return loss
+
+    def _run_epoch(self, model, epoch: int, train_dataloader, *args, **kwargs) -> None:
+        """Do nothing in a run that is over: resumed from its last step, the Trainer would take one more."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        order_by_epoch(train_dataloader, self.args.seed if self.args.data_seed is None else self.args.data_seed, epoch)
+        super()._run_epoch(model, epoch, train_dataloader, *args, **kwargs)
+
+    # Evaluation
+
+    @contextmanager
+    def in_evaluation(self) -> Iterator[nn.Module]:
+        """Yield the unwrapped model in evaluation mode, without gradients; its mode and the random numbers of training are put back after."""
+        model = self.accelerator.unwrap_model(self.model)
+        training = model.training
+        model.eval()
+        try:
+            with torch.no_grad(), randomness_kept(self.args.device):
+                yield model
+        finally:
+            model.train(training)
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        with self.in_evaluation():
+            return super().evaluate(*args, **kwargs)
+
+    def sums_over(self, rows: Sequence[Any], width: int, sums_of: Callable[[list[Any]], Tensor]) -> list[float]:
+        """The sums of what `sums_of` makes of batches of rows, [width], over all rows and processes; each row counts once."""
+        mine = range(self.args.process_index, len(rows), self.args.world_size)  # a sampler would pad, and count rows twice
+        size = self.args.per_device_eval_batch_size
+        sums = torch.zeros(width, dtype=torch.float64)
+        for start in range(0, len(mine), size):
+            with self.accelerator.autocast():
+                sums += in_float64(sums_of([rows[i] for i in mine[start : start + size]])).cpu()
+        return self.summed(sums).tolist()
+
+    def summed(self, values: Tensor) -> Tensor:
+        """The sums of float64 values over all processes, on the CPU, rounded by none."""
+        return self.accelerator.reduce(values.to(self.args.device)).cpu() if self.args.world_size > 1 else values
+
+    # Saving
+
+    def checkpoint_bytes(self) -> int:
+        """How many bytes a checkpoint takes: the weights to be saved, and the optimizer's state for those that train."""
+        parameters = list(self.model.parameters())
+        whole = not hasattr(self.model, "peft_config")
+        weights = sum(p.numel() * p.element_size() for p in parameters if whole or p.requires_grad)
+        state = sum(p.numel() * (12 if p.dtype.itemsize == 2 else 8) for p in parameters if p.requires_grad)
+        if (reference := self._moving_reference()) is not None:
+            state += sum(p.numel() * p.element_size() for p in reference.parameters())
+        return weights + (0 if self.args.save_only_model else state) + 16 * 2**20  # tokenizer, random state, logs
+
+    def state_to_resume(self) -> dict[str, Any]:
+        """What this process has to keep, beside weights, optimizer and random numbers, to go on as if it had not been stopped: tensors and plain values."""
+        return {}
+
+    def go_on_from(self, state: dict[str, Any]) -> None:
+        """Take up what `state_to_resume` gave; nothing where the checkpoint has none of this process."""
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if state := self.state_to_resume():
+            Path(output_dir).mkdir(parents=True, exist_ok=True)  # the main process may not have come so far
+            torch.save(state, Path(output_dir) / STAGE_STATE.format(self.args.process_index))
+        if self.args.should_save and (reference := self._moving_reference()) is not None:
+            save_model(reference, str(Path(output_dir) / REFERENCE))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        path = Path(checkpoint) / STAGE_STATE.format(self.args.process_index)
+        self.go_on_from(torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else {})
+        if (reference := self._moving_reference()) is not None:
+            if not (Path(checkpoint) / REFERENCE).is_file():
+                raise UserError(f"{checkpoint} holds no {REFERENCE}, the reference that follows the policy (sync_ref_model): use --resume never")
+            load_model(reference, str(Path(checkpoint) / REFERENCE), device=str(self.args.device))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        try:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        except (RuntimeError, ValueError) as error:  # of every tensor whose size differs, or of a file that another kind of model would have
+            words = " ".join(str(error).split())
+            raise UserError(f"{resume_from_checkpoint} does not fit this model: resume with the model and the adapter that it was trained with ({words:.200})") from error
+
+    def _moving_reference(self) -> nn.Module | None:
+        """The reference that follows the policy, where trl's `sync_ref_model` asks for that; not where its weights are sharded, which is not kept."""
+        if not getattr(self.args, "sync_ref_model", False) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return None
+        return self.accelerator.unwrap_model(self.ref_model)
+
+    def _get_output_dir(self, trial) -> str:
+        return self._run_folder_for_saving or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Let the Trainer write into a folder aside, then publish it, and only then rotate the old ones away."""
+        run = Path(super()._get_output_dir(trial))
+        name = f"checkpoint-{self.state.global_step}"
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(run / f"checkpoint-{self.state.best_global_step}")
+        best = self.state.best_model_checkpoint
+        best_step, needed = self.state.best_global_step, self.checkpoint_bytes()
+        with self.failing_together():
+            require_room(needed, run)
+            if self.args.should_save:
+                start_aside(run)
+        self._run_folder_for_saving = str(run / ASIDE)
+        self.state.best_global_step = None  # with it the Trainer would wait for all processes, a failed one too
+        try:
+            with self.failing_together(), full_disk_named(needed, run):
+                super()._save_checkpoint(model, trial)
+        finally:
+            self._run_folder_for_saving = None
+            self.state.best_global_step, self.state.best_model_checkpoint = best_step, best
+        with self.failing_together(), full_disk_named(needed, run):
+            if self.args.should_save:
+                self.state.save_to_json(str(run / ASIDE / name / "trainer_state.json"))  # now with the best
+                publish(run / ASIDE / name, run / name, **self._facts())
+                rotate(run, self.args.save_total_limit, best)
+
+    def save_final(self) -> Path:
+        """Save the model alone, ready to load, into the run's own folder; return that folder."""
+        run, needed = Path(self.args.output_dir), self.checkpoint_bytes()
+        with self.failing_together():
+            require_room(needed, run)
+            if self.args.should_save:
+                start_aside(run)
+        with self.failing_together(), full_disk_named(needed, run):
+            self.save_model(str(run / ASIDE / "final"))
+        with self.failing_together(), full_disk_named(needed, run):
+            if self.args.should_save:
+                publish_into(run / ASIDE / "final", run, **self._facts())
+        return run
+
+    @contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """Wait for all processes at the end, and raise in all of them where one failed, which would leave the others waiting.
+
+        What is done within must not wait for other processes itself, except by the libraries that gather sharded weights.
+        """
+        failure = None
+        try:
+            yield
+        except Exception as error:
+            failure = error
+        failed = self.summed(torch.tensor(float(failure is not None))).item()
+        if failure is not None:
+            raise failure
+        if failed:
+            raise UserError(f"{failed:.0f} of {self.args.world_size} processes could not save, see what they say; the last checkpoint is intact")
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        generation = getattr(self.accelerator.unwrap_model(self.model), "generation_config", None)  # a classifier has none
+        if self.args.should_save and generation is not None:  # an adapter's save leaves out the ids that end a turn
+            generation.save_pretrained(output_dir)
+
+    def _facts(self) -> dict[str, Any]:
+        template = getattr(self.processing_class, "chat_template", None)
+        return {
+            "step": self.state.global_step,
+            "base": self.provenance.base,
+            "paradigm": self.provenance.paradigm,
+            "template": fingerprint(template if isinstance(template, str) or template is None else repr(template)),
+            "data": self.provenance.data,
+            **({} if self.provenance.options is None else {"options": self.provenance.options}),
+        }
+
+    def _load_best_model(self) -> None:
+        verify(Path(self.state.best_model_checkpoint))
+        super()._load_best_model()

@@ -1,0 +1,144 @@
+"""What a run will cost, found out before it starts: one timed step, and arithmetic."""
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import IterableDataset
+
+from ..models.completion_loss import CHUNK
+from .trainer import AnswerTrainer
+
+
+@dataclass
+class Plan:
+    """The size and cost of a run: bytes, seconds and counts for the whole of it."""
+
+    rows: int | None  # None where the data is streamed
+    tokens: float  # that go through the model, all epochs
+    steps: int
+    memory: int  # estimated peak of one process, bytes
+    checkpoint: int  # bytes of one checkpoint
+    disk: int  # bytes of all checkpoints kept at a time
+    step_seconds: float
+    seconds: float
+
+    def lines(self) -> list[str]:
+        gib = 2**30
+        rows = "streamed" if self.rows is None else f"{self.rows:,}"
+        return [
+            f"rows            {rows}, {self.tokens:,.0f} tokens through the model in {self.steps:,} steps",
+            f"peak memory     about {self.memory / gib:.2f} GiB a process",
+            f"disk            {self.disk / gib:.2f} GiB for checkpoints ({self.checkpoint / gib:.2f} GiB each)",
+            f"time            about {_duration(self.seconds)} ({self.step_seconds:.2f} s a step, from one timed step)",
+        ]
+
+
+def plan(trainer: AnswerTrainer) -> Plan:
+    """Time one step on typical rows and work out the whole run. The model, its gradients and the random state stay as they are."""
+    args, rows = trainer.args, trainer.train_dataset
+    streamed = isinstance(rows, IterableDataset)
+    sample = _first(rows, 64) if streamed else rows
+    lengths = [len(row["input_ids"]) for row in sample]
+    per_process = args.per_device_train_batch_size
+    mean = sum(lengths) / len(lengths)
+    steps = _steps(trainer, None if streamed else len(rows))
+    batches = args.gradient_accumulation_steps * args.world_size
+    tokens = min(steps * batches * per_process, math.inf if streamed else len(rows) * _epochs(args, steps, len(rows))) * mean
+    seconds_a_token, saved_a_token = _timed_step(trainer, _typical(sample, per_process))
+    longest = sum(sorted(lengths)[-per_process:])
+    checkpoint = trainer.checkpoint_bytes()
+    return Plan(
+        rows=None if streamed else len(rows),
+        tokens=tokens,
+        steps=steps,
+        memory=int(_standing_bytes(trainer) + saved_a_token * longest),
+        checkpoint=checkpoint,
+        disk=checkpoint * _kept(args, steps),
+        step_seconds=seconds_a_token * tokens / steps / args.world_size,
+        seconds=seconds_a_token * tokens / args.world_size,
+    )
+
+
+def _steps(trainer: AnswerTrainer, rows: int | None) -> int:
+    args = trainer.args
+    if args.max_steps > 0:
+        return args.max_steps
+    batches = math.ceil(rows / (args.per_device_train_batch_size * args.world_size))
+    return math.ceil(math.ceil(batches / args.gradient_accumulation_steps) * args.num_train_epochs)
+
+
+def _epochs(args, steps: int, rows: int) -> float:
+    if args.max_steps <= 0:
+        return args.num_train_epochs
+    return steps * args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size / rows
+
+
+def _kept(args, steps: int) -> int:
+    """How many checkpoints stand on the disk at once: one being written, and those not yet rotated away."""
+    every = {"no": math.inf, "epoch": max(steps / max(args.num_train_epochs, 1), 1)}.get(str(args.save_strategy.value), args.save_steps)
+    every = every * steps if isinstance(every, float) and every < 1 else every
+    saves = 0 if math.isinf(every) else math.ceil(steps / every)
+    return min(saves, (args.save_total_limit or saves) + 1) + 1
+
+
+def _first(rows, count: int) -> list:
+    return [row for _, row in zip(range(count), rows, strict=False)]
+
+
+def _typical(rows, count: int) -> list:
+    """Rows spread evenly over the lengths there are."""
+    by_length = sorted((rows[i] for i in range(min(len(rows), 4096))), key=lambda row: len(row["input_ids"]))
+    count = min(count, len(by_length))
+    return [by_length[(2 * i + 1) * len(by_length) // (2 * count)] for i in range(count)]
+
+
+def _standing_bytes(trainer: AnswerTrainer) -> int:
+    """Weights, gradients, optimizer state and master copies, and the head's one chunk of logits."""
+    total = 0
+    for p in trainer.model.parameters():
+        total += p.numel() * p.element_size()
+        if p.requires_grad:
+            low = p.dtype.itemsize == 2
+            total += p.numel() * (8 + 4 + (4 if low else 0))  # two moments, a gradient, a master copy
+    vocab = trainer.model.get_output_embeddings().weight.shape[0]
+    return total + 2 * CHUNK * vocab * 4 + _interpreter_bytes()
+
+
+def _interpreter_bytes() -> int:
+    return 400 * 2**20  # Python with torch and transformers imported
+
+
+def _timed_step(trainer: AnswerTrainer, rows: list) -> tuple[float, float]:
+    """Seconds and bytes kept for the backward pass, a token, of one forward and backward pass."""
+    model, device = trainer.model, trainer.args.device
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    model.train()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        batch = trainer._prepare_inputs(trainer.data_collator(rows))
+        for _ in range(2):  # the first pass pays for what is set up once
+            kept.clear()
+            start = time.perf_counter()
+            with trainer.accelerator.autocast(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+                loss = model(**batch).loss
+            loss.backward()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - start
+    model.zero_grad(set_to_none=True)
+    tokens = sum(len(row["input_ids"]) for row in rows)
+    return seconds / tokens, sum(kept.values()) / tokens
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{hours:.1f} h" if hours >= 1 else f"{minutes:.1f} min" if minutes >= 1 else f"{seconds:.0f} s"

@@ -1,0 +1,282 @@
+"""DPO and its kin: the prompt is computed once, chosen and rejected answers are branches of it.
+
+The gradient is that of the plain computation, for any number of answers a prompt: every pair of a ranked list counts as one. Sums run
+over the whole accumulated batch, of all processes, so accumulating gradients changes nothing.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+
+from ...data.errors import UserError
+from ...data.preference_rows import pairs
+from ...infer.kernels.device import in_float64
+from ..attention.tree import by_branch
+from ..maths.preference_losses import LOSSES, PairScores, PreferenceSettings, implicit_rewards
+from ..models.adapters import with_adapter
+from ..models.branch_logprobs import lay_out_branches, learn_branches
+from ..models.reference import Reference, check_reference, shared_out
+from ..run.crash_safe import Provenance, Sealed, master_optimizer
+from ..run.limits import check_fits
+from ..run.logs import RunLog
+from .sft import learn_to_stop
+
+REFERENCE_TIMES = ("step", "before")
+Rows = Sequence[dict[str, Any]]
+
+
+def dpo(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Rows,
+    args: TrainingArguments,
+    settings: PreferenceSettings | None = None,
+    *,
+    resume: str | None = None,
+    **options: Any,
+) -> "PreferenceTrainer":
+    """Train on ranked answers; return the trainer, ready for `.save_final()`.
+
+    `resume` is a checkpoint's folder; `options` are those of `dpo_trainer`.
+    """
+    trainer = dpo_trainer(model, tokenizer, rows, args, settings, **options)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def dpo_trainer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Rows,
+    args: TrainingArguments,
+    settings: PreferenceSettings | None = None,
+    *,
+    eval_rows: Rows | None = None,
+    lora: LoraConfig | None = None,
+    reference: PreTrainedModel | None = None,
+    reference_time: str = "step",
+    sample: Callable[[PreTrainedModel], dict[str, float]] | None = None,
+    provenance: Provenance | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> "PreferenceTrainer":
+    """Build the trainer of `dpo`; the model is changed in place (its attention, its forward, its adapter).
+
+    Rows hold `prompt_ids`, `branches` and `ranks`, as `prepare_ranked` makes them. The reference is the model before training, unless one
+    is given: with `lora` the weights beneath the adapter, else a copy. `reference_time`: "step" scores with it at every step, "before" once,
+    so that no second model is kept.
+    """
+    settings = settings or PreferenceSettings()
+    if not rows:
+        raise UserError("there are no ranked answers to train on: check the data with `seodang preview`")
+    check_rows(rows, model)
+    check_rows(eval_rows or (), model)
+    if reference_time not in REFERENCE_TIMES:
+        raise UserError(f"reference_time must be one of {', '.join(REFERENCE_TIMES)}, got {reference_time!r}")
+    learn_to_stop(model, tokenizer)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    collate = lay_out_branches(model, pad)
+    learn_branches(model)
+    if reference is not None:
+        check_reference(model, reference)
+    if lora is not None:
+        model = with_adapter(model, lora, args.activation_checkpointing)
+    args.remove_unused_columns = False  # the Trainer would drop the branches
+    args.accelerator_config.dispatch_batches = False  # rows laid end to end cannot be cut along the batch
+    return PreferenceTrainer(
+        model,
+        args,
+        settings=settings,
+        reference=reference,
+        reference_time=reference_time,
+        sample=sample,
+        provenance=provenance,
+        data_collator=PairCollator(collate),
+        train_dataset=list(rows),
+        eval_dataset=list(eval_rows) if eval_rows else None,
+        processing_class=tokenizer,
+        callbacks=[RunLog(), *callbacks],
+    )
+
+
+def check_rows(rows: Rows, model: PreTrainedModel) -> None:
+    """Refuse rows that cannot be trained on: without a pair, longer than the model's context, or with ids beyond its vocabulary."""
+    sizes = []
+    for number, row in enumerate(rows, start=1):
+        where = row.get("where") or f"row {number}"
+        if not pairs(row["ranks"]):
+            raise UserError(f"{where} has no pair of a better and a worse answer: give it a rejected side, or leave it out")
+        if not row["prompt_ids"] or not all(row["branches"]):
+            raise UserError(f"{where} has an empty prompt or answer: fill it in, or leave it out")
+        longest = len(row["prompt_ids"]) + max(map(len, row["branches"]))
+        sizes.append((where, longest, max(max(row["prompt_ids"]), *map(max, row["branches"]))))
+    check_fits(model, sizes)
+
+
+class PairCollator:
+    """Rows to a batch with `pairs` [pairs, 2], the places among all branches of each better and worse answer.
+
+    Rows that carry `reference`, the reference's log-probability of each branch, give `reference` [branches].
+    """
+
+    def __init__(self, collate: Callable[[Rows], dict[str, Any]]):
+        self.collate = collate
+
+    def __call__(self, rows: Rows) -> dict[str, Any]:
+        found, before = [], 0
+        for row in rows:
+            found += [(before + better, before + worse) for better, worse in pairs(row["ranks"])]
+            before += len(row["branches"])
+        batch = {**self.collate(rows), "pairs": torch.tensor(found)}
+        if "reference" in rows[0]:
+            batch["reference"] = torch.tensor([value for row in rows for value in row["reference"]])
+        return batch
+
+
+class PreferenceTrainer(Sealed, Trainer):
+    """The Trainer with a loss of pairs; `reference` and `reference_time` as in `dpo_trainer`.
+
+    Logs loss, rewards/chosen, rewards/rejected, rewards/margins and rewards/accuracies; an evaluation gives eval_loss, eval_accuracy,
+    eval_margin, exact over all held-out pairs, and what `sample` measures.
+    """
+
+    loss_is_scaled_for_ga = True  # by the counts of the whole accumulated batch
+
+    def __init__(self, model, args, *, settings: PreferenceSettings, reference, reference_time: str, sample=None, provenance=None, **kwargs: Any):
+        super().__init__(model, args, provenance=provenance, **master_optimizer(model, args), **kwargs)
+        self.settings, self.kind, self.sample = settings, LOSSES[settings.loss], sample
+        self.reference = Reference(model, reference) if self.kind.needs_reference else None
+        self._sums: dict[str, float] = {}
+        self._to_score = self.reference is not None and reference_time == "before"
+
+    def train(self, *args, **kwargs):
+        self.score_before()  # before a checkpoint is loaded into the model
+        return super().train(*args, **kwargs)
+
+    def score_before(self) -> None:
+        """Let the reference score all rows, where it is to do so once; not before the numbers are needed, for it takes a pass over the data."""
+        if self._to_score:
+            self._to_score = False
+            self.train_dataset, self.eval_dataset = self._scored_before(self.train_dataset), self._scored_before(self.eval_dataset)
+            if self.reference.given is not None:  # its work is done: let go of the copy; the base beneath an adapter costs nothing
+                self.reference = None
+
+    def _scored_before(self, rows: Rows | None) -> list[dict[str, Any]] | None:
+        """Rows with the reference's log-probability of each branch."""
+        if rows is None:
+            return None
+        model = self.accelerator.unwrap_model(self.model).to(self.args.device)
+
+        def compute(some: Rows) -> tuple[Tensor, ...]:
+            batch = self._prepare_inputs(self.data_collator(some))
+            with self.accelerator.autocast():
+                sums = self._reference_sums(model, batch)
+            return sums.split([len(row["branches"]) for row in some])
+
+        found = shared_out(compute, rows, self.args.per_device_train_batch_size, self.args.process_index, self.args.world_size)
+        return [{**row, "reference": values} for row, values in zip(rows, found, strict=True)]
+
+    def _reference_sums(self, model, batch: dict[str, Any]) -> Tensor:
+        inputs = {key: value for key, value in batch.items() if key not in ("pairs", "reference")}
+        return by_branch(self.reference.logprobs(model, inputs), batch["branch_lengths"])
+
+    # Loss
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
+        """How many pairs, and chosen answers' tokens, the whole accumulated batch of all processes has: [2]."""
+        counts = [0.0, 0.0]
+        for batch in batch_samples:
+            lengths = torch.tensor(batch["branch_lengths"])
+            counts[0] += len(batch["pairs"])
+            counts[1] += lengths[batch["pairs"][:, 0].cpu()].sum().item()
+        return self.accelerator.reduce(torch.tensor(counts, device=device))
+
+    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch: Tensor | None = None):
+        counts = self._get_num_items_in_batch([inputs], self.args.device) if num_items_in_batch is None else num_items_in_batch
+        scores = self._pair_scores(model, inputs)
+        self._note(scores)
+        return self._loss_sum(scores, counts) * self.args.world_size  # processes average their gradients
+
+    def _loss_sum(self, scores: PairScores, counts: Tensor) -> Tensor:
+        """This batch's part of the loss: the sum over its pairs over all pairs, and ORPO's likelihood over all chosen tokens."""
+        loss = self.kind(scores, self.settings).sum() / counts[0]
+        return loss - scores.chosen.sum() / counts[1] if self.kind.adds_chosen_nll else loss
+
+    def _rewards(self, scores: PairScores) -> tuple[Tensor, Tensor]:
+        """The rewards that the policy stands for of each pair's answers: without a reference, those of a mean token."""
+        beta = self.settings.beta
+        if self.kind.needs_reference:
+            return implicit_rewards(scores.chosen, scores.ref_chosen, beta), implicit_rewards(scores.rejected, scores.ref_rejected, beta)
+        means = scores.chosen / scores.chosen_lengths, scores.rejected / scores.rejected_lengths
+        return implicit_rewards(means[0], None, beta), implicit_rewards(means[1], None, beta)
+
+    def _pair_scores(self, model, batch: dict[str, Any]) -> PairScores:
+        """Sums of log-probabilities of each pair's answers, with the reference's where the loss has one."""
+        inputs = {key: value for key, value in batch.items() if key not in ("pairs", "reference")}
+        lengths = torch.tensor(batch["branch_lengths"], device=batch["pairs"].device)
+        better, worse = batch["pairs"].unbind(1)
+        reference = batch.get("reference")
+        if reference is None and self.reference is not None:
+            reference = self._reference_sums(self.accelerator.unwrap_model(model), batch)
+        sums = by_branch(model(**inputs).logprobs, batch["branch_lengths"])
+        of_reference = (None, None) if reference is None else (reference[better], reference[worse])
+        return PairScores(sums[better], sums[worse], *of_reference, lengths[better], lengths[worse])
+
+    def _note(self, scores: PairScores) -> None:
+        """Add a batch's rewards to what the next log averages."""
+        chosen, rejected = (reward.detach() for reward in self._rewards(scores))
+        for name, value in (("chosen", chosen), ("rejected", rejected), ("margins", chosen - rejected), ("accuracies", chosen > rejected)):
+            self._sums[name] = self._sums.get(name, 0.0) + in_float64(value).sum().item()
+        self._sums["pairs"] = self._sums.get("pairs", 0.0) + len(chosen)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._sums:
+            names = sorted(self._sums)
+            values = self.summed(torch.tensor([self._sums[name] for name in names], dtype=torch.float64))
+            sums = dict(zip(names, values.tolist(), strict=True))
+            count = sums.pop("pairs")
+            logs |= {f"rewards/{name}": value / count for name, value in sums.items()}
+            self._sums.clear()
+        super().log(logs, start_time)
+
+    # Evaluation
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Loss, accuracy and margin of implicit rewards over all held-out pairs, and what `sample` measures."""
+        metrics = self.measure(eval_dataset)
+        if self.sample is not None:
+            with self.in_evaluation() as model:
+                metrics |= self.sample(model)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def measure(self, rows: Rows | None = None) -> dict[str, float]:
+        """The same three numbers, of the held-out rows or of others; a row counts once, whatever the number of processes.
+
+        Raises UserError for other rows once a reference that was to score before training is let go of.
+        """
+        if rows is None:
+            self.score_before()
+            rows = self.eval_dataset
+        elif self.kind.needs_reference and self.reference is None and not all("reference" in row for row in rows):
+            raise UserError(
+                "these rows were not scored before training, and the reference is let go of: measure them before, or trainer.train_dataset or "
+                'eval_dataset, which have its scores, or set reference_time="step"'
+            )
+        with self.in_evaluation() as model:
+
+            def sums_of(some: list[dict[str, Any]]) -> Tensor:
+                scores = self._pair_scores(model, self._prepare_inputs(self.data_collator(some)))
+                chosen, rejected = self._rewards(scores)
+                losses = self.kind(scores, self.settings)
+                parts = [losses, chosen > rejected, chosen - rejected, torch.ones_like(losses), scores.chosen, scores.chosen_lengths]
+                return torch.stack([in_float64(part).sum() for part in parts])
+
+            loss, right, margin, count, likelihood, tokens = self.sums_over(rows, 6, sums_of)
+        nll = -likelihood / tokens if self.kind.adds_chosen_nll else 0.0
+        return {"loss": loss / count + nll, "accuracy": right / count, "margin": margin / count}

@@ -1,0 +1,299 @@
+"""GRPO and RLOO on trl's trainers: answers come from our engine, and the update computes each prompt once for all its answers.
+
+trl's loop, rewards, advantages and losses stay trl's. All that hangs on the inside of trl 1.16 is in `SharedPrompt`; a test compares trl's
+signatures with those that it was written for, another compares each loss and gradient with trl's own.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from itertools import groupby
+from time import perf_counter
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType
+from datasets import Dataset
+from peft import LoraConfig
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer, SyncRefModelCallback
+
+from ...data.errors import UserError
+from ...infer import from_generation_config, generate
+from ...infer.requests.rng import hashed
+from ...infer.runners.architecture import transformers_model
+from ..attention.groups import answers_together, groups_of, parts_of, places_of, spread
+from ..models.adapters import ready_for_adapter, speed_up_adapters
+from ..models.branch_logprobs import lay_out_branches, learn_branches
+from ..models.reference import frozen_copy, has_adapter
+from ..rewards.reward_function import Reward, check_columns, with_all_columns
+from ..rewards.rules import Checked, for_trl
+from ..rollouts.rollout import check_prompts
+from ..run.crash_safe import Provenance, Sealed, master_optimizer
+from ..run.logs import RunLog
+from .sft import learn_to_stop
+
+logger = logging.getLogger(__name__)
+
+Rows = Sequence[dict[str, Any]]
+RESERVED = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments", "environment", "image", "images"}
+GIVEN = ("completion_ids", "trainer_state", "log_extra", "log_metric")  # by trl, beside the columns
+
+
+class SharedPrompt:
+    """Stands before `Sealed` and trl's GRPOTrainer or RLOOTrainer among a class's bases.
+
+    `rows` and `eval_rows` hold `prompt_ids`, `messages` and `columns`, as `prepare_asked` makes them: these ids are what is answered and trained
+    on, whatever the tokenizer's own template would make of the messages. Answers are sampled by our engine from the weights as they are, with
+    trl's sampling options; vLLM and transformers' continuous batching, where asked for, stay trl's, as does generation with sharded weights.
+
+    In the update, the answers of one prompt that lie in one batch are branches of it. trl shuffles a generation batch before it splits it into
+    `steps_per_generation` parts, which would scatter a prompt's answers: they are put together again, the prompts in their shuffled order.
+    A prompt whose answers go into two parts all the same, because `num_generations` does not divide a part, is computed once in each.
+    A mixture of experts that trains its router's own loss is left to trl's plain computation.
+    """
+
+    returns_logprobs = False  # whether trl's _generate_single_turn gives log-probabilities beside the ids
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        rewards: Sequence[Reward],
+        args: GRPOConfig | RLOOConfig,
+        *,
+        rows: Rows,
+        eval_rows: Rows | None = None,
+        tokenizer: PreTrainedTokenizerBase,
+        lora: LoraConfig | None = None,
+        provenance: Provenance | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
+    ):
+        self.asked = with_all_columns([*rows, *(eval_rows or ())])
+        reference = frozen_copy(model) if args.beta and lora is None and not is_sharded(args) else None
+        synchronised = args.sync_ref_model
+        with nullcontext() if reference is None else _without_reference(args):
+            super().__init__(
+                model if lora is None else ready_for_adapter(model),
+                [for_trl(reward if isinstance(reward, Checked) else Checked(reward)) for reward in rewards],
+                args,
+                train_dataset=Dataset.from_dict({"row": range(len(rows))}),
+                eval_dataset=Dataset.from_dict({"row": range(len(rows), len(self.asked))}) if eval_rows else None,
+                processing_class=tokenizer,
+                peft_config=lora,
+                provenance=provenance,
+                callbacks=list(callbacks),
+            )
+        self.shares_prompts = not self.aux_loss_enabled
+        if self.shares_prompts:
+            self._lay_out(tokenizer)
+        if reference is not None:
+            self._keep_reference(reference, synchronised)
+        self._rollouts = (None, 0)  # the last step that sampled, in training or evaluation, and how often it did
+
+    def _lay_out(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Let the policy, and a reference that trl has loaded, score branches."""
+        for each in filter(None, (self.ref_model, self.model)):
+            own = transformers_model(each)
+            self._collate = lay_out_branches(own, tokenizer.pad_token_id)
+            learn_branches(own)
+        if has_adapter(self.model):
+            speed_up_adapters(self.model)
+
+    def _keep_reference(self, reference: PreTrainedModel, synchronised: bool) -> None:
+        """Take a copy of the model for the reference: trl would load one from the path that the model's config names."""
+        if not self.shares_prompts:
+            raise UserError("beta with a router loss needs the base beneath an adapter: set --lora_r, --beta 0 or --router_aux_loss_coef 0")
+        self.beta = self.args.beta
+        reference.set_attn_implementation(transformers_model(self.model).config._attn_implementation)
+        learn_branches(reference)
+        self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
+        if synchronised:
+            self.add_callback(SyncRefModelCallback(ref_model=self.ref_model, accelerator=self.accelerator))
+
+    # Prompts
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        rows = [self.asked[each["row"]] for each in inputs]  # as they were made: a Dataset would add keys to messages and columns
+        self._prompt_ids = [row["prompt_ids"] for row in rows]
+        return super()._generate_and_score_completions([{"prompt": row["messages"], **row["columns"]} for row in rows])
+
+    def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict]:
+        return self._prompt_ids, None, {}
+
+    # Answers
+
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, *rest, **more):
+        if self.use_vllm or self.use_transformers_continuous_batching or is_sharded(self.args):
+            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *rest, **more)
+        begun = perf_counter()
+        answers = self._answers(prompt_ids)
+        self._metrics["train" if self.model.training else "eval"]["rollout_seconds"].append(perf_counter() - begun)
+        return (answers, None) if self.returns_logprobs else answers
+
+    @torch.no_grad()
+    def _answers(self, prompt_ids: list[list[int]]) -> list[list[int]]:
+        """An answer to each prompt, its end token included; equal neighbours are read once."""
+        now = "train" if self.model.training else "eval", self.state.global_step
+        turn = self._rollouts[1] + 1 if self._rollouts[0] == now else 0
+        self._rollouts = (now, turn)
+        settings = from_generation_config(self.generation_config, stop_token_ids=self.eos_token_ids)
+        prompts = [(list(ids), len(list(same))) for ids, same in groupby(map(tuple, prompt_ids))]
+        place = self.args.seed, *now, turn, self.args.process_index
+        params = [replace(settings, num_return_sequences=count, seed=hashed(*place, i, size=4)) for i, (_, count) in enumerate(prompts)]
+        model = self.accelerator.unwrap_model(self.model)
+        return [result.ids for result in generate(model, self.processing_class, [ids for ids, _ in prompts], params, on_error="raise")]
+
+    # Update
+
+    def _prepare_inputs(self, generation_batch):
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        parts = self._buffered_inputs
+        if self.shares_prompts and parts is not before and len(parts) > 1:
+            self._buffered_inputs = answers_together(parts)
+            inputs = self._buffered_inputs[self._step % len(parts)]
+        return inputs
+
+    def _get_per_token_logps_and_entropies(
+        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, compute_aux_loss=False, **pictures
+    ):
+        """Log-probabilities and entropies [lines, logits_to_keep] of the answers' tokens at the sampling temperature, 0 where padded."""
+        if not self.shares_prompts or compute_aux_loss or any(given is not None for given in pictures.values()):
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss, **pictures
+            )
+        groups, silent = groups_of(input_ids, attention_mask, logits_to_keep), False
+        if not groups:  # all cut off and masked: a pass of nothing's weight all the same, or the other processes would wait for this one
+            attention_mask, silent = attention_mask.clone(), True
+            attention_mask[0, -logits_to_keep] = 1
+            groups = groups_of(input_ids, attention_mask, logits_to_keep)
+        parts = []
+        for some in parts_of(groups, batch_size or len(input_ids)):
+            batch = {k: v.to(input_ids.device) if isinstance(v, Tensor) else v for k, v in self._collate(some).items()}
+            with self.accelerator.autocast():
+                out = model(**batch, temperature=self.temperature, wants_entropies=compute_entropy)
+            parts.append((out.logprobs * 0, out.entropies * 0) if silent else (out.logprobs, out.entropies))
+        places = places_of(groups, logits_to_keep, input_ids.device)
+        shape = len(input_ids), logits_to_keep
+        logprobs, entropies = (spread(torch.cat(values), places, shape) for values in zip(*parts, strict=True))
+        return logprobs, entropies if compute_entropy else None, None
+
+
+    # Saving
+
+    def state_to_resume(self) -> dict[str, Any]:
+        """How far this process has come, and inside a generation the answers that are still to be learned from."""
+        inside = self._step % (self.args.steps_per_generation * self.num_iterations)
+        return {"step": self._step} | ({"parts": self._buffered_inputs, "layout": self._layout()} if inside else {})
+
+    def go_on_from(self, state: dict[str, Any]) -> None:
+        if not state:
+            logger.warning("the checkpoint does not say which answers were being learned from (an earlier version's, or another number of processes): new ones are sampled")
+            return
+        if state.get("layout", self._layout()) != self._layout():
+            raise UserError(
+                f"the checkpoint was saved inside a generation of {state['layout']}, now {self._layout()}: its answers cannot be learned from in another way; "
+                "resume with the same options, or from a checkpoint between two generations"
+            )
+        self._step = state["step"]
+        if "parts" in state:
+            self._buffered_inputs = [{k: v.to(self.args.device) if isinstance(v, Tensor) else v for k, v in part.items()} for part in state["parts"]]
+
+    def _layout(self) -> dict[str, int]:
+        """What the parts of a generation look like."""
+        names = ("steps_per_generation", "num_iterations", "num_generations", "per_device_train_batch_size", "world_size")
+        return {name: getattr(self.args, name) for name in names}
+
+
+class GrpoStage(SharedPrompt, Sealed, GRPOTrainer):
+    """trl's GRPOTrainer on shared prompts."""
+
+    returns_logprobs = True
+
+
+class RlooStage(SharedPrompt, Sealed, RLOOTrainer):
+    """trl's RLOOTrainer on shared prompts."""
+
+
+def grpo_trainer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, rewards: Sequence[Reward], args: GRPOConfig, **options: Any
+) -> GrpoStage:
+    """Build the trainer of `grpo`; the model is changed in place. `options` are eval_rows, lora, provenance and callbacks.
+
+    The reference, where `args.beta` asks for one, is the model before training: with `lora` the weights beneath the adapter, else a copy.
+    """
+    return _build(GrpoStage, model, tokenizer, rows, rewards, args, **options)
+
+
+def rloo_trainer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, rewards: Sequence[Reward], args: RLOOConfig, **options: Any
+) -> RlooStage:
+    """As `grpo_trainer`, for RLOO."""
+    return _build(RlooStage, model, tokenizer, rows, rewards, args, **options)
+
+
+def grpo(model, tokenizer, rows: Rows, rewards: Sequence[Reward], args: GRPOConfig, *, resume: str | None = None, **options: Any) -> GrpoStage:
+    """Train on the rewards of sampled answers; return the trainer, ready for `.save_final()`. `resume` is a checkpoint's folder."""
+    trainer = grpo_trainer(model, tokenizer, rows, rewards, args, **options)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def rloo(model, tokenizer, rows: Rows, rewards: Sequence[Reward], args: RLOOConfig, *, resume: str | None = None, **options: Any) -> RlooStage:
+    """As `grpo`, for RLOO."""
+    trainer = rloo_trainer(model, tokenizer, rows, rewards, args, **options)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def _build(stage: type, model, tokenizer, rows: Rows, rewards: Sequence[Reward], args, *, eval_rows=None, callbacks=(), **options: Any):
+    check(rows, rewards, args, model)
+    every = [*rows, *(eval_rows or ())]
+    check_columns(rewards, every, GIVEN)
+    if taken := RESERVED & {name for row in every for name in row["columns"]}:
+        raise UserError(f"a column of the data is named {min(taken)}, which trl keeps for itself: rename it")
+    if eval_rows:
+        check_prompts(eval_rows, model, args.max_completion_length)
+    learn_to_stop(model, tokenizer)
+    args.remove_unused_columns = False  # the Trainer would drop the rows' numbers
+    trainer = stage(model, rewards, args, rows=rows, eval_rows=eval_rows, tokenizer=tokenizer, callbacks=[RunLog(), *callbacks], **options)
+    for name, value in master_optimizer(trainer.model, args).items():
+        setattr(trainer, name, value)
+    return trainer
+
+
+def check(rows: Rows, rewards: Sequence[Reward], args: GRPOConfig | RLOOConfig, model: PreTrainedModel) -> None:
+    """Refuse what would fail, or train on nothing, after compute: no reward, too few or too long prompts, options of trl's that are lost here."""
+    if not rewards:
+        raise UserError("there is no reward to learn from: give --reward or --reward_model")
+    if args.reward_weights is not None and len(args.reward_weights) != len(rewards):
+        raise UserError(f"{len(args.reward_weights)} reward_weights for {len(rewards)} rewards: give one each")
+    if has_adapter(model):
+        raise UserError("the model has an adapter already: merge it first, `seodang export`")
+    check_prompts(rows, model, args.max_completion_length)
+    prompts = args.generation_batch_size // args.num_generations
+    if len(rows) < prompts:
+        raise UserError(
+            f"a step answers {prompts} prompts (generation_batch_size {args.generation_batch_size} / num_generations {args.num_generations}), "
+            f"but there are {len(rows)}: raise --num_generations, or lower --per_device_train_batch_size or --gradient_accumulation_steps"
+        )
+    if getattr(args, "cast_lm_head_to_fp32", False):
+        raise UserError("cast_lm_head_to_fp32 is not done here: log-probabilities are float32 anyway; use --dtype float32 for the whole model")
+
+
+def is_sharded(args: TrainingArguments) -> bool:
+    """Whether no process holds all weights."""
+    return args.distributed_state.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
+
+
+@contextmanager
+def _without_reference(args: GRPOConfig | RLOOConfig) -> Iterator[None]:
+    """Let trl build its trainer as if no reference were wanted."""
+    beta, synchronised = args.beta, args.sync_ref_model
+    args.beta, args.sync_ref_model = 0.0, False
+    try:
+        yield
+    finally:
+        args.beta, args.sync_ref_model = beta, synchronised
