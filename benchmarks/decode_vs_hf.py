@@ -175,7 +175,7 @@ def context(rounds: int) -> dict:
     runner = open_runner(side.model)
     for length in (128, 512, 2048, 7936):
         asked = prompts(1, length)[0]
-        row = runner.row()
+        row = runner.allocate()
         runner.forward([row], [asked], [1])
         cache = DynamicCache()
         with torch.inference_mode():

@@ -21,8 +21,8 @@ from transformers import AutoModelForSequenceClassification, TrainingArguments
 
 from seodang.data.form_pairs import form_pairs, form_reward
 from seodang.data.json_lines import read_json_lines
-from seodang.data.preference_rows import prepare_asked
-from seodang.data.preferences import Asked
+from seodang.data.preference_rows import prepare_prompts
+from seodang.data.preferences import PromptExample
 from seodang.data.sample_data import sample_path
 from seodang.infer.checkpoint.load import load
 from seodang.train.rewards.rules import model_reward
@@ -37,8 +37,8 @@ NEW_TOKENS = 24
 
 def make_rows(name: str, tokenizer, count: int | None = None) -> list[dict]:
     triplets = read_json_lines(sample_path(name))
-    examples = [Asked([{"role": "user", "content": pair["prompt"]}], {"form": pair["form"]}) for pair in form_pairs(triplets)[:count]]
-    return prepare_asked(examples, tokenizer, max_prompt_length=512)[0]
+    examples = [PromptExample([{"role": "user", "content": pair["prompt"]}], {"form": pair["form"]}) for pair in form_pairs(triplets)[:count]]
+    return prepare_prompts(examples, tokenizer, max_prompt_length=512)[0]
 
 
 def shuffled(seed: int):

@@ -21,8 +21,8 @@ import torch
 from transformers import TrainerCallback, TrainingArguments
 
 from seodang.data.json_lines import read_json_lines
-from seodang.data.preference_rows import prepare_asked
-from seodang.data.preferences import Asked
+from seodang.data.preference_rows import prepare_prompts
+from seodang.data.preferences import PromptExample
 from seodang.data.sample_data import sample_path
 from seodang.infer.checkpoint.load import load
 from seodang.train.rewards.rules import length
@@ -41,8 +41,8 @@ def make_rows(tokenizer, count: int) -> list[dict]:
         talk = []
         for earlier in draw.sample(triplets, draw.randint(1, 4) if number % 2 else 0):
             talk += [ask(earlier), {"role": "assistant", "content": f"{earlier['output']}, as far as I know."}]
-        examples.append(Asked([*talk, ask(draw.choice(triplets))]))
-    return prepare_asked(examples, tokenizer, max_prompt_length=512)[0]
+        examples.append(PromptExample([*talk, ask(draw.choice(triplets))]))
+    return prepare_prompts(examples, tokenizer, max_prompt_length=512)[0]
 
 
 def by_generate(model, tokenizer, rows, *, max_new_tokens: int, temperature: float, seed, places=None) -> list[Rollout]:

@@ -39,7 +39,7 @@ def in_long_passes(model, texts: list[list[int]]) -> tuple[torch.Tensor, torch.T
     logprobs, picks, runner = [], [], open_runner(model)
     for start in range(0, len(texts), ROWS):
         some = texts[start : start + ROWS]
-        rows = [runner.row() for _ in some]
+        rows = [runner.allocate() for _ in some]
         logits = runner.forward(rows, [ids[:-1] for ids in some], [len(ids) - 1 for ids in some])
         logprobs.append(chosen(logits, [id for ids in some for id in ids[1:]]))
         picks.append(logits.argmax(dim=-1))
@@ -51,7 +51,7 @@ def in_steps(model, texts: list[list[int]], tokens: int) -> torch.Tensor:
     """Return the log-probabilities of the first `tokens` tokens, computed one a pass."""
     logprobs, runner = [], open_runner(model)
     for ids in texts:
-        row = runner.row()
+        row = runner.allocate()
         for id, target in zip(ids, ids[1:]):
             if len(logprobs) == tokens:
                 return torch.cat(logprobs)

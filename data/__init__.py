@@ -5,9 +5,9 @@ from typing import Any
 
 _HOMES = {
     "Dialogue": "formats", "Text": "formats", "to_example": "formats",
-    "Ranked": "preferences", "Judged": "preferences", "Asked": "preferences",
-    "PREFERENCE_SHAPES": "preferences", "JUDGED_SHAPES": "preferences", "ASKED_SHAPES": "preferences",
-    "prepare_ranked": "preference_rows", "prepare_judged": "preference_rows", "prepare_asked": "preference_rows", "pairs": "preference_rows",
+    "RankedPreference": "preferences", "UnpairedPreference": "preferences", "PromptExample": "preferences",
+    "PREFERENCE_SHAPES": "preferences", "UNPAIRED_SHAPES": "preferences", "PROMPT_SHAPES": "preferences",
+    "prepare_preferences": "preference_rows", "prepare_unpaired": "preference_rows", "prepare_prompts": "preference_rows", "pairs": "preference_rows",
     "read": "sources", "mix": "sources",
     "set_chat_template": "chat", "prompt_text": "chat", "prompt_ids": "chat", "text_ids": "chat", "end_of_turn_ids": "chat",
     "IGNORE_INDEX": "labels", "Counts": "labels", "prepare": "labels", "stream_rows": "labels",

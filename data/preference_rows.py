@@ -14,7 +14,7 @@ from .accounting import EMPTY, UNUSABLE, Accounting, check_unusable
 from .chat import prompt_ids
 from .conversation import Conversation, Turn
 from .errors import UserError
-from .preferences import Asked, Judged, Ranked
+from .preferences import PromptExample, UnpairedPreference, RankedPreference
 from .truncation import shortened
 
 IDENTICAL = "identical answers"
@@ -76,8 +76,8 @@ def pairs(ranks: Sequence[float]) -> list[tuple[int, int]]:
 
 
 @dataclass(frozen=True)
-class Brancher:
-    """How ranked and judged answers become rows; the rules are those of `prepare_ranked`."""
+class PreferenceTokenizer:
+    """How ranked and judged answers become rows; the rules are those of `prepare_preferences`."""
 
     tokenizer: PreTrainedTokenizerBase
     max_length: int | None
@@ -90,15 +90,15 @@ class Brancher:
         if self.max_length is not None and self.max_length < 2:
             raise UserError(f"max_length must be at least 2, got {self.max_length}")
 
-    def rows(self, example: Ranked | Judged, counts: PreferenceCounts) -> list[Row]:
+    def rows(self, example: RankedPreference | UnpairedPreference, counts: PreferenceCounts) -> list[Row]:
         """The row of one example, or none. Raises UserError that begins with where the record stands."""
-        return self._settled(self._ranked if isinstance(example, Ranked) else self._judged, example, counts)
+        return self._settled(self._ranked if isinstance(example, RankedPreference) else self._judged, example, counts)
 
-    def judged_rows(self, example: Ranked | Judged, counts: PreferenceCounts) -> list[Row]:
+    def judged_rows(self, example: RankedPreference | UnpairedPreference, counts: PreferenceCounts) -> list[Row]:
         """The same in judged answers: of ranked ones the best are good, the worst bad."""
-        return self._settled(self._taken_apart if isinstance(example, Ranked) else self._judged, example, counts)
+        return self._settled(self._taken_apart if isinstance(example, RankedPreference) else self._judged, example, counts)
 
-    def _settled(self, rows_of: Callable[..., list[Row]], example: Ranked | Judged, counts: PreferenceCounts) -> list[Row]:
+    def _settled(self, rows_of: Callable[..., list[Row]], example: RankedPreference | UnpairedPreference, counts: PreferenceCounts) -> list[Row]:
         reasons: Counter = Counter()
         try:
             rows = rows_of(example, counts, reasons)
@@ -107,7 +107,7 @@ class Brancher:
             raise _placed(error, example) from error
         return rows
 
-    def _ranked(self, example: Ranked, counts: PreferenceCounts, reasons: Counter) -> list[Row]:
+    def _ranked(self, example: RankedPreference, counts: PreferenceCounts, reasons: Counter) -> list[Row]:
         turns, cut = self._compared(example, reasons)
         if not turns:
             return []
@@ -120,7 +120,7 @@ class Brancher:
         branches = [turn.answer_ids for turn in turns.values()]
         return [{"prompt_ids": prompt, "branches": branches, "ranks": ranks, "where": example.where, **margin}]
 
-    def _taken_apart(self, example: Ranked, counts: PreferenceCounts, reasons: Counter) -> list[Row]:
+    def _taken_apart(self, example: RankedPreference, counts: PreferenceCounts, reasons: Counter) -> list[Row]:
         """What lies between the best and the worst says neither, and is left out."""
         ends = {min(example.ranks), max(example.ranks)} if example.ranks else set()
         kept = [place for place, rank in enumerate(example.ranks) if rank in ends]
@@ -130,17 +130,17 @@ class Brancher:
             reasons[BETWEEN] += len(example.answers) - len(kept)
         return [self._one(turn, extremes.ranks[place] == min(ends), cut, example, counts) for place, turn in turns.items()]
 
-    def _judged(self, example: Judged, counts: PreferenceCounts, reasons: Counter) -> list[Row]:
+    def _judged(self, example: UnpairedPreference, counts: PreferenceCounts, reasons: Counter) -> list[Row]:
         turns, cut = self._turns(example, [example.answer], [0.0], reasons)
         return [self._one(turn, example.label, cut, example, counts) for turn in turns.values()]
 
-    def _one(self, turn: Turn, good: bool, cut: bool, example: Ranked | Judged, counts: PreferenceCounts) -> Row:
+    def _one(self, turn: Turn, good: bool, cut: bool, example: RankedPreference | UnpairedPreference, counts: PreferenceCounts) -> Row:
         counts.add(turn.prompt_ids, [turn], cut=cut)
         counts.good += good
         counts.bad += not good
         return {"prompt_ids": turn.prompt_ids, "completion_ids": turn.answer_ids, "label": good, "where": example.where}
 
-    def _compared(self, example: Ranked, reasons: Counter) -> tuple[dict[int, Turn], bool]:
+    def _compared(self, example: RankedPreference, reasons: Counter) -> tuple[dict[int, Turn], bool]:
         """As `_turns`, but none where no pair of a better and a worse answer is left."""
         if example.flaw or len(example.answers) < 2:
             reasons[example.flaw or ALONE] += 1
@@ -151,7 +151,7 @@ class Brancher:
             return {}, False
         return turns, cut
 
-    def _turns(self, example: Ranked | Judged, answers: Sequence[dict], ranks: Sequence[float], left_out: Counter) -> tuple[dict[int, Turn], bool]:
+    def _turns(self, example: RankedPreference | UnpairedPreference, answers: Sequence[dict], ranks: Sequence[float], left_out: Counter) -> tuple[dict[int, Turn], bool]:
         """By its place each usable answer's turn, all behind one prompt, and whether that lost context; `left_out` counts the other answers."""
         talk = Conversation(self.tokenizer, [*example.prompt, *answers], example.tools, self.literal, **self.template_kwargs)
         context, said = talk.messages[: len(example.prompt)], dict(enumerate(talk.messages[len(example.prompt) :]))
@@ -189,8 +189,8 @@ def _distinct(turns: Mapping[int, Turn], ranks: Sequence[float]) -> list[int]:
     return [places[0] for places in same.values() if len({ranks[place] for place in places}) == 1]
 
 
-def prepare_ranked(
-    examples: Iterable[Ranked],
+def prepare_preferences(
+    examples: Iterable[RankedPreference],
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int | None,
@@ -206,11 +206,11 @@ def prepare_ranked(
     (None: no limit), the prompt loses context on the left, the same for all its answers; an answer is never cut. Raises UserError
     where nothing is left.
     """
-    return _prepared(examples, Brancher(tokenizer, max_length, literal, unusable, template_kwargs).rows)
+    return _prepared(examples, PreferenceTokenizer(tokenizer, max_length, literal, unusable, template_kwargs).rows)
 
 
-def prepare_judged(
-    examples: Iterable[Ranked | Judged],
+def prepare_unpaired(
+    examples: Iterable[RankedPreference | UnpairedPreference],
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int | None,
@@ -218,15 +218,15 @@ def prepare_judged(
     unusable: str = "drop",
     **template_kwargs: Any,
 ) -> tuple[list[Row], PreferenceCounts]:
-    """Turn judged answers into rows of `prompt_ids`, `completion_ids`, `label` and `where`, by the rules of `prepare_ranked`.
+    """Turn judged answers into rows of `prompt_ids`, `completion_ids`, `label` and `where`, by the rules of `prepare_preferences`.
 
     Of ranked answers the best are good and the worst bad, a row each; what lies between says neither.
     """
-    return _prepared(examples, Brancher(tokenizer, max_length, literal, unusable, template_kwargs).judged_rows)
+    return _prepared(examples, PreferenceTokenizer(tokenizer, max_length, literal, unusable, template_kwargs).judged_rows)
 
 
-def prepare_asked(
-    examples: Iterable[Asked],
+def prepare_prompts(
+    examples: Iterable[PromptExample],
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_prompt_length: int,
@@ -248,7 +248,7 @@ def prepare_asked(
 
 
 def asked_rows(
-    example: Asked,
+    example: PromptExample,
     tokenizer: PreTrainedTokenizerBase,
     counts: PreferenceCounts,
     *,
@@ -257,7 +257,7 @@ def asked_rows(
     too_long: str,
     **template_kwargs: Any,
 ) -> list[Row]:
-    """The row of one prompt, or none, by the rules of `prepare_asked`; `counts` grows."""
+    """The row of one prompt, or none, by the rules of `prepare_prompts`; `counts` grows."""
     try:
         ids = prompt_ids(tokenizer, example.prompt, example.tools, literal, **template_kwargs)
         if len(ids) > max_prompt_length and too_long == "error":
@@ -274,12 +274,12 @@ def asked_rows(
     return rows
 
 
-def _prepared(examples: Iterable[Ranked | Judged], rows_of: Callable[..., list[Row]]) -> tuple[list[Row], PreferenceCounts]:
+def _prepared(examples: Iterable[RankedPreference | UnpairedPreference], rows_of: Callable[..., list[Row]]) -> tuple[list[Row], PreferenceCounts]:
     counts = PreferenceCounts()
     rows = [row for example in examples for row in rows_of(example, counts)]
     counts.refuse_nothing()
     return rows, counts
 
 
-def _placed(error: UserError, example: Ranked | Judged | Asked) -> UserError:
+def _placed(error: UserError, example: RankedPreference | UnpairedPreference | PromptExample) -> UserError:
     return UserError(f"{example.where}: {error}" if example.where else str(error))

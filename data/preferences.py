@@ -11,7 +11,7 @@ from .preference_sides import asking, behind, flaw_of, refuse_answered, shared_o
 
 
 @dataclass
-class Ranked:
+class RankedPreference:
     """A prompt and its answers; ranks are numbers of which the lowest is best, and equal ones are ties."""
 
     prompt: list[Message]
@@ -24,7 +24,7 @@ class Ranked:
 
 
 @dataclass
-class Judged:
+class UnpairedPreference:
     """A prompt and one answer, which is good (True) or bad."""
 
     prompt: list[Message]
@@ -35,7 +35,7 @@ class Judged:
 
 
 @dataclass
-class Asked:
+class PromptExample:
     """A prompt alone; the record's other columns go to reward functions."""
 
     prompt: list[Message]
@@ -44,7 +44,7 @@ class Asked:
     where: str = ""
 
 
-def preference(record: Mapping[str, Any]) -> Ranked:
+def preference(record: Mapping[str, Any]) -> RankedPreference:
     """{prompt, chosen, rejected}: texts or message lists; the sides may hold the prompt too, and without `prompt` they share it.
 
     Texts may be transcripts of "\\n\\nHuman: " and "\\n\\nAssistant: ". `margin` is kept; scores are not, as their scale is not known. Sides
@@ -74,10 +74,10 @@ def preference(record: Mapping[str, Any]) -> Ranked:
         raise UserError("chosen and rejected share no prompt: give it as prompt, or begin both with the same messages")
     if not flaw:
         refuse_answered(prompt)
-    return Ranked(prompt, [side[-1] for side in sides], [0.0, 0.0 if flaw else 1.0], _margin(record), as_tools(record), flaw=flaw)
+    return RankedPreference(prompt, [side[-1] for side in sides], [0.0, 0.0 if flaw else 1.0], _margin(record), as_tools(record), flaw=flaw)
 
 
-def ranked(record: Mapping[str, Any]) -> Ranked:
+def ranked(record: Mapping[str, Any]) -> RankedPreference:
     """{prompt, responses, ranks}, the lowest rank best, or `scores`, the highest best; UltraFeedback's {instruction, completions} as well.
 
     >>> ranked({"prompt": "1+1?", "responses": ["3", "2", "4"], "scores": [0.1, 9, 0.1]}).ranks
@@ -97,10 +97,10 @@ def ranked(record: Mapping[str, Any]) -> Ranked:
     prompt = [*as_system(record), *asking(text_or_messages(record, "prompt"))]
     refuse_answered(prompt)
     answers = [single_answer(prompt, response, f"responses[{i}]") for i, response in enumerate(responses)]
-    return Ranked(prompt, answers, _places(numbers if by == "ranks" else [-number for number in numbers]), tools=as_tools(record))
+    return RankedPreference(prompt, answers, _places(numbers if by == "ranks" else [-number for number in numbers]), tools=as_tools(record))
 
 
-def trees(record: Mapping[str, Any]) -> list[Ranked]:
+def trees(record: Mapping[str, Any]) -> list[RankedPreference]:
     """An Open-Assistant message tree: every prompt with two or more ranked replies, behind the dialogue that led to it.
 
     Deleted messages are left out, with all that hangs on them. A tree without such a prompt is one example with a flaw.
@@ -115,10 +115,10 @@ def trees(record: Mapping[str, Any]) -> list[Ranked]:
         raise UserError(f"the tree's prompt must be a message with replies, got {root!r:.80}")
     if found := list(_of_node(root, [])):
         return found
-    return [Ranked([] if root.get("deleted") else [_spoken(root)], [], [], flaw="no prompt in the tree has two ranked replies")]
+    return [RankedPreference([] if root.get("deleted") else [_spoken(root)], [], [], flaw="no prompt in the tree has two ranked replies")]
 
 
-def judged(record: Mapping[str, Any]) -> Judged:
+def judged(record: Mapping[str, Any]) -> UnpairedPreference:
     """{prompt, completion, label}: label true (or 1) for an answer that is good, false (or 0) for one that is not."""
     for key in ("prompt", "completion", "label"):
         if record.get(key) is None:
@@ -129,16 +129,16 @@ def judged(record: Mapping[str, Any]) -> Judged:
     prompt = [*as_system(record), *asking(text_or_messages(record, "prompt"))]
     refuse_answered(prompt)
     answer = single_answer(prompt, text_or_messages(record, "completion"), "completion")
-    return Judged(prompt, answer, label in ("true", "1", "1.0"), as_tools(record))
+    return UnpairedPreference(prompt, answer, label in ("true", "1", "1.0"), as_tools(record))
 
 
-def asked(record: Mapping[str, Any]) -> Asked:
+def asked(record: Mapping[str, Any]) -> PromptExample:
     """A prompt under `prompt`, `question`, `instruction` (and `input`) or `messages`; the other keys become columns.
 
     The right answer, where there is one, is the column `answer`: an assistant's turn that ends the messages, or an instruction's `output`.
 
     >>> asked({"question": "1+1?", "answer": "#### 2"})
-    Asked(prompt=[{'role': 'user', 'content': '1+1?'}], columns={'answer': '#### 2'}, tools=None, where='')
+    PromptExample(prompt=[{'role': 'user', 'content': '1+1?'}], columns={'answer': '#### 2'}, tools=None, where='')
     """
     rest = {key: value for key, value in record.items() if key not in ("system", "tools") and value is not None}
     key = next((key for key in ("prompt", "question", "instruction", "messages") if key in rest), None)
@@ -157,7 +157,7 @@ def asked(record: Mapping[str, Any]) -> Asked:
         prompt = asking(text_or_messages(rest, key))
     del rest[key]
     refuse_answered(prompt)
-    return Asked([*as_system(record), *prompt], rest if answer is None else {"answer": answer, **rest}, as_tools(record))
+    return PromptExample([*as_system(record), *prompt], rest if answer is None else {"answer": answer, **rest}, as_tools(record))
 
 
 PREFERENCE_SHAPES: Shapes = {
@@ -167,8 +167,8 @@ PREFERENCE_SHAPES: Shapes = {
     "ranked": (("responses",), ranked),
     "ultrafeedback": (("instruction", "completions"), ranked),
 }
-JUDGED_SHAPES: Shapes = {"judged": (("prompt", "completion", "label"), judged)}
-ASKED_SHAPES: Shapes = {
+UNPAIRED_SHAPES: Shapes = {"judged": (("prompt", "completion", "label"), judged)}
+PROMPT_SHAPES: Shapes = {
     "prompt": (("prompt",), asked), "question": (("question",), asked), "instruction": (("instruction",), asked), "messages": (("messages",), asked),
 }  # fmt: skip
 
@@ -204,7 +204,7 @@ def _places(numbers: list[float]) -> list[float]:
     return [float(order.index(number)) for number in numbers]
 
 
-def _ultrafeedback(record: Mapping[str, Any]) -> Ranked:
+def _ultrafeedback(record: Mapping[str, Any]) -> RankedPreference:
     completions = _list(record, "completions")
     if len(completions) < 2 or not all(isinstance(completion, Mapping) for completion in completions):
         raise UserError(f"completions must be two or more of {{response, overall_score}}, got {completions!r:.80}")
@@ -213,10 +213,10 @@ def _ultrafeedback(record: Mapping[str, Any]) -> Ranked:
         raise UserError(f"every completion needs an overall_score that is a number, got {scores!r:.80}")
     answers = [{"role": "assistant", "content": as_text(completion, "response")} for completion in completions]
     prompt = [*as_system(record), {"role": "user", "content": as_text(record, "instruction")}]
-    return Ranked(prompt, answers, _places([-score for score in scores]), tools=as_tools(record))
+    return RankedPreference(prompt, answers, _places([-score for score in scores]), tools=as_tools(record))
 
 
-def _of_node(node: Mapping[str, Any], before: list[Message]) -> Iterator[Ranked]:
+def _of_node(node: Mapping[str, Any], before: list[Message]) -> Iterator[RankedPreference]:
     """The ranked replies to a prompt, and those further down behind each reply."""
     if node.get("deleted"):
         return
@@ -227,7 +227,7 @@ def _of_node(node: Mapping[str, Any], before: list[Message]) -> Iterator[Ranked]
     replies = [reply for reply in below if not reply.get("deleted")]
     answers = [reply for reply in replies if reply.get("role") == "assistant" and _is_number(reply.get("rank"))]
     if node.get("role") == "prompter" and len(answers) > 1:
-        yield Ranked(talk, [_spoken(reply) for reply in answers], _places([reply["rank"] for reply in answers]))
+        yield RankedPreference(talk, [_spoken(reply) for reply in answers], _places([reply["rank"] for reply in answers]))
     for reply in replies:
         yield from _of_node(reply, talk)
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from .errors import UserError
 from .formats import Dialogue, Shapes, Text, recognise, to_examples
-from .preferences import Asked, Judged, Ranked
+from .preferences import PromptExample, UnpairedPreference, RankedPreference
 
 Located = tuple[str, Any]  # where a record stands, and the record
-Example = Dialogue | Text | Ranked | Judged | Asked
+Example = Dialogue | Text | RankedPreference | UnpairedPreference | PromptExample
 
 
 def read(

@@ -68,7 +68,7 @@ def answer(model, tokenizer, talk: list[dict], said: str, params, cache=None) ->
     asked = [*talk, {"role": "user", "content": said}]
     text = ""
     try:
-        for event in stream(model, tokenizer, asked, params, cache=cache):
+        for event in stream(model, tokenizer, asked, params, prefix_cache=cache):
             if isinstance(event, Committed):
                 print(event.text, end="", flush=True)
                 text += event.text

@@ -24,7 +24,7 @@ from seodang.train.rollouts.eval_generation import HeldOut, agreement, held_out
 from seodang.train.run.crash_safe import Provenance
 from seodang.train.run.logs import CURVE, terminal_curve
 from seodang.train.run.plan import plan
-from seodang.train.run.trainer import AnswerTrainer
+from seodang.train.run.trainer import SftTrainer
 from seodang.train.stages.sft import sft_trainer
 
 TRAIN = ("geography", "korean_english")
@@ -89,11 +89,11 @@ def answer_all(model, tokenizer, questions: list[HeldOut], when: str) -> list[st
     said = [""] * len(questions)
     results = answers(model, tokenizer, [q.prompt for q in questions], params)
     for result in tqdm(results, total=len(questions), desc=f"answering, {when}", unit="prompt"):
-        said[result.row] = result.text
+        said[result.prompt_index] = result.text
     return said
 
 
-def build(model, tokenizer, options: DemoOptions) -> tuple[AnswerTrainer, Counts]:
+def build(model, tokenizer, options: DemoOptions) -> tuple[SftTrainer, Counts]:
     """A trainer on the sample triplets, with as many steps as fit into the time."""
     rows, counts = prepare(read([str(sample_path(name)) for name in TRAIN]), tokenizer, max_length=512)
     args = Arguments(

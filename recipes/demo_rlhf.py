@@ -23,8 +23,8 @@ from seodang.data.form_pairs import demonstrations, form_pairs, form_reward
 from seodang.data.formats import to_example
 from seodang.data.json_lines import read_json_lines
 from seodang.data.labels import prepare
-from seodang.data.preference_rows import prepare_asked, prepare_ranked
-from seodang.data.preferences import Asked, Ranked
+from seodang.data.preference_rows import prepare_prompts, prepare_preferences
+from seodang.data.preferences import PromptExample, RankedPreference
 from seodang.data.sample_data import sample_path
 from seodang.infer.checkpoint.load import load
 from seodang.recipes.options.parser import command, parse
@@ -121,12 +121,12 @@ class Demo:
         examples = []
         for pair in pairs:
             answers = [{"role": "assistant", "content": pair[side]} for side in ("chosen", "rejected")]
-            examples.append(Ranked([{"role": "user", "content": pair["prompt"]}], answers, [0, 1]))
-        return prepare_ranked(examples, self.tokenizer, max_length=512)[0]
+            examples.append(RankedPreference([{"role": "user", "content": pair["prompt"]}], answers, [0, 1]))
+        return prepare_preferences(examples, self.tokenizer, max_length=512)[0]
 
     def asked(self, pairs: list[dict[str, str]]) -> list[dict[str, Any]]:
-        examples = [Asked([{"role": "user", "content": pair["prompt"]}], {"form": pair["form"]}) for pair in pairs]
-        return prepare_asked(examples, self.tokenizer, max_prompt_length=512)[0]
+        examples = [PromptExample([{"role": "user", "content": pair["prompt"]}], {"form": pair["form"]}) for pair in pairs]
+        return prepare_prompts(examples, self.tokenizer, max_prompt_length=512)[0]
 
     # Stages
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from transformers import EarlyStoppingCallback
 
 from seodang.data.chat import set_chat_template
-from seodang.data.preference_rows import prepare_ranked
+from seodang.data.preference_rows import prepare_preferences
 from seodang.data.preferences import PREFERENCE_SHAPES
 from seodang.data.sources import read
 from seodang.infer.checkpoint.load import load, load_tokenizer
@@ -25,7 +25,7 @@ from seodang.recipes.sft import settle
 from seodang.train.maths.preference_losses import PreferenceSettings
 from seodang.train.run.checkpoints import find_resume
 from seodang.train.run.logs import CURVE, terminal_curve
-from seodang.train.stages.dpo import PreferenceTrainer, dpo_trainer
+from seodang.train.stages.dpo import DpoTrainer, dpo_trainer
 
 SAID = 64  # tokens of an answer that is shown
 
@@ -77,12 +77,12 @@ def load_rows(data: DpoOptions, tokenizer, seed: int):
     if data.eval_fraction:
         examples, held = split_dialogues(examples, data.eval_fraction, seed)
     how = {"max_length": data.max_length, "literal": data.literal, "unusable": data.unusable}
-    rows, counts = prepare_ranked(examples, tokenizer, **how)
-    held_rows, counts.held_out = prepare_ranked(held, tokenizer, **how) if held else ([], None)
+    rows, counts = prepare_preferences(examples, tokenizer, **how)
+    held_rows, counts.held_out = prepare_preferences(held, tokenizer, **how) if held else ([], None)
     return rows, held_rows, counts
 
 
-def build(options: ModelOptions, tokenizer, rows, held, args, settings: PreferenceSettings, data: DpoOptions, run: RunOptions, origin) -> PreferenceTrainer:
+def build(options: ModelOptions, tokenizer, rows, held, args, settings: PreferenceSettings, data: DpoOptions, run: RunOptions, origin) -> DpoTrainer:
     """Load the model, and the reference where it is another, and set up the trainer."""
     how = {"device": str(args.device), "dtype": options.dtype}
     model, _ = load(options.model, **how, **options.loading())
@@ -94,7 +94,7 @@ def build(options: ModelOptions, tokenizer, rows, held, args, settings: Preferen
     )  # fmt: skip
 
 
-def overview(trainer: PreferenceTrainer, counts, rows: list, held: list, resume: Path | None) -> list[str]:
+def overview(trainer: DpoTrainer, counts, rows: list, held: list, resume: Path | None) -> list[str]:
     """What the run will do, in lines."""
     args = trainer.args
     batches = -(-len(rows) // (args.per_device_train_batch_size * args.world_size))

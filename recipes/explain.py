@@ -51,17 +51,17 @@ def main(argv: list[str] | None = None) -> int:
     from seodang.infer.engine.generation import generate
     from seodang.infer.engine.prompts import encode
     from seodang.infer.explain.attention_map import attention_maps, check_attention, parse_attention
-    from seodang.infer.explain.generation_trace import story
+    from seodang.infer.explain.generation_trace import generation_trace
     from seodang.infer.explain.page import Picture, to_html
     from seodang.infer.explain.terminal import explain, heat_map
-    from seodang.infer.text.token_labels import Names
+    from seodang.infer.text.token_labels import TokenLabels
 
     asked = options.prompt if options.raw else [{"role": "user", "content": options.prompt}]
     layer, head = parse_attention(options.attention) if options.attention else (None, None)
     if layer is not None:
         check_attention(model, layer, head)
     results = generate(model, tokenizer, [asked], params, trace=True)
-    told, names = story(results), Names(tokenizer)
+    told, names = generation_trace(results), TokenLabels(tokenizer)
     console = Console()
     console.print(explain(told, names, options.steps))
     prompt_ids = encode(tokenizer, asked)[: results[0].prompt_length]  # token_healing takes its end back

@@ -130,7 +130,7 @@ def recorder(prompts: list, output: TextIO) -> Callable:
     """Return what writes a result as a line of JSON."""
 
     def write(result) -> None:
-        output.write(json.dumps({"prompt": prompts[result.row], **asdict(result)}, ensure_ascii=False) + "\n")
+        output.write(json.dumps({"prompt": prompts[result.prompt_index], **asdict(result)}, ensure_ascii=False) + "\n")
         output.flush()
 
     return write
@@ -146,17 +146,17 @@ class Printer:
         self._next = 0
 
     def __call__(self, result) -> None:
-        self._early[result.row * self.each + result.choice] = result
+        self._early[result.prompt_index * self.each + result.choice] = result
         while self._next in self._early:
             answer = self._early.pop(self._next)
             if len(self.prompts) > 1 and answer.choice == 0:
-                prompt = self.prompts[answer.row]
+                prompt = self.prompts[answer.prompt_index]
                 print(f"> {prompt if isinstance(prompt, str) else prompt[-1]['content']}")
             if answer.error is None:
                 print(answer.text if self.each == 1 else f"[{answer.choice}] {answer.text}", flush=True)
-            elif answer.row not in self._failed:
-                self._failed.add(answer.row)
-                print(f"error: prompt {answer.row + 1}: {' '.join(answer.error.split())}", file=sys.stderr)
+            elif answer.prompt_index not in self._failed:
+                self._failed.add(answer.prompt_index)
+                print(f"error: prompt {answer.prompt_index + 1}: {' '.join(answer.error.split())}", file=sys.stderr)
             self._next += 1
 
 
@@ -173,7 +173,7 @@ def follow(results, total: int, show: Callable, bar: bool) -> set[int]:
         for result in results:
             show(result)
             if result.error is not None:
-                failed.add(result.row)
+                failed.add(result.prompt_index)
             tokens += len(result.ids)
             seconds = max(progress.tasks[task].elapsed or 0, 1e-9)
             progress.update(task, advance=1, speed=f"{tokens / seconds:.0f} tokens/s")

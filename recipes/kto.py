@@ -12,8 +12,8 @@ from transformers import EarlyStoppingCallback
 from trl import KTOConfig
 
 from seodang.data.chat import set_chat_template
-from seodang.data.preference_rows import PreferenceCounts, prepare_judged
-from seodang.data.preferences import JUDGED_SHAPES, PREFERENCE_SHAPES
+from seodang.data.preference_rows import PreferenceCounts, prepare_unpaired
+from seodang.data.preferences import UNPAIRED_SHAPES, PREFERENCE_SHAPES
 from seodang.data.sources import read
 from seodang.infer.checkpoint.load import load, load_tokenizer
 from seodang.recipes.options.parser import command, parse
@@ -24,7 +24,7 @@ from seodang.recipes.run.identity import origin_of, refuse_other_run
 from seodang.recipes.sft import settle
 from seodang.train.run.checkpoints import find_resume
 from seodang.train.run.logs import CURVE, terminal_curve
-from seodang.train.stages.kto import KtoStage, kto_trainer, weight_advice
+from seodang.train.stages.kto import KtoTrainer, kto_trainer, weight_advice
 
 SAID = 64  # tokens of an answer that is shown
 
@@ -68,18 +68,18 @@ def main(argv: list[str] | None = None) -> int:
 
 def load_rows(data: PreferenceOptions, tokenizer, args: KtoArguments) -> tuple[list[dict], list[dict], PreferenceCounts]:
     """Rows to train on, held-out rows, and the counts of what became of the records."""
-    shapes = {**JUDGED_SHAPES, **PREFERENCE_SHAPES}
+    shapes = {**UNPAIRED_SHAPES, **PREFERENCE_SHAPES}
     examples = read(data.data, weights=data.weights, shape=data.shape, split=data.split, shapes=shapes)
     held = read(data.eval_data, shape=data.shape, shapes=shapes) if data.eval_data else []
     if data.eval_fraction:
         examples, held = split_dialogues(examples, data.eval_fraction, args.seed)
     how = {"max_length": args.max_length, "literal": data.literal, "unusable": data.unusable}
-    rows, counts = prepare_judged(examples, tokenizer, **how)
-    held_rows, counts.held_out = prepare_judged(held, tokenizer, **how) if held else ([], None)
+    rows, counts = prepare_unpaired(examples, tokenizer, **how)
+    held_rows, counts.held_out = prepare_unpaired(held, tokenizer, **how) if held else ([], None)
     return rows, held_rows, counts
 
 
-def overview(trainer: KtoStage, counts: PreferenceCounts, rows: list[dict], held: list[dict], resume: Path | None) -> list[str]:
+def overview(trainer: KtoTrainer, counts: PreferenceCounts, rows: list[dict], held: list[dict], resume: Path | None) -> list[str]:
     """What the run will do, in lines."""
     args = trainer.args
     batches = -(-len(rows) // (args.per_device_train_batch_size * args.world_size))
@@ -98,7 +98,7 @@ def overview(trainer: KtoStage, counts: PreferenceCounts, rows: list[dict], held
     ]
 
 
-def verdict(result: dict[str, float], trainer: KtoStage) -> list[str]:
+def verdict(result: dict[str, float], trainer: KtoTrainer) -> list[str]:
     """The held-out figures, in lines."""
     if not result:
         return []

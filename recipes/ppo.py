@@ -16,7 +16,7 @@ from seodang.data.chat import set_chat_template
 from seodang.data.errors import UserError
 from seodang.infer.checkpoint.load import load, load_tokenizer
 from seodang.recipes.options.parser import command, parse
-from seodang.recipes.options.prompts import AskedOptions, ScoringOptions
+from seodang.recipes.options.prompts import PromptOptions, ScoringOptions
 from seodang.recipes.options.training import Arguments, ModelOptions, RunOptions
 from seodang.recipes.run.before_after import picture, say, side_by_side, tell
 from seodang.recipes.run.identity import origin_of, refuse_other_run
@@ -50,7 +50,7 @@ class PolicyOptions:
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    classes = AskedOptions, ScoringOptions, PolicyOptions, PpoSettings, ModelOptions, RunOptions, PpoArguments
+    classes = PromptOptions, ScoringOptions, PolicyOptions, PpoSettings, ModelOptions, RunOptions, PpoArguments
     data, scoring, policy, settings, model, run, args = parse(argv, *classes, prog="seodang ppo", description=__doc__)
     args = settled(args, model, run, evaluates=bool(data.eval_data or data.eval_fraction))
     model.refuse_adapter()

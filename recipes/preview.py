@@ -16,8 +16,8 @@ from seodang.data.chat import set_chat_template
 from seodang.data.errors import UserError
 from seodang.data.formats import SHAPES
 from seodang.data.labels import Counts, Labeller
-from seodang.data.preference_rows import Brancher, PreferenceCounts, asked_rows
-from seodang.data.preferences import ASKED_SHAPES, JUDGED_SHAPES, PREFERENCE_SHAPES, Asked, Judged, Ranked
+from seodang.data.preference_rows import PreferenceTokenizer, PreferenceCounts, asked_rows
+from seodang.data.preferences import PROMPT_SHAPES, UNPAIRED_SHAPES, PREFERENCE_SHAPES, PromptExample, UnpairedPreference, RankedPreference
 from seodang.data.preview import Row, length, preview, totals
 from seodang.data.preview_page import to_html
 from seodang.data.sources import Example, read
@@ -28,10 +28,10 @@ from seodang.recipes.options.record import RecordOptions
 Shown = list[tuple[str, list[Row]]]
 
 # Records of preferences first: a pair has a prompt too, and a judged answer looks like one to teach. A prompt alone is told by its shape's name.
-ALL_SHAPES = {**PREFERENCE_SHAPES, **JUDGED_SHAPES, **SHAPES, **{name: shape for name, shape in ASKED_SHAPES.items() if name not in SHAPES}}
+ALL_SHAPES = {**PREFERENCE_SHAPES, **UNPAIRED_SHAPES, **SHAPES, **{name: shape for name, shape in PROMPT_SHAPES.items() if name not in SHAPES}}
 
 TEACHING = "records to teach"
-FAMILIES = {Ranked: "ranked answers", Judged: "judged answers", Asked: "prompts alone"}
+FAMILIES = {RankedPreference: "ranked answers", UnpairedPreference: "judged answers", PromptExample: "prompts alone"}
 
 
 @dataclass
@@ -68,7 +68,7 @@ def looked_at(
     examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase, options: PreviewOptions
 ) -> tuple[Shown, Counts | PreferenceCounts, list[int]]:
     """The first records with their rows, and the counts and row lengths of all."""
-    labeller, brancher = Labeller(tokenizer, **options.labelling()), Brancher(tokenizer, options.max_length, options.literal, options.unusable)
+    labeller, brancher = Labeller(tokenizer, **options.labelling()), PreferenceTokenizer(tokenizer, options.max_length, options.literal, options.unusable)
     counts: Counts | PreferenceCounts | None = None
     first = ""
     shown: Shown = []
@@ -79,7 +79,7 @@ def looked_at(
             first, counts = family, Counts() if family == TEACHING else PreferenceCounts()
         if family != first:
             raise UserError(f"{example.where}: {family} behind {first}, which are not trained together: preview them one after the other")
-        if isinstance(example, Asked):
+        if isinstance(example, PromptExample):
             rows = asked_rows(example, tokenizer, counts, max_prompt_length=options.max_length, literal=options.literal, too_long=options.unusable)
         else:
             rows = (labeller if family == TEACHING else brancher).rows(example, counts)

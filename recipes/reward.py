@@ -16,7 +16,7 @@ from trl import RewardConfig
 
 from seodang.data.chat import set_chat_template
 from seodang.data.errors import UserError
-from seodang.data.preference_rows import pairs, prepare_ranked
+from seodang.data.preference_rows import pairs, prepare_preferences
 from seodang.data.preferences import PREFERENCE_SHAPES
 from seodang.data.sources import read
 from seodang.infer.checkpoint.load import load, load_tokenizer
@@ -29,7 +29,7 @@ from seodang.recipes.sft import settle
 from seodang.train.run.checkpoints import find_resume
 from seodang.train.run.crash_safe import Provenance
 from seodang.train.run.logs import CURVE, terminal_curve
-from seodang.train.stages.reward import RewardStage, reward_trainer
+from seodang.train.stages.reward import RewardModelTrainer, reward_trainer
 
 
 @dataclass
@@ -78,8 +78,8 @@ def load_rows(data: RewardOptions, tokenizer, args: RewardArguments):
     if data.eval_fraction:
         examples, held = split_dialogues(examples, data.eval_fraction, args.seed)
     how = {"max_length": args.max_length, "literal": data.literal, "unusable": data.unusable}
-    rows, counts = prepare_ranked(examples, tokenizer, **how)
-    eval_rows, counts.held_out = prepare_ranked(held, tokenizer, **how) if held else ([], None)
+    rows, counts = prepare_preferences(examples, tokenizer, **how)
+    eval_rows, counts.held_out = prepare_preferences(held, tokenizer, **how) if held else ([], None)
     return rows, eval_rows, counts
 
 
@@ -92,7 +92,7 @@ def build(
     run: RunOptions,
     origin: Provenance,
     pair_weights: str,
-) -> RewardStage:
+) -> RewardModelTrainer:
     """Load the model with a new head, or its own where it is a reward model already, and set up its trainer."""
     options.refuse_adapter()
     set_seed(args.seed)  # the new head is random
@@ -112,7 +112,7 @@ def build(
     )
 
 
-def overview(trainer: RewardStage, counts, rows: Sequence[dict], eval_rows: Sequence[dict], resume: Path | None) -> list[str]:
+def overview(trainer: RewardModelTrainer, counts, rows: Sequence[dict], eval_rows: Sequence[dict], resume: Path | None) -> list[str]:
     """What the run will do, in lines."""
     args = trainer.args
     weights = next(trainer.model.parameters()).dtype

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from seodang.data.errors import UserError
-from seodang.data.preference_rows import prepare_asked
-from seodang.data.preferences import ASKED_SHAPES
+from seodang.data.preference_rows import prepare_prompts
+from seodang.data.preferences import PROMPT_SHAPES
 from seodang.data.sources import read
 from seodang.infer.checkpoint.load import is_adapter, load_tokenizer, resolve
 from seodang.recipes.options.parser import command, parse
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     ranker = name_ranker(options.ranker)
     tokenizer = load_tokenizer(model.model)
     how = {"max_prompt_length": options.max_prompt_length, "too_long": options.too_long}
-    rows, counts = prepare_asked(read(options.data, shapes=ASKED_SHAPES), tokenizer, **how)
+    rows, counts = prepare_prompts(read(options.data, shapes=PROMPT_SHAPES), tokenizer, **how)
     check_columns([] if ranker.reward is None else [ranker.reward], rows)
     prompts = share_out(rows, options.heldout_prompts, options.policy_prompts, options.seed)
     rounds = Rounds(options, model, ranker, tokenizer, prompts, reward_args, ppo_args, settings, asked_for(options, model, reward_args, settings, ppo_args, rows))

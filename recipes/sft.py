@@ -31,7 +31,7 @@ from seodang.train.run.crash_safe import Provenance
 from seodang.train.run.logs import CURVE, terminal_curve
 from seodang.train.run.plan import plan
 from seodang.train.run.stream import StreamedRows
-from seodang.train.run.trainer import AnswerTrainer
+from seodang.train.run.trainer import SftTrainer
 from seodang.train.stages.sft import sft_trainer
 
 PLANNED_FROM = 256  # records of a stream that the plan is made from
@@ -119,7 +119,7 @@ def build(
     args: TrainingArguments,
     run: RunOptions,
     origin: Provenance,
-) -> AnswerTrainer:
+) -> SftTrainer:
     """Load the model and set up its trainer."""
     model, _ = load(options.model, device=str(args.device), dtype=options.dtype, **options.loading())
     questions = list(islice(answerable(questions, tokenizer, model), run.eval_samples))
@@ -135,7 +135,7 @@ def show(question: HeldOut, answer: str) -> None:
     tqdm.write(f"  {question.prompt[-1]['content'][:90]!r} -> {answer[:90]!r} (expected {question.answer[:60]!r})")
 
 
-def overview(trainer: AnswerTrainer, counts: Counts, resume: Path | None) -> list[str]:
+def overview(trainer: SftTrainer, counts: Counts, resume: Path | None) -> list[str]:
     """What the run will do, in lines."""
     dtype, reason = choose_dtype("auto", trainer.args.device)
     weights = next(trainer.model.parameters()).dtype

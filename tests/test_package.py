@@ -1,6 +1,8 @@
 """The package is whole, light to import, and its rooms import one way; the repository stays readable."""
 
 import ast
+import importlib
+import inspect
 import re
 import shutil
 import subprocess
@@ -15,6 +17,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[1]
 ROOMS = ["data", "infer", "train", "recipes"]  # each imports itself and those before it
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PACKAGES = PROJECT["tool"]["setuptools"]["packages"]  # in the order in which they may import
 NOT_SHIPPED = {"data/samples/build.py", "data/samples/names_english.txt", "data/samples/names_korean.txt", "data/samples/translations.tsv"}
 
 
@@ -25,7 +28,7 @@ def files(folder, pattern="*"):
 
 def modules():
     """Every module of the package: the root's own and those of the rooms."""
-    return [*sorted(ROOT.glob("*.py")), *(path for room in ROOMS for path in sorted((ROOT / room).glob("*.py")))]
+    return [*sorted(ROOT.glob("*.py")), *(path for room in ROOMS for path in files(room, "*.py") if "samples" not in path.parts)]
 
 
 def written():
@@ -71,14 +74,19 @@ def test_the_wheel_holds_nothing_else(wheel):
     assert not [name for name in NOT_SHIPPED if f"seodang/{name}" in wheel]
 
 
-def test_the_rooms_are_flat():
-    deep = [path for room in ROOMS for path in files(room, "*.py") if path.parent != ROOT / room]
-    assert [path.relative_to(ROOT).as_posix() for path in deep] == ["data/samples/build.py"]  # a script, no module
+def package_of(path):
+    """The package that a module belongs to, by its name in pyproject.toml."""
+    return ".".join(["seodang", *path.relative_to(ROOT).parent.parts])
 
 
-def imported_rooms(path):
-    """The rooms that a module imports from, wherever in the file; "" is the package's root."""
-    package = ["seodang", *path.relative_to(ROOT).parent.parts]
+def test_no_folder_has_more_files_than_a_reader_takes_in_at_a_glance():
+    full = {package: sum(package_of(path) == package and path.name != "__init__.py" for path in modules()) for package in PACKAGES}
+    assert not {package: count for package, count in full.items() if count > 26}
+
+
+def imports(path):
+    """The modules and packages of ours that a module imports, wherever in the file, as dotted names."""
+    package = package_of(path).split(".")
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             base = package[: len(package) + 1 - node.level] if node.level else []
@@ -88,26 +96,73 @@ def imported_rooms(path):
             names = [alias.name.split(".") for alias in node.names]
         else:
             continue
-        yield from ({name[1] if name[1] in ROOMS else "" for name in names if name[0] == "seodang" and len(name) > 1})
+        for name in names:
+            while name[0] == "seodang" and len(name) > 1 and not is_module(name):
+                name = name[:-1]  # what is imported is in there
+            if name[0] == "seodang":
+                yield ".".join(name)
 
 
-def test_rooms_import_themselves_and_those_to_their_left():
-    wrong = []
-    for number, room in enumerate(ROOMS):
-        for path in files(room, "*.py"):
-            wrong += [f"{room}/{path.name} imports {other}" for other in imported_rooms(path) if other in ROOMS[number + 1 :]]
+def is_module(name):
+    place = ROOT.joinpath(*name[1:])
+    return place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
+
+
+def home(name):
+    """The package that a dotted name lies in, or is."""
+    return name if (ROOT.joinpath(*name.split(".")[1:]) / "__init__.py").is_file() else name.rpartition(".")[0]
+
+
+def test_every_package_imports_itself_and_those_before_it():
+    order = {package: place for place, package in enumerate(PACKAGES)}
+    assert {package_of(path) for path in modules()} == set(order)
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in modules()
+        for name in imports(path)
+        if order[home(name)] > order[package_of(path)]
+    ]
     assert not wrong
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    named = {".".join([package_of(path), path.stem]).removesuffix(".__init__"): path for path in modules()}
+    waiting = {name: set(imports(path)) & set(named) - {name} for name, path in named.items()}
+    while free := [name for name, wanted in waiting.items() if not wanted & set(waiting)]:
+        for name in free:
+            del waiting[name]
+    assert not waiting  # each of these imports another of them, directly or on the way
 
 
 def test_the_import_check_sees_every_way_to_import(tmp_path, monkeypatch):
     monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
-    (tmp_path / "data").mkdir()
+    for name in ("__init__.py", "train/__init__.py", "train/stages/__init__.py", "train/stages/sft.py", "data/__init__.py", "data/labels.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("", encoding="utf-8")
     path = tmp_path / "data" / "sneaky.py"
-    for line in ("from ..train.sft import sft", "from .. import train", "import seodang.train.stages.sft", "from seodang.train import sft", "def f():\n    from seodang import train"):
+    sneaky = {
+        "from ..train.stages.sft import sft": "seodang.train.stages.sft",
+        "from .. import train": "seodang.train",
+        "from ..train.stages import sft": "seodang.train.stages.sft",
+        "from ..train import sft_trainer": "seodang.train",
+        "import seodang.train.stages.sft": "seodang.train.stages.sft",
+        "from seodang.train.stages.sft import sft": "seodang.train.stages.sft",
+        "def f():\n    from seodang import train": "seodang.train",
+        "if TYPE_CHECKING:\n    from ..train.stages.sft import sft": "seodang.train.stages.sft",
+    }
+    for line, name in sneaky.items():
         path.write_text(line, encoding="utf-8")
-        assert set(imported_rooms(path)) == {"train"}, line
+        assert set(imports(path)) == {name}, line
     path.write_text("from .labels import x\nimport torch\nfrom train import y", encoding="utf-8")
-    assert set(imported_rooms(path)) == {"data"}
+    assert set(imports(path)) == {"seodang.data.labels"} and home("seodang.data.labels") == "seodang.data"
+
+
+@pytest.mark.parametrize("room", ["data", "infer", "train"])
+def test_every_public_name_is_there_and_documented(room):
+    module = importlib.import_module(f"seodang.{room}")
+    for name in module.__all__:
+        value = getattr(module, name)
+        assert not inspect.isclass(value) and not inspect.isfunction(value) or value.__doc__, name
 
 
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "matplotlib", "numpy")

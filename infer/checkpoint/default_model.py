@@ -59,7 +59,7 @@ def _convert(source: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    from .manifest import seal
+    from .manifest import write_manifest
 
     where = {"gguf_file": source.name}
     tokenizer = AutoTokenizer.from_pretrained(source.parent, **where)
@@ -69,4 +69,4 @@ def _convert(source: Path, folder: Path) -> None:
     model.config._name_or_path = f"HuggingFaceTB/{NAME}"
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    seal(folder, step=0, base=f"HuggingFaceTB/{NAME}", paradigm="causal", source=source.name)
+    write_manifest(folder, step=0, base=f"HuggingFaceTB/{NAME}", paradigm="causal", source=source.name)

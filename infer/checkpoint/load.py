@@ -19,7 +19,7 @@ from transformers import (
 
 from ...data.errors import UserError
 from ..kernels.device import choose_device, choose_dtype, cpu_has_bfloat16
-from ..kernels.fused_projections import lay_together
+from ..kernels.fused_projections import fuse_projections
 from .default_model import default_model
 from .manifest import read_manifest, verify
 from .quantise import BITS, quantise
@@ -72,7 +72,7 @@ def load(
         quantise(model, weights)
     if not getattr(model, "hf_device_map", None):
         model = model.to(where)
-        lay_together(model)
+        fuse_projections(model)
     return model.eval(), tokenizer
 
 

@@ -27,7 +27,7 @@ def fingerprint(text: str | None) -> str | None:
     return None if text is None else hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def seal(folder: Path, **facts: Any) -> None:
+def write_manifest(folder: Path, **facts: Any) -> None:
     """Write the manifest of everything in `folder`, after making each file readable and durable.
 
     `facts` (step, base, paradigm, template, data, ...) are kept beside the files' bytes and sha256. The manifest itself

@@ -12,8 +12,8 @@ from transformers.pytorch_utils import Conv1D
 from ...data.errors import UserError
 from ..kernels.fused_projections import TOGETHER
 from ..kernels.kernel_check import refuse_wrong_kernels
-from ..kernels.quantised_linear import GROUP, Linear4, Linear8, Quantised, RowsOf
-from ..runners.layers import FAMILIES, ROTARY, is_covered
+from ..kernels.quantised_linear import GROUP, Linear4, Linear8, Quantised, OutputSlice
+from ..runners.layers import FAMILIES, ROTARY, supports_direct
 
 BITS = {"int8": Linear8, "int4": Linear4}
 
@@ -49,7 +49,7 @@ def check_quantisable(model: PreTrainedModel, weights: str) -> None:
     if weights not in BITS:
         raise UserError(f"weights={weights!r} is unknown: choose int8 or int4, or leave it out")
     family = model.config.get_text_config().model_type
-    if not is_covered(model):
+    if not supports_direct(model):
         known = ", ".join(sorted(name.removesuffix("ForCausalLM").removesuffix("LMHeadModel") for name in FAMILIES))
         raise UserError(f"weights={weights} is there for {known}, not for {family} as it is configured: leave weights out")
     if model.get_input_embeddings().weight.device.type != "cpu":
@@ -68,7 +68,7 @@ def _quantise_rotary(layer: nn.Module, kind: type[Quantised]) -> None:
                 continue
             start, whole = 0, _joined(linears, kind)
             for name, linear in zip(names, linears):
-                setattr(owner, name, RowsOf(whole, start, start + linear.out_features))
+                setattr(owner, name, OutputSlice(whole, start, start + linear.out_features))
                 start += linear.out_features
     layer.self_attn.o_proj = _joined([layer.self_attn.o_proj], kind)
     layer.mlp.down_proj = _joined([layer.mlp.down_proj], kind)

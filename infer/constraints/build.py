@@ -1,4 +1,4 @@
-"""What steers the text of a request's answers: made once for the request, copied for each of its rows."""
+"""What steers the text of a request's answers: made once for the request, copied for each of its sequences."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ..requests.request import Request
 from ..requests.stop import AnswerText, stop_pattern
 from ..text.detokenise import detokeniser, whole_text
 from ..text.vocabulary import Vocabulary
-from .forcing import ForcedText, Healing, ThinkingBudget, taken_back
+from .forcing import ForcedText, TokenHealing, ThinkingBudget, taken_back
 from .grammar import GRAMMARS, Grammar, asked, longest_text, new_grammar
 from .trie import Trie, paths, trie_of
 
 LANGUAGES = (*GRAMMARS, "trie")  # each says what the whole answer may be
 
 
-def steer(request: Request, tokenizer: PreTrainedTokenizerBase, dialogue: bool = False) -> None:
-    """Give a new request its prefix, its controls and its stops; `dialogue` says that the prompt came through the chat template.
+def apply_constraints(request: Request, tokenizer: PreTrainedTokenizerBase, dialogue: bool = False) -> None:
+    """Give a new request its prefix, its constraints and its stops; `dialogue` says that the prompt came through the chat template.
 
     The answer begins with `prefix`: it is part of the text, counts towards max_new_tokens and the positions of `forced_text` and
     `thinking_budget`, and is under the grammar or trie too. `token_healing` takes the last tokens of the prefix back, without a prefix
@@ -48,7 +48,7 @@ def steer(request: Request, tokenizer: PreTrainedTokenizerBase, dialogue: bool =
     skip = 0 if params.prefix else len(whole_text(tokenizer, removed))
     request.prefix_ids = prefix
     request.new_text = partial(new_text, tokenizer, params, pattern, skip)
-    request.new_controls = controls_of(request, tokenizer, removed)
+    request.new_constraints = constraints_of(request, tokenizer, removed)
     check_prefix(request)
 
 
@@ -57,8 +57,8 @@ def new_text(tokenizer: PreTrainedTokenizerBase, params: SamplingParams, pattern
     return AnswerText(detokeniser(tokenizer), params.stop, pattern, params.stop_when, skip)
 
 
-def controls_of(request: Request, tokenizer: PreTrainedTokenizerBase, removed: list[int]) -> Callable[[], list]:
-    """Return what makes the controls of a row, in the order in which they apply: those that force come first."""
+def constraints_of(request: Request, tokenizer: PreTrainedTokenizerBase, removed: list[int]) -> Callable[[], list]:
+    """Return what makes the constraints of a sequence, in the order in which they apply: those that force come first."""
     params, ends = request.params, request.ends
     vocabulary = Vocabulary.of(tokenizer) if removed or params.thinking_budget is not None else None
     spelled = b"".join(vocabulary.tokens[id] for id in removed) if removed else b""
@@ -68,7 +68,7 @@ def controls_of(request: Request, tokenizer: PreTrainedTokenizerBase, removed: l
         check_least(request, language)
     made: list = [ForcedText(forced)] if forced else []
     if spelled:
-        made.append(Healing(spelled, vocabulary))
+        made.append(TokenHealing(spelled, vocabulary))
     taken = len(request.prefix_ids) + len(spelled)
     if forced and min(forced) < taken:
         raise UserError(f"forced_text at token {min(forced)} meets the answer's given beginning of up to {taken} tokens: force it later")
@@ -82,7 +82,7 @@ def controls_of(request: Request, tokenizer: PreTrainedTokenizerBase, removed: l
         made.append(ThinkingBudget(params.thinking_budget, end, vocabulary, params.thinking_end, after, sorted(ends)))
     elif language is not None:
         made.append(language)
-    return lambda: [control.fork() for control in made]
+    return lambda: [constraint.fork() for constraint in made]
 
 
 def language_of(params: SamplingParams, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int]) -> Grammar | Trie | None:
@@ -126,7 +126,7 @@ def forced_tokens(tokenizer: PreTrainedTokenizerBase, texts: Mapping[int, str], 
 
 
 def thinking_end(tokenizer: PreTrainedTokenizerBase, params: SamplingParams) -> list[int]:
-    """Return the ids of `thinking_end`, which may be a control token."""
+    """Return the ids of `thinking_end`, which may be a constraint token."""
     ids = tokenizer.encode(params.thinking_end, add_special_tokens=False)
     if not ids:
         raise UserError(f"the tokenizer has no tokens for thinking_end={params.thinking_end!r}: give the text that ends the thinking")
@@ -182,6 +182,6 @@ def check_prefix(request: Request) -> None:
         text.push(id, position > request.least)
         if text.stopped:
             raise UserError(f"prefix={params.prefix!r} completes a stop of the request's own: change one of them")
-    for control in request.new_controls():
-        if isinstance(control, Grammar | Trie) and not control.takes(prefix):
-            raise UserError(f"prefix={params.prefix!r} is no beginning that {control.name} allows: change one of them")
+    for constraint in request.new_constraints():
+        if isinstance(constraint, Grammar | Trie) and not constraint.takes(prefix):
+            raise UserError(f"prefix={params.prefix!r} is no beginning that {constraint.name} allows: change one of them")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..requests.request import Row
+from ..requests.request import TokenSequence
 from ..text.vocabulary import Vocabulary
 
 
@@ -29,13 +29,13 @@ class ForcedText:
         self._tokens = tokens
         self._position = 0
 
-    def mask(self, row: Row, scores: Tensor) -> Tensor:
+    def mask(self, sequence: TokenSequence, scores: Tensor) -> Tensor:
         """[1, vocab] to [1, vocab]."""
         id = self._tokens.get(self._position)
         return scores if id is None else force(scores, id)
 
     def accept(self, id: int) -> None:
-        """Hear of the row's next token."""
+        """Hear of the sequence's next token."""
         self._position += 1
 
     def fork(self) -> ForcedText:
@@ -46,7 +46,7 @@ class ForcedText:
 class ThinkingBudget:
     """Ends the thinking, with which the answer begins, after so many tokens; where the model ends it in time, nothing happens.
 
-    What the model already has of the end is not said twice. The controls in `after` steer what follows the thinking: until then they are
+    What the model already has of the end is not said twice. The constraints in `after` steer what follows the thinking: until then they are
     still, and the answer cannot end.
     """
 
@@ -61,18 +61,18 @@ class ThinkingBudget:
 
     @property
     def name(self) -> str:
-        return ", ".join(control.name for control in self._after) if self._closed and self._after else "thinking_budget"
+        return ", ".join(constraint.name for constraint in self._after) if self._closed and self._after else "thinking_budget"
 
     @property
     def must_end(self) -> bool:
         """Whether nothing but the end can come."""
-        return self._closed and any(control.must_end for control in self._after)
+        return self._closed and any(constraint.must_end for constraint in self._after)
 
-    def mask(self, row: Row, scores: Tensor) -> Tensor:
+    def mask(self, sequence: TokenSequence, scores: Tensor) -> Tensor:
         """[1, vocab] to [1, vocab]."""
         if self._closed:
-            for control in self._after:
-                scores = control.mask(row, scores)
+            for constraint in self._after:
+                scores = constraint.mask(sequence, scores)
             return scores
         if self._count >= self._budget:
             return force(scores, self._end_ids[begun(self._latest, self._end_ids)])
@@ -81,10 +81,10 @@ class ThinkingBudget:
         return scores
 
     def accept(self, id: int) -> None:
-        """Hear of the row's next token."""
+        """Hear of the sequence's next token."""
         if self._closed:
-            for control in self._after:
-                control.accept(id)
+            for constraint in self._after:
+                constraint.accept(id)
             return
         self._count += 1
         self._latest = [*self._latest, id][-len(self._end_ids) :]
@@ -95,7 +95,7 @@ class ThinkingBudget:
     def fork(self) -> ThinkingBudget:
         """Return one that goes on from here by itself."""
         other = copy.copy(self)
-        other._after = [control.fork() for control in self._after]
+        other._after = [constraint.fork() for constraint in self._after]
         return other
 
 
@@ -104,7 +104,7 @@ def begun(ids: Sequence[int], wanted: Sequence[int]) -> int:
     return next((n for n in range(min(len(ids), len(wanted) - 1), 0, -1) if list(ids[-n:]) == list(wanted[:n])), 0)
 
 
-class Healing:
+class TokenHealing:
     """Lets the first tokens be those alone that spell what was taken back, and go on from there."""
 
     name, must_end = "token_healing", False
@@ -112,7 +112,7 @@ class Healing:
     def __init__(self, removed: bytes, vocabulary: Vocabulary):
         self._left, self._vocabulary = removed, vocabulary
 
-    def mask(self, row: Row, scores: Tensor) -> Tensor:
+    def mask(self, sequence: TokenSequence, scores: Tensor) -> Tensor:
         """[1, vocab] to [1, vocab]."""
         if not self._left:
             return scores
@@ -122,11 +122,11 @@ class Healing:
         return kept
 
     def accept(self, id: int) -> None:
-        """Hear of the row's next token."""
+        """Hear of the sequence's next token."""
         spelled = (self._vocabulary.tokens[id] if id < len(self._vocabulary.tokens) else None) or b""
         self._left = self._left[len(spelled) :] if self._left.startswith(spelled) else b""
 
-    def fork(self) -> Healing:
+    def fork(self) -> TokenHealing:
         """Return one that goes on from here by itself."""
         return copy.copy(self)
 

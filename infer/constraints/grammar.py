@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from ...data.errors import UserError
 from ...data.template import remember
 from ..requests.params import SamplingParams
-from ..requests.request import Row
+from ..requests.request import TokenSequence
 from ..text.vocabulary import Vocabulary
 from .json_keys import KeyTokens, UniqueKeys
 from .schema import ready, texts_of
@@ -44,7 +44,7 @@ class Grammar:
         self._ends = frozenset(ends)
         self._over = False
 
-    def mask(self, row: Row, scores: Tensor) -> Tensor:
+    def mask(self, sequence: TokenSequence, scores: Tensor) -> Tensor:
         """[1, vocab] to [1, vocab]; raises UserError where the matcher gave up (a text too intricate for its limits)."""
         if self._matcher.is_error():
             raise UserError(f"{self.name}: {reason(self._matcher)}")
@@ -69,7 +69,7 @@ class Grammar:
         return not bits & ~sum(1 << id for id in self._ends)
 
     def accept(self, id: int) -> None:
-        """Hear of the row's next token."""
+        """Hear of the sequence's next token."""
         if not self._over and id in self._ends:
             self._over = True
         elif not self._over:

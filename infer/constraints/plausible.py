@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..requests.request import Row
+from ..requests.request import TokenSequence
 
 FLOOR = -1e4  # added to what is implausible: of probability 0, yet still in the model's order
 
@@ -20,13 +20,13 @@ def head(logprobs: Tensor, alpha: float) -> Tensor:
 def among_plausible(contrast: Tensor, logprobs: Tensor, alpha: float) -> Tensor:
     """Return the contrast of the model's plausible tokens, and of the others its log-probability far below; [.., vocab] all.
 
-    A row with such scores needs `Plausible` among its controls, which drops the others.
+    A sequence with such scores needs `Plausible` among its constraints, which drops the others.
     """
     return torch.where(head(logprobs, alpha), contrast, logprobs + FLOOR)
 
 
 class Plausible:
-    """The control that drops implausible tokens, once bans have been heard.
+    """The constraint that drops implausible tokens, once bans have been heard.
 
     Where bans leave none that is plausible, the model's own distribution decides among what they do leave, plausible ones alone again.
     """
@@ -36,7 +36,7 @@ class Plausible:
     def __init__(self, alpha: float):
         self.alpha = alpha
 
-    def mask(self, row: Row, scores: Tensor) -> Tensor:
+    def mask(self, sequence: TokenSequence, scores: Tensor) -> Tensor:
         """[1, vocab] to [1, vocab]."""
         kept = scores > FLOOR / 10  # whatever penalties made of the others
         return scores.masked_fill(~torch.where(kept.any(dim=-1, keepdim=True), kept, head(scores, self.alpha)), -torch.inf)

@@ -151,7 +151,7 @@ def check_keywords(node: dict[str, Any], path: str, holders: set[str]) -> None:
 
 
 def check_names(node: dict[str, Any], path: str) -> None:
-    """Raise UserError for a key that only the escape of a control character could write: those are kept out of keys, where they could hide another."""
+    """Raise UserError for a key that only the escape of a constraint character could write: those are kept out of keys, where they could hide another."""
     required = node.get("required")
     names = [*names_in(node.get("properties")), *(required if isinstance(required, list) else ())]
     for name in [*names, *names_in([node.get("const"), node.get("enum")], deep=True)]:

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...data.errors import UserError
 from ...data.literal import literal_ids
-from ..requests.request import Row
+from ..requests.request import TokenSequence
 
 Node = dict  # id -> Node; END where a path is complete
 END = None
@@ -26,7 +26,7 @@ class Trie:
         self._node: Node | None = root
         self._ends = frozenset(ends)
 
-    def mask(self, row: Row, scores: Tensor) -> Tensor:
+    def mask(self, sequence: TokenSequence, scores: Tensor) -> Tensor:
         """[1, vocab] to [1, vocab]."""
         if self._node is None:
             return torch.full_like(scores, -torch.inf)
@@ -50,7 +50,7 @@ class Trie:
         return self._node is not None and set(self._node) == {END}
 
     def accept(self, id: int) -> None:
-        """Hear of the row's next token."""
+        """Hear of the sequence's next token."""
         if self._node is not None and not (id in self._ends and END in self._node):
             self._node = self._node.get(id)
 
@@ -67,7 +67,7 @@ class Trie:
 
 
 def paths(tokenizer: PreTrainedTokenizerBase, given: Iterable[str | Sequence[int]]) -> list[list[int]]:
-    """Return the ids of every path; a text's are those of its continuation, no part of it a control token. Raises UserError for an empty one."""
+    """Return the ids of every path; a text's are those of its continuation, no part of it a constraint token. Raises UserError for an empty one."""
     found = []
     for path in given:
         if not isinstance(path, str | list | tuple):

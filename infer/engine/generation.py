@@ -26,7 +26,7 @@ def generate(
     params: SamplingParams | Sequence[SamplingParams] = SamplingParams(),
     *,
     trace: bool = False,
-    cache: PrefixCache | None = None,
+    prefix_cache: PrefixCache | None = None,
     max_rows: int = MAX_ROWS,
     on_error: str | None = None,
 ) -> list[Result]:
@@ -34,7 +34,7 @@ def generate(
 
     A text is continued as it stands, messages (a list, or a Dialogue with tools) go through the chat template, ids are taken as they are.
     `params` are one for all or one a prompt. At most `max_rows` answers grow at the same time. With `trace`, each result holds what was
-    observed at every step. A `cache` keeps what the model has read: a prompt that begins as an earlier one (the next turn of a talk)
+    observed at every step. A `prefix_cache` keeps what the model has read: a prompt that begins as an earlier one (the next turn of a talk)
     costs only what is new. Raises UserError, before anything is computed, for a prompt that is empty or too long for the
     model with its `max_new_tokens`, and for options that the strategy or the model cannot honour.
 
@@ -42,8 +42,8 @@ def generate(
     its prompt's alone: with `on_error="result"` that prompt's results have the finish_reason "error" and say why, and the others are what they
     would have been; with "raise" the UserError ends the call. Without, one prompt raises and several do not.
     """
-    results = answers(model, tokenizer, prompts, params, trace=trace, cache=cache, max_rows=max_rows, on_error=on_error)
-    return sorted(results, key=lambda result: (result.row, result.choice))
+    results = answers(model, tokenizer, prompts, params, trace=trace, prefix_cache=prefix_cache, max_rows=max_rows, on_error=on_error)
+    return sorted(results, key=lambda result: (result.prompt_index, result.choice))
 
 
 def answers(
@@ -53,14 +53,14 @@ def answers(
     params: SamplingParams | Sequence[SamplingParams] = SamplingParams(),
     *,
     trace: bool = False,
-    cache: PrefixCache | None = None,
+    prefix_cache: PrefixCache | None = None,
     max_rows: int = MAX_ROWS,
     on_error: str | None = None,
 ) -> Iterator[Result]:
-    """As `generate`, but each result comes as soon as it is there; `result.row` counts the prompts."""
+    """As `generate`, but each result comes as soon as it is there; `result.prompt_index` counts the prompts."""
     if on_error not in (None, "raise", "result"):
         raise UserError(f'on_error must be "raise" or "result", got {on_error!r}')
-    engine, requests = prepare(model, tokenizer, prompts, params, trace, cache, max_rows)
+    engine, requests = prepare(model, tokenizer, prompts, params, trace, prefix_cache, max_rows)
     raises = len(requests) == 1 if on_error is None else on_error == "raise"
     return results(run(engine, requests, raises), requests, trace)
 
@@ -70,10 +70,10 @@ def results(events: Iterator[Event], requests: Sequence[Request], trace: bool) -
     heard: dict[int, list[Event]] = {request.index: [] for request in requests}
     for event in events:
         if trace:
-            heard[event.row].append(event)
+            heard[event.prompt_index].append(event)
         if isinstance(event, Finished):
-            result = requests[event.row].results[event.choice]
-            yield replace(result, trace=heard[event.row]) if trace else result  # all of a prompt's answers share one list
+            result = requests[event.prompt_index].results[event.choice]
+            yield replace(result, trace=heard[event.prompt_index]) if trace else result  # all of a prompt's answers share one list
 
 
 def stream(
@@ -83,30 +83,30 @@ def stream(
     params: SamplingParams = SamplingParams(),
     *,
     trace: bool = False,
-    cache: PrefixCache | None = None,
+    prefix_cache: PrefixCache | None = None,
 ) -> Iterator[Event]:
     """Answer one prompt, token by token; the texts of the events join to the answer's text.
 
     Raises UserError as `generate` does, at once and not at the first event; what goes wrong later is raised in its place among the events.
     """
-    return run(*prepare(model, tokenizer, [prompt], params, trace, cache, MAX_ROWS), raises=True)
+    return run(*prepare(model, tokenizer, [prompt], params, trace, prefix_cache, MAX_ROWS), raises=True)
 
 
-def prepare(model, tokenizer, prompts, params, trace: bool, cache: PrefixCache | None, max_rows: int) -> tuple[Engine, list[Request]]:
+def prepare(model, tokenizer, prompts, params, trace: bool, prefix_cache: PrefixCache | None, max_rows: int) -> tuple[Engine, list[Request]]:
     """Open an engine and check every request before any of them is run."""
-    runner = open_runner(model) if cache is None else cache.runner_for(model)
-    engine = Engine(runner, max_rows, cache)
+    runner = open_runner(model) if prefix_cache is None else prefix_cache.runner_for(model)
+    engine = Engine(runner, max_rows, prefix_cache)
     return engine, new_requests(model, tokenizer, prompts, params, engine, trace)
 
 
 def run(engine: Engine, requests: Sequence[Request], raises: bool = False) -> Iterator[Event]:
-    """Run the requests together to their ends and yield what happens; rows are given back if the caller stops early.
+    """Run the requests together to their ends and yield what happens; sequences are given back if the caller stops early.
 
     With `raises`, the first request that fails ends them all by its error.
     """
     heard: deque[Event] = deque()
     for request in requests:
-        request.hear = heard.append
+        request.on_event = heard.append
         engine.submit(request)
     try:
         going = True
@@ -115,7 +115,7 @@ def run(engine: Engine, requests: Sequence[Request], raises: bool = False) -> It
             while heard:
                 event = heard.popleft()
                 if raises and isinstance(event, Finished) and event.error is not None:
-                    raise next(request.error for request in requests if request.index == event.row)
+                    raise next(request.error for request in requests if request.index == event.prompt_index)
                 yield event
     finally:
         engine.close()

@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 from torch import Tensor, nn
 
 from ...data.errors import UserError
-from ..requests.request import Row, shared
+from ..requests.request import TokenSequence, shared
 from ..runners.architecture import transformers_model
 from ..runners.layers import is_foreign, is_replaced
 from ..runners.model_lock import held
@@ -21,7 +21,7 @@ KEPT = 8  # talks; the one that was longest unused goes first
 
 @dataclass(eq=False)
 class Kept:
-    """A row that outlives its call: the ids that it has seen, and where it lies."""
+    """A sequence that outlives its call: the ids that it has seen, and where it lies."""
 
     ids: list[int]
     runner: Any
@@ -29,24 +29,24 @@ class Kept:
 
 
 class PrefixCache:
-    """Keeps the keys and values of finished rows, and gives a new row the longest past that fits its prompt.
+    """Keeps the keys and values of finished sequences, and gives a new sequence the longest past that fits its prompt.
 
     It belongs to one model. What was read with other weights, adapters or hooks than the model has now is kept apart, and is there again once
     they are switched back (`disable_adapter`). Changes of weights are known by torch's own count of them, which what writes to `.data` passes
     by: call `clear()` after that. Calls may overlap, as a stream that is half read and another call do; not for several threads.
     """
 
-    def __init__(self, model: nn.Module, rows: int = KEPT):
-        if rows < 1:
-            raise UserError(f"rows must be at least 1, got {rows}")
+    def __init__(self, model: nn.Module, sequences: int = KEPT):
+        if sequences < 1:
+            raise UserError(f"sequences must be at least 1, got {sequences}")
         self.runner = open_runner(model)
         if self.runner.model.config.is_encoder_decoder:
             raise UserError(f"a {self.runner.config.model_type} model reads its prompt in the encoder, whose past nothing continues: use no cache")
         if not (self.runner.capabilities.fork and self.runner.capabilities.truncate):
             raise UserError(f"a {self.runner.config.model_type} model's state cannot be cut back to a shared beginning: use no cache")
-        self.rows = rows
+        self.sequences = sequences
         self._kept: list[Kept] = []  # the longest unused first
-        # one runner for each state of the model: a row's past is only ever continued in the state that it was read in
+        # one runner for each state of the model: a sequence's past is only ever continued in the state that it was read in
         self._runners: WeakValueDictionary[Hashable, Any] = WeakValueDictionary({state_of(self.runner.model): self.runner})
 
     def runner_for(self, model: nn.Module):
@@ -60,35 +60,35 @@ class PrefixCache:
 
     @property
     def slots(self) -> list[int]:
-        """The rows of the runner in use that are kept between calls."""
+        """The sequences of the runner in use that are kept between calls."""
         return [kept.slot for kept in self._kept if kept.runner is self.runner]
 
     def recall(self, ids: list[int], runner) -> tuple[int, int]:
-        """Return a row of the runner for a prompt and how many of its ids the row has seen; the last id is always left to run."""
+        """Return a sequence of the runner for a prompt and how many of its ids the sequence has seen; the last id is always left to run."""
         known = [kept for kept in self._kept if kept.runner is runner]
         best = max(known, key=lambda kept: shared(kept.ids, ids), default=None)
         seen = 0 if best is None else min(shared(best.ids, ids), len(ids) - 1)
         if not seen:
-            return runner.row(), 0
+            return runner.allocate(), 0
         self._kept.remove(best)
         self._kept.append(best)
         [slot] = runner.fork([best.slot])
         runner.truncate(slot, seen)
         return slot, seen
 
-    def remember(self, row: Row) -> None:
-        """Take a finished row over, and let go of those that it continues, and of the longest unused.
+    def remember(self, sequence: TokenSequence) -> None:
+        """Take a finished sequence over, and let go of those that it continues, and of the longest unused.
 
-        A row during which the model has changed is let go of itself.
+        A sequence during which the model has changed is let go of itself.
         """
-        new = Kept(row.ids[: row.seen], row.runner, row.slot)
+        new = Kept(sequence.ids[: sequence.seen], sequence.runner, sequence.cache_slot)
         if self._runners.get(state_of(new.runner.model)) is not new.runner:
             new.runner.release([new.slot])
             return
         continued = [kept for kept in self._kept if kept.runner is new.runner and shared(kept.ids, new.ids) == len(kept.ids)]
         kept = [each for each in self._kept if each not in continued] + [new]
-        self._kept = kept[-self.rows :]
-        forget([*continued, *kept[: -self.rows]])
+        self._kept = kept[-self.sequences :]
+        forget([*continued, *kept[: -self.sequences]])
 
     def clear(self) -> None:
         """Forget everything that is kept, and look at the model anew; calls under way go on with what they have."""
@@ -98,9 +98,9 @@ class PrefixCache:
         self._runners = WeakValueDictionary({state_of(self.runner.model): self.runner})
 
 
-def forget(rows: list[Kept]) -> None:
-    """Give back the rows' memory."""
-    for kept in rows:
+def forget(sequences: list[Kept]) -> None:
+    """Give back the sequences' memory."""
+    for kept in sequences:
         kept.runner.release([kept.slot])
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from ...data.chat import end_of_turn_ids, prompt_ids, text_ids
 from ...data.errors import UserError
 from ...data.formats import Dialogue
-from ..constraints.build import new_text, steer
+from ..constraints.build import new_text, apply_constraints
 from ..constraints.forced_words import check_words, forced_ids
 from ..filters.pipeline import check_filters
 from ..filters.word_ids import breaker_ids, word_ids
@@ -23,7 +23,7 @@ from ..requests.request import Request
 from ..runners.architecture import refuse_hidden_under_window, transformers_model
 from ..runners.encoder_decoder import decoder_start
 from ..strategies.assistants import check_assistant
-from ..strategies.guidance import accompany, companion_of
+from ..strategies.guidance import with_guidance, guidance_of
 from ..strategies.registry import check
 from ..strategies.selection import selection_of
 from ..text.spans import hidden_positions
@@ -86,11 +86,11 @@ def new_request(
         request.breaker_ids = breaker_ids(tokenizer, params.dry_sequence_breakers)
     if params.hide or params.attention_mask is not None:
         refuse_hidden(runner)
-        request.hidden = hidden_positions(tokenizer, prompt, ids, params.hide, params.attention_mask, name)
-    steer(request, tokenizer, is_dialogue(prompt))
+        request.masked_positions = hidden_positions(tokenizer, prompt, ids, params.hide, params.attention_mask, name)
+    apply_constraints(request, tokenizer, is_dialogue(prompt))
     check_words(request, known or vocab)
-    request.memory = None if request.hidden else engine.memory
-    add_companion(request, tokenizer, engine)
+    request.prefix_cache = None if request.masked_positions else engine.prefix_cache
+    add_guidance(request, tokenizer, engine)
     check_assistant(request, engine, tokenizer)
     request.select = selection_of(params, kind.name, prompt if isinstance(prompt, str) else tokenizer.decode(source or ids))
     return request
@@ -118,17 +118,17 @@ def check_source(tokens: int, limit: int | None, name: str) -> None:
         raise UserError(f"{name} has {tokens} tokens, more than the {limit} positions of the encoder: shorten it")
 
 
-def add_companion(request: Request, tokenizer: PreTrainedTokenizerBase, engine: Engine) -> None:
-    """Give the request the companion that its guidance or its amateur asks for."""
+def add_guidance(request: Request, tokenizer: PreTrainedTokenizerBase, engine: Engine) -> None:
+    """Give the request the guidance that its scale or its amateur asks for."""
     params, negative = request.params, request.params.negative_prompt
     vocab = engine.runner.config.vocab_size
-    name = f"the companion of prompt {request.index + 1}" if negative is None else f"the negative prompt of prompt {request.index + 1}"
+    name = f"the guidance of prompt {request.index + 1}" if negative is None else f"the negative prompt of prompt {request.index + 1}"
     if not isinstance(negative, str | list | tuple | Dialogue | None):
         raise UserError(f"negative_prompt must be a text, messages or ids, got {negative!r}")
-    companion = companion_of(params, request.prompt_ids, None if negative is None else encode(tokenizer, negative, name, vocab), engine)
-    if companion is not None:
-        check_length(len(companion[1]), params.max_new_tokens, (companion[0] or engine.runner).limit, name)
-    accompany(request, companion)
+    guidance = guidance_of(params, request.prompt_ids, None if negative is None else encode(tokenizer, negative, name, vocab), engine)
+    if guidance is not None:
+        check_length(len(guidance[1]), params.max_new_tokens, (guidance[0] or engine.runner).limit, name)
+    with_guidance(request, guidance)
 
 
 def refuse_hidden(runner) -> None:

@@ -133,7 +133,7 @@ def score_ids(runner, pairs: Sequence[tuple[list[int], list[int]]], sources: Seq
     try:
         while left:
             bites, left = next_pass(left)
-            rows.update({i: runner.row(*opened[i]) for i, *_ in bites if i not in rows})
+            rows.update({i: runner.allocate(*opened[i]) for i, *_ in bites if i not in rows})
             logits = runner.forward([rows[i] for i, *_ in bites], [ids for _, ids, _ in bites], [len(t) for *_, t in bites])
             for (i, _, targets), part in zip(bites, logits.split([len(t) for *_, t in bites])):
                 found[i].append(chosen(part, targets))

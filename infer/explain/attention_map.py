@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from ...data.errors import UserError
 from ..runners.architecture import context_limit, evaluating, transformers_model
-from ..runners.model_lock import attending, configs_of
+from ..runners.model_lock import use_attention, configs_of
 from ..text.vocabulary import check_ids
 
 LONGEST = 512  # positions: the weights of every layer are held at once
@@ -37,7 +37,7 @@ def attention_maps(model: nn.Module, ids: Sequence[int], layer: int) -> Tensor:
     check_length(inner, len(ids))
     check_ids(ids, inner.config.get_text_config().vocab_size, "attention's text")
     device = inner.get_input_embeddings().weight.device
-    with attending(inner, configs_of(inner), "eager"), evaluating(inner):
+    with use_attention(inner, configs_of(inner), "eager"), evaluating(inner):
         out = inner(input_ids=torch.tensor([list(ids)], device=device), use_cache=False, output_attentions=True)
     weights = getattr(out, "attentions", None) or ()
     if len(weights) <= layer or weights[layer] is None or weights[layer].shape[-2:] != (len(ids), len(ids)):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ..requests.events import Result
-from ..requests.trace import Beams
+from ..requests.trace import BeamTrace
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Node:
             yield from child.walk()
 
 
-def beam_tree(beams: Sequence[tuple[int, Beams]], results: Sequence[Result]) -> Node:
+def beam_tree(beams: Sequence[tuple[int, BeamTrace]], results: Sequence[Result]) -> Node:
     """Return the root of all beams that lived at some step; the results mark the ways that they took."""
     root = Node(-1, 0, None, 0.0)
     before = [root]

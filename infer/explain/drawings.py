@@ -8,9 +8,9 @@ from unicodedata import east_asian_width
 
 from torch import Tensor
 
-from ..text.token_labels import Names
+from ..text.token_labels import TokenLabels
 from .beam_tree import Node
-from .generation_trace import Story
+from .generation_trace import GenerationTrace
 
 LEVELS = 12  # shades of a heat map
 
@@ -21,17 +21,17 @@ def svg(width: float, height: float, label: str, *parts: str, scale: str = "") -
     return f'<svg {size} viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
 
 
-def timing_chart(story: Story, height: int = 120) -> str:
+def timing_chart(generation_trace: GenerationTrace, height: int = 120) -> str:
     """A bar a pass, as high as its time; the passes that read the prompt are cut off where they tower over the others."""
-    shown = story.later or story.passes
+    shown = generation_trace.later or generation_trace.passes
     top = 1000 * max((each.seconds for each in shown), default=1e-9) * 1.1
-    step = max(min(720 / max(len(story.passes), 1), 24), 4)
+    step = max(min(720 / max(len(generation_trace.passes), 1), 24), 4)
     left, parts, cut = 58, [], []
     for share in (0, 0.5, 1):
         y = 10 + height * (1 - share)
-        parts.append(f'<line class="grid" x1="{left}" x2="{left + step * len(story.passes):g}" y1="{y:g}" y2="{y:g}"/>')
+        parts.append(f'<line class="grid" x1="{left}" x2="{left + step * len(generation_trace.passes):g}" y1="{y:g}" y2="{y:g}"/>')
         parts.append(f'<text class="axis" x="{left - 6}" y="{y + 4:g}" text-anchor="end">{top * share:.3g} ms</text>')
-    for place, each in enumerate(story.passes):
+    for place, each in enumerate(generation_trace.passes):
         ms = 1000 * each.seconds
         tall = min(ms / top, 1) * height
         cut += [f"{ms:.0f} ms"] if ms > top else []
@@ -42,11 +42,11 @@ def timing_chart(story: Story, height: int = 120) -> str:
         parts.append(f'<rect class="{kind}" {box}><title>{said}</title></rect>')
     said = "passes in their order" + (f"; cut off: {', '.join(cut[:5])}" if cut else "")
     parts.append(f'<text class="axis" x="{left}" y="{height + 28}">{said}</text>')
-    width = left + max(step * len(story.passes) + 10, 6.5 * len(said))
-    return svg(width, height + 34, f"Time of each of {len(story.passes)} passes", *parts)
+    width = left + max(step * len(generation_trace.passes) + 10, 6.5 * len(said))
+    return svg(width, height + 34, f"Time of each of {len(generation_trace.passes)} passes", *parts)
 
 
-def beam_drawing(root: Node, names: Names, dx: int = 104, dy: int = 46) -> str:
+def beam_drawing(root: Node, names: TokenLabels, dx: int = 104, dy: int = 46) -> str:
     """The tree of beams, a column a step; the ways of the answers are thick."""
     nodes = [node for node in root.walk() if node.id is not None]
     if not nodes:
@@ -67,7 +67,7 @@ def beam_drawing(root: Node, names: Names, dx: int = 104, dy: int = 46) -> str:
     return svg(width, height, f"{lanes + 1} beams over {last + 1} steps", *edges, *boxes)
 
 
-def beam_box(node: Node, names: Names, x: float, y: float) -> str:
+def beam_box(node: Node, names: TokenLabels, x: float, y: float) -> str:
     """A beam's token and sum, and the answers that end after it."""
     name = "prompt" if node.id is None else names(node.id)
     ends = "; ".join(f"answer {result.choice + 1} ends" for result in node.endings)

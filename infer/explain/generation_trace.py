@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..requests.events import Committed, Event, Observed, Result
-from ..requests.trace import Beams, Contrast, Drafted, Filtered, Layer, Pass
+from ..requests.trace import BeamTrace, ContrastTrace, DraftTrace, ChoiceTrace, LayerTrace, PassTrace
 
 
 @dataclass
@@ -20,50 +20,50 @@ class Step:
     id: int
     logprob: float
     text: str
-    filtered: Filtered | None = None
-    layer: Layer | None = None
-    contrast: Contrast | None = None
-    passes: list[Pass] = field(default_factory=list)
+    filtered: ChoiceTrace | None = None
+    layer: LayerTrace | None = None
+    contrast: ContrastTrace | None = None
+    passes: list[PassTrace] = field(default_factory=list)
 
 
 @dataclass
-class Story:
+class GenerationTrace:
     """What happened to one prompt. `answers` are the results with their steps; beams and drafts come with the position where they were."""
 
     answers: list[tuple[Result, list[Step]]]
-    passes: list[Pass]
-    beams: list[tuple[int, Beams]]
-    drafts: list[tuple[int, int, Drafted]]  # position, choice, draft
+    passes: list[PassTrace]
+    beams: list[tuple[int, BeamTrace]]
+    drafts: list[tuple[int, int, DraftTrace]]  # position, choice, draft
 
     @property
-    def prefill(self) -> list[Pass]:
+    def prefill(self) -> list[PassTrace]:
         return [each for each in self.passes if each.prefill]
 
     @property
-    def later(self) -> list[Pass]:
+    def later(self) -> list[PassTrace]:
         """The passes after the prompt was read."""
         return [each for each in self.passes if not each.prefill]
 
 
-def story(results: Sequence[Result]) -> Story:
+def generation_trace(results: Sequence[Result]) -> GenerationTrace:
     """Tell the story of one prompt from all its results, which were made with `trace=True`."""
     events = results[0].trace
-    at: dict[type, dict[tuple[int, int], object]] = {Filtered: {}, Layer: {}, Contrast: {}}  # by choice and position
-    told = Story([], [], [], [])
-    fresh: list[Pass] = []
-    spent: dict[int, list[Pass]] = {}
+    at: dict[type, dict[tuple[int, int], object]] = {ChoiceTrace: {}, LayerTrace: {}, ContrastTrace: {}}  # by choice and position
+    told = GenerationTrace([], [], [], [])
+    fresh: list[PassTrace] = []
+    spent: dict[int, list[PassTrace]] = {}
     for event in events:
         what = event.what if isinstance(event, Observed) else event
-        if isinstance(what, Pass):
+        if isinstance(what, PassTrace):
             told.passes.append(what)
             fresh.append(what)
             continue
         if fresh and isinstance(event, Observed | Committed):
             spent.setdefault(event.position, []).extend(fresh)
             fresh = []
-        if isinstance(what, Beams):
+        if isinstance(what, BeamTrace):
             told.beams.append((event.position, what))
-        elif isinstance(what, Drafted):
+        elif isinstance(what, DraftTrace):
             told.drafts.append((event.position, event.choice, what))
         elif type(what) in at:
             at[type(what)][event.choice, event.position] = what
@@ -71,19 +71,19 @@ def story(results: Sequence[Result]) -> Story:
     return told
 
 
-def steps_of(result: Result, events: Sequence[Event], at: dict, spent: dict[int, list[Pass]]) -> list[Step]:
+def steps_of(result: Result, events: Sequence[Event], at: dict, spent: dict[int, list[PassTrace]]) -> list[Step]:
     """The steps of one answer; `at` holds the records by choice and position, `spent` the passes by position."""
-    choice = grown_as(result, at[Filtered])
+    choice = grown_as(result, at[ChoiceTrace])
     steps = []
     for event in events:
         if isinstance(event, Committed) and event.choice == result.choice:
             place = (choice, event.position)
-            records = (at[Filtered].get(place), at[Layer].get(place), at[Contrast].get(place))
+            records = (at[ChoiceTrace].get(place), at[LayerTrace].get(place), at[ContrastTrace].get(place))
             steps.append(Step(event.position, event.id, event.logprob, event.text, *records, spent.get(event.position, [])))
     return steps
 
 
-def grown_as(result: Result, filtered: dict[tuple[int, int], Filtered]) -> int | None:
+def grown_as(result: Result, filtered: dict[tuple[int, int], ChoiceTrace]) -> int | None:
     """Return as which choice an answer grew: one that was chosen among several has another number since."""
     for choice in dict.fromkeys([result.choice, *(choice for choice, _ in filtered)]):
         own = {position: each.id for (of, position), each in filtered.items() if of == choice}

@@ -13,11 +13,11 @@ from pathlib import Path
 from torch import Tensor
 
 from ..requests.events import Result
-from ..requests.trace import CANDIDATES, Contrast, Filtered, Layer
-from ..text.token_labels import Names
+from ..requests.trace import CANDIDATES, ContrastTrace, ChoiceTrace, LayerTrace
+from ..text.token_labels import TokenLabels
 from .beam_tree import beam_tree
 from .drawings import attention_drawing, beam_drawing, thumbnail, timing_chart
-from .generation_trace import Step, Story
+from .generation_trace import Step, GenerationTrace
 from .terminal import chance, cost, leaving, times, title_of
 
 LINE_END = "⏎"
@@ -44,7 +44,7 @@ class Picture:
         return f"attention of layer {self.layer}, {of}"
 
 
-def to_html(story: Story, names: Names, prompt_ids: Sequence[int], prompt: str, picture: Picture | None = None) -> str:
+def to_html(generation_trace: GenerationTrace, names: TokenLabels, prompt_ids: Sequence[int], prompt: str, picture: Picture | None = None) -> str:
     """A page with the answers, every token's stages, time, beams, drafts, layers and attention.
 
     It loads nothing, follows the reader's light or dark theme, can be read without scripts, and all text is escaped.
@@ -52,11 +52,11 @@ def to_html(story: Story, names: Names, prompt_ids: Sequence[int], prompt: str, 
     parts = [
         f'<p class="prompt">{escape(prompt)}</p>',
         f"<details><summary>The {len(prompt_ids)} ids that the model read</summary>{plain_strip(prompt_ids, names)}</details>",
-        *(answer(result, steps, names, len(story.answers)) for result, steps in story.answers),
-        beams(story, names),
-        drafts(story, names),
-        layers(story, names),
-        f'<section><h2>Time</h2><p class="lines">{escape(times(story).plain)}</p><div class="wide">{timing_chart(story)}</div></section>',
+        *(answer(result, steps, names, len(generation_trace.answers)) for result, steps in generation_trace.answers),
+        beams(generation_trace, names),
+        drafts(generation_trace, names),
+        layers(generation_trace, names),
+        f'<section><h2>Time</h2><p class="lines">{escape(times(generation_trace).plain)}</p><div class="wide">{timing_chart(generation_trace)}</div></section>',
         attention(picture) if picture else "",
     ]
     template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
@@ -65,7 +65,7 @@ def to_html(story: Story, names: Names, prompt_ids: Sequence[int], prompt: str, 
     return before.replace("{{ title }}", escape(title)) + "\n".join(filter(None, parts)) + after
 
 
-def plain_strip(ids: Sequence[int], names: Names) -> str:
+def plain_strip(ids: Sequence[int], names: TokenLabels) -> str:
     tokens = (f'<span class="token" title="{id}">{escape(names(id))}</span>{broken(names(id))}' for id in ids)
     return f'<p class="strip">{"".join(tokens)}</p>'
 
@@ -75,7 +75,7 @@ def broken(name: str) -> str:
     return "<br>" if LINE_END in name else ""
 
 
-def answer(result: Result, steps: Sequence[Step], names: Names, count: int) -> str:
+def answer(result: Result, steps: Sequence[Step], names: TokenLabels, count: int) -> str:
     """An answer: its text, its tokens in the colour of their probability, and each token's story."""
     said = [f"{len(result.ids)} tokens", f"ended by {result.finish_reason}", f"seed {result.seed}"]
     said += [] if result.score is None else [f"score {result.score:.4f}"]
@@ -92,20 +92,20 @@ def answer(result: Result, steps: Sequence[Step], names: Names, count: int) -> s
     )
 
 
-def token_link(step: Step, names: Names, key: str | None) -> str:
+def token_link(step: Step, names: TokenLabels, key: str | None) -> str:
     """A token of the strip, which leads to its story where it has one."""
-    p = step.filtered.p if step.filtered else exp(step.logprob)
+    p = step.filtered.probability if step.filtered else exp(step.logprob)
     name = names(step.id)
     look = f'class="token" style="--p:{min(p, 1):.3f}" title="{step.id}: {chance(p)}"'
     tag = f'<a {look} href="#{key}t{step.position}">{escape(name)}</a>' if key else f"<span {look}>{escape(name)}</span>"
     return tag + broken(name)
 
 
-def step_story(step: Step, names: Names, key: str) -> str:
+def step_story(step: Step, names: TokenLabels, key: str) -> str:
     """What a token was chosen from, stage by stage."""
     facts = []
     if step.filtered is not None:
-        facts = [f"p {chance(step.filtered.p)}", f"entropy {abs(step.filtered.entropy):.2f} nats"]
+        facts = [f"p {chance(step.filtered.probability)}", f"entropy {abs(step.filtered.entropy):.2f} nats"]
     facts += [cost(step.passes)] if step.passes else []
     inner = layer_bars(step.layer) if step.layer else ""
     if step.filtered is not None:
@@ -115,13 +115,13 @@ def step_story(step: Step, names: Names, key: str) -> str:
     return f'<details class="step" id="{key}t{step.position}"><summary>{title}</summary>{inner}</details>'
 
 
-def stages(filtered: Filtered, names: Names) -> Iterator[str]:
+def stages(filtered: ChoiceTrace, names: TokenLabels) -> Iterator[str]:
     """A list of bars for the distribution of the model and after each filter."""
     found = filtered.stages
     for place, (name, candidates) in enumerate(found):
         shown = list(candidates)
         if place + 1 == len(found) and filtered.id not in (id for id, _ in shown):
-            shown = [*shown[: CANDIDATES - 1], (filtered.id, filtered.p)]
+            shown = [*shown[: CANDIDATES - 1], (filtered.id, filtered.probability)]
         rows = "".join(bar(names(id), p, chance(p), "chosen" if id == filtered.id else leaving(id, found, place) or "") for id, p in shown)
         yield f'<div class="stage"><h3>{escape(name)}</h3><table class="bars">{rows}</table></div>'
 
@@ -131,14 +131,14 @@ def bar(name: str, share: float, value: str, kind: str = "") -> str:
     return f'<tr class="{kind}"><th scope="row">{escape(name)}</th>{box}<td class="number">{value}</td></tr>'
 
 
-def layer_bars(layer: Layer) -> str:
+def layer_bars(layer: LayerTrace) -> str:
     """The divergence of each candidate layer from the last, the chosen one marked."""
     most = max(each for _, each in layer.divergences) or 1.0
     rows = "".join(bar(f"layer {n}", each / most, f"{each:.4g}", "chosen" if n == layer.chosen else "") for n, each in layer.divergences)
     return f'<div class="stages"><div class="stage"><h3>divergence from the last layer</h3><table class="bars">{rows}</table></div></div>'
 
 
-def contrast_table(contrast: Contrast, id: int, names: Names) -> str:
+def contrast_table(contrast: ContrastTrace, id: int, names: TokenLabels) -> str:
     """The candidates of contrastive search with both terms."""
     head = "".join(f'<th scope="col">{each}</th>' for each in ("candidate", "probability", "likeness", "score"))
     rows = ""
@@ -148,13 +148,13 @@ def contrast_table(contrast: Contrast, id: int, names: Names) -> str:
     return f'<table class="terms"><tr>{head}</tr>{rows}</table>'
 
 
-def beams(story: Story, names: Names) -> str:
+def beams(generation_trace: GenerationTrace, names: TokenLabels) -> str:
     """The beams as a drawing, and the scores of the finished ones."""
-    if not story.beams:
+    if not generation_trace.beams:
         return ""
-    drawing = beam_drawing(beam_tree(story.beams, [result for result, _ in story.answers]), names)
+    drawing = beam_drawing(beam_tree(generation_trace.beams, [result for result, _ in generation_trace.answers]), names)
     rows, before = "", ()
-    for position, record in story.beams:
+    for position, record in generation_trace.beams:
         if record.finished != before:
             rows += f'<tr><th scope="row">{position}</th><td>{", ".join(f"{score:.4f}" for score in record.finished)}</td></tr>'
             before = record.finished
@@ -163,29 +163,29 @@ def beams(story: Story, names: Names) -> str:
     return f'<section><h2>Beams</h2>{about}<div class="wide">{drawing}</div>{table}</section>'
 
 
-def drafts(story: Story, names: Names) -> str:
+def drafts(generation_trace: GenerationTrace, names: TokenLabels) -> str:
     """Each draft with its accepted and rejected tokens."""
-    if not story.drafts:
+    if not generation_trace.drafts:
         return ""
     rows = ""
-    for position, choice, draft in story.drafts:
-        where = str(position) if len(story.answers) == 1 else f"{choice + 1}.{position}"
+    for position, choice, draft in generation_trace.drafts:
+        where = str(position) if len(generation_trace.answers) == 1 else f"{choice + 1}.{position}"
         tokens = "".join(
             f'<ins class="token">{escape(names(id))}</ins>' if place < draft.accepted else f'<del class="token">{escape(names(id))}</del>'
             for place, id in enumerate(draft.ids)
         )
         count = f'<td class="number">{draft.accepted} of {len(draft.ids)}</td>'
         rows += f'<tr><th scope="row">{where}</th>{count}<td class="strip">{tokens}</td></tr>'
-    said, kept = sum(len(each.ids) for *_, each in story.drafts), sum(each.accepted for *_, each in story.drafts)
-    tokens = sum(len(steps) for _, steps in story.answers)
-    about = f"<p>{kept} of {said} drafted tokens were accepted ({kept / said:.0%}); {tokens} tokens took {len(story.passes)} passes, those that draft included.</p>"
+    said, kept = sum(len(each.ids) for *_, each in generation_trace.drafts), sum(each.accepted for *_, each in generation_trace.drafts)
+    tokens = sum(len(steps) for _, steps in generation_trace.answers)
+    about = f"<p>{kept} of {said} drafted tokens were accepted ({kept / said:.0%}); {tokens} tokens took {len(generation_trace.passes)} passes, those that draft included.</p>"
     head = '<tr><th scope="col">from</th><th scope="col">accepted</th><th scope="col">draft</th></tr>'
     return f'<section><h2>Drafts</h2>{about}<div class="wide"><table class="drafts">{head}{rows}</table></div></section>'
 
 
-def layers(story: Story, names: Names) -> str:
+def layers(generation_trace: GenerationTrace, names: TokenLabels) -> str:
     """For each token the layers' divergences as shades, the chosen one framed."""
-    shown = [step for _, steps in story.answers for step in steps if step.layer]
+    shown = [step for _, steps in generation_trace.answers for step in steps if step.layer]
     if not shown:
         return ""
     candidates = [number for number, _ in shown[0].layer.divergences]

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from ...data.errors import UserError
-from ..filters.specs import CONTROLS, FILTERS
+from ..filters.specs import CONSTRAINTS, FILTERS
 from ..requests.params import SamplingParams
 from ..runners.architecture import Capabilities
 from ..strategies import sampling, selection
@@ -56,7 +56,7 @@ VALUES: dict[str, Any] = {
     "min_p": 0.1, "typical_p": 0.9, "epsilon_cutoff": 0.01, "eta_cutoff": 0.01, "xtc_probability": 0.5, "mirostat_tau": 3.0, "forced_text": {3: " so"}, "trie": ("yes", "no"),
     "json_schema": "{}", "regex": "a+", "choice": ("yes", "no"), "grammar": 'start: "a"', "thinking_budget": 8, "token_healing": True,
 }  # fmt: skip
-KINDS_OF_FILTER = {"bias": "biases", "penalty": "penalties", "ban": "bans", "own": "own filters", "control": "controls", "warper": "warpers"}
+KINDS_OF_FILTER = {"bias": "biases", "penalty": "penalties", "ban": "bans", "own": "own filters", "constraint": "constraints", "warper": "warpers"}
 
 OF_THE_SCALE = ("encoder_repetition_penalty", "repetition_penalty", "exponential_decay_length_penalty")
 
@@ -65,8 +65,8 @@ def settings_of(name: str) -> list[dict[str, Any]]:
     """Settings that ask for a filter, one each."""
     if name == "dynatemp":
         return [{"temperature": 0.7, "dynatemp_range": 0.2}]
-    if name == "controls":
-        return [{each: VALUES[each]} for each in CONTROLS]
+    if name == "constraints":
+        return [{each: VALUES[each]} for each in CONSTRAINTS]
     return [{FILTERS[name].fields[0]: VALUES[FILTERS[name].fields[0]]}]
 
 
@@ -178,7 +178,7 @@ def filters_part() -> list[str]:
         *grid(("", "filter", "kind", "settings"), rows),
         "",
         "`filter_order` changes the order: a list of the names above, which must have every filter that the request asks for.",
-        "`controls` may be left out; they then come before the first warper. Warpers apply to requests that sample, all others always.",
+        "`constraints` may be left out; they then come before the first warper. Warpers apply to requests that sample, all others always.",
         "",
         "`min_new_tokens` and `min_length` are refused where what the answer may be (trie, json_schema, regex, choice, grammar) has no text as long,",
         "so far as its texts are few enough to be looked through; elsewhere its end wins: where nothing else can follow, the answer ends.",

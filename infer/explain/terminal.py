@@ -15,10 +15,10 @@ from rich.text import Text
 from rich.tree import Tree
 from torch import Tensor
 
-from ..requests.trace import CANDIDATES, Candidates, Contrast, Drafted, Filtered, Layer, Pass
-from ..text.token_labels import Names
+from ..requests.trace import CANDIDATES, Candidates, ContrastTrace, DraftTrace, ChoiceTrace, LayerTrace, PassTrace
+from ..text.token_labels import TokenLabels
 from .beam_tree import Node, beam_tree, chains
-from .generation_trace import Step, Story
+from .generation_trace import Step, GenerationTrace
 
 CHOSEN, HEADING, QUIET = "bold green", "bold cyan", "dim"
 LEAVING = {"drops": "dim strike", "behind": "dim", None: ""}
@@ -26,11 +26,11 @@ SHOWN = 5  # candidates of a distribution
 SHADES = " ░▒▓█"
 
 
-def explain(story: Story, names: Names, steps: int = 20) -> RenderableType:
+def explain(generation_trace: GenerationTrace, names: TokenLabels, steps: int = 20) -> RenderableType:
     """Show all answers, `steps` tokens of each in full, with the beams and drafts; for a rich console."""
     parts: list[RenderableType] = []
-    for result, own in story.answers:
-        parts.append(answer_panel(result, len(story.answers)))
+    for result, own in generation_trace.answers:
+        parts.append(answer_panel(result, len(generation_trace.answers)))
         if not any(step.filtered for step in own):
             parts.append(Text("  ").join(Text.assemble(names(step.id), (f" {chance(exp(step.logprob))}", QUIET)) for step in own[:steps]))
         else:
@@ -38,11 +38,11 @@ def explain(story: Story, names: Names, steps: int = 20) -> RenderableType:
         parts += [shown_step(step, names) for step in own[:steps] if step.filtered or step.contrast]
         if len(own) > steps and any(step.filtered for step in own):
             parts.append(Text(f"... {len(own) - steps} more tokens: --steps {len(own)} shows all of them", style=QUIET))
-    if story.beams:
-        parts += [Text("\nbeams", style=HEADING), tree_of_beams(story, names), Text(), beam_table(story, names, steps)]
-    if story.drafts:
-        parts += [Text("\ndrafts", style=HEADING), *drafts(story, names)]
-    return Group(*parts, Text("\ntime", style=HEADING), times(story))
+    if generation_trace.beams:
+        parts += [Text("\nbeams", style=HEADING), tree_of_beams(generation_trace, names), Text(), beam_table(generation_trace, names, steps)]
+    if generation_trace.drafts:
+        parts += [Text("\ndrafts", style=HEADING), *drafts(generation_trace, names)]
+    return Group(*parts, Text("\ntime", style=HEADING), times(generation_trace))
 
 
 def answer_panel(result, count: int) -> Panel:
@@ -53,13 +53,13 @@ def answer_panel(result, count: int) -> Panel:
     return Panel(Text(result.text), title=title, title_align="left", subtitle=Text(", ".join(said)), subtitle_align="right")
 
 
-def shown_step(step: Step, names: Names) -> RenderableType:
+def shown_step(step: Step, names: TokenLabels) -> RenderableType:
     """One token: what it is, how sure the model was, what it cost, and its rivals at each stage."""
     title = title_of(step, names)
     line = Text(f"{step.position:>4}  ", no_wrap=True, overflow="ellipsis")
     line.append(title + " " * (12 - cell_len(title)), style=CHOSEN)
     if step.filtered is not None:
-        line.append(f"  p {chance(step.filtered.p)}  entropy {abs(step.filtered.entropy):.2f}")
+        line.append(f"  p {chance(step.filtered.probability)}  entropy {abs(step.filtered.entropy):.2f}")
     if step.passes:
         line.append(f"  {cost(step.passes)}", style=QUIET)
     body: list[RenderableType] = []
@@ -72,7 +72,7 @@ def shown_step(step: Step, names: Names) -> RenderableType:
     return Group(line, *(Padding(each, (0, 0, 0, 6)) for each in body))
 
 
-def title_of(step: Step, names: Names) -> str:
+def title_of(step: Step, names: TokenLabels) -> str:
     """A token's name, with the characters that it completes where it has only a part of them."""
     name = names(step.id)
     return f"{name} ({step.text.strip()})" if names.unfinished(step.id) and step.text.strip() else name
@@ -87,7 +87,7 @@ def chance(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 or p == 0 else f"{p:.0e}"
 
 
-def cost(passes: Sequence[Pass]) -> str:
+def cost(passes: Sequence[PassTrace]) -> str:
     """What the passes before a token took."""
     read = sum(each.positions for each in passes if each.prefill)
     said = [f"{1000 * sum(each.seconds for each in passes):.1f} ms"]
@@ -96,10 +96,10 @@ def cost(passes: Sequence[Pass]) -> str:
     return ", ".join([*said, f"cache {passes[-1].cached}"])
 
 
-def stages(filtered: Filtered, names: Names) -> RenderableType:
+def stages(filtered: ChoiceTrace, names: TokenLabels) -> RenderableType:
     """The likeliest tokens of each stage side by side; of a single one in a line."""
     found, id = filtered.stages, filtered.id
-    lists = [nearest(each, id, filtered.p if place + 1 == len(found) else None) for place, (_, each) in enumerate(found)]
+    lists = [nearest(each, id, filtered.probability if place + 1 == len(found) else None) for place, (_, each) in enumerate(found)]
     if len(found) == 1:
         line = Text(no_wrap=True, overflow="ellipsis")
         for token, p in lists[0]:
@@ -130,7 +130,7 @@ def nearest(candidates: Candidates, id: int, p: float | None = None) -> list[tup
     return first if not chosen or chosen[0] in first else [*first[: SHOWN - 1], chosen[0]]
 
 
-def layer_line(layer: Layer) -> Text:
+def layer_line(layer: LayerTrace) -> Text:
     """DoLa's choice among the layers."""
     line = Text("contrasted with layer ")
     line.append(str(layer.chosen), style=CHOSEN)
@@ -140,7 +140,7 @@ def layer_line(layer: Layer) -> Text:
     return line
 
 
-def contrast_table(contrast: Contrast, id: int, names: Names) -> Table:
+def contrast_table(contrast: ContrastTrace, id: int, names: TokenLabels) -> Table:
     """The candidates of contrastive search with both terms."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="underline")
     for heading in ("candidate", "probability", "likeness", "score"):
@@ -151,17 +151,17 @@ def contrast_table(contrast: Contrast, id: int, names: Names) -> Table:
     return table
 
 
-def drafts(story: Story, names: Names) -> Iterator[Text]:
+def drafts(generation_trace: GenerationTrace, names: TokenLabels) -> Iterator[Text]:
     """Every draft, and how many of its tokens stayed in all."""
-    for position, choice, draft in story.drafts:
-        line = Text(f"{position:>4}  ") if len(story.answers) == 1 else Text(f"{choice + 1:>3}.{position:<4}  ")
+    for position, choice, draft in generation_trace.drafts:
+        line = Text(f"{position:>4}  ") if len(generation_trace.answers) == 1 else Text(f"{choice + 1:>3}.{position:<4}  ")
         yield line.append_text(shown_draft(draft, names))
-    said, kept = sum(len(each.ids) for *_, each in story.drafts), sum(each.accepted for *_, each in story.drafts)
-    tokens = sum(len(steps) for _, steps in story.answers)
-    yield Text(f"      {kept} of {said} drafted tokens accepted ({kept / said:.0%}); {tokens} tokens in {len(story.passes)} passes, those that draft included")
+    said, kept = sum(len(each.ids) for *_, each in generation_trace.drafts), sum(each.accepted for *_, each in generation_trace.drafts)
+    tokens = sum(len(steps) for _, steps in generation_trace.answers)
+    yield Text(f"      {kept} of {said} drafted tokens accepted ({kept / said:.0%}); {tokens} tokens in {len(generation_trace.passes)} passes, those that draft included")
 
 
-def shown_draft(draft: Drafted, names: Names) -> Text:
+def shown_draft(draft: DraftTrace, names: TokenLabels) -> Text:
     """Accepted tokens green, rejected ones struck out in red, apart from each other."""
     line = Text()
     for place, id in enumerate(draft.ids):
@@ -170,14 +170,14 @@ def shown_draft(draft: Drafted, names: Names) -> Text:
     return line.append(f" {draft.accepted} of {len(draft.ids)}", style=QUIET)
 
 
-def tree_of_beams(story: Story, names: Names) -> Tree:
+def tree_of_beams(generation_trace: GenerationTrace, names: TokenLabels) -> Tree:
     """All beams that lived. A line goes on in the next one of its depth that begins with three dots; what left it is set in below it."""
     tree = Tree("", hide_root=True)
-    grow(tree, beam_tree(story.beams, [result for result, _ in story.answers]), names)
+    grow(tree, beam_tree(generation_trace.beams, [result for result, _ in generation_trace.answers]), names)
     return tree
 
 
-def grow(tree: Tree, node: Node, names: Names) -> None:
+def grow(tree: Tree, node: Node, names: TokenLabels) -> None:
     """Add a node with all below it, along its heirs at one depth."""
     going = False
     while node is not None:
@@ -201,34 +201,34 @@ def heir(node: Node) -> Node | None:
     return max(node.children, key=lambda child: (child.returned, max(each.step for each in child.walk()), child.total), default=None)
 
 
-def beam_table(story: Story, names: Names, steps: int) -> Table:
+def beam_table(generation_trace: GenerationTrace, names: TokenLabels, steps: int) -> Table:
     """Every step's beams: whose child, their sum, and which token; and how many are finished, with the best score."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="underline")
     table.add_column("step", justify="right", no_wrap=True, min_width=4)
-    lanes = max(len(record.live) for _, record in story.beams)
+    lanes = max(len(record.live) for _, record in generation_trace.beams)
     for lane in range(lanes):
         table.add_column(f"beam {lane}", no_wrap=True)
     table.add_column("finished", no_wrap=True)
-    for position, record in story.beams[:steps]:
+    for position, record in generation_trace.beams[:steps]:
         live = [Text.assemble((f"{parent}→ {total:.2f} ", QUIET), names(id)) for parent, id, total in record.live]
         finished = f"{len(record.finished)}: {max(record.finished):.2f}" if record.finished else ""
         table.add_row(str(position), *live, *[""] * (lanes - len(live)), Text(finished, style="green"))
-    if len(story.beams) > steps:
-        table.add_row("...", Text(f"{len(story.beams) - steps} more", style=QUIET))
+    if len(generation_trace.beams) > steps:
+        table.add_row("...", Text(f"{len(generation_trace.beams) - steps} more", style=QUIET))
     return table
 
 
-def times(story: Story) -> Text:
+def times(generation_trace: GenerationTrace) -> Text:
     """What reading the prompt took, and the steps after it."""
     lines = []
-    for each in story.prefill:
+    for each in generation_trace.prefill:
         lines.append(f"prefill  {1000 * each.seconds:.1f} ms for {each.positions} positions")
-    if later := sorted(each.seconds for each in story.later):
-        lengths = [max(len(steps) - 1, 0) for _, steps in story.answers]  # the first token came with the prompt
-        speed = (max(lengths) if story.beams else sum(lengths)) / sum(later)
+    if later := sorted(each.seconds for each in generation_trace.later):
+        lengths = [max(len(steps) - 1, 0) for _, steps in generation_trace.answers]  # the first token came with the prompt
+        speed = (max(lengths) if generation_trace.beams else sum(lengths)) / sum(later)
         lines.append(f"steps    {len(later)} passes, {1000 * later[len(later) // 2]:.1f} ms in the middle, {speed:.1f} tokens/s")
-    if story.passes:
-        lines.append(f"cache    {story.passes[-1].cached} positions at the last pass, {max(each.cached for each in story.passes)} at most")
+    if generation_trace.passes:
+        lines.append(f"cache    {generation_trace.passes[-1].cached} positions at the last pass, {max(each.cached for each in generation_trace.passes)} at most")
     return Text("\n".join(lines))
 
 

@@ -1,4 +1,4 @@
-"""The filters that a set of rows asks for, each row its own, in their order."""
+"""The filters that a set of sequences asks for, each sequence its own, in their order."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ...data.errors import UserError
 from ..requests.params import SamplingParams
-from ..requests.request import Row
+from ..requests.request import TokenSequence
 from .logits import wide
 from .shortlist import LONGEST, shortlist
 from .specs import DEFAULT_ORDER, FILTERS, Apply, FilterSpec, RowErrors, placed
 
 __all__ = ["DEFAULT_ORDER", "FILTERS", "FilterSpec", "Filters", "check_filters", "order_of", "uses"]
 
-Watch = Callable[[int, str, Tensor], None]
+TraceRecorder = Callable[[int, str, Tensor], None]
 SHORTLIST = "shortlist"  # temperature, top_k, top_p, min_p in one
 NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
@@ -31,7 +31,7 @@ def uses(params: SamplingParams) -> set[str]:
 def order_of(params: SamplingParams) -> tuple[str, ...]:
     """Return all filter names in the order in which they apply to a request.
 
-    A request's `filter_order` must name all filters that it asks for, but for "controls": unnamed they come before the first
+    A request's `filter_order` must name all filters that it asks for, but for "constraints": unnamed they come before the first
     warper. Raises UserError for one that is missing, unknown or named twice.
     """
     if params.filter_order is None:
@@ -44,11 +44,11 @@ def order_of(params: SamplingParams) -> tuple[str, ...]:
             raise UserError(f"filter_order has {name!r}, which is no filter: {hint}")
         if order.count(name) > 1:
             raise UserError(f"filter_order has {name!r} twice: name it once")
-    if missing := [name for name in DEFAULT_ORDER if name in uses(params) - {*order, "controls"}]:
+    if missing := [name for name in DEFAULT_ORDER if name in uses(params) - {*order, "constraints"}]:
         raise UserError(f"filter_order leaves out {missing[0]}, which the request asks for: name it too")
-    if "controls" not in order:
+    if "constraints" not in order:
         warpers = [i for i, name in enumerate(order) if FILTERS[name].kind == "warper"]
-        order.insert(warpers[0] if warpers else len(order), "controls")
+        order.insert(warpers[0] if warpers else len(order), "constraints")
     return tuple(order)
 
 
@@ -82,7 +82,7 @@ def check_filters(params: SamplingParams, vocab_size: int, known_ids: int | None
 
 @dataclass
 class Step:
-    """One filter applied to the rows that ask for it: `members` are their numbers, `index` the same as a tensor, None for all rows."""
+    """One filter applied to the sequences that ask for it: `members` are their numbers, `index` the same as a tensor, None for all sequences."""
 
     name: str
     members: list[int]
@@ -91,40 +91,40 @@ class Step:
 
 
 class Filters:
-    """Filters a fixed set of rows together, each row by its own settings and in its own order.
+    """Filters a fixed set of sequences together, each sequence by its own settings and in its own order.
 
-    Where a row asks for no other order it is `DEFAULT_ORDER`. A filter touches the rows that ask for it alone, and one that no
-    row asks for costs nothing. Every row keeps at least one token: where bans, biases or controls leave none, UserError names the
+    Where a sequence asks for no other order it is `DEFAULT_ORDER`. A filter touches the sequences that ask for it alone, and one that no
+    sequence asks for costs nothing. Every sequence keeps at least one token: where bans, biases or constraints leave none, UserError names the
     filter and the step. On beams the scores are log-probabilities, and every filter treats them as it treats logits.
 
     Ids that the model has and the tokenizer has not are dropped before all filters, and again where a filter of the caller's own revives them.
     """
 
-    def __init__(self, rows: Sequence[Row]):
-        self.rows = list(rows)
-        orders: dict[int, tuple[str, ...]] = {}  # rows of a request share its settings
-        for row in self.rows:
-            if id(row.request) not in orders:
-                orders[id(row.request)] = order_of(row.request.params)
-        self._orders = [orders[id(row.request)] for row in self.rows]
-        self._chains = [chain(row, order) for row, order in zip(self.rows, self._orders)]
+    def __init__(self, sequences: Sequence[TokenSequence]):
+        self.sequences = list(sequences)
+        orders: dict[int, tuple[str, ...]] = {}  # sequences of a request share its settings
+        for sequence in self.sequences:
+            if id(sequence.request) not in orders:
+                orders[id(sequence.request)] = order_of(sequence.request.params)
+        self._orders = [orders[id(sequence.request)] for sequence in self.sequences]
+        self._chains = [chain(sequence, order) for sequence, order in zip(self.sequences, self._orders)]
         self._steps: dict[bool, list[Step]] = {}
-        self._known = min((row.request.known_ids for row in self.rows if row.request.known_ids is not None), default=None)
+        self._known = min((sequence.request.known_ids for sequence in self.sequences if sequence.request.known_ids is not None), default=None)
 
-    def __call__(self, scores: Tensor, watch: Watch | None = None) -> Tensor:
-        """[rows, vocab] to [rows, vocab], in the order of the rows given; float32 at least.
+    def __call__(self, scores: Tensor, watch: TraceRecorder | None = None) -> Tensor:
+        """[rows, vocab] to [rows, vocab], in the order of the sequences given; float32 at least.
 
-        `watch(row, name, scores [vocab])` hears of every filter that changed a row. Raises the first row's error.
+        `watch(sequence, name, scores [vocab])` hears of every filter that changed a sequence. Raises the first sequence's error.
         """
         scores, errors = self.each(scores, watch)
         for error in errors.values():
             raise error
         return scores
 
-    def each(self, scores: Tensor, watch: Watch | None = None) -> tuple[Tensor, dict[int, UserError]]:
-        """As a call, for rows of several requests: with the scores come the errors by the row's place.
+    def each(self, scores: Tensor, watch: TraceRecorder | None = None) -> tuple[Tensor, dict[int, UserError]]:
+        """As a call, for sequences of several requests: with the scores come the errors by the sequence's place.
 
-        A row in error keeps the scores that it had before, and the other rows theirs.
+        A sequence in error keeps the scores that it had before, and the other sequences theirs.
         """
         errors: dict[int, UserError] = {}
         scores = known_alone(wide(scores), self._known)
@@ -151,35 +151,35 @@ class Filters:
             if watch is not None:
                 for i, old, new in zip(step.members, before, after):
                     if not torch.equal(old, new):
-                        watch(i, label(self.rows[i], step.name), new)
+                        watch(i, label(self.sequences[i], step.name), new)
         return scores, errors
 
     def _plan(self, device: torch.device, short: bool) -> list[Step]:
-        """Merge the rows' chains into steps: rows of one order share them."""
-        chains = [shortened(each, row.request.params) if short else each for each, row in zip(self._chains, self.rows)]
+        """Merge the sequences' chains into steps: sequences of one order share them."""
+        chains = [shortened(each, sequence.request.params) if short else each for each, sequence in zip(self._chains, self.sequences)]
         steps = []
         for order in dict.fromkeys(self._orders):
             for name in with_shortlist(order):
                 members = [i for i, own in enumerate(chains) if self._orders[i] == order and name in own]
                 if members:
-                    rows = [self.rows[i] for i in members]
-                    index = None if len(members) == len(self.rows) else torch.tensor(members, device=device)
-                    apply = make_shortlist(rows) if name == SHORTLIST else FILTERS[name].make(rows)
+                    sequences = [self.sequences[i] for i in members]
+                    index = None if len(members) == len(self.sequences) else torch.tensor(members, device=device)
+                    apply = make_shortlist(sequences) if name == SHORTLIST else FILTERS[name].make(sequences)
                     steps.append(Step(name, members, index, apply))
         return steps
 
     def _dead(self, step: Step, scores: Tensor) -> dict[int, UserError]:
-        """Return an error for each of the step's rows that has no token left, by its place among them."""
+        """Return an error for each of the step's sequences that has no token left, by its place among them."""
         alive = scores.amax(dim=-1) > -torch.inf
         if bool(alive.all()):
             return {}
-        rows = {place: self.rows[step.members[place]] for place, lives in enumerate(alive.tolist()) if not lives}
+        sequences = {place: self.sequences[step.members[place]] for place, lives in enumerate(alive.tolist()) if not lives}
         return {
             place: UserError(
-                f"{label(row, step.name)} left no token to choose at step {row.position} of prompt {row.request.index + 1}: "
+                f"{label(sequence, step.name)} left no token to choose at step {sequence.position} of prompt {sequence.request.index + 1}: "
                 "it contradicts the model or the filters before it, so loosen one of them"
             )
-            for place, row in rows.items()
+            for place, sequence in sequences.items()
         }
 
 
@@ -192,14 +192,14 @@ def known_alone(scores: Tensor, known_ids: int | None) -> Tensor:
     return kept
 
 
-def label(row: Row, name: str) -> str:
-    """What a filter is called where it is told of: the controls have names of their own."""
-    return ", ".join(control.name for control in row.controls) if name == "controls" else name
+def label(sequence: TokenSequence, name: str) -> str:
+    """What a filter is called where it is told of: the constraints have names of their own."""
+    return ", ".join(constraint.name for constraint in sequence.constraints) if name == "constraints" else name
 
 
-def chain(row: Row, order: Sequence[str]) -> tuple[str, ...]:
-    """The filters that a row asks for, in order."""
-    names = uses(row.request.params) - {"controls"} | ({"controls"} if row.controls else set())
+def chain(sequence: TokenSequence, order: Sequence[str]) -> tuple[str, ...]:
+    """The filters that a sequence asks for, in order."""
+    names = uses(sequence.request.params) - {"constraints"} | ({"constraints"} if sequence.constraints else set())
     return tuple(name for name in order if name in names)
 
 
@@ -219,12 +219,12 @@ def shortened(names: tuple[str, ...], params: SamplingParams) -> tuple[str, ...]
     return (*names[:first], SHORTLIST, *names[first + len(block) :])
 
 
-def make_shortlist(rows: Sequence[Row]) -> Apply:
-    """Temperature, top_k, top_p and min_p in one, with the neutral value where a row does not ask for one."""
-    asked = [uses(row.request.params) for row in rows]
+def make_shortlist(sequences: Sequence[TokenSequence]) -> Apply:
+    """Temperature, top_k, top_p and min_p in one, with the neutral value where a sequence does not ask for one."""
+    asked = [uses(sequence.request.params) for sequence in sequences]
     columns = []
     for name, neutral in NEUTRAL.items():
-        values = [getattr(row.request.params, name) if name in names else neutral for row, names in zip(rows, asked)]
+        values = [getattr(sequence.request.params, name) if name in names else neutral for sequence, names in zip(sequences, asked)]
         columns.append(torch.tensor(values, dtype=torch.long if name == "top_k" else torch.float64)[:, None])
 
     def apply(scores: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""Every filter: which settings ask for it, of what kind it is, and what applies it to the rows that ask.
+"""Every filter: which settings ask for it, of what kind it is, and what applies it to the sequences that ask.
 
-What applies it is made once for a fixed set of rows, `apply = spec.make(rows)`, and then maps their scores, [rows, vocab],
+What applies it is made once for a fixed set of sequences, `apply = spec.make(sequences)`, and then maps their scores, [rows, vocab],
 to scores at every step. Where nothing is to be done at a step it returns what it was given.
 """
 
@@ -14,18 +14,18 @@ from torch import Tensor
 
 from ...data.errors import UserError
 from ..requests.params import SamplingParams
-from ..requests.request import Row
+from ..requests.request import TokenSequence
 from ..requests.user_functions import called
 from . import bans, logits, penalties
 from .mirostat import Mirostat
 from .user_filters import apply_own
 
 Apply = Callable[[Tensor], Tensor]
-XTC_DRAW = -1  # its place among the row's numbers for a position; choices count theirs from 0
+XTC_DRAW = -1  # its place among the sequence's numbers for a position; choices count theirs from 0
 
 
 class RowErrors(Exception):
-    """A filter failed on some of its rows: their errors by the row's place, and the scores, in which theirs are what they were."""
+    """A filter failed on some of its sequences: their errors by the sequence's place, and the scores, in which theirs are what they were."""
 
     def __init__(self, errors: dict[int, UserError], scores: Tensor):
         self.errors, self.scores = errors, scores
@@ -33,22 +33,22 @@ class RowErrors(Exception):
 
 @dataclass(frozen=True)
 class FilterSpec:
-    """A filter: the settings that it reads, its kind, whether a request asks for it, and how it is made for rows that do.
+    """A filter: the settings that it reads, its kind, whether a request asks for it, and how it is made for sequences that do.
 
-    The kinds: "bias" adds to scores, "penalty" looks back, "ban" drops tokens by name, "own" is the caller's, "control" steers the
-    text, "warper" shapes the distribution and applies to rows that sample alone.
+    The kinds: "bias" adds to scores, "penalty" looks back, "ban" drops tokens by name, "own" is the caller's, "constraint" steers the
+    text, "warper" shapes the distribution and applies to sequences that sample alone.
     """
 
     fields: tuple[str, ...]
     kind: str
     asks: Callable[[SamplingParams], bool]
-    make: Callable[[Sequence[Row]], Apply]
+    make: Callable[[Sequence[TokenSequence]], Apply]
 
 
-def column(rows: Sequence[Row], name: str) -> Tensor:
-    """One setting of every row, [rows, 1]: whole numbers for top_k, float64 for all others."""
+def column(sequences: Sequence[TokenSequence], name: str) -> Tensor:
+    """One setting of every sequence, [rows, 1]: whole numbers for top_k, float64 for all others."""
     dtype = torch.long if name == "top_k" else torch.float64
-    return torch.tensor([getattr(row.request.params, name) for row in rows], dtype=dtype)[:, None]
+    return torch.tensor([getattr(sequence.request.params, name) for sequence in sequences], dtype=dtype)[:, None]
 
 
 def placed(columns: Sequence[Tensor], scores: Tensor) -> list[Tensor]:
@@ -62,15 +62,15 @@ def given(*names: str) -> Callable[[SamplingParams], bool]:
 
 
 def other_than(name: str, neutral: float) -> Callable[[SamplingParams], bool]:
-    """Whether the setting is given and does not leave the row as it is."""
+    """Whether the setting is given and does not leave the sequence as it is."""
     return lambda params: getattr(params, name) not in (None, neutral)
 
 
-def warping(function: Callable[..., Tensor], *names: str) -> Callable[[Sequence[Row]], Apply]:
+def warping(function: Callable[..., Tensor], *names: str) -> Callable[[Sequence[TokenSequence]], Apply]:
     """A filter of the scores and columns of settings, which are stacked once and sent to the device once."""
 
-    def make(rows: Sequence[Row]) -> Apply:
-        columns = [column(rows, name) for name in names]
+    def make(sequences: Sequence[TokenSequence]) -> Apply:
+        columns = [column(sequences, name) for name in names]
 
         def apply(scores: Tensor) -> Tensor:
             if columns[0].device != scores.device or columns[-1].dtype not in (scores.dtype, torch.long):
@@ -82,22 +82,22 @@ def warping(function: Callable[..., Tensor], *names: str) -> Callable[[Sequence[
     return make
 
 
-def looking_back(function: Callable[..., Tensor], name: str, at: Callable[[Row], Tensor]) -> Callable[[Sequence[Row]], Apply]:
-    """A filter of the scores, one column of settings, and what each row looks back at."""
+def looking_back(function: Callable[..., Tensor], name: str, at: Callable[[TokenSequence], Tensor]) -> Callable[[Sequence[TokenSequence]], Apply]:
+    """A filter of the scores, one column of settings, and what each sequence looks back at."""
 
-    def make(rows: Sequence[Row]) -> Apply:
-        values = column(rows, name)
-        return lambda scores: function(scores, values, [at(row) for row in rows])
+    def make(sequences: Sequence[TokenSequence]) -> Apply:
+        values = column(sequences, name)
+        return lambda scores: function(scores, values, [at(sequence) for sequence in sequences])
 
     return make
 
 
-def banning(banned: Callable[[Row], Iterable[int]]) -> Callable[[Sequence[Row]], Apply]:
-    """A filter that drops what `banned` says of a row at a step."""
+def banning(banned: Callable[[TokenSequence], Iterable[int]]) -> Callable[[Sequence[TokenSequence]], Apply]:
+    """A filter that drops what `banned` says of a sequence at a step."""
 
-    def make(rows: Sequence[Row]) -> Apply:
+    def make(sequences: Sequence[TokenSequence]) -> Apply:
         def apply(scores: Tensor) -> Tensor:
-            ids = [banned(row) for row in rows]
+            ids = [banned(sequence) for sequence in sequences]
             return bans.ban(scores, ids) if any(map(len, ids)) else scores
 
         return apply
@@ -105,77 +105,77 @@ def banning(banned: Callable[[Row], Iterable[int]]) -> Callable[[Sequence[Row]],
     return make
 
 
-def history(row: Row) -> Tensor:
-    return row.history()
+def history(sequence: TokenSequence) -> Tensor:
+    return sequence.history()
 
 
-def answer(row: Row) -> Tensor:
+def answer(sequence: TokenSequence) -> Tensor:
     """The ids of the answer so far."""
-    return row.history()[len(row.request.prompt_ids) :]
+    return sequence.history()[len(sequence.request.prompt_ids) :]
 
 
-def source(row: Row) -> Tensor:
+def source(sequence: TokenSequence) -> Tensor:
     """The encoder's input; of a decoder the prompt."""
-    if row.request.source_ids is not None:
-        return torch.tensor(row.request.source_ids)
-    return row.history()[: len(row.request.prompt_ids)]
+    if sequence.request.source_ids is not None:
+        return torch.tensor(sequence.request.source_ids)
+    return sequence.history()[: len(sequence.request.prompt_ids)]
 
 
-def make_dry(rows: Sequence[Row]) -> Apply:
-    columns = [column(rows, name) for name in ("dry_multiplier", "dry_base", "dry_allowed_length")]
-    breakers = [row.request.breaker_ids for row in rows]
+def make_dry(sequences: Sequence[TokenSequence]) -> Apply:
+    columns = [column(sequences, name) for name in ("dry_multiplier", "dry_base", "dry_allowed_length")]
+    breakers = [sequence.request.breaker_ids for sequence in sequences]
 
-    def recent(row: Row) -> Tensor:
-        past, window = row.history(), row.request.params.dry_penalty_last_n
+    def recent(sequence: TokenSequence) -> Tensor:
+        past, window = sequence.history(), sequence.request.params.dry_penalty_last_n
         return past if window is None else past[-window:]
 
-    return lambda scores: penalties.dry(scores, *columns, [recent(row) for row in rows], breakers)
+    return lambda scores: penalties.dry(scores, *columns, [recent(sequence) for sequence in sequences], breakers)
 
 
-def make_decay(rows: Sequence[Row]) -> Apply:
-    pairs = torch.tensor([row.request.params.exponential_decay_length_penalty for row in rows], dtype=torch.float64)
-    ends = [row.request.end_ids for row in rows]
-    return lambda scores: penalties.exponential_decay(scores, pairs[:, :1], pairs[:, 1:], [row.position for row in rows], ends)
+def make_decay(sequences: Sequence[TokenSequence]) -> Apply:
+    pairs = torch.tensor([sequence.request.params.exponential_decay_length_penalty for sequence in sequences], dtype=torch.float64)
+    ends = [sequence.request.end_ids for sequence in sequences]
+    return lambda scores: penalties.exponential_decay(scores, pairs[:, :1], pairs[:, 1:], [sequence.position for sequence in sequences], ends)
 
 
-def make_ngram(rows: Sequence[Row]) -> Apply:
-    sizes = [row.request.params.no_repeat_ngram_size for row in rows]
-    return lambda scores: bans.no_repeat_ngram(scores, sizes, [row.history() for row in rows])
+def make_ngram(sequences: Sequence[TokenSequence]) -> Apply:
+    sizes = [sequence.request.params.no_repeat_ngram_size for sequence in sequences]
+    return lambda scores: bans.no_repeat_ngram(scores, sizes, [sequence.history() for sequence in sequences])
 
 
-def make_encoder_ngram(rows: Sequence[Row]) -> Apply:
-    sizes = [row.request.params.encoder_no_repeat_ngram_size for row in rows]
-    sources = [source(row) for row in rows]
-    return lambda scores: bans.encoder_no_repeat_ngram(scores, sizes, [row.history() for row in rows], sources)
+def make_encoder_ngram(sequences: Sequence[TokenSequence]) -> Apply:
+    sizes = [sequence.request.params.encoder_no_repeat_ngram_size for sequence in sequences]
+    sources = [source(sequence) for sequence in sequences]
+    return lambda scores: bans.encoder_no_repeat_ngram(scores, sizes, [sequence.history() for sequence in sequences], sources)
 
 
-def make_bad_words(rows: Sequence[Row]) -> Apply:
-    if texts := [row.request.params.bad_words for row in rows if not row.request.params.bad_words_ids]:
+def make_bad_words(sequences: Sequence[TokenSequence]) -> Apply:
+    if texts := [sequence.request.params.bad_words for sequence in sequences if not sequence.request.params.bad_words_ids]:
         raise UserError(f"bad_words={texts[0]!r} are texts, of which a request made by hand knows no ids: give bad_words_ids")
-    words = [[tuple(word) for word in row.request.params.bad_words_ids] for row in rows]
-    return lambda scores: bans.bad_words(scores, words, [row.history() for row in rows])
+    words = [[tuple(word) for word in sequence.request.params.bad_words_ids] for sequence in sequences]
+    return lambda scores: bans.bad_words(scores, words, [sequence.history() for sequence in sequences])
 
 
-def make_sequence_bias(rows: Sequence[Row]) -> Apply:
-    biases = [row.request.params.sequence_bias for row in rows]
-    return lambda scores: bans.sequence_bias(scores, biases, [row.history() for row in rows])
+def make_sequence_bias(sequences: Sequence[TokenSequence]) -> Apply:
+    biases = [sequence.request.params.sequence_bias for sequence in sequences]
+    return lambda scores: bans.sequence_bias(scores, biases, [sequence.history() for sequence in sequences])
 
 
-def make_logit_bias(rows: Sequence[Row]) -> Apply:
-    biases = [row.request.params.logit_bias for row in rows]
+def make_logit_bias(sequences: Sequence[TokenSequence]) -> Apply:
+    biases = [sequence.request.params.logit_bias for sequence in sequences]
     return lambda scores: bans.logit_bias(scores, biases)
 
 
-def row_by_row(function: Callable[[Row, Tensor], Tensor]) -> Callable[[Sequence[Row]], Apply]:
-    """A filter that goes over rows by themselves, [1, vocab] to [1, vocab]; raises RowErrors once all of them had their turn."""
+def row_by_row(function: Callable[[TokenSequence, Tensor], Tensor]) -> Callable[[Sequence[TokenSequence]], Apply]:
+    """A filter that goes over sequences by themselves, [1, vocab] to [1, vocab]; raises RowErrors once all of them had their turn."""
 
-    def make(rows: Sequence[Row]) -> Apply:
+    def make(sequences: Sequence[TokenSequence]) -> Apply:
         def apply(scores: Tensor) -> Tensor:
             errors: dict[int, UserError] = {}
             parts = list(scores.split(1))
-            for place, row in enumerate(rows):
+            for place, sequence in enumerate(sequences):
                 try:
-                    parts[place] = function(row, parts[place])
+                    parts[place] = function(sequence, parts[place])
                 except UserError as error:
                     errors[place] = error
             if errors:
@@ -187,10 +187,10 @@ def row_by_row(function: Callable[[Row, Tensor], Tensor]) -> Callable[[Sequence[
     return make
 
 
-def only_allowed(row: Row, scores: Tensor) -> Tensor:
-    """What `prefix_allowed_tokens_fn` leaves of a row's scores."""
+def only_allowed(sequence: TokenSequence, scores: Tensor) -> Tensor:
+    """What `prefix_allowed_tokens_fn` leaves of a sequence's scores."""
     vocab = scores.shape[-1]
-    told = called("prefix_allowed_tokens_fn", row.request.params.prefix_allowed_tokens_fn, list(row.ids))
+    told = called("prefix_allowed_tokens_fn", sequence.request.params.prefix_allowed_tokens_fn, list(sequence.ids))
     try:
         ids = [int(id) for id in told]
     except Exception:  # whatever it returned
@@ -200,12 +200,12 @@ def only_allowed(row: Row, scores: Tensor) -> Tensor:
     return bans.allow(scores, [ids])
 
 
-def forcing(forced: Callable[[Row], Sequence[int] | None]) -> Callable[[Sequence[Row]], Apply]:
-    """A filter that leaves nothing but what `forced` says of a row at a step."""
+def forcing(forced: Callable[[TokenSequence], Sequence[int] | None]) -> Callable[[Sequence[TokenSequence]], Apply]:
+    """A filter that leaves nothing but what `forced` says of a sequence at a step."""
 
-    def make(rows: Sequence[Row]) -> Apply:
+    def make(sequences: Sequence[TokenSequence]) -> Apply:
         def apply(scores: Tensor) -> Tensor:
-            ids = [forced(row) for row in rows]
+            ids = [forced(sequence) for sequence in sequences]
             return scores if all(each is None for each in ids) else bans.force(scores, ids)
 
         return apply
@@ -213,67 +213,67 @@ def forcing(forced: Callable[[Row], Sequence[int] | None]) -> Callable[[Sequence
     return make
 
 
-def first(row: Row) -> list[int] | None:
+def first(sequence: TokenSequence) -> list[int] | None:
     """The forced first token of the answer, at its place."""
-    return [row.request.params.forced_bos_token_id] if row.position == 0 else None
+    return [sequence.request.params.forced_bos_token_id] if sequence.position == 0 else None
 
 
-def last(row: Row) -> Sequence[int] | None:
+def last(sequence: TokenSequence) -> Sequence[int] | None:
     """The forced last tokens of the answer, at its longest."""
-    params = row.request.params
-    if row.position < params.max_new_tokens - 1:
+    params = sequence.request.params
+    if sequence.position < params.max_new_tokens - 1:
         return None
     return [params.forced_eos_token_id] if isinstance(params.forced_eos_token_id, int) else params.forced_eos_token_id
 
 
-def ends(row: Row) -> frozenset[int]:
-    """What ends the row: the model's end tokens and the caller's stop tokens."""
-    return row.request.ends
+def ends(sequence: TokenSequence) -> frozenset[int]:
+    """What ends the sequence: the model's end tokens and the caller's stop tokens."""
+    return sequence.request.ends
 
 
-def too_short(row: Row) -> frozenset[int]:
-    return ends(row) if len(row.ids) < row.request.params.min_length and not must_end(row) else frozenset()
+def too_short(sequence: TokenSequence) -> frozenset[int]:
+    return ends(sequence) if len(sequence.ids) < sequence.request.params.min_length and not must_end(sequence) else frozenset()
 
 
-def answer_too_short(row: Row) -> frozenset[int]:
-    return ends(row) if row.position < row.request.params.min_new_tokens and not must_end(row) else frozenset()
+def answer_too_short(sequence: TokenSequence) -> frozenset[int]:
+    return ends(sequence) if sequence.position < sequence.request.params.min_new_tokens and not must_end(sequence) else frozenset()
 
 
-def must_end(row: Row) -> bool:
+def must_end(sequence: TokenSequence) -> bool:
     """Whether what the answer may be (a grammar, a trie) leaves nothing but its end."""
-    return any(control.must_end for control in row.controls)
+    return any(constraint.must_end for constraint in sequence.constraints)
 
 
-def at_the_beginning(row: Row) -> Sequence[int]:
+def at_the_beginning(sequence: TokenSequence) -> Sequence[int]:
     """What is suppressed at the first token, or at the second where the first is forced."""
-    params = row.request.params
-    return params.begin_suppress_tokens if row.position == (params.forced_bos_token_id is not None) else ()
+    params = sequence.request.params
+    return params.begin_suppress_tokens if sequence.position == (params.forced_bos_token_id is not None) else ()
 
 
-def controlled(row: Row, scores: Tensor) -> Tensor:
-    """What a row's controls leave of its scores: grammars, forced texts and the like."""
-    for control in row.controls:
-        scores = control.mask(row, scores)
+def controlled(sequence: TokenSequence, scores: Tensor) -> Tensor:
+    """What a sequence's constraints leave of its scores: grammars, forced texts and the like."""
+    for constraint in sequence.constraints:
+        scores = constraint.mask(sequence, scores)
     return scores
 
 
-def make_xtc(rows: Sequence[Row]) -> Apply:
-    columns = [column(rows, name) for name in ("xtc_probability", "xtc_threshold")]
+def make_xtc(sequences: Sequence[TokenSequence]) -> Apply:
+    columns = [column(sequences, name) for name in ("xtc_probability", "xtc_threshold")]
 
     def apply(scores: Tensor) -> Tensor:
-        noise = torch.tensor([row.noise(XTC_DRAW) for row in rows], dtype=torch.float64)[:, None]
+        noise = torch.tensor([sequence.noise(XTC_DRAW) for sequence in sequences], dtype=torch.float64)[:, None]
         return logits.xtc(scores, *(each.to(scores.device) for each in (*columns, noise)))
 
     return apply
 
 
-def make_mirostat(rows: Sequence[Row]) -> Apply:
-    def state(row: Row) -> Mirostat:
-        params = row.request.params
-        return row.states.setdefault("mirostat", Mirostat(params.mirostat_tau, params.mirostat_eta))
+def make_mirostat(sequences: Sequence[TokenSequence]) -> Apply:
+    def state(sequence: TokenSequence) -> Mirostat:
+        params = sequence.request.params
+        return sequence.states.setdefault("mirostat", Mirostat(params.mirostat_tau, params.mirostat_eta))
 
     def apply(scores: Tensor) -> Tensor:
-        states = [state(row) for row in rows]
+        states = [state(sequence) for sequence in sequences]
         mu = torch.tensor([each.mu for each in states], dtype=scores.dtype, device=scores.device)[:, None]
         kept = logits.mirostat(scores, mu)
         for each, logprobs in zip(states, kept.log_softmax(dim=-1)):
@@ -283,7 +283,7 @@ def make_mirostat(rows: Sequence[Row]) -> Apply:
     return apply
 
 
-CONTROLS = ("forced_text", "trie", "json_schema", "regex", "choice", "grammar", "thinking_budget", "token_healing")
+CONSTRAINTS = ("forced_text", "trie", "json_schema", "regex", "choice", "grammar", "thinking_budget", "token_healing")
 
 # in the order in which they apply where a request does not say another: transformers' where it has one, for the others that of
 # vLLM (biases and penalties before bans) and llama.cpp (top_n_sigma before, xtc and mirostat after all that truncates)
@@ -327,11 +327,11 @@ FILTERS: dict[str, FilterSpec] = {
         ("exponential_decay_length_penalty",), "penalty", given("exponential_decay_length_penalty"), make_decay
     ),
     "suppress_tokens": FilterSpec(
-        ("suppress_tokens",), "ban", given("suppress_tokens"), banning(lambda row: row.request.params.suppress_tokens)
+        ("suppress_tokens",), "ban", given("suppress_tokens"), banning(lambda sequence: sequence.request.params.suppress_tokens)
     ),
     "begin_suppress_tokens": FilterSpec(("begin_suppress_tokens",), "ban", given("begin_suppress_tokens"), banning(at_the_beginning)),
     "filters": FilterSpec(("filters",), "own", given("filters"), row_by_row(apply_own)),
-    "controls": FilterSpec(CONTROLS, "control", given(*CONTROLS), row_by_row(controlled)),
+    "constraints": FilterSpec(CONSTRAINTS, "constraint", given(*CONSTRAINTS), row_by_row(controlled)),
     "temperature": FilterSpec(
         ("temperature",), "warper", lambda params: params.temperature not in (None, 0, 1) and not params.dynatemp_range,
         warping(logits.temperature, "temperature"),

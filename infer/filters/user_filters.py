@@ -7,14 +7,14 @@ from transformers import LogitsProcessor
 
 from ...data.errors import UserError
 from ..requests.params import UserFilter
-from ..requests.request import Row
+from ..requests.request import TokenSequence
 from ..requests.user_functions import called, name_of
 
 
-def apply_own(row: Row, logits: Tensor) -> Tensor:
+def apply_own(sequence: TokenSequence, logits: Tensor) -> Tensor:
     """Apply a request's own filters: functions of (logits [1, vocab], history [1, n]), or LogitsProcessors."""
-    history = row.history().to(logits.device)[None]
-    for own in row.request.params.filters:
+    history = sequence.history().to(logits.device)[None]
+    for own in sequence.request.params.filters:
         logits = call_own(own, logits.clone(), history)
     return logits
 

@@ -15,7 +15,7 @@ TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # what re
 _wholes = WeakIdKeyDictionary()  # the first parameter of a group to the memory of all, which lives as long as one of them lies there
 
 
-def lay_together(model: PreTrainedModel) -> None:
+def fuse_projections(model: PreTrainedModel) -> None:
     """Move the weights of neighbouring linear layers into one piece of memory; the model stays as it was in every other way.
 
     Each parameter has a storage of its own there: what saves a model (accelerate, safetensors) takes tensors that share one for the
@@ -36,7 +36,7 @@ def _lay(parameters: Sequence[nn.Parameter]) -> None:
     alike = {(p.dtype, p.device, p.shape[1:], type(p), p.is_contiguous()) for p in parameters}
     if len(alike) > 1 or type(first) is not nn.Parameter or first.device.type not in ("cpu", "cuda") or not first.is_contiguous():
         return
-    if as_one(parameters) is None:
+    if fused_view(parameters) is None:
         whole, begin = torch.cat([p.data for p in parameters]).untyped_storage(), 0
         for parameter in parameters:
             end = begin + parameter.nbytes
@@ -45,7 +45,7 @@ def _lay(parameters: Sequence[nn.Parameter]) -> None:
         _wholes[first] = StorageWeakRef(whole)
 
 
-def as_one(tensors: Sequence[Tensor]) -> Tensor | None:
+def fused_view(tensors: Sequence[Tensor]) -> Tensor | None:
     """Return parameters that lie end to end as one, [sum of lengths, ...], without a copy; None where they do not."""
     first = tensors[0]
     if len(tensors) == 1:

@@ -9,35 +9,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from .fused_projections import as_one
-from .quantised_linear import Quantised, RowsOf
+from .fused_projections import fused_view
+from .quantised_linear import Quantised, OutputSlice
 
-Product = Callable[[Tensor], Tensor]  # [rows, in] to [rows, out]
+LinearKernel = Callable[[Tensor], Tensor]  # [rows, in] to [rows, out]
 
 
-def product(layers: Sequence[nn.Module]) -> Product:
+def linear_kernel(layers: Sequence[nn.Module]) -> LinearKernel:
     """Return the product with the weights of linear layers that read the same input; their outputs stand side by side.
 
     Weights are read where they lie at each call: a change in place is seen, a move of a parameter is not.
     """
     first = layers[0]
-    if isinstance(first, RowsOf):
+    if isinstance(first, OutputSlice):
         return first.whole.product
     if isinstance(first, Quantised):
         return first.product
     if isinstance(first, Conv1D):
         weight, bias = first.weight.detach(), first.bias.detach()  # [in, out]
         return lambda x: torch.addmm(bias, x, weight)
-    weight = as_one([layer.weight for layer in layers])
+    weight = fused_view([layer.weight for layer in layers])
     biases = [layer.bias for layer in layers if layer.bias is not None]
-    bias = as_one(biases) if biases else None
+    bias = fused_view(biases) if biases else None
     if weight is not None and len(biases) in (0, len(layers)) and (not biases or bias is not None):
         return linear(weight, bias)
     each = [linear(layer.weight.detach(), None if layer.bias is None else layer.bias.detach()) for layer in layers]
     return lambda x: torch.cat([one(x) for one in each], dim=-1)
 
 
-def linear(weight: Tensor, bias: Tensor | None) -> Product:
+def linear(weight: Tensor, bias: Tensor | None) -> LinearKernel:
     """Return the product with one weight, [out, in]."""
     if weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
         # MKL's float32 product of a few rows takes one thread and half the memory bandwidth; oneDNN's takes all

@@ -10,10 +10,10 @@ from typing import Any
 class Committed:
     """An answer's token is final; `text` is what it makes safe to show, perhaps nothing yet.
 
-    `row` counts the prompts, `position` the answer's tokens, `choice` the answers to one prompt, all from 0. The texts join to the answer's.
+    `prompt_index` counts the prompts, `position` the answer's tokens, `choice` the answers to one prompt, all from 0. The texts join to the answer's.
     """
 
-    row: int
+    prompt_index: int
     position: int
     id: int
     logprob: float
@@ -25,10 +25,10 @@ class Committed:
 class Provisional:
     """A guess at a position that may still change, with its probability: a draft, or a diffusion step."""
 
-    row: int
+    prompt_index: int
     position: int
     id: int
-    p: float
+    probability: float
     choice: int = 0
 
 
@@ -36,7 +36,7 @@ class Provisional:
 class Finished:
     """An answer is over, for the reason "eos", "stop", "length", "time" or "error"; `error` then says what went wrong."""
 
-    row: int
+    prompt_index: int
     reason: str
     choice: int = 0
     error: str | None = None
@@ -46,7 +46,7 @@ class Finished:
 class Observed:
     """What a trace saw at a position of an answer: `what` is one of the records of `trace`."""
 
-    row: int
+    prompt_index: int
     position: int
     what: Any
     choice: int = 0
@@ -68,7 +68,7 @@ class Result:
     `trace` holds, where asked for, everything that was observed.
     """
 
-    row: int
+    prompt_index: int
     text: str
     ids: list[int]
     logprobs: list[float]

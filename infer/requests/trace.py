@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .request import Row
+from .request import TokenSequence
 
 CANDIDATES = 10  # likeliest tokens that a trace keeps of each distribution
 
@@ -16,7 +16,7 @@ Candidates = tuple[tuple[int, float], ...]  # ids with their probabilities, like
 
 
 @dataclass(frozen=True)
-class Pass:
+class PassTrace:
     """A forward pass: its seconds, how many new positions of the request and of all requests it ran, and how many the cache holds."""
 
     seconds: float
@@ -27,18 +27,18 @@ class Pass:
 
 
 @dataclass(frozen=True)
-class Filtered:
+class ChoiceTrace:
     """A choice: the distribution of the model and after each filter that changed it, what was chosen, its probability, and the
     entropy in nats of the distribution it was chosen from."""
 
     stages: tuple[tuple[str, Candidates], ...]
     id: int
-    p: float
+    probability: float
     entropy: float
 
 
 @dataclass(frozen=True)
-class Beams:
+class BeamTrace:
     """A step of a beam search: for each live beam its parent among those of the step before, its token and its sum of log-probabilities; and
     the scores of the finished ones."""
 
@@ -47,7 +47,7 @@ class Beams:
 
 
 @dataclass(frozen=True)
-class Drafted:
+class DraftTrace:
     """A draft, and how many of its tokens were accepted."""
 
     ids: tuple[int, ...]
@@ -55,7 +55,7 @@ class Drafted:
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerTrace:
     """The layer that DoLa contrasted with the last, and each candidate layer's divergence from it."""
 
     chosen: int
@@ -63,37 +63,37 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Contrast:
+class ContrastTrace:
     """Contrastive search: for each candidate its id, the model's probability, its likeness to what was said before, and its score."""
 
     candidates: tuple[tuple[int, float, float, float], ...]
 
 
-class Watch:
-    """Remembers what each filter makes of the rows that are traced; a call is (row's place, filter's name, scores [vocab])."""
+class TraceRecorder:
+    """Remembers what each filter makes of the sequences that are traced; a call is (sequence's place, filter's name, scores [vocab])."""
 
-    def __init__(self, rows: Sequence[Row], logits: Tensor):
+    def __init__(self, sequences: Sequence[TokenSequence], logits: Tensor):
         """logits are the model's, [rows, vocab]."""
-        self.rows = list(rows)
+        self.sequences = list(sequences)
         self.stages: dict[int, list[tuple[str, Candidates]]] = {}
-        for place, row in enumerate(self.rows):
-            if row.request.traced:
+        for place, sequence in enumerate(self.sequences):
+            if sequence.request.traced:
                 self(place, "model", logits[place])
 
     @classmethod
-    def of(cls, rows: Sequence[Row], logits: Tensor) -> Watch | None:
-        """Return a watch where one of the rows is traced."""
-        return cls(rows, logits) if any(row.request.traced for row in rows) else None
+    def of(cls, sequences: Sequence[TokenSequence], logits: Tensor) -> TraceRecorder | None:
+        """Return a watch where one of the sequences is traced."""
+        return cls(sequences, logits) if any(sequence.request.traced for sequence in sequences) else None
 
     def __call__(self, place: int, name: str, scores: Tensor) -> None:
-        if self.rows[place].request.traced:
+        if self.sequences[place].request.traced:
             self.stages.setdefault(place, []).append((name, likeliest(scores)))
 
     def chosen(self, scores: Tensor, ids: Sequence[int]) -> None:
         """Tell of the choices, before they are committed; scores are after every filter."""
         for place, stages in self.stages.items():
-            row, probs = self.rows[place], scores[place].double().softmax(dim=-1)
-            row.request.note(Filtered(tuple(stages), ids[place], float(probs[ids[place]]), entropy(probs)), row.position, row.choice)
+            sequence, probs = self.sequences[place], scores[place].double().softmax(dim=-1)
+            sequence.request.note(ChoiceTrace(tuple(stages), ids[place], float(probs[ids[place]]), entropy(probs)), sequence.position, sequence.choice)
 
 
 def likeliest(scores: Tensor) -> Candidates:

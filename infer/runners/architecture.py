@@ -30,31 +30,31 @@ class Capabilities:
     mask_holes: bool = False
 
 
-class Passed(NamedTuple):
+class ModelOutput(NamedTuple):
     """What a pass gives: logits, [sum(keep), vocab], and by layer the hidden states of all new positions, [sum(len(ids)), hidden]."""
 
     logits: Tensor
     states: dict[int, Tensor]
 
 
-def check_pass(rows: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int], vocab_size: int) -> None:
+def check_pass(slots: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int], vocab_size: int) -> None:
     """Raise UserError for a pass that no runner can take: on a GPU an id beyond the vocabulary would cost the process."""
-    if not len(rows) == len(ids) == len(keep):
-        raise UserError(f"{len(rows)} rows, {len(ids)} lists of ids and {len(keep)} numbers of logits: give one of each a row")
-    if len(set(rows)) < len(rows):
-        raise UserError(f"the rows {list(rows)} name one twice: put all its ids in one list")
-    for row, new, kept in zip(rows, ids, keep):
+    if not len(slots) == len(ids) == len(keep):
+        raise UserError(f"{len(slots)} slots, {len(ids)} lists of ids and {len(keep)} numbers of logits: give one of each a slot")
+    if len(set(slots)) < len(slots):
+        raise UserError(f"the slots {list(slots)} name one twice: put all its ids in one list")
+    for slot, new, kept in zip(slots, ids, keep):
         if not len(new):
-            raise UserError(f"row {row} has no new ids: leave it out of the pass")
+            raise UserError(f"slot {slot} has no new ids: leave it out of the pass")
         if not 0 <= kept <= len(new):
-            raise UserError(f"row {row} is to keep the logits of {kept} positions, but has {len(new)} new ids: ask for 0 to {len(new)}")
-        check_ids(new, vocab_size, f"row {row}")
+            raise UserError(f"slot {slot} is to keep the logits of {kept} positions, but has {len(new)} new ids: ask for 0 to {len(new)}")
+        check_ids(new, vocab_size, f"slot {slot}")
 
 
-def check_cut(row: int, length: int, had: int) -> None:
-    """Raise UserError for a length that a row cannot be cut to."""
+def check_cut(slot: int, length: int, had: int) -> None:
+    """Raise UserError for a length that a slot cannot be cut to."""
     if not 0 <= length <= had:
-        raise UserError(f"row {row} has {had} positions in the cache and cannot be cut to {length}: give 0 to {had}")
+        raise UserError(f"slot {slot} has {had} positions in the cache and cannot be cut to {length}: give 0 to {had}")
 
 
 def transformers_model(model: nn.Module) -> PreTrainedModel:
@@ -84,7 +84,7 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
 def context_limit(model: PreTrainedModel) -> int | None:
     """Return how many positions the model can have, or None where nothing bounds them.
 
-    Under longrope it is the length of the first training: beyond it, one long row would change the rotation of all.
+    Under longrope it is the length of the first training: beyond it, one long slot would change the rotation of all.
     """
     config = model.config.get_text_config()
     names = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
@@ -96,7 +96,7 @@ def context_limit(model: PreTrainedModel) -> int | None:
 
 
 def refuse_hidden_under_window(config) -> None:
-    """Raise UserError where a sliding window would be counted in what is left of a row with hidden positions."""
+    """Raise UserError where a sliding window would be counted in what is left of a slot with hidden positions."""
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         raise UserError(
             f"{config.model_type} attends in a sliding window of {config.sliding_window} positions, in which Seodang cannot leave some out: "

@@ -1,4 +1,4 @@
-"""What runners keep of their rows; and rows whose past lies in batches of rows that ran together."""
+"""What runners keep of their slots; and slots whose past lies in batches of slots that ran together."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .architecture import Passed, check_cut, check_pass
+from .architecture import ModelOutput, check_cut, check_pass
 
 
-class Rows:
-    """What a runner without a cache of its own making keeps of its rows: how long each is, and `_home`, where its past lies.
+class CacheSlots:
+    """What a runner without a cache of its own making keeps of its slots: how long each is, and `_home`, where its past lies.
 
     `passes` and `positions` count what was computed.
     """
@@ -29,16 +29,16 @@ class Rows:
 
     @property
     def vocab_size(self) -> int:
-        """How many ids a row's tokens can have."""
+        """How many ids a slot's tokens can have."""
         return self.config.vocab_size
 
-    def length(self, row: int) -> int:
-        return self._lengths[row]
+    def length(self, slot: int) -> int:
+        return self._lengths[slot]
 
-    def fork(self, rows: Sequence[int]) -> list[int]:
-        forks = [self._add() for _ in rows]
-        for row, fork in zip(rows, forks):
-            self.copy(row, fork)
+    def fork(self, slots: Sequence[int]) -> list[int]:
+        forks = [self._add() for _ in slots]
+        for slot, fork in zip(slots, forks):
+            self.copy(slot, fork)
         return forks
 
     def copy(self, source: int, target: int, first: int = 0) -> None:
@@ -48,71 +48,71 @@ class Rows:
         if source in self._home:
             self._home[target] = self._home[source]
 
-    def release(self, rows: Sequence[int]) -> None:
-        for row in rows:
-            del self._lengths[row]
-            self._home.pop(row, None)
+    def release(self, slots: Sequence[int]) -> None:
+        for slot in slots:
+            del self._lengths[slot]
+            self._home.pop(slot, None)
 
     def refresh(self, keep: Collection[int] = ()) -> None:
-        self.release([row for row in self._lengths if row not in keep])
+        self.release([slot for slot in self._lengths if slot not in keep])
 
     def _add(self) -> int:
-        row, self._next = self._next, self._next + 1
-        self._lengths[row] = 0
-        return row
+        slot, self._next = self._next, self._next + 1
+        self._lengths[slot] = 0
+        return slot
 
 
-class BatchedRows(Rows):
-    """Rows whose past is a batch and a place there.
+class BatchedRunner(CacheSlots):
+    """Slots whose past is a batch and a place there.
 
-    A batch's past is only ever appended to, so rows may share a place: a row's past is the first `length` positions of it.
-    A runner says by `_alike` which rows can go together, and by `_run` how they do.
+    A batch's past is only ever appended to, so slots may share a place: a slot's past is the first `length` positions of it.
+    A runner says by `_alike` which slots can go together, and by `_run` how they do.
     """
 
-    def truncate(self, row: int, length: int) -> None:
-        check_cut(row, length, self._lengths[row])
-        self._lengths[row] = length
+    def truncate(self, slot: int, length: int) -> None:
+        check_cut(slot, length, self._lengths[slot])
+        self._lengths[slot] = length
 
-    def forward(self, rows: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int]) -> Tensor:
-        """As the ragged runner; rows that are not alike take a pass of the model each kind."""
-        return self.observe(rows, ids, keep, ()).logits
+    def forward(self, slots: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int]) -> Tensor:
+        """As the ragged runner; slots that are not alike take a pass of the model each kind."""
+        return self.observe(slots, ids, keep, ()).logits
 
     @torch.no_grad()
-    def observe(self, rows: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int], layers: Sequence[int]) -> Passed:
-        check_pass(rows, ids, keep, self.vocab_size)
+    def observe(self, slots: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int], layers: Sequence[int]) -> ModelOutput:
+        check_pass(slots, ids, keep, self.vocab_size)
         groups: dict[Hashable, list[int]] = {}
-        for i, (row, new) in enumerate(zip(rows, ids)):
-            groups.setdefault(self._alike(row, new), []).append(i)
-        passed: list[Passed | None] = [None] * len(rows)
+        for i, (slot, new) in enumerate(zip(slots, ids)):
+            groups.setdefault(self._alike(slot, new), []).append(i)
+        passed: list[ModelOutput | None] = [None] * len(slots)
         for group in groups.values():
-            group.sort(key=lambda i: self._home[rows[i]][1] if rows[i] in self._home else 0)  # as they lie, nothing has to move
-            parts = self._run([rows[i] for i in group], [ids[i] for i in group], [keep[i] for i in group], layers)
+            group.sort(key=lambda i: self._home[slots[i]][1] if slots[i] in self._home else 0)  # as they lie, nothing has to move
+            parts = self._run([slots[i] for i in group], [ids[i] for i in group], [keep[i] for i in group], layers)
             for i, part in zip(group, parts):
                 passed[i] = part
         states = {layer: torch.cat([part.states[layer] for part in passed]) for layer in layers}
-        return Passed(torch.cat([part.logits for part in passed]), states)
+        return ModelOutput(torch.cat([part.logits for part in passed]), states)
 
     @torch.no_grad()
     def head(self, states: Tensor) -> Tensor:
         """Return what the language model head makes of hidden states, [n, hidden] to [n, vocab]."""
         return self.model.get_output_embeddings()(states)
 
-    def _alike(self, row: int, new: Sequence[int]) -> Hashable:
-        """Return a key that rows share when they may run together."""
+    def _alike(self, slot: int, new: Sequence[int]) -> Hashable:
+        """Return a key that slots share when they may run together."""
         raise NotImplementedError
 
-    def _run(self, rows: list[int], ids: list[Sequence[int]], keep: list[int], layers: Sequence[int]) -> list[Passed]:
-        """Run rows that are alike in one pass of the model; return what each gets of it."""
+    def _run(self, slots: list[int], ids: list[Sequence[int]], keep: list[int], layers: Sequence[int]) -> list[ModelOutput]:
+        """Run slots that are alike in one pass of the model; return what each gets of it."""
         raise NotImplementedError
 
-    def _ran(self, batch: Any, rows: Sequence[int], ids: Sequence[Sequence[int]]) -> None:
-        """Take note of a pass of the model that appended `ids[i]` to row i, all rows of this batch, in its order."""
-        for place, (row, new) in enumerate(zip(rows, ids)):
-            self._home[row] = (batch, place)
-            self._lengths[row] += len(new)
+    def _ran(self, batch: Any, slots: Sequence[int], ids: Sequence[Sequence[int]]) -> None:
+        """Take note of a pass of the model that appended `ids[i]` to slot i, all slots of this batch, in its order."""
+        for place, (slot, new) in enumerate(zip(slots, ids)):
+            self._home[slot] = (batch, place)
+            self._lengths[slot] += len(new)
         self.passes += 1
         self.positions += sum(map(len, ids))
 
-    def _at_home(self, rows: Sequence[int], batch: Any, places: int) -> bool:
-        """Whether these rows, in this order, are all that the batch holds."""
-        return [self._home.get(row) for row in rows] == [(batch, i) for i in range(places)]
+    def _at_home(self, slots: Sequence[int], batch: Any, places: int) -> bool:
+        """Whether these slots, in this order, are all that the batch holds."""
+        return [self._home.get(slot) for slot in slots] == [(batch, i) for i in range(places)]

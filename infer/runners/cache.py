@@ -1,4 +1,4 @@
-"""The keys and values of many rows, each of its own length, written in place."""
+"""The keys and values of many slots, each of its own length, written in place."""
 
 from __future__ import annotations
 
@@ -12,51 +12,51 @@ SMALLEST = 128  # positions: a power of two times this is a pool's capacity
 
 
 class Pool:
-    """Slots of one capacity; the live rows are slots 0 to n - 1, so that a step over all of them reads a view."""
+    """Slots of one capacity; the live slots are lanes 0 to n - 1, so that a step over all of them reads a view."""
 
     def __init__(self, capacity: int):
         self.capacity = capacity
-        self.rows: list[int] = []  # slot to row
+        self.slots: list[int] = []  # lane to slot
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def tensors(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a layer's keys and values, [slots, kv_heads, capacity, d], with a slot for every row.
+        """Return a layer's keys and values, [slots, kv_heads, capacity, d], with a lane for every slot.
 
         They take head count, width, dtype and device from `key` and `value`, [..., kv_heads, n, d].
         """
         held = self.layers.get(layer)
-        if held is None or len(held[0]) < len(self.rows):
-            slots = 1 << (len(self.rows) - 1).bit_length()
+        if held is None or len(held[0]) < len(self.slots):
+            lanes = 1 << (len(self.slots) - 1).bit_length()
             grown = tuple(
-                like.new_zeros(slots, like.shape[-3], self.capacity, like.shape[-1]) for like in (key, value)
+                like.new_zeros(lanes, like.shape[-3], self.capacity, like.shape[-1]) for like in (key, value)
             )
             for old, new in zip(held or (), grown):
                 new[: len(old)] = old
             held = self.layers[layer] = grown
         return held
 
-    def copy(self, slot: int, target: Pool, target_slot: int, length: int, first: int = 0) -> None:
-        """Copy positions `first` to `length` of a slot to a slot of this pool or another."""
+    def copy(self, lane: int, target: Pool, target_slot: int, length: int, first: int = 0) -> None:
+        """Copy positions `first` to `length` of a lane to a lane of this pool or another."""
         for layer, (key, value) in self.layers.items():
-            if slot >= len(key):
-                continue  # a row that was added and never run
+            if lane >= len(key):
+                continue  # a slot that was added and never run
             to_key, to_value = target.tensors(layer, key, value)
-            to_key[target_slot, :, first:length] = key[slot, :, first:length]
-            to_value[target_slot, :, first:length] = value[slot, :, first:length]
+            to_key[target_slot, :, first:length] = key[lane, :, first:length]
+            to_value[target_slot, :, first:length] = value[lane, :, first:length]
 
 
 class KVCache:
-    """Rows of their own length in pools of doubling capacity.
+    """Slots of their own length in pools of doubling capacity.
 
-    A row that outgrows its pool moves to the next, so that growth costs a row its own length, amortised, and never
-    a copy of the others; no row takes more than twice the memory that it needs (or `SMALLEST` positions).
+    A slot that outgrows its pool moves to the next, so that growth costs a slot its own length, amortised, and never
+    a copy of the others; no slot takes more than twice the memory that it needs (or `SMALLEST` positions).
     """
 
     def __init__(self, new_pool: Callable[[int], Pool] = Pool):
         self.new_pool = new_pool  # capacity to an empty pool
         self.pools: dict[int, Pool] = {}
         self.lengths: dict[int, int] = {}
-        self.hidden: dict[int, tuple[int, ...]] = {}  # positions that a row leaves out, in order
+        self.masked_positions: dict[int, tuple[int, ...]] = {}  # positions that a slot leaves out, in order
         self._place: dict[int, tuple[Pool, int]] = {}
         self._next = 0
 
@@ -64,36 +64,36 @@ class KVCache:
         return len(self.lengths)
 
     def add(self, capacity: int = SMALLEST) -> int:
-        """Return a new row without a past."""
-        row, self._next = self._next, self._next + 1
-        self.lengths[row] = 0
-        self._put(row, self._pool(capacity))
-        return row
+        """Return a new slot without a past."""
+        slot, self._next = self._next, self._next + 1
+        self.lengths[slot] = 0
+        self._put(slot, self._pool(capacity))
+        return slot
 
-    def place(self, row: int) -> tuple[Pool, int]:
-        """Return the pool and the slot where the row lies until the next add, fork, reserve or release."""
-        return self._place[row]
+    def place(self, slot: int) -> tuple[Pool, int]:
+        """Return the pool and the lane where the slot lies until the next add, fork, reserve or release."""
+        return self._place[slot]
 
-    def reserve(self, row: int, length: int) -> None:
-        """Make room for the row to hold `length` positions."""
-        pool, slot = self._place[row]
+    def reserve(self, slot: int, length: int) -> None:
+        """Make room for the slot to hold `length` positions."""
+        pool, lane = self._place[slot]
         if length <= pool.capacity:
             return
         larger = self._pool(length)
-        self._put(row, larger)
-        pool.copy(slot, larger, len(larger.rows) - 1, self.lengths[row])
-        self._close(pool, slot)
+        self._put(slot, larger)
+        pool.copy(lane, larger, len(larger.slots) - 1, self.lengths[slot])
+        self._close(pool, lane)
 
-    def fork(self, rows: Sequence[int]) -> list[int]:
-        """Return a new row for each of these, with the same past."""
+    def fork(self, slots: Sequence[int]) -> list[int]:
+        """Return a new slot for each of these, with the same past."""
         forks = []
-        for row in rows:
-            pool, slot = self._place[row]
+        for slot in slots:
+            pool, lane = self._place[slot]
             fork = self.add(pool.capacity)
-            pool.copy(slot, pool, len(pool.rows) - 1, self.lengths[row])
-            self.lengths[fork] = self.lengths[row]
-            if row in self.hidden:
-                self.hidden[fork] = self.hidden[row]
+            pool.copy(lane, pool, len(pool.slots) - 1, self.lengths[slot])
+            self.lengths[fork] = self.lengths[slot]
+            if slot in self.masked_positions:
+                self.masked_positions[fork] = self.masked_positions[slot]
             forks.append(fork)
         return forks
 
@@ -103,14 +103,14 @@ class KVCache:
         first = min(first, length, self.lengths[target])
         self.truncate(target, first)
         self.reserve(target, length)
-        (pool, slot), (to_pool, to_slot) = self._place[source], self._place[target]
+        (pool, lane), (to_pool, to_slot) = self._place[source], self._place[target]
         if first < length:
-            pool.copy(slot, to_pool, to_slot, length, first)
+            pool.copy(lane, to_pool, to_slot, length, first)
         self.lengths[target] = length
 
-    def positions(self, row: int, count: int) -> range | list[int]:
-        """Return the positions of the row's next `count` tokens: they go on behind its past, hidden places passed over."""
-        past, places = self.lengths[row], self.hidden.get(row, ())
+    def positions(self, slot: int, count: int) -> range | list[int]:
+        """Return the positions of the slot's next `count` tokens: they go on behind its past, hidden places passed over."""
+        past, places = self.lengths[slot], self.masked_positions.get(slot, ())
         if not places or past + len(places) > places[-1]:  # all hidden places lie in the past, which holds none of them
             return range(past + len(places), past + len(places) + count)
         positions, at = [], past
@@ -123,19 +123,19 @@ class KVCache:
             at += 1
         return positions
 
-    def truncate(self, row: int, length: int) -> None:
-        """Forget all of the row but its first `length` positions."""
-        check_cut(row, length, self.lengths[row])
-        self.lengths[row] = length
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget all of the slot but its first `length` positions."""
+        check_cut(slot, length, self.lengths[slot])
+        self.lengths[slot] = length
 
-    def release(self, rows: Sequence[int]) -> None:
-        """Give back the rows' slots."""
-        # the last slots first: then what is left seldom has to move
-        for row in sorted(rows, key=lambda row: self._place[row][1], reverse=True):
-            pool, slot = self._place.pop(row)
-            del self.lengths[row]
-            self.hidden.pop(row, None)
-            self._close(pool, slot)
+    def release(self, slots: Sequence[int]) -> None:
+        """Give back the slots' lanes."""
+        # the last lanes first: then what is left seldom has to move
+        for slot in sorted(slots, key=lambda slot: self._place[slot][1], reverse=True):
+            pool, lane = self._place.pop(slot)
+            del self.lengths[slot]
+            self.masked_positions.pop(slot, None)
+            self._close(pool, lane)
 
     def _pool(self, length: int) -> Pool:
         capacity = SMALLEST
@@ -143,18 +143,18 @@ class KVCache:
             capacity *= 2
         return self.pools.setdefault(capacity, self.new_pool(capacity))
 
-    def _put(self, row: int, pool: Pool) -> None:
-        pool.rows.append(row)
-        self._place[row] = (pool, len(pool.rows) - 1)
+    def _put(self, slot: int, pool: Pool) -> None:
+        pool.slots.append(slot)
+        self._place[slot] = (pool, len(pool.slots) - 1)
 
-    def _close(self, pool: Pool, slot: int) -> None:
-        """Fill an emptied slot with the last one, so that the live ones stay together."""
-        last = len(pool.rows) - 1
-        if slot != last:
-            moved = pool.rows[last]
-            pool.copy(last, pool, slot, self.lengths[moved])
-            pool.rows[slot] = moved
-            self._place[moved] = (pool, slot)
-        pool.rows.pop()
-        if not pool.rows:
+    def _close(self, pool: Pool, lane: int) -> None:
+        """Fill an emptied lane with the last one, so that the live ones stay together."""
+        last = len(pool.slots) - 1
+        if lane != last:
+            moved = pool.slots[last]
+            pool.copy(last, pool, lane, self.lengths[moved])
+            pool.slots[lane] = moved
+            self._place[moved] = (pool, lane)
+        pool.slots.pop()
+        if not pool.slots:
             del self.pools[pool.capacity]

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.rotary import rotate
-from .architecture import Passed
+from .architecture import ModelOutput
 from .cache import KVCache
-from .layers import Block, is_covered, read_decoder
+from .layers import Block, supports_direct, bind_weights
 from .model_lock import held
 from .ragged import RaggedRunner
-from .ragged_attention import Pass, Run, attend_pass
+from .ragged_attention import ForwardBatch, Run, attend_pass
 from .stacked_cache import StackedPool
 
 
@@ -34,16 +34,16 @@ class DirectRunner(RaggedRunner):
     def refresh(self, keep: Collection[int] = ()) -> None:
         super().refresh(keep)
         with held(self.model):  # as it is between passes
-            self._covered = is_covered(self.model)
+            self._covered = supports_direct(self.model)
             if self._covered:
                 self._read()
 
     def _read(self) -> None:
         self._covered = True
-        self.decoder = read_decoder(self.model)
+        self.decoder = bind_weights(self.model)
         self._places = self.decoder.places()
 
-    def _run(self, plan: Pass, tokens: list[int], positions: list[int], wanted: Tensor, layers: Sequence[int]) -> Passed:
+    def _run(self, plan: ForwardBatch, tokens: list[int], positions: list[int], wanted: Tensor, layers: Sequence[int]) -> ModelOutput:
         device = self.model.get_input_embeddings().weight.device
         if not self._covered or torch.is_autocast_enabled(device.type):
             return super()._run(plan, tokens, positions, wanted, layers)
@@ -73,9 +73,9 @@ class DirectRunner(RaggedRunner):
             states[len(decoder.blocks)] = decoder.norm(hidden)
         if len(tokens) > 1 or not len(wanted):
             hidden = hidden[wanted.to(device)]
-        return Passed(decoder.head(decoder.norm(hidden)), {layer: states[layer % (len(decoder.blocks) + 1)] for layer in layers})
+        return ModelOutput(decoder.head(decoder.norm(hidden)), {layer: states[layer % (len(decoder.blocks) + 1)] for layer in layers})
 
-    def _attend(self, plan: Pass, steps: list[Step] | None, layer: int, block: Block, qkv: Tensor, turn) -> Tensor:
+    def _attend(self, plan: ForwardBatch, steps: list[Step] | None, layer: int, block: Block, qkv: Tensor, turn) -> Tensor:
         """Return what the heads read, [total, heads * d], with the new keys and values left in the cache."""
         decoder = self.decoder
         heads, kv_heads = decoder.heads, decoder.kv_heads
@@ -95,14 +95,14 @@ class DirectRunner(RaggedRunner):
 
 
 class Step:
-    """One new token a row, for rows in neighbouring slots: the views of the cache for all layers, made once a pass."""
+    """One new token a row, for rows in neighbouring lanes: the views of the cache for all layers, made once a pass."""
 
     def __init__(self, run: Run, hidden: Tensor):
         self.run, self.stack = run, run.pool.ready(hidden)
         self.seen: dict[int | None, tuple] = {}
         place = run.positions[0]
         abreast = run.positions.count(place) == len(run.positions)
-        self.targets = self.stack[:, :, run.slots, :, place].unbind(0) if abreast else None  # [2, rows, kv_heads, d]
+        self.targets = self.stack[:, :, run.lanes, :, place].unbind(0) if abreast else None  # [2, rows, kv_heads, d]
 
     def attend(self, layer: int, qkv: Tensor, heads: int, block: Block) -> Tensor:
         run, (_, total, d) = self.run, qkv.shape
@@ -112,8 +112,8 @@ class Step:
         if self.targets is not None:
             self.targets[layer].copy_(new)
         else:
-            slots, places = run.places(qkv.device)
-            self.stack[layer][:, slots, :, places] = new.transpose(0, 1)
+            lanes, places = run.places(qkv.device)
+            self.stack[layer][:, lanes, :, places] = new.transpose(0, 1)
         keys, values, mask = self._seen(block.window, qkv.device)
         query = mine[:, :heads].reshape(rows, kv_heads, -1, d)  # the heads that share a key read it once
         out = F.scaled_dot_product_attention(query, keys[layer], values[layer], attn_mask=mask, scale=block.scale)
@@ -122,6 +122,6 @@ class Step:
     def _seen(self, window: int | None, device: torch.device) -> tuple:
         if window not in self.seen:
             span, mask = self.run.view(window, device)
-            keys, values = self.stack[:, :, self.run.slots, :, span].unbind(1)
+            keys, values = self.stack[:, :, self.run.lanes, :, span].unbind(1)
             self.seen[window] = keys.unbind(0), values.unbind(0), mask
         return self.seen[window]

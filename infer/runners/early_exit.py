@@ -10,7 +10,7 @@ from torch import nn
 from ...data.errors import UserError
 from .direct import DirectRunner
 from .ragged import RaggedRunner
-from .ragged_attention import Pass
+from .ragged_attention import ForwardBatch
 
 
 class FirstLayers:
@@ -30,8 +30,8 @@ class FirstLayers:
         self.decoder.blocks = self.decoder.blocks[: self.layers]
 
     @contextmanager
-    def _lent(self) -> Iterator[None]:
-        with super()._lent():
+    def _with_attention(self) -> Iterator[None]:
+        with super()._with_attention():
             whole, count = self._owner._modules[self._name], self.config.num_hidden_layers
             # some architectures walk their layers, others count them by the configuration
             self._owner._modules[self._name], self.config.num_hidden_layers = whole[: self.layers], self.layers
@@ -40,7 +40,7 @@ class FirstLayers:
             finally:
                 self._owner._modules[self._name], self.config.num_hidden_layers = whole, count
 
-    def _check(self, plan: Pass) -> None:
+    def _check(self, plan: ForwardBatch) -> None:
         if len(plan.attended) != self.layers:
             raise UserError(f"{self.config.model_type} does not stop after its first {self.layers} layers: drop assistant_early_exit")
 

@@ -1,7 +1,7 @@
-"""The forward pass of many rows for architectures that read with an encoder and answer with a decoder (T5, BART, Marian).
+"""The forward pass of many slots for architectures that read with an encoder and answer with a decoder (T5, BART, Marian).
 
-The same calls as the ragged runner, save that a row is opened on its source. The encoder reads a source once, at the first pass of
-its first row; forks share what it made of it. Some decoders count their positions themselves, so rows of equal length run together.
+The same calls as the ragged runner, save that a slot is opened on its source. The encoder reads a source once, at the first pass of
+its first slot; forks share what it made of it. Some decoders count their positions themselves, so slots of equal length run together.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from ...data.errors import UserError
 from ..text.vocabulary import check_ids
-from .architecture import Capabilities, Passed, evaluating, transformers_model
-from .batched import BatchedRows
+from .architecture import Capabilities, ModelOutput, evaluating, transformers_model
+from .batched import BatchedRunner
 
 MAX_POSITIONS = 16_384  # source positions, padding included, that the encoder reads at a time
 HIDDEN_HEADS = ("encoder-decoder", "fsmt")  # of which get_output_embeddings() is not all
@@ -27,7 +27,7 @@ ONE_BY_ONE = ("fsmt",)  # whose decoders take a single new position over a cache
 
 @dataclass(eq=False)
 class Source:
-    """What a row answers to, and the encoder's states of it, [len(ids), hidden], once it was read."""
+    """What a slot answers to, and the encoder's states of it, [len(ids), hidden], once it was read."""
 
     ids: list[int]
     states: Tensor | None = None
@@ -35,7 +35,7 @@ class Source:
 
 @dataclass(eq=False)
 class Batch:
-    """Rows that ran together, over sources padded on the right."""
+    """Slots that ran together, over sources padded on the right."""
 
     cache: EncoderDecoderCache
     sources: list[Source]
@@ -43,8 +43,8 @@ class Batch:
     mask: Tensor  # [rows, longest source]
 
 
-class EncoderDecoderRunner(BatchedRows):
-    """Runs rows of their own length, each over a source of its own length. See `RaggedRunner` for the calls."""
+class EncoderDecoderRunner(BatchedRunner):
+    """Runs slots of their own length, each over a source of its own length. See `RaggedRunner` for the calls."""
 
     capabilities = Capabilities(hidden_states=True)
 
@@ -62,32 +62,32 @@ class EncoderDecoderRunner(BatchedRows):
     def vocab_size(self) -> int:
         return self.target_vocab
 
-    def row(self, source_ids: Sequence[int]) -> int:
-        """Return a new row without a past, which answers to this source; raises UserError for a source that is empty, too long, or of ids beyond the vocabulary."""
+    def allocate(self, source_ids: Sequence[int]) -> int:
+        """Return a new slot without a past, which answers to this source; raises UserError for a source that is empty, too long, or of ids beyond the vocabulary."""
         n = len(source_ids)
         if not n:
             raise UserError("the source is empty: give the encoder at least one token to read")
         if self.source_limit is not None and n > self.source_limit:
             raise UserError(f"the source has {n} tokens, more than the {self.source_limit} positions of the encoder: shorten it")
         check_ids(source_ids, self.source_vocab, "the source")
-        row = self._add()
-        self._sources[row] = Source(list(source_ids))
-        return row
+        slot = self._add()
+        self._sources[slot] = Source(list(source_ids))
+        return slot
 
     def copy(self, source: int, target: int, first: int = 0) -> None:
         super().copy(source, target, first)
         self._sources[target] = self._sources[source]
 
-    def release(self, rows: Sequence[int]) -> None:
-        super().release(rows)
-        for row in rows:
-            del self._sources[row]
+    def release(self, slots: Sequence[int]) -> None:
+        super().release(slots)
+        for slot in slots:
+            del self._sources[slot]
 
     @torch.no_grad()
-    def observe(self, rows: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int], layers: Sequence[int]) -> Passed:
+    def observe(self, slots: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int], layers: Sequence[int]) -> ModelOutput:
         with evaluating(self.model):
-            self._read({id(source): source for row in rows if (source := self._sources[row]).states is None}.values())
-            return super().observe(rows, ids, keep, layers)
+            self._read({id(source): source for slot in slots if (source := self._sources[slot]).states is None}.values())
+            return super().observe(slots, ids, keep, layers)
 
     def head(self, states: Tensor) -> Tensor:
         """As the ragged runner; some architectures scale what goes into the head, or bend what comes out."""
@@ -100,11 +100,11 @@ class EncoderDecoderRunner(BatchedRows):
         cap = getattr(config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
-    def _alike(self, row: int, new: Sequence[int]) -> tuple[int, int]:
-        length = self._lengths[row]
+    def _alike(self, slot: int, new: Sequence[int]) -> tuple[int, int]:
+        length = self._lengths[slot]
         if length or self.config.model_type in ONE_BY_ONE:
             return length, len(new)
-        return 0, -len(new).bit_length()  # new rows may be padded behind their ids, up to twice their number
+        return 0, -len(new).bit_length()  # new slots may be padded behind their ids, up to twice their number
 
     def _read(self, sources: Sequence[Source]) -> None:
         """Run the encoder over sources, those of about the same length together."""
@@ -129,23 +129,23 @@ class EncoderDecoderRunner(BatchedRows):
         )
         self._encoded = type(out)
         for source, own in zip(sources, out.last_hidden_state):
-            source.states = own[: len(source.ids)].clone()  # or one row would hold the memory of all
+            source.states = own[: len(source.ids)].clone()  # or one slot would hold the memory of all
         self.positions += sum(map(len, ids))
 
-    def _run(self, rows: list[int], ids: list[Sequence[int]], keep: list[int], layers: Sequence[int]) -> list[Passed]:
-        """Run the decoder over rows of one length."""
+    def _run(self, slots: list[int], ids: list[Sequence[int]], keep: list[int], layers: Sequence[int]) -> list[ModelOutput]:
+        """Run the decoder over slots of one length."""
         if len(ids[0]) == 1 or self.config.model_type not in ONE_BY_ONE:
-            return self._step(rows, ids, keep, layers)
-        steps = [self._step(rows, [[id] for id in new], [1] * len(rows), layers) for new in zip(*ids)]
+            return self._step(slots, ids, keep, layers)
+        steps = [self._step(slots, [[id] for id in new], [1] * len(slots), layers) for new in zip(*ids)]
         return [
-            Passed(torch.cat([own.logits for own in part])[len(part) - k :], {n: torch.cat([own.states[n] for own in part]) for n in layers})
+            ModelOutput(torch.cat([own.logits for own in part])[len(part) - k :], {n: torch.cat([own.states[n] for own in part]) for n in layers})
             for part, k in zip(zip(*steps), keep)
         ]
 
-    def _step(self, rows: list[int], ids: list[Sequence[int]], keep: list[int], layers: Sequence[int]) -> list[Passed]:
-        """One pass of the decoder over rows of one length; no token sees the padding behind it."""
+    def _step(self, slots: list[int], ids: list[Sequence[int]], keep: list[int], layers: Sequence[int]) -> list[ModelOutput]:
+        """One pass of the decoder over slots of one length; no token sees the padding behind it."""
         longest = max(map(len, ids))
-        batch = self._together(rows)
+        batch = self._together(slots)
         out = self.model(
             encoder_outputs=self._encoded(last_hidden_state=batch.states),
             attention_mask=batch.mask,
@@ -154,20 +154,20 @@ class EncoderDecoderRunner(BatchedRows):
             use_cache=True,
             output_hidden_states=bool(layers),
         )
-        self._ran(batch, rows, ids)
+        self._ran(batch, slots, ids)
         return [
-            Passed(logits[len(new) - k : len(new)], {layer: out.decoder_hidden_states[layer][i, : len(new)] for layer in layers})
+            ModelOutput(logits[len(new) - k : len(new)], {layer: out.decoder_hidden_states[layer][i, : len(new)] for layer in layers})
             for i, (logits, new, k) in enumerate(zip(out.logits, ids, keep))
         ]
 
-    def _together(self, rows: list[int]) -> Batch:
-        """Return a batch of just these rows: the one that they are in already, or a new one."""
-        sources, length = [self._sources[row] for row in rows], self._lengths[rows[0]]
+    def _together(self, slots: list[int]) -> Batch:
+        """Return a batch of just these slots: the one that they are in already, or a new one."""
+        sources, length = [self._sources[slot] for slot in slots], self._lengths[slots[0]]
         if not length:
             return Batch(EncoderDecoderCache(DynamicCache(), DynamicCache()), sources, *padded(sources))
-        homes = [self._home[row] for row in rows]
+        homes = [self._home[slot] for slot in slots]
         first = homes[0][0]
-        if first.cache.get_seq_length() == length and self._at_home(rows, first, len(first.sources)):
+        if first.cache.get_seq_length() == length and self._at_home(slots, first, len(first.sources)):
             return first
         past = joined([(batch.cache.self_attention_cache, i) for batch, i in homes], length)
         if all(batch is first for batch, _ in homes) and sources == first.sources:  # beams that changed places
@@ -184,7 +184,7 @@ def padded(sources: list[Source]) -> tuple[Tensor, Tensor]:
 
 
 def joined(places: list[tuple[DynamicCache, int]], width: int) -> DynamicCache:
-    """Return a cache of `width` positions with one row from each of these places; what a place lacks is zeros."""
+    """Return a cache of `width` positions with one slot from each of these places; what a place lacks is zeros."""
     cache = DynamicCache()
     for layer in range(len(places[0][0])):
         held = [(past.layers[layer], i) for past, i in places]
@@ -194,7 +194,7 @@ def joined(places: list[tuple[DynamicCache, int]], width: int) -> DynamicCache:
 
 
 def picked(places: list[tuple[Tensor, int]], width: int) -> Tensor:
-    """Return a row of each tensor, [.., heads, n, d], cut or padded with zeros to [rows, heads, width, d]."""
+    """Return a slot of each tensor, [.., heads, n, d], cut or padded with zeros to [rows, heads, width, d]."""
     first = places[0][0]
     if all(tensor is first for tensor, _ in places):
         return F.pad(first[[i for _, i in places], :, :width], (0, 0, 0, max(width - first.shape[2], 0)))

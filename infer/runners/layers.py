@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ..kernels.linear_kernel import Product, product
-from ..kernels.quantised_linear import Linear4, Linear8, RowsOf
+from ..kernels.linear_kernel import LinearKernel, linear_kernel
+from ..kernels.quantised_linear import Linear4, Linear8, OutputSlice
 from ..kernels.rotary import Rotation
 
 ROTARY = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "GemmaForCausalLM", "Gemma2ForCausalLM"}
 FAMILIES = ROTARY | {"GPT2LMHeadModel"}
 STATIC_ROTATIONS = {"default", "linear", "llama3", "yarn"}  # the others turn by the length of the longest row
-PLAIN_MODULES = {nn.Linear, nn.Embedding, nn.ModuleList, nn.LayerNorm, nn.Dropout, Conv1D, Linear4, Linear8, RowsOf}
+PLAIN_MODULES = {nn.Linear, nn.Embedding, nn.ModuleList, nn.LayerNorm, nn.Dropout, Conv1D, Linear4, Linear8, OutputSlice}
 ACTIVATIONS = {"transformers.activations", "torch.nn.modules.activation"}
 
 Map = Callable[[Tensor], Tensor]
@@ -30,9 +30,9 @@ class Block:
     """One layer; the maps take and give [total, features]."""
 
     attention_norm: Map
-    qkv: Product
+    qkv: LinearKernel
     head_norms: tuple[Map, Map] | None
-    out: Product
+    out: LinearKernel
     after_attention: Map | None
     feed_norm: Map
     feed: Map
@@ -60,8 +60,8 @@ class Decoder:
         return [tensor.data_ptr() for tensor in self.watched]
 
 
-def is_covered(model: PreTrainedModel) -> bool:
-    """Whether `read_decoder` computes what the model computes: a family of ours with nothing put in, on or around its layers."""
+def supports_direct(model: PreTrainedModel) -> bool:
+    """Whether `bind_weights` computes what the model computes: a family of ours with nothing put in, on or around its layers."""
     kind = type(model)
     if kind.__name__ not in FAMILIES or not kind.__module__.startswith("transformers.models."):
         return False
@@ -94,7 +94,7 @@ def is_foreign(hook: Callable) -> bool:
     return getattr(hook, "__module__", None) != "transformers.utils.output_capturing"
 
 
-def read_decoder(model: PreTrainedModel) -> Decoder:
+def bind_weights(model: PreTrainedModel) -> Decoder:
     """Return the model's layers as functions of its own weights, which are not copied."""
     watched = [*model.parameters(), *(b for name, b in model.named_buffers() if name.endswith("inv_freq"))]
     if type(model).__name__ not in ROTARY:
@@ -106,7 +106,7 @@ def read_decoder(model: PreTrainedModel) -> Decoder:
         rotation=Rotation(trunk.rotary_emb, trunk.embed_tokens.weight.detach()),
         blocks=[_rotary_block(layer, config, gemma) for layer in trunk.layers],
         norm=rms_norm(trunk.norm, gemma),
-        head=_capped(product([model.lm_head]), getattr(config, "final_logit_softcapping", None)),
+        head=_capped(linear_kernel([model.lm_head]), getattr(config, "final_logit_softcapping", None)),
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
         width=trunk.layers[0].self_attn.head_dim,
@@ -122,12 +122,12 @@ def _rotary_block(layer: nn.Module, config, gemma: bool) -> Block:
     norms = (rms_norm(attention.q_norm), rms_norm(attention.k_norm)) if hasattr(attention, "q_norm") else None
     return Block(
         attention_norm=rms_norm(layer.input_layernorm, gemma),
-        qkv=product([attention.q_proj, attention.k_proj, attention.v_proj]),
+        qkv=linear_kernel([attention.q_proj, attention.k_proj, attention.v_proj]),
         head_norms=norms,
-        out=product([attention.o_proj]),
+        out=linear_kernel([attention.o_proj]),
         after_attention=rms_norm(layer.post_attention_layernorm, gemma) if sandwich else None,
         feed_norm=rms_norm(second, gemma),
-        feed=gated(product([mlp.gate_proj, mlp.up_proj]), activation(mlp.act_fn), product([mlp.down_proj])),
+        feed=gated(linear_kernel([mlp.gate_proj, mlp.up_proj]), activation(mlp.act_fn), linear_kernel([mlp.down_proj])),
         after_feed=rms_norm(layer.post_feedforward_layernorm, gemma) if sandwich else None,
         scale=attention.scaling,
         window=getattr(attention, "sliding_window", in_all_layers),
@@ -143,7 +143,7 @@ def _gpt2(model: PreTrainedModel, watched: list[Tensor]) -> Decoder:
         rotation=None,
         blocks=list(map(_gpt2_block, trunk.h)),
         norm=layer_norm(trunk.ln_f),
-        head=product([model.lm_head]),
+        head=linear_kernel([model.lm_head]),
         heads=attention.num_heads,
         kv_heads=attention.num_heads,
         width=attention.head_dim,
@@ -152,12 +152,12 @@ def _gpt2(model: PreTrainedModel, watched: list[Tensor]) -> Decoder:
 
 
 def _gpt2_block(layer: nn.Module) -> Block:
-    grow, act, shrink = product([layer.mlp.c_fc]), activation(layer.mlp.act), product([layer.mlp.c_proj])
+    grow, act, shrink = linear_kernel([layer.mlp.c_fc]), activation(layer.mlp.act), linear_kernel([layer.mlp.c_proj])
     return Block(
         attention_norm=layer_norm(layer.ln_1),
-        qkv=product([layer.attn.c_attn]),
+        qkv=linear_kernel([layer.attn.c_attn]),
         head_norms=None,
-        out=product([layer.attn.c_proj]),
+        out=linear_kernel([layer.attn.c_proj]),
         after_attention=None,
         feed_norm=layer_norm(layer.ln_2),
         feed=lambda x: shrink(act(grow(x))),
@@ -168,7 +168,7 @@ def _gpt2_block(layer: nn.Module) -> Block:
     )
 
 
-def gated(gate_and_up: Product, act: Map, down: Product) -> Map:
+def gated(gate_and_up: LinearKernel, act: Map, down: LinearKernel) -> Map:
     """Return the feed-forward layer of two branches, one of which opens and shuts the other."""
 
     def feed(x: Tensor) -> Tensor:
@@ -183,7 +183,7 @@ def activation(module: nn.Module) -> Map:
     return F.silu if type(module).__name__ in ("SiLU", "SiLUActivation") else module
 
 
-def _capped(head: Product, bound: float | None) -> Map:
+def _capped(head: LinearKernel, bound: float | None) -> Map:
     """Return the head with Gemma 2's soft bound on its logits, or as it is."""
     return head if bound is None else lambda x: torch.tanh(head(x) / bound) * bound
 

@@ -24,7 +24,7 @@ def held(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def attending(model: nn.Module, configs: Sequence[PreTrainedConfig], implementation: str) -> Iterator[None]:
+def use_attention(model: nn.Module, configs: Sequence[PreTrainedConfig], implementation: str) -> Iterator[None]:
     """Have the model attend by this implementation, and put its own back."""
     with held(model):
         before = [config._attn_implementation for config in configs]

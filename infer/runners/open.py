@@ -7,7 +7,7 @@ from torch import nn
 from .architecture import attention_is_replaceable, carries_state, transformers_model
 from .direct import DirectRunner
 from .encoder_decoder import EncoderDecoderRunner
-from .layers import is_covered
+from .layers import supports_direct
 from .model_lock import held
 from .padded import PaddedRunner
 from .ragged import RaggedRunner
@@ -17,8 +17,8 @@ from .stateful import StatefulRunner
 def open_runner(model: nn.Module) -> RaggedRunner | PaddedRunner | StatefulRunner | EncoderDecoderRunner:
     """Return the runner for a model: direct for the families of `blocks`, ragged where all memory is attention that lets itself be replaced.
 
-    Else padded, where it is attention of another kind, and one row at a time where layers carry a state. Encoder-decoders have one of
-    their own, whose rows are opened on their source.
+    Else padded, where it is attention of another kind, and one slot at a time where layers carry a state. Encoder-decoders have one of
+    their own, whose slots are opened on their source.
     """
     inner = transformers_model(model)
     if inner.config.is_encoder_decoder:
@@ -26,6 +26,6 @@ def open_runner(model: nn.Module) -> RaggedRunner | PaddedRunner | StatefulRunne
     if carries_state(inner):
         return StatefulRunner(inner)
     with held(inner):  # as it is between passes
-        if is_covered(inner):
+        if supports_direct(inner):
             return DirectRunner(inner)
     return RaggedRunner(inner) if attention_is_replaceable(inner) else PaddedRunner(inner)

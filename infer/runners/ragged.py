@@ -1,7 +1,7 @@
-"""The forward pass of many rows at once, over the transformers model as it is.
+"""The forward pass of many slots at once, over the transformers model as it is.
 
-The new tokens of all rows, prompts and single steps alike, go through the model as one [1, total] sequence, each with its
-own position; the attention function of `ragged` writes and reads each row's slot of the cache. Nothing is padded.
+The new tokens of all slots, prompts and single steps alike, go through the model as one [1, total] sequence, each with its
+own position; the attention function of `ragged` writes and reads each slot's lane of the cache. Nothing is padded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...data.errors import UserError
 from .architecture import (
     Capabilities,
-    Passed,
+    ModelOutput,
     check_pass,
     context_limit,
     evaluating,
@@ -27,12 +27,12 @@ from .architecture import (
     transformers_model,
 )
 from .cache import KVCache, Pool
-from .model_lock import attending, configs_of
-from .ragged_attention import RAGGED, Pass, Run
+from .model_lock import use_attention, configs_of
+from .ragged_attention import RAGGED, ForwardBatch, Run
 
 
 class RaggedRunner:
-    """Runs rows of their own length through a model, together, with a cache of their keys and values.
+    """Runs slots of their own length through a model, together, with a cache of their keys and values.
 
     The model stays its owner's: attention and training mode are lent for each pass and put back after it. Passes of several threads
     through one model wait for each other; whoever calls the model itself in another thread does so within `lending.held`.
@@ -51,74 +51,74 @@ class RaggedRunner:
         self._configs = configs_of(self.model)
         self._keeps_logits = "logits_to_keep" in inspect.signature(type(self.model).forward).parameters
 
-    def row(self) -> int:
-        """Return a new row without a past; it takes the memory of a row until released."""
+    def allocate(self) -> int:
+        """Return a new slot without a past; it takes the memory of a slot until released."""
         return self.cache.add()
 
     @property
     def live(self) -> int:
-        """How many rows there are."""
+        """How many slots there are."""
         return len(self.cache)
 
-    def length(self, row: int) -> int:
-        """How many positions of the row are in the cache."""
-        return self.cache.lengths[row]
+    def length(self, slot: int) -> int:
+        """How many positions of the slot are in the cache."""
+        return self.cache.lengths[slot]
 
-    def fork(self, rows: Sequence[int]) -> list[int]:
-        """Return a new row for each of these, with the same past."""
-        return self.cache.fork(rows)
+    def fork(self, slots: Sequence[int]) -> list[int]:
+        """Return a new slot for each of these, with the same past."""
+        return self.cache.fork(slots)
 
     def copy(self, source: int, target: int, first: int) -> None:
         """Give `target` the past of `source`, of which it has the first `first` positions already."""
         self.cache.copy(source, target, first)
 
-    def hide(self, row: int, positions: Sequence[int]) -> None:
-        """Leave these positions out of a row that has no past yet: its tokens keep the positions that they have without."""
+    def mask(self, slot: int, positions: Sequence[int]) -> None:
+        """Leave these positions out of a slot that has no past yet: its tokens keep the positions that they have without."""
         refuse_hidden_under_window(self.config)
-        self.cache.hidden[row] = tuple(sorted(positions))
+        self.cache.masked_positions[slot] = tuple(sorted(positions))
 
-    def truncate(self, row: int, length: int) -> None:
-        """Forget all of a row but its first `length` positions: rejected guesses leave the cache."""
-        self.cache.truncate(row, length)
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget all of a slot but its first `length` positions: rejected guesses leave the cache."""
+        self.cache.truncate(slot, length)
 
-    def release(self, rows: Sequence[int]) -> None:
-        """Give back the rows' memory."""
-        self.cache.release(rows)
+    def release(self, slots: Sequence[int]) -> None:
+        """Give back the slots' memory."""
+        self.cache.release(slots)
 
     def refresh(self, keep: Collection[int] = ()) -> None:
-        """Forget every row that is not kept; all of them once the weights have changed, for the past is no longer the model's."""
-        self.cache.release([row for row in self.cache.lengths if row not in keep])
+        """Forget every slot that is not kept; all of them once the weights have changed, for the past is no longer the model's."""
+        self.cache.release([slot for slot in self.cache.lengths if slot not in keep])
 
-    def forward(self, rows: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int]) -> Tensor:
-        """Append `ids[i]` to row i, all rows in one pass; return logits, [sum(keep), vocab].
+    def forward(self, slots: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int]) -> Tensor:
+        """Append `ids[i]` to slot i, all slots in one pass; return logits, [sum(keep), vocab].
 
-        `keep[i]` counts how many of the row's newest positions want logits; the result has them row after row, in
+        `keep[i]` counts how many of the slot's newest positions want logits; the result has them slot after slot, in
         the order given. Raises UserError, before anything is computed, for what cannot be run (see `check_pass`).
         """
-        return self.observe(rows, ids, keep, ()).logits
+        return self.observe(slots, ids, keep, ()).logits
 
     @torch.no_grad()
-    def observe(self, rows: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int], layers: Sequence[int]) -> Passed:
-        """As `forward`, with the hidden states of these layers at every new position, row after row."""
-        check_pass(rows, ids, keep, self.config.vocab_size)
-        plan, tokens, positions, starts = self._plan(rows, ids)
+    def observe(self, slots: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int], layers: Sequence[int]) -> ModelOutput:
+        """As `forward`, with the hidden states of these layers at every new position, slot after slot."""
+        check_pass(slots, ids, keep, self.config.vocab_size)
+        plan, tokens, positions, starts = self._plan(slots, ids)
         ends = [start + len(new) for start, new in zip(starts, ids)]
         wanted = torch.tensor([i for end, k in zip(ends, keep) for i in range(end - k, end)], dtype=torch.long)
         logits, states = self._run(plan, tokens, positions, wanted, layers)
-        for row, new in zip(rows, ids):
-            self.cache.lengths[row] += len(new)
+        for slot, new in zip(slots, ids):
+            self.cache.lengths[slot] += len(new)
         self.passes += 1
         self.positions += len(tokens)
         if layers:
             order = torch.tensor([i for start, end in zip(starts, ends) for i in range(start, end)], device=logits.device)
             states = {layer: hidden[order] for layer, hidden in states.items()}
-        return Passed(logits, states)
+        return ModelOutput(logits, states)
 
-    def _run(self, plan: Pass, tokens: list[int], positions: list[int], wanted: Tensor, layers: Sequence[int]) -> Passed:
+    def _run(self, plan: ForwardBatch, tokens: list[int], positions: list[int], wanted: Tensor, layers: Sequence[int]) -> ModelOutput:
         """Take the plan's tokens through the model: logits at the places `wanted`, hidden states in the order of the tokens."""
         device = self.model.get_input_embeddings().weight.device
         kept = {"logits_to_keep": wanted.to(device)} if self._keeps_logits else {}
-        with self._lent():
+        with self._with_attention():
             out = self.model(
                 input_ids=torch.tensor([tokens], device=device),
                 position_ids=torch.tensor([positions], device=device),
@@ -129,7 +129,7 @@ class RaggedRunner:
             )
         self._check(plan)
         logits = out.logits[0] if self._keeps_logits else out.logits[0, wanted.to(device)]
-        return Passed(logits, {layer: out.hidden_states[layer][0] for layer in layers})
+        return ModelOutput(logits, {layer: out.hidden_states[layer][0] for layer in layers})
 
     @torch.no_grad()
     def head(self, states: Tensor) -> Tensor:
@@ -137,42 +137,42 @@ class RaggedRunner:
         head = self.model.get_output_embeddings()
         return scaled(self.config, head(states.to(head.weight.device))).to(states.device)
 
-    def _plan(self, rows: Sequence[int], ids: Sequence[Sequence[int]]) -> tuple[Pass, list[int], list[int], list[int]]:
-        """Lay the new tokens in one sequence: single steps first, by slot, then the longer ones.
+    def _plan(self, slots: Sequence[int], ids: Sequence[Sequence[int]]) -> tuple[ForwardBatch, list[int], list[int], list[int]]:
+        """Lay the new tokens in one sequence: single steps first, by lane, then the longer ones.
 
-        Returns the plan, the tokens, their positions, and where each row's tokens start.
+        Returns the plan, the tokens, their positions, and where each slot's tokens start.
         """
-        for row, new in zip(rows, ids):
-            self.cache.reserve(row, self.cache.lengths[row] + len(new))
-        places = [self.cache.place(row) for row in rows]
-        order = sorted(range(len(rows)), key=lambda i: (len(ids[i]) > 1, places[i][0].capacity, places[i][1]))
-        tokens, positions, starts, plan = [], [], [0] * len(rows), Pass([], [])
+        for slot, new in zip(slots, ids):
+            self.cache.reserve(slot, self.cache.lengths[slot] + len(new))
+        places = [self.cache.place(slot) for slot in slots]
+        order = sorted(range(len(slots)), key=lambda i: (len(ids[i]) > 1, places[i][0].capacity, places[i][1]))
+        tokens, positions, starts, plan = [], [], [0] * len(slots), ForwardBatch([], [])
         singles: list[tuple[Pool, int, int, int]] = []
         for i in order:
-            past, starts[i] = self.cache.lengths[rows[i]], len(tokens)
+            past, starts[i] = self.cache.lengths[slots[i]], len(tokens)
             tokens += ids[i]
-            positions += self.cache.positions(rows[i], len(ids[i]))
+            positions += self.cache.positions(slots[i], len(ids[i]))
             if len(ids[i]) == 1:
                 singles.append((*places[i], starts[i], past))
             else:
                 plan.longer.append((*places[i], slice(starts[i], len(tokens)), past))
-        # neighbours have the same distance from their slot to their place in the sequence
+        # neighbours have the same distance from their lane to their place in the sequence
         for _, group in groupby(singles, key=lambda s: (s[0].capacity, s[1] - s[2])):
             run = list(group)
-            (pool, slot, at, _), n = run[0], len(run)
-            plan.runs.append(Run(pool, slice(slot, slot + n), slice(at, at + n), [past for *_, past in run]))
+            (pool, lane, at, _), n = run[0], len(run)
+            plan.runs.append(Run(pool, slice(lane, lane + n), slice(at, at + n), [past for *_, past in run]))
         return plan, tokens, positions, starts
 
-    def _check(self, plan: Pass) -> None:
-        """Refuse an architecture with layers that remember without attention: they would mix the rows."""
+    def _check(self, plan: ForwardBatch) -> None:
+        """Refuse an architecture with layers that remember without attention: they would mix the slots."""
         if len(plan.attended) != self.config.num_hidden_layers:
             raise UserError(
                 f"{self.config.model_type} has {self.config.num_hidden_layers} layers, of which {len(plan.attended)} attend "
-                "through transformers' AttentionInterface: Seodang cannot keep its rows apart"
+                "through transformers' AttentionInterface: Seodang cannot keep its slots apart"
             )
 
     @contextmanager
-    def _lent(self) -> Iterator[None]:
+    def _with_attention(self) -> Iterator[None]:
         """Have the model attend through us and compute without dropout, and put everything back."""
-        with attending(self.model, self._configs, RAGGED), evaluating(self.model):
+        with use_attention(self.model, self._configs, RAGGED), evaluating(self.model):
             yield

@@ -18,20 +18,20 @@ RAGGED = "seodang_ragged"  # its name among transformers' attention implementati
 
 @dataclass
 class Run:
-    """Neighbouring slots of one pool, each with one new token: one batched call."""
+    """Neighbouring lanes of one pool, each with one new token: one batched call."""
 
     pool: Pool
-    slots: slice
+    lanes: slice
     tokens: slice  # where the new tokens stand in the sequence
     positions: list[int]
     _masks: dict = field(default_factory=dict)
     _places: dict = field(default_factory=dict)
 
     def places(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the slots and the positions of the new tokens, [rows] each."""
+        """Return the lanes and the positions of the new tokens, [rows] each."""
         if device not in self._places:  # made once a pass, not once a layer
-            slots = torch.arange(self.slots.start, self.slots.stop, device=device)
-            self._places[device] = slots, torch.tensor(self.positions, device=device)
+            lanes = torch.arange(self.lanes.start, self.lanes.stop, device=device)
+            self._places[device] = lanes, torch.tensor(self.positions, device=device)
         return self._places[device]
 
     def view(self, window: int | None, device: torch.device) -> tuple[slice, Tensor | None]:
@@ -52,11 +52,11 @@ class Run:
 
 
 @dataclass
-class Pass:
+class ForwardBatch:
     """One forward pass: who stands where in the sequence."""
 
     runs: list[Run]
-    longer: list[tuple[Pool, int, slice, int]]  # rows with several new tokens: pool, slot, tokens, past
+    longer: list[tuple[Pool, int, slice, int]]  # rows with several new tokens: pool, lane, tokens, past
     attended: set[int] = field(default_factory=set)
 
 
@@ -81,10 +81,10 @@ def ragged_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    ragged: Pass | None = None,
+    ragged: ForwardBatch | None = None,
     **rest,
 ) -> tuple[Tensor, None]:
-    """Write the new keys and values into the rows' slots and attend, each row over its own past.
+    """Write the new keys and values into the rows' lanes and attend, each row over its own past.
 
     query is [1, heads, total, d], key and value [1, kv_heads, total, d]; returns [1, total, heads, d_v].
     """
@@ -100,19 +100,19 @@ def ragged_attention(
     return attend_pass(ragged, layer, query, key, value, **options)[None], None
 
 
-def attend_pass(plan: Pass, layer: int, query: Tensor, key: Tensor, value: Tensor, **options) -> Tensor:
-    """Write one layer's new keys and values into the rows' slots and attend, each row over its own past.
+def attend_pass(plan: ForwardBatch, layer: int, query: Tensor, key: Tensor, value: Tensor, **options) -> Tensor:
+    """Write one layer's new keys and values into the rows' lanes and attend, each row over its own past.
 
     query is [total, heads, d], key and value [total, kv_heads, d]; returns [total, heads, d_v].
     `options` are the window, soft cap, sinks and scale of `attend`.
     """
     parts = [_step(run, layer, query, key, value, **options) for run in plan.runs]
-    for pool, slot, tokens, past in plan.longer:
+    for pool, lane, tokens, past in plan.longer:
         keys, values = pool.tensors(layer, key.transpose(0, 1), value.transpose(0, 1))
         end = past + tokens.stop - tokens.start
-        keys[slot, :, past:end] = key[tokens].transpose(0, 1)
-        values[slot, :, past:end] = value[tokens].transpose(0, 1)
-        row = slice(slot, slot + 1)
+        keys[lane, :, past:end] = key[tokens].transpose(0, 1)
+        values[lane, :, past:end] = value[tokens].transpose(0, 1)
+        row = slice(lane, lane + 1)
         out = attend(query[tokens].transpose(0, 1)[None], keys[row, :, :end], values[row, :, :end], past=past, **options)
         parts.append(out[0].transpose(0, 1))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -123,14 +123,14 @@ def _step(run: Run, layer: int, query, key, value, *, window, softcap, sinks, sc
     keys, values = run.pool.tensors(layer, key.transpose(0, 1), value.transpose(0, 1))
     query, key, value = query[run.tokens], key[run.tokens], value[run.tokens]  # [rows, heads, d]
     if len(run.positions) == 1:
-        keys[run.slots.start, :, run.positions[0]] = key[0]
-        values[run.slots.start, :, run.positions[0]] = value[0]
+        keys[run.lanes.start, :, run.positions[0]] = key[0]
+        values[run.lanes.start, :, run.positions[0]] = value[0]
     else:
         places = run.places(key.device)
         keys[places[0], :, places[1]] = key
         values[places[0], :, places[1]] = value
     seen, mask = run.view(window, key.device)
-    keys, values = keys[run.slots, :, seen], values[run.slots, :, seen]
+    keys, values = keys[run.lanes, :, seen], values[run.lanes, :, seen]
     rows, heads, d = query.shape
     if softcap is None and sinks is None:
         grouped = query.reshape(rows, keys.shape[1], -1, d)  # the heads that share a key read it once

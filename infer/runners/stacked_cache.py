@@ -16,14 +16,14 @@ class StackedPool(Pool):
         self.block: Tensor | None = None
 
     def ready(self, like: Tensor) -> Tensor:
-        """Return the block, [layers, 2 (keys, values), slots, kv_heads, capacity, d], with a slot for every row.
+        """Return the block, [layers, 2 (keys, values), slots, kv_heads, capacity, d], with a lane for every slot.
 
         It takes dtype and device from `like` when it is made.
         """
-        if self.block is None or self.block.shape[2] < len(self.rows):
+        if self.block is None or self.block.shape[2] < len(self.slots):
             layers, two, kv_heads, width = self.shape
-            slots = 1 << (len(self.rows) - 1).bit_length()
-            grown = (like if self.block is None else self.block).new_zeros(layers, two, slots, kv_heads, self.capacity, width)
+            lanes = 1 << (len(self.slots) - 1).bit_length()
+            grown = (like if self.block is None else self.block).new_zeros(layers, two, lanes, kv_heads, self.capacity, width)
             if self.block is not None:
                 grown[:, :, : self.block.shape[2]] = self.block
             self.block = grown

@@ -1,6 +1,6 @@
 """The forward pass for architectures with layers that carry a state instead of keys and values (Mamba, RWKV, hybrids).
 
-The same calls as the ragged runner. A state has no positions that could be padded, masked or cut away, so each row runs by
+The same calls as the ragged runner. A state has no positions that could be padded, masked or cut away, so each slot runs by
 itself, with the memory that the architecture makes for it.
 """
 
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from ...data.errors import UserError
 from .architecture import Capabilities, check_pass, context_limit, evaluating, refuse_unsupported, transformers_model
-from .batched import Rows
+from .batched import CacheSlots
 
 MEMORIES = ("past_key_values", "cache_params", "state")  # what architectures call it
 
 
-class StatefulRunner(Rows):
-    """Runs rows one by one, each with its own state. See `RaggedRunner` for the calls."""
+class StatefulRunner(CacheSlots):
+    """Runs slots one by one, each with its own state. See `RaggedRunner` for the calls."""
 
     capabilities = Capabilities(truncate=False)
 
@@ -37,7 +37,7 @@ class StatefulRunner(Rows):
             raise UserError(f"{self.config.model_type} has no memory that could be handed from step to step: use another architecture")
         self._name = names[0]
 
-    def row(self) -> int:
+    def allocate(self) -> int:
         return self._add()
 
     def copy(self, source: int, target: int, first: int = 0) -> None:
@@ -46,37 +46,37 @@ class StatefulRunner(Rows):
         if source in self._home:
             self._home[target] = copy.deepcopy(self._home[source])
 
-    def truncate(self, row: int, length: int) -> None:
+    def truncate(self, slot: int, length: int) -> None:
         """A state cannot be cut: raises UserError unless nothing is to be forgotten."""
-        if length != self._lengths[row]:
+        if length != self._lengths[slot]:
             raise UserError(f"{self.config.model_type} carries a state, which cannot take back tokens: use a strategy without drafts")
 
     @torch.no_grad()
-    def forward(self, rows: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int]) -> Tensor:
-        """As the ragged runner, row by row; behind a past, token by token, for many architectures step singly alone."""
-        check_pass(rows, ids, keep, self.vocab_size)
+    def forward(self, slots: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int]) -> Tensor:
+        """As the ragged runner, slot by slot; behind a past, token by token, for many architectures step singly alone."""
+        check_pass(slots, ids, keep, self.vocab_size)
         logits = []
         with evaluating(self.model):
-            for row, new, kept in zip(rows, ids, keep):
-                pieces = [[id] for id in new] if self._lengths[row] else [list(new)]
-                whole = torch.cat([self._run(row, piece) for piece in pieces])
+            for slot, new, kept in zip(slots, ids, keep):
+                pieces = [[id] for id in new] if self._lengths[slot] else [list(new)]
+                whole = torch.cat([self._run(slot, piece) for piece in pieces])
                 logits.append(whole[len(whole) - kept :])
         return torch.cat(logits)
 
-    def _run(self, row: int, ids: list[int]) -> Tensor:
+    def _run(self, slot: int, ids: list[int]) -> Tensor:
         """One pass of the model: logits, [ids, vocab]."""
         device = self.model.get_input_embeddings().weight.device
-        past = self._lengths[row]
+        past = self._lengths[slot]
         inputs = {"input_ids": torch.tensor([ids], device=device), "use_cache": True}
         if past:
-            inputs[self._name] = self._home[row]
+            inputs[self._name] = self._home[slot]
         if "position_ids" in self._accepts:
             inputs["position_ids"] = torch.arange(past, past + len(ids), device=device)[None]
         output = self.model(**inputs)
-        self._home[row] = getattr(output, self._name, None)
-        if self._home[row] is None:  # RecurrentGemma keeps it inside its layers, one for all rows
-            raise UserError(f"{self.config.model_type} does not hand out its state, so rows cannot be kept apart: use another architecture")
-        self._lengths[row] += len(ids)
+        self._home[slot] = getattr(output, self._name, None)
+        if self._home[slot] is None:  # RecurrentGemma keeps it inside its layers, one for all slots
+            raise UserError(f"{self.config.model_type} does not hand out its state, so slots cannot be kept apart: use another architecture")
+        self._lengths[slot] += len(ids)
         self.passes += 1
         self.positions += len(ids)
         return output.logits[0]

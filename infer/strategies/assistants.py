@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...data.errors import UserError
 from ..requests.params import SamplingParams
-from ..requests.request import Request, Row
+from ..requests.request import Request, TokenSequence
 from ..requests.strategy import Forward, Host
 from .drafts import ModelDrafts
 from .lookup import Lookup
@@ -25,13 +25,13 @@ ASSISTED_OPTIONS = (*MODEL_OPTIONS, *LOOKUP_OPTIONS, "num_assistant_tokens_sched
 
 
 class Drafts(Protocol):
-    """Guesses for rows: a generator of the passes that it needs, which returns a guess a row."""
+    """Guesses for sequences: a generator of the passes that it needs, which returns a guess a sequence."""
 
-    def guess(self, rows: Sequence[Row]) -> Generator[Forward, Tensor, list[Guess]]: ...
+    def guess(self, sequences: Sequence[TokenSequence]) -> Generator[Forward, Tensor, list[Guess]]: ...
 
-    def learn(self, row: Row, guess: Guess, came: Sequence[int]) -> None: ...
+    def learn(self, sequence: TokenSequence, guess: Guess, came: Sequence[int]) -> None: ...
 
-    def release(self, rows: Sequence[Row]) -> None: ...
+    def release(self, sequences: Sequence[TokenSequence]) -> None: ...
 
 
 def assistant(request: Request, host: Host) -> tuple[Hashable, Callable[[], Drafts]]:
@@ -88,7 +88,7 @@ def check_assistant(request: Request, host: Host, tokenizer: PreTrainedTokenizer
             f"{names} have vocabularies of {sizes[0]} and {sizes[1]}, with a tokenizer of {len(tokenizer)}: give assistant_tokenizer, "
             "or an assistant with the model's own tokenizer"
         )
-    if request.hidden and not draft.capabilities.mask_holes:
+    if request.masked_positions and not draft.capabilities.mask_holes:
         raise UserError(f"the assistant ({draft.config.model_type}) cannot leave out a part of the prompt: drop hide, or the assistant")
 
 
@@ -101,5 +101,5 @@ def check_translation(tokenizer, draft, runner, request: Request) -> None:
     if len(tokenizer) > draft.config.vocab_size:
         sizes = f"{len(tokenizer)} ids, more than the {draft.config.vocab_size} of the assistant"
         raise UserError(f"assistant_tokenizer has {sizes}: give the assistant's own")
-    if request.hidden:
+    if request.masked_positions:
         raise UserError("an assistant with another tokenizer would read what hide leaves out: drop one of them")

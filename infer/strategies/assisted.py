@@ -11,15 +11,15 @@ from torch import Tensor
 from ..filters.pipeline import Filters, uses
 from ..filters.specs import FILTERS
 from ..requests.events import Provisional
-from ..requests.request import Request, Row, release, shared
+from ..requests.request import Request, TokenSequence, release, shared
 from ..requests.rng import choose, key, uniform
 from ..requests.strategy import Forward, Host, Strategy
-from ..requests.trace import Drafted, Watch
+from ..requests.trace import DraftTrace, TraceRecorder
 from .assistants import Drafts, assistant
 from .sampling import with_forks
 from .speculation import Guess, speculate
 
-JUDGE = 2  # the place among a row's numbers for a position of the one that says whether a guess stays
+JUDGE = 2  # the place among a sequence's numbers for a position of the one that says whether a guess stays
 ALIKE = {name for name, spec in FILTERS.items() if spec.kind == "warper"} - {"xtc", "mirostat"} | {"logit_bias", "suppress_tokens"}
 
 
@@ -32,51 +32,51 @@ def assisted(request: Request, host: Host) -> None:
     """
     key, new_drafts = assistant(request, host)
     vocab = host.runner.config.vocab_size
-    host.join(key, Row.open(request, host.runner), lambda rows: speculative(rows, new_drafts(), vocab))
+    host.join(key, TokenSequence.open(request, host.runner), lambda sequences: speculative(sequences, new_drafts(), vocab))
 
 
-def speculative(arrivals: list[Row], drafts: Drafts, vocab: int) -> Strategy:
-    """Give every row as many tokens a pass as its guess deserves and one more, until no row is left; rows may arrive on the way."""
-    live: list[Row] = []
+def speculative(arrivals: list[TokenSequence], drafts: Drafts, vocab: int) -> Strategy:
+    """Give every sequence as many tokens a pass as its guess deserves and one more, until no sequence is left; sequences may arrive on the way."""
+    live: list[TokenSequence] = []
     while True:
         live, arrivals[:] = live + arrivals, []
         if not live:
             return
-        ready = [row for row in live if not awaits_forks(row)]
+        ready = [sequence for sequence in live if not awaits_forks(sequence)]
         guesses = dict(zip(ready, (yield from drafts.guess(ready)))) if ready else {}
-        guesses = {row: trimmed(row, guesses.get(row, Guess()), vocab) for row in live}
-        logits = yield Forward(live, [row.unseen + guesses[row].ids for row in live], [len(guesses[row].ids) + 1 for row in live])
+        guesses = {sequence: trimmed(sequence, guesses.get(sequence, Guess()), vocab) for sequence in live}
+        logits = yield Forward(live, [sequence.unseen + guesses[sequence].ids for sequence in live], [len(guesses[sequence].ids) + 1 for sequence in live])
         if len(ready) < len(live):
             live, logits, guesses = forked(live, logits, guesses)
-        for row in live:
-            row.request.alone = False
-        judge(live, [guesses[row] for row in live], logits, drafts)
-        finished = [row for row in live if row.finished]
+        for sequence in live:
+            sequence.request.alone = False
+        judge(live, [guesses[sequence] for sequence in live], logits, drafts)
+        finished = [sequence for sequence in live if sequence.finished]
         drafts.release(finished)
         release(finished)
-        live = [row for row in live if not row.finished]
+        live = [sequence for sequence in live if not sequence.finished]
 
 
-def awaits_forks(row: Row) -> bool:
-    """Whether the row's prompt is still to be run for several answers, which draft from the second pass on."""
-    return row.request.alone and row.request.width > 1
+def awaits_forks(sequence: TokenSequence) -> bool:
+    """Whether the sequence's prompt is still to be run for several answers, which draft from the second pass on."""
+    return sequence.request.alone and sequence.request.width > 1
 
 
-def forked(live: list[Row], logits: Tensor, guesses: dict[Row, Guess]) -> tuple[list[Row], Tensor, dict[Row, Guess]]:
+def forked(live: list[TokenSequence], logits: Tensor, guesses: dict[TokenSequence, Guess]) -> tuple[list[TokenSequence], Tensor, dict[TokenSequence, Guess]]:
     """Add the further answers of requests whose prompt has just been run."""
-    rows, places = with_forks(live)
-    parts = logits.split([len(guesses[row].ids) + 1 for row in live])
-    return rows, torch.cat([parts[place] for place in places]), {row: guesses.get(row, Guess()) for row in rows}
+    sequences, places = with_forks(live)
+    parts = logits.split([len(guesses[sequence].ids) + 1 for sequence in live])
+    return sequences, torch.cat([parts[place] for place in places]), {sequence: guesses.get(sequence, Guess()) for sequence in sequences}
 
 
-def trimmed(row: Row, guess: Guess, vocab: int) -> Guess:
+def trimmed(sequence: TokenSequence, guess: Guess, vocab: int) -> Guess:
     """Cut a guess where it leaves the vocabulary, after an end, and where the answer would be full."""
-    guess.cut(max(row.request.params.max_new_tokens - row.position - 1, 0))
+    guess.cut(max(sequence.request.params.max_new_tokens - sequence.position - 1, 0))
     for i, id in enumerate(guess.ids):
         if not 0 <= id < vocab:
             guess.cut(i)
             break
-        if id in row.request.ends:
+        if id in sequence.request.ends:
             guess.cut(i + 1)
             break
     return guess
@@ -84,9 +84,9 @@ def trimmed(row: Row, guess: Guess, vocab: int) -> Guess:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a token is to be chosen: so many tokens ahead of the row, where the guess, if any, was drawn from `scores`."""
+    """Where a token is to be chosen: so many tokens ahead of the sequence, where the guess, if any, was drawn from `scores`."""
 
-    row: Row
+    sequence: TokenSequence
     ahead: int
     id: int | None
     scores: Tensor | None
@@ -94,79 +94,79 @@ class Place:
     @property
     def position(self) -> int:
         """Where in the answer it is."""
-        return self.row.position + self.ahead
+        return self.sequence.position + self.ahead
 
 
-def places_of(row: Row, guess: Guess, ahead: bool) -> list[Place]:
-    """Return a place for each token of the guess and one behind it, seen from where the row stands, or each from where it is itself."""
+def places_of(sequence: TokenSequence, guess: Guess, ahead: bool) -> list[Place]:
+    """Return a place for each token of the guess and one behind it, seen from where the sequence stands, or each from where it is itself."""
     ids, scores = [*guess.ids, None], [*guess.scores, *[None] * (len(guess.ids) + 1 - len(guess.scores))]
-    return [Place(row, i if ahead else 0, id, own) for i, (id, own) in enumerate(zip(ids, scores))]
+    return [Place(sequence, i if ahead else 0, id, own) for i, (id, own) in enumerate(zip(ids, scores))]
 
 
-def judge(rows: list[Row], guesses: list[Guess], logits: Tensor, drafts: Drafts) -> None:
+def judge(sequences: list[TokenSequence], guesses: list[Guess], logits: Tensor, drafts: Drafts) -> None:
     """Commit what stays of each guess and the token behind it, and forget the rest; logits is [sum(len(guess) + 1), vocab]."""
-    before = [row.position for row in rows]
-    if all(stands_alone(row) for row in rows):
-        commit_at_once(rows, guesses, logits)
+    before = [sequence.position for sequence in sequences]
+    if all(stands_alone(sequence) for sequence in sequences):
+        commit_at_once(sequences, guesses, logits)
     else:
-        commit_in_turn(rows, guesses, logits)
-    for row, guess, begin in zip(rows, guesses, before):
-        if row.request.error is not None:
+        commit_in_turn(sequences, guesses, logits)
+    for sequence, guess, begin in zip(sequences, guesses, before):
+        if sequence.request.error is not None:
             continue  # nothing of it is in the cache any more
-        came = row.ids[len(row.ids) - (row.position - begin) :]
+        came = sequence.ids[len(sequence.ids) - (sequence.position - begin) :]
         agreed = shared(guess.ids, came)
-        row.forget(len(guess.ids) - agreed)
-        drafts.learn(row, guess, came)
-        tell(row, guess, begin, agreed)
-        with row.request.contained():
-            row.request.publish(row)
+        sequence.forget(len(guess.ids) - agreed)
+        drafts.learn(sequence, guess, came)
+        tell(sequence, guess, begin, agreed)
+        with sequence.request.contained():
+            sequence.request.publish(sequence)
 
 
-def stands_alone(row: Row) -> bool:
-    """Whether no filter of the row depends on what is committed before it, so that all places can be filtered at once."""
-    return not row.controls and not row.request.traced and uses(row.request.params) <= ALIKE
+def stands_alone(sequence: TokenSequence) -> bool:
+    """Whether no filter of the sequence depends on what is committed before it, so that all places can be filtered at once."""
+    return not sequence.constraints and not sequence.request.traced and uses(sequence.request.params) <= ALIKE
 
 
-def commit_at_once(rows: list[Row], guesses: list[Guess], logits: Tensor) -> None:
-    """Filter and choose at all places together, then commit each row's tokens up to the first that is not the guess."""
-    places = [place for row, guess in zip(rows, guesses) for place in places_of(row, guess, ahead=True)]
-    scores, errors = Filters([place.row for place in places]).each(logits)
+def commit_at_once(sequences: list[TokenSequence], guesses: list[Guess], logits: Tensor) -> None:
+    """Filter and choose at all places together, then commit each sequence's tokens up to the first that is not the guess."""
+    places = [place for sequence, guess in zip(sequences, guesses) for place in places_of(sequence, guess, ahead=True)]
+    scores, errors = Filters([place.sequence for place in places]).each(logits)
     decisions = enumerate(decided(scores, places))
-    for row, guess in zip(rows, guesses):
+    for sequence, guess in zip(sequences, guesses):
         own = [next(decisions) for _ in range(len(guess.ids) + 1)]
         for (at, (id, logprob)), guessed in zip(own, [*guess.ids, None]):
-            if row.finished:
+            if sequence.finished:
                 break
-            with row.request.contained():
+            with sequence.request.contained():
                 if at in errors:
                     raise errors[at]
-                row.commit(id, logprob)
+                sequence.commit(id, logprob)
             if id != guessed:
                 break
 
 
-def commit_in_turn(rows: list[Row], guesses: list[Guess], logits: Tensor) -> None:
+def commit_in_turn(sequences: list[TokenSequence], guesses: list[Guess], logits: Tensor) -> None:
     """Filter, choose and commit place by place: a filter that looks back sees each token before the next is judged."""
-    parts = dict(zip(rows, logits.split([len(guess.ids) + 1 for guess in guesses])))
-    places = {row: places_of(row, guess, ahead=False) for row, guess in zip(rows, guesses)}
-    going, turn = list(rows), 0
+    parts = dict(zip(sequences, logits.split([len(guess.ids) + 1 for guess in guesses])))
+    places = {sequence: places_of(sequence, guess, ahead=False) for sequence, guess in zip(sequences, guesses)}
+    going, turn = list(sequences), 0
     filters = Filters(going)
     while going:
-        if going != filters.rows:
+        if going != filters.sequences:
             filters = Filters(going)
-        own = torch.stack([parts[row][turn] for row in going])
-        watch = Watch.of(going, own)
+        own = torch.stack([parts[sequence][turn] for sequence in going])
+        watch = TraceRecorder.of(going, own)
         scores, errors = filters.each(own, watch)
         for place, error in errors.items():
             going[place].request.fail(error)
-        decisions = list(decided(scores, [places[row][turn] for row in going]))
+        decisions = list(decided(scores, [places[sequence][turn] for sequence in going]))
         if watch is not None:
             watch.chosen(scores, [id for id, _ in decisions])
-        for row, (id, logprob) in zip(going, decisions):
-            if not row.finished:
-                with row.request.contained():
-                    row.commit(id, logprob)
-        going = [row for row, (id, _) in zip(going, decisions) if not row.finished and id == places[row][turn].id]
+        for sequence, (id, logprob) in zip(going, decisions):
+            if not sequence.finished:
+                with sequence.request.contained():
+                    sequence.commit(id, logprob)
+        going = [sequence for sequence, (id, _) in zip(going, decisions) if not sequence.finished and id == places[sequence][turn].id]
         turn += 1
 
 
@@ -177,23 +177,23 @@ def decided(scores: Tensor, places: Sequence[Place]) -> Iterator[tuple[int, floa
     differs from the guess, it is as the rule of speculation would have it.
     """
     doubted = [i for i, place in enumerate(places) if place.scores is not None]
-    keys = [key(place.row.seed, place.position) if place.row.request.params.samples else None for place in places]
+    keys = [key(place.sequence.seed, place.position) if place.sequence.request.params.samples else None for place in places]
     ids, logprobs = choose(scores, [own if place.scores is None else None for own, place in zip(keys, places)])
     if doubted:
         some = [places[i] for i in doubted]
         p = scores[doubted].double().softmax(dim=-1)
         q = torch.stack([place.scores for place in some]).to(p).softmax(dim=-1)
         guessed = torch.tensor([place.id for place in some], device=p.device)
-        judged = torch.tensor([uniform(each.row.seed, each.position, JUDGE) for each in some], dtype=p.dtype, device=p.device)
+        judged = torch.tensor([uniform(each.sequence.seed, each.position, JUDGE) for each in some], dtype=p.dtype, device=p.device)
         ids[doubted] = speculate(p, q, guessed, judged, torch.tensor([keys[i] for i in doubted], device=p.device))
         logprobs[doubted] = p.gather(-1, ids[doubted][:, None]).squeeze(-1).log().to(logprobs)
     return iter(list(zip(ids.tolist(), logprobs.tolist())))
 
 
-def tell(row: Row, guess: Guess, position: int, accepted: int) -> None:
+def tell(sequence: TokenSequence, guess: Guess, position: int, accepted: int) -> None:
     """Tell those who trace what was guessed at a position, and how much of it came."""
-    request = row.request
+    request = sequence.request
     if request.traced and guess.ids:
         for i, (id, p) in enumerate(zip(guess.ids, guess.probs)):
-            request.hear(Provisional(request.index, position + i, id, p, row.choice))
-        request.note(Drafted(tuple(guess.ids), accepted), position, row.choice)
+            request.on_event(Provisional(request.index, position + i, id, p, sequence.choice))
+        request.note(DraftTrace(tuple(guess.ids), accepted), position, sequence.choice)

@@ -12,32 +12,32 @@ from ...data.errors import UserError
 from ..filters.logits import logprobs
 from ..filters.pipeline import Filters
 from ..requests.params import SamplingParams
-from ..requests.request import Request, Row, release, shared
+from ..requests.request import Request, TokenSequence, release, shared
 from ..requests.strategy import Host, Strategy, next_tokens
-from ..requests.trace import Beams
-from .candidates import Candidate, drawn, likeliest
-from .hypotheses import Hypotheses
+from ..requests.trace import BeamTrace
+from .candidates import Continuation, drawn, likeliest
+from .hypotheses import BeamHypotheses
 
 ENDED = ("eos", "stop")  # by its own last token; at the greatest length, or when time is up, a hypothesis is cut
 
 
 @dataclass(eq=False)
-class Child:
-    """A candidate whose token was committed: `row` is a copy of its parent's, without a place of its own in the cache."""
+class BeamCandidate:
+    """A candidate whose token was committed: `sequence` is a copy of its parent's, without a place of its own in the cache."""
 
     rank: int
     parent: int
     total: float
-    row: Row
+    sequence: TokenSequence
 
     @property
     def origin(self) -> tuple[int, int, float]:
         """Its parent, its token and its sum."""
-        return self.parent, self.row.ids[-1], self.total
+        return self.parent, self.sequence.ids[-1], self.total
 
 
 class Search:
-    """One beam search: its live hypotheses, a row each, and the finished ones.
+    """One beam search: its live hypotheses, a sequence each, and the finished ones.
 
     Follows transformers: of (1 + number of end tokens, at least 2) * width candidates a step, the finished among the first `width` become
     hypotheses and the best `width` of the unfinished live on. Where there are fewer candidates, fewer live on.
@@ -45,97 +45,97 @@ class Search:
 
     counts_ended = False  # whether the best candidate keeps the search going though it ended, as in transformers 4
 
-    def __init__(self, row: Row, width: int, group: int = 0):
-        self.request, self.width, self.group = row.request, width, group
+    def __init__(self, sequence: TokenSequence, width: int, group: int = 0):
+        self.request, self.width, self.group = sequence.request, width, group
         self.samples = self.request.params.samples
         self.count = width * max(2, 1 + len(self.request.ends))
-        self.rows, self.sums = [row], [0.0]
-        self.filters = Filters(self.rows)
-        self.ended = Hypotheses(row, width)
+        self.sequences, self.sums = [sequence], [0.0]
+        self.filters = Filters(self.sequences)
+        self.ended = BeamHypotheses(sequence, width)
         self.over = False
         self.taken: list[int] = []  # the newest tokens
-        self.origins: list[tuple[int, int, float]] = []  # of each row, its parent being one of the rows before the step
+        self.origins: list[tuple[int, int, float]] = []  # of each sequence, its parent being one of the sequences before the step
 
     def step(self, logits: Tensor, taken: list[int]) -> None:
-        """Let each row go on by what follows it, [rows, vocab]; `taken` are the tokens that searches before this one took."""
+        """Let each sequence go on by what follows it, [rows, vocab]; `taken` are the tokens that searches before this one took."""
         logprobs = self.filters(self.logprobs(logits, taken))
         sums = torch.tensor(self.sums, dtype=logprobs.dtype, device=logprobs.device)
         if self.samples:
-            keys = torch.tensor([row.key(f"beams {row.new_ids}") for row in self.rows], device=logprobs.device)  # whatever their order
+            keys = torch.tensor([sequence.key(f"beams {sequence.new_ids}") for sequence in self.sequences], device=logprobs.device)  # whatever their order
             candidates = drawn(logprobs, sums, self.count, keys)
         else:
             candidates = likeliest(logprobs, sums, self.count)
         chosen = self.choose(self.judge(candidates), logprobs)
-        self.taken = [child.row.ids[-1] for child in chosen[: self.width]]
+        self.taken = [child.sequence.ids[-1] for child in chosen[: self.width]]
         for child in chosen:
-            if child.row.finished and child.rank < self.width:
+            if child.sequence.finished and child.rank < self.width:
                 self.keep(child)
-        live = sorted((child for child in chosen if not child.row.finished), key=lambda child: -child.total)[: self.width]
+        live = sorted((child for child in chosen if not child.sequence.finished), key=lambda child: -child.total)[: self.width]
         hopes = [*(candidates[:1] if self.counts_ended else []), *live]
-        self.over = not live or self.ended.settled(hopes[0].total, live[0].row.position)
-        if self.over and self.ended.rows and not self.group:
-            self.leave(self.ended.rows[0])
-        self.settle([] if self.over else live)
+        self.over = not live or self.ended.is_done(hopes[0].total, live[0].sequence.position)
+        if self.over and self.ended.sequences and not self.group:
+            self.leave(self.ended.sequences[0])
+        self.reorder_cache([] if self.over else live)
 
     def logprobs(self, logits: Tensor, taken: list[int]) -> Tensor:
         """The model's log-probabilities, [rows, vocab], before any filter."""
         return logprobs(logits)
 
-    def judge(self, candidates: list[Candidate]) -> list[Child]:
+    def judge(self, candidates: list[Continuation]) -> list[BeamCandidate]:
         """Commit the candidates' tokens, keep the hypotheses that end by them, and return the others in the order of the candidates."""
-        others: list[Child] = []
+        others: list[BeamCandidate] = []
         for rank, candidate in enumerate(candidates):
             if len(others) == self.width and not self.samples:
                 break  # what comes now ranks too low to live or to be kept
             child = self.child(rank, candidate)
-            if child.row.finish_reason not in ENDED:
+            if child.sequence.finish_reason not in ENDED:
                 others.append(child)
             elif rank < self.width:
                 self.keep(child)
         return others
 
-    def child(self, rank: int, candidate: Candidate) -> Child:
+    def child(self, rank: int, candidate: Continuation) -> BeamCandidate:
         """A hypothesis continued by one token."""
-        row = self.rows[candidate.parent].copy()
-        row.commit(candidate.id, candidate.logprob)
-        return Child(rank, candidate.parent, candidate.total, row)
+        sequence = self.sequences[candidate.parent].copy()
+        sequence.commit(candidate.id, candidate.logprob)
+        return BeamCandidate(rank, candidate.parent, candidate.total, sequence)
 
-    def choose(self, children: list[Child], logprobs: Tensor) -> list[Child]:
+    def choose(self, children: list[BeamCandidate], logprobs: Tensor) -> list[BeamCandidate]:
         """Return the children to go on with, or to keep where they are finished."""
         return children
 
-    def keep(self, child: Child) -> None:
+    def keep(self, child: BeamCandidate) -> None:
         """Take a finished child in among the hypotheses."""
-        self.ended.add(child.row, child.total)
+        self.ended.add(child.sequence, child.total)
 
-    def leave(self, best: Row) -> None:
-        """Let the row that has most of a hypothesis count as finished, so that a memory of the request keeps its past."""
-        max(self.rows, key=lambda row: shared(row.ids, best.ids)).finish_reason = best.finish_reason
+    def leave(self, best: TokenSequence) -> None:
+        """Let the sequence that has most of a hypothesis count as finished, so that a memory of the request keeps its past."""
+        max(self.sequences, key=lambda sequence: shared(sequence.ids, best.ids)).finish_reason = best.finish_reason
 
-    def settle(self, children: list[Child]) -> None:
-        """Give each child a row: the first of a parent takes over in place, the others get the rows of parents without children.
+    def reorder_cache(self, children: list[BeamCandidate]) -> None:
+        """Give each child a sequence: the first of a parent takes over in place, the others get the sequences of parents without children.
 
-        So no row is written that another one still has to read.
+        So no sequence is written that another one still has to read.
         """
-        rows, seats = list(self.rows), {}
+        sequences, seats = list(self.sequences), {}
         further = [child for child in children if seats.setdefault(child.parent, child) is not child]
-        free = [seat for seat in range(len(rows)) if seat not in seats]
+        free = [seat for seat in range(len(sequences)) if seat not in seats]
         for child in further:
             if free:
                 seats[free.pop(0)] = child
             else:
-                seats[len(rows)] = child
-                rows.append(child.row.fork())
+                seats[len(sequences)] = child
+                sequences.append(child.sequence.fork())
         for seat, child in seats.items():
-            if seat < len(self.rows):
-                rows[seat].become(child.row)
-        release([rows[seat] for seat in free])
+            if seat < len(self.sequences):
+                sequences[seat].become(child.sequence)
+        release([sequences[seat] for seat in free])
         settled = sorted(seats)
         self.sums = [seats[seat].total for seat in settled]
         self.origins = [seats[seat].origin for seat in settled]
-        if len(settled) != len(self.rows):
-            self.rows = [rows[seat] for seat in settled]
-            self.filters = Filters(self.rows)
+        if len(settled) != len(self.sequences):
+            self.sequences = [sequences[seat] for seat in settled]
+            self.filters = Filters(self.sequences)
 
 
 def beam(request: Request, host: Host) -> Strategy:
@@ -143,17 +143,17 @@ def beam(request: Request, host: Host) -> Strategy:
 
     With `do_sample` the candidates of a step are drawn instead, without replacement, by the softmax of all sums.
     """
-    return searched(request, host, lambda row, group: Search(row, request.params.num_beams))
+    return searched(request, host, lambda sequence, group: Search(sequence, request.params.num_beams))
 
 
-def searched(request: Request, host: Host, new: Callable[[Row, int], Search], groups: int = 1) -> Strategy:
-    """Run the searches of a request, `new(row, number)`, on one pass a step, and publish the best that they find."""
-    row = Row.open(request, host.runner)
-    logits = yield next_tokens([row])
-    live = searches = [new(row.fork() if number else row, number) for number in range(groups)]
-    parts, shown, position = [logits] * groups, 0, row.position
+def searched(request: Request, host: Host, new: Callable[[TokenSequence, int], Search], groups: int = 1) -> Strategy:
+    """Run the searches of a request, `new(sequence, number)`, on one pass a step, and publish the best that they find."""
+    sequence = TokenSequence.open(request, host.runner)
+    logits = yield next_tokens([sequence])
+    live = searches = [new(sequence.fork() if number else sequence, number) for number in range(groups)]
+    parts, shown, position = [logits] * groups, 0, sequence.position
     while live:
-        firsts = [sum(len(search.rows) for search in live[:i]) for i in range(len(live))]
+        firsts = [sum(len(search.sequences) for search in live[:i]) for i in range(len(live))]
         taken: list[int] = []
         for search, part in zip(live, parts):
             search.step(part, taken)
@@ -163,9 +163,9 @@ def searched(request: Request, host: Host, new: Callable[[Row, int], Search], gr
         shown = show(request, searches, shown)
         live = [search for search in searches if not search.over]
         if live:
-            logits = yield next_tokens([each for search in live for each in search.rows])
-            parts = logits.split([len(search.rows) for search in live])
-    finish(request, [each for search in searches for each in search.ended.rows])
+            logits = yield next_tokens([each for search in live for each in search.sequences])
+            parts = logits.split([len(search.sequences) for search in live])
+    finish(request, [each for search in searches for each in search.ended.sequences])
 
 
 def show(request: Request, searches: list[Search], shown: int) -> int:
@@ -173,13 +173,13 @@ def show(request: Request, searches: list[Search], shown: int) -> int:
 
     The answer will be one of them or a continuation, so nothing is ever taken back.
     """
-    live = [row for search in searches for row in search.rows]
+    live = [sequence for search in searches for sequence in search.sequences]
     if not live:
         return shown
-    ended = [row for search in searches for row in search.ended.rows]
-    rows = live + ([max(ended, key=lambda row: row.score)] if ended else [])
+    ended = [sequence for search in searches for sequence in search.ended.sequences]
+    sequences = live + ([max(ended, key=lambda sequence: sequence.score)] if ended else [])
     at = first = len(request.prompt_ids) + shown
-    while all(at < len(row.ids) and row.ids[at] == live[0].ids[at] for row in rows):
+    while all(at < len(sequence.ids) and sequence.ids[at] == live[0].ids[at] for sequence in sequences):
         at += 1
     if at > first:
         request.publish(live[0], at - len(request.prompt_ids))
@@ -187,15 +187,15 @@ def show(request: Request, searches: list[Search], shown: int) -> int:
 
 
 def observe(request: Request, live: list[Search], searches: list[Search], firsts: list[int], position: int) -> None:
-    """Note a step, at a position, of the searches that were live; `firsts` counts the rows of those before each, as they were."""
+    """Note a step, at a position, of the searches that were live; `firsts` counts the sequences of those before each, as they were."""
     if not request.traced:
         return
     beams = [(first + parent, id, total) for first, search in zip(firsts, live) for parent, id, total in search.origins]
-    scores = sorted((row.score for search in searches for row in search.ended.rows), reverse=True)
-    request.note(Beams(tuple(beams), tuple(scores)), position)
+    scores = sorted((sequence.score for search in searches for sequence in search.ended.sequences), reverse=True)
+    request.note(BeamTrace(tuple(beams), tuple(scores)), position)
 
 
-def finish(request: Request, ended: list[Row]) -> None:
+def finish(request: Request, ended: list[TokenSequence]) -> None:
     """Publish the best finished hypotheses; raises UserError where there are fewer than were asked for."""
     wanted = request.params.num_return_sequences
     if len(ended) < wanted:
@@ -203,9 +203,9 @@ def finish(request: Request, ended: list[Row]) -> None:
             f"prompt {request.index + 1} has {len(ended)} answers within its filters, words and time, but num_return_sequences={wanted}: "
             "lower it, raise num_beams, or loosen them"
         )
-    for choice, row in enumerate(sorted(ended, key=lambda row: -row.score)[:wanted]):
-        row.drawn_by, row.choice = row.seed, choice  # one search finds them all
-        request.publish(row)
+    for choice, sequence in enumerate(sorted(ended, key=lambda sequence: -sequence.score)[:wanted]):
+        sequence.drawn_by, sequence.choice = sequence.seed, choice  # one search finds them all
+        request.publish(sequence)
 
 
 def check_beams(params: SamplingParams) -> None:

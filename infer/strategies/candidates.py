@@ -10,7 +10,7 @@ from torch import Tensor
 from ..requests.race import race
 
 
-class Candidate(NamedTuple):
+class Continuation(NamedTuple):
     """Hypothesis number `parent` continued by a token: the token's log-probability, and the hypothesis' sum with it."""
 
     parent: int
@@ -19,7 +19,7 @@ class Candidate(NamedTuple):
     total: float
 
 
-def likeliest(logprobs: Tensor, sums: Tensor, count: int) -> list[Candidate]:
+def likeliest(logprobs: Tensor, sums: Tensor, count: int) -> list[Continuation]:
     """Return the continuations of the greatest sums, at most `count`, best first.
 
     logprobs is [rows, vocab], sums of the rows [rows]. What was dropped (-inf) is no candidate.
@@ -27,7 +27,7 @@ def likeliest(logprobs: Tensor, sums: Tensor, count: int) -> list[Candidate]:
     return ranked(*(logprobs + sums[:, None]).topk(min(count, logprobs.shape[1])), logprobs, sums, count)
 
 
-def drawn(logprobs: Tensor, sums: Tensor, count: int, keys: Tensor) -> list[Candidate]:
+def drawn(logprobs: Tensor, sums: Tensor, count: int, keys: Tensor) -> list[Continuation]:
     """Draw continuations without replacement, each time by the softmax of the sums that are left, in the order of the draws.
 
     The arguments are those of `likeliest`, and a key of each row's own noise, [rows]. The draws are a top-k of the sums plus Gumbel noise
@@ -39,10 +39,10 @@ def drawn(logprobs: Tensor, sums: Tensor, count: int, keys: Tensor) -> list[Cand
     return ranked(places.nan_to_num(nan=-torch.inf, neginf=-torch.inf), ids, logprobs, sums, count)  # nan: a row of which everything was dropped
 
 
-def ranked(places: Tensor, ids: Tensor, logprobs: Tensor, sums: Tensor, count: int) -> list[Candidate]:
+def ranked(places: Tensor, ids: Tensor, logprobs: Tensor, sums: Tensor, count: int) -> list[Continuation]:
     """Return the candidates of the greatest of `places`, greatest first; places and ids are those of the best of each row, [rows, some]."""
     best, order = places.flatten().topk(min(count, places.numel()))
     order = order[best > -torch.inf]
     parents, ids = order // places.shape[1], ids.flatten()[order]
     chosen = logprobs[parents, ids]
-    return [Candidate(*each) for each in zip(parents.tolist(), ids.tolist(), chosen.tolist(), (chosen + sums[parents]).tolist())]
+    return [Continuation(*each) for each in zip(parents.tolist(), ids.tolist(), chosen.tolist(), (chosen + sums[parents]).tolist())]

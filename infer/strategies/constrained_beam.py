@@ -10,10 +10,10 @@ from torch import Tensor
 from ...data.errors import UserError
 from ..constraints.forced_words import ForcedWords, check_shape, words_of
 from ..requests.params import SamplingParams
-from ..requests.request import Request, Row
+from ..requests.request import Request, TokenSequence
 from ..requests.strategy import Host, Strategy
-from .beam import ENDED, Child, Search, check_beams, searched
-from .candidates import Candidate
+from .beam import ENDED, BeamCandidate, Search, check_beams, searched
+from .candidates import Continuation
 
 STATE = "force_words"
 
@@ -26,7 +26,7 @@ def constrained_beam(request: Request, host: Host) -> Strategy:
     fewer answers than asked for, UserError says so. Words may overlap, and a token that breaks off a word may begin it anew.
     A token that a filter dropped is never forced.
     """
-    return searched(request, host, lambda row, group: WordSearch(row, request.params.num_beams))
+    return searched(request, host, lambda sequence, group: WordSearch(sequence, request.params.num_beams))
 
 
 class WordSearch(Search):
@@ -34,19 +34,19 @@ class WordSearch(Search):
 
     counts_ended = True
 
-    def __init__(self, row: Row, width: int):
-        super().__init__(row, width)
+    def __init__(self, sequence: TokenSequence, width: int):
+        super().__init__(sequence, width)
         self.least = self.request.params.num_return_sequences
-        words = row.states[STATE] = ForcedWords(words_of(self.request.params))
-        for id in row.new_ids:
+        words = sequence.states[STATE] = ForcedWords(words_of(self.request.params))
+        for id in sequence.new_ids:
             words.accept(id)
 
-    def keep(self, child: Child) -> None:
-        if not child.row.states[STATE].missing:
+    def keep(self, child: BeamCandidate) -> None:
+        if not child.sequence.states[STATE].missing:
             super().keep(child)
 
-    def choose(self, children: list[Child], logprobs: Tensor) -> list[Child]:
-        """Add for each row the tokens that advance it, let the banks choose in turn, and see that answers with all the words remain."""
+    def choose(self, children: list[BeamCandidate], logprobs: Tensor) -> list[BeamCandidate]:
+        """Add for each sequence the tokens that advance it, let the banks choose in turn, and see that answers with all the words remain."""
         advancing = self.advancing(children, logprobs)
         chosen = in_turn(children + advancing)[: self.width] if advancing else children
         if self.ways(chosen) < self.least:
@@ -55,33 +55,33 @@ class WordSearch(Search):
             child.rank = rank
         return chosen
 
-    def advancing(self, children: list[Child], logprobs: Tensor) -> list[Child]:
-        """Each row continued by the next tokens of its words, where that is not among the children."""
-        wanted = [(parent, id) for parent, row in enumerate(self.rows) for id in row.states[STATE].next_ids()]
+    def advancing(self, children: list[BeamCandidate], logprobs: Tensor) -> list[BeamCandidate]:
+        """Each sequence continued by the next tokens of its words, where that is not among the children."""
+        wanted = [(parent, id) for parent, sequence in enumerate(self.sequences) for id in sequence.states[STATE].next_ids()]
         return self.continued(wanted, children, logprobs)
 
-    def others(self, logprobs: Tensor) -> list[Child]:
-        """The likeliest continuations of each row by itself."""
+    def others(self, logprobs: Tensor) -> list[BeamCandidate]:
+        """The likeliest continuations of each sequence by itself."""
         ids = logprobs.topk(min(self.count + self.least, logprobs.shape[1])).indices.tolist()
         return self.continued([(parent, id) for parent, own in enumerate(ids) for id in own], [], logprobs)
 
-    def continued(self, wanted: list[tuple[int, int]], children: list[Child], logprobs: Tensor) -> list[Child]:
-        """Commit tokens, (row, id), that are not among the children already; those that were dropped or end the answer are left out."""
+    def continued(self, wanted: list[tuple[int, int]], children: list[BeamCandidate], logprobs: Tensor) -> list[BeamCandidate]:
+        """Commit tokens, (sequence, id), that are not among the children already; those that were dropped or end the answer are left out."""
         there = {child.origin[:2] for child in children}
         wanted = [each for each in wanted if each not in there]
         if not wanted:
             return []
-        rows, ids = torch.tensor(wanted, device=logprobs.device).T
-        found = zip(wanted, logprobs[rows, ids].tolist())
-        candidates = [Candidate(row, id, logprob, self.sums[row] + logprob) for (row, id), logprob in found if logprob > -torch.inf]
-        return [child for candidate in candidates if (child := self.child(0, candidate)).row.finish_reason not in ENDED]
+        sequences, ids = torch.tensor(wanted, device=logprobs.device).T
+        found = zip(wanted, logprobs[sequences, ids].tolist())
+        candidates = [Continuation(sequence, id, logprob, self.sums[sequence] + logprob) for (sequence, id), logprob in found if logprob > -torch.inf]
+        return [child for candidate in candidates if (child := self.child(0, candidate)).sequence.finish_reason not in ENDED]
 
-    def ways(self, children: list[Child]) -> int:
+    def ways(self, children: list[BeamCandidate]) -> int:
         """How many answers with all the words are there or will surely come of these children."""
         slack = [slack_of(child) for child in children]
-        return len(self.ended.rows) + sum(self.least if each > 0 else each == 0 for each in slack)
+        return len(self.ended.sequences) + sum(self.least if each > 0 else each == 0 for each in slack)
 
-    def with_ways(self, chosen: list[Child], pool: list[Child]) -> list[Child]:
+    def with_ways(self, chosen: list[BeamCandidate], pool: list[BeamCandidate]) -> list[BeamCandidate]:
         """Put the best children that can still take all the words in the places of the last that cannot, as many as are needed."""
         chosen, there = list(chosen), {child.origin[:2] for child in chosen}
         able = sorted((child for child in pool if slack_of(child) >= 0), key=lambda child: -child.total)
@@ -97,14 +97,14 @@ class WordSearch(Search):
         return chosen
 
 
-def slack_of(child: Child) -> int:
+def slack_of(child: BeamCandidate) -> int:
     """How many tokens more than the missing words need the hypothesis may still take."""
-    return child.row.request.params.max_new_tokens - child.row.position - child.row.states[STATE].still
+    return child.sequence.request.params.max_new_tokens - child.sequence.position - child.sequence.states[STATE].still
 
 
-def in_turn(children: list[Child]) -> list[Child]:
+def in_turn(children: list[BeamCandidate]) -> list[BeamCandidate]:
     """Order children by turns: the best of each bank, the highest bank first, then the second best of each, and so on."""
-    banks = {child: child.row.states[STATE].bank for child in children}
+    banks = {child: child.sequence.states[STATE].bank for child in children}
     turns: Counter[int] = Counter()
     placed = []
     for child in sorted(children, key=lambda child: (-banks[child], -child.total)):

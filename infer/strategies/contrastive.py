@@ -10,9 +10,9 @@ from ...data.errors import UserError
 from ..filters.logits import wide
 from ..filters.pipeline import Filters
 from ..requests.params import SamplingParams
-from ..requests.request import Request, Row, release
+from ..requests.request import Request, TokenSequence, release
 from ..requests.strategy import Forward, Host, Strategy
-from ..requests.trace import Contrast, Watch
+from ..requests.trace import ContrastTrace, TraceRecorder
 
 LAST = -1  # layer, after the final norm
 
@@ -24,17 +24,17 @@ def contrastive(request: Request, host: Host) -> Strategy:
     greatest cosine between its last hidden state and that of any visible position before it, prompt and answer alike. All candidates
     run in one pass, whose logits serve the next step: n tokens take n + 1 passes.
     """
-    row = Row.open(request, host.runner, recall=False)  # a remembered past has no hidden states, so the prompt is read whole
-    filters, rows, context = Filters([row]), [row], Context()
-    forward = Forward([row], [row.unseen], [1], (LAST,))
+    sequence = TokenSequence.open(request, host.runner, recall=False)  # a remembered past has no hidden states, so the prompt is read whole
+    filters, sequences, context = Filters([sequence]), [sequence], Context()
+    forward = Forward([sequence], [sequence.unseen], [1], (LAST,))
     logits = yield forward
     context.add(forward.states[LAST])
-    while not row.finished:
-        watch = Watch.of([row], logits)
+    while not sequence.finished:
+        watch = TraceRecorder.of([sequence], logits)
         scores = filters(logits, watch)
         logprobs, ids = candidates(scores[0], request.params.top_k)
-        rows += [row.fork() for _ in range(len(ids) - len(rows))]
-        running = rows[: len(ids)]
+        sequences += [sequence.fork() for _ in range(len(ids) - len(sequences))]
+        running = sequences[: len(ids)]
         forward = Forward(running, [[id] for id in ids], [1] * len(ids), (LAST,))
         logits = yield forward
         states = forward.states[LAST]
@@ -44,13 +44,13 @@ def contrastive(request: Request, host: Host) -> Strategy:
         if watch is not None:
             watch.chosen(scores, [ids[best]])
             columns = (ids, logprobs.exp().tolist(), likeness.tolist(), ranks.tolist())
-            request.note(Contrast(tuple(zip(*columns))), row.position)
-        gather(running[best], rows)
+            request.note(ContrastTrace(tuple(zip(*columns))), sequence.position)
+        gather(running[best], sequences)
         context.add(states[best : best + 1])
         logits = logits[best : best + 1]
-        row.commit(ids[best], float(logprobs[best]))
-        request.publish(row)
-    release(rows)
+        sequence.commit(ids[best], float(logprobs[best]))
+        request.publish(sequence)
+    release(sequences)
 
 
 def candidates(scores: Tensor, count: int) -> tuple[Tensor, list[int]]:
@@ -96,15 +96,15 @@ def directions(states: Tensor) -> Tensor:
     return F.normalize(wide(states), dim=-1)
 
 
-def gather(best: Row, rows: list[Row]) -> None:
-    """Give every row the past of `best`, which ends with the candidate that was chosen; they differ in that position alone."""
-    first = best.seen - len(best.request.hidden) - 1
-    for row in rows:
-        if row is not best:
-            row.runner.copy(best.slot, row.slot, first)
-            row.seen = best.seen
-            if row.companion is not None:
-                row.companion.become_companion(best.companion)
+def gather(best: TokenSequence, sequences: list[TokenSequence]) -> None:
+    """Give every sequence the past of `best`, which ends with the candidate that was chosen; they differ in that position alone."""
+    first = best.seen - len(best.request.masked_positions) - 1
+    for sequence in sequences:
+        if sequence is not best:
+            sequence.runner.copy(best.cache_slot, sequence.cache_slot, first)
+            sequence.seen = best.seen
+            if sequence.guidance is not None:
+                sequence.guidance.become_guidance(best.guidance)
 
 
 def check_contrastive(params: SamplingParams) -> None:

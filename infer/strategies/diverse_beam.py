@@ -21,7 +21,7 @@ def diverse_beam(request: Request, host: Host) -> Strategy:
     """
     params = request.params
     size = params.num_beams // params.num_beam_groups
-    return searched(request, host, lambda row, group: GroupSearch(row, size, group), params.num_beam_groups)
+    return searched(request, host, lambda sequence, group: GroupSearch(sequence, size, group), params.num_beam_groups)
 
 
 class GroupSearch(Search):

@@ -12,9 +12,9 @@ from ..constraints.plausible import Plausible, among_plausible
 from ..filters.logits import logprobs
 from ..filters.pipeline import Filters
 from ..requests.params import SamplingParams
-from ..requests.request import Request, Row
+from ..requests.request import Request, TokenSequence
 from ..requests.strategy import Forward, Host, Strategy
-from ..requests.trace import Layer, Watch
+from ..requests.trace import LayerTrace, TraceRecorder
 from .sampling import take, with_forks
 from .selection import check_sampling
 
@@ -24,37 +24,37 @@ RELATIVE_TOP = 0.1
 def dola(request: Request, host: Host) -> Strategy:
     """Choose tokens by how much likelier the last layer makes them than a lower one does (Chuang et al. 2024).
 
-    The lower one is, at every step and for every row, the candidate whose distribution diverges most from the last. Its states go
+    The lower one is, at every step and for every sequence, the candidate whose distribution diverges most from the last. Its states go
     through the head without the final norm. Tokens less than a tenth as likely as the likeliest are dropped; filters
     see the difference of log-probabilities. Greedy or sampled.
     """
     layers = tuple(candidate_layers(request.params.dola_layers, *shape(host.runner)))
-    row = Row.open(request, host.runner)
-    row.controls.append(Plausible(RELATIVE_TOP))
-    live, filters = [row], None
+    sequence = TokenSequence.open(request, host.runner)
+    sequence.constraints.append(Plausible(RELATIVE_TOP))
+    live, filters = [sequence], None
     while live:
-        forward = Forward(live, [row.unseen for row in live], [1] * len(live), layers)
+        forward = Forward(live, [sequence.unseen for sequence in live], [1] * len(live), layers)
         logits = yield forward
-        last = torch.tensor([len(ids) for ids in forward.ids]).cumsum(0) - 1  # of each row
+        last = torch.tensor([len(ids) for ids in forward.ids]).cumsum(0) - 1  # of each sequence
         states = torch.cat([forward.states[layer][last] for layer in layers])  # the head's weights are read once for all
         premature = host.runner.head(states).unflatten(0, (len(layers), len(live)))
         if request.alone and request.width > 1:
             live, places = with_forks(live)
             logits, premature = logits[places], premature[:, places]
         chosen, divergences, scores = contrasted(logits, premature)
-        if filters is None or filters.rows != live:
+        if filters is None or filters.sequences != live:
             filters = Filters(live)
-        watch = Watch.of(live, logits)
+        watch = TraceRecorder.of(live, logits)
         if watch is not None:
             for place, each in enumerate(live):
                 watch(place, "dola", scores[place])
-                record = Layer(layers[chosen[place]], tuple(zip(layers, divergences[:, place].tolist())))
+                record = LayerTrace(layers[chosen[place]], tuple(zip(layers, divergences[:, place].tolist())))
                 request.note(record, each.position, each.choice)
         live = take(live, filters(scores, watch), watch)
 
 
 def contrasted(mature: Tensor, premature: Tensor) -> tuple[list[int], Tensor, Tensor]:
-    """Return for each row which candidate it is contrasted with, the candidates' divergences, [layers, rows], and scores, [rows, vocab].
+    """Return for each sequence which candidate it is contrasted with, the candidates' divergences, [layers, rows], and scores, [rows, vocab].
 
     mature is [rows, vocab], premature [layers, rows, vocab], logits both. The scores are those of `among_plausible`.
     """

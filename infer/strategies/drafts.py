@@ -9,31 +9,31 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..filters.pipeline import Filters
-from ..requests.request import Row, new_slot, release, shared
+from ..requests.request import TokenSequence, new_slot, release, shared
 from ..requests.rng import choose
 from ..requests.strategy import Forward, next_tokens
 from .speculation import Guess
 
-DRAFT = 1  # the draft's place among a row's numbers for a position
+DRAFT = 1  # the draft's place among a sequence's numbers for a position
 
 
-class DraftRow(Row):
-    """A draft model's row: what the target row has, and the guesses that are to follow."""
+class DraftRow(TokenSequence):
+    """A draft model's sequence: what the target sequence has, and the guesses that are to follow."""
 
     @classmethod
-    def beside(cls, target: Row, runner) -> DraftRow:
-        """Return a row without a past in the runner of the draft model."""
+    def beside(cls, target: TokenSequence, runner) -> DraftRow:
+        """Return a sequence without a past in the runner of the draft model."""
         request = target.request
         return cls(request, runner, new_slot(request, runner), list(request.prompt_ids), target.text).begin(target)
 
-    def begin(self, target: Row) -> DraftRow:
+    def begin(self, target: TokenSequence) -> DraftRow:
         self.target, self.choice = target, target.choice
         self.tokens = target.request.params.num_assistant_tokens
         self.guess = Guess()
         return self
 
-    def twin(self, target: Row) -> DraftRow:
-        """Return a row of another answer with the same past."""
+    def twin(self, target: TokenSequence) -> DraftRow:
+        """Return a sequence of another answer with the same past."""
         return DraftRow(self.request, self.runner, self.fork_slot(), list(self.ids), target.text, self.seen).begin(target)
 
     def context(self) -> list[int]:
@@ -47,16 +47,16 @@ class DraftRow(Row):
         seen = min(self.seen, same, max(len(ids) - 1, 0))  # the newest is run again where need be: its logits are wanted
         if seen < self.seen:
             self.seen = seen
-            self.runner.truncate(self.slot, seen - len(self.request.hidden))
+            self.runner.truncate(self.cache_slot, seen - len(self.request.masked_positions))
         self.ids, self._remembered = ids, min(self._remembered, same)
         self.states = {name: state.fork() for name, state in self.target.states.items()}
-        self.controls = [control.fork() for control in self.target.controls]
+        self.constraints = [constraint.fork() for constraint in self.target.constraints]
         self.guess = Guess()
 
     def push(self, id: int, p: float, scores: Tensor | None) -> None:
         """Append a guess."""
         self.ids.append(id)
-        for state in (*self.states.values(), *self.controls):
+        for state in (*self.states.values(), *self.constraints):
             state.accept(id)
         self.guess.ids.append(id)
         self.guess.probs.append(p)
@@ -87,19 +87,19 @@ class DraftRow(Row):
 
 
 class ModelDrafts:
-    """Guesses for rows from a model with their vocabulary, drawn from its distribution after the request's own filters.
+    """Guesses for sequences from a model with their vocabulary, drawn from its distribution after the request's own filters.
 
-    All rows draft together. A request for several answers shows the model its prompt once.
+    All sequences draft together. A request for several answers shows the model its prompt once.
     """
 
     def __init__(self, runner, vocab: int):
         self.runner, self.vocab = runner, vocab
-        self._rows: dict[Row, DraftRow] = {}
+        self._rows: dict[TokenSequence, DraftRow] = {}
 
-    def guess(self, rows: Sequence[Row]) -> Generator[Forward, Tensor, list[Guess]]:
-        """Return what may follow each row."""
-        yield from self._open([row for row in rows if row not in self._rows])
-        drafts = [self._rows[row] for row in rows]
+    def guess(self, sequences: Sequence[TokenSequence]) -> Generator[Forward, Tensor, list[Guess]]:
+        """Return what may follow each sequence."""
+        yield from self._open([sequence for sequence in sequences if sequence not in self._rows])
+        drafts = [self._rows[sequence] for sequence in sequences]
         for draft in drafts:
             draft.follow()
         room = {draft: draft.room for draft in drafts}
@@ -109,19 +109,19 @@ class ModelDrafts:
             going = [draft for draft in self._extend(going, logits) if len(draft.guess.ids) < room[draft] and draft.going]
         return [self._told(draft) for draft in drafts]
 
-    def learn(self, row: Row, guess: Guess, came: Sequence[int]) -> None:
+    def learn(self, sequence: TokenSequence, guess: Guess, came: Sequence[int]) -> None:
         """Take note of the tokens that came after a guess."""
-        if row in self._rows:
-            self._rows[row].learn(shared(guess.ids, list(came)))
+        if sequence in self._rows:
+            self._rows[sequence].learn(shared(guess.ids, list(came)))
 
-    def release(self, rows: Sequence[Row]) -> None:
-        """Give back what was held for the rows."""
-        release([self._rows.pop(row) for row in rows if row in self._rows])
+    def release(self, sequences: Sequence[TokenSequence]) -> None:
+        """Give back what was held for the sequences."""
+        release([self._rows.pop(sequence) for sequence in sequences if sequence in self._rows])
 
     def _extend(self, drafts: list[DraftRow], logits: Tensor) -> list[DraftRow]:
-        """Draft one token a row; return the rows that got one.
+        """Draft one token a sequence; return the sequences that got one.
 
-        Where filters fail, nothing is guessed: whether the answer ever gets there is for its own row to find out.
+        Where filters fail, nothing is guessed: whether the answer ever gets there is for its own sequence to find out.
         """
         scores, errors = Filters(drafts).each(fitted(logits, self.vocab))
         drawn = [draft.request.params.samples for draft in drafts]
@@ -131,18 +131,18 @@ class ModelDrafts:
                 draft.push(id, logprob, scores[i] if drawn[i] else None)
         return [draft for i, draft in enumerate(drafts) if i not in errors]
 
-    def _open(self, rows: Sequence[Row]) -> Generator[Forward, Tensor, None]:
-        by_request: dict[int, list[Row]] = {}
-        for row in rows:
-            by_request.setdefault(id(row.request), []).append(row)
+    def _open(self, sequences: Sequence[TokenSequence]) -> Generator[Forward, Tensor, None]:
+        by_request: dict[int, list[TokenSequence]] = {}
+        for sequence in sequences:
+            by_request.setdefault(id(sequence.request), []).append(sequence)
         for first, *others in by_request.values():
             draft = self._rows[first] = self._beside(first)
             if others and draft.ids and (self.runner.limit is None or len(draft.ids) <= self.runner.limit):
                 yield next_tokens([draft])
             self._rows.update({other: draft.twin(other) for other in others})
 
-    def _beside(self, row: Row) -> DraftRow:
-        return DraftRow.beside(row, self.runner)
+    def _beside(self, sequence: TokenSequence) -> DraftRow:
+        return DraftRow.beside(sequence, self.runner)
 
     def _told(self, draft: DraftRow) -> Guess:
         """The guess in the target's ids."""

@@ -1,4 +1,4 @@
-"""Companions: a second run of the model, or of a weaker one, that a request's logits are measured against."""
+"""Guidance: a second run of the model, or of a weaker one, that a request's logits are measured against."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from ...data.errors import UserError
 from ..constraints.plausible import Plausible, among_plausible
 from ..filters.logits import logprobs
 from ..requests.params import SamplingParams
-from ..requests.request import Combine, Companion, Request
+from ..requests.request import Combine, Guidance, Request
 from ..requests.strategy import Host
 from .registry import choose
 
 
-def companion_of(params: SamplingParams, prompt_ids: list[int], negative_ids: list[int] | None, host: Host) -> Companion | None:
+def guidance_of(params: SamplingParams, prompt_ids: list[int], negative_ids: list[int] | None, host: Host) -> Guidance | None:
     """Return the runner (None for the request's own), the prompt and the way to combine; None where a request asks for none.
 
-    Guidance by a scale of 1 is none. Without a negative prompt the companion is shown the prompt's last token, as in transformers. Raises
-    UserError for an amateur of another vocabulary, and where a companion cannot run.
+    Guidance by a scale of 1 is none. Without a negative prompt the guidance is shown the prompt's last token, as in transformers. Raises
+    UserError for an amateur of another vocabulary, and where guidance cannot run.
     """
     scale, amateur = params.guidance_scale, params.amateur_model
     if amateur is not None:
@@ -34,12 +34,12 @@ def companion_of(params: SamplingParams, prompt_ids: list[int], negative_ids: li
     return None, list(prompt_ids[-1:] if negative_ids is None else negative_ids), classifier_free(scale)
 
 
-def accompany(request: Request, companion: Companion | None) -> None:
-    """Give the request its companion; against an amateur, its rows drop implausible tokens too."""
-    request.companion = companion
+def with_guidance(request: Request, guidance: Guidance | None) -> None:
+    """Give the request its guidance; against an amateur, its sequences drop implausible tokens too."""
+    request.guidance = guidance
     if request.params.amateur_model is not None:
-        others, alpha = request.new_controls, request.params.amateur_alpha
-        request.new_controls = lambda: [*others(), Plausible(alpha)]
+        others, alpha = request.new_constraints, request.params.amateur_alpha
+        request.new_constraints = lambda: [*others(), Plausible(alpha)]
 
 
 def check_amateur(params: SamplingParams, amateur, expert) -> None:

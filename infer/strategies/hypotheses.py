@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-from ..requests.request import Row
+from ..requests.request import TokenSequence
 
 
-class Hypotheses:
+class BeamHypotheses:
     """Keeps the best finished hypotheses, best first, and judges whether a search can still improve them.
 
     A score is the sum of log-probabilities over length^length_penalty (Wu et al., 2016); the length counts the generated tokens, an
     end token included, without a given beginning of the answer.
     """
 
-    def __init__(self, row: Row, capacity: int):
-        """`row` is where the search begins."""
-        params = row.request.params
+    def __init__(self, sequence: TokenSequence, capacity: int):
+        """`sequence` is where the search begins."""
+        params = sequence.request.params
         self.capacity = capacity
-        self.rows: list[Row] = []
-        self.begin = row.position
+        self.sequences: list[TokenSequence] = []
+        self.begin = sequence.position
         self.penalty, self.early_stopping = params.length_penalty, params.early_stopping
         self.longest = params.max_new_tokens - self.begin
 
     @property
     def full(self) -> bool:
-        return len(self.rows) == self.capacity
+        return len(self.sequences) == self.capacity
 
-    def add(self, row: Row, total: float) -> None:
+    def add(self, sequence: TokenSequence, total: float) -> None:
         """Take a hypothesis in, if it is among the best; of equal ones the elder stays."""
-        row.score = self.score(total, row.position - self.begin)
-        self.rows = sorted([*self.rows, row], key=lambda each: -each.score)[: self.capacity]
+        sequence.score = self.score(total, sequence.position - self.begin)
+        self.sequences = sorted([*self.sequences, sequence], key=lambda each: -each.score)[: self.capacity]
 
     def score(self, total: float, length: int) -> float:
         return total / length**self.penalty
 
-    def settled(self, best: float, position: int) -> bool:
+    def is_done(self, best: float, position: int) -> bool:
         """Whether no live hypothesis, of which the best has this sum at this position, is expected to come in, as transformers judges it.
 
         With `early_stopping` that is so once there are enough; without, where the best would not come in if it ended here; and "never"
@@ -42,4 +42,4 @@ class Hypotheses:
         if not self.full or self.early_stopping is True:
             return self.full
         hopeful = self.early_stopping == "never" and self.penalty > 0
-        return self.score(best, self.longest if hopeful else position - self.begin) <= self.rows[-1].score
+        return self.score(best, self.longest if hopeful else position - self.begin) <= self.sequences[-1].score

@@ -6,7 +6,7 @@ from collections.abc import Generator, Sequence
 
 from torch import Tensor
 
-from ..requests.request import Row
+from ..requests.request import TokenSequence
 from ..requests.strategy import Forward
 from .speculation import Guess
 
@@ -78,44 +78,44 @@ class Trust:
 
 
 class Lookup:
-    """Guesses for rows, each from its own prompt and answer; an encoder-decoder's from its source as well.
+    """Guesses for sequences, each from its own prompt and answer; an encoder-decoder's from its source as well.
 
     `prompt_lookup_num_tokens` is the most that is guessed. With the schedule "heuristic" a copy is as long as past copies were right: in
     text that repeats nothing, none is guessed, and what it would have been is still compared with what comes.
     """
 
     def __init__(self):
-        self._indices: dict[Row, NgramIndex] = {}
-        self._trust: dict[Row, Trust] = {}
-        self._copies: dict[Row, tuple[int, list[int]]] = {}
+        self._indices: dict[TokenSequence, NgramIndex] = {}
+        self._trust: dict[TokenSequence, Trust] = {}
+        self._copies: dict[TokenSequence, tuple[int, list[int]]] = {}
 
-    def guess(self, rows: Sequence[Row]) -> Generator[Forward, Tensor, list[Guess]]:
-        """Return what may follow each row."""
+    def guess(self, sequences: Sequence[TokenSequence]) -> Generator[Forward, Tensor, list[Guess]]:
+        """Return what may follow each sequence."""
         yield from ()  # it needs no pass
-        return [self._guess(row) for row in rows]
+        return [self._guess(sequence) for sequence in sequences]
 
-    def _guess(self, row: Row) -> Guess:
-        params = row.request.params
-        if row not in self._indices:
-            self._indices[row], self._trust[row] = NgramIndex(params.max_matching_ngram_size), Trust()
-            if row.request.source_ids is not None:
-                self._indices[row].extend([*row.request.source_ids, BREAK])
-        index = self._indices[row]
-        known = len(index.ids) - (0 if row.request.source_ids is None else len(row.request.source_ids) + 1)
-        index.extend(row.ids[known:])
-        n, copy = self._copies[row] = index.copied(params.prompt_lookup_num_tokens)
+    def _guess(self, sequence: TokenSequence) -> Guess:
+        params = sequence.request.params
+        if sequence not in self._indices:
+            self._indices[sequence], self._trust[sequence] = NgramIndex(params.max_matching_ngram_size), Trust()
+            if sequence.request.source_ids is not None:
+                self._indices[sequence].extend([*sequence.request.source_ids, BREAK])
+        index = self._indices[sequence]
+        known = len(index.ids) - (0 if sequence.request.source_ids is None else len(sequence.request.source_ids) + 1)
+        index.extend(sequence.ids[known:])
+        n, copy = self._copies[sequence] = index.copied(params.prompt_lookup_num_tokens)
         if params.num_assistant_tokens_schedule == "heuristic":
-            copy = copy[: self._trust[row].length(n, len(copy))]
+            copy = copy[: self._trust[sequence].length(n, len(copy))]
         return Guess(list(copy), probs=[1.0] * len(copy))
 
-    def learn(self, row: Row, guess: Guess, came: Sequence[int]) -> None:
+    def learn(self, sequence: TokenSequence, guess: Guess, came: Sequence[int]) -> None:
         """Take note of the tokens that came after a guess."""
-        n, copy = self._copies.get(row, (0, []))
+        n, copy = self._copies.get(sequence, (0, []))
         if n:
-            self._trust[row].learn(n, copy, came)
+            self._trust[sequence].learn(n, copy, came)
 
-    def release(self, rows: Sequence[Row]) -> None:
-        """Forget the rows."""
-        for row in rows:
+    def release(self, sequences: Sequence[TokenSequence]) -> None:
+        """Forget the sequences."""
+        for sequence in sequences:
             for held in (self._indices, self._trust, self._copies):
-                held.pop(row, None)
+                held.pop(sequence, None)

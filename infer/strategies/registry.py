@@ -22,14 +22,14 @@ from .selection import check_risk, check_sampling, check_selection, check_vote
 
 GUIDANCE = ("guidance_scale", "negative_prompt")
 AMATEUR = ("amateur_model", "amateur_alpha", "amateur_temperature")
-COMPANIONS = (*GUIDANCE, *AMATEUR)
+GUIDANCE_OPTIONS = (*GUIDANCE, *AMATEUR)
 BEAM = ("num_beams", "length_penalty", "early_stopping")
 # each of these belongs to some strategies and is an error under the others
 OWNED = (
     "num_beams", "num_beam_groups", "diversity_penalty", "length_penalty", "early_stopping", "force_words", "force_words_ids",
     "penalty_alpha", "dola_layers", "assistant_model", "assistant_tokenizer", "assistant_early_exit", "prompt_lookup_num_tokens",
     "max_matching_ngram_size", "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold",
-    "best_of", "reward", "answer_of", "utility", *COMPANIONS,
+    "best_of", "reward", "answer_of", "utility", *GUIDANCE_OPTIONS,
 )  # fmt: skip
 
 
@@ -59,24 +59,24 @@ def beams(request: Request) -> int:
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("sampling", None, frozenset(COMPANIONS), check=check_sampling),
-        Kind("best_of_n", None, frozenset(("best_of", "reward", *COMPANIONS)), check=check_selection),
-        Kind("self_consistency", None, frozenset(("best_of", "answer_of", *COMPANIONS)), check=check_vote),
-        Kind("minimum_bayes_risk", None, frozenset(("best_of", "utility", *COMPANIONS)), check=check_risk),
+        Kind("sampling", None, frozenset(GUIDANCE_OPTIONS), check=check_sampling),
+        Kind("best_of_n", None, frozenset(("best_of", "reward", *GUIDANCE_OPTIONS)), check=check_selection),
+        Kind("self_consistency", None, frozenset(("best_of", "answer_of", *GUIDANCE_OPTIONS)), check=check_vote),
+        Kind("minimum_bayes_risk", None, frozenset(("best_of", "utility", *GUIDANCE_OPTIONS)), check=check_risk),
         Kind(
-            "contrastive", contrastive, frozenset(("penalty_alpha", *COMPANIONS)), ("hidden_states", "fork"), check_contrastive,
+            "contrastive", contrastive, frozenset(("penalty_alpha", *GUIDANCE_OPTIONS)), ("hidden_states", "fork"), check_contrastive,
             width=lambda request: request.params.top_k, samples=False,
         ),
         Kind(
-            "assisted", assisted, frozenset((*ASSISTED_OPTIONS, *COMPANIONS)), ("truncate", "all_positions", "fork"), check_assisted,
+            "assisted", assisted, frozenset((*ASSISTED_OPTIONS, *GUIDANCE_OPTIONS)), ("truncate", "all_positions", "fork"), check_assisted,
         ),
-        Kind("beam", beam, frozenset((*BEAM, *COMPANIONS)), ("fork",), check_beams, width=beams),
+        Kind("beam", beam, frozenset((*BEAM, *GUIDANCE_OPTIONS)), ("fork",), check_beams, width=beams),
         Kind(
-            "diverse_beam", diverse_beam, frozenset((*BEAM, "num_beam_groups", "diversity_penalty", *COMPANIONS)), ("fork",),
+            "diverse_beam", diverse_beam, frozenset((*BEAM, "num_beam_groups", "diversity_penalty", *GUIDANCE_OPTIONS)), ("fork",),
             check_groups, width=beams, samples=False,
         ),
         Kind(
-            "constrained_beam", constrained_beam, frozenset((*BEAM, "force_words", "force_words_ids", *COMPANIONS)), ("fork",),
+            "constrained_beam", constrained_beam, frozenset((*BEAM, "force_words", "force_words_ids", *GUIDANCE_OPTIONS)), ("fork",),
             check_constrained, width=beams, samples=False,
         ),
         Kind("dola", dola, frozenset(("dola_layers",)), ("hidden_states",), check_dola, suits_dola, encoder_decoder=False),

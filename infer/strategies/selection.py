@@ -9,11 +9,11 @@ from typing import Any
 
 from ...data.errors import UserError
 from ..requests.params import SamplingParams
-from ..requests.request import Row
+from ..requests.request import TokenSequence
 from ..requests.user_functions import called
 from .chrf import chrf_of, grams
 
-Select = Callable[[list[Row]], Sequence[Row]]
+Select = Callable[[list[TokenSequence]], Sequence[TokenSequence]]
 
 
 def best_of_n(count: int, reward: Callable[[str, str], float] | None, prompt: str) -> Select:
@@ -22,10 +22,10 @@ def best_of_n(count: int, reward: Callable[[str, str], float] | None, prompt: st
     The log-probabilities are those after the filters; tokens of a given prefix do not count. Equal ones keep the order of sampling.
     """
 
-    def select(rows: list[Row]) -> list[Row]:
-        for row in rows:
-            row.score = mean_logprob(row) if reward is None else measured(called("reward", reward, prompt, text(row)), "reward")
-        return highest(rows, count)
+    def select(sequences: list[TokenSequence]) -> list[TokenSequence]:
+        for sequence in sequences:
+            sequence.score = mean_logprob(sequence) if reward is None else measured(called("reward", reward, prompt, text(sequence)), "reward")
+        return highest(sequences, count)
 
     return select
 
@@ -36,17 +36,17 @@ def self_consistency(answer_of: Callable[[str], Any]) -> Select:
     Between equally many the greater sum of their log-probabilities decides. None is no vote. The score is the share of the votes.
     """
 
-    def select(rows: list[Row]) -> list[Row]:
-        votes: dict[Hashable, list[Row]] = {}
-        for row in rows:
-            said = called("answer_of", answer_of, text(row))
+    def select(sequences: list[TokenSequence]) -> list[TokenSequence]:
+        votes: dict[Hashable, list[TokenSequence]] = {}
+        for sequence in sequences:
+            said = called("answer_of", answer_of, text(sequence))
             if not is_countable(said):
                 raise UserError(f"answer_of must return what can be compared and counted, got {said!r}: return a text or a number")
             if said is not None:
-                votes.setdefault(said, []).append(row)
-        winners = max(votes.values(), key=lambda own: (len(own), sum(sum(row.logprobs) for row in own)), default=[])
-        chosen = winners[0] if winners else rows[0]
-        chosen.score = len(winners) / len(rows)
+                votes.setdefault(said, []).append(sequence)
+        winners = max(votes.values(), key=lambda own: (len(own), sum(sum(sequence.logprobs) for sequence in own)), default=[])
+        chosen = winners[0] if winners else sequences[0]
+        chosen.score = len(winners) / len(sequences)
         return [chosen]
 
     return select
@@ -58,14 +58,14 @@ def minimum_bayes_risk(count: int, utility: Callable[[str, str], float] | None) 
     So the one that would disappoint least if any other were right (Eikema & Aziz 2020). Without a utility it is `chrf`.
     """
 
-    def select(rows: list[Row]) -> list[Row]:
-        texts = [text(row) for row in rows]
+    def select(sequences: list[TokenSequence]) -> list[TokenSequence]:
+        texts = [text(sequence) for sequence in sequences]
         compared = partial(called, "utility", utility) if utility is not None else chrf_of
         given = texts if utility is not None else [grams(each) for each in texts]  # counted once for all comparisons
-        for i, row in enumerate(rows):
+        for i, sequence in enumerate(sequences):
             values = [measured(compared(given[i], other), "utility") for j, other in enumerate(given) if j != i]
-            row.score = sum(values) / len(values)
-        return highest(rows, count)
+            sequence.score = sum(values) / len(values)
+        return highest(sequences, count)
 
     return select
 
@@ -80,16 +80,16 @@ def selection_of(params: SamplingParams, kind: str, prompt: str) -> Select | Non
     return minimum_bayes_risk(count, params.utility) if kind == "minimum_bayes_risk" else None
 
 
-def highest(rows: list[Row], count: int) -> list[Row]:
-    return sorted(rows, key=lambda row: row.score, reverse=True)[:count]
+def highest(sequences: list[TokenSequence], count: int) -> list[TokenSequence]:
+    return sorted(sequences, key=lambda sequence: sequence.score, reverse=True)[:count]
 
 
-def text(row: Row) -> str:
-    return "".join(row.pieces)
+def text(sequence: TokenSequence) -> str:
+    return "".join(sequence.pieces)
 
 
-def mean_logprob(row: Row) -> float:
-    own = row.logprobs[len(row.request.prefix_ids) :]
+def mean_logprob(sequence: TokenSequence) -> float:
+    own = sequence.logprobs[len(sequence.request.prefix_ids) :]
     return sum(own) / len(own)
 
 

@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...data.literal import literal_text
 from ..filters.pipeline import known_alone
-from ..requests.request import Row
+from ..requests.request import TokenSequence
 from ..text.vocabulary import known_ids
 from .drafts import DraftRow, ModelDrafts
 from .speculation import Guess
@@ -41,12 +41,12 @@ def encoded(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 class UniversalRow(DraftRow):
-    """A draft model's row in ids of its own: the filters, which are made for the target's, do not touch it."""
+    """A draft model's sequence in ids of its own: the filters, which are made for the target's, do not touch it."""
 
     def context(self) -> list[int]:
         return self.translation.there(self.target.ids)
 
-    def twin(self, target: Row) -> UniversalRow:
+    def twin(self, target: TokenSequence) -> UniversalRow:
         other = UniversalRow(self.request, self.runner, self.fork_slot(), list(self.ids), target.text, self.seen)
         other.translation = self.translation
         return other.begin(target)
@@ -65,17 +65,17 @@ class UniversalRow(DraftRow):
 
 
 class UniversalDrafts(ModelDrafts):
-    """Guesses for rows from a model with another tokenizer; its likeliest tokens, certain of themselves."""
+    """Guesses for sequences from a model with another tokenizer; its likeliest tokens, certain of themselves."""
 
     def __init__(self, runner, vocab: int, translation: Translation):
         super().__init__(runner, vocab)
         self.translation = translation
 
-    def _beside(self, row: Row) -> UniversalRow:
-        slot = row.request.opened(self.runner, self.runner.row())
-        draft = UniversalRow(row.request, self.runner, slot, self.translation.there(row.request.prompt_ids), row.text)
+    def _beside(self, sequence: TokenSequence) -> UniversalRow:
+        slot = sequence.request.opened(self.runner, self.runner.allocate())
+        draft = UniversalRow(sequence.request, self.runner, slot, self.translation.there(sequence.request.prompt_ids), sequence.text)
         draft.translation = self.translation
-        return draft.begin(row)
+        return draft.begin(sequence)
 
     def _extend(self, drafts: list[DraftRow], logits) -> list[DraftRow]:
         logits = known_alone(logits.float(), known_ids(self.translation.draft, logits.shape[-1]))

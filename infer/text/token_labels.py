@@ -12,7 +12,7 @@ from .vocabulary import Vocabulary
 SIGNS = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"}
 
 
-class Names:
+class TokenLabels:
     """What each id of a tokenizer is called in a picture."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):

@@ -7,8 +7,8 @@ from typing import Any
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from seodang.data.errors import UserError
-from seodang.data.preference_rows import PreferenceCounts, prepare_asked
-from seodang.data.preferences import ASKED_SHAPES
+from seodang.data.preference_rows import PreferenceCounts, prepare_prompts
+from seodang.data.preferences import PROMPT_SHAPES
 from seodang.data.sources import read
 from seodang.infer.checkpoint.load import load
 from seodang.recipes.options.parser import Repeated
@@ -18,7 +18,7 @@ from seodang.train.rewards.rules import Checked, model_reward, parse_rewards
 
 
 @dataclass
-class AskedOptions:
+class PromptOptions:
     data: list[str] = field(metadata={"help": "Files, folders or hub names of prompts (prompt, question, instruction, messages) and columns."})
     eval_data: list[str] | None = field(default=None, metadata={"help": "Held-out sources of the same shapes."})
     eval_fraction: float = field(default=0.0, metadata={"help": "Without --eval_data: the share of prompts held out."})
@@ -38,13 +38,13 @@ class AskedOptions:
 
     def rows(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]], PreferenceCounts]:
         """Prompts to train on, held-out prompts, and the counts of what became of the records."""
-        examples = read(self.data, weights=self.weights, shape=self.shape, split=self.split, shapes=ASKED_SHAPES)
-        held = read(self.eval_data, shape=self.shape, shapes=ASKED_SHAPES) if self.eval_data else []
+        examples = read(self.data, weights=self.weights, shape=self.shape, split=self.split, shapes=PROMPT_SHAPES)
+        held = read(self.eval_data, shape=self.shape, shapes=PROMPT_SHAPES) if self.eval_data else []
         if self.eval_fraction:
             examples, held = split_dialogues(examples, self.eval_fraction, seed)
         how = {"max_prompt_length": self.max_prompt_length, "literal": self.literal, "too_long": self.too_long}
-        rows, counts = prepare_asked(examples, tokenizer, **how)
-        held_rows, counts.held_out = prepare_asked(held, tokenizer, **how) if held else ([], None)
+        rows, counts = prepare_prompts(examples, tokenizer, **how)
+        held_rows, counts.held_out = prepare_prompts(held, tokenizer, **how) if held else ([], None)
         return rows, held_rows, counts
 
 

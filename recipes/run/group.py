@@ -11,7 +11,7 @@ from seodang.data.chat import set_chat_template
 from seodang.data.errors import UserError
 from seodang.infer.checkpoint.load import load, load_tokenizer
 from seodang.recipes.options.parser import parse
-from seodang.recipes.options.prompts import AskedOptions, ScoringOptions
+from seodang.recipes.options.prompts import PromptOptions, ScoringOptions
 from seodang.recipes.options.training import ModelOptions, RunOptions
 from seodang.recipes.run.before_after import picture, say, side_by_side, tell
 from seodang.recipes.run.identity import origin_of, refuse_other_run
@@ -23,7 +23,7 @@ from seodang.train.stages.grpo import GIVEN
 
 def run_groups(argv: Sequence[str], arguments: type, trainer_of: Callable[..., Any], prog: str, description: str) -> int:
     """`seodang grpo` or `seodang rloo`: `arguments` is trl's config with our defaults, `trainer_of` builds the stage's trainer."""
-    classes = AskedOptions, ScoringOptions, ModelOptions, RunOptions, arguments
+    classes = PromptOptions, ScoringOptions, ModelOptions, RunOptions, arguments
     data, scoring, model, run, args = parse(argv, *classes, prog=prog, description=description)
     args = settled(args, model, run, evaluates=bool(data.eval_data or data.eval_fraction))
     model.refuse_adapter()

@@ -14,8 +14,8 @@ from trl import RewardConfig
 
 from seodang.data.errors import UserError
 from seodang.data.json_lines import read_json_lines
-from seodang.data.preference_rows import prepare_ranked
-from seodang.data.preferences import Ranked
+from seodang.data.preference_rows import prepare_preferences
+from seodang.data.preferences import RankedPreference
 from seodang.infer.checkpoint.load import load
 from seodang.infer.checkpoint.manifest import MANIFEST, fingerprint
 from seodang.recipes.options.rankers import RankerName
@@ -25,7 +25,7 @@ from seodang.train.rewards.ranking import Stopped, rank_all, said
 from seodang.train.rewards.reward_function import with_all_columns
 from seodang.train.rewards.rules import model_reward
 from seodang.train.rollouts.rollout import roll_out
-from seodang.train.rollouts.sample_n import several_answers
+from seodang.train.rollouts.sample_n import sample_n
 from seodang.train.run.checkpoints import find_resume, write_whole
 from seodang.train.run.crash_safe import Provenance
 from seodang.train.run.publishing import copy_model, save_merged
@@ -142,7 +142,7 @@ class Rounds:
         count = min(self.options.ranked_prompts, len(self.prompts.ranked))
         rows = [self.prompts.ranked[(number * count + place) % len(self.prompts.ranked)] for place in range(count)]
         model, _ = self._load(policy)
-        answers = several_answers(
+        answers = sample_n(
             model, self.tokenizer, rows, self.options.samples, max_new_tokens=self.settings.max_new_tokens,
             temperature=self.settings.temperature, seed=("rank", self.options.seed, number),
         )  # fmt: skip
@@ -248,8 +248,8 @@ class Rounds:
         for each in rounds:
             for line, record in enumerate(read_lines(each.rankings), 1):
                 answers = [{"role": "assistant", "content": text} for text in record["responses"]]
-                examples.append(Ranked(record["prompt"], answers, record["ranks"], where=f"{each.rankings} line {line}"))
-        rows, counts = prepare_ranked(examples, self.tokenizer, max_length=self.reward_args.max_length or 1024)
+                examples.append(RankedPreference(record["prompt"], answers, record["ranks"], where=f"{each.rankings} line {line}"))
+        rows, counts = prepare_preferences(examples, self.tokenizer, max_length=self.reward_args.max_length or 1024)
         self.tell(*(f"  {line}" for line in counts.lines()))
         held = [row for row in rows if drawn(row["prompt_ids"], self.options.seed) < self.options.reward_heldout]
         rows = [row for row in rows if drawn(row["prompt_ids"], self.options.seed) >= self.options.reward_heldout]

@@ -5,8 +5,8 @@ import pytest
 from seodang.data.errors import UserError
 from seodang.data.formats import Dialogue, Text
 from seodang.data.labels import prepare
-from seodang.data.preference_rows import prepare_asked, prepare_judged, prepare_ranked
-from seodang.data.preferences import Asked, Judged, Ranked, trees
+from seodang.data.preference_rows import prepare_prompts, prepare_unpaired, prepare_preferences
+from seodang.data.preferences import PromptExample, UnpairedPreference, RankedPreference, trees
 
 
 def user(text):
@@ -18,7 +18,7 @@ def said(text):
 
 
 def ranked(*answers, ranks=(0, 1), **more):
-    return Ranked([user("Q")], [said(answer) for answer in answers], list(ranks), **more)
+    return RankedPreference([user("Q")], [said(answer) for answer in answers], list(ranks), **more)
 
 
 def placed(examples):
@@ -54,22 +54,22 @@ TALKS = [
     Text("A" * 100),
 ]
 TALKS_DROPPED = {"empty answer": 2, "answer longer than max_length": 1, "nothing to learn": 2, "empty text": 1}
-ASKED = [Asked([user("Q")]), Asked([user("Q" * 70)])]
+ASKED = [PromptExample([user("Q")]), PromptExample([user("Q" * 70)])]
 
 
 @pytest.mark.parametrize(
     ("prepared", "examples", "dropped", "left_out"),
     [
-        (lambda t, e, **how: prepare_ranked(e, t, max_length=64, **how), PAIRS, PAIRS_DROPPED, {"empty answer": 1}),
-        (lambda t, e, **how: prepare_judged(e, t, max_length=64, **how), PAIRS, PAIRS_DROPPED, {"empty answer": 1, "neither best nor worst": 1}),
+        (lambda t, e, **how: prepare_preferences(e, t, max_length=64, **how), PAIRS, PAIRS_DROPPED, {"empty answer": 1}),
+        (lambda t, e, **how: prepare_unpaired(e, t, max_length=64, **how), PAIRS, PAIRS_DROPPED, {"empty answer": 1, "neither best nor worst": 1}),
         (
-            lambda t, e, **how: prepare_judged(e, t, max_length=64, **how),
-            [Judged([user("Q")], said(text), True) for text in ("A", "", "B" * 70)],
+            lambda t, e, **how: prepare_unpaired(e, t, max_length=64, **how),
+            [UnpairedPreference([user("Q")], said(text), True) for text in ("A", "", "B" * 70)],
             {"empty answer": 1, "answer longer than max_length": 1},
             {},
         ),
         (lambda t, e, **how: prepare(e, t, max_length=64, empty_answers="drop", **how), TALKS, TALKS_DROPPED, {"empty answer": 1}),
-        (lambda t, e, **how: prepare_asked(e, t, max_prompt_length=64, **{"too_long": how.get("unusable", "drop")}), ASKED, {"prompt longer than max_prompt_length": 1}, {}),
+        (lambda t, e, **how: prepare_prompts(e, t, max_prompt_length=64, **{"too_long": how.get("unusable", "drop")}), ASKED, {"prompt longer than max_prompt_length": 1}, {}),
     ],
     ids=["ranked", "taken apart", "judged", "taught", "asked"],
 )  # fmt: skip
@@ -94,7 +94,7 @@ def test_records_read_are_those_kept_and_those_dropped(tiny_tokenizer, prepared,
 
 
 def test_an_answer_that_is_both_chosen_and_rejected_teaches_neither(tiny_tokenizer):
-    rows, counts = prepare_judged([ranked("A", "A"), ranked("C", "D", "E", ranks=(1, 0, 2))], tiny_tokenizer, max_length=64)
+    rows, counts = prepare_unpaired([ranked("A", "A"), ranked("C", "D", "E", ranks=(1, 0, 2))], tiny_tokenizer, max_length=64)
     assert [(tiny_tokenizer.decode(row["completion_ids"]), row["label"]) for row in rows] == [("D<|im_end|>", True), ("E<|im_end|>", False)]
     assert counts.dropped == {"identical answers": 1} and (counts.good, counts.bad) == (1, 1)
 
@@ -103,11 +103,11 @@ def test_a_tree_without_two_ranked_replies_is_a_record_that_is_dropped(tiny_toke
     lonely = {"role": "prompter", "text": "Q", "replies": [{"role": "assistant", "text": "A", "rank": 0, "replies": []}]}
     gone = {**lonely, "deleted": True}
     found = [example for root in (lonely, gone) for example in trees({"prompt": root})]
-    rows, counts = prepare_ranked([*found, ranked("A", "B")], tiny_tokenizer, max_length=64)
+    rows, counts = prepare_preferences([*found, ranked("A", "B")], tiny_tokenizer, max_length=64)
     assert len(rows) == 1 and counts.dropped == {"no prompt in the tree has two ranked replies": 2}
 
 
 def test_what_was_held_out_is_told_as_well(tiny_tokenizer):
-    _, counts = prepare_ranked(PAIRS[:1], tiny_tokenizer, max_length=64)
-    _, counts.held_out = prepare_ranked(PAIRS[:3], tiny_tokenizer, max_length=64)
+    _, counts = prepare_preferences(PAIRS[:1], tiny_tokenizer, max_length=64)
+    _, counts.held_out = prepare_preferences(PAIRS[:3], tiny_tokenizer, max_length=64)
     assert "dropped         1 x all answers rank the same, of 3 records held out" in counts.lines()

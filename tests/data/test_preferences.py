@@ -2,7 +2,7 @@ import pytest
 
 from seodang.data.errors import UserError
 from seodang.data.formats import recognise, to_examples
-from seodang.data.preferences import ASKED_SHAPES, JUDGED_SHAPES, PREFERENCE_SHAPES, Asked, Judged, Ranked
+from seodang.data.preferences import PROMPT_SHAPES, UNPAIRED_SHAPES, PREFERENCE_SHAPES, PromptExample, UnpairedPreference, RankedPreference
 
 
 def user(text):
@@ -113,7 +113,7 @@ def test_ultrafeedbacks_completions_are_ranked_by_their_score():
     completions = [{"response": "A", "overall_score": 4.5, "model": "m"}, {"response": "B", "overall_score": 7}, {"response": "C", "overall_score": 4.5}]
     record = {"source": "s", "instruction": "Q", "completions": completions, "models": ["m"]}
     assert recognise(record, PREFERENCE_SHAPES) == "ultrafeedback"
-    assert one(record) == Ranked([user("Q")], [said("A"), said("B"), said("C")], [1, 0, 1])
+    assert one(record) == RankedPreference([user("Q")], [said("A"), said("B"), said("C")], [1, 0, 1])
 
 
 def node(role, text, *replies, rank=None, **more):
@@ -129,34 +129,34 @@ def test_every_prompt_with_ranked_replies_in_a_tree_is_an_example():
         node("assistant", "가", lonely, rank=2), node("assistant", "나", again, lost, rank=0), node("assistant", "gone", rank=1, deleted=True),
     )  # fmt: skip
     first, second = to_examples({"message_tree_id": "t", "tree_state": "ready", "prompt": root}, where="t.jsonl line 1", shapes=PREFERENCE_SHAPES)
-    assert first == Ranked([user("안녕?")], [said("가"), said("나")], [1, 0], where="t.jsonl line 1, example 1")
-    assert second == Ranked([user("안녕?"), said("나"), user("더?")], [said("다"), said("라")], [1, 0], where="t.jsonl line 1, example 2")
+    assert first == RankedPreference([user("안녕?")], [said("가"), said("나")], [1, 0], where="t.jsonl line 1, example 1")
+    assert second == RankedPreference([user("안녕?"), said("나"), user("더?")], [said("다"), said("라")], [1, 0], where="t.jsonl line 1, example 2")
 
 
 @pytest.mark.parametrize("label, good", [(True, True), (False, False), (1, True), (0, False), (0.0, False), ("true", True), ("False", False), ("0", False)])
 def test_a_judged_answer_is_good_or_bad(label, good):
-    expected = Judged([user("Q")], said("A"), good)
-    assert one({"prompt": "Q", "completion": "A", "label": label}, JUDGED_SHAPES) == expected
-    assert one({"prompt": [user("Q")], "completion": [said("A")], "label": label}, JUDGED_SHAPES) == expected
+    expected = UnpairedPreference([user("Q")], said("A"), good)
+    assert one({"prompt": "Q", "completion": "A", "label": label}, UNPAIRED_SHAPES) == expected
+    assert one({"prompt": [user("Q")], "completion": [said("A")], "label": label}, UNPAIRED_SHAPES) == expected
 
 
 @pytest.mark.parametrize(
     "record, expected",
     [
-        ({"prompt": "Q"}, Asked([user("Q")], {})),
-        ({"prompt": TALK, "system": "S", "form": "short", "gone": None}, Asked([SYSTEM, *TALK], {"form": "short"})),
-        ({"prompt": "\n\nHuman: Q\n\nAssistant:"}, Asked([user("Q")], {})),
-        ({"question": "1+1?", "answer": "#### 2"}, Asked([user("1+1?")], {"answer": "#### 2"})),
-        ({"instruction": "더하라.", "input": "1, 1", "output": "2"}, Asked([user("더하라.\n\n1, 1")], {"answer": "2"})),
-        ({"instruction": "Q", "output": "long", "answer": "A"}, Asked([user("Q")], {"output": "long", "answer": "A"})),
-        ({"messages": [user("Q"), said("A")], "level": 3}, Asked([user("Q")], {"answer": "A", "level": 3})),
-        ({"messages": [user("Q"), said("A")], "answer": "B"}, Asked([user("Q")], {"answer": "B"})),
-        ({"messages": TALK}, Asked(TALK, {})),
-        ({"prompt": "Q", "chosen": "A", "rejected": "B"}, Asked([user("Q")], {"chosen": "A", "rejected": "B"})),
+        ({"prompt": "Q"}, PromptExample([user("Q")], {})),
+        ({"prompt": TALK, "system": "S", "form": "short", "gone": None}, PromptExample([SYSTEM, *TALK], {"form": "short"})),
+        ({"prompt": "\n\nHuman: Q\n\nAssistant:"}, PromptExample([user("Q")], {})),
+        ({"question": "1+1?", "answer": "#### 2"}, PromptExample([user("1+1?")], {"answer": "#### 2"})),
+        ({"instruction": "더하라.", "input": "1, 1", "output": "2"}, PromptExample([user("더하라.\n\n1, 1")], {"answer": "2"})),
+        ({"instruction": "Q", "output": "long", "answer": "A"}, PromptExample([user("Q")], {"output": "long", "answer": "A"})),
+        ({"messages": [user("Q"), said("A")], "level": 3}, PromptExample([user("Q")], {"answer": "A", "level": 3})),
+        ({"messages": [user("Q"), said("A")], "answer": "B"}, PromptExample([user("Q")], {"answer": "B"})),
+        ({"messages": TALK}, PromptExample(TALK, {})),
+        ({"prompt": "Q", "chosen": "A", "rejected": "B"}, PromptExample([user("Q")], {"chosen": "A", "rejected": "B"})),
     ],
 )
 def test_a_prompt_alone_hands_its_other_keys_on_as_columns(record, expected):
-    assert one(record, ASKED_SHAPES) == expected
+    assert one(record, PROMPT_SHAPES) == expected
 
 
 @pytest.mark.parametrize(
@@ -184,11 +184,11 @@ def test_a_prompt_alone_hands_its_other_keys_on_as_columns(record, expected):
         ({"message_tree_id": "t", "prompt": node("prompter", "Q", None)}, PREFERENCE_SHAPES, "replies must be a list of messages, got [None]"),
         ({"message_tree_id": "t", "prompt": {"role": "bot", "text": "Q"}}, PREFERENCE_SHAPES, "prompter or assistant, got 'bot'"),
         ({"messages": []}, PREFERENCE_SHAPES, "has the keys messages: use message_tree_id/prompt or chosen or rejected or responses"),
-        ({"prompt": "Q", "completion": "A"}, JUDGED_SHAPES, "has the keys prompt, completion: use prompt/completion/label"),
-        ({"prompt": "Q", "completion": "A", "label": "good"}, JUDGED_SHAPES, "label must be true or false, got 'good'"),
-        ({"text": "T"}, ASKED_SHAPES, "use prompt or question or instruction or messages"),
-        ({"messages": [said("A")]}, ASKED_SHAPES, "the prompt has no message"),
-        ({"messages": [user("Q"), said("A"), said("B")]}, ASKED_SHAPES, "the prompt ends in an assistant's turn"),
+        ({"prompt": "Q", "completion": "A"}, UNPAIRED_SHAPES, "has the keys prompt, completion: use prompt/completion/label"),
+        ({"prompt": "Q", "completion": "A", "label": "good"}, UNPAIRED_SHAPES, "label must be true or false, got 'good'"),
+        ({"text": "T"}, PROMPT_SHAPES, "use prompt or question or instruction or messages"),
+        ({"messages": [said("A")]}, PROMPT_SHAPES, "the prompt has no message"),
+        ({"messages": [user("Q"), said("A"), said("B")]}, PROMPT_SHAPES, "the prompt ends in an assistant's turn"),
     ],
 )
 def test_a_mistake_names_the_record_and_the_value(record, shapes, named):

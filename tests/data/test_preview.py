@@ -7,8 +7,8 @@ from rich.console import Console
 
 from seodang.data.formats import Dialogue
 from seodang.data.labels import prepare
-from seodang.data.preference_rows import prepare_asked, prepare_judged, prepare_ranked
-from seodang.data.preferences import Asked, Judged, Ranked
+from seodang.data.preference_rows import prepare_prompts, prepare_unpaired, prepare_preferences
+from seodang.data.preferences import PromptExample, UnpairedPreference, RankedPreference
 from seodang.data.preview import MASKED, TITLE, TRAINED, length, length_lines, parts, pieces, preview, summary
 from seodang.data.preview_page import to_html
 from seodang.recipes.preview import main
@@ -97,7 +97,7 @@ def texts(row, tokenizer):
 
 
 def test_a_prompt_is_shown_once_and_then_its_answers_the_best_first(smol):
-    rows, _ = prepare_ranked([Ranked(ASKED, [BAD, GOOD], [1, 0]), Ranked(ASKED, [WORSE, BAD, GOOD], [2, 1, 0])], smol, max_length=256)
+    rows, _ = prepare_preferences([RankedPreference(ASKED, [BAD, GOOD], [1, 0]), RankedPreference(ASKED, [WORSE, BAD, GOOD], [2, 1, 0])], smol, max_length=256)
     (_, prompt, masked), *two = texts(rows[0], smol)
     assert prompt == smol.decode(rows[0]["prompt_ids"]) and masked == {False}
     assert two == [("chosen", "서울 😀.<|im_end|>", {True}), ("rejected", "<b>부산</b><|im_end|>", {True})]
@@ -108,14 +108,14 @@ def test_a_prompt_is_shown_once_and_then_its_answers_the_best_first(smol):
 
 
 def test_judged_answers_and_prompts_alone_are_shown(smol):
-    [bad], _ = prepare_judged([Judged(ASKED, WORSE, False)], smol, max_length=256)
+    [bad], _ = prepare_unpaired([UnpairedPreference(ASKED, WORSE, False)], smol, max_length=256)
     assert texts(bad, smol)[1:] == [("bad", "몰라.<|im_end|>", {True})]
-    [asked], _ = prepare_asked([Asked(ASKED)], smol, max_prompt_length=256)
+    [asked], _ = prepare_prompts([PromptExample(ASKED)], smol, max_prompt_length=256)
     assert texts(asked, smol) == [("", smol.decode(asked["prompt_ids"]), {False})] and length(asked) == len(asked["prompt_ids"])
 
 
 def test_the_terminal_and_the_page_name_the_better_answer(smol):
-    rows, counts = prepare_ranked([Ranked(ASKED, [GOOD, BAD], [0, 1])], smol, max_length=256)
+    rows, counts = prepare_preferences([RankedPreference(ASKED, [GOOD, BAD], [0, 1])], smol, max_length=256)
     body = preview([("a.jsonl line 1", rows)], smol).renderables[0].renderable
     styles = {body.plain[span.start : span.end]: span.style for span in body.spans}
     assert styles[" chosen "] == styles[" rejected "] == TITLE and styles["서"] == styles["산"] == TRAINED and styles["수"] == MASKED

@@ -5,7 +5,7 @@ import datasets
 import pytest
 
 from seodang.data.errors import UserError
-from seodang.data.preferences import ASKED_SHAPES, PREFERENCE_SHAPES
+from seodang.data.preferences import PROMPT_SHAPES, PREFERENCE_SHAPES
 from seodang.data.sources import mix, read
 
 RECORDS = [{"instruction": f"Q{n}", "output": f"A{n}"} for n in range(3)]
@@ -172,18 +172,18 @@ def test_a_source_of_another_family_is_refused_with_what_is_wanted(tmp_path):
 
 def test_a_spreadsheets_numbers_of_rows_are_left_out(tmp_path):
     (tmp_path / "a.csv").write_text(",prompt,level\n0,Q,1\n1,R,2\n", encoding="utf-8")
-    examples = read(tmp_path / "a.csv", shapes=ASKED_SHAPES)
+    examples = read(tmp_path / "a.csv", shapes=PROMPT_SHAPES)
     assert [(example.prompt[0]["content"], example.columns) for example in examples] == [("Q", {"level": "1"}), ("R", {"level": "2"})]
     (tmp_path / "b.csv").write_text(",prompt,level\n0,Q,1\n1,R,2,3\n", encoding="utf-8")
     with pytest.raises(UserError, match="b.csv line 3: more fields than the header has"):
-        read(tmp_path / "b.csv", shapes=ASKED_SHAPES)
+        read(tmp_path / "b.csv", shapes=PROMPT_SHAPES)
 
 
 def test_a_long_field_is_read_and_the_processs_limit_left_alone(tmp_path):
     before = csv.field_size_limit()
     (tmp_path / "a.csv").write_text(f"prompt\n{'Q' * (before + 1)}\nR\n", encoding="utf-8")
     seen = []
-    for example in read(tmp_path / "a.csv", shapes=ASKED_SHAPES, streaming=True):
+    for example in read(tmp_path / "a.csv", shapes=PROMPT_SHAPES, streaming=True):
         seen.append((len(example.prompt[0]["content"]), csv.field_size_limit()))
     assert seen == [(before + 1, before), (1, before)]
 

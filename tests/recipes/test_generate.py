@@ -143,7 +143,7 @@ def test_several_answers_to_a_prompt_are_all_printed_in_their_order(real, real_m
     found = generate(real_model, tokenizer, ["One", "Two"], params)
     wanted = []
     for row, prompt in enumerate(["One", "Two"]):
-        wanted += [f"> {prompt}", *(f"[{result.choice}] {result.text}" for result in found if result.row == row)]
+        wanted += [f"> {prompt}", *(f"[{result.choice}] {result.text}" for result in found if result.prompt_index == row)]
     assert capsys.readouterr().out == "\n".join(wanted) + "\n"
     assert len({result.text for result in found}) == 6
 

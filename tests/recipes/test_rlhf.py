@@ -113,14 +113,14 @@ def test_killed_in_and_between_all_phases_it_ends_as_if_it_had_not_been(argument
     from seodang.recipes.run import rounds as rlhf_rounds
 
     deaths = [
-        (rlhf_rounds, "several_answers", 1),  # before anything is there
+        (rlhf_rounds, "sample_n", 1),  # before anything is there
         (rlhf_rounds, "write_whole", 1),  # with the samples made but not written
         (ByLabel, "__call__", 3),  # with two prompts ranked
-        (reward.RewardStage, "training_step", 2),  # inside the first reward model, one checkpoint written
-        (reward.RewardStage, "save_final", 1),  # after its last step
+        (reward.RewardModelTrainer, "training_step", 2),  # inside the first reward model, one checkpoint written
+        (reward.RewardModelTrainer, "save_final", 1),  # after its last step
         (ppo.PpoTrainer, "training_step", 2),  # inside the first iteration
         (ppo.PpoTrainer, "training_step", 4),  # inside the second: one checkpoint is there
-        (rlhf_rounds, "several_answers", 1),  # between the rounds
+        (rlhf_rounds, "sample_n", 1),  # between the rounds
         (ppo.PpoTrainer, "save_final", 1),
         (rlhf_rounds, "copy_model", 1),  # at the very end
     ]

@@ -25,7 +25,7 @@ class Scored(ModelOutput):
     value: Tensor | None = None  # of the model's `critic`, where it has one; `values` is a method of every output
 
 
-def learn_branches(model: PreTrainedModel, chunk: int = CHUNK) -> None:
+def patch_branch_logprobs(model: PreTrainedModel, chunk: int = CHUNK) -> None:
     """Make `model(**collate_branches(rows))` return a `Scored`; without `predictors` the model answers as before.
 
     The distribution is that of the architecture's own logits, its scaling and capping included, divided by `temperature`. Entropies cost a

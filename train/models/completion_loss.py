@@ -101,7 +101,7 @@ def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def teach_answers_only(model: PreTrainedModel, chunk: int = CHUNK) -> None:
+def patch_completion_loss(model: PreTrainedModel, chunk: int = CHUNK) -> None:
     """Make `model(..., labels=...)` compute its loss at label positions alone, returning an `AnswerLoss`.
 
     Without labels the model answers as before. The loss equals the architecture's own, its scaling and capping of logits

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from ...data.errors import UserError
 from ..attention.packed_attention import PACKED
-from .branch_logprobs import learn_branches, scored_without_gradient
+from .branch_logprobs import patch_branch_logprobs, scored_without_gradient
 
 
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
@@ -43,7 +43,7 @@ class Reference:
         elif not has_adapter(model):
             given = frozen_copy(model)
         if given is not None:
-            learn_branches(given)
+            patch_branch_logprobs(given)
             given.set_attn_implementation(PACKED if model.config._attn_implementation == PACKED else given.config._attn_implementation)
         self.given = given
 

@@ -23,7 +23,7 @@ def check_reward_model(model: PreTrainedModel) -> None:
         raise UserError(f"a reward model gives one number, this one has num_labels={model.config.num_labels}: load it with num_labels=1")
 
 
-def learn_scores(model: PreTrainedModel) -> None:
+def patch_reward_head(model: PreTrainedModel) -> None:
     """Make `model(**batch)` with the places `ends` [answers] of last tokens return `logits` [answers, 1]; without them it answers as before.
 
     Places count along the flattened batch. transformers' own forward would run the head over every token, and look for the last one by what

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ...data.errors import UserError
-from ...infer.checkpoint.manifest import MANIFEST, UNFINISHED, read_manifest, refuse_outside, seal, verify
+from ...infer.checkpoint.manifest import MANIFEST, UNFINISHED, read_manifest, refuse_outside, write_manifest, verify
 
 ASIDE = ".saving"  # what is being written; never looked at when resuming, cleared by the next save
 _STEP = re.compile(r"checkpoint-(\d+)")
@@ -76,7 +76,7 @@ def start_aside(run: Path) -> Path:
 
 def publish(written: Path, final: Path, **facts) -> None:
     """Seal a written checkpoint and give it its name, in one rename; killed before, it gets it from `name_sealed`."""
-    seal(written, **facts)
+    write_manifest(written, **facts)
     if final.exists():  # a checkpoint of the same step from before a resume
         final.replace(written.parent / "former")
     written.replace(final)
@@ -97,7 +97,7 @@ def publish_into(written: Path, final: Path, **facts) -> None:
 
     What was published there before goes first, all of it; the manifest comes last. In between the folder is marked as half written.
     """
-    seal(written, **facts)
+    write_manifest(written, **facts)
     final.mkdir(parents=True, exist_ok=True)
     names = sorted((p.relative_to(written).as_posix() for p in written.rglob("*") if p.is_file()), key=lambda name: name == MANIFEST)
     former = _published(final)

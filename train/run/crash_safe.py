@@ -41,8 +41,8 @@ def master_optimizer(model: PreTrainedModel, args: TrainingArguments) -> dict[st
     return {}
 
 
-class Sealed:
-    """Stands before a transformers or trl trainer among a class's bases: `class RewardStage(Sealed, RewardTrainer)`.
+class CrashSafeCheckpoints:
+    """Stands before a transformers or trl trainer among a class's bases: `class RewardModelTrainer(CrashSafeCheckpoints, RewardTrainer)`.
 
     `provenance` is for the manifest; what else is given goes to the trainer.
     """

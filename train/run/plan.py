@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 from ..models.completion_loss import CHUNK
-from .trainer import AnswerTrainer
+from .trainer import SftTrainer
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Plan:
         ]
 
 
-def plan(trainer: AnswerTrainer) -> Plan:
+def plan(trainer: SftTrainer) -> Plan:
     """Time one step on typical rows and work out the whole run. The model, its gradients and the random state stay as they are."""
     args, rows = trainer.args, trainer.train_dataset
     streamed = isinstance(rows, IterableDataset)
@@ -61,7 +61,7 @@ def plan(trainer: AnswerTrainer) -> Plan:
     )
 
 
-def _steps(trainer: AnswerTrainer, rows: int | None) -> int:
+def _steps(trainer: SftTrainer, rows: int | None) -> int:
     args = trainer.args
     if args.max_steps > 0:
         return args.max_steps
@@ -94,7 +94,7 @@ def _typical(rows, count: int) -> list:
     return [by_length[(2 * i + 1) * len(by_length) // (2 * count)] for i in range(count)]
 
 
-def _standing_bytes(trainer: AnswerTrainer) -> int:
+def _standing_bytes(trainer: SftTrainer) -> int:
     """Weights, gradients, optimizer state and master copies, and the head's one chunk of logits."""
     total = 0
     for p in trainer.model.parameters():
@@ -110,7 +110,7 @@ def _interpreter_bytes() -> int:
     return 400 * 2**20  # Python with torch and transformers imported
 
 
-def _timed_step(trainer: AnswerTrainer, rows: list) -> tuple[float, float]:
+def _timed_step(trainer: SftTrainer, rows: list) -> tuple[float, float]:
     """Seconds and bytes kept for the backward pass, a token, of one forward and backward pass."""
     model, device = trainer.model, trainer.args.device
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}

@@ -8,14 +8,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from ...infer.kernels.device import in_float64
-from .crash_safe import Provenance, Sealed, master_optimizer
+from .crash_safe import Provenance, CrashSafeCheckpoints, master_optimizer
 
 
-class AnswerTrainer(Sealed, Trainer):
+class SftTrainer(CrashSafeCheckpoints, Trainer):
     """Train on rows of answers: exact means over trained tokens, and checkpoints that are complete or not there.
 
     `sample` is called at each evaluation with the model and returns further metrics (exact match of generated answers, say).
-    The model must return an `AnswerLoss` (see `teach_answers_only`).
+    The model must return an `AnswerLoss` (see `patch_completion_loss`).
     """
 
     def __init__(

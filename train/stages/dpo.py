@@ -18,12 +18,12 @@ from ...infer.kernels.device import in_float64
 from ..attention.tree import by_branch
 from ..maths.preference_losses import LOSSES, PairScores, PreferenceSettings, implicit_rewards
 from ..models.adapters import with_adapter
-from ..models.branch_logprobs import lay_out_branches, learn_branches
+from ..models.branch_logprobs import lay_out_branches, patch_branch_logprobs
 from ..models.reference import Reference, check_reference, shared_out
-from ..run.crash_safe import Provenance, Sealed, master_optimizer
+from ..run.crash_safe import Provenance, CrashSafeCheckpoints, master_optimizer
 from ..run.limits import check_fits
 from ..run.logs import RunLog
-from .sft import learn_to_stop
+from .sft import set_eos_token_ids
 
 REFERENCE_TIMES = ("step", "before")
 Rows = Sequence[dict[str, Any]]
@@ -38,7 +38,7 @@ def dpo(
     *,
     resume: str | None = None,
     **options: Any,
-) -> "PreferenceTrainer":
+) -> "DpoTrainer":
     """Train on ranked answers; return the trainer, ready for `.save_final()`.
 
     `resume` is a checkpoint's folder; `options` are those of `dpo_trainer`.
@@ -62,10 +62,10 @@ def dpo_trainer(
     sample: Callable[[PreTrainedModel], dict[str, float]] | None = None,
     provenance: Provenance | None = None,
     callbacks: Sequence[TrainerCallback] = (),
-) -> "PreferenceTrainer":
+) -> "DpoTrainer":
     """Build the trainer of `dpo`; the model is changed in place (its attention, its forward, its adapter).
 
-    Rows hold `prompt_ids`, `branches` and `ranks`, as `prepare_ranked` makes them. The reference is the model before training, unless one
+    Rows hold `prompt_ids`, `branches` and `ranks`, as `prepare_preferences` makes them. The reference is the model before training, unless one
     is given: with `lora` the weights beneath the adapter, else a copy. `reference_time`: "step" scores with it at every step, "before" once,
     so that no second model is kept.
     """
@@ -76,17 +76,17 @@ def dpo_trainer(
     check_rows(eval_rows or (), model)
     if reference_time not in REFERENCE_TIMES:
         raise UserError(f"reference_time must be one of {', '.join(REFERENCE_TIMES)}, got {reference_time!r}")
-    learn_to_stop(model, tokenizer)
+    set_eos_token_ids(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     collate = lay_out_branches(model, pad)
-    learn_branches(model)
+    patch_branch_logprobs(model)
     if reference is not None:
         check_reference(model, reference)
     if lora is not None:
         model = with_adapter(model, lora, args.activation_checkpointing)
     args.remove_unused_columns = False  # the Trainer would drop the branches
     args.accelerator_config.dispatch_batches = False  # rows laid end to end cannot be cut along the batch
-    return PreferenceTrainer(
+    return DpoTrainer(
         model,
         args,
         settings=settings,
@@ -136,7 +136,7 @@ class PairCollator:
         return batch
 
 
-class PreferenceTrainer(Sealed, Trainer):
+class DpoTrainer(CrashSafeCheckpoints, Trainer):
     """The Trainer with a loss of pairs; `reference` and `reference_time` as in `dpo_trainer`.
 
     Logs loss, rewards/chosen, rewards/rejected, rewards/margins and rewards/accuracies; an evaluation gives eval_loss, eval_accuracy,

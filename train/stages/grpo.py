@@ -26,14 +26,14 @@ from ...infer.requests.rng import hashed
 from ...infer.runners.architecture import transformers_model
 from ..attention.groups import answers_together, groups_of, parts_of, places_of, spread
 from ..models.adapters import ready_for_adapter, speed_up_adapters
-from ..models.branch_logprobs import lay_out_branches, learn_branches
+from ..models.branch_logprobs import lay_out_branches, patch_branch_logprobs
 from ..models.reference import frozen_copy, has_adapter
 from ..rewards.reward_function import Reward, check_columns, with_all_columns
 from ..rewards.rules import Checked, for_trl
 from ..rollouts.rollout import check_prompts
-from ..run.crash_safe import Provenance, Sealed, master_optimizer
+from ..run.crash_safe import Provenance, CrashSafeCheckpoints, master_optimizer
 from ..run.logs import RunLog
-from .sft import learn_to_stop
+from .sft import set_eos_token_ids
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +43,9 @@ GIVEN = ("completion_ids", "trainer_state", "log_extra", "log_metric")  # by trl
 
 
 class SharedPrompt:
-    """Stands before `Sealed` and trl's GRPOTrainer or RLOOTrainer among a class's bases.
+    """Stands before `CrashSafeCheckpoints` and trl's GRPOTrainer or RLOOTrainer among a class's bases.
 
-    `rows` and `eval_rows` hold `prompt_ids`, `messages` and `columns`, as `prepare_asked` makes them: these ids are what is answered and trained
+    `rows` and `eval_rows` hold `prompt_ids`, `messages` and `columns`, as `prepare_prompts` makes them: these ids are what is answered and trained
     on, whatever the tokenizer's own template would make of the messages. Answers are sampled by our engine from the weights as they are, with
     trl's sampling options; vLLM and transformers' continuous batching, where asked for, stay trl's, as does generation with sharded weights.
 
@@ -97,7 +97,7 @@ class SharedPrompt:
         for each in filter(None, (self.ref_model, self.model)):
             own = transformers_model(each)
             self._collate = lay_out_branches(own, tokenizer.pad_token_id)
-            learn_branches(own)
+            patch_branch_logprobs(own)
         if has_adapter(self.model):
             speed_up_adapters(self.model)
 
@@ -107,7 +107,7 @@ class SharedPrompt:
             raise UserError("beta with a router loss needs the base beneath an adapter: set --lora_r, --beta 0 or --router_aux_loss_coef 0")
         self.beta = self.args.beta
         reference.set_attn_implementation(transformers_model(self.model).config._attn_implementation)
-        learn_branches(reference)
+        patch_branch_logprobs(reference)
         self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
         if synchronised:
             self.add_callback(SyncRefModelCallback(ref_model=self.ref_model, accelerator=self.accelerator))
@@ -207,41 +207,41 @@ class SharedPrompt:
         return {name: getattr(self.args, name) for name in names}
 
 
-class GrpoStage(SharedPrompt, Sealed, GRPOTrainer):
+class GrpoTrainer(SharedPrompt, CrashSafeCheckpoints, GRPOTrainer):
     """trl's GRPOTrainer on shared prompts."""
 
     returns_logprobs = True
 
 
-class RlooStage(SharedPrompt, Sealed, RLOOTrainer):
+class RlooTrainer(SharedPrompt, CrashSafeCheckpoints, RLOOTrainer):
     """trl's RLOOTrainer on shared prompts."""
 
 
 def grpo_trainer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, rewards: Sequence[Reward], args: GRPOConfig, **options: Any
-) -> GrpoStage:
+) -> GrpoTrainer:
     """Build the trainer of `grpo`; the model is changed in place. `options` are eval_rows, lora, provenance and callbacks.
 
     The reference, where `args.beta` asks for one, is the model before training: with `lora` the weights beneath the adapter, else a copy.
     """
-    return _build(GrpoStage, model, tokenizer, rows, rewards, args, **options)
+    return _build(GrpoTrainer, model, tokenizer, rows, rewards, args, **options)
 
 
 def rloo_trainer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, rewards: Sequence[Reward], args: RLOOConfig, **options: Any
-) -> RlooStage:
+) -> RlooTrainer:
     """As `grpo_trainer`, for RLOO."""
-    return _build(RlooStage, model, tokenizer, rows, rewards, args, **options)
+    return _build(RlooTrainer, model, tokenizer, rows, rewards, args, **options)
 
 
-def grpo(model, tokenizer, rows: Rows, rewards: Sequence[Reward], args: GRPOConfig, *, resume: str | None = None, **options: Any) -> GrpoStage:
+def grpo(model, tokenizer, rows: Rows, rewards: Sequence[Reward], args: GRPOConfig, *, resume: str | None = None, **options: Any) -> GrpoTrainer:
     """Train on the rewards of sampled answers; return the trainer, ready for `.save_final()`. `resume` is a checkpoint's folder."""
     trainer = grpo_trainer(model, tokenizer, rows, rewards, args, **options)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
 
-def rloo(model, tokenizer, rows: Rows, rewards: Sequence[Reward], args: RLOOConfig, *, resume: str | None = None, **options: Any) -> RlooStage:
+def rloo(model, tokenizer, rows: Rows, rewards: Sequence[Reward], args: RLOOConfig, *, resume: str | None = None, **options: Any) -> RlooTrainer:
     """As `grpo`, for RLOO."""
     trainer = rloo_trainer(model, tokenizer, rows, rewards, args, **options)
     trainer.train(resume_from_checkpoint=resume)
@@ -256,7 +256,7 @@ def _build(stage: type, model, tokenizer, rows: Rows, rewards: Sequence[Reward],
         raise UserError(f"a column of the data is named {min(taken)}, which trl keeps for itself: rename it")
     if eval_rows:
         check_prompts(eval_rows, model, args.max_completion_length)
-    learn_to_stop(model, tokenizer)
+    set_eos_token_ids(model, tokenizer)
     args.remove_unused_columns = False  # the Trainer would drop the rows' numbers
     trainer = stage(model, rewards, args, rows=rows, eval_rows=eval_rows, tokenizer=tokenizer, callbacks=[RunLog(), *callbacks], **options)
     for name, value in master_optimizer(trainer.model, args).items():

@@ -22,15 +22,15 @@ from ...infer.kernels.device import in_float64
 from ...infer.runners.architecture import context_limit
 from ..models.adapters import ready_for_adapter, speed_up_adapters
 from ..models.reference import frozen_copy, has_adapter
-from ..run.crash_safe import Provenance, Sealed, master_optimizer
+from ..run.crash_safe import Provenance, CrashSafeCheckpoints, master_optimizer
 from ..run.limits import check_fits
 from ..run.logs import RunLog
-from .sft import learn_to_stop
+from .sft import set_eos_token_ids
 
 Rows = Sequence[dict[str, Any]]
 
 
-class KtoStage(Sealed, KTOTrainer):
+class KtoTrainer(CrashSafeCheckpoints, KTOTrainer):
     """trl's KTOTrainer on rows of `prompt_ids`, `completion_ids` and `label`.
 
     Beside trl's metrics an evaluation gives eval_accuracy, the share of held-out answers that the policy has made likelier than the reference
@@ -96,7 +96,7 @@ class KtoStage(Sealed, KTOTrainer):
 
 def kto(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, args: KTOConfig, *, resume: str | None = None, **options: Any
-) -> KtoStage:
+) -> KtoTrainer:
     """Train on judged answers; return the trainer, ready for `.save_final()`.
 
     `resume` is a checkpoint's folder; `options` are those of `kto_trainer`.
@@ -116,19 +116,19 @@ def kto_trainer(
     lora: LoraConfig | None = None,
     provenance: Provenance | None = None,
     callbacks: Sequence[TrainerCallback] = (),
-) -> KtoStage:
+) -> KtoTrainer:
     """Build the trainer of `kto`; the model is changed in place.
 
-    Rows hold `prompt_ids`, `completion_ids` and `label`, as `prepare_judged` makes them. They are shuffled once, by `args.seed`: trl pairs each
+    Rows hold `prompt_ids`, `completion_ids` and `label`, as `prepare_unpaired` makes them. They are shuffled once, by `args.seed`: trl pairs each
     answer with its neighbour's prompt and keeps their order in every epoch. The reference is the model before training: with `lora` the weights
     beneath the adapter, else a copy (trl would load one from the path that the model's config names), and no copy where
     `args.precompute_ref_log_probs`.
     """
     check_rows(rows, args, model, eval_rows)
-    learn_to_stop(model, tokenizer)
+    set_eos_token_ids(model, tokenizer)
     args.max_length = min(filter(None, (args.max_length, context_limit(model))), default=None)  # of an answer behind a longer prompt than its own
     reference = None if lora is not None or args.precompute_ref_log_probs else frozen_copy(model)
-    trainer = KtoStage(
+    trainer = KtoTrainer(
         model if lora is None else ready_for_adapter(model),
         reference,
         args,

@@ -23,17 +23,17 @@ from ...infer.runners.architecture import transformers_model
 from ..maths.advantages import Moments
 from ..maths.policy_gradient import policy_loss, value_loss
 from ..models.adapters import with_adapter
-from ..models.branch_logprobs import Scored, lay_out_branches, learn_branches, scored_without_gradient
+from ..models.branch_logprobs import Scored, lay_out_branches, patch_branch_logprobs, scored_without_gradient
 from ..models.critic import attach_critic, load_critic, save_critic, without_critic
 from ..models.reference import Reference
 from ..rewards.reward_function import Reward, check_columns, with_all_columns
 from ..rewards.rules import Checked
 from ..rollouts.experience import Experience, add_advantages, described, summed
 from ..rollouts.rollout import Rollout, check_prompts, roll_out
-from ..run.crash_safe import Provenance, Sealed, master_optimizer
+from ..run.crash_safe import Provenance, CrashSafeCheckpoints, master_optimizer
 from ..run.logs import RunLog
 from .ppo_settings import PpoSettings, in_iterations
-from .sft import learn_to_stop
+from .sft import set_eos_token_ids
 
 STATE = "ppo_state.json"
 
@@ -75,7 +75,7 @@ def ppo_trainer(
 ) -> "PpoTrainer":
     """Build the trainer of `ppo`; the model is changed in place (its attention, its forward, its adapter, a critic).
 
-    Rows hold `prompt_ids`, `messages` and `columns`, as `prepare_asked` makes them; `reward(prompts, completions, **columns)` gets message lists,
+    Rows hold `prompt_ids`, `messages` and `columns`, as `prepare_prompts` makes them; `reward(prompts, completions, **columns)` gets message lists,
     texts and the records' other columns and returns one number an answer. The reference is the model before training, unless one is given:
     with `lora` the weights beneath the adapter, else a copy. The critic is a head on the policy unless a `value_model` is given.
     logging_steps, save_steps and eval_steps of `args` count iterations; `per_device_train_batch_size` is how many answers go through the model at once.
@@ -87,9 +87,9 @@ def ppo_trainer(
     every = with_all_columns([*rows, *(eval_rows or ())])
     check_columns([reward], every)
     rows, eval_rows = every[: len(rows)], every[len(rows) :]
-    learn_to_stop(model, tokenizer)
+    set_eos_token_ids(model, tokenizer)
     collate = lay_out_branches(model, tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0)
-    learn_branches(model)
+    patch_branch_logprobs(model)
     without_dropout(model)
     if lora is not None:
         if lora.lora_dropout:
@@ -122,7 +122,7 @@ def without_dropout(model: nn.Module) -> None:
             module.attention_dropout = 0.0
 
 
-class PpoTrainer(Sealed, Trainer):
+class PpoTrainer(CrashSafeCheckpoints, Trainer):
     """The Trainer whose batches are cut from rollouts of the policy itself.
 
     Logs reward/mean, reward/std, kl (nats an answer), entropy (nats a token), length/mean, ended and sampler_gap, how far the engine's

@@ -21,8 +21,8 @@ from ...infer.kernels.device import in_float64
 from ..maths.ranking_loss import centring, ranking_loss
 from ..models.adapters import with_adapter
 from ..models.branch_logprobs import lay_out_branches
-from ..models.reward_model import check_reward_model, learn_scores, one_each, with_own_padding
-from ..run.crash_safe import Provenance, Sealed, master_optimizer
+from ..models.reward_model import check_reward_model, patch_reward_head, one_each, with_own_padding
+from ..run.crash_safe import Provenance, CrashSafeCheckpoints, master_optimizer
 from ..run.logs import RunLog
 from .dpo import check_rows
 
@@ -36,7 +36,7 @@ NOT_TAKEN = ("model_init_kwargs", "chat_template_path", "eos_token", "pad_token"
 
 def reward(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, args: RewardConfig, *, resume: str | None = None, **options: Any
-) -> "RewardStage":
+) -> "RewardModelTrainer":
     """Train a reward model on ranked answers; return the trainer, ready for `.save_final()`.
 
     `resume` is a checkpoint's folder; `options` are those of `reward_trainer`.
@@ -57,11 +57,11 @@ def reward_trainer(
     pair_weights: str = "prompt",
     provenance: Provenance | None = None,
     callbacks: Sequence[TrainerCallback] = (),
-) -> "RewardStage":
+) -> "RewardModelTrainer":
     """Build the trainer of `reward`; the model is changed in place (its attention, its forward, its padding, its adapter).
 
     `model` is an AutoModelForSequenceClassification with num_labels=1. Rows hold `prompt_ids`, `branches`, `ranks` and perhaps `margin`, as
-    `prepare_ranked` makes them. The tokenizer saved with the model is a copy of this one with a padding that ends no answer. With `lora`, the
+    `prepare_preferences` makes them. The tokenizer saved with the model is a copy of this one with a padding that ends no answer. With `lora`, the
     adapter and the head are trained and saved. `pair_weights`: "prompt" gives each prompt the same weight however many pairs it has, "pair"
     gives each pair the same.
     """
@@ -76,13 +76,13 @@ def reward_trainer(
         check_rows(some, model)
         check_ends(some, args.max_length, tokenizer)
     collate = lay_out_branches(model, tokenizer.pad_token_id, keep_last=True)
-    learn_scores(model)
+    patch_reward_head(model)
     if lora is not None:
         with_head = replace(lora, task_type="SEQ_CLS", modules_to_save=list(lora.modules_to_save or ()) or None)  # the head is trained and saved whole
         model = with_adapter(model, with_head, args.activation_checkpointing)
     args.remove_unused_columns = False  # the Trainer would drop the branches
     args.accelerator_config.dispatch_batches = False  # rows laid end to end cannot be cut along the batch
-    return RewardStage(
+    return RewardModelTrainer(
         model,
         args,
         provenance=provenance,
@@ -141,7 +141,7 @@ class RankedCollator:
         return {**inputs, "pairs": torch.tensor(found), "weights": torch.tensor(weights), "margins": torch.tensor(margins)}
 
 
-class RewardStage(Sealed, RewardTrainer):
+class RewardModelTrainer(CrashSafeCheckpoints, RewardTrainer):
     """trl's RewardTrainer on prompts with any number of answers.
 
     The loss is the weighted mean over the pairs of the whole accumulated batch, of all processes. Logs what trl logs: accuracy and margin over

@@ -15,18 +15,18 @@ from ...data.packing import collate, collate_padded
 from ...infer.runners.architecture import attention_is_replaceable, carries_state, context_limit
 from ..attention.packed_attention import PACKED
 from ..models.adapters import with_adapter
-from ..models.completion_loss import teach_answers_only
+from ..models.completion_loss import patch_completion_loss
 from ..run.crash_safe import Provenance
 from ..run.limits import check_fits
 from ..run.logs import RunLog
-from ..run.trainer import AnswerTrainer
+from ..run.trainer import SftTrainer
 
 Rows = Sequence[Row] | IterableDataset
 
 
 def sft(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, args: TrainingArguments, *, resume: str | None = None, **options: Any
-) -> AnswerTrainer:
+) -> SftTrainer:
     """Train on rows of `input_ids` and `labels`; return the trainer, ready for `.save_final()`.
 
     `resume` is a checkpoint's folder; `options` are those of `sft_trainer`.
@@ -47,7 +47,7 @@ def sft_trainer(
     sample: Callable[[PreTrainedModel], dict[str, float]] | None = None,
     provenance: Provenance | None = None,
     callbacks: Sequence[TrainerCallback] = (),
-) -> AnswerTrainer:
+) -> SftTrainer:
     """Build the trainer of `sft`; the model is changed in place (its attention, its loss, its adapter).
 
     With `lora`, only the adapter is trained and saved. Rows lie end to end without padding where the architecture allows
@@ -57,14 +57,14 @@ def sft_trainer(
     check_rows(rows, model)
     if eval_rows:
         check_rows(eval_rows, model, "held-out row")
-    learn_to_stop(model, tokenizer)
+    set_eos_token_ids(model, tokenizer)
     collator = lay_out(model, tokenizer)
-    teach_answers_only(model)
+    patch_completion_loss(model)
     if lora is not None:
         model = with_adapter(model, lora, args.activation_checkpointing)
     args.remove_unused_columns = False  # the Trainer would drop the records' borders
     args.accelerator_config.dispatch_batches = False  # rows laid end to end cannot be cut along the batch
-    return AnswerTrainer(
+    return SftTrainer(
         model,
         args,
         provenance=provenance,
@@ -93,7 +93,7 @@ def check_rows(rows: Rows, model: PreTrainedModel, name: str = "row") -> None:
     check_fits(model, ((f"{name} {number}", *size) for number, size in enumerate(sizes, 1)))
 
 
-def learn_to_stop(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def set_eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Give the generation config every id that ends a turn, those it has already included."""
     had = model.generation_config.eos_token_id
     known = had if isinstance(had, list) else [] if had is None else [had]

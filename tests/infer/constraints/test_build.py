@@ -175,20 +175,20 @@ def test_a_thinking_that_ends_by_itself_is_left_alone(tiny_llama, tiny_tokenizer
     assert prefixed.text.count("</t>") == 1
 
 
-def allowed_by(control) -> list[int]:
-    return control.mask(None, torch.zeros(1, 128))[0].isfinite().nonzero()[:, 0].tolist()
+def allowed_by(constraint) -> list[int]:
+    return constraint.mask(None, torch.zeros(1, 128))[0].isfinite().nonzero()[:, 0].tolist()
 
 
 def test_what_is_said_of_the_end_already_is_not_said_twice(tiny_tokenizer):
     a, x, y, z = said(tiny_tokenizer, "axyz")
-    control = ThinkingBudget(3, [x, y, z], Vocabulary.of(tiny_tokenizer), "xyz")
+    constraint = ThinkingBudget(3, [x, y, z], Vocabulary.of(tiny_tokenizer), "xyz")
     for id in (a, x, y):
-        assert len(allowed_by(control)) == 128
-        control.accept(id)
-    assert allowed_by(control) == [z]
-    fork = control.fork()
-    control.accept(z)
-    assert len(allowed_by(control)) == 128 and allowed_by(fork) == [z]
+        assert len(allowed_by(constraint)) == 128
+        constraint.accept(id)
+    assert allowed_by(constraint) == [z]
+    fork = constraint.fork()
+    constraint.accept(z)
+    assert len(allowed_by(constraint)) == 128 and allowed_by(fork) == [z]
 
 
 def test_a_grammar_speaks_of_what_follows_the_thinking(tiny_llama, tiny_tokenizer):

@@ -99,7 +99,7 @@ def test_every_answer_of_the_real_model_is_in_the_language_in_one_run_for_all(re
     params = [SamplingParams(max_new_tokens=60, **WAYS[way], **{language: LANGUAGES[language][0]}) for language, way in asked]
     prompt = [{"role": "user", "content": "A child, its age and tags. 나무?"}]
     for result in generate(real_model, tokenizer, [prompt] * len(asked), params):
-        assert result.finish_reason == "eos" and LANGUAGES[asked[result.row][0]][1](result.text), result.text
+        assert result.finish_reason == "eos" and LANGUAGES[asked[result.prompt_index][0]][1](result.text), result.text
 
 
 def test_a_draft_changes_nothing_under_a_grammar(real_model, tokenizer):
@@ -154,43 +154,43 @@ def full_logprob(model, tokenizer, word: str, prompt: list[int]) -> float:
     return float(logits[torch.arange(len(ids)), ids].sum())
 
 
-def allowed(control, vocab: int) -> set[int]:
-    return set(control.mask(None, torch.zeros(1, vocab))[0].isfinite().nonzero()[:, 0].tolist())
+def allowed(constraint, vocab: int) -> set[int]:
+    return set(constraint.mask(None, torch.zeros(1, vocab))[0].isfinite().nonzero()[:, 0].tolist())
 
 
 def test_the_end_is_allowed_exactly_where_the_language_may_end_and_alone_where_it_must(tiny_tokenizer):
-    control = new_grammar(SamplingParams(regex="ab?"), tiny_tokenizer, {2, 9})
+    constraint = new_grammar(SamplingParams(regex="ab?"), tiny_tokenizer, {2, 9})
     a, b = tiny_tokenizer("ab")["input_ids"]
-    assert allowed(control, 128) == {a}
-    control.accept(a)
-    assert allowed(control, 128) == {b, 2, 9}  # 9 is a stop id of the caller's
-    control.accept(b)
-    assert allowed(control, 128) == {2, 9}
-    control.accept(2)
-    assert not control._matcher.is_error()
+    assert allowed(constraint, 128) == {a}
+    constraint.accept(a)
+    assert allowed(constraint, 128) == {b, 2, 9}  # 9 is a stop id of the caller's
+    constraint.accept(b)
+    assert allowed(constraint, 128) == {2, 9}
+    constraint.accept(2)
+    assert not constraint._matcher.is_error()
 
 
 def test_a_stop_id_that_is_a_letter_of_the_language_ends_and_never_writes(tiny_tokenizer):
     a, b = tiny_tokenizer("ab")["input_ids"]
-    control = new_grammar(SamplingParams(regex="[ab]{2}"), tiny_tokenizer, {2, b})
-    assert allowed(control, 128) == {a}
+    constraint = new_grammar(SamplingParams(regex="[ab]{2}"), tiny_tokenizer, {2, b})
+    assert allowed(constraint, 128) == {a}
 
 
 def test_a_fork_goes_on_by_itself(tiny_tokenizer):
-    control = new_grammar(SamplingParams(choice=["ab", "cd"]), tiny_tokenizer, {2})
+    constraint = new_grammar(SamplingParams(choice=["ab", "cd"]), tiny_tokenizer, {2})
     a, b, c, d = tiny_tokenizer("abcd")["input_ids"]
-    fork = control.fork()
-    control.accept(a)
+    fork = constraint.fork()
+    constraint.accept(a)
     fork.accept(c)
-    assert (allowed(control, 128), allowed(fork, 128)) == ({b}, {d})
+    assert (allowed(constraint, 128), allowed(fork, 128)) == ({b}, {d})
     assert allowed(new_grammar(SamplingParams(choice=["ab", "cd"]), tiny_tokenizer, {2}), 128) == {a, c}  # the compiled one is untouched
 
 
 def test_a_model_may_have_more_or_fewer_ids_than_the_tokenizer(tokenizer):
-    control = new_grammar(SamplingParams(regex="(?s:.*)"), tokenizer, {2})
-    small = allowed(control, 49_152)
-    assert allowed(control, 49_280) == small and len(small) > 48_000
-    assert allowed(control, 300) == {id for id in small if id < 300}
+    constraint = new_grammar(SamplingParams(regex="(?s:.*)"), tokenizer, {2})
+    small = allowed(constraint, 49_152)
+    assert allowed(constraint, 49_280) == small and len(small) > 48_000
+    assert allowed(constraint, 300) == {id for id in small if id < 300}
 
 
 def test_a_tokenizer_that_llguidance_cannot_read_is_spelled_by_its_bytes():
@@ -201,12 +201,12 @@ def test_a_tokenizer_that_llguidance_cannot_read_is_spelled_by_its_bytes():
     with pytest.raises(ValueError, match="decoder"):
         LLTokenizer(backend.to_str(), eos_token=1)
     assert Vocabulary.of(tokenizer).tokens == [None, None, b" a", b"b", "훈".encode(), b" c"]
-    control = new_grammar(SamplingParams(choice=[" ab훈", " ab c"]), tokenizer, {1})
+    constraint = new_grammar(SamplingParams(choice=[" ab훈", " ab c"]), tokenizer, {1})
     found = []
     for id in (2, 3, 4):
-        found.append(allowed(control, 8))
-        control.accept(id)
-    assert [*found, allowed(control, 8)] == [{2}, {3}, {4, 5}, {1}]
+        found.append(allowed(constraint, 8))
+        constraint.accept(id)
+    assert [*found, allowed(constraint, 8)] == [{2}, {3}, {4, 5}, {1}]
     assert allowed(new_grammar(SamplingParams(regex="(?s:.+)"), tokenizer, {1}), 8) == {2, 3, 4, 5}
 
 

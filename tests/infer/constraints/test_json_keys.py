@@ -23,15 +23,15 @@ def test_a_place_knows_the_keys_of_the_objects_that_are_open():
     assert after(place, b'z":"\\u0000') is not None  # in a value
 
 
-def allowed_by(control: UniqueKeys, tokens: list[bytes | None]) -> list[bytes]:
-    return [tokens[id] for id in control.mask(torch.ones(len(tokens), dtype=torch.bool)).nonzero()[:, 0].tolist()]
+def allowed_by(constraint: UniqueKeys, tokens: list[bytes | None]) -> list[bytes]:
+    return [tokens[id] for id in constraint.mask(torch.ones(len(tokens), dtype=torch.bool)).nonzero()[:, 0].tolist()]
 
 
 def begun(vocabulary: Vocabulary, schema: dict, text: str) -> UniqueKeys:
-    control = UniqueKeys(KeyTokens(vocabulary), over_bytes("json_schema", source("json_schema", schema)).deep_copy())
+    constraint = UniqueKeys(KeyTokens(vocabulary), over_bytes("json_schema", source("json_schema", schema)).deep_copy())
     for id in vocabulary.spell(text.encode()):
-        control.accept(id)
-    return control
+        constraint.accept(id)
+    return constraint
 
 
 def test_a_key_is_not_begun_where_only_repeated_ones_could_come_of_it():
@@ -52,10 +52,10 @@ def test_a_key_is_not_begun_where_only_repeated_ones_could_come_of_it():
 
 def test_a_fork_goes_on_by_itself():
     vocabulary = Vocabulary([bytes([byte]) for byte in range(32, 128)])
-    control = begun(vocabulary, FEW, '{"k":null,"')
-    fork = control.fork()
-    control.accept(vocabulary.spell(b"k")[0])
-    assert control.takes(vocabulary.spell(b'o"')) and not control.takes(vocabulary.spell(b'"'))
+    constraint = begun(vocabulary, FEW, '{"k":null,"')
+    fork = constraint.fork()
+    constraint.accept(vocabulary.spell(b"k")[0])
+    assert constraint.takes(vocabulary.spell(b'o"')) and not constraint.takes(vocabulary.spell(b'"'))
     assert fork.takes(vocabulary.spell(b'ko"')) and fork.takes(vocabulary.spell(b'en"')) and not fork.takes(vocabulary.spell(b'k"'))
 
 
@@ -68,11 +68,11 @@ def test_the_mask_is_what_each_token_tried_by_itself_says(wordy_tokenizer, schem
         names = draw.sample(["ko", "en", "k"], draw.randint(1, 3)) if schema is FEW else draw.choices(["a", "age", '"', "가", ""], k=3)
         text = json.dumps(dict.fromkeys(names), ensure_ascii=False, separators=(",", ":"))
         text = (text[: draw.randrange(1, len(text))]).rstrip("\\")
-        control = begun(vocabulary, schema, text)
+        constraint = begun(vocabulary, schema, text)
         allowed = torch.zeros(len(vocabulary.tokens), dtype=torch.bool)
         state = grammar.deep_copy()
         state.consume_tokens(list(text.encode()))
         for id, token in enumerate(vocabulary.tokens):
             allowed[id] = bool(token) and state.validate_tokens(list(token)) == len(token)
-        slow = [id for id in allowed.nonzero()[:, 0].tolist() if control.takes([id])]
-        assert control.mask(allowed).nonzero()[:, 0].tolist() == slow, text
+        slow = [id for id in allowed.nonzero()[:, 0].tolist() if constraint.takes([id])]
+        assert constraint.mask(allowed).nonzero()[:, 0].tolist() == slow, text

@@ -57,11 +57,11 @@ def baits(schema) -> list[bytes]:
     return [text.encode() for text in found + [f'"{value}"' for value in wrong] + wrong]
 
 
-def adversary(control, tokens: list[bytes | None], end: int, baits: list[bytes], draw: random.Random, most: int = 150) -> bytes | None:
+def adversary(constraint, tokens: list[bytes | None], end: int, baits: list[bytes], draw: random.Random, most: int = 150) -> bytes | None:
     """A random text of the grammar, full of attempts to break it; None where it did not come to an end."""
     written, wanted = b"", b""
     for step in range(most):
-        scores = control.mask(None, torch.zeros(1, len(tokens)))[0]
+        scores = constraint.mask(None, torch.zeros(1, len(tokens)))[0]
         allowed = scores.isfinite().nonzero()[:, 0].tolist()
         assert allowed, f"a dead end after {written.decode(errors='replace')}"
         if end in allowed and (len(allowed) == 1 or draw.random() < 0.25 or step > most // 3):
@@ -73,7 +73,7 @@ def adversary(control, tokens: list[bytes | None], end: int, baits: list[bytes],
         id = draw.choice(closing if closing and draw.random() < 0.8 else fitting or allowed)
         wanted = wanted.removeprefix(tokens[id]) if id in fitting else b""
         written += tokens[id]
-        control.accept(id)
+        constraint.accept(id)
     return None
 
 
@@ -86,10 +86,10 @@ def without_repeats(pairs):
 def finished(schema, tokenizer, seeds) -> int:
     """How many random texts ended; each validates."""
     tokens = Vocabulary.of(tokenizer).tokens
-    control = new_grammar(SamplingParams(json_schema=schema), tokenizer, {tokenizer.eos_token_id})
+    constraint = new_grammar(SamplingParams(json_schema=schema), tokenizer, {tokenizer.eos_token_id})
     validator, tried, count = Draft202012Validator(schema, format_checker=CHECKED), baits(schema), 0
     for seed in seeds:
-        text = adversary(control.fork(), tokens, tokenizer.eos_token_id, tried, random.Random(seed))
+        text = adversary(constraint.fork(), tokens, tokenizer.eos_token_id, tried, random.Random(seed))
         if text is not None:
             value = json.loads(text, object_pairs_hook=without_repeats)
             assert not [error.message for error in validator.iter_errors(value)], text.decode()
@@ -120,15 +120,15 @@ HOLES = [
 @pytest.mark.parametrize(("schema", "begun", "wrong"), HOLES)
 def test_no_key_hides_another_or_comes_again(wordy_tokenizer, schema, begun, wrong):
     spell = Vocabulary.of(wordy_tokenizer).spell
-    control = new_grammar(SamplingParams(json_schema=schema), wordy_tokenizer, {2})
-    assert control.takes(spell(begun.encode())) and control.takes(spell(f'{begun}k":1'.encode()))
+    constraint = new_grammar(SamplingParams(json_schema=schema), wordy_tokenizer, {2})
+    assert constraint.takes(spell(begun.encode())) and constraint.takes(spell(f'{begun}k":1'.encode()))
     for further in wrong:
-        assert not control.takes(spell(f"{begun}{further}".encode())), further
+        assert not constraint.takes(spell(f"{begun}{further}".encode())), further
 
 
 def test_a_control_character_in_a_value_is_escaped_all_the_same(wordy_tokenizer):
-    control = new_grammar(SamplingParams(json_schema={"const": {"a": "\x00\x7f\n"}}), wordy_tokenizer, {2})
-    assert control.takes(Vocabulary.of(wordy_tokenizer).spell(rb'{"a":"\u0000\u007f\n"}'))
+    constraint = new_grammar(SamplingParams(json_schema={"const": {"a": "\x00\x7f\n"}}), wordy_tokenizer, {2})
+    assert constraint.takes(Vocabulary.of(wordy_tokenizer).spell(rb'{"a":"\u0000\u007f\n"}'))
 
 
 def test_one_blank_at_most_follows_a_separator_unless_more_is_asked_for():

@@ -46,7 +46,7 @@ def test_in_float64_any_mix_of_strategies_says_what_each_says_alone(wide_tiny, t
     together = generate(wide_tiny, tiny_tokenizer, prompts, params)
     for row, (prompt, own) in enumerate(zip(prompts, params)):
         [alone] = generate(wide_tiny, tiny_tokenizer, [prompt], own)
-        [same] = [result for result in together if result.row == row]
+        [same] = [result for result in together if result.prompt_index == row]
         assert (same.ids, same.text, same.finish_reason) == (alone.ids, alone.text, alone.finish_reason), own.given
 
 

@@ -6,7 +6,7 @@ import torch
 from seodang.infer.engine.core import Engine
 from seodang.infer.engine.generation import generate, prepare, run
 from seodang.infer.requests.params import SamplingParams
-from seodang.infer.requests.request import Request, Row, release
+from seodang.infer.requests.request import Request, TokenSequence, release
 from seodang.infer.requests.stop import AnswerText
 from seodang.infer.requests.strategy import Forward
 from seodang.infer.runners.open import open_runner
@@ -26,7 +26,7 @@ def request(tokenizer, prompt: list[int], **settings) -> Request:
     return Request(0, prompt, params, params.seed or 0, frozenset({2}), lambda: AnswerText(detokeniser(tokenizer), params.stop))
 
 
-def prompt_lookup(row: Row, ngram: int = 1, draft: int = 6):
+def prompt_lookup(row: TokenSequence, ngram: int = 1, draft: int = 6):
     """Guess that what followed the last tokens before follows them again: several tokens a pass, those of greedy search."""
     while not row.finished:
         last = row.ids[-ngram:]
@@ -43,7 +43,7 @@ def prompt_lookup(row: Row, ngram: int = 1, draft: int = 6):
     release([row])
 
 
-def two_beginnings(row: Row, found: list[Row]):
+def two_beginnings(row: TokenSequence, found: list[TokenSequence]):
     """Go on from the two likeliest first tokens, greedily: a row and its fork."""
     logits = yield Forward([row], [row.unseen], [1])
     pair = [row, row.fork()]
@@ -63,11 +63,11 @@ def test_strategies_of_all_kinds_share_passes_and_find_what_they_find_alone(tiny
     runner = open_runner(model)
     engine = Engine(runner)
     greedy, drawn = request(tokenizer, prompts[1]), request(tokenizer, prompts[2], temperature=1.5, seed=4)
-    copied, beginnings = Row.open(request(tokenizer, prompts[0]), runner), []
+    copied, beginnings = TokenSequence.open(request(tokenizer, prompts[0]), runner), []
     engine.submit(greedy)
     engine.submit(drawn)
     engine.start(prompt_lookup(copied))
-    engine.start(two_beginnings(Row.open(request(tokenizer, prompts[3]), runner), beginnings))
+    engine.start(two_beginnings(TokenSequence.open(request(tokenizer, prompts[3]), runner), beginnings))
     while engine.step():
         pass
     assert runner.passes == NEW  # together they took as many as the slowest alone
@@ -89,7 +89,7 @@ def test_right_guesses_save_passes(tiny, tokenizer):
     repeated = prompt + greedy_ids(model, prompt, 30)  # greedy goes on from here as it did: in a loop or not
     runner = open_runner(model)
     engine = Engine(runner)
-    row = Row.open(request(tokenizer, repeated, max_new_tokens=60), runner)
+    row = TokenSequence.open(request(tokenizer, repeated, max_new_tokens=60), runner)
     engine.start(prompt_lookup(row))
     while engine.step():
         pass

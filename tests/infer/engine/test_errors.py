@@ -5,7 +5,7 @@ import pytest
 from seodang.data.errors import UserError
 from seodang.infer import Committed, Finished, PrefixCache, SamplingParams, generate, stream
 from seodang.infer.engine.generation import prepare, results, run
-from seodang.infer.requests.request import Row
+from seodang.infer.requests.request import TokenSequence
 
 PROMPT, OTHER = [5, 6, 7, 5, 6], [20, 21, 22]
 BASE = {"max_new_tokens": 8, "ignore_eos": True}
@@ -65,7 +65,7 @@ def answered(tiny, tiny_tokenizer):
         engine, requests = prepare(tiny("llama"), tiny_tokenizer, prompts, params, False, None, max_rows)
         found = list(results(run(engine, requests), requests, False))
         assert all(runner.live == 0 for runner in engine._runners.values())
-        return sorted(found, key=lambda result: (result.row, result.choice))
+        return sorted(found, key=lambda result: (result.prompt_index, result.choice))
 
     return answer
 
@@ -82,11 +82,11 @@ def test_a_request_that_fails_leaves_the_others_what_they_say(answered, tiny, mo
     faulty = SamplingParams(**{**BASE, "max_new_tokens": 40 if "regex" in str(settings) else 8}, **options, **settings)
     found = answered([OTHER, PROMPT, PROMPT], [sampled, faulty, alike])
     alone = answered([OTHER, PROMPT], [sampled, alike])
-    failed = [result for result in found if result.row == 1]
+    failed = [result for result in found if result.prompt_index == 1]
     assert len(failed) == faulty.num_return_sequences
     for result in failed:
         assert result.finish_reason == "error" and message in result.error and len(result.ids) == len(result.logprobs) < 40
-    others = [result for result in found if result.row != 1]
+    others = [result for result in found if result.prompt_index != 1]
     assert [(each.ids, each.text, each.finish_reason) for each in others] == [(each.ids, each.text, each.finish_reason) for each in alone]
     assert others[0].error is None
 
@@ -143,7 +143,7 @@ def test_a_cache_goes_on_after_an_error(tiny, tiny_tokenizer):
     params = [SamplingParams(**BASE), SamplingParams(**BASE, filters=[filter_lost_at_the_third]), SamplingParams(**BASE, num_beams=2, filters=[lost])]
     wanted = generate(model, tiny_tokenizer, [PROMPT], params[0])[0].ids
     for _ in range(2):
-        good, *failed = generate(model, tiny_tokenizer, [PROMPT] * 3, params, cache=cache)
+        good, *failed = generate(model, tiny_tokenizer, [PROMPT] * 3, params, prefix_cache=cache)
         assert good.ids == wanted and [each.finish_reason for each in failed] == ["error"] * 2
         assert cache.runner.live == len(cache.slots) == 1
 
@@ -166,7 +166,7 @@ def test_a_stream_tells_what_came_and_then_raises(tiny, tiny_tokenizer):
     faulty = SamplingParams(**BASE, filters=[filter_lost_at_the_third])
     cache, heard = PrefixCache(tiny("llama")), []
     with pytest.raises(UserError, match="raised KeyError") as raised:
-        for event in stream(tiny("llama"), tiny_tokenizer, PROMPT, faulty, cache=cache):
+        for event in stream(tiny("llama"), tiny_tokenizer, PROMPT, faulty, prefix_cache=cache):
             heard.append(event)
     assert [type(event) for event in heard] == [Committed] * 2
     assert cache.runner.live == 0 and raised.value is not None  # though the traceback is still held
@@ -178,7 +178,7 @@ def test_the_event_says_what_went_wrong(tiny, tiny_tokenizer):
 
 
 def test_a_defect_of_ours_is_no_requests_error(tiny, tiny_tokenizer, monkeypatch):
-    monkeypatch.setattr(Row, "commit", lost)
+    monkeypatch.setattr(TokenSequence, "commit", lost)
     for options in ({}, {"num_beams": 2}, {"prompt_lookup_num_tokens": 2}):
         with pytest.raises(KeyError, match="lost"):
             generate(tiny("llama"), tiny_tokenizer, [PROMPT] * 2, SamplingParams(**BASE, **options))

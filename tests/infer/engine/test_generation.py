@@ -242,7 +242,7 @@ def test_a_callers_filter_rules_its_own_row_alone(tiny, tokenizer):
 
 def test_answers_come_as_they_finish(tiny, tokenizer):
     params = [SamplingParams(max_new_tokens=n) for n in (9, 2, 5)]
-    order = [result.row for result in answers(tiny("llama"), tokenizer, PROMPTS[:3], params)]
+    order = [result.prompt_index for result in answers(tiny("llama"), tokenizer, PROMPTS[:3], params)]
     assert order == [1, 2, 0]
 
 

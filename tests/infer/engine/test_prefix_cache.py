@@ -23,16 +23,16 @@ def with_adapter(model):
 
 def same_as_read_anew(model, tokenizer, cache, prompt=PROMPT) -> bool:
     """Whether answers with the cache have the ids and log-probabilities of answers without it."""
-    [cached] = generate(model, tokenizer, [prompt], PARAMS, cache=cache)
+    [cached] = generate(model, tokenizer, [prompt], PARAMS, prefix_cache=cache)
     [anew] = generate(model, tokenizer, [prompt], PARAMS)
     return cached.ids == anew.ids and cached.logprobs == pytest.approx(anew.logprobs, abs=1e-5)
 
 
 def test_a_stream_goes_on_while_another_call_uses_its_cache(tiny_llama, tiny_tokenizer):
     cache, long = PrefixCache(tiny_llama), SamplingParams(max_new_tokens=20, ignore_eos=True)
-    events = stream(tiny_llama, tiny_tokenizer, PROMPT, long, cache=cache)
+    events = stream(tiny_llama, tiny_tokenizer, PROMPT, long, prefix_cache=cache)
     ids = [event.id for event in islice(events, 5)]
-    others = generate(tiny_llama, tiny_tokenizer, [[*PROMPT, 13], [20, 21]], PARAMS, cache=cache, max_rows=1)
+    others = generate(tiny_llama, tiny_tokenizer, [[*PROMPT, 13], [20, 21]], PARAMS, prefix_cache=cache, max_rows=1)
     ids += [event.id for event in events if isinstance(event, Committed)]
     assert ids == generate(tiny_llama, tiny_tokenizer, [PROMPT], long)[0].ids
     assert [each.ids for each in others] == [each.ids for each in generate(tiny_llama, tiny_tokenizer, [[*PROMPT, 13], [20, 21]], PARAMS)]
@@ -41,7 +41,7 @@ def test_a_stream_goes_on_while_another_call_uses_its_cache(tiny_llama, tiny_tok
 
 def test_two_streams_take_turns_and_a_third_is_left_early(tiny_llama, tiny_tokenizer):
     cache, prompts = PrefixCache(tiny_llama), [PROMPT, PROMPT[:4], [30, 31]]
-    first, second, third = (stream(tiny_llama, tiny_tokenizer, prompt, PARAMS, cache=cache) for prompt in prompts)
+    first, second, third = (stream(tiny_llama, tiny_tokenizer, prompt, PARAMS, prefix_cache=cache) for prompt in prompts)
     begun = [(next(first), next(second))]
     next(third)
     third.close()
@@ -52,8 +52,8 @@ def test_two_streams_take_turns_and_a_third_is_left_early(tiny_llama, tiny_token
 
 def test_clearing_leaves_a_live_stream_its_rows(tiny_llama, tiny_tokenizer):
     cache = PrefixCache(tiny_llama)
-    generate(tiny_llama, tiny_tokenizer, [[40, 41]], PARAMS, cache=cache)
-    events = stream(tiny_llama, tiny_tokenizer, PROMPT, PARAMS, cache=cache)
+    generate(tiny_llama, tiny_tokenizer, [[40, 41]], PARAMS, prefix_cache=cache)
+    events = stream(tiny_llama, tiny_tokenizer, PROMPT, PARAMS, prefix_cache=cache)
     ids = [next(events).id]
     cache.clear()
     ids += [event.id for event in events if isinstance(event, Committed)]
@@ -78,7 +78,7 @@ def test_a_cache_filled_before_an_adapter_was_attached_answers_with_it(fresh_tin
     bare = generate(model, tiny_tokenizer, [PROMPT], PARAMS)[0].logprobs
     wrapped = with_adapter(model)
     assert same_as_read_anew(wrapped, tiny_tokenizer, cache)
-    assert generate(wrapped, tiny_tokenizer, [PROMPT], PARAMS, cache=cache)[0].logprobs != pytest.approx(bare, abs=1e-3)
+    assert generate(wrapped, tiny_tokenizer, [PROMPT], PARAMS, prefix_cache=cache)[0].logprobs != pytest.approx(bare, abs=1e-3)
 
 
 def scale_up(model):
@@ -112,7 +112,7 @@ def test_a_change_of_the_model_is_seen(fresh_tiny, tiny_tokenizer, change):
 def test_what_was_read_half_with_an_adapter_and_half_without_is_not_kept(fresh_tiny, tiny_tokenizer):
     model = with_adapter(fresh_tiny())
     cache = PrefixCache(model)
-    events = stream(model, tiny_tokenizer, PROMPT, PARAMS, cache=cache)
+    events = stream(model, tiny_tokenizer, PROMPT, PARAMS, prefix_cache=cache)
     next(events)
     with model.disable_adapter():
         list(events)
@@ -127,7 +127,7 @@ def test_the_state_of_a_model_is_that_between_passes(fresh_tiny):
     whole, cut, enough = state_of(model), Event(), Event()
 
     def draft():
-        with open_first_layers(open_runner(model), 1)._lent():
+        with open_first_layers(open_runner(model), 1)._with_attention():
             cut.set()
             enough.wait(10)
 

@@ -50,7 +50,7 @@ def request_row(settings):
     params = SamplingParams(**{"do_sample": True, "max_new_tokens": 20, **settings})
     request = SimpleNamespace(params=params, prompt_ids=ids[:3], source_ids=None, end_ids=frozenset({2}), seed=1, breaker_ids=frozenset(), index=0)
     return SimpleNamespace(
-        request=request, ids=ids, new_ids=ids[3:], position=5, seed=1, states={}, controls=[],
+        request=request, ids=ids, new_ids=ids[3:], position=5, seed=1, states={}, constraints=[],
         history=lambda: torch.tensor(ids), noise=lambda draw=0: 0.3,
     )  # fmt: skip
 

@@ -13,12 +13,12 @@ from seodang.infer import SamplingParams, generate
 from seodang.infer.explain.attention_map import attention_maps
 from seodang.infer.explain.beam_tree import beam_tree, chains
 from seodang.infer.explain.drawings import heat_squares, short
-from seodang.infer.explain.generation_trace import Story, story
+from seodang.infer.explain.generation_trace import GenerationTrace, generation_trace
 from seodang.infer.explain.page import Picture, to_html
 from seodang.infer.explain.terminal import explain, heat_map, leaving, nearest, tree_of_beams
 from seodang.infer.requests.events import Result
-from seodang.infer.requests.trace import Beams
-from seodang.infer.text.token_labels import Names
+from seodang.infer.requests.trace import BeamTrace
+from seodang.infer.text.token_labels import TokenLabels
 
 PROMPT = [40, 41, 42, 40, 41, 42, 40, 41]
 # of two tokens alone, so that guesses from the prompt come true
@@ -31,7 +31,7 @@ def told(tiny_llama, tiny_tokenizer):
 
     def tell(prompt=PROMPT, **options):
         options = {"max_new_tokens": 8, "ignore_eos": True} | options
-        return story(generate(tiny_llama, tiny_tokenizer, [prompt], SamplingParams(**options), trace=True))
+        return generation_trace(generate(tiny_llama, tiny_tokenizer, [prompt], SamplingParams(**options), trace=True))
 
     return tell
 
@@ -67,12 +67,12 @@ def test_passes_belong_to_the_token_that_they_brought(told):
 def test_the_terminal_shows_stages_with_their_chances(told, tiny_tokenizer):
     found = told(temperature=0.7, top_k=3, seed=2)
     [(result, steps)] = found.answers
-    text = printed(explain(found, Names(tiny_tokenizer), steps=2))
+    text = printed(explain(found, TokenLabels(tiny_tokenizer), steps=2))
     assert "model" in text and "temperature" in text and "top_k" in text and "6 more tokens: --steps 8" in text
     filtered = steps[0].filtered
-    assert f"p {filtered.p:.3f}  entropy {filtered.entropy:.2f}" in text
+    assert f"p {filtered.probability:.3f}  entropy {filtered.entropy:.2f}" in text
     for id, p in filtered.stages[-1][1]:
-        assert f"{p:.3f} {Names(tiny_tokenizer)(id)}" in text
+        assert f"{p:.3f} {TokenLabels(tiny_tokenizer)(id)}" in text
     assert f"prefill  {1000 * found.passes[0].seconds:.1f} ms for 8 positions" in text and "15 positions at the last pass" in text
 
 
@@ -95,9 +95,9 @@ def test_the_chosen_token_is_among_those_shown():
 
 def test_a_tree_joins_tokens_without_a_fork_between_them():
     steps = [
-        (0, Beams(((0, 7, -1.0), (0, 8, -2.0)), ())),
-        (1, Beams(((0, 5, -1.5), (0, 6, -1.7)), ())),
-        (2, Beams(((1, 9, -2.0), (0, 4, -2.5)), (-0.5,))),
+        (0, BeamTrace(((0, 7, -1.0), (0, 8, -2.0)), ())),
+        (1, BeamTrace(((0, 5, -1.5), (0, 6, -1.7)), ())),
+        (2, BeamTrace(((1, 9, -2.0), (0, 4, -2.5)), (-0.5,))),
     ]
     root = beam_tree(steps, [])
     assert [(child.id, len(child.children)) for child in root.children] == [(7, 2), (8, 0)]
@@ -111,19 +111,19 @@ def test_answers_of_beams_are_marked_in_their_tree(told, tiny_tokenizer):
     for result, _ in found.answers:
         [end] = [node for node in root.walk() if result in node.endings]
         assert end.step == len(result.ids) - 2 and end.id == result.ids[-2] and end.returned
-    text = printed(explain(found, Names(tiny_tokenizer)))
+    text = printed(explain(found, TokenLabels(tiny_tokenizer)))
     assert "= answer 1 score" in text and "= answer 2 score" in text and f"score {found.answers[0][0].score:.4f}" in text
 
 
 def test_drafts_are_shown_with_what_stayed(told, tiny_tokenizer):
     found = told(**LOOPING)
-    text = printed(explain(found, Names(tiny_tokenizer)))
+    text = printed(explain(found, TokenLabels(tiny_tokenizer)))
     accepted, said = sum(each.accepted for *_, each in found.drafts), sum(len(each.ids) for *_, each in found.drafts)
     assert f"{accepted} of {said} drafted tokens accepted" in text and f"16 tokens in {len(found.passes)} passes" in text
 
 
 def test_layers_and_contrast_are_shown(told, tiny_tokenizer):
-    names = Names(tiny_tokenizer)
+    names = TokenLabels(tiny_tokenizer)
     found = told(dola_layers=[0, 1], max_new_tokens=2)
     assert f"contrasted with layer {found.answers[0][1][0].layer.chosen}" in printed(explain(found, names))
     found = told(penalty_alpha=0.6, top_k=3, max_new_tokens=2)
@@ -176,7 +176,7 @@ OPTIONS = {
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_page_is_whole_loads_nothing_and_escapes_everything(told, tiny_llama, tiny_tokenizer, name):
     found = told(**OPTIONS[name])
-    names = Names(tiny_tokenizer)
+    names = TokenLabels(tiny_tokenizer)
     ids = PROMPT + found.answers[0][0].ids
     hostile = "<script>alert(1)</script> & {{ title }}"
     picture = Picture(1, 2, attention_maps(tiny_llama, ids, 1), [f"</script>{names(id)}" for id in ids], len(PROMPT))
@@ -199,7 +199,7 @@ def test_the_page_is_whole_loads_nothing_and_escapes_everything(told, tiny_llama
 def test_the_page_has_every_stage_of_every_token(told, tiny_tokenizer):
     found = told(temperature=0.8, top_k=5, seed=1)
     [(_, steps)] = found.answers
-    page = to_html(found, Names(tiny_tokenizer), PROMPT, "p")
+    page = to_html(found, TokenLabels(tiny_tokenizer), PROMPT, "p")
     for step in steps:
         story_of_it = re.search(rf'<details class="[^"]*" id="a0t{step.position}">(.*?)</details>', page, re.S)[1]
         assert re.findall("<h3>(.*?)</h3>", story_of_it) == [name for name, _ in step.filtered.stages]
@@ -210,7 +210,7 @@ def test_korean_stays_korean_on_the_page(tokenizer, tiny):
     model = tiny("llama", vocab_size=49152)
     prompt = tokenizer("수원은 어디?")["input_ids"]
     results = generate(model, tokenizer, [prompt], SamplingParams(max_new_tokens=3), trace=True)
-    page = to_html(story(results), Names(tokenizer), prompt, "수원은 어디?")
+    page = to_html(generation_trace(results), TokenLabels(tokenizer), prompt, "수원은 어디?")
     assert '<p class="prompt">수원은 어디?</p>' in page and "&lt;0x" in page
     assert "\ufffd" not in page.split('<section class="answer">')[0]  # what was read is all there
 
@@ -228,14 +228,14 @@ def test_long_names_are_cut_by_their_width():
 def test_an_answer_of_beams_has_its_tokens_with_their_chances(told, tiny_tokenizer):
     found = told(num_beams=2)
     [(result, steps)] = found.answers
-    line = "  ".join(f"{Names(tiny_tokenizer)(id)} {torch.tensor(logprob).exp():.3f}" for id, logprob in zip(result.ids, result.logprobs))
-    assert line in printed(explain(found, Names(tiny_tokenizer)), width=200)
+    line = "  ".join(f"{TokenLabels(tiny_tokenizer)(id)} {torch.tensor(logprob).exp():.3f}" for id, logprob in zip(result.ids, result.logprobs))
+    assert line in printed(explain(found, TokenLabels(tiny_tokenizer)), width=200)
 
 
 def test_a_line_of_beams_goes_on_at_its_depth_and_what_left_it_is_set_in(tiny_tokenizer):
     a, b, c, d, e = (tiny_tokenizer.convert_tokens_to_ids(each) for each in "abcde")
-    steps = [(0, Beams(((0, a, -1.0), (0, b, -2.0)), ())), (1, Beams(((0, c, -1.5), (0, d, -1.7)), ())), (2, Beams(((1, e, -2.0),), ()))]
-    text = printed(tree_of_beams(Story([], [], steps, []), Names(tiny_tokenizer)))
+    steps = [(0, BeamTrace(((0, a, -1.0), (0, b, -2.0)), ())), (1, BeamTrace(((0, c, -1.5), (0, d, -1.7)), ())), (2, BeamTrace(((1, e, -2.0),), ()))]
+    text = printed(tree_of_beams(GenerationTrace([], [], steps, []), TokenLabels(tiny_tokenizer)))
     assert [line.rstrip() for line in text.splitlines()] == ["prompt", "└── b  -2.000", "... a  -1.000", "└── c  -1.500", "... de  -2.000"]
 
 
@@ -247,7 +247,7 @@ def test_an_answer_of_groups_is_of_the_one_that_went_its_way_to_the_end(told):
         assert end.step == len(result.ids) - 2
     one = Result(0, "", [7, 5, 4, 2], [], "eos", 1, 0)
     steps = [
-        (0, Beams(((0, 7, -1.0), (0, 7, -1.0)), ())), (1, Beams(((0, 6, -1.5), (1, 5, -1.7)), ())), (2, Beams(((1, 4, -2.0),), ())),
+        (0, BeamTrace(((0, 7, -1.0), (0, 7, -1.0)), ())), (1, BeamTrace(((0, 6, -1.5), (1, 5, -1.7)), ())), (2, BeamTrace(((1, 4, -2.0),), ())),
     ]  # fmt: skip
     root = beam_tree(steps, [one])
     assert [node.lane for node in root.walk() if node.returned] == [0, 1, 1, 0]

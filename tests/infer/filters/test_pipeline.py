@@ -13,17 +13,17 @@ from seodang.infer.filters import logits as shapes
 from seodang.infer.filters.pipeline import DEFAULT_ORDER, FILTERS, Filters, check_filters, order_of, uses
 from seodang.infer.filters.specs import XTC_DRAW
 from seodang.infer.requests.params import SamplingParams
-from seodang.infer.requests.request import Request, Row
+from seodang.infer.requests.request import Request, TokenSequence
 from seodang.infer.requests.rng import uniform
 
 VOCAB, END = 300, 2
 
 
-def row(prompt: list[int], answer: list[int] = (), seed: int = 0, source=None, breakers=frozenset(), **settings) -> Row:
+def row(prompt: list[int], answer: list[int] = (), seed: int = 0, source=None, breakers=frozenset(), **settings) -> TokenSequence:
     request = Request(
         0, prompt, SamplingParams(**settings), seed, frozenset([END]), lambda: None, source_ids=source, breaker_ids=breakers
     )
-    return Row(request, None, 0, [*prompt, *answer], None)
+    return TokenSequence(request, None, 0, [*prompt, *answer], None)
 
 
 def logits(rows: int, vocab: int = VOCAB) -> torch.Tensor:
@@ -50,7 +50,7 @@ CHOICES = {
 }  # fmt: skip
 
 
-def theirs(model, each: Row, scores: torch.Tensor) -> torch.Tensor:
+def theirs(model, each: TokenSequence, scores: torch.Tensor) -> torch.Tensor:
     """transformers' own chain, as `generate` would build it for this row alone."""
     params, prompt = each.request.params, each.request.prompt_ids
     own = dict(params.given)
@@ -67,7 +67,7 @@ def theirs(model, each: Row, scores: torch.Tensor) -> torch.Tensor:
     return chain(torch.tensor([each.ids]), scores[None].clone())[0]
 
 
-def unlike_rows(seed: int) -> list[Row]:
+def unlike_rows(seed: int) -> list[TokenSequence]:
     """40 rows, each with some of the settings."""
     pick = random.Random(seed)
     rows = []
@@ -95,7 +95,7 @@ def test_every_setting_that_filters_is_tested_against_transformers_or_here():
         "dynatemp_range", "dynatemp_exponent", "top_n_sigma", "xtc_probability", "xtc_threshold", "mirostat_tau", "mirostat_eta",
         "presence_penalty", "frequency_penalty", "bad_words", "logit_bias", "forced_bos_token_id",
     }  # fmt: skip
-    fields = {field for name, spec in FILTERS.items() if name not in ("dry", "controls") for field in spec.fields}
+    fields = {field for name, spec in FILTERS.items() if name not in ("dry", "constraints") for field in spec.fields}
     assert fields == here | set(CHOICES)
     assert {field for spec in FILTERS.values() for field in spec.fields} <= {each.name for each in dataclasses.fields(SamplingParams)}
 
@@ -217,7 +217,7 @@ def test_a_wrong_order_is_refused(order, message):
 
 def test_controls_that_an_order_does_not_name_come_before_the_first_warper():
     params = SamplingParams(top_k=3, presence_penalty=1.0, filter_order=("presence_penalty", "top_k"))
-    assert order_of(params) == ("presence_penalty", "controls", "top_k")
+    assert order_of(params) == ("presence_penalty", "constraints", "top_k")
     assert order_of(SamplingParams()) == DEFAULT_ORDER
 
 
@@ -235,7 +235,7 @@ def test_ids_that_the_model_lacks_are_refused_by_name(settings):
 
 
 class Only:
-    """A control that allows some ids."""
+    """A constraint that allows some ids."""
 
     name = "only"
 
@@ -250,7 +250,7 @@ class Only:
 
 def test_controls_touch_their_own_row_between_bans_and_warpers():
     rows = [row([1]), row([1], logit_bias={4: 2.0}, temperature=0.5)]
-    rows[1].controls = [Only(4, 5)]
+    rows[1].constraints = [Only(4, 5)]
     got = Filters(rows)(torch.ones(2, 8))
     assert torch.equal(got[0], torch.ones(8))
     assert got[1].tolist() == [-torch.inf] * 4 + [6.0, 2.0] + [-torch.inf] * 2
@@ -272,7 +272,7 @@ def test_what_leaves_no_token_is_named_with_its_step(settings, name):
 
 def test_a_control_that_leaves_no_token_is_named():
     each = row([1], suppress_tokens=[4])
-    each.controls = [Only(4)]
+    each.constraints = [Only(4)]
     with pytest.raises(UserError, match="only left no token"):
         Filters([each])(torch.zeros(1, 8))
 

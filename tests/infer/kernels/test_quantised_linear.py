@@ -178,7 +178,7 @@ def test_a_quantised_model_computes_what_its_dequantised_weights_do(fresh_tiny, 
         rounded = twin.bfloat16()(input_ids=torch.tensor([tokens])).logits[0].double()
     runner = open_runner(model)
     assert type(runner) is DirectRunner
-    row = runner.row()
+    row = runner.allocate()
     got = torch.cat([runner.forward([row], [tokens[:12]], [12]), *(runner.forward([row], [[id]], [1]) for id in tokens[12:])]).double()
     allowed = (3 if weights == "int8" else 1.5) * (rounded - wanted).square().mean().sqrt()
     assert (got - wanted).square().mean().sqrt() < allowed and (through_transformers - wanted).square().mean().sqrt() < allowed

@@ -47,7 +47,7 @@ def built(kind: str, fresh_tiny) -> torch.nn.Module:
 
 def passes(runner) -> torch.Tensor:
     """The logits of a prompt and three steps."""
-    row = runner.row([7, 8, 3]) if isinstance(runner, EncoderDecoderRunner) else runner.row()
+    row = runner.allocate([7, 8, 3]) if isinstance(runner, EncoderDecoderRunner) else runner.allocate()
     return torch.cat([runner.forward([row], [part], [1]) for part in (IDS[:3], IDS[3:4], IDS[4:5], IDS[5:])])
 
 

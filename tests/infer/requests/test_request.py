@@ -1,7 +1,7 @@
 """A hypothesis: what copies of it share, and what they do not."""
 
 from seodang.infer.requests.params import SamplingParams
-from seodang.infer.requests.request import Request, Row
+from seodang.infer.requests.request import Request, TokenSequence
 
 
 class Text:
@@ -20,7 +20,7 @@ class Places:
     def __init__(self):
         self.rows, self.copied = 0, []
 
-    def row(self) -> int:
+    def allocate(self) -> int:
         self.rows += 1
         return self.rows - 1
 
@@ -41,9 +41,9 @@ class Counted:
         return Counted()
 
 
-def opened(count: int) -> list[Row]:
+def opened(count: int) -> list[TokenSequence]:
     places, request = Places(), Request(0, [65, 66, 67], SamplingParams(max_new_tokens=9), 0, frozenset(), Text)
-    return [Row.open(request, places) for _ in range(count)]
+    return [TokenSequence.open(request, places) for _ in range(count)]
 
 
 def test_a_row_takes_over_the_copy_that_it_becomes_and_copies_of_the_cache_what_they_do_not_share():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from seodang.infer import Committed, Observed, SamplingParams, generate
-from seodang.infer.requests.trace import Beams, Contrast, Drafted, Filtered, Layer, Pass
+from seodang.infer.requests.trace import BeamTrace, ContrastTrace, DraftTrace, ChoiceTrace, LayerTrace, PassTrace
 
 PROMPT = [5, 9, 17, 30]
 PARAMS = SamplingParams(temperature=0.7, top_k=6, top_p=0.8, repetition_penalty=1.3, seed=4, max_new_tokens=8)
@@ -49,7 +49,7 @@ def by_hand(model, ids):
 
 def test_each_stage_has_the_probabilities_of_a_hand_computation(tiny_llama, tiny_tokenizer):
     [result] = generate(tiny_llama, tiny_tokenizer, [PROMPT], PARAMS, trace=True)
-    found = records(result, Filtered)
+    found = records(result, ChoiceTrace)
     assert [position for position, _ in found] == list(range(8))
     for position, filtered in found:
         expected = by_hand(tiny_llama, PROMPT + result.ids[:position])
@@ -62,21 +62,21 @@ def test_each_stage_has_the_probabilities_of_a_hand_computation(tiny_llama, tiny
                 assert p == pytest.approx(expected[name][id].item(), abs=1e-5)
         last = expected["top_p"]
         assert filtered.id == result.ids[position]
-        assert filtered.p == pytest.approx(last[filtered.id].item(), abs=1e-5) == pytest.approx(math.exp(result.logprobs[position]), abs=1e-5)
+        assert filtered.probability == pytest.approx(last[filtered.id].item(), abs=1e-5) == pytest.approx(math.exp(result.logprobs[position]), abs=1e-5)
         assert filtered.entropy == pytest.approx(-sum(p * math.log(p) for p in last.tolist() if p > 0), abs=1e-4)
 
 
 def test_a_filter_that_changes_nothing_is_no_stage(tiny_llama, tiny_tokenizer):
     params = SamplingParams(do_sample=True, top_k=128, suppress_tokens=(7,), no_repeat_ngram_size=4, seed=1, max_new_tokens=4)
     [result] = generate(tiny_llama, tiny_tokenizer, [PROMPT], params, trace=True)
-    assert all([name for name, _ in filtered.stages] == ["model", "suppress_tokens"] for _, filtered in records(result, Filtered))
+    assert all([name for name, _ in filtered.stages] == ["model", "suppress_tokens"] for _, filtered in records(result, ChoiceTrace))
     [result] = generate(tiny_llama, tiny_tokenizer, [PROMPT], SamplingParams(max_new_tokens=3), trace=True)
-    assert all([name for name, _ in filtered.stages] == ["model"] for _, filtered in records(result, Filtered))
+    assert all([name for name, _ in filtered.stages] == ["model"] for _, filtered in records(result, ChoiceTrace))
 
 
 def test_passes_count_positions_and_the_cache(tiny_llama, tiny_tokenizer):
     results = generate(tiny_llama, tiny_tokenizer, [PROMPT, [8, 9]], SamplingParams(max_new_tokens=3, ignore_eos=True), trace=True)
-    passes = [what for _, what in records(results[0], Pass)]
+    passes = [what for _, what in records(results[0], PassTrace)]
     assert [(each.positions, each.of_all, each.cached, each.prefill) for each in passes] == [(4, 6, 4, True), (1, 2, 5, False), (1, 2, 6, False)]
     assert all(each.seconds > 0 for each in passes)
 
@@ -106,12 +106,12 @@ def test_looking_changes_no_token(tiny_llama, tiny_tokenizer, name):
     assert not any(result.trace for result in plain)
     for result in traced:
         told = [event for event in result.trace if isinstance(event, Committed) and event.choice == result.choice]
-        assert [event.id for event in told] == result.ids and {event.row for event in result.trace} == {result.row}
-        assert records(result, Pass)
+        assert [event.id for event in told] == result.ids and {event.prompt_index for event in result.trace} == {result.prompt_index}
+        assert records(result, PassTrace)
 
 
 @pytest.mark.parametrize(
-    "name, kind", [("beam", Beams), ("assisted", Drafted), ("early exit", Drafted), ("contrastive", Contrast), ("dola", Layer)]
+    "name, kind", [("beam", BeamTrace), ("assisted", DraftTrace), ("early exit", DraftTrace), ("contrastive", ContrastTrace), ("dola", LayerTrace)]
 )
 def test_each_strategy_tells_its_own_records(tiny_llama, tiny_tokenizer, name, kind):
     prompt = [40, 41, 42, 40, 41, 42, 40, 41]
@@ -122,7 +122,7 @@ def test_each_strategy_tells_its_own_records(tiny_llama, tiny_tokenizer, name, k
 def test_beams_tell_true_sums(tiny_llama, tiny_tokenizer):
     [result] = generate(tiny_llama, tiny_tokenizer, [PROMPT], SamplingParams(num_beams=3, max_new_tokens=5, ignore_eos=True), trace=True)
     paths = {0: ([], 0.0)}
-    for _, record in records(result, Beams):
+    for _, record in records(result, BeamTrace):
         grown = {}
         for lane, (parent, id, total) in enumerate(record.live):
             ids, before = paths[parent]

@@ -46,7 +46,7 @@ def test_rows_keep_their_past_through_growth_forks_copies_truncation_and_release
             row = cache.add()
             expected[row] = []
             if chance.random() < 0.5:
-                hidden[row] = cache.hidden[row] = tuple(sorted(chance.sample(range(12), chance.randint(1, 6))))
+                hidden[row] = cache.masked_positions[row] = tuple(sorted(chance.sample(range(12), chance.randint(1, 6))))
         elif action == "write":
             values = [number + i for i in range(chance.choice([1, 1, 5, 200]))]
             number += len(values)
@@ -72,7 +72,7 @@ def test_rows_keep_their_past_through_growth_forks_copies_truncation_and_release
             cache.release([row])
             del expected[row]
             hidden.pop(row, None)
-        assert len(cache) == len(expected) and cache.hidden == hidden
+        assert len(cache) == len(expected) and cache.masked_positions == hidden
     assert len(expected) > 5 and len(hidden) > 2
     assert any(0 < alike < min(lengths) for alike, *lengths in copies)  # a beam that had parted from another goes its way
     for row, values in expected.items():
@@ -107,7 +107,7 @@ def test_tokens_keep_the_positions_that_they_have_without_the_hidden_ones(hidden
     cache = KVCache()
     row = cache.add()
     if hidden:
-        cache.hidden[row] = hidden
+        cache.masked_positions[row] = hidden
     visible = [place for place in range(30) if place not in hidden]
     for past in range(12):
         cache.lengths[row] = past

@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import AutoModelForCausalLM
 
-from seodang.infer.kernels.fused_projections import as_one, lay_together
+from seodang.infer.kernels.fused_projections import fused_view, fuse_projections
 from seodang.infer.runners.direct import DirectRunner
-from seodang.infer.runners.layers import is_covered
+from seodang.infer.runners.layers import supports_direct
 from seodang.infer.runners.open import open_runner
 from seodang.infer.runners.ragged import RaggedRunner
 
@@ -71,12 +71,12 @@ def close(got, wanted, error=1e-9):
 def test_logits_equal_the_models_own_and_the_ragged_runners(exact, name, together):
     model = exact(name)
     if together:
-        lay_together(model)
+        fuse_projections(model)
     runner, ragged = open_runner(model), RaggedRunner(model)
     assert type(runner) is DirectRunner
     texts = [ids(30, 1), ids(30, 2), ids(30, 3)]
     want = [whole(model, tokens) for tokens in texts]
-    rows, other = [runner.row() for _ in texts], [ragged.row() for _ in texts]
+    rows, other = [runner.allocate() for _ in texts], [ragged.allocate() for _ in texts]
     at = [0, 0, 0]
     for cut in ([7, 1, 9], [1, 1, 1], [1, 2, 1], [1, 1, 1], [12, 1, 3], [1, 1, 1]):  # prompts, steps, drafts
         new = [tokens[a : a + c] for tokens, a, c in zip(texts, at, cut)]
@@ -92,7 +92,7 @@ def test_steps_of_rows_side_by_side_equal_each_rows_own(exact, name):
     model = exact(name)
     runner = open_runner(model)
     texts = [ids(12, seed) for seed in range(5)]
-    rows = [runner.row() for _ in texts]
+    rows = [runner.allocate() for _ in texts]
     runner.forward(rows, [tokens[:4] for tokens in texts], [1] * 5)
     for i in range(4, 12):  # all at the same position: written as one slice
         got = runner.forward(rows, [[tokens[i]] for tokens in texts], [1] * 5)
@@ -105,7 +105,7 @@ def test_forks_copies_and_truncated_rows_go_on_as_if_nothing_had_been_there(exac
     model = exact(name)
     runner = open_runner(model)
     stem, guess, left, right = ids(8, 1), ids(4, 2), ids(3, 3), ids(5, 4)
-    row = runner.row()
+    row = runner.allocate()
     runner.forward([row], [stem], [1])
     runner.forward([row], [guess], [4])
     runner.truncate(row, len(stem))
@@ -119,11 +119,11 @@ def test_forks_copies_and_truncated_rows_go_on_as_if_nothing_had_been_there(exac
 def test_a_row_may_outgrow_its_place_among_others(exact):
     model = exact("llama")
     runner = open_runner(model)
-    rows, long = [runner.row(), runner.row()], ids(250, 2)
+    rows, long = [runner.allocate(), runner.allocate()], ids(250, 2)
     runner.forward(rows, [ids(5, 1), long[:100]], [1, 1])
     for i in range(100, 250, 50):
         runner.forward([rows[1]], [long[i : i + 50]], [1])
-    rows.append(runner.row())
+    rows.append(runner.allocate())
     logits = runner.forward(rows, [[7], [8], ids(3, 5)], [1, 1, 1])
     close(logits[:2], torch.stack([whole(model, [*ids(5, 1), 7])[-1], whole(model, [*long, 8])[-1]]))
 
@@ -134,9 +134,9 @@ def test_hidden_states_and_hidden_positions_are_the_ragged_runners(exact, name):
     runner, ragged = open_runner(model), RaggedRunner(model)
     found = []
     for each in (runner, ragged):
-        rows = [each.row(), each.row()]
+        rows = [each.allocate(), each.allocate()]
         if name != "gemma2":  # which has a window
-            each.hide(rows[0], [2, 3, 9])
+            each.mask(rows[0], [2, 3, 9])
         each.observe(rows, [ids(6, 1), ids(4, 2)], [1, 2], [0, 1, 2])
         found.append(each.observe(rows, [ids(4, 3), [5]], [2, 1], [0, 1, 2]))
         found.append(each.observe(rows, [[6], [7]], [1, 1], [1]))
@@ -154,7 +154,7 @@ def test_bfloat16_is_as_near_to_the_exact_logits_as_transformers_bfloat16(exact,
     wanted = whole(model, ids(20))
     model = model.bfloat16()
     runner = open_runner(model)
-    row = runner.row()
+    row = runner.allocate()
     first = runner.forward([row], [ids(20)[:15]], [15])
     got = torch.cat([first, *(runner.forward([row], [[id]], [1]) for id in ids(20)[15:])])
     ours, theirs = (logits.double().sub(wanted).square().mean().sqrt() for logits in (got, whole(model, ids(20))))
@@ -163,19 +163,19 @@ def test_bfloat16_is_as_near_to_the_exact_logits_as_transformers_bfloat16(exact,
 
 def test_a_change_of_the_weights_is_seen_in_the_next_pass(exact):
     model = exact("qwen3")
-    lay_together(model)
+    fuse_projections(model)
     runner = open_runner(model)
     tokens = ids(9)
-    runner.forward([runner.row()], [tokens], [1])
+    runner.forward([runner.allocate()], [tokens], [1])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     model(input_ids=torch.tensor([tokens]), labels=torch.tensor([tokens])).loss.backward()
     optimizer.step()
-    close(runner.forward([runner.row()], [tokens], [9]), whole(model, tokens))
+    close(runner.forward([runner.allocate()], [tokens], [9]), whole(model, tokens))
     model.float().double()  # moves every parameter
-    close(runner.forward([runner.row()], [tokens], [9]), whole(model, tokens))
+    close(runner.forward([runner.allocate()], [tokens], [9]), whole(model, tokens))
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() * 2)  # replaces one
     runner.refresh()
-    close(runner.forward([runner.row()], [tokens], [9]), whole(model, tokens))
+    close(runner.forward([runner.allocate()], [tokens], [9]), whole(model, tokens))
 
 
 
@@ -184,13 +184,13 @@ def test_an_adapter_put_in_and_a_model_converted_later_are_seen_after_refresh(ex
     model, tokens = exact(name), ids(9)
     runner = open_runner(model)
     model.float()  # no row has a past yet
-    close(runner.forward([runner.row()], [tokens], [9]), whole(model, tokens), 1e-4)
+    close(runner.forward([runner.allocate()], [tokens], [9]), whole(model, tokens), 1e-4)
     target = "c_attn" if name == "gpt2" else "v_proj"
     adapted = get_peft_model(model.double(), LoraConfig(target_modules=[target], init_lora_weights=False, fan_in_fan_out=name == "gpt2"))
     for state in (adapted, adapted.merge_and_unload):
         model = state if state is adapted else state()
         runner.refresh()
-        row = runner.row()
+        row = runner.allocate()
         close(runner.forward([row], [tokens[:8]], [8]), whole(model, tokens)[:8])
         close(runner.forward([row], [tokens[8:]], [1]), whole(model, tokens)[8:])
 
@@ -200,9 +200,9 @@ def test_weights_laid_together_are_one_product_without_a_copy(exact):
     attention = model.model.layers[0].self_attn
     parts = [attention.q_proj, attention.k_proj, attention.v_proj]
     before = [linear.weight.detach().clone() for linear in parts]
-    assert as_one([linear.weight for linear in parts]) is None
-    lay_together(model)
-    joined = as_one([linear.weight for linear in parts])
+    assert fused_view([linear.weight for linear in parts]) is None
+    fuse_projections(model)
+    joined = fused_view([linear.weight for linear in parts])
     assert torch.equal(joined, torch.cat(before)) and all(map(torch.equal, before, [linear.weight for linear in parts]))
     with torch.no_grad():
         attention.k_proj.weight.zero_()
@@ -211,7 +211,7 @@ def test_weights_laid_together_are_one_product_without_a_copy(exact):
 
 def test_a_model_laid_together_trains_and_saves_as_before(fresh_tiny, tmp_path):
     apart, joined = fresh_tiny("llama"), fresh_tiny("llama")
-    lay_together(joined)
+    fuse_projections(joined)
     tokens = torch.tensor([ids(12)])
     for model in (apart, joined):
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -226,33 +226,33 @@ def test_a_model_laid_together_trains_and_saves_as_before(fresh_tiny, tmp_path):
 
 
 def test_models_with_something_put_in_go_through_transformers(fresh_tiny):
-    assert is_covered(fresh_tiny("llama"))
+    assert supports_direct(fresh_tiny("llama"))
     adapted = get_peft_model(fresh_tiny("llama"), LoraConfig(r=2, target_modules=["q_proj"]))
     assert type(open_runner(adapted)) is RaggedRunner
     hooked = fresh_tiny("llama")
     hooked.model.layers[1].mlp.register_forward_hook(lambda module, inputs, output: output * 2)
     assert type(open_runner(hooked)) is RaggedRunner
     dynamic = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
-    assert not is_covered(fresh_tiny("llama", rope_parameters=dynamic))
+    assert not supports_direct(fresh_tiny("llama", rope_parameters=dynamic))
     half = fresh_tiny("llama")
     half.lm_head.to(torch.bfloat16)
-    assert not is_covered(half)
+    assert not supports_direct(half)
     for kind in ("granite", "cohere"):
-        assert not is_covered(fresh_tiny(kind))
-    assert not is_covered(type("Mine", (type(hooked),), {})(hooked.config))
+        assert not supports_direct(fresh_tiny(kind))
+    assert not supports_direct(type("Mine", (type(hooked),), {})(hooked.config))
 
 
 def test_autocast_is_honoured(fresh_tiny):
     model = fresh_tiny("llama")
     runner, ragged = open_runner(model), RaggedRunner(model)
     with torch.autocast("cpu", torch.bfloat16):
-        got = [each.forward([each.row()], [ids(9)], [9]) for each in (runner, ragged)]
+        got = [each.forward([each.allocate()], [ids(9)], [9]) for each in (runner, ragged)]
     assert torch.equal(*got) and got[0].dtype == torch.bfloat16
 
 
 def test_what_saves_by_storages_finds_every_weight_of_a_model_laid_together(fresh_tiny, tmp_path):
     model = fresh_tiny("llama", attention_bias=True)
-    lay_together(model)
+    fuse_projections(model)
     Accelerator(cpu=True).save_model(model, str(tmp_path))  # of tensors that share a storage it keeps one
     saved = load_file(tmp_path / "model.safetensors")
     assert saved.keys() == model.state_dict().keys()
@@ -261,13 +261,13 @@ def test_what_saves_by_storages_finds_every_weight_of_a_model_laid_together(fres
 
 def test_weights_laid_together_leave_nothing_behind_when_they_move(fresh_tiny):
     model = fresh_tiny("llama")
-    lay_together(model)
+    fuse_projections(model)
     attention = model.model.layers[0].self_attn
     parts = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
-    alive = StorageWeakRef(as_one(parts).untyped_storage())
+    alive = StorageWeakRef(fused_view(parts).untyped_storage())
     assert not alive.expired()
     model.bfloat16()
-    assert alive.expired() and as_one(parts) is None
+    assert alive.expired() and fused_view(parts) is None
 
 
 def test_a_large_state_in_float16_does_not_overflow_in_the_norm(fresh_tiny):
@@ -277,4 +277,4 @@ def test_a_large_state_in_float16_does_not_overflow_in_the_norm(fresh_tiny):
         model.model.layers[0].input_layernorm.weight[3] = 4.0
     runner = open_runner(model)
     assert type(runner) is DirectRunner
-    close(runner.forward([runner.row()], [[5, 6, 7]], [3]), whole(model, [5, 6, 7]), 0.05)
+    close(runner.forward([runner.allocate()], [[5, 6, 7]], [3]), whole(model, [5, 6, 7]), 0.05)

@@ -17,7 +17,7 @@ def test_an_early_exit_is_the_model_without_its_last_layers(tiny, kind):
     setattr(short.base_model, name, getattr(short.base_model, name)[:3])
     short.config.num_hidden_layers = 3
     first = Engine(open_runner(model)).first_layers(3)
-    row, ids = first.row(), [5, 6, 7, 8]
+    row, ids = first.allocate(), [5, 6, 7, 8]
     logits = torch.cat([first.forward([row], [ids[:3]], [3]), first.forward([row], [ids[3:]], [1])])
     with torch.no_grad():
         torch.testing.assert_close(logits, short(torch.tensor([ids])).logits[0], atol=1e-9, rtol=0)

@@ -82,7 +82,7 @@ A, B, C = ids(9, 4), ids(8, 5), ids(8, 6)  # answers
 def test_logits_of_rows_of_any_length_equal_the_models_own(model, kind):
     runner = open_runner(model(kind))
     assert isinstance(runner, EncoderDecoderRunner)
-    a, b = runner.row(LONG), runner.row(SHORT)
+    a, b = runner.allocate(LONG), runner.allocate(SHORT)
     got = {a: [], b: []}
 
     def run(rows, new):
@@ -94,7 +94,7 @@ def test_logits_of_rows_of_any_length_equal_the_models_own(model, kind):
     run([a], [A[3:4]])  # now they have the same
     run([b, a], [B[4:5], A[4:5]])
     run([a, b], [A[5:6], B[5:6]])  # the same rows in another order
-    c = runner.row(MIDDLE)
+    c = runner.allocate(MIDDLE)
     got[c] = []
     run([c, b, a], [C[:3], B[6:7], A[6:8]])  # one joins, with unlike numbers of tokens
     run([c, a], [C[3:8], A[8:9]])
@@ -111,7 +111,7 @@ def test_logits_of_rows_of_any_length_equal_the_models_own(model, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_forks_and_truncated_rows_go_on_by_themselves(model, kind):
     runner = open_runner(model(kind))
-    a = runner.row(LONG)
+    a = runner.allocate(LONG)
     [early] = runner.fork([a])  # before the source was read
     runner.forward([a], [A[:5]], [1])
     [late] = runner.fork([a])
@@ -123,7 +123,7 @@ def test_forks_and_truncated_rows_go_on_by_themselves(model, kind):
     got = runner.forward([a, late], [[8], [9, 10]], [1, 2])
     close(got, torch.cat([logits(model(kind), LONG, [*A[:5], 8])[-1:], logits(model(kind), LONG, [*A[:3], 9, 10])[-2:]]))
     runner.truncate(late, 0)
-    new = runner.row(SHORT)
+    new = runner.allocate(SHORT)
     got = runner.forward([late, new], [C[:2], C[:2]], [1, 1])
     close(got, torch.cat([logits(model(kind), LONG, C[:2])[-1:], logits(model(kind), SHORT, C[:2])[-1:]]))
     runner.release([a])
@@ -133,7 +133,7 @@ def test_forks_and_truncated_rows_go_on_by_themselves(model, kind):
 @pytest.mark.parametrize("kind", ["t5", "bart"])
 def test_a_copied_row_has_the_past_and_the_source_of_the_other(model, kind):
     runner = open_runner(model(kind))
-    rows = [runner.row(LONG) for _ in range(3)] + [runner.row(SHORT)]
+    rows = [runner.allocate(LONG) for _ in range(3)] + [runner.allocate(SHORT)]
     runner.forward(rows, [A[:4], B[:4], C[:4], C[:4]], [1] * 4)
     runner.copy(rows[0], rows[1], 0)  # beams of one source
     runner.copy(rows[2], rows[3], 0)  # another source
@@ -148,7 +148,7 @@ def test_a_copied_row_has_the_past_and_the_source_of_the_other(model, kind):
 @pytest.mark.parametrize("kind", ["t5", "bart"])
 def test_a_row_copied_onto_its_neighbour_does_not_pass_for_the_neighbour(model, kind):
     runner = open_runner(model(kind))
-    rows = [runner.row(LONG), runner.row(LONG)]
+    rows = [runner.allocate(LONG), runner.allocate(LONG)]
     runner.forward(rows, [A[:4], B[:4]], [1, 1])
     runner.copy(rows[0], rows[1], 0)
     runner.release([rows[0]])
@@ -157,7 +157,7 @@ def test_a_row_copied_onto_its_neighbour_does_not_pass_for_the_neighbour(model, 
 
 def test_a_step_of_the_same_rows_goes_on_in_their_cache_and_changed_beams_keep_what_was_read(model):
     runner = open_runner(model("t5"))
-    rows = [runner.row(LONG), runner.row(SHORT), runner.row(LONG)]
+    rows = [runner.allocate(LONG), runner.allocate(SHORT), runner.allocate(LONG)]
     runner.forward(rows, [[3]] * 3, [1] * 3)
     before = runner._home[rows[0]][0]
     read = before.cache.cross_attention_cache.layers[0].keys
@@ -177,7 +177,7 @@ def test_a_source_is_read_once_and_those_of_like_length_together(model, monkeypa
     encoder = runner.model.get_encoder()
     hook = encoder.register_forward_hook(lambda module, inputs, kwargs, output: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True)
     try:
-        rows = [runner.row(ids(n, n)) for n in (12, 3, 10, 2, 11)]
+        rows = [runner.allocate(ids(n, n)) for n in (12, 3, 10, 2, 11)]
         rows += runner.fork(rows[:2])
         runner.forward(rows, [[2]] * 7, [1] * 7)
         runner.forward(rows, [[5]] * 7, [1] * 7)
@@ -190,7 +190,7 @@ def test_a_source_is_read_once_and_those_of_like_length_together(model, monkeypa
 def test_greedy_decoding_over_the_runner_gives_the_tokens_of_generate(model, kind):
     sources = [LONG, SHORT, MIDDLE]
     runner = open_runner(model(kind))
-    rows = [runner.row(source) for source in sources]
+    rows = [runner.allocate(source) for source in sources]
     answers = [decoder_start(model(kind)) for _ in sources]
     logits = runner.forward(rows, answers, [1] * 3)
     for _ in range(20):
@@ -206,7 +206,7 @@ def test_greedy_decoding_over_the_runner_gives_the_tokens_of_generate(model, kin
 @pytest.mark.parametrize("kind", [*KINDS, "umt5", "switch_transformers"])
 def test_hidden_states_are_those_of_the_decoder_and_the_head_turns_the_last_into_logits(model, kind):
     runner = open_runner(model(kind))
-    rows = [runner.row(LONG), runner.row(SHORT)]
+    rows = [runner.allocate(LONG), runner.allocate(SHORT)]
     first = runner.observe(rows, [A[:3], B[:2]], [0, 1], (0, 1, 2))
     then = runner.observe(rows, [A[3:5], B[2:3]], [2, 1], (2,))
     a, b = whole(model(kind), LONG, A[:5]), whole(model(kind), SHORT, B[:3])
@@ -228,11 +228,11 @@ def test_limits_are_those_of_absolute_positions_and_a_source_beyond_them_is_refu
     assert (open_runner(model("t5")).limit, open_runner(model("t5")).source_limit) == (None, None)
     runner = open_runner(model("bart"))
     assert (runner.limit, runner.source_limit) == (256, 256)
-    runner.row(ids(256, 0))
+    runner.allocate(ids(256, 0))
     with pytest.raises(UserError, match="source has 257 tokens, more than the 256"):
-        runner.row(ids(257, 0))
+        runner.allocate(ids(257, 0))
     with pytest.raises(UserError, match="source is empty"):
-        runner.row([])
+        runner.allocate([])
 
 
 def test_t5_stays_unlimited_where_its_checkpoint_names_the_length_of_its_training(fresh_tiny):
@@ -242,7 +242,7 @@ def test_t5_stays_unlimited_where_its_checkpoint_names_the_length_of_its_trainin
 def test_an_adapter_speaks_through_the_runner(fresh_tiny):
     model = get_peft_model(fresh_tiny("t5").double(), LoraConfig(r=2, target_modules=["q", "v"], init_lora_weights=False))
     runner = open_runner(model.eval())
-    got = runner.forward([runner.row(SHORT)], [A[:3]], [3])
+    got = runner.forward([runner.allocate(SHORT)], [A[:3]], [3])
     close(got, logits(model, SHORT, A[:3]))
     with model.disable_adapter():
         assert not torch.allclose(got, logits(model, SHORT, A[:3]), atol=1e-3)
@@ -251,7 +251,7 @@ def test_an_adapter_speaks_through_the_runner(fresh_tiny):
 def test_a_training_model_is_run_without_dropout_and_stays_in_training(fresh_tiny):
     model = fresh_tiny("bart").double().train()
     runner = open_runner(model)
-    row = runner.row(SHORT)
+    row = runner.allocate(SHORT)
     got = torch.cat([runner.forward([row], [[id]], [1]) for id in A])
     assert all(module.training for module in model.modules())
     close(got, logits(model.eval(), SHORT, A))

@@ -39,7 +39,7 @@ def test_padded_logits_equal_the_models_own(kind):
     runner = open_runner(model)
     assert isinstance(runner, PaddedRunner)
     a, b = ids(16, 1), ids(11, 2)
-    rows = [runner.row(), runner.row()]
+    rows = [runner.allocate(), runner.allocate()]
     parts = [runner.forward(rows, [a[:9], b[:4]], [1, 1])]
     parts += [runner.forward(rows, [a[9:10], b[4:5]], [1, 1])]  # the same rows: their cache grows
     parts += [runner.forward([rows[1]], [b[5:6]], [1])]  # one alone
@@ -62,7 +62,7 @@ def test_hidden_states_and_a_copied_past_equal_the_models_own():
     model = build("bloom", BLOOM)
     runner = open_runner(model)
     a, b = ids(9, 1), ids(5, 2)
-    rows = [runner.row(), runner.row()]
+    rows = [runner.allocate(), runner.allocate()]
     passed = runner.observe(rows, [a[:8], b], [1, 1], [0, 1, 2])
     for layer, got in passed.states.items():
         with torch.no_grad():

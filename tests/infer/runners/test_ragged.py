@@ -28,7 +28,7 @@ def test_logits_equal_the_models_own_however_the_rows_are_cut(tiny, kind):
     runner = open_runner(model)
     assert isinstance(runner, RaggedRunner)
     a, b, c = ids(20, 1), ids(13, 2), ids(9, 3)
-    rows = [runner.row() for _ in range(3)]
+    rows = [runner.allocate() for _ in range(3)]
     first = runner.forward(rows, [a[:7], b[:1], c[:9]], [7, 1, 1])  # prompts of unlike lengths
     second = runner.forward([rows[1], rows[0]], [b[1:2], a[7:8]], [1, 1])  # steps, in another order
     third = runner.forward([rows[0], rows[1]], [a[8:20], b[2:3]], [12, 1])  # a long piece beside a step
@@ -45,7 +45,7 @@ def test_forks_and_truncated_rows_go_on_as_if_nothing_had_been_there(tiny, kind)
     model = tiny(kind)
     runner = open_runner(model)
     stem, guess, left, right = ids(8, 1), ids(4, 2), ids(3, 3), ids(5, 4)
-    row = runner.row()
+    row = runner.allocate()
     runner.forward([row], [stem], [1])
     runner.forward([row], [guess], [4])
     runner.truncate(row, len(stem))  # the guess was wrong
@@ -61,7 +61,7 @@ def test_runs_in_the_models_dtype(fresh_tiny, dtype, error):
     model = fresh_tiny("llama").to(dtype)
     tokens = ids(12)
     runner = open_runner(model)
-    row = runner.row()
+    row = runner.allocate()
     runner.forward([row], [tokens[:8]], [1])
     steps = torch.cat([runner.forward([row], [[token]], [1]) for token in tokens[8:]])
     assert steps.dtype == dtype
@@ -72,7 +72,7 @@ def test_a_row_may_outgrow_its_place_among_others(tiny):
     model = tiny("llama", max_position_embeddings=2048)
     runner = open_runner(model)
     short, long = ids(5, 1), ids(600, 2)
-    rows = [runner.row(), runner.row()]
+    rows = [runner.allocate(), runner.allocate()]
     runner.forward(rows, [short, long[:200]], [1, 1])
     for start in range(200, 600, 100):
         runner.forward([rows[1]], [long[start : start + 100]], [1])
@@ -88,8 +88,8 @@ def test_the_model_stays_its_owners(fresh_tiny):
     model.model.layers[0].eval()  # a caller may hold one layer still
     before = {name: module.training for name, module in model.named_modules()}
     runner = open_runner(model)
-    first = runner.forward([runner.row()], [tokens[0].tolist()], [1])
-    again = runner.forward([runner.row()], [tokens[0].tolist()], [1])
+    first = runner.forward([runner.allocate()], [tokens[0].tolist()], [1])
+    again = runner.forward([runner.allocate()], [tokens[0].tolist()], [1])
     assert torch.equal(first, again)  # no dropout
     assert {name: module.training for name, module in model.named_modules()} == before
     assert model.config._attn_implementation == "sdpa"
@@ -103,7 +103,7 @@ def test_the_model_is_given_back_when_a_pass_fails(fresh_tiny):
     runner = open_runner(model)
     model.config.vocab_size = 10_000  # more than it has
     with pytest.raises(IndexError):
-        runner.forward([runner.row()], [[5000]], [1])
+        runner.forward([runner.allocate()], [[5000]], [1])
     assert model.config._attn_implementation == "sdpa"
 
 
@@ -112,7 +112,7 @@ def test_an_adapter_takes_part(fresh_tiny):
     model.eval()
     tokens = ids(9)
     adapted = open_runner(model)
-    got = adapted.forward([adapted.row()], [tokens], [9])
+    got = adapted.forward([adapted.allocate()], [tokens], [9])
     torch.testing.assert_close(got, whole(model, tokens), rtol=0, atol=2e-5)
     with model.disable_adapter():
         assert (whole(model, tokens) - got).abs().max() > 0.1
@@ -121,12 +121,12 @@ def test_an_adapter_takes_part(fresh_tiny):
 def test_refresh_forgets_what_the_old_weights_computed(fresh_tiny):
     model = fresh_tiny("llama")
     runner = open_runner(model)
-    runner.forward([runner.row()], [ids(9)], [1])
+    runner.forward([runner.allocate()], [ids(9)], [1])
     with torch.no_grad():
         model.lm_head.weight.mul_(2.0)
     runner.refresh()
     assert runner.live == 0
-    got = runner.forward([runner.row()], [ids(9)], [9])
+    got = runner.forward([runner.allocate()], [ids(9)], [9])
     torch.testing.assert_close(got, whole(model, ids(9)), rtol=0, atol=5e-5)
 
 
@@ -135,7 +135,7 @@ def test_logits_are_computed_where_they_are_wanted_alone(fresh_tiny):
     seen = []
     model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape)))
     runner = open_runner(model)
-    rows = [runner.row(), runner.row()]
+    rows = [runner.allocate(), runner.allocate()]
     logits = runner.forward(rows, [ids(10), ids(6)], [1, 3])
     assert seen == [(1, 4, 128)] and logits.shape == (4, 128)
     assert (runner.passes, runner.positions) == (1, 16)
@@ -148,7 +148,7 @@ def test_windows_that_an_architecture_puts_into_the_mask_alone_are_honoured():
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen2_moe", **sizes, **experts, **window)).eval()
     runner = open_runner(model)
-    row = runner.row()
+    row = runner.allocate()
     runner.forward([row], [ids(12)[:6]], [1])
     got = torch.cat([runner.forward([row], [[token]], [1]) for token in ids(12)[6:]])
     torch.testing.assert_close(got, whole(model, ids(12))[6:], rtol=0, atol=2e-5)
@@ -162,7 +162,7 @@ def test_attention_sinks_are_honoured():
     for layer in model.model.layers:
         torch.nn.init.normal_(layer.self_attn.sinks)
     runner = open_runner(model)
-    row = runner.row()
+    row = runner.allocate()
     runner.forward([row], [ids(12)[:6]], [1])
     got = torch.cat([runner.forward([row], [[token]], [1]) for token in ids(12)[6:]])
     torch.testing.assert_close(got, whole(model, ids(12))[6:], rtol=0, atol=2e-5)
@@ -190,24 +190,24 @@ def test_takes_the_limit_from_the_config(tiny):
 @pytest.mark.parametrize(
     "rows, ids, keep, words",
     [
-        ([0], [[5, 128]], [1], "row 0 has the id 128, but the model's ids are those from 0 to 127"),
-        ([0, 1], [[5], [-1]], [1, 1], "row 1 has the id -1"),
-        ([0], [[5], [6]], [1], "1 rows, 2 lists of ids and 1 numbers of logits"),
+        ([0], [[5, 128]], [1], "slot 0 has the id 128, but the model's ids are those from 0 to 127"),
+        ([0, 1], [[5], [-1]], [1, 1], "slot 1 has the id -1"),
+        ([0], [[5], [6]], [1], "1 slots, 2 lists of ids and 1 numbers of logits"),
         ([0, 0], [[5], [6]], [1, 1], "name one twice"),
-        ([0, 1], [[5], []], [1, 0], "row 1 has no new ids"),
-        ([0], [[5, 6]], [3], "row 0 is to keep the logits of 3 positions, but has 2 new ids"),
+        ([0, 1], [[5], []], [1, 0], "slot 1 has no new ids"),
+        ([0], [[5, 6]], [3], "slot 0 is to keep the logits of 3 positions, but has 2 new ids"),
     ],
 )
 @pytest.mark.parametrize("kind", ["llama", "bart", "mamba", "falcon"])
 def test_what_no_runner_can_run_is_refused_before_anything_is_computed(tiny, kind, rows, ids, keep, words):
     runner = open_runner(tiny(kind) if kind in ("llama", "bart") else other(kind))
     for _ in range(2):
-        runner.row(*([[5]] if kind == "bart" else []))
+        runner.allocate(*([[5]] if kind == "bart" else []))
     with pytest.raises(UserError, match=words):
         runner.forward(rows, ids, keep)
     assert (runner.passes, runner.length(0)) == (0, 0)
     if kind != "mamba":
-        with pytest.raises(UserError, match="row 0 has 0 positions in the cache and cannot be cut to 1"):
+        with pytest.raises(UserError, match="slot 0 has 0 positions in the cache and cannot be cut to 1"):
             runner.truncate(0, 1)
 
 
@@ -220,4 +220,4 @@ def other(kind: str):
 
 def test_a_source_of_ids_beyond_the_encoder_is_refused(tiny):
     with pytest.raises(UserError, match="the source has the id 128, but the model's ids are those from 0 to 127"):
-        open_runner(tiny("t5")).row([5, 128])
+        open_runner(tiny("t5")).allocate([5, 128])

@@ -41,7 +41,7 @@ def test_stateful_logits_equal_the_models_own(kind):
     runner = open_runner(model)
     assert isinstance(runner, StatefulRunner) and not runner.capabilities.truncate
     a, b = ids(10, 1), ids(7, 2)
-    rows = [runner.row(), runner.row()]
+    rows = [runner.allocate(), runner.allocate()]
     first = runner.forward(rows, [a[:6], b[:3]], [1, 2])
     [fork] = runner.fork([rows[0]])
     second = runner.forward([rows[0], rows[1], fork], [a[6:8], b[3:4], [5]], [2, 1, 1])
@@ -57,4 +57,4 @@ def test_refuses_by_name_a_state_that_the_model_keeps_to_itself():
     settings = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 1, "lru_width": 32, "head_dim": 8}
     runner = open_runner(build("recurrent_gemma", {**settings, "intermediate_size": 64, "block_types": ["recurrent", "attention"]}))
     with pytest.raises(UserError, match="recurrent_gemma does not hand out its state"):
-        runner.forward([runner.row()], [[5, 6]], [1])
+        runner.forward([runner.allocate()], [[5, 6]], [1])

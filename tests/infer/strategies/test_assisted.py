@@ -18,7 +18,7 @@ from seodang.infer.requests.events import Committed, Observed, Provisional
 from seodang.infer.requests.params import SamplingParams
 from seodang.infer.requests.request import Request
 from seodang.infer.requests.stop import AnswerText
-from seodang.infer.requests.trace import Drafted
+from seodang.infer.requests.trace import DraftTrace
 from seodang.infer.runners.open import open_runner
 from seodang.infer.text.detokenise import detokeniser
 from seodang.infer.text.spans import Span
@@ -127,7 +127,7 @@ def test_a_draft_that_is_always_right_costs_as_few_passes_as_its_length_allows(m
 def test_an_unsure_draft_stops_early(model, draft, tokenizer):
     params = SamplingParams(max_new_tokens=NEW, assistant_model=draft, assistant_confidence_threshold=1.0)
     [result] = generate(model, tokenizer, [[9]], params, trace=True)
-    drafted = [event.what for event in result.trace if isinstance(event, Observed) and isinstance(event.what, Drafted)]
+    drafted = [event.what for event in result.trace if isinstance(event, Observed) and isinstance(event.what, DraftTrace)]
     assert {len(each.ids) for each in drafted} == {1}  # the unsure token itself is kept
 
 
@@ -216,7 +216,7 @@ def test_a_pass_that_accepts_a_draft_tells_of_all_its_tokens(model, tokenizer):
     params = SamplingParams(max_new_tokens=12, ignore_eos=True, assistant_model=copy.deepcopy(model), assistant_confidence_threshold=0.0)
     engine, [request] = prepare(model, tokenizer, [[9]], params, False, None, 64)
     heard = []
-    request.hear = heard.append
+    request.on_event = heard.append
     engine.submit(request)
     told = []
     while engine.step():
@@ -229,7 +229,7 @@ def test_a_trace_holds_what_was_drafted_and_how_much_of_it_came(model, draft, to
     [result] = generate(model, tokenizer, [[9]], params, trace=True)
     plain = generate(model, tokenizer, [[9]], SamplingParams(max_new_tokens=NEW))[0]
     assert result.ids == plain.ids
-    drafts = [event for event in result.trace if isinstance(event, Observed) and isinstance(event.what, Drafted)]
+    drafts = [event for event in result.trace if isinstance(event, Observed) and isinstance(event.what, DraftTrace)]
     assert any(each.what.accepted < len(each.what.ids) for each in drafts) and any(each.what.accepted for each in drafts)
     for event in drafts:
         guessed, came = event.what.ids, result.ids[event.position :]
@@ -251,9 +251,9 @@ def test_steered_text_is_the_same_with_every_assistant(fresh_tiny, tokenizer):
 @pytest.mark.parametrize("helper", HELPERS)
 def test_a_kept_past_holds_nothing_of_rejected_guesses(model, tokenizer, helpers, helper):
     cache, settings = PrefixCache(model), SamplingParams(max_new_tokens=NEW, **helpers[helper])
-    [first] = generate(model, tokenizer, [[5, 6, 7]], settings, cache=cache)
+    [first] = generate(model, tokenizer, [[5, 6, 7]], settings, prefix_cache=cache)
     further = [5, 6, 7, *first.ids, 11]
-    [kept] = generate(model, tokenizer, [further], settings, cache=cache)
+    [kept] = generate(model, tokenizer, [further], settings, prefix_cache=cache)
     assert kept.ids == generate(model, tokenizer, [further], SamplingParams(max_new_tokens=NEW))[0].ids
     assert cache.runner.live == len(cache.slots)
 

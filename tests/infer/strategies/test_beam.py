@@ -14,7 +14,7 @@ from seodang.infer.requests.events import Committed, Observed
 from seodang.infer.requests.params import SamplingParams
 from seodang.infer.requests.request import Request
 from seodang.infer.requests.stop import AnswerText
-from seodang.infer.requests.trace import Beams
+from seodang.infer.requests.trace import BeamTrace
 from seodang.infer.runners.open import open_runner
 from seodang.infer.strategies import beam
 from seodang.infer.text.detokenise import detokeniser
@@ -55,7 +55,7 @@ def test_hypotheses_and_scores_are_those_of_transformers(double, tiny_tokenizer,
     asked = [PROMPTS[i % len(PROMPTS)] for i in range(len(grid))]
     results = generate(model, tiny_tokenizer, asked, settings)
     for i, (prompt, params) in enumerate(zip(asked, settings)):
-        own = [result for result in results if result.row == i]
+        own = [result for result in results if result.prompt_index == i]
         options = {name: getattr(params, name) for name in ("num_beams", "num_return_sequences", "length_penalty", "early_stopping")}
         assert_same(own, oracle(model, prompt, eos_token_id=[2, *STOPS], **options))
         for each in own:
@@ -143,8 +143,8 @@ def test_models_with_other_memories_find_what_a_search_without_memory_finds(tiny
 def test_a_cache_of_earlier_talks_changes_nothing(double, tiny_tokenizer):
     model, prompt = double(), PROMPTS[2]
     cache, params = PrefixCache(model), SamplingParams(num_beams=3, num_return_sequences=3, max_new_tokens=8)
-    generate(model, tiny_tokenizer, [prompt[:4]], SamplingParams(max_new_tokens=3), cache=cache)
-    with_cache = generate(model, tiny_tokenizer, [prompt], params, cache=cache)
+    generate(model, tiny_tokenizer, [prompt[:4]], SamplingParams(max_new_tokens=3), prefix_cache=cache)
+    with_cache = generate(model, tiny_tokenizer, [prompt], params, prefix_cache=cache)
     assert [each.ids for each in with_cache] == [each.ids for each in generate(model, tiny_tokenizer, [prompt], params)]
     assert cache.runner.live == len(cache.slots) == 2  # the first talk and the best hypothesis of the second
 
@@ -157,10 +157,10 @@ def test_when_time_is_up_the_best_so_far_are_returned(double, tiny_tokenizer):
     assert all(each.finish_reason in ("time", "eos") for each in results)
 
 
-def request(tokenizer, prompt: list[int], *, prefix_ids=(), companion=None, **settings) -> Request:
+def request(tokenizer, prompt: list[int], *, prefix_ids=(), guidance=None, **settings) -> Request:
     params = SamplingParams(**settings)
     made = Request(0, prompt, params, params.seed or 0, frozenset({2}), lambda: AnswerText(detokeniser(tokenizer), params.stop))
-    made.prefix_ids, made.companion = list(prefix_ids), companion
+    made.prefix_ids, made.guidance = list(prefix_ids), guidance
     return made
 
 
@@ -195,7 +195,7 @@ def test_guided_beams_are_those_of_a_search_over_guided_log_probabilities(double
         return combine(*both).log_softmax(dim=-1)
 
     settings = {"num_beams": 4, "max_new_tokens": 8, "early_stopping": "never"}
-    found = request(tiny_tokenizer, prompt, companion=(None, negative, combine), **settings)
+    found = request(tiny_tokenizer, prompt, guidance=(None, negative, combine), **settings)
     runner = open_runner(model)
     list(run(Engine(runner), [found]))
     ids, score = slow_beam(guided, prompt, 4, 8)
@@ -246,7 +246,7 @@ def test_states_of_filters_go_with_their_hypotheses(double, tiny_tokenizer):
             return scores.masked_fill(torch.arange(scores.shape[-1]) % 2 == 0, -torch.inf) if len(self.heard) % 3 == 2 else scores
 
     made = request(tiny_tokenizer, prompt, num_beams=5, max_new_tokens=NEW, num_return_sequences=5)
-    made.new_controls = lambda: [Counting()]
+    made.new_constraints = lambda: [Counting()]
     list(run(Engine(open_runner(model)), [made]))
     answers = [made.results[i].ids for i in range(5)]
     assert all(id % 2 == 1 for ids in answers for id in ids[2::3]) and len({tuple(ids) for ids in answers}) == 5
@@ -274,7 +274,7 @@ def test_a_stream_tells_what_all_beams_share_as_soon_as_they_do_and_takes_nothin
                 told.append(event.id)
                 text += event.text
                 when[event.position] = step
-            elif isinstance(event, Observed) and isinstance(event.what, Beams):
+            elif isinstance(event, Observed) and isinstance(event.what, BeamTrace):
                 step += 1
         assert (told, text) == (result.ids, result.text)
         early += sum(at < step for at in when.values())
@@ -286,7 +286,7 @@ def test_a_stream_tells_what_all_beams_share_as_soon_as_they_do_and_takes_nothin
 def shared_at(model, tokenizer, prompt, params) -> dict[int, int]:
     """For each position the step at which all beams first agree on what stands there, by the trace."""
     [result] = generate(model, tokenizer, [prompt], params, trace=True)
-    steps = [event.what for event in result.trace if isinstance(getattr(event, "what", None), Beams)]
+    steps = [event.what for event in result.trace if isinstance(getattr(event, "what", None), BeamTrace)]
     beams, at = [[]], {}
     for number, step in enumerate(steps, 1):
         beams = [[*beams[parent], id] for parent, id, _ in step.live]
@@ -324,7 +324,7 @@ def test_a_trace_holds_the_tree_of_beams(double, tiny_tokenizer):
     model, prompt = double(), PROMPTS[0]
     params = SamplingParams(num_beams=3, num_return_sequences=3, max_new_tokens=6, stop_token_ids=STOPS, early_stopping="never")
     results = generate(model, tiny_tokenizer, [prompt], params, trace=True)
-    steps = [event for event in results[0].trace if isinstance(getattr(event, "what", None), Beams)]
+    steps = [event for event in results[0].trace if isinstance(getattr(event, "what", None), BeamTrace)]
     assert [event.position for event in steps] == list(range(6))
     beams = [[]]
     for step in steps[:-1]:
@@ -343,7 +343,7 @@ def test_rows_are_copied_only_where_the_parent_changes(double, tiny_tokenizer):
     runner.copy = lambda *which: copied.append(("copy", *which[:2])) or copy(*which)
     made = request(tiny_tokenizer, prompt, num_beams=4, max_new_tokens=NEW)
     made.traced, steps = True, []
-    made.hear = lambda event: steps.append(event.what) if isinstance(getattr(event, "what", None), Beams) else None
+    made.on_event = lambda event: steps.append(event.what) if isinstance(getattr(event, "what", None), BeamTrace) else None
     engine = Engine(runner)
     engine.submit(made)
     while engine.step():
@@ -380,11 +380,11 @@ def test_fewer_possible_answers_than_asked_for_are_an_error(tiny_llama, tiny_tok
 def test_a_memory_keeps_what_the_best_hypothesis_has_read(tiny_llama, tiny_tokenizer):
     cache, params = PrefixCache(tiny_llama), SamplingParams(num_beams=3, max_new_tokens=6, ignore_eos=True)
     prompt = list(range(5, 45))
-    [first] = generate(tiny_llama, tiny_tokenizer, [prompt], params, cache=cache)
+    [first] = generate(tiny_llama, tiny_tokenizer, [prompt], params, prefix_cache=cache)
     assert cache.runner.live == len(cache.slots) == 1
     further = [*prompt, *first.ids[:3], 9]
     [alone] = generate(tiny_llama, tiny_tokenizer, [further], params)
     before = cache.runner.positions
-    [second] = generate(tiny_llama, tiny_tokenizer, [further], params, cache=cache)
+    [second] = generate(tiny_llama, tiny_tokenizer, [further], params, prefix_cache=cache)
     assert second.ids == alone.ids
     assert cache.runner.positions - before < len(prompt)

@@ -107,10 +107,10 @@ def test_a_seed_draws_the_same_alone_and_beside_others_of_every_strategy(double,
     prompts = (PROMPTS * 2)[: len(settings)]
     together = generate(model, tiny_tokenizer, prompts, settings)
     for i, (prompt, own) in enumerate(zip(prompts, settings)):
-        mixed = [(each.ids, each.score) for each in together if each.row == i]
+        mixed = [(each.ids, each.score) for each in together if each.prompt_index == i]
         alone = [(each.ids, each.score) for each in generate(model, tiny_tokenizer, [prompt], own)]
         assert [ids for ids, _ in mixed] == [ids for ids, _ in alone]
         assert own.num_beams == 1 or [score for _, score in mixed] == pytest.approx([score for _, score in alone])
-    assert [each.seed for each in together if each.row == 0] == [7, 7]
+    assert [each.seed for each in together if each.prompt_index == 0] == [7, 7]
     again = generate(model, tiny_tokenizer, prompts[:1], SamplingParams(**{**settings[0].given, "seed": 9}))
-    assert [each.ids for each in again] != [each.ids for each in together if each.row == 0]
+    assert [each.ids for each in again] != [each.ids for each in together if each.prompt_index == 0]

@@ -100,7 +100,7 @@ def outcome(model, tokenizer, prompts, settings) -> list | str:
     """The answers' ids, or the reason for which there are none."""
     try:
         params = [SamplingParams(**of_prompt(settings, prompt)) for prompt in prompts]
-        return [(r.row, r.choice, r.ids, r.text, r.finish_reason) for r in generate(model, tokenizer, prompts, params, on_error="raise")]
+        return [(r.prompt_index, r.choice, r.ids, r.text, r.finish_reason) for r in generate(model, tokenizer, prompts, params, on_error="raise")]
     except UserError as error:
         return str(error)
 
@@ -177,4 +177,4 @@ def test_strategies_of_all_kinds_in_one_run_find_what_each_finds_alone(fresh_tin
     together = generate(model, tiny_tokenizer, prompts, every)
     for place, (prompt, params) in enumerate(zip(prompts, every)):
         alone = generate(model, tiny_tokenizer, [prompt], params)
-        assert [r.ids for r in together if r.row == place] == [r.ids for r in alone], params.given
+        assert [r.ids for r in together if r.prompt_index == place] == [r.ids for r in alone], params.given

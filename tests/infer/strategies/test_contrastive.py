@@ -9,7 +9,7 @@ from seodang.infer.engine.generation import generate, run, stream
 from seodang.infer.engine.prefix_cache import PrefixCache
 from seodang.infer.requests.events import Committed, Observed
 from seodang.infer.requests.params import SamplingParams
-from seodang.infer.requests.trace import Contrast
+from seodang.infer.requests.trace import ContrastTrace
 from seodang.infer.runners.open import open_runner
 from seodang.infer.strategies.contrastive import Context, candidates, contrast
 from seodang.infer.text.spans import Span
@@ -131,12 +131,12 @@ def test_a_remembered_prompt_is_read_again_for_its_states_and_the_answer_is_reme
     params = SamplingParams(penalty_alpha=0.6, top_k=4, max_new_tokens=6, ignore_eos=True)
     cache = PrefixCache(model)
     prompt = [5, 6, 7, 8]
-    [first] = generate(model, tokenizer, [prompt], params, cache=cache)
-    [second] = generate(model, tokenizer, [prompt], params, cache=cache)
+    [first] = generate(model, tokenizer, [prompt], params, prefix_cache=cache)
+    [second] = generate(model, tokenizer, [prompt], params, prefix_cache=cache)
     assert first.ids == second.ids == generate(model, tokenizer, [prompt], params)[0].ids
     before = cache.runner.positions
     longer = [*prompt, *first.ids, 9]
-    [third] = generate(model, tokenizer, [longer], SamplingParams(max_new_tokens=5), cache=cache)
+    [third] = generate(model, tokenizer, [longer], SamplingParams(max_new_tokens=5), prefix_cache=cache)
     assert cache.runner.positions - before < len(longer)  # what the search left behind is the model's past of its answer
     assert third.ids == generate(model, tokenizer, [longer], SamplingParams(max_new_tokens=5))[0].ids
 
@@ -144,7 +144,7 @@ def test_a_remembered_prompt_is_read_again_for_its_states_and_the_answer_is_reme
 def test_trace_shows_what_each_candidate_was_worth(tiny, tokenizer):
     params = SamplingParams(penalty_alpha=0.6, top_k=3, max_new_tokens=4)
     [result] = generate(tiny("llama"), tokenizer, [[5, 6, 7]], params, trace=True)
-    records = [event.what for event in result.trace if isinstance(event, Observed) and isinstance(event.what, Contrast)]
+    records = [event.what for event in result.trace if isinstance(event, Observed) and isinstance(event.what, ContrastTrace)]
     assert len(records) == 4
     for record, id in zip(records, result.ids):
         assert len(record.candidates) == 3

@@ -12,7 +12,7 @@ from seodang.infer.requests.events import Observed
 from seodang.infer.requests.params import SamplingParams
 from seodang.infer.requests.request import derived
 from seodang.infer.requests.rng import draw, key
-from seodang.infer.requests.trace import Layer
+from seodang.infer.requests.trace import LayerTrace
 from seodang.infer.runners.architecture import Capabilities
 from seodang.infer.runners.direct import DirectRunner
 from seodang.infer.runners.open import open_runner
@@ -63,8 +63,8 @@ def test_all_golden_cases_of_a_model_in_one_run_give_tokens_and_layers_of_transf
         requests.append(golden_request(model, case, index))
         requests[-1].traced = True
     for event in run(Engine(runner), requests):
-        if isinstance(event, Observed) and isinstance(event.what, Layer):
-            heard.setdefault(event.row, []).append(event.what)
+        if isinstance(event, Observed) and isinstance(event.what, LayerTrace):
+            heard.setdefault(event.prompt_index, []).append(event.what)
     for each, (_, case) in zip(requests, cases):
         sane = without_what_follows_no_choice(model, case)
         assert each.result.ids[:sane] == case["sequences"][0][:sane], case["options"]
@@ -129,7 +129,7 @@ def test_where_every_plausible_token_is_banned_the_model_itself_decides(golden_m
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2", "granite", "cohere"])
 def test_head_of_the_last_states_gives_the_logits_on_both_runners(tiny, kind):
     for runner in [RaggedRunner(tiny(kind))] + ([DirectRunner(tiny(kind))] if kind in ("llama", "gemma2", "gpt2") else []):
-        row = runner.row()
+        row = runner.allocate()
         logits, states = runner.observe([row], [[5, 6, 7]], [3], [-1, 1])
         torch.testing.assert_close(runner.head(states[-1]), logits, rtol=1e-5, atol=1e-5)
         expected = tiny(kind)(torch.tensor([[5, 6, 7]]), output_hidden_states=True).hidden_states

@@ -14,7 +14,7 @@ from seodang.infer.requests.params import SamplingParams
 from seodang.infer.requests.request import derived
 from seodang.infer.requests.rng import draw, key
 from seodang.infer.runners.open import open_runner
-from seodang.infer.strategies.guidance import classifier_free, companion_of, expert_minus_amateur
+from seodang.infer.strategies.guidance import classifier_free, guidance_of, expert_minus_amateur
 
 PROMPT, NEGATIVE = [5, 6, 7, 8], [11, 12]
 
@@ -54,9 +54,9 @@ def test_guided_greedy_search_of_many_requests_is_transformers_one_by_one(fresh_
         assert result.ids == guided_by_transformers(model, prompt, 12, **named), case
 
 
-def test_scale_of_one_runs_no_companion(tiny, tokenizer):
+def test_scale_of_one_runs_no_guidance(tiny, tokenizer):
     engine = Engine(open_runner(tiny("llama")))
-    assert companion_of(SamplingParams(guidance_scale=1.0, negative_prompt=NEGATIVE), PROMPT, NEGATIVE, engine) is None
+    assert guidance_of(SamplingParams(guidance_scale=1.0, negative_prompt=NEGATIVE), PROMPT, NEGATIVE, engine) is None
     plain, guided = generate(
         tiny("llama"), tokenizer, [PROMPT] * 2, [SamplingParams(max_new_tokens=8), SamplingParams(max_new_tokens=8, guidance_scale=1.0)]
     )
@@ -90,7 +90,7 @@ def test_guided_samples_are_drawn_from_the_guided_distribution(fresh_tiny, token
 def test_a_guided_prompt_from_memory_gives_the_same_answer(fresh_tiny, tokenizer):
     model = fresh_tiny("llama").double()
     params, cache = SamplingParams(guidance_scale=1.6, negative_prompt=NEGATIVE, max_new_tokens=8), PrefixCache(model)
-    first, second = (generate(model, tokenizer, [PROMPT], params, cache=cache)[0].ids for _ in range(2))
+    first, second = (generate(model, tokenizer, [PROMPT], params, prefix_cache=cache)[0].ids for _ in range(2))
     assert first == second == guided_by_transformers(model, PROMPT, 8, guidance_scale=1.6, negative_prompt_ids=NEGATIVE)
     assert cache.runner.live == len(cache.slots)
 

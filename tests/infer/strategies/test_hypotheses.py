@@ -3,21 +3,21 @@
 import pytest
 
 from seodang.infer.requests.params import SamplingParams
-from seodang.infer.requests.request import Request, Row
-from seodang.infer.strategies.hypotheses import Hypotheses
+from seodang.infer.requests.request import Request, TokenSequence
+from seodang.infer.strategies.hypotheses import BeamHypotheses
 
 
-def row(tokens: int, **settings) -> Row:
+def row(tokens: int, **settings) -> TokenSequence:
     """A hypothesis of so many tokens behind a prompt of two."""
     request = Request(0, [5, 6], SamplingParams(max_new_tokens=12, **settings), 0, frozenset([2]), lambda: None)
-    return Row(request, None, 0, [5, 6] + [9] * tokens, None)
+    return TokenSequence(request, None, 0, [5, 6] + [9] * tokens, None)
 
 
-def ended(begin: int = 0, **settings) -> Hypotheses:
+def ended(begin: int = 0, **settings) -> BeamHypotheses:
     """Two hypotheses of a search that began with `begin` tokens: 4 tokens more with a sum of -4, 2 more with one of -1."""
-    found = Hypotheses(row(begin, **settings), 2)
+    found = BeamHypotheses(row(begin, **settings), 2)
     found.add(row(begin + 4, **settings), -4.0)
-    assert not found.full and not found.settled(-100.0, begin + 5)
+    assert not found.full and not found.is_done(-100.0, begin + 5)
     found.add(row(begin + 2, **settings), -1.0)
     return found
 
@@ -46,9 +46,9 @@ def test_the_best_stay_and_of_equal_ones_the_elder():
     ],
 )  # fmt: skip
 def test_a_search_is_settled_where_its_best_could_not_come_in(early_stopping, best, settled):
-    assert ended(begin=2, early_stopping=early_stopping).settled(best, 2 + 6) == settled
+    assert ended(begin=2, early_stopping=early_stopping).is_done(best, 2 + 6) == settled
 
 
 def test_where_length_counts_against_an_answer_it_is_judged_as_it_stands():
     found = ended(early_stopping="never", length_penalty=0.0)  # scores are sums, which only fall
-    assert found.settled(-4.0, 6) and not found.settled(-3.9, 6)
+    assert found.is_done(-4.0, 6) and not found.is_done(-3.9, 6)

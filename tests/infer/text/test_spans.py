@@ -129,15 +129,15 @@ def test_the_next_turn_costs_only_what_is_new(tiny, tokenizer):
     model = tiny("llama")
     cache = PrefixCache(model)
     params = SamplingParams(max_new_tokens=10)
-    [first] = generate(model, tokenizer, [PROMPT], params, cache=cache)
+    [first] = generate(model, tokenizer, [PROMPT], params, prefix_cache=cache)
     longer = PROMPT + first.ids + [20, 21, 22]
     before = cache.runner.positions
-    [second] = generate(model, tokenizer, [longer], params, cache=cache)
+    [second] = generate(model, tokenizer, [longer], params, prefix_cache=cache)
     assert cache.runner.positions - before == len(longer) - (len(PROMPT) + len(first.ids) - 1) + len(second.ids) - 1
     assert second.ids == generate(model, tokenizer, [longer], params)[0].ids
     assert second.logprobs == pytest.approx(generate(model, tokenizer, [longer], params)[0].logprobs, abs=1e-5)
     before = cache.runner.positions
-    [branch] = generate(model, tokenizer, [PROMPT + [30]], params, cache=cache)  # another end of the same beginning
+    [branch] = generate(model, tokenizer, [PROMPT + [30]], params, prefix_cache=cache)  # another end of the same beginning
     assert branch.ids == generate(model, tokenizer, [PROMPT + [30]], params)[0].ids
     assert cache.runner.positions - before == 1 + len(branch.ids) - 1
     cache.clear()
@@ -147,10 +147,10 @@ def test_the_next_turn_costs_only_what_is_new(tiny, tokenizer):
 def test_a_cache_keeps_as_many_talks_as_it_is_told_and_knows_its_model(tiny, fresh_tiny, tokenizer):
     cache = PrefixCache(tiny("llama"), rows=2)
     for start in (5, 15, 25, 35):
-        generate(tiny("llama"), tokenizer, [[start, start + 1]], SamplingParams(max_new_tokens=3), cache=cache)
+        generate(tiny("llama"), tokenizer, [[start, start + 1]], SamplingParams(max_new_tokens=3), prefix_cache=cache)
     assert cache.runner.live == 2
     with pytest.raises(UserError, match="made for another model"):
-        generate(fresh_tiny("llama"), tokenizer, [[5]], SamplingParams(max_new_tokens=3), cache=cache)
+        generate(fresh_tiny("llama"), tokenizer, [[5]], SamplingParams(max_new_tokens=3), prefix_cache=cache)
     with pytest.raises(UserError, match="rows must be at least 1"):
         PrefixCache(tiny("llama"), rows=0)
     assert open_runner(tiny("llama")).live == 0

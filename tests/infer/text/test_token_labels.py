@@ -2,7 +2,7 @@
 
 import pytest
 
-from seodang.infer.text.token_labels import Names, seen, spelled
+from seodang.infer.text.token_labels import TokenLabels, seen, spelled
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_bytes_of_half_a_character_are_written_out(text, shown):
 
 
 def test_tokens_of_korean_are_bytes_alone_and_characters_together(tokenizer):
-    names = Names(tokenizer)
+    names = TokenLabels(tokenizer)
     ids = tokenizer(" 수원은\n", add_special_tokens=False)["input_ids"]
     assert "".join(names(id) for id in ids) != names.of(ids) == "␣수원은⏎"
     assert any(names.unfinished(id) and names(id).startswith(("<0x", "␣<0x")) for id in ids)
@@ -33,7 +33,7 @@ def test_tokens_of_korean_are_bytes_alone_and_characters_together(tokenizer):
 
 
 def test_special_tokens_have_their_own_names_and_ids_beyond_the_tokenizer_a_number(tokenizer):
-    names = Names(tokenizer)
+    names = TokenLabels(tokenizer)
     assert names(tokenizer.convert_tokens_to_ids("<|im_end|>")) == "<|im_end|>"
     assert names(len(tokenizer) + 3) == f"<{len(tokenizer) + 3}>" and not names.unfinished(len(tokenizer) + 3)
     assert names.of([tokenizer.convert_tokens_to_ids("<|im_end|>"), len(tokenizer)]) == f"<|im_end|><{len(tokenizer)}>"

@@ -6,13 +6,13 @@ import json
 import pytest
 
 from seodang.data.errors import UserError
-from seodang.infer.checkpoint.manifest import seal
+from seodang.infer.checkpoint.manifest import write_manifest
 from seodang.recipes.dpo import DpoArguments, DpoOptions
 from seodang.recipes.grpo import GrpoArguments
 from seodang.recipes.kto import KtoArguments
 from seodang.recipes.options.parser import parse
 from seodang.recipes.options.preference import PreferenceOptions
-from seodang.recipes.options.prompts import AskedOptions, ScoringOptions
+from seodang.recipes.options.prompts import PromptOptions, ScoringOptions
 from seodang.recipes.options.training import Arguments, DataOptions, ModelOptions, RunOptions
 from seodang.recipes.ppo import PolicyOptions, PpoArguments
 from seodang.recipes.reward import RewardArguments, RewardOptions
@@ -27,9 +27,9 @@ STAGES = {
     "dpo": (DpoOptions, PreferenceSettings, *MODEL, DpoArguments),
     "kto": (PreferenceOptions, *MODEL, KtoArguments),
     "reward": (RewardOptions, *MODEL, RewardArguments),
-    "grpo": (AskedOptions, ScoringOptions, *MODEL, GrpoArguments),
-    "rloo": (AskedOptions, ScoringOptions, *MODEL, RlooArguments),
-    "ppo": (AskedOptions, ScoringOptions, PolicyOptions, PpoSettings, *MODEL, PpoArguments),
+    "grpo": (PromptOptions, ScoringOptions, *MODEL, GrpoArguments),
+    "rloo": (PromptOptions, ScoringOptions, *MODEL, RlooArguments),
+    "ppo": (PromptOptions, ScoringOptions, PolicyOptions, PpoSettings, *MODEL, PpoArguments),
 }
 ROWS = [{"prompt_ids": [1, 2], "where": "data.jsonl line 1"}]
 
@@ -44,7 +44,7 @@ def trained(tmp_path):
     """`trained(stage, *words)`: a checkpoint of a run with these options."""
 
     def checkpoint(stage, *words, **how):
-        seal(tmp_path, options=origin(stage, *words, **how).options)
+        write_manifest(tmp_path, options=origin(stage, *words, **how).options)
         return tmp_path
 
     return checkpoint
@@ -71,7 +71,7 @@ CHANGES = [
 def test_every_stage_is_known_by_these(trained, stage):
     then, now = (origin(stage, *(word for change in COMMON for word in (change[0], change[which]))) for which in (1, 2))
     checkpoint = trained(stage)
-    seal(checkpoint, options=then.options)
+    write_manifest(checkpoint, options=then.options)
     with pytest.raises(UserError) as refused:
         refuse_other_run(checkpoint, now, None)
     for option, before, after in COMMON:
@@ -135,7 +135,7 @@ def test_what_cannot_work_is_refused_whoever_allows_it(trained, tmp_path, words)
 
 
 def test_a_checkpoint_without_its_options_is_resumed_unchecked_by_whoever_says_so(tmp_path):
-    seal(tmp_path, base="default", data="0123456789abcdef")
+    write_manifest(tmp_path, base="default", data="0123456789abcdef")
     with pytest.raises(UserError, match="an earlier version saved it: --allow_changes all resumes it unchecked"):
         refuse_other_run(tmp_path, origin("sft"), ["seed"])
     refuse_other_run(tmp_path, origin("sft"), ["all"])

@@ -3,7 +3,7 @@ import torch
 
 from seodang.data.packing import collate
 from seodang.train.attention.packed_attention import PACKED
-from seodang.train.models.completion_loss import teach_answers_only
+from seodang.train.models.completion_loss import patch_completion_loss
 
 KINDS = ["llama", "gpt2", "qwen3", "mistral", "gemma", "gemma2", "granite", "cohere"]
 
@@ -44,7 +44,7 @@ def test_packed_loss_and_gradients_equal_the_unpacked_mean(fresh_tiny, kind):
             ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
             plain(input_ids=ids, labels=labels, num_items_in_batch=count).loss.backward()
     packed.set_attn_implementation(PACKED)
-    teach_answers_only(packed)
+    patch_completion_loss(packed)
     out = packed(**collate(rows))
     out.loss.backward()
     assert out.tokens == count

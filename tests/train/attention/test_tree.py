@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from seodang.train.attention.packed_attention import PACKED
 from seodang.train.attention.tree import attend_tree, by_branch, collate_branches, collate_padded_branches, offsets
 from seodang.train.maths.logprobs import LinearLogprobs, head_logprobs
-from seodang.train.models.branch_logprobs import lay_out_branches, learn_branches
+from seodang.train.models.branch_logprobs import lay_out_branches, patch_branch_logprobs
 
 KINDS = ["llama", "gpt2", "qwen3", "mistral", "gemma", "gemma2", "granite", "cohere"]
 
@@ -46,7 +46,7 @@ def test_a_batch_lies_end_to_end_and_says_what_predicts_what():
 def test_log_probabilities_and_entropies_equal_those_of_each_answer_alone(fresh_tiny, kind, temperature):
     model, rows = fresh_tiny(kind).double(), branch_rows()
     expected = plainly(model, rows, temperature)
-    learn_branches(model)
+    patch_branch_logprobs(model)
     collate = lay_out_branches(model, 0)
     assert model.config._attn_implementation == PACKED
     out = model(**collate(rows), temperature=temperature, wants_entropies=True)
@@ -61,7 +61,7 @@ def test_gradients_equal_those_of_the_plain_computation(fresh_tiny, kind):
     weights = torch.linspace(-1, 2, 2 * len(logprobs), dtype=torch.float64)
     loss = lambda logprobs, entropies: (torch.cat([logprobs, entropies]) * weights).sum()
     loss(logprobs, entropies).backward()
-    learn_branches(tree)
+    patch_branch_logprobs(tree)
     out = tree(**lay_out_branches(tree, 0)(rows), wants_entropies=True)
     loss(out.logprobs, out.entropies).backward()
     for (name, p), q in zip(tree.named_parameters(), plain.parameters(), strict=True):
@@ -73,7 +73,7 @@ def test_an_architecture_without_replaceable_attention_is_padded_and_scores_the_
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("bloom", vocab_size=128, hidden_size=32, n_layer=2, n_head=4)).double().eval()
     rows = branch_rows()
     expected, _ = plainly(model, rows)
-    learn_branches(model)
+    patch_branch_logprobs(model)
     batch = lay_out_branches(model, 0)(rows)
     assert "tree" not in batch
     assert torch.allclose(model(**batch).logprobs, expected, atol=1e-9)
@@ -89,7 +89,7 @@ def test_padded_and_end_to_end_batches_name_the_same_last_tokens():
 def test_a_branch_does_not_feel_its_neighbours(tiny):
     """Longer or shorter sisters, padded or not, change nothing."""
     model = tiny("llama", seed=3)
-    learn_branches(model)
+    patch_branch_logprobs(model)
     model.set_attn_implementation(PACKED)
     prompt, mine = list(range(3, 20)), [40, 41, 42, 43]
     alone = model(**collate_branches([{"prompt_ids": prompt, "branches": [mine]}])).logprobs
@@ -132,6 +132,6 @@ def test_training_leaves_the_engine_its_direct_way_to_the_weights(fresh_tiny):
     from seodang.infer.runners.open import open_runner
 
     model = fresh_tiny("llama")
-    learn_branches(model)
+    patch_branch_logprobs(model)
     lay_out_branches(model, 0)
     assert isinstance(open_runner(model), DirectRunner)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 
 from seodang.data.errors import UserError
-from seodang.train.models.completion_loss import HeadCrossEntropy, LinearCrossEntropy, teach_answers_only
+from seodang.train.models.completion_loss import HeadCrossEntropy, LinearCrossEntropy, patch_completion_loss
 
 KINDS = ["llama", "gpt2", "qwen3", "mistral", "gemma", "gemma2", "granite", "cohere"]
 
@@ -34,7 +34,7 @@ def assert_close(ours, theirs, tolerance=1e-5):
 @pytest.mark.parametrize("chunk", [4, 512])
 def test_loss_and_gradients_equal_the_models_own(fresh_tiny, kind, chunk):
     plain, ours = fresh_tiny(kind), fresh_tiny(kind)
-    teach_answers_only(ours, chunk)
+    patch_completion_loss(ours, chunk)
     inputs = batch()
     expected = plain(**inputs).loss
     expected.backward()
@@ -47,8 +47,8 @@ def test_loss_and_gradients_equal_the_models_own(fresh_tiny, kind, chunk):
 @pytest.mark.parametrize("kind", ["llama", "gemma2"])
 def test_gradient_checkpointing_changes_nothing(fresh_tiny, kind):
     plain, ours = fresh_tiny(kind).train(), fresh_tiny(kind).train()
-    teach_answers_only(plain)
-    teach_answers_only(ours)
+    patch_completion_loss(plain)
+    patch_completion_loss(ours)
     ours.gradient_checkpointing_enable()
     plain(**batch()).loss.backward()
     ours(**batch()).loss.backward()
@@ -60,7 +60,7 @@ def test_adapters_get_the_plain_gradients(fresh_tiny, targets):
     def adapted(teach):
         model = fresh_tiny("llama", tie_word_embeddings=False)
         if teach:
-            teach_answers_only(model, 4)
+            patch_completion_loss(model, 4)
         torch.manual_seed(1)
         model = get_peft_model(model, LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM"))
         with torch.no_grad():
@@ -89,7 +89,7 @@ def assert_as_exact(ours, plain, exact):
 @pytest.mark.parametrize("kind", ["llama", "granite"])
 def test_bfloat16_loss_is_the_plain_loss_of_bfloat16_weights(fresh_tiny, kind):
     plain, ours, exact = fresh_tiny(kind).bfloat16(), fresh_tiny(kind).bfloat16(), fresh_tiny(kind).bfloat16().double()
-    teach_answers_only(ours)
+    patch_completion_loss(ours)
     expected, got = plain(**batch()).loss, ours(**batch()).loss
     for loss in (expected, got, exact(**batch()).loss):
         loss.backward()
@@ -99,7 +99,7 @@ def test_bfloat16_loss_is_the_plain_loss_of_bfloat16_weights(fresh_tiny, kind):
 
 def test_autocast_equals_autocast_of_the_plain_loss(fresh_tiny):
     plain, ours, exact = fresh_tiny("llama"), fresh_tiny("llama"), fresh_tiny("llama").double()
-    teach_answers_only(ours)
+    patch_completion_loss(ours)
     with torch.autocast("cpu", torch.bfloat16):
         expected, got = plain(**batch()).loss, ours(**batch()).loss
     for loss in (expected, got, exact(**batch()).loss):
@@ -111,7 +111,7 @@ def test_autocast_equals_autocast_of_the_plain_loss(fresh_tiny):
 
 def test_loss_is_divided_by_the_tokens_of_the_whole_accumulated_batch(fresh_tiny):
     model = fresh_tiny("llama")
-    teach_answers_only(model)
+    patch_completion_loss(model)
     whole = batch(rows=4)
     halves = [{k: v[i : i + 2] for k, v in whole.items()} for i in (0, 2)]
     count = (whole["labels"][:, 1:] != -100).sum()
@@ -124,7 +124,7 @@ def test_evaluation_counts_right_tokens_as_argmax_does(fresh_tiny):
     inputs = batch()
     with torch.no_grad():
         logits = model(**inputs).logits[:, :-1]
-        teach_answers_only(model, 4)
+        patch_completion_loss(model, 4)
         out = model(**inputs)
     targets = inputs["labels"][:, 1:]
     kept = targets != -100
@@ -135,7 +135,7 @@ def test_evaluation_counts_right_tokens_as_argmax_does(fresh_tiny):
 
 def test_the_head_sees_label_positions_alone_in_chunks(fresh_tiny, monkeypatch):
     model = fresh_tiny("llama")
-    teach_answers_only(model, 4)
+    patch_completion_loss(model, 4)
     model(**batch()).loss  # the head has been recognised as plain
     seen = []
     linear = F.linear
@@ -162,7 +162,7 @@ def test_without_labels_the_model_answers_as_before(fresh_tiny):
     model = fresh_tiny("llama")
     ids = batch()["input_ids"]
     before = model(ids).logits
-    teach_answers_only(model)
+    patch_completion_loss(model)
     assert torch.equal(model(ids).logits, before)
 
 
@@ -170,7 +170,7 @@ def test_router_losses_are_refused(fresh_tiny):
     model = copy.deepcopy(fresh_tiny("llama"))
     model.config.output_router_logits = True
     with pytest.raises(UserError, match="output_router_logits"):
-        teach_answers_only(model)
+        patch_completion_loss(model)
 
 
 class BuiltAnew:
@@ -184,7 +184,7 @@ class BuiltAnew:
 def test_the_model_stays_whole_while_its_head_runs(fresh_tiny, training):
     """Another thread may run it meanwhile; Gemma 2's capped head is the architecture's own forward."""
     model = fresh_tiny("gemma2")
-    teach_answers_only(model)
+    patch_completion_loss(model)
     model.__class__ = type("Wrapped", (BuiltAnew, type(model)), {})
     trunk, seen = model.model, []
     model.lm_head.register_forward_hook(lambda *_: seen.append(model.model is trunk))

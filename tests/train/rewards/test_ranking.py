@@ -9,7 +9,7 @@ from seodang.data.json_lines import read_json_lines
 from seodang.recipes.run.rounds import read_lines
 from seodang.train.rewards import ranking
 from seodang.train.rewards.ranking import ByJudge, ByLabel, ByPerson, Stopped, parse_order, printable, rank_all, ranks_of, said
-from seodang.train.rollouts.sample_n import several_answers
+from seodang.train.rollouts.sample_n import sample_n
 
 PROMPT = [{"role": "user", "content": "Where is Suwon?"}]
 
@@ -194,7 +194,7 @@ def test_several_answers_are_different_and_the_same_for_the_same_seed(tiny_llama
     rows = [{"prompt_ids": prompt_ids(tiny_tokenizer, PROMPT)}, {"prompt_ids": [40, 41]}]
 
     def draw(seed, temperature=1.0):
-        return several_answers(tiny_llama, tiny_tokenizer, rows, 4, max_new_tokens=3, temperature=temperature, seed=seed)
+        return sample_n(tiny_llama, tiny_tokenizer, rows, 4, max_new_tokens=3, temperature=temperature, seed=seed)
 
     first = draw(("round", 1))
     assert draw(("round", 1)) == first != draw(("round", 2))

@@ -6,7 +6,7 @@ import pytest
 from transformers import GenerationConfig
 
 from seodang.data.errors import UserError
-from seodang.infer.requests.request import Row
+from seodang.infer.requests.request import TokenSequence
 from seodang.train.rollouts.eval_generation import AnswerSampler, HeldOut
 from seodang.train.rollouts.rollout import roll_out
 from seodang.train.stages.grpo import SharedPrompt
@@ -21,7 +21,7 @@ def refused(monkeypatch):
     def refuse(*given):
         raise UserError("this answer fails")
 
-    monkeypatch.setattr(Row, "commit", refuse)
+    monkeypatch.setattr(TokenSequence, "commit", refuse)
 
 
 def test_an_answer_that_fails_ends_the_rollout(tiny_llama, tiny_tokenizer, refused):

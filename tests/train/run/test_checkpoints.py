@@ -15,11 +15,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from seodang.data.errors import UserError
 from seodang.infer.checkpoint.load import load
-from seodang.infer.checkpoint.manifest import MANIFEST, seal, verify
+from seodang.infer.checkpoint.manifest import MANIFEST, write_manifest, verify
 from seodang.infer.runners.architecture import transformers_model
 from seodang.train.run import crash_safe as sealed
 from seodang.train.run.checkpoints import complete_checkpoints, find_resume, publish, publish_into, room_for, rotate, start_aside
-from seodang.train.run.crash_safe import Sealed
+from seodang.train.run.crash_safe import CrashSafeCheckpoints
 from seodang.train.run.publishing import copy_model
 from seodang.train.stages.sft import sft, sft_trainer
 
@@ -30,7 +30,7 @@ def saved(fresh_tiny, tiny_tokenizer, tmp_path):
     folder = tmp_path / "model"
     fresh_tiny("llama").save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
-    seal(folder, step=3)
+    write_manifest(folder, step=3)
     return folder
 
 
@@ -104,7 +104,7 @@ def test_a_manifest_that_names_what_is_not_the_folders_own_is_refused(tmp_path, 
     (tmp_path / "elsewhere").mkdir()
     for path in (secret, folder / "config.json", tmp_path / "elsewhere" / "inner.txt"):
         path.write_text("{}")
-    seal(folder)
+    write_manifest(folder)
     (folder / "link.txt").symlink_to(secret)
     (folder / "linked").symlink_to(tmp_path / "elsewhere")
     manifest = json.loads((folder / MANIFEST).read_text())
@@ -246,7 +246,7 @@ class Two:
 
 
 def one_of_two(theirs, rank=0):
-    stage = Sealed.__new__(Sealed)
+    stage = CrashSafeCheckpoints.__new__(CrashSafeCheckpoints)
     stage.accelerator = Two(theirs)
     stage.args = SimpleNamespace(world_size=2, process_index=rank, device="cpu", per_device_eval_batch_size=2)
     return stage
@@ -294,7 +294,7 @@ def test_resume_takes_the_newest_complete_checkpoint(tmp_path):
         folder.mkdir()
         (folder / "weights.bin").write_bytes(b"abc")
         if complete:
-            seal(folder, step=step)
+            write_manifest(folder, step=step)
     assert find_resume(tmp_path, "auto").name == "checkpoint-10"
     assert find_resume(tmp_path, "never") is None
     assert find_resume(tmp_path / "elsewhere", "auto") is None
@@ -309,7 +309,7 @@ def test_resume_takes_the_newest_complete_checkpoint(tmp_path):
 def test_rotation_keeps_the_newest_and_the_best(tmp_path):
     for step in (1, 2, 3, 4):
         (tmp_path / f"checkpoint-{step}").mkdir()
-        seal(tmp_path / f"checkpoint-{step}")
+        write_manifest(tmp_path / f"checkpoint-{step}")
     rotate(tmp_path, 2, keep=str(tmp_path / "checkpoint-1"))
     assert [p.name for p in complete_checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-4"]
     rotate(tmp_path, 1, keep=str(tmp_path / "checkpoint-1"))  # the newest is what a resume needs, the best what the run is for

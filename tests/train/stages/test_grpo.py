@@ -16,7 +16,7 @@ from seodang.data.errors import UserError
 from seodang.infer.runners.architecture import transformers_model
 from seodang.train.attention.groups import answers_together, groups_of, parts_of, places_of, spread
 from seodang.train.rewards.reward_function import with_all_columns
-from seodang.train.stages.grpo import GrpoStage, RlooStage, grpo_trainer, rloo_trainer
+from seodang.train.stages.grpo import GrpoTrainer, RlooTrainer, grpo_trainer, rloo_trainer
 
 QUIET = {"report_to": "none", "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "save_strategy": "no", "logging_steps": 1,
          "disable_tqdm": True, "max_completion_length": 10, "num_generations": 4, "per_device_train_batch_size": 8}  # fmt: skip
@@ -309,5 +309,5 @@ def test_trl_is_as_it_was_when_shared_prompts_were_written():
         assert names("_generate_single_turn") == ["self", "prompt_ids", "images", "multimodal_fields", *turn]
         assert names("_tokenize_prompts") == ["self", "prompts"] and names("_generate_and_score_completions") == ["self", "inputs"]
         assert names("_prepare_inputs") == ["self", "generation_batch"]
-    for stage in (GrpoStage, RlooStage):
-        assert [base.__name__ for base in stage.__mro__[1:3]] == ["SharedPrompt", "Sealed"]
+    for stage in (GrpoTrainer, RlooTrainer):
+        assert [base.__name__ for base in stage.__mro__[1:3]] == ["SharedPrompt", "CrashSafeCheckpoints"]

@@ -97,13 +97,13 @@ def test_the_old_checkpoint_goes_only_after_the_new_manifest_stands(fresh_tiny, 
     from seodang.train.run import checkpoints
 
     seen = []
-    seal = checkpoints.seal
+    write_manifest = checkpoints.write_manifest
 
     def watched(folder, **facts):
         seen.append([p.name for p in complete_checkpoints(tmp_path)])
-        seal(folder, **facts)
+        write_manifest(folder, **facts)
 
-    monkeypatch.setattr(checkpoints, "seal", watched)
+    monkeypatch.setattr(checkpoints, "write_manifest", watched)
     run(fresh_tiny, tiny_tokenizer, tmp_path, save_total_limit=1, max_steps=3)
     assert seen == [[], ["checkpoint-1"], ["checkpoint-2"]]
     assert [p.name for p in complete_checkpoints(tmp_path)] == ["checkpoint-3"]

@@ -11,7 +11,7 @@ from seodang.train.attention.packed_attention import PACKED
 from seodang.train.run.logs import LOG, curves, draw_curve, read_log, terminal_curve
 from seodang.train.run.optimizer import MasterAdamW
 from seodang.train.run.plan import plan
-from seodang.train.stages.sft import lay_out, learn_to_stop, sft, sft_trainer
+from seodang.train.stages.sft import lay_out, set_eos_token_ids, sft, sft_trainer
 
 
 def rows(count=6, seed=0):
@@ -88,7 +88,7 @@ def test_a_packable_architecture_lies_end_to_end(fresh_tiny, tiny_tokenizer):
 def test_all_ends_of_turn_are_kept(fresh_tiny, tiny_tokenizer):
     model = fresh_tiny("llama")
     model.generation_config.eos_token_id = [7, 9]
-    learn_to_stop(model, tiny_tokenizer)
+    set_eos_token_ids(model, tiny_tokenizer)
     assert model.generation_config.eos_token_id == [7, 9, tiny_tokenizer.eos_token_id]
 
 
