@@ -1,7 +1,6 @@
 """A causal model that scores answers: log-probabilities at answer positions alone, entropies, and a critic's values where it has one."""
 
 from dataclasses import dataclass
-from types import MethodType
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from ..attention.packed_attention import PACKED
 from ..attention.tree import collate_branches, collate_padded_branches
 from ..maths.logprobs import CHUNK, LinearLogprobs, head_logprobs
 from .completion_loss import is_plain, lowered, own_head
+from .extended_forward import Forward, extend_forward
 
 
 @dataclass
@@ -31,34 +31,33 @@ def patch_branch_logprobs(model: PreTrainedModel, chunk: int = CHUNK) -> None:
     The distribution is that of the architecture's own logits, its scaling and capping included, divided by `temperature`. Entropies cost a
     pass over it and are computed where `wants_entropies` asks for them.
     """
-    if getattr(model, "scores_branches", False):
-        return
-    before, trunk_name = model.forward.__func__, model.base_model_prefix  # the function, not the method: a copy of the model calls its own
-    model.scores_branches = True
+    trunk_name = model.base_model_prefix
 
-    def forward(
-        self,
-        *args,
-        predictors: Tensor | None = None,
-        targets: Tensor | None = None,
-        branch_lengths=None,
-        ends=None,
-        temperature: float = 1.0,
-        wants_entropies: bool = False,
-        wants_values: bool = True,
-        **kwargs,
-    ):
-        if predictors is None:
-            return MethodType(before, self)(*args, **kwargs)
-        kwargs.pop("labels", None)  # an adapter's wrapper hands on a None
-        hidden = getattr(self, trunk_name)(*args, use_cache=False, **kwargs).last_hidden_state.flatten(0, 1).index_select(0, predictors)
-        logprobs, entropies = _scored(self, hidden, targets, temperature, wants_entropies, chunk)
-        critic = getattr(self, "critic", None) if wants_values else None
-        value = None if critic is None else critic(hidden, *args, predictors=predictors, **kwargs)
-        return Scored(logprobs=logprobs, entropies=entropies, value=value)
+    def with_scores(before: Forward) -> Forward:
+        def forward(
+            self,
+            *args,
+            predictors: Tensor | None = None,
+            targets: Tensor | None = None,
+            branch_lengths=None,
+            ends=None,
+            temperature: float = 1.0,
+            wants_entropies: bool = False,
+            wants_values: bool = True,
+            **kwargs,
+        ):
+            if predictors is None:
+                return before(self, *args, **kwargs)
+            kwargs.pop("labels", None)  # an adapter's wrapper hands on a None
+            hidden = getattr(self, trunk_name)(*args, use_cache=False, **kwargs).last_hidden_state.flatten(0, 1).index_select(0, predictors)
+            logprobs, entropies = _scored(self, hidden, targets, temperature, wants_entropies, chunk)
+            critic = getattr(self, "critic", None) if wants_values else None
+            value = None if critic is None else critic(hidden, *args, predictors=predictors, **kwargs)
+            return Scored(logprobs=logprobs, entropies=entropies, value=value)
 
-    forward.speaks_as_before = True  # without predictors: the engine may read the weights past it
-    model.forward = MethodType(forward, model)
+        return forward
+
+    extend_forward(model, "branch logprobs", with_scores, speaks_as_before=True)
 
 
 def _scored(

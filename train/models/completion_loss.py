@@ -8,7 +8,6 @@ For n labels, vocabulary V and hidden size d, the head costs three products of [
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import MethodType
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
 
 from ...data.errors import UserError
 from ...data.labels import IGNORE_INDEX
+from .extended_forward import Forward, extend_forward
 
 CHUNK = 512  # label positions a chunk: enough to keep the matrix kernels busy, 100 MB of float32 at a vocabulary of 49,152
 
@@ -110,24 +110,22 @@ def patch_completion_loss(model: PreTrainedModel, chunk: int = CHUNK) -> None:
     """
     if getattr(model.config, "output_router_logits", False):
         raise UserError("output_router_logits is on: set it to false in config.json, the router's own loss is not trained here")
-    if hasattr(model, "answer_loss_chunk"):
-        model.answer_loss_chunk = chunk
-        return
-    before, trunk_name = model.forward.__func__, model.base_model_prefix  # the function, not the method: a copy of the model calls its own
-    model.answer_loss_chunk = chunk
+    trunk_name = model.base_model_prefix
 
-    def forward(self, *args, labels: Tensor | None = None, num_items_in_batch=None, **kwargs):
-        if labels is None:
-            return MethodType(before, self)(*args, **kwargs)
-        hidden = getattr(self, trunk_name)(*args, use_cache=False, **_plain_lengths(kwargs)).last_hidden_state
-        targets = labels[:, 1:].flatten()
-        places = (targets != IGNORE_INDEX).nonzero().squeeze(1)
-        # position i of each row predicts its label i + 1
-        hidden = hidden[:, :-1].flatten(0, 1).index_select(0, places)
-        return _answer_loss(self, hidden, targets[places], num_items_in_batch)
+    def with_loss(before: Forward) -> Forward:
+        def forward(self, *args, labels: Tensor | None = None, num_items_in_batch=None, **kwargs):
+            if labels is None:
+                return before(self, *args, **kwargs)
+            hidden = getattr(self, trunk_name)(*args, use_cache=False, **_plain_lengths(kwargs)).last_hidden_state
+            targets = labels[:, 1:].flatten()
+            places = (targets != IGNORE_INDEX).nonzero().squeeze(1)
+            # position i of each row predicts its label i + 1
+            hidden = hidden[:, :-1].flatten(0, 1).index_select(0, places)
+            return _answer_loss(self, hidden, targets[places], num_items_in_batch, chunk)
 
-    forward.speaks_as_before = True  # without labels: the engine may read the weights past it
-    model.forward = MethodType(forward, model)
+        return forward
+
+    extend_forward(model, "completion loss", with_loss, speaks_as_before=True)
 
 
 def _plain_lengths(kwargs: dict) -> dict:
@@ -138,8 +136,8 @@ def _plain_lengths(kwargs: dict) -> dict:
     return {**kwargs, "record_lengths": tuple(borders.diff().tolist())}
 
 
-def _answer_loss(model: PreTrainedModel, hidden: Tensor, labels: Tensor, num_items) -> AnswerLoss:
-    layer, chunk = model.get_output_embeddings(), model.answer_loss_chunk
+def _answer_loss(model: PreTrainedModel, hidden: Tensor, labels: Tensor, num_items, chunk: int) -> AnswerLoss:
+    layer = model.get_output_embeddings()
     divisor = float(num_items if num_items is not None else max(len(labels), 1))
     correct = None
     head = own_head(model)

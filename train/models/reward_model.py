@@ -1,7 +1,6 @@
 """A reward model: a causal trunk with a head of one label, read at an answer's last token."""
 
 import copy
-from types import MethodType
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +9,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ...data.chat import end_of_turn_ids
 from ...data.errors import UserError
+from .extended_forward import Forward, extend_forward
 
 
 def check_reward_model(model: PreTrainedModel) -> None:
@@ -29,18 +29,17 @@ def patch_reward_head(model: PreTrainedModel) -> None:
     Places count along the flattened batch. transformers' own forward would run the head over every token, and look for the last one by what
     is not padding.
     """
-    if getattr(model, "scores_ends", False):
-        return
-    before = model.forward.__func__  # the function, not the method: a copy of the model calls its own
-    model.scores_ends = True
 
-    def forward(self, *args, ends: Tensor | None = None, **kwargs):
-        if ends is None:
-            return MethodType(before, self)(*args, **kwargs)
-        kwargs.pop("labels", None)  # an adapter's wrapper hands on a None
-        return SequenceClassifierOutput(logits=logits_at(self, ends, *args, **kwargs))
+    def at_ends(before: Forward) -> Forward:
+        def forward(self, *args, ends: Tensor | None = None, **kwargs):
+            if ends is None:
+                return before(self, *args, **kwargs)
+            kwargs.pop("labels", None)  # an adapter's wrapper hands on a None
+            return SequenceClassifierOutput(logits=logits_at(self, ends, *args, **kwargs))
 
-    model.forward = MethodType(forward, model)
+        return forward
+
+    extend_forward(model, "reward head", at_ends)
 
 
 def logits_at(model: PreTrainedModel, ends: Tensor, *args, **kwargs) -> Tensor:
