@@ -27,7 +27,7 @@ from seodang.data.sample_data import sample_path
 from seodang.infer.checkpoint.load import load
 from seodang.train.rewards.rules import model_reward
 from seodang.train.rollouts.rollout import roll_out
-from seodang.train.run.logs import read_log
+from seodang.train.run.callbacks import read_log
 from seodang.train.run.run_page import draw_curves, write_page
 from seodang.train.stages.ppo import ppo_trainer
 from seodang.train.stages.ppo_settings import PpoSettings

@@ -14,7 +14,7 @@ from .accounting import EMPTY, UNUSABLE, Accounting, check_unusable
 from .chat import prompt_ids
 from .conversation import Conversation, Turn
 from .errors import UserError
-from .preferences import PromptExample, UnpairedPreference, RankedPreference
+from .preferences import PromptExample, RankedPreference, UnpairedPreference
 from .truncation import shortened
 
 IDENTICAL = "identical answers"

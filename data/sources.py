@@ -11,7 +11,7 @@ from typing import Any
 
 from .errors import UserError
 from .formats import Dialogue, Shapes, Text, recognise, to_examples
-from .preferences import PromptExample, UnpairedPreference, RankedPreference
+from .preferences import PromptExample, RankedPreference, UnpairedPreference
 
 Located = tuple[str, Any]  # where a record stands, and the record
 Example = Dialogue | Text | RankedPreference | UnpairedPreference | PromptExample

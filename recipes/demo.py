@@ -19,13 +19,12 @@ from seodang.infer import SamplingParams, answers
 from seodang.infer.checkpoint.load import load
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.training import Arguments
-from seodang.recipes.sft import overview
+from seodang.recipes.run.training import plan_lines
 from seodang.train.rollouts.eval_generation import HeldOut, agreement, held_out
+from seodang.train.run.callbacks import CURVE, terminal_curve
 from seodang.train.run.crash_safe import Provenance
-from seodang.train.run.logs import CURVE, terminal_curve
-from seodang.train.run.plan import plan
-from seodang.train.run.trainer import SftTrainer
-from seodang.train.stages.sft import sft_trainer
+from seodang.train.stages.plan import plan
+from seodang.train.stages.sft import SftTrainer, sft_trainer
 
 TRAIN = ("geography", "korean_english")
 HELD_OUT = ("geography_heldout", "korean_english_heldout")
@@ -55,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     questions = choose(options.heldout)
     before = answer_all(model, tokenizer, questions, "before")
     trainer, counts = build(model, tokenizer, options)
-    console.print(*overview(trainer, counts, None), sep="\n")
+    console.print(*plan_lines(trainer, counts, None, cost=plan(trainer).lines()), sep="\n")
     trainer.train()
     folder = trainer.save_final()
     after = answer_all(trainer.model, tokenizer, questions, "after")
@@ -102,7 +101,7 @@ def build(model, tokenizer, options: DemoOptions) -> tuple[SftTrainer, Counts]:
     )  # fmt: skip
     trainer = sft_trainer(model, tokenizer, rows, args, provenance=Provenance(base=options.model, data="samples"))
     cost = plan(trainer)
-    args.max_steps = max(1, min(cost.steps, round(cost.steps * options.minutes * 60 / cost.seconds)))
+    trainer.args.max_steps = max(1, min(cost.steps, round(cost.steps * options.minutes * 60 / cost.seconds)))
     return trainer, counts
 
 

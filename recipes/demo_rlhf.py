@@ -23,7 +23,7 @@ from seodang.data.form_pairs import demonstrations, form_pairs, form_reward
 from seodang.data.formats import to_example
 from seodang.data.json_lines import read_json_lines
 from seodang.data.labels import prepare
-from seodang.data.preference_rows import prepare_prompts, prepare_preferences
+from seodang.data.preference_rows import prepare_preferences, prepare_prompts
 from seodang.data.preferences import PromptExample, RankedPreference
 from seodang.data.sample_data import sample_path
 from seodang.infer.checkpoint.load import load
@@ -35,9 +35,9 @@ from seodang.train.maths.preference_losses import PreferenceSettings
 from seodang.train.rewards.rules import model_reward
 from seodang.train.rewards.scoring import score_answers
 from seodang.train.rollouts.rollout import roll_out
+from seodang.train.run.callbacks import TimeLimit
 from seodang.train.run.crash_safe import Provenance
 from seodang.train.run.run_page import Sample, draw_curves, write_page
-from seodang.train.run.time_limit import TimeLimit
 from seodang.train.stages.dpo import dpo_trainer
 from seodang.train.stages.ppo import ppo_trainer
 from seodang.train.stages.ppo_settings import PpoSettings

@@ -11,7 +11,7 @@ _HOMES = {
     "ppo": "stages.ppo", "ppo_trainer": "stages.ppo", "PpoSettings": "stages.ppo_settings",
     "grpo": "stages.grpo", "grpo_trainer": "stages.grpo", "rloo": "stages.grpo", "rloo_trainer": "stages.grpo",
     "parse_reward": "rewards.rules", "model_reward": "rewards.rules", "combined": "rewards.rules", "score_answers": "rewards.scoring",
-    "save_merged": "run.publishing",
+    "save_merged": "run.checkpoints",
 }  # fmt: skip
 __all__ = list(_HOMES)
 

@@ -9,10 +9,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from seodang.data.errors import UserError
 from seodang.data.preference_rows import PreferenceCounts, prepare_prompts
 from seodang.data.preferences import PROMPT_SHAPES
-from seodang.data.sources import read
 from seodang.infer.checkpoint.load import load
 from seodang.recipes.options.parser import Repeated
-from seodang.recipes.options.preference import split_dialogues
+from seodang.recipes.options.preference import prepared
 from seodang.train.rewards.reward_function import check_columns
 from seodang.train.rewards.rules import Checked, model_reward, parse_rewards
 
@@ -38,14 +37,8 @@ class PromptOptions:
 
     def rows(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]], PreferenceCounts]:
         """Prompts to train on, held-out prompts, and the counts of what became of the records."""
-        examples = read(self.data, weights=self.weights, shape=self.shape, split=self.split, shapes=PROMPT_SHAPES)
-        held = read(self.eval_data, shape=self.shape, shapes=PROMPT_SHAPES) if self.eval_data else []
-        if self.eval_fraction:
-            examples, held = split_dialogues(examples, self.eval_fraction, seed)
         how = {"max_prompt_length": self.max_prompt_length, "literal": self.literal, "too_long": self.too_long}
-        rows, counts = prepare_prompts(examples, tokenizer, **how)
-        held_rows, counts.held_out = prepare_prompts(held, tokenizer, **how) if held else ([], None)
-        return rows, held_rows, counts
+        return prepared(self, prepare_prompts, tokenizer, seed, PROMPT_SHAPES, **how)
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Options that every training recipe shares: the data, the model, the run."""
 
 import importlib.util
+import random
 from dataclasses import dataclass, field
 
 from peft import LoraConfig
@@ -93,3 +94,12 @@ class Arguments(TrainingArguments):
         if self.report_to in ("auto", ["auto"]):
             self.report_to = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
         super().__post_init__()
+
+
+def hold_out(examples: list, fraction: float, seed: int) -> tuple[list, list]:
+    """Hold a share of the records out, at random but the same for the same seed."""
+    count = max(1, round(len(examples) * fraction))
+    if count >= len(examples):
+        raise UserError(f"eval_fraction {fraction} leaves nothing of {len(examples)} records to train on: lower it")
+    chosen = set(random.Random(seed).sample(range(len(examples)), count))
+    return [e for i, e in enumerate(examples) if i not in chosen], [examples[i] for i in sorted(chosen)]

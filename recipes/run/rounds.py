@@ -24,11 +24,9 @@ from seodang.recipes.run.identity import refuse_changes
 from seodang.train.rewards.ranking import Stopped, rank_all, said
 from seodang.train.rewards.reward_function import with_all_columns
 from seodang.train.rewards.rules import model_reward
-from seodang.train.rollouts.rollout import roll_out
-from seodang.train.rollouts.sample_n import sample_n
-from seodang.train.run.checkpoints import find_resume, write_whole
+from seodang.train.rollouts.rollout import roll_out, sample_n
+from seodang.train.run.checkpoints import copy_model, find_resume, save_merged, write_whole
 from seodang.train.run.crash_safe import Provenance
-from seodang.train.run.publishing import copy_model, save_merged
 from seodang.train.run.run_page import Sample, draw_curves, write_page
 from seodang.train.stages.ppo import ppo_trainer
 from seodang.train.stages.ppo_settings import PpoSettings

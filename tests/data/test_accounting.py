@@ -5,8 +5,8 @@ import pytest
 from seodang.data.errors import UserError
 from seodang.data.formats import Dialogue, Text
 from seodang.data.labels import prepare
-from seodang.data.preference_rows import prepare_prompts, prepare_unpaired, prepare_preferences
-from seodang.data.preferences import PromptExample, UnpairedPreference, RankedPreference, trees
+from seodang.data.preference_rows import prepare_preferences, prepare_prompts, prepare_unpaired
+from seodang.data.preferences import PromptExample, RankedPreference, UnpairedPreference, trees
 
 
 def user(text):

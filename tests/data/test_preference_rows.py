@@ -4,8 +4,8 @@ from seodang.data.chat import prompt_ids
 from seodang.data.errors import UserError
 from seodang.data.formats import to_example
 from seodang.data.labels import prepare
-from seodang.data.preference_rows import PreferenceCounts, pairs, prepare_prompts, prepare_unpaired, prepare_preferences
-from seodang.data.preferences import PromptExample, UnpairedPreference, RankedPreference
+from seodang.data.preference_rows import PreferenceCounts, pairs, prepare_preferences, prepare_prompts, prepare_unpaired
+from seodang.data.preferences import PromptExample, RankedPreference, UnpairedPreference
 
 
 def user(text):

@@ -13,7 +13,7 @@ from seodang.recipes.options.rankers import name_ranker
 from seodang.recipes.options.sections import split_sections, words
 from seodang.recipes.run.rounds import share_out
 from seodang.train.rewards.ranking import ByJudge, ByLabel, ByPerson
-from seodang.train.run.logs import read_log
+from seodang.train.run.callbacks import read_log
 from seodang.train.stages import ppo, reward
 
 RANKER = """

@@ -71,7 +71,7 @@ def _scored(
         return head_logprobs(head, low, targets, temperature, chunk)
 
 
-def lay_out_branches(model: PreTrainedModel, pad_token_id: int, keep_last: bool = False):
+def choose_branch_collator(model: PreTrainedModel, pad_token_id: int, keep_last: bool = False):
     """Choose how rows with branches become a batch, and set the model's attention to it: a tree, or padded copies where that cannot be."""
     if attention_is_replaceable(model) and not carries_state(model):  # a state would run on from branch to branch
         model.set_attn_implementation(PACKED)

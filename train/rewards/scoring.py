@@ -13,7 +13,7 @@ from ...data.chat import ending, prompt_ids, text_ids
 from ...data.conversation import Conversation
 from ...data.errors import UserError
 from ...infer.runners.architecture import context_limit, evaluating, transformers_model
-from ..models.branch_logprobs import lay_out_branches
+from ..models.branch_logprobs import choose_branch_collator
 from ..models.reward_model import check_reward_model, logits_at, one_each
 
 BATCH = 16  # answers in a pass
@@ -83,7 +83,7 @@ def _laid_out(model: PreTrainedModel) -> Iterator[Any]:
     before = model.config._attn_implementation
     pad = model.config.get_text_config().pad_token_id
     try:
-        yield lay_out_branches(model, 0 if pad is None else pad, keep_last=True)
+        yield choose_branch_collator(model, 0 if pad is None else pad, keep_last=True)
     finally:
         if model.config._attn_implementation != before:
             model.set_attn_implementation(before)

@@ -8,9 +8,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...data.errors import UserError
-from ...infer.checkpoint.manifest import MANIFEST, UNFINISHED, read_manifest, refuse_outside, write_manifest, verify
+from ...infer.checkpoint.manifest import MANIFEST, UNFINISHED, fingerprint, read_manifest, refuse_outside, verify, write_manifest
 
 ASIDE = ".saving"  # what is being written; never looked at when resuming, cleared by the next save
 _STEP = re.compile(r"checkpoint-(\d+)")
@@ -176,3 +179,29 @@ def _no_room(run: Path, needed: int, free: int) -> str:
         f"the disk is full: a checkpoint needs {needed:,} bytes and {run} has {free:,} free; free some room "
         "(or lower --save_total_limit) and resume, the previous checkpoint is intact"
     )
+
+
+# Whole models put in their place at once
+
+
+def copy_model(source: Path, target: Path) -> None:
+    """Copy a sealed checkpoint into a folder that may hold other things; its manifest comes last."""
+    made = verify(source)
+    with room_for(sum(each["bytes"] for each in made["files"].values()), target):
+        written = start_aside(target) / "final"
+        for name in made["files"]:
+            (written / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, written / name)
+        publish_into(written, target, **{name: value for name, value in made.items() if name not in ("format", "files")})
+
+
+def save_merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, target: Path, **facts: Any) -> None:
+    """Save a model with its adapter merged into its weights as a whole checkpoint; the model is changed."""
+    generation = model.generation_config
+    merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    merged.generation_config = generation
+    with room_for(sum(p.numel() * p.element_size() for p in merged.parameters()), target):
+        written = start_aside(target) / "final"
+        merged.save_pretrained(written)
+        tokenizer.save_pretrained(written)
+        publish_into(written, target, paradigm="causal", template=fingerprint(tokenizer.chat_template), **facts)

@@ -1,6 +1,6 @@
 """What every stage's trainer does alike: stop at a loss that is no number, and save checkpoints that a kill cannot spoil."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from ...data.errors import UserError
 from ...infer.checkpoint.manifest import fingerprint, verify
@@ -33,12 +33,11 @@ class Provenance:
     options: dict[str, Any] | None = None  # what the run is known by
 
 
-def master_optimizer(model: PreTrainedModel, args: TrainingArguments) -> dict[str, Any]:
-    """What a Trainer is given so that low-precision weights keep float32 masters; nothing where it needs no masters."""
+def master_optimizer(model: nn.Module, args: TrainingArguments) -> tuple[type, dict[str, Any]] | None:
+    """An optimizer's class and settings by which low-precision weights keep float32 masters; None where no masters are needed."""
     if args.optim in ADAMW and any(p.requires_grad and p.dtype.itemsize == 2 for p in model.parameters()):
-        _, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
-        return {"optimizer_cls_and_kwargs": (MasterAdamW, settings)}
-    return {}
+        return MasterAdamW, Trainer.get_optimizer_cls_and_kwargs(args, model)[1]
+    return None
 
 
 class CrashSafeCheckpoints:
@@ -51,6 +50,8 @@ class CrashSafeCheckpoints:
         self.provenance = provenance or Provenance()
         self._run_folder_for_saving: str | None = None
         super().__init__(*args, **kwargs)
+        if self.optimizer is None:
+            self.optimizer_cls_and_kwargs = master_optimizer(self.model, self.args) or self.optimizer_cls_and_kwargs
 
     def _send_telemetry(self) -> None:
         """Send nobody word of the run."""
@@ -96,17 +97,35 @@ class CrashSafeCheckpoints:
 
     def sums_over(self, rows: Sequence[Any], width: int, sums_of: Callable[[list[Any]], Tensor]) -> list[float]:
         """The sums of what `sums_of` makes of batches of rows, [width], over all rows and processes; each row counts once."""
-        mine = range(self.args.process_index, len(rows), self.args.world_size)  # a sampler would pad, and count rows twice
-        size = self.args.per_device_eval_batch_size
         sums = torch.zeros(width, dtype=torch.float64)
-        for start in range(0, len(mine), size):
+        for places in self._batches_of(len(rows)):
             with self.accelerator.autocast():
-                sums += in_float64(sums_of([rows[i] for i in mine[start : start + size]])).cpu()
+                sums += in_float64(sums_of([rows[i] for i in places])).cpu()
         return self.summed(sums).tolist()
 
+    def values_over(self, rows: Sequence[Any], values_of: Callable[[list[Any]], Tensor]) -> Tensor:
+        """What `values_of` makes of each row of a batch, [rows of the batch], for all rows: [rows] in float64, in every process."""
+        values = torch.zeros(len(rows), dtype=torch.float64)
+        for places in self._batches_of(len(rows)):
+            with self.accelerator.autocast():
+                values[list(places)] = in_float64(values_of([rows[i] for i in places])).cpu()
+        return self.summed(values)  # each row is one process's
+
+    def _batches_of(self, count: int) -> Iterator[range]:
+        """The places of this process's rows of so many, a batch at a time."""
+        mine = range(self.args.process_index, count, self.args.world_size)  # a sampler would pad, and count rows twice
+        size = self.args.per_device_eval_batch_size
+        yield from (mine[start : start + size] for start in range(0, len(mine), size))
+
     def summed(self, values: Tensor) -> Tensor:
-        """The sums of float64 values over all processes, on the CPU, rounded by none."""
-        return self.accelerator.reduce(values.to(self.args.device)).cpu() if self.args.world_size > 1 else values
+        """The sums of values over all processes, of the same shape, in float64 on the CPU."""
+        values = in_float64(values)
+        return self.accelerator.reduce(values.to(self.args.device)).cpu() if self.args.world_size > 1 else values.cpu()
+
+    def summed_by_name(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The sums of some numbers over all processes; every process must have the same names."""
+        names = sorted(values)
+        return dict(zip(names, self.summed(torch.tensor([values[name] for name in names], dtype=torch.float64)).tolist(), strict=True))
 
     # Saving
 

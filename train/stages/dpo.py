@@ -17,103 +17,12 @@ from ...data.preference_rows import pairs
 from ...infer.kernels.device import in_float64
 from ..attention.tree import by_branch
 from ..maths.preference_losses import LOSSES, PairScores, PreferenceSettings, implicit_rewards
-from ..models.adapters import with_adapter
-from ..models.branch_logprobs import lay_out_branches, patch_branch_logprobs
+from ..models.branch_logprobs import choose_branch_collator, patch_branch_logprobs
 from ..models.reference import Reference, check_reference, shared_out
-from ..run.crash_safe import Provenance, CrashSafeCheckpoints, master_optimizer
-from ..run.limits import check_fits
-from ..run.logs import RunLog
-from .sft import set_eos_token_ids
+from ..run.crash_safe import CrashSafeCheckpoints, Provenance
+from .build import Rows, Stage, ranked_size
 
 REFERENCE_TIMES = ("step", "before")
-Rows = Sequence[dict[str, Any]]
-
-
-def dpo(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Rows,
-    args: TrainingArguments,
-    settings: PreferenceSettings | None = None,
-    *,
-    resume: str | None = None,
-    **options: Any,
-) -> "DpoTrainer":
-    """Train on ranked answers; return the trainer, ready for `.save_final()`.
-
-    `resume` is a checkpoint's folder; `options` are those of `dpo_trainer`.
-    """
-    trainer = dpo_trainer(model, tokenizer, rows, args, settings, **options)
-    trainer.train(resume_from_checkpoint=resume)
-    return trainer
-
-
-def dpo_trainer(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Rows,
-    args: TrainingArguments,
-    settings: PreferenceSettings | None = None,
-    *,
-    eval_rows: Rows | None = None,
-    lora: LoraConfig | None = None,
-    reference: PreTrainedModel | None = None,
-    reference_time: str = "step",
-    sample: Callable[[PreTrainedModel], dict[str, float]] | None = None,
-    provenance: Provenance | None = None,
-    callbacks: Sequence[TrainerCallback] = (),
-) -> "DpoTrainer":
-    """Build the trainer of `dpo`; the model is changed in place (its attention, its forward, its adapter).
-
-    Rows hold `prompt_ids`, `branches` and `ranks`, as `prepare_preferences` makes them. The reference is the model before training, unless one
-    is given: with `lora` the weights beneath the adapter, else a copy. `reference_time`: "step" scores with it at every step, "before" once,
-    so that no second model is kept.
-    """
-    settings = settings or PreferenceSettings()
-    if not rows:
-        raise UserError("there are no ranked answers to train on: check the data with `seodang preview`")
-    check_rows(rows, model)
-    check_rows(eval_rows or (), model)
-    if reference_time not in REFERENCE_TIMES:
-        raise UserError(f"reference_time must be one of {', '.join(REFERENCE_TIMES)}, got {reference_time!r}")
-    set_eos_token_ids(model, tokenizer)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    collate = lay_out_branches(model, pad)
-    patch_branch_logprobs(model)
-    if reference is not None:
-        check_reference(model, reference)
-    if lora is not None:
-        model = with_adapter(model, lora, args.activation_checkpointing)
-    args.remove_unused_columns = False  # the Trainer would drop the branches
-    args.accelerator_config.dispatch_batches = False  # rows laid end to end cannot be cut along the batch
-    return DpoTrainer(
-        model,
-        args,
-        settings=settings,
-        reference=reference,
-        reference_time=reference_time,
-        sample=sample,
-        provenance=provenance,
-        data_collator=PairCollator(collate),
-        train_dataset=list(rows),
-        eval_dataset=list(eval_rows) if eval_rows else None,
-        processing_class=tokenizer,
-        callbacks=[RunLog(), *callbacks],
-    )
-
-
-def check_rows(rows: Rows, model: PreTrainedModel) -> None:
-    """Refuse rows that cannot be trained on: without a pair, longer than the model's context, or with ids beyond its vocabulary."""
-    sizes = []
-    for number, row in enumerate(rows, start=1):
-        where = row.get("where") or f"row {number}"
-        if not pairs(row["ranks"]):
-            raise UserError(f"{where} has no pair of a better and a worse answer: give it a rejected side, or leave it out")
-        if not row["prompt_ids"] or not all(row["branches"]):
-            raise UserError(f"{where} has an empty prompt or answer: fill it in, or leave it out")
-        longest = len(row["prompt_ids"]) + max(map(len, row["branches"]))
-        sizes.append((where, longest, max(max(row["prompt_ids"]), *map(max, row["branches"]))))
-    check_fits(model, sizes)
 
 
 class PairCollator:
@@ -146,7 +55,7 @@ class DpoTrainer(CrashSafeCheckpoints, Trainer):
     loss_is_scaled_for_ga = True  # by the counts of the whole accumulated batch
 
     def __init__(self, model, args, *, settings: PreferenceSettings, reference, reference_time: str, sample=None, provenance=None, **kwargs: Any):
-        super().__init__(model, args, provenance=provenance, **master_optimizer(model, args), **kwargs)
+        super().__init__(model, args, provenance=provenance, **kwargs)
         self.settings, self.kind, self.sample = settings, LOSSES[settings.loss], sample
         self.reference = Reference(model, reference) if self.kind.needs_reference else None
         self._sums: dict[str, float] = {}
@@ -234,9 +143,7 @@ class DpoTrainer(CrashSafeCheckpoints, Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._sums:
-            names = sorted(self._sums)
-            values = self.summed(torch.tensor([self._sums[name] for name in names], dtype=torch.float64))
-            sums = dict(zip(names, values.tolist(), strict=True))
+            sums = self.summed_by_name(self._sums)
             count = sums.pop("pairs")
             logs |= {f"rewards/{name}": value / count for name, value in sums.items()}
             self._sums.clear()
@@ -280,3 +187,60 @@ class DpoTrainer(CrashSafeCheckpoints, Trainer):
             loss, right, margin, count, likelihood, tokens = self.sums_over(rows, 6, sums_of)
         nll = -likelihood / tokens if self.kind.adds_chosen_nll else 0.0
         return {"loss": loss / count + nll, "accuracy": right / count, "margin": margin / count}
+
+
+DPO = Stage(DpoTrainer, "ranked answers to train on", ranked_size, patch_branch_logprobs)
+
+
+def dpo(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Rows,
+    args: TrainingArguments,
+    settings: PreferenceSettings | None = None,
+    *,
+    resume: str | None = None,
+    **options: Any,
+) -> DpoTrainer:
+    """Train on ranked answers; return the trainer, ready for `.save_final()`.
+
+    `resume` is a checkpoint's folder; `options` are those of `dpo_trainer`.
+    """
+    trainer = dpo_trainer(model, tokenizer, rows, args, settings, **options)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def dpo_trainer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Rows,
+    args: TrainingArguments,
+    settings: PreferenceSettings | None = None,
+    *,
+    eval_rows: Rows | None = None,
+    lora: LoraConfig | None = None,
+    reference: PreTrainedModel | None = None,
+    reference_time: str = "step",
+    sample: Callable[[PreTrainedModel], dict[str, float]] | None = None,
+    provenance: Provenance | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> DpoTrainer:
+    """Build the trainer of `dpo`; the model is changed in place (its attention, its forward, its adapter).
+
+    Rows hold `prompt_ids`, `branches` and `ranks`, as `prepare_preferences` makes them. The reference is the model before training, unless one
+    is given: with `lora` the weights beneath the adapter, else a copy. `reference_time`: "step" scores with it at every step, "before" once,
+    so that no second model is kept.
+    """
+    settings = settings or PreferenceSettings()
+    DPO.check(model, rows, eval_rows, lora=lora)
+    if reference_time not in REFERENCE_TIMES:
+        raise UserError(f"reference_time must be one of {', '.join(REFERENCE_TIMES)}, got {reference_time!r}")
+    if reference is not None:
+        check_reference(model, reference)
+    collate = choose_branch_collator(model, tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0)
+    model = DPO.prepare(model, tokenizer, lora, args)
+    return DPO.build(
+        model, tokenizer, args, rows, eval_rows, settings=settings, reference=reference, reference_time=reference_time, sample=sample,
+        provenance=provenance, callbacks=callbacks, data_collator=PairCollator(collate),
+    )  # fmt: skip

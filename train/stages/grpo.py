@@ -17,7 +17,7 @@ from accelerate.utils import DistributedType
 from datasets import Dataset
 from peft import LoraConfig
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer, SyncRefModelCallback
 
 from ...data.errors import UserError
@@ -25,19 +25,15 @@ from ...infer import from_generation_config, generate
 from ...infer.requests.rng import hashed
 from ...infer.runners.architecture import transformers_model
 from ..attention.groups import answers_together, groups_of, parts_of, places_of, spread
-from ..models.adapters import ready_for_adapter, speed_up_adapters
-from ..models.branch_logprobs import lay_out_branches, patch_branch_logprobs
-from ..models.reference import frozen_copy, has_adapter
+from ..models.branch_logprobs import choose_branch_collator, patch_branch_logprobs
+from ..models.reference import frozen_copy
 from ..rewards.reward_function import Reward, check_columns, with_all_columns
 from ..rewards.rules import Checked, for_trl
-from ..rollouts.rollout import check_prompts
-from ..run.crash_safe import Provenance, CrashSafeCheckpoints, master_optimizer
-from ..run.logs import RunLog
-from .sft import set_eos_token_ids
+from ..run.crash_safe import CrashSafeCheckpoints
+from .build import Rows, Stage, prompt_size
 
 logger = logging.getLogger(__name__)
 
-Rows = Sequence[dict[str, Any]]
 RESERVED = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments", "environment", "image", "images"}
 GIVEN = ("completion_ids", "trainer_state", "log_extra", "log_metric")  # by trl, beside the columns
 
@@ -45,7 +41,7 @@ GIVEN = ("completion_ids", "trainer_state", "log_extra", "log_metric")  # by trl
 class SharedPrompt:
     """Stands before `CrashSafeCheckpoints` and trl's GRPOTrainer or RLOOTrainer among a class's bases.
 
-    `rows` and `eval_rows` hold `prompt_ids`, `messages` and `columns`, as `prepare_prompts` makes them: these ids are what is answered and trained
+    The rows of `train_dataset` and `eval_dataset` hold `prompt_ids`, `messages` and `columns`, as `prepare_prompts` makes them: these ids are what is answered and trained
     on, whatever the tokenizer's own template would make of the messages. Answers are sampled by our engine from the weights as they are, with
     trl's sampling options; vLLM and transformers' continuous batching, where asked for, stay trl's, as does generation with sharded weights.
 
@@ -60,46 +56,42 @@ class SharedPrompt:
     def __init__(
         self,
         model: PreTrainedModel,
-        rewards: Sequence[Reward],
         args: GRPOConfig | RLOOConfig,
         *,
-        rows: Rows,
-        eval_rows: Rows | None = None,
-        tokenizer: PreTrainedTokenizerBase,
-        lora: LoraConfig | None = None,
-        provenance: Provenance | None = None,
-        callbacks: Sequence[TrainerCallback] = (),
+        rewards: Sequence[Reward],
+        train_dataset: Rows,
+        eval_dataset: Rows | None,
+        processing_class: PreTrainedTokenizerBase,
+        peft_config: LoraConfig | None = None,
+        **options: Any,
     ):
-        self.asked = with_all_columns([*rows, *(eval_rows or ())])
-        reference = frozen_copy(model) if args.beta and lora is None and not is_sharded(args) else None
+        self.rows = with_all_columns([*train_dataset, *(eval_dataset or ())])
+        reference = frozen_copy(model) if args.beta and peft_config is None and not is_sharded(args) else None
         synchronised = args.sync_ref_model
         with nullcontext() if reference is None else _without_reference(args):
             super().__init__(
-                model if lora is None else ready_for_adapter(model),
+                model,
                 [for_trl(reward if isinstance(reward, Checked) else Checked(reward)) for reward in rewards],
                 args,
-                train_dataset=Dataset.from_dict({"row": range(len(rows))}),
-                eval_dataset=Dataset.from_dict({"row": range(len(rows), len(self.asked))}) if eval_rows else None,
-                processing_class=tokenizer,
-                peft_config=lora,
-                provenance=provenance,
-                callbacks=list(callbacks),
+                train_dataset=Dataset.from_dict({"row": range(len(train_dataset))}),
+                eval_dataset=Dataset.from_dict({"row": range(len(train_dataset), len(self.rows))}) if eval_dataset else None,
+                processing_class=processing_class,
+                peft_config=peft_config,
+                **options,
             )
         self.shares_prompts = not self.aux_loss_enabled
         if self.shares_prompts:
-            self._lay_out(tokenizer)
+            self._extend_models(processing_class)
         if reference is not None:
             self._keep_reference(reference, synchronised)
         self._rollouts = (None, 0)  # the last step that sampled, in training or evaluation, and how often it did
 
-    def _lay_out(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def _extend_models(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Let the policy, and a reference that trl has loaded, score branches."""
         for each in filter(None, (self.ref_model, self.model)):
             own = transformers_model(each)
-            self._collate = lay_out_branches(own, tokenizer.pad_token_id)
+            self._collate = choose_branch_collator(own, tokenizer.pad_token_id)
             patch_branch_logprobs(own)
-        if has_adapter(self.model):
-            speed_up_adapters(self.model)
 
     def _keep_reference(self, reference: PreTrainedModel, synchronised: bool) -> None:
         """Take a copy of the model for the reference: trl would load one from the path that the model's config names."""
@@ -115,7 +107,7 @@ class SharedPrompt:
     # Prompts
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        rows = [self.asked[each["row"]] for each in inputs]  # as they were made: a Dataset would add keys to messages and columns
+        rows = [self.rows[each["row"]] for each in inputs]  # as they were made: a Dataset would add keys to messages and columns
         self._prompt_ids = [row["prompt_ids"] for row in rows]
         return super()._generate_and_score_completions([{"prompt": row["messages"], **row["columns"]} for row in rows])
 
@@ -217,6 +209,10 @@ class RlooTrainer(SharedPrompt, CrashSafeCheckpoints, RLOOTrainer):
     """trl's RLOOTrainer on shared prompts."""
 
 
+GRPO = Stage(GrpoTrainer, "prompts to answer", prompt_size, trainer_adds_adapter=True)
+RLOO = Stage(RlooTrainer, "prompts to answer", prompt_size, trainer_adds_adapter=True)
+
+
 def grpo_trainer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, rewards: Sequence[Reward], args: GRPOConfig, **options: Any
 ) -> GrpoTrainer:
@@ -224,14 +220,14 @@ def grpo_trainer(
 
     The reference, where `args.beta` asks for one, is the model before training: with `lora` the weights beneath the adapter, else a copy.
     """
-    return _build(GrpoTrainer, model, tokenizer, rows, rewards, args, **options)
+    return _build(GRPO, model, tokenizer, rows, rewards, args, **options)
 
 
 def rloo_trainer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, rewards: Sequence[Reward], args: RLOOConfig, **options: Any
 ) -> RlooTrainer:
     """As `grpo_trainer`, for RLOO."""
-    return _build(RlooTrainer, model, tokenizer, rows, rewards, args, **options)
+    return _build(RLOO, model, tokenizer, rows, rewards, args, **options)
 
 
 def grpo(model, tokenizer, rows: Rows, rewards: Sequence[Reward], args: GRPOConfig, *, resume: str | None = None, **options: Any) -> GrpoTrainer:
@@ -248,31 +244,23 @@ def rloo(model, tokenizer, rows: Rows, rewards: Sequence[Reward], args: RLOOConf
     return trainer
 
 
-def _build(stage: type, model, tokenizer, rows: Rows, rewards: Sequence[Reward], args, *, eval_rows=None, callbacks=(), **options: Any):
-    check(rows, rewards, args, model)
+def _build(stage: Stage, model, tokenizer, rows: Rows, rewards: Sequence[Reward], args, *, eval_rows=None, lora=None, **options: Any) -> Any:
+    stage.check(model, rows, eval_rows, lora=lora, answer_tokens=args.max_completion_length)
+    check_groups(rows, rewards, args)
     every = [*rows, *(eval_rows or ())]
     check_columns(rewards, every, GIVEN)
     if taken := RESERVED & {name for row in every for name in row["columns"]}:
         raise UserError(f"a column of the data is named {min(taken)}, which trl keeps for itself: rename it")
-    if eval_rows:
-        check_prompts(eval_rows, model, args.max_completion_length)
-    set_eos_token_ids(model, tokenizer)
-    args.remove_unused_columns = False  # the Trainer would drop the rows' numbers
-    trainer = stage(model, rewards, args, rows=rows, eval_rows=eval_rows, tokenizer=tokenizer, callbacks=[RunLog(), *callbacks], **options)
-    for name, value in master_optimizer(trainer.model, args).items():
-        setattr(trainer, name, value)
-    return trainer
+    model = stage.prepare(model, tokenizer, lora, args)
+    return stage.build(model, tokenizer, args, rows, eval_rows, rewards=rewards, peft_config=lora, **options)
 
 
-def check(rows: Rows, rewards: Sequence[Reward], args: GRPOConfig | RLOOConfig, model: PreTrainedModel) -> None:
-    """Refuse what would fail, or train on nothing, after compute: no reward, too few or too long prompts, options of trl's that are lost here."""
+def check_groups(rows: Rows, rewards: Sequence[Reward], args: GRPOConfig | RLOOConfig) -> None:
+    """Refuse what would fail, or train on nothing, after compute: no reward, too few prompts for a step, options of trl's that are lost here."""
     if not rewards:
         raise UserError("there is no reward to learn from: give --reward or --reward_model")
     if args.reward_weights is not None and len(args.reward_weights) != len(rewards):
         raise UserError(f"{len(args.reward_weights)} reward_weights for {len(rewards)} rewards: give one each")
-    if has_adapter(model):
-        raise UserError("the model has an adapter already: merge it first, `seodang export`")
-    check_prompts(rows, model, args.max_completion_length)
     prompts = args.generation_batch_size // args.num_generations
     if len(rows) < prompts:
         raise UserError(

@@ -22,95 +22,18 @@ from ...infer.requests.rng import hashed
 from ...infer.runners.architecture import transformers_model
 from ..maths.advantages import Moments
 from ..maths.policy_gradient import policy_loss, value_loss
-from ..models.adapters import with_adapter
-from ..models.branch_logprobs import Scored, lay_out_branches, patch_branch_logprobs, scored_without_gradient
+from ..models.branch_logprobs import Scored, choose_branch_collator, patch_branch_logprobs, scored_without_gradient
 from ..models.critic import attach_critic, load_critic, save_critic, without_critic
 from ..models.reference import Reference
 from ..rewards.reward_function import Reward, check_columns, with_all_columns
 from ..rewards.rules import Checked
 from ..rollouts.experience import Experience, add_advantages, described, summed
-from ..rollouts.rollout import Rollout, check_prompts, roll_out
-from ..run.crash_safe import Provenance, CrashSafeCheckpoints, master_optimizer
-from ..run.logs import RunLog
+from ..rollouts.rollout import Rollout, roll_out
+from ..run.crash_safe import CrashSafeCheckpoints, Provenance
+from .build import Stage, prompt_size
 from .ppo_settings import PpoSettings, in_iterations
-from .sft import set_eos_token_ids
 
 STATE = "ppo_state.json"
-
-
-def ppo(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[dict[str, Any]],
-    reward: Reward,
-    args: TrainingArguments,
-    settings: PpoSettings | None = None,
-    *,
-    resume: str | None = None,
-    **options: Any,
-) -> "PpoTrainer":
-    """Train the policy on prompts against a reward; return the trainer, ready for `.save_final()`.
-
-    `resume` is a checkpoint's folder; `options` are those of `ppo_trainer`.
-    """
-    trainer = ppo_trainer(model, tokenizer, rows, reward, args, settings, **options)
-    trainer.train(resume_from_checkpoint=resume)
-    return trainer
-
-
-def ppo_trainer(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[dict[str, Any]],
-    reward: Reward,
-    args: TrainingArguments,
-    settings: PpoSettings | None = None,
-    *,
-    eval_rows: Sequence[dict[str, Any]] | None = None,
-    lora: LoraConfig | None = None,
-    reference: PreTrainedModel | None = None,
-    value_model: PreTrainedModel | None = None,
-    provenance: Provenance | None = None,
-    callbacks: Sequence[TrainerCallback] = (),
-) -> "PpoTrainer":
-    """Build the trainer of `ppo`; the model is changed in place (its attention, its forward, its adapter, a critic).
-
-    Rows hold `prompt_ids`, `messages` and `columns`, as `prepare_prompts` makes them; `reward(prompts, completions, **columns)` gets message lists,
-    texts and the records' other columns and returns one number an answer. The reference is the model before training, unless one is given:
-    with `lora` the weights beneath the adapter, else a copy. The critic is a head on the policy unless a `value_model` is given.
-    logging_steps, save_steps and eval_steps of `args` count iterations; `per_device_train_batch_size` is how many answers go through the model at once.
-    """
-    settings = settings or PpoSettings()
-    for some in (rows, eval_rows or ()):
-        if some is rows or some:
-            check_prompts(some, model, settings.max_new_tokens)
-    every = with_all_columns([*rows, *(eval_rows or ())])
-    check_columns([reward], every)
-    rows, eval_rows = every[: len(rows)], every[len(rows) :]
-    set_eos_token_ids(model, tokenizer)
-    collate = lay_out_branches(model, tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0)
-    patch_branch_logprobs(model)
-    without_dropout(model)
-    if lora is not None:
-        if lora.lora_dropout:
-            raise UserError(f"lora_dropout {lora.lora_dropout} would make the policy that is trained another than the one that samples: set it to 0")
-        model = with_adapter(model, lora, args.activation_checkpointing)
-    frozen = Reference(model, reference)  # before there is a critic to copy
-    attach_critic(model, value_model)
-    return PpoTrainer(
-        model,
-        in_iterations(args, settings),
-        settings=settings,
-        reward=reward if isinstance(reward, Checked) else Checked(reward),
-        reference=frozen,
-        prompts=rows,
-        provenance=provenance,
-        data_collator=collate,
-        train_dataset=rows,
-        eval_dataset=eval_rows or None,
-        processing_class=tokenizer,
-        callbacks=[RunLog(), *callbacks],
-    )
 
 
 def without_dropout(model: nn.Module) -> None:
@@ -132,11 +55,11 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
 
     loss_is_scaled_for_ga = True  # by the answer tokens of the whole minibatch
 
-    def __init__(self, model, args, *, settings: PpoSettings, reward: Checked, reference: Reference, prompts, provenance=None, **kwargs: Any):
-        super().__init__(model, args, provenance=provenance, **master_optimizer(model, args), **kwargs)
+    def __init__(self, model, args, *, settings: PpoSettings, reward: Checked, reference: Reference, provenance=None, **kwargs: Any):
+        super().__init__(model, args, provenance=provenance, **kwargs)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise UserError("PPO rolls out with whole weights in every process: launch it with plain data parallelism (accelerate's MULTI_GPU), not FSDP or DeepSpeed")
-        self.settings, self.reward, self.reference, self.prompts = settings, reward, reference, prompts
+        self.settings, self.reward, self.reference, self.prompts = settings, reward, reference, self.train_dataset
         self.kl = settings.controller()
         self._coefficient = self.kl.coefficient  # of the iteration that is learned from
         self._experience: Experience | None = None  # the iteration's
@@ -172,10 +95,8 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
         experience = self.experience(self._rows_of(iteration), ("rollout", self.args.seed, iteration), self._mine(self.settings.rollouts))
         kl = add_advantages(experience, self.settings, self.kl.coefficient, self._total)
         sums = summed(experience, kl)
-        names = sorted(sums)
-        values = self._reduced(torch.tensor([sums[name] for name in names], dtype=torch.float64))
         gap = max(max(abs(a - b) for a, b in zip(r.logprobs, own.tolist(), strict=True)) for r, own in zip(experience.rollouts, experience.logprobs))
-        total = dict(zip(names, values.tolist(), strict=True))
+        total = self.summed_by_name(sums)
         self._sampled.update(total)
         self._largest_gap, self._coefficient = max(self._largest_gap, gap), self.kl.coefficient
         self.kl.update(total["kl"] / total["answers"], self.settings.rollouts)
@@ -223,7 +144,7 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
             order = torch.randperm(len(experience.rollouts), generator=generator).tolist()
             for start in range(0, len(order), size * accumulated):
                 chosen = order[start : start + size * accumulated]
-                tokens = self._reduced(torch.tensor([float(sum(experience.lengths[i] for i in chosen))], dtype=torch.float64)).item()
+                tokens = self.summed(torch.tensor([float(sum(experience.lengths[i] for i in chosen))], dtype=torch.float64)).item()
                 for begin in range(0, len(chosen), size):
                     some = chosen[begin : begin + size]
                     learned = {name: torch.cat([getattr(experience, name)[i] for i in some]) for name in ("logprobs", "values", "advantages", "returns")}
@@ -253,7 +174,7 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._batches_summed:
             updates = self._batches_summed / self.args.gradient_accumulation_steps
-            policy, value, entropy, clipped = (self._reduced(self._sums) / updates).tolist()
+            policy, value, entropy, clipped = (self.summed(self._sums) / updates).tolist()
             logs["iteration"] = -(-self.state.global_step // self.settings.updates)
             if self._sampled:  # not where the first step was logged on its own: an iteration's answers are told once
                 logs |= described(self._sampled, self._largest_gap)
@@ -274,7 +195,7 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
             experience = self.experience([rows[i] for i in mine], ("evaluate", self.args.seed), mine)
         kl = sum(in_float64(own - ref).sum().item() for own, ref in zip(experience.logprobs, experience.ref_logprobs, strict=True))
         sums = [in_float64(experience.scores).sum().item(), kl, sum(experience.lengths), len(experience.lengths)]
-        reward, kl, length, count = self._reduced(torch.tensor(sums, dtype=torch.float64)).tolist()
+        reward, kl, length, count = self.summed(torch.tensor(sums, dtype=torch.float64)).tolist()
         metrics = {"reward": reward / count, "kl": kl / count, "length": length / count}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(metrics)
@@ -287,12 +208,8 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
         """Which of so many places are this process's."""
         return range(self.args.process_index, count, self.args.world_size)
 
-    def _reduced(self, values: Tensor) -> Tensor:
-        """Sums over all processes."""
-        return self.summed(in_float64(values)) if self.args.world_size > 1 else values
-
     def _total(self, moments: Moments) -> Moments:
-        return Moments(*self._reduced(torch.stack(list(moments))))
+        return Moments(*self.summed(torch.stack(list(moments))))
 
     # Saving
 
@@ -332,6 +249,69 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
         folder = Path(resume_from_checkpoint)
         load_critic(critic_of(self.policy), folder)
         self.kl.load_state_dict(json.loads((folder / STATE).read_text(encoding="utf-8"))["kl"])
+
+
+PPO = Stage(PpoTrainer, "prompts to answer", prompt_size, patch_branch_logprobs)
+
+
+def ppo(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[dict[str, Any]],
+    reward: Reward,
+    args: TrainingArguments,
+    settings: PpoSettings | None = None,
+    *,
+    resume: str | None = None,
+    **options: Any,
+) -> PpoTrainer:
+    """Train the policy on prompts against a reward; return the trainer, ready for `.save_final()`.
+
+    `resume` is a checkpoint's folder; `options` are those of `ppo_trainer`.
+    """
+    trainer = ppo_trainer(model, tokenizer, rows, reward, args, settings, **options)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def ppo_trainer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[dict[str, Any]],
+    reward: Reward,
+    args: TrainingArguments,
+    settings: PpoSettings | None = None,
+    *,
+    eval_rows: Sequence[dict[str, Any]] | None = None,
+    lora: LoraConfig | None = None,
+    reference: PreTrainedModel | None = None,
+    value_model: PreTrainedModel | None = None,
+    provenance: Provenance | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> PpoTrainer:
+    """Build the trainer of `ppo`; the model is changed in place (its attention, its forward, its adapter, a critic).
+
+    Rows hold `prompt_ids`, `messages` and `columns`, as `prepare_prompts` makes them; `reward(prompts, completions, **columns)` gets message lists,
+    texts and the records' other columns and returns one number an answer. The reference is the model before training, unless one is given:
+    with `lora` the weights beneath the adapter, else a copy. The critic is a head on the policy unless a `value_model` is given.
+    logging_steps, save_steps and eval_steps of `args` count iterations; `per_device_train_batch_size` is how many answers go through the model at once.
+    """
+    settings = settings or PpoSettings()
+    PPO.check(model, rows, eval_rows, lora=lora, answer_tokens=settings.max_new_tokens)
+    every = with_all_columns([*rows, *(eval_rows or ())])
+    check_columns([reward], every)
+    if lora is not None and lora.lora_dropout:
+        raise UserError(f"lora_dropout {lora.lora_dropout} would make the policy that is trained another than the one that samples: set it to 0")
+    collate = choose_branch_collator(model, tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0)
+    without_dropout(model)
+    model = PPO.prepare(model, tokenizer, lora, args)
+    frozen = Reference(model, reference)  # before there is a critic to copy
+    attach_critic(model, value_model)
+    return PPO.build(
+        model, tokenizer, in_iterations(args, settings), every[: len(rows)], every[len(rows) :], settings=settings,
+        reward=reward if isinstance(reward, Checked) else Checked(reward), reference=frozen, provenance=provenance, callbacks=callbacks,
+        data_collator=collate,
+    )  # fmt: skip
 
 
 def critic_of(policy: nn.Module) -> nn.Module:

@@ -87,5 +87,4 @@ def in_iterations(args: TrainingArguments, settings: PpoSettings) -> TrainingArg
         if value is not None and (value < 1 or value != int(value)):
             raise UserError(f"{name} counts iterations here and must be a whole number from 1, got {value}")
         setattr(args, name, None if value is None else int(value) * settings.updates)
-    args.remove_unused_columns = False
     return args

@@ -19,79 +19,15 @@ from ...data.errors import UserError
 from ...data.preference_rows import pairs
 from ...infer.kernels.device import in_float64
 from ..maths.ranking_loss import centring, ranking_loss
-from ..models.adapters import with_adapter
-from ..models.branch_logprobs import lay_out_branches
-from ..models.reward_model import check_reward_model, patch_reward_head, one_each, with_own_padding
-from ..run.crash_safe import Provenance, CrashSafeCheckpoints, master_optimizer
-from ..run.logs import RunLog
-from .dpo import check_rows
-
-Rows = Sequence[dict[str, Any]]
+from ..models.branch_logprobs import choose_branch_collator
+from ..models.reward_model import check_reward_model, one_each, patch_reward_head, with_own_padding
+from ..run.crash_safe import CrashSafeCheckpoints, Provenance
+from .build import Rows, Stage, ranked_size
 
 PAIR_WEIGHTS = ("prompt", "pair")
 INPUTS = ("input_ids", "position_ids", "attention_mask", "tree", "ends")
 # Of trl's options those that would change the data or the model behind our back: both are made before the trainer sees them.
 NOT_TAKEN = ("model_init_kwargs", "chat_template_path", "eos_token", "pad_token", "dataset_num_proc", "pad_to_multiple_of")
-
-
-def reward(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, args: RewardConfig, *, resume: str | None = None, **options: Any
-) -> "RewardModelTrainer":
-    """Train a reward model on ranked answers; return the trainer, ready for `.save_final()`.
-
-    `resume` is a checkpoint's folder; `options` are those of `reward_trainer`.
-    """
-    trainer = reward_trainer(model, tokenizer, rows, args, **options)
-    trainer.train(resume_from_checkpoint=resume)
-    return trainer
-
-
-def reward_trainer(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Rows,
-    args: RewardConfig,
-    *,
-    eval_rows: Rows | None = None,
-    lora: LoraConfig | None = None,
-    pair_weights: str = "prompt",
-    provenance: Provenance | None = None,
-    callbacks: Sequence[TrainerCallback] = (),
-) -> "RewardModelTrainer":
-    """Build the trainer of `reward`; the model is changed in place (its attention, its forward, its padding, its adapter).
-
-    `model` is an AutoModelForSequenceClassification with num_labels=1. Rows hold `prompt_ids`, `branches`, `ranks` and perhaps `margin`, as
-    `prepare_preferences` makes them. The tokenizer saved with the model is a copy of this one with a padding that ends no answer. With `lora`, the
-    adapter and the head are trained and saved. `pair_weights`: "prompt" gives each prompt the same weight however many pairs it has, "pair"
-    gives each pair the same.
-    """
-    check_reward_model(model)
-    check_arguments(args)
-    if pair_weights not in PAIR_WEIGHTS:
-        raise UserError(f"pair_weights must be prompt or pair, got {pair_weights!r}")
-    tokenizer = with_own_padding(model, tokenizer)
-    if not rows:
-        raise UserError("there are no ranked answers to train on: check the data with `seodang preview`")
-    for some in (rows, eval_rows or ()):
-        check_rows(some, model)
-        check_ends(some, args.max_length, tokenizer)
-    collate = lay_out_branches(model, tokenizer.pad_token_id, keep_last=True)
-    patch_reward_head(model)
-    if lora is not None:
-        with_head = replace(lora, task_type="SEQ_CLS", modules_to_save=list(lora.modules_to_save or ()) or None)  # the head is trained and saved whole
-        model = with_adapter(model, with_head, args.activation_checkpointing)
-    args.remove_unused_columns = False  # the Trainer would drop the branches
-    args.accelerator_config.dispatch_batches = False  # rows laid end to end cannot be cut along the batch
-    return RewardModelTrainer(
-        model,
-        args,
-        provenance=provenance,
-        data_collator=RankedCollator(collate, pair_weights),
-        train_dataset=as_dataset(rows),
-        eval_dataset=as_dataset(eval_rows) if eval_rows else None,
-        processing_class=tokenizer,
-        callbacks=[RunLog(), *callbacks],
-    )
 
 
 def check_arguments(args: RewardConfig) -> None:
@@ -102,13 +38,11 @@ def check_arguments(args: RewardConfig) -> None:
             raise UserError(f"{name}={getattr(args, name)!r} is not taken here: rows and model are made before the trainer, leave it out")
 
 
-def check_ends(rows: Rows, limit: int | None, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse rows that are longer than `limit` tokens, or end in what a loaded model would take for padding."""
+def check_ends(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse rows whose answers end in what a loaded model would take for padding."""
     for number, row in enumerate(rows, start=1):
-        where, longest = row.get("where") or f"row {number}", len(row["prompt_ids"]) + max(map(len, row["branches"]))
-        if limit and longest > limit:
-            raise UserError(f"{where} has {longest} tokens, max_length is {limit}: prepare the rows with the same max_length, or raise it")
         if any(branch[-1] == tokenizer.pad_token_id for branch in row["branches"]):
+            where = row.get("where") or f"row {number}"
             raise UserError(f"{where} has an answer that ends in {tokenizer.pad_token}, the padding: end it with the token that ends a turn")
 
 
@@ -152,7 +86,7 @@ class RewardModelTrainer(CrashSafeCheckpoints, RewardTrainer):
     loss_is_scaled_for_ga = True  # by the weights of the whole accumulated batch
 
     def __init__(self, model, args: RewardConfig, **kwargs: Any):
-        super().__init__(model, args, **master_optimizer(model, args), **kwargs)
+        super().__init__(model, args, **kwargs)
         self._noted: list[Tensor] = []
 
     def _prepare_dataset(self, dataset: Dataset, *args, **kwargs) -> Dataset:
@@ -228,6 +162,57 @@ class RewardModelTrainer(CrashSafeCheckpoints, RewardTrainer):
         better, worse = scores[batch["pairs"]].unbind(1)
         parts = [losses * batch["weights"], batch["weights"], better > worse, better - worse, torch.ones_like(losses)]
         return torch.stack([in_float64(part).sum().cpu() for part in parts])
+
+
+REWARD = Stage(RewardModelTrainer, "ranked answers to train on", ranked_size, patch_reward_head, generates=False)
+
+
+def reward(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, args: RewardConfig, *, resume: str | None = None, **options: Any
+) -> RewardModelTrainer:
+    """Train a reward model on ranked answers; return the trainer, ready for `.save_final()`.
+
+    `resume` is a checkpoint's folder; `options` are those of `reward_trainer`.
+    """
+    trainer = reward_trainer(model, tokenizer, rows, args, **options)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def reward_trainer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Rows,
+    args: RewardConfig,
+    *,
+    eval_rows: Rows | None = None,
+    lora: LoraConfig | None = None,
+    pair_weights: str = "prompt",
+    provenance: Provenance | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> RewardModelTrainer:
+    """Build the trainer of `reward`; the model is changed in place (its attention, its forward, its padding, its adapter).
+
+    `model` is an AutoModelForSequenceClassification with num_labels=1. Rows hold `prompt_ids`, `branches`, `ranks` and perhaps `margin`, as
+    `prepare_preferences` makes them. The tokenizer saved with the model is a copy of this one with a padding that ends no answer. With `lora`, the
+    adapter and the head are trained and saved. `pair_weights`: "prompt" gives each prompt the same weight however many pairs it has, "pair"
+    gives each pair the same.
+    """
+    check_reward_model(model)
+    check_arguments(args)
+    if pair_weights not in PAIR_WEIGHTS:
+        raise UserError(f"pair_weights must be prompt or pair, got {pair_weights!r}")
+    tokenizer = with_own_padding(model, tokenizer)
+    REWARD.check(model, rows, eval_rows, lora=lora, max_length=args.max_length)
+    check_ends([*rows, *(eval_rows or ())], tokenizer)
+    collate = choose_branch_collator(model, tokenizer.pad_token_id, keep_last=True)
+    if lora is not None:
+        lora = replace(lora, task_type="SEQ_CLS", modules_to_save=list(lora.modules_to_save or ()) or None)  # the head is trained and saved whole
+    model = REWARD.prepare(model, tokenizer, lora, args)
+    return REWARD.build(
+        model, tokenizer, args, as_dataset(rows), as_dataset(eval_rows) if eval_rows else None, provenance=provenance, callbacks=callbacks,
+        data_collator=RankedCollator(collate, pair_weights),
+    )  # fmt: skip
 
 
 def best_ranked_first(rows: Rows, scores: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from seodang.data.json_lines import read_json_lines
 from seodang.recipes.run.rounds import read_lines
 from seodang.train.rewards import ranking
 from seodang.train.rewards.ranking import ByJudge, ByLabel, ByPerson, Stopped, parse_order, printable, rank_all, ranks_of, said
-from seodang.train.rollouts.sample_n import sample_n
+from seodang.train.rollouts.rollout import sample_n
 
 PROMPT = [{"role": "user", "content": "Where is Suwon?"}]
 

@@ -15,12 +15,20 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from seodang.data.errors import UserError
 from seodang.infer.checkpoint.load import load
-from seodang.infer.checkpoint.manifest import MANIFEST, write_manifest, verify
+from seodang.infer.checkpoint.manifest import MANIFEST, verify, write_manifest
 from seodang.infer.runners.architecture import transformers_model
 from seodang.train.run import crash_safe as sealed
-from seodang.train.run.checkpoints import complete_checkpoints, find_resume, publish, publish_into, room_for, rotate, start_aside
+from seodang.train.run.checkpoints import (
+    complete_checkpoints,
+    copy_model,
+    find_resume,
+    publish,
+    publish_into,
+    room_for,
+    rotate,
+    start_aside,
+)
 from seodang.train.run.crash_safe import CrashSafeCheckpoints
-from seodang.train.run.publishing import copy_model
 from seodang.train.stages.sft import sft, sft_trainer
 
 

@@ -9,8 +9,8 @@ from transformers import TrainingArguments
 
 from seodang.data.errors import UserError
 from seodang.train.maths.preference_losses import LOSSES, PreferenceSettings
-from seodang.train.run.logs import read_log
 from seodang.train.models.extended_forward import restore_forward
+from seodang.train.run.callbacks import read_log
 from seodang.train.stages.dpo import dpo, dpo_trainer
 
 SETTINGS = {

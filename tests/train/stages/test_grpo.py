@@ -162,7 +162,7 @@ def test_a_batch_whose_answers_are_all_masked_gives_zeros_with_a_gradient(fresh_
 def test_answers_are_sampled_from_the_weights_as_they_are_and_end_with_their_end_token(kind, fresh_tiny, tiny_tokenizer, tmp_path):
     model = fresh_tiny("llama")
     trainer = build(kind, model, tiny_tokenizer, tmp_path, temperature=1e-5)
-    rows = [trainer.asked[i]["prompt_ids"] for i in (0, 0, 1)]
+    rows = [trainer.rows[i]["prompt_ids"] for i in (0, 0, 1)]
 
     def greedy(ids):
         out = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=10, attention_mask=torch.ones(1, len(ids)))
@@ -182,7 +182,7 @@ def test_answers_are_sampled_from_the_weights_as_they_are_and_end_with_their_end
 
 def test_the_noise_hangs_on_seed_step_and_turn(fresh_tiny, tiny_tokenizer, tmp_path):
     trainer = build("grpo", fresh_tiny("llama"), tiny_tokenizer, tmp_path, temperature=3.0)
-    rows = [trainer.asked[0]["prompt_ids"]] * 4
+    rows = [trainer.rows[0]["prompt_ids"]] * 4
     first, second = trainer._answers(rows), trainer._answers(rows)
     assert len({tuple(answer) for answer in first + second}) == 8  # four answers of a prompt differ, and so does a second turn of the step
     trainer.state.global_step = 1

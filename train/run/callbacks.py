@@ -1,8 +1,9 @@
-"""What a run leaves for a person to look at: a JSON Lines log and the loss curve, as a picture and in the terminal."""
+"""What runs along with a training: a JSON Lines log, its loss curve as a picture and in the terminal, and a limit of time."""
 
 import json
 from contextlib import nullcontext
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -36,6 +37,21 @@ class RunLog(TrainerCallback):
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if state.is_world_process_zero:
             draw_curve(Path(args.output_dir))
+
+
+class TimeLimit(TrainerCallback):
+    """End training at the first step that is a multiple of `every` after `seconds` have passed, and log it; at least one such step is made."""
+
+    def __init__(self, seconds: float, every: int = 1):
+        self.seconds, self.every = seconds, every
+        self.started = monotonic()
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.started = monotonic()
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if state.global_step % self.every == 0 and monotonic() - self.started >= self.seconds:
+            control.should_training_stop = control.should_log = True
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
