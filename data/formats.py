@@ -109,13 +109,13 @@ def prompt_completion(record: Mapping[str, Any]) -> Dialogue:
     prompt, completion = text_or_messages(record, "prompt"), text_or_messages(record, "completion")
     if prompt is None or completion is None:
         raise missing("prompt" if prompt is None else "completion", record)
-    asked = as_messages(prompt, "prompt") if isinstance(prompt, list) else [{"role": "user", "content": as_text(record, "prompt")}]
+    question = as_messages(prompt, "prompt") if isinstance(prompt, list) else [{"role": "user", "content": as_text(record, "prompt")}]
     if isinstance(completion, list):
-        said = as_messages(completion, "completion")
+        answer = as_messages(completion, "completion")
     else:
-        said = [{"role": "assistant", "content": as_text(record, "completion")}]
-    asked = [{**message, "train": False} if message["role"] == "assistant" else message for message in asked]
-    return Dialogue([*as_system(record), *asked, *said], as_tools(record))
+        answer = [{"role": "assistant", "content": as_text(record, "completion")}]
+    question = [{**message, "train": False} if message["role"] == "assistant" else message for message in question]
+    return Dialogue([*as_system(record), *question, *answer], as_tools(record))
 
 
 def messages(record: Mapping[str, Any]) -> Dialogue:

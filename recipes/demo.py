@@ -20,7 +20,7 @@ from seodang.infer.checkpoint.load import load
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.training import Arguments
 from seodang.recipes.run.training import plan_lines
-from seodang.train.rollouts.eval_generation import HeldOut, agreement, held_out
+from seodang.train.rollouts.eval_generation import HeldOut, agreement, held_out_questions
 from seodang.train.run.callbacks import CURVE, terminal_curve
 from seodang.train.run.crash_safe import Provenance
 from seodang.train.stages.plan import plan
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     console = Console()
     console.print(f"[bold]model[/bold]   {options.model} (the default one is converted once)")
     model, tokenizer = load(options.model, device=options.device, dtype=options.dtype)
-    questions = choose(options.heldout)
+    questions = choose_questions(options.heldout)
     before = answer_all(model, tokenizer, questions, "before")
     trainer, counts = build(model, tokenizer, options)
     console.print(*plan_lines(trainer, counts, None, cost=plan(trainer).lines()), sep="\n")
@@ -73,9 +73,9 @@ def scores(questions: list[HeldOut], before: list[str], after: list[str]) -> str
     return f"n={len(questions)} " + " ".join(f"{name} before={then[name]:.3f} after={now[name]:.3f}" for name in then)
 
 
-def choose(count: int) -> list[HeldOut]:
+def choose_questions(count: int) -> list[HeldOut]:
     """Held-out questions, each file in its share; our mascot, the city of Suwon, comes first."""
-    files = [held_out(list(read(str(sample_path(name))))) for name in HELD_OUT]
+    files = [held_out_questions(list(read(str(sample_path(name))))) for name in HELD_OUT]
     total = sum(map(len, files))
     count = min(count, total)
     shares = [round(count * len(file) / total) for file in files]

@@ -107,7 +107,7 @@ class Demo:
         facts, held = triplets("geography"), triplets("geography_heldout")
         self.demonstrations = demonstrations(facts, options.seed)
         self.pairs, self.held_pairs = form_pairs(facts, options.seed), form_pairs(held, options.seed)[: options.heldout]
-        self.held_asked = self.asked(self.held_pairs)
+        self.held_prompts = self.prompts(self.held_pairs)
 
     def folder(self, stage: str) -> Path:
         return self.out / stage
@@ -117,14 +117,14 @@ class Demo:
 
     # Rows
 
-    def ranked(self, pairs: list[dict[str, str]]) -> list[dict[str, Any]]:
+    def preferences(self, pairs: list[dict[str, str]]) -> list[dict[str, Any]]:
         examples = []
         for pair in pairs:
             answers = [{"role": "assistant", "content": pair[side]} for side in ("chosen", "rejected")]
             examples.append(RankedPreference([{"role": "user", "content": pair["prompt"]}], answers, [0, 1]))
         return prepare_preferences(examples, self.tokenizer, max_length=512)[0]
 
-    def asked(self, pairs: list[dict[str, str]]) -> list[dict[str, Any]]:
+    def prompts(self, pairs: list[dict[str, str]]) -> list[dict[str, Any]]:
         examples = [PromptExample([{"role": "user", "content": pair["prompt"]}], {"form": pair["form"]}) for pair in pairs]
         return prepare_prompts(examples, self.tokenizer, max_prompt_length=512)[0]
 
@@ -144,7 +144,7 @@ class Demo:
         model, _ = self.load("sft", model_class=AutoModelForSequenceClassification, num_labels=1)
         args = self.arguments(RewardArguments, "reward", learning_rate=2e-5, per_device_train_batch_size=16)
         trainer = reward_trainer(
-            model, self.tokenizer, self.ranked(self.pairs), args, eval_rows=self.ranked(self.held_pairs), provenance=self.origin(),
+            model, self.tokenizer, self.preferences(self.pairs), args, eval_rows=self.preferences(self.held_pairs), provenance=self.origin(),
             callbacks=[self.limit("reward")],
         )  # fmt: skip
         trainer.train()
@@ -162,7 +162,7 @@ class Demo:
         args = self.arguments(PpoArguments, "ppo", learning_rate=3e-5, per_device_train_batch_size=size, logging_steps=1)
         limit = self.limit("ppo", every=settings.updates)
         trainer = ppo_trainer(
-            model, self.tokenizer, self.asked(self.pairs), model_reward(*judge, self.tokenizer), args, settings, provenance=self.origin(), callbacks=[limit]
+            model, self.tokenizer, self.prompts(self.pairs), model_reward(*judge, self.tokenizer), args, settings, provenance=self.origin(), callbacks=[limit]
         )
         trainer.train()
         trainer.save_final()
@@ -173,7 +173,7 @@ class Demo:
         model, _ = self.load("sft")
         args = self.arguments(Arguments, "dpo", learning_rate=3e-5, per_device_train_batch_size=16)
         trainer = dpo_trainer(
-            model, self.tokenizer, self.ranked(self.pairs), args, PreferenceSettings(), eval_rows=self.ranked(self.held_pairs),
+            model, self.tokenizer, self.preferences(self.pairs), args, PreferenceSettings(), eval_rows=self.preferences(self.held_pairs),
             provenance=self.origin(), callbacks=[self.limit("dpo")],
         )  # fmt: skip
         before = trainer.measure(trainer.eval_dataset)
@@ -199,15 +199,15 @@ class Demo:
     def measured(self, stage: str) -> Measured:
         """One sampled answer to each held-out prompt, with the same noise whatever the stage, judged by rule and reward model."""
         model, _ = self.load(stage)
-        said = roll_out(model, self.tokenizer, self.held_asked, max_new_tokens=NEW_TOKENS, seed=("held out", self.options.seed))
-        prompts, answers = [row["messages"] for row in self.held_asked], [rollout.text for rollout in said]
-        rule = form_reward(prompts, answers, form=[row["columns"]["form"] for row in self.held_asked])
+        rollouts = roll_out(model, self.tokenizer, self.held_prompts, max_new_tokens=NEW_TOKENS, seed=("held out", self.options.seed))
+        prompts, answers = [row["messages"] for row in self.held_prompts], [rollout.text for rollout in rollouts]
+        rule = form_reward(prompts, answers, form=[row["columns"]["form"] for row in self.held_prompts])
         judge = self.load("reward", model_class=AutoModelForSequenceClassification, num_labels=1)
         return Measured(answers, rule, score_answers(*judge, prompts, answers))
 
     def samples(self, before: Measured, after: Measured) -> list[Sample]:
-        asked = [pair["prompt"] for pair in self.held_pairs]
-        return [Sample(*each) for each in zip(asked, before.answers, after.answers, before.learned, after.learned, strict=True)][:SHOWN]
+        prompts = [pair["prompt"] for pair in self.held_pairs]
+        return [Sample(*each) for each in zip(prompts, before.answers, after.answers, before.learned, after.learned, strict=True)][:SHOWN]
 
 
 def triplets(name: str) -> list[dict[str, str]]:

@@ -14,7 +14,7 @@ from seodang.infer.checkpoint.load import load, load_tokenizer
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.preference import PreferenceOptions
 from seodang.recipes.options.training import Arguments, ModelOptions, RunOptions
-from seodang.recipes.run.before_after import picture, say, side_by_side, tell
+from seodang.recipes.run.before_after import answer_rows, before_and_after, picture_line, print_once
 from seodang.recipes.run.identity import origin_of
 from seodang.recipes.run.training import (
     checkpoint_to_resume,
@@ -30,7 +30,7 @@ from seodang.train.run.callbacks import CURVE, terminal_curve
 from seodang.train.stages.dpo import DpoTrainer, dpo_trainer
 from seodang.train.stages.plan import steps_of
 
-SAID = 64  # tokens of an answer that is shown
+SHOWN_TOKENS = 64  # tokens of an answer that is shown
 
 
 @dataclass
@@ -60,15 +60,15 @@ def main(argv: list[str] | None = None) -> int:
     resume = checkpoint_to_resume(args, run, origin)
     trainer = build(model, tokenizer, rows, held, args, settings, data, run, origin)
     stage = f"training        {ranked_amount(rows)} in {steps_of(args, len(rows)):,} steps, loss {settings.loss}"
-    tell(trainer, *plan_lines(trainer, counts, resume, stage=[stage, *held_out_line(ranked_amount(held), held)]))
+    print_once(trainer, *plan_lines(trainer, counts, resume, stage=[stage, *held_out_line(ranked_amount(held), held)]))
     if run.dry_run:
         return 0
     shown = held[: run.eval_samples]
-    before, said = trainer.measure() if held else {}, say(trainer, shown, SAID)
+    before, answers = trainer.measure() if held else {}, answer_rows(trainer, shown, SHOWN_TOKENS)
     folder = train_and_save(trainer, resume)
     after = trainer.measure() if held else {}
-    tell(trainer, *side_by_side(tokenizer, shown, said, say(trainer, shown, SAID)), terminal_curve(folder))
-    tell(trainer, *result_lines(before, after), picture("loss curve", folder / CURVE), f"checkpoint      {folder}")
+    print_once(trainer, *before_and_after(tokenizer, shown, answers, answer_rows(trainer, shown, SHOWN_TOKENS)), terminal_curve(folder))
+    print_once(trainer, *result_lines(before, after), picture_line("loss curve", folder / CURVE), f"checkpoint      {folder}")
     return 0
 
 

@@ -83,13 +83,13 @@ def read_prompt_file(path: Path, raw: bool) -> list[Any]:
     if path.suffix == ".txt":
         return [line for _, line in lines]
     if path.suffix == ".json":
-        records = loaded(text, path.name)
+        records = parse_json(text, path.name)
         records = records if isinstance(records, list) else [records]
         return [prompt_of(record, f"{path.name} record {n}", raw) for n, record in enumerate(records, 1)]
-    return [prompt_of(loaded(line, f"{path.name} line {n}"), f"{path.name} line {n}", raw) for n, line in lines]
+    return [prompt_of(parse_json(line, f"{path.name} line {n}"), f"{path.name} line {n}", raw) for n, line in lines]
 
 
-def loaded(text: str, where: str) -> Any:
+def parse_json(text: str, where: str) -> Any:
     """Parse JSON or raise UserError saying where."""
     try:
         return json.loads(text)

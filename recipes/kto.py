@@ -16,14 +16,14 @@ from seodang.infer.checkpoint.load import load, load_tokenizer
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.preference import PreferenceOptions
 from seodang.recipes.options.training import Arguments, ModelOptions, RunOptions
-from seodang.recipes.run.before_after import picture, say, side_by_side, tell
+from seodang.recipes.run.before_after import answer_rows, before_and_after, picture_line, print_once
 from seodang.recipes.run.identity import origin_of
 from seodang.recipes.run.training import checkpoint_to_resume, complete_arguments, early_stopping, held_out_line, plan_lines, train_and_save
 from seodang.train.run.callbacks import CURVE, terminal_curve
 from seodang.train.stages.kto import kto_trainer, weight_advice
 from seodang.train.stages.plan import steps_of
 
-SAID = 64  # tokens of an answer that is shown
+SHOWN_TOKENS = 64  # tokens of an answer that is shown
 
 
 @dataclass
@@ -48,15 +48,15 @@ def main(argv: list[str] | None = None) -> int:
     resume = checkpoint_to_resume(args, run, origin)
     policy, _ = load(model.model, device=str(args.device), dtype=model.dtype, **model.loading())
     trainer = kto_trainer(policy, tokenizer, rows, args, eval_rows=held or None, lora=model.lora(), provenance=origin, callbacks=early_stopping(run))
-    tell(trainer, *plan_lines(trainer, counts, resume, stage=stage_lines(args, rows, held)))
+    print_once(trainer, *plan_lines(trainer, counts, resume, stage=stage_lines(args, rows, held)))
     if run.dry_run:
         return 0
     shown = list({tuple(row["prompt_ids"]): row for row in held}.values())[: run.eval_samples]
-    before = say(trainer, shown, SAID)
+    before = answer_rows(trainer, shown, SHOWN_TOKENS)
     folder = train_and_save(trainer, resume)
     result = trainer.evaluate() if held else {}
-    tell(trainer, terminal_curve(folder), *side_by_side(tokenizer, shown, before, say(trainer, shown, SAID)))
-    tell(trainer, *result_lines(result), picture("loss curve", folder / CURVE), f"checkpoint      {folder}")
+    print_once(trainer, terminal_curve(folder), *before_and_after(tokenizer, shown, before, answer_rows(trainer, shown, SHOWN_TOKENS)))
+    print_once(trainer, *result_lines(result), picture_line("loss curve", folder / CURVE), f"checkpoint      {folder}")
     return 0
 
 

@@ -17,7 +17,7 @@ from seodang.infer.checkpoint.load import load, load_tokenizer
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.prompts import PromptOptions, ScoringOptions
 from seodang.recipes.options.training import Arguments, ModelOptions, RunOptions
-from seodang.recipes.run.before_after import picture, say, side_by_side, tell
+from seodang.recipes.run.before_after import answer_rows, before_and_after, picture_line, print_once
 from seodang.recipes.run.identity import origin_of
 from seodang.recipes.run.training import checkpoint_to_resume, complete_arguments, held_out_line, plan_lines, train_and_save
 from seodang.train.rewards.rules import combined
@@ -62,16 +62,16 @@ def main(argv: list[str] | None = None) -> int:
     origin = origin_of(data, scoring, policy, settings, model, run, args, rows=rows)
     resume = checkpoint_to_resume(args, run, origin)
     trainer = build(model, tokenizer, rows, held, reward, args, settings, policy, origin)
-    tell(trainer, *plan_lines(trainer, counts, resume, stage=stage_lines(settings, rows, held, [each.__name__ for each in rewards])))
+    print_once(trainer, *plan_lines(trainer, counts, resume, stage=stage_lines(settings, rows, held, [each.__name__ for each in rewards])))
     if run.dry_run:
         return 0
     shown = held[: run.eval_samples]
-    before, said = trainer.evaluate() if held else {}, say(trainer, shown, settings.max_new_tokens)
+    before, answers = trainer.evaluate() if held else {}, answer_rows(trainer, shown, settings.max_new_tokens)
     folder = train_and_save(trainer, resume)
     after = trainer.evaluate() if held else {}
-    tell(trainer, *side_by_side(tokenizer, shown, said, say(trainer, shown, settings.max_new_tokens)))
+    print_once(trainer, *before_and_after(tokenizer, shown, answers, answer_rows(trainer, shown, settings.max_new_tokens)))
     if trainer.is_world_process_zero():
-        tell(trainer, *result_lines(before, after), picture("curves", draw_curves(folder)), f"checkpoint      {folder}")
+        print_once(trainer, *result_lines(before, after), picture_line("curves", draw_curves(folder)), f"checkpoint      {folder}")
     return 0
 
 

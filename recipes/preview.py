@@ -16,7 +16,7 @@ from seodang.data.chat import set_chat_template
 from seodang.data.errors import UserError
 from seodang.data.formats import SHAPES
 from seodang.data.labels import Counts, Labeller
-from seodang.data.preference_rows import PreferenceCounts, PreferenceTokenizer, asked_rows
+from seodang.data.preference_rows import PreferenceCounts, PreferenceTokenizer, prompt_rows
 from seodang.data.preferences import PREFERENCE_SHAPES, PROMPT_SHAPES, UNPAIRED_SHAPES, PromptExample, RankedPreference, UnpairedPreference
 from seodang.data.preview import Row, length, preview, totals
 from seodang.data.preview_page import to_html
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     examples = read(options.data, weights=options.weights, shape=options.shape, split=options.split, shapes=ALL_SHAPES)
     tokenizer = load_tokenizer(options.model)
     set_chat_template(tokenizer, options.chat_template)
-    shown, counts, lengths = looked_at(examples, tokenizer, options)
+    shown, counts, lengths = read_records(examples, tokenizer, options)
     console = Console()
     console.print(preview(shown, tokenizer))
     console.print(*totals(counts, lengths), sep="\n", markup=False, highlight=False)
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def looked_at(
+def read_records(
     examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase, options: PreviewOptions
 ) -> tuple[Shown, Counts | PreferenceCounts, list[int]]:
     """The first records with their rows, and the counts and row lengths of all."""
@@ -80,7 +80,7 @@ def looked_at(
         if family != first:
             raise UserError(f"{example.where}: {family} behind {first}, which are not trained together: preview them one after the other")
         if isinstance(example, PromptExample):
-            rows = asked_rows(example, tokenizer, counts, max_prompt_length=options.max_length, literal=options.literal, too_long=options.unusable)
+            rows = prompt_rows(example, tokenizer, counts, max_prompt_length=options.max_length, literal=options.literal, too_long=options.unusable)
         else:
             rows = (labeller if family == TEACHING else brancher).rows(example, counts)
         lengths += map(length, rows)

@@ -15,13 +15,13 @@ from trl import RewardConfig
 
 from seodang.data.chat import set_chat_template
 from seodang.data.errors import UserError
-from seodang.data.preference_rows import pairs, prepare_preferences
+from seodang.data.preference_rows import preference_pairs, prepare_preferences
 from seodang.data.preferences import PREFERENCE_SHAPES
 from seodang.infer.checkpoint.load import load, load_tokenizer
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.preference import PreferenceOptions
 from seodang.recipes.options.training import Arguments, ModelOptions, RunOptions
-from seodang.recipes.run.before_after import picture, tell
+from seodang.recipes.run.before_after import picture_line, print_once
 from seodang.recipes.run.identity import origin_of
 from seodang.recipes.run.training import (
     checkpoint_to_resume,
@@ -67,12 +67,12 @@ def main(argv: list[str] | None = None) -> int:
     resume = checkpoint_to_resume(args, run, origin)
     trainer = build(model, tokenizer, rows, eval_rows, args, run, origin, data.pair_weights)
     stage = f"training        {ranked_amount(rows)} in {steps_of(args, len(rows)):,} steps"
-    tell(trainer, *plan_lines(trainer, counts, resume, stage=[stage, *held_out_line(ranked_amount(eval_rows), eval_rows)]))
+    print_once(trainer, *plan_lines(trainer, counts, resume, stage=[stage, *held_out_line(ranked_amount(eval_rows), eval_rows)]))
     if run.dry_run:
         return 0
     folder = train_and_save(trainer, resume)
     result = trainer.evaluate() if eval_rows else {}
-    tell(trainer, terminal_curve(folder), *result_lines(result, eval_rows), picture("loss curve", folder / CURVE), f"reward model    {folder}")
+    print_once(trainer, terminal_curve(folder), *result_lines(result, eval_rows), picture_line("loss curve", folder / CURVE), f"reward model    {folder}")
     return 0
 
 
@@ -108,7 +108,7 @@ def result_lines(result: dict[str, float], eval_rows: Sequence[dict]) -> list[st
     """The held-out figures, in lines; chance is a pair accuracy of a half."""
     if not result:
         return []
-    count = sum(len(pairs(row["ranks"])) for row in eval_rows)
+    count = sum(len(preference_pairs(row["ranks"])) for row in eval_rows)
     best = f", best answer first {result['eval_best_of']:.1%} of {len(eval_rows):,} prompts" if "eval_best_of" in result else ""
     return [
         f"pair accuracy   {result['eval_accuracy']:.1%} of {count:,} held-out pairs{best}",

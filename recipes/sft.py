@@ -19,10 +19,10 @@ from seodang.data.sources import read
 from seodang.infer.checkpoint.load import load, load_tokenizer
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.training import Arguments, DataOptions, ModelOptions, RunOptions, hold_out
-from seodang.recipes.run.before_after import picture, tell
+from seodang.recipes.run.before_after import picture_line, print_once
 from seodang.recipes.run.identity import origin_of
 from seodang.recipes.run.training import checkpoint_to_resume, complete_arguments, early_stopping, plan_lines, train_and_save
-from seodang.train.rollouts.eval_generation import AnswerSampler, HeldOut, answerable, held_out
+from seodang.train.rollouts.eval_generation import AnswerSampler, HeldOut, answerable, held_out_questions
 from seodang.train.run.callbacks import CURVE, terminal_curve
 from seodang.train.run.crash_safe import Provenance
 from seodang.train.stages.plan import plan
@@ -41,11 +41,11 @@ def main(argv: list[str] | None = None) -> int:
     origin = origin_of(data, model, run, args, rows=rows)
     resume = checkpoint_to_resume(args, run, origin)
     trainer = build(model, tokenizer, rows, eval_rows, questions, args, run, origin)
-    tell(trainer, *plan_lines(trainer, counts, resume, cost=plan(trainer).lines()))
+    print_once(trainer, *plan_lines(trainer, counts, resume, cost=plan(trainer).lines()))
     if run.dry_run:
         return 0
     folder = train_and_save(trainer, resume)
-    tell(trainer, terminal_curve(folder), picture("loss curve", folder / CURVE), f"checkpoint      {folder}")
+    print_once(trainer, terminal_curve(folder), picture_line("loss curve", folder / CURVE), f"checkpoint      {folder}")
     return 0
 
 
@@ -61,7 +61,7 @@ def load_rows(data: DataOptions, tokenizer, args: TrainingArguments):
         rows, counts = prepare(examples, tokenizer, **data.labelling())
         rows = pack(rows, data.max_length) if data.packing else rows
     eval_rows, counts.held_out = prepare(held, tokenizer, **data.labelling()) if held else ([], None)
-    questions = held_out([example for example in held if isinstance(example, Dialogue)])
+    questions = held_out_questions([example for example in held if isinstance(example, Dialogue)])
     return rows, eval_rows, questions, counts
 
 

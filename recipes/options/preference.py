@@ -38,10 +38,10 @@ class PreferenceOptions:
         self, prepare: Callable[..., tuple[Rows, PreferenceCounts]], tokenizer: PreTrainedTokenizerBase, seed: int, max_length: int | None, shapes: Shapes
     ) -> tuple[Rows, Rows, PreferenceCounts]:
         """Rows to train on, held-out rows, and the counts of what became of the records; `prepare` makes rows of examples of the `shapes`."""
-        return prepared(self, prepare, tokenizer, seed, shapes, max_length=max_length, literal=self.literal, unusable=self.unusable)
+        return read_rows(self, prepare, tokenizer, seed, shapes, max_length=max_length, literal=self.literal, unusable=self.unusable)
 
 
-def prepared(
+def read_rows(
     options: Any, prepare: Callable[..., tuple[Rows, PreferenceCounts]], tokenizer: PreTrainedTokenizerBase, seed: int, shapes: Shapes, **how: Any
 ) -> tuple[Rows, Rows, PreferenceCounts]:
     """Read the sources that the options name, hold a part out where they say so, and make rows of both."""

@@ -11,9 +11,9 @@ from seodang.data.preference_rows import PreferenceCounts, prepare_prompts
 from seodang.data.preferences import PROMPT_SHAPES
 from seodang.infer.checkpoint.load import load
 from seodang.recipes.options.parser import Repeated
-from seodang.recipes.options.preference import prepared
+from seodang.recipes.options.preference import read_rows
 from seodang.train.rewards.reward_function import check_columns
-from seodang.train.rewards.rules import Checked, model_reward, parse_rewards
+from seodang.train.rewards.rules import CheckedReward, model_reward, parse_rewards
 
 
 @dataclass
@@ -38,7 +38,7 @@ class PromptOptions:
     def rows(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]], PreferenceCounts]:
         """Prompts to train on, held-out prompts, and the counts of what became of the records."""
         how = {"max_prompt_length": self.max_prompt_length, "literal": self.literal, "too_long": self.too_long}
-        return prepared(self, prepare_prompts, tokenizer, seed, PROMPT_SHAPES, **how)
+        return read_rows(self, prepare_prompts, tokenizer, seed, PROMPT_SHAPES, **how)
 
 
 @dataclass
@@ -55,7 +55,7 @@ class ScoringOptions:
 
     def rewards(
         self, tokenizer: PreTrainedTokenizerBase, device: str, dtype: str, rows: Sequence[dict[str, Any]], given: Sequence[str] = ()
-    ) -> list[Checked]:
+    ) -> list[CheckedReward]:
         """The rewards asked for, the reward model's last; raises UserError where there is none.
 
         Before a model is loaded, each must find the columns that it needs in the rows, or among what the trainer has `given`.
@@ -64,7 +64,7 @@ class ScoringOptions:
         check_columns(found, rows, given)
         if self.reward_model is not None:
             judge, its_own = load(self.reward_model, device=device, dtype=dtype, model_class=AutoModelForSequenceClassification, num_labels=1)
-            found.append(Checked(model_reward(judge.requires_grad_(False), its_own, tokenizer, self.retokenise)))
+            found.append(CheckedReward(model_reward(judge.requires_grad_(False), its_own, tokenizer, self.retokenise)))
         if not found:
             raise UserError("there is no reward to learn from: give --reward or --reward_model")
         return found

@@ -31,7 +31,7 @@ def split_sections(argv: Sequence[str], names: Sequence[str]) -> tuple[list[str]
     return main, sections
 
 
-def words(values: Mapping[str, Any]) -> list[str]:
+def as_arguments(values: Mapping[str, Any]) -> list[str]:
     """A YAML file's values as words of a command line; what is null is left to its default."""
     found = []
     for name, value in values.items():
@@ -68,4 +68,4 @@ def _from_file(path: str | None, names: Sequence[str]) -> tuple[list[str], dict[
     for name, block in blocks.items():
         if not isinstance(block, dict):
             raise UserError(f"--config {path}: {name} must be a block of `name: value` lines, got {block!r}")
-    return words(values), {name: words(block) for name, block in blocks.items()}
+    return as_arguments(values), {name: as_arguments(block) for name, block in blocks.items()}

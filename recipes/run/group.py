@@ -10,11 +10,11 @@ from seodang.infer.checkpoint.load import load, load_tokenizer
 from seodang.recipes.options.parser import parse
 from seodang.recipes.options.prompts import PromptOptions, ScoringOptions
 from seodang.recipes.options.training import ModelOptions, RunOptions
-from seodang.recipes.run.before_after import picture, say, side_by_side, tell
+from seodang.recipes.run.before_after import answer_rows, before_and_after, picture_line, print_once
 from seodang.recipes.run.identity import origin_of
 from seodang.recipes.run.training import checkpoint_to_resume, complete_arguments, early_stopping, held_out_line, plan_lines, train_and_save
 from seodang.train.run.callbacks import CURVE
-from seodang.train.stages.grpo import GIVEN
+from seodang.train.stages.grpo import TRL_ARGUMENTS
 
 
 def run_groups(argv: Sequence[str], arguments: type, trainer_of: Callable[..., Any], prog: str, description: str) -> int:
@@ -26,20 +26,20 @@ def run_groups(argv: Sequence[str], arguments: type, trainer_of: Callable[..., A
     tokenizer = load_tokenizer(model.model)
     set_chat_template(tokenizer, data.chat_template)
     rows, held, counts = data.rows(tokenizer, args.seed)
-    rewards = scoring.rewards(tokenizer, str(args.device), model.dtype, [*rows, *held], GIVEN)
+    rewards = scoring.rewards(tokenizer, str(args.device), model.dtype, [*rows, *held], TRL_ARGUMENTS)
     origin = origin_of(data, scoring, model, run, args, rows=rows)
     resume = checkpoint_to_resume(args, run, origin)
     policy, _ = load(model.model, device=str(args.device), dtype=model.dtype, **model.loading())
     trainer = trainer_of(policy, tokenizer, rows, rewards, args, eval_rows=held or None, lora=model.lora(), provenance=origin, callbacks=early_stopping(run))
-    tell(trainer, *plan_lines(trainer, counts, resume, stage=stage_lines(args, rows, held, rewards)))
+    print_once(trainer, *plan_lines(trainer, counts, resume, stage=stage_lines(args, rows, held, rewards)))
     if run.dry_run:
         return 0
     shown = held[: run.eval_samples]
-    before, answers = trainer.evaluate() if held else {}, say(trainer, shown, args.max_completion_length)
+    before, answers = trainer.evaluate() if held else {}, answer_rows(trainer, shown, args.max_completion_length)
     folder = train_and_save(trainer, resume)
     after = trainer.evaluate() if held else {}
-    tell(trainer, *side_by_side(tokenizer, shown, answers, say(trainer, shown, args.max_completion_length)))
-    tell(trainer, *result_lines(before, after), picture("loss curve", folder / CURVE), f"checkpoint      {folder}")
+    print_once(trainer, *before_and_after(tokenizer, shown, answers, answer_rows(trainer, shown, args.max_completion_length)))
+    print_once(trainer, *result_lines(before, after), picture_line("loss curve", folder / CURVE), f"checkpoint      {folder}")
     return 0
 
 

@@ -9,7 +9,7 @@ from transformers import EarlyStoppingCallback, TrainingArguments
 
 from seodang.data.accounting import Accounting
 from seodang.data.errors import UserError
-from seodang.data.preference_rows import pairs
+from seodang.data.preference_rows import preference_pairs
 from seodang.infer.kernels.device import choose_dtype
 from seodang.recipes.options.training import ModelOptions, RunOptions
 from seodang.recipes.run.identity import refuse_other_run
@@ -69,7 +69,7 @@ def train_and_save(trainer: Any, resume: Path | None) -> Path:
 
 def ranked_amount(rows: Sequence[dict[str, Any]]) -> str:
     """How many prompts, answers and pairs there are, in words."""
-    return f"{len(rows):,} prompts, {sum(len(row['branches']) for row in rows):,} answers, {sum(len(pairs(row['ranks'])) for row in rows):,} pairs"
+    return f"{len(rows):,} prompts, {sum(len(row['branches']) for row in rows):,} answers, {sum(len(preference_pairs(row['ranks'])) for row in rows):,} pairs"
 
 
 def held_out_line(amount: str, rows: Sequence[Any]) -> list[str]:

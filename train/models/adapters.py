@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from .extended_forward import Forward, extend_forward
 
 
-def with_adapter(model: nn.Module, lora: LoraConfig, checkpointed: bool):
+def add_adapter(model: nn.Module, lora: LoraConfig, checkpointed: bool):
     """The model, quantised or not, with an adapter to be trained; `checkpointed`: activations are computed again in the backward pass."""
-    model = get_peft_model(ready_for_adapter(model), lora)
+    model = get_peft_model(prepare_quantised(model), lora)
     speed_up_adapters(model)
     if checkpointed:
         model.enable_input_require_grads()  # else no gradient reaches the adapters through a frozen embedding
     return model
 
 
-def ready_for_adapter(model: nn.Module) -> nn.Module:
+def prepare_quantised(model: nn.Module) -> nn.Module:
     """A quantised base frozen, what is not quantised of it in float32 (Dettmers et al. 2023, "QLoRA"); another model as it is."""
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False) if getattr(model, "is_quantized", False) else model
 

@@ -17,9 +17,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
 
 from ...data.errors import UserError
 from ...data.labels import IGNORE_INDEX
+from ..maths.logprobs import CHUNK
 from .extended_forward import Forward, extend_forward
-
-CHUNK = 512  # label positions a chunk: enough to keep the matrix kernels busy, 100 MB of float32 at a vocabulary of 49,152
 
 Head = Callable[[Tensor], Tensor]  # [n, hidden] to [n, vocab], with whatever scaling and capping the architecture has
 
@@ -78,8 +77,8 @@ class HeadCrossEntropy(torch.autograd.Function):
             with torch.enable_grad():
                 loss = F.cross_entropy(head(some).to(total.dtype), labels[start : start + chunk], reduction="sum") / divisor
             total += loss.detach()
-            asked = [*([some] if wants_hidden else []), *parameters]
-            found = list(torch.autograd.grad(loss, asked)) if asked else []
+            inputs = [*([some] if wants_hidden else []), *parameters]
+            found = list(torch.autograd.grad(loss, inputs)) if inputs else []
             if wants_hidden:
                 d_hidden[start : start + chunk] = found.pop(0)
             for whole, part in zip(d_parameters, found, strict=True):
@@ -141,10 +140,10 @@ def _answer_loss(model: PreTrainedModel, hidden: Tensor, labels: Tensor, num_ite
     divisor = float(num_items if num_items is not None else max(len(labels), 1))
     correct = None
     head = own_head(model)
-    with lowered(hidden, layer) as (hidden, weight, bias):
+    with autocast_head(hidden, layer) as (hidden, weight, bias):
         if not torch.is_grad_enabled():
             mean, correct = _evaluate(head, hidden, labels, divisor, chunk)
-        elif is_plain(model, layer, head, hidden):
+        elif head_is_linear(model, layer, head, hidden):
             mean = LinearCrossEntropy.apply(hidden, weight, bias, labels, divisor, chunk)
         else:
             trained = [p for p in layer.parameters() if p.requires_grad]
@@ -172,7 +171,7 @@ class _HiddenStates(BaseModelOutputWithPast):
         return None
 
 
-class _Trunk(nn.Module):
+class _SkippedTrunk(nn.Module):
     """Stands in for the layers beneath the head, handing on hidden states that were computed before."""
 
     def forward(self, *args, inputs_embeds: Tensor, **kwargs) -> _HiddenStates:
@@ -186,12 +185,12 @@ def own_head(model: PreTrainedModel) -> Head:
     was put on the model would not do: trl's calls the one before it on the model itself, layers and all.
     """
     outermost = object.__new__(type(model))  # copy.copy would build a model anew where FSDP has wrapped it
-    outermost.__dict__.update(model.__dict__, _modules={**model._modules, model.base_model_prefix: _Trunk()})
+    outermost.__dict__.update(model.__dict__, _modules={**model._modules, model.base_model_prefix: _SkippedTrunk()})
     return lambda hidden: type(model).forward(outermost, inputs_embeds=hidden[None]).logits[0]
 
 
 @contextmanager
-def lowered(hidden: Tensor, layer: nn.Module) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+def autocast_head(hidden: Tensor, layer: nn.Module) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     """Do by hand what autocast would do to the head's product, which it does not see inside an autograd function."""
     weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
     if not torch.is_autocast_enabled(hidden.device.type):
@@ -201,7 +200,7 @@ def lowered(hidden: Tensor, layer: nn.Module) -> Iterator[tuple[Tensor, Tensor, 
     yield hidden.to(dtype), None if weight is None else weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
-def is_plain(model: PreTrainedModel, layer: nn.Module, head: Head, hidden: Tensor) -> bool:
+def head_is_linear(model: PreTrainedModel, layer: nn.Module, head: Head, hidden: Tensor) -> bool:
     """Whether the head is one linear layer and nothing more; tried once on the real hidden states, then remembered."""
     known = model.__dict__.get("answer_head_is_plain")
     if not len(hidden) or type(layer) is not nn.Linear or layer.weight.dim() != 2 or known is False:

@@ -48,12 +48,12 @@ def logits_at(model: PreTrainedModel, ends: Tensor, *args, **kwargs) -> Tensor:
     return model.score(hidden.flatten(0, 1).index_select(0, ends))
 
 
-def one_each(logits: Tensor) -> Tensor:
+def as_scores(logits: Tensor) -> Tensor:
     """[answers, 1] to scores, [answers] in float32 at least."""
     return logits.squeeze(-1).to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def with_own_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+def with_distinct_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """A copy of the tokenizer that pads on the right with a token that ends no answer; the model's config gets that token too.
 
     Classification models take the last token that is not padding for the end. Where padding is the token that ends a turn, they

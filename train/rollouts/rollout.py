@@ -8,9 +8,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...infer import SamplingParams, generate
+from ...infer.engine.core import MAX_ROWS
 from ...infer.requests.rng import hashed
-
-MAX_ROWS = 64  # answers that grow at the same time
 
 
 @dataclass
@@ -68,7 +67,7 @@ def sample_n(
 
     Each answer's noise comes from `seed` and its place alone. An answer cut off at `max_new_tokens` counts as it stands.
     """
-    asked = [row for row in rows for _ in range(count)]
-    said = roll_out(model, tokenizer, asked, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-    texts = [rollout.text.strip() for rollout in said]
+    repeated = [row for row in rows for _ in range(count)]
+    rollouts = roll_out(model, tokenizer, repeated, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    texts = [rollout.text.strip() for rollout in rollouts]
     return [list(dict.fromkeys(filter(None, texts[start : start + count]))) for start in range(0, len(texts), count)]

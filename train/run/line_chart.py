@@ -68,7 +68,7 @@ def _inlined(svg: str, label: str) -> str:
     """matplotlib's picture as a part of a page: with its description, in the page's colours and type, without names that another picture has too."""
     view, body = re.search(r'<svg[^>]*viewBox="([^"]*)"[^>]*>(.*)', svg, re.DOTALL).groups()
     body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>|font-family: [^;]*; ", "", body, flags=re.DOTALL)
-    body = re.sub(r'<g id="(curve)?[^"]*">', lambda match: '<g class="curve">' if match[1] else "<g>", body)
+    body = re.sub(r'<g id="(curve)?[^"]*"', lambda match: '<g class="curve"' if match[1] else "<g", body)
     for name, colour in [*((f"c{place}", colour) for place, colour in enumerate(COLOURS)), ("quiet", INK), ("line", GRID)]:
         body = body.replace(colour, f"var(--{name})")
     return f'<svg class="chart" viewBox="{view}" role="img" aria-label="{escape(label)}">{body}'

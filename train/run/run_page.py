@@ -93,9 +93,9 @@ def lines_of(chart: Chart, logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> l
     for place, (run, entries) in enumerate(logs.items()):
         for key, name in chart.keys.items():
             points = [(entry["step"], entry[key]) for entry in entries if "step" in entry and key in entry]
-            said = ", ".join(filter(None, [run if len(logs) > 1 or not name else "", name]))
+            label = ", ".join(filter(None, [run if len(logs) > 1 or not name else "", name]))
             # beyond the page's colours the dash has to tell runs apart as well
-            line = finite(said, points, colour=place, dash=names.index(name) + place // len(COLOURS))
+            line = finite(label, points, colour=place, dash=names.index(name) + place // len(COLOURS))
             lines += [line] if line.values else []
     return lines
 

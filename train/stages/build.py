@@ -12,9 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 
 from ...data.chat import end_of_turn_ids
 from ...data.errors import UserError
-from ...data.preference_rows import pairs
+from ...data.preference_rows import preference_pairs
 from ...infer.runners.architecture import context_limit, transformers_model
-from ..models.adapters import ready_for_adapter, speed_up_adapters, with_adapter
+from ..models.adapters import add_adapter, prepare_quantised, speed_up_adapters
 from ..models.reference import has_adapter
 from ..run.callbacks import RunLog
 
@@ -75,7 +75,7 @@ class Stage:
             self.extend(model)
         if lora is None:
             return model
-        return ready_for_adapter(model) if self.trainer_adds_adapter else with_adapter(model, lora, args.activation_checkpointing)
+        return prepare_quantised(model) if self.trainer_adds_adapter else add_adapter(model, lora, args.activation_checkpointing)
 
     def build(
         self,
@@ -131,7 +131,7 @@ def labelled_size(row: Row, where: str) -> Size:
 
 def ranked_size(row: Row, where: str) -> Size:
     """Of `prompt_ids` and `branches`, of which `ranks` must make a pair."""
-    if not pairs(row["ranks"]):
+    if not preference_pairs(row["ranks"]):
         raise UserError(f"{where} has no pair of a better and a worse answer: give it a rejected side, or leave it out")
     return answered_size(row["prompt_ids"], row["branches"], where)
 

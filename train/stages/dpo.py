@@ -13,12 +13,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
 from ...data.errors import UserError
-from ...data.preference_rows import pairs
+from ...data.preference_rows import preference_pairs
 from ...infer.kernels.device import in_float64
-from ..attention.tree import by_branch
+from ..attention.tree import sum_by_branch
 from ..maths.preference_losses import LOSSES, PairScores, PreferenceSettings, implicit_rewards
 from ..models.branch_logprobs import choose_branch_collator, patch_branch_logprobs
-from ..models.reference import Reference, check_reference, shared_out
+from ..models.reference import Reference, check_reference, compute_distributed
 from ..run.crash_safe import CrashSafeCheckpoints, Provenance
 from .build import Rows, Stage, ranked_size
 
@@ -26,7 +26,7 @@ REFERENCE_TIMES = ("step", "before")
 
 
 class PairCollator:
-    """Rows to a batch with `pairs` [pairs, 2], the places among all branches of each better and worse answer.
+    """Rows to a batch with `preference_pairs` [pairs, 2], the places among all branches of each better and worse answer.
 
     Rows that carry `reference`, the reference's log-probability of each branch, give `reference` [branches].
     """
@@ -37,7 +37,7 @@ class PairCollator:
     def __call__(self, rows: Rows) -> dict[str, Any]:
         found, before = [], 0
         for row in rows:
-            found += [(before + better, before + worse) for better, worse in pairs(row["ranks"])]
+            found += [(before + better, before + worse) for better, worse in preference_pairs(row["ranks"])]
             before += len(row["branches"])
         batch = {**self.collate(rows), "pairs": torch.tensor(found)}
         if "reference" in rows[0]:
@@ -85,12 +85,12 @@ class DpoTrainer(CrashSafeCheckpoints, Trainer):
                 sums = self._reference_sums(model, batch)
             return sums.split([len(row["branches"]) for row in some])
 
-        found = shared_out(compute, rows, self.args.per_device_train_batch_size, self.args.process_index, self.args.world_size)
+        found = compute_distributed(compute, rows, self.args.per_device_train_batch_size, self.args.process_index, self.args.world_size)
         return [{**row, "reference": values} for row, values in zip(rows, found, strict=True)]
 
     def _reference_sums(self, model, batch: dict[str, Any]) -> Tensor:
         inputs = {key: value for key, value in batch.items() if key not in ("pairs", "reference")}
-        return by_branch(self.reference.logprobs(model, inputs), batch["branch_lengths"])
+        return sum_by_branch(self.reference.logprobs(model, inputs), batch["branch_lengths"])
 
     # Loss
 
@@ -106,7 +106,7 @@ class DpoTrainer(CrashSafeCheckpoints, Trainer):
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch: Tensor | None = None):
         counts = self._get_num_items_in_batch([inputs], self.args.device) if num_items_in_batch is None else num_items_in_batch
         scores = self._pair_scores(model, inputs)
-        self._note(scores)
+        self._record(scores)
         return self._loss_sum(scores, counts) * self.args.world_size  # processes average their gradients
 
     def _loss_sum(self, scores: PairScores, counts: Tensor) -> Tensor:
@@ -130,11 +130,11 @@ class DpoTrainer(CrashSafeCheckpoints, Trainer):
         reference = batch.get("reference")
         if reference is None and self.reference is not None:
             reference = self._reference_sums(self.accelerator.unwrap_model(model), batch)
-        sums = by_branch(model(**inputs).logprobs, batch["branch_lengths"])
+        sums = sum_by_branch(model(**inputs).logprobs, batch["branch_lengths"])
         of_reference = (None, None) if reference is None else (reference[better], reference[worse])
         return PairScores(sums[better], sums[worse], *of_reference, lengths[better], lengths[worse])
 
-    def _note(self, scores: PairScores) -> None:
+    def _record(self, scores: PairScores) -> None:
         """Add a batch's rewards to what the next log averages."""
         chosen, rejected = (reward.detach() for reward in self._rewards(scores))
         for name, value in (("chosen", chosen), ("rejected", rejected), ("margins", chosen - rejected), ("accuracies", chosen > rejected)):
@@ -143,7 +143,7 @@ class DpoTrainer(CrashSafeCheckpoints, Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._sums:
-            sums = self.summed_by_name(self._sums)
+            sums = self.sums_by_name(self._sums)
             count = sums.pop("pairs")
             logs |= {f"rewards/{name}": value / count for name, value in sums.items()}
             self._sums.clear()

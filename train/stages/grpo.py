@@ -24,18 +24,18 @@ from ...data.errors import UserError
 from ...infer import from_generation_config, generate
 from ...infer.requests.rng import hashed
 from ...infer.runners.architecture import transformers_model
-from ..attention.groups import answers_together, groups_of, parts_of, places_of, spread
+from ..attention.groups import answer_indices, branch_batches, group_by_prompt, regroup, scatter_answers
 from ..models.branch_logprobs import choose_branch_collator, patch_branch_logprobs
 from ..models.reference import frozen_copy
 from ..rewards.reward_function import Reward, check_columns, with_all_columns
-from ..rewards.rules import Checked, for_trl
+from ..rewards.rules import as_trl_reward, checked
 from ..run.crash_safe import CrashSafeCheckpoints
 from .build import Rows, Stage, prompt_size
 
 logger = logging.getLogger(__name__)
 
-RESERVED = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments", "environment", "image", "images"}
-GIVEN = ("completion_ids", "trainer_state", "log_extra", "log_metric")  # by trl, beside the columns
+RESERVED_COLUMNS = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments", "environment", "image", "images"}
+TRL_ARGUMENTS = ("completion_ids", "trainer_state", "log_extra", "log_metric")  # by trl, beside the columns
 
 
 class SharedPrompt:
@@ -71,7 +71,7 @@ class SharedPrompt:
         with nullcontext() if reference is None else _without_reference(args):
             super().__init__(
                 model,
-                [for_trl(reward if isinstance(reward, Checked) else Checked(reward)) for reward in rewards],
+                [as_trl_reward(checked(reward)) for reward in rewards],
                 args,
                 train_dataset=Dataset.from_dict({"row": range(len(train_dataset))}),
                 eval_dataset=Dataset.from_dict({"row": range(len(train_dataset), len(self.rows))}) if eval_dataset else None,
@@ -144,7 +144,7 @@ class SharedPrompt:
         inputs = super()._prepare_inputs(generation_batch)
         parts = self._buffered_inputs
         if self.shares_prompts and parts is not before and len(parts) > 1:
-            self._buffered_inputs = answers_together(parts)
+            self._buffered_inputs = regroup(parts)
             inputs = self._buffered_inputs[self._step % len(parts)]
         return inputs
 
@@ -156,31 +156,31 @@ class SharedPrompt:
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss, **pictures
             )
-        groups, silent = groups_of(input_ids, attention_mask, logits_to_keep), False
+        groups, silent = group_by_prompt(input_ids, attention_mask, logits_to_keep), False
         if not groups:  # all cut off and masked: a pass of nothing's weight all the same, or the other processes would wait for this one
             attention_mask, silent = attention_mask.clone(), True
             attention_mask[0, -logits_to_keep] = 1
-            groups = groups_of(input_ids, attention_mask, logits_to_keep)
+            groups = group_by_prompt(input_ids, attention_mask, logits_to_keep)
         parts = []
-        for some in parts_of(groups, batch_size or len(input_ids)):
+        for some in branch_batches(groups, batch_size or len(input_ids)):
             batch = {k: v.to(input_ids.device) if isinstance(v, Tensor) else v for k, v in self._collate(some).items()}
             with self.accelerator.autocast():
                 out = model(**batch, temperature=self.temperature, wants_entropies=compute_entropy)
             parts.append((out.logprobs * 0, out.entropies * 0) if silent else (out.logprobs, out.entropies))
-        places = places_of(groups, logits_to_keep, input_ids.device)
+        places = answer_indices(groups, logits_to_keep, input_ids.device)
         shape = len(input_ids), logits_to_keep
-        logprobs, entropies = (spread(torch.cat(values), places, shape) for values in zip(*parts, strict=True))
+        logprobs, entropies = (scatter_answers(torch.cat(values), places, shape) for values in zip(*parts, strict=True))
         return logprobs, entropies if compute_entropy else None, None
 
 
     # Saving
 
-    def state_to_resume(self) -> dict[str, Any]:
+    def stage_state(self) -> dict[str, Any]:
         """How far this process has come, and inside a generation the answers that are still to be learned from."""
         inside = self._step % (self.args.steps_per_generation * self.num_iterations)
         return {"step": self._step} | ({"parts": self._buffered_inputs, "layout": self._layout()} if inside else {})
 
-    def go_on_from(self, state: dict[str, Any]) -> None:
+    def restore_state(self, state: dict[str, Any]) -> None:
         if not state:
             logger.warning("the checkpoint does not say which answers were being learned from (an earlier version's, or another number of processes): new ones are sampled")
             return
@@ -248,8 +248,8 @@ def _build(stage: Stage, model, tokenizer, rows: Rows, rewards: Sequence[Reward]
     stage.check(model, rows, eval_rows, lora=lora, answer_tokens=args.max_completion_length)
     check_groups(rows, rewards, args)
     every = [*rows, *(eval_rows or ())]
-    check_columns(rewards, every, GIVEN)
-    if taken := RESERVED & {name for row in every for name in row["columns"]}:
+    check_columns(rewards, every, TRL_ARGUMENTS)
+    if taken := RESERVED_COLUMNS & {name for row in every for name in row["columns"]}:
         raise UserError(f"a column of the data is named {min(taken)}, which trl keeps for itself: rename it")
     model = stage.prepare(model, tokenizer, lora, args)
     return stage.build(model, tokenizer, args, rows, eval_rows, rewards=rewards, peft_config=lora, **options)

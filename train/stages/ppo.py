@@ -22,16 +22,16 @@ from ...infer.requests.rng import hashed
 from ...infer.runners.architecture import transformers_model
 from ..maths.advantages import Moments
 from ..maths.policy_gradient import policy_loss, value_loss
-from ..models.branch_logprobs import Scored, choose_branch_collator, patch_branch_logprobs, scored_without_gradient
+from ..models.branch_logprobs import BranchScores, choose_branch_collator, patch_branch_logprobs, score_branches
 from ..models.critic import attach_critic, load_critic, save_critic, without_critic
 from ..models.reference import Reference
 from ..rewards.reward_function import Reward, check_columns, with_all_columns
-from ..rewards.rules import Checked
-from ..rollouts.experience import Experience, add_advantages, described, summed
+from ..rewards.rules import CheckedReward, checked
+from ..rollouts.experience import Experience, add_advantages, experience_metrics, experience_sums
 from ..rollouts.rollout import Rollout, roll_out
 from ..run.crash_safe import CrashSafeCheckpoints, Provenance
 from .build import Stage, prompt_size
-from .ppo_settings import PpoSettings, in_iterations
+from .ppo_settings import PpoSettings, steps_in_iterations
 
 STATE = "ppo_state.json"
 
@@ -55,7 +55,7 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
 
     loss_is_scaled_for_ga = True  # by the answer tokens of the whole minibatch
 
-    def __init__(self, model, args, *, settings: PpoSettings, reward: Checked, reference: Reference, provenance=None, **kwargs: Any):
+    def __init__(self, model, args, *, settings: PpoSettings, reward: CheckedReward, reference: Reference, provenance=None, **kwargs: Any):
         super().__init__(model, args, provenance=provenance, **kwargs)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise UserError("PPO rolls out with whole weights in every process: launch it with plain data parallelism (accelerate's MULTI_GPU), not FSDP or DeepSpeed")
@@ -87,26 +87,26 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
         an_iteration = self.settings.updates * self.args.gradient_accumulation_steps
         iteration, place = divmod(inputs["number"], an_iteration)
         if place == 0:
-            self._batches = self._begin(iteration)
+            self._batches = self._start_iteration(iteration)
         return super().training_step(model, self._batches[place], num_items_in_batch)
 
-    def _begin(self, iteration: int) -> list[dict[str, Any]]:
+    def _start_iteration(self, iteration: int) -> list[dict[str, Any]]:
         """Let the policy speak, and cut what it said into the micro-batches of the iteration's updates."""
-        experience = self.experience(self._rows_of(iteration), ("rollout", self.args.seed, iteration), self._mine(self.settings.rollouts))
+        experience = self.experience(self._rows_of(iteration), ("rollout", self.args.seed, iteration), self._own_share(self.settings.rollouts))
         kl = add_advantages(experience, self.settings, self.kl.coefficient, self._total)
-        sums = summed(experience, kl)
+        sums = experience_sums(experience, kl)
         gap = max(max(abs(a - b) for a, b in zip(r.logprobs, own.tolist(), strict=True)) for r, own in zip(experience.rollouts, experience.logprobs))
-        total = self.summed_by_name(sums)
+        total = self.sums_by_name(sums)
         self._sampled.update(total)
         self._largest_gap, self._coefficient = max(self._largest_gap, gap), self.kl.coefficient
         self.kl.update(total["kl"] / total["answers"], self.settings.rollouts)
         self._experience = experience
-        return self._cut(experience, iteration)
+        return self._minibatches(experience, iteration)
 
     def _rows_of(self, iteration: int) -> list[dict[str, Any]]:
         """This process's prompts of an iteration: the data is gone through in a new order each time, without a gap between iterations."""
         rows = []
-        for place in self._mine(self.settings.rollouts):
+        for place in self._own_share(self.settings.rollouts):
             turn, place = divmod(iteration * self.settings.rollouts + place, len(self.prompts))
             rows.append(self.prompts[self._order(turn)[place]])
         return rows
@@ -118,13 +118,13 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
         """Roll out rows and score what was said: rewards, log-probabilities of policy and reference, values."""
         how = {"max_new_tokens": self.settings.max_new_tokens, "temperature": self.settings.temperature}
         rollouts = roll_out(self.policy, self.processing_class, rows, **how, seed=seed, places=places)
-        scores = torch.tensor(self.reward(*asked(rollouts), **columns(rollouts)), dtype=torch.float32)
+        scores = torch.tensor(self.reward(*reward_inputs(rollouts), **column_lists(rollouts)), dtype=torch.float32)
         parts: list[list[Tensor]] = [[], [], [], []]
         for start in range(0, len(rollouts), self.args.per_device_train_batch_size):
             some = rollouts[start : start + self.args.per_device_train_batch_size]
             batch = self._prepare_inputs(self._collate(some))
             with self.accelerator.autocast():
-                own: Scored = scored_without_gradient(self.policy, batch)
+                own: BranchScores = score_branches(self.policy, batch)
                 reference = self.reference.logprobs(self.policy, batch)
             for found, values in zip(parts, (own.logprobs, reference, own.entropies, own.value), strict=True):
                 found += values.float().cpu().split(list(batch["branch_lengths"]))
@@ -135,7 +135,7 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
         batch = self.data_collator([rollout.branch for rollout in rollouts])
         return {**batch, "temperature": self.settings.temperature, "wants_entropies": True}
 
-    def _cut(self, experience: Experience, iteration: int) -> list[dict[str, Any]]:
+    def _minibatches(self, experience: Experience, iteration: int) -> list[dict[str, Any]]:
         """The micro-batches of all updates: each epoch in an order of its own, each with the answer tokens of its minibatch over all processes."""
         size, accumulated = self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps
         batches = []
@@ -144,7 +144,7 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
             order = torch.randperm(len(experience.rollouts), generator=generator).tolist()
             for start in range(0, len(order), size * accumulated):
                 chosen = order[start : start + size * accumulated]
-                tokens = self.summed(torch.tensor([float(sum(experience.lengths[i] for i in chosen))], dtype=torch.float64)).item()
+                tokens = self.sum_over_processes(torch.tensor([float(sum(experience.lengths[i] for i in chosen))], dtype=torch.float64)).item()
                 for begin in range(0, len(chosen), size):
                     some = chosen[begin : begin + size]
                     learned = {name: torch.cat([getattr(experience, name)[i] for i in some]) for name in ("logprobs", "values", "advantages", "returns")}
@@ -158,7 +158,7 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
 
     def compute_loss(self, model, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch=None):
         settings, old, tokens = self.settings, inputs["old"], inputs["tokens"]
-        scored: Scored = model(**{**inputs["batch"], "wants_entropies": settings.entropy_coefficient > 0})
+        scored: BranchScores = model(**{**inputs["batch"], "wants_entropies": settings.entropy_coefficient > 0})
         mask = torch.ones_like(scored.logprobs, dtype=torch.bool)
         policy = policy_loss(*_rows(scored.logprobs, old["logprobs"], old["advantages"], mask), settings.clip_range, tokens)
         value = value_loss(*_rows(scored.value, old["values"], old["returns"], mask), settings.value_clip_range, tokens)
@@ -174,10 +174,10 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._batches_summed:
             updates = self._batches_summed / self.args.gradient_accumulation_steps
-            policy, value, entropy, clipped = (self.summed(self._sums) / updates).tolist()
+            policy, value, entropy, clipped = (self.sum_over_processes(self._sums) / updates).tolist()
             logs["iteration"] = -(-self.state.global_step // self.settings.updates)
             if self._sampled:  # not where the first step was logged on its own: an iteration's answers are told once
-                logs |= described(self._sampled, self._largest_gap)
+                logs |= experience_metrics(self._sampled, self._largest_gap)
             logs |= {"kl_coefficient": self._coefficient, "policy_loss": policy, "value_loss": value, "clip_fraction": clipped}
             logs |= {"entropy_loss": entropy} if self.settings.entropy_coefficient else {}
             self._sampled.clear()
@@ -190,12 +190,12 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """The reward of one sampled answer to each held-out prompt, always with the same noise, and its KL and length."""
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        mine = self._mine(len(rows))
+        mine = self._own_share(len(rows))
         with self.in_evaluation():
             experience = self.experience([rows[i] for i in mine], ("evaluate", self.args.seed), mine)
         kl = sum(in_float64(own - ref).sum().item() for own, ref in zip(experience.logprobs, experience.ref_logprobs, strict=True))
         sums = [in_float64(experience.scores).sum().item(), kl, sum(experience.lengths), len(experience.lengths)]
-        reward, kl, length, count = self.summed(torch.tensor(sums, dtype=torch.float64)).tolist()
+        reward, kl, length, count = self.sum_over_processes(torch.tensor(sums, dtype=torch.float64)).tolist()
         metrics = {"reward": reward / count, "kl": kl / count, "length": length / count}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(metrics)
@@ -204,12 +204,12 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
 
     # Processes
 
-    def _mine(self, count: int) -> range:
+    def _own_share(self, count: int) -> range:
         """Which of so many places are this process's."""
         return range(self.args.process_index, count, self.args.world_size)
 
     def _total(self, moments: Moments) -> Moments:
-        return Moments(*self.summed(torch.stack(list(moments))))
+        return Moments(*self.sum_over_processes(torch.stack(list(moments))))
 
     # Saving
 
@@ -220,7 +220,7 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
             save_critic(critic_of(inner), Path(output_dir))
             (Path(output_dir) / STATE).write_text(json.dumps({"kl": self.kl.state_dict()}), encoding="utf-8")
 
-    def state_to_resume(self) -> dict[str, Any]:
+    def stage_state(self) -> dict[str, Any]:
         """Inside an iteration, what its updates learn from."""
         if self._experience is None or self.state.global_step % self.settings.updates == 0:
             return {}
@@ -228,7 +228,7 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
         untold = {"sampled": dict(self._sampled), "largest_gap": self._largest_gap, "coefficient": self._coefficient}
         return {"experience": {**vars(self._experience), "rollouts": rollouts}, **untold}
 
-    def go_on_from(self, state: dict[str, Any]) -> None:
+    def restore_state(self, state: dict[str, Any]) -> None:
         iteration, inside = divmod(self.state.global_step, self.settings.updates)
         if not inside:
             return
@@ -237,7 +237,7 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
         rollouts = [Rollout(**rollout) for rollout in state["experience"]["rollouts"]]
         self._experience = Experience(**{**state["experience"], "rollouts": rollouts})
         self._sampled, self._largest_gap, self._coefficient = Counter(state["sampled"]), state["largest_gap"], state["coefficient"]
-        self._batches = self._cut(self._experience, iteration)
+        self._batches = self._minibatches(self._experience, iteration)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Do not miss the critic among the policy's weights: it has a file of its own."""
@@ -291,7 +291,7 @@ def ppo_trainer(
 ) -> PpoTrainer:
     """Build the trainer of `ppo`; the model is changed in place (its attention, its forward, its adapter, a critic).
 
-    Rows hold `prompt_ids`, `messages` and `columns`, as `prepare_prompts` makes them; `reward(prompts, completions, **columns)` gets message lists,
+    Rows hold `prompt_ids`, `messages` and `column_lists`, as `prepare_prompts` makes them; `reward(prompts, completions, **columns)` gets message lists,
     texts and the records' other columns and returns one number an answer. The reference is the model before training, unless one is given:
     with `lora` the weights beneath the adapter, else a copy. The critic is a head on the policy unless a `value_model` is given.
     logging_steps, save_steps and eval_steps of `args` count iterations; `per_device_train_batch_size` is how many answers go through the model at once.
@@ -308,8 +308,8 @@ def ppo_trainer(
     frozen = Reference(model, reference)  # before there is a critic to copy
     attach_critic(model, value_model)
     return PPO.build(
-        model, tokenizer, in_iterations(args, settings), every[: len(rows)], every[len(rows) :], settings=settings,
-        reward=reward if isinstance(reward, Checked) else Checked(reward), reference=frozen, provenance=provenance, callbacks=callbacks,
+        model, tokenizer, steps_in_iterations(args, settings), every[: len(rows)], every[len(rows) :], settings=settings,
+        reward=checked(reward), reference=frozen, provenance=provenance, callbacks=callbacks,
         data_collator=collate,
     )  # fmt: skip
 
@@ -318,12 +318,12 @@ def critic_of(policy: nn.Module) -> nn.Module:
     return transformers_model(policy).critic
 
 
-def asked(rollouts: Sequence[Rollout]) -> tuple[list, list[str]]:
+def reward_inputs(rollouts: Sequence[Rollout]) -> tuple[list, list[str]]:
     """The prompts, as messages where there are some, and the texts that a reward function is called with."""
     return [rollout.row.get("messages") or rollout.row["prompt_ids"] for rollout in rollouts], [rollout.text for rollout in rollouts]
 
 
-def columns(rollouts: Sequence[Rollout]) -> dict[str, list]:
+def column_lists(rollouts: Sequence[Rollout]) -> dict[str, list]:
     """The records' other columns, each a list of one entry an answer."""
     names = {name for rollout in rollouts for name in rollout.row.get("columns") or {}}
     return {name: [(rollout.row.get("columns") or {}).get(name) for rollout in rollouts] for name in sorted(names)}

@@ -11,7 +11,7 @@ from ...data.errors import UserError
 from ..maths.kl import KINDS, LARGEST_ERROR, AdaptiveKL, FixedKL
 
 
-def told(default: Any, help: str) -> Any:
+def option(default: Any, help: str) -> Any:
     """A field with what a command line says of it."""
     return field(default=default, metadata={"help": help})
 
@@ -20,25 +20,25 @@ def told(default: Any, help: str) -> Any:
 class PpoSettings:
     """What an iteration samples and how it learns. Raises UserError for values out of range."""
 
-    iterations: int = told(20, "How often the policy is sampled and updated.")
-    rollouts: int = told(64, "Answers an iteration, of all processes together.")
-    epochs: int = told(2, "Passes over an iteration's answers.")
-    minibatches: int = told(4, "Updates a pass.")
-    max_new_tokens: int = told(48, "An answer is cut off after so many tokens.")
-    temperature: float = told(1.0, "Of the sampler, and of the policy that is trained.")
-    kl_coefficient: float = told(0.05, "What a nat of KL to the reference costs.")
-    kl_estimator: str = told("k1", "How the KL of a token is estimated: k1, k2 or k3 (Schulman 2020).")
-    kl_target: float | None = told(None, "Nats an answer; with it the coefficient adapts (Ziegler et al. 2019).")
-    kl_horizon: float = told(10_000.0, "Answers over which the coefficient adapts.")
-    clip_range: float = told(0.2, "The policy's ratio to the one that sampled counts within 1 +- this.")
-    value_clip_range: float = told(0.2, "A value counts within this of the old one.")
-    value_coefficient: float = told(0.1, "Weight of the value loss.")
-    entropy_coefficient: float = told(0.0, "Weight of the entropy, which is rewarded.")
-    gamma: float = told(1.0, "Discount of later rewards.")
-    lam: float = told(0.95, "Decay of generalised advantage estimation.")
-    whiten_advantages: bool = told(True, "Give an iteration's advantages mean 0 and variance 1.")
-    whiten_rewards: bool = told(False, "Give its rewards variance 1.")
-    missing_eos_penalty: float = told(0.0, "Taken off the score of an answer that was cut off.")
+    iterations: int = option(20, "How often the policy is sampled and updated.")
+    rollouts: int = option(64, "Answers an iteration, of all processes together.")
+    epochs: int = option(2, "Passes over an iteration's answers.")
+    minibatches: int = option(4, "Updates a pass.")
+    max_new_tokens: int = option(48, "An answer is cut off after so many tokens.")
+    temperature: float = option(1.0, "Of the sampler, and of the policy that is trained.")
+    kl_coefficient: float = option(0.05, "What a nat of KL to the reference costs.")
+    kl_estimator: str = option("k1", "How the KL of a token is estimated: k1, k2 or k3 (Schulman 2020).")
+    kl_target: float | None = option(None, "Nats an answer; with it the coefficient adapts (Ziegler et al. 2019).")
+    kl_horizon: float = option(10_000.0, "Answers over which the coefficient adapts.")
+    clip_range: float = option(0.2, "The policy's ratio to the one that sampled counts within 1 +- this.")
+    value_clip_range: float = option(0.2, "A value counts within this of the old one.")
+    value_coefficient: float = option(0.1, "Weight of the value loss.")
+    entropy_coefficient: float = option(0.0, "Weight of the entropy, which is rewarded.")
+    gamma: float = option(1.0, "Discount of later rewards.")
+    lam: float = option(0.95, "Decay of generalised advantage estimation.")
+    whiten_advantages: bool = option(True, "Give an iteration's advantages mean 0 and variance 1.")
+    whiten_rewards: bool = option(False, "Give its rewards variance 1.")
+    missing_eos_penalty: float = option(0.0, "Taken off the score of an answer that was cut off.")
 
     def __post_init__(self) -> None:
         for name in ("iterations", "rollouts", "epochs", "minibatches", "max_new_tokens"):
@@ -71,7 +71,7 @@ class PpoSettings:
         return AdaptiveKL(self.kl_coefficient, self.kl_target, self.kl_horizon)
 
 
-def in_iterations(args: TrainingArguments, settings: PpoSettings) -> TrainingArguments:
+def steps_in_iterations(args: TrainingArguments, settings: PpoSettings) -> TrainingArguments:
     """A copy of the arguments whose steps are updates: logging, saving and evaluating happen where an iteration ends."""
     args = copy.copy(args)
     share = settings.rollouts // settings.minibatches

@@ -16,24 +16,24 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from trl import RewardConfig, RewardTrainer
 
 from ...data.errors import UserError
-from ...data.preference_rows import pairs
+from ...data.preference_rows import preference_pairs
 from ...infer.kernels.device import in_float64
 from ..maths.ranking_loss import centring, ranking_loss
 from ..models.branch_logprobs import choose_branch_collator
-from ..models.reward_model import check_reward_model, one_each, patch_reward_head, with_own_padding
+from ..models.reward_model import as_scores, check_reward_model, patch_reward_head, with_distinct_padding
 from ..run.crash_safe import CrashSafeCheckpoints, Provenance
 from .build import Rows, Stage, ranked_size
 
 PAIR_WEIGHTS = ("prompt", "pair")
 INPUTS = ("input_ids", "position_ids", "attention_mask", "tree", "ends")
 # Of trl's options those that would change the data or the model behind our back: both are made before the trainer sees them.
-NOT_TAKEN = ("model_init_kwargs", "chat_template_path", "eos_token", "pad_token", "dataset_num_proc", "pad_to_multiple_of")
+UNSUPPORTED_OPTIONS = ("model_init_kwargs", "chat_template_path", "eos_token", "pad_token", "dataset_num_proc", "pad_to_multiple_of")
 
 
-def check_arguments(args: RewardConfig) -> None:
+def check_unsupported(args: RewardConfig) -> None:
     """Refuse trl's options that this stage does not take."""
     plain = RewardConfig.__dataclass_fields__
-    for name in NOT_TAKEN:
+    for name in UNSUPPORTED_OPTIONS:
         if getattr(args, name) not in (None, plain[name].default):
             raise UserError(f"{name}={getattr(args, name)!r} is not taken here: rows and model are made before the trainer, leave it out")
 
@@ -53,7 +53,7 @@ def as_dataset(rows: Rows) -> Dataset:
 
 
 class RankedCollator:
-    """Rows to a batch of all their answers, with `pairs` [pairs, 2], the places among the answers of each better and worse one,
+    """Rows to a batch of all their answers, with `preference_pairs` [pairs, 2], the places among the answers of each better and worse one,
     `weights` [pairs] and `margins` [pairs]."""
 
     def __init__(self, collate: Callable[[Rows], dict[str, Any]], pair_weights: str):
@@ -65,7 +65,7 @@ class RankedCollator:
         margins: list[float] = []
         before = 0
         for row in rows:
-            its_own = pairs(row["ranks"])
+            its_own = preference_pairs(row["ranks"])
             found += [(before + better, before + worse) for better, worse in its_own]
             weights += [1 / len(its_own) if self.pair_weights == "prompt" else 1.0] * len(its_own)
             margins += [row.get("margin") or 0.0] * len(its_own)
@@ -103,13 +103,13 @@ class RewardModelTrainer(CrashSafeCheckpoints, RewardTrainer):
         total = self._get_num_items_in_batch([inputs], self.args.device) if num_items_in_batch is None else num_items_in_batch
         scores = self.scores(model, inputs)
         losses = self.losses(scores, inputs)
-        self._note(scores.detach(), inputs["pairs"])
+        self._record(scores.detach(), inputs["pairs"])
         loss = (losses * inputs["weights"]).sum() / total * self.args.world_size  # processes average their gradients
         return (loss, {"logits": scores}) if return_outputs else loss
 
     def scores(self, model, batch: dict[str, Any]) -> Tensor:
         """The score of every answer of a batch, [answers] in float32 at least."""
-        return one_each(model(**{name: batch[name] for name in INPUTS if name in batch}).logits)
+        return as_scores(model(**{name: batch[name] for name in INPUTS if name in batch}).logits)
 
     def losses(self, scores: Tensor, batch: dict[str, Any]) -> Tensor:
         """The loss of every pair, centring included: [pairs]."""
@@ -120,7 +120,7 @@ class RewardModelTrainer(CrashSafeCheckpoints, RewardTrainer):
 
     # Logs
 
-    def _note(self, scores: Tensor, pairs: Tensor) -> None:
+    def _record(self, scores: Tensor, pairs: Tensor) -> None:
         """Keep what the next log reports: of the pairs their number, the right ones and leads, of the scores number, sum, least and greatest."""
         lead = scores[pairs[:, 0]] - scores[pairs[:, 1]]
         pairs_of = [scores.new_tensor(len(lead)), (lead > 0).sum(), lead.sum()]
@@ -199,10 +199,10 @@ def reward_trainer(
     gives each pair the same.
     """
     check_reward_model(model)
-    check_arguments(args)
+    check_unsupported(args)
     if pair_weights not in PAIR_WEIGHTS:
         raise UserError(f"pair_weights must be prompt or pair, got {pair_weights!r}")
-    tokenizer = with_own_padding(model, tokenizer)
+    tokenizer = with_distinct_padding(model, tokenizer)
     REWARD.check(model, rows, eval_rows, lora=lora, max_length=args.max_length)
     check_ends([*rows, *(eval_rows or ())], tokenizer)
     collate = choose_branch_collator(model, tokenizer.pad_token_id, keep_last=True)

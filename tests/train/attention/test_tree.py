@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from seodang.train.attention.packed_attention import PACKED
-from seodang.train.attention.tree import attend_tree, by_branch, collate_branches, collate_padded_branches, offsets
+from seodang.train.attention.tree import attend_tree, collate_branches, collate_padded_branches, offsets, sum_by_branch
 from seodang.train.maths.logprobs import LinearLogprobs, head_logprobs
 from seodang.train.models.branch_logprobs import choose_branch_collator, patch_branch_logprobs
 
@@ -38,7 +38,7 @@ def test_a_batch_lies_end_to_end_and_says_what_predicts_what():
     assert batch["predictors"].tolist() == [1, 2, 3, 1, 4, 5]  # the prompt's last token predicts the first of both its answers
     assert batch["targets"].tolist() == [7, 8, 9, 10, 12, 13]
     assert batch["branch_lengths"] == (3, 1, 2) and offsets(batch["branch_lengths"]) == [0, 3, 4]
-    assert by_branch(torch.tensor([1.0, 2, 3, 10, 5, 6]), batch["branch_lengths"]).tolist() == [6, 10, 11]
+    assert sum_by_branch(torch.tensor([1.0, 2, 3, 10, 5, 6]), batch["branch_lengths"]).tolist() == [6, 10, 11]
 
 
 @pytest.mark.parametrize("kind", KINDS)
