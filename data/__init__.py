@@ -12,6 +12,9 @@ _HOMES = {
     "set_chat_template": "chat", "prompt_text": "chat", "prompt_ids": "chat", "text_ids": "chat", "end_of_turn_ids": "chat",
     "IGNORE_INDEX": "labels", "Counts": "labels", "prepare": "labels", "stream_rows": "labels",
     "pack": "packing", "pack_window": "packing", "collate": "packing", "collate_padded": "packing",
+    "Labeller": "labels", "Accounting": "accounting", "PreferenceCounts": "preference_rows",
+    "form_preferences": "form_pairs", "form_reward": "form_pairs", "demonstrations": "form_pairs",
+    "read_json_lines": "json_lines", "sample_path": "sample_data", "sample_names": "sample_data",
     "UserError": "errors",
 }  # fmt: skip
 __all__ = list(_HOMES)

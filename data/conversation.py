@@ -41,7 +41,10 @@ class Conversation:
         self.literals: Literals = literals
 
     def turn(self, context: list[dict], message: dict) -> Turn:
-        """The assistant's message behind its context, which `prompt_ids` would give the same ids."""
+        """The assistant's message behind its context, which `prompt_ids` would give the same ids.
+
+        Raises UserError where the template or the tokenizer cannot write or end the answer.
+        """
         prompt = prompt_text(self.tokenizer, context, self.tools, **self.template_kwargs)
         prompt_ids = self._encode(prompt)
         written = self._answer_text(context, message, prompt)

@@ -42,6 +42,7 @@ def has_form(form: str, text: str) -> bool:
 
     alone: one to six words on one line, not all in capitals and without a full stop. sentence: four words or more on one line, the
     first letter large, a full stop at the end, not all in capitals. capitals: two letters or more on one line, none of them small.
+    Raises UserError for a form that there is not.
     """
     if form not in FORMS:
         raise UserError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
@@ -94,7 +95,7 @@ def answers_in_forms(triplet: Triplet) -> dict[str, str] | None:
 def prompt_in_form(triplet: Triplet, form: str) -> str:
     """The triplet's question, and behind it the form that is asked for.
 
-    >>> asking({"instruction": "Name the country of this city.", "input": "Suwon", "output": "South Korea"}, "capitals")
+    >>> prompt_in_form({"instruction": "Name the country of this city.", "input": "Suwon", "output": "South Korea"}, "capitals")
     'Name the country of this city.\\n\\nSuwon\\n\\nAnswer in capital letters.'
     """
     if triplet.get("input"):
@@ -102,7 +103,7 @@ def prompt_in_form(triplet: Triplet, form: str) -> str:
     return f"{triplet['instruction']} {FORMS[form]}"
 
 
-def form_pairs(triplets: Sequence[Triplet], seed: int = 0) -> list[dict[str, str]]:
+def form_preferences(triplets: Sequence[Triplet], seed: int = 0) -> list[dict[str, str]]:
     """{prompt, chosen, rejected, form, answer} for each triplet that has an answer in every form, in their order.
 
     The form asked for and the one of the rejected answer are drawn at random, the same for the same seed. As each is asked for equally
@@ -143,7 +144,7 @@ def main(target: str) -> None:
     triplets = read_json_lines(sample_path("geography"))
     path = Path(target)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in form_pairs(triplets)), encoding="utf-8")
+    path.write_text("".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in form_preferences(triplets)), encoding="utf-8")
 
 
 if __name__ == "__main__":

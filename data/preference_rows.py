@@ -59,7 +59,7 @@ class PreferenceCounts(Accounting):
 def preference_pairs(ranks: Sequence[float]) -> list[tuple[int, int]]:
     """The places of every better and worse answer; ties make no pair.
 
-    >>> pairs([1, 0, 1])
+    >>> preference_pairs([1, 0, 1])
     [(1, 0), (1, 2)]
     """
     return [(i, j) if ranks[i] < ranks[j] else (j, i) for i, j in combinations(range(len(ranks)), 2) if ranks[i] != ranks[j]]
@@ -247,7 +247,10 @@ def prompt_rows(
     too_long: str,
     **template_kwargs: Any,
 ) -> list[Row]:
-    """The row of one prompt, or none, by the rules of `prepare_prompts`; `counts` grows."""
+    """The row of one prompt, or none, by the rules of `prepare_prompts`; `counts` grows.
+
+    Raises UserError for a prompt that is too long where `too_long` is "error".
+    """
     try:
         ids = prompt_ids(tokenizer, example.prompt, example.tools, literal, **template_kwargs)
         if len(ids) > max_prompt_length and too_long == "error":

@@ -36,7 +36,10 @@ def refuse_answered(prompt: list[Message]) -> None:
 
 
 def side_messages(value: Any, name: str, has_prompt: bool) -> list[Message]:
-    """The messages of one side: a text is an assistant's answer, unless it is a transcript."""
+    """The messages of one side: a text is an assistant's answer, unless it is a transcript.
+
+    Raises UserError for a side without a message, and for a bare text where the prompt is not known.
+    """
     if isinstance(value, str):
         found = transcript(value)
         if found is None and not has_prompt:
@@ -49,7 +52,10 @@ def side_messages(value: Any, name: str, has_prompt: bool) -> list[Message]:
 
 
 def answer_messages(prompt: list[Message], side: list[Message], name: str) -> list[Message]:
-    """What of a side comes behind the prompt, with which a whole dialogue begins (UltraFeedback's sides do)."""
+    """What of a side comes behind the prompt, with which a whole dialogue begins (UltraFeedback's sides do).
+
+    Raises UserError for a dialogue that begins otherwise.
+    """
     talk, whole = prompt[systems(prompt) :], side[systems(side) :]
     if len(whole) > len(talk) and _plain(whole[: len(talk)]) == _plain(talk) and _plain(side[: systems(side)]) in ([], _plain(prompt[: systems(prompt)])):
         return whole[len(talk) :]
@@ -78,7 +84,10 @@ def flaw_of(side: list[Message]) -> str:
 
 
 def single_answer(prompt: list[Message], value: Any, name: str) -> Message:
-    """The one answer that a text, a message, a list or a dialogue that begins with the prompt comes to."""
+    """The one answer that a text, a message, a list or a dialogue that begins with the prompt comes to.
+
+    Raises UserError where it is not one answer.
+    """
     side = answer_messages(prompt, side_messages(value, name, True), name)
     if len(side) != 1 or side[0]["role"] != "assistant":
         roles = ", ".join(message["role"] for message in side)

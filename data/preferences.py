@@ -49,8 +49,9 @@ def paired_preference(record: Mapping[str, Any]) -> RankedPreference:
 
     Texts may be transcripts of "\\n\\nHuman: " and "\\n\\nAssistant: ". `margin` is kept; scores are not, as their scale is not known. Sides
     that differ before their last answers have no prompt in common: they are a tie with a flaw.
+    Raises UserError for a missing side, or sides without a common prompt.
 
-    >>> preference({"prompt": "1+1?", "chosen": "2", "rejected": "3"}).answers
+    >>> paired_preference({"prompt": "1+1?", "chosen": "2", "rejected": "3"}).answers
     [{'role': 'assistant', 'content': '2'}, {'role': 'assistant', 'content': '3'}]
     """
     prompt, has_prompt = as_system(record), record.get("prompt") is not None
@@ -80,7 +81,9 @@ def paired_preference(record: Mapping[str, Any]) -> RankedPreference:
 def ranked_preference(record: Mapping[str, Any]) -> RankedPreference:
     """{prompt, responses, ranks}, the lowest rank best, or `scores`, the highest best; UltraFeedback's {instruction, completions} as well.
 
-    >>> ranked({"prompt": "1+1?", "responses": ["3", "2", "4"], "scores": [0.1, 9, 0.1]}).ranks
+    Raises UserError where there is not one number for each of two or more answers.
+
+    >>> ranked_preference({"prompt": "1+1?", "responses": ["3", "2", "4"], "scores": [0.1, 9, 0.1]}).ranks
     [1.0, 0.0, 1.0]
     """
     if record.get("completions") is not None:
@@ -104,6 +107,7 @@ def message_tree(record: Mapping[str, Any]) -> list[RankedPreference]:
     """An Open-Assistant message tree: every prompt with two or more ranked replies, behind the dialogue that led to it.
 
     Deleted messages are left out, with all that hangs on them. A tree without such a prompt is one example with a flaw.
+    Raises UserError for a root that is no message.
     """
     root = record.get("prompt")
     if isinstance(root, str):
@@ -119,7 +123,10 @@ def message_tree(record: Mapping[str, Any]) -> list[RankedPreference]:
 
 
 def unpaired_preference(record: Mapping[str, Any]) -> UnpairedPreference:
-    """{prompt, completion, label}: label true (or 1) for an answer that is good, false (or 0) for one that is not."""
+    """{prompt, completion, label}: label true (or 1) for an answer that is good, false (or 0) for one that is not.
+
+    Raises UserError for a missing key, or a label that is neither.
+    """
     for key in ("prompt", "completion", "label"):
         if record.get(key) is None:
             raise missing(key, record)
@@ -136,8 +143,9 @@ def prompt_example(record: Mapping[str, Any]) -> PromptExample:
     """A prompt under `prompt`, `question`, `instruction` (and `input`) or `messages`; the other keys become columns.
 
     The right answer, where there is one, is the column `answer`: an assistant's turn that ends the messages, or an instruction's `output`.
+    Raises UserError where no key holds a prompt.
 
-    >>> asked({"question": "1+1?", "answer": "#### 2"})
+    >>> prompt_example({"question": "1+1?", "answer": "#### 2"})
     PromptExample(prompt=[{'role': 'user', 'content': '1+1?'}], columns={'answer': '#### 2'}, tools=None, where='')
     """
     rest = {key: value for key, value in record.items() if key not in ("system", "tools") and value is not None}

@@ -15,6 +15,8 @@ from seodang.recipes.options.parser import command, parse
 
 @dataclass
 class Chat:
+    """What a talk begins with."""
+
     system: str | None = option("What the model is told before the talk.")
 
 

@@ -32,6 +32,8 @@ HELD_OUT = ("geography_heldout", "korean_english_heldout")
 
 @dataclass
 class DemoOptions:
+    """The options of `seodang demo`."""
+
     model: str = field(default="default", metadata={"help": "Folder, hub name or default (SmolLM2-135M-Instruct)."})
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, mps."})
     dtype: str = field(default="auto", metadata={"help": "Of the weights: auto, float32, bfloat16."})

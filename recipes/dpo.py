@@ -35,6 +35,8 @@ SHOWN_TOKENS = 64  # tokens of an answer that is shown
 
 @dataclass
 class DpoOptions(PreferenceOptions):
+    """The data, and what it is compared with."""
+
     max_length: int = field(default=1024, metadata={"help": "Longer prompts lose context on the left, no answer is cut."})
     reference: str | None = field(default=None, metadata={"help": "Another model to compare with; by default the model as it is before training."})
     reference_time: str = field(default="before", metadata={"help": "before: the reference scores all pairs once; step: at every step, with a second model."})
@@ -42,6 +44,8 @@ class DpoOptions(PreferenceOptions):
 
 @dataclass
 class DpoArguments(Arguments):
+    """transformers' arguments with defaults for DPO."""
+
     output_dir: str | None = field(default="runs/dpo", metadata={"help": "Folder of the checkpoints and the final model."})
     learning_rate: float = field(default=1e-6, metadata={"help": "The highest learning rate; with LoRA ten times as much does well."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Times through the data."})

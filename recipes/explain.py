@@ -21,6 +21,8 @@ from seodang.recipes.options.parser import command, parse
 
 @dataclass
 class Explain:
+    """What is answered and how it is shown."""
+
     prompt: str | None = option("The prompt.")
     html: str | None = option("Write the same as a page to this file.")
     attention: str | None = option("Also show the attention of a layer, or of one head of it: LAYER or LAYER.HEAD, from 0.")

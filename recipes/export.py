@@ -24,6 +24,8 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 
 @dataclass
 class ExportOptions:
+    """What is merged, and where to."""
+
     model: str = field(metadata={"help": "Folder of an adapter or of a whole checkpoint."})
     output_dir: str = field(metadata={"help": "Folder to write; new or empty."})
     dtype: str = field(default="auto", metadata={"help": "Of the written weights: float32, bfloat16, float16; auto keeps the base model's."})

@@ -29,6 +29,8 @@ from seodang.train.stages.ppo_settings import PpoSettings
 
 @dataclass
 class PpoArguments(Arguments):
+    """transformers' arguments with defaults for PPO."""
+
     output_dir: str | None = field(default="runs/ppo", metadata={"help": "Folder of the checkpoints and the final model."})
     learning_rate: float = field(default=3e-6, metadata={"help": "The highest learning rate; with LoRA ten times as much does well."})
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Answers that go through the model at once, a process."})
@@ -39,6 +41,8 @@ class PpoArguments(Arguments):
 
 @dataclass
 class PolicyOptions:
+    """How rewards are weighed, and the models beside the policy."""
+
     reward_weights: list[float] | None = field(default=None, metadata={"help": "Weight of each reward, the reward model's last; 1 without."})
     reference: str | None = field(default=None, metadata={"help": "Another model that the KL is taken to; by default the model as it is before training."})
     value_model: str | None = field(

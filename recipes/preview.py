@@ -36,6 +36,8 @@ FAMILIES = {RankedPreference: "ranked answers", UnpairedPreference: "judged answ
 
 @dataclass
 class PreviewOptions(RecordOptions):
+    """What is looked at, and as whose model sees it."""
+
     model: str = field(default="default", metadata={"help": "Whose tokenizer and template: a folder, hub name or default."})
     rows: int = field(default=5, metadata={"help": "Records shown; all are counted."})
     html: str | None = field(default=None, metadata={"help": "Write the same as a page to this file."})
@@ -67,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
 def read_records(
     examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase, options: PreviewOptions
 ) -> tuple[Shown, Counts | PreferenceCounts, list[int]]:
-    """The first records with their rows, and the counts and row lengths of all."""
+    """The first records with their rows, and the counts and row lengths of all. Raises UserError for records of two families."""
     labeller, brancher = Labeller(tokenizer, **options.labelling()), PreferenceTokenizer(tokenizer, options.max_length, options.literal, options.unusable)
     counts: Counts | PreferenceCounts | None = None
     first = ""

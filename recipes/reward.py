@@ -40,6 +40,8 @@ from seodang.train.stages.reward import RewardModelTrainer, reward_trainer
 
 @dataclass
 class RewardOptions(PreferenceOptions):
+    """The data, and how its pairs are weighed."""
+
     pair_weights: str = field(default="prompt", metadata={"help": "prompt (each prompt weighs the same) or pair (each pair does)."})
 
 

@@ -35,6 +35,8 @@ POLICY_PROMPTS = ("all", "half")
 
 @dataclass
 class RlhfOptions:
+    """The rounds, their prompts and who ranks."""
+
     data: list[str] = field(metadata={"help": "Files, folders or hub names of prompts: {prompt} and any columns that a ranker reads."})
     ranker: str = field(metadata={"help": f"Who ranks: {FORMS}."})
     rounds: int = field(default=2, metadata={"help": "How often answers are sampled, ranked and learned from."})
@@ -93,7 +95,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def read_sections(sections: dict[str, list[str]], options: RlhfOptions, model: ModelOptions):
-    """The reward model's arguments, PPO's settings and its arguments; folders, seeds and the device are the rounds' own."""
+    """The reward model's arguments, PPO's settings and its arguments; folders, seeds and the device are the rounds' own.
+
+    Raises UserError for one of those among them.
+    """
     cpu = ["--use_cpu", "true"] if model.device == "cpu" else []
     for name, words in sections.items():
         for own in ("output_dir", "seed"):

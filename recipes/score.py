@@ -24,6 +24,8 @@ RECORDS_A_CALL = 256  # scored together and then written
 
 @dataclass
 class Score:
+    """What is scored and what is written of it."""
+
     data: list[str] = field(metadata={"help": "Files, folders or hub names of prompt-completion records, dialogues or texts."})
     shape: str | None = option("Record shape; recognised from the keys by default.")
     output: str | None = option("Write the lines to this file and the totals to the terminal too.")
@@ -49,7 +51,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def prompt_and_answer(example: Dialogue | Text, raw: bool):
-    """Split an example into where it stands, the prompt (None for a text), and the answer to be scored."""
+    """Split an example into where it stands, the prompt (None for a text), and the answer to be scored.
+
+    Raises UserError where there is no answer, or with `raw` no plain text.
+    """
     if isinstance(example, Text):
         return example.where, None, example.text
     *prompt, answer = example.messages
@@ -96,6 +101,7 @@ def write_scores(runner, places: list[str], pairs: list, with_tokens: bool, outp
 
 
 def summary(logprob: float, tokens: int) -> dict:
+    """A log-probability in nats, the tokens it sums over, and the perplexity, held below infinity."""
     return {"logprob": logprob, "tokens": tokens, "perplexity": math.exp(min(-logprob / tokens, 700.0))}
 
 

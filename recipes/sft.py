@@ -66,7 +66,7 @@ def load_rows(data: DataOptions, tokenizer, args: TrainingArguments):
 
 
 def stream(data: DataOptions, tokenizer, args: TrainingArguments) -> tuple[StreamedRows, Counts]:
-    """Rows read while training; the counts are those of the first records."""
+    """Rows read while training; the counts are those of the first records. Raises UserError without `max_steps`."""
     if args.max_steps <= 0:
         raise UserError("streaming has no known end: set --max_steps")
     examples = read(data.data, weights=data.weights, shape=data.shape, split=data.split, streaming=True)

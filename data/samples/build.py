@@ -162,7 +162,7 @@ PAIRS_A_TEMPLATE = 5
 
 
 def final_consonant(word: str) -> int:
-    """The index of the last syllable's final consonant, 0 for none, 8 for ㄹ."""
+    """The index of the last syllable's final consonant, 0 for none, 8 for ㄹ. Raises ValueError for a word that does not end in Hangul."""
     index = ord(word[-1]) - ord("가")
     if not 0 <= index < 11172:
         raise ValueError(f"{word!r} does not end in a Hangul syllable")
@@ -228,6 +228,7 @@ def korean_english(seed: int = 11) -> Split:
 
 
 def lines_of(path: Path) -> list[str]:
+    """The lines of a file, without their ends."""
     with path.open(encoding="utf-8") as lines:
         return [line.rstrip("\n") for line in lines]
 
@@ -238,6 +239,7 @@ def as_lines(rows: list[Triplet]) -> str:
 
 
 def main() -> None:
+    """Write all files, training and held out."""
     for name, build in {"korean_english": korean_english, "geography": geography}.items():
         for suffix, rows in zip(("", "_heldout"), build(), strict=True):
             path = HERE / f"{name}{suffix}.jsonl"

@@ -18,6 +18,8 @@ Rows = list[dict[str, Any]]
 
 @dataclass
 class PreferenceOptions:
+    """Where preferences come from and how they are read."""
+
     data: list[str] = field(metadata={"help": "Files, folders or hub names: prompt, chosen, rejected; prompt, responses, ranks; trees of replies."})
     eval_data: list[str] | None = field(default=None, metadata={"help": "Held-out sources of the same shapes."})
     eval_fraction: float = field(default=0.0, metadata={"help": "Without --eval_data: the share of records held out, by dialogue."})
@@ -57,7 +59,7 @@ def read_rows(
 def hold_out_dialogues(examples: Sequence[Any], fraction: float, seed: int) -> tuple[list[Any], list[Any]]:
     """Hold a share of the examples out, those that begin with the same request together; the same for the same seed.
 
-    Turns of one tree or dialogue, and records of one prompt, so never lie on both sides.
+    Turns of one tree or dialogue, and records of one prompt, so never lie on both sides. Raises UserError where nothing would be left.
     """
     by_opening: dict[str, list[int]] = {}
     for number, example in enumerate(examples):

@@ -18,6 +18,8 @@ from seodang.train.rewards.rules import CheckedReward, model_reward, parse_rewar
 
 @dataclass
 class PromptOptions:
+    """Where prompts come from and how they are read."""
+
     data: list[str] = field(metadata={"help": "Files, folders or hub names of prompts (prompt, question, instruction, messages) and columns."})
     eval_data: list[str] | None = field(default=None, metadata={"help": "Held-out sources of the same shapes."})
     eval_fraction: float = field(default=0.0, metadata={"help": "Without --eval_data: the share of prompts held out."})
@@ -43,6 +45,8 @@ class PromptOptions:
 
 @dataclass
 class ScoringOptions:
+    """What rewards answers."""
+
     reward: list[str] | None = field(
         default=None,
         metadata={

@@ -18,6 +18,7 @@ class RankerName:
     reward: Reward | None = None
 
     def open(self, device: str, dtype: str) -> Ranker:
+        """The ranker itself; a judge's model is loaded."""
         if self.reward is not None:
             return FunctionRanker(self.reward)
         if self.text == "person":

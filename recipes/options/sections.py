@@ -13,6 +13,8 @@ from seodang.data.errors import UserError
 def split_sections(argv: Sequence[str], names: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
     """The options of the command itself, and those of each named section without its name; those on the command line come last and win.
 
+    Raises UserError for a section that there is not.
+
     >>> split_sections(["--rounds", "3", "--ppo.iterations", "5"], ["ppo", "reward"])
     (['--rounds', '3'], {'ppo': ['--iterations', '5'], 'reward': []})
     """

@@ -62,7 +62,10 @@ class Round:
 
 
 def share_out(rows: Rows, heldout: int, policy_prompts: str, seed: int) -> Prompts:
-    """Split prompts at random, the same for the same seed. With `policy_prompts` "half", no prompt is both ranked and PPO's."""
+    """Split prompts at random, the same for the same seed. With `policy_prompts` "half", no prompt is both ranked and PPO's.
+
+    Raises UserError for too few prompts.
+    """
     order = random.Random(seed).sample(range(len(rows)), len(rows))
     held, others = order[:heldout], order[heldout:]
     half = len(others) // 2
@@ -91,6 +94,7 @@ class Rounds:
         self.origin = fingerprint(json.dumps(self.identity, sort_keys=True))
 
     def plan(self) -> list[str]:
+        """What will be done, in lines."""
         counts = self.prompts
         return [
             f"prompts         {len(counts.ranked):,} to rank answers to, {len(counts.policy):,} for PPO, {len(counts.heldout):,} held out",
@@ -100,6 +104,7 @@ class Rounds:
         ]
 
     def print_once(self, *lines: str) -> None:
+        """Print lines, once however many processes there are."""
         if self.ppo_args.process_index == 0:
             tqdm.write("\n".join(lines))
 
@@ -270,10 +275,12 @@ class Rounds:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
+    """A JSON Lines file's records; none where there is no file."""
     return read_json_lines(path) if path.is_file() else []
 
 
 def resume_of(run: Path) -> str | None:
+    """The newest complete checkpoint of a run, None where there is none."""
     found = find_resume(run, "auto")
     return None if found is None else str(found)
 

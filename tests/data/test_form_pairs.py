@@ -8,7 +8,7 @@ from seodang.data.form_pairs import (
     FORMS,
     answers_in_forms,
     demonstrations,
-    form_pairs,
+    form_preferences,
     form_reward,
     has_form,
     main,
@@ -76,7 +76,7 @@ def test_every_relation_of_the_sample_but_codes_has_all_forms(geography):
 
 
 def test_chosen_has_the_asked_form_and_rejected_the_same_content_in_another(geography):
-    pairs = form_pairs(geography, seed=3)
+    pairs = form_preferences(geography, seed=3)
     assert len(pairs) > 1500
     for pair in pairs:
         assert FORMS[pair["form"]] in pair["prompt"]
@@ -88,7 +88,7 @@ def test_without_the_prompt_chosen_cannot_be_told_from_rejected(geography):
     def form_of(text):
         return next(name for name in FORMS if has_form(name, text))
 
-    pairs = form_pairs(geography)
+    pairs = form_preferences(geography)
     chosen, rejected = (Counter(form_of(pair[side]) for pair in pairs) for side in ("chosen", "rejected"))
     for form in FORMS:
         assert chosen[form] / len(pairs) == pytest.approx(1 / 3, abs=0.04) and rejected[form] / len(pairs) == pytest.approx(1 / 3, abs=0.04)
@@ -103,7 +103,7 @@ def test_demonstrations_follow_the_prompt_in_a_share_and_by_chance_in_the_rest(g
 
 
 def test_the_same_seed_draws_the_same_and_another_does_not(geography):
-    assert form_pairs(geography, seed=1) == form_pairs(geography, seed=1) != form_pairs(geography, seed=2)
+    assert form_preferences(geography, seed=1) == form_preferences(geography, seed=1) != form_preferences(geography, seed=2)
     assert demonstrations(geography, seed=1) == demonstrations(geography, seed=1) != demonstrations(geography, seed=2)
 
 

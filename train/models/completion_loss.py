@@ -2,7 +2,7 @@
 
 For n labels, vocabulary V and hidden size d, the head costs three products of [n, d] by [d, V] and holds one
 [chunk, V] matrix; masked tokens cost nothing. The gradients are computed with the loss, so no logits are kept
-(Wijmans et al. 2024, "Cut Your Losses"; Hsu et al. 2024, "Liger Kernel").
+(Wijmans et al. 2024, "Cut Your Losses"; Hsu et al. 2024, "Liger Kernel"). By hand, as their kernels are Triton's, for a GPU alone.
 """
 
 from collections.abc import Callable, Iterator
@@ -191,7 +191,10 @@ def own_head(model: PreTrainedModel) -> Head:
 
 @contextmanager
 def autocast_head(hidden: Tensor, layer: nn.Module) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """Do by hand what autocast would do to the head's product, which it does not see inside an autograd function."""
+    """Do by hand what autocast would do to the head's product, which it does not see inside an autograd function.
+
+    hidden is [n, hidden]; yields it with the head's weight [vocab, hidden] and bias [vocab], None where the layer has none.
+    """
     weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
     if not torch.is_autocast_enabled(hidden.device.type):
         yield hidden, weight, bias
@@ -201,7 +204,7 @@ def autocast_head(hidden: Tensor, layer: nn.Module) -> Iterator[tuple[Tensor, Te
 
 
 def head_is_linear(model: PreTrainedModel, layer: nn.Module, head: Head, hidden: Tensor) -> bool:
-    """Whether the head is one linear layer and nothing more; tried once on the real hidden states, then remembered."""
+    """Whether the head is one linear layer and nothing more; tried once on the real hidden states, then remembered. hidden is [n, hidden]."""
     known = model.__dict__.get("answer_head_is_plain")
     if not len(hidden) or type(layer) is not nn.Linear or layer.weight.dim() != 2 or known is False:
         return False

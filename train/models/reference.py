@@ -27,6 +27,7 @@ def check_reference(model: PreTrainedModel, reference: PreTrainedModel) -> None:
 
 
 def has_adapter(model: nn.Module) -> bool:
+    """Whether peft has put an adapter on the model."""
     return hasattr(model, "peft_config")
 
 

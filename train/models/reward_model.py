@@ -68,7 +68,10 @@ def with_distinct_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizer
 
 
 def padding_token(tokenizer: PreTrainedTokenizerBase, vocab: int) -> str:
-    """A token to pad with that ends no turn: the tokenizer's own, the unknown token, a special one named after padding, the beginning of text."""
+    """A token to pad with that ends no turn: the tokenizer's own, the unknown token, a special one named after padding, the beginning of text.
+
+    Raises UserError where every candidate ends an answer.
+    """
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     candidates = [tokenizer.pad_token, tokenizer.unk_token, *(token for token in special if "pad" in token.lower()), tokenizer.bos_token]
     ends = end_of_turn_ids(tokenizer)

@@ -129,6 +129,8 @@ class PersonRanker:
 def parse_order(typed: str, count: int) -> list[int]:
     """The ranks that a typed order gives `count` answers; `=` ties neighbours, spaces, commas and `>` part them.
 
+    Raises UserError for an order that does not name each answer once.
+
     >>> parse_order("2 1=3", 3)
     [1, 0, 1]
     """
@@ -147,7 +149,7 @@ def rank_all(ranker: Ranker, sampled: Sequence[Mapping[str, Any]], path: Path, d
     """Rank the answers of every {prompt, responses, columns} and append {prompt, responses, ranks} to a JSON Lines file at once.
 
     Records that the file has already are not asked about again: started anew after a stop or a kill, it goes on. Return how many
-    the file holds now; `done` hears of each. A Stopped of the ranker is passed on.
+    the file holds now; `done` hears of each. A Stopped of the ranker is passed on. Raises UserError where the file holds rankings of other answers.
     """
     _cut_torn_line(path)
     path.parent.mkdir(parents=True, exist_ok=True)

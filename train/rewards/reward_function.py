@@ -27,6 +27,7 @@ class Parameters:
     takes_all: bool
 
     def select(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Of some arguments those that the function takes."""
         return {name: value for name, value in given.items() if self.takes_all or name in self.names}
 
 
@@ -74,11 +75,15 @@ def with_all_columns(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def reward_name(reward: Reward) -> str:
+    """What a reward is called in messages and logs."""
     return getattr(reward, "__name__", type(reward).__name__)
 
 
 def load_function(text: str) -> Reward:
-    """The function that `path/to/file.py:function` names; it is given of the columns those that it takes."""
+    """The function that `path/to/file.py:function` names; it is given of the columns those that it takes.
+
+    Raises UserError where there is no such file or function, or the file cannot be executed.
+    """
     path, _, name = text.rpartition(":")
     if not path.endswith(".py") or not name:
         raise UserError(f"reward {text!r} must name a file and a function in it, as path/to/file.py:function")
@@ -122,5 +127,6 @@ def describe_error(error: Exception) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The nearest known name as the end of an error message; empty where none is near."""
     near = get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f": did you mean {near[0]}?" if near else ""

@@ -77,7 +77,10 @@ def format_match(pattern: str) -> Reward:
 
 
 def length(target: float, unit: str = "words") -> Reward:
-    """A reward of 1 at `target` words or characters, falling in a straight line to 0 at nothing and at twice the target."""
+    """A reward of 1 at `target` words or characters, falling in a straight line to 0 at nothing and at twice the target.
+
+    Raises UserError for a target that is not above 0, or an unknown unit.
+    """
     if not (math.isfinite(target) and target > 0):
         raise UserError(f"reward length: the target must be above 0, got {target}")
     if unit not in UNITS:
@@ -91,7 +94,7 @@ def length(target: float, unit: str = "words") -> Reward:
 
 
 def contains(wanted: str) -> Reward:
-    """A reward of 1 where the completion has the text in it, else 0."""
+    """A reward of 1 where the completion has the text in it, else 0. Raises UserError for an empty text."""
     if not wanted:
         raise UserError("reward contains: the text is empty, which every answer contains: give one, as contains:TEXT")
 
@@ -222,7 +225,7 @@ def checked(reward: Reward) -> CheckedReward:
 
 
 def combined(rewards: Sequence[Reward], weights: Sequence[float] | None = None) -> Reward:
-    """One reward, the weighted sum of several; without weights each counts once."""
+    """One reward, the weighted sum of several; without weights each counts once. Raises UserError where there is not one weight a reward."""
     weights = [1.0] * len(rewards) if weights is None else list(weights)
     if len(weights) != len(rewards) or not rewards:
         raise UserError(f"{len(weights)} reward_weights for {len(rewards)} rewards: give one each")

@@ -32,6 +32,7 @@ def score_answers(
     """The score of each completion behind its prompt, a list of messages.
 
     A text is scored with the token that ends the turn, as a trained answer was; ids are scored as they are. `tokenizer` is the reward model's.
+    Raises UserError where there is not one prompt a completion.
     """
     if len(prompts) != len(completions):
         raise UserError(f"{len(prompts)} prompts and {len(completions)} completions: give one prompt a completion")

@@ -30,6 +30,7 @@ class Experience:
 
     @property
     def lengths(self) -> list[int]:
+        """The tokens of each answer."""
         return [len(rollout.answer_ids) for rollout in self.rollouts]
 
 
@@ -69,7 +70,7 @@ def add_advantages(experience: Experience, settings, coefficient: float, total: 
 
 
 def experience_sums(experience: Experience, kl: Tensor) -> dict[str, float]:
-    """Sums over this process's rollouts, for means over all processes: answers, tokens and what is told of them."""
+    """Sums over this process's rollouts, for means over all processes: answers, tokens and what is told of them. kl is [rows, longest]."""
     lengths = experience.lengths
     mask = answer_mask(lengths)
     own, sampled = pad(experience.logprobs), pad([torch.tensor(r.logprobs, dtype=torch.float32) for r in experience.rollouts])

@@ -157,7 +157,7 @@ def require_space(needed: int, run: Path) -> None:
 
 @contextmanager
 def explain_full_disk(needed: int, run: Path) -> Iterator[None]:
-    """Turn the error of a disk that fills up into a UserError; what was begun is removed."""
+    """Raise a UserError in place of the error of a disk that fills up; what was begun is removed."""
     try:
         yield
     except Exception as error:

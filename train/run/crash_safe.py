@@ -57,10 +57,12 @@ class CrashSafeCheckpoints:
         """Send nobody word of the run."""
 
     def create_model_card(self, *args, **kwargs) -> None:
+        """Write a model card where the model goes to a hub, and only there."""
         if self.args.push_to_hub:  # trl would write one into the run's folder at every checkpoint
             super().create_model_card(*args, **kwargs)
 
     def training_step(self, *args, **kwargs) -> Tensor:
+        """The loss of a micro-batch, its gradients added. Raises UserError for one that is no finite number."""
         loss = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
             raise UserError(
@@ -92,6 +94,7 @@ class CrashSafeCheckpoints:
             model.train(training)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """As the trainer beneath, leaving mode and random numbers as they were."""
         with self.in_evaluation():
             return super().evaluate(*args, **kwargs)
 
@@ -118,7 +121,7 @@ class CrashSafeCheckpoints:
         yield from (mine[start : start + size] for start in range(0, len(mine), size))
 
     def sum_over_processes(self, values: Tensor) -> Tensor:
-        """The sums of values over all processes, of the same shape, in float64 on the CPU."""
+        """The sums of values over all processes, of the same shape [...], in float64 on the CPU."""
         values = in_float64(values)
         return self.accelerator.reduce(values.to(self.args.device)).cpu() if self.args.world_size > 1 else values.cpu()
 

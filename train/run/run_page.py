@@ -84,6 +84,7 @@ def to_html(
 
 
 def has_reward(sample: Sample) -> bool:
+    """Whether there is a reward to show."""
     return sample.reward_before is not None or sample.reward_after is not None
 
 

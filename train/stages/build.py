@@ -123,14 +123,14 @@ def set_eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
 
 def labelled_size(row: Row, where: str) -> Size:
-    """Of `input_ids`, and of a packed row its longest record by `lengths`."""
+    """Of `input_ids`, and of a packed row its longest record by `lengths`. Raises UserError for a row without tokens."""
     if not row["input_ids"]:
         raise UserError(f"{where} has no tokens: leave it out")
     return max(row.get("lengths") or [len(row["input_ids"])]), max(row["input_ids"])
 
 
 def ranked_size(row: Row, where: str) -> Size:
-    """Of `prompt_ids` and `branches`, of which `ranks` must make a pair."""
+    """Of `prompt_ids` and `branches`, of which `ranks` must make a pair. Raises UserError for a row without a pair, a prompt or an answer."""
     if not preference_pairs(row["ranks"]):
         raise UserError(f"{where} has no pair of a better and a worse answer: give it a rejected side, or leave it out")
     return answered_size(row["prompt_ids"], row["branches"], where)
@@ -142,14 +142,14 @@ def unpaired_size(row: Row, where: str) -> Size:
 
 
 def answered_size(prompt: Sequence[int], answers: Sequence[Sequence[int]], where: str) -> Size:
-    """Of a prompt behind which each of the answers stands alone."""
+    """Of a prompt behind which each of the answers stands alone. Raises UserError where one of them is empty."""
     if not prompt or not all(answers):
         raise UserError(f"{where} has an empty prompt or answer: fill it in, or leave it out")
     return len(prompt) + max(map(len, answers)), max(max(prompt), *map(max, answers))
 
 
 def prompt_size(row: Row, where: str) -> Size:
-    """Of `prompt_ids` alone."""
+    """Of `prompt_ids` alone. Raises UserError for an empty one."""
     if not row["prompt_ids"]:
         raise UserError(f"{where} has an empty prompt: fill it in, or leave it out")
     return len(row["prompt_ids"]), max(row["prompt_ids"])

@@ -62,6 +62,7 @@ class DpoTrainer(CrashSafeCheckpoints, Trainer):
         self._to_score = self.reference is not None and reference_time == "before"
 
     def train(self, *args, **kwargs):
+        """As the Trainer's, after the reference has scored the rows where it is to do so once."""
         self.score_before()  # before a checkpoint is loaded into the model
         return super().train(*args, **kwargs)
 
@@ -104,6 +105,7 @@ class DpoTrainer(CrashSafeCheckpoints, Trainer):
         return self.accelerator.reduce(torch.tensor(counts, device=device))
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch: Tensor | None = None):
+        """This batch's part of the loss of the accumulated batch, a scalar; its rewards go to the next log."""
         counts = self._get_num_items_in_batch([inputs], self.args.device) if num_items_in_batch is None else num_items_in_batch
         scores = self._pair_scores(model, inputs)
         self._record(scores)
@@ -142,6 +144,7 @@ class DpoTrainer(CrashSafeCheckpoints, Trainer):
         self._sums["pairs"] = self._sums.get("pairs", 0.0) + len(chosen)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the rewards since the last log, means over the pairs of all processes."""
         if "loss" in logs and self._sums:
             sums = self.sums_by_name(self._sums)
             count = sums.pop("pairs")
@@ -230,7 +233,7 @@ def dpo_trainer(
 
     Rows hold `prompt_ids`, `branches` and `ranks`, as `prepare_preferences` makes them. The reference is the model before training, unless one
     is given: with `lora` the weights beneath the adapter, else a copy. `reference_time`: "step" scores with it at every step, "before" once,
-    so that no second model is kept.
+    so that no second model is kept. Raises UserError for rows, models or settings that do not go together.
     """
     settings = settings or PreferenceSettings()
     DPO.check(model, rows, eval_rows, lora=lora)

@@ -1,5 +1,7 @@
 """GRPO and RLOO on trl's trainers: answers come from our engine, and the update computes each prompt once for all its answers.
 
+Shao et al. 2024, "DeepSeekMath", section 4.1; Ahmadian et al. 2024, "Back to Basics: Revisiting REINFORCE-Style Optimization".
+
 trl's loop, rewards, advantages and losses stay trl's. All that hangs on the inside of trl 1.16 is in `SharedPrompt`; a test compares trl's
 signatures with those that it was written for, another compares each loss and gradient with trl's own.
 """
@@ -181,6 +183,7 @@ class SharedPrompt:
         return {"step": self._step} | ({"parts": self._buffered_inputs, "layout": self._layout()} if inside else {})
 
     def restore_state(self, state: dict[str, Any]) -> None:
+        """Take up the answers that are still to be learned from. Raises UserError where the options now cut them otherwise."""
         if not state:
             logger.warning("the checkpoint does not say which answers were being learned from (an earlier version's, or another number of processes): new ones are sampled")
             return

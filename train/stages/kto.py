@@ -41,6 +41,7 @@ class KtoTrainer(CrashSafeCheckpoints, KTOTrainer):
         return dataset.add_column("KL_completion_ids", mismatched(list(dataset["completion_ids"]), size))
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs):
+        """As trl's, with the accuracies and margins over all rows added to its metrics."""
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in self.accuracies(dataloader.dataset).items()})
         return output
@@ -136,6 +137,7 @@ def check_labels(rows: Rows, args: KTOConfig) -> None:
 
 
 def as_dataset(rows: Rows) -> Dataset:
+    """The rows as trl wants them."""
     return Dataset.from_list([{"label": bool(row["label"]), **{name: row[name] for name in ("prompt_ids", "completion_ids")}} for row in rows])
 
 

@@ -26,6 +26,7 @@ class Plan:
     seconds: float
 
     def lines(self) -> list[str]:
+        """The plan for people, in lines."""
         gib = 2**30
         rows = "streamed" if self.rows is None else f"{self.rows:,}"
         return [

@@ -71,6 +71,7 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
 
     @property
     def policy(self) -> nn.Module:
+        """The model without the wrappers of distributed training."""
         return self.accelerator.unwrap_model(self.model)
 
     # Batches
@@ -84,6 +85,7 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
         return None  # known after the rollouts, and then in the batches
 
     def training_step(self, model, inputs: dict[str, Any], num_items_in_batch=None) -> Tensor:
+        """Learn from the micro-batch of this number; the first of an iteration makes the rollouts before."""
         an_iteration = self.settings.updates * self.args.gradient_accumulation_steps
         iteration, place = divmod(inputs["number"], an_iteration)
         if place == 0:
@@ -152,11 +154,13 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
         return batches
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """None are counted."""
         return 0  # the Trainer would look for tokens in the number of a micro-batch
 
     # Loss
 
     def compute_loss(self, model, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch=None):
+        """This micro-batch's part of the minibatch's loss, a scalar; its parts go to the next log."""
         settings, old, tokens = self.settings, inputs["old"], inputs["tokens"]
         scored: BranchScores = model(**{**inputs["batch"], "wants_entropies": settings.entropy_coefficient > 0})
         mask = torch.ones_like(scored.logprobs, dtype=torch.bool)
@@ -172,6 +176,7 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
         return loss * self.args.world_size  # processes average their gradients
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what the class's docstring names, over all processes."""
         if "loss" in logs and self._batches_summed:
             updates = self._batches_summed / self.args.gradient_accumulation_steps
             policy, value, entropy, clipped = (self.sum_over_processes(self._sums) / updates).tolist()
@@ -229,6 +234,7 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
         return {"experience": {**vars(self._experience), "rollouts": rollouts}, **untold}
 
     def restore_state(self, state: dict[str, Any]) -> None:
+        """Take up an iteration where it was left. Raises UserError where the checkpoint lies inside one and holds none of its answers."""
         iteration, inside = divmod(self.state.global_step, self.settings.updates)
         if not inside:
             return
@@ -295,6 +301,7 @@ def ppo_trainer(
     texts and the records' other columns and returns one number an answer. The reference is the model before training, unless one is given:
     with `lora` the weights beneath the adapter, else a copy. The critic is a head on the policy unless a `value_model` is given.
     logging_steps, save_steps and eval_steps of `args` count iterations; `per_device_train_batch_size` is how many answers go through the model at once.
+    Raises UserError for rows, models or settings that do not go together.
     """
     settings = settings or PpoSettings()
     PPO.check(model, rows, eval_rows, lora=lora, answer_tokens=settings.max_new_tokens)
@@ -315,6 +322,7 @@ def ppo_trainer(
 
 
 def critic_of(policy: nn.Module) -> nn.Module:
+    """The critic that `attach_critic` gave the policy."""
     return transformers_model(policy).critic
 
 

@@ -66,13 +66,17 @@ class PpoSettings:
         return self.epochs * self.minibatches
 
     def controller(self) -> FixedKL | AdaptiveKL:
+        """What holds and moves the coefficient of the KL."""
         if self.kl_target is None:
             return FixedKL(self.kl_coefficient)
         return AdaptiveKL(self.kl_coefficient, self.kl_target, self.kl_horizon)
 
 
 def steps_in_iterations(args: TrainingArguments, settings: PpoSettings) -> TrainingArguments:
-    """A copy of the arguments whose steps are updates: logging, saving and evaluating happen where an iteration ends."""
+    """A copy of the arguments whose steps are updates: logging, saving and evaluating happen where an iteration ends.
+
+    Raises UserError for sizes that do not divide each other, or steps that are no whole iterations.
+    """
     args = copy.copy(args)
     share = settings.rollouts // settings.minibatches
     if share % args.world_size or (share // args.world_size) % args.per_device_train_batch_size:

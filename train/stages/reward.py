@@ -100,6 +100,7 @@ class RewardModelTrainer(CrashSafeCheckpoints, RewardTrainer):
         return self.accelerator.reduce(torch.tensor(total, device=device))
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch: Tensor | None = None):
+        """This batch's part of the weighted mean over the accumulated batch, a scalar; its scores go to the next log."""
         total = self._get_num_items_in_batch([inputs], self.args.device) if num_items_in_batch is None else num_items_in_batch
         scores = self.scores(model, inputs)
         losses = self.losses(scores, inputs)
@@ -127,6 +128,7 @@ class RewardModelTrainer(CrashSafeCheckpoints, RewardTrainer):
         self._noted.append(torch.stack([*pairs_of, scores.new_tensor(len(scores)), scores.sum(), scores.min(), scores.max()]).float())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what the class's docstring names, over all processes."""
         if "loss" in logs and self._noted:
             noted = torch.stack(self._noted)
             mine = torch.cat([noted[:, :5].sum(0), noted[:, 5].min()[None], noted[:, 6].max()[None]])
@@ -140,6 +142,7 @@ class RewardModelTrainer(CrashSafeCheckpoints, RewardTrainer):
     # Evaluation
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Loss, accuracy and margin over all held-out pairs, and where it says more the share of best answers scored highest."""
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         with self.in_evaluation() as model:
 
@@ -196,7 +199,7 @@ def reward_trainer(
     `model` is an AutoModelForSequenceClassification with num_labels=1. Rows hold `prompt_ids`, `branches`, `ranks` and perhaps `margin`, as
     `prepare_preferences` makes them. The tokenizer saved with the model is a copy of this one with a padding that ends no answer. With `lora`, the
     adapter and the head are trained and saved. `pair_weights`: "prompt" gives each prompt the same weight however many pairs it has, "pair"
-    gives each pair the same.
+    gives each pair the same. Raises UserError for rows, models or settings that do not go together.
     """
     check_reward_model(model)
     check_unsupported(args)
