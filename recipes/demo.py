@@ -87,11 +87,11 @@ def choose_questions(count: int) -> list[HeldOut]:
 def answer_all(model, tokenizer, questions: list[HeldOut], when: str) -> list[str]:
     """Greedy answers to all questions, in their order."""
     params = SamplingParams(max_new_tokens=32)
-    said = [""] * len(questions)
+    found = [""] * len(questions)
     results = answers(model, tokenizer, [q.prompt for q in questions], params)
     for result in tqdm(results, total=len(questions), desc=f"answering, {when}", unit="prompt"):
-        said[result.prompt_index] = result.text
-    return said
+        found[result.prompt_index] = result.text
+    return found
 
 
 def build(model, tokenizer, options: DemoOptions) -> tuple[SftTrainer, Counts]:

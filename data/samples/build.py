@@ -89,7 +89,7 @@ def famous_cities(cities: list[dict], countries: dict[str, dict]) -> list[tuple[
 
 def quiz_countries(records: dict[str, dict], continents: dict[str, dict]) -> dict[str, dict]:
     """By ISO code: the country's name and the answers to its four questions."""
-    asked = {}
+    chosen = {}
     for code, record in sorted(records.items()):
         if code in NOT_ASKED or record["population"] < COUNTRY_POPULATION:
             continue
@@ -97,8 +97,8 @@ def quiz_countries(records: dict[str, dict], continents: dict[str, dict]) -> dic
         answers = {"capital": capital, "currency": currency, "code": code, "continent": continents[record["continentcode"]]["name"]}
         if code in CAPITAL_NOT_ASKED:
             del answers["capital"]
-        asked[code] = {"name": name, "capital": capital, "answers": answers}
-    return asked
+        chosen[code] = {"name": name, "capital": capital, "answers": answers}
+    return chosen
 
 
 def geography(seed: int = 7) -> Split:
@@ -184,13 +184,13 @@ def familiar(name: str) -> str:
 def fill(template: str, name: str) -> str:
     """Put a name into a template: `{}` bare, `{은/는}` with the fitting particle, `{~는}` in its familiar form with 는."""
 
-    def said(match: re.Match) -> str:
+    def filled(match: re.Match) -> str:
         inside = match[1]
         if inside.startswith("~"):
             return familiar(name) + inside[1:]
         return name + particle(name, inside) if inside else name
 
-    return re.sub(r"\{([^{}]*)\}", said, template)
+    return re.sub(r"\{([^{}]*)\}", filled, template)
 
 
 def instruct(template: str, old: str, new: str) -> str:

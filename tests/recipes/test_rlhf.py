@@ -114,7 +114,7 @@ def test_killed_in_and_between_all_phases_it_ends_as_if_it_had_not_been(argument
 
     deaths = [
         (rlhf_rounds, "sample_n", 1),  # before anything is there
-        (rlhf_rounds, "write_whole", 1),  # with the samples made but not written
+        (rlhf_rounds, "write_atomically", 1),  # with the samples made but not written
         (FunctionRanker, "__call__", 3),  # with two prompts ranked
         (reward.RewardModelTrainer, "training_step", 2),  # inside the first reward model, one checkpoint written
         (reward.RewardModelTrainer, "save_final", 1),  # after its last step

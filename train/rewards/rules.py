@@ -133,8 +133,8 @@ def parse_rewards(texts: Sequence[str]) -> list["CheckedReward"]:
     found: list[CheckedReward] = []
     for text in texts:
         reward = parse_reward(text)
-        name, taken = reward_name(reward), {other.__name__ for other in found}
-        again = next(name if n == 1 else f"{name}_{n}" for n in range(1, len(texts) + 1) if (name if n == 1 else f"{name}_{n}") not in taken)
+        name, used = reward_name(reward), {other.__name__ for other in found}
+        again = next(name if n == 1 else f"{name}_{n}" for n in range(1, len(texts) + 1) if (name if n == 1 else f"{name}_{n}") not in used)
         found.append(CheckedReward(reward, again))
     return found
 

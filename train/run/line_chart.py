@@ -54,7 +54,7 @@ def line_chart(title: str, lines: Sequence[Line], unit: str = "") -> str:
         for line in lines:
             axes.plot(
                 line.steps, line.values, color=COLOURS[line.colour % len(COLOURS)], linestyle=(0, DASHES[line.dash % len(DASHES)] or None), linewidth=WIDTH,
-                marker="o" if len(line.steps) <= DOTTED_UP_TO else "", markersize=5, clip_on=False, gid="curve",
+                marker="o" if len(line.steps) <= DOTTED_UP_TO else "", markersize=3.5, clip_on=False, gid="curve",
             )  # fmt: skip
         axes.grid(axis="y", color=GRID, clip_on=False)
         axes.set_xlabel("step", color=INK)

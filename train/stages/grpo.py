@@ -252,8 +252,8 @@ def _build(stage: Stage, model, tokenizer, rows: Rows, rewards: Sequence[Reward]
     check_groups(rows, rewards, args)
     every = [*rows, *(eval_rows or ())]
     check_columns(rewards, every, TRL_ARGUMENTS)
-    if taken := RESERVED_COLUMNS & {name for row in every for name in row["columns"]}:
-        raise UserError(f"a column of the data is named {min(taken)}, which trl keeps for itself: rename it")
+    if reserved := RESERVED_COLUMNS & {name for row in every for name in row["columns"]}:
+        raise UserError(f"a column of the data is named {min(reserved)}, which trl keeps for itself: rename it")
     model = stage.prepare(model, tokenizer, lora, args)
     return stage.build(model, tokenizer, args, rows, eval_rows, rewards=rewards, peft_config=lora, **options)
 

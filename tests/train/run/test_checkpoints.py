@@ -280,7 +280,7 @@ def test_a_process_that_fails_does_not_leave_the_others_waiting():
         pass
 
 
-@pytest.mark.parametrize("place", ["require_room", "start_aside", "publish"])
+@pytest.mark.parametrize("place", ["require_space", "start_staging", "publish"])
 def test_a_save_that_fails_in_one_process_fails_where_all_meet(place, fresh_tiny, tiny_tokenizer, tmp_path, monkeypatch):
     args = TrainingArguments(str(tmp_path), max_steps=1, save_steps=1, use_cpu=True, report_to="none", disable_tqdm=True)
     trainer = sft_trainer(fresh_tiny("llama"), tiny_tokenizer, [{"input_ids": [5, 6], "labels": [-100, 6]}] * 4, args)
