@@ -25,9 +25,8 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, TrainingArguments
 
-from seodang.data.json_lines import read_json_lines
-from seodang.train.run.checkpoints import find_resume
-from seodang.train.stages.sft import sft
+from seodang.data import read_json_lines
+from seodang.train import find_resume, sft
 
 STEPS = 40
 

@@ -6,7 +6,7 @@ import yaml
 
 from seodang.infer.checkpoint.manifest import read_manifest, verify
 from seodang.recipes import dpo
-from seodang.train.run.logs import read_log
+from seodang.train.run.callbacks import read_log
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from seodang.infer.checkpoint.manifest import verify
 from seodang.recipes import grpo, kto, rloo
-from seodang.train.run.logs import read_log
+from seodang.train.run.callbacks import read_log
 
 QUICK = ["--logging_steps", "1", "--disable_tqdm", "true", "--report_to", "none", "--dtype", "float32", "--device", "cpu"]
 SMALL = ["--num_generations", "4", "--per_device_train_batch_size", "8", "--max_completion_length", "8", "--learning_rate", "1e-2",

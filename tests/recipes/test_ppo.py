@@ -6,7 +6,7 @@ import yaml
 
 from seodang.infer.checkpoint.manifest import read_manifest, verify
 from seodang.recipes import ppo
-from seodang.train.run.logs import read_log
+from seodang.train.run.callbacks import read_log
 
 SMALL = ("--iterations", 2, "--rollouts", 8, "--minibatches", 2, "--epochs", 1, "--max_new_tokens", 6, "--per_device_train_batch_size", 4)
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from seodang.data.chat import prompt_ids
 from seodang.infer.checkpoint.manifest import read_manifest, verify
 from seodang.recipes import export, sft
-from seodang.train.run.logs import read_log
+from seodang.train.run.callbacks import read_log
 
 QUICK = ["--learning_rate", "1e-2", "--logging_steps", "1", "--disable_tqdm", "true", "--report_to", "none", "--dtype", "float32", "--device", "cpu"]
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainingArguments
 
 from seodang.infer.checkpoint.manifest import MANIFEST, verify
+from seodang.train.run.callbacks import LOG, read_log
 from seodang.train.run.checkpoints import complete_checkpoints, find_resume
-from seodang.train.run.logs import LOG, read_log
 from seodang.train.stages.sft import sft
 
 
