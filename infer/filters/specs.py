@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ..requests.options import Command, option, settings
 from ..requests.rules import must_be
+from .adaptive_p import ADAPTIVE_P, AdaptiveP
 from .banned_ids import (
     ALLOWED_TOKENS,
     BEGIN_SUPPRESS_TOKENS,
@@ -80,14 +81,14 @@ from .user_filters import OWN, OwnFilters
 __all__ = ["CONSTRAINTS", "DEFAULT_ORDER", "FILTERS", "FilterOptions", "FilterSpec"]
 
 # in the order in which they apply where a request does not say another: transformers' where it has one, for the others that of
-# vLLM (biases and penalties before bans) and llama.cpp (top_n_sigma before, xtc and mirostat after all that truncates)
+# vLLM (biases and penalties before bans) and llama.cpp (top_n_sigma before, xtc, mirostat and adaptive_p after all that truncates)
 FILTERS: dict[str, FilterSpec] = {
     spec.name: spec
     for spec in (
         SEQUENCE_BIAS, LOGIT_BIAS, ENCODER_REPETITION_PENALTY, REPETITION_PENALTY, FREQUENCY_PENALTY, PRESENCE_PENALTY, DRY,
         NO_REPEAT_NGRAM, ENCODER_NO_REPEAT_NGRAM, BAD_WORDS, MIN_LENGTH, MIN_NEW_TOKENS, ALLOWED_TOKENS, FORCED_FIRST, FORCED_LAST,
         LENGTH_DECAY, SUPPRESS_TOKENS, BEGIN_SUPPRESS_TOKENS, OWN, CONSTRAINING, TEMPERATURE, DYNATEMP, TOP_N_SIGMA, TOP_H, TOP_K, TOP_P,
-        MIN_P, TYPICAL_P, EPSILON_CUTOFF, ETA_CUTOFF, XTC, MIROSTAT,
+        MIN_P, TYPICAL_P, EPSILON_CUTOFF, ETA_CUTOFF, XTC, MIROSTAT, ADAPTIVE_P,
     )
 }  # fmt: skip
 DEFAULT_ORDER = tuple(FILTERS)
@@ -96,7 +97,7 @@ DEFAULT_ORDER = tuple(FILTERS)
 @settings
 class FilterOptions(
     MinNewTokens, MinLength, Temperature, TopK, TopP, MinP, TypicalP, EpsilonCutoff, EtaCutoff, TopH, TopNSigma, DynamicTemperature,
-    ExcludeTopChoices, MirostatOptions, RepetitionPenalty, EncoderRepetitionPenalty, PresencePenalty, FrequencyPenalty,
+    ExcludeTopChoices, MirostatOptions, AdaptiveP, RepetitionPenalty, EncoderRepetitionPenalty, PresencePenalty, FrequencyPenalty,
     DontRepeatYourself, NoRepeatNgram, EncoderNoRepeatNgram, BadWords, SuppressTokens, BeginSuppressTokens, LogitBias, SequenceBias,
     ForcedFirst, ForcedLast, LengthDecay, AllowedTokens, OwnFilters, Constraints, Text,
 ):  # fmt: skip
