@@ -16,12 +16,13 @@ from .dola import DOLA, DolaOptions
 from .sampling import SAMPLING
 from .selection import BEST_OF_N, MINIMUM_BAYES_RISK, SELF_CONSISTENCY, BestOf, Risk, Several, Vote
 from .spec import Amateur, Guidance, StrategySpec
+from .stochastic_beam import STOCHASTIC_BEAM
 
 # from the most general to the most particular: where the options mean several, they mean the last of them
 STRATEGIES: dict[str, StrategySpec] = {
     spec.name: spec
     for spec in (
-        SAMPLING, BEST_OF_N, MINIMUM_BAYES_RISK, SELF_CONSISTENCY, BEAM, DIVERSE_BEAM, CONSTRAINED_BEAM, DOLA, CONTRASTIVE,
+        SAMPLING, BEST_OF_N, MINIMUM_BAYES_RISK, SELF_CONSISTENCY, BEAM, STOCHASTIC_BEAM, DIVERSE_BEAM, CONSTRAINED_BEAM, DOLA, CONTRASTIVE,
         ASSISTED,
     )
 }  # fmt: skip

@@ -19,6 +19,7 @@ NEW = 5
 # what each strategy needs to be itself: the least, and for some of them what makes more of their options tell
 MORE = {
     "beam": {"num_beams": 3},
+    "stochastic_beam": {"num_beams": 3, "do_sample": True},
     "diverse_beam": {"num_beams": 4},
     "constrained_beam": {"num_beams": 3, "force_words_ids": [[30, 31]], "max_new_tokens": 8},
     "contrastive": {"penalty_alpha": 0.4, "top_k": 3},
@@ -123,6 +124,8 @@ def stays(name: str, kind: str, option: str) -> bool:
     """Whether the option leaves the answer exactly as it is: guesses save time alone, and who chooses among samples samples already."""
     if (name, kind, option) == ("constrained_beam", "llama", "early_stopping"):
         return True  # its words come late: there is nothing to be missed by stopping early
+    if (name, option) == ("stochastic_beam", "num_beams"):
+        return True  # more of them only add answers behind the first
     return option in SILENT or name == "assisted" and option in ASSISTED_OPTIONS or option == "do_sample" and MEANT[name].get(option, False)
 
 
