@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 
 from ...data.errors import UserError
 from ..constraints.grammar import GRAMMARS
-from ..requests import options
+from ..requests import options as declared
 from ..requests.options import vocabulary
 from .params import OPTIONS, WARPING, SamplingParams
 
@@ -21,12 +21,12 @@ OPENAI_PASSED_OVER = (
     "model", "messages", "prompt", "stream", "stream_options", "logprobs", "top_logprobs", "tools", "parallel_tool_calls", "user", "metadata",
     "store", "service_tier", "safety_identifier", "prompt_cache_key",
 )  # fmt: skip
-OPENAI = vocabulary(SamplingParams, options.OPENAI)
+OPENAI = vocabulary(SamplingParams, declared.OPENAI)
 # what a value must be to ask for nothing
 OPENAI_NEUTRAL = {"tool_choice": ("auto", "none"), "modalities": (["text"],), "echo": (False,), "suffix": ("",)}
 
 VLLM_PASSED_OVER = ("logprobs", "detokenize", "output_kind", "truncate_prompt_tokens_side")
-VLLM = OPENAI | vocabulary(SamplingParams, options.VLLM)
+VLLM = OPENAI | vocabulary(SamplingParams, declared.VLLM)
 VLLM_NEUTRAL = {
     "skip_special_tokens": (True,), "spaces_between_special_tokens": (True,), "include_stop_str_in_output": (False,),
     "use_beam_search": (False,), "prompt_logprobs": (), "truncate_prompt_tokens": (-1,), "skip_reading_prefix_cache": (False,),
@@ -51,7 +51,7 @@ CONFIG_NEUTRAL = {
     "constraints": ([],), "assistant_lookbehind": (10,), "target_lookbehind": (10,), "assistant_ensemble_weight": (),
     "speculation_type": (), "trust_remote_code": (False,),
 }  # fmt: skip
-CONFIG = vocabulary(SamplingParams, options.CONFIG)
+CONFIG = vocabulary(SamplingParams, declared.CONFIG)
 
 
 def from_openai(body: Mapping[str, Any]) -> SamplingParams:

@@ -116,17 +116,24 @@ def combinations_part() -> list[str]:
     return ["## What goes with what", "", about, "", *grid(("strategy", *columns), rows), "", "The reasons:", "", *reasons]
 
 
+def elsewhere(name: str) -> str:
+    """The vocabularies in which a setting is known, with its names there where they are others."""
+    names = {vocabulary: [theirs for theirs in known if theirs] for vocabulary, known in OPTIONS[name].aliases.items()}
+    return ", ".join(f"{vocabulary} (`{'`, `'.join(theirs)}`)" if theirs else vocabulary for vocabulary, theirs in names.items())
+
+
 def filters_part() -> list[str]:
     """The filters in their default order, and how it is changed."""
     rows = []
     for place, (name, spec) in enumerate(FILTERS.items(), 1):
-        rows.append((str(place), f"`{name}`", spec.kind, ", ".join(f"`{each}`" for each in spec.fields), spec.source))
+        settings = ", ".join(f"`{each}`" for each in spec.fields)
+        rows.append((str(place), f"`{name}`", spec.kind, settings, elsewhere(spec.asked_by[0][-1]), spec.source))
     beams = ", ".join(f"`{spec.name}`" for spec in STRATEGIES.values() if spec.sees_logprobs)
     bound = ", ".join(f"`{name}`" for name, spec in FILTERS.items() if spec.of_the_scale)
     return [
         "## Filters, in their default order",
         "",
-        *grid(("", "filter", "kind", "settings", "source"), rows),
+        *grid(("", "filter", "kind", "settings", "known to", "source"), rows),
         "",
         "`filter_order` changes the order: a list of the names above, which must have every filter that the request asks for.",
         "`constraints` may be left out; they then come before the first warper. Warpers apply to requests that sample, all others always.",

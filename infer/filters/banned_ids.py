@@ -115,6 +115,7 @@ def last(sequence: TokenSequence) -> Sequence[int] | None:
 
 
 def one_or_more(ids: int | Sequence[int] | None) -> Sequence[int]:
+    """An id, several or none, as several."""
     return () if ids is None else (ids,) if isinstance(ids, int) else ids
 
 

@@ -26,7 +26,7 @@ MOST_BIAS = 1e30  # more would overflow a float32; as little as -inf is a ban
 
 
 def ban(logits: Tensor, banned: Sequence[Iterable[int] | Tensor]) -> Tensor:
-    """Drop each row's banned ids; those beyond the vocabulary are passed over, and none keeps the row."""
+    """Drop each row's banned ids, [rows, vocab] to [rows, vocab]; those beyond the vocabulary are passed over, and none keeps the row."""
     logits = logits.clone()
     for row, ids in zip(logits, banned):
         ids = as_ids(ids)
@@ -35,7 +35,7 @@ def ban(logits: Tensor, banned: Sequence[Iterable[int] | Tensor]) -> Tensor:
 
 
 def allow(logits: Tensor, allowed: Sequence[Iterable[int] | Tensor | None]) -> Tensor:
-    """Drop all but each row's allowed ids; None keeps the row."""
+    """Drop all but each row's allowed ids, [rows, vocab] to [rows, vocab]; None keeps the row. Raises IndexError for an id beyond the vocabulary."""
     logits = logits.clone()
     for row, ids in zip(logits, allowed):
         if ids is not None:
@@ -47,7 +47,10 @@ def allow(logits: Tensor, allowed: Sequence[Iterable[int] | Tensor | None]) -> T
 
 
 def force(logits: Tensor, forced: Sequence[Iterable[int] | None]) -> Tensor:
-    """Give each row's forced ids a score of 0 and drop the others, whatever they had before; None keeps the row."""
+    """Give each row's forced ids a score of 0 and drop the others, [rows, vocab] to [rows, vocab]; None keeps the row.
+
+    What they had before does not matter. Raises IndexError for an id beyond the vocabulary.
+    """
     logits = logits.clone()
     for row, ids in zip(logits, forced):
         if ids is not None:
@@ -57,7 +60,7 @@ def force(logits: Tensor, forced: Sequence[Iterable[int] | None]) -> Tensor:
 
 
 def no_repeat_ngram(logits: Tensor, sizes: Sequence[int], history: Sequence[Tensor]) -> Tensor:
-    """Drop the tokens that would complete an n-gram which the row's history has; `sizes` are the rows' n.
+    """Drop the tokens that would complete an n-gram which the row's history has, [rows, vocab] to [rows, vocab]; `sizes` are the rows' n.
 
     Source: Paulus et al. 2018, A deep reinforced model for abstractive summarization.
     """
@@ -81,6 +84,8 @@ NO_REPEAT_NGRAM = FilterSpec("no_repeat_ngram_size", "ban", no_repeat_ngram, NoR
 
 def encoder_no_repeat_ngram(logits: Tensor, sizes: Sequence[int], history: Sequence[Tensor], sources: Sequence[Tensor]) -> Tensor:
     """Drop the tokens that would complete an n-gram of the source: the encoder's input, or the prompt of a decoder.
+
+    [rows, vocab] to [rows, vocab]; `history` and `sources` are one [n] tensor of ids a row.
 
     Source: transformers' EncoderNoRepeatNGramLogitsProcessor, after ParlAI.
     """
@@ -106,7 +111,7 @@ ENCODER_NO_REPEAT_NGRAM = FilterSpec(
 
 
 def after(text: Tensor, past: Tensor, n: int) -> Tensor:
-    """Return the tokens of a text that follow the newest n tokens of the past, wherever the text has them."""
+    """Return the ids of a text, [some], that follow the newest n ids of the past, [n], wherever the text, [n], has them."""
     if len(past) < n or len(text) <= n:
         return text[:0]
     windows = text.unfold(0, n + 1, 1)  # [places, n + 1]
@@ -114,7 +119,7 @@ def after(text: Tensor, past: Tensor, n: int) -> Tensor:
 
 
 def bad_words(logits: Tensor, words: Sequence[Words], history: Sequence[Tensor]) -> Tensor:
-    """Drop the tokens that would complete one of the row's words, each a sequence of ids.
+    """Drop the tokens that would complete one of the row's words, each a sequence of ids, [rows, vocab] to [rows, vocab].
 
     An end token given as a word is banned like any other; transformers passes over it.
 
@@ -135,6 +140,7 @@ def filled(name: str, value: Any) -> str | None:
 
 
 def each_id(sequences: Iterable[Iterable[int]]) -> list[int]:
+    """The ids of all sequences."""
     return [id for ids in sequences for id in ids]
 
 
@@ -159,6 +165,8 @@ BAD_WORDS = FilterSpec("bad_words", "ban", bad_words, BadWords, make_bad_words, 
 
 def sequence_bias(logits: Tensor, biases: Sequence[Biases], history: Sequence[Tensor]) -> Tensor:
     """Add its bias to every token that would complete a sequence; a sequence of one token always counts.
+
+    [rows, vocab] to [rows, vocab]; raises IndexError for a last id beyond the vocabulary.
 
     Source: transformers' SequenceBiasLogitsProcessor.
     """
@@ -204,7 +212,7 @@ SEQUENCE_BIAS = FilterSpec("sequence_bias", "bias", sequence_bias, SequenceBias,
 
 
 def logit_bias(logits: Tensor, biases: Sequence[Mapping[int, float]]) -> Tensor:
-    """Add a bias to tokens, by their ids.
+    """Add a bias to tokens, by their ids, [rows, vocab] to [rows, vocab]; raises IndexError for an id beyond the vocabulary.
 
     Source: OpenAI's API reference, logit_bias.
     """
@@ -239,9 +247,10 @@ LOGIT_BIAS = FilterSpec("logit_bias", "bias", logit_bias, LogitBias, make_logit_
 
 
 def ends_with(past: Tensor, ids: Sequence[int]) -> bool:
-    """Whether the past ends with these ids."""
+    """Whether the past, [n], ends with these ids."""
     return len(ids) <= len(past) and past[len(past) - len(ids) :].tolist() == list(ids)
 
 
 def as_ids(ids: Iterable[int] | Tensor) -> Tensor:
+    """Ids as a tensor, [n]."""
     return ids if isinstance(ids, Tensor) else torch.tensor([int(id) for id in ids], dtype=torch.long)

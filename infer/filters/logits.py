@@ -167,7 +167,7 @@ TOP_P = FilterSpec("top_p", "warper", top_p, TopP, warping(top_p, "top_p"), asks
 def min_p(logits: Tensor, p: Tensor) -> Tensor:
     """Drop every token less likely than p times the likeliest one; 0 keeps the row.
 
-    Source: Nguyen et al. 2024, Min-p sampling: balancing creativity and coherence at high temperature.
+    Source: Nguyen et al. 2024, Turning up the heat: min-p sampling for creative and coherent LLM outputs.
     """
     return logits.masked_fill(logits < logits.amax(dim=-1, keepdim=True) + p.log(), -torch.inf)
 

@@ -26,7 +26,7 @@ LARGEST_BOOST = 1e30  # of an end token; beyond it a float32 would overflow and 
 def repetition_penalty(logits: Tensor, penalty: Tensor, past_ids: Sequence[Tensor]) -> Tensor:
     """Divide positive logits of the tokens in a row's history by its penalty, and multiply negative ones; 1 keeps the row.
 
-    The history is prompt and answer.
+    logits are [rows, vocab], the penalties [rows, 1]; `past_ids` are each row's prompt and answer, [n].
 
     Source: Keskar et al. 2019, CTRL: a conditional transformer language model for controllable generation.
     """
@@ -56,7 +56,7 @@ REPETITION_PENALTY = FilterSpec(
 def encoder_repetition_penalty(logits: Tensor, penalty: Tensor, sources: Sequence[Tensor]) -> Tensor:
     """Make the tokens of the source more likely: the repetition penalty of 1 / penalty on them; 1 keeps the row.
 
-    The source is the encoder's input, or the prompt of a decoder.
+    logits are [rows, vocab], the penalties [rows, 1]; `sources` are the encoder's inputs, or the prompts of a decoder, [n] each.
 
     Source: transformers' EncoderRepetitionPenaltyLogitsProcessor, there against hallucinations.
     """
@@ -226,6 +226,7 @@ def exponential_decay(
 
 
 def of_two_numbers(value: object) -> bool:
+    """Whether a value is a pair of numbers."""
     return isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(n, int | float) for n in value)
 
 

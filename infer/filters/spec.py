@@ -81,7 +81,7 @@ def column(sequences: Sequence[TokenSequence], name: str) -> Tensor:
 
 
 def placed(columns: Sequence[Tensor], scores: Tensor) -> list[Tensor]:
-    """Columns where the scores are and, but for whole numbers, of their type."""
+    """Columns, [rows, 1] each, where the scores are and, but for whole numbers, of their type."""
     return [each.to(scores.device, scores.dtype if each.is_floating_point() else each.dtype) for each in columns]
 
 

@@ -45,6 +45,7 @@ def call_own(own: UserFilter, logits: Tensor, history: Tensor) -> Tensor:
 
 
 def can_be_called(name: str, value: Any) -> str | None:
+    """The rule that each of the filters can be called."""
     return worst(value, callable, lambda each: f"a filter must be a function or a LogitsProcessor, got {each!r}")
 
 

@@ -17,7 +17,7 @@ from typing import Any, dataclass_transform, get_type_hints
 from .rules import Rule, anything
 
 # vocabularies in which a setting may have a name
-CONFIG, OPENAI, VLLM, LLAMA_CPP = "generation_config", "openai", "vllm", "llama.cpp"
+CONFIG, OPENAI, VLLM, LLAMA_CPP = "generation_config", "OpenAI", "vLLM", "llama.cpp"
 NEVER = object()  # a value that nobody gives
 
 
