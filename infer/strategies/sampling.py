@@ -11,6 +11,8 @@ from ..requests.request import TokenSequence, release
 from ..requests.rng import choose
 from ..requests.strategy import Strategy, next_tokens
 from ..requests.trace import TraceRecorder
+from .selection import check_sampling
+from .spec import StrategySpec
 
 
 def sampling(arrivals: Callable[[], list[TokenSequence]]) -> Strategy:
@@ -74,3 +76,6 @@ def forked(sequence: TokenSequence, choice: int) -> TokenSequence:
     fork = sequence.fork()
     fork.choice = choice
     return fork
+
+
+SAMPLING = StrategySpec("sampling", None, about=__doc__, check=check_sampling)

@@ -8,10 +8,13 @@ from functools import partial
 from typing import Any
 
 from ...data.errors import UserError
+from ..requests.options import OPENAI, option, settings
 from ..requests.params import SamplingParams
 from ..requests.request import TokenSequence
+from ..requests.rules import function, whole
 from ..requests.user_functions import called
 from .chrf import chrf_of, grams
+from .spec import StrategySpec
 
 Select = Callable[[list[TokenSequence]], Sequence[TokenSequence]]
 
@@ -141,3 +144,49 @@ def check_sampling(params: SamplingParams) -> None:
     """Raise UserError where several answers would all be the same."""
     if params.num_return_sequences > 1 and not params.samples:
         raise UserError(f"num_return_sequences={params.num_return_sequences} greedy answers would all be the same: give do_sample or num_beams")
+
+
+@settings
+class Several:
+    best_of: int | None = option(None, "Sample so many answers and give the likeliest.", whole(1), example=3, same_in=(OPENAI,))
+
+
+@settings
+class BestOf:
+    reward: Callable[[str, str], float] | None = option(
+        None, "A function of prompt and answer that says how good the answer is.", function, example=lambda prompt, answer: 0.0, command=False
+    )
+
+
+@settings
+class Vote:
+    answer_of: Callable[[str], Any] | None = option(
+        None, "A function of an answer's text that finds what it answers.", function, example=str.strip, command=False
+    )
+
+
+@settings
+class Risk:
+    utility: Callable[[str, str], float] | None = option(
+        None, "A function of an answer and another, taken to be right, that says how good the first is.", function,
+        example=lambda answer, other: float(answer == other), command=False,
+    )  # fmt: skip
+
+
+ONCE_CHOSEN = "once it is chosen"
+BEST_OF_N = StrategySpec(
+    "best_of_n", None, about=best_of_n, options=(Several, BestOf), least={"best_of": 3, "do_sample": True},
+    meant=lambda params: params.best_of is not None, check=check_selection, streams=ONCE_CHOSEN,
+    paper="Stiennon et al. 2020, Learning to summarize from human feedback",
+)  # fmt: skip
+SELF_CONSISTENCY = StrategySpec(
+    "self_consistency", None, about=self_consistency, options=(Several, Vote), least={"best_of": 3, "do_sample": True, "answer_of": str.strip},
+    meant=lambda params: params.answer_of is not None, check=check_vote, streams=ONCE_CHOSEN,
+    paper="Wang et al. 2022, Self-consistency improves chain of thought reasoning",
+)  # fmt: skip
+MINIMUM_BAYES_RISK = StrategySpec(
+    "minimum_bayes_risk", None, about=minimum_bayes_risk, options=(Several, Risk),
+    least={"best_of": 3, "do_sample": True, "utility": lambda answer, other: float(answer == other)},
+    meant=lambda params: params.utility is not None, check=check_risk, streams=ONCE_CHOSEN,
+    paper="Eikema & Aziz 2020, Is MAP decoding all you need?",
+)  # fmt: skip

@@ -5,7 +5,7 @@ import torch
 
 from seodang.infer.engine.core import Engine
 from seodang.infer.engine.generation import generate, prepare, run
-from seodang.infer.requests.params import SamplingParams
+from seodang.infer.engine.params import SamplingParams
 from seodang.infer.requests.request import Request, TokenSequence, release
 from seodang.infer.requests.stop import AnswerText
 from seodang.infer.requests.strategy import Forward

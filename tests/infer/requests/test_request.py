@@ -1,6 +1,6 @@
 """A hypothesis: what copies of it share, and what they do not."""
 
-from seodang.infer.requests.params import SamplingParams
+from seodang.infer.engine.params import SamplingParams
 from seodang.infer.requests.request import Request, TokenSequence
 
 

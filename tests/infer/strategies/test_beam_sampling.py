@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from seodang.infer.engine.generation import generate
-from seodang.infer.requests.params import SamplingParams
+from seodang.infer.engine.params import SamplingParams
 from seodang.infer.requests.rng import key
 from seodang.infer.strategies.candidates import drawn
 

@@ -8,27 +8,26 @@ import torch
 
 from seodang.data.errors import UserError
 from seodang.infer import Committed, SamplingParams, Span, generate, stream
-from seodang.infer.requests.params import WARPING
+from seodang.infer.engine.params import OPTIONS, WARPING
 from seodang.infer.runners.open import open_runner
 from seodang.infer.strategies.assistants import ASSISTED_OPTIONS
-from seodang.infer.strategies.registry import KINDS
+from seodang.infer.strategies.registry import STRATEGIES
 
 PROMPTS = [[5, 6, 7, 8, 5, 6], [20, 21, 22]]
 NEW = 5
 
-# what each strategy needs to be itself
-MEANT = {
-    "sampling": {},
+# what each strategy needs to be itself: the least, and for some of them what makes more of their options tell
+MORE = {
     "beam": {"num_beams": 3},
-    "diverse_beam": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5},
+    "stochastic_beam": {"num_beams": 3, "do_sample": True},
+    "diverse_beam": {"num_beams": 4},
     "constrained_beam": {"num_beams": 3, "force_words_ids": [[30, 31]], "max_new_tokens": 8},
     "contrastive": {"penalty_alpha": 0.4, "top_k": 3},
     "dola": {"dola_layers": "low"},
     "assisted": {"prompt_lookup_num_tokens": 3},
-    "best_of_n": {"best_of": 3, "do_sample": True},
-    "self_consistency": {"best_of": 3, "do_sample": True, "answer_of": lambda text: text[:1]},
-    "minimum_bayes_risk": {"best_of": 3, "do_sample": True, "utility": lambda a, b: float(a == b)},
+    "self_consistency": {"answer_of": lambda text: text[:1]},
 }
+MEANT = {name: {**spec.least, **MORE.get(name, {})} for name, spec in STRATEGIES.items()}
 
 
 REPEATS = {"logit_bias": {18: 1e5}}  # "/" is said again and again
@@ -39,14 +38,19 @@ ENDS_EARLY = {("t5", "beam"): (2.0, 2.0), ("t5", "diverse_beam"): (4.0, 9.0)}
 HIDES_THE_FIRST = "of each prompt's own length"
 
 
+def example(option: str | None) -> dict:
+    return {} if option is None else {option: OPTIONS[option].example}
+
+
 def samples(tiny, kind: str, name: str, tokenizer) -> dict[str, tuple[dict, dict]]:
-    """For every option what stands beside it, and a value that makes another answer of it."""
+    """For every option what stands beside it, and a value that makes another answer of it: where nothing else is said, its example alone."""
     other = tiny("llama", seed=1)
     thinking, guided, amateur = {"thinking_budget": 1, "thinking_end": "!"}, {"guidance_scale": 1.5}, {"amateur_model": other, "amateur_alpha": 1e-9}
     drafted, dry = {"assistant_model": tiny(kind, seed=1), "prompt_lookup_num_tokens": None}, {**REPEATS, "dry_multiplier": 1e6}
     likely, weight = ENDS_EARLY.get((kind, name), (5.0, 9.0))
     drawn = {"do_sample": True} if name in ("sampling", "dola", "assisted") else {}  # else all greedy answers would be the same
-    return {
+    usual = {option: (example(each.part_of), example(option)) for option, each in OPTIONS.items()}
+    return usual | {
         "strategy": ({}, {}), "do_sample": ({}, {"do_sample": True}), "num_return_sequences": (drawn, {"num_return_sequences": 2}), "seed": ({"do_sample": True}, {"seed": 7}),
         "max_new_tokens": ({}, {"max_new_tokens": 3}), "max_length": ({}, {"max_length": {"llama": 8, "t5": 4}[kind]}), "min_new_tokens": (ENDS, {"min_new_tokens": 3}),
         "min_length": (ENDS, {"min_length": {"llama": 8, "t5": 4}[kind]}), "max_time": ({}, {"max_time": 600.0}), "stop": (REPEATS, {"stop": ["//"]}),
@@ -88,7 +92,7 @@ def samples(tiny, kind: str, name: str, tokenizer) -> dict[str, tuple[dict, dict
 
 def test_there_is_a_value_for_every_option_and_a_meaning_for_every_strategy(tiny, tiny_tokenizer):
     assert set(samples(tiny, "llama", "sampling", tiny_tokenizer)) == {each.name for each in fields(SamplingParams)}
-    assert set(MEANT) == set(KINDS)
+    assert set(MORE) <= set(MEANT) == set(STRATEGIES)
 
 
 def of_prompt(settings: dict, prompt: list[int]) -> dict:
@@ -120,6 +124,8 @@ def stays(name: str, kind: str, option: str) -> bool:
     """Whether the option leaves the answer exactly as it is: guesses save time alone, and who chooses among samples samples already."""
     if (name, kind, option) == ("constrained_beam", "llama", "early_stopping"):
         return True  # its words come late: there is nothing to be missed by stopping early
+    if (name, option) == ("stochastic_beam", "num_beams"):
+        return True  # more of them only add answers behind the first
     return option in SILENT or name == "assisted" and option in ASSISTED_OPTIONS or option == "do_sample" and MEANT[name].get(option, False)
 
 

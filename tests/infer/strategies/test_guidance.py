@@ -9,12 +9,12 @@ from seodang.data.chat import prompt_ids, text_ids
 from seodang.data.errors import UserError
 from seodang.infer.engine.core import Engine
 from seodang.infer.engine.generation import generate, stream
+from seodang.infer.engine.params import SamplingParams
 from seodang.infer.engine.prefix_cache import PrefixCache
-from seodang.infer.requests.params import SamplingParams
 from seodang.infer.requests.request import derived
 from seodang.infer.requests.rng import draw, key
 from seodang.infer.runners.open import open_runner
-from seodang.infer.strategies.guidance import classifier_free, guidance_of, expert_minus_amateur
+from seodang.infer.strategies.guidance import classifier_free, expert_minus_amateur, guidance_of
 
 PROMPT, NEGATIVE = [5, 6, 7, 8], [11, 12]
 

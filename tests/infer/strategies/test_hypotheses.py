@@ -2,7 +2,7 @@
 
 import pytest
 
-from seodang.infer.requests.params import SamplingParams
+from seodang.infer.engine.params import SamplingParams
 from seodang.infer.requests.request import Request, TokenSequence
 from seodang.infer.strategies.hypotheses import BeamHypotheses
 
