@@ -145,7 +145,7 @@ def test_the_next_turn_costs_only_what_is_new(tiny, tokenizer):
 
 
 def test_a_cache_keeps_as_many_talks_as_it_is_told_and_knows_its_model(tiny, fresh_tiny, tokenizer):
-    cache = PrefixCache(tiny("llama"), rows=2)
+    cache = PrefixCache(tiny("llama"), sequences=2)
     for start in (5, 15, 25, 35):
         generate(tiny("llama"), tokenizer, [[start, start + 1]], SamplingParams(max_new_tokens=3), prefix_cache=cache)
     assert cache.runner.live == 2
