@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from functools import partial
+from functools import cache
 from typing import Any
 
 from ...data.errors import UserError
@@ -13,7 +13,6 @@ from ..requests.params import SamplingParams
 from ..requests.request import TokenSequence
 from ..requests.rules import function, whole
 from ..requests.user_functions import called
-from .chrf import chrf_of, grams
 from .spec import StrategySpec
 
 Select = Callable[[list[TokenSequence]], Sequence[TokenSequence]]
@@ -63,14 +62,29 @@ def minimum_bayes_risk(count: int, utility: Callable[[str, str], float] | None) 
 
     def select(sequences: list[TokenSequence]) -> list[TokenSequence]:
         texts = [text(sequence) for sequence in sequences]
-        compared = partial(called, "utility", utility) if utility is not None else chrf_of
-        given = texts if utility is not None else [grams(each) for each in texts]  # counted once for all comparisons
         for i, sequence in enumerate(sequences):
-            values = [measured(compared(given[i], other), "utility") for j, other in enumerate(given) if j != i]
+            values = [measured(called("utility", utility or chrf, texts[i], other), "utility") for j, other in enumerate(texts) if j != i]
             sequence.score = sum(values) / len(values)
         return highest(sequences, count)
 
     return select
+
+
+def chrf(hypothesis: str, reference: str) -> float:
+    """Return chrF2 of two texts (Popović 2015, 2016), sacrebleu's for one sentence, in [0, 1]; whitespace does not count.
+
+    Two texts without characters are alike, 1, where sacrebleu says 0.
+    """
+    if "".join(hypothesis.split()) == "".join(reference.split()):
+        return 1.0
+    return _chrf_metric().sentence_score(hypothesis, [reference]).score / 100
+
+
+@cache
+def _chrf_metric():
+    from sacrebleu.metrics.chrf import CHRF  # for those alone who choose by it
+
+    return CHRF()
 
 
 def selection_of(params: SamplingParams, kind: str, prompt: str) -> Select | None:

@@ -37,6 +37,7 @@ def run(*argv):
     return sft.main([*map(str, argv), *QUICK])
 
 
+@pytest.mark.painted
 def test_a_run_leaves_a_checkpoint_that_answers_and_stops_in_plain_transformers(base, data, tmp_path, capsys):
     out = tmp_path / "out"
     assert run("--model", base, "--data", data, "--output_dir", out, "--num_train_epochs", 60, "--save_strategy", "no") == 0

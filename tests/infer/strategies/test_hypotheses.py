@@ -25,16 +25,16 @@ def ended(begin: int = 0, **settings) -> BeamHypotheses:
 @pytest.mark.parametrize(("penalty", "scores"), [(1.0, [-0.5, -1.0]), (0.0, [-1.0, -4.0]), (2.0, [-0.25, -0.25]), (-1.0, [-2.0, -16.0])])
 @pytest.mark.parametrize("begin", [0, 2])
 def test_a_score_is_the_sum_over_a_power_of_the_tokens_behind_the_beginning(begin, penalty, scores):
-    assert [each.score for each in ended(begin, length_penalty=penalty).rows] == scores
+    assert [each.score for each in ended(begin, length_penalty=penalty).sequences] == scores
 
 
 def test_the_best_stay_and_of_equal_ones_the_elder():
     found = ended()
-    elder = found.rows[1]
+    elder = found.sequences[1]
     found.add(row(1), -1.0)
-    assert found.rows[1] is elder
+    assert found.sequences[1] is elder
     found.add(row(1), -0.75)
-    assert [each.score for each in found.rows] == [-0.5, -0.75]
+    assert [each.score for each in found.sequences] == [-0.5, -0.75]
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,7 @@ def test_the_plan_counts_steps_tokens_and_bytes_and_leaves_no_trace(fresh_tiny, 
     assert all(p.grad is None and torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
+@pytest.mark.painted
 def test_curves_come_from_the_log_and_survive_a_line_cut_short(tmp_path):
     lines = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 2, "eval_loss": 2.5}]
     (tmp_path / LOG).write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 3, "lo')
