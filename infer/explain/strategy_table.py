@@ -16,7 +16,7 @@ from ...data.errors import UserError
 from ..filters.specs import CONSTRAINTS, FILTERS
 from ..requests.params import SamplingParams
 from ..runners.architecture import Capabilities
-from ..strategies import sampling, selection
+from ..strategies import selection
 from ..strategies.registry import AMATEUR, GUIDANCE, KINDS, Kind, check
 
 HOME = Path(__file__).with_name("STRATEGIES.md")
@@ -113,7 +113,7 @@ def cell(kind: Kind, tried: Iterable[Mapping[str, Any]]) -> tuple[str, dict[str,
 
 def about(kind: Kind) -> str:
     """What a strategy does, in the first sentence of its documentation."""
-    source = kind.start or getattr(selection, kind.name, None) or sampling
+    source = getattr(selection, kind.name, None) or kind.start
     return " ".join((inspect.getdoc(source) or "").split("\n\n")[0].split()).rstrip(".")
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...data.errors import UserError
 from ..requests.params import SamplingParams
-from ..requests.request import TokenSequence
+from ..requests.sequence import TokenSequence
 from .logits import wide
 from .shortlist import LONGEST, shortlist
 from .specs import DEFAULT_ORDER, FILTERS, Apply, FilterSpec, RowErrors, placed

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...data.errors import UserError
 from ..requests.params import SamplingParams
-from ..requests.request import TokenSequence
+from ..requests.sequence import TokenSequence
 from ..requests.user_functions import called
 from . import bans, logits, penalties
 from .mirostat import Mirostat

@@ -7,7 +7,7 @@ from transformers import LogitsProcessor
 
 from ...data.errors import UserError
 from ..requests.params import UserFilter
-from ..requests.request import TokenSequence
+from ..requests.sequence import TokenSequence
 from ..requests.user_functions import called, name_of
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...data.errors import UserError
+from ..requests.generation import Generation
 from ..requests.params import SamplingParams
 from ..requests.request import Request
 from ..requests.strategy import Host, Strategy
@@ -18,7 +19,8 @@ from .constrained_beam import check_constrained, constrained_beam
 from .contrastive import check_contrastive, contrastive
 from .diverse_beam import check_groups, diverse_beam
 from .dola import check_dola, dola, suits_dola
-from .selection import check_risk, check_sampling, check_selection, check_vote
+from .sampling import check_sampling, sampling
+from .selection import check_risk, check_selection, check_vote
 
 GUIDANCE = ("guidance_scale", "negative_prompt")
 AMATEUR = ("amateur_model", "amateur_alpha", "amateur_temperature")
@@ -35,14 +37,14 @@ OWNED = (
 
 @dataclass(frozen=True)
 class Kind:
-    """A strategy: how a request's own is started (None: it joins that of all sampling rows; returning None: one it shares) and what it honours.
+    """A strategy: how it is started for a request (returning None: its sequence has joined one that requests share) and what it honours.
 
     `options` are the ones of `OWNED` that it knows. `needs` are capabilities that the runner must have. `check` judges the values, `suits`
-    whether the runner's model can take them; `width` counts its rows.
+    whether the runner's model can take them; `width` counts its sequences.
     """
 
     name: str
-    start: Callable[[Request, Host], Strategy | None] | None
+    start: Callable[[Generation, Host], Strategy | None]
     options: frozenset[str]
     needs: tuple[str, ...] = ()
     check: Callable[[SamplingParams], None] = lambda params: None
@@ -59,10 +61,10 @@ def beams(request: Request) -> int:
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("sampling", None, frozenset(GUIDANCE_OPTIONS), check=check_sampling),
-        Kind("best_of_n", None, frozenset(("best_of", "reward", *GUIDANCE_OPTIONS)), check=check_selection),
-        Kind("self_consistency", None, frozenset(("best_of", "answer_of", *GUIDANCE_OPTIONS)), check=check_vote),
-        Kind("minimum_bayes_risk", None, frozenset(("best_of", "utility", *GUIDANCE_OPTIONS)), check=check_risk),
+        Kind("sampling", sampling, frozenset(GUIDANCE_OPTIONS), check=check_sampling),
+        Kind("best_of_n", sampling, frozenset(("best_of", "reward", *GUIDANCE_OPTIONS)), check=check_selection),
+        Kind("self_consistency", sampling, frozenset(("best_of", "answer_of", *GUIDANCE_OPTIONS)), check=check_vote),
+        Kind("minimum_bayes_risk", sampling, frozenset(("best_of", "utility", *GUIDANCE_OPTIONS)), check=check_risk),
         Kind(
             "contrastive", contrastive, frozenset(("penalty_alpha", *GUIDANCE_OPTIONS)), ("hidden_states", "fork"), check_contrastive,
             width=lambda request: request.params.top_k, samples=False,

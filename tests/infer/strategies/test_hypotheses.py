@@ -2,15 +2,17 @@
 
 import pytest
 
+from seodang.infer.requests.generation import Generation
 from seodang.infer.requests.params import SamplingParams
-from seodang.infer.requests.request import Request, TokenSequence
+from seodang.infer.requests.request import Request
+from seodang.infer.requests.sequence import TokenSequence
 from seodang.infer.strategies.hypotheses import BeamHypotheses
 
 
 def row(tokens: int, **settings) -> TokenSequence:
     """A hypothesis of so many tokens behind a prompt of two."""
     request = Request(0, [5, 6], SamplingParams(max_new_tokens=12, **settings), 0, frozenset([2]), lambda: None)
-    return TokenSequence(request, None, 0, [5, 6] + [9] * tokens, None)
+    return TokenSequence(Generation(request), None, 0, [5, 6] + [9] * tokens, None)
 
 
 def ended(begin: int = 0, **settings) -> BeamHypotheses:
@@ -25,16 +27,16 @@ def ended(begin: int = 0, **settings) -> BeamHypotheses:
 @pytest.mark.parametrize(("penalty", "scores"), [(1.0, [-0.5, -1.0]), (0.0, [-1.0, -4.0]), (2.0, [-0.25, -0.25]), (-1.0, [-2.0, -16.0])])
 @pytest.mark.parametrize("begin", [0, 2])
 def test_a_score_is_the_sum_over_a_power_of_the_tokens_behind_the_beginning(begin, penalty, scores):
-    assert [each.score for each in ended(begin, length_penalty=penalty).rows] == scores
+    assert [each.score for each in ended(begin, length_penalty=penalty).sequences] == scores
 
 
 def test_the_best_stay_and_of_equal_ones_the_elder():
     found = ended()
-    elder = found.rows[1]
+    elder = found.sequences[1]
     found.add(row(1), -1.0)
-    assert found.rows[1] is elder
+    assert found.sequences[1] is elder
     found.add(row(1), -0.75)
-    assert [each.score for each in found.rows] == [-0.5, -0.75]
+    assert [each.score for each in found.sequences] == [-0.5, -0.75]
 
 
 @pytest.mark.parametrize(
