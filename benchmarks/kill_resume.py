@@ -28,6 +28,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from seodang.data import read_json_lines
 from seodang.train import find_resume, sft
 
+
 def train(folder: Path, steps: int) -> None:
     """Train a random model for so many steps, saving at each; resume where a checkpoint stands."""
     torch.set_num_threads(1)

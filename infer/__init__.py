@@ -9,15 +9,15 @@ The loop beneath all of it, prefill and then one step a token, greedily:
     model, tokenizer = load("default")
     ids = tokenizer("The three primary colours are red,")["input_ids"]
     runner = open_runner(model)
-    row = runner.allocate()  # a place in the KV cache
-    logits = runner.forward([row], [ids], [1])  # prefill: the whole prompt, logits [1, vocab] of its last token
+    slot = runner.allocate()  # a place in the KV cache
+    logits = runner.forward([slot], [ids], [1])  # prefill: the whole prompt, logits [1, vocab] of its last token
     while len(ids) < 30:
         token = logits[0].argmax().item()  # or draw one, or filter the logits first
         if token == tokenizer.eos_token_id:
             break
         ids.append(token)
-        logits = runner.forward([row], [[token]], [1])  # one step: one new position, the past is in the cache
-    runner.release([row])
+        logits = runner.forward([slot], [[token]], [1])  # one step: one new position, the past is in the cache
+    runner.release([slot])
     print(tokenizer.decode(ids))
 
 Nothing is imported before it is asked for.
@@ -34,7 +34,8 @@ _HOMES = {
     "SamplingParams": "engine.params",
     "Result": "requests.events", "Event": "requests.events", "Committed": "requests.events", "Provisional": "requests.events", "Finished": "requests.events",
     "open_runner": "runners.open", "PrefixCache": "engine.prefix_cache", "Span": "text.spans", "Observed": "requests.events",
-    "Engine": "engine.core", "Forward": "requests.strategy", "Strategy": "requests.strategy", "Request": "requests.request", "TokenSequence": "requests.request",
+    "Engine": "engine.core", "Forward": "requests.strategy", "Strategy": "requests.strategy", "Request": "requests.request", "Generation": "requests.generation",
+    "TokenSequence": "requests.sequence", "Runner": "runners.contract",
 }  # fmt: skip
 __all__ = list(_HOMES)
 

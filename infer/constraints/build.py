@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 from regex import Pattern
@@ -11,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from ...data.errors import UserError
 from ...data.literal import literal_ids
 from ..requests.params import SamplingParams
-from ..requests.request import Request
+from ..requests.request import least_tokens
 from ..requests.stop import AnswerText, stop_pattern
 from ..text.detokenise import detokeniser, whole_text
 from ..text.vocabulary import Vocabulary
@@ -22,8 +23,29 @@ from .trie import Trie, paths, trie_of
 LANGUAGES = (*GRAMMARS, "trie")  # each says what the whole answer may be
 
 
-def apply_constraints(request: Request, tokenizer: PreTrainedTokenizerBase, dialogue: bool = False) -> None:
-    """Give a new request its prefix, its constraints and its stops; `dialogue` says that the prompt came through the chat template.
+@dataclass(frozen=True)
+class Constraints:
+    """What steers the text of a request's answers.
+
+    `prompt_ids` are the prompt's, of which healing may have taken the last ones back; the answer begins with `prefix_ids`. `new_text` makes the
+    text and `new_constraints` the constraints of a sequence, those that force first.
+    """
+
+    prompt_ids: list[int]
+    prefix_ids: list[int]
+    new_text: Callable[[], AnswerText]
+    new_constraints: Callable[[], list]
+
+
+def build_constraints(
+    params: SamplingParams,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: list[int],
+    end_ids: frozenset[int],
+    dialogue: bool = False,
+    has_source: bool = False,
+) -> Constraints:
+    """Return a request's prefix, constraints and stops; `dialogue` says that the prompt came through the chat template, `has_source` that an encoder reads it.
 
     The answer begins with `prefix`: it is part of the text, counts towards max_new_tokens and the positions of `forced_text` and
     `thinking_budget`, and is under the grammar or trie too. `token_healing` takes the last tokens of the prefix back, without a prefix
@@ -33,23 +55,22 @@ def apply_constraints(request: Request, tokenizer: PreTrainedTokenizerBase, dial
     A grammar or trie after a `thinking_budget` speaks of what follows the thinking. Raises UserError, before anything is computed, for
     settings that are wrong or contradict each other.
     """
-    params = request.params
-    check(request, dialogue)
+    check(params, end_ids, dialogue, has_source)
     pattern = None if params.stop_regex is None else stop_pattern(params.stop_regex)
     prefix = literal_ids(tokenizer, params.prefix) if params.prefix else []
     if params.prefix and not prefix:
         raise UserError(f"the tokenizer has no tokens for prefix={params.prefix!r}: give another")
     removed: list[int] = []
     if params.token_healing:
-        healed = prefix or request.prompt_ids
+        healed = prefix or prompt_ids
         count = taken_back(Vocabulary.of(tokenizer), healed, len(prefix) or len(healed) - 1)  # of a prompt something must be left
         kept, removed = healed[: len(healed) - count], healed[len(healed) - count :]
-        prefix, request.prompt_ids = (kept, request.prompt_ids) if prefix else ([], kept)
+        prefix, prompt_ids = (kept, prompt_ids) if prefix else ([], kept)
     skip = 0 if params.prefix else len(whole_text(tokenizer, removed))
-    request.prefix_ids = prefix
-    request.new_text = partial(new_text, tokenizer, params, pattern, skip)
-    request.new_constraints = constraints_of(request, tokenizer, removed)
-    check_prefix(request)
+    new_constraints = constraints_of(params, tokenizer, end_ids, len(prompt_ids), len(prefix), removed)
+    constraints = Constraints(prompt_ids, prefix, partial(new_text, tokenizer, params, pattern, skip), new_constraints)
+    check_prefix(constraints, params, end_ids)
+    return constraints
 
 
 def new_text(tokenizer: PreTrainedTokenizerBase, params: SamplingParams, pattern: Pattern | None = None, skip: int = 0) -> AnswerText:
@@ -57,19 +78,24 @@ def new_text(tokenizer: PreTrainedTokenizerBase, params: SamplingParams, pattern
     return AnswerText(detokeniser(tokenizer), params.stop, pattern, params.stop_when, skip)
 
 
-def constraints_of(request: Request, tokenizer: PreTrainedTokenizerBase, removed: list[int]) -> Callable[[], list]:
-    """Return what makes the constraints of a sequence, in the order in which they apply: those that force come first."""
-    params, ends = request.params, request.ends
+def constraints_of(
+    params: SamplingParams, tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int], prompt_length: int, prefix_length: int, removed: list[int]
+) -> Callable[[], list]:
+    """Return what makes the constraints of a sequence, in the order in which they apply: those that force come first.
+
+    `removed` are the ids that healing took back. Raises UserError for constraints that meet or that nothing can fulfil.
+    """
+    ends = end_ids | frozenset(params.stop_token_ids)
     vocabulary = Vocabulary.of(tokenizer) if removed or params.thinking_budget is not None else None
     spelled = b"".join(vocabulary.tokens[id] for id in removed) if removed else b""
     forced = forced_tokens(tokenizer, params.forced_text or {}, params.max_new_tokens)
     language = language_of(params, tokenizer, ends)
     if language is not None and params.thinking_budget is None:
-        check_least(request, language)
+        check_least(params, prompt_length, language)
     made: list = [ForcedText(forced)] if forced else []
     if spelled:
         made.append(TokenHealing(spelled, vocabulary))
-    taken = len(request.prefix_ids) + len(spelled)
+    taken = prefix_length + len(spelled)
     if forced and min(forced) < taken:
         raise UserError(f"forced_text at token {min(forced)} meets the answer's given beginning of up to {taken} tokens: force it later")
     if params.thinking_budget is not None:
@@ -96,10 +122,9 @@ def language_of(params: SamplingParams, tokenizer: PreTrainedTokenizerBase, ends
     return Trie(trie_of(found), ends)
 
 
-def check_least(request: Request, language: Grammar | Trie) -> None:
-    """Raise UserError where no text of the language is as long as the request asks for, as far as that is soon known."""
-    params = request.params
-    least = {"min_new_tokens": params.min_new_tokens or 0, "min_length": (params.min_length or 0) - len(request.prompt_ids)}
+def check_least(params: SamplingParams, prompt_length: int, language: Grammar | Trie) -> None:
+    """Raise UserError where no text of the language is as long as the settings ask for, as far as that is soon known."""
+    least = {"min_new_tokens": params.min_new_tokens or 0, "min_length": (params.min_length or 0) - prompt_length}
     name = max(least, key=least.__getitem__)
     if least[name] <= 0:
         return
@@ -138,16 +163,15 @@ def thinking_end(tokenizer: PreTrainedTokenizerBase, params: SamplingParams) -> 
     return ids
 
 
-def check(request: Request, dialogue: bool) -> None:
+def check(params: SamplingParams, end_ids: frozenset[int], dialogue: bool, has_source: bool) -> None:
     """Raise UserError for settings that contradict each other or the prompt."""
-    params = request.params
     if params.token_healing and not params.prefix:
         if dialogue:
             raise UserError("token_healing of messages heals their prefix, for the template's end stays: give prefix, or the prompt as a text")
-        if request.source_ids is not None or params.hide or params.attention_mask is not None:
+        if has_source or params.hide or params.attention_mask is not None:
             raise UserError("token_healing moves the prompt's end, which an encoder, hide and attention_mask refer to: drop it, or give prefix")
     name = language_asked(params)
-    if name is not None and not request.end_ids and not params.stop_token_ids:
+    if name is not None and not end_ids and not params.stop_token_ids:
         raise UserError(f"{name} needs a token that ends the answer, and the model has none: give stop_token_ids")
 
 
@@ -168,20 +192,20 @@ def language_asked(params: SamplingParams) -> str | None:
     return name
 
 
-def check_prefix(request: Request) -> None:
+def check_prefix(constraints: Constraints, params: SamplingParams, end_ids: frozenset[int]) -> None:
     """Raise UserError for a prefix that leaves nothing to generate."""
-    prefix, params = request.prefix_ids, request.params
+    prefix = constraints.prefix_ids
     if not prefix:
         return
     if len(prefix) >= params.max_new_tokens:
         raise UserError(f"prefix takes {len(prefix)} tokens of the answer, but max_new_tokens={params.max_new_tokens}: raise it")
-    text = request.new_text()
+    text, least = constraints.new_text(), least_tokens(params, len(constraints.prompt_ids))
     for position, id in enumerate(prefix, 1):
-        if id in request.end_ids or id in params.stop_token_ids:
+        if id in end_ids or id in params.stop_token_ids:
             raise UserError(f"prefix={params.prefix!r} has the id {id}, which ends the answer: leave it out")
-        text.push(id, position > request.least)
+        text.push(id, position > least)
         if text.stopped:
             raise UserError(f"prefix={params.prefix!r} completes a stop of the request's own: change one of them")
-    for constraint in request.new_constraints():
+    for constraint in constraints.new_constraints():
         if isinstance(constraint, Grammar | Trie) and not constraint.takes(prefix):
             raise UserError(f"prefix={params.prefix!r} is no beginning that {constraint.name} allows: change one of them")

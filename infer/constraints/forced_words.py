@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerBase
 from ...data.errors import UserError
 from ...data.literal import continuing
 from ..requests.params import SamplingParams
-from ..requests.request import Request
 from ..requests.rules import both, entries, must_be
 
 Word = tuple[tuple[int, ...], ...]  # its spellings, any of which will do
@@ -117,19 +116,19 @@ def forced_ids(params: SamplingParams, tokenizer: PreTrainedTokenizerBase) -> li
     return [*params.force_words_ids, *([continuing(encoder, text) for text in entry] for entry in spaced)]
 
 
-def check_words(request: Request, vocab_size: int) -> None:
+def check_words(params: SamplingParams, prefix_ids: Sequence[int], end_ids: frozenset[int], vocab_size: int) -> None:
     """Raise UserError for words of unknown ids, that would end the answer, or that have no room in it."""
-    params, words = request.params, words_of(request.params)
+    words = words_of(params)
     for id in (id for word in words for spelling in word for id in spelling):
         if not 0 <= id < vocab_size:
             raise UserError(f"force_words_ids has the id {id}, but the model's {vocab_size} ids begin at 0")
-        if id in request.end_ids or id in params.stop_token_ids:
+        if id in end_ids or id in params.stop_token_ids:
             raise UserError(f"force_words_ids has the id {id}, which ends the answer: leave it out")
     if not words:
         return
     progress = ForcedWords(words)
-    for id in request.prefix_ids:
+    for id in prefix_ids:
         progress.accept(id)
-    room = params.max_new_tokens - len(request.prefix_ids)
+    room = params.max_new_tokens - len(prefix_ids)
     if progress.still > room:
         raise UserError(f"the forced words take {progress.still} tokens, but the answer has room for {room}: raise max_new_tokens")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..requests.request import TokenSequence
+from ..requests.sequence import TokenSequence
 from ..text.vocabulary import Vocabulary
 
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from ...data.errors import UserError
 from ...data.template import remember
 from ..requests.params import SamplingParams
-from ..requests.request import TokenSequence
+from ..requests.sequence import TokenSequence
 from ..text.vocabulary import Vocabulary
 from .json_keys import KeyTokens, UniqueKeys
 from .schema import ready, texts_of

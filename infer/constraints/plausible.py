@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..requests.request import TokenSequence
+from ..requests.sequence import TokenSequence
 
 FLOOR = -1e4  # added to what is implausible: of probability 0, yet still in the model's order
 

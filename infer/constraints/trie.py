@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...data.errors import UserError
 from ...data.literal import literal_ids
-from ..requests.request import TokenSequence
+from ..requests.sequence import TokenSequence
 
 Node = dict  # id -> Node; END where a path is complete
 END = None

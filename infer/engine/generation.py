@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...data.errors import UserError
 from ..requests.events import Event, Finished, Result
-from ..requests.request import Request
+from ..requests.generation import Generation
 from ..runners.open import open_runner
 from .core import MAX_ROWS, Engine
 from .params import SamplingParams
@@ -60,20 +60,20 @@ def answers(
     """As `generate`, but each result comes as soon as it is there; `result.prompt_index` counts the prompts."""
     if on_error not in (None, "raise", "result"):
         raise UserError(f'on_error must be "raise" or "result", got {on_error!r}')
-    engine, requests = prepare(model, tokenizer, prompts, params, trace, prefix_cache, max_rows)
-    raises = len(requests) == 1 if on_error is None else on_error == "raise"
-    return results(run(engine, requests, raises), requests, trace)
+    engine, generations = prepare(model, tokenizer, prompts, params, trace, prefix_cache, max_rows)
+    raises = len(generations) == 1 if on_error is None else on_error == "raise"
+    return results(run(engine, generations, raises), generations, trace)
 
 
-def results(events: Iterator[Event], requests: Sequence[Request], trace: bool) -> Iterator[Result]:
-    """Return the result of each answer that finishes, with its events where they are traced."""
-    heard: dict[int, list[Event]] = {request.index: [] for request in requests}
+def results(events: Iterator[Event], generations: Sequence[Generation], trace: bool) -> Iterator[Result]:
+    """Return the result of each answer that finishes, with its prompt's events where they are traced."""
+    traces: dict[int, list[Event]] = {generation.request.index: [] for generation in generations}
     for event in events:
         if trace:
-            heard[event.prompt_index].append(event)
+            traces[event.prompt_index].append(event)
         if isinstance(event, Finished):
-            result = requests[event.prompt_index].results[event.choice]
-            yield replace(result, trace=heard[event.prompt_index]) if trace else result  # all of a prompt's answers share one list
+            result = generations[event.prompt_index].results[event.choice]
+            yield replace(result, trace=traces[event.prompt_index]) if trace else result  # all of a prompt's answers share one list
 
 
 def stream(
@@ -92,30 +92,38 @@ def stream(
     return run(*prepare(model, tokenizer, [prompt], params, trace, prefix_cache, MAX_ROWS), raises=True)
 
 
-def prepare(model, tokenizer, prompts, params, trace: bool, prefix_cache: PrefixCache | None, max_rows: int) -> tuple[Engine, list[Request]]:
-    """Open an engine and check every request before any of them is run."""
+def prepare(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    params: SamplingParams | Sequence[SamplingParams],
+    trace: bool,
+    prefix_cache: PrefixCache | None,
+    max_rows: int,
+) -> tuple[Engine, list[Generation]]:
+    """Open an engine and make a request of every prompt before any of them is run; raises UserError as `generate` does."""
     runner = open_runner(model) if prefix_cache is None else prefix_cache.runner_for(model)
     engine = Engine(runner, max_rows, prefix_cache)
-    return engine, new_requests(model, tokenizer, prompts, params, engine, trace)
+    return engine, [Generation(request) for request in new_requests(model, tokenizer, prompts, params, engine, trace)]
 
 
-def run(engine: Engine, requests: Sequence[Request], raises: bool = False) -> Iterator[Event]:
-    """Run the requests together to their ends and yield what happens; sequences are given back if the caller stops early.
+def run(engine: Engine, generations: Sequence[Generation], raises: bool = False) -> Iterator[Event]:
+    """Run the requests together to their ends and yield what happens; cache slots are given back if the caller stops early.
 
     With `raises`, the first request that fails ends them all by its error.
     """
-    heard: deque[Event] = deque()
-    for request in requests:
-        request.on_event = heard.append
-        engine.submit(request)
+    events: deque[Event] = deque()
+    for generation in generations:
+        generation.on_event = events.append
+        engine.submit(generation)
     try:
         going = True
         while going:
             going = engine.step()
-            while heard:
-                event = heard.popleft()
+            while events:
+                event = events.popleft()
                 if raises and isinstance(event, Finished) and event.error is not None:
-                    raise next(request.error for request in requests if request.index == event.prompt_index)
+                    raise next(generation.error for generation in generations if generation.request.index == event.prompt_index)
                 yield event
     finally:
         engine.close()

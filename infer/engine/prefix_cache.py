@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any
 from weakref import WeakValueDictionary
 
 from torch import Tensor, nn
 
 from ...data.errors import UserError
-from ..requests.request import TokenSequence, shared
+from ..requests.sequence import TokenSequence, shared_length
 from ..runners.architecture import transformers_model
+from ..runners.contract import Runner
 from ..runners.layers import is_foreign, is_replaced
-from ..runners.model_lock import held
+from ..runners.model_lock import locked
 from ..runners.open import open_runner
 
-KEPT = 8  # talks; the one that was longest unused goes first
+KEPT = 8  # sequences; the one that was longest unused goes first
 
 
 @dataclass(eq=False)
@@ -24,7 +24,7 @@ class Kept:
     """A sequence that outlives its call: the ids that it has seen, and where it lies."""
 
     ids: list[int]
-    runner: Any
+    runner: Runner
     slot: int
 
 
@@ -37,6 +37,7 @@ class PrefixCache:
     """
 
     def __init__(self, model: nn.Module, sequences: int = KEPT):
+        """At most so many sequences are kept; raises UserError for less than one, and for a model whose past cannot be continued or cut."""
         if sequences < 1:
             raise UserError(f"sequences must be at least 1, got {sequences}")
         self.runner = open_runner(model)
@@ -47,9 +48,9 @@ class PrefixCache:
         self.sequences = sequences
         self._kept: list[Kept] = []  # the longest unused first
         # one runner for each state of the model: a sequence's past is only ever continued in the state that it was read in
-        self._runners: WeakValueDictionary[Hashable, Any] = WeakValueDictionary({state_of(self.runner.model): self.runner})
+        self._runners: WeakValueDictionary[Hashable, Runner] = WeakValueDictionary({state_of(self.runner.model): self.runner})
 
-    def runner_for(self, model: nn.Module):
+    def runner_for(self, model: nn.Module) -> Runner:
         """Return the runner whose past is that of the model as it is now; raises UserError for another model."""
         if transformers_model(model) is not self.runner.model:
             raise UserError("the cache was made for another model: make a PrefixCache of this one")
@@ -60,46 +61,46 @@ class PrefixCache:
 
     @property
     def slots(self) -> list[int]:
-        """The sequences of the runner in use that are kept between calls."""
+        """The slots of the runner in use that are kept between calls."""
         return [kept.slot for kept in self._kept if kept.runner is self.runner]
 
-    def recall(self, ids: list[int], runner) -> tuple[int, int]:
-        """Return a sequence of the runner for a prompt and how many of its ids the sequence has seen; the last id is always left to run."""
+    def recall(self, ids: list[int], runner: Runner) -> int:
+        """Return a new slot of the runner for a prompt, with the longest past that is kept of it; the last id is always left to run."""
         known = [kept for kept in self._kept if kept.runner is runner]
-        best = max(known, key=lambda kept: shared(kept.ids, ids), default=None)
-        seen = 0 if best is None else min(shared(best.ids, ids), len(ids) - 1)
+        best = max(known, key=lambda kept: shared_length(kept.ids, ids), default=None)
+        seen = 0 if best is None else min(shared_length(best.ids, ids), len(ids) - 1)
         if not seen:
-            return runner.allocate(), 0
+            return runner.allocate()
         self._kept.remove(best)
         self._kept.append(best)
         [slot] = runner.fork([best.slot])
         runner.truncate(slot, seen)
-        return slot, seen
+        return slot
 
     def remember(self, sequence: TokenSequence) -> None:
-        """Take a finished sequence over, and let go of those that it continues, and of the longest unused.
+        """Take over a finished sequence's slot, and release those of sequences that it continues and of the longest unused.
 
-        A sequence during which the model has changed is let go of itself.
+        The slot of a sequence during which the model has changed is released itself.
         """
         new = Kept(sequence.ids[: sequence.seen], sequence.runner, sequence.cache_slot)
         if self._runners.get(state_of(new.runner.model)) is not new.runner:
             new.runner.release([new.slot])
             return
-        continued = [kept for kept in self._kept if kept.runner is new.runner and shared(kept.ids, new.ids) == len(kept.ids)]
+        continued = [kept for kept in self._kept if kept.runner is new.runner and shared_length(kept.ids, new.ids) == len(kept.ids)]
         kept = [each for each in self._kept if each not in continued] + [new]
         self._kept = kept[-self.sequences :]
-        forget([*continued, *kept[: -self.sequences]])
+        release_kept([*continued, *kept[: -self.sequences]])
 
     def clear(self) -> None:
-        """Forget everything that is kept, and look at the model anew; calls under way go on with what they have."""
-        forget(self._kept)
+        """Release everything that is kept, and look at the model anew; calls under way go on with what they have."""
+        release_kept(self._kept)
         self._kept = []
         self.runner = open_runner(self.runner.model)
         self._runners = WeakValueDictionary({state_of(self.runner.model): self.runner})
 
 
-def forget(sequences: list[Kept]) -> None:
-    """Give back the sequences' memory."""
+def release_kept(sequences: list[Kept]) -> None:
+    """Give back the sequences' slots."""
     for kept in sequences:
         kept.runner.release([kept.slot])
 
@@ -110,7 +111,7 @@ def state_of(model: nn.Module) -> Hashable:
     Its modules and tensors with how often each was changed in place; hooks; adapters, those active, disabled, merged, and their scales.
     """
     found: list[Hashable] = []
-    with held(model):  # another thread's pass may have it changed
+    with locked(model):  # another thread's pass may have it changed
         modules = list(model.modules())
     for module in modules:
         found += [id(module), is_replaced(module), *module._forward_pre_hooks]

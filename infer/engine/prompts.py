@@ -1,4 +1,4 @@
-"""Prompts and settings to requests: encoded, checked against the model, with all that their rows will need."""
+"""Prompts and settings to requests: encoded, checked against the model, with all that their answers will need."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import operator
 import secrets
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -14,21 +13,23 @@ from transformers import PreTrainedTokenizerBase
 from ...data.chat import end_of_turn_ids, prompt_ids, text_ids
 from ...data.errors import UserError
 from ...data.formats import Dialogue
-from ..constraints.build import apply_constraints, new_text
+from ..constraints.build import build_constraints
 from ..constraints.forced_words import check_words, forced_ids
 from ..filters.pipeline import check_filters
 from ..filters.word_ids import breaker_ids, word_ids
-from ..requests.params import SamplingParams
-from ..requests.request import Request
+from ..requests.request import Guidance, Request
+from ..requests.strategy import Host
 from ..runners.architecture import refuse_hidden_under_window, transformers_model
+from ..runners.contract import Runner
 from ..runners.encoder_decoder import decoder_start
 from ..strategies.assistants import check_assistant
-from ..strategies.guidance import guidance_of, with_guidance
+from ..strategies.guidance import guidance_of, with_plausibility
 from ..strategies.registry import check
 from ..strategies.selection import selection_of
+from ..strategies.spec import StrategySpec
 from ..text.spans import hidden_positions
 from ..text.vocabulary import check_ids, known_ids
-from .core import Engine
+from .params import SamplingParams
 
 Prompt = str | list[dict] | Dialogue | list[int]  # a text to continue, messages (with tools) to answer, or ids
 
@@ -38,10 +39,10 @@ def new_requests(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     params: SamplingParams | Sequence[SamplingParams],
-    engine: Engine,
+    host: Host,
     traced: bool = False,
 ) -> list[Request]:
-    """Encode and check every prompt; raises UserError before anything is computed."""
+    """Return the requests of all prompts; raises UserError, before anything is computed, for one that is wrong."""
     if isinstance(prompts, str) or not isinstance(prompts, Sequence):
         raise UserError(f"prompts must be a list of prompts, got {type(prompts).__name__}: put the one prompt in a list")
     each = list(params) if isinstance(params, Sequence) else [params] * len(prompts)
@@ -54,46 +55,77 @@ def new_requests(
     requests = []
     for index, (prompt, own) in enumerate(zip(prompts, each)):
         stops = ends | template_ends if is_dialogue(prompt) else ends
-        request = new_request(index, prompt, own, tokenizer, engine, frozenset() if own.ignore_eos else stops)
-        request.traced = traced
-        requests.append(request)
+        requests.append(new_request(index, prompt, own, tokenizer, host, frozenset() if own.ignore_eos else stops, traced))
     return requests
 
 
 def new_request(
-    index: int, prompt: Prompt, params: SamplingParams, tokenizer: PreTrainedTokenizerBase, engine: Engine, ends: frozenset[int]
+    index: int, prompt: Prompt, params: SamplingParams, tokenizer: PreTrainedTokenizerBase, host: Host, ends: frozenset[int], traced: bool = False
 ) -> Request:
-    """Encode and check one prompt, and give its request what the settings ask for."""
-    runner, name = engine.runner, f"prompt {index + 1}"
-    encoder_decoder = runner.model.config.is_encoder_decoder
-    kind = check(params, runner.capabilities, encoder_decoder)
-    kind.suits(params, runner)
-    ids = encode(tokenizer, prompt, name, runner.source_vocab if encoder_decoder else runner.config.vocab_size)
-    source = None
-    if encoder_decoder:
-        check_source(len(ids), runner.source_limit, name)
-        source, ids = ids, decoder_start(runner.model)
+    """Encode and check one prompt, and return its request with what the settings ask for; `ends` are the model's own end ids.
+
+    Raises UserError for what the strategy, the model or the other settings do not allow.
+    """
+    runner, name = host.runner, f"prompt {index + 1}"
+    has_source = runner.model.config.is_encoder_decoder
+    strategy = check(params, runner.capabilities, has_source)
+    strategy.suits(params, runner)
+    source_ids, ids = encoded(tokenizer, prompt, runner, name)
     params = with_ids(within_length(params, len(ids), runner.limit, name), tokenizer)
-    vocab = runner.config.vocab_size
-    apart = encoder_decoder and runner.source_vocab != runner.target_vocab  # the tokenizer's ids are then the source's alone
-    known = None if apart else known_ids(tokenizer, vocab)
-    check_filters(params, vocab, known)
-    seed = secrets.randbits(32) if params.seed is None else params.seed
-    request = Request(
-        index, ids, params, seed, ends, partial(new_text, tokenizer, params), source_ids=source, tokenizer=tokenizer, known_ids=known
+    known = tokenizer_ids(tokenizer, runner)
+    check_filters(params, runner.config.vocab_size, known)
+    breakers = breaker_ids(tokenizer, params.dry_sequence_breakers) if params.dry_multiplier else frozenset()
+    masked = masked_positions(tokenizer, prompt, ids, params, runner, name)
+    constraints = build_constraints(params, tokenizer, ids, ends, is_dialogue(prompt), has_source)
+    check_words(params, constraints.prefix_ids, ends, known or runner.config.vocab_size)
+    guidance = encoded_guidance(params, strategy, constraints.prompt_ids, tokenizer, host, name)
+    check_assistant(params, host, tokenizer, source_ids, masked, name)
+    text = prompt if isinstance(prompt, str) else tokenizer.decode(source_ids or ids)
+    return Request(
+        index,
+        constraints.prompt_ids,
+        params,
+        secrets.randbits(32) if params.seed is None else params.seed,
+        ends,
+        constraints.new_text,
+        strategy,
+        source_ids,
+        breakers,
+        masked,
+        constraints.prefix_ids,
+        with_plausibility(constraints.new_constraints, params),
+        guidance,
+        selection_of(params, strategy.name, text, len(constraints.prefix_ids)),
+        None if masked else host.prefix_cache,
+        tokenizer,
+        known,
+        traced,
     )
-    if params.dry_multiplier:
-        request.breaker_ids = breaker_ids(tokenizer, params.dry_sequence_breakers)
-    if params.hide or params.attention_mask is not None:
-        refuse_hidden(runner)
-        request.masked_positions = hidden_positions(tokenizer, prompt, ids, params.hide, params.attention_mask, name)
-    apply_constraints(request, tokenizer, is_dialogue(prompt))
-    check_words(request, known or vocab)
-    request.prefix_cache = None if request.masked_positions else engine.prefix_cache
-    add_guidance(request, tokenizer, engine)
-    check_assistant(request, engine, tokenizer)
-    request.select = selection_of(params, kind.name, prompt if isinstance(prompt, str) else tokenizer.decode(source or ids))
-    return request
+
+
+def encoded(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, runner: Runner, name: str) -> tuple[list[int] | None, list[int]]:
+    """Return the ids that an encoder reads, None for a decoder, and those before the answer; raises UserError for a prompt that the model cannot read."""
+    if not runner.model.config.is_encoder_decoder:
+        return None, encode(tokenizer, prompt, name, runner.config.vocab_size)
+    source_ids = encode(tokenizer, prompt, name, runner.source_vocab)
+    check_source(len(source_ids), runner.source_limit, name)
+    return source_ids, decoder_start(runner.model)
+
+
+def tokenizer_ids(tokenizer: PreTrainedTokenizerBase, runner: Runner) -> int | None:
+    """Return how many ids the tokenizer knows of what the model says; None where they are an encoder's alone."""
+    apart = runner.model.config.is_encoder_decoder and runner.source_vocab != runner.target_vocab
+    return None if apart else known_ids(tokenizer, runner.config.vocab_size)
+
+
+def masked_positions(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, ids: list[int], params: SamplingParams, runner: Runner, name: str
+) -> tuple[int, ...]:
+    """Return the positions of the prompt that no token may see; raises UserError where the model cannot leave them out, or there are none such."""
+    if not params.hide and params.attention_mask is None:
+        return ()
+    refuse_hidden(runner)
+    return hidden_positions(tokenizer, prompt, ids, params.hide, params.attention_mask, name)
 
 
 def end_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -118,20 +150,21 @@ def check_source(tokens: int, limit: int | None, name: str) -> None:
         raise UserError(f"{name} has {tokens} tokens, more than the {limit} positions of the encoder: shorten it")
 
 
-def add_guidance(request: Request, tokenizer: PreTrainedTokenizerBase, engine: Engine) -> None:
-    """Give the request the guidance that its scale or its amateur asks for."""
-    params, negative = request.params, request.params.negative_prompt
-    vocab = engine.runner.config.vocab_size
-    name = f"the guidance of prompt {request.index + 1}" if negative is None else f"the negative prompt of prompt {request.index + 1}"
+def encoded_guidance(
+    params: SamplingParams, strategy: StrategySpec, prompt_ids: list[int], tokenizer: PreTrainedTokenizerBase, host: Host, name: str
+) -> Guidance | None:
+    """Return the guidance that a request's scale or amateur asks for, None where it asks for none; raises UserError where it cannot run."""
+    negative, vocab = params.negative_prompt, host.runner.config.vocab_size
+    name = f"the guidance of {name}" if negative is None else f"the negative prompt of {name}"
     if not isinstance(negative, str | list | tuple | Dialogue | None):
         raise UserError(f"negative_prompt must be a text, messages or ids, got {negative!r}")
-    guidance = guidance_of(params, request.prompt_ids, None if negative is None else encode(tokenizer, negative, name, vocab), engine)
+    guidance = guidance_of(params, strategy, prompt_ids, None if negative is None else encode(tokenizer, negative, name, vocab), host)
     if guidance is not None:
-        check_length(len(guidance[1]), params.max_new_tokens, (guidance[0] or engine.runner).limit, name)
-    with_guidance(request, guidance)
+        check_length(len(guidance.prompt_ids), params.max_new_tokens, (guidance.runner or host.runner).limit, name)
+    return guidance
 
 
-def refuse_hidden(runner) -> None:
+def refuse_hidden(runner: Runner) -> None:
     """Raise UserError where the model cannot leave out a part of its past."""
     if not runner.capabilities.mask_holes:
         raise UserError(f"{runner.config.model_type} cannot leave out a part of its prompt: drop hide and attention_mask")

@@ -13,6 +13,7 @@ from ...data.errors import UserError
 from ...data.formats import Dialogue
 from ...data.literal import continuing
 from ..filters.logits import wide
+from ..runners.contract import Runner
 from ..runners.encoder_decoder import EncoderDecoderRunner, decoder_start
 from ..runners.open import open_runner
 from ..text.vocabulary import check_ids
@@ -27,7 +28,7 @@ Completion = str | dict | list[int]  # a text, an assistant's message, or ids
 def score(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], completions: Sequence[Completion]
 ) -> list[Tensor]:
-    """Return the log-probability of each answer's tokens behind its prompt: one [n] tensor a pair.
+    """Return the log-probability (natural, in float32 at least, on the CPU) of each answer's tokens behind its prompt: one [n] tensor a pair.
 
     Behind messages the answer is an assistant's turn, its end-of-turn token included, with exactly the ids that training
     would teach; behind a text it is that text's continuation. Prompts cost no logits, and no answer is padded. The probabilities are the
@@ -35,7 +36,8 @@ def score(
     says, is counted.
 
     An encoder-decoder model reads the prompt and is scored on the answer as training encodes a target (`tokenizer(text_target=...)`,
-    with the end token that it puts there); ids are scored as they are given.
+    with the end token that it puts there); ids are scored as they are given. Raises UserError, before anything is computed, for an empty
+    prompt or answer, one that is too long for the model, and ids that it does not have.
     """
     if len(prompts) != len(completions):
         raise UserError(f"{len(prompts)} prompts and {len(completions)} completions: give one for each")
@@ -99,7 +101,10 @@ def target_ids(tokenizer: PreTrainedTokenizerBase, completion: Completion, name:
 
 
 def score_targets(runner: EncoderDecoderRunner, sources: Sequence[list[int]], targets: Sequence[list[int]]) -> list[Tensor]:
-    """Return the log-probabilities of each target's ids where the encoder has read its source, behind what the decoder begins with."""
+    """Return the log-probabilities, [n] each, of each target's ids where the encoder has read its source, behind what the decoder begins with.
+
+    Raises UserError for a source or target that is too long for the model.
+    """
     for n, (source, target) in enumerate(zip(sources, targets), 1):
         for what, ids, limit in ((f"prompt {n}", source, runner.source_limit), (f"answer {n}", target, runner.limit)):
             if limit is not None and len(ids) > limit:
@@ -120,28 +125,30 @@ def first_ids(model: nn.Module, target: list[int]) -> list[int]:
     return target[-1:] if model.config.model_type in ("mbart", "plbart") else decoder_start(model)
 
 
-def score_ids(runner, pairs: Sequence[tuple[list[int], list[int]]], sources: Sequence[list[int]] | None = None) -> list[Tensor]:
-    """Return the log-probabilities of each answer's ids behind its prompt's ids, in passes of bounded size.
+def score_ids(runner: Runner, pairs: Sequence[tuple[list[int], list[int]]], sources: Sequence[list[int]] | None = None) -> list[Tensor]:
+    """Return the log-probabilities of each answer's ids behind its prompt's ids, [n] each, in passes of bounded size.
+
+    `pairs` are (prompt, answer); `sources`, where given, what an encoder reads for each.
 
     An answer that does not fit in a pass goes on in the next, over the cache: no position is computed twice.
     """
-    opened = [()] * len(pairs) if sources is None else [(source,) for source in sources]
+    sources = [()] * len(pairs) if sources is None else sources
     found: list[list[Tensor]] = [[] for _ in pairs]
     # the last answer token predicts nothing that is asked for
     left = [(i, prompt + answer[:-1], answer) for i, (prompt, answer) in enumerate(pairs)]
-    rows: dict[int, int] = {}
+    slots: dict[int, int] = {}  # by pair
     try:
         while left:
             bites, left = next_pass(left)
-            rows.update({i: runner.allocate(*opened[i]) for i, *_ in bites if i not in rows})
-            logits = runner.forward([rows[i] for i, *_ in bites], [ids for _, ids, _ in bites], [len(t) for *_, t in bites])
+            slots.update({i: runner.allocate(sources[i]) for i, *_ in bites if i not in slots})
+            logits = runner.forward([slots[i] for i, *_ in bites], [ids for _, ids, _ in bites], [len(t) for *_, t in bites])
             for (i, _, targets), part in zip(bites, logits.split([len(t) for *_, t in bites])):
                 found[i].append(chosen(part, targets))
             unfinished = {i for i, *_ in left}
             done = [i for i, *_ in bites if i not in unfinished]
-            runner.release([rows.pop(i) for i in done])
+            runner.release([slots.pop(i) for i in done])
     finally:
-        runner.release(list(rows.values()))
+        runner.release(list(slots.values()))
     return [torch.cat(parts) for parts in found]
 
 
@@ -149,15 +156,15 @@ Work = list[tuple[int, list[int], list[int]]]  # which pair, its ids still to be
 
 
 def next_pass(left: Work) -> tuple[Work, Work]:
-    """Split the work into what fits in the next pass and the rest; the last ids of a row predict its targets."""
+    """Split the work into what fits in the next pass and the rest; the last ids of a pair predict its targets."""
     bites: Work = []
     positions = logits = 0
     for at, (i, ids, targets) in enumerate(left):
-        room, places = MAX_POSITIONS - positions, MAX_LOGITS - logits
-        if bites and (len(ids) > room or not places):
+        room, left_logits = MAX_POSITIONS - positions, MAX_LOGITS - logits
+        if bites and (len(ids) > room or not left_logits):
             return bites, left[at:]
         first = len(ids) - len(targets) + 1  # ids up to the one that predicts the first target
-        taken = max(min(len(targets), places, room - first + 1), 1)  # a long prompt stands alone in its pass
+        taken = max(min(len(targets), left_logits, room - first + 1), 1)  # a long prompt stands alone in its pass
         end = first + taken - 1
         bites.append((i, ids[:end], targets[:taken]))
         if taken < len(targets):
@@ -167,7 +174,7 @@ def next_pass(left: Work) -> tuple[Work, Work]:
 
 
 def chosen(logits: Tensor, targets: list[int]) -> Tensor:
-    """Return the log-probability of one target a row of logits, float32 at least."""
+    """Return the log-probability of one target a row, [n], float32 at least; logits is [n, vocab]."""
     logits = wide(logits)
     index = torch.tensor(targets, device=logits.device)[:, None]
     return (logits.gather(-1, index) - logits.logsumexp(dim=-1, keepdim=True)).squeeze(-1).cpu()

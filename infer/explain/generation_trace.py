@@ -73,20 +73,10 @@ def generation_trace(results: Sequence[Result]) -> GenerationTrace:
 
 def steps_of(result: Result, events: Sequence[Event], at: dict, spent: dict[int, list[PassTrace]]) -> list[Step]:
     """The steps of one answer; `at` holds the records by choice and position, `spent` the passes by position."""
-    choice = grown_as(result, at[ChoiceTrace])
     steps = []
     for event in events:
         if isinstance(event, Committed) and event.choice == result.choice:
-            place = (choice, event.position)
-            records = (at[ChoiceTrace].get(place), at[LayerTrace].get(place), at[ContrastTrace].get(place))
+            key = (result.grown_as, event.position)
+            records = (at[ChoiceTrace].get(key), at[LayerTrace].get(key), at[ContrastTrace].get(key))
             steps.append(Step(event.position, event.id, event.logprob, event.text, *records, spent.get(event.position, [])))
     return steps
-
-
-def grown_as(result: Result, filtered: dict[tuple[int, int], ChoiceTrace]) -> int | None:
-    """Return as which choice an answer grew: one that was chosen among several has another number since."""
-    for choice in dict.fromkeys([result.choice, *(choice for choice, _ in filtered)]):
-        own = {position: each.id for (of, position), each in filtered.items() if of == choice}
-        if own and all(position < len(result.ids) and result.ids[position] == id for position, id in own.items()):
-            return choice
-    return None

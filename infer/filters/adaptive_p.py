@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..requests.options import LLAMA_CPP, option, settings
-from ..requests.request import TokenSequence
+from ..requests.sequence import TokenSequence
 from ..requests.rules import number, share
 from .spec import Apply, FilterSpec
 

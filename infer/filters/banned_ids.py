@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...data.errors import UserError
 from ..requests.options import CONFIG, VLLM, option, settings
-from ..requests.request import TokenSequence
+from ..requests.sequence import TokenSequence
 from ..requests.rules import function, listed, must_be, whole
 from ..requests.user_functions import called
 from .bans import allow, ban, force

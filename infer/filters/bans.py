@@ -16,7 +16,7 @@ from torch import Tensor
 from ...data.errors import UserError
 from ..requests.options import CONFIG, OPENAI, VLLM, option, settings
 from ..requests.params import as_texts
-from ..requests.request import TokenSequence
+from ..requests.sequence import TokenSequence
 from ..requests.rules import Rule, both, entries, mapping, texts, whole, worst
 from .spec import Apply, FilterSpec, given, source
 

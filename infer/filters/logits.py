@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..requests.options import CONFIG, LLAMA_CPP, OPENAI, VLLM, option, settings
 from ..requests.params import RequestParams
-from ..requests.request import TokenSequence
+from ..requests.sequence import TokenSequence
 from ..requests.rules import above_zero, fraction, not_negative, number, share, whole
 from .spec import Apply, FilterSpec, column, given, other_than, warping
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..requests.options import LLAMA_CPP, option, settings
 from ..requests.params import RequestParams
-from ..requests.request import TokenSequence
+from ..requests.sequence import TokenSequence
 from ..requests.rules import above_zero, share
 from .spec import Apply, FilterSpec
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..requests.options import CONFIG, LLAMA_CPP, OPENAI, VLLM, option, settings
-from ..requests.request import TokenSequence
+from ..requests.sequence import TokenSequence
 from ..requests.rules import above_zero, any_number, both, must_be, not_negative, number, texts, whole
 from .spec import Apply, FilterSpec, answer, column, history, looking_back, other_than, source
 

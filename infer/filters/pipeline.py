@@ -12,7 +12,7 @@ from torch import Tensor
 from ...data.errors import UserError
 from ..requests.options import options_of
 from ..requests.params import RequestParams
-from ..requests.request import TokenSequence
+from ..requests.sequence import TokenSequence
 from .logits import wide
 from .shortlist import LONGEST, shortlist
 from .spec import Apply, RowErrors, placed

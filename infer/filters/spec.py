@@ -16,7 +16,7 @@ from torch import Tensor
 from ...data.errors import UserError
 from ..requests.options import options_of
 from ..requests.params import RequestParams
-from ..requests.request import TokenSequence
+from ..requests.sequence import TokenSequence
 
 Apply = Callable[[Tensor], Tensor]
 Make = Callable[[Sequence[TokenSequence]], Apply]

@@ -10,8 +10,8 @@ from transformers import LogitsProcessor
 
 from ...data.errors import UserError
 from ..requests.options import option, settings
-from ..requests.request import TokenSequence
 from ..requests.rules import both, listed, worst
+from ..requests.sequence import TokenSequence
 from ..requests.user_functions import called, name_of
 from .spec import FilterSpec, row_by_row
 

@@ -56,6 +56,27 @@ Event = Committed | Provisional | Finished | Observed
 
 
 @dataclass(frozen=True)
+class Answer:
+    """A finished answer before it is a result: its tokens with their log-probabilities and the texts that they completed.
+
+    `seed` is what it was drawn from, `grown_as` which of the request's answers it was while it grew.
+    """
+
+    ids: list[int]
+    logprobs: list[float]
+    pieces: list[str]
+    finish_reason: str
+    seed: int
+    grown_as: int = 0
+    score: float | None = None
+
+    @property
+    def text(self) -> str:
+        """The answer's text."""
+        return "".join(self.pieces)
+
+
+@dataclass(frozen=True)
 class Result:
     """The answer to one prompt.
 
@@ -63,9 +84,10 @@ class Result:
     follows it. `logprobs` are of the ids under the distribution they were chosen from, after every filter (the model's own
     for greedy without a penalty). `finish_reason`: "eos" for an end token of the model's, "stop" for a stop string or id of
     the caller's, "length" for max_new_tokens, "time" for max_time, "error" where the prompt's own filters, grammar, words or functions failed:
-    `error` says how, and the answer is what had been told of it. `seed` repeats a sampled answer. `choice` counts the answers to one
+    `error` says how, and the answer is what had been published of it. `seed` repeats a sampled answer. `choice` counts the answers to one
     prompt, best first where `score` ranks them: the log-probability over length^length_penalty for beams, else the reward or votes.
-    `trace` holds, where asked for, everything that was observed.
+    `grown_as` is the choice that traces knew it by while it grew, before the answers were ranked. `trace` holds, where asked for, everything
+    that was observed.
     """
 
     prompt_index: int
@@ -78,4 +100,5 @@ class Result:
     choice: int = 0
     score: float | None = None
     error: str | None = None
+    grown_as: int = 0
     trace: list[Event] = field(default_factory=list, repr=False)

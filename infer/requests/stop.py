@@ -17,7 +17,7 @@ SEARCH_SECONDS = 1.0  # of computing, for one search with a `stop_regex`: an ord
 class Stops:
     """Cuts a stream of text before the first stop string or match of the pattern that is completed in it.
 
-    What could still become one is held back, so no part of it is ever shown. UnpairedPreference character by character: how the text
+    What could still become one is held back, so no part of it is ever shown. It judges character by character: how the text
     is cut into pieces changes nothing. A stop whose last character lies in a piece that is not `judged` does not count; one that only
     begins there does.
     """

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from .request import TokenSequence
+from ..runners.contract import Runner
+from .sequence import TokenSequence
 
 
 @dataclass(eq=False)
@@ -32,20 +33,25 @@ def next_tokens(sequences: list[TokenSequence]) -> Forward:
     return Forward(sequences, [sequence.unseen for sequence in sequences], [1] * len(sequences))
 
 
-# Knows nothing of models, caches or text. It releases the sequences that it has done with, and ends when it has none left.
+# A strategy runs no model: the passes that it yields are merged with those of others, and their logits come with the guidance of its
+# sequences. It knows nothing of text or HTTP. It forks, rolls back and releases its sequences, and thereby their slots in the cache; of a
+# runner it may ask what no pass gives: the length and size of the model, the head of inner layers (DoLa), a copy of one slot to another
+# (contrastive search). It releases the sequences that it is done with, and ends when it has none left.
 Strategy = Generator[Forward, Tensor, None]
+Arrivals = Callable[[], list[TokenSequence]]  # the sequences that have joined since it was last called
 
 
 class Host(Protocol):
-    """What a strategy asks of the engine that starts it."""
+    """What encoding a request and starting its strategy ask of the engine."""
 
-    runner: Any  # of the requests' model
+    runner: Runner  # of the requests' model
+    prefix_cache: Any  # a PrefixCache, or None
 
-    def runner_of(self, model: nn.Module) -> Any:
-        """Return the runner of a further model, opened at the first call."""
+    def runner_of(self, model: nn.Module) -> Runner:
+        """Return the runner of a further model, opened at the first call; raises UserError for a model that has none."""
 
-    def first_layers(self, layers: int) -> Any:
-        """Return a runner of the first layers of the model, opened at the first call."""
+    def first_layers(self, layers: int) -> Runner:
+        """Return a runner of the first layers of the model, opened at the first call; raises UserError for an architecture without."""
 
-    def join(self, key: Hashable, sequence: TokenSequence, begin: Callable[[list[TokenSequence]], Strategy]) -> None:
-        """Let a sequence into the strategy that all sequences of a key share; `begin` starts it on the list of those that wait, which it empties."""
+    def join(self, key: Hashable, sequence: TokenSequence, begin: Callable[[Arrivals], Strategy]) -> None:
+        """Hand a sequence to the strategy that all sequences of a key share; where none runs, `begin` makes it of what tells its arrivals."""

@@ -1,4 +1,4 @@
-"""What a trace observes, and the watch that stands between filters and choice."""
+"""What a trace observes, and the recorder that stands between filters and choice."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .request import TokenSequence
+from .sequence import TokenSequence
 
 CANDIDATES = 10  # likeliest tokens that a trace keeps of each distribution
 
@@ -70,30 +70,32 @@ class ContrastTrace:
 
 
 class TraceRecorder:
-    """Remembers what each filter makes of the sequences that are traced; a call is (sequence's place, filter's name, scores [vocab])."""
+    """Records what each filter makes of the sequences that are traced; a call is (sequence's index, filter's name, scores [vocab])."""
 
     def __init__(self, sequences: Sequence[TokenSequence], logits: Tensor):
-        """logits are the model's, [rows, vocab]."""
+        """logits are the model's, [sequences, vocab]."""
         self.sequences = list(sequences)
         self.stages: dict[int, list[tuple[str, Candidates]]] = {}
-        for place, sequence in enumerate(self.sequences):
+        for index, sequence in enumerate(self.sequences):
             if sequence.request.traced:
-                self(place, "model", logits[place])
+                self(index, "model", logits[index])
 
     @classmethod
     def of(cls, sequences: Sequence[TokenSequence], logits: Tensor) -> TraceRecorder | None:
-        """Return a watch where one of the sequences is traced."""
+        """Return a recorder where one of the sequences is traced, else None; logits are the model's, [sequences, vocab]."""
         return cls(sequences, logits) if any(sequence.request.traced for sequence in sequences) else None
 
-    def __call__(self, place: int, name: str, scores: Tensor) -> None:
-        if self.sequences[place].request.traced:
-            self.stages.setdefault(place, []).append((name, likeliest(scores)))
+    def __call__(self, index: int, name: str, scores: Tensor) -> None:
+        """Record a sequence's scores, [vocab], behind the filter of this name."""
+        if self.sequences[index].request.traced:
+            self.stages.setdefault(index, []).append((name, likeliest(scores)))
 
     def chosen(self, scores: Tensor, ids: Sequence[int]) -> None:
-        """Tell of the choices, before they are committed; scores are after every filter."""
-        for place, stages in self.stages.items():
-            sequence, probs = self.sequences[place], scores[place].double().softmax(dim=-1)
-            sequence.request.note(ChoiceTrace(tuple(stages), ids[place], float(probs[ids[place]]), entropy(probs)), sequence.position, sequence.choice)
+        """Trace the chosen ids, before they are committed; scores are after every filter, [sequences, vocab]."""
+        for index, stages in self.stages.items():
+            sequence, probs = self.sequences[index], scores[index].double().softmax(dim=-1)
+            record = ChoiceTrace(tuple(stages), ids[index], float(probs[ids[index]]), entropy(probs))
+            sequence.generation.trace(record, sequence.position, sequence.choice)
 
 
 def likeliest(scores: Tensor) -> Candidates:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from ...data.errors import UserError
 from ..text.vocabulary import check_ids
-from .model_lock import held
+from .model_lock import locked
 
 LAYERS_WITH_ATTENTION_ALONE = {"full_attention", "sliding_attention"}
 
@@ -49,6 +49,12 @@ def check_pass(slots: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequenc
         if not 0 <= kept <= len(new):
             raise UserError(f"slot {slot} is to keep the logits of {kept} positions, but has {len(new)} new ids: ask for 0 to {len(new)}")
         check_ids(new, vocab_size, f"slot {slot}")
+
+
+def refuse_source(config, source_ids: Sequence[int]) -> None:
+    """Raise UserError where a decoder's slot is given a source, which an encoder would read."""
+    if len(source_ids):
+        raise UserError(f"{config.model_type} is a decoder, which reads no source: put its {len(source_ids)} ids in front of the others")
 
 
 def check_cut(slot: int, length: int, had: int) -> None:
@@ -125,7 +131,7 @@ def scaled(config, logits: Tensor) -> Tensor:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Compute without dropout, and put each module's training mode back; other threads wait for it."""
-    with held(model):
+    with locked(model):
         training = [module for module in model.modules() if module.training] if model.training else []
         for module in training:
             module.training = False

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...data.errors import UserError
 from .architecture import ModelOutput, check_cut, check_pass
 
 
@@ -25,6 +26,7 @@ class CacheSlots:
 
     @property
     def live(self) -> int:
+        """How many slots are allocated."""
         return len(self._lengths)
 
     @property
@@ -33,9 +35,11 @@ class CacheSlots:
         return self.config.vocab_size
 
     def length(self, slot: int) -> int:
+        """Return how many positions of the slot are in the cache."""
         return self._lengths[slot]
 
     def fork(self, slots: Sequence[int]) -> list[int]:
+        """Return a new slot for each of these, with the same past."""
         forks = [self._add() for _ in slots]
         for slot, fork in zip(slots, forks):
             self.copy(slot, fork)
@@ -48,12 +52,18 @@ class CacheSlots:
         if source in self._home:
             self._home[target] = self._home[source]
 
+    def mask(self, slot: int, positions: Sequence[int]) -> None:
+        """Raise UserError: where past and padding lie together, nothing can be left out between."""
+        raise UserError(f"{self.config.model_type} cannot leave out a part of its prompt: drop hide and attention_mask")
+
     def release(self, slots: Sequence[int]) -> None:
+        """Give back the slots and their memory."""
         for slot in slots:
             del self._lengths[slot]
             self._home.pop(slot, None)
 
     def refresh(self, keep: Collection[int] = ()) -> None:
+        """Release every slot that is not kept."""
         self.release([slot for slot in self._lengths if slot not in keep])
 
     def _add(self) -> int:
@@ -70,15 +80,17 @@ class BatchedRunner(CacheSlots):
     """
 
     def truncate(self, slot: int, length: int) -> None:
+        """Keep the first `length` positions of the slot; raises UserError for more than it has."""
         check_cut(slot, length, self._lengths[slot])
         self._lengths[slot] = length
 
     def forward(self, slots: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int]) -> Tensor:
-        """As the ragged runner; slots that are not alike take a pass of the model each kind."""
+        """Append `ids[i]` to slot i and return the logits of its newest `keep[i]` positions, [sum(keep), vocab]; each kind of slots is a pass."""
         return self.observe(slots, ids, keep, ()).logits
 
     @torch.no_grad()
     def observe(self, slots: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int], layers: Sequence[int]) -> ModelOutput:
+        """As `forward`, with the hidden states of these layers at every new position, [sum(len(ids)), hidden] each."""
         check_pass(slots, ids, keep, self.vocab_size)
         groups: dict[Hashable, list[int]] = {}
         for i, (slot, new) in enumerate(zip(slots, ids)):

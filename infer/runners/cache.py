@@ -24,25 +24,23 @@ class Pool:
 
         They take head count, width, dtype and device from `key` and `value`, [..., kv_heads, n, d].
         """
-        held = self.layers.get(layer)
-        if held is None or len(held[0]) < len(self.slots):
+        pair = self.layers.get(layer)
+        if pair is None or len(pair[0]) < len(self.slots):
             lanes = 1 << (len(self.slots) - 1).bit_length()
-            grown = tuple(
-                like.new_zeros(lanes, like.shape[-3], self.capacity, like.shape[-1]) for like in (key, value)
-            )
-            for old, new in zip(held or (), grown):
+            grown = tuple(like.new_zeros(lanes, like.shape[-3], self.capacity, like.shape[-1]) for like in (key, value))
+            for old, new in zip(pair or (), grown):
                 new[: len(old)] = old
-            held = self.layers[layer] = grown
-        return held
+            pair = self.layers[layer] = grown
+        return pair
 
-    def copy(self, lane: int, target: Pool, target_slot: int, length: int, first: int = 0) -> None:
+    def copy(self, lane: int, target: Pool, target_lane: int, length: int, first: int = 0) -> None:
         """Copy positions `first` to `length` of a lane to a lane of this pool or another."""
         for layer, (key, value) in self.layers.items():
             if lane >= len(key):
                 continue  # a slot that was added and never run
             to_key, to_value = target.tensors(layer, key, value)
-            to_key[target_slot, :, first:length] = key[lane, :, first:length]
-            to_value[target_slot, :, first:length] = value[lane, :, first:length]
+            to_key[target_lane, :, first:length] = key[lane, :, first:length]
+            to_value[target_lane, :, first:length] = value[lane, :, first:length]
 
 
 class KVCache:
@@ -98,33 +96,33 @@ class KVCache:
         return forks
 
     def copy(self, source: int, target: int, first: int) -> None:
-        """Give `target` the past of `source`; the first `first` places of the two are the same already."""
+        """Give `target` the past of `source`; the first `first` positions of the two are the same already."""
         length = self.lengths[source]
         first = min(first, length, self.lengths[target])
         self.truncate(target, first)
         self.reserve(target, length)
-        (pool, lane), (to_pool, to_slot) = self._place[source], self._place[target]
+        (pool, lane), (to_pool, to_lane) = self._place[source], self._place[target]
         if first < length:
-            pool.copy(lane, to_pool, to_slot, length, first)
+            pool.copy(lane, to_pool, to_lane, length, first)
         self.lengths[target] = length
 
     def positions(self, slot: int, count: int) -> range | list[int]:
-        """Return the positions of the slot's next `count` tokens: they go on behind its past, hidden places passed over."""
-        past, places = self.lengths[slot], self.masked_positions.get(slot, ())
-        if not places or past + len(places) > places[-1]:  # all hidden places lie in the past, which holds none of them
-            return range(past + len(places), past + len(places) + count)
+        """Return the positions of the slot's next `count` tokens: they go on behind its past, masked ones passed over."""
+        past, masked = self.lengths[slot], self.masked_positions.get(slot, ())
+        if not masked or past + len(masked) > masked[-1]:  # all masked positions lie in the past, which holds none of them
+            return range(past + len(masked), past + len(masked) + count)
         positions, at = [], past
-        for place in places:  # each before the end shifts what follows
-            at += place <= at
-        hidden = set(places)
+        for position in masked:  # each before the end shifts what follows
+            at += position <= at
+        left_out = set(masked)
         while len(positions) < count:
-            if at not in hidden:
+            if at not in left_out:
                 positions.append(at)
             at += 1
         return positions
 
     def truncate(self, slot: int, length: int) -> None:
-        """Forget all of the slot but its first `length` positions."""
+        """Keep the slot's first `length` positions; raises UserError for more than it has."""
         check_cut(slot, length, self.lengths[slot])
         self.lengths[slot] = length
 

@@ -1,4 +1,4 @@
-"""The forward pass of many rows at once, layer by layer over the model's own weights, without its modules."""
+"""The forward pass of many slots at once, layer by layer over the model's own weights, without its modules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..kernels.rotary import rotate
 from .architecture import ModelOutput
 from .cache import KVCache
 from .layers import Block, bind_weights, supports_direct
-from .model_lock import held
+from .model_lock import locked
 from .ragged import RaggedRunner
 from .ragged_attention import ForwardBatch, Run, attend_pass
 from .stacked_cache import StackedPool
@@ -32,8 +32,9 @@ class DirectRunner(RaggedRunner):
         self.cache = KVCache(lambda capacity: StackedPool(capacity, *shape))
 
     def refresh(self, keep: Collection[int] = ()) -> None:
+        """Release every slot that is not kept, and look at the model's modules anew."""
         super().refresh(keep)
-        with held(self.model):  # as it is between passes
+        with locked(self.model):  # as it is between passes
             self._covered = supports_direct(self.model)
             if self._covered:
                 self._read()
@@ -48,7 +49,7 @@ class DirectRunner(RaggedRunner):
         if not self._covered or torch.is_autocast_enabled(device.type):
             return super()._run(plan, tokens, positions, wanted, layers)
         if self._places != self.decoder.places():  # the model was moved or converted
-            with held(self.model):
+            with locked(self.model):
                 self._read()
         decoder = self.decoder
         ids = torch.tensor(tokens, device=device)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from ...data.errors import UserError
+from .contract import Runner
 from .direct import DirectRunner
 from .ragged import RaggedRunner
 from .ragged_attention import ForwardBatch
@@ -53,7 +54,7 @@ class FirstLayersDirect(FirstLayers, DirectRunner):
     pass
 
 
-def open_first_layers(runner, layers: int) -> FirstLayersRagged | FirstLayersDirect:
+def open_first_layers(runner: Runner, layers: int) -> FirstLayersRagged | FirstLayersDirect:
     """Return a runner of the first layers of another runner's model; raises UserError for an architecture without it."""
     if not isinstance(runner, RaggedRunner):
         raise UserError(f"assistant_early_exit leaves out layers, which Seodang cannot do in {runner.config.model_type}: use a draft model")

@@ -1,6 +1,6 @@
 """The forward pass of many slots for architectures that read with an encoder and answer with a decoder (T5, BART, Marian).
 
-The same calls as the ragged runner, save that a slot is opened on its source. The encoder reads a source once, at the first pass of
+A slot is opened on its source. The encoder reads a source once, at the first pass of
 its first slot; forks share what it made of it. Some decoders count their positions themselves, so slots of equal length run together.
 """
 
@@ -44,7 +44,7 @@ class Batch:
 
 
 class EncoderDecoderRunner(BatchedRunner):
-    """Runs slots of their own length, each over a source of its own length. See `RaggedRunner` for the calls."""
+    """Runs slots of their own length, each over a source of its own length, as a `Runner`."""
 
     capabilities = Capabilities(hidden_states=True)
 
@@ -60,9 +60,10 @@ class EncoderDecoderRunner(BatchedRunner):
 
     @property
     def vocab_size(self) -> int:
+        """How many ids the decoder's tokens can have."""
         return self.target_vocab
 
-    def allocate(self, source_ids: Sequence[int]) -> int:
+    def allocate(self, source_ids: Sequence[int] = ()) -> int:
         """Return a new slot without a past, which answers to this source; raises UserError for a source that is empty, too long, or of ids beyond the vocabulary."""
         n = len(source_ids)
         if not n:
@@ -75,22 +76,25 @@ class EncoderDecoderRunner(BatchedRunner):
         return slot
 
     def copy(self, source: int, target: int, first: int = 0) -> None:
+        """Give slot `target` the past and the source of slot `source`."""
         super().copy(source, target, first)
         self._sources[target] = self._sources[source]
 
     def release(self, slots: Sequence[int]) -> None:
+        """Give back the slots, their memory and their sources."""
         super().release(slots)
         for slot in slots:
             del self._sources[slot]
 
     @torch.no_grad()
     def observe(self, slots: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int], layers: Sequence[int]) -> ModelOutput:
+        """As `BatchedRunner`, with the sources read that no pass has read yet."""
         with evaluating(self.model):
             self._read({id(source): source for slot in slots if (source := self._sources[slot]).states is None}.values())
             return super().observe(slots, ids, keep, layers)
 
     def head(self, states: Tensor) -> Tensor:
-        """As the ragged runner; some architectures scale what goes into the head, or bend what comes out."""
+        """Return the logits of hidden states, [n, hidden] to [n, vocab]; some architectures scale what goes into the head, or bend what comes out."""
         config = self.config
         if (kind := self.model.config.model_type) in HIDDEN_HEADS:
             raise UserError(f"the head of the {kind} model cannot be asked for by itself: use a strategy that reads no inner layers")

@@ -15,7 +15,7 @@ _MAKING_ONE = threading.Lock()
 
 
 @contextmanager
-def held(model: nn.Module) -> Iterator[None]:
+def locked(model: nn.Module) -> Iterator[None]:
     """Keep other threads from lending the model meanwhile; the thread that has it may lend it again."""
     with _MAKING_ONE:
         lock = _LOCKS.setdefault(model, threading.RLock())
@@ -26,7 +26,7 @@ def held(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def use_attention(model: nn.Module, configs: Sequence[PreTrainedConfig], implementation: str) -> Iterator[None]:
     """Have the model attend by this implementation, and put its own back."""
-    with held(model):
+    with locked(model):
         before = [config._attn_implementation for config in configs]
         try:
             for config in configs:

@@ -1,6 +1,6 @@
 """The forward pass of many slots for architectures whose attention cannot be replaced (Bloom, Falcon, GPT-J, MPT).
 
-The same calls as the ragged runner, through the model's own attention and a padded cache. A step of the same slots as
+Through the model's own attention and a padded cache. A step of the same slots as
 before appends to their cache; when slots join or leave, what they have is laid out anew.
 """
 
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from .architecture import Capabilities, ModelOutput, context_limit, evaluating, refuse_unsupported, transformers_model
+from .architecture import Capabilities, ModelOutput, context_limit, evaluating, refuse_source, refuse_unsupported, transformers_model
 from .batched import BatchedRunner
 
 
@@ -29,7 +29,7 @@ class Batch:
 
 
 class PaddedRunner(BatchedRunner):
-    """Runs slots of their own length through a model with padding on the left. See `RaggedRunner` for the calls."""
+    """Runs slots of their own length through a model with padding on the left, as a `Runner`."""
 
     capabilities = Capabilities(hidden_states=True)
 
@@ -41,7 +41,9 @@ class PaddedRunner(BatchedRunner):
         self.limit = context_limit(self.model)
         self._accepts = inspect.signature(type(self.model).forward).parameters
 
-    def allocate(self) -> int:
+    def allocate(self, source_ids: Sequence[int] = ()) -> int:
+        """Return a new slot without a past; raises UserError for a source, which a decoder does not read."""
+        refuse_source(self.config, source_ids)
         return self._add()
 
     def _alike(self, slot: int, new: Sequence[int]) -> int:
@@ -88,10 +90,10 @@ class PaddedRunner(BatchedRunner):
         padding = [width - self._lengths[slot] for slot in slots]
         cache = DynamicCache()
         for layer in range(len(batch.cache.layers)):
-            cache.update(*(torch.cat([F.pad(x, (0, 0, width - x.shape[2], 0)) for x in past]) for past in self._held(slots, layer)), layer)
+            cache.update(*(torch.cat([F.pad(x, (0, 0, width - x.shape[2], 0)) for x in past]) for past in self._pasts(slots, layer)), layer)
         return Batch(cache, padding, width)
 
-    def _held(self, slots: list[int], layer: int) -> tuple[list[Tensor], list[Tensor]]:
+    def _pasts(self, slots: list[int], layer: int) -> tuple[list[Tensor], list[Tensor]]:
         """Each slot's keys and each slot's values in a layer: [1, kv_heads, length, d]."""
         keys, values = [], []
         for slot in slots:

@@ -22,6 +22,7 @@ from .architecture import (
     context_limit,
     evaluating,
     refuse_hidden_under_window,
+    refuse_source,
     refuse_unsupported,
     scaled,
     transformers_model,
@@ -32,10 +33,10 @@ from .ragged_attention import RAGGED, ForwardBatch, Run
 
 
 class RaggedRunner:
-    """Runs slots of their own length through a model, together, with a cache of their keys and values.
+    """A `Runner` of slots of their own length, all in one pass, with a cache of their keys and values.
 
     The model stays its owner's: attention and training mode are lent for each pass and put back after it. Passes of several threads
-    through one model wait for each other; whoever calls the model itself in another thread does so within `lending.held`.
+    through one model wait for each other; whoever calls the model itself in another thread does so within `model_lock.locked`.
     `passes` and `positions` count what was computed.
     """
 
@@ -51,8 +52,14 @@ class RaggedRunner:
         self._configs = configs_of(self.model)
         self._keeps_logits = "logits_to_keep" in inspect.signature(type(self.model).forward).parameters
 
-    def allocate(self) -> int:
+    @property
+    def vocab_size(self) -> int:
+        """How many ids a slot's tokens can have."""
+        return self.config.vocab_size
+
+    def allocate(self, source_ids: Sequence[int] = ()) -> int:
         """Return a new slot without a past; it takes the memory of a slot until released."""
+        refuse_source(self.config, source_ids)
         return self.cache.add()
 
     @property
@@ -68,7 +75,7 @@ class RaggedRunner:
         """Return a new slot for each of these, with the same past."""
         return self.cache.fork(slots)
 
-    def copy(self, source: int, target: int, first: int) -> None:
+    def copy(self, source: int, target: int, first: int = 0) -> None:
         """Give `target` the past of `source`, of which it has the first `first` positions already."""
         self.cache.copy(source, target, first)
 
@@ -78,7 +85,7 @@ class RaggedRunner:
         self.cache.masked_positions[slot] = tuple(sorted(positions))
 
     def truncate(self, slot: int, length: int) -> None:
-        """Forget all of a slot but its first `length` positions: rejected guesses leave the cache."""
+        """Keep a slot's first `length` positions: rejected guesses leave the cache."""
         self.cache.truncate(slot, length)
 
     def release(self, slots: Sequence[int]) -> None:
@@ -86,7 +93,7 @@ class RaggedRunner:
         self.cache.release(slots)
 
     def refresh(self, keep: Collection[int] = ()) -> None:
-        """Forget every slot that is not kept; all of them once the weights have changed, for the past is no longer the model's."""
+        """Release every slot that is not kept; all of them once the weights have changed, for the past is no longer the model's."""
         self.cache.release([slot for slot in self.cache.lengths if slot not in keep])
 
     def forward(self, slots: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int]) -> Tensor:
@@ -100,7 +107,7 @@ class RaggedRunner:
     @torch.no_grad()
     def observe(self, slots: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int], layers: Sequence[int]) -> ModelOutput:
         """As `forward`, with the hidden states of these layers at every new position, slot after slot."""
-        check_pass(slots, ids, keep, self.config.vocab_size)
+        check_pass(slots, ids, keep, self.vocab_size)
         plan, tokens, positions, starts = self._plan(slots, ids)
         ends = [start + len(new) for start, new in zip(starts, ids)]
         wanted = torch.tensor([i for end, k in zip(ends, keep) for i in range(end - k, end)], dtype=torch.long)

@@ -1,6 +1,6 @@
 """The forward pass for architectures with layers that carry a state instead of keys and values (Mamba, RWKV, hybrids).
 
-The same calls as the ragged runner. A state has no positions that could be padded, masked or cut away, so each slot runs by
+A state has no positions that could be padded, masked or cut away, so each slot runs by
 itself, with the memory that the architecture makes for it.
 """
 
@@ -14,14 +14,23 @@ import torch
 from torch import Tensor, nn
 
 from ...data.errors import UserError
-from .architecture import Capabilities, check_pass, context_limit, evaluating, refuse_unsupported, transformers_model
+from .architecture import (
+    Capabilities,
+    ModelOutput,
+    check_pass,
+    context_limit,
+    evaluating,
+    refuse_source,
+    refuse_unsupported,
+    transformers_model,
+)
 from .batched import CacheSlots
 
 MEMORIES = ("past_key_values", "cache_params", "state")  # what architectures call it
 
 
 class StatefulRunner(CacheSlots):
-    """Runs slots one by one, each with its own state. See `RaggedRunner` for the calls."""
+    """Runs slots one by one, each with its own state, as a `Runner`."""
 
     capabilities = Capabilities(truncate=False)
 
@@ -37,7 +46,9 @@ class StatefulRunner(CacheSlots):
             raise UserError(f"{self.config.model_type} has no memory that could be handed from step to step: use another architecture")
         self._name = names[0]
 
-    def allocate(self) -> int:
+    def allocate(self, source_ids: Sequence[int] = ()) -> int:
+        """Return a new slot without a past; raises UserError for a source, which a decoder does not read."""
+        refuse_source(self.config, source_ids)
         return self._add()
 
     def copy(self, source: int, target: int, first: int = 0) -> None:
@@ -53,7 +64,10 @@ class StatefulRunner(CacheSlots):
 
     @torch.no_grad()
     def forward(self, slots: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int]) -> Tensor:
-        """As the ragged runner, slot by slot; behind a past, token by token, for many architectures step singly alone."""
+        """Append `ids[i]` to slot i and return the logits of its newest `keep[i]` positions, [sum(keep), vocab].
+
+        Slot by slot; behind a past token by token, for many architectures can only step singly there.
+        """
         check_pass(slots, ids, keep, self.vocab_size)
         logits = []
         with evaluating(self.model):
@@ -62,6 +76,16 @@ class StatefulRunner(CacheSlots):
                 whole = torch.cat([self._run(slot, piece) for piece in pieces])
                 logits.append(whole[len(whole) - kept :])
         return torch.cat(logits)
+
+    def observe(self, slots: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int], layers: Sequence[int]) -> ModelOutput:
+        """As `forward`; raises UserError for hidden states, which these architectures do not hand out alike."""
+        if layers:
+            raise UserError(f"Seodang does not read the hidden states of {self.config.model_type}: use a strategy that asks for none")
+        return ModelOutput(self.forward(slots, ids, keep), {})
+
+    def head(self, states: Tensor) -> Tensor:
+        """Raise UserError: where no hidden states are read, the head has nothing to work on."""
+        raise UserError(f"Seodang does not read the hidden states of {self.config.model_type}: use a strategy that asks for none")
 
     def _run(self, slot: int, ids: list[int]) -> Tensor:
         """One pass of the model: logits, [ids, vocab]."""

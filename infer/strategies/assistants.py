@@ -12,12 +12,14 @@ from transformers import PreTrainedTokenizerBase
 from ...data.errors import UserError
 from ..requests.options import CONFIG, Command, option, options_of, settings
 from ..requests.params import SamplingParams
-from ..requests.request import Request, TokenSequence
+from ..requests.request import Request
 from ..requests.rules import fraction, must_be, whole
+from ..requests.sequence import TokenSequence
 from ..requests.strategy import Forward, Host
+from ..runners.contract import Runner
 from .drafts import ModelDrafts
 from .lookup import Lookup
-from .selection import check_sampling
+from .sampling import check_sampling
 from .speculation import Guess
 from .universal import Translation, UniversalDrafts
 
@@ -25,15 +27,18 @@ from .universal import Translation, UniversalDrafts
 class Drafts(Protocol):
     """Guesses for sequences: a generator of the passes that it needs, which returns a guess a sequence."""
 
-    def guess(self, sequences: Sequence[TokenSequence]) -> Generator[Forward, Tensor, list[Guess]]: ...
+    def guess(self, sequences: Sequence[TokenSequence]) -> Generator[Forward, Tensor, list[Guess]]:
+        """Return what may follow each sequence, perhaps nothing."""
 
-    def learn(self, sequence: TokenSequence, guess: Guess, came: Sequence[int]) -> None: ...
+    def learn(self, sequence: TokenSequence, guess: Guess, came: Sequence[int]) -> None:
+        """Take note of the tokens that came after a guess."""
 
-    def release(self, sequences: Sequence[TokenSequence]) -> None: ...
+    def release(self, sequences: Sequence[TokenSequence]) -> None:
+        """Give back what is held for sequences that are finished."""
 
 
 def assistant(request: Request, host: Host) -> tuple[Hashable, Callable[[], Drafts]]:
-    """Return what requests with the same assistant have in common, and what makes their guesses."""
+    """Return the key that requests with the same assistant share, and what makes their drafts."""
     params, vocab = request.params, host.runner.config.vocab_size
     if params.prompt_lookup_num_tokens:
         return "lookup", Lookup
@@ -60,37 +65,44 @@ def check_assisted(params: SamplingParams) -> None:
     check_sampling(params)
 
 
-def check_assistant(request: Request, host: Host, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise UserError where the request's assistant cannot work for this model."""
-    params, runner = request.params, host.runner
+def check_assistant(
+    params: SamplingParams,
+    host: Host,
+    tokenizer: PreTrainedTokenizerBase,
+    source_ids: Sequence[int] | None,
+    masked_positions: Sequence[int],
+    name: str,
+) -> None:
+    """Raise UserError where the assistant cannot work for this model, or with this prompt, which errors call `name`."""
+    runner = host.runner
     if params.assistant_early_exit:
         host.first_layers(params.assistant_early_exit)
     if params.assistant_model is None:
         return
     draft = host.runner_of(params.assistant_model)
-    names = f"the assistant ({draft.config.model_type}) and the model ({runner.config.model_type})"
+    both = f"the assistant ({draft.config.model_type}) and the model ({runner.config.model_type})"
     if not (draft.capabilities.truncate and draft.capabilities.fork):
         raise UserError(f"the assistant ({draft.config.model_type}) has a state that keeps every guess: use one of attention alone")
     if draft.model.config.is_encoder_decoder != runner.model.config.is_encoder_decoder:
-        raise UserError(f"{names} must both be encoder-decoders, or neither")
-    source = len(request.source_ids or ())
+        raise UserError(f"{both} must both be encoder-decoders, or neither")
+    source = len(source_ids or ())
     if source and draft.source_limit is not None and source > draft.source_limit:
         reads = f"the assistant's encoder reads {draft.source_limit} at most"
-        raise UserError(f"prompt {request.index + 1} has {source} tokens, {reads}: drop the assistant, or shorten the prompt")
+        raise UserError(f"{name} has {source} tokens, {reads}: drop the assistant, or shorten the prompt")
     if params.assistant_tokenizer is not None:
-        check_translation(params.assistant_tokenizer, draft, runner, request)
+        check_translation(params.assistant_tokenizer, draft, runner, masked_positions)
         return
     sizes = draft.config.vocab_size, runner.config.vocab_size
     if sizes[0] != sizes[1] and min(sizes) < len(tokenizer):  # beyond the tokenizer there is only padding
         raise UserError(
-            f"{names} have vocabularies of {sizes[0]} and {sizes[1]}, with a tokenizer of {len(tokenizer)}: give assistant_tokenizer, "
+            f"{both} have vocabularies of {sizes[0]} and {sizes[1]}, with a tokenizer of {len(tokenizer)}: give assistant_tokenizer, "
             "or an assistant with the model's own tokenizer"
         )
-    if request.masked_positions and not draft.capabilities.mask_holes:
+    if masked_positions and not draft.capabilities.mask_holes:
         raise UserError(f"the assistant ({draft.config.model_type}) cannot leave out a part of the prompt: drop hide, or the assistant")
 
 
-def check_translation(tokenizer, draft, runner, request: Request) -> None:
+def check_translation(tokenizer: PreTrainedTokenizerBase, draft: Runner, runner: Runner, masked_positions: Sequence[int]) -> None:
     """Raise UserError where drafts in another tokenizer's ids cannot be had or read."""
     if not callable(getattr(tokenizer, "decode", None)):
         raise UserError(f"assistant_tokenizer must be a tokenizer, got {type(tokenizer).__name__}")
@@ -99,7 +111,7 @@ def check_translation(tokenizer, draft, runner, request: Request) -> None:
     if len(tokenizer) > draft.config.vocab_size:
         sizes = f"{len(tokenizer)} ids, more than the {draft.config.vocab_size} of the assistant"
         raise UserError(f"assistant_tokenizer has {sizes}: give the assistant's own")
-    if request.masked_positions:
+    if masked_positions:
         raise UserError("an assistant with another tokenizer would read what hide leaves out: drop one of them")
 
 

@@ -11,10 +11,12 @@ from torch import Tensor
 from ...data.errors import UserError
 from ..filters.logits import logprobs
 from ..filters.pipeline import Filters
+from ..requests.generation import Generation
 from ..requests.options import CONFIG, VLLM, Command, option, settings
 from ..requests.params import SamplingParams
-from ..requests.request import Request, TokenSequence, release, shared
+from ..requests.request import Request
 from ..requests.rules import any_number, must_be, whole
+from ..requests.sequence import TokenSequence, release, shared_length
 from ..requests.strategy import Host, Strategy, next_tokens
 from ..requests.trace import BeamTrace
 from .candidates import Continuation, drawn, likeliest
@@ -26,7 +28,7 @@ ENDED = ("eos", "stop")  # by its own last token; at the greatest length, or whe
 
 @dataclass(eq=False)
 class BeamCandidate:
-    """A candidate whose token was committed: `sequence` is a copy of its parent's, without a place of its own in the cache."""
+    """A candidate whose token was committed: `sequence` is a copy of its parent's, without a slot of its own."""
 
     rank: int
     parent: int
@@ -60,7 +62,7 @@ class Search:
         self.origins: list[tuple[int, int, float]] = []  # of each sequence, its parent being one of the sequences before the step
 
     def step(self, logits: Tensor, taken: list[int]) -> None:
-        """Let each sequence go on by what follows it, [rows, vocab]; `taken` are the tokens that searches before this one took."""
+        """Let each sequence go on by what follows it, [sequences, vocab]; `taken` are the tokens that searches before this one took."""
         logprobs = self.filters(self.logprobs(logits, taken))
         sums = torch.tensor(self.sums, dtype=logprobs.dtype, device=logprobs.device)
         if self.samples:
@@ -77,11 +79,11 @@ class Search:
         hopes = [*(candidates[:1] if self.counts_ended else []), *live]
         self.over = not live or self.ended.is_done(hopes[0].total, live[0].sequence.position)
         if self.over and self.ended.sequences and not self.group:
-            self.leave(self.ended.sequences[0])
+            self.mark_finished(self.ended.sequences[0])
         self.reorder_cache([] if self.over else live)
 
     def logprobs(self, logits: Tensor, taken: list[int]) -> Tensor:
-        """The model's log-probabilities, [rows, vocab], before any filter."""
+        """The model's log-probabilities, [sequences, vocab], before any filter."""
         return logprobs(logits)
 
     def judge(self, candidates: list[Continuation]) -> list[BeamCandidate]:
@@ -111,47 +113,47 @@ class Search:
         """Take a finished child in among the hypotheses."""
         self.ended.add(child.sequence, child.total)
 
-    def leave(self, best: TokenSequence) -> None:
-        """Let the sequence that has most of a hypothesis count as finished, so that a memory of the request keeps its past."""
-        max(self.sequences, key=lambda sequence: shared(sequence.ids, best.ids)).finish_reason = best.finish_reason
+    def mark_finished(self, best: TokenSequence) -> None:
+        """Let the sequence that has most of a hypothesis count as finished, so that a prefix cache keeps its past."""
+        max(self.sequences, key=lambda sequence: shared_length(sequence.ids, best.ids)).finish_reason = best.finish_reason
 
     def reorder_cache(self, children: list[BeamCandidate]) -> None:
         """Give each child a sequence: the first of a parent takes over in place, the others get the sequences of parents without children.
 
         So no sequence is written that another one still has to read.
         """
-        sequences, seats = list(self.sequences), {}
-        further = [child for child in children if seats.setdefault(child.parent, child) is not child]
-        free = [seat for seat in range(len(sequences)) if seat not in seats]
+        sequences, children_by_seat = list(self.sequences), {}
+        further = [child for child in children if children_by_seat.setdefault(child.parent, child) is not child]
+        free = [seat for seat in range(len(sequences)) if seat not in children_by_seat]
         for child in further:
             if free:
-                seats[free.pop(0)] = child
+                children_by_seat[free.pop(0)] = child
             else:
-                seats[len(sequences)] = child
+                children_by_seat[len(sequences)] = child
                 sequences.append(child.sequence.fork())
-        for seat, child in seats.items():
+        for seat, child in children_by_seat.items():
             if seat < len(self.sequences):
-                sequences[seat].become(child.sequence)
+                sequences[seat].adopt(child.sequence)
         release([sequences[seat] for seat in free])
-        settled = sorted(seats)
-        self.sums = [seats[seat].total for seat in settled]
-        self.origins = [seats[seat].origin for seat in settled]
-        if len(settled) != len(self.sequences):
-            self.sequences = [sequences[seat] for seat in settled]
+        taken = sorted(children_by_seat)
+        self.sums = [children_by_seat[seat].total for seat in taken]
+        self.origins = [children_by_seat[seat].origin for seat in taken]
+        if len(taken) != len(self.sequences):
+            self.sequences = [sequences[seat] for seat in taken]
             self.filters = Filters(self.sequences)
 
 
-def beam(request: Request, host: Host) -> Strategy:
+def beam(generation: Generation, host: Host) -> Strategy:
     """Search the likeliest answer with `num_beams` hypotheses side by side; told as soon as all of them agree on it.
 
     With `do_sample` the candidates of a step are drawn instead, without replacement, by the softmax of all sums.
     """
-    return searched(request, host, lambda sequence, group: Search(sequence, request.params.num_beams))
+    return searched(generation, host, lambda sequence, group: Search(sequence, generation.request.params.num_beams))
 
 
-def searched(request: Request, host: Host, new: Callable[[TokenSequence, int], Search], groups: int = 1) -> Strategy:
+def searched(generation: Generation, host: Host, new: Callable[[TokenSequence, int], Search], groups: int = 1) -> Strategy:
     """Run the searches of a request, `new(sequence, number)`, on one pass a step, and publish the best that they find."""
-    sequence = TokenSequence.open(request, host.runner)
+    sequence = TokenSequence.open(generation, host.runner)
     logits = yield next_tokens([sequence])
     live = searches = [new(sequence.fork() if number else sequence, number) for number in range(groups)]
     parts, shown, position = [logits] * groups, 0, sequence.position
@@ -161,18 +163,18 @@ def searched(request: Request, host: Host, new: Callable[[TokenSequence, int], S
         for search, part in zip(live, parts):
             search.step(part, taken)
             taken += search.taken
-        observe(request, live, searches, firsts, position)
+        trace_step(generation, live, searches, firsts, position)
         position += 1
-        shown = show(request, searches, shown)
+        shown = publish_agreed(searches, shown)
         live = [search for search in searches if not search.over]
         if live:
             logits = yield next_tokens([each for search in live for each in search.sequences])
             parts = logits.split([len(search.sequences) for search in live])
-    finish(request, [each for search in searches for each in search.ended.sequences])
+    finish(generation, [each for search in searches for each in search.ended.sequences])
 
 
-def show(request: Request, searches: list[Search], shown: int) -> int:
-    """Publish what all live hypotheses and the best finished one begin with, `shown` of it already; return how much it is now.
+def publish_agreed(searches: list[Search], shown: int) -> int:
+    """Publish the tokens that all live hypotheses and the best finished one begin with, `shown` of them already; return how many it are now.
 
     The answer will be one of them or a continuation, so nothing is ever taken back.
     """
@@ -181,34 +183,34 @@ def show(request: Request, searches: list[Search], shown: int) -> int:
         return shown
     ended = [sequence for search in searches for sequence in search.ended.sequences]
     sequences = live + ([max(ended, key=lambda sequence: sequence.score)] if ended else [])
-    at = first = len(request.prompt_ids) + shown
+    prompt = len(live[0].request.prompt_ids)
+    at = prompt + shown
     while all(at < len(sequence.ids) and sequence.ids[at] == live[0].ids[at] for sequence in sequences):
         at += 1
-    if at > first:
-        request.publish(live[0], at - len(request.prompt_ids))
-    return at - len(request.prompt_ids)
+    if at - prompt > shown:
+        live[0].publish(at - prompt)
+    return at - prompt
 
 
-def observe(request: Request, live: list[Search], searches: list[Search], firsts: list[int], position: int) -> None:
-    """Note a step, at a position, of the searches that were live; `firsts` counts the sequences of those before each, as they were."""
-    if not request.traced:
+def trace_step(generation: Generation, live: list[Search], searches: list[Search], firsts: list[int], position: int) -> None:
+    """Trace a step, at a position, of the searches that were live; `firsts` counts the sequences of those before each, as they were."""
+    if not generation.request.traced:
         return
     beams = [(first + parent, id, total) for first, search in zip(firsts, live) for parent, id, total in search.origins]
     scores = sorted((sequence.score for search in searches for sequence in search.ended.sequences), reverse=True)
-    request.note(BeamTrace(tuple(beams), tuple(scores)), position)
+    generation.trace(BeamTrace(tuple(beams), tuple(scores)), position)
 
 
-def finish(request: Request, ended: list[TokenSequence]) -> None:
+def finish(generation: Generation, ended: list[TokenSequence]) -> None:
     """Publish the best finished hypotheses; raises UserError where there are fewer than were asked for."""
-    wanted = request.params.num_return_sequences
+    request, wanted = generation.request, generation.request.params.num_return_sequences
     if len(ended) < wanted:
         raise UserError(
             f"prompt {request.index + 1} has {len(ended)} answers within its filters, words and time, but num_return_sequences={wanted}: "
             "lower it, raise num_beams, or loosen them"
         )
     for choice, sequence in enumerate(sorted(ended, key=lambda sequence: -sequence.score)[:wanted]):
-        sequence.drawn_by, sequence.choice = sequence.seed, choice  # one search finds them all
-        request.publish(sequence)
+        generation.finish(sequence.answer, choice)  # of one seed: one search finds them all
 
 
 def check_beams(params: SamplingParams) -> None:

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ...data.errors import UserError
 from ..constraints.forced_words import WORDS, WORDS_IDS, ForcedWords, words_of
+from ..requests.generation import Generation
 from ..requests.options import CONFIG, Command, option, settings
 from ..requests.params import SamplingParams
-from ..requests.request import Request, TokenSequence
+from ..requests.sequence import TokenSequence
 from ..requests.strategy import Host, Strategy
 from .beam import ENDED, SHARED_BY_BEAMS, BeamCandidate, Beams, Search, beams, check_beams, searched
 from .candidates import Continuation
@@ -21,7 +22,7 @@ from .spec import StrategySpec
 STATE = "force_words"
 
 
-def constrained_beam(request: Request, host: Host) -> Strategy:
+def constrained_beam(generation: Generation, host: Host) -> Strategy:
     """Search the likeliest answer that contains all of `force_words_ids`, of which an entry may leave a choice.
 
     Follows transformers 4.55, but for four things. The words must stand in the answer: the prompt does not count. Every answer has
@@ -29,7 +30,7 @@ def constrained_beam(request: Request, host: Host) -> Strategy:
     fewer answers than asked for, UserError says so. Words may overlap, and a token that breaks off a word may begin it anew.
     A token that a filter dropped is never forced.
     """
-    return searched(request, host, lambda sequence, group: WordSearch(sequence, request.params.num_beams))
+    return searched(generation, host, lambda sequence, group: WordSearch(sequence, generation.request.params.num_beams))
 
 
 class WordSearch(Search):
@@ -45,6 +46,7 @@ class WordSearch(Search):
             words.accept(id)
 
     def keep(self, child: BeamCandidate) -> None:
+        """Take a finished child in among the hypotheses, if it has all the words."""
         if not child.sequence.states[STATE].missing:
             super().keep(child)
 

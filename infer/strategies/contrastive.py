@@ -9,10 +9,11 @@ from torch import Tensor
 from ...data.errors import UserError
 from ..filters.logits import wide
 from ..filters.pipeline import Filters
+from ..requests.generation import Generation
 from ..requests.options import CONFIG, option, settings
 from ..requests.params import SamplingParams
-from ..requests.request import Request, TokenSequence, release
 from ..requests.rules import fraction
+from ..requests.sequence import TokenSequence, release
 from ..requests.strategy import Forward, Host, Strategy
 from ..requests.trace import ContrastTrace, TraceRecorder
 from .spec import StrategySpec
@@ -20,39 +21,40 @@ from .spec import StrategySpec
 LAST = -1  # layer, after the final norm
 
 
-def contrastive(request: Request, host: Host) -> Strategy:
+def contrastive(generation: Generation, host: Host) -> Strategy:
     """Commit at each step the candidate of the highest (1 - penalty_alpha) * probability - penalty_alpha * likeness (Su et al. 2022).
 
     The candidates are the `top_k` likeliest tokens after the filters, fewer where the filters leave fewer. A candidate's likeness is the
     greatest cosine between its last hidden state and that of any visible position before it, prompt and answer alike. All candidates
     run in one pass, whose logits serve the next step: n tokens take n + 1 passes.
     """
-    sequence = TokenSequence.open(request, host.runner, recall=False)  # a remembered past has no hidden states, so the prompt is read whole
+    params = generation.request.params
+    sequence = TokenSequence.open(generation, host.runner, recall=False)  # a remembered past has no hidden states, so the prompt is read whole
     filters, sequences, context = Filters([sequence]), [sequence], Context()
     forward = Forward([sequence], [sequence.unseen], [1], (LAST,))
     logits = yield forward
     context.add(forward.states[LAST])
     while not sequence.finished:
-        watch = TraceRecorder.of([sequence], logits)
-        scores = filters(logits, watch)
-        logprobs, ids = candidates(scores[0], request.params.top_k)
+        recorder = TraceRecorder.of([sequence], logits)
+        scores = filters(logits, recorder)
+        logprobs, ids = candidates(scores[0], params.top_k)
         sequences += [sequence.fork() for _ in range(len(ids) - len(sequences))]
         running = sequences[: len(ids)]
         forward = Forward(running, [[id] for id in ids], [1] * len(ids), (LAST,))
         logits = yield forward
         states = forward.states[LAST]
         likeness = context.likeness(states)
-        ranks = contrast(logprobs.exp(), likeness, request.params.penalty_alpha)
+        ranks = contrast(logprobs.exp(), likeness, params.penalty_alpha)
         best = int(ranks.argmax())
-        if watch is not None:
-            watch.chosen(scores, [ids[best]])
+        if recorder is not None:
+            recorder.chosen(scores, [ids[best]])
             columns = (ids, logprobs.exp().tolist(), likeness.tolist(), ranks.tolist())
-            request.note(ContrastTrace(tuple(zip(*columns))), sequence.position)
-        gather(running[best], sequences)
+            generation.trace(ContrastTrace(tuple(zip(*columns))), sequence.position)
+        copy_past(running[best], sequences)
         context.add(states[best : best + 1])
         logits = logits[best : best + 1]
         sequence.commit(ids[best], float(logprobs[best]))
-        request.publish(sequence)
+        sequence.publish()
     release(sequences)
 
 
@@ -67,7 +69,7 @@ def candidates(scores: Tensor, count: int) -> tuple[Tensor, list[int]]:
 
 
 def contrast(probs: Tensor, likeness: Tensor, alpha: float) -> Tensor:
-    """The candidates' ranks, [n]: confidence of the model against the penalty of degeneration (Su et al. 2022, equation 5)."""
+    """The candidates' ranks, all [n]: confidence of the model against the penalty of degeneration (Su et al. 2022, equation 5)."""
     return (1 - alpha) * probs - alpha * likeness
 
 
@@ -75,23 +77,23 @@ class Context:
     """The directions of the hidden states of all positions so far."""
 
     def __init__(self):
-        self._held: Tensor | None = None  # [capacity, hidden]
+        self._directions: Tensor | None = None  # [capacity, hidden]
         self._count = 0
 
     def add(self, states: Tensor) -> None:
         """Append positions, [n, hidden]."""
         new, count = directions(states), self._count + len(states)
-        if self._held is None or count > len(self._held):
+        if self._directions is None or count > len(self._directions):
             grown = new.new_empty(2 * count, new.shape[1])
-            if self._held is not None:
-                grown[: self._count] = self._held[: self._count]
-            self._held = grown
-        self._held[self._count : count] = new
+            if self._directions is not None:
+                grown[: self._count] = self._directions[: self._count]
+            self._directions = grown
+        self._directions[self._count : count] = new
         self._count = count
 
     def likeness(self, states: Tensor) -> Tensor:
         """Return each state's greatest cosine with a position of the context, [n, hidden] to [n]."""
-        return (directions(states) @ self._held[: self._count].T).amax(dim=-1)
+        return (directions(states) @ self._directions[: self._count].T).amax(dim=-1)
 
 
 def directions(states: Tensor) -> Tensor:
@@ -99,15 +101,13 @@ def directions(states: Tensor) -> Tensor:
     return F.normalize(wide(states), dim=-1)
 
 
-def gather(best: TokenSequence, sequences: list[TokenSequence]) -> None:
+def copy_past(best: TokenSequence, sequences: list[TokenSequence]) -> None:
     """Give every sequence the past of `best`, which ends with the candidate that was chosen; they differ in that position alone."""
-    first = best.seen - len(best.request.masked_positions) - 1
     for sequence in sequences:
         if sequence is not best:
-            sequence.runner.copy(best.cache_slot, sequence.cache_slot, first)
-            sequence.seen = best.seen
+            sequence.runner.copy(best.cache_slot, sequence.cache_slot, best.cached - 1)
             if sequence.guidance is not None:
-                sequence.guidance.become_guidance(best.guidance)
+                sequence.guidance.adopt(best.guidance)
 
 
 def check_contrastive(params: SamplingParams) -> None:

@@ -6,25 +6,25 @@ import torch
 from torch import Tensor
 
 from ...data.errors import UserError
+from ..requests.generation import Generation
 from ..requests.options import CONFIG, option, settings
 from ..requests.params import SamplingParams
-from ..requests.request import Request
 from ..requests.rules import not_negative, whole
 from ..requests.strategy import Host, Strategy
 from .beam import SHARED_BY_BEAMS, Beams, Search, beams, check_beams, searched
 from .spec import StrategySpec
 
 
-def diverse_beam(request: Request, host: Host) -> Strategy:
+def diverse_beam(generation: Generation, host: Host) -> Strategy:
     """Search with `num_beam_groups` groups of beams one after the other; the answers are the best of all groups.
 
     At each step a group loses `diversity_penalty` of a token's log-probability for every beam of an earlier group that took the token
     there; scores contain what was lost. The first group is an ordinary beam search. A group that has ended takes nothing. Two groups may
     still arrive at the same answer.
     """
-    params = request.params
+    params = generation.request.params
     size = params.num_beams // params.num_beam_groups
-    return searched(request, host, lambda sequence, group: GroupSearch(sequence, size, group), params.num_beam_groups)
+    return searched(generation, host, lambda sequence, group: GroupSearch(sequence, size, group), params.num_beam_groups)
 
 
 class GroupSearch(Search):
@@ -33,6 +33,7 @@ class GroupSearch(Search):
     counts_ended = True
 
     def logprobs(self, logits: Tensor, taken: list[int]) -> Tensor:
+        """The model's log-probabilities less what earlier groups took, [sequences, vocab]."""
         return less_taken(super().logprobs(logits, taken), taken, self.request.params.diversity_penalty)
 
 

@@ -11,27 +11,28 @@ from ...data.errors import UserError
 from ..constraints.plausible import Plausible, among_plausible
 from ..filters.logits import logprobs
 from ..filters.pipeline import Filters
+from ..requests.generation import Generation
 from ..requests.options import CONFIG, Command, option, settings
 from ..requests.params import SamplingParams
-from ..requests.request import Request, TokenSequence
+from ..requests.sequence import TokenSequence
 from ..requests.strategy import Forward, Host, Strategy
 from ..requests.trace import LayerTrace, TraceRecorder
-from .sampling import take, with_forks
-from .selection import check_sampling
+from ..runners.contract import Runner
+from .sampling import awaits_forks, check_sampling, commit_choices, with_forks
 from .spec import StrategySpec
 
 RELATIVE_TOP = 0.1
 
 
-def dola(request: Request, host: Host) -> Strategy:
+def dola(generation: Generation, host: Host) -> Strategy:
     """Choose tokens by how much likelier the last layer makes them than a lower one does (Chuang et al. 2024).
 
     The lower one is, at every step and for every sequence, the candidate whose distribution diverges most from the last. Its states go
     through the head without the final norm. Tokens less than a tenth as likely as the likeliest are dropped; filters
     see the difference of log-probabilities. Greedy or sampled.
     """
-    layers = tuple(candidate_layers(request.params.dola_layers, *shape(host.runner)))
-    sequence = TokenSequence.open(request, host.runner)
+    layers = tuple(candidate_layers(generation.request.params.dola_layers, *shape(host.runner)))
+    sequence = TokenSequence.open(generation, host.runner)
     sequence.constraints.append(Plausible(RELATIVE_TOP))
     live, filters = [sequence], None
     while live:
@@ -40,25 +41,25 @@ def dola(request: Request, host: Host) -> Strategy:
         last = torch.tensor([len(ids) for ids in forward.ids]).cumsum(0) - 1  # of each sequence
         states = torch.cat([forward.states[layer][last] for layer in layers])  # the head's weights are read once for all
         premature = host.runner.head(states).unflatten(0, (len(layers), len(live)))
-        if request.alone and request.width > 1:
-            live, places = with_forks(live)
-            logits, premature = logits[places], premature[:, places]
+        if awaits_forks(live[0]):
+            live, sources = with_forks(live)
+            logits, premature = logits[sources], premature[:, sources]
         chosen, divergences, scores = contrasted(logits, premature)
         if filters is None or filters.sequences != live:
             filters = Filters(live)
-        watch = TraceRecorder.of(live, logits)
-        if watch is not None:
-            for place, each in enumerate(live):
-                watch(place, "dola", scores[place])
-                record = LayerTrace(layers[chosen[place]], tuple(zip(layers, divergences[:, place].tolist())))
-                request.note(record, each.position, each.choice)
-        live = take(live, filters(scores, watch), watch)
+        recorder = TraceRecorder.of(live, logits)
+        if recorder is not None:
+            for index, each in enumerate(live):
+                recorder(index, "dola", scores[index])
+                record = LayerTrace(layers[chosen[index]], tuple(zip(layers, divergences[:, index].tolist())))
+                generation.trace(record, each.position, each.choice)
+        live = commit_choices(live, filters(scores, recorder), recorder)
 
 
 def contrasted(mature: Tensor, premature: Tensor) -> tuple[list[int], Tensor, Tensor]:
-    """Return for each sequence which candidate it is contrasted with, the candidates' divergences, [layers, rows], and scores, [rows, vocab].
+    """Return for each sequence which candidate it is contrasted with, the candidates' divergences, [layers, sequences], and scores, [sequences, vocab].
 
-    mature is [rows, vocab], premature [layers, rows, vocab], logits both. The scores are those of `among_plausible`.
+    mature is [sequences, vocab], premature [layers, sequences, vocab], logits both. The scores are those of `among_plausible`.
     """
     mature, premature = logprobs(mature), logprobs(premature)
     divergences = divergence(mature, premature)
@@ -76,7 +77,7 @@ def divergence(a: Tensor, b: Tensor) -> Tensor:
     return (mean.exp() * (mean - (a + b) / 2)).sum(dim=-1)
 
 
-def shape(runner) -> tuple[int, bool]:
+def shape(runner: Runner) -> tuple[int, bool]:
     """How many layers the runner's model has, and whether its head is its embeddings."""
     return runner.config.num_hidden_layers, bool(runner.model.config.tie_word_embeddings)
 
@@ -104,7 +105,7 @@ def candidate_layers(asked: str | Sequence[int], count: int, tied: bool) -> list
     return layers
 
 
-def suits_dola(params: SamplingParams, runner) -> None:
+def suits_dola(params: SamplingParams, runner: Runner) -> None:
     """Raise UserError for layers that the runner's model does not have."""
     candidate_layers(params.dola_layers, *shape(runner))
 

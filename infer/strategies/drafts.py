@@ -9,32 +9,35 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..filters.pipeline import Filters
-from ..requests.request import TokenSequence, new_slot, release, shared
+from ..requests.generation import Generation
 from ..requests.rng import choose
+from ..requests.sequence import TokenSequence, new_slot, release, shared_length
 from ..requests.strategy import Forward, next_tokens
+from ..runners.contract import Runner
 from .speculation import Guess
 
 DRAFT = 1  # the draft's place among a sequence's numbers for a position
 
 
-class DraftRow(TokenSequence):
+class DraftSequence(TokenSequence):
     """A draft model's sequence: what the target sequence has, and the guesses that are to follow."""
 
     @classmethod
-    def beside(cls, target: TokenSequence, runner) -> DraftRow:
+    def open_for(cls, target: TokenSequence, runner: Runner) -> DraftSequence:
         """Return a sequence without a past in the runner of the draft model."""
-        request = target.request
-        return cls(request, runner, new_slot(request, runner), list(request.prompt_ids), target.text).begin(target)
+        generation = target.generation
+        return cls(generation, runner, new_slot(generation, runner), list(generation.request.prompt_ids), target.text).begin(target)
 
-    def begin(self, target: TokenSequence) -> DraftRow:
+    def begin(self, target: TokenSequence) -> DraftSequence:
+        """Draft for this target from now on, and return itself."""
         self.target, self.choice = target, target.choice
         self.tokens = target.request.params.num_assistant_tokens
         self.guess = Guess()
         return self
 
-    def twin(self, target: TokenSequence) -> DraftRow:
-        """Return a sequence of another answer with the same past."""
-        return DraftRow(self.request, self.runner, self.fork_slot(), list(self.ids), target.text, self.seen).begin(target)
+    def fork_for(self, target: TokenSequence) -> DraftSequence:
+        """Return a sequence with the same past for another answer of the request."""
+        return DraftSequence(self.generation, self.runner, self.fork_slot(), list(self.ids), target.text).begin(target)
 
     def context(self) -> list[int]:
         """What the target has, in the draft's ids."""
@@ -43,18 +46,15 @@ class DraftRow(TokenSequence):
     def follow(self) -> None:
         """Take the target's tokens for one's own; what was guessed and did not come leaves the cache."""
         ids = self.context()
-        same = shared(self.ids, ids)
-        seen = min(self.seen, same, max(len(ids) - 1, 0))  # the newest is run again where need be: its logits are wanted
-        if seen < self.seen:
-            self.seen = seen
-            self.runner.truncate(self.cache_slot, seen - len(self.request.masked_positions))
+        same = shared_length(self.ids, ids)
+        self.rollback(max(self.seen - min(same, max(len(ids) - 1, 0)), 0))  # the newest is run again where need be: its logits are wanted
         self.ids, self._remembered = ids, min(self._remembered, same)
         self.states = {name: state.fork() for name, state in self.target.states.items()}
         self.constraints = [constraint.fork() for constraint in self.target.constraints]
         self.guess = Guess()
 
     def push(self, id: int, p: float, scores: Tensor | None) -> None:
-        """Append a guess."""
+        """Append a guess of probability p, drawn from scores, [vocab], where it was drawn."""
         self.ids.append(id)
         for state in (*self.states.values(), *self.constraints):
             state.accept(id)
@@ -92,14 +92,14 @@ class ModelDrafts:
     All sequences draft together. A request for several answers shows the model its prompt once.
     """
 
-    def __init__(self, runner, vocab: int):
+    def __init__(self, runner: Runner, vocab: int):
         self.runner, self.vocab = runner, vocab
-        self._rows: dict[TokenSequence, DraftRow] = {}
+        self._drafts: dict[TokenSequence, DraftSequence] = {}
 
     def guess(self, sequences: Sequence[TokenSequence]) -> Generator[Forward, Tensor, list[Guess]]:
         """Return what may follow each sequence."""
-        yield from self._open([sequence for sequence in sequences if sequence not in self._rows])
-        drafts = [self._rows[sequence] for sequence in sequences]
+        yield from self._open([sequence for sequence in sequences if sequence not in self._drafts])
+        drafts = [self._drafts[sequence] for sequence in sequences]
         for draft in drafts:
             draft.follow()
         room = {draft: draft.room for draft in drafts}
@@ -107,19 +107,19 @@ class ModelDrafts:
         while going:
             logits = yield next_tokens(going)
             going = [draft for draft in self._extend(going, logits) if len(draft.guess.ids) < room[draft] and draft.going]
-        return [self._told(draft) for draft in drafts]
+        return [self._in_target_ids(draft) for draft in drafts]
 
     def learn(self, sequence: TokenSequence, guess: Guess, came: Sequence[int]) -> None:
         """Take note of the tokens that came after a guess."""
-        if sequence in self._rows:
-            self._rows[sequence].learn(shared(guess.ids, list(came)))
+        if sequence in self._drafts:
+            self._drafts[sequence].learn(shared_length(guess.ids, list(came)))
 
     def release(self, sequences: Sequence[TokenSequence]) -> None:
         """Give back what was held for the sequences."""
-        release([self._rows.pop(sequence) for sequence in sequences if sequence in self._rows])
+        release([self._drafts.pop(sequence) for sequence in sequences if sequence in self._drafts])
 
-    def _extend(self, drafts: list[DraftRow], logits: Tensor) -> list[DraftRow]:
-        """Draft one token a sequence; return the sequences that got one.
+    def _extend(self, drafts: list[DraftSequence], logits: Tensor) -> list[DraftSequence]:
+        """Draft one token a sequence by logits, [sequences, vocab]; return the sequences that got one.
 
         Where filters fail, nothing is guessed: whether the answer ever gets there is for its own sequence to find out.
         """
@@ -132,24 +132,24 @@ class ModelDrafts:
         return [draft for i, draft in enumerate(drafts) if i not in errors]
 
     def _open(self, sequences: Sequence[TokenSequence]) -> Generator[Forward, Tensor, None]:
-        by_request: dict[int, list[TokenSequence]] = {}
+        by_request: dict[Generation, list[TokenSequence]] = {}
         for sequence in sequences:
-            by_request.setdefault(id(sequence.request), []).append(sequence)
+            by_request.setdefault(sequence.generation, []).append(sequence)
         for first, *others in by_request.values():
-            draft = self._rows[first] = self._beside(first)
+            draft = self._drafts[first] = self._open_one(first)
             if others and draft.ids and (self.runner.limit is None or len(draft.ids) <= self.runner.limit):
                 yield next_tokens([draft])
-            self._rows.update({other: draft.twin(other) for other in others})
+            self._drafts.update({other: draft.fork_for(other) for other in others})
 
-    def _beside(self, sequence: TokenSequence) -> DraftRow:
-        return DraftRow.beside(sequence, self.runner)
+    def _open_one(self, sequence: TokenSequence) -> DraftSequence:
+        return DraftSequence.open_for(sequence, self.runner)
 
-    def _told(self, draft: DraftRow) -> Guess:
+    def _in_target_ids(self, draft: DraftSequence) -> Guess:
         """The guess in the target's ids."""
         return draft.guess
 
 
 def fitted(logits: Tensor, vocab: int) -> Tensor:
-    """Cut or fill up with -inf to the target's vocabulary: where the tokenizer is the same, the two differ by padding alone."""
+    """Cut or fill up with -inf to the target's vocabulary, [n, vocab]: where the tokenizer is the same, the two differ by padding alone."""
     width = logits.shape[-1]
     return logits[:, :vocab] if width >= vocab else F.pad(logits, (0, vocab - width), value=-torch.inf)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -9,13 +11,14 @@ from ...data.errors import UserError
 from ..constraints.plausible import Plausible, among_plausible
 from ..filters.logits import logprobs
 from ..requests.params import SamplingParams
-from ..requests.request import Combine, Guidance, Request
+from ..requests.request import Combine, Guidance
 from ..requests.strategy import Host
-from .registry import choose
+from ..runners.contract import Runner
+from .spec import StrategySpec
 
 
-def guidance_of(params: SamplingParams, prompt_ids: list[int], negative_ids: list[int] | None, host: Host) -> Guidance | None:
-    """Return the runner (None for the request's own), the prompt and the way to combine; None where a request asks for none.
+def guidance_of(params: SamplingParams, strategy: StrategySpec, prompt_ids: list[int], negative_ids: list[int] | None, host: Host) -> Guidance | None:
+    """Return the guidance that the settings ask for behind this prompt, None where they ask for none.
 
     Guidance by a scale of 1 is none. Without a negative prompt the guidance is shown the prompt's last token, as in transformers. Raises
     UserError for an amateur of another vocabulary, and where guidance cannot run.
@@ -23,49 +26,52 @@ def guidance_of(params: SamplingParams, prompt_ids: list[int], negative_ids: lis
     scale, amateur = params.guidance_scale, params.amateur_model
     if amateur is not None:
         runner = host.runner_of(amateur)
-        check_amateur(params, runner, host.runner)
-        return runner, list(prompt_ids), expert_minus_amateur(params.amateur_alpha, params.amateur_temperature)
+        check_amateur(params, strategy, runner, host.runner)
+        return Guidance(runner, list(prompt_ids), expert_minus_amateur(params.amateur_alpha, params.amateur_temperature))
     if scale is None or scale == 1:
         return None
     if host.runner.model.config.is_encoder_decoder:
         raise UserError(
-            f"guidance_scale={scale} compares two prompts of a decoder, but {kind(host.runner)} is an encoder-decoder: drop it"
+            f"guidance_scale={scale} compares two prompts of a decoder, but {model_type(host.runner)} is an encoder-decoder: drop it"
         )
-    return None, list(prompt_ids[-1:] if negative_ids is None else negative_ids), classifier_free(scale)
+    return Guidance(None, list(prompt_ids[-1:] if negative_ids is None else negative_ids), classifier_free(scale))
 
 
-def with_guidance(request: Request, guidance: Guidance | None) -> None:
-    """Give the request its guidance; against an amateur, its sequences drop implausible tokens too."""
-    request.guidance = guidance
-    if request.params.amateur_model is not None:
-        others, alpha = request.new_constraints, request.params.amateur_alpha
-        request.new_constraints = lambda: [*others(), Plausible(alpha)]
+def with_plausibility(new_constraints: Callable[[], list], params: SamplingParams) -> Callable[[], list]:
+    """Return what makes a sequence's constraints, with the one more that measuring against an amateur takes: implausible tokens are dropped."""
+    if params.amateur_model is None:
+        return new_constraints
+    return lambda: [*new_constraints(), Plausible(params.amateur_alpha)]
 
 
-def check_amateur(params: SamplingParams, amateur, expert) -> None:
+def check_amateur(params: SamplingParams, strategy: StrategySpec, amateur: Runner, expert: Runner) -> None:
     """Raise UserError for an amateur, given by its runner, that cannot be measured against the expert's."""
     for runner in (amateur, expert):
         if runner.model.config.is_encoder_decoder:
-            raise UserError(f"amateur_model compares two decoders, but {kind(runner)} is an encoder-decoder: drop it")
+            raise UserError(f"amateur_model compares two decoders, but {model_type(runner)} is an encoder-decoder: drop it")
     sizes = [runner.config.vocab_size for runner in (amateur, expert)]
     if sizes[0] != sizes[1]:
         raise UserError(
             f"amateur_model has a vocabulary of {sizes[0]} tokens, the model one of {sizes[1]}: use an amateur with the same tokenizer"
         )
-    if not amateur.capabilities.truncate and choose(params).start is not None:
+    if not amateur.capabilities.truncate and strategy.needs:  # those that need nothing of the runner take one token after the other
         raise UserError(
-            f"amateur_model is a {kind(amateur)}, whose state cannot follow strategy {choose(params).name!r}: sample, or use another amateur"
+            f"amateur_model is a {model_type(amateur)}, whose state cannot follow strategy {strategy.name!r}: sample, or use another amateur"
         )
     if params.hide or params.attention_mask is not None:
         raise UserError("amateur_model reads the whole prompt, so nothing of it can be hidden: drop hide and attention_mask, or the amateur")
 
 
-def kind(runner) -> str:
+def model_type(runner: Runner) -> str:
+    """The architecture's name, as errors say it."""
     return runner.model.config.model_type
 
 
 def classifier_free(scale: float) -> Combine:
-    """Move away from what the model says to the negative prompt (Sanchez et al. 2023), in log-probabilities as transformers does."""
+    """Return what moves away from what the model says to the negative prompt (Sanchez et al. 2023), in log-probabilities as transformers does.
+
+    It combines the model's logits, [n, vocab], with those behind the negative prompt; tokens that the model excludes stay excluded.
+    """
 
     def combine(logits: Tensor, negative: Tensor) -> Tensor:
         positive, negative = logprobs(logits), logprobs(negative)
@@ -75,10 +81,10 @@ def classifier_free(scale: float) -> Combine:
 
 
 def expert_minus_amateur(alpha: float, temperature: float) -> Combine:
-    """Contrastive decoding (Li et al. 2023): log p_expert - log p_amateur among the expert's plausible tokens.
+    """Return what combines two models' logits, [n, vocab], by contrastive decoding (Li et al. 2023): log p_expert - log p_amateur.
 
-    These are at least `alpha` times as likely as its likeliest; all others lie far below (see `among_plausible`). The amateur has a
-    temperature of its own.
+    It is taken among the expert's plausible tokens, which are at least `alpha` times as likely as its likeliest; all others lie far below (see
+    `among_plausible`). The amateur has a temperature of its own.
     """
 
     def combine(logits: Tensor, amateur: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..requests.request import TokenSequence
+from ..requests.sequence import TokenSequence
 
 
 class BeamHypotheses:
@@ -23,6 +23,7 @@ class BeamHypotheses:
 
     @property
     def full(self) -> bool:
+        """Whether there are as many as are kept."""
         return len(self.sequences) == self.capacity
 
     def add(self, sequence: TokenSequence, total: float) -> None:
@@ -31,6 +32,7 @@ class BeamHypotheses:
         self.sequences = sorted([*self.sequences, sequence], key=lambda each: -each.score)[: self.capacity]
 
     def score(self, total: float, length: int) -> float:
+        """The score of a hypothesis of so many tokens with this sum."""
         return total / length**self.penalty
 
     def is_done(self, best: float, position: int) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Generator, Sequence
 
 from torch import Tensor
 
-from ..requests.request import TokenSequence
+from ..requests.sequence import TokenSequence
 from ..requests.strategy import Forward
 from .speculation import Guess
 
@@ -35,7 +35,7 @@ class NgramIndex:
     def copied(self, count: int) -> tuple[int, list[int]]:
         """Return how many of the newest ids stood together before, and up to `count` ids that followed them then.
 
-        The longest run counts, and of its places the latest. A copy that reaches the newest id goes on with what it has copied:
+        The longest run counts, and of its occurrences the latest. A copy that reaches the newest id goes on with what it has copied:
         after 1 2 1 2 it is 1 2 1 2 and so on.
         """
         ids = self.ids
@@ -56,7 +56,10 @@ class Trust:
         self._rates: dict[int, float] = {}
 
     def length(self, n: int, most: int) -> int:
-        """Return how many tokens of a copy to guess for the most tokens in the time; a guess is right only with all before it."""
+        """Return how many tokens, up to `most`, of a copy behind a run of n to guess for the most tokens in the time.
+
+        A guess is right only with all before it.
+        """
         rate = self._rates.get(n, HOPE)
         best, length, tokens, right = 1.0, 0, 1.0, 1.0
         for guessed in range(1, most + 1):
@@ -117,5 +120,5 @@ class Lookup:
     def release(self, sequences: Sequence[TokenSequence]) -> None:
         """Forget the sequences."""
         for sequence in sequences:
-            for held in (self._indices, self._trust, self._copies):
-                held.pop(sequence, None)
+            for by_sequence in (self._indices, self._trust, self._copies):
+                by_sequence.pop(sequence, None)

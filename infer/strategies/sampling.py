@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 
+from ...data.errors import UserError
 from ..filters.pipeline import Filters
-from ..requests.request import TokenSequence, release
+from ..requests.generation import Generation
+from ..requests.params import SamplingParams
 from ..requests.rng import choose
-from ..requests.strategy import Strategy, next_tokens
+from ..requests.sequence import TokenSequence, release
+from ..requests.strategy import Arrivals, Host, Strategy, next_tokens
 from ..requests.trace import TraceRecorder
-from .selection import check_sampling
 from .spec import StrategySpec
 
 
-def sampling(arrivals: Callable[[], list[TokenSequence]]) -> Strategy:
+def sampling(generation: Generation, host: Host) -> None:
+    """Greedy and multinomial decoding: one generator for all the sequences that take one token a step."""
+    host.join("sampling", TokenSequence.open(generation, host.runner), sampled)
+
+
+def sampled(arrivals: Arrivals) -> Strategy:
     """Give every sequence one token a pass, until no sequence is left; `arrivals` is asked for more before each pass.
 
-    Rows are filtered together, each by its own settings, and each draws by its own noise. A request for several answers
+    Sequences are filtered together, each by its own settings, and each draws by its own noise. A request for several answers
     runs its prompt once and forks.
     """
     live: list[TokenSequence] = []
@@ -28,54 +33,65 @@ def sampling(arrivals: Callable[[], list[TokenSequence]]) -> Strategy:
         if not live:
             return
         logits = yield next_tokens(live)
-        if any(sequence.request.alone and sequence.request.width > 1 for sequence in live):
-            live, places = with_forks(live)
-            logits = logits[places]
+        if any(awaits_forks(sequence) for sequence in live):
+            live, sources = with_forks(live)
+            logits = logits[sources]
         if live != filters.sequences:
             filters = Filters(live)
-        watch = TraceRecorder.of(live, logits)
-        scores, errors = filters.each(logits, watch)
-        for place, error in errors.items():
-            live[place].request.fail(error)
-        live = take(live, scores, watch)
+        recorder = TraceRecorder.of(live, logits)
+        scores, errors = filters.each(logits, recorder)
+        for index, error in errors.items():
+            live[index].generation.fail(error)
+        live = commit_choices(live, scores, recorder)
 
 
-def take(live: list[TokenSequence], scores: Tensor, watch: TraceRecorder | None) -> list[TokenSequence]:
-    """Give every sequence the token that its scores choose, [rows, vocab] after every filter, and tell of it; return the sequences that go on.
+def commit_choices(live: list[TokenSequence], scores: Tensor, recorder: TraceRecorder | None) -> list[TokenSequence]:
+    """Give every sequence the token that its scores choose, [sequences, vocab] after every filter; return the sequences that go on.
 
-    A request that fails is finished with all its sequences.
+    The tokens are published and the sequences that are finished released, with all those of a request that fails.
     """
     chosen, logprobs = choose(scores, [sequence.key() if sequence.request.params.samples else None for sequence in live])
     ids = chosen.tolist()
-    if watch is not None:
-        watch.chosen(scores, ids)
+    if recorder is not None:
+        recorder.chosen(scores, ids)
     for sequence, id, logprob in zip(live, ids, logprobs.tolist()):
         if not sequence.finished:
-            with sequence.request.contained():
+            with sequence.generation.contained():
                 sequence.commit(id, logprob)
-                sequence.request.publish(sequence)
+                sequence.publish()
     release([sequence for sequence in live if sequence.finished])
     return [sequence for sequence in live if not sequence.finished]
 
 
+def awaits_forks(sequence: TokenSequence) -> bool:
+    """Whether the further answers of the sequence's request are still to be forked from it, once its prompt has been run."""
+    return sequence.request.width > 1 and not sequence.generation.forked
+
+
 def with_forks(live: list[TokenSequence]) -> tuple[list[TokenSequence], list[int]]:
-    """Add the further answers of requests whose prompt has just been run; return all sequences and whose logits each has."""
-    sequences, places = [], []
-    for place, sequence in enumerate(live):
+    """Add the further answers of requests whose prompt has just been run; return all sequences and the index of the one whose logits each has."""
+    sequences, sources = [], []
+    for index, sequence in enumerate(live):
         new = [sequence]
-        if sequence.request.alone:
+        if awaits_forks(sequence):
             new += [forked(sequence, choice) for choice in range(1, sequence.request.width)]
-            sequence.request.alone = False
+            sequence.generation.forked = True
         sequences += new
-        places += [place] * len(new)
-    return sequences, places
+        sources += [index] * len(new)
+    return sequences, sources
 
 
 def forked(sequence: TokenSequence, choice: int) -> TokenSequence:
-    """A fork of the sequence that grows another answer of its request."""
+    """Return a fork of the sequence that grows another answer of its request."""
     fork = sequence.fork()
     fork.choice = choice
     return fork
 
 
-SAMPLING = StrategySpec("sampling", None, about=__doc__, check=check_sampling)
+def check_sampling(params: SamplingParams) -> None:
+    """Raise UserError where several answers would all be the same."""
+    if params.num_return_sequences > 1 and not params.samples:
+        raise UserError(f"num_return_sequences={params.num_return_sequences} greedy answers would all be the same: give do_sample or num_beams")
+
+
+SAMPLING = StrategySpec("sampling", sampling, about=__doc__, check=check_sampling)

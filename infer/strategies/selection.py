@@ -4,32 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 from ...data.errors import UserError
+from ..requests.events import Answer
 from ..requests.options import OPENAI, option, settings
 from ..requests.params import SamplingParams
-from ..requests.request import TokenSequence
+from ..requests.request import Select
 from ..requests.rules import function, whole
 from ..requests.user_functions import called
+from .sampling import sampling
 from .spec import StrategySpec
 
-Select = Callable[[list[TokenSequence]], Sequence[TokenSequence]]
 
-
-def best_of_n(count: int, reward: Callable[[str, str], float] | None, prompt: str) -> Select:
+def best_of_n(count: int, reward: Callable[[str, str], float] | None, prompt: str, given: int = 0) -> Select:
     """Take the `count` answers of the highest `reward(prompt, answer)`, or, without one, of the highest mean log-probability a token.
 
-    The log-probabilities are those after the filters; tokens of a given prefix do not count. Equal ones keep the order of sampling.
+    The log-probabilities are those after the filters; the first `given` tokens, of a given prefix, do not count. Equal ones keep the order
+    in which the answers ended.
     """
 
-    def select(sequences: list[TokenSequence]) -> list[TokenSequence]:
-        for sequence in sequences:
-            sequence.score = mean_logprob(sequence) if reward is None else measured(called("reward", reward, prompt, text(sequence)), "reward")
-        return highest(sequences, count)
+    def score_of(answer: Answer) -> float:
+        if reward is None:
+            return mean_logprob(answer, given)
+        return measured(called("reward", reward, prompt, answer.text), "reward")
 
-    return select
+    return lambda answers: highest([replace(answer, score=score_of(answer)) for answer in answers], count)
 
 
 def self_consistency(answer_of: Callable[[str], Any]) -> Select:
@@ -38,18 +40,16 @@ def self_consistency(answer_of: Callable[[str], Any]) -> Select:
     Between equally many the greater sum of their log-probabilities decides. None is no vote. The score is the share of the votes.
     """
 
-    def select(sequences: list[TokenSequence]) -> list[TokenSequence]:
-        votes: dict[Hashable, list[TokenSequence]] = {}
-        for sequence in sequences:
-            said = called("answer_of", answer_of, text(sequence))
+    def select(answers: Sequence[Answer]) -> list[Answer]:
+        votes: dict[Hashable, list[Answer]] = {}
+        for answer in answers:
+            said = called("answer_of", answer_of, answer.text)
             if not is_countable(said):
                 raise UserError(f"answer_of must return what can be compared and counted, got {said!r}: return a text or a number")
             if said is not None:
-                votes.setdefault(said, []).append(sequence)
-        winners = max(votes.values(), key=lambda own: (len(own), sum(sum(sequence.logprobs) for sequence in own)), default=[])
-        chosen = winners[0] if winners else sequences[0]
-        chosen.score = len(winners) / len(sequences)
-        return [chosen]
+                votes.setdefault(said, []).append(answer)
+        winners = max(votes.values(), key=lambda own: (len(own), sum(sum(answer.logprobs) for answer in own)), default=[])
+        return [replace(winners[0] if winners else answers[0], score=len(winners) / len(answers))]
 
     return select
 
@@ -60,12 +60,14 @@ def minimum_bayes_risk(count: int, utility: Callable[[str, str], float] | None) 
     So the one that would disappoint least if any other were right (Eikema & Aziz 2020). Without a utility it is `chrf`.
     """
 
-    def select(sequences: list[TokenSequence]) -> list[TokenSequence]:
-        texts = [text(sequence) for sequence in sequences]
-        for i, sequence in enumerate(sequences):
-            values = [measured(called("utility", utility or chrf, texts[i], other), "utility") for j, other in enumerate(texts) if j != i]
-            sequence.score = sum(values) / len(values)
-        return highest(sequences, count)
+    def select(answers: Sequence[Answer]) -> list[Answer]:
+        texts = [answer.text for answer in answers]
+        compared = partial(called, "utility", utility or chrf)
+        scored = []
+        for i, answer in enumerate(answers):
+            values = [measured(compared(texts[i], other), "utility") for j, other in enumerate(texts) if j != i]
+            scored.append(replace(answer, score=sum(values) / len(values)))
+        return highest(scored, count)
 
     return select
 
@@ -87,26 +89,27 @@ def _chrf_metric():
     return CHRF()
 
 
-def selection_of(params: SamplingParams, kind: str, prompt: str) -> Select | None:
-    """Return what chooses among a request's answers, None where all are wanted; `kind` is its strategy's name, `prompt` its text."""
+def selection_of(params: SamplingParams, strategy: str, prompt: str, given: int = 0) -> Select | None:
+    """Return what selects among a request's answers, None where all are wanted.
+
+    `strategy` is its strategy's name, `prompt` its text, `given` how many first tokens of each answer are a given prefix.
+    """
     count = params.num_return_sequences
-    if kind == "best_of_n":
-        return best_of_n(count, params.reward, prompt)
-    if kind == "self_consistency":
+    if strategy == "best_of_n":
+        return best_of_n(count, params.reward, prompt, given)
+    if strategy == "self_consistency":
         return self_consistency(params.answer_of)
-    return minimum_bayes_risk(count, params.utility) if kind == "minimum_bayes_risk" else None
+    return minimum_bayes_risk(count, params.utility) if strategy == "minimum_bayes_risk" else None
 
 
-def highest(sequences: list[TokenSequence], count: int) -> list[TokenSequence]:
-    return sorted(sequences, key=lambda sequence: sequence.score, reverse=True)[:count]
+def highest(answers: Sequence[Answer], count: int) -> list[Answer]:
+    """The `count` answers of the highest scores, best first."""
+    return sorted(answers, key=lambda answer: answer.score, reverse=True)[:count]
 
 
-def text(sequence: TokenSequence) -> str:
-    return "".join(sequence.pieces)
-
-
-def mean_logprob(sequence: TokenSequence) -> float:
-    own = sequence.logprobs[len(sequence.request.prefix_ids) :]
+def mean_logprob(answer: Answer, given: int) -> float:
+    """The mean log-probability of the tokens behind the first `given`."""
+    own = answer.logprobs[given:]
     return sum(own) / len(own)
 
 
@@ -154,12 +157,6 @@ def check_risk(params: SamplingParams) -> None:
     check_selection(params, least=2)
 
 
-def check_sampling(params: SamplingParams) -> None:
-    """Raise UserError where several answers would all be the same."""
-    if params.num_return_sequences > 1 and not params.samples:
-        raise UserError(f"num_return_sequences={params.num_return_sequences} greedy answers would all be the same: give do_sample or num_beams")
-
-
 @settings
 class Several:
     best_of: int | None = option(None, "Sample so many answers and give the likeliest.", whole(1), example=3, same_in=(OPENAI,))
@@ -189,17 +186,17 @@ class Risk:
 
 ONCE_CHOSEN = "once it is chosen"
 BEST_OF_N = StrategySpec(
-    "best_of_n", None, about=best_of_n, options=(Several, BestOf), least={"best_of": 3, "do_sample": True},
+    "best_of_n", sampling, about=best_of_n, options=(Several, BestOf), least={"best_of": 3, "do_sample": True},
     meant=lambda params: params.best_of is not None, check=check_selection, streams=ONCE_CHOSEN,
     paper="Stiennon et al. 2020, Learning to summarize from human feedback",
 )  # fmt: skip
 SELF_CONSISTENCY = StrategySpec(
-    "self_consistency", None, about=self_consistency, options=(Several, Vote), least={"best_of": 3, "do_sample": True, "answer_of": str.strip},
+    "self_consistency", sampling, about=self_consistency, options=(Several, Vote), least={"best_of": 3, "do_sample": True, "answer_of": str.strip},
     meant=lambda params: params.answer_of is not None, check=check_vote, streams=ONCE_CHOSEN,
     paper="Wang et al. 2022, Self-consistency improves chain of thought reasoning",
 )  # fmt: skip
 MINIMUM_BAYES_RISK = StrategySpec(
-    "minimum_bayes_risk", None, about=minimum_bayes_risk, options=(Several, Risk),
+    "minimum_bayes_risk", sampling, about=minimum_bayes_risk, options=(Several, Risk),
     least={"best_of": 3, "do_sample": True, "utility": lambda answer, other: float(answer == other)},
     meant=lambda params: params.utility is not None, check=check_risk, streams=ONCE_CHOSEN,
     paper="Eikema & Aziz 2020, Is MAP decoding all you need?",

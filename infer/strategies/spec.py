@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ..requests.generation import Generation
 from ..requests.options import CONFIG, Command, option, options_of, settings
 from ..requests.params import RequestParams
 from ..requests.request import Request
@@ -40,7 +41,7 @@ class Amateur:
 class StrategySpec:
     """A strategy by its name: how a request's own is started, and what it honours.
 
-    `start` is None where the request joins all those that take one token a step, and returns None where it joins others of its kind.
+    `start` returns None where its sequence has joined a strategy that requests share.
     `options` are the classes of the settings that are its own, or names of single ones; `guided` adds those of guidance. `least` are the fewest
     settings that mean it, and `meant` says whether a request's do without its name. `needs` are capabilities that the runner must
     have. `check` judges the values, `suits` whether the runner's model can take them; `width` counts its sequences. `samples`: whether
@@ -49,7 +50,7 @@ class StrategySpec:
     """
 
     name: str
-    start: Callable[[Request, Host], Strategy | None] | None
+    start: Callable[[Generation, Host], Strategy | None]
     about: Callable | str
     options: tuple[type | str, ...] = ()
     least: Mapping[str, Any] = field(default_factory=dict)

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ...data.errors import UserError
 from ..filters.logits import logprobs
+from ..requests.generation import Generation
 from ..requests.params import RequestParams
 from ..requests.race import race
-from ..requests.request import Request, TokenSequence
+from ..requests.sequence import TokenSequence
 from ..requests.strategy import Host, Strategy
 from .beam import SHARED_BY_BEAMS, Search, beams, check_beams, searched
 from .candidates import Continuation
@@ -21,14 +22,14 @@ NOISE = "stochastic beams"  # its place among a sequence's numbers for a positio
 SMALLEST = 2.0**-60  # a uniform number of 0 has no logarithm
 
 
-def stochastic_beam(request: Request, host: Host) -> Strategy:
+def stochastic_beam(generation: Generation, host: Host) -> Strategy:
     """Draw `num_beams` different answers without replacement from the distribution of whole answers, after the filters.
 
     It is the one that sampling draws from: the first answer is distributed as a sample, the second as one among the others, and so on. An answer's
     score is its log-probability, which is the sum of its `logprobs`, plus Gumbel noise: the answers come in the order of the draws.
     The seed alone decides; no answer comes twice.
     """
-    return searched(request, host, lambda sequence, group: GumbelSearch(sequence, request.params.num_beams))
+    return searched(generation, host, lambda sequence, group: GumbelSearch(sequence, generation.request.params.num_beams))
 
 
 class GumbelSearch(Search):

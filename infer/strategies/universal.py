@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ...data.literal import literal_text
 from ..filters.pipeline import known_alone
-from ..requests.request import TokenSequence
+from ..requests.sequence import TokenSequence
+from ..runners.contract import Runner
 from ..text.vocabulary import known_ids
-from .drafts import DraftRow, ModelDrafts
+from .drafts import DraftSequence, ModelDrafts
 from .speculation import Guess
 
 TAIL = 8  # newest tokens that a draft is read together with, so that it is split as it would be behind them
@@ -37,47 +39,55 @@ class Translation:
 
 
 def encoded(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return a text's ids, without the tokens that stand around a whole one."""
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-class UniversalRow(DraftRow):
+class TranslatedDraft(DraftSequence):
     """A draft model's sequence in ids of its own: the filters, which are made for the target's, do not touch it."""
 
+    translation: Translation
+
     def context(self) -> list[int]:
+        """What the target has, in the draft's ids."""
         return self.translation.there(self.target.ids)
 
-    def twin(self, target: TokenSequence) -> UniversalRow:
-        other = UniversalRow(self.request, self.runner, self.fork_slot(), list(self.ids), target.text, self.seen)
+    def fork_for(self, target: TokenSequence) -> TranslatedDraft:
+        """Return a sequence with the same past for another answer of the request."""
+        other = TranslatedDraft(self.generation, self.runner, self.fork_slot(), list(self.ids), target.text)
         other.translation = self.translation
         return other.begin(target)
 
     @property
     def position(self) -> int:
+        """How many tokens the target's answer has."""
         return self.target.position
 
     @property
     def unseen(self) -> list[int]:
+        """The ids that the next pass must bring."""
         return self.ids[self.seen :]
 
     @property
     def ends(self) -> frozenset[int]:
+        """What ends a text in the draft's ids."""
         return frozenset({self.translation.draft.eos_token_id} - {None})
 
 
 class UniversalDrafts(ModelDrafts):
     """Guesses for sequences from a model with another tokenizer; its likeliest tokens, certain of themselves."""
 
-    def __init__(self, runner, vocab: int, translation: Translation):
+    def __init__(self, runner: Runner, vocab: int, translation: Translation):
         super().__init__(runner, vocab)
         self.translation = translation
 
-    def _beside(self, sequence: TokenSequence) -> UniversalRow:
-        slot = sequence.request.opened(self.runner, self.runner.allocate())
-        draft = UniversalRow(sequence.request, self.runner, slot, self.translation.there(sequence.request.prompt_ids), sequence.text)
+    def _open_one(self, sequence: TokenSequence) -> TranslatedDraft:
+        slot = sequence.generation.hold_slot(self.runner, self.runner.allocate())
+        draft = TranslatedDraft(sequence.generation, self.runner, slot, self.translation.there(sequence.request.prompt_ids), sequence.text)
         draft.translation = self.translation
         return draft.begin(sequence)
 
-    def _extend(self, drafts: list[DraftRow], logits) -> list[DraftRow]:
+    def _extend(self, drafts: list[DraftSequence], logits: Tensor) -> list[DraftSequence]:
         logits = known_alone(logits.float(), known_ids(self.translation.draft, logits.shape[-1]))
         probs, ids = logits.softmax(dim=-1).max(dim=-1)
         for draft, id, p in zip(drafts, ids.tolist(), probs.tolist()):
@@ -86,7 +96,7 @@ class UniversalDrafts(ModelDrafts):
             draft.guess.probs.append(p)
         return drafts
 
-    def _told(self, draft: UniversalRow) -> Guess:
+    def _in_target_ids(self, draft: TranslatedDraft) -> Guess:
         drafted = draft.guess.ids
         if not drafted:
             return Guess()

@@ -12,10 +12,12 @@ from transformers import PreTrainedTokenizerFast
 from seodang.infer.engine.core import Engine
 from seodang.infer.engine.generation import run
 from seodang.infer.engine.params import SamplingParams
+from seodang.infer.requests.generation import Generation
 from seodang.infer.requests.request import Request
 from seodang.infer.requests.stop import AnswerText
 from seodang.infer.runners.encoder_decoder import decoder_start
 from seodang.infer.runners.open import open_runner
+from seodang.infer.strategies.registry import choose
 from seodang.infer.text.detokenise import detokeniser
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -68,26 +70,25 @@ def golden(golden_models):
 
 @pytest.fixture
 def new_request(tokenizer):
-    """`new_request(model, prompt, index=0, eos=2, **options)`: a request of a decoder's prompt ids or an encoder-decoder's source ids."""
+    """`new_request(model, prompt, index=0, eos=2, traced=False, **options)`: one of a decoder's prompt ids or an encoder-decoder's source ids."""
 
-    def make(model, prompt: list[int], index: int = 0, eos: int = 2, **options) -> Request:
+    def make(model, prompt: list[int], index: int = 0, eos: int = 2, traced: bool = False, **options) -> Generation:
         params = SamplingParams(**options)
         text = lambda: AnswerText(detokeniser(tokenizer), params.stop)
-        if not model.config.is_encoder_decoder:
-            return Request(index, prompt, params, params.seed or 0, frozenset({eos}), text)
-        start = [model.config.decoder_start_token_id]
-        return Request(index, start, params, params.seed or 0, frozenset({eos}), text, source_ids=prompt)
+        source, ids = (prompt, [model.config.decoder_start_token_id]) if model.config.is_encoder_decoder else (None, prompt)
+        strategy, seed = choose(params), params.seed or 0
+        return Generation(Request(index, ids, params, seed, frozenset({eos}), text, strategy, source_ids=source, traced=traced))
 
     return make
 
 
 @pytest.fixture
 def golden_request(new_request):
-    """`golden_request(model, case, index)`: the request that a golden case with one end token is."""
+    """`golden_request(model, case, index, traced=False)`: the request that a golden case with one end token is."""
 
-    def make(model, case: dict, index: int) -> Request:
+    def make(model, case: dict, index: int, traced: bool = False) -> Generation:
         options = dict(case["options"])
-        return new_request(model, case["prompt"], index, options.pop("eos_token_id", 2), **options)
+        return new_request(model, case["prompt"], index, options.pop("eos_token_id", 2), traced, **options)
 
     return make
 
@@ -104,10 +105,11 @@ def solved(tiny_tokenizer):
         if model.config.is_encoder_decoder:
             source, ids = ids, decoder_start(model)
         params, runner = SamplingParams(**options), open_runner(model)
-        request = Request(0, ids, params, 0, frozenset(eos), lambda: AnswerText(detokeniser(tiny_tokenizer)), source_ids=source)
-        list(run(Engine(runner), [request]))
+        text = lambda: AnswerText(detokeniser(tiny_tokenizer))
+        generation = Generation(Request(0, ids, params, 0, frozenset(eos), text, choose(params), source_ids=source))
+        list(run(Engine(runner), [generation]))
         assert runner.live == 0
-        found = [request.results[i] for i in range(params.num_return_sequences)]
+        found = [generation.results[i] for i in range(params.num_return_sequences)]
         answers = [[*each.ids[:-1], eos[0]] if each.finish_reason == "eos" else each.ids for each in found]
         return answers, [each.score for each in found]
 

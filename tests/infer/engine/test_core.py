@@ -6,10 +6,13 @@ import torch
 from seodang.infer.engine.core import Engine
 from seodang.infer.engine.generation import generate, prepare, run
 from seodang.infer.engine.params import SamplingParams
-from seodang.infer.requests.request import Request, TokenSequence, release
+from seodang.infer.requests.generation import Generation
+from seodang.infer.requests.request import Request
+from seodang.infer.requests.sequence import TokenSequence, release
 from seodang.infer.requests.stop import AnswerText
 from seodang.infer.requests.strategy import Forward
 from seodang.infer.runners.open import open_runner
+from seodang.infer.strategies.registry import choose
 from seodang.infer.text.detokenise import detokeniser
 
 NEW = 24
@@ -21,9 +24,10 @@ def greedy_ids(model, prompt: list[int], new: int = NEW) -> list[int]:
     return out[0, len(prompt) :].tolist()
 
 
-def request(tokenizer, prompt: list[int], **settings) -> Request:
+def request(tokenizer, prompt: list[int], **settings) -> Generation:
     params = SamplingParams(**{"max_new_tokens": NEW, **settings})
-    return Request(0, prompt, params, params.seed or 0, frozenset({2}), lambda: AnswerText(detokeniser(tokenizer), params.stop))
+    text = lambda: AnswerText(detokeniser(tokenizer), params.stop)
+    return Generation(Request(0, prompt, params, params.seed or 0, frozenset({2}), text, choose(params)))
 
 
 def prompt_lookup(row: TokenSequence, ngram: int = 1, draft: int = 6):
@@ -35,11 +39,11 @@ def prompt_lookup(row: TokenSequence, ngram: int = 1, draft: int = 6):
         logits = yield Forward([row], [row.unseen + guess], [len(guess) + 1])
         picks = logits.argmax(dim=-1).tolist()
         agreed = next((i for i, id in enumerate(guess) if id != picks[i]), len(guess))
-        row.forget(len(guess) - agreed)
+        row.rollback(len(guess) - agreed)
         for id in picks[: agreed + 1]:
             if not row.finished:
                 row.commit(id, 0.0)
-    row.request.publish(row)
+    row.publish()
     release([row])
 
 
@@ -113,7 +117,7 @@ def test_requests_wait_until_there_is_room(tiny, tokenizer):
 
 
 def test_prompts_that_are_too_much_for_one_pass_join_the_next(tiny, tokenizer, monkeypatch):
-    monkeypatch.setattr("seodang.infer.engine.core.MAX_NEW_POSITIONS", 50)
+    monkeypatch.setattr("seodang.infer.engine.scheduler.MAX_NEW_POSITIONS", 50)
     runner = open_runner(tiny("llama"))
     engine = Engine(runner)
     prompts = [list(range(3, 43)), list(range(4, 44)), list(range(3, 100))]
@@ -158,7 +162,7 @@ def test_room_is_kept_for_the_rows_that_a_request_opens_after_its_prompt(tiny, t
 
 
 def test_long_prompts_of_beams_do_not_share_a_pass_either(tiny, tokenizer, monkeypatch):
-    monkeypatch.setattr("seodang.infer.engine.core.MAX_NEW_POSITIONS", 50)
+    monkeypatch.setattr("seodang.infer.engine.scheduler.MAX_NEW_POSITIONS", 50)
     prompts = [list(range(3, 43)), list(range(4, 44))]
     engine, requests = prepare(tiny("llama"), tokenizer, prompts, SamplingParams(max_new_tokens=3, num_beams=2), False, None, 64)
     for each in requests:

@@ -5,7 +5,7 @@ import pytest
 from seodang.data.errors import UserError
 from seodang.infer import Committed, Finished, PrefixCache, SamplingParams, generate, stream
 from seodang.infer.engine.generation import prepare, results, run
-from seodang.infer.requests.request import TokenSequence
+from seodang.infer.requests.sequence import TokenSequence
 
 PROMPT, OTHER = [5, 6, 7, 5, 6], [20, 21, 22]
 BASE = {"max_new_tokens": 8, "ignore_eos": True}

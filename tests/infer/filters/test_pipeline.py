@@ -15,8 +15,10 @@ from seodang.infer.filters import logits as shapes
 from seodang.infer.filters.logits import XTC_DRAW
 from seodang.infer.filters.mirostat import mirostat
 from seodang.infer.filters.pipeline import DEFAULT_ORDER, FILTERS, Filters, check_filters, order_of, uses
-from seodang.infer.requests.request import Request, TokenSequence
+from seodang.infer.requests.generation import Generation
+from seodang.infer.requests.request import Request
 from seodang.infer.requests.rng import uniform
+from seodang.infer.requests.sequence import TokenSequence
 
 VOCAB, END = 300, 2
 
@@ -25,7 +27,7 @@ def row(prompt: list[int], answer: list[int] = (), seed: int = 0, source=None, b
     request = Request(
         0, prompt, SamplingParams(**settings), seed, frozenset([END]), lambda: None, source_ids=source, breaker_ids=breakers
     )
-    return TokenSequence(request, None, 0, [*prompt, *answer], None)
+    return TokenSequence(Generation(request), None, 0, [*prompt, *answer], None)
 
 
 def logits(rows: int, vocab: int = VOCAB) -> torch.Tensor:

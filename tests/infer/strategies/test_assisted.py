@@ -16,10 +16,12 @@ from seodang.infer.engine.generation import generate, prepare, run, stream
 from seodang.infer.engine.params import SamplingParams
 from seodang.infer.engine.prefix_cache import PrefixCache
 from seodang.infer.requests.events import Committed, Observed, Provisional
+from seodang.infer.requests.generation import Generation
 from seodang.infer.requests.request import Request
 from seodang.infer.requests.stop import AnswerText
 from seodang.infer.requests.trace import DraftTrace
 from seodang.infer.runners.open import open_runner
+from seodang.infer.strategies.registry import choose
 from seodang.infer.text.detokenise import detokeniser
 from seodang.infer.text.spans import Span
 
@@ -348,8 +350,9 @@ def test_an_encoder_decoder_is_helped_by_its_like_and_by_its_source(tokenizer):
     def ids(**settings):
         engine = Engine(open_runner(model))
         params = SamplingParams(max_new_tokens=16, ignore_eos=True, **settings)
+        text = lambda: AnswerText(detokeniser(tokenizer))
         requests = [
-            Request(i, [0], params, 0, frozenset(), lambda: AnswerText(detokeniser(tokenizer)), source_ids=source, tokenizer=tokenizer)
+            Generation(Request(i, [0], params, 0, frozenset(), text, choose(params), source_ids=source, tokenizer=tokenizer))
             for i, source in enumerate([[5, 6, 7, 8], [30, 31], [40, 5, 6, 90, 7]])
         ]
         list(run(engine, requests))

@@ -12,11 +12,13 @@ from seodang.infer.engine.generation import generate, run, stream
 from seodang.infer.engine.params import SamplingParams
 from seodang.infer.engine.prefix_cache import PrefixCache
 from seodang.infer.requests.events import Committed, Observed
-from seodang.infer.requests.request import Request
+from seodang.infer.requests.generation import Generation
+from seodang.infer.requests.request import Guidance, Request
 from seodang.infer.requests.stop import AnswerText
 from seodang.infer.requests.trace import BeamTrace
 from seodang.infer.runners.open import open_runner
 from seodang.infer.strategies import beam
+from seodang.infer.strategies.registry import choose
 from seodang.infer.text.detokenise import detokeniser
 
 PROMPTS = [[5, 6, 7, 8], [9], [20, 21, 22, 90, 3, 11], [77, 5]]
@@ -155,11 +157,10 @@ def test_when_time_is_up_the_best_so_far_are_returned(double, tiny_tokenizer):
     assert all(each.finish_reason in ("time", "eos") for each in results)
 
 
-def request(tokenizer, prompt: list[int], *, prefix_ids=(), guidance=None, **settings) -> Request:
+def request(tokenizer, prompt: list[int], *, prefix_ids=(), guidance=None, constraints=list, traced=False, **settings) -> Generation:
     params = SamplingParams(**settings)
-    made = Request(0, prompt, params, params.seed or 0, frozenset({2}), lambda: AnswerText(detokeniser(tokenizer), params.stop))
-    made.prefix_ids, made.guidance = list(prefix_ids), guidance
-    return made
+    text, more = lambda: AnswerText(detokeniser(tokenizer), params.stop), {"guidance": guidance, "new_constraints": constraints, "traced": traced}
+    return Generation(Request(0, prompt, params, params.seed or 0, frozenset({2}), text, choose(params), prefix_ids=prefix_ids, **more))
 
 
 def logprobs_after(model, ids: list[int]) -> torch.Tensor:
@@ -193,7 +194,7 @@ def test_guided_beams_are_those_of_a_search_over_guided_log_probabilities(double
         return combine(*both).log_softmax(dim=-1)
 
     settings = {"num_beams": 4, "max_new_tokens": 8, "early_stopping": "never"}
-    found = request(tiny_tokenizer, prompt, guidance=(None, negative, combine), **settings)
+    found = request(tiny_tokenizer, prompt, guidance=Guidance(None, negative, combine), **settings)
     runner = open_runner(model)
     list(run(Engine(runner), [found]))
     ids, score = slow_beam(guided, prompt, 4, 8)
@@ -243,8 +244,7 @@ def test_states_of_filters_go_with_their_hypotheses(double, tiny_tokenizer):
             assert self.heard == row.new_ids
             return scores.masked_fill(torch.arange(scores.shape[-1]) % 2 == 0, -torch.inf) if len(self.heard) % 3 == 2 else scores
 
-    made = request(tiny_tokenizer, prompt, num_beams=5, max_new_tokens=NEW, num_return_sequences=5)
-    made.new_constraints = lambda: [Counting()]
+    made = request(tiny_tokenizer, prompt, num_beams=5, max_new_tokens=NEW, num_return_sequences=5, constraints=lambda: [Counting()])
     list(run(Engine(open_runner(model)), [made]))
     answers = [made.results[i].ids for i in range(5)]
     assert all(id % 2 == 1 for ids in answers for id in ids[2::3]) and len({tuple(ids) for ids in answers}) == 5
@@ -296,15 +296,15 @@ def shared_at(model, tokenizer, prompt, params) -> dict[int, int]:
 
 def test_a_told_beginning_is_shared_by_the_best_finished_hypothesis_too(double, tiny_tokenizer, monkeypatch):
     model, held, steps = double(), 0, []
-    show = beam.show
+    publish_agreed = beam.publish_agreed
 
-    def watched(request, searches, shown):
-        told = show(request, searches, shown)
+    def watched(searches, shown):
+        told = publish_agreed(searches, shown)
         [search] = searches
-        steps.append((told, [row.new_ids for row in search.rows], [row.new_ids for row in search.ended.rows]))
+        steps.append((told, [row.new_ids for row in search.sequences], [row.new_ids for row in search.ended.sequences]))
         return told
 
-    monkeypatch.setattr(beam, "show", watched)
+    monkeypatch.setattr(beam, "publish_agreed", watched)
     settings = {"num_beams": 3, "max_new_tokens": NEW, "stop_token_ids": STOPS, "length_penalty": 0.0, "early_stopping": "never"}
     for prompt in PROMPTS:
         steps.clear()
@@ -339,8 +339,8 @@ def test_rows_are_copied_only_where_the_parent_changes(double, tiny_tokenizer):
     copied, fork, copy = [], runner.fork, runner.copy
     runner.fork = lambda rows: copied.append(("fork", len(rows))) or fork(rows)
     runner.copy = lambda *which: copied.append(("copy", *which[:2])) or copy(*which)
-    made = request(tiny_tokenizer, prompt, num_beams=4, max_new_tokens=NEW)
-    made.traced, steps = True, []
+    made = request(tiny_tokenizer, prompt, num_beams=4, max_new_tokens=NEW, traced=True)
+    steps = []
     made.on_event = lambda event: steps.append(event.what) if isinstance(getattr(event, "what", None), BeamTrace) else None
     engine = Engine(runner)
     engine.submit(made)

@@ -4,6 +4,7 @@ from seodang.infer.engine.core import Engine
 from seodang.infer.engine.generation import generate
 from seodang.infer.engine.params import SamplingParams
 from seodang.infer.engine.prompts import new_requests
+from seodang.infer.requests.generation import Generation
 from seodang.infer.runners.open import open_runner
 
 
@@ -34,7 +35,7 @@ def test_they_share_passes_and_give_all_memory_back(golden_models, fresh_tiny, t
     params = [SamplingParams(max_new_tokens=10, ignore_eos=True, **each) for each in settings]
     runner = open_runner(model)
     engine = Engine(runner)
-    requests = new_requests(model, tokenizer, [[5, 6, 7]] * len(params), params, engine)
+    requests = [Generation(each) for each in new_requests(model, tokenizer, [[5, 6, 7]] * len(params), params, engine)]
     for request in requests:
         engine.submit(request)
     while engine.step():

@@ -60,16 +60,15 @@ def test_all_golden_cases_of_a_model_in_one_run_give_tokens_and_layers_of_transf
     model = cases[0][0]
     runner, requests, heard = open_runner(model), [], {}
     for index, (_, case) in enumerate(cases):
-        requests.append(golden_request(model, case, index))
-        requests[-1].traced = True
+        requests.append(golden_request(model, case, index, traced=True))
     for event in run(Engine(runner), requests):
         if isinstance(event, Observed) and isinstance(event.what, LayerTrace):
             heard.setdefault(event.prompt_index, []).append(event.what)
     for each, (_, case) in zip(requests, cases):
         sane = without_what_follows_no_choice(model, case)
         assert each.result.ids[:sane] == case["sequences"][0][:sane], case["options"]
-        assert [record.chosen for record in heard[each.index]][:sane] == case["layers"][:sane]
-        assert all([layer for layer, _ in record.divergences] == case["candidates"] for record in heard[each.index])
+        assert [record.chosen for record in heard[each.request.index]][:sane] == case["layers"][:sane]
+        assert all([layer for layer, _ in record.divergences] == case["candidates"] for record in heard[each.request.index])
 
 
 def test_candidates_are_those_of_transformers(golden):

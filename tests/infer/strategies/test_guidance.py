@@ -15,6 +15,7 @@ from seodang.infer.requests.request import derived
 from seodang.infer.requests.rng import draw, key
 from seodang.infer.runners.open import open_runner
 from seodang.infer.strategies.guidance import classifier_free, expert_minus_amateur, guidance_of
+from seodang.infer.strategies.registry import choose
 
 PROMPT, NEGATIVE = [5, 6, 7, 8], [11, 12]
 
@@ -55,8 +56,8 @@ def test_guided_greedy_search_of_many_requests_is_transformers_one_by_one(fresh_
 
 
 def test_scale_of_one_runs_no_guidance(tiny, tokenizer):
-    engine = Engine(open_runner(tiny("llama")))
-    assert guidance_of(SamplingParams(guidance_scale=1.0, negative_prompt=NEGATIVE), PROMPT, NEGATIVE, engine) is None
+    engine, params = Engine(open_runner(tiny("llama"))), SamplingParams(guidance_scale=1.0, negative_prompt=NEGATIVE)
+    assert guidance_of(params, choose(params), PROMPT, NEGATIVE, engine) is None
     plain, guided = generate(
         tiny("llama"), tokenizer, [PROMPT] * 2, [SamplingParams(max_new_tokens=8), SamplingParams(max_new_tokens=8, guidance_scale=1.0)]
     )

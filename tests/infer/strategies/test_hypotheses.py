@@ -3,14 +3,16 @@
 import pytest
 
 from seodang.infer.engine.params import SamplingParams
-from seodang.infer.requests.request import Request, TokenSequence
+from seodang.infer.requests.generation import Generation
+from seodang.infer.requests.request import Request
+from seodang.infer.requests.sequence import TokenSequence
 from seodang.infer.strategies.hypotheses import BeamHypotheses
 
 
 def row(tokens: int, **settings) -> TokenSequence:
     """A hypothesis of so many tokens behind a prompt of two."""
     request = Request(0, [5, 6], SamplingParams(max_new_tokens=12, **settings), 0, frozenset([2]), lambda: None)
-    return TokenSequence(request, None, 0, [5, 6] + [9] * tokens, None)
+    return TokenSequence(Generation(request), None, 0, [5, 6] + [9] * tokens, None)
 
 
 def ended(begin: int = 0, **settings) -> BeamHypotheses:

@@ -6,7 +6,7 @@ import pytest
 from transformers import GenerationConfig
 
 from seodang.data.errors import UserError
-from seodang.infer.requests.request import TokenSequence
+from seodang.infer.requests.sequence import TokenSequence
 from seodang.train.rollouts.eval_generation import AnswerSampler, HeldOut
 from seodang.train.rollouts.rollout import roll_out
 from seodang.train.stages.grpo import SharedPrompt

@@ -1,7 +1,9 @@
 """A hypothesis: what copies of it share, and what they do not."""
 
 from seodang.infer.engine.params import SamplingParams
-from seodang.infer.requests.request import Request, TokenSequence
+from seodang.infer.requests.generation import Generation
+from seodang.infer.requests.request import Request
+from seodang.infer.requests.sequence import TokenSequence
 
 
 class Text:
@@ -14,15 +16,18 @@ class Text:
         return self
 
 
-class Places:
-    """A runner's places in the cache, and which of them were copied from where to where."""
+class Slots:
+    """A runner whose slots have all read a prompt of three, and which of them were copied from where to where."""
 
     def __init__(self):
-        self.rows, self.copied = 0, []
+        self.allocated, self.copied = 0, []
 
-    def allocate(self) -> int:
-        self.rows += 1
-        return self.rows - 1
+    def allocate(self, source_ids=()) -> int:
+        self.allocated += 1
+        return self.allocated - 1
+
+    def length(self, slot: int) -> int:
+        return 3
 
     def copy(self, source: int, target: int, first: int) -> None:
         self.copied.append((source, target, first))
@@ -42,11 +47,11 @@ class Counted:
 
 
 def opened(count: int) -> list[TokenSequence]:
-    places, request = Places(), Request(0, [65, 66, 67], SamplingParams(max_new_tokens=9), 0, frozenset(), Text)
-    return [TokenSequence.open(request, places) for _ in range(count)]
+    runner, request = Slots(), Request(0, [65, 66, 67], SamplingParams(max_new_tokens=9), 0, frozenset(), Text)
+    return [TokenSequence.open(Generation(request), runner) for _ in range(count)]
 
 
-def test_a_row_takes_over_the_copy_that_it_becomes_and_copies_of_the_cache_what_they_do_not_share():
+def test_a_sequence_takes_over_the_copy_that_it_adopts_and_copies_of_the_cache_what_they_do_not_share():
     row, other = opened(2)
     other.states["counted"] = Counted()
     row.commit(68, -1.0)
@@ -54,7 +59,7 @@ def test_a_row_takes_over_the_copy_that_it_becomes_and_copies_of_the_cache_what_
     Counted.forks = 0
     child = other.copy()
     child.commit(70, -3.0)
-    row.become(child)
+    row.adopt(child)
     assert (row.ids, row.logprobs, row.pieces) == ([65, 66, 67, 69, 70], [-2.0, -3.0], ["E", "F"])
     assert row.ids is child.ids and Counted.forks == 1  # copied once, for the candidate
     assert other.ids == [65, 66, 67, 69] and row.runner.copied == [(1, 0, 3)]

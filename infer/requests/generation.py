@@ -1,0 +1,155 @@
+"""The generation of a request's answers: how far it is, the cache slots that it holds, and what has been published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from ...data.errors import UserError
+from ..runners.contract import Runner
+from .events import Answer, Committed, Event, Finished, Observed, Result
+from .request import Request
+
+
+class Stage(Enum):
+    """How far a request is."""
+
+    WAITING = "waiting"
+    PREFILLING = "prefilling"  # let in, its prompt not run yet
+    RUNNING = "running"
+    DONE = "done"  # all its results are there
+
+
+@dataclass
+class Published:
+    """What has been published of an answer that is not finished."""
+
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Generation:
+    """All that changes while a request is answered.
+
+    `on_event` is called with each event as it happens. `stage` and `slots_reserved`, how many cache slots of the request's own model are
+    kept free for it, belong to the scheduler. `forked` says whether its further answers were forked from its prompt.
+    """
+
+    request: Request
+    on_event: Callable[[Event], None] = lambda event: None
+    stage: Stage = Stage.WAITING
+    started: float | None = None  # by time.monotonic(), when it was let in
+    slots_reserved: int = 0
+    slots_held: set[tuple[Runner, int]] = field(default_factory=set)
+    forked: bool = False
+    results: dict[int, Result] = field(default_factory=dict)  # by choice
+    error: UserError | None = None  # what ended it before its answers were there
+    _published: dict[int, Published] = field(default_factory=dict)
+    _candidates: list[Answer] = field(default_factory=list)  # finished, of a request that selects among them
+
+    @property
+    def result(self) -> Result | None:
+        """The first answer's result, None before it is finished."""
+        return self.results.get(0)
+
+    @property
+    def done(self) -> bool:
+        """Whether all results are there."""
+        return self.stage is Stage.DONE
+
+    def hold_slot(self, runner: Runner, slot: int) -> int:
+        """Note that a slot was allocated for the request, and return it."""
+        self.slots_held.add((runner, slot))
+        return slot
+
+    def hand_over_slot(self, runner: Runner, slot: int) -> None:
+        """Note that a slot is somebody else's from now on."""
+        self.slots_held.remove((runner, slot))
+
+    def release_slot(self, runner: Runner, slot: int) -> None:
+        """Give a slot's memory back, unless that has been done."""
+        if (runner, slot) in self.slots_held:
+            self.slots_held.remove((runner, slot))
+            runner.release([slot])
+
+    def release_all_slots(self) -> None:
+        """Give back all slots that the request still holds."""
+        for runner in {runner for runner, _ in self.slots_held}:
+            runner.release([slot for of, slot in self.slots_held if of is runner])
+        self.slots_held.clear()
+
+    def publish(self, choice: int, ids: Sequence[int], logprobs: Sequence[float], pieces: Sequence[str]) -> None:
+        """Publish the tokens of an answer that were not published yet; ids, logprobs and texts are those of the answer so far.
+
+        Of a request that selects among its answers nothing is published before all of them are finished.
+        """
+        if self.error is None and self.request.select is None:
+            self._publish(choice, ids, logprobs, pieces)
+
+    def finish(self, answer: Answer, choice: int) -> None:
+        """Publish a finished answer; a request that selects keeps it until all are there and publishes the selected ones."""
+        if self.error is not None:
+            return
+        if self.request.select is None:
+            self._finish(answer, choice)
+            return
+        self._candidates.append(answer)
+        if len(self._candidates) == self.request.width:
+            for rank, selected in enumerate(self.request.select(self._candidates)):
+                self._finish(selected, rank)
+
+    def fail(self, error: UserError) -> None:
+        """End the request by an error: each answer that is not there yet is what was published of it, and all its slots are given back."""
+        if self.error is not None:
+            return
+        self.error = error
+        for choice in range(self.request.params.num_return_sequences):
+            if choice not in self.results:
+                self.results[choice] = self._broken_off(choice, str(error))
+                self.on_event(Finished(self.request.index, "error", choice, str(error)))
+        self.stage = Stage.DONE
+        self.release_all_slots()
+
+    @contextmanager
+    def contained(self) -> Iterator[None]:
+        """Let a UserError that is raised within end this request, and no other."""
+        try:
+            yield
+        except UserError as error:
+            self.fail(error)
+
+    def trace(self, record: Any, position: int, choice: int = 0) -> None:
+        """Pass on what was observed at a position of an answer, where the request is traced."""
+        if self.request.traced:
+            self.on_event(Observed(self.request.index, position, record, choice))
+
+    def _publish(self, choice: int, ids: Sequence[int], logprobs: Sequence[float], pieces: Sequence[str]) -> None:
+        published = self._published.setdefault(choice, Published())
+        for i in range(len(published.ids), len(ids)):
+            published.ids.append(ids[i])
+            published.logprobs.append(logprobs[i])
+            published.pieces.append(pieces[i])
+            self.on_event(Committed(self.request.index, i, ids[i], logprobs[i], pieces[i], choice))
+
+    def _finish(self, answer: Answer, choice: int) -> None:
+        self._publish(choice, answer.ids, answer.logprobs, answer.pieces)
+        request = self.request
+        self.results[choice] = Result(
+            request.index, answer.text, answer.ids, answer.logprobs, answer.finish_reason, request.prompt_length, answer.seed, choice,
+            answer.score, grown_as=answer.grown_as,
+        )  # fmt: skip
+        if len(self.results) == request.params.num_return_sequences:
+            self.stage = Stage.DONE
+        self.on_event(Finished(request.index, answer.finish_reason, choice))
+
+    def _broken_off(self, choice: int, error: str) -> Result:
+        request, published = self.request, self._published.get(choice, Published())
+        return Result(
+            request.index, "".join(published.pieces), published.ids, published.logprobs, "error", request.prompt_length,
+            request.seed_of(choice), choice, error=error, grown_as=choice,
+        )  # fmt: skip

@@ -1,0 +1,273 @@
+"""A sequence: one hypothesis of a request's answer, with its ids and its slot in a runner's cache."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..runners.contract import Runner
+from .events import Answer
+from .generation import Generation
+from .request import Request
+from .rng import key, uniform
+from .stop import AnswerText
+
+
+@dataclass(eq=False)
+class GuidanceSequence:
+    """What a sequence's logits are measured against: the ids of the guidance's prompt and of the same answer, in a slot of its own."""
+
+    generation: Generation
+    runner: Runner
+    cache_slot: int
+    ids: list[int]
+
+    @property
+    def cached(self) -> int:
+        """How many positions are in the cache, the first of `ids`."""
+        return self.runner.length(self.cache_slot)
+
+    def fork(self) -> GuidanceSequence:
+        """Return one with the same past that goes on by itself."""
+        [slot] = self.runner.fork([self.cache_slot])
+        return GuidanceSequence(self.generation, self.runner, self.generation.hold_slot(self.runner, slot), list(self.ids))
+
+    def rollback(self, count: int) -> None:
+        """Take the newest `count` ids away, from the cache too."""
+        del self.ids[len(self.ids) - count :]
+        self.runner.truncate(self.cache_slot, self.cached - count)
+
+    def adopt(self, other: GuidanceSequence) -> None:
+        """Go on as `other`, which keeps its own; the cache copies only what the two do not share."""
+        self.runner.copy(other.cache_slot, self.cache_slot, shared_length(self.ids, other.ids))
+        self.ids = list(other.ids)
+
+
+@dataclass(eq=False)
+class TokenSequence:
+    """A hypothesis: the prompt and what follows it, of which the cache has seen some.
+
+    `states` are those of filters that remember, by name; `constraints` steer the text. Both fork with the sequence and accept each token.
+    """
+
+    generation: Generation
+    runner: Runner
+    cache_slot: int
+    ids: list[int]
+    text: AnswerText
+    logprobs: list[float] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+    finish_reason: str | None = None
+    choice: int = 0
+    score: float | None = None
+    states: dict[str, Any] = field(default_factory=dict)
+    constraints: list = field(default_factory=list)
+    guidance: GuidanceSequence | None = None
+    request: Request = field(init=False)
+    _history: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    _remembered: int = 0
+
+    def __post_init__(self):
+        self.request = self.generation.request
+
+    @classmethod
+    def open(cls, generation: Generation, runner: Runner, recall: bool = True) -> TokenSequence:
+        """Return a sequence of the request that holds the prompt and the answer's prefix.
+
+        The cache has nothing of it, or with `recall` what the request's prefix cache has. Raises UserError where a stop function of the
+        caller's fails on the prefix.
+        """
+        request = generation.request
+        if recall and request.prefix_cache is not None:
+            slot = generation.hold_slot(runner, request.prefix_cache.recall(request.prompt_ids, runner))
+        else:
+            slot = new_slot(generation, runner)
+        sequence = cls(generation, runner, slot, list(request.prompt_ids), request.new_text())
+        sequence.constraints = request.new_constraints()
+        if request.guidance is not None:
+            other = request.guidance.runner or runner
+            sequence.guidance = GuidanceSequence(generation, other, generation.hold_slot(other, other.allocate()), list(request.guidance.prompt_ids))
+        for id in request.prefix_ids:
+            sequence.commit(id, 0.0)  # certain: nothing else could come there
+        return sequence
+
+    @property
+    def cached(self) -> int:
+        """How many positions of the sequence are in the cache."""
+        return self.runner.length(self.cache_slot)
+
+    @property
+    def seen(self) -> int:
+        """How many first ids the model has seen; the masked positions of a prompt that was run count among them."""
+        cached = self.cached
+        return cached + len(self.request.masked_positions) if cached else 0
+
+    @property
+    def unseen(self) -> list[int]:
+        """The ids that the next pass must bring; those of masked positions are left out."""
+        seen, request = self.seen, self.request
+        if not request.masked_positions or seen >= len(request.prompt_ids):
+            return self.ids[seen:]
+        masked = frozenset(request.masked_positions)
+        return [id for position, id in enumerate(self.ids[seen:], seen) if position not in masked]
+
+    @property
+    def new_ids(self) -> list[int]:
+        """The answer's ids so far."""
+        return self.ids[len(self.request.prompt_ids) :]
+
+    @property
+    def position(self) -> int:
+        """How many tokens the answer has: the position of the next."""
+        return len(self.ids) - len(self.request.prompt_ids)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more comes: the answer is over, or its request has failed."""
+        return self.finish_reason is not None or self.generation.error is not None
+
+    @property
+    def seed(self) -> int:
+        """What the sequence's noise is drawn from."""
+        return self.request.seed_of(self.choice)
+
+    @property
+    def answer(self) -> Answer:
+        """The finished sequence as an answer."""
+        return Answer(self.new_ids, self.logprobs, self.pieces, self.finish_reason, self.seed, self.choice, self.score)
+
+    def noise(self, draw: int = 0) -> float:
+        """A number in [0, 1) that belongs to this sequence's next position."""
+        return uniform(self.seed, self.position, draw)
+
+    def key(self, draw: object = 0) -> int:
+        """What the noise of every id hangs on at this sequence's next position."""
+        return key(self.seed, self.position, draw)
+
+    def commit(self, id: int, logprob: float) -> None:
+        """Append a token to the answer and judge whether it ends there; raises UserError where a stop function of the caller's fails.
+
+        A stop string or match of the caller's counts where its last character comes with a token beyond the least number.
+        """
+        request, params = self.request, self.request.params
+        self.ids.append(id)
+        self.logprobs.append(logprob)
+        for state in (*self.states.values(), *self.constraints):
+            state.accept(id)
+        own_end, callers_end = id in request.end_ids, id in params.stop_token_ids
+        judged = self.position > request.least
+        piece = "" if own_end or callers_end else self.text.push(id, judged)
+        if callers_end or own_end:
+            self.finish_reason = "eos" if own_end else "stop"
+        elif self.position >= params.max_new_tokens:
+            self.finish_reason = "length"
+        elif self.position > len(request.prefix_ids) and self._time_is_up():
+            self.finish_reason = "time"
+        if self.finish_reason is not None:
+            piece += self.text.finish(judged)  # which may complete a stop string
+        if self.text.stopped:
+            self.finish_reason = "stop"
+        self.pieces.append(piece)
+
+    def publish(self, count: int | None = None) -> None:
+        """Publish the answer's first `count` tokens, as far as they are not published; without a count all, and that it is finished if so."""
+        if self.finish_reason is not None and count is None:
+            self.generation.finish(self.answer, self.choice)
+        else:
+            self.generation.publish(self.choice, self.new_ids[:count], self.logprobs, self.pieces)
+
+    def history(self) -> Tensor:
+        """Return prompt and answer so far as one [n] tensor; what is new since the last call is all that is copied."""
+        n = len(self.ids)
+        if n > len(self._history):
+            grown = torch.empty(2 * n, dtype=torch.long)
+            grown[: self._remembered] = self._history[: self._remembered]
+            self._history = grown
+        if n > self._remembered:
+            self._history[self._remembered : n] = torch.tensor(self.ids[self._remembered :])
+            self._remembered = n
+        return self._history[:n]
+
+    def rollback(self, count: int) -> None:
+        """Take the newest `count` positions out of the cache: guesses that were not committed."""
+        if count:
+            self.runner.truncate(self.cache_slot, self.cached - count)
+            if self.guidance is not None:
+                self.guidance.rollback(count)
+
+    def copy(self) -> TokenSequence:
+        """Return a sequence with the same ids that has no slot of its own, to be judged or adopted: never run, never released."""
+        other = TokenSequence(self.generation, self.runner, self.cache_slot, list(self.ids), self.text.fork(), choice=self.choice, guidance=self.guidance)
+        other.logprobs, other.pieces = list(self.logprobs), list(self.pieces)
+        other.finish_reason, other.score = self.finish_reason, self.score
+        other.states = {name: state.fork() for name, state in self.states.items()}
+        other.constraints = [constraint.fork() for constraint in self.constraints]
+        # a view without room behind it: what is remembered never changes, and to remember more makes a tensor of one's own
+        other._history, other._remembered = self._history[: self._remembered], self._remembered
+        return other
+
+    def fork(self) -> TokenSequence:
+        """Return a sequence with the same ids and past that goes on by itself."""
+        other = self.copy()
+        other.cache_slot = self.fork_slot()
+        if self.guidance is not None:
+            other.guidance = self.guidance.fork()
+        return other
+
+    def fork_slot(self) -> int:
+        """Return a new slot with the sequence's past."""
+        [slot] = self.runner.fork([self.cache_slot])
+        return self.generation.hold_slot(self.runner, slot)
+
+    def adopt(self, other: TokenSequence) -> None:
+        """Go on as `other`, the copy of a sequence of the same request, and take what it has; the cache copies only what the two do not share."""
+        if other.cache_slot != self.cache_slot:
+            unlike = self.seen - shared_length(self.ids, other.ids)  # positions at the end of the slot
+            self.runner.copy(other.cache_slot, self.cache_slot, self.cached - max(unlike, 0))
+            if self.guidance is not None:
+                self.guidance.adopt(other.guidance)
+        self.ids, self.text, self.logprobs, self.pieces = other.ids, other.text, other.logprobs, other.pieces
+        self.finish_reason, self.score, self.states, self.constraints = other.finish_reason, other.score, other.states, other.constraints
+        self._history, self._remembered = other._history, other._remembered
+
+    def _time_is_up(self) -> bool:
+        limit, started = self.request.params.max_time, self.generation.started
+        return limit is not None and started is not None and time.monotonic() - started >= limit
+
+
+def new_slot(generation: Generation, runner: Runner) -> int:
+    """Return a slot without a past for a sequence of the request: on its source, its masked positions left out."""
+    request = generation.request
+    slot = generation.hold_slot(runner, runner.allocate(request.source_ids or ()))
+    if request.masked_positions:
+        runner.mask(slot, request.masked_positions)
+    return slot
+
+
+def shared_length(a: list[int], b: list[int]) -> int:
+    """Return how many first ids the two have in common."""
+    if a == b:
+        return len(a)
+    low, high = 0, min(len(a), len(b))  # the first difference lies in [low, high]
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
+    return low
+
+
+def release(sequences: Sequence[TokenSequence]) -> None:
+    """Give back the sequences' slots; a prefix cache keeps the past of a finished one."""
+    for sequence in sequences:
+        generation, prefix_cache = sequence.generation, sequence.request.prefix_cache
+        if prefix_cache is not None and sequence.finish_reason is not None and generation.error is None:
+            generation.hand_over_slot(sequence.runner, sequence.cache_slot)
+            prefix_cache.remember(sequence)
+        else:
+            generation.release_slot(sequence.runner, sequence.cache_slot)
+        if sequence.guidance is not None:
+            generation.release_slot(sequence.guidance.runner, sequence.guidance.cache_slot)

@@ -1,0 +1,81 @@
+"""What the engine and every strategy may ask of a runner: the forward pass of one model over slots of its KV cache."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .architecture import Capabilities, ModelOutput
+
+
+class Runner(Protocol):
+    """Runs one model. A slot is a place in its KV cache that holds the past of one sequence, of a length of its own.
+
+    `capabilities` say which calls it honours; the others raise UserError. `config` is that of the decoder, `limit` how many positions it can
+    have (None: no bound), `vocab_size` how many ids a slot's tokens can have. `passes` and `positions` count what was computed.
+    """
+
+    model: PreTrainedModel
+    config: Any
+    limit: int | None
+    capabilities: Capabilities
+    passes: int
+    positions: int
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def live(self) -> int:
+        """How many slots are allocated."""
+
+    def allocate(self, source_ids: Sequence[int] = ()) -> int:
+        """Return a new slot without a past, which takes memory until released.
+
+        An encoder-decoder's answers to `source_ids`, which its encoder reads at the slot's first pass; a decoder has no source. Raises
+        UserError for a source that is empty, too long or of unknown ids, and for one that a decoder is given.
+        """
+
+    def length(self, slot: int) -> int:
+        """Return how many positions of the slot are in the cache; masked ones are not."""
+
+    def fork(self, slots: Sequence[int]) -> list[int]:
+        """Return a new slot for each of these, with the same past."""
+
+    def copy(self, source: int, target: int, first: int = 0) -> None:
+        """Give slot `target` the past of slot `source`; of their first `first` positions they have the same already."""
+
+    def mask(self, slot: int, positions: Sequence[int]) -> None:
+        """Leave these positions, counted from 0, out of a slot without a past: its tokens keep the positions that they have without.
+
+        Raises UserError where the runner cannot (`mask_holes`), or the model attends in a sliding window.
+        """
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Keep the first `length` positions of the slot; raises UserError for more than it has, or where it cannot (`truncate`)."""
+
+    def release(self, slots: Sequence[int]) -> None:
+        """Give back the slots and their memory."""
+
+    def refresh(self, keep: Collection[int] = ()) -> None:
+        """Release every slot that is not kept; all of them once the weights have changed, for their past is no longer the model's."""
+
+    def forward(self, slots: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int]) -> Tensor:
+        """Append `ids[i]` to slot i, all slots in one call, and return the logits of the newest `keep[i]` positions of each.
+
+        The logits are [sum(keep), vocab], slot after slot in the order given. Raises UserError, before anything is computed, for unknown
+        ids, a slot named twice or without new ids, and more logits than new positions.
+        """
+
+    def observe(self, slots: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int], layers: Sequence[int]) -> ModelOutput:
+        """As `forward`, with the hidden states of these layers at every new position, [sum(len(ids)), hidden] each, slot after slot.
+
+        Layers are counted as transformers does: 0 the embeddings, the last after the final norm, -1 the last. Raises UserError where the
+        runner has none (`hidden_states`).
+        """
+
+    def head(self, states: Tensor) -> Tensor:
+        """Return the logits that the language model head makes of hidden states, [n, hidden] to [n, vocab]; raises as `observe` does."""

@@ -1,0 +1,147 @@
+"""Who comes in and when, counted by hand: no model runs."""
+
+import pytest
+
+from seodang.infer import SamplingParams
+from seodang.infer.engine import scheduler as module
+from seodang.infer.engine.scheduler import Scheduler
+from seodang.infer.requests.generation import Generation, Stage
+from seodang.infer.requests.request import Request
+
+OTHER = object()  # the runner of a further model
+
+
+class Runner:
+    """Gives slots back, and does nothing else."""
+
+    def __init__(self):
+        self.released = []
+
+    def release(self, slots):
+        self.released += slots
+
+
+@pytest.fixture
+def runner():
+    return Runner()
+
+
+def generation(index: int = 0, prompt: int = 3) -> Generation:
+    """A request with a prompt of so many tokens."""
+    return Generation(Request(index, [5] * prompt, SamplingParams(), 0, frozenset(), lambda: None))
+
+
+def queued(runner, widths: list[int], max_slots: int, prompt: int = 3) -> tuple[Scheduler, list[Generation]]:
+    """A scheduler with a waiting request for each width."""
+    scheduler, waiting = Scheduler(runner, max_slots), [generation(i, prompt) for i in range(len(widths))]
+    for each, width in zip(waiting, widths):
+        scheduler.submit(each, width)
+    return scheduler, waiting
+
+
+def admitted(scheduler: Scheduler) -> list[int]:
+    """The indices of all that come in now."""
+    return [each.request.index for each in iter(scheduler.admit, None)]
+
+
+def hold(runner, each: Generation, *slots: int) -> None:
+    for slot in slots:
+        each.hold_slot(runner, slot)
+
+
+def step(scheduler: Scheduler, *ran: Generation) -> None:
+    """The end of a step whose pass has run these requests."""
+    scheduler.prompts_were_run(ran)
+    scheduler.end_step()
+
+
+def test_requests_come_in_in_order_while_their_slots_fit(runner):
+    scheduler, (a, b, c, d) = queued(runner, [3, 4, 2, 1], max_slots=8)
+    assert admitted(scheduler) == [0, 1]  # 3 + 4; two more would make 9, and the last one waits its turn
+    assert [each.stage for each in (a, b, c, d)] == [Stage.PREFILLING] * 2 + [Stage.WAITING] * 2
+    assert a.started is not None and c.started is None
+    assert list(scheduler.waiting) == [c, d]
+
+
+def test_slots_are_reserved_until_the_step_of_the_prompt_is_over(runner):
+    scheduler, (a, b) = queued(runner, [4, 5], max_slots=8)
+    assert admitted(scheduler) == [0]
+    hold(runner, a, 0)  # its prompt alone
+    assert scheduler.slots_taken(a) == 4 and admitted(scheduler) == []
+    scheduler.prompts_were_run([a])
+    assert a.stage is Stage.RUNNING and admitted(scheduler) == []  # it may still fork in this step
+    hold(runner, a, 1, 2)
+    scheduler.end_step()
+    assert scheduler.slots_taken(a) == 3 and admitted(scheduler) == [1]  # 3 + 5
+
+
+def test_slots_that_a_request_gives_back_are_there_for_the_next(runner):
+    scheduler, (a, b) = queued(runner, [3, 2], max_slots=4)
+    admitted(scheduler)
+    hold(runner, a, 0, 1, 2)
+    step(scheduler, a)
+    assert admitted(scheduler) == []  # 3 + 2
+    a.release_slot(runner, 1)
+    assert runner.released == [1] and admitted(scheduler) == [1]
+
+
+def test_more_slots_than_were_reserved_count_too_and_those_of_other_models_do_not(runner):
+    scheduler, (a, b) = queued(runner, [1, 1], max_slots=3)
+    admitted(scheduler)
+    hold(runner, a, 0, 1)
+    hold(OTHER, a, 0, 1, 2, 3)
+    assert scheduler.slots_taken(a) == 2 and scheduler.slots_taken(b) == 1
+
+
+def test_a_request_wider_than_the_room_comes_in_alone(runner):
+    scheduler, (a, b, c) = queued(runner, [1, 9, 1], max_slots=4)
+    assert admitted(scheduler) == [0]
+    hold(runner, a, 0)
+    step(scheduler, a)
+    assert admitted(scheduler) == []
+    a.stage = Stage.DONE
+    a.release_all_slots()
+    step(scheduler)
+    assert admitted(scheduler) == [1]  # and the third waits: 9 are taken
+    assert scheduler.slots_taken(b) == 9
+
+
+@pytest.mark.parametrize("prompt, expected", [(25, [0, 1]), (26, [0]), (60, [0])])
+def test_prompts_join_a_pass_up_to_so_many_positions(runner, monkeypatch, prompt, expected):
+    monkeypatch.setattr(module, "MAX_NEW_POSITIONS", 50)
+    scheduler, waiting = queued(runner, [1] * 3, 64, prompt)  # 2 * 25 fit, 2 * 26 do not, and one of 60 comes in alone
+    assert admitted(scheduler) == expected
+    scheduler.prompts_were_run(waiting[: len(expected)])  # they cost one position a step from now on
+    assert admitted(scheduler) == [at + len(expected) for at in expected if at + len(expected) < 3]
+
+
+def test_what_is_reserved_for_a_request_that_is_done_or_failed_is_free_at_once(runner):
+    scheduler, (a, b) = queued(runner, [4, 4], max_slots=4)
+    admitted(scheduler)
+    hold(runner, a, 0)
+    a.stage = Stage.DONE
+    assert scheduler.slots_taken(a) == 1  # what it still holds
+    a.release_all_slots()
+    assert admitted(scheduler) == [1]
+    scheduler.end_step()
+    assert scheduler.admitted == [b]
+
+
+def test_a_request_that_runs_already_is_counted_by_what_it_holds(runner):
+    scheduler, (a,) = queued(runner, [2], max_slots=3)
+    callers = generation(7)
+    hold(runner, callers, 0, 1)
+    scheduler.track(callers)
+    scheduler.track(callers)
+    assert scheduler.admitted == [callers] and callers.stage is Stage.RUNNING
+    assert admitted(scheduler) == []  # 2 + 2
+    callers.release_slot(runner, 0)
+    assert admitted(scheduler) == [0]
+
+
+def test_close_gives_all_slots_back_and_drops_what_waits(runner):
+    scheduler, (a, b) = queued(runner, [2, 2], max_slots=2)
+    admitted(scheduler)
+    hold(runner, a, 4, 5)
+    scheduler.close()
+    assert sorted(runner.released) == [4, 5] and not scheduler.waiting and not scheduler.admitted
