@@ -52,7 +52,7 @@ class GumbelSearch(Search):
         live = [child for child in children if child.sequence in kept and not child.sequence.finished]
         self.taken, self.over = [child.sequence.ids[-1] for child in children], not live
         if self.over:
-            self.leave(self.ended.sequences[0])
+            self.mark_finished(self.ended.sequences[0])
         self.reorder_cache(live)
 
     def drawn(self, scores: Tensor) -> list[Continuation]:
