@@ -58,7 +58,10 @@ def new_text(tokenizer: PreTrainedTokenizerBase, params: SamplingParams, pattern
 
 
 def constraints_of(request: Request, tokenizer: PreTrainedTokenizerBase, removed: list[int]) -> Callable[[], list]:
-    """Return what makes the constraints of a sequence, in the order in which they apply: those that force come first."""
+    """Return what makes the constraints of a sequence, in the order in which they apply: those that force come first.
+
+    `removed` are the prompt's last ids, which token healing took back. Raises UserError for options that contradict each other or leave no room.
+    """
     params, ends = request.params, request.ends
     vocabulary = Vocabulary.of(tokenizer) if removed or params.thinking_budget is not None else None
     spelled = b"".join(vocabulary.tokens[id] for id in removed) if removed else b""
@@ -86,7 +89,7 @@ def constraints_of(request: Request, tokenizer: PreTrainedTokenizerBase, removed
 
 
 def language_of(params: SamplingParams, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int]) -> Grammar | Trie | None:
-    """Return what says which texts the answer may be, where something does."""
+    """Return what says which texts the answer may be, None where nothing does; `ends` are the ids that end it. Raises UserError for one that is invalid."""
     if not params.trie:
         return new_grammar(params, tokenizer, ends)
     found = paths(tokenizer, params.trie)
@@ -126,7 +129,7 @@ def forced_tokens(tokenizer: PreTrainedTokenizerBase, texts: Mapping[int, str], 
 
 
 def thinking_end(tokenizer: PreTrainedTokenizerBase, params: SamplingParams) -> list[int]:
-    """Return the ids of `thinking_end`, which may be a constraint token."""
+    """Return the ids of `thinking_end`, which may be a special token; raises UserError where it has none, or where no room is left behind it."""
     ids = tokenizer.encode(params.thinking_end, add_special_tokens=False)
     if not ids:
         raise UserError(f"the tokenizer has no tokens for thinking_end={params.thinking_end!r}: give the text that ends the thinking")
