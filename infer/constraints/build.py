@@ -58,10 +58,7 @@ def new_text(tokenizer: PreTrainedTokenizerBase, params: SamplingParams, pattern
 
 
 def constraints_of(request: Request, tokenizer: PreTrainedTokenizerBase, removed: list[int]) -> Callable[[], list]:
-    """Return what makes the constraints of a sequence, in the order in which they apply: those that force come first.
-
-    `removed` are the prompt's last ids, which token healing took back. Raises UserError for options that contradict each other or leave no room.
-    """
+    """Return what makes the constraints of a sequence, in the order in which they apply: those that force come first."""
     params, ends = request.params, request.ends
     vocabulary = Vocabulary.of(tokenizer) if removed or params.thinking_budget is not None else None
     spelled = b"".join(vocabulary.tokens[id] for id in removed) if removed else b""
