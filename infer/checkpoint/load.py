@@ -47,6 +47,7 @@ def load(
     `model_class` is a causal language model's, for an encoder-decoder's checkpoint AutoModelForSeq2SeqLM, for a classifier's (a reward
     model) AutoModelForSequenceClassification, unless another is given; an adapter with a classifier's head brings its number of labels with it.
     `weights="int8"` or `"int4"` keeps the linear layers in 8 or 4 bits, for speaking and scoring on the CPU; an adapter is merged first.
+    Raises UserError for a path, device, dtype or weights that cannot be had, for two adapters, and for files that are missing or changed.
     """
     if weights is not None:
         device, dtype = _check_weights(weights, device, dtype)
@@ -90,7 +91,7 @@ def _check_weights(weights: str, device: str, dtype: str) -> tuple[str, str]:
 
 
 def load_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a checkpoint folder, a hub name or "default"."""
+    """Return the tokenizer of a checkpoint folder, a hub name or "default", of an adapter without one that of its base; raises UserError where none can be read."""
     place = resolve(path)
     if is_adapter(place) and not _has_tokenizer(place):
         place = resolve(adapter_base(place))
@@ -129,7 +130,7 @@ def is_adapter(place: str | os.PathLike) -> bool:
 
 
 def adapter_base(place: str | os.PathLike) -> str:
-    """The base model that an adapter's configuration names."""
+    """Return the base model, a folder or a hub name, that an adapter's configuration names; raises UserError where it names none."""
     base = json.loads((Path(place) / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
     if not base:
         raise UserError(f"{Path(place) / ADAPTER_CONFIG} names no base_model_name_or_path: load the base and pass this as adapter")

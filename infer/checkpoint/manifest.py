@@ -68,7 +68,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def refuse_outside(folder: Path, name: str) -> None:
-    """Refuse a name in a folder's manifest that is absolute, leads up, or goes through a link: it would have files of others read and copied."""
+    """Raise UserError for a name in a folder's manifest that is absolute, leads up, or goes through a link: it would have files of others read and copied."""
     parts = PurePosixPath(name).parts
     outside = not parts or ".." in parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor
     if outside or any(folder.joinpath(*parts[: count + 1]).is_symlink() for count in range(len(parts))):

@@ -23,7 +23,7 @@ def quantise(model: PreTrainedModel, weights: str) -> None:
 
     In "int4" the head keeps 8 bits: it reads the last state alone, and each of its outputs is a token's own row. The embedding stays,
     where a model ties the two the head is a copy of its own. The model can speak and be scored, not be trained or saved.
-    Raises UserError for models that are not of the families of `blocks`, and where this CPU's kernels compute something else.
+    Raises UserError for models that are not of the families of `runners/layers`, and where this CPU's kernels compute something else.
     """
     check_quantisable(model, weights)
     kind = BITS[weights]
@@ -46,6 +46,7 @@ def quantise(model: PreTrainedModel, weights: str) -> None:
 
 
 def check_quantisable(model: PreTrainedModel, weights: str) -> None:
+    """Raise UserError for unknown `weights`, and for a model of another family, not on the CPU, or of widths that are no whole number of groups."""
     if weights not in BITS:
         raise UserError(f"weights={weights!r} is unknown: choose int8 or int4, or leave it out")
     family = model.config.get_text_config().model_type

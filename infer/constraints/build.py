@@ -112,7 +112,7 @@ def constraints_of(
 
 
 def language_of(params: SamplingParams, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int]) -> Grammar | Trie | None:
-    """Return what says which texts the answer may be, where something does."""
+    """Return what says which texts the answer may be, None where nothing does; `ends` are the ids that end it. Raises UserError for one that is invalid."""
     if not params.trie:
         return new_grammar(params, tokenizer, ends)
     found = paths(tokenizer, params.trie)
@@ -151,7 +151,7 @@ def forced_tokens(tokenizer: PreTrainedTokenizerBase, texts: Mapping[int, str], 
 
 
 def thinking_end(tokenizer: PreTrainedTokenizerBase, params: SamplingParams) -> list[int]:
-    """Return the ids of `thinking_end`, which may be a constraint token."""
+    """Return the ids of `thinking_end`, which may be a special token; raises UserError where it has none, or where no room is left behind it."""
     ids = tokenizer.encode(params.thinking_end, add_special_tokens=False)
     if not ids:
         raise UserError(f"the tokenizer has no tokens for thinking_end={params.thinking_end!r}: give the text that ends the thinking")

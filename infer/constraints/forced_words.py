@@ -31,6 +31,7 @@ class ForcedWords:
         self._tail: tuple[int, ...] = ()
 
     def accept(self, id: int) -> None:
+        """Hear of the sequence's next token."""
         self._tail = (*self._tail, id)[-self.longest :]
         self.missing = tuple(i for i in self.missing if not any(self._tail[-len(each) :] == each for each in self.words[i]))
 
@@ -104,6 +105,7 @@ def forced_ids(params: SamplingParams, tokenizer: PreTrainedTokenizerBase) -> li
     """Return the entries of `force_words`, a text or a list of texts, as ids.
 
     A text that begins with a letter or a digit is a word of its own, so a space stands before it; `force_words_ids` says it otherwise.
+    Raises UserError for a text of which nothing can be seen, or that a stop string would cut off.
     """
     encoder = partial(tokenizer.encode, add_special_tokens=False)
     entries = [(entry,) if isinstance(entry, str) else tuple(entry) for entry in params.force_words]

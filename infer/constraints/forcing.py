@@ -61,6 +61,7 @@ class ThinkingBudget:
 
     @property
     def name(self) -> str:
+        """What messages call it: after the thinking it is what follows."""
         return ", ".join(constraint.name for constraint in self._after) if self._closed and self._after else "thinking_budget"
 
     @property

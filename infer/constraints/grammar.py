@@ -202,7 +202,7 @@ def over_bytes(name: str, grammar: str) -> LLMatcher:
 
 
 def kept(known: OrderedDict[str, LLMatcher], name: str, grammar: str, view: Callable[[], LLTokenizer]) -> LLMatcher:
-    """Return the grammar's matcher for a tokenizer, compiled where it is not among those known."""
+    """Return the grammar's matcher for a tokenizer, compiled where it is not among those known; raises UserError with the reason for one that cannot be."""
     if grammar not in known:
         matcher = LLMatcher(view(), grammar, log_level=0)
         if not matcher.is_error():

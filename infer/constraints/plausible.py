@@ -42,7 +42,8 @@ class Plausible:
         return scores.masked_fill(~torch.where(kept.any(dim=-1, keepdim=True), kept, head(scores, self.alpha)), -torch.inf)
 
     def accept(self, id: int) -> None:
-        pass
+        """Hear of the sequence's next token, which changes nothing."""
 
     def fork(self) -> Plausible:
+        """Return itself: it remembers nothing."""
         return self

@@ -214,7 +214,10 @@ def restate_patterns(node: dict[str, Any], path: str) -> None:
 
 
 def literal_classes(pattern: str, path: str) -> str:
-    """Escape what within [...] means itself, but to Rust a class in the class, an intersection or a difference."""
+    """Escape what within [...] means itself, but to Rust a class in the class, an intersection or a difference.
+
+    `path` is the place in the schema for messages. Raises UserError for what cannot be told apart.
+    """
 
     def escaped(found: re.Match) -> str:
         begin, within = found["begin"], found["within"]
@@ -275,4 +278,5 @@ def away(bound: float, end: float) -> bool:
 
 
 def at(path: str) -> str:
+    """Return how a message names a place in the schema; the root has no name."""
     return f" at {path}" if path else ""

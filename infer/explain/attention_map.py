@@ -31,7 +31,7 @@ def attention_map(model: nn.Module, ids: Sequence[int], layer: int, head: int | 
 
 @torch.no_grad()
 def attention_maps(model: nn.Module, ids: Sequence[int], layer: int) -> Tensor:
-    """As `attention_map`, of all heads: [heads, n, n]."""
+    """Return the weights of all heads of a layer on the CPU in float32, [heads, n, n]; raises UserError as `attention_map` does."""
     inner = transformers_model(model)
     check_attention(inner, layer)
     check_length(inner, len(ids))

@@ -112,7 +112,7 @@ def heat_squares(weights: Tensor) -> str:
 
 
 def attention_drawing(weights: Tensor, tokens: Sequence[str], prompt: int, title: str) -> str:
-    """The heat map of one head with its tokens along both sides; a line tells the prompt from the answer."""
+    """The heat map of one head, [n, n] with a row a query, and its n tokens along both sides; a line tells the first `prompt` from the answer."""
     n = len(tokens)
     cell = max(min(760 / n, 20), 11)  # so small that labels can just be read
     longest = 10 + 0.62 * min(cell * 0.85, 13) * min(max(map(width_of, tokens)), 15)
@@ -134,6 +134,6 @@ def attention_drawing(weights: Tensor, tokens: Sequence[str], prompt: int, title
 
 
 def thumbnail(weights: Tensor, title: str) -> str:
-    """The heat map of one head without labels."""
+    """The heat map of one head, [n, n], without labels."""
     n = len(weights)
     return svg(n, n, title, f'<rect class="ground" width="{n}" height="{n}"/>', heat_squares(weights), scale='class="thumbnail"')

@@ -37,6 +37,7 @@ class GenerationTrace:
 
     @property
     def prefill(self) -> list[PassTrace]:
+        """The passes that read the prompt."""
         return [each for each in self.passes if each.prefill]
 
     @property
@@ -46,7 +47,7 @@ class GenerationTrace:
 
 
 def generation_trace(results: Sequence[Result]) -> GenerationTrace:
-    """Tell the story of one prompt from all its results, which were made with `trace=True`."""
+    """Return what happened to one prompt, from all its results, which were made with `trace=True`."""
     events = results[0].trace
     at: dict[type, dict[tuple[int, int], object]] = {ChoiceTrace: {}, LayerTrace: {}, ContrastTrace: {}}  # by choice and position
     told = GenerationTrace([], [], [], [])

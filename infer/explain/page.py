@@ -35,10 +35,12 @@ class Picture:
 
     @cached_property
     def weights(self) -> Tensor:
+        """What is drawn, [n, n], a row a query."""
         return self.heads.mean(dim=0) if self.head is None else self.heads[self.head]
 
     @property
     def title(self) -> str:
+        """What the picture is called, for a heading and for those who do not see it."""
         of = f"the mean of {len(self.heads)} heads" if self.head is None else f"head {self.head}"
         return f"attention of layer {self.layer}, {of}"
 
@@ -51,6 +53,7 @@ class Picture:
 
     @property
     def drawing(self) -> Markup:
+        """The heat map as SVG."""
         return Markup(attention_drawing(self.weights, self.tokens, self.prompt, self.title))
 
     @property
@@ -125,7 +128,7 @@ def shown_step(step: Step, names: TokenLabels) -> dict:
 
 
 def stages(filtered: ChoiceTrace, names: TokenLabels) -> Iterator[tuple[str, list[tuple[str, float, str]]]]:
-    """For the distribution of the model and after each filter its name, and of its likeliest tokens the name, the probability and what became of them."""
+    """For the model's distribution and after each filter: its name, and its likeliest tokens with their probability and what became of them."""
     found = filtered.stages
     for place, (name, candidates) in enumerate(found):
         shown = list(candidates)

@@ -11,7 +11,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The named device, or for "auto" the first of CUDA, Apple's MPS and the CPU that is there."""
+    """Return the named device, or for "auto" the first of CUDA, Apple's MPS and the CPU that is there; raises UserError for one that cannot be used."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -26,7 +26,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """The named dtype, or for "auto" the fastest that is safe on `device`, with the reason in words."""
+    """Return the named dtype, or for "auto" the fastest that is safe on `device`, with the reason in words; raises UserError for an unknown name."""
     if name in DTYPES:
         return DTYPES[name], "as asked"
     if name != "auto":
@@ -41,12 +41,12 @@ def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
 
 
 def precise(tensor: Tensor) -> Tensor:
-    """Return the tensor where there is float64, which draws and sums need: Apple's MPS has none."""
+    """Return the tensor, of any shape, where there is float64, which draws and sums need: Apple's MPS has none."""
     return tensor.cpu() if tensor.device.type == "mps" else tensor
 
 
 def in_float64(tensor: Tensor) -> Tensor:
-    """Return the tensor in float64, on its own device where that has it, else on the CPU."""
+    """Return the tensor, of any shape, in float64, on its own device where that has it, else on the CPU."""
     return precise(tensor).double()
 
 

@@ -66,5 +66,5 @@ def fused_view(tensors: Sequence[Tensor]) -> Tensor | None:
 
 
 def laid(storage: UntypedStorage, like: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return what lies in a storage as a tensor of this shape."""
+    """Return what lies in a storage, from its beginning, as a tensor of this shape with the dtype and device of `like`; nothing is copied."""
     return torch.empty(0, dtype=like.dtype, device=like.device).set_(storage, 0, shape)

@@ -38,7 +38,7 @@ def linear_kernel(layers: Sequence[nn.Module]) -> LinearKernel:
 
 
 def linear(weight: Tensor, bias: Tensor | None) -> LinearKernel:
-    """Return the product with one weight, [out, in]."""
+    """Return the product with one weight, [out, in], and its bias, [out] or None: [rows, in] to [rows, out]."""
     if weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
         # MKL's float32 product of a few rows takes one thread and half the memory bandwidth; oneDNN's takes all
         onednn = torch.ops.mkldnn._linear_pointwise

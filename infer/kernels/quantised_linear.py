@@ -1,5 +1,8 @@
 """Linear layers whose weights are kept in 8 or 4 bits; what goes in and comes out is bfloat16.
 
+8 bits are vector-wise as in LLM.int8() (Dettmers et al. 2022): a scale for each output of the weight and for each row of the input, symmetric about
+0; a second term of the input stands in for the outlier columns of the paper. 4 bits are group-wise, a scale and a zero for 32 neighbouring inputs of
+an output, in the layout of torch's own kernel; both are fitted by least squares in turns with the levels, as llama.cpp's k-quants are.
 Nothing that is computed for a row depends on another row's values: where inputs are rounded to 8 bits, each row has a scale of its
 own. How many rows there are chooses the kernel, and with it the last bits of the result.
 """
@@ -28,15 +31,17 @@ class Quantised(nn.Module):
     bias: Tensor | None
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
+        """weight is [out, in], bias [out]; neither is kept as it is."""
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.register_buffer("bias", None if bias is None else bias.detach().to(torch.bfloat16))
 
     def product(self, x: Tensor) -> Tensor:
+        """Return the product with the bias added: bfloat16 [rows, in] to [rows, out]."""
         raise NotImplementedError
 
     def like(self, weight: Tensor, bias: Tensor | None) -> Quantised:
-        """Return a layer of another weight that is kept and multiplied as this one's is."""
+        """Return a layer of another weight, [out, in], and bias, [out], that are kept and multiplied as this one's are."""
         raise NotImplementedError
 
     def borders(self) -> tuple[int, ...]:
@@ -56,6 +61,7 @@ class Quantised(nn.Module):
         return F.linear(x.to(dtype), self._written_out(dtype)).to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., in] of any dtype to bfloat16 [..., out]."""
         return self.product(x.reshape(-1, self.in_features).to(torch.bfloat16)).view(*x.shape[:-1], -1)
 
     def _finish(self, y: Tensor) -> Tensor:
@@ -65,7 +71,7 @@ class Quantised(nn.Module):
 
 
 class Linear8(Quantised):
-    """8 bits a weight, symmetric, one scale for each output.
+    """8 bits a weight, symmetric: weight = level * scale, levels int8 [out, in] in -127 to 127, one bfloat16 scale for each output, [out].
 
     A few rows are multiplied as they are. Of more, the inputs are rounded to one or two times 8 bits (`terms`): two lose
     nothing that could be measured, one is for inputs without outliers. `always` rounds the inputs of a few rows too.
@@ -110,7 +116,7 @@ class Linear8(Quantised):
 
 
 class Linear4(Quantised):
-    """4 bits a weight, with a scale and a zero for every `GROUP` inputs of an output."""
+    """4 bits a weight: weight = (level - 8) * scale + zero, levels 0 to 15, a bfloat16 scale and zero for every `GROUP` inputs of an output."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
         super().__init__(weight, bias)
@@ -147,16 +153,17 @@ class OutputSlice(nn.Module):
         self.whole, self.start, self.stop = whole, start, stop
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., in] to [..., stop - start]."""
         return self.whole(x)[..., self.start : self.stop]
 
 
 def padded(weight: Tensor) -> Tensor:
-    """Return the weight with rows of zeros up to a whole number of blocks."""
+    """Return the weight, [out, in], with rows of zeros up to a whole number of blocks of BLOCK outputs."""
     return F.pad(weight, (0, 0, 0, -len(weight) % BLOCK))
 
 
 def rounded_rows(x: Tensor, terms: int) -> tuple[Tensor, Tensor]:
-    """Round each row to 8 bits by its own largest value: int8 [terms * rows, n] and float32 scales [rows, 1].
+    """Round each row of [rows, n] to 8 bits by its own largest value: int8 [terms * rows, n] and float32 scales [rows, 1].
 
     With two terms the second half of the rows is what rounding lost, in steps `FINER` times as small.
     """
@@ -169,7 +176,8 @@ def rounded_rows(x: Tensor, terms: int) -> tuple[Tensor, Tensor]:
 
 
 def four_bits(weight: Tensor, rounds: int = 3) -> tuple[Tensor, Tensor, Tensor]:
-    """Return levels 0 to 15, [out, in], and scale and zero, [out, groups], with weight = (level - 8) * scale + zero, nearly.
+    """Return for a float32 weight [out, in] levels 0 to 15, int32 [out, in], and bfloat16 scale and zero, [out, groups], of which it is nearly
+    (level - 8) * scale + zero.
 
     Starts from ranges of several widths, fits scale and zero to the levels by least squares and the levels to them, in turns,
     and keeps for each group what leaves the least squared error.

@@ -13,6 +13,7 @@ class Rotation:
     """
 
     def __init__(self, module: nn.Module, like: Tensor):
+        """module maps (`like`, positions [1, n]) to cosine and sine, [1, n, d]; of `like` the dtype and the device count alone."""
         self.module, self.like = module, like
         self.cos = self.sin = like.new_empty(0, 1, 0)
 

@@ -18,11 +18,14 @@ PATIENCE = 8  # tokens that a character may be spread over in a tokenizer that w
 class Detokeniser(Protocol):
     """Takes ids one by one and hands out text as soon as no later id can change it."""
 
-    def push(self, id: int) -> str: ...
+    def push(self, id: int) -> str:
+        """Return the text that this id settles."""
 
-    def flush(self) -> str: ...
+    def flush(self) -> str:
+        """Return what is held back, at the end."""
 
-    def fork(self) -> Detokeniser: ...
+    def fork(self) -> Detokeniser:
+        """Return one that goes on from here by itself, as a beam does."""
 
 
 def detokeniser(tokenizer: PreTrainedTokenizerBase) -> Detokeniser:

@@ -80,12 +80,13 @@ def places_of(tokenizer: PreTrainedTokenizerBase, prompt, ids: list[int], span: 
 
 
 def within(span: Span, length: int, name: str) -> None:
+    """Raise UserError for a span that ends beyond the `length` units that there are; `name` is the prompt's."""
     if span.end > length:
         raise UserError(f"the span {span.start} to {span.end} of {name} counts {span.by}, of which there are {length}: end it there at the latest")
 
 
 def characters_of_messages(tokenizer: PreTrainedTokenizerBase, prompt, span: Span, name: str) -> tuple[int, int]:
-    """Return where the span's messages begin and end in the prompt's text."""
+    """Return where the span's messages begin and end in the prompt's text; raises UserError for a prompt or a template in which they cannot be found."""
     messages, tools = (prompt.messages, prompt.tools) if isinstance(prompt, Dialogue) else (prompt, None)
     if not isinstance(messages, list) or not messages or not isinstance(messages[0], dict):
         raise UserError(f"{name} has no messages: name what to hide by characters or by tokens")
@@ -101,7 +102,10 @@ def characters_of_messages(tokenizer: PreTrainedTokenizerBase, prompt, span: Spa
 
 
 def characters(tokenizer: PreTrainedTokenizerBase, ids: list[int], name: str) -> tuple[list[tuple[int, int]], str]:
-    """Return from where to where each id's characters reach in the prompt's text, and the text; ids that share a character reach alike."""
+    """Return from where to where each id's characters reach in the prompt's text, and the text; ids that share a character reach alike.
+
+    Raises UserError for a tokenizer whose tokens do not join to the text; `name` is the prompt's.
+    """
     extents: list[tuple[int, int]] = []
     held: list[int] = []
     text = ""

@@ -127,6 +127,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes | None]:
 
 
 def sentencepiece(name: str) -> bytes:
+    """The bytes that a sentencepiece tokenizer's token stands for, from its name."""
     if BYTE_TOKEN.fullmatch(name):
         return bytes([int(name[3:-1], 16)])
     return name.replace("▁", " ").encode()

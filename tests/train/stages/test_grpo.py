@@ -225,7 +225,7 @@ def test_columns_are_whole():
 @pytest.mark.parametrize("adapter", [False, True])
 def test_the_share_of_a_letter_rises(kind, adapter, fresh_tiny, tiny_tokenizer, tmp_path):
     lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM") if adapter else None
-    settings = {"learning_rate": 2e-2 if adapter else 1e-2, "max_steps": 30, "beta": 0.001, "lr_scheduler_type": "constant",
+    settings = {"learning_rate": 2e-2 if adapter else 1e-2, "max_steps": 20, "beta": 0.001, "lr_scheduler_type": "constant",
                 "gradient_accumulation_steps": 2, "max_grad_norm": 1.0}  # fmt: skip
     trainer = build(kind, fresh_tiny("llama"), tiny_tokenizer, tmp_path, lora=lora, **settings)
     before = {name: p.clone() for name, p in trainer.model.named_parameters() if not p.requires_grad}

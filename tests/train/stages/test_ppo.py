@@ -84,11 +84,11 @@ def test_how_a_minibatch_is_cut_changes_nothing(fresh_tiny, tiny_tokenizer, tmp_
             assert torch.allclose(p, other[name], atol=1e-5), name
 
 
-LEARN = {"iterations": 20, "rollouts": 32, "epochs": 3, "minibatches": 2, "max_new_tokens": 8, "kl_coefficient": 0.02}
+LEARN = {"iterations": 10, "rollouts": 32, "epochs": 3, "minibatches": 2, "max_new_tokens": 8, "kl_coefficient": 0.02}
 
 
 def learned(model, tokenizer, folder, reward, **changes):
-    args = arguments(folder, per_device_train_batch_size=16, learning_rate=3e-3)
+    args = arguments(folder, per_device_train_batch_size=16, learning_rate=2e-2)
     trainer = ppo(model, tokenizer, prompts(32), reward, args, PpoSettings(**{**LEARN, **changes}))
     return [entry for entry in read_log(folder / "log.jsonl") if "reward/mean" in entry], trainer
 
