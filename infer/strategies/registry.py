@@ -55,6 +55,7 @@ class Kind:
 
 
 def beams(request: Request) -> int:
+    """How many sequences a search of beams runs."""
     return request.params.num_beams
 
 
