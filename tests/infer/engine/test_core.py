@@ -184,7 +184,8 @@ def test_a_request_without_a_strategy_is_not_taken(tiny, tokenizer):
 
 
 def test_a_prompt_makes_a_request_that_names_its_strategy_and_never_changes(tiny, tiny_tokenizer):
-    params = [SamplingParams(token_healing=True), SamplingParams(num_beams=2, prefix="ab"), SamplingParams(best_of=2, temperature=1.0)]
+    settings = [{"token_healing": True}, {"num_beams": 2, "prefix": "ab"}, {"best_of": 2, "temperature": 1.0}]
+    params = [SamplingParams(max_new_tokens=8, **each) for each in settings]
     _, [healed, beams, best] = prepare(tiny("llama"), tiny_tokenizer, ["abc"] * 3, params, False, None, 4)
     assert [each.request.strategy.name for each in (healed, beams, best)] == ["sampling", "beam", "best_of_n"]
     assert beams.request.prefix_ids == [tiny_tokenizer.convert_tokens_to_ids(each) for each in "ab"]
