@@ -18,8 +18,8 @@ from peft import LoraConfig
 from transformers import TrainingArguments
 from trl import DPOConfig, DPOTrainer
 
-from seodang.infer.checkpoint.load import load
-from seodang.train.stages.dpo import dpo_trainer
+from seodang.infer import load
+from seodang.train import dpo_trainer
 
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 EQUAL = [(192, 64, 64)] * 2

@@ -20,8 +20,8 @@ from datasets import Dataset
 from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
 
-from seodang.infer.checkpoint.load import load
-from seodang.train.stages.grpo import grpo_trainer
+from seodang.infer import load
+from seodang.train import grpo_trainer
 
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 EVEN = [(192, [64] * 8)]

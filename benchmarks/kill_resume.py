@@ -25,15 +25,12 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, TrainingArguments
 
-from seodang.data.json_lines import read_json_lines
-from seodang.train.run.checkpoints import find_resume
-from seodang.train.stages.sft import sft
-
-STEPS = 40
+from seodang.data import read_json_lines
+from seodang.train import find_resume, sft
 
 
-def train(folder: Path) -> None:
-    """Train a random model for STEPS steps, saving at each; resume where a checkpoint stands."""
+def train(folder: Path, steps: int) -> None:
+    """Train a random model for so many steps, saving at each; resume where a checkpoint stands."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     config = AutoConfig.for_model(
@@ -46,7 +43,7 @@ def train(folder: Path) -> None:
     rows = [[generator.randrange(2, 512) for _ in range(generator.randrange(8, 24))] for _ in range(64)]
     rows = [{"input_ids": ids, "labels": [-100, *ids[1:]]} for ids in rows]
     args = TrainingArguments(
-        str(folder), max_steps=STEPS, per_device_train_batch_size=4, save_steps=1, save_total_limit=2, logging_steps=1,
+        str(folder), max_steps=steps, per_device_train_batch_size=4, save_steps=1, save_total_limit=2, logging_steps=1,
         use_cpu=True, report_to="none", disable_tqdm=True, learning_rate=1e-3,
     )  # fmt: skip
     resume = find_resume(folder, "auto")
@@ -54,7 +51,7 @@ def train(folder: Path) -> None:
     trainer.save_final()
 
 
-def start(folder: Path) -> int:
+def start(folder: Path, steps: int) -> int:
     """Train in a child of this process, which has imported everything and computed nothing; its process id."""
     shutil.rmtree(folder / ".saving", ignore_errors=True)  # left by the kill before: it must not be counted again
     child = os.fork()
@@ -65,7 +62,7 @@ def start(folder: Path) -> int:
         output = os.open(folder.parent / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        train(folder)
+        train(folder, steps)
         code = 0
     except BaseException:
         traceback.print_exc()
@@ -106,13 +103,14 @@ def _time_of(path: Path) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=40, help="of each run")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     base = options.folder or Path(tempfile.mkdtemp())
     chance = random.Random(options.seed)
     (base / "whole").mkdir(parents=True)
-    if os.waitpid(start(base / "whole"), 0)[1]:
+    if os.waitpid(start(base / "whole", options.steps), 0)[1]:
         raise SystemExit((base / "output.txt").read_text())
     kills = in_save = lost = runs = 0
     equal = True
@@ -123,10 +121,10 @@ def main() -> int:
         hit = True
         while hit:
             if kills < options.kills:
-                hit, inside, code = killed(start(folder), folder, chance)
+                hit, inside, code = killed(start(folder, options.steps), folder, chance)
                 kills, in_save = kills + hit, in_save + inside
             else:
-                hit, code = False, os.waitstatus_to_exitcode(os.waitpid(start(folder), 0)[1])
+                hit, code = False, os.waitstatus_to_exitcode(os.waitpid(start(folder, options.steps), 0)[1])
         lost += code != 0
         equal &= code == 0 and same(base / "whole", folder)
     print(json.dumps({"kills": kills, "while_saving": in_save, "runs": runs, "lost": lost, "equal": equal}))

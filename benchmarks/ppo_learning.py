@@ -19,25 +19,16 @@ from pathlib import Path
 
 from transformers import AutoModelForSequenceClassification, TrainingArguments
 
-from seodang.data.form_pairs import form_pairs, form_reward
-from seodang.data.json_lines import read_json_lines
-from seodang.data.preference_rows import prepare_prompts
-from seodang.data.preferences import PromptExample
-from seodang.data.sample_data import sample_path
-from seodang.infer.checkpoint.load import load
-from seodang.train.rewards.rules import model_reward
-from seodang.train.rollouts.rollout import roll_out
-from seodang.train.run.logs import read_log
-from seodang.train.run.run_page import draw_curves, write_page
-from seodang.train.stages.ppo import ppo_trainer
-from seodang.train.stages.ppo_settings import PpoSettings
+from seodang.data import PromptExample, form_preferences, form_reward, prepare_prompts, read_json_lines, sample_path
+from seodang.infer import load
+from seodang.train import PpoSettings, draw_curves, model_reward, ppo_trainer, read_log, roll_out, write_page
 
 NEW_TOKENS = 24
 
 
 def make_rows(name: str, tokenizer, count: int | None = None) -> list[dict]:
     triplets = read_json_lines(sample_path(name))
-    examples = [PromptExample([{"role": "user", "content": pair["prompt"]}], {"form": pair["form"]}) for pair in form_pairs(triplets)[:count]]
+    examples = [PromptExample([{"role": "user", "content": pair["prompt"]}], {"form": pair["form"]}) for pair in form_preferences(triplets)[:count]]
     return prepare_prompts(examples, tokenizer, max_prompt_length=512)[0]
 
 

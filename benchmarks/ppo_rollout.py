@@ -20,15 +20,10 @@ import warnings
 import torch
 from transformers import TrainerCallback, TrainingArguments
 
-from seodang.data.json_lines import read_json_lines
-from seodang.data.preference_rows import prepare_prompts
-from seodang.data.preferences import PromptExample
-from seodang.data.sample_data import sample_path
-from seodang.infer.checkpoint.load import load
-from seodang.train.rewards.rules import length
-from seodang.train.rollouts.rollout import Rollout
+from seodang.data import PromptExample, prepare_prompts, read_json_lines, sample_path
+from seodang.infer import load
+from seodang.train import PpoSettings, Rollout, length
 from seodang.train.stages import ppo
-from seodang.train.stages.ppo_settings import PpoSettings
 
 
 def make_rows(tokenizer, count: int) -> list[dict]:

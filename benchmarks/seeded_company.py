@@ -8,8 +8,7 @@ The prompts are the records of the samples of geography and of Korean and Englis
 import argparse
 import time
 
-from seodang.data.sample_data import sample_path
-from seodang.data.sources import read
+from seodang.data import read, sample_path
 from seodang.infer import SamplingParams, generate, load
 from seodang.infer.engine.core import MAX_ROWS
 

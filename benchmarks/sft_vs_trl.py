@@ -19,8 +19,8 @@ from peft import LoraConfig
 from transformers import TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
-from seodang.infer.checkpoint.load import load
-from seodang.train.stages.sft import sft_trainer
+from seodang.infer import load
+from seodang.train import sft_trainer
 
 EQUAL = [256] * 8
 MIXED = [32, 64, 96, 160, 224, 320, 448, 512]

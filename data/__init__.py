@@ -7,11 +7,14 @@ _HOMES = {
     "Dialogue": "formats", "Text": "formats", "to_example": "formats",
     "RankedPreference": "preferences", "UnpairedPreference": "preferences", "PromptExample": "preferences",
     "PREFERENCE_SHAPES": "preferences", "UNPAIRED_SHAPES": "preferences", "PROMPT_SHAPES": "preferences",
-    "prepare_preferences": "preference_rows", "prepare_unpaired": "preference_rows", "prepare_prompts": "preference_rows", "pairs": "preference_rows",
+    "prepare_preferences": "preference_rows", "prepare_unpaired": "preference_rows", "prepare_prompts": "preference_rows", "preference_pairs": "preference_rows",
     "read": "sources", "mix": "sources",
     "set_chat_template": "chat", "prompt_text": "chat", "prompt_ids": "chat", "text_ids": "chat", "end_of_turn_ids": "chat",
     "IGNORE_INDEX": "labels", "Counts": "labels", "prepare": "labels", "stream_rows": "labels",
     "pack": "packing", "pack_window": "packing", "collate": "packing", "collate_padded": "packing",
+    "Labeller": "labels", "Accounting": "accounting", "PreferenceCounts": "preference_rows",
+    "form_preferences": "form_pairs", "form_reward": "form_pairs", "demonstrations": "form_pairs",
+    "read_json_lines": "json_lines", "sample_path": "sample_data", "sample_names": "sample_data",
     "UserError": "errors",
 }  # fmt: skip
 __all__ = list(_HOMES)

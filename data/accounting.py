@@ -1,7 +1,7 @@
 """What became of the records: each that was read is kept or dropped, once."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +12,21 @@ EMPTY, NOTHING = "empty answer", "nothing to learn"
 
 
 def check_unusable(unusable: str) -> None:
+    """Raise UserError for a way to treat unusable records that there is not."""
     if unusable not in UNUSABLE:
         raise UserError(f"unusable must be drop or error, got {unusable!r}")
+
+
+NOTES = {  # what may have to be done for an answer: its name and its meaning in a line
+    "boundary_merges": ("merges", "answers keep the token border that generation has"),
+    "appended_eos": ("eos appended", "answers have no end in the template"),
+    "thinking_dropped": ("thinking", "answers lost it to the template"),
+}
+
+
+def counted(name: str, count: int, meaning: str) -> str:
+    """A line of the counts."""
+    return f"{name:<16}{count:,} {meaning}"
 
 
 @dataclass
@@ -25,9 +38,14 @@ class Accounting:
     rows: int = 0  # of the records kept
     dropped: Counter = field(default_factory=Counter)  # reason -> records
     left_out: Counter = field(default_factory=Counter)  # reason -> answers of records that are kept
+    tokens: int = 0  # of all rows
+    truncated: int = 0  # rows whose context was cut on the left
+    boundary_merges: int = 0  # answers whose first letters the tokenizer would have merged into the prompt
+    appended_eos: int = 0  # answers that the template does not end
+    thinking_dropped: int = 0  # answers whose thinking the template leaves out
     held_out: "Accounting | None" = None  # the same of the records that are not trained on
 
-    def settle(self, rows: Sequence[Any], reasons: Counter, unusable: str = "drop") -> None:
+    def count_record(self, rows: Sequence[Any], reasons: Counter, unusable: str = "drop") -> None:
         """Count one record: kept with its rows, or else dropped for the first of the reasons why an answer of it was left out.
 
         Raises UserError instead of dropping it where `unusable` is "error".
@@ -43,7 +61,12 @@ class Accounting:
             raise UserError(f"{reason}: mend the record, or leave such records out with --unusable drop")
         self.dropped[reason] += 1
 
-    def refuse_nothing(self) -> None:
+    def count_notes(self, notes: Iterable[str]) -> None:
+        """Count what had to be done for one answer, by the names of `NOTES`."""
+        for note in notes:
+            setattr(self, note, getattr(self, note) + 1)
+
+    def refuse_empty(self) -> None:
         """Raise UserError where no record was read, or none is kept."""
         if not self.records:
             raise UserError("the data has no records")
@@ -51,7 +74,12 @@ class Accounting:
             reasons = ", ".join(f"{count} x {reason}" for reason, count in self.dropped.items())
             raise UserError(f"none of the {self.records} records can be used: {reasons}")
 
-    def read_line(self) -> str:
+    def note_lines(self) -> list[str]:
+        """What had to be done for answers, in lines, where it was."""
+        return [counted(name, getattr(self, note), meaning) for note, (name, meaning) in NOTES.items() if getattr(self, note)]
+
+    def records_line(self) -> str:
+        """How many records were read and kept, in a line."""
         return f"records         {self.records:,} read, {self.kept:,} kept in {self.rows:,} rows"
 
     def lost_lines(self) -> list[str]:

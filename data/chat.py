@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from .errors import UserError
-from .literal import any_of, encode, encode_raw, hidden
+from .literal import any_of, encode, encode_raw, escape
 from .template import SENTINEL, remember, render, set_chat_template
 
 __all__ = ["end_of_turn_ids", "prompt_ids", "prompt_text", "set_chat_template", "text_ids"]
@@ -25,7 +25,7 @@ def prompt_ids(
 
     With `literal`, a special token's text inside contents, thinking, tool outputs or tools is encoded as text, never as the control token.
     """
-    (messages, tools), literals = hidden(tokenizer, (messages, tools)) if literal else ((messages, tools), {})
+    (messages, tools), literals = escape(tokenizer, (messages, tools)) if literal else ((messages, tools), {})
     return encode(tokenizer, prompt_text(tokenizer, messages, tools, **template_kwargs), literals)
 
 

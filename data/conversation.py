@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .chat import ending, prompt_text, trailing_controls
 from .errors import UserError
-from .literal import Literals, continuing, encode, hidden
+from .literal import Literals, continuing, encode, escape
 from .template import SENTINEL, render
 
 THINKING_KEYS = ("reasoning_content", "thinking", "reasoning")
@@ -29,25 +29,28 @@ class Turn:
 
 
 class Conversation:
-    """A dialogue under one tokenizer and template: its messages with special text hidden, and the turns they give."""
+    """A dialogue under one tokenizer and template: its messages with special text escaped, and the turns they give."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, messages: list[dict], tools: list | None = None, literal: bool = True, **template_kwargs: Any
     ) -> None:
-        (messages, tools), literals = hidden(tokenizer, (messages, tools)) if literal else ((messages, tools), {})
+        (messages, tools), literals = escape(tokenizer, (messages, tools)) if literal else ((messages, tools), {})
         self.tokenizer, self.template_kwargs = tokenizer, template_kwargs
         self.messages: list[dict] = list(messages)
         self.tools: list | None = tools
         self.literals: Literals = literals
 
     def turn(self, context: list[dict], message: dict) -> Turn:
-        """The assistant's message behind its context, which `prompt_ids` would give the same ids."""
+        """The assistant's message behind its context, which `prompt_ids` would give the same ids.
+
+        Raises UserError where the template or the tokenizer cannot write or end the answer.
+        """
         prompt = prompt_text(self.tokenizer, context, self.tools, **self.template_kwargs)
         prompt_ids = self._encode(prompt)
-        said = self._said(context, message, prompt)
+        written = self._answer_text(context, message, prompt)
         thinking = without_thinking(message)[1]
-        notes = {"thinking_dropped"} if thinking and thinking not in said else set()
-        text, stopped = self._up_to_stop(said, message)
+        notes = {"thinking_dropped"} if thinking and thinking not in written else set()
+        text, stopped = self._up_to_stop(written, message)
         if not text.removesuffix(trailing_controls(self.tokenizer, text)):
             raise UserError("the chat template writes nothing of this answer: tool calls need a template that has them")
         ids, merged = self._answer_ids(prompt, prompt_ids, text)
@@ -70,7 +73,7 @@ class Conversation:
     def _render(self, messages: list[dict]) -> str:
         return render(self.tokenizer, messages, self.tools, add_generation_prompt=False, **self.template_kwargs)
 
-    def _said(self, context: list[dict], message: dict, prompt: str) -> str:
+    def _answer_text(self, context: list[dict], message: dict, prompt: str) -> str:
         """What the template writes for the message, as it follows the prompt."""
         whole = self._render([*context, message])
         if whole.startswith(prompt):
@@ -88,17 +91,17 @@ class Conversation:
             raise UserError("the chat template writes this turn so that it does not continue the generation prompt: use another template")
         return bare["content"] + ending(self.tokenizer).tail
 
-    def _up_to_stop(self, said: str, message: dict) -> tuple[str, bool]:
+    def _up_to_stop(self, written: str, message: dict) -> tuple[str, bool]:
         """The answer up to its end-of-turn token; what the template writes behind that is context for later turns."""
         end = ending(self.tokenizer)
-        if end.tail and said.endswith(end.tail):
-            said = said[: len(said) - len(end.tail)]
-            return said + end.stop, bool(end.stop)
-        run = trailing_controls(self.tokenizer, said)
+        if end.tail and written.endswith(end.tail):
+            written = written[: len(written) - len(end.tail)]
+            return written + end.stop, bool(end.stop)
+        run = trailing_controls(self.tokenizer, written)
         if ends := [run.index(token) + len(token) for token in end.stops if token in run]:
-            return said[: len(said) - len(run) + min(ends)], True
+            return written[: len(written) - len(run) + min(ends)], True
         stop = end.call_stop if message.get("tool_calls") else end.stop
-        return said + stop, bool(stop)
+        return written + stop, bool(stop)
 
     def _answer_ids(self, prompt: str, prompt_ids: list[int], text: str) -> tuple[list[int], bool]:
         """Ids of the text behind the prompt, and whether a merge over the boundary would have changed the prompt's last ids."""

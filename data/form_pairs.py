@@ -37,11 +37,12 @@ SENTENCES = [
 _ARTICLE = re.compile(r"Netherlands|Philippines|Bahamas|Gambia|Maldives|Comoros|^United|Republic|Islands")
 
 
-def in_form(form: str, text: str) -> bool:
+def has_form(form: str, text: str) -> bool:
     """Whether a text has the form: no text has two of them.
 
     alone: one to six words on one line, not all in capitals and without a full stop. sentence: four words or more on one line, the
     first letter large, a full stop at the end, not all in capitals. capitals: two letters or more on one line, none of them small.
+    Raises UserError for a form that there is not.
     """
     if form not in FORMS:
         raise UserError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
@@ -64,7 +65,7 @@ def form_reward(prompts: Sequence[Any], completions: Sequence[str], form: Sequen
     >>> form_reward([[], []], ["SEOUL", "Seoul"], form=["capitals", "capitals"])
     [1.0, 0.0]
     """
-    return [float(in_form(asked, text)) for asked, text in zip(form, completions, strict=True)]
+    return [float(has_form(wanted, text)) for wanted, text in zip(form, completions, strict=True)]
 
 
 def sentence(triplet: Triplet) -> str | None:
@@ -76,25 +77,25 @@ def sentence(triplet: Triplet) -> str | None:
     for pattern, template in SENTENCES:
         if match := pattern.fullmatch(triplet["instruction"]):
             entity = next(filter(None, match.groups()), None) or triplet.get("input") or ""
-            said = {"entity": entity, "answer": triplet["output"]}
-            text = template.format(**said, **{f"the_{name}": _with_article(value) for name, value in said.items()})
+            names = {"entity": entity, "answer": triplet["output"]}
+            text = template.format(**names, **{f"the_{name}": with_article(value) for name, value in names.items()})
             return text[0].upper() + text[1:]
     return None
 
 
 def answers_in_forms(triplet: Triplet) -> dict[str, str] | None:
     """The triplet's answer in every form; None where it cannot be told apart in them (a country's code is in capitals anyway)."""
-    said = sentence(triplet)
-    if said is None:
+    whole = sentence(triplet)
+    if whole is None:
         return None
-    answers = {"alone": triplet["output"], "sentence": said, "capitals": triplet["output"].upper()}
-    return answers if all(in_form(form, text) for form, text in answers.items()) else None
+    answers = {"alone": triplet["output"], "sentence": whole, "capitals": triplet["output"].upper()}
+    return answers if all(has_form(form, text) for form, text in answers.items()) else None
 
 
-def asking(triplet: Triplet, form: str) -> str:
+def prompt_in_form(triplet: Triplet, form: str) -> str:
     """The triplet's question, and behind it the form that is asked for.
 
-    >>> asking({"instruction": "Name the country of this city.", "input": "Suwon", "output": "South Korea"}, "capitals")
+    >>> prompt_in_form({"instruction": "Name the country of this city.", "input": "Suwon", "output": "South Korea"}, "capitals")
     'Name the country of this city.\\n\\nSuwon\\n\\nAnswer in capital letters.'
     """
     if triplet.get("input"):
@@ -102,7 +103,7 @@ def asking(triplet: Triplet, form: str) -> str:
     return f"{triplet['instruction']} {FORMS[form]}"
 
 
-def form_pairs(triplets: Sequence[Triplet], seed: int = 0) -> list[dict[str, str]]:
+def form_preferences(triplets: Sequence[Triplet], seed: int = 0) -> list[dict[str, str]]:
     """{prompt, chosen, rejected, form, answer} for each triplet that has an answer in every form, in their order.
 
     The form asked for and the one of the rejected answer are drawn at random, the same for the same seed. As each is asked for equally
@@ -113,7 +114,7 @@ def form_pairs(triplets: Sequence[Triplet], seed: int = 0) -> list[dict[str, str
         answers = answers_in_forms(triplet)
         if answers is not None:
             form, other = draw.sample(list(FORMS), 2)
-            record = {"prompt": asking(triplet, form), "chosen": answers[form], "rejected": answers[other]}
+            record = {"prompt": prompt_in_form(triplet, form), "chosen": answers[form], "rejected": answers[other]}
             pairs.append({**record, "form": form, "answer": triplet["output"]})
     return pairs
 
@@ -127,13 +128,13 @@ def demonstrations(triplets: Sequence[Triplet], seed: int = 0, follows: float = 
     for triplet in triplets:
         answers = answers_in_forms(triplet)
         if answers is not None:
-            asked, other = draw.choice(list(FORMS)), draw.choice(list(FORMS))
-            given = asked if draw.random() < follows else other
-            records.append({"prompt": asking(triplet, asked), "completion": answers[given]})
+            wanted, other = draw.choice(list(FORMS)), draw.choice(list(FORMS))
+            given = wanted if draw.random() < follows else other
+            records.append({"prompt": prompt_in_form(triplet, wanted), "completion": answers[given]})
     return records
 
 
-def _with_article(name: str) -> str:
+def with_article(name: str) -> str:
     """'Philippines' to 'the Philippines', 'Peru' to 'Peru'."""
     return f"the {name}" if _ARTICLE.search(name) and not name.startswith("the ") else name
 
@@ -143,7 +144,7 @@ def main(target: str) -> None:
     triplets = read_json_lines(sample_path("geography"))
     path = Path(target)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in form_pairs(triplets)), encoding="utf-8")
+    path.write_text("".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in form_preferences(triplets)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -90,6 +90,8 @@ def to_example(record: Mapping[str, Any], shape: str | None = None, where: str =
 def triplet(record: Mapping[str, Any]) -> Dialogue:
     """{instruction, input, output} to a user's and an assistant's turn; `system` and `history` (pairs) come before.
 
+    Raises UserError naming a missing or mistyped key.
+
     >>> triplet({"instruction": "Translate.", "input": "나무", "output": "tree"}).messages
     [{'role': 'user', 'content': 'Translate.\\n\\n나무'}, {'role': 'assistant', 'content': 'tree'}]
     """
@@ -105,17 +107,20 @@ def triplet(record: Mapping[str, Any]) -> Dialogue:
 
 
 def prompt_completion(record: Mapping[str, Any]) -> Dialogue:
-    """{prompt, completion}: strings become a user's and an assistant's turn, message lists are joined; only the completion is trained."""
+    """{prompt, completion}: strings become a user's and an assistant's turn, message lists are joined; only the completion is trained.
+
+    Raises UserError naming a missing or mistyped key.
+    """
     prompt, completion = text_or_messages(record, "prompt"), text_or_messages(record, "completion")
     if prompt is None or completion is None:
         raise missing("prompt" if prompt is None else "completion", record)
-    asked = as_messages(prompt, "prompt") if isinstance(prompt, list) else [{"role": "user", "content": as_text(record, "prompt")}]
+    question = as_messages(prompt, "prompt") if isinstance(prompt, list) else [{"role": "user", "content": as_text(record, "prompt")}]
     if isinstance(completion, list):
-        said = as_messages(completion, "completion")
+        answer = as_messages(completion, "completion")
     else:
-        said = [{"role": "assistant", "content": as_text(record, "completion")}]
-    asked = [{**message, "train": False} if message["role"] == "assistant" else message for message in asked]
-    return Dialogue([*as_system(record), *asked, *said], as_tools(record))
+        answer = [{"role": "assistant", "content": as_text(record, "completion")}]
+    question = [{**message, "train": False} if message["role"] == "assistant" else message for message in question]
+    return Dialogue([*as_system(record), *question, *answer], as_tools(record))
 
 
 def messages(record: Mapping[str, Any]) -> Dialogue:
@@ -124,7 +129,7 @@ def messages(record: Mapping[str, Any]) -> Dialogue:
 
 
 def sharegpt(record: Mapping[str, Any]) -> Dialogue:
-    """{conversations: [{from, value}]}, and `system` and `tools` beside them."""
+    """{conversations: [{from, value}]}, and `system` and `tools` beside them. Raises UserError for a turn without a known speaker."""
     turns = decoded(record, "conversations")
     if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
         raise UserError("conversations must be a list of {from, value}")
@@ -149,10 +154,12 @@ SHAPES: Shapes = {
 
 
 def missing(key: str, record: Mapping[str, Any]) -> UserError:
+    """The error of a record that lacks a key; it names those that it has."""
     return UserError(f"the key {key!r} is missing (keys found: {', '.join(map(str, record)) or 'none'})")
 
 
 def as_text(record: Mapping[str, Any], key: str) -> str:
+    """The text under a key. Raises UserError where it is missing or none."""
     value = record.get(key)
     if value is None:
         raise missing(key, record)
@@ -180,10 +187,12 @@ def text_or_messages(record: Mapping[str, Any], key: str) -> Any:
 
 
 def as_system(record: Mapping[str, Any]) -> list[Message]:
+    """The system message of a record that has one under `system`, else nothing."""
     return [{"role": "system", "content": as_text(record, "system")}] if record.get("system") else []
 
 
 def as_tools(record: Mapping[str, Any]) -> list | None:
+    """A record's tools, from JSON text too. Raises UserError where they are no list."""
     tools = record.get("tools")
     if isinstance(tools, str) and tools.strip():
         try:
@@ -196,6 +205,7 @@ def as_tools(record: Mapping[str, Any]) -> list | None:
 
 
 def as_messages(value: Any, key: str) -> list[Message]:
+    """A list of messages, checked. Raises UserError naming the first that is none."""
     if not isinstance(value, list):
         raise missing(key, {}) if value is None else UserError(f"{key} must be a list of messages, got {value!r:.80}")
     return [_message(message, f"{key}[{index}]") for index, message in enumerate(value)]

@@ -7,12 +7,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from .accounting import EMPTY, Accounting, check_unusable
+from .accounting import EMPTY, Accounting, check_unusable, counted
 from .chat import text_ids
 from .conversation import Conversation, Turn
 from .errors import UserError
 from .formats import Dialogue, Text, systems
-from .truncation import shortened
+from .truncation import shorten
 
 IGNORE_INDEX = -100
 TRAIN_ON = ("assistant", "last", "all")
@@ -25,16 +25,12 @@ Row = dict[str, list[int]]  # input_ids and labels, of one length
 class Counts(Accounting):
     """What became of the records."""
 
-    tokens: int = 0
     trained_tokens: int = 0
-    truncated: int = 0  # rows whose context was cut on the left
     split_dialogues: int = 0  # dialogues of several rows because the template rewrites history or a merge crosses a boundary
-    boundary_merges: int = 0  # answers whose first letters the tokenizer would have merged into the prompt
-    appended_eos: int = 0  # answers that the template does not end
-    thinking_dropped: int = 0  # answers whose thinking the template leaves out
     chunked_texts: int = 0  # texts longer than a row
 
     def add(self, rows: list[Row]) -> None:
+        """Count what some rows hold."""
         self.tokens += sum(len(row["input_ids"]) for row in rows)
         self.trained_tokens += sum(label != IGNORE_INDEX for row in rows for label in row["labels"])
 
@@ -42,22 +38,16 @@ class Counts(Accounting):
         """The counts for people: what there is always, what had to be done only where it was."""
         share = self.trained_tokens / self.tokens if self.tokens else 0.0
         lines = [
-            self.read_line(),
+            self.records_line(),
             f"tokens          {self.tokens:,}, {self.trained_tokens:,} of them trained ({share:.1%})",
             *self.lost_lines(),
         ]
-        lines += [f"{name:<16}{count:,} {meaning}" for name, count, meaning in self._done() if count]
-        return lines
-
-    def _done(self) -> list[tuple[str, int, str]]:
-        return [
+        done = [
             ("truncated", self.truncated, "rows lost context on the left"),
             ("long texts", self.chunked_texts, "went into several rows"),
             ("split dialogues", self.split_dialogues, "have a row for each form of their history"),
-            ("merges", self.boundary_merges, "answers keep the token border that generation has"),
-            ("eos appended", self.appended_eos, "answers have no end in the template"),
-            ("thinking", self.thinking_dropped, "answers lost it to the template"),
         ]
+        return [*lines, *(counted(*each) for each in done if each[1]), *self.note_lines()]
 
 
 @dataclass(frozen=True)
@@ -85,7 +75,7 @@ class Labeller:
         reasons: Counter = Counter()  # answer by answer, why there is nothing to learn
         try:
             rows = self._text(example, counts, reasons) if isinstance(example, Text) else self._dialogue(example, counts, reasons)
-            counts.settle(rows, reasons, self.unusable)
+            counts.count_record(rows, reasons, self.unusable)
         except UserError as error:
             raise UserError(f"{example.where}: {error}" if example.where else str(error)) from error
         counts.add(rows)
@@ -141,7 +131,7 @@ class Labeller:
             message = talk.messages[index]
             turn = talk.turn(_window(talk.messages, kept, index), message)
             if len(turn) > self.max_length:
-                cut = shortened(talk, kept, index, self.max_length)
+                cut = shorten(talk, kept, index, self.max_length)
                 if isinstance(cut, str):
                     reasons[cut] += 1
                     continue
@@ -152,9 +142,7 @@ class Labeller:
             if row is None:
                 rows.append(row := {"input_ids": [], "labels": []})
             _extend(row, turn)
-            counts.boundary_merges += "boundary_merges" in turn.notes
-            counts.appended_eos += "appended_eos" in turn.notes
-            counts.thinking_dropped += "thinking_dropped" in turn.notes
+            counts.count_notes(turn.notes)
         counts.split_dialogues += split
         return [row for row in rows if _trains(row)]
 
@@ -220,7 +208,7 @@ def prepare(
     counts = Counts()
     settings = {"max_length": max_length, "train_on": train_on, "literal": literal, "empty_answers": empty_answers, "unusable": unusable}
     rows = list(stream_rows(examples, tokenizer, counts, **settings, **template_kwargs))
-    counts.refuse_nothing()
+    counts.refuse_empty()
     return rows, counts
 
 

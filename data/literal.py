@@ -21,7 +21,7 @@ _FIRST_STAND_IN = 0xF0000  # private use: no template or tokenizer gives these c
 _THINKING = {"<think>", "</think>"}
 
 
-def hidden(tokenizer: PreTrainedTokenizerBase, value: Any) -> tuple[Any, Literals]:
+def escape(tokenizer: PreTrainedTokenizerBase, value: Any) -> tuple[Any, Literals]:
     """Replace every special token's text in the strings of messages or tools by a private stand-in character.
 
     The rendering of the result, given to `encode` with the returned mapping, has control tokens only where the template wrote them.
@@ -31,8 +31,8 @@ def hidden(tokenizer: PreTrainedTokenizerBase, value: Any) -> tuple[Any, Literal
     found = {match for text in texts for match in pattern.findall(text)}
     if not found:
         return value, {}
-    taken = {char for text in texts for char in text}
-    free = (char for char in map(chr, range(_FIRST_STAND_IN, 0x10FFFE)) if char not in taken)
+    used = {char for text in texts for char in text}
+    free = (char for char in map(chr, range(_FIRST_STAND_IN, 0x10FFFE)) if char not in used)
     stand_ins = {token: next(free) for token in sorted(found)}
 
     def swap(text: str, by_assistant: bool) -> str:
@@ -42,7 +42,7 @@ def hidden(tokenizer: PreTrainedTokenizerBase, value: Any) -> tuple[Any, Literal
     return _mapped(value, swap), {char: token for token, char in stand_ins.items()}
 
 
-def shown(text: str, literals: Literals) -> str:
+def unescape(text: str, literals: Literals) -> str:
     """The text with the stand-ins turned back."""
     return text.translate(str.maketrans(dict(literals))) if literals else text
 
@@ -55,7 +55,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, literals: Literals = M
     ids = _plain(tokenizer, first) if first else []
     for index, piece in enumerate(pieces):
         if index % 2 == 0:
-            ids += literal_ids(tokenizer, shown(piece, literals))
+            ids += literal_ids(tokenizer, unescape(piece, literals))
         elif piece:
             ids += continuing(partial(_plain, tokenizer), piece)
     return ids

@@ -13,7 +13,8 @@ Row = dict[str, list[int]]  # input_ids, labels; packed rows also lengths
 def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Put each length into the fullest bin that still holds it, longest first; each bin is a list of indices into `lengths`.
 
-    Raises ValueError for a length above the capacity.
+    Ding et al. 2024, "Fewer Truncations Improve Language Modeling", best-fit-decreasing. By hand, as trl's `pack_dataset` packs whole Arrow tables
+    and cuts what is too long: here rows of a stream are packed too, and ours raises ValueError for a length above the capacity.
 
     >>> best_fit_decreasing([3, 7, 5, 4], capacity=10)
     [[1, 0], [2, 3]]
@@ -54,7 +55,7 @@ def pack(rows: Sequence[Row], capacity: int) -> list[Row]:
 
 
 def pack_window(rows: Iterable[Row], capacity: int, window: int = 1000) -> Iterator[Row]:
-    """Pack a stream, `window` rows at a time."""
+    """Pack a stream, `window` rows at a time. Raises ValueError for a window below 1, or a row longer than the capacity."""
     if window < 1:
         raise ValueError(f"window must be at least 1, got {window}")
     rows = iter(rows)

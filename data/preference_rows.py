@@ -10,12 +10,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from .accounting import EMPTY, UNUSABLE, Accounting, check_unusable
+from .accounting import EMPTY, UNUSABLE, Accounting, check_unusable, counted
 from .chat import prompt_ids
 from .conversation import Conversation, Turn
 from .errors import UserError
-from .preferences import PromptExample, UnpairedPreference, RankedPreference
-from .truncation import shortened
+from .preferences import PromptExample, RankedPreference, UnpairedPreference
+from .truncation import shorten
 
 IDENTICAL = "identical answers"
 TIE, ALONE = "all answers rank the same", "fewer than two answers"
@@ -33,12 +33,7 @@ class PreferenceCounts(Accounting):
     pairs: int = 0
     good: int = 0  # judged answers
     bad: int = 0
-    tokens: int = 0  # of prompts, once each, and answers
     answer_tokens: int = 0
-    truncated: int = 0  # prompts cut on the left
-    boundary_merges: int = 0  # answers whose first letters the tokenizer would have merged into the prompt
-    appended_eos: int = 0  # answers that the template does not end
-    thinking_dropped: int = 0  # answers whose thinking the template leaves out
 
     def add(self, prompt: Sequence[int], turns: Sequence[Turn] = (), pair_count: int = 0, cut: bool = False) -> None:
         """Count what one row holds."""
@@ -48,28 +43,23 @@ class PreferenceCounts(Accounting):
         answered = sum(len(turn.answer_ids) for turn in turns)
         self.answer_tokens += answered
         self.tokens += len(prompt) + answered
-        for note in ("boundary_merges", "appended_eos", "thinking_dropped"):
-            setattr(self, note, getattr(self, note) + sum(note in turn.notes for turn in turns))
+        for turn in turns:
+            self.count_notes(turn.notes)
 
     def lines(self) -> list[str]:
         """The counts for people: what there is always, what had to be done only where it was."""
         what = f", {self.pairs:,} pairs of {self.answers:,} answers" if self.pairs else ""
         what = f", {self.good:,} good and {self.bad:,} bad answers" if self.good or self.bad else what
         share = f", {self.answer_tokens:,} of them in answers ({self.answer_tokens / self.tokens:.1%})" if self.answer_tokens else ""
-        lines = [f"{self.read_line()}{what}", f"tokens          {self.tokens:,}{share}", *self.lost_lines()]
-        done = [
-            ("truncated", self.truncated, "prompts lost context on the left"),
-            ("merges", self.boundary_merges, "answers keep the token border that generation has"),
-            ("eos appended", self.appended_eos, "answers have no end in the template"),
-            ("thinking", self.thinking_dropped, "answers lost it to the template"),
-        ]
-        return [*lines, *(f"{name:<16}{count:,} {meaning}" for name, count, meaning in done if count)]
+        lines = [f"{self.records_line()}{what}", f"tokens          {self.tokens:,}{share}", *self.lost_lines()]
+        cut = [counted("truncated", self.truncated, "prompts lost context on the left")] if self.truncated else []
+        return [*lines, *cut, *self.note_lines()]
 
 
-def pairs(ranks: Sequence[float]) -> list[tuple[int, int]]:
+def preference_pairs(ranks: Sequence[float]) -> list[tuple[int, int]]:
     """The places of every better and worse answer; ties make no pair.
 
-    >>> pairs([1, 0, 1])
+    >>> preference_pairs([1, 0, 1])
     [(1, 0), (1, 2)]
     """
     return [(i, j) if ranks[i] < ranks[j] else (j, i) for i, j in combinations(range(len(ranks)), 2) if ranks[i] != ranks[j]]
@@ -92,19 +82,19 @@ class PreferenceTokenizer:
 
     def rows(self, example: RankedPreference | UnpairedPreference, counts: PreferenceCounts) -> list[Row]:
         """The row of one example, or none. Raises UserError that begins with where the record stands."""
-        return self._settled(self._ranked if isinstance(example, RankedPreference) else self._judged, example, counts)
+        return self._settled(self._ranked if isinstance(example, RankedPreference) else self._unpaired, example, counts)
 
-    def judged_rows(self, example: RankedPreference | UnpairedPreference, counts: PreferenceCounts) -> list[Row]:
+    def unpaired_rows(self, example: RankedPreference | UnpairedPreference, counts: PreferenceCounts) -> list[Row]:
         """The same in judged answers: of ranked ones the best are good, the worst bad."""
-        return self._settled(self._taken_apart if isinstance(example, RankedPreference) else self._judged, example, counts)
+        return self._settled(self._taken_apart if isinstance(example, RankedPreference) else self._unpaired, example, counts)
 
     def _settled(self, rows_of: Callable[..., list[Row]], example: RankedPreference | UnpairedPreference, counts: PreferenceCounts) -> list[Row]:
         reasons: Counter = Counter()
         try:
             rows = rows_of(example, counts, reasons)
-            counts.settle(rows, reasons, self.unusable)
+            counts.count_record(rows, reasons, self.unusable)
         except UserError as error:
-            raise _placed(error, example) from error
+            raise _with_place(error, example) from error
         return rows
 
     def _ranked(self, example: RankedPreference, counts: PreferenceCounts, reasons: Counter) -> list[Row]:
@@ -115,7 +105,7 @@ class PreferenceTokenizer:
         prompts = {tuple(turn.prompt_ids) for turn in turns.values()}
         assert len(prompts) == 1, "a prompt is rendered without its answer, so all answers stand behind the same"
         prompt = list(prompts.pop())
-        counts.add(prompt, list(turns.values()), len(pairs(ranks)), cut)
+        counts.add(prompt, list(turns.values()), len(preference_pairs(ranks)), cut)
         margin = {} if example.margin is None else {"margin": example.margin}
         branches = [turn.answer_ids for turn in turns.values()]
         return [{"prompt_ids": prompt, "branches": branches, "ranks": ranks, "where": example.where, **margin}]
@@ -130,7 +120,7 @@ class PreferenceTokenizer:
             reasons[BETWEEN] += len(example.answers) - len(kept)
         return [self._one(turn, extremes.ranks[place] == min(ends), cut, example, counts) for place, turn in turns.items()]
 
-    def _judged(self, example: UnpairedPreference, counts: PreferenceCounts, reasons: Counter) -> list[Row]:
+    def _unpaired(self, example: UnpairedPreference, counts: PreferenceCounts, reasons: Counter) -> list[Row]:
         turns, cut = self._turns(example, [example.answer], [0.0], reasons)
         return [self._one(turn, example.label, cut, example, counts) for turn in turns.values()]
 
@@ -146,7 +136,7 @@ class PreferenceTokenizer:
             reasons[example.flaw or ALONE] += 1
             return {}, False
         turns, cut = self._turns(example, example.answers, example.ranks, reasons)
-        if not pairs([example.ranks[place] for place in turns]):
+        if not preference_pairs([example.ranks[place] for place in turns]):
             reasons[TIE] += 1  # the last: what made it a tie goes before
             return {}, False
         return turns, cut
@@ -154,10 +144,10 @@ class PreferenceTokenizer:
     def _turns(self, example: RankedPreference | UnpairedPreference, answers: Sequence[dict], ranks: Sequence[float], left_out: Counter) -> tuple[dict[int, Turn], bool]:
         """By its place each usable answer's turn, all behind one prompt, and whether that lost context; `left_out` counts the other answers."""
         talk = Conversation(self.tokenizer, [*example.prompt, *answers], example.tools, self.literal, **self.template_kwargs)
-        context, said = talk.messages[: len(example.prompt)], dict(enumerate(talk.messages[len(example.prompt) :]))
-        turns = {place: talk.turn(context, answer) for place, answer in said.items() if not _is_empty(answer)}
+        context, replies = talk.messages[: len(example.prompt)], dict(enumerate(talk.messages[len(example.prompt) :]))
+        turns = {place: talk.turn(context, answer) for place, answer in replies.items() if not _is_empty(answer)}
         distinct = _distinct(turns, ranks)
-        for reason, count in ((EMPTY, len(said) - len(turns)), (IDENTICAL, len(turns) - len(distinct))):
+        for reason, count in ((EMPTY, len(replies) - len(turns)), (IDENTICAL, len(turns) - len(distinct))):
             if count:
                 left_out[reason] += count
         turns = {place: turns[place] for place in distinct}
@@ -167,10 +157,10 @@ class PreferenceTokenizer:
             if len(turns[longest]) <= limit:
                 return turns, False
             alone = copy.copy(talk)
-            alone.messages = [*context, said[longest]]
-            cut = shortened(alone, 0, len(context), limit)  # what the longest answer needs is enough for all
+            alone.messages = [*context, replies[longest]]
+            cut = shorten(alone, 0, len(context), limit)  # what the longest answer needs is enough for all
             if not isinstance(cut, str):
-                return {place: talk.turn(cut.context, said[place]) for place in turns}, True
+                return {place: talk.turn(cut.context, replies[place]) for place in turns}, True
             left_out[cut] += 1
             del turns[longest]
         return {}, False
@@ -206,7 +196,7 @@ def prepare_preferences(
     (None: no limit), the prompt loses context on the left, the same for all its answers; an answer is never cut. Raises UserError
     where nothing is left.
     """
-    return _prepared(examples, PreferenceTokenizer(tokenizer, max_length, literal, unusable, template_kwargs).rows)
+    return _rows_and_counts(examples, PreferenceTokenizer(tokenizer, max_length, literal, unusable, template_kwargs).rows)
 
 
 def prepare_unpaired(
@@ -222,7 +212,7 @@ def prepare_unpaired(
 
     Of ranked answers the best are good and the worst bad, a row each; what lies between says neither.
     """
-    return _prepared(examples, PreferenceTokenizer(tokenizer, max_length, literal, unusable, template_kwargs).judged_rows)
+    return _rows_and_counts(examples, PreferenceTokenizer(tokenizer, max_length, literal, unusable, template_kwargs).unpaired_rows)
 
 
 def prepare_prompts(
@@ -242,12 +232,12 @@ def prepare_prompts(
         raise UserError(f"too_long must be error or drop, got {too_long!r}")
     counts = PreferenceCounts()
     how = {"max_prompt_length": max_prompt_length, "literal": literal, "too_long": too_long, **template_kwargs}
-    rows = [row for example in examples for row in asked_rows(example, tokenizer, counts, **how)]
-    counts.refuse_nothing()
+    rows = [row for example in examples for row in prompt_rows(example, tokenizer, counts, **how)]
+    counts.refuse_empty()
     return rows, counts
 
 
-def asked_rows(
+def prompt_rows(
     example: PromptExample,
     tokenizer: PreTrainedTokenizerBase,
     counts: PreferenceCounts,
@@ -257,29 +247,32 @@ def asked_rows(
     too_long: str,
     **template_kwargs: Any,
 ) -> list[Row]:
-    """The row of one prompt, or none, by the rules of `prepare_prompts`; `counts` grows."""
+    """The row of one prompt, or none, by the rules of `prepare_prompts`; `counts` grows.
+
+    Raises UserError for a prompt that is too long where `too_long` is "error".
+    """
     try:
         ids = prompt_ids(tokenizer, example.prompt, example.tools, literal, **template_kwargs)
         if len(ids) > max_prompt_length and too_long == "error":
             remedy = "raise it, shorten the prompt, or leave such prompts out with --too_long drop"
             raise UserError(f"the prompt has {len(ids)} tokens, more than max_prompt_length {max_prompt_length}: {remedy}")
     except UserError as error:
-        raise _placed(error, example) from error
+        raise _with_place(error, example) from error
     if len(ids) > max_prompt_length:
-        counts.settle([], Counter({PROMPT_TOO_LONG: 1}))
+        counts.count_record([], Counter({PROMPT_TOO_LONG: 1}))
         return []
     rows = [{"prompt_ids": ids, "messages": example.prompt, "columns": example.columns, "where": example.where}]
-    counts.settle(rows, Counter())
+    counts.count_record(rows, Counter())
     counts.add(ids)
     return rows
 
 
-def _prepared(examples: Iterable[RankedPreference | UnpairedPreference], rows_of: Callable[..., list[Row]]) -> tuple[list[Row], PreferenceCounts]:
+def _rows_and_counts(examples: Iterable[RankedPreference | UnpairedPreference], rows_of: Callable[..., list[Row]]) -> tuple[list[Row], PreferenceCounts]:
     counts = PreferenceCounts()
     rows = [row for example in examples for row in rows_of(example, counts)]
-    counts.refuse_nothing()
+    counts.refuse_empty()
     return rows, counts
 
 
-def _placed(error: UserError, example: RankedPreference | UnpairedPreference | PromptExample) -> UserError:
+def _with_place(error: UserError, example: RankedPreference | UnpairedPreference | PromptExample) -> UserError:
     return UserError(f"{example.where}: {error}" if example.where else str(error))

@@ -16,10 +16,10 @@ def transcript(text: str) -> list[Message] | None:
         return None
     _, *parts = _TRANSCRIPT.split(text.strip())
     roles = {"Human": "user", "Assistant": "assistant"}
-    return [{"role": roles[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2], strict=True)]
+    return [{"role": roles[who], "content": text.strip()} for who, text in zip(parts[::2], parts[1::2], strict=True)]
 
 
-def asking(value: Any) -> list[Message]:
+def prompt_messages(value: Any) -> list[Message]:
     """A prompt's messages; a text is what a user says, a transcript may end in the header of the answer."""
     if not isinstance(value, str):
         return as_messages(value, "prompt")
@@ -36,7 +36,10 @@ def refuse_answered(prompt: list[Message]) -> None:
 
 
 def side_messages(value: Any, name: str, has_prompt: bool) -> list[Message]:
-    """The messages of one side: a text is an assistant's answer, unless it is a transcript."""
+    """The messages of one side: a text is an assistant's answer, unless it is a transcript.
+
+    Raises UserError for a side without a message, and for a bare text where the prompt is not known.
+    """
     if isinstance(value, str):
         found = transcript(value)
         if found is None and not has_prompt:
@@ -48,8 +51,11 @@ def side_messages(value: Any, name: str, has_prompt: bool) -> list[Message]:
     return side
 
 
-def behind(prompt: list[Message], side: list[Message], name: str) -> list[Message]:
-    """What of a side comes behind the prompt, with which a whole dialogue begins (UltraFeedback's sides do)."""
+def answer_messages(prompt: list[Message], side: list[Message], name: str) -> list[Message]:
+    """What of a side comes behind the prompt, with which a whole dialogue begins (UltraFeedback's sides do).
+
+    Raises UserError for a dialogue that begins otherwise.
+    """
     talk, whole = prompt[systems(prompt) :], side[systems(side) :]
     if len(whole) > len(talk) and _plain(whole[: len(talk)]) == _plain(talk) and _plain(side[: systems(side)]) in ([], _plain(prompt[: systems(prompt)])):
         return whole[len(talk) :]
@@ -78,8 +84,11 @@ def flaw_of(side: list[Message]) -> str:
 
 
 def single_answer(prompt: list[Message], value: Any, name: str) -> Message:
-    """The one answer that a text, a message, a list or a dialogue that begins with the prompt comes to."""
-    side = behind(prompt, side_messages(value, name, True), name)
+    """The one answer that a text, a message, a list or a dialogue that begins with the prompt comes to.
+
+    Raises UserError where it is not one answer.
+    """
+    side = answer_messages(prompt, side_messages(value, name, True), name)
     if len(side) != 1 or side[0]["role"] != "assistant":
         roles = ", ".join(message["role"] for message in side)
         raise UserError(f"{name} must be one assistant's answer behind the prompt, got {roles}")

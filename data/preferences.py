@@ -7,7 +7,7 @@ from typing import Any
 
 from .errors import UserError
 from .formats import Message, Shapes, as_messages, as_system, as_text, as_tools, decoded, missing, systems, text_or_messages
-from .preference_sides import asking, behind, flaw_of, refuse_answered, shared_opening, side_messages, single_answer
+from .preference_sides import answer_messages, flaw_of, prompt_messages, refuse_answered, shared_opening, side_messages, single_answer
 
 
 @dataclass
@@ -44,17 +44,18 @@ class PromptExample:
     where: str = ""
 
 
-def preference(record: Mapping[str, Any]) -> RankedPreference:
+def paired_preference(record: Mapping[str, Any]) -> RankedPreference:
     """{prompt, chosen, rejected}: texts or message lists; the sides may hold the prompt too, and without `prompt` they share it.
 
     Texts may be transcripts of "\\n\\nHuman: " and "\\n\\nAssistant: ". `margin` is kept; scores are not, as their scale is not known. Sides
     that differ before their last answers have no prompt in common: they are a tie with a flaw.
+    Raises UserError for a missing side, or sides without a common prompt.
 
-    >>> preference({"prompt": "1+1?", "chosen": "2", "rejected": "3"}).answers
+    >>> paired_preference({"prompt": "1+1?", "chosen": "2", "rejected": "3"}).answers
     [{'role': 'assistant', 'content': '2'}, {'role': 'assistant', 'content': '3'}]
     """
     prompt, has_prompt = as_system(record), record.get("prompt") is not None
-    prompt += asking(text_or_messages(record, "prompt")) if has_prompt else []
+    prompt += prompt_messages(text_or_messages(record, "prompt")) if has_prompt else []
     sides = []
     for name in ("chosen", "rejected"):
         if record.get(name) is None:
@@ -64,7 +65,7 @@ def preference(record: Mapping[str, Any]) -> RankedPreference:
         opening = [side[: systems(side)] for side in sides]
         if opening[0] == opening[1] and not systems(prompt):
             prompt = opening[0] + prompt
-        sides = [behind(prompt, side, name) for side, name in zip(sides, ("chosen", "rejected"), strict=True)]
+        sides = [answer_messages(prompt, side, name) for side, name in zip(sides, ("chosen", "rejected"), strict=True)]
     shared = shared_opening(*sides)
     prompt, sides = prompt + shared, [side[len(shared) :] for side in sides]
     flaw = next(filter(None, map(flaw_of, sides)), "")
@@ -77,10 +78,12 @@ def preference(record: Mapping[str, Any]) -> RankedPreference:
     return RankedPreference(prompt, [side[-1] for side in sides], [0.0, 0.0 if flaw else 1.0], _margin(record), as_tools(record), flaw=flaw)
 
 
-def ranked(record: Mapping[str, Any]) -> RankedPreference:
+def ranked_preference(record: Mapping[str, Any]) -> RankedPreference:
     """{prompt, responses, ranks}, the lowest rank best, or `scores`, the highest best; UltraFeedback's {instruction, completions} as well.
 
-    >>> ranked({"prompt": "1+1?", "responses": ["3", "2", "4"], "scores": [0.1, 9, 0.1]}).ranks
+    Raises UserError where there is not one number for each of two or more answers.
+
+    >>> ranked_preference({"prompt": "1+1?", "responses": ["3", "2", "4"], "scores": [0.1, 9, 0.1]}).ranks
     [1.0, 0.0, 1.0]
     """
     if record.get("completions") is not None:
@@ -94,16 +97,17 @@ def ranked(record: Mapping[str, Any]) -> RankedPreference:
         raise UserError(f"{by} must be one number for each of the {len(responses)} responses, got {numbers!r:.80}")
     if record.get("prompt") is None:
         raise missing("prompt", record)
-    prompt = [*as_system(record), *asking(text_or_messages(record, "prompt"))]
+    prompt = [*as_system(record), *prompt_messages(text_or_messages(record, "prompt"))]
     refuse_answered(prompt)
     answers = [single_answer(prompt, response, f"responses[{i}]") for i, response in enumerate(responses)]
-    return RankedPreference(prompt, answers, _places(numbers if by == "ranks" else [-number for number in numbers]), tools=as_tools(record))
+    return RankedPreference(prompt, answers, _ranks_of(numbers if by == "ranks" else [-number for number in numbers]), tools=as_tools(record))
 
 
-def trees(record: Mapping[str, Any]) -> list[RankedPreference]:
+def message_tree(record: Mapping[str, Any]) -> list[RankedPreference]:
     """An Open-Assistant message tree: every prompt with two or more ranked replies, behind the dialogue that led to it.
 
     Deleted messages are left out, with all that hangs on them. A tree without such a prompt is one example with a flaw.
+    Raises UserError for a root that is no message.
     """
     root = record.get("prompt")
     if isinstance(root, str):
@@ -115,29 +119,33 @@ def trees(record: Mapping[str, Any]) -> list[RankedPreference]:
         raise UserError(f"the tree's prompt must be a message with replies, got {root!r:.80}")
     if found := list(_of_node(root, [])):
         return found
-    return [RankedPreference([] if root.get("deleted") else [_spoken(root)], [], [], flaw="no prompt in the tree has two ranked replies")]
+    return [RankedPreference([] if root.get("deleted") else [_message_of(root)], [], [], flaw="no prompt in the tree has two ranked replies")]
 
 
-def judged(record: Mapping[str, Any]) -> UnpairedPreference:
-    """{prompt, completion, label}: label true (or 1) for an answer that is good, false (or 0) for one that is not."""
+def unpaired_preference(record: Mapping[str, Any]) -> UnpairedPreference:
+    """{prompt, completion, label}: label true (or 1) for an answer that is good, false (or 0) for one that is not.
+
+    Raises UserError for a missing key, or a label that is neither.
+    """
     for key in ("prompt", "completion", "label"):
         if record.get(key) is None:
             raise missing(key, record)
     label = str(record["label"]).lower()
     if label not in ("true", "false", "1", "0", "1.0", "0.0"):
         raise UserError(f"label must be true or false, got {record['label']!r}")
-    prompt = [*as_system(record), *asking(text_or_messages(record, "prompt"))]
+    prompt = [*as_system(record), *prompt_messages(text_or_messages(record, "prompt"))]
     refuse_answered(prompt)
     answer = single_answer(prompt, text_or_messages(record, "completion"), "completion")
     return UnpairedPreference(prompt, answer, label in ("true", "1", "1.0"), as_tools(record))
 
 
-def asked(record: Mapping[str, Any]) -> PromptExample:
+def prompt_example(record: Mapping[str, Any]) -> PromptExample:
     """A prompt under `prompt`, `question`, `instruction` (and `input`) or `messages`; the other keys become columns.
 
     The right answer, where there is one, is the column `answer`: an assistant's turn that ends the messages, or an instruction's `output`.
+    Raises UserError where no key holds a prompt.
 
-    >>> asked({"question": "1+1?", "answer": "#### 2"})
+    >>> prompt_example({"question": "1+1?", "answer": "#### 2"})
     PromptExample(prompt=[{'role': 'user', 'content': '1+1?'}], columns={'answer': '#### 2'}, tools=None, where='')
     """
     rest = {key: value for key, value in record.items() if key not in ("system", "tools") and value is not None}
@@ -154,22 +162,22 @@ def asked(record: Mapping[str, Any]) -> PromptExample:
         prompt = [{"role": "user", "content": as_text(rest, key) + (f"\n\n{context}" if context else "")}]
         answer = rest.pop("output", None) if "answer" not in rest else None
     else:
-        prompt = asking(text_or_messages(rest, key))
+        prompt = prompt_messages(text_or_messages(rest, key))
     del rest[key]
     refuse_answered(prompt)
     return PromptExample([*as_system(record), *prompt], rest if answer is None else {"answer": answer, **rest}, as_tools(record))
 
 
 PREFERENCE_SHAPES: Shapes = {
-    "trees": (("message_tree_id", "prompt"), trees),
-    "preference": (("chosen",), preference),
-    "rejected_only": (("rejected",), preference),  # which says what is missing
-    "ranked": (("responses",), ranked),
-    "ultrafeedback": (("instruction", "completions"), ranked),
+    "trees": (("message_tree_id", "prompt"), message_tree),
+    "preference": (("chosen",), paired_preference),
+    "rejected_only": (("rejected",), paired_preference),  # which says what is missing
+    "ranked": (("responses",), ranked_preference),
+    "ultrafeedback": (("instruction", "completions"), ranked_preference),
 }
-UNPAIRED_SHAPES: Shapes = {"judged": (("prompt", "completion", "label"), judged)}
+UNPAIRED_SHAPES: Shapes = {"judged": (("prompt", "completion", "label"), unpaired_preference)}
 PROMPT_SHAPES: Shapes = {
-    "prompt": (("prompt",), asked), "question": (("question",), asked), "instruction": (("instruction",), asked), "messages": (("messages",), asked),
+    "prompt": (("prompt",), prompt_example), "question": (("question",), prompt_example), "instruction": (("instruction",), prompt_example), "messages": (("messages",), prompt_example),
 }  # fmt: skip
 
 
@@ -198,7 +206,7 @@ def _list(record: Mapping[str, Any], key: str) -> list:
     return value
 
 
-def _places(numbers: list[float]) -> list[float]:
+def _ranks_of(numbers: list[float]) -> list[float]:
     """Ranks from 0, the lowest number first and equal ones together."""
     order = sorted(set(numbers))
     return [float(order.index(number)) for number in numbers]
@@ -213,26 +221,26 @@ def _ultrafeedback(record: Mapping[str, Any]) -> RankedPreference:
         raise UserError(f"every completion needs an overall_score that is a number, got {scores!r:.80}")
     answers = [{"role": "assistant", "content": as_text(completion, "response")} for completion in completions]
     prompt = [*as_system(record), {"role": "user", "content": as_text(record, "instruction")}]
-    return RankedPreference(prompt, answers, _places([-score for score in scores]), tools=as_tools(record))
+    return RankedPreference(prompt, answers, _ranks_of([-score for score in scores]), tools=as_tools(record))
 
 
 def _of_node(node: Mapping[str, Any], before: list[Message]) -> Iterator[RankedPreference]:
     """The ranked replies to a prompt, and those further down behind each reply."""
     if node.get("deleted"):
         return
-    talk = [*before, _spoken(node)]
+    talk = [*before, _message_of(node)]
     below = node.get("replies") or []
     if not isinstance(below, list) or not all(isinstance(reply, Mapping) for reply in below):
         raise UserError(f"replies must be a list of messages, got {below!r:.80}")
     replies = [reply for reply in below if not reply.get("deleted")]
     answers = [reply for reply in replies if reply.get("role") == "assistant" and _is_number(reply.get("rank"))]
     if node.get("role") == "prompter" and len(answers) > 1:
-        yield RankedPreference(talk, [_spoken(reply) for reply in answers], _places([reply["rank"] for reply in answers]))
+        yield RankedPreference(talk, [_message_of(reply) for reply in answers], _ranks_of([reply["rank"] for reply in answers]))
     for reply in replies:
         yield from _of_node(reply, talk)
 
 
-def _spoken(node: Mapping[str, Any]) -> Message:
+def _message_of(node: Mapping[str, Any]) -> Message:
     roles = {"prompter": "user", "assistant": "assistant"}
     if node.get("role") not in roles:
         raise UserError(f"a message's role must be prompter or assistant, got {node.get('role')!r}")

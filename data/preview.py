@@ -16,7 +16,7 @@ from .preference_rows import PreferenceCounts
 TRAINED, MASKED, TITLE = "bold green underline", "dim", "bold reverse"
 _LONGEST_CHARACTER = 8  # tokens that may have to be joined before they decode
 
-Row = dict[str, Any]  # of labels.prepare, or of branches.prepare_preferences, prepare_unpaired or prepare_prompts
+Row = dict[str, Any]  # of labels.prepare, or of preference_rows.prepare_preferences, prepare_unpaired or prepare_prompts
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ class Shortened:
     kept: int
 
 
-def shortened(talk: Conversation, kept: int, index: int, max_length: int) -> Shortened | str:
+def shorten(talk: Conversation, kept: int, index: int, max_length: int) -> Shortened | str:
     """The turn at `index` with as much context as fits, or the reason why it cannot fit.
 
     The oldest whole exchanges after the system turn are dropped first, then tokens on the left of the last exchange's user

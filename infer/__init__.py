@@ -31,7 +31,7 @@ _HOMES = {
     "generate": "engine.generation", "answers": "engine.generation", "stream": "engine.generation",
     "score": "engine.scoring",
     "from_generation_config": "engine.compat", "from_openai": "engine.compat", "from_vllm": "engine.compat",
-    "SamplingParams": "requests.params",
+    "SamplingParams": "engine.params",
     "Result": "requests.events", "Event": "requests.events", "Committed": "requests.events", "Provisional": "requests.events", "Finished": "requests.events",
     "open_runner": "runners.open", "PrefixCache": "engine.prefix_cache", "Span": "text.spans", "Observed": "requests.events",
     "Engine": "engine.core", "Forward": "requests.strategy", "Strategy": "requests.strategy", "Request": "requests.request", "Generation": "requests.generation",

@@ -15,6 +15,8 @@ from seodang.recipes.options.parser import command, parse
 
 @dataclass
 class Chat:
+    """What a talk begins with."""
+
     system: str | None = option("What the model is told before the talk.")
 
 
@@ -25,19 +27,19 @@ def main(argv: list[str] | None = None) -> int:
     if decoding.num_return_sequences > 1:
         raise UserError(f"a talk goes on from one answer, but num_return_sequences={decoding.num_return_sequences}: drop it, or give best_of")
     model, tokenizer = model_options.open()
-    cache = memory_of(model)
+    cache = prefix_cache_of(model)
     beginning = [{"role": "system", "content": chat.system}] if chat.system else []
     talk = list(beginning)
     turn = 0
     print("/reset forgets the talk, /exit ends it", file=sys.stderr)
-    while (said := listen()) not in (None, "/exit"):
-        if said == "/reset":
+    while (line := listen()) not in (None, "/exit"):
+        if line == "/reset":
             talk = list(beginning)
             print("(forgotten)", file=sys.stderr)
-        elif said.startswith("/"):
-            print(f"unknown command {said}: /reset or /exit", file=sys.stderr)
-        elif said:
-            talk = answer(model, tokenizer, talk, said, decoding.params(model_options, turn), cache)
+        elif line.startswith("/"):
+            print(f"unknown command {line}: /reset or /exit", file=sys.stderr)
+        elif line:
+            talk = answer(model, tokenizer, talk, line, decoding.params(model_options, turn), cache)
             turn += 1
     return 0
 
@@ -50,7 +52,7 @@ def listen() -> str | None:
         return None
 
 
-def memory_of(model):
+def prefix_cache_of(model):
     """Return what keeps the talk so far in the model's cache, so that a turn reads only what is new; None for models that cannot be cut back."""
     from seodang.infer.engine.prefix_cache import PrefixCache
 
@@ -60,15 +62,15 @@ def memory_of(model):
         return None
 
 
-def answer(model, tokenizer, talk: list[dict], said: str, params, cache=None) -> list[dict]:
+def answer(model, tokenizer, talk: list[dict], line: str, params, cache=None) -> list[dict]:
     """Print the answer as it grows and return the talk with it; one that cannot be given leaves the talk as it was."""
     from seodang.infer.engine.generation import stream
     from seodang.infer.requests.events import Committed
 
-    asked = [*talk, {"role": "user", "content": said}]
+    messages = [*talk, {"role": "user", "content": line}]
     text = ""
     try:
-        for event in stream(model, tokenizer, asked, params, prefix_cache=cache):
+        for event in stream(model, tokenizer, messages, params, prefix_cache=cache):
             if isinstance(event, Committed):
                 print(event.text, end="", flush=True)
                 text += event.text
@@ -79,7 +81,7 @@ def answer(model, tokenizer, talk: list[dict], said: str, params, cache=None) ->
     except KeyboardInterrupt:
         print(" (cut short)", end="")
     print()
-    return [*asked, {"role": "assistant", "content": text}] if text else talk
+    return [*messages, {"role": "assistant", "content": text}] if text else talk
 
 
 if __name__ == "__main__":

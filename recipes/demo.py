@@ -19,13 +19,12 @@ from seodang.infer import SamplingParams, answers
 from seodang.infer.checkpoint.load import load
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.training import Arguments
-from seodang.recipes.sft import overview
-from seodang.train.rollouts.eval_generation import HeldOut, agreement, held_out
+from seodang.recipes.run.training import plan_lines
+from seodang.train.rollouts.eval_generation import HeldOut, agreement, held_out_questions
+from seodang.train.run.callbacks import CURVE, terminal_curve
 from seodang.train.run.crash_safe import Provenance
-from seodang.train.run.logs import CURVE, terminal_curve
-from seodang.train.run.plan import plan
-from seodang.train.run.trainer import SftTrainer
-from seodang.train.stages.sft import sft_trainer
+from seodang.train.stages.plan import plan
+from seodang.train.stages.sft import SftTrainer, sft_trainer
 
 TRAIN = ("geography", "korean_english")
 HELD_OUT = ("geography_heldout", "korean_english_heldout")
@@ -33,6 +32,8 @@ HELD_OUT = ("geography_heldout", "korean_english_heldout")
 
 @dataclass
 class DemoOptions:
+    """The options of `seodang demo`."""
+
     model: str = field(default="default", metadata={"help": "Folder, hub name or default (SmolLM2-135M-Instruct)."})
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, mps."})
     dtype: str = field(default="auto", metadata={"help": "Of the weights: auto, float32, bfloat16."})
@@ -52,10 +53,10 @@ def main(argv: list[str] | None = None) -> int:
     console = Console()
     console.print(f"[bold]model[/bold]   {options.model} (the default one is converted once)")
     model, tokenizer = load(options.model, device=options.device, dtype=options.dtype)
-    questions = choose(options.heldout)
+    questions = choose_questions(options.heldout)
     before = answer_all(model, tokenizer, questions, "before")
     trainer, counts = build(model, tokenizer, options)
-    console.print(*overview(trainer, counts, None), sep="\n")
+    console.print(*plan_lines(trainer, counts, None, cost=plan(trainer).lines()), sep="\n")
     trainer.train()
     folder = trainer.save_final()
     after = answer_all(trainer.model, tokenizer, questions, "after")
@@ -74,9 +75,9 @@ def scores(questions: list[HeldOut], before: list[str], after: list[str]) -> str
     return f"n={len(questions)} " + " ".join(f"{name} before={then[name]:.3f} after={now[name]:.3f}" for name in then)
 
 
-def choose(count: int) -> list[HeldOut]:
+def choose_questions(count: int) -> list[HeldOut]:
     """Held-out questions, each file in its share; our mascot, the city of Suwon, comes first."""
-    files = [held_out(list(read(str(sample_path(name))))) for name in HELD_OUT]
+    files = [held_out_questions(list(read(str(sample_path(name))))) for name in HELD_OUT]
     total = sum(map(len, files))
     count = min(count, total)
     shares = [round(count * len(file) / total) for file in files]
@@ -86,11 +87,11 @@ def choose(count: int) -> list[HeldOut]:
 def answer_all(model, tokenizer, questions: list[HeldOut], when: str) -> list[str]:
     """Greedy answers to all questions, in their order."""
     params = SamplingParams(max_new_tokens=32)
-    said = [""] * len(questions)
+    found = [""] * len(questions)
     results = answers(model, tokenizer, [q.prompt for q in questions], params)
     for result in tqdm(results, total=len(questions), desc=f"answering, {when}", unit="prompt"):
-        said[result.prompt_index] = result.text
-    return said
+        found[result.prompt_index] = result.text
+    return found
 
 
 def build(model, tokenizer, options: DemoOptions) -> tuple[SftTrainer, Counts]:
@@ -102,7 +103,7 @@ def build(model, tokenizer, options: DemoOptions) -> tuple[SftTrainer, Counts]:
     )  # fmt: skip
     trainer = sft_trainer(model, tokenizer, rows, args, provenance=Provenance(base=options.model, data="samples"))
     cost = plan(trainer)
-    args.max_steps = max(1, min(cost.steps, round(cost.steps * options.minutes * 60 / cost.seconds)))
+    trainer.args.max_steps = max(1, min(cost.steps, round(cost.steps * options.minutes * 60 / cost.seconds)))
     return trainer, counts
 
 

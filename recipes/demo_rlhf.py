@@ -19,11 +19,11 @@ from rich.text import Text
 from transformers import AutoModelForSequenceClassification, set_seed
 
 from seodang.data.errors import UserError
-from seodang.data.form_pairs import demonstrations, form_pairs, form_reward
+from seodang.data.form_pairs import demonstrations, form_preferences, form_reward
 from seodang.data.formats import to_example
 from seodang.data.json_lines import read_json_lines
 from seodang.data.labels import prepare
-from seodang.data.preference_rows import prepare_prompts, prepare_preferences
+from seodang.data.preference_rows import prepare_preferences, prepare_prompts
 from seodang.data.preferences import PromptExample, RankedPreference
 from seodang.data.sample_data import sample_path
 from seodang.infer.checkpoint.load import load
@@ -35,9 +35,9 @@ from seodang.train.maths.preference_losses import PreferenceSettings
 from seodang.train.rewards.rules import model_reward
 from seodang.train.rewards.scoring import score_answers
 from seodang.train.rollouts.rollout import roll_out
+from seodang.train.run.callbacks import TimeLimit
 from seodang.train.run.crash_safe import Provenance
 from seodang.train.run.run_page import Sample, draw_curves, write_page
-from seodang.train.run.time_limit import TimeLimit
 from seodang.train.stages.dpo import dpo_trainer
 from seodang.train.stages.ppo import ppo_trainer
 from seodang.train.stages.ppo_settings import PpoSettings
@@ -52,6 +52,8 @@ TITLES = {"sft": "SFT", "reward": "reward model", "ppo": "PPO", "dpo": "DPO"}
 
 @dataclass
 class DemoOptions:
+    """The options of `seodang demo-rlhf`."""
+
     model: str = field(default="default", metadata={"help": "Folder, hub name or default (SmolLM2-135M-Instruct)."})
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, mps."})
     dtype: str = field(default="auto", metadata={"help": "Of the weights: auto, float32, bfloat16."})
@@ -106,31 +108,36 @@ class Demo:
         self.device = str(model.device)
         facts, held = triplets("geography"), triplets("geography_heldout")
         self.demonstrations = demonstrations(facts, options.seed)
-        self.pairs, self.held_pairs = form_pairs(facts, options.seed), form_pairs(held, options.seed)[: options.heldout]
-        self.held_asked = self.asked(self.held_pairs)
+        self.pairs, self.held_pairs = form_preferences(facts, options.seed), form_preferences(held, options.seed)[: options.heldout]
+        self.held_prompts = self.prompts(self.held_pairs)
 
     def folder(self, stage: str) -> Path:
+        """Where a stage's checkpoint and log lie."""
         return self.out / stage
 
     def load(self, stage: str, **how: Any):
+        """The model and the tokenizer that a stage has saved."""
         return load(self.folder(stage), device=self.device, dtype=self.options.dtype, **how)
 
     # Rows
 
-    def ranked(self, pairs: list[dict[str, str]]) -> list[dict[str, Any]]:
+    def preferences(self, pairs: list[dict[str, str]]) -> list[dict[str, Any]]:
+        """Pairs as rows to train on."""
         examples = []
         for pair in pairs:
             answers = [{"role": "assistant", "content": pair[side]} for side in ("chosen", "rejected")]
             examples.append(RankedPreference([{"role": "user", "content": pair["prompt"]}], answers, [0, 1]))
         return prepare_preferences(examples, self.tokenizer, max_length=512)[0]
 
-    def asked(self, pairs: list[dict[str, str]]) -> list[dict[str, Any]]:
+    def prompts(self, pairs: list[dict[str, str]]) -> list[dict[str, Any]]:
+        """The prompts of pairs as rows to answer, each with the form that it asks for."""
         examples = [PromptExample([{"role": "user", "content": pair["prompt"]}], {"form": pair["form"]}) for pair in pairs]
         return prepare_prompts(examples, self.tokenizer, max_prompt_length=512)[0]
 
     # Stages
 
     def sft(self) -> None:
+        """Teach the answers, and the form that is asked for half of the time."""
         model, _ = load(self.options.model, device=self.device, dtype=self.options.dtype)
         rows, _ = prepare([to_example(record) for record in self.demonstrations], self.tokenizer, max_length=512)
         args = self.arguments(Arguments, "sft", learning_rate=1e-4, per_device_train_batch_size=16)
@@ -144,7 +151,7 @@ class Demo:
         model, _ = self.load("sft", model_class=AutoModelForSequenceClassification, num_labels=1)
         args = self.arguments(RewardArguments, "reward", learning_rate=2e-5, per_device_train_batch_size=16)
         trainer = reward_trainer(
-            model, self.tokenizer, self.ranked(self.pairs), args, eval_rows=self.ranked(self.held_pairs), provenance=self.origin(),
+            model, self.tokenizer, self.preferences(self.pairs), args, eval_rows=self.preferences(self.held_pairs), provenance=self.origin(),
             callbacks=[self.limit("reward")],
         )  # fmt: skip
         trainer.train()
@@ -153,6 +160,7 @@ class Demo:
         return accuracy
 
     def ppo(self) -> None:
+        """Learn from the reward model."""
         model, _ = self.load("sft")
         judge = self.load("reward", model_class=AutoModelForSequenceClassification, num_labels=1)
         settings = PpoSettings(
@@ -162,7 +170,7 @@ class Demo:
         args = self.arguments(PpoArguments, "ppo", learning_rate=3e-5, per_device_train_batch_size=size, logging_steps=1)
         limit = self.limit("ppo", every=settings.updates)
         trainer = ppo_trainer(
-            model, self.tokenizer, self.asked(self.pairs), model_reward(*judge, self.tokenizer), args, settings, provenance=self.origin(), callbacks=[limit]
+            model, self.tokenizer, self.prompts(self.pairs), model_reward(*judge, self.tokenizer), args, settings, provenance=self.origin(), callbacks=[limit]
         )
         trainer.train()
         trainer.save_final()
@@ -173,7 +181,7 @@ class Demo:
         model, _ = self.load("sft")
         args = self.arguments(Arguments, "dpo", learning_rate=3e-5, per_device_train_batch_size=16)
         trainer = dpo_trainer(
-            model, self.tokenizer, self.ranked(self.pairs), args, PreferenceSettings(), eval_rows=self.ranked(self.held_pairs),
+            model, self.tokenizer, self.preferences(self.pairs), args, PreferenceSettings(), eval_rows=self.preferences(self.held_pairs),
             provenance=self.origin(), callbacks=[self.limit("dpo")],
         )  # fmt: skip
         before = trainer.measure(trainer.eval_dataset)
@@ -189,9 +197,11 @@ class Demo:
         return kind(str(self.folder(stage)), **(common | settings))
 
     def limit(self, stage: str, every: int = 1) -> TimeLimit:
+        """What ends a stage when its share of the minutes is over."""
         return TimeLimit(60 * self.options.minutes * SHARES[stage], every)
 
     def origin(self) -> Provenance:
+        """What the manifests say of where the checkpoints come from."""
         return Provenance(base=self.options.model, data="samples")
 
     # Measuring
@@ -199,18 +209,20 @@ class Demo:
     def measured(self, stage: str) -> Measured:
         """One sampled answer to each held-out prompt, with the same noise whatever the stage, judged by rule and reward model."""
         model, _ = self.load(stage)
-        said = roll_out(model, self.tokenizer, self.held_asked, max_new_tokens=NEW_TOKENS, seed=("held out", self.options.seed))
-        prompts, answers = [row["messages"] for row in self.held_asked], [rollout.text for rollout in said]
-        rule = form_reward(prompts, answers, form=[row["columns"]["form"] for row in self.held_asked])
+        rollouts = roll_out(model, self.tokenizer, self.held_prompts, max_new_tokens=NEW_TOKENS, seed=("held out", self.options.seed))
+        prompts, answers = [row["messages"] for row in self.held_prompts], [rollout.text for rollout in rollouts]
+        rule = form_reward(prompts, answers, form=[row["columns"]["form"] for row in self.held_prompts])
         judge = self.load("reward", model_class=AutoModelForSequenceClassification, num_labels=1)
         return Measured(answers, rule, score_answers(*judge, prompts, answers))
 
     def samples(self, before: Measured, after: Measured) -> list[Sample]:
-        asked = [pair["prompt"] for pair in self.held_pairs]
-        return [Sample(*each) for each in zip(asked, before.answers, after.answers, before.learned, after.learned, strict=True)][:SHOWN]
+        """Some held-out prompts with the answers of two stages and what the reward model gives them."""
+        prompts = [pair["prompt"] for pair in self.held_pairs]
+        return [Sample(*each) for each in zip(prompts, before.answers, after.answers, before.learned, after.learned, strict=True)][:SHOWN]
 
 
 def triplets(name: str) -> list[dict[str, str]]:
+    """The records of a sample."""
     return read_json_lines(sample_path(name))
 
 
@@ -226,11 +238,13 @@ def lines(accuracy: float, margins: tuple[dict[str, float], dict[str, float]], m
 
 
 def gain(before: list[float], after: list[float]) -> str:
+    """The mean gain with its standard error, in words."""
     differences = [b - a for a, b in zip(before, after, strict=True)]
     return f"{fmean(differences):+.3f} ± {stdev(differences) / len(differences) ** 0.5:.3f}"
 
 
 def table(heading: str, samples: list[Sample]) -> Table:
+    """Samples for the terminal."""
     drawn = Table("prompt", "before", "after", "reward", title=heading, show_lines=True)
     for each in samples:
         texts = (" ".join(text.split())[:120] for text in (each.prompt, each.before, each.after))

@@ -21,6 +21,8 @@ from seodang.recipes.options.parser import command, parse
 
 @dataclass
 class Explain:
+    """What is answered and how it is shown."""
+
     prompt: str | None = option("The prompt.")
     html: str | None = option("Write the same as a page to this file.")
     attention: str | None = option("Also show the attention of a layer, or of one head of it: LAYER or LAYER.HEAD, from 0.")
@@ -56,22 +58,22 @@ def main(argv: list[str] | None = None) -> int:
     from seodang.infer.explain.terminal import explain, heat_map
     from seodang.infer.text.token_labels import TokenLabels
 
-    asked = options.prompt if options.raw else [{"role": "user", "content": options.prompt}]
+    prompt = options.prompt if options.raw else [{"role": "user", "content": options.prompt}]
     layer, head = parse_attention(options.attention) if options.attention else (None, None)
     if layer is not None:
         check_attention(model, layer, head)
-    results = generate(model, tokenizer, [asked], params, trace=True)
-    told, names = generation_trace(results), TokenLabels(tokenizer)
+    results = generate(model, tokenizer, [prompt], params, trace=True)
+    trace, names = generation_trace(results), TokenLabels(tokenizer)
     console = Console()
-    console.print(explain(told, names, options.steps))
-    prompt_ids = encode(tokenizer, asked)[: results[0].prompt_length]  # token_healing takes its end back
+    console.print(explain(trace, names, options.steps))
+    prompt_ids = encode(tokenizer, prompt)[: results[0].prompt_length]  # token_healing takes its end back
     picture = None
     if layer is not None:
         ids = prompt_ids + results[0].ids
         picture = Picture(layer, head, attention_maps(model, ids, layer), [names(id) for id in ids], len(prompt_ids))
         console.print(Text(picture.title, style="bold cyan"), heat_map(picture.weights, picture.tokens, console.width), sep="\n")
     if options.html:
-        page = to_html(told, names, prompt_ids, options.prompt, picture)
+        page = to_html(trace, names, prompt_ids, options.prompt, picture)
         Path(options.html).expanduser().write_text(page, encoding="utf-8")
         console.print(f"page     {options.html}", markup=False, highlight=False)
     return 0

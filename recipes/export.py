@@ -15,7 +15,7 @@ from seodang.infer.checkpoint.load import adapter_base, is_adapter, load, resolv
 from seodang.infer.checkpoint.manifest import fingerprint, read_manifest
 from seodang.infer.kernels.device import DTYPES
 from seodang.recipes.options.parser import command, parse
-from seodang.train.run.checkpoints import publish_into, room_for, start_aside
+from seodang.train.run.checkpoints import publish_into, reserve_space, start_staging
 
 PROBE = "Which country is the city of Suwon located in? 수원은 어느 나라에 있나요? def f(x): return x + 1"
 # The largest share of the logits' spread by which rounding may move one of them.
@@ -24,6 +24,8 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 
 @dataclass
 class ExportOptions:
+    """What is merged, and where to."""
+
     model: str = field(metadata={"help": "Folder of an adapter or of a whole checkpoint."})
     output_dir: str = field(metadata={"help": "Folder to write; new or empty."})
     dtype: str = field(default="auto", metadata={"help": "Of the written weights: float32, bfloat16, float16; auto keeps the base model's."})
@@ -53,8 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     merged = merged.to(dtype)
     if generation is not None:
         merged.generation_config = generation
-    with room_for(sum(p.numel() * p.element_size() for p in merged.parameters()), target):
-        folder = start_aside(target) / "final"
+    with reserve_space(sum(p.numel() * p.element_size() for p in merged.parameters()), target):
+        folder = start_staging(target) / "final"
         merged.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         made = read_manifest(Path(place)) if Path(place).is_dir() else None

@@ -24,6 +24,8 @@ FILES = "The prompts, or one file of them: .txt (one a line), .jsonl (prompt, me
 
 @dataclass
 class Generate:
+    """What is answered, and where the answers go."""
+
     prompts: list[str] = field(default_factory=list, metadata={"help": FILES})
     output: str | None = option("Write the answers to this JSON Lines file, each as soon as it is there.")
     raw: bool = option("Continue the prompts as they stand, without the chat template (for base models).", False)
@@ -83,13 +85,13 @@ def read_prompt_file(path: Path, raw: bool) -> list[Any]:
     if path.suffix == ".txt":
         return [line for _, line in lines]
     if path.suffix == ".json":
-        records = loaded(text, path.name)
+        records = parse_json(text, path.name)
         records = records if isinstance(records, list) else [records]
         return [prompt_of(record, f"{path.name} record {n}", raw) for n, record in enumerate(records, 1)]
-    return [prompt_of(loaded(line, f"{path.name} line {n}"), f"{path.name} line {n}", raw) for n, line in lines]
+    return [prompt_of(parse_json(line, f"{path.name} line {n}"), f"{path.name} line {n}", raw) for n, line in lines]
 
 
-def loaded(text: str, where: str) -> Any:
+def parse_json(text: str, where: str) -> Any:
     """Parse JSON or raise UserError saying where."""
     try:
         return json.loads(text)
@@ -98,7 +100,7 @@ def loaded(text: str, where: str) -> Any:
 
 
 def prompt_of(record: Any, where: str, raw: bool) -> Any:
-    """Take the prompt out of a record of any known shape; the answer, if it has one, is left out."""
+    """Take the prompt out of a record of any known shape; the answer, if it has one, is left out. Raises UserError where there is none."""
     if isinstance(record, str):
         return record
     if isinstance(record, dict) and raw:
@@ -119,7 +121,10 @@ def prompt_of(record: Any, where: str, raw: bool) -> Any:
 
 
 def open_output(path: str) -> TextIO:
-    """Open the file before anything is computed; what it holds stays until it is certain that there will be answers."""
+    """Open the file before anything is computed; what it holds stays until it is certain that there will be answers.
+
+    Raises UserError where it cannot be written.
+    """
     try:
         return open(path, "a", encoding="utf-8")
     except OSError as error:

@@ -6,27 +6,24 @@ accelerate launch recipes/kto.py --data judged.jsonl --eval_fraction 0.1
 
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from transformers import EarlyStoppingCallback
 from trl import KTOConfig
 
 from seodang.data.chat import set_chat_template
-from seodang.data.preference_rows import PreferenceCounts, prepare_unpaired
-from seodang.data.preferences import UNPAIRED_SHAPES, PREFERENCE_SHAPES
-from seodang.data.sources import read
+from seodang.data.preference_rows import prepare_unpaired
+from seodang.data.preferences import PREFERENCE_SHAPES, UNPAIRED_SHAPES
 from seodang.infer.checkpoint.load import load, load_tokenizer
 from seodang.recipes.options.parser import command, parse
-from seodang.recipes.options.preference import PreferenceOptions, split_dialogues
+from seodang.recipes.options.preference import PreferenceOptions
 from seodang.recipes.options.training import Arguments, ModelOptions, RunOptions
-from seodang.recipes.run.before_after import picture, say, side_by_side, tell
-from seodang.recipes.run.identity import origin_of, refuse_other_run
-from seodang.recipes.sft import settle
-from seodang.train.run.checkpoints import find_resume
-from seodang.train.run.logs import CURVE, terminal_curve
-from seodang.train.stages.kto import KtoTrainer, kto_trainer, weight_advice
+from seodang.recipes.run.before_after import answer_rows, before_and_after, picture_line, print_once
+from seodang.recipes.run.identity import origin_of
+from seodang.recipes.run.training import checkpoint_to_resume, complete_arguments, early_stopping, held_out_line, plan_lines, train_and_save
+from seodang.train.run.callbacks import CURVE, terminal_curve
+from seodang.train.stages.kto import kto_trainer, weight_advice
+from seodang.train.stages.plan import steps_of
 
-SAID = 64  # tokens of an answer that is shown
+SHOWN_TOKENS = 64  # tokens of an answer that is shown
 
 
 @dataclass
@@ -42,63 +39,38 @@ class KtoArguments(Arguments, KTOConfig):
 @command
 def main(argv: list[str] | None = None) -> int:
     data, model, run, args = parse(argv, PreferenceOptions, ModelOptions, RunOptions, KtoArguments, prog="seodang kto", description=__doc__)
-    args = settle(args, model, run, evaluates=bool(data.eval_data or data.eval_fraction))
+    args = complete_arguments(args, model, run, evaluates=bool(data.eval_data or data.eval_fraction))
     model.refuse_adapter()
     tokenizer = load_tokenizer(model.model)
     set_chat_template(tokenizer, data.chat_template)
-    rows, held, counts = load_rows(data, tokenizer, args)
+    rows, held, counts = data.rows(prepare_unpaired, tokenizer, args.seed, args.max_length, {**UNPAIRED_SHAPES, **PREFERENCE_SHAPES})
     origin = origin_of(data, model, run, args, rows=rows)
-    resume = find_resume(Path(args.output_dir), run.resume)
-    refuse_other_run(resume, origin, run.allow_changes)
+    resume = checkpoint_to_resume(args, run, origin)
     policy, _ = load(model.model, device=str(args.device), dtype=model.dtype, **model.loading())
-    stop = [EarlyStoppingCallback(run.early_stopping_patience)] if run.early_stopping_patience else []
-    trainer = kto_trainer(policy, tokenizer, rows, args, eval_rows=held or None, lora=model.lora(), provenance=origin, callbacks=stop)
-    tell(trainer, *overview(trainer, counts, rows, held, resume))
+    trainer = kto_trainer(policy, tokenizer, rows, args, eval_rows=held or None, lora=model.lora(), provenance=origin, callbacks=early_stopping(run))
+    print_once(trainer, *plan_lines(trainer, counts, resume, stage=stage_lines(args, rows, held)))
     if run.dry_run:
         return 0
     shown = list({tuple(row["prompt_ids"]): row for row in held}.values())[: run.eval_samples]
-    before = say(trainer, shown, SAID)
-    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
-    folder = trainer.save_final()
+    before = answer_rows(trainer, shown, SHOWN_TOKENS)
+    folder = train_and_save(trainer, resume)
     result = trainer.evaluate() if held else {}
-    tell(trainer, terminal_curve(folder), *side_by_side(tokenizer, shown, before, say(trainer, shown, SAID)))
-    tell(trainer, *verdict(result, trainer), picture("loss curve", folder / CURVE), f"checkpoint      {folder}")
+    print_once(trainer, terminal_curve(folder), *before_and_after(tokenizer, shown, before, answer_rows(trainer, shown, SHOWN_TOKENS)))
+    print_once(trainer, *result_lines(result), picture_line("loss curve", folder / CURVE), f"checkpoint      {folder}")
     return 0
 
 
-def load_rows(data: PreferenceOptions, tokenizer, args: KtoArguments) -> tuple[list[dict], list[dict], PreferenceCounts]:
-    """Rows to train on, held-out rows, and the counts of what became of the records."""
-    shapes = {**UNPAIRED_SHAPES, **PREFERENCE_SHAPES}
-    examples = read(data.data, weights=data.weights, shape=data.shape, split=data.split, shapes=shapes)
-    held = read(data.eval_data, shape=data.shape, shapes=shapes) if data.eval_data else []
-    if data.eval_fraction:
-        examples, held = split_dialogues(examples, data.eval_fraction, args.seed)
-    how = {"max_length": args.max_length, "literal": data.literal, "unusable": data.unusable}
-    rows, counts = prepare_unpaired(examples, tokenizer, **how)
-    held_rows, counts.held_out = prepare_unpaired(held, tokenizer, **how) if held else ([], None)
-    return rows, held_rows, counts
-
-
-def overview(trainer: KtoTrainer, counts: PreferenceCounts, rows: list[dict], held: list[dict], resume: Path | None) -> list[str]:
-    """What the run will do, in lines."""
-    args = trainer.args
-    batches = -(-len(rows) // (args.per_device_train_batch_size * args.world_size))
-    steps = args.max_steps if args.max_steps > 0 else int(-(-batches // args.gradient_accumulation_steps) * args.num_train_epochs + 0.999)
-    weights = next(trainer.model.parameters()).dtype
-    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    good = sum(row["label"] for row in rows)
-    advice = weight_advice(rows, args)
+def stage_lines(args: KtoArguments, rows: list[dict], held: list[dict]) -> list[str]:
+    """What the stage trains on and measures, in lines."""
+    good, advice = sum(row["label"] for row in rows), weight_advice(rows, args)
     return [
-        *counts.lines(),
-        f"training        {good:,} good and {len(rows) - good:,} bad answers in {steps:,} steps",
+        f"training        {good:,} good and {len(rows) - good:,} bad answers in {steps_of(args, len(rows)):,} steps",
         *([f"weights         {advice}"] if advice else []),
-        *([f"held out        {len(held):,} answers"] if held else []),
-        f"model           {trained:,} weights to train, {str(weights).removeprefix('torch.')} on {args.device}",
-        *([f"resume          from {resume}"] if resume else []),
+        *held_out_line(f"{len(held):,} answers", held),
     ]
 
 
-def verdict(result: dict[str, float], trainer: KtoTrainer) -> list[str]:
+def result_lines(result: dict[str, float]) -> list[str]:
     """The held-out figures, in lines."""
     if not result:
         return []

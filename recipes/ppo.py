@@ -8,7 +8,6 @@ logging_steps, save_steps and eval_steps count iterations; per_device_train_batc
 
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from transformers import AutoModelForSequenceClassification
 
@@ -18,11 +17,10 @@ from seodang.infer.checkpoint.load import load, load_tokenizer
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.prompts import PromptOptions, ScoringOptions
 from seodang.recipes.options.training import Arguments, ModelOptions, RunOptions
-from seodang.recipes.run.before_after import picture, say, side_by_side, tell
-from seodang.recipes.run.identity import origin_of, refuse_other_run
-from seodang.recipes.sft import settle
+from seodang.recipes.run.before_after import answer_rows, before_and_after, picture_line, print_once
+from seodang.recipes.run.identity import origin_of
+from seodang.recipes.run.training import checkpoint_to_resume, complete_arguments, held_out_line, plan_lines, train_and_save
 from seodang.train.rewards.rules import combined
-from seodang.train.run.checkpoints import find_resume
 from seodang.train.run.crash_safe import Provenance
 from seodang.train.run.run_page import draw_curves
 from seodang.train.stages.ppo import PpoTrainer, ppo_trainer
@@ -31,6 +29,8 @@ from seodang.train.stages.ppo_settings import PpoSettings
 
 @dataclass
 class PpoArguments(Arguments):
+    """transformers' arguments with defaults for PPO."""
+
     output_dir: str | None = field(default="runs/ppo", metadata={"help": "Folder of the checkpoints and the final model."})
     learning_rate: float = field(default=3e-6, metadata={"help": "The highest learning rate; with LoRA ten times as much does well."})
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Answers that go through the model at once, a process."})
@@ -41,6 +41,8 @@ class PpoArguments(Arguments):
 
 @dataclass
 class PolicyOptions:
+    """How rewards are weighed, and the models beside the policy."""
+
     reward_weights: list[float] | None = field(default=None, metadata={"help": "Weight of each reward, the reward model's last; 1 without."})
     reference: str | None = field(default=None, metadata={"help": "Another model that the KL is taken to; by default the model as it is before training."})
     value_model: str | None = field(
@@ -52,7 +54,9 @@ class PolicyOptions:
 def main(argv: list[str] | None = None) -> int:
     classes = PromptOptions, ScoringOptions, PolicyOptions, PpoSettings, ModelOptions, RunOptions, PpoArguments
     data, scoring, policy, settings, model, run, args = parse(argv, *classes, prog="seodang ppo", description=__doc__)
-    args = settled(args, model, run, evaluates=bool(data.eval_data or data.eval_fraction))
+    if run.early_stopping_patience:
+        raise UserError(f"early_stopping_patience {run.early_stopping_patience}: PPO runs its iterations to their end, leave it out")
+    args = complete_arguments(args, model, run, evaluates=bool(data.eval_data or data.eval_fraction), best="eval_reward")
     model.refuse_adapter()
     tokenizer = load_tokenizer(model.model)
     set_chat_template(tokenizer, data.chat_template)
@@ -60,30 +64,19 @@ def main(argv: list[str] | None = None) -> int:
     rewards = scoring.rewards(tokenizer, str(args.device), model.dtype, [*rows, *held])
     reward = combined(rewards, policy.reward_weights)
     origin = origin_of(data, scoring, policy, settings, model, run, args, rows=rows)
-    resume = find_resume(Path(args.output_dir), run.resume)
-    refuse_other_run(resume, origin, run.allow_changes)
+    resume = checkpoint_to_resume(args, run, origin)
     trainer = build(model, tokenizer, rows, held, reward, args, settings, policy, origin)
-    tell(trainer, *overview(trainer, counts, rows, held, [each.__name__ for each in rewards], resume))
+    print_once(trainer, *plan_lines(trainer, counts, resume, stage=stage_lines(settings, rows, held, [each.__name__ for each in rewards])))
     if run.dry_run:
         return 0
     shown = held[: run.eval_samples]
-    before, said = trainer.evaluate() if held else {}, say(trainer, shown, settings.max_new_tokens)
-    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
-    folder = trainer.save_final()
+    before, answers = trainer.evaluate() if held else {}, answer_rows(trainer, shown, settings.max_new_tokens)
+    folder = train_and_save(trainer, resume)
     after = trainer.evaluate() if held else {}
-    tell(trainer, *side_by_side(tokenizer, shown, said, say(trainer, shown, settings.max_new_tokens)))
+    print_once(trainer, *before_and_after(tokenizer, shown, answers, answer_rows(trainer, shown, settings.max_new_tokens)))
     if trainer.is_world_process_zero():
-        tell(trainer, *verdict(before, after), picture("curves", draw_curves(folder)), f"checkpoint      {folder}")
+        print_once(trainer, *result_lines(before, after), picture_line("curves", draw_curves(folder)), f"checkpoint      {folder}")
     return 0
-
-
-def settled(args: PpoArguments, model: ModelOptions, run: RunOptions, evaluates: bool) -> PpoArguments:
-    """What the user left open, as in the other recipes; the best checkpoint is that of the highest held-out reward."""
-    if run.early_stopping_patience:
-        raise UserError(f"early_stopping_patience {run.early_stopping_patience}: PPO runs its iterations to their end, leave it out")
-    if evaluates and not args.metric_for_best_model:
-        args.metric_for_best_model, args.greater_is_better = "eval_reward", True
-    return settle(args, model, run, evaluates)
 
 
 def build(options: ModelOptions, tokenizer, rows, held, reward, args, settings: PpoSettings, policy: PolicyOptions, origin: Provenance) -> PpoTrainer:
@@ -100,22 +93,16 @@ def build(options: ModelOptions, tokenizer, rows, held, reward, args, settings: 
     )  # fmt: skip
 
 
-def overview(trainer: PpoTrainer, counts, rows: list, held: list, rewards: list[str], resume: Path | None) -> list[str]:
-    """What the run will do, in lines."""
-    settings = trainer.settings
-    weights = next(trainer.model.parameters()).dtype
-    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+def stage_lines(settings: PpoSettings, rows: list, held: list, rewards: list[str]) -> list[str]:
+    """What the stage trains on and measures, in lines."""
     return [
-        *counts.lines(),
         f"training        {settings.iterations} iterations of {settings.rollouts} answers to {len(rows):,} prompts, {settings.updates} updates each",
-        *([f"held out        {len(held):,} prompts"] if held else []),
+        *held_out_line(f"{len(held):,} prompts", held),
         f"reward          {' + '.join(rewards)}",
-        f"model           {trained:,} weights to train, {str(weights).removeprefix('torch.')} on {trainer.args.device}",
-        *([f"resume          from {resume}"] if resume else []),
     ]
 
 
-def verdict(before: dict[str, float], after: dict[str, float]) -> list[str]:
+def result_lines(before: dict[str, float], after: dict[str, float]) -> list[str]:
     """The held-out figures before and after, in lines."""
     if not after:
         return []

@@ -16,8 +16,8 @@ from seodang.data.chat import set_chat_template
 from seodang.data.errors import UserError
 from seodang.data.formats import SHAPES
 from seodang.data.labels import Counts, Labeller
-from seodang.data.preference_rows import PreferenceTokenizer, PreferenceCounts, asked_rows
-from seodang.data.preferences import PROMPT_SHAPES, UNPAIRED_SHAPES, PREFERENCE_SHAPES, PromptExample, UnpairedPreference, RankedPreference
+from seodang.data.preference_rows import PreferenceCounts, PreferenceTokenizer, prompt_rows
+from seodang.data.preferences import PREFERENCE_SHAPES, PROMPT_SHAPES, UNPAIRED_SHAPES, PromptExample, RankedPreference, UnpairedPreference
 from seodang.data.preview import Row, length, preview, totals
 from seodang.data.preview_page import to_html
 from seodang.data.sources import Example, read
@@ -36,6 +36,8 @@ FAMILIES = {RankedPreference: "ranked answers", UnpairedPreference: "judged answ
 
 @dataclass
 class PreviewOptions(RecordOptions):
+    """What is looked at, and as whose model sees it."""
+
     model: str = field(default="default", metadata={"help": "Whose tokenizer and template: a folder, hub name or default."})
     rows: int = field(default=5, metadata={"help": "Records shown; all are counted."})
     html: str | None = field(default=None, metadata={"help": "Write the same as a page to this file."})
@@ -53,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     examples = read(options.data, weights=options.weights, shape=options.shape, split=options.split, shapes=ALL_SHAPES)
     tokenizer = load_tokenizer(options.model)
     set_chat_template(tokenizer, options.chat_template)
-    shown, counts, lengths = looked_at(examples, tokenizer, options)
+    shown, counts, lengths = read_records(examples, tokenizer, options)
     console = Console()
     console.print(preview(shown, tokenizer))
     console.print(*totals(counts, lengths), sep="\n", markup=False, highlight=False)
@@ -64,10 +66,10 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def looked_at(
+def read_records(
     examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase, options: PreviewOptions
 ) -> tuple[Shown, Counts | PreferenceCounts, list[int]]:
-    """The first records with their rows, and the counts and row lengths of all."""
+    """The first records with their rows, and the counts and row lengths of all. Raises UserError for records of two families."""
     labeller, brancher = Labeller(tokenizer, **options.labelling()), PreferenceTokenizer(tokenizer, options.max_length, options.literal, options.unusable)
     counts: Counts | PreferenceCounts | None = None
     first = ""
@@ -80,7 +82,7 @@ def looked_at(
         if family != first:
             raise UserError(f"{example.where}: {family} behind {first}, which are not trained together: preview them one after the other")
         if isinstance(example, PromptExample):
-            rows = asked_rows(example, tokenizer, counts, max_prompt_length=options.max_length, literal=options.literal, too_long=options.unusable)
+            rows = prompt_rows(example, tokenizer, counts, max_prompt_length=options.max_length, literal=options.literal, too_long=options.unusable)
         else:
             rows = (labeller if family == TEACHING else brancher).rows(example, counts)
         lengths += map(length, rows)

@@ -23,9 +23,9 @@ from seodang.recipes.options.sections import split_sections
 from seodang.recipes.options.training import ModelOptions
 from seodang.recipes.ppo import PpoArguments
 from seodang.recipes.reward import RewardArguments
-from seodang.recipes.run.identity import content_of, options_of, surroundings
+from seodang.recipes.run.identity import content_of, environment_of, options_of
 from seodang.recipes.run.rounds import Rounds, share_out
-from seodang.train.rewards.ranking import Stopped
+from seodang.train.rewards.ranking import RankingStopped
 from seodang.train.rewards.reward_function import check_columns
 from seodang.train.stages.ppo_settings import PpoSettings
 
@@ -35,6 +35,8 @@ POLICY_PROMPTS = ("all", "half")
 
 @dataclass
 class RlhfOptions:
+    """The rounds, their prompts and who ranks."""
+
     data: list[str] = field(metadata={"help": "Files, folders or hub names of prompts: {prompt} and any columns that a ranker reads."})
     ranker: str = field(metadata={"help": f"Who ranks: {FORMS}."})
     rounds: int = field(default=2, metadata={"help": "How often answers are sampled, ranked and learned from."})
@@ -79,21 +81,24 @@ def main(argv: list[str] | None = None) -> int:
     rows, counts = prepare_prompts(read(options.data, shapes=PROMPT_SHAPES), tokenizer, **how)
     check_columns([] if ranker.reward is None else [ranker.reward], rows)
     prompts = share_out(rows, options.heldout_prompts, options.policy_prompts, options.seed)
-    rounds = Rounds(options, model, ranker, tokenizer, prompts, reward_args, ppo_args, settings, asked_for(options, model, reward_args, settings, ppo_args, rows))
-    rounds.tell(*counts.lines(), *rounds.plan())
+    rounds = Rounds(options, model, ranker, tokenizer, prompts, reward_args, ppo_args, settings, rounds_identity(options, model, reward_args, settings, ppo_args, rows))
+    rounds.print_once(*counts.lines(), *rounds.plan())
     if options.dry_run:
         return 0
     try:
         folder = rounds.run()
-    except Stopped:
-        rounds.tell("stopped; what was ranked is kept, and the same command goes on from there")
+    except RankingStopped:
+        rounds.print_once("stopped; what was ranked is kept, and the same command goes on from there")
         return 0
-    rounds.tell(f"page            {Path(options.output_dir) / 'page.html'}", f"checkpoint      {folder}")
+    rounds.print_once(f"page            {Path(options.output_dir) / 'page.html'}", f"checkpoint      {folder}")
     return 0
 
 
 def read_sections(sections: dict[str, list[str]], options: RlhfOptions, model: ModelOptions):
-    """The reward model's arguments, PPO's settings and its arguments; folders, seeds and the device are the rounds' own."""
+    """The reward model's arguments, PPO's settings and its arguments; folders, seeds and the device are the rounds' own.
+
+    Raises UserError for one of those among them.
+    """
     cpu = ["--use_cpu", "true"] if model.device == "cpu" else []
     for name, words in sections.items():
         for own in ("output_dir", "seed"):
@@ -104,11 +109,11 @@ def read_sections(sections: dict[str, list[str]], options: RlhfOptions, model: M
     return reward_args, settings, ppo_args
 
 
-def asked_for(options: RlhfOptions, model: ModelOptions, reward_args: RewardArguments, settings: PpoSettings, ppo_args: PpoArguments, rows) -> dict[str, Any]:
+def rounds_identity(options: RlhfOptions, model: ModelOptions, reward_args: RewardArguments, settings: PpoSettings, ppo_args: PpoArguments, rows) -> dict[str, Any]:
     """What decides how the rounds go; a folder is only gone on with where it is the same. There may be more rounds than were asked for first."""
     own = {name: value for name, value in options_of(options, model).items() if name != "rounds"}
     sections = {**options_of(reward_args, section="reward."), **options_of(settings, ppo_args, section="ppo.")}
-    return {**own, **surroundings(model.dtype, ppo_args), "rows": content_of(rows), **sections}
+    return {**own, **environment_of(model.dtype, ppo_args), "rows": content_of(rows), **sections}
 
 
 if __name__ == "__main__":

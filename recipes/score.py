@@ -24,6 +24,8 @@ RECORDS_A_CALL = 256  # scored together and then written
 
 @dataclass
 class Score:
+    """What is scored and what is written of it."""
+
     data: list[str] = field(metadata={"help": "Files, folders or hub names of prompt-completion records, dialogues or texts."})
     shape: str | None = option("Record shape; recognised from the keys by default.")
     output: str | None = option("Write the lines to this file and the totals to the terminal too.")
@@ -34,35 +36,38 @@ class Score:
 @command
 def main(argv: list[str] | None = None) -> int:
     model_options, options = parse(argv, SpeakingModel, Score, prog="seodang score", positional=("model",), description=__doc__)
-    records = [split(example, options.raw) for example in read(options.data, shape=options.shape)]
+    records = [prompt_and_answer(example, options.raw) for example in read(options.data, shape=options.shape)]
     with ExitStack() as files:
         output = files.enter_context(open_output(options.output)) if options.output else sys.stdout
         model, tokenizer = model_options.open()
         from seodang.infer.runners.open import open_runner
 
         runner = open_runner(model)
-        pairs = [encoded(tokenizer, record, runner.limit) for record in records]  # all of them before any is scored
+        pairs = [encode_record(tokenizer, record, runner.limit) for record in records]  # all of them before any is scored
         totals = write_scores(runner, [where for where, *_ in records], pairs, options.tokens, output)
     if options.output:
         print(json.dumps(totals))
     return 0
 
 
-def split(example: Dialogue | Text, raw: bool):
-    """Split an example into where it stands, the prompt (None for a text), and the answer to be scored."""
+def prompt_and_answer(example: Dialogue | Text, raw: bool):
+    """Split an example into where it stands, the prompt (None for a text), and the answer to be scored.
+
+    Raises UserError where there is no answer, or with `raw` no plain text.
+    """
     if isinstance(example, Text):
         return example.where, None, example.text
-    *asked, said = example.messages
-    if said["role"] != "assistant" or not asked:
+    *prompt, answer = example.messages
+    if answer["role"] != "assistant" or not prompt:
         raise UserError(f"{example.where}: the last message must be an assistant's answer to something")
     if not raw:
-        return example.where, Dialogue(asked, example.tools), said
-    if len(asked) > 1 or not all(isinstance(message["content"], str) for message in (*asked, said)):
+        return example.where, Dialogue(prompt, example.tools), answer
+    if len(prompt) > 1 or not all(isinstance(message["content"], str) for message in (*prompt, answer)):
         raise UserError(f"{example.where}: --raw takes one prompt and one completion, both texts")
-    return example.where, asked[0]["content"], said["content"]
+    return example.where, prompt[0]["content"], answer["content"]
 
 
-def encoded(tokenizer, record, limit: int | None) -> tuple[list[int], list[int]]:
+def encode_record(tokenizer, record, limit: int | None) -> tuple[list[int], list[int]]:
     """Return the ids of a record's prompt and answer; a text is an answer to its first token."""
     from seodang.infer.engine.prompts import encode
     from seodang.infer.engine.scoring import pair_ids
@@ -96,6 +101,7 @@ def write_scores(runner, places: list[str], pairs: list, with_tokens: bool, outp
 
 
 def summary(logprob: float, tokens: int) -> dict:
+    """A log-probability in nats, the tokens it sums over, and the perplexity, held below infinity."""
     return {"logprob": logprob, "tokens": tokens, "perplexity": math.exp(min(-logprob / tokens, 700.0))}
 
 

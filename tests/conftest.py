@@ -1,7 +1,12 @@
 """One tiny model a kind and the real model once, for the whole session."""
 
 import copy
+import gc
+import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported, so before anything else
 if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core: more threads, of torch or of a command that a test runs, would only wait for each other
@@ -18,6 +23,14 @@ from seodang.infer.checkpoint.load import load, load_tokenizer
 
 THREADS = torch.get_num_threads()
 torch.set_num_threads(1)  # tiny models lose more to waking threads than they gain; the real model takes them all
+
+
+
+def pytest_collection_finish():
+    """What the imports made lives to the end: training calls gc.collect(), which looked through it for 0.3 seconds each time."""
+    gc.collect()
+    gc.freeze()
+
 
 SIZES = {
     "vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -146,3 +159,35 @@ def real_model(_real_model):
     torch.set_num_threads(THREADS)
     yield _real_model
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def unpainted(request, monkeypatch):
+    """Leave pictures of runs empty, but in tests marked `painted`: to paint one takes as long as a tiny run."""
+    if not request.node.get_closest_marker("painted"):
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **options: Path(path).touch())
+
+
+@pytest.fixture(scope="session")
+def _warm():
+    """Imports once, ten seconds, what each process of each run would import."""
+    command = [sys.executable, str(Path(__file__).with_name("warm.py"))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}) as process:
+        yield process
+        process.stdin.close()
+
+
+@pytest.fixture
+def run_script(_warm, tmp_path):
+    """`run_script(path, *argv, processes=1)`: run a script of the repository in forked processes of one group; what they wrote."""
+
+    def run(script: str, *argv, processes: int = 1) -> str:
+        output = tmp_path / "output of the script"
+        asked = {"script": str(Path(__file__).parents[1] / script), "argv": [*map(str, argv)], "processes": processes, "output": str(output)}
+        print(json.dumps(asked), file=_warm.stdin, flush=True)
+        codes = json.loads(_warm.stdout.readline())
+        written = output.read_text(encoding="utf-8")
+        assert codes == [0] * processes, written[-3000:]
+        return written
+
+    return run

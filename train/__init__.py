@@ -4,14 +4,22 @@ import importlib
 from typing import Any
 
 _HOMES = {
-    "sft": "stages.sft", "sft_trainer": "stages.sft",
-    "reward": "stages.reward", "reward_trainer": "stages.reward",
-    "dpo": "stages.dpo", "dpo_trainer": "stages.dpo", "PreferenceSettings": "maths.preference_losses",
-    "kto": "stages.kto", "kto_trainer": "stages.kto",
-    "ppo": "stages.ppo", "ppo_trainer": "stages.ppo", "PpoSettings": "stages.ppo_settings",
-    "grpo": "stages.grpo", "grpo_trainer": "stages.grpo", "rloo": "stages.grpo", "rloo_trainer": "stages.grpo",
-    "parse_reward": "rewards.rules", "model_reward": "rewards.rules", "combined": "rewards.rules", "score_answers": "rewards.scoring",
-    "save_merged": "run.publishing",
+    "sft": "stages.sft", "sft_trainer": "stages.sft", "SftTrainer": "stages.sft", "StreamedRows": "stages.sft",
+    "reward": "stages.reward", "reward_trainer": "stages.reward", "RewardModelTrainer": "stages.reward",
+    "dpo": "stages.dpo", "dpo_trainer": "stages.dpo", "DpoTrainer": "stages.dpo", "PreferenceSettings": "maths.preference_losses",
+    "kto": "stages.kto", "kto_trainer": "stages.kto", "KtoTrainer": "stages.kto",
+    "ppo": "stages.ppo", "ppo_trainer": "stages.ppo", "PpoTrainer": "stages.ppo", "PpoSettings": "stages.ppo_settings",
+    "grpo": "stages.grpo", "grpo_trainer": "stages.grpo", "GrpoTrainer": "stages.grpo",
+    "rloo": "stages.grpo", "rloo_trainer": "stages.grpo", "RlooTrainer": "stages.grpo",
+    "plan": "stages.plan", "Plan": "stages.plan",
+    "parse_reward": "rewards.rules", "model_reward": "rewards.rules", "combined": "rewards.rules", "length": "rewards.rules",
+    "score_answers": "rewards.scoring",
+    "FunctionRanker": "rewards.ranking", "JudgeRanker": "rewards.ranking", "PersonRanker": "rewards.ranking", "rank_all": "rewards.ranking",
+    "roll_out": "rollouts.rollout", "sample_n": "rollouts.rollout", "Rollout": "rollouts.rollout",
+    "AnswerSampler": "rollouts.eval_generation", "HeldOut": "rollouts.eval_generation",
+    "Provenance": "run.crash_safe", "find_resume": "run.checkpoints", "save_merged": "run.checkpoints",
+    "RunLog": "run.callbacks", "TimeLimit": "run.callbacks", "read_log": "run.callbacks", "terminal_curve": "run.callbacks",
+    "Sample": "run.run_page", "draw_curves": "run.run_page", "write_page": "run.run_page",
 }  # fmt: skip
 __all__ = list(_HOMES)
 

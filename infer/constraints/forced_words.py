@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from ...data.errors import UserError
 from ...data.literal import continuing
 from ..requests.params import SamplingParams
+from ..requests.rules import both, entries, must_be
 
 Word = tuple[tuple[int, ...], ...]  # its spellings, any of which will do
 
@@ -69,11 +71,33 @@ class ForcedWords:
 
 def words_of(params: SamplingParams) -> list[Word]:
     """Return the words of `force_words_ids`, each entry of which is a phrase or a list of phrases."""
-    words = []
-    for entry in params.force_words_ids:
-        nested = [each if isinstance(each, list | tuple) else None for each in entry]
-        words.append((tuple(entry),) if None in nested else tuple(map(tuple, nested)))
-    return words
+    return [word_of(entry) for entry in params.force_words_ids]
+
+
+def word_of(entry: Sequence) -> Word:
+    return (tuple(entry),) if is_phrase(entry) else tuple(map(tuple, entry))
+
+
+def is_phrase(ids: Any) -> bool:
+    return isinstance(ids, list | tuple) and len(ids) > 0 and all(type(id) is int for id in ids)
+
+
+def one_or_several(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Whether an entry is what fits, or a list of such to choose from."""
+    return lambda entry: fits(entry) or isinstance(entry, list | tuple) and len(entry) > 0 and all(map(fits, entry))
+
+
+is_text = one_or_several(lambda each: isinstance(each, str))
+
+
+def named_once(name: str, entries: Sequence) -> str | None:
+    """The rule that no word is asked for twice."""
+    same = (a for a, b in pairwise(sorted(map(word_of, entries))) if a == b)
+    return next((f"{name} has {word} twice, which one occurrence would satisfy: name it once" for word in same), None)
+
+
+WORDS = must_be("a list of texts, or of lists of texts to choose from", lambda value: isinstance(value, list | tuple) and all(map(is_text, value)))
+WORDS_IDS = both(entries("a list of lists of ids, or of lists of such to choose from", one_or_several(is_phrase)), named_once)
 
 
 def forced_ids(params: SamplingParams, tokenizer: PreTrainedTokenizerBase) -> list[list]:
@@ -90,22 +114,6 @@ def forced_ids(params: SamplingParams, tokenizer: PreTrainedTokenizerBase) -> li
             raise UserError(f"force_words has {text!r}, at which stop={stop!r} would end the answer: drop one of them")
     spaced = [[f" {text}" if text[0].isalnum() else text for text in entry] for entry in entries]
     return [*params.force_words_ids, *([continuing(encoder, text) for text in entry] for entry in spaced)]
-
-
-def check_shape(params: SamplingParams) -> None:
-    """Raise UserError for entries of another shape."""
-    texts = params.force_words
-    listed = [(each,) if isinstance(each, str) else each for each in texts] if isinstance(texts, list | tuple) else [None]
-    if not all(isinstance(each, list | tuple) and each and all(isinstance(text, str) for text in each) for each in listed):
-        raise UserError(f"force_words must be a list of texts, or of lists of texts to choose from, got {texts!r}")
-    for entry in params.force_words_ids:
-        listed = isinstance(entry, list | tuple) and len(entry) > 0
-        phrases = [entry] if listed and not isinstance(entry[0], list | tuple) else entry
-        if not listed or not all(isinstance(each, list | tuple) and each and all(type(id) is int for id in each) for each in phrases):
-            raise UserError(f"force_words_ids must be a list of lists of ids, or of lists of such to choose from, got the entry {entry!r}")
-    same = [a for a, b in pairwise(sorted(words_of(params))) if a == b]
-    if same:
-        raise UserError(f"force_words_ids has {same[0]} twice, which one occurrence would satisfy: name it once")
 
 
 def check_words(params: SamplingParams, prefix_ids: Sequence[int], end_ids: frozenset[int], vocab_size: int) -> None:

@@ -12,26 +12,21 @@ from transformers import GenerationConfig
 
 from ...data.errors import UserError
 from ..constraints.grammar import GRAMMARS
-from ..requests.params import WARPING, SamplingParams
+from ..requests import options as declared
+from ..requests.options import vocabulary
+from .params import OPTIONS, WARPING, SamplingParams
 
 # what a body says besides how the answer is made: the conversation, how it is told, whose it is
 OPENAI_PASSED_OVER = (
     "model", "messages", "prompt", "stream", "stream_options", "logprobs", "top_logprobs", "tools", "parallel_tool_calls", "user", "metadata",
     "store", "service_tier", "safety_identifier", "prompt_cache_key",
 )  # fmt: skip
-OPENAI = {
-    "max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens", "n": "num_return_sequences", "stop": "stop", "seed": "seed",
-    "temperature": "temperature", "top_p": "top_p", "frequency_penalty": "frequency_penalty", "presence_penalty": "presence_penalty",
-    "logit_bias": "logit_bias", "best_of": "best_of",
-}  # fmt: skip
+OPENAI = vocabulary(SamplingParams, declared.OPENAI)
 # what a value must be to ask for nothing
 OPENAI_NEUTRAL = {"tool_choice": ("auto", "none"), "modalities": (["text"],), "echo": (False,), "suffix": ("",)}
 
 VLLM_PASSED_OVER = ("logprobs", "detokenize", "output_kind", "truncate_prompt_tokens_side")
-VLLM = OPENAI | {
-    "min_tokens": "min_new_tokens", "ignore_eos": "ignore_eos", "bad_words": "bad_words", "repetition_penalty": "repetition_penalty",
-    "stop_token_ids": "stop_token_ids", "top_k": "top_k", "min_p": "min_p", "length_penalty": "length_penalty",
-}  # fmt: skip
+VLLM = OPENAI | vocabulary(SamplingParams, declared.VLLM)
 VLLM_NEUTRAL = {
     "skip_special_tokens": (True,), "spaces_between_special_tokens": (True,), "include_stop_str_in_output": (False,),
     "use_beam_search": (False,), "prompt_logprobs": (), "truncate_prompt_tokens": (-1,), "skip_reading_prefix_cache": (False,),
@@ -56,19 +51,7 @@ CONFIG_NEUTRAL = {
     "constraints": ([],), "assistant_lookbehind": (10,), "target_lookbehind": (10,), "assistant_ensemble_weight": (),
     "speculation_type": (), "trust_remote_code": (False,),
 }  # fmt: skip
-CONFIG = {"stop_strings": "stop"} | {
-    name: name
-    for name in (
-        "max_length", "max_new_tokens", "min_length", "min_new_tokens", "early_stopping", "max_time", "do_sample", "num_beams", "temperature",
-        "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff", "repetition_penalty", "encoder_repetition_penalty",
-        "length_penalty", "no_repeat_ngram_size", "bad_words_ids", "forced_bos_token_id", "forced_eos_token_id",
-        "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "token_healing", "guidance_scale",
-        "num_return_sequences", "encoder_no_repeat_ngram_size", "num_assistant_tokens", "num_assistant_tokens_schedule",
-        "assistant_confidence_threshold", "prompt_lookup_num_tokens", "max_matching_ngram_size", "assistant_early_exit", "penalty_alpha",
-        "dola_layers", "diversity_penalty", "num_beam_groups", "force_words_ids",
-    )
-}  # fmt: skip
-OFF = {"no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0, "guidance_scale": 1, "assistant_early_exit": 0}  # these ask for nothing
+CONFIG = vocabulary(SamplingParams, declared.CONFIG)
 
 
 def from_openai(body: Mapping[str, Any]) -> SamplingParams:
@@ -112,21 +95,23 @@ def from_generation_config(config: GenerationConfig | Mapping[str, Any], **chang
     Where it does not sample, its temperature, top_k and the like are left out: they are without effect in transformers too. Fields of
     `CONFIG_PASSED_OVER` are not about what is said. Raises UserError for every other field that we cannot honour.
     """
-    options = dict(config) if isinstance(config, Mapping) else config.to_dict()
-    options = {name: value for name, value in options.items() if OFF.get(name) != value}
-    if options.get("num_assistant_tokens_schedule") == "heuristic_transient":
-        options["num_assistant_tokens_schedule"] = "heuristic"  # the length is adapted within one request here in any case
-    known = translated(options, CONFIG, CONFIG_PASSED_OVER, CONFIG_NEUTRAL, "generation_config")
-    if isinstance(known.get("sequence_bias"), list):
-        known["sequence_bias"] = {tuple(ids): bias for ids, bias in known["sequence_bias"]}
-    if isinstance(known.get("exponential_decay_length_penalty"), list):
-        known["exponential_decay_length_penalty"] = tuple(known["exponential_decay_length_penalty"])
+    written = dict(config) if isinstance(config, Mapping) else config.to_dict()
+    written = {name: value for name, value in written.items() if value is not None}
+    asked = {name: value for name, value in written.items() if name not in CONFIG or OPTIONS[CONFIG[name]].off != value}
+    known = translated(asked, CONFIG, CONFIG_PASSED_OVER, CONFIG_NEUTRAL, "generation_config")
+    return SamplingParams(**{**without_effect_left_out(known, changes), **changes})
+
+
+def without_effect_left_out(known: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what samples where nothing does, and `do_sample` where the caller's own temperature, top_k or the like says it."""
+    by_changes = [name for name in WARPING if name in changes]
     samples = known.get("do_sample") if changes.get("do_sample") is None else changes["do_sample"]
-    if not samples and not any(changes.get(name) for name in WARPING):
-        known = {name: value for name, value in known.items() if name not in WARPING or name == "top_k" and "penalty_alpha" in known}
-    if changes.keys() & set(WARPING) and "do_sample" not in changes:
-        known.pop("do_sample", None)  # the caller's own temperature or top_k says it
-    return SamplingParams(**{**known, **changes})
+    if not samples and not any(changes[name] for name in by_changes):
+        claimed = {each.claims for name, each in OPTIONS.items() if name in known and each.claims}
+        known = {name: value for name, value in known.items() if name not in WARPING or name in claimed}
+    if by_changes and "do_sample" not in changes:
+        known = {name: value for name, value in known.items() if name != "do_sample"}
+    return known
 
 
 def translated(
@@ -139,21 +124,13 @@ def translated(
             ours = names[name]
             if ours in known and known[ours] != value:
                 raise UserError(f"{whole} gives {name}={value!r} and, by another name, {known[ours]!r}: drop one of them")
-            known[ours] = biases(value) if name == "logit_bias" else value
+            known[ours] = OPTIONS[ours].from_json(value)
         elif name in neutral and value is not None and value not in neutral[name]:
             raise UserError(f"{whole} asks for {name}={value!r}, which Seodang does not do: leave it out")
         elif name not in names and name not in neutral and name not in passed_over:
             guess = get_close_matches(name, [*names, *neutral, *passed_over, "response_format", "structured_outputs"], 1)
             raise UserError(f"{whole} has {name!r}, which is unknown: " + (f"did you mean {guess[0]}?" if guess else "leave it out"))
     return known
-
-
-def biases(given: Mapping[str | int, float]) -> dict[int, float]:
-    """Return biases by id; JSON writes ids as texts."""
-    try:
-        return {int(id): float(bias) for id, bias in given.items()}
-    except (ValueError, TypeError, AttributeError):
-        raise UserError(f"logit_bias must be numbers by token id, got {given!r}") from None
 
 
 def drawn(known: dict[str, Any]) -> SamplingParams:

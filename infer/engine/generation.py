@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from ...data.errors import UserError
 from ..requests.events import Event, Finished, Result
 from ..requests.generation import Generation
-from ..requests.params import SamplingParams
 from ..runners.open import open_runner
 from .core import MAX_ROWS, Engine
+from .params import SamplingParams
 from .prefix_cache import PrefixCache
 from .prompts import Prompt, new_requests
 

@@ -17,7 +17,6 @@ from ..constraints.build import build_constraints
 from ..constraints.forced_words import check_words, forced_ids
 from ..filters.pipeline import check_filters
 from ..filters.word_ids import breaker_ids, word_ids
-from ..requests.params import SamplingParams
 from ..requests.request import Guidance, Request
 from ..requests.strategy import Host
 from ..runners.architecture import refuse_hidden_under_window, transformers_model
@@ -25,10 +24,12 @@ from ..runners.contract import Runner
 from ..runners.encoder_decoder import decoder_start
 from ..strategies.assistants import check_assistant
 from ..strategies.guidance import guidance_of, with_plausibility
-from ..strategies.registry import Kind, check
+from ..strategies.registry import check
 from ..strategies.selection import selection_of
+from ..strategies.spec import StrategySpec
 from ..text.spans import hidden_positions
 from ..text.vocabulary import check_ids, known_ids
+from .params import SamplingParams
 
 Prompt = str | list[dict] | Dialogue | list[int]  # a text to continue, messages (with tools) to answer, or ids
 
@@ -150,7 +151,7 @@ def check_source(tokens: int, limit: int | None, name: str) -> None:
 
 
 def encoded_guidance(
-    params: SamplingParams, strategy: Kind, prompt_ids: list[int], tokenizer: PreTrainedTokenizerBase, host: Host, name: str
+    params: SamplingParams, strategy: StrategySpec, prompt_ids: list[int], tokenizer: PreTrainedTokenizerBase, host: Host, name: str
 ) -> Guidance | None:
     """Return the guidance that a request's scale or amateur asks for, None where it asks for none; raises UserError where it cannot run."""
     negative, vocab = params.negative_prompt, host.runner.config.vocab_size

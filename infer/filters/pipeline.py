@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -10,25 +10,25 @@ import torch
 from torch import Tensor
 
 from ...data.errors import UserError
-from ..requests.params import SamplingParams
+from ..requests.options import options_of
+from ..requests.params import RequestParams
 from ..requests.sequence import TokenSequence
 from .logits import wide
 from .shortlist import LONGEST, shortlist
-from .specs import DEFAULT_ORDER, FILTERS, Apply, FilterSpec, RowErrors, placed
-
-__all__ = ["DEFAULT_ORDER", "FILTERS", "FilterSpec", "Filters", "check_filters", "order_of", "uses"]
+from .spec import Apply, RowErrors, placed
+from .specs import DEFAULT_ORDER, FILTERS
 
 TraceRecorder = Callable[[int, str, Tensor], None]
 SHORTLIST = "shortlist"  # temperature, top_k, top_p, min_p in one
 NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 
-def uses(params: SamplingParams) -> set[str]:
+def uses(params: RequestParams) -> set[str]:
     """Return the names of the filters that a request asks for; one that takes the likeliest token asks for no warper."""
     return {name for name, spec in FILTERS.items() if spec.asks(params) and (spec.kind != "warper" or params.samples)}
 
 
-def order_of(params: SamplingParams) -> tuple[str, ...]:
+def order_of(params: RequestParams) -> tuple[str, ...]:
     """Return all filter names in the order in which they apply to a request.
 
     A request's `filter_order` must name all filters that it asks for, but for "constraints": unnamed they come before the first
@@ -52,32 +52,26 @@ def order_of(params: SamplingParams) -> tuple[str, ...]:
     return tuple(order)
 
 
-def check_filters(params: SamplingParams, vocab_size: int, known_ids: int | None = None) -> None:
+def check_filters(params: RequestParams, vocab_size: int, known_ids: int | None = None) -> None:
     """Raise UserError, before anything is computed, for a wrong `filter_order` or an id that the model does not have.
 
     What is forced must be among the tokenizer's `known_ids` too.
     """
     order_of(params)
-    eos = params.forced_eos_token_id
-    named = {
-        "stop_token_ids": params.stop_token_ids,
-        "bad_words_ids": [id for word in params.bad_words_ids for id in word],
-        "suppress_tokens": params.suppress_tokens,
-        "begin_suppress_tokens": params.begin_suppress_tokens,
-        "logit_bias": params.logit_bias or (),
-        "sequence_bias": [id for sequence in params.sequence_bias or () for id in sequence],
-        "forced_bos_token_id": () if params.forced_bos_token_id is None else (params.forced_bos_token_id,),
-        "forced_eos_token_id": () if eos is None else (eos,) if isinstance(eos, int) else eos,
-    }
-    for name, ids in named.items():
-        for id in ids:
-            if isinstance(id, bool) or not isinstance(id, int) or not 0 <= id < vocab_size:
-                raise UserError(f"{name} has the id {id!r}, but the model's {vocab_size} ids begin at 0")
-            if known_ids is not None and id >= known_ids and name.startswith("forced"):
-                raise UserError(f"{name} has the id {id!r}, which is none of the tokenizer's {known_ids}: give one of these")
-    for name in ("bad_words_ids", "sequence_bias"):
-        if any(len(ids) == 0 for ids in getattr(params, name) or ()):
-            raise UserError(f"{name} has an empty sequence: leave it out")
+    for name, each in options_of(type(params)).items():
+        value = getattr(params, name)
+        if each.ids is not None and value is not None:
+            known = known_ids if name.startswith("forced") else None
+            check_ids(name, each.ids(value), vocab_size, known)
+
+
+def check_ids(name: str, ids: Iterable[int], vocab_size: int, known_ids: int | None) -> None:
+    """Raise UserError for the first of a setting's ids that is beyond the model's, or the tokenizer's where that counts."""
+    for id in ids:
+        if isinstance(id, bool) or not isinstance(id, int) or not 0 <= id < vocab_size:
+            raise UserError(f"{name} has the id {id!r}, but the model's {vocab_size} ids begin at 0")
+        if known_ids is not None and id >= known_ids:
+            raise UserError(f"{name} has the id {id!r}, which is none of the tokenizer's {known_ids}: give one of these")
 
 
 @dataclass
@@ -208,7 +202,7 @@ def with_shortlist(order: Sequence[str]) -> list[str]:
     return [name for each in order for name in ((SHORTLIST, each) if each == "top_k" else (each,))]
 
 
-def shortened(names: tuple[str, ...], params: SamplingParams) -> tuple[str, ...]:
+def shortened(names: tuple[str, ...], params: RequestParams) -> tuple[str, ...]:
     """Put the shortlist in the place of top_k and its neighbours, where they follow one another as the shortlist has them."""
     if "top_k" not in names or params.top_k > LONGEST:
         return names

@@ -14,7 +14,7 @@ LONGEST = FIRST_LOOK - 1  # top_p sums up to here as we do; with more candidates
 def shortlist(logits: Tensor, t: Tensor, k: Tensor, p: Tensor, m: Tensor) -> Tensor:
     """Return exactly `min_p(top_p(top_k(temperature(logits, t), k), p), m)`.
 
-    Each argument is [rows, 1]; t of 1, p of 1 and m of 0 keep the row; k is in [1, LONGEST].
+    logits are [rows, vocab], float32 or wider; each argument is [rows, 1]; t of 1, p of 1 and m of 0 keep the row; k is in [1, LONGEST].
     """
     look = min(int(k.max()) + SPARE, FIRST_LOOK, logits.shape[-1])
     likeliest, ids = logits.topk(look, dim=-1)
@@ -35,5 +35,5 @@ def shortlist(logits: Tensor, t: Tensor, k: Tensor, p: Tensor, m: Tensor) -> Ten
 
 
 def step_by_step(logits: Tensor, t: Tensor, k: Tensor, p: Tensor, m: Tensor) -> Tensor:
-    """The same over the whole vocabulary."""
+    """The same over the whole vocabulary, [rows, vocab]."""
     return min_p(top_p(top_k(temperature(logits, t), k), p), m)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 from torch import Tensor
 from transformers import LogitsProcessor
 
 from ...data.errors import UserError
-from ..requests.params import UserFilter
+from ..requests.options import option, settings
+from ..requests.rules import both, listed, worst
 from ..requests.sequence import TokenSequence
 from ..requests.user_functions import called, name_of
+from .spec import FilterSpec, row_by_row
+
+# a function (logits [1, vocab], history [1, n]) -> logits [1, vocab], or a transformers LogitsProcessor
+UserFilter = Callable[[Tensor, Tensor], Tensor] | LogitsProcessor
 
 
 def apply_own(sequence: TokenSequence, logits: Tensor) -> Tensor:
-    """Apply a request's own filters: functions of (logits [1, vocab], history [1, n]), or LogitsProcessors."""
+    """Apply a request's own filters, one after the other, to [1, vocab]; raises UserError as `call_own` does."""
     history = sequence.history().to(logits.device)[None]
     for own in sequence.request.params.filters:
         logits = call_own(own, logits.clone(), history)
@@ -20,7 +28,10 @@ def apply_own(sequence: TokenSequence, logits: Tensor) -> Tensor:
 
 
 def call_own(own: UserFilter, logits: Tensor, history: Tensor) -> Tensor:
-    """Apply one filter of the caller's and check what it returns."""
+    """Apply one filter of the caller's to logits [1, vocab] and history [1, n].
+
+    Raises UserError, with the filter's name, for what it raises, and for anything but finite logits of that shape with a token left.
+    """
     filtered = called("the filter", own, *((history, logits) if isinstance(own, LogitsProcessor) else (logits, history)))
     name = name_of(own)
     if not isinstance(filtered, Tensor) or filtered.shape != logits.shape:
@@ -31,3 +42,18 @@ def call_own(own: UserFilter, logits: Tensor, history: Tensor) -> Tensor:
     if not bool((filtered > -float("inf")).any()):
         raise UserError(f"the filter {name} left no token to choose after {history.shape[1]} tokens")
     return filtered
+
+
+def can_be_called(name: str, value: Any) -> str | None:
+    """The rule that each of the filters can be called."""
+    return worst(value, callable, lambda each: f"a filter must be a function or a LogitsProcessor, got {each!r}")
+
+
+@settings
+class OwnFilters:
+    filters: Sequence[UserFilter] = option(
+        (), "The caller's own filters.", both(listed, can_be_called), example=(lambda logits, history: logits,), command=False
+    )
+
+
+OWN = FilterSpec("filters", "own", apply_own, OwnFilters, row_by_row(apply_own))

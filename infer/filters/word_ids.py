@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from ...data.errors import UserError
 from ...data.literal import continuing
 from ...data.template import remember
-from ..requests.params import DEFAULT_BREAKERS
+from .penalties import DEFAULT_BREAKERS
 
 KEPT = 64  # sets of breakers that a tokenizer remembers
 
@@ -57,5 +57,5 @@ def _breaker_ids(tokenizer: PreTrainedTokenizerBase, texts: tuple[str, ...]) -> 
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The text of every token."""
+    """The text of every token, by its id."""
     return tokenizer.batch_decode([[id] for id in range(len(tokenizer))], clean_up_tokenization_spaces=False)

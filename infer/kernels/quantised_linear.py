@@ -32,7 +32,7 @@ class Quantised(nn.Module):
         self.out_features, self.in_features = weight.shape
         self.register_buffer("bias", None if bias is None else bias.detach().to(torch.bfloat16))
 
-    def linear_kernel(self, x: Tensor) -> Tensor:
+    def product(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
     def like(self, weight: Tensor, bias: Tensor | None) -> Quantised:
@@ -82,7 +82,7 @@ class Linear8(Quantised):
         self.register_buffer("scale", scale)
         self.register_buffer("weight", (weight / scale.float()[:, None]).round_().clamp_(-127, 127).to(torch.int8))
 
-    def linear_kernel(self, x: Tensor) -> Tensor:
+    def product(self, x: Tensor) -> Tensor:
         if len(x) >= self.integers_from:
             return self._finish(self._product_of_integers(x))
         if len(x) >= self.floats_from:
@@ -119,7 +119,7 @@ class Linear4(Quantised):
         self.register_buffer("packed", pack(levels))
         self.register_buffer("scale_and_zero", torch.stack([scale, zero], dim=-1).transpose(0, 1).contiguous())  # [groups, out, 2]
 
-    def linear_kernel(self, x: Tensor) -> Tensor:
+    def product(self, x: Tensor) -> Tensor:
         if len(x) < ROWS_FOR_UNPACKING:
             return self._finish(self._few_rows(x))
         return self._finish(self._product_of_floats(x))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Hashable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ...data.errors import UserError
+from ..requests.options import CONFIG, Command, option, options_of, settings
 from ..requests.params import SamplingParams
 from ..requests.request import Request
+from ..requests.rules import fraction, must_be, whole
 from ..requests.sequence import TokenSequence
 from ..requests.strategy import Forward, Host
 from ..runners.contract import Runner
@@ -20,10 +22,6 @@ from .lookup import Lookup
 from .sampling import check_sampling
 from .speculation import Guess
 from .universal import Translation, UniversalDrafts
-
-MODEL_OPTIONS = ("assistant_model", "assistant_tokenizer", "assistant_early_exit", "num_assistant_tokens", "assistant_confidence_threshold")
-LOOKUP_OPTIONS = ("prompt_lookup_num_tokens", "max_matching_ngram_size")
-ASSISTED_OPTIONS = (*MODEL_OPTIONS, *LOOKUP_OPTIONS, "num_assistant_tokens_schedule")
 
 
 class Drafts(Protocol):
@@ -115,3 +113,41 @@ def check_translation(tokenizer: PreTrainedTokenizerBase, draft: Runner, runner:
         raise UserError(f"assistant_tokenizer has {sizes}: give the assistant's own")
     if masked_positions:
         raise UserError("an assistant with another tokenizer would read what hide leaves out: drop one of them")
+
+
+@settings
+class ModelAssistant:
+    assistant_model: nn.Module | None = option(
+        None, "A smaller model that drafts; the answer stays the same.", example=nn.Identity(), command=Command(str | None)
+    )
+    assistant_tokenizer: Any = option(
+        None, "The assistant reads and writes by its own tokenizer, not the model's.",
+        command=Command(bool, False, lambda asked: asked or None),
+    )  # fmt: skip
+    assistant_early_exit: int | None = option(None, "The first so many layers draft.", whole(1), example=1, same_in=(CONFIG,), off=0)
+    num_assistant_tokens: int = option(5, "Tokens of the first draft.", whole(1), example=2, same_in=(CONFIG,))
+    assistant_confidence_threshold: float = option(0.4, "A draft ends below this probability.", fraction, example=0.0, same_in=(CONFIG,))
+
+
+@settings
+class PromptLookup:
+    prompt_lookup_num_tokens: int | None = option(
+        None, "Drafts of so many tokens are copied from the text so far.", whole(1), example=4, same_in=(CONFIG,)
+    )
+    max_matching_ngram_size: int = option(
+        2, "They follow what the newest tokens, at most so many, followed before.", whole(1), example=3, same_in=(CONFIG,)
+    )
+
+
+@settings
+class Assistants(ModelAssistant, PromptLookup):
+    num_assistant_tokens_schedule: str = option(
+        "heuristic", "Length of later drafts: heuristic (by success) or constant.",
+        must_be("heuristic or constant", lambda value: value in ("heuristic", "constant")), example="constant", same_in=(CONFIG,),
+        # transformers' third adapts the length within one request, as ours does in any case
+        from_json=lambda value: "heuristic" if value == "heuristic_transient" else value,
+    )  # fmt: skip
+
+
+MODEL_OPTIONS, LOOKUP_OPTIONS = tuple(options_of(ModelAssistant)), tuple(options_of(PromptLookup))
+ASSISTED_OPTIONS = tuple(options_of(Assistants))

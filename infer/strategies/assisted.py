@@ -16,12 +16,13 @@ from ..requests.rng import choose, key, uniform
 from ..requests.sequence import TokenSequence, release, shared_length
 from ..requests.strategy import Arrivals, Forward, Host, Strategy
 from ..requests.trace import DraftTrace, TraceRecorder
-from .assistants import Drafts, assistant
+from .assistants import Assistants, Drafts, assistant, check_assisted
 from .sampling import awaits_forks, with_forks
+from .spec import StrategySpec
 from .speculation import Guess, speculate
 
 JUDGE = 2  # which of a sequence's random numbers for a position says whether a guess stays
-ALIKE = {name for name, spec in FILTERS.items() if spec.kind == "warper"} - {"xtc", "mirostat"} | {"logit_bias", "suppress_tokens"}
+ALIKE = {name for name, spec in FILTERS.items() if spec.memoryless}
 
 
 def assisted(generation: Generation, host: Host) -> None:
@@ -194,3 +195,11 @@ def trace_draft(sequence: TokenSequence, guess: Guess, position: int, accepted: 
         for i, (id, p) in enumerate(zip(guess.ids, guess.probs)):
             generation.on_event(Provisional(request.index, position + i, id, p, sequence.choice))
         generation.trace(DraftTrace(tuple(guess.ids), accepted), position, sequence.choice)
+
+
+ASSISTED = StrategySpec(
+    "assisted", assisted, about=assisted, options=(Assistants,), least={"prompt_lookup_num_tokens": 4},
+    meant=lambda params: bool(params.assistant_model is not None or params.assistant_early_exit or params.prompt_lookup_num_tokens),
+    needs=("truncate", "all_positions", "fork"), check=check_assisted,
+    paper="Leviathan et al. 2023, Fast inference from transformers via speculative decoding; Chen et al. 2023",
+)  # fmt: skip

@@ -12,12 +12,16 @@ from ...data.errors import UserError
 from ..filters.logits import logprobs
 from ..filters.pipeline import Filters
 from ..requests.generation import Generation
+from ..requests.options import CONFIG, VLLM, Command, option, settings
 from ..requests.params import SamplingParams
+from ..requests.request import Request
+from ..requests.rules import any_number, must_be, whole
 from ..requests.sequence import TokenSequence, release, shared_length
 from ..requests.strategy import Host, Strategy, next_tokens
 from ..requests.trace import BeamTrace
 from .candidates import Continuation, drawn, likeliest
 from .hypotheses import BeamHypotheses
+from .spec import StrategySpec
 
 ENDED = ("eos", "stop")  # by its own last token; at the greatest length, or when time is up, a hypothesis is cut
 
@@ -215,3 +219,34 @@ def check_beams(params: SamplingParams) -> None:
         raise UserError(
             f"num_return_sequences={params.num_return_sequences} asks for more than the search keeps: raise num_beams={params.num_beams}"
         )
+
+
+def beams(request: Request) -> int:
+    """How many sequences a search of beams runs."""
+    return request.params.num_beams
+
+
+def stopping_written(word: str) -> bool | str:
+    """What a command line says of early stopping."""
+    return {"true": True, "false": False}.get(word.lower(), word)
+
+
+@settings
+class Beams:
+    num_beams: int = option(1, "Beams of the search.", whole(1), example=2, same_in=(CONFIG,))
+    length_penalty: float = option(
+        1.0, "Scores of beams are divided by their length to this power.", any_number, example=2.0, same_in=(CONFIG, VLLM)
+    )
+    early_stopping: bool | str = option(
+        False, "Beams stop at num_beams answers (true), where none seems to come in (false) or where none can (never).",
+        must_be('True, False or "never"', lambda value: isinstance(value, bool) or value == "never"), example=True, same_in=(CONFIG,),
+        command=Command(str, "false", stopping_written),
+    )  # fmt: skip
+
+
+SHARED_BY_BEAMS = "what all beams share"
+BEAM = StrategySpec(
+    "beam", beam, about=beam, options=(Beams,), least={"num_beams": 2}, meant=lambda params: params.num_beams > 1, needs=("fork",),
+    check=check_beams, width=beams, sees_logprobs=True, streams=SHARED_BY_BEAMS,
+    paper="Lowerre 1976; length penalty: Wu et al. 2016, Google's neural machine translation system",
+)  # fmt: skip

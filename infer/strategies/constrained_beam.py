@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ...data.errors import UserError
-from ..constraints.forced_words import ForcedWords, check_shape, words_of
+from ..constraints.forced_words import WORDS, WORDS_IDS, ForcedWords, words_of
 from ..requests.generation import Generation
+from ..requests.options import CONFIG, Command, option, settings
 from ..requests.params import SamplingParams
 from ..requests.sequence import TokenSequence
 from ..requests.strategy import Host, Strategy
-from .beam import ENDED, BeamCandidate, Search, check_beams, searched
+from .beam import ENDED, SHARED_BY_BEAMS, BeamCandidate, Beams, Search, beams, check_beams, searched
 from .candidates import Continuation
+from .spec import StrategySpec
 
 STATE = "force_words"
 
@@ -119,8 +122,26 @@ def in_turn(children: list[BeamCandidate]) -> list[BeamCandidate]:
 
 
 def check_constrained(params: SamplingParams) -> None:
-    """Raise UserError for words of another shape, for none, or for more answers than beams."""
+    """Raise UserError for no words, or for more answers than beams."""
     check_beams(params)
-    check_shape(params)
     if not params.force_words and not params.force_words_ids:
         raise UserError("strategy 'constrained_beam' has no words to force: give force_words or force_words_ids")
+
+
+@settings
+class ForcedWordsOptions:
+    force_words: Sequence[str | Sequence[str]] = option(
+        (), "Texts that must come somewhere.", WORDS, example=("so",), command=Command(list[str])
+    )
+    force_words_ids: Sequence[Sequence] = option(
+        (), "Sequences of ids, or lists of such to choose from, that must come somewhere.", WORDS_IDS, example=((5,),), same_in=(CONFIG,),
+        command=False,
+    )  # fmt: skip
+
+
+CONSTRAINED_BEAM = StrategySpec(
+    "constrained_beam", constrained_beam, about=constrained_beam, options=(Beams, ForcedWordsOptions),
+    least={"num_beams": 2, "force_words_ids": ((5,),)}, meant=lambda params: bool(params.force_words or params.force_words_ids),
+    needs=("fork",), check=check_constrained, width=beams, samples=False, sees_logprobs=True, streams=SHARED_BY_BEAMS,
+    paper="Hokamp & Liu 2017, Lexically constrained decoding; Post & Vilar 2018",
+)  # fmt: skip

@@ -10,10 +10,13 @@ from ...data.errors import UserError
 from ..filters.logits import wide
 from ..filters.pipeline import Filters
 from ..requests.generation import Generation
+from ..requests.options import CONFIG, option, settings
 from ..requests.params import SamplingParams
+from ..requests.rules import fraction
 from ..requests.sequence import TokenSequence, release
 from ..requests.strategy import Forward, Host, Strategy
 from ..requests.trace import ContrastTrace, TraceRecorder
+from .spec import StrategySpec
 
 LAST = -1  # layer, after the final norm
 
@@ -117,3 +120,17 @@ def check_contrastive(params: SamplingParams) -> None:
         raise UserError(
             f"contrastive search finds one answer, but num_return_sequences={params.num_return_sequences}: drop it, or sample instead"
         )
+
+
+@settings
+class Contrastive:
+    penalty_alpha: float | None = option(
+        None, "Contrastive search: weight of the likeness to what was said before.", fraction, example=0.6, same_in=(CONFIG,), claims="top_k"
+    )
+
+
+CONTRASTIVE = StrategySpec(
+    "contrastive", contrastive, about=contrastive, options=(Contrastive,), least={"penalty_alpha": 0.6, "top_k": 4},
+    meant=lambda params: params.penalty_alpha is not None, needs=("hidden_states", "fork"), check=check_contrastive,
+    width=lambda request: request.params.top_k, samples=False, paper="Su et al. 2022, A contrastive framework for neural text generation",
+)  # fmt: skip

@@ -7,9 +7,12 @@ from torch import Tensor
 
 from ...data.errors import UserError
 from ..requests.generation import Generation
+from ..requests.options import CONFIG, option, settings
 from ..requests.params import SamplingParams
+from ..requests.rules import not_negative, whole
 from ..requests.strategy import Host, Strategy
-from .beam import Search, check_beams, searched
+from .beam import SHARED_BY_BEAMS, Beams, Search, beams, check_beams, searched
+from .spec import StrategySpec
 
 
 def diverse_beam(generation: Generation, host: Host) -> Strategy:
@@ -49,3 +52,18 @@ def check_groups(params: SamplingParams) -> None:
         raise UserError(f"num_beams={params.num_beams} is no multiple of num_beam_groups={params.num_beam_groups}: change one of them")
     if params.num_beam_groups > 1 and not params.diversity_penalty:
         raise UserError(f"num_beam_groups={params.num_beam_groups} would all find the same: give a diversity_penalty above 0")
+
+
+@settings
+class BeamGroups:
+    num_beam_groups: int = option(1, "Groups of beams that are held apart by diversity_penalty.", whole(1), example=2, same_in=(CONFIG,))
+    diversity_penalty: float = option(
+        0.0, "Taken from a token for each earlier group that chose it.", not_negative, example=0.5, same_in=(CONFIG,)
+    )
+
+
+DIVERSE_BEAM = StrategySpec(
+    "diverse_beam", diverse_beam, about=diverse_beam, options=(Beams, BeamGroups),
+    least={"num_beams": 2, "num_beam_groups": 2, "diversity_penalty": 0.5}, meant=lambda params: params.num_beam_groups > 1, needs=("fork",),
+    check=check_groups, width=beams, samples=False, sees_logprobs=True, streams=SHARED_BY_BEAMS, paper="Vijayakumar et al. 2018, Diverse beam search",
+)  # fmt: skip

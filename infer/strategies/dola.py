@@ -12,12 +12,14 @@ from ..constraints.plausible import Plausible, among_plausible
 from ..filters.logits import logprobs
 from ..filters.pipeline import Filters
 from ..requests.generation import Generation
+from ..requests.options import CONFIG, Command, option, settings
 from ..requests.params import SamplingParams
 from ..requests.sequence import TokenSequence
 from ..requests.strategy import Forward, Host, Strategy
 from ..requests.trace import LayerTrace, TraceRecorder
 from ..runners.contract import Runner
 from .sampling import awaits_forks, check_sampling, commit_choices, with_forks
+from .spec import StrategySpec
 
 RELATIVE_TOP = 0.1
 
@@ -115,3 +117,25 @@ def check_dola(params: SamplingParams) -> None:
     if not numbers and asked not in ("low", "high"):
         raise UserError(f'dola_layers must be "low", "high" or a list of layers, got {asked!r}')
     check_sampling(params)
+
+
+def layers_written(words: list[str]) -> str | list[int] | None:
+    """What a command line says of layers: numbers, or a word."""
+    if not words:
+        return None
+    return [int(word) for word in words] if all(word.isdecimal() for word in words) else " ".join(words)
+
+
+@settings
+class DolaOptions:
+    dola_layers: str | Sequence[int] | None = option(
+        None, "DoLa: contrast the last layer with low or high ones, or with these, by number.", example="high", same_in=(CONFIG,),
+        command=Command(list[str], read=layers_written),
+    )  # fmt: skip
+
+
+DOLA = StrategySpec(
+    "dola", dola, about=dola, options=(DolaOptions,), least={"dola_layers": "high"}, meant=lambda params: params.dola_layers is not None,
+    needs=("hidden_states",), check=check_dola, suits=suits_dola, guided=False, encoder_decoder=False,
+    paper="Chuang et al. 2024, DoLa: decoding by contrasting layers",
+)  # fmt: skip

@@ -14,10 +14,10 @@ from ..requests.params import SamplingParams
 from ..requests.request import Combine, Guidance
 from ..requests.strategy import Host
 from ..runners.contract import Runner
-from .registry import Kind
+from .spec import StrategySpec
 
 
-def guidance_of(params: SamplingParams, strategy: Kind, prompt_ids: list[int], negative_ids: list[int] | None, host: Host) -> Guidance | None:
+def guidance_of(params: SamplingParams, strategy: StrategySpec, prompt_ids: list[int], negative_ids: list[int] | None, host: Host) -> Guidance | None:
     """Return the guidance that the settings ask for behind this prompt, None where they ask for none.
 
     Guidance by a scale of 1 is none. Without a negative prompt the guidance is shown the prompt's last token, as in transformers. Raises
@@ -44,7 +44,7 @@ def with_plausibility(new_constraints: Callable[[], list], params: SamplingParam
     return lambda: [*new_constraints(), Plausible(params.amateur_alpha)]
 
 
-def check_amateur(params: SamplingParams, strategy: Kind, amateur: Runner, expert: Runner) -> None:
+def check_amateur(params: SamplingParams, strategy: StrategySpec, amateur: Runner, expert: Runner) -> None:
     """Raise UserError for an amateur, given by its runner, that cannot be measured against the expert's."""
     for runner in (amateur, expert):
         if runner.model.config.is_encoder_decoder:

@@ -1,145 +1,83 @@
-"""The decoding strategies by name, what each honours, and which one a request's options mean."""
+"""The decoding strategies by name, and which one a request's options mean. A new one is a file of its own and a line in each list."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
 from ...data.errors import UserError
-from ..requests.generation import Generation
-from ..requests.params import SamplingParams
-from ..requests.request import Request
-from ..requests.strategy import Host, Strategy
+from ..requests.options import options_of, settings
+from ..requests.params import RequestParams
 from ..runners.architecture import Capabilities
-from .assistants import ASSISTED_OPTIONS, check_assisted
-from .assisted import assisted
-from .beam import beam, check_beams
-from .constrained_beam import check_constrained, constrained_beam
-from .contrastive import check_contrastive, contrastive
-from .diverse_beam import check_groups, diverse_beam
-from .dola import check_dola, dola, suits_dola
-from .sampling import check_sampling, sampling
-from .selection import check_risk, check_selection, check_vote
+from .assistants import Assistants
+from .assisted import ASSISTED
+from .beam import BEAM, Beams
+from .constrained_beam import CONSTRAINED_BEAM, ForcedWordsOptions
+from .contrastive import CONTRASTIVE, Contrastive
+from .diverse_beam import DIVERSE_BEAM, BeamGroups
+from .dola import DOLA, DolaOptions
+from .sampling import SAMPLING
+from .selection import BEST_OF_N, MINIMUM_BAYES_RISK, SELF_CONSISTENCY, BestOf, Risk, Several, Vote
+from .spec import Amateur, Guidance, StrategySpec
+from .stochastic_beam import STOCHASTIC_BEAM
 
-GUIDANCE = ("guidance_scale", "negative_prompt")
-AMATEUR = ("amateur_model", "amateur_alpha", "amateur_temperature")
-GUIDANCE_OPTIONS = (*GUIDANCE, *AMATEUR)
-BEAM = ("num_beams", "length_penalty", "early_stopping")
-# each of these belongs to some strategies and is an error under the others
-OWNED = (
-    "num_beams", "num_beam_groups", "diversity_penalty", "length_penalty", "early_stopping", "force_words", "force_words_ids",
-    "penalty_alpha", "dola_layers", "assistant_model", "assistant_tokenizer", "assistant_early_exit", "prompt_lookup_num_tokens",
-    "max_matching_ngram_size", "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold",
-    "best_of", "reward", "answer_of", "utility", *GUIDANCE_OPTIONS,
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A strategy: how it is started for a request (returning None: its sequence has joined one that requests share) and what it honours.
-
-    `options` are the ones of `OWNED` that it knows. `needs` are capabilities that the runner must have. `check` judges the values, `suits`
-    whether the runner's model can take them; `width` counts its sequences.
-    """
-
-    name: str
-    start: Callable[[Generation, Host], Strategy | None]
-    options: frozenset[str]
-    needs: tuple[str, ...] = ()
-    check: Callable[[SamplingParams], None] = lambda params: None
-    suits: Callable[[SamplingParams, Any], None] = lambda params, runner: None
-    width: Callable[[Request], int] = lambda request: request.width
-    samples: bool = True  # else do_sample and the filters of sampling are refused
-    encoder_decoder: bool = True
-
-
-def beams(request: Request) -> int:
-    """How many sequences a search of beams runs."""
-    return request.params.num_beams
-
-
-KINDS: dict[str, Kind] = {
-    kind.name: kind
-    for kind in (
-        Kind("sampling", sampling, frozenset(GUIDANCE_OPTIONS), check=check_sampling),
-        Kind("best_of_n", sampling, frozenset(("best_of", "reward", *GUIDANCE_OPTIONS)), check=check_selection),
-        Kind("self_consistency", sampling, frozenset(("best_of", "answer_of", *GUIDANCE_OPTIONS)), check=check_vote),
-        Kind("minimum_bayes_risk", sampling, frozenset(("best_of", "utility", *GUIDANCE_OPTIONS)), check=check_risk),
-        Kind(
-            "contrastive", contrastive, frozenset(("penalty_alpha", *GUIDANCE_OPTIONS)), ("hidden_states", "fork"), check_contrastive,
-            width=lambda request: request.params.top_k, samples=False,
-        ),
-        Kind(
-            "assisted", assisted, frozenset((*ASSISTED_OPTIONS, *GUIDANCE_OPTIONS)), ("truncate", "all_positions", "fork"), check_assisted,
-        ),
-        Kind("beam", beam, frozenset((*BEAM, *GUIDANCE_OPTIONS)), ("fork",), check_beams, width=beams),
-        Kind(
-            "diverse_beam", diverse_beam, frozenset((*BEAM, "num_beam_groups", "diversity_penalty", *GUIDANCE_OPTIONS)), ("fork",),
-            check_groups, width=beams, samples=False,
-        ),
-        Kind(
-            "constrained_beam", constrained_beam, frozenset((*BEAM, "force_words", "force_words_ids", *GUIDANCE_OPTIONS)), ("fork",),
-            check_constrained, width=beams, samples=False,
-        ),
-        Kind("dola", dola, frozenset(("dola_layers",)), ("hidden_states",), check_dola, suits_dola, encoder_decoder=False),
+# from the most general to the most particular: where the options mean several, they mean the last of them
+STRATEGIES: dict[str, StrategySpec] = {
+    spec.name: spec
+    for spec in (
+        SAMPLING, BEST_OF_N, MINIMUM_BAYES_RISK, SELF_CONSISTENCY, BEAM, STOCHASTIC_BEAM, DIVERSE_BEAM, CONSTRAINED_BEAM, DOLA, CONTRASTIVE,
+        ASSISTED,
     )
 }  # fmt: skip
 
 
-def named(params: SamplingParams) -> str:
+@settings
+class StrategyOptions(Beams, BeamGroups, ForcedWordsOptions, Contrastive, DolaOptions, Guidance, Amateur, Assistants, Several, BestOf, Vote, Risk):
+    """The settings of all strategies, in the order in which they are read about (written out, so that editors know them)."""
+
+
+OWNED = frozenset(options_of(StrategyOptions))  # each belongs to some strategies and is an error under the others
+
+
+def named(params: RequestParams) -> str:
     """Return the name of the strategy that the options mean, unless `strategy` says it."""
     if params.strategy is not None:
         return params.strategy
-    if params.assistant_model is not None or params.assistant_early_exit or params.prompt_lookup_num_tokens:
-        return "assisted"
-    if params.penalty_alpha is not None:
-        return "contrastive"
-    if params.dola_layers is not None:
-        return "dola"
-    if params.force_words or params.force_words_ids:
-        return "constrained_beam"
-    if params.num_beam_groups > 1:
-        return "diverse_beam"
-    if params.num_beams > 1:
-        return "beam"
-    if params.answer_of is not None:
-        return "self_consistency"
-    if params.utility is not None:
-        return "minimum_bayes_risk"
-    return "best_of_n" if params.best_of is not None else "sampling"
+    return next((spec.name for spec in reversed(STRATEGIES.values()) if spec.meant(params)), SAMPLING.name)
 
 
-def choose(params: SamplingParams) -> Kind:
+def choose(params: RequestParams) -> StrategySpec:
     """Return the strategy of a request; raises UserError for an unknown name."""
     name = named(params)
-    if name not in KINDS:
-        raise UserError(f"strategy {name!r} is unknown: choose one of {', '.join(KINDS)}")
-    return KINDS[name]
+    if name not in STRATEGIES:
+        raise UserError(f"strategy {name!r} is unknown: choose one of {', '.join(STRATEGIES)}")
+    return STRATEGIES[name]
 
 
-def check(params: SamplingParams, capabilities: Capabilities, encoder_decoder: bool = False) -> Kind:
+def check(params: RequestParams, capabilities: Capabilities, encoder_decoder: bool = False) -> StrategySpec:
     """Return the request's strategy; raises UserError for an option that it, or the model's runner, cannot honour."""
-    kind = choose(params)
-    given = params.given
-    for name, value in given.items():
-        if name in OWNED and name not in kind.options:
-            raise UserError(f"strategy {kind.name!r} has no use for {name}={shown(value)}: drop it, or choose the strategy that it is meant for")
-    if params.samples and not kind.samples:
-        raise UserError(f"strategy {kind.name!r} takes no random choices: drop do_sample and the filters of sampling")
-    if encoder_decoder and not kind.encoder_decoder:
-        raise UserError(f"strategy {kind.name!r} is not made for encoder-decoder models: choose another, or a decoder")
-    for need in kind.needs:
+    spec = choose(params)
+    for name, value in params.given.items():
+        if name in OWNED and name not in spec.honours:
+            raise UserError(f"strategy {spec.name!r} has no use for {name}={shown(value)}: drop it, or choose the strategy that it is meant for")
+    if params.samples and not spec.samples:
+        raise UserError(f"strategy {spec.name!r} takes no random choices: drop do_sample and the filters of sampling")
+    if encoder_decoder and not spec.encoder_decoder:
+        raise UserError(f"strategy {spec.name!r} is not made for encoder-decoder models: choose another, or a decoder")
+    for need in spec.needs:
         if not getattr(capabilities, need):
-            raise UserError(f"strategy {kind.name!r} needs {need.replace('_', ' ')}, which this architecture's runner does not offer")
+            raise UserError(f"strategy {spec.name!r} needs {need.replace('_', ' ')}, which this architecture's runner does not offer")
+    check_guidance(params)
+    spec.check(params)
+    return spec
+
+
+def check_guidance(params: RequestParams) -> None:
+    """Raise UserError for guidance by a scale and by an amateur, and for a part of one of them without it."""
+    given = params.given
     if "guidance_scale" in given and "amateur_model" in given:
         raise UserError("guidance_scale and amateur_model both change the model's logits before anything else: drop one of them")
-    for name in (*GUIDANCE[1:], *AMATEUR[1:]):
-        owner = "guidance_scale" if name in GUIDANCE else "amateur_model"
-        if name in given and owner not in given:
-            raise UserError(f"{name}={shown(given[name])} says nothing without {owner}: give both")
-    kind.check(params)
-    return kind
+    for owner, *parts in (options_of(Guidance), options_of(Amateur)):
+        for name in parts:
+            if name in given and owner not in given:
+                raise UserError(f"{name}={shown(given[name])} says nothing without {owner}: give both")
 
 
 def shown(value: object) -> str:

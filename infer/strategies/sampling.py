@@ -12,6 +12,7 @@ from ..requests.rng import choose
 from ..requests.sequence import TokenSequence, release
 from ..requests.strategy import Arrivals, Host, Strategy, next_tokens
 from ..requests.trace import TraceRecorder
+from .spec import StrategySpec
 
 
 def sampling(generation: Generation, host: Host) -> None:
@@ -91,3 +92,6 @@ def check_sampling(params: SamplingParams) -> None:
     """Raise UserError where several answers would all be the same."""
     if params.num_return_sequences > 1 and not params.samples:
         raise UserError(f"num_return_sequences={params.num_return_sequences} greedy answers would all be the same: give do_sample or num_beams")
+
+
+SAMPLING = StrategySpec("sampling", sampling, about=__doc__, check=check_sampling)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from ...data.errors import UserError
 from ..requests.events import Answer
+from ..requests.options import OPENAI, option, settings
 from ..requests.params import SamplingParams
 from ..requests.request import Select
+from ..requests.rules import function, whole
 from ..requests.user_functions import called
-from .chrf import chrf_of, grams
+from .sampling import sampling
+from .spec import StrategySpec
 
 
 def best_of_n(count: int, reward: Callable[[str, str], float] | None, prompt: str, given: int = 0) -> Select:
@@ -60,15 +63,31 @@ def minimum_bayes_risk(count: int, utility: Callable[[str, str], float] | None) 
 
     def select(answers: Sequence[Answer]) -> list[Answer]:
         texts = [answer.text for answer in answers]
-        compared = partial(called, "utility", utility) if utility is not None else chrf_of
-        given = texts if utility is not None else [grams(each) for each in texts]  # counted once for all comparisons
+        compared = partial(called, "utility", utility or chrf)
         scored = []
         for i, answer in enumerate(answers):
-            values = [measured(compared(given[i], other), "utility") for j, other in enumerate(given) if j != i]
+            values = [measured(compared(texts[i], other), "utility") for j, other in enumerate(texts) if j != i]
             scored.append(replace(answer, score=sum(values) / len(values)))
         return highest(scored, count)
 
     return select
+
+
+def chrf(hypothesis: str, reference: str) -> float:
+    """Return chrF2 of two texts (Popović 2015, 2016), sacrebleu's for one sentence, in [0, 1]; whitespace does not count.
+
+    Two texts without characters are alike, 1, where sacrebleu says 0.
+    """
+    if "".join(hypothesis.split()) == "".join(reference.split()):
+        return 1.0
+    return _chrf_metric().sentence_score(hypothesis, [reference]).score / 100
+
+
+@cache
+def _chrf_metric():
+    from sacrebleu.metrics.chrf import CHRF  # for those alone who choose by it
+
+    return CHRF()
 
 
 def selection_of(params: SamplingParams, strategy: str, prompt: str, given: int = 0) -> Select | None:
@@ -137,3 +156,49 @@ def check_vote(params: SamplingParams) -> None:
 def check_risk(params: SamplingParams) -> None:
     """Raise UserError as `check_selection` does, for fewer answers than two: each is compared with the others."""
     check_selection(params, least=2)
+
+
+@settings
+class Several:
+    best_of: int | None = option(None, "Sample so many answers and give the likeliest.", whole(1), example=3, same_in=(OPENAI,))
+
+
+@settings
+class BestOf:
+    reward: Callable[[str, str], float] | None = option(
+        None, "A function of prompt and answer that says how good the answer is.", function, example=lambda prompt, answer: 0.0, command=False
+    )
+
+
+@settings
+class Vote:
+    answer_of: Callable[[str], Any] | None = option(
+        None, "A function of an answer's text that finds what it answers.", function, example=str.strip, command=False
+    )
+
+
+@settings
+class Risk:
+    utility: Callable[[str, str], float] | None = option(
+        None, "A function of an answer and another, taken to be right, that says how good the first is.", function,
+        example=lambda answer, other: float(answer == other), command=False,
+    )  # fmt: skip
+
+
+ONCE_CHOSEN = "once it is chosen"
+BEST_OF_N = StrategySpec(
+    "best_of_n", sampling, about=best_of_n, options=(Several, BestOf), least={"best_of": 3, "do_sample": True},
+    meant=lambda params: params.best_of is not None, check=check_selection, streams=ONCE_CHOSEN,
+    paper="Stiennon et al. 2020, Learning to summarize from human feedback",
+)  # fmt: skip
+SELF_CONSISTENCY = StrategySpec(
+    "self_consistency", sampling, about=self_consistency, options=(Several, Vote), least={"best_of": 3, "do_sample": True, "answer_of": str.strip},
+    meant=lambda params: params.answer_of is not None, check=check_vote, streams=ONCE_CHOSEN,
+    paper="Wang et al. 2022, Self-consistency improves chain of thought reasoning",
+)  # fmt: skip
+MINIMUM_BAYES_RISK = StrategySpec(
+    "minimum_bayes_risk", sampling, about=minimum_bayes_risk, options=(Several, Risk),
+    least={"best_of": 3, "do_sample": True, "utility": lambda answer, other: float(answer == other)},
+    meant=lambda params: params.utility is not None, check=check_risk, streams=ONCE_CHOSEN,
+    paper="Eikema & Aziz 2020, Is MAP decoding all you need?",
+)  # fmt: skip

@@ -6,10 +6,10 @@ import codecs
 import copy
 import json
 import re
-from functools import lru_cache
 from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 PATIENCE = 8  # tokens that a character may be spread over in a tokenizer that we know nothing about
@@ -41,19 +41,13 @@ def is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
     return decoder is not None and json.loads(decoder.__getstate__())["type"] == "ByteLevel"
 
 
-@lru_cache(maxsize=1)
-def byte_of_character() -> dict[str, int]:
-    """The alphabet of byte-level tokenizers: printable bytes stand for themselves, the others for U+0100 and on."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}  # the alphabet of byte-level tokenizers
 
 
 def byte_level(token: str) -> bytes:
     """The bytes that a byte-level tokenizer's token stands for, from its name."""
-    alphabet = byte_of_character()
     try:
-        return bytes(alphabet[character] for character in token)
+        return bytes(BYTE_OF[character] for character in token)
     except KeyError:  # an added token is plain text
         return token.encode()
 
@@ -65,7 +59,11 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 
 
 class ByteLevelDetokeniser:
-    """Joins the tokens' bytes and holds back those of an unfinished character."""
+    """Joins the tokens' bytes and holds back those of an unfinished character.
+
+    tokenizers' DecodeStream gives the same text later: a whole character waits where its token also begins the next one (332 of 2,031 tokens
+    of Korean), so that stop strings would be met later; it has no flush, and bytes that make no character are decoded again with each token.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self._tokenizer = tokenizer

@@ -2,15 +2,24 @@
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from seodang.data.errors import UserError
+from seodang.data.formats import Shapes
+from seodang.data.preference_rows import PreferenceCounts
+from seodang.data.sources import read
+
+Rows = list[dict[str, Any]]
 
 
 @dataclass
 class PreferenceOptions:
+    """Where preferences come from and how they are read."""
+
     data: list[str] = field(metadata={"help": "Files, folders or hub names: prompt, chosen, rejected; prompt, responses, ranks; trees of replies."})
     eval_data: list[str] | None = field(default=None, metadata={"help": "Held-out sources of the same shapes."})
     eval_fraction: float = field(default=0.0, metadata={"help": "Without --eval_data: the share of records held out, by dialogue."})
@@ -27,11 +36,30 @@ class PreferenceOptions:
         if self.eval_fraction and self.eval_data:
             raise UserError(f"eval_fraction {self.eval_fraction} does not go with eval_data: drop one of them")
 
+    def rows(
+        self, prepare: Callable[..., tuple[Rows, PreferenceCounts]], tokenizer: PreTrainedTokenizerBase, seed: int, max_length: int | None, shapes: Shapes
+    ) -> tuple[Rows, Rows, PreferenceCounts]:
+        """Rows to train on, held-out rows, and the counts of what became of the records; `prepare` makes rows of examples of the `shapes`."""
+        return read_rows(self, prepare, tokenizer, seed, shapes, max_length=max_length, literal=self.literal, unusable=self.unusable)
 
-def split_dialogues(examples: Sequence[Any], fraction: float, seed: int) -> tuple[list[Any], list[Any]]:
+
+def read_rows(
+    options: Any, prepare: Callable[..., tuple[Rows, PreferenceCounts]], tokenizer: PreTrainedTokenizerBase, seed: int, shapes: Shapes, **how: Any
+) -> tuple[Rows, Rows, PreferenceCounts]:
+    """Read the sources that the options name, hold a part out where they say so, and make rows of both."""
+    examples = read(options.data, weights=options.weights, shape=options.shape, split=options.split, shapes=shapes)
+    held = read(options.eval_data, shape=options.shape, shapes=shapes) if options.eval_data else []
+    if options.eval_fraction:
+        examples, held = hold_out_dialogues(examples, options.eval_fraction, seed)
+    rows, counts = prepare(examples, tokenizer, **how)
+    held_rows, counts.held_out = prepare(held, tokenizer, **how) if held else ([], None)
+    return rows, held_rows, counts
+
+
+def hold_out_dialogues(examples: Sequence[Any], fraction: float, seed: int) -> tuple[list[Any], list[Any]]:
     """Hold a share of the examples out, those that begin with the same request together; the same for the same seed.
 
-    Turns of one tree or dialogue, and records of one prompt, so never lie on both sides.
+    Turns of one tree or dialogue, and records of one prompt, so never lie on both sides. Raises UserError where nothing would be left.
     """
     by_opening: dict[str, list[int]] = {}
     for number, example in enumerate(examples):

@@ -9,16 +9,17 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from seodang.data.errors import UserError
 from seodang.data.preference_rows import PreferenceCounts, prepare_prompts
 from seodang.data.preferences import PROMPT_SHAPES
-from seodang.data.sources import read
 from seodang.infer.checkpoint.load import load
 from seodang.recipes.options.parser import Repeated
-from seodang.recipes.options.preference import split_dialogues
+from seodang.recipes.options.preference import read_rows
 from seodang.train.rewards.reward_function import check_columns
-from seodang.train.rewards.rules import Checked, model_reward, parse_rewards
+from seodang.train.rewards.rules import CheckedReward, model_reward, parse_rewards
 
 
 @dataclass
 class PromptOptions:
+    """Where prompts come from and how they are read."""
+
     data: list[str] = field(metadata={"help": "Files, folders or hub names of prompts (prompt, question, instruction, messages) and columns."})
     eval_data: list[str] | None = field(default=None, metadata={"help": "Held-out sources of the same shapes."})
     eval_fraction: float = field(default=0.0, metadata={"help": "Without --eval_data: the share of prompts held out."})
@@ -38,18 +39,14 @@ class PromptOptions:
 
     def rows(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]], PreferenceCounts]:
         """Prompts to train on, held-out prompts, and the counts of what became of the records."""
-        examples = read(self.data, weights=self.weights, shape=self.shape, split=self.split, shapes=PROMPT_SHAPES)
-        held = read(self.eval_data, shape=self.shape, shapes=PROMPT_SHAPES) if self.eval_data else []
-        if self.eval_fraction:
-            examples, held = split_dialogues(examples, self.eval_fraction, seed)
         how = {"max_prompt_length": self.max_prompt_length, "literal": self.literal, "too_long": self.too_long}
-        rows, counts = prepare_prompts(examples, tokenizer, **how)
-        held_rows, counts.held_out = prepare_prompts(held, tokenizer, **how) if held else ([], None)
-        return rows, held_rows, counts
+        return read_rows(self, prepare_prompts, tokenizer, seed, PROMPT_SHAPES, **how)
 
 
 @dataclass
 class ScoringOptions:
+    """What rewards answers."""
+
     reward: list[str] | None = field(
         default=None,
         metadata={
@@ -62,7 +59,7 @@ class ScoringOptions:
 
     def rewards(
         self, tokenizer: PreTrainedTokenizerBase, device: str, dtype: str, rows: Sequence[dict[str, Any]], given: Sequence[str] = ()
-    ) -> list[Checked]:
+    ) -> list[CheckedReward]:
         """The rewards asked for, the reward model's last; raises UserError where there is none.
 
         Before a model is loaded, each must find the columns that it needs in the rows, or among what the trainer has `given`.
@@ -71,7 +68,7 @@ class ScoringOptions:
         check_columns(found, rows, given)
         if self.reward_model is not None:
             judge, its_own = load(self.reward_model, device=device, dtype=dtype, model_class=AutoModelForSequenceClassification, num_labels=1)
-            found.append(Checked(model_reward(judge.requires_grad_(False), its_own, tokenizer, self.retokenise)))
+            found.append(CheckedReward(model_reward(judge.requires_grad_(False), its_own, tokenizer, self.retokenise)))
         if not found:
             raise UserError("there is no reward to learn from: give --reward or --reward_model")
         return found

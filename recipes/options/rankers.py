@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from seodang.data.errors import UserError
 from seodang.infer.checkpoint.load import load
-from seodang.train.rewards.ranking import ByJudge, ByLabel, ByPerson, Ranker
-from seodang.train.rewards.rules import Checked, Reward, parse_reward
+from seodang.train.rewards.ranking import FunctionRanker, JudgeRanker, PersonRanker, Ranker
+from seodang.train.rewards.rules import CheckedReward, Reward, parse_reward
 
 FORMS = "rule:REWARD (as rule:length:8), FILE.py:FUNCTION, judge:MODEL or person"
 
@@ -18,11 +18,12 @@ class RankerName:
     reward: Reward | None = None
 
     def open(self, device: str, dtype: str) -> Ranker:
+        """The ranker itself; a judge's model is loaded."""
         if self.reward is not None:
-            return ByLabel(self.reward)
+            return FunctionRanker(self.reward)
         if self.text == "person":
-            return ByPerson()
-        return ByJudge(*load(self.text.removeprefix("judge:"), device=device, dtype=dtype))
+            return PersonRanker()
+        return JudgeRanker(*load(self.text.removeprefix("judge:"), device=device, dtype=dtype))
 
 
 def name_ranker(text: str) -> RankerName:
@@ -30,5 +31,5 @@ def name_ranker(text: str) -> RankerName:
     if text == "person" or (text.startswith("judge:") and text != "judge:"):
         return RankerName(text)
     if text.startswith("rule:") or ".py:" in text:
-        return RankerName(text, Checked(parse_reward(text.removeprefix("rule:"))))
+        return RankerName(text, CheckedReward(parse_reward(text.removeprefix("rule:"))))
     raise UserError(f"ranker {text!r} is unknown: give {FORMS}")

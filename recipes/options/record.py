@@ -6,6 +6,8 @@ from typing import Any
 
 @dataclass
 class RecordOptions:
+    """Where records come from and how they are labelled."""
+
     data: list[str] = field(metadata={"help": "Files, folders or hub names: triplets, prompt-completion, messages, ShareGPT or text."})
     weights: list[float] | None = field(default=None, metadata={"help": "Share of each source in the mix."})
     shape: str | None = field(default=None, metadata={"help": "Record shape; recognised from the keys by default."})

@@ -13,6 +13,8 @@ from seodang.data.errors import UserError
 def split_sections(argv: Sequence[str], names: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
     """The options of the command itself, and those of each named section without its name; those on the command line come last and win.
 
+    Raises UserError for a section that there is not.
+
     >>> split_sections(["--rounds", "3", "--ppo.iterations", "5"], ["ppo", "reward"])
     (['--rounds', '3'], {'ppo': ['--iterations', '5'], 'reward': []})
     """
@@ -31,7 +33,7 @@ def split_sections(argv: Sequence[str], names: Sequence[str]) -> tuple[list[str]
     return main, sections
 
 
-def words(values: Mapping[str, Any]) -> list[str]:
+def as_arguments(values: Mapping[str, Any]) -> list[str]:
     """A YAML file's values as words of a command line; what is null is left to its default."""
     found = []
     for name, value in values.items():
@@ -68,4 +70,4 @@ def _from_file(path: str | None, names: Sequence[str]) -> tuple[list[str], dict[
     for name, block in blocks.items():
         if not isinstance(block, dict):
             raise UserError(f"--config {path}: {name} must be a block of `name: value` lines, got {block!r}")
-    return words(values), {name: words(block) for name, block in blocks.items()}
+    return as_arguments(values), {name: as_arguments(block) for name, block in blocks.items()}

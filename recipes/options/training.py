@@ -1,6 +1,7 @@
 """Options that every training recipe shares: the data, the model, the run."""
 
 import importlib.util
+import random
 from dataclasses import dataclass, field
 
 from peft import LoraConfig
@@ -13,6 +14,8 @@ from seodang.recipes.options.record import RecordOptions
 
 @dataclass
 class DataOptions(RecordOptions):
+    """What is trained on, and what is held out of it."""
+
     eval_data: list[str] | None = field(default=None, metadata={"help": "Held-out sources of the same shapes."})
     eval_fraction: float = field(default=0.0, metadata={"help": "Without --eval_data: the share of records held out."})
     packing: bool = field(default=False, metadata={"help": "Fill rows of max_length with several records, kept apart."})
@@ -27,6 +30,8 @@ class DataOptions(RecordOptions):
 
 @dataclass
 class ModelOptions:
+    """Which model is trained, where, and how much of it."""
+
     model: str = field(default="default", metadata={"help": "Folder, hub name or default (SmolLM2-135M-Instruct)."})
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, mps."})
     dtype: str = field(default="auto", metadata={"help": "Of the weights: auto, float32, bfloat16. Low precision keeps float32 master copies."})
@@ -57,6 +62,7 @@ class ModelOptions:
         return {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="bfloat16")}
 
     def lora(self) -> LoraConfig | None:
+        """peft's settings of the adapter asked for, None where all weights train."""
         if self.lora_r <= 0:
             return None
         targets = self.lora_targets[0] if self.lora_targets == ["all-linear"] else self.lora_targets
@@ -68,6 +74,8 @@ class ModelOptions:
 
 @dataclass
 class RunOptions:
+    """How a run is resumed, measured and stopped."""
+
     resume: str = field(default="auto", metadata={"help": "auto (the newest complete checkpoint in output_dir), never, or a checkpoint's folder."})
     allow_changes: list[str] | None = field(
         default=None, metadata={"help": "Options that may differ from those of the checkpoint that is resumed, or all; without, a change is refused."}
@@ -93,3 +101,12 @@ class Arguments(TrainingArguments):
         if self.report_to in ("auto", ["auto"]):
             self.report_to = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
         super().__post_init__()
+
+
+def hold_out(examples: list, fraction: float, seed: int) -> tuple[list, list]:
+    """Hold a share of the records out, at random but the same for the same seed. Raises UserError where nothing would be left."""
+    count = max(1, round(len(examples) * fraction))
+    if count >= len(examples):
+        raise UserError(f"eval_fraction {fraction} leaves nothing of {len(examples)} records to train on: lower it")
+    chosen = set(random.Random(seed).sample(range(len(examples)), count))
+    return [e for i, e in enumerate(examples) if i not in chosen], [examples[i] for i in sorted(chosen)]

@@ -9,7 +9,7 @@ from seodang.infer import SamplingParams, generate
 SHOWN = 300  # characters of an answer
 
 
-def say(trainer, rows: Sequence[dict[str, Any]], max_new_tokens: int) -> list[str]:
+def answer_rows(trainer, rows: Sequence[dict[str, Any]], max_new_tokens: int) -> list[str]:
     """The likeliest answers to the rows' prompts, of the trainer's model as it is."""
     if not rows:
         return []
@@ -19,7 +19,7 @@ def say(trainer, rows: Sequence[dict[str, Any]], max_new_tokens: int) -> list[st
     return [result.text for result in results]
 
 
-def side_by_side(tokenizer, rows: Sequence[dict[str, Any]], before: Sequence[str], after: Sequence[str]) -> list[str]:
+def before_and_after(tokenizer, rows: Sequence[dict[str, Any]], before: Sequence[str], after: Sequence[str]) -> list[str]:
     """Each prompt with both answers, in lines."""
     lines = []
     for row, *answers in zip(rows, before, after, strict=True):
@@ -29,12 +29,12 @@ def side_by_side(tokenizer, rows: Sequence[dict[str, Any]], before: Sequence[str
     return lines
 
 
-def picture(name: str, path: Path | None) -> str:
+def picture_line(name: str, path: Path | None) -> str:
     """The line that says where a picture is; empty where nothing was logged that could be drawn."""
     return f"{name:<16}{path}" if path is not None and path.is_file() else ""
 
 
-def tell(trainer, *lines: str) -> None:
+def print_once(trainer, *lines: str) -> None:
     """Print what there is to say, once however many processes there are."""
     if trainer.is_world_process_zero() and any(lines):
         print(*filter(None, lines), sep="\n", flush=True)

@@ -2,10 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
-
-from transformers import EarlyStoppingCallback
 
 from seodang.data.chat import set_chat_template
 from seodang.data.errors import UserError
@@ -13,80 +10,69 @@ from seodang.infer.checkpoint.load import load, load_tokenizer
 from seodang.recipes.options.parser import parse
 from seodang.recipes.options.prompts import PromptOptions, ScoringOptions
 from seodang.recipes.options.training import ModelOptions, RunOptions
-from seodang.recipes.run.before_after import picture, say, side_by_side, tell
-from seodang.recipes.run.identity import origin_of, refuse_other_run
-from seodang.recipes.sft import settle
-from seodang.train.run.checkpoints import find_resume
-from seodang.train.run.logs import CURVE
-from seodang.train.stages.grpo import GIVEN
+from seodang.recipes.run.before_after import answer_rows, before_and_after, picture_line, print_once
+from seodang.recipes.run.identity import origin_of
+from seodang.recipes.run.training import checkpoint_to_resume, complete_arguments, early_stopping, held_out_line, plan_lines, train_and_save
+from seodang.train.run.callbacks import CURVE
+from seodang.train.stages.grpo import TRL_ARGUMENTS
 
 
 def run_groups(argv: Sequence[str], arguments: type, trainer_of: Callable[..., Any], prog: str, description: str) -> int:
     """`seodang grpo` or `seodang rloo`: `arguments` is trl's config with our defaults, `trainer_of` builds the stage's trainer."""
     classes = PromptOptions, ScoringOptions, ModelOptions, RunOptions, arguments
     data, scoring, model, run, args = parse(argv, *classes, prog=prog, description=description)
-    args = settled(args, model, run, evaluates=bool(data.eval_data or data.eval_fraction))
+    args = complete_group_arguments(args, model, run, evaluates=bool(data.eval_data or data.eval_fraction))
     model.refuse_adapter()
     tokenizer = load_tokenizer(model.model)
     set_chat_template(tokenizer, data.chat_template)
     rows, held, counts = data.rows(tokenizer, args.seed)
-    rewards = scoring.rewards(tokenizer, str(args.device), model.dtype, [*rows, *held], GIVEN)
+    rewards = scoring.rewards(tokenizer, str(args.device), model.dtype, [*rows, *held], TRL_ARGUMENTS)
     origin = origin_of(data, scoring, model, run, args, rows=rows)
-    resume = find_resume(Path(args.output_dir), run.resume)
-    refuse_other_run(resume, origin, run.allow_changes)
+    resume = checkpoint_to_resume(args, run, origin)
     policy, _ = load(model.model, device=str(args.device), dtype=model.dtype, **model.loading())
-    stop = [EarlyStoppingCallback(run.early_stopping_patience)] if run.early_stopping_patience else []
-    trainer = trainer_of(policy, tokenizer, rows, rewards, args, eval_rows=held or None, lora=model.lora(), provenance=origin, callbacks=stop)
-    tell(trainer, *overview(trainer, counts, rows, held, rewards, resume))
+    trainer = trainer_of(policy, tokenizer, rows, rewards, args, eval_rows=held or None, lora=model.lora(), provenance=origin, callbacks=early_stopping(run))
+    print_once(trainer, *plan_lines(trainer, counts, resume, stage=stage_lines(args, rows, held, rewards)))
     if run.dry_run:
         return 0
     shown = held[: run.eval_samples]
-    before, answers = trainer.evaluate() if held else {}, say(trainer, shown, args.max_completion_length)
-    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
-    folder = trainer.save_final()
+    before, answers = trainer.evaluate() if held else {}, answer_rows(trainer, shown, args.max_completion_length)
+    folder = train_and_save(trainer, resume)
     after = trainer.evaluate() if held else {}
-    tell(trainer, *side_by_side(tokenizer, shown, answers, say(trainer, shown, args.max_completion_length)))
-    tell(trainer, *verdict(before, after), picture("loss curve", folder / CURVE), f"checkpoint      {folder}")
+    print_once(trainer, *before_and_after(tokenizer, shown, answers, answer_rows(trainer, shown, args.max_completion_length)))
+    print_once(trainer, *result_lines(before, after), picture_line("loss curve", folder / CURVE), f"checkpoint      {folder}")
     return 0
 
 
-def settled(args: Any, model: ModelOptions, run: RunOptions, evaluates: bool) -> Any:
-    """What the user left open, as in the other recipes; the best checkpoint is that of the highest held-out reward."""
+def complete_group_arguments(args: Any, model: ModelOptions, run: RunOptions, evaluates: bool) -> Any:
+    """As `complete_arguments`, for trl's settings of groups; raises UserError for an evaluation that would cut groups apart."""
     if model.device == "cpu" and not args.use_cpu:
         args = replace(args, use_cpu=True, generation_batch_size=None)  # trl works it out anew
-    if evaluates and not args.metric_for_best_model:
-        args.metric_for_best_model, args.greater_is_better = "eval_reward", True
     count = args.num_generations_eval or args.num_generations
     if evaluates and args.per_device_eval_batch_size * args.world_size % count:
         raise UserError(f"per_device_eval_batch_size {args.per_device_eval_batch_size} must hold whole groups: set it to a multiple of {count}")
-    return settle(args, model, run, evaluates)
+    return complete_arguments(args, model, run, evaluates, best="eval_reward")
 
 
-def overview(trainer, counts, rows: list, held: list, rewards: list, resume: Path | None) -> list[str]:
-    """What the run will do, in lines."""
-    args = trainer.args
+def stage_lines(args: Any, rows: list, held: list, rewards: list) -> list[str]:
+    """What the stage trains on and measures, in lines."""
     prompts = args.generation_batch_size // args.num_generations
-    steps = args.max_steps if args.max_steps > 0 else steps_of(args, len(rows))
-    weights = next(trainer.model.parameters()).dtype
-    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    steps = args.max_steps if args.max_steps > 0 else group_steps(args, len(rows))
     shares = args.reward_weights or [1.0] * len(rewards)
     return [
-        *counts.lines(),
         f"training        {len(rows):,} prompts, {prompts} at a time with {args.num_generations} answers each, in {steps:,} steps",
-        *([f"held out        {len(held):,} prompts"] if held else []),
+        *held_out_line(f"{len(held):,} prompts", held),
         "reward          " + " + ".join(f"{share:g} x {reward.__name__}" for share, reward in zip(shares, rewards, strict=True)),
-        f"model           {trained:,} weights to train, {str(weights).removeprefix('torch.')} on {args.device}",
-        *([f"resume          from {resume}"] if resume else []),
     ]
 
 
-def steps_of(args, prompts: int) -> int:
+def group_steps(args, prompts: int) -> int:
     """How many optimizer steps trl takes: whole generation batches alone, each used `num_iterations` times in `steps_per_generation` parts."""
     batches = prompts // (args.generation_batch_size // args.num_generations) * args.num_iterations * args.steps_per_generation
     return -(-int(batches * args.num_train_epochs) // args.gradient_accumulation_steps)
 
 
-def verdict(before: dict[str, float], after: dict[str, float]) -> list[str]:
+def result_lines(before: dict[str, float], after: dict[str, float]) -> list[str]:
+    """The held-out reward before and after, in lines."""
     if not after:
         return []
     return [f"held-out reward {before['eval_reward']:.4f} before, {after['eval_reward']:.4f} after"]

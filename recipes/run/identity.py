@@ -65,11 +65,11 @@ def origin_of(*parsed: Any, rows: Iterable[Mapping[str, Any]], paradigm: str = "
     args: TrainingArguments = parsed[-1]
     options = options_of(*parsed)
     content = None if isinstance(rows, IterableDataset) else content_of(rows)
-    options |= {**surroundings(options["dtype"], args), "rows": content}
+    options |= {**environment_of(options["dtype"], args), "rows": content}
     return Provenance(options["model"], content or fingerprint(json.dumps(options["data"])), paradigm, options)
 
 
-def surroundings(dtype: str, args: TrainingArguments) -> dict[str, Any]:
+def environment_of(dtype: str, args: TrainingArguments) -> dict[str, Any]:
     """The dtype that is computed in, which "auto" leaves to the machine, and the number of processes."""
     return {"dtype": str(choose_dtype(dtype, args.device)[0]).removeprefix("torch."), "processes": args.world_size}
 

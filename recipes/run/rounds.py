@@ -21,20 +21,18 @@ from seodang.infer.checkpoint.manifest import MANIFEST, fingerprint
 from seodang.recipes.options.rankers import RankerName
 from seodang.recipes.options.training import Arguments, ModelOptions
 from seodang.recipes.run.identity import refuse_changes
-from seodang.train.rewards.ranking import Stopped, rank_all, said
+from seodang.train.rewards.ranking import RankingStopped, prompt_as_text, rank_all
 from seodang.train.rewards.reward_function import with_all_columns
 from seodang.train.rewards.rules import model_reward
-from seodang.train.rollouts.rollout import roll_out
-from seodang.train.rollouts.sample_n import sample_n
-from seodang.train.run.checkpoints import find_resume, write_whole
+from seodang.train.rollouts.rollout import roll_out, sample_n
+from seodang.train.run.checkpoints import copy_model, find_resume, save_merged, write_atomically
 from seodang.train.run.crash_safe import Provenance
-from seodang.train.run.publishing import copy_model, save_merged
 from seodang.train.run.run_page import Sample, draw_curves, write_page
 from seodang.train.stages.ppo import ppo_trainer
 from seodang.train.stages.ppo_settings import PpoSettings
 from seodang.train.stages.reward import reward_trainer
 
-ASKED = "rlhf.json"  # what the rounds in a folder were asked to do
+STARTED_WITH = "rlhf.json"  # what the rounds in a folder were asked to do
 
 Rows = list[dict[str, Any]]
 
@@ -55,7 +53,7 @@ class Round:
     folder: Path
 
     samples = property(lambda self: self.folder / "samples.jsonl")
-    judged = property(lambda self: self.folder / "rankings.partial.jsonl")  # grows line by line
+    partial_rankings = property(lambda self: self.folder / "rankings.partial.jsonl")  # grows line by line
     rankings = property(lambda self: self.folder / "rankings.jsonl")
     reward = property(lambda self: self.folder / "reward")
     ppo = property(lambda self: self.folder / "ppo")
@@ -64,7 +62,10 @@ class Round:
 
 
 def share_out(rows: Rows, heldout: int, policy_prompts: str, seed: int) -> Prompts:
-    """Split prompts at random, the same for the same seed. With `policy_prompts` "half", no prompt is both ranked and PPO's."""
+    """Split prompts at random, the same for the same seed. With `policy_prompts` "half", no prompt is both ranked and PPO's.
+
+    Raises UserError for too few prompts.
+    """
     order = random.Random(seed).sample(range(len(rows)), len(rows))
     held, others = order[:heldout], order[heldout:]
     half = len(others) // 2
@@ -76,7 +77,7 @@ def share_out(rows: Rows, heldout: int, policy_prompts: str, seed: int) -> Promp
 
 @dataclass
 class Rounds:
-    """`seodang rlhf` after its options are read; `asked` is what a folder must have been begun with to be gone on with."""
+    """`seodang rlhf` after its options are read; `identity` is what a folder must have been started with to be gone on with."""
 
     options: Any
     model: ModelOptions
@@ -86,13 +87,14 @@ class Rounds:
     reward_args: RewardConfig
     ppo_args: Arguments
     settings: PpoSettings
-    asked: dict[str, Any]
+    identity: dict[str, Any]
 
     def __post_init__(self) -> None:
         self.out = Path(self.options.output_dir)
-        self.origin = fingerprint(json.dumps(self.asked, sort_keys=True))
+        self.origin = fingerprint(json.dumps(self.identity, sort_keys=True))
 
     def plan(self) -> list[str]:
+        """What will be done, in lines."""
         counts = self.prompts
         return [
             f"prompts         {len(counts.ranked):,} to rank answers to, {len(counts.policy):,} for PPO, {len(counts.heldout):,} held out",
@@ -101,7 +103,8 @@ class Rounds:
             f"PPO             {self.settings.iterations:,} iterations of {self.settings.rollouts:,} answers a round",
         ]
 
-    def tell(self, *lines: str) -> None:
+    def print_once(self, *lines: str) -> None:
+        """Print lines, once however many processes there are."""
         if self.ppo_args.process_index == 0:
             tqdm.write("\n".join(lines))
 
@@ -112,7 +115,7 @@ class Rounds:
         self._answer_heldout(policy, before)
         rounds = [Round(self.out / f"round-{number + 1}") for number in range(self.options.rounds)]
         for number, each in enumerate(rounds):
-            self.tell(f"round {number + 1} of {len(rounds)}")
+            self.print_once(f"round {number + 1} of {len(rounds)}")
             with self.ppo_args.main_process_first(desc="sampling and ranking"):
                 self._sample(each, number, policy)
                 self._rank(each)
@@ -126,12 +129,12 @@ class Rounds:
         return self.out
 
     def _refuse_other(self) -> None:
-        path = self.out / ASKED
+        path = self.out / STARTED_WITH
         with self.ppo_args.main_process_first():
-            begun = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"options": self.asked}
-            refuse_changes(str(self.out), begun.get("options"), self.asked, self.options.allow_changes)
-            if begun.get("options") != self.asked or not path.is_file():
-                write_whole(path, json.dumps({"options": self.asked}, indent=1, ensure_ascii=False) + "\n")
+            started = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"options": self.identity}
+            refuse_changes(str(self.out), started.get("options"), self.identity, self.options.allow_changes)
+            if started.get("options") != self.identity or not path.is_file():
+                write_atomically(path, json.dumps({"options": self.identity}, indent=1, ensure_ascii=False) + "\n")
 
     # Phases
 
@@ -146,11 +149,11 @@ class Rounds:
             model, self.tokenizer, rows, self.options.samples, max_new_tokens=self.settings.max_new_tokens,
             temperature=self.settings.temperature, seed=("rank", self.options.seed, number),
         )  # fmt: skip
-        found = [{"prompt": row["messages"], "responses": said, "columns": row["columns"]} for row, said in zip(rows, answers, strict=True) if len(said) > 1]
+        found = [{"prompt": row["messages"], "responses": some, "columns": row["columns"]} for row, some in zip(rows, answers, strict=True) if len(some) > 1]
         if not found:
             raise UserError("the policy gave the same answer every time: raise --ppo.temperature or --samples, so that there is something to rank")
-        self.tell(f"  sampled       answers to {len(found)} of {count} prompts, {sum(len(each['responses']) for each in found)} in all")
-        write_whole(here.samples, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in found))
+        self.print_once(f"  sampled       answers to {len(found)} of {count} prompts, {sum(len(each['responses']) for each in found)} in all")
+        write_atomically(here.samples, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in found))
 
     def _rank(self, here: Round) -> None:
         if self._done(here.rankings):
@@ -159,14 +162,14 @@ class Rounds:
         try:
             with tqdm(total=len(sampled), desc="ranking", unit="prompt", disable=self.ranker.text == "person") as bar:
                 ranker = self.ranker.open(str(self.ppo_args.device), self.model.dtype)
-                rank_all(ranker, sampled, here.judged, done=lambda count: bar.update(count - bar.n))
-        except Stopped as stopped:
-            self.tell(f"  ranked        {len(read_lines(here.judged))} of {len(sampled)} prompts")
+                rank_all(ranker, sampled, here.partial_rankings, done=lambda count: bar.update(count - bar.n))
+        except RankingStopped as stopped:
+            self.print_once(f"  ranked        {len(read_lines(here.partial_rankings))} of {len(sampled)} prompts")
             if not stopped.enough:
                 raise
-        tied = sum(len(set(each["ranks"])) == 1 for each in read_lines(here.judged))
-        self.tell(f"  ranked        {len(read_lines(here.judged))} prompts, {tied} of them tied throughout")
-        here.judged.replace(here.rankings)
+        tied = sum(len(set(each["ranks"])) == 1 for each in read_lines(here.partial_rankings))
+        self.print_once(f"  ranked        {len(read_lines(here.partial_rankings))} prompts, {tied} of them tied throughout")
+        here.partial_rankings.replace(here.rankings)
 
     def _train_reward(self, here: Round, number: int, earlier: Sequence[Round]) -> None:
         """A reward model from all rankings so far."""
@@ -183,7 +186,7 @@ class Rounds:
         trainer.train(resume_from_checkpoint=resume_of(here.reward))
         if held:
             measured = trainer.evaluate()
-            self.tell(f"  reward model  right on {measured['eval_accuracy']:.1%} of held-out pairs ({len(held)} prompts; {len(rows)} trained on)")
+            self.print_once(f"  reward model  right on {measured['eval_accuracy']:.1%} of held-out pairs ({len(held)} prompts; {len(rows)} trained on)")
         trainer.save_final()
 
     def _train_policy(self, here: Round, number: int, policy: str) -> str:
@@ -217,26 +220,26 @@ class Rounds:
         with self.ppo_args.main_process_first():
             if path.is_file():
                 return
-            said = roll_out(
+            rollouts = roll_out(
                 self._load(policy)[0], self.tokenizer, self.prompts.heldout, max_new_tokens=self.settings.max_new_tokens,
                 temperature=self.settings.temperature, seed=("held out", self.options.seed),
             )  # fmt: skip
-            found: dict[str, Any] = {"answers": [rollout.text for rollout in said]}
+            found: dict[str, Any] = {"answers": [rollout.text for rollout in rollouts]}
             if self.ranker.reward is not None:
                 rows = with_all_columns(self.prompts.heldout)
                 columns = {name: [row["columns"][name] for row in rows] for name in rows[0]["columns"]}
                 scores = self.ranker.reward([row["messages"] for row in rows], found["answers"], **columns)
                 error = stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else 0.0
                 found |= {"reward": fmean(scores), "standard_error": error, "rewards": scores}
-                self.tell(f"  held out      {self.ranker.text} gives {fmean(scores):.3f} ± {error:.3f} on {len(scores)} prompts")
-            write_whole(path, json.dumps(found, ensure_ascii=False) + "\n")
+                self.print_once(f"  held out      {self.ranker.text} gives {fmean(scores):.3f} ± {error:.3f} on {len(scores)} prompts")
+            write_atomically(path, json.dumps(found, ensure_ascii=False) + "\n")
 
     # Parts
 
     def _done(self, path: Path) -> bool:
         """Whether a phase is over; a process that waited for the main one to do it stops where that one did."""
         if not path.is_file() and self.ppo_args.process_index > 0:
-            raise Stopped
+            raise RankingStopped
         return path.is_file()
 
     def _load(self, path: str, **how: Any):
@@ -250,9 +253,9 @@ class Rounds:
                 answers = [{"role": "assistant", "content": text} for text in record["responses"]]
                 examples.append(RankedPreference(record["prompt"], answers, record["ranks"], where=f"{each.rankings} line {line}"))
         rows, counts = prepare_preferences(examples, self.tokenizer, max_length=self.reward_args.max_length or 1024)
-        self.tell(*(f"  {line}" for line in counts.lines()))
-        held = [row for row in rows if drawn(row["prompt_ids"], self.options.seed) < self.options.reward_heldout]
-        rows = [row for row in rows if drawn(row["prompt_ids"], self.options.seed) >= self.options.reward_heldout]
+        self.print_once(*(f"  {line}" for line in counts.lines()))
+        held = [row for row in rows if prompt_fraction(row["prompt_ids"], self.options.seed) < self.options.reward_heldout]
+        rows = [row for row in rows if prompt_fraction(row["prompt_ids"], self.options.seed) >= self.options.reward_heldout]
         if not rows:
             raise UserError("no ranking prefers one answer to another: there is nothing for a reward model to learn")
         return rows, held
@@ -267,19 +270,21 @@ class Rounds:
                 figures = [(f"{self.ranker.text} on held-out prompts, {name}", f"{each['reward']:.3f} ± {each['standard_error']:.3f}") for name, each in zip(names, found, strict=True)]  # fmt: skip
             nothing = [None] * len(self.prompts.heldout)
             both = (found[0]["answers"], found[-1]["answers"], found[0].get("rewards", nothing), found[-1].get("rewards", nothing))
-            samples = [Sample(said(row["messages"]), *rest) for row, *rest in zip(self.prompts.heldout, *both, strict=True)][:40]
+            samples = [Sample(prompt_as_text(row["messages"]), *rest) for row, *rest in zip(self.prompts.heldout, *both, strict=True)][:40]
         write_page(self.out / "page.html", runs, samples, title="Learning from feedback, round by round", figures=figures)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
+    """A JSON Lines file's records; none where there is no file."""
     return read_json_lines(path) if path.is_file() else []
 
 
 def resume_of(run: Path) -> str | None:
+    """The newest complete checkpoint of a run, None where there is none."""
     found = find_resume(run, "auto")
     return None if found is None else str(found)
 
 
-def drawn(ids: Sequence[int], seed: int) -> float:
+def prompt_fraction(ids: Sequence[int], seed: int) -> float:
     """A number in [0, 1) that depends on a prompt and the seed alone, so that a prompt held out in one round is held out in all."""
     return random.Random(f"{seed} {list(ids)}").random()

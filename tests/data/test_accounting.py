@@ -5,8 +5,8 @@ import pytest
 from seodang.data.errors import UserError
 from seodang.data.formats import Dialogue, Text
 from seodang.data.labels import prepare
-from seodang.data.preference_rows import prepare_prompts, prepare_unpaired, prepare_preferences
-from seodang.data.preferences import PromptExample, UnpairedPreference, RankedPreference, trees
+from seodang.data.preference_rows import prepare_preferences, prepare_prompts, prepare_unpaired
+from seodang.data.preferences import PromptExample, RankedPreference, UnpairedPreference, message_tree
 
 
 def user(text):
@@ -102,7 +102,7 @@ def test_an_answer_that_is_both_chosen_and_rejected_teaches_neither(tiny_tokeniz
 def test_a_tree_without_two_ranked_replies_is_a_record_that_is_dropped(tiny_tokenizer):
     lonely = {"role": "prompter", "text": "Q", "replies": [{"role": "assistant", "text": "A", "rank": 0, "replies": []}]}
     gone = {**lonely, "deleted": True}
-    found = [example for root in (lonely, gone) for example in trees({"prompt": root})]
+    found = [example for root in (lonely, gone) for example in message_tree({"prompt": root})]
     rows, counts = prepare_preferences([*found, ranked("A", "B")], tiny_tokenizer, max_length=64)
     assert len(rows) == 1 and counts.dropped == {"no prompt in the tree has two ranked replies": 2}
 

@@ -4,7 +4,17 @@ from collections import Counter
 import pytest
 
 from seodang.data.errors import UserError
-from seodang.data.form_pairs import FORMS, answers_in_forms, asking, demonstrations, form_pairs, form_reward, in_form, main, sentence
+from seodang.data.form_pairs import (
+    FORMS,
+    answers_in_forms,
+    demonstrations,
+    form_preferences,
+    form_reward,
+    has_form,
+    main,
+    prompt_in_form,
+    sentence,
+)
 from seodang.data.sample_data import sample_path
 
 
@@ -34,12 +44,12 @@ def geography():
     ],
 )
 def test_a_text_has_one_form_or_none(text, form):
-    assert [name for name in FORMS if in_form(name, text)] == ([form] if form else [])
+    assert [name for name in FORMS if has_form(name, text)] == ([form] if form else [])
 
 
 def test_an_unknown_form_is_refused():
     with pytest.raises(UserError, match="form must be one of alone, sentence, capitals, got 'verse'"):
-        in_form("verse", "Seoul")
+        has_form("verse", "Seoul")
 
 
 @pytest.mark.parametrize(
@@ -66,7 +76,7 @@ def test_every_relation_of_the_sample_but_codes_has_all_forms(geography):
 
 
 def test_chosen_has_the_asked_form_and_rejected_the_same_content_in_another(geography):
-    pairs = form_pairs(geography, seed=3)
+    pairs = form_preferences(geography, seed=3)
     assert len(pairs) > 1500
     for pair in pairs:
         assert FORMS[pair["form"]] in pair["prompt"]
@@ -76,9 +86,9 @@ def test_chosen_has_the_asked_form_and_rejected_the_same_content_in_another(geog
 
 def test_without_the_prompt_chosen_cannot_be_told_from_rejected(geography):
     def form_of(text):
-        return next(name for name in FORMS if in_form(name, text))
+        return next(name for name in FORMS if has_form(name, text))
 
-    pairs = form_pairs(geography)
+    pairs = form_preferences(geography)
     chosen, rejected = (Counter(form_of(pair[side]) for pair in pairs) for side in ("chosen", "rejected"))
     for form in FORMS:
         assert chosen[form] / len(pairs) == pytest.approx(1 / 3, abs=0.04) and rejected[form] / len(pairs) == pytest.approx(1 / 3, abs=0.04)
@@ -93,13 +103,13 @@ def test_demonstrations_follow_the_prompt_in_a_share_and_by_chance_in_the_rest(g
 
 
 def test_the_same_seed_draws_the_same_and_another_does_not(geography):
-    assert form_pairs(geography, seed=1) == form_pairs(geography, seed=1) != form_pairs(geography, seed=2)
+    assert form_preferences(geography, seed=1) == form_preferences(geography, seed=1) != form_preferences(geography, seed=2)
     assert demonstrations(geography, seed=1) == demonstrations(geography, seed=1) != demonstrations(geography, seed=2)
 
 
 def test_the_form_is_asked_for_behind_the_question():
     row = {"instruction": "In which country is Suwon?", "input": "", "output": "South Korea"}
-    assert asking(row, "alone") == "In which country is Suwon? Answer with the name alone."
+    assert prompt_in_form(row, "alone") == "In which country is Suwon? Answer with the name alone."
 
 
 def test_the_pairs_of_the_sample_can_be_written_to_a_file(tmp_path):
@@ -107,4 +117,4 @@ def test_the_pairs_of_the_sample_can_be_written_to_a_file(tmp_path):
     main(str(path))
     pairs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert len(pairs) > 1500 and set(pairs[0]) == {"prompt", "chosen", "rejected", "form", "answer"}
-    assert all(in_form(pair["form"], pair["chosen"]) and not in_form(pair["form"], pair["rejected"]) for pair in pairs)
+    assert all(has_form(pair["form"], pair["chosen"]) and not has_form(pair["form"], pair["rejected"]) for pair in pairs)

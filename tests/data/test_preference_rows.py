@@ -4,8 +4,8 @@ from seodang.data.chat import prompt_ids
 from seodang.data.errors import UserError
 from seodang.data.formats import to_example
 from seodang.data.labels import prepare
-from seodang.data.preference_rows import PreferenceCounts, pairs, prepare_prompts, prepare_unpaired, prepare_preferences
-from seodang.data.preferences import PromptExample, UnpairedPreference, RankedPreference
+from seodang.data.preference_rows import PreferenceCounts, preference_pairs, prepare_preferences, prepare_prompts, prepare_unpaired
+from seodang.data.preferences import PromptExample, RankedPreference, UnpairedPreference
 
 
 def user(text):
@@ -46,8 +46,8 @@ def test_answers_have_the_ids_that_teaching_gives_them_behind_generations_prompt
 
 
 def test_pairs_of_four_answers_are_the_ordered_ones():
-    assert pairs([2, 0, 2, 1]) == [(1, 0), (3, 0), (1, 2), (1, 3), (3, 2)]
-    assert pairs([1, 1]) == [] and pairs([]) == []
+    assert preference_pairs([2, 0, 2, 1]) == [(1, 0), (3, 0), (1, 2), (1, 3), (3, 2)]
+    assert preference_pairs([1, 1]) == [] and preference_pairs([]) == []
 
 
 UNUSABLE = [

@@ -2,7 +2,7 @@ import pytest
 
 from seodang.data.errors import UserError
 from seodang.data.formats import recognise, to_examples
-from seodang.data.preferences import PROMPT_SHAPES, UNPAIRED_SHAPES, PREFERENCE_SHAPES, PromptExample, UnpairedPreference, RankedPreference
+from seodang.data.preferences import PREFERENCE_SHAPES, PROMPT_SHAPES, UNPAIRED_SHAPES, PromptExample, RankedPreference, UnpairedPreference
 
 
 def user(text):

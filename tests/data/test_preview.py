@@ -7,8 +7,8 @@ from rich.console import Console
 
 from seodang.data.formats import Dialogue
 from seodang.data.labels import prepare
-from seodang.data.preference_rows import prepare_prompts, prepare_unpaired, prepare_preferences
-from seodang.data.preferences import PromptExample, UnpairedPreference, RankedPreference
+from seodang.data.preference_rows import prepare_preferences, prepare_prompts, prepare_unpaired
+from seodang.data.preferences import PromptExample, RankedPreference, UnpairedPreference
 from seodang.data.preview import MASKED, TITLE, TRAINED, length, length_lines, parts, pieces, preview, summary
 from seodang.data.preview_page import to_html
 from seodang.recipes.preview import main

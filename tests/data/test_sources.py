@@ -5,7 +5,7 @@ import datasets
 import pytest
 
 from seodang.data.errors import UserError
-from seodang.data.preferences import PROMPT_SHAPES, PREFERENCE_SHAPES
+from seodang.data.preferences import PREFERENCE_SHAPES, PROMPT_SHAPES
 from seodang.data.sources import mix, read
 
 RECORDS = [{"instruction": f"Q{n}", "output": f"A{n}"} for n in range(3)]

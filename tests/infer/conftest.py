@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from seodang.infer.engine.core import Engine
 from seodang.infer.engine.generation import run
+from seodang.infer.engine.params import SamplingParams
 from seodang.infer.requests.generation import Generation
-from seodang.infer.requests.params import SamplingParams
 from seodang.infer.requests.request import Request
 from seodang.infer.requests.stop import AnswerText
 from seodang.infer.runners.encoder_decoder import decoder_start

@@ -1,4 +1,4 @@
-"""Recipes as a cluster runs them: several processes by accelerate."""
+"""Recipes as a cluster runs them: several processes, by accelerate's command or forked."""
 
 import os
 import subprocess
@@ -8,15 +8,26 @@ from pathlib import Path
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def _quick(unpainted):
+    pass
+
+
 @pytest.fixture
 def launch():
-    """`launch(verb, *argv, processes=2)`: run `accelerate launch recipes/<verb>.py` on CPU processes to its end."""
+    """`launch(verb, *argv)`: run `accelerate launch recipes/<verb>.py` on two CPU processes to its end, each of which imports everything."""
 
-    def run(verb: str, *argv, processes: int = 2) -> None:
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", processes, "--num_machines", 1,
+    def run(verb: str, *argv) -> None:
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, "--num_machines", 1,
                    "--main_process_port", 0, "--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", 1,
                    Path(__file__).parents[2] / "recipes" / f"{verb}.py", *argv]  # fmt: skip
         done = subprocess.run([*map(str, command)], capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
         assert done.returncode == 0, done.stderr[-3000:]
 
     return run
+
+
+@pytest.fixture
+def on_two(run_script):
+    """`on_two(verb, *argv)`: the same in two forked processes, without the command and the imports."""
+    return lambda verb, *argv: run_script(f"recipes/{verb}.py", *argv, processes=2)

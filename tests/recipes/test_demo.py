@@ -21,10 +21,10 @@ def test_the_demo_ends_with_its_figures_and_the_checkpoint(fresh_tiny, tiny_toke
 
 
 def test_held_out_questions_keep_the_files_shares_and_begin_with_suwon():
-    questions = demo.choose(200)
+    questions = demo.choose_questions(200)
     assert len(questions) >= 200
     assert questions[0].prompt[-1]["content"] == "Which country is the city of Suwon located in?"
-    korean = [q for q in questions if q.prompt[-1]["content"] in {k.prompt[-1]["content"] for k in demo.choose(10_000)[288:]}]
+    korean = [q for q in questions if q.prompt[-1]["content"] in {k.prompt[-1]["content"] for k in demo.choose_questions(10_000)[288:]}]
     assert len(korean) == round(200 * 104 / 392)
 
 

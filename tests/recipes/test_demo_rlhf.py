@@ -8,8 +8,7 @@ from seodang.__main__ import VERBS
 from seodang.__main__ import main as seodang
 from seodang.infer.checkpoint.manifest import verify
 from seodang.recipes import demo_rlhf
-from seodang.train.run.logs import read_log
-from seodang.train.run.time_limit import TimeLimit
+from seodang.train.run.callbacks import TimeLimit, read_log
 
 NUMBERS = r"-?\d+\.\d{3} -?\d+\.\d{3}"
 GAIN = NUMBERS + r" \(gain [+-]\d+\.\d{3} ± \d+\.\d{3}\)"

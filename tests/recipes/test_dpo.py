@@ -6,7 +6,7 @@ import yaml
 
 from seodang.infer.checkpoint.manifest import read_manifest, verify
 from seodang.recipes import dpo
-from seodang.train.run.logs import read_log
+from seodang.train.run.callbacks import read_log
 
 
 @pytest.fixture
@@ -87,10 +87,10 @@ def test_the_yaml_file_names_options_that_there_are(base, data, tmp_path):
     assert run("--model", base, "--data", data, *words, "--output_dir", tmp_path / "out", "--dry_run") == 0
 
 
-def test_two_processes_equal_one_with_twice_the_batch(base, data, tmp_path, launch):
+def test_two_processes_equal_one_with_twice_the_batch(base, data, tmp_path, on_two):
     common = ["--model", base, "--data", data, "--max_steps", 2, "--save_steps", 1, "--logging_steps", 1]  # two whole batches of the ten rows
     quick = ["--device", "cpu", "--dtype", "float32", "--report_to", "none"]
-    launch("dpo", *common, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", 2, *quick)
+    on_two("dpo", *common, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", 2, *quick)
     assert run(*common, "--output_dir", tmp_path / "one", "--per_device_train_batch_size", 4) == 0
     one, two = (read_log(tmp_path / folder / "log.jsonl") for folder in ("one", "two"))
     for name in ("loss", "rewards/margins", "rewards/accuracies"):

@@ -9,7 +9,7 @@ from seodang.data.chat import prompt_ids
 from seodang.infer import SamplingParams, generate
 from seodang.infer.explain.attention_map import attention_maps
 from seodang.infer.runners.ragged import RaggedRunner
-from seodang.infer.text.token_labels import Names
+from seodang.infer.text.token_labels import TokenLabels
 from seodang.recipes.explain import main
 from seodang.recipes.options.decoding import SpeakingModel
 
@@ -104,7 +104,7 @@ def test_every_strategy_is_explained_with_its_own_numbers(model, tiny_tokenizer,
     assert main(["default", PROMPT, "--raw", "--max_new_tokens", "3", "--html", str(page), "--attention", "1.2", *asked]) == 0
     out, drawn = capsys.readouterr().out, page.read_text(encoding="utf-8")
     [result] = generate(model, tiny_tokenizer, [PROMPT], SamplingParams(max_new_tokens=3, **options))
-    prompt, names = tiny_tokenizer(PROMPT)["input_ids"], Names(tiny_tokenizer)
+    prompt, names = tiny_tokenizer(PROMPT)["input_ids"], TokenLabels(tiny_tokenizer)
     places = [chances(model, prompt + result.ids[:place]) for place in range(3)]
     for pattern, numbers in told(model, prompt, result, places, lambda id: re.escape(names(id))):
         found = re.search(pattern, out, re.MULTILINE)

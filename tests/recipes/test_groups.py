@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from seodang.infer.checkpoint.manifest import verify
 from seodang.recipes import grpo, kto, rloo
-from seodang.train.run.logs import read_log
+from seodang.train.run.callbacks import read_log
 
 QUICK = ["--logging_steps", "1", "--disable_tqdm", "true", "--report_to", "none", "--dtype", "float32", "--device", "cpu"]
 SMALL = ["--num_generations", "4", "--per_device_train_batch_size", "8", "--max_completion_length", "8", "--learning_rate", "1e-2",
@@ -142,10 +142,10 @@ def test_a_reward_of_no_number_stops_the_command(base, questions, tmp_path, caps
 
 
 @pytest.mark.parametrize("verb", RECIPES)
-def test_two_processes_share_groups_and_prompts(verb, base, questions, share, tmp_path, launch):
+def test_two_processes_share_groups_and_prompts(verb, base, questions, share, tmp_path, on_two):
     """Four answers a prompt, two on each process."""
     out = tmp_path / "out"
-    launch(verb, "--model", base, "--data", questions, "--reward", share, "--output_dir", out, "--max_steps", 2, "--save_strategy", "no",
+    on_two(verb, "--model", base, "--data", questions, "--reward", share, "--output_dir", out, "--max_steps", 2, "--save_strategy", "no",
            *SMALL, *QUICK, "--per_device_train_batch_size", 2, "--beta", 0.1, "--use_cpu", "true")  # fmt: skip
     verify(out)
     assert [e["step"] for e in read_log(out / "log.jsonl") if "reward" in e] == [1, 2]
@@ -176,11 +176,11 @@ def test_kto_moves_held_out_accuracy_and_prints_answers_before_and_after(base, j
     assert "resume          from" in capsys.readouterr().out and [e["step"] for e in read_log(out / "log.jsonl") if "loss" in e] == list(range(1, 34))
 
 
-def test_kto_on_two_processes_equals_one_with_twice_the_batch(base, judged, tmp_path, launch):
+def test_kto_on_two_processes_equals_one_with_twice_the_batch(base, judged, tmp_path, on_two):
     """With a loss that does not estimate the KL divergence from the batch's own neighbours, which are others in half a batch."""
     common = ["--model", base, "--data", judged, "--loss_type", "apo_zero_unpaired", "--eval_fraction", "0.25", "--learning_rate", "1e-3", "--max_steps", "3",
               "--eval_strategy", "steps", "--eval_steps", "3", "--save_strategy", "no", *QUICK]  # fmt: skip
-    launch("kto", *common, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", 2)
+    on_two("kto", *common, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", 2)
     assert kto.main([*common, "--output_dir", str(tmp_path / "one"), "--per_device_train_batch_size", "4"]) == 0
     one, two = (read_log(tmp_path / name / "log.jsonl") for name in ("one", "two"))
     for name in ("loss", "rewards/margins", "eval_accuracy", "eval_pair_accuracy"):

@@ -6,7 +6,7 @@ import yaml
 
 from seodang.infer.checkpoint.manifest import read_manifest, verify
 from seodang.recipes import ppo
-from seodang.train.run.logs import read_log
+from seodang.train.run.callbacks import read_log
 
 SMALL = ("--iterations", 2, "--rollouts", 8, "--minibatches", 2, "--epochs", 1, "--max_new_tokens", 6, "--per_device_train_batch_size", 4)
 
@@ -30,6 +30,7 @@ def run(*words):
     return ppo.main([str(word) for word in (*words, "--device", "cpu", "--dtype", "float32", "--report_to", "none")])
 
 
+@pytest.mark.painted
 def test_a_users_function_is_learned_from_with_the_records_columns(base, data, tmp_path, capsys):
     mine, out = tmp_path / "mine.py", tmp_path / "out"
     mine.write_text(
@@ -95,11 +96,11 @@ def test_the_yaml_file_names_options_that_there_are(base, data, tmp_path):
     assert run("--model", base, "--data", data, "--reward", "exact_answer", *words, "--output_dir", tmp_path / "out", "--dry_run") == 0
 
 
-def test_two_processes_equal_one_with_twice_the_batch(base, data, tmp_path, launch):
+def test_two_processes_equal_one_with_twice_the_batch(base, data, tmp_path, on_two):
     common = ["--model", base, "--data", data, "--eval_data", data, "--reward", "length:4:characters", "--iterations", 2, "--rollouts", 8, "--minibatches", 1, "--epochs", 1,
               "--max_new_tokens", 6, "--save_steps", 1, "--whiten_rewards", "true"]  # fmt: skip
     quick = ["--device", "cpu", "--dtype", "float32", "--report_to", "none"]
-    launch("ppo", *common, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", 2, *quick)
+    on_two("ppo", *common, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", 2, *quick)
     assert run(*common, "--output_dir", tmp_path / "one", "--per_device_train_batch_size", 4) == 0
     one, two = (read_log(tmp_path / folder / "log.jsonl") for folder in ("one", "two"))
     for name in ("reward/mean", "kl", "entropy", "length/mean", "policy_loss", "value_loss", "eval_reward"):

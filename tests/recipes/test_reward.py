@@ -9,9 +9,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from seodang.infer.checkpoint.load import load
 from seodang.infer.checkpoint.manifest import read_manifest, verify
 from seodang.recipes import export, reward
-from seodang.recipes.options.preference import split_dialogues
+from seodang.recipes.options.preference import hold_out_dialogues
 from seodang.train.rewards.scoring import score_answers
-from seodang.train.run.logs import read_log
+from seodang.train.run.callbacks import read_log
 
 QUICK = ["--learning_rate", "1e-2", "--logging_steps", "1", "--disable_tqdm", "true", "--report_to", "none", "--dtype", "float32", "--device", "cpu"]
 
@@ -81,10 +81,10 @@ def test_no_dialogue_lies_on_both_sides():
     say = lambda text: {"role": "user", "content": text}
     prompts = [[say(f"q{i // 3}"), {"role": "assistant", "content": "?"}, say(f"more {i}")][: 1 if i % 3 == 0 else 3] for i in range(30)]
     examples = [SimpleNamespace(prompt=[{"role": "system", "content": "s"}, *prompt], number=i) for i, prompt in enumerate(prompts)]
-    taught, held = split_dialogues(examples, 0.2, seed=3)
+    taught, held = hold_out_dialogues(examples, 0.2, seed=3)
     assert len(held) == 6 and len(taught) == 24
     assert not {e.number // 3 for e in taught} & {e.number // 3 for e in held}
-    again, other = ([e.number for e in split_dialogues(examples, 0.2, seed)[1]] for seed in (3, 4))
+    again, other = ([e.number for e in hold_out_dialogues(examples, 0.2, seed)[1]] for seed in (3, 4))
     assert again == [e.number for e in held] != other
 
 
@@ -141,9 +141,9 @@ def test_a_reward_model_can_be_trained_on(base, data, tmp_path, capsys):
     assert "merge it first, `seodang export" in capsys.readouterr().err
 
 
-def test_two_processes_equal_one_with_twice_the_batch(base, data, tmp_path, launch):
+def test_two_processes_equal_one_with_twice_the_batch(base, data, tmp_path, on_two):
     common = ["--model", base, "--data", data, "--eval_fraction", 0.15, "--max_steps", 3, "--save_strategy", "steps", "--save_steps", 2]
-    launch("reward", *common, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", 2, *QUICK)
+    on_two("reward", *common, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", 2, *QUICK)
     assert run(*common, "--output_dir", tmp_path / "one", "--per_device_train_batch_size", 4) == 0
     one, two = (read_log(tmp_path / name / "log.jsonl") for name in ("one", "two"))
     for name in ("loss", "accuracy", "min_reward", "mean_reward", "eval_loss", "eval_accuracy", "eval_margin"):

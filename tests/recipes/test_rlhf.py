@@ -10,10 +10,10 @@ from seodang.infer.checkpoint.load import load
 from seodang.infer.checkpoint.manifest import verify
 from seodang.recipes import rlhf
 from seodang.recipes.options.rankers import name_ranker
-from seodang.recipes.options.sections import split_sections, words
+from seodang.recipes.options.sections import as_arguments, split_sections
 from seodang.recipes.run.rounds import share_out
-from seodang.train.rewards.ranking import ByJudge, ByLabel, ByPerson
-from seodang.train.run.logs import read_log
+from seodang.train.rewards.ranking import FunctionRanker, JudgeRanker, PersonRanker
+from seodang.train.run.callbacks import read_log
 from seodang.train.stages import ppo, reward
 
 RANKER = """
@@ -114,8 +114,8 @@ def test_killed_in_and_between_all_phases_it_ends_as_if_it_had_not_been(argument
 
     deaths = [
         (rlhf_rounds, "sample_n", 1),  # before anything is there
-        (rlhf_rounds, "write_whole", 1),  # with the samples made but not written
-        (ByLabel, "__call__", 3),  # with two prompts ranked
+        (rlhf_rounds, "write_atomically", 1),  # with the samples made but not written
+        (FunctionRanker, "__call__", 3),  # with two prompts ranked
         (reward.RewardModelTrainer, "training_step", 2),  # inside the first reward model, one checkpoint written
         (reward.RewardModelTrainer, "save_final", 1),  # after its last step
         (ppo.PpoTrainer, "training_step", 2),  # inside the first iteration
@@ -216,7 +216,7 @@ def test_sections_of_the_command_line_and_of_a_file(tmp_path):
     main, sections = split_sections(["--ppo.seed=4", "--config", str(path), "--model", "a.b", "--reward.epochs", "2", "3"], ["reward", "ppo"])
     assert main == ["--rounds", "3", "--model", "a.b"]
     assert sections == {"reward": ["--learning_rate", "1e-5", "--epochs", "2", "3"], "ppo": ["--bf16", "true", "--report_to", "none", "wandb", "--seed=4"]}
-    assert words({"a": 1.5, "b": None, "c": {"d": 1}}) == ["--a", "1.5", "--c", '{"d": 1}']
+    assert as_arguments({"a": 1.5, "b": None, "c": {"d": 1}}) == ["--a", "1.5", "--c", '{"d": 1}']
     with pytest.raises(UserError, match="ppo must be a block"):
         path.write_text("ppo: 3\n", encoding="utf-8")
         split_sections(["--config", str(path)], ["ppo"])
@@ -240,6 +240,6 @@ def test_held_out_prompts_are_nobodys_and_halves_do_not_meet():
 
 
 def test_rankers_by_name(base):
-    assert isinstance(name_ranker("rule:length:8").open("cpu", "float32"), ByLabel) and name_ranker("rule:length:2").reward([[]], ["a b"]) == [1.0]
-    assert isinstance(name_ranker("person").open("cpu", "float32"), ByPerson) and name_ranker("person").reward is None
-    assert isinstance(name_ranker(f"judge:{base}").open("cpu", "float32"), ByJudge)
+    assert isinstance(name_ranker("rule:length:8").open("cpu", "float32"), FunctionRanker) and name_ranker("rule:length:2").reward([[]], ["a b"]) == [1.0]
+    assert isinstance(name_ranker("person").open("cpu", "float32"), PersonRanker) and name_ranker("person").reward is None
+    assert isinstance(name_ranker(f"judge:{base}").open("cpu", "float32"), JudgeRanker)

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from seodang.data.chat import prompt_ids
 from seodang.infer.checkpoint.manifest import read_manifest, verify
 from seodang.recipes import export, sft
-from seodang.train.run.logs import read_log
+from seodang.train.run.callbacks import read_log
 
 QUICK = ["--learning_rate", "1e-2", "--logging_steps", "1", "--disable_tqdm", "true", "--report_to", "none", "--dtype", "float32", "--device", "cpu"]
 
@@ -37,6 +37,7 @@ def run(*argv):
     return sft.main([*map(str, argv), *QUICK])
 
 
+@pytest.mark.painted
 def test_a_run_leaves_a_checkpoint_that_answers_and_stops_in_plain_transformers(base, data, tmp_path, capsys):
     out = tmp_path / "out"
     assert run("--model", base, "--data", data, "--output_dir", out, "--num_train_epochs", 60, "--save_strategy", "no") == 0

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...infer.runners.attention import attend
 
-WASTE = 1.5  # records share a call where padding them to the longest costs no more than this
+RECORD_PADDING = 1.5  # records share a call where padding them to the longest costs no more than this
 SHORT = 512  # beyond so many tokens a call is worth its price, and padding is paid for in squares
 
 
@@ -21,7 +21,7 @@ def attend_records(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int
     query is [1, heads, total, d], key and value [1, kv_heads, total, d]; `settings` are those of `attend`. Returns [1, heads, total, d_v].
     """
     longest = max(lengths)
-    if longest <= SHORT and len(set(lengths)) > 1 and len(lengths) * longest <= WASTE * sum(lengths):
+    if longest <= SHORT and len(set(lengths)) > 1 and len(lengths) * longest <= RECORD_PADDING * sum(lengths):
         places = _places(lengths, longest).to(query.device)
         together = attend(*(_padded(x, places, len(lengths), longest) for x in (query, key, value)), **settings)
         return together.transpose(1, 2).flatten(0, 1).index_select(0, places).transpose(0, 1)[None]  # what is padded stands behind, where nobody looks

@@ -18,7 +18,7 @@ from .packed_records import attend_records
 Group = tuple[int, tuple[int, ...]]  # tokens of the prompt, tokens of each branch
 Tree = tuple[Group, ...]
 
-WASTE = 1.25  # branches share a call where padding them to the longest costs no more than this
+BRANCH_PADDING = 1.25  # branches share a call where padding them to the longest costs no more than this: each also repeats its prompt
 
 
 def attend_tree(query: Tensor, key: Tensor, value: Tensor, tree: Tree, **settings) -> Tensor:
@@ -40,7 +40,7 @@ def _attend_group(query: Tensor, key: Tensor, value: Tensor, prompt: int, length
     branches = [(branch, length) for branch, length in zip(branches, lengths, strict=True) if length]
     _, keys, values = context
     longest, count = max(lengths, default=0), len(branches)
-    if count > 1 and count * longest <= WASTE * sum(lengths):
+    if count > 1 and count * longest <= BRANCH_PADDING * sum(lengths):
         padded = [torch.cat([F.pad(x, (0, 0, 0, longest - x.shape[2])) for x in some]) for some in zip(*(b for b, _ in branches), strict=True)]
         together = attend(
             padded[0],
@@ -117,7 +117,7 @@ def collate_padded_branches(rows: Sequence[dict[str, Any]], pad_token_id: int) -
     }
 
 
-def by_branch(values: Tensor, lengths: Sequence[int]) -> Tensor:
+def sum_by_branch(values: Tensor, lengths: Sequence[int]) -> Tensor:
     """Sum [answer tokens] over each branch: [branches]."""
     index = torch.repeat_interleave(torch.arange(len(lengths), device=values.device), torch.tensor(lengths, device=values.device))
     return values.new_zeros(len(lengths)).index_add(0, index, values)

@@ -42,6 +42,7 @@ class FixedKL:
         """Take note of the KL in nats an answer, the mean of so many answers: nothing changes."""
 
     def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
         return {"coefficient": self.coefficient}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -79,7 +80,9 @@ class AdaptiveKL:
         self.coefficient *= 1 + error * samples / self.horizon
 
     def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it: the coefficient as it has come to be."""
         return {"coefficient": self.coefficient}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with a checkpoint's coefficient."""
         self.coefficient = float(state["coefficient"])

@@ -14,12 +14,16 @@ from .kl import kl_estimate
 
 
 class PolicyLoss(NamedTuple):
+    """The clipped loss of the policy, and what it says of the update: scalars."""
+
     loss: Tensor
     clip_fraction: Tensor  # tokens that teach nothing because the ratio has left the range
     approx_kl: Tensor  # of the policy that sampled from the one now, k3
 
 
 class ValueLoss(NamedTuple):
+    """The clipped loss of the critic, and the share of tokens that clipping touched: scalars."""
+
     loss: Tensor
     clip_fraction: Tensor  # tokens whose clipped value is the worse one
 

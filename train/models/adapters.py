@@ -1,24 +1,24 @@
 """Adapters on a model, and their layers in fewer passes over memory: the same products, their sums taken inside them."""
 
-from types import MethodType
-
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from peft.tuners.lora.layer import Linear as LoraLayer
 from torch import Tensor, nn
 
+from .extended_forward import Forward, extend_forward
 
-def with_adapter(model: nn.Module, lora: LoraConfig, checkpointed: bool):
+
+def add_adapter(model: nn.Module, lora: LoraConfig, checkpointed: bool):
     """The model, quantised or not, with an adapter to be trained; `checkpointed`: activations are computed again in the backward pass."""
-    model = get_peft_model(ready_for_adapter(model), lora)
+    model = get_peft_model(prepare_quantised(model), lora)
     speed_up_adapters(model)
     if checkpointed:
         model.enable_input_require_grads()  # else no gradient reaches the adapters through a frozen embedding
     return model
 
 
-def ready_for_adapter(model: nn.Module) -> nn.Module:
+def prepare_quantised(model: nn.Module) -> nn.Module:
     """A quantised base frozen, what is not quantised of it in float32 (Dettmers et al. 2023, "QLoRA"); another model as it is."""
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False) if getattr(model, "is_quantized", False) else model
 
@@ -53,12 +53,11 @@ class LoraLinear(torch.autograd.Function):
 def speed_up_adapters(model: nn.Module) -> None:
     """Let the model's plain LoRA layers compute through `LoraLinear`; whatever is not plain (dropout, DoRA, several adapters, mixed dtypes) stays peft's."""
     for module in model.modules():
-        if type(module) is LoraLayer and type(module.base_layer) is nn.Linear and not hasattr(module, "sped_up"):
-            module.sped_up = True
-            module.forward = MethodType(_forward_of(module.forward.__func__), module)
+        if type(module) is LoraLayer and type(module.base_layer) is nn.Linear:
+            extend_forward(module, "plain LoRA", _through_lora_linear)
 
 
-def _forward_of(before):
+def _through_lora_linear(before: Forward) -> Forward:
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         name = _plain_adapter(self, x) if not args and not kwargs else None
         if name is None:

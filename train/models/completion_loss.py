@@ -2,13 +2,12 @@
 
 For n labels, vocabulary V and hidden size d, the head costs three products of [n, d] by [d, V] and holds one
 [chunk, V] matrix; masked tokens cost nothing. The gradients are computed with the loss, so no logits are kept
-(Wijmans et al. 2024, "Cut Your Losses"; Hsu et al. 2024, "Liger Kernel").
+(Wijmans et al. 2024, "Cut Your Losses"; Hsu et al. 2024, "Liger Kernel"). By hand, as their kernels are Triton's, for a GPU alone.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import MethodType
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +17,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
 
 from ...data.errors import UserError
 from ...data.labels import IGNORE_INDEX
-
-CHUNK = 512  # label positions a chunk: enough to keep the matrix kernels busy, 100 MB of float32 at a vocabulary of 49,152
+from ..maths.logprobs import CHUNK
+from .extended_forward import Forward, extend_forward
 
 Head = Callable[[Tensor], Tensor]  # [n, hidden] to [n, vocab], with whatever scaling and capping the architecture has
 
@@ -78,8 +77,8 @@ class HeadCrossEntropy(torch.autograd.Function):
             with torch.enable_grad():
                 loss = F.cross_entropy(head(some).to(total.dtype), labels[start : start + chunk], reduction="sum") / divisor
             total += loss.detach()
-            asked = [*([some] if wants_hidden else []), *parameters]
-            found = list(torch.autograd.grad(loss, asked)) if asked else []
+            inputs = [*([some] if wants_hidden else []), *parameters]
+            found = list(torch.autograd.grad(loss, inputs)) if inputs else []
             if wants_hidden:
                 d_hidden[start : start + chunk] = found.pop(0)
             for whole, part in zip(d_parameters, found, strict=True):
@@ -110,24 +109,22 @@ def patch_completion_loss(model: PreTrainedModel, chunk: int = CHUNK) -> None:
     """
     if getattr(model.config, "output_router_logits", False):
         raise UserError("output_router_logits is on: set it to false in config.json, the router's own loss is not trained here")
-    if hasattr(model, "answer_loss_chunk"):
-        model.answer_loss_chunk = chunk
-        return
-    before, trunk_name = model.forward.__func__, model.base_model_prefix  # the function, not the method: a copy of the model calls its own
-    model.answer_loss_chunk = chunk
+    trunk_name = model.base_model_prefix
 
-    def forward(self, *args, labels: Tensor | None = None, num_items_in_batch=None, **kwargs):
-        if labels is None:
-            return MethodType(before, self)(*args, **kwargs)
-        hidden = getattr(self, trunk_name)(*args, use_cache=False, **_plain_lengths(kwargs)).last_hidden_state
-        targets = labels[:, 1:].flatten()
-        places = (targets != IGNORE_INDEX).nonzero().squeeze(1)
-        # position i of each row predicts its label i + 1
-        hidden = hidden[:, :-1].flatten(0, 1).index_select(0, places)
-        return _answer_loss(self, hidden, targets[places], num_items_in_batch)
+    def with_loss(before: Forward) -> Forward:
+        def forward(self, *args, labels: Tensor | None = None, num_items_in_batch=None, **kwargs):
+            if labels is None:
+                return before(self, *args, **kwargs)
+            hidden = getattr(self, trunk_name)(*args, use_cache=False, **_plain_lengths(kwargs)).last_hidden_state
+            targets = labels[:, 1:].flatten()
+            places = (targets != IGNORE_INDEX).nonzero().squeeze(1)
+            # position i of each row predicts its label i + 1
+            hidden = hidden[:, :-1].flatten(0, 1).index_select(0, places)
+            return _answer_loss(self, hidden, targets[places], num_items_in_batch, chunk)
 
-    forward.speaks_as_before = True  # without labels: the engine may read the weights past it
-    model.forward = MethodType(forward, model)
+        return forward
+
+    extend_forward(model, "completion loss", with_loss, speaks_as_before=True)
 
 
 def _plain_lengths(kwargs: dict) -> dict:
@@ -138,15 +135,15 @@ def _plain_lengths(kwargs: dict) -> dict:
     return {**kwargs, "record_lengths": tuple(borders.diff().tolist())}
 
 
-def _answer_loss(model: PreTrainedModel, hidden: Tensor, labels: Tensor, num_items) -> AnswerLoss:
-    layer, chunk = model.get_output_embeddings(), model.answer_loss_chunk
+def _answer_loss(model: PreTrainedModel, hidden: Tensor, labels: Tensor, num_items, chunk: int) -> AnswerLoss:
+    layer = model.get_output_embeddings()
     divisor = float(num_items if num_items is not None else max(len(labels), 1))
     correct = None
     head = own_head(model)
-    with lowered(hidden, layer) as (hidden, weight, bias):
+    with autocast_head(hidden, layer) as (hidden, weight, bias):
         if not torch.is_grad_enabled():
             mean, correct = _evaluate(head, hidden, labels, divisor, chunk)
-        elif is_plain(model, layer, head, hidden):
+        elif head_is_linear(model, layer, head, hidden):
             mean = LinearCrossEntropy.apply(hidden, weight, bias, labels, divisor, chunk)
         else:
             trained = [p for p in layer.parameters() if p.requires_grad]
@@ -174,7 +171,7 @@ class _HiddenStates(BaseModelOutputWithPast):
         return None
 
 
-class _Trunk(nn.Module):
+class _SkippedTrunk(nn.Module):
     """Stands in for the layers beneath the head, handing on hidden states that were computed before."""
 
     def forward(self, *args, inputs_embeds: Tensor, **kwargs) -> _HiddenStates:
@@ -188,13 +185,16 @@ def own_head(model: PreTrainedModel) -> Head:
     was put on the model would not do: trl's calls the one before it on the model itself, layers and all.
     """
     outermost = object.__new__(type(model))  # copy.copy would build a model anew where FSDP has wrapped it
-    outermost.__dict__.update(model.__dict__, _modules={**model._modules, model.base_model_prefix: _Trunk()})
+    outermost.__dict__.update(model.__dict__, _modules={**model._modules, model.base_model_prefix: _SkippedTrunk()})
     return lambda hidden: type(model).forward(outermost, inputs_embeds=hidden[None]).logits[0]
 
 
 @contextmanager
-def lowered(hidden: Tensor, layer: nn.Module) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """Do by hand what autocast would do to the head's product, which it does not see inside an autograd function."""
+def autocast_head(hidden: Tensor, layer: nn.Module) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Do by hand what autocast would do to the head's product, which it does not see inside an autograd function.
+
+    hidden is [n, hidden]; yields it with the head's weight [vocab, hidden] and bias [vocab], None where the layer has none.
+    """
     weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
     if not torch.is_autocast_enabled(hidden.device.type):
         yield hidden, weight, bias
@@ -203,8 +203,8 @@ def lowered(hidden: Tensor, layer: nn.Module) -> Iterator[tuple[Tensor, Tensor, 
     yield hidden.to(dtype), None if weight is None else weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
-def is_plain(model: PreTrainedModel, layer: nn.Module, head: Head, hidden: Tensor) -> bool:
-    """Whether the head is one linear layer and nothing more; tried once on the real hidden states, then remembered."""
+def head_is_linear(model: PreTrainedModel, layer: nn.Module, head: Head, hidden: Tensor) -> bool:
+    """Whether the head is one linear layer and nothing more; tried once on the real hidden states, then remembered. hidden is [n, hidden]."""
     known = model.__dict__.get("answer_head_is_plain")
     if not len(hidden) or type(layer) is not nn.Linear or layer.weight.dim() != 2 or known is False:
         return False

@@ -40,13 +40,17 @@ class ValueModel(nn.Module):
         self.model = model
 
     def forward(self, hidden: Tensor, *args, predictors: Tensor, **kwargs) -> Tensor:
+        """The value at each place of `predictors`, [answer tokens] in float32 at least; the policy's hidden states are not read."""
         own = getattr(self.model, self.model.base_model_prefix)(*args, use_cache=False, **kwargs).last_hidden_state
         values = self.model.score(own.flatten(0, 1).index_select(0, predictors)).squeeze(-1)
         return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def attach_critic(policy: nn.Module, value_model: PreTrainedModel | None = None) -> nn.Module:
-    """Give the policy a critic, which its forward pass asks for values from then on; it trains with the policy. Returns it."""
+    """Give the policy a critic, which its forward pass asks for values from then on; it trains with the policy. Returns it.
+
+    Raises UserError for a value model of another vocabulary.
+    """
     inner = transformers_model(policy)
     weight = inner.get_input_embeddings().weight
     if value_model is None:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from ...data.errors import UserError
 from ..attention.packed_attention import PACKED
-from .branch_logprobs import patch_branch_logprobs, scored_without_gradient
+from .branch_logprobs import patch_branch_logprobs, score_branches
 
 
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
@@ -27,6 +27,7 @@ def check_reference(model: PreTrainedModel, reference: PreTrainedModel) -> None:
 
 
 def has_adapter(model: nn.Module) -> bool:
+    """Whether peft has put an adapter on the model."""
     return hasattr(model, "peft_config")
 
 
@@ -59,10 +60,10 @@ class Reference:
     def logprobs(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
         """The reference's log-probability of every answer token of a batch, [answer tokens]; `model` is the unwrapped policy."""
         with self.of(model) as reference:
-            return scored_without_gradient(reference, {**batch, "wants_values": False, "wants_entropies": False}).logprobs
+            return score_branches(reference, {**batch, "wants_values": False, "wants_entropies": False}).logprobs
 
 
-def shared_out(compute: Callable[[Any], Tensor], rows: Sequence[Any], size: int, rank: int, world: int) -> list[list[float]]:
+def compute_distributed(compute: Callable[[Any], Tensor], rows: Sequence[Any], size: int, rank: int, world: int) -> list[list[float]]:
     """Apply `compute`, rows to numbers of each, to all rows, `size` at a time, each process its part; every process gets the whole.
 
     `compute` takes a list of rows and returns a list of tensors, one a row.

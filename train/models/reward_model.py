@@ -1,7 +1,6 @@
 """A reward model: a causal trunk with a head of one label, read at an answer's last token."""
 
 import copy
-from types import MethodType
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +9,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ...data.chat import end_of_turn_ids
 from ...data.errors import UserError
+from .extended_forward import Forward, extend_forward
 
 
 def check_reward_model(model: PreTrainedModel) -> None:
@@ -29,18 +29,17 @@ def patch_reward_head(model: PreTrainedModel) -> None:
     Places count along the flattened batch. transformers' own forward would run the head over every token, and look for the last one by what
     is not padding.
     """
-    if getattr(model, "scores_ends", False):
-        return
-    before = model.forward.__func__  # the function, not the method: a copy of the model calls its own
-    model.scores_ends = True
 
-    def forward(self, *args, ends: Tensor | None = None, **kwargs):
-        if ends is None:
-            return MethodType(before, self)(*args, **kwargs)
-        kwargs.pop("labels", None)  # an adapter's wrapper hands on a None
-        return SequenceClassifierOutput(logits=logits_at(self, ends, *args, **kwargs))
+    def at_ends(before: Forward) -> Forward:
+        def forward(self, *args, ends: Tensor | None = None, **kwargs):
+            if ends is None:
+                return before(self, *args, **kwargs)
+            kwargs.pop("labels", None)  # an adapter's wrapper hands on a None
+            return SequenceClassifierOutput(logits=logits_at(self, ends, *args, **kwargs))
 
-    model.forward = MethodType(forward, model)
+        return forward
+
+    extend_forward(model, "reward head", at_ends)
 
 
 def logits_at(model: PreTrainedModel, ends: Tensor, *args, **kwargs) -> Tensor:
@@ -49,12 +48,12 @@ def logits_at(model: PreTrainedModel, ends: Tensor, *args, **kwargs) -> Tensor:
     return model.score(hidden.flatten(0, 1).index_select(0, ends))
 
 
-def one_each(logits: Tensor) -> Tensor:
+def as_scores(logits: Tensor) -> Tensor:
     """[answers, 1] to scores, [answers] in float32 at least."""
     return logits.squeeze(-1).to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def with_own_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+def with_distinct_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """A copy of the tokenizer that pads on the right with a token that ends no answer; the model's config gets that token too.
 
     Classification models take the last token that is not padding for the end. Where padding is the token that ends a turn, they
@@ -69,7 +68,10 @@ def with_own_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
 
 
 def padding_token(tokenizer: PreTrainedTokenizerBase, vocab: int) -> str:
-    """A token to pad with that ends no turn: the tokenizer's own, the unknown token, a special one named after padding, the beginning of text."""
+    """A token to pad with that ends no turn: the tokenizer's own, the unknown token, a special one named after padding, the beginning of text.
+
+    Raises UserError where every candidate ends an answer.
+    """
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     candidates = [tokenizer.pad_token, tokenizer.unk_token, *(token for token in special if "pad" in token.lower()), tokenizer.bos_token]
     ends = end_of_turn_ids(tokenizer)

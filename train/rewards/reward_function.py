@@ -15,7 +15,7 @@ from ...infer.checkpoint.manifest import fingerprint
 
 Reward = Callable[..., list[float]]
 
-CALL = ("prompts", "completions")
+CALL_ARGUMENTS = ("prompts", "completions")
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,14 @@ class Parameters:
     required: tuple[str, ...]
     takes_all: bool
 
-    def taken(self, given: dict[str, Any]) -> dict[str, Any]:
+    def select(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Of some arguments those that the function takes."""
         return {name: value for name, value in given.items() if self.takes_all or name in self.names}
 
 
 def parameters_of(reward: Reward) -> Parameters:
     """What a function takes; raises UserError for one that cannot be called by names, or takes no completions."""
-    name = name_of(reward)
+    name = reward_name(reward)
     if inspect.iscoroutinefunction(reward):
         raise UserError(f"reward {name} is asynchronous: give a plain function")
     try:
@@ -57,14 +58,14 @@ def check_columns(rewards: Sequence[Reward], rows: Sequence[dict[str, Any]], als
     for reward in rewards:
         check_columns(getattr(reward, "parts", ()), rows, also)
         for needed in parameters_of(reward).required:
-            if needed in CALL or needed in also:
+            if needed in CALL_ARGUMENTS or needed in also:
                 continue
             if needed not in there:
-                hint = nearest(needed, [*CALL, *there], cutoff=0.8) or ": add it"
-                raise UserError(f"reward {name_of(reward)} needs the column {needed}, but the records have {', '.join(there) or 'no columns'}{hint}")
+                hint = did_you_mean(needed, [*CALL_ARGUMENTS, *there], cutoff=0.8) or ": add it"
+                raise UserError(f"reward {reward_name(reward)} needs the column {needed}, but the records have {', '.join(there) or 'no columns'}{hint}")
             lacking = next((row for row in rows if (row.get("columns") or {}).get(needed) is None), None)
             if lacking is not None and getattr(inspect.unwrap(reward), "in_every_record", False):
-                raise UserError(f"reward {name_of(reward)} needs the column {needed}, which {lacking.get('where') or 'a record'} does not have: add it")
+                raise UserError(f"reward {reward_name(reward)} needs the column {needed}, which {lacking.get('where') or 'a record'} does not have: add it")
 
 
 def with_all_columns(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -73,12 +74,16 @@ def with_all_columns(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**row, "columns": {name: (row.get("columns") or {}).get(name) for name in names}} for row in rows]
 
 
-def name_of(reward: Reward) -> str:
+def reward_name(reward: Reward) -> str:
+    """What a reward is called in messages and logs."""
     return getattr(reward, "__name__", type(reward).__name__)
 
 
-def function_from(text: str) -> Reward:
-    """The function that `path/to/file.py:function` names; it is given of the columns those that it takes."""
+def load_function(text: str) -> Reward:
+    """The function that `path/to/file.py:function` names; it is given of the columns those that it takes.
+
+    Raises UserError where there is no such file or function, or the file cannot be executed.
+    """
     path, _, name = text.rpartition(":")
     if not path.endswith(".py") or not name:
         raise UserError(f"reward {text!r} must name a file and a function in it, as path/to/file.py:function")
@@ -87,8 +92,8 @@ def function_from(text: str) -> Reward:
     module = _executed(Path(path), text)
     function = getattr(module, name, None)
     if not callable(function):
-        raise UserError(f"reward {text!r}: {path} has no function {name}{nearest(name, vars(module))}")
-    return taking_its_own(function)
+        raise UserError(f"reward {text!r}: {path} has no function {name}{did_you_mean(name, vars(module))}")
+    return with_named_columns(function)
 
 
 def _executed(path: Path, text: str) -> Any:
@@ -99,28 +104,29 @@ def _executed(path: Path, text: str) -> Any:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[spec.name]
-        raise UserError(f"reward {text!r}: {path} cannot be executed: {raised(error)}") from error
+        raise UserError(f"reward {text!r}: {path} cannot be executed: {describe_error(error)}") from error
     return module
 
 
-def taking_its_own(function: Reward) -> Reward:
+def with_named_columns(function: Reward) -> Reward:
     """The function as a reward: of prompts, completions and columns it is given those that it names, or all where it takes `**columns`."""
     parameters = parameters_of(function)
 
     def reward(prompts: Sequence[Any], completions: Sequence[str], **columns: Any) -> list[float]:
-        return function(**parameters.taken({"prompts": prompts, "completions": completions, **columns}))
+        return function(**parameters.select({"prompts": prompts, "completions": completions, **columns}))
 
-    reward.__name__, reward.__wrapped__ = name_of(function), function  # its own signature stays to be seen
+    reward.__name__, reward.__wrapped__ = reward_name(function), function  # its own signature stays to be seen
     return reward
 
 
-def raised(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """An error in a line, with the file and line that it came from."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name} line {frames[-1].lineno})" if frames and not isinstance(error, SyntaxError) else ""  # which says it itself
     return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
 
 
-def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The nearest known name as the end of an error message; empty where none is near."""
     near = get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f": did you mean {near[0]}?" if near else ""

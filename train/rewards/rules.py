@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...data.errors import UserError
-from .reward_function import Reward, function_from, name_of, nearest, raised, taking_its_own
+from .reward_function import Reward, describe_error, did_you_mean, load_function, reward_name, with_named_columns
 from .scoring import check_same_tokenizer, score_answers
 
 UNITS = ("words", "characters")
@@ -37,7 +37,7 @@ def exact_answer(prompts: Sequence[Any], completions: Sequence[str], answer: Seq
     >>> exact_answer([[], []], ["6 * 12 = 72\\n#### 72", "about 70"], answer=["#### 72.0", "72"])
     [1.0, 0.0]
     """
-    return [float(final_answer(said) == final_answer(str(wanted))) for said, wanted in zip(completions, answer, strict=True)]
+    return [float(final_answer(text) == final_answer(str(wanted))) for text, wanted in zip(completions, answer, strict=True)]
 
 
 exact_answer.in_every_record = True  # its column: a missing answer would be the text "None"
@@ -77,11 +77,14 @@ def format_match(pattern: str) -> Reward:
 
 
 def length(target: float, unit: str = "words") -> Reward:
-    """A reward of 1 at `target` words or characters, falling in a straight line to 0 at nothing and at twice the target."""
+    """A reward of 1 at `target` words or characters, falling in a straight line to 0 at nothing and at twice the target.
+
+    Raises UserError for a target that is not above 0, or an unknown unit.
+    """
     if not (math.isfinite(target) and target > 0):
         raise UserError(f"reward length: the target must be above 0, got {target}")
     if unit not in UNITS:
-        raise UserError(f"reward length: the unit must be words or characters, got {unit!r}{nearest(unit, UNITS)}")
+        raise UserError(f"reward length: the unit must be words or characters, got {unit!r}{did_you_mean(unit, UNITS)}")
     count = {"words": lambda text: len(text.split()), "characters": len}[unit]
 
     def length(prompts: Sequence[Any], completions: Sequence[str], **columns: Any) -> list[float]:
@@ -91,7 +94,7 @@ def length(target: float, unit: str = "words") -> Reward:
 
 
 def contains(wanted: str) -> Reward:
-    """A reward of 1 where the completion has the text in it, else 0."""
+    """A reward of 1 where the completion has the text in it, else 0. Raises UserError for an empty text."""
     if not wanted:
         raise UserError("reward contains: the text is empty, which every answer contains: give one, as contains:TEXT")
 
@@ -114,9 +117,9 @@ def parse_reward(text: str) -> Reward:
     """
     name, colon, rest = text.partition(":")
     if name not in RULES and ".py" in text:
-        return function_from(text)
+        return load_function(text)
     if name not in RULES:
-        raise UserError(f"unknown reward {name!r}{nearest(name, RULES)}; there are {', '.join(RULES.values())} and FILE.py:FUNCTION")
+        raise UserError(f"unknown reward {name!r}{did_you_mean(name, RULES)}; there are {', '.join(RULES.values())} and FILE.py:FUNCTION")
     if bool(colon) == (name == "exact_answer"):
         raise UserError(f"reward {text!r} must be given as {RULES[name]}")
     if name == "length":
@@ -125,14 +128,14 @@ def parse_reward(text: str) -> Reward:
     return {"exact_answer": lambda _: exact_answer, "format": format_match, "contains": contains}[name](rest)
 
 
-def parse_rewards(texts: Sequence[str]) -> list["Checked"]:
+def parse_rewards(texts: Sequence[str]) -> list["CheckedReward"]:
     """The rewards named, each checked and under a name of its own."""
-    found: list[Checked] = []
+    found: list[CheckedReward] = []
     for text in texts:
         reward = parse_reward(text)
-        name, taken = name_of(reward), {other.__name__ for other in found}
-        again = next(name if n == 1 else f"{name}_{n}" for n in range(1, len(texts) + 1) if (name if n == 1 else f"{name}_{n}") not in taken)
-        found.append(Checked(reward, again))
+        name, used = reward_name(reward), {other.__name__ for other in found}
+        again = next(name if n == 1 else f"{name}_{n}" for n in range(1, len(texts) + 1) if (name if n == 1 else f"{name}_{n}") not in used)
+        found.append(CheckedReward(reward, again))
     return found
 
 
@@ -165,7 +168,7 @@ def model_reward(
 # What every reward goes through
 
 
-class Checked:
+class CheckedReward:
     """Calls a reward and refuses, before anything is learned from it, what is no reward: a wrong count, None, NaN, infinity, no number,
     one too large for float32. A reward that raises is reported with its name and the prompt.
 
@@ -173,8 +176,8 @@ class Checked:
     """
 
     def __init__(self, reward: Reward, name: str | None = None):
-        self.reward = taking_its_own(reward)
-        self.__name__ = name or name_of(reward)
+        self.reward = with_named_columns(reward)
+        self.__name__ = name or reward_name(reward)
         self.__wrapped__ = reward  # whose signature says which columns it needs
         self.parts = getattr(reward, "parts", ())
 
@@ -184,7 +187,7 @@ class Checked:
         except UserError:
             raise
         except Exception as error:
-            raise UserError(f"reward {self.__name__} raised {raised(error)}{self._at(prompts, completions, columns)}") from error
+            raise UserError(f"reward {self.__name__} raised {describe_error(error)}{self._at(prompts, completions, columns)}") from error
         given = given.tolist() if hasattr(given, "tolist") else given
         if not isinstance(given, list | tuple):
             raise UserError(f"reward {self.__name__} returned a {type(given).__name__}: it must return a list, one number a completion")
@@ -216,33 +219,38 @@ class Checked:
         return f" for {len(completions)} completions together{first}"
 
 
+def checked(reward: Reward) -> CheckedReward:
+    """The reward behind its check, put there once."""
+    return reward if isinstance(reward, CheckedReward) else CheckedReward(reward)
+
+
 def combined(rewards: Sequence[Reward], weights: Sequence[float] | None = None) -> Reward:
-    """One reward, the weighted sum of several; without weights each counts once."""
+    """One reward, the weighted sum of several; without weights each counts once. Raises UserError where there is not one weight a reward."""
     weights = [1.0] * len(rewards) if weights is None else list(weights)
     if len(weights) != len(rewards) or not rewards:
         raise UserError(f"{len(weights)} reward_weights for {len(rewards)} rewards: give one each")
-    checked = [reward if isinstance(reward, Checked) else Checked(reward) for reward in rewards]
+    parts = [checked(reward) for reward in rewards]
 
     def reward(prompts: Sequence[Any], completions: Sequence[str], **columns: Any) -> list[float]:
-        parts = [each(prompts, completions, **columns) for each in checked]
-        return [sum(weight * value for weight, value in zip(weights, values, strict=True)) for values in zip(*parts, strict=True)]
+        found = [part(prompts, completions, **columns) for part in parts]
+        return [sum(weight * value for weight, value in zip(weights, values, strict=True)) for values in zip(*found, strict=True)]
 
-    reward.__name__ = "+".join(each.__name__ for each in checked)
-    reward.parts = checked
+    reward.__name__ = "+".join(part.__name__ for part in parts)
+    reward.parts = parts
     return reward
 
 
-def for_trl(reward: Reward) -> Reward:
+def as_trl_reward(reward: Reward) -> Reward:
     """The reward as trl's trainers call it: completions come as messages, and go to the reward as texts."""
 
     def call(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
-        return reward(prompts=prompts, completions=[last_text(said) for said in completions], **columns)
+        return reward(prompts=prompts, completions=[message_text(completion) for completion in completions], **columns)
 
-    call.__name__ = name_of(reward)
+    call.__name__ = reward_name(reward)
     return call
 
 
-def last_text(messages: Any) -> str:
+def message_text(messages: Any) -> str:
     """A text as it is; of messages the last one's content."""
     if isinstance(messages, str):
         return messages
@@ -255,4 +263,4 @@ def _short(text: str) -> str:
 
 
 def _case(prompt: Any, completion: str) -> str:
-    return f"the completion {_short(completion)} of the prompt {_short(last_text(prompt))}"
+    return f"the completion {_short(completion)} of the prompt {_short(message_text(prompt))}"

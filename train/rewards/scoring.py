@@ -13,8 +13,8 @@ from ...data.chat import ending, prompt_ids, text_ids
 from ...data.conversation import Conversation
 from ...data.errors import UserError
 from ...infer.runners.architecture import context_limit, evaluating, transformers_model
-from ..models.branch_logprobs import lay_out_branches
-from ..models.reward_model import check_reward_model, logits_at, one_each
+from ..models.branch_logprobs import choose_branch_collator
+from ..models.reward_model import as_scores, check_reward_model, logits_at
 
 BATCH = 16  # answers in a pass
 SPECIAL = ("bos_token_id", "eos_token_id", "unk_token_id")  # not the padding: a reward model has its own
@@ -32,14 +32,15 @@ def score_answers(
     """The score of each completion behind its prompt, a list of messages.
 
     A text is scored with the token that ends the turn, as a trained answer was; ids are scored as they are. `tokenizer` is the reward model's.
+    Raises UserError where there is not one prompt a completion.
     """
     if len(prompts) != len(completions):
         raise UserError(f"{len(prompts)} prompts and {len(completions)} completions: give one prompt a completion")
-    pairs = [encoded(tokenizer, prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+    pairs = [encode_pair(tokenizer, prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
     return score_ids(model, pairs, batch_size).tolist()
 
 
-def encoded(tokenizer: PreTrainedTokenizerBase, prompt: list[dict], completion: str | list[int]) -> Pair:
+def encode_pair(tokenizer: PreTrainedTokenizerBase, prompt: list[dict], completion: str | list[int]) -> Pair:
     """The ids of a prompt and a completion, as training laid them out.
 
     A text of nothing but white space, which no template writes as an answer, is an end of turn alone.
@@ -67,23 +68,23 @@ def score_ids(model: nn.Module, pairs: Sequence[Pair], batch_size: int = BATCH) 
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {batch_size}")
     scores = torch.empty(len(pairs), dtype=torch.promote_types(model.dtype, torch.float32), device=model.device)
-    with evaluating(model), _laid_out(model) as collate:
+    with evaluating(model), _branch_collator(model) as collate:
         for rows in _batches(pairs, batch_size):
             batch = collate(rows)
             inputs = {name: batch[name] for name in ("input_ids", "position_ids", "attention_mask", "tree") if name in batch}
             inputs = {name: value.to(model.device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
-            found = one_each(logits_at(model, batch["ends"].to(model.device), **inputs))
+            found = as_scores(logits_at(model, batch["ends"].to(model.device), **inputs))
             scores[[i for row in rows for i in row["places"]]] = found
     return scores
 
 
 @contextmanager
-def _laid_out(model: PreTrainedModel) -> Iterator[Any]:
+def _branch_collator(model: PreTrainedModel) -> Iterator[Any]:
     """The model's layout of branches, its attention set to it and put back after."""
     before = model.config._attn_implementation
     pad = model.config.get_text_config().pad_token_id
     try:
-        yield lay_out_branches(model, 0 if pad is None else pad, keep_last=True)
+        yield choose_branch_collator(model, 0 if pad is None else pad, keep_last=True)
     finally:
         if model.config._attn_implementation != before:
             model.set_attn_implementation(before)

@@ -66,7 +66,7 @@ def agreement(answers: Sequence[str], expected: Sequence[str]) -> dict[str, floa
     return {"exact": sum(a == e for a, e in pairs) / count, "contains": sum(e in a for a, e in pairs) / count}
 
 
-def held_out(dialogues: Sequence[Dialogue]) -> list[HeldOut]:
+def held_out_questions(dialogues: Sequence[Dialogue]) -> list[HeldOut]:
     """The first exchange of each dialogue that has one, as a question with its answer."""
     found = []
     for dialogue in dialogues:

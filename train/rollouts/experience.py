@@ -30,15 +30,16 @@ class Experience:
 
     @property
     def lengths(self) -> list[int]:
+        """The tokens of each answer."""
         return [len(rollout.answer_ids) for rollout in self.rollouts]
 
 
-def padded(parts: Sequence[Tensor]) -> Tensor:
+def pad(parts: Sequence[Tensor]) -> Tensor:
     """[tokens] tensors to [rows, longest], 0 behind each."""
     return pad_sequence(list(parts), batch_first=True)
 
 
-def unpadded(values: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+def unpad(values: Tensor, lengths: Sequence[int]) -> list[Tensor]:
     """[rows, longest] back to one [tokens] tensor a row."""
     return [row[:length] for row, length in zip(values, lengths, strict=True)]
 
@@ -55,26 +56,26 @@ def add_advantages(experience: Experience, settings, coefficient: float, total: 
     """
     lengths = experience.lengths
     mask = answer_mask(lengths)
-    kl = kl_estimate(padded(experience.logprobs), padded(experience.ref_logprobs), settings.kl_estimator).masked_fill(~mask, 0)
+    kl = kl_estimate(pad(experience.logprobs), pad(experience.ref_logprobs), settings.kl_estimator).masked_fill(~mask, 0)
     ended = torch.tensor([rollout.ended for rollout in experience.rollouts])
     scores = missing_eos_penalty(experience.scores, ended, settings.missing_eos_penalty)
     rewards = token_rewards(scores, kl, coefficient, mask)
     if settings.whiten_rewards:
         rewards = whiten(rewards, mask, shift_mean=False, known=total(moments(rewards, mask)))
-    advantages, returns = gae(rewards, padded(experience.values), mask, settings.gamma, settings.lam)
+    advantages, returns = gae(rewards, pad(experience.values), mask, settings.gamma, settings.lam)
     if settings.whiten_advantages:
         advantages = whiten(advantages, mask, known=total(moments(advantages, mask)))
-    experience.advantages, experience.returns = unpadded(advantages, lengths), unpadded(returns, lengths)
+    experience.advantages, experience.returns = unpad(advantages, lengths), unpad(returns, lengths)
     return kl
 
 
-def summed(experience: Experience, kl: Tensor) -> dict[str, float]:
-    """Sums over this process's rollouts, for means over all processes: answers, tokens and what is told of them."""
+def experience_sums(experience: Experience, kl: Tensor) -> dict[str, float]:
+    """Sums over this process's rollouts, for means over all processes: answers, tokens and what is told of them. kl is [rows, longest]."""
     lengths = experience.lengths
     mask = answer_mask(lengths)
-    own, sampled = padded(experience.logprobs), padded([torch.tensor(r.logprobs, dtype=torch.float32) for r in experience.rollouts])
+    own, sampled = pad(experience.logprobs), pad([torch.tensor(r.logprobs, dtype=torch.float32) for r in experience.rollouts])
     gap = (own - sampled).abs().masked_fill(~mask, 0)
-    exact = kl_estimate(own, padded(experience.ref_logprobs), "k3").masked_fill(~mask, 0)
+    exact = kl_estimate(own, pad(experience.ref_logprobs), "k3").masked_fill(~mask, 0)
     return {
         "answers": len(lengths),
         "tokens": sum(lengths),
@@ -82,13 +83,13 @@ def summed(experience: Experience, kl: Tensor) -> dict[str, float]:
         "score_squared": in_float64(experience.scores).square().sum().item(),
         "kl": in_float64(kl).sum().item(),
         "kl_k3": in_float64(exact).sum().item(),
-        "entropy": in_float64(padded(experience.entropies)).sum().item(),
+        "entropy": in_float64(pad(experience.entropies)).sum().item(),
         "ended": sum(rollout.ended for rollout in experience.rollouts),
         "gap": in_float64(gap).sum().item(),
     }
 
 
-def described(sums: dict[str, float], largest_gap: float) -> dict[str, float]:
+def experience_metrics(sums: dict[str, float], largest_gap: float) -> dict[str, float]:
     """The means that a log shows, from sums over all processes."""
     answers, tokens = sums["answers"], sums["tokens"]
     mean = sums["score"] / answers

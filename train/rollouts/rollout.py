@@ -1,4 +1,4 @@
-"""Let the policy answer prompts through the engine, and keep what it said with how likely it found each token."""
+"""The policy answers prompts through the engine: once with the probability of each token, or several times for somebody to compare."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,12 +7,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ...data.errors import UserError
 from ...infer import SamplingParams, generate
+from ...infer.engine.core import MAX_ROWS
 from ...infer.requests.rng import hashed
-from ...infer.runners.architecture import context_limit, transformers_model
-
-MAX_ROWS = 64  # answers that grow at the same time
 
 
 @dataclass
@@ -56,18 +53,21 @@ def roll_out(
     return [Rollout(row, result.ids, result.logprobs, result.text, result.finish_reason == "eos") for row, result in zip(rows, results, strict=True)]
 
 
-def check_prompts(rows: Sequence[dict[str, Any]], model: PreTrainedModel, max_new_tokens: int) -> None:
-    """Refuse prompts that leave no room for an answer in the model's context, or hold ids beyond its vocabulary."""
-    if not rows:
-        raise UserError("there are no prompts to answer: check the data with `seodang preview`")
-    limit = context_limit(transformers_model(model))
-    vocab = model.get_input_embeddings().weight.shape[0]
-    for number, row in enumerate(rows, start=1):
-        where, length = row.get("where") or f"prompt {number}", len(row["prompt_ids"])
-        if limit is not None and length + max_new_tokens > limit:
-            raise UserError(
-                f"{where} has {length} tokens, which with max_new_tokens {max_new_tokens} is more than the model's context of {limit}: "
-                "shorten it, leave it out (--max_prompt_length), or lower --max_new_tokens"
-            )
-        if max(row["prompt_ids"]) >= vocab:
-            raise UserError(f"{where}: token id {max(row['prompt_ids'])} is beyond the model's vocabulary of {vocab}: the tokenizer is another model's")
+def sample_n(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[dict[str, Any]],
+    count: int,
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    seed: Sequence[Any] = (0,),
+) -> list[list[str]]:
+    """Sample `count` answers to each row's prompt; those that are empty or the same as an earlier one are left out.
+
+    Each answer's noise comes from `seed` and its place alone. An answer cut off at `max_new_tokens` counts as it stands.
+    """
+    repeated = [row for row in rows for _ in range(count)]
+    rollouts = roll_out(model, tokenizer, repeated, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    texts = [rollout.text.strip() for rollout in rollouts]
+    return [list(dict.fromkeys(filter(None, texts[start : start + count]))) for start in range(0, len(texts), count)]

@@ -8,11 +8,14 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...data.errors import UserError
-from ...infer.checkpoint.manifest import MANIFEST, UNFINISHED, read_manifest, refuse_outside, write_manifest, verify
+from ...infer.checkpoint.manifest import MANIFEST, UNFINISHED, fingerprint, read_manifest, refuse_outside, verify, write_manifest
 
-ASIDE = ".saving"  # what is being written; never looked at when resuming, cleared by the next save
+STAGING = ".saving"  # what is being written; never looked at when resuming, cleared by the next save
 _STEP = re.compile(r"checkpoint-(\d+)")
 
 
@@ -36,7 +39,7 @@ def find_resume(run: Path, resume: str) -> Path | None:
     """
     if resume == "never":
         return None
-    name_sealed(run if resume == "auto" else Path(resume).parent)
+    finish_rename(run if resume == "auto" else Path(resume).parent)
     if resume == "auto":
         found = complete_checkpoints(run)
         if not found:
@@ -65,17 +68,17 @@ def rotate(run: Path, limit: int | None, keep: str | None) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def start_aside(run: Path) -> Path:
+def start_staging(run: Path) -> Path:
     """An empty folder beside the checkpoints to write the next one in."""
-    name_sealed(run)
-    aside = run / ASIDE
+    finish_rename(run)
+    aside = run / STAGING
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     return aside
 
 
 def publish(written: Path, final: Path, **facts) -> None:
-    """Seal a written checkpoint and give it its name, in one rename; killed before, it gets it from `name_sealed`."""
+    """Seal a written checkpoint and give it its name, in one rename; killed before, it gets it from `finish_rename`."""
     write_manifest(written, **facts)
     if final.exists():  # a checkpoint of the same step from before a resume
         final.replace(written.parent / "former")
@@ -83,9 +86,9 @@ def publish(written: Path, final: Path, **facts) -> None:
     shutil.rmtree(written.parent, ignore_errors=True)
 
 
-def name_sealed(run: Path) -> None:
+def finish_rename(run: Path) -> None:
     """Give a checkpoint that was sealed aside its name, where the process was killed between the two. All processes may do so at once."""
-    for folder in (run / ASIDE).glob("checkpoint-*"):
+    for folder in (run / STAGING).glob("checkpoint-*"):
         final = run / folder.name
         if (folder / MANIFEST).is_file() and not (final / MANIFEST).is_file():
             with suppress(OSError):  # another process was faster, or half a checkpoint has the name
@@ -101,7 +104,7 @@ def publish_into(written: Path, final: Path, **facts) -> None:
     final.mkdir(parents=True, exist_ok=True)
     names = sorted((p.relative_to(written).as_posix() for p in written.rglob("*") if p.is_file()), key=lambda name: name == MANIFEST)
     former = _published(final)
-    write_whole(final / UNFINISHED, json.dumps(sorted({*former, *names} - {MANIFEST})))
+    write_atomically(final / UNFINISHED, json.dumps(sorted({*former, *names} - {MANIFEST})))
     for name in (MANIFEST, *former):
         (final / name).unlink(missing_ok=True)
     for name in names:
@@ -122,7 +125,7 @@ def _published(folder: Path) -> list[str]:
     return names
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Write a file that is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -134,17 +137,17 @@ def write_whole(path: Path, text: str) -> None:
 
 
 @contextmanager
-def room_for(needed: int, run: Path) -> Iterator[None]:
+def reserve_space(needed: int, run: Path) -> Iterator[None]:
     """Refuse, before and while writing, to save where the disk has no room; what was begun is removed.
 
     `needed` is in bytes. The previous checkpoint is not touched.
     """
-    require_room(needed, run)
-    with full_disk_named(needed, run):
+    require_space(needed, run)
+    with explain_full_disk(needed, run):
         yield
 
 
-def require_room(needed: int, run: Path) -> None:
+def require_space(needed: int, run: Path) -> None:
     """Refuse to save `needed` bytes where the disk has no room."""
     run.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(run).free
@@ -153,15 +156,15 @@ def require_room(needed: int, run: Path) -> None:
 
 
 @contextmanager
-def full_disk_named(needed: int, run: Path) -> Iterator[None]:
-    """Turn the error of a disk that fills up into a UserError; what was begun is removed."""
+def explain_full_disk(needed: int, run: Path) -> Iterator[None]:
+    """Raise a UserError in place of the error of a disk that fills up; what was begun is removed."""
     try:
         yield
     except Exception as error:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or _says_full(error)
         if not full:
             raise
-        shutil.rmtree(run / ASIDE, ignore_errors=True)
+        shutil.rmtree(run / STAGING, ignore_errors=True)
         raise UserError(_no_room(run, needed, shutil.disk_usage(run).free)) from error
 
 
@@ -176,3 +179,29 @@ def _no_room(run: Path, needed: int, free: int) -> str:
         f"the disk is full: a checkpoint needs {needed:,} bytes and {run} has {free:,} free; free some room "
         "(or lower --save_total_limit) and resume, the previous checkpoint is intact"
     )
+
+
+# Whole models put in their place at once
+
+
+def copy_model(source: Path, target: Path) -> None:
+    """Copy a sealed checkpoint into a folder that may hold other things; its manifest comes last."""
+    made = verify(source)
+    with reserve_space(sum(each["bytes"] for each in made["files"].values()), target):
+        written = start_staging(target) / "final"
+        for name in made["files"]:
+            (written / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, written / name)
+        publish_into(written, target, **{name: value for name, value in made.items() if name not in ("format", "files")})
+
+
+def save_merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, target: Path, **facts: Any) -> None:
+    """Save a model with its adapter merged into its weights as a whole checkpoint; the model is changed."""
+    generation = model.generation_config
+    merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    merged.generation_config = generation
+    with reserve_space(sum(p.numel() * p.element_size() for p in merged.parameters()), target):
+        written = start_staging(target) / "final"
+        merged.save_pretrained(written)
+        tokenizer.save_pretrained(written)
+        publish_into(written, target, paradigm="causal", template=fingerprint(tokenizer.chat_template), **facts)

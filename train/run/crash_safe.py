@@ -1,6 +1,6 @@
 """What every stage's trainer does alike: stop at a loss that is no number, and save checkpoints that a kill cannot spoil."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from ...data.errors import UserError
 from ...infer.checkpoint.manifest import fingerprint, verify
 from ...infer.kernels.device import in_float64
-from .checkpoints import ASIDE, full_disk_named, publish, publish_into, require_room, rotate, start_aside
+from .checkpoints import STAGING, explain_full_disk, publish, publish_into, require_space, rotate, start_staging
 from .optimizer import MasterAdamW
-from .randomness import order_by_epoch, randomness_kept
+from .randomness import order_by_epoch, preserve_random_state
 
 STAGE_STATE = "stage_state_{}.pt"  # a process's own
 REFERENCE = "reference.safetensors"
@@ -33,12 +33,11 @@ class Provenance:
     options: dict[str, Any] | None = None  # what the run is known by
 
 
-def master_optimizer(model: PreTrainedModel, args: TrainingArguments) -> dict[str, Any]:
-    """What a Trainer is given so that low-precision weights keep float32 masters; nothing where it needs no masters."""
+def master_optimizer(model: nn.Module, args: TrainingArguments) -> tuple[type, dict[str, Any]] | None:
+    """An optimizer's class and settings by which low-precision weights keep float32 masters; None where no masters are needed."""
     if args.optim in ADAMW and any(p.requires_grad and p.dtype.itemsize == 2 for p in model.parameters()):
-        _, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
-        return {"optimizer_cls_and_kwargs": (MasterAdamW, settings)}
-    return {}
+        return MasterAdamW, Trainer.get_optimizer_cls_and_kwargs(args, model)[1]
+    return None
 
 
 class CrashSafeCheckpoints:
@@ -51,15 +50,19 @@ class CrashSafeCheckpoints:
         self.provenance = provenance or Provenance()
         self._run_folder_for_saving: str | None = None
         super().__init__(*args, **kwargs)
+        if self.optimizer is None:
+            self.optimizer_cls_and_kwargs = master_optimizer(self.model, self.args) or self.optimizer_cls_and_kwargs
 
     def _send_telemetry(self) -> None:
         """Send nobody word of the run."""
 
     def create_model_card(self, *args, **kwargs) -> None:
+        """Write a model card where the model goes to a hub, and only there."""
         if self.args.push_to_hub:  # trl would write one into the run's folder at every checkpoint
             super().create_model_card(*args, **kwargs)
 
     def training_step(self, *args, **kwargs) -> Tensor:
+        """The loss of a micro-batch, its gradients added. Raises UserError for one that is no finite number."""
         loss = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
             raise UserError(
@@ -85,28 +88,47 @@ class CrashSafeCheckpoints:
         training = model.training
         model.eval()
         try:
-            with torch.no_grad(), randomness_kept(self.args.device):
+            with torch.no_grad(), preserve_random_state(self.args.device):
                 yield model
         finally:
             model.train(training)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """As the trainer beneath, leaving mode and random numbers as they were."""
         with self.in_evaluation():
             return super().evaluate(*args, **kwargs)
 
     def sums_over(self, rows: Sequence[Any], width: int, sums_of: Callable[[list[Any]], Tensor]) -> list[float]:
         """The sums of what `sums_of` makes of batches of rows, [width], over all rows and processes; each row counts once."""
-        mine = range(self.args.process_index, len(rows), self.args.world_size)  # a sampler would pad, and count rows twice
-        size = self.args.per_device_eval_batch_size
         sums = torch.zeros(width, dtype=torch.float64)
-        for start in range(0, len(mine), size):
+        for places in self._batches_of(len(rows)):
             with self.accelerator.autocast():
-                sums += in_float64(sums_of([rows[i] for i in mine[start : start + size]])).cpu()
-        return self.summed(sums).tolist()
+                sums += in_float64(sums_of([rows[i] for i in places])).cpu()
+        return self.sum_over_processes(sums).tolist()
 
-    def summed(self, values: Tensor) -> Tensor:
-        """The sums of float64 values over all processes, on the CPU, rounded by none."""
-        return self.accelerator.reduce(values.to(self.args.device)).cpu() if self.args.world_size > 1 else values
+    def values_over(self, rows: Sequence[Any], values_of: Callable[[list[Any]], Tensor]) -> Tensor:
+        """What `values_of` makes of each row of a batch, [rows of the batch], for all rows: [rows] in float64, in every process."""
+        values = torch.zeros(len(rows), dtype=torch.float64)
+        for places in self._batches_of(len(rows)):
+            with self.accelerator.autocast():
+                values[list(places)] = in_float64(values_of([rows[i] for i in places])).cpu()
+        return self.sum_over_processes(values)  # each row is one process's
+
+    def _batches_of(self, count: int) -> Iterator[range]:
+        """The places of this process's rows of so many, a batch at a time."""
+        mine = range(self.args.process_index, count, self.args.world_size)  # a sampler would pad, and count rows twice
+        size = self.args.per_device_eval_batch_size
+        yield from (mine[start : start + size] for start in range(0, len(mine), size))
+
+    def sum_over_processes(self, values: Tensor) -> Tensor:
+        """The sums of values over all processes, of the same shape [...], in float64 on the CPU."""
+        values = in_float64(values)
+        return self.accelerator.reduce(values.to(self.args.device)).cpu() if self.args.world_size > 1 else values.cpu()
+
+    def sums_by_name(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The sums of some numbers over all processes; every process must have the same names."""
+        names = sorted(values)
+        return dict(zip(names, self.sum_over_processes(torch.tensor([values[name] for name in names], dtype=torch.float64)).tolist(), strict=True))
 
     # Saving
 
@@ -120,16 +142,16 @@ class CrashSafeCheckpoints:
             state += sum(p.numel() * p.element_size() for p in reference.parameters())
         return weights + (0 if self.args.save_only_model else state) + 16 * 2**20  # tokenizer, random state, logs
 
-    def state_to_resume(self) -> dict[str, Any]:
+    def stage_state(self) -> dict[str, Any]:
         """What this process has to keep, beside weights, optimizer and random numbers, to go on as if it had not been stopped: tensors and plain values."""
         return {}
 
-    def go_on_from(self, state: dict[str, Any]) -> None:
-        """Take up what `state_to_resume` gave; nothing where the checkpoint has none of this process."""
+    def restore_state(self, state: dict[str, Any]) -> None:
+        """Take up what `stage_state` gave; nothing where the checkpoint has none of this process."""
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if state := self.state_to_resume():
+        if state := self.stage_state():
             Path(output_dir).mkdir(parents=True, exist_ok=True)  # the main process may not have come so far
             torch.save(state, Path(output_dir) / STAGE_STATE.format(self.args.process_index))
         if self.args.should_save and (reference := self._moving_reference()) is not None:
@@ -140,7 +162,7 @@ class CrashSafeCheckpoints:
         if checkpoint is None:
             return
         path = Path(checkpoint) / STAGE_STATE.format(self.args.process_index)
-        self.go_on_from(torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else {})
+        self.restore_state(torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else {})
         if (reference := self._moving_reference()) is not None:
             if not (Path(checkpoint) / REFERENCE).is_file():
                 raise UserError(f"{checkpoint} holds no {REFERENCE}, the reference that follows the policy (sync_ref_model): use --resume never")
@@ -170,40 +192,40 @@ class CrashSafeCheckpoints:
             self.state.best_model_checkpoint = str(run / f"checkpoint-{self.state.best_global_step}")
         best = self.state.best_model_checkpoint
         best_step, needed = self.state.best_global_step, self.checkpoint_bytes()
-        with self.failing_together():
-            require_room(needed, run)
+        with self.fail_together():
+            require_space(needed, run)
             if self.args.should_save:
-                start_aside(run)
-        self._run_folder_for_saving = str(run / ASIDE)
+                start_staging(run)
+        self._run_folder_for_saving = str(run / STAGING)
         self.state.best_global_step = None  # with it the Trainer would wait for all processes, a failed one too
         try:
-            with self.failing_together(), full_disk_named(needed, run):
+            with self.fail_together(), explain_full_disk(needed, run):
                 super()._save_checkpoint(model, trial)
         finally:
             self._run_folder_for_saving = None
             self.state.best_global_step, self.state.best_model_checkpoint = best_step, best
-        with self.failing_together(), full_disk_named(needed, run):
+        with self.fail_together(), explain_full_disk(needed, run):
             if self.args.should_save:
-                self.state.save_to_json(str(run / ASIDE / name / "trainer_state.json"))  # now with the best
-                publish(run / ASIDE / name, run / name, **self._facts())
+                self.state.save_to_json(str(run / STAGING / name / "trainer_state.json"))  # now with the best
+                publish(run / STAGING / name, run / name, **self._facts())
                 rotate(run, self.args.save_total_limit, best)
 
     def save_final(self) -> Path:
         """Save the model alone, ready to load, into the run's own folder; return that folder."""
         run, needed = Path(self.args.output_dir), self.checkpoint_bytes()
-        with self.failing_together():
-            require_room(needed, run)
+        with self.fail_together():
+            require_space(needed, run)
             if self.args.should_save:
-                start_aside(run)
-        with self.failing_together(), full_disk_named(needed, run):
-            self.save_model(str(run / ASIDE / "final"))
-        with self.failing_together(), full_disk_named(needed, run):
+                start_staging(run)
+        with self.fail_together(), explain_full_disk(needed, run):
+            self.save_model(str(run / STAGING / "final"))
+        with self.fail_together(), explain_full_disk(needed, run):
             if self.args.should_save:
-                publish_into(run / ASIDE / "final", run, **self._facts())
+                publish_into(run / STAGING / "final", run, **self._facts())
         return run
 
     @contextmanager
-    def failing_together(self) -> Iterator[None]:
+    def fail_together(self) -> Iterator[None]:
         """Wait for all processes at the end, and raise in all of them where one failed, which would leave the others waiting.
 
         What is done within must not wait for other processes itself, except by the libraries that gather sharded weights.
@@ -213,7 +235,7 @@ class CrashSafeCheckpoints:
             yield
         except Exception as error:
             failure = error
-        failed = self.summed(torch.tensor(float(failure is not None))).item()
+        failed = self.sum_over_processes(torch.tensor(float(failure is not None))).item()
         if failure is not None:
             raise failure
         if failed:

@@ -1,17 +1,19 @@
-"""Curves as inline SVG: axes with numbers, a legend, and words for those who do not see it. Colours are the page's, by class."""
+"""Curves as inline SVG, drawn by matplotlib in the colours of the page; and what they show in words and numbers."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from math import ceil, floor, isfinite, log10
+from io import StringIO
+from math import isfinite
 
-from ...infer.explain.drawings import svg
-
-WIDTH, HEIGHT = 560, 240
-LEFT, RIGHT, TOP, BOTTOM = 62, 22, 12, 44
-COLOURS = 6  # classes c0 to c5 on the page
-DASHES = ("", "7 4", "2 4", "10 3 2 3")
+COLOURS = ("#1f66ad", "#b34700", "#0b6b3a", "#8a2d8a", "#8a6a00", "#a3161a")  # on the page --c0 to --c5, whatever its theme makes of them
+INK, GRID = "#5c5c5c", "#d4d6d9"  # --quiet and --line
+INCHES = (5.6, 2.4)
+WIDTH = 2.0  # of a line, in points
+DASHES: tuple[tuple[float, ...], ...] = ((), (3.5, 2), (1, 2), (5, 1.5, 1, 1.5))  # in widths of the line
 DOTTED_UP_TO = 40  # points that are also marked one by one
+_NO_FACTS = {"Date": None, "Creator": None, "Format": None, "Type": None}  # the same curves give the same bytes
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,12 @@ class Line:
     colour: int = 0
     dash: int = 0
 
+    @property
+    def style(self) -> str:
+        """What a piece of the line looks like, as CSS."""
+        dashes = " ".join(f"{WIDTH * part:g}" for part in DASHES[self.dash % len(DASHES)])
+        return f"stroke: var(--c{self.colour % len(COLOURS)}); stroke-dasharray: {dashes or 'none'}"
+
 
 def finite(name: str, points: Sequence[tuple[float, float]], colour: int = 0, dash: int = 0) -> Line:
     """A line of the points whose value is a finite number."""
@@ -31,41 +39,39 @@ def finite(name: str, points: Sequence[tuple[float, float]], colour: int = 0, da
     return Line(name, [step for step, _ in kept], [value for _, value in kept], colour, dash)
 
 
-def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """At most `most` round numbers (1, 2 or 5 times a power of ten apart), the first not above `low`, the last not below `high`.
-
-    >>> ticks(0.13, 0.88)
-    [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    """
-    if not low < high:
-        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
-    power = floor(log10((high - low) / most))
-    for step in (digit * 10.0**e for e in range(power, power + 3) for digit in (1, 2, 5)):
-        first, last = floor(low / step + 1e-9), ceil(high / step - 1e-9)  # 0.3 / 0.1 is a little less than 3
-        if last - first < most:
-            return [float(f"{number * step:.12g}") for number in range(first, last + 1)]
-    raise AssertionError("a step of a hundred times the span always fits")
-
-
 def line_chart(title: str, lines: Sequence[Line], unit: str = "") -> str:
-    """The lines over their steps as SVG text; empty where no line has a point."""
+    """The lines over their steps as SVG text, each a `g` of the class `curve`; empty where no line has a point."""
     lines = [line for line in lines if line.values]
     if not lines:
         return ""
-    across = ticks(min(min(line.steps) for line in lines), max(max(line.steps) for line in lines))
-    up = ticks(min(min(line.values) for line in lines), max(max(line.values) for line in lines))
-    x = _scale(across, LEFT, WIDTH - RIGHT)
-    y = _scale(up, HEIGHT - BOTTOM, TOP)
-    parts = []
-    for tick in up:
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-        parts.append(f'<text class="axis" x="{LEFT - 7}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    for tick in across:
-        parts.append(f'<text class="axis" x="{x(tick):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{tick:g}</text>')
-    parts.append(f'<text class="axis" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">step</text>')
-    parts += [_drawn(line, x, y) for line in lines]
-    label = f"{title}{f' ({unit})' if unit else ''}. " + " ".join(map(in_words, lines))
-    return svg(WIDTH, HEIGHT, label, *parts, scale='class="chart"')
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure  # the figure alone: no window, no global state
+
+    text = StringIO()
+    with rc_context({"svg.hashsalt": "seodang", "svg.fonttype": "none", "axes.edgecolor": INK, "text.color": INK}):
+        figure = Figure(figsize=INCHES, layout="constrained")
+        axes = figure.subplots()
+        for line in lines:
+            axes.plot(
+                line.steps, line.values, color=COLOURS[line.colour % len(COLOURS)], linestyle=(0, DASHES[line.dash % len(DASHES)] or None), linewidth=WIDTH,
+                marker="o" if len(line.steps) <= DOTTED_UP_TO else "", markersize=3.5, clip_on=False, gid="curve",
+            )  # fmt: skip
+        axes.grid(axis="y", color=GRID, clip_on=False)
+        axes.set_xlabel("step", color=INK)
+        axes.tick_params(length=0, labelcolor=INK)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(text, format="svg", transparent=True, metadata=_NO_FACTS)
+    return _inlined(text.getvalue(), f"{title}{f' ({unit})' if unit else ''}. " + " ".join(map(in_words, lines)))
+
+
+def _inlined(svg: str, label: str) -> str:
+    """matplotlib's picture as a part of a page: with its description, in the page's colours and type, without names that another picture has too."""
+    view, body = re.search(r'<svg[^>]*viewBox="([^"]*)"[^>]*>(.*)', svg, re.DOTALL).groups()
+    body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>|font-family: [^;]*; ", "", body, flags=re.DOTALL)
+    body = re.sub(r'<g id="(curve)?[^"]*"', lambda match: '<g class="curve"' if match[1] else "<g", body)
+    for name, colour in [*((f"c{place}", colour) for place, colour in enumerate(COLOURS)), ("quiet", INK), ("line", GRID)]:
+        body = body.replace(colour, f"var(--{name})")
+    return f'<svg class="chart" viewBox="{view}" role="img" aria-label="{escape(label)}">{body}'
 
 
 def in_words(line: Line) -> str:
@@ -77,49 +83,10 @@ def in_words(line: Line) -> str:
     return f"{line.name}: {span}, least {min(line.values):.4g}, greatest {max(line.values):.4g}."
 
 
-def legend(lines: Sequence[Line]) -> str:
-    """The names of the lines, each behind a piece of it."""
-    entries = (
-        f'<li><svg width="34" height="10" aria-hidden="true"><line class="{_colour(line)}" x1="1" x2="33" y1="5" y2="5"{_dash(line)}/></svg>'
-        f"{escape(line.name)}</li>"
-        for line in lines
-        if line.values
-    )
-    return f'<ul class="legend">{"".join(entries)}</ul>'
-
-
-def values_table(title: str, lines: Sequence[Line], most: int = 25) -> str:
-    """The values as a table of at most `most` steps, evenly chosen, the first and the last among them."""
+def table_of(lines: Sequence[Line], most: int = 25) -> list[tuple[float, list[float | None]]]:
+    """Steps with each line's value there, None where it has none: at most `most`, evenly chosen, the first and the last among them."""
     steps = sorted({step for line in lines for step in line.steps})
     if len(steps) > most:
         steps = [steps[round(place * (len(steps) - 1) / (most - 1))] for place in range(most)]
     found = [dict(zip(line.steps, line.values, strict=True)) for line in lines]
-    head = "".join(f'<th scope="col">{escape(line.name)}</th>' for line in lines)
-    rows = "".join(
-        f'<tr><th scope="row">{step:g}</th>' + "".join(f"<td>{at[step]:.4g}</td>" if step in at else "<td></td>" for at in found) + "</tr>"
-        for step in steps
-    )
-    caption = f"<caption>{escape(title)}</caption>"
-    return f'<table class="values">{caption}<thead><tr><th scope="col">step</th>{head}</tr></thead><tbody>{rows}</tbody></table>'
-
-
-def _scale(marks: Sequence[float], start: float, end: float):
-    low, span = marks[0], marks[-1] - marks[0]
-    return lambda value: start + (value - low) / span * (end - start)
-
-
-def _drawn(line: Line, x, y) -> str:
-    points = [f"{x(step):.1f},{y(value):.1f}" for step, value in zip(line.steps, line.values, strict=True)]
-    drawn = f'<polyline class="{_colour(line)}" points="{" ".join(points)}"{_dash(line)}/>' if len(points) > 1 else ""
-    if len(points) <= DOTTED_UP_TO:
-        drawn += "".join('<circle class="{}" cx="{}" cy="{}" r="2.5"/>'.format(_colour(line), *point.split(",")) for point in points)
-    return drawn
-
-
-def _colour(line: Line) -> str:
-    return f"c{line.colour % COLOURS}"
-
-
-def _dash(line: Line) -> str:
-    dash = DASHES[line.dash % len(DASHES)]
-    return f' stroke-dasharray="{dash}"' if dash else ""
+    return [(step, [values.get(step) for values in found]) for step in steps]

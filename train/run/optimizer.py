@@ -14,7 +14,7 @@ class MasterAdamW(torch.optim.AdamW):
 
     A bfloat16 weight has 8 bits of mantissa: an update under 1/256 of it would be rounded away. The masters keep those bits
     (Micikevicius et al. 2018, "Mixed Precision Training"), are saved with the optimizer's state and are what resuming restores.
-    Parameters that are float32 already are their own masters.
+    Parameters that are float32 already are their own masters. By hand, as torchao's optimizers round at random instead and keep no masters.
     """
 
     def __init__(self, params: Iterable[Any], **settings: Any):
@@ -32,6 +32,7 @@ class MasterAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure=None):
+        """Step the masters by the gradients of their parameters, which follow, rounded."""
         lowered = [(p, m) for p, m in self.pairs if p is not m and p.grad is not None]
         for parameter, master in lowered:
             master.grad, parameter.grad = parameter.grad.float(), None  # two sets of gradients at once would cost memory
@@ -42,6 +43,7 @@ class MasterAdamW(torch.optim.AdamW):
         return result
 
     def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients of parameters and masters."""
         super().zero_grad(set_to_none)
         for parameter, _ in self.pairs:
             parameter.grad = None

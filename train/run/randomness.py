@@ -31,7 +31,7 @@ def _beneath(layer: Any) -> Any:
 
 
 @contextmanager
-def randomness_kept(device: torch.device) -> Iterator[None]:
+def preserve_random_state(device: torch.device) -> Iterator[None]:
     """Put Python's, numpy's and torch's random states back as they were, on the CPU and on `device`."""
     python, arrays = random.getstate(), np.random.get_state()
     try:

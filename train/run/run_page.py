@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from .line_chart import COLOURS, Line, finite, legend, line_chart, values_table
-from .logs import LOG, read_log
+from ...data.html_template import render_html
+from .callbacks import LOG, read_log
+from .line_chart import COLOURS, Line, finite, line_chart, table_of
 
+TEMPLATE = Path(__file__).with_name("run_page.html.jinja")
 CURVES = "curves.png"
 PPO_CURVES = ("reward/mean", "kl", "length/mean", "entropy")
 
@@ -77,15 +78,14 @@ def to_html(
     too, and everything that comes from data is escaped.
     """
     tables = samples if isinstance(samples, Mapping) else {"Samples": samples}
-    drawn = "".join(figure(chart, lines) for chart in CHARTS if (lines := lines_of(chart, logs)))
-    parts = [
-        _figures(figures),
-        f'<section><h2>Curves</h2><div class="charts">{drawn}</div></section>' if drawn else "<p>Nothing was logged.</p>",
-        *(samples_table(some, heading) for heading, some in tables.items()),
-    ]
-    template = Path(__file__).with_name("run_page.html").read_text(encoding="utf-8")
-    before, after = template.split("{{ body }}")
-    return before.replace("{{ title }}", escape(title)) + "\n".join(filter(None, parts)) + after
+    charts = [(chart, lines, line_chart(chart.title, lines, chart.unit), table_of(lines)) for chart in CHARTS if (lines := lines_of(chart, logs))]
+    shown = [(heading, any(map(has_reward, some)), some) for heading, some in tables.items() if some]
+    return render_html(TEMPLATE, title=title, figures=figures, charts=charts, tables=shown)
+
+
+def has_reward(sample: Sample) -> bool:
+    """Whether there is a reward to show."""
+    return sample.reward_before is not None or sample.reward_after is not None
 
 
 def lines_of(chart: Chart, logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Line]:
@@ -94,45 +94,11 @@ def lines_of(chart: Chart, logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> l
     for place, (run, entries) in enumerate(logs.items()):
         for key, name in chart.keys.items():
             points = [(entry["step"], entry[key]) for entry in entries if "step" in entry and key in entry]
-            said = ", ".join(filter(None, [run if len(logs) > 1 or not name else "", name]))
+            label = ", ".join(filter(None, [run if len(logs) > 1 or not name else "", name]))
             # beyond the page's colours the dash has to tell runs apart as well
-            line = finite(said, points, colour=place, dash=names.index(name) + place // COLOURS)
+            line = finite(label, points, colour=place, dash=names.index(name) + place // len(COLOURS))
             lines += [line] if line.values else []
     return lines
-
-
-def figure(chart: Chart, lines: Sequence[Line]) -> str:
-    """One chart with its heading, its legend and its values as a table that can be unfolded."""
-    unit = f" <small>{escape(chart.unit)}</small>" if chart.unit else ""
-    values = f"<details><summary>Values</summary><div class='wide'>{values_table(chart.title, lines)}</div></details>"
-    heading = f"<h3>{escape(chart.title)}{unit}</h3>"
-    return f"<figure>{heading}{line_chart(chart.title, lines, chart.unit)}{legend(lines)}{values}</figure>"
-
-
-def samples_table(samples: Sequence[Sample], heading: str = "Samples") -> str:
-    """Prompts with their answers before and after, and the rewards where any sample has one."""
-    if not samples:
-        return ""
-    rewarded = any(each is not None for sample in samples for each in (sample.reward_before, sample.reward_after))
-    names = ["prompt", "before", "after", *(["reward before", "reward after"] if rewarded else [])]
-    head = "".join(f'<th scope="col">{name}</th>' for name in names)
-    rows = ""
-    for sample in samples:
-        cells = "".join(f'<td class="text">{escape(text)}</td>' for text in (sample.before, sample.after))
-        if rewarded:
-            given = (sample.reward_before, sample.reward_after)
-            cells += "".join(f'<td class="number">{"" if each is None else f"{each:.3f}"}</td>' for each in given)
-        rows += f'<tr><th scope="row" class="text">{escape(sample.prompt)}</th>{cells}</tr>'
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-    name = escape(heading)
-    return f'<section><h2>{name}</h2><div class="wide" tabindex="0" role="region" aria-label="{name}">{table}</div></section>'
-
-
-def _figures(figures: Sequence[tuple[str, Any]]) -> str:
-    if not figures:
-        return ""
-    rows = "".join(f'<tr><th scope="row">{escape(name)}</th><td>{escape(str(value))}</td></tr>' for name, value in figures)
-    return f'<section><h2>Figures</h2><div class="wide"><table>{rows}</table></div></section>'
 
 
 def draw_curves(run: Path, names: Sequence[str] = PPO_CURVES) -> Path | None:

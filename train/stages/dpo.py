@@ -13,111 +13,20 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
 from ...data.errors import UserError
-from ...data.preference_rows import pairs
+from ...data.preference_rows import preference_pairs
 from ...infer.kernels.device import in_float64
-from ..attention.tree import by_branch
+from ..attention.tree import sum_by_branch
 from ..maths.preference_losses import LOSSES, PairScores, PreferenceSettings, implicit_rewards
-from ..models.adapters import with_adapter
-from ..models.branch_logprobs import lay_out_branches, patch_branch_logprobs
-from ..models.reference import Reference, check_reference, shared_out
-from ..run.crash_safe import Provenance, CrashSafeCheckpoints, master_optimizer
-from ..run.limits import check_fits
-from ..run.logs import RunLog
-from .sft import set_eos_token_ids
+from ..models.branch_logprobs import choose_branch_collator, patch_branch_logprobs
+from ..models.reference import Reference, check_reference, compute_distributed
+from ..run.crash_safe import CrashSafeCheckpoints, Provenance
+from .build import Rows, Stage, ranked_size
 
 REFERENCE_TIMES = ("step", "before")
-Rows = Sequence[dict[str, Any]]
-
-
-def dpo(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Rows,
-    args: TrainingArguments,
-    settings: PreferenceSettings | None = None,
-    *,
-    resume: str | None = None,
-    **options: Any,
-) -> "DpoTrainer":
-    """Train on ranked answers; return the trainer, ready for `.save_final()`.
-
-    `resume` is a checkpoint's folder; `options` are those of `dpo_trainer`.
-    """
-    trainer = dpo_trainer(model, tokenizer, rows, args, settings, **options)
-    trainer.train(resume_from_checkpoint=resume)
-    return trainer
-
-
-def dpo_trainer(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Rows,
-    args: TrainingArguments,
-    settings: PreferenceSettings | None = None,
-    *,
-    eval_rows: Rows | None = None,
-    lora: LoraConfig | None = None,
-    reference: PreTrainedModel | None = None,
-    reference_time: str = "step",
-    sample: Callable[[PreTrainedModel], dict[str, float]] | None = None,
-    provenance: Provenance | None = None,
-    callbacks: Sequence[TrainerCallback] = (),
-) -> "DpoTrainer":
-    """Build the trainer of `dpo`; the model is changed in place (its attention, its forward, its adapter).
-
-    Rows hold `prompt_ids`, `branches` and `ranks`, as `prepare_preferences` makes them. The reference is the model before training, unless one
-    is given: with `lora` the weights beneath the adapter, else a copy. `reference_time`: "step" scores with it at every step, "before" once,
-    so that no second model is kept.
-    """
-    settings = settings or PreferenceSettings()
-    if not rows:
-        raise UserError("there are no ranked answers to train on: check the data with `seodang preview`")
-    check_rows(rows, model)
-    check_rows(eval_rows or (), model)
-    if reference_time not in REFERENCE_TIMES:
-        raise UserError(f"reference_time must be one of {', '.join(REFERENCE_TIMES)}, got {reference_time!r}")
-    set_eos_token_ids(model, tokenizer)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    collate = lay_out_branches(model, pad)
-    patch_branch_logprobs(model)
-    if reference is not None:
-        check_reference(model, reference)
-    if lora is not None:
-        model = with_adapter(model, lora, args.activation_checkpointing)
-    args.remove_unused_columns = False  # the Trainer would drop the branches
-    args.accelerator_config.dispatch_batches = False  # rows laid end to end cannot be cut along the batch
-    return DpoTrainer(
-        model,
-        args,
-        settings=settings,
-        reference=reference,
-        reference_time=reference_time,
-        sample=sample,
-        provenance=provenance,
-        data_collator=PairCollator(collate),
-        train_dataset=list(rows),
-        eval_dataset=list(eval_rows) if eval_rows else None,
-        processing_class=tokenizer,
-        callbacks=[RunLog(), *callbacks],
-    )
-
-
-def check_rows(rows: Rows, model: PreTrainedModel) -> None:
-    """Refuse rows that cannot be trained on: without a pair, longer than the model's context, or with ids beyond its vocabulary."""
-    sizes = []
-    for number, row in enumerate(rows, start=1):
-        where = row.get("where") or f"row {number}"
-        if not pairs(row["ranks"]):
-            raise UserError(f"{where} has no pair of a better and a worse answer: give it a rejected side, or leave it out")
-        if not row["prompt_ids"] or not all(row["branches"]):
-            raise UserError(f"{where} has an empty prompt or answer: fill it in, or leave it out")
-        longest = len(row["prompt_ids"]) + max(map(len, row["branches"]))
-        sizes.append((where, longest, max(max(row["prompt_ids"]), *map(max, row["branches"]))))
-    check_fits(model, sizes)
 
 
 class PairCollator:
-    """Rows to a batch with `pairs` [pairs, 2], the places among all branches of each better and worse answer.
+    """Rows to a batch with `preference_pairs` [pairs, 2], the places among all branches of each better and worse answer.
 
     Rows that carry `reference`, the reference's log-probability of each branch, give `reference` [branches].
     """
@@ -128,7 +37,7 @@ class PairCollator:
     def __call__(self, rows: Rows) -> dict[str, Any]:
         found, before = [], 0
         for row in rows:
-            found += [(before + better, before + worse) for better, worse in pairs(row["ranks"])]
+            found += [(before + better, before + worse) for better, worse in preference_pairs(row["ranks"])]
             before += len(row["branches"])
         batch = {**self.collate(rows), "pairs": torch.tensor(found)}
         if "reference" in rows[0]:
@@ -146,13 +55,14 @@ class DpoTrainer(CrashSafeCheckpoints, Trainer):
     loss_is_scaled_for_ga = True  # by the counts of the whole accumulated batch
 
     def __init__(self, model, args, *, settings: PreferenceSettings, reference, reference_time: str, sample=None, provenance=None, **kwargs: Any):
-        super().__init__(model, args, provenance=provenance, **master_optimizer(model, args), **kwargs)
+        super().__init__(model, args, provenance=provenance, **kwargs)
         self.settings, self.kind, self.sample = settings, LOSSES[settings.loss], sample
         self.reference = Reference(model, reference) if self.kind.needs_reference else None
         self._sums: dict[str, float] = {}
         self._to_score = self.reference is not None and reference_time == "before"
 
     def train(self, *args, **kwargs):
+        """As the Trainer's, after the reference has scored the rows where it is to do so once."""
         self.score_before()  # before a checkpoint is loaded into the model
         return super().train(*args, **kwargs)
 
@@ -176,12 +86,12 @@ class DpoTrainer(CrashSafeCheckpoints, Trainer):
                 sums = self._reference_sums(model, batch)
             return sums.split([len(row["branches"]) for row in some])
 
-        found = shared_out(compute, rows, self.args.per_device_train_batch_size, self.args.process_index, self.args.world_size)
+        found = compute_distributed(compute, rows, self.args.per_device_train_batch_size, self.args.process_index, self.args.world_size)
         return [{**row, "reference": values} for row, values in zip(rows, found, strict=True)]
 
     def _reference_sums(self, model, batch: dict[str, Any]) -> Tensor:
         inputs = {key: value for key, value in batch.items() if key not in ("pairs", "reference")}
-        return by_branch(self.reference.logprobs(model, inputs), batch["branch_lengths"])
+        return sum_by_branch(self.reference.logprobs(model, inputs), batch["branch_lengths"])
 
     # Loss
 
@@ -195,9 +105,10 @@ class DpoTrainer(CrashSafeCheckpoints, Trainer):
         return self.accelerator.reduce(torch.tensor(counts, device=device))
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch: Tensor | None = None):
+        """This batch's part of the loss of the accumulated batch, a scalar; its rewards go to the next log."""
         counts = self._get_num_items_in_batch([inputs], self.args.device) if num_items_in_batch is None else num_items_in_batch
         scores = self._pair_scores(model, inputs)
-        self._note(scores)
+        self._record(scores)
         return self._loss_sum(scores, counts) * self.args.world_size  # processes average their gradients
 
     def _loss_sum(self, scores: PairScores, counts: Tensor) -> Tensor:
@@ -221,11 +132,11 @@ class DpoTrainer(CrashSafeCheckpoints, Trainer):
         reference = batch.get("reference")
         if reference is None and self.reference is not None:
             reference = self._reference_sums(self.accelerator.unwrap_model(model), batch)
-        sums = by_branch(model(**inputs).logprobs, batch["branch_lengths"])
+        sums = sum_by_branch(model(**inputs).logprobs, batch["branch_lengths"])
         of_reference = (None, None) if reference is None else (reference[better], reference[worse])
         return PairScores(sums[better], sums[worse], *of_reference, lengths[better], lengths[worse])
 
-    def _note(self, scores: PairScores) -> None:
+    def _record(self, scores: PairScores) -> None:
         """Add a batch's rewards to what the next log averages."""
         chosen, rejected = (reward.detach() for reward in self._rewards(scores))
         for name, value in (("chosen", chosen), ("rejected", rejected), ("margins", chosen - rejected), ("accuracies", chosen > rejected)):
@@ -233,10 +144,9 @@ class DpoTrainer(CrashSafeCheckpoints, Trainer):
         self._sums["pairs"] = self._sums.get("pairs", 0.0) + len(chosen)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the rewards since the last log, means over the pairs of all processes."""
         if "loss" in logs and self._sums:
-            names = sorted(self._sums)
-            values = self.summed(torch.tensor([self._sums[name] for name in names], dtype=torch.float64))
-            sums = dict(zip(names, values.tolist(), strict=True))
+            sums = self.sums_by_name(self._sums)
             count = sums.pop("pairs")
             logs |= {f"rewards/{name}": value / count for name, value in sums.items()}
             self._sums.clear()
@@ -280,3 +190,60 @@ class DpoTrainer(CrashSafeCheckpoints, Trainer):
             loss, right, margin, count, likelihood, tokens = self.sums_over(rows, 6, sums_of)
         nll = -likelihood / tokens if self.kind.adds_chosen_nll else 0.0
         return {"loss": loss / count + nll, "accuracy": right / count, "margin": margin / count}
+
+
+DPO = Stage(DpoTrainer, "ranked answers to train on", ranked_size, patch_branch_logprobs)
+
+
+def dpo(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Rows,
+    args: TrainingArguments,
+    settings: PreferenceSettings | None = None,
+    *,
+    resume: str | None = None,
+    **options: Any,
+) -> DpoTrainer:
+    """Train on ranked answers; return the trainer, ready for `.save_final()`.
+
+    `resume` is a checkpoint's folder; `options` are those of `dpo_trainer`.
+    """
+    trainer = dpo_trainer(model, tokenizer, rows, args, settings, **options)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def dpo_trainer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Rows,
+    args: TrainingArguments,
+    settings: PreferenceSettings | None = None,
+    *,
+    eval_rows: Rows | None = None,
+    lora: LoraConfig | None = None,
+    reference: PreTrainedModel | None = None,
+    reference_time: str = "step",
+    sample: Callable[[PreTrainedModel], dict[str, float]] | None = None,
+    provenance: Provenance | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> DpoTrainer:
+    """Build the trainer of `dpo`; the model is changed in place (its attention, its forward, its adapter).
+
+    Rows hold `prompt_ids`, `branches` and `ranks`, as `prepare_preferences` makes them. The reference is the model before training, unless one
+    is given: with `lora` the weights beneath the adapter, else a copy. `reference_time`: "step" scores with it at every step, "before" once,
+    so that no second model is kept. Raises UserError for rows, models or settings that do not go together.
+    """
+    settings = settings or PreferenceSettings()
+    DPO.check(model, rows, eval_rows, lora=lora)
+    if reference_time not in REFERENCE_TIMES:
+        raise UserError(f"reference_time must be one of {', '.join(REFERENCE_TIMES)}, got {reference_time!r}")
+    if reference is not None:
+        check_reference(model, reference)
+    collate = choose_branch_collator(model, tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0)
+    model = DPO.prepare(model, tokenizer, lora, args)
+    return DPO.build(
+        model, tokenizer, args, rows, eval_rows, settings=settings, reference=reference, reference_time=reference_time, sample=sample,
+        provenance=provenance, callbacks=callbacks, data_collator=PairCollator(collate),
+    )  # fmt: skip

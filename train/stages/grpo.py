@@ -1,5 +1,7 @@
 """GRPO and RLOO on trl's trainers: answers come from our engine, and the update computes each prompt once for all its answers.
 
+Shao et al. 2024, "DeepSeekMath", section 4.1; Ahmadian et al. 2024, "Back to Basics: Revisiting REINFORCE-Style Optimization".
+
 trl's loop, rewards, advantages and losses stay trl's. All that hangs on the inside of trl 1.16 is in `SharedPrompt`; a test compares trl's
 signatures with those that it was written for, another compares each loss and gradient with trl's own.
 """
@@ -17,35 +19,31 @@ from accelerate.utils import DistributedType
 from datasets import Dataset
 from peft import LoraConfig
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer, SyncRefModelCallback
 
 from ...data.errors import UserError
 from ...infer import from_generation_config, generate
 from ...infer.requests.rng import hashed
 from ...infer.runners.architecture import transformers_model
-from ..attention.groups import answers_together, groups_of, parts_of, places_of, spread
-from ..models.adapters import ready_for_adapter, speed_up_adapters
-from ..models.branch_logprobs import lay_out_branches, patch_branch_logprobs
-from ..models.reference import frozen_copy, has_adapter
+from ..attention.groups import answer_indices, branch_batches, group_by_prompt, regroup, scatter_answers
+from ..models.branch_logprobs import choose_branch_collator, patch_branch_logprobs
+from ..models.reference import frozen_copy
 from ..rewards.reward_function import Reward, check_columns, with_all_columns
-from ..rewards.rules import Checked, for_trl
-from ..rollouts.rollout import check_prompts
-from ..run.crash_safe import Provenance, CrashSafeCheckpoints, master_optimizer
-from ..run.logs import RunLog
-from .sft import set_eos_token_ids
+from ..rewards.rules import as_trl_reward, checked
+from ..run.crash_safe import CrashSafeCheckpoints
+from .build import Rows, Stage, prompt_size
 
 logger = logging.getLogger(__name__)
 
-Rows = Sequence[dict[str, Any]]
-RESERVED = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments", "environment", "image", "images"}
-GIVEN = ("completion_ids", "trainer_state", "log_extra", "log_metric")  # by trl, beside the columns
+RESERVED_COLUMNS = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments", "environment", "image", "images"}
+TRL_ARGUMENTS = ("completion_ids", "trainer_state", "log_extra", "log_metric")  # by trl, beside the columns
 
 
 class SharedPrompt:
     """Stands before `CrashSafeCheckpoints` and trl's GRPOTrainer or RLOOTrainer among a class's bases.
 
-    `rows` and `eval_rows` hold `prompt_ids`, `messages` and `columns`, as `prepare_prompts` makes them: these ids are what is answered and trained
+    The rows of `train_dataset` and `eval_dataset` hold `prompt_ids`, `messages` and `columns`, as `prepare_prompts` makes them: these ids are what is answered and trained
     on, whatever the tokenizer's own template would make of the messages. Answers are sampled by our engine from the weights as they are, with
     trl's sampling options; vLLM and transformers' continuous batching, where asked for, stay trl's, as does generation with sharded weights.
 
@@ -60,46 +58,42 @@ class SharedPrompt:
     def __init__(
         self,
         model: PreTrainedModel,
-        rewards: Sequence[Reward],
         args: GRPOConfig | RLOOConfig,
         *,
-        rows: Rows,
-        eval_rows: Rows | None = None,
-        tokenizer: PreTrainedTokenizerBase,
-        lora: LoraConfig | None = None,
-        provenance: Provenance | None = None,
-        callbacks: Sequence[TrainerCallback] = (),
+        rewards: Sequence[Reward],
+        train_dataset: Rows,
+        eval_dataset: Rows | None,
+        processing_class: PreTrainedTokenizerBase,
+        peft_config: LoraConfig | None = None,
+        **options: Any,
     ):
-        self.asked = with_all_columns([*rows, *(eval_rows or ())])
-        reference = frozen_copy(model) if args.beta and lora is None and not is_sharded(args) else None
+        self.rows = with_all_columns([*train_dataset, *(eval_dataset or ())])
+        reference = frozen_copy(model) if args.beta and peft_config is None and not is_sharded(args) else None
         synchronised = args.sync_ref_model
         with nullcontext() if reference is None else _without_reference(args):
             super().__init__(
-                model if lora is None else ready_for_adapter(model),
-                [for_trl(reward if isinstance(reward, Checked) else Checked(reward)) for reward in rewards],
+                model,
+                [as_trl_reward(checked(reward)) for reward in rewards],
                 args,
-                train_dataset=Dataset.from_dict({"row": range(len(rows))}),
-                eval_dataset=Dataset.from_dict({"row": range(len(rows), len(self.asked))}) if eval_rows else None,
-                processing_class=tokenizer,
-                peft_config=lora,
-                provenance=provenance,
-                callbacks=list(callbacks),
+                train_dataset=Dataset.from_dict({"row": range(len(train_dataset))}),
+                eval_dataset=Dataset.from_dict({"row": range(len(train_dataset), len(self.rows))}) if eval_dataset else None,
+                processing_class=processing_class,
+                peft_config=peft_config,
+                **options,
             )
         self.shares_prompts = not self.aux_loss_enabled
         if self.shares_prompts:
-            self._lay_out(tokenizer)
+            self._extend_models(processing_class)
         if reference is not None:
             self._keep_reference(reference, synchronised)
         self._rollouts = (None, 0)  # the last step that sampled, in training or evaluation, and how often it did
 
-    def _lay_out(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def _extend_models(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Let the policy, and a reference that trl has loaded, score branches."""
         for each in filter(None, (self.ref_model, self.model)):
             own = transformers_model(each)
-            self._collate = lay_out_branches(own, tokenizer.pad_token_id)
+            self._collate = choose_branch_collator(own, tokenizer.pad_token_id)
             patch_branch_logprobs(own)
-        if has_adapter(self.model):
-            speed_up_adapters(self.model)
 
     def _keep_reference(self, reference: PreTrainedModel, synchronised: bool) -> None:
         """Take a copy of the model for the reference: trl would load one from the path that the model's config names."""
@@ -115,7 +109,7 @@ class SharedPrompt:
     # Prompts
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        rows = [self.asked[each["row"]] for each in inputs]  # as they were made: a Dataset would add keys to messages and columns
+        rows = [self.rows[each["row"]] for each in inputs]  # as they were made: a Dataset would add keys to messages and columns
         self._prompt_ids = [row["prompt_ids"] for row in rows]
         return super()._generate_and_score_completions([{"prompt": row["messages"], **row["columns"]} for row in rows])
 
@@ -152,7 +146,7 @@ class SharedPrompt:
         inputs = super()._prepare_inputs(generation_batch)
         parts = self._buffered_inputs
         if self.shares_prompts and parts is not before and len(parts) > 1:
-            self._buffered_inputs = answers_together(parts)
+            self._buffered_inputs = regroup(parts)
             inputs = self._buffered_inputs[self._step % len(parts)]
         return inputs
 
@@ -164,31 +158,32 @@ class SharedPrompt:
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss, **pictures
             )
-        groups, silent = groups_of(input_ids, attention_mask, logits_to_keep), False
+        groups, silent = group_by_prompt(input_ids, attention_mask, logits_to_keep), False
         if not groups:  # all cut off and masked: a pass of nothing's weight all the same, or the other processes would wait for this one
             attention_mask, silent = attention_mask.clone(), True
             attention_mask[0, -logits_to_keep] = 1
-            groups = groups_of(input_ids, attention_mask, logits_to_keep)
+            groups = group_by_prompt(input_ids, attention_mask, logits_to_keep)
         parts = []
-        for some in parts_of(groups, batch_size or len(input_ids)):
+        for some in branch_batches(groups, batch_size or len(input_ids)):
             batch = {k: v.to(input_ids.device) if isinstance(v, Tensor) else v for k, v in self._collate(some).items()}
             with self.accelerator.autocast():
                 out = model(**batch, temperature=self.temperature, wants_entropies=compute_entropy)
             parts.append((out.logprobs * 0, out.entropies * 0) if silent else (out.logprobs, out.entropies))
-        places = places_of(groups, logits_to_keep, input_ids.device)
+        places = answer_indices(groups, logits_to_keep, input_ids.device)
         shape = len(input_ids), logits_to_keep
-        logprobs, entropies = (spread(torch.cat(values), places, shape) for values in zip(*parts, strict=True))
+        logprobs, entropies = (scatter_answers(torch.cat(values), places, shape) for values in zip(*parts, strict=True))
         return logprobs, entropies if compute_entropy else None, None
 
 
     # Saving
 
-    def state_to_resume(self) -> dict[str, Any]:
+    def stage_state(self) -> dict[str, Any]:
         """How far this process has come, and inside a generation the answers that are still to be learned from."""
         inside = self._step % (self.args.steps_per_generation * self.num_iterations)
         return {"step": self._step} | ({"parts": self._buffered_inputs, "layout": self._layout()} if inside else {})
 
-    def go_on_from(self, state: dict[str, Any]) -> None:
+    def restore_state(self, state: dict[str, Any]) -> None:
+        """Take up the answers that are still to be learned from. Raises UserError where the options now cut them otherwise."""
         if not state:
             logger.warning("the checkpoint does not say which answers were being learned from (an earlier version's, or another number of processes): new ones are sampled")
             return
@@ -217,6 +212,10 @@ class RlooTrainer(SharedPrompt, CrashSafeCheckpoints, RLOOTrainer):
     """trl's RLOOTrainer on shared prompts."""
 
 
+GRPO = Stage(GrpoTrainer, "prompts to answer", prompt_size, trainer_adds_adapter=True)
+RLOO = Stage(RlooTrainer, "prompts to answer", prompt_size, trainer_adds_adapter=True)
+
+
 def grpo_trainer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, rewards: Sequence[Reward], args: GRPOConfig, **options: Any
 ) -> GrpoTrainer:
@@ -224,14 +223,14 @@ def grpo_trainer(
 
     The reference, where `args.beta` asks for one, is the model before training: with `lora` the weights beneath the adapter, else a copy.
     """
-    return _build(GrpoTrainer, model, tokenizer, rows, rewards, args, **options)
+    return _build(GRPO, model, tokenizer, rows, rewards, args, **options)
 
 
 def rloo_trainer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, rewards: Sequence[Reward], args: RLOOConfig, **options: Any
 ) -> RlooTrainer:
     """As `grpo_trainer`, for RLOO."""
-    return _build(RlooTrainer, model, tokenizer, rows, rewards, args, **options)
+    return _build(RLOO, model, tokenizer, rows, rewards, args, **options)
 
 
 def grpo(model, tokenizer, rows: Rows, rewards: Sequence[Reward], args: GRPOConfig, *, resume: str | None = None, **options: Any) -> GrpoTrainer:
@@ -248,31 +247,23 @@ def rloo(model, tokenizer, rows: Rows, rewards: Sequence[Reward], args: RLOOConf
     return trainer
 
 
-def _build(stage: type, model, tokenizer, rows: Rows, rewards: Sequence[Reward], args, *, eval_rows=None, callbacks=(), **options: Any):
-    check(rows, rewards, args, model)
+def _build(stage: Stage, model, tokenizer, rows: Rows, rewards: Sequence[Reward], args, *, eval_rows=None, lora=None, **options: Any) -> Any:
+    stage.check(model, rows, eval_rows, lora=lora, answer_tokens=args.max_completion_length)
+    check_groups(rows, rewards, args)
     every = [*rows, *(eval_rows or ())]
-    check_columns(rewards, every, GIVEN)
-    if taken := RESERVED & {name for row in every for name in row["columns"]}:
-        raise UserError(f"a column of the data is named {min(taken)}, which trl keeps for itself: rename it")
-    if eval_rows:
-        check_prompts(eval_rows, model, args.max_completion_length)
-    set_eos_token_ids(model, tokenizer)
-    args.remove_unused_columns = False  # the Trainer would drop the rows' numbers
-    trainer = stage(model, rewards, args, rows=rows, eval_rows=eval_rows, tokenizer=tokenizer, callbacks=[RunLog(), *callbacks], **options)
-    for name, value in master_optimizer(trainer.model, args).items():
-        setattr(trainer, name, value)
-    return trainer
+    check_columns(rewards, every, TRL_ARGUMENTS)
+    if reserved := RESERVED_COLUMNS & {name for row in every for name in row["columns"]}:
+        raise UserError(f"a column of the data is named {min(reserved)}, which trl keeps for itself: rename it")
+    model = stage.prepare(model, tokenizer, lora, args)
+    return stage.build(model, tokenizer, args, rows, eval_rows, rewards=rewards, peft_config=lora, **options)
 
 
-def check(rows: Rows, rewards: Sequence[Reward], args: GRPOConfig | RLOOConfig, model: PreTrainedModel) -> None:
-    """Refuse what would fail, or train on nothing, after compute: no reward, too few or too long prompts, options of trl's that are lost here."""
+def check_groups(rows: Rows, rewards: Sequence[Reward], args: GRPOConfig | RLOOConfig) -> None:
+    """Refuse what would fail, or train on nothing, after compute: no reward, too few prompts for a step, options of trl's that are lost here."""
     if not rewards:
         raise UserError("there is no reward to learn from: give --reward or --reward_model")
     if args.reward_weights is not None and len(args.reward_weights) != len(rewards):
         raise UserError(f"{len(args.reward_weights)} reward_weights for {len(rewards)} rewards: give one each")
-    if has_adapter(model):
-        raise UserError("the model has an adapter already: merge it first, `seodang export`")
-    check_prompts(rows, model, args.max_completion_length)
     prompts = args.generation_batch_size // args.num_generations
     if len(rows) < prompts:
         raise UserError(

@@ -3,6 +3,7 @@
 The loss and its loop are trl's; the rows are ours, the ids that generation sees.
 """
 
+import copy
 import random
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,7 +11,6 @@ from contextlib import nullcontext
 from itertools import product
 from typing import Any
 
-import torch
 from datasets import Dataset
 from peft import LoraConfig
 from torch import Tensor
@@ -18,16 +18,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from trl import KTOConfig, KTOTrainer
 
 from ...data.errors import UserError
-from ...infer.kernels.device import in_float64
 from ...infer.runners.architecture import context_limit
-from ..models.adapters import ready_for_adapter, speed_up_adapters
 from ..models.reference import frozen_copy, has_adapter
-from ..run.crash_safe import Provenance, CrashSafeCheckpoints, master_optimizer
-from ..run.limits import check_fits
-from ..run.logs import RunLog
-from .sft import set_eos_token_ids
-
-Rows = Sequence[dict[str, Any]]
+from ..run.crash_safe import CrashSafeCheckpoints, Provenance
+from .build import Rows, Stage, unpaired_size
 
 
 class KtoTrainer(CrashSafeCheckpoints, KTOTrainer):
@@ -47,6 +41,7 @@ class KtoTrainer(CrashSafeCheckpoints, KTOTrainer):
         return dataset.add_column("KL_completion_ids", mismatched(list(dataset["completion_ids"]), size))
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs):
+        """As trl's, with the accuracies and margins over all rows added to its metrics."""
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in self.accuracies(dataloader.dataset).items()})
         return output
@@ -65,26 +60,19 @@ class KtoTrainer(CrashSafeCheckpoints, KTOTrainer):
             found["margin"] = sum(good) / len(good) - sum(bad) / len(bad)
         return found | ({"pair_accuracy": sum(good > bad for good, bad in pairs) / len(pairs)} if pairs else {})
 
-    @torch.no_grad()
     def implicit_rewards(self, rows: Rows) -> list[float]:
         """beta times how much likelier each answer is under the policy than under the reference, in nats."""
-        world, size = self.args.world_size, self.args.per_device_eval_batch_size
-        mine = range(self.args.process_index, len(rows), world)
-        model = self.accelerator.unwrap_model(self.model)
-        training = model.training
-        model.eval()
-        found = torch.zeros(len(rows), dtype=torch.float64)
-        for start in range(0, len(mine), size):
-            some = mine[start : start + size]
-            batch = self._prepare_inputs(self.data_collator([rows[i] for i in some]))
-            found[list(some)] = in_float64(self._answer_logprobs(model, batch) - self._reference_logprobs(model, batch)).cpu()
-        model.train(training)
-        return (self.beta * self.summed(found)).tolist()  # each row is one process's
+        with self.in_evaluation() as model:
+
+            def log_ratios(some: Rows) -> Tensor:
+                batch = self._prepare_inputs(self.data_collator(some))
+                return self._answer_logprobs(model, batch) - self._reference_logprobs(model, batch)
+
+            return (self.beta * self.values_over(rows, log_ratios)).tolist()
 
     def _answer_logprobs(self, model, batch: dict[str, Tensor]) -> Tensor:
         labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
-        with self.accelerator.autocast():
-            out = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels, fused_lm_head=True)
+        out = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels, fused_lm_head=True)
         return out.log_probs.sum(-1)
 
     def _reference_logprobs(self, model, batch: dict[str, Tensor]) -> Tensor:
@@ -92,6 +80,9 @@ class KtoTrainer(CrashSafeCheckpoints, KTOTrainer):
             return batch["ref_logps"]
         with model.disable_adapter() if self.ref_model is None and has_adapter(model) else nullcontext():
             return self._answer_logprobs(self.ref_model or model, batch)
+
+
+KTO = Stage(KtoTrainer, "judged answers to train on", unpaired_size, trainer_adds_adapter=True)
 
 
 def kto(
@@ -124,48 +115,29 @@ def kto_trainer(
     beneath the adapter, else a copy (trl would load one from the path that the model's config names), and no copy where
     `args.precompute_ref_log_probs`.
     """
-    check_rows(rows, args, model, eval_rows)
-    set_eos_token_ids(model, tokenizer)
+    args = copy.copy(args)
+    check_labels(rows, args)
+    KTO.check(model, rows, eval_rows, lora=lora, max_length=args.max_length)
     args.max_length = min(filter(None, (args.max_length, context_limit(model))), default=None)  # of an answer behind a longer prompt than its own
-    reference = None if lora is not None or args.precompute_ref_log_probs else frozen_copy(model)
-    trainer = KtoTrainer(
-        model if lora is None else ready_for_adapter(model),
-        reference,
-        args,
-        train_dataset=as_dataset(random.Random(args.seed).sample(list(rows), len(rows))),
-        eval_dataset=as_dataset(eval_rows) if eval_rows else None,
-        processing_class=tokenizer,
-        peft_config=lora,
-        provenance=provenance,
-        callbacks=[RunLog(), *callbacks],
-    )
-    speed_up_adapters(trainer.model)
-    for name, value in master_optimizer(trainer.model, args).items():
-        setattr(trainer, name, value)
-    return trainer
+    model = KTO.prepare(model, tokenizer, lora, args)
+    return KTO.build(
+        model, tokenizer, args, as_dataset(random.Random(args.seed).sample(list(rows), len(rows))), as_dataset(eval_rows) if eval_rows else None,
+        ref_model=None if lora is not None or args.precompute_ref_log_probs else frozen_copy(model), peft_config=lora, provenance=provenance,
+        callbacks=callbacks,
+    )  # fmt: skip
 
 
-def check_rows(rows: Rows, args: KTOConfig, model: PreTrainedModel, eval_rows: Rows | None = None) -> None:
-    """Refuse rows that cannot be trained on: none, of one label alone, too long, beyond the vocabulary; and a batch in which nothing can be mismatched."""
-    if not rows:
-        raise UserError("there are no judged answers to train on: check the data with `seodang preview`")
+def check_labels(rows: Rows, args: KTOConfig) -> None:
+    """Refuse answers of one label alone, and a batch in which no answer can be put under its neighbour's prompt."""
     good = sum(bool(row["label"]) for row in rows)
-    if good in (0, len(rows)):
+    if rows and good in (0, len(rows)):
         raise UserError(f"all {len(rows)} answers are judged {'good' if good else 'bad'}: KTO learns from good and bad ones, give both")
     if args.per_device_train_batch_size < 2 and args.loss_type == "kto":
         raise UserError("KTO estimates a KL divergence from answers under their neighbours' prompts: set --per_device_train_batch_size to 2 or more")
-    if has_adapter(model):
-        raise UserError("the model has an adapter already: merge it first, `seodang export`")
-    sizes = []
-    for number, row in enumerate([*rows, *(eval_rows or ())], 1):
-        where, length = row.get("where") or f"row {number}", len(row["prompt_ids"]) + len(row["completion_ids"])
-        sizes.append((where, length, max(*row["prompt_ids"], *row["completion_ids"])))
-        if args.max_length is not None and length > args.max_length:
-            raise UserError(f"{where} has {length} tokens, max_length is {args.max_length}: prepare the rows with the same max_length, or raise it")
-    check_fits(model, sizes)
 
 
 def as_dataset(rows: Rows) -> Dataset:
+    """The rows as trl wants them."""
     return Dataset.from_list([{"label": bool(row["label"]), **{name: row[name] for name in ("prompt_ids", "completion_ids")}} for row in rows])
 
 

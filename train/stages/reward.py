@@ -16,99 +16,33 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from trl import RewardConfig, RewardTrainer
 
 from ...data.errors import UserError
-from ...data.preference_rows import pairs
+from ...data.preference_rows import preference_pairs
 from ...infer.kernels.device import in_float64
 from ..maths.ranking_loss import centring, ranking_loss
-from ..models.adapters import with_adapter
-from ..models.branch_logprobs import lay_out_branches
-from ..models.reward_model import check_reward_model, patch_reward_head, one_each, with_own_padding
-from ..run.crash_safe import Provenance, CrashSafeCheckpoints, master_optimizer
-from ..run.logs import RunLog
-from .dpo import check_rows
-
-Rows = Sequence[dict[str, Any]]
+from ..models.branch_logprobs import choose_branch_collator
+from ..models.reward_model import as_scores, check_reward_model, patch_reward_head, with_distinct_padding
+from ..run.crash_safe import CrashSafeCheckpoints, Provenance
+from .build import Rows, Stage, ranked_size
 
 PAIR_WEIGHTS = ("prompt", "pair")
 INPUTS = ("input_ids", "position_ids", "attention_mask", "tree", "ends")
 # Of trl's options those that would change the data or the model behind our back: both are made before the trainer sees them.
-NOT_TAKEN = ("model_init_kwargs", "chat_template_path", "eos_token", "pad_token", "dataset_num_proc", "pad_to_multiple_of")
+UNSUPPORTED_OPTIONS = ("model_init_kwargs", "chat_template_path", "eos_token", "pad_token", "dataset_num_proc", "pad_to_multiple_of")
 
 
-def reward(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, args: RewardConfig, *, resume: str | None = None, **options: Any
-) -> "RewardModelTrainer":
-    """Train a reward model on ranked answers; return the trainer, ready for `.save_final()`.
-
-    `resume` is a checkpoint's folder; `options` are those of `reward_trainer`.
-    """
-    trainer = reward_trainer(model, tokenizer, rows, args, **options)
-    trainer.train(resume_from_checkpoint=resume)
-    return trainer
-
-
-def reward_trainer(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Rows,
-    args: RewardConfig,
-    *,
-    eval_rows: Rows | None = None,
-    lora: LoraConfig | None = None,
-    pair_weights: str = "prompt",
-    provenance: Provenance | None = None,
-    callbacks: Sequence[TrainerCallback] = (),
-) -> "RewardModelTrainer":
-    """Build the trainer of `reward`; the model is changed in place (its attention, its forward, its padding, its adapter).
-
-    `model` is an AutoModelForSequenceClassification with num_labels=1. Rows hold `prompt_ids`, `branches`, `ranks` and perhaps `margin`, as
-    `prepare_preferences` makes them. The tokenizer saved with the model is a copy of this one with a padding that ends no answer. With `lora`, the
-    adapter and the head are trained and saved. `pair_weights`: "prompt" gives each prompt the same weight however many pairs it has, "pair"
-    gives each pair the same.
-    """
-    check_reward_model(model)
-    check_arguments(args)
-    if pair_weights not in PAIR_WEIGHTS:
-        raise UserError(f"pair_weights must be prompt or pair, got {pair_weights!r}")
-    tokenizer = with_own_padding(model, tokenizer)
-    if not rows:
-        raise UserError("there are no ranked answers to train on: check the data with `seodang preview`")
-    for some in (rows, eval_rows or ()):
-        check_rows(some, model)
-        check_ends(some, args.max_length, tokenizer)
-    collate = lay_out_branches(model, tokenizer.pad_token_id, keep_last=True)
-    patch_reward_head(model)
-    if lora is not None:
-        with_head = replace(lora, task_type="SEQ_CLS", modules_to_save=list(lora.modules_to_save or ()) or None)  # the head is trained and saved whole
-        model = with_adapter(model, with_head, args.activation_checkpointing)
-    args.remove_unused_columns = False  # the Trainer would drop the branches
-    args.accelerator_config.dispatch_batches = False  # rows laid end to end cannot be cut along the batch
-    return RewardModelTrainer(
-        model,
-        args,
-        provenance=provenance,
-        data_collator=RankedCollator(collate, pair_weights),
-        train_dataset=as_dataset(rows),
-        eval_dataset=as_dataset(eval_rows) if eval_rows else None,
-        processing_class=tokenizer,
-        callbacks=[RunLog(), *callbacks],
-    )
-
-
-def check_arguments(args: RewardConfig) -> None:
+def check_unsupported(args: RewardConfig) -> None:
     """Refuse trl's options that this stage does not take."""
     plain = RewardConfig.__dataclass_fields__
-    for name in NOT_TAKEN:
+    for name in UNSUPPORTED_OPTIONS:
         if getattr(args, name) not in (None, plain[name].default):
             raise UserError(f"{name}={getattr(args, name)!r} is not taken here: rows and model are made before the trainer, leave it out")
 
 
-def check_ends(rows: Rows, limit: int | None, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse rows that are longer than `limit` tokens, or end in what a loaded model would take for padding."""
+def check_ends(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse rows whose answers end in what a loaded model would take for padding."""
     for number, row in enumerate(rows, start=1):
-        where, longest = row.get("where") or f"row {number}", len(row["prompt_ids"]) + max(map(len, row["branches"]))
-        if limit and longest > limit:
-            raise UserError(f"{where} has {longest} tokens, max_length is {limit}: prepare the rows with the same max_length, or raise it")
         if any(branch[-1] == tokenizer.pad_token_id for branch in row["branches"]):
+            where = row.get("where") or f"row {number}"
             raise UserError(f"{where} has an answer that ends in {tokenizer.pad_token}, the padding: end it with the token that ends a turn")
 
 
@@ -119,7 +53,7 @@ def as_dataset(rows: Rows) -> Dataset:
 
 
 class RankedCollator:
-    """Rows to a batch of all their answers, with `pairs` [pairs, 2], the places among the answers of each better and worse one,
+    """Rows to a batch of all their answers, with `preference_pairs` [pairs, 2], the places among the answers of each better and worse one,
     `weights` [pairs] and `margins` [pairs]."""
 
     def __init__(self, collate: Callable[[Rows], dict[str, Any]], pair_weights: str):
@@ -131,7 +65,7 @@ class RankedCollator:
         margins: list[float] = []
         before = 0
         for row in rows:
-            its_own = pairs(row["ranks"])
+            its_own = preference_pairs(row["ranks"])
             found += [(before + better, before + worse) for better, worse in its_own]
             weights += [1 / len(its_own) if self.pair_weights == "prompt" else 1.0] * len(its_own)
             margins += [row.get("margin") or 0.0] * len(its_own)
@@ -152,7 +86,7 @@ class RewardModelTrainer(CrashSafeCheckpoints, RewardTrainer):
     loss_is_scaled_for_ga = True  # by the weights of the whole accumulated batch
 
     def __init__(self, model, args: RewardConfig, **kwargs: Any):
-        super().__init__(model, args, **master_optimizer(model, args), **kwargs)
+        super().__init__(model, args, **kwargs)
         self._noted: list[Tensor] = []
 
     def _prepare_dataset(self, dataset: Dataset, *args, **kwargs) -> Dataset:
@@ -166,16 +100,17 @@ class RewardModelTrainer(CrashSafeCheckpoints, RewardTrainer):
         return self.accelerator.reduce(torch.tensor(total, device=device))
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch: Tensor | None = None):
+        """This batch's part of the weighted mean over the accumulated batch, a scalar; its scores go to the next log."""
         total = self._get_num_items_in_batch([inputs], self.args.device) if num_items_in_batch is None else num_items_in_batch
         scores = self.scores(model, inputs)
         losses = self.losses(scores, inputs)
-        self._note(scores.detach(), inputs["pairs"])
+        self._record(scores.detach(), inputs["pairs"])
         loss = (losses * inputs["weights"]).sum() / total * self.args.world_size  # processes average their gradients
         return (loss, {"logits": scores}) if return_outputs else loss
 
     def scores(self, model, batch: dict[str, Any]) -> Tensor:
         """The score of every answer of a batch, [answers] in float32 at least."""
-        return one_each(model(**{name: batch[name] for name in INPUTS if name in batch}).logits)
+        return as_scores(model(**{name: batch[name] for name in INPUTS if name in batch}).logits)
 
     def losses(self, scores: Tensor, batch: dict[str, Any]) -> Tensor:
         """The loss of every pair, centring included: [pairs]."""
@@ -186,13 +121,14 @@ class RewardModelTrainer(CrashSafeCheckpoints, RewardTrainer):
 
     # Logs
 
-    def _note(self, scores: Tensor, pairs: Tensor) -> None:
+    def _record(self, scores: Tensor, pairs: Tensor) -> None:
         """Keep what the next log reports: of the pairs their number, the right ones and leads, of the scores number, sum, least and greatest."""
         lead = scores[pairs[:, 0]] - scores[pairs[:, 1]]
         pairs_of = [scores.new_tensor(len(lead)), (lead > 0).sum(), lead.sum()]
         self._noted.append(torch.stack([*pairs_of, scores.new_tensor(len(scores)), scores.sum(), scores.min(), scores.max()]).float())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what the class's docstring names, over all processes."""
         if "loss" in logs and self._noted:
             noted = torch.stack(self._noted)
             mine = torch.cat([noted[:, :5].sum(0), noted[:, 5].min()[None], noted[:, 6].max()[None]])
@@ -206,6 +142,7 @@ class RewardModelTrainer(CrashSafeCheckpoints, RewardTrainer):
     # Evaluation
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Loss, accuracy and margin over all held-out pairs, and where it says more the share of best answers scored highest."""
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         with self.in_evaluation() as model:
 
@@ -228,6 +165,57 @@ class RewardModelTrainer(CrashSafeCheckpoints, RewardTrainer):
         better, worse = scores[batch["pairs"]].unbind(1)
         parts = [losses * batch["weights"], batch["weights"], better > worse, better - worse, torch.ones_like(losses)]
         return torch.stack([in_float64(part).sum().cpu() for part in parts])
+
+
+REWARD = Stage(RewardModelTrainer, "ranked answers to train on", ranked_size, patch_reward_head, generates=False)
+
+
+def reward(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, args: RewardConfig, *, resume: str | None = None, **options: Any
+) -> RewardModelTrainer:
+    """Train a reward model on ranked answers; return the trainer, ready for `.save_final()`.
+
+    `resume` is a checkpoint's folder; `options` are those of `reward_trainer`.
+    """
+    trainer = reward_trainer(model, tokenizer, rows, args, **options)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def reward_trainer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Rows,
+    args: RewardConfig,
+    *,
+    eval_rows: Rows | None = None,
+    lora: LoraConfig | None = None,
+    pair_weights: str = "prompt",
+    provenance: Provenance | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> RewardModelTrainer:
+    """Build the trainer of `reward`; the model is changed in place (its attention, its forward, its padding, its adapter).
+
+    `model` is an AutoModelForSequenceClassification with num_labels=1. Rows hold `prompt_ids`, `branches`, `ranks` and perhaps `margin`, as
+    `prepare_preferences` makes them. The tokenizer saved with the model is a copy of this one with a padding that ends no answer. With `lora`, the
+    adapter and the head are trained and saved. `pair_weights`: "prompt" gives each prompt the same weight however many pairs it has, "pair"
+    gives each pair the same. Raises UserError for rows, models or settings that do not go together.
+    """
+    check_reward_model(model)
+    check_unsupported(args)
+    if pair_weights not in PAIR_WEIGHTS:
+        raise UserError(f"pair_weights must be prompt or pair, got {pair_weights!r}")
+    tokenizer = with_distinct_padding(model, tokenizer)
+    REWARD.check(model, rows, eval_rows, lora=lora, max_length=args.max_length)
+    check_ends([*rows, *(eval_rows or ())], tokenizer)
+    collate = choose_branch_collator(model, tokenizer.pad_token_id, keep_last=True)
+    if lora is not None:
+        lora = replace(lora, task_type="SEQ_CLS", modules_to_save=list(lora.modules_to_save or ()) or None)  # the head is trained and saved whole
+    model = REWARD.prepare(model, tokenizer, lora, args)
+    return REWARD.build(
+        model, tokenizer, args, as_dataset(rows), as_dataset(eval_rows) if eval_rows else None, provenance=provenance, callbacks=callbacks,
+        data_collator=RankedCollator(collate, pair_weights),
+    )  # fmt: skip
 
 
 def best_ranked_first(rows: Rows, scores: Tensor) -> Tensor:

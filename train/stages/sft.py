@@ -1,27 +1,84 @@
 """Supervised fine-tuning: teacher forcing on answers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from peft import LoraConfig
-from torch.utils.data import IterableDataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
-from ...data.chat import end_of_turn_ids
-from ...data.errors import UserError
 from ...data.labels import Row
 from ...data.packing import collate, collate_padded
-from ...infer.runners.architecture import attention_is_replaceable, carries_state, context_limit
+from ...infer.kernels.device import in_float64
+from ...infer.runners.architecture import attention_is_replaceable, carries_state
 from ..attention.packed_attention import PACKED
-from ..models.adapters import with_adapter
 from ..models.completion_loss import patch_completion_loss
-from ..run.crash_safe import Provenance
-from ..run.limits import check_fits
-from ..run.logs import RunLog
-from ..run.trainer import SftTrainer
+from ..run.crash_safe import CrashSafeCheckpoints, Provenance
+from .build import Stage, labelled_size
 
 Rows = Sequence[Row] | IterableDataset
+
+
+class StreamedRows(IterableDataset):
+    """Rows from a function that starts the stream anew each time; a resumed run reads past what it has trained on.
+
+    No row is longer than `longest`, where that is given. `batch` is how many rows all processes take together in a micro-step. With worker
+    processes the batches go round among them, as the loader collects them: the rows come once and in the same order with any number of
+    workers. Each of them reads the whole stream.
+    """
+
+    def __init__(self, start: Callable[[], Iterable[Row]], batch: int = 1, longest: int | None = None):
+        self.start, self.batch, self.longest = start, batch, longest
+
+    def __iter__(self) -> Iterator[Row]:
+        worker = get_worker_info()
+        if worker is None:
+            return iter(self.start())
+        return (row for i, row in enumerate(self.start()) if i // self.batch % worker.num_workers == worker.id)
+
+
+class SftTrainer(CrashSafeCheckpoints, Trainer):
+    """Train on rows of answers: exact means over trained tokens, and checkpoints that are complete or not there.
+
+    `sample` is called at each evaluation with the model and returns further metrics (exact match of generated answers, say).
+    The model must return an `AnswerLoss` (see `patch_completion_loss`).
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        *,
+        provenance: Provenance | None = None,
+        sample: Callable[[PreTrainedModel], dict[str, float]] | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(model, args, provenance=provenance, **kwargs)
+        self.sample = sample
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Held-out loss and token accuracy over all answer tokens, and what `sample` measures."""
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        with self.in_evaluation() as model:
+
+            def sums_of(some: list[Any]) -> Tensor:
+                out = model(**self._prepare_inputs(self.data_collator(some)))
+                return torch.stack([in_float64(part) for part in (out.loss_sum, out.correct, out.tokens)])
+
+            loss, correct, tokens = self.sums_over(rows, 3, sums_of)
+            metrics = {"loss": loss / tokens, "token_accuracy": correct / tokens}
+            if self.sample is not None:
+                metrics |= self.sample(model)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+SFT = Stage(SftTrainer, "rows to train on", labelled_size, patch_completion_loss)
 
 
 def sft(
@@ -54,53 +111,13 @@ def sft_trainer(
     it, else they are padded on the right. The generation config gets every id that ends a turn, so that the checkpoint stops
     by itself.
     """
-    check_rows(rows, model)
-    if eval_rows:
-        check_rows(eval_rows, model, "held-out row")
-    set_eos_token_ids(model, tokenizer)
-    collator = lay_out(model, tokenizer)
-    patch_completion_loss(model)
-    if lora is not None:
-        model = with_adapter(model, lora, args.activation_checkpointing)
-    args.remove_unused_columns = False  # the Trainer would drop the records' borders
-    args.accelerator_config.dispatch_batches = False  # rows laid end to end cannot be cut along the batch
-    return SftTrainer(
-        model,
-        args,
-        provenance=provenance,
-        sample=sample,
-        data_collator=collator,
-        train_dataset=rows,
-        eval_dataset=eval_rows,
-        processing_class=tokenizer,
-        callbacks=[RunLog(), *callbacks],
-    )
+    SFT.check(model, rows, eval_rows, lora=lora)
+    collator = choose_collator(model, tokenizer)
+    model = SFT.prepare(model, tokenizer, lora, args)
+    return SFT.build(model, tokenizer, args, rows, eval_rows, sample=sample, provenance=provenance, callbacks=callbacks, data_collator=collator)
 
 
-def check_rows(rows: Rows, model: PreTrainedModel, name: str = "row") -> None:
-    """Refuse rows that cannot be trained on: none, or one longer than the model's context, or ids beyond its vocabulary.
-
-    Of a stream it is known how long its rows may be.
-    """
-    if isinstance(rows, IterableDataset):
-        longest, context = getattr(rows, "longest", None), context_limit(model)
-        if longest and context and longest > context:
-            raise UserError(f"streamed rows may have {longest} tokens, the model's context only {context}: set --max_length {context} or less")
-        return
-    if not len(rows):
-        raise UserError("there are no rows to train on: check the data with `seodang preview`")
-    sizes = ((max(row.get("lengths") or [len(row["input_ids"])]), max(row["input_ids"])) for row in rows)
-    check_fits(model, ((f"{name} {number}", *size) for number, size in enumerate(sizes, 1)))
-
-
-def set_eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give the generation config every id that ends a turn, those it has already included."""
-    had = model.generation_config.eos_token_id
-    known = had if isinstance(had, list) else [] if had is None else [had]
-    model.generation_config.eos_token_id = list(dict.fromkeys([*known, *end_of_turn_ids(tokenizer)]))
-
-
-def lay_out(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[Row]], dict[str, Any]]:
+def choose_collator(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[Row]], dict[str, Any]]:
     """Choose how rows become a batch, and set the attention to it: end to end, or padded where an architecture needs that."""
     if "flash" in (model.config._attn_implementation or ""):
         return collate  # flash attention reads the records' borders itself

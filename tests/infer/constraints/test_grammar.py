@@ -95,7 +95,7 @@ def test_keys_come_once_in_every_way_of_searching_and_in_one_run_for_all(tiny_ll
 
 
 def test_every_answer_of_the_real_model_is_in_the_language_in_one_run_for_all(real_model, tokenizer):
-    asked = [(language, way) for language in LANGUAGES for way in ("greedy", "sampled", "lookup")]
+    asked = [(language, way) for language in LANGUAGES for way in ("sampled", "lookup")]  # what lookup says is what greedy search says: the next test
     params = [SamplingParams(max_new_tokens=60, **WAYS[way], **{language: LANGUAGES[language][0]}) for language, way in asked]
     prompt = [{"role": "user", "content": "A child, its age and tags. 나무?"}]
     for result in generate(real_model, tokenizer, [prompt] * len(asked), params):

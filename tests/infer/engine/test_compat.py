@@ -5,7 +5,7 @@ from transformers import GenerationConfig
 
 from seodang.data.errors import UserError
 from seodang.infer.engine.compat import CONFIG, CONFIG_NEUTRAL, CONFIG_PASSED_OVER, from_generation_config, from_openai, from_vllm
-from seodang.infer.requests.params import SamplingParams
+from seodang.infer.engine.params import SamplingParams
 
 QWEN3 = {
     "bos_token_id": 151643, "do_sample": True, "eos_token_id": [151645, 151643], "pad_token_id": 151643, "temperature": 0.6, "top_k": 20,

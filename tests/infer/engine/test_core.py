@@ -8,8 +8,8 @@ import torch
 from seodang.data.errors import UserError
 from seodang.infer.engine.core import Engine
 from seodang.infer.engine.generation import generate, prepare, run
+from seodang.infer.engine.params import SamplingParams
 from seodang.infer.requests.generation import Generation
-from seodang.infer.requests.params import SamplingParams
 from seodang.infer.requests.request import Request
 from seodang.infer.requests.sequence import TokenSequence, release
 from seodang.infer.requests.stop import AnswerText

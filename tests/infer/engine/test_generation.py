@@ -64,10 +64,10 @@ def test_greedy_with_a_repetition_penalty_equals_transformers(tiny, tokenizer):
 
 
 def test_the_real_model_answers_as_transformers_does_and_stops_by_itself(real_model, tokenizer):
-    prompts = [asked(question) for question in QUESTIONS]
-    results = generate(real_model, tokenizer, prompts, SamplingParams(max_new_tokens=20))
-    for result, prompt in zip(results, prompts):
-        expected = their_greedy(real_model, prompt_ids(tokenizer, prompt), 20)
+    prompts, lengths = [asked(question) for question in QUESTIONS], [20, 8, 8, 8]  # the first answer ends by itself
+    results = generate(real_model, tokenizer, prompts, [SamplingParams(max_new_tokens=length) for length in lengths])
+    for result, prompt, length in zip(results, prompts, lengths):
+        expected = their_greedy(real_model, prompt_ids(tokenizer, prompt), length)
         assert result.ids == expected
         assert result.text == whole_text(tokenizer, expected)
     assert results[0].text == "The city of Suwon is located in the Republic of Korea."

@@ -2,10 +2,10 @@
 
 import pytest
 
+from seodang.infer import SamplingParams
 from seodang.infer.engine import scheduler as module
 from seodang.infer.engine.scheduler import Scheduler
 from seodang.infer.requests.generation import Generation, Stage
-from seodang.infer.requests.params import SamplingParams
 from seodang.infer.requests.request import Request
 
 OTHER = object()  # the runner of a further model

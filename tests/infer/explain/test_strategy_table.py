@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from seodang.infer.explain.strategy_table import HOME, LEAST, OF_THE_SCALE, cell, families, refusal, settings_of, table
+from seodang.infer.engine.params import SamplingParams
+from seodang.infer.explain.strategy_table import HOME, cell, families, refusal, settings_of, table
 from seodang.infer.filters.specs import FILTERS
-from seodang.infer.requests.params import SamplingParams
-from seodang.infer.strategies.registry import KINDS
+from seodang.infer.strategies.registry import STRATEGIES, choose
 
 
 def test_the_file_is_what_the_code_gives():
@@ -17,17 +17,14 @@ def test_the_file_is_what_the_code_gives():
 
 def test_every_strategy_and_filter_is_in_it():
     text = table()
-    assert all(text.count(f"| `{name}` |") >= 2 for name in KINDS)
+    assert all(text.count(f"| `{name}` |") >= 2 for name in STRATEGIES)
     assert all(f"| `{name}` | {spec.kind} |" in text for name, spec in FILTERS.items())
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", STRATEGIES)
 def test_the_least_settings_of_a_strategy_are_taken_and_mean_it(name):
-    from seodang.infer.strategies.registry import choose
-
-    assert refusal(KINDS[name], {}) is None
-    if "strategy" not in LEAST[name]:
-        assert choose(SamplingParams(**LEAST[name])).name == name
+    assert refusal(STRATEGIES[name], {}) is None
+    assert choose(SamplingParams(**STRATEGIES[name].least)).name == name
 
 
 def test_every_setting_that_is_tried_asks_for_its_filter():
@@ -36,7 +33,7 @@ def test_every_setting_that_is_tried_asks_for_its_filter():
 
 
 def test_a_cell_says_what_is_refused_and_why():
-    contrastive, tried = KINDS["contrastive"], families()
+    contrastive, tried = STRATEGIES["contrastive"], families()
     text, reasons = cell(contrastive, tried["warpers"])
     assert text == "only `top_k`" and "takes no random choices" in reasons["temperature"] and "top_k" not in reasons
     assert cell(contrastive, tried["penalties"]) == ("yes", {})
@@ -60,7 +57,7 @@ def test_the_filters_that_depend_on_the_scale_are_the_ones_named():
     logprobs = logits.log_softmax(-1)
     depends = []
     for name, spec in FILTERS.items():
-        if spec.kind in ("own", "control"):
+        if spec.kind in ("own", "constraint"):
             continue
         [settings] = settings_of(name)
         settings = {"bad_words_ids": ((5, 6, 1),)} if name == "bad_words" else settings
@@ -69,4 +66,4 @@ def test_the_filters_that_depend_on_the_scale_are_the_ones_named():
         of_logits, of_logprobs = (spec.make([request_row(settings)])(scores.clone()).softmax(-1) for scores in (logits, logprobs))
         if not torch.allclose(of_logits, of_logprobs, atol=1e-9):
             depends.append(name)
-    assert sorted(depends) == sorted(OF_THE_SCALE)
+    assert depends == [name for name, spec in FILTERS.items() if spec.of_the_scale]

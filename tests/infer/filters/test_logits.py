@@ -23,7 +23,6 @@ from seodang.infer.filters.logits import (
     epsilon_cutoff,
     eta_cutoff,
     min_p,
-    mirostat,
     temperature,
     top_h,
     top_k,
@@ -32,6 +31,7 @@ from seodang.infer.filters.logits import (
     typical_p,
     xtc,
 )
+from seodang.infer.filters.mirostat import mirostat
 
 FILTERS = {
     "temperature": (temperature, TemperatureLogitsWarper, [0.3, 1.0, 2.5]),

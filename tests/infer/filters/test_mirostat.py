@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from seodang.infer.filters.logits import mirostat
-from seodang.infer.filters.mirostat import Mirostat
+from seodang.infer.filters.mirostat import Mirostat, mirostat
 from seodang.infer.requests.rng import choose, key
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,11 +10,12 @@ from transformers import GenerationConfig, SuppressTokensLogitsProcessor
 
 from seodang.data.errors import UserError
 from seodang.infer.engine.generation import generate
+from seodang.infer.engine.params import SamplingParams
 from seodang.infer.filters import logits as shapes
+from seodang.infer.filters.logits import XTC_DRAW
+from seodang.infer.filters.mirostat import mirostat
 from seodang.infer.filters.pipeline import DEFAULT_ORDER, FILTERS, Filters, check_filters, order_of, uses
-from seodang.infer.filters.specs import XTC_DRAW
 from seodang.infer.requests.generation import Generation
-from seodang.infer.requests.params import SamplingParams
 from seodang.infer.requests.request import Request
 from seodang.infer.requests.rng import uniform
 from seodang.infer.requests.sequence import TokenSequence
@@ -97,7 +99,8 @@ def test_every_setting_that_filters_is_tested_against_transformers_or_here():
         "dynatemp_range", "dynatemp_exponent", "top_n_sigma", "xtc_probability", "xtc_threshold", "mirostat_tau", "mirostat_eta",
         "presence_penalty", "frequency_penalty", "bad_words", "logit_bias", "forced_bos_token_id",
     }  # fmt: skip
-    fields = {field for name, spec in FILTERS.items() if name not in ("dry", "constraints") for field in spec.fields}
+    elsewhere = {"dry", "constraints"} | {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")} - {"mirostat"}
+    fields = {field for name, spec in FILTERS.items() if name not in elsewhere for field in spec.fields}
     assert fields == here | set(CHOICES)
     assert {field for spec in FILTERS.values() for field in spec.fields} <= {each.name for each in dataclasses.fields(SamplingParams)}
 
@@ -123,7 +126,7 @@ def test_the_filters_that_transformers_lacks_apply_with_each_rows_own_values():
     expected[5] = -torch.inf
     expected[5, 9] = 0
     expected[7, 7] -= 2.0
-    expected[8] = shapes.mirostat(scores[8:], one(4.0))
+    expected[8] = mirostat(scores[8:], one(4.0))
     torch.testing.assert_close(got, expected)
     assert (got != scores).any(dim=-1).tolist() == [True] * 6 + [False] + [True] * 2
 

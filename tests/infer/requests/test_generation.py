@@ -5,9 +5,9 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 
 from seodang.data.errors import UserError
+from seodang.infer import SamplingParams
 from seodang.infer.requests.events import Answer, Committed, Finished, Observed
 from seodang.infer.requests.generation import Generation, Stage
-from seodang.infer.requests.params import SamplingParams
 from seodang.infer.requests.request import Request, derived
 
 

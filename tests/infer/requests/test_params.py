@@ -3,7 +3,8 @@
 import pytest
 
 from seodang.data.errors import UserError
-from seodang.infer.requests.params import DEFAULT_MAX_NEW_TOKENS, SamplingParams
+from seodang.infer.engine.params import SamplingParams
+from seodang.infer.requests.params import DEFAULT_MAX_NEW_TOKENS
 
 
 def test_a_sampling_option_turns_sampling_on_and_temperature_zero_off():

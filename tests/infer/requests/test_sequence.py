@@ -1,7 +1,7 @@
 """A hypothesis: what copies of it share, and what they do not."""
 
+from seodang.infer.engine.params import SamplingParams
 from seodang.infer.requests.generation import Generation
-from seodang.infer.requests.params import SamplingParams
 from seodang.infer.requests.request import Request
 from seodang.infer.requests.sequence import TokenSequence
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from seodang.infer import Committed, Observed, SamplingParams, generate
-from seodang.infer.requests.trace import BeamTrace, ContrastTrace, DraftTrace, ChoiceTrace, LayerTrace, PassTrace
+from seodang.infer.requests.trace import BeamTrace, ChoiceTrace, ContrastTrace, DraftTrace, LayerTrace, PassTrace
 
 PROMPT = [5, 9, 17, 30]
 PARAMS = SamplingParams(temperature=0.7, top_k=6, top_p=0.8, repetition_penalty=1.3, seed=4, max_new_tokens=8)

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import AutoModelForCausalLM
 
-from seodang.infer.kernels.fused_projections import fused_view, fuse_projections
+from seodang.infer.kernels.fused_projections import fuse_projections, fused_view
 from seodang.infer.runners.direct import DirectRunner
 from seodang.infer.runners.layers import supports_direct
 from seodang.infer.runners.open import open_runner

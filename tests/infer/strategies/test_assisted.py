@@ -13,10 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from seodang.data.errors import UserError
 from seodang.infer.engine.core import Engine
 from seodang.infer.engine.generation import generate, prepare, run, stream
+from seodang.infer.engine.params import SamplingParams
 from seodang.infer.engine.prefix_cache import PrefixCache
 from seodang.infer.requests.events import Committed, Observed, Provisional
 from seodang.infer.requests.generation import Generation
-from seodang.infer.requests.params import SamplingParams
 from seodang.infer.requests.request import Request
 from seodang.infer.requests.stop import AnswerText
 from seodang.infer.requests.trace import DraftTrace

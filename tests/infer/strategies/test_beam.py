@@ -9,10 +9,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from seodang.data.errors import UserError
 from seodang.infer.engine.core import Engine
 from seodang.infer.engine.generation import generate, run, stream
+from seodang.infer.engine.params import SamplingParams
 from seodang.infer.engine.prefix_cache import PrefixCache
 from seodang.infer.requests.events import Committed, Observed
 from seodang.infer.requests.generation import Generation
-from seodang.infer.requests.params import SamplingParams
 from seodang.infer.requests.request import Guidance, Request
 from seodang.infer.requests.stop import AnswerText
 from seodang.infer.requests.trace import BeamTrace
@@ -48,7 +48,7 @@ def assert_same(results, expected) -> None:
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3", "gemma"])
 def test_hypotheses_and_scores_are_those_of_transformers(double, tiny_tokenizer, kind):
     model = double(kind)
-    grid = list(product((2, 3, 5), (1.0, 0.0, 2.0, -0.5), (False, True, "never")))
+    grid = list(product((2, 3, 5), (1.0, 0.0, 2.0, -0.5), (False, True, "never")))[:: 1 if kind == "llama" else 5]  # scoring knows no architecture
     common = {"max_new_tokens": NEW, "stop_token_ids": STOPS}
     settings = [
         SamplingParams(num_beams=beams, num_return_sequences=beams, length_penalty=penalty, early_stopping=early, **common)
@@ -82,11 +82,9 @@ def test_filters_see_log_probabilities_as_in_transformers(double, tiny_tokenizer
 
 
 def test_the_real_model_finds_what_transformers_finds(real_model, tokenizer):
-    for text in ("The capital of Korea is", "Water boils at"):
-        ids = tokenizer(text).input_ids
-        params = SamplingParams(num_beams=3, num_return_sequences=2, max_new_tokens=8)
-        results = generate(real_model, tokenizer, [text], params)
-        assert_same(results, oracle(real_model, ids, num_beams=3, num_return_sequences=2, max_new_tokens=8))
+    text = "The capital of Korea is"
+    results = generate(real_model, tokenizer, [text], SamplingParams(num_beams=3, num_return_sequences=2, max_new_tokens=8))
+    assert_same(results, oracle(real_model, tokenizer(text).input_ids, num_beams=3, num_return_sequences=2, max_new_tokens=8))
 
 
 def test_a_hypothesis_that_completes_a_stop_string_is_finished_inside_the_search(double, tiny_tokenizer):

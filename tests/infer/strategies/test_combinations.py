@@ -8,27 +8,26 @@ import torch
 
 from seodang.data.errors import UserError
 from seodang.infer import Committed, SamplingParams, Span, generate, stream
-from seodang.infer.requests.params import WARPING
+from seodang.infer.engine.params import OPTIONS, WARPING
 from seodang.infer.runners.open import open_runner
 from seodang.infer.strategies.assistants import ASSISTED_OPTIONS
-from seodang.infer.strategies.registry import KINDS
+from seodang.infer.strategies.registry import STRATEGIES
 
 PROMPTS = [[5, 6, 7, 8, 5, 6], [20, 21, 22]]
 NEW = 5
 
-# what each strategy needs to be itself
-MEANT = {
-    "sampling": {},
+# what each strategy needs to be itself: the least, and for some of them what makes more of their options tell
+MORE = {
     "beam": {"num_beams": 3},
-    "diverse_beam": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5},
+    "stochastic_beam": {"num_beams": 3, "do_sample": True},
+    "diverse_beam": {"num_beams": 4},
     "constrained_beam": {"num_beams": 3, "force_words_ids": [[30, 31]], "max_new_tokens": 8},
     "contrastive": {"penalty_alpha": 0.4, "top_k": 3},
     "dola": {"dola_layers": "low"},
     "assisted": {"prompt_lookup_num_tokens": 3},
-    "best_of_n": {"best_of": 3, "do_sample": True},
-    "self_consistency": {"best_of": 3, "do_sample": True, "answer_of": lambda text: text[:1]},
-    "minimum_bayes_risk": {"best_of": 3, "do_sample": True, "utility": lambda a, b: float(a == b)},
+    "self_consistency": {"answer_of": lambda text: text[:1]},
 }
+MEANT = {name: {**spec.least, **MORE.get(name, {})} for name, spec in STRATEGIES.items()}
 
 
 REPEATS = {"logit_bias": {18: 1e5}}  # "/" is said again and again
@@ -39,14 +38,19 @@ ENDS_EARLY = {("t5", "beam"): (2.0, 2.0), ("t5", "diverse_beam"): (4.0, 9.0)}
 HIDES_THE_FIRST = "of each prompt's own length"
 
 
+def example(option: str | None) -> dict:
+    return {} if option is None else {option: OPTIONS[option].example}
+
+
 def samples(tiny, kind: str, name: str, tokenizer) -> dict[str, tuple[dict, dict]]:
-    """For every option what stands beside it, and a value that makes another answer of it."""
+    """For every option what stands beside it, and a value that makes another answer of it: where nothing else is said, its example alone."""
     other = tiny("llama", seed=1)
     thinking, guided, amateur = {"thinking_budget": 1, "thinking_end": "!"}, {"guidance_scale": 1.5}, {"amateur_model": other, "amateur_alpha": 1e-9}
     drafted, dry = {"assistant_model": tiny(kind, seed=1), "prompt_lookup_num_tokens": None}, {**REPEATS, "dry_multiplier": 1e6}
     likely, weight = ENDS_EARLY.get((kind, name), (5.0, 9.0))
     drawn = {"do_sample": True} if name in ("sampling", "dola", "assisted") else {}  # else all greedy answers would be the same
-    return {
+    usual = {option: (example(each.part_of), example(option)) for option, each in OPTIONS.items()}
+    return usual | {
         "strategy": ({}, {}), "do_sample": ({}, {"do_sample": True}), "num_return_sequences": (drawn, {"num_return_sequences": 2}), "seed": ({"do_sample": True}, {"seed": 7}),
         "max_new_tokens": ({}, {"max_new_tokens": 3}), "max_length": ({}, {"max_length": {"llama": 8, "t5": 4}[kind]}), "min_new_tokens": (ENDS, {"min_new_tokens": 3}),
         "min_length": (ENDS, {"min_length": {"llama": 8, "t5": 4}[kind]}), "max_time": ({}, {"max_time": 600.0}), "stop": (REPEATS, {"stop": ["//"]}),
@@ -88,7 +92,7 @@ def samples(tiny, kind: str, name: str, tokenizer) -> dict[str, tuple[dict, dict
 
 def test_there_is_a_value_for_every_option_and_a_meaning_for_every_strategy(tiny, tiny_tokenizer):
     assert set(samples(tiny, "llama", "sampling", tiny_tokenizer)) == {each.name for each in fields(SamplingParams)}
-    assert set(MEANT) == set(KINDS)
+    assert set(MORE) <= set(MEANT) == set(STRATEGIES)
 
 
 def of_prompt(settings: dict, prompt: list[int]) -> dict:
@@ -105,10 +109,25 @@ def outcome(model, tokenizer, prompts, settings) -> list | str:
         return str(error)
 
 
-def streamed(model, tokenizer, prompt, settings) -> tuple[list[int], str]:
-    events = [event for event in stream(model, tokenizer, prompt, SamplingParams(**of_prompt(settings, prompt))) if isinstance(event, Committed) and event.choice == 0]
+def streamed(model, tokenizer, prompt, settings) -> tuple[list[int], str] | str:
+    """The first answer's ids and text from the stream of one prompt, or the reason for which there is none."""
+    try:
+        events = list(stream(model, tokenizer, prompt, SamplingParams(**of_prompt(settings, prompt))))
+    except UserError as error:
+        return str(error)
+    events = [event for event in events if isinstance(event, Committed) and event.choice == 0]
     assert [event.position for event in events] == list(range(len(events)))
     return [event.id for event in events], "".join(event.text for event in events)
+
+
+def in_one_run(model, tokenizer, settings: list[dict]) -> list[list]:
+    """For each of the settings what both prompts are answered, all in one batch."""
+    requests = [(each, prompt) for each in settings for prompt in PROMPTS]
+    params = [SamplingParams(**of_prompt(each, prompt)) for each, prompt in requests]
+    found = generate(model, tokenizer, [prompt for _, prompt in requests], params, on_error="raise")
+    count = len(PROMPTS)
+    told = [(r.prompt_index, (r.prompt_index % count, r.choice, r.ids, r.text, r.finish_reason)) for r in found]
+    return [[each for index, each in told if index // count == place] for place in range(len(settings))]
 
 
 # what no value of theirs changes: a strategy's own name, a time that is not used up, an end that no longer token of this tokenizer heals
@@ -120,6 +139,8 @@ def stays(name: str, kind: str, option: str) -> bool:
     """Whether the option leaves the answer exactly as it is: guesses save time alone, and who chooses among samples samples already."""
     if (name, kind, option) == ("constrained_beam", "llama", "early_stopping"):
         return True  # its words come late: there is nothing to be missed by stopping early
+    if (name, option) == ("stochastic_beam", "num_beams"):
+        return True  # more of them only add answers behind the first
     return option in SILENT or name == "assisted" and option in ASSISTED_OPTIONS or option == "do_sample" and MEANT[name].get(option, False)
 
 
@@ -136,34 +157,36 @@ def names_the_reason(refusal: str, name: str, kind: str, given: set[str]) -> boo
 @pytest.mark.parametrize("kind", ["llama", "t5"])
 @pytest.mark.parametrize("name", list(MEANT))
 def test_every_option_changes_the_answer_exactly_or_is_refused_by_name(tiny, fresh_tiny, tiny_tokenizer, monkeypatch, name, kind):
-    """In a batch as alone, and streamed; what each option is added to is its neighbour in `samples`."""
+    """In a batch of all options as alone, and streamed; what each option is added to is its neighbour in `samples`."""
     model = fresh_tiny(kind).double()
     runner, passes = type(open_runner(model)), []
     observe = runner.observe
     monkeypatch.setattr(runner, "observe", lambda *args: passes.append(1) or observe(*args))
-    usual, without = {"max_new_tokens": NEW, "seed": 3, "strategy": name, **MEANT[name]}, []
+    usual = {"max_new_tokens": NEW, "seed": 3, "strategy": name, **MEANT[name]}
+    taken = {}
     for option, (beside, more) in samples(tiny, kind, name, tiny_tokenizer).items():
         settings = {**usual, **beside, **more}
         passes.clear()
-        together = outcome(model, tiny_tokenizer, PROMPTS, settings)
-        if isinstance(together, str):
-            # that words cannot stand among the tokens that another option leaves is found by the search alone
-            late = name == "constrained_beam" and "answers within its filters, words and time" in together
-            assert late or not passes, f"{name} with {option} was refused after the first pass: {together}"
-            assert late or names_the_reason(together, name, kind, {option, *beside, *more}), f"{name} with {option}: {together}"
+        alone, told = outcome(model, tiny_tokenizer, PROMPTS[1:], settings), streamed(model, tiny_tokenizer, PROMPTS[0], settings)
+        refusal = next((each for each in (alone, told) if isinstance(each, str)), None)
+        if refusal is None:
+            taken[option] = (beside, settings, alone, told)
             continue
-        before = next((found for given, found in without if given == beside), None) or outcome(model, tiny_tokenizer, PROMPTS, {**usual, **beside})
-        without.append((beside, before))
+        # that words cannot stand among the tokens that another option leaves is found by the search alone
+        late = name == "constrained_beam" and "answers within its filters, words and time" in refusal
+        assert late or not passes, f"{name} with {option} was refused after the first pass: {refusal}"
+        assert late or names_the_reason(refusal, name, kind, {option, *beside, *more}), f"{name} with {option}: {refusal}"
+    plain = [beside for place, (beside, *_) in enumerate(taken.values()) if beside not in [each for each, *_ in list(taken.values())[:place]]]
+    found = in_one_run(model, tiny_tokenizer, [settings for _, settings, *_ in taken.values()] + [{**usual, **beside} for beside in plain])
+    for together, (option, (beside, settings, alone, told)) in zip(found, taken.items()):
+        before = found[len(taken) + plain.index(beside)]
         same = together == before
         if same and not stays(name, kind, option):  # by chance: it must show with another seed
-            plain = {**usual, **beside}
-            same = all(outcome(model, tiny_tokenizer, PROMPTS, {**settings, "seed": n}) == outcome(model, tiny_tokenizer, PROMPTS, {**plain, "seed": n}) for n in range(20))
+            seeds = [({**settings, "seed": n}, {**usual, **beside, "seed": n}) for n in range(20)]
+            same = all(outcome(model, tiny_tokenizer, PROMPTS, one) == outcome(model, tiny_tokenizer, PROMPTS, other) for one, other in seeds)
         assert same == stays(name, kind, option), f"{name} with {option}: {together}, without it {before}"
-        for row, prompt in enumerate(PROMPTS):
-            alone = outcome(model, tiny_tokenizer, [prompt], settings)
-            assert [each[1:] for each in together if each[0] == row] == [each[1:] for each in alone], f"{name} with {option} in a batch"
-        ids, text = streamed(model, tiny_tokenizer, PROMPTS[0], settings)
-        assert (ids, text) == (together[0][2], together[0][3]), f"{name} with {option} streamed"
+        assert [each[1:] for each in together if each[0] == 1] == [each[1:] for each in alone], f"{name} with {option} in a batch"
+        assert told == together[0][2:4], f"{name} with {option} streamed"
 
 
 def test_strategies_of_all_kinds_in_one_run_find_what_each_finds_alone(fresh_tiny, tiny_tokenizer):

@@ -8,7 +8,7 @@ import torch
 from seodang.data.errors import UserError
 from seodang.infer.constraints.forced_words import ForcedWords, words_of
 from seodang.infer.engine.generation import generate
-from seodang.infer.requests.params import SamplingParams
+from seodang.infer.engine.params import SamplingParams
 from seodang.infer.strategies import constrained_beam
 
 

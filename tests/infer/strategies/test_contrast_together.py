@@ -2,9 +2,9 @@
 
 from seodang.infer.engine.core import Engine
 from seodang.infer.engine.generation import generate
+from seodang.infer.engine.params import SamplingParams
 from seodang.infer.engine.prompts import new_requests
 from seodang.infer.requests.generation import Generation
-from seodang.infer.requests.params import SamplingParams
 from seodang.infer.runners.open import open_runner
 
 

@@ -6,9 +6,9 @@ import torch
 from seodang.data.errors import UserError
 from seodang.infer.engine.core import Engine
 from seodang.infer.engine.generation import generate, run, stream
+from seodang.infer.engine.params import SamplingParams
 from seodang.infer.engine.prefix_cache import PrefixCache
 from seodang.infer.requests.events import Committed, Observed
-from seodang.infer.requests.params import SamplingParams
 from seodang.infer.requests.trace import ContrastTrace
 from seodang.infer.runners.open import open_runner
 from seodang.infer.strategies.contrastive import Context, candidates, contrast

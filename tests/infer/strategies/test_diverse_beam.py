@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from seodang.infer.engine.generation import generate
-from seodang.infer.requests.params import SamplingParams
+from seodang.infer.engine.params import SamplingParams
 from seodang.infer.strategies.diverse_beam import less_taken
 
 

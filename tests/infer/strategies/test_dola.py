@@ -8,8 +8,8 @@ import torch
 from seodang.data.errors import UserError
 from seodang.infer.engine.core import Engine
 from seodang.infer.engine.generation import generate, run
+from seodang.infer.engine.params import SamplingParams
 from seodang.infer.requests.events import Observed
-from seodang.infer.requests.params import SamplingParams
 from seodang.infer.requests.request import derived
 from seodang.infer.requests.rng import draw, key
 from seodang.infer.requests.trace import LayerTrace

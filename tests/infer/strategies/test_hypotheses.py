@@ -2,8 +2,8 @@
 
 import pytest
 
+from seodang.infer.engine.params import SamplingParams
 from seodang.infer.requests.generation import Generation
-from seodang.infer.requests.params import SamplingParams
 from seodang.infer.requests.request import Request
 from seodang.infer.requests.sequence import TokenSequence
 from seodang.infer.strategies.hypotheses import BeamHypotheses

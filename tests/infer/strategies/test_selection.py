@@ -8,10 +8,10 @@ import pytest
 from seodang.data.chat import prompt_ids
 from seodang.data.errors import UserError
 from seodang.infer.engine.generation import generate, stream
+from seodang.infer.engine.params import SamplingParams
 from seodang.infer.requests.events import Committed, Finished
-from seodang.infer.requests.params import SamplingParams
 from seodang.infer.requests.request import derived
-from seodang.infer.strategies.chrf import chrf
+from seodang.infer.strategies.selection import chrf
 
 PROMPT = [40, 41, 42]
 SAMPLED = {"temperature": 1.0, "max_new_tokens": 6, "ignore_eos": True}

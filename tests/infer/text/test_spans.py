@@ -145,14 +145,14 @@ def test_the_next_turn_costs_only_what_is_new(tiny, tokenizer):
 
 
 def test_a_cache_keeps_as_many_talks_as_it_is_told_and_knows_its_model(tiny, fresh_tiny, tokenizer):
-    cache = PrefixCache(tiny("llama"), rows=2)
+    cache = PrefixCache(tiny("llama"), sequences=2)
     for start in (5, 15, 25, 35):
         generate(tiny("llama"), tokenizer, [[start, start + 1]], SamplingParams(max_new_tokens=3), prefix_cache=cache)
     assert cache.runner.live == 2
     with pytest.raises(UserError, match="made for another model"):
         generate(fresh_tiny("llama"), tokenizer, [[5]], SamplingParams(max_new_tokens=3), prefix_cache=cache)
-    with pytest.raises(UserError, match="rows must be at least 1"):
-        PrefixCache(tiny("llama"), rows=0)
+    with pytest.raises(UserError, match="sequences must be at least 1"):
+        PrefixCache(tiny("llama"), sequences=0)
     assert open_runner(tiny("llama")).live == 0
 
 

@@ -7,8 +7,8 @@ from transformers import PreTrainedTokenizerFast
 
 from seodang.data.errors import UserError
 from seodang.infer.engine.generation import generate
+from seodang.infer.engine.params import SamplingParams
 from seodang.infer.engine.scoring import score
-from seodang.infer.requests.params import SamplingParams
 from seodang.infer.text.vocabulary import known_ids
 
 KNOWN = 124  # of the model's 128

@@ -3,8 +3,7 @@
 import pytest
 
 from seodang.data.errors import UserError
-from seodang.recipes.options.training import ModelOptions
-from seodang.recipes.sft import split
+from seodang.recipes.options.training import ModelOptions, hold_out
 
 
 def test_an_adapter_has_twice_its_rank_for_a_scale_unless_told_otherwise():
@@ -16,9 +15,9 @@ def test_an_adapter_has_twice_its_rank_for_a_scale_unless_told_otherwise():
 
 def test_no_record_is_both_held_out_and_trained_on():
     records = [f"record {i}" for i in range(20)]
-    taught, held = split(records, 0.25, seed=3)
+    taught, held = hold_out(records, 0.25, seed=3)
     assert len(held) == 5 and sorted(taught + held) == sorted(records)  # each on one side, once
-    assert split(records, 0.25, seed=3) == (taught, held) != split(records, 0.25, seed=4)
-    assert len(split(records, 0.001, seed=3)[1]) == 1
+    assert hold_out(records, 0.25, seed=3) == (taught, held) != hold_out(records, 0.25, seed=4)
+    assert len(hold_out(records, 0.001, seed=3)[1]) == 1
     with pytest.raises(UserError, match="eval_fraction 0.99 leaves nothing of 20 records"):
-        split(records, 0.99, seed=3)
+        hold_out(records, 0.99, seed=3)

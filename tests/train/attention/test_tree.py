@@ -5,9 +5,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from seodang.train.attention.packed_attention import PACKED
-from seodang.train.attention.tree import attend_tree, by_branch, collate_branches, collate_padded_branches, offsets
+from seodang.train.attention.tree import attend_tree, collate_branches, collate_padded_branches, offsets, sum_by_branch
 from seodang.train.maths.logprobs import LinearLogprobs, head_logprobs
-from seodang.train.models.branch_logprobs import lay_out_branches, patch_branch_logprobs
+from seodang.train.models.branch_logprobs import choose_branch_collator, patch_branch_logprobs
 
 KINDS = ["llama", "gpt2", "qwen3", "mistral", "gemma", "gemma2", "granite", "cohere"]
 
@@ -38,7 +38,7 @@ def test_a_batch_lies_end_to_end_and_says_what_predicts_what():
     assert batch["predictors"].tolist() == [1, 2, 3, 1, 4, 5]  # the prompt's last token predicts the first of both its answers
     assert batch["targets"].tolist() == [7, 8, 9, 10, 12, 13]
     assert batch["branch_lengths"] == (3, 1, 2) and offsets(batch["branch_lengths"]) == [0, 3, 4]
-    assert by_branch(torch.tensor([1.0, 2, 3, 10, 5, 6]), batch["branch_lengths"]).tolist() == [6, 10, 11]
+    assert sum_by_branch(torch.tensor([1.0, 2, 3, 10, 5, 6]), batch["branch_lengths"]).tolist() == [6, 10, 11]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -47,7 +47,7 @@ def test_log_probabilities_and_entropies_equal_those_of_each_answer_alone(fresh_
     model, rows = fresh_tiny(kind).double(), branch_rows()
     expected = plainly(model, rows, temperature)
     patch_branch_logprobs(model)
-    collate = lay_out_branches(model, 0)
+    collate = choose_branch_collator(model, 0)
     assert model.config._attn_implementation == PACKED
     out = model(**collate(rows), temperature=temperature, wants_entropies=True)
     assert torch.allclose(out.logprobs, expected[0], atol=1e-9) and torch.allclose(out.entropies, expected[1], atol=1e-9)
@@ -62,7 +62,7 @@ def test_gradients_equal_those_of_the_plain_computation(fresh_tiny, kind):
     loss = lambda logprobs, entropies: (torch.cat([logprobs, entropies]) * weights).sum()
     loss(logprobs, entropies).backward()
     patch_branch_logprobs(tree)
-    out = tree(**lay_out_branches(tree, 0)(rows), wants_entropies=True)
+    out = tree(**choose_branch_collator(tree, 0)(rows), wants_entropies=True)
     loss(out.logprobs, out.entropies).backward()
     for (name, p), q in zip(tree.named_parameters(), plain.parameters(), strict=True):
         assert (p.grad - q.grad).abs().max() <= 1e-6 * q.grad.abs().max().clamp_min(1e-9), name
@@ -74,7 +74,7 @@ def test_an_architecture_without_replaceable_attention_is_padded_and_scores_the_
     rows = branch_rows()
     expected, _ = plainly(model, rows)
     patch_branch_logprobs(model)
-    batch = lay_out_branches(model, 0)(rows)
+    batch = choose_branch_collator(model, 0)(rows)
     assert "tree" not in batch
     assert torch.allclose(model(**batch).logprobs, expected, atol=1e-9)
 
@@ -133,5 +133,5 @@ def test_training_leaves_the_engine_its_direct_way_to_the_weights(fresh_tiny):
 
     model = fresh_tiny("llama")
     patch_branch_logprobs(model)
-    lay_out_branches(model, 0)
+    choose_branch_collator(model, 0)
     assert isinstance(open_runner(model), DirectRunner)

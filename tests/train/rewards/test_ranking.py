@@ -8,8 +8,18 @@ from seodang.data.errors import UserError
 from seodang.data.json_lines import read_json_lines
 from seodang.recipes.run.rounds import read_lines
 from seodang.train.rewards import ranking
-from seodang.train.rewards.ranking import ByJudge, ByLabel, ByPerson, Stopped, parse_order, printable, rank_all, ranks_of, said
-from seodang.train.rollouts.sample_n import sample_n
+from seodang.train.rewards.ranking import (
+    FunctionRanker,
+    JudgeRanker,
+    PersonRanker,
+    RankingStopped,
+    parse_order,
+    printable,
+    prompt_as_text,
+    rank_all,
+    ranks_of,
+)
+from seodang.train.rollouts.rollout import sample_n
 
 PROMPT = [{"role": "user", "content": "Where is Suwon?"}]
 
@@ -26,13 +36,13 @@ def test_a_labelling_function_gets_the_columns_of_each_answer():
         heard.update(columns, prompts=prompts)
         return [float(text == wanted) for text, wanted in zip(completions, columns["answer"], strict=True)]
 
-    assert ByLabel(label)(PROMPT, ["Asia", "Korea", "Europe"], {"answer": "Korea"}) == [1, 0, 1]
+    assert FunctionRanker(label)(PROMPT, ["Asia", "Korea", "Europe"], {"answer": "Korea"}) == [1, 0, 1]
     assert heard == {"answer": ["Korea"] * 3, "prompts": [PROMPT] * 3}
 
 
 def test_a_label_that_is_no_number_is_refused():
     with pytest.raises(UserError, match="nan"):
-        ByLabel(lambda prompts, completions, **columns: [float("nan")] * 2)(PROMPT, ["a", "b"], {})
+        FunctionRanker(lambda prompts, completions, **columns: [float("nan")] * 2)(PROMPT, ["a", "b"], {})
 
 
 def judge_of(monkeypatch, verdict):
@@ -49,7 +59,7 @@ def judge_of(monkeypatch, verdict):
         return found
 
     monkeypatch.setattr(ranking, "score", score)
-    return ByJudge(None, None)
+    return JudgeRanker(None, None)
 
 
 def test_a_judge_that_likes_length_ranks_by_length(monkeypatch):
@@ -79,9 +89,9 @@ def test_equal_answers_are_not_put_to_the_judge(monkeypatch):
 
 def test_the_judges_leaning_is_the_models_own_log_odds(tiny_llama, tiny_tokenizer, monkeypatch):
     """Against a plain forward pass; braces and end marks in an answer are text like any other."""
-    judge = ByJudge(tiny_llama, tiny_tokenizer, question="{request}|{first}|{second}")
+    judge = JudgeRanker(tiny_llama, tiny_tokenizer, question="{request}|{first}|{second}")
     first, second = "{second}", "<|im_end|>"
-    [leaning] = judge.leanings(PROMPT, [(first, second)])
+    [leaning] = judge.log_odds(PROMPT, [(first, second)])
     content = f"Where is Suwon?|{first}|{second}"
     ids = prompt_ids(tiny_tokenizer, [{"role": "user", "content": content}])
     assert ids.count(tiny_tokenizer.eos_token_id) == 1  # the turn's own
@@ -108,7 +118,7 @@ def person(monkeypatch, *typed):
     """A person who types this; what was shown is in the list."""
     lines, shown = iter(typed), []
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
-    return ByPerson(show=shown.append), shown
+    return PersonRanker(show=shown.append), shown
 
 
 def test_a_person_sees_the_numbered_answers_and_types_their_order(monkeypatch):
@@ -120,22 +130,22 @@ def test_a_person_sees_the_numbered_answers_and_types_their_order(monkeypatch):
 def test_a_mistyped_order_is_asked_for_again(monkeypatch):
     ranker, shown = person(monkeypatch, "2 2", "?", "2 1")
     assert ranker(PROMPT, ["a", "b"], {}) == [1, 0]
-    assert shown[1].startswith("'2 2' does not name each of 1 to 2 once: best first") and shown[2] == ByPerson.help
+    assert shown[1].startswith("'2 2' does not name each of 1 to 2 once: best first") and shown[2] == PersonRanker.help
 
 
 def test_s_skips_and_q_d_or_the_end_of_input_stops(monkeypatch):
     ranker, _ = person(monkeypatch, "s", "Q", "d")
     assert ranker(PROMPT, ["a", "b"], {}) == [0, 0]
     for enough in (False, True):
-        with pytest.raises(Stopped) as stop:
+        with pytest.raises(RankingStopped) as stop:
             ranker(PROMPT, ["a", "b"], {})
         assert stop.value.enough is enough
 
     def ended(prompt):
         raise EOFError
 
-    with pytest.raises(Stopped):
-        ByPerson(read=ended, show=print)(PROMPT, ["a", "b"], {})
+    with pytest.raises(RankingStopped):
+        PersonRanker(read=ended, show=print)(PROMPT, ["a", "b"], {})
 
 
 def sampled(*answers):
@@ -149,7 +159,7 @@ def lines(path):
 def test_half_done_work_is_kept_and_gone_on_with(monkeypatch, tmp_path):
     path, work = tmp_path / "round" / "rankings.jsonl", sampled("ab", "cd", "ef")
     ranker, _ = person(monkeypatch, "2 1", "q")
-    with pytest.raises(Stopped):
+    with pytest.raises(RankingStopped):
         rank_all(ranker, work, path)
     assert lines(path) == [{"prompt": work[0]["prompt"], "responses": ["a", "b"], "ranks": [1, 0]}]
     ranker, shown = person(monkeypatch, "1 2", "1=2")
@@ -170,7 +180,7 @@ def test_a_line_cut_short_by_a_kill_is_judged_again(tmp_path):
 def test_line_separators_inside_an_answer_do_not_end_a_line(monkeypatch, tmp_path):
     path, work = tmp_path / "rankings.jsonl", sampled(["a\u2028b", "c\u2029d\u0085e"], ["f", "g"])
     ranker, _ = person(monkeypatch, "2 1", "q", "1 2")
-    with pytest.raises(Stopped):
+    with pytest.raises(RankingStopped):
         rank_all(ranker, work, path)
     assert rank_all(ranker, work, path) == 2
     assert [(line["responses"], line["ranks"]) for line in read_json_lines(path)] == [(["a\u2028b", "c\u2029d\u0085e"], [1, 0]), (["f", "g"], [0, 1])]
@@ -186,7 +196,7 @@ def test_rankings_of_other_answers_are_not_taken_for_these(tmp_path):
 
 def test_a_dialogue_is_shown_with_its_roles():
     talk = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
-    assert said(talk) == "system: Be brief.\nuser: Hi" and said(PROMPT) == "Where is Suwon?"
+    assert prompt_as_text(talk) == "system: Be brief.\nuser: Hi" and prompt_as_text(PROMPT) == "Where is Suwon?"
     assert printable("a\tb\nc\x1b") == "a\\tb\nc\\x1b"
 
 

@@ -11,12 +11,12 @@ from seodang.data.errors import UserError
 from seodang.train.rewards import rules as rewards
 from seodang.train.rewards.reward_function import check_columns
 from seodang.train.rewards.rules import (
-    Checked,
+    CheckedReward,
+    as_trl_reward,
     combined,
     contains,
     exact_answer,
     final_answer,
-    for_trl,
     format_match,
     length,
     parse_reward,
@@ -169,19 +169,19 @@ ROWS = [{"columns": {"answer": "1", "level": 3}, "where": "a.jsonl line 1"}, {"c
 )
 def test_a_functions_signature_is_checked_against_the_columns(function, message):
     if message is None:
-        check_columns([function, Checked(function)], ROWS, ["completion_ids"])
+        check_columns([function, CheckedReward(function)], ROWS, ["completion_ids"])
         return
     with pytest.raises(UserError, match=message):
         check_columns([function], ROWS)
     with pytest.raises(UserError, match=message):
-        check_columns([Checked(function)], ROWS)
+        check_columns([CheckedReward(function)], ROWS)
 
 
 def test_without_columns_a_rule_that_needs_one_says_so():
     with pytest.raises(UserError, match="exact_answer needs the column answer, but the records have no columns: add it"):
         check_columns([exact_answer], [{"columns": {}}, {}])
     with pytest.raises(UserError, match="exact_answer needs the column answer, which a.jsonl line 3 does not have: add it"):
-        check_columns([Checked(exact_answer)], [*ROWS, {"columns": {"level": 1}, "where": "a.jsonl line 3"}])
+        check_columns([CheckedReward(exact_answer)], [*ROWS, {"columns": {"level": 1}, "where": "a.jsonl line 3"}])
 
 
 def test_a_function_that_raises_is_reported_with_its_name_and_the_prompt():
@@ -196,11 +196,11 @@ def test_a_function_that_raises_is_reported_with_its_name_and_the_prompt():
         return [0.0]
 
     with pytest.raises(UserError) as error:
-        Checked(inverse)(prompts, ["first", "second"], number=[1, 0])
+        CheckedReward(inverse)(prompts, ["first", "second"], number=[1, 0])
     assert "reward inverse raised ZeroDivisionError: division by zero (test_rules.py line" in str(error.value)
     assert str(error.value).endswith("for the completion 'second' of the prompt 'why'") and isinstance(error.value.__cause__, ZeroDivisionError)
     with pytest.raises(UserError, match="together raised RuntimeError: two .* for 2 completions together, the first the completion 'first' of the prompt 'how'"):
-        Checked(together)(prompts, ["first", "second"])
+        CheckedReward(together)(prompts, ["first", "second"])
 
 
 @pytest.mark.parametrize(
@@ -222,13 +222,13 @@ def test_a_function_that_raises_is_reported_with_its_name_and_the_prompt():
 def test_what_is_no_reward_is_refused_with_its_prompt_and_completion(returned, message):
     prompts = [[{"role": "user", "content": text}] for text in ("how", "why")]
     with pytest.raises(UserError) as error:
-        Checked(lambda completions: returned, "mine")(prompts, ["first", "second"])
+        CheckedReward(lambda completions: returned, "mine")(prompts, ["first", "second"])
     assert message in str(error.value) and "mine" in str(error.value)
 
 
 def test_tensors_and_truth_values_are_numbers():
-    assert scores(Checked(lambda prompts, completions: torch.tensor([0.5, 2])), "a", "b") == [0.5, 2.0]
-    assert scores(Checked(lambda prompts, completions: [True, torch.tensor(3)]), "a", "b") == [1.0, 3.0]
+    assert scores(CheckedReward(lambda prompts, completions: torch.tensor([0.5, 2])), "a", "b") == [0.5, 2.0]
+    assert scores(CheckedReward(lambda prompts, completions: [True, torch.tensor(3)]), "a", "b") == [1.0, 3.0]
 
 
 def test_rewards_combine_by_their_weights():
@@ -242,7 +242,7 @@ def test_rewards_combine_by_their_weights():
 
 
 def test_trl_calls_a_reward_with_messages_and_it_reads_texts():
-    reward = for_trl(length(2))
+    reward = as_trl_reward(length(2))
     said = [[{"role": "assistant", "content": "a b"}], [{"role": "assistant", "content": "a"}], [{"role": "assistant", "content": None}]]
     assert reward.__name__ == "length"
     assert reward(prompts=[[]] * 3, completions=said, completion_ids=[[1]] * 3, trainer_state=None) == [1, 0.5, 0]

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from seodang.data.chat import prompt_ids
 from seodang.data.errors import UserError
 from seodang.train.attention.packed_attention import PACKED
-from seodang.train.rewards.scoring import _batches, check_same_tokenizer, encoded, score_answers, score_ids
+from seodang.train.rewards.scoring import _batches, check_same_tokenizer, encode_pair, score_answers, score_ids
 
 END = 2
 
@@ -101,7 +101,7 @@ def test_texts_are_scored_as_the_ids_that_training_would_lay_out(scorer, tiny_to
 @pytest.mark.parametrize("text", ["", " "])
 def test_an_answer_of_nothing_is_its_end_of_turn(scorer, tiny_tokenizer, text):
     prompt = [{"role": "user", "content": "a"}]
-    ids, answer = encoded(tiny_tokenizer, prompt, text)
+    ids, answer = encode_pair(tiny_tokenizer, prompt, text)
     assert ids == prompt_ids(tiny_tokenizer, prompt) and answer == tiny_tokenizer(text)["input_ids"] + [END]
     assert len(score_answers(scorer(), tiny_tokenizer, [prompt], [text])) == 1
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from seodang.train.rollouts.experience import Experience, add_advantages, described, summed
+from seodang.train.rollouts.experience import Experience, add_advantages, experience_metrics, experience_sums
 from seodang.train.rollouts.rollout import Rollout
 
 SETTINGS = {"kl_estimator": "k1", "missing_eos_penalty": 0.5, "whiten_rewards": False, "whiten_advantages": False, "gamma": 0.5, "lam": 0.2}
@@ -43,7 +43,7 @@ def test_whitened_advantages_have_mean_0_and_variance_1_over_all_tokens_and_retu
 
 def test_a_log_tells_means_over_answers_and_over_tokens():
     experience = two_answers()
-    told = described(summed(experience, torch.tensor([[0.5, -1.0], [0.25, 0.0]])), largest_gap=0.5)
+    told = experience_metrics(experience_sums(experience, torch.tensor([[0.5, -1.0], [0.25, 0.0]])), largest_gap=0.5)
     k3 = sum(torch.tensor(r).expm1().item() - r for r in (-0.5, 1.0, -0.25))  # log of reference over policy
     assert told == pytest.approx({
         "reward/mean": 1.5, "reward/std": 0.5, "kl": -0.125, "kl_k3": k3 / 2, "entropy": 0.6, "length/mean": 1.5, "ended": 0.5,

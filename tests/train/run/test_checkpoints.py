@@ -15,12 +15,20 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from seodang.data.errors import UserError
 from seodang.infer.checkpoint.load import load
-from seodang.infer.checkpoint.manifest import MANIFEST, write_manifest, verify
+from seodang.infer.checkpoint.manifest import MANIFEST, verify, write_manifest
 from seodang.infer.runners.architecture import transformers_model
 from seodang.train.run import crash_safe as sealed
-from seodang.train.run.checkpoints import complete_checkpoints, find_resume, publish, publish_into, room_for, rotate, start_aside
+from seodang.train.run.checkpoints import (
+    complete_checkpoints,
+    copy_model,
+    find_resume,
+    publish,
+    publish_into,
+    reserve_space,
+    rotate,
+    start_staging,
+)
 from seodang.train.run.crash_safe import CrashSafeCheckpoints
-from seodang.train.run.publishing import copy_model
 from seodang.train.stages.sft import sft, sft_trainer
 
 
@@ -147,7 +155,7 @@ def killed_at(monkeypatch, moment, act):
 
 
 def written(run, folder, **texts):
-    aside = start_aside(run) / folder
+    aside = start_staging(run) / folder
     aside.mkdir()
     for name, text in texts.items():
         (aside / name).write_text(text)
@@ -185,7 +193,7 @@ def test_whenever_a_checkpoint_is_written_again_one_of_its_step_is_there(tmp_pat
         done = killed_at(monkeypatch, moment, lambda: publish(written(run, "checkpoint-3", weights="new"), run / "checkpoint-3"))  # noqa: B023
         resumed = find_resume(run, "auto")
         assert resumed == run / "checkpoint-3" and (resumed / "weights").read_text() in ("old", "new")
-        start_aside(run)
+        start_staging(run)
         assert find_resume(run, str(resumed)) == resumed
         if done:
             break
@@ -263,21 +271,21 @@ def test_sums_over_processes_keep_float64():
 
 def test_a_process_that_fails_does_not_leave_the_others_waiting():
     failing, healthy = one_of_two(0.0), one_of_two(1.0)
-    with pytest.raises(KeyError, match="mine"), failing.failing_together():
+    with pytest.raises(KeyError, match="mine"), failing.fail_together():
         raise KeyError("mine")
     assert len(failing.accelerator.dtypes) == 1  # it told the others
-    with pytest.raises(UserError, match="1 of 2 processes could not save"), healthy.failing_together():
+    with pytest.raises(UserError, match="1 of 2 processes could not save"), healthy.fail_together():
         pass
-    with one_of_two(0.0).failing_together():
+    with one_of_two(0.0).fail_together():
         pass
 
 
-@pytest.mark.parametrize("place", ["require_room", "start_aside", "publish"])
+@pytest.mark.parametrize("place", ["require_space", "start_staging", "publish"])
 def test_a_save_that_fails_in_one_process_fails_where_all_meet(place, fresh_tiny, tiny_tokenizer, tmp_path, monkeypatch):
     args = TrainingArguments(str(tmp_path), max_steps=1, save_steps=1, use_cpu=True, report_to="none", disable_tqdm=True)
     trainer = sft_trainer(fresh_tiny("llama"), tiny_tokenizer, [{"input_ids": [5, 6], "labels": [-100, 6]}] * 4, args)
     met = []
-    monkeypatch.setattr(type(trainer), "summed", lambda self, values: met.append(values.item()) or values)
+    monkeypatch.setattr(type(trainer), "sum_over_processes", lambda self, values: met.append(values.item()) or values)
 
     def failing(*args, **kwargs):
         raise OSError("of this process alone")
@@ -320,7 +328,7 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path):
 
 def test_too_little_room_is_refused_before_writing_with_the_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 5000, 5000))
-    with pytest.raises(UserError, match=r"needs 123,456 bytes and .* has 5,000 free"), room_for(123_456, tmp_path):
+    with pytest.raises(UserError, match=r"needs 123,456 bytes and .* has 5,000 free"), reserve_space(123_456, tmp_path):
         pytest.fail("written all the same")
 
 

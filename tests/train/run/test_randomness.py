@@ -8,7 +8,7 @@ from torch.utils.data import BatchSampler, DataLoader
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl.trainer.utils import RepeatSampler
 
-from seodang.train.run.randomness import order_by_epoch, randomness_kept
+from seodang.train.run.randomness import order_by_epoch, preserve_random_state
 
 ROWS = list(range(12))
 SAMPLERS = {
@@ -44,7 +44,7 @@ def test_random_states_are_put_back():
     undisturbed = [drawn(), drawn()]
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     before = drawn()
-    with pytest.raises(KeyError), randomness_kept(torch.device("cpu")):
+    with pytest.raises(KeyError), preserve_random_state(torch.device("cpu")):
         assert drawn() == undisturbed[1]  # it goes on from where it was
         raise KeyError
     assert [before, drawn()] == undisturbed

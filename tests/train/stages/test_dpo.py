@@ -9,7 +9,8 @@ from transformers import TrainingArguments
 
 from seodang.data.errors import UserError
 from seodang.train.maths.preference_losses import LOSSES, PreferenceSettings
-from seodang.train.run.logs import read_log
+from seodang.train.models.extended_forward import restore_forward
+from seodang.train.run.callbacks import read_log
 from seodang.train.stages.dpo import dpo, dpo_trainer
 
 SETTINGS = {
@@ -119,8 +120,7 @@ def test_with_an_adapter_the_base_is_the_reference_and_there_is_no_second_model(
     trainer = dpo(fresh_tiny("llama"), tiny_tokenizer, rows, arguments(tmp_path, max_steps=5), lora=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
     assert trainer.reference.given is None
     merged = copy.deepcopy(trainer.model).merge_and_unload()
-    for name in ("scores_branches", "forward"):
-        vars(merged).pop(name, None)
+    restore_forward(merged, "branch logprobs")
     merged.set_attn_implementation("eager")
     expected = plain_sigmoid_loss(merged, fresh_tiny("llama"), rows)
     assert trainer.measure(rows)["loss"] == pytest.approx(expected.item(), abs=1e-5)

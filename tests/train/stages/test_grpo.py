@@ -14,7 +14,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from seodang.data.chat import prompt_ids
 from seodang.data.errors import UserError
 from seodang.infer.runners.architecture import transformers_model
-from seodang.train.attention.groups import answers_together, groups_of, parts_of, places_of, spread
+from seodang.train.attention.groups import answer_indices, branch_batches, group_by_prompt, regroup, scatter_answers
 from seodang.train.rewards.reward_function import with_all_columns
 from seodang.train.stages.grpo import GrpoTrainer, RlooTrainer, grpo_trainer, rloo_trainer
 
@@ -57,14 +57,14 @@ def ragged_batch(seed=0):
 def test_lines_become_groups_and_values_find_their_way_back():
     ids = torch.tensor([[0, 5, 6, 7, 8], [4, 5, 9, 0, 0], [0, 5, 7, 7, 0], [4, 5, 1, 2, 3], [0, 5, 9, 9, 9]])
     mask = torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 0, 0], [0, 1, 1, 1, 0], [1, 1, 1, 1, 1], [0, 1, 0, 0, 0]])
-    groups = groups_of(ids, mask, 3)
+    groups = group_by_prompt(ids, mask, 3)
     assert groups == [([5], [(0, [6, 7, 8]), (2, [7, 7])]), ([4, 5], [(1, [9]), (3, [1, 2, 3])])]
-    assert list(parts_of(groups, 3)) == [
+    assert list(branch_batches(groups, 3)) == [
         [{"prompt_ids": [5], "branches": [[6, 7, 8], [7, 7]]}, {"prompt_ids": [4, 5], "branches": [[9]]}],
         [{"prompt_ids": [4, 5], "branches": [[1, 2, 3]]}],
     ]
     values = torch.arange(1.0, 10)
-    placed = spread(values, places_of(groups, 3, ids.device), (5, 3))
+    placed = scatter_answers(values, answer_indices(groups, 3, ids.device), (5, 3))
     assert placed.tolist() == [[1, 2, 3], [6, 0, 0], [4, 5, 0], [7, 8, 9], [0, 0, 0]]
 
 
@@ -72,7 +72,7 @@ def test_answers_of_a_prompt_come_together_again_after_trls_shuffle():
     prompts = torch.tensor([[1], [2], [3], [2], [1], [3]])
     whole = {"prompt_ids": prompts, "prompt_mask": torch.ones_like(prompts), "advantages": torch.arange(6.0), "num_items_in_batch": torch.tensor(9)}
     parts = [{k: v[i : i + 2] if v.dim() else v for k, v in whole.items()} for i in (0, 2, 4)]
-    together = answers_together(parts)
+    together = regroup(parts)
     assert [part["prompt_ids"].flatten().tolist() for part in together] == [[1, 1], [2, 2], [3, 3]]
     assert [part["advantages"].tolist() for part in together] == [[0, 4], [1, 3], [2, 5]]
     assert [part["num_items_in_batch"].item() for part in together] == [9, 9, 9]
@@ -162,7 +162,7 @@ def test_a_batch_whose_answers_are_all_masked_gives_zeros_with_a_gradient(fresh_
 def test_answers_are_sampled_from_the_weights_as_they_are_and_end_with_their_end_token(kind, fresh_tiny, tiny_tokenizer, tmp_path):
     model = fresh_tiny("llama")
     trainer = build(kind, model, tiny_tokenizer, tmp_path, temperature=1e-5)
-    rows = [trainer.asked[i]["prompt_ids"] for i in (0, 0, 1)]
+    rows = [trainer.rows[i]["prompt_ids"] for i in (0, 0, 1)]
 
     def greedy(ids):
         out = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=10, attention_mask=torch.ones(1, len(ids)))
@@ -182,7 +182,7 @@ def test_answers_are_sampled_from_the_weights_as_they_are_and_end_with_their_end
 
 def test_the_noise_hangs_on_seed_step_and_turn(fresh_tiny, tiny_tokenizer, tmp_path):
     trainer = build("grpo", fresh_tiny("llama"), tiny_tokenizer, tmp_path, temperature=3.0)
-    rows = [trainer.asked[0]["prompt_ids"]] * 4
+    rows = [trainer.rows[0]["prompt_ids"]] * 4
     first, second = trainer._answers(rows), trainer._answers(rows)
     assert len({tuple(answer) for answer in first + second}) == 8  # four answers of a prompt differ, and so does a second turn of the step
     trainer.state.global_step = 1

@@ -8,7 +8,7 @@ from trl import KTOConfig, KTOTrainer
 
 from seodang.data.conversation import Conversation
 from seodang.data.errors import UserError
-from seodang.train.stages.kto import check_rows, kto, kto_trainer, mismatched, weight_advice
+from seodang.train.stages.kto import kto, kto_trainer, mismatched, weight_advice
 
 QUIET = {"report_to": "none", "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "save_strategy": "no", "logging_steps": 1,
          "disable_tqdm": True, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 4, "max_length": None}  # fmt: skip
@@ -121,16 +121,16 @@ def test_the_reference_is_a_copy_and_not_what_the_config_names(fresh_tiny, tiny_
         (lambda row: True, {"max_length": 8}, "max_length is 8"),
     ],
 )
-def test_what_cannot_be_trained_is_refused(kept, changes, message, tiny, tiny_tokenizer, tmp_path):
+def test_what_cannot_be_trained_is_refused(kept, changes, message, fresh_tiny, tiny_tokenizer, tmp_path):
     rows = [row for row in rows_of(tiny_tokenizer) if kept(row)]
     with pytest.raises(UserError, match=message):
-        check_rows(rows, settings(tmp_path, **changes), tiny("llama"))
+        kto_trainer(fresh_tiny("llama"), tiny_tokenizer, rows, settings(tmp_path, **changes))
 
 
-def test_a_row_beyond_the_context_is_refused_and_a_mismatched_answer_is_cut(tiny, fresh_tiny, tiny_tokenizer, tmp_path):
+def test_a_row_beyond_the_context_is_refused_and_a_mismatched_answer_is_cut(fresh_tiny, tiny_tokenizer, tmp_path):
     rows = [{"prompt_ids": [3] * 200, "completion_ids": [4, 2], "label": True}, {"prompt_ids": [3], "completion_ids": [4] * 60, "label": False}]
     with pytest.raises(UserError, match="260 tokens, the model's context only 256"):
-        check_rows([*rows, {**rows[0], "completion_ids": [4] * 60}], settings(tmp_path), tiny("llama"))
+        kto_trainer(fresh_tiny("llama"), tiny_tokenizer, [*rows, {**rows[0], "completion_ids": [4] * 60}], settings(tmp_path))
     trainer = kto_trainer(fresh_tiny("llama"), tiny_tokenizer, rows, settings(tmp_path, max_steps=1))
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(2)])
     [long] = [i for i in range(2) if trainer.train_dataset[i]["label"]]

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from seodang.data.errors import UserError
 from seodang.infer.checkpoint.manifest import verify
-from seodang.train.run.logs import read_log
+from seodang.train.run.callbacks import read_log
 from seodang.train.stages import ppo as stage
 from seodang.train.stages.ppo import ppo, ppo_trainer
 from seodang.train.stages.ppo_settings import PpoSettings

@@ -3,8 +3,6 @@
 import json
 import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +11,8 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainingArguments
 
 from seodang.infer.checkpoint.manifest import MANIFEST, verify
+from seodang.train.run.callbacks import LOG, read_log
 from seodang.train.run.checkpoints import complete_checkpoints, find_resume
-from seodang.train.run.logs import LOG, read_log
 from seodang.train.stages.sft import sft
 
 
@@ -109,12 +107,8 @@ def test_the_old_checkpoint_goes_only_after_the_new_manifest_stands(fresh_tiny, 
     assert [p.name for p in complete_checkpoints(tmp_path)] == ["checkpoint-3"]
 
 
-SCRIPT = Path(__file__).parents[3] / "benchmarks" / "kill_resume.py"
-
-
-def test_three_kills_at_random_moments_lose_no_run(tmp_path):
+def test_three_kills_at_random_moments_lose_no_run(tmp_path, run_script):
     """The short form of `benchmarks/kill_resume.py --kills 100`."""
-    out = subprocess.run([sys.executable, str(SCRIPT), "--kills", "3", "--folder", str(tmp_path)], capture_output=True, text=True, timeout=300)
-    assert out.returncode == 0, out.stdout + out.stderr
-    report = json.loads(out.stdout.splitlines()[-1])
+    written = run_script("benchmarks/kill_resume.py", "--kills", 3, "--steps", 16, "--folder", tmp_path / "runs")
+    report = json.loads(written.splitlines()[-1])
     assert report["kills"] >= 3 and report["lost"] == 0 and report["equal"] is True

@@ -12,7 +12,7 @@ from seodang.infer.checkpoint.load import load
 from seodang.infer.checkpoint.manifest import verify
 from seodang.train.attention.packed_attention import PACKED
 from seodang.train.models.reward_model import padding_token
-from seodang.train.run.logs import read_log
+from seodang.train.run.callbacks import read_log
 from seodang.train.stages.reward import reward, reward_trainer
 
 END = 2  # of the tiny tokenizer: <|im_end|>

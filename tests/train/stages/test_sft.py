@@ -8,10 +8,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, TrainingArguments
 from seodang.data.errors import UserError
 from seodang.data.packing import collate, pack
 from seodang.train.attention.packed_attention import PACKED
-from seodang.train.run.logs import LOG, curves, draw_curve, read_log, terminal_curve
+from seodang.train.run.callbacks import LOG, curves, draw_curve, read_log, terminal_curve
 from seodang.train.run.optimizer import MasterAdamW
-from seodang.train.run.plan import plan
-from seodang.train.stages.sft import lay_out, set_eos_token_ids, sft, sft_trainer
+from seodang.train.stages.build import set_eos_token_ids
+from seodang.train.stages.plan import plan
+from seodang.train.stages.sft import choose_collator, sft, sft_trainer
 
 
 def rows(count=6, seed=0):
@@ -60,7 +61,7 @@ def test_an_architecture_that_cannot_pack_is_padded_and_trains_the_same(tiny_tok
     config = AutoConfig.for_model("bloom", vocab_size=128, hidden_size=32, n_layer=2, n_head=4)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
-    collator = lay_out(model, tiny_tokenizer)
+    collator = choose_collator(model, tiny_tokenizer)
     batch = collator(rows())
     assert batch["input_ids"].shape[0] == 6 and "cu_seq_lens_q" not in batch
     expected = model(**batch).loss.item()  # the architecture's own loss on the padded batch
@@ -75,13 +76,13 @@ def test_layers_that_carry_a_state_never_share_a_sequence(tiny_tokenizer):
         num_key_value_heads=2, layer_types=["conv", "full_attention"],
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config)
-    batch = lay_out(model, tiny_tokenizer)(rows())
+    batch = choose_collator(model, tiny_tokenizer)(rows())
     assert batch["input_ids"].shape[0] == 6 and model.config._attn_implementation != PACKED
 
 
 def test_a_packable_architecture_lies_end_to_end(fresh_tiny, tiny_tokenizer):
     model = fresh_tiny("qwen3")
-    assert lay_out(model, tiny_tokenizer) is collate
+    assert choose_collator(model, tiny_tokenizer) is collate
     assert model.config._attn_implementation == PACKED
 
 
@@ -168,6 +169,7 @@ def test_the_plan_counts_steps_tokens_and_bytes_and_leaves_no_trace(fresh_tiny, 
     assert all(p.grad is None and torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
+@pytest.mark.painted
 def test_curves_come_from_the_log_and_survive_a_line_cut_short(tmp_path):
     lines = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 2, "eval_loss": 2.5}]
     (tmp_path / LOG).write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 3, "lo')

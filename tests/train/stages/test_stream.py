@@ -4,7 +4,7 @@ import pytest
 from accelerate.data_loader import IterableDatasetShard
 from torch.utils.data import DataLoader
 
-from seodang.train.run.stream import StreamedRows
+from seodang.train.stages.sft import StreamedRows
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 from torch.utils.data import IterableDataset
+from transformers import TrainingArguments
 
 from ..models.completion_loss import CHUNK
-from .trainer import SftTrainer
+from .sft import SftTrainer
 
 
 @dataclass
@@ -25,6 +26,7 @@ class Plan:
     seconds: float
 
     def lines(self) -> list[str]:
+        """The plan for people, in lines."""
         gib = 2**30
         rows = "streamed" if self.rows is None else f"{self.rows:,}"
         return [
@@ -43,7 +45,7 @@ def plan(trainer: SftTrainer) -> Plan:
     lengths = [len(row["input_ids"]) for row in sample]
     per_process = args.per_device_train_batch_size
     mean = sum(lengths) / len(lengths)
-    steps = _steps(trainer, None if streamed else len(rows))
+    steps = steps_of(args, None if streamed else len(rows))
     batches = args.gradient_accumulation_steps * args.world_size
     tokens = min(steps * batches * per_process, math.inf if streamed else len(rows) * _epochs(args, steps, len(rows))) * mean
     seconds_a_token, saved_a_token = _timed_step(trainer, _typical(sample, per_process))
@@ -61,8 +63,8 @@ def plan(trainer: SftTrainer) -> Plan:
     )
 
 
-def _steps(trainer: SftTrainer, rows: int | None) -> int:
-    args = trainer.args
+def steps_of(args: TrainingArguments, rows: int | None) -> int:
+    """The optimizer steps of a run over so many rows; None, of a stream, needs `max_steps`."""
     if args.max_steps > 0:
         return args.max_steps
     batches = math.ceil(rows / (args.per_device_train_batch_size * args.world_size))

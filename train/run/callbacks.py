@@ -1,8 +1,9 @@
-"""What a run leaves for a person to look at: a JSON Lines log and the loss curve, as a picture and in the terminal."""
+"""What runs along with a training: a JSON Lines log, its loss curve as a picture and in the terminal, and a limit of time."""
 
 import json
 from contextlib import nullcontext
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -18,6 +19,7 @@ class RunLog(TrainerCallback):
     """
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """Begin the log, or keep of it what the checkpoint has seen."""
         if state.is_world_process_zero:
             path = Path(args.output_dir) / LOG
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,6 +29,7 @@ class RunLog(TrainerCallback):
             partial.replace(path)  # a kill while it is written must not cost the lines that were there
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **kwargs) -> None:
+        """Append an entry."""
         if state.is_world_process_zero and logs:
             path = Path(args.output_dir) / LOG
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,8 +37,26 @@ class RunLog(TrainerCallback):
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """Draw the curve."""
         if state.is_world_process_zero:
             draw_curve(Path(args.output_dir))
+
+
+class TimeLimit(TrainerCallback):
+    """End training at the first step that is a multiple of `every` after `seconds` have passed, and log it; at least one such step is made."""
+
+    def __init__(self, seconds: float, every: int = 1):
+        self.seconds, self.every = seconds, every
+        self.started = monotonic()
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        """Start the clock."""
+        self.started = monotonic()
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        """Stop where the time is up."""
+        if state.global_step % self.every == 0 and monotonic() - self.started >= self.seconds:
+            control.should_training_stop = control.should_log = True
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,68 @@
+"""The constraints as one filter, with the settings that ask for them; `constraints` makes what they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from ..requests.options import CONFIG, Command, file_or_text, option, options_of, settings
+from ..requests.params import RequestParams, as_texts
+from ..requests.sequence import TokenSequence
+from ..requests.rules import listed, mapping, text, texts, whole
+from .spec import FilterSpec, given, row_by_row
+
+
+def constrained(sequence: TokenSequence, scores: Tensor) -> Tensor:
+    """What a sequence's constraints leave of its scores, [1, vocab]: grammars, forced texts and the like; raises what they raise."""
+    for constraint in sequence.constraints:
+        scores = constraint.mask(sequence, scores)
+    return scores
+
+
+@settings
+class Constraints:
+    forced_text: Mapping[int, str] | None = option(
+        None, "Texts by the positions in the answer where they stand.", mapping, example={3: " so"}, command=False
+    )
+    trie: Sequence[str | Sequence[int]] = option(
+        (), "Texts, or sequences of ids, of which the answer is one.", listed, example=("yes", "no"), command=False
+    )
+    regex: str | None = option(None, "The answer matches this regular expression.", text("a regular expression"), example="a+")
+    json_schema: Mapping | str | None = option(
+        None, "The answer is JSON of this schema (a file, or the schema itself).", example="{}", command=Command(str | None, read=file_or_text)
+    )
+    choice: Sequence[str] = option((), "The answer is one of these.", texts, example=("yes", "no"), convert=as_texts)
+    grammar: str | None = option(
+        None, "The answer follows this Lark grammar (a file, or the grammar itself).", text("a Lark grammar"), example='start: "a"',
+        command=Command(str | None, read=file_or_text),
+    )  # fmt: skip
+    thinking_budget: int | None = option(
+        None, "The thinking, with which the answer begins, is ended after so many tokens.", whole(0), example=8
+    )
+    token_healing: bool = option(False, "Let the end of the prompt be written in other tokens.", example=True, same_in=(CONFIG,))
+
+
+CONSTRAINTS = tuple(options_of(Constraints))
+
+
+@settings
+class Text:
+    """What belongs to the constraints and asks for none."""
+
+    prefix: str | None = option(None, "The answer begins with this.", text("a text"), example="Yes")
+    thinking_end: str = option("</think>", "What ends the thinking.", example="</thought>", part_of="thinking_budget")
+
+
+def begins_twice(params: RequestParams) -> str | None:
+    """The refusal of a prefix beside what says how the answer begins in ids."""
+    if params.prefix and (params.forced_bos_token_id is not None or params.begin_suppress_tokens):
+        name = "begin_suppress_tokens" if params.forced_bos_token_id is None else "forced_bos_token_id"
+        return f"prefix={params.prefix!r} begins the answer, so {name}={getattr(params, name)} has no place: drop one of them"
+    return None
+
+
+CONSTRAINING = FilterSpec(
+    "constraints", "constraint", constrained, Constraints, row_by_row(constrained), asks=given(*CONSTRAINTS),
+    asked_by=tuple((name,) for name in CONSTRAINTS), check=begins_twice,
+)  # fmt: skip

@@ -1,0 +1,77 @@
+"""What a strategy is besides its function: what it honours, needs and refuses, how it is recognised, and where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from ..requests.generation import Generation
+from ..requests.options import CONFIG, Command, option, options_of, settings
+from ..requests.params import RequestParams
+from ..requests.request import Request
+from ..requests.rules import above_zero, share
+from ..requests.strategy import Host, Strategy
+
+
+@settings
+class Guidance:
+    """Classifier-free guidance; the first setting is the one that asks for it."""
+
+    guidance_scale: float | None = option(
+        None, "Classifier-free guidance, away from negative_prompt.", above_zero, example=1.5, same_in=(CONFIG,), off=1
+    )
+    negative_prompt: Any = option(None, "What guidance leads away from.", example="no", command=Command(str | None))
+
+
+@settings
+class Amateur:
+    """Contrastive decoding; the first setting is the one that asks for it."""
+
+    amateur_model: nn.Module | None = option(
+        None, "Contrastive decoding: the model whose liking counts against a token.", example=nn.Identity(), command=Command(str | None)
+    )
+    amateur_alpha: float = option(0.1, "Tokens less likely than this times the likeliest are dropped there.", share, example=0.5)
+    amateur_temperature: float = option(1.0, "Temperature of the amateur.", above_zero, example=0.2)
+
+
+@dataclass(frozen=True)
+class StrategySpec:
+    """A strategy by its name: how a request's own is started, and what it honours.
+
+    `start` returns None where its sequence has joined a strategy that requests share.
+    `options` are the classes of the settings that are its own, or names of single ones; `guided` adds those of guidance. `least` are the fewest
+    settings that mean it, and `meant` says whether a request's do without its name. `needs` are capabilities that the runner must
+    have. `check` judges the values, `suits` whether the runner's model can take them; `width` counts its sequences. `samples`: whether
+    it may draw, else do_sample and the filters of sampling are refused. `sees_logprobs`: its filters act on log-probabilities, not logits. `streams` says when tokens are told, `about` is
+    what is documented as its effect, or a text, `paper` where it comes from.
+    """
+
+    name: str
+    start: Callable[[Generation, Host], Strategy | None]
+    about: Callable | str
+    options: tuple[type | str, ...] = ()
+    least: Mapping[str, Any] = field(default_factory=dict)
+    meant: Callable[[RequestParams], bool] = lambda params: False
+    needs: tuple[str, ...] = ()
+    check: Callable[[RequestParams], None] = lambda params: None
+    suits: Callable[[RequestParams, Any], None] = lambda params, runner: None
+    width: Callable[[Request], int] = lambda request: request.width
+    guided: bool = True
+    samples: bool = True
+    encoder_decoder: bool = True
+    sees_logprobs: bool = False
+    streams: str = "as they come"
+    paper: str = ""
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """The names of its own settings."""
+        return tuple(name for each in self.options for name in ((each,) if isinstance(each, str) else options_of(each)))
+
+    @property
+    def honours(self) -> frozenset[str]:
+        """The settings of strategies and guidance that it has a use for."""
+        return frozenset((*self.own, *(options_of(Guidance) | options_of(Amateur) if self.guided else ())))

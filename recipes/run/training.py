@@ -1,0 +1,77 @@
+"""What the training commands do alike around their stages: complete the options, find what to resume, say what will happen, train and save."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import EarlyStoppingCallback, TrainingArguments
+
+from seodang.data.accounting import Accounting
+from seodang.data.errors import UserError
+from seodang.data.preference_rows import preference_pairs
+from seodang.infer.kernels.device import choose_dtype
+from seodang.recipes.options.training import ModelOptions, RunOptions
+from seodang.recipes.run.identity import refuse_other_run
+from seodang.train.run.checkpoints import find_resume
+from seodang.train.run.crash_safe import Provenance
+
+
+def complete_arguments(args: Any, model: ModelOptions, run: RunOptions, evaluates: bool, best: str = "eval_loss") -> Any:
+    """Fill in what the user left open: the device, and with held-out data an evaluation before every save, the one of the `best` metric kept.
+
+    Raises UserError where training is to stop early and nothing is held out.
+    """
+    if model.device == "cpu" and not args.use_cpu:
+        args = replace(args, use_cpu=True)
+    if run.early_stopping_patience and not evaluates:
+        raise UserError("early_stopping_patience needs held-out data: give --eval_data or --eval_fraction")
+    if evaluates and args.eval_strategy == "no":
+        args.eval_strategy, args.eval_steps = args.save_strategy.value, args.save_steps
+    if evaluates and not args.metric_for_best_model:
+        args.metric_for_best_model, args.greater_is_better = best, best != "eval_loss"
+    args.load_best_model_at_end |= bool(run.early_stopping_patience)
+    return args
+
+
+def early_stopping(run: RunOptions) -> list[EarlyStoppingCallback]:
+    """The callback that stops a run early, where it may."""
+    return [EarlyStoppingCallback(run.early_stopping_patience)] if run.early_stopping_patience else []
+
+
+def checkpoint_to_resume(args: TrainingArguments, run: RunOptions, origin: Provenance) -> Path | None:
+    """The checkpoint that the run goes on from, None where it starts anew. Raises UserError for a damaged one, or one of another run."""
+    resume = find_resume(Path(args.output_dir), run.resume)
+    refuse_other_run(resume, origin, run.allow_changes)
+    return resume
+
+
+def plan_lines(trainer: Any, counts: Accounting, resume: Path | None, *, stage: Iterable[str] = (), cost: Iterable[str] = ()) -> list[str]:
+    """What a run will do, in lines: what became of the records, what the stage says, the weights, what it will cost, and where it goes on from."""
+    dtype, reason = choose_dtype("auto", trainer.args.device)
+    weights = next(trainer.model.parameters()).dtype
+    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    of_weights = f"{trained:,} weights to train, {str(weights).removeprefix('torch.')} on {trainer.args.device}"
+    return [
+        *counts.lines(),
+        *stage,
+        f"model           {of_weights}{f' ({reason})' if weights == dtype else ''}",
+        *cost,
+        *([f"resume          from {resume}"] if resume else []),
+    ]
+
+
+def train_and_save(trainer: Any, resume: Path | None) -> Path:
+    """Train, from a checkpoint on where there is one, and save the final model; return its folder."""
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    return trainer.save_final()
+
+
+def ranked_amount(rows: Sequence[dict[str, Any]]) -> str:
+    """How many prompts, answers and pairs there are, in words."""
+    return f"{len(rows):,} prompts, {sum(len(row['branches']) for row in rows):,} answers, {sum(len(preference_pairs(row['ranks'])) for row in rows):,} pairs"
+
+
+def held_out_line(amount: str, rows: Sequence[Any]) -> list[str]:
+    """The line of what is held out, where anything is."""
+    return [f"held out        {amount}"] if rows else []

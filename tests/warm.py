@@ -1,0 +1,70 @@
+"""A process that has imported what training needs and computed nothing: each script asked for is run in processes forked from it.
+
+Reads one JSON object a line, {"script", "argv", "processes", "output"}, and answers with one line, the scripts' exit codes as a list. Each process
+writes into the file `output`, and finds its rank and the way to the others in the environment, where torchrun leaves them.
+"""
+
+import gc
+import importlib
+import json
+import os
+import runpy
+import signal
+import socket
+import sys
+import traceback
+
+os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
+
+from seodang.recipes import dpo, grpo, kto, ppo, reward, rloo, sft  # noqa: E402, F401
+
+for late in ("matplotlib.pyplot", "torch.distributed.algorithms.join", "transformers.models.llama.modeling_llama"):  # otherwise imported when first used
+    importlib.import_module(late)
+gc.freeze()  # what is here is not looked through, nor copied, by the children
+
+
+def start(script: str, argv: list[str], output: str, environment: dict[str, str]) -> int:
+    """Run the script in a child, as the command `python script argv` would; its process id."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        for stream in (1, 2):
+            os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+        os.environ.update(environment)
+        sys.argv[:] = [script, *argv]
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def exit_codes(children: list[int]) -> list[int]:
+    """Wait for all children; once one has failed the others, which would wait for it, are killed."""
+    codes = {}
+    while len(codes) < len(children):
+        child, status = os.wait()
+        codes[child] = os.waitstatus_to_exitcode(status)
+        for other in set(children) - set(codes) if codes[child] else ():
+            os.kill(other, signal.SIGKILL)
+    return [codes[child] for child in children]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+for line in sys.stdin:
+    asked = json.loads(line)
+    size = asked["processes"]
+    world = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} if size > 1 else {}
+    ranks = [{**world, "RANK": str(rank), "LOCAL_RANK": str(rank)} if world else {} for rank in range(size)]
+    print(json.dumps(exit_codes([start(asked["script"], asked["argv"], asked["output"], rank) for rank in ranks])), flush=True)
