@@ -83,7 +83,7 @@ class Engine:
             those.clear()
 
     def join(self, key: Hashable, sequence: TokenSequence, begin: Callable[[Arrivals], Strategy]) -> None:
-        """Hand a sequence to the strategy that all sequences of a key share; where none runs, `begin` makes it of what tells its arrivals."""
+        """Hand a sequence to the strategy that all sequences of a key share; where none runs, `begin` makes one, which asks for its arrivals."""
         self._joined.setdefault(key, []).append(sequence)
         self._begin[key] = begin
 

@@ -57,7 +57,7 @@ def answers(
     max_rows: int = MAX_ROWS,
     on_error: str | None = None,
 ) -> Iterator[Result]:
-    """As `generate`, but each result comes as soon as it is there; `result.prompt_index` counts the prompts."""
+    """As `generate`, and raises as it does, but each result comes as soon as it is there; `result.prompt_index` counts the prompts."""
     if on_error not in (None, "raise", "result"):
         raise UserError(f'on_error must be "raise" or "result", got {on_error!r}')
     engine, generations = prepare(model, tokenizer, prompts, params, trace, prefix_cache, max_rows)

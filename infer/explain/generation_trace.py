@@ -50,26 +50,26 @@ def generation_trace(results: Sequence[Result]) -> GenerationTrace:
     """Return what happened to one prompt, from all its results, which were made with `trace=True`."""
     events = results[0].trace
     at: dict[type, dict[tuple[int, int], object]] = {ChoiceTrace: {}, LayerTrace: {}, ContrastTrace: {}}  # by choice and position
-    told = GenerationTrace([], [], [], [])
+    found = GenerationTrace([], [], [], [])
     fresh: list[PassTrace] = []
     spent: dict[int, list[PassTrace]] = {}
     for event in events:
         what = event.what if isinstance(event, Observed) else event
         if isinstance(what, PassTrace):
-            told.passes.append(what)
+            found.passes.append(what)
             fresh.append(what)
             continue
         if fresh and isinstance(event, Observed | Committed):
             spent.setdefault(event.position, []).extend(fresh)
             fresh = []
         if isinstance(what, BeamTrace):
-            told.beams.append((event.position, what))
+            found.beams.append((event.position, what))
         elif isinstance(what, DraftTrace):
-            told.drafts.append((event.position, event.choice, what))
+            found.drafts.append((event.position, event.choice, what))
         elif type(what) in at:
             at[type(what)][event.choice, event.position] = what
-    told.answers = [(result, steps_of(result, events, at, spent)) for result in results]
-    return told
+    found.answers = [(result, steps_of(result, events, at, spent)) for result in results]
+    return found
 
 
 def steps_of(result: Result, events: Sequence[Event], at: dict, spent: dict[int, list[PassTrace]]) -> list[Step]:

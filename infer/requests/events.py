@@ -1,4 +1,4 @@
-"""What a caller hears while an answer grows, and what is left in the end."""
+"""The events of answers while they grow, and their results."""
 
 from __future__ import annotations
 

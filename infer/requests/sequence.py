@@ -179,7 +179,8 @@ class TokenSequence:
         if self.finish_reason is not None and count is None:
             self.generation.finish(self.answer, self.choice)
         else:
-            self.generation.publish(self.choice, self.new_ids[:count], self.logprobs, self.pieces)
+            ids = self.new_ids if count is None else self.new_ids[:count]
+            self.generation.publish(self.choice, ids, self.logprobs, self.pieces)
 
     def history(self) -> Tensor:
         """Return prompt and answer so far as one [n] tensor; what is new since the last call is all that is copied."""

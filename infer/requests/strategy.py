@@ -54,4 +54,4 @@ class Host(Protocol):
         """Return a runner of the first layers of the model, opened at the first call; raises UserError for an architecture without."""
 
     def join(self, key: Hashable, sequence: TokenSequence, begin: Callable[[Arrivals], Strategy]) -> None:
-        """Hand a sequence to the strategy that all sequences of a key share; where none runs, `begin` makes it of what tells its arrivals."""
+        """Hand a sequence to the strategy that all sequences of a key share; where none runs, `begin` makes one, which asks for its arrivals."""

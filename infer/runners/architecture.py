@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...data.errors import UserError
 from ..text.vocabulary import check_ids
@@ -51,7 +51,7 @@ def check_pass(slots: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequenc
         check_ids(new, vocab_size, f"slot {slot}")
 
 
-def refuse_source(config, source_ids: Sequence[int]) -> None:
+def refuse_source(config: PreTrainedConfig, source_ids: Sequence[int]) -> None:
     """Raise UserError where a decoder's slot is given a source, which an encoder would read."""
     if len(source_ids):
         raise UserError(f"{config.model_type} is a decoder, which reads no source: put its {len(source_ids)} ids in front of the others")
@@ -64,7 +64,7 @@ def check_cut(slot: int, length: int, had: int) -> None:
 
 
 def transformers_model(model: nn.Module) -> PreTrainedModel:
-    """Return the transformers model inside the wrappers of peft and of distributed training."""
+    """Return the transformers model inside the wrappers of peft and of distributed training; raises UserError where there is none, or for prompt tuning."""
     while not isinstance(model, PreTrainedModel):
         peft = getattr(model, "active_peft_config", None)
         if peft is not None and peft.is_prompt_learning:
@@ -101,7 +101,7 @@ def context_limit(model: PreTrainedModel) -> int | None:
     return min(limits, default=None)
 
 
-def refuse_hidden_under_window(config) -> None:
+def refuse_hidden_under_window(config: PreTrainedConfig) -> None:
     """Raise UserError where a sliding window would be counted in what is left of a slot with hidden positions."""
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         raise UserError(
@@ -121,8 +121,8 @@ def attention_is_replaceable(model: PreTrainedModel) -> bool:
     return model._supports_attention_backend and model._can_set_attn_implementation()
 
 
-def scaled(config, logits: Tensor) -> Tensor:
-    """Return what the architecture makes of its head's output: a scale in Granite and Cohere, a soft bound in Gemma 2."""
+def scaled(config: PreTrainedConfig, logits: Tensor) -> Tensor:
+    """Return what the architecture makes of its head's output, [n, vocab]: a scale in Granite and Cohere, a soft bound in Gemma 2."""
     logits = logits * (getattr(config, "logit_scale", None) or 1) / (getattr(config, "logits_scaling", None) or 1)
     bound = getattr(config, "final_logit_softcapping", None)
     return logits if bound is None else torch.tanh(logits / bound) * bound

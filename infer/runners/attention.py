@@ -1,4 +1,4 @@
-"""Attention of one row over its own past: the mathematics that the runner and packed training share."""
+"""Attention of one sequence over its own past: the mathematics that the runner and packed training share."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def attend(
     sinks: Tensor | None = None,
     causal: bool = True,
 ) -> Tensor:
-    """Attend with the newest `n` positions of a row over all `past + n` of them.
+    """Attend with the newest `n` positions of a sequence over all `past + n` of them.
 
     query is [1, heads, n, d], key [1, kv_heads, past + n, d], value [1, kv_heads, past + n, d_v]; returns
     [1, heads, n, d_v]. `window` counts the keys a query sees, itself included; without `causal` it is the distance to
@@ -101,7 +101,7 @@ def attend_in_full(
 
 
 def check_attention_kwargs(module: nn.Module, kwargs: Mapping[str, Any], allowed: Collection[str] = ()) -> None:
-    """Refuse, by name, whatever an attention layer hands over that `attend` and its caller do not honour.
+    """Raise UserError, by name, for whatever an attention layer hands over that `attend` and its caller do not honour.
 
     None and False ask for nothing. `allowed` names the extra arguments that the caller honours itself.
     """

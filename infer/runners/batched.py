@@ -73,9 +73,9 @@ class CacheSlots:
 
 
 class BatchedRunner(CacheSlots):
-    """Slots whose past is a batch and a place there.
+    """Slots whose past is a batch and an index there.
 
-    A batch's past is only ever appended to, so slots may share a place: a slot's past is the first `length` positions of it.
+    A batch's past is only ever appended to, so slots may share an index: a slot's past is the first `length` positions of it.
     A runner says by `_alike` which slots can go together, and by `_run` how they do.
     """
 
@@ -119,12 +119,12 @@ class BatchedRunner(CacheSlots):
 
     def _ran(self, batch: Any, slots: Sequence[int], ids: Sequence[Sequence[int]]) -> None:
         """Take note of a pass of the model that appended `ids[i]` to slot i, all slots of this batch, in its order."""
-        for place, (slot, new) in enumerate(zip(slots, ids)):
-            self._home[slot] = (batch, place)
+        for index, (slot, new) in enumerate(zip(slots, ids)):
+            self._home[slot] = (batch, index)
             self._lengths[slot] += len(new)
         self.passes += 1
         self.positions += sum(map(len, ids))
 
-    def _at_home(self, slots: Sequence[int], batch: Any, places: int) -> bool:
-        """Whether these slots, in this order, are all that the batch holds."""
-        return [self._home.get(slot) for slot in slots] == [(batch, i) for i in range(places)]
+    def _are_all_of(self, slots: Sequence[int], batch: Any, size: int) -> bool:
+        """Whether these slots, in this order, are all that a batch of this size holds."""
+        return [self._home.get(slot) for slot in slots] == [(batch, i) for i in range(size)]

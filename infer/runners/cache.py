@@ -55,7 +55,7 @@ class KVCache:
         self.pools: dict[int, Pool] = {}
         self.lengths: dict[int, int] = {}
         self.masked_positions: dict[int, tuple[int, ...]] = {}  # positions that a slot leaves out, in order
-        self._place: dict[int, tuple[Pool, int]] = {}
+        self._lanes: dict[int, tuple[Pool, int]] = {}
         self._next = 0
 
     def __len__(self) -> int:
@@ -68,13 +68,13 @@ class KVCache:
         self._put(slot, self._pool(capacity))
         return slot
 
-    def place(self, slot: int) -> tuple[Pool, int]:
+    def locate(self, slot: int) -> tuple[Pool, int]:
         """Return the pool and the lane where the slot lies until the next add, fork, reserve or release."""
-        return self._place[slot]
+        return self._lanes[slot]
 
     def reserve(self, slot: int, length: int) -> None:
         """Make room for the slot to hold `length` positions."""
-        pool, lane = self._place[slot]
+        pool, lane = self._lanes[slot]
         if length <= pool.capacity:
             return
         larger = self._pool(length)
@@ -86,7 +86,7 @@ class KVCache:
         """Return a new slot for each of these, with the same past."""
         forks = []
         for slot in slots:
-            pool, lane = self._place[slot]
+            pool, lane = self._lanes[slot]
             fork = self.add(pool.capacity)
             pool.copy(lane, pool, len(pool.slots) - 1, self.lengths[slot])
             self.lengths[fork] = self.lengths[slot]
@@ -101,7 +101,7 @@ class KVCache:
         first = min(first, length, self.lengths[target])
         self.truncate(target, first)
         self.reserve(target, length)
-        (pool, lane), (to_pool, to_lane) = self._place[source], self._place[target]
+        (pool, lane), (to_pool, to_lane) = self._lanes[source], self._lanes[target]
         if first < length:
             pool.copy(lane, to_pool, to_lane, length, first)
         self.lengths[target] = length
@@ -129,8 +129,8 @@ class KVCache:
     def release(self, slots: Sequence[int]) -> None:
         """Give back the slots' lanes."""
         # the last lanes first: then what is left seldom has to move
-        for slot in sorted(slots, key=lambda slot: self._place[slot][1], reverse=True):
-            pool, lane = self._place.pop(slot)
+        for slot in sorted(slots, key=lambda slot: self._lanes[slot][1], reverse=True):
+            pool, lane = self._lanes.pop(slot)
             del self.lengths[slot]
             self.masked_positions.pop(slot, None)
             self._close(pool, lane)
@@ -143,7 +143,7 @@ class KVCache:
 
     def _put(self, slot: int, pool: Pool) -> None:
         pool.slots.append(slot)
-        self._place[slot] = (pool, len(pool.slots) - 1)
+        self._lanes[slot] = (pool, len(pool.slots) - 1)
 
     def _close(self, pool: Pool, lane: int) -> None:
         """Fill an emptied lane with the last one, so that the live ones stay together."""
@@ -152,7 +152,7 @@ class KVCache:
             moved = pool.slots[last]
             pool.copy(last, pool, lane, self.lengths[moved])
             pool.slots[lane] = moved
-            self._place[moved] = (pool, lane)
+            self._lanes[moved] = (pool, lane)
         pool.slots.pop()
         if not pool.slots:
             del self.pools[pool.capacity]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .architecture import Capabilities, ModelOutput
 
@@ -15,18 +15,20 @@ class Runner(Protocol):
     """Runs one model. A slot is a place in its KV cache that holds the past of one sequence, of a length of its own.
 
     `capabilities` say which calls it honours; the others raise UserError. `config` is that of the decoder, `limit` how many positions it can
-    have (None: no bound), `vocab_size` how many ids a slot's tokens can have. `passes` and `positions` count what was computed.
+    have (None: no bound). `passes` and `positions` count what was computed. The runner of an encoder-decoder also says how many positions
+    and ids its encoder has: `source_limit`, `source_vocab`.
     """
 
     model: PreTrainedModel
-    config: Any
+    config: PreTrainedConfig
     limit: int | None
     capabilities: Capabilities
     passes: int
     positions: int
 
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """How many ids a slot's tokens can have."""
 
     @property
     def live(self) -> int:

@@ -19,7 +19,7 @@ from .stacked_cache import StackedPool
 
 
 class DirectRunner(RaggedRunner):
-    """A RaggedRunner for the families of `blocks`: the same calls and the same tokens, with less work between the products.
+    """A RaggedRunner for the families of `layers`: the same calls and the same tokens, with less work between the products.
 
     Weights are read where the model keeps them, so that training changes what the next pass computes. Hooks and
     modules that are put into the model later (an adapter) are seen after `refresh`, and then run as a RaggedRunner runs them.
@@ -42,19 +42,18 @@ class DirectRunner(RaggedRunner):
     def _read(self) -> None:
         self._covered = True
         self.decoder = bind_weights(self.model)
-        self._places = self.decoder.places()
+        self._addresses = self.decoder.addresses()
 
     def _run(self, plan: ForwardBatch, tokens: list[int], positions: list[int], wanted: Tensor, layers: Sequence[int]) -> ModelOutput:
         device = self.model.get_input_embeddings().weight.device
         if not self._covered or torch.is_autocast_enabled(device.type):
             return super()._run(plan, tokens, positions, wanted, layers)
-        if self._places != self.decoder.places():  # the model was moved or converted
+        if self._addresses != self.decoder.addresses():  # the model was moved or converted
             with locked(self.model):
                 self._read()
         decoder = self.decoder
         ids = torch.tensor(tokens, device=device)
-        places = torch.tensor(positions, device=device)
-        hidden = decoder.embed(ids, places)
+        hidden = decoder.embed(ids, torch.tensor(positions, device=device))
         turn = None if decoder.rotation is None else decoder.rotation.at(positions)
         steps = [Step(run, hidden) for run in plan.runs] if not plan.longer else None
         states, wanted_states = {}, {layer % (len(decoder.blocks) + 1) for layer in layers}
@@ -76,7 +75,7 @@ class DirectRunner(RaggedRunner):
             hidden = hidden[wanted.to(device)]
         return ModelOutput(decoder.head(decoder.norm(hidden)), {layer: states[layer % (len(decoder.blocks) + 1)] for layer in layers})
 
-    def _attend(self, plan: ForwardBatch, steps: list[Step] | None, layer: int, block: Block, qkv: Tensor, turn) -> Tensor:
+    def _attend(self, plan: ForwardBatch, steps: list[Step] | None, layer: int, block: Block, qkv: Tensor, turn: tuple[Tensor, Tensor] | None) -> Tensor:
         """Return what the heads read, [total, heads * d], with the new keys and values left in the cache."""
         decoder = self.decoder
         heads, kv_heads = decoder.heads, decoder.kv_heads
@@ -96,16 +95,17 @@ class DirectRunner(RaggedRunner):
 
 
 class Step:
-    """One new token a row, for rows in neighbouring lanes: the views of the cache for all layers, made once a pass."""
+    """One new token a slot, for slots in neighbouring lanes: the views of the cache for all layers, made once a pass."""
 
     def __init__(self, run: Run, hidden: Tensor):
         self.run, self.stack = run, run.pool.ready(hidden)
         self.seen: dict[int | None, tuple] = {}
-        place = run.positions[0]
-        abreast = run.positions.count(place) == len(run.positions)
-        self.targets = self.stack[:, :, run.lanes, :, place].unbind(0) if abreast else None  # [2, rows, kv_heads, d]
+        position = run.positions[0]
+        abreast = run.positions.count(position) == len(run.positions)
+        self.targets = self.stack[:, :, run.lanes, :, position].unbind(0) if abreast else None  # [2, rows, kv_heads, d]
 
     def attend(self, layer: int, qkv: Tensor, heads: int, block: Block) -> Tensor:
+        """Return what the heads read, [rows, heads * d], with the new keys and values left in the cache; qkv is [total, heads + 2 * kv_heads, d]."""
         run, (_, total, d) = self.run, qkv.shape
         mine = qkv[run.tokens]
         rows, kv_heads = len(mine), (total - heads) // 2
@@ -113,8 +113,8 @@ class Step:
         if self.targets is not None:
             self.targets[layer].copy_(new)
         else:
-            lanes, places = run.places(qkv.device)
-            self.stack[layer][:, lanes, :, places] = new.transpose(0, 1)
+            lanes, positions = run.lanes_and_positions(qkv.device)
+            self.stack[layer][:, lanes, :, positions] = new.transpose(0, 1)
         keys, values, mask = self._seen(block.window, qkv.device)
         query = mine[:, :heads].reshape(rows, kv_heads, -1, d)  # the heads that share a key read it once
         out = F.scaled_dot_product_attention(query, keys[layer], values[layer], attn_mask=mask, scale=block.scale)

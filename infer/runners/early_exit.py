@@ -20,7 +20,7 @@ class FirstLayers:
     def __init__(self, model: nn.Module, layers: int):
         self.layers = layers
         super().__init__(model)
-        self._owner, self._name = place_of_layers(self.model, self.config.num_hidden_layers)
+        self._owner, self._name = holder_of_layers(self.model, self.config.num_hidden_layers)
         if layers >= self.config.num_hidden_layers:
             raise UserError(
                 f"assistant_early_exit={layers} leaves nothing to save: the model has {self.config.num_hidden_layers} layers, give fewer"
@@ -47,11 +47,11 @@ class FirstLayers:
 
 
 class FirstLayersRagged(FirstLayers, RaggedRunner):
-    pass
+    """The first layers of the model as it is."""
 
 
 class FirstLayersDirect(FirstLayers, DirectRunner):
-    pass
+    """The first layers of a model of the direct families."""
 
 
 def open_first_layers(runner: Runner, layers: int) -> FirstLayersRagged | FirstLayersDirect:
@@ -62,15 +62,15 @@ def open_first_layers(runner: Runner, layers: int) -> FirstLayersRagged | FirstL
     return kind(runner.model, layers)
 
 
-def place_of_layers(model: nn.Module, count: int) -> tuple[nn.Module, str]:
-    """Return the module that holds the list of the model's layers, and the list's name there."""
-    places = [
+def holder_of_layers(model: nn.Module, count: int) -> tuple[nn.Module, str]:
+    """Return the module that holds the list of the model's `count` layers, and the list's name there; raises UserError unless there is one."""
+    holders = [
         (module, name)
         for module in model.modules()
         for name, child in module.named_children()
         if isinstance(child, nn.ModuleList) and len(child) == count
     ]
-    if len(places) != 1:
+    if len(holders) != 1:
         kind = type(model).__name__
-        raise UserError(f"assistant_early_exit needs one list of {count} layers, of which {kind} has {len(places)}: use a draft model")
-    return places[0]
+        raise UserError(f"assistant_early_exit needs one list of {count} layers, of which {kind} has {len(holders)}: use a draft model")
+    return holders[0]

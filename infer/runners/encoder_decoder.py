@@ -64,7 +64,7 @@ class EncoderDecoderRunner(BatchedRunner):
         return self.target_vocab
 
     def allocate(self, source_ids: Sequence[int] = ()) -> int:
-        """Return a new slot without a past, which answers to this source; raises UserError for a source that is empty, too long, or of ids beyond the vocabulary."""
+        """Return a new slot without a past, which answers to this source; raises UserError for one that is empty, too long or of unknown ids."""
         n = len(source_ids)
         if not n:
             raise UserError("the source is empty: give the encoder at least one token to read")
@@ -94,7 +94,7 @@ class EncoderDecoderRunner(BatchedRunner):
             return super().observe(slots, ids, keep, layers)
 
     def head(self, states: Tensor) -> Tensor:
-        """Return the logits of hidden states, [n, hidden] to [n, vocab]; some architectures scale what goes into the head, or bend what comes out."""
+        """Return the logits of hidden states, [n, hidden] to [n, vocab]; some scale what goes in, or bend what comes out. Raises UserError where it cannot."""
         config = self.config
         if (kind := self.model.config.model_type) in HIDDEN_HEADS:
             raise UserError(f"the head of the {kind} model cannot be asked for by itself: use a strategy that reads no inner layers")
@@ -171,10 +171,10 @@ class EncoderDecoderRunner(BatchedRunner):
             return Batch(EncoderDecoderCache(DynamicCache(), DynamicCache()), sources, *padded(sources))
         homes = [self._home[slot] for slot in slots]
         first = homes[0][0]
-        if first.cache.get_seq_length() == length and self._at_home(slots, first, len(first.sources)):
+        if first.cache.get_seq_length() == length and self._are_all_of(slots, first, len(first.sources)):
             return first
         past = joined([(batch.cache.self_attention_cache, i) for batch, i in homes], length)
-        if all(batch is first for batch, _ in homes) and sources == first.sources:  # beams that changed places
+        if all(batch is first for batch, _ in homes) and sources == first.sources:  # beams that were reordered
             return Batch(EncoderDecoderCache(past, first.cache.cross_attention_cache), sources, first.states, first.mask)
         states, mask = padded(sources)
         read = joined([(batch.cache.cross_attention_cache, i) for batch, i in homes], mask.shape[1])
@@ -187,30 +187,30 @@ def padded(sources: list[Source]) -> tuple[Tensor, Tensor]:
     return pad_sequence([own.states for own in sources], batch_first=True), pad_sequence(marks, batch_first=True)
 
 
-def joined(places: list[tuple[DynamicCache, int]], width: int) -> DynamicCache:
-    """Return a cache of `width` positions with one slot from each of these places; what a place lacks is zeros."""
+def joined(pasts: list[tuple[DynamicCache, int]], width: int) -> DynamicCache:
+    """Return a cache of `width` positions with one slot, (cache, index), from each of these; what one lacks is zeros."""
     cache = DynamicCache()
-    for layer in range(len(places[0][0])):
-        held = [(past.layers[layer], i) for past, i in places]
-        keys, values = ([(getattr(own, name), i) for own, i in held] for name in ("keys", "values"))
+    for layer in range(len(pasts[0][0])):
+        layers = [(past.layers[layer], i) for past, i in pasts]
+        keys, values = ([(getattr(own, name), i) for own, i in layers] for name in ("keys", "values"))
         cache.update(picked(keys, width), picked(values, width), layer)
     return cache
 
 
-def picked(places: list[tuple[Tensor, int]], width: int) -> Tensor:
+def picked(parts: list[tuple[Tensor, int]], width: int) -> Tensor:
     """Return a slot of each tensor, [.., heads, n, d], cut or padded with zeros to [rows, heads, width, d]."""
-    first = places[0][0]
-    if all(tensor is first for tensor, _ in places):
-        return F.pad(first[[i for _, i in places], :, :width], (0, 0, 0, max(width - first.shape[2], 0)))
-    return torch.stack([F.pad(tensor[i, :, :width], (0, 0, 0, max(width - tensor.shape[2], 0))) for tensor, i in places])
+    first = parts[0][0]
+    if all(tensor is first for tensor, _ in parts):
+        return F.pad(first[[i for _, i in parts], :, :width], (0, 0, 0, max(width - first.shape[2], 0)))
+    return torch.stack([F.pad(tensor[i, :, :width], (0, 0, 0, max(width - tensor.shape[2], 0))) for tensor, i in parts])
 
 
 def decoder_start(model: nn.Module) -> list[int]:
     """Return the ids that the decoder is shown before any of the answer; raises UserError where the checkpoint names none."""
     model = transformers_model(model)
-    told = [model.generation_config, model.config, model.config.get_text_config(decoder=True)]
+    configs = [model.generation_config, model.config, model.config.get_text_config(decoder=True)]
     for name in ("decoder_start_token_id", "bos_token_id"):
-        for config in told:
+        for config in configs:
             if isinstance(start := getattr(config, name, None), int):
                 return [start]
     kind = model.config.model_type
@@ -221,8 +221,8 @@ def position_limit(model: PreTrainedModel, side: str) -> int | None:
     """Return how many positions the "encoder" or the "decoder" can have, or None where its positions are relative."""
     config = model.config
     own = getattr(config, side, None)
-    places = [(config, f"max_{side}_position_embeddings"), (config if own is None else own, "max_position_embeddings")]
-    return next((value for place, name in places if isinstance(value := getattr(place, name, None), int) and value > 0), None)
+    fields = [(config, f"max_{side}_position_embeddings"), (config if own is None else own, "max_position_embeddings")]
+    return next((value for holder, name in fields if isinstance(value := getattr(holder, name, None), int) and value > 0), None)
 
 
 def refuse_unfit(model: PreTrainedModel) -> None:

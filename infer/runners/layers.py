@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..kernels.linear_kernel import LinearKernel, linear_kernel
@@ -18,7 +18,7 @@ from ..kernels.rotary import Rotation
 
 ROTARY = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "GemmaForCausalLM", "Gemma2ForCausalLM"}
 FAMILIES = ROTARY | {"GPT2LMHeadModel"}
-STATIC_ROTATIONS = {"default", "linear", "llama3", "yarn"}  # the others turn by the length of the longest row
+STATIC_ROTATIONS = {"default", "linear", "llama3", "yarn"}  # the others turn by the length of the longest slot
 PLAIN_MODULES = {nn.Linear, nn.Embedding, nn.ModuleList, nn.LayerNorm, nn.Dropout, Conv1D, Linear4, Linear8, OutputSlice}
 ACTIVATIONS = {"transformers.activations", "torch.nn.modules.activation"}
 
@@ -56,7 +56,8 @@ class Decoder:
     width: int  # of a head
     watched: list[Tensor]  # what the maps hold: where one of these moves, the decoder must be read again
 
-    def places(self) -> list[int]:
+    def addresses(self) -> list[int]:
+        """Where the watched tensors lie in memory."""
         return [tensor.data_ptr() for tensor in self.watched]
 
 
@@ -114,7 +115,7 @@ def bind_weights(model: PreTrainedModel) -> Decoder:
     )
 
 
-def _rotary_block(layer: nn.Module, config, gemma: bool) -> Block:
+def _rotary_block(layer: nn.Module, config: PreTrainedConfig, gemma: bool) -> Block:
     attention, mlp = layer.self_attn, layer.mlp
     sandwich = hasattr(layer, "pre_feedforward_layernorm")  # Gemma 2 has norms on both sides
     second = layer.pre_feedforward_layernorm if sandwich else layer.post_attention_layernorm
@@ -189,6 +190,7 @@ def _capped(head: LinearKernel, bound: float | None) -> Map:
 
 
 def layer_norm(module: nn.LayerNorm) -> Map:
+    """Return the layer norm over the last dimension, with the module's own weight and bias."""
     weight, bias = module.weight.detach(), module.bias.detach()
     return lambda x: F.layer_norm(x, module.normalized_shape, weight, bias, module.eps)
 

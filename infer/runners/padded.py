@@ -57,16 +57,16 @@ class PaddedRunner(BatchedRunner):
         longest = max(map(len, ids))
         padding = [pad + longest - len(new) for pad, new in zip(batch.padding, ids)]
         width = batch.width + longest
-        places = torch.arange(width, device=device) - torch.tensor(padding, device=device)[:, None]  # [rows, width]
+        positions = torch.arange(width, device=device) - torch.tensor(padding, device=device)[:, None]  # [rows, width]
         inputs = {
             "input_ids": torch.tensor([[0] * (longest - len(new)) + list(new) for new in ids], device=device),
-            "attention_mask": (places >= 0).long(),
+            "attention_mask": (positions >= 0).long(),
             "past_key_values": batch.cache,
             "use_cache": True,
             "output_hidden_states": bool(layers),
         }
         if "position_ids" in self._accepts:
-            inputs["position_ids"] = places[:, -longest:].clamp(min=0)
+            inputs["position_ids"] = positions[:, -longest:].clamp(min=0)
         if "logits_to_keep" in self._accepts:
             inputs["logits_to_keep"] = max(*keep, 1)
         with evaluating(self.model):
@@ -84,7 +84,7 @@ class PaddedRunner(BatchedRunner):
             return Batch(DynamicCache(), [0] * len(slots), 0)
         batch = self._home[slots[0]][0]
         tight = all(batch.width - pad == self._lengths[slot] for pad, slot in zip(batch.padding, slots))
-        if tight and self._at_home(slots, batch, len(batch.padding)):
+        if tight and self._are_all_of(slots, batch, len(batch.padding)):
             return batch
         width = max(self._lengths[slot] for slot in slots)
         padding = [width - self._lengths[slot] for slot in slots]

@@ -122,7 +122,7 @@ class RaggedRunner:
         return ModelOutput(logits, states)
 
     def _run(self, plan: ForwardBatch, tokens: list[int], positions: list[int], wanted: Tensor, layers: Sequence[int]) -> ModelOutput:
-        """Take the plan's tokens through the model: logits at the places `wanted`, hidden states in the order of the tokens."""
+        """Take the plan's tokens through the model: logits at the tokens `wanted`, hidden states in the order of the tokens."""
         device = self.model.get_input_embeddings().weight.device
         kept = {"logits_to_keep": wanted.to(device)} if self._keeps_logits else {}
         with self._with_attention():
@@ -151,8 +151,8 @@ class RaggedRunner:
         """
         for slot, new in zip(slots, ids):
             self.cache.reserve(slot, self.cache.lengths[slot] + len(new))
-        places = [self.cache.place(slot) for slot in slots]
-        order = sorted(range(len(slots)), key=lambda i: (len(ids[i]) > 1, places[i][0].capacity, places[i][1]))
+        lanes = [self.cache.locate(slot) for slot in slots]
+        order = sorted(range(len(slots)), key=lambda i: (len(ids[i]) > 1, lanes[i][0].capacity, lanes[i][1]))
         tokens, positions, starts, plan = [], [], [0] * len(slots), ForwardBatch([], [])
         singles: list[tuple[Pool, int, int, int]] = []
         for i in order:
@@ -160,10 +160,10 @@ class RaggedRunner:
             tokens += ids[i]
             positions += self.cache.positions(slots[i], len(ids[i]))
             if len(ids[i]) == 1:
-                singles.append((*places[i], starts[i], past))
+                singles.append((*lanes[i], starts[i], past))
             else:
-                plan.longer.append((*places[i], slice(starts[i], len(tokens)), past))
-        # neighbours have the same distance from their lane to their place in the sequence
+                plan.longer.append((*lanes[i], slice(starts[i], len(tokens)), past))
+        # neighbours have the same distance from their lane to their tokens in the sequence
         for _, group in groupby(singles, key=lambda s: (s[0].capacity, s[1] - s[2])):
             run = list(group)
             (pool, lane, at, _), n = run[0], len(run)

@@ -1,4 +1,4 @@
-"""Attention of many rows of their own length, laid end to end in one sequence, over a cache written in place."""
+"""Attention of many slots of their own length, laid end to end in one sequence, over a cache written in place."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ class Run:
     tokens: slice  # where the new tokens stand in the sequence
     positions: list[int]
     _masks: dict = field(default_factory=dict)
-    _places: dict = field(default_factory=dict)
+    _indices: dict = field(default_factory=dict)
 
-    def places(self, device: torch.device) -> tuple[Tensor, Tensor]:
+    def lanes_and_positions(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return the lanes and the positions of the new tokens, [rows] each."""
-        if device not in self._places:  # made once a pass, not once a layer
+        if device not in self._indices:  # made once a pass, not once a layer
             lanes = torch.arange(self.lanes.start, self.lanes.stop, device=device)
-            self._places[device] = lanes, torch.tensor(self.positions, device=device)
-        return self._places[device]
+            self._indices[device] = lanes, torch.tensor(self.positions, device=device)
+        return self._indices[device]
 
     def view(self, window: int | None, device: torch.device) -> tuple[slice, Tensor | None]:
-        """Return the keys that any of the rows sees, and for each row which of them: [rows, 1, 1, keys] or None for all."""
+        """Return the keys that any of the slots sees, and for each slot which of them: [rows, 1, 1, keys] or None for all."""
         if (window, device) not in self._masks:
             top, low = max(self.positions) + 1, min(self.positions)
             first = 0 if window is None else max(low - window + 1, 0)
             mask = None
             if low + 1 < top:
-                position = self.places(device)[1][:, None]
+                position = self.lanes_and_positions(device)[1][:, None]
                 key = torch.arange(first, top, device=device)
                 mask = key <= position
                 if window is not None:
@@ -56,7 +56,7 @@ class ForwardBatch:
     """One forward pass: who stands where in the sequence."""
 
     runs: list[Run]
-    longer: list[tuple[Pool, int, slice, int]]  # rows with several new tokens: pool, lane, tokens, past
+    longer: list[tuple[Pool, int, slice, int]]  # slots with several new tokens: pool, lane, tokens, past
     attended: set[int] = field(default_factory=set)
 
 
@@ -84,9 +84,10 @@ def ragged_attention(
     ragged: ForwardBatch | None = None,
     **rest,
 ) -> tuple[Tensor, None]:
-    """Write the new keys and values into the rows' lanes and attend, each row over its own past.
+    """Write the new keys and values into the slots' lanes and attend, each slot over its own past.
 
-    query is [1, heads, total, d], key and value [1, kv_heads, total, d]; returns [1, total, heads, d_v].
+    query is [1, heads, total, d], key and value [1, kv_heads, total, d]; returns [1, total, heads, d_v]. Raises UserError for what an
+    architecture asks for that is not honoured.
     """
     check_attention_kwargs(module, rest)
     layer = module.layer_idx
@@ -101,7 +102,7 @@ def ragged_attention(
 
 
 def attend_pass(plan: ForwardBatch, layer: int, query: Tensor, key: Tensor, value: Tensor, **options) -> Tensor:
-    """Write one layer's new keys and values into the rows' lanes and attend, each row over its own past.
+    """Write one layer's new keys and values into the slots' lanes and attend, each slot over its own past.
 
     query is [total, heads, d], key and value [total, kv_heads, d]; returns [total, heads, d_v].
     `options` are the window, soft cap, sinks and scale of `attend`.
@@ -112,23 +113,23 @@ def attend_pass(plan: ForwardBatch, layer: int, query: Tensor, key: Tensor, valu
         end = past + tokens.stop - tokens.start
         keys[lane, :, past:end] = key[tokens].transpose(0, 1)
         values[lane, :, past:end] = value[tokens].transpose(0, 1)
-        row = slice(lane, lane + 1)
-        out = attend(query[tokens].transpose(0, 1)[None], keys[row, :, :end], values[row, :, :end], past=past, **options)
+        own = slice(lane, lane + 1)
+        out = attend(query[tokens].transpose(0, 1)[None], keys[own, :, :end], values[own, :, :end], past=past, **options)
         parts.append(out[0].transpose(0, 1))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _step(run: Run, layer: int, query, key, value, *, window, softcap, sinks, scale) -> Tensor:
-    """Attend with one new token a row: [rows, heads, d]."""
+def _step(run: Run, layer: int, query: Tensor, key: Tensor, value: Tensor, *, window, softcap, sinks, scale) -> Tensor:
+    """Attend with one new token a slot: [rows, heads, d]; the arguments are those of `attend_pass`."""
     keys, values = run.pool.tensors(layer, key.transpose(0, 1), value.transpose(0, 1))
     query, key, value = query[run.tokens], key[run.tokens], value[run.tokens]  # [rows, heads, d]
     if len(run.positions) == 1:
         keys[run.lanes.start, :, run.positions[0]] = key[0]
         values[run.lanes.start, :, run.positions[0]] = value[0]
     else:
-        places = run.places(key.device)
-        keys[places[0], :, places[1]] = key
-        values[places[0], :, places[1]] = value
+        lanes, positions = run.lanes_and_positions(key.device)
+        keys[lanes, :, positions] = key
+        values[lanes, :, positions] = value
     seen, mask = run.view(window, key.device)
     keys, values = keys[run.lanes, :, seen], values[run.lanes, :, seen]
     rows, heads, d = query.shape
@@ -141,7 +142,7 @@ def _step(run: Run, layer: int, query, key, value, *, window, softcap, sinks, sc
 
 
 def window_mask(*, config, local_size: int | None = None, use_vmap: bool = False, **rest) -> Window:
-    """Answer an architecture's request for a mask with its window; refuse the shapes that `ragged_attention` has not."""
+    """Answer an architecture's request for a mask with its window; raises UserError for the shapes that `ragged_attention` has not."""
     if use_vmap:
         raise UserError(f"{config.model_type} lays its own pattern over the causal mask, which Seodang does not honour")
     if local_size is not None and local_size == getattr(config, "attention_chunk_size", None):

@@ -31,5 +31,6 @@ class StackedPool(Pool):
         return self.block
 
     def tensors(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a layer's keys and values, [slots, kv_heads, capacity, d], with a lane for every slot; dtype and device are those of `key`."""
         self.ready(key)
         return self.layers[layer]

@@ -84,7 +84,7 @@ class StatefulRunner(CacheSlots):
         return ModelOutput(self.forward(slots, ids, keep), {})
 
     def head(self, states: Tensor) -> Tensor:
-        """Raise UserError: where no hidden states are read, the head has nothing to work on."""
+        """Raise UserError: where no hidden states, [n, hidden], are read, the head has nothing to work on."""
         raise UserError(f"Seodang does not read the hidden states of {self.config.model_type}: use a strategy that asks for none")
 
     def _run(self, slot: int, ids: list[int]) -> Tensor:

@@ -21,7 +21,7 @@ from .sampling import awaits_forks, with_forks
 from .spec import StrategySpec
 from .speculation import Guess, speculate
 
-JUDGE = 2  # the place among a sequence's numbers for a position of the one that says whether a guess stays
+JUDGE = 2  # which of a sequence's random numbers for a position says whether a guess stays
 ALIKE = {name for name, spec in FILTERS.items() if spec.memoryless}
 
 
@@ -126,7 +126,7 @@ def stands_alone(sequence: TokenSequence) -> bool:
 
 
 def commit_at_once(sequences: list[TokenSequence], guesses: list[Guess], logits: Tensor) -> None:
-    """Filter and choose all together, then commit each sequence's tokens up to the first that is not the guess."""
+    """Filter and choose all together, then commit each sequence's tokens up to the first that is not the guess; logits as in `judge`, [.., vocab]."""
     choices = [choice for sequence, guess in zip(sequences, guesses) for choice in choices_of(sequence, guess, ahead=True)]
     scores, errors = Filters([choice.sequence for choice in choices]).each(logits)
     decisions = enumerate(decided(scores, choices))
@@ -144,7 +144,7 @@ def commit_at_once(sequences: list[TokenSequence], guesses: list[Guess], logits:
 
 
 def commit_in_turn(sequences: list[TokenSequence], guesses: list[Guess], logits: Tensor) -> None:
-    """Filter, choose and commit one after the other: a filter that looks back sees each token before the next is judged."""
+    """Filter, choose and commit one after the other: a filter that looks back sees each token before the next is judged; logits as in `judge`, [.., vocab]."""
     parts = dict(zip(sequences, logits.split([len(guess.ids) + 1 for guess in guesses])))
     choices = {sequence: choices_of(sequence, guess, ahead=False) for sequence, guess in zip(sequences, guesses)}
     going, turn = list(sequences), 0

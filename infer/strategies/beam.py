@@ -58,7 +58,7 @@ class Search:
         self.filters = Filters(self.sequences)
         self.ended = BeamHypotheses(sequence, width)
         self.over = False
-        self.taken: list[int] = []  # the newest tokens
+        self.taken: list[int] = []  # the tokens of the newest step
         self.origins: list[tuple[int, int, float]] = []  # of each sequence, its parent being one of the sequences before the step
 
     def step(self, logits: Tensor, taken: list[int]) -> None:
@@ -106,7 +106,7 @@ class Search:
         return BeamCandidate(rank, candidate.parent, candidate.total, sequence)
 
     def choose(self, children: list[BeamCandidate], logprobs: Tensor) -> list[BeamCandidate]:
-        """Return the children to go on with, or to keep where they are finished."""
+        """Return the children to go on with, or to keep where they are finished; logprobs is [sequences, vocab], after every filter."""
         return children
 
     def keep(self, child: BeamCandidate) -> None:

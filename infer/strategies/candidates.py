@@ -22,7 +22,7 @@ class Continuation(NamedTuple):
 def likeliest(logprobs: Tensor, sums: Tensor, count: int) -> list[Continuation]:
     """Return the continuations of the greatest sums, at most `count`, best first.
 
-    logprobs is [rows, vocab], sums of the rows [rows]. What was dropped (-inf) is no candidate.
+    logprobs is [hypotheses, vocab], sums of the hypotheses [hypotheses]. What was dropped (-inf) is no candidate.
     """
     return ranked(*(logprobs + sums[:, None]).topk(min(count, logprobs.shape[1])), logprobs, sums, count)
 
@@ -30,19 +30,19 @@ def likeliest(logprobs: Tensor, sums: Tensor, count: int) -> list[Continuation]:
 def drawn(logprobs: Tensor, sums: Tensor, count: int, keys: Tensor) -> list[Continuation]:
     """Draw continuations without replacement, each time by the softmax of the sums that are left, in the order of the draws.
 
-    The arguments are those of `likeliest`, and a key of each row's own noise, [rows]. The draws are a top-k of the sums plus Gumbel noise
+    The arguments are those of `likeliest`, and a key of each hypothesis' own noise, [hypotheses]. The draws are a top-k of the sums plus Gumbel noise
     (Kool et al., 2019), a race among all continuations.
     """
     wide = logprobs.double()
     ids, early = race(wide.softmax(dim=-1), keys, min(count, logprobs.shape[1]))
-    places = early.log() + (wide.logsumexp(dim=-1) + sums)[:, None]
-    return ranked(places.nan_to_num(nan=-torch.inf, neginf=-torch.inf), ids, logprobs, sums, count)  # nan: a row of which everything was dropped
+    priorities = early.log() + (wide.logsumexp(dim=-1) + sums)[:, None]
+    return ranked(priorities.nan_to_num(nan=-torch.inf, neginf=-torch.inf), ids, logprobs, sums, count)  # nan: one of which everything was dropped
 
 
-def ranked(places: Tensor, ids: Tensor, logprobs: Tensor, sums: Tensor, count: int) -> list[Continuation]:
-    """Return the candidates of the greatest of `places`, greatest first; places and ids are those of the best of each row, [rows, some]."""
-    best, order = places.flatten().topk(min(count, places.numel()))
+def ranked(priorities: Tensor, ids: Tensor, logprobs: Tensor, sums: Tensor, count: int) -> list[Continuation]:
+    """Return the candidates of the greatest `priorities`, greatest first; priorities and ids are those of the best of each hypothesis, [hypotheses, some]."""
+    best, order = priorities.flatten().topk(min(count, priorities.numel()))
     order = order[best > -torch.inf]
-    parents, ids = order // places.shape[1], ids.flatten()[order]
+    parents, ids = order // priorities.shape[1], ids.flatten()[order]
     chosen = logprobs[parents, ids]
     return [Continuation(*each) for each in zip(parents.tolist(), ids.tolist(), chosen.tolist(), (chosen + sums[parents]).tolist())]

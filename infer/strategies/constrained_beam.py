@@ -51,7 +51,10 @@ class WordSearch(Search):
             super().keep(child)
 
     def choose(self, children: list[BeamCandidate], logprobs: Tensor) -> list[BeamCandidate]:
-        """Add for each sequence the tokens that advance it, let the banks choose in turn, and see that answers with all the words remain."""
+        """Add for each sequence the tokens that bring it nearer to its words, let the banks choose in turn, and see that answers with all words remain.
+
+        logprobs is [sequences, vocab], after every filter, here and below.
+        """
         advancing = self.advancing(children, logprobs)
         chosen = in_turn(children + advancing)[: self.width] if advancing else children
         if self.ways(chosen) < self.least:
@@ -61,12 +64,12 @@ class WordSearch(Search):
         return chosen
 
     def advancing(self, children: list[BeamCandidate], logprobs: Tensor) -> list[BeamCandidate]:
-        """Each sequence continued by the next tokens of its words, where that is not among the children."""
+        """Each sequence continued by the next tokens of its words, where that is not among the children; logprobs is [sequences, vocab]."""
         wanted = [(parent, id) for parent, sequence in enumerate(self.sequences) for id in sequence.states[STATE].next_ids()]
         return self.continued(wanted, children, logprobs)
 
     def others(self, logprobs: Tensor) -> list[BeamCandidate]:
-        """The likeliest continuations of each sequence by itself."""
+        """The likeliest continuations of each sequence by itself; logprobs is [sequences, vocab]."""
         ids = logprobs.topk(min(self.count + self.least, logprobs.shape[1])).indices.tolist()
         return self.continued([(parent, id) for parent, own in enumerate(ids) for id in own], [], logprobs)
 

@@ -97,7 +97,7 @@ class Context:
 
 
 def directions(states: Tensor) -> Tensor:
-    """Vectors of length 1, in float32 at least; one of zeros stays and resembles nothing."""
+    """Vectors of length 1, [n, hidden] as given, in float32 at least; one of zeros stays and resembles nothing."""
     return F.normalize(wide(states), dim=-1)
 
 

@@ -16,7 +16,7 @@ from ..requests.strategy import Forward, next_tokens
 from ..runners.contract import Runner
 from .speculation import Guess
 
-DRAFT = 1  # the draft's place among a sequence's numbers for a position
+DRAFT = 1  # which of a sequence's random numbers for a position is the draft's
 
 
 class DraftSequence(TokenSequence):
@@ -115,7 +115,7 @@ class ModelDrafts:
             self._drafts[sequence].learn(shared_length(guess.ids, list(came)))
 
     def release(self, sequences: Sequence[TokenSequence]) -> None:
-        """Give back what was held for the sequences."""
+        """Give back the draft model's slots of these sequences."""
         release([self._drafts.pop(sequence) for sequence in sequences if sequence in self._drafts])
 
     def _extend(self, drafts: list[DraftSequence], logits: Tensor) -> list[DraftSequence]:

@@ -37,7 +37,8 @@ def best_of_n(count: int, reward: Callable[[str, str], float] | None, prompt: st
 def self_consistency(answer_of: Callable[[str], Any]) -> Select:
     """Take the first answer that says what most of them say, by `answer_of` of their texts (Wang et al. 2022).
 
-    Between equally many the greater sum of their log-probabilities decides. None is no vote. The score is the share of the votes.
+    Between equally many the greater sum of their log-probabilities decides. None is no vote. The score is the share of the votes. What it
+    returns raises UserError for a vote that cannot be counted.
     """
 
     def select(answers: Sequence[Answer]) -> list[Answer]:
@@ -144,7 +145,7 @@ def check_selection(params: SamplingParams, least: int = 1) -> None:
 
 
 def check_vote(params: SamplingParams) -> None:
-    """As `check_selection`, for a vote that has one winner."""
+    """Raise UserError as `check_selection` does, and for a vote without `answer_of` or with several winners."""
     check_selection(params)
     if params.answer_of is None:
         raise UserError("a vote needs answer_of, the function that finds in a text what it answers: give it")
@@ -153,7 +154,7 @@ def check_vote(params: SamplingParams) -> None:
 
 
 def check_risk(params: SamplingParams) -> None:
-    """As `check_selection`; an answer is compared with at least one other."""
+    """Raise UserError as `check_selection` does, for fewer answers than two: each is compared with the others."""
     check_selection(params, least=2)
 
 

@@ -1,8 +1,11 @@
 """The engine: strategies of any kind share every pass, and each finds what it finds alone."""
 
+from dataclasses import FrozenInstanceError
+
 import pytest
 import torch
 
+from seodang.data.errors import UserError
 from seodang.infer.engine.core import Engine
 from seodang.infer.engine.generation import generate, prepare, run
 from seodang.infer.engine.params import SamplingParams
@@ -147,6 +150,7 @@ def test_close_drops_what_is_unfinished(tiny, tokenizer):
     [
         {"num_beams": 4}, {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5}, {"penalty_alpha": 0.6, "top_k": 4},
         {"temperature": 1.0, "seed": 1, "num_return_sequences": 4}, {"prompt_lookup_num_tokens": 2, "temperature": 1.0, "num_return_sequences": 4},
+        {"guidance_scale": 1.5, "temperature": 1.0, "num_return_sequences": 2},  # each of the two has a sequence of guidance too
     ],
     ids=lambda options: next(iter(options)),
 )  # fmt: skip
@@ -171,6 +175,23 @@ def test_long_prompts_of_beams_do_not_share_a_pass_either(tiny, tokenizer, monke
     assert engine.runner.positions == 40
     engine.step()
     assert engine.runner.positions == 40 + 2 + 40
+
+
+def test_a_request_without_a_strategy_is_not_taken(tiny, tokenizer):
+    made = Request(3, [5], SamplingParams(), 0, frozenset({2}), lambda: AnswerText(detokeniser(tokenizer)))
+    with pytest.raises(UserError, match="request 3 has no strategy"):
+        Engine(open_runner(tiny("llama"))).submit(Generation(made))
+
+
+def test_a_prompt_makes_a_request_that_names_its_strategy_and_never_changes(tiny, tiny_tokenizer):
+    settings = [{"token_healing": True}, {"num_beams": 2, "prefix": "ab"}, {"best_of": 2, "temperature": 1.0}]
+    params = [SamplingParams(max_new_tokens=8, **each) for each in settings]
+    _, [healed, beams, best] = prepare(tiny("llama"), tiny_tokenizer, ["abc"] * 3, params, False, None, 4)
+    assert [each.request.strategy.name for each in (healed, beams, best)] == ["sampling", "beam", "best_of_n"]
+    assert beams.request.prefix_ids == [tiny_tokenizer.convert_tokens_to_ids(each) for each in "ab"]
+    assert best.request.select is not None and beams.request.select is None
+    with pytest.raises(FrozenInstanceError):
+        healed.request.prompt_ids = [5]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ def write(cache: KVCache, row: int, values: list[float]) -> None:
     """Append values to a row, in two layers, as the runner does."""
     past = cache.lengths[row]
     cache.reserve(row, past + len(values))
-    pool, slot = cache.place(row)
+    pool, slot = cache.locate(row)
     like = torch.zeros(1, 2, 1, 3)
     for layer in range(2):
         keys, held = pool.tensors(layer, like, like)
@@ -23,7 +23,7 @@ def write(cache: KVCache, row: int, values: list[float]) -> None:
 
 
 def read(cache: KVCache, row: int) -> list[float]:
-    pool, slot = cache.place(row)
+    pool, slot = cache.locate(row)
     n = cache.lengths[row]
     if not n:
         return []
@@ -85,7 +85,7 @@ def test_live_rows_lie_together_whoever_leaves():
     rows = [cache.add() for _ in range(8)]
     cache.release([rows[0], rows[3], rows[7]])
     left = [row for row in rows if row in cache.lengths]
-    assert sorted(cache.place(row)[1] for row in left) == [0, 1, 2, 3, 4]
+    assert sorted(cache.locate(row)[1] for row in left) == [0, 1, 2, 3, 4]
 
 
 def test_a_row_takes_the_next_power_of_two_and_leaves_the_others_where_they_are():
@@ -93,13 +93,13 @@ def test_a_row_takes_the_next_power_of_two_and_leaves_the_others_where_they_are(
     short, long = cache.add(), cache.add()
     write(cache, short, [1.0] * 10)
     write(cache, long, [2.0] * (SMALLEST + 1))
-    assert cache.place(short)[0].capacity == SMALLEST
-    assert cache.place(long)[0].capacity == 2 * SMALLEST
-    before = cache.place(short)[0].layers[0][0].data_ptr()
+    assert cache.locate(short)[0].capacity == SMALLEST
+    assert cache.locate(long)[0].capacity == 2 * SMALLEST
+    before = cache.locate(short)[0].layers[0][0].data_ptr()
     for _ in range(3):
         write(cache, long, [3.0] * SMALLEST)
-    assert cache.place(short)[0].layers[0][0].data_ptr() == before
-    assert cache.place(long)[0].capacity == 8 * SMALLEST
+    assert cache.locate(short)[0].layers[0][0].data_ptr() == before
+    assert cache.locate(long)[0].capacity == 8 * SMALLEST
 
 
 @pytest.mark.parametrize("hidden", [(), (0,), (5,), (0, 1, 2), (2, 3, 9), (1, 4, 5, 8)])
