@@ -73,6 +73,7 @@ class AdaptiveP:
 
 
 def make_adaptive_p(sequences: Sequence[TokenSequence]) -> Apply:
+    """`adaptive_p` by what each sequence's state says, which is offered the distribution before the curve."""
     def state(sequence: TokenSequence) -> AdaptiveTarget:
         params = sequence.request.params
         return sequence.states.setdefault("adaptive_p", AdaptiveTarget(params.adaptive_target, params.adaptive_decay))

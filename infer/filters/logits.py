@@ -326,6 +326,7 @@ class ExcludeTopChoices:
 
 
 def make_xtc(sequences: Sequence[TokenSequence]) -> Apply:
+    """`xtc` by each sequence's settings and its own noise at its next position."""
     columns = [column(sequences, name) for name in ("xtc_probability", "xtc_threshold")]
 
     def apply(scores: Tensor) -> Tensor:

@@ -62,6 +62,7 @@ class MirostatOptions:
 
 
 def make_mirostat(sequences: Sequence[TokenSequence]) -> Apply:
+    """`mirostat` by what each sequence's state says, which is offered what is left."""
     def state(sequence: TokenSequence) -> Mirostat:
         params = sequence.request.params
         return sequence.states.setdefault("mirostat", Mirostat(params.mirostat_tau, params.mirostat_eta))
