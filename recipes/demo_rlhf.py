@@ -23,7 +23,7 @@ from seodang.data.form_pairs import demonstrations, form_pairs, form_reward
 from seodang.data.formats import to_example
 from seodang.data.json_lines import read_json_lines
 from seodang.data.labels import prepare
-from seodang.data.preference_rows import prepare_preferences, prepare_prompts
+from seodang.data.preference_rows import prepare_prompts, prepare_preferences
 from seodang.data.preferences import PromptExample, RankedPreference
 from seodang.data.sample_data import sample_path
 from seodang.infer.checkpoint.load import load

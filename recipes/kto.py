@@ -13,7 +13,7 @@ from trl import KTOConfig
 
 from seodang.data.chat import set_chat_template
 from seodang.data.preference_rows import PreferenceCounts, prepare_unpaired
-from seodang.data.preferences import PREFERENCE_SHAPES, UNPAIRED_SHAPES
+from seodang.data.preferences import UNPAIRED_SHAPES, PREFERENCE_SHAPES
 from seodang.data.sources import read
 from seodang.infer.checkpoint.load import load, load_tokenizer
 from seodang.recipes.options.parser import command, parse

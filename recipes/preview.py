@@ -16,8 +16,8 @@ from seodang.data.chat import set_chat_template
 from seodang.data.errors import UserError
 from seodang.data.formats import SHAPES
 from seodang.data.labels import Counts, Labeller
-from seodang.data.preference_rows import PreferenceCounts, PreferenceTokenizer, asked_rows
-from seodang.data.preferences import PREFERENCE_SHAPES, PROMPT_SHAPES, UNPAIRED_SHAPES, PromptExample, RankedPreference, UnpairedPreference
+from seodang.data.preference_rows import PreferenceTokenizer, PreferenceCounts, asked_rows
+from seodang.data.preferences import PROMPT_SHAPES, UNPAIRED_SHAPES, PREFERENCE_SHAPES, PromptExample, UnpairedPreference, RankedPreference
 from seodang.data.preview import Row, length, preview, totals
 from seodang.data.preview_page import to_html
 from seodang.data.sources import Example, read

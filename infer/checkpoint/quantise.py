@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from ...data.errors import UserError
 from ..kernels.fused_projections import TOGETHER
 from ..kernels.kernel_check import refuse_wrong_kernels
-from ..kernels.quantised_linear import GROUP, Linear4, Linear8, OutputSlice, Quantised
+from ..kernels.quantised_linear import GROUP, Linear4, Linear8, Quantised, OutputSlice
 from ..runners.layers import FAMILIES, ROTARY, supports_direct
 
 BITS = {"int8": Linear8, "int4": Linear4}

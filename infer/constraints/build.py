@@ -15,7 +15,7 @@ from ..requests.request import Request
 from ..requests.stop import AnswerText, stop_pattern
 from ..text.detokenise import detokeniser, whole_text
 from ..text.vocabulary import Vocabulary
-from .forcing import ForcedText, ThinkingBudget, TokenHealing, taken_back
+from .forcing import ForcedText, TokenHealing, ThinkingBudget, taken_back
 from .grammar import GRAMMARS, Grammar, asked, longest_text, new_grammar
 from .trie import Trie, paths, trie_of
 

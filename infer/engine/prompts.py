@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from ...data.chat import end_of_turn_ids, prompt_ids, text_ids
 from ...data.errors import UserError
 from ...data.formats import Dialogue
-from ..constraints.build import apply_constraints, new_text
+from ..constraints.build import new_text, apply_constraints
 from ..constraints.forced_words import check_words, forced_ids
 from ..filters.pipeline import check_filters
 from ..filters.word_ids import breaker_ids, word_ids
@@ -23,7 +23,7 @@ from ..requests.request import Request
 from ..runners.architecture import refuse_hidden_under_window, transformers_model
 from ..runners.encoder_decoder import decoder_start
 from ..strategies.assistants import check_assistant
-from ..strategies.guidance import guidance_of, with_guidance
+from ..strategies.guidance import with_guidance, guidance_of
 from ..strategies.registry import check
 from ..strategies.selection import selection_of
 from ..text.spans import hidden_positions

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from ...data.errors import UserError
 from ..runners.architecture import context_limit, evaluating, transformers_model
-from ..runners.model_lock import configs_of, use_attention
+from ..runners.model_lock import use_attention, configs_of
 from ..text.vocabulary import check_ids
 
 LONGEST = 512  # positions: the weights of every layer are held at once

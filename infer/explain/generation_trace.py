@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..requests.events import Committed, Event, Observed, Result
-from ..requests.trace import BeamTrace, ChoiceTrace, ContrastTrace, DraftTrace, LayerTrace, PassTrace
+from ..requests.trace import BeamTrace, ContrastTrace, DraftTrace, ChoiceTrace, LayerTrace, PassTrace
 
 
 @dataclass

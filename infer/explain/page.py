@@ -13,11 +13,11 @@ from pathlib import Path
 from torch import Tensor
 
 from ..requests.events import Result
-from ..requests.trace import CANDIDATES, ChoiceTrace, ContrastTrace, LayerTrace
+from ..requests.trace import CANDIDATES, ContrastTrace, ChoiceTrace, LayerTrace
 from ..text.token_labels import TokenLabels
 from .beam_tree import beam_tree
 from .drawings import attention_drawing, beam_drawing, thumbnail, timing_chart
-from .generation_trace import GenerationTrace, Step
+from .generation_trace import Step, GenerationTrace
 from .terminal import chance, cost, leaving, times, title_of
 
 LINE_END = "⏎"

@@ -15,10 +15,10 @@ from rich.text import Text
 from rich.tree import Tree
 from torch import Tensor
 
-from ..requests.trace import CANDIDATES, Candidates, ChoiceTrace, ContrastTrace, DraftTrace, LayerTrace, PassTrace
+from ..requests.trace import CANDIDATES, Candidates, ContrastTrace, DraftTrace, ChoiceTrace, LayerTrace, PassTrace
 from ..text.token_labels import TokenLabels
 from .beam_tree import Node, beam_tree, chains
-from .generation_trace import GenerationTrace, Step
+from .generation_trace import Step, GenerationTrace
 
 CHOSEN, HEADING, QUIET = "bold green", "bold cyan", "dim"
 LEAVING = {"drops": "dim strike", "behind": "dim", None: ""}

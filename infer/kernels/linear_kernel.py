@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .fused_projections import fused_view
-from .quantised_linear import OutputSlice, Quantised
+from .quantised_linear import Quantised, OutputSlice
 
 LinearKernel = Callable[[Tensor], Tensor]  # [rows, in] to [rows, out]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..kernels.rotary import rotate
 from .architecture import ModelOutput
 from .cache import KVCache
-from .layers import Block, bind_weights, supports_direct
+from .layers import Block, supports_direct, bind_weights
 from .model_lock import held
 from .ragged import RaggedRunner
 from .ragged_attention import ForwardBatch, Run, attend_pass

@@ -27,7 +27,7 @@ from .architecture import (
     transformers_model,
 )
 from .cache import KVCache, Pool
-from .model_lock import configs_of, use_attention
+from .model_lock import use_attention, configs_of
 from .ragged_attention import RAGGED, ForwardBatch, Run
 
 
