@@ -81,6 +81,7 @@ def options_text(spec: StrategySpec) -> str:
 
 
 def row(*cells: str) -> str:
+    """A line of a table."""
     return f"| {' | '.join(each.replace('|', chr(92) + '|') for each in cells)} |"
 
 

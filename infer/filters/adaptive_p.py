@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..requests.options import LLAMA_CPP, option, settings
-from ..requests.sequence import TokenSequence
 from ..requests.rules import number, share
+from ..requests.sequence import TokenSequence
 from .spec import Apply, FilterSpec
 
 WIDTH, PEAK, SHARPNESS = 0.3, 5.0, 10.0  # of the curve, as in llama.cpp
@@ -73,6 +73,7 @@ class AdaptiveP:
 
 
 def make_adaptive_p(sequences: Sequence[TokenSequence]) -> Apply:
+    """`adaptive_p` by what each sequence's state says, which is offered the distribution before the curve."""
     def state(sequence: TokenSequence) -> AdaptiveTarget:
         params = sequence.request.params
         return sequence.states.setdefault("adaptive_p", AdaptiveTarget(params.adaptive_target, params.adaptive_decay))

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ...data.errors import UserError
 from ..requests.options import CONFIG, VLLM, option, settings
-from ..requests.sequence import TokenSequence
 from ..requests.rules import function, listed, must_be, whole
+from ..requests.sequence import TokenSequence
 from ..requests.user_functions import called
 from .bans import allow, ban, force
 from .spec import Apply, FilterSpec, Make, other_than, row_by_row

@@ -16,8 +16,8 @@ from torch import Tensor
 from ...data.errors import UserError
 from ..requests.options import CONFIG, OPENAI, VLLM, option, settings
 from ..requests.params import as_texts
-from ..requests.sequence import TokenSequence
 from ..requests.rules import Rule, both, entries, mapping, texts, whole, worst
+from ..requests.sequence import TokenSequence
 from .spec import Apply, FilterSpec, given, source
 
 Words = Sequence[Sequence[int]]
@@ -75,6 +75,7 @@ class NoRepeatNgram:
 
 
 def make_ngram(sequences: Sequence[TokenSequence]) -> Apply:
+    """`no_repeat_ngram` by each sequence's size and history."""
     sizes = [sequence.request.params.no_repeat_ngram_size for sequence in sequences]
     return lambda scores: no_repeat_ngram(scores, sizes, [sequence.history() for sequence in sequences])
 
@@ -100,6 +101,7 @@ class EncoderNoRepeatNgram:
 
 
 def make_encoder_ngram(sequences: Sequence[TokenSequence]) -> Apply:
+    """`encoder_no_repeat_ngram` by each sequence's size, history and source."""
     sizes = [sequence.request.params.encoder_no_repeat_ngram_size for sequence in sequences]
     sources = [source(sequence) for sequence in sequences]
     return lambda scores: encoder_no_repeat_ngram(scores, sizes, [sequence.history() for sequence in sequences], sources)
@@ -154,6 +156,7 @@ class BadWords:
 
 
 def make_bad_words(sequences: Sequence[TokenSequence]) -> Apply:
+    """`bad_words` by each sequence's words and history; raises UserError for words that are texts alone."""
     if unread := [sequence.request.params.bad_words for sequence in sequences if not sequence.request.params.bad_words_ids]:
         raise UserError(f"bad_words={unread[0]!r} are texts, of which a request made by hand knows no ids: give bad_words_ids")
     words = [[tuple(word) for word in sequence.request.params.bad_words_ids] for sequence in sequences]
@@ -204,6 +207,7 @@ class SequenceBias:
 
 
 def make_sequence_bias(sequences: Sequence[TokenSequence]) -> Apply:
+    """`sequence_bias` by each sequence's biases and history."""
     biases = [sequence.request.params.sequence_bias for sequence in sequences]
     return lambda scores: sequence_bias(scores, biases, [sequence.history() for sequence in sequences])
 
@@ -239,6 +243,7 @@ class LogitBias:
 
 
 def make_logit_bias(sequences: Sequence[TokenSequence]) -> Apply:
+    """`logit_bias` by each sequence's biases."""
     biases = [sequence.request.params.logit_bias for sequence in sequences]
     return lambda scores: logit_bias(scores, biases)
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ..requests.options import CONFIG, Command, file_or_text, option, options_of, settings
 from ..requests.params import RequestParams, as_texts
-from ..requests.sequence import TokenSequence
 from ..requests.rules import listed, mapping, text, texts, whole
+from ..requests.sequence import TokenSequence
 from .spec import FilterSpec, given, row_by_row
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..requests.options import CONFIG, LLAMA_CPP, OPENAI, VLLM, option, settings
 from ..requests.params import RequestParams
-from ..requests.sequence import TokenSequence
 from ..requests.rules import above_zero, fraction, not_negative, number, share, whole
+from ..requests.sequence import TokenSequence
 from .spec import Apply, FilterSpec, column, given, other_than, warping
 
 FIRST_LOOK = 256  # candidates that usually hold the whole nucleus; sorting a vocabulary costs twenty times as much
@@ -326,6 +326,7 @@ class ExcludeTopChoices:
 
 
 def make_xtc(sequences: Sequence[TokenSequence]) -> Apply:
+    """`xtc` by each sequence's settings and its own noise at its next position."""
     columns = [column(sequences, name) for name in ("xtc_probability", "xtc_threshold")]
 
     def apply(scores: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..requests.options import LLAMA_CPP, option, settings
 from ..requests.params import RequestParams
-from ..requests.sequence import TokenSequence
 from ..requests.rules import above_zero, share
+from ..requests.sequence import TokenSequence
 from .spec import Apply, FilterSpec
 
 
@@ -62,6 +62,7 @@ class MirostatOptions:
 
 
 def make_mirostat(sequences: Sequence[TokenSequence]) -> Apply:
+    """`mirostat` by what each sequence's state says, which is offered what is left."""
     def state(sequence: TokenSequence) -> Mirostat:
         params = sequence.request.params
         return sequence.states.setdefault("mirostat", Mirostat(params.mirostat_tau, params.mirostat_eta))

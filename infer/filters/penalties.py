@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..requests.options import CONFIG, LLAMA_CPP, OPENAI, VLLM, option, settings
-from ..requests.sequence import TokenSequence
 from ..requests.rules import above_zero, any_number, both, must_be, not_negative, number, texts, whole
+from ..requests.sequence import TokenSequence
 from .spec import Apply, FilterSpec, answer, column, history, looking_back, other_than, source
 
 DEFAULT_BREAKERS = ("\n", ":", '"', "*")  # what DRY's repetitions do not reach across, as in llama.cpp
@@ -194,6 +194,7 @@ class DontRepeatYourself:
 
 
 def make_dry(sequences: Sequence[TokenSequence]) -> Apply:
+    """`dry` by each sequence's settings, breakers and as much of its history as is looked at."""
     columns = [column(sequences, name) for name in ("dry_multiplier", "dry_base", "dry_allowed_length")]
     breakers = [sequence.request.breaker_ids for sequence in sequences]
 
@@ -243,6 +244,7 @@ class LengthDecay:
 
 
 def make_decay(sequences: Sequence[TokenSequence]) -> Apply:
+    """`exponential_decay` by each sequence's settings, position and end tokens."""
     pairs = torch.tensor([sequence.request.params.exponential_decay_length_penalty for sequence in sequences], dtype=torch.float64)
     ends = [sequence.request.end_ids for sequence in sequences]
     return lambda scores: exponential_decay(scores, pairs[:, :1], pairs[:, 1:], [sequence.position for sequence in sequences], ends)

@@ -22,6 +22,7 @@ NEVER = object()  # a value that nobody gives
 
 
 def unchanged(value: Any) -> Any:
+    """The value itself."""
     return value
 
 
@@ -94,8 +95,11 @@ def option(
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def settings(cls: type) -> type:
-    """Make a class with fields by `option` a frozen dataclass whose fields are given by keyword."""
-    return dataclass(frozen=True, kw_only=True)(cls)
+    """Make a class with fields by `option` a frozen dataclass whose fields are given by keyword, and document them by what they are for."""
+    about = f"{cls.__doc__}\n\n" if cls.__doc__ else ""
+    made = dataclass(frozen=True, kw_only=True)(cls)
+    made.__doc__ = about + "\n".join(f"{each.name}: {each.metadata['option'].help}" for each in fields(made))
+    return made
 
 
 @cache

@@ -34,6 +34,7 @@ def number(wanted: str, fits: Callable[[float], bool] = lambda x: True) -> Rule:
 
 
 def text(wanted: str) -> Rule:
+    """A text, which is what is wanted."""
     return must_be(wanted, of(str))
 
 

@@ -11,11 +11,14 @@ from seodang.infer.requests.options import Command, Option
 
 
 def option(help: str, default=None):
+    """A field of a command line's dataclass, with its help."""
     return field(default=default, metadata={"help": help})
 
 
 @dataclass
 class SpeakingModel:
+    """Which model speaks, and where it is loaded."""
+
     model: str = option("Folder, hub name, or default (SmolLM2-135M-Instruct).", "default")
     adapter: str | None = option("Folder or hub name of an adapter on the model.")
     device: str = option("auto, cpu, cuda or mps.", "auto")

@@ -26,6 +26,7 @@ def test_options_are_read_base_by_base_with_name_type_and_default():
     assert list(known) == ["beams", "heat", "own"]
     assert [(each.name, each.type, each.default) for each in known.values()] == [("beams", int, 1), ("heat", float | None, None), ("own", str, "x")]
     assert All(heat=0.5) == All(beams=1, heat=0.5, own="x") and known["beams"].example == 2
+    assert Beams.__doc__ == "beams: Beams." and All.__doc__.splitlines()[-1] == "own: Its own."
     with pytest.raises(TypeError):
         All(2)  # by keyword alone
 
