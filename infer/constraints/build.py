@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...data.errors import UserError
 from ...data.literal import literal_ids
-from ..requests.params import SamplingParams
+from ..requests.params import RequestParams
 from ..requests.request import least_tokens
 from ..requests.stop import AnswerText, stop_pattern
 from ..text.detokenise import detokeniser, whole_text
@@ -38,7 +38,7 @@ class Constraints:
 
 
 def build_constraints(
-    params: SamplingParams,
+    params: RequestParams,
     tokenizer: PreTrainedTokenizerBase,
     prompt_ids: list[int],
     end_ids: frozenset[int],
@@ -73,13 +73,13 @@ def build_constraints(
     return constraints
 
 
-def new_text(tokenizer: PreTrainedTokenizerBase, params: SamplingParams, pattern: Pattern | None = None, skip: int = 0) -> AnswerText:
+def new_text(tokenizer: PreTrainedTokenizerBase, params: RequestParams, pattern: Pattern | None = None, skip: int = 0) -> AnswerText:
     """Return the empty text of an answer, of which the first `skip` characters belong to the prompt."""
     return AnswerText(detokeniser(tokenizer), params.stop, pattern, params.stop_when, skip)
 
 
 def constraints_of(
-    params: SamplingParams, tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int], prompt_length: int, prefix_length: int, removed: list[int]
+    params: RequestParams, tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int], prompt_length: int, prefix_length: int, removed: list[int]
 ) -> Callable[[], list]:
     """Return what makes the constraints of a sequence, in the order in which they apply: those that force come first.
 
@@ -111,7 +111,7 @@ def constraints_of(
     return lambda: [constraint.fork() for constraint in made]
 
 
-def language_of(params: SamplingParams, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int]) -> Grammar | Trie | None:
+def language_of(params: RequestParams, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int]) -> Grammar | Trie | None:
     """Return what says which texts the answer may be, None where nothing does; `ends` are the ids that end it. Raises UserError for one that is invalid."""
     if not params.trie:
         return new_grammar(params, tokenizer, ends)
@@ -122,7 +122,7 @@ def language_of(params: SamplingParams, tokenizer: PreTrainedTokenizerBase, ends
     return Trie(trie_of(found), ends)
 
 
-def check_least(params: SamplingParams, prompt_length: int, language: Grammar | Trie) -> None:
+def check_least(params: RequestParams, prompt_length: int, language: Grammar | Trie) -> None:
     """Raise UserError where no text of the language is as long as the settings ask for, as far as that is soon known."""
     least = {"min_new_tokens": params.min_new_tokens or 0, "min_length": (params.min_length or 0) - prompt_length}
     name = max(least, key=least.__getitem__)
@@ -150,7 +150,7 @@ def forced_tokens(tokenizer: PreTrainedTokenizerBase, texts: Mapping[int, str], 
     return forced
 
 
-def thinking_end(tokenizer: PreTrainedTokenizerBase, params: SamplingParams) -> list[int]:
+def thinking_end(tokenizer: PreTrainedTokenizerBase, params: RequestParams) -> list[int]:
     """Return the ids of `thinking_end`, which may be a special token; raises UserError where it has none, or where no room is left behind it."""
     ids = tokenizer.encode(params.thinking_end, add_special_tokens=False)
     if not ids:
@@ -163,7 +163,7 @@ def thinking_end(tokenizer: PreTrainedTokenizerBase, params: SamplingParams) -> 
     return ids
 
 
-def check(params: SamplingParams, end_ids: frozenset[int], dialogue: bool, has_source: bool) -> None:
+def check(params: RequestParams, end_ids: frozenset[int], dialogue: bool, has_source: bool) -> None:
     """Raise UserError for settings that contradict each other or the prompt."""
     if params.token_healing and not params.prefix:
         if dialogue:
@@ -175,7 +175,7 @@ def check(params: SamplingParams, end_ids: frozenset[int], dialogue: bool, has_s
         raise UserError(f"{name} needs a token that ends the answer, and the model has none: give stop_token_ids")
 
 
-def language_asked(params: SamplingParams) -> str | None:
+def language_asked(params: RequestParams) -> str | None:
     """Return the setting that says what the whole answer may be; raises UserError for one that contradicts it."""
     languages = [name for name in LANGUAGES if asked(params, name)]
     if not languages:
@@ -192,7 +192,7 @@ def language_asked(params: SamplingParams) -> str | None:
     return name
 
 
-def check_prefix(constraints: Constraints, params: SamplingParams, end_ids: frozenset[int]) -> None:
+def check_prefix(constraints: Constraints, params: RequestParams, end_ids: frozenset[int]) -> None:
     """Raise UserError for a prefix that leaves nothing to generate."""
     prefix = constraints.prefix_ids
     if not prefix:

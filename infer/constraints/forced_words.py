@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...data.errors import UserError
 from ...data.literal import continuing
-from ..requests.params import SamplingParams
+from ..requests.params import RequestParams
 from ..requests.rules import both, entries, must_be
 
 Word = tuple[tuple[int, ...], ...]  # its spellings, any of which will do
@@ -70,7 +70,7 @@ class ForcedWords:
         return next((n for n in lengths if self._tail[-n:] == spelling[:n]), 0)
 
 
-def words_of(params: SamplingParams) -> list[Word]:
+def words_of(params: RequestParams) -> list[Word]:
     """Return the words of `force_words_ids`, each entry of which is a phrase or a list of phrases."""
     return [word_of(entry) for entry in params.force_words_ids]
 
@@ -101,7 +101,7 @@ WORDS = must_be("a list of texts, or of lists of texts to choose from", lambda v
 WORDS_IDS = both(entries("a list of lists of ids, or of lists of such to choose from", one_or_several(is_phrase)), named_once)
 
 
-def forced_ids(params: SamplingParams, tokenizer: PreTrainedTokenizerBase) -> list[list]:
+def forced_ids(params: RequestParams, tokenizer: PreTrainedTokenizerBase) -> list[list]:
     """Return the entries of `force_words`, a text or a list of texts, as ids.
 
     A text that begins with a letter or a digit is a word of its own, so a space stands before it; `force_words_ids` says it otherwise.
@@ -118,7 +118,7 @@ def forced_ids(params: SamplingParams, tokenizer: PreTrainedTokenizerBase) -> li
     return [*params.force_words_ids, *([continuing(encoder, text) for text in entry] for entry in spaced)]
 
 
-def check_words(params: SamplingParams, prefix_ids: Sequence[int], end_ids: frozenset[int], vocab_size: int) -> None:
+def check_words(params: RequestParams, prefix_ids: Sequence[int], end_ids: frozenset[int], vocab_size: int) -> None:
     """Raise UserError for words of unknown ids, that would end the answer, or that have no room in it."""
     words = words_of(params)
     for id in (id for word in words for spelling in word for id in spelling):

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...data.errors import UserError
 from ...data.template import remember
-from ..requests.params import SamplingParams
+from ..requests.params import RequestParams
 from ..requests.sequence import TokenSequence
 from ..text.vocabulary import Vocabulary
 from .json_keys import KeyTokens, UniqueKeys
@@ -89,7 +89,7 @@ class Grammar:
         return other
 
 
-def new_grammar(params: SamplingParams, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> Grammar | None:
+def new_grammar(params: RequestParams, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> Grammar | None:
     """Return what keeps the answer inside the language that the request asks for, compiled once; None where it asks for none.
 
     JSON Schema of Draft 2020-12 in the order of its properties, patterns as in ECMA 262 (their digits and letters are ASCII's): what is
@@ -120,7 +120,7 @@ def check_spelling(name: str, value: Mapping | Sequence[str] | str, vocabulary: 
             raise UserError(f"{name} has {text!r}, for which the tokenizer has no tokens: leave it out")
 
 
-def longest_text(params: SamplingParams, least: int) -> int | None:
+def longest_text(params: RequestParams, least: int) -> int | None:
     """Return how many bytes, and so at most tokens, the longest text of the request's language has, where they are fewer than `least`.
 
     None where a text is as long, and where the texts are too many to be looked through.
@@ -144,7 +144,7 @@ def longest_text(params: SamplingParams, least: int) -> int | None:
     return longest
 
 
-def asked(params: SamplingParams, name: str) -> bool:
+def asked(params: RequestParams, name: str) -> bool:
     """Whether a request has this setting; a schema of {} (any JSON) counts."""
     value = getattr(params, name)
     return value is not None and not (isinstance(value, list | tuple) and not value)

@@ -122,9 +122,6 @@ class RequestParams:
         return DEFAULT_MAX_NEW_TOKENS if self.max_length is None else self.max_length
 
 
-SamplingParams = RequestParams  # in annotations of the rooms beneath the engine, which do not see the whole
-
-
 @cache
 def roles(cls: type) -> tuple[list[str], list[tuple[str, Any]], list[tuple[str, str]]]:
     """The settings that turn sampling on, those that turn it off at a value, and those that claim another setting for themselves."""

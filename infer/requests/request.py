@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..runners.contract import Runner
 from .events import Answer
-from .params import SamplingParams
+from .params import RequestParams
 from .rng import hashed
 from .stop import AnswerText
 
@@ -38,7 +38,7 @@ class Request:
 
     index: int
     prompt_ids: list[int]
-    params: SamplingParams
+    params: RequestParams
     seed: int
     end_ids: frozenset[int]
     new_text: Callable[[], AnswerText]
@@ -80,7 +80,7 @@ class Request:
         return self.seed if choice == 0 else derived(self.seed, choice)
 
 
-def least_tokens(params: SamplingParams, prompt_length: int) -> int:
+def least_tokens(params: RequestParams, prompt_length: int) -> int:
     """Return how many tokens an answer behind a prompt of this length must have before one may end it."""
     return max(params.min_new_tokens or 0, (params.min_length or 0) - prompt_length)
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...data.errors import UserError
 from ..requests.options import CONFIG, Command, option, options_of, settings
-from ..requests.params import SamplingParams
+from ..requests.params import RequestParams
 from ..requests.request import Request
 from ..requests.rules import fraction, must_be, whole
 from ..requests.sequence import TokenSequence
@@ -50,7 +50,7 @@ def assistant(request: Request, host: Host) -> tuple[Hashable, Callable[[], Draf
     return ("text", id(runner), id(other)), partial(UniversalDrafts, runner, vocab, Translation(request.tokenizer, other))
 
 
-def check_assisted(params: SamplingParams) -> None:
+def check_assisted(params: RequestParams) -> None:
     """Raise UserError unless exactly one assistant is named, with no option of another."""
     assistants = [name for name in ("assistant_model", "assistant_early_exit", "prompt_lookup_num_tokens") if getattr(params, name)]
     if len(assistants) != 1:
@@ -66,7 +66,7 @@ def check_assisted(params: SamplingParams) -> None:
 
 
 def check_assistant(
-    params: SamplingParams,
+    params: RequestParams,
     host: Host,
     tokenizer: PreTrainedTokenizerBase,
     source_ids: Sequence[int] | None,

@@ -13,7 +13,7 @@ from ..filters.logits import logprobs
 from ..filters.pipeline import Filters
 from ..requests.generation import Generation
 from ..requests.options import CONFIG, VLLM, Command, option, settings
-from ..requests.params import SamplingParams
+from ..requests.params import RequestParams
 from ..requests.request import Request
 from ..requests.rules import any_number, must_be, whole
 from ..requests.sequence import TokenSequence, release, shared_length
@@ -213,7 +213,7 @@ def finish(generation: Generation, ended: list[TokenSequence]) -> None:
         generation.finish(sequence.answer, choice)  # of one seed: one search finds them all
 
 
-def check_beams(params: SamplingParams) -> None:
+def check_beams(params: RequestParams) -> None:
     """Raise UserError for more answers than beams."""
     if params.num_return_sequences > params.num_beams:
         raise UserError(

@@ -12,7 +12,7 @@ from ...data.errors import UserError
 from ..constraints.forced_words import WORDS, WORDS_IDS, ForcedWords, words_of
 from ..requests.generation import Generation
 from ..requests.options import CONFIG, Command, option, settings
-from ..requests.params import SamplingParams
+from ..requests.params import RequestParams
 from ..requests.sequence import TokenSequence
 from ..requests.strategy import Host, Strategy
 from .beam import ENDED, SHARED_BY_BEAMS, BeamCandidate, Beams, Search, beams, check_beams, searched
@@ -121,7 +121,7 @@ def in_turn(children: list[BeamCandidate]) -> list[BeamCandidate]:
     return [child for _, child in sorted(placed, key=lambda each: each[0])]
 
 
-def check_constrained(params: SamplingParams) -> None:
+def check_constrained(params: RequestParams) -> None:
     """Raise UserError for no words, or for more answers than beams."""
     check_beams(params)
     if not params.force_words and not params.force_words_ids:

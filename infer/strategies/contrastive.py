@@ -11,7 +11,7 @@ from ..filters.logits import wide
 from ..filters.pipeline import Filters
 from ..requests.generation import Generation
 from ..requests.options import CONFIG, option, settings
-from ..requests.params import SamplingParams
+from ..requests.params import RequestParams
 from ..requests.rules import fraction
 from ..requests.sequence import TokenSequence, release
 from ..requests.strategy import Forward, Host, Strategy
@@ -110,7 +110,7 @@ def copy_past(best: TokenSequence, sequences: list[TokenSequence]) -> None:
                 sequence.guidance.adopt(best.guidance)
 
 
-def check_contrastive(params: SamplingParams) -> None:
+def check_contrastive(params: RequestParams) -> None:
     """Raise UserError where the candidates or their penalty are not given, or several answers are wanted."""
     if params.penalty_alpha is None:
         raise UserError("contrastive search needs penalty_alpha, the weight of likeness in [0, 1]: give it (0.6 is usual)")

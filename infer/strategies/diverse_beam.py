@@ -8,7 +8,7 @@ from torch import Tensor
 from ...data.errors import UserError
 from ..requests.generation import Generation
 from ..requests.options import CONFIG, option, settings
-from ..requests.params import SamplingParams
+from ..requests.params import RequestParams
 from ..requests.rules import not_negative, whole
 from ..requests.strategy import Host, Strategy
 from .beam import SHARED_BY_BEAMS, Beams, Search, beams, check_beams, searched
@@ -45,7 +45,7 @@ def less_taken(logprobs: Tensor, taken: list[int], penalty: float) -> Tensor:
     return logprobs - penalty * counts.to(logprobs.dtype)
 
 
-def check_groups(params: SamplingParams) -> None:
+def check_groups(params: RequestParams) -> None:
     """Raise UserError for groups of unequal size, and for groups that nothing would hold apart."""
     check_beams(params)
     if params.num_beams % params.num_beam_groups:

@@ -13,7 +13,7 @@ from ..filters.logits import logprobs
 from ..filters.pipeline import Filters
 from ..requests.generation import Generation
 from ..requests.options import CONFIG, Command, option, settings
-from ..requests.params import SamplingParams
+from ..requests.params import RequestParams
 from ..requests.sequence import TokenSequence
 from ..requests.strategy import Forward, Host, Strategy
 from ..requests.trace import LayerTrace, TraceRecorder
@@ -105,12 +105,12 @@ def candidate_layers(asked: str | Sequence[int], count: int, tied: bool) -> list
     return layers
 
 
-def suits_dola(params: SamplingParams, runner: Runner) -> None:
+def suits_dola(params: RequestParams, runner: Runner) -> None:
     """Raise UserError for layers that the runner's model does not have."""
     candidate_layers(params.dola_layers, *shape(runner))
 
 
-def check_dola(params: SamplingParams) -> None:
+def check_dola(params: RequestParams) -> None:
     """Raise UserError for layers that are neither "low" nor "high" nor whole numbers."""
     asked = params.dola_layers
     numbers = isinstance(asked, list | tuple) and asked and all(isinstance(n, int) and not isinstance(n, bool) for n in asked)

@@ -10,14 +10,14 @@ from torch import Tensor
 from ...data.errors import UserError
 from ..constraints.plausible import Plausible, among_plausible
 from ..filters.logits import logprobs
-from ..requests.params import SamplingParams
+from ..requests.params import RequestParams
 from ..requests.request import Combine, Guidance
 from ..requests.strategy import Host
 from ..runners.contract import Runner
 from .spec import StrategySpec
 
 
-def guidance_of(params: SamplingParams, strategy: StrategySpec, prompt_ids: list[int], negative_ids: list[int] | None, host: Host) -> Guidance | None:
+def guidance_of(params: RequestParams, strategy: StrategySpec, prompt_ids: list[int], negative_ids: list[int] | None, host: Host) -> Guidance | None:
     """Return the guidance that the settings ask for behind this prompt, None where they ask for none.
 
     Guidance by a scale of 1 is none. Without a negative prompt the guidance is shown the prompt's last token, as in transformers. Raises
@@ -37,14 +37,14 @@ def guidance_of(params: SamplingParams, strategy: StrategySpec, prompt_ids: list
     return Guidance(None, list(prompt_ids[-1:] if negative_ids is None else negative_ids), classifier_free(scale))
 
 
-def with_plausibility(new_constraints: Callable[[], list], params: SamplingParams) -> Callable[[], list]:
+def with_plausibility(new_constraints: Callable[[], list], params: RequestParams) -> Callable[[], list]:
     """Return what makes a sequence's constraints, with the one more that measuring against an amateur takes: implausible tokens are dropped."""
     if params.amateur_model is None:
         return new_constraints
     return lambda: [*new_constraints(), Plausible(params.amateur_alpha)]
 
 
-def check_amateur(params: SamplingParams, strategy: StrategySpec, amateur: Runner, expert: Runner) -> None:
+def check_amateur(params: RequestParams, strategy: StrategySpec, amateur: Runner, expert: Runner) -> None:
     """Raise UserError for an amateur, given by its runner, that cannot be measured against the expert's."""
     for runner in (amateur, expert):
         if runner.model.config.is_encoder_decoder:

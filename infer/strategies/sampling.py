@@ -7,7 +7,7 @@ from torch import Tensor
 from ...data.errors import UserError
 from ..filters.pipeline import Filters
 from ..requests.generation import Generation
-from ..requests.params import SamplingParams
+from ..requests.params import RequestParams
 from ..requests.rng import choose
 from ..requests.sequence import TokenSequence, release
 from ..requests.strategy import Arrivals, Host, Strategy, next_tokens
@@ -88,7 +88,7 @@ def forked(sequence: TokenSequence, choice: int) -> TokenSequence:
     return fork
 
 
-def check_sampling(params: SamplingParams) -> None:
+def check_sampling(params: RequestParams) -> None:
     """Raise UserError where several answers would all be the same."""
     if params.num_return_sequences > 1 and not params.samples:
         raise UserError(f"num_return_sequences={params.num_return_sequences} greedy answers would all be the same: give do_sample or num_beams")

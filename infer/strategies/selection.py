@@ -11,7 +11,7 @@ from typing import Any
 from ...data.errors import UserError
 from ..requests.events import Answer
 from ..requests.options import OPENAI, option, settings
-from ..requests.params import SamplingParams
+from ..requests.params import RequestParams
 from ..requests.request import Select
 from ..requests.rules import function, whole
 from ..requests.user_functions import called
@@ -90,7 +90,7 @@ def _chrf_metric():
     return CHRF()
 
 
-def selection_of(params: SamplingParams, strategy: str, prompt: str, given: int = 0) -> Select | None:
+def selection_of(params: RequestParams, strategy: str, prompt: str, given: int = 0) -> Select | None:
     """Return what selects among a request's answers, None where all are wanted.
 
     `strategy` is its strategy's name, `prompt` its text, `given` how many first tokens of each answer are a given prefix.
@@ -133,7 +133,7 @@ def measured(value: Any, name: str) -> float:
     return number
 
 
-def check_selection(params: SamplingParams, least: int = 1) -> None:
+def check_selection(params: RequestParams, least: int = 1) -> None:
     """Raise UserError where there is nothing to choose among, or less than is asked for."""
     best_of, wanted = params.best_of, params.num_return_sequences
     if best_of is None or best_of < least:
@@ -144,7 +144,7 @@ def check_selection(params: SamplingParams, least: int = 1) -> None:
         raise UserError(f"num_return_sequences={wanted} answers cannot be chosen among best_of={best_of}: raise best_of")
 
 
-def check_vote(params: SamplingParams) -> None:
+def check_vote(params: RequestParams) -> None:
     """Raise UserError as `check_selection` does, and for a vote without `answer_of` or with several winners."""
     check_selection(params)
     if params.answer_of is None:
@@ -153,7 +153,7 @@ def check_vote(params: SamplingParams) -> None:
         raise UserError(f"a vote has one winner, but num_return_sequences={params.num_return_sequences}: drop it")
 
 
-def check_risk(params: SamplingParams) -> None:
+def check_risk(params: RequestParams) -> None:
     """Raise UserError as `check_selection` does, for fewer answers than two: each is compared with the others."""
     check_selection(params, least=2)
 

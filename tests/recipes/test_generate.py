@@ -67,7 +67,7 @@ def test_writes_json_lines_from_a_file_of_any_prompt_shape(real, real_model, tok
     prompts, output = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
     prompts.write_text("\n".join(json.dumps(record) for record in records) + "\n\n", encoding="utf-8")
     assert main(["default", "--prompts", str(prompts), "--output", str(output), "--max_new_tokens", "4", "--batch_size", "2"]) == 0
-    written = sorted(lines(output), key=lambda line: line["row"])
+    written = sorted(lines(output), key=lambda line: line["prompt_index"])
     asked = [
         [{"role": "user", "content": QUESTION}],
         [{"role": "user", "content": "Translate.\n\n나무"}],
@@ -90,7 +90,7 @@ def test_a_seed_repeats_the_run_and_gives_each_prompt_its_own(checkpoint, tmp_pa
         output = tmp_path / f"{i}.jsonl"
         options = ["--output", str(output), "--temperature", "1.5", "--seed", "7", "--max_new_tokens", "6", "--device", "cpu", "--dtype", "float32"]
         assert main([checkpoint, str(prompts), *options]) == 0
-        runs.append(sorted(lines(output), key=lambda line: line["row"]))
+        runs.append(sorted(lines(output), key=lambda line: line["prompt_index"]))
     assert runs[0] == runs[1]
     assert [line["seed"] for line in runs[0]] == [7, 8]
     assert runs[0][0]["ids"] != runs[0][1]["ids"]
@@ -151,7 +151,7 @@ def test_several_answers_to_a_prompt_are_all_printed_in_their_order(real, real_m
 def test_several_answers_to_a_prompt_are_written_with_their_numbers(real, tmp_path, capsys):
     output = tmp_path / "answers.jsonl"
     assert main(["default", "One", "--raw", "--num_beams", "3", "--num_return_sequences", "2", "--max_new_tokens", "3", "--output", str(output)]) == 0
-    assert [(line["row"], line["choice"]) for line in lines(output)] == [(0, 0), (0, 1)]
+    assert [(line["prompt_index"], line["choice"]) for line in lines(output)] == [(0, 0), (0, 1)]
     assert "2/2" in capsys.readouterr().err
 
 
@@ -181,7 +181,7 @@ def test_a_file_of_answers_survives_a_run_that_is_refused(checkpoint, tmp_path):
     assert main([checkpoint, "hi", "--output", str(output), "--max_new_tokens", "256"]) == 2
     assert output.read_text() == "precious\n"
     assert main([checkpoint, "hi", "--output", str(output), "--max_new_tokens", "2"]) == 0
-    assert [line["row"] for line in lines(output)] == [0]
+    assert [line["prompt_index"] for line in lines(output)] == [0]
 
 
 def test_options_reach_the_settings_in_their_own_types():
@@ -245,7 +245,7 @@ def test_a_prompt_that_fails_has_its_error_in_the_record_and_the_others_their_an
     prompts, output = tmp_path / "prompts.txt", tmp_path / "answers.jsonl"
     prompts.write_text("one\none two three four\ntwo\n")
     assert main([checkpoint, str(prompts), "--raw", "--output", str(output)]) == 1
-    written = {line["row"]: line for line in lines(output)}
+    written = {line["prompt_index"]: line for line in lines(output)}
     assert [written[row]["finish_reason"] == "error" for row in range(3)] == [False, True, False]
     assert "left no token to choose after 4 tokens" in written[1]["error"] and written[0]["error"] is None
     assert capsys.readouterr().err.splitlines()[-1] == "1 of 3 prompts ended in an error"
