@@ -28,7 +28,7 @@ from typing import Any
 
 _HOMES = {
     "load": "checkpoint.load", "load_tokenizer": "checkpoint.load",
-    "generate": "engine.generation", "answers": "engine.generation", "stream": "engine.generation",
+    "generate": "engine.generate", "answers": "engine.generate", "stream": "engine.generate",
     "score": "engine.scoring",
     "from_generation_config": "engine.compat", "from_openai": "engine.compat", "from_vllm": "engine.compat",
     "SamplingParams": "engine.params",

@@ -64,7 +64,7 @@ def prefix_cache_of(model):
 
 def answer(model, tokenizer, talk: list[dict], line: str, params, cache=None) -> list[dict]:
     """Print the answer as it grows and return the talk with it; one that cannot be given leaves the talk as it was."""
-    from seodang.infer.engine.generation import stream
+    from seodang.infer.engine.generate import stream
     from seodang.infer.requests.events import Committed
 
     messages = [*talk, {"role": "user", "content": line}]

@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     decoding.check()
     model, tokenizer = model_options.open()
     params = decoding.params(model_options)
-    from seodang.infer.engine.generation import generate
+    from seodang.infer.engine.generate import generate
     from seodang.infer.engine.prompts import encode
     from seodang.infer.explain.attention_map import attention_maps, check_attention, parse_attention
     from seodang.infer.explain.generation_trace import generation_trace

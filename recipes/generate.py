@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     with ExitStack() as files:
         output = files.enter_context(open_output(options.output)) if options.output else None
         model, tokenizer = model_options.open()
-        from seodang.infer.engine.generation import answers
+        from seodang.infer.engine.generate import answers
 
         params = [decoding.params(model_options, i) for i in range(len(prompts))]
         results = answers(model, tokenizer, prompts, params, max_rows=options.batch_size)  # which refuses what it cannot do

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..filters.specs import FILTERS, FilterOptions
+from ..filters.registry import FILTERS, FilterOptions
 from ..requests.options import options_of, settings
 from ..requests.params import RequestParams, refuse
 from ..strategies.registry import StrategyOptions

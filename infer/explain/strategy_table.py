@@ -12,8 +12,8 @@ from typing import Any
 
 from ...data.errors import UserError
 from ..engine.params import OPTIONS, SamplingParams
+from ..filters.registry import FILTERS
 from ..filters.spec import KINDS
-from ..filters.specs import FILTERS
 from ..requests.options import options_of
 from ..runners.architecture import Capabilities
 from ..strategies.registry import STRATEGIES, check

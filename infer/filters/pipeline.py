@@ -14,9 +14,9 @@ from ..requests.options import options_of
 from ..requests.params import RequestParams
 from ..requests.sequence import TokenSequence
 from .logits import wide
+from .registry import DEFAULT_ORDER, FILTERS
 from .shortlist import LONGEST, shortlist
 from .spec import Apply, RowErrors, placed
-from .specs import DEFAULT_ORDER, FILTERS
 
 TraceRecorder = Callable[[int, str, Tensor], None]
 SHORTLIST = "shortlist"  # temperature, top_k, top_p, min_p in one

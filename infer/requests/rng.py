@@ -1,4 +1,9 @@
-"""Logits to ids, with noise that belongs to the row and never to its batch."""
+"""Logits to ids, with noise that belongs to the sequence and never to its batch: a race of ids.
+
+With E an exponential number, an id of weight w arrives at E / w. The first to arrive is each id with the probability that is its share of
+the weights, and the first n are n drawn without replacement (Efraimidis & Spirakis, 2006; log w - log E is Gumbel-max). An id's E comes
+from the sequence's key and the id alone: neither rounding at other ids nor what filters drop changes it.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +11,73 @@ from collections.abc import Sequence
 from hashlib import blake2b
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...data.errors import UserError
-from .race import BITS, race
+
+BLOCK = 32  # ids whose smallest E can be had without the others; another number changes every seeded answer
+BITS = 52  # of a uniform number, so that with a half added it is exact in float64
+FIRST_LOOK = 32  # blocks: mostly the winner is among them
+
+
+def race(weights: Tensor, keys: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
+    """Return the first ids to arrive, [rows, count], and how early they are, weight over E in float64.
+
+    weights is [rows, vocab], none negative, of any sum above 0; keys is [rows] in int64; count is at most vocab. Where fewer ids have a
+    weight, ids of earliness 0 follow, which may lie beyond the vocabulary.
+
+    Blocks are looked into as long as the greatest weight over the smallest E of one left out could still win, so that few E are computed.
+    """
+    if over := weights.shape[-1] % BLOCK:
+        weights = F.pad(weights, (0, BLOCK - over))
+    weights = weights.unflatten(-1, (-1, BLOCK))
+    blocks = torch.arange(weights.shape[1], device=weights.device).expand(len(weights), -1)
+    least, who = first_in(keys, blocks)
+    earliest = weights.amax(dim=-1) / least  # [rows, blocks]
+    look = max(FIRST_LOOK, -(-count // BLOCK))
+    while True:
+        reach, some = earliest.topk(min(look, blocks.shape[1]), dim=-1)
+        looked = weights.gather(1, some[..., None].expand(-1, -1, BLOCK))
+        early = looked / exponential(keys, some, least.gather(1, some), who.gather(1, some))
+        early, places = early.flatten(1).topk(count, dim=-1)
+        if look >= blocks.shape[1] or bool((reach[:, -1] <= early[:, -1]).all()):
+            return some.gather(-1, places // BLOCK) * BLOCK + places % BLOCK, early
+        look *= 4
+
+
+def first_in(keys: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the smallest E of each block and the place of the id that has it, [rows, n] each; keys is [rows], blocks [rows, n]."""
+    bits = hashes(keys[:, None], -1 - blocks)
+    return unit_exponential(bits) / BLOCK, bits & (BLOCK - 1)
+
+
+def exponential(keys: Tensor, blocks: Tensor, least: Tensor, who: Tensor) -> Tensor:
+    """Return every E of blocks of which `first_in` is known, [rows, n, BLOCK]: exponential numbers of mean 1, independent of each other.
+
+    By the lack of memory, what the others need beyond the smallest is again exponential.
+    """
+    within = torch.arange(BLOCK, device=blocks.device)
+    further = unit_exponential(hashes(keys[:, None, None], blocks[..., None] * BLOCK + within))
+    return least[..., None] + further.masked_fill_(within == who[..., None], 0)
+
+
+def unit_exponential(bits: Tensor) -> Tensor:
+    """An exponential number of mean 1 from the upper bits of 64, in float64; never 0."""
+    return -torch.log1p((shifted(bits, 64 - BITS).double() + 0.5) * -(2.0**-BITS))
+
+
+def hashes(keys: Tensor, counters: Tensor) -> Tensor:
+    """Return 64 random bits a counter: SplitMix64 (Steele et al., 2014) from the key on. Sums and products of int64 wrap around."""
+    bits = keys + counters * -0x61C8864680B583EB
+    bits = (bits ^ shifted(bits, 30)) * -0x40A7B892E31B1A47
+    bits = (bits ^ shifted(bits, 27)) * -0x6B2FB644ECCEEE15
+    return bits ^ shifted(bits, 31)
+
+
+def shifted(bits: Tensor, by: int) -> Tensor:
+    """Shift to the right and fill with zeros; int64 alone would repeat the sign."""
+    return (bits >> by) & ((1 << (64 - by)) - 1)
 
 
 def hashed(*parts: object, size: int = 8) -> int:
@@ -18,12 +86,12 @@ def hashed(*parts: object, size: int = 8) -> int:
 
 
 def uniform(seed: int, position: int, draw: int = 0) -> float:
-    """Return a number in [0, 1) that depends on nothing but the row's seed, the position and how many were drawn there."""
+    """Return a number in [0, 1) that depends on nothing but the sequence's seed, the position and how many were drawn there."""
     return (hashed(seed, position, draw) >> (64 - BITS)) / (1 << BITS)
 
 
 def key(seed: int, position: int, draw: object = 0) -> int:
-    """Return what the noise of every id hangs on, for one draw of a row at a position: 64 bits as a signed number."""
+    """Return what the noise of every id hangs on, for one draw of a sequence at a position: 64 bits as a signed number."""
     bits = hashed(seed, position, draw, "ids")
     return bits - (bits >> 63 << 64)
 

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from ..kernels.rotary import rotate
 from .architecture import ModelOutput
-from .cache import KVCache
+from .cache import KVCache, StackedPool
 from .layers import Block, bind_weights, supports_direct
 from .model_lock import locked
 from .ragged import RaggedRunner
 from .ragged_attention import ForwardBatch, Run, attend_pass
-from .stacked_cache import StackedPool
 
 
 class DirectRunner(RaggedRunner):

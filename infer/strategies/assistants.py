@@ -17,11 +17,10 @@ from ..requests.rules import fraction, must_be, whole
 from ..requests.sequence import TokenSequence
 from ..requests.strategy import Forward, Host
 from ..runners.contract import Runner
-from .drafts import ModelDrafts
+from .drafts import ModelDrafts, Translation, UniversalDrafts
 from .lookup import Lookup
 from .sampling import check_sampling
 from .speculation import Guess
-from .universal import Translation, UniversalDrafts
 
 
 class Drafts(Protocol):

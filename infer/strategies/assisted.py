@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..filters.pipeline import Filters, uses
-from ..filters.specs import FILTERS
+from ..filters.registry import FILTERS
 from ..requests.events import Provisional
 from ..requests.generation import Generation
 from ..requests.rng import choose, key, uniform

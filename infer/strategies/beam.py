@@ -19,8 +19,7 @@ from ..requests.rules import any_number, must_be, whole
 from ..requests.sequence import TokenSequence, release, shared_length
 from ..requests.strategy import Host, Strategy, next_tokens
 from ..requests.trace import BeamTrace
-from .candidates import Continuation, drawn, likeliest
-from .hypotheses import BeamHypotheses
+from .hypotheses import BeamHypotheses, Continuation, drawn, likeliest
 from .spec import StrategySpec
 
 ENDED = ("eos", "stop")  # by its own last token; at the greatest length, or when time is up, a hypothesis is cut

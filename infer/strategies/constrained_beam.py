@@ -16,7 +16,7 @@ from ..requests.params import RequestParams
 from ..requests.sequence import TokenSequence
 from ..requests.strategy import Host, Strategy
 from .beam import ENDED, SHARED_BY_BEAMS, BeamCandidate, Beams, Search, beams, check_beams, searched
-from .candidates import Continuation
+from .hypotheses import Continuation
 from .spec import StrategySpec
 
 STATE = "force_words"

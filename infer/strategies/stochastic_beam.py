@@ -11,11 +11,11 @@ from ...data.errors import UserError
 from ..filters.logits import logprobs
 from ..requests.generation import Generation
 from ..requests.params import RequestParams
-from ..requests.race import race
+from ..requests.rng import race
 from ..requests.sequence import TokenSequence
 from ..requests.strategy import Host, Strategy
 from .beam import SHARED_BY_BEAMS, Search, beams, check_beams, searched
-from .candidates import Continuation
+from .hypotheses import Continuation
 from .spec import StrategySpec
 
 NOISE = "stochastic beams"  # its place among a sequence's numbers for a position

@@ -10,7 +10,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
 from seodang.infer.engine.core import Engine
-from seodang.infer.engine.generation import run
+from seodang.infer.engine.generate import run
 from seodang.infer.engine.params import SamplingParams
 from seodang.infer.requests.generation import Generation
 from seodang.infer.requests.request import Request

@@ -59,7 +59,7 @@ def test_a_talk_that_is_too_long_is_refused_and_stays_as_it_was(real, said, caps
 
 
 def test_an_answer_cut_short_by_the_person_is_kept_as_far_as_it_came(monkeypatch, real_model, tokenizer, capsys):
-    from seodang.infer.engine import generation
+    from seodang.infer.engine import generate as calls
 
     def interrupted(*arguments, **options):
         events = stream(*arguments, **options)
@@ -67,8 +67,8 @@ def test_an_answer_cut_short_by_the_person_is_kept_as_far_as_it_came(monkeypatch
         yield next(events)
         raise KeyboardInterrupt
 
-    stream = generation.stream
-    monkeypatch.setattr(generation, "stream", interrupted)
+    stream = calls.stream
+    monkeypatch.setattr(calls, "stream", interrupted)
     talk = chat.answer(real_model, tokenizer, [], "Which country is the city of Suwon located in?", SamplingParams())
     assert talk[-1] == {"role": "assistant", "content": "The city"}
 

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from seodang.infer import Committed, SamplingParams, generate, stream
-from seodang.infer.engine import generation
+from seodang.infer.engine import generate as calls
 from seodang.infer.runners.open import open_runner
 
 SAMPLES = Path(__file__).parents[3] / "data" / "samples"
@@ -89,7 +89,7 @@ def test_in_float32_256_real_requests_are_answered_alike_alone_and_together(real
 @pytest.mark.parametrize("name", [name for name in STRATEGIES if "beam" not in name and name != "best_of_n"])
 def test_the_first_piece_of_a_stream_comes_within_two_passes(wide_tiny, tiny_tokenizer, monkeypatch, name):
     runners = []
-    monkeypatch.setattr(generation, "open_runner", lambda model: runners.append(open_runner(model)) or runners[-1])
+    monkeypatch.setattr(calls, "open_runner", lambda model: runners.append(open_runner(model)) or runners[-1])
     events = stream(wide_tiny, tiny_tokenizer, [5, 6, 7, 8], SamplingParams(max_new_tokens=20, seed=1, ignore_eos=True, **STRATEGIES[name]))
     assert list(islice((event for event in events if isinstance(event, Committed)), 1))
     assert runners[0].passes <= 2

@@ -4,7 +4,7 @@ import pytest
 
 from seodang.data.errors import UserError
 from seodang.infer import Committed, Finished, PrefixCache, SamplingParams, generate, stream
-from seodang.infer.engine.generation import prepare, results, run
+from seodang.infer.engine.generate import prepare, results, run
 from seodang.infer.requests.sequence import TokenSequence
 
 PROMPT, OTHER = [5, 6, 7, 5, 6], [20, 21, 22]

@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 import pytest
 
 from seodang.infer.engine.params import OPTIONS, SamplingParams
-from seodang.infer.filters.specs import FilterOptions
+from seodang.infer.filters.registry import FilterOptions
 from seodang.infer.requests.options import options_of
 from seodang.infer.requests.params import RequestParams, refusal
 from seodang.infer.strategies.registry import STRATEGIES, StrategyOptions

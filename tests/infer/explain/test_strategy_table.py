@@ -7,7 +7,7 @@ import torch
 
 from seodang.infer.engine.params import SamplingParams
 from seodang.infer.explain.strategy_table import HOME, cell, families, refusal, settings_of, table
-from seodang.infer.filters.specs import FILTERS
+from seodang.infer.filters.registry import FILTERS
 from seodang.infer.strategies.registry import STRATEGIES, choose
 
 

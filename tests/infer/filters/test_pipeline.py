@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationConfig, SuppressTokensLogitsProcessor
 
 from seodang.data.errors import UserError
-from seodang.infer.engine.generation import generate
+from seodang.infer.engine.generate import generate
 from seodang.infer.engine.params import SamplingParams
 from seodang.infer.filters import logits as shapes
 from seodang.infer.filters.logits import XTC_DRAW

@@ -3,7 +3,7 @@
 import inspect
 
 from seodang.infer.engine.params import OPTIONS, WARPING
-from seodang.infer.filters.specs import FILTERS, FilterOptions
+from seodang.infer.filters.registry import FILTERS, FilterOptions
 from seodang.infer.requests.options import options_of
 
 

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from seodang.infer.requests.race import BLOCK, exponential, first_in, hashes, race
-from seodang.infer.requests.rng import key
+from seodang.infer.requests.rng import BLOCK, exponential, first_in, hashes, key, race
 
 
 def noise(keys: list[int], blocks: int) -> torch.Tensor:

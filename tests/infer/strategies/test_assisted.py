@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from seodang.data.errors import UserError
 from seodang.infer.engine.core import Engine
-from seodang.infer.engine.generation import generate, prepare, run, stream
+from seodang.infer.engine.generate import generate, prepare, run, stream
 from seodang.infer.engine.params import SamplingParams
 from seodang.infer.engine.prefix_cache import PrefixCache
 from seodang.infer.requests.events import Committed, Observed, Provisional

@@ -5,10 +5,10 @@ from itertools import permutations
 import pytest
 import torch
 
-from seodang.infer.engine.generation import generate
+from seodang.infer.engine.generate import generate
 from seodang.infer.engine.params import SamplingParams
 from seodang.infer.requests.rng import key
-from seodang.infer.strategies.candidates import drawn
+from seodang.infer.strategies.hypotheses import drawn
 
 PROMPTS = [[5, 6, 7, 8], [9], [20, 21, 22, 90, 3, 11], [77, 5]]
 STOPS = [64, 101, 15, 33]

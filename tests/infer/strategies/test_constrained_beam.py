@@ -7,7 +7,7 @@ import torch
 
 from seodang.data.errors import UserError
 from seodang.infer.constraints.forced_words import ForcedWords, words_of
-from seodang.infer.engine.generation import generate
+from seodang.infer.engine.generate import generate
 from seodang.infer.engine.params import SamplingParams
 from seodang.infer.strategies import constrained_beam
 

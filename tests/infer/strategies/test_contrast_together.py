@@ -1,7 +1,7 @@
 """Requests of every kind in one run: each finds what it finds alone."""
 
 from seodang.infer.engine.core import Engine
-from seodang.infer.engine.generation import generate
+from seodang.infer.engine.generate import generate
 from seodang.infer.engine.params import SamplingParams
 from seodang.infer.engine.prompts import new_requests
 from seodang.infer.requests.generation import Generation

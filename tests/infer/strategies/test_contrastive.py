@@ -5,7 +5,7 @@ import torch
 
 from seodang.data.errors import UserError
 from seodang.infer.engine.core import Engine
-from seodang.infer.engine.generation import generate, run, stream
+from seodang.infer.engine.generate import generate, run, stream
 from seodang.infer.engine.params import SamplingParams
 from seodang.infer.engine.prefix_cache import PrefixCache
 from seodang.infer.requests.events import Committed, Observed

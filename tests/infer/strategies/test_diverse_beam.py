@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from seodang.infer.engine.generation import generate
+from seodang.infer.engine.generate import generate
 from seodang.infer.engine.params import SamplingParams
 from seodang.infer.strategies.diverse_beam import less_taken
 

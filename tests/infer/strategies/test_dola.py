@@ -7,7 +7,7 @@ import torch
 
 from seodang.data.errors import UserError
 from seodang.infer.engine.core import Engine
-from seodang.infer.engine.generation import generate, run
+from seodang.infer.engine.generate import generate, run
 from seodang.infer.engine.params import SamplingParams
 from seodang.infer.requests.events import Observed
 from seodang.infer.requests.request import derived

@@ -8,7 +8,7 @@ import torch
 from seodang.data.chat import prompt_ids, text_ids
 from seodang.data.errors import UserError
 from seodang.infer.engine.core import Engine
-from seodang.infer.engine.generation import generate, stream
+from seodang.infer.engine.generate import generate, stream
 from seodang.infer.engine.params import SamplingParams
 from seodang.infer.engine.prefix_cache import PrefixCache
 from seodang.infer.requests.request import derived

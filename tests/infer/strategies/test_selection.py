@@ -7,7 +7,7 @@ import pytest
 
 from seodang.data.chat import prompt_ids
 from seodang.data.errors import UserError
-from seodang.infer.engine.generation import generate, stream
+from seodang.infer.engine.generate import generate, stream
 from seodang.infer.engine.params import SamplingParams
 from seodang.infer.requests.events import Committed, Finished
 from seodang.infer.requests.request import derived

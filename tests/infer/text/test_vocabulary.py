@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from seodang.data.errors import UserError
-from seodang.infer.engine.generation import generate
+from seodang.infer.engine.generate import generate
 from seodang.infer.engine.params import SamplingParams
 from seodang.infer.engine.scoring import score
 from seodang.infer.text.vocabulary import known_ids

@@ -10,7 +10,7 @@ from seodang.data.chat import prompt_ids
 from seodang.data.errors import UserError
 from seodang.data.formats import Dialogue
 from seodang.infer import Committed, Finished, SamplingParams, answers, generate, score, stream
-from seodang.infer.engine import generation
+from seodang.infer.engine import generate as calls
 from seodang.infer.runners.ragged import RaggedRunner
 from seodang.infer.text.detokenise import whole_text
 
@@ -43,7 +43,7 @@ def opened(monkeypatch):
         runners.append(RaggedRunner(model))
         return runners[-1]
 
-    monkeypatch.setattr(generation, "open_runner", open_and_remember)
+    monkeypatch.setattr(calls, "open_runner", open_and_remember)
     return runners
 
 
