@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported, so before anything else
 if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core: more threads, of torch or of a command that a test runs, would only wait for each other
@@ -23,7 +24,6 @@ from seodang.infer.checkpoint.load import load, load_tokenizer
 
 THREADS = torch.get_num_threads()
 torch.set_num_threads(1)  # tiny models lose more to waking threads than they gain; the real model takes them all
-
 
 
 def pytest_collection_finish():
@@ -164,8 +164,19 @@ def real_model(_real_model):
 @pytest.fixture
 def unpainted(request, monkeypatch):
     """Leave pictures of runs empty, but in tests marked `painted`: to paint one takes as long as a tiny run."""
-    if not request.node.get_closest_marker("painted"):
-        monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **options: Path(path).touch())
+    if request.node.get_closest_marker("painted"):
+        return
+    from matplotlib.figure import Figure
+
+    paint = Figure.savefig
+
+    def savefig(figure, file: Any, **options) -> None:
+        if isinstance(file, str | Path):
+            Path(file).touch()
+        else:  # the curves within a page
+            paint(figure, file, **options)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
 
 
 @pytest.fixture(scope="session")
