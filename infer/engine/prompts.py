@@ -25,7 +25,6 @@ from ..runners.encoder_decoder import decoder_start
 from ..strategies.assistants import check_assistant
 from ..strategies.guidance import guidance_of, with_plausibility
 from ..strategies.registry import check
-from ..strategies.selection import selection_of
 from ..strategies.spec import StrategySpec
 from ..text.spans import hidden_positions
 from ..text.vocabulary import check_ids, known_ids
@@ -95,7 +94,7 @@ def new_request(
         prefix_ids=constraints.prefix_ids,
         new_constraints=with_plausibility(constraints.new_constraints, params),
         guidance=guidance,
-        select=selection_of(params, strategy.name, text, len(constraints.prefix_ids)),
+        select=strategy.select and strategy.select(params, text, len(constraints.prefix_ids)),
         prefix_cache=None if masked else host.prefix_cache,
         tokenizer=tokenizer,
         known_ids=known,

@@ -90,19 +90,6 @@ def _chrf_metric():
     return CHRF()
 
 
-def selection_of(params: RequestParams, strategy: str, prompt: str, given: int = 0) -> Select | None:
-    """Return what selects among a request's answers, None where all are wanted.
-
-    `strategy` is its strategy's name, `prompt` its text, `given` how many first tokens of each answer are a given prefix.
-    """
-    count = params.num_return_sequences
-    if strategy == "best_of_n":
-        return best_of_n(count, params.reward, prompt, given)
-    if strategy == "self_consistency":
-        return self_consistency(params.answer_of)
-    return minimum_bayes_risk(count, params.utility) if strategy == "minimum_bayes_risk" else None
-
-
 def highest(answers: Sequence[Answer], count: int) -> list[Answer]:
     """The `count` answers of the highest scores, best first."""
     return sorted(answers, key=lambda answer: answer.score, reverse=True)[:count]
@@ -188,17 +175,20 @@ class Risk:
 ONCE_CHOSEN = "once it is chosen"
 BEST_OF_N = StrategySpec(
     "best_of_n", sampling, about=best_of_n, options=(Several, BestOf), least={"best_of": 3, "do_sample": True},
+    select=lambda params, prompt, given: best_of_n(params.num_return_sequences, params.reward, prompt, given),
     meant=lambda params: params.best_of is not None, check=check_selection, streams=ONCE_CHOSEN,
     paper="Stiennon et al. 2020, Learning to summarize from human feedback",
 )  # fmt: skip
 SELF_CONSISTENCY = StrategySpec(
     "self_consistency", sampling, about=self_consistency, options=(Several, Vote), least={"best_of": 3, "do_sample": True, "answer_of": str.strip},
+    select=lambda params, prompt, given: self_consistency(params.answer_of),
     meant=lambda params: params.answer_of is not None, check=check_vote, streams=ONCE_CHOSEN,
     paper="Wang et al. 2022, Self-consistency improves chain of thought reasoning",
 )  # fmt: skip
 MINIMUM_BAYES_RISK = StrategySpec(
     "minimum_bayes_risk", sampling, about=minimum_bayes_risk, options=(Several, Risk),
     least={"best_of": 3, "do_sample": True, "utility": lambda answer, other: float(answer == other)},
+    select=lambda params, prompt, given: minimum_bayes_risk(params.num_return_sequences, params.utility),
     meant=lambda params: params.utility is not None, check=check_risk, streams=ONCE_CHOSEN,
     paper="Eikema & Aziz 2020, Is MAP decoding all you need?",
 )  # fmt: skip

@@ -11,7 +11,7 @@ from torch import nn
 from ..requests.generation import Generation
 from ..requests.options import CONFIG, Command, option, options_of, settings
 from ..requests.params import RequestParams
-from ..requests.request import Request
+from ..requests.request import Request, Select
 from ..requests.rules import above_zero, share
 from ..requests.strategy import Host, Strategy
 
@@ -44,7 +44,8 @@ class StrategySpec:
     `start` returns None where its sequence has joined a strategy that requests share.
     `options` are the classes of the settings that are its own, or names of single ones; `guided` adds those of guidance. `least` are the fewest
     settings that mean it, and `meant` says whether a request's do without its name. `needs` are capabilities that the runner must
-    have. `check` judges the values, `suits` whether the runner's model can take them; `width` counts its sequences. `samples`: whether
+    have. `check` judges the values, `suits` whether the runner's model can take them; `width` counts its sequences; `select` makes what selects among the answers, of the settings,
+    the prompt's text and how many first tokens of each answer are a given prefix. `samples`: whether
     it may draw, else do_sample and the filters of sampling are refused. `sees_logprobs`: its filters act on log-probabilities, not logits. `streams` says when tokens are told, `about` is
     what is documented as its effect, or a text, `paper` where it comes from.
     """
@@ -58,6 +59,7 @@ class StrategySpec:
     needs: tuple[str, ...] = ()
     check: Callable[[RequestParams], None] = lambda params: None
     suits: Callable[[RequestParams, Any], None] = lambda params, runner: None
+    select: Callable[[RequestParams, str, int], Select] | None = None
     width: Callable[[Request], int] = lambda request: request.width
     guided: bool = True
     samples: bool = True

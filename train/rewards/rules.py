@@ -6,7 +6,7 @@ plain texts, columns the records' other fields, one entry a completion.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -104,10 +104,25 @@ def contains(wanted: str) -> Reward:
     return contains
 
 
+def length_of(text: str) -> Reward:
+    """The reward of lengths near TARGET, of "TARGET" in words or "TARGET:UNIT". Raises UserError for a target that is no number."""
+    target, _, unit = text.partition(":")
+    try:
+        number = float(target)
+    except ValueError:
+        raise UserError(f"reward 'length:{text}': {target!r} is not a number, give it as length:TARGET[:UNIT]") from None
+    return length(number, unit or "words")
+
+
 # Rewards by name
 
-
-RULES = {"exact_answer": "exact_answer", "format": "format:PATTERN", "length": "length:TARGET[:UNIT]", "contains": "contains:TEXT"}
+# by name how a rule is written, and what makes it of the text behind the colon
+RULES: dict[str, tuple[str, Callable[[str], Reward]]] = {
+    "exact_answer": ("exact_answer", lambda nothing: exact_answer),
+    "format": ("format:PATTERN", format_match),
+    "length": ("length:TARGET[:UNIT]", length_of),
+    "contains": ("contains:TEXT", contains),
+}
 
 
 def parse_reward(text: str) -> Reward:
@@ -119,13 +134,11 @@ def parse_reward(text: str) -> Reward:
     if name not in RULES and ".py" in text:
         return load_function(text)
     if name not in RULES:
-        raise UserError(f"unknown reward {name!r}{did_you_mean(name, RULES)}; there are {', '.join(RULES.values())} and FILE.py:FUNCTION")
-    if bool(colon) == (name == "exact_answer"):
-        raise UserError(f"reward {text!r} must be given as {RULES[name]}")
-    if name == "length":
-        target, _, unit = rest.partition(":")
-        return length(_number(target, text), unit or "words")
-    return {"exact_answer": lambda _: exact_answer, "format": format_match, "contains": contains}[name](rest)
+        raise UserError(f"unknown reward {name!r}{did_you_mean(name, RULES)}; there are {', '.join(written for written, _ in RULES.values())} and FILE.py:FUNCTION")
+    written, rule = RULES[name]
+    if bool(colon) != (":" in written):
+        raise UserError(f"reward {text!r} must be given as {written}")
+    return rule(rest)
 
 
 def parse_rewards(texts: Sequence[str]) -> list["CheckedReward"]:
@@ -137,13 +150,6 @@ def parse_rewards(texts: Sequence[str]) -> list["CheckedReward"]:
         again = next(name if n == 1 else f"{name}_{n}" for n in range(1, len(texts) + 1) if (name if n == 1 else f"{name}_{n}") not in used)
         found.append(CheckedReward(reward, again))
     return found
-
-
-def _number(text: str, whole: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise UserError(f"reward {whole!r}: {text!r} is not a number, give it as {RULES['length']}") from None
 
 
 # A reward model

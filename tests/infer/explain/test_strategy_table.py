@@ -66,4 +66,4 @@ def test_the_filters_that_depend_on_the_scale_are_the_ones_named():
         of_logits, of_logprobs = (spec.make([request_row(settings)])(scores.clone()).softmax(-1) for scores in (logits, logprobs))
         if not torch.allclose(of_logits, of_logprobs, atol=1e-9):
             depends.append(name)
-    assert depends == [name for name, spec in FILTERS.items() if spec.of_the_scale]
+    assert depends == [name for name, spec in FILTERS.items() if spec.of_the_scale], "of_the_scale in a FilterSpec says otherwise"
