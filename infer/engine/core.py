@@ -61,6 +61,9 @@ class Engine:
         self._admit()
         self._begin_shared()
         if not self._asked:
+            self._admit(idle=True)
+            self._begin_shared()
+        if not self._asked:
             return bool(self.scheduler.waiting)
         strategies, forwards = list(self._asked), list(self._asked.values())
         before, began = seen_before(forwards), time.perf_counter()
@@ -99,9 +102,13 @@ class Engine:
             self._runners["first", layers] = open_first_layers(self.runner, layers)
         return self._runners["first", layers]
 
-    def _admit(self) -> None:
-        """Let waiting requests in while there is room, each with its strategy started or its sequence joined to one that it shares."""
-        while (generation := self.scheduler.admit()) is not None:
+    def _admit(self, idle: bool = False) -> None:
+        """Let waiting requests in while there is room, each with its strategy started or its sequence joined to one that it shares.
+
+        An `idle` engine, whose slots are held by strategies that ended without releasing them, lets the next in all the same.
+        """
+        while (generation := self.scheduler.admit(idle)) is not None:
+            idle = False
             with generation.contained():
                 strategy = generation.request.strategy.start(generation, self)
                 if strategy is not None:

@@ -31,9 +31,12 @@ class Scheduler:
         generation.slots_reserved = slots
         self.waiting.append(generation)
 
-    def admit(self) -> Generation | None:
-        """Let the next request in and return it, prefilling; None where none waits or there is no room for it now."""
-        if not self.waiting or not self._has_room(self.waiting[0]):
+    def admit(self, idle: bool = False) -> Generation | None:
+        """Let the next request in and return it, prefilling; None where none waits or there is no room for it now.
+
+        Where the engine is `idle`, nothing will come free by waiting, so one comes in whatever is held.
+        """
+        if not self.waiting or not (idle or self._has_room(self.waiting[0])):
             return None
         generation = self.waiting.popleft()
         generation.stage, generation.started = Stage.PREFILLING, time.monotonic()

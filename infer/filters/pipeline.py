@@ -18,7 +18,7 @@ from .registry import DEFAULT_ORDER, FILTERS
 from .shortlist import LONGEST, shortlist
 from .spec import Apply, RowErrors, placed
 
-TraceRecorder = Callable[[int, str, Tensor], None]
+OnFilter = Callable[[int, str, Tensor], None]  # hears of a sequence's place, a filter's name and the scores after it, [vocab]
 SHORTLIST = "shortlist"  # temperature, top_k, top_p, min_p in one
 NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
@@ -105,7 +105,7 @@ class Filters:
         self._steps: dict[bool, list[Step]] = {}
         self._known = min((sequence.request.known_ids for sequence in self.sequences if sequence.request.known_ids is not None), default=None)
 
-    def __call__(self, scores: Tensor, watch: TraceRecorder | None = None) -> Tensor:
+    def __call__(self, scores: Tensor, watch: OnFilter | None = None) -> Tensor:
         """[rows, vocab] to [rows, vocab], in the order of the sequences given; float32 at least.
 
         `watch(sequence, name, scores [vocab])` hears of every filter that changed a sequence. Raises the first sequence's error.
@@ -115,7 +115,7 @@ class Filters:
             raise error
         return scores
 
-    def each(self, scores: Tensor, watch: TraceRecorder | None = None) -> tuple[Tensor, dict[int, UserError]]:
+    def each(self, scores: Tensor, watch: OnFilter | None = None) -> tuple[Tensor, dict[int, UserError]]:
         """As a call, for sequences of several requests: with the scores come the errors by the sequence's place.
 
         A sequence in error keeps the scores that it had before, and the other sequences theirs.

@@ -51,7 +51,7 @@ class GumbelSearch(Search):
         self.ended.sequences = [sequence for sequence in kept if sequence.finished]
         live = [child for child in children if child.sequence in kept and not child.sequence.finished]
         self.taken, self.over = [child.sequence.ids[-1] for child in children], not live
-        if self.over:
+        if self.over and self.ended.sequences:
             self.mark_finished(self.ended.sequences[0])
         self.reorder_cache(live)
 

@@ -47,3 +47,18 @@ def extensions_of(module: nn.Module) -> list[str]:
             names.append(name)
         forward = getattr(forward, "before", None)
     return names
+
+
+def release_from_accelerate(model: nn.Module) -> None:
+    """Take the autocast that an earlier Trainer's accelerate left around the model's forward off again, so that the next one puts it on anew.
+
+    Extended from outside, the forward would compute beyond the autocast, and accelerate prepares no model twice. There is no public call that
+    undoes both.
+    """
+    if getattr(model, "_is_accelerate_prepared", False) and "_original_forward" in vars(model):
+        before = vars(model).pop("_original_forward")
+        if getattr(before, "__func__", None) is type(model).forward:
+            del model.forward
+        else:
+            model.forward = before
+        model._is_accelerate_prepared = False

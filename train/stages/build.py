@@ -15,6 +15,7 @@ from ...data.errors import UserError
 from ...data.preference_rows import preference_pairs
 from ...infer.runners.architecture import context_limit, transformers_model
 from ..models.adapters import add_adapter, prepare_quantised, speed_up_adapters
+from ..models.extended_forward import release_from_accelerate
 from ..models.reference import has_adapter
 from ..run.callbacks import RunLog
 
@@ -71,8 +72,9 @@ class Stage:
         """The model, changed in place, as the trainer takes it: it stops where a turn ends, its forward extended, with an adapter where `lora` asks for one."""
         if self.generates:
             set_eos_token_ids(model, tokenizer)
+        release_from_accelerate(model)
         if self.extend is not None:
-            self.extend(model)
+            self.extend(transformers_model(model))  # beneath an adapter that is trained on
         if lora is None:
             return model
         return prepare_quantised(model) if self.trainer_adds_adapter else add_adapter(model, lora, args.activation_checkpointing)

@@ -145,3 +145,12 @@ def test_close_gives_all_slots_back_and_drops_what_waits(runner):
     hold(runner, a, 4, 5)
     scheduler.close()
     assert sorted(runner.released) == [4, 5] and not scheduler.waiting and not scheduler.admitted
+
+
+def test_an_idle_engine_lets_the_next_in_whatever_is_held(runner):
+    scheduler, waiting = queued(runner, [1, 1], 1)
+    assert admitted(scheduler) == [0]
+    hold(runner, waiting[0], 0)
+    scheduler.prompts_were_run([waiting[0]])
+    scheduler.end_step()
+    assert scheduler.admit() is None and scheduler.admit(idle=True) is waiting[1]

@@ -202,3 +202,23 @@ def test_a_quantised_base_is_made_ready_for_its_adapter_in_every_stage(stage, ti
     model.is_quantized = True
     with pytest.raises(Prepared):
         trainer_of(model, tiny_tokenizer, rows, str(tmp_path), lora=LoraConfig(r=2, target_modules="all-linear"))
+
+
+def test_a_second_stage_on_a_model_computes_in_low_precision_as_the_first_did(fresh_tiny, tiny_tokenizer, tmp_path):
+    model, seen = fresh_tiny(), []
+    model.model.layers[0].mlp.up_proj.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    for _ in range(2):
+        args = TrainingArguments(tmp_path, **{**QUIET, "bf16": True, "max_steps": 1})
+        sft_trainer(model, tiny_tokenizer, list(map(taught, SHORT)), args).train()
+    assert set(seen) == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("then", ["sft", "dpo"])
+def test_an_adapter_can_be_trained_on(then, fresh_tiny, tiny_tokenizer, tmp_path):
+    row, rows, arguments, trainer = KINDS["sft"]
+    first = trainer(fresh_tiny(), tiny_tokenizer, rows, TrainingArguments(tmp_path, **QUIET, max_steps=1), lora=LoraConfig(r=2, target_modules=["q_proj"]))
+    first.train()
+    before = {name: weight.clone() for name, weight in first.model.named_parameters() if weight.requires_grad}
+    row, rows, arguments, trainer = KINDS[then]
+    trainer(first.model, tiny_tokenizer, rows, TrainingArguments(tmp_path, **QUIET, max_steps=1, learning_rate=1e-2)).train()
+    assert before and not all(torch.equal(weight, before[name]) for name, weight in first.model.named_parameters() if name in before)
