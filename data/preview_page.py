@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from .html_template import render_html
+from .html_template import html_template
 from .labels import Counts
 from .preference_rows import PreferenceCounts
 from .preview import Piece, Row, histogram, parts, summary
@@ -29,8 +29,8 @@ def to_html(
     """
     spans = histogram(lengths) if lengths else []
     sections = [section(where, rows, number, tokenizer) for where, rows in records for number in range(max(len(rows), 1))]
-    return render_html(
-        TEMPLATE, title=title, counts=counts.lines(), spans=spans, most=max((count for _, _, count in spans), default=1), sections=sections
+    return html_template(TEMPLATE).render(
+        title=title, counts=counts.lines(), spans=spans, most=max((count for _, _, count in spans), default=1), sections=sections
     )
 
 

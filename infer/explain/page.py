@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from math import exp
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 from torch import Tensor
 
+from ...data.html_template import html_template
 from ..requests.events import Result
 from ..requests.trace import CANDIDATES, ChoiceTrace
 from ..text.token_labels import TokenLabels
@@ -20,6 +20,7 @@ from .drawings import attention_drawing, beam_drawing, thumbnail, timing_chart
 from .generation_trace import GenerationTrace, Step
 from .terminal import chance, cost, leaving, times, title_of
 
+TEMPLATE = Path(__file__).with_name("page.html")
 SHOWN_WEIGHTS = 200  # positions up to which the page tells the weight under the pointer
 
 
@@ -69,7 +70,7 @@ def to_html(generation_trace: GenerationTrace, names: TokenLabels, prompt_ids: S
     theme, can be read without scripts, and all text is escaped.
     """
     results = [result for result, _ in generation_trace.answers]
-    return page().render(
+    return html_template(TEMPLATE, chance=chance).render(
         title=prompt if len(prompt) <= 60 else prompt[:59] + "…",
         prompt=prompt,
         prompt_names=[(id, names(id)) for id in prompt_ids],
@@ -82,16 +83,6 @@ def to_html(generation_trace: GenerationTrace, names: TokenLabels, prompt_ids: S
         timing_chart=Markup(timing_chart(generation_trace)),
         picture=picture,
     )
-
-
-@cache
-def page() -> Template:
-    """The template beside this module; it escapes whatever is not Markup."""
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["chance"] = chance
-    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
-    return environment.get_template("page.html")
 
 
 def answer(result: Result, steps: Sequence[Step], names: TokenLabels, count: int) -> dict:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..requests.options import LLAMA_CPP, option, settings
 from ..requests.rules import number, share
 from ..requests.sequence import TokenSequence
-from .spec import Apply, FilterSpec
+from .spec import Apply, FilterSpec, state_of
 
 WIDTH, PEAK, SHARPNESS = 0.3, 5.0, 10.0  # of the curve, as in llama.cpp
 
@@ -23,7 +23,12 @@ def adaptive_p(logits: Tensor, target: Tensor) -> Tensor:
 
     Source: llama.cpp's sampler adaptive-p, pull request 17927.
     """
-    distance = (logits.softmax(dim=-1) - target).abs() / WIDTH
+    return nearness(logits, logits.softmax(dim=-1), target)
+
+
+def nearness(logits: Tensor, probs: Tensor, target: Tensor) -> Tensor:
+    """As `adaptive_p`, for logits whose probabilities, [rows, vocab], are known."""
+    distance = (probs - target).abs() / WIDTH
     return (PEAK - SHARPNESS * distance.square() / (1 + distance)).masked_fill(logits == -torch.inf, -torch.inf)
 
 
@@ -76,13 +81,15 @@ def make_adaptive_p(sequences: Sequence[TokenSequence]) -> Apply:
     """`adaptive_p` by what each sequence's state says, which is offered the distribution before the curve."""
     def state(sequence: TokenSequence) -> AdaptiveTarget:
         params = sequence.request.params
-        return sequence.states.setdefault("adaptive_p", AdaptiveTarget(params.adaptive_target, params.adaptive_decay))
+        return state_of(sequence, "adaptive_p", lambda: AdaptiveTarget(params.adaptive_target, params.adaptive_decay))
 
     def apply(scores: Tensor) -> Tensor:
         states = [state(sequence) for sequence in sequences]
-        for each, probs in zip(states, scores.softmax(dim=-1)):
-            each.offer(probs)
-        return adaptive_p(scores, torch.tensor([[each.current] for each in states], dtype=scores.dtype, device=scores.device))
+        probs = scores.softmax(dim=-1)
+        for each, own in zip(states, probs):
+            each.offer(own)
+        targets = torch.tensor([[each.current] for each in states], dtype=scores.dtype, device=scores.device)
+        return nearness(scores, probs, targets)
 
     return apply
 

@@ -12,7 +12,7 @@ from ..requests.options import LLAMA_CPP, option, settings
 from ..requests.params import RequestParams
 from ..requests.rules import above_zero, share
 from ..requests.sequence import TokenSequence
-from .spec import Apply, FilterSpec
+from .spec import Apply, FilterSpec, state_of
 
 
 def mirostat(logits: Tensor, mu: Tensor) -> Tensor:
@@ -63,9 +63,10 @@ class MirostatOptions:
 
 def make_mirostat(sequences: Sequence[TokenSequence]) -> Apply:
     """`mirostat` by what each sequence's state says, which is offered what is left."""
+
     def state(sequence: TokenSequence) -> Mirostat:
         params = sequence.request.params
-        return sequence.states.setdefault("mirostat", Mirostat(params.mirostat_tau, params.mirostat_eta))
+        return state_of(sequence, "mirostat", lambda: Mirostat(params.mirostat_tau, params.mirostat_eta))
 
     def apply(scores: Tensor) -> Tensor:
         states = [state(sequence) for sequence in sequences]

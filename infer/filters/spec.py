@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -140,6 +141,13 @@ def row_by_row(function: Callable[[TokenSequence, Tensor], Tensor]) -> Make:
         return apply
 
     return make
+
+
+def state_of(sequence: TokenSequence, name: str, begin: Callable[[], Any]) -> Any:
+    """What a filter remembers of a sequence; `begin` makes it at the sequence's first step."""
+    if name not in sequence.states:
+        sequence.states[name] = begin()
+    return sequence.states[name]
 
 
 def history(sequence: TokenSequence) -> Tensor:

@@ -66,20 +66,19 @@ class RequestParams:
     )  # fmt: skip
 
     def __post_init__(self):
-        known = options_of(type(self))
-        for each in known.values():
-            if each.convert is not None:
-                object.__setattr__(self, each.name, each.convert(each.name, getattr(self, each.name)))
-        for each in known.values():
+        converted, owned = duties(type(self))
+        for each in converted:
+            object.__setattr__(self, each.name, each.convert(each.name, getattr(self, each.name)))
+        for each in options_of(type(self)).values():
             refuse(refusal(each, getattr(self, each.name)))
         if self.max_new_tokens is None:  # where max_length says how long, nothing else does
             object.__setattr__(self, "max_new_tokens", self._usual_length)
-        for each in known.values():
+        for each in owned:
             refuse(self._without_owner(each))
         refuse(self._of_two_minds())
 
     def _without_owner(self, each: Option) -> str | None:
-        if each.part_of is None or getattr(self, each.part_of) is not None or not differs(value := getattr(self, each.name), each.default):
+        if getattr(self, each.part_of) is not None or not differs(value := getattr(self, each.name), each.default):
             return None
         return f"{each.name}={value!r} says nothing without {each.part_of}: give both"
 
@@ -120,6 +119,13 @@ class RequestParams:
     @property
     def _usual_length(self) -> int:
         return DEFAULT_MAX_NEW_TOKENS if self.max_length is None else self.max_length
+
+
+@cache
+def duties(cls: type) -> tuple[list[Option], list[Option]]:
+    """The settings that are converted, and those that say nothing without another: what every construction goes through."""
+    known = options_of(cls).values()
+    return [each for each in known if each.convert is not None], [each for each in known if each.part_of is not None]
 
 
 @cache

@@ -42,11 +42,17 @@ def drawn(logprobs: Tensor, sums: Tensor, count: int, keys: Tensor) -> list[Cont
 
 def ranked(priorities: Tensor, ids: Tensor, logprobs: Tensor, sums: Tensor, count: int) -> list[Continuation]:
     """Return the candidates of the greatest `priorities`, greatest first; priorities and ids are those of the best of each hypothesis, [hypotheses, some]."""
-    best, order = priorities.flatten().topk(min(count, priorities.numel()))
-    order = order[best > -torch.inf]
-    parents, ids = order // priorities.shape[1], ids.flatten()[order]
+    parents, ids, _ = greatest(priorities, ids, count)
     chosen = logprobs[parents, ids]
     return [Continuation(*each) for each in zip(parents.tolist(), ids.tolist(), chosen.tolist(), (chosen + sums[parents]).tolist())]
+
+
+def greatest(priorities: Tensor, ids: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return hypotheses, ids and priorities of the greatest of all priorities but -inf, [at most count] each, greatest first; arguments as `ranked`'s."""
+    best, order = priorities.flatten().topk(min(count, priorities.numel()))
+    allowed = best > -torch.inf
+    order = order[allowed]
+    return order // priorities.shape[1], ids.flatten()[order], best[allowed]
 
 
 class BeamHypotheses:

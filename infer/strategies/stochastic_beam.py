@@ -15,7 +15,7 @@ from ..requests.rng import race
 from ..requests.sequence import TokenSequence
 from ..requests.strategy import Host, Strategy
 from .beam import SHARED_BY_BEAMS, Search, beams, check_beams, searched
-from .hypotheses import Continuation
+from .hypotheses import Continuation, greatest
 from .spec import StrategySpec
 
 NOISE = "stochastic beams"  # its place among a sequence's numbers for a position
@@ -62,9 +62,7 @@ class GumbelSearch(Search):
         ids, early = race(wide.exp(), keys, min(self.width, scores.shape[-1]))
         before = wide.new_tensor([sum(sequence.logprobs) for sequence in self.sequences])[:, None]
         totals = truncated(early.log() + before, wide.new_tensor(self.sums)[:, None])
-        best, order = totals.flatten().topk(min(self.width, totals.numel()))
-        order = order[best > -torch.inf]
-        parents, own = order // totals.shape[1], ids.flatten()[order]
+        parents, own, best = greatest(totals, ids, self.width)
         return [Continuation(*each) for each in zip(parents.tolist(), own.tolist(), wide[parents, own].tolist(), best.tolist())]
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...data.html_template import render_html
+from ...data.html_template import html_template
 from .callbacks import LOG, read_log
 from .line_chart import COLOURS, Line, finite, line_chart, table_of
 
@@ -80,7 +80,7 @@ def to_html(
     tables = samples if isinstance(samples, Mapping) else {"Samples": samples}
     charts = [(chart, lines, line_chart(chart.title, lines, chart.unit), table_of(lines)) for chart in CHARTS if (lines := lines_of(chart, logs))]
     shown = [(heading, any(map(has_reward, some)), some) for heading, some in tables.items() if some]
-    return render_html(TEMPLATE, title=title, figures=figures, charts=charts, tables=shown)
+    return html_template(TEMPLATE).render(title=title, figures=figures, charts=charts, tables=shown)
 
 
 def has_reward(sample: Sample) -> bool:
