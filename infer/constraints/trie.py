@@ -1,4 +1,4 @@
-"""The answer is one of a set of given sequences."""
+"""The answer is one of a set of given sequences of ids; llguidance, which the grammars use, knows texts alone, whatever their ids."""
 
 from __future__ import annotations
 

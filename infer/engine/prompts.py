@@ -19,14 +19,14 @@ from ..filters.pipeline import check_filters
 from ..filters.word_ids import breaker_ids, word_ids
 from ..requests.request import Guidance, Request
 from ..requests.strategy import Host
-from ..runners.architecture import refuse_hidden_under_window, transformers_model
+from ..runners.architecture import refuse_masking_under_window, transformers_model
 from ..runners.contract import Runner
 from ..runners.encoder_decoder import decoder_start
 from ..strategies.assistants import check_assistant
 from ..strategies.guidance import guidance_of, with_plausibility
 from ..strategies.registry import check
 from ..strategies.spec import StrategySpec
-from ..text.spans import hidden_positions
+from ..text.spans import positions_to_mask
 from ..text.vocabulary import check_ids, known_ids
 from .params import SamplingParams
 
@@ -123,8 +123,8 @@ def masked_positions(
     """Return the positions of the prompt that no token may see; raises UserError where the model cannot leave them out, or there are none such."""
     if not params.hide and params.attention_mask is None:
         return ()
-    refuse_hidden(runner)
-    return hidden_positions(tokenizer, prompt, ids, params.hide, params.attention_mask, name)
+    refuse_masking(runner)
+    return positions_to_mask(tokenizer, prompt, ids, params.hide, params.attention_mask, name)
 
 
 def end_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -163,11 +163,11 @@ def encoded_guidance(
     return guidance
 
 
-def refuse_hidden(runner: Runner) -> None:
+def refuse_masking(runner: Runner) -> None:
     """Raise UserError where the model cannot leave out a part of its past."""
     if not runner.capabilities.mask_holes:
         raise UserError(f"{runner.config.model_type} cannot leave out a part of its prompt: drop hide and attention_mask")
-    refuse_hidden_under_window(runner.config)
+    refuse_masking_under_window(runner.config)
 
 
 def within_length(params: SamplingParams, tokens: int, limit: int | None, name: str) -> SamplingParams:

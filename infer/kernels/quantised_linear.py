@@ -4,7 +4,8 @@
 0; a second term of the input stands in for the outlier columns of the paper. 4 bits are group-wise, a scale and a zero for 32 neighbouring inputs of
 an output, in the layout of torch's own kernel; both are fitted by least squares in turns with the levels, as llama.cpp's k-quants are.
 Nothing that is computed for a row depends on another row's values: where inputs are rounded to 8 bits, each row has a scale of its
-own. How many rows there are chooses the kernel, and with it the last bits of the result.
+own, which is why they are not left to a library: torch's dynamic quantisation shares one scale over a batch. How many rows there are
+chooses the kernel, and with it the last bits of the result.
 """
 
 from __future__ import annotations

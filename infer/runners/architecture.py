@@ -101,7 +101,7 @@ def context_limit(model: PreTrainedModel) -> int | None:
     return min(limits, default=None)
 
 
-def refuse_hidden_under_window(config: PreTrainedConfig) -> None:
+def refuse_masking_under_window(config: PreTrainedConfig) -> None:
     """Raise UserError where a sliding window would be counted in what is left of a slot with hidden positions."""
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         raise UserError(

@@ -21,7 +21,7 @@ from .architecture import (
     check_pass,
     context_limit,
     evaluating,
-    refuse_hidden_under_window,
+    refuse_masking_under_window,
     refuse_source,
     refuse_unsupported,
     scaled,
@@ -81,7 +81,7 @@ class RaggedRunner:
 
     def mask(self, slot: int, positions: Sequence[int]) -> None:
         """Leave these positions out of a slot that has no past yet: its tokens keep the positions that they have without."""
-        refuse_hidden_under_window(self.config)
+        refuse_masking_under_window(self.config)
         self.cache.masked_positions[slot] = tuple(sorted(positions))
 
     def truncate(self, slot: int, length: int) -> None:

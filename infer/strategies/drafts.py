@@ -163,7 +163,11 @@ UNFINISHED = "\ufffd"  # where a text ends within a character
 
 
 class Translation:
-    """Ids of the target's tokenizer to those of the draft's, and drafts back."""
+    """Ids of the target's tokenizer to those of the draft's, and drafts back: what is matched is text.
+
+    So drafts may come from a model of another vocabulary (Timor et al. 2025, "Accelerating LLM inference with lossless speculative decoding
+    algorithms for heterogeneous vocabularies").
+    """
 
     def __init__(self, target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerBase):
         self.target, self.draft = target, draft

@@ -36,7 +36,7 @@ class Span:
             raise UserError(f"a span runs from a start of at least 0 to an end behind it, got {self.start} to {self.end}")
 
 
-def hidden_positions(
+def positions_to_mask(
     tokenizer: PreTrainedTokenizerBase, prompt, ids: list[int], spans: Sequence[Span], mask: Sequence[int] | None, name: str
 ) -> tuple[int, ...]:
     """Return the positions of the prompt's ids that its later tokens do not see, in order.
@@ -44,7 +44,7 @@ def hidden_positions(
     `mask` has a 0 for each such id, as transformers' attention_mask. Raises UserError for a part that is not there, and where the last
     id is hidden, which the answer continues.
     """
-    hidden: set[int] = set()
+    masked: set[int] = set()
     if mask is not None:
         try:
             bits = [int(bit) for bit in mask]
@@ -52,12 +52,12 @@ def hidden_positions(
             raise UserError(f"the attention_mask of {name} must be a list of {len(ids)} numbers, 0 or 1, got {mask!r}") from None
         if len(bits) != len(ids) or not set(bits) <= {0, 1}:
             raise UserError(f"the attention_mask of {name} must be {len(ids)} numbers, 0 or 1, got {len(bits)}: one for each id of the prompt")
-        hidden.update(place for place, bit in enumerate(bits) if not bit)
+        masked.update(place for place, bit in enumerate(bits) if not bit)
     for span in spans:
-        hidden.update(places_of(tokenizer, prompt, ids, span, name))
-    if len(ids) - 1 in hidden:
+        masked.update(places_of(tokenizer, prompt, ids, span, name))
+    if len(ids) - 1 in masked:
         raise UserError(f"the last token of {name} is hidden, but the answer continues it: leave it out of hide and attention_mask")
-    return tuple(sorted(hidden))
+    return tuple(sorted(masked))
 
 
 def places_of(tokenizer: PreTrainedTokenizerBase, prompt, ids: list[int], span: Span, name: str) -> range | list[int]:

@@ -1,4 +1,7 @@
-"""The command line: dataclasses to options, a YAML file beneath them, mistakes to one line and exit code 2."""
+"""The command line: dataclasses to options, a YAML file beneath them, mistakes to one line and exit code 2.
+
+On transformers' HfArgumentParser; trl's TrlParser does the same without a guess at what a mistyped option was meant to be.
+"""
 
 import argparse
 import difflib

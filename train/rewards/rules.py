@@ -44,7 +44,10 @@ exact_answer.in_every_record = True  # its column: a missing answer would be the
 
 
 def final_answer(text: str) -> Decimal | str:
-    """What a text answers in the end: a number where it reads as one, else the text with white space folded."""
+    """What a text answers in the end: a number where it reads as one, else the text with white space folded.
+
+    Of numbers in arithmetic alone; formulas would be math_verify's, which brings a computer algebra system along.
+    """
     _, mark, behind = text.rpartition(_MARK)
     answer = " ".join((behind.strip().partition("\n")[0] if mark else text).split())
     number = _NUMBER.fullmatch(answer)

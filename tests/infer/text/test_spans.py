@@ -9,7 +9,7 @@ from seodang.data.errors import UserError
 from seodang.infer import PrefixCache, SamplingParams, Span, generate
 from seodang.infer.runners.open import open_runner
 from seodang.infer.runners.ragged import RaggedRunner
-from seodang.infer.text.spans import hidden_positions
+from seodang.infer.text.spans import positions_to_mask
 
 PROMPT = [5, 6, 7, 8, 9, 10, 11, 12]
 TALK = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "A secret: 하늘"}, {"role": "user", "content": "Hello?"}]
@@ -76,7 +76,7 @@ def test_a_shift_of_all_positions_changes_nothing_under_rotation(fresh_tiny, tok
 
 
 def hidden_text(tokenizer, prompt, ids, span) -> str:
-    return tokenizer.decode([ids[i] for i in hidden_positions(tokenizer, prompt, ids, [span], None, "it")])
+    return tokenizer.decode([ids[i] for i in positions_to_mask(tokenizer, prompt, ids, [span], None, "it")])
 
 
 def test_characters_and_messages_are_found_among_the_tokens(tokenizer):
@@ -159,6 +159,6 @@ def test_a_cache_keeps_as_many_talks_as_it_is_told_and_knows_its_model(tiny, fre
 def test_a_text_that_the_tokenizer_rewrites_is_not_searched_by_characters(tiny_tokenizer):
     tiny_tokenizer.backend_tokenizer.normalizer = Lowercase()
     ids = tiny_tokenizer("Abcd")["input_ids"]
-    assert hidden_positions(tiny_tokenizer, "abcd", ids, [Span(0, 2, by="characters")], None, "prompt 1") == (0, 1)
+    assert positions_to_mask(tiny_tokenizer, "abcd", ids, [Span(0, 2, by="characters")], None, "prompt 1") == (0, 1)
     with pytest.raises(UserError, match="rewrites the text of prompt 1"):
-        hidden_positions(tiny_tokenizer, "Abcd", ids, [Span(0, 2, by="characters")], None, "prompt 1")
+        positions_to_mask(tiny_tokenizer, "Abcd", ids, [Span(0, 2, by="characters")], None, "prompt 1")
