@@ -2,7 +2,11 @@
 
 import difflib
 import importlib
+import os
 import sys
+
+# Threads that spin while they wait take the core from those they wait for, wherever another program runs. OpenMP reads this when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 VERBS = {
     "prepare": "convert the embedded default model into the cache folder",
