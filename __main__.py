@@ -37,7 +37,7 @@ VERBS = {
 def usage() -> str:
     width = max(map(len, VERBS))
     lines = [f"  {verb:<{width}}  {what}" for verb, what in VERBS.items()]
-    return "\n".join(["usage: seodang VERB [options]     (seodang VERB --help lists them)", "", *lines])
+    return "\n".join(["usage: seodang VERB [options]     (seodang VERB --help has those that matter most)", "", *lines])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -108,7 +108,7 @@ def ended_by_interrupt() -> Iterator[None]:
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """Make objects that stay, as imports do, without looking through all of them for garbage again and again, which takes a third of the time."""
+    """Make objects that stay, as imports do, without looking through all of them for garbage again and again: a third of the time."""
     gc.disable()
     try:
         yield

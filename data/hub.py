@@ -33,7 +33,7 @@ def check_hub_name(name: str, kind: str = "model") -> None:
     cached = in_cache(name, kind)
     if constants.is_offline_mode():
         if not cached:
-            raise UserError(f"{missing}, nor in the hub's cache, and HF_HUB_OFFLINE forbids to ask the hub: check the name, or unset it")
+            raise UserError(f"{missing}, nor in the hub's cache, and HF_HUB_OFFLINE forbids asking the hub: check the name, or unset it")
     elif not answers(constants.ENDPOINT):
         if not cached:
             raise UserError(f"{missing}, nor in the hub's cache, and {constants.ENDPOINT} does not answer: check the name, or the connection")

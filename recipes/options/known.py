@@ -40,7 +40,9 @@ DEMO = {"model": "model device dtype", "run": "output_dir minutes heldout"}
 # The options that matter most, under their headings; the others are listed by --help all.
 FIRST: dict[str, dict[str, str]] = {
     "prepare": {},
-    "preview": {"data": "data shape weights split rows html", "model": "model chat_template", "labels": "max_length train_on empty_answers unusable"},
+    "preview": {
+        "data": "data shape weights split rows html", "model": "model chat_template", "labels": "max_length train_on empty_answers unusable",
+    },
     "sft": {"data": f"{DATA} max_length packing", "model": MODEL, "learning": f"{LEARNING} max_steps", "run": RUN},
     "reward": {"data": f"{DATA} max_length pair_weights", "model": MODEL, "learning": LEARNING, "run": RUN},
     "dpo": {"data": f"{DATA} max_length", "model": f"{MODEL} reference", "learning": f"loss beta {LEARNING}", "run": RUN},
@@ -60,7 +62,10 @@ FIRST: dict[str, dict[str, str]] = {
         "data": "data ranker ranked_prompts heldout_prompts samples", "model": MODEL, "rounds": "rounds reward_from policy_prompts",
         "run": "output_dir config seed dry_run",
     },
-    "generate": {"prompts": "prompts output raw batch_size", "model": SPEAKER, "answer": "max_new_tokens stop seed num_return_sequences", "choice of tokens": CHOICE},
+    "generate": {
+        "prompts": "prompts output raw batch_size", "model": SPEAKER, "answer": "max_new_tokens stop seed num_return_sequences",
+        "choice of tokens": CHOICE,
+    },
     "chat": {"talk": "system", "model": SPEAKER, "answer": "max_new_tokens stop seed", "choice of tokens": CHOICE},
     "explain": {"prompt": "prompt html attention raw", "model": SPEAKER, "answer": "max_new_tokens stop seed", "choice of tokens": CHOICE},
     "score": {"data": "data shape output raw tokens", "model": f"{SPEAKER} chat_template"},
@@ -106,25 +111,33 @@ def refuse(verb: str, argv: Sequence[str]) -> None:
     told = known().get(verb)
     if told is None:
         return
-    words = _before_dashes(argv)
+    given = _given(verb, argv)
+    values = _configured(given.get("config")) | {name: words for name, words in given.items() if words}
+    texts = {name: _texts(values.get(name)) for name in (*OUTPUTS, *MODELS, *SOURCES) if name in told["names"].split()}
+    check_outputs(told["outputs"] | {name: texts[name][0] for name in told["outputs"] if texts[name]})
+    for model in (texts[name][0] for name in MODELS if texts.get(name)):
+        if model not in ("", "default") and not os.path.exists(model):
+            check_hub_name(model)
+    for source in (source for name in SOURCES for source in texts.get(name, ())):
+        check_source(source)
+
+
+def _given(verb: str, argv: Sequence[str]) -> dict[str, list[str]]:
+    """The words behind each option, of which the first is its value where it takes one; raises UserError for an option that there is not."""
+    told, words = known()[verb], _before_dashes(argv)
+    names = told["names"].split()
     given = {name: [word] for name, word in zip(told["positional"], takewhile(lambda word: not word.startswith("-"), words))}
-    behind: list[str] = []  # the words behind an option; but for a list, the first is its value
+    behind: list[str] = []
     for word in words:
         if not word.startswith("--") or " " in word:
             behind.append(word)
             continue
         name, equals, value = word[2:].partition("=")
         name = name.replace("-", "_")
-        if "." not in name and name not in told["names"].split() and _versions() == known()["versions"]:
-            raise UserError(unknown_option(word, told["names"].split(), f"seodang {verb}"))
+        if name not in names and "." not in name and _versions() == known()["versions"]:  # with a dot it is a section's
+            raise UserError(unknown_option(word, names, f"seodang {verb}"))
         given[name] = behind = [value] if equals else []
-    values = _configured(given.get("config")) | {name: some for name, some in given.items() if some}
-    check_outputs(told["outputs"] | {name: _texts(values[name])[0] for name in OUTPUTS if _texts(values.get(name))})
-    for model in (text for name in MODELS for text in _texts(values.get(name))[:1]):
-        if model not in ("", "default") and not os.path.exists(model):
-            check_hub_name(model)
-    for source in (text for name in SOURCES if name in told["names"].split() for text in _texts(values.get(name))):
-        check_source(source)
+    return given
 
 
 def _texts(value: Any) -> list[str]:

@@ -50,7 +50,12 @@ def test_a_name_that_nobody_has_is_refused_where_the_hub_does_not_answer(asked, 
 
 
 @pytest.mark.parametrize(
-    ("kind", "place"), [("model", "hub/models--owner--name/snapshots/1"), ("dataset", "hub/datasets--owner--name/snapshots/1"), ("dataset", "datasets/owner___name/x")]
+    ("kind", "place"),
+    [
+        ("model", "hub/models--owner--name/snapshots/1"),
+        ("dataset", "hub/datasets--owner--name/snapshots/1"),
+        ("dataset", "datasets/owner___name/x"),
+    ],
 )
 def test_what_the_cache_has_is_used_and_the_hub_left_alone_where_it_does_not_answer(kind, place, asked, tmp_path, caplog):
     (tmp_path / place).mkdir(parents=True)

@@ -14,7 +14,12 @@ from seodang.recipes.options import known
 from seodang.recipes.options.known import FIRST, refuse, short_help
 
 
-def test_the_file_is_what_the_parsers_say():
+@pytest.fixture
+def versions_of_the_file(monkeypatch):
+    monkeypatch.setattr(known, "_versions", lambda: known.known()["versions"])
+
+
+def test_the_file_is_what_the_parsers_say(versions_of_the_file):
     assert known.known() == known.written(), "run python -m seodang.recipes.options.known"
 
 
@@ -83,7 +88,7 @@ def test_help_for_programs_has_defaults(capsys):
         ("sft", ["--config", "nowhere.yaml"], "--config nowhere.yaml: there is no such file"),
     ],
 )
-def test_mistakes_are_told_without_the_recipe(verb, argv, message, tmp_path, capsys, monkeypatch):
+def test_mistakes_are_told_without_the_recipe(verb, argv, message, tmp_path, capsys, monkeypatch, versions_of_the_file):
     monkeypatch.setattr("importlib.import_module", lambda *_: pytest.fail("imported a recipe"))
     file = tmp_path / "file"
     file.write_text("", encoding="utf-8")
@@ -105,12 +110,12 @@ def test_mistakes_are_told_without_the_recipe(verb, argv, message, tmp_path, cap
         ("export", ["--model", "default", "new/folder"]),
     ],
 )
-def test_what_may_be_meant_is_left_to_the_recipe(verb, argv, tmp_path, monkeypatch):
+def test_what_may_be_meant_is_left_to_the_recipe(verb, argv, tmp_path, monkeypatch, versions_of_the_file):
     monkeypatch.chdir(tmp_path)
     refuse(verb, argv)
 
 
-def test_options_of_other_versions_are_left_to_the_recipe(monkeypatch):
+def test_options_of_other_versions_are_left_to_the_recipe(monkeypatch, versions_of_the_file):
     with pytest.raises(UserError, match="nosuch"):
         refuse("sft", ["--nosuch", "1"])
     monkeypatch.setattr(known, "_versions", lambda: {"transformers": "5.23.9", "trl": "1.16.0"})
