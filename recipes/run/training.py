@@ -11,7 +11,7 @@ from seodang.data.accounting import Accounting
 from seodang.data.errors import UserError
 from seodang.data.preference_rows import preference_pairs
 from seodang.infer.kernels.device import choose_dtype
-from seodang.infer.kernels.threads import threads_line
+from seodang.infer.kernels.cpu_threads import threads_line
 from seodang.recipes.options.training import ModelOptions, RunOptions
 from seodang.recipes.run.identity import refuse_other_run
 from seodang.train.run.checkpoints import find_resume
