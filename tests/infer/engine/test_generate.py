@@ -169,7 +169,27 @@ def test_streamed_pieces_join_to_the_answer_token_by_token(real_model, tokenizer
     assert "".join(event.text for event in committed) == result.text
     assert finished == Finished(0, result.finish_reason)
     shown = [event.text for event in committed]
-    assert not all(shown[:-1]) and "\ufffd" not in "".join(shown[:-1])  # emoji over several tokens; the last is cut by the length
+    assert not all(shown[:-1]) and "\ufffd" not in "".join(shown)  # emoji over several tokens; the last is cut by the length
+
+
+def test_an_answer_cut_within_a_character_ends_before_it_whoever_reads_it(tiny, byte_tokenizer):
+    model, tokenizer, wanted = tiny("llama", vocab_size=260), byte_tokenizer(260), "도 👩"
+    ids, heard = tokenizer(wanted)["input_ids"], []
+
+    def spelled(logits, history):
+        kept = torch.full_like(logits, -torch.inf)
+        kept[:, ids[history.shape[1] - 1]] = 0.0
+        return kept
+
+    for count in range(1, len(ids) + 1):
+        whole = wanted.encode()[:count].decode(errors="ignore")
+        one, chosen = {"max_new_tokens": count, "filters": [spelled]}, {"best_of": 2, "temperature": 1.0}
+        ways = [SamplingParams(**one), SamplingParams(**one, num_beams=2), SamplingParams(**one, **chosen, reward=lambda prompt, text: heard.append(text) or 0.0)]
+        results = generate(model, tokenizer, [[5]] * 3, ways)
+        assert [(result.ids, result.text, result.finish_reason) for result in results] == [(ids[:count], whole, "length")] * 3
+        assert heard[-2:] == [whole] * 2
+        *committed, _ = stream(model, tokenizer, [5], ways[0])
+        assert "".join(event.text for event in committed) == whole
 
 
 def test_a_word_is_shown_with_the_token_that_says_it(real_model, tokenizer):
