@@ -344,3 +344,20 @@ def test_a_stop_id_that_the_model_does_not_have_is_refused(tiny_llama, tokenizer
 def test_a_function_that_allows_nothing_it_could_name_is_refused_by_name(tiny_llama, tokenizer):
     with pytest.raises(UserError, match="prefix_allowed_tokens_fn must return a list of ids, got None"):
         generate(tiny_llama, tokenizer, [[5, 6]], SamplingParams(max_new_tokens=3, prefix_allowed_tokens_fn=lambda ids: None))
+
+
+@pytest.mark.parametrize(
+    "prompt, place",
+    [
+        ("\ud800", "prompt 2"),
+        (asked("\ud800"), "prompt 2: messages[0].content"),
+        (Dialogue(asked("fine"), [{"name": "\ud800"}]), "prompt 2: tools[0].name"),
+    ],
+    ids=["text", "messages", "tools"],
+)
+def test_half_a_character_in_a_prompt_or_a_scored_answer_is_refused_by_its_place(tiny_llama, tiny_tokenizer, prompt, place):
+    with pytest.raises(UserError) as refused:
+        generate(tiny_llama, tiny_tokenizer, ["fine", prompt], SamplingParams(max_new_tokens=2))
+    assert str(refused.value).startswith(f"{place} has the lone surrogate U+D800 as character 1")
+    with pytest.raises(UserError, match="^prompt 1 with its answer: the answer has the lone surrogate"):
+        score(tiny_llama, tiny_tokenizer, ["fine"], ["\ud800"])
