@@ -6,6 +6,7 @@ On transformers' HfArgumentParser; trl's TrlParser does the same without a guess
 import argparse
 import difflib
 import functools
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,18 +17,28 @@ import yaml
 from transformers import HfArgumentParser
 
 from seodang.data.errors import UserError
+from seodang.data.surrogates import refuse_surrogates
 
 
 def command(main: Callable[..., int | None]) -> Callable[..., int]:
-    """Make `main(argv)` a command: a UserError becomes one line on stderr and exit code 2, Ctrl-C 130, the text of `sys.exit` stderr and 1."""
+    """Make `main(argv)` a command: a UserError becomes one line on stderr and exit code 2, Ctrl-C 130, the text of `sys.exit` stderr and 1.
+
+    Where nobody reads what it prints any more (`| head -1`) it ends silently with 141, as the shell counts that.
+    """
 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
         try:
-            return main(list(sys.argv[1:] if argv is None else argv)) or 0
+            code = main(list(sys.argv[1:] if argv is None else argv)) or 0
+            sys.stdout.flush()  # here, and not at the interpreter's end, it shows that nobody reads
+            return code
         except UserError as error:
             print("error: " + " ".join(str(error).split()), file=sys.stderr)
             return 2
+        except BrokenPipeError:
+            if not nobody_reads():
+                raise
+            return 128 + 13
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
@@ -38,6 +49,16 @@ def command(main: Callable[..., int | None]) -> Callable[..., int]:
             return 1
 
     return run
+
+
+def nobody_reads() -> bool:
+    """Whether stdout is a pipe whose reader has gone; what is still to be written to it is then thrown away."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 class Repeated(argparse.Action):
@@ -80,6 +101,8 @@ def parse(
         raise UserError(_unknown_option(unknown[0], parser))
     values = vars(namespace)
     values |= {name: values[_PLACE + name] for name in positional if values[_PLACE + name]}
+    for name, value in values.items():
+        refuse_surrogates({name.removeprefix(_PLACE): value})
     for name in required:
         if values[name] is None:
             raise UserError(f"{name} is missing: give it first, or as --{name} (see {prog} --help)")
