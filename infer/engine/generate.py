@@ -36,7 +36,8 @@ def generate(
     `params` are one for all or one a prompt. At most `max_rows` answers grow at the same time. With `trace`, each result holds what was
     observed at every step. A `prefix_cache` keeps what the model has read: a prompt that begins as an earlier one (the next turn of a talk)
     costs only what is new. Raises UserError, before anything is computed, for a prompt that is empty or too long for the
-    model with its `max_new_tokens`, and for options that the strategy or the model cannot honour.
+    model with its `max_new_tokens`, for options that the strategy or the model cannot honour, and for a filter of the caller's that fails in
+    its trial.
 
     What goes wrong later (a filter or grammar that leaves no token, a beam search without an end, a function of the caller's that raises) is
     its prompt's alone: with `on_error="result"` that prompt's results have the finish_reason "error" and say why, and the others are what they

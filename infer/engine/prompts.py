@@ -16,6 +16,7 @@ from ...data.formats import Dialogue
 from ...data.surrogates import refuse_surrogates
 from ..constraints.build import build_constraints
 from ..constraints.forced_words import check_words, forced_ids
+from ..filters.filter_trial import try_filters
 from ..filters.pipeline import check_filters
 from ..filters.word_ids import breaker_ids, word_ids
 from ..requests.request import Guidance, Request
@@ -56,6 +57,7 @@ def new_requests(
     for index, (prompt, own) in enumerate(zip(prompts, each)):
         stops = ends | template_ends if is_dialogue(prompt) else ends
         requests.append(new_request(index, prompt, own, tokenizer, host, frozenset() if own.ignore_eos else stops, traced))
+    try_filters(requests, host.runner)
     return requests
 
 
