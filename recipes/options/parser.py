@@ -7,6 +7,7 @@ import argparse
 import difflib
 import functools
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -53,12 +54,11 @@ def command(main: Callable[..., int | None]) -> Callable[..., int]:
 
 def nobody_reads() -> bool:
     """Whether stdout is a pipe whose reader has gone; what is still to be written to it is then thrown away."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
+    asked = select.poll()
+    asked.register(sys.stdout, 0)
+    if gone := bool(asked.poll(0)):  # nothing was asked for but errors
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    return gone
 
 
 class Repeated(argparse.Action):

@@ -1,6 +1,7 @@
 """seodang generate: prompts from the command line and from files, answers to the terminal and to JSON Lines."""
 
 import gc
+import io
 import json
 import os
 import signal
@@ -372,10 +373,11 @@ def test_a_single_answer_that_is_stopped_shows_what_it_had(real, monkeypatch, ca
 
 
 @pytest.mark.parametrize("prompts", [["hi"], ["hi", "you"]])
-def test_a_reader_that_goes_away_is_no_error_of_ours(checkpoint, monkeypatch, capsys, prompts):
+@pytest.mark.parametrize("buffered", [True, False])
+def test_a_reader_that_goes_away_is_no_error_of_ours(checkpoint, monkeypatch, capsys, prompts, buffered):
     reader, writer = os.pipe()
     os.close(reader)
-    with open(writer, "w", encoding="utf-8") as nobody:
+    with io.TextIOWrapper(open(writer, "wb", -1 if buffered else 0), encoding="utf-8", write_through=not buffered) as nobody:
         monkeypatch.setattr("sys.stdout", nobody)
         assert main([checkpoint, *prompts, "--raw", "--max_new_tokens", "4", "--ignore_eos"]) == 141
     assert "Traceback" not in capsys.readouterr().err
