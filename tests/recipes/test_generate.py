@@ -131,7 +131,7 @@ def test_stop_texts_and_options_from_a_file_are_honoured(real, tmp_path, capsys)
         (["CHECKPOINT", "hi", "--config", "FOLDER/half.yaml"], "choice[0] has the lone surrogate"),
         (["CHECKPOINT", "hi", "--order", "random"], "order must be prompts or finished, got 'random'"),
         (["CHECKPOINT", "hi", "--logprobs"], "logprobs says what is written into a file: give --output too"),
-        (["CHECKPOINT", "hi", "--output", "FOLDER/no/such/folder.jsonl"], "cannot be written"),
+        (["CHECKPOINT", "hi", "--output", "FOLDER/no/such/folder.jsonl"], "there is no folder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
