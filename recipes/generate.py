@@ -3,11 +3,8 @@
 seodang generate MODEL "Which country is the city of Suwon located in?"
 seodang generate MODEL --prompts questions.jsonl --output answers.jsonl --temperature 0.8 --seed 1
 
-A single answer is printed as it grows. Answers in a file stand in the order of their prompts, each with the number of the line that its prompt
-has in the prompts file, counted from 1, empty lines too (`record`: of its place in a .json list, or among the prompts of the command line).
-
-Of several prompts, one whose answer fails (a grammar or filter that leaves no token) has its error in its place, and the exit code is 1. Ctrl-C
-and SIGTERM keep what is finished; the exit code is then 130 or 143.
+Answers in a file stand in the order of their prompts, each with its prompt's `line`, counted from 1 with empty ones (`record` in .json). Of
+several prompts, one whose answer fails has its error in its place, and the exit code is 1. Ctrl-C and SIGTERM keep what is finished.
 """
 
 import json
