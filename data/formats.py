@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import UserError
+from .surrogates import refuse_surrogates
 
 Message = dict[str, Any]  # role and content; also reasoning_content, tool_calls, name, train ...
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -62,7 +63,7 @@ def _hint(record: Mapping[str, Any], shapes: Shapes) -> str:
 def to_examples(record: Mapping[str, Any], shape: str | None = None, where: str = "", shapes: Shapes | None = None) -> list[Any]:
     """Turn a record of a named or recognised shape into its examples: one, but for shapes that hold several (a tree of replies).
 
-    Raises UserError beginning with `where` for a missing or mistyped key.
+    Raises UserError beginning with `where` for a missing or mistyped key, and for a text with half a character.
     """
     shapes = SHAPES if shapes is None else shapes
     if shape is not None and shape not in shapes:
@@ -70,6 +71,7 @@ def to_examples(record: Mapping[str, Any], shape: str | None = None, where: str 
     place = f"{where}: " if where else ""
     if not isinstance(record, Mapping):
         raise UserError(f"{place}a record must be an object of keys and values, got {type(record).__name__}")
+    refuse_surrogates(record, where)
     try:
         made = shapes[shape or recognise(record, shapes)][1](record)
     except UserError as error:

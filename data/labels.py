@@ -12,6 +12,7 @@ from .chat import text_ids
 from .conversation import Conversation, Turn
 from .errors import UserError
 from .formats import Dialogue, Text, systems
+from .surrogates import refuse_surrogates
 from .truncation import shorten
 
 IGNORE_INDEX = -100
@@ -74,6 +75,7 @@ class Labeller:
         """The rows of one record. Raises UserError that begins with where the record stands."""
         reasons: Counter = Counter()  # answer by answer, why there is nothing to learn
         try:
+            refuse_surrogates(vars(example))
             rows = self._text(example, counts, reasons) if isinstance(example, Text) else self._dialogue(example, counts, reasons)
             counts.count_record(rows, reasons, self.unusable)
         except UserError as error:

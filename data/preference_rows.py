@@ -15,6 +15,7 @@ from .chat import prompt_ids
 from .conversation import Conversation, Turn
 from .errors import UserError
 from .preferences import PromptExample, RankedPreference, UnpairedPreference
+from .surrogates import refuse_surrogates
 from .truncation import shorten
 
 IDENTICAL = "identical answers"
@@ -91,6 +92,7 @@ class PreferenceTokenizer:
     def _settled(self, rows_of: Callable[..., list[Row]], example: RankedPreference | UnpairedPreference, counts: PreferenceCounts) -> list[Row]:
         reasons: Counter = Counter()
         try:
+            refuse_surrogates(vars(example))
             rows = rows_of(example, counts, reasons)
             counts.count_record(rows, reasons, self.unusable)
         except UserError as error:
@@ -252,6 +254,7 @@ def prompt_rows(
     Raises UserError for a prompt that is too long where `too_long` is "error".
     """
     try:
+        refuse_surrogates(vars(example))
         ids = prompt_ids(tokenizer, example.prompt, example.tools, literal, **template_kwargs)
         if len(ids) > max_prompt_length and too_long == "error":
             remedy = "raise it, shorten the prompt, or leave such prompts out with --too_long drop"

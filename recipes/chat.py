@@ -5,6 +5,7 @@ seodang chat MODEL --system "You answer in one sentence." --temperature 0.7
 /reset forgets the talk so far, /exit or Ctrl-D ends it, Ctrl-C cuts an answer short.
 """
 
+import io
 import sys
 from dataclasses import dataclass
 
@@ -32,6 +33,8 @@ def main(argv: list[str] | None = None) -> int:
     talk = list(beginning)
     turn = 0
     print("/reset forgets the talk, /exit ends it", file=sys.stderr)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not UTF-8 is refused as a prompt, and the talk goes on
     while (line := listen()) not in (None, "/exit"):
         if line == "/reset":
             talk = list(beginning)

@@ -3,23 +3,28 @@
 seodang generate MODEL "Which country is the city of Suwon located in?"
 seodang generate MODEL --prompts questions.jsonl --output answers.jsonl --temperature 0.8 --seed 1
 
-Of several prompts, one whose answer fails (a grammar or filter that leaves no token) has its error in its place, and the exit code is 1.
+Answers in a file stand in the order of their prompts, each with its prompt's `line`, counted from 1 with empty ones (`record` in .json). Of
+several prompts, one whose answer fails has its error in its place, and the exit code is 1. Ctrl-C and SIGTERM keep what is finished.
 """
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 from seodang.data.errors import UserError
 from seodang.data.formats import to_example
+from seodang.data.surrogates import refuse_surrogates
 from seodang.recipes.options.decoding import Decoding, SpeakingModel, option
 from seodang.recipes.options.parser import command, parse
+from seodang.recipes.run.stopping import Stopping
 
 FILES = "The prompts, or one file of them: .txt (one a line), .jsonl (prompt, messages or instruction) or .json (a list of such, or one)."
+ORDERS = ("prompts", "finished")
+BATCHES_AHEAD = 16  # so many may be answered before one of their first prompts is, where answers wait for their place
 
 
 @dataclass
@@ -27,13 +32,30 @@ class Generate:
     """What is answered, and where the answers go."""
 
     prompts: list[str] = field(default_factory=list, metadata={"help": FILES})
-    output: str | None = option("Write the answers to this JSON Lines file, each as soon as it is there.")
+    output: str | None = option("Write the answers to this JSON Lines file, each as soon as it is there and those before it are.")
+    order: str = option("prompts: the answers in the file stand in their order; finished: in that in which they are finished.", "prompts")
+    token_ids: bool = option("Write each answer's token ids into the file too (ids).", False)
+    logprobs: bool = option("Write each token's log-probability into the file too.", False)
     raw: bool = option("Continue the prompts as they stand, without the chat template (for base models).", False)
     batch_size: int = option("Answers that grow at the same time; the others wait.", 64)
 
     def __post_init__(self):
         if self.batch_size < 1:
             raise UserError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.order not in ORDERS:
+            raise UserError(f"order must be {' or '.join(ORDERS)}, got {self.order!r}")
+        for name in ("token_ids", "logprobs"):
+            if getattr(self, name) and self.output is None:
+                raise UserError(f"{name} says what is written into a file: give --output too")
+
+
+@dataclass
+class Prompts:
+    """Prompts as the engine takes them, each with the number by which whoever gave it finds it, of what `unit` says."""
+
+    prompts: list[Any]
+    numbers: list[int]
+    unit: str = "prompt"  # of the command line; else line or record, of a file
 
 
 @command
@@ -41,37 +63,46 @@ def main(argv: list[str] | None = None) -> int:
     model_options, decoding, options = parse(
         argv, SpeakingModel, Decoding, Generate, prog="seodang generate", positional=("model", "prompts"), description=__doc__
     )
-    prompts = read_prompts(options.prompts, options.raw)
+    asked = read_prompts(options.prompts, options.raw)
     decoding.check()
     with ExitStack() as files:
         output = files.enter_context(open_output(options.output)) if options.output else None
         model, tokenizer = model_options.open()
-        from seodang.infer.engine.generate import answers
+        from seodang.infer.engine.generate import answers, stream
 
-        params = [decoding.params(model_options, i) for i in range(len(prompts))]
-        results = answers(model, tokenizer, prompts, params, max_rows=options.batch_size)  # which refuses what it cannot do
+        each, count = decoding.num_return_sequences, len(asked.prompts)
+        if output is None and count * each == 1:
+            with Stopping():
+                speak(stream(model, tokenizer, asked.prompts[0], decoding.params(model_options)))
+            return 0
+        params = decoding.params(model_options) if decoding.seed is None else [decoding.params(model_options, i) for i in range(count)]
+        ordered = output is None or options.order == "prompts"
+        ahead = BATCHES_AHEAD * options.batch_size if ordered else None
+        results = answers(model, tokenizer, asked.prompts, params, max_rows=options.batch_size, ahead=ahead)  # refuses what it cannot do
         if output:
             output.truncate(0)
-        show = recorder(prompts, output) if output else Printer(prompts, decoding.num_return_sequences)
-        failed = follow(results, len(prompts) * decoding.num_return_sequences, show, bar=output is not None or len(prompts) > 1)
+        show = recorder(asked, output, options) if output else Printer(asked, each)
+        failed = follow(results, InOrder(show, each) if ordered else Straight(show), count * each, f"in {options.output}" if output else "printed")
     if failed:
-        print(f"{len(failed)} of {len(prompts)} prompts ended in an error", file=sys.stderr)
+        print(f"{len(failed)} of {count} prompts ended in an error", file=sys.stderr)
     return 1 if failed else 0
 
 
-def read_prompts(given: list[str], raw: bool) -> list[Any]:
+def read_prompts(given: list[str], raw: bool) -> Prompts:
     """Return prompts as the engine takes them: messages, or with `raw` texts.
 
     A single argument that names a .txt, .jsonl or .json file is read. Raises UserError for none at all.
     """
+    found = Prompts(list(given), [*range(1, len(given) + 1)])
     if len(given) == 1 and Path(given[0]).suffix in (".txt", ".jsonl", ".json"):
-        given = read_prompt_file(Path(given[0]), raw)
-    if not given:
+        found = read_prompt_file(Path(given[0]), raw)
+    if not found.prompts:
         raise UserError('no prompts: give some ("..."), or --prompts FILE')
-    return [prompt if raw or not isinstance(prompt, str) else [{"role": "user", "content": prompt}] for prompt in given]
+    found.prompts = [prompt if raw or not isinstance(prompt, str) else [{"role": "user", "content": prompt}] for prompt in found.prompts]
+    return found
 
 
-def read_prompt_file(path: Path, raw: bool) -> list[Any]:
+def read_prompt_file(path: Path, raw: bool) -> Prompts:
     """Read prompts from a file, empty lines passed over; raises UserError naming the line that is wrong."""
     if not path.is_file():
         raise UserError(f"the prompts file {path} does not exist")
@@ -82,13 +113,16 @@ def read_prompt_file(path: Path, raw: bool) -> list[Any]:
     lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise UserError(f"the prompts file {path} is empty")
+    numbers = [n for n, _ in lines]
     if path.suffix == ".txt":
-        return [line for _, line in lines]
+        return Prompts([line for _, line in lines], numbers, "line")
     if path.suffix == ".json":
         records = parse_json(text, path.name)
         records = records if isinstance(records, list) else [records]
-        return [prompt_of(record, f"{path.name} record {n}", raw) for n, record in enumerate(records, 1)]
-    return [prompt_of(parse_json(line, f"{path.name} line {n}"), f"{path.name} line {n}", raw) for n, line in lines]
+        prompts = [prompt_of(record, f"{path.name} record {n}", raw) for n, record in enumerate(records, 1)]
+        return Prompts(prompts, [*range(1, len(records) + 1)], "record")
+    prompts = [prompt_of(parse_json(line, f"{path.name} line {n}"), f"{path.name} line {n}", raw) for n, line in lines]
+    return Prompts(prompts, numbers, "line")
 
 
 def parse_json(text: str, where: str) -> Any:
@@ -101,6 +135,7 @@ def parse_json(text: str, where: str) -> Any:
 
 def prompt_of(record: Any, where: str, raw: bool) -> Any:
     """Take the prompt out of a record of any known shape; the answer, if it has one, is left out. Raises UserError where there is none."""
+    refuse_surrogates(record, where)
     if isinstance(record, str):
         return record
     if isinstance(record, dict) and raw:
@@ -131,58 +166,121 @@ def open_output(path: str) -> TextIO:
         raise UserError(f"--output {path} cannot be written: {error.strerror}") from None
 
 
-def recorder(prompts: list, output: TextIO) -> Callable:
+def recorder(asked: Prompts, output: TextIO, options: Generate) -> Callable:
     """Return what writes a result as a line of JSON."""
+    unit = "line" if asked.unit == "line" else "record"
+    names = ("choice", "text", "finish_reason", "prompt_length", "seed", "score", "error")
+    names += ("ids",) * options.token_ids + ("logprobs",) * options.logprobs
 
     def write(result) -> None:
-        output.write(json.dumps({"prompt": prompts[result.prompt_index], **asdict(result)}, ensure_ascii=False) + "\n")
+        place = {unit: asked.numbers[result.prompt_index], "prompt": asked.prompts[result.prompt_index]}
+        output.write(json.dumps(place | {name: getattr(result, name) for name in names}, ensure_ascii=False) + "\n")
         output.flush()
 
     return write
 
 
 class Printer:
-    """Prints answers in the order of the prompts, several to one prompt with their numbers (`choice`); errors to stderr."""
+    """Prints answers, several to one prompt with their numbers (`choice`); errors to stderr."""
 
-    def __init__(self, prompts: list, each: int = 1):
-        self.prompts, self.each = prompts, each
-        self._early: dict[int, Any] = {}
+    def __init__(self, asked: Prompts, each: int = 1):
+        self.asked, self.each = asked, each
+        self._last: int | None = None  # the prompt whose answers are being printed
         self._failed: set[int] = set()
-        self._next = 0
+
+    def __call__(self, answer) -> None:
+        prompt = self.asked.prompts[answer.prompt_index]
+        if len(self.asked.prompts) > 1 and answer.prompt_index != self._last:
+            print(f"> {prompt if isinstance(prompt, str) else prompt[-1]['content']}")
+        self._last = answer.prompt_index
+        if answer.error is None:
+            print(answer.text if self.each == 1 else f"[{answer.choice}] {answer.text}", flush=True)
+        elif answer.prompt_index not in self._failed:
+            self._failed.add(answer.prompt_index)
+            number = self.asked.numbers[answer.prompt_index]
+            print(f"error: {self.asked.unit} {number}: {' '.join(answer.error.split())}", file=sys.stderr)
+
+
+class Straight:
+    """Shows results as they come."""
+
+    def __init__(self, show: Callable):
+        self._show, self.shown = show, 0
 
     def __call__(self, result) -> None:
-        self._early[result.prompt_index * self.each + result.choice] = result
-        while self._next in self._early:
-            answer = self._early.pop(self._next)
-            if len(self.prompts) > 1 and answer.choice == 0:
-                prompt = self.prompts[answer.prompt_index]
-                print(f"> {prompt if isinstance(prompt, str) else prompt[-1]['content']}")
-            if answer.error is None:
-                print(answer.text if self.each == 1 else f"[{answer.choice}] {answer.text}", flush=True)
-            elif answer.prompt_index not in self._failed:
-                self._failed.add(answer.prompt_index)
-                print(f"error: prompt {answer.prompt_index + 1}: {' '.join(answer.error.split())}", file=sys.stderr)
+        self._show(result)
+        self.shown += 1
+
+    def close(self) -> None:
+        """Show what is held: nothing."""
+
+
+class InOrder(Straight):
+    """Shows results in the order of the prompts and of their `each` choices, and holds those whose turn is still to come."""
+
+    def __init__(self, show: Callable, each: int):
+        super().__init__(show)
+        self._each, self._next = each, 0
+        self._held: dict[int, Any] = {}
+
+    def __call__(self, result) -> None:
+        self._held[result.prompt_index * self._each + result.choice] = result
+        while self._next in self._held:
+            super().__call__(self._held.pop(self._next))
             self._next += 1
 
+    def close(self) -> None:
+        """Show what is held, in its order: what it waited for will not come."""
+        for place in sorted(self._held):
+            super().__call__(self._held.pop(place))
 
-def follow(results, total: int, show: Callable, bar: bool) -> set[int]:
-    """Hand on each result, with a progress bar on stderr where there is someone to see it; return the prompts that ended in an error."""
+
+def speak(events: Iterable) -> None:
+    """Print a single answer as it grows, each piece at once, whoever reads it."""
+    from seodang.infer.requests.events import Committed
+
+    shown = False
+    try:
+        for event in events:
+            if isinstance(event, Committed) and event.text:
+                shown = True
+                print(event.text, end="", flush=True)
+    except BaseException:
+        if shown:
+            print(flush=True)
+        raise
+    print(flush=True)
+
+
+def follow(results: Iterable, show: Straight, total: int, where: str) -> set[int]:
+    """Show each result, with a progress bar on stderr where there is someone to see it; return the prompts that ended in an error.
+
+    Stopped by a signal it shows what is finished, and says on stderr how much that is.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("answers"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[speed]}"))
     console = Console(file=sys.stderr)
-    with Progress(*columns, console=console, disable=not bar, redirect_stdout=console.is_terminal) as progress:
-        task, tokens = progress.add_task("", total=total, speed=""), 0
-        failed: set[int] = set()
-        for result in results:
-            show(result)
-            if result.error is not None:
-                failed.add(result.prompt_index)
-            tokens += len(result.ids)
-            seconds = max(progress.tasks[task].elapsed or 0, 1e-9)
-            progress.update(task, advance=1, speed=f"{tokens / seconds:.0f} tokens/s")
-        progress.refresh()
+    tokens, failed = 0, set()
+    with Stopping() as stopping:
+        try:
+            with Progress(*columns, console=console, redirect_stdout=console.is_terminal) as progress:
+                task = progress.add_task("", total=total, speed="")
+                for result in results:
+                    with stopping.whole():  # a line is written whole, and once
+                        show(result)
+                    if result.error is not None:
+                        failed.add(result.prompt_index)
+                    tokens += len(result.ids)
+                    seconds = max(progress.tasks[task].elapsed or 0, 1e-9)
+                    progress.update(task, advance=1, speed=f"{tokens / seconds:.0f} tokens/s")
+                progress.refresh()
+        except (KeyboardInterrupt, SystemExit):
+            with stopping.whole():
+                show.close()
+            print(f"{show.shown} of {total} answers are {where}", file=sys.stderr)
+            raise
     return failed
 
 

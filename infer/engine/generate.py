@@ -36,7 +36,8 @@ def generate(
     `params` are one for all or one a prompt. At most `max_rows` answers grow at the same time. With `trace`, each result holds what was
     observed at every step. A `prefix_cache` keeps what the model has read: a prompt that begins as an earlier one (the next turn of a talk)
     costs only what is new. Raises UserError, before anything is computed, for a prompt that is empty or too long for the
-    model with its `max_new_tokens`, and for options that the strategy or the model cannot honour.
+    model with its `max_new_tokens`, for options that the strategy or the model cannot honour, and for a filter of the caller's that fails in
+    its trial.
 
     What goes wrong later (a filter or grammar that leaves no token, a beam search without an end, a function of the caller's that raises) is
     its prompt's alone: with `on_error="result"` that prompt's results have the finish_reason "error" and say why, and the others are what they
@@ -56,23 +57,32 @@ def answers(
     prefix_cache: PrefixCache | None = None,
     max_rows: int = MAX_ROWS,
     on_error: str | None = None,
+    ahead: int | None = None,
 ) -> Iterator[Result]:
-    """As `generate`, and raises as it does, but each result comes as soon as it is there; `result.prompt_index` counts the prompts."""
+    """As `generate`, and raises as it does, but each result comes as soon as it is there; `result.prompt_index` counts the prompts.
+
+    With `ahead`, no prompt is begun that stands so many places behind the first that is not answered: whoever puts the results into the
+    order of the prompts never holds more.
+    """
     if on_error not in (None, "raise", "result"):
         raise UserError(f'on_error must be "raise" or "result", got {on_error!r}')
     engine, generations = prepare(model, tokenizer, prompts, params, trace, prefix_cache, max_rows)
     raises = len(generations) == 1 if on_error is None else on_error == "raise"
-    return results(run(engine, generations, raises), generations, trace)
+    return results(run(engine, generations, raises, ahead), generations, trace)
 
 
 def results(events: Iterator[Event], generations: Sequence[Generation], trace: bool) -> Iterator[Result]:
-    """Return the result of each answer that finishes, with its prompt's events where they are traced."""
+    """Return the result of each answer that finishes, with its prompt's events where they are traced; the generations let it go."""
     traces: dict[int, list[Event]] = {generation.request.index: [] for generation in generations}
+    left = [generation.request.params.num_return_sequences for generation in generations]
     for event in events:
         if trace:
             traces[event.prompt_index].append(event)
         if isinstance(event, Finished):
             result = generations[event.prompt_index].results[event.choice]
+            left[event.prompt_index] -= 1
+            if not left[event.prompt_index]:
+                generations[event.prompt_index].let_go()
             yield replace(result, trace=traces[event.prompt_index]) if trace else result  # all of a prompt's answers share one list
 
 
@@ -107,18 +117,23 @@ def prepare(
     return engine, [Generation(request) for request in new_requests(model, tokenizer, prompts, params, engine, trace)]
 
 
-def run(engine: Engine, generations: Sequence[Generation], raises: bool = False) -> Iterator[Event]:
+def run(engine: Engine, generations: Sequence[Generation], raises: bool = False, ahead: int | None = None) -> Iterator[Event]:
     """Run the requests together to their ends and yield what happens; cache slots are given back if the caller stops early.
 
-    With `raises`, the first request that fails ends them all by its error.
+    With `raises`, the first request that fails ends them all by its error. With `ahead`, each waits until it is among so many from the first
+    that is not done.
     """
     events: deque[Event] = deque()
-    for generation in generations:
-        generation.on_event = events.append
-        engine.submit(generation)
+    submitted = first = 0
     try:
         going = True
-        while going:
+        while going or submitted < len(generations):
+            while first < len(generations) and generations[first].done:
+                first += 1
+            for generation in generations[submitted : None if ahead is None else first + ahead]:
+                generation.on_event = events.append
+                engine.submit(generation)
+                submitted += 1
             going = engine.step()
             while events:
                 event = events.popleft()

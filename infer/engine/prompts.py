@@ -13,8 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from ...data.chat import end_of_turn_ids, prompt_ids, text_ids
 from ...data.errors import UserError
 from ...data.formats import Dialogue
+from ...data.surrogates import refuse_surrogates
 from ..constraints.build import build_constraints
 from ..constraints.forced_words import check_words, forced_ids
+from ..filters.filter_trial import try_filters
 from ..filters.pipeline import check_filters
 from ..filters.word_ids import breaker_ids, word_ids
 from ..requests.request import Guidance, Request
@@ -55,6 +57,7 @@ def new_requests(
     for index, (prompt, own) in enumerate(zip(prompts, each)):
         stops = ends | template_ends if is_dialogue(prompt) else ends
         requests.append(new_request(index, prompt, own, tokenizer, host, frozenset() if own.ignore_eos else stops, traced))
+    try_filters(requests, host.runner)
     return requests
 
 
@@ -191,7 +194,8 @@ def is_dialogue(prompt: Prompt) -> bool:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, name: str = "the prompt", vocab_size: int | None = None) -> list[int]:
-    """Return a prompt's ids; raises UserError for one that is empty, of another type, or of ids beyond the tokenizer or the model's vocabulary."""
+    """Return a prompt's ids; raises UserError for one that is empty, of another type, with half a character, or of ids beyond the model's."""
+    refuse_surrogates(texts_of(prompt), name)
     if isinstance(prompt, Dialogue):
         ids = prompt_ids(tokenizer, prompt.messages, prompt.tools)
     elif is_dialogue(prompt):
@@ -205,6 +209,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, name: str = "the 
     known = len(tokenizer) if vocab_size is None else known_ids(tokenizer, vocab_size)
     check_ids(ids, known, name, "model" if known == vocab_size else "tokenizer")
     return ids
+
+
+def texts_of(prompt: Prompt) -> Prompt | dict:
+    """A prompt with names for its parts."""
+    return vars(prompt) if isinstance(prompt, Dialogue) else {"messages": prompt} if is_dialogue(prompt) else prompt
 
 
 def whole_numbers(ids: Sequence[int], wanted: str) -> list[int]:

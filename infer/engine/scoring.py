@@ -12,6 +12,7 @@ from ...data.conversation import Conversation
 from ...data.errors import UserError
 from ...data.formats import Dialogue
 from ...data.literal import continuing
+from ...data.surrogates import refuse_surrogates
 from ..filters.logits import wide
 from ..runners.contract import Runner
 from ..runners.encoder_decoder import EncoderDecoderRunner, decoder_start
@@ -59,6 +60,7 @@ def pair_ids(
     """
     if not completion or (isinstance(completion, dict) and not completion.get("content") and not completion.get("tool_calls")):
         raise UserError(f"{name}: the answer is empty, there is nothing to score")
+    refuse_surrogates(completion, f"{name}: the answer")
     ids, answer = _pair_ids(tokenizer, prompt, completion, name, vocab_size)
     if vocab_size is not None:
         check_ids(ids + answer, vocab_size, name)
@@ -92,6 +94,7 @@ def target_ids(tokenizer: PreTrainedTokenizerBase, completion: Completion, name:
     """Return the ids that an encoder-decoder model is scored on; raises UserError for a message, an empty answer and unknown ids."""
     if isinstance(completion, dict):
         raise UserError(f"{name} is a message, which an encoder-decoder model does not answer with: give it as a text")
+    refuse_surrogates(completion, name)
     text = isinstance(completion, str)
     ids = tokenizer(text_target=completion)["input_ids"] if text else whole_numbers(completion, f"{name} must be a text or a list of ids")
     if not completion or not ids:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from ...data.errors import UserError
 from ..requests.options import option, settings
@@ -15,8 +15,9 @@ from ..requests.sequence import TokenSequence
 from ..requests.user_functions import called, name_of
 from .spec import FilterSpec, row_by_row
 
-# a function (logits [1, vocab], history [1, n]) -> logits [1, vocab], or a transformers LogitsProcessor
-UserFilter = Callable[[Tensor, Tensor], Tensor] | LogitsProcessor
+# a function (logits [1, vocab], ids [1, n]) -> logits [1, vocab], or a transformers LogitsProcessor (or a list of them), which is
+# called in its own order, the ids first
+UserFilter = Callable[[Tensor, Tensor], Tensor] | LogitsProcessor | LogitsProcessorList
 
 
 def apply_own(sequence: TokenSequence, logits: Tensor) -> Tensor:
@@ -32,16 +33,23 @@ def call_own(own: UserFilter, logits: Tensor, history: Tensor) -> Tensor:
 
     Raises UserError, with the filter's name, for what it raises, and for anything but finite logits of that shape with a token left.
     """
-    filtered = called("the filter", own, *((history, logits) if isinstance(own, LogitsProcessor) else (logits, history)))
+    filtered = called("the filter", own, *((history, logits) if takes_ids_first(own) else (logits, history)))
     name = name_of(own)
     if not isinstance(filtered, Tensor) or filtered.shape != logits.shape:
         got = tuple(filtered.shape) if isinstance(filtered, Tensor) else type(filtered).__name__
         raise UserError(f"the filter {name} must return logits of shape {tuple(logits.shape)}, got {got}")
+    if not filtered.is_floating_point():
+        raise UserError(f"the filter {name} must return logits, floating-point numbers, got {str(filtered.dtype).removeprefix('torch.')}")
     if not bool((filtered < float("inf")).all()):
         raise UserError(f"the filter {name} returned nan or infinity after {history.shape[1]} tokens: dropped ones come as -inf")
     if not bool((filtered > -float("inf")).any()):
         raise UserError(f"the filter {name} left no token to choose after {history.shape[1]} tokens")
     return filtered
+
+
+def takes_ids_first(own: UserFilter) -> bool:
+    """Whether a filter is of transformers' kind, called with (input_ids, scores)."""
+    return isinstance(own, LogitsProcessor | LogitsProcessorList)
 
 
 def can_be_called(name: str, value: Any) -> str | None:
@@ -52,7 +60,7 @@ def can_be_called(name: str, value: Any) -> str | None:
 @settings
 class OwnFilters:
     filters: Sequence[UserFilter] = option(
-        (), "The caller's own filters.", both(listed, can_be_called), example=(lambda logits, history: logits,), command=False
+        (), "The caller's own filters: functions of (logits [1, vocab], ids [1, n]), or transformers' LogitsProcessors, called as (ids, logits).", both(listed, can_be_called), example=(lambda logits, history: logits,), command=False
     )
 
 

@@ -123,6 +123,11 @@ class Generation:
         except UserError as error:
             self.fail(error)
 
+    def let_go(self) -> None:
+        """Forget what was published and the results: they have been handed on, and further requests of the call need the memory."""
+        for kept in (self.results, self._published, self._candidates):
+            kept.clear()
+
     def trace(self, record: Any, position: int, choice: int = 0) -> None:
         """Pass on what was observed at a position of an answer, where the request is traced."""
         if self.request.traced:

@@ -7,6 +7,7 @@ from functools import cache, cached_property
 from typing import Any
 
 from ...data.errors import UserError
+from ...data.surrogates import refuse_surrogates
 from ..text.spans import Span
 from .options import CONFIG, NEVER, OPENAI, VLLM, Command, Option, option, options_of, settings
 from .rules import entries, function, listed, must_be, number, of, text, texts, whole
@@ -25,7 +26,8 @@ def as_texts(name: str, value: Any) -> tuple:
 class RequestParams:
     """The settings that every request has, and the rules of all; `SamplingParams` adds those of the filters and the strategies.
 
-    Raises UserError for a value out of its range, and for one that says something of another setting that is not given.
+    Raises UserError for a value out of its range, for a text with half a character, and for one that says something of another setting that is
+    not given.
     """
 
     max_new_tokens: int = option(
@@ -71,6 +73,7 @@ class RequestParams:
             object.__setattr__(self, each.name, each.convert(each.name, getattr(self, each.name)))
         for each in options_of(type(self)).values():
             refuse(refusal(each, getattr(self, each.name)))
+        refuse_surrogates({name: value for name, value in vars(self).items() if isinstance(value, str | list | tuple | dict)})
         if self.max_new_tokens is None:  # where max_length says how long, nothing else does
             object.__setattr__(self, "max_new_tokens", self._usual_length)
         for each in owned:

@@ -1,4 +1,8 @@
-"""Ids to text one at a time: the pieces join to exactly what decoding all the ids at once would give."""
+"""Ids to text one at a time: the pieces join to what decoding all the ids at once would give, but for an unfinished character at the end.
+
+The bytes that begin a character and do not end it, as where an answer is cut by its length, are no text: only the ids have them. What stands
+in the middle of a text is as the tokenizer decodes it, with U+FFFD for bytes that are no character.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,16 @@ import codecs
 import copy
 import json
 import re
+from collections.abc import Sequence
+from itertools import takewhile
 from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+REPLACEMENT = "\ufffd"
+REPLACEMENT_NAMES = (REPLACEMENT, "ï¿½")  # what the token of that very character is called, the second in the alphabet of byte-level tokenizers
 PATIENCE = 8  # tokens that a character may be spread over in a tokenizer that we know nothing about
 
 
@@ -22,20 +30,21 @@ class Detokeniser(Protocol):
         """Return the text that this id settles."""
 
     def flush(self) -> str:
-        """Return what is held back, at the end."""
+        """Return what is held back, at the end, without the bytes of an unfinished character."""
 
     def fork(self) -> Detokeniser:
         """Return one that goes on from here by itself, as a beam does."""
 
 
 def detokeniser(tokenizer: PreTrainedTokenizerBase) -> Detokeniser:
-    """Return a detokeniser that equals `whole_text`, at a cost a token that does not grow with the text."""
+    """Return a detokeniser of special tokens left out and spaces left as the model wrote them; the cost a token does not grow with the text."""
     return ByteLevelDetokeniser(tokenizer) if is_byte_level(tokenizer) else WindowDetokeniser(tokenizer)
 
 
-def whole_text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    """Decode all the ids at once, special tokens left out and spaces left as the model wrote them."""
-    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+def whole_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Return the text of an answer's ids: what a detokeniser's pieces join to."""
+    stream = detokeniser(tokenizer)
+    return "".join(map(stream.push, ids)) + stream.flush()
 
 
 def is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -83,9 +92,9 @@ class ByteLevelDetokeniser:
         return text
 
     def flush(self) -> str:
-        """Return what the unfinished bytes at the very end decode to."""
-        text, self._pending = self._pending.decode("utf-8", "replace"), b""
-        return text
+        """Return nothing: what is held back is the beginning of a character."""
+        self._pending = b""
+        return ""
 
     def fork(self) -> ByteLevelDetokeniser:
         """Return one that goes on from here by itself."""
@@ -113,19 +122,46 @@ class WindowDetokeniser:
         token = self._tokenizer.convert_ids_to_tokens(id)
         if isinstance(token, str) and BYTE_TOKEN.fullmatch(token):
             return ""
-        unfinished = whole_text(self._tokenizer, self._out + self._held).endswith("\ufffd")
-        return "" if unfinished and len(self._held) < PATIENCE else self.flush()
+        return "" if self._is_unfinished() and len(self._held) < PATIENCE else self._settle()
 
     def flush(self) -> str:
-        """Return the text of what is held."""
+        """Return the text of what is held, without the bytes of an unfinished character at its end."""
+        if unfinished := self._unfinished_byte_tokens():
+            del self._held[-unfinished:]
+            return self._settle()
+        cut = self._is_unfinished()  # a tokenizer that we know nothing about: the last U+FFFD is what such bytes decode to
+        text = self._settle()
+        return text.removesuffix(REPLACEMENT) if cut else text
+
+    def _settle(self) -> str:
+        """Return the text of what is held, which is out from now on."""
         if not self._held:
             return ""
-        before = whole_text(self._tokenizer, self._out)
-        text = whole_text(self._tokenizer, self._out + self._held)[len(before) :]
+        before = self._decoded(self._out)
+        text = self._decoded(self._out + self._held)[len(before) :]
         # ids without text of their own (a leading space) stay in the window: the next one must still see them
         self._out = self._held if text else self._out + self._held
         self._held = []
         return text
+
+    def _is_unfinished(self) -> bool:
+        """Whether what is held ends in bytes that are no character, as far as can be told from its text: in U+FFFD that no token says."""
+        if not self._held or not self._decoded(self._out + self._held).endswith(REPLACEMENT):
+            return False
+        names = self._names()
+        return not (BYTE_TOKEN.fullmatch(names[-1]) or "".join(names).endswith(REPLACEMENT_NAMES))
+
+    def _unfinished_byte_tokens(self) -> int:
+        """How many byte tokens at the end of what is held are the beginning of a character."""
+        run = list(takewhile(BYTE_TOKEN.fullmatch, reversed(self._names())))[::-1]
+        spelled = bytes(int(name[3:-1], 16) for name in run)
+        return len(spelled) - codecs.utf_8_decode(spelled, "replace", False)[1]
+
+    def _names(self) -> list[str]:
+        return [name or "" for name in self._tokenizer.convert_ids_to_tokens(self._held)]
+
+    def _decoded(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def fork(self) -> WindowDetokeniser:
         """Return one that goes on from here by itself."""

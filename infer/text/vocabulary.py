@@ -11,9 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...data.errors import UserError
 from ...data.template import remember
-from .detokenise import BYTE_TOKEN, byte_level, is_byte_level, special_ids
-
-REPLACEMENT = "\ufffd"
+from .detokenise import BYTE_TOKEN, REPLACEMENT, byte_level, is_byte_level, special_ids
 
 
 class Vocabulary:

@@ -6,6 +6,8 @@ On transformers' HfArgumentParser; trl's TrlParser does the same without a guess
 import argparse
 import functools
 import json
+import os
+import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,20 +18,30 @@ import yaml
 from transformers import HfArgumentParser
 
 from seodang.data.errors import UserError
+from seodang.data.surrogates import refuse_surrogates
 from seodang.recipes.options.known import described, help_asked, unknown_option
 from seodang.recipes.options.outputs import check_outputs
 
 
 def command(main: Callable[..., int | None]) -> Callable[..., int]:
-    """Make `main(argv)` a command: a UserError becomes one line on stderr and exit code 2, Ctrl-C 130, the text of `sys.exit` stderr and 1."""
+    """Make `main(argv)` a command: a UserError becomes one line on stderr and exit code 2, Ctrl-C 130, the text of `sys.exit` stderr and 1.
+
+    Where nobody reads what it prints any more (`| head -1`) it ends silently with 141, as the shell counts that.
+    """
 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
         try:
-            return main(list(sys.argv[1:] if argv is None else argv)) or 0
+            code = main(list(sys.argv[1:] if argv is None else argv)) or 0
+            sys.stdout.flush()  # here, and not at the interpreter's end, it shows that nobody reads
+            return code
         except UserError as error:
             print("error: " + " ".join(str(error).split()), file=sys.stderr)
             return 2
+        except BrokenPipeError:
+            if not nobody_reads():
+                raise
+            return 128 + 13
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
@@ -40,6 +52,15 @@ def command(main: Callable[..., int | None]) -> Callable[..., int]:
             return 1
 
     return run
+
+
+def nobody_reads() -> bool:
+    """Whether stdout is a pipe whose reader has gone; what is still to be written to it is then thrown away."""
+    asked = select.poll()
+    asked.register(sys.stdout, 0)
+    if gone := bool(asked.poll(0)):  # nothing was asked for but errors
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
 
 
 class Repeated(argparse.Action):
@@ -89,6 +110,8 @@ def parse(
         raise UserError(_unknown_option(unknown[0], parser))
     values = vars(namespace)
     values |= {name: values[_PLACE + name] for name in positional if values[_PLACE + name]}
+    for name, value in values.items():
+        refuse_surrogates({name.removeprefix(_PLACE): value})
     for name in required:
         if values[name] is None:
             raise UserError(f"{name} is missing: give it first, or as --{name} (see {prog} --help)")

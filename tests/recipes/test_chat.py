@@ -1,5 +1,7 @@
 """seodang chat: a talk in the terminal, with its history."""
 
+import io
+
 import pytest
 
 from seodang.infer import SamplingParams, generate
@@ -78,6 +80,13 @@ def test_unknown_commands_are_not_sent_to_the_model(real, said, capsys):
     assert main(["default"]) == 0
     printed = capsys.readouterr()
     assert printed.out == "" and "unknown command /rest: /reset or /exit" in printed.err
+
+
+def test_a_line_that_is_not_utf8_is_refused_and_the_talk_goes_on(real, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Su\xecwon\n/reset\n"), encoding="utf-8"))
+    assert main(["default"]) == 0
+    error = capsys.readouterr().err
+    assert "error: prompt 1: messages[0].content has the byte 0xEC, which is not UTF-8, as character 3" in error and "(forgotten)" in error
 
 
 def test_a_mistake_is_refused_before_the_model_is_loaded(monkeypatch, capsys):

@@ -1,7 +1,10 @@
 """seodang generate: prompts from the command line and from files, answers to the terminal and to JSON Lines."""
 
 import gc
+import io
 import json
+import os
+import signal
 import weakref
 
 import pytest
@@ -10,9 +13,10 @@ import torch
 from seodang.data.chat import prompt_ids
 from seodang.infer import SamplingParams, generate
 from seodang.infer.runners.ragged import RaggedRunner
-from seodang.recipes.generate import main, read_prompts
+from seodang.recipes.generate import InOrder, Prompts, main, read_prompts
 from seodang.recipes.options.decoding import Decoding, SpeakingModel
 from seodang.recipes.options.parser import parse
+from seodang.recipes.run.stopping import Stopping
 
 QUESTION = "Which country is the city of Suwon located in?"
 
@@ -65,9 +69,11 @@ def test_writes_json_lines_from_a_file_of_any_prompt_shape(real, real_model, tok
         "Say hi",
     ]
     prompts, output = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
-    prompts.write_text("\n".join(json.dumps(record) for record in records) + "\n\n", encoding="utf-8")
-    assert main(["default", "--prompts", str(prompts), "--output", str(output), "--max_new_tokens", "4", "--batch_size", "2"]) == 0
-    written = sorted(lines(output), key=lambda line: line["prompt_index"])
+    prompts.write_text("\n\n".join(json.dumps(record) for record in records) + "\n\n", encoding="utf-8")
+    both = ["--token_ids", "--logprobs"]
+    assert main(["default", "--prompts", str(prompts), "--output", str(output), "--max_new_tokens", "4", "--batch_size", "2", *both]) == 0
+    written = lines(output)
+    assert [line["line"] for line in written] == [1, 3, 5, 7]  # empty lines count
     asked = [
         [{"role": "user", "content": QUESTION}],
         [{"role": "user", "content": "Translate.\n\n나무"}],
@@ -88,9 +94,9 @@ def test_a_seed_repeats_the_run_and_gives_each_prompt_its_own(checkpoint, tmp_pa
     runs = []
     for i in range(2):
         output = tmp_path / f"{i}.jsonl"
-        options = ["--output", str(output), "--temperature", "1.5", "--seed", "7", "--max_new_tokens", "6", "--device", "cpu", "--dtype", "float32"]
+        options = ["--output", str(output), "--token_ids", "--temperature", "1.5", "--seed", "7", "--max_new_tokens", "6", "--device", "cpu", "--dtype", "float32"]
         assert main([checkpoint, str(prompts), *options]) == 0
-        runs.append(sorted(lines(output), key=lambda line: line["prompt_index"]))
+        runs.append(lines(output))
     assert runs[0] == runs[1]
     assert [line["seed"] for line in runs[0]] == [7, 8]
     assert runs[0][0]["ids"] != runs[0][1]["ids"]
@@ -119,6 +125,12 @@ def test_stop_texts_and_options_from_a_file_are_honoured(real, tmp_path, capsys)
         (["CHECKPOINT", "FOLDER/empty.txt"], "empty.txt is empty"),
         (["CHECKPOINT", "FOLDER/latin.txt"], "latin.txt is not UTF-8"),
         (["CHECKPOINT", "FOLDER/number.json"], "number.json record 1"),
+        (["CHECKPOINT", "FOLDER/half.jsonl"], "half.jsonl line 2: prompt has the lone surrogate U+D800 as character 3: it is half a character"),
+        (["CHECKPOINT", "fine", "Su\udcecwon"], "prompts[1] has the byte 0xEC, which is not UTF-8, as character 3: convert the text to UTF-8"),
+        (["CHECKPOINT", "hi", "--stop", "a", "\ud800"], "stop[1] has the lone surrogate"),
+        (["CHECKPOINT", "hi", "--config", "FOLDER/half.yaml"], "choice[0] has the lone surrogate"),
+        (["CHECKPOINT", "hi", "--order", "random"], "order must be prompts or finished, got 'random'"),
+        (["CHECKPOINT", "hi", "--logprobs"], "logprobs says what is written into a file: give --output too"),
         (["CHECKPOINT", "hi", "--output", "FOLDER/no/such/folder.jsonl"], "there is no folder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -130,6 +142,8 @@ def test_a_mistake_is_one_line_and_exit_code_2_before_any_compute(checkpoint, tm
     (tmp_path / "empty.txt").write_text("\n\n")
     (tmp_path / "latin.txt").write_bytes("größer".encode("latin-1"))
     (tmp_path / "number.json").write_text("3")
+    (tmp_path / "half.jsonl").write_text('{"prompt": "fine"}\n{"prompt": "Su\\ud800"}\n')
+    (tmp_path / "half.yaml").write_text('choice: ["\\ud800"]\n')
     arguments = [word.replace("CHECKPOINT", checkpoint).replace("FOLDER", str(tmp_path)) for word in arguments]
     assert main(arguments) == 2
     error = capsys.readouterr().err.splitlines()[-1]
@@ -151,7 +165,7 @@ def test_several_answers_to_a_prompt_are_all_printed_in_their_order(real, real_m
 def test_several_answers_to_a_prompt_are_written_with_their_numbers(real, tmp_path, capsys):
     output = tmp_path / "answers.jsonl"
     assert main(["default", "One", "--raw", "--num_beams", "3", "--num_return_sequences", "2", "--max_new_tokens", "3", "--output", str(output)]) == 0
-    assert [(line["prompt_index"], line["choice"]) for line in lines(output)] == [(0, 0), (0, 1)]
+    assert [(line["record"], line["choice"]) for line in lines(output)] == [(1, 0), (1, 1)]
     assert "2/2" in capsys.readouterr().err
 
 
@@ -181,7 +195,7 @@ def test_a_file_of_answers_survives_a_run_that_is_refused(checkpoint, tmp_path):
     assert main([checkpoint, "hi", "--output", str(output), "--max_new_tokens", "256"]) == 2
     assert output.read_text() == "precious\n"
     assert main([checkpoint, "hi", "--output", str(output), "--max_new_tokens", "2"]) == 0
-    assert [line["prompt_index"] for line in lines(output)] == [0]
+    assert [line["record"] for line in lines(output)] == [1]
 
 
 def test_options_reach_the_settings_in_their_own_types():
@@ -211,14 +225,14 @@ def test_a_json_file_holds_one_record_or_a_list_of_them(tmp_path, listed):
     record = {"prompt": "Wie groß?", "completion": "-"}
     path = tmp_path / "prompts.json"
     path.write_text(json.dumps([record] if listed else record, ensure_ascii=False), encoding="utf-8")
-    assert read_prompts([str(path)], raw=False) == [[{"role": "user", "content": "Wie groß?"}]]
+    assert read_prompts([str(path)], raw=False) == Prompts([[{"role": "user", "content": "Wie groß?"}]], [1], "record")
 
 
 def test_files_are_utf8_whatever_the_locale(tmp_path, monkeypatch):
     (tmp_path / "prompts.json").write_text('["Größe", "나무"]', encoding="utf-8")
     (tmp_path / "speak.yaml").write_text("stop: [나무]\n", encoding="utf-8")
     monkeypatch.setattr("io.text_encoding", lambda encoding, level=2: encoding or "latin-1")  # what pathlib asks for the locale's
-    assert read_prompts([str(tmp_path / "prompts.json")], raw=True) == ["Größe", "나무"]
+    assert read_prompts([str(tmp_path / "prompts.json")], raw=True) == Prompts(["Größe", "나무"], [1, 2], "record")
     assert parse(["--config", str(tmp_path / "speak.yaml")], Decoding, prog="test")[0].stop == ["나무"]
 
 
@@ -227,8 +241,8 @@ def test_a_line_ends_where_files_end_lines_alone(tmp_path, character):
     text = f"one{character}two"
     (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": text}, ensure_ascii=False) + "\n", encoding="utf-8")
     (tmp_path / "prompts.txt").write_text(text + "\nthree\n", encoding="utf-8")
-    assert read_prompts([str(tmp_path / "prompts.jsonl")], raw=True) == [text]
-    assert read_prompts([str(tmp_path / "prompts.txt")], raw=True) == [text, "three"]
+    assert read_prompts([str(tmp_path / "prompts.jsonl")], raw=True) == Prompts([text], [1], "line")
+    assert read_prompts([str(tmp_path / "prompts.txt")], raw=True) == Prompts([text, "three"], [1, 2], "line")
 
 
 @pytest.fixture
@@ -245,8 +259,8 @@ def test_a_prompt_that_fails_has_its_error_in_the_record_and_the_others_their_an
     prompts, output = tmp_path / "prompts.txt", tmp_path / "answers.jsonl"
     prompts.write_text("one\none two three four\ntwo\n")
     assert main([checkpoint, str(prompts), "--raw", "--output", str(output)]) == 1
-    written = {line["prompt_index"]: line for line in lines(output)}
-    assert [written[row]["finish_reason"] == "error" for row in range(3)] == [False, True, False]
+    written = lines(output)
+    assert [line["finish_reason"] == "error" for line in written] == [False, True, False]
     assert "left no token to choose after 4 tokens" in written[1]["error"] and written[0]["error"] is None
     assert capsys.readouterr().err.splitlines()[-1] == "1 of 3 prompts ended in an error"
 
@@ -271,3 +285,99 @@ def test_further_models_are_let_go_of_with_the_command(monkeypatch):
     del decoding
     gc.collect()
     assert held() is None
+
+
+SIZED = [7, 2, 5, 2, 3, 2, 6, 2]  # tokens of each answer
+
+
+@pytest.fixture
+def sized(monkeypatch):
+    """Each prompt of the file is answered by so many tokens."""
+    monkeypatch.setattr(Decoding, "params", lambda self, beside, i=0: SamplingParams(max_new_tokens=SIZED[i], ignore_eos=True))
+
+
+def file_of(tmp_path, count: int):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("".join(f"\nsay {i}\n" for i in range(count)))
+    return prompts, tmp_path / "answers.jsonl"
+
+
+@pytest.mark.parametrize("order", ["prompts", "finished"])
+def test_answers_stand_in_the_order_of_their_prompts_with_their_lines_or_as_they_finish(checkpoint, tmp_path, sized, order):
+    prompts, output = file_of(tmp_path, len(SIZED))
+    asked = ["--raw", "--seed", "1", "--token_ids", "--batch_size", "4", "--order", order]
+    assert main([checkpoint, str(prompts), "--output", str(output), *asked]) == 0
+    written = lines(output)
+    own = [2 * (i + 1) for i in range(len(SIZED))]
+    assert sorted(line["line"] for line in written) == own and [line["line"] == number for line, number in zip(written, own)].count(False) != (order == "prompts")
+    assert all(len(line["ids"]) == SIZED[line["line"] // 2 - 1] and line["prompt"] == f"say {line['line'] // 2 - 1}" for line in written)
+    assert "logprobs" not in written[0] and "trace" not in written[0]
+
+
+def test_what_is_out_of_order_is_held_until_its_turn_and_no_longer(tiny_llama, tiny_tokenizer):
+    from seodang.infer.engine.generate import answers
+
+    shown, held, each = [], [], 2
+    lengths = [9, 1, 1, 2, 1, 1, 1, 1, 1, 1, 1, 1]
+    params = [SamplingParams(max_new_tokens=n, ignore_eos=True, temperature=1.0, seed=n, num_return_sequences=each) for n in lengths]
+    show = InOrder(lambda result: shown.append((result.prompt_index, result.choice)), each)
+    for result in answers(tiny_llama, tiny_tokenizer, [[5]] * len(lengths), params, max_rows=6, ahead=4):
+        show(result)
+        held.append(len(show._held))
+    assert shown == [(prompt, choice) for prompt in range(len(lengths)) for choice in range(each)]
+    assert 0 < max(held) <= 3 * each  # the first takes long: three at most go ahead of it, not the eleven that there are
+
+
+@pytest.mark.parametrize("number, code, said", [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])
+def test_a_file_that_is_stopped_has_what_was_finished_in_complete_lines(checkpoint, tmp_path, sized, monkeypatch, capsys, number, code, said):
+    prompts, output = file_of(tmp_path, len(SIZED))
+    forward, passes = RaggedRunner.forward, []
+
+    def forward_until_stopped(*given, **more):
+        passes.append(None)
+        if len(passes) == 4:  # by then the second and the fourth are finished, and wait for the first
+            os.kill(os.getpid(), number)
+        return forward(*given, **more)
+
+    monkeypatch.setattr(RaggedRunner, "forward", forward_until_stopped)
+    assert main([checkpoint, str(prompts), "--raw", "--seed", "1", "--batch_size", "4", "--output", str(output)]) == code
+    assert [line["line"] for line in lines(output)] == [4, 8]
+    assert capsys.readouterr().err.splitlines()[-2:] == [f"2 of {len(SIZED)} answers are in {output}", said]
+    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+
+
+def test_a_signal_waits_for_the_end_of_what_must_be_whole():
+    done = []
+    with pytest.raises(KeyboardInterrupt), Stopping() as stopping:
+        with stopping.whole():
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("whole")
+        done.append("never")
+    assert done == ["whole"]
+
+
+@pytest.mark.parametrize("number, code, said", [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])
+def test_a_single_answer_that_is_stopped_shows_what_it_had(real, monkeypatch, capsys, number, code, said):
+    forward, heard = RaggedRunner.forward, []
+
+    def forward_until_stopped(*given, **more):
+        heard.append(capsys.readouterr().out)
+        if len(heard) == 5:
+            os.kill(os.getpid(), number)
+        return forward(*given, **more)
+
+    monkeypatch.setattr(RaggedRunner, "forward", forward_until_stopped)
+    assert main(["default", QUESTION]) == code
+    rest = capsys.readouterr()
+    assert heard == ["", "The", " city", " of", " Su"] and (rest.out, rest.err.splitlines()[-1]) == ("\n", said)  # each with its token
+
+
+@pytest.mark.parametrize("prompts", [["hi"], ["hi", "you"]])
+@pytest.mark.parametrize("buffered", [True, False])
+def test_a_reader_that_goes_away_is_no_error_of_ours(checkpoint, monkeypatch, capsys, prompts, buffered):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with io.TextIOWrapper(open(writer, "wb", -1 if buffered else 0), encoding="utf-8", write_through=not buffered) as nobody:
+        monkeypatch.setattr("sys.stdout", nobody)
+        assert main([checkpoint, *prompts, "--raw", "--max_new_tokens", "4", "--ignore_eos"]) == 141
+    assert "Traceback" not in capsys.readouterr().err

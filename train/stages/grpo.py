@@ -26,6 +26,7 @@ from ...data.errors import UserError
 from ...infer import from_generation_config, generate
 from ...infer.requests.rng import hashed
 from ...infer.runners.architecture import transformers_model
+from ...infer.text.detokenise import whole_text
 from ..attention.groups import answer_indices, branch_batches, group_by_prompt, regroup, scatter_answers
 from ..models.branch_logprobs import choose_branch_collator, patch_branch_logprobs
 from ..models.reference import frozen_copy
@@ -111,7 +112,8 @@ class SharedPrompt:
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         rows = [self.rows[each["row"]] for each in inputs]  # as they were made: a Dataset would add keys to messages and columns
         self._prompt_ids = [row["prompt_ids"] for row in rows]
-        return super()._generate_and_score_completions([{"prompt": row["messages"], **row["columns"]} for row in rows])
+        with _whole_characters(self.processing_class):
+            return super()._generate_and_score_completions([{"prompt": row["messages"], **row["columns"]} for row in rows])
 
     def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict]:
         return self._prompt_ids, None, {}
@@ -277,6 +279,21 @@ def check_groups(rows: Rows, rewards: Sequence[Reward], args: GRPOConfig | RLOOC
 def is_sharded(args: TrainingArguments) -> bool:
     """Whether no process holds all weights."""
     return args.distributed_state.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
+
+
+@contextmanager
+def _whole_characters(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Let trl read the answers' texts as all else here does, without the bytes of a character that an answer's end has cut."""
+
+    def batch_decode(sequences, skip_special_tokens: bool = False, **options: Any) -> list[str]:
+        assert skip_special_tokens, "trl leaves special tokens out of an answer's text"
+        return [whole_text(tokenizer, ids) for ids in sequences]
+
+    tokenizer.batch_decode = batch_decode
+    try:
+        yield
+    finally:
+        del tokenizer.batch_decode
 
 
 @contextmanager

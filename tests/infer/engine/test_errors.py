@@ -15,6 +15,10 @@ def lost(*given):
     raise KeyError("lost")
 
 
+def filter_lost_at_the_second(logits, history):
+    return lost() if history.shape[1] == len(PROMPT) + 1 else logits
+
+
 def filter_lost_at_the_third(logits, history):
     return lost() if history.shape[1] == len(PROMPT) + 2 else logits
 
@@ -121,7 +125,7 @@ def test_a_search_in_a_dead_end_is_its_requests_error(answered, tiny, tiny_token
 
 def test_room_that_was_kept_for_a_request_that_fails_is_there_for_the_next(answered):
     wide = {**BASE, "temperature": 1.0, "num_return_sequences": 3}
-    for settings in ({"prefix": "a", "stop_when": lost_at_the_second_call()}, {"filters": [lost]}):
+    for settings in ({"prefix": "a", "stop_when": lost_at_the_second_call()}, {"filters": [filter_lost_at_the_second]}):
         failed = SamplingParams(**wide, **settings)
         found = answered([PROMPT, OTHER, OTHER], [failed, SamplingParams(**wide, seed=1), SamplingParams(**BASE)], max_rows=3)
         assert [result.finish_reason for result in found] == ["error"] * 3 + ["length"] * 4
@@ -140,7 +144,7 @@ def test_an_answer_that_was_there_already_stays(answered):
 def test_a_cache_goes_on_after_an_error(tiny, tiny_tokenizer):
     model = tiny("llama")
     cache = PrefixCache(model)
-    params = [SamplingParams(**BASE), SamplingParams(**BASE, filters=[filter_lost_at_the_third]), SamplingParams(**BASE, num_beams=2, filters=[lost])]
+    params = [SamplingParams(**BASE), SamplingParams(**BASE, filters=[filter_lost_at_the_third]), SamplingParams(**BASE, num_beams=2, filters=[filter_lost_at_the_second])]
     wanted = generate(model, tiny_tokenizer, [PROMPT], params[0])[0].ids
     for _ in range(2):
         good, *failed = generate(model, tiny_tokenizer, [PROMPT] * 3, params, prefix_cache=cache)
@@ -173,8 +177,9 @@ def test_a_stream_tells_what_came_and_then_raises(tiny, tiny_tokenizer):
 
 
 def test_the_event_says_what_went_wrong(tiny, tiny_tokenizer):
-    engine, requests = prepare(tiny("llama"), tiny_tokenizer, [PROMPT], SamplingParams(**BASE, filters=[lost]), False, None, 4)
-    assert list(run(engine, requests)) == [Finished(0, "error", 0, "the filter lost raised KeyError: 'lost'")]
+    engine, requests = prepare(tiny("llama"), tiny_tokenizer, [PROMPT], SamplingParams(**BASE, filters=[filter_lost_at_the_second]), False, None, 4)
+    committed, finished = run(engine, requests)
+    assert isinstance(committed, Committed) and finished == Finished(0, "error", 0, "the filter filter_lost_at_the_second raised KeyError: 'lost'")
 
 
 def test_a_defect_of_ours_is_no_requests_error(tiny, tiny_tokenizer, monkeypatch):

@@ -169,7 +169,27 @@ def test_streamed_pieces_join_to_the_answer_token_by_token(real_model, tokenizer
     assert "".join(event.text for event in committed) == result.text
     assert finished == Finished(0, result.finish_reason)
     shown = [event.text for event in committed]
-    assert not all(shown[:-1]) and "\ufffd" not in "".join(shown[:-1])  # emoji over several tokens; the last is cut by the length
+    assert not all(shown[:-1]) and "\ufffd" not in "".join(shown)  # emoji over several tokens; the last is cut by the length
+
+
+def test_an_answer_cut_within_a_character_ends_before_it_whoever_reads_it(tiny, byte_tokenizer):
+    model, tokenizer, wanted = tiny("llama", vocab_size=260), byte_tokenizer(260), "도 👩"
+    ids, heard = tokenizer(wanted)["input_ids"], []
+
+    def spelled(logits, history):
+        kept = torch.full_like(logits, -torch.inf)
+        kept[:, ids[history.shape[1] - 1]] = 0.0
+        return kept
+
+    for count in range(1, len(ids) + 1):
+        whole = wanted.encode()[:count].decode(errors="ignore")
+        one, chosen = {"max_new_tokens": count, "filters": [spelled]}, {"best_of": 2, "temperature": 1.0}
+        ways = [SamplingParams(**one), SamplingParams(**one, num_beams=2), SamplingParams(**one, **chosen, reward=lambda prompt, text: heard.append(text) or 0.0)]
+        results = generate(model, tokenizer, [[5]] * 3, ways)
+        assert [(result.ids, result.text, result.finish_reason) for result in results] == [(ids[:count], whole, "length")] * 3
+        assert heard[-2:] == [whole] * 2
+        *committed, _ = stream(model, tokenizer, [5], ways[0])
+        assert "".join(event.text for event in committed) == whole
 
 
 def test_a_word_is_shown_with_the_token_that_says_it(real_model, tokenizer):
@@ -324,3 +344,20 @@ def test_a_stop_id_that_the_model_does_not_have_is_refused(tiny_llama, tokenizer
 def test_a_function_that_allows_nothing_it_could_name_is_refused_by_name(tiny_llama, tokenizer):
     with pytest.raises(UserError, match="prefix_allowed_tokens_fn must return a list of ids, got None"):
         generate(tiny_llama, tokenizer, [[5, 6]], SamplingParams(max_new_tokens=3, prefix_allowed_tokens_fn=lambda ids: None))
+
+
+@pytest.mark.parametrize(
+    "prompt, place",
+    [
+        ("\ud800", "prompt 2"),
+        (asked("\ud800"), "prompt 2: messages[0].content"),
+        (Dialogue(asked("fine"), [{"name": "\ud800"}]), "prompt 2: tools[0].name"),
+    ],
+    ids=["text", "messages", "tools"],
+)
+def test_half_a_character_in_a_prompt_or_a_scored_answer_is_refused_by_its_place(tiny_llama, tiny_tokenizer, prompt, place):
+    with pytest.raises(UserError) as refused:
+        generate(tiny_llama, tiny_tokenizer, ["fine", prompt], SamplingParams(max_new_tokens=2))
+    assert str(refused.value).startswith(f"{place} has the lone surrogate U+D800 as character 1")
+    with pytest.raises(UserError, match="^prompt 1 with its answer: the answer has the lone surrogate"):
+        score(tiny_llama, tiny_tokenizer, ["fine"], ["\ud800"])

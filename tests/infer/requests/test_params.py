@@ -85,3 +85,21 @@ def test_a_value_that_cannot_be_honoured_is_refused_by_name(setting, message):
 def test_a_setting_of_another_shape_or_without_the_one_it_belongs_to_is_refused(setting, message):
     with pytest.raises(UserError, match=message):
         SamplingParams(**setting)
+
+
+@pytest.mark.parametrize(
+    "setting, place",
+    [
+        ({"stop": ["a", "\ud800"]}, "stop[1]"),
+        ({"bad_words": ("\udfff",)}, "bad_words[0]"),
+        ({"prefix": "\ud800"}, "prefix"),
+        ({"choice": ["\ud800"]}, "choice[0]"),
+        ({"forced_text": {3: "\ud800"}}, "forced_text.3"),
+        ({"json_schema": {"enum": ["\ud800"]}}, "json_schema.enum[0]"),
+    ],
+    ids=ascii,
+)
+def test_half_a_character_in_a_setting_is_refused_by_its_place(setting, place):
+    with pytest.raises(UserError) as refused:
+        SamplingParams(**setting)
+    assert str(refused.value).startswith(f"{place} has the lone surrogate U+D")

@@ -214,6 +214,19 @@ def test_the_prompts_trained_on_are_the_rows_ids_and_rewards_get_messages_and_co
     assert rows[0]["prompt_ids"] != own  # trl would have read the text as the control token
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_rewards_read_whole_characters_alone_of_an_answer_that_its_length_cuts(kind, fresh_tiny, byte_tokenizer, tmp_path):
+    tokenizer, heard = byte_tokenizer(260), []
+    hear = lambda prompts, completions, **columns: heard.extend(completions) or [0.0] * len(prompts)
+    two = {"num_generations": 2, "per_device_train_batch_size": 2}
+    trainer = build(kind, fresh_tiny("llama", vocab_size=260), tokenizer, tmp_path, rewards=[hear], rows=asked(tokenizer), **two)
+    answers = [tokenizer("서울은")["input_ids"][:-1], tokenizer("a\ufffd")["input_ids"]]
+    trainer._answers = lambda prompts: answers
+    batch = trainer._generate_and_score_completions([{"row": 0}, {"row": 0}])
+    assert heard == ["서울", "a\ufffd"] and batch["completion_ids"][0].tolist() == answers[0]
+    assert tokenizer.batch_decode(answers, skip_special_tokens=True)[0] == "서울\ufffd"  # the tokenizer is as it was
+
+
 def test_columns_are_whole():
     assert with_all_columns([{"columns": {"a": 1}}, {"columns": {"b": 2}}]) == [{"columns": {"a": 1, "b": None}}, {"columns": {"a": None, "b": 2}}]
 
