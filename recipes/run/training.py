@@ -10,8 +10,8 @@ from transformers import EarlyStoppingCallback, TrainingArguments
 from seodang.data.accounting import Accounting
 from seodang.data.errors import UserError
 from seodang.data.preference_rows import preference_pairs
-from seodang.infer.kernels.device import choose_dtype
 from seodang.infer.kernels.cpu_threads import threads_line
+from seodang.infer.kernels.device import choose_dtype
 from seodang.recipes.options.training import ModelOptions, RunOptions
 from seodang.recipes.run.identity import refuse_other_run
 from seodang.train.run.checkpoints import find_resume
