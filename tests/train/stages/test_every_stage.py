@@ -20,7 +20,7 @@ from seodang.train.stages.ppo_settings import PpoSettings
 from seodang.train.stages.reward import reward_trainer
 from seodang.train.stages.sft import sft_trainer
 
-QUIET = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none", "disable_tqdm": True, "learning_rate": 1e-2, "seed": 1,
+QUIET = {"use_cpu": True, "bf16": False, "activation_checkpointing": False, "report_to": "none", "disable_tqdm": True, "learning_rate": 1e-2, "seed": 1,
          "lr_scheduler_type": "constant", "logging_strategy": "no", "num_train_epochs": 3, "per_device_eval_batch_size": 4}  # fmt: skip
 TWO_STEPS_AN_EPOCH = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
 GROUPS = {"num_generations": 2, "per_device_train_batch_size": 4, "max_completion_length": 6, "temperature": 2.0, "num_train_epochs": 2}
