@@ -15,7 +15,7 @@ from ...data.errors import UserError
 from ...infer.checkpoint.manifest import fingerprint, verify
 from ...infer.kernels.device import in_float64
 from .checkpoints import STAGING, explain_full_disk, publish, publish_into, require_space, rotate, start_staging
-from .interruption import Interruptible, leaving
+from .interruption import Interruptible
 from .optimizer import MasterAdamW
 from .randomness import order_by_epoch, preserve_random_state
 
@@ -225,7 +225,7 @@ class CrashSafeCheckpoints(Interruptible):
             run = self._save_final()
             asked = self.asked_to_stop()
         if asked:
-            raise leaving(self._number)
+            self._leave(f"the model of step {self.state.global_step} is saved in {run}")
         return run
 
     def _save_final(self) -> Path:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from transformers.trainer_utils import IntervalStrategy
@@ -105,12 +105,17 @@ class Interruptible:
         self.signals.tells = self.is_world_process_zero()
         with self.signals.watched():
             try:
-                return super().train(*args, **kwargs)
+                result = super().train(*args, **kwargs)
+                if not self.asked_to_stop():
+                    return result
             except (Stopping, RuntimeError) as error:
                 if not isinstance(error, Stopping) and not self._lost_workers(error):
                     raise
-                words = self._keep_last_step()
-        self.is_in_train = False
+            words = self._keep_last_step()
+        self._leave(words)
+
+    def _leave(self, words: str) -> NoReturn:
+        """Say what was saved, once however many processes there are, and raise what the signal asks for."""
         if self.is_world_process_zero():
             print(words, file=sys.stderr, flush=True)
         raise leaving(self._number, words)
@@ -122,11 +127,14 @@ class Interruptible:
     def _keep_last_step(self) -> str:
         """Publish a checkpoint of the last whole step, where there is none; what there is to say of it."""
         step, folder = self.state.global_step, Path(super()._get_output_dir(None)) / f"checkpoint-{self.state.global_step}"
-        if self._step_kept not in (None, step):
+        over = not self.is_in_train  # all steps were done: the weights may be those of the best checkpoint by now, the bars are closed
+        if self._step_kept not in (None, step) and not (over and self.args.load_best_model_at_end):
             restore_random_state(self._random_state, self.args.device)  # what was left half done may have drawn
             self._save_checkpoint(self.model, None)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
-        self.callback_handler.on_train_end(self.args, self.state, self.control)  # bars and trackers are closed
+        if not over:
+            self.callback_handler.on_train_end(self.args, self.state, self.control)  # closes bars and trackers
+            self.is_in_train = False
         if (folder / MANIFEST).is_file():
             return f"step {step} is saved in {folder}: the same command goes on from there (--resume auto)"
         since = f"the checkpoint of step {step} that it went on from" if step else "its beginning"
@@ -153,7 +161,7 @@ class Interruptible:
 
         All processes have to call this; the work must change nothing that a checkpoint holds, and wait for no other process.
         """
-        if self._in_step:
+        if self._in_step or not self.signals.watching:
             return work()
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # whose forward passes wait for each other
         result = work() if sharded else self.signals.abandon_if_asked(work)

@@ -111,6 +111,16 @@ def test_a_signal_while_a_checkpoint_is_written_waits_for_it(fresh_tiny, tiny_to
     assert verify(tmp_path)["step"] == 2
 
 
+def test_a_signal_at_the_very_end_is_heeded_too(fresh_tiny, tiny_tokenizer, tmp_path, capfd):
+    trainer = trainer_of(fresh_tiny, tiny_tokenizer, tmp_path, Sent("on_train_end", signal.SIGTERM, step=6))
+    with pytest.raises(SystemExit):
+        trainer.train()
+    assert verify(tmp_path / "checkpoint-6")["step"] == 6 and f"step 6 is saved in {tmp_path}/checkpoint-6" in capfd.readouterr().err
+    resumed = trainer_of(fresh_tiny, tiny_tokenizer, tmp_path)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert equal(resumed, trainer) and resumed.state.global_step == 6
+
+
 @pytest.mark.parametrize("strategy", ["steps", "epoch"])
 def test_an_evaluation_is_left_at_once_and_done_by_the_run_that_goes_on(fresh_tiny, tiny_tokenizer, tmp_path, strategy):
     how = {"eval_strategy": strategy, "save_strategy": strategy, "eval_steps": 3, "save_steps": 3, "load_best_model_at_end": True, "metric_for_best_model": "eval_number"}
