@@ -93,6 +93,7 @@ class Interruptible:
         self._in_step = False  # whether a micro-batch of a step that is not finished was learned from
         self._step_kept: int | None = None  # the newest step that a checkpoint holds
         self._random_state: Any = None  # at the end of the last step
+        self.goes_on = "resume from it to go on"  # how, as the line about what was saved says
         super().__init__(*args, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -136,7 +137,7 @@ class Interruptible:
             self.callback_handler.on_train_end(self.args, self.state, self.control)  # closes bars and trackers
             self.is_in_train = False
         if (folder / MANIFEST).is_file():
-            return f"step {step} is saved in {folder}: the same command goes on from there (--resume auto)"
+            return f"step {step} is saved in {folder}: {self.goes_on}"
         since = f"the checkpoint of step {step} that it went on from" if step else "its beginning"
         return f"stopped before another step was done: there is nothing to save since {since}"
 

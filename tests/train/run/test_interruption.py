@@ -62,7 +62,7 @@ def test_the_step_in_hand_is_finished_and_saved_and_the_run_goes_on_from_it(fres
     folder = tmp_path / "out" / f"checkpoint-{saved}"
     assert verify(folder)["step"] == saved and complete_checkpoints(folder.parent) == [folder]
     [line] = [line for line in capfd.readouterr().err.splitlines() if folder.name in line]
-    assert line == f"step {saved} is saved in {folder}: the same command goes on from there (--resume auto)"
+    assert line == f"step {saved} is saved in {folder}: resume from it to go on"
     resumed = trainer_of(fresh_tiny, tiny_tokenizer, tmp_path / "out")
     resumed.train(resume_from_checkpoint=str(folder))
     assert equal(resumed, whole) and resumed.state.global_step == whole.state.global_step == 6
