@@ -1,8 +1,20 @@
-"""The command line: `seodang VERB ...` runs `recipes/VERB.py`."""
+"""The command line: `seodang VERB ...` runs `recipes/VERB.py`.
 
-import difflib
+What can be said without the libraries that a recipe imports, which take seconds, is said before they are imported.
+"""
+
+import gc
 import importlib
+import os
+import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TextIO
+
+# Threads that spin while they wait take the core from those they wait for, wherever another program runs. OpenMP reads this when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 VERBS = {
     "prepare": "convert the embedded default model into the cache folder",
@@ -20,7 +32,7 @@ VERBS = {
     "explain": "show how an answer came about: probabilities, filters, beams, drafts, attention",
     "score": "log-probability and perplexity of given answers",
     "export": "merge an adapter into its base model and check that nothing changed",
-    "demo": "fine-tune the default model on real triplets, before and after",
+    "demo": "teach the default model eight small tasks and let it answer, before and after",
     "demo-rlhf": "teach the default model to follow a rule: SFT, reward model, PPO and DPO in turn",
 }
 
@@ -28,27 +40,84 @@ VERBS = {
 def usage() -> str:
     width = max(map(len, VERBS))
     lines = [f"  {verb:<{width}}  {what}" for verb, what in VERBS.items()]
-    return "\n".join(["usage: seodang VERB [options]     (seodang VERB --help lists them)", "", *lines])
+    return "\n".join(["usage: seodang VERB [options]     (seodang VERB --help has those that matter most)", "", *lines])
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb with the rest of the arguments; return its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    """Run one verb with the rest of the arguments, by default those of the process; return its exit code."""
+    with ended_by_interrupt():
+        run, rest = prepared(sys.argv[1:] if argv is None else argv, alone=argv is None)
+    code = run(rest)
+    if argv is None:
+        gc.freeze()  # the process ends: what it holds need not be looked through for the last time
+    return code
+
+
+def prepared(argv: list[str], alone: bool) -> tuple[Callable[[list[str]], int], list[str]]:
+    """What is to be called, and with which arguments; `alone`, the process has nothing else to do."""
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(usage())
-        return 0
+        return said(usage()), []
     if argv[0] == "--version":
         from . import __version__
 
-        print(__version__)
-        return 0
-    verb = argv[0]
+        return said(__version__), []
+    verb, *rest = argv
     if verb not in VERBS:
+        import difflib
+
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"did you mean {near[0]}?" if near else "see seodang --help"
-        print(f"error: unknown verb {verb!r}: {hint}", file=sys.stderr)
-        return 2
-    return importlib.import_module(f".recipes.{verb.replace('-', '_')}", __package__).main(argv[1:])
+        return said(f"error: unknown verb {verb!r}: {hint}", sys.stderr, 2), []
+    from .data.errors import UserError
+    from .recipes.options import known
+
+    try:
+        if (text := known.help_asked(verb, rest)) is not None:
+            return said(text), []
+        known.refuse(verb, rest)
+    except UserError as error:
+        return said(f"error: {error}", sys.stderr, 2), []
+    with no_collection() if alone else nullcontext():
+        return importlib.import_module(f".recipes.{verb.replace('-', '_')}", __package__).main, rest
+
+
+def said(text: str, stream: TextIO | None = None, code: int = 0) -> Callable[[list[str]], int]:
+    """What prints a text and returns an exit code."""
+
+    def run(_: list[str]) -> int:
+        print(text, file=stream)
+        return code
+
+    return run
+
+
+@contextmanager
+def ended_by_interrupt() -> Iterator[None]:
+    """Let Ctrl-C end the process at once with one line: libraries that are being imported would show a traceback, or swallow it."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+
+    def end(*_) -> None:
+        os.write(2, b"interrupted\n")
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Make objects that stay, as imports do, without looking through all of them for garbage again and again: a third of the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 if __name__ == "__main__":

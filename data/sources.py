@@ -11,6 +11,7 @@ from typing import Any
 
 from .errors import UserError
 from .formats import Dialogue, Shapes, Text, recognise, to_examples
+from .hub import check_hub_name
 from .preferences import PromptExample, RankedPreference, UnpairedPreference
 
 Located = tuple[str, Any]  # where a record stands, and the record
@@ -116,6 +117,11 @@ def _check(weights: Sequence[float], count: int) -> None:
         raise UserError(f"weights must be above zero, got {bad[0]}")
 
 
+def check_source(name: str) -> None:
+    """Raise UserError for a source that is not there, without reading one that is."""
+    _reader(name, "train", streaming=True)
+
+
 def _reader(name: str, split: str, streaming: bool) -> Callable[[], Iterator[Located]]:
     """What reads the records of a source, again at each call."""
     path = Path(name).expanduser()
@@ -130,6 +136,7 @@ def _reader(name: str, split: str, streaming: bool) -> Callable[[], Iterator[Loc
         return lambda: READERS[path.suffix.lower()](path)
     if path.suffix.lower() in READERS or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"there is no file or folder {name}")
+    check_hub_name(name.partition(":")[0], "dataset")
     return lambda: _hub(name, split, streaming)
 
 

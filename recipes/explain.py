@@ -34,8 +34,6 @@ class Explain:
             raise UserError('no prompt: give one ("...")')
         if self.steps < 0:
             raise UserError(f"steps must not be below zero, got {self.steps}")
-        if self.html and not Path(self.html).expanduser().parent.is_dir():
-            raise UserError(f"html {self.html}: there is no folder {Path(self.html).parent}")
         if self.attention is not None:
             from seodang.infer.explain.attention_map import parse_attention
 

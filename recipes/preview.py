@@ -45,8 +45,6 @@ class PreviewOptions(RecordOptions):
     def __post_init__(self) -> None:
         if self.rows < 0:
             raise UserError(f"rows must not be below zero, got {self.rows}")
-        if self.html and not Path(self.html).expanduser().parent.is_dir():
-            raise UserError(f"html {self.html}: there is no folder {Path(self.html).parent}")
 
 
 @command

@@ -99,13 +99,13 @@ def read_sections(sections: dict[str, list[str]], options: RlhfOptions, model: M
 
     Raises UserError for one of those among them.
     """
-    cpu = ["--use_cpu", "true"] if model.device == "cpu" else []
+    own_words = ["--output_dir", options.output_dir, *(["--use_cpu", "true"] if model.device == "cpu" else [])]
     for name, words in sections.items():
         for own in ("output_dir", "seed"):
             if f"--{own}" in words:
                 raise UserError(f"--{name}.{own} is set by the rounds: give --{own}")
-    (reward_args,) = parse([*cpu, *sections["reward"]], RewardArguments, prog="seodang rlhf", description=None)
-    settings, ppo_args = parse([*cpu, *sections["ppo"]], PpoSettings, PpoArguments, prog="seodang rlhf", description=None)
+    (reward_args,) = parse([*own_words, *sections["reward"]], RewardArguments, prog="seodang rlhf", description=None)
+    settings, ppo_args = parse([*own_words, *sections["ppo"]], PpoSettings, PpoArguments, prog="seodang rlhf", description=None)
     return reward_args, settings, ppo_args
 
 

@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ["data", "infer", "train", "recipes"]  # each imports itself and those before it
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PACKAGES = PROJECT["tool"]["setuptools"]["packages"]  # in the order in which they may import
-NOT_SHIPPED = {"data/samples/build.py", "data/samples/names_english.txt", "data/samples/names_korean.txt", "data/samples/translations.tsv"}
+BUILDING = ("build.py", "build_everyday.py", "everyday.yaml", "names_english.txt", "names_korean.txt", "translations.tsv")
+NOT_SHIPPED = {f"data/samples/{name}" for name in BUILDING}
 
 
 def files(folder, pattern="*"):

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from ...data.errors import UserError
+from ...data.hub import check_hub_name
 from ..kernels.device import choose_device, choose_dtype, cpu_has_bfloat16
 from ..kernels.fused_projections import fuse_projections
 from .default_model import default_model
@@ -105,8 +106,8 @@ def load_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerBase:
 def resolve(path: str | os.PathLike) -> str:
     """Turn "default" into its folder; pass a hub name on as it is.
 
-    Raises UserError for a path that is neither a folder nor shaped like a hub name, and for a folder whose writing was cut short. Its files are
-    checked where they are loaded.
+    Raises UserError for a path that is neither a folder nor a name that can be had from the hub, and for a folder whose writing was cut short. Its
+    files are checked where they are loaded.
     """
     name = os.fspath(path)
     if name == "default":
@@ -117,8 +118,9 @@ def resolve(path: str | os.PathLike) -> str:
         if not (folder / "config.json").is_file() and not (folder / ADAPTER_CONFIG).is_file():
             raise UserError(f"{name} holds no model (neither config.json nor {ADAPTER_CONFIG}): name a checkpoint's own folder")
         return name
-    if os.path.exists(name) or name.startswith(("/", ".", "~")) or name.count("/") > 1 or not name:
+    if os.path.exists(name):
         raise UserError(f"model {name!r} is not a folder: give a checkpoint's folder, a hub name such as Qwen/Qwen3-0.6B, or default")
+    check_hub_name(name)
     return name
 
 

@@ -4,8 +4,8 @@ On transformers' HfArgumentParser; trl's TrlParser does the same without a guess
 """
 
 import argparse
-import difflib
 import functools
+import json
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,6 +16,8 @@ import yaml
 from transformers import HfArgumentParser
 
 from seodang.data.errors import UserError
+from seodang.recipes.options.known import described, help_asked, unknown_option
+from seodang.recipes.options.outputs import check_outputs
 
 
 def command(main: Callable[..., int | None]) -> Callable[..., int]:
@@ -67,12 +69,19 @@ def parse(
     """Read the dataclasses' fields from `--config FILE.yaml` and from options, which win; one instance a class.
 
     Fields named in `positional` may also be given without their option, in that order; the last may be a list. Hyphens count as
-    underscores. Unknown options and keys raise UserError with the nearest known name.
+    underscores. Unknown options and keys raise UserError with the nearest known name, as does an output that cannot be written.
+    `--help` prints the options that matter most, `--help all` every one and `--help json` the same for programs.
     """
+    if (text := help_asked(prog.removeprefix("seodang "), argv)) is not None:
+        print(text)
+        sys.exit(0)
     parser = _Parser(
         classes, prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--config", metavar="FILE.yaml", help="Options from a YAML file; those on the command line win.")
+    if list(argv[-2:]) == ["--help", "json"]:
+        print(json.dumps(described(parser, positional), ensure_ascii=False))
+        sys.exit(0)
     required = _add_positional(parser, positional)
     argv = [_underscored(word) for word in argv]
     _apply_config(parser, _config_path(argv), classes)
@@ -84,6 +93,7 @@ def parse(
     for name in required:
         if values[name] is None:
             raise UserError(f"{name} is missing: give it first, or as --{name} (see {prog} --help)")
+    check_outputs(values)
     try:
         return tuple(_build(cls, values) for cls in classes)
     except UserError:
@@ -185,9 +195,6 @@ def _converted(action: argparse.Action, value: Any, path: str) -> Any:
 
 
 def _unknown_option(word: str, parser: argparse.ArgumentParser) -> str:
-    name = word.partition("=")[0].lstrip("-").replace("-", "_")
     if not word.startswith("-"):
         return f"unexpected argument {word!r}: put a value with spaces in quotes (see {parser.prog} --help)"
-    near = difflib.get_close_matches(name, _options(parser), n=1)
-    hint = f": did you mean {near[0]}?" if near else f" (see {parser.prog} --help)"
-    return f"unknown option {name!r}{hint}"
+    return unknown_option(word, _options(parser), parser.prog)

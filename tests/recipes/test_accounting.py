@@ -50,8 +50,9 @@ def test_records_read_are_kept_or_dropped_by_name_and_refused_where_that_is_aske
     fresh_tiny("llama").save_pretrained(base)
     tiny_tokenizer.save_pretrained(base)
     data.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    argv = ["--model", str(base), "--data", str(data), *(str(tmp_path / "out") if word == "OUT" else word for word in words)]
+    argv = ["--model", str(base), "--data", str(data), *(str(tmp_path / "runs" / "out") if word == "OUT" else word for word in words)]
     assert verb.main(argv) == 0
+    assert not (tmp_path / "runs").exists()  # a dry run leaves nothing behind
     told = capsys.readouterr().out
     read, kept = map(int, re.search(r"records +(\d+) read, (\d+) kept", told).groups())
     assert read == len(records) and kept == 8

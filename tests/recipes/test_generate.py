@@ -119,7 +119,7 @@ def test_stop_texts_and_options_from_a_file_are_honoured(real, tmp_path, capsys)
         (["CHECKPOINT", "FOLDER/empty.txt"], "empty.txt is empty"),
         (["CHECKPOINT", "FOLDER/latin.txt"], "latin.txt is not UTF-8"),
         (["CHECKPOINT", "FOLDER/number.json"], "number.json record 1"),
-        (["CHECKPOINT", "hi", "--output", "FOLDER/no/such/folder.jsonl"], "cannot be written"),
+        (["CHECKPOINT", "hi", "--output", "FOLDER/no/such/folder.jsonl"], "there is no folder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

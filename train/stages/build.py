@@ -1,8 +1,10 @@
 """What every stage does on the way to its trainer: look at the rows, make the model ready, keep the caller's arguments as they were."""
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
@@ -93,18 +95,34 @@ class Stage:
         **options: Any,
     ) -> Any:
         """The stage's trainer; `args` are copied, `options` are those of the trainer alone."""
-        trainer = self.trainer(
-            model=model,
-            args=own_arguments(args),
-            train_dataset=rows,
-            eval_dataset=eval_rows or None,
-            processing_class=tokenizer,
-            callbacks=[RunLog(), *callbacks],
-            **options,
-        )
+        with no_new_folder(Path(args.output_dir) if args.should_save else None):
+            trainer = self.trainer(
+                model=model,
+                args=own_arguments(args),
+                train_dataset=rows,
+                eval_dataset=eval_rows or None,
+                processing_class=tokenizer,
+                callbacks=[RunLog(), *callbacks],
+                **options,
+            )
         if self.trainer_adds_adapter:
             speed_up_adapters(trainer.model)
         return trainer
+
+
+@contextmanager
+def no_new_folder(folder: Path | None) -> Iterator[None]:
+    """Take away an empty folder, and those above it, that were not there before: the Trainer makes the run's before there is anything to keep.
+
+    None is the folder of a process that makes none, and must not take away another's.
+    """
+    new = [each for each in (folder, *folder.parents) if not each.exists()] if folder is not None else []
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # something lies in it, or another process has been here first
+            for each in new:
+                each.rmdir()
 
 
 def own_arguments(args: TrainingArguments) -> TrainingArguments:

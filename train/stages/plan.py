@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.utils.data import IterableDataset
@@ -24,6 +24,11 @@ class Plan:
     disk: int  # bytes of all checkpoints kept at a time
     step_seconds: float
     seconds: float
+
+    def of_steps(self, steps: int) -> "Plan":
+        """The same run with another number of steps; one checkpoint more or less is not counted anew."""
+        share = steps / self.steps
+        return replace(self, steps=steps, tokens=share * self.tokens, seconds=share * self.seconds)
 
     def lines(self) -> list[str]:
         """The plan for people, in lines."""

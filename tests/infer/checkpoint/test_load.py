@@ -1,8 +1,11 @@
 import importlib.util
 import json
+import shutil
+import time
 
 import pytest
 import torch
+from huggingface_hub import constants
 from peft import LoraConfig, get_peft_model
 
 from seodang.data.errors import UserError
@@ -56,6 +59,22 @@ def test_a_hub_name_that_cannot_be_reached_is_one_line(monkeypatch):
     with pytest.raises(UserError) as caught:
         load_tokenizer("nobody/nothing-of-the-kind")
     assert "nobody/nothing-of-the-kind" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_hub_name_in_the_cache_is_loaded_though_the_hub_does_not_answer(saved, tmp_path, monkeypatch):
+    repository = tmp_path / "hub" / "models--owner--name"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0123abc", encoding="utf-8")
+    shutil.copytree(saved, repository / "snapshots" / "0123abc")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("seodang.data.hub.answers", lambda endpoint: False)
+    begun = time.monotonic()
+    model, tokenizer = load("owner/name", device="cpu", dtype="float32")
+    assert time.monotonic() - begun < 5 and model.config.name_or_path == "owner/name"
+    own, _ = load(saved, device="cpu", dtype="float32")
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(own.state_dict().values(), model.state_dict().values(), strict=True))
 
 
 def test_an_adapters_folder_brings_its_base(saved, fresh_tiny, tmp_path):

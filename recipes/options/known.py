@@ -1,0 +1,237 @@
+"""What is known of every command's options before the libraries that declare some of them are imported: short help, and mistakes told at once.
+
+`known.json` is written by `python -m seodang.recipes.options.known` from what the commands' own parsers say (`--help json`); a test says when.
+"""
+
+import argparse
+import contextlib
+import difflib
+import importlib
+import io
+import json
+import os
+import re
+import shutil
+import textwrap
+from collections.abc import Iterable, Sequence
+from functools import cache
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from seodang.data.errors import UserError
+from seodang.data.hub import check_hub_name
+from seodang.data.sources import check_source
+from seodang.recipes.options.outputs import OUTPUTS, check_outputs
+
+FILE = Path(__file__).with_name("known.json")
+LIBRARIES = ("transformers", "trl")  # whose versions decide which options there are
+MODELS = ("model", "adapter", "reference", "reward_model", "value_model")  # the options that name a model's folder, or one on the hub
+SOURCES = ("data", "eval_data")  # those that name what is read
+
+DATA = "data eval_data eval_fraction"
+MODEL = "model lora_r device dtype"
+LEARNING = "learning_rate num_train_epochs per_device_train_batch_size"
+RUN = "output_dir config resume dry_run"
+SPEAKER = "model adapter device dtype"
+CHOICE = "temperature top_p top_k min_p repetition_penalty num_beams json_schema regex"
+DEMO = {"model": "model device dtype", "run": "output_dir minutes heldout seed"}
+
+# The options that matter most, under their headings; the others are listed by --help all.
+FIRST: dict[str, dict[str, str]] = {
+    "prepare": {},
+    "preview": {
+        "data": "data shape weights split rows html", "model": "model chat_template", "labels": "max_length train_on empty_answers unusable",
+    },
+    "sft": {"data": f"{DATA} max_length packing", "model": MODEL, "learning": f"{LEARNING} max_steps", "run": RUN},
+    "reward": {"data": f"{DATA} max_length pair_weights", "model": MODEL, "learning": LEARNING, "run": RUN},
+    "dpo": {"data": f"{DATA} max_length", "model": f"{MODEL} reference", "learning": f"loss beta {LEARNING}", "run": RUN},
+    "kto": {"data": f"{DATA} max_length", "model": MODEL, "learning": f"beta {LEARNING}", "run": RUN},
+    "ppo": {
+        "data": f"{DATA} max_prompt_length", "reward": "reward reward_model", "model": MODEL,
+        "learning": "iterations rollouts max_new_tokens kl_coefficient learning_rate per_device_train_batch_size", "run": RUN,
+    },
+    **{
+        verb: {
+            "data": f"{DATA} max_prompt_length", "reward": "reward reward_model", "model": MODEL,
+            "learning": f"num_generations max_completion_length beta {LEARNING}", "run": RUN,
+        }
+        for verb in ("grpo", "rloo")
+    },
+    "rlhf": {
+        "data": "data ranker ranked_prompts heldout_prompts samples", "model": MODEL, "rounds": "rounds reward_from policy_prompts",
+        "run": "output_dir config seed dry_run",
+    },
+    "generate": {
+        "prompts": "prompts output raw batch_size", "model": SPEAKER, "answer": "max_new_tokens stop seed num_return_sequences",
+        "choice of tokens": CHOICE,
+    },
+    "chat": {"talk": "system", "model": SPEAKER, "answer": "max_new_tokens stop seed", "choice of tokens": CHOICE},
+    "explain": {"prompt": "prompt html attention raw", "model": SPEAKER, "answer": "max_new_tokens stop seed", "choice of tokens": CHOICE},
+    "score": {"data": "data shape output raw tokens", "model": f"{SPEAKER} chat_template"},
+    "export": {"checkpoint": "model output_dir dtype"},
+    "demo": DEMO | {"learning": "tokens learning_rate"},
+    "demo-rlhf": DEMO,
+}  # fmt: skip
+
+
+def help_asked(verb: str, argv: Sequence[str]) -> str | None:
+    """The short help of a verb where the arguments ask for it, else None."""
+    asked = next((place for place, word in enumerate(_before_dashes(argv)) if word in ("-h", "--help")), None)
+    if asked is None or list(argv[asked + 1 : asked + 2]) in (["all"], ["json"]) or verb not in known():
+        return None
+    return short_help(verb, shutil.get_terminal_size().columns)
+
+
+def short_help(verb: str, width: int) -> str:
+    """The options that matter most under their headings, as wide as a terminal of so many columns."""
+    width = min(max(width, 60), 140)
+    told = known()[verb]
+    places = "".join(f" {name.upper()}" for name in told["positional"])
+    lines = [f"usage: seodang {verb}{places} [options]", "", *told["description"].strip().splitlines()]
+    for heading, options in told["first"].items():
+        lines += ["", heading]
+        for name, what in options.items():
+            lines += _entry(name, what, width)
+    count = len(told["names"].split())
+    return "\n".join([*lines, "", f"--help all lists all {count} options."])
+
+
+def _entry(name: str, what: str, width: int, column: int = 26) -> list[str]:
+    begun, text = f"  --{name}", textwrap.wrap(what, width - column)
+    first = [f"{begun:<{column}}{text[0]}"] if len(begun) < column else [begun, " " * column + text[0]]
+    return first + [" " * column + line for line in text[1:]]
+
+
+def refuse(verb: str, argv: Sequence[str]) -> None:
+    """Raise UserError for an option that the verb does not have, an output that cannot be written, and a model or data that cannot be had.
+
+    What cannot be told so early is left to the verb's parser: other versions of the libraries may have other options.
+    """
+    told = known().get(verb)
+    if told is None:
+        return
+    given = _given(verb, argv)
+    values = _configured(given.get("config")) | {name: words for name, words in given.items() if words}
+    texts = {name: _texts(values.get(name)) for name in (*OUTPUTS, *MODELS, *SOURCES) if name in told["names"].split()}
+    check_outputs(told["outputs"] | {name: texts[name][0] for name in told["outputs"] if texts[name]})
+    for model in (texts[name][0] for name in MODELS if texts.get(name)):
+        if model not in ("", "default") and not os.path.exists(model):
+            check_hub_name(model)
+    for source in (source for name in SOURCES for source in texts.get(name, ())):
+        check_source(source)
+
+
+def _given(verb: str, argv: Sequence[str]) -> dict[str, list[str]]:
+    """The words behind each option, of which the first is its value where it takes one; raises UserError for an option that there is not."""
+    told, words = known()[verb], _before_dashes(argv)
+    names = told["names"].split()
+    given = {name: [word] for name, word in zip(told["positional"], takewhile(lambda word: not word.startswith("-"), words))}
+    behind: list[str] = []
+    for word in words:
+        if not word.startswith("--") or " " in word:
+            behind.append(word)
+            continue
+        name, equals, value = word[2:].partition("=")
+        name = name.replace("-", "_")
+        if name not in names and "." not in name and _versions() == known()["versions"]:  # with a dot it is a section's
+            raise UserError(unknown_option(word, names, f"seodang {verb}"))
+        given[name] = behind = [value] if equals else []
+    return given
+
+
+def _texts(value: Any) -> list[str]:
+    """A value of the command line or of a file as the texts that it consists of; nothing where it is something else."""
+    values = value if isinstance(value, list) else [value]
+    return values if all(isinstance(each, str) for each in values) else []
+
+
+def _before_dashes(argv: Sequence[str]) -> list[str]:
+    """The words that may be options: behind a lone -- none is."""
+    return list(argv[: argv.index("--")]) if "--" in argv else list(argv)
+
+
+def _configured(paths: list[str] | None) -> dict[str, Any]:
+    """What a YAML file sets; nothing where it cannot be read, of which the parser will speak."""
+    if not paths:
+        return {}
+    if not Path(paths[0]).is_file():
+        raise UserError(f"--config {paths[0]}: there is no such file")
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(paths[0]).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        values = None
+    return {str(name).replace("-", "_"): value for name, value in values.items()} if isinstance(values, dict) else {}
+
+
+def unknown_option(word: str, names: Iterable[str], prog: str) -> str:
+    """What to say of a word that is no option of a command, with the nearest that is."""
+    name = word.partition("=")[0].lstrip("-").replace("-", "_")
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"unknown option {name!r}" + (f": did you mean {near[0]}?" if near else f" (see {prog} --help)")
+
+
+@cache
+def known() -> dict[str, Any]:
+    """What `known.json` holds."""
+    return json.loads(FILE.read_text(encoding="utf-8"))
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in LIBRARIES}
+
+
+# What is written of the parsers
+
+
+def described(parser: argparse.ArgumentParser, positional: Sequence[str]) -> dict[str, Any]:
+    """A command's parser in a form that can be kept: for each option what is said of it, with its default."""
+    options = {}
+    for action in parser._actions:
+        for name in action.option_strings:
+            if name.startswith("--") and "-" not in name[2:]:
+                options[name[2:]] = _told(action, parser)
+    return {"description": parser.description or "", "positional": list(positional), "options": options}
+
+
+def _told(action: argparse.Action, parser: argparse.ArgumentParser) -> dict[str, Any]:
+    text = " ".join((action.help or "").split()) % {"default": action.default, "prog": parser.prog}
+    plain = action.default is None or isinstance(action.default, bool | int | float | str | list | dict)
+    return {"help": text, "default": action.default if plain else str(action.default)}
+
+
+def written() -> dict[str, Any]:
+    """What `known.json` should hold: of the options that come first what is said of them, of the others their names."""
+    return {"versions": _versions(), **{verb: _of_verb(verb, first) for verb, first in FIRST.items()}}
+
+
+def _of_verb(verb: str, first: dict[str, str]) -> dict[str, Any]:
+    module, printed = importlib.import_module(f"seodang.recipes.{verb.replace('-', '_')}"), io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        module.main(["--help", "json"])
+    told = json.loads(printed.getvalue())
+    options = told.pop("options")
+    shown = {heading: {name: _line(options[name]) for name in names.split()} for heading, names in first.items()}
+    outputs = {name: options[name]["default"] for name in OUTPUTS if name in options}
+    return {**told, "first": shown, "outputs": outputs, "names": " ".join(options)}
+
+
+def _line(option: dict[str, Any], most: int = 90) -> str:
+    """What is said of an option, as many sentences as fit into so many characters, with its default where that says something."""
+    first, *further = re.split(r"(?<=[.;]) (?=[A-Z])", option["help"])
+    for sentence in further:
+        if len(f"{first} {sentence}") > most:
+            break
+        first += f" {sentence}"
+    default = option["default"]
+    if default in (None, [], "") or default is False or isinstance(default, dict):
+        return first
+    return f"{first} [{' '.join(map(str, default)) if isinstance(default, list) else default}]"
+
+
+if __name__ == "__main__":
+    FILE.write_text(json.dumps(written(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

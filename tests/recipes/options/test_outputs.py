@@ -1,0 +1,47 @@
+"""Outputs that cannot be written are refused, and looking leaves nothing behind."""
+
+import os
+
+import pytest
+
+from seodang.data.errors import UserError
+from seodang.recipes.options.outputs import check_outputs
+
+# where nobody can write, root included
+SEALED = "/proc"
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "message"),
+    [
+        ("output_dir", "FILE", "--output_dir FILE: FILE is not a folder"),
+        ("output_dir", "FILE/below/it", "--output_dir FILE/below/it: FILE is not a folder"),
+        ("output_dir", "DANGLING/x", "DANGLING is not a folder"),
+        ("output_dir", SEALED, "nothing can be written in /proc"),
+        ("output_dir", SEALED + "/a/b", "--output_dir /proc/a/b: nothing can be written in /proc"),
+        ("output", "FOLDER", "--output FOLDER is a folder: name a file in it"),
+        ("output", "FOLDER/no/file.jsonl", "there is no folder FOLDER/no"),
+        ("html", "FILE/page.html", "there is no folder FILE"),
+        ("html", SEALED + "/page.html", "--html /proc/page.html: nothing can be written in /proc"),
+        ("output", SEALED + "/version", "--output /proc/version cannot be written"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_with_its_path(name, path, message, tmp_path):
+    (tmp_path / "file").write_text("kept", encoding="utf-8")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nobody")
+    here = lambda text: text.replace("FILE", f"{tmp_path}/file").replace("DANGLING", f"{tmp_path}/dangling").replace("FOLDER", str(tmp_path))
+    with pytest.raises(UserError) as caught:
+        check_outputs({name: here(path)})
+    assert here(message) in str(caught.value) and "name" in str(caught.value)
+    assert sorted(os.listdir(tmp_path)) == ["dangling", "file"] and (tmp_path / "file").read_text(encoding="utf-8") == "kept"
+
+
+def test_what_can_be_written_passes_and_nothing_is_made_or_changed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    there = tmp_path / "there.jsonl"
+    there.write_text("kept\n", encoding="utf-8")
+    changed = there.stat().st_mtime_ns
+    check_outputs({"output_dir": "runs/sft", "output": str(there), "html": "page.html"})
+    check_outputs({"output_dir": str(tmp_path), "output": "/dev/stdout", "html": None})
+    check_outputs({"model": "FILE/x"})
+    assert os.listdir(tmp_path) == ["there.jsonl"] and there.stat().st_mtime_ns == changed
