@@ -55,7 +55,7 @@ class Trl(Side):
         model, tokenizer = load("default", device="cpu", dtype="float32")
         args = DPOConfig(
             folder, learning_rate=1e-6, per_device_train_batch_size=len(lengths), report_to="none", use_cpu=True, bf16=False,
-            gradient_checkpointing=False, max_length=None, precompute_ref_log_probs=when == "before",
+            activation_checkpointing=False, max_length=None, precompute_ref_log_probs=when == "before",
         )  # fmt: skip
         rows = [{"prompt": [], "chosen": [], "rejected": []} for _ in lengths]
         given = None if lora or when == "before" else load("default", device="cpu", dtype="float32")[0]

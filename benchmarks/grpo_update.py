@@ -57,7 +57,7 @@ class Side:
         self.batch = make_batch(groups)
         args = GRPOConfig(
             folder, learning_rate=1e-6, per_device_train_batch_size=len(self.batch["advantages"]), num_generations=len(groups[0][1]),
-            report_to="none", use_cpu=True, bf16=False, gradient_checkpointing=False,
+            report_to="none", use_cpu=True, bf16=False, activation_checkpointing=False,
         )  # fmt: skip
         torch.manual_seed(0)
         self.trainer = trainer = self.build(model, tokenizer, args, LoraConfig(**LORA) if lora else None)

@@ -26,12 +26,12 @@ EQUAL = [256] * 8
 MIXED = [32, 64, 96, 160, 224, 320, 448, 512]
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 CASES = {  # lengths, ours: dtype and adapter, trl: settings
-    "a-float32": (EQUAL, "float32", False, {"bf16": False, "gradient_checkpointing": False}),
+    "a-float32": (EQUAL, "float32", False, {"bf16": False, "activation_checkpointing": False}),
     "a-default": (EQUAL, "auto", False, {}),
-    "b-float32": (MIXED, "float32", False, {"bf16": False, "gradient_checkpointing": False}),
+    "b-float32": (MIXED, "float32", False, {"bf16": False, "activation_checkpointing": False}),
     "b-default": (MIXED, "auto", False, {}),
-    "b-packing": (MIXED, "float32", False, {"bf16": False, "gradient_checkpointing": False, "packing": True, "max_length": 512}),
-    "lora-float32": (EQUAL[:4], "float32", True, {"bf16": False, "gradient_checkpointing": False}),
+    "b-packing": (MIXED, "float32", False, {"bf16": False, "activation_checkpointing": False, "packing": True, "max_length": 512}),
+    "lora-float32": (EQUAL[:4], "float32", True, {"bf16": False, "activation_checkpointing": False}),
     "lora-default": (EQUAL[:4], "auto", True, {}),
 }
 

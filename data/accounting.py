@@ -1,7 +1,7 @@
 """What became of the records: each that was read is kept or dropped, once."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +9,8 @@ from .errors import UserError
 
 UNUSABLE = ("drop", "error")
 EMPTY, NOTHING = "empty answer", "nothing to learn"
+EMPTY_QUESTION, DOUBLED = "empty question", "read before, word for word"
+REMEMBERED = 65_536  # records of a stream among which doubled ones are found
 
 
 def check_unusable(unusable: str) -> None:
@@ -43,23 +45,38 @@ class Accounting:
     boundary_merges: int = 0  # answers whose first letters the tokenizer would have merged into the prompt
     appended_eos: int = 0  # answers that the template does not end
     thinking_dropped: int = 0  # answers whose thinking the template leaves out
+    warned: Counter = field(default_factory=Counter)  # what is doubtful -> records that are kept all the same
     held_out: "Accounting | None" = None  # the same of the records that are not trained on
+    remembers: int | None = field(default=REMEMBERED, compare=False)  # among how many records doubled ones are found; None: among all
+    seen: dict[int, str] = field(default_factory=dict, repr=False, compare=False)  # a hash of a kept record's rows -> where it stands
 
-    def count_record(self, rows: Sequence[Any], reasons: Counter, unusable: str = "drop") -> None:
+    def count_record(self, rows: Sequence[Mapping[str, Any]], reasons: Counter, unusable: str = "drop", *, asked: Sequence[Mapping] = (), where: str = "") -> None:
         """Count one record: kept with its rows, or else dropped for the first of the reasons why an answer of it was left out.
 
-        Raises UserError instead of dropping it where `unusable` is "error".
+        `asked` are its messages, `where` is where it stands: what is doubtful about a record that is kept is counted too. Raises UserError
+        instead of dropping it where `unusable` is "error".
         """
         self.records += 1
         if rows:
             self.kept += 1
             self.rows += len(rows)
             self.left_out.update(reasons)
+            self.warned.update([EMPTY_QUESTION] * asks_nothing(asked) + [DOUBLED] * self._read_before(rows, where))
             return
         reason = next(iter(reasons), NOTHING)
         if unusable == "error":
             raise UserError(f"{reason}: mend the record, or leave such records out with --unusable drop")
         self.dropped[reason] += 1
+
+    def _read_before(self, rows: Sequence[Mapping[str, Any]], where: str) -> bool:
+        """Whether another record had the same rows; one that a mix of sources draws again stands where it stood."""
+        held = hash(repr([{name: value for name, value in row.items() if name != "where"} for row in rows]))
+        if held in self.seen:
+            return not where or self.seen[held] != where
+        self.seen[held] = where
+        if self.remembers is not None and len(self.seen) > self.remembers:
+            del self.seen[next(iter(self.seen))]
+        return False
 
     def count_notes(self, notes: Iterable[str]) -> None:
         """Count what had to be done for one answer, by the names of `NOTES`."""
@@ -86,5 +103,15 @@ class Accounting:
         """What was dropped and left out, in lines; of held-out records too."""
         lines = [f"dropped         {count:,} x {reason}" for reason, count in sorted(self.dropped.items())]
         lines += [f"left out        {count:,} x {reason}, beside answers that are kept" for reason, count in sorted(self.left_out.items())]
-        of_held = "" if self.held_out is None else f", of {self.held_out.records:,} records held out"
-        return [*lines, *(f"{line}{of_held}" for line in (self.held_out.lost_lines() if self.held_out else ()))]
+        lines += [f"warning         {count:,} x {doubt}, kept all the same" for doubt, count in sorted(self.warned.items())]
+        if self.held_out is None:
+            return lines
+        lines += [f"{line}, of {self.held_out.records:,} records held out" for line in self.held_out.lost_lines()]
+        leaked = len(self.seen.keys() & self.held_out.seen.keys())
+        return [*lines, f"warning         {leaked:,} x held out and trained on, word for word: it is no measure"] if leaked else lines
+
+
+def asks_nothing(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a user says nothing, or nothing but blanks, in one of the messages."""
+    said = [message.get("content") for message in messages if message.get("role") == "user"]
+    return any(not (content.strip() if isinstance(content, str) else content) for content in said)

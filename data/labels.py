@@ -77,7 +77,8 @@ class Labeller:
         try:
             refuse_surrogates(vars(example))
             rows = self._text(example, counts, reasons) if isinstance(example, Text) else self._dialogue(example, counts, reasons)
-            counts.count_record(rows, reasons, self.unusable)
+            asked = example.messages if isinstance(example, Dialogue) else ()
+            counts.count_record(rows, reasons, self.unusable, asked=asked, where=example.where)
         except UserError as error:
             raise UserError(f"{example.where}: {error}" if example.where else str(error)) from error
         counts.add(rows)
@@ -204,10 +205,10 @@ def prepare(
 
     A row longer than `max_length` loses its oldest exchanges, then the last user's text on the left; an answer is never cut: it has a
     row of its own or, too long even so, is left out and counted. Text is split into rows. `empty_answers` is `error` or `drop`.
-    A record that keeps no row is dropped and counted, or with `unusable` "error" refused by its place. Raises UserError naming the record, or
-    where nothing is left to learn.
+    A record that keeps no row is dropped and counted, or with `unusable` "error" refused by its place. Empty questions and doubled records
+    are kept and counted as warnings. Raises UserError naming the record, or where nothing is left to learn.
     """
-    counts = Counts()
+    counts = Counts(remembers=None)
     settings = {"max_length": max_length, "train_on": train_on, "literal": literal, "empty_answers": empty_answers, "unusable": unusable}
     rows = list(stream_rows(examples, tokenizer, counts, **settings, **template_kwargs))
     counts.refuse_empty()
@@ -226,8 +227,8 @@ def stream_rows(
     unusable: str = "drop",
     **template_kwargs: Any,
 ) -> Iterator[Row]:
-    """The rows of `prepare` one after another, for a stream; `counts` grows as they are drawn."""
+    """The rows of `prepare` one after another, for a stream; `counts` grows as they are drawn, doubled records being looked for as it `remembers`."""
     labeller = Labeller(tokenizer, max_length, train_on, literal, empty_answers, unusable, template_kwargs)
-    counts = Counts() if counts is None else counts
+    counts = Counts(remembers=0) if counts is None else counts
     for example in examples:
         yield from labeller.rows(example, counts)

@@ -94,7 +94,7 @@ class PreferenceTokenizer:
         try:
             refuse_surrogates(vars(example))
             rows = rows_of(example, counts, reasons)
-            counts.count_record(rows, reasons, self.unusable)
+            counts.count_record(rows, reasons, self.unusable, asked=example.prompt, where=example.where)
         except UserError as error:
             raise _with_place(error, example) from error
         return rows
@@ -195,8 +195,8 @@ def prepare_preferences(
     A branch is an answer's ids as the model will emit them behind the prompt, its end-of-turn token included; a row has at least one pair of
     different ranks. Empty answers, identical ones and those that cannot fit are left out; a record that keeps no pair is dropped and
     counted, or with `unusable` "error" refused by its place. Where the prompt and the longest answer have more than `max_length` tokens
-    (None: no limit), the prompt loses context on the left, the same for all its answers; an answer is never cut. Raises UserError
-    where nothing is left.
+    (None: no limit), the prompt loses context on the left, the same for all its answers; an answer is never cut. Empty questions and
+    doubled records are kept and counted as warnings. Raises UserError where nothing is left.
     """
     return _rows_and_counts(examples, PreferenceTokenizer(tokenizer, max_length, literal, unusable, template_kwargs).rows)
 
@@ -232,7 +232,7 @@ def prepare_prompts(
     """
     if too_long not in UNUSABLE:
         raise UserError(f"too_long must be error or drop, got {too_long!r}")
-    counts = PreferenceCounts()
+    counts = PreferenceCounts(remembers=None)
     how = {"max_prompt_length": max_prompt_length, "literal": literal, "too_long": too_long, **template_kwargs}
     rows = [row for example in examples for row in prompt_rows(example, tokenizer, counts, **how)]
     counts.refuse_empty()
@@ -265,13 +265,13 @@ def prompt_rows(
         counts.count_record([], Counter({PROMPT_TOO_LONG: 1}))
         return []
     rows = [{"prompt_ids": ids, "messages": example.prompt, "columns": example.columns, "where": example.where}]
-    counts.count_record(rows, Counter())
+    counts.count_record(rows, Counter(), asked=example.prompt, where=example.where)
     counts.add(ids)
     return rows
 
 
 def _rows_and_counts(examples: Iterable[RankedPreference | UnpairedPreference], rows_of: Callable[..., list[Row]]) -> tuple[list[Row], PreferenceCounts]:
-    counts = PreferenceCounts()
+    counts = PreferenceCounts(remembers=None)
     rows = [row for example in examples for row in rows_of(example, counts)]
     counts.refuse_empty()
     return rows, counts

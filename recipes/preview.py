@@ -76,7 +76,7 @@ def read_records(
     for number, example in enumerate(tqdm(examples, desc="records", unit="", disable=None)):
         family = FAMILIES.get(type(example), TEACHING)
         if counts is None:
-            first, counts = family, Counts() if family == TEACHING else PreferenceCounts()
+            first, counts = family, (Counts if family == TEACHING else PreferenceCounts)(remembers=None)
         if family != first:
             raise UserError(f"{example.where}: {family} behind {first}, which are not trained together: preview them one after the other")
         if isinstance(example, PromptExample):

@@ -1,108 +1,216 @@
 """Log-probability and perplexity of given answers, as JSON Lines.
 
 seodang score MODEL --data answers.jsonl > scores.jsonl
+seodang score MODEL --data pairs.jsonl --output scores.jsonl
 
 The answer of a record is its last assistant turn, end-of-turn token included; of a plain text, all but its first token. Perplexity is
-exp(-logprob / tokens). The last line has the totals.
+exp(-logprob / tokens). Of a preference both sides are scored, chosen and rejected, or each of its ranked answers, the best first; the margin is
+by how many nats the better one is likelier, of several pairs the mean. The last line has the totals: with preferences also the pairs, in what share of
+them chosen is likelier than rejected, and the mean margin.
 """
 
 import json
 import math
 import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Any
 
+from seodang.data.accounting import EMPTY, Accounting, check_unusable
 from seodang.data.errors import UserError
-from seodang.data.formats import Dialogue, Text
+from seodang.data.formats import SHAPES, Dialogue, Text
+from seodang.data.preferences import PREFERENCE_SHAPES, RankedPreference
 from seodang.data.sources import read
 from seodang.recipes.generate import open_output
 from seodang.recipes.options.decoding import SpeakingModel, option
 from seodang.recipes.options.parser import command, parse
 
 RECORDS_A_CALL = 256  # scored together and then written
+Ids = list[int]
 
 
 @dataclass
 class Score:
     """What is scored and what is written of it."""
 
-    data: list[str] = field(metadata={"help": "Files, folders or hub names of prompt-completion records, dialogues or texts."})
+    data: list[str] = field(metadata={"help": "Files, folders or hub names of records to teach (triplets, prompt-completion, ...) or of preferences."})
     shape: str | None = option("Record shape; recognised from the keys by default.")
+    split: str = option("Which split of a hub dataset.", "train")
+    max_length: int | None = option("Longer records lose context on the left, never the answer; without, one too long for the model is refused.")
+    literal: bool = option("Encode special-token text inside content as plain text.", True)
+    empty_answers: str = option("error or drop; of preferences they are left out.", "error")
+    unusable: str = option("drop or error: records in which nothing can be scored.", "drop")
     output: str | None = option("Write the lines to this file and the totals to the terminal too.")
     raw: bool = option("Score the completion as a continuation of the prompt's text, without the chat template.", False)
     tokens: bool = option("Add each token's log-probability.", False)
+
+    def __post_init__(self) -> None:
+        check_unusable(self.unusable)
+        if self.empty_answers not in ("error", "drop"):
+            raise UserError(f"empty_answers must be error or drop, got {self.empty_answers!r}")
+        if self.max_length is not None and (self.raw or self.max_length < 2):
+            why = "does not go with raw, whose prompts are not cut" if self.raw else "must be at least 2"
+            raise UserError(f"max_length {self.max_length} {why}")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A record's answers, each the ids of its prompt and its own; of a preference with their ranks, the best first."""
+
+    where: str
+    pairs: list[tuple[Ids, Ids]]
+    ranks: list[float] | None = None
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
     model_options, options = parse(argv, SpeakingModel, Score, prog="seodang score", positional=("model",), description=__doc__)
-    records = [prompt_and_answer(example, options.raw) for example in read(options.data, shape=options.shape)]
+    examples = read(options.data, shape=options.shape, split=options.split, shapes={**PREFERENCE_SHAPES, **SHAPES})
+    for example in examples:
+        refuse_unscorable(example, options.raw)
     with ExitStack() as files:
         output = files.enter_context(open_output(options.output)) if options.output else sys.stdout
         model, tokenizer = model_options.open()
+        from seodang.infer.engine.scoring import pair_ids
         from seodang.infer.runners.open import open_runner
 
         runner = open_runner(model)
-        pairs = [encode_record(tokenizer, record, runner.limit) for record in records]  # all of them before any is scored
-        totals = write_scores(runner, [where for where, *_ in records], pairs, options.tokens, output)
+        records, counts = encode_records(tokenizer, examples, options)
+        if lost := [line for each in counts for line in each.lost_lines()]:
+            print(*lost, sep="\n", file=sys.stderr)
+        for record in records:  # all of them before any is scored
+            for pair in record.pairs:
+                pair_ids(tokenizer, *pair, runner.limit, record.where)
+        totals = write_scores(runner, records, counts, options.tokens, output)
     if options.output:
-        print(json.dumps(totals))
+        print(json.dumps(totals, ensure_ascii=False))
     return 0
 
 
-def prompt_and_answer(example: Dialogue | Text, raw: bool):
-    """Split an example into where it stands, the prompt (None for a text), and the answer to be scored.
-
-    Raises UserError where there is no answer, or with `raw` no plain text.
-    """
-    if isinstance(example, Text):
-        return example.where, None, example.text
-    *prompt, answer = example.messages
-    if answer["role"] != "assistant" or not prompt:
-        raise UserError(f"{example.where}: the last message must be an assistant's answer to something")
-    if not raw:
-        return example.where, Dialogue(prompt, example.tools), answer
-    if len(prompt) > 1 or not all(isinstance(message["content"], str) for message in (*prompt, answer)):
+def refuse_unscorable(example: Dialogue | Text | RankedPreference, raw: bool) -> None:
+    """Raise UserError for a dialogue that does not end in an answer, and with `raw` for what is not a plain prompt and its completion."""
+    if isinstance(example, Dialogue):
+        *prompt, answer = example.messages or [{"role": ""}]
+        if answer["role"] != "assistant" or not prompt:
+            raise UserError(f"{example.where}: the last message must be an assistant's answer to something")
+        plain = len(prompt) == 1 and all(isinstance(message["content"], str) for message in example.messages)
+    if raw and not (isinstance(example, Text) or isinstance(example, Dialogue) and plain):
         raise UserError(f"{example.where}: --raw takes one prompt and one completion, both texts")
-    return example.where, prompt[0]["content"], answer["content"]
 
 
-def encode_record(tokenizer, record, limit: int | None) -> tuple[list[int], list[int]]:
-    """Return the ids of a record's prompt and answer; a text is an answer to its first token."""
+def encode_records(tokenizer, examples: Iterable[Dialogue | Text | RankedPreference], options: Score) -> tuple[list[Encoded], list[Accounting]]:
+    """The answers of the records that have some, as training would teach them, and the counts of those to teach and of preferences.
+
+    Raises UserError where no record can be scored.
+    """
+    from seodang.data.labels import IGNORE_INDEX, Counts, Labeller
+    from seodang.data.preference_rows import PreferenceCounts, PreferenceTokenizer
+
+    labeller = Labeller(tokenizer, options.max_length or sys.maxsize, "last", options.literal, options.empty_answers, options.unusable)
+    brancher = PreferenceTokenizer(tokenizer, options.max_length, options.literal, options.unusable)
+    taught, ranked = Counts(remembers=None), PreferenceCounts(remembers=None)
+    records = []
+    for example in examples:
+        if isinstance(example, RankedPreference):
+            for row in brancher.rows(example, ranked):
+                order = sorted(range(len(row["ranks"])), key=row["ranks"].__getitem__)
+                pairs = [(row["prompt_ids"], row["branches"][place]) for place in order]
+                records.append(Encoded(example.where, pairs, [row["ranks"][place] for place in order]))
+        elif isinstance(example, Text) or options.raw:
+            records += [Encoded(example.where, [pair]) for pair in continuation(tokenizer, example, options, taught)]
+        else:
+            for row in labeller.rows(example, taught):
+                start = next(at for at, label in enumerate(row["labels"]) if label != IGNORE_INDEX)
+                records.append(Encoded(example.where, [(row["input_ids"][:start], row["input_ids"][start:])]))
+    counts = [each for each in (taught, ranked) if each.records]
+    if not records:
+        counts[0].refuse_empty()
+    return records, counts
+
+
+def continuation(tokenizer, example: Dialogue | Text, options: Score, counts: Accounting) -> list[tuple[Ids, Ids]]:
+    """The ids of a text's first token and of the rest, or of a prompt's text and of its completion; none where there is nothing to score."""
     from seodang.infer.engine.prompts import encode
     from seodang.infer.engine.scoring import pair_ids
 
-    where, prompt, answer = record
-    if prompt is None:
-        ids = encode(tokenizer, answer, where)
-        prompt, answer = ids[:1], ids[1:]
-    return pair_ids(tokenizer, prompt, answer, limit, where)
+    found, why = [], EMPTY
+    if isinstance(example, Text):
+        ids, why = encode(tokenizer, example.text, example.where) if example.text else [], "nothing behind the first token"
+        found = [(ids[:1], ids[1:])] if ids[1:] else []
+    elif completion := example.messages[1]["content"]:
+        found = [pair_ids(tokenizer, example.messages[0]["content"], completion, None, example.where)]
+    elif options.empty_answers == "error":
+        raise UserError(f"{example.where}: the answer is empty: fill it in, or leave such answers out with --empty_answers drop")
+    try:
+        counts.count_record([{"ids": pair} for pair in found], Counter([] if found else [why]), options.unusable, where=example.where)
+    except UserError as error:
+        raise UserError(f"{example.where}: {error}") from None
+    return found
 
 
-def write_scores(runner, places: list[str], pairs: list, with_tokens: bool, output) -> dict:
-    """Write one line an answer and one with the totals, which is returned."""
+def write_scores(runner, records: Sequence[Encoded], counts: Sequence[Accounting], with_tokens: bool, output) -> dict[str, Any]:
+    """Write one line a record and one with the totals, which is returned."""
     from rich.console import Console
     from rich.progress import track
 
     from seodang.infer.engine.scoring import score_ids
 
-    logprob = tokens = 0
-    starts = range(0, len(pairs), RECORDS_A_CALL)
+    answers: list[dict[str, Any]] = []
+    margins: list[float] = []
+    starts = range(0, len(records), RECORDS_A_CALL)
     for start in track(starts, "scoring", console=Console(file=sys.stderr), disable=len(starts) < 2):
-        some = slice(start, start + RECORDS_A_CALL)
-        for where, scores in zip(places[some], score_ids(runner, pairs[some])):
-            values = scores.tolist()
-            logprob, tokens = logprob + math.fsum(values), tokens + len(values)
-            line = {"record": where, **summary(math.fsum(values), len(values))}
-            output.write(json.dumps({**line, **({"logprobs": values} if with_tokens else {})}, ensure_ascii=False) + "\n")
-    totals = {"answers": len(pairs), **summary(logprob, tokens)}
-    output.write(json.dumps(totals) + "\n")
+        some = records[start : start + RECORDS_A_CALL]
+        scores = iter(score_ids(runner, [pair for record in some for pair in record.pairs]))
+        for record in some:
+            own = [summary(next(scores).tolist(), with_tokens) for _ in record.pairs]
+            found = margins_of(own, record.ranks)
+            output.write(json.dumps(line_of(record, own, found), ensure_ascii=False) + "\n")
+            answers += [{name: each[name] for name in ("logprob", "tokens")} for each in own]
+            margins += found
+    totals = totals_of(answers, margins, counts)
+    output.write(json.dumps(totals, ensure_ascii=False) + "\n")
     return totals
 
 
-def summary(logprob: float, tokens: int) -> dict:
-    """A log-probability in nats, the tokens it sums over, and the perplexity, held below infinity."""
-    return {"logprob": logprob, "tokens": tokens, "perplexity": math.exp(min(-logprob / tokens, 700.0))}
+def line_of(record: Encoded, answers: Sequence[dict[str, Any]], margins: Sequence[float]) -> dict[str, Any]:
+    """What is written of one record."""
+    if record.ranks is None:
+        return {"record": record.where, **answers[0]}
+    mean = math.fsum(margins) / len(margins)
+    if len(answers) == 2:
+        return {"record": record.where, "chosen": answers[0], "rejected": answers[1], "margin": mean}
+    return {"record": record.where, "answers": [{"rank": rank, **each} for rank, each in zip(record.ranks, answers, strict=True)], "margin": mean}
+
+
+def margins_of(answers: Sequence[dict[str, Any]], ranks: Sequence[float] | None) -> list[float]:
+    """By how many nats the better answer of each pair is likelier than the worse one."""
+    from seodang.data.preference_rows import preference_pairs
+
+    return [answers[better]["logprob"] - answers[worse]["logprob"] for better, worse in preference_pairs(ranks or ())]
+
+
+def totals_of(answers: Sequence[dict[str, Any]], margins: Sequence[float], counts: Sequence[Accounting]) -> dict[str, Any]:
+    """The last line: what became of the records, all answers together, and all pairs."""
+    dropped = sum((each.dropped for each in counts), Counter())
+    logprob, tokens = math.fsum(each["logprob"] for each in answers), sum(each["tokens"] for each in answers)
+    totals = {"records": sum(each.records for each in counts), **({"dropped": dict(dropped)} if dropped else {})}
+    totals |= {"answers": len(answers), "logprob": logprob, "tokens": tokens, "perplexity": perplexity(logprob, tokens)}
+    if margins:
+        totals |= {"pairs": len(margins), "chosen_above": sum(margin > 0 for margin in margins) / len(margins), "margin": math.fsum(margins) / len(margins)}
+    return totals
+
+
+def summary(values: list[float], with_tokens: bool) -> dict[str, Any]:
+    """An answer's log-probability in nats, the tokens it sums over, its perplexity, and with `with_tokens` each token's own."""
+    logprob = math.fsum(values)
+    return {"logprob": logprob, "tokens": len(values), "perplexity": perplexity(logprob, len(values)), **({"logprobs": values} if with_tokens else {})}
+
+
+def perplexity(logprob: float, tokens: int) -> float:
+    """exp(-logprob / tokens), held below infinity."""
+    return math.exp(min(-logprob / tokens, 700.0))
 
 
 if __name__ == "__main__":

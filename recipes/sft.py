@@ -21,7 +21,7 @@ from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.training import Arguments, DataOptions, ModelOptions, RunOptions, hold_out
 from seodang.recipes.run.before_after import picture_line, print_once
 from seodang.recipes.run.identity import origin_of
-from seodang.recipes.run.training import checkpoint_to_resume, complete_arguments, early_stopping, plan_lines, train_and_save
+from seodang.recipes.run.training import checkpoint_to_resume, complete_arguments, early_stopping, held_out_line, plan_lines, train_and_save
 from seodang.train.rollouts.eval_generation import AnswerSampler, HeldOut, answerable, held_out_questions
 from seodang.train.run.callbacks import CURVE, terminal_curve
 from seodang.train.run.crash_safe import Provenance
@@ -41,12 +41,21 @@ def main(argv: list[str] | None = None) -> int:
     origin = origin_of(data, model, run, args, rows=rows)
     resume = checkpoint_to_resume(args, run, origin)
     trainer = build(model, tokenizer, rows, eval_rows, questions, args, run, origin)
-    print_once(trainer, *plan_lines(trainer, counts, resume, cost=plan(trainer).lines()))
+    print_once(trainer, *plan_lines(trainer, counts, resume, stage=stage_lines(data, counts), cost=plan(trainer).lines()))
     if run.dry_run:
         return 0
     folder = train_and_save(trainer, resume)
     print_once(trainer, terminal_curve(folder), picture_line("loss curve", folder / CURVE), f"checkpoint      {folder}")
     return 0
+
+
+def stage_lines(data: DataOptions, counts: Counts) -> list[str]:
+    """What the counts are of, where that is not all records, and what is held out, in lines."""
+    held = counts.held_out
+    return [
+        *([f"streamed        the counts are those of its first {PLANNED_FROM} records"] if data.streaming else []),
+        *([] if held is None else held_out_line(f"{held.records:,} read, {held.kept:,} kept in {held.rows:,} rows", [held])),
+    ]
 
 
 def load_rows(data: DataOptions, tokenizer, args: TrainingArguments):

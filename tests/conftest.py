@@ -4,6 +4,7 @@ import copy
 import gc
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -185,17 +186,32 @@ def _warm():
         process.stdin.close()
 
 
+OURS = re.compile(r"starts untrained$|stopping as soon as|is saved in|^(dropped|warning) ")
+BARS = re.compile(r"([A-Z][a-z ]+: +)?\d+%\|.*\[.*\]|\x1b\[A|\d+it \[.*\]")
+TORCH = re.compile(r".*reducer\.cpp.* did not find any unused parameters.*")  # transformers lets torch look for them, as some models have some
+
+
+def noise(errors: str) -> list[str]:
+    """The lines that are neither ours nor progress bars."""
+    lines = (BARS.sub("", TORCH.sub("", line)).strip() for line in errors.replace("\r", "\n").splitlines())
+    return [line for line in lines if line and not OURS.search(line)]
+
+
 @pytest.fixture
 def run_script(_warm, tmp_path):
-    """`run_script(path, *argv, processes=1)`: run a script of the repository in forked processes of one group; what they wrote."""
+    """`run_script(path, *argv, processes=1)`: run a script of the repository in forked processes of one group; their errors and what they wrote.
+
+    Beside our own lines and progress bars they may write no errors.
+    """
 
     def run(script: str, *argv, processes: int = 1) -> str:
         output = tmp_path / "output of the script"
         asked = {"script": str(Path(__file__).parents[1] / script), "argv": [*map(str, argv)], "processes": processes, "output": str(output)}
         print(json.dumps(asked), file=_warm.stdin, flush=True)
         codes = json.loads(_warm.stdout.readline())
-        written = output.read_text(encoding="utf-8")
-        assert codes == [0] * processes, written[-3000:]
-        return written
+        written, errors = output.read_text(encoding="utf-8"), output.with_name(f"{output.name}.err").read_text(encoding="utf-8")
+        assert codes == [0] * processes, errors[-3000:] + written[-3000:]
+        assert not noise(errors)
+        return errors + written
 
     return run

@@ -1,7 +1,7 @@
 """A process that has imported what training needs and computed nothing: each script asked for is run in processes forked from it.
 
 Reads one JSON object a line, {"script", "argv", "processes", "output"}, and answers with one line, the scripts' exit codes as a list. Each process
-writes into the file `output`, and finds its rank and the way to the others in the environment, where torchrun leaves them.
+writes into the file `output`, its errors into `output`.err, and finds its rank and the way to the others in the environment, where torchrun leaves them.
 """
 
 import gc
@@ -30,8 +30,8 @@ def start(script: str, argv: list[str], output: str, environment: dict[str, str]
         return child
     code = 1
     try:
-        for stream in (1, 2):
-            os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+        for stream, path in ((1, output), (2, f"{output}.err")):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
         os.environ.update(environment)
         sys.argv[:] = [script, *argv]
         runpy.run_path(script, run_name="__main__")

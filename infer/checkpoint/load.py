@@ -24,6 +24,7 @@ from ..kernels.fused_projections import fuse_projections
 from .default_model import default_model
 from .manifest import read_manifest, verify
 from .quantise import BITS, quantise
+from .quiet import silence_old_names, without_load_report
 
 logger = logging.getLogger(__name__)
 
@@ -168,17 +169,18 @@ def _load_weights(place: str, model_class, dtype: torch.dtype, model_arguments: 
     if os.path.isdir(place):
         verify(Path(place))
     try:
-        model, report = model_class.from_pretrained(place, dtype=dtype, output_loading_info=True, **model_arguments)
+        with without_load_report():
+            model, report = model_class.from_pretrained(place, dtype=dtype, output_loading_info=True, **model_arguments)
     except OSError as error:
         raise UserError(f"model {place!r} could not be read: {_first_line(error)}") from None
     except ValueError as error:
         raise UserError(f"model {place!r} could not be built: {_first_line(error)}") from None
-    _refuse_missing(place, model, sorted(report["missing_keys"]))
+    _refuse_missing(place, model, sorted(report["missing_keys"]), sorted(report["unexpected_keys"]))
     return model
 
 
-def _refuse_missing(place: str, model: PreTrainedModel, missing: list[str]) -> None:
-    """Refuse tensors that were filled with random numbers, save a head that the checkpoint never claimed to have."""
+def _refuse_missing(place: str, model: PreTrainedModel, missing: list[str], unexpected: list[str]) -> None:
+    """Refuse tensors that were filled with random numbers, save a head that the checkpoint never claimed to have; say which the model does not use."""
     saved_as = AutoConfig.from_pretrained(place).architectures or []
     new_head = type(model).__name__ not in saved_as
     trunk = model.base_model_prefix + "."
@@ -188,6 +190,8 @@ def _refuse_missing(place: str, model: PreTrainedModel, missing: list[str]) -> N
         raise UserError(f"{place} lacks the tensor {lost[0]}{more}: the checkpoint is incomplete, restore it or use another")
     if missing:
         logger.warning("%s is new in %s and starts untrained", ", ".join(missing), type(model).__name__)
+    if unexpected and not new_head:
+        logger.warning("%s holds %d tensors that %s does not use, %s first", place, len(unexpected), type(model).__name__, unexpected[0])
 
 
 def _load_adapter(model: PreTrainedModel, place: str) -> PreTrainedModel:
@@ -195,6 +199,7 @@ def _load_adapter(model: PreTrainedModel, place: str) -> PreTrainedModel:
 
     if os.path.isdir(place):
         verify(Path(place))
+    silence_old_names()
     try:
         return PeftModel.from_pretrained(model, place)
     except (OSError, ValueError, RuntimeError) as error:

@@ -68,7 +68,7 @@ FIRST: dict[str, dict[str, str]] = {
     },
     "chat": {"talk": "system", "model": SPEAKER, "answer": "max_new_tokens stop seed", "choice of tokens": CHOICE},
     "explain": {"prompt": "prompt html attention raw", "model": SPEAKER, "answer": "max_new_tokens stop seed", "choice of tokens": CHOICE},
-    "score": {"data": "data shape output raw tokens", "model": f"{SPEAKER} chat_template"},
+    "score": {"data": "data shape max_length empty_answers unusable output raw tokens", "model": f"{SPEAKER} chat_template"},
     "export": {"checkpoint": "model output_dir dtype"},
     "demo": DEMO | {"learning": "tokens learning_rate"},
     "demo-rlhf": DEMO,

@@ -42,8 +42,9 @@ def command(main: Callable[..., int | None]) -> Callable[..., int]:
             if not nobody_reads():
                 raise
             return 128 + 13
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+        except KeyboardInterrupt as stop:
+            if not stop.args:  # training has said what it saved
+                print("interrupted", file=sys.stderr)
             return 130
         except SystemExit as stop:  # --help, and what libraries and a user's own file say
             if stop.code is None or isinstance(stop.code, int):

@@ -4,6 +4,7 @@ import importlib.util
 import random
 from dataclasses import dataclass, field
 
+import torch
 from peft import LoraConfig
 from transformers import TrainingArguments
 
@@ -100,6 +101,7 @@ class Arguments(TrainingArguments):
     def __post_init__(self):
         if self.report_to in ("auto", ["auto"]):
             self.report_to = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
+        self.use_cpu |= not torch.accelerator.is_available()  # else several processes would not be joined, and torch would try to pin memory
         super().__post_init__()
 
 

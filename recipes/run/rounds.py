@@ -33,6 +33,7 @@ from seodang.train.stages.ppo_settings import PpoSettings
 from seodang.train.stages.reward import reward_trainer
 
 STARTED_WITH = "rlhf.json"  # what the rounds in a folder were asked to do
+GOES_ON = "the same command goes on from there"
 
 Rows = list[dict[str, Any]]
 
@@ -183,6 +184,7 @@ class Rounds:
         trainer = reward_trainer(
             model, self.tokenizer, rows, args, eval_rows=held or None, lora=self.model.lora(), provenance=Provenance(start, self.origin, "reward")
         )
+        trainer.goes_on = GOES_ON
         trainer.train(resume_from_checkpoint=resume_of(here.reward))
         if held:
             measured = trainer.evaluate()
@@ -203,6 +205,7 @@ class Rounds:
                 model, self.tokenizer, self.prompts.policy, model_reward(judge, its_tokenizer, self.tokenizer), args, self.settings,
                 eval_rows=self.prompts.heldout or None, lora=self.model.lora(), reference=first, provenance=Provenance(policy, self.origin),
             )  # fmt: skip
+            trainer.goes_on = GOES_ON
             trainer.train(resume_from_checkpoint=resume_of(here.ppo))
             trainer.save_final()
             if trainer.is_world_process_zero():

@@ -65,6 +65,7 @@ def plan_lines(trainer: Any, counts: Accounting, resume: Path | None, *, stage: 
 
 def train_and_save(trainer: Any, resume: Path | None) -> Path:
     """Train, from a checkpoint on where there is one, and save the final model; return its folder."""
+    trainer.goes_on = "the same command goes on from there (--resume auto)"
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     return trainer.save_final()
 

@@ -1,12 +1,16 @@
 """Every record read is kept or dropped, once, for one reason, whatever the stage."""
 
+import random
+import re
+from collections import Counter
+
 import pytest
 
 from seodang.data.errors import UserError
-from seodang.data.formats import Dialogue, Text
-from seodang.data.labels import prepare
+from seodang.data.formats import SHAPES, Dialogue, Text, to_examples
+from seodang.data.labels import Counts, prepare, stream_rows
 from seodang.data.preference_rows import prepare_preferences, prepare_prompts, prepare_unpaired
-from seodang.data.preferences import PromptExample, RankedPreference, UnpairedPreference, message_tree
+from seodang.data.preferences import PREFERENCE_SHAPES, PROMPT_SHAPES, PromptExample, RankedPreference, UnpairedPreference, message_tree
 
 
 def user(text):
@@ -111,3 +115,85 @@ def test_what_was_held_out_is_told_as_well(tiny_tokenizer):
     _, counts = prepare_preferences(PAIRS[:1], tiny_tokenizer, max_length=64)
     _, counts.held_out = prepare_preferences(PAIRS[:3], tiny_tokenizer, max_length=64)
     assert "dropped         1 x all answers rank the same, of 3 records held out" in counts.lines()
+
+
+def told(counts):
+    """What the lines say: the records read and kept, those dropped by their reasons, and the warnings."""
+    lines = "\n".join(counts.lines())
+    read, kept = re.search(r"records +(\d+) read, (\d+) kept", lines).groups()
+    each = [{what: int(count) for count, what in re.findall(rf"^{name} +(\d+) x (.*)$", lines, re.MULTILINE)} for name in ("dropped", "warning")]
+    return int(read), int(kept), *each
+
+
+LONG = "a" * 99
+# by family: what makes a record of a number, by what becomes of it ("" keeps it without a word)
+FAMILIES = {
+    "taught": (SHAPES, {
+        "": lambda i: {"instruction": f"say {i}", "output": f"{i}"},
+        "empty answer": lambda i: {"instruction": f"say {i}", "output": " " * (i % 3)},
+        "answer longer than max_length": lambda i: {"instruction": f"say {i}", "output": LONG},
+        "nothing to learn": lambda i: {"messages": [user(f"{i}"), {**said("A"), "train": False}]},
+        "empty text": lambda i: {"text": " "},
+        "empty question": lambda i: {"instruction": " " * (i % 3), "output": f"{i}"},
+        "read before": lambda i: {"prompt": "twice", "completion": "the same"},
+    }),
+    "preferred": (PREFERENCE_SHAPES, {
+        "": lambda i: {"prompt": f"say {i}", "chosen": f"{i}", "rejected": "no"},
+        "empty answer": lambda i: {"prompt": f"say {i}", "chosen": "", "rejected": "no"},
+        "identical answers": lambda i: {"prompt": f"say {i}", "chosen": "no", "rejected": "no"},
+        "all answers rank the same": lambda i: {"prompt": f"say {i}", "responses": ["a", "b", "c"], "ranks": [1, 1, 1]},
+        "answer longer than max_length": lambda i: {"prompt": f"say {i}", "chosen": LONG, "rejected": "no"},
+        "empty question": lambda i: {"prompt": " " * (i % 3), "chosen": f"{i}", "rejected": "no"},
+        "read before": lambda i: {"prompt": "twice", "chosen": "the same", "rejected": "no"},
+    }),
+    "asked": (PROMPT_SHAPES, {
+        "": lambda i: {"prompt": f"say {i}", "answer": "A"},
+        "prompt longer than max_prompt_length": lambda i: {"prompt": f"{LONG} {i}"},
+        "empty question": lambda i: {"prompt": " " * (i % 3), "answer": f"{i}"},
+        "read before": lambda i: {"prompt": "twice"},
+    }),
+}  # fmt: skip
+PREPARED = {
+    "taught": [lambda t, e: prepare(e, t, max_length=64, empty_answers="drop"), lambda t, e: prepare(e, t, max_length=64, empty_answers="drop", train_on="last")],
+    "preferred": [lambda t, e: prepare_preferences(e, t, max_length=64), lambda t, e: prepare_unpaired(e, t, max_length=64)],
+    "asked": [lambda t, e: prepare_prompts(e, t, max_prompt_length=64, too_long="drop")],
+}
+WARNED = ("empty question", "read before")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("seed", range(6))
+def test_in_any_mixture_of_defects_the_counts_add_up_and_say_what_each_record_is(tiny_tokenizer, family, seed):
+    draw, (shapes, kinds) = random.Random(seed), FAMILIES[family]
+    drawn = ["", *draw.choices(list(kinds), k=draw.randrange(1, 40))]
+    examples = [example for i, kind in enumerate(drawn) for example in to_examples(kinds[kind](i), where=f"line {i}", shapes=shapes)]
+    wanted = Counter(drawn)
+    lost = {kind: count for kind, count in wanted.items() if kind not in ("", *WARNED)}
+    warned = {"empty question": wanted["empty question"], "read before": max(wanted["read before"] - 1, 0)}  # the first is no double
+    for prepared in PREPARED[family]:
+        _, counts = prepared(tiny_tokenizer, examples)
+        read, kept, dropped, warnings = told(counts)
+        assert read == len(drawn) == kept + sum(dropped.values()) and kept == sum(wanted[kind] for kind in ("", *WARNED))
+        assert dropped == lost
+        assert {name.partition(",")[0]: count for name, count in warnings.items()} == {kind: count for kind, count in warned.items() if count}
+
+
+def test_records_that_are_held_out_and_trained_on_are_told(tiny_tokenizer):
+    talks = placed([Dialogue([user("Q"), said(text)]) for text in "ABCA"])
+    _, counts = prepare(talks, tiny_tokenizer, max_length=64)
+    _, counts.held_out = prepare(placed([Dialogue([user("Q"), said(text)]) for text in "CDAA"]), tiny_tokenizer, max_length=64)
+    assert [line for line in counts.lines() if "warning" in line] == [
+        "warning         1 x read before, word for word, kept all the same",
+        "warning         1 x read before, word for word, kept all the same, of 4 records held out",
+        "warning         2 x held out and trained on, word for word: it is no measure",
+    ]
+
+
+def test_a_source_that_a_mix_begins_again_is_not_doubled_and_a_stream_remembers_so_many(tiny_tokenizer):
+    talks = placed([Dialogue([user("Q"), said(text)]) for text in "ABC"])
+    assert prepare([*talks, *talks], tiny_tokenizer, max_length=64)[1].warned == {}
+    again = [Dialogue([user("Q"), said(text)], where=f"other {text}") for text in "ABC"]
+    for remembers, found in ((None, 3), (3, 3), (2, 0), (0, 0)):
+        counts = Counts(remembers=remembers)
+        assert len(list(stream_rows([*talks, *again], tiny_tokenizer, counts, max_length=64))) == 6
+        assert counts.warned.total() == found and (remembers is None or len(counts.seen) <= remembers)

@@ -1,5 +1,7 @@
 import json
 import re
+import signal
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -93,14 +95,16 @@ class Killed(Exception):
     pass
 
 
-def kill_at(monkeypatch, target, name, count):
-    """Let the `count`-th call of a method raise instead."""
+def kill_at(monkeypatch, target, name, count, number=None):
+    """Let the `count`-th call of a method raise instead, or where a signal's number is given send that first."""
     original, calls = getattr(target, name), []
 
     def dying(*args, **kwargs):
         calls.append(1)
-        if len(calls) == count:
+        if len(calls) == count and number is None:
             raise Killed
+        if len(calls) == count:
+            signal.raise_signal(number)
         return original(*args, **kwargs)
 
     monkeypatch.setattr(target, name, dying)
@@ -116,19 +120,21 @@ def test_killed_in_and_between_all_phases_it_ends_as_if_it_had_not_been(argument
         (rlhf_rounds, "sample_n", 1),  # before anything is there
         (rlhf_rounds, "write_atomically", 1),  # with the samples made but not written
         (FunctionRanker, "__call__", 3),  # with two prompts ranked
-        (reward.RewardModelTrainer, "training_step", 2),  # inside the first reward model, one checkpoint written
+        (reward.RewardModelTrainer, "training_step", 1, signal.SIGINT),  # inside the first reward model
+        (reward.RewardModelTrainer, "training_step", 1),  # inside its second step, one checkpoint written
         (reward.RewardModelTrainer, "save_final", 1),  # after its last step
         (ppo.PpoTrainer, "training_step", 2),  # inside the first iteration
         (ppo.PpoTrainer, "training_step", 4),  # inside the second: one checkpoint is there
+        (ppo.PpoTrainer, "_experience_of", 1, signal.SIGTERM),  # where its answers are sampled
         (rlhf_rounds, "sample_n", 1),  # between the rounds
         (ppo.PpoTrainer, "save_final", 1),
         (rlhf_rounds, "copy_model", 1),  # at the very end
     ]
-    for target, name, count in deaths:
+    for target, name, count, *number in deaths:
         with monkeypatch.context() as patched:
-            kill_at(patched, target, name, count)
-            with pytest.raises(Killed):
-                rlhf.main(arguments(torn, *seed))
+            kill_at(patched, target, name, count, *number)
+            with nullcontext() if number else pytest.raises(Killed):
+                assert rlhf.main(arguments(torn, *seed)) == 128 + number[0]
     assert not (torn / "manifest.json").exists()
     assert rlhf.main(arguments(torn, *seed)) == 0
     for number in (1, 2):

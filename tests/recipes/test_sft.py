@@ -1,4 +1,5 @@
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from seodang.data.chat import prompt_ids
 from seodang.infer.checkpoint.manifest import read_manifest, verify
 from seodang.recipes import export, sft
-from seodang.train.run.callbacks import read_log
+from seodang.train.run.callbacks import RunLog, read_log
+from seodang.train.run.checkpoints import complete_checkpoints
+from seodang.train.stages import build
 
 QUICK = ["--learning_rate", "1e-2", "--logging_steps", "1", "--disable_tqdm", "true", "--report_to", "none", "--dtype", "float32", "--device", "cpu"]
 
@@ -143,6 +146,27 @@ def test_a_resumed_run_goes_on_and_refuses_other_data(base, data, tmp_path, caps
         assert run(*arguments, *words, "--max_steps", 6) == 2
         assert told in capsys.readouterr().err
     assert run(*arguments, "--data", other, "--max_steps", 6, "--allow_changes", "data") == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_leaves_with_the_shells_exit_code_and_the_same_command_goes_on(base, data, tmp_path, capfd, monkeypatch, number):
+    class Signalled(RunLog):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                for _ in range(times):
+                    signal.raise_signal(number)
+
+    monkeypatch.setattr(build, "RunLog", Signalled)
+    command = ["--model", base, "--data", data, "--output_dir", tmp_path / "out", "--max_steps", 4, "--save_strategy", "no"]
+    times = 2
+    assert run(*command) == 128 + number
+    assert not complete_checkpoints(tmp_path / "out") and "Traceback" not in capfd.readouterr().err
+    times = 1
+    assert run(*command) == 128 + number
+    assert f"step 2 is saved in {tmp_path / 'out' / 'checkpoint-2'}: the same command goes on from there" in capfd.readouterr().err
+    assert run(*command) == 0
+    assert f"resume          from {tmp_path / 'out' / 'checkpoint-2'}" in capfd.readouterr().out
+    assert [e["step"] for e in read_log(tmp_path / "out" / "log.jsonl") if "loss" in e] == [1, 2, 3, 4]
 
 
 def test_two_processes_equal_one_with_twice_the_batch(base, data, tmp_path, launch):

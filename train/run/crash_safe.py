@@ -15,6 +15,7 @@ from ...data.errors import UserError
 from ...infer.checkpoint.manifest import fingerprint, verify
 from ...infer.kernels.device import in_float64
 from .checkpoints import STAGING, explain_full_disk, publish, publish_into, require_space, rotate, start_staging
+from .interruption import Interruptible
 from .optimizer import MasterAdamW
 from .randomness import order_by_epoch, preserve_random_state
 
@@ -40,10 +41,10 @@ def master_optimizer(model: nn.Module, args: TrainingArguments) -> tuple[type, d
     return None
 
 
-class CrashSafeCheckpoints:
+class CrashSafeCheckpoints(Interruptible):
     """Stands before a transformers or trl trainer among a class's bases: `class RewardModelTrainer(CrashSafeCheckpoints, RewardTrainer)`.
 
-    `provenance` is for the manifest; what else is given goes to the trainer.
+    `provenance` is for the manifest; what else is given goes to the trainer. Ctrl-C and SIGTERM save before they end training, see `train`.
     """
 
     def __init__(self, *args: Any, provenance: Provenance | None = None, **kwargs: Any):
@@ -100,19 +101,27 @@ class CrashSafeCheckpoints:
 
     def sums_over(self, rows: Sequence[Any], width: int, sums_of: Callable[[list[Any]], Tensor]) -> list[float]:
         """The sums of what `sums_of` makes of batches of rows, [width], over all rows and processes; each row counts once."""
-        sums = torch.zeros(width, dtype=torch.float64)
-        for places in self._batches_of(len(rows)):
-            with self.accelerator.autocast():
-                sums += in_float64(sums_of([rows[i] for i in places])).cpu()
-        return self.sum_over_processes(sums).tolist()
+
+        def added() -> Tensor:
+            sums = torch.zeros(width, dtype=torch.float64)
+            for places in self._batches_of(len(rows)):
+                with self.accelerator.autocast():
+                    sums += in_float64(sums_of([rows[i] for i in places])).cpu()
+            return sums
+
+        return self.sum_over_processes(self.abandonable(added)).tolist()
 
     def values_over(self, rows: Sequence[Any], values_of: Callable[[list[Any]], Tensor]) -> Tensor:
         """What `values_of` makes of each row of a batch, [rows of the batch], for all rows: [rows] in float64, in every process."""
-        values = torch.zeros(len(rows), dtype=torch.float64)
-        for places in self._batches_of(len(rows)):
-            with self.accelerator.autocast():
-                values[list(places)] = in_float64(values_of([rows[i] for i in places])).cpu()
-        return self.sum_over_processes(values)  # each row is one process's
+
+        def found() -> Tensor:
+            values = torch.zeros(len(rows), dtype=torch.float64)
+            for places in self._batches_of(len(rows)):
+                with self.accelerator.autocast():
+                    values[list(places)] = in_float64(values_of([rows[i] for i in places])).cpu()
+            return values
+
+        return self.sum_over_processes(self.abandonable(found))  # each row is one process's
 
     def _batches_of(self, count: int) -> Iterator[range]:
         """The places of this process's rows of so many, a batch at a time."""
@@ -211,7 +220,15 @@ class CrashSafeCheckpoints:
                 rotate(run, self.args.save_total_limit, best)
 
     def save_final(self) -> Path:
-        """Save the model alone, ready to load, into the run's own folder; return that folder."""
+        """Save the model alone, ready to load, into the run's own folder; return that folder. A signal has to wait until that is done."""
+        with self.signals.watched():
+            run = self._save_final()
+            asked = self.asked_to_stop()
+        if asked:
+            self._leave(f"the model of step {self.state.global_step} is saved in {run}")
+        return run
+
+    def _save_final(self) -> Path:
         run, needed = Path(self.args.output_dir), self.checkpoint_bytes()
         with self.fail_together():
             require_space(needed, run)

@@ -33,10 +33,23 @@ def _beneath(layer: Any) -> Any:
 @contextmanager
 def preserve_random_state(device: torch.device) -> Iterator[None]:
     """Put Python's, numpy's and torch's random states back as they were, on the CPU and on `device`."""
-    python, arrays = random.getstate(), np.random.get_state()
+    state = random_state(device)
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
+        yield
     finally:
-        random.setstate(python)
-        np.random.set_state(arrays)
+        restore_random_state(state, device)
+
+
+def random_state(device: torch.device) -> tuple[Any, ...]:
+    """Python's, numpy's and torch's random states, on the CPU and on `device`."""
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def restore_random_state(state: tuple[Any, ...], device: torch.device) -> None:
+    """Put back what `random_state` gave."""
+    python, arrays, cpu, gpu = state
+    random.setstate(python)
+    np.random.set_state(arrays)
+    torch.set_rng_state(cpu)
+    if gpu is not None:
+        torch.cuda.set_rng_state(gpu, device)

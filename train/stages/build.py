@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from ...data.chat import end_of_turn_ids
 from ...data.errors import UserError
 from ...data.preference_rows import preference_pairs
+from ...infer.checkpoint.quiet import silence_old_names
 from ...infer.runners.architecture import context_limit, transformers_model
 from ..models.adapters import add_adapter, prepare_quantised, speed_up_adapters
 from ..models.extended_forward import release_from_accelerate
@@ -72,6 +73,7 @@ class Stage:
 
     def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, lora: LoraConfig | None, args: TrainingArguments) -> nn.Module:
         """The model, changed in place, as the trainer takes it: it stops where a turn ends, its forward extended, with an adapter where `lora` asks for one."""
+        silence_old_names()
         if self.generates:
             set_eos_token_ids(model, tokenizer)
         release_from_accelerate(model)
@@ -127,6 +129,7 @@ def own_arguments(args: TrainingArguments) -> TrainingArguments:
     """A copy of the caller's arguments, for rows that are laid out by ourselves."""
     args = copy.copy(args)
     args.remove_unused_columns = False  # the Trainer would drop what it finds no parameter of the model for: borders, branches, numbers
+    args.dataloader_pin_memory &= args.device.type not in ("cpu", "mps")  # which have no other memory to copy to: torch would warn
     args.accelerator_config = copy.copy(args.accelerator_config)
     args.accelerator_config.dispatch_batches = False  # rows laid end to end cannot be cut along the batch
     return args

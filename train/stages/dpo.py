@@ -159,7 +159,7 @@ class DpoTrainer(CrashSafeCheckpoints, Trainer):
         metrics = self.measure(eval_dataset)
         if self.sample is not None:
             with self.in_evaluation() as model:
-                metrics |= self.sample(model)
+                metrics |= self.abandonable(lambda: self.sample(model))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -124,7 +124,7 @@ class SharedPrompt:
         if self.use_vllm or self.use_transformers_continuous_batching or is_sharded(self.args):
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *rest, **more)
         begun = perf_counter()
-        answers = self._answers(prompt_ids)
+        answers = self.abandonable(lambda: self._answers(prompt_ids))
         self._metrics["train" if self.model.training else "eval"]["rollout_seconds"].append(perf_counter() - begun)
         return (answers, None) if self.returns_logprobs else answers
 

@@ -118,6 +118,9 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
 
     def experience(self, rows: Sequence[dict[str, Any]], seed: tuple, places: Sequence[int] | None = None) -> Experience:
         """Roll out rows and score what was said: rewards, log-probabilities of policy and reference, values."""
+        return self.abandonable(lambda: self._experience_of(rows, seed, places))
+
+    def _experience_of(self, rows: Sequence[dict[str, Any]], seed: tuple, places: Sequence[int] | None) -> Experience:
         how = {"max_new_tokens": self.settings.max_new_tokens, "temperature": self.settings.temperature}
         rollouts = roll_out(self.policy, self.processing_class, rows, **how, seed=seed, places=places)
         scores = torch.tensor(self.reward(*reward_inputs(rollouts), **column_lists(rollouts)), dtype=torch.float32)

@@ -71,7 +71,7 @@ class SftTrainer(CrashSafeCheckpoints, Trainer):
             loss, correct, tokens = self.sums_over(rows, 3, sums_of)
             metrics = {"loss": loss / tokens, "token_accuracy": correct / tokens}
             if self.sample is not None:
-                metrics |= self.sample(model)
+                metrics |= self.abandonable(lambda: self.sample(model))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -86,7 +86,7 @@ def sft(
 ) -> SftTrainer:
     """Train on rows of `input_ids` and `labels`; return the trainer, ready for `.save_final()`.
 
-    `resume` is a checkpoint's folder; `options` are those of `sft_trainer`.
+    `resume` is a checkpoint's folder; `options` are those of `sft_trainer`. Ctrl-C saves a checkpoint, then KeyboardInterrupt is raised.
     """
     trainer = sft_trainer(model, tokenizer, rows, args, **options)
     trainer.train(resume_from_checkpoint=resume)

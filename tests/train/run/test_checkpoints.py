@@ -29,6 +29,7 @@ from seodang.train.run.checkpoints import (
     start_staging,
 )
 from seodang.train.run.crash_safe import CrashSafeCheckpoints
+from seodang.train.run.interruption import Signals
 from seodang.train.stages.sft import sft, sft_trainer
 
 
@@ -255,7 +256,7 @@ class Two:
 
 def one_of_two(theirs, rank=0):
     stage = CrashSafeCheckpoints.__new__(CrashSafeCheckpoints)
-    stage.accelerator = Two(theirs)
+    stage.accelerator, stage.signals, stage._in_step = Two(theirs), Signals(), False
     stage.args = SimpleNamespace(world_size=2, process_index=rank, device="cpu", per_device_eval_batch_size=2)
     return stage
 

@@ -24,7 +24,7 @@ from seodang.train.stages.reward import reward_trainer
 from seodang.train.stages.sft import StreamedRows, sft_trainer
 
 QUIET = {"use_cpu": True, "report_to": "none", "per_device_train_batch_size": 4, "save_strategy": "no"}
-TRLS = {**QUIET, "bf16": False, "gradient_checkpointing": False}
+TRLS = {**QUIET, "bf16": False, "activation_checkpointing": False}
 
 
 def taught(ids):

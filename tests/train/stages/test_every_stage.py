@@ -1,6 +1,7 @@
-"""What every stage promises: a resumed run is the run that was not stopped, and measuring changes nothing of what is learned."""
+"""What every stage promises: a run that a signal stopped goes on as if it had not, and measuring changes nothing of what is learned."""
 
 import random
+import signal
 
 import pytest
 import torch
@@ -8,7 +9,9 @@ import transformers
 from transformers import AutoModelForSequenceClassification, TrainerCallback, TrainingArguments
 from trl import GRPOConfig, KTOConfig, RewardConfig, RLOOConfig
 
+from seodang.train.rollouts import rollout
 from seodang.train.run.checkpoints import find_resume
+from seodang.train.stages import grpo as groups
 from seodang.train.stages.dpo import dpo_trainer
 from seodang.train.stages.grpo import grpo_trainer, rloo_trainer
 from seodang.train.stages.kto import kto_trainer
@@ -17,7 +20,7 @@ from seodang.train.stages.ppo_settings import PpoSettings
 from seodang.train.stages.reward import reward_trainer
 from seodang.train.stages.sft import sft_trainer
 
-QUIET = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none", "disable_tqdm": True, "learning_rate": 1e-2, "seed": 1,
+QUIET = {"use_cpu": True, "bf16": False, "activation_checkpointing": False, "report_to": "none", "disable_tqdm": True, "learning_rate": 1e-2, "seed": 1,
          "lr_scheduler_type": "constant", "logging_strategy": "no", "num_train_epochs": 3, "per_device_eval_batch_size": 4}  # fmt: skip
 TWO_STEPS_AN_EPOCH = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
 GROUPS = {"num_generations": 2, "per_device_train_batch_size": 4, "max_completion_length": 6, "temperature": 2.0, "num_train_epochs": 2}
@@ -87,13 +90,10 @@ def letters(prompts, completions, **columns):
 
 
 class StopAt(TrainerCallback):
-    """Save at a step, and stop there."""
+    """Ctrl-C when a step ends."""
 
     def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_save = control.should_training_stop = state.global_step == self.step
+        self.on_step_end = lambda args, state, control, **kwargs: signal.raise_signal(signal.SIGINT) if state.global_step == step else None
 
 
 def weights(trainer):
@@ -122,7 +122,8 @@ def test_a_resumed_run_ends_in_the_weights_of_the_uninterrupted_one(stage, step,
     whole.train()
     stopped = trainer("stopped")
     stopped.add_callback(StopAt(step))
-    stopped.train()
+    with pytest.raises(KeyboardInterrupt, match=f"step {step} is saved"):
+        stopped.train()
     assert stopped.state.global_step == step < whole.state.global_step
     resumed, warned = trainer("stopped"), []
     monkeypatch.setattr(transformers.trainer.logger, "warning", warned.append)
@@ -131,6 +132,31 @@ def test_a_resumed_run_ends_in_the_weights_of_the_uninterrupted_one(stage, step,
     assert not equal(before, weights(whole)) and not equal(weights(stopped), weights(whole))
     assert equal(weights(resumed), weights(whole))
     assert not [line for line in warned if "keys" in line]  # of weights that were missing or unexpected
+
+
+@pytest.mark.parametrize(("stage", "step"), [(ppo, 4), (grpo, 5)], ids=lambda value: getattr(value, "__name__", None))
+def test_rollouts_are_left_at_once_and_begun_anew_by_the_run_that_goes_on(stage, step, fresh_tiny, tiny_tokenizer, tmp_path, monkeypatch):
+    def trainer(folder):
+        return stage(fresh_tiny, tiny_tokenizer, tmp_path / folder, False, {"save_strategy": "no"})
+
+    whole = trainer("whole")
+    whole.train()
+    stopped, home = trainer("stopped"), {ppo: rollout, grpo: groups}[stage]
+    generate = home.generate
+
+    def interrupted(*args, **kwargs):
+        if stopped.state.global_step == step:
+            torch.rand(3)
+            signal.raise_signal(signal.SIGINT)
+            pytest.fail("went on sampling")
+        return generate(*args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match=f"step {step} is saved"):
+        patch.setattr(home, "generate", interrupted)
+        stopped.train()
+    resumed = trainer("stopped")
+    resumed.train(resume_from_checkpoint=str(find_resume(tmp_path / "stopped", "auto")))
+    assert equal(weights(resumed), weights(whole))
 
 
 MEASURED = [(sft, {}), (reward, {}), (dpo, {}), (kto, {}), (ppo, {}), (grpo, PARTS), (rloo, PARTS)]

@@ -18,7 +18,7 @@ from seodang.train.attention.groups import answer_indices, branch_batches, group
 from seodang.train.rewards.reward_function import with_all_columns
 from seodang.train.stages.grpo import GrpoTrainer, RlooTrainer, grpo_trainer, rloo_trainer
 
-QUIET = {"report_to": "none", "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "save_strategy": "no", "logging_steps": 1,
+QUIET = {"report_to": "none", "use_cpu": True, "bf16": False, "activation_checkpointing": False, "save_strategy": "no", "logging_steps": 1,
          "disable_tqdm": True, "max_completion_length": 10, "num_generations": 4, "per_device_train_batch_size": 8}  # fmt: skip
 KINDS = {"grpo": (GRPOConfig, grpo_trainer, GRPOTrainer), "rloo": (RLOOConfig, rloo_trainer, RLOOTrainer)}
 

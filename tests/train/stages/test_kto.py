@@ -10,7 +10,7 @@ from seodang.data.conversation import Conversation
 from seodang.data.errors import UserError
 from seodang.train.stages.kto import kto, kto_trainer, mismatched, weight_advice
 
-QUIET = {"report_to": "none", "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "save_strategy": "no", "logging_steps": 1,
+QUIET = {"report_to": "none", "use_cpu": True, "bf16": False, "activation_checkpointing": False, "save_strategy": "no", "logging_steps": 1,
          "disable_tqdm": True, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 4, "max_length": None}  # fmt: skip
 LORA = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
