@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
+from safetensors.torch import load_file
 
 from seodang.infer.checkpoint.manifest import verify
 from seodang.recipes import demo
@@ -32,6 +33,10 @@ def test_the_demo_ends_with_its_figures_and_the_checkpoint(fresh_tiny, tiny_toke
     assert sum(bool(re.fullmatch(r"(training|answering) +\d+ s, \d+ s of CPU time", line)) for line in printed) == 3
     verify(out)
     assert (out / "loss.png").is_file()
+    then, now = (load_file(folder / "model.safetensors") for folder in (base, out))
+    assert then.keys() == now.keys()
+    kept = {name for name in then if then[name].equal(now[name])}
+    assert kept == {name for name in then if ".mlp." in name or "embed_tokens" in name or "lm_head" in name}  # facts stay, attention and norms learn
 
 
 def test_plain_questions_come_first_with_suwon_and_then_as_many_of_the_tasks_as_asked_for():
