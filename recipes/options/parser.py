@@ -58,8 +58,8 @@ def command(main: Callable[..., int | None]) -> Callable[..., int]:
 def nobody_reads() -> bool:
     """Whether stdout is a pipe whose reader has gone; what is still to be written to it is then thrown away."""
     asked = select.poll()
-    asked.register(sys.stdout, 0)
-    if gone := bool(asked.poll(0)):  # nothing was asked for but errors
+    asked.register(sys.stdout, select.POLLOUT)  # macOS tells of errors only where something is asked for
+    if gone := any(told & (select.POLLERR | select.POLLHUP) for _, told in asked.poll(0)):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return gone
 
@@ -100,7 +100,7 @@ def parse(
         classes, prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--config", metavar="FILE.yaml", help="Options from a YAML file; those on the command line win.")
-    if list(argv[-2:]) == ["--help", "json"]:
+    if list(argv[-2:]) in (["--help", "json"], ["-h", "json"]):
         print(json.dumps(described(parser, positional), ensure_ascii=False))
         sys.exit(0)
     required = _add_positional(parser, positional)
