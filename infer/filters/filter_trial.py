@@ -21,6 +21,7 @@ from .pipeline import known_alone
 from .user_filters import UserFilter, call_own, takes_ids_first
 
 SHARED = (nn.Module, PreTrainedTokenizerBase, ModuleType, BuiltinFunctionType, type)  # a filter may hold these, and a copy holds the same
+HIGHER = 100.0  # above any threshold that a filter has for logits themselves
 DEPTH = 5  # how deep these are looked for in what a filter holds
 
 
@@ -46,7 +47,10 @@ def as_before_the_first_token(request: Request, runner: Runner) -> tuple[Tensor,
 
 
 def try_filter(own: UserFilter, logits: Tensor, history: Tensor) -> None:
-    """Call a copy of a filter; raises UserError for what it does wrong, and says so where it would be right with its arguments exchanged."""
+    """Call a copy of a filter; raises UserError for what it does wrong, and says so where it would be right with its arguments exchanged.
+
+    One that is right with higher logits is no mistake: it compares them with a number.
+    """
     first = copied(own)
     if first is None:
         return
@@ -57,7 +61,9 @@ def try_filter(own: UserFilter, logits: Tensor, history: Tensor) -> None:
             try:
                 call_own(first, logits.clone(), history.clone())
             except UserError as error:
-                if takes_ids_first(own) or not is_exchanged(copied(own), logits, history):
+                if is_right(copied(own), logits + HIGHER, history):
+                    return
+                if takes_ids_first(own) or not is_right(exchanged(copied(own)), logits, history):
                     raise
                 remedy = "exchange its parameters, or derive it from transformers' LogitsProcessor, which is called as there"
                 raise UserError(f"{error}: it seems to take (ids, logits), but a filter is called with (logits, ids): {remedy}") from error
@@ -66,10 +72,15 @@ def try_filter(own: UserFilter, logits: Tensor, history: Tensor) -> None:
         np.random.set_state(theirs)
 
 
-def is_exchanged(own: UserFilter, logits: Tensor, history: Tensor) -> bool:
-    """Whether a function is a filter of (ids, logits)."""
+def exchanged(own: UserFilter) -> UserFilter:
+    """A function of (ids, logits) as a filter."""
+    return lambda logits, history: own(history, logits)
+
+
+def is_right(own: UserFilter, logits: Tensor, history: Tensor) -> bool:
+    """Whether `call_own` refuses nothing."""
     try:
-        call_own(lambda logits, history: own(history, logits), logits.clone(), history.clone())
+        call_own(own, logits.clone(), history.clone())
     except UserError:
         return False
     return True

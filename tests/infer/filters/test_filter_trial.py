@@ -117,6 +117,11 @@ def test_filters_of_transformers_are_called_in_their_own_order_alone_or_in_their
     assert ask(only_likely).ids == plain  # made-up logits are such that a threshold leaves a token
 
 
+def test_a_threshold_for_logits_themselves_is_no_mistake(ask):
+    plain = ask()  # greedy: the likeliest tokens have logits above zero, of the made-up ones none has
+    assert ask(lambda logits, ids: logits.masked_fill(logits <= 0.0, -torch.inf)).ids == plain.ids
+
+
 def test_what_a_filter_remembers_begins_with_the_answer(ask, tiny_llama):
     counted, seen = 0, []
 
