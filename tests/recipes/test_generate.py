@@ -363,6 +363,16 @@ def test_a_signal_waits_for_the_end_of_what_must_be_whole():
     assert done == ["whole"]
 
 
+def test_a_signal_that_is_ignored_stays_so():
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Stopping():
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
 @pytest.mark.parametrize("number, code, said", [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])
 def test_a_single_answer_that_is_stopped_shows_what_it_had(real, monkeypatch, capsys, number, code, said):
     forward, heard = RaggedRunner.forward, []
