@@ -30,6 +30,8 @@ SEALED = "/proc"
     ],
 )
 def test_what_cannot_be_written_is_refused_with_its_path(name, path, message, tmp_path):
+    if SEALED in path and not os.path.isdir(SEALED):
+        pytest.skip(f"there is no {SEALED} here")
     (tmp_path / "file").write_text("kept", encoding="utf-8")
     (tmp_path / "dangling").symlink_to(tmp_path / "nobody")
     here = lambda text: text.replace("FILE", f"{tmp_path}/file").replace("DANGLING", f"{tmp_path}/dangling").replace("FOLDER", str(tmp_path))
