@@ -16,6 +16,8 @@ from .errors import UserError
 NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 SECONDS = 3.0  # a connection that is not there by then, name look-up included, will not come; what is read over it may take its time
 
+_silent: set[str] = set()  # the hub, where this process was taken offline because it does not answer
+
 logger = logging.getLogger(__name__)
 
 
@@ -30,13 +32,14 @@ def check_hub_name(name: str, kind: str = "model") -> None:
         raise UserError(f"{missing}, nor a name on the hub, which would be as owner/name")
     from huggingface_hub import constants  # a few milliseconds: what its environment variables come to
 
-    cached = in_cache(name, kind)
-    if constants.is_offline_mode():
-        if not cached:
-            raise UserError(f"{missing}, nor in the hub's cache, and HF_HUB_OFFLINE forbids asking the hub: check the name, or unset it")
-    elif not answers(constants.ENDPOINT):
-        if not cached:
-            raise UserError(f"{missing}, nor in the hub's cache, and {constants.ENDPOINT} does not answer: check the name, or the connection")
+    asks = not constants.is_offline_mode()
+    if asks and answers(constants.ENDPOINT):
+        return
+    if not in_cache(name, kind):
+        silent = f"{constants.ENDPOINT} does not answer: check the name, or the connection"
+        forbidden = "HF_HUB_OFFLINE forbids asking the hub: check the name, or unset it"
+        raise UserError(f"{missing}, nor in the hub's cache, and {silent if asks or constants.ENDPOINT in _silent else forbidden}")
+    if asks:
         logger.warning("%s does not answer: %s is read from the hub's cache", constants.ENDPOINT, name)
         go_offline()
 
@@ -78,6 +81,7 @@ def go_offline() -> None:
     """Let no library of this process ask the hub any more."""
     from huggingface_hub import constants
 
+    _silent.add(constants.ENDPOINT)
     os.environ["HF_HUB_OFFLINE"] = "1"  # which is read on import
     constants.HF_HUB_OFFLINE = True
     if "datasets" in sys.modules:

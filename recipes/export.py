@@ -15,7 +15,7 @@ from seodang.infer.checkpoint.load import adapter_base, is_adapter, load, resolv
 from seodang.infer.checkpoint.manifest import fingerprint, read_manifest
 from seodang.infer.kernels.device import DTYPES
 from seodang.recipes.options.parser import command, parse
-from seodang.train.run.checkpoints import publish_into, reserve_space, start_staging
+from seodang.train.run.checkpoints import STAGING, publish_into, reserve_space, start_staging
 
 PROBE = "Which country is the city of Suwon located in? 수원은 어느 나라에 있나요? def f(x): return x + 1"
 # The largest share of the logits' spread by which rounding may move one of them.
@@ -39,7 +39,7 @@ class ExportOptions:
 def main(argv: list[str] | None = None) -> int:
     (options,) = parse(argv, ExportOptions, prog="seodang export", positional=("model", "output_dir"), description=__doc__)
     target = Path(options.output_dir)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if target.exists() and (not target.is_dir() or any(each.name != STAGING for each in target.iterdir())):  # which an export cut short leaves
         raise UserError(f"output_dir {target} exists and is not empty: name a new folder")
     place = resolve(options.model)
     base = adapter_base(place) if is_adapter(place) else options.model

@@ -19,6 +19,7 @@ from seodang.data.errors import UserError
 from seodang.data.formats import to_example
 from seodang.data.surrogates import refuse_surrogates
 from seodang.recipes.options.decoding import Decoding, SpeakingModel, option
+from seodang.recipes.options.outputs import empty, open_output
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.run.stopping import Stopping
 
@@ -80,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
         ahead = BATCHES_AHEAD * options.batch_size if ordered else None
         results = answers(model, tokenizer, asked.prompts, params, max_rows=options.batch_size, ahead=ahead)  # refuses what it cannot do
         if output:
-            output.truncate(0)
+            empty(output)
         show = recorder(asked, output, options) if output else Printer(asked, each)
         failed = follow(results, InOrder(show, each) if ordered else Straight(show), count * each, f"in {options.output}" if output else "printed")
     if failed:
@@ -107,7 +108,7 @@ def read_prompt_file(path: Path, raw: bool) -> Prompts:
     if not path.is_file():
         raise UserError(f"the prompts file {path} does not exist")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"the prompts file {path} is not UTF-8: {error}") from None
     lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
@@ -153,17 +154,6 @@ def prompt_of(record: Any, where: str, raw: bool) -> Any:
     if not messages:
         raise UserError(f"{where}: there is no turn to answer")
     return messages
-
-
-def open_output(path: str) -> TextIO:
-    """Open the file before anything is computed; what it holds stays until it is certain that there will be answers.
-
-    Raises UserError where it cannot be written.
-    """
-    try:
-        return open(path, "a", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--output {path} cannot be written: {error.strerror}") from None
 
 
 def recorder(asked: Prompts, output: TextIO, options: Generate) -> Callable:

@@ -23,8 +23,8 @@ from seodang.data.errors import UserError
 from seodang.data.formats import SHAPES, Dialogue, Text
 from seodang.data.preferences import PREFERENCE_SHAPES, RankedPreference
 from seodang.data.sources import read
-from seodang.recipes.generate import open_output
 from seodang.recipes.options.decoding import SpeakingModel, option
+from seodang.recipes.options.outputs import empty, open_output
 from seodang.recipes.options.parser import command, parse
 
 RECORDS_A_CALL = 256  # scored together and then written
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     for example in examples:
         refuse_unscorable(example, options.raw)
     with ExitStack() as files:
-        output = files.enter_context(open_output(options.output)) if options.output else sys.stdout
+        output = files.enter_context(open_output(options.output)) if options.output else None
         model, tokenizer = model_options.open()
         from seodang.infer.engine.scoring import pair_ids
         from seodang.infer.runners.open import open_runner
@@ -83,7 +83,9 @@ def main(argv: list[str] | None = None) -> int:
         for record in records:  # all of them before any is scored
             for pair in record.pairs:
                 pair_ids(tokenizer, *pair, runner.limit, record.where)
-        totals = write_scores(runner, records, counts, options.tokens, output)
+        if output:
+            empty(output)
+        totals = write_scores(runner, records, counts, options.tokens, output or sys.stdout)
     if options.output:
         print(json.dumps(totals, ensure_ascii=False))
     return 0

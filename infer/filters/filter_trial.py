@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Iterator, Sequence
+from functools import partial
 from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -20,6 +21,7 @@ from .pipeline import known_alone
 from .user_filters import UserFilter, call_own, takes_ids_first
 
 SHARED = (nn.Module, PreTrainedTokenizerBase, ModuleType, BuiltinFunctionType, type)  # a filter may hold these, and a copy holds the same
+HIGHER = 100.0  # above any threshold that a filter has for logits themselves
 DEPTH = 5  # how deep these are looked for in what a filter holds
 
 
@@ -45,18 +47,23 @@ def as_before_the_first_token(request: Request, runner: Runner) -> tuple[Tensor,
 
 
 def try_filter(own: UserFilter, logits: Tensor, history: Tensor) -> None:
-    """Call a copy of a filter; raises UserError for what it does wrong, and says so where it would be right with its arguments exchanged."""
-    copies = [copied(own), copied(own)]
-    if None in copies:
+    """Call a copy of a filter; raises UserError for what it does wrong, and says so where it would be right with its arguments exchanged.
+
+    One that is right with higher logits is no mistake: it compares them with a number.
+    """
+    first = copied(own)
+    if first is None:
         return
     device = [logits.device] if logits.device.type == "cuda" else []
     ours, theirs = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=device), torch.no_grad():
             try:
-                call_own(copies[0], logits.clone(), history.clone())
+                call_own(first, logits.clone(), history.clone())
             except UserError as error:
-                if takes_ids_first(own) or not is_exchanged(copies[1], logits, history):
+                if is_right(copied(own), logits + HIGHER, history):
+                    return
+                if takes_ids_first(own) or not is_right(exchanged(copied(own)), logits, history):
                     raise
                 remedy = "exchange its parameters, or derive it from transformers' LogitsProcessor, which is called as there"
                 raise UserError(f"{error}: it seems to take (ids, logits), but a filter is called with (logits, ids): {remedy}") from error
@@ -65,10 +72,15 @@ def try_filter(own: UserFilter, logits: Tensor, history: Tensor) -> None:
         np.random.set_state(theirs)
 
 
-def is_exchanged(own: UserFilter, logits: Tensor, history: Tensor) -> bool:
-    """Whether a function is a filter of (ids, logits)."""
+def exchanged(own: UserFilter) -> UserFilter:
+    """A function of (ids, logits) as a filter."""
+    return lambda logits, history: own(history, logits)
+
+
+def is_right(own: UserFilter, logits: Tensor, history: Tensor) -> bool:
+    """Whether `call_own` refuses nothing."""
     try:
-        call_own(lambda logits, history: own(history, logits), logits.clone(), history.clone())
+        call_own(own, logits.clone(), history.clone())
     except UserError:
         return False
     return True
@@ -79,20 +91,26 @@ def copied(own: Any) -> Any:
     if isinstance(own, nn.Module):
         return None
     try:
+        if isinstance(own, partial):
+            args, keywords = copy.deepcopy((own.args, own.keywords), memo_of(own))
+            return partial(copied(own.func), *args, **keywords)
         return copied_function(own) if isinstance(own, FunctionType) else copy.deepcopy(own, memo_of(own))
     except Exception:  # whatever it holds: files, locks, generators
         return None
 
 
 def copied_function(own: FunctionType) -> FunctionType:
-    """A function over copies of what it closes over, of its defaults and of the globals that it names."""
+    """A function over copies of what it closes over, of its defaults and attributes, and of the globals that it names."""
     cells = [CellType() for _ in own.__closure__ or ()]
     named = {name: own.__globals__[name] for name in own.__code__.co_names if name in own.__globals__}
     full = [(cell, old.cell_contents) for cell, old in zip(cells, own.__closure__ or ()) if not is_empty(old)]
-    memo = memo_of([named, [contents for _, contents in full]])
-    function = FunctionType(own.__code__, {**own.__globals__, **copy.deepcopy(named, memo)}, own.__name__, copy.deepcopy(own.__defaults__, memo), tuple(cells))
-    function.__kwdefaults__ = copy.deepcopy(own.__kwdefaults__, memo)
-    memo[id(own)] = function
+    names = dict(own.__globals__)
+    function = FunctionType(own.__code__, names, own.__name__, None, tuple(cells))
+    memo = memo_of([named, [contents for _, contents in full], own.__defaults__, own.__kwdefaults__, vars(own)])
+    memo[id(own)] = function  # which may name itself
+    names |= copy.deepcopy(named, memo)
+    function.__defaults__, function.__kwdefaults__ = copy.deepcopy((own.__defaults__, own.__kwdefaults__), memo)
+    vars(function).update(copy.deepcopy(vars(own), memo))
     for cell, contents in full:
         cell.cell_contents = copy.deepcopy(contents, memo)
     return function
@@ -117,6 +135,8 @@ def shared_in(value: Any, depth: int) -> Iterator[Any]:
     if isinstance(value, SHARED):
         yield value
     elif depth and not isinstance(value, Tensor | str | bytes | FunctionType):
+        if isinstance(value, partial):
+            value = [value.func, *value.args, value.keywords]
         inside = value if isinstance(value, list | tuple | set) else (value if isinstance(value, dict) else getattr(value, "__dict__", {})).values()
         for each in inside:
             yield from shared_in(each, depth - 1)

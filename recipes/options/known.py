@@ -22,7 +22,7 @@ from typing import Any
 from seodang.data.errors import UserError
 from seodang.data.hub import check_hub_name
 from seodang.data.sources import check_source
-from seodang.recipes.options.outputs import OUTPUTS, check_outputs
+from seodang.recipes.options.outputs import OUTPUTS, READ, check_outputs
 
 FILE = Path(__file__).with_name("known.json")
 LIBRARIES = ("transformers", "trl")  # whose versions decide which options there are
@@ -113,8 +113,9 @@ def refuse(verb: str, argv: Sequence[str]) -> None:
         return
     given = _given(verb, argv)
     values = _configured(given.get("config")) | {name: words for name, words in given.items() if words}
-    texts = {name: _texts(values.get(name)) for name in (*OUTPUTS, *MODELS, *SOURCES) if name in told["names"].split()}
-    check_outputs(told["outputs"] | {name: texts[name][0] for name in told["outputs"] if texts[name]})
+    texts = {name: _texts(values.get(name)) for name in (*OUTPUTS, *READ, *MODELS) if name in told["names"].split()}
+    read = {name: texts[name] for name in READ if name in texts}
+    check_outputs(told["outputs"] | {name: texts[name][0] for name in told["outputs"] if texts[name]} | read)
     for model in (texts[name][0] for name in MODELS if texts.get(name)):
         if model not in ("", "default") and not os.path.exists(model):
             check_hub_name(model)
@@ -129,11 +130,11 @@ def _given(verb: str, argv: Sequence[str]) -> dict[str, list[str]]:
     given = {name: [word] for name, word in zip(told["positional"], takewhile(lambda word: not word.startswith("-"), words))}
     behind: list[str] = []
     for word in words:
-        if not word.startswith("--") or " " in word:
-            behind.append(word)
-            continue
         name, equals, value = word[2:].partition("=")
         name = name.replace("-", "_")
+        if not word.startswith("--") or " " in word and name not in names:  # a text, as argparse sees it
+            behind.append(word)
+            continue
         if name not in names and "." not in name and _versions() == known()["versions"]:  # with a dot it is a section's
             raise UserError(unknown_option(word, names, f"seodang {verb}"))
         given[name] = behind = [value] if equals else []

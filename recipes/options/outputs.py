@@ -1,26 +1,47 @@
 """Where a command is to write: refused at once where it cannot, before anything is loaded, read or imported for it."""
 
 import os
+import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from seodang.data.errors import UserError
 
 FOLDERS = ("output_dir",)
 FILES = ("output", "html")
 OUTPUTS = FOLDERS + FILES  # the options that name what is written
+READ = ("data", "eval_data", "prompts", "config")  # those that name what is read, and must not be written over
 
 
 def check_outputs(values: Mapping[str, Any]) -> None:
     """Raise UserError for the first of the outputs among the values of options that cannot be written. Nothing is left behind.
 
-    A folder is made with its parents, a file's folder must be there.
+    A folder is made with its parents, a file's folder must be there, and no file may be one that is read.
     """
     for name in OUTPUTS:
-        if values.get(name):
-            (_check_folder if name in FOLDERS else _check_file)(f"--{name} {values[name]}", Path(values[name]).expanduser())
+        if (value := values.get(name)) is None:
+            continue
+        if not isinstance(value, str) or not value:
+            raise UserError(f"--{name} must be the name of one {'folder' if name in FOLDERS else 'file'}, got {value!r}")
+        given, path = f"--{name} {value}", Path(os.path.expanduser(value))
+        if name in FOLDERS:
+            _check_folder(given, path)
+        else:
+            _check_file(given, path)
+            _refuse_what_is_read(given, path, values)
+
+
+def open_output(path: str) -> TextIO:
+    """Open a file that `check_outputs` has passed, before anything is computed; what it holds stays until `empty`."""
+    return open(os.path.expanduser(path), "a", encoding="utf-8")
+
+
+def empty(output: TextIO) -> None:
+    """Take away what a file held before: now it is certain that something will be written. A pipe or a device holds nothing."""
+    if stat.S_ISREG(os.fstat(output.fileno()).st_mode):
+        output.truncate(0)
 
 
 def _check_folder(given: str, path: Path) -> None:
@@ -42,6 +63,15 @@ def _check_file(given: str, path: Path) -> None:
             path.open("ab").close()
         except OSError as error:
             raise UserError(f"{given} cannot be written ({error.strerror}): name another file") from None
+
+
+def _refuse_what_is_read(given: str, path: Path, values: Mapping[str, Any]) -> None:
+    for name in READ:
+        value = values.get(name) or []
+        for source in [value] if isinstance(value, str) else value:
+            source = os.path.expanduser(source)
+            if os.path.isfile(source) and path.is_file() and os.path.samefile(source, path):
+                raise UserError(f"{given} is what --{name} reads: name another file")
 
 
 def _try_to_write(given: str, folder: Path) -> None:

@@ -12,7 +12,8 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -58,8 +59,8 @@ def command(main: Callable[..., int | None]) -> Callable[..., int]:
 def nobody_reads() -> bool:
     """Whether stdout is a pipe whose reader has gone; what is still to be written to it is then thrown away."""
     asked = select.poll()
-    asked.register(sys.stdout, 0)
-    if gone := bool(asked.poll(0)):  # nothing was asked for but errors
+    asked.register(sys.stdout, select.POLLOUT)  # macOS tells of errors only where something is asked for
+    if gone := any(told & (select.POLLERR | select.POLLHUP) for _, told in asked.poll(0)):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return gone
 
@@ -100,7 +101,7 @@ def parse(
         classes, prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--config", metavar="FILE.yaml", help="Options from a YAML file; those on the command line win.")
-    if list(argv[-2:]) == ["--help", "json"]:
+    if list(argv[-2:]) in (["--help", "json"], ["-h", "json"]):
         print(json.dumps(described(parser, positional), ensure_ascii=False))
         sys.exit(0)
     required = _add_positional(parser, positional)
@@ -193,6 +194,8 @@ def _apply_config(parser: argparse.ArgumentParser, path: str | None, classes: Se
             raise UserError(f"--config {path}: " + _unknown_option("--" + str(key), parser))
         if value is None and not _takes_none(name, classes):
             raise UserError(f"--config {path}: {name} has no value: give it one, or leave its line out")
+        if isinstance(value, list) and _takes_one(name, classes):
+            raise UserError(f"--config {path}: {name} takes one value, got {value}")
         action = options[name]
         action.required = False
         parser.set_defaults(**{name: _converted(action, value, path)})
@@ -204,11 +207,20 @@ def _takes_none(name: str, classes: Sequence[type]) -> bool:
     return all(cls.__dataclass_fields__[name].default is None or type(None) in get_args(get_type_hints(cls)[name]) for cls in owners)
 
 
+def _takes_one(name: str, classes: Sequence[type]) -> bool:
+    """Whether an option is a text, a number or a yes or no, and never a list."""
+    hints = [get_type_hints(cls)[name] for cls in classes if name in cls.__dataclass_fields__]
+    kinds = {kind for hint in hints for kind in (get_args(hint) if get_origin(hint) in (Union, UnionType) else [hint])}
+    return bool(kinds) and kinds <= {str, int, float, bool, type(None)}
+
+
 def _converted(action: argparse.Action, value: Any, path: str) -> Any:
     """A YAML value as the option itself would have read it (YAML takes 1e-5 for a text)."""
     if value is None or action.type is None:
         return value
     try:
+        if isinstance(value, bool) and action.type in (int, float):  # which yes is not
+            raise ValueError
         if isinstance(value, list):
             return [action.type(str(item)) for item in value]
         value = action.type(value if isinstance(value, (bool, dict)) else str(value))

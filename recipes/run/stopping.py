@@ -9,7 +9,10 @@ from types import FrameType
 
 
 class Stopping:
-    """While it is entered, Ctrl-C raises KeyboardInterrupt and SIGTERM SystemExit(143); within `whole()` they wait until its end."""
+    """While it is entered, Ctrl-C raises KeyboardInterrupt and SIGTERM SystemExit(143); within `whole()` they wait until its end.
+
+    A signal that is ignored stays so, as Ctrl-C for what a shell has put into the background.
+    """
 
     def __init__(self) -> None:
         self._heard: int | None = None
@@ -17,14 +20,15 @@ class Stopping:
 
     def __enter__(self) -> "Stopping":
         main = threading.current_thread() is threading.main_thread()  # no other may set what a signal does
-        self._before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)} if main else {}
+        heeded = [number for number in (signal.SIGINT, signal.SIGTERM) if main and signal.getsignal(number) is not signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._hear) for number in heeded}
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, *trace: object) -> None:
         if isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM:
             print("terminated", file=sys.stderr)
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None was not set by Python
 
     @contextmanager
     def whole(self) -> Iterator[None]:

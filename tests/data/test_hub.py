@@ -18,6 +18,7 @@ def asked(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
+    monkeypatch.setattr(hub, "_silent", set())
     monkeypatch.delenv("HF_DATASETS_CACHE", raising=False)
     monkeypatch.setattr(hub, "answers", lambda endpoint: calls.append(endpoint))
     return calls
@@ -64,6 +65,8 @@ def test_what_the_cache_has_is_used_and_the_hub_left_alone_where_it_does_not_ans
     hub.check_hub_name("owner/name", kind)
     assert constants.is_offline_mode() and "owner/name is read from the hub's cache" in caplog.text
     hub.check_hub_name("owner/name", kind)
+    with pytest.raises(UserError, match="does not answer: check the name, or the connection"):  # nobody has set HF_HUB_OFFLINE
+        hub.check_hub_name("owner/other", kind)
     assert len(asked) == 2  # once offline, it is asked no more
 
 

@@ -228,6 +228,13 @@ def test_a_json_file_holds_one_record_or_a_list_of_them(tmp_path, listed):
     assert read_prompts([str(path)], raw=False) == Prompts([[{"role": "user", "content": "Wie groß?"}]], [1], "record")
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "prompts.txt").write_bytes("\ufeff수원\r\n\r\ntwo\r\n".encode())
+    (tmp_path / "prompts.jsonl").write_bytes('\ufeff{"prompt": "수원"}\r\n'.encode())
+    assert read_prompts([str(tmp_path / "prompts.txt")], raw=True) == Prompts(["수원", "two"], [1, 3], "line")
+    assert read_prompts([str(tmp_path / "prompts.jsonl")], raw=True) == Prompts(["수원"], [1], "line")
+
+
 def test_files_are_utf8_whatever_the_locale(tmp_path, monkeypatch):
     (tmp_path / "prompts.json").write_text('["Größe", "나무"]', encoding="utf-8")
     (tmp_path / "speak.yaml").write_text("stop: [나무]\n", encoding="utf-8")
@@ -354,6 +361,16 @@ def test_a_signal_waits_for_the_end_of_what_must_be_whole():
             done.append("whole")
         done.append("never")
     assert done == ["whole"]
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Stopping():
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, former)
 
 
 @pytest.mark.parametrize("number, code, said", [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])

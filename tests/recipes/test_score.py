@@ -49,6 +49,7 @@ RANKED = [{"prompt": "Where is Rome?", "responses": ["In Italy.", "qwerty zxcv."
 
 def test_of_preferences_each_answer_is_scored_and_the_better_ones_lead(real, real_model, tokenizer, tmp_path, capsys):
     output = tmp_path / "scores.jsonl"
+    output.write_text("of an earlier run\n")
     data = [write(tmp_path / "pairs.jsonl", PAIRS), write(tmp_path / "ranked.jsonl", RANKED)]
     assert main(["default", "--data", *data, "--output", str(output)]) == 0
     first, second, ranked, totals = map(json.loads, output.read_text().splitlines())

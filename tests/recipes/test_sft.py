@@ -128,6 +128,20 @@ def test_lora_trains_the_adapter_alone_and_export_merges_it(base, data, tmp_path
     assert plain.generation_config.eos_token_id == [2]
 
 
+def test_an_export_that_was_cut_short_is_done_anew(base, tmp_path, monkeypatch):
+    def pressed(*args, **facts):
+        raise KeyboardInterrupt
+
+    target = tmp_path / "merged"
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "publish_into", pressed)
+        assert export.main([str(base), str(target)]) == 130
+    assert [each.name for each in target.iterdir()] == [".saving"]
+    assert export.main([str(base), str(target)]) == 0
+    assert (target / "model.safetensors").is_file() and not (target / ".saving").exists()
+    assert export.main([str(base), str(target)]) == 2
+
+
 def test_dora_trains(base, data, tmp_path):
     out = tmp_path / "out"
     assert run("--model", base, "--data", data, "--output_dir", out, "--max_steps", 2, "--lora_r", 4, "--dora", "true", "--save_strategy", "no") == 0

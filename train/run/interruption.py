@@ -21,7 +21,7 @@ OF_WORKERS = getattr(signal, "SIGCHLD", None)  # torch raises where a worker tha
 T = TypeVar("T")
 
 
-class Stopping(BaseException):
+class StopTraining(BaseException):
     """All processes have agreed to stop, or this one leaves what need not be finished; it never comes out of `train`."""
 
 
@@ -61,7 +61,7 @@ class Signals:
             if self.asked:
                 return None
             return work()
-        except Stopping:
+        except StopTraining:
             return None
         finally:
             self._at_once = False
@@ -78,7 +78,7 @@ class Signals:
             with suppress(OSError):  # sys.stderr may be in the middle of a line of its own
                 os.write(2, f"\n{signal.Signals(number).name}: stopping as soon as what was learned is saved; once more leaves at once\n".encode())
         if self._at_once:
-            raise Stopping
+            raise StopTraining
 
 
 class Interruptible:
@@ -109,8 +109,8 @@ class Interruptible:
                 result = super().train(*args, **kwargs)
                 if not self.asked_to_stop():
                     return result
-            except (Stopping, RuntimeError) as error:
-                if not isinstance(error, Stopping) and not self._lost_workers(error):
+            except (StopTraining, RuntimeError) as error:
+                if not isinstance(error, StopTraining) and not self._lost_workers(error):
                     raise
             words = self._keep_last_step()
         self._leave(words)
@@ -144,9 +144,9 @@ class Interruptible:
     # Where training stops
 
     def stop_if_asked(self) -> None:
-        """Raise Stopping where a signal has asked one of the processes to stop; all of them have to call this."""
+        """Raise StopTraining where a signal has asked one of the processes to stop; all of them have to call this."""
         if self.asked_to_stop():
-            raise Stopping
+            raise StopTraining
 
     def asked_to_stop(self) -> bool:
         """Whether a signal has asked one of the processes to stop, while they train; all of them have to ask."""
@@ -210,7 +210,7 @@ class Interruptible:
             self.control.should_log |= self.args.logging_strategy != IntervalStrategy.NO
             super()._maybe_log_save_evaluate(*args, **kwargs)
             self.control.should_evaluate = owed  # the checkpoint says so to the run that goes on
-            raise Stopping
+            raise StopTraining
         super()._maybe_log_save_evaluate(*args, **kwargs)
         if saves and not ends_epoch:
             self.stop_if_asked()  # a signal came while it was saved

@@ -39,6 +39,14 @@ def counting(logits, ids):
     return logits + 0.0 * torch.rand(1) + 0.0 * random.random() + 0.0 * float(np.random.rand())
 
 
+def of_itself(logits, ids):
+    of_itself.heard.append(ids.shape[1])
+    return logits
+
+
+of_itself.heard = []
+
+
 class Remembering:
     def __init__(self, model):
         self.model, self.heard, self.seen = model, [], torch.zeros(1)
@@ -109,6 +117,11 @@ def test_filters_of_transformers_are_called_in_their_own_order_alone_or_in_their
     assert ask(only_likely).ids == plain  # made-up logits are such that a threshold leaves a token
 
 
+def test_a_threshold_for_logits_themselves_is_no_mistake(ask):
+    plain = ask()  # greedy: the likeliest tokens have logits above zero, of the made-up ones none has
+    assert ask(lambda logits, ids: logits.masked_fill(logits <= 0.0, -torch.inf)).ids == plain.ids
+
+
 def test_what_a_filter_remembers_begins_with_the_answer(ask, tiny_llama):
     counted, seen = 0, []
 
@@ -128,6 +141,36 @@ def test_what_a_filter_remembers_begins_with_the_answer(ask, tiny_llama):
     assert stateful.heard == bound.heard == [] and stateful.seen == bound.seen == 0
     ask(counting, closing, stateful, bound.method)
     assert (COUNT, counted) == (3, 3) and HEARD == seen == stateful.heard == bound.heard == [3, 4, 5] and stateful.seen == 3
+
+
+def test_a_function_may_remember_in_its_own_attributes(ask):
+    def within(logits, ids):
+        within.calls += 1
+        return logits
+
+    within.calls = 0
+    ask(of_itself, within)
+    assert of_itself.heard == [3, 4, 5] and within.calls == 3
+
+
+def test_a_partial_is_a_function_with_its_arguments(ask, tiny_llama):
+    heard = []
+
+    def judged(model, more, logits, ids):
+        heard.append((model, ids.shape[1]))
+        more.append(None)
+        return logits
+
+    own = functools.partial(judged, tiny_llama, [])
+    ask(own)
+    assert heard == [(tiny_llama, 3), (tiny_llama, 4), (tiny_llama, 5)] and len(own.args[1]) == 3
+    assert copied(own).args[0] is tiny_llama and copied([own])[0].args[0] is tiny_llama
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_filter_may_give_floating_point_numbers_of_any_width(ask, dtype):
+    plain = ask().ids
+    assert plain[0] not in ask(lambda logits, ids, banned=plain[0]: logits.index_fill(1, torch.tensor([banned]), -torch.inf).to(dtype)).ids
 
 
 def test_a_copy_shares_models_and_what_cannot_be_copied_is_not_tried(ask, tiny_llama):

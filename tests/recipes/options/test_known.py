@@ -61,7 +61,7 @@ def test_all_options_are_listed_on_demand(verb, capsys):
 
 
 def test_help_for_programs_has_defaults(capsys):
-    assert main(["sft", "--help", "json"]) == 0
+    assert main(["sft", "-h", "json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["options"]["learning_rate"]["default"] == TrainingArguments.learning_rate
     assert told["options"]["output_dir"]["default"] == "runs/sft"
@@ -79,6 +79,8 @@ def test_help_for_programs_has_defaults(capsys):
         ("demo", ["--output_dir", "FILE"], "--output_dir FILE"),
         ("generate", ["default", "hi", "--output", "/nowhere/x"], "there is no folder /nowhere"),
         ("explain", ["default", "hi", "--html", "/nowhere/x"], "there is no folder /nowhere"),
+        ("generate", ["default", "FOLDER/ask.txt", "--output=FOLDER/ask.txt"], "is what --prompts reads"),
+        ("score", ["default", "--data", "FOLDER/ask.txt", "--output=/nowhere/my file"], "there is no folder /nowhere"),
         ("generate", ["a/b/c", "hi"], "model 'a/b/c' is not a folder"),
         ("ppo", ["--reward_model", "a/b/c"], "model 'a/b/c' is not a folder"),
         ("dpo", ["--data", "FILE.jsonl", "nowhere.jsonl", "--lora_r", "4"], "there is no file or folder FILE.jsonl"),
@@ -92,8 +94,9 @@ def test_mistakes_are_told_without_the_recipe(verb, argv, message, tmp_path, cap
     monkeypatch.setattr("importlib.import_module", lambda *_: pytest.fail("imported a recipe"))
     file = tmp_path / "file"
     file.write_text("", encoding="utf-8")
+    (tmp_path / "ask.txt").write_text("", encoding="utf-8")
     (tmp_path / "c.yaml").write_text(f"output_dir: {file}", encoding="utf-8")
-    here = lambda text: text.replace("FILE", str(file)).replace("CONFIG", str(tmp_path / "c.yaml"))
+    here = lambda text: text.replace("FILE", str(file)).replace("CONFIG", str(tmp_path / "c.yaml")).replace("FOLDER", str(tmp_path))
     assert main([verb, *map(here, argv)]) == 2
     assert here(message) in capsys.readouterr().err
 

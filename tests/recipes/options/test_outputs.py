@@ -5,7 +5,7 @@ import os
 import pytest
 
 from seodang.data.errors import UserError
-from seodang.recipes.options.outputs import check_outputs
+from seodang.recipes.options.outputs import check_outputs, empty, open_output
 
 # where nobody can write, root included
 SEALED = "/proc"
@@ -24,9 +24,14 @@ SEALED = "/proc"
         ("html", "FILE/page.html", "there is no folder FILE"),
         ("html", SEALED + "/page.html", "--html /proc/page.html: nothing can be written in /proc"),
         ("output", SEALED + "/version", "--output /proc/version cannot be written"),
+        ("output_dir", "", "--output_dir must be the name of one folder, got ''"),
+        ("html", "", "--html must be the name of one file, got ''"),
+        ("output", "~nobody-of-that-name/x", "there is no folder ~nobody-of-that-name"),
     ],
 )
 def test_what_cannot_be_written_is_refused_with_its_path(name, path, message, tmp_path):
+    if SEALED in path and not os.path.isdir(SEALED):
+        pytest.skip(f"there is no {SEALED} here")
     (tmp_path / "file").write_text("kept", encoding="utf-8")
     (tmp_path / "dangling").symlink_to(tmp_path / "nobody")
     here = lambda text: text.replace("FILE", f"{tmp_path}/file").replace("DANGLING", f"{tmp_path}/dangling").replace("FOLDER", str(tmp_path))
@@ -34,6 +39,48 @@ def test_what_cannot_be_written_is_refused_with_its_path(name, path, message, tm
         check_outputs({name: here(path)})
     assert here(message) in str(caught.value) and "name" in str(caught.value)
     assert sorted(os.listdir(tmp_path)) == ["dangling", "file"] and (tmp_path / "file").read_text(encoding="utf-8") == "kept"
+
+
+@pytest.mark.parametrize("name", ["data", "eval_data", "prompts", "config"])
+def test_what_is_read_is_not_written_over(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    read, other = tmp_path / "read.jsonl", tmp_path / "other.jsonl"
+    read.write_text("precious\n", encoding="utf-8")
+    (tmp_path / "link").symlink_to(read)
+    values = {name: str(read) if name == "config" else ["no such file", str(read)]}
+    for output in (str(read), "~/read.jsonl", str(tmp_path / "link")):
+        with pytest.raises(UserError, match=f"^--output {output} is what --{name} reads: name another file"):
+            check_outputs(values | {"output": output})
+    check_outputs(values | {"output": str(other)})
+    other.write_text("", encoding="utf-8")
+    check_outputs(values | {"output": str(other)})
+
+
+def test_a_list_is_no_name():
+    with pytest.raises(UserError, match=r"--output must be the name of one file, got \['a', 'b'\]"):
+        check_outputs({"output": ["a", "b"]})
+
+
+def test_an_opened_output_keeps_what_it_holds_until_it_is_emptied(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x").write_text("before\n", encoding="utf-8")
+    with open_output("~/x") as output:
+        assert (tmp_path / "x").read_text(encoding="utf-8") == "before\n"
+        empty(output)
+        output.write("수원\n")
+    assert (tmp_path / "x").read_text(encoding="utf-8") == "수원\n"
+
+
+def test_a_device_or_a_pipe_is_written_as_it_is():
+    with open_output("/dev/null") as output:
+        empty(output)
+    reader, writer = os.pipe()
+    with open_output(f"/dev/fd/{writer}") as output:
+        os.close(writer)
+        empty(output)
+        output.write("x")
+    with open(reader, encoding="utf-8") as heard:
+        assert heard.read() == "x"
 
 
 def test_what_can_be_written_passes_and_nothing_is_made_or_changed(tmp_path, monkeypatch):

@@ -43,8 +43,12 @@ def test_yaml_beneath_options(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("rat: 1", "did you mean rate"), ("rate:", "rate has no value"), ("words: null", "words has no value"), ("rate: [", "not YAML"), ("- 1", "name: value"), ("rate: fast", "'fast' is not a valid value")],
-)
+    [
+        ("rat: 1", "did you mean rate"), ("rate:", "rate has no value"), ("words: null", "words has no value"), ("rate: [", "not YAML"), ("- 1", "name: value"),
+        ("rate: fast", "'fast' is not a valid value"), ("rate: yes", "True is not a valid value"), ("rate: [0.1, 0.2]", r"rate takes one value, got \[0.1, 0.2\]"),
+        ("model: [a]", "model takes one value"), ("raw: [true]", "raw takes one value"),
+    ],
+)  # fmt: skip
 def test_yaml_mistakes(tmp_path, text, message):
     path = tmp_path / "c.yaml"
     path.write_text(text)
