@@ -39,7 +39,8 @@ class ExportOptions:
 def main(argv: list[str] | None = None) -> int:
     (options,) = parse(argv, ExportOptions, prog="seodang export", positional=("model", "output_dir"), description=__doc__)
     target = Path(options.output_dir)
-    if target.exists() and (not target.is_dir() or any(each.name != STAGING for each in target.iterdir())):  # which an export cut short leaves
+    # an export that was cut short leaves its staging folder
+    if target.exists() and (not target.is_dir() or any(each.name != STAGING for each in target.iterdir())):
         raise UserError(f"output_dir {target} exists and is not empty: name a new folder")
     place = resolve(options.model)
     base = adapter_base(place) if is_adapter(place) else options.model

@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     console.print(*totals(counts, lengths), sep="\n", markup=False, highlight=False)
     if options.html:
         title = f"Preview of {', '.join(options.data)}"
-        Path(options.html).expanduser().write_text(to_html(shown, tokenizer, counts, lengths, title), encoding="utf-8")
+        Path(options.html).write_text(to_html(shown, tokenizer, counts, lengths, title), encoding="utf-8")
         console.print(f"page            {options.html}", markup=False, highlight=False)
     return 0
 

@@ -135,8 +135,17 @@ def shared_in(value: Any, depth: int) -> Iterator[Any]:
     if isinstance(value, SHARED):
         yield value
     elif depth and not isinstance(value, Tensor | str | bytes | FunctionType):
-        if isinstance(value, partial):
-            value = [value.func, *value.args, value.keywords]
-        inside = value if isinstance(value, list | tuple | set) else (value if isinstance(value, dict) else getattr(value, "__dict__", {})).values()
-        for each in inside:
+        for each in parts_of(value):
             yield from shared_in(each, depth - 1)
+
+
+def parts_of(value: Any) -> list[Any]:
+    """What a collection or an object holds."""
+    if isinstance(value, list | tuple | set):
+        return list(value)
+    if isinstance(value, dict):
+        return list(value.values())
+    if isinstance(value, partial):
+        return [value.func, *value.args, value.keywords]
+    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+    return [*getattr(value, "__dict__", {}).values(), *(getattr(value, name, None) for name in slots)]

@@ -35,7 +35,7 @@ def check_outputs(values: Mapping[str, Any]) -> None:
 
 def open_output(path: str) -> TextIO:
     """Open a file that `check_outputs` has passed, before anything is computed; what it holds stays until `empty`."""
-    return open(os.path.expanduser(path), "a", encoding="utf-8")
+    return open(path, "a", encoding="utf-8")
 
 
 def empty(output: TextIO) -> None:

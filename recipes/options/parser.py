@@ -21,7 +21,7 @@ from transformers import HfArgumentParser
 from seodang.data.errors import UserError
 from seodang.data.surrogates import refuse_surrogates
 from seodang.recipes.options.known import described, help_asked, unknown_option
-from seodang.recipes.options.outputs import check_outputs
+from seodang.recipes.options.outputs import OUTPUTS, check_outputs
 
 
 def command(main: Callable[..., int | None]) -> Callable[..., int]:
@@ -91,7 +91,8 @@ def parse(
     """Read the dataclasses' fields from `--config FILE.yaml` and from options, which win; one instance a class.
 
     Fields named in `positional` may also be given without their option, in that order; the last may be a list. Hyphens count as
-    underscores. Unknown options and keys raise UserError with the nearest known name, as does an output that cannot be written.
+    underscores. Unknown options and keys raise UserError with the nearest known name, as does an output that cannot be written; the `~` of
+    one is the home folder.
     `--help` prints the options that matter most, `--help all` every one and `--help json` the same for programs.
     """
     if (text := help_asked(prog.removeprefix("seodang "), argv)) is not None:
@@ -118,6 +119,7 @@ def parse(
         if values[name] is None:
             raise UserError(f"{name} is missing: give it first, or as --{name} (see {prog} --help)")
     check_outputs(values)
+    values |= {name: os.path.expanduser(values[name]) for name in OUTPUTS if values.get(name)}
     try:
         return tuple(_build(cls, values) for cls in classes)
     except UserError:

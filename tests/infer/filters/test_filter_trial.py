@@ -1,5 +1,6 @@
 """A caller's filter is tried before anything is computed, and remembers nothing of its trial."""
 
+import dataclasses
 import functools
 import random
 
@@ -175,6 +176,8 @@ def test_a_filter_may_give_floating_point_numbers_of_any_width(ask, dtype):
 
 def test_a_copy_shares_models_and_what_cannot_be_copied_is_not_tried(ask, tiny_llama):
     assert copied(Remembering(tiny_llama)).model is tiny_llama
+    slim = dataclasses.make_dataclass("Slim", [("model", object), ("counts", list)], slots=True)(tiny_llama, [])
+    assert copied(slim).model is tiny_llama and copied(slim).counts is not slim.counts
     judge = {"models": [tiny_llama]}
     assert copied(lambda logits, ids: judge).__closure__[0].cell_contents["models"][0] is tiny_llama
     numbers = (number for number in range(3))  # a generator has no copy

@@ -61,10 +61,9 @@ def test_a_list_is_no_name():
         check_outputs({"output": ["a", "b"]})
 
 
-def test_an_opened_output_keeps_what_it_holds_until_it_is_emptied(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
+def test_an_opened_output_keeps_what_it_holds_until_it_is_emptied(tmp_path):
     (tmp_path / "x").write_text("before\n", encoding="utf-8")
-    with open_output("~/x") as output:
+    with open_output(str(tmp_path / "x")) as output:
         assert (tmp_path / "x").read_text(encoding="utf-8") == "before\n"
         empty(output)
         output.write("수원\n")

@@ -56,6 +56,18 @@ def test_yaml_mistakes(tmp_path, text, message):
         read("m", "--config", str(path))
 
 
+def test_the_home_folder_of_an_output_is_found_whoever_writes_it(tmp_path, monkeypatch):
+    @dataclass
+    class Writing:
+        output_dir: str = field(default="runs/x", metadata={"help": "A folder."})
+        output: str | None = field(default=None, metadata={"help": "A file."})
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    [given] = parse(["--output_dir=~/a/b", "--output", "~/c"], Writing, prog="test")
+    assert given == Writing(f"{tmp_path}/a/b", f"{tmp_path}/c")
+    assert parse([], Writing, prog="test") == (Writing(),)
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [(["m", "--rat", "1"], "did you mean rate"), (["m", "--rate", "x"], "rate"), (["m", "--rate", "2"], "rate must be at most 1, got 2.0")],
