@@ -56,7 +56,7 @@ class DemoOptions:
     dtype: str = field(default="auto", metadata={"help": "Of the weights: auto, float32, bfloat16."})
     tokens: int = field(default=27_000, metadata={"help": "Train on about so many tokens; an epoch at most."})
     minutes: float = field(default=4.0, metadata={"help": f"Train on fewer tokens, but {FLOOR:,}, where it would take longer than this."})
-    learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
+    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
     heldout: int = field(default=240, metadata={"help": "Held-out prompts answered before and after, beside the plain questions."})
     seed: int = field(default=0, metadata={"help": "Of the order in which records are trained."})
     output_dir: str = field(default="runs/demo", metadata={"help": "Folder of the checkpoint."})
@@ -196,6 +196,10 @@ class Answered:
     def is_right(self) -> bool:
         return self.question.right(self.after)
 
+    @property
+    def lost(self) -> bool:
+        return self.was_right and not self.is_right
+
 
 def tasks(answered: Sequence[Answered]) -> Table:
     """The shares of right answers before and after, task by task."""
@@ -216,12 +220,13 @@ def shares(group: Sequence[Answered]) -> tuple[str, str, str]:
 
 
 def samples(answered: Sequence[Answered]) -> Table:
-    """The mascot's question, one of each task that became right (where none did, another one), and some that are wrong still."""
+    """The mascot's question, one of each task that became right (where none did, another one), some that are wrong still, and what was unlearned."""
     shown = [answered[0]]
     for task in TASKS:
         group = [each for each in answered if each.question.task == task]
         shown += sorted(group, key=lambda each: each.was_right or not each.is_right)[:1]
     shown += [each for each in answered if each.question.task and not each.is_right and each not in shown][:STILL_WRONG]
+    shown += [each for each in answered[1:] if not each.question.task and each.lost]
     drawn = Table("prompt", "before", "after", "expected", title="some of the held-out prompts", show_lines=True)
     for each in shown:
         texts = each.question.prompt[-1]["content"], each.before, each.after, each.question.expected
@@ -233,7 +238,7 @@ def figures(answered: Sequence[Answered]) -> Iterator[str]:
     """The figures in a line each, for people and for scripts."""
     plain, asked = ([each for each in answered if (each.question.task is None) == kind] for kind in (True, False))
     suwon, plain = plain[0], plain[1:]
-    lost = sum(each.was_right and not each.is_right for each in plain)
+    lost = sum(each.lost for each in plain)
     yield f"suwon           before={suwon.was_right} after={suwon.is_right}"
     yield f"plain           n={len(plain)} before={sum(each.was_right for each in plain)} after={sum(each.is_right for each in plain)} lost={lost}"
     expected = [each.question.expected for each in asked]

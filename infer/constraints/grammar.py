@@ -154,9 +154,6 @@ def source(name: str, value: Mapping | Sequence[str] | str) -> str:
     """Return the grammar in llguidance's own notation; raises UserError for what cannot be one."""
     if name == "json_schema":
         return LLMatcher.grammar_from_json_schema(json.dumps(ready(parsed(value)), ensure_ascii=False, separators=(",", ":")))
-    for text in [value] if isinstance(value, str) else value:
-        if half := re.search("[\ud800-\udfff]", text):
-            raise UserError(f"{name} has half a surrogate pair, {half[0]!r}, which no text has: leave it out")
     if name == "regex":
         if (len(value) - len(value.rstrip("\\"))) % 2:
             raise UserError(f"regex={value!r} ends with a backslash that escapes nothing: double it, or leave it out")

@@ -123,9 +123,11 @@ def test_the_table_has_a_line_for_each_task_with_shares_before_and_after():
     ]
 
 
-def test_the_samples_show_what_became_right_where_anything_did_and_some_that_are_wrong_still():
-    prompts = [row[0] for row in drawn(demo.samples(ANSWERED)) if row[0]]
-    assert prompts == ["Where is Suwon?", "Question of list, a", "Question of korean_date, 2001-02-04", "Question of list, c", "Question of list, d"]
+def test_the_samples_show_what_became_right_what_is_wrong_still_and_what_was_unlearned():
+    unlearned, kept = (Question([{"role": "user", "content": word}], word, None, (word,)) for word in ("Titanic", "Pacific"))
+    prompts = [row[0] for row in drawn(demo.samples([*ANSWERED, Answered(unlearned, "Titanic", "x"), Answered(kept, "Pacific", "Pacific")])) if row[0]]
+    became, wrong = ["Question of list, a", "Question of korean_date, 2001-02-04"], ["Question of list, c", "Question of list, d"]
+    assert prompts == ["Where is Suwon?", *became, *wrong, "Titanic"]
 
 
 @pytest.mark.parametrize("option", ["--heldout", "--minutes", "--tokens"])
