@@ -13,7 +13,10 @@ PARTS = yaml.safe_load((HERE / "everyday.yaml").read_text(encoding="utf-8"))
 MONTHS = "January February March April May June July August September October November December".split()
 
 # How many records of each task are trained, and held out. Some 27,000 tokens of SmolLM2 are trained.
-RECORDS = {"list": (36, 30), "rename": (30, 30), "mask": (44, 30), "sentiment": (60, 30), "english_date": (36, 30), "korean_date": (36, 30), "answer": (66, 30), "form": (52, 30)}
+RECORDS = {
+    "list": (36, 30), "rename": (30, 30), "mask": (44, 30), "sentiment": (60, 30), "english_date": (36, 30), "korean_date": (36, 30), "answer": (66, 30),
+    "form": (52, 30),
+}  # fmt: skip
 NEW_WORDINGS = 0.2  # of the held-out instructions, and of the held-out sentences
 
 Triplet = tuple[str, str, str]  # instruction, input, output

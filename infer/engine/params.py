@@ -20,7 +20,8 @@ class SamplingParams(RequestParams, FilterOptions, StrategyOptions):
     `min_new_tokens` and `min_length`: end tokens and `stop_token_ids` cannot come, and a stop string, or a match, counts where its last
     character comes with a token beyond that number, as in vLLM; one that is complete with the last of them is text like any other. `filters` are the
     caller's own: functions of (logits, ids) that return logits, or transformers' LogitsProcessors, which are called in their own order, (ids,
-    logits); each is tried once, on a copy, before anything is computed. Models stand here too (`assistant_model`, `amateur_model`), for each request may have its own.
+    logits); each is tried once, on a copy, before anything is computed. Models stand here too (`assistant_model`, `amateur_model`), for each
+    request may have its own.
     Raises UserError for a value out of range, and for options that exclude each other.
     """
 

@@ -60,7 +60,11 @@ def can_be_called(name: str, value: Any) -> str | None:
 @settings
 class OwnFilters:
     filters: Sequence[UserFilter] = option(
-        (), "The caller's own filters: functions of (logits [1, vocab], ids [1, n]), or transformers' LogitsProcessors, called as (ids, logits).", both(listed, can_be_called), example=(lambda logits, history: logits,), command=False
+        (),
+        "The caller's own filters: functions of (logits [1, vocab], ids [1, n]), or transformers' LogitsProcessors, called as (ids, logits).",
+        both(listed, can_be_called),
+        example=(lambda logits, history: logits,),
+        command=False,
     )
 
 
