@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from ..text.vocabulary import check_ids
 from .model_lock import locked
 
 LAYERS_WITH_ATTENTION_ALONE = {"full_attention", "sliding_attention"}
+MEMORIES = ("cache", "past_key_values", "cache_params", "state")  # what architectures call it; since transformers 5.24 nearly all the first
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,15 @@ def carries_state(model: PreTrainedModel) -> bool:
     """Whether a layer remembers by other means than keys and values of every position."""
     kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
     return bool(getattr(model, "_is_stateful", False)) or not kinds <= LAYERS_WITH_ATTENTION_ALONE
+
+
+def memory_name(model: PreTrainedModel) -> str:
+    """What the model's forward calls the memory that is handed from step to step; raises UserError where it takes none."""
+    accepts = inspect.signature(type(model).forward).parameters
+    name = next((name for name in MEMORIES if name in accepts), None)
+    if name is None:
+        raise UserError(f"{model.config.model_type} has no memory that could be handed from step to step: use another architecture")
+    return name
 
 
 def attention_is_replaceable(model: PreTrainedModel) -> bool:

@@ -17,7 +17,7 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from ...data.errors import UserError
 from ..text.vocabulary import check_ids
-from .architecture import Capabilities, ModelOutput, evaluating, transformers_model
+from .architecture import Capabilities, ModelOutput, evaluating, memory_name, transformers_model
 from .batched import BatchedRunner
 
 MAX_POSITIONS = 16_384  # source positions, padding included, that the encoder reads at a time
@@ -56,6 +56,7 @@ class EncoderDecoderRunner(BatchedRunner):
         self.limit, self.source_limit = position_limit(self.model, "decoder"), position_limit(self.model, "encoder")
         self.source_vocab = self.model.get_input_embeddings().weight.shape[0]
         self.target_vocab = self.model.get_output_embeddings().weight.shape[0]
+        self._memory = memory_name(self.model)
         self._sources: dict[int, Source] = {}
 
     @property
@@ -154,9 +155,9 @@ class EncoderDecoderRunner(BatchedRunner):
             encoder_outputs=self._encoded(last_hidden_state=batch.states),
             attention_mask=batch.mask,
             decoder_input_ids=torch.tensor([[*new, *[0] * (longest - len(new))] for new in ids], device=batch.mask.device),
-            past_key_values=batch.cache,
             use_cache=True,
             output_hidden_states=bool(layers),
+            **{self._memory: batch.cache},
         )
         self._ran(batch, slots, ids)
         return [

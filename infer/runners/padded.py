@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from .architecture import Capabilities, ModelOutput, context_limit, evaluating, refuse_source, refuse_unsupported, transformers_model
+from .architecture import Capabilities, ModelOutput, context_limit, evaluating, memory_name, refuse_source, refuse_unsupported, transformers_model
 from .batched import BatchedRunner
 
 
@@ -40,6 +40,7 @@ class PaddedRunner(BatchedRunner):
         self.config = self.model.config.get_text_config()
         self.limit = context_limit(self.model)
         self._accepts = inspect.signature(type(self.model).forward).parameters
+        self._memory = memory_name(self.model)
 
     def allocate(self, source_ids: Sequence[int] = ()) -> int:
         """Return a new slot without a past; raises UserError for a source, which a decoder does not read."""
@@ -61,7 +62,7 @@ class PaddedRunner(BatchedRunner):
         inputs = {
             "input_ids": torch.tensor([[0] * (longest - len(new)) + list(new) for new in ids], device=device),
             "attention_mask": (positions >= 0).long(),
-            "past_key_values": batch.cache,
+            self._memory: batch.cache,
             "use_cache": True,
             "output_hidden_states": bool(layers),
         }

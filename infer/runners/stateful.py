@@ -20,13 +20,12 @@ from .architecture import (
     check_pass,
     context_limit,
     evaluating,
+    memory_name,
     refuse_source,
     refuse_unsupported,
     transformers_model,
 )
 from .batched import CacheSlots
-
-MEMORIES = ("past_key_values", "cache_params", "state")  # what architectures call it
 
 
 class StatefulRunner(CacheSlots):
@@ -41,10 +40,7 @@ class StatefulRunner(CacheSlots):
         self.config = self.model.config.get_text_config()
         self.limit = context_limit(self.model)
         self._accepts = inspect.signature(type(self.model).forward).parameters
-        names = [name for name in MEMORIES if name in self._accepts]
-        if not names:
-            raise UserError(f"{self.config.model_type} has no memory that could be handed from step to step: use another architecture")
-        self._name = names[0]
+        self._memory = memory_name(self.model)
 
     def allocate(self, source_ids: Sequence[int] = ()) -> int:
         """Return a new slot without a past; raises UserError for a source, which a decoder does not read."""
@@ -93,11 +89,11 @@ class StatefulRunner(CacheSlots):
         past = self._lengths[slot]
         inputs = {"input_ids": torch.tensor([ids], device=device), "use_cache": True}
         if past:
-            inputs[self._name] = self._home[slot]
+            inputs[self._memory] = self._home[slot]
         if "position_ids" in self._accepts:
             inputs["position_ids"] = torch.arange(past, past + len(ids), device=device)[None]
         output = self.model(**inputs)
-        self._home[slot] = getattr(output, self._name, None)
+        self._home[slot] = getattr(output, self._memory, None)
         if self._home[slot] is None:  # RecurrentGemma keeps it inside its layers, one for all slots
             raise UserError(f"{self.config.model_type} does not hand out its state, so slots cannot be kept apart: use another architecture")
         self._lengths[slot] += len(ids)

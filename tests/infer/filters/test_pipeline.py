@@ -60,7 +60,7 @@ def theirs(model, each: TokenSequence, scores: torch.Tensor) -> torch.Tensor:
     own = dict(params.given)
     allowed, mine = own.pop("prefix_allowed_tokens_fn", None), own.pop("filters", ())
     own["max_length"] = len(prompt) + own.pop("max_new_tokens")
-    config = GenerationConfig(**own, do_sample=params.samples, num_beams=1, eos_token_id=END)
+    config = GenerationConfig(**own, do_sample=params.samples, num_beams=1, num_return_sequences=1, eos_token_id=END)
     config._eos_token_tensor = torch.tensor([END])
     chain = model._get_logits_processor(
         config, len(prompt), torch.tensor([prompt]), (lambda batch, ids: allowed(ids)) if allowed else None
