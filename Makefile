@@ -2,17 +2,18 @@
 # PYTHON=python3.12 names the interpreter; ARGS="-k packing" is handed to the command.
 export PYTHON TORCH
 ready := .venv/ready
-pytest := .venv/bin/python -m pytest -c tests/pytest.ini -n auto --dist worksteal --durations=10
+pytest := -m pytest -c tests/pytest.ini -n auto --dist worksteal --durations=10
 
-.PHONY: help setup demo demo-rlhf test test-full clean
+.PHONY: help setup demo demo-rlhf test test-full test-newest clean
 
 help:
-	@echo "make demo       fine-tune the default model on real triplets, before and after (minutes)"
-	@echo "make demo-rlhf  reward model, PPO and DPO on the default model, with a page of curves (15 minutes)"
-	@echo "make test       run every test but the longest"
-	@echo "make test-full  run all tests: real training, a browser, servers under load"
-	@echo "make setup      only the virtual environment in .venv, with torch, Seodang and the default model"
-	@echo "make clean      remove .venv and everything built; trained models stay"
+	@echo "make demo         fine-tune the default model on real triplets, before and after (minutes)"
+	@echo "make demo-rlhf    reward model, PPO and DPO on the default model, with a page of curves (15 minutes)"
+	@echo "make test         run every test but the longest"
+	@echo "make test-full    run all tests: real training, a browser, servers under load"
+	@echo "make test-newest  the tests of make test, in .venv-newest, with the newest libraries that pyproject.toml allows"
+	@echo "make setup        only the virtual environment in .venv, with torch, Seodang and the default model"
+	@echo "make clean        remove the virtual environments and everything built; trained models stay"
 
 setup: $(ready)
 
@@ -20,7 +21,7 @@ setup: $(ready)
 ifneq ($(shell cat $(ready) 2>/dev/null),$(shell pwd))
 .PHONY: $(ready)
 endif
-$(ready): pyproject.toml .ci/setup .ci/default-model.txt
+$(ready): pyproject.toml .ci/setup .ci/constraints.txt .ci/default-model.txt
 	@.ci/setup
 
 demo: $(ready)
@@ -30,11 +31,15 @@ demo-rlhf: $(ready)
 	@.venv/bin/seodang demo-rlhf $(ARGS)
 
 test: $(ready)
-	@$(pytest) -m "not full" tests $(ARGS)
+	@.venv/bin/python $(pytest) -m "not full" tests $(ARGS)
 
 test-full: $(ready)
-	@$(pytest) tests $(ARGS)
+	@.venv/bin/python $(pytest) tests $(ARGS)
+
+test-newest:
+	@.ci/setup --newest
+	@.venv-newest/bin/python $(pytest) -m "not full" tests $(ARGS)
 
 clean:
-	rm -rf .venv build dist seodang.egg-info tests/.pytest_cache .pytest_cache
+	rm -rf .venv .venv-newest build dist seodang.egg-info tests/.pytest_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

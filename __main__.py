@@ -77,7 +77,9 @@ def prepared(argv: list[str], alone: bool) -> tuple[Callable[[list[str]], int], 
         known.refuse(verb, rest)
     except UserError as error:
         return said(f"error: {error}", sys.stderr, 2), []
-    with no_collection() if alone else nullcontext():
+    from .data.versions import versions_named
+
+    with no_collection() if alone else nullcontext(), versions_named():
         return importlib.import_module(f".recipes.{verb.replace('-', '_')}", __package__).main, rest
 
 

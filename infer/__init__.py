@@ -26,6 +26,8 @@ Nothing is imported before it is asked for.
 import importlib
 from typing import Any
 
+from ..data.versions import versions_named
+
 _HOMES = {
     "load": "checkpoint.load", "load_tokenizer": "checkpoint.load",
     "generate": "engine.generate", "answers": "engine.generate", "stream": "engine.generate",
@@ -43,4 +45,5 @@ __all__ = list(_HOMES)
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    with versions_named():
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

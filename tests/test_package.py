@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from seodang.data.versions import KNOWN_TO_WORK
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ["data", "infer", "train", "recipes"]  # each imports itself and those before it
@@ -204,10 +207,16 @@ def test_no_file_names_a_place_on_one_persons_machine():
 
 
 def test_set_up_installs_the_versions_that_the_package_asks_for():
-    setup = (ROOT / ".ci" / "setup").read_text(encoding="utf-8")
-    version = re.search(r"^torch=(\S+)$", setup, re.MULTILINE)[1]
-    [torch] = [Requirement(line) for line in PROJECT["project"]["dependencies"] if line.startswith("torch")]
-    assert torch.specifier.contains(version) and torch.specifier.contains(f"{version}+cpu")
+    lines = (ROOT / ".ci" / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    exact = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines if not line.startswith("#"))}
+    extras = PROJECT["project"]["optional-dependencies"]
+    asked = [Requirement(line) for line in (*PROJECT["project"]["dependencies"], *extras["default-model"], *extras["test"][1:])]
+    for each in asked:
+        assert each.specifier.contains(exact[canonicalize_name(each.name)]), each
+        if known := KNOWN_TO_WORK.get(each.name):
+            assert exact[each.name].startswith(tuple(f"{version}." for version in known))
+            assert each.specifier.contains(f"{known[0]}.0") and f">={known[0]}," in f"{each.specifier},"
+    assert KNOWN_TO_WORK.keys() <= exact.keys()
     from seodang.infer.checkpoint.default_model import INSTALL
 
     assert INSTALL.split()[-1] in (ROOT / ".ci" / "default-model.txt").read_text(encoding="utf-8").split()

@@ -3,6 +3,8 @@
 import importlib
 from typing import Any
 
+from ..data.versions import versions_named
+
 _HOMES = {
     "sft": "stages.sft", "sft_trainer": "stages.sft", "SftTrainer": "stages.sft", "StreamedRows": "stages.sft",
     "reward": "stages.reward", "reward_trainer": "stages.reward", "RewardModelTrainer": "stages.reward",
@@ -27,4 +29,5 @@ __all__ = list(_HOMES)
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    with versions_named():
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

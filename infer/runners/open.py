@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from ...data.versions import versions_named
 from .architecture import attention_is_replaceable, carries_state, transformers_model
 from .contract import Runner
 from .direct import DirectRunner
@@ -15,6 +16,7 @@ from .ragged import RaggedRunner
 from .stateful import StatefulRunner
 
 
+@versions_named()
 def open_runner(model: nn.Module) -> Runner:
     """Return the runner for a model: direct for the families of `layers`, ragged where all memory is attention that lets itself be replaced.
 

@@ -15,7 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from .architecture import Capabilities, ModelOutput, context_limit, evaluating, memory_name, refuse_source, refuse_unsupported, transformers_model
+from .architecture import (
+    Capabilities,
+    ModelOutput,
+    context_limit,
+    evaluating,
+    memory_name,
+    refuse_source,
+    refuse_unsupported,
+    transformers_model,
+)
 from .batched import BatchedRunner
 
 

@@ -20,6 +20,7 @@ from transformers import HfArgumentParser
 
 from seodang.data.errors import UserError
 from seodang.data.surrogates import refuse_surrogates
+from seodang.data.versions import versions_named
 from seodang.recipes.options.known import described, help_asked, unknown_option
 from seodang.recipes.options.outputs import OUTPUTS, check_outputs
 
@@ -33,7 +34,8 @@ def command(main: Callable[..., int | None]) -> Callable[..., int]:
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
         try:
-            code = main(list(sys.argv[1:] if argv is None else argv)) or 0
+            with versions_named():
+                code = main(list(sys.argv[1:] if argv is None else argv)) or 0
             sys.stdout.flush()  # here, and not at the interpreter's end, it shows that nobody reads
             return code
         except UserError as error:

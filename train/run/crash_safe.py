@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
+from typing_extensions import override
 
 from ...data.errors import UserError
 from ...infer.checkpoint.manifest import fingerprint, verify
@@ -72,6 +73,7 @@ class CrashSafeCheckpoints(Interruptible):
             )
         return loss
 
+    @override
     def _run_epoch(self, model, epoch: int, train_dataloader, *args, **kwargs) -> None:
         """Do nothing in a run that is over: resumed from its last step, the Trainer would take one more."""
         if self.state.global_step >= self.state.max_steps:
@@ -158,6 +160,7 @@ class CrashSafeCheckpoints(Interruptible):
     def restore_state(self, state: dict[str, Any]) -> None:
         """Take up what `stage_state` gave; nothing where the checkpoint has none of this process."""
 
+    @override
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if state := self.stage_state():
@@ -166,6 +169,7 @@ class CrashSafeCheckpoints(Interruptible):
         if self.args.should_save and (reference := self._moving_reference()) is not None:
             save_model(reference, str(Path(output_dir) / REFERENCE))
 
+    @override
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
@@ -177,6 +181,7 @@ class CrashSafeCheckpoints(Interruptible):
                 raise UserError(f"{checkpoint} holds no {REFERENCE}, the reference that follows the policy (sync_ref_model): use --resume never")
             load_model(reference, str(Path(checkpoint) / REFERENCE), device=str(self.args.device))
 
+    @override
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         try:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -190,9 +195,11 @@ class CrashSafeCheckpoints(Interruptible):
             return None
         return self.accelerator.unwrap_model(self.ref_model)
 
+    @override
     def _get_output_dir(self, trial) -> str:
         return self._run_folder_for_saving or super()._get_output_dir(trial)
 
+    @override
     def _save_checkpoint(self, model, trial) -> None:
         """Let the Trainer write into a folder aside, then publish it, and only then rotate the old ones away."""
         run = Path(super()._get_output_dir(trial))
@@ -258,6 +265,7 @@ class CrashSafeCheckpoints(Interruptible):
         if failed:
             raise UserError(f"{failed:.0f} of {self.args.world_size} processes could not save, see what they say; the last checkpoint is intact")
 
+    @override
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         generation = getattr(self.accelerator.unwrap_model(self.model), "generation_config", None)  # a classifier has none
@@ -275,6 +283,7 @@ class CrashSafeCheckpoints(Interruptible):
             **({} if self.provenance.options is None else {"options": self.provenance.options}),
         }
 
+    @override
     def _load_best_model(self) -> None:
         verify(Path(self.state.best_model_checkpoint))
         super()._load_best_model()

@@ -12,7 +12,9 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 from transformers.trainer_utils import IntervalStrategy
+from typing_extensions import override
 
+from ...data.versions import versions_named
 from ...infer.checkpoint.manifest import MANIFEST
 from .randomness import random_state, restore_random_state
 
@@ -104,7 +106,7 @@ class Interruptible:
         """
         self._number, self._in_step, self._step_kept = 0, False, None
         self.signals.tells = self.is_world_process_zero()
-        with self.signals.watched():
+        with self.signals.watched(), versions_named():
             try:
                 result = super().train(*args, **kwargs)
                 if not self.asked_to_stop():
@@ -180,10 +182,12 @@ class Interruptible:
         self._in_step = True
         return loss
 
+    @override
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         self._step_kept = self.state.global_step
 
+    @override
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self._step_kept is None:  # the first epoch of this call
             self._step_kept = self.state.global_step
@@ -199,6 +203,7 @@ class Interruptible:
         control = self.state.stateful_callbacks.get(type(self.control).__name__, {})  # as it was when the checkpoint was written
         return self.args.eval_strategy != IntervalStrategy.NO and bool(self.state.global_step) and control.get("args", {}).get("should_evaluate", False)
 
+    @override
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         ends_step, self._in_step = self._in_step, False  # else it is called at the end of an epoch
         if ends_step:

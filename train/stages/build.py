@@ -15,12 +15,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from ...data.chat import end_of_turn_ids
 from ...data.errors import UserError
 from ...data.preference_rows import preference_pairs
+from ...data.versions import versions_named
 from ...infer.checkpoint.quiet import silence_old_names
 from ...infer.runners.architecture import context_limit, transformers_model
 from ..models.adapters import add_adapter, prepare_quantised, speed_up_adapters
 from ..models.extended_forward import release_from_accelerate
 from ..models.reference import has_adapter
 from ..run.callbacks import RunLog
+from ..run.overrides import check_overrides
 
 Row = dict[str, Any]
 Rows = Sequence[Row]
@@ -95,7 +97,8 @@ class Stage:
         **options: Any,
     ) -> Any:
         """The stage's trainer; `args` are copied, `options` are those of the trainer alone."""
-        with no_new_folder(Path(args.output_dir) if args.should_save else None):
+        check_overrides(self.trainer)
+        with no_new_folder(Path(args.output_dir) if args.should_save else None), versions_named():
             trainer = self.trainer(
                 model=model,
                 args=own_arguments(args),

@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from typing_extensions import override
 
 from ...data.errors import UserError
 from ...data.preference_rows import preference_pairs
@@ -95,6 +96,7 @@ class DpoTrainer(CrashSafeCheckpoints, Trainer):
 
     # Loss
 
+    @override
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
         """How many pairs, and chosen answers' tokens, the whole accumulated batch of all processes has: [2]."""
         counts = [0.0, 0.0]

@@ -21,6 +21,7 @@ from peft import LoraConfig
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer, SyncRefModelCallback
+from typing_extensions import override
 
 from ...data.errors import UserError
 from ...infer import from_generation_config, generate
@@ -109,17 +110,20 @@ class SharedPrompt:
 
     # Prompts
 
+    @override
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         rows = [self.rows[each["row"]] for each in inputs]  # as they were made: a Dataset would add keys to messages and columns
         self._prompt_ids = [row["prompt_ids"] for row in rows]
         with _whole_characters(self.processing_class):
             return super()._generate_and_score_completions([{"prompt": row["messages"], **row["columns"]} for row in rows])
 
+    @override
     def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict]:
         return self._prompt_ids, None, {}
 
     # Answers
 
+    @override
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, *rest, **more):
         if self.use_vllm or self.use_transformers_continuous_batching or is_sharded(self.args):
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *rest, **more)
@@ -143,6 +147,7 @@ class SharedPrompt:
 
     # Update
 
+    @override
     def _prepare_inputs(self, generation_batch):
         before = self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)
@@ -152,6 +157,7 @@ class SharedPrompt:
             inputs = self._buffered_inputs[self._step % len(parts)]
         return inputs
 
+    @override
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, compute_aux_loss=False, **pictures
     ):

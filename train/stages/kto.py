@@ -16,6 +16,7 @@ from peft import LoraConfig
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import KTOConfig, KTOTrainer
+from typing_extensions import override
 
 from ...data.errors import UserError
 from ...infer.runners.architecture import context_limit
@@ -33,6 +34,7 @@ class KtoTrainer(CrashSafeCheckpoints, KTOTrainer):
     of which the good one gained more, where there are such pairs.
     """
 
+    @override
     def _prepare_dataset(self, dataset: Dataset, processing_class, args: KTOConfig, dataset_name: str) -> Dataset:
         """Add the mismatched answers by which trl estimates the KL divergence; the ids stay ours. Prepared once, a dataset is left alone."""
         if not self.calculate_KL or "KL_completion_ids" in dataset.column_names:

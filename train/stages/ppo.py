@@ -15,6 +15,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from typing_extensions import override
 
 from ...data.errors import UserError
 from ...infer.kernels.device import in_float64
@@ -81,6 +82,7 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
         count = self.args.max_steps * self.args.gradient_accumulation_steps
         return DataLoader(range(count), batch_size=1, collate_fn=lambda numbers: {"number": numbers[0]})
 
+    @override
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> None:
         return None  # known after the rollouts, and then in the batches
 
@@ -221,6 +223,7 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
 
     # Saving
 
+    @override
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         inner = self.policy
         super()._save(output_dir, without_critic(inner.state_dict() if state_dict is None else state_dict))
@@ -248,11 +251,13 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
         self._sampled, self._largest_gap, self._coefficient = Counter(state["sampled"]), state["largest_gap"], state["coefficient"]
         self._batches = self._minibatches(self._experience, iteration)
 
+    @override
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Do not miss the critic among the policy's weights: it has a file of its own."""
         missing = [name for name in load_result.missing_keys if name in without_critic(dict.fromkeys(load_result.missing_keys))]
         super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
 
+    @override
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         folder = Path(resume_from_checkpoint)

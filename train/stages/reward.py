@@ -14,6 +14,7 @@ from peft import LoraConfig
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import RewardConfig, RewardTrainer
+from typing_extensions import override
 
 from ...data.errors import UserError
 from ...data.preference_rows import preference_pairs
@@ -89,11 +90,13 @@ class RewardModelTrainer(CrashSafeCheckpoints, RewardTrainer):
         super().__init__(model, args, **kwargs)
         self._noted: list[Tensor] = []
 
+    @override
     def _prepare_dataset(self, dataset: Dataset, *args, **kwargs) -> Dataset:
         return dataset  # of token ids already
 
     # Loss
 
+    @override
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
         """The weight of all pairs of the whole accumulated batch of all processes."""
         total = sum(batch["weights"].sum().item() for batch in batch_samples)
