@@ -70,7 +70,7 @@ def test_sharegpt_function_calls_become_tool_calls():
         ({"instruction": "Q", "output": "A", "history": ["Q"]}, None, "history must be a list"),
         ({"messages": "Q"}, None, "messages must be a list"),
         ({"messages": ["Q"]}, None, "messages[0] must be an object"),
-        ({"messages": [ASKED, {"role": "bot", "content": "A"}]}, None, "messages[1]: role must be one of"),
+        ({"messages": [ASKED, {"role": "agent", "content": "A"}]}, None, "messages[1]: role must be one of"),
         ({"messages": [{"role": "user"}]}, None, "messages[0]: content must be"),
         ({"messages": [ASKED, {**SAID, "train": "no"}]}, None, "train must be true or false"),
         ({"conversations": [{"from": "human"}]}, None, "'value' is missing"),
