@@ -46,7 +46,7 @@ class Conversation:
     def turn(self, context: list[dict], message: dict) -> Turn:
         """The assistant's message behind its context, which `prompt_ids` would give the same ids.
 
-        Raises UserError where the template or the tokenizer cannot write or end the answer.
+        Raises UserError where the template or the tokenizer cannot write or end the answer, or leaves out a part of its tool calls.
         """
         prompt = prompt_text(self.tokenizer, context, self.tools, **self.template_kwargs)
         prompt_ids = self._encode(prompt)
@@ -59,8 +59,8 @@ class Conversation:
         if calls := message.get("tool_calls"):
             said = _said(message)
             if missing := lost(calls, text, [said, thinking]):
-                remedy = "leave the text beside the calls out, or use" if said else "use"
-                raise UserError(f"the chat template leaves {missing} out of the answer: {remedy} a template that writes it")
+                remedy = ", or leave out the text beside them" if said else ""
+                raise UserError(f"the chat template leaves {missing} out of the answer: use a template that writes all of such calls{remedy}")
             if said and said not in text:
                 notes.add("text_dropped")
         ids, merged = self._answer_ids(prompt, prompt_ids, text)
