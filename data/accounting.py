@@ -23,6 +23,7 @@ NOTES = {  # what may have to be done for an answer: its name and its meaning in
     "boundary_merges": ("merges", "answers keep the token border that generation has"),
     "appended_eos": ("eos appended", "answers have no end in the template"),
     "thinking_dropped": ("thinking", "answers lost it to the template"),
+    "text_dropped": ("text beside", "tool calls was lost to the template"),
 }
 
 
@@ -45,6 +46,8 @@ class Accounting:
     boundary_merges: int = 0  # answers whose first letters the tokenizer would have merged into the prompt
     appended_eos: int = 0  # answers that the template does not end
     thinking_dropped: int = 0  # answers whose thinking the template leaves out
+    text_dropped: int = 0  # answers with tool calls whose text the template leaves out
+    roles: Counter = field(default_factory=Counter)  # (as the record writes it, as it is read) -> messages of records that are kept
     warned: Counter = field(default_factory=Counter)  # what is doubtful -> records that are kept all the same
     held_out: "Accounting | None" = None  # the same of the records that are not trained on
     remembers: int | None = field(default=REMEMBERED, compare=False)  # among how many records doubled ones are found; None: among all
@@ -60,6 +63,8 @@ class Accounting:
         if rows:
             self.kept += 1
             self.rows += len(rows)
+            roles = [message.get("role") for message in asked]
+            self.roles.update((role.written, str(role)) for role in roles if getattr(role, "written", ""))
             self.left_out.update(reasons)
             self.warned.update([EMPTY_QUESTION] * asks_nothing(asked) + [DOUBLED] * self._read_before(rows, where))
             return
@@ -92,8 +97,9 @@ class Accounting:
             raise UserError(f"none of the {self.records} records can be used: {reasons}")
 
     def note_lines(self) -> list[str]:
-        """What had to be done for answers, in lines, where it was."""
-        return [counted(name, getattr(self, note), meaning) for note, (name, meaning) in NOTES.items() if getattr(self, note)]
+        """What had to be done for messages and answers, in lines, where it was."""
+        roles = [counted("roles", count, f"messages of {written!r} are read as {role}") for (written, role), count in sorted(self.roles.items())]
+        return [*roles, *(counted(name, getattr(self, note), meaning) for note, (name, meaning) in NOTES.items() if getattr(self, note))]
 
     def records_line(self) -> str:
         """How many records were read and kept, in a line."""

@@ -1,14 +1,18 @@
 """What generation sees: the ids of a prompt, for speaking and for training alike, and the ids that end a turn."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from .calls import with_calls
 from .errors import UserError
+from .form import SAMPLE_TOOL, SENTINEL, sample_call
 from .literal import any_of, encode, encode_raw, escape
-from .template import SENTINEL, remember, render, set_chat_template
+from .template import remember, render, set_chat_template
 
 __all__ = ["end_of_turn_ids", "prompt_ids", "prompt_text", "set_chat_template", "text_ids"]
 
@@ -25,6 +29,7 @@ def prompt_ids(
 
     With `literal`, a special token's text inside contents, thinking, tool outputs or tools is encoded as text, never as the control token.
     """
+    messages = list(map(with_calls, messages))  # before special text is looked for: JSON may spell it in escapes
     (messages, tools), literals = escape(tokenizer, (messages, tools)) if literal else ((messages, tools), {})
     return encode(tokenizer, prompt_text(tokenizer, messages, tools, **template_kwargs), literals)
 
@@ -82,11 +87,14 @@ def _ending(tokenizer: PreTrainedTokenizerBase) -> Ending:
     return Ending(tail, stop, call_stop, tuple(dict.fromkeys(filter(None, stops))))
 
 
-def _attempt(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> str | None:
-    try:
-        return render(tokenizer, messages, add_generation_prompt=False)
-    except UserError:  # what a template refuses cannot be learned from it
-        return None
+def _attempt(tokenizer: PreTrainedTokenizerBase, messages: list[dict], each: Sequence[list | None] = (None, [SAMPLE_TOOL])) -> str | None:
+    """The rendering with the first of the tools that the template takes: some take nothing without."""
+    for tools in each:
+        try:
+            return render(tokenizer, messages, tools, add_generation_prompt=False)
+        except UserError:  # what a template refuses cannot be learned from it
+            continue
+    return None
 
 
 def _end_of_controls(tokenizer: PreTrainedTokenizerBase, tail: str) -> int:
@@ -95,9 +103,9 @@ def _end_of_controls(tokenizer: PreTrainedTokenizerBase, tail: str) -> int:
     return run.end() if run else 0
 
 
-def _next_header(tokenizer: PreTrainedTokenizerBase, messages: list[dict], following: dict) -> str:
+def _next_header(tokenizer: PreTrainedTokenizerBase, messages: list[dict], following: dict, *each: Sequence[list | None]) -> str:
     """The control token that begins the following turn, where it adjoins this one; the one that begins a text is no stop."""
-    now, then = _attempt(tokenizer, messages), _attempt(tokenizer, [*messages, following])
+    now, then = _attempt(tokenizer, messages, *each), _attempt(tokenizer, [*messages, following], *each)
     if not now or not then or not then.startswith(now):
         return ""
     header = _controls(tokenizer).match(then[len(now) :])
@@ -106,17 +114,15 @@ def _next_header(tokenizer: PreTrainedTokenizerBase, messages: list[dict], follo
 
 def _call_stop(tokenizer: PreTrainedTokenizerBase) -> str:
     """The control token that closes a turn of tool calls, or nothing; one that also stands between two calls does not close the turn."""
-    for count in (2, 1):
-        for arguments in ({"a": 1}, '{"a": 1}'):
-            call = {"type": "function", "id": "call00001", "function": {"name": SENTINEL, "arguments": arguments}}
-            messages = [_USER, {"role": "assistant", "content": "", "tool_calls": [call] * count}]
-            text = _attempt(tokenizer, messages)
-            if text and text.count(SENTINEL) >= count:
-                found = _controls(tokenizer).findall(trailing_controls(tokenizer, text))
-                if found and text.partition(SENTINEL)[2].count(found[-1]) == 1:
-                    return found[-1]
-                reply = {"role": "tool", "name": SENTINEL, "tool_call_id": "call00001", "content": "?"}
-                return _next_header(tokenizer, messages, reply)
+    for count, tools in product((2, 1), ([[SAMPLE_TOOL]], [None])):
+        messages = [_USER, {"role": "assistant", "tool_calls": [sample_call({SENTINEL: 1})] * count}]
+        text = _attempt(tokenizer, messages, tools)
+        if text and text.count(SENTINEL) >= count:
+            found = _controls(tokenizer).findall(trailing_controls(tokenizer, text))
+            if found and text.partition(SENTINEL)[2].count(found[-1]) == 1:
+                return found[-1]
+            reply = {"role": "tool", "name": SENTINEL, "tool_call_id": "call00001", "content": "?"}
+            return _next_header(tokenizer, messages, reply, tools)
     return ""
 
 

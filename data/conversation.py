@@ -7,10 +7,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from .calls import lost, with_calls
 from .chat import ending, prompt_text, trailing_controls
 from .errors import UserError
+from .form import SENTINEL
 from .literal import Literals, continuing, encode, escape
-from .template import SENTINEL, render
+from .template import render
 
 THINKING_KEYS = ("reasoning_content", "thinking", "reasoning")
 _OPEN_THINKING = re.compile(r"<(\w+)>(\s*)\Z")
@@ -22,7 +24,7 @@ class Turn:
 
     prompt_ids: list[int]
     answer_ids: list[int]
-    notes: set[str] = field(default_factory=set)  # of "boundary_merges", "appended_eos", "thinking_dropped"
+    notes: set[str] = field(default_factory=set)  # of "boundary_merges", "appended_eos", "thinking_dropped", "text_dropped"
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.answer_ids)
@@ -34,6 +36,7 @@ class Conversation:
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, messages: list[dict], tools: list | None = None, literal: bool = True, **template_kwargs: Any
     ) -> None:
+        messages = list(map(with_calls, messages))  # before special text is looked for: JSON may spell it in escapes
         (messages, tools), literals = escape(tokenizer, (messages, tools)) if literal else ((messages, tools), {})
         self.tokenizer, self.template_kwargs = tokenizer, template_kwargs
         self.messages: list[dict] = list(messages)
@@ -43,7 +46,7 @@ class Conversation:
     def turn(self, context: list[dict], message: dict) -> Turn:
         """The assistant's message behind its context, which `prompt_ids` would give the same ids.
 
-        Raises UserError where the template or the tokenizer cannot write or end the answer.
+        Raises UserError where the template or the tokenizer cannot write or end the answer, or leaves out a part of its tool calls.
         """
         prompt = prompt_text(self.tokenizer, context, self.tools, **self.template_kwargs)
         prompt_ids = self._encode(prompt)
@@ -53,6 +56,13 @@ class Conversation:
         text, stopped = self._up_to_stop(written, message)
         if not text.removesuffix(trailing_controls(self.tokenizer, text)):
             raise UserError("the chat template writes nothing of this answer: tool calls need a template that has them")
+        if calls := message.get("tool_calls"):
+            said = _said(message)
+            if missing := lost(calls, text, [said, thinking]):
+                remedy = ", or leave out the text beside them" if said else ""
+                raise UserError(f"the chat template leaves {missing} out of the answer: use a template that writes all of such calls{remedy}")
+            if said and said not in text:
+                notes.add("text_dropped")
         ids, merged = self._answer_ids(prompt, prompt_ids, text)
         if merged:
             notes.add("boundary_merges")
@@ -114,6 +124,13 @@ class Conversation:
             if self.tokenizer.decode(prompt_ids + ids, clean_up_tokenization_spaces=False) == wanted:
                 return ids, True
         return candidates[0], True
+
+
+def _said(message: dict) -> str:
+    """The text of a message, without thinking."""
+    content = without_thinking(message)[0].get("content")
+    parts = [part.get("text") for part in content if isinstance(part, dict)] if isinstance(content, list) else [content]
+    return "".join(part for part in parts if isinstance(part, str)).strip()
 
 
 def _behind_header(prompt: str, head: str, whole: str, thinking: str) -> str:

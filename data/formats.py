@@ -5,15 +5,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .calls import with_calls
 from .errors import UserError
 from .surrogates import refuse_surrogates
 
 Message = dict[str, Any]  # role and content; also reasoning_content, tool_calls, name, train ...
 ROLES = ("system", "developer", "user", "assistant", "tool")
-_SHAREGPT_ROLES = {
-    "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "bard": "assistant", "bing": "assistant", "model": "assistant",
-    "assistant": "assistant", "system": "system", "tool": "tool", "observation": "tool", "function_response": "tool", "function_call": "assistant",
+_NAMES = {  # what a role is called elsewhere, in small letters, where there is but one that it can mean
+    "human": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant", "bard": "assistant", "bing": "assistant", "model": "assistant",
+    "bot": "assistant", "chatbot": "assistant", "ai": "assistant", "function_call": "assistant", "tool_call": "assistant", "function": "tool",
+    "function_response": "tool", "tool_response": "tool", "tool_result": "tool", "observation": "tool", "ipython": "tool",
+    **{role: role for role in ROLES},
 }  # fmt: skip
+_CALLING = ("function_call", "tool_call")  # the text of such a turn is a call
+
+
+class Role(str):
+    """A role that the record writes otherwise; equal to the role, and it remembers how it was `written`."""
+
+    written = ""
 
 
 @dataclass
@@ -194,8 +204,10 @@ def as_system(record: Mapping[str, Any]) -> list[Message]:
 
 
 def as_tools(record: Mapping[str, Any]) -> list | None:
-    """A record's tools, from JSON text too. Raises UserError where they are no list."""
+    """A record's tools, from JSON text too, or OpenAI's older `functions`. Raises UserError where they are no list."""
     tools = record.get("tools")
+    if tools is None and isinstance(functions := decoded(record, "functions"), list) and all(_is_function(each) for each in functions):
+        tools = [{"type": "function", "function": function} for function in functions]
     if isinstance(tools, str) and tools.strip():
         try:
             tools = json.loads(tools)
@@ -204,6 +216,10 @@ def as_tools(record: Mapping[str, Any]) -> list | None:
     if tools and not isinstance(tools, list):
         raise UserError(f"tools must be a list, got {type(tools).__name__}")
     return tools or None
+
+
+def _is_function(value: Any) -> bool:
+    return isinstance(value, Mapping) and isinstance(value.get("name"), str)
 
 
 def as_messages(value: Any, key: str) -> list[Message]:
@@ -223,7 +239,11 @@ def _message(message: Any, name: str) -> Message:
         raise UserError(f"{name} must be an object with role and content, got {message!r:.80}")
     message = {key: value for key, value in message.items() if value is not None}  # columns of a table fill up with None
     if message.get("role") not in ROLES:
-        raise UserError(f"{name}: role must be one of {', '.join(ROLES)}, got {message.get('role')!r}")
+        message = _with_known_role(message, name)
+    try:
+        message = with_calls(message)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
     if not isinstance(message.get("content"), (str, list)):
         if "content" in message or not message.get("tool_calls"):
             raise UserError(f"{name}: content must be a text or a list of parts, got {message.get('content')!r:.80}")
@@ -234,14 +254,29 @@ def _message(message: Any, name: str) -> Message:
     return message
 
 
+def _with_known_role(message: Message, name: str) -> Message:
+    """The message with the role that its own name for it means."""
+    written = message.get("role")
+    spoken = written.strip().lower() if isinstance(written, str) else ""
+    if spoken not in _NAMES:
+        known = ", ".join([*ROLES, *(each for each in _NAMES if each not in ROLES)])
+        raise UserError(f"{name}: role must be one of {known}, got {written!r}")
+    role = Role(_NAMES[spoken])
+    role.written = written
+    if spoken in _CALLING:
+        return {**message, "role": role, "content": "", "tool_calls": _calls(message.get("content"))}
+    return {**message, "role": role}
+
+
 def _sharegpt_turn(turn: Mapping[str, Any]) -> Message:
     for key in ("from", "value"):
         if turn.get(key) is None:
             raise missing(key, turn)
-    role = _SHAREGPT_ROLES.get(turn["from"])
-    if role is None:
-        raise UserError(f"from must be one of {', '.join(_SHAREGPT_ROLES)}, got {turn['from']!r}")
-    if turn["from"] == "function_call":
+    spoken = turn["from"].strip().lower() if isinstance(turn["from"], str) else ""
+    if spoken not in _NAMES:
+        raise UserError(f"from must be one of {', '.join(_NAMES)}, got {turn['from']!r}")
+    role = _NAMES[spoken]
+    if spoken in _CALLING:
         return {"role": role, "content": "", "tool_calls": _calls(turn["value"])}
     extra = {"train": turn["train"]} if isinstance(turn.get("train"), bool) else {}
     return {"role": role, "content": as_text(turn, "value"), **extra}
@@ -253,4 +288,4 @@ def _calls(value: Any) -> list[dict]:
         calls = json.loads(value) if isinstance(value, str) else value
     except json.JSONDecodeError as error:
         raise UserError(f"a function_call must be JSON of name and arguments: {error}") from None
-    return [{"type": "function", "function": call} for call in (calls if isinstance(calls, list) else [calls])]
+    return with_calls({"tool_calls": calls if isinstance(calls, list) else [calls]}).get("tool_calls", [])

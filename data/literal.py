@@ -1,6 +1,7 @@
 """Text that looks like a control token, encoded as the text that it is."""
 
 import copy
+import json
 import os.path
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,6 +17,7 @@ from .template import remember
 
 Literals = Mapping[str, str]  # stand-in character -> the special token's text
 
+_ESCAPED = re.compile(r"\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2}")  # a character beyond the first 65,536 as JSON in ASCII writes it
 _FIRST_STAND_IN = 0xF0000  # private use: no template or tokenizer gives these characters a meaning
 # Datasets carry an assistant's thinking inside its content between these, and templates look for them there.
 _THINKING = {"<think>", "</think>"}
@@ -32,7 +34,8 @@ def escape(tokenizer: PreTrainedTokenizerBase, value: Any) -> tuple[Any, Literal
     if not found:
         return value, {}
     used = {char for text in texts for char in text}
-    free = (char for char in map(chr, range(_FIRST_STAND_IN, 0x10FFFE)) if char not in used)
+    escapes = {match for text in texts for match in _ESCAPED.findall(text)}
+    free = (char for char in map(chr, range(_FIRST_STAND_IN, 0x10FFFE)) if char not in used and _in_json(char) not in escapes)
     stand_ins = {token: next(free) for token in sorted(found)}
 
     def swap(text: str, by_assistant: bool) -> str:
@@ -51,6 +54,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, literals: Literals = M
     """Ids of a rendered text; stand-ins become the ids of their text, never a control token."""
     if not literals:
         return _plain(tokenizer, text)
+    for char in literals:  # a template may write JSON in ASCII
+        text = text.replace(_in_json(char), char)
     first, *pieces = re.split(f"([{''.join(literals)}]+)", text)
     ids = _plain(tokenizer, first) if first else []
     for index, piece in enumerate(pieces):
@@ -59,6 +64,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, literals: Literals = M
         elif piece:
             ids += continuing(partial(_plain, tokenizer), piece)
     return ids
+
+
+def _in_json(char: str) -> str:
+    """How JSON in ASCII writes a character: `\\udb80\\udc00`."""
+    return json.dumps(char)[1:-1]
 
 
 def encode_raw(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -2,16 +2,16 @@
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import logging
+from transformers.utils.chat_template_utils import render_jinja_template
 
+from .calls import with_calls
 from .errors import UserError
-
-logger = logging.get_logger(__name__)
+from .form import SAMPLE_TOOL, CallForm, Form, Render, probe, probe_calls
 
 _CHATML_END = "<|im_end|>"
 # The tokenizer's own eos ends an assistant's turn, so that no embedding has to be added; in ChatML where it has no token <|im_end|>.
@@ -32,7 +32,6 @@ BUILT_IN = {
         "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
     ),
 }
-SENTINEL = "Seodang7sentinel"  # letters and a digit: no template trims, splits or escapes them
 
 
 def set_chat_template(tokenizer: PreTrainedTokenizerBase, name_or_file: str | None = None) -> None:
@@ -63,66 +62,28 @@ def render(
 ) -> str:
     """The template's text for the messages, in transformers' sandbox.
 
-    Contents are handed over in the form that the template reads (a string or a list of parts), and a system message that it refuses
-    stands before the first user's text. Raises UserError with what the template says.
+    Contents (a string or a list of parts) and tool calls are handed over in the form that the template reads, and a system message that it
+    refuses stands before the first user's text. Raises UserError with what the template says.
     """
     form = _form(tokenizer)
-    messages = [_shaped(message, form) for message in messages]
+    messages = [form.shaped(with_calls(message), lambda: _call_form(tokenizer)) for message in messages]
     if form.refuses_system:
         messages = _system_folded(messages)
     return _render(tokenizer, messages, tools, add_generation_prompt, **template_kwargs)
 
 
-@dataclass(frozen=True)
-class Form:
-    """What a template takes: contents as strings, as parts, or both; a system message or none."""
-
-    strings: bool
-    parts: bool
-    refuses_system: bool = False
-
-
 def _form(tokenizer: PreTrainedTokenizerBase) -> Form:
-    return remember(tokenizer, "form", lambda: _probe(tokenizer))
+    return remember(tokenizer, "form", lambda: probe(_renders(tokenizer, None, [SAMPLE_TOOL], prompt=True)))
 
 
-def _probe(tokenizer: PreTrainedTokenizerBase) -> Form:
-    """Find out by rendering a sentinel; a template that raises on the plainest question raises here."""
-    text, parts = {"role": "user", "content": SENTINEL}, {"role": "user", "content": [{"type": "text", "text": SENTINEL}]}
-    takes_parts = SENTINEL in (_attempt(tokenizer, [parts]) or "")
-    try:
-        takes_strings = SENTINEL in _render(tokenizer, [text], None, True)
-    except UserError:
-        if not takes_parts:
-            raise
-        takes_strings = False
-    if not takes_strings and not takes_parts:
-        raise UserError("the chat template leaves out what the user says: is it one?")
-    question = text if takes_strings else parts
-    refuses_system = _attempt(tokenizer, [{**question, "role": "system"}, question]) is None
-    if refuses_system:
-        logger.warning("The chat template refuses a system message: it will stand before the first user's text.")
-    return Form(takes_strings, takes_parts, refuses_system)
+def _call_form(tokenizer: PreTrainedTokenizerBase) -> CallForm:
+    """With a tool first: some templates write calls only where there are tools, and a tokenizer may have another template for them."""
+    return remember(tokenizer, "call form", lambda: probe_calls(_form(tokenizer), _renders(tokenizer, [SAMPLE_TOOL], None, prompt=False)))
 
 
-def _attempt(tokenizer: PreTrainedTokenizerBase, messages: list[dict], tools: list | None = None, prompt: bool = True) -> str | None:
-    try:
-        return _render(tokenizer, messages, tools, prompt)
-    except UserError:
-        return None
-
-
-def _shaped(message: dict, form: Form) -> dict:
-    """Without our own keys, and with its content in a form that the template reads."""
-    message = {key: value for key, value in message.items() if key != "train"}
-    content = message.get("content")
-    if isinstance(content, str) and not form.strings:
-        message["content"] = [{"type": "text", "text": content}]
-    elif isinstance(content, list) and not form.parts:
-        if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
-            raise UserError("the chat template takes text alone, and the message holds something else")
-        message["content"] = "".join(part["text"] for part in content)
-    return message
+def _renders(tokenizer: PreTrainedTokenizerBase, *each: list | None, prompt: bool) -> list[Render]:
+    """What renders messages, with each of some tools."""
+    return [partial(lambda tools, messages: _render(tokenizer, messages, tools, prompt), tools) for tools in each]
 
 
 def _system_folded(messages: list[dict]) -> list[dict]:
@@ -138,6 +99,9 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict], tools: lis
     if not tokenizer.chat_template:
         set_chat_template(tokenizer)  # says how to name one
     try:
+        if any(value is None for message in messages for value in message.values()):  # which apply_chat_template would leave out
+            how = {**tokenizer.special_tokens_map, **template_kwargs, "chat_template": tokenizer.get_chat_template(tools=tools or None)}
+            return render_jinja_template([messages], tools or None, add_generation_prompt=prompt, **how)[0][0]
         return tokenizer.apply_chat_template(messages, tools=tools or None, tokenize=False, add_generation_prompt=prompt, **template_kwargs)
     except Exception as error:  # a template is a program: anything may come out of it
         raise UserError(f"the chat template raises: {' '.join(str(error).split()) or type(error).__name__}") from error

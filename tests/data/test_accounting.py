@@ -197,3 +197,18 @@ def test_a_source_that_a_mix_begins_again_is_not_doubled_and_a_stream_remembers_
         counts = Counts(remembers=remembers)
         assert len(list(stream_rows([*talks, *again], tiny_tokenizer, counts, max_length=64))) == 6
         assert counts.warned.total() == found and (remembers is None or len(counts.seen) <= remembers)
+
+
+def test_roles_that_were_read_as_others_are_counted_in_records_that_are_kept(tiny_tokenizer):
+    turns = [[("human", "Q"), ("bot", "A")], [("User", "Q"), ("bot", "B"), ("human", "R"), ("assistant", "C")], [("User", "Q"), ("gpt", "")]]
+    records = [{"messages": [{"role": role, "content": content} for role, content in talk]} for talk in turns]
+    examples = placed([example for record in records for example in to_examples(record)])
+    _, counts = prepare(examples, tiny_tokenizer, max_length=64, empty_answers="drop")
+    assert counts.roles == {("human", "user"): 2, ("bot", "assistant"): 2, ("User", "user"): 1}
+    assert [line for line in counts.lines() if line.startswith("roles")] == [
+        "roles           1 messages of 'User' are read as user",
+        "roles           2 messages of 'bot' are read as assistant",
+        "roles           2 messages of 'human' are read as user",
+    ]
+    _, counts = prepare_prompts([PromptExample(examples[0].messages[:1])], tiny_tokenizer, max_prompt_length=64)
+    assert counts.lines()[-1] == "roles           1 messages of 'human' are read as user"

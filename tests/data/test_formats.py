@@ -1,3 +1,6 @@
+import json
+import pickle
+
 import pytest
 
 from seodang.data.errors import UserError
@@ -59,6 +62,41 @@ def test_sharegpt_function_calls_become_tool_calls():
     assert example.tools[0]["function"]["name"] == "add"
 
 
+@pytest.mark.parametrize("written", ["User", "human", " Human ", "prompter"])
+@pytest.mark.parametrize("answering", ["gpt", "bot", "Assistant", "model", "AI"])
+def test_roles_as_other_tools_write_them_are_read_and_remembered(written, answering):
+    [asked, answer] = to_example({"messages": [{"role": written, "content": "Q"}, {"role": answering, "content": "A"}]}).messages
+    assert (asked, answer) == (ASKED, SAID) and json.dumps([asked, answer]) == json.dumps([ASKED, SAID])
+    assert (asked["role"].written, answer["role"].written) == (written, answering)
+    assert pickle.loads(pickle.dumps(asked))["role"].written == written
+
+
+def test_openais_older_functions_become_tools_and_calls():
+    add = {"name": "add", "parameters": {"type": "object", "properties": {}}}
+    record = {
+        "messages": [
+            ASKED, {"role": "assistant", "content": None, "function_call": {"name": "add", "arguments": '{"a": 1}'}},
+            {"role": "function", "name": "add", "content": "2"}, SAID,
+        ],
+        "functions": [add],
+    }  # fmt: skip
+    example = to_example(record)
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    assert example.tools == [{"type": "function", "function": add}]
+    assert example.messages == [ASKED, {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "name": "add", "content": "2"}, SAID]
+    assert to_example({"messages": [ASKED, SAID], "functions": ["sin", "cos"]}).tools is None  # a column of another meaning
+
+
+@pytest.mark.parametrize("role", ["function_call", "tool_call"])
+def test_a_turn_whose_role_says_that_it_is_a_call_becomes_one(role):
+    told = [{"role": role, "content": '{"name": "add", "arguments": "{\\"a\\": 1}"}'}, {"role": "tool_response", "content": "2"}]
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    made = [{"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "2"}]
+    assert to_example({"messages": [ASKED, *told]}).messages == [ASKED, *made]
+    turns = [{"from": turn["role"], "value": turn["content"]} for turn in told]
+    assert to_example({"conversations": [{"from": "Human", "value": "Q"}, *turns]}).messages == [ASKED, *made]
+
+
 @pytest.mark.parametrize(
     "record, shape, named",
     [
@@ -70,7 +108,8 @@ def test_sharegpt_function_calls_become_tool_calls():
         ({"instruction": "Q", "output": "A", "history": ["Q"]}, None, "history must be a list"),
         ({"messages": "Q"}, None, "messages must be a list"),
         ({"messages": ["Q"]}, None, "messages[0] must be an object"),
-        ({"messages": [ASKED, {"role": "bot", "content": "A"}]}, None, "messages[1]: role must be one of"),
+        ({"messages": [ASKED, {"role": "agent", "content": "A"}]}, None, "messages[1]: role must be one of"),
+        ({"messages": [ASKED, {"role": "assistant", "tool_calls": [{"name": "f", "parameters": {}}]}]}, None, "messages[1]: the call of 'f' has parameters"),
         ({"messages": [{"role": "user"}]}, None, "messages[0]: content must be"),
         ({"messages": [ASKED, {**SAID, "train": "no"}]}, None, "train must be true or false"),
         ({"conversations": [{"from": "human"}]}, None, "'value' is missing"),

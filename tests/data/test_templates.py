@@ -178,24 +178,34 @@ def test_thinking_is_trained_as_the_model_has_to_emit_it(everyones, name, traine
 
 
 @pytest.mark.parametrize(
-    "name, trained, arguments",
+    "name, trained",
     [
-        ("qwen3", '<think>\n\n</think>\n\n<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call><|im_end|>', {"a": 1}),
-        ("gptoss", ' to=functions.add<|channel|>commentary json<|message|>{"a": 1}<|call|>', {"a": 1}),
-        ("llama3_1", '{"name": "add", "parameters": {"a": 1}}<|eot_id|>', {"a": 1}),
-        ("lfm2_v2", "<|tool_call_start|>[add(a=1)]<|tool_call_end|><|im_end|>", {"a": 1}),
-        ("glm4moe", "\n<think></think>\n<tool_call>add\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n</tool_call><|observation|>", {"a": 1}),
-        ("gemma4", "<|tool_call>call:add{a:1}<tool_call|><|tool_response>", {"a": 1}),
+        ("qwen3", '<think>\n\n</think>\n\n<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call><|im_end|>'),
+        ("qwen3_5_think", "\n</think>\n\n<tool_call>\n<function=add>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call><|im_end|>"),  # a mapping alone
+        ("gptoss", ' to=functions.add<|channel|>commentary json<|message|>{"a": 1}<|call|>'),  # text is encoded once more
+        ("deepseekv3", '\n</think>\n\n<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>add\n```json\n{"a": 1}\n```<｜tool▁call▁end｜>'
+         "<｜tool▁calls▁end｜><｜end▁of▁sentence｜>"),  # text alone
+        ("deepseek_r1_distill", "\n</think>\n\n<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>add\n```json\n"
+         '{"a": 1}\n```<｜tool▁call▁end｜><｜end▁of▁sentence｜>'),  # text alone, and beside "content": null alone
+        ("llama3_1", '{"name": "add", "parameters": {"a": 1}}<|eot_id|>'),
+        ("lfm2_v2", "<|tool_call_start|>[add(a=1)]<|tool_call_end|><|im_end|>"),
+        ("glm4moe", "\n<think></think>\n<tool_call>add\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n</tool_call><|observation|>"),
+        ("gemma4", "<|tool_call>call:add{a:1}<tool_call|><|tool_response>"),
     ],
-)
-def test_tool_calls_are_trained_with_the_token_that_hands_over(everyones, name, trained, arguments):
+)  # fmt: skip
+def test_tool_calls_are_trained_with_the_token_that_hands_over(everyones, name, trained):
     everyones.chat_template = FILES[name].read_text()
-    call = {"type": "function", "id": "call00001", "function": {"name": "add", "arguments": arguments}}
     reply = {"role": "tool", "name": "add", "tool_call_id": "call00001", "content": "2"}
-    talk = [TALK[0], {"role": "assistant", "content": "", "tool_calls": [call]}, reply]
     tools = [{"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object", "properties": {}}}}]
-    rows, _ = prepare([Dialogue([*talk, TALK[1]], tools=tools)], everyones, max_length=4096)
-    first = [row["input_ids"][start:end] for row in rows for start, end in runs(row)][0]
-    assert everyones.decode(first) == trained
-    assert first[-1] in end_of_turn_ids(everyones)
-    assert rows[0]["input_ids"][: runs(rows[0])[0][0]] == prompt_ids(everyones, talk[:1], tools)
+    seen = set()
+    for arguments in ({"a": 1}, '{"a":1}'):
+        for content in ({"content": ""}, {"content": None}, {}):
+            call = {"type": "function", "id": "call00001", "function": {"name": "add", "arguments": arguments}}
+            talk = [TALK[0], {"role": "assistant", "tool_calls": [call], **content}, reply]
+            rows, _ = prepare([Dialogue([*talk, TALK[1]], tools=tools)], everyones, max_length=4096)
+            first = [row["input_ids"][start:end] for row in rows for start, end in runs(row)][0]
+            assert everyones.decode(first) == trained
+            assert first[-1] in end_of_turn_ids(everyones)
+            assert rows[0]["input_ids"][: runs(rows[0])[0][0]] == prompt_ids(everyones, talk[:1], tools)
+            seen.add(tuple(prompt_ids(everyones, talk, tools)))
+    assert len(seen) == 1  # the history too is the same, however it is written
