@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .errors import UserError
 from .literal import any_of, encode, encode_raw, escape
+from .surrogates import refuse_surrogates
 from .template import SENTINEL, remember, render, set_chat_template
 
 __all__ = ["end_of_turn_ids", "prompt_ids", "prompt_text", "set_chat_template", "text_ids"]
@@ -26,7 +27,9 @@ def prompt_ids(
     With `literal`, a special token's text inside contents, thinking, tool outputs or tools is encoded as text, never as the control token.
     """
     (messages, tools), literals = escape(tokenizer, (messages, tools)) if literal else ((messages, tools), {})
-    return encode(tokenizer, prompt_text(tokenizer, messages, tools, **template_kwargs), literals)
+    text = prompt_text(tokenizer, messages, tools, **template_kwargs)
+    refuse_surrogates(text, "the prompt")
+    return encode(tokenizer, text, literals)
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, literal: bool = False) -> list[int]:
@@ -34,6 +37,7 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, literal: bool = Fals
 
     With `literal`, special tokens' text is encoded as text.
     """
+    refuse_surrogates(text)
     if literal:
         return encode_raw(tokenizer, text)
     ids = tokenizer(text, verbose=False)["input_ids"]

@@ -57,9 +57,12 @@ def parse_columns(words: Iterable[str] | None) -> Names:
 
 
 def check_keys(names: Names, shapes: Collection[str]) -> None:
-    """Raise UserError for a key that none of the shapes reads; where there are prompts alone any other may be a reward's."""
+    """Raise UserError for a key that none of the shapes reads.
+
+    Any may be a reward's where there are prompts alone, and one that a shape of the caller's own reads.
+    """
     known = sorted({key for shape in shapes for key in KEYS.get(shape, ())})
-    for key in names if not alone(shapes) else ():
+    for key in names if KEYS.keys() >= set(shapes) and not alone(shapes) else ():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             remedy = f": did you mean {near[0]}?" if near else f", only {', '.join(known)}"
@@ -84,9 +87,9 @@ class Columns:
     wanted: dict[str, tuple[str, ...]]
     kinds: dict[str, tuple[bool, str, Any]] = field(default_factory=dict)  # by key: whether it is a number in the first record that has it, and that
 
-    def taken(self, record: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    def taken(self, record: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
         """A record with its columns under the keys that shapes read, and which were taken as what, in words."""
-        here = {key: column for key, column in self.named.items() if column in record}
+        here = {key: column for key, name in self.named.items() if (column := _column(record, name)) is not None}
         for key in list(self.wanted):
             if key in here or key in record:
                 del self.wanted[key]
@@ -106,12 +109,12 @@ class Columns:
         told = [f"{column if column == column.strip() else repr(column)} as {key}" for key, column in {**here, **certain}.items()]
         return _renamed(record, certain), ", ".join(told)
 
-    def in_texts(self, record: dict[str, Any], shape: str, where: str) -> dict[str, Any]:
+    def in_texts(self, record: Mapping[str, Any], shape: str, where: str) -> Mapping[str, Any]:
         """The record with numbers as texts where its shape reads texts, in columns that are numbers throughout.
 
         Raises UserError for a number in a column of texts, and for a text in one of numbers.
         """
-        for key in set(TEXTS).intersection(KEYS[shape]) - ({"output"} if shape in PROMPTS_ALONE else set()):
+        for key in set(TEXTS).intersection(KEYS.get(shape, ())) - ({"output"} if shape in PROMPTS_ALONE else set()):
             value = record.get(key)
             if value is None or isinstance(value, bool):
                 continue
@@ -123,6 +126,11 @@ class Columns:
             if number and math.isfinite(value):
                 record = {**record, key: str(value)}
         return record
+
+    def unread(self, record: Mapping[str, Any], shape: str) -> str:
+        """Which columns a shape does not read, in words; of prompts alone nothing, as rewards may."""
+        others = [str(column) for column in record if column not in KEYS[shape]] if shape in NEEDS else []
+        return f" (not read: {', '.join(others[:5])}{', ...' if len(others) > 5 else ''})" if others else ""
 
     def refuse_absent(self) -> None:
         """Raise UserError for a column that the user names and no record has had."""
@@ -170,8 +178,9 @@ def _pair(keys: tuple[str, ...], shapes: tuple[str, ...], plain_sides: bool) -> 
     """Which of the keys hold what the shapes need and none of them has by its name."""
     kinds = (QUESTIONS, ANSWERS, INPUTS, CONTEXTS, JUDGEMENTS)
     asks, says, inputs, contexts, judged = ([key for key in keys if _plain(key) in names] for names in kinds)
-    if "preference" in shapes and {"chosen", "rejected"} <= {*keys}:
-        return {"prompt": asks[0]} if plain_sides and "prompt" not in keys and len(asks) == 1 and not inputs else {}
+    if "preference" in shapes and (paired := {"chosen", "rejected"} <= {*keys}) | ("responses" in keys):
+        asked_apart = plain_sides or not paired
+        return {"prompt": asks[0]} if asked_apart and "prompt" not in keys and len(asks) == 1 and not inputs else {}
     if alone(shapes):
         return {"prompt": asks[0]} if "prompt" in shapes and len(asks) == 1 and asks[0] not in shapes else {}
     if any(NEEDS.get(shape, {""}) <= {*keys} for shape in shapes):
@@ -194,9 +203,19 @@ def column_names(shapes: Iterable[str]) -> set[str]:
     return {*QUESTIONS, *ANSWERS, *INPUTS, *CONTEXTS, *JUDGEMENTS, *(key for shape in shapes for key in KEYS.get(shape, ()))}
 
 
-def columns_hint(columns: Iterable[str], shapes: Collection[str]) -> str:
-    """How to name columns that no shape fits, for the end of an error."""
-    columns = [str(column) for column in columns]
+class Row(dict):
+    """A record of a table: what its keys are stands in the first row."""
+
+
+def columns_hint(record: Mapping[str, Any], shapes: Collection[str]) -> str:
+    """How to name the columns of a record that no shape fits, for the end of an error."""
+    columns = [str(column) for column in record]
+    if isinstance(record, Row) and not any(_plain(column) in column_names(shapes) for column in columns):
+        return "; the first row must name the columns: where it is a record already, put one above it; then, if need be, " + _which(columns, shapes)
+    return f", or {_which(columns, shapes)}"
+
+
+def _which(columns: Sequence[str], shapes: Collection[str]) -> str:
     if "prompt_completion" in shapes and len(columns) == 2:
         asks, says = sorted(columns, key=lambda column: (_plain(column) in ANSWERS) - (_plain(column) in QUESTIONS))
         pairs = [f"prompt={asks}", f"completion={says}"]
@@ -204,7 +223,7 @@ def columns_hint(columns: Iterable[str], shapes: Collection[str]) -> str:
         pairs = ["prompt=COLUMN", "completion=COLUMN"]
     else:
         pairs = ["prompt=COLUMN", *(("chosen=COLUMN", "rejected=COLUMN") if "preference" in shapes else ())]
-    return f", or say which column is which: --columns {_quoted(pairs)}"
+    return f"say which column is which: --columns {_quoted(pairs)}"
 
 
 def missing_hint(record: Mapping[str, Any], shape: str | None) -> str:
@@ -217,7 +236,21 @@ def missing_hint(record: Mapping[str, Any], shape: str | None) -> str:
     return f"; if another column holds it, say which: --columns {_quoted([f'{lacking.pop()}={column}'])}"
 
 
-def _renamed(record: Mapping[str, Any], names: Names) -> dict[str, Any]:
+def _column(record: Mapping[str, Any], name: str) -> str | None:
+    """The column that is called so, spaces around the name not counted where it is the only one; None without."""
+    if name in record:
+        return name
+    same = [column for column in record if isinstance(column, str) and _spelled(column) == _spelled(name)]
+    return same[0] if len(same) == 1 else None
+
+
+def _spelled(name: str) -> str:
+    return unicodedata.normalize("NFC", name).strip()  # a Mac may write 한 as ㅎㅏㄴ
+
+
+def _renamed(record: Mapping[str, Any], names: Names) -> Mapping[str, Any]:
+    if not names:
+        return record
     keys = {column: key for key, column in names.items()}
     return {keys.get(column, column): value for column, value in record.items() if column in keys or column not in names}
 

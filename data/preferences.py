@@ -186,6 +186,11 @@ PROMPT_SHAPES: Shapes = {
 
 def _margin(record: Mapping[str, Any]) -> float | None:
     margin = record.get("margin")
+    if isinstance(margin, str):  # a table's
+        try:
+            margin = float(margin) if margin.strip() else None
+        except ValueError:
+            pass
     if margin is not None and not _is_number(margin):
         raise UserError(f"margin must be a number, got {margin!r}")
     return None if margin is None else float(margin)

@@ -25,8 +25,11 @@ def json_records(path: Path, encoding: str | None = None) -> Iterator[tuple[str,
 
     Raises UserError for what is none of these.
     """
+    text = "".join(lines_of(path, encoding))
+    if not text.strip():
+        return
     try:
-        value = _DECODER.decode("".join(lines_of(path, encoding)))
+        value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":  # JSON Lines under the name of JSON
             yield from json_lines_records(path, encoding)

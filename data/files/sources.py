@@ -110,6 +110,7 @@ class Source(Lazy):
                     raise UserError(f"this record has the shape {found}, but {first} has {shape}: {remedy}")
                 if isinstance(record, Mapping) and shape in self.shapes:
                     record = columns.in_texts(record, shape, where)
+                    taken += columns.unread(record, shape) if taken else ""
                 examples = to_examples(record, shape, where, self.shapes)
             except UserError as error:
                 refuse_surrogates(record, where)  # first: what names one cannot be printed

@@ -1,4 +1,4 @@
-"""Tables to records: the first row names the columns; comma, semicolon or tab separated text, told by its first row."""
+"""Tables to records: the first row names the columns; and text separated by commas, semicolons, tabs or bars, told by its first row."""
 
 import csv
 import sys
@@ -8,11 +8,12 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from ..columns import Row
 from ..errors import UserError
 from .text_files import lines_of
 
 Rows = Iterable[tuple[str, list[str]]]  # where a row stands, and its fields
-DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 LOOKED_AT = 50  # lines from which the delimiter is told
 
 
@@ -44,7 +45,7 @@ def table_records(rows: Rows, name: str) -> Iterator[tuple[str, dict[str, str]]]
             if not column.strip() and fields[place].strip() and not fields[place].strip().isdecimal():
                 remedy = "give it one in the first row, or delete it"
                 raise UserError(f"{where}: column {place + 1} holds {fields[place]!r:.40} and has no name: {remedy}")
-        yield where, {column: value for column, value in record.items() if column.strip()}
+        yield where, Row({column: value for column, value in record.items() if column.strip()})
 
 
 def text_table(path: Path, encoding: str | None = None, known: Collection[str] = ()) -> Iterator[tuple[str, dict[str, str]]]:

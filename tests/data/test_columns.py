@@ -1,11 +1,12 @@
 import json
+import unicodedata
 
 import pytest
 
-from seodang.data.columns import certain_names, parse_columns
+from seodang.data.columns import KEYS, NEEDS, certain_names, parse_columns
 from seodang.data.errors import UserError
 from seodang.data.files.sources import read
-from seodang.data.formats import SHAPES
+from seodang.data.formats import SHAPES, Text
 from seodang.data.preferences import PREFERENCE_SHAPES, PROMPT_SHAPES, UNPAIRED_SHAPES
 
 TEACHING, PAIRS, JUDGED, PROMPTS = (tuple(shapes) for shapes in (SHAPES, PREFERENCE_SHAPES, {**UNPAIRED_SHAPES, **PREFERENCE_SHAPES}, PROMPT_SHAPES))
@@ -47,6 +48,7 @@ def lines(path, *records):
         (PAIRS, "question chosen rejected", {"prompt": "question"}),
         (PAIRS, "prompt Chosen Rejected", {"chosen": "Chosen", "rejected": "Rejected"}),
         (PAIRS, "instruction input chosen rejected", {}),
+        (PAIRS, "question responses ranks", {"prompt": "question"}),
         (JUDGED, "question response label", {"prompt": "question", "completion": "response"}),
         (PROMPTS, "question answer", {}),
         (PROMPTS, "query answer", {"prompt": "query"}),
@@ -59,6 +61,12 @@ def test_columns_are_taken_for_what_they_can_only_be(shapes, columns, names):
     assert certain_names(tuple(columns.split()), shapes, True) == names
 
 
+def test_a_table_without_names_is_not_read_as_if_its_first_record_were_some(tmp_path):
+    (tmp_path / "a.csv").write_text("서울은?,한국\n부산은?,남쪽\n", encoding="utf-8")
+    with pytest.raises(UserError, match="a.csv line 2: .*; the first row must name the columns: where it is a record already, put one above it; then"):
+        read(tmp_path / "a.csv")
+
+
 def test_sides_that_may_hold_the_prompt_themselves_are_left_as_they_are():
     assert certain_names(("question", "chosen", "rejected"), PAIRS, plain_sides=False) == {}
 
@@ -67,6 +75,8 @@ def test_spaces_around_a_name_do_not_count_and_names_are_told(tmp_path):
     (tmp_path / "a.csv").write_text("Instruction , Output\nQ,A\n", encoding="utf-8")
     [example] = read(tmp_path / "a.csv")
     assert [message["content"] for message in example.messages] == ["Q", "A"] and example.taken == "'Instruction ' as instruction, ' Output' as output"
+    [example] = read(lines(tmp_path / "c.jsonl", {"question": "Q", "answer": "A", "배경": "B", "id": 1}))
+    assert example.taken == "question as prompt, answer as completion (not read: 배경, id)"
     [example] = read(lines(tmp_path / "b.jsonl", {"instruction": "Q", "output": "A"}))
     assert example.taken == ""
 
@@ -113,6 +123,12 @@ def test_columns_that_are_named_are_read_under_their_keys(tmp_path, record, shap
     assert [answer["content"] for answer in answers] == ["A", "B"][: len(answers)]
 
 
+def test_a_named_column_may_have_spaces_around_it_or_a_macs_spelling(tmp_path):
+    (tmp_path / "a.csv").write_text(f"{unicodedata.normalize('NFD', '질의')} , 답\nQ,A\n", encoding="utf-8")
+    [example] = read(tmp_path / "a.csv", columns={"prompt": "질의", "completion": "답"})
+    assert [message["content"] for message in example.messages] == ["Q", "A"]
+
+
 def test_a_rewards_columns_may_be_named_too(tmp_path):
     [example] = read(lines(tmp_path / "a.jsonl", {"문제": "1+1?", "정답": 2}), shapes=PROMPT_SHAPES, columns={"prompt": "문제", "answer": "정답"})
     assert example.prompt[0]["content"] == "1+1?" and example.columns == {"answer": 2}
@@ -141,6 +157,14 @@ def test_a_mistaken_name_is_said(tmp_path, columns, told):
     with pytest.raises(UserError) as refused:
         read(lines(tmp_path / "a.jsonl", {"instruction": "Q", "answer": "A", "memo": "M"}), columns=columns)
     assert told in str(refused.value)
+
+
+def test_every_shape_says_what_it_reads_and_one_of_the_callers_own_may_read_anything(tmp_path):
+    assert {*ALL} <= KEYS.keys() and {*ALL} - {"prompt", "question", "instruction", "rejected_only"} <= NEEDS.keys()
+    assert all(NEEDS[shape] <= {*KEYS[shape]} for shape in NEEDS)
+    shapes = {"poem": (("title",), lambda record: Text(f"{record['title']}: {record['lines']}"))}
+    [example] = read(lines(tmp_path / "a.jsonl", {"제목": "T", "lines": 3}), shapes=shapes, columns={"title": "제목"})
+    assert (example.text, example.taken) == ("T: 3", "제목 as title")
 
 
 def test_words_of_a_command_line_are_pairs():

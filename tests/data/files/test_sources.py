@@ -11,7 +11,6 @@ from seodang.data.files.sources import mix, read
 from seodang.data.preferences import PREFERENCE_SHAPES, PROMPT_SHAPES
 
 
-
 def zstd(path, mode):
     return pyarrow.CompressedOutputStream(str(path), "zstd")
 
@@ -131,6 +130,7 @@ def test_a_hub_that_may_not_be_asked_is_not_waited_for(name, monkeypatch):
         ("a.jsonl", "3\n", "a.jsonl line 1: a record must be an object"),
         ("a.jsonl", "", "a.jsonl has no records"),
         ("a.json", "[]", "a.json has no records"),
+        ("a.json", "\n", "a.json has no records"),
         ("a.json", "[1, 2", "a.json line 1: not JSON"),
         ("a.json", '"text"', "a.json must hold a list of records, got str"),
         ("a.csv", "instruction,output\n", "a.csv has no records"),

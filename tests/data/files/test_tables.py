@@ -18,6 +18,7 @@ def records(path, content, **how):
         ("a.csv", 'instruction,output\n"a;b;c","d;e"\n"f;g;h;i","j"\n', [{"instruction": "a;b;c", "output": "d;e"}, {"instruction": "f;g;h;i", "output": "j"}]),
         ("a.csv", "instruction;output\nQ, or so;A, b\n", [{"instruction": "Q, or so", "output": "A, b"}]),  # Excel where the comma is a decimal point
         ("a.csv", "instruction\toutput\nQ, or so;\tA\n", [{"instruction": "Q, or so;", "output": "A"}]),
+        ("a.csv", "instruction|output\nQ, or so|A\n", [{"instruction": "Q, or so", "output": "A"}]),
         ("a.tsv", "instruction\toutput\n쉼표, 그리고;\tA\n", [{"instruction": "쉼표, 그리고;", "output": "A"}]),
         ("a.csv", "sep=;\ninstruction;output\nQ;A\n", [{"instruction": "Q", "output": "A"}]),  # Excel's own first line
         ("a.csv", "text\nfoo\n\nbar; baz\n", [{"text": "foo"}, {"text": "bar; baz"}]),
