@@ -8,7 +8,7 @@ _HOMES = {
     "RankedPreference": "preferences", "UnpairedPreference": "preferences", "PromptExample": "preferences",
     "PREFERENCE_SHAPES": "preferences", "UNPAIRED_SHAPES": "preferences", "PROMPT_SHAPES": "preferences",
     "prepare_preferences": "preference_rows", "prepare_unpaired": "preference_rows", "prepare_prompts": "preference_rows", "preference_pairs": "preference_rows",
-    "read": "sources", "mix": "sources",
+    "read": "files.sources", "mix": "files.sources",
     "set_chat_template": "chat", "prompt_text": "chat", "prompt_ids": "chat", "text_ids": "chat", "end_of_turn_ids": "chat",
     "IGNORE_INDEX": "labels", "Counts": "labels", "prepare": "labels", "stream_rows": "labels",
     "pack": "packing", "pack_window": "packing", "collate": "packing", "collate_padded": "packing",

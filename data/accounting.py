@@ -10,6 +10,8 @@ from .errors import UserError
 UNUSABLE = ("drop", "error")
 EMPTY, NOTHING = "empty answer", "nothing to learn"
 EMPTY_QUESTION, DOUBLED = "empty question", "read before, word for word"
+SHOWN = 3  # ways in which columns were taken; records of one file may have some columns and not others
+LOST = "U+FFFD in it, which stands for a character that was lost when the file was converted"
 REMEMBERED = 65_536  # records of a stream among which doubled ones are found
 
 
@@ -48,16 +50,26 @@ class Accounting:
     thinking_dropped: int = 0  # answers whose thinking the template leaves out
     text_dropped: int = 0  # answers with tool calls whose text the template leaves out
     roles: Counter = field(default_factory=Counter)  # (as the record writes it, as it is read) -> messages of records that are kept
+    taken: Counter = field(default_factory=Counter)  # which columns of a file were taken as what, in words -> records kept
     warned: Counter = field(default_factory=Counter)  # what is doubtful -> records that are kept all the same
     held_out: "Accounting | None" = None  # the same of the records that are not trained on
     remembers: int | None = field(default=REMEMBERED, compare=False)  # among how many records doubled ones are found; None: among all
     seen: dict[int, str] = field(default_factory=dict, repr=False, compare=False)  # a hash of a kept record's rows -> where it stands
 
-    def count_record(self, rows: Sequence[Mapping[str, Any]], reasons: Counter, unusable: str = "drop", *, asked: Sequence[Mapping] = (), where: str = "") -> None:
+    def count_record(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        reasons: Counter,
+        unusable: str = "drop",
+        *,
+        asked: Sequence[Mapping] = (),
+        where: str = "",
+        taken: str = "",
+    ) -> None:
         """Count one record: kept with its rows, or else dropped for the first of the reasons why an answer of it was left out.
 
-        `asked` are its messages, `where` is where it stands: what is doubtful about a record that is kept is counted too. Raises UserError
-        instead of dropping it where `unusable` is "error".
+        `asked` are its messages, `where` is where it stands: what is doubtful about a record that is kept is counted too, and which columns were
+        `taken` as what. Raises UserError instead of dropping it where `unusable` is "error".
         """
         self.records += 1
         if rows:
@@ -66,7 +78,8 @@ class Accounting:
             roles = [message.get("role") for message in asked]
             self.roles.update((role.written, str(role)) for role in roles if getattr(role, "written", ""))
             self.left_out.update(reasons)
-            self.warned.update([EMPTY_QUESTION] * asks_nothing(asked) + [DOUBLED] * self._read_before(rows, where))
+            self.taken.update([taken] if taken else [])
+            self.warned.update([EMPTY_QUESTION] * asks_nothing(asked) + [DOUBLED] * self._read_before(rows, where) + [LOST] * lost_characters(asked))
             return
         reason = next(iter(reasons), NOTHING)
         if unusable == "error":
@@ -106,8 +119,9 @@ class Accounting:
         return f"records         {self.records:,} read, {self.kept:,} kept in {self.rows:,} rows"
 
     def lost_lines(self) -> list[str]:
-        """What was dropped and left out, in lines; of held-out records too."""
-        lines = [f"dropped         {count:,} x {reason}" for reason, count in sorted(self.dropped.items())]
+        """Which columns were taken as what, and what was dropped and left out, in lines; of held-out records too."""
+        lines = [f"columns         {names}, in {count:,} records" for names, count in self.taken.most_common(SHOWN)]
+        lines += [f"dropped         {count:,} x {reason}" for reason, count in sorted(self.dropped.items())]
         lines += [f"left out        {count:,} x {reason}, beside answers that are kept" for reason, count in sorted(self.left_out.items())]
         lines += [f"warning         {count:,} x {doubt}, kept all the same" for doubt, count in sorted(self.warned.items())]
         if self.held_out is None:
@@ -121,3 +135,8 @@ def asks_nothing(messages: Sequence[Mapping[str, Any]]) -> bool:
     """Whether a user says nothing, or nothing but blanks, in one of the messages."""
     said = [message.get("content") for message in messages if message.get("role") == "user"]
     return any(not (content.strip() if isinstance(content, str) else content) for content in said)
+
+
+def lost_characters(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a text in the messages holds the character that stands for one that could not be decoded."""
+    return any("\ufffd" in message["content"] for message in messages if isinstance(message.get("content"), str))

@@ -12,6 +12,7 @@ from .calls import with_calls
 from .errors import UserError
 from .form import SAMPLE_TOOL, SENTINEL, sample_call
 from .literal import any_of, encode, encode_raw, escape
+from .surrogates import refuse_surrogates
 from .template import remember, render, set_chat_template
 
 __all__ = ["end_of_turn_ids", "prompt_ids", "prompt_text", "set_chat_template", "text_ids"]
@@ -31,7 +32,9 @@ def prompt_ids(
     """
     messages = list(map(with_calls, messages))  # before special text is looked for: JSON may spell it in escapes
     (messages, tools), literals = escape(tokenizer, (messages, tools)) if literal else ((messages, tools), {})
-    return encode(tokenizer, prompt_text(tokenizer, messages, tools, **template_kwargs), literals)
+    text = prompt_text(tokenizer, messages, tools, **template_kwargs)
+    refuse_surrogates(text, "the prompt")
+    return encode(tokenizer, text, literals)
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, literal: bool = False) -> list[int]:
@@ -39,6 +42,7 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, literal: bool = Fals
 
     With `literal`, special tokens' text is encoded as text.
     """
+    refuse_surrogates(text)
     if literal:
         return encode_raw(tokenizer, text)
     ids = tokenizer(text, verbose=False)["input_ids"]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .calls import with_calls
+from .columns import columns_hint
 from .errors import UserError
 from .surrogates import refuse_surrogates
 
@@ -33,6 +34,7 @@ class Dialogue:
     messages: list[Message]
     tools: list | None = None
     where: str = ""
+    taken: str = field(default="", repr=False, compare=False)  # which columns of the file were taken as what, in words
 
 
 @dataclass
@@ -41,6 +43,7 @@ class Text:
 
     text: str
     where: str = field(default="")
+    taken: str = field(default="", repr=False, compare=False)
 
 
 Shapes = Mapping[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Any]]]  # by name: the keys that mark it, and what reads it
@@ -58,9 +61,10 @@ def recognise(record: Mapping[str, Any], shapes: Shapes | None = None) -> str:
             return shape
     found = ", ".join(map(str, record)) or "none"
     if shapes is not SHAPES:
-        raise UserError(f"no shape wanted here has the keys {found}: use {' or '.join(dict.fromkeys('/'.join(marks) for marks, _ in shapes.values()))}")
+        wanted = " or ".join(dict.fromkeys("/".join(marks) for marks, _ in shapes.values()))
+        raise UserError(f"no shape wanted here has the keys {found}: use {wanted}{columns_hint(record, shapes)}")
     known = "instruction/output, prompt/completion, messages, conversations or text"
-    raise UserError(f"no known shape has the keys {found}: use {known}{_hint(record, shapes)}")
+    raise UserError(f"no known shape has the keys {found}: use {known}{_hint(record, shapes) or columns_hint(record, shapes)}")
 
 
 def _hint(record: Mapping[str, Any], shapes: Shapes) -> str:
@@ -167,6 +171,8 @@ SHAPES: Shapes = {
 
 def missing(key: str, record: Mapping[str, Any]) -> UserError:
     """The error of a record that lacks a key; it names those that it has."""
+    if key in record:
+        return UserError(f"the key {key!r} holds nothing (null): fill it in, or leave the record out")
     return UserError(f"the key {key!r} is missing (keys found: {', '.join(map(str, record)) or 'none'})")
 
 
@@ -176,7 +182,8 @@ def as_text(record: Mapping[str, Any], key: str) -> str:
     if value is None:
         raise missing(key, record)
     if not isinstance(value, str):
-        raise UserError(f"{key} must be a text, got {value!r:.80}")
+        remedy = ": write it as a text, in quotes" if isinstance(value, (bool, int, float)) else ""
+        raise UserError(f"{key} must be a text, got {value!r:.80}{remedy}")
     return value
 
 

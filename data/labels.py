@@ -77,8 +77,8 @@ class Labeller:
         try:
             refuse_surrogates(vars(example))
             rows = self._text(example, counts, reasons) if isinstance(example, Text) else self._dialogue(example, counts, reasons)
-            asked = example.messages if isinstance(example, Dialogue) else ()
-            counts.count_record(rows, reasons, self.unusable, asked=asked, where=example.where)
+            asked = example.messages if isinstance(example, Dialogue) else [{"content": example.text}]
+            counts.count_record(rows, reasons, self.unusable, asked=asked, where=example.where, taken=example.taken)
         except UserError as error:
             raise UserError(f"{example.where}: {error}" if example.where else str(error)) from error
         counts.add(rows)

@@ -94,7 +94,8 @@ class PreferenceTokenizer:
         try:
             refuse_surrogates(vars(example))
             rows = rows_of(example, counts, reasons)
-            counts.count_record(rows, reasons, self.unusable, asked=example.prompt, where=example.where)
+            said = [*example.prompt, *(example.answers if isinstance(example, RankedPreference) else [example.answer])]
+            counts.count_record(rows, reasons, self.unusable, asked=said, where=example.where, taken=example.taken)
         except UserError as error:
             raise _with_place(error, example) from error
         return rows
@@ -265,7 +266,7 @@ def prompt_rows(
         counts.count_record([], Counter({PROMPT_TOO_LONG: 1}))
         return []
     rows = [{"prompt_ids": ids, "messages": example.prompt, "columns": example.columns, "where": example.where}]
-    counts.count_record(rows, Counter(), asked=example.prompt, where=example.where)
+    counts.count_record(rows, Counter(), asked=example.prompt, where=example.where, taken=example.taken)
     counts.add(ids)
     return rows
 

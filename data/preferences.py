@@ -21,6 +21,7 @@ class RankedPreference:
     tools: list | None = None
     where: str = ""
     flaw: str = ""  # why there is nothing to learn from it, where reading it shows that
+    taken: str = field(default="", repr=False, compare=False)  # which columns of the file were taken as what, in words
 
 
 @dataclass
@@ -32,6 +33,7 @@ class UnpairedPreference:
     label: bool
     tools: list | None = None
     where: str = ""
+    taken: str = field(default="", repr=False, compare=False)  # which columns of the file were taken as what, in words
 
 
 @dataclass
@@ -42,6 +44,7 @@ class PromptExample:
     columns: dict[str, Any] = field(default_factory=dict)
     tools: list | None = None
     where: str = ""
+    taken: str = field(default="", repr=False, compare=False)  # which columns of the file were taken as what, in words
 
 
 def paired_preference(record: Mapping[str, Any]) -> RankedPreference:
@@ -183,6 +186,11 @@ PROMPT_SHAPES: Shapes = {
 
 def _margin(record: Mapping[str, Any]) -> float | None:
     margin = record.get("margin")
+    if isinstance(margin, str):  # a table's
+        try:
+            margin = float(margin) if margin.strip() else None
+        except ValueError:
+            pass
     if margin is not None and not _is_number(margin):
         raise UserError(f"margin must be a number, got {margin!r}")
     return None if margin is None else float(margin)

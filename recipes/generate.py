@@ -9,27 +9,31 @@ several prompts, one whose answer fails has its error in its place, and the exit
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from seodang.data.columns import Columns
 from seodang.data.errors import UserError
+from seodang.data.files.sources import is_source_file, records_of
+from seodang.data.files.text_files import lines_of
 from seodang.data.formats import to_example
 from seodang.data.surrogates import refuse_surrogates
 from seodang.recipes.options.decoding import Decoding, SpeakingModel, option
 from seodang.recipes.options.outputs import empty, open_output
 from seodang.recipes.options.parser import command, parse
+from seodang.recipes.options.record import FileOptions
 from seodang.recipes.run.stopping import Stopping
 
-FILES = "The prompts, or one file of them: .txt (one a line), .jsonl (prompt, messages or instruction) or .json (a list of such, or one)."
+FILES = "The prompts, or one file of them: .txt (one a line), or records with prompt, question, messages or instruction, as preview reads them."
 ORDERS = ("prompts", "finished")
 BATCHES_AHEAD = 16  # so many may be answered before one of their first prompts is, where answers wait for their place
 
 
 @dataclass
-class Generate:
+class Generate(FileOptions):
     """What is answered, and where the answers go."""
 
     prompts: list[str] = field(default_factory=list, metadata={"help": FILES})
@@ -64,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     model_options, decoding, options = parse(
         argv, SpeakingModel, Decoding, Generate, prog="seodang generate", positional=("model", "prompts"), description=__doc__
     )
-    asked = read_prompts(options.prompts, options.raw)
+    asked = read_prompts(options.prompts, options.raw, **options.reading())
     decoding.check()
     with ExitStack() as files:
         output = files.enter_context(open_output(options.output)) if options.output else None
@@ -89,41 +93,37 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def read_prompts(given: list[str], raw: bool) -> Prompts:
+def read_prompts(given: list[str], raw: bool, encoding: str | None = None, columns: Mapping[str, str] | None = None) -> Prompts:
     """Return prompts as the engine takes them: messages, or with `raw` texts.
 
-    A single argument that names a .txt, .jsonl or .json file is read. Raises UserError for none at all.
+    A single argument that names a .txt, .jsonl or .json file, or any other file of records that there is, is read. Raises UserError for none at all.
     """
     found = Prompts(list(given), [*range(1, len(given) + 1)])
-    if len(given) == 1 and Path(given[0]).suffix in (".txt", ".jsonl", ".json"):
-        found = read_prompt_file(Path(given[0]), raw)
+    if len(given) == 1 and (Path(given[0]).suffix in (".txt", ".jsonl", ".json") or is_source_file(given[0])):
+        named = dict(columns or {})
+        found = read_prompt_file(Path(given[0]), raw, encoding, Columns(named, ("prompt", "instruction", "messages"), dict.fromkeys(named, ())))
     if not found.prompts:
         raise UserError('no prompts: give some ("..."), or --prompts FILE')
     found.prompts = [prompt if raw or not isinstance(prompt, str) else [{"role": "user", "content": prompt}] for prompt in found.prompts]
     return found
 
 
-def read_prompt_file(path: Path, raw: bool) -> Prompts:
+def read_prompt_file(path: Path, raw: bool, encoding: str | None, columns: Columns) -> Prompts:
     """Read prompts from a file, empty lines passed over; raises UserError naming the line that is wrong."""
-    if not path.is_file():
+    if path.suffix in (".txt", ".jsonl", ".json") and not path.is_file():
         raise UserError(f"the prompts file {path} does not exist")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"the prompts file {path} is not UTF-8: {error}") from None
-    lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not lines:
+    if path.suffix not in (".txt", ".jsonl"):
+        records = list(records_of(str(path), encoding, columns.named.values()))
+        found = Prompts([prompt_of(record, where, raw, columns) for where, record in records], [*range(1, len(records) + 1)], "record")
+    else:
+        lines = [(n, line.removesuffix("\n")) for n, line in enumerate(lines_of(path, encoding), 1) if line.strip()]
+        if path.suffix == ".jsonl":
+            lines = [(n, prompt_of(parse_json(line, f"{path.name} line {n}"), f"{path.name} line {n}", raw, columns)) for n, line in lines]
+        found = Prompts([line for _, line in lines], [n for n, _ in lines], "line")
+    if not found.prompts:
         raise UserError(f"the prompts file {path} is empty")
-    numbers = [n for n, _ in lines]
-    if path.suffix == ".txt":
-        return Prompts([line for _, line in lines], numbers, "line")
-    if path.suffix == ".json":
-        records = parse_json(text, path.name)
-        records = records if isinstance(records, list) else [records]
-        prompts = [prompt_of(record, f"{path.name} record {n}", raw) for n, record in enumerate(records, 1)]
-        return Prompts(prompts, [*range(1, len(records) + 1)], "record")
-    prompts = [prompt_of(parse_json(line, f"{path.name} line {n}"), f"{path.name} line {n}", raw) for n, line in lines]
-    return Prompts(prompts, numbers, "line")
+    columns.refuse_absent()
+    return found
 
 
 def parse_json(text: str, where: str) -> Any:
@@ -134,9 +134,14 @@ def parse_json(text: str, where: str) -> Any:
         raise UserError(f"{where} is not JSON: {error}") from None
 
 
-def prompt_of(record: Any, where: str, raw: bool) -> Any:
+def prompt_of(record: Any, where: str, raw: bool, columns: Columns) -> Any:
     """Take the prompt out of a record of any known shape; the answer, if it has one, is left out. Raises UserError where there is none."""
     refuse_surrogates(record, where)
+    if isinstance(record, dict):
+        try:
+            record, _ = columns.taken(record)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
     if isinstance(record, str):
         return record
     if isinstance(record, dict) and raw:
@@ -145,7 +150,11 @@ def prompt_of(record: Any, where: str, raw: bool) -> Any:
                 return record[key]
     if isinstance(record, dict):  # a prompt needs no answer
         record = {**record, **{key: "-" for key, of in (("completion", "prompt"), ("output", "instruction")) if of in record}}
-    example = to_example(record, where=where)
+    try:
+        example = to_example(record, where=where)
+    except UserError:
+        columns.refuse_absent()
+        raise
     messages = getattr(example, "messages", None)
     if messages is None or raw:
         raise UserError(f"{where}: {'--raw needs' if raw else 'give'} a prompt" + (" text" if raw else ", an instruction or messages"))

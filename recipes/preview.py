@@ -14,13 +14,13 @@ from transformers import PreTrainedTokenizerBase
 
 from seodang.data.chat import set_chat_template
 from seodang.data.errors import UserError
+from seodang.data.files.sources import Example, read
 from seodang.data.formats import SHAPES
 from seodang.data.labels import Counts, Labeller
 from seodang.data.preference_rows import PreferenceCounts, PreferenceTokenizer, prompt_rows
 from seodang.data.preferences import PREFERENCE_SHAPES, PROMPT_SHAPES, UNPAIRED_SHAPES, PromptExample, RankedPreference, UnpairedPreference
 from seodang.data.preview import Row, length, preview, totals
 from seodang.data.preview_page import to_html
-from seodang.data.sources import Example, read
 from seodang.infer.checkpoint.load import load_tokenizer
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.record import RecordOptions
@@ -50,7 +50,7 @@ class PreviewOptions(RecordOptions):
 @command
 def main(argv: list[str] | None = None) -> int:
     (options,) = parse(argv, PreviewOptions, prog="seodang preview", positional=("data",), description=__doc__)
-    examples = read(options.data, weights=options.weights, shape=options.shape, split=options.split, shapes=ALL_SHAPES)
+    examples = read(options.data, weights=options.weights, shape=options.shape, split=options.split, shapes=ALL_SHAPES, **options.reading())
     tokenizer = load_tokenizer(options.model)
     set_chat_template(tokenizer, options.chat_template)
     shown, counts, lengths = read_records(examples, tokenizer, options)

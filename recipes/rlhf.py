@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from seodang.data.errors import UserError
+from seodang.data.files.sources import read
 from seodang.data.preference_rows import prepare_prompts
 from seodang.data.preferences import PROMPT_SHAPES
-from seodang.data.sources import read
 from seodang.infer.checkpoint.load import is_adapter, load_tokenizer, resolve
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.rankers import FORMS, name_ranker
+from seodang.recipes.options.record import FileOptions
 from seodang.recipes.options.sections import split_sections
 from seodang.recipes.options.training import ModelOptions
 from seodang.recipes.ppo import PpoArguments
@@ -34,7 +35,7 @@ POLICY_PROMPTS = ("all", "half")
 
 
 @dataclass
-class RlhfOptions:
+class RlhfOptions(FileOptions):
     """The rounds, their prompts and who ranks."""
 
     data: list[str] = field(metadata={"help": "Files, folders or hub names of prompts: {prompt} and any columns that a ranker reads."})
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     ranker = name_ranker(options.ranker)
     tokenizer = load_tokenizer(model.model)
     how = {"max_prompt_length": options.max_prompt_length, "too_long": options.too_long}
-    rows, counts = prepare_prompts(read(options.data, shapes=PROMPT_SHAPES), tokenizer, **how)
+    rows, counts = prepare_prompts(read(options.data, shapes=PROMPT_SHAPES, **options.reading()), tokenizer, **how)
     check_columns([] if ranker.reward is None else [ranker.reward], rows)
     prompts = share_out(rows, options.heldout_prompts, options.policy_prompts, options.seed)
     rounds = Rounds(options, model, ranker, tokenizer, prompts, reward_args, ppo_args, settings, rounds_identity(options, model, reward_args, settings, ppo_args, rows))

@@ -20,19 +20,20 @@ from typing import Any
 
 from seodang.data.accounting import EMPTY, Accounting, check_unusable
 from seodang.data.errors import UserError
+from seodang.data.files.sources import read
 from seodang.data.formats import SHAPES, Dialogue, Text
 from seodang.data.preferences import PREFERENCE_SHAPES, RankedPreference
-from seodang.data.sources import read
 from seodang.recipes.options.decoding import SpeakingModel, option
 from seodang.recipes.options.outputs import empty, open_output
 from seodang.recipes.options.parser import command, parse
+from seodang.recipes.options.record import FileOptions
 
 RECORDS_A_CALL = 256  # scored together and then written
 Ids = list[int]
 
 
 @dataclass
-class Score:
+class Score(FileOptions):
     """What is scored and what is written of it."""
 
     data: list[str] = field(metadata={"help": "Files, folders or hub names of records to teach (triplets, prompt-completion, ...) or of preferences."})
@@ -67,7 +68,7 @@ class Encoded:
 @command
 def main(argv: list[str] | None = None) -> int:
     model_options, options = parse(argv, SpeakingModel, Score, prog="seodang score", positional=("model",), description=__doc__)
-    examples = read(options.data, shape=options.shape, split=options.split, shapes={**PREFERENCE_SHAPES, **SHAPES})
+    examples = read(options.data, shape=options.shape, split=options.split, shapes={**PREFERENCE_SHAPES, **SHAPES}, **options.reading())
     for example in examples:
         refuse_unscorable(example, options.raw)
     with ExitStack() as files:

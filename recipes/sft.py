@@ -12,10 +12,10 @@ from transformers import TrainingArguments
 
 from seodang.data.chat import set_chat_template
 from seodang.data.errors import UserError
+from seodang.data.files.sources import read
 from seodang.data.formats import Dialogue
 from seodang.data.labels import Counts, Row, prepare, stream_rows
 from seodang.data.packing import pack, pack_window
-from seodang.data.sources import read
 from seodang.infer.checkpoint.load import load, load_tokenizer
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.training import Arguments, DataOptions, ModelOptions, RunOptions, hold_out
@@ -60,11 +60,11 @@ def stage_lines(data: DataOptions, counts: Counts) -> list[str]:
 
 def load_rows(data: DataOptions, tokenizer, args: TrainingArguments):
     """Rows to train on, held-out rows and questions, and the counts of what became of the records."""
-    held = list(read(data.eval_data, shape=data.shape)) if data.eval_data else []
+    held = list(read(data.eval_data, shape=data.shape, **data.reading())) if data.eval_data else []
     if data.streaming:
         rows, counts = stream(data, tokenizer, args)
     else:
-        examples = list(read(data.data, weights=data.weights, shape=data.shape, split=data.split))
+        examples = list(read(data.data, weights=data.weights, shape=data.shape, split=data.split, **data.reading()))
         if data.eval_fraction:
             examples, held = hold_out(examples, data.eval_fraction, args.seed)
         rows, counts = prepare(examples, tokenizer, **data.labelling())
@@ -78,7 +78,7 @@ def stream(data: DataOptions, tokenizer, args: TrainingArguments) -> tuple[Strea
     """Rows read while training; the counts are those of the first records. Raises UserError without `max_steps`."""
     if args.max_steps <= 0:
         raise UserError("streaming has no known end: set --max_steps")
-    examples = read(data.data, weights=data.weights, shape=data.shape, split=data.split, streaming=True)
+    examples = read(data.data, weights=data.weights, shape=data.shape, split=data.split, streaming=True, **data.reading())
     _, counts = prepare(islice(examples, PLANNED_FROM), tokenizer, **data.labelling())
 
     def rows():

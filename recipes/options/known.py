@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from seodang.data.errors import UserError
+from seodang.data.files.sources import check_source
 from seodang.data.hub import check_hub_name
-from seodang.data.sources import check_source
 from seodang.recipes.options.outputs import OUTPUTS, READ, check_outputs
 
 FILE = Path(__file__).with_name("known.json")
@@ -29,7 +29,8 @@ LIBRARIES = ("transformers", "trl")  # whose versions decide which options there
 MODELS = ("model", "adapter", "reference", "reward_model", "value_model")  # the options that name a model's folder, or one on the hub
 SOURCES = ("data", "eval_data")  # those that name what is read
 
-DATA = "data eval_data eval_fraction"
+DATA = "data columns eval_data eval_fraction"
+FILES = f"{DATA} encoding"
 MODEL = "model lora_r device dtype"
 LEARNING = "learning_rate num_train_epochs per_device_train_batch_size"
 RUN = "output_dir config resume dry_run"
@@ -41,14 +42,14 @@ DEMO = {"model": "model device dtype", "run": "output_dir minutes heldout seed"}
 FIRST: dict[str, dict[str, str]] = {
     "prepare": {},
     "preview": {
-        "data": "data shape weights split rows html", "model": "model chat_template", "labels": "max_length train_on empty_answers unusable",
+        "data": "data columns encoding shape weights split rows html", "model": "model chat_template", "labels": "max_length train_on empty_answers unusable",
     },
-    "sft": {"data": f"{DATA} max_length packing", "model": MODEL, "learning": f"{LEARNING} max_steps", "run": RUN},
-    "reward": {"data": f"{DATA} max_length pair_weights", "model": MODEL, "learning": LEARNING, "run": RUN},
-    "dpo": {"data": f"{DATA} max_length", "model": f"{MODEL} reference", "learning": f"loss beta {LEARNING}", "run": RUN},
-    "kto": {"data": f"{DATA} max_length", "model": MODEL, "learning": f"beta {LEARNING}", "run": RUN},
+    "sft": {"data": f"{FILES} max_length packing", "model": MODEL, "learning": f"{LEARNING} max_steps", "run": RUN},
+    "reward": {"data": f"{FILES} max_length pair_weights", "model": MODEL, "learning": LEARNING, "run": RUN},
+    "dpo": {"data": f"{FILES} max_length", "model": f"{MODEL} reference", "learning": f"loss beta {LEARNING}", "run": RUN},
+    "kto": {"data": f"{FILES} max_length", "model": MODEL, "learning": f"beta {LEARNING}", "run": RUN},
     "ppo": {
-        "data": f"{DATA} max_prompt_length", "reward": "reward reward_model", "model": MODEL,
+        "data": "data eval_data eval_fraction max_prompt_length", "reward": "reward reward_model", "model": MODEL,
         "learning": "iterations rollouts max_new_tokens kl_coefficient learning_rate per_device_train_batch_size", "run": RUN,
     },
     **{
@@ -59,7 +60,7 @@ FIRST: dict[str, dict[str, str]] = {
         for verb in ("grpo", "rloo")
     },
     "rlhf": {
-        "data": "data ranker ranked_prompts heldout_prompts samples", "model": MODEL, "rounds": "rounds reward_from policy_prompts",
+        "data": "data columns encoding ranker ranked_prompts heldout_prompts samples", "model": MODEL, "rounds": "rounds reward_from policy_prompts",
         "run": "output_dir config seed dry_run",
     },
     "generate": {
@@ -68,7 +69,7 @@ FIRST: dict[str, dict[str, str]] = {
     },
     "chat": {"talk": "system", "model": SPEAKER, "answer": "max_new_tokens stop seed", "choice of tokens": CHOICE},
     "explain": {"prompt": "prompt html attention raw", "model": SPEAKER, "answer": "max_new_tokens stop seed", "choice of tokens": CHOICE},
-    "score": {"data": "data shape max_length empty_answers unusable output raw tokens", "model": f"{SPEAKER} chat_template"},
+    "score": {"data": "data columns encoding shape max_length empty_answers unusable output raw tokens", "model": f"{SPEAKER} chat_template"},
     "export": {"checkpoint": "model output_dir dtype"},
     "demo": DEMO | {"learning": "tokens learning_rate"},
     "demo-rlhf": DEMO,

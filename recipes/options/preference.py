@@ -9,15 +9,16 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from seodang.data.errors import UserError
+from seodang.data.files.sources import read
 from seodang.data.formats import Shapes
 from seodang.data.preference_rows import PreferenceCounts
-from seodang.data.sources import read
+from seodang.recipes.options.record import FileOptions
 
 Rows = list[dict[str, Any]]
 
 
 @dataclass
-class PreferenceOptions:
+class PreferenceOptions(FileOptions):
     """Where preferences come from and how they are read."""
 
     data: list[str] = field(metadata={"help": "Files, folders or hub names: prompt, chosen, rejected; prompt, responses, ranks; trees of replies."})
@@ -47,8 +48,8 @@ def read_rows(
     options: Any, prepare: Callable[..., tuple[Rows, PreferenceCounts]], tokenizer: PreTrainedTokenizerBase, seed: int, shapes: Shapes, **how: Any
 ) -> tuple[Rows, Rows, PreferenceCounts]:
     """Read the sources that the options name, hold a part out where they say so, and make rows of both."""
-    examples = read(options.data, weights=options.weights, shape=options.shape, split=options.split, shapes=shapes)
-    held = read(options.eval_data, shape=options.shape, shapes=shapes) if options.eval_data else []
+    examples = read(options.data, weights=options.weights, shape=options.shape, split=options.split, shapes=shapes, **options.reading())
+    held = read(options.eval_data, shape=options.shape, shapes=shapes, **options.reading()) if options.eval_data else []
     if options.eval_fraction:
         examples, held = hold_out_dialogues(examples, options.eval_fraction, seed)
     rows, counts = prepare(examples, tokenizer, **how)

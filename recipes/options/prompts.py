@@ -12,12 +12,13 @@ from seodang.data.preferences import PROMPT_SHAPES
 from seodang.infer.checkpoint.load import load
 from seodang.recipes.options.parser import Repeated
 from seodang.recipes.options.preference import read_rows
+from seodang.recipes.options.record import FileOptions
 from seodang.train.rewards.reward_function import check_columns
 from seodang.train.rewards.rules import CheckedReward, model_reward, parse_rewards
 
 
 @dataclass
-class PromptOptions:
+class PromptOptions(FileOptions):
     """Where prompts come from and how they are read."""
 
     data: list[str] = field(metadata={"help": "Files, folders or hub names of prompts (prompt, question, instruction, messages) and columns."})

@@ -3,9 +3,26 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from seodang.data.columns import parse_columns
+from seodang.data.files.text_files import checked_encoding
+
 
 @dataclass
-class RecordOptions:
+class FileOptions:
+    """How files are read that are not in UTF-8, or whose columns have other names."""
+
+    encoding: str | None = field(default=None, kw_only=True, metadata={"help": "Of files without a byte order mark that are not UTF-8: cp949, say."})
+    columns: list[str] | None = field(
+        default=None, kw_only=True, metadata={"help": "KEY=COLUMN, as instruction=question output=answer: which column holds what a shape reads."}
+    )
+
+    def reading(self) -> dict[str, Any]:
+        """What `read` has to know of files. Raises UserError for an encoding that there is not, and for what names no column."""
+        return {"encoding": self.encoding and checked_encoding(self.encoding), "columns": parse_columns(self.columns)}
+
+
+@dataclass
+class RecordOptions(FileOptions):
     """Where records come from and how they are labelled."""
 
     data: list[str] = field(metadata={"help": "Files, folders or hub names: triplets, prompt-completion, messages, ShareGPT or text."})

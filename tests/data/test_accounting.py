@@ -212,3 +212,17 @@ def test_roles_that_were_read_as_others_are_counted_in_records_that_are_kept(tin
     ]
     _, counts = prepare_prompts([PromptExample(examples[0].messages[:1])], tiny_tokenizer, max_prompt_length=64)
     assert counts.lines()[-1] == "roles           1 messages of 'human' are read as user"
+
+
+def test_columns_taken_and_characters_lost_are_told(tiny_tokenizer):
+    talks = placed([Dialogue([user("Q"), said("A")]), Dialogue([user("Q\ufffd"), said("A")]), Dialogue([user("R"), said("\ufffdB")]), Text("a\ufffdb")])
+    for talk, taken in zip(talks, ["q as prompt", "q as prompt", "", "내용 as text"], strict=True):
+        talk.taken = taken
+    lines = prepare(talks, tiny_tokenizer, max_length=64)[1].lines()
+    assert [line for line in lines if line.startswith("columns")] == ["columns         q as prompt, in 2 records", "columns         내용 as text, in 1 records"]
+    lost = [line for line in lines if "U+FFFD" in line]
+    assert len(lost) == 1 and lost[0].startswith("warning         3 x ")
+    lines = prepare_preferences([ranked("A", "\ufffd", taken="질문 as prompt")], tiny_tokenizer, max_length=64)[1].lines()
+    assert "columns         질문 as prompt, in 1 records" in lines and any("1 x U+FFFD" in line for line in lines)
+    lines = prepare_prompts([PromptExample([user("Q")], taken="query as prompt")], tiny_tokenizer, max_prompt_length=64)[1].lines()
+    assert "columns         query as prompt, in 1 records" in lines

@@ -87,6 +87,7 @@ def test_margin_and_tools_are_kept_and_scores_are_no_margin():
     tools = [{"type": "function", "function": {"name": "add"}}]
     example = one({"prompt": "Q", "chosen": "A", "rejected": "B", "margin": 2, "tools": tools})
     assert example.margin == 2.0 and example.tools == tools
+    assert [one({"prompt": "Q", "chosen": "A", "rejected": "B", "margin": text}).margin for text in ("0.50", "")] == [0.5, None]  # as a table has it
     assert one({"prompt": "Q", "chosen": "A", "rejected": "B", "score_chosen": 9, "score_rejected": 1}).margin is None
 
 

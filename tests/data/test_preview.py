@@ -134,7 +134,9 @@ def test_the_terminal_and_the_page_name_the_better_answer(smol):
         ({"prompt": "Q", "responses": ["A", "B", "C"], "ranks": [1, 0, 2]}, None, ["rank 0  B<|im_end|>", "3 pairs of 3 answers"]),
         ({"prompt": "Q", "completion": "A", "label": False}, None, ["bad  A<|im_end|>", "0 good and 1 bad answers"]),
         ({"prompt": "Q", "completion": "A", "label": False}, "prompt_completion", ["A<|im_end|>", "trained ("]),
-        ({"question": "Q", "answer": "A"}, None, ["prompt 3", "records         1 read, 1 kept in 1 rows"]),
+        ({"question": "Q", "answer": "A"}, None, ["A<|im_end|>", "trained (", "columns         question as prompt, answer as completion, in 1 records"]),
+        ({"question": "Q", "answer": "A"}, "question", ["prompt 3", "records         1 read, 1 kept in 1 rows"]),
+        ({"Question": "Q", "chosen": "A", "rejected": "B"}, None, ["chosen  A<|im_end|>", "columns         Question as prompt, in 1 records"]),
         ({"prompt": "Q", "chosen": "A", "rejected": "A"}, None, ["dropped", "1 x identical answers"]),
     ],
 )

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from seodang.data import PromptExample, prepare, prepare_preferences, prepare_prompts, read
+from seodang.data import PromptExample, prepare, prepare_preferences, prepare_prompts, prompt_ids, read, text_ids
 from seodang.data.errors import UserError
 from seodang.data.formats import Dialogue, Text
 from seodang.data.preferences import PROMPT_SHAPES, RankedPreference
@@ -53,3 +53,11 @@ def test_examples_made_by_hand_are_refused_too(tiny_tokenizer):
         prepare_prompts([PromptExample([{"role": "user", "content": HALF}])], tiny_tokenizer, max_prompt_length=64)
     with pytest.raises(UserError, match=r"^answers\[0\].content has the lone surrogate"):
         prepare_preferences([RankedPreference([user], [answer, {**answer, "content": "b"}], [0, 1])], tiny_tokenizer, max_length=64)
+
+
+def test_texts_given_for_their_ids_are_refused_too(tiny_tokenizer):
+    for literal in (False, True):
+        with pytest.raises(UserError, match="^the text has the lone surrogate U\\+D800 as character 2"):
+            text_ids(tiny_tokenizer, HALF, literal)
+        with pytest.raises(UserError, match="^the prompt has the lone surrogate U\\+D800 as character "):
+            prompt_ids(tiny_tokenizer, [{"role": "user", "content": HALF}], literal=literal)

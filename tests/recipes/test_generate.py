@@ -121,10 +121,10 @@ def test_stop_texts_and_options_from_a_file_are_honoured(real, tmp_path, capsys)
         (["CHECKPOINT", "hi", "--max_new_tokens", "256"], "more than the 256 positions of the model"),
         (["CHECKPOINT", "missing.jsonl"], "missing.jsonl does not exist"),
         (["CHECKPOINT", "FOLDER/broken.jsonl"], "broken.jsonl line 2 is not JSON"),
-        (["CHECKPOINT", "FOLDER/keys.jsonl"], "keys.jsonl line 1: no known shape has the keys question"),
+        (["CHECKPOINT", "FOLDER/keys.jsonl"], "keys.jsonl line 1: no known shape has the keys topic"),
         (["CHECKPOINT", "FOLDER/empty.txt"], "empty.txt is empty"),
         (["CHECKPOINT", "FOLDER/latin.txt"], "latin.txt is not UTF-8"),
-        (["CHECKPOINT", "FOLDER/number.json"], "number.json record 1"),
+        (["CHECKPOINT", "FOLDER/number.json"], "number.json must hold a list of records, got int"),
         (["CHECKPOINT", "FOLDER/half.jsonl"], "half.jsonl line 2: prompt has the lone surrogate U+D800 as character 3: it is half a character"),
         (["CHECKPOINT", "fine", "Su\udcecwon"], "prompts[1] has the byte 0xEC, which is not UTF-8, as character 3: convert the text to UTF-8"),
         (["CHECKPOINT", "hi", "--stop", "a", "\ud800"], "stop[1] has the lone surrogate"),
@@ -138,7 +138,7 @@ def test_stop_texts_and_options_from_a_file_are_honoured(real, tmp_path, capsys)
 def test_a_mistake_is_one_line_and_exit_code_2_before_any_compute(checkpoint, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.setattr(RaggedRunner, "forward", lambda *args: pytest.fail("computed something"))
     (tmp_path / "broken.jsonl").write_text('{"prompt": "fine"}\n{"prompt": \n')
-    (tmp_path / "keys.jsonl").write_text('{"question": "hi"}\n')
+    (tmp_path / "keys.jsonl").write_text('{"topic": "hi"}\n')
     (tmp_path / "empty.txt").write_text("\n\n")
     (tmp_path / "latin.txt").write_bytes("größer".encode("latin-1"))
     (tmp_path / "number.json").write_text("3")

@@ -238,6 +238,28 @@ def test_bad_data_names_the_line(base, tmp_path, capsys, content, message):
     assert message in capsys.readouterr().err
 
 
+def test_a_korean_excels_file_trains_once_its_encoding_is_named_and_resumes_with_the_same_columns_alone(base, tmp_path, capsys):
+    path, out = tmp_path / "시트.csv", tmp_path / "out"
+    path.write_bytes("질의,답변\n서울은?,한국\n부산은?,남쪽\n".encode("cp949"))
+    arguments = ["--model", base, "--data", path, "--output_dir", out, "--max_steps", 1, "--lr_scheduler_type", "constant"]
+    for words, told in [
+        ([], "시트.csv is not UTF-8 text (line 1, byte 1 of it): it looks like cp949"),
+        (["--encoding", "cp949"], "시트.csv line 2: no known shape has the keys 질의, 답변: "),
+        (["--encoding", "cp949"], "--columns prompt=질의 completion=답변"),
+        (["--encoding", "cp949", "--columns", "질의"], "columns takes KEY=COLUMN"),
+        (["--encoding", "hangul"], "encoding 'hangul' is not known"),
+    ]:
+        assert run(*arguments, *words) == 2
+        error = capsys.readouterr().err
+        assert told in error and "Traceback" not in error
+    named = ["--encoding", "cp949", "--columns", "prompt=질의", "completion=답변"]
+    assert run(*arguments, *named) == 0
+    assert "columns         질의 as prompt, 답변 as completion, in 2 records" in capsys.readouterr().out
+    assert run(*arguments[:-3], 2, *arguments[-2:], "--encoding", "cp949", "--columns", "prompt=답변", "completion=질의") == 2
+    error = capsys.readouterr().err
+    assert '--columns ["prompt=질의", "completion=답변"], now ["prompt=답변", "completion=질의"]' in error
+
+
 def test_a_row_longer_than_the_models_context_is_refused(fresh_tiny, tiny_tokenizer, data, tmp_path, capsys):
     folder = tmp_path / "short"
     fresh_tiny("llama", max_position_embeddings=16).save_pretrained(folder)

@@ -58,6 +58,7 @@ COMMON = [
 ]  # fmt: skip
 CHANGES = [
     ("sft", "--max_length", "64", "128"), ("sft", "--num_train_epochs", "2.0", "3.0"), ("sft", "--train_on", "all", "last"),
+    ("sft", "--columns", '["output=a"]', '["output=b"]'), ("dpo", "--encoding", "cp949", "utf-16"), ("ppo", "--columns", '["answer=a"]', '["answer=b"]'),
     ("dpo", "--beta", "0.1", "0.2"), ("dpo", "--loss", "ipo", "simpo"), ("dpo", "--reference", "here", "there"),
     ("kto", "--beta", "0.1", "0.2"), ("kto", "--loss_type", "kto", "apo_zero_unpaired"), ("kto", "--desirable_weight", "1.0", "1.5"),
     ("reward", "--center_rewards_coefficient", "0.01", "0.1"), ("reward", "--pair_weights", "prompt", "pair"),

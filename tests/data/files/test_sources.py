@@ -1,12 +1,19 @@
 import csv
+import gzip
 import json
 
 import datasets
+import pyarrow
 import pytest
 
 from seodang.data.errors import UserError
+from seodang.data.files.sources import mix, read
 from seodang.data.preferences import PREFERENCE_SHAPES, PROMPT_SHAPES
-from seodang.data.sources import mix, read
+
+
+def zstd(path, mode):
+    return pyarrow.CompressedOutputStream(str(path), "zstd")
+
 
 RECORDS = [{"instruction": f"Q{n}", "output": f"A{n}"} for n in range(3)]
 
@@ -89,7 +96,7 @@ def test_a_hub_name_is_asked_of_datasets(monkeypatch):
         asked.append((path, subset, split, streaming))
         return datasets.Dataset.from_list(RECORDS)
 
-    monkeypatch.setattr("seodang.data.sources.check_hub_name", lambda *_: None)
+    monkeypatch.setattr("seodang.data.files.sources.check_hub_name", lambda *_: None)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     examples = read("owner/name:small", split="test")
     assert questions(examples) == ["Q0", "Q1", "Q2"] and examples[0].where == "owner/name:small record 1"
@@ -100,7 +107,7 @@ def test_an_unreachable_hub_is_one_line(monkeypatch):
     def load_dataset(*_, **__):
         raise ConnectionError("cannot reach\nthe hub")
 
-    monkeypatch.setattr("seodang.data.sources.check_hub_name", lambda *_: None)
+    monkeypatch.setattr("seodang.data.files.sources.check_hub_name", lambda *_: None)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(UserError, match="owner/name is no file here.*cannot reach the hub"):
         read("owner/name")
@@ -123,13 +130,17 @@ def test_a_hub_that_may_not_be_asked_is_not_waited_for(name, monkeypatch):
         ("a.jsonl", "3\n", "a.jsonl line 1: a record must be an object"),
         ("a.jsonl", "", "a.jsonl has no records"),
         ("a.json", "[]", "a.json has no records"),
+        ("a.json", "\n", "a.json has no records"),
         ("a.json", "[1, 2", "a.json line 1: not JSON"),
         ("a.json", '"text"', "a.json must hold a list of records, got str"),
         ("a.csv", "instruction,output\n", "a.csv has no records"),
-        ("a.csv", "instruction,answer\nQ,A\n", "a.csv line 2: the key 'output' is missing"),
+        ("a.csv", "instruction,result\nQ,A\n", "a.csv line 2: the key 'output' is missing (keys found: instruction, result); if another column"),
         ("a.csv", "instruction,output\nQ,A,B\n", "a.csv line 2: more fields"),
         ("a.parquet", "no", "a.parquet is not a Parquet file"),
-        ("a.txt", "T", "cannot read .txt"),
+        ("a.txt", "T", "cannot read .txt: name it .tsv"),
+        ("a.xls", "T", "cannot read .xls: save it as .xlsx"),
+        ("a.md", "T", "cannot read .md, only .json, .jsonl"),
+        ("a.jsonl", '{"instruction": "Q", "output": null}\n', "a.jsonl line 1: the key 'output' holds nothing (null): fill it in"),
         ("a.jsonl", b'{"text": "\xff"}\n', "a.jsonl is not UTF-8"),
     ],
 )
@@ -177,6 +188,30 @@ def test_a_source_of_another_family_is_refused_with_what_is_wanted(tmp_path):
         read(trees)
     with pytest.raises(UserError, match="shape must be one of trees, preference"):
         read(trees, shape="triplet", shapes=PREFERENCE_SHAPES)
+
+
+@pytest.mark.parametrize("name, opened", [("a.jsonl.gz", gzip.open), ("a.csv.gz", gzip.open), ("a.json.zst", zstd), ("a.ndjson.zst", zstd)])
+def test_compressed_files_are_read_as_what_is_in_them(tmp_path, name, opened):
+    plain = {"csv": "instruction,output\nQ0,A0\nQ1,A1\nQ2,A2\n", "json": json.dumps(RECORDS)}
+    text = plain.get(name.split(".")[1]) or "".join(json.dumps(record) + "\n" for record in RECORDS)
+    with opened(tmp_path / name, "wb") as file:
+        file.write(text.encode())
+    for source in (tmp_path / name, tmp_path, f"{tmp_path}/*.{name.partition('.')[2]}"):
+        for streaming in (False, True):
+            examples = read(source, streaming=streaming)
+            assert questions(examples) == questions(examples) == ["Q0", "Q1", "Q2"]
+
+
+def test_a_pattern_is_the_files_that_it_fits_and_a_folder_hides_none_that_could_be_meant(files):
+    assert questions(read(f"{files}/[a-c].js*")) == ["Q0", "Q1", "Q2"] * 3
+    with pytest.raises(UserError, match=r"no file matches nothere\*\.csv"):
+        read("nothere*.csv")
+    (files / "~$book.xlsx").write_text("left by Excel")
+    (files / ".hidden.csv").write_text("left by an editor")
+    assert len(read(files)) == 18
+    (files / "old.XLS").write_text("not read")
+    with pytest.raises(UserError, match="old.XLS: cannot read .XLS: save it as .xlsx"):
+        read(files)
 
 
 def test_a_spreadsheets_numbers_of_rows_are_left_out(tmp_path):

@@ -1,0 +1,21 @@
+"""Files of prompts of `seodang generate` that are tables, packed, or in other encodings."""
+
+import gzip
+
+import pytest
+
+from seodang.data.errors import UserError
+from seodang.recipes.generate import Prompts, read_prompts
+
+
+def test_prompts_are_read_from_tables_and_packed_files_in_other_encodings_and_columns(tmp_path):
+    (tmp_path / "a.csv").write_bytes("질문,답변\n수원은?,한국\n부산은?,\n".encode("cp949"))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress('{"물음말": "수원은?"}\n\n{"물음말": "부산은?"}\n'.encode()))
+    (tmp_path / "c.txt").write_bytes("수원은?\n부산은?".encode("utf-16"))
+    asked = ["수원은?", "부산은?"]
+    assert read_prompts([str(tmp_path / "a.csv")], True, "cp949") == Prompts(asked, [1, 2], "record")
+    assert read_prompts([str(tmp_path / "b.jsonl.gz")], True, columns={"prompt": "물음말"}) == Prompts(asked, [1, 2], "record")
+    assert read_prompts([str(tmp_path / "c.txt")], True) == Prompts(asked, [1, 2], "line")
+    with pytest.raises(UserError, match="there is no column '물음' among 물음말: did you mean prompt=물음말?"):
+        read_prompts([str(tmp_path / "b.jsonl.gz")], True, columns={"prompt": "물음"})
+    assert read_prompts(["Say a.csv"], True) == Prompts(["Say a.csv"], [1])  # no file of that name
