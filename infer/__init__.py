@@ -30,7 +30,7 @@ _HOMES = {
     "load": "checkpoint.load", "load_tokenizer": "checkpoint.load",
     "generate": "engine.generate", "answers": "engine.generate", "stream": "engine.generate",
     "score": "engine.scoring",
-    "from_generation_config": "engine.compat", "from_openai": "engine.compat", "from_vllm": "engine.compat",
+    "from_generation_config": "engine.checkpoint_settings", "from_openai": "engine.compat", "from_vllm": "engine.compat",
     "SamplingParams": "engine.params",
     "Result": "requests.events", "Event": "requests.events", "Committed": "requests.events", "Provisional": "requests.events", "Finished": "requests.events",
     "open_runner": "runners.open", "PrefixCache": "engine.prefix_cache", "Span": "text.spans", "Observed": "requests.events",

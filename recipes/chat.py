@@ -24,10 +24,11 @@ class Chat:
 @command
 def main(argv: list[str] | None = None) -> int:
     model_options, decoding, chat = parse(argv, SpeakingModel, Decoding, Chat, prog="seodang chat", positional=("model",), description=__doc__)
-    decoding.check()
-    if decoding.num_return_sequences > 1:
-        raise UserError(f"a talk goes on from one answer, but num_return_sequences={decoding.num_return_sequences}: drop it, or give best_of")
+    decoding.check(model_options)
+    refuse_several(decoding.num_return_sequences, "drop it, or give best_of")
     model, tokenizer = model_options.open()
+    decoding.take_over(model)
+    refuse_several(decoding.params(model_options).num_return_sequences, "the checkpoint asks for it, so give --num_return_sequences 1")
     cache = prefix_cache_of(model)
     beginning = [{"role": "system", "content": chat.system}] if chat.system else []
     talk = list(beginning)
@@ -45,6 +46,12 @@ def main(argv: list[str] | None = None) -> int:
             talk = answer(model, tokenizer, talk, line, decoding.params(model_options, turn), cache)
             turn += 1
     return 0
+
+
+def refuse_several(answers: int, remedy: str) -> None:
+    """Raise UserError for more answers than one."""
+    if answers > 1:
+        raise UserError(f"a talk goes on from one answer, but num_return_sequences={answers}: {remedy}")
 
 
 def listen() -> str | None:

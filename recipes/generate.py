@@ -65,18 +65,21 @@ def main(argv: list[str] | None = None) -> int:
         argv, SpeakingModel, Decoding, Generate, prog="seodang generate", positional=("model", "prompts"), description=__doc__
     )
     asked = read_prompts(options.prompts, options.raw)
-    decoding.check()
+    decoding.check(model_options)
     with ExitStack() as files:
         output = files.enter_context(open_output(options.output)) if options.output else None
         model, tokenizer = model_options.open()
+        decoding.take_over(model)
         from seodang.infer.engine.generate import answers, stream
 
-        each, count = decoding.num_return_sequences, len(asked.prompts)
+        count = len(asked.prompts)
+        params = [decoding.params(model_options, i) for i in range(count if decoding.seed is not None else 1)]
+        each = params[0].num_return_sequences
         if output is None and count * each == 1:
             with Stopping():
-                speak(stream(model, tokenizer, asked.prompts[0], decoding.params(model_options)))
+                speak(stream(model, tokenizer, asked.prompts[0], params[0]))
             return 0
-        params = decoding.params(model_options) if decoding.seed is None else [decoding.params(model_options, i) for i in range(count)]
+        params = params if decoding.seed is not None else params[0]
         ordered = output is None or options.order == "prompts"
         ahead = BATCHES_AHEAD * options.batch_size if ordered else None
         results = answers(model, tokenizer, asked.prompts, params, max_rows=options.batch_size, ahead=ahead)  # refuses what it cannot do

@@ -1,4 +1,4 @@
-"""Settings as others write them: OpenAI's request body, vLLM's sampling parameters, a checkpoint's generation_config."""
+"""Settings as others write them in requests: OpenAI's body, vLLM's sampling parameters."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from difflib import get_close_matches
 from typing import Any
 
 from llguidance.gbnf_to_lark import any_to_lark
-from transformers import GenerationConfig
 
 from ...data.errors import UserError
 from ..constraints.grammar import GRAMMARS
 from ..requests import options as declared
 from ..requests.options import vocabulary
-from .params import OPTIONS, WARPING, SamplingParams
+from .params import OPTIONS, SamplingParams
 
 # what a body says besides how the answer is made: the conversation, how it is told, whose it is
 OPENAI_PASSED_OVER = (
@@ -37,21 +36,6 @@ NEUTRAL_STRUCTURES = {
     "disable_fallback": (False, True), "disable_additional_properties": (False,), "backend": (), "_backend": (),
     "_backend_was_auto": (False, True), "structural_tag": (), "whitespace_pattern": (),
 }  # fmt: skip
-
-# fields of a generation_config about caches, outputs, compilation, memory and token ids; the ids that end an answer are the model's own
-CONFIG_PASSED_OVER = (
-    "use_cache", "cache_implementation", "cache_config", "max_cache_len", "prefill_chunk_size", "low_memory", "output_attentions",
-    "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate", "return_legacy_cache", "compile_config",
-    "disable_compile", "continuous_batching_config", "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "is_assistant",
-    "transformers_version", "_from_model_config",
-)  # fmt: skip
-# what a field of a generation_config must be to ask for nothing
-CONFIG_NEUTRAL = {
-    "use_mtp": (False,), "renormalize_logits": (False,), "remove_invalid_values": (False,), "watermarking_config": (),
-    "constraints": ([],), "assistant_lookbehind": (10,), "target_lookbehind": (10,), "assistant_ensemble_weight": (),
-    "speculation_type": (), "trust_remote_code": (False,),
-}  # fmt: skip
-CONFIG = vocabulary(SamplingParams, declared.CONFIG)
 
 
 def from_openai(body: Mapping[str, Any]) -> SamplingParams:
@@ -87,31 +71,6 @@ def from_vllm(options: Mapping[str, Any]) -> SamplingParams:
     if allowed is not None:
         known["prefix_allowed_tokens_fn"] = lambda ids: allowed
     return drawn({**known, **formatted})
-
-
-def from_generation_config(config: GenerationConfig | Mapping[str, Any], **changes: Any) -> SamplingParams:
-    """Return the settings of a checkpoint's own `generation_config`; `changes` are the caller's, by our names, and win.
-
-    Where it does not sample, its temperature, top_k and the like are left out: they are without effect in transformers too. Fields of
-    `CONFIG_PASSED_OVER` are not about what is said. Raises UserError for every other field that we cannot honour.
-    """
-    written = dict(config) if isinstance(config, Mapping) else config.to_dict()
-    written = {name: value for name, value in written.items() if value is not None}
-    asked = {name: value for name, value in written.items() if name not in CONFIG or OPTIONS[CONFIG[name]].off != value}
-    known = translated(asked, CONFIG, CONFIG_PASSED_OVER, CONFIG_NEUTRAL, "generation_config")
-    return SamplingParams(**{**without_effect_left_out(known, changes), **changes})
-
-
-def without_effect_left_out(known: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what samples where nothing does, and `do_sample` where the caller's own temperature, top_k or the like says it."""
-    by_changes = [name for name in WARPING if name in changes]
-    samples = known.get("do_sample") if changes.get("do_sample") is None else changes["do_sample"]
-    if not samples and not any(changes[name] for name in by_changes):
-        claimed = {each.claims for name, each in OPTIONS.items() if name in known and each.claims}
-        known = {name: value for name, value in known.items() if name not in WARPING or name in claimed}
-    if by_changes and "do_sample" not in changes:
-        known = {name: value for name, value in known.items() if name != "do_sample"}
-    return known
 
 
 def translated(

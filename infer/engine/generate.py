@@ -16,14 +16,14 @@ from ..runners.open import open_runner
 from .core import MAX_ROWS, Engine
 from .params import SamplingParams
 from .prefix_cache import PrefixCache
-from .prompts import Prompt, new_requests
+from .prompts import Params, Prompt, new_requests
 
 
 def generate(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
-    params: SamplingParams | Sequence[SamplingParams] = SamplingParams(),
+    params: Params = None,
     *,
     trace: bool = False,
     prefix_cache: PrefixCache | None = None,
@@ -33,8 +33,9 @@ def generate(
     """Answer every prompt; `num_return_sequences` results a prompt, in the order of the prompts.
 
     A text is continued as it stands, messages (a list, or a Dialogue with tools) go through the chat template, ids are taken as they are.
-    `params` are one for all or one a prompt. At most `max_rows` answers grow at the same time. With `trace`, each result holds what was
-    observed at every step. A `prefix_cache` keeps what the model has read: a prompt that begins as an earlier one (the next turn of a talk)
+    `params` are one for all or one a prompt; None, for all or for one, takes the checkpoint's own settings (its generation_config: a
+    temperature, beams, forced tokens), and where it has none the likeliest tokens, as `SamplingParams()` does in any case. At most `max_rows`
+    answers grow at the same time. With `trace`, each result holds what was observed at every step. A `prefix_cache` keeps what the model has read: a prompt that begins as an earlier one (the next turn of a talk)
     costs only what is new. Raises UserError, before anything is computed, for a prompt that is empty or too long for the
     model with its `max_new_tokens`, for options that the strategy or the model cannot honour, and for a filter of the caller's that fails in
     its trial.
@@ -51,7 +52,7 @@ def answers(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
-    params: SamplingParams | Sequence[SamplingParams] = SamplingParams(),
+    params: Params = None,
     *,
     trace: bool = False,
     prefix_cache: PrefixCache | None = None,
@@ -90,12 +91,12 @@ def stream(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     prompt: Prompt,
-    params: SamplingParams = SamplingParams(),
+    params: SamplingParams | None = None,
     *,
     trace: bool = False,
     prefix_cache: PrefixCache | None = None,
 ) -> Iterator[Event]:
-    """Answer one prompt, token by token; the texts of the events join to the answer's text.
+    """Answer one prompt, token by token, by the settings given or the checkpoint's own; the texts of the events join to the answer's text.
 
     Raises UserError as `generate` does, at once and not at the first event; what goes wrong later is raised in its place among the events.
     """
@@ -106,7 +107,7 @@ def prepare(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
-    params: SamplingParams | Sequence[SamplingParams],
+    params: Params,
     trace: bool,
     prefix_cache: PrefixCache | None,
     max_rows: int,

@@ -30,16 +30,18 @@ from ..strategies.registry import check
 from ..strategies.spec import StrategySpec
 from ..text.spans import positions_to_mask
 from ..text.vocabulary import check_ids, known_ids
+from .checkpoint_settings import checkpoint_params
 from .params import SamplingParams
 
 Prompt = str | list[dict] | Dialogue | list[int]  # a text to continue, messages (with tools) to answer, or ids
+Params = SamplingParams | None | Sequence[SamplingParams | None]  # for all prompts or one for each; None: the checkpoint's own
 
 
 def new_requests(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
-    params: SamplingParams | Sequence[SamplingParams],
+    params: Params,
     host: Host,
     traced: bool = False,
 ) -> list[Request]:
@@ -47,8 +49,11 @@ def new_requests(
     if isinstance(prompts, str) or not isinstance(prompts, Sequence):
         raise UserError(f"prompts must be a list of prompts, got {type(prompts).__name__}: put the one prompt in a list")
     each = list(params) if isinstance(params, Sequence) else [params] * len(prompts)
+    if any(own is None for own in each):
+        of_checkpoint = checkpoint_params(model)
+        each = [of_checkpoint if own is None else own for own in each]
     if wrong := [own for own in each if not isinstance(own, SamplingParams)]:
-        raise UserError(f"params must be SamplingParams, one for all or a list of one a prompt, got {wrong[0]!r}")
+        raise UserError(f"params must be SamplingParams, one for all or a list of one a prompt, or None, got {wrong[0]!r}")
     if len(each) != len(prompts):
         raise UserError(f"{len(each)} params for {len(prompts)} prompts: give one for all or one a prompt")
     ends = end_ids(model, tokenizer)

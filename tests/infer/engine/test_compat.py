@@ -1,21 +1,10 @@
-"""Settings as OpenAI, vLLM and checkpoints write them."""
+"""Settings as OpenAI and vLLM write them."""
 
 import pytest
-from transformers import GenerationConfig
 
 from seodang.data.errors import UserError
-from seodang.infer.engine.compat import CONFIG, CONFIG_NEUTRAL, CONFIG_PASSED_OVER, from_generation_config, from_openai, from_vllm
+from seodang.infer.engine.compat import from_openai, from_vllm
 from seodang.infer.engine.params import SamplingParams
-
-QWEN3 = {
-    "bos_token_id": 151643, "do_sample": True, "eos_token_id": [151645, 151643], "pad_token_id": 151643, "temperature": 0.6, "top_k": 20,
-    "top_p": 0.95, "transformers_version": "4.51.0",
-}  # fmt: skip
-LLAMA32 = {
-    "bos_token_id": 128000, "do_sample": True, "eos_token_id": [128001, 128008, 128009], "temperature": 0.6, "top_p": 0.9,
-    "transformers_version": "4.45.0.dev0",
-}  # fmt: skip
-SMOLLM2 = {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "transformers_version": "4.42.3"}
 
 
 def test_every_option_of_an_openai_body_arrives_under_our_name():
@@ -102,49 +91,3 @@ def test_vllm_structured_outputs_by_all_their_names():
 def test_what_vllm_asks_and_we_cannot_is_named(options, words):
     with pytest.raises(UserError, match=words):
         from_vllm(options)
-
-
-@pytest.mark.parametrize("kind", [dict, lambda given: GenerationConfig(**given)])
-def test_the_configs_that_checkpoints_come_with(kind):
-    read = from_generation_config
-    assert read(kind(QWEN3)) == SamplingParams(do_sample=True, temperature=0.6, top_k=20, top_p=0.95)
-    assert read(kind(LLAMA32)) == SamplingParams(do_sample=True, temperature=0.6, top_p=0.9)
-    assert read(kind(SMOLLM2)) == SamplingParams()
-
-
-def test_warpers_of_a_config_that_does_not_sample_are_without_effect_as_in_transformers():
-    read = from_generation_config
-    assert read({"do_sample": False, "temperature": 0.6, "top_k": 50}) == SamplingParams(do_sample=False)
-    assert read({"temperature": 0.6, "top_p": 0.9}) == SamplingParams()
-    assert read({"penalty_alpha": 0.6, "top_k": 4}) == SamplingParams(penalty_alpha=0.6, top_k=4)
-
-
-def test_the_callers_changes_win_over_the_config():
-    read = from_generation_config
-    assert read(QWEN3, temperature=0.2, max_new_tokens=5) == SamplingParams(temperature=0.2, top_k=20, top_p=0.95, max_new_tokens=5)
-    assert not read(QWEN3, temperature=0).samples
-    assert read({"do_sample": False}, temperature=0.5).samples
-
-
-def test_lists_of_a_config_become_what_the_filters_take():
-    params = from_generation_config({
-        "sequence_bias": [[[5, 6], -2.0]], "exponential_decay_length_penalty": [10, 1.1], "stop_strings": ["END"], "no_repeat_ngram_size": 0,
-        "num_assistant_tokens_schedule": "heuristic_transient",
-    })  # fmt: skip
-    assert params == SamplingParams(sequence_bias={(5, 6): -2.0}, exponential_decay_length_penalty=(10, 1.1), stop="END")
-
-
-@pytest.mark.parametrize("field", [{"watermarking_config": {"bias": 2}}, {"renormalize_logits": True}, {"constraints": ["x"]}, {"temprature": 1}])
-def test_a_field_that_we_cannot_honour_is_named(field):
-    with pytest.raises(UserError, match=next(iter(field))):
-        from_generation_config(field)
-
-
-def test_every_field_of_a_generation_config_is_honoured_refused_or_passed_over():
-    assert set(GenerationConfig().to_dict()) <= {*CONFIG, *CONFIG_NEUTRAL, *CONFIG_PASSED_OVER}
-    assert from_generation_config(GenerationConfig()) == SamplingParams()
-
-
-def test_a_caller_who_does_not_sample_leaves_out_what_the_checkpoint_samples_by():
-    config = GenerationConfig(do_sample=True, temperature=0.6, top_p=0.9, repetition_penalty=1.1)
-    assert from_generation_config(config, do_sample=False) == SamplingParams(do_sample=False, repetition_penalty=1.1)

@@ -329,7 +329,7 @@ def test_what_is_no_prompt_is_refused(tiny_llama, tokenizer, prompt):
         generate(tiny_llama, tokenizer, [prompt])
 
 
-@pytest.mark.parametrize("params", [None, {"max_new_tokens": 2}, [{"max_new_tokens": 2}]], ids=str)
+@pytest.mark.parametrize("params", [7, {"max_new_tokens": 2}, [{"max_new_tokens": 2}]], ids=str)
 def test_what_are_no_params_is_refused(tiny_llama, tokenizer, params):
     with pytest.raises(UserError, match="params must be SamplingParams"):
         generate(tiny_llama, tokenizer, [[5]], params)
