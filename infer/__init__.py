@@ -33,6 +33,7 @@ _HOMES = {
     "from_generation_config": "engine.checkpoint_settings", "from_openai": "engine.compat", "from_vllm": "engine.compat",
     "SamplingParams": "engine.params",
     "Result": "requests.events", "Event": "requests.events", "Committed": "requests.events", "Provisional": "requests.events", "Finished": "requests.events",
+    "PromptRead": "requests.events", "ScoredToken": "requests.likelihoods", "TokenLogprobs": "requests.likelihoods",
     "open_runner": "runners.open", "PrefixCache": "engine.prefix_cache", "Span": "text.spans", "Observed": "requests.events",
     "Engine": "engine.core", "Forward": "requests.strategy", "Strategy": "requests.strategy", "Request": "requests.request", "Generation": "requests.generation",
     "TokenSequence": "requests.sequence", "Runner": "runners.contract",

@@ -75,15 +75,19 @@ def prefix_cache_of(model):
 def answer(model, tokenizer, talk: list[dict], line: str, params, cache=None) -> list[dict]:
     """Print the answer as it grows and return the talk with it; one that cannot be given leaves the talk as it was."""
     from seodang.infer.engine.generate import stream
-    from seodang.infer.requests.events import Committed
+    from seodang.infer.requests.events import Committed, PromptRead
+    from seodang.recipes.run.token_logprobs import lines
 
     messages = [*talk, {"role": "user", "content": line}]
-    text = ""
+    text, of_prompt, of_answer = "", [], []
     try:
         for event in stream(model, tokenizer, messages, params, prefix_cache=cache):
+            if isinstance(event, PromptRead):
+                of_prompt = event.logprobs
             if isinstance(event, Committed):
                 print(event.text, end="", flush=True)
                 text += event.text
+                of_answer += [event.top_logprobs] * (event.top_logprobs is not None)
     except UserError as error:
         print("\n" if text else "", end="", flush=True)
         print(f"error: {error} (or /reset)", file=sys.stderr)
@@ -91,6 +95,8 @@ def answer(model, tokenizer, talk: list[dict], line: str, params, cache=None) ->
     except KeyboardInterrupt:
         print(" (cut short)", end="")
     print()
+    for told in lines(of_prompt, of_answer, tokenizer):
+        print(told)
     return [*messages, {"role": "assistant", "content": text}] if text else talk
 
 

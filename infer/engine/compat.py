@@ -17,18 +17,18 @@ from .params import OPTIONS, SamplingParams
 
 # what a body says besides how the answer is made: the conversation, how it is told, whose it is
 OPENAI_PASSED_OVER = (
-    "model", "messages", "prompt", "stream", "stream_options", "logprobs", "top_logprobs", "tools", "parallel_tool_calls", "user", "metadata",
+    "model", "messages", "prompt", "stream", "stream_options", "tools", "parallel_tool_calls", "user", "metadata",
     "store", "service_tier", "safety_identifier", "prompt_cache_key",
 )  # fmt: skip
 OPENAI = vocabulary(SamplingParams, declared.OPENAI)
 # what a value must be to ask for nothing
 OPENAI_NEUTRAL = {"tool_choice": ("auto", "none"), "modalities": (["text"],), "echo": (False,), "suffix": ("",)}
 
-VLLM_PASSED_OVER = ("logprobs", "detokenize", "output_kind", "truncate_prompt_tokens_side")
+VLLM_PASSED_OVER = ("detokenize", "output_kind", "truncate_prompt_tokens_side")
 VLLM = OPENAI | vocabulary(SamplingParams, declared.VLLM)
 VLLM_NEUTRAL = {
     "skip_special_tokens": (True,), "spaces_between_special_tokens": (True,), "include_stop_str_in_output": (False,),
-    "use_beam_search": (False,), "prompt_logprobs": (), "truncate_prompt_tokens": (-1,), "skip_reading_prefix_cache": (False,),
+    "use_beam_search": (False,), "truncate_prompt_tokens": (-1,), "skip_reading_prefix_cache": (False,),
     "extra_args": ({},), "early_stopping": (False,),
 }  # fmt: skip
 STRUCTURES = {"json": "json_schema", "regex": "regex", "choice": "choice", "grammar": "grammar"}
@@ -44,10 +44,10 @@ def from_openai(body: Mapping[str, Any]) -> SamplingParams:
     As there, an answer is sampled at temperature 1 where none is given; the length is ours where none is given. `response_format`
     of "json_object" is a schema of any object. Raises UserError for what is unknown or cannot be honoured.
     """
-    options = dict(body)
+    options, asked = without_logprobs(body)
     formatted = structure_of(options.pop("response_format", None))
     known = translated(options, OPENAI, OPENAI_PASSED_OVER, OPENAI_NEUTRAL, "the request")
-    return drawn({**known, **formatted})
+    return drawn({**known, **formatted, **asked})
 
 
 def from_vllm(options: Mapping[str, Any]) -> SamplingParams:
@@ -56,7 +56,7 @@ def from_vllm(options: Mapping[str, Any]) -> SamplingParams:
     As there, an answer is sampled at temperature 1 where none is given; the length is ours where none is given. A grammar may be
     Lark or GBNF. Raises UserError for what is unknown or cannot be honoured.
     """
-    options = dict(options)
+    options, asked = without_logprobs(options)
     formatted = structure_of(options.pop("response_format", None))
     for name in ("structured_outputs", "guided_decoding"):
         formatted |= structured(options.pop(name, None) or {}, name, {})
@@ -70,7 +70,28 @@ def from_vllm(options: Mapping[str, Any]) -> SamplingParams:
         known["top_k"] = 0
     if allowed is not None:
         known["prefix_allowed_tokens_fn"] = lambda ids: allowed
-    return drawn({**known, **formatted})
+    return drawn({**known, **formatted, **asked})
+
+
+def without_logprobs(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split a request into what does not speak of log-probabilities and our settings for what does.
+
+    A chat says `logprobs: true` and perhaps `top_logprobs: n`, a completion `logprobs: n`, with `echo` also of the prompt. Raises UserError for
+    one without the other.
+    """
+    left = dict(options)
+    whether, count = left.pop("logprobs", None), left.pop("top_logprobs", None)
+    if whether is None or whether is False:
+        if count:
+            raise UserError(f"the request asks for top_logprobs={count!r} without logprobs: give logprobs=true too")
+        return left, {}
+    if whether is not True and count is not None:
+        raise UserError(f"the request gives logprobs={whether!r} and top_logprobs={count!r}: with top_logprobs, logprobs is true")
+    asked = {"logprobs": count or 0 if whether is True else whether}
+    if left.get("echo") is True:
+        asked["prompt_logprobs"] = asked["logprobs"]
+        del left["echo"]
+    return left, asked
 
 
 def translated(

@@ -83,6 +83,7 @@ def new_request(
     check_filters(params, runner.config.vocab_size, known)
     breakers = breaker_ids(tokenizer, params.dry_sequence_breakers) if params.dry_multiplier else frozenset()
     masked = masked_positions(tokenizer, prompt, ids, params, runner, name)
+    refuse_prompt_logprobs(params, runner, has_source, bool(masked))
     constraints = build_constraints(params, tokenizer, ids, ends, is_dialogue(prompt), has_source)
     check_words(params, constraints.prefix_ids, ends, known or runner.config.vocab_size)
     guidance = encoded_guidance(params, strategy, constraints.prompt_ids, tokenizer, host, name)
@@ -169,6 +170,16 @@ def encoded_guidance(
     if guidance is not None:
         check_length(len(guidance.prompt_ids), params.max_new_tokens, (guidance.runner or host.runner).limit, name)
     return guidance
+
+
+def refuse_prompt_logprobs(params: SamplingParams, runner: Runner, has_source: bool, masked: bool) -> None:
+    """Raise UserError where nothing says how likely a prompt's tokens are: an encoder predicts none, and nothing sees hidden ones."""
+    if params.prompt_logprobs is None:
+        return
+    if has_source:
+        raise UserError(f"prompt_logprobs={params.prompt_logprobs}: the encoder of {runner.config.model_type} predicts no token of a prompt: drop it")
+    if masked:
+        raise UserError(f"prompt_logprobs={params.prompt_logprobs} tells of all tokens of the prompt, of which some are hidden: drop one of them")
 
 
 def refuse_masking(runner: Runner) -> None:

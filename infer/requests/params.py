@@ -62,6 +62,13 @@ class RequestParams:
         entries("a list of Span", lambda each: isinstance(each, Span), ": give Span(start, end)"), example=(Span(0, 1),), command=False,
     )  # fmt: skip
     attention_mask: Sequence[int] | None = option(None, "0 for each position of the prompt that no token sees.", example=(0, 1), command=False)
+    logprobs: int | None = option(
+        None, "Tell how likely the model alone finds each token, and so many others.", whole(0), example=2, same_in=(VLLM,),
+        command=Command(int | None, bare=0),
+    )  # fmt: skip
+    prompt_logprobs: int | None = option(
+        None, "The same of the prompt's tokens.", whole(0), example=1, same_in=(VLLM,), command=Command(int | None, bare=0)
+    )
     do_sample: bool | None = option(
         None, "Sample, or take the likeliest token; without it, sampling is on where one of its options is given.", example=True,
         same_in=(CONFIG,),

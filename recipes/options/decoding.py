@@ -138,6 +138,8 @@ def written(each: Option) -> tuple[str, Any, Any]:
         kind, default = each.type, each.default
         if get_origin(kind) is Sequence:
             kind = list[get_args(kind)[0]]
+    if isinstance(each.command, Command) and each.command.bare is not None:
+        return each.name, kind, field(default=default, metadata={"help": each.help, "nargs": "?", "const": each.command.bare})
     if get_origin(kind) is list:
         return each.name, kind, field(default_factory=lambda: list(default or ()), metadata={"help": each.help})
     return each.name, kind, option(each.help, default)

@@ -10,7 +10,7 @@ from seodang.infer.engine.params import SamplingParams
 def test_every_option_of_an_openai_body_arrives_under_our_name():
     body = {
         "model": "m", "messages": [], "stream": True, "max_completion_tokens": 7, "n": 2, "stop": ["END"], "seed": 5, "temperature": 0.5,
-        "top_p": 0.9, "frequency_penalty": 0.1, "presence_penalty": -0.2, "logit_bias": {"17": -100, "4": 2.5}, "logprobs": True, "user": "u",
+        "top_p": 0.9, "frequency_penalty": 0.1, "presence_penalty": -0.2, "logit_bias": {"17": -100, "4": 2.5}, "logprobs": False, "user": "u",
         "tool_choice": "auto", "response_format": {"type": "text"}, "max_tokens": None,
     }  # fmt: skip
     assert from_openai(body) == SamplingParams(
@@ -42,6 +42,9 @@ def test_a_response_format_is_a_schema():
         ({"max_tokens": 5, "max_completion_tokens": 6}, "by another name"),
         ({"tool_choice": "required"}, "tool_choice='required'"),
         ({"echo": True}, "echo=True"),
+        ({"top_logprobs": 3}, "top_logprobs=3 without logprobs"),
+        ({"logprobs": 2, "top_logprobs": 3}, "logprobs=2 and top_logprobs=3"),
+        ({"logprobs": True, "top_logprobs": -1}, "logprobs must be a whole number from 0, got -1"),
         ({"logit_bias": {"a": 1}}, "by token id"),
         ({"reasoning_effort": "high"}, "unknown"),
         ({"temperature": -1}, "temperature must be"),
@@ -56,14 +59,21 @@ def test_every_option_of_vllm_arrives_under_our_name():
     params = from_vllm(
         {
             "max_tokens": 9, "min_tokens": 3, "ignore_eos": True, "bad_words": ["no"], "repetition_penalty": 1.1, "stop_token_ids": [4],
-            "top_k": -1, "min_p": 0.1, "temperature": 0.7, "n": 3, "stop": "END", "skip_special_tokens": True, "logprobs": 2,
+            "top_k": -1, "min_p": 0.1, "temperature": 0.7, "n": 3, "stop": "END", "skip_special_tokens": True, "logprobs": 2, "prompt_logprobs": 1,
             "allowed_token_ids": [5, 6],
         }
     )  # fmt: skip
     assert (params.max_new_tokens, params.min_new_tokens, params.ignore_eos, params.bad_words) == (9, 3, True, ("no",))
     assert (params.repetition_penalty, params.stop_token_ids, params.top_k, params.min_p) == (1.1, [4], 0, 0.1)
     assert (params.temperature, params.num_return_sequences, params.stop) == (0.7, 3, ("END",))
-    assert params.prefix_allowed_tokens_fn([1, 2]) == [5, 6]
+    assert params.prefix_allowed_tokens_fn([1, 2]) == [5, 6] and (params.logprobs, params.prompt_logprobs) == (2, 1)
+
+
+def test_log_probabilities_of_a_chat_of_a_completion_and_of_its_prompt():
+    found = lambda body: (from_openai(body).logprobs, from_openai(body).prompt_logprobs)
+    assert found({"logprobs": True, "top_logprobs": 3}) == found({"logprobs": 3}) == (3, None)
+    assert found({"logprobs": True}) == found({"logprobs": 0}) == (0, None) and found({"logprobs": False, "top_logprobs": 0}) == (None, None)
+    assert found({"logprobs": 2, "echo": True}) == (2, 2) and found({"logprobs": None, "echo": False}) == (None, None)
 
 
 def test_vllm_structured_outputs_by_all_their_names():
@@ -81,7 +91,6 @@ def test_vllm_structured_outputs_by_all_their_names():
     ("options", "words"),
     [
         ({"repetion_penalty": 1.1}, "did you mean repetition_penalty"),
-        ({"prompt_logprobs": 1}, "prompt_logprobs=1"),
         ({"include_stop_str_in_output": True}, "include_stop_str_in_output"),
         ({"structured_outputs": {"regexp": "a"}}, "did you mean regex"),
         ({"structured_outputs": {"structural_tag": "x"}}, "structural_tag"),

@@ -82,3 +82,14 @@ def test_options_that_the_checkpoint_makes_sense_of_are_not_refused_early(tmp_pa
     [other] = parse(["--num_return_sequences", "2", "--checkpoint_settings", "false"], Decoding, prog="test")
     with pytest.raises(UserError, match="would all be the same"):
         other.check(SpeakingModel(model=str(tmp_path)))
+
+
+def test_options_reach_the_settings_in_their_own_types():
+    asked = ["--early_stopping", "never", "--dola_layers", "8", "10", "--stop_token_ids", "5", "6", "--ignore_eos", "--xtc_probability", "0.5",
+             "--xtc_threshold", "0.2", "--thinking_budget", "9", "--filter_order", "xtc"]  # fmt: skip
+    [decoding] = parse(asked, Decoding, prog="test")
+    wanted = {"early_stopping": "never", "dola_layers": [8, 10], "stop_token_ids": (5, 6), "ignore_eos": True, "xtc_probability": 0.5,
+              "xtc_threshold": 0.2, "thinking_budget": 9, "filter_order": ("xtc",)}  # fmt: skip
+    assert decoding.params(SpeakingModel()).given == wanted
+    [plain] = parse([], Decoding, prog="test")
+    assert plain.params(SpeakingModel()).given == {}
