@@ -37,6 +37,7 @@ class Generate:
     order: str = option("prompts: the answers in the file stand in their order; finished: in that in which they are finished.", "prompts")
     token_ids: bool = option("Write each answer's token ids into the file too (ids).", False)
     raw: bool = option("Continue the prompts as they stand, without the chat template (for base models).", False)
+    literal: bool | None = option("What looks like a control token in a prompt is text (true) or the token; text, but for --raw.")
     batch_size: int = option("Answers that grow at the same time; the others wait.", 64)
 
     def __post_init__(self):
@@ -75,12 +76,13 @@ def main(argv: list[str] | None = None) -> int:
         each = params[0].num_return_sequences
         if output is None and count * each == 1:
             with Stopping():
-                speak(stream(model, tokenizer, asked.prompts[0], params[0]), tokenizer)
+                speak(stream(model, tokenizer, asked.prompts[0], params[0], literal=options.literal), tokenizer)
             return 0
         params *= 1 if decoding.seed is not None else count
         ordered = output is None or options.order == "prompts"
         ahead = BATCHES_AHEAD * options.batch_size if ordered else None
-        results = answers(model, tokenizer, asked.prompts, params, max_rows=options.batch_size, ahead=ahead)  # refuses what it cannot do
+        how = {"literal": options.literal, "max_rows": options.batch_size, "ahead": ahead}
+        results = answers(model, tokenizer, asked.prompts, params, **how)  # refuses what it cannot do
         if output:
             empty(output)
         show = recorder(asked, output, options, params) if output else Printer(asked, each, tokenizer)

@@ -122,7 +122,7 @@ def one_or_more(ids: int | Sequence[int] | None) -> Sequence[int]:
 @settings
 class ForcedFirst:
     forced_bos_token_id: int | None = option(
-        None, "The id that the answer begins with.", whole(0), example=5, same_in=(CONFIG,), command=False, ids=one_or_more
+        None, "The id that the answer begins with.", whole(0), example=5, same_in=(CONFIG,), ids=one_or_more
     )
 
 

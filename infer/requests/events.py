@@ -12,7 +12,8 @@ from .likelihoods import TokenLogprobs
 class Committed:
     """An answer's token is final; `text` is what it makes safe to show, perhaps nothing yet.
 
-    `top_logprobs`, where asked for, is what the model itself thought of the token and of the likeliest others. `prompt_index` counts the prompts, `position` the answer's tokens, `choice` the answers to one prompt, all from 0. The texts join to the answer's.
+    `top_logprobs`, where asked for, is what the model itself thought of the token and of the likeliest others. `prompt_index` counts the
+    prompts, `position` the answer's tokens, `choice` the answers to one prompt, all from 0. The texts join to the answer's.
     """
 
     prompt_index: int

@@ -93,3 +93,35 @@ def test_options_reach_the_settings_in_their_own_types():
     assert decoding.params(SpeakingModel()).given == wanted
     [plain] = parse([], Decoding, prog="test")
     assert plain.params(SpeakingModel()).given == {}
+
+
+def test_words_become_the_settings_they_stand_for(tmp_path):
+    (tmp_path / "cities.txt").write_text("Seoul\r\n\n부산\n", encoding="utf-8")
+    (tmp_path / "speak.yaml").write_text('logit_bias: {"15": -100, "no": 1}\n', encoding="utf-8")
+    words = ["--trie", str(tmp_path / "cities.txt"), "--forced_text", "0=Yes", "3==a= b", "--hide", "secret", "a b", "--forced_bos_token_id", "5"]
+    [decoding] = parse([*words, "--config", str(tmp_path / "speak.yaml")], Decoding, prog="test")
+    assert decoding.params(SpeakingModel()).given == {
+        "trie": ("Seoul", "부산"), "forced_text": {0: "Yes", 3: "=a= b"}, "hide": ("secret", "a b"), "logit_bias": {15: -100.0, "no": 1.0},
+        "forced_bos_token_id": 5,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--trie", "nowhere.txt"], "trie: there is no file nowhere.txt"),
+        (["--forced_text", "Yes"], "forced_text 'Yes' is not written as PLACE=TEXT"),
+        (["--forced_text", "one=Yes"], "forced_text has 'one' where a token's place is told"),
+        (["--logit_bias", "yes"], "logit_bias 'yes' is not written as TEXT=NUMBER"),
+        (["--logit_bias", "yes=much"], "logit_bias has 'much' for 'yes', which is no number"),
+        (["--logit_bias", "yes=inf"], "logit_bias must be at most 1e+30, got 'yes': inf"),
+        (["--logit_bias", "{yes"], "is no JSON object"),
+        (["--hide", ""], "hide must be a list of Span or texts, got the entry ''"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_is_written_wrongly_is_refused_before_a_model_is_loaded(words, message):
+    [decoding] = parse(words, Decoding, prog="test")
+    with pytest.raises(UserError) as refused:
+        decoding.check(SpeakingModel(model="default"))
+    assert message in str(refused.value)
