@@ -24,10 +24,11 @@ class Chat:
 @command
 def main(argv: list[str] | None = None) -> int:
     model_options, decoding, chat = parse(argv, SpeakingModel, Decoding, Chat, prog="seodang chat", positional=("model",), description=__doc__)
-    decoding.check()
-    if decoding.num_return_sequences > 1:
-        raise UserError(f"a talk goes on from one answer, but num_return_sequences={decoding.num_return_sequences}: drop it, or give best_of")
+    decoding.check(model_options)
+    refuse_several(decoding.num_return_sequences, "drop it, or give best_of")
     model, tokenizer = model_options.open()
+    decoding.take_over(model)
+    refuse_several(decoding.params(model_options).num_return_sequences, "the checkpoint asks for it, so give --num_return_sequences 1")
     cache = prefix_cache_of(model)
     beginning = [{"role": "system", "content": chat.system}] if chat.system else []
     talk = list(beginning)
@@ -45,6 +46,12 @@ def main(argv: list[str] | None = None) -> int:
             talk = answer(model, tokenizer, talk, line, decoding.params(model_options, turn), cache)
             turn += 1
     return 0
+
+
+def refuse_several(answers: int, remedy: str) -> None:
+    """Raise UserError for more answers than one."""
+    if answers > 1:
+        raise UserError(f"a talk goes on from one answer, but num_return_sequences={answers}: {remedy}")
 
 
 def listen() -> str | None:
@@ -68,15 +75,19 @@ def prefix_cache_of(model):
 def answer(model, tokenizer, talk: list[dict], line: str, params, cache=None) -> list[dict]:
     """Print the answer as it grows and return the talk with it; one that cannot be given leaves the talk as it was."""
     from seodang.infer.engine.generate import stream
-    from seodang.infer.requests.events import Committed
+    from seodang.infer.requests.events import Committed, PromptRead
+    from seodang.recipes.run.token_logprobs import lines
 
     messages = [*talk, {"role": "user", "content": line}]
-    text = ""
+    text, of_prompt, of_answer = "", [], []
     try:
         for event in stream(model, tokenizer, messages, params, prefix_cache=cache):
+            if isinstance(event, PromptRead):
+                of_prompt = event.logprobs
             if isinstance(event, Committed):
                 print(event.text, end="", flush=True)
                 text += event.text
+                of_answer += [event.top_logprobs] * (event.top_logprobs is not None)
     except UserError as error:
         print("\n" if text else "", end="", flush=True)
         print(f"error: {error} (or /reset)", file=sys.stderr)
@@ -84,6 +95,8 @@ def answer(model, tokenizer, talk: list[dict], line: str, params, cache=None) ->
     except KeyboardInterrupt:
         print(" (cut short)", end="")
     print()
+    for told in lines(of_prompt, of_answer, tokenizer):
+        print(told)
     return [*messages, {"role": "assistant", "content": text}] if text else talk
 
 

@@ -45,8 +45,9 @@ def main(argv: list[str] | None = None) -> int:
     model_options, decoding, options = parse(
         argv, SpeakingModel, Decoding, Explain, prog="seodang explain", positional=("model", "prompt"), description=__doc__
     )
-    decoding.check()
+    decoding.check(model_options)
     model, tokenizer = model_options.open()
+    decoding.take_over(model)
     params = decoding.params(model_options)
     from seodang.infer.engine.generate import generate
     from seodang.infer.engine.prompts import encode

@@ -9,7 +9,7 @@ several prompts, one whose answer fails has its error in its place, and the exit
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,8 +40,8 @@ class Generate(FileOptions):
     output: str | None = option("Write the answers to this JSON Lines file, each as soon as it is there and those before it are.")
     order: str = option("prompts: the answers in the file stand in their order; finished: in that in which they are finished.", "prompts")
     token_ids: bool = option("Write each answer's token ids into the file too (ids).", False)
-    logprobs: bool = option("Write each token's log-probability into the file too.", False)
     raw: bool = option("Continue the prompts as they stand, without the chat template (for base models).", False)
+    literal: bool | None = option("What looks like a control token in a prompt is text (true) or the token; text, but for --raw.")
     batch_size: int = option("Answers that grow at the same time; the others wait.", 64)
 
     def __post_init__(self):
@@ -49,9 +49,8 @@ class Generate(FileOptions):
             raise UserError(f"batch_size must be at least 1, got {self.batch_size}")
         if self.order not in ORDERS:
             raise UserError(f"order must be {' or '.join(ORDERS)}, got {self.order!r}")
-        for name in ("token_ids", "logprobs"):
-            if getattr(self, name) and self.output is None:
-                raise UserError(f"{name} says what is written into a file: give --output too")
+        if self.token_ids and self.output is None:
+            raise UserError("token_ids says what is written into a file: give --output too")
 
 
 @dataclass
@@ -69,24 +68,28 @@ def main(argv: list[str] | None = None) -> int:
         argv, SpeakingModel, Decoding, Generate, prog="seodang generate", positional=("model", "prompts"), description=__doc__
     )
     asked = read_prompts(options.prompts, options.raw, **options.reading())
-    decoding.check()
+    decoding.check(model_options)
     with ExitStack() as files:
         output = files.enter_context(open_output(options.output)) if options.output else None
         model, tokenizer = model_options.open()
+        decoding.take_over(model)
         from seodang.infer.engine.generate import answers, stream
 
-        each, count = decoding.num_return_sequences, len(asked.prompts)
+        count = len(asked.prompts)
+        params = [decoding.params(model_options, i) for i in range(count if decoding.seed is not None else 1)]
+        each = params[0].num_return_sequences
         if output is None and count * each == 1:
             with Stopping():
-                speak(stream(model, tokenizer, asked.prompts[0], decoding.params(model_options)))
+                speak(stream(model, tokenizer, asked.prompts[0], params[0], literal=options.literal), tokenizer)
             return 0
-        params = decoding.params(model_options) if decoding.seed is None else [decoding.params(model_options, i) for i in range(count)]
+        params *= 1 if decoding.seed is not None else count
         ordered = output is None or options.order == "prompts"
         ahead = BATCHES_AHEAD * options.batch_size if ordered else None
-        results = answers(model, tokenizer, asked.prompts, params, max_rows=options.batch_size, ahead=ahead)  # refuses what it cannot do
+        how = {"literal": options.literal, "max_rows": options.batch_size, "ahead": ahead}
+        results = answers(model, tokenizer, asked.prompts, params, **how)  # refuses what it cannot do
         if output:
             empty(output)
-        show = recorder(asked, output, options) if output else Printer(asked, each)
+        show = recorder(asked, output, options, params) if output else Printer(asked, each, tokenizer)
         failed = follow(results, InOrder(show, each) if ordered else Straight(show), count * each, f"in {options.output}" if output else "printed")
     if failed:
         print(f"{len(failed)} of {count} prompts ended in an error", file=sys.stderr)
@@ -165,15 +168,22 @@ def prompt_of(record: Any, where: str, raw: bool, columns: Columns) -> Any:
     return messages
 
 
-def recorder(asked: Prompts, output: TextIO, options: Generate) -> Callable:
-    """Return what writes a result as a line of JSON."""
+def recorder(asked: Prompts, output: TextIO, options: Generate, params: Sequence) -> Callable:
+    """Return what writes a result as a line of JSON; `params` are each prompt's."""
+    from seodang.recipes.run.token_logprobs import as_json
+
     unit = "line" if asked.unit == "line" else "record"
     names = ("choice", "text", "finish_reason", "prompt_length", "seed", "score", "error")
-    names += ("ids",) * options.token_ids + ("logprobs",) * options.logprobs
+    names += ("ids",) * options.token_ids
 
     def write(result) -> None:
+        told, own = {name: getattr(result, name) for name in names}, params[result.prompt_index]
+        if own.logprobs is not None:
+            told |= {"logprobs": result.logprobs, "top_logprobs": [as_json(each) for each in result.top_logprobs]}
+        if own.prompt_logprobs is not None:
+            told["prompt_logprobs"] = [each and as_json(each) for each in result.prompt_logprobs]
         place = {unit: asked.numbers[result.prompt_index], "prompt": asked.prompts[result.prompt_index]}
-        output.write(json.dumps(place | {name: getattr(result, name) for name in names}, ensure_ascii=False) + "\n")
+        output.write(json.dumps(place | told, ensure_ascii=False) + "\n")
         output.flush()
 
     return write
@@ -182,8 +192,8 @@ def recorder(asked: Prompts, output: TextIO, options: Generate) -> Callable:
 class Printer:
     """Prints answers, several to one prompt with their numbers (`choice`); errors to stderr."""
 
-    def __init__(self, asked: Prompts, each: int = 1):
-        self.asked, self.each = asked, each
+    def __init__(self, asked: Prompts, each: int, tokenizer):
+        self.asked, self.each, self.tokenizer = asked, each, tokenizer
         self._last: int | None = None  # the prompt whose answers are being printed
         self._failed: set[int] = set()
 
@@ -194,6 +204,7 @@ class Printer:
         self._last = answer.prompt_index
         if answer.error is None:
             print(answer.text if self.each == 1 else f"[{answer.choice}] {answer.text}", flush=True)
+            show_logprobs(answer.prompt_logprobs, answer.top_logprobs, self.tokenizer)
         elif answer.prompt_index not in self._failed:
             self._failed.add(answer.prompt_index)
             number = self.asked.numbers[answer.prompt_index]
@@ -234,13 +245,25 @@ class InOrder(Straight):
             super().__call__(self._held.pop(place))
 
 
-def speak(events: Iterable) -> None:
-    """Print a single answer as it grows, each piece at once, whoever reads it."""
-    from seodang.infer.requests.events import Committed
+def show_logprobs(of_prompt: list, of_answer: list, tokenizer) -> None:
+    """Print what the model thought of a prompt's tokens and an answer's, a line each, where that was asked for."""
+    from seodang.recipes.run.token_logprobs import lines
 
-    shown = False
+    for line in lines(of_prompt, of_answer, tokenizer):
+        print(line, flush=True)
+
+
+def speak(events: Iterable, tokenizer) -> None:
+    """Print a single answer as it grows, each piece at once, whoever reads it; then what the model thought of it, where that is told."""
+    from seodang.infer.requests.events import Committed, PromptRead
+
+    shown, of_prompt, of_answer = False, [], []
     try:
         for event in events:
+            if isinstance(event, PromptRead):
+                of_prompt = event.logprobs
+            elif isinstance(event, Committed) and event.top_logprobs is not None:
+                of_answer.append(event.top_logprobs)
             if isinstance(event, Committed) and event.text:
                 shown = True
                 print(event.text, end="", flush=True)
@@ -249,6 +272,7 @@ def speak(events: Iterable) -> None:
             print(flush=True)
         raise
     print(flush=True)
+    show_logprobs(of_prompt, of_answer, tokenizer)
 
 
 def follow(results: Iterable, show: Straight, total: int, where: str) -> set[int]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.device import precise
+from ..requests.likelihoods import Likelihoods, Place
 from ..requests.sequence import TokenSequence
 from ..requests.strategy import Forward
 from ..requests.trace import PassTrace
@@ -65,7 +66,21 @@ def run_forwards(forwards: Sequence[Forward]) -> list[Tensor]:
     placed = [place(forward, batches) for forward in forwards]
     for batch in batches.values():
         batch.run()
+    note_likelihoods(placed, batches)
     return [gathered(forward, batches, own) for forward, own in zip(forwards, placed)]
+
+
+def note_likelihoods(placed: Sequence[Sequence[Placed]], batches: dict[Runner, Batch]) -> None:
+    """Let the sequences that ask for it know what the model thinks of their next tokens, before guidance and filters."""
+    asking = [each for forward in placed for each in forward if each.sequence.asks_likelihoods]
+    for runner in dict.fromkeys(each.sequence.runner for each in asking):
+        own = [each for each in asking if each.sequence.runner is runner]
+        parts = [batches[runner].parts[each.index] for each in own]
+        known = Likelihoods(torch.cat(parts), max(each.sequence.request.params.logprobs for each in own))
+        row = 0
+        for each, part in zip(own, parts):
+            each.sequence.place = Place(known, row)
+            row += len(part)
 
 
 def place(forward: Forward, batches: dict[Runner, Batch]) -> list[Placed]:

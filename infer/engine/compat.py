@@ -1,4 +1,4 @@
-"""Settings as others write them: OpenAI's request body, vLLM's sampling parameters, a checkpoint's generation_config."""
+"""Settings as others write them in requests: OpenAI's body, vLLM's sampling parameters."""
 
 from __future__ import annotations
 
@@ -8,28 +8,27 @@ from difflib import get_close_matches
 from typing import Any
 
 from llguidance.gbnf_to_lark import any_to_lark
-from transformers import GenerationConfig
 
 from ...data.errors import UserError
 from ..constraints.grammar import GRAMMARS
 from ..requests import options as declared
 from ..requests.options import vocabulary
-from .params import OPTIONS, WARPING, SamplingParams
+from .params import OPTIONS, SamplingParams
 
 # what a body says besides how the answer is made: the conversation, how it is told, whose it is
 OPENAI_PASSED_OVER = (
-    "model", "messages", "prompt", "stream", "stream_options", "logprobs", "top_logprobs", "tools", "parallel_tool_calls", "user", "metadata",
+    "model", "messages", "prompt", "stream", "stream_options", "tools", "parallel_tool_calls", "user", "metadata",
     "store", "service_tier", "safety_identifier", "prompt_cache_key",
 )  # fmt: skip
 OPENAI = vocabulary(SamplingParams, declared.OPENAI)
 # what a value must be to ask for nothing
 OPENAI_NEUTRAL = {"tool_choice": ("auto", "none"), "modalities": (["text"],), "echo": (False,), "suffix": ("",)}
 
-VLLM_PASSED_OVER = ("logprobs", "detokenize", "output_kind", "truncate_prompt_tokens_side")
+VLLM_PASSED_OVER = ("detokenize", "output_kind", "truncate_prompt_tokens_side")
 VLLM = OPENAI | vocabulary(SamplingParams, declared.VLLM)
 VLLM_NEUTRAL = {
     "skip_special_tokens": (True,), "spaces_between_special_tokens": (True,), "include_stop_str_in_output": (False,),
-    "use_beam_search": (False,), "prompt_logprobs": (), "truncate_prompt_tokens": (-1,), "skip_reading_prefix_cache": (False,),
+    "use_beam_search": (False,), "truncate_prompt_tokens": (-1,), "skip_reading_prefix_cache": (False,),
     "extra_args": ({},), "early_stopping": (False,),
 }  # fmt: skip
 STRUCTURES = {"json": "json_schema", "regex": "regex", "choice": "choice", "grammar": "grammar"}
@@ -38,21 +37,6 @@ NEUTRAL_STRUCTURES = {
     "_backend_was_auto": (False, True), "structural_tag": (), "whitespace_pattern": (),
 }  # fmt: skip
 
-# fields of a generation_config about caches, outputs, compilation, memory and token ids; the ids that end an answer are the model's own
-CONFIG_PASSED_OVER = (
-    "use_cache", "cache_implementation", "cache_config", "max_cache_len", "prefill_chunk_size", "low_memory", "output_attentions",
-    "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate", "return_legacy_cache", "compile_config",
-    "disable_compile", "continuous_batching_config", "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "is_assistant",
-    "transformers_version", "_from_model_config",
-)  # fmt: skip
-# what a field of a generation_config must be to ask for nothing
-CONFIG_NEUTRAL = {
-    "use_mtp": (False,), "renormalize_logits": (False,), "remove_invalid_values": (False,), "watermarking_config": (),
-    "constraints": ([],), "assistant_lookbehind": (10,), "target_lookbehind": (10,), "assistant_ensemble_weight": (),
-    "speculation_type": (), "trust_remote_code": (False,),
-}  # fmt: skip
-CONFIG = vocabulary(SamplingParams, declared.CONFIG)
-
 
 def from_openai(body: Mapping[str, Any]) -> SamplingParams:
     """Return the settings in the body of a chat or text completion; what `OPENAI_PASSED_OVER` names is the server's to read.
@@ -60,10 +44,10 @@ def from_openai(body: Mapping[str, Any]) -> SamplingParams:
     As there, an answer is sampled at temperature 1 where none is given; the length is ours where none is given. `response_format`
     of "json_object" is a schema of any object. Raises UserError for what is unknown or cannot be honoured.
     """
-    options = dict(body)
+    options, asked = without_logprobs(body)
     formatted = structure_of(options.pop("response_format", None))
     known = translated(options, OPENAI, OPENAI_PASSED_OVER, OPENAI_NEUTRAL, "the request")
-    return drawn({**known, **formatted})
+    return drawn({**known, **formatted, **asked})
 
 
 def from_vllm(options: Mapping[str, Any]) -> SamplingParams:
@@ -72,7 +56,7 @@ def from_vllm(options: Mapping[str, Any]) -> SamplingParams:
     As there, an answer is sampled at temperature 1 where none is given; the length is ours where none is given. A grammar may be
     Lark or GBNF. Raises UserError for what is unknown or cannot be honoured.
     """
-    options = dict(options)
+    options, asked = without_logprobs(options)
     formatted = structure_of(options.pop("response_format", None))
     for name in ("structured_outputs", "guided_decoding"):
         formatted |= structured(options.pop(name, None) or {}, name, {})
@@ -86,32 +70,28 @@ def from_vllm(options: Mapping[str, Any]) -> SamplingParams:
         known["top_k"] = 0
     if allowed is not None:
         known["prefix_allowed_tokens_fn"] = lambda ids: allowed
-    return drawn({**known, **formatted})
+    return drawn({**known, **formatted, **asked})
 
 
-def from_generation_config(config: GenerationConfig | Mapping[str, Any], **changes: Any) -> SamplingParams:
-    """Return the settings of a checkpoint's own `generation_config`; `changes` are the caller's, by our names, and win.
+def without_logprobs(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split a request into what does not speak of log-probabilities and our settings for what does.
 
-    Where it does not sample, its temperature, top_k and the like are left out: they are without effect in transformers too. Fields of
-    `CONFIG_PASSED_OVER` are not about what is said. Raises UserError for every other field that we cannot honour.
+    A chat says `logprobs: true` and perhaps `top_logprobs: n`, a completion `logprobs: n`, with `echo` also of the prompt. Raises UserError for
+    one without the other.
     """
-    written = dict(config) if isinstance(config, Mapping) else config.to_dict()
-    written = {name: value for name, value in written.items() if value is not None}
-    asked = {name: value for name, value in written.items() if name not in CONFIG or OPTIONS[CONFIG[name]].off != value}
-    known = translated(asked, CONFIG, CONFIG_PASSED_OVER, CONFIG_NEUTRAL, "generation_config")
-    return SamplingParams(**{**without_effect_left_out(known, changes), **changes})
-
-
-def without_effect_left_out(known: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what samples where nothing does, and `do_sample` where the caller's own temperature, top_k or the like says it."""
-    by_changes = [name for name in WARPING if name in changes]
-    samples = known.get("do_sample") if changes.get("do_sample") is None else changes["do_sample"]
-    if not samples and not any(changes[name] for name in by_changes):
-        claimed = {each.claims for name, each in OPTIONS.items() if name in known and each.claims}
-        known = {name: value for name, value in known.items() if name not in WARPING or name in claimed}
-    if by_changes and "do_sample" not in changes:
-        known = {name: value for name, value in known.items() if name != "do_sample"}
-    return known
+    left = dict(options)
+    whether, count = left.pop("logprobs", None), left.pop("top_logprobs", None)
+    if whether is None or whether is False:
+        if count:
+            raise UserError(f"the request asks for top_logprobs={count!r} without logprobs: give logprobs=true too")
+        return left, {}
+    if whether is not True and count is not None:
+        raise UserError(f"the request gives logprobs={whether!r} and top_logprobs={count!r}: with top_logprobs, logprobs is true")
+    asked = {"logprobs": count or 0 if whether is True else whether}
+    if left.get("echo") is True:
+        asked["prompt_logprobs"] = asked["logprobs"]
+        del left["echo"]
+    return left, asked
 
 
 def translated(

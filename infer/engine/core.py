@@ -18,6 +18,7 @@ from ..runners.early_exit import open_first_layers
 from ..runners.open import open_runner
 from .batch import run_forwards, seen_before, trace_pass
 from .prefix_cache import PrefixCache
+from .reading import asks_to_read, read_given
 from .scheduler import Scheduler
 
 MAX_ROWS = 64  # answers that grow at the same time; the others wait
@@ -110,6 +111,8 @@ class Engine:
         while (generation := self.scheduler.admit(idle)) is not None:
             idle = False
             with generation.contained():
+                if asks_to_read(generation.request):
+                    read_given(generation, self.runner)
                 strategy = generation.request.strategy.start(generation, self)
                 if strategy is not None:
                     self._serves[strategy] = generation

@@ -16,34 +16,38 @@ from ..runners.open import open_runner
 from .core import MAX_ROWS, Engine
 from .params import SamplingParams
 from .prefix_cache import PrefixCache
-from .prompts import Prompt, new_requests
+from .prompts import Params, Prompt, new_requests
 
 
 def generate(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
-    params: SamplingParams | Sequence[SamplingParams] = SamplingParams(),
+    params: Params = None,
     *,
     trace: bool = False,
     prefix_cache: PrefixCache | None = None,
+    literal: bool | None = None,
     max_rows: int = MAX_ROWS,
     on_error: str | None = None,
 ) -> list[Result]:
     """Answer every prompt; `num_return_sequences` results a prompt, in the order of the prompts.
 
     A text is continued as it stands, messages (a list, or a Dialogue with tools) go through the chat template, ids are taken as they are.
-    `params` are one for all or one a prompt. At most `max_rows` answers grow at the same time. With `trace`, each result holds what was
-    observed at every step. A `prefix_cache` keeps what the model has read: a prompt that begins as an earlier one (the next turn of a talk)
-    costs only what is new. Raises UserError, before anything is computed, for a prompt that is empty or too long for the
-    model with its `max_new_tokens`, for options that the strategy or the model cannot honour, and for a filter of the caller's that fails in
-    its trial.
+    `params` are one for all or one a prompt; None, for all or for one, takes the checkpoint's own settings (its generation_config: a
+    temperature, beams, forced tokens), and where it has none the likeliest tokens, as `SamplingParams()` does in any case. At most
+    `max_rows` answers grow at the same time. With `trace`, each result holds what was observed at every step. A `prefix_cache` keeps what
+    the model has read: a prompt that begins as an earlier one (the next turn of a talk) costs only what is new. What looks like a control
+    token inside messages is text, in a prompt that is a text the control token; `literal`, True or False, makes it the one or the other in
+    both. Raises UserError, before anything is computed, for a prompt that is empty or too long for the model with its `max_new_tokens`, for
+    options that the strategy or the model cannot honour, and for a filter of the caller's that fails in its trial.
 
     What goes wrong later (a filter or grammar that leaves no token, a beam search without an end, a function of the caller's that raises) is
     its prompt's alone: with `on_error="result"` that prompt's results have the finish_reason "error" and say why, and the others are what they
     would have been; with "raise" the UserError ends the call. Without, one prompt raises and several do not.
     """
-    results = answers(model, tokenizer, prompts, params, trace=trace, prefix_cache=prefix_cache, max_rows=max_rows, on_error=on_error)
+    how = {"trace": trace, "prefix_cache": prefix_cache, "literal": literal, "max_rows": max_rows, "on_error": on_error}
+    results = answers(model, tokenizer, prompts, params, **how)
     return sorted(results, key=lambda result: (result.prompt_index, result.choice))
 
 
@@ -51,10 +55,11 @@ def answers(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
-    params: SamplingParams | Sequence[SamplingParams] = SamplingParams(),
+    params: Params = None,
     *,
     trace: bool = False,
     prefix_cache: PrefixCache | None = None,
+    literal: bool | None = None,
     max_rows: int = MAX_ROWS,
     on_error: str | None = None,
     ahead: int | None = None,
@@ -66,7 +71,7 @@ def answers(
     """
     if on_error not in (None, "raise", "result"):
         raise UserError(f'on_error must be "raise" or "result", got {on_error!r}')
-    engine, generations = prepare(model, tokenizer, prompts, params, trace, prefix_cache, max_rows)
+    engine, generations = prepare(model, tokenizer, prompts, params, trace, prefix_cache, max_rows, literal)
     raises = len(generations) == 1 if on_error is None else on_error == "raise"
     return results(run(engine, generations, raises, ahead), generations, trace)
 
@@ -90,31 +95,33 @@ def stream(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     prompt: Prompt,
-    params: SamplingParams = SamplingParams(),
+    params: SamplingParams | None = None,
     *,
     trace: bool = False,
     prefix_cache: PrefixCache | None = None,
+    literal: bool | None = None,
 ) -> Iterator[Event]:
-    """Answer one prompt, token by token; the texts of the events join to the answer's text.
+    """Answer one prompt, token by token, by the settings given or the checkpoint's own; the texts of the events join to the answer's text.
 
     Raises UserError as `generate` does, at once and not at the first event; what goes wrong later is raised in its place among the events.
     """
-    return run(*prepare(model, tokenizer, [prompt], params, trace, prefix_cache, MAX_ROWS), raises=True)
+    return run(*prepare(model, tokenizer, [prompt], params, trace, prefix_cache, MAX_ROWS, literal), raises=True)
 
 
 def prepare(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
-    params: SamplingParams | Sequence[SamplingParams],
+    params: Params,
     trace: bool,
     prefix_cache: PrefixCache | None,
     max_rows: int,
+    literal: bool | None,
 ) -> tuple[Engine, list[Generation]]:
     """Open an engine and make a request of every prompt before any of them is run; raises UserError as `generate` does."""
     runner = open_runner(model) if prefix_cache is None else prefix_cache.runner_for(model)
     engine = Engine(runner, max_rows, prefix_cache)
-    return engine, [Generation(request) for request in new_requests(model, tokenizer, prompts, params, engine, trace)]
+    return engine, [Generation(request) for request in new_requests(model, tokenizer, prompts, params, engine, trace, literal)]
 
 
 def run(engine: Engine, generations: Sequence[Generation], raises: bool = False, ahead: int | None = None) -> Iterator[Event]:

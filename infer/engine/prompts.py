@@ -30,25 +30,33 @@ from ..strategies.registry import check
 from ..strategies.spec import StrategySpec
 from ..text.spans import positions_to_mask
 from ..text.vocabulary import check_ids, known_ids
+from .checkpoint_settings import checkpoint_params
 from .params import SamplingParams
 
 Prompt = str | list[dict] | Dialogue | list[int]  # a text to continue, messages (with tools) to answer, or ids
+Params = SamplingParams | None | Sequence[SamplingParams | None]  # for all prompts or one for each; None: the checkpoint's own
 
 
 def new_requests(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
-    params: SamplingParams | Sequence[SamplingParams],
+    params: Params,
     host: Host,
     traced: bool = False,
+    literal: bool | None = None,
 ) -> list[Request]:
     """Return the requests of all prompts; raises UserError, before anything is computed, for one that is wrong."""
+    if literal not in (None, True, False):
+        raise UserError(f"literal must be True, False or None, got {literal!r}")
     if isinstance(prompts, str) or not isinstance(prompts, Sequence):
         raise UserError(f"prompts must be a list of prompts, got {type(prompts).__name__}: put the one prompt in a list")
     each = list(params) if isinstance(params, Sequence) else [params] * len(prompts)
+    if any(own is None for own in each):
+        of_checkpoint = checkpoint_params(model)
+        each = [of_checkpoint if own is None else own for own in each]
     if wrong := [own for own in each if not isinstance(own, SamplingParams)]:
-        raise UserError(f"params must be SamplingParams, one for all or a list of one a prompt, got {wrong[0]!r}")
+        raise UserError(f"params must be SamplingParams, one for all or a list of one a prompt, or None, got {wrong[0]!r}")
     if len(each) != len(prompts):
         raise UserError(f"{len(each)} params for {len(prompts)} prompts: give one for all or one a prompt")
     ends = end_ids(model, tokenizer)
@@ -56,13 +64,20 @@ def new_requests(
     requests = []
     for index, (prompt, own) in enumerate(zip(prompts, each)):
         stops = ends | template_ends if is_dialogue(prompt) else ends
-        requests.append(new_request(index, prompt, own, tokenizer, host, frozenset() if own.ignore_eos else stops, traced))
+        requests.append(new_request(index, prompt, own, tokenizer, host, frozenset() if own.ignore_eos else stops, traced, literal))
     try_filters(requests, host.runner)
     return requests
 
 
 def new_request(
-    index: int, prompt: Prompt, params: SamplingParams, tokenizer: PreTrainedTokenizerBase, host: Host, ends: frozenset[int], traced: bool = False
+    index: int,
+    prompt: Prompt,
+    params: SamplingParams,
+    tokenizer: PreTrainedTokenizerBase,
+    host: Host,
+    ends: frozenset[int],
+    traced: bool = False,
+    literal: bool | None = None,
 ) -> Request:
     """Encode and check one prompt, and return its request with what the settings ask for; `ends` are the model's own end ids.
 
@@ -72,15 +87,16 @@ def new_request(
     has_source = runner.model.config.is_encoder_decoder
     strategy = check(params, runner.capabilities, has_source)
     strategy.suits(params, runner)
-    source_ids, ids = encoded(tokenizer, prompt, runner, name)
+    source_ids, ids = encoded(tokenizer, prompt, runner, name, literal)
     params = with_ids(within_length(params, len(ids), runner.limit, name), tokenizer)
     known = tokenizer_ids(tokenizer, runner)
     check_filters(params, runner.config.vocab_size, known)
     breakers = breaker_ids(tokenizer, params.dry_sequence_breakers) if params.dry_multiplier else frozenset()
     masked = masked_positions(tokenizer, prompt, ids, params, runner, name)
+    refuse_prompt_logprobs(params, runner, has_source, bool(masked))
     constraints = build_constraints(params, tokenizer, ids, ends, is_dialogue(prompt), has_source)
     check_words(params, constraints.prefix_ids, ends, known or runner.config.vocab_size)
-    guidance = encoded_guidance(params, strategy, constraints.prompt_ids, tokenizer, host, name)
+    guidance = encoded_guidance(params, strategy, constraints.prompt_ids, tokenizer, host, name, literal)
     check_assistant(params, host, tokenizer, source_ids, masked, name)
     text = prompt if isinstance(prompt, str) else tokenizer.decode(source_ids or ids)
     return Request(
@@ -105,11 +121,11 @@ def new_request(
     )
 
 
-def encoded(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, runner: Runner, name: str) -> tuple[list[int] | None, list[int]]:
+def encoded(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, runner: Runner, name: str, literal: bool | None) -> tuple[list[int] | None, list[int]]:
     """Return the ids that an encoder reads, None for a decoder, and those before the answer; raises UserError for a prompt that the model cannot read."""
     if not runner.model.config.is_encoder_decoder:
-        return None, encode(tokenizer, prompt, name, runner.config.vocab_size)
-    source_ids = encode(tokenizer, prompt, name, runner.source_vocab)
+        return None, encode(tokenizer, prompt, name, runner.config.vocab_size, literal)
+    source_ids = encode(tokenizer, prompt, name, runner.source_vocab, literal)
     check_source(len(source_ids), runner.source_limit, name)
     return source_ids, decoder_start(runner.model)
 
@@ -143,7 +159,22 @@ def with_ids(params: SamplingParams, tokenizer: PreTrainedTokenizerBase) -> Samp
         params = replace(params, bad_words_ids=[*params.bad_words_ids, *word_ids(tokenizer, params.bad_words)])
     if params.force_words:
         params = replace(params, force_words=(), force_words_ids=forced_ids(params, tokenizer))
+    if any(isinstance(token, str) for token in params.logit_bias or ()):
+        params = with_biased_ids(params, tokenizer)
     return params
+
+
+def with_biased_ids(params: SamplingParams, tokenizer: PreTrainedTokenizerBase) -> SamplingParams:
+    """Return the settings with the texts of `logit_bias` in ids: those of one token there, those of several in `sequence_bias`."""
+    single, several = {}, dict(params.sequence_bias or {})
+    for token, bias in params.logit_bias.items():
+        spelled = word_ids(tokenizer, [token]) if isinstance(token, str) else [[token]]
+        if not spelled:
+            raise UserError(f"the tokenizer has no tokens for logit_bias {token!r}: give another text, or ids")
+        for ids in spelled:
+            kept, key = (single, ids[0]) if len(ids) == 1 else (several, tuple(ids))
+            kept[key] = kept.get(key, 0) + bias
+    return replace(params, logit_bias=single or None, sequence_bias=several or None)
 
 
 def check_source(tokens: int, limit: int | None, name: str) -> None:
@@ -153,17 +184,34 @@ def check_source(tokens: int, limit: int | None, name: str) -> None:
 
 
 def encoded_guidance(
-    params: SamplingParams, strategy: StrategySpec, prompt_ids: list[int], tokenizer: PreTrainedTokenizerBase, host: Host, name: str
+    params: SamplingParams,
+    strategy: StrategySpec,
+    prompt_ids: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+    host: Host,
+    name: str,
+    literal: bool | None,
 ) -> Guidance | None:
     """Return the guidance that a request's scale or amateur asks for, None where it asks for none; raises UserError where it cannot run."""
     negative, vocab = params.negative_prompt, host.runner.config.vocab_size
     name = f"the guidance of {name}" if negative is None else f"the negative prompt of {name}"
     if not isinstance(negative, str | list | tuple | Dialogue | None):
         raise UserError(f"negative_prompt must be a text, messages or ids, got {negative!r}")
-    guidance = guidance_of(params, strategy, prompt_ids, None if negative is None else encode(tokenizer, negative, name, vocab), host)
+    negative_ids = None if negative is None else encode(tokenizer, negative, name, vocab, literal)
+    guidance = guidance_of(params, strategy, prompt_ids, negative_ids, host)
     if guidance is not None:
         check_length(len(guidance.prompt_ids), params.max_new_tokens, (guidance.runner or host.runner).limit, name)
     return guidance
+
+
+def refuse_prompt_logprobs(params: SamplingParams, runner: Runner, has_source: bool, masked: bool) -> None:
+    """Raise UserError where nothing says how likely a prompt's tokens are: an encoder predicts none, and nothing sees hidden ones."""
+    if params.prompt_logprobs is None:
+        return
+    if has_source:
+        raise UserError(f"prompt_logprobs={params.prompt_logprobs}: the encoder of {runner.config.model_type} predicts no token of a prompt: drop it")
+    if masked:
+        raise UserError(f"prompt_logprobs={params.prompt_logprobs} tells of all tokens of the prompt, of which some are hidden: drop one of them")
 
 
 def refuse_masking(runner: Runner) -> None:
@@ -193,15 +241,19 @@ def is_dialogue(prompt: Prompt) -> bool:
     return isinstance(prompt, Dialogue) or isinstance(prompt, list | tuple) and len(prompt) > 0 and isinstance(prompt[0], dict)
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, name: str = "the prompt", vocab_size: int | None = None) -> list[int]:
-    """Return a prompt's ids; raises UserError for one that is empty, of another type, with half a character, or of ids beyond the model's."""
+def encode(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, name: str = "the prompt", vocab_size: int | None = None, literal: bool | None = None
+) -> list[int]:
+    """Return a prompt's ids; with `literal` what looks like a control token in it is text: without a word that of messages, not a text's.
+
+    Raises UserError for one that is empty, of another type, with half a character, or of ids beyond the model's."""
     refuse_surrogates(texts_of(prompt), name)
     if isinstance(prompt, Dialogue):
-        ids = prompt_ids(tokenizer, prompt.messages, prompt.tools)
+        ids = prompt_ids(tokenizer, prompt.messages, prompt.tools, literal=literal is not False)
     elif is_dialogue(prompt):
-        ids = prompt_ids(tokenizer, prompt)
+        ids = prompt_ids(tokenizer, prompt, literal=literal is not False)
     elif isinstance(prompt, str):
-        ids = text_ids(tokenizer, prompt)
+        ids = text_ids(tokenizer, prompt, literal=literal is True)
     else:
         ids = whole_numbers(prompt, f"{name} must be a text, a list of messages or a list of ids")
     if not ids:

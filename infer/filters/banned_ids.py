@@ -62,14 +62,14 @@ def must_end(sequence: TokenSequence) -> bool:
 @settings
 class MinLength:
     min_length: int | None = option(
-        None, "It does not end before prompt and answer have so many tokens.", whole(0), example=2, same_in=(CONFIG,)
+        None, "It does not end before prompt and answer have so many tokens.", whole(0), example=2, same_in=(CONFIG,), off=0
     )
 
 
 @settings
 class MinNewTokens:
     min_new_tokens: int | None = option(
-        None, "The answer does not end before.", whole(0), example=2, same_in=(CONFIG,), aliases={VLLM: ("min_tokens",)}
+        None, "The answer does not end before.", whole(0), example=2, same_in=(CONFIG,), aliases={VLLM: ("min_tokens",)}, off=0,
     )
 
 
@@ -122,7 +122,7 @@ def one_or_more(ids: int | Sequence[int] | None) -> Sequence[int]:
 @settings
 class ForcedFirst:
     forced_bos_token_id: int | None = option(
-        None, "The id that the answer begins with.", whole(0), example=5, same_in=(CONFIG,), command=False, ids=one_or_more
+        None, "The id that the answer begins with.", whole(0), example=5, same_in=(CONFIG,), ids=one_or_more
     )
 
 

@@ -8,16 +8,18 @@ Dropped tokens become -inf. Whether a row has a token left is for the caller to 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...data.errors import UserError
-from ..requests.options import CONFIG, OPENAI, VLLM, option, settings
+from ..requests.options import CONFIG, OPENAI, VLLM, Command, option, settings
 from ..requests.params import as_texts
 from ..requests.rules import Rule, both, entries, mapping, texts, whole, worst
 from ..requests.sequence import TokenSequence
+from ..requests.written import numbers_by_token
 from .spec import Apply, FilterSpec, given, source
 
 Words = Sequence[Sequence[int]]
@@ -236,9 +238,10 @@ def by_ids(given: Any) -> dict[int, float]:
 
 @settings
 class LogitBias:
-    logit_bias: Mapping[int, float] | None = option(
-        None, "Added to the logits of ids.", biasing("numbers by token id", object), example={5: 1.0}, same_in=(OPENAI,), command=False,
-        ids=tuple, from_json=by_ids,
+    logit_bias: Mapping[int | str, float] | None = option(
+        None, "Added to the logits of texts or ids (yes=2.5 15=-100); of a text of several tokens, to the last behind the others.",
+        biasing("numbers by token id or text", object), example={5: 1.0}, same_in=(OPENAI,), ids=tuple, from_json=by_ids,
+        command=Command(list[str], read=partial(numbers_by_token, "logit_bias")),
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from torch import Tensor
 
@@ -10,6 +11,7 @@ from ..requests.options import CONFIG, Command, file_or_text, option, options_of
 from ..requests.params import RequestParams, as_texts
 from ..requests.rules import listed, mapping, text, texts, whole
 from ..requests.sequence import TokenSequence
+from ..requests.written import lines_or_texts, texts_by_place
 from .spec import FilterSpec, given, row_by_row
 
 
@@ -23,11 +25,13 @@ def constrained(sequence: TokenSequence, scores: Tensor) -> Tensor:
 @settings
 class Constraints:
     forced_text: Mapping[int, str] | None = option(
-        None, "Texts by the positions in the answer where they stand.", mapping, example={3: " so"}, command=False
-    )
+        None, "Texts by the positions in the answer where they stand (0=Yes).", mapping, example={3: " so"},
+        command=Command(list[str], read=partial(texts_by_place, "forced_text")),
+    )  # fmt: skip
     trie: Sequence[str | Sequence[int]] = option(
-        (), "Texts, or sequences of ids, of which the answer is one.", listed, example=("yes", "no"), command=False
-    )
+        (), "Texts of which the answer is one, or a file of them, one a line; in Python also sequences of ids.", listed, example=("yes", "no"),
+        command=Command(list[str], read=partial(lines_or_texts, "trie")),
+    )  # fmt: skip
     regex: str | None = option(None, "The answer matches this regular expression.", text("a regular expression"), example="a+")
     json_schema: Mapping | str | None = option(
         None, "The answer is JSON of this schema (a file, or the schema itself).", example="{}", command=Command(str | None, read=file_or_text)

@@ -42,7 +42,7 @@ def repetition_penalty(logits: Tensor, penalty: Tensor, past_ids: Sequence[Tenso
 @settings
 class RepetitionPenalty:
     repetition_penalty: float | None = option(
-        None, "Above 1 makes tokens of prompt and answer less likely.", above_zero, example=1.2, same_in=(CONFIG, VLLM),
+        None, "Above 1 makes tokens of prompt and answer less likely.", above_zero, example=1.2, same_in=(CONFIG, VLLM), off=1.0,
         aliases={LLAMA_CPP: ("repeat_penalty",)},
     )  # fmt: skip
 
@@ -66,7 +66,7 @@ def encoder_repetition_penalty(logits: Tensor, penalty: Tensor, sources: Sequenc
 @settings
 class EncoderRepetitionPenalty:
     encoder_repetition_penalty: float | None = option(
-        None, "Above 1 makes tokens that the source, or the prompt, lacks less likely.", above_zero, example=1.2, same_in=(CONFIG,)
+        None, "Above 1 makes tokens that the source, or the prompt, lacks less likely.", above_zero, example=1.2, same_in=(CONFIG,), off=1.0,
     )
 
 

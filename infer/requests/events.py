@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from .likelihoods import TokenLogprobs
+
 
 @dataclass(frozen=True)
 class Committed:
     """An answer's token is final; `text` is what it makes safe to show, perhaps nothing yet.
 
-    `prompt_index` counts the prompts, `position` the answer's tokens, `choice` the answers to one prompt, all from 0. The texts join to the answer's.
+    `top_logprobs`, where asked for, is what the model itself thought of the token and of the likeliest others. `prompt_index` counts the
+    prompts, `position` the answer's tokens, `choice` the answers to one prompt, all from 0. The texts join to the answer's.
     """
 
     prompt_index: int
@@ -19,6 +22,15 @@ class Committed:
     logprob: float
     text: str
     choice: int = 0
+    top_logprobs: TokenLogprobs | None = None
+
+
+@dataclass(frozen=True)
+class PromptRead:
+    """What the model thought of a prompt's tokens, where that was asked for: None for the first, which nothing stands before."""
+
+    prompt_index: int
+    logprobs: list[TokenLogprobs | None]
 
 
 @dataclass(frozen=True)
@@ -52,7 +64,7 @@ class Observed:
     choice: int = 0
 
 
-Event = Committed | Provisional | Finished | Observed
+Event = Committed | PromptRead | Provisional | Finished | Observed
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,7 @@ class Answer:
     seed: int
     grown_as: int = 0
     score: float | None = None
+    top_logprobs: list[TokenLogprobs] = field(default_factory=list)
 
     @property
     def text(self) -> str:
@@ -82,7 +95,9 @@ class Result:
 
     `ids` are all the new ones, an end token included; `text` leaves out the end token, special tokens, and a stop string with what
     follows it. `logprobs` are of the ids under the distribution they were chosen from, after every filter (the model's own
-    for greedy without a penalty). `finish_reason`: "eos" for an end token of the model's, "stop" for a stop string or id of
+    for greedy without a penalty). `top_logprobs`, with the setting logprobs, has for each id the model's own log-probability, before guidance,
+    filters and temperature, and the likeliest tokens there; `prompt_logprobs` the same of the prompt's ids, None for the first; both are
+    empty where not asked for. `finish_reason`: "eos" for an end token of the model's, "stop" for a stop string or id of
     the caller's, "length" for max_new_tokens, "time" for max_time, "error" where the prompt's own filters, grammar, words or functions failed:
     `error` says how, and the answer is what had been published of it. `seed` repeats a sampled answer. `choice` counts the answers to one
     prompt, best first where `score` ranks them: the log-probability over length^length_penalty for beams, else the reward or votes.
@@ -102,3 +117,5 @@ class Result:
     error: str | None = None
     grown_as: int = 0
     trace: list[Event] = field(default_factory=list, repr=False)
+    top_logprobs: list[TokenLogprobs] = field(default_factory=list, repr=False)
+    prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list, repr=False)

@@ -10,7 +10,8 @@ from typing import Any
 
 from ...data.errors import UserError
 from ..runners.contract import Runner
-from .events import Answer, Committed, Event, Finished, Observed, Result
+from .events import Answer, Committed, Event, Finished, Observed, PromptRead, Result
+from .likelihoods import TokenLogprobs
 from .request import Request
 
 
@@ -30,6 +31,7 @@ class Published:
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
+    top_logprobs: list[TokenLogprobs] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -37,7 +39,8 @@ class Generation:
     """All that changes while a request is answered.
 
     `on_event` is called with each event as it happens. `stage` and `slots_reserved`, how many cache slots of the request's own model are
-    kept free for it, belong to the scheduler. `forked` says whether its further answers were forked from its prompt.
+    kept free for it, belong to the scheduler. `forked` says whether its further answers were forked from its prompt. `past` is a slot
+    that has read all that is given but the last token, and `prefix_logprobs` what the model thought of the answer's prefix, where that is asked.
     """
 
     request: Request
@@ -48,6 +51,9 @@ class Generation:
     slots_held: set[tuple[Runner, int]] = field(default_factory=set)
     forked: bool = False
     results: dict[int, Result] = field(default_factory=dict)  # by choice
+    past: int | None = None
+    prefix_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     error: UserError | None = None  # what ended it before its answers were there
     _published: dict[int, Published] = field(default_factory=dict)
     _candidates: list[Answer] = field(default_factory=list)  # finished, of a request that selects among them
@@ -83,13 +89,20 @@ class Generation:
             runner.release([slot for of, slot in self.slots_held if of is runner])
         self.slots_held.clear()
 
-    def publish(self, choice: int, ids: Sequence[int], logprobs: Sequence[float], pieces: Sequence[str]) -> None:
+    def tell_prompt(self, logprobs: list[TokenLogprobs | None]) -> None:
+        """Keep what the model thought of the prompt's tokens, and publish it."""
+        self.prompt_logprobs = logprobs
+        self.on_event(PromptRead(self.request.index, logprobs))
+
+    def publish(
+        self, choice: int, ids: Sequence[int], logprobs: Sequence[float], pieces: Sequence[str], top_logprobs: Sequence[TokenLogprobs] = ()
+    ) -> None:
         """Publish the tokens of an answer that were not published yet; ids, logprobs and texts are those of the answer so far.
 
         Of a request that selects among its answers nothing is published before all of them are finished.
         """
         if self.error is None and self.request.select is None:
-            self._publish(choice, ids, logprobs, pieces)
+            self._publish(choice, ids, logprobs, pieces, top_logprobs)
 
     def finish(self, answer: Answer, choice: int) -> None:
         """Publish a finished answer; a request that selects keeps it until all are there and publishes the selected ones."""
@@ -133,20 +146,24 @@ class Generation:
         if self.request.traced:
             self.on_event(Observed(self.request.index, position, record, choice))
 
-    def _publish(self, choice: int, ids: Sequence[int], logprobs: Sequence[float], pieces: Sequence[str]) -> None:
+    def _publish(
+        self, choice: int, ids: Sequence[int], logprobs: Sequence[float], pieces: Sequence[str], top_logprobs: Sequence[TokenLogprobs]
+    ) -> None:
         published = self._published.setdefault(choice, Published())
         for i in range(len(published.ids), len(ids)):
             published.ids.append(ids[i])
             published.logprobs.append(logprobs[i])
             published.pieces.append(pieces[i])
-            self.on_event(Committed(self.request.index, i, ids[i], logprobs[i], pieces[i], choice))
+            published.top_logprobs += top_logprobs[i : i + 1]
+            known = top_logprobs[i] if top_logprobs else None
+            self.on_event(Committed(self.request.index, i, ids[i], logprobs[i], pieces[i], choice, known))
 
     def _finish(self, answer: Answer, choice: int) -> None:
-        self._publish(choice, answer.ids, answer.logprobs, answer.pieces)
+        self._publish(choice, answer.ids, answer.logprobs, answer.pieces, answer.top_logprobs)
         request = self.request
         self.results[choice] = Result(
             request.index, answer.text, answer.ids, answer.logprobs, answer.finish_reason, request.prompt_length, answer.seed, choice,
-            answer.score, grown_as=answer.grown_as,
+            answer.score, grown_as=answer.grown_as, top_logprobs=answer.top_logprobs, prompt_logprobs=self.prompt_logprobs,
         )  # fmt: skip
         if len(self.results) == request.params.num_return_sequences:
             self.stage = Stage.DONE
@@ -156,5 +173,6 @@ class Generation:
         request, published = self.request, self._published.get(choice, Published())
         return Result(
             request.index, "".join(published.pieces), published.ids, published.logprobs, "error", request.prompt_length,
-            request.seed_of(choice), choice, error=error, grown_as=choice,
+            request.seed_of(choice), choice, error=error, grown_as=choice, top_logprobs=published.top_logprobs,
+            prompt_logprobs=self.prompt_logprobs,
         )  # fmt: skip

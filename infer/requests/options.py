@@ -33,11 +33,15 @@ def file_or_text(value: str | None) -> str | None:
 
 @dataclass(frozen=True)
 class Command:
-    """How a setting is given on a command line where that differs from Python: its type and default there, and what reads such a value."""
+    """How a setting is given on a command line where that differs from Python: its type and default there, and what reads such a value.
+
+    `bare` is what the option means without a value; without it, it needs one.
+    """
 
     type: Any
     default: Any = None
     read: Callable[[Any], Any] = unchanged
+    bare: Any = None
 
 
 @dataclass(frozen=True)

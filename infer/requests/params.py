@@ -22,6 +22,11 @@ def as_texts(name: str, value: Any) -> tuple:
     return (value,) if isinstance(value, str) else tuple(value or ())
 
 
+def as_spans(name: str, value: Any) -> Any:
+    """One text to hide as a list of one; anything else as it is."""
+    return (value,) if isinstance(value, str) else value
+
+
 @settings
 class RequestParams:
     """The settings that every request has, and the rules of all; `SamplingParams` adds those of the filters and the strategies.
@@ -57,11 +62,19 @@ class RequestParams:
     strategy: str | None = option(
         None, "Name of the strategy; without it, the options below say which is meant.", text("the name of a strategy"), example="sampling"
     )
-    hide: Sequence[Span] = option(
-        (), "Spans of the prompt that no token sees.",
-        entries("a list of Span", lambda each: isinstance(each, Span), ": give Span(start, end)"), example=(Span(0, 1),), command=False,
+    hide: Sequence[Span | str] = option(
+        (), "Texts of the prompt that no token sees, wherever they stand in it; in Python also a Span.",
+        entries("a list of Span or texts", lambda each: isinstance(each, Span) or isinstance(each, str) and each, ": give Span(start, end)"),
+        example=(Span(0, 1),), command=Command(list[str]), convert=as_spans,
     )  # fmt: skip
     attention_mask: Sequence[int] | None = option(None, "0 for each position of the prompt that no token sees.", example=(0, 1), command=False)
+    logprobs: int | None = option(
+        None, "Tell how likely the model alone finds each token, and so many others.", whole(0), example=2, same_in=(VLLM,),
+        command=Command(int | None, bare=0),
+    )  # fmt: skip
+    prompt_logprobs: int | None = option(
+        None, "The same of the prompt's tokens.", whole(0), example=1, same_in=(VLLM,), command=Command(int | None, bare=0)
+    )
     do_sample: bool | None = option(
         None, "Sample, or take the likeliest token; without it, sampling is on where one of its options is given.", example=True,
         same_in=(CONFIG,),

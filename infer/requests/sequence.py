@@ -13,6 +13,7 @@ from torch import Tensor
 from ..runners.contract import Runner
 from .events import Answer
 from .generation import Generation
+from .likelihoods import Place, TokenLogprobs
 from .request import Request
 from .rng import key, uniform
 from .stop import AnswerText
@@ -68,6 +69,8 @@ class TokenSequence:
     states: dict[str, Any] = field(default_factory=dict)
     constraints: list = field(default_factory=list)
     guidance: GuidanceSequence | None = None
+    place: Place | None = None  # what the model thinks of the next token, where that is asked
+    top_logprobs: list[TokenLogprobs] = field(default_factory=list)
     request: Request = field(init=False)
     _history: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     _remembered: int = 0
@@ -83,17 +86,24 @@ class TokenSequence:
         caller's fails on the prefix.
         """
         request = generation.request
-        if recall and request.prefix_cache is not None:
+        past, generation.past = generation.past, None
+        if past is not None and recall:
+            slot = past
+        elif recall and request.prefix_cache is not None:
             slot = generation.hold_slot(runner, request.prefix_cache.recall(request.prompt_ids, runner))
         else:
             slot = new_slot(generation, runner)
+        if past not in (None, slot):
+            generation.release_slot(runner, past)
         sequence = cls(generation, runner, slot, list(request.prompt_ids), request.new_text())
         sequence.constraints = request.new_constraints()
         if request.guidance is not None:
             other = request.guidance.runner or runner
             sequence.guidance = GuidanceSequence(generation, other, generation.hold_slot(other, other.allocate()), list(request.guidance.prompt_ids))
-        for id in request.prefix_ids:
-            sequence.commit(id, 0.0)  # certain: nothing else could come there
+            if slot == past:
+                sequence.guidance.ids += request.prefix_ids[:-1]  # which no pass of the sequence will bring
+        for index, id in enumerate(request.prefix_ids):  # certain: nothing else could come there
+            sequence.commit(id, 0.0, generation.prefix_logprobs[index] if generation.prefix_logprobs else None)
         return sequence
 
     @property
@@ -139,7 +149,12 @@ class TokenSequence:
     @property
     def answer(self) -> Answer:
         """The finished sequence as an answer."""
-        return Answer(self.new_ids, self.logprobs, self.pieces, self.finish_reason, self.seed, self.choice, self.score)
+        return Answer(self.new_ids, self.logprobs, self.pieces, self.finish_reason, self.seed, self.choice, self.score, self.top_logprobs)
+
+    @property
+    def asks_likelihoods(self) -> bool:
+        """Whether what the model thinks of each token is wanted."""
+        return self.request.params.logprobs is not None
 
     def noise(self, draw: int = 0) -> float:
         """A number in [0, 1) that belongs to this sequence's next position."""
@@ -149,14 +164,17 @@ class TokenSequence:
         """What the noise of every id hangs on at this sequence's next position."""
         return key(self.seed, self.position, draw)
 
-    def commit(self, id: int, logprob: float) -> None:
+    def commit(self, id: int, logprob: float, known: TokenLogprobs | None = None) -> None:
         """Append a token to the answer and judge whether it ends there; raises UserError where a stop function of the caller's fails.
 
+        `known` is what the model thinks of it, where that does not come from the newest pass.
         A stop string or match of the caller's counts where its last character comes with a token beyond the least number.
         """
         request, params = self.request, self.request.params
         self.ids.append(id)
         self.logprobs.append(logprob)
+        if self.asks_likelihoods:
+            self._keep_likelihoods(id, known)
         for state in (*self.states.values(), *self.constraints):
             state.accept(id)
         own_end, callers_end = id in request.end_ids, id in params.stop_token_ids
@@ -172,7 +190,16 @@ class TokenSequence:
             piece += self.text.finish(judged)  # which may complete a stop string
         if self.text.stopped:
             self.finish_reason = "stop"
+        if self.finish_reason is not None:
+            self.place = None  # it holds the logits of a whole pass
         self.pieces.append(piece)
+
+    def _keep_likelihoods(self, id: int, known: TokenLogprobs | None) -> None:
+        if known is None:
+            likelihoods, row = self.place
+            known = likelihoods.at(row, id, self.request.params.logprobs, self.request.tokenizer)
+            self.place = Place(likelihoods, row + 1)  # of a guess that came true the next row is already there
+        self.top_logprobs.append(known)
 
     def publish(self, count: int | None = None) -> None:
         """Publish the answer's first `count` tokens, as far as they are not published; without a count all, and that it is finished if so."""
@@ -180,7 +207,7 @@ class TokenSequence:
             self.generation.finish(self.answer, self.choice)
         else:
             ids = self.new_ids if count is None else self.new_ids[:count]
-            self.generation.publish(self.choice, ids, self.logprobs, self.pieces)
+            self.generation.publish(self.choice, ids, self.logprobs, self.pieces, self.top_logprobs)
 
     def history(self) -> Tensor:
         """Return prompt and answer so far as one [n] tensor; what is new since the last call is all that is copied."""
@@ -205,6 +232,7 @@ class TokenSequence:
         """Return a sequence with the same ids that has no slot of its own, to be judged or adopted: never run, never released."""
         other = TokenSequence(self.generation, self.runner, self.cache_slot, list(self.ids), self.text.fork(), choice=self.choice, guidance=self.guidance)
         other.logprobs, other.pieces = list(self.logprobs), list(self.pieces)
+        other.place, other.top_logprobs = self.place, list(self.top_logprobs)
         other.finish_reason, other.score = self.finish_reason, self.score
         other.states = {name: state.fork() for name, state in self.states.items()}
         other.constraints = [constraint.fork() for constraint in self.constraints]
@@ -233,6 +261,7 @@ class TokenSequence:
             if self.guidance is not None:
                 self.guidance.adopt(other.guidance)
         self.ids, self.text, self.logprobs, self.pieces = other.ids, other.text, other.logprobs, other.pieces
+        self.place, self.top_logprobs = other.place, other.top_logprobs
         self.finish_reason, self.score, self.states, self.constraints = other.finish_reason, other.score, other.states, other.constraints
         self._history, self._remembered = other._history, other._remembered
 

@@ -39,7 +39,7 @@ def contrastive(generation: Generation, host: Host) -> Strategy:
         scores = filters(logits, recorder)
         logprobs, ids = candidates(scores[0], params.top_k)
         sequences += [sequence.fork() for _ in range(len(ids) - len(sequences))]
-        running = sequences[: len(ids)]
+        running, place = sequences[: len(ids)], sequence.place
         forward = Forward(running, [[id] for id in ids], [1] * len(ids), (LAST,))
         logits = yield forward
         states = forward.states[LAST]
@@ -53,7 +53,9 @@ def contrastive(generation: Generation, host: Host) -> Strategy:
         copy_past(running[best], sequences)
         context.add(states[best : best + 1])
         logits = logits[best : best + 1]
+        sequence.place, following = place, running[best].place  # the pass told already what follows the candidates
         sequence.commit(ids[best], float(logprobs[best]))
+        sequence.place = following
         sequence.publish()
     release(sequences)
 

@@ -42,6 +42,11 @@ class DraftSequence(TokenSequence):
         """Return a sequence with the same past for another answer of the request."""
         return DraftSequence(self.generation, self.runner, self.fork_slot(), list(self.ids), target.text).begin(target)
 
+    @property
+    def asks_likelihoods(self) -> bool:
+        """Never: what the draft thinks is nobody's concern."""
+        return False
+
     def context(self) -> list[int]:
         """What the target has, in the draft's ids."""
         return list(self.target.ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,12 +38,13 @@ class Span:
 
 
 def positions_to_mask(
-    tokenizer: PreTrainedTokenizerBase, prompt, ids: list[int], spans: Sequence[Span], mask: Sequence[int] | None, name: str
+    tokenizer: PreTrainedTokenizerBase, prompt, ids: list[int], spans: Sequence[Span | str], mask: Sequence[int] | None, name: str
 ) -> tuple[int, ...]:
     """Return the positions of the prompt's ids that its later tokens do not see, in order.
 
-    `mask` has a 0 for each such id, as transformers' attention_mask. Raises UserError for a part that is not there, and where the last
-    id is hidden, which the answer continues.
+    A text among the spans means itself wherever it stands in the prompt as the model sees it. `mask` has a 0 for each such id, as
+    transformers' attention_mask. Raises UserError for a part that is not there, and where the last id is hidden, which the answer
+    continues.
     """
     masked: set[int] = set()
     if mask is not None:
@@ -54,7 +56,7 @@ def positions_to_mask(
             raise UserError(f"the attention_mask of {name} must be {len(ids)} numbers, 0 or 1, got {len(bits)}: one for each id of the prompt")
         masked.update(place for place, bit in enumerate(bits) if not bit)
     for span in spans:
-        masked.update(places_of(tokenizer, prompt, ids, span, name))
+        masked.update(places_of_text(tokenizer, ids, span, name) if isinstance(span, str) else places_of(tokenizer, prompt, ids, span, name))
     if len(ids) - 1 in masked:
         raise UserError(f"the last token of {name} is hidden, but the answer continues it: leave it out of hide and attention_mask")
     return tuple(sorted(masked))
@@ -77,6 +79,15 @@ def places_of(tokenizer: PreTrainedTokenizerBase, prompt, ids: list[int], span: 
     if span.by == "characters":
         within(span, len(prompt) if isinstance(prompt, str) else len(text), name)
     return [place for place, (begin, stop) in enumerate(extents) if begin < end and stop > start]
+
+
+def places_of_text(tokenizer: PreTrainedTokenizerBase, ids: list[int], text: str, name: str) -> list[int]:
+    """Return which ids of the prompt have a character of the text, wherever it stands; raises UserError where it stands nowhere."""
+    extents, whole = characters(tokenizer, ids, name)
+    found = [match.start() for match in re.finditer(re.escape(text), whole)]
+    if not found:
+        raise UserError(f"hide={text!r} stands nowhere in {name}: give a text as it stands there")
+    return [place for place, (begin, stop) in enumerate(extents) if any(begin < at + len(text) and stop > at for at in found)]
 
 
 def within(span: Span, length: int, name: str) -> None:

@@ -1,10 +1,11 @@
 """Options of every command that speaks."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
-from typing import Any, get_args, get_origin
+from typing import Any, ClassVar, get_args, get_origin
 
+from seodang.data.errors import UserError
 from seodang.infer import SamplingParams
 from seodang.infer.engine.params import OPTIONS
 from seodang.infer.requests.options import Command, Option
@@ -41,17 +42,43 @@ class SpeakingModel:
 
 
 class _Decoding:
-    """What is done with the settings of a command line."""
+    """What is done with the settings of a command line: they win over the checkpoint's own, which hold where nothing is given."""
 
-    def check(self) -> None:
-        """Refuse what can be refused before a model is loaded."""
+    given: ClassVar[Collection[str] | None] = None  # the options that were written down, set where they are parsed
+    checkpoint: ClassVar[Any] = None  # its generation_config, once it is taken over
+
+    def take_over(self, model) -> None:
+        """Let the settings of the model's own checkpoint hold beside those given, and say on stderr which these are."""
+        from seodang.infer.engine.checkpoint_settings import own_config, said
+
+        if self.checkpoint_settings and (config := own_config(model)) is not None:
+            self.checkpoint = config
+            if own := said(self._merged(self._settings()), self._changes(self._settings())):
+                print(f"settings of the checkpoint: {own} (--checkpoint_settings false does without)", file=sys.stderr)
+
+    def check(self, beside: SpeakingModel) -> None:
+        """Refuse what can be refused before the model is loaded: what neither the options alone nor the checkpoint's settings with them allow."""
+        try:
+            self._check(SamplingParams(**self._settings()))  # with the names of further models in their places
+        except UserError:
+            from seodang.infer.engine.checkpoint_settings import config_in, said
+
+            config = config_in(beside.model) if self.checkpoint_settings else None
+            if config is None:
+                raise
+            self.checkpoint = config
+            params = self._merged(self._settings())
+            if not said(params, self._changes(self._settings())):
+                raise
+            self._check(params)
+
+    def _check(self, params: SamplingParams) -> None:
         from seodang.infer.constraints.build import language_asked
         from seodang.infer.filters.pipeline import order_of
         from seodang.infer.requests.stop import stop_pattern
         from seodang.infer.runners.architecture import Capabilities
         from seodang.infer.strategies.registry import check
 
-        params = SamplingParams(**self._settings())  # with the names of further models in their places
         check(params, Capabilities(**{each.name: True for each in fields(Capabilities)}))
         order_of(params)
         language_asked(params)
@@ -67,11 +94,25 @@ class _Decoding:
                 given[name], tokenizer = self._opened(given[name], beside.device, beside.dtype)
                 if name == "assistant_model" and self.assistant_tokenizer:
                     given["assistant_tokenizer"] = tokenizer
-        return SamplingParams(**given)
+        return self._merged(given)
+
+    def _merged(self, settings: dict[str, Any]) -> SamplingParams:
+        """The settings, those that nobody gave as the checkpoint has them."""
+        if self.checkpoint is None:
+            return SamplingParams(**settings)
+        from seodang.infer.engine.checkpoint_settings import params_beside
+
+        return params_beside(self.checkpoint, self._changes(settings))
+
+    def _changes(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Those of the settings that were given."""
+        if self.given is not None:
+            return {name: value for name, value in settings.items() if name in self.given}
+        return {name: value for name, value in settings.items() if name in SamplingParams(**settings).given}
 
     def _settings(self) -> dict[str, Any]:
         """The options under the names and in the types of `SamplingParams`, files read; further models by their names."""
-        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        given = {each.name: getattr(self, each.name) for each in fields(self) if each.name in OPTIONS}
         for name, value in given.items():
             how = OPTIONS[name].command
             read = how.read(value) if isinstance(how, Command) else value
@@ -97,11 +138,14 @@ def written(each: Option) -> tuple[str, Any, Any]:
         kind, default = each.type, each.default
         if get_origin(kind) is Sequence:
             kind = list[get_args(kind)[0]]
+    if isinstance(each.command, Command) and each.command.bare is not None:
+        return each.name, kind, field(default=default, metadata={"help": each.help, "nargs": "?", "const": each.command.bare})
     if get_origin(kind) is list:
         return each.name, kind, field(default_factory=lambda: list(default or ()), metadata={"help": each.help})
     return each.name, kind, option(each.help, default)
 
 
+OWN = ("checkpoint_settings", bool, option("Where no option says otherwise, the checkpoint's own settings hold (its generation_config).", True))
 Decoding = make_dataclass(
-    "Decoding", [written(each) for each in OPTIONS.values() if each.command], bases=(_Decoding,), namespace={"__module__": __name__}
+    "Decoding", [*(written(each) for each in OPTIONS.values() if each.command), OWN], bases=(_Decoding,), namespace={"__module__": __name__}
 )

@@ -64,7 +64,7 @@ FIRST: dict[str, dict[str, str]] = {
         "run": "output_dir config seed dry_run",
     },
     "generate": {
-        "prompts": "prompts output order logprobs raw batch_size", "model": SPEAKER, "answer": "max_new_tokens stop seed num_return_sequences",
+        "prompts": "prompts output order raw batch_size", "model": SPEAKER, "answer": "max_new_tokens stop seed num_return_sequences logprobs",
         "choice of tokens": CHOICE,
     },
     "chat": {"talk": "system", "model": SPEAKER, "answer": "max_new_tokens stop seed", "choice of tokens": CHOICE},

@@ -109,7 +109,7 @@ def parse(
         sys.exit(0)
     required = _add_positional(parser, positional)
     argv = [_underscored(word) for word in argv]
-    _apply_config(parser, _config_path(argv), classes)
+    given = _apply_config(parser, _config_path(argv), classes) | {word[2:].partition("=")[0] for word in argv if word.startswith("--")}
     namespace, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         raise UserError(_unknown_option(unknown[0], parser))
@@ -123,13 +123,17 @@ def parse(
     check_outputs(values)
     values |= {name: os.path.expanduser(values[name]) for name in OUTPUTS if values.get(name)}
     try:
-        return tuple(_build(cls, values) for cls in classes)
+        built = tuple(_build(cls, values) for cls in classes)
     except UserError:
         raise
     except (ValueError, TypeError, ImportError) as error:
         if _is_refusal(error):
             raise UserError(str(error)) from None
         raise
+    for each in built:
+        if hasattr(each, "given"):  # it wants to know what was written down, whatever the value
+            each.given = given
+    return built
 
 
 def _is_refusal(error: Exception) -> bool:
@@ -179,10 +183,10 @@ def _config_path(argv: list[str]) -> str | None:
         raise UserError(str(error)) from None
 
 
-def _apply_config(parser: argparse.ArgumentParser, path: str | None, classes: Sequence[type]) -> None:
-    """Make a YAML file's values the parser's defaults."""
+def _apply_config(parser: argparse.ArgumentParser, path: str | None, classes: Sequence[type]) -> set[str]:
+    """Make a YAML file's values the parser's defaults, and return their names."""
     if path is None:
-        return
+        return set()
     if not Path(path).is_file():
         raise UserError(f"--config {path}: there is no such file")
     try:
@@ -203,6 +207,7 @@ def _apply_config(parser: argparse.ArgumentParser, path: str | None, classes: Se
         action = options[name]
         action.required = False
         parser.set_defaults(**{name: _converted(action, value, path)})
+    return {str(key).replace("-", "_") for key, value in values.items() if value is not None}
 
 
 def _takes_none(name: str, classes: Sequence[type]) -> bool:

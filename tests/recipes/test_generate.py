@@ -70,7 +70,7 @@ def test_writes_json_lines_from_a_file_of_any_prompt_shape(real, real_model, tok
     ]
     prompts, output = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
     prompts.write_text("\n\n".join(json.dumps(record) for record in records) + "\n\n", encoding="utf-8")
-    both = ["--token_ids", "--logprobs"]
+    both = ["--token_ids", "--logprobs", "--prompt_logprobs", "2"]
     assert main(["default", "--prompts", str(prompts), "--output", str(output), "--max_new_tokens", "4", "--batch_size", "2", *both]) == 0
     written = lines(output)
     assert [line["line"] for line in written] == [1, 3, 5, 7]  # empty lines count
@@ -84,7 +84,13 @@ def test_writes_json_lines_from_a_file_of_any_prompt_shape(real, real_model, tok
     expected = generate(real_model, tokenizer, asked, SamplingParams(max_new_tokens=4))
     assert [line["ids"] for line in written] == [result.ids for result in expected]
     assert [line["prompt_length"] for line in written] == [len(prompt_ids(tokenizer, prompt)) for prompt in asked]
-    assert all(len(line["logprobs"]) == len(line["ids"]) for line in written)
+    for line in written:
+        assert len(line["logprobs"]) == len(line["ids"]) and [each["id"] for each in line["top_logprobs"]] == line["ids"]
+        assert line["top_logprobs"][0]["logprob"] == pytest.approx(line["logprobs"][0], abs=1e-5)  # greedy, and no filter
+        assert line["prompt_logprobs"][0] is None and len(line["prompt_logprobs"]) == line["prompt_length"]
+    first = written[0]["top_logprobs"][0]
+    assert (first["token"], first["bytes"], first["top_logprobs"]) == ("The", [84, 104, 101], [])
+    assert [len(each["top_logprobs"]) for each in written[0]["prompt_logprobs"][1:3]] == [2, 2]
     assert "4/4" in capsys.readouterr().err  # the progress bar
 
 
@@ -130,7 +136,8 @@ def test_stop_texts_and_options_from_a_file_are_honoured(real, tmp_path, capsys)
         (["CHECKPOINT", "hi", "--stop", "a", "\ud800"], "stop[1] has the lone surrogate"),
         (["CHECKPOINT", "hi", "--config", "FOLDER/half.yaml"], "choice[0] has the lone surrogate"),
         (["CHECKPOINT", "hi", "--order", "random"], "order must be prompts or finished, got 'random'"),
-        (["CHECKPOINT", "hi", "--logprobs"], "logprobs says what is written into a file: give --output too"),
+        (["CHECKPOINT", "hi", "--token_ids"], "token_ids says what is written into a file: give --output too"),
+        (["CHECKPOINT", "hi", "--logprobs", "-1"], "logprobs must be a whole number from 0, got -1"),
         (["CHECKPOINT", "hi", "--output", "FOLDER/no/such/folder.jsonl"], "there is no folder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -196,17 +203,6 @@ def test_a_file_of_answers_survives_a_run_that_is_refused(checkpoint, tmp_path):
     assert output.read_text() == "precious\n"
     assert main([checkpoint, "hi", "--output", str(output), "--max_new_tokens", "2"]) == 0
     assert [line["record"] for line in lines(output)] == [1]
-
-
-def test_options_reach_the_settings_in_their_own_types():
-    asked = ["--early_stopping", "never", "--dola_layers", "8", "10", "--stop_token_ids", "5", "6", "--ignore_eos", "--xtc_probability", "0.5",
-             "--xtc_threshold", "0.2", "--thinking_budget", "9", "--filter_order", "xtc"]  # fmt: skip
-    [decoding] = parse(asked, Decoding, prog="test")
-    wanted = {"early_stopping": "never", "dola_layers": [8, 10], "stop_token_ids": (5, 6), "ignore_eos": True, "xtc_probability": 0.5,
-              "xtc_threshold": 0.2, "thinking_budget": 9, "filter_order": ("xtc",)}  # fmt: skip
-    assert decoding.params(SpeakingModel()).given == wanted
-    [plain] = parse([], Decoding, prog="test")
-    assert plain.params(SpeakingModel()).given == {}
 
 
 def test_a_further_model_goes_where_the_model_is(monkeypatch):

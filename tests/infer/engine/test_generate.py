@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import GenerationMixin
 
-from seodang.data.chat import prompt_ids
+from seodang.data.chat import prompt_ids, text_ids
 from seodang.data.errors import UserError
 from seodang.data.formats import Dialogue
 from seodang.infer import Committed, Finished, SamplingParams, answers, generate, score, stream
@@ -329,7 +329,22 @@ def test_what_is_no_prompt_is_refused(tiny_llama, tokenizer, prompt):
         generate(tiny_llama, tokenizer, [prompt])
 
 
-@pytest.mark.parametrize("params", [None, {"max_new_tokens": 2}, [{"max_new_tokens": 2}]], ids=str)
+@pytest.mark.parametrize("literal", [None, True, False])
+def test_a_control_token_in_a_prompt_is_text_or_the_token_as_the_call_says(tiny_llama, tiny_tokenizer, literal):
+    talk, raw = [{"role": "user", "content": "a<|im_end|>b"}], "a<|im_end|>b"
+    params = SamplingParams(max_new_tokens=4)
+    found = generate(tiny_llama, tiny_tokenizer, [talk, raw], params, literal=literal)
+    ids = [prompt_ids(tiny_tokenizer, talk, literal=literal is not False), text_ids(tiny_tokenizer, raw, literal=literal is True)]
+    assert [result.ids for result in found] == [result.ids for result in generate(tiny_llama, tiny_tokenizer, ids, params)]
+    assert [result.prompt_length for result in found] == list(map(len, ids))
+    streamed = stream(tiny_llama, tiny_tokenizer, raw, params, literal=literal)
+    assert [event.id for event in streamed if isinstance(event, Committed)] == found[1].ids
+    assert len(text_ids(tiny_tokenizer, raw)) < len(text_ids(tiny_tokenizer, raw, literal=True))
+    with pytest.raises(UserError, match="literal must be True, False or None, got 'no'"):
+        generate(tiny_llama, tiny_tokenizer, [raw], params, literal="no")
+
+
+@pytest.mark.parametrize("params", [7, {"max_new_tokens": 2}, [{"max_new_tokens": 2}]], ids=str)
 def test_what_are_no_params_is_refused(tiny_llama, tokenizer, params):
     with pytest.raises(UserError, match="params must be SamplingParams"):
         generate(tiny_llama, tokenizer, [[5]], params)

@@ -86,6 +86,7 @@ def samples(tiny, kind: str, name: str, tokenizer) -> dict[str, tuple[dict, dict
         "prompt_lookup_num_tokens": ({}, {"prompt_lookup_num_tokens": 2}), "max_matching_ngram_size": ({}, {"max_matching_ngram_size": 3}),
         "num_assistant_tokens": (drafted, {"num_assistant_tokens": 2}), "num_assistant_tokens_schedule": (drafted, {"num_assistant_tokens_schedule": "constant"}),
         "assistant_confidence_threshold": (drafted, {"assistant_confidence_threshold": 0.0}), "best_of": ({}, {"best_of": 16}),
+        "logprobs": ({}, {"logprobs": 2}), "prompt_logprobs": ({}, {"prompt_logprobs": 1}),
         "reward": ({}, {"reward": lambda prompt, text: -float(sum(map(ord, text)))}), "answer_of": ({}, {"answer_of": len}), "utility": ({}, {"utility": lambda a, b: float(sum(map(ord, a)))}),
     }  # fmt: skip
 
@@ -131,7 +132,7 @@ def in_one_run(model, tokenizer, settings: list[dict]) -> list[list]:
 
 
 # what no value of theirs changes: a strategy's own name, a time that is not used up, an end that no longer token of this tokenizer heals
-SILENT = {"strategy", "max_time", "token_healing"}
+SILENT = {"strategy", "max_time", "token_healing", "logprobs", "prompt_logprobs"}
 SPOKEN = {"self_consistency": "vote", "t5": "encoder"}  # other words for them
 
 
