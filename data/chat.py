@@ -117,13 +117,13 @@ def _next_header(
 
 def _call_stop(tokenizer: PreTrainedTokenizerBase) -> str:
     """The control token that closes a turn of tool calls, or nothing; one that also stands between two calls does not close the turn."""
-    written = SENTINEL + "1"  # an argument: not every template names the function
+    argument = "Seodang7argument"  # not every template names the function, or has the arguments
     for count, tools in product((2, 1), ([SAMPLE_TOOL], None)):  # with tools first: without, a template may leave calls out
-        messages = [_USER, {"role": "assistant", "tool_calls": [sample_call({written: 1})] * count}]
-        text = _attempt(tokenizer, messages, [tools])
-        if text and text.count(written) >= count:
+        messages = [_USER, {"role": "assistant", "tool_calls": [sample_call({argument: 1})] * count}]
+        text = _attempt(tokenizer, messages, [tools]) or ""
+        if mark := next((mark for mark in (SENTINEL, argument) if text.count(mark) >= count), ""):
             found = _controls(tokenizer).findall(trailing_controls(tokenizer, text))
-            if found and text.partition(written)[2].count(found[-1]) == 1:
+            if found and text.partition(mark)[2].count(found[-1]) == 1:
                 return found[-1]
             reply = {"role": "tool", "name": SENTINEL, "tool_call_id": "call00001", "content": "?"}
             return _next_header(tokenizer, messages, reply, [tools])

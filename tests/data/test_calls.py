@@ -131,6 +131,9 @@ def test_text_beside_calls_is_trained_or_counted_as_lost(smol):
     text, counts = trained(smol, beside)
     assert text == f"[weather {JSON}]<|im_end|>" and counts.text_dropped == 1
     assert "text beside     1 tool calls was lost to the template" in counts.lines()
+    smol.chat_template = KINDS["second"]  # it writes the text in a turn behind that of the calls, where generation has ended
+    text, counts = trained(smol, beside)
+    assert text == f"[weather {JSON}]<|im_end|>" and counts.text_dropped == 1
 
 
 def test_special_text_in_arguments_is_no_control_token_however_json_spells_it(smol):
