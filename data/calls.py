@@ -23,6 +23,8 @@ def with_calls(message: Mapping[str, Any]) -> dict[str, Any]:
     >>> with_calls({"role": "assistant", "function_call": {"name": "weather", "arguments": '{"city": "수원"}'}})["tool_calls"]
     [{'type': 'function', 'function': {'name': 'weather', 'arguments': {'city': '수원'}}}]
     """
+    if "tool_calls" not in message and "function_call" not in message:
+        return dict(message)
     rest = {key: value for key, value in message.items() if key not in ("tool_calls", "function_call")}
     calls, older = message.get("tool_calls"), message.get("function_call")
     if calls and older:

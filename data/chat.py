@@ -74,6 +74,7 @@ def ending(tokenizer: PreTrainedTokenizerBase) -> Ending:
     return remember(tokenizer, "ending", lambda: _ending(tokenizer))
 
 
+_TOOLS_TRIED = (None, [SAMPLE_TOOL])  # some templates take nothing without tools
 _USER = {"role": "user", "content": "?"}
 _ANSWER = {"role": "assistant", "content": SENTINEL}
 
@@ -91,9 +92,9 @@ def _ending(tokenizer: PreTrainedTokenizerBase) -> Ending:
     return Ending(tail, stop, call_stop, tuple(dict.fromkeys(filter(None, stops))))
 
 
-def _attempt(tokenizer: PreTrainedTokenizerBase, messages: list[dict], each: Sequence[list | None] = (None, [SAMPLE_TOOL])) -> str | None:
-    """The rendering with the first of the tools that the template takes: some take nothing without."""
-    for tools in each:
+def _attempt(tokenizer: PreTrainedTokenizerBase, messages: list[dict], tools_tried: Sequence[list | None] = _TOOLS_TRIED) -> str | None:
+    """The rendering with the first of the tools with which the template takes the messages."""
+    for tools in tools_tried:
         try:
             return render(tokenizer, messages, tools, add_generation_prompt=False)
         except UserError:  # what a template refuses cannot be learned from it
@@ -107,9 +108,11 @@ def _end_of_controls(tokenizer: PreTrainedTokenizerBase, tail: str) -> int:
     return run.end() if run else 0
 
 
-def _next_header(tokenizer: PreTrainedTokenizerBase, messages: list[dict], following: dict, *each: Sequence[list | None]) -> str:
+def _next_header(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict], following: dict, tools_tried: Sequence[list | None] = _TOOLS_TRIED
+) -> str:
     """The control token that begins the following turn, where it adjoins this one; the one that begins a text is no stop."""
-    now, then = _attempt(tokenizer, messages, *each), _attempt(tokenizer, [*messages, following], *each)
+    now, then = (_attempt(tokenizer, talk, tools_tried) for talk in (messages, [*messages, following]))
     if not now or not then or not then.startswith(now):
         return ""
     header = _controls(tokenizer).match(then[len(now) :])
@@ -118,15 +121,16 @@ def _next_header(tokenizer: PreTrainedTokenizerBase, messages: list[dict], follo
 
 def _call_stop(tokenizer: PreTrainedTokenizerBase) -> str:
     """The control token that closes a turn of tool calls, or nothing; one that also stands between two calls does not close the turn."""
-    for count, tools in product((2, 1), ([[SAMPLE_TOOL]], [None])):
-        messages = [_USER, {"role": "assistant", "tool_calls": [sample_call({SENTINEL: 1})] * count}]
-        text = _attempt(tokenizer, messages, tools)
-        if text and text.count(SENTINEL) >= count:
+    argument = "Seodang7argument"  # not every template names the function, or has the arguments
+    for count, tools in product((2, 1), ([SAMPLE_TOOL], None)):  # with tools first: without, a template may leave calls out
+        messages = [_USER, {"role": "assistant", "tool_calls": [sample_call({argument: 1})] * count}]
+        text = _attempt(tokenizer, messages, [tools]) or ""
+        if mark := next((mark for mark in (SENTINEL, argument) if text.count(mark) >= count), ""):
             found = _controls(tokenizer).findall(trailing_controls(tokenizer, text))
-            if found and text.partition(SENTINEL)[2].count(found[-1]) == 1:
+            if found and text.partition(mark)[2].count(found[-1]) == 1:
                 return found[-1]
             reply = {"role": "tool", "name": SENTINEL, "tool_call_id": "call00001", "content": "?"}
-            return _next_header(tokenizer, messages, reply, tools)
+            return _next_header(tokenizer, messages, reply, [tools])
     return ""
 
 

@@ -56,11 +56,10 @@ class Conversation:
         text, stopped = self._up_to_stop(written, message)
         if not text.removesuffix(trailing_controls(self.tokenizer, text)):
             raise UserError("the chat template writes nothing of this answer: tool calls need a template that has them")
-        if calls := message.get("tool_calls"):
+        if message.get("tool_calls"):
             said = _said(message)
-            if missing := lost(calls, text, [said, thinking]):
-                remedy = ", or leave out the text beside them" if said else ""
-                raise UserError(f"the chat template leaves {missing} out of the answer: use a template that writes all of such calls{remedy}")
+            text, cut = self._up_to_end_of_calls(text, message["tool_calls"], [said, thinking])
+            stopped = stopped or cut
             if said and said not in text:
                 notes.add("text_dropped")
         ids, merged = self._answer_ids(prompt, prompt_ids, text)
@@ -112,6 +111,20 @@ class Conversation:
             return written[: len(written) - len(run) + min(ends)], True
         stop = end.call_stop if message.get("tool_calls") else end.stop
         return written + stop, bool(stop)
+
+    def _up_to_end_of_calls(self, text: str, calls: list[dict], beside: list[str]) -> tuple[str, bool]:
+        """The answer up to the token that ends its calls, and whether something stood behind, which would never be generated.
+
+        Raises UserError where a part of the calls is left out.
+        """
+        stop = ending(self.tokenizer).call_stop
+        before, found, behind = text.partition(stop) if stop else (text, "", "")
+        if behind and not lost(calls, before, beside):
+            return before + found, True
+        if missing := lost(calls, text, beside):
+            remedy = ", or leave out the text beside them" if beside[0] else ""
+            raise UserError(f"the chat template leaves {missing} out of the answer: use a template that writes all of such calls{remedy}")
+        return text, False
 
     def _answer_ids(self, prompt: str, prompt_ids: list[int], text: str) -> tuple[list[int], bool]:
         """Ids of the text behind the prompt, and whether a merge over the boundary would have changed the prompt's last ids."""

@@ -17,7 +17,11 @@ Render = Callable[[list[dict]], str]  # messages of their final form -> text; ra
 _PARTS = [{"type": "text", "text": SENTINEL}]
 SAMPLE_TOOL = {
     "type": "function",
-    "function": {"name": "f", "description": "?", "parameters": {"type": "object", "properties": {"a": {"type": "string", "description": "?"}}, "required": ["a"]}},
+    "function": {
+        "name": "f",
+        "description": "?",
+        "parameters": {"type": "object", "properties": {"a": {"type": "string", "description": "?"}}, "required": ["a"]},
+    },
 }
 _ARGUMENTS = {SENTINEL: {"inner": [SENTINEL + "2", True]}, "number": 1.5}
 _EMPTY = ({"content": ""}, {"content": None}, {})  # what may stand for no text beside calls
@@ -25,11 +29,11 @@ _EMPTY = ({"content": ""}, {"content": None}, {})  # what may stand for no text 
 
 @dataclass(frozen=True)
 class CallForm:
-    """How a template takes calls: arguments as a mapping or as JSON text, whether any other text as well, and what says that no text stands beside."""
+    """How a template takes tool calls."""
 
-    mapping: bool = True
-    any_text: bool = False
-    empty: Mapping[str, Any] = field(default_factory=lambda: _EMPTY[0])
+    mapping: bool = True  # their arguments as a mapping, else as JSON text
+    any_text: bool = False  # whether arguments that are no JSON object can be handed over, as the text that they are
+    empty: Mapping[str, Any] = field(default_factory=lambda: _EMPTY[0])  # what of a message says that no text stands beside its calls
 
     def shaped(self, message: dict) -> dict:
         """A message whose calls are those of `with_calls`, in this form. Raises UserError for arguments that it does not take."""
@@ -41,7 +45,8 @@ class CallForm:
     def _function(self, function: dict) -> dict:
         arguments = function["arguments"]
         if isinstance(arguments, str) and not self.any_text:
-            raise UserError(f"the arguments of {function['name']!r} must be a JSON object, which the chat template takes apart, got {arguments!r:.80}")
+            what = "must be a JSON object, which the chat template takes apart"
+            raise UserError(f"the arguments of {function['name']!r} {what}, got {arguments!r:.80}")
         return function if self.mapping else {**function, "arguments": as_json(arguments)}
 
 
@@ -93,12 +98,13 @@ def _user(content: Any) -> dict:
 
 
 def probe_calls(form: Form, renders: Sequence[Render]) -> CallForm:
-    """Find out in six renderings of a call with sentinels for arguments, by the first of the renderers that writes it.
+    """Find out by rendering a call with sentinels for arguments in each of six forms, by the first of the renderers that writes it in one.
 
     A mapping is taken rightly where all its keys and values are written, but not as Python writes a whole mapping; JSON text where it stands
-    as it is, not encoded once more. A mapping is preferred. For no text beside calls the first of "", null and no content at all
-    is taken whose rendering is the shortest: what the others write besides is an empty answer, or the word None. A template that takes
-    calls in no form gets them in the first, and the answer is found to lack them.
+    as it is, not encoded once more. A mapping is preferred: it is what transformers documents, and what can be taken apart. For no text
+    beside calls, that of "", null and no content at all is taken whose rendering is the shortest, the first of equal ones: what others
+    write besides is an empty answer, or the word None. A template that takes calls in no form gets a mapping beside "", and what it leaves out
+    is found in the answer.
     """
     for render in renders:
         fits: dict[bool, dict[int, int]] = {}  # whether as a mapping -> which of _EMPTY -> how long the rendering is

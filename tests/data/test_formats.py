@@ -109,7 +109,7 @@ def test_a_turn_whose_role_says_that_it_is_a_call_becomes_one(role):
         ({"messages": "Q"}, None, "messages must be a list"),
         ({"messages": ["Q"]}, None, "messages[0] must be an object"),
         ({"messages": [ASKED, {"role": "agent", "content": "A"}]}, None, "messages[1]: role must be one of"),
-        ({"messages": [ASKED, {"role": "assistant", "tool_calls": [{"name": "f", "parameters": {}}]}]}, None, "messages[1]: the call of 'f' has parameters"),
+        ({"messages": [ASKED, {**SAID, "tool_calls": [{"name": "f", "parameters": {}}]}]}, None, "messages[1]: the call of 'f' has parameters"),
         ({"messages": [{"role": "user"}]}, None, "messages[0]: content must be"),
         ({"messages": [ASKED, {**SAID, "train": "no"}]}, None, "train must be true or false"),
         ({"conversations": [{"from": "human"}]}, None, "'value' is missing"),
