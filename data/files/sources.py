@@ -16,7 +16,7 @@ from ..preferences import PromptExample, RankedPreference, UnpairedPreference
 from ..surrogates import refuse_surrogates
 from .json_files import json_lines_records, json_records
 from .tables import table_records, text_table
-from .text_files import COMPRESSED, checked_encoding
+from .text_files import COMPRESSED, checked_encoding, lines_of
 
 logger = logging.getLogger(__name__)
 
@@ -159,9 +159,11 @@ def _check(weights: Sequence[float], count: int) -> None:
         raise UserError(f"weights must be above zero, got {bad[0]}")
 
 
-def check_source(name: str) -> None:
-    """Raise UserError for a source that is not there, without reading one that is."""
+def check_source(name: str, encoding: str | None = None) -> None:
+    """Raise UserError for a source that is not there, and for a file whose beginning is not in its encoding; no more is read of one that is."""
     _reader(name, "train", streaming=True)
+    if (path := Path(name).expanduser()).is_file() and _kind(path) not in (*WORKBOOKS, ".parquet"):
+        next(lines_of(path, encoding), None)
 
 
 def is_source_file(name: str) -> bool:

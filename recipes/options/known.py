@@ -120,8 +120,9 @@ def refuse(verb: str, argv: Sequence[str]) -> None:
     for model in (texts[name][0] for name in MODELS if texts.get(name)):
         if model not in ("", "default") and not os.path.exists(model):
             check_hub_name(model)
+    encoding = next(iter(_texts(values.get("encoding"))), None) if "encoding" in told["names"].split() else None
     for source in (source for name in SOURCES for source in texts.get(name, ())):
-        check_source(source)
+        check_source(source, encoding)
 
 
 def _given(verb: str, argv: Sequence[str]) -> dict[str, list[str]]:

@@ -86,6 +86,9 @@ def test_help_for_programs_has_defaults(capsys):
         ("dpo", ["--data", "FILE.jsonl", "nowhere.jsonl", "--lora_r", "4"], "there is no file or folder FILE.jsonl"),
         ("sft", ["--data", "FOLDER/c.json", "nowhere.jsonl", "--config=CONFIG"], "--output_dir FILE"),
         ("preview", ["nowhere.csv"], "there is no file or folder nowhere.csv"),
+        ("preview", ["FOLDER/k.csv"], "k.csv is not UTF-8 text (line 1, byte 1 of it): it looks like cp949"),
+        ("sft", ["--data", "FOLDER/k.csv", "--encoding", "hangul"], "encoding 'hangul' is not known"),
+        ("dpo", ["--data", "FOLDER/k.csv", "nowhere.csv", "--encoding", "cp949"], "there is no file or folder nowhere.csv"),
         ("score", ["default", "--data", "owner/name"], "dataset 'owner/name' is no file or folder"),
         ("sft", ["--config", "nowhere.yaml"], "--config nowhere.yaml: there is no such file"),
     ],
@@ -95,6 +98,7 @@ def test_mistakes_are_told_without_the_recipe(verb, argv, message, tmp_path, cap
     file = tmp_path / "file"
     file.write_text("", encoding="utf-8")
     (tmp_path / "ask.txt").write_text("", encoding="utf-8")
+    (tmp_path / "k.csv").write_bytes("질문,답변".encode("cp949"))
     (tmp_path / "c.yaml").write_text(f"output_dir: {file}", encoding="utf-8")
     here = lambda text: text.replace("FILE", str(file)).replace("CONFIG", str(tmp_path / "c.yaml")).replace("FOLDER", str(tmp_path))
     assert main([verb, *map(here, argv)]) == 2
