@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from torch import nn
@@ -33,6 +33,7 @@ CONFIG_NEUTRAL = {
     "speculation_type": (), "trust_remote_code": (False,),
 }  # fmt: skip
 CONFIG = vocabulary(SamplingParams, declared.CONFIG)
+WITHOUT = "params=SamplingParams(...), or --checkpoint_settings false, does without them"
 OLD_DEFAULT = 20  # the max_length that old versions wrote into config.json unasked
 
 
@@ -68,8 +69,18 @@ def params_beside(config: GenerationConfig, changes: Mapping[str, Any]) -> Sampl
     try:
         return from_generation_config(config, **changes)
     except UserError as error:
-        without = "params=SamplingParams(...), or --checkpoint_settings false, does without them"
-        raise UserError(f"the checkpoint's own settings do not hold here: {error} ({without})") from None
+        raise UserError(f"the checkpoint's own settings do not hold here: {error} ({WITHOUT})") from None
+
+
+@contextmanager
+def blamed_on(params: SamplingParams) -> Iterator[None]:
+    """Let a UserError that names one of a checkpoint's settings say whose it is."""
+    try:
+        yield
+    except UserError as error:
+        if any(f"{name}=" in str(error) for name in params.given):
+            raise UserError(f"{error}. It is a setting of the checkpoint's ({WITHOUT})") from None
+        raise
 
 
 def from_generation_config(config: GenerationConfig | Mapping[str, Any], **changes: Any) -> SamplingParams:

@@ -116,7 +116,7 @@ def prepare(
     trace: bool,
     prefix_cache: PrefixCache | None,
     max_rows: int,
-    literal: bool | None,
+    literal: bool | None = None,
 ) -> tuple[Engine, list[Generation]]:
     """Open an engine and make a request of every prompt before any of them is run; raises UserError as `generate` does."""
     runner = open_runner(model) if prefix_cache is None else prefix_cache.runner_for(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import secrets
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 from torch import nn
@@ -30,7 +31,7 @@ from ..strategies.registry import check
 from ..strategies.spec import StrategySpec
 from ..text.spans import positions_to_mask
 from ..text.vocabulary import check_ids, known_ids
-from .checkpoint_settings import checkpoint_params
+from .checkpoint_settings import blamed_on, checkpoint_params
 from .params import SamplingParams
 
 Prompt = str | list[dict] | Dialogue | list[int]  # a text to continue, messages (with tools) to answer, or ids
@@ -52,8 +53,8 @@ def new_requests(
     if isinstance(prompts, str) or not isinstance(prompts, Sequence):
         raise UserError(f"prompts must be a list of prompts, got {type(prompts).__name__}: put the one prompt in a list")
     each = list(params) if isinstance(params, Sequence) else [params] * len(prompts)
-    if any(own is None for own in each):
-        of_checkpoint = checkpoint_params(model)
+    of_checkpoint = checkpoint_params(model) if any(own is None for own in each) else None
+    if of_checkpoint is not None:
         each = [of_checkpoint if own is None else own for own in each]
     if wrong := [own for own in each if not isinstance(own, SamplingParams)]:
         raise UserError(f"params must be SamplingParams, one for all or a list of one a prompt, or None, got {wrong[0]!r}")
@@ -64,7 +65,8 @@ def new_requests(
     requests = []
     for index, (prompt, own) in enumerate(zip(prompts, each)):
         stops = ends | template_ends if is_dialogue(prompt) else ends
-        requests.append(new_request(index, prompt, own, tokenizer, host, frozenset() if own.ignore_eos else stops, traced, literal))
+        with blamed_on(own) if own is of_checkpoint else nullcontext():
+            requests.append(new_request(index, prompt, own, tokenizer, host, frozenset() if own.ignore_eos else stops, traced, literal))
     try_filters(requests, host.runner)
     return requests
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..requests.options import CONFIG, Command, file_or_text, option, options_of, settings
 from ..requests.params import RequestParams, as_texts
-from ..requests.rules import listed, mapping, text, texts, whole
+from ..requests.rules import listed, mapping, text, texts, whole, yes_or_no
 from ..requests.sequence import TokenSequence
 from ..requests.written import lines_or_texts, texts_by_place
 from .spec import FilterSpec, given, row_by_row
@@ -44,7 +44,7 @@ class Constraints:
     thinking_budget: int | None = option(
         None, "The thinking, with which the answer begins, is ended after so many tokens.", whole(0), example=8
     )
-    token_healing: bool = option(False, "Let the end of the prompt be written in other tokens.", example=True, same_in=(CONFIG,))
+    token_healing: bool = option(False, "Let the end of the prompt be written in other tokens.", yes_or_no, example=True, same_in=(CONFIG,))
 
 
 CONSTRAINTS = tuple(options_of(Constraints))

@@ -35,6 +35,9 @@ def logprobs(logits: Tensor) -> Tensor:
     return wide(logits).log_softmax(dim=-1)
 
 
+COLDEST = 1e-30  # what is divided by less overflows in float32
+
+
 def temperature(logits: Tensor, t: Tensor) -> Tensor:
     """Divide by t, above 0: below 1 sharpens the distribution, above 1 flattens it; 1 keeps the row.
 
@@ -46,8 +49,8 @@ def temperature(logits: Tensor, t: Tensor) -> Tensor:
 @settings
 class Temperature:
     temperature: float | None = option(
-        None, "Below 1 sharper, above 1 flatter; 0 is greedy. This, like every filter of sampling, turns sampling on.", not_negative,
-        example=0.7, samples=True, greedy=0, same_in=(CONFIG, OPENAI, LLAMA_CPP),
+        None, "Below 1 sharper, above 1 flatter; 0 is greedy. This, like every filter of sampling, turns sampling on.",
+        number(f"0, or a number from {COLDEST:g}", lambda t: t == 0 or t >= COLDEST), example=0.7, samples=True, greedy=0, same_in=(CONFIG, OPENAI, LLAMA_CPP),
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from difflib import get_close_matches
 from functools import cache, cached_property
 from typing import Any
 
@@ -10,9 +11,13 @@ from ...data.errors import UserError
 from ...data.surrogates import refuse_surrogates
 from ..text.spans import Span
 from .options import CONFIG, NEVER, OPENAI, VLLM, Command, Option, option, options_of, settings
-from .rules import entries, function, listed, must_be, number, of, text, texts, whole
+from .rules import entries, function, listed, must_be, number, of, text, texts, whole, yes_or_no
 
 DEFAULT_MAX_NEW_TOKENS = 256
+
+
+class Unsaid(int):
+    """A greatest length that nobody gave: a change of the other settings finds it anew."""
 
 
 def as_texts(name: str, value: Any) -> tuple:
@@ -56,7 +61,7 @@ class RequestParams:
     stop_when: Callable[[str], bool] | None = option(
         None, "A function of the answer's text so far that says when it ends.", function, example=bool, command=False
     )
-    ignore_eos: bool = option(False, "The model's own end tokens do not end it.", example=True, same_in=(VLLM,))
+    ignore_eos: bool = option(False, "The model's own end tokens do not end it.", yes_or_no, example=True, same_in=(VLLM,))
     seed: int | None = option(None, "Makes sampled answers repeatable.", must_be("a whole number", of(int)), example=7, same_in=(OPENAI,))
     num_return_sequences: int = option(1, "Answers to each prompt.", whole(1), example=2, same_in=(CONFIG,), aliases={OPENAI: ("n",)})
     strategy: str | None = option(
@@ -76,9 +81,17 @@ class RequestParams:
         None, "The same of the prompt's tokens.", whole(0), example=1, same_in=(VLLM,), command=Command(int | None, bare=0)
     )
     do_sample: bool | None = option(
-        None, "Sample, or take the likeliest token; without it, sampling is on where one of its options is given.", example=True,
+        None, "Sample, or take the likeliest token; without it, sampling is on where one of its options is given.", yes_or_no, example=True,
         same_in=(CONFIG,),
     )  # fmt: skip
+
+    def __new__(cls, *values: Any, **settings: Any):
+        known = options_of(cls)
+        for name in settings:
+            if name not in known:
+                guess = get_close_matches(name, known, 1)
+                raise UserError(f"{cls.__name__} has no setting {name!r}: " + (f"did you mean {guess[0]}?" if guess else "leave it out"))
+        return super().__new__(cls)
 
     def __post_init__(self):
         converted, owned = duties(type(self))
@@ -87,7 +100,7 @@ class RequestParams:
         for each in options_of(type(self)).values():
             refuse(refusal(each, getattr(self, each.name)))
         refuse_surrogates({name: value for name, value in vars(self).items() if isinstance(value, str | list | tuple | dict)})
-        if self.max_new_tokens is None:  # where max_length says how long, nothing else does
+        if self.max_new_tokens is None or isinstance(self.max_new_tokens, Unsaid):  # where max_length says how long, nothing else does
             object.__setattr__(self, "max_new_tokens", self._usual_length)
         for each in owned:
             refuse(self._without_owner(each))
@@ -134,7 +147,7 @@ class RequestParams:
 
     @property
     def _usual_length(self) -> int:
-        return DEFAULT_MAX_NEW_TOKENS if self.max_length is None else self.max_length
+        return Unsaid(DEFAULT_MAX_NEW_TOKENS if self.max_length is None else self.max_length)
 
 
 @cache

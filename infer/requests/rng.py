@@ -7,6 +7,7 @@ from the sequence's key and the id alone: neither rounding at other ids nor what
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from hashlib import blake2b
 
@@ -107,18 +108,28 @@ def draw(probs: Tensor, keys: Tensor) -> Tensor:
 def choose(logits: Tensor, keys: Sequence[int | None]) -> tuple[Tensor, Tensor]:
     """Choose one id a row, the likeliest where the key is None; return ids [rows] and their log-probabilities [rows].
 
-    The log-probability is that of the distribution given, so after every filter. Raises UserError for scores that are no distribution.
+    The log-probability is that of the distribution given, so after every filter. For a row that is no distribution it is nan, and the
+    id means nothing: `refuse_nan` tells.
     """
     probs = logits.softmax(dim=-1)
     total = probs.sum(dim=-1, keepdim=True)  # float32's softmax does not sum to 1 as exactly
-    if not bool((total > 0).all()):  # nan: an id drawn from these may lie beyond the vocabulary
-        raise UserError(
-            "the scores are not finite, so no token can be chosen: the model overflows in its dtype (load it in float32 or bfloat16), "
-            "its weights are broken, or a filter's setting is too extreme"
-        )
+    broken = ~(total > 0)
+    if bool(broken.any()):  # an id drawn from nan may lie beyond the vocabulary
+        probs = probs.masked_fill(broken, 1.0)
+        total = total.masked_fill(broken, torch.nan)
     drawn = [i for i, each in enumerate(keys) if each is not None]
     ids = logits.argmax(dim=-1) if len(drawn) < len(keys) else torch.empty(len(logits), dtype=torch.long, device=logits.device)
     if drawn:
         some = probs if len(drawn) == len(keys) else probs[drawn]
         ids[drawn] = draw(some, torch.tensor([keys[i] for i in drawn], device=logits.device))
     return ids, (probs.gather(-1, ids[:, None]) / total).squeeze(-1).log()
+
+
+def refuse_nan(logprob: float) -> float:
+    """Return a chosen token's log-probability; raises UserError for one that came of scores that are no distribution."""
+    if math.isnan(logprob):
+        raise UserError(
+            "the scores are not finite, so no token can be chosen: the model overflows in its dtype (load it in float32 or bfloat16), "
+            "its weights are broken, or a filter's setting is too extreme"
+        )
+    return logprob

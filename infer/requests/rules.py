@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
@@ -15,7 +16,15 @@ def anything(name: str, value: Any) -> str | None:
 
 def must_be(wanted: str, fits: Callable[[Any], bool]) -> Rule:
     """A rule of one sentence: the name must be what is wanted, and what came instead."""
-    return lambda name, value: None if fits(value) else f"{name} must be {wanted}, got {value!r}"
+    return lambda name, value: None if fits(value) else f"{name} must be {wanted}, got {shown(value)}"
+
+
+def shown(value: Any) -> str:
+    """A value as an error names it; a number that is too long to be written, by that."""
+    try:
+        return repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
 
 
 def of(kind: type | tuple[type, ...], fits: Callable[[Any], bool] = lambda value: True) -> Callable[[Any], bool]:
@@ -23,14 +32,17 @@ def of(kind: type | tuple[type, ...], fits: Callable[[Any], bool] = lambda value
     return lambda value: isinstance(value, kind) and not isinstance(value, bool) and fits(value)
 
 
+MOST = 2**63  # what a tensor of whole numbers does not hold any more
+
+
 def whole(least: int, wanted: str | None = None) -> Rule:
-    """A whole number, not below the least."""
-    return must_be(wanted or f"a whole number from {least}", of(int, lambda n: n >= least))
+    """A whole number, not below the least, that a tensor can hold."""
+    return must_be(wanted or f"a whole number from {least}", of(int, lambda n: least <= n < MOST))
 
 
 def number(wanted: str, fits: Callable[[float], bool] = lambda x: True) -> Rule:
     """A finite number that fits."""
-    return must_be(wanted, of((int, float), lambda x: abs(x) < float("inf") and fits(x)))
+    return must_be(wanted, of((int, float), lambda x: abs(x) <= sys.float_info.max and fits(x)))
 
 
 def text(wanted: str) -> Rule:
@@ -43,6 +55,7 @@ share = number("in (0, 1]", lambda x: 0 < x <= 1)
 above_zero = number("a number above 0", lambda x: x > 0)
 not_negative = number("a number from 0", lambda x: x >= 0)
 any_number = number("a number")
+yes_or_no = must_be("True or False", lambda value: isinstance(value, bool))
 function = must_be("a function", callable)
 mapping = must_be("a dictionary", lambda value: isinstance(value, Mapping))
 listed = must_be("a list", lambda value: isinstance(value, Collection) and not isinstance(value, str | Mapping))

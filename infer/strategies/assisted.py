@@ -12,7 +12,7 @@ from ..filters.pipeline import Filters, uses
 from ..filters.registry import FILTERS
 from ..requests.events import Provisional
 from ..requests.generation import Generation
-from ..requests.rng import choose, key, uniform
+from ..requests.rng import choose, key, refuse_nan, uniform
 from ..requests.sequence import TokenSequence, release, shared_length
 from ..requests.strategy import Arrivals, Forward, Host, Strategy
 from ..requests.trace import DraftTrace, TraceRecorder
@@ -138,7 +138,7 @@ def commit_at_once(sequences: list[TokenSequence], guesses: list[Guess], logits:
             with sequence.generation.contained():
                 if at in errors:
                     raise errors[at]
-                sequence.commit(id, logprob)
+                sequence.commit(id, refuse_nan(logprob))
             if id != guessed:
                 break
 
@@ -163,7 +163,7 @@ def commit_in_turn(sequences: list[TokenSequence], guesses: list[Guess], logits:
         for sequence, (id, logprob) in zip(going, decisions):
             if not sequence.finished:
                 with sequence.generation.contained():
-                    sequence.commit(id, logprob)
+                    sequence.commit(id, refuse_nan(logprob))
         going = [sequence for sequence, (id, _) in zip(going, decisions) if not sequence.finished and id == choices[sequence][turn].id]
         turn += 1
 
@@ -174,9 +174,10 @@ def decided(scores: Tensor, choices: Sequence[Choice]) -> Iterator[tuple[int, fl
     A guess that is certain of itself is not looked at: the token is the one that greedy decoding or sampling would choose, and where it
     differs from the guess, it is as the rule of speculation would have it.
     """
-    doubted = [i for i, choice in enumerate(choices) if choice.scores is not None]
     keys = [key(each.sequence.seed, each.position) if each.sequence.request.params.samples else None for each in choices]
     ids, logprobs = choose(scores, [own if choice.scores is None else None for own, choice in zip(keys, choices)])
+    broken = logprobs.isnan().tolist()
+    doubted = [i for i, choice in enumerate(choices) if choice.scores is not None and not broken[i]]
     if doubted:
         some = [choices[i] for i in doubted]
         p = scores[doubted].double().softmax(dim=-1)

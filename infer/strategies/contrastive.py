@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,6 +14,7 @@ from ..filters.pipeline import Filters
 from ..requests.generation import Generation
 from ..requests.options import CONFIG, option, settings
 from ..requests.params import RequestParams
+from ..requests.rng import refuse_nan
 from ..requests.rules import fraction
 from ..requests.sequence import TokenSequence, release
 from ..requests.strategy import Forward, Host, Strategy
@@ -38,6 +41,8 @@ def contrastive(generation: Generation, host: Host) -> Strategy:
         recorder = TraceRecorder.of([sequence], logits)
         scores = filters(logits, recorder)
         logprobs, ids = candidates(scores[0], params.top_k)
+        if not ids:
+            refuse_nan(math.nan)  # filters leave a token, so the model does not
         sequences += [sequence.fork() for _ in range(len(ids) - len(sequences))]
         running, place = sequences[: len(ids)], sequence.place
         forward = Forward(running, [[id] for id in ids], [1] * len(ids), (LAST,))

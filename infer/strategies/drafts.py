@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 
 import torch
@@ -129,15 +130,16 @@ class ModelDrafts:
     def _extend(self, drafts: list[DraftSequence], logits: Tensor) -> list[DraftSequence]:
         """Draft one token a sequence by logits, [sequences, vocab]; return the sequences that got one.
 
-        Where filters fail, nothing is guessed: whether the answer ever gets there is for its own sequence to find out.
+        Where filters fail or the draft's scores are no distribution, nothing is guessed: whether the answer ever gets there is for its own sequence to find out.
         """
         scores, errors = Filters(drafts).each(fitted(logits, self.vocab))
         drawn = [draft.request.params.samples for draft in drafts]
         ids, logprobs = choose(scores, [draft.key(DRAFT) if each else None for draft, each in zip(drafts, drawn)])
-        for i, (draft, id, logprob) in enumerate(zip(drafts, ids.tolist(), logprobs.exp().tolist())):
-            if i not in errors:
-                draft.push(id, logprob, scores[i] if drawn[i] else None)
-        return [draft for i, draft in enumerate(drafts) if i not in errors]
+        probs = logprobs.exp().tolist()
+        able = [i for i, p in enumerate(probs) if i not in errors and not math.isnan(p)]
+        for i in able:
+            drafts[i].push(int(ids[i]), probs[i], scores[i] if drawn[i] else None)
+        return [drafts[i] for i in able]
 
     def _open(self, sequences: Sequence[TokenSequence]) -> Generator[Forward, Tensor, None]:
         by_request: dict[Generation, list[TokenSequence]] = {}

@@ -8,7 +8,7 @@ from ...data.errors import UserError
 from ..filters.pipeline import Filters
 from ..requests.generation import Generation
 from ..requests.params import RequestParams
-from ..requests.rng import choose
+from ..requests.rng import choose, refuse_nan
 from ..requests.sequence import TokenSequence, release
 from ..requests.strategy import Arrivals, Host, Strategy, next_tokens
 from ..requests.trace import TraceRecorder
@@ -57,7 +57,7 @@ def commit_choices(live: list[TokenSequence], scores: Tensor, recorder: TraceRec
     for sequence, id, logprob in zip(live, ids, logprobs.tolist()):
         if not sequence.finished:
             with sequence.generation.contained():
-                sequence.commit(id, logprob)
+                sequence.commit(id, refuse_nan(logprob))
                 sequence.publish()
     release([sequence for sequence in live if sequence.finished])
     return [sequence for sequence in live if not sequence.finished]

@@ -93,3 +93,16 @@ def test_the_first_piece_of_a_stream_comes_within_two_passes(wide_tiny, tiny_tok
     events = stream(wide_tiny, tiny_tokenizer, [5, 6, 7, 8], SamplingParams(max_new_tokens=20, seed=1, ignore_eos=True, **STRATEGIES[name]))
     assert list(islice((event for event in events if isinstance(event, Committed)), 1))
     assert runners[0].passes <= 2
+
+
+BROKEN = {"logit_bias": {5: 1e30}, "temperature": 1e-30, "seed": 1}  # infinite in float32
+
+
+def test_scores_that_overflow_end_their_own_prompt_alone(tiny, tiny_tokenizer):
+    model, further = tiny("llama"), tiny("llama", seed=1)
+    for way in ({}, {"prompt_lookup_num_tokens": 3}, {"assistant_model": further}, {"dola_layers": [0]}):
+        whole = SamplingParams(**{"max_new_tokens": 6, "temperature": 1.0, "seed": 4, **way})
+        broken = SamplingParams(max_new_tokens=6, **BROKEN, **way)
+        found = generate(model, tiny_tokenizer, [[5, 6, 7]] * 2, [broken, whole])
+        assert found[0].finish_reason == "error" and "the scores are not finite" in found[0].error, way
+        assert found[1].ids == generate(model, tiny_tokenizer, [[5, 6, 7]], whole)[0].ids, way

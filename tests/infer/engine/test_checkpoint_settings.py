@@ -165,6 +165,11 @@ def test_a_checkpoint_without_settings_is_greedy_and_one_that_we_cannot_honour_i
     with pytest.raises(UserError, match="top_p must be"):
         checkpoint_params(model, top_p=7)
     assert generate(model, tiny_tokenizer, [SOURCE], SamplingParams(max_new_tokens=2))[0].ids
+    model = with_config("llama", max_length=4)
+    with pytest.raises(UserError, match=r"leaves nothing of max_length=4.*It is a setting of the checkpoint's"):
+        generate(model, tiny_tokenizer, [SOURCE])
+    with pytest.raises(UserError, match="shorten the prompt$"):
+        generate(model, tiny_tokenizer, [SOURCE], SamplingParams(max_length=4))
 
 
 def test_what_a_person_is_told_of_the_checkpoints_settings():

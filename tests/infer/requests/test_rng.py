@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from seodang.data.errors import UserError
-from seodang.infer.requests.rng import choose, draw, key, uniform
+from seodang.infer.requests.rng import choose, draw, key, refuse_nan, uniform
 
 CRITICAL = {3: 16.27, 5: 20.52, 9: 27.88}  # chi-square at p = 0.001, by degrees of freedom
 
@@ -67,8 +67,12 @@ def test_rows_without_noise_take_the_likeliest_beside_rows_that_draw():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("own", [None, key(1, 0)])
-def test_scores_that_are_no_distribution_are_refused_by_name(bad, own):
+def test_scores_that_are_no_distribution_are_refused_by_name_and_their_neighbours_chosen_from(bad, own):
     logits = torch.zeros(2, 6)
+    alone = choose(logits[:1], [key(0, 0)])
     logits[1, 3] = bad
+    ids, logprobs = choose(logits, [key(0, 0), own])
+    assert (ids[0], logprobs[0]) == (alone[0][0], alone[1][0]) and 0 <= ids[1] < 6
+    assert refuse_nan(float(logprobs[0])) == pytest.approx(-math.log(6))
     with pytest.raises(UserError, match="the scores are not finite"):
-        choose(logits, [key(0, 0), own])
+        refuse_nan(float(logprobs[1]))

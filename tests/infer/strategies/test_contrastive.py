@@ -167,3 +167,10 @@ def test_trace_shows_what_each_candidate_was_worth(tiny, tokenizer):
 def test_what_contrastive_search_cannot_do_is_refused_by_name(tiny, tokenizer, settings, named):
     with pytest.raises(UserError, match=named):
         generate(tiny("llama"), tokenizer, [[5, 6]], SamplingParams(max_new_tokens=3, **settings))
+
+
+def test_a_model_without_finite_scores_is_told_of_by_name(fresh_tiny, tiny_tokenizer):
+    model = fresh_tiny("llama")
+    model.lm_head.weight.data.fill_(torch.nan)
+    with pytest.raises(UserError, match="the scores are not finite"):
+        generate(model, tiny_tokenizer, [[5, 6, 7]], SamplingParams(penalty_alpha=0.6, top_k=3, max_new_tokens=4))
