@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from .architecture import Capabilities, ModelOutput, context_limit, evaluating, refuse_source, refuse_unsupported, transformers_model
+from .architecture import Capabilities, ModelOutput, decoding_limit, evaluating, refuse_source, refuse_unsupported, transformers_model
 from .batched import BatchedRunner
 
 
@@ -38,7 +38,7 @@ class PaddedRunner(BatchedRunner):
         self.model = transformers_model(model)
         refuse_unsupported(self.model)
         self.config = self.model.config.get_text_config()
-        self.limit = context_limit(self.model)
+        self.limit = decoding_limit(self.model)
         self._accepts = inspect.signature(type(self.model).forward).parameters
 
     def allocate(self, source_ids: Sequence[int] = ()) -> int:
