@@ -90,17 +90,36 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
 
 
 def context_limit(model: PreTrainedModel) -> int | None:
-    """Return how many positions the model can have, or None where nothing bounds them.
+    """Return how many positions one row of a pass of the model's own can have beside others, or None where nothing bounds them.
 
-    Under longrope it is the length of the first training: beyond it, one long slot would change the rotation of all.
+    Under longrope it is the length of the first training: beyond it, one long row changes the rotation of all that are with it.
     """
     config = model.config.get_text_config()
-    names = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
-    limits = [limit for name in names if isinstance(limit := getattr(config, name, None), int) and limit > 0][:1]
+    first = [rope.get("original_max_position_embeddings") for rope in rope_settings(config) if rope.get("rope_type") == "longrope"]
+    return min(filter(None, [positions_of(config), *first]), default=None)
+
+
+def rope_settings(config: PreTrainedConfig) -> list[dict]:
+    """Return what the configuration says of rotary positions: one dictionary, or one a kind of layer."""
     rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope":
-        limits.append(rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", limits[0]))
-    return min(limits, default=None)
+    return [rope] if "rope_type" in rope else [each for each in rope.values() if isinstance(each, dict)]
+
+
+def decoding_limit(model: PreTrainedModel) -> int | None:
+    """Return how many positions a slot can have that turns by its own length, or None where nothing bounds them.
+
+    Under longrope all that the configuration gives, under dynamic scaling `factor` times as many as the model was trained with.
+    """
+    config = model.config.get_text_config()
+    limit = positions_of(config)
+    factors = [rope.get("factor", 1) for rope in rope_settings(config) if rope.get("rope_type") == "dynamic"]
+    return int(limit * min(factors)) if factors and limit is not None else limit
+
+
+def positions_of(config: PreTrainedConfig) -> int | None:
+    """Return how many positions the configuration gives, under whichever name."""
+    names = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
+    return next((limit for name in names if isinstance(limit := getattr(config, name, None), int) and limit > 0), None)
 
 
 def refuse_masking_under_window(config: PreTrainedConfig) -> None:

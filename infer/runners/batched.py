@@ -56,6 +56,10 @@ class CacheSlots:
         """Raise UserError: where past and padding lie together, nothing can be left out between."""
         raise UserError(f"{self.config.model_type} cannot leave out a part of its prompt: drop hide and attention_mask")
 
+    def forward(self, slots: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int]) -> Tensor:
+        """Append `ids[i]` to slot i and return the logits of its newest `keep[i]` positions, [sum(keep), vocab]; each kind of slots is a pass."""
+        return self.observe(slots, ids, keep, ()).logits
+
     def release(self, slots: Sequence[int]) -> None:
         """Give back the slots and their memory."""
         for slot in slots:
@@ -65,6 +69,11 @@ class CacheSlots:
     def refresh(self, keep: Collection[int] = ()) -> None:
         """Release every slot that is not kept."""
         self.release([slot for slot in self._lengths if slot not in keep])
+
+    def _refuse_states(self, layers: Sequence[int]) -> None:
+        """Raise UserError where hidden states are asked for, which these architectures do not hand out alike."""
+        if layers:
+            raise UserError(f"Seodang does not read the hidden states of {self.config.model_type}: use a strategy that asks for none")
 
     def _add(self) -> int:
         slot, self._next = self._next, self._next + 1
@@ -83,10 +92,6 @@ class BatchedRunner(CacheSlots):
         """Keep the first `length` positions of the slot; raises UserError for more than it has."""
         check_cut(slot, length, self._lengths[slot])
         self._lengths[slot] = length
-
-    def forward(self, slots: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int]) -> Tensor:
-        """Append `ids[i]` to slot i and return the logits of its newest `keep[i]` positions, [sum(keep), vocab]; each kind of slots is a pass."""
-        return self.observe(slots, ids, keep, ()).logits
 
     @torch.no_grad()
     def observe(self, slots: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int], layers: Sequence[int]) -> ModelOutput:

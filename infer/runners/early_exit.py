@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from ...data.errors import UserError
+from .by_length import RaggedByLength
 from .contract import Runner
 from .direct import DirectRunner
 from .ragged import RaggedRunner
@@ -50,16 +51,20 @@ class FirstLayersRagged(FirstLayers, RaggedRunner):
     """The first layers of the model as it is."""
 
 
+class FirstLayersByLength(FirstLayers, RaggedByLength):
+    """The first layers of a model that turns its positions by the length of the whole."""
+
+
 class FirstLayersDirect(FirstLayers, DirectRunner):
     """The first layers of a model of the direct families."""
 
 
-def open_first_layers(runner: Runner, layers: int) -> FirstLayersRagged | FirstLayersDirect:
+def open_first_layers(runner: Runner, layers: int) -> FirstLayersRagged | FirstLayersByLength | FirstLayersDirect:
     """Return a runner of the first layers of another runner's model; raises UserError for an architecture without it."""
     if not isinstance(runner, RaggedRunner):
         raise UserError(f"assistant_early_exit leaves out layers, which Seodang cannot do in {runner.config.model_type}: use a draft model")
-    kind = FirstLayersDirect if isinstance(runner, DirectRunner) else FirstLayersRagged
-    return kind(runner.model, layers)
+    kinds = {DirectRunner: FirstLayersDirect, RaggedByLength: FirstLayersByLength}
+    return next((kind for own, kind in kinds.items() if isinstance(runner, own)), FirstLayersRagged)(runner.model, layers)
 
 
 def holder_of_layers(model: nn.Module, count: int) -> tuple[nn.Module, str]:

@@ -2,33 +2,89 @@
 
 from __future__ import annotations
 
-from torch import nn
+import warnings
+from collections.abc import Iterator
+from weakref import WeakKeyDictionary
 
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ...data.errors import UserError
 from ...data.versions import versions_named
-from .architecture import attention_is_replaceable, carries_state, transformers_model
+from .architecture import attention_is_replaceable, carries_state, refuse_unsupported, transformers_model
+from .by_length import BY_LENGTH, hangs_on_length
 from .contract import Runner
 from .direct import DirectRunner
 from .encoder_decoder import EncoderDecoderRunner
 from .layers import supports_direct
 from .model_lock import locked
 from .padded import PaddedRunner
+from .probe import agree, own_logits, probe, probe_ids, tolerance
 from .ragged import RaggedRunner
+from .recomputing import RecomputingRunner
 from .stateful import StatefulRunner
+
+_CHOSEN: WeakKeyDictionary[PreTrainedModel, dict[bool, type[Runner]]] = WeakKeyDictionary()  # by whether the direct runner was to be had
 
 
 @versions_named()
 def open_runner(model: nn.Module) -> Runner:
-    """Return the runner for a model: direct for the families of `layers`, ragged where all memory is attention that lets itself be replaced.
+    """Return the fastest runner that gives the model's own logits, by a probe of a few tokens when a model is first opened.
 
-    Else padded, where it is attention of another kind, and one slot at a time where layers carry a state. Encoder-decoders have one of
-    their own, whose slots are opened on their source.
+    Direct for the families of `layers`, ragged where all memory is attention that lets itself be replaced, padded where it is attention of
+    another kind, one slot at a time where layers carry a state, and without a memory where none fits. Encoder-decoders have one of
+    their own, whose slots are opened on their source. Raises UserError for an architecture that none of them fits.
     """
     inner = transformers_model(model)
     if inner.config.is_encoder_decoder:
         return EncoderDecoderRunner(inner)
-    if carries_state(inner):
-        return StatefulRunner(inner)
     with locked(inner):  # as it is between passes
-        if supports_direct(inner):
-            return DirectRunner(inner)
-    return RaggedRunner(inner) if attention_is_replaceable(inner) else PaddedRunner(inner)
+        direct = supports_direct(inner)
+        chosen = _CHOSEN.setdefault(inner, {})
+        if direct not in chosen:
+            chosen[direct] = choose(inner, direct)
+        return chosen[direct](inner)
+
+
+def choose(model: PreTrainedModel, direct: bool) -> type[Runner]:
+    """Return the first of the candidates that gives the model's own logits; raises UserError, with what kept each from it, where none does."""
+    refuse_unsupported(model)
+    kind = model.config.get_text_config().model_type
+    with torch.autocast(model.device.type, enabled=False):
+        try:
+            ids = probe_ids(model.config.get_text_config().vocab_size)
+            want = own_logits(model, ids)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever an architecture raises that wants more than ids
+            raise UserError(f"{kind} makes no logits of token ids alone ({reason(error)}): use a causal language model of text") from None
+        kept_from = []
+        for candidate in candidates(model, direct):
+            try:
+                probe(candidate(model), ids, want)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # whatever an architecture raises that this runner does not fit
+                kept_from.append(f"{candidate.__name__}: {reason(error)}")
+                continue
+            if issubclass(candidate, RecomputingRunner):
+                warnings.warn(f"{kind} has no memory that Seodang can use: each token costs a pass over its whole text", stacklevel=3)
+            return candidate
+        if not agree(own_logits(model, [own[:-2] for own in ids]).flatten(0, 1), want[:, :-2].flatten(0, 1), tolerance(model, want)):
+            raise UserError(f"{kind} attends in both directions and cannot continue a text: use a causal model (in some, is_decoder in its config.json)")
+    raise UserError(f"{kind} does not fit any runner ({'; '.join(kept_from)}): use another architecture")
+
+
+def candidates(model: PreTrainedModel, direct: bool) -> Iterator[type[Runner]]:
+    """Yield the runners that may fit, the fastest first; where layers carry a state, none that cuts or pads it."""
+    kinds: list[type[Runner]] = [DirectRunner] if direct else []
+    if not carries_state(model):
+        kinds += [RaggedRunner, PaddedRunner] if attention_is_replaceable(model) else [PaddedRunner]
+    for kind in [*kinds, StatefulRunner, RecomputingRunner]:
+        yield BY_LENGTH[kind] if hangs_on_length(model.config.get_text_config()) else kind
+
+
+def reason(error: Exception) -> str:
+    """What an error says, in a line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

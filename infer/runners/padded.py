@@ -18,7 +18,7 @@ from transformers import DynamicCache
 from .architecture import (
     Capabilities,
     ModelOutput,
-    context_limit,
+    decoding_limit,
     evaluating,
     memory_name,
     refuse_source,
@@ -47,7 +47,7 @@ class PaddedRunner(BatchedRunner):
         self.model = transformers_model(model)
         refuse_unsupported(self.model)
         self.config = self.model.config.get_text_config()
-        self.limit = context_limit(self.model)
+        self.limit = decoding_limit(self.model)
         self._accepts = inspect.signature(type(self.model).forward).parameters
         self._memory = memory_name(self.model)
 

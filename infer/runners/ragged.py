@@ -19,7 +19,7 @@ from .architecture import (
     Capabilities,
     ModelOutput,
     check_pass,
-    context_limit,
+    decoding_limit,
     evaluating,
     refuse_masking_under_window,
     refuse_source,
@@ -29,7 +29,7 @@ from .architecture import (
 )
 from .cache import KVCache, Pool
 from .model_lock import configs_of, use_attention
-from .ragged_attention import RAGGED, ForwardBatch, Run
+from .ragged_attention import RAGGED, ForwardBatch, Run, running
 
 
 class RaggedRunner:
@@ -46,7 +46,7 @@ class RaggedRunner:
         self.model = transformers_model(model)
         refuse_unsupported(self.model)
         self.config = self.model.config.get_text_config()
-        self.limit = context_limit(self.model)
+        self.limit = decoding_limit(self.model)
         self.cache = KVCache()
         self.passes = self.positions = 0
         self._configs = configs_of(self.model)
@@ -125,12 +125,11 @@ class RaggedRunner:
         """Take the plan's tokens through the model: logits at the tokens `wanted`, hidden states in the order of the tokens."""
         device = self.model.get_input_embeddings().weight.device
         kept = {"logits_to_keep": wanted.to(device)} if self._keeps_logits else {}
-        with self._with_attention():
+        with self._with_attention(), running(plan):
             out = self.model(
                 input_ids=torch.tensor([tokens], device=device),
                 position_ids=torch.tensor([positions], device=device),
                 use_cache=False,
-                ragged=plan,
                 output_hidden_states=bool(layers),
                 **kept,
             )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import torch
@@ -60,6 +63,19 @@ class ForwardBatch:
     attended: set[int] = field(default_factory=set)
 
 
+_RUNNING: ContextVar[ForwardBatch] = ContextVar("running")  # not an argument: some attention layers are handed none
+
+
+@contextmanager
+def running(plan: ForwardBatch) -> Iterator[None]:
+    """Let the attention of this thread's pass go by this plan."""
+    token = _RUNNING.set(plan)
+    try:
+        yield
+    finally:
+        _RUNNING.reset(token)
+
+
 @dataclass(frozen=True)
 class Window:
     """Stands where the attention mask would: a sliding window, or none."""
@@ -81,7 +97,6 @@ def ragged_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    ragged: ForwardBatch | None = None,
     **rest,
 ) -> tuple[Tensor, None]:
     """Write the new keys and values into the slots' lanes and attend, each slot over its own past.
@@ -90,15 +105,15 @@ def ragged_attention(
     architecture asks for that is not honoured.
     """
     check_attention_kwargs(module, rest)
-    layer = module.layer_idx
-    if ragged is None or layer in ragged.attended:
+    layer, plan = module.layer_idx, _RUNNING.get()
+    if layer in plan.attended:
         raise UserError(f"{module.config.model_type} attends more than once a layer, which Seodang cannot cache: use another architecture")
-    ragged.attended.add(layer)
+    plan.attended.add(layer)
     # the mask is what the fused kernels obey; the argument is its copy, missing in some architectures
     window = attention_mask.size if attention_mask is not None else sliding_window
     options = {"window": window, "softcap": softcap, "sinks": s_aux, "scale": scaling}
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
-    return attend_pass(ragged, layer, query, key, value, **options)[None], None
+    return attend_pass(plan, layer, query, key, value, **options)[None], None
 
 
 def attend_pass(plan: ForwardBatch, layer: int, query: Tensor, key: Tensor, value: Tensor, **options) -> Tensor:

@@ -18,7 +18,7 @@ from .architecture import (
     Capabilities,
     ModelOutput,
     check_pass,
-    context_limit,
+    decoding_limit,
     evaluating,
     memory_name,
     refuse_source,
@@ -38,7 +38,7 @@ class StatefulRunner(CacheSlots):
         self.model = transformers_model(model)
         refuse_unsupported(self.model)
         self.config = self.model.config.get_text_config()
-        self.limit = context_limit(self.model)
+        self.limit = decoding_limit(self.model)
         self._accepts = inspect.signature(type(self.model).forward).parameters
         self._memory = memory_name(self.model)
 
@@ -54,34 +54,32 @@ class StatefulRunner(CacheSlots):
             self._home[target] = copy.deepcopy(self._home[source])
 
     def truncate(self, slot: int, length: int) -> None:
-        """A state cannot be cut: raises UserError unless nothing is to be forgotten."""
-        if length != self._lengths[slot]:
+        """A state cannot be cut: raises UserError unless nothing is to be forgotten, or everything."""
+        if not length:
+            self._lengths[slot] = 0
+            self._home.pop(slot, None)
+        elif length != self._lengths[slot]:
             raise UserError(f"{self.config.model_type} carries a state, which cannot take back tokens: use a strategy without drafts")
 
     @torch.no_grad()
-    def forward(self, slots: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int]) -> Tensor:
-        """Append `ids[i]` to slot i and return the logits of its newest `keep[i]` positions, [sum(keep), vocab].
+    def observe(self, slots: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int], layers: Sequence[int]) -> ModelOutput:
+        """Append `ids[i]` to slot i and return the logits of its newest `keep[i]` positions, [sum(keep), vocab]; raises UserError for hidden states.
 
         Slot by slot; behind a past token by token, for many architectures can only step singly there.
         """
         check_pass(slots, ids, keep, self.vocab_size)
+        self._refuse_states(layers)
         logits = []
         with evaluating(self.model):
             for slot, new, kept in zip(slots, ids, keep):
                 pieces = [[id] for id in new] if self._lengths[slot] else [list(new)]
                 whole = torch.cat([self._run(slot, piece) for piece in pieces])
                 logits.append(whole[len(whole) - kept :])
-        return torch.cat(logits)
-
-    def observe(self, slots: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int], layers: Sequence[int]) -> ModelOutput:
-        """As `forward`; raises UserError for hidden states, which these architectures do not hand out alike."""
-        if layers:
-            raise UserError(f"Seodang does not read the hidden states of {self.config.model_type}: use a strategy that asks for none")
-        return ModelOutput(self.forward(slots, ids, keep), {})
+        return ModelOutput(torch.cat(logits), {})
 
     def head(self, states: Tensor) -> Tensor:
         """Raise UserError: where no hidden states, [n, hidden], are read, the head has nothing to work on."""
-        raise UserError(f"Seodang does not read the hidden states of {self.config.model_type}: use a strategy that asks for none")
+        self._refuse_states([-1])
 
     def _run(self, slot: int, ids: list[int]) -> Tensor:
         """One pass of the model: logits, [ids, vocab]."""

@@ -6,6 +6,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from seodang.data.errors import UserError
+from seodang.infer.runners.architecture import context_limit
 from seodang.infer.runners.open import open_runner
 from seodang.infer.runners.ragged import RaggedRunner
 
@@ -135,6 +136,7 @@ def test_logits_are_computed_where_they_are_wanted_alone(fresh_tiny):
     seen = []
     model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape)))
     runner = open_runner(model)
+    seen.clear()  # of the probe
     rows = [runner.allocate(), runner.allocate()]
     logits = runner.forward(rows, [ids(10), ids(6)], [1, 3])
     assert seen == [(1, 4, 128)] and logits.shape == (4, 128)
@@ -184,7 +186,9 @@ def test_takes_the_limit_from_the_config(tiny):
     assert open_runner(tiny("gpt2")).limit == 256
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "original_max_position_embeddings": 64}
     long = tiny("llama", rope_parameters=rope)
-    assert open_runner(long).limit == 64  # beyond it, one long row would change the others
+    assert open_runner(long).limit == 256 and context_limit(long) == 64  # beyond it, one long row of the model's own pass changes the others
+    dynamic = tiny("llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0})
+    assert open_runner(dynamic).limit == 512 and context_limit(dynamic) == 256
 
 
 @pytest.mark.parametrize(

@@ -53,8 +53,17 @@ def test_stateful_logits_equal_the_models_own(kind):
         runner.truncate(rows[0], 3)
 
 
+def test_a_state_is_forgotten_as_a_whole_where_it_cannot_be_cut():
+    model = build("mamba", STATEFUL["mamba"])
+    runner = open_runner(model)
+    slot = runner.allocate()
+    runner.forward([slot], [ids(5, 1)], [1])
+    runner.truncate(slot, 0)
+    torch.testing.assert_close(runner.forward([slot], [ids(4, 2)], [1]), whole(model, ids(4, 2))[-1:], rtol=0, atol=5e-5)
+
+
 def test_refuses_by_name_a_state_that_the_model_keeps_to_itself():
     settings = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 1, "lru_width": 32, "head_dim": 8}
-    runner = open_runner(build("recurrent_gemma", {**settings, "intermediate_size": 64, "block_types": ["recurrent", "attention"]}))
+    runner = StatefulRunner(build("recurrent_gemma", {**settings, "intermediate_size": 64, "block_types": ["recurrent", "attention"]}))
     with pytest.raises(UserError, match="recurrent_gemma does not hand out its state"):
         runner.forward([runner.allocate()], [[5, 6]], [1])

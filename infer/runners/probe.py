@@ -1,0 +1,68 @@
+"""Whether a runner computes what its model computes: a few tokens through both."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ...data.errors import UserError
+from .architecture import evaluating
+from .contract import Runner
+
+LENGTH = 5
+# How far logits may lie from the model's own, as a share of their spread: far above rounding, far below what a token too many or too few does.
+TOLERANCES = {torch.float64: 1e-4, torch.float32: 5e-3}
+COARSE = 0.25  # in fewer bits, where an expert may be chosen otherwise
+
+
+def probe_ids(vocab_size: int) -> list[list[int]]:
+    """Return two sequences of ids away from the vocabulary's beginning, where the special ones are."""
+    return [[(vocab_size // 4 + 5 * (row * LENGTH + i)) % vocab_size for i in range(LENGTH)] for row in range(2)]
+
+
+@torch.no_grad()
+def own_logits(model: PreTrainedModel, ids: list[list[int]]) -> Tensor:
+    """Return the logits of the model's own forward pass without a cache, [rows, n, vocab]."""
+    inputs = {"input_ids": torch.tensor(ids, device=model.get_input_embeddings().weight.device)}
+    if "use_cache" in inspect.signature(type(model).forward).parameters:
+        inputs["use_cache"] = False
+    with evaluating(model):
+        return model(**inputs).logits
+
+
+def probe(runner: Runner, ids: list[list[int]], want: Tensor) -> None:
+    """Take both sequences through a runner: read at once, step by step, forked and cut, where the runner cuts.
+
+    want is [2, n, vocab], the model's own logits. Raises UserError where the runner's are others, and what the architecture raises.
+    """
+    a, b = ids
+    slots = [runner.allocate(), runner.allocate()]
+    logits = runner.forward(slots, [a[:3], b[:2]], [1, 2])
+    slots += runner.fork(slots[:1])
+    seen = 3
+    if runner.capabilities.truncate:
+        runner.truncate(slots[0], 2)
+        seen = 2
+    more = runner.forward([slots[1], slots[2], slots[0]], [b[2:3], a[3:4], a[seen:]], [1, 1, LENGTH - seen])
+    runner.release(slots)
+    expected = torch.cat([want[0, 2:3], want[1, :2], want[1, 2:3], want[0, 3:4], want[0, seen:]])
+    if not agree(torch.cat([logits, more]), expected, tolerance(runner.model, want)):
+        raise UserError("its logits are not the model's own")
+
+
+def agree(got: Tensor, want: Tensor, tolerance: float) -> bool:
+    """Whether logits, [n, vocab], are those wanted, but for a share of their spread; where those are not finite nothing can be told."""
+    if want.is_meta or not want.isfinite().all():
+        return True
+    got, want = got.double().to(want.device), want.double()
+    spread = (want - want.mean(dim=-1, keepdim=True)).square().mean().sqrt()
+    return bool((got - want).square().mean().sqrt() <= tolerance * spread)
+
+
+def tolerance(model: nn.Module, logits: Tensor) -> float:
+    """Return how far logits may lie apart that a model computes twice: by its coarsest floating dtype."""
+    dtypes = {logits.dtype, *(p.dtype for p in model.parameters())}
+    return max(TOLERANCES.get(dtype, COARSE) for dtype in dtypes)

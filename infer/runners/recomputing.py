@@ -1,0 +1,56 @@
+"""The forward pass for architectures without a memory that fits (OpenAI GPT, XLNet): each pass reads every slot's whole sequence anew."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Hashable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .architecture import Capabilities, ModelOutput, decoding_limit, evaluating, refuse_source, refuse_unsupported, transformers_model
+from .batched import BatchedRunner
+
+
+class RecomputingRunner(BatchedRunner):
+    """Runs whole sequences without a cache, those of equal length together, as a `Runner`; of a slot's past it keeps the ids."""
+
+    capabilities = Capabilities()
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = transformers_model(model)
+        refuse_unsupported(self.model)
+        self.config = self.model.config.get_text_config()
+        self.limit = decoding_limit(self.model)
+        self._options = {"use_cache": False} if "use_cache" in inspect.signature(type(self.model).forward).parameters else {}
+
+    def allocate(self, source_ids: Sequence[int] = ()) -> int:
+        """Return a new slot without a past; raises UserError for a source, which a decoder does not read."""
+        refuse_source(self.config, source_ids)
+        return self._add()
+
+    def _alike(self, slot: int, new: Sequence[int]) -> Hashable:
+        return self._lengths[slot] + len(new)
+
+    def _run(self, slots: list[int], ids: list[Sequence[int]], keep: list[int], layers: Sequence[int]) -> list[ModelOutput]:
+        """One pass of the model over the whole of slots that are equally long."""
+        self._refuse_states(layers)
+        whole = [[*self._past(slot), *new] for slot, new in zip(slots, ids)]
+        device = self.model.get_input_embeddings().weight.device
+        with evaluating(self.model):
+            out = self.model(input_ids=torch.tensor(whole, device=device), **self._options)
+        self._ran(whole, slots, ids)
+        self.positions += sum(len(own) - len(new) for own, new in zip(whole, ids))
+        return [ModelOutput(logits[len(logits) - k :], {}) for logits, k in zip(out.logits, keep)]
+
+    def head(self, states: Tensor) -> Tensor:
+        """Raise UserError: where no hidden states, [n, hidden], are read, the head has nothing to work on."""
+        self._refuse_states([-1])
+
+    def _past(self, slot: int) -> list[int]:
+        """The ids that a slot has seen."""
+        if not self._lengths[slot]:
+            return []
+        batch, index = self._home[slot]
+        return batch[index][: self._lengths[slot]]
