@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ...data.errors import UserError
-from ...data.versions import versions_named
+from ...data.versions import untried, versions_named
 from .architecture import attention_is_replaceable, carries_state, refuse_unsupported, transformers_model
 from .by_length import BY_LENGTH, hangs_on_length
 from .contract import Runner
@@ -70,6 +70,8 @@ def choose(model: PreTrainedModel, direct: bool) -> type[Runner]:
                 continue
             if issubclass(candidate, RecomputingRunner):
                 warnings.warn(f"{kind} has no memory that Seodang can use: each token costs a pass over its whole text", stacklevel=3)
+            if kept_from and (versions := untried()):  # a library that has moved may have cost the faster one
+                warnings.warn(f"{kind} runs through {candidate.__name__}, slower than it may ({'; '.join(kept_from)}); {versions}", stacklevel=3)
             return candidate
         if not agree(own_logits(model, [own[:-2] for own in ids]).flatten(0, 1), want[:, :-2].flatten(0, 1), tolerance(model, want)):
             raise UserError(f"{kind} attends in both directions and cannot continue a text: use a causal model (in some, is_decoder in its config.json)")
