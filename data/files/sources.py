@@ -187,7 +187,7 @@ def _reader(name: str, split: str, streaming: bool, encoding: str | None = None,
     book, mark, sheet = name.rpartition("#")
     if mark and Path(book).suffix.lower() in WORKBOOKS and Path(book).expanduser().is_file():
         return lambda: _workbook(Path(book).expanduser(), sheet)
-    pattern = any(letter in name for letter in "*?[")
+    pattern = not path.is_dir() and any(letter in name for letter in "*?[")
     if path.is_dir() or pattern:
         files = _files_of(path) if path.is_dir() else sorted(Path(file) for file in glob(str(path), recursive=True) if os.path.isfile(file))
         for file in files:
