@@ -117,7 +117,7 @@ def test_more_answers_than_there_are_is_an_error(law, tiny_tokenizer):
 
 
 def test_scores_that_are_no_numbers_end_the_request_and_no_other(tiny_llama, tiny_tokenizer):
-    wrong = SamplingParams(strategy="stochastic_beam", num_beams=3, temperature=1e-320, max_new_tokens=3)
+    wrong = SamplingParams(strategy="stochastic_beam", num_beams=3, temperature=1e-30, logit_bias={5: 1e30}, max_new_tokens=3)
     failed, good = generate(tiny_llama, tiny_tokenizer, [[5, 6, 7]] * 2, [wrong, SamplingParams(max_new_tokens=3)])
     [alone] = generate(tiny_llama, tiny_tokenizer, [[5, 6, 7]], SamplingParams(max_new_tokens=3))
     assert failed.finish_reason == "error" and failed.error and good.ids == alone.ids
