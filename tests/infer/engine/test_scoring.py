@@ -41,6 +41,7 @@ def test_the_head_runs_at_answers_alone_and_no_position_twice(fresh_tiny, monkey
     rows = []
     model.lm_head.register_forward_hook(lambda module, inputs, output: rows.append(output.shape[1]))
     runner = open_runner(model)
+    rows.clear()  # of the probe
     scoring.score_ids(runner, PAIRS)
     assert sum(rows) == sum(len(answer) for _, answer in PAIRS) and max(rows) <= logits
     assert runner.positions == sum(len(prompt) + len(answer) - 1 for prompt, answer in PAIRS)

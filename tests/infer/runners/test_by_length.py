@@ -67,15 +67,17 @@ def test_each_row_turns_by_its_own_length(model):
     runner.truncate(a, 14)  # back before it
     [c] = runner.fork([a])
     got += [runner.forward([a, b, c], [A[14:15], B[4:5], A[14:20]], [1, 1, 2])]
+    [d] = runner.fork([a])
     for i in range(15, 24):  # step by step across it
         got += [runner.forward([b, a], [B[i - 10 : i - 9], A[i : i + 1]], [1, 1])]
+    runner.copy(c, d, 15)  # what the two have alike is turned otherwise by now
     runner.copy(a, b, 0)
     runner.truncate(b, 20)
-    got += [runner.forward([c, b], [A[20:21], A[20:21]], [1, 1])]
+    got += [runner.forward([c, b, d], [A[20:21]] * 3, [1, 1, 1])]
     want = [want_a[:10], want_b[:3], want_a[10:19], want_b[3:4], want_a[14:15], want_b[4:5], want_a[18:20]]
-    want += [own[i : i + 1] for i in range(15, 24) for own, i in ((want_b, i - 10), (want_a, i))] + [want_a[20:21]] * 2
+    want += [own[i : i + 1] for i in range(15, 24) for own, i in ((want_b, i - 10), (want_a, i))] + [want_a[20:21]] * 3
     torch.testing.assert_close(torch.cat(got), torch.cat(want), rtol=0, atol=1e-10)
-    runner.release([a, b, c])
+    runner.release([a, b, c, d])
     assert runner.live == 0
 
 
