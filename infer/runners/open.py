@@ -74,7 +74,8 @@ def choose(model: PreTrainedModel, direct: bool) -> type[Runner]:
                 warnings.warn(f"{kind} runs through {candidate.__name__}, slower than it may ({'; '.join(kept_from)}); {versions}", stacklevel=3)
             return candidate
         if not agree(own_logits(model, [own[:-2] for own in ids]).flatten(0, 1), want[:, :-2].flatten(0, 1), tolerance(model, want)):
-            raise UserError(f"{kind} attends in both directions and cannot continue a text: use a causal model (in some, is_decoder in its config.json)")
+            remedy = "use a causal model (in some, is_decoder in its config.json)"
+            raise UserError(f"{kind} attends in both directions and cannot continue a text: {remedy}")
     raise UserError(f"{kind} does not fit any runner ({'; '.join(kept_from)}): use another architecture")
 
 
