@@ -12,7 +12,7 @@ import torch
 
 from seodang.data.chat import prompt_ids
 from seodang.infer import SamplingParams, generate
-from seodang.infer.runners.ragged import RaggedRunner
+from seodang.infer.engine.batch import Batch
 from seodang.recipes.generate import InOrder, Prompts, main, read_prompts
 from seodang.recipes.options.decoding import Decoding, SpeakingModel
 from seodang.recipes.options.parser import parse
@@ -143,7 +143,7 @@ def test_stop_texts_and_options_from_a_file_are_honoured(real, tmp_path, capsys)
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_mistake_is_one_line_and_exit_code_2_before_any_compute(checkpoint, tmp_path, monkeypatch, capsys, arguments, message):
-    monkeypatch.setattr(RaggedRunner, "forward", lambda *args: pytest.fail("computed something"))
+    monkeypatch.setattr(Batch, "run", lambda *args: pytest.fail("computed something"))
     (tmp_path / "broken.jsonl").write_text('{"prompt": "fine"}\n{"prompt": \n')
     (tmp_path / "keys.jsonl").write_text('{"topic": "hi"}\n')
     (tmp_path / "empty.txt").write_text("\n\n")
@@ -334,15 +334,15 @@ def test_what_is_out_of_order_is_held_until_its_turn_and_no_longer(tiny_llama, t
 @pytest.mark.parametrize("number, code, said", [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])
 def test_a_file_that_is_stopped_has_what_was_finished_in_complete_lines(checkpoint, tmp_path, sized, monkeypatch, capsys, number, code, said):
     prompts, output = file_of(tmp_path, len(SIZED))
-    forward, passes = RaggedRunner.forward, []
+    run, passes = Batch.run, []
 
-    def forward_until_stopped(*given, **more):
+    def run_until_stopped(batch):
         passes.append(None)
         if len(passes) == 4:  # by then the second and the fourth are finished, and wait for the first
             os.kill(os.getpid(), number)
-        return forward(*given, **more)
+        run(batch)
 
-    monkeypatch.setattr(RaggedRunner, "forward", forward_until_stopped)
+    monkeypatch.setattr(Batch, "run", run_until_stopped)
     assert main([checkpoint, str(prompts), "--raw", "--seed", "1", "--batch_size", "4", "--output", str(output)]) == code
     assert [line["line"] for line in lines(output)] == [4, 8]
     assert capsys.readouterr().err.splitlines()[-2:] == [f"2 of {len(SIZED)} answers are in {output}", said]
@@ -371,15 +371,15 @@ def test_a_signal_that_is_ignored_stays_so():
 
 @pytest.mark.parametrize("number, code, said", [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])
 def test_a_single_answer_that_is_stopped_shows_what_it_had(real, monkeypatch, capsys, number, code, said):
-    forward, heard = RaggedRunner.forward, []
+    run, heard = Batch.run, []
 
-    def forward_until_stopped(*given, **more):
+    def run_until_stopped(batch):
         heard.append(capsys.readouterr().out)
         if len(heard) == 5:
             os.kill(os.getpid(), number)
-        return forward(*given, **more)
+        run(batch)
 
-    monkeypatch.setattr(RaggedRunner, "forward", forward_until_stopped)
+    monkeypatch.setattr(Batch, "run", run_until_stopped)
     assert main(["default", QUESTION]) == code
     rest = capsys.readouterr()
     assert heard == ["", "The", " city", " of", " Su"] and (rest.out, rest.err.splitlines()[-1]) == ("\n", said)  # each with its token
