@@ -12,6 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from seodang.data.errors import UserError
 from seodang.infer import SamplingParams, generate
 from seodang.infer.runners import open as opening
+from seodang.infer.runners.direct import DirectRunner
 from seodang.infer.runners.open import open_runner
 from seodang.infer.runners.ragged import RaggedRunner
 from seodang.infer.runners.recomputing import RecomputingRunner
@@ -163,10 +164,14 @@ def test_without_a_memory_a_warning_says_once_what_a_token_costs(tiny_tokenizer)
 def test_a_model_is_probed_once_and_a_runner_with_other_logits_is_passed_over(fresh_tiny, monkeypatch):
     probed = []
     monkeypatch.setattr(opening, "probe", lambda runner, *rest, probe=opening.probe: probed.append(type(runner).__name__) or probe(runner, *rest))
+    assert type(open_runner(fresh_tiny("llama"))) is DirectRunner and not probed  # as tested with these versions
+    monkeypatch.setattr(opening, "untried", lambda: "transformers 9.0 is installed")
+    assert type(open_runner(fresh_tiny("llama"))) is DirectRunner and probed == ["DirectRunner"]
     monkeypatch.setattr("seodang.infer.runners.direct.rotate", lambda *_: None)  # a direct runner that has gone wrong
     model = fresh_tiny("llama")
-    assert type(open_runner(model)) is type(open_runner(model)) is RaggedRunner
-    assert probed == ["DirectRunner", "RaggedRunner"]
+    with pytest.warns(UserWarning, match="slower than it may .DirectRunner: its logits are not the model's own.; transformers 9.0 is installed"):
+        assert type(open_runner(model)) is type(open_runner(model)) is RaggedRunner
+    assert probed == ["DirectRunner", "DirectRunner", "RaggedRunner"]
 
 
 @pytest.mark.full
