@@ -83,7 +83,8 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
     config = model.config.get_text_config()
     if model.config.is_encoder_decoder:
         raise UserError(f"{config.model_type} is an encoder-decoder model, which has a runner of its own: use open_runner")
-    if getattr(config, "is_causal", True) is False or getattr(config, "use_bidirectional_attention", None):
+    both_ways = getattr(config, "use_bidirectional_attention", None) in (True, "all")  # "vision": among an image's positions alone (Gemma 4)
+    if getattr(config, "is_causal", True) is False or both_ways:
         raise UserError(f"{config.model_type} attends in both directions and cannot continue a text: use a causal model")
     if model.get_output_embeddings() is None:
         raise UserError(f"{type(model).__name__} has no language model head: load it as a causal language model")

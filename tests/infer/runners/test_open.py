@@ -63,10 +63,11 @@ OWN = {
 RUNNERS = {
     "llama": "DirectRunner", "gpt2": "DirectRunner", "gemma2": "DirectRunner",
     "nemotron": "RaggedRunner",  # whose attention is handed no arguments
+    "gemma4_unified_text": "RaggedRunner",  # attends in both directions within an image alone
     "gpt_oss": "RaggedRunner", "phi3": "RaggedRunner",
     "doge": "PaddedRunner",  # lays a pattern of its own over the mask
     "diffllama": "PaddedRunner",  # attends more than once a layer
-    "gptj": "PaddedRunner",
+    "bloom": "PaddedRunner",
     "jamba": "StatefulRunner", "bart": "StatefulRunner",
     "openai-gpt": "RecomputingRunner", "recurrent_gemma": "RecomputingRunner",
     "roberta": "RecomputingRunner",  # counts its positions from its padding's id
