@@ -60,7 +60,7 @@ def config_in(path: str | os.PathLike) -> GenerationConfig | None:
     if is_adapter(place):
         place = resolve(adapter_base(place))
     for how in ({}, {"config_file_name": "config.json", "_from_model_config": True}):
-        with suppress(OSError):
+        with suppress(OSError, ValueError):  # one that contradicts itself is told when the model is loaded
             return GenerationConfig.from_pretrained(place, **how)
     return None
 
@@ -93,7 +93,7 @@ def from_generation_config(config: GenerationConfig | Mapping[str, Any], **chang
     none, and a length that their own contradicts. Fields of `CONFIG_PASSED_OVER` are not about what is said. A field of a checkpoint's that
     transformers does not know either (Qwen's chat_format) is warned of. Raises UserError for every other field that we cannot honour.
     """
-    written = dict(config) if isinstance(config, Mapping) else known_alone(config.to_dict())
+    written = dict(config) if isinstance(config, Mapping) else fields_known(config.to_dict())
     written = {name: value for name, value in written.items() if value is not None}
     if written.get("_from_model_config") and written.get("max_length") == OLD_DEFAULT:
         del written["max_length"]
@@ -103,11 +103,11 @@ def from_generation_config(config: GenerationConfig | Mapping[str, Any], **chang
     return SamplingParams(**{**known, **changes})
 
 
-def known_alone(written: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out the fields that are nobody's, as transformers and vLLM do without a word, and name them in a warning: one may be a misspelt one."""
+def fields_known(written: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out, as transformers and vLLM do, the fields that these do not know; a warning names them, for one may be misspelt."""
     foreign = [name for name in written if not (name in CONFIG or name in CONFIG_NEUTRAL or name in CONFIG_PASSED_OVER)]
     if foreign:
-        warnings.warn(f"the checkpoint's generation_config has {', '.join(foreign)}, which say nothing to Seodang or transformers", stacklevel=2)
+        warnings.warn(f"the generation_config has {', '.join(foreign)}, passed over: transformers has nothing of that name", stacklevel=2)
     return {name: value for name, value in written.items() if name not in foreign}
 
 

@@ -66,8 +66,8 @@ def test_a_field_that_we_cannot_honour_is_named(field):
 QWEN1 = {"chat_format": "chatml", "max_window_size": 6144, "max_new_tokens": 512, "do_sample": True, "top_k": 0, "top_p": 0.8, "repetition_penalty": 1.1}
 
 
-def test_a_field_of_a_checkpoints_that_is_nobodys_is_warned_of():
-    with pytest.warns(UserWarning, match="has chat_format, max_window_size, which say nothing"):
+def test_fields_of_a_checkpoint_that_transformers_does_not_know_are_named_and_passed_over():
+    with pytest.warns(UserWarning, match="has chat_format, max_window_size, passed over"):
         params = from_generation_config(GenerationConfig(**QWEN1))
     assert params == SamplingParams(max_new_tokens=512, do_sample=True, top_k=0, top_p=0.8, repetition_penalty=1.1)
     assert from_generation_config(GenerationConfig(remove_invalid_values=True)) == SamplingParams()
