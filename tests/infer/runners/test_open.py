@@ -66,7 +66,6 @@ RUNNERS = {
     "gpt_oss": "RaggedRunner", "phi3": "RaggedRunner",
     "doge": "PaddedRunner",  # lays a pattern of its own over the mask
     "diffllama": "PaddedRunner",  # attends more than once a layer
-    "gptj": "PaddedRunner",
     "jamba": "StatefulRunner", "bart": "StatefulRunner",
     "openai-gpt": "RecomputingRunner", "recurrent_gemma": "RecomputingRunner",
     "roberta": "RecomputingRunner",  # counts its positions from its padding's id
