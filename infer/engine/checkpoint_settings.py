@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -19,17 +20,18 @@ from ..strategies.registry import OWNED, choose
 from .compat import translated
 from .params import OPTIONS, WARPING, SamplingParams
 
-# fields of a generation_config about caches, outputs, compilation, memory and token ids; the ids that end an answer are the model's own
+# fields of a generation_config about caches, outputs, compilation, memory and token ids; the ids that end an answer are the model's own, and
+# scores that are nan, which remove_invalid_values hides, end their prompt here
 CONFIG_PASSED_OVER = (
     "use_cache", "cache_implementation", "cache_config", "max_cache_len", "prefill_chunk_size", "low_memory", "output_attentions",
     "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate", "return_legacy_cache", "compile_config",
     "disable_compile", "continuous_batching_config", "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "is_assistant",
-    "transformers_version", "_from_model_config",
+    "transformers_version", "_from_model_config", "remove_invalid_values",
 )  # fmt: skip
 # what a field of a generation_config must be to ask for nothing
 CONFIG_NEUTRAL = {
-    "use_mtp": (False,), "renormalize_logits": (False,), "remove_invalid_values": (False,), "watermarking_config": (),
-    "constraints": ([],), "assistant_lookbehind": (10,), "target_lookbehind": (10,), "assistant_ensemble_weight": (),
+    "use_mtp": (False,), "watermarking_config": (), "constraints": ([],), "forced_decoder_ids": (),
+    "assistant_lookbehind": (10,), "target_lookbehind": (10,), "assistant_ensemble_weight": (),
     "speculation_type": (), "trust_remote_code": (False,),
 }  # fmt: skip
 CONFIG = vocabulary(SamplingParams, declared.CONFIG)
@@ -58,7 +60,7 @@ def config_in(path: str | os.PathLike) -> GenerationConfig | None:
     if is_adapter(place):
         place = resolve(adapter_base(place))
     for how in ({}, {"config_file_name": "config.json", "_from_model_config": True}):
-        with suppress(OSError):
+        with suppress(OSError, ValueError):  # one that contradicts itself is told when the model is loaded
             return GenerationConfig.from_pretrained(place, **how)
     return None
 
@@ -88,10 +90,10 @@ def from_generation_config(config: GenerationConfig | Mapping[str, Any], **chang
 
     What is without effect in transformers is left out: temperature, top_k and the like where it does not sample, what is for another
     strategy than the one that runs, max_length beside max_new_tokens. So is what the changes rule out: sampling under a strategy that does
-    none, and a length that their own contradicts. Fields of `CONFIG_PASSED_OVER` are not about what is said. Raises UserError for every other
-    field that we cannot honour.
+    none, and a length that their own contradicts. Fields of `CONFIG_PASSED_OVER` are not about what is said. A field of a checkpoint's that
+    transformers does not know either (Qwen's chat_format) is warned of. Raises UserError for every other field that we cannot honour.
     """
-    written = dict(config) if isinstance(config, Mapping) else config.to_dict()
+    written = dict(config) if isinstance(config, Mapping) else fields_known(config.to_dict())
     written = {name: value for name, value in written.items() if value is not None}
     if written.get("_from_model_config") and written.get("max_length") == OLD_DEFAULT:
         del written["max_length"]
@@ -99,6 +101,14 @@ def from_generation_config(config: GenerationConfig | Mapping[str, Any], **chang
     known = translated(asked, CONFIG, CONFIG_PASSED_OVER, CONFIG_NEUTRAL, "generation_config")
     known = of_its_length(of_its_strategy(sampling_or_not(known, changes), changes), changes)
     return SamplingParams(**{**known, **changes})
+
+
+def fields_known(written: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out, as transformers and vLLM do, the fields that these do not know; a warning names them, for one may be misspelt."""
+    foreign = [name for name in written if not (name in CONFIG or name in CONFIG_NEUTRAL or name in CONFIG_PASSED_OVER)]
+    if foreign:
+        warnings.warn(f"the generation_config has {', '.join(foreign)}, passed over: transformers has nothing of that name", stacklevel=2)
+    return {name: value for name, value in written.items() if name not in foreign}
 
 
 def sampling_or_not(known: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

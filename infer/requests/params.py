@@ -74,8 +74,8 @@ class RequestParams:
     )  # fmt: skip
     attention_mask: Sequence[int] | None = option(None, "0 for each position of the prompt that no token sees.", example=(0, 1), command=False)
     logprobs: int | None = option(
-        None, "Tell how likely the model alone finds each token, and so many others.", whole(0), example=2, same_in=(VLLM,),
-        command=Command(int | None, bare=0),
+        None, "Tell each token's log-probability by the model alone, and N likeliest.", whole(0),
+        example=2, same_in=(VLLM,), command=Command(int | None, bare=0),
     )  # fmt: skip
     prompt_logprobs: int | None = option(
         None, "The same of the prompt's tokens.", whole(0), example=1, same_in=(VLLM,), command=Command(int | None, bare=0)

@@ -52,14 +52,18 @@ def choose(model: PreTrainedModel, direct: bool) -> type[Runner]:
     """Return the first of the candidates that gives the model's own logits; raises UserError, with what kept each from it, where none does."""
     refuse_unsupported(model)
     kind = model.config.get_text_config().model_type
-    with torch.autocast(model.device.type, enabled=False):
+    device = model.get_input_embeddings().weight.device
+    if device.type == "meta":  # other weights may be there, where accelerate keeps them elsewhere until they are needed
+        raise UserError(f"the embeddings of {kind} are on the meta device, which holds no values: load them, or keep them out of what is offloaded")
+    with torch.autocast(device.type, enabled=False):
         try:
             ids = probe_ids(model.config.get_text_config().vocab_size)
             want = own_logits(model, ids)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever an architecture raises that wants more than ids
-            raise UserError(f"{kind} makes no logits of token ids alone ({reason(error)}): use a causal language model of text") from None
+            how = "use a causal language model of text, in a dtype and on a device that it runs in"
+            raise UserError(f"{kind} makes no logits of token ids alone ({reason(error)}): {how}") from None
         kept_from = []
         for candidate in candidates(model, direct):
             try:

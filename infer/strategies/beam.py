@@ -15,7 +15,7 @@ from ..requests.generation import Generation
 from ..requests.options import CONFIG, VLLM, Command, option, settings
 from ..requests.params import RequestParams
 from ..requests.request import Request
-from ..requests.rules import any_number, must_be, whole
+from ..requests.rules import any_number, must_be, whole, yes_or_no
 from ..requests.sequence import TokenSequence, release, shared_length
 from ..requests.strategy import Host, Strategy, next_tokens
 from ..requests.trace import BeamTrace
@@ -62,7 +62,8 @@ class Search:
 
     def step(self, logits: Tensor, taken: list[int]) -> None:
         """Let each sequence go on by what follows it, [sequences, vocab]; `taken` are the tokens that searches before this one took."""
-        logprobs = self.filters(self.logprobs(logits, taken))
+        scores = self.filters(self.logprobs(logits, taken))
+        logprobs = scores.log_softmax(dim=-1) if self.request.params.renormalize_logits else scores
         sums = torch.tensor(self.sums, dtype=logprobs.dtype, device=logprobs.device)
         if self.samples:
             keys = torch.tensor([sequence.key(f"beams {sequence.new_ids}") for sequence in self.sequences], device=logprobs.device)  # whatever their order
@@ -240,6 +241,10 @@ class Beams:
         False, "Beams stop at num_beams answers (true), where none seems to come in (false) or where none can (never).",
         must_be('True, False or "never"', lambda value: isinstance(value, bool) or value == "never"), example=True, same_in=(CONFIG,),
         command=Command(str, "false", stopping_written),
+    )  # fmt: skip
+    renormalize_logits: bool = option(
+        False, "What filters leave of a beam's distribution counts as all of it, for beams are compared by their sums.", yes_or_no, example=True,
+        same_in=(CONFIG,),
     )  # fmt: skip
 
 

@@ -84,6 +84,9 @@ class _Parser(HfArgumentParser):
     """argparse's errors as UserError, with the nearest option named."""
 
     def error(self, message: str) -> None:
+        bare = [each for each in self._actions if each.option_strings and each.nargs == "?"]
+        if any(message.startswith(f"argument {'/'.join(each.option_strings)}: ") for each in bare):  # --logprobs "a prompt"
+            message += ": the word behind an option is its value, so put what is not before it"
         raise UserError(f"{message} (see {self.prog} --help)")
 
 

@@ -57,10 +57,22 @@ def test_lists_of_a_config_become_what_the_filters_take():
     assert params == SamplingParams(sequence_bias={(5, 6): -2.0}, exponential_decay_length_penalty=(10, 1.1), stop="END")
 
 
-@pytest.mark.parametrize("field", [{"watermarking_config": {"bias": 2}}, {"renormalize_logits": True}, {"constraints": ["x"]}, {"temprature": 1}])
+@pytest.mark.parametrize("field", [{"watermarking_config": {"bias": 2}}, {"forced_decoder_ids": [[1, 9]]}, {"constraints": ["x"]}, {"temprature": 1}])
 def test_a_field_that_we_cannot_honour_is_named(field):
     with pytest.raises(UserError, match=next(iter(field))):
         from_generation_config(field)
+
+
+QWEN1 = {"chat_format": "chatml", "max_window_size": 6144, "max_new_tokens": 512, "do_sample": True, "top_k": 0, "top_p": 0.8, "repetition_penalty": 1.1}
+
+
+def test_fields_of_a_checkpoint_that_transformers_does_not_know_are_named_and_passed_over():
+    with pytest.warns(UserWarning, match="has chat_format, max_window_size, passed over"):
+        params = from_generation_config(GenerationConfig(**QWEN1))
+    assert params == SamplingParams(max_new_tokens=512, do_sample=True, top_k=0, top_p=0.8, repetition_penalty=1.1)
+    assert from_generation_config(GenerationConfig(remove_invalid_values=True)) == SamplingParams()
+    with pytest.raises(UserError, match="forced_decoder_ids"):
+        from_generation_config(GenerationConfig(forced_decoder_ids=[[1, 9]]))
 
 
 def test_every_field_of_a_generation_config_is_honoured_refused_or_passed_over():
@@ -132,6 +144,7 @@ SOURCE = [5, 9, 17, 40, 8, 3]
     [
         {"forced_bos_token_id": 7, "forced_eos_token_id": 2, "max_new_tokens": 8},
         {"num_beams": 3, "length_penalty": 2.0, "max_length": 12, "bad_words_ids": [[42], [15, 15]]},
+        {"renormalize_logits": True, "num_beams": 4, "suppress_tokens": list(range(60, 128)), "max_length": 10},  # Marian's says so
         {"suppress_tokens": [30, 31], "begin_suppress_tokens": [9], "repetition_penalty": 1.3, "max_length": 10, "eos_token_id": [2, 33]},
     ],
     ids=lambda fields: next(iter(fields)),

@@ -14,6 +14,7 @@ from seodang.infer import SamplingParams, generate
 from seodang.infer.runners import open as opening
 from seodang.infer.runners.direct import DirectRunner
 from seodang.infer.runners.open import open_runner
+from seodang.infer.runners.probe import agree, tolerance
 from seodang.infer.runners.ragged import RaggedRunner
 from seodang.infer.runners.recomputing import RecomputingRunner
 
@@ -72,6 +73,7 @@ RUNNERS = {
     "openai-gpt": "RecomputingRunner", "recurrent_gemma": "RecomputingRunner",
     "roberta": "RecomputingRunner",  # counts its positions from its padding's id
 }  # fmt: skip
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 REFUSED = {"xlnet": "xlnet attends in both directions", "bert": "bert attends in both directions"}
 PROMPTS = [[100, 27, 64, 31, 80, 55, 9, 77, 46], [40, 81, 23, 60]]
 
@@ -160,6 +162,43 @@ def test_without_a_memory_a_warning_says_once_what_a_token_costs(tiny_tokenizer)
     torch.testing.assert_close(runner.forward([slot], [[5]], [1]), want, rtol=0, atol=1e-5)
     with pytest.raises(UserError, match="hidden states of openai-gpt"):
         runner.observe([slot], [[5]], [1], [0])
+
+
+def test_logits_that_are_all_alike_are_told_apart_within_their_rounding_alone():
+    alike = torch.tensor([[1000.0, 1000.0], [1000.0, 1000.0]])
+    assert agree(alike + 1e-4, alike, 1e-3) and not agree(alike + 1, alike, 1e-3)
+    assert type(open_runner(build(CONFIG_MAPPING["llama"](**SIZES, vocab_size=1, pad_token_id=None, bos_token_id=None)))).__name__ == "DirectRunner"
+
+
+@pytest.mark.parametrize("banned", [torch.finfo(torch.float32).min, -torch.inf])
+def test_what_a_model_bans_itself_hides_no_difference_of_the_rest(banned):
+    want = torch.tensor([[1.0, 2.0, 3.0, banned], [3.0, 1.0, 2.0, banned]])
+    assert agree(want.clone(), want, 1e-3) and not agree(want.flip(0), want, 1e-3)
+
+
+def test_products_in_fewer_bits_may_lie_further_from_the_models_own(fresh_tiny, monkeypatch):
+    model = fresh_tiny("llama").float()
+    assert tolerance(model, torch.zeros(1)) == 1e-3
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    assert tolerance(model, torch.zeros(1)) == 0.03 and tolerance(fresh_tiny("llama").double(), torch.zeros(1).double()) == 1e-4
+
+
+def test_a_layer_that_lies_on_the_disk_is_run_where_it_is_needed(tmp_path):
+    from accelerate import dispatch_model
+
+    model = build(CONFIG_MAPPING["llama"](**SIZES, vocab_size=128))
+    want = greedy(open_runner(model), PROMPTS)
+    parts = dict.fromkeys(["model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb", "lm_head"], "cpu")
+    dispatch_model(model, {**parts, "model.layers.1": "disk"}, main_device="cpu", offload_dir=str(tmp_path))
+    runner = open_runner(model)
+    assert type(runner).__name__ == "RaggedRunner" and greedy(runner, PROMPTS) == want
+
+
+def test_a_model_without_values_is_refused():
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(CONFIG_MAPPING["llama"](**SIZES, vocab_size=128))
+    with pytest.raises(UserError, match="the embeddings of llama are on the meta device"):
+        open_runner(model)
 
 
 def test_a_model_is_probed_once_and_a_runner_with_other_logits_is_passed_over(fresh_tiny, monkeypatch):

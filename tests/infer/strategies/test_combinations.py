@@ -35,6 +35,8 @@ ENDS = {"logit_bias": {2: 1e5}}  # at once
 MAY_END = {"logit_bias": {2: 21.0, 30: 20.0, 31: 20.0}}  # hypotheses of all lengths
 # how likely an end is, and what length counts for, where a search that stops early misses a longer answer
 ENDS_EARLY = {("t5", "beam"): (2.0, 2.0), ("t5", "diverse_beam"): (4.0, 9.0)}
+# filters that leave more of one hypothesis's distribution than of another's
+UNEVEN = {("llama", "constrained_beam"): {"logit_bias": {id: 4.0 * (id % 3) for id in range(3, 128)}}, ("t5", "constrained_beam"): {"repetition_penalty": 0.05}}
 HIDES_THE_FIRST = "of each prompt's own length"
 
 
@@ -48,6 +50,7 @@ def samples(tiny, kind: str, name: str, tokenizer) -> dict[str, tuple[dict, dict
     thinking, guided, amateur = {"thinking_budget": 1, "thinking_end": "!"}, {"guidance_scale": 1.5}, {"amateur_model": other, "amateur_alpha": 1e-9}
     drafted, dry = {"assistant_model": tiny(kind, seed=1), "prompt_lookup_num_tokens": None}, {**REPEATS, "dry_multiplier": 1e6}
     likely, weight = ENDS_EARLY.get((kind, name), (5.0, 9.0))
+    uneven = UNEVEN.get((kind, name), {"suppress_tokens": list(range(60, 128))})
     drawn = {"do_sample": True} if name in ("sampling", "dola", "assisted") else {}  # else all greedy answers would be the same
     usual = {option: (example(each.part_of), example(option)) for option, each in OPTIONS.items()}
     return usual | {
@@ -78,7 +81,7 @@ def samples(tiny, kind: str, name: str, tokenizer) -> dict[str, tuple[dict, dict
         "json_schema": ({}, {"json_schema": {"enum": [";<", "a;<"]}}), "regex": ({}, {"regex": "[ab;<]{2,9}"}), "choice": ({}, {"choice": ["a;<", "b;<"]}),
         "grammar": ({}, {"grammar": 'start: "a;<" | "b;<"'}), "hide": ({}, {"hide": [Span(0, 1)]}), "attention_mask": ({}, {"attention_mask": HIDES_THE_FIRST}),
         "num_beams": ({}, {"num_beams": 2 if name == "beam" else 6}), "num_beam_groups": ({}, {"num_beam_groups": 4}), "diversity_penalty": ({"num_return_sequences": 4} if name == "diverse_beam" else {}, {"diversity_penalty": 50.0}),
-        "length_penalty": (MAY_END, {"length_penalty": 9.0}), "early_stopping": ({"logit_bias": {2: likely}, "length_penalty": weight}, {"early_stopping": True}), "force_words": ({}, {"force_words": ["a"]}),
+        "length_penalty": (MAY_END, {"length_penalty": 9.0}), "renormalize_logits": (uneven, {"renormalize_logits": True}), "early_stopping": ({"logit_bias": {2: likely}, "length_penalty": weight}, {"early_stopping": True}), "force_words": ({}, {"force_words": ["a"]}),
         "force_words_ids": ({}, {"force_words_ids": [[30]]}), "penalty_alpha": ({}, {"penalty_alpha": 0.1}), "dola_layers": ({}, {"dola_layers": [0, 1]}),
         "guidance_scale": ({}, {"guidance_scale": 3.0}), "negative_prompt": (guided, {"negative_prompt": [9, 10]}), "amateur_model": ({}, amateur),
         "amateur_alpha": (amateur, {"amateur_alpha": 0.5}), "amateur_temperature": (amateur, {"amateur_temperature": 0.2}), "assistant_model": ({}, drafted),

@@ -77,6 +77,14 @@ def test_option_mistakes(argv, message):
         read(*argv)
 
 
+def test_a_word_behind_an_option_that_needs_no_value_is_said_to_be_taken_for_it():
+    with pytest.raises(UserError, match="'?a prompt'?.*: the word behind an option is its value, so put what is not before it"):
+        read("m", "--raw", "a prompt")
+    with pytest.raises(UserError) as raised:
+        read("m", "--rate", "fast")
+    assert "the word behind" not in str(raised.value)
+
+
 def test_a_missing_required_option_is_named():
     with pytest.raises(UserError, match="model"):
         read()
