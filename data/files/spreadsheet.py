@@ -164,11 +164,13 @@ class _Workbook:
 
 
 def plain_number(value: str) -> str:
-    """A number as Excel shows it without a format: 15 digits that count, and no exponent.
+    """A number as Excel shows it without a format: 15 digits that count, and no exponent; a whole one as it is written.
 
-    >>> [plain_number(value) for value in ("3", "3.0", "0.30000000000000004", "1E-3", "2.5E+3")]
-    ['3', '3', '0.3', '0.001', '2500']
+    >>> [plain_number(value) for value in ("3", "3.0", "0.30000000000000004", "1E-3", "2.5E+3", "12345678901234567")]
+    ['3', '3', '0.3', '0.001', '2500', '12345678901234567']
     """
+    if value.removeprefix("-").isdecimal():
+        return value
     text = format(Decimal(format(float(value), ".15g")), "f")
     return text.rstrip("0").rstrip(".") if "." in text else text
 

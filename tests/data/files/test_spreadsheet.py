@@ -108,5 +108,5 @@ def test_what_is_no_workbook_is_refused(tmp_path, content, named):
         read(tmp_path / "b.xlsx")
 
 
-def test_numbers_have_fifteen_digits_and_no_exponent():
-    assert [plain_number(value) for value in ("-7", "1E+20", "1.5E-7", "123456789012345678")] == ["-7", "1" + "0" * 20, "0.00000015", "123456789012346000"]
+def test_numbers_have_fifteen_digits_and_no_exponent_and_whole_ones_all_of_theirs():
+    assert [plain_number(value) for value in ("-7", "1E+20", "1.5E-7", "123456789012345678")] == ["-7", "1" + "0" * 20, "0.00000015", "123456789012345678"]
