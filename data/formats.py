@@ -256,9 +256,9 @@ def _message(message: Any, name: str) -> Message:
         message = with_calls(message)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
-    if not isinstance(message.get("content"), (str, list)):
-        if "content" in message or not message.get("tool_calls"):
-            raise UserError(f"{name}: content must be a text or a list of parts, got {message.get('content')!r:.80}{_in_quotes(message.get('content'))}")
+    content = message.get("content")
+    if not isinstance(content, (str, list)) and ("content" in message or not message.get("tool_calls")):
+        raise UserError(f"{name}: content must be a text or a list of parts, got {content!r:.80}{_in_quotes(content)}")
     if message.pop("weight", 1) == 0:
         message["train"] = False
     if not isinstance(message.get("train", True), bool):

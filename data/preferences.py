@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import UserError
-from .json_text import parsed
 from .formats import Message, Shapes, as_messages, as_system, as_text, as_tools, decoded, missing, systems, text_or_messages
+from .json_text import parsed
 from .preference_sides import answer_messages, flaw_of, prompt_messages, refuse_answered, shared_opening, side_messages, single_answer
 
 

@@ -35,7 +35,8 @@ def table_records(rows: Rows, name: str) -> Iterator[tuple[str, dict[str, str]]]
         if "\0" in whole:
             raise UserError(f"{where}: it holds a NUL byte, which no text has: {name} is damaged")
         if fields[0].startswith("\ufeff") or len(header) > 1 and fields[: len(header)] == header:
-            raise UserError(f"{where}: another table begins here, with {', '.join(fields)!r:.60}: delete that line, or keep each in a file of its own")
+            remedy = "delete that line, or keep each in a file of its own"
+            raise UserError(f"{where}: another table begins here, with {', '.join(fields)!r:.60}: {remedy}")
         if len(fields) > len(header) and (extra := next((field for field in fields[len(header) :] if field.strip()), "")):
             torn = "put a text that holds the delimiter in quotes, or name the column in the first row"
             raise UserError(f"{where}: more fields than the header has, such as {extra!r:.40}: {torn}")
