@@ -39,8 +39,8 @@ ANSWERS = ("completion", "answer", "response", "output", "답변", "대답", "�
 INPUTS = ("input", "입력")
 # Beside one of these a question and an answer may be half of what is meant: more of the question, or what is thought of the answer.
 CONTEXTS = ("context", "passage", "document", "choices", "options", "문맥", "지문", "본문", "보기", "선택지")
-SYSTEMS = ("system_prompt",)
 JUDGEMENTS = ("label", "rating", "score", "chosen", "rejected")
+SYSTEMS = ("system_prompt",)  # OpenOrca's
 
 
 def parse_columns(words: Iterable[str] | None) -> Names:
@@ -88,7 +88,7 @@ class Columns:
     shapes: tuple[str, ...]
     wanted: dict[str, tuple[str, ...]]
     kinds: dict[str, tuple[bool, str, Any]] = field(default_factory=dict)  # by key: whether it is a number in the first record that has it, and that
-    plans: dict[tuple, tuple[Names, Names, str]] = field(default_factory=dict)  # by what decides them, which most records of a file have alike
+    plans: dict[tuple, tuple[Names, Names, str]] = field(default_factory=dict)  # what `_plan` gives, by a record's keys: most of a file have the same
 
     def taken(self, record: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
         """A record with its columns under the keys that shapes read, and which were taken as what, in words."""
