@@ -120,6 +120,14 @@ def test_the_option_that_a_refusal_gives_is_taken_and_loses_no_question():
     assert refused > 100
 
 
+def test_the_option_that_a_refusal_gives_has_the_columns_as_they_are_called_in_the_file(tmp_path):
+    path = lines(tmp_path / "a.jsonl", {"Q": "How?", "context": "C", "answer": "So."})
+    with pytest.raises(UserError, match="prompt, context, answer can be .* --columns instruction=Q input=context output=answer$"):
+        read(path, columns={"prompt": "Q"})
+    [example] = read(path, columns={"instruction": "Q", "input": "context", "output": "answer"})
+    assert [message["content"] for message in example.messages] == ["How?\n\nC", "So."]
+
+
 @pytest.mark.parametrize("more", ["context", "history", "input"])
 def test_more_of_the_question_beside_preferences_is_not_dropped(tmp_path, more):
     path = lines(tmp_path / "a.jsonl", {"question": "Q", more: "C", "chosen": "A", "rejected": "B"})
