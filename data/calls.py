@@ -4,9 +4,11 @@ import html
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from .errors import UserError
+from .json_text import parsed
 from .surrogates import refuse_surrogates
 
 _OF_THE_CALL = ("id", "type", "index")  # what stands beside a call's function; all else is the function's
@@ -33,7 +35,7 @@ def with_calls(message: Mapping[str, Any]) -> dict[str, Any]:
         calls = [{"function": older}]
     if isinstance(calls, str) and calls.strip():
         try:
-            calls = json.loads(calls)
+            calls = parsed(calls)
         except json.JSONDecodeError as error:
             raise UserError(f"tool_calls is not JSON: {error}") from None
     if not calls:
@@ -64,7 +66,7 @@ def _arguments(value: Any, name: str) -> dict[str, Any] | str:
         return {}
     if isinstance(value, str):
         try:
-            read = json.loads(value, parse_constant=_no_json)
+            read = parsed(value, partial(json.loads, parse_constant=_no_json))
         except ValueError:
             return value
         if not isinstance(read, Mapping):

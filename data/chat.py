@@ -7,13 +7,16 @@ from itertools import product
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
-from .calls import with_calls
+from .calls import lost, with_calls
 from .errors import UserError
 from .form import SAMPLE_TOOL, SENTINEL, sample_call
 from .literal import any_of, encode, encode_raw, escape
 from .surrogates import refuse_surrogates
 from .template import remember, render, set_chat_template
+
+logger = logging.get_logger(__name__)
 
 __all__ = ["end_of_turn_ids", "prompt_ids", "prompt_text", "set_chat_template", "text_ids"]
 
@@ -34,6 +37,9 @@ def prompt_ids(
     (messages, tools), literals = escape(tokenizer, (messages, tools)) if literal else ((messages, tools), {})
     text = prompt_text(tokenizer, messages, tools, **template_kwargs)
     refuse_surrogates(text, "the prompt")
+    calls = [call for message in messages for call in message.get("tool_calls", ())]
+    if missing := lost(calls, text):
+        remember(tokenizer, "calls left out", lambda: logger.warning(f"The chat template leaves {missing} out of the prompt: the model does not see it."))
     return encode(tokenizer, text, literals)
 
 
@@ -83,7 +89,8 @@ def _ending(tokenizer: PreTrainedTokenizerBase) -> Ending:
     eos = tokenizer.eos_token or ""
     answered = _attempt(tokenizer, [_USER, _ANSWER]) or ""
     tail = answered.rpartition(SENTINEL)[2] if SENTINEL in answered else ""
-    stop = tail[: _end_of_controls(tokenizer, tail)]
+    own = _before_next_turn(tokenizer, tail)
+    stop = own[: _end_of_controls(tokenizer, own)]
     if not stop and not tail.strip():  # GLM: the header of the next turn ends this one
         stop = _next_header(tokenizer, [_USER, _ANSWER], _USER)
     call_stop = _call_stop(tokenizer)
@@ -108,6 +115,19 @@ def _end_of_controls(tokenizer: PreTrainedTokenizerBase, tail: str) -> int:
     return run.end() if run else 0
 
 
+def _before_next_turn(tokenizer: PreTrainedTokenizerBase, tail: str) -> str:
+    """A turn's end without the next turn's header, which some templates write whether a prompt is asked for or not (Command R7B).
+
+    What begins the first turn begins them all: where it stands behind another control token, this turn has ended.
+    """
+    controls, text = _controls(tokenizer), _attempt(tokenizer, [_USER]) or ""
+    first = controls.match(text)
+    second = controls.match(text, first.end()) if first and first[0] == tokenizer.bos_token else None
+    openings = {found[0] for found in (first, second) if found} - {tokenizer.eos_token}
+    before = tail[: min((tail.index(opening) for opening in openings if opening in tail), default=len(tail))]
+    return before if controls.search(before) else tail
+
+
 def _next_header(
     tokenizer: PreTrainedTokenizerBase, messages: list[dict], following: dict, tools_tried: Sequence[list | None] = _TOOLS_TRIED
 ) -> str:
@@ -126,7 +146,7 @@ def _call_stop(tokenizer: PreTrainedTokenizerBase) -> str:
         messages = [_USER, {"role": "assistant", "tool_calls": [sample_call({argument: 1})] * count}]
         text = _attempt(tokenizer, messages, [tools]) or ""
         if mark := next((mark for mark in (SENTINEL, argument) if text.count(mark) >= count), ""):
-            found = _controls(tokenizer).findall(trailing_controls(tokenizer, text))
+            found = _controls(tokenizer).findall(_before_next_turn(tokenizer, trailing_controls(tokenizer, text)))
             if found and text.partition(mark)[2].count(found[-1]) == 1:
                 return found[-1]
             reply = {"role": "tool", "name": SENTINEL, "tool_call_id": "call00001", "content": "?"}

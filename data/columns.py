@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from .errors import UserError
@@ -29,6 +29,7 @@ NEEDS = {  # without these it cannot be read
     "prompt_completion": {"prompt", "completion"}, "trees": {"message_tree_id", "prompt"}, "preference": {"chosen", "rejected"},
     "ranked": {"responses"}, "ultrafeedback": {"instruction", "completions"}, "judged": {"prompt", "completion", "label"},
 }  # fmt: skip
+PLANS = 1024  # ways in which the keys of records differ that are remembered
 PROMPTS_ALONE = ("prompt", "question", "instruction")
 TEXTS = ("instruction", "input", "output", "prompt", "completion", "text", "question", "chosen", "rejected", "system")  # keys that hold what is said
 
@@ -38,7 +39,8 @@ ANSWERS = ("completion", "answer", "response", "output", "답변", "대답", "�
 INPUTS = ("input", "입력")
 # Beside one of these a question and an answer may be half of what is meant: more of the question, or what is thought of the answer.
 CONTEXTS = ("context", "passage", "document", "choices", "options", "문맥", "지문", "본문", "보기", "선택지")
-JUDGEMENTS = ("history", "label", "rating", "score", "chosen", "rejected")
+JUDGEMENTS = ("label", "rating", "score", "chosen", "rejected")
+SYSTEMS = ("system_prompt",)  # OpenOrca's
 
 
 def parse_columns(words: Iterable[str] | None) -> Names:
@@ -86,9 +88,22 @@ class Columns:
     shapes: tuple[str, ...]
     wanted: dict[str, tuple[str, ...]]
     kinds: dict[str, tuple[bool, str, Any]] = field(default_factory=dict)  # by key: whether it is a number in the first record that has it, and that
+    plans: dict[tuple, tuple[Names, Names, str]] = field(default_factory=dict)  # what `_plan` gives, by a record's keys: most of a file have the same
 
     def taken(self, record: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
         """A record with its columns under the keys that shapes read, and which were taken as what, in words."""
+        there = tuple([key for key, value in record.items() if value is not None])
+        sides = "preference" in self.shapes and _plain_sides(record)
+        known = (there, None if len(there) == len(record) else tuple(record), sides)
+        if known not in self.plans:
+            if len(self.plans) == PLANS:
+                self.plans.clear()
+            self.plans[known] = self._plan(record, sides)
+        here, certain, told = self.plans[known]
+        return _renamed(_renamed(record, here), certain), told
+
+    def _plan(self, record: Mapping[str, Any], sides: bool) -> tuple[Names, Names, str]:
+        """Which columns the user's names mean in a record with such keys, which others are certain, and both in words."""
         here = {key: column for key, name in self.named.items() if (column := _column(record, name)) is not None}
         for key in list(self.wanted):
             if key in here or key in record:
@@ -100,26 +115,27 @@ class Columns:
                 raise UserError(f"--columns {key}={column}, but there is a column {key!r} as well: rename or delete one of them")
         record = _renamed(record, here)
         there = tuple(key for key, value in record.items() if value is not None)
-        sides = _plain_sides(record)
         try:
             certain = certain_names(there, self.shapes, sides) or certain_names(tuple(record), self.shapes, sides)
         except Uncertain as error:
-            pairs = {key: column for key, column in {**error.likely, **self.named}.items() if key != column or key in self.named}
-            raise UserError(f"{error}: say which is which, as --columns {_quoted(f'{key}={column}' for key, column in pairs.items())}") from None
+            likely = {key: here.get(column, column) for key, column in error.likely.items()}
+            rest = {key: column for key, column in self.named.items() if key not in likely and here.get(key) not in likely.values()}
+            pairs = _quoted(f"{key}={column}" for key, column in {**likely, **rest}.items() if key != column or key in rest)
+            raise UserError(f"{error}: say which is which, as --columns {pairs}") from None
         told = [f"{column if column == column.strip() else repr(column)} as {key}" for key, column in {**here, **certain}.items()]
-        return _renamed(record, certain), ", ".join(told)
+        return here, certain, ", ".join(told)
 
     def in_texts(self, record: Mapping[str, Any], shape: str, where: str) -> Mapping[str, Any]:
         """The record with numbers as texts where its shape reads texts, in columns that are numbers throughout.
 
         Raises UserError for a number in a column of texts, and for a text in one of numbers.
         """
-        for key in set(TEXTS).intersection(KEYS.get(shape, ())) - ({"output"} if shape in PROMPTS_ALONE else set()):
+        for key in _text_keys(shape):
             value = record.get(key)
             if value is None or isinstance(value, bool):
                 continue
-            number = isinstance(value, (int, float, Decimal))
-            before, first, example = self.kinds.setdefault(key, (number, where, value))
+            number = not isinstance(value, str) and isinstance(value, (int, float, Decimal))
+            before, first, example = self.kinds.get(key) or self.kinds.setdefault(key, (number, where, value))
             if before != number:
                 remedy = "write all of them as texts, in quotes"
                 raise UserError(f"{key} is {_described(value)}, but in {first} it is {_described(example)}: {remedy}")
@@ -144,11 +160,17 @@ class Uncertain(UserError):
     """Columns that can be meant in several ways, and by key how they may be."""
 
     def __init__(self, columns: Sequence[str], likely: Names) -> None:
-        super().__init__(f"the columns {', '.join(columns)} can be meant in several ways")
+        text = " (--shape text takes the text alone)" if "text" in columns else ""
+        super().__init__(f"the columns {', '.join(columns)} can be meant in several ways{text}")
         self.likely = likely
 
 
-@lru_cache(1024)
+@cache
+def _text_keys(shape: str) -> tuple[str, ...]:
+    """The keys of a shape that hold what is said."""
+    return tuple(key for key in KEYS.get(shape, ()) if key in TEXTS and not (key == "output" and shape in PROMPTS_ALONE))
+
+
 def certain_names(columns: tuple[str, ...], shapes: tuple[str, ...], plain_sides: bool = False) -> Names:
     """The columns whose meaning is certain though no shape calls them so, by key; `plain_sides` says that chosen and rejected are texts alone.
 
@@ -160,6 +182,9 @@ def certain_names(columns: tuple[str, ...], shapes: tuple[str, ...], plain_sides
     found = _pair(tuple(own.get(column, column) for column in columns), shapes, plain_sides)  # from keys to keys
     found = {key: folded.get(column, column) for key, column in found.items()}
     rest = {key: column for key, column in folded.items() if column not in found.values()}
+    systems = [column for column in columns if _plain(column) in SYSTEMS]
+    if len(systems) == 1 and "system" not in (*columns, *folded) and "messages" not in columns and not alone(shapes):
+        rest["system"] = systems[0]
     return {**rest, **{key: column for key, column in found.items() if key != column}}
 
 
@@ -175,32 +200,42 @@ def _folded(columns: tuple[str, ...], shapes: tuple[str, ...]) -> Names:
 
 
 def _pair(keys: tuple[str, ...], shapes: tuple[str, ...], plain_sides: bool) -> Names:
-    """Which of the keys hold what the shapes need and none of them has by its name."""
-    kinds = (QUESTIONS, ANSWERS, INPUTS, CONTEXTS, JUDGEMENTS)
-    asks, says, inputs, contexts, judged = ([key for key in keys if _plain(key) in names] for names in kinds)
+    """Which of the keys hold what the shapes need and none of them has by its name. Raises Uncertain where several may."""
+    kinds = (QUESTIONS, ANSWERS, INPUTS, CONTEXTS, JUDGEMENTS, ("history",), ("text",))
+    asks, says, inputs, contexts, judged, history, texts = ([key for key in keys if _plain(key) in names] for names in kinds)
     if "preference" in shapes and (paired := {"chosen", "rejected"} <= {*keys}) | ("responses" in keys):
-        asked_apart = plain_sides or not paired
-        return {"prompt": asks[0]} if asked_apart and "prompt" not in keys and len(asks) == 1 and not inputs else {}
+        if "prompt" in keys or len(asks) != 1 or paired and not plain_sides:
+            return {}
+        if more := inputs + contexts + history:
+            raise Uncertain([*asks, *more], {"prompt": asks[0]})
+        return {"prompt": asks[0]}
     if alone(shapes):
         return {"prompt": asks[0]} if "prompt" in shapes and len(asks) == 1 and asks[0] not in shapes else {}
-    if any(NEEDS.get(shape, {""}) <= {*keys} for shape in shapes):
+    fitting = [shape for shape in shapes if NEEDS.get(shape, {""}) <= {*keys}]
+    if fitting and not (fitting == ["text"] and asks and says):
         return {}
-    one_each, beside = len(asks) == len(says) == 1, contexts + judged
-    if "judged" in shapes and "label" in keys and one_each and not inputs:
-        return {"prompt": asks[0], "completion": says[0]}
+    pair = {key: key if key in among else among[0] for key, among in (("prompt", asks), ("completion", says)) if among}
+    one_each, beside = len(asks) == len(says) == 1, contexts + judged + history + texts
+    if "judged" in shapes and "label" in keys and one_each:
+        if more := inputs + contexts + history:
+            raise Uncertain([*asks, *more, *says], pair)
+        return pair
     if not (asks and says and {"prompt_completion", "triplet"} & {*shapes}):
         return {}
     if one_each and not beside and not inputs and "prompt_completion" in shapes:
-        return {"prompt": asks[0], "completion": says[0]}
-    triplet = {"instruction": asks[0], **{"input": column for column in [*inputs, *contexts][:1]}, "output": says[0]}
+        return pair
+    asked, said = ("instruction" if "instruction" in asks else asks[0]), ("output" if "output" in says else says[0])
+    more = [*inputs, *contexts, *(key for key in asks if key != asked)][:1]
+    triplet = {"instruction": asked, **{"input": column for column in more}, "output": said}
     if one_each and not beside and len(inputs) < 2 and "triplet" in shapes:
         return triplet
-    raise Uncertain([*asks, *inputs, *beside, *says], triplet)
+    likely = triplet if "triplet" in shapes and (more or "prompt_completion" not in shapes) else pair
+    raise Uncertain([*asks, *inputs, *beside, *says], likely)
 
 
 def column_names(shapes: Iterable[str]) -> set[str]:
     """Names that columns of such records may have."""
-    return {*QUESTIONS, *ANSWERS, *INPUTS, *CONTEXTS, *JUDGEMENTS, *(key for shape in shapes for key in KEYS.get(shape, ()))}
+    return {*QUESTIONS, *ANSWERS, *INPUTS, *CONTEXTS, *SYSTEMS, *JUDGEMENTS, *(key for shape in shapes for key in KEYS.get(shape, ()))}
 
 
 class Row(dict):

@@ -15,6 +15,7 @@ from .literal import Literals, continuing, encode, escape
 from .template import render
 
 THINKING_KEYS = ("reasoning_content", "thinking", "reasoning")
+_TORN = re.compile(r"<[^<>\s]*\Z")  # a tag without its end
 _OPEN_THINKING = re.compile(r"<(\w+)>(\s*)\Z")
 
 
@@ -148,11 +149,14 @@ def _said(message: dict) -> str:
 
 def _behind_header(prompt: str, head: str, whole: str, thinking: str) -> str:
     """The answer where the generation prompt and the header of a finished turn differ at their ends."""
-    common = os.path.commonprefix([prompt, head])
-    extra, body = prompt[len(common) :], whole[len(head) :]
-    if opened := _OPEN_THINKING.search(extra):  # DeepSeek-R1: the prompt opens what a finished turn does not show
-        return f"{thinking}{opened[2]}</{opened[1]}>\n\n{body}"
-    return body if extra.strip() else whole[len(common) :]
+    common = _TORN.sub("", os.path.commonprefix([prompt, head]))
+    extra, rest, body = prompt[len(common) :], head[len(common) :], whole[len(head) :]
+    if opened := _OPEN_THINKING.search(extra):  # DeepSeek-R1: the prompt opens what a finished turn does not show, or closed alone (GLM-4.7)
+        closing = f"</{opened[1]}>"
+        return thinking + (rest if rest.strip() == closing else f"{opened[2]}{closing}\n\n") + body
+    if extra.strip():  # what opens the answer may follow what the prompt alone has (Command R7B)
+        return body if extra.strip().endswith(rest.strip()) else rest + body
+    return whole[len(common) :]
 
 
 def without_thinking(message: dict) -> tuple[dict, str]:

@@ -8,6 +8,7 @@ from typing import Any
 from .calls import with_calls
 from .columns import columns_hint
 from .errors import UserError
+from .json_text import parsed
 from .surrogates import refuse_surrogates
 
 Message = dict[str, Any]  # role and content; also reasoning_content, tool_calls, name, train ...
@@ -182,9 +183,13 @@ def as_text(record: Mapping[str, Any], key: str) -> str:
     if value is None:
         raise missing(key, record)
     if not isinstance(value, str):
-        remedy = ": write it as a text, in quotes" if isinstance(value, (bool, int, float)) else ""
-        raise UserError(f"{key} must be a text, got {value!r:.80}{remedy}")
+        raise UserError(f"{key} must be a text, got {value!r:.80}{_in_quotes(value)}")
     return value
+
+
+def _in_quotes(value: Any) -> str:
+    """The remedy for what should be a text, where it is a number or yes or no."""
+    return ": write it as a text, in quotes" if isinstance(value, (bool, int, float)) else ""
 
 
 def decoded(record: Mapping[str, Any], key: str) -> Any:
@@ -192,7 +197,7 @@ def decoded(record: Mapping[str, Any], key: str) -> Any:
     value = record.get(key)
     if isinstance(value, str) and value.lstrip()[:2] in ("[{", "[[", "[]"):
         try:
-            return json.loads(value)
+            return parsed(value)
         except json.JSONDecodeError:
             return value
     return value
@@ -217,7 +222,7 @@ def as_tools(record: Mapping[str, Any]) -> list | None:
         tools = [{"type": "function", "function": function} for function in functions]
     if isinstance(tools, str) and tools.strip():
         try:
-            tools = json.loads(tools)
+            tools = parsed(tools)
         except json.JSONDecodeError as error:
             raise UserError(f"tools is not JSON: {error}") from None
     if tools and not isinstance(tools, list):
@@ -251,9 +256,9 @@ def _message(message: Any, name: str) -> Message:
         message = with_calls(message)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
-    if not isinstance(message.get("content"), (str, list)):
-        if "content" in message or not message.get("tool_calls"):
-            raise UserError(f"{name}: content must be a text or a list of parts, got {message.get('content')!r:.80}")
+    content = message.get("content")
+    if not isinstance(content, (str, list)) and ("content" in message or not message.get("tool_calls")):
+        raise UserError(f"{name}: content must be a text or a list of parts, got {content!r:.80}{_in_quotes(content)}")
     if message.pop("weight", 1) == 0:
         message["train"] = False
     if not isinstance(message.get("train", True), bool):
@@ -292,7 +297,7 @@ def _sharegpt_turn(turn: Mapping[str, Any]) -> Message:
 def _calls(value: Any) -> list[dict]:
     """A function call, or a list of them, as JSON text {name, arguments}."""
     try:
-        calls = json.loads(value) if isinstance(value, str) else value
+        calls = parsed(value) if isinstance(value, str) else value
     except json.JSONDecodeError as error:
         raise UserError(f"a function_call must be JSON of name and arguments: {error}") from None
     return with_calls({"tool_calls": calls if isinstance(calls, list) else [calls]}).get("tool_calls", [])

@@ -7,6 +7,7 @@ from typing import Any
 
 from .errors import UserError
 from .formats import Message, Shapes, as_messages, as_system, as_text, as_tools, decoded, missing, systems, text_or_messages
+from .json_text import parsed
 from .preference_sides import answer_messages, flaw_of, prompt_messages, refuse_answered, shared_opening, side_messages, single_answer
 
 
@@ -115,7 +116,7 @@ def message_tree(record: Mapping[str, Any]) -> list[RankedPreference]:
     root = record.get("prompt")
     if isinstance(root, str):
         try:
-            root = json.loads(root)  # a CSV's column
+            root = parsed(root)  # a CSV's column
         except json.JSONDecodeError:
             pass
     if not isinstance(root, Mapping):
@@ -206,7 +207,7 @@ def _list(record: Mapping[str, Any], key: str) -> list:
     if value is None:
         raise missing(key, record)
     try:
-        value = json.loads(value) if isinstance(value, str) else value
+        value = parsed(value) if isinstance(value, str) else value
     except json.JSONDecodeError:
         pass
     if not isinstance(value, list):

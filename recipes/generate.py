@@ -20,6 +20,7 @@ from seodang.data.errors import UserError
 from seodang.data.files.sources import is_source_file, records_of
 from seodang.data.files.text_files import lines_of
 from seodang.data.formats import to_example
+from seodang.data.json_text import parsed
 from seodang.data.surrogates import refuse_surrogates
 from seodang.recipes.options.decoding import Decoding, SpeakingModel, option
 from seodang.recipes.options.outputs import empty, open_output
@@ -132,7 +133,7 @@ def read_prompt_file(path: Path, raw: bool, encoding: str | None, columns: Colum
 def parse_json(text: str, where: str) -> Any:
     """Parse JSON or raise UserError saying where."""
     try:
-        return json.loads(text)
+        return parsed(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{where} is not JSON: {error}") from None
 

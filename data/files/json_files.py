@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..json_text import parsed
 from .text_files import lines_of
 
 
@@ -15,7 +16,7 @@ def json_lines_records(path: Path, encoding: str | None = None) -> Iterator[tupl
         if line.strip():
             where = f"{path.name} line {number}"
             try:
-                yield where, _DECODER.decode(line)
+                yield where, parsed(line.lstrip("\ufeff"), _DECODE)  # a mark stands where files were put behind one another
             except json.JSONDecodeError as error:
                 raise UserError(f"{where}: not JSON: {error.msg} at character {error.colno}") from None
 
@@ -29,7 +30,7 @@ def json_records(path: Path, encoding: str | None = None) -> Iterator[tuple[str,
     if not text.strip():
         return
     try:
-        value = _DECODER.decode(text)
+        value = parsed(text, _DECODE)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":  # JSON Lines under the name of JSON
             yield from json_lines_records(path, encoding)
@@ -57,4 +58,9 @@ class Spelled(float):
         return str(self.text)
 
 
-_DECODER = json.JSONDecoder(parse_float=Spelled)  # made once: `json.loads` would make one a line
+def _number(text: str) -> float:
+    number = float(text)
+    return number if repr(number) == text else Spelled(text)  # few are: a plain one is made in half the time
+
+
+_DECODE = json.JSONDecoder(parse_float=_number).decode  # made once: `json.loads` would make one a line

@@ -98,17 +98,17 @@ class Source(Lazy):
         shape = first = None
         columns = Columns(self.named, tuple(self.shapes) if self.shape is None else (self.shape,), self.wanted)
         for where, record in self.records():
-            taken, found = "", self.shape
+            taken, found, mapping = "", self.shape, isinstance(record, Mapping)
             try:
-                if isinstance(record, Mapping):
+                if mapping:
                     record, taken = columns.taken(record)
-                found = self.shape or (recognise(record, self.shapes) if isinstance(record, Mapping) else None)
+                    found = self.shape or recognise(record, self.shapes)
                 if first is None:
                     first, shape = where, found
                 elif found != shape:
                     remedy = "keep one shape a source, or name it with --shape"
                     raise UserError(f"this record has the shape {found}, but {first} has {shape}: {remedy}")
-                if isinstance(record, Mapping) and shape in self.shapes:
+                if mapping and shape in self.shapes:
                     record = columns.in_texts(record, shape, where)
                     taken += columns.unread(record, shape) if taken else ""
                 examples = to_examples(record, shape, where, self.shapes)
@@ -116,7 +116,7 @@ class Source(Lazy):
                 refuse_surrogates(record, where)  # first: what names one cannot be printed
                 columns.refuse_absent()
                 told = str(error) if str(error).startswith(f"{where}: ") else f"{where}: {error}"
-                hint = missing_hint(record, found) if isinstance(record, Mapping) else ""
+                hint = missing_hint(record, found) if mapping else ""
                 raise UserError(told + (f" ({taken})" if taken else "") + hint) from None
             for example in examples:
                 example.taken = taken
@@ -189,7 +189,8 @@ def _reader(name: str, split: str, streaming: bool, encoding: str | None = None,
         return lambda: _workbook(Path(book).expanduser(), sheet)
     pattern = not path.is_dir() and any(letter in name for letter in "*?[")
     if path.is_dir() or pattern:
-        files = _files_of(path) if path.is_dir() else sorted(Path(file) for file in glob(str(path), recursive=True) if os.path.isfile(file))
+        files = _files_of(path) if path.is_dir() else [Path(file) for file in glob(str(path), recursive=True) if os.path.isfile(file)]
+        files = _each_once(files)
         for file in files:
             if pattern or _kind(file) in REMEDIES:
                 _refuse_unread(file, f"{name}: {file.name}")
@@ -203,9 +204,21 @@ def _reader(name: str, split: str, streaming: bool, encoding: str | None = None,
 
 
 def _files_of(folder: Path) -> list[Path]:
-    """The files of a folder that hold records, or could as another kind of workbook; not hidden ones, nor what Excel leaves beside an open one."""
+    """The files of a folder that hold records, or could as another kind of workbook.
+
+    Not those that are hidden or lie in a hidden folder (Jupyter keeps copies in one), nor what Excel leaves beside an open workbook.
+    """
     wanted = {*READERS, *(kind for kind, remedy in REMEDIES.items() if ".xlsx" in remedy)}
-    return sorted(file for file in folder.rglob("*") if _kind(file) in wanted and file.is_file() and not file.name.startswith((".", "~$")))
+    hidden = lambda file: any(part.startswith((".", "~$")) for part in file.relative_to(folder).parts)
+    return [file for file in folder.rglob("*") if _kind(file) in wanted and file.is_file() and not hidden(file)]
+
+
+def _each_once(files: Iterable[Path]) -> list[Path]:
+    """Files in order of their names, one to which links lead once: a link to a folder above would give it forty times."""
+    found: dict[str, Path] = {}
+    for file in sorted(files):
+        found.setdefault(os.path.realpath(file), file)
+    return list(found.values())
 
 
 def _kind(path: Path) -> str:

@@ -20,7 +20,7 @@ DATES = {  # the built-in formats of dates and times, Korean ones included, by t
 
 
 def sheet_rows(path: Path, sheet: str | None = None) -> tuple[list[tuple[str, list[str]]], list[str]]:
-    """The rows of a sheet, by default the first that is not hidden, each with where it stands; and the names of other sheets that hold something.
+    """The rows of a sheet, by default the first that is not hidden, each with where it stands, at least as wide as the first; and the names of other sheets that hold something.
 
     A number is written as Excel shows it without a format (3, 0.5), a date as 2027-03-05, with its time behind it where it has one, an empty
     cell as nothing. Raises UserError for what is no workbook or has no such sheet, and for a cell whose value is not known: an error, a formula
@@ -29,7 +29,9 @@ def sheet_rows(path: Path, sheet: str | None = None) -> tuple[list[tuple[str, li
     try:
         with zipfile.ZipFile(path) as archive:
             return _Workbook(archive, path.name).rows(sheet)
-    except (zipfile.BadZipFile, KeyError, ElementTree.ParseError, EOFError, NotImplementedError) as error:
+    except UserError:
+        raise
+    except (zipfile.BadZipFile, LookupError, ValueError, OverflowError, ElementTree.ParseError, EOFError, NotImplementedError) as error:
         with path.open("rb") as file:
             old = file.read(4) == b"\xd0\xcf\x11\xe0"
         protected = "an old or a protected Excel workbook: save it as .xlsx without a password"
@@ -69,7 +71,7 @@ class _Workbook:
         for number, cells in self._cells(place, chosen):
             width = max(cells, default=-1) + 1
             found.append((f"{book} row {number}", [cells.get(column, "") for column in range(width)]))
-        width = max((len(fields) for _, fields in found), default=0)
+        width = next((len(fields) for _, fields in found if "".join(fields).strip()), 0)  # of the names: a lone blank far to the right widens no other row
         return [(where, fields + [""] * (width - len(fields))) for where, fields in found], others
 
     def _cells(self, place: str, sheet: str) -> Iterator[tuple[int, dict[int, str]]]:
@@ -164,11 +166,13 @@ class _Workbook:
 
 
 def plain_number(value: str) -> str:
-    """A number as Excel shows it without a format: 15 digits that count, and no exponent.
+    """A number as Excel shows it without a format: 15 digits that count, and no exponent; a whole one as it is written.
 
-    >>> [plain_number(value) for value in ("3", "3.0", "0.30000000000000004", "1E-3", "2.5E+3")]
-    ['3', '3', '0.3', '0.001', '2500']
+    >>> [plain_number(value) for value in ("3", "3.0", "0.30000000000000004", "1E-3", "2.5E+3", "12345678901234567")]
+    ['3', '3', '0.3', '0.001', '2500', '12345678901234567']
     """
+    if value.removeprefix("-").isdecimal():
+        return value
     text = format(Decimal(format(float(value), ".15g")), "f")
     return text.rstrip("0").rstrip(".") if "." in text else text
 

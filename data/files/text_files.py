@@ -29,7 +29,7 @@ LIKELY = {"cp949": "Korean Windows and Excel", "cp932": "Japanese", "gb18030": "
 def lines_of(path: Path, encoding: str | None = None, newline: str | None = None) -> Iterator[str]:
     """The lines of a text file, read as they are asked for.
 
-    A byte order mark decides the encoding, else `encoding` does, else it is UTF-8. Raises UserError for what is no text, or not in that
+    A byte order mark decides the encoding, else `encoding` does where the file is not UTF-8. Raises UserError for what is no text, or not in that
     encoding, with those that it looks like and the option that names them; and for a compressed file that is cut short.
     """
     try:
@@ -78,9 +78,20 @@ def _encoding_of(head: bytes, path: Path, encoding: str | None) -> str:
         if head.count(0) > len(head) // 16 and (text := _decoded(head, guess)) is not None:
             raise UserError(f"{path.name} is not {_title(named)} text: {_looks_like([(guess, 'without a byte order mark', text)])}")
         raise UserError(f"{path.name} holds a NUL byte (byte {head.index(0) + 1}), which no text has: it is damaged, or no text file")
-    if named != "utf-8" and (text := _decoded(head, "utf-8")) and any(map(_is_hangul, text)):
-        raise UserError(f"{path.name} is UTF-8, not {named}: it begins {_snippet(text)}; leave --encoding out where such a file is read")
+    if named != "utf-8" and not named.startswith(("utf-16", "utf-32")):  # of several files some may be UTF-8
+        foreign = [letter for letter in _decoded(_foreign_part(path), "utf-8") or "" if not letter.isascii()]
+        by_chance = len(foreign) < 4 and all(letter < "\u0800" for letter in foreign)  # two bytes of Korean Windows' may be one of UTF-8's letters
+        named = named if by_chance else "utf-8"
     return "utf-8-sig" if named == "utf-8" else named
+
+
+def _foreign_part(path: Path) -> bytes:
+    """A block of a file from its first byte that is not ASCII on; nothing where all are."""
+    with _bytes_of(path) as file:
+        while block := file.read(BLOCK):
+            if not block.isascii():
+                return (block + file.read(BLOCK))[next(place for place, byte in enumerate(block) if byte > 127) :]
+    return b""
 
 
 def _undecodable(path: Path, encoding: str) -> UserError:

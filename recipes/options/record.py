@@ -11,7 +11,7 @@ from seodang.data.files.text_files import checked_encoding
 class FileOptions:
     """How files are read that are not in UTF-8, or whose columns have other names."""
 
-    encoding: str | None = field(default=None, kw_only=True, metadata={"help": "Of files without a byte order mark that are not UTF-8: cp949, say."})
+    encoding: str | None = field(default=None, kw_only=True, metadata={"help": "Of text files that are not UTF-8 and have no byte order mark: cp949, say."})
     columns: list[str] | None = field(
         default=None, kw_only=True, metadata={"help": "KEY=COLUMN, as instruction=question output=answer: which column holds what a shape reads."}
     )

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import pytest
 
@@ -66,6 +67,59 @@ def refusal(tokenizer, *messages):
     with pytest.raises(UserError) as refused:
         trained(tokenizer, *messages)
     return str(refused.value)
+
+
+# As Command R7B's: the header of the next answer is always written, thinking closed in it, and its own is another.
+HEADED = (
+    "{{ bos_token }}{% for m in messages %}<|open|>{{ '<|bot|>' if m.role == 'assistant' else '<|user|>' }}"
+    "{% if m.tool_calls %}<|think|><|/think|><|call|>{% for c in m.tool_calls %}{{ c.function | tojson }}{% endfor %}<|/call|>"
+    "{% elif m.role == 'assistant' %}<|say|>{{ m.content }}<|/say|>{% else %}{{ m.content }}{% endif %}<|close|>{% endfor %}"
+    "<|open|><|bot|><|think|><|/think|>"
+)
+
+
+@pytest.fixture(scope="module")
+def headed(_tokenizer):
+    tokenizer = copy.deepcopy(_tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": sorted(set(re.findall(r"<\|/?[a-z]+\|>", HEADED)))})
+    tokenizer.chat_template = HEADED
+    return tokenizer
+
+
+@pytest.mark.parametrize("bos", ["<|endoftext|>", "<|open|>"])  # what begins a text may be what begins a turn
+def test_the_header_of_the_next_turn_is_no_part_of_an_answer(headed, bos):
+    tokenizer = copy.deepcopy(headed)
+    tokenizer.bos_token = bos
+    if bos == "<|open|>":
+        tokenizer.chat_template = HEADED.removeprefix("{{ bos_token }}")
+    assert tokenizer.convert_ids_to_tokens(end_of_turn_ids(tokenizer)) == ["<|im_end|>", "<|close|>"]
+    text, _ = trained(tokenizer, {"role": "assistant", "content": "A"}, ASK, {"role": "assistant", "content": "B"})
+    assert text == "<|say|>A<|/say|><|close|><|say|>B<|/say|><|close|>"
+    text, _ = trained(tokenizer, called(call({"a": 1})))
+    assert text == '<|call|>{"name": "weather", "arguments": {"a": 1}}<|/call|><|close|>'
+
+
+def test_thinking_that_the_prompt_opens_is_closed_as_the_template_closes_it(smol):
+    glm = copy.deepcopy(smol)  # as GLM-4.7's, whose finished turns have the closing tag alone
+    glm.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }} {% if m.role == 'assistant' %}"
+        "{{ '<think>' + m.reasoning_content if m.reasoning_content }}</think>{% endif %}{{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant <think>{% endif %}"
+    )
+    assert trained(glm, {"role": "assistant", "content": "A"})[0] == "</think>A<|im_end|>"
+    assert trained(glm, {"role": "assistant", "content": "A", "reasoning_content": "T"})[0] == "T</think>A<|im_end|>"
+
+
+def test_calls_that_the_prompt_leaves_out_are_told_once_a_template(smol, caplog):
+    tokenizer = copy.deepcopy(smol)
+    talk = [ASK, called(call({"city": "Suwon"})), {"role": "tool", "content": "Sunny."}, ASK]
+    tokenizer.chat_template = KINDS["json"]
+    prompt_ids(tokenizer, talk, TOOLS)
+    assert not caplog.messages
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    for _ in range(2):
+        prompt_ids(tokenizer, talk)
+    assert caplog.messages == ["The chat template leaves the call of 'weather' out of the prompt: the model does not see it."]
 
 
 @pytest.mark.parametrize("kind", KINDS)

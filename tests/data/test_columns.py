@@ -1,9 +1,10 @@
 import json
 import unicodedata
+from itertools import combinations
 
 import pytest
 
-from seodang.data.columns import KEYS, NEEDS, certain_names, parse_columns
+from seodang.data.columns import KEYS, NEEDS, Columns, certain_names, parse_columns
 from seodang.data.errors import UserError
 from seodang.data.files.sources import read
 from seodang.data.formats import SHAPES, Text
@@ -38,7 +39,7 @@ def lines(path, *records):
         (TEACHING, "지시 입력 출력", {"instruction": "지시", "input": "입력", "output": "출력"}),
         (TEACHING, "instruction output", {}),
         (TEACHING, "instruction output question answer", {}),  # what fits as it stands is read as before
-        (TEACHING, "text question answer", {}),
+        (TEACHING, "text question completion prompt", {}),
         (TEACHING, "instruction output Output", {}),
         (TEACHING, "question", {}),
         (TEACHING, "instruction result", {}),
@@ -47,7 +48,10 @@ def lines(path, *records):
         (("question",), "question answer", {}),
         (PAIRS, "question chosen rejected", {"prompt": "question"}),
         (PAIRS, "prompt Chosen Rejected", {"chosen": "Chosen", "rejected": "Rejected"}),
-        (PAIRS, "instruction input chosen rejected", {}),
+        (TEACHING, "id system_prompt question response", {"prompt": "question", "completion": "response", "system": "system_prompt"}),  # OpenOrca
+        (TEACHING, "instruction output system_prompt system", {}),
+        (TEACHING, "messages system_prompt", {}),
+        (PROMPTS, "prompt system_prompt", {}),
         (PAIRS, "question responses ranks", {"prompt": "question"}),
         (JUDGED, "question response label", {"prompt": "question", "completion": "response"}),
         (PROMPTS, "question answer", {}),
@@ -72,9 +76,9 @@ def test_sides_that_may_hold_the_prompt_themselves_are_left_as_they_are():
 
 
 def test_spaces_around_a_name_do_not_count_and_names_are_told(tmp_path):
-    (tmp_path / "a.csv").write_text("Instruction , Output\nQ,A\n", encoding="utf-8")
+    (tmp_path / "a.csv").write_text("Instruction ,Output \nQ,A\n", encoding="utf-8")
     [example] = read(tmp_path / "a.csv")
-    assert [message["content"] for message in example.messages] == ["Q", "A"] and example.taken == "'Instruction ' as instruction, ' Output' as output"
+    assert [message["content"] for message in example.messages] == ["Q", "A"] and example.taken == "'Instruction ' as instruction, 'Output ' as output"
     [example] = read(lines(tmp_path / "c.jsonl", {"question": "Q", "answer": "A", "배경": "B", "id": 1}))
     assert example.taken == "question as prompt, answer as completion (not read: 배경, id)"
     [example] = read(lines(tmp_path / "b.jsonl", {"instruction": "Q", "output": "A"}))
@@ -86,8 +90,10 @@ def test_spaces_around_a_name_do_not_count_and_names_are_told(tmp_path):
     [
         ({"instruction": "Q", "context": "C", "response": "A"}, "instruction, context, response can be meant in several ways: .* --columns input=context output=response"),
         ({"question": "Q", "choices": ["a"], "answer": "A"}, "--columns instruction=question input=choices output=answer"),
-        ({"question": "Q", "answer": "A", "response": "B"}, "question, answer, response can be meant .* --columns instruction=question output=answer"),
-        ({"question": "Q", "answer": "A", "label": 1}, "question, label, answer can be .* --columns instruction=question output=answer"),
+        ({"question": "Q", "answer": "A", "response": "B"}, "question, answer, response can be meant .* --columns prompt=question completion=answer"),
+        ({"question": "Q", "answer": "A", "label": 1}, "question, label, answer can be .* --columns prompt=question completion=answer"),
+        ({"question": "Q", "text": "T", "answer": "A"}, "can be .* \\(--shape text takes the text alone\\): .* --columns prompt=question completion=answer"),
+        ({"instruction": "Solve.", "question": "Q", "answer": "A"}, "--columns input=question output=answer"),
         ({"질의": "Q", "답안": "A"}, "no known shape has the keys 질의, 답안: .* --columns prompt=질의 completion=답안"),
         ({"response": "A", "topic words": "Q"}, "--columns 'prompt=topic words' completion=response"),
         ({"a": "Q", "b": "A", "c": "C"}, "--columns prompt=COLUMN completion=COLUMN"),
@@ -97,6 +103,38 @@ def test_spaces_around_a_name_do_not_count_and_names_are_told(tmp_path):
 def test_what_is_not_certain_is_refused_with_the_option_to_give(tmp_path, record, told):
     with pytest.raises(UserError, match=f"a.jsonl line 1: .*{told}$"):
         read(lines(tmp_path / "a.jsonl", record))
+
+
+def test_the_option_that_a_refusal_gives_is_taken_and_loses_no_question():
+    names = ["prompt", "completion", "instruction", "input", "output", "question", "answer", "context", "label", "text", "history", "chosen", "rejected"]
+    refused = 0
+    for shapes in (ALL, TEACHING, ("triplet",), ("prompt_completion",), PAIRS, JUDGED):
+        for record in (dict.fromkeys(some, "T") for count in (2, 3, 4) for some in combinations(names, count)):
+            try:
+                Columns({}, tuple(shapes), {}).taken(record)
+            except UserError as error:
+                given = parse_columns(str(error).rpartition("--columns ")[2].split())
+                taken, _ = Columns(given, tuple(shapes), {}).taken(record)
+                refused += 1
+                assert any(NEEDS[shape] <= {*taken} for shape in shapes if shape in NEEDS), (shapes, record, given)
+    assert refused > 100
+
+
+def test_the_option_that_a_refusal_gives_has_the_columns_as_they_are_called_in_the_file(tmp_path):
+    path = lines(tmp_path / "a.jsonl", {"Q": "How?", "context": "C", "answer": "So."})
+    with pytest.raises(UserError, match="prompt, context, answer can be .* --columns instruction=Q input=context output=answer$"):
+        read(path, columns={"prompt": "Q"})
+    [example] = read(path, columns={"instruction": "Q", "input": "context", "output": "answer"})
+    assert [message["content"] for message in example.messages] == ["How?\n\nC", "So."]
+
+
+@pytest.mark.parametrize("more", ["context", "history", "input"])
+def test_more_of_the_question_beside_preferences_is_not_dropped(tmp_path, more):
+    path = lines(tmp_path / "a.jsonl", {"question": "Q", more: "C", "chosen": "A", "rejected": "B"})
+    with pytest.raises(UserError, match=f"the columns question, {more} can be meant in several ways: .* --columns prompt=question$"):
+        read(path, shapes=PREFERENCE_SHAPES)
+    [example] = read(path, shapes=PREFERENCE_SHAPES, columns={"prompt": "question"})
+    assert example.taken == f"question as prompt (not read: {more})"
 
 
 def test_a_later_record_with_more_columns_is_not_cut_short(tmp_path):

@@ -214,6 +214,37 @@ def test_a_pattern_is_the_files_that_it_fits_and_a_folder_hides_none_that_could_
         read(files)
 
 
+def test_a_file_is_read_once_whatever_links_lead_to_it_and_hidden_folders_are_left_out(tmp_path):
+    (tmp_path / "deep" / ".ipynb_checkpoints").mkdir(parents=True)
+    for name in ("a.csv", "deep/b.csv", "deep/.ipynb_checkpoints/b-checkpoint.csv", ".hidden.csv"):
+        (tmp_path / name).write_text(f"question,answer\n{name},A\n")
+    (tmp_path / "loop").symlink_to(".")
+    (tmp_path / "link.csv").symlink_to("a.csv")
+    (tmp_path / "broken.csv").symlink_to("nothing.csv")
+    assert questions(read(tmp_path)) == questions(read(f"{tmp_path}/**/*.csv")) == ["a.csv", "deep/b.csv"]
+    (tmp_path / ".home").mkdir()
+    (tmp_path / ".home" / "c.csv").write_text("question,answer\nc,A\n")
+    assert questions(read(tmp_path / ".home")) == ["c"]  # named by the user, it is not hidden
+
+
+def test_json_that_python_cannot_hold_is_one_line_that_names_it(tmp_path):
+    deep = "[" * 100_000 + "]" * 100_000
+    for name, content, told in [
+        ("a.jsonl", f'{{"text": "T"}}\n{{"text": {deep}}}\n', "a.jsonl line 2: not JSON: lists or objects lie too deep in one another"),
+        ("a.json", deep, "a.json line 1: not JSON: lists or objects lie too deep in one another"),
+        ("c.jsonl", f'{{"text": {"1" * 5000}}}', "c.jsonl line 1: not JSON: Exceeds the limit"),
+        ("d.jsonl", json.dumps({"messages": [], "tools": deep}), "d.jsonl line 1: tools is not JSON: lists or objects lie too deep in one another"),
+    ]:
+        (tmp_path / name).write_text(content)
+        with pytest.raises(UserError, match=told):
+            read(tmp_path / name)
+
+
+def test_json_lines_put_behind_one_another_may_have_a_mark_between_them(tmp_path):
+    (tmp_path / "a.jsonl").write_text('\ufeff{"text": "A"}\n\ufeff{"text": "\ufeffB"}\n', encoding="utf-8")
+    assert [example.text for example in read(tmp_path / "a.jsonl")] == ["A", "\ufeffB"]
+
+
 def test_a_spreadsheets_numbers_of_rows_are_left_out(tmp_path):
     (tmp_path / "a.csv").write_text(",prompt,level\n0,Q,1\n1,R,2\n", encoding="utf-8")
     examples = read(tmp_path / "a.csv", shapes=PROMPT_SHAPES)

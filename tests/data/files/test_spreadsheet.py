@@ -68,6 +68,15 @@ def test_rows_may_begin_anywhere_and_empty_ones_are_no_records(tmp_path):
     [first, second] = read(workbook(tmp_path / "a.xlsx", {"데이터": rows}))
     assert [message["content"] for message in first.messages] == ["서울은?", "1.5"] and first.where == "a.xlsx row 6"
     assert [message["content"] for message in second.messages] == ["서울은?", ""]
+    blank = '<c r="XFD3" t="inlineStr"><is><t xml:space="preserve"> </t></is></c>'
+    far, _ = sheet_rows(workbook(tmp_path / "far.xlsx", {"데이터": {1: HEADER, 2: cell("A2", 2, "s"), 3: cell("A3", 2, "s") + blank}}))
+    assert [len(fields) for _, fields in far] == [2, 2, 16384]  # of a thousand rows each would be as wide
+
+
+@pytest.mark.parametrize("damage", [cell("B2", 99, "s"), cell("B2", "three"), cell("B2", "1e12", style=1)])
+def test_a_value_that_means_nothing_is_a_damaged_workbook(tmp_path, damage):
+    with pytest.raises(UserError, match="a.xlsx is not an Excel workbook, or a damaged one"):
+        sheet_rows(workbook(tmp_path / "a.xlsx", {"데이터": {1: HEADER, 2: cell("A2", 2, "s") + damage}}))
 
 
 def test_the_first_sheet_that_is_shown_is_read_and_others_are_named(tmp_path, caplog):
@@ -108,5 +117,5 @@ def test_what_is_no_workbook_is_refused(tmp_path, content, named):
         read(tmp_path / "b.xlsx")
 
 
-def test_numbers_have_fifteen_digits_and_no_exponent():
-    assert [plain_number(value) for value in ("-7", "1E+20", "1.5E-7", "123456789012345678")] == ["-7", "1" + "0" * 20, "0.00000015", "123456789012346000"]
+def test_numbers_have_fifteen_digits_and_no_exponent_and_whole_ones_all_of_theirs():
+    assert [plain_number(value) for value in ("-7", "1E+20", "1.5E-7", "123456789012345678")] == ["-7", "1" + "0" * 20, "0.00000015", "123456789012345678"]

@@ -27,6 +27,9 @@ def records(path, content, **how):
         ("a.csv", "instruction,output,,\nQ,A,,\nR,B,,,,\n", [{"instruction": "Q", "output": "A"}, {"instruction": "R", "output": "B"}]),
         ("a.csv", "instruction,output\nQ,0.50\nR,1e5\n", [{"instruction": "Q", "output": "0.50"}, {"instruction": "R", "output": "1e5"}]),
         ("a.csv", ",instruction,output\n0,Q,A\n1,R,B\n", [{"instruction": "Q", "output": "A"}, {"instruction": "R", "output": "B"}]),
+        ("a.csv", 'instruction, output\nQ, "A, ""or"" B"\nR, B\n', [{"instruction": "Q", "output": 'A, "or" B'}, {"instruction": "R", "output": "B"}]),
+        ("a.csv", "instruction,output\nQ, A\n", [{"instruction": "Q", "output": " A"}]),  # the first row has no such space
+        ("a.csv", "text\ntext\n", [{"text": "text"}]),
         ("a.csv", "instruction,output\n", []),
         ("a.csv", "", []),
     ],
@@ -50,6 +53,8 @@ def test_a_row_is_named_by_its_first_line(tmp_path):
         ("instruction,,output\nQ,x,A\n", "a.csv line 2: column 2 holds 'x' and has no name: give it one in the first row, or delete it"),
         ('instruction,output\nQ,A\n"R,B\nS,C\n', "a.csv line 3: not a table of commas: unexpected end of data: close each quoted text"),
         ('instruction,output\n"안녕" 하고,A\n', "a.csv line 2: not a table of commas: ',' expected after '\"'"),
+        ("instruction,output\nQ,A\ninstruction,output\nR,B\n", "a.csv line 3: another table begins here, with 'instruction, output': delete that line"),
+        ("\ufeffinstruction,output\nQ,A\n\ufeffoutput,instruction\nB,R\n", "a.csv line 3: another table begins here"),
         ("question;kind,answer\na;b,c\n", "a.csv: its first row can be parted at commas or semicolons"),
     ],
 )

@@ -21,6 +21,7 @@ def said(path, **how):
         ("a.csv", KOREAN.encode(), None),
         ("a.csv", KOREAN.encode("utf-8-sig"), None),  # Excel's "CSV UTF-8"
         ("a.csv", KOREAN.encode("utf-8-sig"), "cp949"),  # the mark is certain
+        ("a.csv", KOREAN.encode(), "cp949"),  # one of several, of which others are not UTF-8
         ("a.csv", KOREAN.encode("cp949"), "cp949"),  # Excel's "CSV" in Korean Windows
         ("a.csv", KOREAN.replace("\n", "\r\n").encode("cp949"), "CP949"),
         ("a.tsv", KOREAN.replace(",", "\t").replace("\n", "\r\n").encode("utf-16"), None),  # Excel's "Unicode text"
@@ -36,6 +37,20 @@ def test_files_of_korean_excel_give_their_records_exactly(tmp_path, name, data, 
 
 
 @pytest.mark.parametrize(
+    "text, written, named",
+    [
+        ("서울", "utf-8", "cp949"), ("“café”", "utf-8", "cp949"), ("naïve café à la crème", "utf-8", "cp949"), ("naïve café à la crème", "utf-8", "cp1252"),
+        ("짜", "cp949", "cp949"),  # two bytes, in UTF-8 the letter ¥
+        ("짜장면", "cp949", "cp949"), ("naïve café à la crème", "cp1252", "cp1252"), ("서울", "utf-16-le", "utf-16-le"),
+    ],
+)
+@pytest.mark.parametrize("before", [0, 70_000])
+def test_a_file_is_utf_8_where_it_can_be_nothing_else_whatever_encoding_is_named(tmp_path, text, written, named, before):
+    (tmp_path / "a.txt").write_bytes(("." * before + text).encode(written))
+    assert "".join(lines_of(tmp_path / "a.txt", named)) == "." * before + text
+
+
+@pytest.mark.parametrize(
     "data, encoding, named",
     [
         (KOREAN.encode("cp949"), None, "not UTF-8 text (line 1, byte 1 of it): it looks like cp949 (Korean Windows and Excel), in which it reads '질문,답변': "),
@@ -44,7 +59,6 @@ def test_files_of_korean_excel_give_their_records_exactly(tmp_path, name, data, 
         (KOREAN.encode("cp949"), "euc-kr", "not euc_kr text (line 3, byte 1 of it): it looks like cp949"),
         (KOREAN.encode("utf-16-le"), None, "it looks like utf-16-le (without a byte order mark), in which it reads '질문,답변': if that is right, give --encoding utf-16-le"),
         (KOREAN.encode("utf-16-be"), "cp949", "not cp949 text: it looks like utf-16-be"),
-        (KOREAN.encode(), "cp949", "is UTF-8, not cp949: it begins '질문,답변'; leave --encoding out"),
         ("日本語のテスト,はい".encode("cp932"), None, "it looks like cp932 (Japanese), in which it reads '日本語のテスト,はい': "),
         ("中国的首都是北京".encode("gb18030"), None, "or gb18030 (Chinese), in which it reads '中国的首都是北京': if that is right, give --encoding cp949 or --encoding gb18030"),
         ("question,answer\nÀ la carte?,Non merci, monsieur".encode("cp1252"), None, "it looks like cp1252"),
