@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Hashable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...data.errors import UserError
-from .architecture import ModelOutput, check_cut, check_pass
+from .architecture import ModelOutput, check_cut, check_pass, decoding_limit, refuse_source, refuse_unsupported, transformers_model
 
 
 class CacheSlots:
@@ -79,6 +80,23 @@ class CacheSlots:
         slot, self._next = self._next, self._next + 1
         self._lengths[slot] = 0
         return slot
+
+
+class OfDecoder:
+    """Put before `CacheSlots` or what derives from it: what a runner of a decoder reads of its model, and slots that have no source."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = transformers_model(model)
+        refuse_unsupported(self.model)
+        self.config = self.model.config.get_text_config()
+        self.limit = decoding_limit(self.model)
+        self._accepts = inspect.signature(type(self.model).forward).parameters
+
+    def allocate(self, source_ids: Sequence[int] = ()) -> int:
+        """Return a new slot without a past; raises UserError for a source, which a decoder does not read."""
+        refuse_source(self.config, source_ids)
+        return self._add()
 
 
 class BatchedRunner(CacheSlots):

@@ -6,7 +6,6 @@ before appends to their cache; when slots join or leave, what they have is laid 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,17 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from .architecture import (
-    Capabilities,
-    ModelOutput,
-    decoding_limit,
-    evaluating,
-    memory_name,
-    refuse_source,
-    refuse_unsupported,
-    transformers_model,
-)
-from .batched import BatchedRunner
+from .architecture import Capabilities, ModelOutput, evaluating, memory_name
+from .batched import BatchedRunner, OfDecoder
 
 
 @dataclass(eq=False)
@@ -37,24 +27,14 @@ class Batch:
     width: int
 
 
-class PaddedRunner(BatchedRunner):
+class PaddedRunner(OfDecoder, BatchedRunner):
     """Runs slots of their own length through a model with padding on the left, as a `Runner`."""
 
     capabilities = Capabilities(hidden_states=True)
 
     def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = transformers_model(model)
-        refuse_unsupported(self.model)
-        self.config = self.model.config.get_text_config()
-        self.limit = decoding_limit(self.model)
-        self._accepts = inspect.signature(type(self.model).forward).parameters
+        super().__init__(model)
         self._memory = memory_name(self.model)
-
-    def allocate(self, source_ids: Sequence[int] = ()) -> int:
-        """Return a new slot without a past; raises UserError for a source, which a decoder does not read."""
-        refuse_source(self.config, source_ids)
-        return self._add()
 
     def _alike(self, slot: int, new: Sequence[int]) -> int:
         # padding within a slot would shift the distances that ALiBi counts, so only a new slot may have it

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from .architecture import Capabilities, ModelOutput, decoding_limit, evaluating, refuse_source, refuse_unsupported, transformers_model
-from .batched import BatchedRunner
+from .architecture import Capabilities, ModelOutput, evaluating
+from .batched import BatchedRunner, OfDecoder
 
 
-class RecomputingRunner(BatchedRunner):
+class RecomputingRunner(OfDecoder, BatchedRunner):
     """Runs whole sequences without a cache, those of equal length together, as a `Runner`; of a slot's past it keeps the ids."""
 
     capabilities = Capabilities()
 
     def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = transformers_model(model)
-        refuse_unsupported(self.model)
-        self.config = self.model.config.get_text_config()
-        self.limit = decoding_limit(self.model)
-        self._options = {"use_cache": False} if "use_cache" in inspect.signature(type(self.model).forward).parameters else {}
-
-    def allocate(self, source_ids: Sequence[int] = ()) -> int:
-        """Return a new slot without a past; raises UserError for a source, which a decoder does not read."""
-        refuse_source(self.config, source_ids)
-        return self._add()
+        super().__init__(model)
+        self._options = {"use_cache": False} if "use_cache" in self._accepts else {}
 
     def _alike(self, slot: int, new: Sequence[int]) -> Hashable:
         return self._lengths[slot] + len(new)

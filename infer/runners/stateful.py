@@ -7,45 +7,24 @@ itself, with the memory that the architecture makes for it.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ...data.errors import UserError
-from .architecture import (
-    Capabilities,
-    ModelOutput,
-    check_pass,
-    decoding_limit,
-    evaluating,
-    memory_name,
-    refuse_source,
-    refuse_unsupported,
-    transformers_model,
-)
-from .batched import CacheSlots
+from .architecture import Capabilities, ModelOutput, check_pass, evaluating, memory_name
+from .batched import CacheSlots, OfDecoder
 
 
-class StatefulRunner(CacheSlots):
+class StatefulRunner(OfDecoder, CacheSlots):
     """Runs slots one by one, each with its own state, as a `Runner`."""
 
     capabilities = Capabilities(truncate=False)
 
     def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = transformers_model(model)
-        refuse_unsupported(self.model)
-        self.config = self.model.config.get_text_config()
-        self.limit = decoding_limit(self.model)
-        self._accepts = inspect.signature(type(self.model).forward).parameters
+        super().__init__(model)
         self._memory = memory_name(self.model)
-
-    def allocate(self, source_ids: Sequence[int] = ()) -> int:
-        """Return a new slot without a past; raises UserError for a source, which a decoder does not read."""
-        refuse_source(self.config, source_ids)
-        return self._add()
 
     def copy(self, source: int, target: int, first: int = 0) -> None:
         """Give `target` the state of `source`, a copy that goes on by itself."""
