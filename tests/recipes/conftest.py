@@ -1,4 +1,4 @@
-"""Recipes as a cluster runs them: several processes, by accelerate's command or forked."""
+"""What recipes begin from, and how a cluster runs them: several processes, by accelerate's command or forked."""
 
 import os
 import subprocess
@@ -11,6 +11,15 @@ import pytest
 @pytest.fixture(autouse=True)
 def _quick(unpainted):
     pass
+
+
+@pytest.fixture
+def base(fresh_tiny, tiny_tokenizer, tmp_path):
+    """A tiny language model's folder."""
+    folder = tmp_path / "base"
+    fresh_tiny("llama").save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

@@ -10,14 +10,6 @@ from seodang.train.run.callbacks import read_log
 
 
 @pytest.fixture
-def base(fresh_tiny, tiny_tokenizer, tmp_path):
-    folder = tmp_path / "base"
-    fresh_tiny("llama").save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
 def data(tmp_path):
     """Capital letters beat small ones, whatever the prompt."""
     path = tmp_path / "pairs.jsonl"

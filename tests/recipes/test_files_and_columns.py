@@ -13,14 +13,6 @@ PROMPTS = ["prompt=질의", "answer=좋음"]
 TOLD = "질의 as prompt, 좋음 as {} in 4 records"
 
 
-@pytest.fixture
-def base(fresh_tiny, tiny_tokenizer, tmp_path):
-    folder = tmp_path / "base"
-    fresh_tiny("llama").save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.mark.parametrize(
     "verb, columns, more, told",
     [

@@ -12,14 +12,6 @@ SMALL = ("--iterations", 2, "--rollouts", 8, "--minibatches", 2, "--epochs", 1, 
 
 
 @pytest.fixture
-def base(fresh_tiny, tiny_tokenizer, tmp_path):
-    folder = tmp_path / "base"
-    fresh_tiny("llama").save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
 def data(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps({"prompt": f"say {i}", "answer": str(i)}) + "\n" for i in range(10)))

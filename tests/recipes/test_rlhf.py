@@ -25,14 +25,6 @@ def small_letters(prompts, completions):
 
 
 @pytest.fixture
-def base(fresh_tiny, tiny_tokenizer, tmp_path):
-    folder = tmp_path / "base"
-    fresh_tiny("llama").save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
 def arguments(base, tmp_path):
     """`arguments(out, *more)`: two rounds that take seconds."""
     data, ranker = tmp_path / "prompts.jsonl", tmp_path / "ranker.py"
