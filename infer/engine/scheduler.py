@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from ..requests.generation import Generation, Stage
 from ..runners.contract import Runner
 
-MAX_NEW_POSITIONS = 16_384  # prompts join a pass until it has this many positions: bounds the memory of activations
+MAX_NEW_POSITIONS = 16_384  # of prompts a pass, where nobody waits for a next token: bounds the memory of activations
 
 
 class Scheduler:
@@ -31,12 +31,22 @@ class Scheduler:
         generation.slots_reserved = slots
         self.waiting.append(generation)
 
-    def admit(self, idle: bool = False) -> Generation | None:
+    def remove(self, generation: Generation) -> None:
+        """Take a request out of those that wait, if it is one of them."""
+        if generation in self.waiting:
+            self.waiting.remove(generation)
+
+    @property
+    def streaming(self) -> bool:
+        """Whether a request gets its tokens now."""
+        return any(generation.stage is Stage.RUNNING for generation in self.admitted)
+
+    def admit(self, idle: bool = False, positions: int = MAX_NEW_POSITIONS) -> Generation | None:
         """Let the next request in and return it, prefilling; None where none waits or there is no room for it now.
 
-        Where the engine is `idle`, nothing will come free by waiting, so one comes in whatever is held.
+        Prompts that are read at once join a pass until it has so many positions; one that is longer goes in by parts, beside them. Where the engine is `idle`, nothing will come free by waiting, so one comes in whatever is held.
         """
-        if not self.waiting or not (idle or self._has_room(self.waiting[0])):
+        if not self.waiting or not (idle or self._has_room(self.waiting[0], positions)):
             return None
         generation = self.waiting.popleft()
         generation.stage, generation.started = Stage.PREFILLING, time.monotonic()
@@ -74,9 +84,11 @@ class Scheduler:
         held = sum(runner is self.runner for runner, _ in generation.slots_held)
         return held if generation.done else max(held, generation.slots_reserved)
 
-    def _has_room(self, generation: Generation) -> bool:
-        """Whether a request can come in; one that is wider than the room, or has a prompt longer than a pass, comes in alone."""
+    def _has_room(self, generation: Generation, positions: int) -> bool:
+        """Whether a request can come in; one that is wider than the room comes in alone."""
         taken = sum(map(self.slots_taken, self.admitted))
-        prompts = [other.request.prompt_length for other in self.admitted if other.stage is Stage.PREFILLING]
+        prompts = [other.request.prompt_length for other in self.admitted if other.stage is Stage.PREFILLING and not other.by_parts]
+        length = generation.request.prompt_length
+        by_parts = self.runner.capabilities.parts and length > positions
         has_slots = not taken or taken + generation.slots_reserved <= self.max_slots
-        return has_slots and (not prompts or sum(prompts) + generation.request.prompt_length <= MAX_NEW_POSITIONS)
+        return has_slots and (by_parts or not prompts or sum(prompts) + length <= positions)

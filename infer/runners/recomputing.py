@@ -14,7 +14,7 @@ from .batched import BatchedRunner, OfDecoder
 class RecomputingRunner(OfDecoder, BatchedRunner):
     """Runs whole sequences without a cache, those of equal length together, as a `Runner`; of a slot's past it keeps the ids."""
 
-    capabilities = Capabilities()
+    capabilities = Capabilities(parts=False)
 
     def __init__(self, model: nn.Module):
         super().__init__(model)
