@@ -17,6 +17,7 @@ from ..runners.contract import Runner
 from ..runners.early_exit import open_first_layers
 from ..runners.open import open_runner
 from .batch import run_forwards, seen_before, trace_pass
+from .budget import Budget
 from .pace import Pace
 from .prefix_cache import PrefixCache
 from .reading import PromptReading, asks_to_read, goes_by_parts, read_first
@@ -38,7 +39,7 @@ class Engine:
         runner: Runner,
         max_rows: int = MAX_ROWS,
         prefix_cache: PrefixCache | None = None,
-        budget: object | None = None,
+        budget: Budget | None = None,
         pace: Pace | None = None,
     ):
         """At most `max_rows` sequences of the runner grow at a time, but for a single request that needs more, within the `budget` of memory.
@@ -47,7 +48,7 @@ class Engine:
         """
         self.runner = runner
         self.prefix_cache = prefix_cache
-        self.scheduler = Scheduler(runner, max_rows)
+        self.scheduler = Scheduler(runner, max_rows, budget, prefix_cache)
         self.pace = pace or Pace(MAX_NEW_POSITIONS, stall=None)
         self.on_defect: Callable[[Exception], None] | None = None
         self._asked: dict[Strategy, Forward] = {}  # the running strategies with the pass that each waits for
@@ -58,11 +59,11 @@ class Engine:
         self._begin: dict[Hashable, Callable[[Arrivals], Strategy]] = {}
 
     def submit(self, generation: Generation) -> None:
-        """Queue a request; it comes in as soon as there is room. Raises UserError for one without a strategy."""
+        """Queue a request; it comes in as soon as there is room. Raises UserError for one without a strategy, or beyond the budget."""
         request = generation.request
         if request.strategy is None:
             raise UserError(f"request {request.index} has no strategy: give it one when it is made, or start a strategy over its sequence")
-        self.scheduler.submit(generation, slots_of(request, self.runner))
+        self.scheduler.submit(generation, slots_of(request, self.runner), self)
 
     def start(self, strategy: Strategy) -> None:
         """Let a strategy over sequences of the caller's take part from the next step on."""
