@@ -145,7 +145,7 @@ class PrefixCache:
         sound = bool(ids) and generation in self._live and runner is self._current
         if not generation.slots_held:
             self._live.pop(generation, None)
-        new = Kept(ids, runner, sequence.cache_slot, salt, bytes_of(runner, len(ids)))
+        new = Kept(ids, runner, sequence.cache_slot, salt, runner.bytes_for(len(ids)))
         if not sound or self.max_bytes is not None and new.bytes > self.max_bytes:
             runner.release([new.slot])
             return
@@ -239,8 +239,3 @@ def begins_with(ids: list[int], first: list[int]) -> bool:
 def is_being_read(sequence: TokenSequence) -> bool:
     """Whether the model has not seen all of the sequence's prompt."""
     return sequence.seen < len(sequence.request.prompt_ids)
-
-
-def bytes_of(runner: Runner, positions: int) -> int:
-    """Return how much memory a slot of so many positions comes to take."""
-    return getattr(runner, "bytes_for", lambda positions: 0)(positions)

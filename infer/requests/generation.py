@@ -38,10 +38,10 @@ class Published:
 class Generation:
     """All that changes while a request is answered.
 
-    `on_event` is called with each event as it happens. `stage` and `slots_reserved`, how many cache slots of the request's own model are
-    kept free for it, belong to the scheduler. `forked` says whether its further answers were forked from its prompt. `past` is a slot
-    that has read all that is given but the last token, and `prefix_logprobs` what the model thought of the answer's prefix, where that is asked.
-    `cached_tokens` counts the prompt's tokens that came out of a prefix cache.
+    `on_event` is called with each event as it happens. `stage`, `slots_reserved`, how many cache slots of the request's own model are
+    kept free for it, and `bytes_reserved`, how much of the budget is, belong to the scheduler. `forked` says whether its further answers
+    were forked from its prompt. `past` is a slot that has read all that is given but the last token, and `prefix_logprobs` what the model
+    thought of the answer's prefix, where that is asked. `cached_tokens` counts the prompt's tokens that came out of a prefix cache.
     """
 
     request: Request
@@ -49,6 +49,7 @@ class Generation:
     stage: Stage = Stage.WAITING
     started: float | None = None  # by time.monotonic(), when it was let in
     slots_reserved: int = 0
+    bytes_reserved: int = 0
     slots_held: set[tuple[Runner, int]] = field(default_factory=set)
     forked: bool = False
     results: dict[int, Result] = field(default_factory=dict)  # by choice

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import nn
@@ -89,6 +89,12 @@ class TurnsByLength:
         parts = [part for slot in slots for part in done[slot]]
         states = {layer: torch.cat([part.states[layer] for part in parts]) for layer in layers}
         return ModelOutput(torch.cat([part.logits for part in parts]), states)
+
+    def _blank(self) -> Self:
+        """Return a runner of the same model without slots."""
+        blank = super()._blank()
+        blank._read, blank._turns = {}, {}
+        return blank
 
     def _pieces(self, slot: int, ids: Sequence[int], keep: int) -> list[Piece]:
         """Cut a slot's new ids where those whose logits are wanted turn otherwise than the ones before."""
