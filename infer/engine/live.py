@@ -251,18 +251,20 @@ class LiveEngine:
         params: SamplingParams | None = None,
         *,
         literal: bool | None = None,
+        cache_salt: str | None = None,
         trace: bool = False,
         on_event: Callable[[Event], None] | None = None,
     ) -> Ticket:
         """Hand in a prompt, by the settings given or the checkpoint's own, and return at once; `literal` and `trace` are those of `generate`.
 
-        Events go to `on_event`, called in the engine's thread, which it must not keep waiting, or else into the ticket. Raises UserError for a
+        What was read for other requests is only made use of where their `cache_salt` is the same. Events go to `on_event`, called in the engine's thread, which it must not keep waiting, or else into the ticket. Raises UserError for a
         request that is wrong, as `generate` does; QueueFull and EngineClosed, UserErrors too, where none is taken.
         """
         with self._encoding:
             self._refuse_too_many()
             [request] = new_requests(self.model, self.tokenizer, [prompt], params, self._loop.engine, trace, literal)
-            ticket = Ticket(Generation(replace(request, index=next(self._indices))), on_event, self._loop)
+            own = {"cache_salt": cache_salt} if hasattr(request, "cache_salt") else {}
+            ticket = Ticket(Generation(replace(request, index=next(self._indices), **own)), on_event, self._loop)
             self._loop.take(ticket)
         return ticket
 
