@@ -77,6 +77,9 @@ class PrefixCache:
         runner.truncate(slot, seen)
         return slot
 
+    def known(self, ids, runner):
+        return max([min(shared_length(kept.ids, ids), len(ids) - 1) for kept in self._kept if kept.runner is runner], default=0)
+
     def remember(self, sequence: TokenSequence) -> None:
         """Take over a finished sequence's slot, and release those of sequences that it continues and of the longest unused.
 

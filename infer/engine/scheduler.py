@@ -5,38 +5,77 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable
+from typing import Any
 
 from ..requests.generation import Generation, Stage
+from ..requests.strategy import Host
 from ..runners.contract import Runner
+from .budget import Budget
 
-MAX_NEW_POSITIONS = 16_384  # prompts join a pass until it has this many positions: bounds the memory of activations
+MAX_NEW_POSITIONS = 16_384  # of prompts a pass, where nobody waits for a next token: bounds the memory of activations
 
 
 class Scheduler:
-    """Lets waiting requests in as long as the cache has slots for them and a pass has positions for their prompts.
+    """Lets waiting requests in as long as the cache has slots for them, the budget has bytes, and a pass has positions for their prompts.
 
     A request is waiting, prefilling, running or done. From when it is let in until the step that runs its prompt is over, all slots that it
-    may come to hold are reserved for it; from then on it counts for those that it holds, and what it gives back is there for the next.
+    may come to hold are reserved for it; from then on it counts for those that it holds, and what it gives back is there for the next. Of
+    the budget it takes the most that it may come to until it is done and holds nothing. Who waits longest comes first: nobody overtakes.
     """
 
-    def __init__(self, runner: Runner, max_slots: int):
-        """At most `max_slots` slots of the runner are in use at a time; those of other runners are not counted."""
+    def __init__(self, runner: Runner, max_slots: int, budget: Budget | None = None, prefix_cache: Any = None):
+        """At most `max_slots` slots of the runner are in use at a time; those of other runners are not counted.
+
+        With a budget, what requests may come to and what `prefix_cache` keeps stays within it; what is kept gives way to requests.
+        """
         self.runner = runner
         self.max_slots = max_slots
+        self.budget = budget
+        self.prefix_cache = prefix_cache
         self.waiting: deque[Generation] = deque()
         self.admitted: list[Generation] = []
 
-    def submit(self, generation: Generation, slots: int) -> None:
-        """Queue a request that may come to hold so many slots."""
+    @property
+    def running(self) -> int:
+        """How many requests are let in and not done."""
+        return sum(not generation.done for generation in self.admitted)
+
+    @property
+    def reserved(self) -> int:
+        """How many bytes are reserved for the requests that are let in."""
+        return sum(generation.bytes_reserved for generation in self.admitted if generation.slots_held or not generation.done)
+
+    def submit(self, generation: Generation, slots: int, host: Host | None = None) -> None:
+        """Queue a request that may come to hold so many slots; raises UserError, with the numbers, for one that the budget can never hold.
+
+        The budget asks `host` for the runners of further models.
+        """
+        generation.bytes_reserved = 0 if self.budget is None else self.budget.check(generation.request, host)
         generation.slots_reserved = slots
         self.waiting.append(generation)
 
-    def admit(self, idle: bool = False) -> Generation | None:
+    def remove(self, generation: Generation) -> bool:
+        """Take a request out of the queue; return whether it was there."""
+        if generation not in self.waiting:
+            return False
+        self.waiting.remove(generation)
+        return True
+
+    @property
+    def streaming(self) -> bool:
+        """Whether a request gets its tokens now."""
+        return any(generation.stage is Stage.RUNNING for generation in self.admitted)
+
+    def admit(self, idle: bool = False, positions: int = MAX_NEW_POSITIONS) -> Generation | None:
         """Let the next request in and return it, prefilling; None where none waits or there is no room for it now.
 
-        Where the engine is `idle`, nothing will come free by waiting, so one comes in whatever is held.
+        Prompts that are read at once join a pass until it has so many positions; one that is longer goes in by parts, beside them. Where the
+        engine is `idle`, nothing will come free by waiting, so one comes in whatever is held.
         """
-        if not self.waiting or not (idle or self._has_room(self.waiting[0])):
+        if not self.waiting:
+            return None
+        fits = (idle or self._has_room(self.waiting[0], positions)) and self._has_bytes(self.waiting[0])
+        if not (fits or idle):
             return None
         generation = self.waiting.popleft()
         generation.stage, generation.started = Stage.PREFILLING, time.monotonic()
@@ -74,9 +113,22 @@ class Scheduler:
         held = sum(runner is self.runner for runner, _ in generation.slots_held)
         return held if generation.done else max(held, generation.slots_reserved)
 
-    def _has_room(self, generation: Generation) -> bool:
-        """Whether a request can come in; one that is wider than the room, or has a prompt longer than a pass, comes in alone."""
+    def _has_room(self, generation: Generation, positions: int) -> bool:
+        """Whether a request can come in; one that is wider than the room comes in alone."""
         taken = sum(map(self.slots_taken, self.admitted))
-        prompts = [other.request.prompt_length for other in self.admitted if other.stage is Stage.PREFILLING]
+        prompts = [other.request.prompt_length for other in self.admitted if other.stage is Stage.PREFILLING and not other.by_parts]
+        length = generation.request.prompt_length
+        by_parts = self.runner.capabilities.parts and length > positions
         has_slots = not taken or taken + generation.slots_reserved <= self.max_slots
-        return has_slots and (not prompts or sum(prompts) + generation.request.prompt_length <= MAX_NEW_POSITIONS)
+        return has_slots and (by_parts or not prompts or sum(prompts) + length <= positions)
+
+    def _has_bytes(self, generation: Generation) -> bool:
+        """Whether the budget holds a request beside the others; kept pasts are given up for it where that makes the room."""
+        if self.budget is None:
+            return True
+        room = self.budget.limit - self.reserved - generation.bytes_reserved
+        if room < 0 or self.prefix_cache is None:
+            return room >= 0  # it waits for others: what is kept may serve them till then
+        if self.prefix_cache.bytes > room:
+            self.prefix_cache.make_room(self.prefix_cache.bytes - room)
+        return self.prefix_cache.bytes <= room

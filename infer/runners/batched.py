@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Collection, Hashable, Sequence
-from typing import Any
+from functools import cached_property
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from ...data.errors import UserError
 from .architecture import ModelOutput, check_cut, check_pass, decoding_limit, refuse_source, refuse_unsupported, transformers_model
+from .held import held_bytes
+
+TRIED = 8  # positions: what a slot takes is learnt from one of so many and one of twice as many
 
 
 class CacheSlots:
     """What a runner without a cache of its own making keeps of its slots: how long each is, and `_home`, where its past lies.
 
-    `passes` and `positions` count what was computed.
+    `passes` and `positions` count what was computed. `spare` is how many times what a slot holds its memory may come to while it is written.
     """
+
+    spare = 2  # a layer's memory, or a batch's, is there twice while it grows
 
     def __init__(self):
         self.passes = self.positions = 0
@@ -34,6 +41,16 @@ class CacheSlots:
     def vocab_size(self) -> int:
         """How many ids a slot's tokens can have."""
         return self.config.vocab_size
+
+    @property
+    def memory(self) -> int:
+        """How many bytes the slots' pasts take now."""
+        return held_bytes(self._home.values())
+
+    def bytes_for(self, positions: int, source: int = 0) -> int:
+        """Return at most how many bytes a slot of so many positions comes to take; the first call runs two short passes to learn it."""
+        fixed, each = self._costs
+        return self.spare * (fixed + positions * each)
 
     def length(self, slot: int) -> int:
         """Return how many positions of the slot are in the cache."""
@@ -70,6 +87,25 @@ class CacheSlots:
     def refresh(self, keep: Collection[int] = ()) -> None:
         """Release every slot that is not kept."""
         self.release([slot for slot in self._lengths if slot not in keep])
+
+    @cached_property
+    def _costs(self) -> tuple[int, int]:
+        """What a slot takes whatever its length, and each position of it."""
+        short, long = (self._tried(length) for length in (TRIED, 2 * TRIED))
+        each = -(-(long - short) // TRIED)
+        return max(short - TRIED * each, 0), each
+
+    def _tried(self, length: int) -> int:
+        """What a slot of so many positions takes, of a runner beside this one."""
+        trial = self._blank()
+        trial.forward([trial.allocate()], [[0] * length], [1])
+        return trial.memory
+
+    def _blank(self) -> Self:
+        """Return a runner of the same model without slots."""
+        blank = copy.copy(self)
+        CacheSlots.__init__(blank)
+        return blank
 
     def _refuse_states(self, layers: Sequence[int]) -> None:
         """Raise UserError where hidden states are asked for, which these architectures do not hand out alike."""

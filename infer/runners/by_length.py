@@ -9,8 +9,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import groupby
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import nn
@@ -38,6 +39,7 @@ class TurnsByLength:
 
     def __init__(self, model: nn.Module):
         super().__init__(model)
+        self.capabilities = replace(self.capabilities, parts=False)  # a part that turns otherwise would have the parts before it read anew
         self._read: dict[int, list[int]] = {}
         self._turns: dict[int, Hashable] = {}
         self._warned = False
@@ -89,6 +91,12 @@ class TurnsByLength:
         parts = [part for slot in slots for part in done[slot]]
         states = {layer: torch.cat([part.states[layer] for part in parts]) for layer in layers}
         return ModelOutput(torch.cat([part.logits for part in parts]), states)
+
+    def _blank(self) -> Self:
+        """Return a runner of the same model without slots."""
+        blank = super()._blank()
+        blank._read, blank._turns = {}, {}
+        return blank
 
     def _pieces(self, slot: int, ids: Sequence[int], keep: int) -> list[Piece]:
         """Cut a slot's new ids where those whose logits are wanted turn otherwise than the ones before."""

@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .architecture import check_cut
 
 SMALLEST = 128  # positions: a power of two times this is a pool's capacity
+
+
+class Region(NamedTuple):
+    """A slot's keys, or its values, in one layer: [kv_heads, capacity, d]."""
+
+    kv_heads: int
+    width: int
+    dtype: torch.dtype
+    device: torch.device
+
+
+def capacity_of(length: int) -> int:
+    """Return the capacity of the pool where a slot of so many positions lies."""
+    return max(SMALLEST, 1 << (length - 1).bit_length()) if length else SMALLEST
+
+
+def lane_bytes(positions: int, regions: Sequence[Region]) -> int:
+    """Return at most how many bytes a slot of so many positions comes to take in these regions."""
+    return sum(2 * capacity_of(positions) * region.kv_heads * region.width * region.dtype.itemsize for region in regions)
 
 
 class Pool:
@@ -32,6 +53,16 @@ class Pool:
                 new[: len(old)] = old
             pair = self.layers[layer] = grown
         return pair
+
+    @property
+    def regions(self) -> list[Region]:
+        """What it keeps of a slot, of the layers that have run."""
+        return [Region(each.shape[-3], each.shape[-1], each.dtype, each.device) for pair in self.layers.values() for each in pair]
+
+    @property
+    def memory(self) -> int:
+        """How many bytes it takes."""
+        return sum(each.nbytes for pair in self.layers.values() for each in pair)
 
     def copy(self, lane: int, target: Pool, target_lane: int, length: int, first: int = 0) -> None:
         """Copy positions `first` to `length` of a lane to a lane of this pool or another."""
@@ -60,6 +91,11 @@ class KVCache:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    @property
+    def memory(self) -> int:
+        """How many bytes the slots take."""
+        return sum(pool.memory for pool in self.pools.values())
 
     def add(self, capacity: int = SMALLEST) -> int:
         """Return a new slot without a past."""
@@ -136,9 +172,7 @@ class KVCache:
             self._close(pool, lane)
 
     def _pool(self, length: int) -> Pool:
-        capacity = SMALLEST
-        while capacity < length:
-            capacity *= 2
+        capacity = capacity_of(length)
         return self.pools.setdefault(capacity, self.new_pool(capacity))
 
     def _put(self, slot: int, pool: Pool) -> None:

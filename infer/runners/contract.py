@@ -34,6 +34,17 @@ class Runner(Protocol):
     def live(self) -> int:
         """How many slots are allocated."""
 
+    @property
+    def memory(self) -> int:
+        """How many bytes the slots take now."""
+
+    def bytes_for(self, positions: int, source: int = 0) -> int:
+        """Return at most how many bytes a slot takes that comes to hold so many positions, over a source of so many ids.
+
+        The bounds of several slots add up to one of all of them, at any moment, also while some grow, move or are forked. The first call
+        may run a pass of the model to learn what a position takes.
+        """
+
     def allocate(self, source_ids: Sequence[int] = ()) -> int:
         """Return a new slot without a past, which takes memory until released.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..kernels.rotary import rotate
 from .architecture import ModelOutput
-from .cache import KVCache, StackedPool
+from .cache import KVCache, Region, StackedPool
 from .layers import Block, bind_weights, supports_direct
 from .model_lock import locked
 from .ragged import RaggedRunner
@@ -37,6 +37,12 @@ class DirectRunner(RaggedRunner):
             self._covered = supports_direct(self.model)
             if self._covered:
                 self._read()
+
+    @property
+    def _regions(self) -> list[Region]:
+        """What the cache keeps of a slot: keys and values of every layer."""
+        weight = self.model.get_input_embeddings().weight
+        return [Region(self.decoder.kv_heads, self.decoder.width, weight.dtype, weight.device)] * (2 * len(self.decoder.blocks))
 
     def _read(self) -> None:
         self._covered = True

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +20,8 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from ...data.errors import UserError
 from ..text.vocabulary import check_ids
 from .architecture import Capabilities, ModelOutput, evaluating, memory_name, transformers_model
-from .batched import BatchedRunner
+from .batched import TRIED, BatchedRunner
+from .held import held_bytes
 
 MAX_POSITIONS = 16_384  # source positions, padding included, that the encoder reads at a time
 HIDDEN_HEADS = ("encoder-decoder", "fsmt")  # of which get_output_embeddings() is not all
@@ -75,6 +78,33 @@ class EncoderDecoderRunner(BatchedRunner):
         slot = self._add()
         self._sources[slot] = Source(list(source_ids))
         return slot
+
+    @property
+    def memory(self) -> int:
+        """How many bytes the slots' pasts and what was read of their sources take now."""
+        return held_bytes([self._home, self._sources])
+
+    def bytes_for(self, positions: int, source: int = 0) -> int:
+        """Return at most how many bytes a slot of so many positions over a source of so many ids comes to take."""
+        fixed, each, read = self._costs
+        return self.spare * (fixed + positions * each + source * read)
+
+    @cached_property
+    def _costs(self) -> tuple[int, int, int]:
+        """What a slot takes in any case, each position of it, and each id of its source."""
+        least, longer, wider = (self._tried(*lengths) for lengths in ((TRIED, TRIED), (2 * TRIED, TRIED), (TRIED, 2 * TRIED)))
+        each, read = -(-(longer - least) // TRIED), -(-(wider - least) // TRIED)
+        return max(least - TRIED * (each + read), 0), each, read
+
+    def _tried(self, length: int, source: int = TRIED) -> int:
+        trial = self._blank()
+        trial.forward([trial.allocate([0] * source)], [[0] * length], [1])
+        return trial.memory
+
+    def _blank(self) -> Self:
+        blank = super()._blank()
+        blank._sources = {}
+        return blank
 
     def copy(self, source: int, target: int, first: int = 0) -> None:
         """Give slot `target` the past and the source of slot `source`."""

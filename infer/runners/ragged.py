@@ -6,10 +6,13 @@ own position; the attention function of `ragged` writes and reads each slot's la
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import groupby
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +30,7 @@ from .architecture import (
     scaled,
     transformers_model,
 )
-from .cache import KVCache, Pool
+from .cache import KVCache, Pool, Region, lane_bytes
 from .model_lock import configs_of, use_attention
 from .ragged_attention import RAGGED, ForwardBatch, Run, running
 
@@ -66,6 +69,29 @@ class RaggedRunner:
     def live(self) -> int:
         """How many slots there are."""
         return len(self.cache)
+
+    @property
+    def memory(self) -> int:
+        """How many bytes the slots take now."""
+        return self.cache.memory
+
+    def bytes_for(self, positions: int, source: int = 0) -> int:
+        """Return at most how many bytes a slot of so many positions comes to take; the first call may run a pass to learn what one takes."""
+        return lane_bytes(positions, self._regions)
+
+    @cached_property
+    def _regions(self) -> list[Region]:
+        """What the cache keeps of a slot: as a pass of one token finds it."""
+        trial = self._blank()
+        slot = trial.cache.add()
+        RaggedRunner.observe(trial, [slot], [[0]], [1], ())
+        return trial.cache.locate(slot)[0].regions
+
+    def _blank(self) -> Self:
+        """Return a runner of the same model without slots."""
+        blank = copy.copy(self)
+        blank.cache = KVCache(self.cache.new_pool)
+        return blank
 
     def length(self, slot: int) -> int:
         """How many positions of the slot are in the cache."""

@@ -10,15 +10,26 @@ from torch import Tensor, nn
 from .architecture import Capabilities, ModelOutput, evaluating
 from .batched import BatchedRunner, OfDecoder
 
+ID = 8  # bytes of an id in a list
+
 
 class RecomputingRunner(OfDecoder, BatchedRunner):
     """Runs whole sequences without a cache, those of equal length together, as a `Runner`; of a slot's past it keeps the ids."""
 
-    capabilities = Capabilities()
+    capabilities = Capabilities(parts=False)
 
     def __init__(self, model: nn.Module):
         super().__init__(model)
         self._options = {"use_cache": False} if "use_cache" in self._accepts else {}
+
+    @property
+    def memory(self) -> int:
+        """How many bytes the slots' ids take now."""
+        return sum(self._lengths.values()) * ID
+
+    def bytes_for(self, positions: int, source: int = 0) -> int:
+        """Return at most how many bytes a slot of so many positions comes to take: of its past it keeps the ids."""
+        return self.spare * positions * ID
 
     def _alike(self, slot: int, new: Sequence[int]) -> Hashable:
         return self._lengths[slot] + len(new)

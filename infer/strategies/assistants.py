@@ -22,6 +22,8 @@ from .lookup import Lookup
 from .sampling import check_sampling
 from .speculation import Guess
 
+LONGER = 4  # times: letters of a script that the draft's tokenizer does not know are split into bytes
+
 
 class Drafts(Protocol):
     """Guesses for sequences: a generator of the passes that it needs, which returns a guess a sequence."""
@@ -47,6 +49,22 @@ def assistant(request: Request, host: Host) -> tuple[Hashable, Callable[[], Draf
     if other is None:
         return ("model", id(runner)), partial(ModelDrafts, runner, vocab)
     return ("text", id(runner), id(other)), partial(UniversalDrafts, runner, vocab, Translation(request.tokenizer, other))
+
+
+def draft_slots(request: Request, host: Host) -> tuple[Runner, int, int] | None:
+    """Return the runner that drafts for each of a request's sequences, and how many positions its slot has at most: of the prompt, of the answer.
+
+    None where no model drafts. In another tokenizer's ids the answer is taken for at most `LONGER` times as long.
+    """
+    params, answer = request.params, max(request.params.max_new_tokens, len(request.prefix_ids))
+    if request.strategy.name != "assisted" or params.prompt_lookup_num_tokens:
+        return None
+    if params.assistant_early_exit:
+        return host.first_layers(params.assistant_early_exit), len(request.prompt_ids), answer
+    runner, other = host.runner_of(params.assistant_model), params.assistant_tokenizer
+    if other is None:
+        return runner, len(request.prompt_ids), answer
+    return runner, len(Translation(request.tokenizer, other).there(request.prompt_ids)), LONGER * answer
 
 
 def check_assisted(params: RequestParams) -> None:

@@ -20,6 +20,7 @@ from ..runners.contract import Runner
 from ..text.vocabulary import known_ids
 from .speculation import Guess
 
+PART = 256  # so much of a long prompt a draft reads at a time, while its sequence goes on without a guess: others wait for them both
 DRAFT = 1  # which of a sequence's random numbers for a position is the draft's
 
 
@@ -87,7 +88,7 @@ class DraftSequence(TokenSequence):
     @property
     def going(self) -> bool:
         """Whether to draft on after the last guess, which is kept however unsure: to leave it out would favour some tokens."""
-        return self.guess.probs[-1] >= self.request.params.assistant_confidence_threshold and self.guess.ids[-1] not in self.ends
+        return not self.target.finished and self.guess.probs[-1] >= self.request.params.assistant_confidence_threshold and self.guess.ids[-1] not in self.ends
 
     def learn(self, agreed: int) -> None:
         """Draft two more tokens next time where all came true, else one less (transformers' heuristic)."""
@@ -111,8 +112,10 @@ class ModelDrafts:
         drafts = [self._drafts[sequence] for sequence in sequences]
         for draft in drafts:
             draft.follow()
+        if reading := [draft for draft in drafts if len(draft.unseen) > PART]:
+            yield Forward(reading, [draft.unseen[:PART] for draft in reading], [0] * len(reading))
         room = {draft: draft.room for draft in drafts}
-        going = [draft for draft in drafts if draft.ids and room[draft] > 0]
+        going = [draft for draft in drafts if draft.ids and room[draft] > 0 and draft not in reading]
         while going:
             logits = yield next_tokens(going)
             going = [draft for draft in self._extend(going, logits) if len(draft.guess.ids) < room[draft] and draft.going]
@@ -147,6 +150,8 @@ class ModelDrafts:
             by_request.setdefault(sequence.generation, []).append(sequence)
         for first, *others in by_request.values():
             draft = self._drafts[first] = self._open_one(first)
+            while others and len(draft.unseen) > PART:
+                yield Forward([draft], [draft.unseen[:PART]], [0])
             if others and draft.ids and (self.runner.limit is None or len(draft.ids) <= self.runner.limit):
                 yield next_tokens([draft])
             self._drafts.update({other: draft.fork_for(other) for other in others})

@@ -2,11 +2,12 @@
 
 import pytest
 
+from seodang.data.errors import UserError
 from seodang.infer import SamplingParams
-from seodang.infer.engine import scheduler as module
 from seodang.infer.engine.scheduler import Scheduler
 from seodang.infer.requests.generation import Generation, Stage
 from seodang.infer.requests.request import Request
+from seodang.infer.runners.architecture import Capabilities
 
 OTHER = object()  # the runner of a further model
 
@@ -16,6 +17,7 @@ class Runner:
 
     def __init__(self):
         self.released = []
+        self.capabilities = Capabilities()
 
     def release(self, slots):
         self.released += slots
@@ -39,9 +41,9 @@ def queued(runner, widths: list[int], max_slots: int, prompt: int = 3) -> tuple[
     return scheduler, waiting
 
 
-def admitted(scheduler: Scheduler) -> list[int]:
-    """The indices of all that come in now."""
-    return [each.request.index for each in iter(scheduler.admit, None)]
+def admitted(scheduler: Scheduler, positions: int = 10_000) -> list[int]:
+    """The indices of all that come in now, where a pass takes so many positions of prompts."""
+    return [each.request.index for each in iter(lambda: scheduler.admit(positions=positions), None)]
 
 
 def hold(runner, each: Generation, *slots: int) -> None:
@@ -107,12 +109,21 @@ def test_a_request_wider_than_the_room_comes_in_alone(runner):
 
 
 @pytest.mark.parametrize("prompt, expected", [(25, [0, 1]), (26, [0]), (60, [0])])
-def test_prompts_join_a_pass_up_to_so_many_positions(runner, monkeypatch, prompt, expected):
-    monkeypatch.setattr(module, "MAX_NEW_POSITIONS", 50)
-    scheduler, waiting = queued(runner, [1] * 3, 64, prompt)  # 2 * 25 fit, 2 * 26 do not, and one of 60 comes in alone
-    assert admitted(scheduler) == expected
+def test_prompts_join_a_pass_up_to_so_many_positions(runner, prompt, expected):
+    runner.capabilities = Capabilities(parts=False)
+    scheduler, waiting = queued(runner, [1] * 3, 64, prompt)  # 2 * 25 fit, 2 * 26 do not, and one of 60 that cannot be parted comes in alone
+    assert admitted(scheduler, 50) == expected
     scheduler.prompts_were_run(waiting[: len(expected)])  # they cost one position a step from now on
-    assert admitted(scheduler) == [at + len(expected) for at in expected if at + len(expected) < 3]
+    assert admitted(scheduler, 50) == [at + len(expected) for at in expected if at + len(expected) < 3]
+
+
+def test_a_prompt_that_goes_by_parts_waits_for_no_other_and_keeps_none_waiting(runner):
+    scheduler, (a, b, c) = queued(runner, [1] * 3, 64, prompt=60)
+    for each in (a, b, c):
+        assert scheduler.admit(positions=50) is each
+        each.by_parts = True
+    scheduler.submit(last := generation(3, prompt=50), 1)
+    assert scheduler.admit(positions=50) is last
 
 
 def test_what_is_reserved_for_a_request_that_is_done_or_failed_is_free_at_once(runner):
@@ -154,3 +165,82 @@ def test_an_idle_engine_lets_the_next_in_whatever_is_held(runner):
     scheduler.prompts_were_run([waiting[0]])
     scheduler.end_step()
     assert scheduler.admit() is None and scheduler.admit(idle=True) is waiting[1]
+
+
+class Bytes:
+    """A budget that a request needs its prompt's length of."""
+
+    def __init__(self, limit: int):
+        self.limit = limit
+
+    def check(self, request, host) -> int:
+        if (needs := len(request.prompt_ids)) > self.limit:
+            raise UserError(f"needs {needs} of {host}")
+        return needs
+
+
+class Prefixes:
+    """A prefix cache that keeps so many bytes, in pieces of 10."""
+
+    def __init__(self, bytes: int):
+        self.bytes, self.asked = bytes, []
+
+    def make_room(self, missing: int) -> None:
+        self.asked.append(missing)
+        self.bytes = max(self.bytes - -(-missing // 10) * 10, 0)
+
+
+def budgeted(runner, needs: list[int], limit: int, prefixes: Prefixes | None = None) -> tuple[Scheduler, list[Generation]]:
+    """A scheduler with a waiting request for each number of bytes, which takes one slot."""
+    scheduler, waiting = Scheduler(runner, 64, Bytes(limit), prefixes), [generation(i, need) for i, need in enumerate(needs)]
+    for each in waiting:
+        scheduler.submit(each, 1, "a host")
+    return scheduler, waiting
+
+
+def test_requests_come_in_in_order_while_the_budget_holds_what_they_may_come_to(runner):
+    scheduler, (a, b, c, d) = budgeted(runner, [40, 60, 50, 1], limit=100)
+    assert admitted(scheduler) == [0, 1] and scheduler.reserved == 100  # and the small one does not overtake the third
+    assert (scheduler.running, len(scheduler.waiting)) == (2, 2)
+    for each, slot in ((a, 0), (b, 1)):
+        hold(runner, each, slot)
+    step(scheduler, a, b)
+    assert scheduler.reserved == 100 and admitted(scheduler) == []  # the bytes are a request's to its end
+    a.stage = Stage.DONE
+    assert scheduler.reserved == 100 and scheduler.running == 1  # done, but it holds its slot
+    a.release_all_slots()
+    assert scheduler.reserved == 60 and admitted(scheduler) == []  # 60 + 50
+    b.stage = Stage.DONE
+    b.release_all_slots()
+    assert admitted(scheduler) == [2, 3] and scheduler.reserved == 51
+
+
+def test_a_request_that_the_budget_can_never_hold_is_refused_and_not_queued(runner):
+    scheduler, _ = budgeted(runner, [100], limit=100)
+    with pytest.raises(UserError, match="needs 101 of a host"):
+        scheduler.submit(generation(1, 101), 1, "a host")
+    assert len(scheduler.waiting) == 1
+
+
+def test_kept_pasts_give_way_to_a_request_that_fits_without_them(runner):
+    scheduler, (a, b, c) = budgeted(runner, [30, 55, 100], 100, prefixes := Prefixes(60))
+    assert admitted(scheduler) == [0, 1] and prefixes.asked == [45] and prefixes.bytes == 10  # 30 + 55 + 60 are 45 too many, and 50 went
+    assert prefixes.asked == [45]  # for the third nothing goes: it waits for the others in any case
+    for each in (a, b):
+        each.stage = Stage.DONE
+    assert admitted(scheduler) == [2] and prefixes.bytes == 0
+
+
+def test_what_cannot_be_evicted_holds_the_next_request_back(runner):
+    prefixes = Prefixes(60)
+    prefixes.make_room = lambda missing: None
+    scheduler, (a,) = budgeted(runner, [50], 100, prefixes)
+    assert admitted(scheduler) == []
+    assert scheduler.admit(idle=True) is a  # nothing would come free by waiting
+
+
+def test_a_waiting_request_can_be_taken_out_of_the_queue_once(runner):
+    scheduler, (a, b, c) = budgeted(runner, [90, 20, 10], limit=100)
+    assert admitted(scheduler) == [0]
+    assert scheduler.remove(b) and not scheduler.remove(b) and not scheduler.remove(a)
+    assert admitted(scheduler) == [2]
