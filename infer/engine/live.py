@@ -18,7 +18,9 @@ from ...data.errors import UserError
 from ..requests.events import Event, Finished, Result
 from ..requests.generation import Generation, Stage
 from ..runners.open import open_runner
+from .budget import Budget
 from .core import MAX_ROWS, Engine
+from .pace import Pace
 from .params import SamplingParams
 from .prefix_cache import PrefixCache
 from .prompts import Prompt, new_requests
@@ -39,13 +41,14 @@ class EngineClosed(UserError):
 
 @dataclass(frozen=True)
 class Health:
-    """Whether a live engine answers, why not where it does not, and what it has in hand: requests, and bytes reserved for them."""
+    """Whether a live engine answers, why not where it does not, and what it has in hand: requests, and the bytes they may come to of how many."""
 
     ok: bool
     reason: str | None
     running: int
     waiting: int
     bytes_reserved: int
+    bytes_limit: int
 
 
 class Ticket:
@@ -212,14 +215,16 @@ class LiveEngine:
         model: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
         *,
+        cache_bytes: int | None = None,
         max_rows: int = MAX_ROWS,
         max_waiting: int = MAX_WAITING,
         reuse_prefixes: bool = True,
+        pace: Pace | None = None,
         stuck_after: float = STUCK_AFTER,
     ):
-        """At most `max_rows` answers grow at a time and `max_waiting` requests wait.
+        """At most `max_rows` answers grow at a time and `max_waiting` requests wait; the KV cache takes at most `cache_bytes` (else `Budget.default`).
 
-        With `reuse_prefixes`, what was read of a prompt is kept for those that begin alike, where the model's memory can be shared and cut (else
+        `pace` says how much of long prompts goes into a pass beside the others' tokens. With `reuse_prefixes`, what was read of a prompt is kept for those that begin alike, where the model's memory can be shared and cut (else
         `prefix_cache` is None). A step of more than `stuck_after` seconds counts as stuck (`health`). Raises UserError for a model that has
         no runner, and for numbers out of range.
         """
@@ -227,12 +232,14 @@ class LiveEngine:
             if not value > 0:
                 raise UserError(f"{name} must be above 0, got {value}")
         self.model, self.tokenizer = model, tokenizer
-        self.max_waiting, self.stuck_after = max_waiting, stuck_after
+        self.max_rows, self.max_waiting, self.stuck_after = max_rows, max_waiting, stuck_after
         runner = open_runner(model)
         self.prefix_cache = PrefixCache(model) if reuse_prefixes and is_shareable(runner) else None
         if self.prefix_cache is not None:
             runner = self.prefix_cache.runner
-        self._loop = _Loop(Engine(runner, max_rows, self.prefix_cache))
+        self.budget = Budget.default(model) if cache_bytes is None else Budget(cache_bytes)
+        self._pace = pace or Pace()
+        self._loop = _Loop(Engine(runner, max_rows, self.prefix_cache, self.budget, self._pace))
         self._encoding = threading.Lock()  # tokenizers, and what the engine keeps of further models, are for one thread at a time
         self._indices = itertools.count()
         self._thread = threading.Thread(target=self._loop.run, name="seodang-engine", daemon=True)
@@ -264,7 +271,9 @@ class LiveEngine:
             self._refuse_too_many()
             [request] = new_requests(self.model, self.tokenizer, [prompt], params, self._loop.engine, trace, literal)
             own = {"cache_salt": cache_salt} if hasattr(request, "cache_salt") else {}
-            ticket = Ticket(Generation(replace(request, index=next(self._indices), **own)), on_event, self._loop)
+            request = replace(request, index=next(self._indices), **own)
+            self.budget.check(request, self._loop.engine)
+            ticket = Ticket(Generation(request), on_event, self._loop)
             self._loop.take(ticket)
         return ticket
 
@@ -281,8 +290,12 @@ class LiveEngine:
         if reason is None and began is not None and (lasts := time.monotonic() - began) > self.stuck_after:
             reason = f"a step has lasted {lasts:.0f} s, more than {self.stuck_after:g} s"
         waiting = sum(each.stage is Stage.WAITING for each in generations)
-        reserved = sum(getattr(each, "bytes_reserved", 0) for each in generations)
-        return Health(reason is None, reason, len(generations) - waiting, waiting, reserved)
+        reserved = sum(each.bytes_reserved for each in generations)
+        return Health(reason is None, reason, len(generations) - waiting, waiting, reserved, self.budget.limit)
+
+    def describe(self) -> str:
+        """What the model and the KV cache take of the memory, in a line or two."""
+        return self.budget.describe(self.model, self._loop.engine.runner, self._pace.part, self.max_rows)
 
     def close(self, timeout: float | None = 0.0) -> None:
         """Take no more requests, let those in hand go on for so many seconds (None: to their ends), cancel what is left, and end the thread.

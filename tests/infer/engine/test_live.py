@@ -4,15 +4,17 @@ import gc
 import logging
 import threading
 import time
-from dataclasses import replace
 
 import pytest
 
 from seodang.data.errors import UserError
 from seodang.infer import Committed, Finished, SamplingParams, generate, stream
 from seodang.infer.engine import live
+from seodang.infer.engine.budget import size
 from seodang.infer.engine.core import Engine
 from seodang.infer.engine.live import EngineClosed, LiveEngine, QueueFull
+from seodang.infer.requests.sequence import TokenSequence
+from seodang.infer.runners.open import open_runner
 
 PROMPT, OTHER = [5, 6, 7, 5, 6], [20, 21, 22]
 SHORT = SamplingParams(max_new_tokens=8, ignore_eos=True)
@@ -26,36 +28,6 @@ def lost(*given):
 
 def filter_lost_at_the_third(logits, history):
     return lost() if history.shape[1] == len(PROMPT) + 2 else logits
-
-
-class Cancelling(Engine):
-    """What the engine is to have: a request that is cancelled."""
-
-    def cancel(self, generation) -> bool:
-        if generation.done:
-            return False
-        cancelled(generation)
-        if generation in self.scheduler.waiting:
-            self.scheduler.waiting.remove(generation)
-        return True
-
-
-def cancelled(generation) -> None:
-    generation.error = UserError("cancelled")
-    missing = [i for i in range(generation.request.params.num_return_sequences) if i not in generation.results]
-    for i in missing:
-        generation.results[i] = replace(generation._broken_off(i, ""), finish_reason="cancelled", error=None)
-    generation.stage = live.Stage.DONE
-    for i in missing:
-        generation.on_event(Finished(generation.request.index, "cancelled", i))
-
-
-@pytest.fixture(autouse=True)
-def _stub(monkeypatch):
-    if hasattr(Engine, "cancel"):
-        return
-    monkeypatch.setattr(live, "Engine", Cancelling)
-    monkeypatch.setattr(live.Generation, "cancel", cancelled, raising=False)
 
 
 class Gate:
@@ -199,6 +171,26 @@ def test_who_stops_listening_to_a_stream_cancels_it(engine):
     [ticket] = engine._loop.tickets()
     events.close()
     assert ticket.results(TIMEOUT)[0].finish_reason == "cancelled"
+
+
+def test_a_request_beyond_the_whole_budget_is_refused_with_the_numbers(tiny_llama, tiny_tokenizer):
+    runner = open_runner(tiny_llama)
+    fits = runner.bytes_for(len(PROMPT) + 8)
+    with LiveEngine(tiny_llama, tiny_tokenizer, cache_bytes=fits) as engine:
+        for params, numbers in ((LONG, r"\(5 \+ 60\) positions"), (SamplingParams(max_new_tokens=8, num_beams=3), r"3 x \(5 \+ 8\) positions")):
+            with pytest.raises(UserError, match=f"needs .*{numbers} .*more than the budget of {size(fits)}"):
+                engine.submit(PROMPT, params)
+        assert [len(engine.submit(PROMPT, SHORT).results(TIMEOUT)[0].ids) for _ in range(2)] == [8, 8]
+        assert engine.health().bytes_limit == fits and f"KV cache up to {size(fits)}" in engine.describe()
+
+
+def test_a_defect_of_ours_ends_its_requests_and_the_engine_goes_on(engine, monkeypatch, caplog):
+    with monkeypatch.context() as patch:
+        patch.setattr(TokenSequence, "commit", lost)
+        [result] = engine.submit(PROMPT, SHORT).results(TIMEOUT)
+    assert (result.finish_reason, result.error) == ("error", "internal error: KeyError: 'lost'")
+    assert engine.submit(PROMPT, SHORT).results(TIMEOUT)[0].finish_reason == "length" and engine.health().ok
+    assert [(record.levelno, record.exc_info[0]) for record in caplog.records] == [(logging.ERROR, KeyError)]
 
 
 def test_every_answer_of_a_request_is_cancelled(engine):
