@@ -91,7 +91,9 @@ def place(forward: Forward, batches: dict[Runner, Batch]) -> list[Placed]:
         index, other = batch.add(sequence.cache_slot, new, keep), None
         batch.layers.update(forward.layers)
         if (guidance := sequence.guidance) is not None:
-            other = batch_of(guidance.runner, batches).add(guidance.cache_slot, guidance_ids(sequence, new), keep)
+            shown = guidance_ids(sequence, new)
+            if keep:  # a part of a prompt wants no logits, and its guidance waits for the last one
+                other = batch_of(guidance.runner, batches).add(guidance.cache_slot, shown, keep)
         placed.append(Placed(sequence, index, other))
     return placed
 

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 
 from torch import Tensor, nn
 
 from ...data.errors import UserError
-from ..requests.generation import Generation
+from ..requests.generation import Generation, Stage
 from ..requests.request import Request
-from ..requests.sequence import TokenSequence
+from ..requests.sequence import TokenSequence, release
 from ..requests.strategy import Arrivals, Forward, Strategy
 from ..runners.contract import Runner
 from ..runners.early_exit import open_first_layers
 from ..runners.open import open_runner
 from .batch import run_forwards, seen_before, trace_pass
+from .budget import Budget
+from .pace import Pace
 from .prefix_cache import PrefixCache
-from .reading import asks_to_read, read_given
-from .scheduler import Scheduler
+from .reading import PromptReading, asks_to_read, goes_by_parts, read_first
+from .scheduler import MAX_NEW_POSITIONS, Scheduler
 
 MAX_ROWS = 64  # answers that grow at the same time; the others wait
 
@@ -28,27 +30,40 @@ class Engine:
     """Runs strategies, generators over the sequences they own, side by side: one pass of the runner a step for all.
 
     Sequences of further models (a draft, an amateur) run in a pass of their own in the same step. A UserError in a strategy ends the request
-    that it serves; a strategy that serves several tells its requests apart itself. Any other error is a defect and ends all.
+    that it serves; a strategy that serves several tells its requests apart itself. Any other error is a defect and ends all, unless
+    `on_defect` is there to be told of it: then it ends the requests of the strategy, or of the pass, that it came from.
     """
 
-    def __init__(self, runner: Runner, max_rows: int = MAX_ROWS, prefix_cache: PrefixCache | None = None):
-        """At most `max_rows` sequences of the runner grow at a time, but for a single request that needs more."""
+    def __init__(
+        self,
+        runner: Runner,
+        max_rows: int = MAX_ROWS,
+        prefix_cache: PrefixCache | None = None,
+        budget: Budget | None = None,
+        pace: Pace | None = None,
+    ):
+        """At most `max_rows` sequences of the runner grow at a time, but for a single request that needs more, within the `budget` of memory.
+
+        `pace` says how much of waiting prompts goes into a pass.
+        """
         self.runner = runner
         self.prefix_cache = prefix_cache
-        self.scheduler = Scheduler(runner, max_rows)
+        self.scheduler = Scheduler(runner, max_rows, budget, prefix_cache)
+        self.pace = pace or Pace(MAX_NEW_POSITIONS, stall=None)
+        self.on_defect: Callable[[Exception], None] | None = None
         self._asked: dict[Strategy, Forward] = {}  # the running strategies with the pass that each waits for
-        self._serves: dict[Strategy, Generation] = {}  # of strategies that are one request's
+        self._serves: dict[Strategy, list[Generation]] = {}  # the requests that each strategy runs for, none of the caller's own
         self._runners: dict[Hashable, Runner] = {id(runner.model): runner}
         self._joined: dict[Hashable, list[TokenSequence]] = {}  # sequences on their way to the strategy of a key
         self._shared: dict[Hashable, Strategy] = {}  # the strategy of each key, which may have ended
         self._begin: dict[Hashable, Callable[[Arrivals], Strategy]] = {}
 
     def submit(self, generation: Generation) -> None:
-        """Queue a request; it comes in as soon as there is room. Raises UserError for one without a strategy."""
+        """Queue a request; it comes in as soon as there is room. Raises UserError for one without a strategy, or beyond the budget."""
         request = generation.request
         if request.strategy is None:
             raise UserError(f"request {request.index} has no strategy: give it one when it is made, or start a strategy over its sequence")
-        self.scheduler.submit(generation, slots_of(request, self.runner))
+        self.scheduler.submit(generation, slots_of(request, self.runner), self)
 
     def start(self, strategy: Strategy) -> None:
         """Let a strategy over sequences of the caller's take part from the next step on."""
@@ -57,8 +72,20 @@ class Engine:
             for sequence in self._asked[strategy].sequences:
                 self.scheduler.track(sequence.generation)
 
+    def cancel(self, generation: Generation) -> bool:
+        """End a request that is not done, its answers by the reason "cancelled"; return whether there was anything to end.
+
+        What it holds comes free at the next step: before its pass, or where it shares a strategy with others, behind it.
+        """
+        if generation.done:
+            return False
+        generation.cancel()
+        self.scheduler.remove(generation)
+        return True
+
     def step(self) -> bool:
         """Run one pass for all strategies and let each go on; return whether any is left, or a request waits."""
+        self._drop_cancelled()
         if self.prefix_cache is not None:
             self.prefix_cache.look(self.runner)  # whoever called may have changed the model since the last step
         self._admit()
@@ -68,17 +95,28 @@ class Engine:
             self._begin_shared()
         if not self._asked:
             return bool(self.scheduler.waiting)
-        strategies, forwards = list(self._asked), list(self._asked.values())
+        streaming = self.scheduler.streaming
+        due = self._due(self.pace.room(streaming))
+        forwards = list(due.values())
+        of_prompts = sum(len(new) for sequence, new in news(forwards) if sequence.generation.stage is Stage.PREFILLING)
         before, began = seen_before(forwards), time.perf_counter()
-        outputs = run_forwards(forwards)
+        try:
+            outputs = run_forwards(forwards)
+        except Exception as error:
+            contained = self._contained(error)
+            for strategy in due:
+                self._end(strategy, contained)
+            return self._going
+        seconds = time.perf_counter() - began
         if before:
-            trace_pass(forwards, before, time.perf_counter() - began)
-        sequences = [sequence for forward in forwards for sequence in forward.sequences]
-        self.scheduler.prompts_were_run({sequence.generation for sequence in sequences if sequence.runner is self.runner})
-        for strategy, logits in zip(strategies, outputs):
+            trace_pass(forwards, before, seconds)
+        self.pace.took(seconds, of_prompts, streaming)
+        self.scheduler.prompts_were_run({sequence.generation for sequence in answering(forwards) if sequence.runner is self.runner})
+        shared = self._shared.values()
+        for strategy, logits in sorted(zip(due, outputs), key=lambda each: each[0] in shared):  # last, for the others may send them sequences
             self._advance(strategy, logits)
         self.scheduler.end_step()
-        return bool(self._asked or self.scheduler.waiting or any(self._joined.values()))
+        return self._going
 
     def close(self) -> None:
         """Drop what is unfinished and give back its memory; a runner that others use as well keeps their sequences."""
@@ -105,45 +143,108 @@ class Engine:
             self._runners["first", layers] = open_first_layers(self.runner, layers)
         return self._runners["first", layers]
 
+    @property
+    def _going(self) -> bool:
+        """Whether there is anything left to do."""
+        return bool(self._asked or self.scheduler.waiting or any(self._joined.values()))
+
     def _admit(self, idle: bool = False) -> None:
         """Let waiting requests in while there is room, each with its strategy started or its sequence joined to one that it shares.
 
         An `idle` engine, whose slots are held by strategies that ended without releasing them, lets the next in all the same.
         """
-        while (generation := self.scheduler.admit(idle)) is not None:
+        room = self.pace.whole(self.scheduler.streaming)
+        while (generation := self.scheduler.admit(idle, room)) is not None:
             idle = False
-            with generation.contained():
-                if asks_to_read(generation.request):
-                    read_given(generation, self.runner)
-                strategy = generation.request.strategy.start(generation, self)
-                if strategy is not None:
-                    self._serves[strategy] = generation
-                    self._advance(strategy, None)
+            try:
+                strategy = self._begun(generation, room)
+            except Exception as error:
+                generation.fail(error if isinstance(error, UserError) else self._contained(error))
+                continue
+            if strategy is not None:
+                self._serves[strategy] = [generation]
+                self._advance(strategy, None)
+
+    def _begun(self, generation: Generation, room: int) -> Strategy | None:
+        """Return the strategy that a request begins with, None where it joined one that it shares; what is longer than the room goes in by parts."""
+        generation.by_parts = goes_by_parts(generation.request, self, room)
+        if generation.by_parts or asks_to_read(generation.request):
+            return read_first(generation, self)
+        return generation.request.strategy.start(generation, self)
 
     def _begin_shared(self) -> None:
         """Start the shared strategies that have sequences and are not running."""
         for key, sequences in list(self._joined.items()):
             if sequences and self._shared.get(key) not in self._asked:
                 self._shared[key] = self._begin[key](partial(self._arrivals, key))
+                self._serves[self._shared[key]] = []
                 self._advance(self._shared[key], None)
 
     def _arrivals(self, key: Hashable) -> list[TokenSequence]:
         """Let requests in that have room by now, so that none waits a step for it, and return the sequences that have joined this key."""
         self._admit()
         arrived, self._joined[key] = self._joined[key], []
+        release([sequence for sequence in arrived if sequence.finished])  # cancelled on their way
+        arrived = [sequence for sequence in arrived if not sequence.finished]
+        served = self._serves[self._shared[key]]
+        served[:] = [generation for generation in served if not generation.done] + [sequence.generation for sequence in arrived]
         return arrived
+
+    def _due(self, room: int) -> dict[Strategy, Forward]:
+        """Return what goes into the next pass, by strategy: all but parts of prompts for which there is no room, first come first served."""
+        due = {}
+        for strategy, forward in self._asked.items():
+            if forward.partial:
+                if room < 1:
+                    continue
+                room -= forward.cut(room)
+            due[strategy] = forward
+        return due
 
     def _advance(self, strategy: Strategy, logits: Tensor | None) -> None:
         """Let a strategy go on to its next pass, with the logits of the last one, [sum(keep), vocab], or begin."""
         try:
             self._asked[strategy] = strategy.send(logits)
-        except (StopIteration, UserError) as end:
-            self._asked.pop(strategy, None)
-            generation = self._serves.pop(strategy, None)
-            if isinstance(end, UserError):
-                if generation is None:
-                    raise
-                generation.fail(end)
+        except StopIteration:
+            self._end(strategy)
+        except Exception as error:
+            is_its_own = isinstance(error, UserError) and strategy in self._serves and strategy not in self._shared.values()
+            self._end(strategy, error if is_its_own else self._contained(error))
+
+    def _end(self, strategy: Strategy, error: UserError | None = None) -> None:
+        """Forget a strategy, and end the requests that it ran for by the error, if there is one."""
+        strategy.close()
+        self._asked.pop(strategy, None)
+        for generation in self._serves.pop(strategy, []):
+            if error is not None:
+                generation.fail(error)
+
+    def _contained(self, error: Exception) -> UserError:
+        """Tell whoever is to know of a defect, and return what its requests end by; raises it where nobody is."""
+        if self.on_defect is None:
+            raise error
+        self.on_defect(error)
+        return error if isinstance(error, UserError) else UserError(f"internal error: {type(error).__name__}: {error}")
+
+    def _drop_cancelled(self) -> None:
+        """End the strategies whose requests were all cancelled, and give back what they hold."""
+        for strategy, served in list(self._serves.items()):
+            if served and all(generation.cancelled for generation in served):
+                self._end(strategy)
+                for generation in served:
+                    generation.release_all_slots()
+
+
+def news(forwards: Sequence[Forward]) -> Iterator[tuple[TokenSequence, list[int]]]:
+    """Yield the sequences of a pass with what is new of each."""
+    for forward in forwards:
+        yield from zip(forward.sequences, forward.ids)
+
+
+def answering(forwards: Sequence[Forward]) -> Iterator[TokenSequence]:
+    """Yield the sequences of a pass that ask what follows them: those whose prompt is not in yet do not."""
+    for forward in forwards:
+        yield from (sequence for sequence, keep in zip(forward.sequences, forward.keep) if keep and not isinstance(sequence, PromptReading))
 
 
 def slots_of(request: Request, runner: Runner) -> int:

@@ -12,7 +12,7 @@ from ..requests.strategy import Host
 from ..runners.contract import Runner
 from .budget import Budget
 
-MAX_NEW_POSITIONS = 16_384  # prompts join a pass until it has this many positions: bounds the memory of activations
+MAX_NEW_POSITIONS = 16_384  # of prompts a pass, where nobody waits for a next token: bounds the memory of activations
 
 
 class Scheduler:
@@ -61,15 +61,21 @@ class Scheduler:
         self.waiting.remove(generation)
         return True
 
-    def admit(self, idle: bool = False) -> Generation | None:
+    @property
+    def streaming(self) -> bool:
+        """Whether a request gets its tokens now."""
+        return any(generation.stage is Stage.RUNNING for generation in self.admitted)
+
+    def admit(self, idle: bool = False, positions: int = MAX_NEW_POSITIONS) -> Generation | None:
         """Let the next request in and return it, prefilling; None where none waits or there is no room for it now.
 
-        Where the engine is `idle`, nothing will come free by waiting, so one comes in whatever is held.
+        Prompts that are read at once join a pass until it has so many positions; one that is longer goes in by parts, beside them. Where the
+        engine is `idle`, nothing will come free by waiting, so one comes in whatever is held.
         """
         if not self.waiting:
             return None
-        fits = (idle or self._has_room(self.waiting[0])) and self._has_bytes(self.waiting[0])
-        if not (fits or idle):
+        fits = (idle or self._has_room(self.waiting[0], positions)) and self._has_bytes(self.waiting[0])
+        if not (fits and not self._awaits(self.waiting[0]) or idle):
             return None
         generation = self.waiting.popleft()
         generation.stage, generation.started = Stage.PREFILLING, time.monotonic()
@@ -107,12 +113,14 @@ class Scheduler:
         held = sum(runner is self.runner for runner, _ in generation.slots_held)
         return held if generation.done else max(held, generation.slots_reserved)
 
-    def _has_room(self, generation: Generation) -> bool:
-        """Whether a request can come in; one that is wider than the room, or has a prompt longer than a pass, comes in alone."""
+    def _has_room(self, generation: Generation, positions: int) -> bool:
+        """Whether a request can come in; one that is wider than the room comes in alone."""
         taken = sum(map(self.slots_taken, self.admitted))
-        prompts = [other.request.prompt_length for other in self.admitted if other.stage is Stage.PREFILLING]
+        prompts = [other.request.prompt_length for other in self.admitted if other.stage is Stage.PREFILLING and not other.by_parts]
+        length = generation.request.prompt_length
+        by_parts = self.runner.capabilities.parts and length > positions
         has_slots = not taken or taken + generation.slots_reserved <= self.max_slots
-        return has_slots and (not prompts or sum(prompts) + generation.request.prompt_length <= MAX_NEW_POSITIONS)
+        return has_slots and (by_parts or not prompts or sum(prompts) + length <= positions)
 
     def _has_bytes(self, generation: Generation) -> bool:
         """Whether the budget holds a request beside the others; kept pasts are given up for it where that makes the room."""
@@ -122,5 +130,13 @@ class Scheduler:
         if room < 0 or self.prefix_cache is None:
             return room >= 0  # it waits for others: what is kept may serve them till then
         if self.prefix_cache.bytes > room:
+            self.prefix_cache.known(generation.request.prompt_ids, self.runner, generation.request.cache_salt)  # what it will go on from goes last
             self.prefix_cache.make_room(self.prefix_cache.bytes - room)
         return self.prefix_cache.bytes <= room
+
+    def _awaits(self, generation: Generation) -> bool:
+        """Whether a prompt that is being read begins with much of this one's, which then need not be read twice."""
+        request = generation.request
+        if self.prefix_cache is None or request.prefix_cache is None:
+            return False
+        return self.prefix_cache.awaited(request.prompt_ids, self.runner, request.cache_salt, self.admitted)

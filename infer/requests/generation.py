@@ -40,8 +40,9 @@ class Generation:
 
     `on_event` is called with each event as it happens. `stage`, `slots_reserved`, how many cache slots of the request's own model are
     kept free for it, and `bytes_reserved`, how much of the budget is, belong to the scheduler. `forked` says whether its further answers
-    were forked from its prompt. `past` is a slot that has read all that is given but the last token, and `prefix_logprobs` what the model
-    thought of the answer's prefix, where that is asked. `cached_tokens` counts the prompt's tokens that came out of a prefix cache.
+    were forked from its prompt. `past` is a slot that has read all that is given but the last token, `guidance_past` one that has read so of
+    the guidance's prompt, and `prefix_logprobs` what the model thought of the answer's prefix, where that is asked. `cached_tokens` counts the
+    prompt's tokens that came out of a prefix cache.
     """
 
     request: Request
@@ -52,8 +53,11 @@ class Generation:
     bytes_reserved: int = 0
     slots_held: set[tuple[Runner, int]] = field(default_factory=set)
     forked: bool = False
+    cancelled: bool = False
+    by_parts: bool = False  # whether its prompt is read by parts before its strategy begins
     results: dict[int, Result] = field(default_factory=dict)  # by choice
     past: int | None = None
+    guidance_past: int | None = None
     cached_tokens: int = 0
     prefix_logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
@@ -70,6 +74,11 @@ class Generation:
     def done(self) -> bool:
         """Whether all results are there."""
         return self.stage is Stage.DONE
+
+    @property
+    def broken_off(self) -> bool:
+        """Whether it has failed or was cancelled before its answers were there."""
+        return self.error is not None or self.cancelled
 
     def hold_slot(self, runner: Runner, slot: int) -> int:
         """Note that a slot was allocated for the request, and return it."""
@@ -104,12 +113,12 @@ class Generation:
 
         Of a request that selects among its answers nothing is published before all of them are finished.
         """
-        if self.error is None and self.request.select is None:
+        if not self.broken_off and self.request.select is None:
             self._publish(choice, ids, logprobs, pieces, top_logprobs)
 
     def finish(self, answer: Answer, choice: int) -> None:
         """Publish a finished answer; a request that selects keeps it until all are there and publishes the selected ones."""
-        if self.error is not None:
+        if self.broken_off:
             return
         if self.request.select is None:
             self._finish(answer, choice)
@@ -121,15 +130,16 @@ class Generation:
 
     def fail(self, error: UserError) -> None:
         """End the request by an error: each answer that is not there yet is what was published of it, and all its slots are given back."""
-        if self.error is not None:
+        if self.broken_off:
             return
         self.error = error
-        for choice in range(self.request.params.num_return_sequences):
-            if choice not in self.results:
-                self.results[choice] = self._broken_off(choice, str(error))
-                self.on_event(Finished(self.request.index, "error", choice, str(error)))
-        self.stage = Stage.DONE
+        self._break_off("error", str(error))
         self.release_all_slots()
+
+    def cancel(self) -> None:
+        """End the request unasked for, its answers as by an error, but for the reason "cancelled"; its slots are the engine's to give back."""
+        self.cancelled = True
+        self._break_off("cancelled")
 
     @contextmanager
     def contained(self) -> Iterator[None]:
@@ -173,10 +183,17 @@ class Generation:
             self.stage = Stage.DONE
         self.on_event(Finished(request.index, answer.finish_reason, choice))
 
-    def _broken_off(self, choice: int, error: str) -> Result:
-        request, published = self.request, self._published.get(choice, Published())
-        return Result(
-            request.index, "".join(published.pieces), published.ids, published.logprobs, "error", request.prompt_length,
-            request.seed_of(choice), choice, error=error, grown_as=choice, top_logprobs=published.top_logprobs,
-            prompt_logprobs=self.prompt_logprobs, cached_tokens=self.cached_tokens,
-        )  # fmt: skip
+    def _break_off(self, reason: str, error: str | None = None) -> None:
+        """Finish each answer that is not there yet as what was published of it."""
+        request = self.request
+        missing = [choice for choice in range(request.params.num_return_sequences) if choice not in self.results]
+        for choice in missing:
+            published = self._published.get(choice, Published())
+            self.results[choice] = Result(
+                request.index, "".join(published.pieces), published.ids, published.logprobs, reason, request.prompt_length,
+                request.seed_of(choice), choice, error=error, grown_as=choice, top_logprobs=published.top_logprobs,
+                prompt_logprobs=self.prompt_logprobs, cached_tokens=self.cached_tokens,
+            )  # fmt: skip
+        self.stage = Stage.DONE
+        for choice in missing:
+            self.on_event(Finished(request.index, reason, choice, error))

@@ -98,8 +98,10 @@ class TokenSequence:
         sequence = cls(generation, runner, slot, list(request.prompt_ids), request.new_text())
         sequence.constraints = request.new_constraints()
         if request.guidance is not None:
-            other = request.guidance.runner or runner
-            sequence.guidance = GuidanceSequence(generation, other, generation.hold_slot(other, other.allocate()), list(request.guidance.prompt_ids))
+            other, read = request.guidance.runner or runner, generation.guidance_past
+            lane = generation.hold_slot(other, other.allocate()) if read is None else read
+            generation.guidance_past = None
+            sequence.guidance = GuidanceSequence(generation, other, lane, list(request.guidance.prompt_ids))
             if slot == past:
                 sequence.guidance.ids += request.prefix_ids[:-1]  # which no pass of the sequence will bring
         for index, id in enumerate(request.prefix_ids):  # certain: nothing else could come there
@@ -115,9 +117,14 @@ class TokenSequence:
 
     @property
     def seen(self) -> int:
-        """How many first ids the model has seen; the masked positions of a prompt that was run count among them."""
-        cached = self.cached
-        return cached + len(self.request.masked_positions) if cached else 0
+        """How many first ids the model has seen; masked positions before the next to be seen count among them."""
+        cached, masked = self.cached, self.request.masked_positions
+        if not masked or not cached or cached + len(masked) > masked[-1]:
+            return cached + len(masked) if cached else 0
+        seen = cached
+        for position in masked:  # in order: each that stands before the next one to be seen shifts it
+            seen += position <= seen
+        return seen
 
     @property
     def unseen(self) -> list[int]:
@@ -140,8 +147,8 @@ class TokenSequence:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing more comes: the answer is over, or its request has failed."""
-        return self.finish_reason is not None or self.generation.error is not None
+        """Whether nothing more comes: the answer is over, or its request has failed or was cancelled."""
+        return self.finish_reason is not None or self.generation.broken_off
 
     @property
     def seed(self) -> int:
@@ -304,7 +311,7 @@ def release(sequences: Sequence[TokenSequence]) -> None:
     """Give back the sequences' slots; a prefix cache keeps the past of a finished one."""
     for sequence in sequences:
         generation, prefix_cache = sequence.generation, sequence.request.prefix_cache
-        if prefix_cache is not None and sequence.finish_reason is not None and generation.error is None:
+        if prefix_cache is not None and sequence.finish_reason is not None and not generation.broken_off:
             generation.hand_over_slot(sequence.runner, sequence.cache_slot)
             prefix_cache.remember(sequence)
         else:

@@ -19,6 +19,7 @@ class Forward:
     The strategy is sent those logits, [sum(keep), vocab], sequence after sequence. By then the sequences have seen the ids. `layers` asks for
     hidden states as well, counted as transformers does (0 the embeddings, the last after the final norm): `states` then holds
     for each layer those of all new positions, [sum(len(ids)), hidden], sequence after sequence. All sequences of a pass have one runner.
+    One that is `partial`, of a single sequence, may be cut to its first ids and then gives logits of those alone that are left of the newest.
     """
 
     sequences: list[TokenSequence]
@@ -26,6 +27,14 @@ class Forward:
     keep: list[int]
     layers: tuple[int, ...] = ()
     states: dict[int, Tensor] = field(default_factory=dict)
+    partial: bool = False
+
+    def cut(self, most: int) -> int:
+        """Keep at most so many of a partial pass' ids, and return how many it has."""
+        new, keep = self.ids[0], self.keep[0]
+        if len(new) > most:
+            self.ids, self.keep = [new[:most]], [max(keep - (len(new) - most), 0)]
+        return len(self.ids[0])
 
 
 def next_tokens(sequences: list[TokenSequence]) -> Forward:

@@ -30,6 +30,7 @@ class Capabilities:
     adapters: bool = True
     hidden_states: bool = False
     mask_holes: bool = False
+    parts: bool = True  # a prompt may go in by parts at no more cost
 
 
 class ModelOutput(NamedTuple):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import groupby
 from typing import NamedTuple, Self
 
@@ -38,6 +39,7 @@ class TurnsByLength:
 
     def __init__(self, model: nn.Module):
         super().__init__(model)
+        self.capabilities = replace(self.capabilities, parts=False)  # a part that turns otherwise would have the parts before it read anew
         self._read: dict[int, list[int]] = {}
         self._turns: dict[int, Hashable] = {}
         self._warned = False

@@ -16,7 +16,7 @@ ID = 8  # bytes of an id in a list
 class RecomputingRunner(OfDecoder, BatchedRunner):
     """Runs whole sequences without a cache, those of equal length together, as a `Runner`; of a slot's past it keeps the ids."""
 
-    capabilities = Capabilities()
+    capabilities = Capabilities(parts=False)
 
     def __init__(self, model: nn.Module):
         super().__init__(model)

@@ -109,7 +109,7 @@ def judge(sequences: list[TokenSequence], guesses: list[Guess], logits: Tensor, 
     else:
         commit_in_turn(sequences, guesses, logits)
     for sequence, guess, begin in zip(sequences, guesses, before):
-        if sequence.generation.error is not None:
+        if sequence.generation.broken_off:
             continue  # nothing of it is in the cache any more
         came = sequence.ids[len(sequence.ids) - (sequence.position - begin) :]
         agreed = shared_length(guess.ids, came)

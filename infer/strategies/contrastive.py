@@ -34,9 +34,11 @@ def contrastive(generation: Generation, host: Host) -> Strategy:
     params = generation.request.params
     sequence = TokenSequence.open(generation, host.runner, recall=False)  # a remembered past has no hidden states, so the prompt is read whole
     filters, sequences, context = Filters([sequence]), [sequence], Context()
-    forward = Forward([sequence], [sequence.unseen], [1], (LAST,))
-    logits = yield forward
-    context.add(forward.states[LAST])
+    logits = ()
+    while not len(logits):  # by parts, where the prompt is long
+        forward = Forward([sequence], [sequence.unseen], [1], (LAST,), partial=host.runner.capabilities.parts)
+        logits = yield forward
+        context.add(forward.states[LAST])
     while not sequence.finished:
         recorder = TraceRecorder.of([sequence], logits)
         scores = filters(logits, recorder)
@@ -139,5 +141,5 @@ class Contrastive:
 CONTRASTIVE = StrategySpec(
     "contrastive", contrastive, about=contrastive, options=(Contrastive,), least={"penalty_alpha": 0.6, "top_k": 4},
     meant=lambda params: params.penalty_alpha is not None, needs=("hidden_states", "fork"), check=check_contrastive,
-    width=lambda request: request.params.top_k, samples=False, paper="Su et al. 2022, A contrastive framework for neural text generation",
+    width=lambda request: request.params.top_k, samples=False, reads_prompt=True, paper="Su et al. 2022, A contrastive framework for neural text generation",
 )  # fmt: skip

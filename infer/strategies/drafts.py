@@ -20,6 +20,7 @@ from ..runners.contract import Runner
 from ..text.vocabulary import known_ids
 from .speculation import Guess
 
+PART = 256  # so much of a long prompt a draft reads at a time, while its sequence goes on without a guess: others wait for them both
 DRAFT = 1  # which of a sequence's random numbers for a position is the draft's
 
 
@@ -87,7 +88,7 @@ class DraftSequence(TokenSequence):
     @property
     def going(self) -> bool:
         """Whether to draft on after the last guess, which is kept however unsure: to leave it out would favour some tokens."""
-        return self.guess.probs[-1] >= self.request.params.assistant_confidence_threshold and self.guess.ids[-1] not in self.ends
+        return not self.target.finished and self.guess.probs[-1] >= self.request.params.assistant_confidence_threshold and self.guess.ids[-1] not in self.ends
 
     def learn(self, agreed: int) -> None:
         """Draft two more tokens next time where all came true, else one less (transformers' heuristic)."""
@@ -112,11 +113,22 @@ class ModelDrafts:
         for draft in drafts:
             draft.follow()
         room = {draft: draft.room for draft in drafts}
-        going = [draft for draft in drafts if draft.ids and room[draft] > 0]
+        able = [draft for draft in drafts if draft.ids and room[draft] > 0]
+        if reading := [draft for draft in able if self.reads_by_parts(draft)]:
+            yield self.parts(reading)
+        going = [draft for draft in able if draft not in reading]
         while going:
             logits = yield next_tokens(going)
             going = [draft for draft in self._extend(going, logits) if len(draft.guess.ids) < room[draft] and draft.going]
         return [self._in_target_ids(draft) for draft in drafts]
+
+    def reads_by_parts(self, draft: DraftSequence) -> bool:
+        """Whether the draft has more to read than one pass takes."""
+        return self.runner.capabilities.parts and len(draft.unseen) > PART
+
+    def parts(self, drafts: list[DraftSequence]) -> Forward:
+        """The pass that reads a part of what each draft has to read."""
+        return Forward(drafts, [draft.unseen[:PART] for draft in drafts], [0] * len(drafts))
 
     def learn(self, sequence: TokenSequence, guess: Guess, came: Sequence[int]) -> None:
         """Take note of the tokens that came after a guess."""
@@ -148,6 +160,8 @@ class ModelDrafts:
         for first, *others in by_request.values():
             draft = self._drafts[first] = self._open_one(first)
             if others and draft.ids and (self.runner.limit is None or len(draft.ids) <= self.runner.limit):
+                while self.reads_by_parts(draft):
+                    yield self.parts([draft])
                 yield next_tokens([draft])
             self._drafts.update({other: draft.fork_for(other) for other in others})
 

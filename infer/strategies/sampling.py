@@ -33,6 +33,7 @@ def sampled(arrivals: Arrivals) -> Strategy:
         if not live:
             return
         logits = yield next_tokens(live)
+        live, logits = still_going(live, logits)
         if any(awaits_forks(sequence) for sequence in live):
             live, sources = with_forks(live)
             logits = logits[sources]
@@ -43,6 +44,16 @@ def sampled(arrivals: Arrivals) -> Strategy:
         for index, error in errors.items():
             live[index].generation.fail(error)
         live = commit_choices(live, scores, recorder)
+
+
+def still_going(live: list[TokenSequence], logits: Tensor) -> tuple[list[TokenSequence], Tensor]:
+    """Release the sequences whose requests ended while a pass was asked for and run; return the others with their logits, [sequences, vocab]."""
+    ended = [sequence for sequence in live if sequence.finished]
+    if not ended:
+        return live, logits
+    release(ended)
+    going = [index for index, sequence in enumerate(live) if not sequence.finished]
+    return [live[index] for index in going], logits[going]
 
 
 def commit_choices(live: list[TokenSequence], scores: Tensor, recorder: TraceRecorder | None) -> list[TokenSequence]:
@@ -65,7 +76,7 @@ def commit_choices(live: list[TokenSequence], scores: Tensor, recorder: TraceRec
 
 def awaits_forks(sequence: TokenSequence) -> bool:
     """Whether the further answers of the sequence's request are still to be forked from it, once its prompt has been run."""
-    return sequence.request.width > 1 and not sequence.generation.forked
+    return sequence.request.width > 1 and not sequence.generation.forked and not sequence.finished
 
 
 def with_forks(live: list[TokenSequence]) -> tuple[list[TokenSequence], list[int]]:

@@ -46,7 +46,8 @@ class StrategySpec:
     settings that mean it, and `meant` says whether a request's do without its name. `needs` are capabilities that the runner must
     have. `check` judges the values, `suits` whether the runner's model can take them; `width` counts its sequences; `select` makes what selects among the answers, of the settings,
     the prompt's text and how many first tokens of each answer are a given prefix. `samples`: whether
-    it may draw, else do_sample and the filters of sampling are refused. `sees_logprobs`: its filters act on log-probabilities, not logits. `streams` says when tokens are told, `about` is
+    it may draw, else do_sample and the filters of sampling are refused. `sees_logprobs`: its filters act on log-probabilities, not logits. `reads_prompt`: it reads the whole prompt
+    itself, by parts where it is long. `streams` says when tokens are told, `about` is
     what is documented as its effect, or a text, `paper` where it comes from.
     """
 
@@ -65,6 +66,7 @@ class StrategySpec:
     samples: bool = True
     encoder_decoder: bool = True
     sees_logprobs: bool = False
+    reads_prompt: bool = False
     streams: str = "as they come"
     paper: str = ""
 

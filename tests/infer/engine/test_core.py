@@ -8,6 +8,7 @@ import torch
 from seodang.data.errors import UserError
 from seodang.infer.engine.core import Engine
 from seodang.infer.engine.generate import generate, prepare, run
+from seodang.infer.engine.pace import Pace
 from seodang.infer.engine.params import SamplingParams
 from seodang.infer.requests.generation import Generation
 from seodang.infer.requests.request import Request
@@ -119,10 +120,9 @@ def test_requests_wait_until_there_is_room(tiny, tokenizer):
         assert each.result.ids == greedy_ids(tiny("llama"), [5 + i], 3 + 4 * (i % 2))
 
 
-def test_prompts_that_are_too_much_for_one_pass_join_the_next(tiny, tokenizer, monkeypatch):
-    monkeypatch.setattr("seodang.infer.engine.scheduler.MAX_NEW_POSITIONS", 50)
+def test_prompts_that_are_too_much_for_one_pass_join_the_next_and_a_longer_one_goes_by_parts(tiny, tokenizer):
     runner = open_runner(tiny("llama"))
-    engine = Engine(runner)
+    engine = Engine(runner, pace=Pace(50, stall=None))
     prompts = [list(range(3, 43)), list(range(4, 44)), list(range(3, 100))]
     requests = [request(tokenizer, prompt, max_new_tokens=4) for prompt in prompts]
     for each in requests:
@@ -131,7 +131,7 @@ def test_prompts_that_are_too_much_for_one_pass_join_the_next(tiny, tokenizer, m
     while engine.step():
         sizes.append(runner.positions - before)
         before = runner.positions
-    assert sizes[:3] == [40, 41, 99]
+    assert sizes[:4] == [40, 1 + 40 + 50, 1 + 1 + 46, 1 + 1 + 1]  # the third by parts, its last token with its strategy
     assert [each.result.ids for each in requests] == [greedy_ids(tiny("llama"), prompt, 4) for prompt in prompts]
 
 
@@ -165,10 +165,10 @@ def test_room_is_kept_for_the_rows_that_a_request_opens_after_its_prompt(tiny, t
     assert all(each.done for each in requests) and engine.runner.live == 0
 
 
-def test_long_prompts_of_beams_do_not_share_a_pass_either(tiny, tokenizer, monkeypatch):
-    monkeypatch.setattr("seodang.infer.engine.scheduler.MAX_NEW_POSITIONS", 50)
+def test_long_prompts_of_beams_do_not_share_a_pass_either(tiny, tokenizer):
     prompts = [list(range(3, 43)), list(range(4, 44))]
     engine, requests = prepare(tiny("llama"), tokenizer, prompts, SamplingParams(max_new_tokens=3, num_beams=2), False, None, 64)
+    engine.pace = Pace(50, stall=None)
     for each in requests:
         engine.submit(each)
     engine.step()

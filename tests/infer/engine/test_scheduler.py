@@ -4,10 +4,10 @@ import pytest
 
 from seodang.data.errors import UserError
 from seodang.infer import SamplingParams
-from seodang.infer.engine import scheduler as module
 from seodang.infer.engine.scheduler import Scheduler
 from seodang.infer.requests.generation import Generation, Stage
 from seodang.infer.requests.request import Request
+from seodang.infer.runners.architecture import Capabilities
 
 OTHER = object()  # the runner of a further model
 
@@ -17,6 +17,7 @@ class Runner:
 
     def __init__(self):
         self.released = []
+        self.capabilities = Capabilities()
 
     def release(self, slots):
         self.released += slots
@@ -40,9 +41,9 @@ def queued(runner, widths: list[int], max_slots: int, prompt: int = 3) -> tuple[
     return scheduler, waiting
 
 
-def admitted(scheduler: Scheduler) -> list[int]:
-    """The indices of all that come in now."""
-    return [each.request.index for each in iter(scheduler.admit, None)]
+def admitted(scheduler: Scheduler, positions: int = 10_000) -> list[int]:
+    """The indices of all that come in now, where a pass takes so many positions of prompts."""
+    return [each.request.index for each in iter(lambda: scheduler.admit(positions=positions), None)]
 
 
 def hold(runner, each: Generation, *slots: int) -> None:
@@ -108,12 +109,21 @@ def test_a_request_wider_than_the_room_comes_in_alone(runner):
 
 
 @pytest.mark.parametrize("prompt, expected", [(25, [0, 1]), (26, [0]), (60, [0])])
-def test_prompts_join_a_pass_up_to_so_many_positions(runner, monkeypatch, prompt, expected):
-    monkeypatch.setattr(module, "MAX_NEW_POSITIONS", 50)
-    scheduler, waiting = queued(runner, [1] * 3, 64, prompt)  # 2 * 25 fit, 2 * 26 do not, and one of 60 comes in alone
-    assert admitted(scheduler) == expected
+def test_prompts_join_a_pass_up_to_so_many_positions(runner, prompt, expected):
+    runner.capabilities = Capabilities(parts=False)
+    scheduler, waiting = queued(runner, [1] * 3, 64, prompt)  # 2 * 25 fit, 2 * 26 do not, and one of 60 that cannot be parted comes in alone
+    assert admitted(scheduler, 50) == expected
     scheduler.prompts_were_run(waiting[: len(expected)])  # they cost one position a step from now on
-    assert admitted(scheduler) == [at + len(expected) for at in expected if at + len(expected) < 3]
+    assert admitted(scheduler, 50) == [at + len(expected) for at in expected if at + len(expected) < 3]
+
+
+def test_a_prompt_that_goes_by_parts_waits_for_no_other_and_keeps_none_waiting(runner):
+    scheduler, (a, b, c) = queued(runner, [1] * 3, 64, prompt=60)
+    for each in (a, b, c):
+        assert scheduler.admit(positions=50) is each
+        each.by_parts = True
+    scheduler.submit(last := generation(3, prompt=50), 1)
+    assert scheduler.admit(positions=50) is last
 
 
 def test_what_is_reserved_for_a_request_that_is_done_or_failed_is_free_at_once(runner):
@@ -174,6 +184,9 @@ class Prefixes:
 
     def __init__(self, bytes: int):
         self.bytes, self.asked = bytes, []
+
+    def known(self, *prompt) -> int:
+        return 0
 
     def make_room(self, missing: int) -> None:
         self.asked.append(missing)

@@ -1,0 +1,335 @@
+"""An engine that lives on: requests come at any time and from any thread, and one thread of its own runs the passes for all of them."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from queue import SimpleQueue
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from ...data.errors import UserError
+from ..requests.events import Event, Finished, Result
+from ..requests.generation import Generation, Stage
+from ..runners.open import open_runner
+from .budget import Budget
+from .core import MAX_ROWS, Engine
+from .pace import Pace
+from .params import SamplingParams
+from .prefix_cache import PrefixCache
+from .prompts import Prompt, new_requests
+
+MAX_WAITING = 1024  # requests that wait to come in; one more is refused
+STUCK_AFTER = 120.0  # seconds that one step may take before the engine counts as stuck
+
+log = logging.getLogger(__name__)
+
+
+class QueueFull(UserError):
+    """So many requests wait already that another is not taken: ask again later."""
+
+
+class EngineClosed(UserError):
+    """The engine takes no requests any more: it was closed, or its loop died."""
+
+
+@dataclass(frozen=True)
+class Health:
+    """Whether a live engine answers, why not where it does not, and what it has in hand: requests, and the bytes they may come to of how many."""
+
+    ok: bool
+    reason: str | None
+    running: int
+    waiting: int
+    bytes_reserved: int
+    bytes_limit: int
+
+
+class Ticket:
+    """A request that was handed in: its events as they come, its results, and how to cancel it. For any thread."""
+
+    def __init__(self, generation: Generation, on_event: Callable[[Event], None] | None, loop: _Loop):
+        self.generation = generation
+        self._heard: SimpleQueue[Event | None] | None = SimpleQueue() if on_event is None else None
+        self._tell = on_event or self._heard.put
+        self._loop = loop
+        self._left = generation.request.params.num_return_sequences
+        self._trace: list[Event] = []
+        self._over = threading.Event()
+        generation.on_event = self._hear
+
+    @property
+    def done(self) -> bool:
+        """Whether every answer has finished."""
+        return self._over.is_set()
+
+    def events(self) -> Iterator[Event]:
+        """Yield what happens as it does, up to the `Finished` of the last answer; nothing is raised for an answer that fails, its `Finished` says so.
+
+        Each event comes once, whoever asks. Raises UserError where they go to a function of the caller's.
+        """
+        if self._heard is None:
+            raise UserError("the events of this request go to its on_event: submit it without to iterate over them")
+        return iter(self._next, None)
+
+    def results(self, timeout: float | None = None) -> list[Result]:
+        """Wait for the answers and return them in the order of their choices; raises TimeoutError where they are not there after so many seconds."""
+        if not self._over.wait(timeout):
+            raise TimeoutError(f"request {self.generation.request.index} is not answered after {timeout} s: wait longer, or cancel it")
+        found = [result for _, result in sorted(self.generation.results.items())]
+        return [replace(result, trace=self._trace) for result in found] if self._trace else found
+
+    def cancel(self) -> None:
+        """Have the answers that are not there yet end with the reason "cancelled", within the step in hand; of a request that is over nothing changes."""
+        self._loop.post(lambda: self.done or self._loop.engine.cancel(self.generation))
+
+    def _next(self) -> Event | None:
+        event = self._heard.get()
+        if event is None:
+            self._heard.put(None)  # whoever asks again, or waits beside, ends too
+        return event
+
+    def _hear(self, event: Event) -> None:
+        """Pass an event on, in the loop's thread; an error of the caller's function ends its request and is not called again."""
+        if self.generation.request.traced:
+            self._trace.append(event)
+        try:
+            self._tell(event)
+        except BaseException:  # whatever it is, the loop has others to serve
+            log.exception("on_event of request %d raised: the request is cancelled", event.prompt_index)
+            self._tell = lambda event: None
+            self.cancel()
+        if isinstance(event, Finished):
+            self._left -= 1
+            if not self._left:
+                self._loop.forget(self)
+                self._over.set()
+                if self._heard is not None:
+                    self._heard.put(None)
+
+
+class _Loop:
+    """What the thread runs: it reads its mail between two steps and sleeps where nothing is left to do.
+
+    All that touches the engine's strategies happens here. Only `post` and the table of tickets are for other threads.
+    """
+
+    def __init__(self, engine: Engine):
+        self.engine = engine
+        self.closed: str | None = None  # why it takes no more
+        self.died = False
+        self.step_began: float | None = None  # by time.monotonic(), while a step lasts
+        self._mail: SimpleQueue[Callable[[], object]] = SimpleQueue()  # whose put may interrupt a put of the same thread, as garbage collection does
+        self._tickets: dict[int, Ticket] = {}
+        self._lock = threading.RLock()  # garbage collection may stop a loop from within any line
+        self._stopped = False
+        engine.on_defect = lambda error: log.error("a defect ended one or more requests; the engine goes on", exc_info=error)
+
+    def post(self, mail: Callable[[], object]) -> None:
+        """Have the loop's thread call this before its next step; one that has ended never does."""
+        self._mail.put(mail)
+
+    def take(self, ticket: Ticket) -> None:
+        """Let a request in, behind those that came before; raises EngineClosed where none is taken any more."""
+        with self._lock:
+            if self.closed is not None:
+                raise EngineClosed(self.closed)
+            self._tickets[ticket.generation.request.index] = ticket
+        self.post(lambda: self._submit(ticket.generation))
+
+    def forget(self, ticket: Ticket) -> None:
+        """Drop a request that is over."""
+        with self._lock:
+            self._tickets.pop(ticket.generation.request.index, None)
+
+    def refuse(self, why: str) -> None:
+        """Take no request from now on."""
+        with self._lock:
+            self.closed = self.closed or why
+
+    def tickets(self) -> list[Ticket]:
+        """Those that are not over."""
+        with self._lock:
+            return list(self._tickets.values())
+
+    def stop(self) -> None:
+        """Have the thread cancel what is left and end, after the step in hand."""
+        self.refuse("the engine is closed: make another one")
+        self.post(lambda: setattr(self, "_stopped", True))
+
+    def run(self) -> None:
+        """Serve until `stop`, or until an error that the engine does not contain; whoever waits then is told."""
+        error = None
+        try:
+            going = False
+            while not self._stopped:
+                if going and self._mail.empty():
+                    self.step_began = time.monotonic()
+                    going = self.engine.step()
+                    self.step_began = None
+                else:
+                    self._mail.get()()
+                    going = True
+        except BaseException as raised:  # the thread's last word: nobody else would hear it
+            error, self.died = raised, True
+            log.critical("the engine's loop died", exc_info=raised)
+            self.refuse(f"the engine's loop died of {type(raised).__name__}: {raised}")
+        self._end(None if error is None else EngineClosed(self.closed))
+
+    def _submit(self, generation: Generation) -> None:
+        with generation.contained():
+            self.engine.submit(generation)
+
+    def _end(self, error: EngineClosed | None) -> None:
+        """Finish every request that is left, cancelled or by the error, and give back all memory."""
+        for ticket in self.tickets():
+            try:
+                ticket.generation.cancel() if error is None else ticket.generation.fail(error)
+            except Exception:  # after an error the caches may be in any state; the next one is to hear all the same
+                log.exception("request %d could not be ended in order", ticket.generation.request.index)
+        try:
+            self.engine.close()
+        except Exception:
+            log.exception("the engine could not be closed in order")
+
+
+class LiveEngine:
+    """Answers requests that come at any time, from any thread, in passes that they share; a context manager.
+
+        with LiveEngine(model, tokenizer) as engine:
+            for event in engine.stream("The three primary colours are", SamplingParams(max_new_tokens=16)):
+                print(getattr(event, "text", ""), end="")
+
+    A thread of its own runs the passes; it sleeps while there is nothing to do. A request is encoded and checked by the thread that hands it
+    in, so that a wrong one is refused there and disturbs nobody. What goes wrong later ends the request that it is of.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        cache_bytes: int | None = None,
+        max_rows: int = MAX_ROWS,
+        max_waiting: int = MAX_WAITING,
+        reuse_prefixes: bool = True,
+        pace: Pace | None = None,
+        stuck_after: float = STUCK_AFTER,
+    ):
+        """At most `max_rows` answers grow at a time and `max_waiting` requests wait; the KV cache takes at most `cache_bytes` (else `Budget.default`).
+
+        `pace` says how much of long prompts goes into a pass beside the others' tokens. With `reuse_prefixes`, what was read of a prompt is kept for those that begin alike, where the model's memory can be shared and cut (else
+        `prefix_cache` is None). A step of more than `stuck_after` seconds counts as stuck (`health`). Raises UserError for a model that has
+        no runner, and for numbers out of range.
+        """
+        for name, value in (("max_rows", max_rows), ("max_waiting", max_waiting), ("stuck_after", stuck_after)):
+            if not value > 0:
+                raise UserError(f"{name} must be above 0, got {value}")
+        self.model, self.tokenizer = model, tokenizer
+        self.max_rows, self.max_waiting, self.stuck_after = max_rows, max_waiting, stuck_after
+        self.budget = Budget.default(model) if cache_bytes is None else Budget(cache_bytes)
+        runner = open_runner(model)
+        self.prefix_cache = PrefixCache(model, sequences=None, max_bytes=self.budget.limit) if reuse_prefixes and is_shareable(runner) else None
+        if self.prefix_cache is not None:
+            runner = self.prefix_cache.runner
+        self._pace = pace or Pace()
+        self._loop = _Loop(Engine(runner, max_rows, self.prefix_cache, self.budget, self._pace))
+        self._encoding = threading.Lock()  # tokenizers, and what the engine keeps of further models, are for one thread at a time
+        self._indices = itertools.count()
+        self._thread = threading.Thread(target=self._loop.run, name="seodang-engine", daemon=True)
+        self._end = weakref.finalize(self, end, self._loop, self._thread)  # also where it is dropped, and at the interpreter's end
+        self._thread.start()
+
+    def __enter__(self) -> LiveEngine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def submit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        literal: bool | None = None,
+        cache_salt: str | None = None,
+        trace: bool = False,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> Ticket:
+        """Hand in a prompt, by the settings given or the checkpoint's own, and return at once; `literal` and `trace` are those of `generate`.
+
+        What was read for other requests is only made use of where their `cache_salt` is the same. Events go to `on_event`, called in the engine's thread, which it must not keep waiting, or else into the ticket. Raises UserError for a
+        request that is wrong, as `generate` does; QueueFull and EngineClosed, UserErrors too, where none is taken.
+        """
+        with self._encoding:
+            self._refuse_too_many()
+            [request] = new_requests(self.model, self.tokenizer, [prompt], params, self._loop.engine, trace, literal)
+            own = {"cache_salt": cache_salt} if hasattr(request, "cache_salt") else {}
+            request = replace(request, index=next(self._indices), **own)
+            self.budget.check(request, self._loop.engine)
+            ticket = Ticket(Generation(request), on_event, self._loop)
+            self._loop.take(ticket)
+        return ticket
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **how) -> Iterator[Event]:
+        """Hand in a prompt as `submit` does, at once, and return its events; who stops listening cancels it."""
+        return self._followed(self.submit(prompt, params, **how))
+
+    def health(self) -> Health:
+        """Whether the loop lives and its step does not last too long, with what is in hand; waits for nothing."""
+        loop, generations = self._loop, [ticket.generation for ticket in self._loop.tickets()]
+        began, reason = loop.step_began, loop.closed
+        if reason is None and not self._thread.is_alive():
+            reason = "the engine's thread has ended"
+        if reason is None and began is not None and (lasts := time.monotonic() - began) > self.stuck_after:
+            reason = f"a step has lasted {lasts:.0f} s, more than {self.stuck_after:g} s"
+        waiting = sum(each.stage is Stage.WAITING for each in generations)
+        reserved = sum(each.bytes_reserved for each in generations)
+        return Health(reason is None, reason, len(generations) - waiting, waiting, reserved, self.budget.limit)
+
+    def describe(self) -> str:
+        """What the model and the KV cache take of the memory, in a line or two."""
+        return self.budget.describe(self.model, self._loop.engine.runner, self._pace.part, self.max_rows)
+
+    def close(self, timeout: float | None = 0.0) -> None:
+        """Take no more requests, let those in hand go on for so many seconds (None: to their ends), cancel what is left, and end the thread.
+
+        The pass in hand is waited for, but no longer than a step may last. A second call does nothing.
+        """
+        self._loop.refuse("the engine is closed: make another one")
+        until = None if timeout is None else time.monotonic() + timeout
+        for ticket in self._loop.tickets():
+            ticket._over.wait(None if until is None else max(0.0, until - time.monotonic()))
+        self._loop.stop()
+        self._thread.join(self.stuck_after)
+
+    def _followed(self, ticket: Ticket) -> Iterator[Event]:
+        try:
+            yield from ticket.events()
+        finally:
+            ticket.cancel()
+
+    def _refuse_too_many(self) -> None:
+        if self._loop.closed is not None:
+            raise EngineClosed(self._loop.closed)
+        waiting = sum(ticket.generation.stage is Stage.WAITING for ticket in self._loop.tickets())
+        if waiting >= self.max_waiting:
+            raise QueueFull(f"{waiting} requests wait already, and at most {self.max_waiting} may: ask again later, or raise max_waiting")
+
+
+def end(loop: _Loop, thread: threading.Thread) -> None:
+    """Stop a loop and wait for the step in hand, unless it is the loop's own thread that asks."""
+    loop.stop()
+    if thread is not threading.current_thread():
+        thread.join(STUCK_AFTER)
+
+
+def is_shareable(runner) -> bool:
+    """Whether what a runner has read of one prompt can begin another."""
+    return runner.capabilities.fork and runner.capabilities.truncate and not runner.model.config.is_encoder_decoder

@@ -1,0 +1,57 @@
+"""How much of waiting prompts a pass takes, so that those who are being answered already do not wait long for it."""
+
+from __future__ import annotations
+
+from collections import deque
+from statistics import median
+
+from ...data.errors import UserError
+
+FIRST = 32  # positions, as long as nothing is known of their cost
+LEAST = 8  # positions: however slow a pass is, prompts come in
+WHOLE = 64  # a prompt of so many positions is not worth a second pass
+REMEMBERED = 9  # passes whose median is the usual one: a machine has its own hiccups
+
+
+class Pace:
+    """Says how many positions of prompts go into a pass, and learns it from what passes take.
+
+    Alone, prompts have `part` positions a pass. While others get their tokens, so many that a pass takes about `stall` times as long as one
+    without prompts; a prompt of up to `WHOLE` is read at once all the same. With `stall=None` it is `part` in any case.
+    """
+
+    def __init__(self, part: int = 512, stall: float | None = 2.5):
+        """Raises UserError for a part of no positions, and for a stall that leaves a pass no time for prompts."""
+        if part < 1:
+            raise UserError(f"part must be at least 1 position, got {part}")
+        if stall is not None and not stall > 1:
+            raise UserError(f"stall must be greater than 1, or None, got {stall}: a pass with prompts takes longer than one without")
+        self.part, self.stall = part, stall
+        self._usual: deque[float] = deque(maxlen=REMEMBERED)  # seconds of passes without prompts
+        self._rate: float | None = None  # positions of prompts a second, beside others
+        self._last = FIRST
+
+    def room(self, streaming: bool) -> int:
+        """Return how many positions of prompts the next pass takes; `streaming`, it gives others their tokens too."""
+        if self.stall is None or not streaming:
+            return self.part
+        if self._rate is None or not self._usual:
+            return min(FIRST, self.part)
+        spare = (self.stall - 1) * median(self._usual)
+        return min(max(int(self._rate * spare), LEAST), 2 * self._last, self.part)
+
+    def whole(self, streaming: bool) -> int:
+        """Return how many positions of prompts that are read at once the next pass takes; what is longer goes by parts."""
+        return self.part if self.stall is None else min(max(self.room(streaming), WHOLE), self.part)
+
+    def took(self, seconds: float, positions: int, streaming: bool) -> None:
+        """Learn from a pass that had so many positions of prompts."""
+        if not positions:
+            self._usual.append(seconds)
+            return
+        if streaming:
+            self._last = max(positions, LEAST)
+        spent = seconds - median(self._usual) if streaming and self._usual else seconds
+        if spent > 0:
+            rate = positions / spent
+            self._rate = rate if self._rate is None else (self._rate + rate) / 2

@@ -1,0 +1,104 @@
+"""A call over HTTP and its requests to the engine: encoded in a worker thread, their events on the event loop, cancelled when the client goes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from functools import partial
+from typing import TypeVar
+
+from fastapi import Request
+from fastapi.responses import StreamingResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.types import Receive, Scope, Send
+
+from ...data.errors import UserError
+from ..engine.live import EngineClosed, LiveEngine, Ticket
+from ..engine.params import SamplingParams
+from ..engine.prompts import Prompt
+from ..requests.events import Event, Finished
+
+T = TypeVar("T")
+
+
+class Call:
+    """The requests of one call; nothing of it waits for a forward pass."""
+
+    def __init__(self) -> None:
+        self.tickets: list[Ticket] = []
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+
+    @classmethod
+    async def begin(cls, engine: LiveEngine, prompts: Sequence[Prompt], params: SamplingParams, cache_salt: str | None = None) -> Call:
+        """Hand in all prompts or none; raises UserError, as `LiveEngine.submit` does, for the first that is refused."""
+        call = cls()
+        try:
+            await run_in_threadpool(call._submit, engine, prompts, params, cache_salt)
+        except BaseException:
+            call.cancel()
+            raise
+        return call
+
+    def cancel(self) -> None:
+        """End what is not answered yet."""
+        for ticket in self.tickets:
+            ticket.cancel()
+
+    async def events(self) -> AsyncIterator[tuple[int, Event]]:
+        """Yield what happens with the place of its prompt, up to the end of the last answer.
+
+        Raises the UserError that ended a request, and EngineClosed where the engine has cancelled one; the others are then cancelled.
+        """
+        left = sum(ticket.generation.request.params.num_return_sequences for ticket in self.tickets)
+        while left:
+            place, event = await self._events.get()
+            if isinstance(event, Finished):
+                left -= 1
+                if event.reason in ("error", "cancelled"):
+                    self.cancel()
+                    raise self.tickets[place].generation.error or EngineClosed("the request was cancelled: the server is closing")
+            yield place, event
+
+    def _submit(self, engine: LiveEngine, prompts: Sequence[Prompt], params: SamplingParams, cache_salt: str | None) -> None:
+        for place, prompt in enumerate(prompts):
+            try:
+                self.tickets.append(engine.submit(prompt, params, cache_salt=cache_salt, on_event=partial(self._hear, place)))
+            except UserError as error:
+                if len(prompts) > 1 and type(error) is UserError:
+                    raise UserError(f"of prompt[{place}]: {error}") from None
+                raise
+
+    def _hear(self, place: int, event: Event) -> None:
+        self._loop.call_soon_threadsafe(self._events.put_nowait, (place, event))
+
+
+async def heard_out(request: Request, call: Call, answer: Awaitable[T]) -> T:
+    """Wait for an answer to a call, which is cancelled where the client goes before it is there."""
+    watch = asyncio.create_task(cancel_when_gone(request, call))
+    try:
+        return await answer
+    finally:
+        watch.cancel()
+        call.cancel()
+
+
+async def cancel_when_gone(request: Request, call: Call) -> None:
+    """Cancel a call, whose body has been read, when its client goes."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    call.cancel()
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events of a call, which is cancelled where the client goes before the last."""
+
+    def __init__(self, call: Call, events: AsyncIterator[str]):
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        self._call = call
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._call.cancel()

@@ -1,0 +1,252 @@
+"""Health and completions over HTTP: whole and streamed, each mistake with its status, and a client that goes away."""
+
+import json
+import logging
+import socket
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+import uvicorn
+from fastapi.testclient import TestClient
+
+from seodang.infer import SamplingParams, generate
+from seodang.infer.engine.core import Engine
+from seodang.infer.engine.live import LiveEngine
+from seodang.infer.server import app as protocol
+from seodang.infer.server.app import build_app
+
+TIMEOUT = 20  # seconds: of a wait that ends at once where all is well
+GREEDY = {"model": "tiny", "prompt": "abc", "max_tokens": 6, "temperature": 0, "ignore_eos": True}
+
+
+@pytest.fixture
+def engine(tiny_llama, tiny_tokenizer):
+    engine = LiveEngine(tiny_llama, tiny_tokenizer, max_rows=8, max_waiting=4)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def client(engine):
+    with TestClient(build_app(engine, "tiny"), raise_server_exceptions=False) as client:
+        yield client
+    assert not engine.health().ok and not engine._thread.is_alive()  # the app has closed it
+
+
+@pytest.fixture
+def said(tiny_llama, tiny_tokenizer):
+    """`said(prompt, **settings)`: what generate says."""
+    return lambda prompt, **settings: generate(tiny_llama, tiny_tokenizer, [prompt], SamplingParams(max_new_tokens=6, ignore_eos=True, **settings))
+
+
+def post(client, **changes):
+    return client.post("/v1/completions", json={**GREEDY, **changes})
+
+
+def streamed(client, **changes) -> list[dict]:
+    """The events of a stream, which ends by [DONE]."""
+    with client.stream("POST", "/v1/completions", json={**GREEDY, "stream": True, **changes}) as response:
+        assert response.status_code == 200 and response.headers["content-type"].startswith("text/event-stream")
+        *events, done, end = response.read().decode().split("\n\n")
+    assert (done, end) == ("data: [DONE]", "")
+    return [json.loads(event.removeprefix("data: ")) for event in events]
+
+
+def joined(events: list[dict], index: int = 0) -> str:
+    return "".join(choice["text"] for event in events for choice in event["choices"] if choice["index"] == index)
+
+
+def error_of(response, status: int, param: str | None = None, code: str | None = None) -> str:
+    error = response.json()["error"]
+    assert response.status_code == status, error
+    assert set(error) == {"message", "type", "param", "code"} and (error["param"], error["code"]) == (param, code)
+    assert error["type"] == ("server_error" if status >= 500 else "invalid_request_error")
+    return error["message"]
+
+
+def test_a_completion_is_what_generate_says_with_its_usage(client, said):
+    [result] = said("abc")
+    answer = post(client).json()
+    assert answer.pop("id").startswith("cmpl-") and abs(answer.pop("created") - time.time()) < 60
+    assert answer == {
+        "object": "text_completion",
+        "model": "tiny",
+        "choices": [{"index": 0, "text": result.text, "logprobs": None, "finish_reason": "length"}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 6, "total_tokens": 9, "prompt_tokens_details": {"cached_tokens": 0}},
+    }
+
+
+def test_a_stream_gives_the_same_text_under_one_id_and_its_usage_where_asked(client, said):
+    [result] = said("abc")
+    events = streamed(client, stream_options={"include_usage": True})
+    assert len(events) > 4 and joined(events) == result.text
+    assert len({(event["id"], event["created"], event["object"], event["model"]) for event in events}) == 1
+    *parts, last = events
+    assert [part["choices"][0]["finish_reason"] for part in parts] == [None] * (len(parts) - 1) + ["length"]
+    assert all(part["usage"] is None for part in parts)
+    assert last["choices"] == [] and (last["usage"]["prompt_tokens"], last["usage"]["completion_tokens"]) == (3, 6)
+    assert all("usage" not in event for event in streamed(client))
+
+
+def test_prompts_are_a_text_ids_or_lists_of_them_and_n_answers_each(client, said):
+    for prompt, each in (("abc", ["abc"]), ([5, 6, 7], [[5, 6, 7]]), (["abc", "de"], ["abc", "de"]), ([[5, 6], [7]], [[5, 6], [7]])):
+        choices = post(client, prompt=prompt).json()["choices"]
+        assert [choice["text"] for choice in choices] == [said(one)[0].text for one in each]
+    sampled = {"prompt": ["abc", "de"], "n": 2, "temperature": 1.5, "seed": 4}
+    wanted = [result.text for one in ("abc", "de") for result in said(one, num_return_sequences=2, temperature=1.5, seed=4)]
+    choices = post(client, **sampled).json()["choices"]
+    assert [(choice["index"], choice["text"]) for choice in choices] == list(enumerate(wanted))
+    events = streamed(client, **sampled)
+    assert [joined(events, index) for index in range(4)] == wanted
+    ends = [choice["index"] for event in events for choice in event["choices"] if choice["finish_reason"]]
+    assert sorted(ends) == [0, 1, 2, 3]
+
+
+def test_half_a_character_is_never_sent(client, tiny_tokenizer, said):
+    """Every byte of a Korean character is a token of its own; what the model says is forced."""
+    korean = {"guided_regex": "서당"}
+    forced = {"response_format": {"type": "json_schema", "json_schema": {"schema": {"enum": ["é"]}}}, "max_tokens": 12}
+    assert korean and joined(streamed(client, **forced)) == '"é"'
+    assert all("\ufffd" not in json.dumps(event, ensure_ascii=False) for event in streamed(client, **forced))
+
+
+@pytest.mark.parametrize(
+    "changes, param, message",
+    [
+        ({"prompt": None}, "prompt", "got none"), ({"prompt": []}, "prompt", "got none"), ({"prompt": [True]}, "prompt", "must be a text"),
+        ({"prompt": [[]]}, "prompt", "must be a text"), ({"prompt": {"a": 1}}, "prompt", "must be a text"), ({"prompt": [1.5]}, "prompt", "must be a text"),
+        ({"prompt": ["a"] * 5}, "prompt", "5 prompts are more than the 4"), ({"prompt": ["abc", [999]]}, None, "of prompt[1]: prompt 1 has the id 999"),
+        ({"prompt": ""}, None, "prompt 1 is empty"), ({"prompt": "a" * 300}, None, "positions of the model"), ({"prompt": "\ud800"}, None, "half"),
+        ({"max_tokens": 0}, None, "max_new_tokens"), ({"max_tokens": "6"}, None, "max_new_tokens"), ({"temperature": -1}, None, "temperature"),
+        ({"temperature": float("nan")}, None, "temperature"), ({"top_p": 2}, None, "top_p"), ({"n": 2}, None, "all be the same"),
+        ({"tempratur": 1}, None, "did you mean temperature?"), ({"stream": "yes"}, "stream", "true or false"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "without stream"), ({"stream_options": [1]}, "stream_options", "include_usage"),
+        ({"stream": True, "stream_options": {"usage": True}}, "stream_options", "include_usage"), ({"cache_salt": 5}, "cache_salt", "must be a text"),
+        ({"messages": []}, "messages", "give prompt"), ({"logprobs": 2}, "logprobs", "leave it out"), ({"echo": True}, None, "echo"),
+        ({"stop": 5}, None, "stop"), ({"logit_bias": {"x": "y"}}, None, "logit_bias"), ({"seed": "one"}, None, "seed"), ({"suffix": "x"}, None, "suffix"),
+        ({"response_format": 5}, None, "response_format"), ({"response_format": {"type": "json_schema", "json_schema": 5}}, None, "json_schema"),
+    ],
+    ids=lambda value: None,
+)  # fmt: skip
+def test_a_clients_mistake_is_a_400_that_names_it(client, changes, param, message):
+    body = json.dumps({**GREEDY, **changes})
+    assert message in error_of(client.post("/v1/completions", content=body), 400, param)
+
+
+def test_bodies_that_are_no_requests(client, monkeypatch):
+    send = lambda content: client.post("/v1/completions", content=content)
+    assert "the body is not JSON" in error_of(send(b"{"), 400)
+    assert "the body is not JSON" in error_of(send(b"\xff"), 400)
+    assert "the body is not JSON" in error_of(send(b"[" * 100_000), 400)
+    assert "must be a JSON object, got a list" in error_of(send(b"[]"), 400)
+    assert error_of(post(client, model="other"), 404, "model", "model_not_found") == "the model 'other' does not exist: this server has 'tiny'"
+    assert error_of(client.get("/v1/completions"), 405) and error_of(client.get("/v2"), 404)
+    monkeypatch.setattr(protocol, "MAX_BODY", 100)
+    assert "more than 100 bytes" in error_of(post(client, prompt="a" * 100), 413)
+    assert client.get("/health").json()["status"] == "ok"
+
+
+def test_health_tells_what_is_in_hand_and_503_once_the_loop_has_died(client, engine, monkeypatch, caplog):
+    assert client.get("/health").json() == {"status": "ok", "reason": None, "running": 0, "waiting": 0, "bytes_reserved": 0}
+    monkeypatch.setattr(Engine, "_admit", lambda *given, **how: (_ for _ in ()).throw(SystemError("no more")))
+    why = "the engine's loop died of SystemError: no more"
+    assert error_of(post(client), 503, code="engine_closed") == why
+    assert error_of(post(client, stream=True), 503, code="engine_closed") == why  # refused where it comes too late
+    response = client.get("/health")
+    assert response.status_code == 503 and (response.json()["status"], response.json()["reason"]) == ("error", why)
+    assert {record.levelno for record in caplog.records if record.name.startswith("seodang")} == {logging.CRITICAL}
+
+
+def test_a_loop_that_dies_within_a_stream_is_an_event(client, monkeypatch):
+    steps = []
+    step = Engine.step
+    monkeypatch.setattr(Engine, "step", lambda self: step(self) if len(steps) < 2 and not steps.append(1) else 1 / 0)
+    *parts, last = streamed(client)
+    assert joined(parts) and last["error"]["message"].startswith("the engine's loop died of ZeroDivisionError") and last["error"]["type"] == "server_error"
+
+
+def test_a_request_that_fails_on_its_way_is_an_error_of_the_client_whole_and_streamed(client, monkeypatch):
+    monkeypatch.setattr("seodang.infer.requests.stop.SEARCH_SECONDS", 0.001)
+    slow = {"stop_regex": r"(?s)(?:.|.)+[.;](?<=x.)", "max_tokens": 40}
+    monkeypatch.setitem(protocol.from_openai.__globals__["OPENAI"], "stop_regex", "stop_regex")
+    assert "takes more than" in error_of(post(client, **slow), 400)
+    *parts, last = streamed(client, **slow)
+    assert "takes more than" in last["error"]["message"] and last["error"]["type"] == "invalid_request_error"
+
+
+def test_a_full_queue_is_a_503_that_says_when_to_come_again(client, engine, monkeypatch):
+    go, step = threading.Event(), Engine.step
+    monkeypatch.setattr(Engine, "step", lambda self: go.wait(TIMEOUT) and step(self))
+    tickets = [engine.submit([5], SamplingParams(max_new_tokens=2)) for _ in range(3)]
+    response = post(client, prompt=["a", "b"])  # of which one could come in: neither does
+    assert "4 requests wait already" in error_of(response, 503, code="queue_full") and response.headers["Retry-After"] == "1"
+    go.set()
+    assert [len(ticket.results(TIMEOUT)) for ticket in tickets] == [1] * 3
+    assert post(client, prompt=["a", "b"]).status_code == 200
+
+
+def test_a_defect_of_ours_is_a_500_in_the_same_form(client, monkeypatch):
+    monkeypatch.setattr(protocol, "usage", lambda call: 1 / 0)
+    assert error_of(post(client), 500) == "internal error: the server's log says more"
+    *_, last = streamed(client, stream_options={"include_usage": True})
+    assert last["error"]["message"] == "internal error: the server's log says more"
+
+
+@contextmanager
+def served(app):
+    """The app behind a socket of this machine, served by a thread; yields its port."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=5))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        yield listening.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(TIMEOUT)
+        assert not thread.is_alive()
+
+
+def sent(port: int, body: dict) -> socket.socket:
+    """A connection on which a request has been sent."""
+    connection = socket.create_connection(("127.0.0.1", port), TIMEOUT)
+    content = json.dumps({**GREEDY, **body}).encode()
+    connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(content), content))
+    return connection
+
+
+def test_a_client_that_goes_away_frees_its_rows(engine):
+    """While it is streamed to, while it waits for the whole, and while its request waits to come in."""
+    with served(build_app(engine, "tiny")) as port:
+        for stream in (True, False):
+            begun = threading.Event()
+            told, engine._loop.take = engine._loop.take, lambda ticket: (told(ticket), tickets.append(ticket), begun.set())
+            tickets = []
+            connection = sent(port, {"max_tokens": 250, "stream": stream, "prompt": ["abc", "de"]})
+            if stream:
+                assert b"200 OK" in connection.recv(4096)
+            assert begun.wait(TIMEOUT)
+            connection.close()
+            while len(tickets) < 2:
+                time.sleep(0.001)
+            reasons = [ticket.results(TIMEOUT)[0].finish_reason for ticket in tickets]
+            engine._loop.take = told
+            assert reasons == ["cancelled"] * 2, stream
+        [result] = engine.submit([5], SamplingParams(max_new_tokens=2)).results(TIMEOUT)
+    engine.prefix_cache.clear()
+    assert engine.prefix_cache.runner.live == 0
+
+
+def test_the_event_loop_answers_while_a_pass_lasts(client, engine, monkeypatch):
+    go, step = threading.Event(), Engine.step
+    monkeypatch.setattr(Engine, "step", lambda self: go.wait(TIMEOUT) and step(self))
+    found = []
+    asking = threading.Thread(target=lambda: found.append(post(client)))
+    asking.start()
+    while client.get("/health").json()["waiting"] == 0:
+        time.sleep(0.001)
+    go.set()
+    asking.join(TIMEOUT)
+    assert found[0].status_code == 200
