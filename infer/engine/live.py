@@ -99,19 +99,18 @@ class Ticket:
         """Pass an event on, in the loop's thread; an error of the caller's function ends its request and is not called again."""
         if self.generation.request.traced:
             self._trace.append(event)
+        self._left -= isinstance(event, Finished)
+        if not self._left:  # before it is told: whoever hears of the last answer can have all of them
+            self._loop.forget(self)
+            self._over.set()
         try:
             self._tell(event)
         except BaseException:  # whatever it is, the loop has others to serve
             log.exception("on_event of request %d raised: the request is cancelled", event.prompt_index)
             self._tell = lambda event: None
             self.cancel()
-        if isinstance(event, Finished):
-            self._left -= 1
-            if not self._left:
-                self._loop.forget(self)
-                self._over.set()
-                if self._heard is not None:
-                    self._heard.put(None)
+        if not self._left and self._heard is not None:
+            self._heard.put(None)
 
 
 class _Loop:

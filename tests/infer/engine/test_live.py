@@ -177,7 +177,8 @@ def test_a_request_beyond_the_whole_budget_is_refused_with_the_numbers(tiny_llam
     runner = open_runner(tiny_llama)
     fits = runner.bytes_for(len(PROMPT) + 8)
     with LiveEngine(tiny_llama, tiny_tokenizer, cache_bytes=fits) as engine:
-        for params, numbers in ((LONG, r"\(5 \+ 60\) positions"), (SamplingParams(max_new_tokens=8, num_beams=3), r"3 x \(5 \+ 8\) positions")):
+        longer = SamplingParams(max_new_tokens=200)
+        for params, numbers in ((longer, r"\(5 \+ 200\) positions"), (SamplingParams(max_new_tokens=8, num_beams=3), r"3 x \(5 \+ 8\) positions")):
             with pytest.raises(UserError, match=f"needs .*{numbers} .*more than the budget of {size(fits)}"):
                 engine.submit(PROMPT, params)
         assert [len(engine.submit(PROMPT, SHORT).results(TIMEOUT)[0].ids) for _ in range(2)] == [8, 8]
