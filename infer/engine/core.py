@@ -86,6 +86,8 @@ class Engine:
     def step(self) -> bool:
         """Run one pass for all strategies and let each go on; return whether any is left, or a request waits."""
         self._drop_cancelled()
+        if self.prefix_cache is not None:
+            self.prefix_cache.look(self.runner)  # whoever called may have changed the model since the last step
         self._admit()
         self._begin_shared()
         if not self._asked:

@@ -232,11 +232,11 @@ class LiveEngine:
                 raise UserError(f"{name} must be above 0, got {value}")
         self.model, self.tokenizer = model, tokenizer
         self.max_rows, self.max_waiting, self.stuck_after = max_rows, max_waiting, stuck_after
+        self.budget = Budget.default(model) if cache_bytes is None else Budget(cache_bytes)
         runner = open_runner(model)
-        self.prefix_cache = PrefixCache(model) if reuse_prefixes and is_shareable(runner) else None
+        self.prefix_cache = PrefixCache(model, sequences=None, max_bytes=self.budget.limit) if reuse_prefixes and is_shareable(runner) else None
         if self.prefix_cache is not None:
             runner = self.prefix_cache.runner
-        self.budget = Budget.default(model) if cache_bytes is None else Budget(cache_bytes)
         self._pace = pace or Pace()
         self._loop = _Loop(Engine(runner, max_rows, self.prefix_cache, self.budget, self._pace))
         self._encoding = threading.Lock()  # tokenizers, and what the engine keeps of further models, are for one thread at a time

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..requests.generation import Generation
 from ..requests.likelihoods import Likelihoods, TokenLogprobs
 from ..requests.request import Request
-from ..requests.sequence import TokenSequence, new_slot
+from ..requests.sequence import TokenSequence, new_slot, recalled_slot
 from ..requests.strategy import Forward, Host, Strategy
 from ..runners.contract import Runner
 
@@ -45,7 +45,7 @@ def asks_to_read(request: Request) -> bool:
 
 def left_to_read(request: Request, host: Host) -> int:
     """Return how many positions the request's first pass would bring, or that of its guidance where it is longer."""
-    known = 0 if request.prefix_cache is None else request.prefix_cache.known(request.prompt_ids, host.runner)
+    known = 0 if request.prefix_cache is None else request.prefix_cache.known(request.prompt_ids, host.runner, request.cache_salt)
     own = len(request.prompt_ids) - known - len(request.masked_positions) + len(request.prefix_ids)
     return own if request.guidance is None else max(own, len(request.guidance.prompt_ids))
 
@@ -68,8 +68,9 @@ def read_first(generation: Generation, host: Host) -> Strategy:
         reading = PromptReading(generation, runner, new_slot(generation, runner), given)
         yield from judged(reading)
     else:
-        slot = new_slot(generation, runner) if cache is None else generation.hold_slot(runner, cache.recall(request.prompt_ids, runner))
-        reading = PromptReading(generation, runner, slot, given)
+        reading = PromptReading(generation, runner, new_slot(generation, runner) if cache is None else recalled_slot(generation, runner), given)
+        if cache is not None:
+            cache.watch(reading)
         yield from read(reading)
     generation.past = reading.cache_slot
     if (guidance := request.guidance) is not None:

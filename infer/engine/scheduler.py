@@ -75,7 +75,7 @@ class Scheduler:
         if not self.waiting:
             return None
         fits = (idle or self._has_room(self.waiting[0], positions)) and self._has_bytes(self.waiting[0])
-        if not (fits or idle):
+        if not (fits and not self._awaits(self.waiting[0]) or idle):
             return None
         generation = self.waiting.popleft()
         generation.stage, generation.started = Stage.PREFILLING, time.monotonic()
@@ -130,5 +130,13 @@ class Scheduler:
         if room < 0 or self.prefix_cache is None:
             return room >= 0  # it waits for others: what is kept may serve them till then
         if self.prefix_cache.bytes > room:
+            self.prefix_cache.known(generation.request.prompt_ids, self.runner, generation.request.cache_salt)  # what it will go on from goes last
             self.prefix_cache.make_room(self.prefix_cache.bytes - room)
         return self.prefix_cache.bytes <= room
+
+    def _awaits(self, generation: Generation) -> bool:
+        """Whether a prompt that is being read begins with much of this one's, which then need not be read twice."""
+        request = generation.request
+        if self.prefix_cache is None or request.prefix_cache is None:
+            return False
+        return self.prefix_cache.awaited(request.prompt_ids, self.runner, request.cache_salt, self.admitted)

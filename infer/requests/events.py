@@ -102,7 +102,7 @@ class Result:
     `error` says how, and the answer is what had been published of it. `seed` repeats a sampled answer. `choice` counts the answers to one
     prompt, best first where `score` ranks them: the log-probability over length^length_penalty for beams, else the reward or votes.
     `grown_as` is the choice that traces knew it by while it grew, before the answers were ranked. `trace` holds, where asked for, everything
-    that was observed.
+    that was observed. `cached_tokens` counts the prompt's first tokens that were not read, for a prefix cache had them.
     """
 
     prompt_index: int
@@ -119,3 +119,4 @@ class Result:
     trace: list[Event] = field(default_factory=list, repr=False)
     top_logprobs: list[TokenLogprobs] = field(default_factory=list, repr=False)
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list, repr=False)
+    cached_tokens: int = 0

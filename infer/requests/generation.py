@@ -41,7 +41,8 @@ class Generation:
     `on_event` is called with each event as it happens. `stage`, `slots_reserved`, how many cache slots of the request's own model are
     kept free for it, and `bytes_reserved`, how much of the budget is, belong to the scheduler. `forked` says whether its further answers
     were forked from its prompt. `past` is a slot that has read all that is given but the last token, `guidance_past` one that has read so of
-    the guidance's prompt, and `prefix_logprobs` what the model thought of the answer's prefix, where that is asked.
+    the guidance's prompt, and `prefix_logprobs` what the model thought of the answer's prefix, where that is asked. `cached_tokens` counts the
+    prompt's tokens that came out of a prefix cache.
     """
 
     request: Request
@@ -57,6 +58,7 @@ class Generation:
     results: dict[int, Result] = field(default_factory=dict)  # by choice
     past: int | None = None
     guidance_past: int | None = None
+    cached_tokens: int = 0
     prefix_logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     error: UserError | None = None  # what ended it before its answers were there
@@ -175,6 +177,7 @@ class Generation:
         self.results[choice] = Result(
             request.index, answer.text, answer.ids, answer.logprobs, answer.finish_reason, request.prompt_length, answer.seed, choice,
             answer.score, grown_as=answer.grown_as, top_logprobs=answer.top_logprobs, prompt_logprobs=self.prompt_logprobs,
+            cached_tokens=self.cached_tokens,
         )  # fmt: skip
         if len(self.results) == request.params.num_return_sequences:
             self.stage = Stage.DONE
@@ -189,7 +192,7 @@ class Generation:
             self.results[choice] = Result(
                 request.index, "".join(published.pieces), published.ids, published.logprobs, reason, request.prompt_length,
                 request.seed_of(choice), choice, error=error, grown_as=choice, top_logprobs=published.top_logprobs,
-                prompt_logprobs=self.prompt_logprobs,
+                prompt_logprobs=self.prompt_logprobs, cached_tokens=self.cached_tokens,
             )  # fmt: skip
         self.stage = Stage.DONE
         for choice in missing:

@@ -51,6 +51,7 @@ class Request:
     guidance: Guidance | None = None
     select: Select | None = None
     prefix_cache: Any = None  # a PrefixCache that the sequences' past comes from and goes to
+    cache_salt: str | None = None  # pasts are shared among requests of equal salts alone
     tokenizer: PreTrainedTokenizerBase | None = None  # of the model
     known_ids: int | None = None  # how many ids the tokenizer knows; those beyond are never offered
     traced: bool = False

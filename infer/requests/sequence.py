@@ -90,7 +90,7 @@ class TokenSequence:
         if past is not None and recall:
             slot = past
         elif recall and request.prefix_cache is not None:
-            slot = generation.hold_slot(runner, request.prefix_cache.recall(request.prompt_ids, runner))
+            slot = recalled_slot(generation, runner)
         else:
             slot = new_slot(generation, runner)
         if past not in (None, slot):
@@ -106,6 +106,8 @@ class TokenSequence:
                 sequence.guidance.ids += request.prefix_ids[:-1]  # which no pass of the sequence will bring
         for index, id in enumerate(request.prefix_ids):  # certain: nothing else could come there
             sequence.commit(id, 0.0, generation.prefix_logprobs[index] if generation.prefix_logprobs else None)
+        if request.prefix_cache is not None:
+            request.prefix_cache.watch(sequence)
         return sequence
 
     @property
@@ -283,6 +285,14 @@ def new_slot(generation: Generation, runner: Runner) -> int:
     slot = generation.hold_slot(runner, runner.allocate(request.source_ids or ()))
     if request.masked_positions:
         runner.mask(slot, request.masked_positions)
+    return slot
+
+
+def recalled_slot(generation: Generation, runner: Runner) -> int:
+    """Return a slot for a sequence of the request with the longest past of its prompt that its prefix cache has, and note how long that is."""
+    request = generation.request
+    slot = generation.hold_slot(runner, request.prefix_cache.recall(request.prompt_ids, runner, request.cache_salt))
+    generation.cached_tokens = runner.length(slot)
     return slot
 
 

@@ -63,9 +63,11 @@ class CacheSlots:
             self.copy(slot, fork)
         return forks
 
-    def copy(self, source: int, target: int, first: int = 0) -> None:
-        """Give `target` the past of `source`, of which it has the first `first` positions already; nothing is moved before it runs."""
-        self._lengths[target] = self._lengths[source]
+    def copy(self, source: int, target: int, first: int = 0, length: int | None = None) -> None:
+        """Give `target` the past of `source`, or its first `length` positions, whatever it has already; nothing is moved before it runs."""
+        length = self._lengths[source] if length is None else length
+        check_cut(source, length, self._lengths[source])
+        self._lengths[target] = length
         self._home.pop(target, None)
         if source in self._home:
             self._home[target] = self._home[source]

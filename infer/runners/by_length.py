@@ -57,10 +57,10 @@ class TurnsByLength:
             self._note(slot, fork)
         return forks
 
-    def copy(self, source: int, target: int, first: int = 0) -> None:
-        """Give `target` the past of `source`; what the two have the same already counts only where it was turned alike."""
-        super().copy(source, target, first if self._turns.get(source) == self._turns.get(target) else 0)
-        self._note(source, target)
+    def copy(self, source: int, target: int, first: int = 0, length: int | None = None) -> None:
+        """Give `target` the past of `source`, or its first `length` positions; what both have already counts only where it was turned alike."""
+        super().copy(source, target, first if self._turns.get(source) == self._turns.get(target) else 0, length)
+        self._note(source, target, length)
 
     def truncate(self, slot: int, length: int) -> None:
         """Keep the slot's first `length` positions."""
@@ -130,8 +130,8 @@ class TurnsByLength:
         """Return the positions of the slot's next tokens."""
         return range(self.length(slot), self.length(slot) + count)
 
-    def _note(self, source: int, target: int) -> None:
-        self._read[target] = list(self._read[source])
+    def _note(self, source: int, target: int, length: int | None = None) -> None:
+        self._read[target] = self._read[source][:length]
         self._turns.pop(target, None)
         if source in self._turns:
             self._turns[target] = self._turns[source]

@@ -131,9 +131,10 @@ class KVCache:
             forks.append(fork)
         return forks
 
-    def copy(self, source: int, target: int, first: int) -> None:
-        """Give `target` the past of `source`; the first `first` positions of the two are the same already."""
-        length = self.lengths[source]
+    def copy(self, source: int, target: int, first: int, length: int | None = None) -> None:
+        """Give `target` the past of `source`, or its first `length` positions; the first `first` of the two are the same already."""
+        length = self.lengths[source] if length is None else length
+        check_cut(source, length, self.lengths[source])
         first = min(first, length, self.lengths[target])
         self.truncate(target, first)
         self.reserve(target, length)

@@ -58,8 +58,11 @@ class Runner(Protocol):
     def fork(self, slots: Sequence[int]) -> list[int]:
         """Return a new slot for each of these, with the same past."""
 
-    def copy(self, source: int, target: int, first: int = 0) -> None:
-        """Give slot `target` the past of slot `source`; of their first `first` positions they have the same already."""
+    def copy(self, source: int, target: int, first: int = 0, length: int | None = None) -> None:
+        """Give slot `target` the past of slot `source`, or its first `length` positions; of their first `first` they have the same already.
+
+        Raises UserError for a length that a slot cannot be cut to (`truncate`).
+        """
 
     def mask(self, slot: int, positions: Sequence[int]) -> None:
         """Leave these positions, counted from 0, out of a slot without a past: its tokens keep the positions that they have without.

@@ -106,9 +106,9 @@ class EncoderDecoderRunner(BatchedRunner):
         blank._sources = {}
         return blank
 
-    def copy(self, source: int, target: int, first: int = 0) -> None:
-        """Give slot `target` the past and the source of slot `source`."""
-        super().copy(source, target, first)
+    def copy(self, source: int, target: int, first: int = 0, length: int | None = None) -> None:
+        """Give slot `target` the source of slot `source`, and its past or its first `length` positions."""
+        super().copy(source, target, first, length)
         self._sources[target] = self._sources[source]
 
     def release(self, slots: Sequence[int]) -> None:

@@ -101,9 +101,9 @@ class RaggedRunner:
         """Return a new slot for each of these, with the same past."""
         return self.cache.fork(slots)
 
-    def copy(self, source: int, target: int, first: int = 0) -> None:
-        """Give `target` the past of `source`, of which it has the first `first` positions already."""
-        self.cache.copy(source, target, first)
+    def copy(self, source: int, target: int, first: int = 0, length: int | None = None) -> None:
+        """Give `target` the past of `source`, or its first `length` positions, of which it has the first `first` already."""
+        self.cache.copy(source, target, first, length)
 
     def mask(self, slot: int, positions: Sequence[int]) -> None:
         """Leave these positions out of a slot that has no past yet: its tokens keep the positions that they have without."""

@@ -26,8 +26,10 @@ class StatefulRunner(OfDecoder, CacheSlots):
         super().__init__(model)
         self._memory = memory_name(self.model)
 
-    def copy(self, source: int, target: int, first: int = 0) -> None:
-        """Give `target` the state of `source`, a copy that goes on by itself."""
+    def copy(self, source: int, target: int, first: int = 0, length: int | None = None) -> None:
+        """Give `target` the state of `source`, a copy that goes on by itself; raises UserError for a first part of it."""
+        if length not in (None, self._lengths[source]):
+            self._refuse_cut()
         super().copy(source, target)
         if source in self._home:
             self._home[target] = copy.deepcopy(self._home[source])
@@ -38,7 +40,10 @@ class StatefulRunner(OfDecoder, CacheSlots):
             self._lengths[slot] = 0
             self._home.pop(slot, None)
         elif length != self._lengths[slot]:
-            raise UserError(f"{self.config.model_type} carries a state, which cannot take back tokens: use a strategy without drafts")
+            self._refuse_cut()
+
+    def _refuse_cut(self) -> None:
+        raise UserError(f"{self.config.model_type} carries a state, which cannot take back tokens: use a strategy without drafts")
 
     @torch.no_grad()
     def observe(self, slots: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int], layers: Sequence[int]) -> ModelOutput:

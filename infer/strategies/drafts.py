@@ -112,14 +112,23 @@ class ModelDrafts:
         drafts = [self._drafts[sequence] for sequence in sequences]
         for draft in drafts:
             draft.follow()
-        if reading := [draft for draft in drafts if len(draft.unseen) > PART]:
-            yield Forward(reading, [draft.unseen[:PART] for draft in reading], [0] * len(reading))
         room = {draft: draft.room for draft in drafts}
-        going = [draft for draft in drafts if draft.ids and room[draft] > 0 and draft not in reading]
+        able = [draft for draft in drafts if draft.ids and room[draft] > 0]
+        if reading := [draft for draft in able if self.reads_by_parts(draft)]:
+            yield self.parts(reading)
+        going = [draft for draft in able if draft not in reading]
         while going:
             logits = yield next_tokens(going)
             going = [draft for draft in self._extend(going, logits) if len(draft.guess.ids) < room[draft] and draft.going]
         return [self._in_target_ids(draft) for draft in drafts]
+
+    def reads_by_parts(self, draft: DraftSequence) -> bool:
+        """Whether the draft has more to read than one pass takes."""
+        return self.runner.capabilities.parts and len(draft.unseen) > PART
+
+    def parts(self, drafts: list[DraftSequence]) -> Forward:
+        """The pass that reads a part of what each draft has to read."""
+        return Forward(drafts, [draft.unseen[:PART] for draft in drafts], [0] * len(drafts))
 
     def learn(self, sequence: TokenSequence, guess: Guess, came: Sequence[int]) -> None:
         """Take note of the tokens that came after a guess."""
@@ -150,9 +159,9 @@ class ModelDrafts:
             by_request.setdefault(sequence.generation, []).append(sequence)
         for first, *others in by_request.values():
             draft = self._drafts[first] = self._open_one(first)
-            while others and len(draft.unseen) > PART:
-                yield Forward([draft], [draft.unseen[:PART]], [0])
             if others and draft.ids and (self.runner.limit is None or len(draft.ids) <= self.runner.limit):
+                while self.reads_by_parts(draft):
+                    yield self.parts([draft])
                 yield next_tokens([draft])
             self._drafts.update({other: draft.fork_for(other) for other in others})
 

@@ -39,7 +39,7 @@ def next_positions(past: int, hidden: tuple[int, ...], count: int) -> list[int]:
 
 def test_rows_keep_their_past_through_growth_forks_copies_truncation_and_release():
     chance, cache, expected, hidden, number, copies = random.Random(0), KVCache(), {}, {}, 0.0, []
-    for _ in range(800):
+    for _ in range(1600):
         action = chance.choice(["add", "write", "write", "write", "fork", "copy", "truncate", "release"])
         row = chance.choice(list(expected)) if expected else None
         if action == "add" or row is None:
@@ -61,8 +61,9 @@ def test_rows_keep_their_past_through_growth_forks_copies_truncation_and_release
             target = chance.choice([other for other in expected if other != row] or [cache.add()])
             past = expected.get(target, [])
             alike = next((i for i, (a, b) in enumerate(zip(expected[row], past)) if a != b), min(len(expected[row]), len(past)))
-            cache.copy(row, target, chance.randint(0, alike) if chance.random() < 0.7 else alike)
-            expected[target] = list(expected[row])
+            length = chance.choice([None, None, None, chance.randint(0, len(expected[row]))])
+            cache.copy(row, target, chance.randint(0, alike) if chance.random() < 0.7 else alike, length)
+            expected[target] = expected[row][:length]
             copies.append((alike, len(past), len(expected[row])))
         elif action == "truncate":
             n = chance.randint(0, len(expected[row]))

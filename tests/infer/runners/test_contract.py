@@ -20,7 +20,7 @@ RUNNERS = [RaggedRunner, DirectRunner, PaddedRunner, StatefulRunner, EncoderDeco
 CALLS = [name for name, member in vars(Runner).items() if inspect.isfunction(member) and not name.startswith("_")]
 VALUES = [*Runner.__annotations__, *(name for name, member in vars(Runner).items() if isinstance(member, property))]
 SIZES = {"vocab_size": 128, "hidden_size": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-OTHERS = {"bloom": {"n_layer": 2, "n_head": 4}, "mamba": {"num_hidden_layers": 2, "state_size": 4}}
+OTHERS = {"bloom": {"n_layer": 2, "n_head": 4}, "mamba": {"num_hidden_layers": 2, "state_size": 4}, "openai-gpt": {"n_embd": 32, "n_layer": 2, "n_head": 4}}
 
 
 @pytest.fixture
@@ -68,6 +68,32 @@ def test_a_runner_counts_its_slots_and_their_lengths(opened, kind):
     runner.refresh(keep=[fork])
     runner.release([fork])
     assert runner.live == 0
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bloom", "t5", "openai-gpt"])
+def test_a_first_part_of_a_past_goes_on_as_if_no_more_had_been_read(opened, kind):
+    runner = opened(kind)
+    new = lambda: runner.allocate([5, 6] if kind == "t5" else ())
+    long, short, alone = new(), new(), new()
+    runner.forward([long], [list(range(5, 45))], [1])
+    runner.copy(long, short, 0, 30)
+    assert (runner.length(short), runner.length(long)) == (30, 40)
+    got = runner.forward([short, long], [[90, 91], [92]], [2, 1])
+    want = runner.forward([alone], [[*range(5, 35), 90, 91]], [2])
+    torch.testing.assert_close(got[:2], want, rtol=0, atol=1e-4)
+    with pytest.raises(UserError, match="42"):
+        runner.copy(long, alone, 0, 42)
+    assert runner.length(alone) == 32
+
+
+def test_a_state_has_no_first_part(opened):
+    runner = opened("mamba")
+    slot, other = runner.allocate(), runner.allocate()
+    runner.forward([slot], [[5, 6, 7]], [1])
+    with pytest.raises(UserError, match="carries a state"):
+        runner.copy(slot, other, 0, 2)
+    runner.copy(slot, other, 0, 3)
+    assert runner.length(other) == 3
 
 
 def test_masked_positions_are_not_in_the_cache(opened):
