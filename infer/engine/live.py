@@ -194,6 +194,8 @@ class _Loop:
                 log.exception("request %d could not be ended in order", ticket.generation.request.index)
         try:
             self.engine.close()
+            if (cache := self.engine.prefix_cache) is not None:
+                cache.make_room(cache.bytes)
         except Exception:
             log.exception("the engine could not be closed in order")
 
@@ -223,9 +225,9 @@ class LiveEngine:
     ):
         """At most `max_rows` answers grow at a time and `max_waiting` requests wait; the KV cache takes at most `cache_bytes` (else `Budget.default`).
 
-        `pace` says how much of long prompts goes into a pass beside the others' tokens. With `reuse_prefixes`, what was read of a prompt is kept for those that begin alike, where the model's memory can be shared and cut (else
-        `prefix_cache` is None). A step of more than `stuck_after` seconds counts as stuck (`health`). Raises UserError for a model that has
-        no runner, and for numbers out of range.
+        `pace` says how much of long prompts goes into a pass beside the others' tokens. With `reuse_prefixes`, what was read of a prompt is
+        kept for those that begin alike, where the model's memory can be shared and cut (else `prefix_cache` is None). A step of more than
+        `stuck_after` seconds counts as stuck (`health`). Raises UserError for a model that has no runner, and for numbers out of range.
         """
         for name, value in (("max_rows", max_rows), ("max_waiting", max_waiting), ("stuck_after", stuck_after)):
             if not value > 0:
@@ -263,14 +265,14 @@ class LiveEngine:
     ) -> Ticket:
         """Hand in a prompt, by the settings given or the checkpoint's own, and return at once; `literal` and `trace` are those of `generate`.
 
-        What was read for other requests is only made use of where their `cache_salt` is the same. Events go to `on_event`, called in the engine's thread, which it must not keep waiting, or else into the ticket. Raises UserError for a
-        request that is wrong, as `generate` does; QueueFull and EngineClosed, UserErrors too, where none is taken.
+        What was read for other requests is only made use of where their `cache_salt` is the same. Events go to `on_event`, called in the
+        engine's thread, which it must not keep waiting, or else into the ticket. Raises UserError for a request that is wrong, as `generate`
+        does, and for one beyond the whole budget; QueueFull and EngineClosed, UserErrors too, where none is taken.
         """
         with self._encoding:
             self._refuse_too_many()
             [request] = new_requests(self.model, self.tokenizer, [prompt], params, self._loop.engine, trace, literal)
-            own = {"cache_salt": cache_salt} if hasattr(request, "cache_salt") else {}
-            request = replace(request, index=next(self._indices), **own)
+            request = replace(request, index=next(self._indices), cache_salt=cache_salt)
             self.budget.check(request, self._loop.engine)
             ticket = Ticket(Generation(request), on_event, self._loop)
             self._loop.take(ticket)
@@ -289,7 +291,7 @@ class LiveEngine:
         if reason is None and began is not None and (lasts := time.monotonic() - began) > self.stuck_after:
             reason = f"a step has lasted {lasts:.0f} s, more than {self.stuck_after:g} s"
         waiting = sum(each.stage is Stage.WAITING for each in generations)
-        reserved = sum(each.bytes_reserved for each in generations)
+        reserved = sum(each.bytes_reserved for each in generations if each.stage is not Stage.WAITING)
         return Health(reason is None, reason, len(generations) - waiting, waiting, reserved, self.budget.limit)
 
     def describe(self) -> str:

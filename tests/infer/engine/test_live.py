@@ -72,9 +72,7 @@ def engine(tiny_llama, tiny_tokenizer):
     with LiveEngine(tiny_llama, tiny_tokenizer, max_rows=8, max_waiting=4) as engine:
         yield engine
         engine.close()
-    cache = engine.prefix_cache
-    cache.clear()
-    assert cache.runner.live == engine._loop.engine.runner.live == 0
+    assert engine._loop.engine.runner.live == 0
 
 
 def ids(results) -> list[list[int]]:
@@ -279,8 +277,7 @@ def test_closing_cancels_what_is_left_or_lets_it_end_and_takes_nothing_more(tiny
         with pytest.raises(EngineClosed, match="the engine is closed"):
             engine.submit(PROMPT, SHORT)
         assert not engine.health().ok and not engine._thread.is_alive()
-        engine.prefix_cache.clear()
-        assert engine.prefix_cache.runner.live == 0
+        assert engine._loop.engine.runner.live == 0
 
 
 def test_an_engine_that_is_dropped_ends_its_thread_and_its_requests(tiny_llama, tiny_tokenizer):

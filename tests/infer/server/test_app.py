@@ -104,6 +104,14 @@ def test_prompts_are_a_text_ids_or_lists_of_them_and_n_answers_each(client, said
     assert sorted(ends) == [0, 1, 2, 3]
 
 
+def test_usage_tells_what_came_out_of_the_cache_of_the_same_salt(client):
+    prompt = "b" * 100
+    cached = lambda **changes: post(client, prompt=prompt, **changes).json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert [cached(), cached(), cached(cache_salt="mine"), cached(cache_salt="mine"), cached()] == [0, 99, 0, 99, 99]
+    events = streamed(client, prompt=[prompt, prompt + "c"], stream_options={"include_usage": True})
+    assert events[-1]["usage"]["prompt_tokens_details"] == {"cached_tokens": 199}
+
+
 def test_half_a_character_is_never_sent(tiny, byte_tokenizer):
     """Each byte of a Korean character is a token of its own here; a schema says what is to come."""
     schema = {"type": "json_schema", "json_schema": {"name": "word", "schema": {"enum": ["서당"]}}}
@@ -237,8 +245,7 @@ def test_a_client_that_goes_away_frees_its_rows(engine):
             engine._loop.take = told
             assert reasons == ["cancelled"] * 2, stream
         [result] = engine.submit([5], SamplingParams(max_new_tokens=2)).results(TIMEOUT)
-    engine.prefix_cache.clear()
-    assert engine.prefix_cache.runner.live == 0
+    assert engine._loop.engine.runner.live == 0
 
 
 def test_the_event_loop_answers_while_a_pass_lasts(client, engine, monkeypatch):
