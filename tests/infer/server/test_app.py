@@ -2,13 +2,10 @@
 
 import json
 import logging
-import socket
 import threading
 import time
-from contextlib import contextmanager
 
 import pytest
-import uvicorn
 from fastapi.testclient import TestClient
 
 from seodang.infer import SamplingParams, generate
@@ -202,50 +199,6 @@ def test_a_defect_of_ours_is_a_500_in_the_same_form(client, monkeypatch):
     assert error_of(post(client), 500) == "internal error: the server's log says more"
     *_, last = streamed(client, stream_options={"include_usage": True})
     assert last["error"]["message"] == "internal error: the server's log says more"
-
-
-@contextmanager
-def served(app):
-    """The app behind a socket of this machine, served by a thread; yields its port."""
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=5))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    try:
-        yield listening.getsockname()[1]
-    finally:
-        server.should_exit = True
-        thread.join(TIMEOUT)
-        assert not thread.is_alive()
-
-
-def sent(port: int, body: dict) -> socket.socket:
-    """A connection on which a request has been sent."""
-    connection = socket.create_connection(("127.0.0.1", port), TIMEOUT)
-    content = json.dumps({**GREEDY, **body}).encode()
-    connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(content), content))
-    return connection
-
-
-def test_a_client_that_goes_away_frees_its_rows(engine):
-    """While it is streamed to, while it waits for the whole, and while its request waits to come in."""
-    with served(build_app(engine, "tiny")) as port:
-        for stream in (True, False):
-            begun = threading.Event()
-            told, engine._loop.take = engine._loop.take, lambda ticket: (told(ticket), tickets.append(ticket), begun.set())
-            tickets = []
-            connection = sent(port, {"max_tokens": 250, "stream": stream, "prompt": ["abc", "de"]})
-            if stream:
-                assert b"200 OK" in connection.recv(4096)
-            assert begun.wait(TIMEOUT)
-            connection.close()
-            while len(tickets) < 2:
-                time.sleep(0.001)
-            reasons = [ticket.results(TIMEOUT)[0].finish_reason for ticket in tickets]
-            engine._loop.take = told
-            assert reasons == ["cancelled"] * 2, stream
-        [result] = engine.submit([5], SamplingParams(max_new_tokens=2)).results(TIMEOUT)
-    assert engine._loop.engine.runner.live == 0
 
 
 def test_the_event_loop_answers_while_a_pass_lasts(client, engine, monkeypatch):
