@@ -17,9 +17,10 @@ from transformers import PreTrainedTokenizerBase
 from ...data.errors import UserError
 from ..requests.events import Event, Finished, Result
 from ..requests.generation import Generation, Stage
+from ..requests.request import Request
 from ..runners.open import open_runner
 from .budget import Budget
-from .core import MAX_ROWS, Engine
+from .core import MAX_ROWS, Engine, slots_of
 from .pace import Pace
 from .params import SamplingParams
 from .prefix_cache import PrefixCache
@@ -267,13 +268,13 @@ class LiveEngine:
 
         What was read for other requests is only made use of where their `cache_salt` is the same. Events go to `on_event`, called in the
         engine's thread, which it must not keep waiting, or else into the ticket. Raises UserError for a request that is wrong, as `generate`
-        does, and for one beyond the whole budget; QueueFull and EngineClosed, UserErrors too, where none is taken.
+        does, and for one beyond all rows or the whole budget; QueueFull and EngineClosed, UserErrors too, where none is taken.
         """
         with self._encoding:
             self._refuse_too_many()
             [request] = new_requests(self.model, self.tokenizer, [prompt], params, self._loop.engine, trace, literal)
             request = replace(request, index=next(self._indices), cache_salt=cache_salt)
-            self.budget.check(request, self._loop.engine)
+            self._refuse_too_large(request)
             ticket = Ticket(Generation(request), on_event, self._loop)
             self._loop.take(ticket)
         return ticket
@@ -315,6 +316,13 @@ class LiveEngine:
             yield from ticket.events()
         finally:
             ticket.cancel()
+
+    def _refuse_too_large(self, request: Request) -> None:
+        """Raise UserError, with the numbers, for a request that could only come in beyond what the engine has."""
+        rows = slots_of(request, self._loop.engine.runner)
+        if rows > self.max_rows:
+            raise UserError(f"the request needs {rows} rows for its answers, beams and guidance, and there are {self.max_rows}: ask for fewer, or raise max_rows")
+        self.budget.check(request, self._loop.engine)
 
     def _refuse_too_many(self) -> None:
         if self._loop.closed is not None:

@@ -183,6 +183,13 @@ def test_a_request_beyond_the_whole_budget_is_refused_with_the_numbers(tiny_llam
         assert engine.health().bytes_limit == fits and f"KV cache up to {size(fits)}" in engine.describe()
 
 
+def test_a_request_that_is_wider_than_all_rows_is_refused_with_the_numbers(engine):
+    wide = {"temperature": 1.0, "num_return_sequences": 5, "guidance_scale": 1.5, "max_new_tokens": 8}
+    with pytest.raises(UserError, match="needs 10 rows for its answers, beams and guidance, and there are 8"):
+        engine.submit(PROMPT, SamplingParams(**wide))
+    assert len(engine.submit(PROMPT, SamplingParams(**{**wide, "num_return_sequences": 4})).results(TIMEOUT)) == 4
+
+
 def test_a_defect_of_ours_ends_its_requests_and_the_engine_goes_on(engine, monkeypatch, caplog):
     with monkeypatch.context() as patch:
         patch.setattr(TokenSequence, "commit", lost)
