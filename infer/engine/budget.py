@@ -20,6 +20,9 @@ from ..strategies.assistants import draft_slots
 SHARE = 0.5  # of what is free: a pass, the logits and the rest of the program need memory too
 LITTLE = 2_048  # positions: with fewer, ordinary requests are refused
 PASS = 512  # new positions of a pass, where nobody says otherwise
+MASK = 10  # bytes of a query and a key: whether it is seen, and that as a float32
+SCORES = 3  # of these for each head, where scores are written out
+COPIES = 8  # of a row of logits, made by filters, a softmax, a sort and the noise
 ROWS = 64  # sequences that grow at the same time, where nobody says otherwise
 
 
@@ -135,9 +138,18 @@ def model_bytes(model: nn.Module) -> int:
 def pass_bytes(runner: Runner, positions: int, rows: int, keys: int) -> int:
     """Return at most how many bytes a pass takes beside weights and cache: so many new positions of prompts, `rows` rows with a token each.
 
-    A prompt's positions see `keys` others or as many as the model has.
+    Counted are what one layer makes of all its positions, which of a prompt's positions sees which of up to `keys` others (or as many as the
+    model has), and logits of all rows in as many copies as filters and sampling make of them at most.
     """
-    return 0
+    config, weight = runner.config, runner.model.get_input_embeddings().weight
+    hidden, heads = weight.shape[1], getattr(config, "num_attention_heads", 1)
+    kv_heads, width = getattr(config, "num_key_value_heads", None) or heads, getattr(config, "head_dim", None) or hidden // heads
+    inner = getattr(config, "intermediate_size", None) or 4 * hidden
+    layer = 6 * hidden + 2 * (heads + 2 * kv_heads) * width + 4 * inner
+    seen = min(keys, runner.limit or keys)
+    scores = heads * SCORES if getattr(config, "attn_logit_softcapping", None) else 1  # written out for each head, or only which are masked
+    item = max(weight.dtype.itemsize, 4)  # attention and norms compute in float32 at least
+    return (positions + rows) * layer * item + positions * seen * MASK * scores + (rows * COPIES + 1) * runner.vocab_size * item
 
 
 def free_memory(model: nn.Module) -> int:

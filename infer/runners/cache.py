@@ -199,9 +199,10 @@ class KVCache:
 
     def _put(self, slot: int, pool: Pool) -> None:
         kept = [self.lengths[other] for other in pool.slots]
+        self._written[slot] = 0
         pool.slots.append(slot)
         pool.fit(kept)
-        self._lanes[slot], self._written[slot] = (pool, len(kept)), 0
+        self._lanes[slot] = (pool, len(kept))
 
     def _close(self, pool: Pool, lane: int) -> None:
         """Fill an emptied lane with the last one, so that the live ones stay together."""
