@@ -29,6 +29,7 @@ VERBS = {
     "rlhf": "sample answers, have them ranked, train a reward model and PPO against it, in rounds",
     "generate": "let a model answer prompts",
     "chat": "talk with a model in the terminal",
+    "serve": "serve a model over HTTP, in OpenAI's protocol",
     "explain": "show how an answer came about: probabilities, filters, beams, drafts, attention",
     "score": "log-probability and perplexity of given answers",
     "export": "merge an adapter into its base model and check that nothing changed",

@@ -131,7 +131,8 @@ def structure_of(response_format: Mapping[str, Any] | None) -> dict[str, Any]:
     if kind == "json_object":
         return {"json_schema": {"type": "object"}}
     if kind == "json_schema":
-        schema = (response_format.get("json_schema") or {}).get("schema")
+        named = response_format.get("json_schema")
+        schema = named.get("schema") if isinstance(named, Mapping) else None
         if not isinstance(schema, Mapping | bool):
             raise UserError('response_format of type "json_schema" needs {"json_schema": {"name": ..., "schema": {...}}}')
         return {"json_schema": schema if isinstance(schema, Mapping) else json.dumps(schema)}

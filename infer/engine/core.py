@@ -94,7 +94,8 @@ class Engine:
             self._admit(idle=True)
             self._begin_shared()
         if not self._asked:
-            return self._going
+            self.scheduler.end_step()  # those that were cancelled are over
+            return bool(self.scheduler.waiting or self.scheduler.aside)
         streaming = self.scheduler.streaming
         due = self._due(self.pace.room(streaming))
         forwards = list(due.values())

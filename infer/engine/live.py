@@ -17,9 +17,10 @@ from transformers import PreTrainedTokenizerBase
 from ...data.errors import UserError
 from ..requests.events import Event, Finished, Result
 from ..requests.generation import Generation, Stage
+from ..requests.request import Request
 from ..runners.open import open_runner
 from .budget import Budget
-from .core import MAX_ROWS, Engine
+from .core import MAX_ROWS, Engine, slots_of
 from .pace import Pace
 from .params import SamplingParams
 from .prefix_cache import PrefixCache
@@ -99,19 +100,18 @@ class Ticket:
         """Pass an event on, in the loop's thread; an error of the caller's function ends its request and is not called again."""
         if self.generation.request.traced:
             self._trace.append(event)
+        self._left -= isinstance(event, Finished)
+        if not self._left:  # before it is told: whoever hears of the last answer can have all of them
+            self._loop.forget(self)
+            self._over.set()
         try:
             self._tell(event)
         except BaseException:  # whatever it is, the loop has others to serve
             log.exception("on_event of request %d raised: the request is cancelled", event.prompt_index)
             self._tell = lambda event: None
             self.cancel()
-        if isinstance(event, Finished):
-            self._left -= 1
-            if not self._left:
-                self._loop.forget(self)
-                self._over.set()
-                if self._heard is not None:
-                    self._heard.put(None)
+        if not self._left and self._heard is not None:
+            self._heard.put(None)
 
 
 class _Loop:
@@ -195,6 +195,8 @@ class _Loop:
                 log.exception("request %d could not be ended in order", ticket.generation.request.index)
         try:
             self.engine.close()
+            if (cache := self.engine.prefix_cache) is not None:
+                cache.make_room(cache.bytes)
         except Exception:
             log.exception("the engine could not be closed in order")
 
@@ -224,9 +226,9 @@ class LiveEngine:
     ):
         """At most `max_rows` answers grow at a time and `max_waiting` requests wait; the KV cache takes at most `cache_bytes` (else `Budget.default`).
 
-        `pace` says how much of long prompts goes into a pass beside the others' tokens. With `reuse_prefixes`, what was read of a prompt is kept for those that begin alike, where the model's memory can be shared and cut (else
-        `prefix_cache` is None). A step of more than `stuck_after` seconds counts as stuck (`health`). Raises UserError for a model that has
-        no runner, and for numbers out of range.
+        `pace` says how much of long prompts goes into a pass beside the others' tokens. With `reuse_prefixes`, what was read of a prompt is
+        kept for those that begin alike, where the model's memory can be shared and cut (else `prefix_cache` is None). A step of more than
+        `stuck_after` seconds counts as stuck (`health`). Raises UserError for a model that has no runner, and for numbers out of range.
         """
         for name, value in (("max_rows", max_rows), ("max_waiting", max_waiting), ("stuck_after", stuck_after)):
             if not value > 0:
@@ -264,15 +266,15 @@ class LiveEngine:
     ) -> Ticket:
         """Hand in a prompt, by the settings given or the checkpoint's own, and return at once; `literal` and `trace` are those of `generate`.
 
-        What was read for other requests is only made use of where their `cache_salt` is the same. Events go to `on_event`, called in the engine's thread, which it must not keep waiting, or else into the ticket. Raises UserError for a
-        request that is wrong, as `generate` does; QueueFull and EngineClosed, UserErrors too, where none is taken.
+        What was read for other requests is only made use of where their `cache_salt` is the same. Events go to `on_event`, called in the
+        engine's thread, which it must not keep waiting, or else into the ticket. Raises UserError for a request that is wrong, as `generate`
+        does, and for one beyond all rows or the whole budget; QueueFull and EngineClosed, UserErrors too, where none is taken.
         """
         with self._encoding:
             self._refuse_too_many()
             [request] = new_requests(self.model, self.tokenizer, [prompt], params, self._loop.engine, trace, literal)
-            own = {"cache_salt": cache_salt} if hasattr(request, "cache_salt") else {}
-            request = replace(request, index=next(self._indices), **own)
-            self.budget.check(request, self._loop.engine)
+            request = replace(request, index=next(self._indices), cache_salt=cache_salt)
+            self._refuse_too_large(request)
             ticket = Ticket(Generation(request), on_event, self._loop)
             self._loop.take(ticket)
         return ticket
@@ -290,7 +292,7 @@ class LiveEngine:
         if reason is None and began is not None and (lasts := time.monotonic() - began) > self.stuck_after:
             reason = f"a step has lasted {lasts:.0f} s, more than {self.stuck_after:g} s"
         waiting = sum(each.stage is Stage.WAITING for each in generations)
-        reserved = sum(each.bytes_reserved for each in generations)
+        reserved = sum(each.bytes_reserved for each in generations if each.stage is not Stage.WAITING)
         return Health(reason is None, reason, len(generations) - waiting, waiting, reserved, self.budget.limit)
 
     def describe(self) -> str:
@@ -314,6 +316,13 @@ class LiveEngine:
             yield from ticket.events()
         finally:
             ticket.cancel()
+
+    def _refuse_too_large(self, request: Request) -> None:
+        """Raise UserError, with the numbers, for a request that could only come in beyond what the engine has."""
+        rows = slots_of(request, self._loop.engine.runner)
+        if rows > self.max_rows:
+            raise UserError(f"the request needs {rows} rows for its answers, beams and guidance, and there are {self.max_rows}: ask for fewer, or raise max_rows")
+        self.budget.check(request, self._loop.engine)
 
     def _refuse_too_many(self) -> None:
         if self._loop.closed is not None:

@@ -191,7 +191,7 @@ def usage(call: Call) -> dict[str, Any]:
     """How many tokens were read, how many of them out of the cache, and how many were written."""
     prompt = sum(ticket.generation.request.prompt_length for ticket in call.tickets)
     written = sum(len(result.ids) for ticket in call.tickets for result in ticket.results(0))
-    cached = sum(getattr(ticket.generation, "cached_tokens", 0) for ticket in call.tickets)
+    cached = sum(ticket.generation.cached_tokens for ticket in call.tickets)
     return {
         "prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written, "prompt_tokens_details": {"cached_tokens": cached},
     }  # fmt: skip

@@ -24,16 +24,19 @@ class SpeakingModel:
     adapter: str | None = option("Folder or hub name of an adapter on the model.")
     device: str = option("auto, cpu, cuda or mps.", "auto")
     dtype: str = option("auto, float32, bfloat16 or float16.", "auto")
+    weights: str | None = option("int8 or int4: keep the linear layers in so many bits, on a CPU.")
     chat_template: str | None = option("A built-in chat template's name or a Jinja file, for a model that has none.")
 
     def open(self):
-        """Load the model and its tokenizer, and say on stderr which dtype the machine decided on."""
+        """Load the model and its tokenizer, and say on stderr which dtype the machine decided on, or in how many bits the weights are."""
         from seodang.data.chat import set_chat_template
         from seodang.infer.checkpoint.load import load
         from seodang.infer.kernels.device import choose_dtype
 
-        model, tokenizer = load(self.model, device=self.device, dtype=self.dtype, adapter=self.adapter)
-        if self.dtype == "auto":
+        model, tokenizer = load(self.model, device=self.device, dtype=self.dtype, weights=self.weights, adapter=self.adapter)
+        if self.weights is not None:
+            print(f"{self.model} in {self.weights} on {model.device}", file=sys.stderr)
+        elif self.dtype == "auto":
             dtype, reason = choose_dtype("auto", model.device)
             print(f"{self.model} in {str(dtype).removeprefix('torch.')} on {model.device}: {reason}", file=sys.stderr)
         if self.chat_template is not None:

@@ -72,9 +72,7 @@ def engine(tiny_llama, tiny_tokenizer):
     with LiveEngine(tiny_llama, tiny_tokenizer, max_rows=8, max_waiting=4) as engine:
         yield engine
         engine.close()
-    cache = engine.prefix_cache
-    cache.clear()
-    assert cache.runner.live == engine._loop.engine.runner.live == 0
+    assert engine._loop.engine.runner.live == 0
 
 
 def ids(results) -> list[list[int]]:
@@ -177,11 +175,19 @@ def test_a_request_beyond_the_whole_budget_is_refused_with_the_numbers(tiny_llam
     runner = open_runner(tiny_llama)
     fits = runner.bytes_for(len(PROMPT) + 8)
     with LiveEngine(tiny_llama, tiny_tokenizer, cache_bytes=fits) as engine:
-        for params, numbers in ((LONG, r"\(5 \+ 60\) positions"), (SamplingParams(max_new_tokens=8, num_beams=3), r"3 x \(5 \+ 8\) positions")):
+        longer = SamplingParams(max_new_tokens=200)
+        for params, numbers in ((longer, r"\(5 \+ 200\) positions"), (SamplingParams(max_new_tokens=8, num_beams=3), r"3 x \(5 \+ 8\) positions")):
             with pytest.raises(UserError, match=f"needs .*{numbers} .*more than the budget of {size(fits)}"):
                 engine.submit(PROMPT, params)
         assert [len(engine.submit(PROMPT, SHORT).results(TIMEOUT)[0].ids) for _ in range(2)] == [8, 8]
         assert engine.health().bytes_limit == fits and f"KV cache up to {size(fits)}" in engine.describe()
+
+
+def test_a_request_that_is_wider_than_all_rows_is_refused_with_the_numbers(engine):
+    wide = {"temperature": 1.0, "num_return_sequences": 5, "guidance_scale": 1.5, "max_new_tokens": 8}
+    with pytest.raises(UserError, match="needs 10 rows for its answers, beams and guidance, and there are 8"):
+        engine.submit(PROMPT, SamplingParams(**wide))
+    assert len(engine.submit(PROMPT, SamplingParams(**{**wide, "num_return_sequences": 4})).results(TIMEOUT)) == 4
 
 
 def test_a_defect_of_ours_ends_its_requests_and_the_engine_goes_on(engine, monkeypatch, caplog):
@@ -278,8 +284,7 @@ def test_closing_cancels_what_is_left_or_lets_it_end_and_takes_nothing_more(tiny
         with pytest.raises(EngineClosed, match="the engine is closed"):
             engine.submit(PROMPT, SHORT)
         assert not engine.health().ok and not engine._thread.is_alive()
-        engine.prefix_cache.clear()
-        assert engine.prefix_cache.runner.live == 0
+        assert engine._loop.engine.runner.live == 0
 
 
 def test_an_engine_that_is_dropped_ends_its_thread_and_its_requests(tiny_llama, tiny_tokenizer):

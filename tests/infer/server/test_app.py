@@ -2,13 +2,10 @@
 
 import json
 import logging
-import socket
 import threading
 import time
-from contextlib import contextmanager
 
 import pytest
-import uvicorn
 from fastapi.testclient import TestClient
 
 from seodang.infer import SamplingParams, generate
@@ -18,7 +15,7 @@ from seodang.infer.server import app as protocol
 from seodang.infer.server.app import build_app
 
 TIMEOUT = 20  # seconds: of a wait that ends at once where all is well
-GREEDY = {"model": "tiny", "prompt": "abc", "max_tokens": 6, "temperature": 0, "ignore_eos": True}
+GREEDY = {"model": "tiny", "prompt": "abc", "max_tokens": 6, "temperature": 0}
 
 
 @pytest.fixture
@@ -38,7 +35,7 @@ def client(engine):
 @pytest.fixture
 def said(tiny_llama, tiny_tokenizer):
     """`said(prompt, **settings)`: what generate says."""
-    return lambda prompt, **settings: generate(tiny_llama, tiny_tokenizer, [prompt], SamplingParams(max_new_tokens=6, ignore_eos=True, **settings))
+    return lambda prompt, **settings: generate(tiny_llama, tiny_tokenizer, [prompt], SamplingParams(max_new_tokens=6, **settings))
 
 
 def post(client, **changes):
@@ -104,12 +101,21 @@ def test_prompts_are_a_text_ids_or_lists_of_them_and_n_answers_each(client, said
     assert sorted(ends) == [0, 1, 2, 3]
 
 
-def test_half_a_character_is_never_sent(client, tiny_tokenizer, said):
-    """Every byte of a Korean character is a token of its own; what the model says is forced."""
-    korean = {"guided_regex": "서당"}
-    forced = {"response_format": {"type": "json_schema", "json_schema": {"schema": {"enum": ["é"]}}}, "max_tokens": 12}
-    assert korean and joined(streamed(client, **forced)) == '"é"'
-    assert all("\ufffd" not in json.dumps(event, ensure_ascii=False) for event in streamed(client, **forced))
+def test_usage_tells_what_came_out_of_the_cache_of_the_same_salt(client):
+    prompt = "b" * 100
+    cached = lambda **changes: post(client, prompt=prompt, **changes).json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert [cached(), cached(), cached(cache_salt="mine"), cached(cache_salt="mine"), cached()] == [0, 99, 0, 99, 99]
+    events = streamed(client, prompt=[prompt, prompt + "c"], stream_options={"include_usage": True})
+    assert events[-1]["usage"]["prompt_tokens_details"] == {"cached_tokens": 199}
+
+
+def test_half_a_character_is_never_sent(tiny, byte_tokenizer):
+    """Each byte of a Korean character is a token of its own here; a schema says what is to come."""
+    schema = {"type": "json_schema", "json_schema": {"name": "word", "schema": {"enum": ["서당"]}}}
+    with LiveEngine(tiny("llama", vocab_size=260), byte_tokenizer(260)) as engine, TestClient(build_app(engine, "tiny")) as client:
+        events = streamed(client, response_format=schema, max_tokens=12, stream_options={"include_usage": True})
+    assert [event["choices"][0]["text"] for event in events[:-1]] == ['"', "서", "당", '"', ""]
+    assert events[-1]["usage"]["completion_tokens"] == 9
 
 
 @pytest.mark.parametrize(
@@ -149,7 +155,8 @@ def test_bodies_that_are_no_requests(client, monkeypatch):
 
 
 def test_health_tells_what_is_in_hand_and_503_once_the_loop_has_died(client, engine, monkeypatch, caplog):
-    assert client.get("/health").json() == {"status": "ok", "reason": None, "running": 0, "waiting": 0, "bytes_reserved": 0}
+    idle = {"status": "ok", "reason": None, "running": 0, "waiting": 0, "bytes_reserved": 0, "bytes_limit": engine.budget.limit}
+    assert client.get("/health").json() == idle
     monkeypatch.setattr(Engine, "_admit", lambda *given, **how: (_ for _ in ()).throw(SystemError("no more")))
     why = "the engine's loop died of SystemError: no more"
     assert error_of(post(client), 503, code="engine_closed") == why
@@ -192,51 +199,6 @@ def test_a_defect_of_ours_is_a_500_in_the_same_form(client, monkeypatch):
     assert error_of(post(client), 500) == "internal error: the server's log says more"
     *_, last = streamed(client, stream_options={"include_usage": True})
     assert last["error"]["message"] == "internal error: the server's log says more"
-
-
-@contextmanager
-def served(app):
-    """The app behind a socket of this machine, served by a thread; yields its port."""
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=5))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    try:
-        yield listening.getsockname()[1]
-    finally:
-        server.should_exit = True
-        thread.join(TIMEOUT)
-        assert not thread.is_alive()
-
-
-def sent(port: int, body: dict) -> socket.socket:
-    """A connection on which a request has been sent."""
-    connection = socket.create_connection(("127.0.0.1", port), TIMEOUT)
-    content = json.dumps({**GREEDY, **body}).encode()
-    connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(content), content))
-    return connection
-
-
-def test_a_client_that_goes_away_frees_its_rows(engine):
-    """While it is streamed to, while it waits for the whole, and while its request waits to come in."""
-    with served(build_app(engine, "tiny")) as port:
-        for stream in (True, False):
-            begun = threading.Event()
-            told, engine._loop.take = engine._loop.take, lambda ticket: (told(ticket), tickets.append(ticket), begun.set())
-            tickets = []
-            connection = sent(port, {"max_tokens": 250, "stream": stream, "prompt": ["abc", "de"]})
-            if stream:
-                assert b"200 OK" in connection.recv(4096)
-            assert begun.wait(TIMEOUT)
-            connection.close()
-            while len(tickets) < 2:
-                time.sleep(0.001)
-            reasons = [ticket.results(TIMEOUT)[0].finish_reason for ticket in tickets]
-            engine._loop.take = told
-            assert reasons == ["cancelled"] * 2, stream
-        [result] = engine.submit([5], SamplingParams(max_new_tokens=2)).results(TIMEOUT)
-    engine.prefix_cache.clear()
-    assert engine.prefix_cache.runner.live == 0
 
 
 def test_the_event_loop_answers_while_a_pass_lasts(client, engine, monkeypatch):

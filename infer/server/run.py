@@ -1,0 +1,56 @@
+"""The app behind a socket, until a signal ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import uvicorn
+
+from ...data.errors import UserError
+from ..engine.live import LiveEngine
+from .app import build_app
+
+DRAIN = 20.0  # seconds that requests in hand may go on once a signal has come
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which at its end has the engine refuse what comes and finish what is in hand, for `DRAIN` seconds at most."""
+
+    def __init__(self, config: uvicorn.Config, engine: LiveEngine):
+        super().__init__(config)
+        self._engine = engine
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer what is in hand and close all connections."""
+        closing = asyncio.create_task(asyncio.to_thread(self._engine.close, DRAIN))
+        await super().shutdown(sockets)
+        if not self.force_exit:
+            await closing
+
+
+def serve(engine: LiveEngine, name: str, listening: socket.socket) -> None:
+    """Serve the engine's model under a name until SIGINT or SIGTERM, which is raised again at the end; the engine is closed by then."""
+    Server(uvicorn.Config(build_app(engine, name), log_level="warning", lifespan="on"), engine).run([listening])
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """Return a socket at an address, port 0 for any that is free; raises UserError for one that cannot be had."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        found = socket.socket(family, kind)
+        try:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.bind(address)
+        except OSError:
+            found.close()
+            raise
+    except OSError as error:
+        raise UserError(f"cannot serve at {host} port {port} ({error.strerror}): give another --host or --port") from None
+    return found
+
+
+def address_of(listening: socket.socket) -> str:
+    """Return the socket's address as clients write it."""
+    host, port, *_ = listening.getsockname()
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

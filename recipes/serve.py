@@ -1,0 +1,81 @@
+"""Serve a model over HTTP, in OpenAI's protocol: /health and /v1/completions, whole or streamed.
+
+seodang serve MODEL --port 8000
+
+Any number of clients share the passes of one engine. Ctrl-C and SIGTERM let answers in hand end (20 seconds at most) and refuse new ones.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+
+from seodang.data.errors import UserError
+from seodang.recipes.options.decoding import SpeakingModel, option
+from seodang.recipes.options.parser import command, parse
+from seodang.recipes.run.stopping import Stopping
+
+GIB = 1 << 30
+
+
+@dataclass
+class Serve:
+    """Where the model is served, and how much at a time."""
+
+    host: str = option("Address to serve at; 0.0.0.0 for every one of this machine.", "127.0.0.1")
+    port: int = option("Port to serve at; 0 for any that is free.", 8000)
+    served_model_name: str | None = option("What clients call the model; without, what it is called here.")
+    max_rows: int = option("Answers that grow at the same time; the others wait.", 64)
+    max_waiting: int = option("Requests that may wait; further ones are told to come again (503).", 1024)
+    cache_gib: float | None = option("Memory for the KV cache in GiB; without, half of what is free at the start.")
+    reuse_prefixes: bool = option("Keep what was read, for prompts that begin alike (cache_salt keeps users apart).", True)
+
+    def __post_init__(self):
+        if not 0 <= self.port < 1 << 16:
+            raise UserError(f"port must be in [0, 65535], got {self.port}")
+        for name in ("max_rows", "max_waiting"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.cache_gib is not None and not 0 < self.cache_gib < float("inf"):
+            raise UserError(f"cache_gib must be above 0, got {self.cache_gib}")
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    model_options, options = parse(argv, SpeakingModel, Serve, prog="seodang serve", positional=("model",), description=__doc__)
+    refuse_without_libraries()
+    from seodang.infer.engine.live import LiveEngine
+    from seodang.infer.server.run import address_of, bound, serve
+
+    with bound(options.host, options.port) as listening, Stopping():  # what is taken is said before the model is loaded
+        model, tokenizer = model_options.open()
+        name = options.served_model_name or model_options.model
+        cache_bytes = None if options.cache_gib is None else int(options.cache_gib * GIB)
+        how = {"max_rows": options.max_rows, "max_waiting": options.max_waiting, "reuse_prefixes": options.reuse_prefixes}
+        with LiveEngine(model, tokenizer, cache_bytes=cache_bytes, **how) as engine:
+            if options.reuse_prefixes and engine.prefix_cache is None:
+                print(f"a {model.config.model_type} model cannot go on from another's beginning: prefixes are not reused", file=sys.stderr)
+            listening.listen(2048)  # whoever reads the next lines may connect
+            print(engine.describe())
+            print(f"serving {name} at {address_of(listening)} (Ctrl-C ends it); try\n{example(address_of(listening), name)}", flush=True)
+            serve(engine, name, listening)
+    return 0
+
+
+def refuse_without_libraries() -> None:
+    """Raise UserError, with the remedy, where what serves is not installed."""
+    try:
+        import fastapi  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UserError(f"serving needs {error.name}, which is not installed: pip install 'seodang[serve]'") from None
+
+
+def example(address: str, name: str) -> str:
+    """A command that asks the server something."""
+    body = json.dumps({"model": name, "prompt": "The three primary colours are", "max_tokens": 16, "temperature": 0, "stream": True}, ensure_ascii=False)
+    quoted = body.replace("'", "'\\''")
+    return f"curl -N {address}/v1/completions -H 'Content-Type: application/json' -d '{quoted}'"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

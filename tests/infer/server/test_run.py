@@ -1,0 +1,106 @@
+"""The server behind a real socket: a client that goes away, and an end that lets answers end."""
+
+import json
+import logging
+import socket
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+import uvicorn
+
+from seodang.data.errors import UserError
+from seodang.infer import SamplingParams
+from seodang.infer.engine.core import Engine
+from seodang.infer.engine.live import LiveEngine
+from seodang.infer.server import run
+from seodang.infer.server.app import build_app
+from seodang.infer.server.run import Server, address_of, bound
+
+TIMEOUT = 20  # seconds: of a wait that ends at once where all is well
+GREEDY = {"model": "tiny", "prompt": "abc", "max_tokens": 6, "temperature": 0}
+
+
+@pytest.fixture
+def engine(tiny_llama, tiny_tokenizer):
+    with LiveEngine(tiny_llama, tiny_tokenizer, max_rows=8, max_waiting=4) as engine:
+        yield engine
+
+
+@contextmanager
+def served(engine):
+    """The engine behind a socket of this machine, served by a thread; yields the port and the server."""
+    listening = bound("127.0.0.1", 0)
+    listening.listen()
+    server = Server(uvicorn.Config(build_app(engine, "tiny"), log_level="warning", lifespan="on"), engine)
+    thread = threading.Thread(target=server.run, args=([listening],))
+    thread.start()
+    try:
+        yield listening.getsockname()[1], server
+    finally:
+        server.should_exit = True
+        thread.join(TIMEOUT)
+        assert not thread.is_alive() and not engine._thread.is_alive()
+
+
+def sent(port: int, body: dict) -> socket.socket:
+    """A connection on which a request has been sent."""
+    connection = socket.create_connection(("127.0.0.1", port), TIMEOUT)
+    content = json.dumps({**GREEDY, **body}).encode()
+    connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(content), content))
+    return connection
+
+
+def test_a_client_that_goes_away_frees_its_rows(engine):
+    """While it is streamed to, while it waits for the whole, and while its request waits to come in."""
+    with served(engine) as (port, _):
+        for stream in (True, False):
+            begun = threading.Event()
+            told, engine._loop.take = engine._loop.take, lambda ticket: (told(ticket), tickets.append(ticket), begun.set())
+            tickets = []
+            connection = sent(port, {"max_tokens": 250, "stream": stream, "prompt": ["abc", "de"]})
+            if stream:
+                assert b"200 OK" in connection.recv(4096)
+            assert begun.wait(TIMEOUT)
+            connection.close()
+            while len(tickets) < 2:
+                time.sleep(0.001)
+            reasons = [ticket.results(TIMEOUT)[0].finish_reason for ticket in tickets]
+            engine._loop.take = told
+            assert reasons == ["cancelled"] * 2, stream
+        [result] = engine.submit([5], SamplingParams(max_new_tokens=2)).results(TIMEOUT)
+    assert engine._loop.engine.runner.live == 0
+
+
+def read_to_end(connection: socket.socket) -> str:
+    parts = []
+    while part := connection.recv(65_536):
+        parts.append(part)
+    return b"".join(parts).decode()
+
+
+@pytest.mark.parametrize("drain", [TIMEOUT, 0.0])
+def test_a_server_that_ends_lets_answers_end_or_says_that_they_were_broken_off(engine, monkeypatch, caplog, drain):
+    monkeypatch.setattr(run, "DRAIN", drain)
+    step = Engine.step
+    monkeypatch.setattr(Engine, "step", lambda self: time.sleep(0.002) or step(self))
+    with served(engine) as (port, server):
+        connection = sent(port, {"max_tokens": 100, "stream": True})
+        head = connection.recv(4096).decode()
+        server.should_exit = True
+        answer = head + read_to_end(connection)
+    assert answer.endswith("data: [DONE]\n\n\r\n0\r\n\r\n")
+    assert ('"finish_reason": "length"' in answer, "the request was cancelled: the server is closing" in answer) == (drain > 0, drain == 0)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_an_address_that_cannot_be_had_is_refused():
+    with bound("127.0.0.1", 0) as taken:
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert address_of(taken) == f"http://127.0.0.1:{port}"
+        with pytest.raises(UserError, match=rf"cannot serve at 127.0.0.1 port {port} \(Address already in use\)"):
+            bound("127.0.0.1", port)
+    with pytest.raises(UserError, match="cannot serve at no.such.host.invalid port 0"):
+        bound("no.such.host.invalid", 0)
