@@ -302,7 +302,7 @@ class LiveEngine:
     def close(self, timeout: float | None = 0.0) -> None:
         """Take no more requests, let those in hand go on for so many seconds (None: to their ends), cancel what is left, and end the thread.
 
-        The pass in hand is waited for, but no longer than a step may last. A second call does nothing.
+        The step in hand is waited for, but no longer than one may last: where it is stuck, the thread is left to itself. A second call does nothing.
         """
         self._loop.refuse("the engine is closed: make another one")
         until = None if timeout is None else time.monotonic() + timeout
@@ -310,6 +310,9 @@ class LiveEngine:
             ticket._over.wait(None if until is None else max(0.0, until - time.monotonic()))
         self._loop.stop()
         self._thread.join(self.stuck_after)
+        self._end.detach()
+        for ticket in self._loop.tickets():  # of a step that may never end
+            ticket.generation.cancel()
 
     def _followed(self, ticket: Ticket) -> Iterator[Event]:
         try:

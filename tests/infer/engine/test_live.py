@@ -287,6 +287,19 @@ def test_closing_cancels_what_is_left_or_lets_it_end_and_takes_nothing_more(tiny
         assert engine._loop.engine.runner.live == 0
 
 
+def test_closing_leaves_nobody_waiting_for_a_step_that_is_stuck(tiny_llama, tiny_tokenizer, gate):
+    engine = LiveEngine(tiny_llama, tiny_tokenizer, stuck_after=0.05)
+    gate.close()
+    ticket = engine.submit(PROMPT, SHORT)
+    assert gate.arrived.acquire(timeout=TIMEOUT)
+    engine.close()
+    assert list(ticket.events()) == [Finished(0, "cancelled", 0)] and engine._thread.is_alive()
+    gate.open()
+    engine._thread.join(TIMEOUT)
+    assert not engine._thread.is_alive() and engine._loop.engine.runner.live == 0
+    assert list(ticket.events()) == [] and ticket.results(0)[0].finish_reason == "cancelled"
+
+
 def test_an_engine_that_is_dropped_ends_its_thread_and_its_requests(tiny_llama, tiny_tokenizer):
     engine = LiveEngine(tiny_llama, tiny_tokenizer)
     thread, ticket = engine._thread, engine.submit(PROMPT, LONG)
