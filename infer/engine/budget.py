@@ -153,7 +153,7 @@ def free_memory(model: nn.Module) -> int:
 def left_in_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
     """Return how many bytes each of the control groups of this process that has a limit leaves, on Linux; those of version 1 and 2."""
     try:
-        lines = own.read_text().splitlines()
+        lines = own.read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
     left = []
@@ -175,8 +175,8 @@ def left_in(folder: Path, names: Sequence[str]) -> list[int]:
     """Return what a control group leaves, nothing where it has no limit; files that were read and can be forgotten count as free."""
     limit, used, forgettable = names
     try:
-        most, taken = (folder / limit).read_text().strip(), int((folder / used).read_text())
-        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        most, taken = (folder / limit).read_text(encoding="utf-8").strip(), int((folder / used).read_text(encoding="utf-8"))
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines())
     except (OSError, ValueError):
         return []
     return [] if most == "max" else [max(int(most) - taken + int(stat.get(forgettable, 0)), 0)]

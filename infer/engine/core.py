@@ -94,6 +94,7 @@ class Engine:
             self._admit(idle=True)
             self._begin_shared()
         if not self._asked:
+            self.scheduler.end_step()  # those that were cancelled are over
             return bool(self.scheduler.waiting)
         streaming = self.scheduler.streaming
         due = self._due(self.pace.room(streaming))

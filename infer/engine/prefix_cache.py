@@ -128,7 +128,7 @@ class PrefixCache:
         if not reading:
             return False
         needed = self.known(ids, runner, salt) + WORTH_WAITING
-        return needed < len(ids) and any(each.request.prompt_ids[:needed] == ids[:needed] for each in reading)
+        return needed < len(ids) and any(begins_with(each.request.prompt_ids, ids[:needed]) for each in reading)
 
     def watch(self, sequence: TokenSequence) -> None:
         """Share what a sequence that grows has read, and will have, as long as its request holds its slot; not where its tokens did not see all."""

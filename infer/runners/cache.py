@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
-import torch
 from torch import Tensor
 
 from .architecture import check_cut
+from .lane_block import LaneBlock, Region, lane_bytes
 
 SMALLEST = 128  # positions: a power of two times this is a pool's capacity
-
-
-class Region(NamedTuple):
-    """A slot's keys, or its values, in one layer: [kv_heads, capacity, d]."""
-
-    kv_heads: int
-    width: int
-    dtype: torch.dtype
-    device: torch.device
-
-
-def capacity_of(length: int) -> int:
-    """Return the capacity of the pool where a slot of so many positions lies."""
-    return max(SMALLEST, 1 << (length - 1).bit_length()) if length else SMALLEST
-
-
-def lane_bytes(positions: int, regions: Sequence[Region]) -> int:
-    """Return at most how many bytes a slot of so many positions comes to take in these regions."""
-    return sum(2 * capacity_of(positions) * region.kv_heads * region.width * region.dtype.itemsize for region in regions)
 
 
 class Pool:
@@ -38,47 +18,81 @@ class Pool:
     def __init__(self, capacity: int):
         self.capacity = capacity
         self.slots: list[int] = []  # lane to slot
+        self.blocks: dict[Hashable, LaneBlock] = {}
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def tensors(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a layer's keys and values, [slots, kv_heads, capacity, d], with a lane for every slot.
+        """Return a layer's keys and values, [lanes, kv_heads, capacity, d], with a lane for every slot and perhaps more.
 
         They take head count, width, dtype and device from `key` and `value`, [..., kv_heads, n, d].
         """
-        pair = self.layers.get(layer)
-        if pair is None or len(pair[0]) < len(self.slots):
-            lanes = 1 << (len(self.slots) - 1).bit_length()
-            grown = tuple(like.new_zeros(lanes, like.shape[-3], self.capacity, like.shape[-1]) for like in (key, value))
-            for old, new in zip(pair or (), grown):
-                new[: len(old)] = old
-            pair = self.layers[layer] = grown
-        return pair
+        if layer not in self.layers:
+            for part, like in enumerate((key, value)):
+                self.block((layer, part), 1, Region(like.shape[-3], like.shape[-1], like.dtype, like.device))
+            self._look()
+        return self.layers[layer]
 
     @property
     def regions(self) -> list[Region]:
         """What it keeps of a slot, of the layers that have run."""
-        return [Region(each.shape[-3], each.shape[-1], each.dtype, each.device) for pair in self.layers.values() for each in pair]
+        return [block.region for block in self.blocks.values() for _ in range(block.count)]
 
-    @property
-    def memory(self) -> int:
-        """How many bytes it takes."""
-        return sum(each.nbytes for pair in self.layers.values() for each in pair)
+    def memory(self, positions: Iterable[int]) -> int:
+        """How many bytes it takes, with so many positions written in each lane."""
+        written = list(positions)
+        return sum(block.memory(written) for block in self.blocks.values())
+
+    def block(self, key: Hashable, count: int, region: Region) -> LaneBlock:
+        """Return the block of a key, made at the first call."""
+        if key not in self.blocks:
+            self.blocks[key] = LaneBlock(count, region, self.capacity, len(self.slots))
+        return self.blocks[key]
+
+    def fit(self, lengths: Sequence[int]) -> None:
+        """Have room for all slots, and not much more; of the lanes, as many as there are `lengths`, so many positions are kept."""
+        if any([block.fit(len(self.slots), lengths) for block in self.blocks.values()]):
+            self._look()
 
     def copy(self, lane: int, target: Pool, target_lane: int, length: int, first: int = 0) -> None:
         """Copy positions `first` to `length` of a lane to a lane of this pool or another."""
-        for layer, (key, value) in self.layers.items():
-            if lane >= len(key):
-                continue  # a slot that was added and never run
-            to_key, to_value = target.tensors(layer, key, value)
-            to_key[target_lane, :, first:length] = key[lane, :, first:length]
-            to_value[target_lane, :, first:length] = value[lane, :, first:length]
+        if first < length:
+            for block, to in self._pairs(target):
+                block.copy(lane, to, target_lane, length, first)
+
+    def move(self, lane: int, target: Pool, target_lane: int, length: int) -> None:
+        """Copy a lane's first positions to a lane of this pool or another, and give the memory of this one back on the way."""
+        for block, to in self._pairs(target):
+            block.move(lane, to, target_lane, length)
+
+    def discard(self, lane: int) -> None:
+        """Give a lane's memory back."""
+        for block in self.blocks.values():
+            block.discard(lane)
+
+    def _pairs(self, target: Pool) -> list[tuple[LaneBlock, LaneBlock]]:
+        """Each block, and the same one of another pool."""
+        complete = len(target.blocks) == len(self.blocks)
+        pairs = [(block, target.block(key, block.count, block.region)) for key, block in self.blocks.items()]
+        if not complete:
+            target._look()
+        return pairs
+
+    def _look(self) -> None:
+        """Take the layers' tensors from the blocks, where they are others now."""
+        layers = [layer for layer, part in self.blocks if part == 1]  # of those that have values, and so keys as well
+        self.layers = {layer: (self.blocks[layer, 0].tensor[0], self.blocks[layer, 1].tensor[0]) for layer in layers}
+
+
+def capacity_of(length: int) -> int:
+    """Return the capacity of the pool where a slot of so many positions lies."""
+    return max(SMALLEST, 1 << (length - 1).bit_length()) if length else SMALLEST
 
 
 class KVCache:
     """Slots of their own length in pools of doubling capacity.
 
     A slot that outgrows its pool moves to the next, so that growth costs a slot its own length, amortised, and never
-    a copy of the others; no slot takes more than twice the memory that it needs (or `SMALLEST` positions).
+    a copy of the others. What a slot takes is the pages that its positions were written to, where blocks are mapped (see `lane_block`).
     """
 
     def __init__(self, new_pool: Callable[[int], Pool] = Pool):
@@ -87,6 +101,7 @@ class KVCache:
         self.lengths: dict[int, int] = {}
         self.masked_positions: dict[int, tuple[int, ...]] = {}  # positions that a slot leaves out, in order
         self._lanes: dict[int, tuple[Pool, int]] = {}
+        self._written: dict[int, int] = {}  # how many positions a slot's lane has had at most since the slot came to it
         self._next = 0
 
     def __len__(self) -> int:
@@ -95,7 +110,12 @@ class KVCache:
     @property
     def memory(self) -> int:
         """How many bytes the slots take."""
-        return sum(pool.memory for pool in self.pools.values())
+        return sum(pool.memory(self._written[slot] for slot in pool.slots) for pool in self.pools.values())
+
+    @staticmethod
+    def bytes_for(positions: int, regions: Sequence[Region]) -> int:
+        """Return at most how many bytes a slot comes to take that is to hold so many positions in these regions."""
+        return lane_bytes(positions, capacity_of(positions), regions)
 
     def add(self, capacity: int = SMALLEST) -> int:
         """Return a new slot without a past."""
@@ -111,12 +131,12 @@ class KVCache:
     def reserve(self, slot: int, length: int) -> None:
         """Make room for the slot to hold `length` positions."""
         pool, lane = self._lanes[slot]
-        if length <= pool.capacity:
-            return
-        larger = self._pool(length)
-        self._put(slot, larger)
-        pool.copy(lane, larger, len(larger.slots) - 1, self.lengths[slot])
-        self._close(pool, lane)
+        if length > pool.capacity:
+            larger = self._pool(length)
+            self._put(slot, larger)
+            pool.move(lane, larger, len(larger.slots) - 1, self.lengths[slot])
+            self._close(pool, lane)
+        self._written[slot] = max(self._written[slot], length)
 
     def fork(self, slots: Sequence[int]) -> list[int]:
         """Return a new slot for each of these, with the same past."""
@@ -125,7 +145,7 @@ class KVCache:
             pool, lane = self._lanes[slot]
             fork = self.add(pool.capacity)
             pool.copy(lane, pool, len(pool.slots) - 1, self.lengths[slot])
-            self.lengths[fork] = self.lengths[slot]
+            self.lengths[fork] = self._written[fork] = self.lengths[slot]
             if slot in self.masked_positions:
                 self.masked_positions[fork] = self.masked_positions[slot]
             forks.append(fork)
@@ -168,8 +188,9 @@ class KVCache:
         # the last lanes first: then what is left seldom has to move
         for slot in sorted(slots, key=lambda slot: self._lanes[slot][1], reverse=True):
             pool, lane = self._lanes.pop(slot)
-            del self.lengths[slot]
+            del self.lengths[slot], self._written[slot]
             self.masked_positions.pop(slot, None)
+            pool.discard(lane)
             self._close(pool, lane)
 
     def _pool(self, length: int) -> Pool:
@@ -177,19 +198,21 @@ class KVCache:
         return self.pools.setdefault(capacity, self.new_pool(capacity))
 
     def _put(self, slot: int, pool: Pool) -> None:
+        kept = [self.lengths[other] for other in pool.slots]
         pool.slots.append(slot)
-        self._lanes[slot] = (pool, len(pool.slots) - 1)
+        pool.fit(kept)
+        self._lanes[slot], self._written[slot] = (pool, len(kept)), 0
 
     def _close(self, pool: Pool, lane: int) -> None:
         """Fill an emptied lane with the last one, so that the live ones stay together."""
-        last = len(pool.slots) - 1
-        if lane != last:
-            moved = pool.slots[last]
-            pool.copy(last, pool, lane, self.lengths[moved])
+        moved = pool.slots.pop()
+        if lane < len(pool.slots):
+            pool.move(len(pool.slots), pool, lane, self.lengths[moved])
             pool.slots[lane] = moved
-            self._lanes[moved] = (pool, lane)
-        pool.slots.pop()
-        if not pool.slots:
+            self._lanes[moved], self._written[moved] = (pool, lane), self.lengths[moved]
+        if pool.slots:
+            pool.fit([self.lengths[slot] for slot in pool.slots])
+        else:
             del self.pools[pool.capacity]
 
 
@@ -198,25 +221,26 @@ class StackedPool(Pool):
 
     def __init__(self, capacity: int, layers: int, kv_heads: int, width: int):
         super().__init__(capacity)
-        self.shape = (layers, 2, kv_heads, width)
-        self.block: Tensor | None = None
+        self.shape = (layers, kv_heads, width)
+        self.stack: Tensor | None = None
 
     def ready(self, like: Tensor) -> Tensor:
-        """Return the block, [layers, 2 (keys, values), slots, kv_heads, capacity, d], with a lane for every slot.
+        """Return the stack, [layers, 2 (keys, values), lanes, kv_heads, capacity, d], with a lane for every slot and perhaps more.
 
         It takes dtype and device from `like` when it is made.
         """
-        if self.block is None or self.block.shape[2] < len(self.slots):
-            layers, two, kv_heads, width = self.shape
-            lanes = 1 << (len(self.slots) - 1).bit_length()
-            grown = (like if self.block is None else self.block).new_zeros(layers, two, lanes, kv_heads, self.capacity, width)
-            if self.block is not None:
-                grown[:, :, : self.block.shape[2]] = self.block
-            self.block = grown
-            self.layers = {i: (layer[0], layer[1]) for i, layer in enumerate(grown)}
-        return self.block
+        if self.stack is None:
+            layers, kv_heads, width = self.shape
+            self.block("all", 2 * layers, Region(kv_heads, width, like.dtype, like.device))
+            self._look()
+        return self.stack
 
     def tensors(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a layer's keys and values, [slots, kv_heads, capacity, d], with a lane for every slot; dtype and device are those of `key`."""
+        """Return a layer's keys and values, [lanes, kv_heads, capacity, d], with a lane for every slot; dtype and device are those of `key`."""
         self.ready(key)
         return self.layers[layer]
+
+    def _look(self) -> None:
+        for block in self.blocks.values():
+            self.stack = block.tensor.unflatten(0, (-1, 2))
+            self.layers = {i: (layer[0], layer[1]) for i, layer in enumerate(self.stack)}

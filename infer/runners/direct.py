@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ..kernels.rotary import rotate
 from .architecture import ModelOutput
-from .cache import KVCache, Region, StackedPool
+from .cache import KVCache, StackedPool
+from .lane_block import Region
 from .layers import Block, bind_weights, supports_direct
 from .model_lock import locked
 from .ragged import RaggedRunner

@@ -30,7 +30,8 @@ from .architecture import (
     scaled,
     transformers_model,
 )
-from .cache import KVCache, Pool, Region, lane_bytes
+from .cache import KVCache, Pool
+from .lane_block import Region
 from .model_lock import configs_of, use_attention
 from .ragged_attention import RAGGED, ForwardBatch, Run, running
 
@@ -77,7 +78,7 @@ class RaggedRunner:
 
     def bytes_for(self, positions: int, source: int = 0) -> int:
         """Return at most how many bytes a slot of so many positions comes to take; the first call may run a pass to learn what one takes."""
-        return lane_bytes(positions, self._regions)
+        return self.cache.bytes_for(positions, self._regions)
 
     @cached_property
     def _regions(self) -> list[Region]:

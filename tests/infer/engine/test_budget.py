@@ -115,15 +115,15 @@ def test_a_container_leaves_what_its_groups_do(tmp_path):
     inner.mkdir(parents=True)
     values = {inner: ("1000000", "400000", 100000), inner.parent: ("max", "7", 0), tmp_path: ("500000", "450000", 0)}
     for folder, (most, used, files) in values.items():
-        (folder / "memory.max").write_text(most + "\n")
-        (folder / "memory.current").write_text(used + "\n")
-        (folder / "memory.stat").write_text(f"anon 5\ninactive_file {files}\n")
+        (folder / "memory.max").write_text(most + "\n", encoding="utf-8")
+        (folder / "memory.current").write_text(used + "\n", encoding="utf-8")
+        (folder / "memory.stat").write_text(f"anon 5\ninactive_file {files}\n", encoding="utf-8")
     old = tmp_path / "memory" / "job"
     old.mkdir(parents=True)
-    (old / "memory.limit_in_bytes").write_text("800000")
-    (old / "memory.usage_in_bytes").write_text("900000")
-    (old / "memory.stat").write_text("total_inactive_file 0\n")
-    (tmp_path / "groups").write_text("5:cpuset,memory:/job\n3:cpu:/\n0::/pods/mine\n")
+    (old / "memory.limit_in_bytes").write_text("800000", encoding="utf-8")
+    (old / "memory.usage_in_bytes").write_text("900000", encoding="utf-8")
+    (old / "memory.stat").write_text("total_inactive_file 0\n", encoding="utf-8")
+    (tmp_path / "groups").write_text("5:cpuset,memory:/job\n3:cpu:/\n0::/pods/mine\n", encoding="utf-8")
     assert left_in_groups(tmp_path, tmp_path / "groups") == [0, 700000, 50000]
     assert left_in_groups(tmp_path, tmp_path / "none") == []
 

@@ -15,7 +15,7 @@ from seodang.infer import Committed, PrefixCache, SamplingParams, generate, stre
 from seodang.infer.engine.core import Engine
 from seodang.infer.engine.prompts import new_requests
 from seodang.infer.requests.generation import Generation
-from seodang.infer.requests.sequence import TokenSequence
+from seodang.infer.requests.sequence import TokenSequence, release
 
 PROMPT = [5, 6, 7, 8, 9, 10, 11, 12]
 PARAMS = SamplingParams(max_new_tokens=6, ignore_eos=True)
@@ -257,6 +257,18 @@ def test_a_continued_past_makes_way_and_a_shorter_one_is_not_kept_beside_it(serv
     ours.send(PROMPT, max_new_tokens=2)  # the beginning of what is kept
     ours.steps()
     assert len(cache.slots) == cache.runner.live == 1 and cache.known([*PROMPT, *one.result.ids, 90, 7], cache.runner) == 12
+
+
+def test_a_sequence_that_was_released_is_shared_no_more_though_its_request_goes_on(tiny_llama, new_request):
+    cache = PrefixCache(tiny_llama)
+    generation = new_request(tiny_llama, PROMPT)
+    generation.request = replace(generation.request, prefix_cache=cache)
+    sequence = TokenSequence.open(generation, cache.runner)
+    cache.runner.forward([sequence.cache_slot], [PROMPT], [1])
+    other = sequence.fork_slot()
+    assert cache.known([*PROMPT, 90], cache.runner) == 8
+    release([sequence])
+    assert cache.known([*PROMPT, 90], cache.runner) == 0 and generation.slots_held == {(cache.runner, other)}
 
 
 def test_bounds_that_are_none_are_refused(tiny_llama):

@@ -1,4 +1,4 @@
-"""Whenever requests come: each is answered as it is alone, in float64 exactly, and nothing is left of any."""
+"""Whenever requests come and go, and in whatever parts they are read: each is answered as alone, in float64 exactly, and nothing is left of any."""
 
 from dataclasses import dataclass, field, replace
 
@@ -10,9 +10,12 @@ from transformers import PreTrainedTokenizerBase
 
 from seodang.data.errors import UserError
 from seodang.infer import Committed, Finished, PrefixCache, SamplingParams, Span, generate
+from seodang.infer.engine.budget import Budget
 from seodang.infer.engine.core import Engine, slots_of
+from seodang.infer.engine.pace import Pace
 from seodang.infer.engine.prompts import new_requests
 from seodang.infer.requests.generation import Generation
+from seodang.infer.requests.request import Request
 from seodang.infer.runners.open import open_runner
 from seodang.infer.strategies.registry import STRATEGIES
 
@@ -20,6 +23,7 @@ BASE = [5, 6, 7, 8, 5, 6, 30, 31, 40, 5, 6, 7, 90, 91, 92, 93, 20, 21, 22, 23, 2
 PROMPTS = [[70, 71, 72], BASE[:2], [*BASE[:12], 80], [*BASE[:12], 81, 82, 83, 84], BASE, [*BASE, 33], [*BASE[:29], 34, 35], [44]]
 
 
+LATE = 60  # steps after which every request of a schedule is over
 LAYERS = {"llama": {"num_hidden_layers": 4}}
 
 
@@ -51,11 +55,16 @@ NAMES = list(ways(None))
 
 @dataclass(frozen=True)
 class Asked:
-    """A request of a schedule: in which way something is asked, which of its prompts and lengths, and the step before which it comes."""
+    """A request of a schedule: in which way something is asked, and which of its prompts and lengths.
+
+    It comes before the step `arrival`, is cancelled so many steps later, perhaps twice or after its end, and shares what is read with those of its salt.
+    """
 
     way: str
     variant: int
-    arrival: int
+    arrival: int = 0
+    cancels: tuple[int, ...] = ()
+    salt: str | None = None
 
     @property
     def prompt(self) -> list[int]:
@@ -66,12 +75,29 @@ class Asked:
         return 3 if self.variant % 3 == 1 else 9
 
 
+@dataclass(frozen=True)
+class Setting:
+    """How an engine runs: its rows, whether prefixes are shared, how many positions of prompts a pass takes, how often the largest request fits its memory."""
+
+    max_rows: int
+    cached: bool
+    part: int | None
+    room: float | None
+
+    def engine(self, model) -> Engine:
+        cache = PrefixCache(model, sequences=3) if self.cached else None
+        runner = open_runner(model) if cache is None else cache.runner_for(model)
+        return Engine(runner, self.max_rows, cache, pace=None if self.part is None else Pace(part=self.part, stall=None))
+
+
 @dataclass
 class Sent:
-    """A request that the engine has, and what it told of it."""
+    """A request that the engine has, when it came, and what was told of it."""
 
     asked: Asked
     generation: Generation
+    step: int
+    is_cancelled: bool = False
     events: list = field(default_factory=list)
 
 
@@ -89,7 +115,7 @@ class House:
 
     def alone(self, asked: Asked) -> list[tuple] | None:
         """What is answered alone; None where the model does not take such a request."""
-        key = replace(asked, arrival=0)
+        key = Asked(asked.way, asked.variant)
         if key not in self._alone:
             try:
                 results = generate(self.model, self.tokenizer, [asked.prompt], self.params(asked), on_error="result")
@@ -98,42 +124,75 @@ class House:
                 self._alone[key] = None
         return self._alone[key]
 
-    def send(self, engine: Engine, asked: Asked) -> Sent:
+    def run(self, schedule: list[Asked], setting: Setting) -> None:
+        """Let the requests come and go as they are scheduled, and hold the engine to what it promises."""
+        engine = setting.engine(self.model)
+        coming = sorted((asked for asked in schedule if self.alone(asked) is not None), key=lambda asked: asked.arrival)
+        requests = [self.request(engine, asked) for asked in coming]
+        if setting.room is not None:
+            engine.scheduler.budget = Budget(int(setting.room * max([Budget(1).needs(request, engine) for request in requests], default=1)))
+        sent: list[Sent] = []
+        going, step = True, 0
+        while len(sent) < len(coming) or going or step <= LATE + 12:
+            for asked, request in zip(coming[len(sent) :], requests[len(sent) :]):
+                if asked.arrival <= step:
+                    sent.append(self.send(engine, asked, request, step))
+            gone = [each for each in sent if step - each.step in each.asked.cancels and self.cancel(engine, each)]
+            going = engine.step()
+            step += 1
+            self.check_step(engine, setting, sent, gone)
+            assert step < 600, [each.asked for each in sent if not each.generation.done]
+        for each in sent:
+            self.check_answers(each)
+        self.check_left(engine)
+
+    def request(self, engine: Engine, asked: Asked) -> Request:
         [request] = new_requests(self.model, self.tokenizer, [asked.prompt], self.params(asked), engine)
-        sent = Sent(asked, Generation(request))
+        return replace(request, cache_salt=asked.salt)
+
+    def send(self, engine: Engine, asked: Asked, request: Request, step: int) -> Sent:
+        sent = Sent(asked, Generation(request), step)
         sent.generation.on_event = sent.events.append
         engine.submit(sent.generation)
         return sent
 
-    def run(self, schedule: list[Asked], max_rows: int, cached: bool) -> None:
-        """Let the requests come as they are scheduled, and hold the engine to what it promises."""
-        cache = PrefixCache(self.model, sequences=3) if cached else None
-        runner = cache.runner_for(self.model) if cached else open_runner(self.model)
-        engine = Engine(runner, max_rows, cache)
-        coming = sorted((asked for asked in schedule if self.alone(asked) is not None), key=lambda asked: asked.arrival)
-        sent, going, step = [], True, 0
-        while coming or going:
-            while coming and coming[0].arrival <= step:
-                sent.append(self.send(engine, coming.pop(0)))
-            going = engine.step()
-            step += 1
-            assert step < 500, [each.asked for each in sent if not each.generation.done]
-            held = [sum(of is runner for of, _ in each.generation.slots_held) for each in sent]
-            assert sum(held) <= max(max_rows, *[slots_of(each.generation.request, runner) for each in sent], 0)
-        for each in sent:
-            self.check(each)
-        assert runner.live == (len(cache.slots) if cached else 0)
-        assert all(other.live == 0 for other in engine._runners.values() if other is not runner)
+    def cancel(self, engine: Engine, sent: Sent) -> bool:
+        """Cancel a request; whether there was anything to cancel."""
+        was_done = sent.generation.done
+        assert engine.cancel(sent.generation) is not was_done and sent.generation.done
+        sent.is_cancelled |= not was_done
+        return not was_done
 
-    def check(self, sent: Sent) -> None:
-        """The answers are those given alone, and the events say the same."""
-        generation, expected = sent.generation, self.alone(sent.asked)
-        assert generation.done and not generation.slots_held, sent.asked
-        assert [told(generation.results[choice]) for choice in sorted(generation.results)] == expected, sent.asked
-        for choice, result in generation.results.items():
+    def check_step(self, engine: Engine, setting: Setting, sent: list[Sent], gone: list[Sent]) -> None:
+        """What the requests hold is within bounds, and nothing is held any more by those that were cancelled before the step."""
+        runner, generations = engine.runner, [each.generation for each in sent]
+        held = sum(of is runner for generation in generations for of, _ in generation.slots_held)
+        assert held <= max([setting.max_rows, *[slots_of(generation.request, runner) for generation in generations]])
+        for each in gone:
+            assert not each.generation.slots_held, each.asked
+        if engine.scheduler.budget is not None:
+            assert sum(runner.memory for runner in engine._runners.values()) <= engine.scheduler.budget.limit
+
+    def check_answers(self, sent: Sent) -> None:
+        """The answers are those given alone, or as far as they came a beginning of those, and the events say the same."""
+        generation, alone, asked = sent.generation, self.alone(sent.asked), sent.asked
+        assert generation.done and generation.cancelled is sent.is_cancelled, asked
+        found = [told(generation.results[choice]) for choice in sorted(generation.results)]
+        assert len(found) == len(alone), asked
+        for (choice, ids, text, reason, error), expected in zip(found, alone):
+            assert reason == "cancelled" and sent.is_cancelled or (choice, ids, text, reason, error) == expected, asked
+            assert ids == expected[1][: len(ids)] and expected[2].startswith(text), asked
             own = [event for event in sent.events if isinstance(event, Committed | Finished) and event.choice == choice]
-            assert [event.id for event in own[:-1]] == result.ids and [event.position for event in own[:-1]] == list(range(len(result.ids))), sent.asked
-            assert isinstance(own[-1], Finished) and own[-1].reason == result.finish_reason, sent.asked
+            assert [(event.position, event.id) for event in own[:-1]] == list(enumerate(ids)) and own[-1].reason == reason, asked
+
+    def check_left(self, engine: Engine) -> None:
+        """What is over holds nothing: only what is kept of prefixes is left."""
+        kept = engine.prefix_cache.slots if engine.prefix_cache is not None else ()
+        assert engine.runner.live == len(kept) and not engine.scheduler.admitted and not engine.scheduler.reserved
+        others = [runner for runner in engine._runners.values() if runner is not engine.runner]
+        assert all(runner.live == 0 and runner.memory == 0 for runner in others)
+        if not kept:
+            assert engine.runner.memory == 0
 
 
 def told(result) -> tuple:
@@ -156,21 +215,26 @@ def house(tiny, tiny_tokenizer, alone_once):
 
 def schedules(variants: int):
     """Requests in any way, in so many variants of each."""
-    return st.lists(st.builds(Asked, st.sampled_from(NAMES), st.integers(0, variants - 1), st.integers(0, 12)), min_size=2, max_size=8)
+    cancels = st.lists(st.sampled_from([0, 1, 2, 3, 5, 8, LATE]), max_size=2).map(tuple)
+    asked = st.builds(Asked, st.sampled_from(NAMES), st.integers(0, variants - 1), st.integers(0, 12), cancels, st.sampled_from([None, None, "a"]))
+    return st.lists(asked, min_size=2, max_size=8)
 
 
-ROWS = st.sampled_from([1, 4, 12, 64])
-SOME = settings(deadline=None, database=None, suppress_health_check=list(HealthCheck))
+SETTINGS = st.builds(
+    Setting, st.sampled_from([1, 4, 12, 64]), st.booleans(), st.sampled_from([None, 1, 2, 5, 16]), st.sampled_from([None, 1.0, 1.5, 4.0])
+)
+from hypothesis import Phase
+SOME = settings(phases=[Phase.generate], deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 
 @settings(SOME, derandomize=True, max_examples=40)
-@given(schedules(3), ROWS, st.booleans())
-def test_whenever_requests_come_each_is_answered_as_alone(house, schedule, max_rows, cached):
-    house().run(schedule, max_rows, cached)
+@given(schedules(3), SETTINGS)
+def test_whenever_requests_come_and_go_each_is_answered_as_alone(house, schedule, setting):
+    house().run(schedule, setting)
 
 
 @pytest.mark.full
 @settings(SOME, max_examples=2000)
-@given(schedules(24), ROWS, st.booleans())
-def test_of_thousands_of_schedules_none_changes_an_answer(house, schedule, max_rows, cached):
-    house().run(schedule, max_rows, cached)
+@given(schedules(24), SETTINGS)
+def test_of_thousands_of_schedules_none_changes_an_answer(house, schedule, setting):
+    house().run(schedule, setting)
