@@ -9,10 +9,10 @@ import pytest
 
 from seodang.data.errors import UserError
 from seodang.infer import Committed, Finished, SamplingParams, generate, stream
-from seodang.infer.engine import live
 from seodang.infer.engine.budget import size
 from seodang.infer.engine.core import Engine
-from seodang.infer.engine.live import EngineClosed, LiveEngine, QueueFull
+from seodang.infer.engine.live import LiveEngine, QueueFull
+from seodang.infer.engine.loop import EngineClosed
 from seodang.infer.requests.sequence import TokenSequence
 from seodang.infer.runners.open import open_runner
 
@@ -43,7 +43,7 @@ class Gate:
             assert self._open.wait(TIMEOUT)
             return step(engine)
 
-        monkeypatch.setattr(live.Engine, "step", gated)
+        monkeypatch.setattr(Engine, "step", gated)
 
     def close(self) -> None:
         self._open.clear()
