@@ -82,7 +82,8 @@ def compared(model, tokenizer, name: str, options: dict, args: argparse.Namespac
         tokens += sum(map(len, expected))
         if said != expected:
             differ.append(place)
-    told = {"strategy": name, "dtype": str(model.dtype).removeprefix("torch."), "weights": args.weights, "company": len(prompts), "compared": count, "differ": len(differ), "tokens": tokens}
+    dtype = str(model.dtype).removeprefix("torch.")
+    told = {"strategy": name, "dtype": dtype, "weights": args.weights, "company": len(prompts), "compared": count, "differ": len(differ), "tokens": tokens}
     return {**told, "part": part, "differing": differ, "seconds_together": round(took), "seconds": round(time.perf_counter() - began)}
 
 
