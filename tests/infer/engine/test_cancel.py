@@ -160,3 +160,15 @@ def test_a_defect_ends_all_where_nobody_is_told(double, tiny_tokenizer, monkeypa
         room.run()
     room.engine.close()
     assert room.live == 0
+
+
+@pytest.mark.parametrize("fails", ["engine.core.run_forwards", "strategies.sampling.still_going"])
+def test_who_was_cancelled_before_a_shared_strategy_failed_holds_nothing_either(double, tiny_tokenizer, monkeypatch, fails):
+    room, told = Room(double, tiny_tokenizer), []
+    room.engine.on_defect = told.append
+    cancelled, failed = room.ask(PROMPT), room.ask([9])
+    room.run(2)
+    room.engine.cancel(cancelled)
+    monkeypatch.setattr(f"seodang.infer.{fails}", lambda *_: 1 / 0)
+    room.engine.step()
+    assert [each.result.finish_reason for each in (cancelled, failed)] == ["cancelled", "error"] and len(told) == 1 and room.live == 0
