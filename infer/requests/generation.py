@@ -54,7 +54,7 @@ class Generation:
     slots_held: set[tuple[Runner, int]] = field(default_factory=set)
     forked: bool = False
     cancelled: bool = False
-    by_parts: bool = False  # whether its prompt is read by parts before its strategy begins
+    by_parts: bool = False  # whether its prompt is read by parts, which keep no other prompt out of a pass
     results: dict[int, Result] = field(default_factory=dict)  # by choice
     past: int | None = None
     guidance_past: int | None = None

@@ -96,17 +96,29 @@ def test_a_cancelled_request_gives_its_place_to_the_one_that_waits(double, tiny_
     assert third.result.ids == room.alone([7]) and second.results[0].ids == [] and len(first.results[0].ids) == 2
 
 
-@pytest.mark.parametrize("way", ["greedy", "contrastive", "beams", "guided", "several", "draft"])
+@pytest.mark.parametrize("way", ["greedy", "contrastive", "beams", "guided", "guided contrastive", "several", "draft"])
 def test_a_prompt_read_by_parts_is_answered_as_at_once(double, tiny_tokenizer, way):
     room = Room(double, tiny_tokenizer, part=7)
-    settings = {**WAYS[way], **({"negative_prompt": LONG[::-1]} if way == "guided" else {})}
+    settings = {**WAYS["contrastive"], **WAYS["guided"]} if way == "guided contrastive" else dict(WAYS[way])
+    if "negative_prompt" in settings:
+        settings["negative_prompt"] = LONG[::-1]
     asked = room.ask(LONG, **settings)
     sizes, before = [], 0
     while room.engine.step():
         sizes.append(room.engine.runner.positions - before)
         before = room.engine.runner.positions
-    assert max(sizes[:8]) == 7  # no pass takes more
+    assert max(sizes[: 18 if "negative_prompt" in settings else 8]) == 7  # no pass takes more
     assert asked.result.ids == room.alone(LONG, **settings) and room.live == 0
+
+
+@pytest.mark.parametrize("way", ["contrastive", "beams"])  # the one reads its prompt itself, the other has it read
+def test_a_short_request_does_not_wait_for_a_long_prompt_to_be_read(double, tiny_tokenizer, way):
+    room = Room(double, tiny_tokenizer, part=7)
+    long = room.ask(LONG, **WAYS[way])
+    room.run(1)
+    short = room.ask(PROMPT, max_new_tokens=3)
+    room.run(3)
+    assert short.done and not long.forked and room.engine.runner.positions == 4 * 7 + len(PROMPT) + 2
 
 
 def test_a_prompt_is_judged_by_parts_as_at_once(double, tiny_tokenizer):
