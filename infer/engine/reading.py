@@ -24,6 +24,11 @@ class PromptReading(TokenSequence):
         return False
 
     @property
+    def reads_prompt(self) -> bool:
+        """Always: whatever it reads."""
+        return True
+
+    @property
     def position(self) -> int:
         """The answer's first."""
         return 0

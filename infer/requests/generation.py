@@ -155,8 +155,8 @@ class Generation:
             kept.clear()
 
     def trace(self, record: Any, position: int, choice: int = 0) -> None:
-        """Pass on what was observed at a position of an answer, where the request is traced."""
-        if self.request.traced:
+        """Pass on what was observed at a position of an answer, where the request is traced and not broken off: nothing comes behind an end."""
+        if self.request.traced and not self.broken_off:
             self.on_event(Observed(self.request.index, position, record, choice))
 
     def _publish(

@@ -136,6 +136,11 @@ class TokenSequence:
         return [id for position, id in enumerate(self.ids[seen:], seen) if position not in masked]
 
     @property
+    def reads_prompt(self) -> bool:
+        """Whether the next pass brings some of the prompt."""
+        return self.seen < len(self.request.prompt_ids)
+
+    @property
     def new_ids(self) -> list[int]:
         """The answer's ids so far."""
         return self.ids[len(self.request.prompt_ids) :]
