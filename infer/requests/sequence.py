@@ -69,6 +69,7 @@ class TokenSequence:
     states: dict[str, Any] = field(default_factory=dict)
     constraints: list = field(default_factory=list)
     guidance: GuidanceSequence | None = None
+    reached: int = 0  # positions that the slot had before guesses were taken out of it: it keeps their memory
     place: Place | None = None  # what the model thinks of the next token, where that is asked
     top_logprobs: list[TokenLogprobs] = field(default_factory=list)
     request: Request = field(init=False)
@@ -238,6 +239,7 @@ class TokenSequence:
     def rollback(self, count: int) -> None:
         """Take the newest `count` positions out of the cache: guesses that were not committed."""
         if count:
+            self.reached = max(self.reached, self.cached)
             self.runner.truncate(self.cache_slot, self.cached - count)
             if self.guidance is not None:
                 self.guidance.rollback(count)
