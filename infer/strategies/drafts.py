@@ -107,9 +107,9 @@ class ModelDrafts:
         self._drafts: dict[TokenSequence, DraftSequence] = {}
 
     def guess(self, sequences: Sequence[TokenSequence]) -> Generator[Forward, Tensor, list[Guess]]:
-        """Return what may follow each sequence."""
+        """Return what may follow each sequence; nothing, as long as its draft is still reading the prompt."""
         yield from self._open([sequence for sequence in sequences if sequence not in self._drafts])
-        drafts = [self._drafts[sequence] for sequence in sequences]
+        drafts = [self._drafts[sequence] for sequence in sequences if sequence in self._drafts]
         for draft in drafts:
             draft.follow()
         room = {draft: draft.room for draft in drafts}
@@ -120,7 +120,7 @@ class ModelDrafts:
         while going:
             logits = yield next_tokens(going)
             going = [draft for draft in self._extend(going, logits) if len(draft.guess.ids) < room[draft] and draft.going]
-        return [self._in_target_ids(draft) for draft in drafts]
+        return [self._in_target_ids(self._drafts[sequence]) if sequence in self._drafts else Guess() for sequence in sequences]
 
     def reads_by_parts(self, draft: DraftSequence) -> bool:
         """Whether the draft has more to read than one pass takes."""
@@ -154,14 +154,19 @@ class ModelDrafts:
         return [drafts[i] for i in able]
 
     def _open(self, sequences: Sequence[TokenSequence]) -> Generator[Forward, Tensor, None]:
+        """Have a draft for each sequence; the further answers of a request fork that of the first when it has read the prompt."""
+        first = {draft.generation: draft for draft in reversed(self._drafts.values())}
         by_request: dict[Generation, list[TokenSequence]] = {}
         for sequence in sequences:
             by_request.setdefault(sequence.generation, []).append(sequence)
-        for first, *others in by_request.values():
-            draft = self._drafts[first] = self._open_one(first)
-            if others and draft.ids and (self.runner.limit is None or len(draft.ids) <= self.runner.limit):
-                while self.reads_by_parts(draft):
-                    yield self.parts([draft])
+        for generation, others in by_request.items():
+            if generation not in first:
+                sequence = others.pop(0)
+                first[generation] = self._drafts[sequence] = self._open_one(sequence)
+            draft = first[generation]
+            if self.reads_by_parts(draft):
+                continue
+            if others and draft.unseen and (self.runner.limit is None or len(draft.ids) <= self.runner.limit):
                 yield next_tokens([draft])
             self._drafts.update({other: draft.fork_for(other) for other in others})
 

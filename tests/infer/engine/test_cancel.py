@@ -9,7 +9,7 @@ from seodang.infer.engine.prompts import new_requests
 from seodang.infer.requests.generation import Generation
 from seodang.infer.requests.trace import PassTrace
 from seodang.infer.runners.open import open_runner
-from seodang.infer.strategies import beam
+from seodang.infer.strategies import beam, drafts
 
 PROMPT = [5, 6, 7, 8, 5, 6]
 LONG = [5 + at % 90 for at in range(60)]
@@ -155,6 +155,30 @@ def test_a_prompt_is_judged_by_parts_as_at_once(double, tiny_tokenizer):
     [alone] = generate(room.model, tiny_tokenizer, [LONG], room.params(**settings))
     assert [each and (each.id, each.top[0].id) for each in asked.result.prompt_logprobs] == [each and (each.id, each.top[0].id) for each in alone.prompt_logprobs]
     assert [each.logprob for each in asked.result.prompt_logprobs[1:]] == pytest.approx([each.logprob for each in alone.prompt_logprobs[1:]], abs=1e-12)
+
+
+def test_a_draft_reads_the_prompt_of_several_answers_once_and_by_parts_beside_the_guesses_of_others(double, tiny_tokenizer, monkeypatch):
+    monkeypatch.setattr(drafts, "PART", 8)
+    room = Room(double, tiny_tokenizer)
+    draft = room.engine.runner_of(room.draft)
+    other = room.ask([20, 21, 22], max_new_tokens=60, **WAYS["draft"])
+    room.run(30)
+    several = room.ask(LONG, **{**WAYS["several"], **WAYS["draft"]})
+    rounds, told = [0], 0
+    while not several.done:
+        sizes = draft.positions
+        room.run(1)
+        assert draft.positions - sizes <= 8 + 3 * 4
+        rounds[-1] += 1
+        if len(other._published[0].ids) > told:
+            told = len(other._published[0].ids)
+            rounds.append(0)
+    assert max(rounds[1:]) <= 4  # passes from one token of the other to its next: it guesses one, and it is judged
+    assert draft.live == 1
+    room.run()
+    assert other.result.ids == room.alone([20, 21, 22], max_new_tokens=60) and room.live == 0
+    alone = generate(room.model, tiny_tokenizer, [LONG], room.params(**{**WAYS["several"], **WAYS["draft"]}))
+    assert [several.results[choice].ids for choice in range(3)] == [each.ids for each in alone]
 
 
 def test_a_hidden_part_of_a_long_prompt_stays_hidden(double, tiny_tokenizer):

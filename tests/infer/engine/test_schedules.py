@@ -20,6 +20,7 @@ from seodang.infer.engine.prompts import new_requests
 from seodang.infer.requests.generation import Generation
 from seodang.infer.requests.request import Request
 from seodang.infer.runners.open import open_runner
+from seodang.infer.strategies import drafts
 from seodang.infer.strategies.registry import STRATEGIES
 
 BASE = [5, 6, 7, 8, 5, 6, 30, 31, 40, 5, 6, 7, 90, 91, 92, 93, 20, 21, 22, 23, 24, 25, 26, 5, 6, 60, 61, 62, 63, 64]
@@ -228,6 +229,7 @@ def alone_once():
 def house(tiny, tiny_tokenizer, alone_once, monkeypatch):
     """`house(kind)`: where the requests of a schedule go, to a model of its own."""
     monkeypatch.setattr(prefix_cache, "WORTH_WAITING", 6)  # the prompts are short
+    monkeypatch.setattr(drafts, "PART", 7)
 
     def of_kind(kind: str = "llama") -> House:
         if kind not in alone_once:
