@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections import Counter
 from collections.abc import Collection, Hashable, Sequence
 from functools import cached_property
 from typing import Any, Self
@@ -141,8 +142,17 @@ class BatchedRunner(CacheSlots):
     """Slots whose past is a batch and an index there.
 
     A batch's past is only ever appended to, so slots may share an index: a slot's past is the first `length` positions of it.
-    A runner says by `_alike` which slots can go together, and by `_run` how they do.
+    A runner says by `_alike` which slots can go together, by `_together` how they are laid in one batch, and by `_run` how they run.
     """
+
+    spare = 3  # a batch is laid anew beside the old one, of whose slots up to half may have been released
+
+    def release(self, slots: Sequence[int]) -> None:
+        """Give back the slots and their memory; what is left of a batch of which most has gone is laid anew."""
+        left = {id(home[0]): home[0] for slot in slots if (home := self._home.get(slot)) is not None}
+        super().release(slots)
+        stay = Counter(id(batch) for batch, _ in self._home.values())
+        self._lay_apart([batch for key, batch in left.items() if 2 * stay[key] <= len(batch)])
 
     def truncate(self, slot: int, length: int) -> None:
         """Keep the first `length` positions of the slot; raises UserError for more than it has."""
@@ -180,11 +190,24 @@ class BatchedRunner(CacheSlots):
 
     def _ran(self, batch: Any, slots: Sequence[int], ids: Sequence[Sequence[int]]) -> None:
         """Take note of a pass of the model that appended `ids[i]` to slot i, all slots of this batch, in its order."""
+        left = {id(home[0]): home[0] for slot in slots if (home := self._home.get(slot)) is not None and home[0] is not batch}
         for index, (slot, new) in enumerate(zip(slots, ids)):
             self._home[slot] = (batch, index)
             self._lengths[slot] += len(new)
+        self._lay_apart(list(left.values()))
         self.passes += 1
         self.positions += sum(map(len, ids))
+
+    def _lay_apart(self, left: Sequence[Any]) -> None:
+        """Lay each slot by itself that is still in one of these batches, which others have left: it would hold the memory of all."""
+        if left:
+            own = {id(batch) for batch in left}
+            for slot in [slot for slot, (batch, _) in self._home.items() if id(batch) in own]:
+                self._home[slot] = (self._together([slot]), 0)
+
+    def _together(self, slots: list[int]) -> Any:
+        """Return a batch of just these slots, as many as its len: the one that they are in already, or a new one."""
+        raise NotImplementedError
 
     def _are_all_of(self, slots: Sequence[int], batch: Any, size: int) -> bool:
         """Whether these slots, in this order, are all that a batch of this size holds."""

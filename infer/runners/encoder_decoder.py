@@ -45,6 +45,9 @@ class Batch:
     states: Tensor  # [rows, longest source, hidden]
     mask: Tensor  # [rows, longest source]
 
+    def __len__(self) -> int:
+        return len(self.sources)
+
 
 class EncoderDecoderRunner(BatchedRunner):
     """Runs slots of their own length, each over a source of its own length, as a `Runner`."""

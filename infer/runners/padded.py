@@ -26,6 +26,9 @@ class Batch:
     padding: list[int]
     width: int
 
+    def __len__(self) -> int:
+        return len(self.padding)
+
 
 class PaddedRunner(OfDecoder, BatchedRunner):
     """Runs slots of their own length through a model with padding on the left, as a `Runner`."""

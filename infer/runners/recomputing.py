@@ -49,6 +49,9 @@ class RecomputingRunner(OfDecoder, BatchedRunner):
         """Raise UserError: where no hidden states, [n, hidden], are read, the head has nothing to work on."""
         self._refuse_states([-1])
 
+    def _lay_apart(self, left: Sequence[list[list[int]]]) -> None:
+        """Nothing: ids are little."""
+
     def _past(self, slot: int) -> list[int]:
         """The ids that a slot has seen."""
         if not self._lengths[slot]:

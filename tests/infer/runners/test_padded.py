@@ -74,3 +74,21 @@ def test_hidden_states_and_a_copied_past_equal_the_models_own():
     torch.testing.assert_close(got, torch.stack([whole(model, [*a[:8], new])[-1] for new in (5, 6)]), rtol=0, atol=5e-5)
     runner.refresh(keep=rows[1:])
     assert runner.live == 1 and runner.length(rows[1]) == 9
+
+
+@torch.no_grad()
+def test_a_slot_that_others_leave_behind_does_not_keep_their_memory():
+    model = build("falcon", FALCON)
+    runner = open_runner(model)
+    tokens = [ids(20, seed) for seed in range(6)]
+    slots = [runner.allocate() for _ in tokens]
+    runner.forward(slots, [each[:12] for each in tokens], [1] * 6)
+    of_one = runner.memory // 6
+    runner.forward(slots[1:], [[each[12]] for each in tokens[1:]], [1] * 5)  # the first stays where all six were
+    assert runner.memory == of_one + 5 * of_one // 12 * 13
+    runner.release(slots[3:])  # and now two stay where there were five
+    assert runner.memory == of_one + 2 * of_one // 12 * 13
+    runner.release(slots[2:3])
+    assert runner.memory == of_one + of_one // 12 * 13
+    logits = runner.forward(slots[:2], [tokens[0][12:], tokens[1][13:]], [1, 1])
+    torch.testing.assert_close(logits, torch.stack([whole(model, tokens[at])[-1] for at in (0, 1)]), rtol=0, atol=5e-5)
