@@ -42,6 +42,8 @@ WAYS = {
     "json": {"regex": r'\{"answer": "[^"]{1,40}"\}', "temperature": 1.0},
 }
 
+PARTS = [3, 7, 16, 40, 512]  # how many positions of prompts a step takes
+
 
 def questions(count: int) -> list[list[dict]]:
     """Return so many records as messages without their answers."""
@@ -52,10 +54,10 @@ def questions(count: int) -> list[list[dict]]:
     return mixed[:count]
 
 
-def in_company(model, tokenizer, prompts: list, settings: list[SamplingParams], in_flight: int, part: int, draw: random.Random) -> list[list]:
+def in_company(model, tokenizer, prompts: list, settings: list[SamplingParams], in_flight: int, draw: random.Random) -> list[list]:
     """Answer all by one engine, to which each comes at a random step; return the results of each prompt."""
     cache = PrefixCache(model)
-    engine = Engine(cache.runner_for(model), prefix_cache=cache, pace=Pace(part=part, stall=None))
+    engine = Engine(cache.runner_for(model), prefix_cache=cache)
     coming = [Generation(request) for request in new_requests(model, tokenizer, prompts, settings, engine)]
     sent, going = [], True
     while coming or going:
@@ -64,16 +66,17 @@ def in_company(model, tokenizer, prompts: list, settings: list[SamplingParams], 
             sent.append(coming.pop(0))
             engine.submit(sent[-1])
             live += 1
+        engine.pace = Pace(part=draw.choice(PARTS), stall=None)
         going = engine.step()
     return [[generation.results[choice] for choice in sorted(generation.results)] for generation in sent]
 
 
 def compared(model, tokenizer, name: str, options: dict, args: argparse.Namespace) -> dict:
     """Return how many prompts of one strategy have other answers in company than alone."""
-    prompts, draw = questions(args.prompts), random.Random(0)
+    prompts, draw = questions(args.prompts), random.Random(name)
     settings = [SamplingParams(seed=seed, max_new_tokens=args.tokens, **options) for seed in range(len(prompts))]
-    began, part = time.perf_counter(), draw.choice([3, 7, 16, 40])
-    together = in_company(model, tokenizer, prompts, settings, args.in_flight, part, draw)
+    began = time.perf_counter()
+    together = in_company(model, tokenizer, prompts, settings, args.in_flight, draw)
     took, differ, tokens = time.perf_counter() - began, [], 0
     count = min(args.alone or len(prompts), len(prompts))
     for place in range(count):
@@ -82,8 +85,9 @@ def compared(model, tokenizer, name: str, options: dict, args: argparse.Namespac
         tokens += sum(map(len, expected))
         if said != expected:
             differ.append(place)
-    told = {"strategy": name, "dtype": str(model.dtype).removeprefix("torch."), "weights": args.weights, "company": len(prompts), "compared": count, "differ": len(differ), "tokens": tokens}
-    return {**told, "part": part, "differing": differ, "seconds_together": round(took), "seconds": round(time.perf_counter() - began)}
+    dtype = str(model.dtype).removeprefix("torch.")
+    told = {"strategy": name, "dtype": dtype, "weights": args.weights, "company": len(prompts), "compared": count, "differ": len(differ), "tokens": tokens}
+    return {**told, "differing": differ, "seconds_together": round(took), "seconds": round(time.perf_counter() - began)}
 
 
 def main() -> None:

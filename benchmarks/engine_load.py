@@ -5,11 +5,11 @@ python benchmarks/engine_load.py --only load --in_flight 1 8
 python benchmarks/engine_load.py --only gap parts prefix memory short --rounds 1
 
 Each section runs its two sides in turn, as often as `--rounds` says, and prints a JSON line with the medians of both and of their ratio, beside what is
-to be reached. `load`: so many requests in flight in a closed loop, sent by one thread, against `generate` of the same requests at the same rows. `gap`: a
-prompt of 8,000 tokens comes while 8 others stream; their longest time between two tokens from then until its first token, over their usual one before.
-`parts`: that prompt alone by parts, against one pass. `prefix`: a question behind a system prompt of 1,000 tokens that was read before, against one behind a
-prompt that was not. `memory`: the highest resident memory of a run of all kinds, against what the budget said at the start. `short`: a short request that is sent
-after a long one's fifth token ends before it.
+to be reached. `load`: so many requests in flight in a closed loop, sent by one thread, against `generate` of the same requests at the same rows.
+`gap`: a prompt of 8,000 tokens comes while 8 others stream; their longest time between two tokens from then until its first token, over their usual one
+before. `parts`: that prompt alone by parts, against one pass. `prefix`: a question behind a system prompt of 1,000 tokens that was read before, against
+one behind a prompt that was not. `memory`: how far the memory grows beyond the loaded model, with a cache too small for all requests at once, against
+what the engine said at its start. `short`: a short request that is sent after a long one's fifth token ends before it.
 """
 
 import argparse
@@ -25,10 +25,14 @@ from pathlib import Path
 
 from seodang.data import read, sample_path
 from seodang.infer import Committed, Finished, SamplingParams, generate, load, open_runner
+from seodang.infer.engine.budget import pass_bytes
+from seodang.infer.engine.core import MAX_ROWS
 from seodang.infer.engine.live import LiveEngine
+from seodang.infer.engine.pace import Pace
 
 SYSTEM = "You answer questions on the countries of the world for pupils of ten years: briefly, in plain words, and you say so where you are not sure. "
 LONG, STREAMS = 8_000, 8
+CACHE = 600 * 10**6  # bytes, for `memory`: about 13,000 positions of the default model in float32
 
 
 def running_text() -> str:
@@ -228,16 +232,19 @@ def prefix_section(model, tokenizer, texts: Texts, args) -> None:
 
 def memory_section(model, tokenizer, texts: Texts, args) -> None:
     before = resident()
-    with clients(model, tokenizer) as mine:
+    with clients(model, tokenizer, cache_bytes=CACHE) as mine:
+        print(json.dumps({"what": "what the engine says at its start", "says": mine.engine.describe()}), flush=True)
+        runner = mine.engine.prefix_cache.runner
+        printed = CACHE + pass_bytes(runner, Pace().part, MAX_ROWS, mine.engine.budget.positions(runner))
         for prompt in texts.mixed(64, random.Random(0)):
             mine.send(prompt, 32)
-        for _ in range(2):
-            mine.send(texts.take(args.long), 32)
-        for _ in range(4):
-            mine.send(texts.take(1_000), 32, num_beams=4)
+        mine.send(texts.take(args.long), 8)
+        for _ in range(4):  # with the others more than the cache holds
+            mine.send(texts.take(1_000), 16, num_beams=4)
         mine.until(lambda: len(mine.ended) == len(mine.tickets))
-        line = {"what": "peak memory in MB", "before": before, "peak": peak(), "budget": mine.engine.describe()}
-    print(json.dumps(line), flush=True)
+        grown = (peak() - before) * 2**20
+    more = {"MB_before": round(before), "MB_cache": CACHE // 10**6}
+    told("MB of memory beside the model at its peak", [grown / 1e6], [printed / 1e6], 1, **more)
 
 
 def resident() -> float:
@@ -287,9 +294,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     model, tokenizer = load(args.model, device="cpu", dtype=args.dtype)
-    for name in SECTIONS:
-        if name in args.only:
-            SECTIONS[name](model, tokenizer, Texts(tokenizer), args)
+    for name in args.only:
+        SECTIONS[name](model, tokenizer, Texts(tokenizer), args)
 
 
 if __name__ == "__main__":

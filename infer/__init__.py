@@ -30,7 +30,7 @@ from ..data.versions import versions_named
 
 _HOMES = {
     "load": "checkpoint.load", "load_tokenizer": "checkpoint.load",
-    "LiveEngine": "engine.live", "Ticket": "engine.live", "QueueFull": "engine.live", "EngineClosed": "engine.live",
+    "LiveEngine": "engine.live", "Ticket": "engine.loop", "QueueFull": "engine.live", "EngineClosed": "engine.loop",
     "generate": "engine.generate", "answers": "engine.generate", "stream": "engine.generate",
     "score": "engine.scoring",
     "from_generation_config": "engine.checkpoint_settings", "from_openai": "engine.compat", "from_vllm": "engine.compat",

@@ -56,7 +56,8 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"a {model.config.model_type} model cannot go on from another's beginning: prefixes are not reused", file=sys.stderr)
             listening.listen(2048)  # whoever reads the next lines may connect
             print(engine.describe())
-            print(f"serving {name} at {address_of(listening)} (Ctrl-C ends it); try\n{example(address_of(listening), name)}", flush=True)
+            address = address_of(listening)
+            print(f"serving {name} at {address} (Ctrl-C ends it); try\n{example(address, name)}", flush=True)
             serve(engine, name, listening)
     return 0
 
@@ -72,8 +73,8 @@ def refuse_without_libraries() -> None:
 
 def example(address: str, name: str) -> str:
     """A command that asks the server something."""
-    body = json.dumps({"model": name, "prompt": "The three primary colours are", "max_tokens": 16, "temperature": 0, "stream": True}, ensure_ascii=False)
-    quoted = body.replace("'", "'\\''")
+    body = {"model": name, "prompt": "The three primary colours are", "max_tokens": 16, "temperature": 0, "stream": True}
+    quoted = json.dumps(body, ensure_ascii=False).replace("'", "'\\''")
     return f"curl -N {address}/v1/completions -H 'Content-Type: application/json' -d '{quoted}'"
 
 

@@ -95,7 +95,7 @@ class Engine:
             self._begin_shared()
         if not self._asked:
             self.scheduler.end_step()  # those that were cancelled are over
-            return bool(self.scheduler.waiting)
+            return bool(self.scheduler.waiting or self.scheduler.aside)
         streaming = self.scheduler.streaming
         due = self._due(self.pace.room(streaming))
         forwards = list(due.values())
@@ -147,7 +147,7 @@ class Engine:
     @property
     def _going(self) -> bool:
         """Whether there is anything left to do."""
-        return bool(self._asked or self.scheduler.waiting or any(self._joined.values()))
+        return bool(self._asked or self.scheduler.waiting or self.scheduler.aside or any(self._joined.values()))
 
     def _admit(self, idle: bool = False) -> None:
         """Let waiting requests in while there is room, each with its strategy started or its sequence joined to one that it shares.

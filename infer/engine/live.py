@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from queue import SimpleQueue
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ...data.errors import UserError
-from ..requests.events import Event, Finished, Result
+from ..requests.events import Event
 from ..requests.generation import Generation, Stage
 from ..requests.request import Request
 from ..runners.open import open_runner
 from .budget import Budget
 from .core import MAX_ROWS, Engine, slots_of
+from .loop import EngineClosed, Loop, Ticket
 from .pace import Pace
 from .params import SamplingParams
 from .prefix_cache import PrefixCache
@@ -29,15 +28,9 @@ from .prompts import Prompt, new_requests
 MAX_WAITING = 1024  # requests that wait to come in; one more is refused
 STUCK_AFTER = 120.0  # seconds that one step may take before the engine counts as stuck
 
-log = logging.getLogger(__name__)
-
 
 class QueueFull(UserError):
     """So many requests wait already that another is not taken: ask again later."""
-
-
-class EngineClosed(UserError):
-    """The engine takes no requests any more: it was closed, or its loop died."""
 
 
 @dataclass(frozen=True)
@@ -50,155 +43,6 @@ class Health:
     waiting: int
     bytes_reserved: int
     bytes_limit: int
-
-
-class Ticket:
-    """A request that was handed in: its events as they come, its results, and how to cancel it. For any thread."""
-
-    def __init__(self, generation: Generation, on_event: Callable[[Event], None] | None, loop: _Loop):
-        self.generation = generation
-        self._heard: SimpleQueue[Event | None] | None = SimpleQueue() if on_event is None else None
-        self._tell = on_event or self._heard.put
-        self._loop = loop
-        self._left = generation.request.params.num_return_sequences
-        self._trace: list[Event] = []
-        self._over = threading.Event()
-        generation.on_event = self._hear
-
-    @property
-    def done(self) -> bool:
-        """Whether every answer has finished."""
-        return self._over.is_set()
-
-    def events(self) -> Iterator[Event]:
-        """Yield what happens as it does, up to the `Finished` of the last answer; nothing is raised for an answer that fails, its `Finished` says so.
-
-        Each event comes once, whoever asks. Raises UserError where they go to a function of the caller's.
-        """
-        if self._heard is None:
-            raise UserError("the events of this request go to its on_event: submit it without to iterate over them")
-        return iter(self._next, None)
-
-    def results(self, timeout: float | None = None) -> list[Result]:
-        """Wait for the answers and return them in the order of their choices; raises TimeoutError where they are not there after so many seconds."""
-        if not self._over.wait(timeout):
-            raise TimeoutError(f"request {self.generation.request.index} is not answered after {timeout} s: wait longer, or cancel it")
-        found = [result for _, result in sorted(self.generation.results.items())]
-        return [replace(result, trace=self._trace) for result in found] if self._trace else found
-
-    def cancel(self) -> None:
-        """Have the answers that are not there yet end with the reason "cancelled", within the step in hand; of a request that is over nothing changes."""
-        self._loop.post(lambda: self.done or self._loop.engine.cancel(self.generation))
-
-    def _next(self) -> Event | None:
-        event = self._heard.get()
-        if event is None:
-            self._heard.put(None)  # whoever asks again, or waits beside, ends too
-        return event
-
-    def _hear(self, event: Event) -> None:
-        """Pass an event on, in the loop's thread; an error of the caller's function ends its request and is not called again."""
-        if self.generation.request.traced:
-            self._trace.append(event)
-        self._left -= isinstance(event, Finished)
-        if not self._left:  # before it is told: whoever hears of the last answer can have all of them
-            self._loop.forget(self)
-            self._over.set()
-        try:
-            self._tell(event)
-        except BaseException:  # whatever it is, the loop has others to serve
-            log.exception("on_event of request %d raised: the request is cancelled", event.prompt_index)
-            self._tell = lambda event: None
-            self.cancel()
-        if not self._left and self._heard is not None:
-            self._heard.put(None)
-
-
-class _Loop:
-    """What the thread runs: it reads its mail between two steps and sleeps where nothing is left to do.
-
-    All that touches the engine's strategies happens here. Only `post` and the table of tickets are for other threads.
-    """
-
-    def __init__(self, engine: Engine):
-        self.engine = engine
-        self.closed: str | None = None  # why it takes no more
-        self.died = False
-        self.step_began: float | None = None  # by time.monotonic(), while a step lasts
-        self._mail: SimpleQueue[Callable[[], object]] = SimpleQueue()  # whose put may interrupt a put of the same thread, as garbage collection does
-        self._tickets: dict[int, Ticket] = {}
-        self._lock = threading.RLock()  # garbage collection may stop a loop from within any line
-        self._stopped = False
-        engine.on_defect = lambda error: log.error("a defect ended one or more requests; the engine goes on", exc_info=error)
-
-    def post(self, mail: Callable[[], object]) -> None:
-        """Have the loop's thread call this before its next step; one that has ended never does."""
-        self._mail.put(mail)
-
-    def take(self, ticket: Ticket) -> None:
-        """Let a request in, behind those that came before; raises EngineClosed where none is taken any more."""
-        with self._lock:
-            if self.closed is not None:
-                raise EngineClosed(self.closed)
-            self._tickets[ticket.generation.request.index] = ticket
-        self.post(lambda: self._submit(ticket.generation))
-
-    def forget(self, ticket: Ticket) -> None:
-        """Drop a request that is over."""
-        with self._lock:
-            self._tickets.pop(ticket.generation.request.index, None)
-
-    def refuse(self, why: str) -> None:
-        """Take no request from now on."""
-        with self._lock:
-            self.closed = self.closed or why
-
-    def tickets(self) -> list[Ticket]:
-        """Those that are not over."""
-        with self._lock:
-            return list(self._tickets.values())
-
-    def stop(self) -> None:
-        """Have the thread cancel what is left and end, after the step in hand."""
-        self.refuse("the engine is closed: make another one")
-        self.post(lambda: setattr(self, "_stopped", True))
-
-    def run(self) -> None:
-        """Serve until `stop`, or until an error that the engine does not contain; whoever waits then is told."""
-        error = None
-        try:
-            going = False
-            while not self._stopped:
-                if going and self._mail.empty():
-                    self.step_began = time.monotonic()
-                    going = self.engine.step()
-                    self.step_began = None
-                else:
-                    self._mail.get()()
-                    going = True
-        except BaseException as raised:  # the thread's last word: nobody else would hear it
-            error, self.died = raised, True
-            log.critical("the engine's loop died", exc_info=raised)
-            self.refuse(f"the engine's loop died of {type(raised).__name__}: {raised}")
-        self._end(None if error is None else EngineClosed(self.closed))
-
-    def _submit(self, generation: Generation) -> None:
-        with generation.contained():
-            self.engine.submit(generation)
-
-    def _end(self, error: EngineClosed | None) -> None:
-        """Finish every request that is left, cancelled or by the error, and give back all memory."""
-        for ticket in self.tickets():
-            try:
-                ticket.generation.cancel() if error is None else ticket.generation.fail(error)
-            except Exception:  # after an error the caches may be in any state; the next one is to hear all the same
-                log.exception("request %d could not be ended in order", ticket.generation.request.index)
-        try:
-            self.engine.close()
-            if (cache := self.engine.prefix_cache) is not None:
-                cache.make_room(cache.bytes)
-        except Exception:
-            log.exception("the engine could not be closed in order")
 
 
 class LiveEngine:
@@ -224,7 +68,7 @@ class LiveEngine:
         pace: Pace | None = None,
         stuck_after: float = STUCK_AFTER,
     ):
-        """At most `max_rows` answers grow at a time and `max_waiting` requests wait; the KV cache takes at most `cache_bytes` (else `Budget.default`).
+        """At most `max_rows` answers grow at a time and `max_waiting` requests wait; the KV cache takes at most `cache_bytes`, else `Budget.default`.
 
         `pace` says how much of long prompts goes into a pass beside the others' tokens. With `reuse_prefixes`, what was read of a prompt is
         kept for those that begin alike, where the model's memory can be shared and cut (else `prefix_cache` is None). A step of more than
@@ -241,7 +85,7 @@ class LiveEngine:
         if self.prefix_cache is not None:
             runner = self.prefix_cache.runner
         self._pace = pace or Pace()
-        self._loop = _Loop(Engine(runner, max_rows, self.prefix_cache, self.budget, self._pace))
+        self._loop = Loop(Engine(runner, max_rows, self.prefix_cache, self.budget, self._pace))
         self._encoding = threading.Lock()  # tokenizers, and what the engine keeps of further models, are for one thread at a time
         self._indices = itertools.count()
         self._thread = threading.Thread(target=self._loop.run, name="seodang-engine", daemon=True)
@@ -302,7 +146,7 @@ class LiveEngine:
     def close(self, timeout: float | None = 0.0) -> None:
         """Take no more requests, let those in hand go on for so many seconds (None: to their ends), cancel what is left, and end the thread.
 
-        The pass in hand is waited for, but no longer than a step may last. A second call does nothing.
+        The step in hand is waited for, but no longer than one may last: where it is stuck, the thread is left to itself. A second call does nothing.
         """
         self._loop.refuse("the engine is closed: make another one")
         until = None if timeout is None else time.monotonic() + timeout
@@ -310,6 +154,9 @@ class LiveEngine:
             ticket._over.wait(None if until is None else max(0.0, until - time.monotonic()))
         self._loop.stop()
         self._thread.join(self.stuck_after)
+        self._end.detach()
+        for ticket in self._loop.tickets():  # of a step that may never end
+            ticket.generation.cancel()
 
     def _followed(self, ticket: Ticket) -> Iterator[Event]:
         try:
@@ -321,7 +168,8 @@ class LiveEngine:
         """Raise UserError, with the numbers, for a request that could only come in beyond what the engine has."""
         rows = slots_of(request, self._loop.engine.runner)
         if rows > self.max_rows:
-            raise UserError(f"the request needs {rows} rows for its answers, beams and guidance, and there are {self.max_rows}: ask for fewer, or raise max_rows")
+            has = f"and there are {self.max_rows}: ask for fewer, or raise max_rows"
+            raise UserError(f"the request needs {rows} rows for its answers, beams and guidance, {has}")
         self.budget.check(request, self._loop.engine)
 
     def _refuse_too_many(self) -> None:
@@ -332,7 +180,7 @@ class LiveEngine:
             raise QueueFull(f"{waiting} requests wait already, and at most {self.max_waiting} may: ask again later, or raise max_waiting")
 
 
-def end(loop: _Loop, thread: threading.Thread) -> None:
+def end(loop: Loop, thread: threading.Thread) -> None:
     """Stop a loop and wait for the step in hand, unless it is the loop's own thread that asks."""
     loop.stop()
     if thread is not threading.current_thread():

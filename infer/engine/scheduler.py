@@ -20,7 +20,8 @@ class Scheduler:
 
     A request is waiting, prefilling, running or done. From when it is let in until the step that runs its prompt is over, all slots that it
     may come to hold are reserved for it; from then on it counts for those that it holds, and what it gives back is there for the next. Of
-    the budget it takes the most that it may come to until it is done and holds nothing. Who waits longest comes first: nobody overtakes.
+    the budget it takes the most that it may come to until it is done and holds nothing. Who waits longest comes first: nobody overtakes, but
+    where a prompt that is being read begins as theirs, who waits for it stands aside with the room that it has got.
     """
 
     def __init__(self, runner: Runner, max_slots: int, budget: Budget | None = None, prefix_cache: Any = None):
@@ -33,6 +34,7 @@ class Scheduler:
         self.budget = budget
         self.prefix_cache = prefix_cache
         self.waiting: deque[Generation] = deque()
+        self.aside: list[Generation] = []  # those that have room, and wait for another prompt to be read
         self.admitted: list[Generation] = []
 
     @property
@@ -42,8 +44,9 @@ class Scheduler:
 
     @property
     def reserved(self) -> int:
-        """How many bytes are reserved for the requests that are let in."""
-        return sum(generation.bytes_reserved for generation in self.admitted if generation.slots_held or not generation.done)
+        """How many bytes are reserved for the requests that are let in, and those that stand aside."""
+        taking = [generation for generation in self.admitted if generation.slots_held or not generation.done]
+        return sum(generation.bytes_reserved for generation in [*self.aside, *taking])
 
     def submit(self, generation: Generation, slots: int, host: Host | None = None) -> None:
         """Queue a request that may come to hold so many slots; raises UserError, with the numbers, for one that the budget can never hold.
@@ -56,10 +59,11 @@ class Scheduler:
 
     def remove(self, generation: Generation) -> bool:
         """Take a request out of the queue; return whether it was there."""
-        if generation not in self.waiting:
-            return False
-        self.waiting.remove(generation)
-        return True
+        for queue in (self.waiting, self.aside):
+            if generation in queue:
+                queue.remove(generation)
+                return True
+        return False
 
     @property
     def streaming(self) -> bool:
@@ -72,12 +76,24 @@ class Scheduler:
         Prompts that are read at once join a pass until it has so many positions; one that is longer goes in by parts, beside them. Where the
         engine is `idle`, nothing will come free by waiting, so one comes in whatever is held.
         """
-        if not self.waiting:
-            return None
-        fits = (idle or self._has_room(self.waiting[0], positions)) and self._has_bytes(self.waiting[0])
-        if not (fits and not self._awaits(self.waiting[0]) or idle):
-            return None
-        generation = self.waiting.popleft()
+        for generation in self.aside:
+            if idle or not self._awaits(generation):
+                if not (idle or self._has_positions(generation, positions)):
+                    return None
+                self.aside.remove(generation)
+                return self._let_in(generation)
+        while self.waiting:
+            generation = self.waiting[0]
+            has_room = idle or self._has_slots(generation) and self._has_positions(generation, positions)
+            if not (has_room and self._has_bytes(generation) or idle):
+                return None
+            self.waiting.popleft()
+            if idle or not self._awaits(generation):
+                return self._let_in(generation)
+            self.aside.append(generation)
+        return None
+
+    def _let_in(self, generation: Generation) -> Generation:
         generation.stage, generation.started = Stage.PREFILLING, time.monotonic()
         self.admitted.append(generation)
         return generation
@@ -105,22 +121,25 @@ class Scheduler:
         """Drop all requests and give back their slots."""
         for generation in self.admitted:
             generation.release_all_slots()
-        self.admitted.clear()
-        self.waiting.clear()
+        for queue in (self.admitted, self.aside, self.waiting):
+            queue.clear()
 
     def slots_taken(self, generation: Generation) -> int:
         """Return how many slots a request that was let in counts for: those it holds, and at least those reserved for it until it is done."""
         held = sum(runner is self.runner for runner, _ in generation.slots_held)
         return held if generation.done else max(held, generation.slots_reserved)
 
-    def _has_room(self, generation: Generation, positions: int) -> bool:
-        """Whether a request can come in; one that is wider than the room comes in alone."""
-        taken = sum(map(self.slots_taken, self.admitted))
-        prompts = [other.request.prompt_length for other in self.admitted if other.stage is Stage.PREFILLING and not other.by_parts]
-        length = generation.request.prompt_length
+    def _has_slots(self, generation: Generation) -> bool:
+        """Whether there are as many slots as a request may come to hold; one that is wider than all of them comes in alone."""
+        taken = sum(map(self.slots_taken, [*self.admitted, *self.aside]))
+        return not taken or taken + generation.slots_reserved <= self.max_slots
+
+    def _has_positions(self, generation: Generation, positions: int) -> bool:
+        """Whether a pass of so many positions of prompts takes one more, or it goes in by parts; what a prefix cache has of a prompt is not run."""
+        others = [other for other in self.admitted if other.stage is Stage.PREFILLING and not other.by_parts]
+        length = generation.request.prompt_length - self._known(generation)
         by_parts = self.runner.capabilities.parts and length > positions
-        has_slots = not taken or taken + generation.slots_reserved <= self.max_slots
-        return has_slots and (by_parts or not prompts or sum(prompts) + length <= positions)
+        return by_parts or not others or sum(other.request.prompt_length - other.cached_tokens for other in others) + length <= positions
 
     def _has_bytes(self, generation: Generation) -> bool:
         """Whether the budget holds a request beside the others; kept pasts are given up for it where that makes the room."""
@@ -130,13 +149,18 @@ class Scheduler:
         if room < 0 or self.prefix_cache is None:
             return room >= 0  # it waits for others: what is kept may serve them till then
         if self.prefix_cache.bytes > room:
-            self.prefix_cache.known(generation.request.prompt_ids, self.runner, generation.request.cache_salt)  # what it will go on from goes last
+            self._known(generation)  # what it will go on from goes last
             self.prefix_cache.make_room(self.prefix_cache.bytes - room)
         return self.prefix_cache.bytes <= room
+
+    def _known(self, generation: Generation) -> int:
+        """Return how much of a request's prompt the prefix cache has."""
+        request = generation.request
+        return 0 if request.prefix_cache is None else request.prefix_cache.known(request.prompt_ids, self.runner, request.cache_salt)
 
     def _awaits(self, generation: Generation) -> bool:
         """Whether a prompt that is being read begins with much of this one's, which then need not be read twice."""
         request = generation.request
-        if self.prefix_cache is None or request.prefix_cache is None:
+        if request.prefix_cache is None:
             return False
-        return self.prefix_cache.awaited(request.prompt_ids, self.runner, request.cache_salt, self.admitted)
+        return request.prefix_cache.awaited(request.prompt_ids, self.runner, request.cache_salt, self.admitted)

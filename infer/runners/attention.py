@@ -31,13 +31,14 @@ def attend(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     causal: bool = True,
+    masks: dict | None = None,
 ) -> Tensor:
     """Attend with the newest `n` positions of a sequence over all `past + n` of them.
 
     query is [1, heads, n, d], key [1, kv_heads, past + n, d], value [1, kv_heads, past + n, d_v]; returns
     [1, heads, n, d_v]. `window` counts the keys a query sees, itself included; without `causal` it is the distance to
     the farthest key seen on either side, as in transformers. `softcap` is Gemma 2's bound on the scores, `sinks` one
-    score a head that takes probability and gives no value (gpt-oss). Differentiable.
+    score a head that takes probability and gives no value (gpt-oss). `masks` keeps what the layers of a pass have in common. Differentiable.
     """
     if causal and window is not None:
         first = max(past - window + 1, 0)  # no query sees a key before this one
@@ -45,13 +46,23 @@ def attend(
     n, seen = query.shape[2], key.shape[2]
     if softcap is None and sinks is None:
         square = causal and past == 0 and n > 1 and (window is None or window >= n)
-        mask = None if square else visible(n, seen, past, window, causal, query.device)
+        mask = None if square else penalty(n, seen, past, window, causal, query, masks)
         gqa = key.shape[1] != query.shape[1]
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=square, scale=scale, enable_gqa=gqa
         )
     mask = visible(n, seen, past, window, causal, query.device)
     return attend_in_full(query, key, value, mask, scale, dropout, softcap, sinks)
+
+
+def penalty(n: int, seen: int, past: int, window: int | None, causal: bool, query: Tensor, masks: dict | None) -> Tensor | None:
+    """Return what the fused kernels add to the scores, [n, seen] in the query's dtype: -inf where `visible` is false; None where nothing is."""
+    masks = {} if masks is None else masks
+    key = n, seen, past, window, causal, query.dtype, query.device
+    if key not in masks:
+        seen_by = visible(n, seen, past, window, causal, query.device)
+        masks[key] = seen_by if seen_by is None else query.new_zeros(n, seen).masked_fill_(~seen_by, -torch.inf)
+    return masks[key]
 
 
 def visible(n: int, seen: int, past: int, window: int | None, causal: bool, device: torch.device) -> Tensor | None:

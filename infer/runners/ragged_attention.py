@@ -60,6 +60,7 @@ class ForwardBatch:
 
     runs: list[Run]
     longer: list[tuple[Pool, int, slice, int]]  # slots with several new tokens: pool, lane, tokens, past
+    masks: dict = field(default_factory=dict)  # of those, for all layers
     attended: set[int] = field(default_factory=set)
 
 
@@ -129,7 +130,7 @@ def attend_pass(plan: ForwardBatch, layer: int, query: Tensor, key: Tensor, valu
         keys[lane, :, past:end] = key[tokens].transpose(0, 1)
         values[lane, :, past:end] = value[tokens].transpose(0, 1)
         own = slice(lane, lane + 1)
-        out = attend(query[tokens].transpose(0, 1)[None], keys[own, :, :end], values[own, :, :end], past=past, **options)
+        out = attend(query[tokens].transpose(0, 1)[None], keys[own, :, :end], values[own, :, :end], past=past, masks=plan.masks, **options)
         parts.append(out[0].transpose(0, 1))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 

@@ -59,7 +59,8 @@ def build_app(engine: LiveEngine, name: str) -> FastAPI:
         """Continue texts or ids; whole, or with `stream` as it grows."""
         asked = Completion.of(await body_of(request), name)
         if len(asked.prompts) > engine.max_waiting:
-            raise ApiError(400, f"{len(asked.prompts)} prompts are more than the {engine.max_waiting} that may wait here: send fewer at a time", "prompt")
+            most = f"more than the {engine.max_waiting} that may wait here: send fewer at a time"
+            raise ApiError(400, f"{len(asked.prompts)} prompts are {most}", "prompt")
         call = await Call.begin(engine, asked.prompts, asked.params, asked.cache_salt)
         if asked.stream:
             return EventStream(call, chunks(call, asked))

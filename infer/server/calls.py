@@ -13,7 +13,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
 from ...data.errors import UserError
-from ..engine.live import EngineClosed, LiveEngine, Ticket
+from ..engine.live import LiveEngine
+from ..engine.loop import EngineClosed, Ticket
 from ..engine.params import SamplingParams
 from ..engine.prompts import Prompt
 from ..requests.events import Event, Finished

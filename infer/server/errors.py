@@ -9,7 +9,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from ...data.errors import UserError
-from ..engine.live import EngineClosed, QueueFull
+from ..engine.live import QueueFull
+from ..engine.loop import EngineClosed
 
 
 class ApiError(Exception):

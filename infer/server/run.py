@@ -31,7 +31,9 @@ class Server(uvicorn.Server):
 
 def serve(engine: LiveEngine, name: str, listening: socket.socket) -> None:
     """Serve the engine's model under a name until SIGINT or SIGTERM, which is raised again at the end; the engine is closed by then."""
-    Server(uvicorn.Config(build_app(engine, name), log_level="warning", lifespan="on"), engine).run([listening])
+    patience = int(2 * DRAIN)  # of a connection whose client reads nothing
+    config = uvicorn.Config(build_app(engine, name), log_level="warning", lifespan="on", timeout_graceful_shutdown=patience)
+    Server(config, engine).run([listening])
 
 
 def bound(host: str, port: int) -> socket.socket:

@@ -9,10 +9,10 @@ import pytest
 
 from seodang.data.errors import UserError
 from seodang.infer import Committed, Finished, SamplingParams, generate, stream
-from seodang.infer.engine import live
 from seodang.infer.engine.budget import size
 from seodang.infer.engine.core import Engine
-from seodang.infer.engine.live import EngineClosed, LiveEngine, QueueFull
+from seodang.infer.engine.live import LiveEngine, QueueFull
+from seodang.infer.engine.loop import EngineClosed
 from seodang.infer.requests.sequence import TokenSequence
 from seodang.infer.runners.open import open_runner
 
@@ -43,7 +43,7 @@ class Gate:
             assert self._open.wait(TIMEOUT)
             return step(engine)
 
-        monkeypatch.setattr(live.Engine, "step", gated)
+        monkeypatch.setattr(Engine, "step", gated)
 
     def close(self) -> None:
         self._open.clear()
@@ -285,6 +285,19 @@ def test_closing_cancels_what_is_left_or_lets_it_end_and_takes_nothing_more(tiny
             engine.submit(PROMPT, SHORT)
         assert not engine.health().ok and not engine._thread.is_alive()
         assert engine._loop.engine.runner.live == 0
+
+
+def test_closing_leaves_nobody_waiting_for_a_step_that_is_stuck(tiny_llama, tiny_tokenizer, gate):
+    engine = LiveEngine(tiny_llama, tiny_tokenizer, stuck_after=0.05)
+    gate.close()
+    ticket = engine.submit(PROMPT, SHORT)
+    assert gate.arrived.acquire(timeout=TIMEOUT)
+    engine.close()
+    assert list(ticket.events()) == [Finished(0, "cancelled", 0)] and engine._thread.is_alive()
+    gate.open()
+    engine._thread.join(TIMEOUT)
+    assert not engine._thread.is_alive() and engine._loop.engine.runner.live == 0
+    assert list(ticket.events()) == [] and ticket.results(0)[0].finish_reason == "cancelled"
 
 
 def test_an_engine_that_is_dropped_ends_its_thread_and_its_requests(tiny_llama, tiny_tokenizer):

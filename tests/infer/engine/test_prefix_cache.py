@@ -13,8 +13,9 @@ from peft import LoraConfig, get_peft_model
 from seodang.data.errors import UserError
 from seodang.infer import Committed, PrefixCache, SamplingParams, generate, stream
 from seodang.infer.engine.core import Engine
+from seodang.infer.engine.pace import Pace
 from seodang.infer.engine.prompts import new_requests
-from seodang.infer.requests.generation import Generation
+from seodang.infer.requests.generation import Generation, Stage
 from seodang.infer.requests.sequence import TokenSequence, release
 
 PROMPT = [5, 6, 7, 8, 9, 10, 11, 12]
@@ -315,11 +316,11 @@ ARRIVAL = st.tuples(
 )  # fmt: skip
 
 
-@given(st.lists(ARRIVAL, min_size=3, max_size=7), st.sampled_from([1, 4, 64]), st.integers(1, 3))
+@given(st.lists(ARRIVAL, min_size=3, max_size=7), st.sampled_from([1, 4, 64]), st.integers(1, 3), st.sampled_from([1, 4, 1000]))
 @settings(max_examples=16, deadline=None, suppress_health_check=list(HealthCheck))
-def test_in_float64_answers_over_shared_pasts_are_those_of_prompts_read_anew(wide_tiny, tiny_tokenizer, arrivals, max_rows, sequences):
+def test_in_float64_answers_over_shared_pasts_are_those_of_prompts_read_anew(wide_tiny, tiny_tokenizer, arrivals, max_rows, sequences, part):
     cache = PrefixCache(wide_tiny, sequences=sequences)
-    ours, sent, ended = Served(wide_tiny, tiny_tokenizer, cache, max_rows=max_rows), [], {}
+    ours, sent, ended = Served(wide_tiny, tiny_tokenizer, cache, max_rows=max_rows, pace=Pace(part, stall=None)), [], {}
     for steps, first, answered, own, way, salt, seed in arrivals:
         ours.steps(steps)
         known = [*BEGINNING, *continued(wide_tiny, tiny_tokenizer, ended)[:answered]] if first == len(BEGINNING) else BEGINNING[:first]
@@ -351,15 +352,29 @@ def test_requests_that_come_together_wait_for_one_reading_of_what_they_share(fre
     common, ours = [5 + i % 90 for i in range(500)], Served(model, tiny_tokenizer, cache)
     prompts = [[*common, 100 + i, 101] for i in range(8)]
     want = [each.ids for each in generate(model, tiny_tokenizer, prompts, PARAMS)]
-    waiting, sent = list(prompts), []
-    while waiting or ours.engine.step():
-        while waiting and not cache.awaited(waiting[0], cache.runner, among=ours.engine.scheduler.admitted):
-            sent.append(ours.send(waiting.pop(0)))
-            ours.engine._admit()
-        assert len(sent) in (1, 8)  # one pass later all may come in
-        ours.steps(1)
+    sent = [ours.send(prompt) for prompt in prompts]
+    ours.steps(1)
+    assert cache.runner.positions == 502
+    ours.steps()
     assert cache.runner.positions == 502 + 7 * 2 + 8 * 5
     assert [each.cached_tokens for each in sent] == [0] + [500] * 7 and [each.result.ids for each in sent] == want
+
+
+def test_who_waits_for_another_prompt_to_be_read_keeps_nobody_else_waiting(fresh_tiny, tiny_tokenizer):
+    model = fresh_tiny(max_position_embeddings=1024)
+    cache = PrefixCache(model)
+    common, ours = [5 + i % 90 for i in range(500)], Served(model, tiny_tokenizer, cache, pace=Pace(64, stall=None), max_rows=4)
+    long, alike, short, gone, last = [ours.send(prompt) for prompt in ([*common, 7], [*common, 8], [9, 8], [*common, 9], [7, 8])]
+    ours.steps(3)
+    assert len(short._published[0].ids) >= 2 and {long.stage, alike.stage} == {Stage.PREFILLING, Stage.WAITING}
+    assert last.stage is Stage.WAITING  # the four rows are taken, by those that wait as well
+    assert ours.engine.cancel(gone)
+    ours.steps(1)
+    assert last.stage is not Stage.WAITING
+    ours.steps()
+    assert [each.result.cached_tokens for each in (long, alike, short, gone, last)] == [0, 448, 0, 0, 0]  # for less than 64 it waits no more
+    assert cache.runner.positions == 501 + 53 + 2 + 2 + 4 * 5 and not ours.engine.scheduler.aside
+    assert alike.result.ids == generate(model, tiny_tokenizer, [[*common, 8]], PARAMS)[0].ids
 
 
 def test_nobody_waits_for_little_for_another_salt_or_for_a_call_that_stands_still(fresh_tiny, tiny_tokenizer):
