@@ -98,6 +98,11 @@ class LiveEngine:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    @property
+    def positions(self) -> int | None:
+        """How many positions the model can have, prompt and answer; None where nothing bounds them."""
+        return self._loop.engine.runner.limit
+
     def submit(
         self,
         prompt: Prompt,
