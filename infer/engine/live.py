@@ -19,7 +19,7 @@ from ..requests.request import Request
 from ..runners.open import open_runner
 from .budget import Budget
 from .core import MAX_ROWS, Engine, slots_of
-from .loop import EngineClosed, Loop, Ticket
+from .loop import Loop, Ticket
 from .pace import Pace
 from .params import SamplingParams
 from .prefix_cache import PrefixCache
@@ -88,15 +88,20 @@ class LiveEngine:
         self._loop = Loop(Engine(runner, max_rows, self.prefix_cache, self.budget, self._pace))
         self._encoding = threading.Lock()  # tokenizers, and what the engine keeps of further models, are for one thread at a time
         self._indices = itertools.count()
-        self._thread = threading.Thread(target=self._loop.run, name="seodang-engine", daemon=True)
-        self._end = weakref.finalize(self, end, self._loop, self._thread)  # also where it is dropped, and at the interpreter's end
+        self._thread = self._loop.thread
         self._thread.start()
+        self._end = weakref.finalize(self, end, self._loop)  # also where it is dropped, and at the interpreter's end
 
     def __enter__(self) -> LiveEngine:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    @property
+    def positions(self) -> int | None:
+        """How many positions the model can have, prompt and answer; None where nothing bounds them."""
+        return self._loop.engine.runner.limit
 
     def submit(
         self,
@@ -124,13 +129,15 @@ class LiveEngine:
         return ticket
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, **how) -> Iterator[Event]:
-        """Hand in a prompt as `submit` does, at once, and return its events; who stops listening cancels it."""
-        return self._followed(self.submit(prompt, params, **how))
+        """Hand in a prompt as `submit` does, at once, and return its events; who stops listening, or never begins, cancels it."""
+        events = self._followed(self.submit(prompt, params, **how))
+        next(events)  # only what has begun has an end
+        return events
 
     def health(self) -> Health:
         """Whether the loop lives and its step does not last too long, with what is in hand; waits for nothing."""
         loop, generations = self._loop, [ticket.generation for ticket in self._loop.tickets()]
-        began, reason = loop.step_began, loop.closed
+        began, reason = loop.began, loop.closed
         if reason is None and not self._thread.is_alive():
             reason = "the engine's thread has ended"
         if reason is None and began is not None and (lasts := time.monotonic() - began) > self.stuck_after:
@@ -147,7 +154,11 @@ class LiveEngine:
         """Take no more requests, let those in hand go on for so many seconds (None: to their ends), cancel what is left, and end the thread.
 
         The step in hand is waited for, but no longer than one may last: where it is stuck, the thread is left to itself. A second call does nothing.
+        An `on_event` may call it, and is not kept waiting: the thread ends behind the step.
         """
+        if self._loop.is_own_thread():
+            self._loop.stop()
+            return
         self._loop.refuse("the engine is closed: make another one")
         until = None if timeout is None else time.monotonic() + timeout
         for ticket in self._loop.tickets():
@@ -158,8 +169,10 @@ class LiveEngine:
         for ticket in self._loop.tickets():  # of a step that may never end
             ticket.generation.cancel()
 
-    def _followed(self, ticket: Ticket) -> Iterator[Event]:
+    def _followed(self, ticket: Ticket) -> Iterator[Event | None]:
+        """Yield None once, to be begun by, then the events."""
         try:
+            yield None
             yield from ticket.events()
         finally:
             ticket.cancel()
@@ -173,18 +186,17 @@ class LiveEngine:
         self.budget.check(request, self._loop.engine)
 
     def _refuse_too_many(self) -> None:
-        if self._loop.closed is not None:
-            raise EngineClosed(self._loop.closed)
+        self._loop.refuse_where_closed()
         waiting = sum(ticket.generation.stage is Stage.WAITING for ticket in self._loop.tickets())
         if waiting >= self.max_waiting:
             raise QueueFull(f"{waiting} requests wait already, and at most {self.max_waiting} may: ask again later, or raise max_waiting")
 
 
-def end(loop: Loop, thread: threading.Thread) -> None:
+def end(loop: Loop) -> None:
     """Stop a loop and wait for the step in hand, unless it is the loop's own thread that asks."""
     loop.stop()
-    if thread is not threading.current_thread():
-        thread.join(STUCK_AFTER)
+    if not loop.is_own_thread():
+        loop.thread.join(STUCK_AFTER)
 
 
 def is_shareable(runner) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
@@ -27,7 +28,10 @@ from .errors import ApiError, add_errors
 
 log = logging.getLogger(__name__)
 
-MAX_BODY = 8 << 20  # bytes: far beyond what a model can read
+MAX_BODY = 1 << 20  # bytes, or where the model has many positions, so many for each: beyond what it can read, and read in a second
+POSITION_BODY = 32
+BODY_SECONDS = 20.0  # that a body may take to come
+MAX_STOPS = 64  # texts that end an answer: each is looked for behind every token, while the others wait
 FINISH_REASONS = {"eos": "stop", "stop": "stop", "length": "length", "time": "length"}
 NOT_HERE = {  # fields that the translation of settings passes over or takes, and that this path does not answer
     "messages": "this path continues texts: give prompt",
@@ -44,7 +48,7 @@ def build_app(engine: LiveEngine, name: str) -> FastAPI:
         yield
         await run_in_threadpool(engine.close)
 
-    app = FastAPI(title="Seodang", lifespan=lifespan)
+    app = FastAPI(title="Seodang", lifespan=lifespan, openapi_url=None)  # its page of documentation would come from elsewhere
     add_errors(app)
 
     @app.get("/health")
@@ -57,7 +61,8 @@ def build_app(engine: LiveEngine, name: str) -> FastAPI:
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
         """Continue texts or ids; whole, or with `stream` as it grows."""
-        asked = Completion.of(await body_of(request), name)
+        raw = await body_of(request, max(MAX_BODY, POSITION_BODY * (engine.positions or 0)))
+        asked = await run_in_threadpool(lambda: Completion.of(read(raw), name))  # a large one takes a while
         if len(asked.prompts) > engine.max_waiting:
             most = f"more than the {engine.max_waiting} that may wait here: send fewer at a time"
             raise ApiError(400, f"{len(asked.prompts)} prompts are {most}", "prompt")
@@ -69,13 +74,22 @@ def build_app(engine: LiveEngine, name: str) -> FastAPI:
     return app
 
 
-async def body_of(request: Request) -> dict[str, Any]:
-    """Return the JSON object that a client sends; raises ApiError for anything else, and for one that is too large."""
+async def body_of(request: Request, most: int) -> bytes:
+    """Return the body that a client sends; raises ApiError for one that has more than so many bytes, or does not come."""
     raw = bytearray()
-    async for part in request.stream():
-        raw += part
-        if len(raw) > MAX_BODY:
-            raise ApiError(413, f"the body has more than {MAX_BODY} bytes: send less at a time")
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for part in request.stream():
+                raw += part
+                if len(raw) > most:
+                    raise ApiError(413, f"the body has more than {most} bytes: send less at a time")
+    except TimeoutError:
+        raise ApiError(408, f"the body did not come within {BODY_SECONDS:g} s: send it again") from None
+    return bytes(raw)
+
+
+def read(raw: bytes) -> dict[str, Any]:
+    """Return the JSON object that a body is; raises ApiError for anything else."""
     try:
         body = parsed(raw.decode())
     except ValueError as error:
@@ -112,6 +126,8 @@ class Completion:
         salt = body.pop("cache_salt", None)
         if salt is not None and not (isinstance(salt, str) and salt):
             raise ApiError(400, f"cache_salt must be a text, got {salt!r}", "cache_salt")
+        if isinstance(body.get("stop"), list) and len(body["stop"]) > MAX_STOPS:
+            raise ApiError(400, f"stop has {len(body['stop'])} texts, more than the {MAX_STOPS} that may end an answer: leave some out", "stop")
         prompts = prompts_of(body.get("prompt"))
         head = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()), "model": name}
         return cls(prompts, from_openai(body), stream, include_usage, salt, head)

@@ -66,9 +66,10 @@ class Call:
             try:
                 self.tickets.append(engine.submit(prompt, params, cache_salt=cache_salt, on_event=partial(self._hear, place)))
             except UserError as error:
-                if len(prompts) > 1 and type(error) is UserError:
-                    raise UserError(f"of prompt[{place}]: {error}") from None
-                raise
+                if len(prompts) == 1 or type(error) is not UserError:
+                    raise
+                named = str(error).replace("prompt 1 ", f"prompt[{place}] ", 1)  # to the engine each is the first of its call
+                raise UserError(named if named != str(error) else f"of prompt[{place}]: {error}") from None
 
     def _hear(self, place: int, event: Event) -> None:
         self._loop.call_soon_threadsafe(self._events.put_nowait, (place, event))

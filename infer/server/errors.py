@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from ...data.errors import UserError
 from ..engine.live import QueueFull
@@ -27,6 +28,8 @@ class ApiError(Exception):
             return error
         if isinstance(error, HTTPException):  # no such path, another method
             return cls(error.status_code, str(error.detail))
+        if isinstance(error, ClientDisconnect):
+            return cls(400, "the client has gone before all of its request was there")  # which nobody reads
         if isinstance(error, QueueFull):
             return cls(503, str(error), code="queue_full")
         if isinstance(error, EngineClosed):
@@ -48,10 +51,12 @@ async def answer_by_error(request: Request, error: Exception) -> JSONResponse:
     headers = dict(getattr(error, "headers", None) or {})
     if told.code == "queue_full":
         headers["Retry-After"] = "1"
+    if told.status == 408:  # the rest of it is no new request
+        headers["Connection"] = "close"
     return JSONResponse(told.body, told.status, headers)
 
 
 def add_errors(app: FastAPI) -> None:
     """Have every error of the app's handlers answered in this form; a defect is logged as well."""
-    for kind in (ApiError, UserError, HTTPException, Exception):
+    for kind in (ApiError, UserError, HTTPException, ClientDisconnect, Exception):
         app.add_exception_handler(kind, answer_by_error)

@@ -12,10 +12,14 @@ from ..engine.live import LiveEngine
 from .app import build_app
 
 DRAIN = 20.0  # seconds that requests in hand may go on once a signal has come
+LAST_WORDS = 2.0  # seconds beyond, in which their clients are told
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which at its end has the engine refuse what comes and finish what is in hand, for `DRAIN` seconds at most."""
+    """uvicorn's server, which at its end has the engine refuse what comes and finish what is in hand, for `DRAIN` seconds at most.
+
+    A second Ctrl-C breaks that off.
+    """
 
     def __init__(self, config: uvicorn.Config, engine: LiveEngine):
         super().__init__(config)
@@ -25,13 +29,17 @@ class Server(uvicorn.Server):
         """Answer what is in hand and close all connections."""
         closing = asyncio.create_task(asyncio.to_thread(self._engine.close, DRAIN))
         await super().shutdown(sockets)
-        if not self.force_exit:
-            await closing
+        if self.force_exit:
+            await asyncio.to_thread(self._engine.close)
+            if self.server_state.tasks:
+                await asyncio.wait(self.server_state.tasks, timeout=LAST_WORDS)
+            await self.lifespan.shutdown()  # else its task is cancelled, with a traceback
+        await closing
 
 
 def serve(engine: LiveEngine, name: str, listening: socket.socket) -> None:
     """Serve the engine's model under a name until SIGINT or SIGTERM, which is raised again at the end; the engine is closed by then."""
-    patience = int(2 * DRAIN)  # of a connection whose client reads nothing
+    patience = int(DRAIN + LAST_WORDS)  # also with a connection whose client reads nothing
     config = uvicorn.Config(build_app(engine, name), log_level="warning", lifespan="on", timeout_graceful_shutdown=patience)
     Server(config, engine).run([listening])
 
@@ -47,8 +55,8 @@ def bound(host: str, port: int) -> socket.socket:
         except OSError:
             found.close()
             raise
-    except OSError as error:
-        raise UserError(f"cannot serve at {host} port {port} ({error.strerror}): give another --host or --port") from None
+    except (OSError, UnicodeError) as error:  # a name that is none is told by either
+        raise UserError(f"cannot serve at {host} port {port} ({getattr(error, 'strerror', error)}): give another --host or --port") from None
     return found
 
 

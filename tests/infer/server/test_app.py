@@ -123,7 +123,7 @@ def test_half_a_character_is_never_sent(tiny, byte_tokenizer):
     [
         ({"prompt": None}, "prompt", "got none"), ({"prompt": []}, "prompt", "got none"), ({"prompt": [True]}, "prompt", "must be a text"),
         ({"prompt": [[]]}, "prompt", "must be a text"), ({"prompt": {"a": 1}}, "prompt", "must be a text"), ({"prompt": [1.5]}, "prompt", "must be a text"),
-        ({"prompt": ["a"] * 5}, "prompt", "5 prompts are more than the 4"), ({"prompt": ["abc", [999]]}, None, "of prompt[1]: prompt 1 has the id 999"),
+        ({"prompt": ["a"] * 5}, "prompt", "5 prompts are more than the 4"), ({"prompt": ["abc", [999]]}, None, "prompt[1] has the id 999"), ({"stop": ["x"] * 65}, "stop", "65 texts, more than the 64"),
         ({"prompt": ""}, None, "prompt 1 is empty"), ({"prompt": "a" * 300}, None, "positions of the model"), ({"prompt": "\ud800"}, None, "half"),
         ({"max_tokens": 0}, None, "max_new_tokens"), ({"max_tokens": "6"}, None, "max_new_tokens"), ({"temperature": -1}, None, "temperature"),
         ({"temperature": float("nan")}, None, "temperature"), ({"top_p": 2}, None, "top_p"), ({"n": 2}, None, "all be the same"),
@@ -150,7 +150,9 @@ def test_bodies_that_are_no_requests(client, monkeypatch):
     assert error_of(post(client, model="other"), 404, "model", "model_not_found") == "the model 'other' does not exist: this server has 'tiny'"
     assert error_of(client.get("/v1/completions"), 405) and error_of(client.get("/v2"), 404)
     monkeypatch.setattr(protocol, "MAX_BODY", 100)
-    assert "more than 100 bytes" in error_of(post(client, prompt="a" * 100), 413)
+    assert client.get("/docs").status_code == 404  # it would load its scripts from elsewhere
+    assert "positions of the model" in error_of(post(client, prompt="a" * 7_000), 400)  # 32 bytes for each of 256 positions may come
+    assert "more than 8192 bytes" in error_of(post(client, prompt="a" * 8_200), 413)
     assert client.get("/health").json()["status"] == "ok"
 
 

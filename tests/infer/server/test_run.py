@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import socket
 import threading
 import time
@@ -14,6 +15,7 @@ from seodang.data.errors import UserError
 from seodang.infer import SamplingParams
 from seodang.infer.engine.core import Engine
 from seodang.infer.engine.live import LiveEngine
+from seodang.infer.server import app as protocol
 from seodang.infer.server import run
 from seodang.infer.server.app import build_app
 from seodang.infer.server.run import Server, address_of, bound
@@ -44,11 +46,12 @@ def served(engine):
         assert not thread.is_alive() and not engine._thread.is_alive()
 
 
-def sent(port: int, body: dict) -> socket.socket:
-    """A connection on which a request has been sent."""
+def sent(port: int, body: dict, missing: int = 0) -> socket.socket:
+    """A connection on which a request has been sent, but for so many of its last bytes."""
     connection = socket.create_connection(("127.0.0.1", port), TIMEOUT)
     content = json.dumps({**GREEDY, **body}).encode()
-    connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(content), content))
+    whole = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(content), content)
+    connection.sendall(whole[: len(whole) - missing])
     return connection
 
 
@@ -95,6 +98,38 @@ def test_a_server_that_ends_lets_answers_end_or_says_that_they_were_broken_off(e
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+def test_a_body_that_does_not_come_keeps_nobody_waiting(engine, monkeypatch, caplog):
+    monkeypatch.setattr(protocol, "BODY_SECONDS", 0.05)
+    with served(engine) as (port, server):
+        answer = read_to_end(sent(port, {}, missing=5))  # the connection is closed: the rest would be no request
+        assert answer.startswith("HTTP/1.1 408") and "the body did not come within 0.05 s" in answer
+        monkeypatch.setattr(protocol, "BODY_SECONDS", TIMEOUT)
+        gone = sent(port, {}, missing=5)
+        while len(server.server_state.tasks) < 1:
+            time.sleep(0.001)
+        gone.close()
+        while server.server_state.tasks:
+            time.sleep(0.001)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_second_ctrl_c_breaks_off_what_is_in_hand(engine, monkeypatch, caplog):
+    step = Engine.step
+    monkeypatch.setattr(Engine, "step", lambda self: time.sleep(0.05) or step(self))
+    with served(engine) as (port, server):
+        connection = sent(port, {"max_tokens": 250, "stream": True})  # some 12 seconds
+        assert b"200 OK" in connection.recv(4096)
+        server.handle_exit(signal.SIGINT, None)
+        while engine.health().ok:
+            time.sleep(0.001)
+        began = time.monotonic()
+        server.handle_exit(signal.SIGINT, None)
+        server._captured_signals.clear()
+        assert "the request was cancelled: the server is closing" in read_to_end(connection)
+    assert time.monotonic() - began < 5
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
 def test_an_address_that_cannot_be_had_is_refused():
     with bound("127.0.0.1", 0) as taken:
         taken.listen()
@@ -104,3 +139,5 @@ def test_an_address_that_cannot_be_had_is_refused():
             bound("127.0.0.1", port)
     with pytest.raises(UserError, match="cannot serve at no.such.host.invalid port 0"):
         bound("no.such.host.invalid", 0)
+    with pytest.raises(UserError, match="cannot serve at a{70} port 0"):  # no label of a name may be so long
+        bound("a" * 70, 0)
