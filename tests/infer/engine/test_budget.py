@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from seodang.data.errors import UserError
-from seodang.infer import SamplingParams
+from seodang.infer import PrefixCache, SamplingParams, generate
 from seodang.infer.engine import budget as module
 from seodang.infer.engine.budget import Budget, left_in_groups, size
 from seodang.infer.engine.core import Engine
@@ -150,3 +150,15 @@ def test_a_models_weights_count_once(tiny):
     model = tiny("gpt2")  # whose head is its embeddings
     assert module.model_bytes(model) == sum(p.numel() * 4 for p in model.parameters()) + sum(b.nbytes for b in model.buffers())
     assert torch.equal(model.lm_head.weight, model.transformer.wte.weight)
+
+
+def test_what_guesses_took_that_did_not_come_counts_too(tiny, tiny_tokenizer):
+    model, draft, prompt = tiny("llama", head_dim=64, num_hidden_layers=4), tiny("llama", seed=1), [5 + at % 20 for at in range(90)]
+    [first] = generate(model, tiny_tokenizer, [prompt], SamplingParams(max_new_tokens=1))
+    cache = PrefixCache(model)
+    params = SamplingParams(
+        max_new_tokens=60, stop_token_ids=first.ids, assistant_model=draft, num_assistant_tokens=40, assistant_confidence_threshold=0.0
+    )
+    generate(model, tiny_tokenizer, [prompt], params, prefix_cache=cache)
+    [slot] = cache.slots
+    assert cache.runner.length(slot) == 90 and cache.bytes == cache.runner.bytes_for(90 + 40) >= cache.runner.memory > cache.runner.bytes_for(90)
