@@ -134,16 +134,24 @@ def guided(placed: Placed, logits: Tensor, batches: dict[Runner, Batch]) -> Tens
     return sequence.request.guidance.combine(logits, batches[sequence.guidance.runner].parts[placed.guidance])
 
 
-def seen_before(forwards: Sequence[Forward]) -> dict[TokenSequence, int]:
-    """Return of each traced sequence how many ids it has seen, to be compared with what it has after the pass."""
-    return {sequence: sequence.seen for forward in forwards for sequence in forward.sequences if sequence.request.traced}
+class Before(NamedTuple):
+    """How much a sequence had seen before a pass, and whether the pass reads on in its prompt."""
+
+    seen: int
+    reads_prompt: bool
 
 
-def trace_pass(forwards: Sequence[Forward], before: dict[TokenSequence, int], seconds: float) -> None:
-    """Trace what a pass cost, in seconds and positions, for the requests that are traced; `before` is what their sequences had seen until then."""
+def seen_before(forwards: Sequence[Forward]) -> dict[TokenSequence, Before]:
+    """Return how far each traced sequence is, to be compared with where it is after the pass."""
+    traced = [sequence for forward in forwards for sequence in forward.sequences if sequence.request.traced]
+    return {sequence: Before(sequence.seen, sequence.reads_prompt) for sequence in traced}
+
+
+def trace_pass(forwards: Sequence[Forward], before: dict[TokenSequence, Before], seconds: float) -> None:
+    """Trace what a pass cost, in seconds and positions, for the requests that are traced; `before` is how far their sequences were until then."""
     of_all = sum(len(ids) for forward in forwards for ids in forward.ids)
     for generation in dict.fromkeys(sequence.generation for sequence in before):
         own = [sequence for sequence in before if sequence.generation is generation]
-        new = sum(sequence.seen - before[sequence] for sequence in own)
-        record = PassTrace(seconds, new, of_all, sum(sequence.seen for sequence in own), not all(before[sequence] for sequence in own))
+        new = sum(sequence.seen - before[sequence].seen for sequence in own)
+        record = PassTrace(seconds, new, of_all, sum(sequence.seen for sequence in own), any(before[sequence].reads_prompt for sequence in own))
         generation.trace(record, own[0].position)

@@ -213,12 +213,14 @@ class Engine:
             self._end(strategy, error if is_its_own else self._contained(error))
 
     def _end(self, strategy: Strategy, error: UserError | None = None) -> None:
-        """Forget a strategy, and end the requests that it ran for by the error, if there is one."""
+        """Forget a strategy, end the requests that it ran for by the error, if there is one, and give back what those hold that were broken off."""
         strategy.close()
         self._asked.pop(strategy, None)
         for generation in self._serves.pop(strategy, []):
-            if error is not None:
+            if error is not None and not generation.done:
                 generation.fail(error)
+            if error is not None or generation.cancelled:  # also who was done or cancelled by then: no strategy gives it back any more
+                generation.release_all_slots()
 
     def _contained(self, error: Exception) -> UserError:
         """Tell whoever is to know of a defect, and return what its requests end by; raises it where nobody is."""
@@ -228,12 +230,10 @@ class Engine:
         return error if isinstance(error, UserError) else UserError(f"internal error: {type(error).__name__}: {error}")
 
     def _drop_cancelled(self) -> None:
-        """End the strategies whose requests were all cancelled, and give back what they hold."""
+        """End the strategies whose requests were all cancelled."""
         for strategy, served in list(self._serves.items()):
             if served and all(generation.cancelled for generation in served):
                 self._end(strategy)
-                for generation in served:
-                    generation.release_all_slots()
 
 
 def news(forwards: Sequence[Forward]) -> Iterator[tuple[TokenSequence, list[int]]]:

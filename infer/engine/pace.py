@@ -11,6 +11,7 @@ FIRST = 32  # positions, as long as nothing is known of their cost
 LEAST = 8  # positions: however slow a pass is, prompts come in
 WHOLE = 64  # a prompt of so many positions is not worth a second pass
 REMEMBERED = 9  # passes whose median is the usual one: a machine has its own hiccups
+REST = 16  # passes with prompts in a row, behind which one goes without, to see what the usual one takes by now
 
 
 class Pace:
@@ -28,17 +29,20 @@ class Pace:
             raise UserError(f"stall must be greater than 1, or None, got {stall}: a pass with prompts takes longer than one without")
         self.part, self.stall = part, stall
         self._usual: deque[float] = deque(maxlen=REMEMBERED)  # seconds of passes without prompts
-        self._rate: float | None = None  # positions of prompts a second, beside others
+        self._cost: float | None = None  # seconds that a position of a prompt adds to a pass
         self._last = FIRST
+        self._in_a_row = 0  # passes with prompts
 
     def room(self, streaming: bool) -> int:
         """Return how many positions of prompts the next pass takes; `streaming`, it gives others their tokens too."""
         if self.stall is None or not streaming:
             return self.part
-        if self._rate is None or not self._usual:
+        if self._in_a_row == REST:
+            return 0
+        if not self._cost or not self._usual:
             return min(FIRST, self.part)
         spare = (self.stall - 1) * median(self._usual)
-        return min(max(int(self._rate * spare), LEAST), 2 * self._last, self.part)
+        return min(max(int(spare / self._cost), LEAST), 2 * self._last, self.part)
 
     def whole(self, streaming: bool) -> int:
         """Return how many positions of prompts that are read at once the next pass takes; what is longer goes by parts."""
@@ -46,12 +50,14 @@ class Pace:
 
     def took(self, seconds: float, positions: int, streaming: bool) -> None:
         """Learn from a pass that had so many positions of prompts."""
+        rested, self._in_a_row = self._in_a_row == REST, self._in_a_row + 1
+        if not positions or rested or not streaming:  # though a short prompt came in whole meanwhile
+            self._in_a_row = 0
         if not positions:
             self._usual.append(seconds)
             return
         if streaming:
             self._last = max(positions, LEAST)
         spent = seconds - median(self._usual) if streaming and self._usual else seconds
-        if spent > 0:
-            rate = positions / spent
-            self._rate = rate if self._rate is None else (self._rate + rate) / 2
+        cost = max(spent, 0.0) / positions
+        self._cost = cost if self._cost is None else (self._cost + cost) / 2

@@ -145,7 +145,7 @@ class PrefixCache:
         sound = bool(ids) and generation in self._live and runner is self._current
         if not generation.slots_held:
             self._live.pop(generation, None)
-        new = Kept(ids, runner, sequence.cache_slot, salt, runner.bytes_for(len(ids)))
+        new = Kept(ids, runner, sequence.cache_slot, salt, runner.bytes_for(max(len(ids), sequence.reached)))
         if not sound or self.max_bytes is not None and new.bytes > self.max_bytes:
             runner.release([new.slot])
             return

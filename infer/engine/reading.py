@@ -24,6 +24,11 @@ class PromptReading(TokenSequence):
         return False
 
     @property
+    def reads_prompt(self) -> bool:
+        """Always: whatever it reads."""
+        return True
+
+    @property
     def position(self) -> int:
         """The answer's first."""
         return 0
@@ -52,14 +57,14 @@ def left_to_read(request: Request, host: Host) -> int:
 
 def goes_by_parts(request: Request, host: Host, room: int) -> bool:
     """Whether so much of the request is to be read that it goes in by parts, where a pass has room for so many positions of prompts."""
-    return not request.strategy.reads_prompt and host.runner.capabilities.parts and left_to_read(request, host) > room
+    return host.runner.capabilities.parts and left_to_read(request, host) > room
 
 
 def read_first(generation: Generation, host: Host) -> Strategy:
     """Read all that is given to a request but its last token, and what its guidance is given, by parts; then go on with its strategy.
 
     `generation.past` and `guidance_past` are then slots with what was read. Where the model's judgement of what is given is asked for, no
-    prefix cache is: what is said of a prompt does not hang on what was read before it.
+    prefix cache is: what is said of a prompt does not hang on what was read before it. A strategy that reads the prompt itself is left to it.
     """
     request, runner = generation.request, host.runner
     masked, cache = frozenset(request.masked_positions), request.prefix_cache
@@ -67,12 +72,13 @@ def read_first(generation: Generation, host: Host) -> Strategy:
     if asks_to_read(request):
         reading = PromptReading(generation, runner, new_slot(generation, runner), given)
         yield from judged(reading)
-    else:
+        generation.past = reading.cache_slot
+    elif not request.strategy.reads_prompt:
         reading = PromptReading(generation, runner, new_slot(generation, runner) if cache is None else recalled_slot(generation, runner), given)
         if cache is not None:
             cache.watch(reading)
         yield from read(reading)
-    generation.past = reading.cache_slot
+        generation.past = reading.cache_slot
     if (guidance := request.guidance) is not None:
         other = guidance.runner or runner
         reading = PromptReading(generation, other, generation.hold_slot(other, other.allocate()), list(guidance.prompt_ids))

@@ -138,7 +138,7 @@ class Scheduler:
         """Whether a pass of so many positions of prompts takes one more, or it goes in by parts; what a prefix cache has of a prompt is not run."""
         others = [other for other in self.admitted if other.stage is Stage.PREFILLING and not other.by_parts]
         length = generation.request.prompt_length - self._known(generation)
-        by_parts = self.runner.capabilities.parts and length > positions
+        by_parts = self.runner.capabilities.parts and generation.request.source_ids is None and length > positions  # an encoder reads at once
         return by_parts or not others or sum(other.request.prompt_length - other.cached_tokens for other in others) + length <= positions
 
     def _has_bytes(self, generation: Generation) -> bool:

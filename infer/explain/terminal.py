@@ -221,8 +221,9 @@ def beam_table(generation_trace: GenerationTrace, names: TokenLabels, steps: int
 def times(generation_trace: GenerationTrace) -> Text:
     """What reading the prompt took, and the steps after it."""
     lines = []
-    for each in generation_trace.prefill:
-        lines.append(f"prefill  {1000 * each.seconds:.1f} ms for {each.positions} positions")
+    if reading := generation_trace.prefill:
+        parts = f" in {len(reading)} passes" if len(reading) > 1 else ""
+        lines.append(f"prefill  {1000 * sum(each.seconds for each in reading):.1f} ms for {sum(each.positions for each in reading)} positions{parts}")
     if later := sorted(each.seconds for each in generation_trace.later):
         lengths = [max(len(steps) - 1, 0) for _, steps in generation_trace.answers]  # the first token came with the prompt
         speed = (max(lengths) if generation_trace.beams else sum(lengths)) / sum(later)

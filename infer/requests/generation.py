@@ -54,7 +54,7 @@ class Generation:
     slots_held: set[tuple[Runner, int]] = field(default_factory=set)
     forked: bool = False
     cancelled: bool = False
-    by_parts: bool = False  # whether its prompt is read by parts before its strategy begins
+    by_parts: bool = False  # whether its prompt is read by parts, which keep no other prompt out of a pass
     results: dict[int, Result] = field(default_factory=dict)  # by choice
     past: int | None = None
     guidance_past: int | None = None
@@ -155,8 +155,8 @@ class Generation:
             kept.clear()
 
     def trace(self, record: Any, position: int, choice: int = 0) -> None:
-        """Pass on what was observed at a position of an answer, where the request is traced."""
-        if self.request.traced:
+        """Pass on what was observed at a position of an answer, where the request is traced and not broken off: nothing comes behind an end."""
+        if self.request.traced and not self.broken_off:
             self.on_event(Observed(self.request.index, position, record, choice))
 
     def _publish(

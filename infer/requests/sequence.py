@@ -69,6 +69,7 @@ class TokenSequence:
     states: dict[str, Any] = field(default_factory=dict)
     constraints: list = field(default_factory=list)
     guidance: GuidanceSequence | None = None
+    reached: int = 0  # positions that the slot had before guesses were taken out of it: it keeps their memory
     place: Place | None = None  # what the model thinks of the next token, where that is asked
     top_logprobs: list[TokenLogprobs] = field(default_factory=list)
     request: Request = field(init=False)
@@ -134,6 +135,11 @@ class TokenSequence:
             return self.ids[seen:]
         masked = frozenset(request.masked_positions)
         return [id for position, id in enumerate(self.ids[seen:], seen) if position not in masked]
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether the next pass brings some of the prompt."""
+        return self.seen < len(self.request.prompt_ids)
 
     @property
     def new_ids(self) -> list[int]:
@@ -233,6 +239,7 @@ class TokenSequence:
     def rollback(self, count: int) -> None:
         """Take the newest `count` positions out of the cache: guesses that were not committed."""
         if count:
+            self.reached = max(self.reached, self.cached)
             self.runner.truncate(self.cache_slot, self.cached - count)
             if self.guidance is not None:
                 self.guidance.rollback(count)

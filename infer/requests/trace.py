@@ -17,7 +17,8 @@ Candidates = tuple[tuple[int, float], ...]  # ids with their probabilities, like
 
 @dataclass(frozen=True)
 class PassTrace:
-    """A forward pass: its seconds, how many new positions of the request and of all requests it ran, and how many the cache holds."""
+    """A forward pass: its seconds, how many new positions of the request and of all requests it ran, how many the cache holds, and whether it read
+    (on) in the prompt."""
 
     seconds: float
     positions: int

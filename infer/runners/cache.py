@@ -110,7 +110,7 @@ class KVCache:
     @property
     def memory(self) -> int:
         """How many bytes the slots take."""
-        return sum(pool.memory(self._written[slot] for slot in pool.slots) for pool in self.pools.values())
+        return sum(pool.memory(self._written.get(slot, 0) for slot in pool.slots) for pool in list(self.pools.values()))
 
     @staticmethod
     def bytes_for(positions: int, regions: Sequence[Region]) -> int:

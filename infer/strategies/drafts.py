@@ -234,6 +234,11 @@ class TranslatedDraft(DraftSequence):
         return self.target.position
 
     @property
+    def reads_prompt(self) -> bool:
+        """Whether the next pass begins with it: where it ends in the draft's ids is not known."""
+        return not self.seen
+
+    @property
     def unseen(self) -> list[int]:
         """The ids that the next pass must bring."""
         return self.ids[self.seen :]

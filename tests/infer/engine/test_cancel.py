@@ -2,11 +2,12 @@
 
 import pytest
 
-from seodang.infer import Finished, SamplingParams, generate
+from seodang.infer import Finished, Observed, SamplingParams, generate
 from seodang.infer.engine.core import Engine
 from seodang.infer.engine.pace import Pace
 from seodang.infer.engine.prompts import new_requests
 from seodang.infer.requests.generation import Generation
+from seodang.infer.requests.trace import PassTrace
 from seodang.infer.runners.open import open_runner
 from seodang.infer.strategies import beam
 
@@ -32,8 +33,8 @@ class Room:
             settings["assistant_model"] = self.draft
         return SamplingParams(**{"max_new_tokens": 12, "ignore_eos": True, **settings})
 
-    def ask(self, prompt: list[int], **settings) -> Generation:
-        [request] = new_requests(self.model, self.tokenizer, [prompt], self.params(**settings), self.engine)
+    def ask(self, prompt: list[int], traced: bool = False, **settings) -> Generation:
+        [request] = new_requests(self.model, self.tokenizer, [prompt], self.params(**settings), self.engine, traced)
         generation = Generation(request, self.events.append)
         self.engine.submit(generation)
         return generation
@@ -96,17 +97,54 @@ def test_a_cancelled_request_gives_its_place_to_the_one_that_waits(double, tiny_
     assert third.result.ids == room.alone([7]) and second.results[0].ids == [] and len(first.results[0].ids) == 2
 
 
-@pytest.mark.parametrize("way", ["greedy", "contrastive", "beams", "guided", "several", "draft"])
+@pytest.mark.parametrize("way", ["greedy", "contrastive", "beams", "guided", "guided contrastive", "several", "draft"])
 def test_a_prompt_read_by_parts_is_answered_as_at_once(double, tiny_tokenizer, way):
     room = Room(double, tiny_tokenizer, part=7)
-    settings = {**WAYS[way], **({"negative_prompt": LONG[::-1]} if way == "guided" else {})}
+    settings = {**WAYS["contrastive"], **WAYS["guided"]} if way == "guided contrastive" else dict(WAYS[way])
+    if "negative_prompt" in settings:
+        settings["negative_prompt"] = LONG[::-1]
     asked = room.ask(LONG, **settings)
     sizes, before = [], 0
     while room.engine.step():
         sizes.append(room.engine.runner.positions - before)
         before = room.engine.runner.positions
-    assert max(sizes[:8]) == 7  # no pass takes more
+    assert max(sizes[: 18 if "negative_prompt" in settings else 8]) == 7  # no pass takes more
     assert asked.result.ids == room.alone(LONG, **settings) and room.live == 0
+
+
+@pytest.mark.parametrize("way", ["contrastive", "beams"])  # the one reads its prompt itself, the other has it read
+def test_a_short_request_does_not_wait_for_a_long_prompt_to_be_read(double, tiny_tokenizer, way):
+    room = Room(double, tiny_tokenizer, part=7)
+    long = room.ask(LONG, **WAYS[way])
+    room.run(1)
+    short = room.ask(PROMPT, max_new_tokens=3)
+    room.run(3)
+    assert short.done and not long.forked and room.engine.runner.positions == 4 * 7 + len(PROMPT) + 2
+
+
+@pytest.mark.parametrize("way, positions", [("greedy", 60), ("contrastive", 60), ("guided", 60 + 2)])
+def test_the_passes_that_read_a_prompt_by_parts_are_told_apart_from_those_of_its_tokens(double, tiny_tokenizer, way, positions):
+    room = Room(double, tiny_tokenizer, part=7)
+    room.ask(LONG, traced=True, max_new_tokens=4, **WAYS[way])
+    room.run()
+    passes = [event.what for event in room.events if isinstance(event, Observed) and isinstance(event.what, PassTrace)]
+    reading = [each for each in passes if each.prefill]
+    assert passes[: len(reading)] == reading and sum(each.positions for each in reading) == positions
+    assert len(passes) - len(reading) == (4 if way == "contrastive" else 3)  # whose candidates run before one is chosen
+
+
+@pytest.mark.parametrize("way", ["greedy", "several", "lookup", "draft"])
+def test_nothing_is_told_of_a_request_behind_its_end(double, tiny_tokenizer, way):
+    room = Room(double, tiny_tokenizer)
+    room.ask([20, 21, 22])
+    ended = room.ask(PROMPT, traced=True, **WAYS[way])
+    events: list = []
+    ended.on_event = events.append
+    room.run(4)
+    room.engine.cancel(ended)
+    room.run()
+    count = ended.request.params.num_return_sequences
+    assert len(events) > 4 and all(isinstance(event, Finished) for event in events[-count:])
 
 
 def test_a_prompt_is_judged_by_parts_as_at_once(double, tiny_tokenizer):
@@ -160,3 +198,15 @@ def test_a_defect_ends_all_where_nobody_is_told(double, tiny_tokenizer, monkeypa
         room.run()
     room.engine.close()
     assert room.live == 0
+
+
+@pytest.mark.parametrize("fails", ["engine.core.run_forwards", "strategies.sampling.still_going"])
+def test_who_was_cancelled_before_a_shared_strategy_failed_holds_nothing_either(double, tiny_tokenizer, monkeypatch, fails):
+    room, told = Room(double, tiny_tokenizer), []
+    room.engine.on_defect = told.append
+    cancelled, failed = room.ask(PROMPT), room.ask([9])
+    room.run(2)
+    room.engine.cancel(cancelled)
+    monkeypatch.setattr(f"seodang.infer.{fails}", lambda *_: 1 / 0)
+    room.engine.step()
+    assert [each.result.finish_reason for each in (cancelled, failed)] == ["cancelled", "error"] and len(told) == 1 and room.live == 0

@@ -135,6 +135,19 @@ def test_prompts_that_are_too_much_for_one_pass_join_the_next_and_a_longer_one_g
     assert [each.result.ids for each in requests] == [greedy_ids(tiny("llama"), prompt, 4) for prompt in prompts]
 
 
+def test_an_encoder_reads_no_more_sources_a_pass_than_prompts_have_positions(tiny, tiny_tokenizer):
+    sources = [*([5 + i] * 25 for i in range(4)), [60] * 51, [61] * 51]
+    engine, generations = prepare(tiny("t5"), tiny_tokenizer, sources, SamplingParams(max_new_tokens=9, ignore_eos=True), False, None, 64)
+    engine.pace = Pace(50, stall=None)
+    for each in generations:
+        engine.submit(each)
+    running = []
+    for _ in range(4):
+        engine.step()
+        running.append(engine.scheduler.running)
+    assert running == [4, 5, 6, 6]  # two are read, and two come in to the next pass; a source that is longer comes in by itself
+
+
 def test_close_drops_what_is_unfinished(tiny, tokenizer):
     runner = open_runner(tiny("llama"))
     engine = Engine(runner, max_rows=1)

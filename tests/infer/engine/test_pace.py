@@ -3,7 +3,7 @@
 import pytest
 
 from seodang.data.errors import UserError
-from seodang.infer.engine.pace import FIRST, LEAST, WHOLE, Pace
+from seodang.infer.engine.pace import FIRST, LEAST, REST, WHOLE, Pace
 
 
 def test_alone_prompts_have_a_whole_part_and_a_fixed_pace_has_it_always():
@@ -16,13 +16,33 @@ def test_beside_others_a_pass_takes_what_makes_it_last_so_many_times_the_usual()
     assert pace.room(True) == FIRST  # nothing is known yet
     for seconds in (0.1, 0.9, 0.1):  # the usual is the median, whatever the machine did meanwhile
         pace.took(seconds, 0, True)
-    pace.took(0.3, 40, True)  # 40 positions took 0.2 s more than the usual pass: 200 a second
+    pace.took(0.3, 40, True)  # 40 positions took 0.2 s more than the usual pass: 5 ms each
     assert pace.room(True) == 40  # for twice the usual 0.1 s more
-    pace.took(0.2, 40, True)  # 400 a second by this pass, 300 by both
-    assert pace.room(True) == 60
+    pace.took(0.2, 40, True)  # 2.5 ms each by this pass, 3.75 by both
+    assert pace.room(True) == 53
     for _ in range(5):
-        pace.took(0.11, 40, True)  # nearly free, but no pass takes more than twice what the last one had
+        pace.took(0.05, 40, True)  # faster than the usual: as good as free, but no pass takes more than twice what the last one had
     assert pace.room(True) == 80
+
+
+def test_now_and_then_a_pass_goes_without_prompts_to_see_what_is_usual_by_now():
+    pace = Pace(512, stall=2.0)
+    pace.took(0.1, 0, True)
+    for _ in range(REST):
+        assert pace.room(True) > 0
+        pace.took(0.2, 10, True)  # 10 ms a position
+    assert pace.room(True) == 0 and pace.whole(True) == WHOLE and pace.room(False) == 512
+    pace.took(0.5, 64, True)
+    assert pace.room(True) > 0  # a short prompt that came in whole does not keep the long one waiting for ever
+
+
+def test_what_a_pass_without_prompts_tells_counts_at_once():
+    pace = Pace(512, stall=2.0)
+    pace.took(0.1, 0, True)
+    pace.took(0.2, 10, True)  # 10 ms a position
+    assert pace.room(True) == 10
+    pace.took(0.5, 0, True)  # the machine has become slower
+    assert pace.room(True) == 20  # the median of 0.1 and 0.5 for 10 ms each is 30, and twice the last one 20
 
 
 def test_however_slow_prompts_come_in_and_short_ones_whole():

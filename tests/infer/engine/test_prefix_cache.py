@@ -247,6 +247,18 @@ def test_what_was_longest_unused_goes_first_within_the_bytes(served, tiny_llama)
     assert (cache.bytes, cache.runner.live) == (0, 0)
 
 
+def test_what_guesses_took_that_did_not_come_counts_too(tiny, tiny_tokenizer):
+    model, draft, prompt = tiny("llama", head_dim=64, num_hidden_layers=4), tiny("llama", seed=1), [5 + at % 20 for at in range(90)]
+    [first] = generate(model, tiny_tokenizer, [prompt], SamplingParams(max_new_tokens=1))
+    cache = PrefixCache(model)
+    params = SamplingParams(
+        max_new_tokens=60, stop_token_ids=first.ids, assistant_model=draft, num_assistant_tokens=40, assistant_confidence_threshold=0.0
+    )
+    generate(model, tiny_tokenizer, [prompt], params, prefix_cache=cache)
+    [slot] = cache.slots
+    assert cache.runner.length(slot) == 90 and cache.bytes == cache.runner.bytes_for(90 + 40) >= cache.runner.memory > cache.runner.bytes_for(90)
+
+
 def test_a_continued_past_makes_way_and_a_shorter_one_is_not_kept_beside_it(served, tiny_llama):
     cache = PrefixCache(tiny_llama)
     ours = served(cache)
