@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache, cached_property
 from typing import Any
@@ -22,7 +22,7 @@ class Unsaid(int):
 
 def as_texts(name: str, value: Any) -> tuple:
     """One text or a list of texts as a tuple; raises UserError for anything else."""
-    if value is not None and not isinstance(value, Collection):
+    if value is not None and (not isinstance(value, Collection) or isinstance(value, Mapping)):
         raise UserError(f"{name} must be a text or a list of texts, got {value!r}")
     return (value,) if isinstance(value, str) else tuple(value or ())
 

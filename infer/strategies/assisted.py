@@ -49,15 +49,23 @@ def speculative(arrivals: Arrivals, drafts: Drafts, vocab: int) -> Strategy:
             return
         ready = [sequence for sequence in live if not awaits_forks(sequence)]  # several answers draft from the second pass on
         guesses = dict(zip(ready, (yield from drafts.guess(ready)))) if ready else {}
+        live = unfinished(live, drafts)  # guessing takes passes, and requests may be cancelled meanwhile
+        if not live:
+            continue
         guesses = {sequence: trimmed(sequence, guesses.get(sequence, Guess()), vocab) for sequence in live}
         logits = yield Forward(live, [sequence.unseen + guesses[sequence].ids for sequence in live], [len(guesses[sequence].ids) + 1 for sequence in live])
-        if len(ready) < len(live):
+        if any(map(awaits_forks, live)):
             live, logits, guesses = forked(live, logits, guesses)
         judge(live, [guesses[sequence] for sequence in live], logits, drafts)
-        finished = [sequence for sequence in live if sequence.finished]
-        drafts.release(finished)
-        release(finished)
-        live = [sequence for sequence in live if not sequence.finished]
+        live = unfinished(live, drafts)
+
+
+def unfinished(sequences: Sequence[TokenSequence], drafts: Drafts) -> list[TokenSequence]:
+    """Give back the slots of the sequences that are finished, and those of their drafts; return the others."""
+    finished = [sequence for sequence in sequences if sequence.finished]
+    drafts.release(finished)
+    release(finished)
+    return [sequence for sequence in sequences if not sequence.finished]
 
 
 def forked(live: list[TokenSequence], logits: Tensor, guesses: dict[TokenSequence, Guess]) -> tuple[list[TokenSequence], Tensor, dict[TokenSequence, Guess]]:

@@ -116,10 +116,12 @@ class ModelDrafts:
         able = [draft for draft in drafts if draft.ids and room[draft] > 0]
         if reading := [draft for draft in able if self.reads_by_parts(draft)]:
             yield self.parts(reading)
-        going = [draft for draft in able if draft not in reading]
+            self._let_go(sequences)
+        going = [draft for draft in able if draft not in reading and not draft.target.finished]
         while going:
             logits = yield next_tokens(going)
             going = [draft for draft in self._extend(going, logits) if len(draft.guess.ids) < room[draft] and draft.going]
+            self._let_go(sequences)
         return [self._in_target_ids(self._drafts[sequence]) if sequence in self._drafts else Guess() for sequence in sequences]
 
     def reads_by_parts(self, draft: DraftSequence) -> bool:
@@ -138,6 +140,12 @@ class ModelDrafts:
     def release(self, sequences: Sequence[TokenSequence]) -> None:
         """Give back the draft model's slots of these sequences."""
         release([self._drafts.pop(sequence) for sequence in sequences if sequence in self._drafts])
+
+    def _let_go(self, sequences: Sequence[TokenSequence]) -> None:
+        """Give back the slots of sequences that were cancelled since they were guessed for, and those of their drafts."""
+        ended = [sequence for sequence in sequences if sequence.finished]
+        self.release(ended)
+        release(ended)
 
     def _extend(self, drafts: list[DraftSequence], logits: Tensor) -> list[DraftSequence]:
         """Draft one token a sequence by logits, [sequences, vocab]; return the sequences that got one.

@@ -62,7 +62,6 @@ def ways(other) -> dict[str, dict]:
 
 
 NAMES = list(ways(None))
-DRAFTING = ("drafted", "drafted_sampling", "early_exit")
 
 
 @dataclass(frozen=True)
@@ -182,12 +181,12 @@ class House:
             sent.cancelled = step
 
     def check_step(self, engine: Engine, setting: Setting, sent: list[Sent], step: int) -> None:
-        """What the requests hold is within bounds, and nothing is held by those that were cancelled before the step; drafts in hand are finished first."""
+        """What the requests hold is within bounds, and nothing is held by those that were cancelled before the step."""
         runner, generations = engine.runner, [each.generation for each in sent]
         held = sum(of is runner for generation in generations for of, _ in generation.slots_held)
         assert held <= max([setting.max_rows, *[slots_of(generation.request, runner) for generation in generations]])
         for each in sent:
-            if each.cancelled is not None and step - each.cancelled >= (12 if each.asked.way in DRAFTING else 1):
+            if each.cancelled is not None and step - each.cancelled >= 1:
                 assert not each.generation.slots_held, each.asked
         if engine.scheduler.budget is not None:
             assert sum(runner.memory for runner in engine._runners.values()) <= engine.scheduler.budget.limit

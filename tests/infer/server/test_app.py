@@ -131,7 +131,7 @@ def test_half_a_character_is_never_sent(tiny, byte_tokenizer):
         ({"stream_options": {"include_usage": True}}, "stream_options", "without stream"), ({"stream_options": [1]}, "stream_options", "include_usage"),
         ({"stream": True, "stream_options": {"usage": True}}, "stream_options", "include_usage"), ({"cache_salt": 5}, "cache_salt", "must be a text"),
         ({"messages": []}, "messages", "give prompt"), ({"logprobs": 2}, "logprobs", "leave it out"), ({"echo": True}, None, "echo"),
-        ({"stop": 5}, None, "stop"), ({"logit_bias": {"x": "y"}}, None, "logit_bias"), ({"seed": "one"}, None, "seed"), ({"suffix": "x"}, None, "suffix"),
+        ({"stop": 5}, None, "stop"), ({"stop": {"a": 1}}, None, "a text or a list of texts"), ({"logit_bias": {"x": "y"}}, None, "logit_bias"), ({"seed": "one"}, None, "seed"), ({"suffix": "x"}, None, "suffix"),
         ({"response_format": 5}, None, "response_format"), ({"response_format": {"type": "json_schema", "json_schema": 5}}, None, "json_schema"),
     ],
     ids=lambda value: None,
