@@ -76,15 +76,16 @@ def build_app(engine: LiveEngine, name: str) -> FastAPI:
 
 async def body_of(request: Request, most: int) -> bytes:
     """Return the body that a client sends; raises ApiError for one that has more than so many bytes, or does not come."""
-    raw = bytearray()
+    raw, size = bytearray(), 0
     try:
         async with asyncio.timeout(BODY_SECONDS):
             async for part in request.stream():
-                raw += part
-                if len(raw) > most:
-                    raise ApiError(413, f"the body has more than {most} bytes: send less at a time")
+                size += len(part)
+                raw += part if size <= most else b""  # read to its end all the same: who still sends hears no answer
     except TimeoutError:
         raise ApiError(408, f"the body did not come within {BODY_SECONDS:g} s: send it again") from None
+    if size > most:
+        raise ApiError(413, f"the body has {size} bytes, more than the {most} that are read: send less at a time")
     return bytes(raw)
 
 

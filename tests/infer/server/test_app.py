@@ -123,7 +123,8 @@ def test_half_a_character_is_never_sent(tiny, byte_tokenizer):
     [
         ({"prompt": None}, "prompt", "got none"), ({"prompt": []}, "prompt", "got none"), ({"prompt": [True]}, "prompt", "must be a text"),
         ({"prompt": [[]]}, "prompt", "must be a text"), ({"prompt": {"a": 1}}, "prompt", "must be a text"), ({"prompt": [1.5]}, "prompt", "must be a text"),
-        ({"prompt": ["a"] * 5}, "prompt", "5 prompts are more than the 4"), ({"prompt": ["abc", [999]]}, None, "prompt[1] has the id 999"), ({"stop": ["x"] * 65}, "stop", "65 texts, more than the 64"),
+        ({"prompt": ["a"] * 5}, "prompt", "5 prompts are more than the 4"), ({"prompt": ["abc", [999]]}, None, "prompt[1] has the id 999"),
+        ({"stop": ["x"] * 65}, "stop", "65 texts, more than the 64"),
         ({"prompt": ""}, None, "prompt 1 is empty"), ({"prompt": "a" * 300}, None, "positions of the model"), ({"prompt": "\ud800"}, None, "half"),
         ({"max_tokens": 0}, None, "max_new_tokens"), ({"max_tokens": "6"}, None, "max_new_tokens"), ({"temperature": -1}, None, "temperature"),
         ({"temperature": float("nan")}, None, "temperature"), ({"top_p": 2}, None, "top_p"), ({"n": 2}, None, "all be the same"),
@@ -131,7 +132,8 @@ def test_half_a_character_is_never_sent(tiny, byte_tokenizer):
         ({"stream_options": {"include_usage": True}}, "stream_options", "without stream"), ({"stream_options": [1]}, "stream_options", "include_usage"),
         ({"stream": True, "stream_options": {"usage": True}}, "stream_options", "include_usage"), ({"cache_salt": 5}, "cache_salt", "must be a text"),
         ({"messages": []}, "messages", "give prompt"), ({"logprobs": 2}, "logprobs", "leave it out"), ({"echo": True}, None, "echo"),
-        ({"stop": 5}, None, "stop"), ({"stop": {"a": 1}}, None, "a text or a list of texts"), ({"logit_bias": {"x": "y"}}, None, "logit_bias"), ({"seed": "one"}, None, "seed"), ({"suffix": "x"}, None, "suffix"),
+        ({"stop": 5}, None, "stop"), ({"stop": {"a": 1}}, None, "a text or a list of texts"),
+        ({"logit_bias": {"x": "y"}}, None, "logit_bias"), ({"seed": "one"}, None, "seed"), ({"suffix": "x"}, None, "suffix"),
         ({"response_format": 5}, None, "response_format"), ({"response_format": {"type": "json_schema", "json_schema": 5}}, None, "json_schema"),
     ],
     ids=lambda value: None,
@@ -152,7 +154,7 @@ def test_bodies_that_are_no_requests(client, monkeypatch):
     monkeypatch.setattr(protocol, "MAX_BODY", 100)
     assert client.get("/docs").status_code == 404  # it would load its scripts from elsewhere
     assert "positions of the model" in error_of(post(client, prompt="a" * 7_000), 400)  # 32 bytes for each of 256 positions may come
-    assert "more than 8192 bytes" in error_of(post(client, prompt="a" * 8_200), 413)
+    assert "more than the 8192 that are read" in error_of(post(client, prompt="a" * 8_200), 413)
     assert client.get("/health").json()["status"] == "ok"
 
 

@@ -98,6 +98,14 @@ def test_a_server_that_ends_lets_answers_end_or_says_that_they_were_broken_off(e
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+def test_who_sends_too_much_hears_so_and_not_that_the_connection_broke(engine):
+    with served(engine) as (port, _):
+        content = b"a" * (4 << 20)
+        connection = socket.create_connection(("127.0.0.1", port), TIMEOUT)
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(content), content))
+        assert read_to_end(connection).startswith("HTTP/1.1 413")
+
+
 def test_a_body_that_does_not_come_keeps_nobody_waiting(engine, monkeypatch, caplog):
     monkeypatch.setattr(protocol, "BODY_SECONDS", 0.05)
     with served(engine) as (port, server):
