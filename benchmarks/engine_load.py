@@ -14,6 +14,7 @@ what the engine said at its start. `short`: a short request that is sent after a
 
 import argparse
 import json
+import os
 import queue
 import random
 import resource
@@ -23,12 +24,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from seodang.data import read, sample_path
-from seodang.infer import Committed, Finished, SamplingParams, generate, load, open_runner
-from seodang.infer.engine.budget import pass_bytes
-from seodang.infer.engine.core import MAX_ROWS
-from seodang.infer.engine.live import LiveEngine
-from seodang.infer.engine.pace import Pace
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `seodang serve` has it; read when torch is imported
+
+from seodang.data import read, sample_path  # noqa: E402
+from seodang.infer import Committed, Finished, SamplingParams, generate, load, open_runner  # noqa: E402
+from seodang.infer.engine.budget import pass_bytes  # noqa: E402
+from seodang.infer.engine.core import MAX_ROWS  # noqa: E402
+from seodang.infer.engine.live import LiveEngine  # noqa: E402
+from seodang.infer.engine.pace import Pace  # noqa: E402
 
 SYSTEM = "You answer questions on the countries of the world for pupils of ten years: briefly, in plain words, and you say so where you are not sure. "
 LONG, STREAMS = 8_000, 8
@@ -53,7 +56,7 @@ class Texts:
         """Return a text of about so many tokens (of `before` too), which goes on where the last one ended."""
         text = before
         while self.count(text) < tokens:
-            missing = max((tokens - self.count(text)) // 3, 1)
+            missing = max((tokens - self.count(text)) // 12, 1)  # a Korean word has as many
             words = [self.words[(self.begin + i) % len(self.words)] for i in range(missing)]
             self.begin += missing
             text = f"{text} {' '.join(words)}".strip()
