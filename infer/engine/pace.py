@@ -9,7 +9,7 @@ from ...data.errors import UserError
 
 FIRST = 32  # positions, as long as nothing is known of their cost
 LEAST = 8  # positions: however slow a pass is, prompts come in
-WHOLE = 64  # a prompt of so many positions is not worth a second pass
+WHOLE = 128  # a prompt of so many positions is not worth a second pass
 REMEMBERED = 9  # passes whose median is the usual one: a machine has its own hiccups
 REST = 16  # passes with prompts in a row, behind which one goes without, to see what the usual one takes by now
 

@@ -161,6 +161,7 @@ class PrefixCache:
         group.insert(place_of(ids, group), new)
         self._kept[new] = None
         self.bytes += new.bytes
+        runner.shelve([new.slot])
         while self.sequences is not None and len(self._kept) > self.sequences or self.max_bytes is not None and self.bytes > self.max_bytes:
             self._drop(next(iter(self._kept)))
 

@@ -81,6 +81,9 @@ class CacheSlots:
         """Append `ids[i]` to slot i and return the logits of its newest `keep[i]` positions, [sum(keep), vocab]; each kind of slots is a pass."""
         return self.observe(slots, ids, keep, ()).logits
 
+    def shelve(self, slots: Sequence[int]) -> None:
+        """Nothing: slots that do not run lie by themselves already."""
+
     def release(self, slots: Sequence[int]) -> None:
         """Give back the slots and their memory."""
         for slot in slots:

@@ -92,12 +92,13 @@ class KVCache:
     """Slots of their own length in pools of doubling capacity.
 
     A slot that outgrows its pool moves to the next, so that growth costs a slot its own length, amortised, and never
-    a copy of the others. What a slot takes is the pages that its positions were written to, where blocks are mapped (see `lane_block`).
+    a copy of the others. Slots on the shelf lie in pools of their own, so that those that run stay side by side. What a slot takes is the pages that its positions were written to, where blocks are mapped (see `lane_block`).
     """
 
     def __init__(self, new_pool: Callable[[int], Pool] = Pool):
         self.new_pool = new_pool  # capacity to an empty pool
         self.pools: dict[int, Pool] = {}
+        self.shelf: dict[int, Pool] = {}
         self.lengths: dict[int, int] = {}
         self.masked_positions: dict[int, tuple[int, ...]] = {}  # positions that a slot leaves out, in order
         self._lanes: dict[int, tuple[Pool, int]] = {}
@@ -110,7 +111,7 @@ class KVCache:
     @property
     def memory(self) -> int:
         """How many bytes the slots take."""
-        return sum(pool.memory(self._written.get(slot, 0) for slot in pool.slots) for pool in list(self.pools.values()))
+        return sum(pool.memory(self._written.get(slot, 0) for slot in pool.slots) for pools in (self.pools, self.shelf) for pool in list(pools.values()))
 
     @staticmethod
     def bytes_for(positions: int, regions: Sequence[Region]) -> int:
@@ -130,13 +131,18 @@ class KVCache:
 
     def reserve(self, slot: int, length: int) -> None:
         """Make room for the slot to hold `length` positions."""
-        pool, lane = self._lanes[slot]
-        if length > pool.capacity:
-            larger = self._pool(length)
-            self._put(slot, larger)
-            pool.move(lane, larger, len(larger.slots) - 1, self.lengths[slot])
-            self._close(pool, lane)
+        if length > self._lanes[slot][0].capacity:
+            self._move(slot, self._pool(length))
         self._written[slot] = max(self._written[slot], length)
+
+    def shelve(self, slots: Sequence[int]) -> None:
+        """Lay slots that are copied from, and seldom or never run, apart from the others."""
+        for slot in slots:
+            capacity = capacity_of(self.lengths[slot])
+            pool = self.shelf.setdefault(capacity, self.new_pool(capacity))
+            if self._lanes[slot][0] is not pool:
+                self._move(slot, pool)
+                self._written[slot] = self.lengths[slot]
 
     def fork(self, slots: Sequence[int]) -> list[int]:
         """Return a new slot for each of these, with the same past."""
@@ -144,7 +150,7 @@ class KVCache:
         for slot in slots:
             pool, lane = self._lanes[slot]
             fork = self.add(pool.capacity)
-            pool.copy(lane, pool, len(pool.slots) - 1, self.lengths[slot])
+            pool.copy(lane, *self._lanes[fork], self.lengths[slot])
             self.lengths[fork] = self._written[fork] = self.lengths[slot]
             if slot in self.masked_positions:
                 self.masked_positions[fork] = self.masked_positions[slot]
@@ -197,6 +203,13 @@ class KVCache:
         capacity = capacity_of(length)
         return self.pools.setdefault(capacity, self.new_pool(capacity))
 
+    def _move(self, slot: int, target: Pool) -> None:
+        """Lay a slot in another pool."""
+        pool, lane = self._lanes[slot]
+        self._put(slot, target)
+        pool.move(lane, target, len(target.slots) - 1, self.lengths[slot])
+        self._close(pool, lane)
+
     def _put(self, slot: int, pool: Pool) -> None:
         kept = [self.lengths[other] for other in pool.slots]
         self._written[slot] = 0
@@ -214,7 +227,8 @@ class KVCache:
         if pool.slots:
             pool.fit([self.lengths[slot] for slot in pool.slots])
         else:
-            del self.pools[pool.capacity]
+            pools = self.shelf if self.shelf.get(pool.capacity) is pool else self.pools
+            del pools[pool.capacity]
 
 
 class StackedPool(Pool):

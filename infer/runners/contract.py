@@ -73,6 +73,9 @@ class Runner(Protocol):
     def truncate(self, slot: int, length: int) -> None:
         """Keep the first `length` positions of the slot; raises UserError for more than it has, or where it cannot (`truncate`)."""
 
+    def shelve(self, slots: Sequence[int]) -> None:
+        """Lay slots that others are copied from apart from those that run, where that makes passes faster; they can do all that they could."""
+
     def release(self, slots: Sequence[int]) -> None:
         """Give back the slots and their memory."""
 

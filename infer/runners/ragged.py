@@ -115,6 +115,10 @@ class RaggedRunner:
         """Keep a slot's first `length` positions: rejected guesses leave the cache."""
         self.cache.truncate(slot, length)
 
+    def shelve(self, slots: Sequence[int]) -> None:
+        """Lay slots that others are copied from apart from those that run, which are then read as one block."""
+        self.cache.shelve(slots)
+
     def release(self, slots: Sequence[int]) -> None:
         """Give back the slots' memory."""
         self.cache.release(slots)

@@ -40,7 +40,7 @@ def next_positions(past: int, hidden: tuple[int, ...], count: int) -> list[int]:
 def test_rows_keep_their_past_through_growth_forks_copies_truncation_and_release():
     chance, cache, expected, hidden, number, copies = random.Random(0), KVCache(), {}, {}, 0.0, []
     for _ in range(1600):
-        action = chance.choice(["add", "write", "write", "write", "fork", "copy", "truncate", "release"])
+        action = chance.choice(["add", "write", "write", "write", "fork", "copy", "truncate", "release", "shelve"])
         row = chance.choice(list(expected)) if expected else None
         if action == "add" or row is None:
             row = cache.add()
@@ -52,6 +52,8 @@ def test_rows_keep_their_past_through_growth_forks_copies_truncation_and_release
             number += len(values)
             write(cache, row, values)
             expected[row] = expected[row] + values
+        elif action == "shelve":
+            cache.shelve([row])
         elif action == "fork" and len(expected) < 20:
             [fork] = cache.fork([row])
             expected[fork] = list(expected[row])
@@ -87,6 +89,19 @@ def test_live_rows_lie_together_whoever_leaves():
     cache.release([rows[0], rows[3], rows[7]])
     left = [row for row in rows if row in cache.lengths]
     assert sorted(cache.locate(row)[1] for row in left) == [0, 1, 2, 3, 4]
+
+
+def test_rows_on_the_shelf_lie_apart_from_those_that_run():
+    cache = KVCache()
+    rows = [cache.add() for _ in range(6)]
+    for row in rows:
+        write(cache, row, [float(row)])
+    cache.shelve(rows[1:5:2])
+    assert [cache.locate(row)[1] for row in rows if row not in (rows[1], rows[3])] == [0, 2, 3, 1]  # no gap between them
+    assert all(cache.locate(row)[0] is cache.shelf[SMALLEST] for row in (rows[1], rows[3]))
+    assert [read(cache, row) for row in rows] == [[float(row)] for row in rows]
+    cache.release(rows)
+    assert not cache.pools and not cache.shelf and not cache.memory
 
 
 def test_a_row_takes_the_next_power_of_two_and_leaves_the_others_where_they_are():
