@@ -154,7 +154,7 @@ class Engine:
 
         An `idle` engine, whose slots are held by strategies that ended without releasing them, lets the next in all the same.
         """
-        room = self.pace.whole(self.scheduler.streaming)
+        room = self.pace.whole(self.scheduler.streaming and not self.scheduler.crowded)
         while (generation := self.scheduler.admit(idle, room)) is not None:
             idle = False
             try:
@@ -174,9 +174,12 @@ class Engine:
         return generation.request.strategy.start(generation, self)
 
     def _begin_shared(self) -> None:
-        """Start the shared strategies that have sequences and are not running."""
+        """Start the shared strategies that have sequences and are not running; those that run and are open to others take theirs into the next pass."""
         for key, sequences in list(self._joined.items()):
-            if sequences and self._shared.get(key) not in self._asked:
+            asked = self._asked.get(self._shared.get(key))
+            if sequences and asked is not None and asked.open:
+                asked.take_in(self._arrived(key))
+            elif sequences and asked is None:
                 self._shared[key] = self._begin[key](partial(self._arrivals, key))
                 self._serves[self._shared[key]] = []
                 self._advance(self._shared[key], None)
@@ -184,6 +187,10 @@ class Engine:
     def _arrivals(self, key: Hashable) -> list[TokenSequence]:
         """Let requests in that have room by now, so that none waits a step for it, and return the sequences that have joined this key."""
         self._admit()
+        return self._arrived(key)
+
+    def _arrived(self, key: Hashable) -> list[TokenSequence]:
+        """Return the sequences that have joined a running strategy, but for those that were cancelled on their way."""
         arrived, self._joined[key] = self._joined[key], []
         release([sequence for sequence in arrived if sequence.finished])  # cancelled on their way
         arrived = [sequence for sequence in arrived if not sequence.finished]

@@ -70,6 +70,11 @@ class Scheduler:
         """Whether a request gets its tokens now."""
         return any(generation.stage is Stage.RUNNING for generation in self.admitted)
 
+    @property
+    def crowded(self) -> bool:
+        """Whether at least as many requests wait as get their tokens: to spare these would cost the others more."""
+        return len(self.waiting) >= sum(generation.stage is Stage.RUNNING for generation in self.admitted)
+
     def admit(self, idle: bool = False, positions: int = MAX_NEW_POSITIONS) -> Generation | None:
         """Let the next request in and return it, prefilling; None where none waits or there is no room for it now.
 

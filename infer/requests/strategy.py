@@ -20,6 +20,7 @@ class Forward:
     hidden states as well, counted as transformers does (0 the embeddings, the last after the final norm): `states` then holds
     for each layer those of all new positions, [sum(len(ids)), hidden], sequence after sequence. All sequences of a pass have one runner.
     One that is `partial`, of a single sequence, may be cut to its first ids and then gives logits of those alone that are left of the newest.
+    One that is `open` takes sequences in that come before it is run, each with what it has not seen and one logit.
     """
 
     sequences: list[TokenSequence]
@@ -28,6 +29,14 @@ class Forward:
     layers: tuple[int, ...] = ()
     states: dict[int, Tensor] = field(default_factory=dict)
     partial: bool = False
+    open: bool = False
+
+    def take_in(self, sequences: list[TokenSequence]) -> None:
+        """Add sequences to an open pass."""
+        for sequence in sequences:
+            self.sequences.append(sequence)
+            self.ids.append(sequence.unseen)
+            self.keep.append(1)
 
     def cut(self, most: int) -> int:
         """Keep at most so many of a partial pass' ids, and return how many it has."""

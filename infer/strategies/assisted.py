@@ -53,7 +53,10 @@ def speculative(arrivals: Arrivals, drafts: Drafts, vocab: int) -> Strategy:
         if not live:
             continue
         guesses = {sequence: trimmed(sequence, guesses.get(sequence, Guess()), vocab) for sequence in live}
-        logits = yield Forward(live, [sequence.unseen + guesses[sequence].ids for sequence in live], [len(guesses[sequence].ids) + 1 for sequence in live])
+        new, keep = [sequence.unseen + guesses[sequence].ids for sequence in live], [len(guesses[sequence].ids) + 1 for sequence in live]
+        forward = Forward(live, new, keep, open=True)
+        logits = yield forward
+        live, guesses = forward.sequences, {sequence: guesses.get(sequence, Guess()) for sequence in forward.sequences}
         if any(map(awaits_forks, live)):
             live, logits, guesses = forked(live, logits, guesses)
         judge(live, [guesses[sequence] for sequence in live], logits, drafts)

@@ -32,8 +32,10 @@ def sampled(arrivals: Arrivals) -> Strategy:
         live = live + arrivals()
         if not live:
             return
-        logits = yield next_tokens(live)
-        live, logits = still_going(live, logits)
+        forward = next_tokens(list(live))
+        forward.open = True
+        logits = yield forward
+        live, logits = still_going(forward.sequences, logits)
         if any(awaits_forks(sequence) for sequence in live):
             live, sources = with_forks(live)
             logits = logits[sources]

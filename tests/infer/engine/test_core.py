@@ -148,6 +148,29 @@ def test_an_encoder_reads_no_more_sources_a_pass_than_prompts_have_positions(tin
     assert running == [4, 5, 6, 6]  # two are read, and two come in to the next pass; a source that is longer comes in by itself
 
 
+def test_who_streams_is_spared_unless_as_many_wait(tiny, tokenizer):
+    runner = open_runner(tiny("llama"))
+    engine, before = Engine(runner, pace=Pace(512)), 0
+
+    def positions() -> int:
+        nonlocal before
+        engine.step()
+        before, ran = runner.positions, runner.positions - before
+        return ran
+
+    def come(count: int) -> None:
+        for at in range(count):
+            engine.submit(request(tokenizer, list(range(3 + at, 63 + at)), max_new_tokens=40))
+
+    come(1)
+    assert positions() == 60
+    come(7)
+    assert positions() == 1 + 7 * 60  # one that streams is not worth that seven wait
+    come(3)
+    assert positions() == 8 + 2 * 60  # eight are spared: 128 positions a pass, and not all three
+    assert positions() == 10 + 60
+
+
 def test_close_drops_what_is_unfinished(tiny, tokenizer):
     runner = open_runner(tiny("llama"))
     engine = Engine(runner, max_rows=1)
