@@ -161,4 +161,5 @@ def test_what_guesses_took_that_did_not_come_counts_too(tiny, tiny_tokenizer):
     )
     generate(model, tiny_tokenizer, [prompt], params, prefix_cache=cache)
     [slot] = cache.slots
-    assert cache.runner.length(slot) == 90 and cache.bytes == cache.runner.bytes_for(90 + 40) >= cache.runner.memory > cache.runner.bytes_for(90)
+    assert cache.runner.length(slot) == 90 and cache.bytes == cache.runner.bytes_for(90 + 40)
+    assert cache.runner.memory <= cache.runner.bytes_for(90)  # of what lies on the shelf no more is there than is kept

@@ -175,10 +175,10 @@ def test_what_a_request_has_read_is_shared_while_it_is_answered(served, tiny_lla
     assert len(answer) == 4 and not cache.slots
     second, third = ours.send([*PROMPT, *answer, 90]), ours.send([*PROMPT[:5], 99])
     read = cache.runner.positions
-    ours.steps(2)  # they are let in, and join the second pass
+    ours.steps(2)  # they are let in, and are in the next pass
     assert second.cached_tokens == len(PROMPT) + 3  # the newest token has been chosen, and not been read
     assert third.cached_tokens == 5 and first.cached_tokens == 0
-    assert cache.runner.positions - read == 2 + 2 + 1  # two steps of the first; the fourth token and 90; 99
+    assert cache.runner.positions - read == (1 + 2 + 1) + 3  # a step of the first, the fourth token and 90, 99; a step of each
     ours.steps()
     assert (second.result.cached_tokens, third.result.cached_tokens) == (len(PROMPT) + 3, 5)
 
