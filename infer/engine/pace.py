@@ -21,7 +21,7 @@ class Pace:
     without prompts; a prompt of up to `WHOLE` is read at once all the same. With `stall=None` it is `part` in any case.
     """
 
-    def __init__(self, part: int = 512, stall: float | None = 2.5):
+    def __init__(self, part: int = 512, stall: float | None = 1.8):
         """Raises UserError for a part of no positions, and for a stall that leaves a pass no time for prompts."""
         if part < 1:
             raise UserError(f"part must be at least 1 position, got {part}")
