@@ -70,11 +70,10 @@ class Budget:
 
     def check(self, request: Request, host: Host) -> int:
         """Return what `needs` does; raises UserError, with the numbers, for more than the budget."""
-        own = list(demands(request, host))
-        needs = sum(demand.bytes for demand in own)
-        if needs > self.limit:
+        if (needs := self.needs(request, host)) > self.limit:
+            asked = ", ".join(map(str, demands(request, host)))
             raise UserError(
-                f"request {request.index} needs {size(needs)} of memory ({', '.join(map(str, own))}), more than the budget of {size(self.limit)}: "
+                f"request {request.index} needs {size(needs)} of memory ({asked}), more than the budget of {size(self.limit)}: "
                 f"{remedy(request)}, or raise the budget"
             )
         return needs

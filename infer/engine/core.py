@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...data.errors import UserError
 from ..requests.generation import Generation, Stage
 from ..requests.request import Request
-from ..requests.sequence import TokenSequence, release
+from ..requests.sequence import TokenSequence, release_finished
 from ..requests.strategy import Arrivals, Forward, Strategy
 from ..runners.contract import Runner
 from ..runners.early_exit import open_first_layers
@@ -95,7 +95,7 @@ class Engine:
             self._begin_shared()
         if not self._asked:
             self.scheduler.end_step()  # those that were cancelled are over
-            return bool(self.scheduler.waiting or self.scheduler.aside)
+            return self._going
         streaming = self.scheduler.streaming
         due = self._due(self.pace.room(streaming))
         forwards = list(due.values())
@@ -192,8 +192,7 @@ class Engine:
     def _arrived(self, key: Hashable) -> list[TokenSequence]:
         """Return the sequences that have joined a running strategy, but for those that were cancelled on their way."""
         arrived, self._joined[key] = self._joined[key], []
-        release([sequence for sequence in arrived if sequence.finished])  # cancelled on their way
-        arrived = [sequence for sequence in arrived if not sequence.finished]
+        arrived = release_finished(arrived)  # others were cancelled on their way
         served = self._serves[self._shared[key]]
         served[:] = [generation for generation in served if not generation.done] + [sequence.generation for sequence in arrived]
         return arrived

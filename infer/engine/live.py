@@ -123,8 +123,9 @@ class LiveEngine:
             self._refuse_too_many()
             [request] = new_requests(self.model, self.tokenizer, [prompt], params, self._loop.engine, trace, literal)
             request = replace(request, index=next(self._indices), cache_salt=cache_salt)
-            self._refuse_too_large(request)
-            ticket = Ticket(Generation(request), on_event, self._loop)
+            self._refuse_too_wide(request)
+            generation = Generation(request, bytes_reserved=self.budget.check(request, self._loop.engine))
+            ticket = Ticket(generation, on_event, self._loop)
             self._loop.take(ticket)
         return ticket
 
@@ -162,7 +163,7 @@ class LiveEngine:
         self._loop.refuse("the engine is closed: make another one")
         until = None if timeout is None else time.monotonic() + timeout
         for ticket in self._loop.tickets():
-            ticket._over.wait(None if until is None else max(0.0, until - time.monotonic()))
+            ticket.wait(None if until is None else max(0.0, until - time.monotonic()))
         self._loop.stop()
         self._thread.join(self.stuck_after)
         self._end.detach()
@@ -177,13 +178,12 @@ class LiveEngine:
         finally:
             ticket.cancel()
 
-    def _refuse_too_large(self, request: Request) -> None:
-        """Raise UserError, with the numbers, for a request that could only come in beyond what the engine has."""
+    def _refuse_too_wide(self, request: Request) -> None:
+        """Raise UserError, with the numbers, for a request that could only come in beyond the engine's rows."""
         rows = slots_of(request, self._loop.engine.runner)
         if rows > self.max_rows:
             has = f"and there are {self.max_rows}: ask for fewer, or raise max_rows"
             raise UserError(f"the request needs {rows} rows for its answers, beams and guidance, {has}")
-        self.budget.check(request, self._loop.engine)
 
     def _refuse_too_many(self) -> None:
         self._loop.refuse_where_closed()

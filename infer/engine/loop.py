@@ -43,6 +43,10 @@ class Ticket:
         """Whether every answer has finished."""
         return self._over.is_set()
 
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until every answer has finished, or so many seconds; return whether they have."""
+        return self._over.wait(timeout)
+
     def events(self) -> Iterator[Event]:
         """Yield what happens as it does, up to the `Finished` of the last answer; one that fails raises nothing, its `Finished` says so.
 
@@ -58,7 +62,7 @@ class Ticket:
         Raises TimeoutError where they are not there after so many seconds, and UserError where an `on_event` would wait for its own thread.
         """
         self._refuse_to_wait(self.done)
-        if not self._over.wait(timeout):
+        if not self.wait(timeout):
             raise TimeoutError(f"request {self.generation.request.index} is not answered after {timeout} s: wait longer, or cancel it")
         found = [result for _, result in sorted(self.generation.results.items())]
         return [replace(result, trace=self._trace) for result in found] if self._trace else found

@@ -74,7 +74,7 @@ def read_first(generation: Generation, host: Host) -> Strategy:
         yield from judged(reading)
         generation.past = reading.cache_slot
     elif not request.strategy.reads_prompt:
-        reading = PromptReading(generation, runner, new_slot(generation, runner) if cache is None else recalled_slot(generation, runner), given)
+        reading = PromptReading(generation, runner, recalled_slot(generation, runner), given)
         if cache is not None:
             cache.watch(reading)
         yield from read(reading)

@@ -53,7 +53,8 @@ class Scheduler:
 
         The budget asks `host` for the runners of further models.
         """
-        generation.bytes_reserved = 0 if self.budget is None else self.budget.check(generation.request, host)
+        if self.budget is not None and not generation.bytes_reserved:  # who hands it in may have asked the budget already
+            generation.bytes_reserved = self.budget.check(generation.request, host)
         generation.slots_reserved = slots
         self.waiting.append(generation)
 

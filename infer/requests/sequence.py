@@ -90,10 +90,8 @@ class TokenSequence:
         past, generation.past = generation.past, None
         if past is not None and recall:
             slot = past
-        elif recall and request.prefix_cache is not None:
-            slot = recalled_slot(generation, runner)
         else:
-            slot = new_slot(generation, runner)
+            slot = recalled_slot(generation, runner) if recall else new_slot(generation, runner)
         if past not in (None, slot):
             generation.release_slot(runner, past)
         sequence = cls(generation, runner, slot, list(request.prompt_ids), request.new_text())
@@ -296,8 +294,10 @@ def new_slot(generation: Generation, runner: Runner) -> int:
 
 
 def recalled_slot(generation: Generation, runner: Runner) -> int:
-    """Return a slot for a sequence of the request with the longest past of its prompt that its prefix cache has, and note how long that is."""
+    """Return a slot for a sequence of the request with the longest past of its prompt that its prefix cache, if any, has; note how long that is."""
     request = generation.request
+    if request.prefix_cache is None:
+        return new_slot(generation, runner)
     slot = generation.hold_slot(runner, request.prefix_cache.recall(request.prompt_ids, runner, request.cache_salt))
     generation.cached_tokens = runner.length(slot)
     return slot
@@ -325,3 +325,9 @@ def release(sequences: Sequence[TokenSequence]) -> None:
             generation.release_slot(sequence.runner, sequence.cache_slot)
         if sequence.guidance is not None:
             generation.release_slot(sequence.guidance.runner, sequence.guidance.cache_slot)
+
+
+def release_finished(sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
+    """Give back the slots of the sequences that are finished, or whose requests have ended; return the others."""
+    release([sequence for sequence in sequences if sequence.finished])
+    return [sequence for sequence in sequences if not sequence.finished]

@@ -46,9 +46,9 @@ class Forward:
         return len(self.ids[0])
 
 
-def next_tokens(sequences: list[TokenSequence]) -> Forward:
+def next_tokens(sequences: list[TokenSequence], open: bool = False) -> Forward:
     """The pass of one step: what each sequence has not seen yet, and the logits that follow it."""
-    return Forward(sequences, [sequence.unseen for sequence in sequences], [1] * len(sequences))
+    return Forward(list(sequences), [sequence.unseen for sequence in sequences], [1] * len(sequences), open=open)
 
 
 # A strategy runs no model: the passes that it yields are merged with those of others, and their logits come with the guidance of its

@@ -50,11 +50,6 @@ class TurnsByLength:
         self._read[slot] = []
         return slot
 
-    def bytes_for(self, positions: int, source: int = 0) -> int:
-        """Return at most how many bytes a slot of so many positions comes to take; what the first call tries leaves no trace in the model."""
-        with locked(self.model), unturned(self.model):
-            return super().bytes_for(positions, source)
-
     def fork(self, slots: Sequence[int]) -> list[int]:
         """Return a new slot for each of these, with the same past."""
         forks = super().fork(slots)

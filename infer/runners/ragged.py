@@ -84,8 +84,8 @@ class RaggedRunner:
     def _regions(self) -> list[Region]:
         """What the cache keeps of a slot: as a pass of one token finds it."""
         trial = self._blank()
-        slot = trial.cache.add()
-        RaggedRunner.observe(trial, [slot], [[0]], [1], ())
+        slot = trial.allocate()
+        trial.forward([slot], [[0]], [1])
         return trial.cache.locate(slot)[0].regions
 
     def _blank(self) -> Self:

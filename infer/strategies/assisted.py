@@ -13,7 +13,7 @@ from ..filters.registry import FILTERS
 from ..requests.events import Provisional
 from ..requests.generation import Generation
 from ..requests.rng import choose, key, refuse_nan, uniform
-from ..requests.sequence import TokenSequence, release, shared_length
+from ..requests.sequence import TokenSequence, release_finished, shared_length
 from ..requests.strategy import Arrivals, Forward, Host, Strategy
 from ..requests.trace import DraftTrace, TraceRecorder
 from .assistants import Assistants, Drafts, assistant, check_assisted
@@ -49,7 +49,8 @@ def speculative(arrivals: Arrivals, drafts: Drafts, vocab: int) -> Strategy:
             return
         ready = [sequence for sequence in live if not awaits_forks(sequence)]  # several answers draft from the second pass on
         guesses = dict(zip(ready, (yield from drafts.guess(ready)))) if ready else {}
-        live = unfinished(live, drafts)  # guessing takes passes, and requests may be cancelled meanwhile
+        drafts.release([sequence for sequence in live if sequence.finished])  # guessing takes passes, and requests may be cancelled meanwhile
+        live = release_finished(live)
         if not live:
             continue
         guesses = {sequence: trimmed(sequence, guesses.get(sequence, Guess()), vocab) for sequence in live}
@@ -60,15 +61,8 @@ def speculative(arrivals: Arrivals, drafts: Drafts, vocab: int) -> Strategy:
         if any(map(awaits_forks, live)):
             live, logits, guesses = forked(live, logits, guesses)
         judge(live, [guesses[sequence] for sequence in live], logits, drafts)
-        live = unfinished(live, drafts)
-
-
-def unfinished(sequences: Sequence[TokenSequence], drafts: Drafts) -> list[TokenSequence]:
-    """Give back the slots of the sequences that are finished, and those of their drafts; return the others."""
-    finished = [sequence for sequence in sequences if sequence.finished]
-    drafts.release(finished)
-    release(finished)
-    return [sequence for sequence in sequences if not sequence.finished]
+        drafts.release([sequence for sequence in live if sequence.finished])
+        live = release_finished(live)
 
 
 def forked(live: list[TokenSequence], logits: Tensor, guesses: dict[TokenSequence, Guess]) -> tuple[list[TokenSequence], Tensor, dict[TokenSequence, Guess]]:

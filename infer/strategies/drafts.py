@@ -14,7 +14,7 @@ from ...data.literal import literal_text
 from ..filters.pipeline import Filters, known_alone
 from ..requests.generation import Generation
 from ..requests.rng import choose
-from ..requests.sequence import TokenSequence, new_slot, release, shared_length
+from ..requests.sequence import TokenSequence, new_slot, release, release_finished, shared_length
 from ..requests.strategy import Forward, next_tokens
 from ..runners.contract import Runner
 from ..text.vocabulary import known_ids
@@ -88,7 +88,8 @@ class DraftSequence(TokenSequence):
     @property
     def going(self) -> bool:
         """Whether to draft on after the last guess, which is kept however unsure: to leave it out would favour some tokens."""
-        return not self.target.finished and self.guess.probs[-1] >= self.request.params.assistant_confidence_threshold and self.guess.ids[-1] not in self.ends
+        sure = self.guess.probs[-1] >= self.request.params.assistant_confidence_threshold
+        return sure and self.guess.ids[-1] not in self.ends and not self.target.finished
 
     def learn(self, agreed: int) -> None:
         """Draft two more tokens next time where all came true, else one less (transformers' heuristic)."""
@@ -143,9 +144,8 @@ class ModelDrafts:
 
     def _let_go(self, sequences: Sequence[TokenSequence]) -> None:
         """Give back the slots of sequences that were cancelled since they were guessed for, and those of their drafts."""
-        ended = [sequence for sequence in sequences if sequence.finished]
-        self.release(ended)
-        release(ended)
+        self.release([sequence for sequence in sequences if sequence.finished])
+        release_finished(sequences)
 
     def _extend(self, drafts: list[DraftSequence], logits: Tensor) -> list[DraftSequence]:
         """Draft one token a sequence by logits, [sequences, vocab]; return the sequences that got one.

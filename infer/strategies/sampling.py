@@ -9,7 +9,7 @@ from ..filters.pipeline import Filters
 from ..requests.generation import Generation
 from ..requests.params import RequestParams
 from ..requests.rng import choose, refuse_nan
-from ..requests.sequence import TokenSequence, release
+from ..requests.sequence import TokenSequence, release_finished
 from ..requests.strategy import Arrivals, Host, Strategy, next_tokens
 from ..requests.trace import TraceRecorder
 from .spec import StrategySpec
@@ -32,8 +32,7 @@ def sampled(arrivals: Arrivals) -> Strategy:
         live = live + arrivals()
         if not live:
             return
-        forward = next_tokens(list(live))
-        forward.open = True
+        forward = next_tokens(live, open=True)
         logits = yield forward
         live, logits = still_going(forward.sequences, logits)
         if any(awaits_forks(sequence) for sequence in live):
@@ -50,12 +49,8 @@ def sampled(arrivals: Arrivals) -> Strategy:
 
 def still_going(live: list[TokenSequence], logits: Tensor) -> tuple[list[TokenSequence], Tensor]:
     """Release the sequences whose requests ended while a pass was asked for and run; return the others with their logits, [sequences, vocab]."""
-    ended = [sequence for sequence in live if sequence.finished]
-    if not ended:
-        return live, logits
-    release(ended)
     going = [index for index, sequence in enumerate(live) if not sequence.finished]
-    return [live[index] for index in going], logits[going]
+    return release_finished(live), logits if len(going) == len(live) else logits[going]
 
 
 def commit_choices(live: list[TokenSequence], scores: Tensor, recorder: TraceRecorder | None) -> list[TokenSequence]:
@@ -72,8 +67,7 @@ def commit_choices(live: list[TokenSequence], scores: Tensor, recorder: TraceRec
             with sequence.generation.contained():
                 sequence.commit(id, refuse_nan(logprob))
                 sequence.publish()
-    release([sequence for sequence in live if sequence.finished])
-    return [sequence for sequence in live if not sequence.finished]
+    return release_finished(live)
 
 
 def awaits_forks(sequence: TokenSequence) -> bool:

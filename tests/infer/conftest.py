@@ -43,6 +43,23 @@ def double(fresh_tiny):
     return lambda kind="llama", **config: fresh_tiny(kind, **config).double()
 
 
+@pytest.fixture
+def resident():
+    """`resident()`: how much physical memory this process' blocks of cache take, on Linux: all that is mapped without reserve and without huge pages."""
+
+    def taken() -> int:
+        total = size = 0
+        with open("/proc/self/smaps", encoding="utf-8") as maps:
+            for line in maps:
+                if line.startswith("Rss:"):
+                    size = int(line.split()[1]) * 1024
+                elif line.startswith("VmFlags:") and {"nr", "nh"} <= set(line.split()):
+                    total += size
+        return total
+
+    return taken
+
+
 @pytest.fixture(scope="session")
 def golden_models():
     """The module that builds the models of the golden files."""

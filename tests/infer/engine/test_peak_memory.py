@@ -97,7 +97,7 @@ def test_requests_in_a_narrow_budget_wait_for_each_other_and_never_exceed_it(tin
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is resident, and takes memory by the page")
-def test_the_real_models_resident_memory_stays_within_what_is_reserved(real_model, tokenizer, monkeypatch):
+def test_the_real_models_resident_memory_stays_within_what_is_reserved(real_model, tokenizer, monkeypatch, resident):
     runner = open_runner(real_model)
     engine, peaks, before = Engine(runner, budget=Budget(10**9)), [], resident()
     observe = runner.observe
@@ -107,15 +107,3 @@ def test_the_real_models_resident_memory_stays_within_what_is_reserved(real_mode
     assert len(peaks) >= 8 and all(now <= memory <= reserved for now, memory, reserved in peaks)
     assert max(now for now, _, _ in peaks) > 20e6  # four times 123 positions of 46 KB and more
     assert resident() == before and runner.memory == 0
-
-
-def resident() -> int:
-    """How much physical memory this process' blocks of cache take: all that is mapped without reserve and without huge pages."""
-    total = size = 0
-    with open("/proc/self/smaps", encoding="utf-8") as maps:
-        for line in maps:
-            if line.startswith("Rss:"):
-                size = int(line.split()[1]) * 1024
-            elif line.startswith("VmFlags:") and {"nr", "nh"} <= set(line.split()):
-                total += size
-    return total

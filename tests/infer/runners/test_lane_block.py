@@ -16,18 +16,6 @@ LIKE = torch.zeros(1, 2, 1, 64)
 mapped_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux takes memory by the page and gives it back")
 
 
-def resident() -> int:
-    """How much physical memory this process' blocks take: all that is mapped without reserve and without huge pages."""
-    total = size = 0
-    with open("/proc/self/smaps", encoding="utf-8") as maps:
-        for line in maps:
-            if line.startswith("Rss:"):
-                size = int(line.split()[1]) * 1024
-            elif line.startswith("VmFlags:") and {"nr", "nh"} <= set(line.split()):
-                total += size
-    return total
-
-
 @pytest.fixture(params=["mapped", "tensor"])
 def kind(request, monkeypatch):
     """Each kind of block, on a CPU."""
@@ -92,7 +80,7 @@ def test_where_the_kernel_counts_or_refuses_reservations_fewer_lanes_are_reserve
 
 @mapped_only
 @pytest.mark.parametrize("heads, width, dtype", [(2, 64, torch.float32), (3, 64, torch.bfloat16), (3, 5, torch.float16), (1, 80, torch.float64)], ids=str)
-def test_what_positions_take_is_what_is_resident(heads, width, dtype):
+def test_what_positions_take_is_what_is_resident(heads, width, dtype, resident):
     region, before = Region(heads, width, dtype, CPU), resident()
     block = LaneBlock(2, region, 256, 3)
     assert resident() == before  # address space alone
@@ -130,7 +118,7 @@ def write(cache: KVCache, slot: int, count: int) -> None:
 
 
 @pytest.mark.parametrize("new_pool", [Pool, lambda capacity: StackedPool(capacity, 2, 2, 64)], ids=["by layer", "stacked"])
-def test_slots_never_take_more_than_their_bounds_together(kind, new_pool, monkeypatch):
+def test_slots_never_take_more_than_their_bounds_together(kind, new_pool, monkeypatch, resident):
     regions, chance, most = [REGION] * 4, random.Random(5), {}
     cache, before, watched = KVCache(new_pool), resident() if kind == "mapped" else 0, []
 
@@ -176,7 +164,7 @@ def test_slots_never_take_more_than_their_bounds_together(kind, new_pool, monkey
 
 
 @mapped_only
-def test_a_slot_that_moves_is_never_there_twice(monkeypatch):
+def test_a_slot_that_moves_is_never_there_twice(monkeypatch, resident):
     cache, before, seen = KVCache(lambda capacity: StackedPool(capacity, 2, 2, 64)), resident(), []
     slot = cache.add()
     write(cache, slot, 1_024)
