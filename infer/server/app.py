@@ -25,6 +25,7 @@ from ..engine.params import SamplingParams
 from ..requests.events import Committed, Finished
 from .calls import Call, EventStream, heard_out
 from .errors import ApiError, add_errors
+from .log import add_log_and_metrics
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ def build_app(engine: LiveEngine, name: str) -> FastAPI:
 
     app = FastAPI(title="Seodang", lifespan=lifespan, openapi_url=None)  # its page of documentation would come from elsewhere
     add_errors(app)
+    add_log_and_metrics(app, engine)
 
     @app.get("/health")
     async def health() -> JSONResponse:

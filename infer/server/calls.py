@@ -18,6 +18,7 @@ from ..engine.loop import EngineClosed, Ticket
 from ..engine.params import SamplingParams
 from ..engine.prompts import Prompt
 from ..requests.events import Event, Finished
+from .metrics import watched
 
 T = TypeVar("T")
 
@@ -29,6 +30,7 @@ class Call:
         self.tickets: list[Ticket] = []
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._watched = watched(self)
 
     @classmethod
     async def begin(cls, engine: LiveEngine, prompts: Sequence[Prompt], params: SamplingParams, cache_salt: str | None = None) -> Call:
@@ -72,6 +74,7 @@ class Call:
                 raise UserError(named if named != str(error) else f"of prompt[{place}]: {error}") from None
 
     def _hear(self, place: int, event: Event) -> None:
+        self._watched(place, event)
         self._loop.call_soon_threadsafe(self._events.put_nowait, (place, event))
 
 
