@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -13,9 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
 from ...data.errors import UserError
-from ..engine.live import LiveEngine
 from ..engine.loop import EngineClosed, Ticket
-from ..engine.params import SamplingParams
 from ..engine.prompts import Prompt
 from ..requests.events import Event, Finished
 from .metrics import watched
@@ -33,11 +31,11 @@ class Call:
         self._watched = watched(self)
 
     @classmethod
-    async def begin(cls, engine: LiveEngine, prompts: Sequence[Prompt], params: SamplingParams, cache_salt: str | None = None) -> Call:
-        """Hand in all prompts or none; raises UserError, as `LiveEngine.submit` does, for the first that is refused."""
+    async def begin(cls, prompts: Sequence[Prompt], submit: Callable[..., Ticket]) -> Call:
+        """Hand in all prompts or none, each by `submit(prompt, on_event=...)`; raises UserError, as that does, for the first that is refused."""
         call = cls()
         try:
-            await run_in_threadpool(call._submit, engine, prompts, params, cache_salt)
+            await run_in_threadpool(call._submit, prompts, submit)
         except BaseException:
             call.cancel()
             raise
@@ -63,10 +61,10 @@ class Call:
                     raise self.tickets[place].generation.error or EngineClosed("the request was cancelled: the server is closing")
             yield place, event
 
-    def _submit(self, engine: LiveEngine, prompts: Sequence[Prompt], params: SamplingParams, cache_salt: str | None) -> None:
+    def _submit(self, prompts: Sequence[Prompt], submit: Callable[..., Ticket]) -> None:
         for place, prompt in enumerate(prompts):
             try:
-                self.tickets.append(engine.submit(prompt, params, cache_salt=cache_salt, on_event=partial(self._hear, place)))
+                self.tickets.append(submit(prompt, on_event=partial(self._hear, place)))
             except UserError as error:
                 if len(prompts) == 1 or type(error) is not UserError:
                     raise
@@ -98,8 +96,8 @@ async def cancel_when_gone(request: Request, call: Call) -> None:
 class EventStream(StreamingResponse):
     """Server-sent events of a call, which is cancelled where the client goes before the last."""
 
-    def __init__(self, call: Call, events: AsyncIterator[str]):
-        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+    def __init__(self, call: Call, events: AsyncIterator[str], headers: Mapping[str, str]):
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
         self._call = call
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
