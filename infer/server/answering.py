@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from fastapi import Request
@@ -53,7 +54,8 @@ async def answered(request: Request, served: Served, body: B, make: Callable[[B,
         if len(asked.prompts) > served.engine.max_waiting:
             most = f"more than the {served.engine.max_waiting} that may wait here: send fewer at a time"
             raise ApiError(400, f"{len(asked.prompts)} prompts are {most}", "prompt")
-        call = await Call.begin(served.engine, asked.prompts, asked.params, body.cache_salt, body.trace)
+        submit = partial(served.engine.submit, params=asked.params, cache_salt=body.cache_salt, trace=body.trace)
+        call = await Call.begin(asked.prompts, submit)
     headers = {"x-ignored-fields": ", ".join(asked.ignored)} if asked.ignored else {}
     if body.stream:
         return EventStream(call, streamed(call, asked), headers)
