@@ -30,12 +30,16 @@ class Role(str):
 
 @dataclass
 class Dialogue:
-    """Messages, the tools that they may call, and where the record stands (`"file.jsonl line 12"`)."""
+    """Messages, the tools that they may call, and where the record stands (`"file.jsonl line 12"`).
+
+    `template_kwargs` are further variables of the chat template (Qwen3's enable_thinking), for a prompt that is to be answered.
+    """
 
     messages: list[Message]
     tools: list | None = None
     where: str = ""
     taken: str = field(default="", repr=False, compare=False)  # which columns of the file were taken as what, in words
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass

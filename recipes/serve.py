@@ -1,4 +1,4 @@
-"""Serve a model over HTTP, in OpenAI's protocol: /health and /v1/completions, whole or streamed.
+"""Serve a model over HTTP, in OpenAI's protocol.
 
 seodang serve MODEL --port 8000
 
@@ -7,7 +7,7 @@ Any number of clients share the passes of one engine. Ctrl-C and SIGTERM let ans
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from seodang.data.errors import UserError
 from seodang.recipes.options.decoding import SpeakingModel, option
@@ -15,6 +15,7 @@ from seodang.recipes.options.parser import command, parse
 from seodang.recipes.run.stopping import Stopping
 
 GIB = 1 << 30
+TEMPLATE_KWARGS = ("enable_thinking", "thinking", "reasoning_effort")
 
 
 @dataclass
@@ -27,12 +28,18 @@ class Serve:
     max_rows: int = option("Answers that grow at the same time; the others wait.", 64)
     max_waiting: int = option("Requests that may wait; further ones are told to come again (503).", 1024)
     cache_gib: float | None = option("Memory for the KV cache in GiB; without, half of what is free at the start.")
+    answer_tokens: int = option("Most tokens of an answer where neither client nor checkpoint says how many.", 1024)
+    template_kwargs: list[str] = field(
+        default_factory=lambda: list(TEMPLATE_KWARGS), metadata={"help": "Variables of the chat template that clients may set (chat_template_kwargs)."}
+    )
+    lenient: bool = option("Ignore fields that are unknown or would have no effect, where they are refused elsewhere.", False)
+    checkpoint_settings: bool = option("The checkpoint's generation_config gives the defaults.", True)
     reuse_prefixes: bool = option("Keep what was read, for prompts that begin alike (cache_salt keeps users apart).", True)
 
     def __post_init__(self):
         if not 0 <= self.port < 1 << 16:
             raise UserError(f"port must be in [0, 65535], got {self.port}")
-        for name in ("max_rows", "max_waiting"):
+        for name in ("max_rows", "max_waiting", "answer_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.cache_gib is not None and not 0 < self.cache_gib < float("inf"):
@@ -45,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     refuse_without_libraries()
     from seodang.infer.engine.live import LiveEngine
     from seodang.infer.server.run import address_of, bound, serve
+    from seodang.infer.server.served import Served
 
     with bound(options.host, options.port) as listening, Stopping():  # what is taken is said before the model is loaded
         model, tokenizer = model_options.open()
@@ -54,11 +62,13 @@ def main(argv: list[str] | None = None) -> int:
         with LiveEngine(model, tokenizer, cache_bytes=cache_bytes, **how) as engine:
             if options.reuse_prefixes and engine.prefix_cache is None:
                 print(f"a {model.config.model_type} model cannot go on from another's beginning: prefixes are not reused", file=sys.stderr)
+            names = ("answer_tokens", "lenient", "checkpoint_settings")
+            served = Served(engine, name, template_kwargs=tuple(options.template_kwargs), **{each: getattr(options, each) for each in names})
             listening.listen(2048)  # whoever reads the next lines may connect
-            print(engine.describe())
+            print(f"{engine.describe()}\n{served.describe()}")
             address = address_of(listening)
             print(f"serving {name} at {address} (Ctrl-C ends it); try\n{example(address, name)}", flush=True)
-            serve(engine, name, listening)
+            serve(served, listening)
     return 0
 
 

@@ -13,6 +13,7 @@ from ...data.errors import UserError
 from ..constraints.grammar import GRAMMARS
 from ..requests import options as declared
 from ..requests.options import vocabulary
+from ..strategies.registry import choose
 from .params import OPTIONS, SamplingParams
 
 # what a body says besides how the answer is made: the conversation, how it is told, whose it is
@@ -31,6 +32,12 @@ VLLM_NEUTRAL = {
     "use_beam_search": (False,), "truncate_prompt_tokens": (-1,), "skip_reading_prefix_cache": (False,),
     "extra_args": ({},), "early_stopping": (False,),
 }  # fmt: skip
+# settings that are functions or models, which no text can say
+NOT_DATA = (
+    "stop_when", "prefix_allowed_tokens_fn", "filters", "amateur_model", "assistant_model", "assistant_tokenizer", "reward", "answer_of", "utility",
+)  # fmt: skip
+OURS = {name: name for name in OPTIONS if name not in NOT_DATA}
+REQUEST = OURS | VLLM  # by any of the names that a body over HTTP may use
 STRUCTURES = {"json": "json_schema", "regex": "regex", "choice": "choice", "grammar": "grammar"}
 NEUTRAL_STRUCTURES = {
     "disable_fallback": (False, True), "disable_additional_properties": (False,), "backend": (), "_backend": (),
@@ -56,6 +63,31 @@ def from_vllm(options: Mapping[str, Any]) -> SamplingParams:
     As there, an answer is sampled at temperature 1 where none is given; the length is ours where none is given. A grammar may be
     Lark or GBNF. Raises UserError for what is unknown or cannot be honoured.
     """
+    return drawn(asked_of(options, VLLM))
+
+
+def from_request(body: Mapping[str, Any], ignored: list[str] | None = None) -> dict[str, Any]:
+    """Return the settings that a body over HTTP gives, by our names: OpenAI's, vLLM's extra fields, and every one of ours that is data.
+
+    `use_beam_search` is, as in vLLM, a search of as many beams as there are answers. Raises UserError for what is unknown or cannot be honoured;
+    where a list is given for what is `ignored`, fields that are unknown, or ask for what we do not do, are named there instead.
+    """
+    body = dict(body)
+    searches = body.pop("use_beam_search", False)
+    known = asked_of(body, REQUEST, ignored)
+    if searches is True:
+        if known.pop("temperature", 0):
+            raise UserError("use_beam_search draws no tokens, so temperature has no effect: leave it out, or give num_beams and do_sample=true")
+        if "num_beams" in known:
+            raise UserError("the request gives use_beam_search and num_beams: drop one of them")
+        known["num_beams"] = max(known.get("num_return_sequences", 1), known.pop("best_of", 1))
+    elif searches not in (False, None):
+        raise UserError(f"use_beam_search must be true or false, got {searches!r}")
+    return known
+
+
+def asked_of(options: Mapping[str, Any], names: Mapping[str, str], ignored: list[str] | None = None) -> dict[str, Any]:
+    """Return what vLLM's fields, by these names, come to in our settings."""
     options, asked = without_logprobs(options)
     formatted = structure_of(options.pop("response_format", None))
     for name in ("structured_outputs", "guided_decoding"):
@@ -65,12 +97,14 @@ def from_vllm(options: Mapping[str, Any]) -> SamplingParams:
     formatted |= structured(guided, "the guided_ options", {"decoding_backend": ()})
     allowed = options.pop("allowed_token_ids", None)
     passed_over = (*OPENAI_PASSED_OVER, *VLLM_PASSED_OVER)
-    known = translated(options, VLLM, passed_over, {**OPENAI_NEUTRAL, **VLLM_NEUTRAL}, "the request")
+    known = translated(options, names, passed_over, {**OPENAI_NEUTRAL, **VLLM_NEUTRAL}, "the request", ignored)
     if known.get("top_k") == -1:
         known["top_k"] = 0
     if allowed is not None:
         known["prefix_allowed_tokens_fn"] = lambda ids: allowed
-    return drawn({**known, **formatted, **asked})
+    for ours in known.keys() & formatted.keys():
+        raise UserError(f"the request gives {ours}={known[ours]!r} and, by another name, {formatted[ours]!r}: drop one of them")
+    return {**known, **formatted, **asked}
 
 
 def without_logprobs(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -95,9 +129,14 @@ def without_logprobs(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[s
 
 
 def translated(
-    options: Mapping[str, Any], names: Mapping[str, str], passed_over: Collection[str], neutral: Mapping[str, Collection], whole: str
+    options: Mapping[str, Any],
+    names: Mapping[str, str],
+    passed_over: Collection[str],
+    neutral: Mapping[str, Collection],
+    whole: str,
+    ignored: list[str] | None = None,
 ) -> dict[str, Any]:
-    """Return the options under our names; raises UserError for one that is unknown, or asks for what we do not do."""
+    """Return the options under our names; raises UserError for one that is unknown, or asks for what we do not do, unless these go to `ignored`."""
     known: dict[str, Any] = {}
     for name, value in options.items():
         if name in names and value is not None:
@@ -105,9 +144,13 @@ def translated(
             if ours in known and known[ours] != value:
                 raise UserError(f"{whole} gives {name}={value!r} and, by another name, {known[ours]!r}: drop one of them")
             known[ours] = OPTIONS[ours].from_json(value)
-        elif name in neutral and value is not None and value not in neutral[name]:
+        elif name in names or name in passed_over or name in neutral and (value is None or value in neutral[name]):
+            continue
+        elif ignored is not None:
+            ignored.append(name)
+        elif name in neutral:
             raise UserError(f"{whole} asks for {name}={value!r}, which Seodang does not do: leave it out")
-        elif name not in names and name not in neutral and name not in passed_over:
+        else:
             guess = get_close_matches(name, [*names, *neutral, *passed_over, "response_format", "structured_outputs"], 1)
             raise UserError(f"{whole} has {name!r}, which is unknown: " + (f"did you mean {guess[0]}?" if guess else "leave it out"))
     return known
@@ -115,12 +158,26 @@ def translated(
 
 def drawn(known: dict[str, Any]) -> SamplingParams:
     """The settings, sampled where no temperature says otherwise."""
+    refuse_two_languages(known)
+    return SamplingParams(**known if "temperature" in known else {**known, "do_sample": True})
+
+
+def refuse_two_languages(known: Mapping[str, Any]) -> None:
+    """Raise UserError for settings of which two say what the whole answer is."""
     languages = [name for name in GRAMMARS if name in known]
     if len(languages) > 1:
         raise UserError(f"{languages[0]} and {languages[1]} both say what the whole answer is: drop one of them")
-    if "temperature" not in known:
-        known["do_sample"] = True
-    return SamplingParams(**known)
+
+
+def drawn_unasked(known: Mapping[str, Any]) -> bool:
+    """Whether settings that say nothing of chance are meant, as OpenAI's clients mean them, to draw at temperature 1.
+
+    They are unless they ask for a strategy that drawing makes another one of (a search of beams), or that takes no random choices.
+    """
+    if known.get("do_sample") is not None or "temperature" in known:
+        return False
+    plain, sampled = choose(SamplingParams(**known)), choose(SamplingParams(**{**known, "do_sample": True}))
+    return plain is sampled and plain.samples
 
 
 def structure_of(response_format: Mapping[str, Any] | None) -> dict[str, Any]:

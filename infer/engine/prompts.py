@@ -251,7 +251,7 @@ def encode(
     Raises UserError for one that is empty, of another type, with half a character, or of ids beyond the model's."""
     refuse_surrogates(texts_of(prompt), name)
     if isinstance(prompt, Dialogue):
-        ids = prompt_ids(tokenizer, prompt.messages, prompt.tools, literal=literal is not False)
+        ids = prompt_ids(tokenizer, prompt.messages, prompt.tools, literal=literal is not False, **prompt.template_kwargs)
     elif is_dialogue(prompt):
         ids = prompt_ids(tokenizer, prompt, literal=literal is not False)
     elif isinstance(prompt, str):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -31,11 +31,11 @@ class Call:
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
 
     @classmethod
-    async def begin(cls, engine: LiveEngine, prompts: Sequence[Prompt], params: SamplingParams, cache_salt: str | None = None) -> Call:
+    async def begin(cls, engine: LiveEngine, prompts: Sequence[Prompt], params: SamplingParams, cache_salt: str | None = None, traced: bool = False) -> Call:
         """Hand in all prompts or none; raises UserError, as `LiveEngine.submit` does, for the first that is refused."""
         call = cls()
         try:
-            await run_in_threadpool(call._submit, engine, prompts, params, cache_salt)
+            await run_in_threadpool(call._submit, engine, prompts, params, cache_salt, traced)
         except BaseException:
             call.cancel()
             raise
@@ -61,10 +61,11 @@ class Call:
                     raise self.tickets[place].generation.error or EngineClosed("the request was cancelled: the server is closing")
             yield place, event
 
-    def _submit(self, engine: LiveEngine, prompts: Sequence[Prompt], params: SamplingParams, cache_salt: str | None) -> None:
+    def _submit(self, engine: LiveEngine, prompts: Sequence[Prompt], params: SamplingParams, cache_salt: str | None, traced: bool) -> None:
         for place, prompt in enumerate(prompts):
             try:
-                self.tickets.append(engine.submit(prompt, params, cache_salt=cache_salt, on_event=partial(self._hear, place)))
+                how = {"cache_salt": cache_salt, "trace": traced, "on_event": partial(self._hear, place)}
+                self.tickets.append(engine.submit(prompt, params, **how))
             except UserError as error:
                 if len(prompts) == 1 or type(error) is not UserError:
                     raise
@@ -95,8 +96,8 @@ async def cancel_when_gone(request: Request, call: Call) -> None:
 class EventStream(StreamingResponse):
     """Server-sent events of a call, which is cancelled where the client goes before the last."""
 
-    def __init__(self, call: Call, events: AsyncIterator[str]):
-        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+    def __init__(self, call: Call, events: AsyncIterator[str], headers: Mapping[str, str]):
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
         self._call = call
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

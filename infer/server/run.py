@@ -10,6 +10,7 @@ import uvicorn
 from ...data.errors import UserError
 from ..engine.live import LiveEngine
 from .app import build_app
+from .served import Served
 
 DRAIN = 20.0  # seconds that requests in hand may go on once a signal has come
 LAST_WORDS = 2.0  # seconds beyond, in which their clients are told
@@ -37,11 +38,11 @@ class Server(uvicorn.Server):
         await closing
 
 
-def serve(engine: LiveEngine, name: str, listening: socket.socket) -> None:
-    """Serve the engine's model under a name until SIGINT or SIGTERM, which is raised again at the end; the engine is closed by then."""
+def serve(served: Served, listening: socket.socket) -> None:
+    """Serve a model until SIGINT or SIGTERM, which is raised again at the end; the engine is closed by then."""
     patience = int(DRAIN + LAST_WORDS)  # also with a connection whose client reads nothing
-    config = uvicorn.Config(build_app(engine, name), log_level="warning", lifespan="on", timeout_graceful_shutdown=patience)
-    Server(config, engine).run([listening])
+    config = uvicorn.Config(build_app(served), log_level="warning", lifespan="on", timeout_graceful_shutdown=patience)
+    Server(config, served.engine).run([listening])
 
 
 def bound(host: str, port: int) -> socket.socket:

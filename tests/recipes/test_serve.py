@@ -49,7 +49,7 @@ def test_without_the_libraries_it_says_what_to_install(no_model, monkeypatch, ca
 def test_the_options_are_the_engines(fresh_tiny, tiny_tokenizer, monkeypatch, capsys):
     found = []
     monkeypatch.setattr(SpeakingModel, "open", lambda self: (fresh_tiny("t5" if self.model == "b" else "llama"), tiny_tokenizer))
-    monkeypatch.setattr("seodang.infer.server.run.serve", lambda engine, name, listening: found.append((engine, name)))
+    monkeypatch.setattr("seodang.infer.server.run.serve", lambda served, listening: found.append((served.engine, served.name)))
     given = ["--port", "0", "--max_rows", "3", "--max_waiting", "5", "--cache_gib", "0.5", "--served_model_name", "it's"]
     assert main(["a", *given]) == main(["b", "--port", "0"]) == main(["a", "--port", "0", "--reuse_prefixes", "false"]) == 0
     (first, name), (second, plain), (third, _) = found

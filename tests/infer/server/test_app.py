@@ -11,8 +11,9 @@ from fastapi.testclient import TestClient
 from seodang.infer import SamplingParams, generate
 from seodang.infer.engine.core import Engine
 from seodang.infer.engine.live import LiveEngine
-from seodang.infer.server import app as protocol
+from seodang.infer.server import answering, protocol
 from seodang.infer.server.app import build_app
+from seodang.infer.server.served import Served
 
 TIMEOUT = 20  # seconds: of a wait that ends at once where all is well
 GREEDY = {"model": "tiny", "prompt": "abc", "max_tokens": 6, "temperature": 0}
@@ -27,7 +28,7 @@ def engine(tiny_llama, tiny_tokenizer):
 
 @pytest.fixture
 def client(engine):
-    with TestClient(build_app(engine, "tiny"), raise_server_exceptions=False) as client:
+    with TestClient(build_app(Served(engine, "tiny")), raise_server_exceptions=False) as client:
         yield client
     assert not engine.health().ok and not engine._thread.is_alive()  # the app has closed it
 
@@ -112,7 +113,7 @@ def test_usage_tells_what_came_out_of_the_cache_of_the_same_salt(client):
 def test_half_a_character_is_never_sent(tiny, byte_tokenizer):
     """Each byte of a Korean character is a token of its own here; a schema says what is to come."""
     schema = {"type": "json_schema", "json_schema": {"name": "word", "schema": {"enum": ["서당"]}}}
-    with LiveEngine(tiny("llama", vocab_size=260), byte_tokenizer(260)) as engine, TestClient(build_app(engine, "tiny")) as client:
+    with LiveEngine(tiny("llama", vocab_size=260), byte_tokenizer(260)) as engine, TestClient(build_app(Served(engine, "tiny"))) as client:
         events = streamed(client, response_format=schema, max_tokens=12, stream_options={"include_usage": True})
     assert [event["choices"][0]["text"] for event in events[:-1]] == ['"', "서", "당", '"', ""]
     assert events[-1]["usage"]["completion_tokens"] == 9
@@ -121,20 +122,23 @@ def test_half_a_character_is_never_sent(tiny, byte_tokenizer):
 @pytest.mark.parametrize(
     "changes, param, message",
     [
-        ({"prompt": None}, "prompt", "got none"), ({"prompt": []}, "prompt", "got none"), ({"prompt": [True]}, "prompt", "must be a text"),
+        ({"prompt": None}, "prompt", "is missing"), ({"prompt": []}, "prompt", "must be a text"), ({"prompt": [True]}, "prompt", "must be a text"),
         ({"prompt": [[]]}, "prompt", "must be a text"), ({"prompt": {"a": 1}}, "prompt", "must be a text"), ({"prompt": [1.5]}, "prompt", "must be a text"),
-        ({"prompt": ["a"] * 5}, "prompt", "5 prompts are more than the 4"), ({"prompt": ["abc", [999]]}, None, "prompt[1] has the id 999"),
-        ({"stop": ["x"] * 65}, "stop", "65 texts, more than the 64"),
-        ({"prompt": ""}, None, "prompt 1 is empty"), ({"prompt": "a" * 300}, None, "positions of the model"), ({"prompt": "\ud800"}, None, "half"),
-        ({"max_tokens": 0}, None, "max_new_tokens"), ({"max_tokens": "6"}, None, "max_new_tokens"), ({"temperature": -1}, None, "temperature"),
-        ({"temperature": float("nan")}, None, "temperature"), ({"top_p": 2}, None, "top_p"), ({"n": 2}, None, "all be the same"),
-        ({"tempratur": 1}, None, "did you mean temperature?"), ({"stream": "yes"}, "stream", "true or false"),
-        ({"stream_options": {"include_usage": True}}, "stream_options", "without stream"), ({"stream_options": [1]}, "stream_options", "include_usage"),
-        ({"stream": True, "stream_options": {"usage": True}}, "stream_options", "include_usage"), ({"cache_salt": 5}, "cache_salt", "must be a text"),
-        ({"messages": []}, "messages", "give prompt"), ({"logprobs": 2}, "logprobs", "leave it out"), ({"echo": True}, None, "echo"),
-        ({"stop": 5}, None, "stop"), ({"stop": {"a": 1}}, None, "a text or a list of texts"),
-        ({"logit_bias": {"x": "y"}}, None, "logit_bias"), ({"seed": "one"}, None, "seed"), ({"suffix": "x"}, None, "suffix"),
-        ({"response_format": 5}, None, "response_format"), ({"response_format": {"type": "json_schema", "json_schema": 5}}, None, "json_schema"),
+        ({"prompt": ["a"] * 5}, "prompt", "5 prompts are more than the 4"), ({"prompt": ["abc", [999]]}, "prompt", "prompt[1] has the id 999"),
+        ({"stop": ["x"] * 65}, "stop", "65 texts, more than the 64"), ({"prompt": ""}, "prompt", "the prompt is empty"),
+        ({"prompt": "a" * 300}, "prompt", "shorten the prompt or lower max_tokens"), ({"prompt": "\ud800"}, None, "half"),
+        ({"max_tokens": -1}, "max_tokens", "greater than or equal to 0, got -1"), ({"max_tokens": "6"}, "max_tokens", "must be a whole number"),
+        ({"temperature": -1}, "temperature", "-1"), ({"temperature": float("nan")}, "temperature", "nan"), ({"top_p": 2}, "top_p", "(0, 1]"),
+        ({"n": 2}, "n", "n=2 greedy answers would all be the same"), ({"max_new_tokens": 7}, "max_tokens", "by another name, 7"),
+        ({"tempratur": 1}, "tempratur", "did you mean temperature?"), ({"stream": "yes"}, "stream", "true or false"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "without stream"), ({"stream_options": [1]}, "stream_options", "an object"),
+        ({"stream": True, "stream_options": {"usage": True}}, "stream_options", "usage is unknown"), ({"cache_salt": 5}, "cache_salt", "must be a text"),
+        ({"messages": []}, "messages", "give prompt"), ({"tools": []}, "tools", "leave it out"), ({"logprobs": -1}, "logprobs", "-1"),
+        ({"stop": 5}, "stop", "5"), ({"stop": {"a": 1}}, "stop", "a text or a list of texts"), ({"assistant_model": "x"}, "assistant_model", "unknown"),
+        ({"logit_bias": {"x": "y"}}, "logit_bias", "x"), ({"seed": "one"}, "seed", "one"), ({"suffix": "x"}, "suffix", "x"),
+        ({"response_format": 5}, "response_format", "5"),
+        ({"response_format": {"type": "json_schema", "json_schema": 5}}, "response_format", "json_schema"),
+        ({"use_beam_search": True, "temperature": 1}, "use_beam_search", "draws no tokens"), ({"guided_regex": "a", "regex": "b"}, "regex", "'b' and, by another name, 'a'"),
     ],
     ids=lambda value: None,
 )  # fmt: skip
@@ -152,8 +156,7 @@ def test_bodies_that_are_no_requests(client, monkeypatch):
     assert error_of(post(client, model="other"), 404, "model", "model_not_found") == "the model 'other' does not exist: this server has 'tiny'"
     assert error_of(client.get("/v1/completions"), 405) and error_of(client.get("/v2"), 404)
     monkeypatch.setattr(protocol, "MAX_BODY", 100)
-    assert client.get("/docs").status_code == 404  # it would load its scripts from elsewhere
-    assert "positions of the model" in error_of(post(client, prompt="a" * 7_000), 400)  # 32 bytes for each of 256 positions may come
+    assert "positions of the model" in error_of(post(client, prompt="a" * 7_000), 400, "prompt")  # 32 bytes for each of 256 positions may come
     assert "more than the 8192 that are read" in error_of(post(client, prompt="a" * 8_200), 413)
     assert client.get("/health").json()["status"] == "ok"
 
@@ -181,8 +184,7 @@ def test_a_loop_that_dies_within_a_stream_is_an_event(client, monkeypatch):
 def test_a_request_that_fails_on_its_way_is_an_error_of_the_client_whole_and_streamed(client, monkeypatch):
     monkeypatch.setattr("seodang.infer.requests.stop.SEARCH_SECONDS", 0.001)
     slow = {"stop_regex": r"(?s)(?:.|.)+[.;](?<=x.)", "max_tokens": 40}
-    monkeypatch.setitem(protocol.from_openai.__globals__["OPENAI"], "stop_regex", "stop_regex")
-    assert "takes more than" in error_of(post(client, **slow), 400)
+    assert "takes more than" in error_of(post(client, **slow), 400, "stop_regex")
     *parts, last = streamed(client, **slow)
     assert "takes more than" in last["error"]["message"] and last["error"]["type"] == "invalid_request_error"
 
@@ -199,7 +201,7 @@ def test_a_full_queue_is_a_503_that_says_when_to_come_again(client, engine, monk
 
 
 def test_a_defect_of_ours_is_a_500_in_the_same_form(client, monkeypatch):
-    monkeypatch.setattr(protocol, "usage", lambda call: 1 / 0)
+    monkeypatch.setattr(answering, "usage", lambda call: 1 / 0)
     assert error_of(post(client), 500) == "internal error: the server's log says more"
     *_, last = streamed(client, stream_options={"include_usage": True})
     assert last["error"]["message"] == "internal error: the server's log says more"

@@ -15,10 +15,10 @@ from seodang.data.errors import UserError
 from seodang.infer import SamplingParams
 from seodang.infer.engine.core import Engine
 from seodang.infer.engine.live import LiveEngine
-from seodang.infer.server import app as protocol
-from seodang.infer.server import run
+from seodang.infer.server import protocol, run
 from seodang.infer.server.app import build_app
 from seodang.infer.server.run import Server, address_of, bound
+from seodang.infer.server.served import Served
 
 TIMEOUT = 20  # seconds: of a wait that ends at once where all is well
 GREEDY = {"model": "tiny", "prompt": "abc", "max_tokens": 6, "temperature": 0}
@@ -35,7 +35,7 @@ def served(engine):
     """The engine behind a socket of this machine, served by a thread; yields the port and the server."""
     listening = bound("127.0.0.1", 0)
     listening.listen()
-    server = Server(uvicorn.Config(build_app(engine, "tiny"), log_level="warning", lifespan="on"), engine)
+    server = Server(uvicorn.Config(build_app(Served(engine, "tiny")), log_level="warning", lifespan="on"), engine)
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
     try:

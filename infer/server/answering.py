@@ -1,0 +1,165 @@
+"""From what a client asks to what it is sent: the same way for every path that answers, whole or streamed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+
+from ...data.errors import UserError
+from ..engine.params import SamplingParams
+from ..engine.prompts import Prompt
+from ..requests.events import Event
+from .calls import Call, EventStream, heard_out
+from .errors import ApiError
+from .protocol import AskingBody, Words
+from .served import Served
+
+log = logging.getLogger(__name__)
+
+FINISH_REASONS = {"eos": "stop", "stop": "stop", "length": "length", "time": "length"}
+
+B = TypeVar("B", bound=AskingBody)
+
+
+class Asked(Protocol):
+    """What a client asks, checked, and how the answer to it is written."""
+
+    prompts: Sequence[Prompt]
+    params: SamplingParams
+    ignored: Sequence[str]  # fields that have no effect
+    words: Words
+
+    async def whole(self, call: Call) -> Mapping[str, Any]:
+        """Wait for the answers and return them as one object."""
+
+    def frames(self, call: Call) -> AsyncIterator[str]:
+        """Yield server-sent events as the answers grow."""
+
+    def last_frame(self, error: ApiError | None) -> str:
+        """What a stream ends by, after an error in its midst or without one."""
+
+
+async def answered(request: Request, served: Served, body: B, make: Callable[[B, Served], Asked]) -> Response:
+    """Hand in what a body asks, and answer it; a client that goes away cancels it."""
+    with Words(body).told():
+        asked = await asyncio.to_thread(make, body, served)  # encoding, and the compiling of a schema, take a while
+        if len(asked.prompts) > served.engine.max_waiting:
+            most = f"more than the {served.engine.max_waiting} that may wait here: send fewer at a time"
+            raise ApiError(400, f"{len(asked.prompts)} prompts are {most}", "prompt")
+        call = await Call.begin(served.engine, asked.prompts, asked.params, body.cache_salt, body.trace)
+    headers = {"x-ignored-fields": ", ".join(asked.ignored)} if asked.ignored else {}
+    if body.stream:
+        return EventStream(call, streamed(call, asked), headers)
+    with asked.words.told():
+        return JSONResponse(await heard_out(request, call, asked.whole(call)), headers=headers)
+
+
+async def streamed(call: Call, asked: Asked) -> AsyncIterator[str]:
+    """Yield the frames of a stream; what goes wrong by now is an event too."""
+    told = None
+    try:
+        async for frame in asked.frames(call):
+            yield frame
+    except Exception as error:
+        if not isinstance(error, UserError | ApiError):
+            log.exception("a stream broke off")
+        told = asked.words.of(error)
+    yield asked.last_frame(told)
+
+
+class Chunks:
+    """Answers as OpenAI's completions and chat completions have them: choices that grow by parts, each part a chunk of a stream.
+
+    A subclass has `head`, what all chunks have in common, and `parts`, what an event adds to the choices. The whole answer is all parts joined, so
+    that it and the stream are the same.
+    """
+
+    head: Mapping[str, Any]
+    params: SamplingParams
+    ignored: Sequence[str]
+    whole_kind: ClassVar[str | None] = None  # the `object` of a whole answer, where a chunk is another
+    _call: Call
+
+    def __init__(self, body: AskingBody):
+        if body.stream_options is not None and not body.stream:
+            raise ApiError(400, "stream_options given without stream: leave it out, or give stream=true", "stream_options")
+        self.words, self._traced = Words(body), body.trace
+        self._include_usage = body.stream_options is not None and body.stream_options.include_usage
+
+    def parts(self, prompt: int, event: Event) -> list[dict[str, Any]]:
+        """Return what an event of a prompt's answers adds to the choices: a choice's index, what has come of it, and its finish_reason."""
+        raise NotImplementedError
+
+    def usage(self, call: Call) -> dict[str, Any]:
+        """How many tokens there were."""
+        return usage(call)
+
+    @property
+    def ids(self) -> list[list[int]]:
+        """The ids of each prompt."""
+        return [ticket.generation.request.source_ids or ticket.generation.request.prompt_ids for ticket in self._call.tickets]
+
+    def place_of(self, prompt: int, choice: int) -> int:
+        """Where an answer stands among the choices: those to a prompt together."""
+        return prompt * self.params.num_return_sequences + choice
+
+    async def whole(self, call: Call) -> dict[str, Any]:
+        """Wait for all answers and return them as one object."""
+        choices: dict[int, dict[str, Any]] = {}
+        async for part in self._all_parts(call):
+            known = choices.get(part["index"])
+            choices[part["index"]] = part if known is None else joined(known, part)
+        kind = {} if self.whole_kind is None else {"object": self.whole_kind}
+        return {**self.head, **kind, "choices": [self.as_whole(choices[index]) for index in sorted(choices)], "usage": self.usage(call)}
+
+    def as_whole(self, choice: dict[str, Any]) -> dict[str, Any]:
+        """A choice whose parts are joined, as the whole answer has it."""
+        return choice
+
+    async def frames(self, call: Call) -> AsyncIterator[str]:
+        """Yield the chunks, and at the end the usage where it is asked for."""
+        head = {**self.head, **({"usage": None} if self._include_usage else {})}
+        async for part in self._all_parts(call):
+            yield sent({**head, "choices": [part]})
+        if self._include_usage:
+            yield sent({**head, "choices": [], "usage": self.usage(call)})
+
+    def last_frame(self, error: ApiError | None) -> str:
+        """The error, where there was one, and the end."""
+        return f"{'' if error is None else sent(error.body)}data: [DONE]\n\n"
+
+    async def _all_parts(self, call: Call) -> AsyncIterator[dict[str, Any]]:
+        self._call = call
+        async for prompt, event in call.events():
+            for part in self.parts(prompt, event):
+                yield part
+
+
+def joined(known: Any, more: Any) -> Any:
+    """What two parts of a choice come to: texts and lists behind one another, objects field by field, anything else the later that is not null."""
+    if known is None or more is None:
+        return more if known is None else known
+    if isinstance(known, dict):
+        return {key: joined(known.get(key), more.get(key)) for key in {**known, **more}}
+    return known + more if isinstance(known, str | list) else more
+
+
+def sent(value: Any) -> str:
+    """A server-sent event."""
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+
+
+def usage(call: Call) -> dict[str, Any]:
+    """How many tokens were read, how many of them out of the cache, and how many were written."""
+    prompt = sum(ticket.generation.request.prompt_length for ticket in call.tickets)
+    written = sum(len(result.ids) for ticket in call.tickets for result in ticket.results(0))
+    cached = sum(ticket.generation.cached_tokens for ticket in call.tickets)
+    return {
+        "prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written, "prompt_tokens_details": {"cached_tokens": cached},
+    }  # fmt: skip

@@ -1,0 +1,59 @@
+"""What operators and clients ask about the server itself: whether it lives, whether it takes requests, what it serves."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+
+from ... import __version__
+from .errors import ApiError
+from .served import Served
+
+
+def operation_routes(served: Served) -> APIRouter:
+    """Health, readiness, version and models."""
+    routes = APIRouter()
+
+    @routes.get("/health")
+    async def health() -> JSONResponse:
+        """200 while the engine answers, else 503 and why not."""
+        found = asdict(served.engine.health())
+        ok = found.pop("ok")
+        return JSONResponse({"status": "ok" if ok else "error", **found}, 200 if ok else 503)
+
+    @routes.get("/ready")
+    async def ready() -> JSONResponse:
+        """200 while a request would be taken, else 503 and why not."""
+        found, most = served.engine.health(), served.engine.max_waiting
+        reason = found.reason or (f"{found.waiting} requests wait, as many as may" if found.waiting >= most else None)
+        return JSONResponse({"status": "ready" if reason is None else "not ready", "reason": reason}, 200 if reason is None else 503)
+
+    @routes.get("/version")
+    async def version() -> dict[str, str]:
+        """The version of Seodang."""
+        return {"version": __version__}
+
+    @routes.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """The model that is served, with the settings that hold where a request gives none."""
+        return {"object": "list", "data": [described(served)]}
+
+    @routes.get("/v1/models/{name:path}")
+    async def model(name: str) -> dict[str, Any]:
+        """The model of this name."""
+        if name != served.name:
+            raise ApiError(404, f"the model {name!r} does not exist: this server has {served.name!r}", "model", "model_not_found")
+        return described(served)
+
+    return routes
+
+
+def described(served: Served) -> dict[str, Any]:
+    """The model as OpenAI lists one, with its positions and the settings that hold where a request gives none."""
+    return {
+        "id": served.name, "object": "model", "created": served.created, "owned_by": "seodang", "max_model_len": served.engine.positions,
+        "defaults": served.defaults.given,
+    }  # fmt: skip

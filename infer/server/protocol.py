@@ -1,0 +1,170 @@
+"""Bodies as clients send them: read within bounds, checked, and their settings translated; mistakes are told in the client's own words."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ...data.errors import UserError
+from ...data.json_text import parsed
+from ...data.surrogates import refuse_surrogates
+from ..engine.compat import REQUEST, from_request
+from ..engine.params import SamplingParams
+from .errors import ApiError
+from .served import Served
+
+MAX_BODY = 1 << 20  # bytes, or where the model has many positions, so many for each: beyond what it can read, and read in a second
+POSITION_BODY = 32
+BODY_SECONDS = 20.0  # that a body may take to come
+MAX_STOPS = 64  # texts that end an answer: each is looked for behind every token, while the others wait
+THEIRS = {"max_new_tokens": "max_tokens", "num_return_sequences": "n"}  # what clients call settings that they have not given
+
+MISTAKES = {  # pydantic's kinds of them, in our words
+    "missing": "is missing: give it", "extra_forbidden": "is unknown: leave it out", "bool_type": "must be true or false", "string_type": "must be a text",
+    "int_type": "must be a whole number", "list_type": "must be a list", "model_type": "must be an object", "dict_type": "must be an object",
+}  # fmt: skip
+
+B = TypeVar("B", bound="Body")
+
+
+class Part(BaseModel):
+    """A part of a body: nothing in it is converted, and nothing else stands in it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class StreamOptions(Part):
+    include_usage: bool = Field(False, description="End the stream by a chunk with the usage.")
+
+
+class Body(BaseModel):
+    """What a body has besides the settings of an answer (and may have with them: the rest of its fields)."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    refused: ClassVar[Mapping[str, str]] = {}  # fields that other paths have, and what to do about them
+
+    model: str | None = Field(None, description="What this server calls its model.")
+
+
+class AskingBody(Body):
+    """What every body that asks for an answer has."""
+
+    stream: bool = Field(False, description="Send the answer as it grows, as server-sent events.")
+    stream_options: StreamOptions | None = None
+    cache_salt: str | None = Field(None, min_length=1, description="What is read is reused for requests of the same salt alone.")
+    trace: bool = Field(False, description="Tell what happened at each token, before and after every filter.")
+
+
+async def body_of(request: Request, served: Served, kind: type[B]) -> B:
+    """Return what a client sends; raises ApiError for a body that is too large, does not come, is no JSON or not of its kind."""
+    raw = await bytes_of(request, max(MAX_BODY, POSITION_BODY * (served.engine.positions or 0)))
+    return await asyncio.to_thread(lambda: checked(read(raw), served, kind))  # a large one takes a while
+
+
+async def bytes_of(request: Request, most: int) -> bytes:
+    """Return the body that a client sends; raises ApiError for one that has more than so many bytes, or does not come."""
+    raw, size = bytearray(), 0
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for part in request.stream():
+                size += len(part)
+                raw += part if size <= most else b""  # read to its end all the same: who still sends hears no answer
+    except TimeoutError:
+        raise ApiError(408, f"the body did not come within {BODY_SECONDS:g} s: send it again") from None
+    if size > most:
+        raise ApiError(413, f"the body has {size} bytes, more than the {most} that are read: send less at a time")
+    return bytes(raw)
+
+
+def read(raw: bytes) -> dict[str, Any]:
+    """Return the JSON object that a body is; raises ApiError for anything else."""
+    try:
+        body = parsed(raw.decode())
+    except ValueError as error:
+        raise ApiError(400, f"the body is not JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise ApiError(400, f"the body must be a JSON object, got a {type(body).__name__}")
+    refuse_surrogates(body, "the body")
+    return body
+
+
+def checked(body: Mapping[str, Any], served: Served, kind: type[B]) -> B:
+    """Return a body as one of its kind, without its nulls; raises ApiError for fields of another type, and for another model."""
+    given = {name: value for name, value in body.items() if value is not None}
+    if (model := given.get("model", served.name)) != served.name:
+        raise ApiError(404, f"the model {model!r} does not exist: this server has {served.name!r}", "model", "model_not_found")
+    for name, remedy in kind.refused.items():
+        if name in given and not served.lenient:
+            raise ApiError(400, f"{name} given: {remedy}", name)
+        given.pop(name, None)
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        raise refusal(error) from None
+
+
+def refusal(error: ValidationError) -> ApiError:
+    """The first of a body's mistakes, by its field."""
+    first = error.errors(include_url=False)[0]
+    place = "".join(f"[{each}]" if isinstance(each, int) else f".{each}" for each in first["loc"]).lstrip(".")
+    wrong = MISTAKES.get(first["type"]) or first["msg"].removeprefix("Value error, ").replace("Input should", "must", 1)
+    got = "" if first["type"] in ("missing", "extra_forbidden") else f", got {shown(first['input'])}"
+    return ApiError(400, f"{place} {wrong}{got}", str(first["loc"][0]))
+
+
+def shown(value: Any) -> str:
+    """A value as JSON, cut where it is long."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+class Words:
+    """The names that a client's body has for settings, to tell mistakes in."""
+
+    def __init__(self, body: AskingBody):
+        self._given = list(body.model_fields_set)
+        theirs = {REQUEST[name]: name for name in self._given if name in REQUEST}
+        self._theirs = {ours: name for ours, name in {**THEIRS, **theirs}.items() if ours != name}
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Let a UserError of settings or prompts that is raised within name the client's own fields."""
+        try:
+            yield
+        except UserError as error:
+            raise self.of(error) from None
+
+    def of(self, error: Exception) -> ApiError:
+        """The error as the client is told it, with the field that it is about where it names one."""
+        told = ApiError.of(error)
+        if told.status != 400 or told is error:
+            return told
+        message = str(told)
+        for ours, name in self._theirs.items():
+            message = re.sub(rf"\b{ours}\b", name, message)
+        message = re.sub(r"\b[Pp]rompt 1\b", "the prompt", message)
+        found = {name: at.start() for name in self._given if (at := re.search(rf"(?<!\w){re.escape(name)}(?!\w)", message))}
+        return ApiError(400, message, min(found, key=found.__getitem__, default=None))
+
+
+def settings_of(body: AskingBody, served: Served, **ours: Any) -> tuple[SamplingParams, list[str]]:
+    """Return the settings that a body gives beside the checkpoint's, and the fields that were ignored; `ours` are added under our names.
+
+    Raises UserError for what is unknown or cannot be honoured.
+    """
+    given = dict(body.model_extra or {})
+    if isinstance(given.get("stop"), list) and len(given["stop"]) > MAX_STOPS:
+        raise ApiError(400, f"stop has {len(given['stop'])} texts, more than the {MAX_STOPS} that may end an answer: leave some out", "stop")
+    ignored: list[str] = []
+    known = from_request(given, ignored if served.lenient else None)
+    for name in known.keys() & ours.keys():
+        if known[name] != ours[name]:
+            raise UserError(f"the request gives {name}={ours[name]!r} and, by another name, {known[name]!r}: drop one of them")
+    return served.params({**known, **ours}), ignored

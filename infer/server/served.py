@@ -1,0 +1,70 @@
+"""What a server serves: a live engine under a name, and the settings that hold where a client gives none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from ..engine.checkpoint_settings import own_config, params_beside, said
+from ..engine.compat import drawn_unasked, refuse_two_languages
+from ..engine.live import LiveEngine
+from ..engine.params import SamplingParams
+from ..requests.params import Unsaid
+
+ANSWER_TOKENS = 1024  # of an answer of which nobody says how long it may be; each that is let in has its memory promised
+
+
+@dataclass(frozen=True)
+class Served:
+    """A live engine, what clients call its model, and what the operator lets them do.
+
+    Where neither a client nor the checkpoint says how long an answer may be, it has at most `answer_tokens`, and no more than the model has
+    positions. `template_kwargs` names the variables of the chat template that clients may set. With `lenient`, a field that is unknown or would have no
+    effect is ignored, where it is refused elsewhere. Without `checkpoint_settings`, the checkpoint's generation_config gives no defaults.
+    """
+
+    engine: LiveEngine
+    name: str
+    answer_tokens: int = ANSWER_TOKENS
+    template_kwargs: tuple[str, ...] = ()
+    lenient: bool = False
+    checkpoint_settings: bool = True
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        return self.engine.tokenizer
+
+    @cached_property
+    def config(self) -> GenerationConfig:
+        """The checkpoint's own settings."""
+        return self.checkpoint_settings and own_config(self.engine.model) or GenerationConfig()
+
+    @cached_property
+    def defaults(self) -> SamplingParams:
+        """The settings of a request that gives none. Raises UserError where those of the checkpoint do not hold."""
+        return self.params({})
+
+    def params(self, known: Mapping[str, Any]) -> SamplingParams:
+        """Return the settings that a client gives, by our names, beside the checkpoint's; where both are silent, an answer is drawn at temperature 1.
+
+        Raises UserError for what is wrong or contradicts itself.
+        """
+        refuse_two_languages(known)
+        params, changes = params_beside(self.config, known), dict(known)
+        if drawn_unasked(params.given):
+            changes["do_sample"] = True
+        if isinstance(params.max_new_tokens, Unsaid) and params.max_length is None:
+            least = max(params.min_new_tokens or 0, self.answer_tokens)
+            changes |= {"max_new_tokens": least, **({} if self.engine.positions is None else {"max_length": self.engine.positions})}
+        return params_beside(self.config, changes) if len(changes) > len(known) else params
+
+    def describe(self) -> str:
+        """In a line, what holds where a client gives nothing."""
+        return f"where a request says nothing: {said(self.defaults, {})}"

@@ -1,0 +1,54 @@
+"""/tokenize and /detokenize: texts and messages to the ids that the model reads, and ids to text; fields as vLLM has them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import ConfigDict, Field
+
+from ...data.chat import text_ids
+from ..text.detokenise import whole_text
+from ..text.vocabulary import check_ids
+from .protocol import Body, body_of
+from .served import Served
+
+
+class TokenizeBody(Body):
+    """A text whose ids are asked for."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    prompt: str = Field(description="A text.")
+    add_special_tokens: bool = Field(True, description="With what the tokenizer puts around a text; without, its control tokens are text too.")
+    return_token_strs: bool = Field(False, description="Tell what each token is called too.")
+
+
+class DetokenizeBody(Body):
+    """Ids whose text is asked for."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    tokens: list[int] = Field(description="Token ids.")
+
+
+def token_routes(served: Served) -> APIRouter:
+    """The paths between text and ids."""
+    routes, tokenizer = APIRouter(), served.tokenizer
+
+    @routes.post("/tokenize")
+    async def tokenize(request: Request) -> dict[str, Any]:
+        """The ids that the model reads for a text."""
+        body = await body_of(request, served, TokenizeBody)
+        ids = text_ids(tokenizer, body.prompt) if body.add_special_tokens else tokenizer.encode(body.prompt, add_special_tokens=False)
+        names = tokenizer.convert_ids_to_tokens(ids) if body.return_token_strs else None
+        return {"count": len(ids), "max_model_len": served.engine.positions, "tokens": ids, "token_strs": names}
+
+    @routes.post("/detokenize")
+    async def detokenize(request: Request) -> dict[str, str]:
+        """The text of ids, control tokens left out."""
+        body = await body_of(request, served, DetokenizeBody)
+        check_ids(body.tokens, len(tokenizer), "tokens")
+        return {"prompt": whole_text(tokenizer, body.tokens)}
+
+    return routes
