@@ -6,7 +6,8 @@ import json
 import os.path
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -20,6 +21,8 @@ USER = {"role": "user", "content": "?"}
 KEYS, VALUES = ("Seodang7key", "Seodang7second"), ("Seodang7value", "Seodang7last")
 ARGUMENTS = dict(zip(KEYS, VALUES, strict=True))
 ID = sample_call({})["id"]
+NUMBER = "7070707"
+NUMBERED_ID = f"functions.{SENTINEL}:{NUMBER}"  # Kimi's: it stands where others have the name
 LONG_ID = "call_0123456789abcdef01234567"
 
 
@@ -48,6 +51,7 @@ class CallForm:
     between: str | None
     closing: str
     keys: tuple[str, str] | None = None  # of the name and of the arguments
+    name_last: bool = False  # a call is `head arguments middle name tail`
     parameters: ParameterForm | None = None
 
     def texts(self) -> Iterator[str]:
@@ -73,11 +77,11 @@ def sample_tool() -> dict[str, Any]:
 
 def find_calls(tokenizer: PreTrainedTokenizerBase, thinking_closing: str) -> tuple[CallForm | None, bool]:
     """Return how the template writes calls, None where it writes none in a form that is known, and whether it refuses long ids."""
-    for tools in ([sample_tool()], None):  # with tools first: without, a template may leave calls out
-        written = Written(tokenizer, tools, thinking_closing)
+    for tools, id in product(([sample_tool()], None), (ID, NUMBERED_ID)):  # with tools first: without, a template may leave calls out
+        written = Written(tokenizer, tools, thinking_closing, id)
         if SENTINEL in (one := written.calls(ARGUMENTS)):
             form = _in_json(one) or _with_json(one) or _by_parameter(one, written)
-            short_ids = SENTINEL not in written.calls(ARGUMENTS, id=LONG_ID)
+            short_ids = SENTINEL not in replace(written, id=LONG_ID).calls(ARGUMENTS) and id == ID
             return form and _of_two(form, one, written.calls(ARGUMENTS, ARGUMENTS)), short_ids
     return None, False
 
@@ -89,10 +93,11 @@ class Written:
     tokenizer: PreTrainedTokenizerBase
     tools: list | None
     thinking_closing: str
+    id: str
 
-    def calls(self, *arguments: Mapping[str, Any], id: str = ID) -> str:
+    def calls(self, *arguments: Mapping[str, Any]) -> str:
         """The text of calls with these arguments, from where it differs from content to the end of the turn; nothing where it is refused."""
-        answer = {"role": "assistant", "content": "", "tool_calls": [{**sample_call(each), "id": id} for each in arguments]}
+        answer = {"role": "assistant", "content": "", "tool_calls": [{**sample_call(each), "id": self.id} for each in arguments]}
         text, plain = (attempt(self.tokenizer, message, self.tools) or "" for message in (answer, {"role": "assistant", "content": SENTINEL}))
         try:
             prompt = prompt_text(self.tokenizer, [USER], self.tools)
@@ -134,9 +139,10 @@ def _in_json(text: str) -> CallForm | None:
     name = text.find(SENTINEL)
     for value, begin, end in _objects(text, 0, name):
         keys = {each: key for key, each in value.items() if isinstance(each, str)}.get(SENTINEL), next((k for k, v in value.items() if v == ARGUMENTS), None)
-        if all(keys) and (span := _arguments(text, name)):
-            head, middle, tail = text[begin:name], text[name + len(SENTINEL) : span[0]], text[span[1] : end]
-            return CallForm(text[:begin], head, middle, tail, None, text[end:], keys=keys)
+        if all(keys) and (span := _arguments(text, begin + 1)):
+            first, last = sorted([(name, name + len(SENTINEL)), span])
+            inside = text[begin : first[0]], text[first[1] : last[0]], text[last[1] : end]
+            return CallForm(text[:begin], *inside, None, text[end:], keys=keys, name_last=span < (name,))
     return None
 
 
@@ -176,4 +182,4 @@ def _of_two(form: CallForm, one: str, two: str) -> CallForm:
     at = rest.find(call)
     if not two.startswith(first) or at < 0 or not rest[at + len(call) :].startswith(form.closing):
         return form
-    return CallForm(**{**vars(form), "between": rest[:at]})
+    return replace(form, between=rest[:at])

@@ -8,7 +8,7 @@ from functools import lru_cache
 import regex
 
 from ...data.form import SENTINEL
-from .call_form import ID, CallForm
+from .call_form import ID, NUMBER, CallForm
 
 _STRING = r'"(?:[^"\\]|\\.)*+"'
 _OBJECT = rf'(?P<whole>\{{(?:[^{{}}"]++|{_STRING}|(?&whole))*+\}})'
@@ -31,7 +31,7 @@ class CallPatterns:
         if parameters:
             opening = self._text(parameters.opening)
             follows = f"(?={'|'.join(f'{_EDGE}{each}' for each in (opening, *ends))})"
-            begin = name + self._text(form.middle) + follows
+            begin = name + _EDGE + self._text(form.middle) + follows
             self.parameter = compiled(rf"{opening}\s*(?P<key>.+?)\s*{self._text(parameters.middle)}")
             closing = self._text(parameters.closing)
             self.value_end = regex.compile(closing + follows)
@@ -40,7 +40,7 @@ class CallPatterns:
             begin, tail = self._json(name, *form.keys)
             self.tail = compiled(tail)
         else:
-            begin = name + self._text(form.middle) + r"\s*(?=\{)"
+            begin = name + _EDGE + self._text(form.middle) + r"\s*(?=\{)"
         self.marker = compiled(self._text(form.opening)) if form.opening else None
         self.begin = compiled(self._text(form.opening) + _EDGE + begin)
         self.again = compiled(self._text(form.between) + _EDGE + begin) if form.between else None
@@ -48,7 +48,7 @@ class CallPatterns:
 
     def _text(self, text: str) -> str:
         """A fixed text, in which a name may be any of the tools' and an id any."""
-        return lenient(text).replace(SENTINEL, self._any_name).replace(ID, r"[\w.:-]+")
+        return lenient(text).replace(SENTINEL, self._any_name).replace(ID, r"[\w.:-]+").replace(NUMBER, r"(?P<number>\d+)")
 
     @staticmethod
     def _json(name: str, name_key: str, arguments_key: str) -> tuple[str, str]:

@@ -157,7 +157,8 @@ class AnswerParser:
         while begin and (match := (yield from self._take(begin))):
             any_taken = True
             name = patterns.names[match["name"]]
-            self._emit(CallBegun(self._count, new_id(self._form.short_ids), name))
+            number = match.groupdict().get("number")
+            self._emit(CallBegun(self._count, f"functions.{name}:{number}" if number else new_id(self._form.short_ids), name))
             if patterns.parameter:
                 yield from self._parameters(self._schemas[name])
             elif match.groupdict().get("whole") or match.groupdict().get("bare"):

@@ -1,15 +1,15 @@
 """What a template writes for an answer of thinking, content and calls parses back to the same."""
 
 import json
+from pathlib import Path
 
 import pytest
+import trl
 
 from seodang.data.conversation import Conversation
 from seodang.infer.answers.form import answer_form
 from seodang.infer.answers.parser import parsed
 from seodang.infer.text.detokenise import special_ids
-
-from .conftest import FILES
 
 PROPERTIES = {
     "text": {"type": "string"}, "number": {"type": "integer"}, "share": {"type": "number"}, "on": {"type": "boolean"},
@@ -26,6 +26,7 @@ CALLS = [
 ]
 CONTENT, THOUGHT = "알겠습니다.\nI look it up: 1 < 2.", "First this,\n\nthen that."
 USER = {"role": "user", "content": "날씨?"}
+FILES = sorted(path.stem for path in Path(trl.__file__).parent.glob("chat_templates/*.jinja"))
 KNOWN = [name for name in FILES if name.startswith(("deepseek", "glm", "gptoss", "llama3_", "muse", "nemotron", "qwen")) and "llama3_training" not in name]
 KNOWN = [name for name in KNOWN if not name.startswith("qwen2_5_vl")]
 
