@@ -111,7 +111,7 @@ class Written:
             text = text.partition(self.thinking_closing)[2]
         last = max(text.rfind(SENTINEL), text.rfind(VALUES[-1]))
         stops = [at for stop in ending(self.tokenizer).stops if (at := text.find(stop, max(last, 0))) >= 0]
-        return text[: min(stops, default=len(text))].strip()
+        return text[: min(stops, default=len(text))].rstrip()
 
 
 def _whole_tags(text: str) -> str:

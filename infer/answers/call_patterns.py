@@ -41,7 +41,7 @@ class CallPatterns:
             self.tail = compiled(tail)
         else:
             begin = name + _EDGE + self._text(form.middle) + r"\s*(?=\{)"
-        self.marker = compiled(self._text(form.opening)) if form.opening else None
+        self.marker = compiled(self._text(form.opening)) if form.opening.strip() else None
         self.begin = compiled(self._text(form.opening) + _EDGE + begin)
         self.again = compiled(self._text(form.between) + _EDGE + begin) if form.between else None
         self.closing = compiled(self._text(form.closing)) if form.closing else None

@@ -15,7 +15,7 @@ from .call_form import ID, NUMBER, CallForm
 from .form import AnswerForm, answer_form
 from .values import Alternative, alternatives
 
-GAP = "GAP?"  # white space that a model may write before its thinking and its calls
+GAP = "GAP?"  # white space that a model may write around its thinking, and between the marker of a call and the call
 ANY = "/(?s:.*)/"
 CLOSING_KEYS = ("additionalProperties", "patternProperties", "$ref", "allOf", "anyOf", "oneOf")
 
@@ -41,8 +41,9 @@ def call_grammar(
     chosen = [tool["function"] for tool in tools if name in (None, tool["function"]["name"])]
     if not chosen:
         raise UserError("a call is asked for, and there are no tools: give some")
-    calls = lark.calls(chosen, dict.fromkeys(range(len(chosen)), True), parallel and name is None, lark.call.opening)
-    return lark.written(f"{lark.thinking(thinking, in_thinking)} {GAP} {calls}")
+    thought = lark.thinking(thinking, in_thinking)
+    opening = lark.call.opening.lstrip() if thought else lark.call.opening
+    return lark.written(f"{thought} {lark.calls(chosen, dict.fromkeys(range(len(chosen)), True), parallel and name is None, opening)}")
 
 
 def strict_grammar(tokenizer: PreTrainedTokenizerBase, tools: Sequence[Mapping[str, Any]], *, thinking: bool = False, in_thinking: bool = False) -> str:
@@ -99,9 +100,10 @@ class Lark:
 
     def text_before(self, opening: str) -> tuple[str, str]:
         """Free text in which no call begins, and such text with the opening of a call behind it."""
-        first = next(filter(None, self._pieces.split(opening)))
-        inside = ANY if first in self._controls else f"{ANY} & ~{containing(opening)}"
-        return f"{self.rule(inside, terminal=True)}?", self.up_to(ANY, opening)
+        marker = opening.split()[0]  # whose white space may be another
+        first = next(filter(None, self._pieces.split(marker)))
+        inside = ANY if first in self._controls else f"{ANY} & ~{containing(first)}"
+        return f"{self.rule(inside, terminal=True)}?", f"{self.up_to(ANY, marker)} {self.literal(opening.removeprefix(marker))}"
 
     def thinking(self, may: bool, opened: bool) -> str:
         """The thinking before an answer: what is left of it where it is open, else it may be missing."""
@@ -109,7 +111,7 @@ class Lark:
             return ""
         opening, closing = self.form.thinking
         block = self.up_to(ANY, closing)
-        return block if opened else f"({GAP} {self.literal(opening)} {block})?"
+        return f"{block} {GAP}" if opened else f"({GAP} {self.literal(opening)} {block})? {GAP}"
 
     def calls(self, functions: Sequence[Mapping[str, Any]], strict: Mapping[int, bool], parallel: bool, opening: str) -> str:
         """Calls of these functions, one or more where `parallel` and the form allow it, behind `opening`."""
@@ -119,7 +121,7 @@ class Lark:
             return self.rule(" | ".join(self.one_call(before, each["name"], rule) for each, rule in zip(functions, arguments, strict=True)))
 
         more = f"{any_of(self.call.between)}*" if parallel and self.call.between else ""
-        return f"{any_of(opening.lstrip())} {more} {self.literal(self.call.closing)}"
+        return f"{any_of(opening)} {more} {self.literal(self.call.closing)}"
 
     def one_call(self, before: str, name: str, arguments: str) -> str:
         """A call of a function behind what begins it."""
@@ -153,7 +155,8 @@ class Lark:
 
 def containing(text: str) -> str:
     """A terminal of the texts that contain this one."""
-    return f"/(?s:.*){re.escape(text).replace('/', chr(92) + '/')}(?s:.*)/"
+    escaped = "".join(f"\\x{{{ord(char):x}}}" if char.isspace() or char == "/" else re.escape(char) for char in text)
+    return f"/(?s:.*){escaped}(?s:.*)/"
 
 
 def json_rule(schema: Mapping[str, Any]) -> str:

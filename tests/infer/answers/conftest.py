@@ -32,8 +32,18 @@ MADE = {name: _TURNS.replace("%s", calls) for name, calls in MADE.items()}
 
 @pytest.fixture(scope="session")
 def templated(_tokenizer):
-    """`templated(name_or_source)`: the tokenizer with a template of trl's or ours; the special tokens of all are added."""
-    tokenizer = copy.deepcopy(_tokenizer)
+    """`templated(name)`: SmolLM2's tokenizer with a template of trl's or ours; the special tokens of all are added."""
+    return with_templates(_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def templated_small(wordy_tokenizer):
+    """The same of a tokenizer of every byte and pieces of JSON."""
+    return with_templates(wordy_tokenizer)
+
+
+def with_templates(tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
     found = {token for path in FILES.values() for token in SPECIAL.findall(path.read_text(encoding="utf-8"))}
     found |= {token for source in MADE.values() for token in SPECIAL.findall(source)}
     tokenizer.add_special_tokens({"additional_special_tokens": sorted(found)})
