@@ -234,6 +234,7 @@ def prefix_section(model, tokenizer, texts: Texts, args) -> None:
 
 
 def memory_section(model, tokenizer, texts: Texts, args) -> None:
+    generate(model, tokenizer, ["Warm."], SamplingParams(max_new_tokens=2))  # a file's weights are in memory once they were read
     before = resident()
     with clients(model, tokenizer, cache_bytes=CACHE) as mine:
         print(json.dumps({"what": "what the engine says at its start", "says": mine.engine.describe()}), flush=True)

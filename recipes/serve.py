@@ -76,6 +76,7 @@ def refuse_without_libraries() -> None:
     """Raise UserError, with the remedy, where what serves is not installed."""
     try:
         import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
         import uvicorn  # noqa: F401
     except ModuleNotFoundError as error:
         raise UserError(f"serving needs {error.name}, which is not installed: pip install 'seodang[serve]'") from None

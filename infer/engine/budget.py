@@ -114,7 +114,9 @@ def demands(request: Request, host: Host) -> Iterator[Demand]:
 
 def remedy(request: Request) -> str:
     """Say what makes a request smaller."""
-    params, ways = request.params, [f"lower max_new_tokens={request.params.max_new_tokens}", "shorten the prompt"]
+    params, ways = request.params, ["shorten the prompt"]
+    if params.max_new_tokens > 1:
+        ways.insert(0, f"lower max_new_tokens={params.max_new_tokens}")
     names = {"num_beams": 1, "best_of": 1, "num_return_sequences": 1}
     if request.strategy.width(request) > 1:
         names = [name for name, one in names.items() if (getattr(params, name, None) or one) > one] or ["top_k"]

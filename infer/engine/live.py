@@ -6,8 +6,9 @@ import itertools
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -19,11 +20,14 @@ from ..requests.request import Request
 from ..runners.open import open_runner
 from .budget import Budget
 from .core import MAX_ROWS, Engine, slots_of
+from .embedding import EmbeddingTicket, embedding_request
 from .loop import Loop, Ticket
 from .pace import Pace
 from .params import SamplingParams
 from .prefix_cache import PrefixCache
 from .prompts import Prompt, new_requests
+
+T = TypeVar("T", bound=Ticket)
 
 MAX_WAITING = 1024  # requests that wait to come in; one more is refused
 STUCK_AFTER = 120.0  # seconds that one step may take before the engine counts as stuck
@@ -119,15 +123,17 @@ class LiveEngine:
         engine's thread, which it must not keep waiting, or else into the ticket. Raises UserError for a request that is wrong, as `generate`
         does, and for one beyond all rows or the whole budget; QueueFull and EngineClosed, UserErrors too, where none is taken.
         """
-        with self._encoding:
-            self._refuse_too_many()
-            [request] = new_requests(self.model, self.tokenizer, [prompt], params, self._loop.engine, trace, literal)
-            request = replace(request, index=next(self._indices), cache_salt=cache_salt)
-            self._refuse_too_wide(request)
-            generation = Generation(request, bytes_reserved=self.budget.check(request, self._loop.engine))
-            ticket = Ticket(generation, on_event, self._loop)
-            self._loop.take(ticket)
-        return ticket
+        make = lambda: replace(new_requests(self.model, self.tokenizer, [prompt], params, self._loop.engine, trace, literal)[0], cache_salt=cache_salt)
+        return self._hand_in(make, Ticket, on_event)
+
+    def embed(
+        self, prompt: Prompt, *, attention_mask: Sequence[int] | None = None, on_event: Callable[[Event], None] | None = None
+    ) -> EmbeddingTicket:
+        """Hand in a prompt to be turned into a vector as by `seodang.infer.embed`, in passes shared with all others, and return at once.
+
+        The prefix cache has no part in it. Raises UserError, QueueFull and EngineClosed as `submit` does.
+        """
+        return self._hand_in(lambda: embedding_request(0, prompt, self.tokenizer, self._loop.engine, attention_mask), EmbeddingTicket, on_event)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, **how) -> Iterator[Event]:
         """Hand in a prompt as `submit` does, at once, and return its events; who stops listening, or never begins, cancels it."""
@@ -169,6 +175,17 @@ class LiveEngine:
         self._end.detach()
         for ticket in self._loop.tickets():  # of a step that may never end
             ticket.generation.cancel()
+
+    def _hand_in(self, make: Callable[[], Request], kind: type[T], on_event: Callable[[Event], None] | None) -> T:
+        """Make a request, and hand it in unless there is no room for it; return its ticket."""
+        with self._encoding:
+            self._refuse_too_many()
+            request = replace(make(), index=next(self._indices))
+            self._refuse_too_wide(request)
+            generation = Generation(request, bytes_reserved=self.budget.check(request, self._loop.engine))
+            ticket = kind(generation, on_event, self._loop)
+            self._loop.take(ticket)
+        return ticket
 
     def _followed(self, ticket: Ticket) -> Iterator[Event | None]:
         """Yield None once, to be begun by, then the events."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from torch import Tensor
+
 from ...data.errors import UserError
 from ..runners.contract import Runner
 from .events import Answer, Committed, Event, Finished, Observed, PromptRead, Result
@@ -61,6 +63,7 @@ class Generation:
     cached_tokens: int = 0
     prefix_logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
+    embedding: Tensor | None = None  # [hidden], where the prompt's vector is all that is asked
     error: UserError | None = None  # what ended it before its answers were there
     _published: dict[int, Published] = field(default_factory=dict)
     _candidates: list[Answer] = field(default_factory=list)  # finished, of a request that selects among them

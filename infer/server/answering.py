@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from fastapi import Request
@@ -19,6 +20,7 @@ from .calls import Call, EventStream, heard_out
 from .errors import ApiError
 from .protocol import AskingBody, Words
 from .served import Served
+from .traces import traced
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +54,8 @@ async def answered(request: Request, served: Served, body: B, make: Callable[[B,
         if len(asked.prompts) > served.engine.max_waiting:
             most = f"more than the {served.engine.max_waiting} that may wait here: send fewer at a time"
             raise ApiError(400, f"{len(asked.prompts)} prompts are {most}", "prompt")
-        call = await Call.begin(served.engine, asked.prompts, asked.params, body.cache_salt, body.trace)
+        submit = partial(served.engine.submit, params=asked.params, cache_salt=body.cache_salt, trace=body.trace)
+        call = await Call.begin(asked.prompts, submit)
     headers = {"x-ignored-fields": ", ".join(asked.ignored)} if asked.ignored else {}
     if body.stream:
         return EventStream(call, streamed(call, asked), headers)
@@ -112,11 +115,14 @@ class Chunks:
     async def whole(self, call: Call) -> dict[str, Any]:
         """Wait for all answers and return them as one object."""
         choices: dict[int, dict[str, Any]] = {}
-        async for part in self._all_parts(call):
-            known = choices.get(part["index"])
-            choices[part["index"]] = part if known is None else joined(known, part)
-        kind = {} if self.whole_kind is None else {"object": self.whole_kind}
-        return {**self.head, **kind, "choices": [self.as_whole(choices[index]) for index in sorted(choices)], "usage": self.usage(call)}
+        trace: list[dict[str, Any]] = []
+        async for parts, seen in self._grown(call):
+            trace += seen
+            for part in parts:
+                known = choices.get(part["index"])
+                choices[part["index"]] = part if known is None else joined(known, part)
+        more = {**({"object": self.whole_kind} if self.whole_kind else {}), **({"trace": trace} if self._traced else {})}
+        return {**self.head, **more, "choices": [self.as_whole(choices[index]) for index in sorted(choices)], "usage": self.usage(call)}
 
     def as_whole(self, choice: dict[str, Any]) -> dict[str, Any]:
         """A choice whose parts are joined, as the whole answer has it."""
@@ -125,8 +131,11 @@ class Chunks:
     async def frames(self, call: Call) -> AsyncIterator[str]:
         """Yield the chunks, and at the end the usage where it is asked for."""
         head = {**self.head, **({"usage": None} if self._include_usage else {})}
-        async for part in self._all_parts(call):
-            yield sent({**head, "choices": [part]})
+        async for parts, seen in self._grown(call):
+            if seen:
+                yield sent({**head, "choices": [], "trace": seen})
+            for part in parts:
+                yield sent({**head, "choices": [part]})
         if self._include_usage:
             yield sent({**head, "choices": [], "usage": self.usage(call)})
 
@@ -134,11 +143,12 @@ class Chunks:
         """The error, where there was one, and the end."""
         return f"{'' if error is None else sent(error.body)}data: [DONE]\n\n"
 
-    async def _all_parts(self, call: Call) -> AsyncIterator[dict[str, Any]]:
+    async def _grown(self, call: Call) -> AsyncIterator[tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
+        """Yield what each event adds to the choices, and what of it a trace tells."""
         self._call = call
         async for prompt, event in call.events():
-            for part in self.parts(prompt, event):
-                yield part
+            told = traced(call.tickets[prompt].generation.request.tokenizer, prompt, event) if self._traced else None
+            yield self.parts(prompt, event), [told] if told else []
 
 
 def joined(known: Any, more: Any) -> Any:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from ... import __version__
 from .completions import completion_routes
+from .embeddings import embedding_routes
 from .errors import add_errors
+from .log import add_log_and_metrics
 from .operations import operation_routes
 from .served import Served
 from .tokens import token_routes
 
-ROUTES = (operation_routes, completion_routes, token_routes)
+ROUTES = (operation_routes, completion_routes, embedding_routes, token_routes)
 
 
 def build_app(served: Served) -> FastAPI:
@@ -27,8 +29,9 @@ def build_app(served: Served) -> FastAPI:
         await run_in_threadpool(served.engine.close)
 
     _ = served.defaults  # what is wrong with these is said before anything is served
-    app = FastAPI(title="Seodang", version=__version__, lifespan=lifespan, openapi_url=None)
+    app = FastAPI(title="Seodang", version=version("seodang"), lifespan=lifespan, openapi_url=None)
     add_errors(app)
+    add_log_and_metrics(app, served.engine)
     for routes in ROUTES:
         app.include_router(routes(served))
     return app

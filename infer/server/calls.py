@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -13,11 +13,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
 from ...data.errors import UserError
-from ..engine.live import LiveEngine
 from ..engine.loop import EngineClosed, Ticket
-from ..engine.params import SamplingParams
 from ..engine.prompts import Prompt
 from ..requests.events import Event, Finished
+from .metrics import watched
 
 T = TypeVar("T")
 
@@ -29,13 +28,14 @@ class Call:
         self.tickets: list[Ticket] = []
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._watched = watched(self)
 
     @classmethod
-    async def begin(cls, engine: LiveEngine, prompts: Sequence[Prompt], params: SamplingParams, cache_salt: str | None = None, traced: bool = False) -> Call:
-        """Hand in all prompts or none; raises UserError, as `LiveEngine.submit` does, for the first that is refused."""
+    async def begin(cls, prompts: Sequence[Prompt], submit: Callable[..., Ticket]) -> Call:
+        """Hand in all prompts or none, each by `submit(prompt, on_event=...)`; raises UserError, as that does, for the first that is refused."""
         call = cls()
         try:
-            await run_in_threadpool(call._submit, engine, prompts, params, cache_salt, traced)
+            await run_in_threadpool(call._submit, prompts, submit)
         except BaseException:
             call.cancel()
             raise
@@ -61,11 +61,10 @@ class Call:
                     raise self.tickets[place].generation.error or EngineClosed("the request was cancelled: the server is closing")
             yield place, event
 
-    def _submit(self, engine: LiveEngine, prompts: Sequence[Prompt], params: SamplingParams, cache_salt: str | None, traced: bool) -> None:
+    def _submit(self, prompts: Sequence[Prompt], submit: Callable[..., Ticket]) -> None:
         for place, prompt in enumerate(prompts):
             try:
-                how = {"cache_salt": cache_salt, "trace": traced, "on_event": partial(self._hear, place)}
-                self.tickets.append(engine.submit(prompt, params, **how))
+                self.tickets.append(submit(prompt, on_event=partial(self._hear, place)))
             except UserError as error:
                 if len(prompts) == 1 or type(error) is not UserError:
                     raise
@@ -73,6 +72,7 @@ class Call:
                 raise UserError(named if named != str(error) else f"of prompt[{place}]: {error}") from None
 
     def _hear(self, place: int, event: Event) -> None:
+        self._watched(place, event)
         self._loop.call_soon_threadsafe(self._events.put_nowait, (place, event))
 
 

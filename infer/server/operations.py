@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
-from ... import __version__
 from .errors import ApiError
 from .served import Served
 
@@ -32,9 +32,9 @@ def operation_routes(served: Served) -> APIRouter:
         return JSONResponse({"status": "ready" if reason is None else "not ready", "reason": reason}, 200 if reason is None else 503)
 
     @routes.get("/version")
-    async def version() -> dict[str, str]:
+    async def version_of_seodang() -> dict[str, str]:
         """The version of Seodang."""
-        return {"version": __version__}
+        return {"version": version("seodang")}
 
     @routes.get("/v1/models")
     async def models() -> dict[str, Any]:

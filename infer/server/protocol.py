@@ -129,9 +129,8 @@ class Words:
     """The names that a client's body has for settings, to tell mistakes in."""
 
     def __init__(self, body: AskingBody):
-        self._given = list(body.model_fields_set)
-        theirs = {REQUEST[name]: name for name in self._given if name in REQUEST}
-        self._theirs = {ours: name for ours, name in {**THEIRS, **theirs}.items() if ours != name}
+        self._given = sorted(body.model_fields_set)
+        self._theirs = THEIRS | {REQUEST[name]: name for name in self._given if REQUEST.get(name, name) != name}
 
     @contextmanager
     def told(self) -> Iterator[None]:

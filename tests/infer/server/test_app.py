@@ -8,7 +8,8 @@ import time
 import pytest
 from fastapi.testclient import TestClient
 
-from seodang.infer import SamplingParams, generate
+from seodang import __version__
+from seodang.infer import SamplingParams, generate, score
 from seodang.infer.engine.core import Engine
 from seodang.infer.engine.live import LiveEngine
 from seodang.infer.server import answering, protocol
@@ -218,3 +219,110 @@ def test_the_event_loop_answers_while_a_pass_lasts(client, engine, monkeypatch):
     go.set()
     asking.join(TIMEOUT)
     assert found[0].status_code == 200
+
+
+def test_log_probabilities_of_completions_are_those_of_generate_whole_and_streamed(client, said):
+    [result] = said("abc", logprobs=2)
+    [choice] = post(client, logprobs=2).json()["choices"]
+    known, tokens = choice["logprobs"], result.top_logprobs
+    assert known["token_logprobs"] == pytest.approx([each.logprob for each in tokens], abs=1e-5)
+    for told, token in zip(known["top_logprobs"], tokens):
+        assert sorted(told.values()) == pytest.approx(sorted({each.id: each.logprob for each in (*token.top, token)}.values()), abs=1e-5)
+    assert known["tokens"][:2] == ["&", "bytes:\\xa2"] and known["text_offset"][:2] == [0, 1]
+    parts = [event["choices"][0] for event in streamed(client, logprobs=2)]
+    assert [part["logprobs"] and len(part["logprobs"]["token_logprobs"]) for part in parts] == [1] * 6 + [None]
+    assert [part["logprobs"]["token_logprobs"][0] for part in parts[:-1]] == pytest.approx(known["token_logprobs"], abs=1e-5)
+    assert "".join(part["text"] for part in parts) == result.text
+
+
+def test_an_echoed_prompt_is_judged_as_score_judges_it_and_nothing_need_be_added(client, tiny_llama, tiny_tokenizer, said):
+    prompt = "hellothere"
+    ids = tiny_tokenizer(prompt)["input_ids"]
+    wanted = score(tiny_llama, tiny_tokenizer, [ids[:1]], [ids[1:]])[0].tolist()
+    [choice] = post(client, prompt=prompt, echo=True, logprobs=1, max_tokens=0).json()["choices"]
+    assert choice["text"] == prompt == "".join(choice["logprobs"]["tokens"]) and choice["finish_reason"] == "length"
+    assert choice["logprobs"]["token_logprobs"][0] is choice["logprobs"]["top_logprobs"][0] is None
+    assert choice["logprobs"]["token_logprobs"][1:] == pytest.approx(wanted, abs=1e-5)
+    assert choice["logprobs"]["text_offset"] == list(range(len(prompt)))
+    [echoed] = post(client, prompt=ids, echo=True).json()["choices"]
+    assert echoed["text"] == prompt + said(ids)[0].text and echoed["logprobs"] is None
+    assert joined(streamed(client, prompt=ids, echo=True)) == echoed["text"]
+    [judged] = post(client, prompt=ids, prompt_logprobs=2).json()["choices"]
+    assert judged["text"] == said(ids)[0].text and judged["prompt_logprobs"][0] is None
+    for id, logprob, each in zip(ids[1:], wanted, judged["prompt_logprobs"][1:]):
+        assert each[str(id)]["logprob"] == pytest.approx(logprob, abs=1e-5) and {1, 2} <= {other["rank"] for other in each.values()}
+
+
+def test_what_the_model_thinks_of_a_prompt_does_not_hang_on_what_was_read_before(fresh_tiny, tiny_tokenizer):
+    """float64: cold, behind a prompt of the same beginning, behind itself, in any order."""
+    prompts = ["a long beginning that is shared, one", "a long beginning that is shared, two"]
+    ask = {"max_tokens": 2, "echo": True, "logprobs": 2}
+
+    def told(order: list[int]) -> list[dict]:
+        engine = LiveEngine(fresh_tiny("llama").double(), tiny_tokenizer)
+        with engine, TestClient(build_app(Served(engine, "tiny"))) as client:
+            return [post(client, prompt=prompts[n], **(ask if asks else {})).json()["choices"][0]["logprobs"] for n, asks in order]
+
+    cold = [told([(n, True)])[0] for n in (0, 1)]
+    assert cold[0] != cold[1]
+    for order in ([0, 1, 0], [1, 0, 0, 1]):
+        assert told([(n, True) for n in order]) == [cold[n] for n in order]
+    with_reading = told([(0, False), (0, True), (1, False), (1, True)])
+    assert [each for each in with_reading if each] == cold
+
+
+def test_the_checkpoints_settings_are_the_defaults_and_a_temperature_of_1_where_it_is_silent(fresh_tiny, tiny_tokenizer, said):
+    def drawn(model, **changes) -> str:
+        with LiveEngine(model, tiny_tokenizer) as engine, TestClient(build_app(Served(engine, "tiny"))) as client:
+            body = {"model": "tiny", "prompt": "abc", "max_tokens": 6, "seed": 3, **changes}
+            return client.post("/v1/completions", json=body).json()["choices"][0]["text"], client.get("/v1/models").json()["data"][0]
+
+    silent, listed = drawn(fresh_tiny("llama"))
+    assert silent == said("abc", do_sample=True, seed=3)[0].text != said("abc")[0].text
+    assert listed["id"] == "tiny" and listed["max_model_len"] == 256 and listed["defaults"] == {"do_sample": True, "max_new_tokens": 1024, "max_length": 256}
+    model = fresh_tiny("llama")
+    model.generation_config.update(do_sample=True, temperature=0.5, top_k=3, max_new_tokens=4)
+    text, listed = drawn(model, max_tokens=None)
+    assert text == generate(model, tiny_tokenizer, ["abc"], SamplingParams(temperature=0.5, top_k=3, max_new_tokens=4, seed=3))[0].text
+    assert listed["defaults"] == {"do_sample": True, "temperature": 0.5, "top_k": 3, "max_new_tokens": 4}
+    assert drawn(model, temperature=0)[0] == said("abc")[0].text
+    assert drawn(model, num_beams=2)[0] == said("abc", num_beams=2)[0].text == drawn(model, use_beam_search=True, n=2)[0]
+
+
+def test_a_lenient_server_ignores_what_has_no_effect_and_says_so(engine):
+    with TestClient(build_app(Served(engine, "tiny", lenient=True))) as client:
+        response = post(client, tempratur=1, suffix="x", messages=[], top_k=None)
+        assert response.status_code == 200 and response.headers["x-ignored-fields"] == "tempratur, suffix"
+        assert post(client).headers.get("x-ignored-fields") is None
+
+
+def test_models_tokens_version_and_readiness(client, engine, tiny_tokenizer):
+    assert client.get("/v1/models/tiny").json() == client.get("/v1/models").json()["data"][0]
+    assert error_of(client.get("/v1/models/other"), 404, "model", "model_not_found")
+    assert client.get("/version").json() == {"version": __version__}
+    found = client.post("/tokenize", json={"prompt": "abc", "return_token_strs": True}).json()
+    assert found["tokens"] == tiny_tokenizer("abc")["input_ids"] and found["count"] == len(found["tokens"]) == len(found["token_strs"])
+    assert client.post("/detokenize", json={"tokens": found["tokens"]}).json() == {"prompt": "abc"}
+    assert "tokens has the id 999" in error_of(client.post("/detokenize", json={"tokens": [999]}), 400)
+    assert error_of(client.post("/tokenize", json={"prompt": 5}), 400, "prompt") == "prompt must be a text, got 5"
+    assert client.get("/ready").json() == {"status": "ready", "reason": None}
+    engine.close()
+    assert client.get("/ready").status_code == 503 and "closed" in client.get("/ready").json()["reason"]
+
+
+def test_a_trace_tells_what_every_filter_made_of_each_token_whole_and_streamed(client, said):
+    ask = {"trace": True, "temperature": 2.0, "top_k": 2, "seed": 1, "max_tokens": 2}
+    whole = post(client, cache_salt="one", **ask).json()["trace"]
+    events = streamed(client, cache_salt="another", **ask)
+    parted = sum((event.get("trace", []) for event in events), [])
+    timeless = lambda trace: [{**event, "seconds": 0} for event in trace]
+    assert timeless(whole) == timeless(parted)
+    [first, second] = [event for event in whole if event["type"] == "choice"]
+    assert [name for name, _ in first["stages"]] == ["model", "temperature", "top_k"] and (first["position"], second["position"]) == (0, 1)
+    model, warm, kept = (dict(candidates) for _, candidates in first["stages"])
+    two = sorted(model, key=model.get)[-2:]
+    roots = {id: model[id] ** 0.5 for id in two}  # a temperature of 2 takes the root of each
+    assert {id: roots[id] / sum(roots.values()) for id in two} == pytest.approx(kept)
+    assert warm[two[0]] / warm[two[1]] == pytest.approx(roots[two[0]] / roots[two[1]]) and len(warm) == 10
+    assert set(first["texts"]) == {str(id) for id in {*model, *warm, *kept, first["id"]}}
+    assert "".join(event["text"] for event in whole if event["type"] == "committed") == said("abc", temperature=2.0, top_k=2, seed=1)[0].text[:2]

@@ -1,0 +1,99 @@
+"""/v1/embeddings: texts to vectors, in the passes that all requests share."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from pydantic import ConfigDict, Field, field_validator
+from torch import Tensor
+
+from ...data.errors import UserError
+from ..engine.embedding import embedding_size
+from .calls import Call, heard_out
+from .completions import prompts_of
+from .errors import ApiError
+from .protocol import Body, body_of
+from .served import Served
+
+
+class EmbeddingBody(Body):
+    """What a client asks of /v1/embeddings."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    input: Any = Field(description="A text, a list of texts, token ids, or a list of token ids.")
+    encoding_format: Literal["float", "base64"] = Field("float", description="A list of numbers, or the bytes of little-endian float32.")
+    dimensions: int | None = Field(None, description="How many numbers a vector has: as many as the model's hidden states.")
+    user: str | None = Field(None, description="Of the client's own bookkeeping; nothing is made of it.")
+
+    @field_validator("input")
+    @classmethod
+    def _inputs(cls, value: Any) -> list[str | list[int]]:
+        return prompts_of(value)
+
+
+def embedding_routes(served: Served) -> APIRouter:
+    """The path that turns texts into vectors."""
+    routes, size = APIRouter(), embedding_size(served.engine.model)
+
+    @routes.post("/v1/embeddings")
+    async def embeddings(request: Request) -> Response:
+        """The mean of the model's last hidden states over each text.
+
+        It is the plain mean, as `seodang.infer.embed` gives it: not scaled to length 1, as those of OpenAI's own models are. Who compares by dot
+        products divides by the length first; a cosine does not mind.
+        """
+        body, engine = await body_of(request, served, EmbeddingBody), served.engine
+        if body.dimensions not in (None, size):
+            raise ApiError(400, f"dimensions is {body.dimensions}, but a vector of this model has {size}: give {size}, or leave it out", "dimensions")
+        if len(body.input) > engine.max_waiting:
+            most = f"more than the {engine.max_waiting} that may wait here: send fewer at a time"
+            raise ApiError(400, f"{len(body.input)} inputs are {most}", "input")
+        try:
+            call = await Call.begin(body.input, engine.embed)
+            vectors = await heard_out(request, call, read_all(call))
+        except UserError as error:
+            raise of_input(error) from None
+        content = await asyncio.to_thread(written, vectors, body.encoding_format, served.name, sum(map(prompt_length, call.tickets)))
+        return Response(content, media_type="application/json")
+
+    return routes
+
+
+async def read_all(call: Call) -> list[Tensor]:
+    """Wait for all vectors of a call."""
+    async for _ in call.events():
+        pass
+    return [ticket.embedding(0) for ticket in call.tickets]
+
+
+def prompt_length(ticket: Any) -> int:
+    """How many tokens a ticket's prompt has."""
+    return ticket.generation.request.prompt_length
+
+
+def of_input(error: UserError) -> ApiError:
+    """The error in the words of this path."""
+    told = ApiError.of(error)
+    if told.status != 400:
+        return told
+    return ApiError(400, str(told).replace("prompt[", "input[").replace("prompt 1 ", "the input "), "input")
+
+
+def written(vectors: Sequence[Tensor], encoding: str, model: str, tokens: int) -> str:
+    """Return the answer as JSON, one vector behind the other: to write all in one go would keep the engine waiting."""
+    each = (f'{{"object": "embedding", "index": {index}, "embedding": {encoded(vector, encoding)}}}' for index, vector in enumerate(vectors))
+    rest = {"model": model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
+    return f'{{"object": "list", "data": [{", ".join(each)}], {json.dumps(rest)[1:]}'
+
+
+def encoded(vector: Tensor, encoding: str) -> str:
+    """A vector, [hidden], as JSON."""
+    numbers = vector.float().numpy().astype("<f4")
+    return json.dumps(numbers.tolist() if encoding == "float" else base64.b64encode(numbers.tobytes()).decode("ascii"))

@@ -1,0 +1,46 @@
+"""What a trace saw, as JSON: the events that `explain` draws, with the texts of the ids that they name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ..requests.events import Committed, Event, Finished, Observed, Provisional
+from ..requests.likelihoods import said
+from ..requests.trace import BeamTrace, ChoiceTrace, ContrastTrace, DraftTrace, LayerTrace, PassTrace
+
+TYPES = {
+    Committed: "committed", Provisional: "provisional", Finished: "finished", PassTrace: "pass", ChoiceTrace: "choice", BeamTrace: "beams",
+    DraftTrace: "draft", LayerTrace: "layer", ContrastTrace: "contrast",
+}  # fmt: skip
+
+
+def traced(tokenizer: PreTrainedTokenizerBase, prompt: int, event: Event) -> dict[str, Any] | None:
+    """Return an event with its `type`, its places (prompt, choice, position) and the texts of its ids; None for one that is told elsewhere."""
+    what = event.what if isinstance(event, Observed) else event
+    if type(what) not in TYPES:
+        return None
+    fields = asdict(what)
+    for told_elsewhere in ("prompt_index", "top_logprobs"):
+        fields.pop(told_elsewhere, None)
+    places = {"prompt": prompt, "choice": event.choice, **({"position": event.position} if hasattr(event, "position") else {})}
+    return {"type": TYPES[type(what)], **places, **fields, "texts": {str(id): said(tokenizer, id)[0] for id in ids_of(what)}}
+
+
+def ids_of(what: Any) -> Iterator[int]:
+    """Yield the token ids that an event or a record names."""
+    if isinstance(what, Committed | Provisional):
+        yield what.id
+    elif isinstance(what, ChoiceTrace):
+        yield what.id
+        for _, candidates in what.stages:
+            yield from (id for id, _ in candidates)
+    elif isinstance(what, BeamTrace):
+        yield from (id for _, id, _ in what.live)
+    elif isinstance(what, DraftTrace):
+        yield from what.ids
+    elif isinstance(what, ContrastTrace):
+        yield from (id for id, *_ in what.candidates)
