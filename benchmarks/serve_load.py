@@ -6,7 +6,8 @@ python benchmarks/serve_load.py --in_flight 8 --rounds 5
 At each level so many clients in a closed loop stream greedy answers of `--tokens` tokens to mixed prompts, a third of which share a system prompt, against
 `generate` of the same requests at the same rows: in turn, as often as `--rounds` says, each round under a salt of its own, so that nothing of an earlier
 one is in the cache. A JSON line tells the medians of both and of their ratio, the median and 95th percentile of the times to the first token and between
-tokens, how many answers are word for word those of `generate`, and the most memory that the server's process held.
+tokens, the processor time of `generate` over the server's (which hangs less on what else the machine does), how many answers are word for word those of
+`generate`, and the most memory that the server's process held.
 
 The clients share the cores with the server, so they do the least that tells the time: sockets on one event loop that count `data:` lines as they come;
 what these say is read when the clock has stopped. `client_cpu` is their part of all processor time. Servers are started and stopped here; a further one is
@@ -162,10 +163,12 @@ def level(name: str, model, tokenizer, texts: Texts, args, in_flight: int) -> No
     heard: list[list[Answer]] = []
     said: list[str] = []
     shares: list[float] = []
+    work: dict[str, list[float]] = {"offline": [], "server": []}
 
     def offline() -> float:
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         said[:] = [result.text for result in generate(model, tokenizer, prompts, params, max_rows=in_flight)]
+        work["offline"].append(time.process_time() - worked)
         return len(prompts) * args.tokens / (time.perf_counter() - began)
 
     with running(name, args, in_flight) as server:
@@ -178,6 +181,7 @@ def level(name: str, model, tokenizer, texts: Texts, args, in_flight: int) -> No
             mine, theirs = time.process_time() - mine, processor_seconds(server.pid) - theirs
             heard.append(answers)
             shares.append(mine / (mine + theirs))
+            work["server"].append(theirs)
             return len(prompts) * args.tokens / seconds
 
         asyncio.run(closed_loop(server, [{**GREEDY, "prompt": "Warm.", "max_tokens": 4, "cache_salt": "warm"}], 1))
@@ -191,6 +195,7 @@ def level(name: str, model, tokenizer, texts: Texts, args, in_flight: int) -> No
     same = sum(answer.text == said[place % len(said)] for place, answer in enumerate(answers))
     more = {
         "requests": len(prompts), "first_token_s": spread(first), "between_tokens_s": spread(between),
+        "processor_time": rounded(statistics.median(a / b for a, b in zip(work["offline"], work["server"]))),
         "same_text": f"{same} of {len(answers)}", "server_peak_MB": memory, "client_cpu": rounded(statistics.median(shares)),
     }  # fmt: skip
     told(f"tokens/s of {name} over HTTP, {in_flight} streams, against generate", ours, theirs, 0.9, at_least=True, **more)
