@@ -9,6 +9,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
+from .chat import chat_routes
 from .completions import completion_routes
 from .embeddings import embedding_routes
 from .errors import add_errors
@@ -17,7 +18,7 @@ from .operations import operation_routes
 from .served import Served
 from .tokens import token_routes
 
-ROUTES = (operation_routes, completion_routes, embedding_routes, token_routes)
+ROUTES = (operation_routes, chat_routes, completion_routes, embedding_routes, token_routes)
 
 
 def build_app(served: Served) -> FastAPI:
