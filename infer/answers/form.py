@@ -38,10 +38,16 @@ class AnswerForm:
         if self.thinking is None:
             return False
         opening, closing = self.thinking
-        if not self.turn_header:
-            return prompt.rstrip().endswith(opening)
-        turn = prompt.rpartition(self.turn_header)[2]
-        return turn.rfind(opening) > turn.rfind(closing)
+        turn = self._turn(prompt)
+        return prompt.rstrip().endswith(opening) if turn is None else turn.rfind(opening) > turn.rfind(closing)
+
+    def may_think(self, prompt: str) -> bool:
+        """Whether an answer to a rendered prompt may think: the prompt has not closed the thinking itself."""
+        return self.thinking is not None and self.thinking[1] not in (self._turn(prompt) or "")
+
+    def _turn(self, prompt: str) -> str | None:
+        """What of a rendered prompt belongs to the assistant's turn, None where nothing tells."""
+        return prompt.rpartition(self.turn_header)[2] if self.turn_header else None
 
 
 def answer_form(tokenizer: PreTrainedTokenizerBase) -> AnswerForm:

@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from .chat import chat_routes
 from .completions import completion_routes
+from .docs import doc_routes
 from .embeddings import embedding_routes
 from .errors import add_errors
 from .log import add_log_and_metrics
@@ -18,7 +19,7 @@ from .operations import operation_routes
 from .served import Served
 from .tokens import token_routes
 
-ROUTES = (operation_routes, chat_routes, completion_routes, embedding_routes, token_routes)
+ROUTES = (operation_routes, chat_routes, completion_routes, embedding_routes, token_routes, doc_routes)
 
 
 def build_app(served: Served) -> FastAPI:

@@ -18,6 +18,7 @@ from ..constraints.build import LANGUAGES
 from ..requests.events import Committed, Event, Finished, PromptRead
 from .answering import FINISH_REASONS, Chunks, answered
 from .calls import Call
+from .docs import takes
 from .errors import ApiError
 from .logprobs import chat_logprobs, prompt_logprobs
 from .messages import dialogue_of, form_of, tools_of
@@ -53,7 +54,7 @@ def chat_routes(served: Served) -> APIRouter:
     """The path that answers messages."""
     routes = APIRouter()
 
-    @routes.post("/v1/chat/completions")
+    @routes.post("/v1/chat/completions", openapi_extra=takes(ChatBody, served, messages=[{"role": "user", "content": "Name three colours."}]))
     async def chat_completions(request: Request) -> Response:
         """Answer a dialogue; whole, or with `stream` as it grows."""
         body = await body_of(request, served, ChatBody)
@@ -80,10 +81,9 @@ class Chat(Chunks):
         kwargs = dict(body.chat_template_kwargs or {})
         if body.reasoning_effort is not None:
             kwargs["reasoning_effort"] = effort(body.reasoning_effort, served)
-        bare = [{**tool, "function": {key: value for key, value in tool["function"].items() if key != "strict"}} for tool in self._tools]
-        dialogue = dialogue_of(served, messages, bare, kwargs)
+        dialogue = dialogue_of(served, messages, self._tools, kwargs)
         text = prompt_text(tokenizer, dialogue.messages, dialogue.tools, **kwargs) + prefix
-        self._in_thinking = self._form.begins_in_thinking(text)
+        self._in_thinking, self._may_think = self._form.begins_in_thinking(text), self._form.may_think(text)
         self.prompts, self._prefix = [dialogue], prefix
         ours: dict[str, Any] = {}
         if body.top_logprobs is not None and not body.logprobs:
@@ -168,7 +168,7 @@ class Chat(Chunks):
             return None
         if both := next((name for name in FORMATS if name in (body.model_extra or {})), None):
             raise ApiError(400, f"{both} and tools that are forced or strict both say what the whole answer is: leave one of them out", both)
-        thinking = {"thinking": self._form.thinking is not None, "in_thinking": self._in_thinking}
+        thinking = {"thinking": self._may_think, "in_thinking": self._in_thinking}
         if choice == "auto":
             return strict_grammar(tokenizer, self._tools, **thinking)
         return call_grammar(tokenizer, self._tools, name=named, parallel=body.parallel_tool_calls, **thinking)

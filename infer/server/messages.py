@@ -29,7 +29,8 @@ def dialogue_of(served: Served, messages: Any, tools: Sequence[Mapping] = (), te
             allowed = f"this server allows {', '.join(served.template_kwargs) or 'none'} (--template_kwargs)"
             raise ApiError(400, f"chat_template_kwargs has {name!r}: {allowed}", "chat_template_kwargs")
     checked = [message_of(served, message, f"messages[{place}]") for place, message in enumerate(messages)]
-    return Dialogue(checked, list(tools) or None, template_kwargs=dict(template_kwargs or {}))
+    shown_tools = [{**tool, "function": {key: value for key, value in tool["function"].items() if key != "strict"}} for tool in tools]  # that is for us
+    return Dialogue(checked, shown_tools or None, template_kwargs=dict(template_kwargs or {}))
 
 
 def message_of(served: Served, message: Any, place: str) -> dict[str, Any]:

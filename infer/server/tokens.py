@@ -12,6 +12,7 @@ from ...data.chat import text_ids
 from ..engine.prompts import encode
 from ..text.detokenise import whole_text
 from ..text.vocabulary import check_ids
+from .docs import takes
 from .errors import ApiError
 from .messages import dialogue_of, form_of, tools_of
 from .protocol import Body, body_of
@@ -43,7 +44,7 @@ def token_routes(served: Served) -> APIRouter:
     """The paths between text and ids."""
     routes, tokenizer = APIRouter(), served.tokenizer
 
-    @routes.post("/tokenize")
+    @routes.post("/tokenize", openapi_extra=takes(TokenizeBody, served, prompt="a text"))
     async def tokenize(request: Request) -> dict[str, Any]:
         """The ids that the model reads for a text, or for a dialogue that it is to answer."""
         body = await body_of(request, served, TokenizeBody)
@@ -53,7 +54,7 @@ def token_routes(served: Served) -> APIRouter:
         names = tokenizer.convert_ids_to_tokens(ids) if body.return_token_strs else None
         return {"count": len(ids), "max_model_len": served.engine.positions, "tokens": ids, "token_strs": names}
 
-    @routes.post("/detokenize")
+    @routes.post("/detokenize", openapi_extra=takes(DetokenizeBody, served, tokens=[5, 6, 7]))
     async def detokenize(request: Request) -> dict[str, str]:
         """The text of ids, control tokens left out."""
         body = await body_of(request, served, DetokenizeBody)
