@@ -128,9 +128,9 @@ def shown(value: Any) -> str:
 class Words:
     """The names that a client's body has for settings, to tell mistakes in."""
 
-    def __init__(self, body: AskingBody):
+    def __init__(self, body: AskingBody, **theirs: str):
         self._given = sorted(body.model_fields_set)
-        self._theirs = THEIRS | {REQUEST[name]: name for name in self._given if REQUEST.get(name, name) != name}
+        self._theirs = THEIRS | theirs | {REQUEST[name]: name for name in self._given if REQUEST.get(name, name) != name}
 
     @contextmanager
     def told(self) -> Iterator[None]:
