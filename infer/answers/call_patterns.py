@@ -17,7 +17,7 @@ _EDGE = r"\s*"
 
 
 class CallPatterns:
-    """What is taken for the beginning of a call, its parts and its end; each pattern takes white space before it and none behind."""
+    """What is taken for the beginning of a call, its parts and its end; what is taken has white space before it, and none behind."""
 
     def __init__(self, form: CallForm, names: tuple[str, ...]):
         self.form = form
@@ -41,7 +41,7 @@ class CallPatterns:
             self.tail = compiled(tail)
         else:
             begin = name + _EDGE + self._text(form.middle) + r"\s*(?=\{)"
-        self.marker = compiled(self._text(form.opening)) if form.opening.strip() else None
+        self.marker = regex.compile(self._text(form.opening)) if form.opening.strip() else None
         self.begin = compiled(self._text(form.opening) + _EDGE + begin)
         self.again = compiled(self._text(form.between) + _EDGE + begin) if form.between else None
         self.closing = compiled(self._text(form.closing)) if form.closing else None
