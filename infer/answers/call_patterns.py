@@ -22,7 +22,7 @@ class CallPatterns:
     def __init__(self, form: CallForm, names: tuple[str, ...]):
         self.form = form
         self.names = {spelling: name for name in names for spelling in (name, json.dumps(name)[1:-1])}
-        any_name = "|".join(map(regex.escape, sorted(self.names, key=len, reverse=True)))
+        any_name = "|".join(map(regex.escape, self.names))
         self._any_name = f"(?:{any_name})"
         name = f"(?P<name>{any_name})"
         parameters = form.parameters
