@@ -36,6 +36,8 @@ class ResponseBody(AskingBody):
         "top_logprobs": ELSEWHERE, "logprobs": ELSEWHERE, "prompt_logprobs": ELSEWHERE, "trace": ELSEWHERE,
     }  # fmt: skip
 
+    words: ClassVar[Mapping[str, str]] = {"max_new_tokens": "max_output_tokens", "response_format": "text.format", "json_schema": "text.format"}
+
     input: Any = Field(description="A text, or items: messages, function calls and their outputs.")
     instructions: str | None = Field(None, description="What stands before the dialogue as a system message.")
     max_output_tokens: int | None = Field(None, ge=1, description="The answer ends after so many tokens, thinking and all.")
@@ -45,10 +47,10 @@ class ResponseBody(AskingBody):
     tool_choice: Any = Field(None, description='"auto", "none", "required", or {"type": "function", "name": ...}.')
     parallel_tool_calls: bool = Field(True, description="Whether several calls may be made where one is required.")
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables of the chat template that the operator allows.")
-    background: bool = False
+    background: bool = Field(False, description="Answers are given at once.")
     include: list[str] = Field([], description="Nothing can be included.")
     truncation: str = Field("disabled", description='"disabled": a prompt that is too long is refused.')
-    metadata: dict[str, Any] | None = None
+    metadata: dict[str, Any] | None = Field(None, description="Of the client's own bookkeeping; it is sent back.")
 
 
 def response_routes(served: Served) -> APIRouter:
@@ -77,8 +79,7 @@ class Answered(Chat):
         except ApiError as error:
             theirs = {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text", "reasoning_effort": "reasoning"}
             raise ApiError(error.status, str(error).replace("messages", "input"), theirs.get(error.param, error.param)) from None
-        self.words = Words(body, max_new_tokens="max_output_tokens", json_schema="text.format")
-        self._asked, self._outline = body, Outline()
+        self.words, self._outline = Words(body), Outline()
         samples = self.params.samples
         self.head = {
             "id": f"resp_{uuid.uuid4().hex}", "object": "response", "created_at": int(time.time()), "model": served.name, "error": None,
@@ -118,11 +119,9 @@ class Answered(Chat):
                 for event in outline.grown(part["delta"]):
                     yield event
                 reason = part["finish_reason"] or reason
-        done = reason != "length"
-        for event in outline.closed("completed" if done else "incomplete"):
+        status, details = ("incomplete", {"reason": "max_output_tokens"}) if reason == "length" else ("completed", None)
+        for event in outline.ended(status):
             yield event
-        details = None if done else {"reason": "max_output_tokens"}
-        status = "completed" if done else "incomplete"
         self._ended = {**self.head, "status": status, "incomplete_details": details, "output": outline.items, "usage": self._tokens(call)}
         yield outline.event(f"response.{status}", response=self._ended)
 
@@ -159,11 +158,9 @@ class Outline:
                 yield from self._grow("function_call", piece["function"]["arguments"])
 
     def closed(self, status: str) -> Iterator[dict[str, Any]]:
-        """Yield the end of the item that is open; at the answer's end an answer without items has an empty message."""
+        """Yield the end of the item that is open, if one is."""
         if not self._open:
-            if self.items or status == "completed" and self._count > 2:
-                return
-            yield from self._begin("message")
+            return
         item, place = self.items[-1], self._place
         _, part, name = KINDS[item["type"]]
         item["status"] = status
@@ -177,6 +174,12 @@ class Outline:
             yield self.event("response.content_part.done", **place, content_index=0, part=content)
         self._open = False
         yield self.event("response.output_item.done", output_index=place["output_index"], item=item)
+
+    def ended(self, status: str) -> Iterator[dict[str, Any]]:
+        """Yield the end of the answer's last item; an answer that says nothing has an empty message."""
+        if not self.items:
+            yield from self._begin("message")
+        yield from self.closed(status)
 
     @property
     def _place(self) -> dict[str, Any]:
