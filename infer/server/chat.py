@@ -12,6 +12,7 @@ from pydantic import Field
 
 from ...data.chat import prompt_text
 from ...data.literal import literal_ids
+from ..answers.control_text import ControlText
 from ..answers.forced_calls import call_grammar, strict_grammar
 from ..answers.parser import AnswerParser, CallArguments, CallBegun, Content, Part, Thinking
 from ..constraints.build import LANGUAGES
@@ -116,8 +117,7 @@ class Chat(Chunks):
             return []
         begin, answer = [], self._answers.get(event.choice)
         if answer is None:
-            parser = AnswerParser(self._form, in_thinking=self._in_thinking, tools=self._tools)
-            answer = self._answers[event.choice] = AnswerState(parser, len(self._prefix), self._given)
+            answer = self._answers[event.choice] = self._new_answer()
             told = {"prompt_logprobs": prompt_logprobs(self._read)} if self._judged else {}
             begin = [{**part(event.choice, {"role": "assistant", "content": ""}), **told}]
         if isinstance(event, Finished):
@@ -125,8 +125,7 @@ class Chat(Chunks):
             answer.called |= any("tool_calls" in each["delta"] for each in rest)
             reason = FINISH_REASONS[event.reason]
             return [*begin, *rest, part(event.choice, {}, finish_reason="tool_calls" if answer.called and reason == "stop" else reason)]
-        control = event.id in self._form.control_ids and event.id not in self._ends
-        deltas = list(map(delta_of, answer.heard(event, self._call.tickets[0].generation.request.tokenizer.decode([event.id]) if control else "")))
+        deltas = list(map(delta_of, answer.heard(event)))
         known = event.top_logprobs
         if known is not None and answer.tokens > answer.given and known.bytes:
             deltas, told = deltas or [{}], {"content": chat_logprobs([known]), "refusal": None}
@@ -157,9 +156,11 @@ class Chat(Chunks):
         """How many first tokens of each answer the client has given."""
         return len(self._call.tickets[0].generation.request.prefix_ids)
 
-    @property
-    def _ends(self) -> frozenset[int]:
-        return self._call.tickets[0].generation.request.ends
+    def _new_answer(self) -> AnswerState:
+        request = self._call.tickets[0].generation.request
+        controls = {id: request.tokenizer.decode([id]) for id in self._form.control_ids - request.ends}
+        parser = AnswerParser(self._form, in_thinking=self._in_thinking, tools=self._tools)
+        return AnswerState(parser, ControlText(request.new_text().endless(), controls), len(self._prefix), self._given)
 
     def _grammar(self, body: ChatBody, choice: str, named: str | None, tokenizer: Any) -> str | None:
         """The grammar that forces a call, or the arguments of strict tools; None where nothing is forced."""
@@ -177,17 +178,18 @@ class Chat(Chunks):
 class AnswerState:
     """How far an answer is: its parser, how many tokens it has and how many of them are thinking."""
 
-    def __init__(self, parser: AnswerParser, skipped: int, given: int):
+    def __init__(self, parser: AnswerParser, text: ControlText, skipped: int, given: int):
         """The first `skipped` characters, `given` tokens, are the client's own."""
-        self.parser, self._skipped, self.given = parser, skipped, given
+        self.parser, self._text, self._skipped, self.given = parser, text, skipped, given
         self.tokens = self.thought = 0
         self.called = False
 
-    def heard(self, event: Committed, control: str) -> list[Part]:
-        """Return the parts that a token settles, behind whose text stands a control token's."""
+    def heard(self, event: Committed) -> list[Part]:
+        """Return the parts that a token settles."""
         self.tokens += 1
-        text, self._skipped = event.text[self._skipped :], max(self._skipped - len(event.text), 0)
-        found = self.parser.push(text + (control if self.tokens > self.given else ""))
+        text = self._text.push(event.id, event.text)
+        text, self._skipped = text[self._skipped :], max(self._skipped - len(text), 0)
+        found = self.parser.push(text)
         if any(isinstance(each, Thinking) for each in found):
             self.thought = self.tokens - self.given
         self.called |= any(isinstance(each, CallBegun) for each in found)
