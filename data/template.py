@@ -110,10 +110,10 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict], tools: lis
 _memory: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
-def remember(tokenizer: PreTrainedTokenizerBase, name: str, build: Callable[[], Any]) -> Any:
-    """What `build` found out about this tokenizer and template, once; asked again when either has changed."""
+def remember(tokenizer: PreTrainedTokenizerBase, name: str, build: Callable[[], Any], of_template: bool = True) -> Any:
+    """What `build` found out about this tokenizer and, unless not `of_template`, its template, once; asked again when either has changed."""
     known = _memory.setdefault(tokenizer, {})
-    key = (name, _identity(tokenizer.chat_template), len(tokenizer), tuple(tokenizer.all_special_ids))
+    key = (name, _identity(tokenizer.chat_template) if of_template else None, len(tokenizer), tuple(tokenizer.all_special_ids))
     if key not in known:
         known[key] = build()
     return known[key]

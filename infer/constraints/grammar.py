@@ -106,7 +106,7 @@ def new_grammar(params: RequestParams, tokenizer: PreTrainedTokenizerBase, ends:
     keys = None
     if name == "json_schema":
         few = '"patternProperties":' in written  # whose names may run out
-        tokens = remember(tokenizer, "tokens of keys", lambda: KeyTokens(Vocabulary.of(tokenizer)))
+        tokens = remember(tokenizer, "tokens of keys", lambda: KeyTokens(Vocabulary.of(tokenizer)), of_template=False)
         keys = UniqueKeys(tokens, over_bytes(name, written).deep_copy() if few else None)
     return Grammar(name, compiled(tokenizer, name, written, ends).deep_copy(), ends, keys)
 
@@ -190,7 +190,7 @@ def with_ready_schemas(lark: str) -> str:
 def compiled(tokenizer: PreTrainedTokenizerBase, name: str, grammar: str, ends: Collection[int]) -> LLMatcher:
     """Return the matcher at the beginning of a text, to be copied; raises UserError where the grammar is wrong."""
     eos = end_of(tokenizer, ends)
-    return kept(remember(tokenizer, f"grammars {eos}", OrderedDict), name, grammar, lambda: ll_tokenizer(tokenizer, eos))
+    return kept(remember(tokenizer, f"grammars {eos}", OrderedDict, of_template=False), name, grammar, lambda: ll_tokenizer(tokenizer, eos))
 
 
 def over_bytes(name: str, grammar: str) -> LLMatcher:
@@ -233,7 +233,7 @@ def ll_tokenizer(tokenizer: PreTrainedTokenizerBase, eos: int) -> LLTokenizer:
                 pass
         return LLTokenizer(Spelled(tokenizer, eos), eos_token=eos)
 
-    return remember(tokenizer, f"llguidance {eos}", build)
+    return remember(tokenizer, f"llguidance {eos}", build, of_template=False)
 
 
 class Spelled:

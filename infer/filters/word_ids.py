@@ -36,7 +36,7 @@ def breaker_ids(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> fro
     llama.cpp also finds a text that runs over several tokens; such a text, which no token contains, is refused by UserError.
     """
     texts = tuple(texts)
-    known: OrderedDict[tuple[str, ...], frozenset[int]] = remember(tokenizer, "breakers", OrderedDict)
+    known: OrderedDict[tuple[str, ...], frozenset[int]] = remember(tokenizer, "breakers", OrderedDict, of_template=False)
     if texts not in known:
         known[texts] = _breaker_ids(tokenizer, texts)
         if len(known) > KEPT:
@@ -46,7 +46,7 @@ def breaker_ids(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> fro
 
 
 def _breaker_ids(tokenizer: PreTrainedTokenizerBase, texts: tuple[str, ...]) -> frozenset[int]:
-    tokens = remember(tokenizer, "token texts", partial(token_texts, tokenizer))
+    tokens = remember(tokenizer, "token texts", partial(token_texts, tokenizer), of_template=False)
     found: set[int] = set()
     for text in texts:
         having = [id for id, token in enumerate(tokens) if text in token]

@@ -23,7 +23,7 @@ class Vocabulary:
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
         """Return the tokenizer's, made once."""
-        return remember(tokenizer, "vocabulary in bytes", lambda: cls(token_bytes(tokenizer)))
+        return remember(tokenizer, "vocabulary in bytes", lambda: cls(token_bytes(tokenizer)), of_template=False)
 
     @cached_property
     def _sorted(self) -> list[tuple[bytes, int]]:
@@ -102,7 +102,7 @@ def known_ids(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> int:
     """Return how many first ids of a model are its tokenizer's; those behind are padding of the vocabulary and stand for nothing."""
     if vocab_size <= len(tokenizer):
         return vocab_size
-    return min(vocab_size, 1 + remember(tokenizer, "highest id", lambda: max(tokenizer.get_vocab().values())))  # ids may have gaps
+    return min(vocab_size, 1 + remember(tokenizer, "highest id", lambda: max(tokenizer.get_vocab().values()), of_template=False))  # ids may have gaps
 
 
 def check_ids(ids: Sequence[int], count: int, name: str, whose: str = "model") -> None:
