@@ -27,6 +27,7 @@ from .protocol import AskingBody, body_of, settings_of, shown
 from .served import Served
 
 FORMATS = ("response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar", *LANGUAGES)
+FREE = (None, {}, {"type": "text"})  # what these are where they ask for nothing
 
 
 class ChatBody(AskingBody):
@@ -76,14 +77,13 @@ class Chat(Chunks):
         self._form, tokenizer = form_of(served), served.tokenizer
         messages, prefix = beginning(body)
         choice, named = choice_of(body)
-        self._tools = [] if choice == "none" else tools_of(body.tools or [], self._form)
+        tools = tools_of(body.tools or [], self._form, choice != "none")
+        self._tools = [] if choice == "none" else tools  # not shown: so the model makes no calls
         if named is not None and named not in (names := [tool["function"]["name"] for tool in self._tools]):
             raise ApiError(400, f"tool_choice names {named!r}, and the tools are {', '.join(names)}: name one of them", "tool_choice")
-        kwargs = dict(body.chat_template_kwargs or {})
-        if body.reasoning_effort is not None:
-            kwargs["reasoning_effort"] = effort(body.reasoning_effort, served)
-        dialogue = dialogue_of(served, messages, self._tools, kwargs)
-        text = prompt_text(tokenizer, dialogue.messages, dialogue.tools, **kwargs) + prefix
+        effort = effort_of(body, served)
+        dialogue = dialogue_of(served, messages, self._tools, body.chat_template_kwargs, effort)
+        text = prompt_text(tokenizer, dialogue.messages, dialogue.tools, **dialogue.template_kwargs) + prefix
         self._in_thinking, self._may_think = self._form.begins_in_thinking(text), self._form.may_think(text)
         self.prompts, self._prefix = [dialogue], prefix
         ours: dict[str, Any] = {}
@@ -101,6 +101,8 @@ class Chat(Chunks):
         if (grammar := self._grammar(body, choice, named, tokenizer)) is not None:
             ours["grammar"] = grammar
         self.params, self.ignored = settings_of(body, served, **ours)
+        if body.reasoning_effort != effort:
+            self.ignored.append("reasoning_effort")
         if self._in_thinking and self.params.thinking_budget is None and any(getattr(self.params, name) for name in LANGUAGES if name != "grammar"):
             budget = {"thinking_budget": self.params.max_new_tokens // 2, "thinking_end": self._form.thinking[1]}  # what is asked follows it
             self.params, _ = settings_of(body, served, **ours, **budget)
@@ -167,7 +169,7 @@ class Chat(Chunks):
         strict = any(tool["function"].get("strict") for tool in self._tools)
         if choice != "required" and not (choice == "auto" and strict):
             return None
-        if both := next((name for name in FORMATS if name in (body.model_extra or {})), None):
+        if both := next((name for name in FORMATS if (body.model_extra or {}).get(name) not in FREE), None):
             raise ApiError(400, f"{both} and tools that are forced or strict both say what the whole answer is: leave one of them out", both)
         thinking = {"thinking": self._may_think, "in_thinking": self._in_thinking}
         if choice == "auto":
@@ -243,8 +245,11 @@ def choice_of(body: ChatBody) -> tuple[str, str | None]:
     return ("required", name) if name is not None else (choice, None)
 
 
-def effort(value: str, served: Served) -> str:
-    """Return a reasoning effort that the template reads; raises ApiError where it does not."""
-    if "reasoning_effort" not in str(served.tokenizer.chat_template) and not served.lenient:
-        raise ApiError(400, f"reasoning_effort={value!r} has no effect: the model's chat template does not know it; leave it out", "reasoning_effort")
-    return value
+def effort_of(body: ChatBody, served: Served) -> str | None:
+    """Return the reasoning effort that the template reads, or None; raises ApiError where it does not read the one that is given."""
+    if body.reasoning_effort is None or "reasoning_effort" in str(served.tokenizer.chat_template):
+        return body.reasoning_effort
+    if served.lenient:
+        return None
+    why = f"reasoning_effort={body.reasoning_effort!r} has no effect: the model's chat template does not know it; leave it out"
+    raise ApiError(400, why, "reasoning_effort")

@@ -31,6 +31,12 @@ WEATHER = {
     },
 }
 TIME = {"type": "function", "function": {"name": "time", "parameters": {"type": "object", "properties": {}}}}
+
+
+def tool(**parameters) -> dict:
+    return {"type": "function", "function": {"name": "time", "parameters": {"type": "object", **parameters}}}
+
+
 ARGUMENTS = Draft202012Validator({**WEATHER["function"]["parameters"], "additionalProperties": False})
 ASK = [{"role": "user", "content": "날씨?"}]
 
@@ -142,6 +148,24 @@ def test_arguments_come_in_pieces_and_a_call_that_is_cut_off_ends_by_its_length(
     assert found["reason"] == "length" and '{"도시": "수원"}'.startswith(found["calls"][0][1])
 
 
+def test_control_tokens_split_the_answer_whatever_a_stop_text_holds_back(talker):
+    """Where the marks of thinking and calls are control tokens, which no text has: they stay in their places, the stop texts as well."""
+    model, tokenizer = talker
+    tokenizer, marks = copy.deepcopy(tokenizer), ["<think>", "</think>", "<tool_call>", "</tool_call>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", *marks]})
+    model = copy.deepcopy(model)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    written = ["<think>", "\n음", "</think>", "\n\n그래", "<tool_call>", '\n{"name": "time", "arguments": {}}\n', "</tool_call>"]
+    ids = dict(zip(marks, tokenizer.convert_tokens_to_ids(marks), strict=True))
+    grammar = "start: " + " ".join(f"<[{ids[each]}]>" if each in ids else json.dumps(each, ensure_ascii=False) for each in written)
+    whole = {"content": "그래", "thinking": "음", "calls": [("time", "{}")], "reason": "tool_calls"}
+    with LiveEngine(model, tokenizer) as engine, TestClient(build_app(Served(engine, "tiny"))) as other:
+        for stop in ([], ["래!"], ["음!", "}\n?"], ["\n\n그늘", '{"x']):
+            assert answered(other, guided_grammar=grammar, tools=[TIME], stop=stop) == whole, stop
+        cut = answered(other, guided_grammar=grammar, tools=[TIME], stop="그")
+        assert cut == {"content": "", "thinking": "음", "calls": [], "reason": "stop"}
+
+
 def test_what_is_thought_is_counted(client):
     usage = post(client, choice=["<think>\n음\n</think>\n\n안녕"]).json()["usage"]
     assert 0 < usage["completion_tokens_details"]["reasoning_tokens"] < usage["completion_tokens"] - 5
@@ -211,6 +235,10 @@ def test_a_schema_is_obeyed_behind_thinking_that_the_prompt_has_opened(client, t
         ({"tools": 5}, "tools", "must be a list"), ({"tools": [{"type": "custom"}]}, "tools", "tools[0] must be"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools", "tools[0].function.name"), ({"tools": [TIME, TIME]}, "tools", "another tool"),
         ({"tools": [{"type": "function", "function": {"name": "a", "parameters": {"type": "array"}}}]}, "tools", "schema of an object"),
+        ({"tools": [tool(properties=5)]}, "tools", "tools[0].function.parameters.properties must be an object, got 5"),
+        ({"tools": [tool(properties={"a": {"anyOf": 5}})], "tool_choice": "none"}, "tools", "parameters.properties.a.anyOf must be a list, got 5"),
+        ({"messages": [{"role": "user", "content": "a", "name": 5}]}, "messages", "messages[0].name must be a text, got 5"),
+        ({"messages": [*ASK, {"role": "assistant", "content": "a", "reasoning_content": []}]}, "messages", "messages[1].reasoning_content must be a text"),
         ({"tool_choice": "required"}, "tool_choice", "needs tools"), ({"tool_choice": "any", "tools": [TIME]}, "tool_choice", 'got "any"'),
         ({"tool_choice": {"type": "function", "function": {"name": "x"}}, "tools": [TIME]}, "tool_choice", "names 'x', and the tools are time"),
         ({"tool_choice": "required", "tools": [TIME], "response_format": {"type": "json_object"}}, "response_format", "leave one of them out"),
@@ -242,6 +270,25 @@ def test_templates_get_what_the_operator_allows(client, talker):
     found = client.post("/tokenize", json={"messages": ASK, "tools": [TIME], "chat_template_kwargs": {"enable_thinking": False}}).json()
     assert found["tokens"] == prompt_ids(talker[1], ASK, [TIME], enable_thinking=False)
     assert "one of them" in error_of(client.post("/tokenize", json={"messages": ASK, "prompt": "a"}), "prompt")
+
+
+def test_a_reasoning_effort_reaches_the_template_that_knows_it(talker):
+    model, tokenizer = talker
+    tokenizer = copy.deepcopy(tokenizer)
+    plain = prompt_ids(tokenizer, ASK)
+    with LiveEngine(model, tokenizer) as engine, TestClient(build_app(Served(engine, "tiny", lenient=True))) as other:
+        response = post(other, reasoning_effort="low", max_tokens=1)
+        assert (response.json()["usage"]["prompt_tokens"], response.headers["x-ignored-fields"]) == (len(plain), "reasoning_effort")
+    tokenizer.chat_template = "{{ reasoning_effort | default('') }}" + tokenizer.chat_template
+    wanted = prompt_ids(tokenizer, ASK, reasoning_effort="low")
+    with LiveEngine(model, tokenizer) as engine, TestClient(build_app(Served(engine, "tiny"))) as other:
+        assert post(other, reasoning_effort="low", max_tokens=1).json()["usage"]["prompt_tokens"] == len(wanted) == len(plain) + 3
+
+
+def test_a_format_that_asks_for_nothing_goes_with_a_call_that_is_forced(client):
+    how = {"tools": [TIME], "tool_choice": "required", "parallel_tool_calls": False, "chat_template_kwargs": {"enable_thinking": False}}
+    for nothing in ({"response_format": {"type": "text"}}, {"structured_outputs": {}}, {"response_format": None}):
+        assert answered(client, **how, **nothing)["calls"] == [("time", "{}")]
 
 
 def test_a_whole_round_of_a_call_and_its_result(client, talker):
