@@ -28,7 +28,7 @@ class Call:
         self.tickets: list[Ticket] = []
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-        self._watched = watched(self)
+        self._watched = watched(self.tickets)
 
     @classmethod
     async def begin(cls, prompts: Sequence[Prompt], submit: Callable[..., Ticket]) -> Call:

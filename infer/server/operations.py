@@ -55,5 +55,5 @@ def described(served: Served) -> dict[str, Any]:
     """The model as OpenAI lists one, with its positions and the settings that hold where a request gives none."""
     return {
         "id": served.name, "object": "model", "created": served.created, "owned_by": "seodang", "max_model_len": served.engine.positions,
-        "defaults": served.defaults.given,
+        "defaults": served.told_defaults,
     }  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from ..engine.checkpoint_settings import own_config, params_beside, said
+from ..engine.checkpoint_settings import own_config, params_beside
 from ..engine.compat import drawn_unasked, refuse_two_languages
 from ..engine.live import LiveEngine
 from ..engine.params import SamplingParams
@@ -67,4 +67,10 @@ class Served:
 
     def describe(self) -> str:
         """In a line, what holds where a client gives nothing."""
-        return f"where a request says nothing: {said(self.defaults, {})}"
+        return "where a request says nothing: " + ", ".join(f"{name} {value}" for name, value in self.told_defaults.items())
+
+    @property
+    def told_defaults(self) -> dict[str, Any]:
+        """The settings of a request that gives none, as they are told: drawing by its temperature."""
+        given = dict(self.defaults.given)
+        return {"temperature": 1.0, **given} if given.pop("do_sample", False) else given

@@ -279,12 +279,12 @@ def test_the_checkpoints_settings_are_the_defaults_and_a_temperature_of_1_where_
 
     silent, listed = drawn(fresh_tiny("llama"))
     assert silent == said("abc", do_sample=True, seed=3)[0].text != said("abc")[0].text
-    assert listed["id"] == "tiny" and listed["max_model_len"] == 256 and listed["defaults"] == {"do_sample": True, "max_new_tokens": 1024, "max_length": 256}
+    assert listed["id"] == "tiny" and listed["max_model_len"] == 256 and listed["defaults"] == {"temperature": 1.0, "max_new_tokens": 1024, "max_length": 256}
     model = fresh_tiny("llama")
     model.generation_config.update(do_sample=True, temperature=0.5, top_k=3, max_new_tokens=4)
     text, listed = drawn(model, max_tokens=None)
     assert text == generate(model, tiny_tokenizer, ["abc"], SamplingParams(temperature=0.5, top_k=3, max_new_tokens=4, seed=3))[0].text
-    assert listed["defaults"] == {"do_sample": True, "temperature": 0.5, "top_k": 3, "max_new_tokens": 4}
+    assert listed["defaults"] == {"temperature": 0.5, "top_k": 3, "max_new_tokens": 4}
     assert drawn(model, temperature=0)[0] == said("abc")[0].text
     assert drawn(model, num_beams=2)[0] == said("abc", num_beams=2)[0].text == drawn(model, use_beam_search=True, n=2)[0]
 
