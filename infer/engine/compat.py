@@ -91,7 +91,8 @@ def asked_of(options: Mapping[str, Any], names: Mapping[str, str], ignored: list
     options, asked = without_logprobs(options)
     formatted = structure_of(options.pop("response_format", None))
     for name in ("structured_outputs", "guided_decoding"):
-        formatted |= structured(options.pop(name, None) or {}, name, {})
+        formatted |= structured({} if options.get(name) is None else options[name], name, {})
+        options.pop(name, None)
     guided = {name: options.pop(name) for name in list(options) if name.startswith("guided_")}
     guided = {name.removeprefix("guided_"): value for name, value in guided.items()}
     formatted |= structured(guided, "the guided_ options", {"decoding_backend": ()})
@@ -101,6 +102,8 @@ def asked_of(options: Mapping[str, Any], names: Mapping[str, str], ignored: list
     if known.get("top_k") == -1:
         known["top_k"] = 0
     if allowed is not None:
+        if not isinstance(allowed, list) or not allowed or not all(type(id) is int for id in allowed):
+            raise UserError(f"allowed_token_ids must be a list of ids, got {allowed!r}")
         known["prefix_allowed_tokens_fn"] = lambda ids: allowed
     for ours in known.keys() & formatted.keys():
         raise UserError(f"the request gives {ours}={known[ours]!r} and, by another name, {formatted[ours]!r}: drop one of them")
@@ -143,8 +146,8 @@ def translated(
             ours = names[name]
             if ours in known and known[ours] != value:
                 raise UserError(f"{whole} gives {name}={value!r} and, by another name, {known[ours]!r}: drop one of them")
-            known[ours] = OPTIONS[ours].from_json(value)
-        elif name in names or name in passed_over or name in neutral and (value is None or value in neutral[name]):
+            known[ours] = read(OPTIONS[ours], value)
+        elif name in names or name in passed_over or name in neutral and (value is None or neutral_value(value, neutral[name])):
             continue
         elif ignored is not None:
             ignored.append(name)
@@ -154,6 +157,21 @@ def translated(
             guess = get_close_matches(name, [*names, *neutral, *passed_over, "response_format", "structured_outputs"], 1)
             raise UserError(f"{whole} has {name!r}, which is unknown: " + (f"did you mean {guess[0]}?" if guess else "leave it out"))
     return known
+
+
+def neutral_value(value: Any, neutral: Collection) -> bool:
+    """Whether a value is one of those that ask for nothing; 1 is not true."""
+    return any(value == each and type(value) is type(each) for each in neutral)
+
+
+def read(option: declared.Option, value: Any) -> Any:
+    """Return what a setting makes of JSON; of what it makes nothing, the value itself, which its rule then refuses."""
+    try:
+        return option.from_json(value)
+    except UserError:
+        raise
+    except (TypeError, ValueError):
+        return value
 
 
 def drawn(known: dict[str, Any]) -> SamplingParams:
@@ -197,7 +215,9 @@ def structure_of(response_format: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def structured(options: Mapping[str, Any], whole: str, neutral: Mapping[str, Collection]) -> dict[str, Any]:
-    """Return our settings for vLLM's structured outputs."""
+    """Return our settings for vLLM's structured outputs; raises UserError for what is none, and for a grammar that cannot be read."""
+    if not isinstance(options, Mapping):
+        raise UserError(f"{whole} must be an object, got {options!r}")
     options = {name: value for name, value in options.items() if value is not None}
     any_object, compact = options.pop("json_object", False), options.pop("disable_any_whitespace", False)
     known = translated(options, STRUCTURES, (), {**NEUTRAL_STRUCTURES, **neutral}, whole)
@@ -208,5 +228,10 @@ def structured(options: Mapping[str, Any], whole: str, neutral: Mapping[str, Col
         schema = json.loads(schema) if isinstance(schema, str) else schema
         known["json_schema"] = {**schema, "x-guidance": {"whitespace_flexible": False}}
     if "grammar" in known:
-        known["grammar"] = any_to_lark(known["grammar"])
+        if not isinstance(known["grammar"], str):
+            raise UserError(f"grammar must be a text, got {known['grammar']!r}")
+        try:
+            known["grammar"] = any_to_lark(known["grammar"])
+        except Exception as error:  # the converter's own are of any kind
+            raise UserError(f"the grammar is neither Lark nor GBNF: {error}") from None
     return known

@@ -65,7 +65,7 @@ class EmbeddingTicket(Ticket):
     def embedding(self, timeout: float | None = None) -> Tensor:
         """Wait for the vector, [hidden], in float32 at least, and return it.
 
-        Raises TimeoutError where it is not there after so many seconds, the UserError that ended the request, and EngineClosed where it was cancelled.
+        Raises TimeoutError where it is not there after so many seconds, the UserError that ended the request, EngineClosed where it was cancelled.
         """
         self.results(timeout)
         if self.generation.error is not None:
@@ -75,7 +75,9 @@ class EmbeddingTicket(Ticket):
         return self.generation.embedding
 
 
-def embedding_request(index: int, prompt: Prompt, tokenizer: PreTrainedTokenizerBase, host: Host, attention_mask: Sequence[int] | None = None) -> Request:
+def embedding_request(
+    index: int, prompt: Prompt, tokenizer: PreTrainedTokenizerBase, host: Host, attention_mask: Sequence[int] | None = None
+) -> Request:
     """Encode a prompt and return the request for its vector, which no prefix cache is read or written for.
 
     Raises UserError for a prompt that the model cannot read whole, and for a model without hidden states of it.

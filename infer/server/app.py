@@ -9,7 +9,9 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
+from .chat import chat_routes
 from .completions import completion_routes
+from .docs import doc_routes
 from .embeddings import embedding_routes
 from .errors import add_errors
 from .log import add_log_and_metrics
@@ -17,7 +19,7 @@ from .operations import operation_routes
 from .served import Served
 from .tokens import token_routes
 
-ROUTES = (operation_routes, completion_routes, embedding_routes, token_routes)
+ROUTES = (operation_routes, chat_routes, completion_routes, embedding_routes, token_routes, doc_routes)
 
 
 def build_app(served: Served) -> FastAPI:

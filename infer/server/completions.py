@@ -14,10 +14,13 @@ from ..requests.events import Committed, Event, Finished, PromptRead
 from ..requests.likelihoods import TokenLogprobs
 from ..text.detokenise import detokeniser, whole_text
 from .answering import FINISH_REASONS, Chunks, answered
+from .docs import takes
 from .logprobs import completion_logprobs, prompt_logprobs, prompt_tokens
 from .protocol import AskingBody, body_of, settings_of
 from .served import Served
 
+IDS = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
+PROMPTS = {"anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "items": {"type": "string"}, "minItems": 1}, IDS, {**IDS, "items": IDS}]}
 SILENT = "this path continues texts: leave it out"
 
 
@@ -28,7 +31,7 @@ class CompletionBody(AskingBody):
         "messages": "this path continues texts: give prompt", "tools": SILENT, "tool_choice": SILENT, "chat_template_kwargs": SILENT,
     }  # fmt: skip
 
-    prompt: Any = Field(description="A text, a list of texts, token ids, or a list of token ids.")
+    prompt: Any = Field(description="A text, a list of texts, token ids, or a list of token ids.", json_schema_extra=PROMPTS)
     echo: bool = Field(False, description="Begin the answer by the prompt.")
     max_tokens: int | None = Field(None, ge=0, description="The answer ends after so many tokens; 0 to have the prompt judged alone.")
 
@@ -55,7 +58,7 @@ def completion_routes(served: Served) -> APIRouter:
     """The path that continues texts."""
     routes = APIRouter()
 
-    @routes.post("/v1/completions")
+    @routes.post("/v1/completions", openapi_extra=takes(CompletionBody, served, prompt="The three primary colours are", max_tokens=16))
     async def completions(request: Request) -> Response:
         """Continue texts or ids; whole, or with `stream` as it grows."""
         body = await body_of(request, served, CompletionBody)

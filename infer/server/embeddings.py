@@ -16,7 +16,8 @@ from torch import Tensor
 from ...data.errors import UserError
 from ..engine.embedding import embedding_size
 from .calls import Call, heard_out
-from .completions import prompts_of
+from .completions import PROMPTS, prompts_of
+from .docs import takes
 from .errors import ApiError
 from .protocol import Body, body_of
 from .served import Served
@@ -27,7 +28,7 @@ class EmbeddingBody(Body):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    input: Any = Field(description="A text, a list of texts, token ids, or a list of token ids.")
+    input: Any = Field(description="A text, a list of texts, token ids, or a list of token ids.", json_schema_extra=PROMPTS)
     encoding_format: Literal["float", "base64"] = Field("float", description="A list of numbers, or the bytes of little-endian float32.")
     dimensions: int | None = Field(None, description="How many numbers a vector has: as many as the model's hidden states.")
     user: str | None = Field(None, description="Of the client's own bookkeeping; nothing is made of it.")
@@ -42,7 +43,7 @@ def embedding_routes(served: Served) -> APIRouter:
     """The path that turns texts into vectors."""
     routes, size = APIRouter(), embedding_size(served.engine.model)
 
-    @routes.post("/v1/embeddings")
+    @routes.post("/v1/embeddings", openapi_extra=takes(EmbeddingBody, served, input=["a cat", "a kitten"]))
     async def embeddings(request: Request) -> Response:
         """The mean of the model's last hidden states over each text.
 

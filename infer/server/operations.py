@@ -12,19 +12,21 @@ from fastapi.responses import JSONResponse
 from .errors import ApiError
 from .served import Served
 
+NOT_NOW: dict[int | str, dict[str, Any]] = {503: {"description": "Not now; the answer says why."}}
+
 
 def operation_routes(served: Served) -> APIRouter:
     """Health, readiness, version and models."""
     routes = APIRouter()
 
-    @routes.get("/health")
+    @routes.get("/health", responses=NOT_NOW)
     async def health() -> JSONResponse:
         """200 while the engine answers, else 503 and why not."""
         found = asdict(served.engine.health())
         ok = found.pop("ok")
         return JSONResponse({"status": "ok" if ok else "error", **found}, 200 if ok else 503)
 
-    @routes.get("/ready")
+    @routes.get("/ready", responses=NOT_NOW)
     async def ready() -> JSONResponse:
         """200 while a request would be taken, else 503 and why not."""
         found, most = served.engine.health(), served.engine.max_waiting

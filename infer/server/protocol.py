@@ -57,7 +57,7 @@ class AskingBody(Body):
     """What every body that asks for an answer has."""
 
     stream: bool = Field(False, description="Send the answer as it grows, as server-sent events.")
-    stream_options: StreamOptions | None = None
+    stream_options: StreamOptions | None = Field(None, description="What a stream tells besides the answer.")
     cache_salt: str | None = Field(None, min_length=1, description="What is read is reused for requests of the same salt alone.")
     trace: bool = Field(False, description="Tell what happened at each token, before and after every filter.")
 

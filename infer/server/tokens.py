@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
 from pydantic import ConfigDict, Field
 
 from ...data.chat import text_ids
+from ..engine.prompts import encode
 from ..text.detokenise import whole_text
 from ..text.vocabulary import check_ids
+from .docs import takes
+from .errors import ApiError
+from .messages import dialogue_of, form_of, tools_of
 from .protocol import Body, body_of
 from .served import Served
 
 
 class TokenizeBody(Body):
-    """A text whose ids are asked for."""
+    """A text, or messages, whose ids are asked for."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    prompt: str = Field(description="A text.")
+    prompt: str | None = Field(None, description="A text.")
+    messages: list[Any] | None = Field(None, description="A dialogue instead.")
+    tools: list[Any] | None = Field(None, description="The tools that are shown to the model with it.")
+    chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables of the chat template that the operator allows.")
     add_special_tokens: bool = Field(True, description="With what the tokenizer puts around a text; without, its control tokens are text too.")
     return_token_strs: bool = Field(False, description="Tell what each token is called too.")
 
@@ -36,15 +44,17 @@ def token_routes(served: Served) -> APIRouter:
     """The paths between text and ids."""
     routes, tokenizer = APIRouter(), served.tokenizer
 
-    @routes.post("/tokenize")
+    @routes.post("/tokenize", openapi_extra=takes(TokenizeBody, served, prompt="a text"))
     async def tokenize(request: Request) -> dict[str, Any]:
-        """The ids that the model reads for a text."""
+        """The ids that the model reads for a text, or for a dialogue that it is to answer."""
         body = await body_of(request, served, TokenizeBody)
-        ids = text_ids(tokenizer, body.prompt) if body.add_special_tokens else tokenizer.encode(body.prompt, add_special_tokens=False)
+        if (body.prompt is None) is (body.messages is None):
+            raise ApiError(400, "give prompt or messages, one of them", "prompt")
+        ids = await asyncio.to_thread(ids_of, served, body)
         names = tokenizer.convert_ids_to_tokens(ids) if body.return_token_strs else None
         return {"count": len(ids), "max_model_len": served.engine.positions, "tokens": ids, "token_strs": names}
 
-    @routes.post("/detokenize")
+    @routes.post("/detokenize", openapi_extra=takes(DetokenizeBody, served, tokens=[5, 6, 7]))
     async def detokenize(request: Request) -> dict[str, str]:
         """The text of ids, control tokens left out."""
         body = await body_of(request, served, DetokenizeBody)
@@ -52,3 +62,12 @@ def token_routes(served: Served) -> APIRouter:
         return {"prompt": whole_text(tokenizer, body.tokens)}
 
     return routes
+
+
+def ids_of(served: Served, body: TokenizeBody) -> list[int]:
+    """The ids of a body's text or dialogue."""
+    if body.messages is not None:
+        return encode(served.tokenizer, dialogue_of(served, body.messages, tools_of(body.tools or [], form_of(served)), body.chat_template_kwargs))
+    if body.add_special_tokens:
+        return text_ids(served.tokenizer, body.prompt)
+    return served.tokenizer.encode(body.prompt, add_special_tokens=False)

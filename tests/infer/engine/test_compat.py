@@ -94,6 +94,11 @@ def test_vllm_structured_outputs_by_all_their_names():
         ({"include_stop_str_in_output": True}, "include_stop_str_in_output"),
         ({"structured_outputs": {"regexp": "a"}}, "did you mean regex"),
         ({"structured_outputs": {"structural_tag": "x"}}, "structural_tag"),
+        ({"structured_outputs": "a+"}, r"structured_outputs must be an object, got 'a\+'"),
+        ({"guided_grammar": 5}, "grammar must be a text, got 5"),
+        ({"guided_grammar": "root is a"}, "the grammar is neither Lark nor GBNF"),
+        ({"allowed_token_ids": 5}, "allowed_token_ids must be a list of ids, got 5"),
+        ({"skip_special_tokens": 1}, "skip_special_tokens=1"),
         ({"guided_regex": "a", "guided_choice": ["b"]}, "regex and choice"),
     ],
 )

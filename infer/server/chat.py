@@ -1,0 +1,248 @@
+"""/v1/chat/completions: messages answered, with thinking and tool calls told apart from the content."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from fastapi import APIRouter, Request, Response
+from pydantic import Field
+
+from ...data.chat import prompt_text
+from ...data.literal import literal_ids
+from ..answers.forced_calls import call_grammar, strict_grammar
+from ..answers.parser import AnswerParser, CallArguments, CallBegun, Content, Part, Thinking
+from ..constraints.build import LANGUAGES
+from ..requests.events import Committed, Event, Finished, PromptRead
+from .answering import FINISH_REASONS, Chunks, answered
+from .calls import Call
+from .docs import takes
+from .errors import ApiError
+from .logprobs import chat_logprobs, prompt_logprobs
+from .messages import dialogue_of, form_of, tools_of
+from .protocol import AskingBody, body_of, settings_of, shown
+from .served import Served
+
+FORMATS = ("response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar", *LANGUAGES)
+
+
+class ChatBody(AskingBody):
+    """What a client asks of /v1/chat/completions, besides the settings of the answer."""
+
+    refused: ClassVar[Mapping[str, str]] = {
+        "prompt": "this path answers messages: give messages", "functions": "write them as tools", "function_call": "write it as tool_choice",
+        "chat_template": "the model's own is used: leave it out", "documents": "write them into a message", "echo": "leave it out",
+    }  # fmt: skip
+
+    messages: list[Any] = Field(description="The dialogue, role and content each.")
+    tools: list[Any] | None = Field(None, description="Functions that the model may call.")
+    tool_choice: Any = Field(None, description='"auto", "none", "required", or {"type": "function", "function": {"name": ...}}.')
+    parallel_tool_calls: bool = Field(True, description="Whether several calls may be made where one is required.")
+    logprobs: bool = Field(False, description="Tell each token's log-probability.")
+    top_logprobs: int | None = Field(None, ge=0, description="And of so many likeliest tokens in its place.")
+    max_tokens: int | None = Field(None, ge=1, description="The answer ends after so many tokens.")
+    max_completion_tokens: int | None = Field(None, ge=1, description="The same by its newer name.")
+    chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables of the chat template that the operator allows.")
+    reasoning_effort: str | None = Field(None, description="For templates that know it.")
+    continue_final_message: bool = Field(False, description="The last message is the beginning of the answer; with add_generation_prompt=false.")
+    add_generation_prompt: bool = True
+
+
+def chat_routes(served: Served) -> APIRouter:
+    """The path that answers messages."""
+    routes = APIRouter()
+
+    @routes.post("/v1/chat/completions", openapi_extra=takes(ChatBody, served, messages=[{"role": "user", "content": "Name three colours."}]))
+    async def chat_completions(request: Request) -> Response:
+        """Answer a dialogue; whole, or with `stream` as it grows."""
+        body = await body_of(request, served, ChatBody)
+        return await answered(request, served, body, Chat)
+
+    return routes
+
+
+class Chat(Chunks):
+    """A body of /v1/chat/completions, and how the answers to it are written."""
+
+    whole_kind = "chat.completion"
+
+    def __init__(self, body: ChatBody, served: Served):
+        """Raises ApiError for messages and tools that are none, UserError for settings that are unknown or cannot be honoured."""
+        super().__init__(body)
+        self.head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion.chunk", "created": int(time.time()), "model": served.name}
+        self._form, tokenizer = form_of(served), served.tokenizer
+        messages, prefix = beginning(body)
+        choice, named = choice_of(body)
+        self._tools = [] if choice == "none" else tools_of(body.tools or [], self._form)
+        if named is not None and named not in (names := [tool["function"]["name"] for tool in self._tools]):
+            raise ApiError(400, f"tool_choice names {named!r}, and the tools are {', '.join(names)}: name one of them", "tool_choice")
+        kwargs = dict(body.chat_template_kwargs or {})
+        if body.reasoning_effort is not None:
+            kwargs["reasoning_effort"] = effort(body.reasoning_effort, served)
+        dialogue = dialogue_of(served, messages, self._tools, kwargs)
+        text = prompt_text(tokenizer, dialogue.messages, dialogue.tools, **kwargs) + prefix
+        self._in_thinking, self._may_think = self._form.begins_in_thinking(text), self._form.may_think(text)
+        self.prompts, self._prefix = [dialogue], prefix
+        ours: dict[str, Any] = {}
+        if body.top_logprobs is not None and not body.logprobs:
+            raise ApiError(400, f"top_logprobs={body.top_logprobs} given without logprobs: give logprobs=true too", "top_logprobs")
+        if body.logprobs:
+            ours["logprobs"] = body.top_logprobs or 0
+        if body.max_tokens and body.max_completion_tokens not in (None, body.max_tokens):
+            raise ApiError(400, "max_tokens and max_completion_tokens differ: give one of them", "max_tokens")
+        given = len(literal_ids(tokenizer, prefix)) if prefix else 0
+        if most := body.max_completion_tokens or body.max_tokens:
+            ours["max_new_tokens"] = most + given
+        if prefix:
+            ours["prefix"] = prefix
+        if (grammar := self._grammar(body, choice, named, tokenizer)) is not None:
+            ours["grammar"] = grammar
+        self.params, self.ignored = settings_of(body, served, **ours)
+        if self._in_thinking and self.params.thinking_budget is None and any(getattr(self.params, name) for name in LANGUAGES if name != "grammar"):
+            budget = {"thinking_budget": self.params.max_new_tokens // 2, "thinking_end": self._form.thinking[1]}  # what is asked follows it
+            self.params, _ = settings_of(body, served, **ours, **budget)
+        self._judged = self.params.prompt_logprobs is not None
+        self._read: list = []
+        self._answers: dict[int, AnswerState] = {}
+
+    def parts(self, prompt: int, event: Event) -> list[dict[str, Any]]:
+        """What an event adds to the choices."""
+        if isinstance(event, PromptRead):
+            self._read = event.logprobs
+            return []
+        if not isinstance(event, Committed | Finished):
+            return []
+        begin, answer = [], self._answers.get(event.choice)
+        if answer is None:
+            parser = AnswerParser(self._form, in_thinking=self._in_thinking, tools=self._tools)
+            answer = self._answers[event.choice] = AnswerState(parser, len(self._prefix), self._given)
+            told = {"prompt_logprobs": prompt_logprobs(self._read)} if self._judged else {}
+            begin = [{**part(event.choice, {"role": "assistant", "content": ""}), **told}]
+        if isinstance(event, Finished):
+            rest = [part(event.choice, delta_of(each)) for each in answer.parser.finish()]
+            answer.called |= any("tool_calls" in each["delta"] for each in rest)
+            reason = FINISH_REASONS[event.reason]
+            return [*begin, *rest, part(event.choice, {}, finish_reason="tool_calls" if answer.called and reason == "stop" else reason)]
+        control = event.id in self._form.control_ids and event.id not in self._ends
+        deltas = list(map(delta_of, answer.heard(event, self._call.tickets[0].generation.request.tokenizer.decode([event.id]) if control else "")))
+        known = event.top_logprobs
+        if known is not None and answer.tokens > answer.given and known.bytes:
+            deltas, told = deltas or [{}], {"content": chat_logprobs([known]), "refusal": None}
+            return [*begin, part(event.choice, deltas[0], told), *(part(event.choice, delta) for delta in deltas[1:])]
+        return [*begin, *(part(event.choice, delta) for delta in deltas)]
+
+    def as_whole(self, choice: dict[str, Any]) -> dict[str, Any]:
+        """A choice with its message, tool calls each in one piece."""
+        delta, calls = choice.pop("delta"), {}
+        for piece in delta.pop("tool_calls", ()):
+            known = calls.setdefault(piece["index"], {"id": piece.get("id"), "type": "function", "function": {"name": "", "arguments": ""}})
+            for key, text in piece["function"].items():
+                known["function"][key] += text
+        content = delta.get("content") or (None if calls else "")
+        message = {**delta, "content": content, "refusal": None, **({"tool_calls": list(calls.values())} if calls else {})}
+        return {"index": choice.pop("index"), "message": message, **choice}
+
+    def usage(self, call: Call) -> dict[str, Any]:
+        """How many tokens there were; what of an answer was given counts as prompt, and what was thought is told apart."""
+        known = super().usage(call)
+        known["prompt_tokens"] += self._given
+        known["completion_tokens"] -= self._given * len(self._answers)
+        known["total_tokens"] = known["prompt_tokens"] + known["completion_tokens"]
+        return {**known, "completion_tokens_details": {"reasoning_tokens": sum(answer.thought for answer in self._answers.values())}}
+
+    @property
+    def _given(self) -> int:
+        """How many first tokens of each answer the client has given."""
+        return len(self._call.tickets[0].generation.request.prefix_ids)
+
+    @property
+    def _ends(self) -> frozenset[int]:
+        return self._call.tickets[0].generation.request.ends
+
+    def _grammar(self, body: ChatBody, choice: str, named: str | None, tokenizer: Any) -> str | None:
+        """The grammar that forces a call, or the arguments of strict tools; None where nothing is forced."""
+        strict = any(tool["function"].get("strict") for tool in self._tools)
+        if choice != "required" and not (choice == "auto" and strict):
+            return None
+        if both := next((name for name in FORMATS if name in (body.model_extra or {})), None):
+            raise ApiError(400, f"{both} and tools that are forced or strict both say what the whole answer is: leave one of them out", both)
+        thinking = {"thinking": self._may_think, "in_thinking": self._in_thinking}
+        if choice == "auto":
+            return strict_grammar(tokenizer, self._tools, **thinking)
+        return call_grammar(tokenizer, self._tools, name=named, parallel=body.parallel_tool_calls, **thinking)
+
+
+class AnswerState:
+    """How far an answer is: its parser, how many tokens it has and how many of them are thinking."""
+
+    def __init__(self, parser: AnswerParser, skipped: int, given: int):
+        """The first `skipped` characters, `given` tokens, are the client's own."""
+        self.parser, self._skipped, self.given = parser, skipped, given
+        self.tokens = self.thought = 0
+        self.called = False
+
+    def heard(self, event: Committed, control: str) -> list[Part]:
+        """Return the parts that a token settles, behind whose text stands a control token's."""
+        self.tokens += 1
+        text, self._skipped = event.text[self._skipped :], max(self._skipped - len(event.text), 0)
+        found = self.parser.push(text + (control if self.tokens > self.given else ""))
+        if any(isinstance(each, Thinking) for each in found):
+            self.thought = self.tokens - self.given
+        self.called |= any(isinstance(each, CallBegun) for each in found)
+        return found
+
+
+def delta_of(each: Part) -> dict[str, Any]:
+    """A part of an answer as a delta."""
+    match each:
+        case Thinking(text):
+            return {"reasoning_content": text}
+        case Content(text):
+            return {"content": text}
+        case CallBegun(index, id, name):
+            return {"tool_calls": [{"index": index, "id": id, "type": "function", "function": {"name": name, "arguments": ""}}]}
+        case CallArguments(index, text):
+            return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+
+
+def part(index: int, delta: dict[str, Any], logprobs: dict | None = None, finish_reason: str | None = None) -> dict[str, Any]:
+    """What has come of a choice since the last part."""
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+
+
+def beginning(body: ChatBody) -> tuple[Sequence[Any], str]:
+    """Return the messages to answer, and the text that the answer begins with; raises ApiError for one that is none."""
+    if body.continue_final_message is body.add_generation_prompt:
+        asked = "continue_final_message=true goes with add_generation_prompt=false, and without it an answer is begun"
+        raise ApiError(400, f"{asked}: give both, or neither", "continue_final_message")
+    if not body.continue_final_message:
+        return body.messages, ""
+    last = body.messages[-1] if body.messages else None
+    content = last.get("content") if isinstance(last, Mapping) and last.get("role") == "assistant" else None
+    if not isinstance(content, str) or not content or not body.messages[:-1]:
+        raise ApiError(400, "continue_final_message needs an assistant's message with a text at the end, behind others", "messages")
+    return body.messages[:-1], content
+
+
+def choice_of(body: ChatBody) -> tuple[str, str | None]:
+    """Return "none", "auto" or "required", and the name of the tool that is required; raises ApiError for another choice."""
+    choice = body.tool_choice
+    if choice is None:
+        return "auto", None
+    function = choice.get("function") if isinstance(choice, Mapping) and choice.get("type") == "function" else None
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if not (choice in ("none", "auto", "required") or isinstance(name, str)):
+        wanted = '"auto", "none", "required" or {"type": "function", "function": {"name": ...}}'
+        raise ApiError(400, f"tool_choice must be {wanted}, got {shown(choice)}", "tool_choice")
+    if not body.tools and choice not in ("none", "auto"):
+        raise ApiError(400, f"tool_choice={shown(choice)} needs tools: give them", "tool_choice")
+    return ("required", name) if name is not None else (choice, None)
+
+
+def effort(value: str, served: Served) -> str:
+    """Return a reasoning effort that the template reads; raises ApiError where it does not."""
+    if "reasoning_effort" not in str(served.tokenizer.chat_template) and not served.lenient:
+        raise ApiError(400, f"reasoning_effort={value!r} has no effect: the model's chat template does not know it; leave it out", "reasoning_effort")
+    return value
