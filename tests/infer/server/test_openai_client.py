@@ -124,9 +124,10 @@ def test_a_chat_streams_its_role_first_and_its_usage_last(client, said):
     assert "".join(part.choices[0].delta.content or "" for part in (first, *parts)) == wanted.text
     assert [part.choices[0].finish_reason for part in (first, *parts)] == [None] * len(parts) + ["length"]
     assert usage.choices == [] and usage.usage.completion_tokens == 8
-    with client.chat.completions.stream(messages=ASKED, **SHORT) as events:
+    [ended] = said(ASKED, stop=["."], max_new_tokens=24)
+    with client.chat.completions.stream(messages=ASKED, stop=".", **{**SHORT, "max_tokens": 24}) as events:  # it raises where the length ends an answer
         deltas = "".join(event.delta for event in events if event.type == "content.delta")
-        assert deltas == events.get_final_completion().choices[0].message.content == wanted.text
+        assert deltas == events.get_final_completion().choices[0].message.content == ended.text
 
 
 def test_an_answer_is_parsed_by_the_callers_own_class(client, said):
@@ -146,7 +147,7 @@ def test_tools_are_called_and_their_results_read(client, said):
     assert choice.finish_reason == "tool_calls" and call.function.name == "look_up" and call.id
     assert call.function.parsed_arguments == Place(**json.loads(call.function.arguments))
 
-    parts = list(client.chat.completions.create(tool_choice="required", stream=True, **asked))
+    parts = list(client.chat.completions.create(tool_choice="required", parallel_tool_calls=False, stream=True, **asked))
     deltas = [each for part in parts for each in part.choices[0].delta.tool_calls or []]
     first = [each for each in deltas if each.index == 0]
     assert [each.function.name for each in first if each.function.name] == ["look_up"] and len({part.id for part in parts}) == 1
@@ -154,7 +155,7 @@ def test_tools_are_called_and_their_results_read(client, said):
     assert [part.choices[0].finish_reason for part in parts if part.choices[0].finish_reason] == ["tool_calls"]
 
     told = [*ASKED, choice.message.to_dict(), {"role": "tool", "tool_call_id": call.id, "content": "South Korea"}]
-    answer = client.chat.completions.create(**{**asked, "messages": told, "max_tokens": 8, "tool_choice": "none"})
+    answer = client.chat.completions.create(**{**asked, "messages": told, "max_tokens": 8})
     turns = [*ASKED, {"role": "assistant", "content": "", "tool_calls": [call.to_dict()]}, told[-1]]
     assert answer.choices[0].message.content == said(Dialogue(turns, [tool]))[0].text
 
