@@ -138,7 +138,7 @@ def _in_json(text: str) -> CallForm | None:
     """A JSON object of name and arguments."""
     name = text.find(SENTINEL)
     for value, begin, end in _objects(text, 0, name):
-        keys = {each: key for key, each in value.items() if isinstance(each, str)}.get(SENTINEL), next((k for k, v in value.items() if v == ARGUMENTS), None)
+        keys = tuple(next((key for key, each in value.items() if each == wanted), None) for wanted in (SENTINEL, ARGUMENTS))
         if all(keys) and (span := _arguments(text, begin + 1)):
             first, last = sorted([(name, name + len(SENTINEL)), span])
             inside = text[begin : first[0]], text[first[1] : last[0]], text[last[1] : end]

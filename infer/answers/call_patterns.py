@@ -17,12 +17,12 @@ _EDGE = r"\s*"
 
 
 class CallPatterns:
-    """What is taken for the beginning of a call, its parts and its end; each pattern takes white space before it and none behind."""
+    """What is taken for the beginning of a call, its parts and its end; what is taken has white space before it, and none behind."""
 
     def __init__(self, form: CallForm, names: tuple[str, ...]):
         self.form = form
         self.names = {spelling: name for name in names for spelling in (name, json.dumps(name)[1:-1])}
-        any_name = "|".join(map(regex.escape, sorted(self.names, key=len, reverse=True)))
+        any_name = "|".join(map(regex.escape, self.names))
         self._any_name = f"(?:{any_name})"
         name = f"(?P<name>{any_name})"
         parameters = form.parameters
@@ -41,7 +41,7 @@ class CallPatterns:
             self.tail = compiled(tail)
         else:
             begin = name + _EDGE + self._text(form.middle) + r"\s*(?=\{)"
-        self.marker = compiled(self._text(form.opening)) if form.opening.strip() else None
+        self.marker = regex.compile(self._text(form.opening)) if form.opening.strip() else None
         self.begin = compiled(self._text(form.opening) + _EDGE + begin)
         self.again = compiled(self._text(form.between) + _EDGE + begin) if form.between else None
         self.closing = compiled(self._text(form.closing)) if form.closing else None

@@ -46,7 +46,9 @@ def call_grammar(
     return lark.written(f"{thought} {lark.calls(chosen, dict.fromkeys(range(len(chosen)), True), parallel and name is None, opening)}")
 
 
-def strict_grammar(tokenizer: PreTrainedTokenizerBase, tools: Sequence[Mapping[str, Any]], *, thinking: bool = False, in_thinking: bool = False) -> str:
+def strict_grammar(
+    tokenizer: PreTrainedTokenizerBase, tools: Sequence[Mapping[str, Any]], *, thinking: bool = False, in_thinking: bool = False
+) -> str:
     """Return the Lark grammar of answers that may call: free text, and calls whose arguments obey the schema of tools with `strict`.
 
     Raises UserError where no marker tells a call from text.
@@ -55,7 +57,8 @@ def strict_grammar(tokenizer: PreTrainedTokenizerBase, tools: Sequence[Mapping[s
     opening = lark.call.opening.strip()
     if not opening or SENTINEL in opening or lark.form.content_header:
         given = next((tool["function"]["name"] for tool in tools if tool["function"].get("strict")), None)
-        raise UserError(f"the tool {given!r} is strict, but nothing in the chat template's form tells a call from text: leave out strict, or require a call")
+        what = "is strict, but nothing in the chat template's form tells a call from text"
+        raise UserError(f"the tool {given!r} {what}: leave out strict, or require a call")
     functions = [tool["function"] for tool in tools]
     text, lead = lark.text_before(opening)
     calls = lark.calls(functions, {at: bool(each.get("strict")) for at, each in enumerate(functions)}, True, "")

@@ -102,10 +102,10 @@ class AnswerParser:
     def _answer(self) -> Iterator[None]:
         patterns, behind = self._patterns, self._in_thinking
         if self._form.thinking:
-            opening, closing = (compiled(lenient(tag)) for tag in self._form.thinking)
-            opened = yield from self._take(opening)
+            opening, closing = map(lenient, self._form.thinking)
+            opened = yield from self._take(compiled(opening))
             if opened or self._in_thinking:
-                yield from self._until(closing, Thinking, trim=True)
+                yield from self._until(regex.compile(closing), Thinking, trim=True)
                 behind = True
         if self._form.content_header and (yield from self._take(compiled(lenient(self._form.content_header)))):
             behind = True
@@ -114,13 +114,13 @@ class AnswerParser:
         while patterns and patterns.marker and (yield from self._until(patterns.marker, Content, trim=behind, keep=True)):
             behind = yield from self._calls(patterns.begin)
             if not behind:  # what began like a call is content
-                marker = patterns.marker.match(self._text)
-                self._emit(Content(marker[0]))
-                self._text = self._text[marker.end() :]
+                end = patterns.marker.search(self._text).end()
+                self._emit(Content(self._text[:end]))
+                self._text = self._text[end:]
         yield from self._until(None, Content, trim=behind)
 
     def _emit(self, part: Part) -> None:
-        if not isinstance(part, CallBegun) and part.text or isinstance(part, CallBegun):
+        if isinstance(part, CallBegun) or part.text:
             self._out.append(part)
 
     def _take(self, pattern: regex.Pattern) -> Generator[None, None, regex.Match | None]:
@@ -135,7 +135,10 @@ class AnswerParser:
             yield
 
     def _until(self, pattern: regex.Pattern | None, kind: type, trim: bool, keep: bool = False) -> Generator[None, None, bool]:
-        """Hand out the text before the first match, and whether there is one; it is taken unless `keep`. `trim`: no white space comes first."""
+        """Hand out the text before the first match and the white space before that, and return whether there is one.
+
+        It is taken unless `keep`. `trim`: no white space comes first.
+        """
         while True:
             if trim:
                 self._text = self._text.lstrip()
@@ -143,8 +146,8 @@ class AnswerParser:
             match = pattern.search(self._text, partial=True) if pattern else None
             found = match is not None and not match.partial
             safe = match.start() if match and (found or not self._ended) else len(self._text)
-            if self._ended and not found and kind is Thinking:
-                safe = len(self._text.rstrip())
+            if pattern and (found or not self._ended or kind is Thinking):
+                safe = len(self._text[:safe].rstrip())
             self._emit(kind(self._text[:safe]))
             self._text = self._text[match.end() if found and not keep else safe :]
             if found or self._ended:

@@ -16,9 +16,9 @@ TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", list: 
 
 
 def as_json_text(text: str, key: str, schema: Mapping[str, Any], python_constants: bool, whole: bool = True) -> str:
-    """Return the JSON text of a parameter's value: the text itself where its schema says string, else the JSON that it is, if it is any; what fits nothing is a string.
+    """Return the JSON text of a parameter's value: the text itself where its schema says string, else the JSON that it is, if it is any.
 
-    Of a value that is not whole, cut off by the answer's end, the beginning of its JSON text.
+    What fits nothing is a string. Of a value that is not whole, cut off by the answer's end, the beginning of its JSON text.
     """
     types = types_of((schema.get("properties") or {}).get(key), schema)
     plain = json.dumps(text, ensure_ascii=False)
@@ -66,8 +66,7 @@ def alternatives(node: Any, root: Mapping[str, Any], python_constants: bool) -> 
     if not isinstance(node, Mapping) or not (rest := {key: value for key, value in node.items() if key in KEYWORDS}):
         return [Alternative(pattern="/(?s:.*)/")]
     if values := node.get("enum") or ([node["const"]] if "const" in node else None):
-        written = [each if isinstance(each, str) else json.dumps(each, ensure_ascii=False) for each in values]
-        return [Alternative(_in_python(text) if python_constants and not isinstance(each, str) else text) for each, text in zip(values, written, strict=True)]
+        return [Alternative(each if isinstance(each, str) else _written(each, python_constants)) for each in values]
     for name in ("anyOf", "oneOf"):
         if set(rest) == {name}:
             return [each for part in node[name] for each in alternatives(part, root, python_constants)]
@@ -77,14 +76,15 @@ def alternatives(node: Any, root: Mapping[str, Any], python_constants: bool) -> 
     if types == {"string"}:
         return [Alternative(pattern=_text_pattern(node))]
     if "string" in types:
-        raise UserError(f"a parameter has the schema {json.dumps(node, ensure_ascii=False):.120}, which is not supported where each stands as a text: name one type")
+        what = "which is not supported where each parameter stands as a text: name one type"
+        raise UserError(f"a parameter has the schema {json.dumps(node, ensure_ascii=False):.120}, {what}")
     if python_constants and set(rest) == {"type"} and node["type"] in ("boolean", "null"):
         return [Alternative(text) for text in (("True", "False") if node["type"] == "boolean" else ("None",))]
     return [Alternative(schema={**node, **{key: root[key] for key in ("$defs", "definitions") if key in root}})]
 
 
-def _in_python(text: str) -> str:
-    return {json_text: python for python, json_text in PYTHON.items()}.get(text, text)
+def _written(value: Any, python_constants: bool) -> str:
+    return str(value) if python_constants and (value is None or isinstance(value, bool)) else json.dumps(value, ensure_ascii=False)
 
 
 def _text_pattern(node: Mapping[str, Any]) -> str:

@@ -47,7 +47,7 @@ class ChatBody(AskingBody):
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables of the chat template that the operator allows.")
     reasoning_effort: str | None = Field(None, description="For templates that know it.")
     continue_final_message: bool = Field(False, description="The last message is the beginning of the answer; with add_generation_prompt=false.")
-    add_generation_prompt: bool = True
+    add_generation_prompt: bool = Field(True, description="An answer is begun.")
 
 
 def chat_routes(served: Served) -> APIRouter:

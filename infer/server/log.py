@@ -29,6 +29,16 @@ def add_log_and_metrics(app: FastAPI, engine: LiveEngine) -> None:
     app.add_middleware(RequestLog, metrics=metrics)
 
 
+def show_log() -> None:
+    """Write the lines to standard error, unless whoever runs this has said already where they go."""
+    if not log.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        log.addHandler(handler)
+    if log.level == logging.NOTSET:
+        log.setLevel(logging.INFO)
+
+
 class RequestLog:
     """Gives each response the request's `x-request-id`, and at its end logs one JSON object at INFO on the logger "seodang.server".
 

@@ -56,6 +56,8 @@ class Body(BaseModel):
 class AskingBody(Body):
     """What every body that asks for an answer has."""
 
+    words: ClassVar[Mapping[str, str]] = {}  # what this path calls settings, where it has names of its own
+
     stream: bool = Field(False, description="Send the answer as it grows, as server-sent events.")
     stream_options: StreamOptions | None = Field(None, description="What a stream tells besides the answer.")
     cache_salt: str | None = Field(None, min_length=1, description="What is read is reused for requests of the same salt alone.")
@@ -129,8 +131,8 @@ class Words:
     """The names that a client's body has for settings, to tell mistakes in."""
 
     def __init__(self, body: AskingBody):
-        self._given = sorted(body.model_fields_set)
-        self._theirs = THEIRS | {REQUEST[name]: name for name in self._given if REQUEST.get(name, name) != name}
+        self._given = sorted(body.model_fields_set - {"model"})
+        self._theirs = THEIRS | body.words | {REQUEST[name]: name for name in self._given if REQUEST.get(name, name) != name}
 
     @contextmanager
     def told(self) -> Iterator[None]:

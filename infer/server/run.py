@@ -10,6 +10,7 @@ import uvicorn
 from ...data.errors import UserError
 from ..engine.live import LiveEngine
 from .app import build_app
+from .log import show_log
 from .served import Served
 
 DRAIN = 20.0  # seconds that requests in hand may go on once a signal has come
@@ -39,7 +40,8 @@ class Server(uvicorn.Server):
 
 
 def serve(served: Served, listening: socket.socket) -> None:
-    """Serve a model until SIGINT or SIGTERM, which is raised again at the end; the engine is closed by then."""
+    """Serve a model until SIGINT or SIGTERM, which is raised again at the end; the engine is closed by then. Each request leaves a line on stderr."""
+    show_log()
     patience = int(DRAIN + LAST_WORDS)  # also with a connection whose client reads nothing
     config = uvicorn.Config(build_app(served), log_level="warning", lifespan="on", timeout_graceful_shutdown=patience)
     Server(config, served.engine).run([listening])

@@ -81,3 +81,6 @@ def test_the_command_streams_real_text_and_ends_at_sigterm(real_model, tokenizer
     [wanted] = generate(real_model, tokenizer, [body["prompt"]], SamplingParams(max_new_tokens=8))
     assert "".join(json.loads(event)["choices"][0]["text"] for event in events) == wanted.text and "Seoul" in wanted.text
     assert done == "[DONE]" and process.returncode == 143 and errors.endswith("terminated\n") and "Traceback" not in errors
+    logged = [json.loads(line[line.index("{") :]) for line in errors.splitlines() if "{" in line]
+    assert [(line["path"], line["status"], line.get("completion_tokens")) for line in logged] == [("/v1/completions", 200, 8), ("/health", 200, None)]
+    assert "capital" not in errors and "Seoul" not in errors

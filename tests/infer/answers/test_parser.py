@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 
 import pytest
 from hypothesis import example, given, settings
@@ -162,10 +163,18 @@ def test_short_ids():
     assert re.fullmatch("[0-9a-f]{9}", call.id)
 
 
-@given(value=st.text(), other=st.text(alphabet="{}[]\"\\,: a1"))
+@given(value=st.text(alphabet="{}[]\"\\,: a가\n"), other=st.text(alphabet="{}[]\"\\,: a1"))
 @example("\\", '{"')
 @settings(max_examples=100, deadline=None)
 def test_any_text_stands_in_arguments(value, other):
     arguments = json.dumps({"a": value, other: [other, {"x": value}]})
     text = f'[TOOL_CALLS]add[ARGS]{arguments}'
     assert streamed(FORMS["mistral"], text, tools=TOOLS) == ("", "", [("add", arguments)])
+
+
+def test_a_long_run_of_blanks_costs_no_more_a_piece_than_it_is_long():
+    parser = AnswerParser(FORMS["hermes"], tools=TOOLS)
+    began = time.process_time()
+    parts = [part for _ in range(3000) for part in parser.push("\n   ")]
+    assert time.process_time() - began < 2  # looking for a marker behind each blank took minutes
+    assert parts == [] and parser.push("x") == [Content("\n   " * 3000 + "x")]

@@ -2,11 +2,9 @@
 
 import copy
 import json
-from pathlib import Path
 from typing import get_type_hints
 
 import pytest
-import trl
 from fastapi.testclient import TestClient
 from jsonschema import Draft202012Validator
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
@@ -35,15 +33,6 @@ WEATHER = {
 TIME = {"type": "function", "function": {"name": "time", "parameters": {"type": "object", "properties": {}}}}
 ARGUMENTS = Draft202012Validator({**WEATHER["function"]["parameters"], "additionalProperties": False})
 ASK = [{"role": "user", "content": "날씨?"}]
-
-
-@pytest.fixture(scope="session")
-def talker(wordy_tokenizer, tiny):
-    """A random model with Qwen3's template: it may think between tags, and writes calls between others."""
-    tokenizer = copy.deepcopy(wordy_tokenizer)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
-    tokenizer.chat_template = (Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja").read_text(encoding="utf-8")
-    return tiny("llama", vocab_size=len(tokenizer), max_position_embeddings=2048, eos_token_id=tokenizer.eos_token_id), tokenizer
 
 
 @pytest.fixture

@@ -1,0 +1,16 @@
+"""A model that may think and call tools."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import trl
+
+
+@pytest.fixture(scope="session")
+def talker(wordy_tokenizer, tiny):
+    """A random model with Qwen3's template: it may think between tags, and writes calls between others."""
+    tokenizer = copy.deepcopy(wordy_tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = (Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja").read_text(encoding="utf-8")
+    return tiny("llama", vocab_size=len(tokenizer), max_position_embeddings=2048, eos_token_id=tokenizer.eos_token_id), tokenizer
