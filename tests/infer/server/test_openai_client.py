@@ -3,6 +3,10 @@
 import asyncio
 import copy
 import json
+import re
+import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Literal
@@ -20,7 +24,8 @@ from seodang.infer.server.app import build_app
 from seodang.infer.server.run import Server, address_of, bound
 from seodang.infer.server.served import Served
 
-TOOLS_TEMPLATE = Path(__file__).parents[2] / "clients" / "tools.jinja"
+ROOT = Path(__file__).parents[3]
+TOOLS_TEMPLATE = ROOT / "tests" / "clients" / "tools.jinja"
 NAME = "school/pupil"
 PROMPT = "The three primary colours are"
 ASKED = [{"role": "user", "content": "Which country is the city of Suwon located in?"}]
@@ -215,3 +220,18 @@ def test_many_at_once_by_the_client_for_asyncio(base_url, said):
 
     wanted = [said(question)[0].text for question in questions]
     assert asyncio.run(ask()) == [wanted[0], *wanted]
+
+
+def test_the_lines_of_the_readme_say_what_generate_says(base_url, said):
+    """The section on serving has one for curl, and a script."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## Serve\n")[1].split("\n## ")[0]
+    here = lambda text: text.replace("http://127.0.0.1:8000/v1", base_url).replace('"first"', f'"{NAME}"')
+    [wanted] = said([{"role": "user", "content": "Name three colours."}], max_new_tokens=16)
+    script = re.search("```python\n(from openai .*?)```", section, re.DOTALL)[1]
+    heard = subprocess.check_output([sys.executable, "-X", "utf8", "-c", here(script)], text=True, encoding="utf-8", timeout=60)
+    assert heard == wanted.text
+    if shutil.which("curl"):
+        line = re.search("^    (curl .*)", section, re.MULTILINE)[1]
+        *events, done = subprocess.check_output(["sh", "-c", here(line)], text=True, encoding="utf-8", timeout=60).strip().split("\n\n")
+        parts = [json.loads(event.removeprefix("data: "))["choices"][0]["delta"] for event in events]
+        assert done == "data: [DONE]" and "".join(part.get("content") or "" for part in parts) == wanted.text
