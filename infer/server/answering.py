@@ -15,12 +15,12 @@ from fastapi.responses import JSONResponse, Response
 from ...data.errors import UserError
 from ..engine.params import SamplingParams
 from ..engine.prompts import Prompt
+from ..explain.trace_events import traced
 from ..requests.events import Event
 from .calls import Call, EventStream, heard_out
 from .errors import ApiError
 from .protocol import AskingBody, Words
 from .served import Served
-from .traces import traced
 
 log = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ assert sum(part.usage_metadata["output_tokens"] for part in parts if part.usage_
 long = ChatOpenAI(temperature=0, max_tokens=60, **where)
 assert long.with_structured_output(Place, method="json_schema").invoke(wanted["question"]).model_dump() == wanted["place"]
 assert isinstance(long.with_structured_output(Place, method="function_calling").invoke(wanted["question"]), Place)
-called = long.bind_tools([Place], tool_choice="required").invoke(wanted["question"])
+called = long.bind_tools([Place], tool_choice="required", parallel_tool_calls=False).invoke(wanted["question"])
 assert [call["name"] for call in called.tool_calls] == ["Place"] and Place(**called.tool_calls[0]["args"]), called
 assert called.response_metadata["finish_reason"] == "tool_calls"
 

@@ -18,7 +18,7 @@ parts = litellm.completion(max_tokens=8, stream=True, **asked)
 assert "".join(part.choices[0].delta.content or "" for part in parts) == wanted["answer"]
 
 tool = {"type": "function", "function": {"name": "look_up", "parameters": wanted["schema"]}}
-choice = litellm.completion(max_tokens=60, tools=[tool], tool_choice="required", **asked).choices[0]
+choice = litellm.completion(max_tokens=60, tools=[tool], tool_choice="required", parallel_tool_calls=False, **asked).choices[0]
 [call] = choice.message.tool_calls
 assert (call.function.name, choice.finish_reason) == ("look_up", "tool_calls"), choice
 assert set(json.loads(call.function.arguments)) == {"country", "city", "coastal"}, call

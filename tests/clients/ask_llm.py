@@ -1,4 +1,4 @@
-"""llm: a chat of two turns, its command, a schema, a tool that is run, a text continued."""
+"""llm: a chat, streamed and whole, its command, a schema, a text continued."""
 
 import json
 import os

@@ -34,6 +34,7 @@ found = lm_eval.simple_evaluate(
     task_manager=TaskManager(include_path=str(folder), include_defaults=False), log_samples=True, bootstrap_iters=0,
 )  # fmt: skip
 
+assert len(found["samples"]["judged"]) == len(wanted["scores"])
 for sample in found["samples"]["judged"]:
     heard, (logprobs, greedy) = sample["filtered_resps"], wanted["scores"][sample["doc_id"]]
     assert all(abs(float(mine[0]) - theirs) < 2e-3 for mine, theirs in zip(heard, logprobs, strict=True)), (heard, logprobs)

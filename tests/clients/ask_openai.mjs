@@ -19,7 +19,7 @@ for await (const part of await client.chat.completions.create({ messages, stream
 assert.equal(heard, wanted.answer);
 
 const tools = [{ type: "function", function: { name: "look_up", parameters: wanted.schema } }];
-const stream = client.chat.completions.stream({ messages, tools, tool_choice: "required", ...short, max_tokens: 60 });
+const stream = client.chat.completions.stream({ messages, tools, tool_choice: "required", parallel_tool_calls: false, ...short, max_tokens: 60 });
 const [call] = (await stream.finalChatCompletion()).choices[0].message.tool_calls;
 assert.equal(call.function.name, "look_up");
 assert.deepEqual(Object.keys(JSON.parse(call.function.arguments)).sort(), ["city", "coastal", "country"]);

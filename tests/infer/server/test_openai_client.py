@@ -3,6 +3,10 @@
 import asyncio
 import copy
 import json
+import re
+import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Literal
@@ -20,7 +24,8 @@ from seodang.infer.server.app import build_app
 from seodang.infer.server.run import Server, address_of, bound
 from seodang.infer.server.served import Served
 
-TOOLS_TEMPLATE = Path(__file__).parents[2] / "clients" / "tools.jinja"
+ROOT = Path(__file__).parents[3]
+TOOLS_TEMPLATE = ROOT / "tests" / "clients" / "tools.jinja"
 NAME = "school/pupil"
 PROMPT = "The three primary colours are"
 ASKED = [{"role": "user", "content": "Which country is the city of Suwon located in?"}]
@@ -124,9 +129,10 @@ def test_a_chat_streams_its_role_first_and_its_usage_last(client, said):
     assert "".join(part.choices[0].delta.content or "" for part in (first, *parts)) == wanted.text
     assert [part.choices[0].finish_reason for part in (first, *parts)] == [None] * len(parts) + ["length"]
     assert usage.choices == [] and usage.usage.completion_tokens == 8
-    with client.chat.completions.stream(messages=ASKED, **SHORT) as events:
+    [ended] = said(ASKED, stop=["."], max_new_tokens=24)
+    with client.chat.completions.stream(messages=ASKED, stop=".", **{**SHORT, "max_tokens": 24}) as events:  # it raises where the length ends an answer
         deltas = "".join(event.delta for event in events if event.type == "content.delta")
-        assert deltas == events.get_final_completion().choices[0].message.content == wanted.text
+        assert deltas == events.get_final_completion().choices[0].message.content == ended.text
 
 
 def test_an_answer_is_parsed_by_the_callers_own_class(client, said):
@@ -146,7 +152,7 @@ def test_tools_are_called_and_their_results_read(client, said):
     assert choice.finish_reason == "tool_calls" and call.function.name == "look_up" and call.id
     assert call.function.parsed_arguments == Place(**json.loads(call.function.arguments))
 
-    parts = list(client.chat.completions.create(tool_choice="required", stream=True, **asked))
+    parts = list(client.chat.completions.create(tool_choice="required", parallel_tool_calls=False, stream=True, **asked))
     deltas = [each for part in parts for each in part.choices[0].delta.tool_calls or []]
     first = [each for each in deltas if each.index == 0]
     assert [each.function.name for each in first if each.function.name] == ["look_up"] and len({part.id for part in parts}) == 1
@@ -154,7 +160,7 @@ def test_tools_are_called_and_their_results_read(client, said):
     assert [part.choices[0].finish_reason for part in parts if part.choices[0].finish_reason] == ["tool_calls"]
 
     told = [*ASKED, choice.message.to_dict(), {"role": "tool", "tool_call_id": call.id, "content": "South Korea"}]
-    answer = client.chat.completions.create(**{**asked, "messages": told, "max_tokens": 8, "tool_choice": "none"})
+    answer = client.chat.completions.create(**{**asked, "messages": told, "max_tokens": 8})
     turns = [*ASKED, {"role": "assistant", "content": "", "tool_calls": [call.to_dict()]}, told[-1]]
     assert answer.choices[0].message.content == said(Dialogue(turns, [tool]))[0].text
 
@@ -214,3 +220,18 @@ def test_many_at_once_by_the_client_for_asyncio(base_url, said):
 
     wanted = [said(question)[0].text for question in questions]
     assert asyncio.run(ask()) == [wanted[0], *wanted]
+
+
+def test_the_lines_of_the_readme_say_what_generate_says(base_url, said):
+    """The section on serving has one for curl, and a script."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## Serve\n")[1].split("\n## ")[0]
+    here = lambda text: text.replace("http://127.0.0.1:8000/v1", base_url).replace('"first"', f'"{NAME}"')
+    [wanted] = said([{"role": "user", "content": "Name three colours."}], max_new_tokens=16)
+    script = re.search("```python\n(from openai .*?)```", section, re.DOTALL)[1]
+    heard = subprocess.check_output([sys.executable, "-X", "utf8", "-c", here(script)], text=True, encoding="utf-8", timeout=60)
+    assert heard == wanted.text
+    if shutil.which("curl"):
+        line = re.search("^    (curl .*)", section, re.MULTILINE)[1]
+        *events, done = subprocess.check_output(["sh", "-c", here(line)], text=True, encoding="utf-8", timeout=60).strip().split("\n\n")
+        parts = [json.loads(event.removeprefix("data: "))["choices"][0]["delta"] for event in events]
+        assert done == "data: [DONE]" and "".join(part.get("content") or "" for part in parts) == wanted.text
