@@ -40,7 +40,7 @@ class ChatBody(AskingBody):
 
     messages: list[Any] = Field(description="The dialogue, role and content each.")
     tools: list[Any] | None = Field(None, description="Functions that the model may call.")
-    tool_choice: Any = Field(None, description='"auto", "none", "required", or {"type": "function", "function": {"name": ...}}.')
+    tool_choice: Any = Field(None, description='"auto", "none" (they are not shown), "required", or {"type": "function", "function": {"name": ...}}.')
     parallel_tool_calls: bool = Field(True, description="Whether several calls may be made where one is required.")
     logprobs: bool = Field(False, description="Tell each token's log-probability.")
     top_logprobs: int | None = Field(None, ge=0, description="And of so many likeliest tokens in its place.")

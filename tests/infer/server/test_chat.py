@@ -201,6 +201,21 @@ def test_several_answers_have_their_own_deltas_and_log_probabilities(client, tal
         assert [each["token"] for part in parts for each in part["content"]] == [each["token"] for each in known]
 
 
+def test_what_is_thought_of_the_prompt_is_what_completions_tell_of_its_ids(client, talker):
+    """By ids, whole and in the first chunk of each answer."""
+    ids = prompt_ids(talker[1], ASK)
+    how = {"prompt_logprobs": 2, "max_tokens": 1, "temperature": 1, "seed": 3, "n": 2}
+    told = client.post("/v1/completions", json={"prompt": ids, **how}).json()["choices"][0]["prompt_logprobs"]
+    assert told[0] is None and [str(id) in each for id, each in zip(ids[1:], told[1:], strict=True)] == [True] * (len(ids) - 1)
+    whole = [choice["prompt_logprobs"] for choice in post(client, **how).json()["choices"]]
+    streamed = [choice["prompt_logprobs"] for chunk in chunks_of(client, **how) for choice in chunk["choices"] if "prompt_logprobs" in choice]
+    assert len(whole) == len(streamed) == 2
+    for known in (*whole, *streamed):
+        assert [each and each.keys() for each in known] == [each and each.keys() for each in told]
+        for one, other in zip(known[1:], told[1:], strict=True):
+            assert [each["logprob"] for each in one.values()] == pytest.approx([each["logprob"] for each in other.values()], abs=1e-5)
+
+
 def test_the_last_message_can_be_the_answers_beginning(client, talker):
     begun = [*ASK, {"role": "assistant", "content": "그래. "}]
     found = answered(client, messages=begun, continue_final_message=True, add_generation_prompt=False, max_tokens=7)
