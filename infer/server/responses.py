@@ -27,6 +27,11 @@ KINDS = {  # an item's kind of content, its part, and the events of its text
 }  # fmt: skip
 
 
+DONE = {  # what can be asked by fields that other servers do more about; thinking is told as it is, so that nothing need be encrypted
+    "background": (False,), "truncation": ("disabled",), "include": ([], ["reasoning.encrypted_content"]),
+}  # fmt: skip
+
+
 class ResponseBody(AskingBody):
     """What a client asks of /v1/responses, besides the settings of the answer."""
 
@@ -35,6 +40,7 @@ class ResponseBody(AskingBody):
         "messages": "this path takes input", "response_format": "write it as text.format", "max_tokens": "it is max_output_tokens here",
         "n": "a response has one answer: leave it out", "num_return_sequences": "a response has one answer: leave it out",
         "top_logprobs": ELSEWHERE, "logprobs": ELSEWHERE, "prompt_logprobs": ELSEWHERE, "trace": ELSEWHERE,
+        "stream_options": "the last event has the usage: leave it out",
     }  # fmt: skip
 
     words: ClassVar[Mapping[str, str]] = {"max_new_tokens": "max_output_tokens", "response_format": "text.format", "json_schema": "text.format"}
@@ -48,8 +54,8 @@ class ResponseBody(AskingBody):
     tool_choice: Any = Field(None, description='"auto", "none", "required", or {"type": "function", "name": ...}.')
     parallel_tool_calls: bool = Field(True, description="Whether several calls may be made where one is required.")
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables of the chat template that the operator allows.")
-    background: bool = Field(False, description="Answers are given at once.")
-    include: list[str] = Field([], description="Nothing can be included.")
+    background: bool = Field(False, description="Not done here: answers are given at once.")
+    include: list[str] = Field([], description='Nothing, or "reasoning.encrypted_content": thinking is told as it is.')
     truncation: str = Field("disabled", description='"disabled": a prompt that is too long is refused.')
     metadata: dict[str, Any] | None = Field(None, description="Of the client's own bookkeeping; it is sent back.")
 
@@ -72,14 +78,15 @@ class Answered(Chat):
 
     def __init__(self, body: ResponseBody, served: Served):
         """Raises ApiError for what is no dialogue or cannot be had here, UserError for settings that cannot be honoured."""
-        if body.background or body.include or body.truncation != "disabled":
-            name = "background" if body.background else "include" if body.include else "truncation"
-            raise ApiError(400, f"{name}={shown(getattr(body, name))} is not done here: leave it out", name)
+        odd = [name for name, done in DONE.items() if getattr(body, name) not in done]
+        if odd and not served.lenient:
+            raise ApiError(400, f"{odd[0]}={shown(getattr(body, odd[0]))} is not done here: leave it out", odd[0])
         try:
             super().__init__(chat_body(body), served)
         except ApiError as error:
             raise as_asked(error, body) from None
         self.words, self._outline = Words(body), Outline()
+        self.ignored = [*body._dropped, *odd, *self.ignored]
         samples = self.params.samples
         self.head = {
             "id": f"resp_{uuid.uuid4().hex}", "object": "response", "created_at": int(time.time()), "model": served.name, "error": None,

@@ -257,7 +257,7 @@ def test_a_schema_is_obeyed_behind_thinking_that_the_prompt_has_opened(client, t
         ({"tool_choice": "required"}, "tool_choice", "needs tools"), ({"tool_choice": "any", "tools": [TIME]}, "tool_choice", 'got "any"'),
         ({"tool_choice": {"type": "function", "function": {"name": "x"}}, "tools": [TIME]}, "tool_choice", "names 'x', and the tools are time"),
         ({"tool_choice": "required", "tools": [TIME], "response_format": {"type": "json_object"}}, "response_format", "leave one of them out"),
-        ({"functions": []}, "functions", "write them as tools"), ({"prompt": "a"}, "prompt", "give messages"), ({"chat_template": "x"}, "chat_template", "leave it out"),
+        ({"functions": [5]}, "functions", "write them as tools"), ({"prompt": "a"}, "prompt", "give messages"), ({"chat_template": "x"}, "chat_template", "leave it out"),
         ({"top_logprobs": 2}, "top_logprobs", "logprobs=true"), ({"logprobs": 2}, "logprobs", "true or false"), ({"max_tokens": 0}, "max_tokens", "greater than"),
         ({"max_completion_tokens": 5}, "max_tokens", "differ"), ({"chat_template_kwargs": {"date": 1}}, "chat_template_kwargs", "allows enable_thinking"),
         ({"reasoning_effort": "low"}, "reasoning_effort", "does not know it"), ({"continue_final_message": True}, "continue_final_message", "give both"),

@@ -148,6 +148,14 @@ def test_a_clients_mistake_is_a_400_that_names_it(client, body, param, message):
     assert (response.status_code, error["param"]) == (400, param) and message in error["message"], error
 
 
+def test_what_asks_for_nothing_is_taken_and_a_lenient_server_says_what_it_ignores(client, talker):
+    neutral = {"n": 1, "trace": False, "top_logprobs": 0, "include": ["reasoning.encrypted_content"], "truncation": "disabled", "store": True, "user": "me"}
+    assert post(client, max_output_tokens=2, **neutral).status_code == 200
+    with LiveEngine(*talker) as engine, TestClient(build_app(Served(engine, "tiny", lenient=True))) as other:
+        response = post(other, max_output_tokens=2, previous_response_id="x", truncation="auto", include=["x"], tempratur=1)
+        assert response.status_code == 200 and response.headers["x-ignored-fields"] == "previous_response_id, truncation, include, tempratur"
+
+
 def test_an_error_behind_the_headers_is_an_event(client, monkeypatch):
     monkeypatch.setattr("seodang.infer.requests.stop.SEARCH_SECONDS", 0.001)
     *_, last = events_of(client, stop_regex=r"(?s)(?:.|.)+[.;](?<=x.)", max_output_tokens=40)
