@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -20,6 +21,8 @@ from .served import Served
 
 STATELESS = "nothing is kept here: send the whole dialogue as input"
 ELSEWHERE = "it is not told here: leave it out, or ask /v1/chat/completions"
+THEIRS = {"messages": "input", "response_format": "text.format", "reasoning_effort": "reasoning.effort"}  # what a chat calls otherwise
+BEGUN = "an answer is begun here: leave it out, or ask /v1/chat/completions"
 KINDS = {  # an item's kind of content, its part, and the events of its text
     "reasoning": ("rs", "reasoning_text", "response.reasoning_text"), "message": ("msg", "output_text", "response.output_text"),
     "function_call": ("fc", None, "response.function_call_arguments"),
@@ -32,6 +35,8 @@ class ResponseBody(AskingBody):
     refused: ClassVar[Mapping[str, str]] = {
         "previous_response_id": STATELESS, "conversation": STATELESS, "prompt": "prompts are not kept here: write it as input",
         "messages": "this path takes input", "response_format": "write it as text.format", "max_tokens": "it is max_output_tokens here",
+        "max_completion_tokens": "it is max_output_tokens here", "reasoning_effort": "write it as reasoning.effort",
+        "continue_final_message": BEGUN, "add_generation_prompt": BEGUN,
         "n": "a response has one answer: leave it out", "num_return_sequences": "a response has one answer: leave it out",
         "top_logprobs": ELSEWHERE, "logprobs": ELSEWHERE, "prompt_logprobs": ELSEWHERE, "trace": ELSEWHERE,
     }  # fmt: skip
@@ -74,11 +79,14 @@ class Answered(Chat):
         if body.background or body.include or body.truncation != "disabled":
             name = "background" if body.background else "include" if body.include else "truncation"
             raise ApiError(400, f"{name}={shown(getattr(body, name))} is not done here: leave it out", name)
+        messages, places = messages_of(body)
         try:
-            super().__init__(chat_body(body), served)
+            super().__init__(chat_body(body, messages), served)
         except ApiError as error:
-            theirs = {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text", "reasoning_effort": "reasoning"}
-            raise ApiError(error.status, str(error).replace("messages", "input"), theirs.get(error.param, error.param)) from None
+            message = re.sub(r"messages\[(\d+)\]", lambda found: places[int(found[1])], str(error))
+            for chats, own in THEIRS.items():
+                message = message.replace(chats, own)
+            raise ApiError(error.status, message, THEIRS.get(error.param, error.param or "").partition(".")[0] or None) from None
         self.words, self._outline = Words(body), Outline()
         samples = self.params.samples
         self.head = {
@@ -206,38 +214,43 @@ class Outline:
         yield self.event(f"{name}.delta", **self._place, delta=text, **more)
 
 
-def chat_body(body: ResponseBody) -> ChatBody:
+def chat_body(body: ResponseBody, messages: list[Any]) -> ChatBody:
     """Return the chat that a response's body is; raises ApiError for items that are none."""
     asked = body.text.get("format") if body.text else None
     if body.text and set(body.text) - {"format"}:
         raise ApiError(400, f"text must be {{\"format\": ...}}, got {shown(body.text)}", "text")
     if isinstance(asked, Mapping) and asked.get("type") == "json_schema":
+        if not isinstance(asked.get("schema"), Mapping | bool):
+            raise ApiError(400, f'text.format of type "json_schema" needs a name and a schema, got {shown(asked)}', "text")
         asked = {"type": "json_schema", "json_schema": {key: value for key, value in asked.items() if key != "type"}}
     if body.reasoning and set(body.reasoning) - {"effort", "summary", "generate_summary"}:
         raise ApiError(400, f"reasoning must be {{\"effort\": ...}}, got {shown(body.reasoning)}", "reasoning")
+    if not isinstance((effort := (body.reasoning or {}).get("effort")), str | None):
+        raise ApiError(400, f"reasoning.effort must be a text, got {shown(effort)}", "reasoning")
     choice = body.tool_choice
     if isinstance(choice, Mapping) and choice.get("type") == "function":
         choice = {"type": "function", "function": {"name": choice.get("name")}}
     fields = {
-        **(body.model_extra or {}), "messages": messages_of(body), "max_completion_tokens": body.max_output_tokens, "response_format": asked,
-        "tools": [chat_tool(tool) for tool in body.tools] if body.tools else None, "tool_choice": choice, "parallel_tool_calls": body.parallel_tool_calls,
-        "reasoning_effort": (body.reasoning or {}).get("effort"), "chat_template_kwargs": body.chat_template_kwargs, "stream": body.stream,
+        **(body.model_extra or {}), "messages": messages, "max_completion_tokens": body.max_output_tokens, "response_format": asked,
+        "tools": [chat_tool(tool, n) for n, tool in enumerate(body.tools)] if body.tools else None, "tool_choice": choice, "parallel_tool_calls": body.parallel_tool_calls,
+        "reasoning_effort": effort, "chat_template_kwargs": body.chat_template_kwargs, "stream": body.stream, "stream_options": body.stream_options,
     }  # fmt: skip
     return ChatBody.model_validate({name: value for name, value in fields.items() if value is not None})
 
 
-def chat_tool(tool: Any) -> Any:
-    """A function of a response's in a chat's form; anything else as it is."""
-    if isinstance(tool, Mapping) and tool.get("type") == "function" and "function" not in tool:
-        return {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
-    return tool
+def chat_tool(tool: Any, n: int) -> Any:
+    """A function of a response's in a chat's form, which it may have already; raises ApiError for a tool of another kind."""
+    if not isinstance(tool, Mapping) or tool.get("type") != "function":
+        raise ApiError(400, f'tools[{n}] must be {{"type": "function", "name": ..., "parameters": ...}}, got {shown(tool)}', "tools")
+    return tool if "function" in tool else {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
 
 
-def messages_of(body: ResponseBody) -> list[Any]:
-    """Return the messages that instructions and input are; raises ApiError for items of other kinds."""
+def messages_of(body: ResponseBody) -> tuple[list[Any], list[str]]:
+    """Return the messages that instructions and input are, and where each begins; raises ApiError for items of other kinds."""
     messages: list[Any] = [] if body.instructions is None else [{"role": "system", "content": body.instructions}]
+    places = ["instructions"] * len(messages)
     if isinstance(body.input, str):
-        return [*messages, {"role": "user", "content": body.input}]
+        return [*messages, {"role": "user", "content": body.input}], [*places, "input"]
     if not isinstance(body.input, list) or not body.input:
         raise ApiError(400, f"input must be a text or a list of items, got {shown(body.input)}", "input")
     own: dict[str, Any] | None = None  # the assistant's message that thinking and calls belong to
@@ -256,10 +269,14 @@ def messages_of(body: ResponseBody) -> list[Any]:
             if kind == "message":
                 own["content"] = item.get("content")
             elif kind == "reasoning":
-                own["reasoning_content"] = "".join(part["text"] for part in item.get("content") or [] if isinstance(part.get("text"), str))
+                parts = item.get("content") or []
+                if not isinstance(parts, list) or not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts):
+                    raise ApiError(400, f"input[{n}].content must be a list of parts with a text, got {shown(parts)}", "input")
+                own["reasoning_content"] = "".join(part["text"] for part in parts)
             else:
                 call = {"id": item.get("call_id"), "type": "function", "function": {"name": item.get("name"), "arguments": item.get("arguments")}}
                 own.setdefault("tool_calls", []).append(call)
         else:
             raise ApiError(400, f"input[{n}] must be a message, a function_call, its output or reasoning, got {shown(kind or item)}", "input")
-    return messages
+        places += [f"input[{n}]"] * (len(messages) - len(places))
+    return messages, places
