@@ -294,7 +294,10 @@ def test_the_checkpoints_settings_are_the_defaults_and_a_temperature_of_1_where_
     assert text == generate(model, tiny_tokenizer, ["abc"], SamplingParams(temperature=0.5, top_k=3, max_new_tokens=4, seed=3))[0].text
     assert listed["defaults"] == {"temperature": 0.5, "top_k": 3, "max_new_tokens": 4}
     assert drawn(model, temperature=0)[0] == said("abc")[0].text
-    assert drawn(model, num_beams=2)[0] == said("abc", num_beams=2)[0].text == drawn(model, use_beam_search=True, n=2)[0]
+    for searched in ({"num_beams": 2}, {"use_beam_search": True, "n": 2}, {"use_beam_search": True}):
+        beams = searched.get("n", searched.get("num_beams", 1))
+        assert {drawn(model, seed=seed, **searched)[0] for seed in (0, 1)} == {said("abc", num_beams=beams)[0].text}
+    assert drawn(model, num_beams=2, temperature=0.5, seed=0)[0] != said("abc", num_beams=2)[0].text
 
 
 def test_a_lenient_server_ignores_what_has_no_effect_and_says_so(engine):
