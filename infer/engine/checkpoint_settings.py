@@ -67,7 +67,7 @@ def config_in(path: str | os.PathLike) -> GenerationConfig | None:
 
 def params_beside(config: GenerationConfig, changes: Mapping[str, Any]) -> SamplingParams:
     """Return a checkpoint's settings with the caller's changes; raises UserError for a field that we cannot honour, with the remedy."""
-    SamplingParams(**changes)  # a mistake in these is the caller's, and told as one
+    choose(SamplingParams(**changes))  # a mistake in these is the caller's, and told as one
     try:
         return from_generation_config(config, **changes)
     except UserError as error:

@@ -13,6 +13,7 @@ from ...data.errors import UserError
 from ..constraints.grammar import GRAMMARS
 from ..requests import options as declared
 from ..requests.options import vocabulary
+from ..strategies.beam import BEAM
 from ..strategies.registry import choose
 from .params import OPTIONS, SamplingParams
 
@@ -80,6 +81,8 @@ def from_request(body: Mapping[str, Any], ignored: list[str] | None = None) -> d
             raise UserError("use_beam_search draws no tokens, so temperature has no effect: leave it out, or give num_beams and do_sample=true")
         if "num_beams" in known:
             raise UserError("the request gives use_beam_search and num_beams: drop one of them")
+        if known.setdefault("do_sample", False):
+            raise UserError("use_beam_search draws no tokens: leave do_sample out, or give num_beams with it")
         known["num_beams"] = max(known.get("num_return_sequences", 1), known.pop("best_of", 1))
     elif searches not in (False, None):
         raise UserError(f"use_beam_search must be true or false, got {searches!r}")
@@ -190,12 +193,12 @@ def refuse_two_languages(known: Mapping[str, Any]) -> None:
 def drawn_unasked(known: Mapping[str, Any]) -> bool:
     """Whether settings that say nothing of chance are meant, as OpenAI's clients mean them, to draw at temperature 1.
 
-    They are unless they ask for a strategy that drawing makes another one of (a search of beams), or that takes no random choices.
+    They are unless they ask for a search of beams, for a strategy that drawing makes another one of, or that takes no random choices.
     """
     if known.get("do_sample") is not None or "temperature" in known:
         return False
     plain, sampled = choose(SamplingParams(**known)), choose(SamplingParams(**{**known, "do_sample": True}))
-    return plain is sampled and plain.samples
+    return plain is sampled and plain.samples and plain is not BEAM
 
 
 def structure_of(response_format: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -41,8 +41,8 @@ def whole(least: int, wanted: str | None = None) -> Rule:
 
 
 def number(wanted: str, fits: Callable[[float], bool] = lambda x: True) -> Rule:
-    """A finite number that fits."""
-    return must_be(wanted, of((int, float), lambda x: abs(x) <= sys.float_info.max and fits(x)))
+    """A finite number that fits; a whole one that a tensor can hold."""
+    return must_be(wanted, of((int, float), lambda x: abs(x) <= (MOST if isinstance(x, int) else sys.float_info.max) and fits(x)))
 
 
 def text(wanted: str) -> Rule:

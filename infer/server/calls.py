@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
@@ -58,8 +59,15 @@ class Call:
                 left -= 1
                 if event.reason in ("error", "cancelled"):
                     self.cancel()
-                    raise self.tickets[place].generation.error or EngineClosed("the request was cancelled: the server is closing")
+                    raise self._named(place) or EngineClosed("the request was cancelled: the server is closing")
             yield place, event
+
+    def _named(self, place: int) -> UserError | None:
+        """The error that ended a request, with its prompt by the place in this call: to the engine it is one of all."""
+        generation = self.tickets[place].generation
+        error, name = generation.error, "prompt 1" if len(self.tickets) == 1 else f"prompt[{place}]"
+        told = re.sub(rf"\bprompt {generation.request.index + 1}\b", name, str(error))
+        return UserError(told) if type(error) is UserError and told != str(error) else error
 
     def _submit(self, prompts: Sequence[Prompt], submit: Callable[..., Ticket]) -> None:
         for place, prompt in enumerate(prompts):

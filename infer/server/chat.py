@@ -22,7 +22,7 @@ from .calls import Call
 from .docs import takes
 from .errors import ApiError
 from .logprobs import chat_logprobs, prompt_logprobs
-from .messages import dialogue_of, form_of, tools_of
+from .messages import ECHOED, dialogue_of, form_of, texts_of, tools_of
 from .protocol import AskingBody, body_of, settings_of, shown
 from .served import Served
 
@@ -224,10 +224,14 @@ def beginning(body: ChatBody) -> tuple[Sequence[Any], str]:
     if not body.continue_final_message:
         return body.messages, ""
     last = body.messages[-1] if body.messages else None
-    content = last.get("content") if isinstance(last, Mapping) and last.get("role") == "assistant" else None
-    if not isinstance(content, str) or not content or not body.messages[:-1]:
+    said = {key: value for key, value in last.items() if value and key not in ECHOED} if isinstance(last, Mapping) else {}
+    if said.pop("role", None) != "assistant" or "content" not in said or not body.messages[:-1]:
         raise ApiError(400, "continue_final_message needs an assistant's message with a text at the end, behind others", "messages")
-    return body.messages[:-1], content
+    place = f"messages[{len(body.messages) - 1}]"
+    content = texts_of(said.pop("content"), f"{place}.content")
+    if said:
+        raise ApiError(400, f"{place} has {', '.join(said)}, which cannot be continued: leave it out, or write thinking into the content", "messages")
+    return body.messages[:-1], content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
 def choice_of(body: ChatBody) -> tuple[str, str | None]:

@@ -14,6 +14,7 @@ from ..requests.events import Committed, Event, Finished, PromptRead
 from ..requests.likelihoods import TokenLogprobs
 from ..text.detokenise import detokeniser, whole_text
 from .answering import FINISH_REASONS, Chunks, answered
+from .calls import Call
 from .docs import takes
 from .logprobs import completion_logprobs, prompt_logprobs, prompt_tokens
 from .protocol import AskingBody, body_of, settings_of
@@ -100,6 +101,11 @@ class Completion(Chunks):
         known = event.top_logprobs and completion_logprobs([event.top_logprobs], [len(self._texts[index])])
         self._texts[index] += event.text
         return [*begin, part(index, event.text, known)]
+
+    def usage(self, call: Call) -> dict[str, Any]:
+        """How many tokens there were; where the prompt is judged alone, the one that came in any case is nobody's."""
+        known = super().usage(call)
+        return {**known, "completion_tokens": 0, "total_tokens": known["prompt_tokens"]} if self._judges_alone else known
 
     def _begun(self, prompt: int, index: int) -> list[dict[str, Any]]:
         """What stands before the answer: the prompt, where it is to be echoed, and what the model thinks of it, where that is asked."""

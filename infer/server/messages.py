@@ -82,7 +82,7 @@ def texts_of(content: Any, place: str) -> str | list[dict[str, str]]:
     parts = []
     for n, part in enumerate(content):
         kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind not in TEXTS:
+        if not (isinstance(kind, str) and kind in TEXTS):
             raise ApiError(400, f"{place}[{n}] must be a part of type text: this model reads text alone, got {shown(kind or part)}", "messages")
         if not isinstance(text := part.get(TEXTS[kind]), str):
             raise ApiError(400, f"{place}[{n}].{TEXTS[kind]} must be a text, got {shown(text)}", "messages")

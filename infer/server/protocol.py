@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 from fastapi import Request
@@ -15,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from ...data.errors import UserError
 from ...data.json_text import parsed
 from ...data.surrogates import refuse_surrogates
-from ..engine.compat import REQUEST, from_request
+from ..engine.compat import REQUEST, STRUCTURES, from_request
 from ..engine.params import SamplingParams
 from .errors import ApiError
 from .served import Served
@@ -92,13 +94,21 @@ async def bytes_of(request: Request, most: int) -> bytes:
 def read(raw: bytes) -> dict[str, Any]:
     """Return the JSON object that a body is; raises ApiError for anything else."""
     try:
-        body = parsed(raw.decode())
+        body = parsed(raw.decode(), partial(json.loads, parse_float=finite, parse_constant=finite))
     except ValueError as error:
         raise ApiError(400, f"the body is not JSON: {error}") from None
     if not isinstance(body, dict):
         raise ApiError(400, f"the body must be a JSON object, got a {type(body).__name__}")
     refuse_surrogates(body, "the body")
     return body
+
+
+def finite(number: str) -> float:
+    """Return a number that JSON has and a float holds; raises ValueError for NaN, Infinity and 1e999, which no answer could repeat."""
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number:.20} is no number that can be read")
+    return value
 
 
 def checked(body: Mapping[str, Any], served: Served, kind: type[B]) -> B:
@@ -109,8 +119,11 @@ def checked(body: Mapping[str, Any], served: Served, kind: type[B]) -> B:
     refused = [name for name in kind.refused if name in given and given[name] not in NEUTRAL.get(name, ())]
     if refused and not served.lenient:
         raise ApiError(400, f"{refused[0]} given: {kind.refused[refused[0]]}", refused[0])
+    given = {name: value for name, value in given.items() if name not in kind.refused}
+    if served.lenient and kind.model_config.get("extra") == "forbid":
+        given = {name: value for name, value in given.items() if name in kind.model_fields}
     try:
-        read = kind.model_validate({name: value for name, value in given.items() if name not in kind.refused})
+        read = kind.model_validate(given)
         read._dropped = refused
         return read
     except ValidationError as error:
@@ -137,7 +150,8 @@ class Words:
 
     def __init__(self, body: AskingBody):
         self._given = sorted(body.model_fields_set - {"model"})
-        self._theirs = THEIRS | body.words | {REQUEST[name]: name for name in self._given if REQUEST.get(name, name) != name}
+        usual = {ours: name for ours, name in {**THEIRS, **body.words}.items() if ours not in self._given}
+        self._theirs = usual | {REQUEST[name]: name for name in self._given if REQUEST.get(name, name) != name} | structures(self._given)
 
     @contextmanager
     def told(self) -> Iterator[None]:
@@ -154,10 +168,25 @@ class Words:
             return told
         message = str(told)
         for ours, name in self._theirs.items():
-            message = re.sub(rf"\b{ours}\b", name, message)
+            message = re.sub(rf"(?<![\w\"']){ours}\b", name, message, count=ours in STRUCTURES.values())  # which are words, too
         message = re.sub(r"\b[Pp]rompt 1\b", "the prompt", message)
         found = {name: at.start() for name in self._given if (at := re.search(rf"(?<!\w){re.escape(name)}(?!\w)", message))}
         return ApiError(400, message, min(found, key=found.__getitem__, default=None))
+
+
+def structures(given: Collection[str]) -> dict[str, str]:
+    """What clients call, by our names, what says what the whole answer is."""
+    theirs: dict[str, str] = {}
+    for name in given:
+        if name == "response_format":
+            theirs["json_schema"] = name
+        elif name == "allowed_token_ids":
+            theirs["prefix_allowed_tokens_fn"] = name
+        elif name in ("structured_outputs", "guided_decoding"):
+            theirs |= {ours: f"{name}.{key}" for key, ours in STRUCTURES.items()}
+        elif (key := name.removeprefix("guided_")) != name and key in STRUCTURES:
+            theirs[STRUCTURES[key]] = name
+    return {ours: name for ours, name in theirs.items() if ours not in given}
 
 
 def settings_of(body: AskingBody, served: Served, **ours: Any) -> tuple[SamplingParams, list[str]]:

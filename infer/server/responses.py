@@ -21,6 +21,7 @@ from .served import Served
 
 STATELESS = "nothing is kept here: send the whole dialogue as input"
 ELSEWHERE = "it is not told here: leave it out, or ask /v1/chat/completions"
+BEGUN = "an answer is begun here: leave it out, or ask /v1/chat/completions"
 KINDS = {  # an item's kind of content, its part, and the events of its text
     "reasoning": ("rs", "reasoning_text", "response.reasoning_text"), "message": ("msg", "output_text", "response.output_text"),
     "function_call": ("fc", None, "response.function_call_arguments"),
@@ -38,6 +39,8 @@ class ResponseBody(AskingBody):
     refused: ClassVar[Mapping[str, str]] = {
         "previous_response_id": STATELESS, "conversation": STATELESS, "prompt": "prompts are not kept here: write it as input",
         "messages": "this path takes input", "response_format": "write it as text.format", "max_tokens": "it is max_output_tokens here",
+        "max_completion_tokens": "it is max_output_tokens here", "reasoning_effort": "write it as reasoning.effort",
+        "continue_final_message": BEGUN, "add_generation_prompt": BEGUN,
         "n": "a response has one answer: leave it out", "num_return_sequences": "a response has one answer: leave it out",
         "top_logprobs": ELSEWHERE, "logprobs": ELSEWHERE, "prompt_logprobs": ELSEWHERE, "trace": ELSEWHERE,
         "stream_options": "the last event has the usage: leave it out",

@@ -13,8 +13,10 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from ..engine.checkpoint_settings import own_config, params_beside
 from ..engine.compat import drawn_unasked, refuse_two_languages
 from ..engine.live import LiveEngine
-from ..engine.params import SamplingParams
+from ..engine.params import WARPING, SamplingParams
 from ..requests.params import Unsaid
+from ..strategies.beam import BEAM
+from ..strategies.registry import choose
 
 ANSWER_TOKENS = 1024  # of an answer of which nobody says how long it may be; each that is let in has its memory promised
 
@@ -60,6 +62,8 @@ class Served:
         params, changes = params_beside(self.config, known), dict(known)
         if drawn_unasked(params.given):
             changes["do_sample"] = True
+        elif choose(SamplingParams(**known)) is BEAM and not any(name in known for name in ("do_sample", *WARPING)):
+            changes["do_sample"] = False  # a client that asks for a search means none by the checkpoint's chances
         if isinstance(params.max_new_tokens, Unsaid) and params.max_length is None:
             least = max(params.min_new_tokens or 0, self.answer_tokens)
             changes |= {"max_new_tokens": least, **({} if self.engine.positions is None else {"max_length": self.engine.positions})}

@@ -7,8 +7,10 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from pydantic import ConfigDict, Field
+from transformers import PreTrainedTokenizerBase
 
 from ...data.chat import text_ids
+from ...data.errors import UserError
 from ..engine.prompts import encode
 from ..text.detokenise import whole_text
 from ..text.vocabulary import check_ids
@@ -17,6 +19,8 @@ from .errors import ApiError
 from .messages import dialogue_of, form_of, tools_of
 from .protocol import Body, body_of
 from .served import Served
+
+OF_A_TEXT, OF_MESSAGES = ("add_special_tokens",), ("tools", "chat_template_kwargs")  # what says something beside one of them alone
 
 
 class TokenizeBody(Body):
@@ -50,6 +54,9 @@ def token_routes(served: Served) -> APIRouter:
         body = await body_of(request, served, TokenizeBody)
         if (body.prompt is None) is (body.messages is None):
             raise ApiError(400, "give prompt or messages, one of them", "prompt")
+        told, idle = ("messages", OF_A_TEXT) if body.prompt is None else ("prompt", OF_MESSAGES)
+        if not served.lenient and (name := next((name for name in idle if name in body.model_fields_set), None)):
+            raise ApiError(400, f"{name} has no effect beside {told}: leave it out", name)
         ids = await asyncio.to_thread(ids_of, served, body)
         names = tokenizer.convert_ids_to_tokens(ids) if body.return_token_strs else None
         return {"count": len(ids), "max_model_len": served.engine.positions, "tokens": ids, "token_strs": names}
@@ -58,10 +65,18 @@ def token_routes(served: Served) -> APIRouter:
     async def detokenize(request: Request) -> dict[str, str]:
         """The text of ids, control tokens left out."""
         body = await body_of(request, served, DetokenizeBody)
-        check_ids(body.tokens, len(tokenizer), "tokens")
-        return {"prompt": whole_text(tokenizer, body.tokens)}
+        return {"prompt": await asyncio.to_thread(text_of, tokenizer, body.tokens)}
 
     return routes
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    """The text of ids; raises ApiError for one that is none of the tokenizer's."""
+    try:
+        check_ids(ids or [0], len(tokenizer), "tokens")
+    except UserError as error:
+        raise ApiError(400, str(error), "tokens") from None
+    return whole_text(tokenizer, ids)
 
 
 def ids_of(served: Served, body: TokenizeBody) -> list[int]:

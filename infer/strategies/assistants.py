@@ -13,12 +13,12 @@ from ...data.errors import UserError
 from ..requests.options import CONFIG, Command, option, options_of, settings
 from ..requests.params import RequestParams
 from ..requests.request import Request
-from ..requests.rules import fraction, must_be, whole
+from ..requests.rules import fraction, must_be, of, whole
 from ..requests.sequence import TokenSequence
 from ..requests.strategy import Forward, Host
 from ..runners.contract import Runner
 from .drafts import ModelDrafts, Translation, UniversalDrafts
-from .lookup import Lookup
+from .lookup import LONGEST_NGRAM, Lookup
 from .sampling import check_sampling
 from .speculation import Guess
 
@@ -152,7 +152,8 @@ class PromptLookup:
         None, "Drafts of so many tokens are copied from the text so far.", whole(1), example=4, same_in=(CONFIG,)
     )
     max_matching_ngram_size: int = option(
-        2, "They follow what the newest tokens, at most so many, followed before.", whole(1), example=3, same_in=(CONFIG,)
+        2, "They follow what the newest tokens, at most so many, followed before.",
+        must_be(f"a whole number in [1, {LONGEST_NGRAM}]", of(int, lambda n: 1 <= n <= LONGEST_NGRAM)), example=3, same_in=(CONFIG,),
     )
 
 

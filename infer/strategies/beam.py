@@ -15,7 +15,7 @@ from ..requests.generation import Generation
 from ..requests.options import CONFIG, VLLM, Command, option, settings
 from ..requests.params import RequestParams
 from ..requests.request import Request
-from ..requests.rules import any_number, must_be, whole, yes_or_no
+from ..requests.rules import must_be, number, whole, yes_or_no
 from ..requests.sequence import TokenSequence, release, shared_length
 from ..requests.strategy import Host, Strategy, next_tokens
 from ..requests.trace import BeamTrace
@@ -235,7 +235,8 @@ def stopping_written(word: str) -> bool | str:
 class Beams:
     num_beams: int = option(1, "Beams of the search.", whole(1), example=2, same_in=(CONFIG,))
     length_penalty: float = option(
-        1.0, "Scores of beams are divided by their length to this power.", any_number, example=2.0, same_in=(CONFIG, VLLM)
+        1.0, "Scores of beams are divided by their length to this power.",
+        number("a number in [-50, 50]", lambda x: abs(x) <= 50), example=2.0, same_in=(CONFIG, VLLM),  # so that no length's power is too large for a float
     )
     early_stopping: bool | str = option(
         False, "Beams stop at num_beams answers (true), where none seems to come in (false) or where none can (never).",

@@ -10,6 +10,7 @@ from ..requests.sequence import TokenSequence
 from ..requests.strategy import Forward
 from .speculation import Guess
 
+LONGEST_NGRAM = 16  # every run up to the longest is kept at each place of a text
 BREAK = -1  # stands between a source and its answer, and is no id
 FIRST, FURTHER = 0.3, 0.05  # what the first and each further guessed token add to a pass, in passes of one token (measured on CPUs)
 HOPE = 0.4  # how much a copy is trusted before one was tried
@@ -106,7 +107,8 @@ class Lookup:
         index = self._indices[sequence]
         known = len(index.ids) - (0 if sequence.request.source_ids is None else len(sequence.request.source_ids) + 1)
         index.extend(sequence.ids[known:])
-        n, copy = self._copies[sequence] = index.copied(params.prompt_lookup_num_tokens)
+        room = params.max_new_tokens - sequence.position  # what would come behind the answer's end is never looked at
+        n, copy = self._copies[sequence] = index.copied(min(params.prompt_lookup_num_tokens, room))
         if params.num_assistant_tokens_schedule == "heuristic":
             copy = copy[: self._trust[sequence].length(n, len(copy))]
         return Guess(list(copy), probs=[1.0] * len(copy))

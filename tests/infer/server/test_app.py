@@ -129,7 +129,7 @@ def test_half_a_character_is_never_sent(tiny, byte_tokenizer):
         ({"stop": ["x"] * 65}, "stop", "65 texts, more than the 64"), ({"prompt": ""}, "prompt", "the prompt is empty"),
         ({"prompt": "a" * 300}, "prompt", "shorten the prompt or lower max_tokens"), ({"prompt": "\ud800"}, None, "half"),
         ({"max_tokens": -1}, "max_tokens", "greater than or equal to 0, got -1"), ({"max_tokens": "6"}, "max_tokens", "must be a whole number"),
-        ({"temperature": -1}, "temperature", "-1"), ({"temperature": float("nan")}, "temperature", "nan"), ({"top_p": 2}, "top_p", "(0, 1]"),
+        ({"temperature": -1}, "temperature", "-1"), ({"temperature": float("nan")}, None, "NaN is no number"), ({"top_p": 2}, "top_p", "(0, 1]"),
         ({"n": 2}, "n", "n=2 greedy answers would all be the same"), ({"max_new_tokens": 7}, "max_tokens", "by another name, 7"),
         ({"tempratur": 1}, "tempratur", "did you mean temperature?"), ({"stream": "yes"}, "stream", "true or false"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "without stream"), ({"stream_options": [1]}, "stream_options", "an object"),
@@ -137,7 +137,12 @@ def test_half_a_character_is_never_sent(tiny, byte_tokenizer):
         ({"messages": []}, "messages", "give prompt"), ({"tools": [1]}, "tools", "leave it out"), ({"logprobs": -1}, "logprobs", "-1"),
         ({"stop": 5}, "stop", "5"), ({"stop": {"a": 1}}, "stop", "a text or a list of texts"), ({"assistant_model": "x"}, "assistant_model", "unknown"),
         ({"logit_bias": {"x": "y"}}, "logit_bias", "x"), ({"seed": "one"}, "seed", "one"), ({"suffix": "x"}, "suffix", "x"),
-        ({"response_format": 5}, "response_format", "5"),
+        ({"response_format": 5}, "response_format", "5"), ({"max_tokens": None, "max_new_tokens": -1}, "max_new_tokens", "max_new_tokens must be"),
+        ({"strategy": "none"}, "strategy", "strategy 'none' is unknown"), ({"allowed_token_ids": [999]}, "allowed_token_ids", "allowed_token_ids allowed the id 999"),
+        ({"guided_regex": 5}, "guided_regex", "guided_regex must be"), ({"structured_outputs": {"choice": 5}}, "structured_outputs", "structured_outputs.choice must be"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "x"}}}}, "response_format", "response_format cannot be used"),
+        ({"prompt": ["a", "b"], "choice": ["c"], "bad_words": ["c"]}, "choice", "at step 0 of prompt[0]"), ({"use_beam_search": True, "length_penalty": 51}, "length_penalty", "[-50, 50]"),
+        ({"guidance_scale": 1 << 64}, "guidance_scale", "a number above 0, got 18446744073709551616"),
         ({"response_format": {"type": "json_schema", "json_schema": 5}}, "response_format", "json_schema"),
         ({"use_beam_search": True, "temperature": 1}, "use_beam_search", "draws no tokens"), ({"guided_regex": "a", "regex": "b"}, "regex", "'b' and, by another name, 'a'"),
     ],
@@ -154,6 +159,7 @@ def test_bodies_that_are_no_requests(client, monkeypatch):
     assert "the body is not JSON" in error_of(send(b"\xff"), 400)
     assert "the body is not JSON" in error_of(send(b"[" * 100_000), 400)
     assert "must be a JSON object, got a list" in error_of(send(b"[]"), 400)
+    assert "1e999 is no number" in error_of(send(b'{"metadata": 1e999}'), 400)
     assert error_of(post(client, model="other"), 404, "model", "model_not_found") == "the model 'other' does not exist: this server has 'tiny'"
     assert error_of(client.get("/v1/completions"), 405) and error_of(client.get("/v2"), 404)
     monkeypatch.setattr(protocol, "MAX_BODY", 100)
@@ -241,6 +247,8 @@ def test_an_echoed_prompt_is_judged_as_score_judges_it_and_nothing_need_be_added
     wanted = score(tiny_llama, tiny_tokenizer, [ids[:1]], [ids[1:]])[0].tolist()
     [choice] = post(client, prompt=prompt, echo=True, logprobs=1, max_tokens=0).json()["choices"]
     assert choice["text"] == prompt == "".join(choice["logprobs"]["tokens"]) and choice["finish_reason"] == "length"
+    usage = post(client, prompt=prompt, max_tokens=0).json()["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (len(prompt), 0, len(prompt))
     assert choice["logprobs"]["token_logprobs"][0] is choice["logprobs"]["top_logprobs"][0] is None
     assert choice["logprobs"]["token_logprobs"][1:] == pytest.approx(wanted, abs=1e-5)
     assert choice["logprobs"]["text_offset"] == list(range(len(prompt)))
@@ -286,7 +294,10 @@ def test_the_checkpoints_settings_are_the_defaults_and_a_temperature_of_1_where_
     assert text == generate(model, tiny_tokenizer, ["abc"], SamplingParams(temperature=0.5, top_k=3, max_new_tokens=4, seed=3))[0].text
     assert listed["defaults"] == {"temperature": 0.5, "top_k": 3, "max_new_tokens": 4}
     assert drawn(model, temperature=0)[0] == said("abc")[0].text
-    assert drawn(model, num_beams=2)[0] == said("abc", num_beams=2)[0].text == drawn(model, use_beam_search=True, n=2)[0]
+    for searched in ({"num_beams": 2}, {"use_beam_search": True, "n": 2}, {"use_beam_search": True}):
+        beams = searched.get("n", searched.get("num_beams", 1))
+        assert {drawn(model, seed=seed, **searched)[0] for seed in (0, 1)} == {said("abc", num_beams=beams)[0].text}
+    assert drawn(model, num_beams=2, temperature=0.5, seed=0)[0] != said("abc", num_beams=2)[0].text
 
 
 def test_a_lenient_server_ignores_what_has_no_effect_and_says_so(engine):
@@ -294,6 +305,7 @@ def test_a_lenient_server_ignores_what_has_no_effect_and_says_so(engine):
         response = post(client, tempratur=1, suffix="x", messages=[], top_k=None)
         assert response.status_code == 200 and response.headers["x-ignored-fields"] == "messages, tempratur, suffix"
         assert post(client).headers.get("x-ignored-fields") is None
+        assert client.post("/tokenize", json={"prompt": "abc", "tools": [], "colour": 1}).json()["count"] == 3
 
 
 def test_models_tokens_version_and_readiness(client, engine, tiny_tokenizer):
@@ -303,7 +315,9 @@ def test_models_tokens_version_and_readiness(client, engine, tiny_tokenizer):
     found = client.post("/tokenize", json={"prompt": "abc", "return_token_strs": True}).json()
     assert found["tokens"] == tiny_tokenizer("abc")["input_ids"] and found["count"] == len(found["tokens"]) == len(found["token_strs"])
     assert client.post("/detokenize", json={"tokens": found["tokens"]}).json() == {"prompt": "abc"}
-    assert "tokens has the id 999" in error_of(client.post("/detokenize", json={"tokens": [999]}), 400)
+    assert client.post("/detokenize", json={"tokens": []}).json() == {"prompt": ""}
+    assert "tokens has the id 999" in error_of(client.post("/detokenize", json={"tokens": [999]}), 400, "tokens")
+    assert "tools has no effect beside prompt" in error_of(client.post("/tokenize", json={"prompt": "abc", "tools": []}), 400, "tools")
     assert error_of(client.post("/tokenize", json={"prompt": 5}), 400, "prompt") == "prompt must be a text, got 5"
     assert client.get("/ready").json() == {"status": "ready", "reason": None}
     engine.close()

@@ -217,12 +217,15 @@ def test_what_is_thought_of_the_prompt_is_what_completions_tell_of_its_ids(clien
 
 
 def test_the_last_message_can_be_the_answers_beginning(client, talker):
-    begun = [*ASK, {"role": "assistant", "content": "그래. "}]
+    begun = [*ASK, {"role": "assistant", "content": [{"type": "text", "text": "그래."}, {"type": "text", "text": " "}], "audio": {"id": 1}}]
     found = answered(client, messages=begun, continue_final_message=True, add_generation_prompt=False, max_tokens=7)
     [result] = generate(*talker, [ASK], SamplingParams(prefix="그래. ", max_new_tokens=7 + len(talker[1]("그래. ")["input_ids"])))
     assert "그래. " + found["content"] == result.text
     usage = post(client, messages=begun, continue_final_message=True, add_generation_prompt=False, max_tokens=7).json()["usage"]
     assert (usage["completion_tokens"], usage["prompt_tokens"]) == (7, result.prompt_length + len(result.ids) - 7)
+    thought = [*ASK, {**begun[1], "reasoning_content": "음"}]
+    told = error_of(post(client, messages=thought, continue_final_message=True, add_generation_prompt=False), "messages")
+    assert "messages[1] has reasoning_content, which cannot be continued" in told
 
 
 def test_a_schema_is_obeyed_behind_thinking_that_the_prompt_has_opened(client, talker):
@@ -245,6 +248,7 @@ def test_a_schema_is_obeyed_behind_thinking_that_the_prompt_has_opened(client, t
         ({"messages": [5]}, "messages", "messages[0] must be an object"), ({"messages": [{"role": "boss", "content": "a"}]}, "messages", 'got "boss"'),
         ({"messages": [{"role": "user"}]}, "messages", "messages[0].content is missing"), ({"messages": [{"role": "user", "content": 5}]}, "messages", "got 5"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages", "messages[0].content[0] must be a part of type text"),
+        ({"messages": [{"role": "user", "content": [{"type": []}]}]}, "messages", "messages[0].content[0] must be a part of type text"),
         ({"messages": [{"role": "user", "content": "a", "colour": 1}]}, "messages", "has 'colour', which is unknown"),
         ({"messages": [{"role": "assistant", "tool_calls": [5]}]}, "messages", "messages[0]: a tool call must be an object"),
         ({"tools": 5}, "tools", "must be a list"), ({"tools": [{"type": "custom"}]}, "tools", "tools[0] must be"),

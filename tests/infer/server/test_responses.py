@@ -140,6 +140,10 @@ def test_items_are_the_dialogue_that_they_were(client, talker):
         ({"max_output_tokens": 5000}, "max_output_tokens", "max_output_tokens=5000"), ({"top_logprobs": 3}, "top_logprobs", "/v1/chat/completions"),
         ({"reasoning": {"effort": "low"}}, "reasoning", "does not know it"), ({"max_tokens": 3}, "max_tokens", "max_output_tokens"),
         ({"text": {"format": {"type": "json_schema", "schema": 5}}}, "text", "text.format"), ({"temperature": -1}, "temperature", "-1"),
+        ({"reasoning": {"effort": 5}}, "reasoning", "reasoning.effort must be a text"), ({"max_completion_tokens": 3}, "max_completion_tokens", "max_output_tokens"),
+        ({"continue_final_message": 5}, "continue_final_message", "leave it out"), ({"stream_options": {}}, "stream_options", "the last event has the usage"),
+        ({"input": [{"type": "reasoning", "content": 5}]}, "input", "input[0].content must be"), ({"tools": [{"type": "x"}]}, "tools", '"name": ...'),
+        ({"input": [{"role": "user"}], "instructions": "a"}, "input", "input[0].content is missing"),
     ],
     ids=lambda value: None,
 )  # fmt: skip

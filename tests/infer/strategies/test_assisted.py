@@ -107,6 +107,11 @@ def test_greedy_tokens_are_those_without_assistance(model, tokenizer, helpers, h
     assert fewer <= passes
 
 
+def test_no_copy_is_made_beyond_the_answers_end(model, tokenizer):
+    alone, _ = answered(model, tokenizer, prompts=[[5, 6] * 4], max_new_tokens=6)
+    assert answered(model, tokenizer, prompts=[[5, 6] * 4], max_new_tokens=6, prompt_lookup_num_tokens=1 << 62)[0] == alone
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3", "gemma2", "cohere"])
 def test_greedy_tokens_are_those_of_transformers_in_fewer_passes(tiny, tokenizer, kind):
     model = copy.deepcopy(tiny(kind)).double()
@@ -372,6 +377,7 @@ def test_an_encoder_decoder_is_helped_by_its_like_and_by_its_source(tokenizer):
         ({"assistant_early_exit": 2}, "the model has 2 layers"),
         ({"prompt_lookup_num_tokens": 3, "num_assistant_tokens": 7}, "num_assistant_tokens says nothing"),
         ({"assistant_early_exit": 1, "max_matching_ngram_size": 3}, "max_matching_ngram_size says nothing"),
+        ({"prompt_lookup_num_tokens": 3, "max_matching_ngram_size": 17}, "in .1, 16., got 17"),
         ({"num_assistant_tokens": 7}, "num_assistant_tokens=7"),
         ({"prompt_lookup_num_tokens": 3, "num_return_sequences": 2}, "num_return_sequences=2 greedy answers"),
         ({"prompt_lookup_num_tokens": 3, "num_beams": 2}, "num_beams=2"),
