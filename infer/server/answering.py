@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 FINISH_REASONS = {"eos": "stop", "stop": "stop", "length": "length", "time": "length"}
 
+COMPACT = (",", ":")  # between the values of a frame, as JSONResponse has them
+
 B = TypeVar("B", bound=AskingBody)
 
 
@@ -162,7 +164,7 @@ def joined(known: Any, more: Any) -> Any:
 
 def sent(value: Any) -> str:
     """A server-sent event."""
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+    return f"data: {json.dumps(value, ensure_ascii=False, separators=COMPACT)}\n\n"
 
 
 def usage(call: Call) -> dict[str, Any]:
