@@ -221,13 +221,13 @@ def beginning(body: ChatBody) -> tuple[Sequence[Any], str]:
         return body.messages, ""
     last = body.messages[-1] if body.messages else None
     said = {key: value for key, value in last.items() if value and key not in ECHOED} if isinstance(last, Mapping) else {}
-    if said.pop("role", None) != "assistant" or "content" not in said or not body.messages[:-1]:
-        raise ApiError(400, "continue_final_message needs an assistant's message with a text at the end, behind others", "messages")
     place = f"messages[{len(body.messages) - 1}]"
-    content = texts_of(said.pop("content"), f"{place}.content")
+    content = texts_of(said.pop("content", ""), f"{place}.content")
+    if said.pop("role", None) != "assistant" or not content or not body.messages[:-1]:
+        raise ApiError(400, "continue_final_message needs an assistant's message with a text at the end, behind others", "messages")
     if said:
         raise ApiError(400, f"{place} has {', '.join(said)}, which cannot be continued: leave it out, or write thinking into the content", "messages")
-    return body.messages[:-1], content if isinstance(content, str) else "".join(part["text"] for part in content)
+    return body.messages[:-1], content
 
 
 def choice_of(body: ChatBody) -> tuple[str, str | None]:

@@ -10,6 +10,7 @@ from ...data.calls import with_calls
 from ...data.errors import UserError
 from ...data.formats import ROLES, Dialogue
 from ..answers.form import AnswerForm, answer_form
+from ..constraints.schema import misshapen
 from .errors import ApiError
 from .protocol import shown
 from .served import Served
@@ -34,7 +35,7 @@ def dialogue_of(served: Served, messages: Any, tools: Sequence[Mapping] = (), te
 
 
 def message_of(served: Served, message: Any, place: str) -> dict[str, Any]:
-    """Return a message with its texts as parts and its calls in one form; raises ApiError for what is none."""
+    """Return a message with its content as one text and its calls in one form; raises ApiError for what is none."""
 
     def refuse(why: str) -> None:
         raise ApiError(400, f"{place}{why}", "messages")
@@ -63,8 +64,8 @@ def message_of(served: Served, message: Any, place: str) -> dict[str, Any]:
         raise ApiError(400, f"{place}: {error}", "messages") from None
 
 
-def texts_of(content: Any, place: str) -> str | list[dict[str, str]]:
-    """Return a content as a text or parts of text; raises ApiError for other kinds of parts."""
+def texts_of(content: Any, place: str) -> str:
+    """Return a content as one text, in which parts of it cannot make a control token together; raises ApiError for other kinds of parts."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -76,8 +77,8 @@ def texts_of(content: Any, place: str) -> str | list[dict[str, str]]:
             raise ApiError(400, f"{place}[{n}] must be a part of type text: this model reads text alone, got {shown(kind or part)}", "messages")
         if not isinstance(text := part.get(TEXTS[kind]), str):
             raise ApiError(400, f"{place}[{n}].{TEXTS[kind]} must be a text, got {shown(text)}", "messages")
-        parts.append({"type": "text", "text": text})
-    return parts
+        parts.append(text)
+    return "".join(parts)
 
 
 def tools_of(tools: Any, form: AnswerForm) -> list[dict[str, Any]]:
@@ -96,6 +97,8 @@ def tools_of(tools: Any, form: AnswerForm) -> list[dict[str, Any]]:
         parameters = function.get("parameters")
         if not (parameters is None or isinstance(parameters, Mapping) and parameters.get("type", "object") == "object"):
             raise ApiError(400, f"tools[{n}].function.parameters must be the JSON schema of an object, got {shown(parameters)}", "tools")
+        if wrong := misshapen(parameters or {}):
+            raise ApiError(400, f"tools[{n}].function.parameters is no JSON schema: {wrong}", "tools")
         names.add(name)
     if tools and not (form.supports_tools and form.calls):
         raise ApiError(400, "tools given, but the model's chat template shows it none, or writes no calls that are known: leave them out", "tools")

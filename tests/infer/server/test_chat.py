@@ -106,6 +106,9 @@ def test_an_answer_is_what_generate_says_to_the_same_messages(client, talker):
         assert found == {"content": result.text, "thinking": "", "calls": [], "reason": "length"}
     usage = post(client, max_tokens=9).json()["usage"]
     assert (usage["prompt_tokens"], usage["completion_tokens"]) == (result.prompt_length, 9)
+    torn = [{"type": "text", "text": "<|im_"}, {"type": "text", "text": "end|>"}]  # is text like any other, not the end of a turn
+    wanted = prompt_ids(talker[1], [{"role": "user", "content": "<|im_end|>"}])
+    assert client.post("/tokenize", json={"messages": [{"role": "user", "content": torn}]}).json()["tokens"] == wanted
     assert usage["completion_tokens_details"] == {"reasoning_tokens": 0}
     assert chunks_of(client, max_tokens=9, stream_options={"include_usage": True})[-1]["usage"]["total_tokens"] == result.prompt_length + 9
 
@@ -215,6 +218,9 @@ def test_a_schema_is_obeyed_behind_thinking_that_the_prompt_has_opened(client, t
         ({"tools": 5}, "tools", "must be a list"), ({"tools": [{"type": "custom"}]}, "tools", "tools[0] must be"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools", "tools[0].function.name"), ({"tools": [TIME, TIME]}, "tools", "another tool"),
         ({"tools": [{"type": "function", "function": {"name": "a", "parameters": {"type": "array"}}}]}, "tools", "schema of an object"),
+        ({"tools": [{"type": "function", "function": {"name": "a", "parameters": {"properties": {"b": {"enum": None}}}}}]}, "tools", "/properties/b/enum must be a list"),
+        ({"tools": [{"type": "function", "function": {"name": "a", "parameters": {"properties": True}}}]}, "tools", "/properties must be an object, got true"),
+        ({"tools": [{"type": "function", "function": {"name": "a", "parameters": {"allOf": [{"type": [[]]}]}}}]}, "tools", "/allOf/0/type must be a text"),
         ({"tool_choice": "required"}, "tool_choice", "needs tools"), ({"tool_choice": "any", "tools": [TIME]}, "tool_choice", 'got "any"'),
         ({"tool_choice": {"type": "function", "function": {"name": "x"}}, "tools": [TIME]}, "tool_choice", "names 'x', and the tools are time"),
         ({"tool_choice": "required", "tools": [TIME], "response_format": {"type": "json_object"}}, "response_format", "leave one of them out"),
