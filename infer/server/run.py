@@ -16,6 +16,7 @@ from .served import Served
 
 DRAIN = 20.0  # seconds that requests in hand may go on once a signal has come
 LAST_WORDS = 2.0  # seconds beyond, in which their clients are told
+CLOSING = "the server is closing: ask again when it is back, or ask another"
 
 
 class Server(uvicorn.Server):
@@ -31,7 +32,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answer what is in hand and close all connections."""
         until = time.monotonic() + DRAIN + LAST_WORDS
-        closing = asyncio.create_task(asyncio.to_thread(self._engine.close, DRAIN))
+        closing = asyncio.create_task(asyncio.to_thread(self._engine.close, DRAIN, CLOSING))
         while not (closing.done() or self.force_exit):  # who comes meanwhile is answered still
             await asyncio.wait([closing], timeout=0.05)
         self.config.timeout_graceful_shutdown = max(until - time.monotonic(), LAST_WORDS)

@@ -302,8 +302,8 @@ def test_the_checkpoints_settings_are_the_defaults_and_a_temperature_of_1_where_
 
 def test_a_lenient_server_ignores_what_has_no_effect_and_says_so(engine):
     with TestClient(build_app(Served(engine, "tiny", lenient=True))) as client:
-        response = post(client, tempratur=1, suffix="x", messages=[], top_k=None)
-        assert response.status_code == 200 and response.headers["x-ignored-fields"] == "tempratur, suffix"
+        response = post(client, tempratur=1, suffix="x", messages=[], top_k=None, length_penalty=2)
+        assert response.status_code == 200 and response.headers["x-ignored-fields"] == "tempratur, suffix, length_penalty"
         assert post(client).headers.get("x-ignored-fields") is None
         assert client.post("/tokenize", json={"prompt": "abc", "tools": [], "colour": 1}).json()["count"] == 3
 
