@@ -23,7 +23,7 @@ CALL = '<tool_call>\n{"name": "weather", "arguments": {"도시": "수원"}}\n</t
 KINDS = {"reasoning": "response.reasoning_text", "message": "response.output_text", "function_call": "response.function_call_arguments"}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def client(talker):
     with LiveEngine(*talker) as engine, TestClient(build_app(Served(engine, "tiny", template_kwargs=("enable_thinking",)))) as client:
         yield client
