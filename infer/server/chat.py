@@ -36,6 +36,8 @@ class ChatBody(AskingBody):
         "chat_template": "the model's own is used: leave it out", "documents": "write them into a message", "echo": "leave it out",
     }  # fmt: skip
 
+    words: ClassVar[Mapping[str, str]] = {"prefix": "messages", "grammar": "tools"}  # what they come to here
+
     messages: list[Any] = Field(description="The dialogue, role and content each.")
     tools: list[Any] | None = Field(None, description="Functions that the model may call.")
     tool_choice: Any = Field(None, description='"auto", "none", "required", or {"type": "function", "function": {"name": ...}}.')

@@ -41,7 +41,9 @@ class ResponseBody(AskingBody):
         "top_logprobs": ELSEWHERE, "logprobs": ELSEWHERE, "prompt_logprobs": ELSEWHERE, "trace": ELSEWHERE,
     }  # fmt: skip
 
-    words: ClassVar[Mapping[str, str]] = {"max_new_tokens": "max_output_tokens", "response_format": "text.format", "json_schema": "text.format"}
+    words: ClassVar[Mapping[str, str]] = {
+        "max_new_tokens": "max_output_tokens", "response_format": "text.format", "json_schema": "text.format", "grammar": "tools",
+    }  # fmt: skip
 
     input: Any = Field(description="A text, or items: messages, function calls and their outputs.")
     instructions: str | None = Field(None, description="What stands before the dialogue as a system message.")

@@ -221,6 +221,14 @@ def test_a_schema_is_obeyed_behind_thinking_that_the_prompt_has_opened(client, t
         ({"tools": [{"type": "function", "function": {"name": "a", "parameters": {"properties": {"b": {"enum": None}}}}}]}, "tools", "/properties/b/enum must be a list"),
         ({"tools": [{"type": "function", "function": {"name": "a", "parameters": {"properties": True}}}]}, "tools", "/properties must be an object, got true"),
         ({"tools": [{"type": "function", "function": {"name": "a", "parameters": {"allOf": [{"type": [[]]}]}}}]}, "tools", "/allOf/0/type must be a text"),
+        (
+            {"tool_choice": "required", "tools": [{"type": "function", "function": {"name": "a", "parameters": {"properties": {"b": {"type": "x"}}}}}]},
+            "tools", "tools cannot be used",
+        ),
+        (
+            {"messages": [*ASK, {"role": "assistant", "content": "x"}], "continue_final_message": True, "add_generation_prompt": False, "regex": "y"},
+            "messages", "messages='x' is no beginning that regex allows",
+        ),
         ({"tool_choice": "required"}, "tool_choice", "needs tools"), ({"tool_choice": "any", "tools": [TIME]}, "tool_choice", 'got "any"'),
         ({"tool_choice": {"type": "function", "function": {"name": "x"}}, "tools": [TIME]}, "tool_choice", "names 'x', and the tools are time"),
         ({"tool_choice": "required", "tools": [TIME], "response_format": {"type": "json_object"}}, "response_format", "leave one of them out"),
