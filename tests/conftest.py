@@ -136,7 +136,7 @@ def build_tokenizer(size: int = 128) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def byte_tokenizer():
     """`byte_tokenizer(size)`: a tokenizer of so many ids."""
     return build_tokenizer

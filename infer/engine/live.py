@@ -157,16 +157,16 @@ class LiveEngine:
         """What the model and the KV cache take of the memory, in a line or two."""
         return self.budget.describe(self.model, self._loop.engine.runner, self._pace.part, self.max_rows)
 
-    def close(self, timeout: float | None = 0.0) -> None:
+    def close(self, timeout: float | None = 0.0, why: str = "the engine is closed: make another one") -> None:
         """Take no more requests, let those in hand go on for so many seconds (None: to their ends), cancel what is left, and end the thread.
 
-        The step in hand is waited for, but no longer than one may last: where it is stuck, the thread is left to itself. A second call does nothing.
+        Who still asks is told `why`. The step in hand is waited for, but no longer than one may last: where it is stuck, the thread is left to itself. A second call does nothing.
         An `on_event` may call it, and is not kept waiting: the thread ends behind the step.
         """
         if self._loop.is_own_thread():
             self._loop.stop()
             return
-        self._loop.refuse("the engine is closed: make another one")
+        self._loop.refuse(why)
         until = None if timeout is None else time.monotonic() + timeout
         for ticket in self._loop.tickets():
             ticket.wait(None if until is None else max(0.0, until - time.monotonic()))

@@ -38,6 +38,8 @@ class ChatBody(AskingBody):
         "chat_template": "the model's own is used: leave it out", "documents": "write them into a message", "echo": "leave it out",
     }  # fmt: skip
 
+    words: ClassVar[Mapping[str, str]] = {"prefix": "messages", "grammar": "tools"}  # what they come to here
+
     messages: list[Any] = Field(description="The dialogue, role and content each.")
     tools: list[Any] | None = Field(None, description="Functions that the model may call.")
     tool_choice: Any = Field(None, description='"auto", "none" (they are not shown), "required", or {"type": "function", "function": {"name": ...}}.')
@@ -225,13 +227,13 @@ def beginning(body: ChatBody) -> tuple[Sequence[Any], str]:
         return body.messages, ""
     last = body.messages[-1] if body.messages else None
     said = {key: value for key, value in last.items() if value and key not in ECHOED} if isinstance(last, Mapping) else {}
-    if said.pop("role", None) != "assistant" or "content" not in said or not body.messages[:-1]:
-        raise ApiError(400, "continue_final_message needs an assistant's message with a text at the end, behind others", "messages")
     place = f"messages[{len(body.messages) - 1}]"
-    content = texts_of(said.pop("content"), f"{place}.content")
+    content = texts_of(said.pop("content", ""), f"{place}.content")
+    if said.pop("role", None) != "assistant" or not content or not body.messages[:-1]:
+        raise ApiError(400, "continue_final_message needs an assistant's message with a text at the end, behind others", "messages")
     if said:
         raise ApiError(400, f"{place} has {', '.join(said)}, which cannot be continued: leave it out, or write thinking into the content", "messages")
-    return body.messages[:-1], content if isinstance(content, str) else "".join(part["text"] for part in content)
+    return body.messages[:-1], content
 
 
 def choice_of(body: ChatBody) -> tuple[str, str | None]:

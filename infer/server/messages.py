@@ -41,7 +41,7 @@ def dialogue_of(
 
 
 def message_of(served: Served, message: Any, place: str) -> dict[str, Any]:
-    """Return a message with its texts as parts and its calls in one form; raises ApiError for what is none."""
+    """Return a message with its content as one text and its calls in one form; raises ApiError for what is none."""
 
     def refuse(why: str) -> None:
         raise ApiError(400, f"{place}{why}", "messages")
@@ -73,8 +73,8 @@ def message_of(served: Served, message: Any, place: str) -> dict[str, Any]:
         raise ApiError(400, f"{place}: {error}", "messages") from None
 
 
-def texts_of(content: Any, place: str) -> str | list[dict[str, str]]:
-    """Return a content as a text or parts of text; raises ApiError for other kinds of parts."""
+def texts_of(content: Any, place: str) -> str:
+    """Return a content as one text, in which parts of it cannot make a control token together; raises ApiError for other kinds of parts."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -86,8 +86,8 @@ def texts_of(content: Any, place: str) -> str | list[dict[str, str]]:
             raise ApiError(400, f"{place}[{n}] must be a part of type text: this model reads text alone, got {shown(kind or part)}", "messages")
         if not isinstance(text := part.get(TEXTS[kind]), str):
             raise ApiError(400, f"{place}[{n}].{TEXTS[kind]} must be a text, got {shown(text)}", "messages")
-        parts.append({"type": "text", "text": text})
-    return parts
+        parts.append(text)
+    return "".join(parts)
 
 
 def tools_of(tools: Any, form: AnswerForm, asked: bool = True) -> list[dict[str, Any]]:

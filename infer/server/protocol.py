@@ -19,6 +19,7 @@ from ...data.json_text import parsed
 from ...data.surrogates import refuse_surrogates
 from ..engine.compat import REQUEST, STRUCTURES, from_request
 from ..engine.params import SamplingParams
+from ..strategies.registry import OWNED, choose
 from .errors import ApiError
 from .served import Served
 
@@ -202,4 +203,10 @@ def settings_of(body: AskingBody, served: Served, **ours: Any) -> tuple[Sampling
     for name in known.keys() & ours.keys():
         if known[name] != ours[name]:
             raise UserError(f"the request gives {name}={ours[name]!r} and, by another name, {known[name]!r}: drop one of them")
-    return served.params({**known, **ours}), ignored
+    params = served.params({**known, **ours})
+    if served.lenient:
+        honoured = choose(params).honours
+        idle = {name: REQUEST[name] for name in given if REQUEST.get(name) in OWNED and REQUEST[name] not in honoured}
+        ignored += idle
+        params = served.params({name: value for name, value in {**known, **ours}.items() if name not in idle.values()})
+    return params, ignored

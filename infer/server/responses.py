@@ -46,7 +46,9 @@ class ResponseBody(AskingBody):
         "stream_options": "the last event has the usage: leave it out",
     }  # fmt: skip
 
-    words: ClassVar[Mapping[str, str]] = {"max_new_tokens": "max_output_tokens", "response_format": "text.format", "json_schema": "text.format"}
+    words: ClassVar[Mapping[str, str]] = {
+        "max_new_tokens": "max_output_tokens", "response_format": "text.format", "json_schema": "text.format", "grammar": "tools",
+    }  # fmt: skip
 
     input: Any = Field(description="A text, or items: messages, function calls and their outputs.")
     instructions: str | None = Field(None, description="What stands before the dialogue as a system message.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 
 import uvicorn
 
@@ -15,12 +16,13 @@ from .served import Served
 
 DRAIN = 20.0  # seconds that requests in hand may go on once a signal has come
 LAST_WORDS = 2.0  # seconds beyond, in which their clients are told
+CLOSING = "the server is closing: ask again when it is back, or ask another"
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which at its end has the engine refuse what comes and finish what is in hand, for `DRAIN` seconds at most.
+    """uvicorn's server, which at its end has the engine refuse what comes (503) and finish what is in hand, for `DRAIN` seconds at most.
 
-    A second Ctrl-C breaks that off.
+    A second Ctrl-C breaks that off. A connection whose client reads nothing is closed `LAST_WORDS` later.
     """
 
     def __init__(self, config: uvicorn.Config, engine: LiveEngine):
@@ -29,7 +31,11 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answer what is in hand and close all connections."""
-        closing = asyncio.create_task(asyncio.to_thread(self._engine.close, DRAIN))
+        until = time.monotonic() + DRAIN + LAST_WORDS
+        closing = asyncio.create_task(asyncio.to_thread(self._engine.close, DRAIN, CLOSING))
+        while not (closing.done() or self.force_exit):  # who comes meanwhile is answered still
+            await asyncio.wait([closing], timeout=0.05)
+        self.config.timeout_graceful_shutdown = max(until - time.monotonic(), LAST_WORDS)
         await super().shutdown(sockets)
         if self.force_exit:
             await asyncio.to_thread(self._engine.close)
@@ -42,9 +48,7 @@ class Server(uvicorn.Server):
 def serve(served: Served, listening: socket.socket) -> None:
     """Serve a model until SIGINT or SIGTERM, which is raised again at the end; the engine is closed by then. Each request leaves a line on stderr."""
     show_log()
-    patience = int(DRAIN + LAST_WORDS)  # also with a connection whose client reads nothing
-    config = uvicorn.Config(build_app(served), log_level="warning", lifespan="on", timeout_graceful_shutdown=patience)
-    Server(config, served.engine).run([listening])
+    Server(uvicorn.Config(build_app(served), log_level="warning", lifespan="on"), served.engine).run([listening])
 
 
 def bound(host: str, port: int) -> socket.socket:

@@ -34,6 +34,14 @@ def client(engine):
     assert not engine.health().ok and not engine._thread.is_alive()  # the app has closed it
 
 
+@pytest.fixture(scope="module")
+def steady(tiny_llama, byte_tokenizer):
+    """A client of a server that many tests share."""
+    engine = LiveEngine(tiny_llama, byte_tokenizer(), max_rows=8, max_waiting=4)
+    with engine, TestClient(build_app(Served(engine, "tiny"))) as client:
+        yield client
+
+
 @pytest.fixture
 def said(tiny_llama, tiny_tokenizer):
     """`said(prompt, **settings)`: what generate says."""
@@ -148,9 +156,9 @@ def test_half_a_character_is_never_sent(tiny, byte_tokenizer):
     ],
     ids=lambda value: None,
 )  # fmt: skip
-def test_a_clients_mistake_is_a_400_that_names_it(client, changes, param, message):
+def test_a_clients_mistake_is_a_400_that_names_it(steady, changes, param, message):
     body = json.dumps({**GREEDY, **changes})
-    assert message in error_of(client.post("/v1/completions", content=body), 400, param)
+    assert message in error_of(steady.post("/v1/completions", content=body), 400, param)
 
 
 def test_bodies_that_are_no_requests(client, monkeypatch):
@@ -302,8 +310,8 @@ def test_the_checkpoints_settings_are_the_defaults_and_a_temperature_of_1_where_
 
 def test_a_lenient_server_ignores_what_has_no_effect_and_says_so(engine):
     with TestClient(build_app(Served(engine, "tiny", lenient=True))) as client:
-        response = post(client, tempratur=1, suffix="x", messages=[], top_k=None)
-        assert response.status_code == 200 and response.headers["x-ignored-fields"] == "messages, tempratur, suffix"
+        response = post(client, tempratur=1, suffix="x", messages=[], top_k=None, length_penalty=2)
+        assert response.status_code == 200 and response.headers["x-ignored-fields"] == "messages, tempratur, suffix, length_penalty"
         assert post(client).headers.get("x-ignored-fields") is None
         assert client.post("/tokenize", json={"prompt": "abc", "tools": [], "colour": 1}).json()["count"] == 3
 

@@ -41,7 +41,7 @@ ARGUMENTS = Draft202012Validator({**WEATHER["function"]["parameters"], "addition
 ASK = [{"role": "user", "content": "날씨?"}]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def client(talker):
     with LiveEngine(*talker, max_rows=8) as engine, TestClient(build_app(Served(engine, "tiny", template_kwargs=("enable_thinking",)))) as client:
         yield client
@@ -112,6 +112,9 @@ def test_an_answer_is_what_generate_says_to_the_same_messages(client, talker):
         assert found == {"content": result.text, "thinking": "", "calls": [], "reason": "length"}
     usage = post(client, max_tokens=9).json()["usage"]
     assert (usage["prompt_tokens"], usage["completion_tokens"]) == (result.prompt_length, 9)
+    torn = [{"type": "text", "text": "<|im_"}, {"type": "text", "text": "end|>"}]  # is text like any other, not the end of a turn
+    wanted = prompt_ids(talker[1], [{"role": "user", "content": "<|im_end|>"}])
+    assert client.post("/tokenize", json={"messages": [{"role": "user", "content": torn}]}).json()["tokens"] == wanted
     assert usage["completion_tokens_details"] == {"reasoning_tokens": 0}
     assert chunks_of(client, max_tokens=9, stream_options={"include_usage": True})[-1]["usage"]["total_tokens"] == result.prompt_length + 9
 
@@ -173,7 +176,7 @@ def test_what_is_thought_is_counted(client):
 
 def test_a_call_is_forced_of_any_tool_or_of_one_by_name(client):
     names = set()
-    for seed in range(3):
+    for seed in range(2):
         how = {"tools": [WEATHER, TIME], "temperature": 1, "seed": seed, "parallel_tool_calls": False, "chat_template_kwargs": {"enable_thinking": False}}
         found = answered(client, tool_choice="required", **how)
         names |= {name for name, _ in found["calls"]}
@@ -258,6 +261,14 @@ def test_a_schema_is_obeyed_behind_thinking_that_the_prompt_has_opened(client, t
         ({"tools": [tool(properties={"a": {"anyOf": 5}})], "tool_choice": "none"}, "tools", "parameters.properties.a.anyOf must be a list, got 5"),
         ({"messages": [{"role": "user", "content": "a", "name": 5}]}, "messages", "messages[0].name must be a text, got 5"),
         ({"messages": [*ASK, {"role": "assistant", "content": "a", "reasoning_content": []}]}, "messages", "messages[1].reasoning_content must be a text"),
+        (
+            {"tool_choice": "required", "tools": [{"type": "function", "function": {"name": "a", "parameters": {"properties": {"b": {"type": "x"}}}}}]},
+            "tools", "tools cannot be used",
+        ),
+        (
+            {"messages": [*ASK, {"role": "assistant", "content": "x"}], "continue_final_message": True, "add_generation_prompt": False, "regex": "y"},
+            "messages", "messages='x' is no beginning that regex allows",
+        ),
         ({"tool_choice": "required"}, "tool_choice", "needs tools"), ({"tool_choice": "any", "tools": [TIME]}, "tool_choice", 'got "any"'),
         ({"tool_choice": {"type": "function", "function": {"name": "x"}}, "tools": [TIME]}, "tool_choice", "names 'x', and the tools are time"),
         ({"tool_choice": "required", "tools": [TIME], "response_format": {"type": "json_object"}}, "response_format", "leave one of them out"),

@@ -25,7 +25,7 @@ TURN = [CALLED, CALLED, {"type": "function_call_output", "output": "x", "call_id
 KINDS = {"reasoning": "response.reasoning_text", "message": "response.output_text", "function_call": "response.function_call_arguments"}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def client(talker):
     with LiveEngine(*talker) as engine, TestClient(build_app(Served(engine, "tiny", template_kwargs=("enable_thinking",)))) as client:
         yield client
