@@ -28,10 +28,6 @@ UNSUPPORTED = {
 }  # fmt: skip
 MAPS, LISTS = ("properties", "patternProperties", "$defs", "definitions"), ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 SINGLES = ("additionalProperties", "additionalItems", "items")
-SHAPES = {  # what the keywords that are walked through must be
-    **dict.fromkeys(("properties", "patternProperties", "$defs", "definitions"), (dict, "an object")), "type": ((str, list), "a text or a list of texts"),
-    **dict.fromkeys(("allOf", "anyOf", "oneOf", "prefixItems", "enum", "required"), (list, "a list")), **dict.fromkeys(("$ref", "pattern"), (str, "a text")),
-}  # fmt: skip
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 BLANKS = ("whitespace_flexible", "whitespace_pattern", "item_separator", "key_separator")
 SPARING = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}  # compact JSON, and as json.dumps writes it
@@ -73,16 +69,6 @@ def ready(schema: Mapping | bool) -> dict[str, Any]:
     if not any(name in options for name in BLANKS):
         options = {**options, **SPARING}
     return {**root, "x-guidance": options}
-
-
-def misshapen(schema: Mapping[str, Any]) -> str | None:
-    """Return what of a schema is none, with its place as a JSON pointer: a keyword of another kind; None where all are as they must be."""
-    for node, path in all_schemas(dict(schema)).values():
-        for name in SHAPES.keys() & node.keys():
-            kind, words = SHAPES[name]
-            if not isinstance(value := node[name], kind) or name == "type" and not all(isinstance(each, str) for each in value):
-                return f"{path}/{name} must be {words}, got {json.dumps(value, ensure_ascii=False):.60}"
-    return None
 
 
 def texts_of(schema: Mapping | bool) -> Iterator[str]:

@@ -166,6 +166,12 @@ class AnswerText:
         other._detokeniser, other._stops = self._detokeniser.fork(), copy.copy(self._stops)
         return other
 
+    def endless(self) -> AnswerText:
+        """Return one that goes on from here without stops."""
+        other = self.fork()
+        other._stops, other._stop_when = Stops(), None
+        return other
+
     def _own(self, piece: str) -> str:
         """The piece without what belongs to the prompt."""
         skipped = min(self._skip, len(piece))

@@ -15,16 +15,18 @@ from fastapi.responses import JSONResponse, Response
 from ...data.errors import UserError
 from ..engine.params import SamplingParams
 from ..engine.prompts import Prompt
+from ..explain.trace_events import traced
 from ..requests.events import Event
 from .calls import Call, EventStream, heard_out
 from .errors import ApiError
 from .protocol import AskingBody, Words
 from .served import Served
-from .traces import traced
 
 log = logging.getLogger(__name__)
 
 FINISH_REASONS = {"eos": "stop", "stop": "stop", "length": "length", "time": "length"}
+
+COMPACT = (",", ":")  # between the values of a frame, as JSONResponse has them
 
 B = TypeVar("B", bound=AskingBody)
 
@@ -162,7 +164,7 @@ def joined(known: Any, more: Any) -> Any:
 
 def sent(value: Any) -> str:
     """A server-sent event."""
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+    return f"data: {json.dumps(value, ensure_ascii=False, separators=COMPACT)}\n\n"
 
 
 def usage(call: Call) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from ...data.chat import prompt_text
 from ...data.literal import literal_ids
+from ..answers.control_text import ControlText
 from ..answers.forced_calls import call_grammar, strict_grammar
 from ..answers.parser import AnswerParser, CallArguments, CallBegun, Content, Part, Thinking
 from ..constraints.build import LANGUAGES
@@ -26,6 +27,7 @@ from .protocol import AskingBody, body_of, settings_of, shown
 from .served import Served
 
 FORMATS = ("response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar", *LANGUAGES)
+FREE = (None, {}, {"type": "text"})  # what these are where they ask for nothing
 
 
 class ChatBody(AskingBody):
@@ -40,7 +42,7 @@ class ChatBody(AskingBody):
 
     messages: list[Any] = Field(description="The dialogue, role and content each.")
     tools: list[Any] | None = Field(None, description="Functions that the model may call.")
-    tool_choice: Any = Field(None, description='"auto", "none", "required", or {"type": "function", "function": {"name": ...}}.')
+    tool_choice: Any = Field(None, description='"auto", "none" (they are not shown), "required", or {"type": "function", "function": {"name": ...}}.')
     parallel_tool_calls: bool = Field(True, description="Whether several calls may be made where one is required.")
     logprobs: bool = Field(False, description="Tell each token's log-probability.")
     top_logprobs: int | None = Field(None, ge=0, description="And of so many likeliest tokens in its place.")
@@ -77,14 +79,13 @@ class Chat(Chunks):
         self._form, tokenizer = form_of(served), served.tokenizer
         messages, prefix = beginning(body)
         choice, named = choice_of(body)
-        self._tools = [] if choice == "none" else tools_of(body.tools or [], self._form)
+        tools = tools_of(body.tools or [], self._form, choice != "none")
+        self._tools = [] if choice == "none" else tools  # not shown: so the model makes no calls
         if named is not None and named not in (names := [tool["function"]["name"] for tool in self._tools]):
             raise ApiError(400, f"tool_choice names {named!r}, and the tools are {', '.join(names)}: name one of them", "tool_choice")
-        kwargs = dict(body.chat_template_kwargs or {})
-        if body.reasoning_effort is not None:
-            kwargs["reasoning_effort"] = effort(body.reasoning_effort, served)
-        dialogue = dialogue_of(served, messages, self._tools, kwargs)
-        text = prompt_text(tokenizer, dialogue.messages, dialogue.tools, **kwargs) + prefix
+        effort = effort_of(body, served)
+        dialogue = dialogue_of(served, messages, self._tools, body.chat_template_kwargs, effort)
+        text = prompt_text(tokenizer, dialogue.messages, dialogue.tools, **dialogue.template_kwargs) + prefix
         self._in_thinking, self._may_think = self._form.begins_in_thinking(text), self._form.may_think(text)
         self.prompts, self._prefix = [dialogue], prefix
         ours: dict[str, Any] = {}
@@ -102,6 +103,8 @@ class Chat(Chunks):
         if (grammar := self._grammar(body, choice, named, tokenizer)) is not None:
             ours["grammar"] = grammar
         self.params, self.ignored = settings_of(body, served, **ours)
+        if body.reasoning_effort != effort:
+            self.ignored.append("reasoning_effort")
         if self._in_thinking and self.params.thinking_budget is None and any(getattr(self.params, name) for name in LANGUAGES if name != "grammar"):
             budget = {"thinking_budget": self.params.max_new_tokens // 2, "thinking_end": self._form.thinking[1]}  # what is asked follows it
             self.params, _ = settings_of(body, served, **ours, **budget)
@@ -118,8 +121,7 @@ class Chat(Chunks):
             return []
         begin, answer = [], self._answers.get(event.choice)
         if answer is None:
-            parser = AnswerParser(self._form, in_thinking=self._in_thinking, tools=self._tools)
-            answer = self._answers[event.choice] = AnswerState(parser, len(self._prefix), self._given)
+            answer = self._answers[event.choice] = self._new_answer()
             told = {"prompt_logprobs": prompt_logprobs(self._read)} if self._judged else {}
             begin = [{**part(event.choice, {"role": "assistant", "content": ""}), **told}]
         if isinstance(event, Finished):
@@ -127,8 +129,7 @@ class Chat(Chunks):
             answer.called |= any("tool_calls" in each["delta"] for each in rest)
             reason = FINISH_REASONS[event.reason]
             return [*begin, *rest, part(event.choice, {}, finish_reason="tool_calls" if answer.called and reason == "stop" else reason)]
-        control = event.id in self._form.control_ids and event.id not in self._ends
-        deltas = list(map(delta_of, answer.heard(event, self._call.tickets[0].generation.request.tokenizer.decode([event.id]) if control else "")))
+        deltas = list(map(delta_of, answer.heard(event)))
         known = event.top_logprobs
         if known is not None and answer.tokens > answer.given and known.bytes:
             deltas, told = deltas or [{}], {"content": chat_logprobs([known]), "refusal": None}
@@ -159,16 +160,18 @@ class Chat(Chunks):
         """How many first tokens of each answer the client has given."""
         return len(self._call.tickets[0].generation.request.prefix_ids)
 
-    @property
-    def _ends(self) -> frozenset[int]:
-        return self._call.tickets[0].generation.request.ends
+    def _new_answer(self) -> AnswerState:
+        request = self._call.tickets[0].generation.request
+        controls = {id: request.tokenizer.decode([id]) for id in self._form.control_ids - request.ends}
+        parser = AnswerParser(self._form, in_thinking=self._in_thinking, tools=self._tools)
+        return AnswerState(parser, ControlText(request.new_text().endless(), controls), len(self._prefix), self._given)
 
     def _grammar(self, body: ChatBody, choice: str, named: str | None, tokenizer: Any) -> str | None:
         """The grammar that forces a call, or the arguments of strict tools; None where nothing is forced."""
         strict = any(tool["function"].get("strict") for tool in self._tools)
         if choice != "required" and not (choice == "auto" and strict):
             return None
-        if both := next((name for name in FORMATS if name in (body.model_extra or {})), None):
+        if both := next((name for name in FORMATS if (body.model_extra or {}).get(name) not in FREE), None):
             raise ApiError(400, f"{both} and tools that are forced or strict both say what the whole answer is: leave one of them out", both)
         thinking = {"thinking": self._may_think, "in_thinking": self._in_thinking}
         if choice == "auto":
@@ -179,17 +182,18 @@ class Chat(Chunks):
 class AnswerState:
     """How far an answer is: its parser, how many tokens it has and how many of them are thinking."""
 
-    def __init__(self, parser: AnswerParser, skipped: int, given: int):
+    def __init__(self, parser: AnswerParser, text: ControlText, skipped: int, given: int):
         """The first `skipped` characters, `given` tokens, are the client's own."""
-        self.parser, self._skipped, self.given = parser, skipped, given
+        self.parser, self._text, self._skipped, self.given = parser, text, skipped, given
         self.tokens = self.thought = 0
         self.called = False
 
-    def heard(self, event: Committed, control: str) -> list[Part]:
-        """Return the parts that a token settles, behind whose text stands a control token's."""
+    def heard(self, event: Committed) -> list[Part]:
+        """Return the parts that a token settles."""
         self.tokens += 1
-        text, self._skipped = event.text[self._skipped :], max(self._skipped - len(event.text), 0)
-        found = self.parser.push(text + (control if self.tokens > self.given else ""))
+        text = self._text.push(event.id, event.text)
+        text, self._skipped = text[self._skipped :], max(self._skipped - len(text), 0)
+        found = self.parser.push(text)
         if any(isinstance(each, Thinking) for each in found):
             self.thought = self.tokens - self.given
         self.called |= any(isinstance(each, CallBegun) for each in found)
@@ -247,8 +251,11 @@ def choice_of(body: ChatBody) -> tuple[str, str | None]:
     return ("required", name) if name is not None else (choice, None)
 
 
-def effort(value: str, served: Served) -> str:
-    """Return a reasoning effort that the template reads; raises ApiError where it does not."""
-    if "reasoning_effort" not in str(served.tokenizer.chat_template) and not served.lenient:
-        raise ApiError(400, f"reasoning_effort={value!r} has no effect: the model's chat template does not know it; leave it out", "reasoning_effort")
-    return value
+def effort_of(body: ChatBody, served: Served) -> str | None:
+    """Return the reasoning effort that the template reads, or None; raises ApiError where it does not read the one that is given."""
+    if body.reasoning_effort is None or "reasoning_effort" in str(served.tokenizer.chat_template):
+        return body.reasoning_effort
+    if served.lenient:
+        return None
+    why = f"reasoning_effort={body.reasoning_effort!r} has no effect: the model's chat template does not know it; leave it out"
+    raise ApiError(400, why, "reasoning_effort")

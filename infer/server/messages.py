@@ -10,19 +10,25 @@ from ...data.calls import with_calls
 from ...data.errors import UserError
 from ...data.formats import ROLES, Dialogue
 from ..answers.form import AnswerForm, answer_form
-from ..constraints.schema import misshapen
+from ..answers.tool_schema import check_schema
 from .errors import ApiError
 from .protocol import shown
 from .served import Served
 
 TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}  # parts that are text, and where they have it
 KEYS = ("role", "content", "name", "tool_calls", "function_call", "tool_call_id", "reasoning_content", "reasoning", "thinking", "refusal")
+TEXT_KEYS = ("name", "tool_call_id", "reasoning_content", "reasoning", "thinking", "refusal")
 ECHOED = ("annotations", "audio", "id", "status", "type", "phase")  # of an answer that a client sends back as it came: nothing that a template reads
 TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 
-def dialogue_of(served: Served, messages: Any, tools: Sequence[Mapping] = (), template_kwargs: Mapping[str, Any] | None = None) -> Dialogue:
-    """Return the prompt that messages are; raises ApiError for what is no message, and for variables of the template that clients may not set."""
+def dialogue_of(
+    served: Served, messages: Any, tools: Sequence[Mapping] = (), template_kwargs: Mapping[str, Any] | None = None, effort: str | None = None
+) -> Dialogue:
+    """Return the prompt that messages are, `effort` the reasoning effort that the template reads.
+
+    Raises ApiError for what is no message, and for variables of the template that clients may not set.
+    """
     if not isinstance(messages, list) or not messages:
         raise ApiError(400, f"messages must be a list of messages, got {shown(messages)}", "messages")
     for name in template_kwargs or {}:
@@ -31,7 +37,7 @@ def dialogue_of(served: Served, messages: Any, tools: Sequence[Mapping] = (), te
             raise ApiError(400, f"chat_template_kwargs has {name!r}: {allowed}", "chat_template_kwargs")
     checked = [message_of(served, message, f"messages[{place}]") for place, message in enumerate(messages)]
     shown_tools = [{**tool, "function": {key: value for key, value in tool["function"].items() if key != "strict"}} for tool in tools]  # that is for us
-    return Dialogue(checked, shown_tools or None, template_kwargs=dict(template_kwargs or {}))
+    return Dialogue(checked, shown_tools or None, template_kwargs={**(template_kwargs or {}), **({} if effort is None else {"reasoning_effort": effort})})
 
 
 def message_of(served: Served, message: Any, place: str) -> dict[str, Any]:
@@ -51,6 +57,9 @@ def message_of(served: Served, message: Any, place: str) -> dict[str, Any]:
             if not served.lenient:
                 refuse(f" has {key!r}, which is unknown: leave it out")
             del known[key]
+    for key in TEXT_KEYS:
+        if not isinstance(known.get(key, ""), str):
+            refuse(f".{key} must be a text, got {shown(known[key])}")
     said = known.pop("refusal", None)
     content = said if said is not None and known.get("content") is None else known.get("content")
     calls = known.get("tool_calls") or known.get("function_call")
@@ -81,8 +90,8 @@ def texts_of(content: Any, place: str) -> str:
     return "".join(parts)
 
 
-def tools_of(tools: Any, form: AnswerForm) -> list[dict[str, Any]]:
-    """Return tools as templates and parsers take them; raises ApiError for what is none, and where the model is not shown tools."""
+def tools_of(tools: Any, form: AnswerForm, asked: bool = True) -> list[dict[str, Any]]:
+    """Return tools as templates and parsers take them; raises ApiError for what is none, and where they are `asked` of a model that is shown none."""
     if not isinstance(tools, list):
         raise ApiError(400, f"tools must be a list of functions, got {shown(tools)}", "tools")
     names = set()
@@ -97,10 +106,12 @@ def tools_of(tools: Any, form: AnswerForm) -> list[dict[str, Any]]:
         parameters = function.get("parameters")
         if not (parameters is None or isinstance(parameters, Mapping) and parameters.get("type", "object") == "object"):
             raise ApiError(400, f"tools[{n}].function.parameters must be the JSON schema of an object, got {shown(parameters)}", "tools")
-        if wrong := misshapen(parameters or {}):
-            raise ApiError(400, f"tools[{n}].function.parameters is no JSON schema: {wrong}", "tools")
+        try:
+            check_schema(parameters or {}, f"tools[{n}].function.parameters")
+        except UserError as error:
+            raise ApiError(400, str(error), "tools") from None
         names.add(name)
-    if tools and not (form.supports_tools and form.calls):
+    if tools and asked and not (form.supports_tools and form.calls):
         raise ApiError(400, "tools given, but the model's chat template shows it none, or writes no calls that are known: leave them out", "tools")
     return [{"type": "function", "function": {key: value for key, value in tool["function"].items() if value is not None}} for tool in tools]
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from ...data.errors import UserError
 from ...data.json_text import parsed
@@ -29,6 +29,9 @@ BODY_SECONDS = 20.0  # that a body may take to come
 MAX_STOPS = 64  # texts that end an answer: each is looked for behind every token, while the others wait
 THEIRS = {"max_new_tokens": "max_tokens", "num_return_sequences": "n"}  # what clients call settings that they have not given
 
+NEUTRAL = {  # values of fields that a path refuses which ask for nothing
+    "n": (1,), "num_return_sequences": (1,), "top_logprobs": (0,), "logprobs": (False,), "trace": (False,), "echo": (False,), "tools": ([],), "functions": ([],),
+}  # fmt: skip
 MISTAKES = {  # pydantic's kinds of them, in our words
     "missing": "is missing: give it", "extra_forbidden": "is unknown: leave it out", "bool_type": "must be true or false", "string_type": "must be a text",
     "int_type": "must be a whole number", "list_type": "must be a list", "model_type": "must be an object", "dict_type": "must be an object",
@@ -54,6 +57,7 @@ class Body(BaseModel):
     refused: ClassVar[Mapping[str, str]] = {}  # fields that other paths have, and what to do about them
 
     model: str | None = Field(None, description="What this server calls its model.")
+    _dropped: list[str] = PrivateAttr(default_factory=list)  # fields that a lenient server has passed over
 
 
 class AskingBody(Body):
@@ -113,14 +117,16 @@ def checked(body: Mapping[str, Any], served: Served, kind: type[B]) -> B:
     given = {name: value for name, value in body.items() if value is not None}
     if (model := given.get("model", served.name)) != served.name:
         raise ApiError(404, f"the model {model!r} does not exist: this server has {served.name!r}", "model", "model_not_found")
-    for name, remedy in kind.refused.items():
-        if name in given and not served.lenient:
-            raise ApiError(400, f"{name} given: {remedy}", name)
-        given.pop(name, None)
+    refused = [name for name in kind.refused if name in given and given[name] not in NEUTRAL.get(name, ())]
+    if refused and not served.lenient:
+        raise ApiError(400, f"{refused[0]} given: {kind.refused[refused[0]]}", refused[0])
+    given = {name: value for name, value in given.items() if name not in kind.refused}
     if served.lenient and kind.model_config.get("extra") == "forbid":
         given = {name: value for name, value in given.items() if name in kind.model_fields}
     try:
-        return kind.model_validate(given)
+        read = kind.model_validate(given)
+        read._dropped = refused
+        return read
     except ValidationError as error:
         raise refusal(error) from None
 
@@ -192,7 +198,7 @@ def settings_of(body: AskingBody, served: Served, **ours: Any) -> tuple[Sampling
     given = dict(body.model_extra or {})
     if isinstance(given.get("stop"), list) and len(given["stop"]) > MAX_STOPS:
         raise ApiError(400, f"stop has {len(given['stop'])} texts, more than the {MAX_STOPS} that may end an answer: leave some out", "stop")
-    ignored: list[str] = []
+    ignored = list(body._dropped)
     known = from_request(given, ignored if served.lenient else None)
     for name in known.keys() & ours.keys():
         if known[name] != ours[name]:

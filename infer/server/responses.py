@@ -9,23 +9,27 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request, Response
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from .answering import answered, sent
 from .calls import Call
 from .chat import Chat, ChatBody
 from .docs import takes
 from .errors import ApiError
-from .protocol import AskingBody, Words, body_of, shown
+from .protocol import AskingBody, Words, body_of, refusal, shown
 from .served import Served
 
 STATELESS = "nothing is kept here: send the whole dialogue as input"
 ELSEWHERE = "it is not told here: leave it out, or ask /v1/chat/completions"
-THEIRS = {"messages": "input", "response_format": "text.format", "reasoning_effort": "reasoning.effort"}  # what a chat calls otherwise
 BEGUN = "an answer is begun here: leave it out, or ask /v1/chat/completions"
 KINDS = {  # an item's kind of content, its part, and the events of its text
     "reasoning": ("rs", "reasoning_text", "response.reasoning_text"), "message": ("msg", "output_text", "response.output_text"),
     "function_call": ("fc", None, "response.function_call_arguments"),
+}  # fmt: skip
+
+
+DONE = {  # what can be asked by fields that other servers do more about; thinking is told as it is, so that nothing need be encrypted
+    "background": (False,), "truncation": ("disabled",), "include": ([], ["reasoning.encrypted_content"]),
 }  # fmt: skip
 
 
@@ -39,6 +43,7 @@ class ResponseBody(AskingBody):
         "continue_final_message": BEGUN, "add_generation_prompt": BEGUN,
         "n": "a response has one answer: leave it out", "num_return_sequences": "a response has one answer: leave it out",
         "top_logprobs": ELSEWHERE, "logprobs": ELSEWHERE, "prompt_logprobs": ELSEWHERE, "trace": ELSEWHERE,
+        "stream_options": "the last event has the usage: leave it out",
     }  # fmt: skip
 
     words: ClassVar[Mapping[str, str]] = {
@@ -54,8 +59,8 @@ class ResponseBody(AskingBody):
     tool_choice: Any = Field(None, description='"auto", "none", "required", or {"type": "function", "name": ...}.')
     parallel_tool_calls: bool = Field(True, description="Whether several calls may be made where one is required.")
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables of the chat template that the operator allows.")
-    background: bool = Field(False, description="Answers are given at once.")
-    include: list[str] = Field([], description="Nothing can be included.")
+    background: bool = Field(False, description="Not done here: answers are given at once.")
+    include: list[str] = Field([], description='Nothing, or "reasoning.encrypted_content": thinking is told as it is.')
     truncation: str = Field("disabled", description='"disabled": a prompt that is too long is refused.')
     metadata: dict[str, Any] | None = Field(None, description="Of the client's own bookkeeping; it is sent back.")
 
@@ -78,18 +83,15 @@ class Answered(Chat):
 
     def __init__(self, body: ResponseBody, served: Served):
         """Raises ApiError for what is no dialogue or cannot be had here, UserError for settings that cannot be honoured."""
-        if body.background or body.include or body.truncation != "disabled":
-            name = "background" if body.background else "include" if body.include else "truncation"
-            raise ApiError(400, f"{name}={shown(getattr(body, name))} is not done here: leave it out", name)
-        messages, places = messages_of(body)
+        odd = [name for name, done in DONE.items() if getattr(body, name) not in done]
+        if odd and not served.lenient:
+            raise ApiError(400, f"{odd[0]}={shown(getattr(body, odd[0]))} is not done here: leave it out", odd[0])
         try:
-            super().__init__(chat_body(body, messages), served)
+            super().__init__(chat_body(body), served)
         except ApiError as error:
-            message = re.sub(r"messages\[(\d+)\]", lambda found: places[int(found[1])], str(error))
-            for chats, own in THEIRS.items():
-                message = message.replace(chats, own)
-            raise ApiError(error.status, message, THEIRS.get(error.param, error.param or "").partition(".")[0] or None) from None
+            raise as_asked(error, body) from None
         self.words, self._outline = Words(body), Outline()
+        self.ignored = [*body._dropped, *odd, *self.ignored]
         samples = self.params.samples
         self.head = {
             "id": f"resp_{uuid.uuid4().hex}", "object": "response", "created_at": int(time.time()), "model": served.name, "error": None,
@@ -216,69 +218,89 @@ class Outline:
         yield self.event(f"{name}.delta", **self._place, delta=text, **more)
 
 
-def chat_body(body: ResponseBody, messages: list[Any]) -> ChatBody:
+def chat_body(body: ResponseBody) -> ChatBody:
     """Return the chat that a response's body is; raises ApiError for items that are none."""
     asked = body.text.get("format") if body.text else None
-    if body.text and set(body.text) - {"format"}:
+    if body.text and {key for key, value in body.text.items() if value is not None} - {"format"}:
         raise ApiError(400, f"text must be {{\"format\": ...}}, got {shown(body.text)}", "text")
     if isinstance(asked, Mapping) and asked.get("type") == "json_schema":
-        if not isinstance(asked.get("schema"), Mapping | bool):
-            raise ApiError(400, f'text.format of type "json_schema" needs a name and a schema, got {shown(asked)}', "text")
         asked = {"type": "json_schema", "json_schema": {key: value for key, value in asked.items() if key != "type"}}
     if body.reasoning and set(body.reasoning) - {"effort", "summary", "generate_summary"}:
         raise ApiError(400, f"reasoning must be {{\"effort\": ...}}, got {shown(body.reasoning)}", "reasoning")
-    if not isinstance((effort := (body.reasoning or {}).get("effort")), str | None):
-        raise ApiError(400, f"reasoning.effort must be a text, got {shown(effort)}", "reasoning")
     choice = body.tool_choice
-    if isinstance(choice, Mapping) and choice.get("type") == "function":
+    if isinstance(choice, Mapping) and choice.get("type") == "function" and isinstance(choice.get("name"), str):
         choice = {"type": "function", "function": {"name": choice.get("name")}}
     fields = {
-        **(body.model_extra or {}), "messages": messages, "max_completion_tokens": body.max_output_tokens, "response_format": asked,
-        "tools": [chat_tool(tool, n) for n, tool in enumerate(body.tools)] if body.tools else None, "tool_choice": choice, "parallel_tool_calls": body.parallel_tool_calls,
-        "reasoning_effort": effort, "chat_template_kwargs": body.chat_template_kwargs, "stream": body.stream, "stream_options": body.stream_options,
+        **(body.model_extra or {}), "messages": [message for _, message in messages_of(body)], "max_completion_tokens": body.max_output_tokens, "response_format": asked,
+        "tools": [chat_tool(tool) for tool in body.tools] if body.tools else None, "tool_choice": choice, "parallel_tool_calls": body.parallel_tool_calls,
+        "reasoning_effort": (body.reasoning or {}).get("effort"), "chat_template_kwargs": body.chat_template_kwargs, "stream": body.stream,
     }  # fmt: skip
-    return ChatBody.model_validate({name: value for name, value in fields.items() if value is not None})
+    try:
+        return ChatBody.model_validate({name: value for name, value in fields.items() if value is not None})
+    except ValidationError as error:
+        raise refusal(error) from None
 
 
-def chat_tool(tool: Any, n: int) -> Any:
-    """A function of a response's in a chat's form, which it may have already; raises ApiError for a tool of another kind."""
-    if not isinstance(tool, Mapping) or tool.get("type") != "function":
-        raise ApiError(400, f'tools[{n}] must be {{"type": "function", "name": ..., "parameters": ...}}, got {shown(tool)}', "tools")
-    return tool if "function" in tool else {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
+def chat_tool(tool: Any) -> Any:
+    """A function of a response's in a chat's form; anything else as it is."""
+    if isinstance(tool, Mapping) and tool.get("type") == "function" and "function" not in tool:
+        return {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
+    return tool
 
 
-def messages_of(body: ResponseBody) -> tuple[list[Any], list[str]]:
-    """Return the messages that instructions and input are, and where each begins; raises ApiError for items of other kinds."""
-    messages: list[Any] = [] if body.instructions is None else [{"role": "system", "content": body.instructions}]
-    places = ["instructions"] * len(messages)
-    if isinstance(body.input, str):
-        return [*messages, {"role": "user", "content": body.input}], [*places, "input"]
-    if not isinstance(body.input, list) or not body.input:
-        raise ApiError(400, f"input must be a text or a list of items, got {shown(body.input)}", "input")
-    own: dict[str, Any] | None = None  # the assistant's message that thinking and calls belong to
-    for n, item in enumerate(body.input):
+def messages_of(body: ResponseBody) -> Iterator[tuple[str, Any]]:
+    """Yield the messages that instructions and input are, each with the place of what it begins with; raises ApiError for items of other kinds."""
+    if body.instructions is not None:
+        yield "instructions", {"role": "system", "content": body.instructions}
+    items = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
+    if not isinstance(items, list) or not items:
+        raise ApiError(400, f"input must be a text or a list of items, got {shown(items)}", "input")
+    own: dict[str, Any] = {}  # the assistant's message that thinking and calls belong to
+    begun = ""
+    for place, item in ((f"input[{n}]", item) for n, item in enumerate(items)):
         kind = item.get("type", "message") if isinstance(item, Mapping) else None
-        if kind == "message" and item.get("role") != "assistant" or kind == "function_call_output":
-            own = None
-            if kind == "message":
-                messages.append({key: value for key, value in item.items() if key != "type"})
-            else:
-                messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": item.get("output")})
-        elif kind in ("message", "function_call", "reasoning"):
-            if own is None or kind == "message" and "content" in own or kind == "reasoning" and len(own) > 1:
-                own = {"role": "assistant"}
-                messages.append(own)
-            if kind == "message":
-                own["content"] = item.get("content")
-            elif kind == "reasoning":
-                parts = item.get("content") or []
-                if not isinstance(parts, list) or not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts):
-                    raise ApiError(400, f"input[{n}].content must be a list of parts with a text, got {shown(parts)}", "input")
-                own["reasoning_content"] = "".join(part["text"] for part in parts)
-            else:
-                call = {"id": item.get("call_id"), "type": "function", "function": {"name": item.get("name"), "arguments": item.get("arguments")}}
-                own.setdefault("tool_calls", []).append(call)
+        ends = kind == "function_call_output" or kind == "message" and (item.get("role") != "assistant" or "content" in own)
+        if own and (ends or kind == "reasoning" and len(own) > 1):
+            yield begun, own
+            own = {}
+        begun = begun if own else place
+        if kind == "function_call_output":
+            yield place, {"role": "tool", "tool_call_id": item.get("call_id"), "content": item.get("output")}
+        elif kind == "message" and item.get("role") != "assistant":
+            yield place, {key: value for key, value in item.items() if key != "type"}
+        elif kind == "message":
+            own |= {"role": "assistant", "content": item.get("content")}
+        elif kind == "reasoning":
+            own |= {"role": "assistant", "reasoning_content": text} if (text := thought_of(item, place)) else {}
+        elif kind == "function_call":
+            call = {"id": item.get("call_id"), "type": "function", "function": {"name": item.get("name"), "arguments": item.get("arguments")}}
+            own["role"] = "assistant"
+            own.setdefault("tool_calls", []).append(call)
         else:
-            raise ApiError(400, f"input[{n}] must be a message, a function_call, its output or reasoning, got {shown(kind or item)}", "input")
-        places += [f"input[{n}]"] * (len(messages) - len(places))
-    return messages, places
+            raise ApiError(400, f"{place} must be a message, a function_call, its output or reasoning, got {shown(kind or item)}", "input")
+    if own:
+        yield begun, own
+
+
+def thought_of(item: Mapping[str, Any], place: str) -> str:
+    """Return the text of a reasoning item, nothing of one that has a summary alone; raises ApiError for parts that are none."""
+    parts = item.get("content") or []
+    if not (isinstance(parts, list) and all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts)):
+        raise ApiError(400, f"{place}.content must be a list of parts with a text, got {shown(parts)}", "input")
+    return "".join(part["text"] for part in parts)
+
+
+THEIRS = {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text", "reasoning_effort": "reasoning"}  # the chat's fields here
+SAID = {"reasoning_effort": "reasoning.effort", '"function": {"name": ...}': '"name": ...', ".function.name": ".name", ".function.parameters": ".parameters"}
+
+
+def as_asked(error: ApiError, body: ResponseBody) -> ApiError:
+    """A chat's error as one of the response's own fields."""
+    message = str(error)
+    if error.param == "messages":
+        places = [place for place, _ in messages_of(body)]
+        message = re.sub(r"\bmessages\[(\d+)\]", lambda found: places[int(found[1])], message)
+        message = re.sub(r"^messages\b", "input", message)  # of items that say nothing
+    for theirs, ours in SAID.items():
+        message = message.replace(theirs, ours)
+    return ApiError(error.status, message, THEIRS.get(error.param, error.param))

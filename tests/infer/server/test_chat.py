@@ -31,6 +31,12 @@ WEATHER = {
     },
 }
 TIME = {"type": "function", "function": {"name": "time", "parameters": {"type": "object", "properties": {}}}}
+
+
+def tool(**parameters) -> dict:
+    return {"type": "function", "function": {"name": "time", "parameters": {"type": "object", **parameters}}}
+
+
 ARGUMENTS = Draft202012Validator({**WEATHER["function"]["parameters"], "additionalProperties": False})
 ASK = [{"role": "user", "content": "날씨?"}]
 
@@ -145,6 +151,24 @@ def test_arguments_come_in_pieces_and_a_call_that_is_cut_off_ends_by_its_length(
     assert found["reason"] == "length" and '{"도시": "수원"}'.startswith(found["calls"][0][1])
 
 
+def test_control_tokens_split_the_answer_whatever_a_stop_text_holds_back(talker):
+    """Where the marks of thinking and calls are control tokens, which no text has: they stay in their places, the stop texts as well."""
+    model, tokenizer = talker
+    tokenizer, marks = copy.deepcopy(tokenizer), ["<think>", "</think>", "<tool_call>", "</tool_call>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", *marks]})
+    model = copy.deepcopy(model)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    written = ["<think>", "\n음", "</think>", "\n\n그래", "<tool_call>", '\n{"name": "time", "arguments": {}}\n', "</tool_call>"]
+    ids = dict(zip(marks, tokenizer.convert_tokens_to_ids(marks), strict=True))
+    grammar = "start: " + " ".join(f"<[{ids[each]}]>" if each in ids else json.dumps(each, ensure_ascii=False) for each in written)
+    whole = {"content": "그래", "thinking": "음", "calls": [("time", "{}")], "reason": "tool_calls"}
+    with LiveEngine(model, tokenizer) as engine, TestClient(build_app(Served(engine, "tiny"))) as other:
+        for stop in ([], ["래!"], ["음!", "}\n?"], ["\n\n그늘", '{"x']):
+            assert answered(other, guided_grammar=grammar, tools=[TIME], stop=stop) == whole, stop
+        cut = answered(other, guided_grammar=grammar, tools=[TIME], stop="그")
+        assert cut == {"content": "", "thinking": "음", "calls": [], "reason": "stop"}
+
+
 def test_what_is_thought_is_counted(client):
     usage = post(client, choice=["<think>\n음\n</think>\n\n안녕"]).json()["usage"]
     assert 0 < usage["completion_tokens_details"]["reasoning_tokens"] < usage["completion_tokens"] - 5
@@ -178,6 +202,21 @@ def test_several_answers_have_their_own_deltas_and_log_probabilities(client, tal
         assert [len(each["top_logprobs"]) for each in known] == [2] * len(known)
         parts = [choice["logprobs"] for chunk in chunks for choice in chunk["choices"] if choice["index"] == index and choice["logprobs"]]
         assert [each["token"] for part in parts for each in part["content"]] == [each["token"] for each in known]
+
+
+def test_what_is_thought_of_the_prompt_is_what_completions_tell_of_its_ids(client, talker):
+    """By ids, whole and in the first chunk of each answer."""
+    ids = prompt_ids(talker[1], ASK)
+    how = {"prompt_logprobs": 2, "max_tokens": 1, "temperature": 1, "seed": 3, "n": 2}
+    told = client.post("/v1/completions", json={"prompt": ids, **how}).json()["choices"][0]["prompt_logprobs"]
+    assert told[0] is None and [str(id) in each for id, each in zip(ids[1:], told[1:], strict=True)] == [True] * (len(ids) - 1)
+    whole = [choice["prompt_logprobs"] for choice in post(client, **how).json()["choices"]]
+    streamed = [choice["prompt_logprobs"] for chunk in chunks_of(client, **how) for choice in chunk["choices"] if "prompt_logprobs" in choice]
+    assert len(whole) == len(streamed) == 2
+    for known in (*whole, *streamed):
+        assert [each and each.keys() for each in known] == [each and each.keys() for each in told]
+        for one, other in zip(known[1:], told[1:], strict=True):
+            assert [each["logprob"] for each in one.values()] == pytest.approx([each["logprob"] for each in other.values()], abs=1e-5)
 
 
 def test_the_last_message_can_be_the_answers_beginning(client, talker):
@@ -218,9 +257,11 @@ def test_a_schema_is_obeyed_behind_thinking_that_the_prompt_has_opened(client, t
         ({"tools": 5}, "tools", "must be a list"), ({"tools": [{"type": "custom"}]}, "tools", "tools[0] must be"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools", "tools[0].function.name"), ({"tools": [TIME, TIME]}, "tools", "another tool"),
         ({"tools": [{"type": "function", "function": {"name": "a", "parameters": {"type": "array"}}}]}, "tools", "schema of an object"),
-        ({"tools": [{"type": "function", "function": {"name": "a", "parameters": {"properties": {"b": {"enum": None}}}}}]}, "tools", "/properties/b/enum must be a list"),
-        ({"tools": [{"type": "function", "function": {"name": "a", "parameters": {"properties": True}}}]}, "tools", "/properties must be an object, got true"),
-        ({"tools": [{"type": "function", "function": {"name": "a", "parameters": {"allOf": [{"type": [[]]}]}}}]}, "tools", "/allOf/0/type must be a text"),
+        ({"tools": [tool(properties=5)]}, "tools", "tools[0].function.parameters.properties must be an object, got 5"),
+        ({"tools": [tool(properties={"a": {"anyOf": 5}})], "tool_choice": "none"}, "tools", "parameters.properties.a.anyOf must be a list, got 5"),
+        ({"messages": [{"role": "user", "content": "a", "name": 5}]}, "messages", "messages[0].name must be a text, got 5"),
+        ({"messages": [*ASK, {"role": "assistant", "content": "a", "reasoning_content": []}]}, "messages", "messages[1].reasoning_content must be a text"),
+        ({"tools": [tool(properties={"a": {"pattern": 5}})]}, "tools", "parameters.properties.a.pattern must be a text, got 5"),
         (
             {"tool_choice": "required", "tools": [{"type": "function", "function": {"name": "a", "parameters": {"properties": {"b": {"type": "x"}}}}}]},
             "tools", "tools cannot be used",
@@ -232,7 +273,7 @@ def test_a_schema_is_obeyed_behind_thinking_that_the_prompt_has_opened(client, t
         ({"tool_choice": "required"}, "tool_choice", "needs tools"), ({"tool_choice": "any", "tools": [TIME]}, "tool_choice", 'got "any"'),
         ({"tool_choice": {"type": "function", "function": {"name": "x"}}, "tools": [TIME]}, "tool_choice", "names 'x', and the tools are time"),
         ({"tool_choice": "required", "tools": [TIME], "response_format": {"type": "json_object"}}, "response_format", "leave one of them out"),
-        ({"functions": []}, "functions", "write them as tools"), ({"prompt": "a"}, "prompt", "give messages"), ({"chat_template": "x"}, "chat_template", "leave it out"),
+        ({"functions": [5]}, "functions", "write them as tools"), ({"prompt": "a"}, "prompt", "give messages"), ({"chat_template": "x"}, "chat_template", "leave it out"),
         ({"top_logprobs": 2}, "top_logprobs", "logprobs=true"), ({"logprobs": 2}, "logprobs", "true or false"), ({"max_tokens": 0}, "max_tokens", "greater than"),
         ({"max_completion_tokens": 5}, "max_tokens", "differ"), ({"chat_template_kwargs": {"date": 1}}, "chat_template_kwargs", "allows enable_thinking"),
         ({"reasoning_effort": "low"}, "reasoning_effort", "does not know it"), ({"continue_final_message": True}, "continue_final_message", "give both"),
@@ -260,6 +301,25 @@ def test_templates_get_what_the_operator_allows(client, talker):
     found = client.post("/tokenize", json={"messages": ASK, "tools": [TIME], "chat_template_kwargs": {"enable_thinking": False}}).json()
     assert found["tokens"] == prompt_ids(talker[1], ASK, [TIME], enable_thinking=False)
     assert "one of them" in error_of(client.post("/tokenize", json={"messages": ASK, "prompt": "a"}), "prompt")
+
+
+def test_a_reasoning_effort_reaches_the_template_that_knows_it(talker):
+    model, tokenizer = talker
+    tokenizer = copy.deepcopy(tokenizer)
+    plain = prompt_ids(tokenizer, ASK)
+    with LiveEngine(model, tokenizer) as engine, TestClient(build_app(Served(engine, "tiny", lenient=True))) as other:
+        response = post(other, reasoning_effort="low", max_tokens=1)
+        assert (response.json()["usage"]["prompt_tokens"], response.headers["x-ignored-fields"]) == (len(plain), "reasoning_effort")
+    tokenizer.chat_template = "{{ reasoning_effort | default('') }}" + tokenizer.chat_template
+    wanted = prompt_ids(tokenizer, ASK, reasoning_effort="low")
+    with LiveEngine(model, tokenizer) as engine, TestClient(build_app(Served(engine, "tiny"))) as other:
+        assert post(other, reasoning_effort="low", max_tokens=1).json()["usage"]["prompt_tokens"] == len(wanted) == len(plain) + 3
+
+
+def test_a_format_that_asks_for_nothing_goes_with_a_call_that_is_forced(client):
+    how = {"tools": [TIME], "tool_choice": "required", "parallel_tool_calls": False, "chat_template_kwargs": {"enable_thinking": False}}
+    for nothing in ({"response_format": {"type": "text"}}, {"structured_outputs": {}}, {"response_format": None}):
+        assert answered(client, **how, **nothing)["calls"] == [("time", "{}")]
 
 
 def test_a_whole_round_of_a_call_and_its_result(client, talker):

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -40,20 +41,12 @@ class Place(BaseModel):
     coastal: bool
 
 
-@pytest.fixture(scope="module")
-def taught(_tokenizer):
-    """The default model's tokenizer, with a template that has tools too."""
-    tokenizer = copy.deepcopy(_tokenizer)
-    tokenizer.chat_template = TOOLS_TEMPLATE.read_text(encoding="utf-8")
-    return tokenizer
-
-
-@pytest.fixture(scope="module")
-def base_url(_real_model, taught):
-    """Where a server of the default model is, behind a socket of this machine."""
+@contextmanager
+def serving(model, tokenizer):
+    """A server behind a socket of this machine; yields where it is."""
     listening = bound("127.0.0.1", 0)
     listening.listen()
-    with LiveEngine(_real_model, taught, max_rows=8) as engine:
+    with LiveEngine(model, tokenizer, max_rows=8) as engine:
         server = Server(uvicorn.Config(build_app(Served(engine, NAME)), log_level="warning", lifespan="on"), engine)
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
@@ -63,16 +56,45 @@ def base_url(_real_model, taught):
         assert not thread.is_alive()
 
 
+def client_at(base_url: str) -> OpenAI:
+    return OpenAI(base_url=base_url, api_key="any", max_retries=0, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def base_url(_real_model, _tokenizer):
+    with serving(_real_model, copy.deepcopy(_tokenizer)) as url:
+        yield url
+
+
 @pytest.fixture(scope="module")
 def client(base_url):
-    with OpenAI(base_url=base_url, api_key="any", max_retries=0, timeout=60) as client:
+    with client_at(base_url) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def small(wordy_tokenizer, tiny):
+    """A random model, with a template that has tools: what a grammar forces takes many tokens."""
+    tokenizer = copy.deepcopy(wordy_tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = TOOLS_TEMPLATE.read_text(encoding="utf-8")
+    return tiny("llama", vocab_size=len(tokenizer), max_position_embeddings=2048, eos_token_id=tokenizer.eos_token_id), tokenizer
+
+
+@pytest.fixture(scope="module")
+def small_client(small):
+    with serving(*small) as url, client_at(url) as client:
         yield client
 
 
 @pytest.fixture
-def said(real_model, taught):
+def said(real_model, tokenizer):
     """`said(prompt, **settings)`: what generate says, of eight tokens unless told otherwise."""
-    return lambda prompt, **settings: generate(real_model, taught, [prompt], SamplingParams(**{"max_new_tokens": 8, **settings}))
+    return lambda prompt, **settings: generate(real_model, tokenizer, [prompt], SamplingParams(**{"max_new_tokens": 8, **settings}))
+
+
+def said_by(small, prompt, **settings):
+    return generate(*small, [prompt], SamplingParams(**{"max_new_tokens": 8, **settings}))
 
 
 def test_models_are_listed_and_found_by_a_name_with_a_slash(client):
@@ -82,12 +104,12 @@ def test_models_are_listed_and_found_by_a_name_with_a_slash(client):
         client.models.retrieve("nobody")
 
 
-def test_completions_whole_and_streamed(client, said, taught):
+def test_completions_whole_and_streamed(client, said, tokenizer):
     [wanted] = said(PROMPT, logprobs=1)
     answer = client.completions.create(prompt=PROMPT, logprobs=1, **SHORT)
     [choice] = answer.choices
     assert (choice.text, choice.finish_reason, answer.model) == (wanted.text, "length", NAME)
-    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (len(taught(PROMPT)["input_ids"]), 8)
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (len(tokenizer(PROMPT)["input_ids"]), 8)
     assert choice.logprobs.tokens == [token.text for token in wanted.top_logprobs] and "".join(choice.logprobs.tokens) == wanted.text
     assert choice.logprobs.token_logprobs == pytest.approx([token.logprob for token in wanted.top_logprobs], abs=1e-4)
 
@@ -135,24 +157,24 @@ def test_a_chat_streams_its_role_first_and_its_usage_last(client, said):
         assert deltas == events.get_final_completion().choices[0].message.content == ended.text
 
 
-def test_an_answer_is_parsed_by_the_callers_own_class(client, said):
-    [wanted] = said(ASKED, json_schema=Place.model_json_schema(), max_new_tokens=40)
-    asked = {**SHORT, "max_tokens": 40}
-    message = client.chat.completions.parse(messages=ASKED, response_format=Place, **asked).choices[0].message
+def test_an_answer_is_parsed_by_the_callers_own_class(small_client, small):
+    [wanted] = said_by(small, ASKED, json_schema=Place.model_json_schema(), max_new_tokens=120)
+    asked = {**SHORT, "max_tokens": 120}
+    message = small_client.chat.completions.parse(messages=ASKED, response_format=Place, **asked).choices[0].message
     assert message.parsed == Place.model_validate_json(wanted.text)
-    answer = client.responses.parse(model=NAME, input=ASKED[0]["content"], text_format=Place, temperature=0, max_output_tokens=40)
+    answer = small_client.responses.parse(model=NAME, input=ASKED[0]["content"], text_format=Place, temperature=0, max_output_tokens=120)
     assert answer.output_parsed == message.parsed
 
 
-def test_tools_are_called_and_their_results_read(client, said):
+def test_tools_are_called_and_their_results_read(small_client, small):
     tool = openai.pydantic_function_tool(Place, name="look_up")
-    asked = {**SHORT, "max_tokens": 60, "messages": ASKED, "tools": [tool]}
-    choice = client.chat.completions.parse(tool_choice={"type": "function", "function": {"name": "look_up"}}, **asked).choices[0]
+    asked = {**SHORT, "max_tokens": 250, "messages": ASKED, "tools": [tool]}
+    choice = small_client.chat.completions.parse(tool_choice={"type": "function", "function": {"name": "look_up"}}, **asked).choices[0]
     [call] = choice.message.tool_calls
     assert choice.finish_reason == "tool_calls" and call.function.name == "look_up" and call.id
     assert call.function.parsed_arguments == Place(**json.loads(call.function.arguments))
 
-    parts = list(client.chat.completions.create(tool_choice="required", parallel_tool_calls=False, stream=True, **asked))
+    parts = list(small_client.chat.completions.create(tool_choice="required", parallel_tool_calls=False, stream=True, **asked))
     deltas = [each for part in parts for each in part.choices[0].delta.tool_calls or []]
     first = [each for each in deltas if each.index == 0]
     assert [each.function.name for each in first if each.function.name] == ["look_up"] and len({part.id for part in parts}) == 1
@@ -160,9 +182,10 @@ def test_tools_are_called_and_their_results_read(client, said):
     assert [part.choices[0].finish_reason for part in parts if part.choices[0].finish_reason] == ["tool_calls"]
 
     told = [*ASKED, choice.message.to_dict(), {"role": "tool", "tool_call_id": call.id, "content": "South Korea"}]
-    answer = client.chat.completions.create(**{**asked, "messages": told, "max_tokens": 8})
+    loose = {**tool, "function": {key: value for key, value in tool["function"].items() if key != "strict"}}
+    answer = small_client.chat.completions.create(**{**asked, "messages": told, "max_tokens": 8, "tools": [loose]})
     turns = [*ASKED, {"role": "assistant", "content": "", "tool_calls": [call.to_dict()]}, told[-1]]
-    assert answer.choices[0].message.content == said(Dialogue(turns, [tool]))[0].text
+    assert answer.choices[0].message.content == said_by(small, Dialogue(turns, [loose]))[0].text
 
 
 def test_responses_whole_and_streamed(client, said):
@@ -184,13 +207,13 @@ def test_responses_whole_and_streamed(client, said):
         assert text == stream.get_final_response().output_text == ended.text
 
 
-def test_embeddings_are_the_mean_of_the_last_layer(client, real_model, taught):
+def test_embeddings_are_the_mean_of_the_last_layer(client, real_model, tokenizer):
     answer = client.embeddings.create(model=NAME, input=["Suwon is a city.", "Yes"])  # asked for as base64
     for text, heard in zip(("Suwon is a city.", "Yes"), answer.data):
         with torch.no_grad():
-            states = real_model.model(torch.tensor([taught(text)["input_ids"]])).last_hidden_state[0]
+            states = real_model.model(torch.tensor([tokenizer(text)["input_ids"]])).last_hidden_state[0]
         assert heard.embedding == pytest.approx(states.mean(dim=0).tolist(), abs=1e-3)
-    assert answer.usage.prompt_tokens == sum(len(taught(text)["input_ids"]) for text in ("Suwon is a city.", "Yes"))
+    assert answer.usage.prompt_tokens == sum(len(tokenizer(text)["input_ids"]) for text in ("Suwon is a city.", "Yes"))
 
 
 def test_mistakes_become_the_clients_own_errors(client):

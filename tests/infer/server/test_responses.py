@@ -20,6 +20,8 @@ from seodang.infer.server.served import Served
 EVENT = TypeAdapter(ResponseStreamEvent)
 TOOL = {"type": "function", "name": "weather", "parameters": {"type": "object", "properties": {"도시": {"enum": ["수원"]}}, "required": ["도시"]}, "strict": False}
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"도시": "수원"}}\n</tool_call>'
+CALLED = {"type": "function_call", "name": "a", "arguments": "{}", "call_id": "a"}
+TURN = [CALLED, CALLED, {"type": "function_call_output", "output": "x", "call_id": "a"}]  # of two messages
 KINDS = {"reasoning": "response.reasoning_text", "message": "response.output_text", "function_call": "response.function_call_arguments"}
 
 
@@ -97,6 +99,15 @@ def test_a_format_is_obeyed_and_an_empty_answer_is_an_empty_message(client):
     assert (item["type"], item["content"][0]["text"]) == ("message", "")
 
 
+def test_a_text_format_goes_with_a_call_that_is_forced_and_reasoning_without_text_says_nothing(client, talker):
+    how = {"tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False, "chat_template_kwargs": {"enable_thinking": False}}
+    whole = answered(client, text={"format": {"type": "text"}, "verbosity": None}, **how)
+    assert [item["arguments"] for item in whole["output"]] == ['{"도시": "수원"}']
+    asked = [{"role": "user", "content": "가"}, {"role": "user", "content": "나"}]
+    usage = post(client, input=[asked[0], {"type": "reasoning", "summary": []}, asked[1]], max_output_tokens=1).json()["usage"]
+    assert usage["input_tokens"] == len(prompt_ids(talker[1], asked))
+
+
 def test_items_are_the_dialogue_that_they_were(client, talker):
     """What was answered is sent back item by item, with what the tool said."""
     first = post(client, choice=["<think>\n음\n</think>\n\n그래.\n" + CALL], tools=[TOOL]).json()["output"]
@@ -119,11 +130,18 @@ def test_items_are_the_dialogue_that_they_were(client, talker):
         ({"input": []}, "input", "a text or a list of items"), ({"input": [{"type": "computer_call"}]}, "input", 'input[0] must be a message'),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input", "a part of type text"), ({"n": 2}, "n", "one answer"),
         ({"tools": [{"type": "web_search"}]}, "tools", "tools[0] must be"), ({"text": {"verbosity": "low"}}, "text", "verbosity"),
+        ({"tools": [5], "tool_choice": "none"}, "tools", "tools[0] must be"), ({"reasoning": {"effort": 5}}, "reasoning", "reasoning.effort must be a text"),
+        ({"input": [{"type": "reasoning", "content": 5}]}, "input", "input[0].content must be a list of parts"),
+        ({"input": [{"type": "reasoning", "content": [5]}]}, "input", "input[0].content must be a list of parts"),
+        ({"input": [{"type": "reasoning", "summary": []}]}, "input", "input must be a list of messages"),
+        ({"input": [{"role": "user", "content": 5}], "instructions": "x"}, "input", "input[0].content must be a text"), ({"input": 5}, "input", "got 5"),
+        ({"input": [*TURN, {"role": "user", "content": 5}]}, "input", "input[3].content must be a text"), ({"input": [{"type": "function_call"}]}, "input", "input[0]: a tool call must have a name"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function"}}, "tool_choice", '{"type": "function", "name": ...}, got {"type": "function"}'),
         ({"max_output_tokens": 5000}, "max_output_tokens", "max_output_tokens=5000"), ({"top_logprobs": 3}, "top_logprobs", "/v1/chat/completions"),
         ({"reasoning": {"effort": "low"}}, "reasoning", "does not know it"), ({"max_tokens": 3}, "max_tokens", "max_output_tokens"),
         ({"text": {"format": {"type": "json_schema", "schema": 5}}}, "text", "text.format"), ({"temperature": -1}, "temperature", "-1"),
         ({"reasoning": {"effort": 5}}, "reasoning", "reasoning.effort must be a text"), ({"max_completion_tokens": 3}, "max_completion_tokens", "max_output_tokens"),
-        ({"continue_final_message": 5}, "continue_final_message", "leave it out"), ({"stream_options": {}}, "stream_options", "without stream"),
+        ({"continue_final_message": 5}, "continue_final_message", "leave it out"), ({"stream_options": {}}, "stream_options", "the last event has the usage"),
         ({"input": [{"type": "reasoning", "content": 5}]}, "input", "input[0].content must be"), ({"tools": [{"type": "x"}]}, "tools", '"name": ...'),
         ({"input": [{"role": "user"}], "instructions": "a"}, "input", "input[0].content is missing"),
     ],
@@ -132,6 +150,14 @@ def test_items_are_the_dialogue_that_they_were(client, talker):
 def test_a_clients_mistake_is_a_400_that_names_it(client, body, param, message):
     error = (response := post(client, **body)).json()["error"]
     assert (response.status_code, error["param"]) == (400, param) and message in error["message"], error
+
+
+def test_what_asks_for_nothing_is_taken_and_a_lenient_server_says_what_it_ignores(client, talker):
+    neutral = {"n": 1, "trace": False, "top_logprobs": 0, "include": ["reasoning.encrypted_content"], "truncation": "disabled", "store": True, "user": "me"}
+    assert post(client, max_output_tokens=2, **neutral).status_code == 200
+    with LiveEngine(*talker) as engine, TestClient(build_app(Served(engine, "tiny", lenient=True))) as other:
+        response = post(other, max_output_tokens=2, previous_response_id="x", truncation="auto", include=["x"], tempratur=1)
+        assert response.status_code == 200 and response.headers["x-ignored-fields"] == "previous_response_id, truncation, include, tempratur"
 
 
 def test_an_error_behind_the_headers_is_an_event(client, monkeypatch):

@@ -97,7 +97,7 @@ def test_a_server_that_ends_lets_answers_end_or_says_that_they_were_broken_off(e
         assert not drain or "the server is closing: ask again" in (late := sent(port, {}).recv(4096).decode()) and late.startswith("HTTP/1.1 503")
         answer = head + read_to_end(connection)
     assert answer.endswith("data: [DONE]\n\n\r\n0\r\n\r\n")
-    assert ('"finish_reason": "length"' in answer, "the request was cancelled: the server is closing" in answer) == (drain > 0, drain == 0)
+    assert ('"finish_reason":"length"' in answer, "the request was cancelled: the server is closing" in answer) == (drain > 0, drain == 0)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
