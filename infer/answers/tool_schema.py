@@ -10,7 +10,10 @@ from ..constraints.schema import LISTS, MAPS, SINGLES
 
 MOST_DEEP = 64  # schemas in one another: templates write them by recursion
 ARE = {Mapping: "an object", list: "a list", str: "a text"}
-KINDS = {**dict.fromkeys(MAPS, (Mapping,)), **dict.fromkeys(LISTS, (list,)), "enum": (list,), "required": (list,), "type": (str, list), "$ref": (str,), "pattern": (str,)}
+KINDS = {
+    **dict.fromkeys(MAPS, (Mapping,)), **dict.fromkeys(LISTS, (list,)), "enum": (list,), "required": (list,), "type": (str, list), "$ref": (str,),
+    "pattern": (str,),
+}  # fmt: skip
 del KINDS["items"]  # a schema, or in older drafts a list of them
 
 

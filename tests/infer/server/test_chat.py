@@ -261,6 +261,7 @@ def test_a_schema_is_obeyed_behind_thinking_that_the_prompt_has_opened(client, t
         ({"tools": [tool(properties={"a": {"anyOf": 5}})], "tool_choice": "none"}, "tools", "parameters.properties.a.anyOf must be a list, got 5"),
         ({"messages": [{"role": "user", "content": "a", "name": 5}]}, "messages", "messages[0].name must be a text, got 5"),
         ({"messages": [*ASK, {"role": "assistant", "content": "a", "reasoning_content": []}]}, "messages", "messages[1].reasoning_content must be a text"),
+        ({"tools": [tool(properties={"a": {"pattern": 5}})]}, "tools", "parameters.properties.a.pattern must be a text, got 5"),
         (
             {"tool_choice": "required", "tools": [{"type": "function", "function": {"name": "a", "parameters": {"properties": {"b": {"type": "x"}}}}}]},
             "tools", "tools cannot be used",
