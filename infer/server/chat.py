@@ -87,6 +87,9 @@ class Chat(Chunks):
         dialogue = dialogue_of(served, messages, self._tools, body.chat_template_kwargs, effort)
         text = prompt_text(tokenizer, dialogue.messages, dialogue.tools, **dialogue.template_kwargs) + prefix
         self._in_thinking, self._may_think = self._form.begins_in_thinking(text), self._form.may_think(text)
+        if prefix and self._in_thinking:
+            told = "the model's prompt opens its thinking, and the message's text would be taken for a part of it: leave it out"
+            raise ApiError(400, f"continue_final_message given: {told}", "continue_final_message")
         self.prompts, self._prefix = [dialogue], prefix
         ours: dict[str, Any] = {}
         if body.top_logprobs is not None and not body.logprobs:

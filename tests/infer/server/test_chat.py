@@ -242,6 +242,8 @@ def test_a_schema_is_obeyed_behind_thinking_that_the_prompt_has_opened(client, t
     with LiveEngine(model, tokenizer) as engine, TestClient(build_app(Served(engine, "tiny"))) as other:
         found = answered(other, response_format=schema, max_tokens=60)
         assert found["content"] == '"서당"' and found["thinking"] and found["reason"] == "stop"
+        begun = {"messages": [*ASK, {"role": "assistant", "content": "그래"}], "continue_final_message": True, "add_generation_prompt": False}
+        assert "opens its thinking" in error_of(post(other, **begun), "continue_final_message")
 
 
 @pytest.mark.parametrize(
