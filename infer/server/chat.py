@@ -12,10 +12,10 @@ from pydantic import Field
 
 from ...data.chat import prompt_text
 from ...data.literal import literal_ids
-from ..answers.control_text import ControlText
-from ..answers.forced_calls import call_grammar, strict_grammar
-from ..answers.parser import AnswerParser, CallArguments, CallBegun, Content, Part, Thinking
 from ..constraints.build import LANGUAGES
+from ..parsing.control_text import ControlText
+from ..parsing.forced_calls import call_grammar, strict_grammar
+from ..parsing.parser import AnswerParser, CallArguments, CallBegun, Content, Part, Thinking
 from ..requests.events import Committed, Event, Finished, PromptRead
 from .answering import FINISH_REASONS, Chunks, answered
 from .calls import Call

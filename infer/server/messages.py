@@ -9,8 +9,8 @@ from typing import Any
 from ...data.calls import with_calls
 from ...data.errors import UserError
 from ...data.formats import ROLES, Dialogue
-from ..answers.form import AnswerForm, answer_form
-from ..answers.tool_schema import check_schema
+from ..parsing.form import AnswerForm, answer_form
+from ..parsing.tool_schema import check_schema
 from .errors import ApiError
 from .protocol import shown
 from .served import Served

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from seodang.infer.answers.control_text import ControlText
+from seodang.infer.parsing.control_text import ControlText
 from seodang.infer.requests.stop import AnswerText
 from seodang.infer.text.detokenise import detokeniser
 

@@ -4,7 +4,7 @@ import pytest
 from jsonschema import Draft202012Validator, SchemaError
 
 from seodang.data.errors import UserError
-from seodang.infer.answers.tool_schema import MOST_DEEP, check_schema
+from seodang.infer.parsing.tool_schema import MOST_DEEP, check_schema
 
 NESTED = {"type": ["string", "null"]}
 for _ in range(MOST_DEEP - 1):

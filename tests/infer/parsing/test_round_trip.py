@@ -8,8 +8,8 @@ import trl
 
 from seodang.data.conversation import Conversation
 from seodang.data.errors import UserError
-from seodang.infer.answers.form import answer_form
-from seodang.infer.answers.parser import parsed
+from seodang.infer.parsing.form import answer_form
+from seodang.infer.parsing.parser import parsed
 from seodang.infer.text.detokenise import special_ids
 
 PROPERTIES = {

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from seodang.infer.answers.call_form import CallForm, ParameterForm
-from seodang.infer.answers.form import AnswerForm
-from seodang.infer.answers.parser import AnswerParser, CallArguments, CallBegun, Content, Thinking, joined, parsed
+from seodang.infer.parsing.call_form import CallForm, ParameterForm
+from seodang.infer.parsing.form import AnswerForm
+from seodang.infer.parsing.parser import AnswerParser, CallArguments, CallBegun, Content, Thinking, joined, parsed
 
 THINK = ("<think>", "</think>")
 HERMES = CallForm("<tool_call>\n", '{"name": "', '", "arguments": ', "}", "\n</tool_call>\n<tool_call>\n", "\n</tool_call>", ("name", "arguments"))

@@ -8,13 +8,13 @@ from jsonschema import Draft202012Validator
 
 from seodang.data.errors import UserError
 from seodang.data.form import SENTINEL
-from seodang.infer.answers.call_form import NUMBER
-from seodang.infer.answers.forced_calls import call_grammar, strict_grammar
-from seodang.infer.answers.form import answer_form
-from seodang.infer.answers.parser import parsed
 from seodang.infer.constraints.grammar import new_grammar
 from seodang.infer.engine.generate import generate
 from seodang.infer.engine.params import SamplingParams
+from seodang.infer.parsing.call_form import NUMBER
+from seodang.infer.parsing.forced_calls import call_grammar, strict_grammar
+from seodang.infer.parsing.form import answer_form
+from seodang.infer.parsing.parser import parsed
 from seodang.infer.text.detokenise import special_ids
 
 CITY = {

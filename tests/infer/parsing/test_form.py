@@ -7,7 +7,7 @@ import pytest
 import trl
 
 from seodang.data.chat import prompt_text
-from seodang.infer.answers.form import AnswerForm, answer_form
+from seodang.infer.parsing.form import AnswerForm, answer_form
 
 FILES = sorted(path.stem for path in Path(trl.__file__).parent.glob("chat_templates/*.jinja"))
 THINK = ("<think>", "</think>")
