@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -190,14 +191,14 @@ def refuse_two_languages(known: Mapping[str, Any]) -> None:
         raise UserError(f"{languages[0]} and {languages[1]} both say what the whole answer is: drop one of them")
 
 
-def drawn_unasked(known: Mapping[str, Any]) -> bool:
+def drawn_unasked(params: SamplingParams) -> bool:
     """Whether settings that say nothing of chance are meant, as OpenAI's clients mean them, to draw at temperature 1.
 
     They are unless they ask for a search of beams, for a strategy that drawing makes another one of, or that takes no random choices.
     """
-    if known.get("do_sample") is not None or "temperature" in known:
+    if params.do_sample is not None or params.temperature is not None:
         return False
-    plain, sampled = choose(SamplingParams(**known)), choose(SamplingParams(**{**known, "do_sample": True}))
+    plain, sampled = choose(params), choose(replace(params, do_sample=True))
     return plain is sampled and plain.samples and plain is not BEAM
 
 

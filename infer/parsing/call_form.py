@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...data.chat import ending, prompt_text
 from ...data.errors import UserError
-from ...data.form import SENTINEL, sample_call
+from ...data.form import SAMPLE_TOOL, SENTINEL, sample_call
 from ...data.template import render
 
 USER = {"role": "user", "content": "?"}
@@ -71,8 +71,7 @@ def attempt(tokenizer: PreTrainedTokenizerBase, message: dict | None, tools: lis
 
 def sample_tool() -> dict[str, Any]:
     """A tool of the sentinel's name."""
-    parameters = {"type": "object", "properties": {"a": {"type": "string", "description": "?"}}, "required": ["a"]}
-    return {"type": "function", "function": {"name": SENTINEL, "description": "?", "parameters": parameters}}
+    return {**SAMPLE_TOOL, "function": {**SAMPLE_TOOL["function"], "name": SENTINEL}}
 
 
 def find_calls(tokenizer: PreTrainedTokenizerBase, thinking_closing: str) -> tuple[CallForm | None, bool]:

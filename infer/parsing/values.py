@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...data.errors import UserError
-from ..constraints.schema import KEYWORDS, ready
+from ..constraints.schema import KEYWORDS, ready, referred
 
 PYTHON = {"True": "true", "False": "false", "None": "null"}
 TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object", type(None): "null"}
@@ -45,9 +45,7 @@ def types_of(node: Any, root: Mapping[str, Any]) -> set[str]:
     if "enum" in node or "const" in node:
         return {TYPES[type(each)] for each in node.get("enum", [node.get("const")])}
     if isinstance(reference := node.get("$ref"), str):
-        target: Any = root
-        for step in reference.removeprefix("#/").split("/"):
-            target = target.get(step) if isinstance(target, Mapping) else None
+        target = referred(root, reference)
         return types_of(target, {}) if target is not node else set()
     return {each for name in ("anyOf", "oneOf", "allOf") for part in node.get(name, ()) for each in types_of(part, root)}
 

@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
@@ -19,7 +19,7 @@ from ..explain.trace_events import traced
 from ..requests.events import Event
 from .calls import Call, EventStream, heard_out
 from .errors import ApiError
-from .protocol import AskingBody, Words
+from .protocol import AskingBody, Words, body_of, refuse_too_many
 from .served import Served
 
 log = logging.getLogger(__name__)
@@ -31,31 +31,12 @@ COMPACT = (",", ":")  # between the values of a frame, as JSONResponse has them
 B = TypeVar("B", bound=AskingBody)
 
 
-class Asked(Protocol):
-    """What a client asks, checked, and how the answer to it is written."""
-
-    prompts: Sequence[Prompt]
-    params: SamplingParams
-    ignored: Sequence[str]  # fields that have no effect
-    words: Words
-
-    async def whole(self, call: Call) -> Mapping[str, Any]:
-        """Wait for the answers and return them as one object."""
-
-    def frames(self, call: Call) -> AsyncIterator[str]:
-        """Yield server-sent events as the answers grow."""
-
-    def last_frame(self, error: ApiError | None) -> str:
-        """What a stream ends by, after an error in its midst or without one."""
-
-
-async def answered(request: Request, served: Served, body: B, make: Callable[[B, Served], Asked]) -> Response:
-    """Hand in what a body asks, and answer it; a client that goes away cancels it."""
+async def answered(request: Request, served: Served, kind: type[B], make: Callable[[B, Served], Chunks]) -> Response:
+    """Read a body of a kind, hand in what it asks, and answer it; a client that goes away cancels it."""
+    body = await body_of(request, served, kind)
     with Words(body).told():
         asked = await asyncio.to_thread(make, body, served)  # encoding, and the compiling of a schema, take a while
-        if len(asked.prompts) > served.engine.max_waiting:
-            most = f"more than the {served.engine.max_waiting} that may wait here: send fewer at a time"
-            raise ApiError(400, f"{len(asked.prompts)} prompts are {most}", "prompt")
+        refuse_too_many(asked.prompts, served, "prompt")
         submit = partial(served.engine.submit, params=asked.params, cache_salt=body.cache_salt, trace=body.trace)
         call = await Call.begin(asked.prompts, submit)
     headers = {"x-ignored-fields": ", ".join(asked.ignored)} if asked.ignored else {}
@@ -65,7 +46,7 @@ async def answered(request: Request, served: Served, body: B, make: Callable[[B,
         return JSONResponse(await heard_out(request, call, asked.whole(call)), headers=headers)
 
 
-async def streamed(call: Call, asked: Asked) -> AsyncIterator[str]:
+async def streamed(call: Call, asked: Chunks) -> AsyncIterator[str]:
     """Yield the frames of a stream; what goes wrong by now is an event too."""
     told = None
     try:
@@ -81,13 +62,14 @@ async def streamed(call: Call, asked: Asked) -> AsyncIterator[str]:
 class Chunks:
     """Answers as OpenAI's completions and chat completions have them: choices that grow by parts, each part a chunk of a stream.
 
-    A subclass has `head`, what all chunks have in common, and `parts`, what an event adds to the choices. The whole answer is all parts joined, so
-    that it and the stream are the same.
+    A subclass is made of a body, checked, and has `head`, what all chunks have in common, and `parts`, what an event adds to the choices. The whole answer
+    is all parts joined, so that it and the stream are the same.
     """
 
-    head: Mapping[str, Any]
+    prompts: Sequence[Prompt]
     params: SamplingParams
-    ignored: Sequence[str]
+    ignored: Sequence[str]  # fields that have no effect
+    head: Mapping[str, Any]
     whole_kind: ClassVar[str | None] = None  # the `object` of a whole answer, where a chunk is another
     _call: Call
 
@@ -105,10 +87,10 @@ class Chunks:
         """How many tokens there were."""
         return usage(call)
 
-    @property
-    def ids(self) -> list[list[int]]:
-        """The ids of each prompt."""
-        return [ticket.generation.request.source_ids or ticket.generation.request.prompt_ids for ticket in self._call.tickets]
+    def ids_of(self, prompt: int) -> list[int]:
+        """The ids of a prompt."""
+        request = self._call.tickets[prompt].generation.request
+        return request.source_ids or request.prompt_ids
 
     def place_of(self, prompt: int, choice: int) -> int:
         """Where an answer stands among the choices: those to a prompt together."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request, Response
@@ -15,6 +16,7 @@ from ...data.literal import literal_ids
 from ..constraints.build import LANGUAGES
 from ..parsing.control_text import ControlText
 from ..parsing.forced_calls import call_grammar, strict_grammar
+from ..parsing.form import answer_form
 from ..parsing.parser import AnswerParser, CallArguments, CallBegun, Content, Part, Thinking
 from ..requests.events import Committed, Event, Finished, PromptRead
 from .answering import FINISH_REASONS, Chunks, answered
@@ -22,8 +24,8 @@ from .calls import Call
 from .docs import takes
 from .errors import ApiError
 from .logprobs import chat_logprobs, prompt_logprobs
-from .messages import ECHOED, dialogue_of, form_of, texts_of, tools_of
-from .protocol import AskingBody, body_of, settings_of, shown
+from .messages import ECHOED, dialogue_of, texts_of, tools_of
+from .protocol import AskingBody, settings_of, shown
 from .served import Served
 
 FORMATS = ("response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar", *LANGUAGES)
@@ -61,8 +63,7 @@ def chat_routes(served: Served) -> APIRouter:
     @routes.post("/v1/chat/completions", openapi_extra=takes(ChatBody, served, messages=[{"role": "user", "content": "Name three colours."}]))
     async def chat_completions(request: Request) -> Response:
         """Answer a dialogue; whole, or with `stream` as it grows."""
-        body = await body_of(request, served, ChatBody)
-        return await answered(request, served, body, Chat)
+        return await answered(request, served, ChatBody, Chat)
 
     return routes
 
@@ -76,7 +77,7 @@ class Chat(Chunks):
         """Raises ApiError for messages and tools that are none, UserError for settings that are unknown or cannot be honoured."""
         super().__init__(body)
         self.head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion.chunk", "created": int(time.time()), "model": served.name}
-        self._form, tokenizer = form_of(served), served.tokenizer
+        self._form, tokenizer = answer_form(served.tokenizer), served.tokenizer
         messages, prefix = beginning(body)
         choice, named = choice_of(body)
         tools = tools_of(body.tools or [], self._form, choice != "none")
@@ -85,7 +86,9 @@ class Chat(Chunks):
             raise ApiError(400, f"tool_choice names {named!r}, and the tools are {', '.join(names)}: name one of them", "tool_choice")
         effort = effort_of(body, served)
         dialogue = dialogue_of(served, messages, self._tools, body.chat_template_kwargs, effort)
-        text = prompt_text(tokenizer, dialogue.messages, dialogue.tools, **dialogue.template_kwargs) + prefix
+        text = ""
+        if self._form.thinking:  # else it is rendered once, where it is encoded
+            text = prompt_text(tokenizer, dialogue.messages, dialogue.tools, **dialogue.template_kwargs) + prefix
         self._in_thinking, self._may_think = self._form.begins_in_thinking(text), self._form.may_think(text)
         if prefix and self._in_thinking:
             told = "the model's prompt opens its thinking, and the message's text would be taken for a part of it: leave it out"
@@ -109,8 +112,8 @@ class Chat(Chunks):
         if body.reasoning_effort != effort:
             self.ignored.append("reasoning_effort")
         if self._in_thinking and self.params.thinking_budget is None and any(getattr(self.params, name) for name in LANGUAGES if name != "grammar"):
-            budget = {"thinking_budget": self.params.max_new_tokens // 2, "thinking_end": self._form.thinking[1]}  # what is asked follows it
-            self.params, _ = settings_of(body, served, **ours, **budget)
+            budget = self.params.max_new_tokens // 2  # what is asked follows it
+            self.params = replace(self.params, thinking_budget=budget, thinking_end=self._form.thinking[1])
         self._judged = self.params.prompt_logprobs is not None
         self._read: list = []
         self._answers: dict[int, AnswerState] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request, Response
@@ -17,7 +18,7 @@ from .answering import FINISH_REASONS, Chunks, answered
 from .calls import Call
 from .docs import takes
 from .logprobs import completion_logprobs, prompt_logprobs, prompt_tokens
-from .protocol import AskingBody, body_of, settings_of
+from .protocol import AskingBody, settings_of
 from .served import Served
 
 IDS = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
@@ -62,8 +63,7 @@ def completion_routes(served: Served) -> APIRouter:
     @routes.post("/v1/completions", openapi_extra=takes(CompletionBody, served, prompt="The three primary colours are", max_tokens=16))
     async def completions(request: Request) -> Response:
         """Continue texts or ids; whole, or with `stream` as it grows."""
-        body = await body_of(request, served, CompletionBody)
-        return await answered(request, served, body, Completion)
+        return await answered(request, served, CompletionBody, Completion)
 
     return routes
 
@@ -81,7 +81,7 @@ class Completion(Chunks):
         self.params, self.ignored = settings_of(body, served, **length)
         self._judged = "prompt_logprobs" in (body.model_extra or {})
         if self._echo and self.params.logprobs is not None and not self._judged:
-            self.params, _ = settings_of(body, served, **length, prompt_logprobs=self.params.logprobs)
+            self.params = replace(self.params, prompt_logprobs=self.params.logprobs)
         self._texts: dict[int, str] = {}  # what has been sent of each choice
         self._read: dict[int, list[TokenLogprobs | None]] = {}  # by prompt
 
@@ -114,7 +114,7 @@ class Completion(Chunks):
         told = {"prompt_logprobs": prompt_logprobs(judged)} if self._judged else {}
         if not self._echo:
             return [{**part(index), **told}] if told else []
-        given, ids = self.prompts[prompt], self.ids[prompt]
+        given, ids = self.prompts[prompt], self.ids_of(prompt)
         self._texts[index] = given if isinstance(given, str) else whole_text(self._tokenizer, ids)
         known = None
         if self.params.logprobs is not None:

@@ -19,7 +19,7 @@ from .calls import Call, heard_out
 from .completions import PROMPTS, prompts_of
 from .docs import takes
 from .errors import ApiError
-from .protocol import Body, body_of
+from .protocol import Body, body_of, refuse_too_many
 from .served import Served
 
 
@@ -53,9 +53,7 @@ def embedding_routes(served: Served) -> APIRouter:
         body, engine = await body_of(request, served, EmbeddingBody), served.engine
         if body.dimensions not in (None, size):
             raise ApiError(400, f"dimensions is {body.dimensions}, but a vector of this model has {size}: give {size}, or leave it out", "dimensions")
-        if len(body.input) > engine.max_waiting:
-            most = f"more than the {engine.max_waiting} that may wait here: send fewer at a time"
-            raise ApiError(400, f"{len(body.input)} inputs are {most}", "input")
+        refuse_too_many(body.input, served, "input")
         try:
             call = await Call.begin(body.input, engine.embed)
             vectors = await heard_out(request, call, read_all(call))

@@ -9,7 +9,7 @@ from typing import Any
 from ...data.calls import with_calls
 from ...data.errors import UserError
 from ...data.formats import ROLES, Dialogue
-from ..parsing.form import AnswerForm, answer_form
+from ..parsing.form import AnswerForm
 from ..parsing.tool_schema import check_schema
 from .errors import ApiError
 from .protocol import shown
@@ -114,8 +114,3 @@ def tools_of(tools: Any, form: AnswerForm, asked: bool = True) -> list[dict[str,
     if tools and asked and not (form.supports_tools and form.calls):
         raise ApiError(400, "tools given, but the model's chat template shows it none, or writes no calls that are known: leave them out", "tools")
     return [{"type": "function", "function": {key: value for key, value in tool["function"].items() if value is not None}} for tool in tools]
-
-
-def form_of(served: Served) -> AnswerForm:
-    """How the model's answers are written."""
-    return answer_form(served.tokenizer)

@@ -6,7 +6,7 @@ import asyncio
 import json
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar, TypeVar
@@ -40,13 +40,11 @@ MISTAKES = {  # pydantic's kinds of them, in our words
 B = TypeVar("B", bound="Body")
 
 
-class Part(BaseModel):
-    """A part of a body: nothing in it is converted, and nothing else stands in it."""
+class StreamOptions(BaseModel):
+    """How a stream is told; nothing in it is converted, and nothing else stands in it."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-
-class StreamOptions(Part):
     include_usage: bool = Field(False, description="End the stream by a chunk with the usage.")
 
 
@@ -131,6 +129,12 @@ def checked(body: Mapping[str, Any], served: Served, kind: type[B]) -> B:
         raise refusal(error) from None
 
 
+def refuse_too_many(given: Sequence[Any], served: Served, field: str) -> None:
+    """Raise ApiError for more prompts in one body than may wait."""
+    if len(given) > (most := served.engine.max_waiting):
+        raise ApiError(400, f"{len(given)} {field}s are more than the {most} that may wait here: send fewer at a time", field)
+
+
 def refusal(error: ValidationError) -> ApiError:
     """The first of a body's mistakes, by its field."""
     first = error.errors(include_url=False)[0]
@@ -206,7 +210,7 @@ def settings_of(body: AskingBody, served: Served, **ours: Any) -> tuple[Sampling
     params = served.params({**known, **ours})
     if served.lenient:
         honoured = choose(params).honours
-        idle = {name: REQUEST[name] for name in given if REQUEST.get(name) in OWNED and REQUEST[name] not in honoured}
-        ignored += idle
-        params = served.params({name: value for name, value in {**known, **ours}.items() if name not in idle.values()})
+        if idle := {name: REQUEST[name] for name in given if REQUEST.get(name) in OWNED and REQUEST[name] not in honoured}:
+            ignored += idle
+            params = served.params({name: value for name, value in {**known, **ours}.items() if name not in idle.values()})
     return params, ignored

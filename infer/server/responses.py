@@ -16,7 +16,7 @@ from .calls import Call
 from .chat import Chat, ChatBody
 from .docs import takes
 from .errors import ApiError
-from .protocol import AskingBody, Words, body_of, refusal, shown
+from .protocol import AskingBody, Words, refusal, shown
 from .served import Served
 
 STATELESS = "nothing is kept here: send the whole dialogue as input"
@@ -26,8 +26,6 @@ KINDS = {  # an item's kind of content, its part, and the events of its text
     "reasoning": ("rs", "reasoning_text", "response.reasoning_text"), "message": ("msg", "output_text", "response.output_text"),
     "function_call": ("fc", None, "response.function_call_arguments"),
 }  # fmt: skip
-
-
 DONE = {  # what can be asked by fields that other servers do more about; thinking is told as it is, so that nothing need be encrypted
     "background": (False,), "truncation": ("disabled",), "include": ([], ["reasoning.encrypted_content"]),
 }  # fmt: skip
@@ -72,8 +70,7 @@ def response_routes(served: Served) -> APIRouter:
     @routes.post("/v1/responses", openapi_extra=takes(ResponseBody, served, input="Name three colours.", max_output_tokens=16))
     async def responses(request: Request) -> Response:
         """Answer a text or a dialogue; whole, or with `stream` as events. Nothing of it is kept."""
-        body = await body_of(request, served, ResponseBody)
-        return await answered(request, served, body, Answered)
+        return await answered(request, served, ResponseBody, Answered)
 
     return routes
 

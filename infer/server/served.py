@@ -60,7 +60,7 @@ class Served:
         """
         refuse_two_languages(known)
         params, changes = params_beside(self.config, known), dict(known)
-        if drawn_unasked(params.given):
+        if drawn_unasked(params):
             changes["do_sample"] = True
         elif choose(SamplingParams(**known)) is BEAM and not any(name in known for name in ("do_sample", *WARPING)):
             changes["do_sample"] = False  # a client that asks for a search means none by the checkpoint's chances

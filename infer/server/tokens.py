@@ -12,11 +12,12 @@ from transformers import PreTrainedTokenizerBase
 from ...data.chat import text_ids
 from ...data.errors import UserError
 from ..engine.prompts import encode
+from ..parsing.form import answer_form
 from ..text.detokenise import whole_text
 from ..text.vocabulary import check_ids
 from .docs import takes
 from .errors import ApiError
-from .messages import dialogue_of, form_of, tools_of
+from .messages import dialogue_of, tools_of
 from .protocol import Body, body_of
 from .served import Served
 
@@ -82,7 +83,7 @@ def text_of(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 def ids_of(served: Served, body: TokenizeBody) -> list[int]:
     """The ids of a body's text or dialogue."""
     if body.messages is not None:
-        return encode(served.tokenizer, dialogue_of(served, body.messages, tools_of(body.tools or [], form_of(served)), body.chat_template_kwargs))
+        return encode(served.tokenizer, dialogue_of(served, body.messages, tools_of(body.tools or [], answer_form(served.tokenizer)), body.chat_template_kwargs))
     if body.add_special_tokens:
         return text_ids(served.tokenizer, body.prompt)
     return served.tokenizer.encode(body.prompt, add_special_tokens=False)

@@ -1,10 +1,19 @@
-"""A model that may think and call tools."""
+"""A live engine of a tiny model, and a model that may think and call tools."""
 
 import copy
 from pathlib import Path
 
 import pytest
 import trl
+
+from seodang.infer.engine.live import LiveEngine
+
+
+@pytest.fixture
+def engine(tiny_llama, tiny_tokenizer):
+    """Of few rows, for which few may wait."""
+    with LiveEngine(tiny_llama, tiny_tokenizer, max_rows=8, max_waiting=4) as engine:
+        yield engine
 
 
 @pytest.fixture(scope="session")

@@ -21,13 +21,6 @@ GREEDY = {"model": "tiny", "prompt": "abc", "max_tokens": 6, "temperature": 0}
 
 
 @pytest.fixture
-def engine(tiny_llama, tiny_tokenizer):
-    engine = LiveEngine(tiny_llama, tiny_tokenizer, max_rows=8, max_waiting=4)
-    yield engine
-    engine.close()
-
-
-@pytest.fixture
 def client(engine):
     with TestClient(build_app(Served(engine, "tiny")), raise_server_exceptions=False) as client:
         yield client

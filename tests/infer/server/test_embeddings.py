@@ -22,12 +22,6 @@ TIMEOUT = 20  # seconds: of a wait that ends at once where all is well
 
 
 @pytest.fixture
-def engine(tiny_llama, tiny_tokenizer):
-    with LiveEngine(tiny_llama, tiny_tokenizer, max_rows=8, max_waiting=4) as engine:
-        yield engine
-
-
-@pytest.fixture
 def client(engine):
     with TestClient(build_app(Served(engine, "tiny"))) as client:
         yield client

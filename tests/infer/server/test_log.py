@@ -10,7 +10,6 @@ from fastapi.testclient import TestClient
 
 from seodang.infer import generate
 from seodang.infer.engine.core import Engine
-from seodang.infer.engine.live import LiveEngine
 from seodang.infer.engine.params import SamplingParams
 from seodang.infer.server import answering
 from seodang.infer.server.app import build_app
@@ -19,12 +18,6 @@ from seodang.infer.server.served import Served
 TIMEOUT = 20  # seconds: of a wait that ends at once where all is well
 GREEDY = {"model": "tiny", "prompt": "abc", "max_tokens": 6, "temperature": 0, "ignore_eos": True}
 CANARY = "canary-4711"
-
-
-@pytest.fixture
-def engine(tiny_llama, tiny_tokenizer):
-    with LiveEngine(tiny_llama, tiny_tokenizer, max_rows=8, max_waiting=4) as engine:
-        yield engine
 
 
 @pytest.fixture

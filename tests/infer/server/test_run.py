@@ -14,7 +14,6 @@ import uvicorn
 from seodang.data.errors import UserError
 from seodang.infer import SamplingParams
 from seodang.infer.engine.core import Engine
-from seodang.infer.engine.live import LiveEngine
 from seodang.infer.server import protocol, run
 from seodang.infer.server.app import build_app
 from seodang.infer.server.run import Server, address_of, bound
@@ -22,12 +21,6 @@ from seodang.infer.server.served import Served
 
 TIMEOUT = 20  # seconds: of a wait that ends at once where all is well
 GREEDY = {"model": "tiny", "prompt": "abc", "max_tokens": 6, "temperature": 0}
-
-
-@pytest.fixture
-def engine(tiny_llama, tiny_tokenizer):
-    with LiveEngine(tiny_llama, tiny_tokenizer, max_rows=8, max_waiting=4) as engine:
-        yield engine
 
 
 @contextmanager
