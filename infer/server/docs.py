@@ -37,7 +37,8 @@ def body_schema(kind: type[Body], served: Served) -> Schema:
     """Return the JSON Schema of a body: its own fields, and where it asks for an answer those of the settings that its path does not refuse."""
     own = kind.model_json_schema()
     fields = whole(own["properties"], own.get("$defs", {}))
-    fields["model"] = {"type": "string", "enum": [served.name], "description": "What this server calls its model."}
+    known = {"enum": served.models} if served.adapter_folder is None else {}  # else others may come
+    fields["model"] = {"type": "string", **known, "description": "What this server calls its model, or an adapter beside it."}
     asks = issubclass(kind, AskingBody)
     if asks:
         fields |= {name: each for name, each in settings_schema(served.defaults).items() if name not in fields and name not in kind.refused}

@@ -113,8 +113,7 @@ def finite(number: str) -> float:
 def checked(body: Mapping[str, Any], served: Served, kind: type[B]) -> B:
     """Return a body as one of its kind, without its nulls; raises ApiError for fields of another type, and for another model."""
     given = {name: value for name, value in body.items() if value is not None}
-    if (model := given.get("model", served.name)) != served.name:
-        raise ApiError(404, f"the model {model!r} does not exist: this server has {served.name!r}", "model", "model_not_found")
+    check_model(given.get("model", served.name), served)
     refused = [name for name in kind.refused if name in given and given[name] not in NEUTRAL.get(name, ())]
     if refused and not served.lenient:
         raise ApiError(400, f"{refused[0]} given: {kind.refused[refused[0]]}", refused[0])
@@ -127,6 +126,12 @@ def checked(body: Mapping[str, Any], served: Served, kind: type[B]) -> B:
         return read
     except ValidationError as error:
         raise refusal(error) from None
+
+
+def check_model(name: Any, served: Served) -> None:
+    """Raise ApiError for a model that is not served."""
+    if name not in served.models:
+        raise ApiError(404, f"the model {shown(name)} does not exist: this server has {', '.join(served.models)}", "model", "model_not_found")
 
 
 def refuse_too_many(given: Sequence[Any], served: Served, field: str) -> None:

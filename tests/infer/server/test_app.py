@@ -161,7 +161,7 @@ def test_bodies_that_are_no_requests(client, monkeypatch):
     assert "the body is not JSON" in error_of(send(b"[" * 100_000), 400)
     assert "must be a JSON object, got a list" in error_of(send(b"[]"), 400)
     assert "1e999 is no number" in error_of(send(b'{"metadata": 1e999}'), 400)
-    assert error_of(post(client, model="other"), 404, "model", "model_not_found") == "the model 'other' does not exist: this server has 'tiny'"
+    assert error_of(post(client, model="other"), 404, "model", "model_not_found") == 'the model "other" does not exist: this server has tiny'
     assert error_of(client.get("/v1/completions"), 405) and error_of(client.get("/v2"), 404)
     monkeypatch.setattr(protocol, "MAX_BODY", 100)
     assert "positions of the model" in error_of(post(client, prompt="a" * 7_000), 400, "prompt")  # 32 bytes for each of 256 positions may come
