@@ -31,7 +31,7 @@ class Serve:
     )
     adapter_folder: str | None = option("Let clients load adapters from folders below this one (/v1/load_lora_adapter); without, none can.")
     max_rows: int = option("Answers that grow at the same time; the others wait.", 64)
-    max_waiting: int = option("Requests that may wait; further ones are told to come again (503).", 1024)
+    max_waiting: int = option("Requests that may wait; further ones are told to come again (429).", 1024)
     cache_gib: float | None = option("Memory for the KV cache in GiB; without, half of what is free at the start.")
     answer_tokens: int = option("Most tokens of an answer where neither client nor checkpoint says how many.", 1024)
     template_kwargs: list[str] = field(

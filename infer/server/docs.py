@@ -14,6 +14,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from ...data.html_template import html_template
 from ..engine.settings_schema import settings_schema
 from ..requests.schema_words import kinds, nullable, span, whole
+from .limits import told
 from .protocol import AskingBody, Body
 from .served import Served
 
@@ -43,7 +44,8 @@ def body_schema(kind: type[Body], served: Served) -> Schema:
     if asks:
         fields |= {name: each for name, each in settings_schema(served.defaults).items() if name not in fields and name not in kind.refused}
     required = own.get("required", [])
-    optional = {name: each if name in required else nullable(each) for name, each in fields.items()}
+    bounded = {name: told(name, each) for name, each in fields.items()}
+    optional = {name: each if name in required else nullable(each) for name, each in bounded.items()}
     return {"type": "object", "properties": optional, "required": required, "additionalProperties": asks and served.lenient}
 
 
