@@ -112,6 +112,12 @@ class LiveEngine:
         """How many positions the model can have, prompt and answer; None where nothing bounds them."""
         return self._loop.engine.runner.limit
 
+    @property
+    def rows_in_use(self) -> int:
+        """How many rows of the KV cache requests in hand hold, those aside that the prefix cache keeps; while a step runs they may be counted in its midst."""
+        kept = 0 if self.prefix_cache is None else len(self.prefix_cache.slots)
+        return max(0, self._loop.engine.runner.live - kept)
+
     def submit(
         self,
         prompt: Prompt,

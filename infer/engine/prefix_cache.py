@@ -101,8 +101,8 @@ class PrefixCache:
 
     @property
     def slots(self) -> list[int]:
-        """The slots of the runner in use that are kept, the longest unused first."""
-        return [kept.slot for kept in self._kept if kept.runner is self.runner]
+        """The slots of the runner in use that are kept, the longest unused first; for any thread."""
+        return [kept.slot for kept in list(self._kept) if kept.runner is self.runner]
 
     def recall(self, ids: list[int], runner: Runner, salt: Hashable = None) -> int:
         """Return a new slot of the runner for a prompt, with the longest past that there is of it; the last id is always left to run."""
