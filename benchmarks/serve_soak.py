@@ -42,7 +42,7 @@ from seodang.infer import load
 from seodang.recipes.serve import Serve
 
 HOST = "127.0.0.1"
-ROWS, WAITING, CACHE_GIB = 8, 12, 0.2  # so few that queues fill, and so little that the prefix cache has its full size within the first minute
+ROWS, WAITING = 8, 12  # so few that queues fill
 BURST, CROWD = 20, 40  # seconds between two crowds, and how many come
 PATIENCE = 180  # seconds
 MARGIN = 0.05
@@ -227,7 +227,7 @@ def random_adapters(model: str, folder: Path, count: int = 3) -> dict[str, Path]
 def serving(args: argparse.Namespace, folder: Path) -> Iterator[tuple[psutil.Process, int, list[str], Path]]:
     """Run `seodang serve`; yield its process, its port, the names of its models and the file that its log goes to."""
     command = [sys.executable, "-m", "seodang", "serve", args.model, "--port", "0", "--served_model_name", "base", "--dtype", "float32"]
-    command += ["--max_rows", str(ROWS), "--max_waiting", str(WAITING), "--cache_gib", str(CACHE_GIB)]
+    command += ["--max_rows", str(ROWS), "--max_waiting", str(WAITING), "--cache_gib", str(args.cache_gib)]
     names = ["base"]
     if args.adapters and any(field.name == "adapters" for field in dataclasses.fields(Serve)):
         adapters = random_adapters(args.model, folder)
@@ -260,6 +260,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=int, default=15)
     parser.add_argument("--against", type=int, default=3, help="the minute whose memory later ones are held against")
     parser.add_argument("--clients", type=int, default=14)
+    parser.add_argument("--cache_gib", type=float, default=0.2, help="so little that the prefix cache has its full size before the minute that counts")
     parser.add_argument("--adapters", action=argparse.BooleanOptionalAction, default=True, help="serve three random LoRA adapters over the model too")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

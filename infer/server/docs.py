@@ -35,9 +35,9 @@ def takes(kind: type[Body], served: Served, **example: Any) -> Schema:
 
 
 def body_schema(kind: type[Body], served: Served) -> Schema:
-    """Return the JSON Schema of a body: its own fields, and where it asks for an answer those of the settings that its path does not refuse."""
+    """Return the JSON Schema of a body: its own fields, and where it asks for an answer those of the settings, without those that its path refuses."""
     own = kind.model_json_schema()
-    fields = whole(own["properties"], own.get("$defs", {}))
+    fields = {name: each for name, each in whole(own["properties"], own.get("$defs", {})).items() if name not in kind.refused}
     known = {"enum": served.models} if served.adapter_folder is None else {}  # else others may come
     fields["model"] = {"type": "string", **known, "description": "What this server calls its model, or an adapter beside it."}
     asks = issubclass(kind, AskingBody)

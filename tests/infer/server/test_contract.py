@@ -81,19 +81,20 @@ def check(address: str, engine, caplog, least: int) -> None:
 
 
 def test_requests_of_the_document_are_answered_as_it_says(engine, caplog, tmp_path):
-    """780 that it does not allow, all of which are refused, and 760 that it does, in which a few settings meet; the document is valid as well."""
+    """Each field of completions at its bounds and beyond; and on all paths what the document does not allow, and what it does, a few settings at a time."""
     with served(engine) as address:
         with urlopen(f"{address}/openapi.json") as answer:
             assert not list(OpenAPIV31SpecValidator(json.load(answer)).iter_errors())
-        tried(address, tmp_path, "--phases", "fuzzing", "--mode", "negative", "--max-examples", "130")
-        tried(address, tmp_path, "--phases", "fuzzing", "--mode", "positive", "--max-examples", "120", few_fields=True)
+        tried(address, tmp_path, "--phases", "coverage", "--include-path", "/v1/completions")
+        tried(address, tmp_path, "--phases", "fuzzing", "--mode", "negative", "--max-examples", "50")
+        tried(address, tmp_path, "--phases", "fuzzing", "--mode", "positive", "--max-examples", "70", few_fields=True)
         check(address, engine, caplog, 1400)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("lenient", [False, True])
 def test_each_field_at_its_bounds_and_beyond(engine, caplog, tmp_path, lenient):
-    """Some thousand requests; a lenient server takes fields that the document knows nothing of."""
+    """On all paths, some thousand requests; a lenient server takes fields that the document knows nothing of."""
     with served(engine, lenient) as address:
         tried(address, tmp_path, "--phases", "examples,coverage,fuzzing", "--max-examples", "50")
         tried(address, tmp_path, "--phases", "fuzzing", "--mode", "positive", "--max-examples", "300", few_fields=True)
