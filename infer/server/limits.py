@@ -10,6 +10,7 @@ from ...data.json_text import parsed
 from ..engine.compat import REQUEST
 from ..engine.live import LiveEngine
 from ..requests.rules import shown
+from ..requests.stop import LONGEST_PATTERN
 from .errors import ApiError
 
 MAX_BODY = 2 << 20  # bytes, or where the model has many positions, so many for each: beyond what it can read, and read in a second
@@ -32,6 +33,7 @@ LANGUAGES = {"json_schema", "regex", "grammar", "choice", "trie", "response_form
 READ = {"prompt", "messages", "input", "instructions", "tokens", "tools", "negative_prompt"}  # what the model reads, which its positions bound
 OF_THE_MODEL = ("allowed_token_ids", "attention_mask")  # which may have an entry for each of its ids, and of its positions
 LISTS = {"stop": STOPS, "dry_sequence_breakers": BREAKERS}
+TEXTS = {"stop": STOP_LENGTH, "stop_regex": LONGEST_PATTERN}  # characters
 
 
 def hold(given: Mapping[str, Any], engine: LiveEngine) -> None:
@@ -128,11 +130,13 @@ def told(name: str, schema: dict[str, Any]) -> dict[str, Any]:
     kind = schema.get("type")
     if kind == "integer" and ours in NUMBERS:
         return {**schema, "maximum": min(NUMBERS[ours], schema.get("maximum", NUMBERS[ours]))}
-    if name in READ or most_entries(ours) is None:
+    if name in READ:
         return schema
     if kind == "string" and "enum" not in schema:
-        return {**schema, "maxLength": STOP_LENGTH if ours == "stop" else SETTING}
+        return {**schema, "maxLength": TEXTS.get(ours, SETTING)}
+    if most_entries(ours) is None:
+        return schema
     if kind == "array":
-        inner = {"items": {**schema["items"], "maxLength": STOP_LENGTH}} if ours == "stop" else {}
+        inner = {"items": {**schema["items"], "maxLength": TEXTS[ours]}} if ours in TEXTS else {}
         return {**schema, **inner, **({} if ours in OF_THE_MODEL else {"maxItems": LISTS.get(ours, ENTRIES)})}
     return {**schema, "maxProperties": ENTRIES} if kind == "object" and "properties" not in schema else schema

@@ -1,8 +1,11 @@
 """Adapters beside one another in the same passes: each answers as a model does that it was merged into."""
 
+import contextlib
 import copy
 import json
+import queue
 import random
+import threading
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from seodang.data.errors import UserError
 from seodang.infer import SamplingParams, embed, generate
 from seodang.infer.checkpoint.quantise import quantise
+from seodang.infer.engine.core import Engine
 from seodang.infer.engine.live import LiveEngine
 
 ANSWER = SamplingParams(max_new_tokens=12, ignore_eos=True)
@@ -56,6 +60,22 @@ def test_mixed_in_one_batch_each_equals_its_merged_model(three, tiny_tokenizer, 
         assert result.logprobs == pytest.approx(wanted.logprobs, abs=1e-9)
     likelihoods = [generate(each, tiny_tokenizer, [prompts[0]], ANSWER)[0].logprobs[0] for each in alone.values()]
     assert len({round(each, 6) for each in likelihoods}) == 3  # else nothing is shown
+
+
+def test_all_of_them_share_the_passes(three, tiny_tokenizer, monkeypatch):
+    """Five requests that are there at once take as many passes as one: a prompt's, and one a token."""
+    model, _, folders = three()
+    go, step = threading.Event(), Engine.step
+    monkeypatch.setattr(Engine, "step", lambda self: go.wait(60) and step(self))
+    with serving(model, tiny_tokenizer, folders) as engine:
+        before = engine._loop.engine.runner.passes
+        tickets = [engine.submit([5, 6, 7 + n], ANSWER, adapter=name) for n, name in enumerate(["A", "A", None, "B", "A"])]
+        with contextlib.suppress(queue.Empty):  # what comes behind the first may find its thread in the step, which waits
+            while True:
+                engine._loop._mail.get_nowait()()
+        go.set()
+        assert [len(ticket.results(60)[0].ids) for ticket in tickets] == [12] * 5
+        assert engine._loop.engine.runner.passes - before == 12
 
 
 @pytest.mark.parametrize(
@@ -227,6 +247,13 @@ def test_another_vocabulary_or_template_is_refused(double, tiny_tokenizer, tmp_p
         own.save_pretrained(folder)
         with pytest.raises(UserError, match="another vocabulary"):
             engine.load_adapter("A", folder)
+        said = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        own_code = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+        (folder / "tokenizer_config.json").write_text(json.dumps({**said, **own_code}), encoding="utf-8")
+        (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')", encoding="utf-8")
+        with pytest.raises(UserError, match="custom code"):
+            engine.load_adapter("A", folder)
+        assert not (tmp_path / "ran").exists()
 
 
 def test_a_runner_without_adapters_says_so(fresh_tiny, tiny_tokenizer, tmp_path):
