@@ -54,7 +54,11 @@ async def answer_by_error(request: Request, error: Exception) -> JSONResponse:
     headers = dict(getattr(error, "headers", None) or {})
     if told.status == 429:
         headers["Retry-After"] = "1"
-    if told.status == 408:  # the rest of it is no new request
+    if told.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if told.code == "request_timeout":
+        headers["x-should-retry"] = "false"  # OpenAI's clients ask again after a 408 else
+    elif told.status == 408:  # the rest of it is no new request
         headers["Connection"] = "close"
     return JSONResponse(told.body, told.status, headers)
 

@@ -17,6 +17,7 @@ from seodang.infer.server.app import build_app
 from seodang.infer.server.served import Served
 
 TIMEOUT = 20  # seconds: of a wait that ends at once where all is well
+JSON = {"Content-Type": "application/json"}
 GREEDY = {"model": "tiny", "prompt": "abc", "max_tokens": 6, "temperature": 0}
 
 
@@ -151,11 +152,11 @@ def test_half_a_character_is_never_sent(tiny, byte_tokenizer):
 )  # fmt: skip
 def test_a_clients_mistake_is_a_400_that_names_it(steady, changes, param, message):
     body = json.dumps({**GREEDY, **changes})
-    assert message in error_of(steady.post("/v1/completions", content=body), 400, param)
+    assert message in error_of(steady.post("/v1/completions", content=body, headers=JSON), 400, param)
 
 
 def test_bodies_that_are_no_requests(client, monkeypatch):
-    send = lambda content: client.post("/v1/completions", content=content)
+    send = lambda content: client.post("/v1/completions", content=content, headers=JSON)
     assert "the body is not JSON" in error_of(send(b"{"), 400)
     assert "the body is not JSON" in error_of(send(b"\xff"), 400)
     assert "the body is not JSON" in error_of(send(b"[" * 100_000), 400)

@@ -97,7 +97,7 @@ def test_no_text_of_prompts_or_answers_is_logged(client, caplog, engine, tiny_ll
     refused = [
         post(client, prompt={"text": CANARY}), post(client, prompt=CANARY * 40), post(client, stop=[CANARY] * 99), post(client, echo=CANARY),
         post(client, model=CANARY), post(client, guided_regex=f"({CANARY}"), post(client, bad_words=CANARY), post(client, **{CANARY: 1}),
-        client.post("/v1/completions", content=b'{"prompt": "' + CANARY.encode()), client.get(f"/health?prompt={CANARY}"),
+        client.post("/v1/completions", content=b'{"prompt": "' + CANARY.encode(), headers={"Content-Type": "application/json"}), client.get(f"/health?prompt={CANARY}"),
         client.post("/v1/embeddings", json={"input": CANARY, "dimensions": 5}),
     ]  # fmt: skip
     assert [each.status_code for each in refused] == [400] * 4 + [404, 400, 200] + [400] * 2 + [200, 400]
@@ -130,7 +130,7 @@ def test_a_client_that_goes_away_is_logged_as_gone(engine, caplog, monkeypatch):
         go.clear()
         engine._loop.engine.runner.positions = 0
         messages = [{"type": "http.request", "body": json.dumps({**GREEDY, "max_tokens": 99, "stream": stream}).encode(), "more_body": False}]
-        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [], "query_string": b"", "http_version": "1.1", "scheme": "http"}
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [(b"content-type", b"application/json")], "query_string": b"", "http_version": "1.1", "scheme": "http"}
 
         async def receive() -> dict:
             while not messages and engine._loop.engine.runner.positions <= 5:
