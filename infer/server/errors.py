@@ -39,7 +39,7 @@ class ApiError(Exception):
             return cls(503, str(error), code="engine_closed")
         if isinstance(error, UserError) and not str(error).startswith("internal error"):
             return cls(400, str(error))
-        return cls(500, str(error) if isinstance(error, UserError) else "internal error: the server's log says more")
+        return cls(500, "internal error: the server's log says more")  # a defect in a shared pass may quote another's prompt
 
     @property
     def body(self) -> dict[str, Any]:
