@@ -22,13 +22,14 @@ CLOSING = "the server is closing: ask again when it is back, or ask another"
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which at its end has the engine refuse what comes (503) and finish what is in hand, for `DRAIN` seconds at most.
+    """uvicorn's server, which bounds the heads of requests, and at its end has the engine refuse what comes (503) and finish what is in hand, for `DRAIN` seconds at most.
 
     A second Ctrl-C breaks that off. A connection whose client reads nothing is closed `LAST_WORDS` later.
     """
 
     def __init__(self, config: uvicorn.Config, engine: LiveEngine):
         super().__init__(config)
+        config.http = http_protocol()
         self._engine = engine
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -52,6 +53,15 @@ def serve(served: Served, listening: socket.socket, access: Access = Access(), r
     show_log()
     hide_words()
     Server(uvicorn.Config(build_app(served, access, request_seconds), log_level="warning", lifespan="on"), served.engine).run([listening])
+
+
+def http_protocol() -> type[asyncio.Protocol] | str:
+    """Return how uvicorn is to read HTTP: without httptools by h11, which has a bound of its own for heads, of 64 KiB."""
+    try:
+        from .heads import BoundedHeads
+    except ModuleNotFoundError:
+        return "h11"
+    return BoundedHeads
 
 
 def bound(host: str, port: int) -> socket.socket:
