@@ -10,8 +10,10 @@ import uvicorn
 
 from ...data.errors import UserError
 from ..engine.live import LiveEngine
+from .access import Access
+from .admission import REQUEST_SECONDS
 from .app import build_app
-from .log import show_log
+from .log import hide_words, show_log
 from .served import Served
 
 DRAIN = 20.0  # seconds that requests in hand may go on once a signal has come
@@ -46,10 +48,11 @@ class Server(uvicorn.Server):
         await closing
 
 
-def serve(served: Served, listening: socket.socket) -> None:
-    """Serve a model until SIGINT or SIGTERM, which is raised again at the end; the engine is closed by then. Each request leaves a line on stderr."""
+def serve(served: Served, listening: socket.socket, access: Access = Access(), request_seconds: float = REQUEST_SECONDS) -> None:
+    """Serve a model to those who have access until SIGINT or SIGTERM, which is raised again at the end; the engine is closed by then. Each request leaves a line on stderr."""
     show_log()
-    Server(uvicorn.Config(build_app(served), log_level="warning", lifespan="on"), served.engine).run([listening])
+    hide_words()
+    Server(uvicorn.Config(build_app(served, access, request_seconds), log_level="warning", lifespan="on"), served.engine).run([listening])
 
 
 def http_protocol() -> type[asyncio.Protocol] | str:
