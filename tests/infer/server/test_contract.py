@@ -24,7 +24,7 @@ from seodang.infer.server.served import Served
 HERE = Path(__file__).parent
 ASKED = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/tokenize", "/detokenize")  # by bodies
 CHECKS = ["--checks", "all", "--exclude-checks", "positive_data_acceptance"]  # a schema does not say which settings contradict each other
-SAME = ["--seed", "1", "--generation-database", "none", "--continue-on-failure", "--no-color"]
+SAME = ["--seed", "1", "--request-timeout", "120", "--generation-database", "none", "--continue-on-failure", "--no-color"]
 
 
 @pytest.fixture
