@@ -13,7 +13,6 @@ from ...data.errors import UserError
 from ..engine.live import QueueFull
 from ..engine.loop import EngineClosed
 
-
 KINDS = {429: "requests"}  # what OpenAI calls the type of an error, where its status alone does not say
 
 
