@@ -114,9 +114,14 @@ def test_a_chats_likeliest_tokens_and_tools_at_their_limits(chat):
     assert refused(chat(tools=[tool(0, deep(65))]), "tools", "tools[0].function.parameters has more than 64 objects and lists")
 
 
-def test_inputs_of_embeddings_at_their_limit(client):
-    assert client.post("/v1/embeddings", json={"input": ["a"] * 64}).status_code == 200
-    assert refused(client.post("/v1/embeddings", json={"input": ["a"] * 65}), "input", "65 inputs are more than the 64")
+def test_inputs_of_embeddings_at_their_limit_which_is_what_may_wait_where_that_is_less(client, tiny_llama, byte_tokenizer):
+    with LiveEngine(tiny_llama, byte_tokenizer(), max_rows=32, max_waiting=2000) as engine, TestClient(build_app(Served(engine, "tiny"))) as roomy:
+        answer = roomy.post("/v1/embeddings", json={"input": [chr(97 + n % 26) for n in range(1024)]}).json()
+        assert [each["index"] for each in answer["data"]] == list(range(1024)) and answer["usage"]["prompt_tokens"] == 1024
+        assert answer["data"][1023]["embedding"] == pytest.approx(answer["data"][1023 % 26]["embedding"], abs=1e-6)
+        assert refused(roomy.post("/v1/embeddings", json={"input": ["a"] * 1025}), "input", "1025 inputs are more than the 1024")
+    assert client.post("/v1/embeddings", json={"input": ["a"] * 100}).status_code == 200
+    assert refused(client.post("/v1/embeddings", json={"input": ["a"] * 101}), "input", "101 inputs are more than the 100")
 
 
 def test_a_body_of_two_mebibytes_is_read_and_one_byte_more_is_a_413(client):
