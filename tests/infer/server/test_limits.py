@@ -114,6 +114,17 @@ def test_a_chats_likeliest_tokens_and_tools_at_their_limits(chat):
     assert refused(chat(tools=[tool(0, deep(65))]), "tools", "tools[0].function.parameters has more than 64 objects and lists")
 
 
+def test_a_chat_far_beyond_the_model_is_refused_in_its_own_words(chat):
+    user, long = CHAT["messages"][0], {"role": "assistant", "content": "a" * 1_000_000}
+    told = "messages has 2049 messages of at least a token each, more than the 2048 positions of the model: leave some out"
+    assert refused(chat(messages=[user] * 2049), "messages", told)
+    assert "messages" not in chat(messages=[{**user, "content": ""}] * 2048).json()["error"]["message"]  # by their tokens
+    told = "the prompt has more than 2048 tokens, which with max_tokens=1 is more than the 2048 positions of the model"
+    assert refused(chat(messages=[{**user, "content": "a" * 1_000_000}]), "max_tokens", told)
+    told = "messages[1].content has more than 2048 tokens, more than the 2048 positions of the model: shorten it"
+    assert refused(chat(messages=[user, long], continue_final_message=True, add_generation_prompt=False), "messages", told)
+
+
 def test_inputs_of_embeddings_at_their_limit_which_is_what_may_wait_where_that_is_less(client, tiny_llama, byte_tokenizer):
     with LiveEngine(tiny_llama, byte_tokenizer(), max_rows=32, max_waiting=2000) as engine, TestClient(build_app(Served(engine, "tiny"))) as roomy:
         answer = roomy.post("/v1/embeddings", json={"input": [chr(97 + n % 26) for n in range(1024)]}).json()
