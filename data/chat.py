@@ -12,7 +12,7 @@ from transformers.utils import logging
 from .calls import lost, with_calls
 from .errors import UserError
 from .form import SAMPLE_TOOL, SENTINEL, sample_call
-from .literal import any_of, encode, encode_raw, escape
+from .literal import any_of, encode, encode_raw, escape, refuse_more
 from .surrogates import refuse_surrogates
 from .template import remember, render, set_chat_template
 
@@ -27,11 +27,12 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, messages: list[dict], tools:
 
 
 def prompt_ids(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict], tools: list | None = None, literal: bool = True, **template_kwargs: Any
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict], tools: list | None = None, literal: bool = True, most: int | None = None, **template_kwargs: Any
 ) -> list[int]:
     """The ids that generation continues; training puts the answer's ids behind these very ids.
 
-    With `literal`, a special token's text inside contents, thinking, tool outputs or tools is encoded as text, never as the control token.
+    With `literal`, a special token's text inside contents, thinking, tool outputs or tools is encoded as text, never as the control token. Raises
+    TooManyTokens where a part is enough to see that there are more than `most`.
     """
     messages = list(map(with_calls, messages))  # before special text is looked for: JSON may spell it in escapes
     (messages, tools), literals = escape(tokenizer, (messages, tools)) if literal else ((messages, tools), {})
@@ -40,15 +41,16 @@ def prompt_ids(
     calls = [call for message in messages for call in message.get("tool_calls", ())]
     if missing := lost(calls, text):
         remember(tokenizer, "calls left out", lambda: logger.warning(f"The chat template leaves {missing} out of the prompt: the model does not see it."))
-    return encode(tokenizer, text, literals)
+    return encode(tokenizer, text, literals, most)
 
 
-def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, literal: bool = False) -> list[int]:
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, literal: bool = False, most: int | None = None) -> list[int]:
     """Ids of raw text, with what the tokenizer puts around a text by default (BOS), once even if the text begins with it.
 
-    With `literal`, special tokens' text is encoded as text.
+    With `literal`, special tokens' text is encoded as text. Raises TooManyTokens where a beginning is enough to see that there are more than `most`.
     """
     refuse_surrogates(text)
+    refuse_more(tokenizer, text, most, literal)
     if literal:
         return encode_raw(tokenizer, text)
     ids = tokenizer(text, verbose=False)["input_ids"]

@@ -13,6 +13,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from .long_text import TooManyTokens, refuse_long
 from .template import remember
 
 Literals = Mapping[str, str]  # stand-in character -> the special token's text
@@ -50,20 +51,40 @@ def unescape(text: str, literals: Literals) -> str:
     return text.translate(str.maketrans(dict(literals))) if literals else text
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, text: str, literals: Literals = MappingProxyType({})) -> list[int]:
-    """Ids of a rendered text; stand-ins become the ids of their text, never a control token."""
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, literals: Literals = MappingProxyType({}), most: int | None = None) -> list[int]:
+    """Ids of a rendered text; stand-ins become the ids of their text, never a control token.
+
+    Raises TooManyTokens where a part is enough to see that there are more than `most`.
+    """
     if not literals:
+        refuse_more(tokenizer, text, most)
         return _plain(tokenizer, text)
     for char in literals:  # a template may write JSON in ASCII
         text = text.replace(_in_json(char), char)
-    first, *pieces = re.split(f"([{''.join(literals)}]+)", text)
-    ids = _plain(tokenizer, first) if first else []
-    for index, piece in enumerate(pieces):
-        if index % 2 == 0:
-            ids += literal_ids(tokenizer, unescape(piece, literals))
+    ids: list[int] = []
+    for index, piece in enumerate(re.split(f"([{''.join(literals)}]+)", text)):
+        is_literal, left = index % 2 == 1, None if most is None else most - len(ids)
+        if left is not None and left < 0:
+            raise TooManyTokens(f"more than {most} tokens")
+        if is_literal:
+            piece = unescape(piece, literals)
+        try:
+            refuse_more(tokenizer, piece, left, is_literal)
+        except TooManyTokens:
+            raise TooManyTokens(f"more than {most} tokens") from None
+        if is_literal:
+            ids += literal_ids(tokenizer, piece)
         elif piece:
-            ids += continuing(partial(_plain, tokenizer), piece)
+            ids += _plain(tokenizer, piece) if index == 0 else continuing(partial(_plain, tokenizer), piece)
     return ids
+
+
+def refuse_more(tokenizer: PreTrainedTokenizerBase, text: str, most: int | None, literal: bool = False) -> None:
+    """Raise TooManyTokens where a beginning of a text shows that there are more than `most` tokens in it."""
+    if most is None or not tokenizer.is_fast:  # others do not tell where their tokens stand
+        return
+    swallowed = any(token.lstrip for token in tokenizer.added_tokens_decoder.values())
+    refuse_long(text, most, partial(_offsets, tokenizer, literal), swallowed)
 
 
 def _in_json(char: str) -> str:
@@ -121,8 +142,23 @@ def _plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # rows are cut later, no need to warn
 
 
+def _offsets(tokenizer: PreTrainedTokenizerBase, literal: bool, text: str) -> list[tuple[int, int]]:
+    """Where each token of a text begins and ends."""
+    if literal:
+        return _literal_encoder(tokenizer).encode_batch([text], add_special_tokens=False)[0].offsets
+    return tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+
+
 def _literally(tokenizer: PreTrainedTokenizerBase, text: str, around: bool = False) -> list[int]:
     """Ids of a text by an encoder that knows no special tokens."""
+    backend = _literal_encoder(tokenizer)
+    if backend is None:
+        return tokenizer.encode(text, add_special_tokens=around, split_special_tokens=True)
+    return backend.encode_batch([text], add_special_tokens=around)[0].ids  # alone among the encoder's methods, it lets other threads run
+
+
+def _literal_encoder(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
+    """An encoder that knows no special tokens; None for a tokenizer that has one of its own."""
 
     def build() -> Tokenizer | None:
         if not tokenizer.is_fast:
@@ -133,10 +169,7 @@ def _literally(tokenizer: PreTrainedTokenizerBase, text: str, around: bool = Fal
         backend.encode_special_tokens = True
         return backend
 
-    backend = remember(tokenizer, "literal encoder", build)
-    if backend is None:
-        return tokenizer.encode(text, add_special_tokens=around, split_special_tokens=True)
-    return backend.encode(text, add_special_tokens=around).ids
+    return remember(tokenizer, "literal encoder", build)
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ...data.errors import UserError
+from ...data.long_text import TooManyTokens
 from ..filters.logits import wide
 from ..requests.events import Answer
 from ..requests.generation import Generation
@@ -84,9 +85,12 @@ def embedding_request(
     """
     runner, name = host.runner, f"prompt {index + 1}"
     refuse_without_states(runner)
-    ids = encode(tokenizer, prompt, name, runner.config.vocab_size)
-    if runner.limit is not None and len(ids) > runner.limit:
-        raise UserError(f"{name} has {len(ids)} tokens, more than the {runner.limit} positions of the model: shorten it")
+    try:
+        ids = encode(tokenizer, prompt, name, runner.config.vocab_size, most=runner.limit)
+        if runner.limit is not None and len(ids) > runner.limit:
+            raise TooManyTokens(f"{len(ids)} tokens")
+    except TooManyTokens as found:
+        raise UserError(f"{name} has {found}, more than the {runner.limit} positions of the model: shorten it") from None
     masked: tuple[int, ...] = ()
     if attention_mask is not None:
         refuse_masking(runner)

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from ...data.chat import end_of_turn_ids, prompt_ids, text_ids
 from ...data.errors import UserError
 from ...data.formats import Dialogue
+from ...data.long_text import TooManyTokens
 from ...data.surrogates import refuse_surrogates
 from ..constraints.build import build_constraints
 from ..constraints.forced_words import check_words, forced_ids
@@ -89,7 +90,7 @@ def new_request(
     has_source = runner.model.config.is_encoder_decoder
     strategy = check(params, runner.capabilities, has_source)
     strategy.suits(params, runner)
-    source_ids, ids = encoded(tokenizer, prompt, runner, name, literal)
+    source_ids, ids = encoded(tokenizer, prompt, params, runner, name, literal)
     params = with_ids(within_length(params, len(ids), runner.limit, name), tokenizer)
     known = tokenizer_ids(tokenizer, runner)
     check_filters(params, runner.config.vocab_size, known)
@@ -123,11 +124,19 @@ def new_request(
     )
 
 
-def encoded(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, runner: Runner, name: str, literal: bool | None) -> tuple[list[int] | None, list[int]]:
+def encoded(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, params: SamplingParams, runner: Runner, name: str, literal: bool | None
+) -> tuple[list[int] | None, list[int]]:
     """Return the ids that an encoder reads, None for a decoder, and those before the answer; raises UserError for a prompt that the model cannot read."""
     if not runner.model.config.is_encoder_decoder:
-        return None, encode(tokenizer, prompt, name, runner.config.vocab_size, literal)
-    source_ids = encode(tokenizer, prompt, name, runner.source_vocab, literal)
+        try:
+            return None, encode(tokenizer, prompt, name, runner.config.vocab_size, literal, runner.limit)
+        except TooManyTokens as found:
+            raise beyond_positions(str(found), params.max_new_tokens, runner.limit, name) from None
+    try:
+        source_ids = encode(tokenizer, prompt, name, runner.source_vocab, literal, runner.source_limit)
+    except TooManyTokens as found:
+        raise beyond_encoder(str(found), runner.source_limit, name) from None
     check_source(len(source_ids), runner.source_limit, name)
     return source_ids, decoder_start(runner.model)
 
@@ -182,7 +191,12 @@ def with_biased_ids(params: SamplingParams, tokenizer: PreTrainedTokenizerBase) 
 def check_source(tokens: int, limit: int | None, name: str) -> None:
     """Raise UserError for an encoder's input beyond its positions."""
     if limit is not None and tokens > limit:
-        raise UserError(f"{name} has {tokens} tokens, more than the {limit} positions of the encoder: shorten it")
+        raise beyond_encoder(f"{tokens} tokens", limit, name)
+
+
+def beyond_encoder(told: str, limit: int, name: str) -> UserError:
+    """What is raised for an encoder's input of as many tokens as is told."""
+    return UserError(f"{name} has {told}, more than the {limit} positions of the encoder: shorten it")
 
 
 def encoded_guidance(
@@ -199,7 +213,10 @@ def encoded_guidance(
     name = f"the guidance of {name}" if negative is None else f"the negative prompt of {name}"
     if not isinstance(negative, str | list | tuple | Dialogue | None):
         raise UserError(f"negative_prompt must be a text, messages or ids, got {negative!r}")
-    negative_ids = None if negative is None else encode(tokenizer, negative, name, vocab, literal)
+    try:
+        negative_ids = None if negative is None else encode(tokenizer, negative, name, vocab, literal, host.runner.limit)
+    except TooManyTokens as found:
+        raise beyond_positions(str(found), params.max_new_tokens, host.runner.limit, name) from None
     guidance = guidance_of(params, strategy, prompt_ids, negative_ids, host)
     if guidance is not None:
         check_length(len(guidance.prompt_ids), params.max_new_tokens, (guidance.runner or host.runner).limit, name)
@@ -244,18 +261,26 @@ def is_dialogue(prompt: Prompt) -> bool:
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, name: str = "the prompt", vocab_size: int | None = None, literal: bool | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    name: str = "the prompt",
+    vocab_size: int | None = None,
+    literal: bool | None = None,
+    most: int | None = None,
 ) -> list[int]:
     """Return a prompt's ids; with `literal` what looks like a control token in it is text: without a word that of messages, not a text's.
 
-    Raises UserError for one that is empty, of another type, with half a character, or of ids beyond the model's."""
+    Raises UserError for one that is empty, of another type, with half a character, or of ids beyond the model's; TooManyTokens where it is seen before
+    all of it is encoded that it has more than `most`.
+    """
+    refuse_more_parts(prompt, most)
     refuse_surrogates(texts_of(prompt), name)
     if isinstance(prompt, Dialogue):
-        ids = prompt_ids(tokenizer, prompt.messages, prompt.tools, literal=literal is not False, **prompt.template_kwargs)
+        ids = prompt_ids(tokenizer, prompt.messages, prompt.tools, literal=literal is not False, most=most, **prompt.template_kwargs)
     elif is_dialogue(prompt):
-        ids = prompt_ids(tokenizer, prompt, literal=literal is not False)
+        ids = prompt_ids(tokenizer, prompt, literal=literal is not False, most=most)
     elif isinstance(prompt, str):
-        ids = text_ids(tokenizer, prompt, literal=literal is True)
+        ids = text_ids(tokenizer, prompt, literal=literal is True, most=most)
     else:
         ids = whole_numbers(prompt, f"{name} must be a text, a list of messages or a list of ids")
     if not ids:
@@ -263,6 +288,15 @@ def encode(
     known = len(tokenizer) if vocab_size is None else known_ids(tokenizer, vocab_size)
     check_ids(ids, known, name, "model" if known == vocab_size else "tokenizer")
     return ids
+
+
+def refuse_more_parts(prompt: Prompt, most: int | None) -> None:
+    """Raise TooManyTokens for more ids than `most`, and for more messages, which the template writes at least a token of each for."""
+    if most is None or isinstance(prompt, str):
+        return
+    parts = prompt.messages if isinstance(prompt, Dialogue) else prompt
+    if isinstance(parts, Sequence) and len(parts) > most:
+        raise TooManyTokens(f"{len(parts)} messages of at least a token each" if is_dialogue(prompt) else f"{len(parts)} tokens")
 
 
 def texts_of(prompt: Prompt) -> Prompt | dict:
@@ -281,7 +315,10 @@ def whole_numbers(ids: Sequence[int], wanted: str) -> list[int]:
 def check_length(tokens: int, new: int, limit: int | None, name: str) -> None:
     """Raise UserError where prompt and answer together would pass the end of the model's positions."""
     if limit is not None and tokens + new > limit:
-        raise UserError(
-            f"{name} has {tokens} tokens, which with max_new_tokens={new} is more than the {limit} positions of the model: "
-            "shorten the prompt or lower max_new_tokens"
-        )
+        raise beyond_positions(f"{tokens} tokens", new, limit, name)
+
+
+def beyond_positions(told: str, new: int, limit: int, name: str) -> UserError:
+    """What is raised for a prompt of as many tokens as is told."""
+    asked = f"which with max_new_tokens={new} is more than the {limit} positions of the model"
+    return UserError(f"{name} has {told}, {asked}: shorten the prompt or lower max_new_tokens")

@@ -12,7 +12,8 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from ...data.chat import prompt_text
-from ...data.literal import literal_ids
+from ...data.literal import literal_ids, refuse_more
+from ...data.long_text import TooManyTokens
 from ..constraints.build import LANGUAGES
 from ..parsing.control_text import ControlText
 from ..parsing.forced_calls import call_grammar, strict_grammar
@@ -79,6 +80,7 @@ class Chat(Chunks):
         self.head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion.chunk", "created": int(time.time()), "model": body.model or served.name}
         self._form, tokenizer = answer_form(served.tokenizer), served.tokenizer
         messages, prefix = beginning(body)
+        refuse_long(messages, prefix, served)
         choice, named = choice_of(body)
         tools = tools_of(body.tools or [], self._form, choice != "none")
         self._tools = [] if choice == "none" else tools  # not shown: so the model makes no calls
@@ -240,6 +242,19 @@ def beginning(body: ChatBody) -> tuple[Sequence[Any], str]:
     if said:
         raise ApiError(400, f"{place} has {', '.join(said)}, which cannot be continued: leave it out, or write thinking into the content", "messages")
     return body.messages[:-1], content
+
+
+def refuse_long(messages: Sequence[Any], prefix: str, served: Served) -> None:
+    """Raise ApiError for more messages than the model has positions, and for an answer that begins by more tokens, before anything is rendered."""
+    if (positions := served.engine.positions) is None:
+        return
+    told = f"more than the {positions} positions of the model"
+    if len(messages) > positions:
+        raise ApiError(400, f"messages has {len(messages)} messages of at least a token each, {told}: leave some out", "messages")
+    try:
+        refuse_more(served.tokenizer, prefix, positions, literal=True)
+    except TooManyTokens as found:
+        raise ApiError(400, f"messages[{len(messages)}].content has {found}, {told}: shorten it", "messages") from None
 
 
 def choice_of(body: ChatBody) -> tuple[str, str | None]:

@@ -20,6 +20,7 @@ from .calls import Call, heard_out
 from .completions import PROMPTS, prompts_of
 from .docs import takes
 from .errors import ApiError
+from .limits import INPUTS
 from .protocol import Body, body_of, refuse_too_many
 from .served import Served
 
@@ -29,7 +30,7 @@ class EmbeddingBody(Body):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    input: Any = Field(description="A text, a list of texts, token ids, or a list of token ids.", json_schema_extra=PROMPTS)
+    input: Any = Field(description=f"A text, a list of texts, token ids, or a list of token ids; {INPUTS} of them at most.", json_schema_extra=PROMPTS)
     encoding_format: Literal["float", "base64"] = Field("float", description="A list of numbers, or the bytes of little-endian float32.")
     dimensions: int | None = Field(None, description="How many numbers a vector has: as many as the model's hidden states.")
     user: str | None = Field(None, description="Of the client's own bookkeeping; nothing is made of it.")
@@ -54,7 +55,7 @@ def embedding_routes(served: Served) -> APIRouter:
         body, engine = await body_of(request, served, EmbeddingBody), served.engine
         if body.dimensions not in (None, size):
             raise ApiError(400, f"dimensions is {body.dimensions}, but a vector of this model has {size}: give {size}, or leave it out", "dimensions")
-        refuse_too_many(body.input, served, "input")
+        refuse_too_many(body.input, served, "input", INPUTS)
         try:
             call = await Call.begin(body.input, partial(engine.embed, adapter=served.adapter(body.model)))
             vectors = await heard_out(request, call, read_all(call))

@@ -18,6 +18,7 @@ POSITION_BODY = 32
 BODY_DEPTH = 100  # objects and lists in one another
 BODY_SECONDS = 20.0  # that a body may take to come
 PROMPTS = 64  # of one request
+INPUTS = 1024  # of one request for vectors: as many as clients send at once
 STOPS, STOP_LENGTH = 4, 64  # each is looked for behind every token, while the others wait
 ENTRIES = 1024  # of a list or object among the settings
 BREAKERS = 64  # each is looked for in every token of the vocabulary

@@ -133,9 +133,9 @@ def check_model(name: Any, served: Served) -> None:
         raise ApiError(404, f"the model {shown(name)} does not exist: this server has {', '.join(served.models)}", "model", "model_not_found")
 
 
-def refuse_too_many(given: Sequence[Any], served: Served, field: str) -> None:
+def refuse_too_many(given: Sequence[Any], served: Served, field: str, most: int = limits.PROMPTS) -> None:
     """Raise ApiError for more prompts in one body than it may have, or than may wait."""
-    if len(given) > (most := min(limits.PROMPTS, served.engine.max_waiting)):
+    if len(given) > (most := min(most, served.engine.max_waiting)):
         raise ApiError(400, f"{len(given)} {field}s are more than the {most} that may come in one request here: send fewer at a time", field)
 
 

@@ -89,7 +89,8 @@ def test_a_client_that_goes_away_frees_its_rows(tiny_llama, tiny_tokenizer, monk
     monkeypatch.setattr(EmbeddingTicket, "cancel", lambda self: (cancel(self), cancelled.release()))
     monkeypatch.setattr(engine._loop, "take", lambda ticket: (take(ticket), tickets.append(ticket)))
     messages = [{"type": "http.request", "body": json.dumps({"input": ["abcdefgh", "ijklmnop"]}).encode(), "more_body": False}]
-    scope = {"type": "http", "method": "POST", "path": "/v1/embeddings", "headers": [], "query_string": b"", "http_version": "1.1", "scheme": "http"}
+    scope = {"type": "http", "method": "POST", "path": "/v1/embeddings", "query_string": b"", "http_version": "1.1", "scheme": "http"}
+    scope["headers"] = [(b"content-type", b"application/json")]
 
     async def receive() -> dict:
         while not messages and runner.positions < 4:

@@ -114,9 +114,25 @@ def test_a_chats_likeliest_tokens_and_tools_at_their_limits(chat):
     assert refused(chat(tools=[tool(0, deep(65))]), "tools", "tools[0].function.parameters has more than 64 objects and lists")
 
 
-def test_inputs_of_embeddings_at_their_limit(client):
-    assert client.post("/v1/embeddings", json={"input": ["a"] * 64}).status_code == 200
-    assert refused(client.post("/v1/embeddings", json={"input": ["a"] * 65}), "input", "65 inputs are more than the 64")
+def test_a_chat_far_beyond_the_model_is_refused_in_its_own_words(chat):
+    user, long = CHAT["messages"][0], {"role": "assistant", "content": "a" * 1_000_000}
+    told = "messages has 2049 messages of at least a token each, more than the 2048 positions of the model: leave some out"
+    assert refused(chat(messages=[user] * 2049), "messages", told)
+    assert "messages" not in chat(messages=[{**user, "content": ""}] * 2048).json()["error"]["message"]  # by their tokens
+    told = "the prompt has more than 2048 tokens, which with max_tokens=1 is more than the 2048 positions of the model"
+    assert refused(chat(messages=[{**user, "content": "a" * 1_000_000}]), "max_tokens", told)
+    told = "messages[1].content has more than 2048 tokens, more than the 2048 positions of the model: shorten it"
+    assert refused(chat(messages=[user, long], continue_final_message=True, add_generation_prompt=False), "messages", told)
+
+
+def test_inputs_of_embeddings_at_their_limit_which_is_what_may_wait_where_that_is_less(client, tiny_llama, byte_tokenizer):
+    with LiveEngine(tiny_llama, byte_tokenizer(), max_rows=32, max_waiting=2000) as engine, TestClient(build_app(Served(engine, "tiny"))) as roomy:
+        answer = roomy.post("/v1/embeddings", json={"input": [chr(97 + n % 26) for n in range(1024)]}).json()
+        assert [each["index"] for each in answer["data"]] == list(range(1024)) and answer["usage"]["prompt_tokens"] == 1024
+        assert answer["data"][1023]["embedding"] == pytest.approx(answer["data"][1023 % 26]["embedding"], abs=1e-6)
+        assert refused(roomy.post("/v1/embeddings", json={"input": ["a"] * 1025}), "input", "1025 inputs are more than the 1024")
+    assert client.post("/v1/embeddings", json={"input": ["a"] * 100}).status_code == 200
+    assert refused(client.post("/v1/embeddings", json={"input": ["a"] * 101}), "input", "101 inputs are more than the 100")
 
 
 def test_a_body_of_two_mebibytes_is_read_and_one_byte_more_is_a_413(client):
