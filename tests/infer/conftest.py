@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,42 @@ def solved(tiny_tokenizer):
         return answers, [each.score for each in found]
 
     return solve
+
+
+@pytest.fixture(scope="module")
+def _chromium():
+    """Each module has its own: while it is open, no other event loop can run in this thread."""
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None or importlib.util.find_spec("playwright") is None:
+        pytest.skip("no Chromium, or no Playwright to drive it: make setup-browser")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def browse(_chromium):
+    """`browse(address, **context)`: a page of headless Chromium. It may ask no one but where it came from, and leaves no error."""
+    contexts, problems = [], []
+
+    def look(request, origin: str) -> None:
+        if not request.url.startswith((origin, "data:", "blob:")):
+            problems.append(f"asked {request.url}")
+
+    def browse(address: str, **context):
+        contexts.append(_chromium.new_context(**{"viewport": {"width": 1280, "height": 800}, "reduced_motion": "reduce", **context}))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(10_000)
+        page.on("request", lambda request: look(request, address.split("?")[0]))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda said: problems.append(said.text) if "Content Security Policy" in said.text else None)
+        page.goto(address)
+        return page
+
+    yield browse
+    for context in contexts:
+        context.close()
+    assert not problems
