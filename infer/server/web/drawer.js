@@ -71,18 +71,21 @@ class Drawer {
     return input;
   }
 
-  // Show the settings whose name or sentence has all words; their groups are then open.
+  // Show the settings whose name or sentence has all words; their groups are open as long as something is searched.
   filter(text) {
     const wanted = text.toLowerCase().split(/[\s_]+/).filter(Boolean);
+    const groups = [...this.body.querySelectorAll("details[data-group]")];
+    if (wanted.length) this.before ||= new Set(groups.filter((each) => each.open).map((each) => each.dataset.group));
     for (const field of this.body.querySelectorAll("[data-setting]")) {
       const said = `${field.dataset.setting.replaceAll("_", " ")} ${field.textContent}`.toLowerCase();
       field.classList.toggle("filtered", !wanted.every((each) => said.includes(each)));
     }
-    for (const group of this.body.querySelectorAll("details[data-group]")) {
+    for (const group of groups) {
       const some = group.querySelector("[data-setting]:not(.filtered)");
       group.hidden = Boolean(wanted.length) && !some;
-      if (wanted.length) group.open = Boolean(some);
+      if (this.before) group.open = wanted.length ? Boolean(some) : this.before.has(group.dataset.group);
     }
+    if (!wanted.length) this.before = null;
     this.body.querySelector(".none").hidden = !wanted.length || Boolean(this.body.querySelector("[data-setting]:not(.filtered)"));
   }
 
@@ -94,7 +97,7 @@ class Drawer {
     const { description, samples } = settings.strategy(side);
     const own = [...settings.fields.values()].filter((field) => field.group === "strategy" && settings.takes(side, field));
     return h("section", { class: "strategy" }, h("div", { class: "field", "data-setting": "strategy" }, h("label", { for: "strategy" }, t("Strategy")), select,
-      h("p", { class: "about" }, `${description}.`)), samples ? "" : h("p", { class: "about" }, t("It takes no random choices: warpers are not sent.")), own.map((field) => this.field(field)));
+      h("p", { class: "about" }, inline(`${description}.`))), samples ? "" : h("p", { class: "about" }, t("It takes no random choices: warpers are not sent.")), own.map((field) => this.field(field)));
   }
 
   group(group, title, open) {
@@ -135,8 +138,8 @@ class Drawer {
     control.addEventListener(control.tagName === "SELECT" ? "change" : "input", take);
     slider?.addEventListener("input", () => { control.value = slider.value; take(); });
     show(value !== undefined);
-    return h("div", { class: `field ${field.kind}`, "data-setting": field.name }, h("label", { for: id }, field.name), h("div", { class: "control" }, slider, control, back),
-      h("p", { class: "about", id: `${id}-about` }, field.description, field.kind === "number" && spanText(field) ? h("span", { class: "span" }, ` ${spanText(field)}`) : ""), wrong);
+    return h("div", { class: `field kind-${field.kind}`, "data-setting": field.name }, h("label", { for: id }, field.name), h("div", { class: "control" }, slider, control, back),
+      h("p", { class: "about", id: `${id}-about` }, inline(field.description), field.kind === "number" && spanText(field) ? h("span", { class: "span" }, ` ${spanText(field)}`) : ""), wrong);
   }
 
   control(field, id, usual) {

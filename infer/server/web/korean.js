@@ -2,7 +2,7 @@
 
 const KOREAN = {
   "To the message": "메시지 입력란으로", Conversations: "대화 목록", "Close the list": "목록 닫기", "New conversation": "새 대화", "What the server can do": "서버 기능 설명",
-  "A look inside": "속 들여다보기", "Look inside": "속 보기", "Two answers side by side": "두 답변 나란히 보기", "Side by side": "나란히", Settings: "설정", "Close the settings": "설정 닫기",
+  "Look inside": "속 보기", "Two answers side by side": "두 답변 나란히 보기", "Side by side": "나란히", Settings: "설정", "Close the settings": "설정 닫기",
   Messages: "메시지", "Write a message": "메시지를 입력하세요", Send: "보내기", Stop: "멈추기", "Try again": "다시 시도", Close: "닫기", OK: "확인", Cancel: "취소", Save: "저장", Delete: "삭제", Name: "이름",
   "Enter sends, Shift+Enter begins a line. Language models make mistakes.": "Enter로 보내고 Shift+Enter로 줄을 바꿉니다. 언어 모델은 틀릴 수 있습니다.",
   "Colours as the system has them": "시스템 색상 따르기", "Light colours": "밝은 색상", "Dark colours": "어두운 색상", Copied: "복사했습니다", "API key": "API 키",

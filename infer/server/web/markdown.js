@@ -3,12 +3,13 @@
 const DEEPEST = 12; // of quotes and lists in one another; deeper ones are shown as they are written
 const LINKS = new Set(["http:", "https:", "mailto:"]);
 
-const FENCE = /^ {0,3}(`{3,}|~{3,})\s*([^`]*)$/;
-const HEADING = /^ {0,3}(#{1,6})\s+(.*?)(?:\s+#+)?\s*$/;
+// none of these looks at a letter more than a few times: a model can write anything
+const FENCE = /^ {0,3}(`{3,}|~{3,})([^`]*)$/;
+const HEADING = /^ {0,3}(#{1,6})\s(.*)$/;
 const RULE = /^ {0,3}(?:(?:\*[ \t]*){3,}|(?:-[ \t]*){3,}|(?:_[ \t]*){3,})$/;
 const QUOTE = /^ {0,3}>\s?/;
 const ITEM = /^( *)([-*+]|\d{1,9}[.)])(\s+|$)/;
-const BORDER = /^\s*\|?(\s*:?-+:?\s*\|)*\s*:?-+:?\s*\|?\s*$/;
+const BORDER = /^\|?:?-+:?(\|:?-+:?)*\|?$/; // without its spaces
 
 function markdown(text) {
   const made = document.createDocumentFragment();
@@ -49,7 +50,14 @@ function codeBlock(code, language) {
 
 function headingOf(lines, at) {
   const [, marks, text] = HEADING.exec(lines[at]) || [];
-  return marks ? [h(`h${Math.min(marks.length + 2, 6)}`, {}, inline(text)), at + 1] : null;
+  return marks ? [h(`h${Math.min(marks.length + 2, 6)}`, {}, inline(unclosed(text.trim()))), at + 1] : null;
+}
+
+// A heading without the signs that close it.
+function unclosed(text) {
+  let end = text.length;
+  while (text[end - 1] === "#") end -= 1;
+  return end === 0 || /\s/.test(text[end - 1]) ? text.slice(0, end).trimEnd() : text;
 }
 
 const rule = (lines, at) => (RULE.test(lines[at]) ? [h("hr"), at + 1] : null);
@@ -91,7 +99,7 @@ const startsBlock = (line) => [FENCE, HEADING, RULE, QUOTE].some((each) => each.
 const tight = (nodes) => (nodes[0]?.tagName === "P" ? [[...nodes[0].childNodes], nodes.slice(1)] : nodes);
 
 function tableOf(lines, at) {
-  if (!lines[at].includes("|") || !BORDER.test(lines[at + 1] ?? "") || !lines[at + 1].includes("-")) return null;
+  if (!lines[at].includes("|") || !BORDER.test((lines[at + 1] ?? "").replace(/\s/g, ""))) return null;
   const heads = cells(lines[at]);
   const sides = cells(lines[at + 1]).map((each) => (/^:-+:$/.test(each) ? "middle" : /-:$/.test(each) ? "right" : null));
   if (heads.length !== sides.length) return null;
@@ -107,7 +115,7 @@ const cells = (line) => line.trim().replace(/^\|/, "").replace(/\|$/, "").split(
 function paragraph(lines, at) {
   let end = at + 1;
   while (end < lines.length && lines[end].trim() && !startsBlock(lines[end]) && !ITEM.test(lines[end])) end += 1;
-  return [h("p", { dir: "auto" }, inline(lines.slice(at, end).map((line) => line.trimStart()).join("\n"))), end];
+  return [h("p", {}, inline(lines.slice(at, end).map((line) => line.trimStart()).join("\n"))), end];
 }
 
 const ESCAPED = /\\([!-/:-@[-`{-~])/y;
@@ -186,6 +194,7 @@ function closing(text, mark, at) {
   if (!text[inner] || /\s/.test(text[inner]) || (mark[0] === "_" && word(text[at - 1]))) return 0;
   for (let end = text.indexOf(mark, inner + 1), tries = 0; end !== -1 && tries < 16; tries += 1) {
     const doubled = mark.length === 1 && (text[end + 1] === mark || text[end - 1] === mark);
+    while (mark.length === 2 && text[end + 2] === mark[0]) end += 1; // of three, the last two close what is outside
     if (!doubled && !/\s/.test(text[end - 1]) && !(mark[0] === "_" && word(text[end + mark.length]))) return end;
     end = text.indexOf(mark, end + (doubled ? 2 : 1));
   }

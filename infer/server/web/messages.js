@@ -3,7 +3,7 @@
 class MessageView {
   constructor(chat, node) {
     Object.assign(this, { chat, node });
-    this.body = h("div", { class: "body", dir: "auto" });
+    this.body = h("div", { class: "body" });
     this.actions = h("div", { class: "actions" });
     this.element = h("article", { class: `message ${node.role}`, "data-node": node.id, "aria-label": this.label() });
     this.update();
@@ -105,14 +105,14 @@ class AnswerView extends MessageView {
     this.inside.hidden = !look;
     if (!look) {
       this.strip = null;
-      this.body.classList.remove("looked-into");
+      this.body.classList.add("said");
       this.body.replaceChildren(markdown(this.node.content));
       return;
     }
     if (!this.strip) {
       this.strip = new TokenStrip(traced.trace, traced.choice);
       this.overview = new Overview(traced.trace);
-      this.body.classList.add("looked-into");
+      this.body.classList.remove("said");
       this.body.replaceChildren(legend(), this.strip.element);
       this.inside.replaceChildren(h("details", { class: "came-about", open: true }, h("summary", {}, t("How it came about")), this.overview.element));
     }
