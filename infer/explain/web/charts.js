@@ -19,8 +19,8 @@ function scale(left, width, height, top, unit) {
 function timingChart(passes, height = 120) {
   const later = passes.filter((each) => !each.prefill);
   const top = 1000 * Math.max(1e-9, ...(later.length ? later : passes).map((each) => each.seconds)) * 1.1;
-  const step = Math.max(Math.min(720 / Math.max(passes.length, 1), 24), 4);
-  const left = 62;
+  const step = Math.max(Math.min(640 / Math.max(passes.length, 1), 24), 4);
+  const left = 72;
   const cut = [];
   const bars = passes.map((each, place) => {
     const ms = 1000 * each.seconds;
@@ -40,8 +40,8 @@ function timingChart(passes, height = 120) {
 // The entropy at each token as a line, each point a token.
 function entropyChart(points, height = 90) {
   const top = Math.max(0.5, ...points.map((each) => each.entropy)) * 1.05;
-  const step = Math.max(Math.min(720 / Math.max(points.length, 1), 24), 3);
-  const left = 62;
+  const step = Math.max(Math.min(640 / Math.max(points.length, 1), 24), 3);
+  const left = 72;
   const width = step * points.length;
   const at = (each, place) => [round(left + step * (place + 0.5)), round(10 + height * (1 - each.entropy / top))];
   const line = points.map((each, place) => `${place ? "L" : "M"}${at(each, place).join(" ")}`).join("");
