@@ -8,6 +8,7 @@ Any number of clients share the passes of one engine. Ctrl-C and SIGTERM let ans
 import json
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from seodang.data.errors import UserError
 from seodang.recipes.options.decoding import SpeakingModel, option
@@ -25,8 +26,12 @@ class Serve:
     host: str = option("Address to serve at; 0.0.0.0 for every one of this machine.", "127.0.0.1")
     port: int = option("Port to serve at; 0 for any that is free.", 8000)
     served_model_name: str | None = option("What clients call the model; without, what it is called here.")
+    adapters: list[str] = field(
+        default_factory=list, metadata={"help": "LoRA adapters over the model, each NAME=FOLDER: requests for the model NAME are answered with it."}
+    )
+    adapter_folder: str | None = option("Let clients load adapters from folders below this one (/v1/load_lora_adapter); without, none can.")
     max_rows: int = option("Answers that grow at the same time; the others wait.", 64)
-    max_waiting: int = option("Requests that may wait; further ones are told to come again (503).", 1024)
+    max_waiting: int = option("Requests that may wait; further ones are told to come again (429).", 1024)
     cache_gib: float | None = option("Memory for the KV cache in GiB; without, half of what is free at the start.")
     answer_tokens: int = option("Most tokens of an answer where neither client nor checkpoint says how many.", 1024)
     template_kwargs: list[str] = field(
@@ -42,6 +47,10 @@ class Serve:
         for name in ("max_rows", "max_waiting", "answer_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if wrong := [each for each in self.adapters if not all(each.partition("=")[::2])]:
+            raise UserError(f"adapters must be NAME=FOLDER each, got {wrong[0]!r}")
+        if self.adapter_folder is not None and not Path(self.adapter_folder).is_dir():
+            raise UserError(f"adapter_folder {self.adapter_folder} is no folder: make it, or name another")
         if self.cache_gib is not None and not 0 < self.cache_gib < float("inf"):
             raise UserError(f"cache_gib must be above 0, got {self.cache_gib}")
 
@@ -62,8 +71,14 @@ def main(argv: list[str] | None = None) -> int:
         with LiveEngine(model, tokenizer, cache_bytes=cache_bytes, **how) as engine:
             if options.reuse_prefixes and engine.prefix_cache is None:
                 print(f"a {model.config.model_type} model cannot go on from another's beginning: prefixes are not reused", file=sys.stderr)
+            for adapter, _, folder in (each.partition("=") for each in options.adapters):
+                if adapter == name:
+                    raise UserError(f"the adapter {adapter!r} has the name of the model: give it another, or a served_model_name")
+                engine.load_adapter(adapter, folder)
             names = ("answer_tokens", "lenient", "checkpoint_settings")
-            served = Served(engine, name, template_kwargs=tuple(options.template_kwargs), **{each: getattr(options, each) for each in names})
+            folder = None if options.adapter_folder is None else Path(options.adapter_folder)
+            how = {"template_kwargs": tuple(options.template_kwargs), "adapter_folder": folder, **{each: getattr(options, each) for each in names}}
+            served = Served(engine, name, **how)
             listening.listen(2048)  # whoever reads the next lines may connect
             print(f"{engine.describe()}\n{served.describe()}")
             address = address_of(listening)

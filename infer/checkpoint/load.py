@@ -67,7 +67,7 @@ def load(
     if labels is not None:
         model_class, model_arguments = model_class or AutoModelForSequenceClassification, {"num_labels": labels, **model_arguments}
     model = _load_weights(place, model_class or _model_class(place), weights_dtype, model_arguments)
-    tokenizer = load_tokenizer(adapter if adapter is not None and _has_tokenizer(resolve(adapter)) else place)
+    tokenizer = load_tokenizer(adapter if adapter is not None and has_tokenizer(resolve(adapter)) else place)
     _warn_of_more_ids(place, model, tokenizer)
     if adapter is not None:
         model = _load_adapter(model, resolve(adapter))
@@ -98,7 +98,7 @@ def _check_weights(weights: str, device: str, dtype: str) -> tuple[str, str]:
 def load_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a checkpoint folder, a hub name or "default", of an adapter without one that of its base; raises UserError where none can be read."""
     place = resolve(path)
-    if is_adapter(place) and not _has_tokenizer(place):
+    if is_adapter(place) and not has_tokenizer(place):
         place = resolve(adapter_base(place))
     try:
         return AutoTokenizer.from_pretrained(place)
@@ -143,7 +143,8 @@ def adapter_base(place: str | os.PathLike) -> str:
     return base
 
 
-def _has_tokenizer(place: str) -> bool:
+def has_tokenizer(place: str | os.PathLike) -> bool:
+    """Whether a folder holds a tokenizer."""
     return (Path(place) / "tokenizer_config.json").is_file()
 
 

@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from regex import Pattern
 from transformers import PreTrainedTokenizerBase
 
 from ...data.errors import UserError
 from ...data.literal import literal_ids
 from ..requests.params import RequestParams
 from ..requests.request import least_tokens
-from ..requests.stop import AnswerText, stop_pattern
+from ..requests.stop import AnswerText, StopPattern, stop_pattern
 from ..text.detokenise import detokeniser, whole_text
 from ..text.vocabulary import Vocabulary
 from .forcing import ForcedText, ThinkingBudget, TokenHealing, taken_back
@@ -73,7 +72,7 @@ def build_constraints(
     return constraints
 
 
-def new_text(tokenizer: PreTrainedTokenizerBase, params: RequestParams, pattern: Pattern | None = None, skip: int = 0) -> AnswerText:
+def new_text(tokenizer: PreTrainedTokenizerBase, params: RequestParams, pattern: StopPattern | None = None, skip: int = 0) -> AnswerText:
     """Return the empty text of an answer, of which the first `skip` characters belong to the prompt."""
     return AnswerText(detokeniser(tokenizer), params.stop, pattern, params.stop_when, skip)
 

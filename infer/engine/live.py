@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import time
 import weakref
@@ -14,6 +15,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ...data.errors import UserError
+from ..checkpoint.adapter import read_adapter
+from ..kernels.low_rank import Adapter
 from ..requests.events import Event
 from ..requests.generation import Generation, Stage
 from ..requests.request import Request
@@ -90,8 +93,10 @@ class LiveEngine:
             runner = self.prefix_cache.runner
         self._pace = pace or Pace()
         self._loop = Loop(Engine(runner, max_rows, self.prefix_cache, self.budget, self._pace))
+        self._loading = threading.Lock()
         self._encoding = threading.Lock()  # tokenizers, and what the engine keeps of further models, are for one thread at a time
         self._indices = itertools.count()
+        self._adapters: dict[str, Adapter] = {}
         self._thread = self._loop.thread
         self._thread.start()
         self._end = weakref.finalize(self, end, self._loop)  # also where it is dropped, and at the interpreter's end
@@ -107,6 +112,12 @@ class LiveEngine:
         """How many positions the model can have, prompt and answer; None where nothing bounds them."""
         return self._loop.engine.runner.limit
 
+    @property
+    def rows_in_use(self) -> int:
+        """How many rows of the KV cache requests in hand hold, those aside that the prefix cache keeps; while a step runs they may be counted in its midst."""
+        kept = 0 if self.prefix_cache is None else len(self.prefix_cache.slots)
+        return max(0, self._loop.engine.runner.live - kept)
+
     def submit(
         self,
         prompt: Prompt,
@@ -114,32 +125,71 @@ class LiveEngine:
         *,
         literal: bool | None = None,
         cache_salt: str | None = None,
+        adapter: str | None = None,
         trace: bool = False,
         on_event: Callable[[Event], None] | None = None,
     ) -> Ticket:
         """Hand in a prompt, by the settings given or the checkpoint's own, and return at once; `literal` and `trace` are those of `generate`.
 
-        What was read for other requests is only made use of where their `cache_salt` is the same. Events go to `on_event`, called in the
+        It is answered with the `adapter` of this name (`load_adapter`), or by the model alone. What was read for other requests is only made
+        use of where their adapter and `cache_salt` are the same. Events go to `on_event`, called in the
         engine's thread, which it must not keep waiting, or else into the ticket. Raises UserError for a request that is wrong, as `generate`
         does, and for one beyond all rows or the whole budget; QueueFull and EngineClosed, UserErrors too, where none is taken.
         """
-        make = lambda: replace(new_requests(self.model, self.tokenizer, [prompt], params, self._loop.engine, trace, literal)[0], cache_salt=cache_salt)
+        def make() -> Request:
+            [request] = new_requests(self.model, self.tokenizer, [prompt], params, self._loop.engine, trace, literal)
+            return replace(request, cache_salt=cache_salt, adapter=self._adapter(adapter))
+
         return self._hand_in(make, Ticket, on_event)
 
     def embed(
-        self, prompt: Prompt, *, attention_mask: Sequence[int] | None = None, on_event: Callable[[Event], None] | None = None
+        self,
+        prompt: Prompt,
+        *,
+        attention_mask: Sequence[int] | None = None,
+        adapter: str | None = None,
+        on_event: Callable[[Event], None] | None = None,
     ) -> EmbeddingTicket:
         """Hand in a prompt to be turned into a vector as by `seodang.infer.embed`, in passes shared with all others, and return at once.
 
         The prefix cache has no part in it. Raises UserError, QueueFull and EngineClosed as `submit` does.
         """
-        return self._hand_in(lambda: embedding_request(0, prompt, self.tokenizer, self._loop.engine, attention_mask), EmbeddingTicket, on_event)
+
+        def make() -> Request:
+            return replace(embedding_request(0, prompt, self.tokenizer, self._loop.engine, attention_mask), adapter=self._adapter(adapter))
+
+        return self._hand_in(make, EmbeddingTicket, on_event)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, **how) -> Iterator[Event]:
         """Hand in a prompt as `submit` does, at once, and return its events; who stops listening, or never begins, cancels it."""
         events = self._followed(self.submit(prompt, params, **how))
         next(events)  # only what has begun has an end
         return events
+
+    @property
+    def adapters(self) -> list[str]:
+        """The names of the adapters that requests may be answered with, as they were loaded."""
+        return list(self._adapters)
+
+    def load_adapter(self, name: str, folder: str | os.PathLike) -> None:
+        """Let requests be answered with the LoRA adapter of a folder, beside others with other adapters or none, in the same passes.
+
+        Raises UserError for a name that is taken, for what cannot run so (see `read_adapter`), and for a model whose runner has no adapters.
+        """
+        if not self._loop.engine.runner.capabilities.adapters:
+            raise UserError(f"a {self.model.config.model_type} model runs no adapters beside its weights: merge {folder} into a model of its own")
+        with self._loading:
+            if name in self._adapters:
+                raise UserError(f"there is an adapter {name!r} already: give this one another name, or unload that one")
+            self._adapters[name] = read_adapter(folder, name, self.model, self.tokenizer)
+
+    def unload_adapter(self, name: str) -> None:
+        """Take no more requests for an adapter, and forget what was read with it; those in hand go on with it. Raises UserError for an unknown one."""
+        with self._loading:
+            adapter = self._adapter(name)
+            del self._adapters[name]
+        if (cache := self.prefix_cache) is not None:
+            self._loop.post(lambda: cache.forget(lambda salt: isinstance(salt, tuple) and salt[0] is adapter))
 
     def health(self) -> Health:
         """Whether the loop lives and its step does not last too long, with what is in hand; waits for nothing."""
@@ -186,6 +236,12 @@ class LiveEngine:
             ticket = kind(generation, on_event, self._loop)
             self._loop.take(ticket)
         return ticket
+
+    def _adapter(self, name: str | None) -> Adapter | None:
+        """The adapter of this name; raises UserError where there is none."""
+        if name is not None and name not in self._adapters:
+            raise UserError(f"there is no adapter {name!r}: load it, or take one of {', '.join(self._adapters) or 'none'}")
+        return None if name is None else self._adapters[name]
 
     def _followed(self, ticket: Ticket) -> Iterator[Event | None]:
         """Yield None once, to be begun by, then the events."""

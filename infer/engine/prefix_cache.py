@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 from weakref import ReferenceType, WeakKeyDictionary, WeakValueDictionary, ref
@@ -101,8 +101,8 @@ class PrefixCache:
 
     @property
     def slots(self) -> list[int]:
-        """The slots of the runner in use that are kept, the longest unused first."""
-        return [kept.slot for kept in self._kept if kept.runner is self.runner]
+        """The slots of the runner in use that are kept, the longest unused first; for any thread."""
+        return [kept.slot for kept in list(self._kept) if kept.runner is self.runner]
 
     def recall(self, ids: list[int], runner: Runner, salt: Hashable = None) -> int:
         """Return a new slot of the runner for a prompt, with the longest past that there is of it; the last id is always left to run."""
@@ -140,7 +140,7 @@ class PrefixCache:
 
         The slot is released itself where the model has changed meanwhile, where more of it is kept, and where it is beyond `max_bytes` alone.
         """
-        generation, runner, salt = sequence.generation, sequence.runner, sequence.request.cache_salt
+        generation, runner, salt = sequence.generation, sequence.runner, sequence.request.salt
         ids = sequence.ids[: sequence.seen]
         sound = bool(ids) and generation in self._live and runner is self._current
         if not generation.slots_held:
@@ -170,6 +170,11 @@ class PrefixCache:
         least = self.bytes - bytes
         while self._kept and self.bytes > least:
             self._drop(next(iter(self._kept)))
+
+    def forget(self, which: Callable[[Hashable], bool]) -> None:
+        """Release what is kept for these salts."""
+        for kept in [kept for kept in self._kept if which(kept.salt)]:
+            self._drop(kept)
 
     def clear(self) -> None:
         """Release everything that is kept, and look at the model anew; calls under way go on with what they have, and share nothing of it."""
@@ -205,7 +210,7 @@ class PrefixCache:
         for generation, references in list(self._live.items()):
             if not generation.slots_held:
                 self._live.pop(generation, None)
-            elif not salt or generation.request.cache_salt == salt[0]:
+            elif not salt or generation.request.salt == salt[0]:
                 for reference in references:
                     sequence = reference()
                     if sequence is not None and sequence.runner is runner and (runner, sequence.cache_slot) in generation.slots_held:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..requests.generation import Generation
 from ..requests.likelihoods import Likelihoods, TokenLogprobs
 from ..requests.request import Request
-from ..requests.sequence import TokenSequence, new_slot, recalled_slot
+from ..requests.sequence import TokenSequence, held_slot, new_slot, recalled_slot
 from ..requests.strategy import Forward, Host, Strategy
 from ..runners.contract import Runner
 
@@ -50,7 +50,7 @@ def asks_to_read(request: Request) -> bool:
 
 def left_to_read(request: Request, host: Host) -> int:
     """Return how many positions the request's first pass would bring, or that of its guidance where it is longer."""
-    known = 0 if request.prefix_cache is None else request.prefix_cache.known(request.prompt_ids, host.runner, request.cache_salt)
+    known = 0 if request.prefix_cache is None else request.prefix_cache.known(request.prompt_ids, host.runner, request.salt)
     own = len(request.prompt_ids) - known - len(request.masked_positions) + len(request.prefix_ids)
     return own if request.guidance is None else max(own, len(request.guidance.prompt_ids))
 
@@ -81,7 +81,7 @@ def read_first(generation: Generation, host: Host) -> Strategy:
         generation.past = reading.cache_slot
     if (guidance := request.guidance) is not None:
         other = guidance.runner or runner
-        reading = PromptReading(generation, other, generation.hold_slot(other, other.allocate()), list(guidance.prompt_ids))
+        reading = PromptReading(generation, other, held_slot(generation, other, other.allocate()), list(guidance.prompt_ids))
         yield from read(reading)
         generation.guidance_past = reading.cache_slot
     strategy = request.strategy.start(generation, host)

@@ -162,11 +162,11 @@ class Scheduler:
     def _known(self, generation: Generation) -> int:
         """Return how much of a request's prompt the prefix cache has."""
         request = generation.request
-        return 0 if request.prefix_cache is None else request.prefix_cache.known(request.prompt_ids, self.runner, request.cache_salt)
+        return 0 if request.prefix_cache is None else request.prefix_cache.known(request.prompt_ids, self.runner, request.salt)
 
     def _awaits(self, generation: Generation) -> bool:
         """Whether a prompt that is being read begins with much of this one's, which then need not be read twice."""
         request = generation.request
         if request.prefix_cache is None:
             return False
-        return request.prefix_cache.awaited(request.prompt_ids, self.runner, request.cache_salt, self.admitted)
+        return request.prefix_cache.awaited(request.prompt_ids, self.runner, request.salt, self.admitted)

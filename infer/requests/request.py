@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..kernels.low_rank import Adapter
 from ..runners.contract import Runner
 from .events import Answer
 from .params import RequestParams
@@ -51,7 +52,8 @@ class Request:
     guidance: Guidance | None = None
     select: Select | None = None
     prefix_cache: Any = None  # a PrefixCache that the sequences' past comes from and goes to
-    cache_salt: str | None = None  # pasts are shared among requests of equal salts alone
+    cache_salt: str | None = None
+    adapter: Adapter | None = None  # beside the weights of the model
     tokenizer: PreTrainedTokenizerBase | None = None  # of the model
     known_ids: int | None = None  # how many ids the tokenizer knows; those beyond are never offered
     traced: bool = False
@@ -60,6 +62,11 @@ class Request:
     def width(self) -> int:
         """How many answers grow for this request."""
         return max(self.params.num_return_sequences, self.params.best_of or 1)
+
+    @property
+    def salt(self) -> Hashable:
+        """Pasts are shared among requests of equal salts alone: those of the same adapter that give the same one."""
+        return self.cache_salt if self.adapter is None else (self.adapter, self.cache_salt)
 
     @property
     def prompt_length(self) -> int:

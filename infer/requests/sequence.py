@@ -98,7 +98,7 @@ class TokenSequence:
         sequence.constraints = request.new_constraints()
         if request.guidance is not None:
             other, read = request.guidance.runner or runner, generation.guidance_past
-            lane = generation.hold_slot(other, other.allocate()) if read is None else read
+            lane = held_slot(generation, other, other.allocate()) if read is None else read
             generation.guidance_past = None
             sequence.guidance = GuidanceSequence(generation, other, lane, list(request.guidance.prompt_ids))
             if slot == past:
@@ -287,10 +287,17 @@ class TokenSequence:
 def new_slot(generation: Generation, runner: Runner) -> int:
     """Return a slot without a past for a sequence of the request: on its source, its masked positions left out."""
     request = generation.request
-    slot = generation.hold_slot(runner, runner.allocate(request.source_ids or ()))
+    slot = held_slot(generation, runner, runner.allocate(request.source_ids or ()))
     if request.masked_positions:
         runner.mask(slot, request.masked_positions)
     return slot
+
+
+def held_slot(generation: Generation, runner: Runner, slot: int) -> int:
+    """Have the request hold a slot, which runs with the request's adapter; on another model's runner, that has no effect."""
+    if generation.request.adapter is not None and runner.capabilities.adapters:
+        runner.adapt(slot, generation.request.adapter)
+    return generation.hold_slot(runner, slot)
 
 
 def recalled_slot(generation: Generation, runner: Runner) -> int:
@@ -298,7 +305,7 @@ def recalled_slot(generation: Generation, runner: Runner) -> int:
     request = generation.request
     if request.prefix_cache is None:
         return new_slot(generation, runner)
-    slot = generation.hold_slot(runner, request.prefix_cache.recall(request.prompt_ids, runner, request.cache_salt))
+    slot = held_slot(generation, runner, request.prefix_cache.recall(request.prompt_ids, runner, request.salt))
     generation.cached_tokens = runner.length(slot)
     return slot
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import math
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import regex
 
@@ -11,7 +15,38 @@ from ...data.errors import UserError
 from ..text.detokenise import Detokeniser
 from .user_functions import called
 
-SEARCH_SECONDS = 1.0  # of computing, for one search with a `stop_regex`: an ordinary one takes microseconds
+ORDINARY_SECONDS = 0.001  # of computing, for a token's searches with a `stop_regex`: they take microseconds
+SEARCH_SECONDS = 0.25  # beyond, for all answers of a request together: nobody else gets a token meanwhile
+LONGEST_PATTERN = 256  # characters: `regex` looks for long texts, as beginnings of a match, in a time that no timeout ends
+MOST_REPEATS = 10_000  # the counts of all repetitions ({1,3}), multiplied: `regex` writes them out, which takes time and memory
+
+
+class StopPattern:
+    """A `stop_regex`, compiled, and the time that its searches may still take: all answers of a request share it.
+
+    `regex` backtracks, so that a pattern can take ever so long; within `search` none takes longer than what is left.
+    """
+
+    def __init__(self, pattern: regex.Pattern):
+        self.pattern, self.left = pattern, SEARCH_SECONDS
+        self._until = math.inf
+
+    @contextmanager
+    def searching(self) -> Iterator[None]:
+        """Count the searches within against the time that is left; one too many raises TimeoutError."""
+        began = time.thread_time()
+        self._until = began + ORDINARY_SECONDS + max(self.left, 0.0)
+        try:
+            yield
+        finally:
+            self.left -= max(time.thread_time() - began - ORDINARY_SECONDS, 0.0)
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that the next search may take; raises TimeoutError where there are none."""
+        if (left := self._until - time.thread_time()) <= 0:
+            raise TimeoutError
+        return left
 
 
 class Stops:
@@ -22,7 +57,7 @@ class Stops:
     begins there does.
     """
 
-    def __init__(self, stops: Sequence[str] = (), pattern: regex.Pattern | None = None):
+    def __init__(self, stops: Sequence[str] = (), pattern: StopPattern | None = None):
         self.stops = tuple(stops)
         self.pattern = pattern
         self.found: str | None = None
@@ -36,11 +71,14 @@ class Stops:
             return ""
         if not self.stops and self.pattern is None:
             return piece
-        try:
+        if self.pattern is None:
             return self._push(piece, judged)
+        try:
+            with self.pattern.searching():
+                return self._push(piece, judged)
         except TimeoutError:
             raise UserError(
-                f"stop_regex={self.pattern.pattern!r} takes more than {SEARCH_SECONDS:g} s behind {len(self._text)} characters: "
+                f"stop_regex={self.pattern.pattern.pattern!r} takes more than {SEARCH_SECONDS:g} s behind {len(self._text)} characters and before: "
                 "write it so that a text can match in one way only, without a repetition inside a repetition"
             ) from None
 
@@ -66,15 +104,16 @@ class Stops:
     def _unmatched(self, text: str) -> int:
         """Return up to where nothing can become part of a match."""
         if self._safe >= self._spared:
-            partial = self.pattern.search(text, self._safe, partial=True, timeout=SEARCH_SECONDS)
+            partial = self.pattern.pattern.search(text, self._safe, partial=True, timeout=self.pattern.timeout)
             return len(text) if partial is None else partial.start()
         # a match that was spared stands in the way of those that begin behind it
         places = range(self._safe, len(text))
-        return next((at for at in places if self.pattern.fullmatch(text, at, partial=True, timeout=SEARCH_SECONDS)), len(text))
+        whole = self.pattern.pattern.fullmatch
+        return next((at for at in places if whole(text, at, partial=True, timeout=self.pattern.timeout)), len(text))
 
     def _match(self, text: str, end: int) -> regex.Match | None:
         """Return the first match within the text up to `end` that is not spared."""
-        matches = self.pattern.finditer(text, self._safe, end, overlapped=True, timeout=SEARCH_SECONDS)
+        matches = self.pattern.pattern.finditer(text, self._safe, end, overlapped=True, timeout=self.pattern.timeout)
         return next((match for match in matches if match.end() > self._spared or not self._spared), None)
 
     def _first(self, text: str, known: int) -> tuple[int, int] | None:
@@ -103,15 +142,25 @@ def overlap(text: str, stop: str) -> int:
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
-def stop_pattern(source: str) -> regex.Pattern:
-    """Return a `stop_regex` compiled, in the syntax of Python and `regex`; raises UserError for one that is wrong or matches the empty text."""
+def stop_pattern(source: str) -> StopPattern:
+    """Return a `stop_regex` compiled, in the syntax of Python and `regex`, for one request.
+
+    Raises UserError for one that is wrong, too long, repeats too much or matches the empty text.
+    """
+    if len(source) > LONGEST_PATTERN:
+        raise UserError(f"stop_regex has {len(source)} characters, more than the {LONGEST_PATTERN} that it may have: shorten it")
+    counts = [max(int(count) for count in each if count) for each in re.findall(r"\{\s*(\d*)\s*,?\s*(\d*)\s*\}", source) if any(each)]
+    if (repeats := math.prod(max(count, 1) for count in counts)) > MOST_REPEATS:
+        raise UserError(f"stop_regex={source!r} has repetitions of {repeats:g} times, more than the {MOST_REPEATS} there may be: lower the counts")
     try:
-        pattern = regex.compile(source)
+        pattern = regex.compile(source, cache_pattern=False)
+        if pattern.search("", timeout=SEARCH_SECONDS):
+            raise UserError(f"stop_regex={source!r} matches the empty text, so that every answer would end at once: let it ask for a character")
     except regex.error as error:
         raise UserError(f"stop_regex={source!r} is no regular expression: {error}") from None
-    if pattern.search(""):
-        raise UserError(f"stop_regex={source!r} matches the empty text, so that every answer would end at once: let it ask for a character")
-    return pattern
+    except TimeoutError:
+        raise UserError(f"stop_regex={source!r} takes more than {SEARCH_SECONDS:g} s for an empty text: write it in another way") from None
+    return StopPattern(pattern)
 
 
 class AnswerText:
@@ -125,7 +174,7 @@ class AnswerText:
         self,
         detokeniser: Detokeniser,
         stops: Sequence[str] = (),
-        pattern: regex.Pattern | None = None,
+        pattern: StopPattern | None = None,
         stop_when: Callable[[str], bool] | None = None,
         skip: int = 0,
     ):

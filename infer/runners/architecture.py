@@ -27,9 +27,9 @@ class Capabilities:
     all_positions: bool = True  # logits at every new position, not the last alone
     truncate: bool = True
     fork: bool = True
-    adapters: bool = True
     hidden_states: bool = False
     mask_holes: bool = False
+    adapters: bool = False  # slots of one pass may run with different ones
     parts: bool = True  # a prompt may go in by parts at no more cost
 
 

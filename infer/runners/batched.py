@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...data.errors import UserError
+from ..kernels.low_rank import Adapter
 from .architecture import ModelOutput, check_cut, check_pass, decoding_limit, refuse_source, refuse_unsupported, transformers_model
 from .held import held_bytes
 
@@ -76,6 +77,11 @@ class CacheSlots:
     def mask(self, slot: int, positions: Sequence[int]) -> None:
         """Raise UserError: where past and padding lie together, nothing can be left out between."""
         raise UserError(f"{self.config.model_type} cannot leave out a part of its prompt: drop hide and attention_mask")
+
+    def adapt(self, slot: int, adapter: Adapter | None) -> None:
+        """Raise UserError for an adapter, which goes with rows that lie end to end."""
+        if adapter is not None:
+            raise UserError(f"{self.config.model_type} runs no adapters beside its weights: merge {adapter.name} into a model of its own (seodang export)")
 
     def forward(self, slots: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int]) -> Tensor:
         """Append `ids[i]` to slot i and return the logits of its newest `keep[i]` positions, [sum(keep), vocab]; each kind of slots is a pass."""

@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..kernels.low_rank import Adapter
 from .architecture import Capabilities, ModelOutput
 
 
@@ -68,6 +69,12 @@ class Runner(Protocol):
         """Leave these positions, counted from 0, out of a slot without a past: its tokens keep the positions that they have without.
 
         Raises UserError where the runner cannot (`mask_holes`), or the model attends in a sliding window.
+        """
+
+    def adapt(self, slot: int, adapter: Adapter | None) -> None:
+        """Run a slot with an adapter beside the weights, or without; its past must have been read so, and forks have it too.
+
+        The slots of a pass may have different ones. Raises UserError where the runner cannot (`adapters`).
         """
 
     def truncate(self, slot: int, length: int) -> None:

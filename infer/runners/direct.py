@@ -47,7 +47,7 @@ class DirectRunner(RaggedRunner):
 
     def _read(self) -> None:
         self._covered = True
-        self.decoder = bind_weights(self.model)
+        self.decoder = bind_weights(self.model, self._adapters.kernel)
         self._addresses = self.decoder.addresses()
 
     def _run(self, plan: ForwardBatch, tokens: list[int], positions: list[int], wanted: Tensor, layers: Sequence[int]) -> ModelOutput:

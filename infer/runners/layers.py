@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,7 @@ PLAIN_MODULES = {nn.Linear, nn.Embedding, nn.ModuleList, nn.LayerNorm, nn.Dropou
 ACTIVATIONS = {"transformers.activations", "torch.nn.modules.activation"}
 
 Map = Callable[[Tensor], Tensor]
+MakeKernel = Callable[[Sequence[nn.Module]], LinearKernel]
 
 
 @dataclass
@@ -95,17 +96,17 @@ def is_foreign(hook: Callable) -> bool:
     return getattr(hook, "__module__", None) != "transformers.utils.output_capturing"
 
 
-def bind_weights(model: PreTrainedModel) -> Decoder:
-    """Return the model's layers as functions of its own weights, which are not copied."""
+def bind_weights(model: PreTrainedModel, kernel: MakeKernel = linear_kernel) -> Decoder:
+    """Return the model's layers as functions of its own weights, which are not copied; `kernel` makes their products."""
     watched = [*model.parameters(), *(b for name, b in model.named_buffers() if name.endswith("inv_freq"))]
     if type(model).__name__ not in ROTARY:
-        return _gpt2(model, watched)
+        return _gpt2(model, watched, kernel)
     config, trunk = model.config, model.model
     gemma = type(model).__name__.startswith("Gemma")
     return Decoder(
         embed=lambda ids, positions: trunk.embed_tokens(ids),
         rotation=Rotation(trunk.rotary_emb, trunk.embed_tokens.weight.detach()),
-        blocks=[_rotary_block(layer, config, gemma) for layer in trunk.layers],
+        blocks=[_rotary_block(layer, config, gemma, kernel) for layer in trunk.layers],
         norm=rms_norm(trunk.norm, gemma),
         head=_capped(linear_kernel([model.lm_head]), getattr(config, "final_logit_softcapping", None)),
         heads=config.num_attention_heads,
@@ -115,7 +116,7 @@ def bind_weights(model: PreTrainedModel) -> Decoder:
     )
 
 
-def _rotary_block(layer: nn.Module, config: PreTrainedConfig, gemma: bool) -> Block:
+def _rotary_block(layer: nn.Module, config: PreTrainedConfig, gemma: bool, kernel: MakeKernel) -> Block:
     attention, mlp = layer.self_attn, layer.mlp
     sandwich = hasattr(layer, "pre_feedforward_layernorm")  # Gemma 2 has norms on both sides
     second = layer.pre_feedforward_layernorm if sandwich else layer.post_attention_layernorm
@@ -123,12 +124,12 @@ def _rotary_block(layer: nn.Module, config: PreTrainedConfig, gemma: bool) -> Bl
     norms = (rms_norm(attention.q_norm), rms_norm(attention.k_norm)) if hasattr(attention, "q_norm") else None
     return Block(
         attention_norm=rms_norm(layer.input_layernorm, gemma),
-        qkv=linear_kernel([attention.q_proj, attention.k_proj, attention.v_proj]),
+        qkv=kernel([attention.q_proj, attention.k_proj, attention.v_proj]),
         head_norms=norms,
-        out=linear_kernel([attention.o_proj]),
+        out=kernel([attention.o_proj]),
         after_attention=rms_norm(layer.post_attention_layernorm, gemma) if sandwich else None,
         feed_norm=rms_norm(second, gemma),
-        feed=gated(linear_kernel([mlp.gate_proj, mlp.up_proj]), activation(mlp.act_fn), linear_kernel([mlp.down_proj])),
+        feed=gated(kernel([mlp.gate_proj, mlp.up_proj]), activation(mlp.act_fn), kernel([mlp.down_proj])),
         after_feed=rms_norm(layer.post_feedforward_layernorm, gemma) if sandwich else None,
         scale=attention.scaling,
         window=getattr(attention, "sliding_window", in_all_layers),
@@ -136,13 +137,13 @@ def _rotary_block(layer: nn.Module, config: PreTrainedConfig, gemma: bool) -> Bl
     )
 
 
-def _gpt2(model: PreTrainedModel, watched: list[Tensor]) -> Decoder:
+def _gpt2(model: PreTrainedModel, watched: list[Tensor], kernel: MakeKernel) -> Decoder:
     trunk = model.transformer
     attention = trunk.h[0].attn
     return Decoder(
         embed=lambda ids, positions: trunk.wte(ids) + trunk.wpe(positions),
         rotation=None,
-        blocks=list(map(_gpt2_block, trunk.h)),
+        blocks=[_gpt2_block(layer, kernel) for layer in trunk.h],
         norm=layer_norm(trunk.ln_f),
         head=linear_kernel([model.lm_head]),
         heads=attention.num_heads,
@@ -152,13 +153,13 @@ def _gpt2(model: PreTrainedModel, watched: list[Tensor]) -> Decoder:
     )
 
 
-def _gpt2_block(layer: nn.Module) -> Block:
-    grow, act, shrink = linear_kernel([layer.mlp.c_fc]), activation(layer.mlp.act), linear_kernel([layer.mlp.c_proj])
+def _gpt2_block(layer: nn.Module, kernel: MakeKernel) -> Block:
+    grow, act, shrink = kernel([layer.mlp.c_fc]), activation(layer.mlp.act), kernel([layer.mlp.c_proj])
     return Block(
         attention_norm=layer_norm(layer.ln_1),
-        qkv=linear_kernel([layer.attn.c_attn]),
+        qkv=kernel([layer.attn.c_attn]),
         head_norms=None,
-        out=linear_kernel([layer.attn.c_proj]),
+        out=kernel([layer.attn.c_proj]),
         after_attention=None,
         feed_norm=layer_norm(layer.ln_2),
         feed=lambda x: shrink(act(grow(x))),

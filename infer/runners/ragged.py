@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ...data.errors import UserError
+from ..kernels.low_rank import Adapter, SlotAdapters
 from .architecture import (
     Capabilities,
     ModelOutput,
@@ -44,7 +45,7 @@ class RaggedRunner:
     `passes` and `positions` count what was computed.
     """
 
-    capabilities = Capabilities(hidden_states=True, mask_holes=True)
+    capabilities = Capabilities(hidden_states=True, mask_holes=True, adapters=True)
 
     def __init__(self, model: nn.Module):
         self.model = transformers_model(model)
@@ -53,6 +54,7 @@ class RaggedRunner:
         self.limit = decoding_limit(self.model)
         self.cache = KVCache()
         self.passes = self.positions = 0
+        self._adapters = SlotAdapters()
         self._configs = configs_of(self.model)
         self._keeps_logits = "logits_to_keep" in inspect.signature(type(self.model).forward).parameters
 
@@ -92,6 +94,7 @@ class RaggedRunner:
         """Return a runner of the same model without slots."""
         blank = copy.copy(self)
         blank.cache = KVCache(self.cache.new_pool)
+        blank._adapters = SlotAdapters()
         return blank
 
     def length(self, slot: int) -> int:
@@ -100,7 +103,10 @@ class RaggedRunner:
 
     def fork(self, slots: Sequence[int]) -> list[int]:
         """Return a new slot for each of these, with the same past."""
-        return self.cache.fork(slots)
+        forks = self.cache.fork(slots)
+        for slot, fork in zip(slots, forks):
+            self.adapt(fork, self._adapters.of(slot))
+        return forks
 
     def copy(self, source: int, target: int, first: int = 0, length: int | None = None) -> None:
         """Give `target` the past of `source`, or its first `length` positions, of which it has the first `first` already."""
@@ -110,6 +116,10 @@ class RaggedRunner:
         """Leave these positions out of a slot that has no past yet: its tokens keep the positions that they have without."""
         refuse_masking_under_window(self.config)
         self.cache.masked_positions[slot] = tuple(sorted(positions))
+
+    def adapt(self, slot: int, adapter: Adapter | None) -> None:
+        """Run the slot with an adapter beside the weights, whatever the others of its passes run with."""
+        self._adapters.put(slot, adapter)
 
     def truncate(self, slot: int, length: int) -> None:
         """Keep a slot's first `length` positions: rejected guesses leave the cache."""
@@ -122,10 +132,12 @@ class RaggedRunner:
     def release(self, slots: Sequence[int]) -> None:
         """Give back the slots' memory."""
         self.cache.release(slots)
+        for slot in slots:
+            self.adapt(slot, None)
 
     def refresh(self, keep: Collection[int] = ()) -> None:
         """Release every slot that is not kept; all of them once the weights have changed, for the past is no longer the model's."""
-        self.cache.release([slot for slot in self.cache.lengths if slot not in keep])
+        self.release([slot for slot in self.cache.lengths if slot not in keep])
 
     def forward(self, slots: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int]) -> Tensor:
         """Append `ids[i]` to slot i, all slots in one pass; return logits, [sum(keep), vocab].
@@ -142,7 +154,8 @@ class RaggedRunner:
         plan, tokens, positions, starts = self._plan(slots, ids)
         ends = [start + len(new) for start, new in zip(starts, ids)]
         wanted = torch.tensor([i for end, k in zip(ends, keep) for i in range(end - k, end)], dtype=torch.long)
-        logits, states = self._run(plan, tokens, positions, wanted, layers)
+        with self._adapters.over(zip(slots, map(slice, starts, ends)), self.model.get_input_embeddings().weight.device):
+            logits, states = self._run(plan, tokens, positions, wanted, layers)
         for slot, new in zip(slots, ids):
             self.cache.lengths[slot] += len(new)
         self.passes += 1
@@ -156,7 +169,7 @@ class RaggedRunner:
         """Take the plan's tokens through the model: logits at the tokens `wanted`, hidden states in the order of the tokens."""
         device = self.model.get_input_embeddings().weight.device
         kept = {"logits_to_keep": wanted.to(device)} if self._keeps_logits else {}
-        with self._with_attention(), running(plan):
+        with self._with_attention(), running(plan), self._adapters.hooked():
             out = self.model(
                 input_ids=torch.tensor([tokens], device=device),
                 position_ids=torch.tensor([positions], device=device),

@@ -37,7 +37,7 @@ async def answered(request: Request, served: Served, kind: type[B], make: Callab
     with Words(body).told():
         asked = await asyncio.to_thread(make, body, served)  # encoding, and the compiling of a schema, take a while
         refuse_too_many(asked.prompts, served, "prompt")
-        submit = partial(served.engine.submit, params=asked.params, cache_salt=body.cache_salt, trace=body.trace)
+        submit = partial(served.engine.submit, params=asked.params, cache_salt=body.cache_salt, trace=body.trace, adapter=served.adapter(body.model))
         call = await Call.begin(asked.prompts, submit)
     headers = {"x-ignored-fields": ", ".join(asked.ignored)} if asked.ignored else {}
     if body.stream:

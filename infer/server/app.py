@@ -9,6 +9,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
+from .adapters import adapter_routes
 from .chat import chat_routes
 from .completions import completion_routes
 from .docs import doc_routes
@@ -21,7 +22,9 @@ from .responses import response_routes
 from .served import Served
 from .tokens import token_routes
 
-ROUTES = (operation_routes, chat_routes, completion_routes, response_routes, embedding_routes, token_routes, doc_routes, page_routes)
+ROUTES = (
+    operation_routes, chat_routes, completion_routes, response_routes, embedding_routes, token_routes, adapter_routes, doc_routes, page_routes,
+)  # fmt: skip
 
 
 def build_app(served: Served) -> FastAPI:

@@ -76,7 +76,7 @@ class Chat(Chunks):
     def __init__(self, body: ChatBody, served: Served):
         """Raises ApiError for messages and tools that are none, UserError for settings that are unknown or cannot be honoured."""
         super().__init__(body)
-        self.head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion.chunk", "created": int(time.time()), "model": served.name}
+        self.head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion.chunk", "created": int(time.time()), "model": body.model or served.name}
         self._form, tokenizer = answer_form(served.tokenizer), served.tokenizer
         messages, prefix = beginning(body)
         choice, named = choice_of(body)

@@ -74,7 +74,7 @@ class Completion(Chunks):
     def __init__(self, body: CompletionBody, served: Served):
         """Raises UserError for settings that are unknown or cannot be honoured."""
         self.prompts: Sequence[str | list[int]] = body.prompt
-        self.head = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()), "model": served.name}
+        self.head = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()), "model": body.model or served.name}
         super().__init__(body)
         self._tokenizer, self._echo, self._judges_alone = served.tokenizer, body.echo, body.max_tokens == 0
         length = {} if body.max_tokens is None else {"max_new_tokens": max(body.max_tokens, 1)}  # a token comes in any case

@@ -14,6 +14,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from ...data.html_template import html_template
 from ..engine.settings_schema import settings_schema
 from ..requests.schema_words import kinds, nullable, span, whole
+from .limits import told
 from .protocol import AskingBody, Body
 from .served import Served
 
@@ -34,15 +35,17 @@ def takes(kind: type[Body], served: Served, **example: Any) -> Schema:
 
 
 def body_schema(kind: type[Body], served: Served) -> Schema:
-    """Return the JSON Schema of a body: its own fields, and where it asks for an answer those of the settings that its path does not refuse."""
+    """Return the JSON Schema of a body: its own fields, and where it asks for an answer those of the settings, without those that its path refuses."""
     own = kind.model_json_schema()
-    fields = whole(own["properties"], own.get("$defs", {}))
-    fields["model"] = {"type": "string", "enum": [served.name], "description": "What this server calls its model."}
+    fields = {name: each for name, each in whole(own["properties"], own.get("$defs", {})).items() if name not in kind.refused}
+    known = {"enum": served.models} if served.adapter_folder is None else {}  # else others may come
+    fields["model"] = {"type": "string", **known, "description": "What this server calls its model, or an adapter beside it."}
     asks = issubclass(kind, AskingBody)
     if asks:
         fields |= {name: each for name, each in settings_schema(served.defaults).items() if name not in fields and name not in kind.refused}
     required = own.get("required", [])
-    optional = {name: each if name in required else nullable(each) for name, each in fields.items()}
+    bounded = {name: told(name, each) for name, each in fields.items()}
+    optional = {name: each if name in required else nullable(each) for name, each in bounded.items()}
     return {"type": "object", "properties": optional, "required": required, "additionalProperties": asks and served.lenient}
 
 

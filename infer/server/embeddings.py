@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
@@ -55,11 +56,11 @@ def embedding_routes(served: Served) -> APIRouter:
             raise ApiError(400, f"dimensions is {body.dimensions}, but a vector of this model has {size}: give {size}, or leave it out", "dimensions")
         refuse_too_many(body.input, served, "input")
         try:
-            call = await Call.begin(body.input, engine.embed)
+            call = await Call.begin(body.input, partial(engine.embed, adapter=served.adapter(body.model)))
             vectors = await heard_out(request, call, read_all(call))
         except UserError as error:
             raise of_input(error) from None
-        content = await asyncio.to_thread(written, vectors, body.encoding_format, served.name, sum(map(prompt_length, call.tickets)))
+        content = await asyncio.to_thread(written, vectors, body.encoding_format, body.model or served.name, sum(map(prompt_length, call.tickets)))
         return Response(content, media_type="application/json")
 
     return routes

@@ -14,6 +14,9 @@ from ..engine.live import QueueFull
 from ..engine.loop import EngineClosed
 
 
+KINDS = {429: "requests"}  # what OpenAI calls the type of an error, where its status alone does not say
+
+
 class ApiError(Exception):
     """A request that is answered by an error; `param` names the field that is wrong, `code` the kind of mistake."""
 
@@ -23,7 +26,7 @@ class ApiError(Exception):
 
     @classmethod
     def of(cls, error: Exception) -> ApiError:
-        """The same error with its status: 400 for a mistake of the client's, 503 where the engine takes no request, 500 for a defect."""
+        """The same error with its status: 400 for a mistake of the client's, 429 where too many ask, 503 where the engine takes no request, 500 for a defect."""
         if isinstance(error, ApiError):
             return error
         if isinstance(error, HTTPException):  # no such path, another method
@@ -31,7 +34,7 @@ class ApiError(Exception):
         if isinstance(error, ClientDisconnect):
             return cls(400, "the client has gone before all of its request was there")  # which nobody reads
         if isinstance(error, QueueFull):
-            return cls(503, str(error), code="queue_full")
+            return cls(429, str(error), code="queue_full")
         if isinstance(error, EngineClosed):
             return cls(503, str(error), code="engine_closed")
         if isinstance(error, UserError) and not str(error).startswith("internal error"):
@@ -41,7 +44,7 @@ class ApiError(Exception):
     @property
     def body(self) -> dict[str, Any]:
         """What the client is sent."""
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        kind = KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
@@ -49,7 +52,7 @@ async def answer_by_error(request: Request, error: Exception) -> JSONResponse:
     """Answer a request by its error."""
     told = ApiError.of(error)
     headers = dict(getattr(error, "headers", None) or {})
-    if told.code == "queue_full":
+    if told.status == 429:
         headers["Retry-After"] = "1"
     if told.status == 408:  # the rest of it is no new request
         headers["Connection"] = "close"

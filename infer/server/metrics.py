@@ -28,6 +28,7 @@ class Metrics:
             "requests_waiting": ("Prompts that wait to come in.", lambda: engine.health().waiting),
             "cache_reserved_bytes": ("Bytes of the KV cache that prompts in hand may come to.", lambda: engine.health().bytes_reserved),
             "cache_limit_bytes": ("Bytes that the KV cache may take.", lambda: engine.budget.limit),
+            "cache_rows_in_use": ("Rows of the KV cache that prompts in hand hold.", lambda: engine.rows_in_use),
             "prefix_cache_bytes": ("Bytes kept for prompts that begin alike.", lambda: engine.prefix_cache.bytes if engine.prefix_cache else 0),
         }
         for name, (about, value) in gauges.items():

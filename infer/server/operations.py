@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
-from .errors import ApiError
+from .protocol import check_model
 from .served import Served
 
 NOT_NOW: dict[int | str, dict[str, Any]] = {503: {"description": "Not now; the answer says why."}}
@@ -40,22 +40,21 @@ def operation_routes(served: Served) -> APIRouter:
 
     @routes.get("/v1/models")
     async def models() -> dict[str, Any]:
-        """The model that is served, with the settings that hold where a request gives none."""
-        return {"object": "list", "data": [described(served)]}
+        """The model that is served, and its adapters, with the settings that hold where a request gives none."""
+        return {"object": "list", "data": [described(served, name) for name in served.models]}
 
     @routes.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
         """The model of this name."""
-        if name != served.name:
-            raise ApiError(404, f"the model {name!r} does not exist: this server has {served.name!r}", "model", "model_not_found")
-        return described(served)
+        check_model(name, served)
+        return described(served, name)
 
     return routes
 
 
-def described(served: Served) -> dict[str, Any]:
-    """The model as OpenAI lists one, with its positions and the settings that hold where a request gives none."""
+def described(served: Served, name: str) -> dict[str, Any]:
+    """A model as OpenAI lists one, with its positions and the settings that hold where a request gives none; an adapter's parent is the model."""
     return {
-        "id": served.name, "object": "model", "created": served.created, "owned_by": "seodang", "max_model_len": served.engine.positions,
-        "defaults": served.told_defaults,
+        "id": name, "object": "model", "created": served.created, "owned_by": "seodang", "max_model_len": served.engine.positions,
+        "parent": None if name == served.name else served.name, "defaults": served.told_defaults,
     }  # fmt: skip

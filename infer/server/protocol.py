@@ -20,13 +20,10 @@ from ...data.surrogates import refuse_surrogates
 from ..engine.compat import REQUEST, STRUCTURES, from_request
 from ..engine.params import SamplingParams
 from ..strategies.registry import OWNED, choose
+from . import limits
 from .errors import ApiError
 from .served import Served
 
-MAX_BODY = 1 << 20  # bytes, or where the model has many positions, so many for each: beyond what it can read, and read in a second
-POSITION_BODY = 32
-BODY_SECONDS = 20.0  # that a body may take to come
-MAX_STOPS = 64  # texts that end an answer: each is looked for behind every token, while the others wait
 THEIRS = {"max_new_tokens": "max_tokens", "num_return_sequences": "n"}  # what clients call settings that they have not given
 
 NEUTRAL = {  # values of fields that a path refuses which ask for nothing
@@ -71,7 +68,7 @@ class AskingBody(Body):
 
 async def body_of(request: Request, served: Served, kind: type[B]) -> B:
     """Return what a client sends; raises ApiError for a body that is too large, does not come, is no JSON or not of its kind."""
-    raw = await bytes_of(request, max(MAX_BODY, POSITION_BODY * (served.engine.positions or 0)))
+    raw = await bytes_of(request, max(limits.MAX_BODY, limits.POSITION_BODY * (served.engine.positions or 0)))
     return await asyncio.to_thread(lambda: checked(read(raw), served, kind))  # a large one takes a while
 
 
@@ -79,12 +76,12 @@ async def bytes_of(request: Request, most: int) -> bytes:
     """Return the body that a client sends; raises ApiError for one that has more than so many bytes, or does not come."""
     raw, size = bytearray(), 0
     try:
-        async with asyncio.timeout(BODY_SECONDS):
+        async with asyncio.timeout(limits.BODY_SECONDS):
             async for part in request.stream():
                 size += len(part)
                 raw += part if size <= most else b""  # read to its end all the same: who still sends hears no answer
     except TimeoutError:
-        raise ApiError(408, f"the body did not come within {BODY_SECONDS:g} s: send it again") from None
+        raise ApiError(408, f"the body did not come within {limits.BODY_SECONDS:g} s: send it again") from None
     if size > most:
         raise ApiError(413, f"the body has {size} bytes, more than the {most} that are read: send less at a time")
     return bytes(raw)
@@ -98,6 +95,7 @@ def read(raw: bytes) -> dict[str, Any]:
         raise ApiError(400, f"the body is not JSON: {error}") from None
     if not isinstance(body, dict):
         raise ApiError(400, f"the body must be a JSON object, got a {type(body).__name__}")
+    limits.hold_depth("the body", body, limits.BODY_DEPTH)
     refuse_surrogates(body, "the body")
     return body
 
@@ -113,12 +111,12 @@ def finite(number: str) -> float:
 def checked(body: Mapping[str, Any], served: Served, kind: type[B]) -> B:
     """Return a body as one of its kind, without its nulls; raises ApiError for fields of another type, and for another model."""
     given = {name: value for name, value in body.items() if value is not None}
-    if (model := given.get("model", served.name)) != served.name:
-        raise ApiError(404, f"the model {model!r} does not exist: this server has {served.name!r}", "model", "model_not_found")
+    check_model(given.get("model", served.name), served)
     refused = [name for name in kind.refused if name in given and given[name] not in NEUTRAL.get(name, ())]
     if refused and not served.lenient:
         raise ApiError(400, f"{refused[0]} given: {kind.refused[refused[0]]}", refused[0])
     given = {name: value for name, value in given.items() if name not in kind.refused}
+    limits.hold(given, served.engine)
     if served.lenient and kind.model_config.get("extra") == "forbid":
         given = {name: value for name, value in given.items() if name in kind.model_fields}
     try:
@@ -129,10 +127,16 @@ def checked(body: Mapping[str, Any], served: Served, kind: type[B]) -> B:
         raise refusal(error) from None
 
 
+def check_model(name: Any, served: Served) -> None:
+    """Raise ApiError for a model that is not served."""
+    if name not in served.models:
+        raise ApiError(404, f"the model {shown(name)} does not exist: this server has {', '.join(served.models)}", "model", "model_not_found")
+
+
 def refuse_too_many(given: Sequence[Any], served: Served, field: str) -> None:
-    """Raise ApiError for more prompts in one body than may wait."""
-    if len(given) > (most := served.engine.max_waiting):
-        raise ApiError(400, f"{len(given)} {field}s are more than the {most} that may wait here: send fewer at a time", field)
+    """Raise ApiError for more prompts in one body than it may have, or than may wait."""
+    if len(given) > (most := min(limits.PROMPTS, served.engine.max_waiting)):
+        raise ApiError(400, f"{len(given)} {field}s are more than the {most} that may come in one request here: send fewer at a time", field)
 
 
 def refusal(error: ValidationError) -> ApiError:
@@ -200,8 +204,6 @@ def settings_of(body: AskingBody, served: Served, **ours: Any) -> tuple[Sampling
     Raises UserError for what is unknown or cannot be honoured.
     """
     given = dict(body.model_extra or {})
-    if isinstance(given.get("stop"), list) and len(given["stop"]) > MAX_STOPS:
-        raise ApiError(400, f"stop has {len(given['stop'])} texts, more than the {MAX_STOPS} that may end an answer: leave some out", "stop")
     ignored = list(body._dropped)
     known = from_request(given, ignored if served.lenient else None)
     for name in known.keys() & ours.keys():

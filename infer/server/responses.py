@@ -91,7 +91,7 @@ class Answered(Chat):
         self.ignored = [*body._dropped, *odd, *self.ignored]
         samples = self.params.samples
         self.head = {
-            "id": f"resp_{uuid.uuid4().hex}", "object": "response", "created_at": int(time.time()), "model": served.name, "error": None,
+            "id": f"resp_{uuid.uuid4().hex}", "object": "response", "created_at": int(time.time()), "model": body.model or served.name, "error": None,
             "instructions": body.instructions, "max_output_tokens": body.max_output_tokens, "metadata": body.metadata or {}, "store": False,
             "parallel_tool_calls": body.parallel_tool_calls, "previous_response_id": None, "reasoning": {"effort": None, "summary": None, **(body.reasoning or {})},
             "temperature": (1.0 if self.params.temperature is None else self.params.temperature) if samples else 0.0,

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -25,9 +26,10 @@ ANSWER_TOKENS = 1024  # of an answer of which nobody says how long it may be; ea
 class Served:
     """A live engine, what clients call its model, and what the operator lets them do.
 
-    Where neither a client nor the checkpoint says how long an answer may be, it has at most `answer_tokens`, and no more than the model has
+    Its adapters go by their own names.     Where neither a client nor the checkpoint says how long an answer may be, it has at most `answer_tokens`, and no more than the model has
     positions. `template_kwargs` names the variables of the chat template that clients may set. With `lenient`, a field that is unknown or would have no
     effect is ignored, where it is refused elsewhere. Without `checkpoint_settings`, the checkpoint's generation_config gives no defaults.
+    With an `adapter_folder`, clients may load adapters from folders below it, and unload any.
     """
 
     engine: LiveEngine
@@ -36,7 +38,17 @@ class Served:
     template_kwargs: tuple[str, ...] = ()
     lenient: bool = False
     checkpoint_settings: bool = True
+    adapter_folder: Path | None = None
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def models(self) -> list[str]:
+        """What a client may call a model: the one that is served, then its adapters."""
+        return [self.name, *self.engine.adapters]
+
+    def adapter(self, model: str | None) -> str | None:
+        """The adapter that a client's model is; None for the model itself."""
+        return None if model in (None, self.name) else model
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -1,11 +1,14 @@
 """Golden outputs of strategies that transformers no longer has, with the models that gave them; a tokenizer that knows pieces of JSON."""
 
+import copy
 import importlib.util
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
@@ -42,6 +45,23 @@ def wordy_tokenizer():
 def double(fresh_tiny):
     """`double(kind, **config)`: a tiny model in float64."""
     return lambda kind="llama", **config: fresh_tiny(kind, **config).double()
+
+
+@pytest.fixture(scope="session")
+def write_adapter():
+    """`write_adapter(model, folder, seed, **lora)`: a random LoRA adapter over a model, strong enough to change its answers, saved by peft."""
+
+    def write(model, folder, seed, **lora):
+        targets = {"gpt2": ["c_attn", "c_proj", "c_fc"], "cohere": "all-linear"}.get(model.config.model_type, ["q_proj", "v_proj", "gate_proj", "down_proj"])
+        adapted = get_peft_model(copy.deepcopy(model), LoraConfig(task_type="CAUSAL_LM", **{"r": 3, "lora_alpha": 9, "target_modules": targets, **lora}))
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.data.normal_(std=0.3, generator=generator)
+        adapted.save_pretrained(folder)
+        return folder
+
+    return write
 
 
 @pytest.fixture

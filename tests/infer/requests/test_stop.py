@@ -198,7 +198,7 @@ def test_how_the_text_is_cut_changes_nothing_behind_a_least_length(text, pattern
 def test_a_pattern_that_takes_too_long_is_an_error_that_names_it(monkeypatch):
     monkeypatch.setattr("seodang.infer.requests.stop.SEARCH_SECONDS", 0.05)
     judge = Stops((), stop_pattern(r"(?s)(?:.|.)+(?<=\n)x"))
-    with pytest.raises(UserError, match="takes more than 0.05 s behind 0 characters: write it so"):
+    with pytest.raises(UserError, match="takes more than 0.05 s behind 0 characters and before: write it so"):
         judge.push("a" * 60)
 
 
@@ -236,3 +236,30 @@ def test_a_prefix_may_have_a_stop_in_it_that_is_too_early_to_count(tiny_llama, t
     with pytest.raises(UserError, match="completes a stop of the request's own"):
         generate(tiny_llama, tiny_tokenizer, ["abc"], ask())
     assert generate(tiny_llama, tiny_tokenizer, ["abc"], ask(min_new_tokens=3))[0].text.startswith("a.b")
+
+
+def test_all_answers_of_a_request_share_the_time_that_its_pattern_may_take(monkeypatch):
+    """By a clock that goes on by 4 ms wherever it is read: a push reads it four times or more, so that it takes 11 ms beyond the ordinary one, or more."""
+    monkeypatch.setattr("seodang.infer.requests.stop.time.thread_time", iter(n * 0.004 for n in range(10_000)).__next__)
+    pattern = stop_pattern("xyz")
+    judges, tokens = [Stops((), pattern) for _ in range(4)], 0
+    with pytest.raises(UserError, match="takes more than 0.25 s behind"):
+        while True:
+            judges[tokens % 4].push("b")
+            tokens += 1
+    assert 0.25 / 0.02 < tokens < 0.25 / 0.01  # by each answer's own it would be four times as many
+    monkeypatch.undo()
+    plain = stop_pattern(r"\d{4}-\d{2}-\d{2}\s")
+    judge = Stops((), plain)
+    for _ in range(2000):
+        judge.push("on 2024-01-0")
+    assert plain.left > 0.15
+
+
+def test_a_pattern_that_is_long_or_repeats_too_much_is_refused():
+    assert stop_pattern("x" * 256) and stop_pattern("(a{100}){1,100}b{1}c{0}")
+    with pytest.raises(UserError, match="stop_regex has 257 characters, more than the 256"):
+        stop_pattern("x" * 257)
+    for source in ("(a{1000}){1000}", "((a{22}){22}){22}b", "(?x)((a{ 101 }){,100}){1,}"):  # of a million `a`, `regex` takes seconds and gigabytes
+        with pytest.raises(UserError, match="has repetitions of .* times, more than the 10000"):
+            stop_pattern(source)

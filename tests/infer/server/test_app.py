@@ -12,7 +12,7 @@ from seodang import __version__
 from seodang.infer import SamplingParams, generate, score
 from seodang.infer.engine.core import Engine
 from seodang.infer.engine.live import LiveEngine
-from seodang.infer.server import answering, protocol
+from seodang.infer.server import answering, limits
 from seodang.infer.server.app import build_app
 from seodang.infer.server.served import Served
 
@@ -62,7 +62,7 @@ def error_of(response, status: int, param: str | None = None, code: str | None =
     error = response.json()["error"]
     assert response.status_code == status, error
     assert set(error) == {"message", "type", "param", "code"} and (error["param"], error["code"]) == (param, code)
-    assert error["type"] == ("server_error" if status >= 500 else "invalid_request_error")
+    assert error["type"] == ("server_error" if status >= 500 else "requests" if status == 429 else "invalid_request_error")
     return error["message"]
 
 
@@ -127,7 +127,7 @@ def test_half_a_character_is_never_sent(tiny, byte_tokenizer):
         ({"prompt": None}, "prompt", "is missing"), ({"prompt": []}, "prompt", "must be a text"), ({"prompt": [True]}, "prompt", "must be a text"),
         ({"prompt": [[]]}, "prompt", "must be a text"), ({"prompt": {"a": 1}}, "prompt", "must be a text"), ({"prompt": [1.5]}, "prompt", "must be a text"),
         ({"prompt": ["a"] * 5}, "prompt", "5 prompts are more than the 4"), ({"prompt": ["abc", [999]]}, "prompt", "prompt[1] has the id 999"),
-        ({"stop": ["x"] * 65}, "stop", "65 texts, more than the 64"), ({"prompt": ""}, "prompt", "the prompt is empty"),
+        ({"stop": ["x"] * 5}, "stop", "5 texts, more than the 4"), ({"prompt": ""}, "prompt", "the prompt is empty"),
         ({"prompt": "a" * 300}, "prompt", "shorten the prompt or lower max_tokens"), ({"prompt": "\ud800"}, None, "half"),
         ({"max_tokens": -1}, "max_tokens", "greater than or equal to 0, got -1"), ({"max_tokens": "6"}, "max_tokens", "must be a whole number"),
         ({"temperature": -1}, "temperature", "-1"), ({"temperature": float("nan")}, None, "NaN is no number"), ({"top_p": 2}, "top_p", "(0, 1]"),
@@ -161,9 +161,9 @@ def test_bodies_that_are_no_requests(client, monkeypatch):
     assert "the body is not JSON" in error_of(send(b"[" * 100_000), 400)
     assert "must be a JSON object, got a list" in error_of(send(b"[]"), 400)
     assert "1e999 is no number" in error_of(send(b'{"metadata": 1e999}'), 400)
-    assert error_of(post(client, model="other"), 404, "model", "model_not_found") == "the model 'other' does not exist: this server has 'tiny'"
+    assert error_of(post(client, model="other"), 404, "model", "model_not_found") == 'the model "other" does not exist: this server has tiny'
     assert error_of(client.get("/v1/completions"), 405) and error_of(client.get("/v2"), 404)
-    monkeypatch.setattr(protocol, "MAX_BODY", 100)
+    monkeypatch.setattr(limits, "MAX_BODY", 100)
     assert "positions of the model" in error_of(post(client, prompt="a" * 7_000), 400, "prompt")  # 32 bytes for each of 256 positions may come
     assert "more than the 8192 that are read" in error_of(post(client, prompt="a" * 8_200), 413)
     assert client.get("/health").json()["status"] == "ok"
@@ -197,12 +197,12 @@ def test_a_request_that_fails_on_its_way_is_an_error_of_the_client_whole_and_str
     assert "takes more than" in last["error"]["message"] and last["error"]["type"] == "invalid_request_error"
 
 
-def test_a_full_queue_is_a_503_that_says_when_to_come_again(client, engine, monkeypatch):
+def test_a_full_queue_is_a_429_that_says_when_to_come_again(client, engine, monkeypatch):
     go, step = threading.Event(), Engine.step
     monkeypatch.setattr(Engine, "step", lambda self: go.wait(TIMEOUT) and step(self))
     tickets = [engine.submit([5], SamplingParams(max_new_tokens=2)) for _ in range(3)]
     response = post(client, prompt=["a", "b"])  # of which one could come in: neither does
-    assert "4 requests wait already" in error_of(response, 503, code="queue_full") and response.headers["Retry-After"] == "1"
+    assert "4 requests wait already" in error_of(response, 429, code="queue_full") and response.headers["Retry-After"] == "1"
     go.set()
     assert [len(ticket.results(TIMEOUT)) for ticket in tickets] == [1] * 3
     assert post(client, prompt=["a", "b"]).status_code == 200

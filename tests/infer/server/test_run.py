@@ -14,7 +14,7 @@ import uvicorn
 from seodang.data.errors import UserError
 from seodang.infer import SamplingParams
 from seodang.infer.engine.core import Engine
-from seodang.infer.server import protocol, run
+from seodang.infer.server import limits, run
 from seodang.infer.server.app import build_app
 from seodang.infer.server.run import Server, address_of, bound
 from seodang.infer.server.served import Served
@@ -103,11 +103,11 @@ def test_who_sends_too_much_hears_so_and_not_that_the_connection_broke(engine):
 
 
 def test_a_body_that_does_not_come_keeps_nobody_waiting(engine, monkeypatch, caplog):
-    monkeypatch.setattr(protocol, "BODY_SECONDS", 0.05)
+    monkeypatch.setattr(limits, "BODY_SECONDS", 0.05)
     with served(engine) as (port, server):
         answer = read_to_end(sent(port, {}, missing=5))  # the connection is closed: the rest would be no request
         assert answer.startswith("HTTP/1.1 408") and "the body did not come within 0.05 s" in answer
-        monkeypatch.setattr(protocol, "BODY_SECONDS", TIMEOUT)
+        monkeypatch.setattr(limits, "BODY_SECONDS", TIMEOUT)
         gone = sent(port, {}, missing=5)
         while len(server.server_state.tasks) < 1:
             time.sleep(0.001)
