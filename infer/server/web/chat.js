@@ -120,7 +120,7 @@ class Chat {
     if (what === "added") this.draw();
     const view = this.views.get(node.id);
     if (what === "ended") {
-      for (const each of this.views.values()) each.update();
+      for (const each of this.views.values()) if (!each.element.querySelector(".editor")) each.update();
       this.tellAnswer(node, true);
       this.tell();
       this.onList();
@@ -180,6 +180,7 @@ class Chat {
     });
     this.transcript.replaceChildren(...(shown.length ? shown.flat() : [this.welcome()]));
     byId("title").textContent = this.conversation.title || t("New conversation");
+    document.title = this.conversation.title ? `${this.conversation.title} · Seodang` : "Seodang";
     this.tell();
     if (focused && action) {
       const actions = this.views.get(focused)?.element;

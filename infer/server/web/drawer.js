@@ -139,7 +139,7 @@ class Drawer {
     slider?.addEventListener("input", () => { control.value = slider.value; take(); });
     show(value !== undefined);
     return h("div", { class: `field kind-${field.kind}`, "data-setting": field.name }, h("label", { for: id }, field.name), h("div", { class: "control" }, slider, control, back),
-      h("p", { class: "about", id: `${id}-about` }, inline(field.description), field.kind === "number" && spanText(field) ? h("span", { class: "span" }, ` ${spanText(field)}`) : ""), wrong);
+      h("p", { class: "about", id: `${id}-about` }, inline(field.description), field.kind === "number" && spanText(field) ? h("span", { class: "span" }, ` (${spanText(field)})`) : ""), wrong);
   }
 
   control(field, id, usual) {

@@ -163,6 +163,7 @@ async function begin() {
       byId("unreachable").hidden = true;
     }
   }
+  byId("docs").hidden = hasKey(); // a link sends no key
   document.body.classList.add("ready");
   if (chat.drawer.open) chat.drawer.draw();
   if (!chat.last) chat.draw();

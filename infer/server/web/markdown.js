@@ -1,5 +1,6 @@
 // Markdown to nodes. What a model writes becomes text in elements that are made here, never markup that is parsed.
 
+const WIDEST = 200; // columns of a table
 const DEEPEST = 12; // of quotes and lists in one another; deeper ones are shown as they are written
 const LINKS = new Set(["http:", "https:", "mailto:"]);
 
@@ -102,7 +103,7 @@ function tableOf(lines, at) {
   if (!lines[at].includes("|") || !BORDER.test((lines[at + 1] ?? "").replace(/\s/g, ""))) return null;
   const heads = cells(lines[at]);
   const sides = cells(lines[at + 1]).map((each) => (/^:-+:$/.test(each) ? "middle" : /-:$/.test(each) ? "right" : null));
-  if (heads.length !== sides.length) return null;
+  if (heads.length !== sides.length || heads.length > WIDEST) return null;
   let end = at + 2;
   while (end < lines.length && lines[end].includes("|") && lines[end].trim()) end += 1;
   const row = (name, line) => h("tr", {}, cells(line).slice(0, heads.length).map((each, n) => h(name, { class: sides[n], scope: name === "th" ? "col" : null }, inline(each))));

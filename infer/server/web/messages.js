@@ -63,10 +63,6 @@ class QuestionView extends MessageView {
 }
 
 class AnswerView extends MessageView {
-  constructor(chat, node) {
-    super(chat, node);
-  }
-
   get traced() {
     return this.chat.answering.traces.get(this.node.id);
   }
@@ -84,7 +80,9 @@ class AnswerView extends MessageView {
     this.calls.replaceChildren(...(node.calls || []).filter(Boolean).map(callBlock));
     this.element.setAttribute("aria-busy", String(this.busy));
     this.element.classList.toggle("waiting", this.busy && !node.content && !node.reasoning);
-    if (!this.busy) this.finish();
+    if (this.busy) return;
+    if (this.overview && !this.inside.hidden) this.overview.update();
+    this.finish();
   }
 
   build() {
@@ -117,7 +115,18 @@ class AnswerView extends MessageView {
       this.inside.replaceChildren(h("details", { class: "came-about", open: true }, h("summary", {}, t("How it came about")), this.overview.element));
     }
     this.strip.update();
+    this.drawOverview();
+  }
+
+  // Drawn a few times a second as the answer grows: a tree of many steps takes a while.
+  drawOverview() {
+    if (this.waits) return;
     this.overview.update();
+    if (!this.busy) return;
+    this.waits = setTimeout(() => {
+      this.waits = null;
+      if (this.strip && this.element.isConnected) this.drawOverview();
+    }, 200);
   }
 
   finish() {

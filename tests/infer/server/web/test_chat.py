@@ -7,6 +7,7 @@ import pytest
 
 from seodang.infer import SamplingParams, generate
 
+
 def user(page) -> list[str]:
     return page.locator("article.user .body").all_inner_texts()
 

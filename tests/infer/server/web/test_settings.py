@@ -46,7 +46,7 @@ def test_every_setting_is_there_once_with_its_sentence_and_range(drawer, fields)
     for name, schema in wanted.items():
         group, about = found[name]
         assert about.startswith(schema["description"]) and group == (None if schema["x-group"] == "strategy" else schema["x-group"]), name
-    assert found["top_p"][1].endswith(" above 0 to 1") and found["max_new_tokens"][1].endswith(" from 1") and found["epsilon_cutoff"][1].endswith(" from 0 below 1")
+    assert found["top_p"][1].endswith(" (above 0 to 1)") and found["max_new_tokens"][1].endswith(" (from 1)") and found["epsilon_cutoff"][1].endswith(" (from 0 below 1)")
     of_filters = {name for spec in FILTERS.values() for name in spec.fields} - {"filters", "prefix_allowed_tokens_fn"}  # functions
     assert of_filters <= found.keys() and all(found[name][0] == KINDS[FILTERS[name].kind] for name in FILTERS if name in found)
 
@@ -101,21 +101,23 @@ def test_a_slider_and_its_field_say_the_same(drawer, server, say, script):
     assert sent(page, server[1], say) == {"top_p": 0.25}
 
 
-@pytest.mark.parametrize(
-    "name, text, why",
-    [
-        ("top_p", "1.5", "out of range: above 0 to 1"), ("top_p", "0", "out of range: above 0 to 1"), ("max_new_tokens", "2.5", "a whole number is needed"),
-        ("temperature", "warm", "a number is needed"), ("suppress_tokens", "5, x", "whole numbers with commas between them are needed"),
-        ("filter_order", "top_q", "unknown: top_q"), ("logit_bias", "{", "JSON"),
-    ],
-)  # fmt: skip
-def test_what_does_not_fit_is_told_and_not_sent(drawer, server, say, script, name, text, why):
+MISFITS = [
+    ("top_p", "1.5", "out of range: above 0 to 1"), ("top_p", "0", "out of range: above 0 to 1"), ("max_new_tokens", "2.5", "a whole number is needed"),
+    ("temperature", "warm", "a number is needed"), ("suppress_tokens", "5, x", "whole numbers with commas between them are needed"),
+    ("filter_order", "top_q", "unknown: top_q"), ("logit_bias", "{", "JSON"),
+]  # fmt: skip
+
+
+def test_what_does_not_fit_is_told_and_not_sent(drawer, server, say, script):
     page = drawer
     page.locator("details").evaluate_all("all => all.forEach(each => { each.open = true; })")
-    page.fill(f"#set-{name}", text)
-    assert why in page.locator(f"#set-{name}-wrong").inner_text() and page.locator(f"#set-{name}").get_attribute("aria-invalid") == "true"
+    for name, text, why in MISFITS:
+        page.fill(f"#set-{name}", text)
+        assert why in page.locator(f"#set-{name}-wrong").inner_text() and page.locator(f"#set-{name}").get_attribute("aria-invalid") == "true"
     script("ok")
     assert sent(page, server[1], say) == {}
+    page.fill("#set-top_p", "0.5")
+    assert page.locator("#set-top_p-wrong").is_hidden() and page.locator("#set-top_p").get_attribute("aria-invalid") is None
 
 
 def test_the_search_finds_by_name_and_by_what_is_said(drawer):
