@@ -1,11 +1,9 @@
 """Adapters beside one another in the same passes: each answers as a model does that it was merged into."""
 
-import contextlib
 import copy
 import json
-import queue
 import random
-import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,9 +12,14 @@ from safetensors.torch import load_file, save_file
 
 from seodang.data.errors import UserError
 from seodang.infer import SamplingParams, embed, generate
+from seodang.infer.checkpoint.adapter import read_adapter
 from seodang.infer.checkpoint.quantise import quantise
 from seodang.infer.engine.core import Engine
+from seodang.infer.engine.generate import run
 from seodang.infer.engine.live import LiveEngine
+from seodang.infer.engine.prompts import new_requests
+from seodang.infer.requests.generation import Generation
+from seodang.infer.runners.open import open_runner
 
 ANSWER = SamplingParams(max_new_tokens=12, ignore_eos=True)
 
@@ -62,20 +65,17 @@ def test_mixed_in_one_batch_each_equals_its_merged_model(three, tiny_tokenizer, 
     assert len({round(each, 6) for each in likelihoods}) == 3  # else nothing is shown
 
 
-def test_all_of_them_share_the_passes(three, tiny_tokenizer, monkeypatch):
+def test_all_of_them_share_the_passes(three, tiny_tokenizer):
     """Five requests that are there at once take as many passes as one: a prompt's, and one a token."""
     model, _, folders = three()
-    go, step = threading.Event(), Engine.step
-    monkeypatch.setattr(Engine, "step", lambda self: go.wait(60) and step(self))
-    with serving(model, tiny_tokenizer, folders) as engine:
-        before = engine._loop.engine.runner.passes
-        tickets = [engine.submit([5, 6, 7 + n], ANSWER, adapter=name) for n, name in enumerate(["A", "A", None, "B", "A"])]
-        with contextlib.suppress(queue.Empty):  # what comes behind the first may find its thread in the step, which waits
-            while True:
-                engine._loop._mail.get_nowait()()
-        go.set()
-        assert [len(ticket.results(60)[0].ids) for ticket in tickets] == [12] * 5
-        assert engine._loop.engine.runner.passes - before == 12
+    adapters = {None: None, **{name: read_adapter(folder, name, model, tiny_tokenizer) for name, folder in folders.items()}}
+    engine = Engine(open_runner(model))
+    asked = new_requests(model, tiny_tokenizer, [[5, 6, 7 + n] for n in range(5)], ANSWER, engine)
+    generations = [Generation(replace(request, adapter=adapters[name])) for request, name in zip(asked, ["A", "A", None, "B", "A"])]
+    for _ in run(engine, generations, raises=True):
+        pass
+    assert [len(generation.results[0].ids) for generation in generations] == [12] * 5
+    assert engine.runner.passes == 12
 
 
 @pytest.mark.parametrize(
