@@ -154,16 +154,22 @@ def solved(tiny_tokenizer):
     return solve
 
 
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def pytest_runtest_setup(item):
+    """Skip what needs a browser where there is none: from here, so that one line tells of all of them."""
+    if "browse" in item.fixturenames and (CHROMIUM is None or importlib.util.find_spec("playwright") is None):
+        pytest.skip("no Chromium, or no Playwright to drive it: make setup-browser")
+
+
 @pytest.fixture(scope="module")
 def _chromium():
     """Each module has its own: while it is open, no other event loop can run in this thread."""
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None or importlib.util.find_spec("playwright") is None:
-        pytest.skip("no Chromium, or no Playwright to drive it: make setup-browser")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"])
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"])
         yield chromium
         chromium.close()
 
@@ -173,15 +179,16 @@ def browse(_chromium):
     """`browse(address, **context)`: a page of headless Chromium. It may ask no one but where it came from, and leaves no error."""
     contexts, problems = [], []
 
-    def look(request, origin: str) -> None:
-        if not request.url.startswith((origin, "data:", "blob:")):
+    def look(request, page) -> None:
+        origins = ("file:" if page.url.startswith("file:") else "/".join(page.url.split("/")[:3]), "data:", "blob:")
+        if not request.is_navigation_request() and not request.url.startswith(origins):
             problems.append(f"asked {request.url}")
 
     def browse(address: str, **context):
         contexts.append(_chromium.new_context(**{"viewport": {"width": 1280, "height": 800}, "reduced_motion": "reduce", **context}))
         page = contexts[-1].new_page()
         page.set_default_timeout(10_000)
-        page.on("request", lambda request: look(request, address.split("?")[0]))
+        page.on("request", lambda request: look(request, page))
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("console", lambda said: problems.append(said.text) if "Content Security Policy" in said.text else None)
         page.goto(address)

@@ -24,7 +24,7 @@ def test_the_policy_lets_nothing_run_but_the_pages_own_script(response):
     [script], [style] = (re.findall(rf"<{name}[^>]*>(.*?)</{name}>", response.text, re.S) for name in ("script", "style"))
     assert policy == {
         "default-src": "'none'", "script-src": content_hash(script), "style-src": content_hash(style), "connect-src": "'self'", "img-src": "data:",
-        "base-uri": "'none'", "form-action": "'none'", "frame-ancestors": "'none'",
+        "base-uri": "'none'", "form-action": "'none'", "frame-ancestors": "'none'", "require-trusted-types-for": "'script'", "trusted-types": "'none'",
     }  # fmt: skip
     assert response.headers["x-content-type-options"] == "nosniff" and response.headers["referrer-policy"] == "no-referrer"
 

@@ -198,3 +198,20 @@ def test_two_answers_stand_side_by_side_each_by_its_own_settings(drawer, server,
     page.wait_for_selector("body.ready")
     page.locator("#conversations .conversation").click()
     assert page.locator(".pair .body").all_inner_texts() == shown and re.search("green", page.locator("article.assistant .body").last.inner_text())
+
+
+def test_each_side_has_a_model_of_its_own(browse, server, script, say):
+    """As before and after training; an adapter is a model as well."""
+    address, app = server
+    page = browse("about:blank")
+    page.route(f"{address}v1/models", lambda route: route.fulfill(json={"data": [{"id": name, "defaults": {"temperature": 1.0}} for name in ("pupil", "trained")]}))
+    page.goto(address)
+    page.wait_for_selector("body.ready")
+    page.click("#pair")
+    page.click("#open-settings")
+    page.get_by_role("button", name="Answer B").click()
+    page.select_option("#model", "trained")
+    script("before"), script("before")
+    say(page, "hi")
+    page.wait_for_selector(".pair article:nth-child(2) .stats:not(:empty)")
+    assert page.locator(".pair .name").all_inner_texts() == ["A · pupil", "B · trained"] and sorted(body["model"] for body in app.bodies) == ["pupil", "trained"]
