@@ -15,6 +15,8 @@ from typing import TextIO
 
 # Threads that spin while they wait take the core from those they wait for, wherever another program runs. OpenMP reads this when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# oneDNN keeps 1,024 products that it has compiled, one for each shape and number of rows, of 0.3 MB each; to compile one again takes a millisecond or two.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 
 VERBS = {
     "prepare": "convert the embedded default model into the cache folder",

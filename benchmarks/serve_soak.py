@@ -1,7 +1,7 @@
 """The server held under a mixed load: its memory stays, no request is lost, every stream ends in order, and at the end nothing is left over.
 
 python benchmarks/serve_soak.py                                a quarter of an hour
-python benchmarks/serve_soak.py --minutes 2 --against 1        two minutes, against minute 1
+python benchmarks/serve_soak.py --minutes 2 --against 1 --lead_in 40   two minutes, against minute 1, after 40 seconds that are not told
 
 It starts `seodang serve` and lets `--clients` clients ask in a closed loop (`soak_traffic.py`): chats, completions, responses and embeddings, whole and streamed, long
 and short, with grammars, beams, several answers and log-probabilities, of the model and of three random LoRA adapters over it. Some clients go away while they
@@ -135,11 +135,12 @@ class Soak:
         check_whole(ask, content)
         return "whole"
 
-    async def watch(self, process: psutil.Process, minutes: int) -> None:
-        """Note the server's memory each second, and print a line each minute."""
-        began, before, columns = time.monotonic(), Counter(), ("whole", "streamed", "refused", "full", "left", "wrong")
+    async def watch(self, process: psutil.Process, minutes: int, lead_in: float) -> None:
+        """Note the server's memory each second from so many on, and print a line each minute."""
+        await asyncio.sleep(lead_in)
+        began, before, columns = time.monotonic(), self.outcomes.copy(), ("whole", "streamed", "refused", "full", "left", "wrong")
         print(f"{'minute':>6} {'asked':>6} " + " ".join(f"{name:>8}" for name in columns) + f" {'tokens':>7} {'memory MB':>9} {'most':>6} {'kept MB':>7}")
-        handed_in = tokens = 0
+        handed_in, tokens = self.handed_in, (await asyncio.to_thread(metrics, self.port))["seodang_generated_tokens_total"]
         for minute in range(1, minutes + 1):
             self.minutes.append([])
             while time.monotonic() < began + 60 * minute:
@@ -248,9 +249,9 @@ def serving(args: argparse.Namespace, folder: Path) -> Iterator[tuple[psutil.Pro
 async def soak(args: argparse.Namespace, process: psutil.Process, port: int, names: list[str]) -> Soak:
     """Keep a server busy for so many minutes; return when the last client has gone."""
     found = Soak(port, Traffic(names, running_text(), args.seed), random.Random(args.seed))
-    until = time.monotonic() + 60 * args.minutes
+    until = time.monotonic() + args.lead_in + 60 * args.minutes
     clients = [found.client(until) for _ in range(args.clients)]
-    await asyncio.gather(found.watch(process, args.minutes), found.crowds(until), *clients)
+    await asyncio.gather(found.watch(process, args.minutes, args.lead_in), found.crowds(until), *clients)
     return found
 
 
@@ -259,6 +260,7 @@ def main() -> int:
     parser.add_argument("--model", default="default")
     parser.add_argument("--minutes", type=int, default=15)
     parser.add_argument("--against", type=int, default=3, help="the minute whose memory later ones are held against")
+    parser.add_argument("--lead_in", type=float, default=0, help="seconds of load before minute 1 begins")
     parser.add_argument("--clients", type=int, default=14)
     parser.add_argument("--cache_gib", type=float, default=0.2, help="so little that the prefix cache has its full size before the minute that counts")
     parser.add_argument("--adapters", action=argparse.BooleanOptionalAction, default=True, help="serve three random LoRA adapters over the model too")

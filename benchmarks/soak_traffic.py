@@ -45,7 +45,7 @@ class Ask:
     @property
     def head(self) -> bytes:
         """The request but for its body."""
-        return f"{self.method} {self.path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(self.content)}\r\n\r\n".encode()
+        return f"{self.method} {self.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(self.content)}\r\n\r\n".encode()
 
 
 class Traffic:

@@ -6,9 +6,12 @@ Any number of clients share the passes of one engine. Ctrl-C and SIGTERM let ans
 """
 
 import json
+import os
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from seodang.data.errors import UserError
 from seodang.recipes.options.decoding import SpeakingModel, option
@@ -16,6 +19,7 @@ from seodang.recipes.options.parser import command, parse
 from seodang.recipes.run.stopping import Stopping
 
 GIB = 1 << 30
+KEYS = "SEODANG_API_KEY"  # several are parted by commas or blanks
 TEMPLATE_KWARGS = ("enable_thinking", "thinking", "reasoning_effort")
 
 
@@ -32,6 +36,14 @@ class Serve:
     adapter_folder: str | None = option("Let clients load adapters from folders below this one (/v1/load_lora_adapter); without, none can.")
     max_rows: int = option("Answers that grow at the same time; the others wait.", 64)
     max_waiting: int = option("Requests that may wait; further ones are told to come again (429).", 1024)
+    request_seconds: float = option("Seconds that a request may take from when it comes until its answer is whole, waiting included (then 408).", 600.0)
+    api_key: list[str] = field(
+        default_factory=list,
+        metadata={"help": f"Keys, of which clients must send one (Authorization: Bearer KEY); also from {KEYS}, which no list of processes shows."},
+    )
+    allowed_hosts: list[str] = field(
+        default_factory=list, metadata={"help": "Names by which clients may call the server, beside localhost; without a key a loopback address takes no others."}
+    )
     cache_gib: float | None = option("Memory for the KV cache in GiB; without, half of what is free at the start.")
     answer_tokens: int = option("Most tokens of an answer where neither client nor checkpoint says how many.", 1024)
     template_kwargs: list[str] = field(
@@ -51,6 +63,8 @@ class Serve:
             raise UserError(f"adapters must be NAME=FOLDER each, got {wrong[0]!r}")
         if self.adapter_folder is not None and not Path(self.adapter_folder).is_dir():
             raise UserError(f"adapter_folder {self.adapter_folder} is no folder: make it, or name another")
+        if not 0 < self.request_seconds < float("inf"):
+            raise UserError(f"request_seconds must be above 0, got {self.request_seconds}")
         if self.cache_gib is not None and not 0 < self.cache_gib < float("inf"):
             raise UserError(f"cache_gib must be above 0, got {self.cache_gib}")
 
@@ -60,10 +74,12 @@ def main(argv: list[str] | None = None) -> int:
     model_options, options = parse(argv, SpeakingModel, Serve, prog="seodang serve", positional=("model",), description=__doc__)
     refuse_without_libraries()
     from seodang.infer.engine.live import LiveEngine
+    from seodang.infer.server.access import is_loopback
     from seodang.infer.server.run import address_of, bound, serve
     from seodang.infer.server.served import Served
 
     with bound(options.host, options.port) as listening, Stopping():  # what is taken is said before the model is loaded
+        access = access_of(options, is_loopback(listening.getsockname()[0]))
         model, tokenizer = model_options.open()
         name = options.served_model_name or model_options.model
         cache_bytes = None if options.cache_gib is None else int(options.cache_gib * GIB)
@@ -83,8 +99,18 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{engine.describe()}\n{served.describe()}")
             address = address_of(listening)
             print(f"serving {name} at {address} (Ctrl-C ends it); try\n{example(address, name)}", flush=True)
-            serve(served, listening)
+            serve(served, listening, access, options.request_seconds)
     return 0
+
+
+def access_of(options: Serve, alone: bool) -> Any:
+    """Return who may ask; `alone`: the address is one of this machine alone. Where everybody may from elsewhere, a line on stderr says so."""
+    from seodang.infer.server.access import Access
+
+    keys = (*options.api_key, *filter(None, re.split(r"[,\s]+", os.environ.get(KEYS, ""))))
+    if not (keys or alone):
+        print(f"warning: whoever reaches {options.host} may ask this server: give --api_key, or serve at 127.0.0.1", file=sys.stderr)
+    return Access(keys, tuple(options.allowed_hosts) if options.allowed_hosts or alone and not keys else None)
 
 
 def refuse_without_libraries() -> None:

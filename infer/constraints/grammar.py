@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 
@@ -13,6 +14,7 @@ from llguidance import LLMatcher, LLTokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ...data import json_text
 from ...data.errors import UserError
 from ...data.template import remember
 from ..requests.params import RequestParams
@@ -23,10 +25,23 @@ from .schema import ready, texts_of
 
 GRAMMARS = ("json_schema", "regex", "choice", "grammar")
 KEPT = 64  # compiled grammars that a tokenizer remembers
+ORDINARY_SECONDS = 0.02  # of computing, for what may come next
+MASK_SECONDS = 1.0  # beyond, for all answers of a request together: nobody else gets a token meanwhile
 MOST_LOOKED_AT = 2000  # beginnings of texts
 OVER_BYTES: OrderedDict[str, LLMatcher] = OrderedDict()
 # the bits of every byte, lowest first
 BITS = (torch.arange(256)[:, None] >> torch.arange(8) & 1).bool()  # [256, 8]
+
+
+class Patience:
+    """The time that what may come next may still take, beyond what is ordinary; all answers of a request share it."""
+
+    def __init__(self) -> None:
+        self.left = MASK_SECONDS
+
+    def count(self, began: float) -> None:
+        """Count what has been computed since, by time.thread_time()."""
+        self.left -= max(time.thread_time() - began - ORDINARY_SECONDS, 0.0)
 
 
 class Grammar:
@@ -43,12 +58,18 @@ class Grammar:
         self._matcher, self._keys = matcher, keys
         self._ends = frozenset(ends)
         self._over = False
+        self._patience = Patience()
 
     def mask(self, sequence: TokenSequence, scores: Tensor) -> Tensor:
-        """[1, vocab] to [1, vocab]; raises UserError where the matcher gave up (a text too intricate for its limits)."""
+        """[1, vocab] to [1, vocab]; raises UserError where the matcher gave up (a text too intricate for its limits), or takes too long."""
         if self._matcher.is_error():
             raise UserError(f"{self.name}: {reason(self._matcher)}")
-        return scores.masked_fill(~self._allowed(scores.shape[1]).to(scores.device), -torch.inf)
+        if self._patience.left < 0:
+            raise UserError(f"{self.name} takes more than {MASK_SECONDS:g} s to say what may come next: write it so that a text can be read in fewer ways")
+        began = time.thread_time()
+        allowed = self._allowed(scores.shape[1]).to(scores.device)
+        self._patience.count(began)
+        return scores.masked_fill(~allowed, -torch.inf)
 
     def _allowed(self, vocab: int) -> Tensor:
         """[vocab]; ids that the tokenizer does not have are never allowed."""
@@ -65,7 +86,9 @@ class Grammar:
         """Whether nothing but the end can come."""
         if not self._matcher.is_accepting():
             return False
+        began = time.thread_time()
         bits = int.from_bytes(self._matcher.compute_bitmask(), "little")
+        self._patience.count(began)
         return not bits & ~sum(1 << id for id in self._ends)
 
     def accept(self, id: int) -> None:
@@ -73,9 +96,11 @@ class Grammar:
         if not self._over and id in self._ends:
             self._over = True
         elif not self._over:
+            began = time.thread_time()
             self._matcher.consume_token(id)
             if self._keys is not None:
                 self._keys.accept(id)
+            self._patience.count(began)
 
     def takes(self, ids: Sequence[int]) -> bool:
         """Whether the answer may begin with these ids."""
@@ -166,7 +191,7 @@ def source(name: str, value: Mapping | Sequence[str] | str) -> str:
 def parsed(schema: Mapping | str | bool) -> Mapping | bool:
     """Return a schema that may be given as JSON; raises UserError for what is none."""
     try:
-        value = json.loads(schema) if isinstance(schema, str) else schema
+        value = json_text.parsed(schema) if isinstance(schema, str) else schema
     except ValueError as error:
         raise UserError(f"json_schema is no JSON: {one_line(str(error))}") from None
     if not isinstance(value, Mapping | bool):
@@ -180,7 +205,7 @@ def with_ready_schemas(lark: str) -> str:
     for found in re.finditer(r"%json\s*(?=\{)", lark):
         try:
             schema, behind = json.JSONDecoder().raw_decode(lark, found.end())
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # llguidance will say
         parts += [lark[end : found.end()], json.dumps(ready(schema), ensure_ascii=False)]
         end = behind
@@ -265,7 +290,7 @@ class Bytes:
 
 def reason(matcher: LLMatcher) -> str:
     """Why a matcher gave up."""
-    words = one_line(matcher.get_error())
+    words = f"{one_line(matcher.get_error()):.500}"
     return "no text of it can be written with the tokenizer's tokens" if words.startswith("NoExtension") else words
 
 

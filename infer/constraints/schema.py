@@ -31,6 +31,7 @@ SINGLES = ("additionalProperties", "additionalItems", "items")
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 BLANKS = ("whitespace_flexible", "whitespace_pattern", "item_separator", "key_separator")
 SPARING = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}  # compact JSON, and as json.dumps writes it
+DEEPEST = 256  # objects and lists in one another: what follows them goes into them by recursion
 MOST = 2**53  # whole numbers from here on are not all doubles
 
 # RFC 3339 in the Gregorian calendar, its years from 1 on; without leap seconds, of which no rule says when they come
@@ -128,6 +129,10 @@ def joined(node: dict[str, Any], root: dict[str, Any]) -> Iterator[dict[str, Any
 
 def as_json(schema: Mapping) -> dict[str, Any]:
     """Return a copy in JSON's own types; raises UserError for what is no JSON, and for half a surrogate pair, which no text has."""
+    level, depth = [schema], 0
+    while level := [each for held in level for each in (held.values() if isinstance(held, Mapping) else held) if isinstance(each, Mapping | list | tuple)]:
+        if (depth := depth + 1) == DEEPEST:
+            raise UserError(f"json_schema has more than {DEEPEST} objects and lists in one another: write it flatter")
     try:
         written = json.dumps(schema, ensure_ascii=False, allow_nan=False)
         return json.loads(written.encode())

@@ -11,7 +11,7 @@ from typing import Any
 from llguidance.gbnf_to_lark import any_to_lark
 
 from ...data.errors import UserError
-from ..constraints.grammar import GRAMMARS
+from ..constraints.grammar import GRAMMARS, parsed
 from ..requests import options as declared
 from ..requests.options import vocabulary
 from ..strategies.beam import BEAM
@@ -229,8 +229,8 @@ def structured(options: Mapping[str, Any], whole: str, neutral: Mapping[str, Col
         known.setdefault("json_schema", {"type": "object"})
     if compact and "json_schema" in known:
         schema = known["json_schema"]
-        schema = json.loads(schema) if isinstance(schema, str) else schema
-        known["json_schema"] = {**schema, "x-guidance": {"whitespace_flexible": False}}
+        schema = parsed(schema)
+        known["json_schema"] = {**schema, "x-guidance": {"whitespace_flexible": False}} if isinstance(schema, Mapping) else schema
     if "grammar" in known:
         if not isinstance(known["grammar"], str):
             raise UserError(f"grammar must be a text, got {known['grammar']!r}")

@@ -199,7 +199,7 @@ class Loop:
         except BaseException as raised:  # the thread's last word: nobody else would hear it
             error, self.died = raised, True
             log.critical("the engine's loop died", exc_info=raised)
-            self.refuse(f"the engine's loop died of {type(raised).__name__}: {raised}")
+            self.refuse(f"the engine's loop died of {type(raised).__name__}: the log says more")  # whose words may be those of a prompt
         self._end(None if error is None else EngineClosed(self.closed))
 
     def _submit(self, generation: Generation) -> None:

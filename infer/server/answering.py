@@ -17,6 +17,7 @@ from ..engine.params import SamplingParams
 from ..engine.prompts import Prompt
 from ..explain.trace_events import traced
 from ..requests.events import Event
+from .admission import in_time
 from .calls import Call, EventStream, heard_out
 from .errors import ApiError
 from .protocol import AskingBody, Words, body_of, refuse_too_many
@@ -35,7 +36,8 @@ async def answered(request: Request, served: Served, kind: type[B], make: Callab
     """Read a body of a kind, hand in what it asks, and answer it; a client that goes away cancels it."""
     body = await body_of(request, served, kind)
     with Words(body).told():
-        asked = await asyncio.to_thread(make, body, served)  # encoding, and the compiling of a schema, take a while
+        async with in_time():
+            asked = await asyncio.to_thread(make, body, served)  # encoding, and the compiling of a schema, take a while
         refuse_too_many(asked.prompts, served, "prompt")
         submit = partial(served.engine.submit, params=asked.params, cache_salt=body.cache_salt, trace=body.trace, adapter=served.adapter(body.model))
         call = await Call.begin(asked.prompts, submit)

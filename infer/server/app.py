@@ -9,7 +9,9 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
+from .access import Access, Gate
 from .adapters import adapter_routes
+from .admission import REQUEST_SECONDS, Admission
 from .chat import chat_routes
 from .completions import completion_routes
 from .docs import doc_routes
@@ -27,8 +29,11 @@ ROUTES = (
 )  # fmt: skip
 
 
-def build_app(served: Served) -> FastAPI:
-    """Return the app that serves a model; its engine is closed when the app ends. Raises UserError where the checkpoint's own settings do not hold."""
+def build_app(served: Served, access: Access = Access(), request_seconds: float = REQUEST_SECONDS) -> FastAPI:
+    """Return the app that serves a model to those who have access; its engine is closed when the app ends.
+
+    Raises UserError where the checkpoint's own settings do not hold.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -38,7 +43,9 @@ def build_app(served: Served) -> FastAPI:
     _ = served.defaults  # what is wrong with these is said before anything is served
     app = FastAPI(title="Seodang", version=version("seodang"), lifespan=lifespan, openapi_url=None)
     add_errors(app)
-    add_log_and_metrics(app, served.engine)
+    app.add_middleware(Admission, requests=served.engine.max_rows + served.engine.max_waiting, seconds=request_seconds)
+    app.add_middleware(Gate, access=access)
+    add_log_and_metrics(app, served.engine)  # the outermost: what the others refuse is told of too
     for routes in ROUTES:
         app.include_router(routes(served))
     return app

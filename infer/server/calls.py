@@ -17,6 +17,8 @@ from ...data.errors import UserError
 from ..engine.loop import EngineClosed, Ticket
 from ..engine.prompts import Prompt
 from ..requests.events import Event, Finished
+from .admission import in_time
+from .errors import ApiError
 from .metrics import watched
 
 T = TypeVar("T")
@@ -30,31 +32,40 @@ class Call:
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._watched = watched(self.tickets)
+        self._over = False  # for whoever hands in still
 
     @classmethod
     async def begin(cls, prompts: Sequence[Prompt], submit: Callable[..., Ticket]) -> Call:
         """Hand in all prompts or none, each by `submit(prompt, on_event=...)`; raises UserError, as that does, for the first that is refused."""
         call = cls()
         try:
-            await run_in_threadpool(call._submit, prompts, submit)
+            async with in_time():
+                await run_in_threadpool(call._submit, prompts, submit)
         except BaseException:
             call.cancel()
             raise
         return call
 
     def cancel(self) -> None:
-        """End what is not answered yet."""
+        """End what is not answered yet, and hand in nothing more."""
+        self._over = True
         for ticket in self.tickets:
             ticket.cancel()
 
     async def events(self) -> AsyncIterator[tuple[int, Event]]:
         """Yield what happens with the place of its prompt, up to the end of the last answer.
 
-        Raises the UserError that ended a request, and EngineClosed where the engine has cancelled one; the others are then cancelled.
+        Raises the UserError that ended a request, EngineClosed where the engine has cancelled one, and ApiError where the time is up; the others are
+        then cancelled.
         """
         left = sum(ticket.generation.request.params.num_return_sequences for ticket in self.tickets)
         while left:
-            place, event = await self._events.get()
+            try:
+                async with in_time():
+                    place, event = await self._events.get()
+            except ApiError:
+                self.cancel()
+                raise
             if isinstance(event, Finished):
                 left -= 1
                 if event.reason in ("error", "cancelled"):
@@ -71,6 +82,8 @@ class Call:
 
     def _submit(self, prompts: Sequence[Prompt], submit: Callable[..., Ticket]) -> None:
         for place, prompt in enumerate(prompts):
+            if self._over:
+                break
             try:
                 self.tickets.append(submit(prompt, on_event=partial(self._hear, place)))
             except UserError as error:
@@ -78,6 +91,8 @@ class Call:
                     raise
                 named = str(error).replace("prompt 1 ", f"prompt[{place}] ", 1)  # to the engine each is the first of its call
                 raise UserError(named if named != str(error) else f"of prompt[{place}]: {error}") from None
+        if self._over:  # since before the last of them was there
+            self.cancel()
 
     def _hear(self, place: int, event: Event) -> None:
         self._watched(place, event)

@@ -13,7 +13,6 @@ from ...data.errors import UserError
 from ..engine.live import QueueFull
 from ..engine.loop import EngineClosed
 
-
 KINDS = {429: "requests"}  # what OpenAI calls the type of an error, where its status alone does not say
 
 
@@ -39,7 +38,7 @@ class ApiError(Exception):
             return cls(503, str(error), code="engine_closed")
         if isinstance(error, UserError) and not str(error).startswith("internal error"):
             return cls(400, str(error))
-        return cls(500, str(error) if isinstance(error, UserError) else "internal error: the server's log says more")
+        return cls(500, "internal error: the server's log says more")  # a defect in a shared pass may quote another's prompt
 
     @property
     def body(self) -> dict[str, Any]:
@@ -54,7 +53,11 @@ async def answer_by_error(request: Request, error: Exception) -> JSONResponse:
     headers = dict(getattr(error, "headers", None) or {})
     if told.status == 429:
         headers["Retry-After"] = "1"
-    if told.status == 408:  # the rest of it is no new request
+    if told.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if told.code == "request_timeout":
+        headers["x-should-retry"] = "false"  # OpenAI's clients ask again after a 408 else
+    elif told.status == 408:  # the rest of it is no new request
         headers["Connection"] = "close"
     return JSONResponse(told.body, told.status, headers)
 

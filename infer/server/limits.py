@@ -21,6 +21,7 @@ PROMPTS = 64  # of one request
 STOPS, STOP_LENGTH = 4, 64  # each is looked for behind every token, while the others wait
 ENTRIES = 1024  # of a list or object among the settings
 BREAKERS = 64  # each is looked for in every token of the vocabulary
+HIDDEN = 16  # texts, each looked for at every place of the prompt
 TOOLS = 128
 SETTING, DEPTH = 64 << 10, 64  # bytes of a setting as JSON, and objects and lists in one another: schemas, grammars, patterns and all others
 
@@ -32,7 +33,7 @@ NUMBERS = {  # by our names
 LANGUAGES = {"json_schema", "regex", "grammar", "choice", "trie", "response_format", "structured_outputs", "guided_decoding", "text"}
 READ = {"prompt", "messages", "input", "instructions", "tokens", "tools", "negative_prompt"}  # what the model reads, which its positions bound
 OF_THE_MODEL = ("allowed_token_ids", "attention_mask")  # which may have an entry for each of its ids, and of its positions
-LISTS = {"stop": STOPS, "dry_sequence_breakers": BREAKERS}
+LISTS = {"stop": STOPS, "dry_sequence_breakers": BREAKERS, "hide": HIDDEN}
 TEXTS = {"stop": STOP_LENGTH, "stop_regex": LONGEST_PATTERN}  # characters
 
 

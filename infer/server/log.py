@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import traceback
 import uuid
 from urllib.parse import quote
 
@@ -19,6 +20,7 @@ log = logging.getLogger("seodang.server")
 
 ID = "x-request-id"
 LONGEST_ID = LONGEST_PATH = 128  # characters
+DEFECTS = ("seodang.infer.engine.loop", "seodang.infer.server.answering", "uvicorn.error", "asyncio")  # loggers that are handed exceptions
 GONE = 499  # the status of a request whose client went away, as proxies write it
 
 
@@ -37,6 +39,31 @@ def show_log() -> None:
         log.addHandler(handler)
     if log.level == logging.NOTSET:
         log.setLevel(logging.INFO)
+
+
+class NoWords(logging.Filter):
+    """Leaves of an exception that is logged its kind and where it was raised: its words may be those of a prompt."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and record.exc_info[1] is not None:
+            record.exc_text, record.exc_info = without_words(record.exc_info[1]), None
+        return True
+
+
+def hide_words() -> None:
+    """Have the loggers that tell of defects leave out the words of exceptions, from now on."""
+    for name in DEFECTS:
+        logger = logging.getLogger(name)
+        if not any(isinstance(each, NoWords) for each in logger.filters):
+            logger.addFilter(NoWords())
+
+
+def without_words(error: BaseException) -> str:
+    """A traceback in which each exception is told by its kind alone."""
+    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    told = "" if before is None else without_words(before) + "\n\nwhich led to\n\n"
+    inner = "".join(f"\n{without_words(each)}" for each in error.exceptions) if isinstance(error, BaseExceptionGroup) else ""
+    return f"{told}{''.join(traceback.format_tb(error.__traceback__))}{type(error).__name__}{inner}"
 
 
 class RequestLog:

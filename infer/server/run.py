@@ -10,8 +10,10 @@ import uvicorn
 
 from ...data.errors import UserError
 from ..engine.live import LiveEngine
+from .access import Access
+from .admission import REQUEST_SECONDS
 from .app import build_app
-from .log import show_log
+from .log import hide_words, show_log
 from .served import Served
 
 DRAIN = 20.0  # seconds that requests in hand may go on once a signal has come
@@ -20,13 +22,14 @@ CLOSING = "the server is closing: ask again when it is back, or ask another"
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which at its end has the engine refuse what comes (503) and finish what is in hand, for `DRAIN` seconds at most.
+    """uvicorn's server, which bounds the heads of requests, and at its end has the engine refuse what comes (503) and finish what is in hand, for `DRAIN` seconds at most.
 
     A second Ctrl-C breaks that off. A connection whose client reads nothing is closed `LAST_WORDS` later.
     """
 
     def __init__(self, config: uvicorn.Config, engine: LiveEngine):
         super().__init__(config)
+        config.http = http_protocol()
         self._engine = engine
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -45,10 +48,20 @@ class Server(uvicorn.Server):
         await closing
 
 
-def serve(served: Served, listening: socket.socket) -> None:
-    """Serve a model until SIGINT or SIGTERM, which is raised again at the end; the engine is closed by then. Each request leaves a line on stderr."""
+def serve(served: Served, listening: socket.socket, access: Access = Access(), request_seconds: float = REQUEST_SECONDS) -> None:
+    """Serve a model to those who have access until SIGINT or SIGTERM, which is raised again at the end; the engine is closed by then. Each request leaves a line on stderr."""
     show_log()
-    Server(uvicorn.Config(build_app(served), log_level="warning", lifespan="on"), served.engine).run([listening])
+    hide_words()
+    Server(uvicorn.Config(build_app(served, access, request_seconds), log_level="warning", lifespan="on"), served.engine).run([listening])
+
+
+def http_protocol() -> type[asyncio.Protocol] | str:
+    """Return how uvicorn is to read HTTP: without httptools by h11, which has a bound of its own for heads, of 64 KiB."""
+    try:
+        from .heads import BoundedHeads
+    except ModuleNotFoundError:
+        return "h11"
+    return BoundedHeads
 
 
 def bound(host: str, port: int) -> socket.socket:

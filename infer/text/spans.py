@@ -55,8 +55,12 @@ def positions_to_mask(
         if len(bits) != len(ids) or not set(bits) <= {0, 1}:
             raise UserError(f"the attention_mask of {name} must be {len(ids)} numbers, 0 or 1, got {len(bits)}: one for each id of the prompt")
         masked.update(place for place, bit in enumerate(bits) if not bit)
+    texts = [span for span in spans if isinstance(span, str)]
+    if texts:
+        masked.update(places_of_texts(tokenizer, ids, texts, name))
     for span in spans:
-        masked.update(places_of_text(tokenizer, ids, span, name) if isinstance(span, str) else places_of(tokenizer, prompt, ids, span, name))
+        if not isinstance(span, str):
+            masked.update(places_of(tokenizer, prompt, ids, span, name))
     if len(ids) - 1 in masked:
         raise UserError(f"the last token of {name} is hidden, but the answer continues it: leave it out of hide and attention_mask")
     return tuple(sorted(masked))
@@ -81,13 +85,17 @@ def places_of(tokenizer: PreTrainedTokenizerBase, prompt, ids: list[int], span: 
     return [place for place, (begin, stop) in enumerate(extents) if begin < end and stop > start]
 
 
-def places_of_text(tokenizer: PreTrainedTokenizerBase, ids: list[int], text: str, name: str) -> list[int]:
-    """Return which ids of the prompt have a character of the text, wherever it stands; raises UserError where it stands nowhere."""
+def places_of_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int], texts: Sequence[str], name: str) -> list[int]:
+    """Return which ids of the prompt have a character of one of the texts, wherever it stands; raises UserError for one that stands nowhere."""
     extents, whole = characters(tokenizer, ids, name)
-    found = [match.start() for match in re.finditer(re.escape(text), whole)]
-    if not found:
-        raise UserError(f"hide={text!r} stands nowhere in {name}: give a text as it stands there")
-    return [place for place, (begin, stop) in enumerate(extents) if any(begin < at + len(text) and stop > at for at in found)]
+    hidden = bytearray(len(whole))  # 1 for each character of a text
+    for text in texts:
+        found = [match.start() for match in re.finditer(re.escape(text), whole)]
+        if not found:
+            raise UserError(f"hide={text!r} stands nowhere in {name}: give a text as it stands there")
+        for at in found:
+            hidden[at : at + len(text)] = b"\1" * len(text)
+    return [place for place, (begin, stop) in enumerate(extents) if 1 in hidden[begin:stop]]
 
 
 def within(span: Span, length: int, name: str) -> None:

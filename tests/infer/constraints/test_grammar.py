@@ -290,3 +290,24 @@ def test_a_schema_of_anything_counts_as_one(tiny_llama, tiny_tokenizer):
     nesting = {tiny_tokenizer.convert_tokens_to_ids(c): -9.0 for c in '[{"'}
     params = SamplingParams(json_schema={}, logit_bias=nesting, max_new_tokens=80)
     json.loads(generate(tiny_llama, tiny_tokenizer, ["x"], params)[0].text)
+
+
+def test_all_answers_of_a_request_share_the_time_that_its_grammar_may_take(tokenizer, monkeypatch):
+    """By a clock that goes on by 40 ms wherever it is read: a mask takes 20 ms beyond the ordinary ones."""
+    grammar = new_grammar(SamplingParams(regex="[ab]*"), tokenizer, frozenset({tokenizer.eos_token_id}))
+    monkeypatch.setattr("seodang.infer.constraints.grammar.time.thread_time", iter(n * 0.04 for n in range(1000)).__next__)
+    copies, scores = [grammar.fork() for _ in range(4)], torch.zeros(1, len(tokenizer))
+    for n in range(49):
+        copies[n % 4].mask(None, scores)
+    with pytest.raises(UserError, match="regex takes more than 1 s to say what may come next: write it so"):
+        for n in range(4):
+            copies[n].mask(None, scores)
+
+
+@pytest.mark.parametrize("schema", ['{"items":' * 300 + "{}" + "}" * 300, "[" * 100_000, '{"items":' * 20_000 + "{}" + "}" * 20_000], ids=["deep", "lists", "deeper"])
+def test_a_schema_too_deep_is_refused_before_anything_recurses_into_it(tokenizer, schema):
+    ends = frozenset({tokenizer.eos_token_id})
+    with pytest.raises(UserError, match="json_schema (has more than 256 objects and lists in one another|is no JSON: lists or objects lie too deep)"):
+        new_grammar(SamplingParams(json_schema=schema), tokenizer, ends)
+    with pytest.raises(UserError, match="grammar cannot be used|json_schema has more than 256"):
+        new_grammar(SamplingParams(grammar=f"start: %json {schema}"), tokenizer, ends)

@@ -17,6 +17,7 @@ from seodang.infer.server.app import build_app
 from seodang.infer.server.served import Served
 
 TIMEOUT = 20  # seconds: of a wait that ends at once where all is well
+JSON = {"Content-Type": "application/json"}
 GREEDY = {"model": "tiny", "prompt": "abc", "max_tokens": 6, "temperature": 0}
 
 
@@ -151,11 +152,11 @@ def test_half_a_character_is_never_sent(tiny, byte_tokenizer):
 )  # fmt: skip
 def test_a_clients_mistake_is_a_400_that_names_it(steady, changes, param, message):
     body = json.dumps({**GREEDY, **changes})
-    assert message in error_of(steady.post("/v1/completions", content=body), 400, param)
+    assert message in error_of(steady.post("/v1/completions", content=body, headers=JSON), 400, param)
 
 
 def test_bodies_that_are_no_requests(client, monkeypatch):
-    send = lambda content: client.post("/v1/completions", content=content)
+    send = lambda content: client.post("/v1/completions", content=content, headers=JSON)
     assert "the body is not JSON" in error_of(send(b"{"), 400)
     assert "the body is not JSON" in error_of(send(b"\xff"), 400)
     assert "the body is not JSON" in error_of(send(b"[" * 100_000), 400)
@@ -173,7 +174,7 @@ def test_health_tells_what_is_in_hand_and_503_once_the_loop_has_died(client, eng
     idle = {"status": "ok", "reason": None, "running": 0, "waiting": 0, "bytes_reserved": 0, "bytes_limit": engine.budget.limit}
     assert client.get("/health").json() == idle
     monkeypatch.setattr(Engine, "_admit", lambda *given, **how: (_ for _ in ()).throw(SystemError("no more")))
-    why = "the engine's loop died of SystemError: no more"
+    why = "the engine's loop died of SystemError: the log says more"
     assert error_of(post(client), 503, code="engine_closed") == why
     assert error_of(post(client, stream=True), 503, code="engine_closed") == why  # refused where it comes too late
     response = client.get("/health")

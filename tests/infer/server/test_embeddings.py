@@ -61,7 +61,7 @@ def test_base64_is_the_same_numbers_as_little_endian_float32(client):
 )  # fmt: skip
 def test_what_is_wrong_is_a_400_that_names_the_field(client, body, param, message):
     content = json.dumps({"model": "tiny", **body}).replace("\\\\", "\\")
-    response = client.post("/v1/embeddings", content=content)
+    response = client.post("/v1/embeddings", content=content, headers={"Content-Type": "application/json"})
     error = response.json()["error"]
     assert (response.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param), error
     assert message in error["message"], error["message"]

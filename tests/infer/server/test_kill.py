@@ -49,7 +49,7 @@ def start(model, tokenizer, port: int) -> int:
 def sent(port: int, path: str, body: dict) -> http.client.HTTPConnection:
     """A connection on which something has been asked."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)
-    connection.request("POST", path, json.dumps({**GREEDY, **body}))
+    connection.request("POST", path, json.dumps({**GREEDY, **body}), {"Content-Type": "application/json"})
     return connection
 
 

@@ -71,7 +71,7 @@ AT_AND_BEYOND = [  # a field, what is answered, what is refused, and how the ref
     ("sequence_bias", [[[5, 6], 1.0]] * 1024, [[[5, 6], 1.0]] * 1025, "sequence_bias has 1025 entries, more than the 1024"),
     ("stop_token_ids", [5] * 1024, [5] * 1025, "stop_token_ids has 1025 entries, more than the 1024"),
     ("suppress_tokens", [5] * 1024, [5] * 1025, "suppress_tokens has 1025 entries, more than the 1024"),
-    ("hide", ["a"] * 1024, ["a"] * 1025, "hide has 1025 entries, more than the 1024"),
+    ("hide", ["a"] * 16, ["a"] * 17, "hide has 17 entries, more than the 16"),
     ("filter_order", ["temperature"], ["temperature"] * 1025, "filter_order has 1025 entries, more than the 1024"),
     ("forced_text", {}, {str(n): "a" for n in range(1025)}, "forced_text has 1025 entries, more than the 1024"),
     ("allowed_token_ids", [5] * 128, [5] * 129, "allowed_token_ids has 129 entries, more than the 128"),

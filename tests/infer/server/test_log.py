@@ -13,6 +13,7 @@ from seodang.infer.engine.core import Engine
 from seodang.infer.engine.params import SamplingParams
 from seodang.infer.server import answering
 from seodang.infer.server.app import build_app
+from seodang.infer.server.log import DEFECTS, hide_words
 from seodang.infer.server.served import Served
 
 TIMEOUT = 20  # seconds: of a wait that ends at once where all is well
@@ -97,7 +98,7 @@ def test_no_text_of_prompts_or_answers_is_logged(client, caplog, engine, tiny_ll
     refused = [
         post(client, prompt={"text": CANARY}), post(client, prompt=CANARY * 40), post(client, stop=[CANARY] * 99), post(client, echo=CANARY),
         post(client, model=CANARY), post(client, guided_regex=f"({CANARY}"), post(client, bad_words=CANARY), post(client, **{CANARY: 1}),
-        client.post("/v1/completions", content=b'{"prompt": "' + CANARY.encode()), client.get(f"/health?prompt={CANARY}"),
+        client.post("/v1/completions", content=b'{"prompt": "' + CANARY.encode(), headers={"Content-Type": "application/json"}), client.get(f"/health?prompt={CANARY}"),
         client.post("/v1/embeddings", json={"input": CANARY, "dimensions": 5}),
     ]  # fmt: skip
     assert [each.status_code for each in refused] == [400] * 4 + [404, 400, 200] + [400] * 2 + [200, 400]
@@ -130,7 +131,7 @@ def test_a_client_that_goes_away_is_logged_as_gone(engine, caplog, monkeypatch):
         go.clear()
         engine._loop.engine.runner.positions = 0
         messages = [{"type": "http.request", "body": json.dumps({**GREEDY, "max_tokens": 99, "stream": stream}).encode(), "more_body": False}]
-        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [], "query_string": b"", "http_version": "1.1", "scheme": "http"}
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [(b"content-type", b"application/json")], "query_string": b"", "http_version": "1.1", "scheme": "http"}
 
         async def receive() -> dict:
             while not messages and engine._loop.engine.runner.positions <= 5:
@@ -147,3 +148,55 @@ def test_a_client_that_goes_away_is_logged_as_gone(engine, caplog, monkeypatch):
         go.set()
         line = lines(caplog)[-1]
         assert (line["status"], line["finish_reasons"], line["prompt_tokens"]) == (499, ["cancelled"], 3) and line["completion_tokens"] < 99
+
+
+@pytest.fixture
+def hidden():
+    """Exceptions are logged as the command has them logged, and afterwards as before."""
+    before = {name: list(logging.getLogger(name).filters) for name in DEFECTS}
+    hide_words()
+    hide_words()  # which changes nothing more
+    assert all(len(logging.getLogger(name).filters) == len(each) + 1 for name, each in before.items())
+    yield
+    for name, each in before.items():
+        logging.getLogger(name).filters[:] = each
+
+
+def raising(*given, **how):
+    try:
+        {}[CANARY]
+    except KeyError as error:
+        raise RuntimeError(f"of {CANARY}") from error
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "seodang.infer.server.answering.usage", "seodang.infer.requests.sequence.TokenSequence.commit", "seodang.infer.engine.live.new_requests",
+        "seodang.infer.server.completions.settings_of", "seodang.infer.server.calls.Call._hear", "seodang.infer.engine.core.Engine._admit",
+    ],
+)  # fmt: skip
+def test_a_defect_whose_words_are_a_prompts_is_logged_and_told_without_them(engine, caplog, monkeypatch, hidden, place):
+    """Wherever it is: where it was raised is in the log. Neither its client nor any other is told its words."""
+    caplog.set_level(logging.DEBUG)
+    app = build_app(Served(engine, "tiny"))
+    with TestClient(app, raise_server_exceptions=False) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(place, raising)
+            told = [] if place.endswith("_hear") else [post(client).text, post(client, stream=True, stream_options={"include_usage": True}).text]
+            if place.endswith("_hear"):
+                ticket = engine.submit("abc", SamplingParams(max_new_tokens=2), on_event=raising)
+                ticket.wait(TIMEOUT)
+        told += [client.get("/health").text, post(client).text]
+    assert not any(CANARY in each for each in told)
+    logged = "\n".join(f"{record.__dict__} {logging.Formatter().format(record)}" for record in caplog.records if not record.name.startswith("http"))
+    assert CANARY not in logged and (place.endswith(("live.new_requests", "settings_of")) or "in raising" in logged and "RuntimeError" in logged)
+
+
+def test_what_is_left_of_an_exception_is_where_it_was_raised_and_of_what_kind(hidden, caplog):
+    try:
+        raising()
+    except RuntimeError:
+        logging.getLogger("uvicorn.error").error("Exception in ASGI application", exc_info=True)
+    told = logging.Formatter().format(caplog.records[-1])
+    assert "KeyError\n\nwhich led to\n\n" in told and told.endswith("\nRuntimeError") and told.count("in raising") == 2 and CANARY not in told

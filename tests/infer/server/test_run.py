@@ -43,7 +43,7 @@ def sent(port: int, body: dict, missing: int = 0) -> socket.socket:
     """A connection on which a request has been sent, but for so many of its last bytes."""
     connection = socket.create_connection(("127.0.0.1", port), TIMEOUT)
     content = json.dumps({**GREEDY, **body}).encode()
-    whole = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(content), content)
+    whole = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(content), content)
     connection.sendall(whole[: len(whole) - missing])
     return connection
 
@@ -98,7 +98,7 @@ def test_who_sends_too_much_hears_so_and_not_that_the_connection_broke(engine):
     with served(engine) as (port, _):
         content = b"a" * (4 << 20)
         connection = socket.create_connection(("127.0.0.1", port), TIMEOUT)
-        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(content), content))
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(content), content))
         assert read_to_end(connection).startswith("HTTP/1.1 413")
 
 
