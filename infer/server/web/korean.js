@@ -5,7 +5,7 @@ const KOREAN = {
   "Look inside": "속 보기", "Two answers side by side": "두 답변 나란히 보기", "Side by side": "나란히", Settings: "설정", "Close the settings": "설정 닫기",
   Messages: "메시지", "Write a message": "메시지를 입력하세요", Send: "보내기", Stop: "멈추기", "Try again": "다시 시도", Close: "닫기", OK: "확인", Cancel: "취소", Save: "저장", Delete: "삭제", Name: "이름",
   "Enter sends, Shift+Enter begins a line. Language models make mistakes.": "Enter로 보내고 Shift+Enter로 줄을 바꿉니다. 언어 모델은 틀릴 수 있습니다.",
-  "Colours as the system has them": "시스템 색상 따르기", "Light colours": "밝은 색상", "Dark colours": "어두운 색상", Copied: "복사했습니다", "API key": "API 키",
+  "Colours as the system has them": "시스템 색상 따르기", "Light colours": "밝은 색상", "Dark colours": "어두운 색상", Copied: "복사했습니다", "API key": "API 키", "The server does not know this key.": "서버가 모르는 키입니다.", "This server asks for a key.": "이 서버는 키가 있어야 합니다.",
   "Rename {0}": "{0} 이름 바꾸기", "Export {0}": "{0} 내보내기", "Delete {0}": "{0} 삭제", "What shall the conversation be called?": "대화의 이름을 정하세요.",
   "Delete “{0}”? It cannot be had back.": "“{0}” 대화를 삭제할까요? 되돌릴 수 없습니다.",
   "A look inside: on": "속 보기 켜짐", "A look inside: off": "속 보기 꺼짐", "Two answers: on": "두 답변 켜짐", "Two answers: off": "두 답변 꺼짐",

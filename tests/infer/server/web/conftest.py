@@ -69,14 +69,12 @@ class Scripted:
     """The app, which answers chats by `scripts` while there are some; all bodies of chats are kept, with the key that each was sent with."""
 
     def __init__(self, app: ASGIApp):
-        self.app, self.scripts, self.bodies, self.keys, self.key = app, [], [], [], None
+        self.app, self.scripts, self.bodies, self.keys = app, [], [], []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         given = dict(scope["headers"]).get(b"authorization", b"").decode()
-        if self.key and scope["path"] != "/" and given != f"Bearer {self.key}":
-            return await Script(error=(401, "give the API key that this server was started with", {}))(scope, receive, send)
         if scope["path"] != "/v1/chat/completions":
             return await self.app(scope, receive, send)
         body, more = b"", True
@@ -121,8 +119,9 @@ def _server(tiny_llama, byte_tokenizer):
 def server(_server):
     """Where the page is, and the app, whose next answers are those of its `scripts`."""
     address, app = _server
-    app.scripts, app.bodies, app.keys, app.key = [], [], [], None
+    app.scripts, app.bodies, app.keys, open_to_all = [], [], [], app.app
     yield address, app
+    app.app = open_to_all
     for script in app.scripts:
         script.go.set()
 

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from seodang.infer import SamplingParams, generate
+from seodang.infer.server.access import Access, Gate
 
 
 def user(page) -> list[str]:
@@ -215,19 +216,18 @@ def test_a_connection_that_breaks_off_leaves_what_was_said(chat, server, script)
 
 def test_a_key_is_asked_for_once_and_kept_in_the_tab_alone(browse, server, script, say):
     address, app = server
-    app.key = "open sesame"
+    app.app = Gate(app.app, Access(("sesame",)))
     page = browse(address)
-    page.locator("dialog").get_by_text("give the API key").wait_for()
+    page.locator("dialog").get_by_text("This server asks for a key.").wait_for()
     page.locator("#asked").fill("wrong")
     page.keyboard.press("Enter")
-    page.wait_for_timeout(200)
-    page.locator("#asked").fill("open sesame")
+    page.locator("dialog").get_by_text("The server does not know this key.").wait_for()
+    page.locator("#asked").fill("sesame")
     page.keyboard.press("Enter")
     page.wait_for_selector("body.ready")
-    script("Korea")
     say(page, "Where?")
-    assert app.keys == ["Bearer open sesame"]
-    assert page.evaluate("[Object.values(localStorage).join(), Object.values(sessionStorage).join()]")[0].count("sesame") == 0
+    assert app.keys == ["Bearer sesame"] and page.locator(".problem:not(:empty)").count() == 0
+    assert "sesame" not in page.evaluate("Object.values(localStorage).join()")
     page.reload()
     page.wait_for_selector("body.ready")
     assert page.locator("dialog").count() == 0
