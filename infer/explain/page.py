@@ -17,7 +17,7 @@ from ..text.token_labels import TokenLabels
 from .trace_events import traced
 
 WEB = Path(__file__).with_name("web")
-LOOK_INSIDE = [WEB / f"{name}.js" for name in ("dom", "trace", "charts", "look_inside")]  # which draws a trace
+LOOK_INSIDE = [WEB / f"{name}.js" for name in ("dom", "trace", "charts", "token_strip", "overview")]  # which draws a trace
 LOOK_INSIDE_STYLE = WEB / "look_inside.css"
 SHOWN_WEIGHTS = 200  # positions up to which the page tells the weight under the pointer
 LEVELS = 12  # shades of a heat map, a digit each

@@ -13,7 +13,7 @@ from ..explain.page import LOOK_INSIDE, LOOK_INSIDE_STYLE
 from .served import Served
 
 WEB = Path(__file__).with_name("web")
-PARTS = ("korean", "ui", "markdown", "store", "api", "settings", "drawer", "snippets", "answering", "messages", "chat", "main")
+PARTS = ("korean", "ui", "markdown", "store", "api", "setting_field", "settings", "drawer", "snippets", "answering", "messages", "chat", "main")
 
 
 def page_routes(served: Served) -> APIRouter:

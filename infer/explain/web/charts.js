@@ -27,14 +27,29 @@ function timingChart(passes, height = 120) {
     const tall = Math.min(ms / top, 1) * height;
     if (ms > top) cut.push(`${ms.toFixed(0)} ms`);
     const said = `pass ${place + 1}: ${milliseconds(each.seconds)}, ${each.positions} new positions, ${each.cached} in the cache`;
-    return svg("rect", {
-      class: each.prefill ? "prefill" : "pass", x: round(left + step * place + 1), y: round(10 + height - tall), width: round(step - 2), height: round(tall),
-    }, svg("title", {}, said + (each.prefill ? ", reads the prompt" : "")));
+    return svg(
+      "rect",
+      {
+        class: each.prefill ? "prefill" : "pass",
+        x: round(left + step * place + 1),
+        y: round(10 + height - tall),
+        width: round(step - 2),
+        height: round(tall),
+      },
+      svg("title", {}, said + (each.prefill ? ", reads the prompt" : "")),
+    );
   });
   const said = "passes in their order" + (cut.length ? `; cut off: ${cut.slice(0, 5).join(", ")}` : "");
   const width = Math.max(step * passes.length, 6.5 * said.length) + left + 10;
   const rules = scale(left, step * passes.length, height, top, "ms");
-  return drawing(round(width), height + 34, `Time of each of ${passes.length} passes`, rules, bars, svg("text", { class: "axis", x: left, y: height + 28 }, said));
+  return drawing(
+    round(width),
+    height + 34,
+    `Time of each of ${passes.length} passes`,
+    rules,
+    bars,
+    svg("text", { class: "axis", x: left, y: height + 28 }, said),
+  );
 }
 
 // The entropy at each token as a line, each point a token.
@@ -50,8 +65,15 @@ function entropyChart(points, height = 90) {
     return svg("circle", { class: "point", cx, cy, r: Math.min(step / 3, 3.5) }, svg("title", {}, `${each.name}: ${each.entropy.toFixed(2)} nats`));
   });
   const said = "tokens in their order";
-  return drawing(round(Math.max(width, 6.5 * said.length) + left + 10), height + 34, `Entropy at each of ${points.length} tokens`,
-    scale(left, width, height, top, "nats"), svg("path", { class: "line", d: line }), dots, svg("text", { class: "axis", x: left, y: height + 28 }, said));
+  return drawing(
+    round(Math.max(width, 6.5 * said.length) + left + 10),
+    height + 34,
+    `Entropy at each of ${points.length} tokens`,
+    scale(left, width, height, top, "nats"),
+    svg("path", { class: "line", d: line }),
+    dots,
+    svg("text", { class: "axis", x: left, y: height + 28 }, said),
+  );
 }
 
 // The tree of beams, a column a step; the ways of the answers are thick.
@@ -79,14 +101,18 @@ function beamDrawing(root, name, dx = 104, dy = 46) {
 function beamBox(node, name, x, y) {
   const ends = node.endings.map((answer) => `answer ${answer.choice + 1} ends`).join("; ");
   const total = node.id === null ? "" : node.total.toFixed(2) + (ends ? " ■" : "");
-  return svg("g", {},
+  return svg(
+    "g",
+    {},
     svg("title", {}, `${name}, sum ${node.total.toFixed(4)}${ends ? `; ${ends}` : ""}`),
     svg("rect", { class: `node${node.returned ? " returned" : ""}${ends ? " ends" : ""}`, x: x - 40, y: y - 12, width: 80, height: 24, rx: 5 }),
     svg("text", { class: "name", x, y: y + 4, "text-anchor": "middle" }, short(name, 10)),
-    svg("text", { class: "sum", x, y: y + 29, "text-anchor": "middle" }, total));
+    svg("text", { class: "sum", x, y: y + 29, "text-anchor": "middle" }, total),
+  );
 }
 
-const FULL = /[\u1100-\u115f\u2e80-\u303e\u3041-\u33ff\u3400-\u4dbf\u4e00-\u9fff\ua000-\ua4cf\ua960-\ua97f\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6\u{1f300}-\u{1faff}\u{20000}-\u{3fffd}]/u;
+const FULL =
+  /[\u1100-\u115f\u2e80-\u303e\u3041-\u33ff\u3400-\u4dbf\u4e00-\u9fff\ua000-\ua4cf\ua960-\ua97f\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6\u{1f300}-\u{1faff}\u{20000}-\u{3fffd}]/u;
 
 // How many characters of half width a text is wide.
 const widthOf = (text) => [...text].reduce((sum, each) => sum + (FULL.test(each) ? 2 : 1), 0);
@@ -103,7 +129,7 @@ function heatSquares(rows, levels) {
   const paths = new Map();
   rows.forEach((row, y) => {
     for (let x = 0, end; x < row.length; x = end) {
-      for (end = x; end < row.length && row[end] === row[x]; ) end += 1;
+      for (end = x; end < row.length && row[end] === row[x];) end += 1;
       if (row[x] !== "0") paths.set(row[x], `${paths.get(row[x]) || ""}M${x} ${y}h${end - x}v1h-${end - x}z`);
     }
   });
@@ -125,17 +151,30 @@ function attentionDrawing(rows, levels, tokens, prompt, title) {
       svg("text", { ...look, transform: `translate(${round(margin + middle)} ${margin - 6}) rotate(-60)` }, short(token, 14)),
     ];
   });
-  const border = prompt > 0 && prompt < n
-    ? svg("path", { class: "border", d: `M${margin} ${margin + prompt * cell}h${side}M${margin + prompt * cell} ${margin}v${side}` }) : null;
+  const border =
+    prompt > 0 && prompt < n
+      ? svg("path", { class: "border", d: `M${margin} ${margin + prompt * cell}h${side}M${margin + prompt * cell} ${margin}v${side}` })
+      : null;
   const cursor = svg("rect", { class: "cursor", width: cell, height: cell, visibility: "hidden" });
-  const drawn = drawing(margin + side + 60, margin + side + 10, title,
+  const drawn = drawing(
+    margin + side + 60,
+    margin + side + 10,
+    title,
     svg("rect", { class: "ground", x: margin, y: margin, width: side, height: side }),
-    svg("g", { transform: `translate(${margin} ${margin}) scale(${cell})` }, heatSquares(rows, levels)), labels, border, cursor);
+    svg("g", { transform: `translate(${margin} ${margin}) scale(${cell})` }, heatSquares(rows, levels)),
+    labels,
+    border,
+    cursor,
+  );
   return { drawn, cursor, cell, margin };
 }
 
 // The heat map of one head without labels.
 function thumbnail(rows, levels, title) {
-  return svg("svg", { class: "thumbnail", viewBox: `0 0 ${rows.length} ${rows.length}`, role: "img", "aria-label": title },
-    svg("rect", { class: "ground", width: rows.length, height: rows.length }), heatSquares(rows, levels));
+  return svg(
+    "svg",
+    { class: "thumbnail", viewBox: `0 0 ${rows.length} ${rows.length}`, role: "img", "aria-label": title },
+    svg("rect", { class: "ground", width: rows.length, height: rows.length }),
+    heatSquares(rows, levels),
+  );
 }

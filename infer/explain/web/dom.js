@@ -26,7 +26,20 @@ const drawing = (width, height, label, ...children) =>
   svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label }, ...children);
 
 const table = (name, headings, rows) =>
-  h("table", { class: name }, h("thead", {}, h("tr", {}, headings.map((each) => h("th", { scope: "col" }, each)))), h("tbody", {}, rows));
+  h(
+    "table",
+    { class: name },
+    h(
+      "thead",
+      {},
+      h(
+        "tr",
+        {},
+        headings.map((each) => h("th", { scope: "col" }, each)),
+      ),
+    ),
+    h("tbody", {}, rows),
+  );
 
 const words = {}; // what is said in the reader's language, by the English
 

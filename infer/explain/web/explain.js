@@ -7,7 +7,10 @@ function drawAnswers() {
   for (const section of document.querySelectorAll("section.answer")) {
     const { element, tokens } = new TokenStrip(trace, Number(section.dataset.choice));
     section.append(legend(), element);
-    section.addEventListener("focusin", (event) => event.target.dataset.position && history.replaceState(null, "", `#a${section.dataset.choice}t${event.target.dataset.position}`));
+    section.addEventListener(
+      "focusin",
+      (event) => event.target.dataset.position && history.replaceState(null, "", `#a${section.dataset.choice}t${event.target.dataset.position}`),
+    );
     const wanted = tokens.find((token) => location.hash === `#a${section.dataset.choice}t${token.dataset.position}`);
     if (wanted) wanted.focus();
   }
@@ -18,7 +21,9 @@ function drawAttention({ title, tokens, prompt, levels, rows, heads, weights }) 
   const { drawn, cursor, cell, margin } = attentionDrawing(rows, levels, tokens, prompt, title);
   const told = h("p", { class: "told" }, "\u00a0");
   const thumbnails = heads.map((each, number) => h("figure", {}, thumbnail(each, levels, `head ${number}`), h("figcaption", {}, `head ${number}`)));
-  document.getElementById("attention").append(told, wide(title, drawn), h("h3", {}, "All heads of the layer"), h("div", { class: "heads" }, thumbnails));
+  document
+    .getElementById("attention")
+    .append(told, wide(title, drawn), h("h3", {}, "All heads of the layer"), h("div", { class: "heads" }, thumbnails));
   drawn.addEventListener("mousemove", (event) => {
     const box = drawn.getBoundingClientRect();
     const [column, row] = [event.clientX - box.left, event.clientY - box.top].map((each) => Math.floor((each - margin) / cell));

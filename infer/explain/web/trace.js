@@ -65,7 +65,10 @@ class Trace {
     const key = `${this.grownAs(answer)}.${step.position}`;
     const choice = this.records.choice.get(key);
     return {
-      choice, layer: this.records.layer.get(key), contrast: this.records.contrast.get(key), passes: this.spent.get(step.position) || [],
+      choice,
+      layer: this.records.layer.get(key),
+      contrast: this.records.contrast.get(key),
+      passes: this.spent.get(step.position) || [],
       probability: choice ? choice.probability : Math.min(Math.exp(step.logprob), 1),
     };
   }
@@ -110,7 +113,12 @@ function beamTree(trace) {
 function markWay(root, answer, begin) {
   let reached = [[root]];
   for (const { id } of answer.steps.filter((step) => step.position >= begin)) {
-    const further = reached.flatMap((way) => way.at(-1).children.filter((child) => child.id === id).map((child) => [...way, child]));
+    const further = reached.flatMap((way) =>
+      way
+        .at(-1)
+        .children.filter((child) => child.id === id)
+        .map((child) => [...way, child]),
+    );
     if (!further.length) break;
     reached = further;
   }

@@ -4,9 +4,16 @@
 function messagesOf(conversation, last) {
   const system = conversation.system.trim() ? [{ role: "system", content: conversation.system }] : [];
   const said = pathOf(conversation, last).filter((node) => node.role === "user" || node.content || node.calls?.length);
-  return [...system, ...said.map(({ role, content, calls }) => ({
-    role, content, ...(calls?.length ? { tool_calls: calls.map(({ id, name, arguments: given }) => ({ id, type: "function", function: { name, arguments: given } })) } : {}),
-  }))];
+  return [
+    ...system,
+    ...said.map(({ role, content, calls }) => ({
+      role,
+      content,
+      ...(calls?.length
+        ? { tool_calls: calls.map(({ id, name, arguments: given }) => ({ id, type: "function", function: { name, arguments: given } })) }
+        : {}),
+    })),
+  ];
 }
 
 // The request behind an answer, or behind the next one.
@@ -76,7 +83,12 @@ class Growing {
   node(index, shown = false) {
     if (!this.nodes[index]) {
       const { model, given, side, pair } = this.asked;
-      const made = addNode(this.conversation, this.question.id, { role: "assistant", content: "", reasoning: "", calls: [], model, given, side, pair, finish: null }, shown);
+      const made = addNode(
+        this.conversation,
+        this.question.id,
+        { role: "assistant", content: "", reasoning: "", calls: [], model, given, side, pair, finish: null },
+        shown,
+      );
       this.nodes[index] = made;
       if (this.trace) this.answering.traces.set(made.id, { trace: this.trace, choice: index });
       if (index) this.answering.onChange(this.conversation, made, "added");
@@ -103,7 +115,8 @@ class Growing {
       }
     }
     for (const node of this.nodes) this.answering.onChange(this.conversation, node, "grown");
-    if (performance.now() - this.kept > 2000) { // what is there by now outlives the page
+    if (performance.now() - this.kept > 2000) {
+      // what is there by now outlives the page
       this.kept = performance.now();
       keep(this.conversation);
     }
@@ -124,7 +137,12 @@ class Growing {
     const first = (firstAt - started) / 1000;
     const seconds = (now - started) / 1000;
     const tokens = usage?.completion_tokens ?? null;
-    const speed = tokens === null ? null : tokens > 1 && first < 0.8 * seconds && lastAt > firstAt ? (tokens - 1) / ((lastAt - firstAt) / 1000) : tokens / seconds;
+    const speed =
+      tokens === null
+        ? null
+        : tokens > 1 && first < 0.8 * seconds && lastAt > firstAt
+          ? (tokens - 1) / ((lastAt - firstAt) / 1000)
+          : tokens / seconds;
     return { first, seconds, tokens, speed, prompt: usage?.prompt_tokens ?? null, cached: usage?.prompt_tokens_details?.cached_tokens ?? null };
   }
 }

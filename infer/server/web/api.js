@@ -25,7 +25,11 @@ async function call(path, body = null, signal = null) {
     if (response.ok) return response;
     const told = await errorOf(response);
     if (told.status !== 401) throw told;
-    asking ||= ask(key ? t("The server does not know this key.") : t("This server asks for a key."), { label: t("API key"), password: true }).finally(() => { asking = null; });
+    asking ||= ask(key ? t("The server does not know this key.") : t("This server asks for a key."), { label: t("API key"), password: true }).finally(
+      () => {
+        asking = null;
+      },
+    );
     const given = await asking;
     if (!given) throw told;
     sessionStorage.setItem(KEY, given);

@@ -85,7 +85,15 @@ class Chat {
       this.question(text, node.parent);
     } else {
       const { id, ...rest } = node;
-      const made = addNode(this.conversation, node.parent, { ...rest, content: text, pair: null, side: null, finish: "edited", error: null, stats: null });
+      const made = addNode(this.conversation, node.parent, {
+        ...rest,
+        content: text,
+        pair: null,
+        side: null,
+        finish: "edited",
+        error: null,
+        stats: null,
+      });
       keep(this.conversation);
       this.draw(made.id, "edit");
     }
@@ -100,7 +108,8 @@ class Chat {
   retry(node) {
     if (this.busy) return;
     const question = this.conversation.nodes[node.parent];
-    for (const each of siblings(this.conversation, node).filter((other) => other.finish === "error" && !other.content)) removeNode(this.conversation, each);
+    for (const each of siblings(this.conversation, node).filter((other) => other.finish === "error" && !other.content))
+      removeNode(this.conversation, each);
     this.answer(question);
     this.field.focus();
   }
@@ -174,7 +183,11 @@ class Chat {
     this.views = new Map();
     const shown = path.map((node) => {
       if (node.role === "user") return this.view(new QuestionView(this, node));
-      const unit = node.pair ? siblings(this.conversation, node).filter((each) => each.pair === node.pair).sort((a, b) => a.side - b.side) : [node];
+      const unit = node.pair
+        ? siblings(this.conversation, node)
+            .filter((each) => each.pair === node.pair)
+            .sort((a, b) => a.side - b.side)
+        : [node];
       const views = unit.map((each) => this.view(new AnswerView(this, each)));
       return unit.length > 1 ? h("div", { class: "pair", role: "group", "aria-label": t("Two answers side by side") }, views) : views;
     });
@@ -194,9 +207,27 @@ class Chat {
   }
 
   welcome() {
-    const asked = [t("Which country is the city of Suwon located in?"), t("Explain in three sentences what a language model does."), t("Write a Python function that reverses a list."), t("Name three rivers and where they flow.")];
-    return h("div", { class: "welcome" }, h("h2", {}, t("What shall we talk about?")), h("p", {}, this.settings.models.map((each) => each.id).join(", ")),
-      h("div", { class: "asked" }, asked.map((text) => textButton(text, () => { if (!this.busy) this.question(text, ROOT); }))));
+    const asked = [
+      t("Which country is the city of Suwon located in?"),
+      t("Explain in three sentences what a language model does."),
+      t("Write a Python function that reverses a list."),
+      t("Name three rivers and where they flow."),
+    ];
+    return h(
+      "div",
+      { class: "welcome" },
+      h("h2", {}, t("What shall we talk about?")),
+      h("p", {}, this.settings.models.map((each) => each.id).join(", ")),
+      h(
+        "div",
+        { class: "asked" },
+        asked.map((text) =>
+          textButton(text, () => {
+            if (!this.busy) this.question(text, ROOT);
+          }),
+        ),
+      ),
+    );
   }
 
   open(conversation) {

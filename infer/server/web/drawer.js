@@ -36,22 +36,68 @@ class Drawer {
     const searched = byId("setting-search")?.value ?? "";
     const opened = new Set([...this.body.querySelectorAll("details[open]")].map((each) => each.dataset.group));
     this.body.replaceChildren(
-      this.settings.pair ? this.sides() : "", this.models(), this.system(), this.search(searched), h("p", { class: "none", hidden: true }, t("No setting is called so.")), this.strategy(),
-      ...Object.entries(GROUPS).map(([group, title]) => this.group(group, t(title), opened.has(group))), this.extra(),
-      h("div", { class: "buttons" }, textButton(t("Reset all"), () => { this.settings.reset(this.side); this.draw(); announce(t("All settings are as they were.")); })));
+      this.settings.pair ? this.sides() : "",
+      this.models(),
+      this.system(),
+      this.search(searched),
+      h("p", { class: "none", hidden: true }, t("No setting is called so.")),
+      this.strategy(),
+      ...Object.entries(GROUPS).map(([group, title]) => this.group(group, t(title), opened.has(group))),
+      this.extra(),
+      h(
+        "div",
+        { class: "buttons" },
+        textButton(t("Reset all"), () => {
+          this.settings.reset(this.side);
+          this.draw();
+          announce(t("All settings are as they were."));
+        }),
+      ),
+    );
     this.filter(searched);
   }
 
   sides() {
-    const tab = (side, name) => h("button", {
-      type: "button", "aria-pressed": String(side === this.side), on: { click: () => { this.side = side; this.draw(); this.body.querySelector("[aria-pressed=true]").focus(); } },
-    }, name);
-    return h("div", { class: "sides", role: "group", "aria-label": t("Which answer the settings are for") }, tab(0, t("Answer A")), tab(1, t("Answer B")));
+    const tab = (side, name) =>
+      h(
+        "button",
+        {
+          type: "button",
+          "aria-pressed": String(side === this.side),
+          on: {
+            click: () => {
+              this.side = side;
+              this.draw();
+              this.body.querySelector("[aria-pressed=true]").focus();
+            },
+          },
+        },
+        name,
+      );
+    return h(
+      "div",
+      { class: "sides", role: "group", "aria-label": t("Which answer the settings are for") },
+      tab(0, t("Answer A")),
+      tab(1, t("Answer B")),
+    );
   }
 
   models() {
-    const select = h("select", { id: "model", on: { change: () => { this.settings.sides[this.side].model = select.value; this.settings.keep(); this.draw(); byId("model").focus(); } } },
-      this.settings.models.map((each) => h("option", { value: each.id }, each.id)));
+    const select = h(
+      "select",
+      {
+        id: "model",
+        on: {
+          change: () => {
+            this.settings.sides[this.side].model = select.value;
+            this.settings.keep();
+            this.draw();
+            byId("model").focus();
+          },
+        },
+      },
+      this.settings.models.map((each) => h("option", { value: each.id }, each.id)),
+    );
     select.value = this.settings.sides[this.side].model;
     return h("div", { class: "field" }, h("label", { for: "model" }, t("Model")), select);
   }
@@ -59,13 +105,21 @@ class Drawer {
   system() {
     const area = h("textarea", { id: "system", rows: 3, placeholder: t("What the model is told before the conversation") });
     area.value = this.conversation().system;
-    area.addEventListener("input", () => { this.conversation().system = area.value; });
+    area.addEventListener("input", () => {
+      this.conversation().system = area.value;
+    });
     area.addEventListener("change", () => keep(this.conversation()));
     return h("div", { class: "field" }, h("label", { for: "system" }, t("System prompt")), area);
   }
 
   search(text) {
-    const input = h("input", { id: "setting-search", type: "search", placeholder: t("Search the settings"), "aria-label": t("Search the settings"), autocomplete: "off" });
+    const input = h("input", {
+      id: "setting-search",
+      type: "search",
+      placeholder: t("Search the settings"),
+      "aria-label": t("Search the settings"),
+      autocomplete: "off",
+    });
     input.value = text;
     input.addEventListener("input", () => this.filter(input.value));
     return input;
@@ -73,7 +127,10 @@ class Drawer {
 
   // Show the settings whose name or sentence has all words; their groups are open as long as something is searched.
   filter(text) {
-    const wanted = text.toLowerCase().split(/[\s_]+/).filter(Boolean);
+    const wanted = text
+      .toLowerCase()
+      .split(/[\s_]+/)
+      .filter(Boolean);
     const groups = [...this.body.querySelectorAll("details[data-group]")];
     if (wanted.length) this.before ||= new Set(groups.filter((each) => each.open).map((each) => each.dataset.group));
     for (const field of this.body.querySelectorAll("[data-setting]")) {
@@ -91,82 +148,72 @@ class Drawer {
 
   strategy() {
     const { settings, side } = this;
-    const select = h("select", { id: "strategy", on: { change: () => { settings.choose(side, select.value); this.draw(); byId("strategy").focus(); } } },
-      h("option", { value: "" }, t("as the settings say (sampling)")), Object.keys(settings.strategies).map((name) => h("option", { value: name }, name)));
+    const select = h(
+      "select",
+      {
+        id: "strategy",
+        on: {
+          change: () => {
+            settings.choose(side, select.value);
+            this.draw();
+            byId("strategy").focus();
+          },
+        },
+      },
+      h("option", { value: "" }, t("as the settings say (sampling)")),
+      Object.keys(settings.strategies).map((name) => h("option", { value: name }, name)),
+    );
     select.value = settings.sides[side].values.strategy ?? "";
     const { description, samples } = settings.strategy(side);
     const own = [...settings.fields.values()].filter((field) => field.group === "strategy" && settings.takes(side, field));
-    return h("section", { class: "strategy" }, h("div", { class: "field", "data-setting": "strategy" }, h("label", { for: "strategy" }, t("Strategy")), select,
-      h("p", { class: "about" }, inline(`${description}.`))), samples ? "" : h("p", { class: "about" }, t("It takes no random choices: warpers are not sent.")), own.map((field) => this.field(field)));
+    return h(
+      "section",
+      { class: "strategy" },
+      h(
+        "div",
+        { class: "field", "data-setting": "strategy" },
+        h("label", { for: "strategy" }, t("Strategy")),
+        select,
+        h("p", { class: "about" }, inline(`${description}.`)),
+      ),
+      samples ? "" : h("p", { class: "about" }, t("It takes no random choices: warpers are not sent.")),
+      own.map((field) => settingField(this.settings, this.side, field, (inside) => this.count(inside))),
+    );
   }
 
   group(group, title, open) {
     const fields = [...this.settings.fields.values()].filter((field) => field.group === group && this.settings.takes(this.side, field));
     const given = fields.filter((field) => this.settings.sides[this.side].values[field.name] !== undefined).length;
-    return fields.length ? h("details", { "data-group": group, open: open || (group === "answer" && !this.body.childElementCount) || null },
-      h("summary", {}, title, " ", h("span", { class: "count", hidden: !given }, given)), fields.map((field) => this.field(field))) : "";
-  }
-
-  field(field) {
-    const { settings, side } = this;
-    const id = `set-${field.name}`;
-    const value = settings.sides[side].values[field.name];
-    const usual = settings.defaultOf(side, field);
-    const control = this.control(field, id, usual);
-    control.value = typed(field, value);
-    const slider = field.span && h("input", { type: "range", min: field.span[0], max: field.span[1], step: field.span[2], "aria-label": field.name });
-    const wrong = h("p", { class: "wrong", id: `${id}-wrong`, role: "alert", hidden: true });
-    const back = iconButton("close", t("Take {0} back", field.name), () => { control.value = ""; take(); control.focus(); });
-    const show = (given) => {
-      back.classList.toggle("invisible", !given);
-      if (slider) slider.value = Number(control.value || usual || field.span[0]);
-    };
-    const take = () => {
-      try {
-        settings.set(side, field.name, readField(field, control.value));
-        wrong.hidden = true;
-        control.removeAttribute("aria-invalid");
-      } catch (error) {
-        wrong.textContent = error.message;
-        wrong.hidden = false;
-        control.setAttribute("aria-invalid", "true");
-        settings.set(side, field.name, undefined); // what is wrong is not sent
-      }
-      show(control.value !== "");
-      this.count(back);
-    };
-    control.addEventListener(control.tagName === "SELECT" ? "change" : "input", take);
-    slider?.addEventListener("input", () => { control.value = slider.value; take(); });
-    show(value !== undefined);
-    return h("div", { class: `field kind-${field.kind}`, "data-setting": field.name }, h("label", { for: id }, field.name), h("div", { class: "control" }, slider, control, back),
-      h("p", { class: "about", id: `${id}-about` }, inline(field.description), field.kind === "number" && spanText(field) ? h("span", { class: "span" }, ` (${spanText(field)})`) : ""), wrong);
-  }
-
-  control(field, id, usual) {
-    const told = { id, "aria-describedby": `${id}-about ${id}-wrong`, autocomplete: "off", spellcheck: "false" };
-    const placeholder = usual === undefined || (Array.isArray(usual) && !usual.length) ? "" : typed(field, usual);
-    if (field.kind === "choice") {
-      const values = field.values.map((each) => h("option", { value: JSON.stringify(each) }, each === true ? t("yes") : each === false ? t("no") : each));
-      const name = usual === true ? t("yes") : usual === false ? t("no") : usual;
-      return h("select", told, h("option", { value: "" }, usual === undefined ? t("not given") : t("not given ({0})", name)), values);
-    }
-    if (field.kind === "lines") return h("textarea", { ...told, rows: 2, placeholder: placeholder || t("one a line") });
-    if (field.long) return h("textarea", { ...told, rows: 3, placeholder });
-    return h("input", { ...told, type: "text", inputmode: field.kind === "number" ? "decimal" : null, placeholder });
+    return fields.length
+      ? h(
+          "details",
+          { "data-group": group, open: open || (group === "answer" && !this.body.childElementCount) || null },
+          h("summary", {}, title, " ", h("span", { class: "count", hidden: !given }, given)),
+          fields.map((field) => settingField(this.settings, this.side, field, (inside) => this.count(inside))),
+        )
+      : "";
   }
 
   // How many settings of the group are given.
   count(inside) {
     const count = inside.closest("details")?.querySelector(".count");
     if (!count) return;
-    const given = [...inside.closest("details").querySelectorAll("[data-setting]")].filter((each) => this.settings.sides[this.side].values[each.dataset.setting] !== undefined).length;
+    const given = [...inside.closest("details").querySelectorAll("[data-setting]")].filter(
+      (each) => this.settings.sides[this.side].values[each.dataset.setting] !== undefined,
+    ).length;
     count.textContent = given;
     count.hidden = !given;
   }
 
   extra() {
     const side = this.settings.sides[this.side];
-    const area = h("textarea", { id: "extra", rows: 2, spellcheck: "false", placeholder: '{"reasoning_effort": "low", "tools": []}', "aria-describedby": "extra-wrong" });
+    const area = h("textarea", {
+      id: "extra",
+      rows: 2,
+      spellcheck: "false",
+      placeholder: '{"reasoning_effort": "low", "tools": []}',
+      "aria-describedby": "extra-wrong",
+    });
     const wrong = h("p", { class: "wrong", id: "extra-wrong", role: "alert", hidden: true });
     area.value = side.extra;
     area.addEventListener("input", () => {

@@ -57,16 +57,31 @@ class Sidebar {
   draw() {
     const { conversation } = this.chat;
     this.kept.set(conversation.id, conversation);
-    const items = listed().map((each) => h("li", { class: each.id === conversation.id ? "current" : null },
-      h("button", { type: "button", class: "conversation", "aria-current": each.id === conversation.id ? "true" : null, on: { click: () => this.open(each.id) } }, each.title),
-      iconButton("edit", t("Rename {0}", each.title), () => this.rename(each)), iconButton("save", t("Export {0}", each.title), () => this.save(each)),
-      iconButton("remove", t("Delete {0}", each.title), () => this.remove(each))));
+    const items = listed().map((each) =>
+      h(
+        "li",
+        { class: each.id === conversation.id ? "current" : null },
+        h(
+          "button",
+          {
+            type: "button",
+            class: "conversation",
+            "aria-current": each.id === conversation.id ? "true" : null,
+            on: { click: () => this.open(each.id) },
+          },
+          each.title,
+        ),
+        iconButton("edit", t("Rename {0}", each.title), () => this.rename(each)),
+        iconButton("save", t("Export {0}", each.title), () => this.save(each)),
+        iconButton("remove", t("Delete {0}", each.title), () => this.remove(each)),
+      ),
+    );
     byId("conversations").replaceChildren(...items);
   }
 
   found(id) {
     const known = this.kept.get(id);
-    return known && this.chat.answering.busy(known) ? known : opened(id) ?? known;
+    return known && this.chat.answering.busy(known) ? known : (opened(id) ?? known);
   }
 
   open(id) {
@@ -88,7 +103,11 @@ class Sidebar {
   }
 
   save({ id, title }) {
-    const name = title.replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 40) || "conversation";
+    const name =
+      title
+        .replace(/[^\p{L}\p{N}]+/gu, "-")
+        .replace(/^-|-$/g, "")
+        .slice(0, 40) || "conversation";
     download(`${name}.json`, JSON.stringify(this.found(id), null, 2));
   }
 

@@ -45,8 +45,12 @@ function fence(lines, at) {
 
 function codeBlock(code, language) {
   const copy = iconButton("copy", t("Copy the code"), (event) => copyText(code, event.currentTarget));
-  return h("figure", { class: "code" }, h("figcaption", {}, h("span", {}, language || t("code")), copy),
-    h("pre", { tabindex: 0, role: "region", "aria-label": t("code") }, h("code", {}, code)));
+  return h(
+    "figure",
+    { class: "code" },
+    h("figcaption", {}, h("span", {}, language || t("code")), copy),
+    h("pre", { tabindex: 0, role: "region", "aria-label": t("code") }, h("code", {}, code)),
+  );
 }
 
 function headingOf(lines, at) {
@@ -66,7 +70,19 @@ const rule = (lines, at) => (RULE.test(lines[at]) ? [h("hr"), at + 1] : null);
 function quote(lines, at, depth) {
   let end = at;
   while (end < lines.length && QUOTE.test(lines[end])) end += 1;
-  return end === at ? null : [h("blockquote", {}, blocks(lines.slice(at, end).map((line) => line.replace(QUOTE, "")), depth + 1)), end];
+  return end === at
+    ? null
+    : [
+        h(
+          "blockquote",
+          {},
+          blocks(
+            lines.slice(at, end).map((line) => line.replace(QUOTE, "")),
+            depth + 1,
+          ),
+        ),
+        end,
+      ];
 }
 
 function list(lines, at, depth) {
@@ -106,17 +122,51 @@ function tableOf(lines, at) {
   if (heads.length !== sides.length || heads.length > WIDEST) return null;
   let end = at + 2;
   while (end < lines.length && lines[end].includes("|") && lines[end].trim()) end += 1;
-  const row = (name, line) => h("tr", {}, cells(line).slice(0, heads.length).map((each, n) => h(name, { class: sides[n], scope: name === "th" ? "col" : null }, inline(each))));
-  const made = h("table", {}, h("thead", {}, row("th", lines[at])), h("tbody", {}, lines.slice(at + 2, end).map((line) => row("td", line))));
+  const row = (name, line) =>
+    h(
+      "tr",
+      {},
+      cells(line)
+        .slice(0, heads.length)
+        .map((each, n) => h(name, { class: sides[n], scope: name === "th" ? "col" : null }, inline(each))),
+    );
+  const made = h(
+    "table",
+    {},
+    h("thead", {}, row("th", lines[at])),
+    h(
+      "tbody",
+      {},
+      lines.slice(at + 2, end).map((line) => row("td", line)),
+    ),
+  );
   return [h("div", { class: "wide", tabindex: 0, role: "group", "aria-label": t("table") }, made), end];
 }
 
-const cells = (line) => line.trim().replace(/^\|/, "").replace(/\|$/, "").split(/(?<!\\)\|/).map((each) => each.trim().replaceAll("\\|", "|"));
+const cells = (line) =>
+  line
+    .trim()
+    .replace(/^\|/, "")
+    .replace(/\|$/, "")
+    .split(/(?<!\\)\|/)
+    .map((each) => each.trim().replaceAll("\\|", "|"));
 
 function paragraph(lines, at) {
   let end = at + 1;
   while (end < lines.length && lines[end].trim() && !startsBlock(lines[end]) && !ITEM.test(lines[end])) end += 1;
-  return [h("p", {}, inline(lines.slice(at, end).map((line) => line.trimStart()).join("\n"))), end];
+  return [
+    h(
+      "p",
+      {},
+      inline(
+        lines
+          .slice(at, end)
+          .map((line) => line.trimStart())
+          .join("\n"),
+      ),
+    ),
+    end,
+  ];
 }
 
 const ESCAPED = /\\([!-/:-@[-`{-~])/y;
@@ -179,7 +229,7 @@ function inline(text, depth = 0) {
 }
 
 function closingTicks(text, ticks, from) {
-  for (let at = text.indexOf(ticks, from); at !== -1; ) {
+  for (let at = text.indexOf(ticks, from); at !== -1;) {
     let end = at;
     while (text[end] === "`") end += 1;
     if (end - at === ticks.length) return at;

@@ -32,7 +32,15 @@ class MessageView {
       }
     });
     const save = this.node.role === "user" ? t("Send") : t("Save");
-    this.element.replaceChildren(area, h("div", { class: "buttons" }, textButton(t("Cancel"), () => done(false)), textButton(save, () => done(true), { class: "primary" })));
+    this.element.replaceChildren(
+      area,
+      h(
+        "div",
+        { class: "buttons" },
+        textButton(t("Cancel"), () => done(false)),
+        textButton(save, () => done(true), { class: "primary" }),
+      ),
+    );
     area.style.height = `${Math.min(area.scrollHeight + 4, 400)}px`;
     area.focus();
   }
@@ -42,9 +50,20 @@ class MessageView {
     const units = unitsOf(this.chat.conversation, this.node);
     if (units.length < 2) return null;
     const at = units.findIndex((unit) => unit.includes(this.node));
-    const go = (way) => iconButton(way < 0 ? "before" : "next", way < 0 ? t("Version before") : t("Next version"), () => this.chat.show(units[at + way][0], way < 0 ? "before" : "next"),
-      { disabled: !units[at + way], "data-action": way < 0 ? "before" : "next" });
-    return h("span", { class: "versions", role: "group", "aria-label": t("Version {0} of {1}", at + 1, units.length) }, go(-1), h("span", { "aria-hidden": "true" }, `${at + 1}/${units.length}`), go(1));
+    const go = (way) =>
+      iconButton(
+        way < 0 ? "before" : "next",
+        way < 0 ? t("Version before") : t("Next version"),
+        () => this.chat.show(units[at + way][0], way < 0 ? "before" : "next"),
+        { disabled: !units[at + way], "data-action": way < 0 ? "before" : "next" },
+      );
+    return h(
+      "span",
+      { class: "versions", role: "group", "aria-label": t("Version {0} of {1}", at + 1, units.length) },
+      go(-1),
+      h("span", { "aria-hidden": "true" }, `${at + 1}/${units.length}`),
+      go(1),
+    );
   }
 
   action(name, label, onClick) {
@@ -55,9 +74,13 @@ class MessageView {
 class QuestionView extends MessageView {
   update() {
     this.body.textContent = this.node.content;
-    this.actions.replaceChildren(...[
-      this.versions(), this.action("copy", t("Copy the message"), (event) => copyText(this.node.content, event.currentTarget)), this.action("edit", t("Edit the message"), () => this.edit()),
-    ].filter(Boolean));
+    this.actions.replaceChildren(
+      ...[
+        this.versions(),
+        this.action("copy", t("Copy the message"), (event) => copyText(this.node.content, event.currentTarget)),
+        this.action("edit", t("Edit the message"), () => this.edit()),
+      ].filter(Boolean),
+    );
     this.element.replaceChildren(this.body, this.actions);
   }
 }
@@ -93,7 +116,16 @@ class AnswerView extends MessageView {
     this.problem = h("div", { class: "problem", role: "alert" });
     this.inside = h("div", { class: "inside" });
     this.facts = h("p", { class: "stats" });
-    this.element.replaceChildren(h("p", { class: "name" }, name), this.thinking, this.body, this.calls, this.problem, this.inside, this.facts, this.actions);
+    this.element.replaceChildren(
+      h("p", { class: "name" }, name),
+      this.thinking,
+      this.body,
+      this.calls,
+      this.problem,
+      this.inside,
+      this.facts,
+      this.actions,
+    );
   }
 
   // With a look inside, the answer is its tokens; else it is read as markdown.
@@ -133,11 +165,31 @@ class AnswerView extends MessageView {
     const { node, chat } = this;
     const edit = this.action("edit", t("Edit the answer"), () => this.edit());
     const chosen = chat.conversation.chosen[node.parent] === node.id;
-    const choose = node.pair ? h("button", { type: "button", class: "choose", "aria-pressed": String(chosen), "data-action": "choose", on: { click: () => chat.show(node, "choose") } }, chosen ? t("Goes on from here") : t("Go on from here")) : null;
-    this.actions.replaceChildren(...[
-      this.versions(), this.action("copy", t("Copy the answer"), (event) => copyText(node.content, event.currentTarget)), this.action("again", t("Answer again"), () => chat.again(node)), edit,
-      this.action("code", t("The request as code"), () => showSnippets(bodyOf(chat.conversation, chat.conversation.nodes[node.parent], node.model, node.given))), choose,
-    ].filter(Boolean));
+    const choose = node.pair
+      ? h(
+          "button",
+          {
+            type: "button",
+            class: "choose",
+            "aria-pressed": String(chosen),
+            "data-action": "choose",
+            on: { click: () => chat.show(node, "choose") },
+          },
+          chosen ? t("Goes on from here") : t("Go on from here"),
+        )
+      : null;
+    this.actions.replaceChildren(
+      ...[
+        this.versions(),
+        this.action("copy", t("Copy the answer"), (event) => copyText(node.content, event.currentTarget)),
+        this.action("again", t("Answer again"), () => chat.again(node)),
+        edit,
+        this.action("code", t("The request as code"), () =>
+          showSnippets(bodyOf(chat.conversation, chat.conversation.nodes[node.parent], node.model, node.given)),
+        ),
+        choose,
+      ].filter(Boolean),
+    );
     this.facts.replaceChildren(statsText(node, chat.settings.look && !this.traced));
     this.drawProblem();
   }
@@ -149,7 +201,8 @@ class AnswerView extends MessageView {
       return;
     }
     const again = textButton(t("Try again"), () => this.chat.retry(this.node), { "data-action": "retry" });
-    const param = error.param && this.chat.settings.fields.has(error.param) && textButton(t("Show the setting"), () => this.chat.drawer.reveal(error.param));
+    const param =
+      error.param && this.chat.settings.fields.has(error.param) && textButton(t("Show the setting"), () => this.chat.drawer.reveal(error.param));
     this.problem.replaceChildren(h("p", {}, error.message), h("div", { class: "buttons" }, param || "", again));
     if (error.retryAfter) countDown(again, error.retryAfter);
     error.retryAfter = null; // it has been waited for
@@ -175,7 +228,12 @@ function callBlock({ name, arguments: given }) {
   } catch {
     // as it stands by now
   }
-  return h("figure", { class: "call" }, h("figcaption", {}, t("Calls {0}", ""), h("code", {}, name)), h("pre", { tabindex: 0, role: "region", "aria-label": t("Calls {0}", name) }, h("code", {}, shown)));
+  return h(
+    "figure",
+    { class: "call" },
+    h("figcaption", {}, t("Calls {0}", ""), h("code", {}, name)),
+    h("pre", { tabindex: 0, role: "region", "aria-label": t("Calls {0}", name) }, h("code", {}, shown)),
+  );
 }
 
 const REASONS = { length: "cut off at its greatest length", stopped: "stopped" };

@@ -38,7 +38,10 @@ function keep(conversation) {
 
 function forget(id) {
   localStorage.removeItem(PREFIX + `conversation.${id}`);
-  store("conversations", listed().filter((each) => each.id !== id));
+  store(
+    "conversations",
+    listed().filter((each) => each.id !== id),
+  );
 }
 
 const ROOT = "root";

@@ -49,7 +49,7 @@ def test_all_that_is_said_is_said_in_korean_too():
     sources = {path.name: path.read_text(encoding="utf-8") for path in (*LOOK_INSIDE, *WEB.iterdir())}
     korean = sources.pop("korean.js")
     text = "\n".join(sources.values())
-    said = set(re.findall(r'\bt\("((?:[^"\\]|\\.)*)"', text)) | set(re.findall(r'data-(?:say|label)="([^"]*)"', text))
+    said = set(re.findall(r'\bt\(\s*"((?:[^"\\]|\\.)*)"', text)) | set(re.findall(r'data-(?:say|label)="([^"]*)"', text))
     said |= {each for pair in re.findall(r'\bt\([^"]*? \? "([^"]*)" : "([^"]*)"', text) for each in pair}
     said |= set(re.findall(r'\w"?: "([^"]*)"', re.search(r"const GROUPS = .*?\n};", text, re.S)[0])) | set(re.findall(r'\w+: "([^"]*)"', re.search(r"const REASONS.*", text)[0]))
     known = dict(re.findall(r'(?:"((?:[^"\\]|\\.)*)"|\b(?:\w+)):\s+"((?:[^"\\]|\\.)*)"', korean)).keys() | set(re.findall(r"(?<![\w\"])(\w+):\s+\"", korean))
