@@ -9,7 +9,7 @@ const named = (text) => text.replace(UNSEEN, (each) => SIGNS[each] || `<U+${each
 class Trace {
   constructor(events = [], texts = {}) {
     this.texts = { ...texts }; // of the ids, by id; events may bring more
-    this.answers = []; // by choice: {choice, steps, reason}
+    this.answers = []; // by choice: {choice, steps, reason, grown: as which choice, checked: on how many of the steps}
     this.passes = [];
     this.beams = [];
     this.drafts = [];
@@ -44,7 +44,7 @@ class Trace {
   }
 
   answer(choice) {
-    return (this.answers[choice] ||= { choice, steps: [], reason: null, grown: null });
+    return (this.answers[choice] ||= { choice, steps: [], reason: null, grown: choice, checked: 0 });
   }
 
   name(id) {
@@ -53,11 +53,14 @@ class Trace {
 
   // Where answers were ranked once they were there, one was known by another number while it grew: by the one that took its tokens.
   grownAs(answer) {
-    const chose = (choice) => answer.steps.every(({ position, id }) => this.records.choice.get(`${choice}.${position}`)?.id === id);
-    if (answer.grown === null || !chose(answer.grown)) {
+    const { steps, checked } = answer;
+    if (checked === steps.length) return answer.grown;
+    const chose = (choice, from = 0) => steps.slice(from).every(({ position, id }) => this.records.choice.get(`${choice}.${position}`)?.id === id);
+    if (!chose(answer.grown, checked)) {
       const known = new Set([answer.choice, ...[...this.records.choice.values()].map((each) => each.choice)]);
-      answer.grown = [...known].find(chose) ?? answer.choice;
+      answer.grown = [...known].find((choice) => chose(choice)) ?? answer.choice;
     }
+    answer.checked = steps.length;
     return answer.grown;
   }
 

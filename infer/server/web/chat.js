@@ -223,7 +223,7 @@ class Chat {
         { class: "asked" },
         asked.map((text) =>
           textButton(text, () => {
-            if (!this.busy) this.question(text, ROOT);
+            if (!this.busy && this.settings.models.length) this.question(text, ROOT);
           }),
         ),
       ),

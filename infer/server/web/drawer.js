@@ -9,7 +9,9 @@ class Drawer {
     this.body = byId("settings-body");
     byId("settings-close").addEventListener("click", () => this.toggle(false));
     this.element.addEventListener("keydown", (event) => {
-      if (event.key === "Escape" && !composing(event)) this.toggle(false);
+      if (event.key !== "Escape" || composing(event)) return;
+      event.preventDefault(); // it stops no answer
+      this.toggle(false);
     });
   }
 

@@ -33,7 +33,9 @@ class Sidebar {
     byId("open-list").addEventListener("click", () => this.toggle());
     byId("close-list").addEventListener("click", () => this.toggle(false));
     this.element.addEventListener("keydown", (event) => {
-      if (event.key === "Escape" && this.narrow && !composing(event)) this.toggle(false);
+      if (event.key !== "Escape" || !this.narrow || composing(event)) return;
+      event.preventDefault(); // it stops no answer
+      this.toggle(false);
     });
   }
 
@@ -100,6 +102,7 @@ class Sidebar {
     keep(conversation);
     this.chat.draw();
     this.draw();
+    byId("conversations").querySelector(".conversation").focus(); // the newest now
   }
 
   save({ id, title }) {
@@ -113,11 +116,10 @@ class Sidebar {
 
   async remove({ id, title }) {
     if (!(await ask(t("Delete “{0}”? It cannot be had back.", title), { button: t("Delete"), dangerous: true }))) return;
-    if (id === this.chat.conversation.id) {
-      this.chat.stop();
-      this.chat.open(newConversation());
-    }
-    forget(id);
+    const conversation = id === this.chat.conversation.id ? this.chat.conversation : this.found(id);
+    forget(conversation);
+    this.chat.answering.stop(conversation);
+    if (conversation === this.chat.conversation) this.chat.open(newConversation());
     this.draw();
     byId("new").focus();
   }

@@ -25,7 +25,10 @@ class MessageView {
     area.value = this.node.content;
     area.addEventListener("keydown", (event) => {
       if (composing(event)) return;
-      if (event.key === "Escape") done(false);
+      if (event.key === "Escape") {
+        event.preventDefault(); // it stops no answer
+        done(false);
+      }
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey || (!event.shiftKey && this.node.role === "user"))) {
         event.preventDefault();
         done(true);
@@ -153,12 +156,14 @@ class AnswerView extends MessageView {
   // Drawn a few times a second as the answer grows: a tree of many steps takes a while.
   drawOverview() {
     if (this.waits) return;
+    const began = performance.now();
     this.overview.update();
     if (!this.busy) return;
+    const pause = Math.max(200, 5 * (performance.now() - began));
     this.waits = setTimeout(() => {
       this.waits = null;
       if (this.strip && this.element.isConnected) this.drawOverview();
-    }, 200);
+    }, pause);
   }
 
   finish() {

@@ -75,7 +75,6 @@ function python(value, depth = 0) {
 
 // Both in a dialog, to be read and copied.
 function showSnippets(body) {
-  const before = document.activeElement;
   const dialog = h(
     "dialog",
     { class: "snippets", "aria-label": t("The request as code") },
@@ -90,7 +89,6 @@ function showSnippets(body) {
   );
   dialog.addEventListener("close", () => {
     dialog.remove();
-    before?.focus?.();
   });
   document.body.append(dialog);
   dialog.showModal();

@@ -27,16 +27,19 @@ const newConversation = () => ({ id: newId(), title: "", updated: Date.now(), sy
 
 const opened = (id) => stored(`conversation.${id}`, null);
 
+const forgotten = new Set(); // conversations of which an answer may still come in
+
 // One without messages leaves no trace.
 function keep(conversation) {
-  if (!Object.keys(conversation.nodes).length) return;
+  const { id, title, nodes } = conversation;
+  if (!Object.keys(nodes).length || forgotten.has(id)) return;
   conversation.updated = Date.now();
-  store(`conversation.${conversation.id}`, conversation);
-  const { id, title, updated } = conversation;
-  store("conversations", [{ id, title, updated }, ...listed().filter((each) => each.id !== id)]);
+  store(`conversation.${id}`, conversation);
+  store("conversations", [{ id, title, updated: conversation.updated }, ...listed().filter((each) => each.id !== id)]);
 }
 
-function forget(id) {
+function forget({ id }) {
+  forgotten.add(id);
   localStorage.removeItem(PREFIX + `conversation.${id}`);
   store(
     "conversations",

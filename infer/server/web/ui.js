@@ -74,7 +74,6 @@ function copyBySelection(text) {
 
 // A question with one field (or none); resolves to what is given, or null where it is dismissed.
 function ask(question, { label = null, value = "", password = false, button = t("OK"), dangerous = false } = {}) {
-  const before = document.activeElement;
   return new Promise((resolve) => {
     const field = label && h("input", { id: "asked", type: password ? "password" : "text", autocomplete: "off", spellcheck: "false" });
     const dialog = h(
@@ -103,7 +102,6 @@ function ask(question, { label = null, value = "", password = false, button = t(
     });
     dialog.addEventListener("close", () => {
       dialog.remove();
-      before?.focus?.();
       resolve(dialog.returnValue === "yes" ? (field ? field.value : true) : null);
     });
     document.body.append(dialog);

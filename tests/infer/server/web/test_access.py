@@ -55,6 +55,10 @@ def test_escape_stops_an_answer(chat, script):
     page.keyboard.type("go")
     page.keyboard.press("Enter")
     page.locator("article.assistant .body", has_text="a").wait_for()
+    page.focus("#open-settings")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Escape")  # closes the settings alone
+    assert page.locator("#settings").is_hidden() and not held.gone.wait(0.2)
     page.keyboard.press("Escape")
     assert held.gone.wait(5) and page.evaluate("document.activeElement.id") == "message"
 

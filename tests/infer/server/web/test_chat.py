@@ -156,6 +156,18 @@ def test_two_conversations_grow_at_once_each_in_its_own(chat, script):
     assert user(page) == ["A"]
 
 
+def test_a_conversation_that_is_deleted_under_way_is_gone(chat, script):
+    page, held = chat(), script("never", " kept", held=1)
+    page.fill("#message", "A secret")
+    page.press("#message", "Enter")
+    answered(page, "never")
+    page.get_by_label("Delete A secret").click()
+    page.locator("dialog").get_by_role("button", name="Delete").click()
+    assert held.gone.wait(5)
+    page.wait_for_selector("#send:not([hidden])")
+    assert page.locator("#conversations .conversation").count() == 0 and "secret" not in page.evaluate("JSON.stringify(localStorage)")
+
+
 def test_enter_while_a_syllable_is_composed_does_not_send(chat, server, script):
     page = chat(locale="ko-KR")
     script("네")
