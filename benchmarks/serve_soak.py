@@ -1,7 +1,7 @@
 """The server held under a mixed load: its memory stays, no request is lost, every stream ends in order, and at the end nothing is left over.
 
 python benchmarks/serve_soak.py                                a quarter of an hour
-python benchmarks/serve_soak.py --minutes 2 --against 1 --lead_in 40   two minutes, against minute 1, after 40 seconds that are not told
+python benchmarks/serve_soak.py --minutes 2 --against 1 --lead_in 1500   two minutes, against minute 1, which begins once 1,500 requests are answered
 
 It starts `seodang serve` and lets `--clients` clients ask in a closed loop (`soak_traffic.py`): chats, completions, responses and embeddings, whole and streamed, long
 and short, with grammars, beams, several answers and log-probabilities, of the model and of three random LoRA adapters over it. Some clients go away while they
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import dataclasses
 import json
 import random
 import shlex
@@ -39,7 +38,6 @@ from engine_load import running_text
 from soak_traffic import Ask, Traffic, Wrong, check_stream, check_whole
 
 from seodang.infer import load
-from seodang.recipes.serve import Serve
 
 HOST = "127.0.0.1"
 ROWS, WAITING = 8, 12  # so few that queues fill
@@ -57,19 +55,20 @@ class Soak:
 
     def __init__(self, port: int, traffic: Traffic, draw: random.Random):
         self.port, self.traffic, self.draw = port, traffic, draw
+        self.over = False
         self.handed_in = 0
         self.outcomes: Counter[str] = Counter()
         self.wrong: list[str] = []
         self.minutes: list[list[float]] = []  # MB, a second each
 
-    async def client(self, until: float) -> None:
+    async def client(self) -> None:
         """Ask, one request behind the other."""
-        while time.monotonic() < until:
+        while not self.over:
             await self.ask()
 
-    async def crowds(self, until: float) -> None:
+    async def crowds(self) -> None:
         """Come in crowds, a stream each."""
-        while time.monotonic() + BURST < until:
+        while not self.over:
             await asyncio.sleep(BURST)
             await asyncio.gather(*(self.ask("stream") for _ in range(CROWD)))
 
@@ -135,9 +134,10 @@ class Soak:
         check_whole(ask, content)
         return "whole"
 
-    async def watch(self, process: psutil.Process, minutes: int, lead_in: float) -> None:
-        """Note the server's memory each second from so many on, and print a line each minute."""
-        await asyncio.sleep(lead_in)
+    async def watch(self, process: psutil.Process, minutes: int, lead_in: int) -> None:
+        """Note the server's memory each second once so many requests have ended, and print a line each minute; at the last, all is over."""
+        while sum(self.outcomes.values()) < lead_in:
+            await asyncio.sleep(0.1)
         began, before, columns = time.monotonic(), self.outcomes.copy(), ("whole", "streamed", "refused", "full", "left", "wrong")
         print(f"{'minute':>6} {'asked':>6} " + " ".join(f"{name:>8}" for name in columns) + f" {'tokens':>7} {'memory MB':>9} {'most':>6} {'kept MB':>7}")
         handed_in, tokens = self.handed_in, (await asyncio.to_thread(metrics, self.port))["seodang_generated_tokens_total"]
@@ -152,6 +152,7 @@ class Soak:
             told = f"{found['seodang_generated_tokens_total'] - tokens:>7.0f} {statistics.median(memory):>9.1f} {max(memory):>6.0f}"
             print(f"{minute:>6} {self.handed_in - handed_in:>6} {counts} {told} {found['seodang_prefix_cache_bytes'] / 1e6:>7.1f}", flush=True)
             before, handed_in, tokens = self.outcomes.copy(), self.handed_in, found["seodang_generated_tokens_total"]
+        self.over = True
 
     def grown(self, against: int) -> list[str]:
         """Return what is wrong with the memory, minute by minute."""
@@ -230,7 +231,7 @@ def serving(args: argparse.Namespace, folder: Path) -> Iterator[tuple[psutil.Pro
     command = [sys.executable, "-m", "seodang", "serve", args.model, "--port", "0", "--served_model_name", "base", "--dtype", "float32"]
     command += ["--max_rows", str(ROWS), "--max_waiting", str(WAITING), "--cache_gib", str(args.cache_gib)]
     names = ["base"]
-    if args.adapters and any(field.name == "adapters" for field in dataclasses.fields(Serve)):
+    if args.adapters:
         adapters = random_adapters(args.model, folder)
         command += ["--adapters", *(f"{name}={path}" for name, path in adapters.items())]
         names += adapters
@@ -249,9 +250,8 @@ def serving(args: argparse.Namespace, folder: Path) -> Iterator[tuple[psutil.Pro
 async def soak(args: argparse.Namespace, process: psutil.Process, port: int, names: list[str]) -> Soak:
     """Keep a server busy for so many minutes; return when the last client has gone."""
     found = Soak(port, Traffic(names, running_text(), args.seed), random.Random(args.seed))
-    until = time.monotonic() + args.lead_in + 60 * args.minutes
-    clients = [found.client(until) for _ in range(args.clients)]
-    await asyncio.gather(found.watch(process, args.minutes, args.lead_in), found.crowds(until), *clients)
+    clients = [found.client() for _ in range(args.clients)]
+    await asyncio.gather(found.watch(process, args.minutes, args.lead_in), found.crowds(), *clients)
     return found
 
 
@@ -260,7 +260,7 @@ def main() -> int:
     parser.add_argument("--model", default="default")
     parser.add_argument("--minutes", type=int, default=15)
     parser.add_argument("--against", type=int, default=3, help="the minute whose memory later ones are held against")
-    parser.add_argument("--lead_in", type=float, default=0, help="seconds of load before minute 1 begins")
+    parser.add_argument("--lead_in", type=int, default=0, help="requests that are answered before minute 1 begins")
     parser.add_argument("--clients", type=int, default=14)
     parser.add_argument("--cache_gib", type=float, default=0.2, help="so little that the prefix cache has its full size before the minute that counts")
     parser.add_argument("--adapters", action=argparse.BooleanOptionalAction, default=True, help="serve three random LoRA adapters over the model too")

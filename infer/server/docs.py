@@ -46,7 +46,7 @@ def body_schema(kind: type[Body], served: Served) -> Schema:
     required = own.get("required", [])
     bounded = {name: told(name, each) for name, each in fields.items()}
     optional = {name: each if name in required else nullable(each) for name, each in bounded.items()}
-    return {"type": "object", "properties": optional, "required": required, "additionalProperties": asks and served.lenient}
+    return {"type": "object", "properties": optional, "required": required, "additionalProperties": served.lenient}
 
 
 def doc_routes(served: Served) -> APIRouter:

@@ -24,7 +24,7 @@ from seodang.infer.server.served import Served
 HERE = Path(__file__).parent
 ASKED = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/tokenize", "/detokenize")  # by bodies
 CHECKS = ["--checks", "all", "--exclude-checks", "positive_data_acceptance"]  # a schema does not say which settings contradict each other
-SAME = ["--seed", "1", "--generation-database", "none", "--continue-on-failure", "--no-color"]
+SAME = ["--seed", "1", "--request-timeout", "120", "--generation-database", "none", "--continue-on-failure", "--no-color"]
 
 
 @pytest.fixture
@@ -75,19 +75,19 @@ def check(address: str, engine, caplog, least: int) -> None:
         health = json.load(answer)
     assert {status for _, status in found} <= {200, 400, 404, 405, 415}, found
     assert sum(found.values()) - found["/openapi.json", 200] >= least, found
-    assert min(found[path, status] for path in ASKED for status in (200, 400)) >= 10, found
+    assert min(found[path, status] for path in ASKED for status in (200, 400)) >= 5, found
     assert (health["status"], health["running"], health["waiting"], health["bytes_reserved"], engine.rows_in_use) == ("ok", 0, 0, 0, 0)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_requests_of_the_document_are_answered_as_it_says(engine, caplog, tmp_path):
-    """Each field of completions at its bounds and beyond; and on all paths what the document does not allow, and what it does, a few settings at a time."""
+    """Some 2,000: each field of completions at its bounds and beyond, and on all paths what the document does not allow, and what it does, a few settings at a time."""
     with served(engine) as address:
         with urlopen(f"{address}/openapi.json") as answer:
             assert not list(OpenAPIV31SpecValidator(json.load(answer)).iter_errors())
         tried(address, tmp_path, "--phases", "coverage", "--include-path", "/v1/completions")
-        tried(address, tmp_path, "--phases", "fuzzing", "--mode", "negative", "--max-examples", "50")
-        tried(address, tmp_path, "--phases", "fuzzing", "--mode", "positive", "--max-examples", "70", few_fields=True)
+        tried(address, tmp_path, "--phases", "fuzzing", "--mode", "negative", "--max-examples", "25")
+        tried(address, tmp_path, "--phases", "fuzzing", "--mode", "positive", "--max-examples", "60", few_fields=True)
         check(address, engine, caplog, 1400)
 
 
