@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -22,6 +23,7 @@ from ..requests.sequence import TokenSequence
 from ..text.vocabulary import Vocabulary
 from .json_keys import KeyTokens, UniqueKeys
 from .schema import ready, texts_of
+from .trial_process import Bytes
 
 GRAMMARS = ("json_schema", "regex", "choice", "grammar")
 KEPT = 64  # compiled grammars that a tokenizer remembers
@@ -29,6 +31,7 @@ ORDINARY_SECONDS = 0.02  # of computing, for what may come next
 MASK_SECONDS = 1.0  # beyond, for all answers of a request together: nobody else gets a token meanwhile
 MOST_LOOKED_AT = 2000  # beginnings of texts
 OVER_BYTES: OrderedDict[str, LLMatcher] = OrderedDict()
+CACHES = threading.Lock()  # what is compiled is for any thread
 # the bits of every byte, lowest first
 BITS = (torch.arange(256)[:, None] >> torch.arange(8) & 1).bool()  # [256, 8]
 
@@ -225,17 +228,20 @@ def over_bytes(name: str, grammar: str) -> LLMatcher:
 
 def kept(known: OrderedDict[str, LLMatcher], name: str, grammar: str, view: Callable[[], LLTokenizer]) -> LLMatcher:
     """Return the grammar's matcher for a tokenizer, compiled where it is not among those known; raises UserError with the reason for one that cannot be."""
-    if grammar not in known:
-        matcher = LLMatcher(view(), grammar, log_level=0)
-        if not matcher.is_error():
-            matcher.compute_bitmask()  # which fails where the tokenizer cannot spell the beginning
-        if matcher.is_error():
-            raise UserError(f"{name} cannot be used: {reason(matcher)}")
+    with CACHES:
+        if grammar in known:
+            known.move_to_end(grammar)
+            return known[grammar]
+    matcher = LLMatcher(view(), grammar, log_level=0)
+    if not matcher.is_error():
+        matcher.compute_bitmask()  # which fails where the tokenizer cannot spell the beginning
+    if matcher.is_error():
+        raise UserError(f"{name} cannot be used: {reason(matcher)}")
+    with CACHES:
         known[grammar] = matcher
         if len(known) > KEPT:
             known.popitem(last=False)
-    known.move_to_end(grammar)
-    return known[grammar]
+    return matcher
 
 
 def end_of(tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> int:
@@ -247,18 +253,23 @@ def ll_tokenizer(tokenizer: PreTrainedTokenizerBase, eos: int) -> LLTokenizer:
     """Return llguidance's view of the tokenizer, made once; of a kind that it cannot read, by the tokens' bytes."""
 
     def build() -> LLTokenizer:
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is not None:
-            whole = type(backend).from_str(backend.to_str())  # a copy: the tokenizer's own truncation stays
-            whole.no_truncation()
-            whole.no_padding()
-            try:
-                return LLTokenizer(whole.to_str(), eos_token=eos)
-            except ValueError:
-                pass
-        return LLTokenizer(Spelled(tokenizer, eos), eos_token=eos)
+        try:
+            return LLTokenizer(tokenizer_text(tokenizer), eos_token=eos)
+        except ValueError:
+            return LLTokenizer(Spelled(tokenizer, eos), eos_token=eos)
 
     return remember(tokenizer, f"llguidance {eos}", build, of_template=False)
+
+
+def tokenizer_text(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a tokenizer as the library of tokenizers writes it, without truncation and padding; "" for one of another library."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return ""
+    whole = type(backend).from_str(backend.to_str())  # a copy: the tokenizer's own truncation stays
+    whole.no_truncation()
+    whole.no_padding()
+    return whole.to_str()
 
 
 class Spelled:
@@ -275,17 +286,6 @@ class Spelled:
 
     def __call__(self, text: bytes | str) -> list[int]:
         return self._vocabulary.spell(text.encode() if isinstance(text, str) else text)
-
-
-class Bytes:
-    """A tokenizer of single bytes, as llguidance takes one."""
-
-    is_tokenizer_wrapper = True
-    eos_token_id, bos_token_id, special_token_ids = 256, None, (256,)
-    tokens = (*(bytes([byte]) for byte in range(256)), b"<end>")
-
-    def __call__(self, text: bytes | str) -> list[int]:
-        return list(text.encode() if isinstance(text, str) else text)
 
 
 def reason(matcher: LLMatcher) -> str:

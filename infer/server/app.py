@@ -38,6 +38,7 @@ def build_app(served: Served, access: Access = Access(), request_seconds: float 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
+        await served.trials.close()
         await run_in_threadpool(served.engine.close)
 
     _ = served.defaults  # what is wrong with these is said before anything is served

@@ -18,6 +18,7 @@ from ..engine.params import WARPING, SamplingParams
 from ..requests.params import Unsaid
 from ..strategies.beam import BEAM
 from ..strategies.registry import choose
+from .grammar_trials import GrammarTrials
 
 ANSWER_TOKENS = 1024  # of an answer of which nobody says how long it may be; each that is let in has its memory promised
 
@@ -40,6 +41,11 @@ class Served:
     checkpoint_settings: bool = True
     adapter_folder: Path | None = None
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @cached_property
+    def trials(self) -> GrammarTrials:
+        """Where grammars are tried that nobody has asked for yet."""
+        return GrammarTrials(self.tokenizer)
 
     @property
     def models(self) -> list[str]:
