@@ -4,15 +4,16 @@ export PYTHON TORCH
 ready := .venv/ready
 pytest := -m pytest -c tests/pytest.ini -n auto --dist worksteal --durations=10
 
-.PHONY: help setup demo demo-rlhf test test-full test-newest clean
+.PHONY: help setup setup-browser demo demo-rlhf test test-full test-newest clean
 
 help:
 	@echo "make demo         fine-tune the default model on real triplets, before and after (minutes)"
 	@echo "make demo-rlhf    reward model, PPO and DPO on the default model, with a page of curves (15 minutes)"
 	@echo "make test         run every test but the longest"
-	@echo "make test-full    run all tests: real training, a browser, servers under load"
+	@echo "make test-full    run all tests: real training, servers under load"
 	@echo "make test-newest  the tests of make test, in .venv-newest, with the newest libraries that pyproject.toml allows"
 	@echo "make setup        only the virtual environment in .venv, with torch, Seodang and the default model"
+	@echo "make setup-browser  Chromium, by which the pages are tested (Debian's package)"
 	@echo "make clean        remove the virtual environments and everything built; trained models stay"
 
 setup: $(ready)
@@ -23,6 +24,9 @@ ifneq ($(shell cat $(ready) 2>/dev/null),$(shell pwd))
 endif
 $(ready): pyproject.toml .ci/setup .ci/constraints.txt .ci/default-model.txt
 	@.ci/setup
+
+setup-browser: $(ready)
+	@.ci/setup-browser
 
 demo: $(ready)
 	@.venv/bin/seodang demo $(ARGS)

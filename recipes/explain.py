@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         picture = Picture(layer, head, attention_maps(model, ids, layer), [names(id) for id in ids], len(prompt_ids))
         console.print(Text(picture.title, style="bold cyan"), heat_map(picture.weights, picture.tokens, console.width), sep="\n")
     if options.html:
-        page = to_html(trace, names, prompt_ids, options.prompt, picture)
+        page = to_html(results, tokenizer, prompt_ids, options.prompt, picture)
         Path(options.html).write_text(page, encoding="utf-8")
         console.print(f"page     {options.html}", markup=False, highlight=False)
     return 0

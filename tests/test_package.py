@@ -222,7 +222,7 @@ def test_set_up_installs_the_versions_that_the_package_asks_for():
     assert INSTALL.split()[-1] in (ROOT / ".ci" / "default-model.txt").read_text(encoding="utf-8").split()
 
 
-@pytest.mark.parametrize("script", [".ci/run", ".ci/setup"])
+@pytest.mark.parametrize("script", [".ci/run", ".ci/setup", ".ci/setup-browser"])
 def test_scripts_can_be_run_and_parse(script):
     assert (ROOT / script).stat().st_mode & 0o111
     subprocess.run(["bash", "-n", ROOT / script], check=True)

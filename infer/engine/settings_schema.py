@@ -1,4 +1,7 @@
-"""The settings that a body over HTTP may give, as JSON Schema, drawn from their declarations."""
+"""The settings that a body over HTTP may give, as JSON Schema, drawn from their declarations.
+
+Under names of ours, `x-group` says what a setting belongs to, as a form shows them: the kind of its filter, "strategy" or "answer".
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,18 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from ...data.errors import UserError
 from ..filters.registry import FILTERS
-from ..requests.options import Option
-from ..strategies.registry import STRATEGIES
+from ..filters.spec import KINDS
+from ..requests.options import Option, options_of
+from ..runners.architecture import Capabilities
+from ..strategies.registry import OWNED, STRATEGIES, check
 from .compat import OPENAI_NEUTRAL, OPENAI_PASSED_OVER, REQUEST, VLLM_NEUTRAL, VLLM_PASSED_OVER
 from .params import OPTIONS, SamplingParams
 
 Schema = dict[str, Any]
+ABLE = Capabilities(hidden_states=True, mask_holes=True)  # a runner that can do everything
+GROUPS = {name: KINDS[spec.kind] for spec in reversed(FILTERS.values()) for name in options_of(spec.options)} | {"filter_order": "own filters"}
 TEXT, IDS = {"type": "string"}, {"type": "array", "items": {"type": "integer"}}
 WORD = {"type": "string", "minLength": 1}
 WORDS = {"anyOf": [WORD, {"type": "array", "items": WORD}]}
@@ -78,7 +86,24 @@ def field_schema(name: str, option: Option, default: Any) -> Schema:
     schema = {"description": option.help, **(AS_JSON.get(option.name) or {**type_schema(option), **bounds(option)})}
     if name != option.name:
         schema["description"] = f"The same as {option.name}."
+    else:
+        schema["x-group"] = GROUPS.get(name, "strategy" if name in OWNED else "answer")
+    if name == "strategy":
+        schema["x-strategies"] = strategies()
     return {**schema, "default": default} if default is not None and is_json(default) else schema
+
+
+def strategies() -> dict[str, Schema]:
+    """The strategies that a body can ask for: what each does, the settings that it honours, the fewest that mean it, and whether it draws."""
+    found = {}
+    for name, spec in STRATEGIES.items():
+        least = {key: value for key, value in spec.least.items() if is_json(value) and key != "strategy"}
+        try:
+            check(SamplingParams(**{**least, "strategy": name}), ABLE)
+        except UserError:
+            continue  # it needs a function
+        found[name] = {"description": spec.summary, "settings": sorted(spec.honours), "least": least, "samples": spec.samples}
+    return found
 
 
 def type_schema(option: Option) -> Schema:

@@ -5,7 +5,6 @@ python -m seodang.infer.explain.strategy_table writes STRATEGIES.md beside this 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -69,12 +68,6 @@ def cell(spec: StrategySpec, tried: Iterable[Mapping[str, Any]]) -> tuple[str, d
     return f"only {', '.join(f'`{name}`' for name in map(', '.join, tried) if name not in reasons)}", reasons
 
 
-def about(spec: StrategySpec) -> str:
-    """What a strategy does, in the first sentence of its documentation."""
-    text = spec.about if isinstance(spec.about, str) else inspect.getdoc(spec.about) or ""
-    return " ".join(text.split("\n\n")[0].split()).rstrip(".")
-
-
 def options_text(spec: StrategySpec) -> str:
     """The settings that are the strategy's own."""
     return ", ".join(f"`{name}`" for name in sorted(spec.own)) or "none"
@@ -96,7 +89,7 @@ def strategies_part() -> list[str]:
     rows = []
     for spec in STRATEGIES.values():
         encoder_decoder = "yes" if refusal(spec, {}, encoder_decoder=True) is None else "no"
-        rows.append((f"`{spec.name}`", "yes", spec.streams, encoder_decoder, about(spec), spec.paper, options_text(spec)))
+        rows.append((f"`{spec.name}`", "yes", spec.streams, encoder_decoder, spec.summary, spec.paper, options_text(spec)))
     head = ("strategy", "in a batch", "streams", "encoder-decoder", "what it does", "paper", "options")
     return ["## Strategies", "", "Requests of all strategies share the passes of one engine.", "", *grid(head, rows)]
 

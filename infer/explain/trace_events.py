@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from ..requests.events import Committed, Event, Finished, Observed, Provisional
 from ..requests.likelihoods import said
 from ..requests.trace import BeamTrace, ChoiceTrace, ContrastTrace, DraftTrace, LayerTrace, PassTrace
+from ..text.token_labels import spelled
 
 TYPES = {
     Committed: "committed", Provisional: "provisional", Finished: "finished", PassTrace: "pass", ChoiceTrace: "choice", BeamTrace: "beams",
@@ -27,7 +28,13 @@ def traced(tokenizer: PreTrainedTokenizerBase, prompt: int, event: Event) -> dic
     for told_elsewhere in ("prompt_index", "top_logprobs"):
         fields.pop(told_elsewhere, None)
     places = {"prompt": prompt, "choice": event.choice, **({"position": event.position} if hasattr(event, "position") else {})}
-    return {"type": TYPES[type(what)], **places, **fields, "texts": {str(id): said(tokenizer, id)[0] for id in ids_of(what)}}
+    return {"type": TYPES[type(what)], **places, **fields, "texts": {str(id): text_of(tokenizer, id) for id in ids_of(what)}}
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, id: int) -> str:
+    """What a token says, with bytes that make no character written out (`<0xEC>`)."""
+    text, known = said(tokenizer, id)
+    return text if known is None else spelled(known)
 
 
 def ids_of(what: Any) -> Iterator[int]:

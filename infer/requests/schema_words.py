@@ -22,8 +22,9 @@ def whole(schema: Any, parts: Mapping[str, Any]) -> Any:
 
 def nullable(schema: Schema) -> Schema:
     """A schema that null fits too."""
-    fits = schema.get("anyOf", [{key: value for key, value in schema.items() if key not in ("description", "default")}])
-    told = {key: schema[key] for key in ("description", "default") if schema.get(key) is not None}
+    about = [key for key in schema if key in ("description", "default") or key.startswith("x-")]  # the others say what fits
+    fits = schema.get("anyOf", [{key: value for key, value in schema.items() if key not in about}])
+    told = {key: schema[key] for key in about if schema[key] is not None}
     if fits == [{}]:
         return told
     return {**told, "anyOf": fits if {"type": "null"} in fits else [*fits, {"type": "null"}]}

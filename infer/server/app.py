@@ -19,11 +19,14 @@ from .embeddings import embedding_routes
 from .errors import add_errors
 from .log import add_log_and_metrics
 from .operations import operation_routes
+from .page import page_routes
 from .responses import response_routes
 from .served import Served
 from .tokens import token_routes
 
-ROUTES = (operation_routes, chat_routes, completion_routes, response_routes, embedding_routes, token_routes, adapter_routes, doc_routes)
+ROUTES = (
+    operation_routes, chat_routes, completion_routes, response_routes, embedding_routes, token_routes, adapter_routes, doc_routes, page_routes,
+)  # fmt: skip
 
 
 def build_app(served: Served, access: Access = Access(), request_seconds: float = REQUEST_SECONDS) -> FastAPI:

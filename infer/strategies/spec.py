@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,6 +75,12 @@ class StrategySpec:
     def own(self) -> tuple[str, ...]:
         """The names of its own settings."""
         return tuple(name for each in self.options for name in ((each,) if isinstance(each, str) else options_of(each)))
+
+    @property
+    def summary(self) -> str:
+        """What it does, in the first sentence of what documents it."""
+        text = self.about if isinstance(self.about, str) else inspect.getdoc(self.about) or ""
+        return " ".join(text.split("\n\n")[0].split()).rstrip(".")
 
     @property
     def honours(self) -> frozenset[str]:

@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -151,3 +152,71 @@ def solved(tiny_tokenizer):
         return answers, [each.score for each in found]
 
     return solve
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def pytest_runtest_setup(item):
+    """Skip what needs a browser where there is none: from here, so that one line tells of all of them."""
+    if "browse" in item.fixturenames and (CHROMIUM is None or importlib.util.find_spec("playwright") is None):
+        pytest.skip("no Chromium, or no Playwright to drive it: make setup-browser")
+
+
+@pytest.fixture(scope="module")
+def _chromium():
+    """Each module has its own: while it is open, no other event loop can run in this thread."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"])
+        yield chromium
+        chromium.close()
+
+
+def new_tab(chromium, problems: list[str], **context):
+    """A page that writes down whom it asks but where it came from, and the errors that it leaves."""
+    page = chromium.new_context(**{"viewport": {"width": 1280, "height": 800}, "reduced_motion": "reduce", **context}).new_page()
+    page.set_default_timeout(10_000)
+
+    def look(request) -> None:
+        origins = ("file:" if page.url.startswith("file:") else "/".join(page.url.split("/")[:3]), "data:", "blob:")
+        if not request.is_navigation_request() and not request.url.startswith(origins):
+            problems.append(f"asked {request.url}")
+
+    page.on("request", look)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda said: problems.append(said.text) if "Content Security Policy" in said.text else None)
+    return page
+
+
+@pytest.fixture(scope="module")
+def _tab(_chromium):
+    """A page for all tests of a module, which takes a third of the time of one for each; and what it has done wrong."""
+    problems: list[str] = []
+    return new_tab(_chromium, problems), problems
+
+
+@pytest.fixture
+def browse(_chromium, _tab):
+    """`browse(address, **context)`: a page of headless Chromium. It may ask no one but where it came from, and leaves no error."""
+    (tab, problems), others = _tab, []
+
+    def browse(address: str, **context):
+        page = tab
+        if context:
+            page = new_tab(_chromium, problems, **context)
+            others.append(page)
+        page.goto(address)
+        return page
+
+    yield browse
+    for page in others:
+        page.context.close()
+    tab.unroute_all()
+    if tab.url.startswith("http"):
+        tab.goto("/".join(tab.url.split("/")[:3]) + "/version")  # where no script writes any more
+        tab.evaluate("localStorage.clear(); sessionStorage.clear()")
+    tab.goto("about:blank")
+    found, problems[:] = list(problems), []
+    assert not found

@@ -1,5 +1,6 @@
 """seodang explain: what it prints, the page that it writes, and what it refuses."""
 
+import json
 import re
 
 import pytest
@@ -86,19 +87,19 @@ def choice_told(model, prompt, result, places, name):
 
 
 @pytest.mark.parametrize(
-    "options, told, heading",
+    "options, told, kind",
     [
-        ({}, greedy_told, "Time"),
-        ({"temperature": 0.8, "top_k": 4, "seed": 1}, filters_told, "Time"),
-        ({"num_beams": 3}, beams_told, "Beams"),
-        ({"prompt_lookup_num_tokens": 4}, drafts_told, "Drafts"),
-        ({"dola_layers": "high"}, layers_told, "Layers"),
-        ({"penalty_alpha": 0.6, "top_k": 3}, contrast_told, "Time"),
-        ({"best_of": 3, "temperature": 1.0, "seed": 1}, choice_told, "Time"),
+        ({}, greedy_told, "choice"),
+        ({"temperature": 0.8, "top_k": 4, "seed": 1}, filters_told, "choice"),
+        ({"num_beams": 3}, beams_told, "beams"),
+        ({"prompt_lookup_num_tokens": 4}, drafts_told, "draft"),
+        ({"dola_layers": "high"}, layers_told, "layer"),
+        ({"penalty_alpha": 0.6, "top_k": 3}, contrast_told, "contrast"),
+        ({"best_of": 3, "temperature": 1.0, "seed": 1}, choice_told, "choice"),
     ],
 )
 @torch.no_grad()
-def test_every_strategy_is_explained_with_its_own_numbers(model, tiny_tokenizer, tmp_path, capsys, monkeypatch, options, told, heading):
+def test_every_strategy_is_explained_with_its_own_numbers(model, tiny_tokenizer, tmp_path, capsys, monkeypatch, options, told, kind):
     monkeypatch.setenv("COLUMNS", "150")
     page, asked = tmp_path / "page.html", [word for name, value in options.items() for word in (f"--{name}", str(value))]
     assert main(["default", PROMPT, "--raw", "--max_new_tokens", "3", "--html", str(page), "--attention", "1.2", *asked]) == 0
@@ -112,7 +113,9 @@ def test_every_strategy_is_explained_with_its_own_numbers(model, tiny_tokenizer,
         for said, number in zip(found.groups(), numbers, strict=True):
             assert float(said) == pytest.approx(float(number), abs=0.6 * 10.0 ** -len(said.split(".")[1])), pattern  # to the last digit shown
     assert result.text in out and "prefill" in out and "attention of layer 1, head 2" in out
-    assert f"<h2>{heading}</h2>" in drawn and "<h2>Attention of layer 1, head 2</h2>" in drawn
+    events = json.loads(re.search(r'id="trace">(.*?)</script>', drawn, re.S)[1])["events"]
+    assert [event["id"] for event in events if event["type"] == "committed"] == result.ids and kind in {event["type"] for event in events}
+    assert "<h2>Attention of layer 1, head 2</h2>" in drawn
 
 
 def test_the_prompt_goes_through_the_template_unless_raw(model, tiny_tokenizer, capsys):

@@ -36,15 +36,16 @@ def post(client, **headers):
     return client.post("/v1/completions", json=BODY, headers=headers)
 
 
-def test_every_route_but_health_asks_for_a_key(ask):
+def test_every_route_but_health_and_the_page_asks_for_a_key(ask):
     client = ask(Access(KEYS))
     paths = client.get("/openapi.json", headers={"Authorization": f"Bearer {KEYS[0]}"}).json()["paths"]
     asked = [(method, path.replace("{name}", "tiny")) for path, methods in paths.items() for method in methods]
-    asked += [("get", "/docs"), ("get", "/openapi.json"), ("get", "/no/such/path"), ("options", "/v1/completions"), ("get", "/health/"), ("get", "//health")]
+    asked += [("get", "/docs"), ("get", "/openapi.json"), ("get", "/no/such/path"), ("options", "/v1/completions"), ("get", "/health/"), ("get", "http://testserver//health"), ("get", "http://testserver//")]
     assert len(asked) > 12
     for method, path in asked:
         response = client.request(method.upper(), path)
         assert (response.status_code == 401) is (path != "/health"), path
+    assert client.get("/").status_code == 200
     error = response.json()["error"]
     assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", None, "invalid_api_key")
     assert response.headers["www-authenticate"] == "Bearer" and response.headers["x-request-id"]
