@@ -1,5 +1,6 @@
 """seodang serve: what is refused before the model is loaded, what the options become, and the command itself from start to SIGTERM."""
 
+import copy
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import sys
 import urllib.request
 
 import pytest
+from peft import LoraConfig, get_peft_model
 
 from seodang.infer import SamplingParams, generate
 from seodang.recipes.options.decoding import SpeakingModel
@@ -49,7 +51,7 @@ def test_without_the_libraries_it_says_what_to_install(no_model, monkeypatch, ca
 def test_the_options_are_the_engines(fresh_tiny, tiny_tokenizer, monkeypatch, capsys):
     found = []
     monkeypatch.setattr(SpeakingModel, "open", lambda self: (fresh_tiny("t5" if self.model == "b" else "llama"), tiny_tokenizer))
-    monkeypatch.setattr("seodang.infer.server.run.serve", lambda served, listening: found.append((served.engine, served.name)))
+    monkeypatch.setattr("seodang.infer.server.run.serve", lambda served, *how: found.append((served.engine, served.name)))
     given = ["--port", "0", "--max_rows", "3", "--max_waiting", "5", "--cache_gib", "0.5", "--served_model_name", "it's"]
     assert main(["a", *given]) == main(["b", "--port", "0"]) == main(["a", "--port", "0", "--reuse_prefixes", "false"]) == 0
     (first, name), (second, plain), (third, _) = found
@@ -59,6 +61,24 @@ def test_the_options_are_the_engines(fresh_tiny, tiny_tokenizer, monkeypatch, ca
     assert "KV cache up to 537 MB" in printed.out and "serving it's at http://127.0.0.1:" in printed.out
     assert printed.err == "a t5 model cannot go on from another's beginning: prefixes are not reused\n"
     assert not any(engine._thread.is_alive() for engine, _ in found)
+
+
+def test_adapters_are_named_with_their_folders(fresh_tiny, tiny_tokenizer, monkeypatch, capsys, tmp_path):
+    model, found = fresh_tiny("llama"), []
+    get_peft_model(copy.deepcopy(model), LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])).save_pretrained(tmp_path / "red=1")
+    monkeypatch.setattr(SpeakingModel, "open", lambda self: (model, tiny_tokenizer))
+    monkeypatch.setattr("seodang.infer.server.run.serve", lambda served, *how: found.append((served.models, served.adapter_folder)))
+    folder = str(tmp_path / "red=1")  # all behind the first sign is the folder
+    assert main(["a", "--port", "0", "--adapters", f"red={folder}", f"blue={folder}", "--adapter_folder", str(tmp_path)]) == 0
+    assert found == [(["a", "red", "blue"], tmp_path)]
+    for given, said in {
+        ("--adapters", folder[:-2]): "adapters must be NAME=FOLDER each", ("--adapters", "red="): "NAME=FOLDER", ("--adapter_folder", "none"): "none is no folder",
+        ("--adapters", f"a={folder}"): "'a' has the name of the model", ("--adapters", f"b={folder}", f"b={folder}"): "an adapter 'b' already",
+        ("--adapters", f"b={tmp_path}"): "holds no adapter",
+    }.items():  # fmt: skip
+        assert main(["a", "--port", "0", *given]) == 2
+        assert said in capsys.readouterr().err
+    assert len(found) == 1
 
 
 def test_the_command_that_is_shown_is_one_that_a_shell_reads():
@@ -72,7 +92,8 @@ def test_the_command_streams_real_text_and_ends_at_sigterm(real_model, tokenizer
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
         address = next(line for line in process.stdout if line.startswith("serving default at ")).split()[3]
         body = {"model": "default", "prompt": "The capital of Korea is", "max_tokens": 8, "temperature": 0, "stream": True}
-        with urllib.request.urlopen(f"{address}/v1/completions", json.dumps(body).encode(), timeout=60) as response:
+        asked = urllib.request.Request(f"{address}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
+        with urllib.request.urlopen(asked, timeout=60) as response:
             *events, done = [line.removeprefix("data: ") for line in response.read().decode().split("\n\n") if line]
         with urllib.request.urlopen(f"{address}/health", timeout=60) as response:
             assert json.load(response)["status"] == "ok"
