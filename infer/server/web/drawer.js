@@ -22,6 +22,7 @@ class Drawer {
   toggle(open = !this.open) {
     if (open === this.open) return;
     this.element.hidden = !open;
+    document.querySelector("main").inert = open && narrow(); // what lies behind it
     byId("open-settings").setAttribute("aria-expanded", String(open));
     document.body.classList.toggle("with-settings", open);
     if (open) {

@@ -32,15 +32,12 @@ class Sidebar {
     byId("new").addEventListener("click", () => this.begin());
     byId("open-list").addEventListener("click", () => this.toggle());
     byId("close-list").addEventListener("click", () => this.toggle(false));
+    byId("transcript").addEventListener("pointerdown", () => document.body.classList.contains("with-list") && this.toggle(false));
     this.element.addEventListener("keydown", (event) => {
-      if (event.key !== "Escape" || !this.narrow || composing(event)) return;
+      if (event.key !== "Escape" || !narrow() || composing(event)) return;
       event.preventDefault(); // it stops no answer
       this.toggle(false);
     });
-  }
-
-  get narrow() {
-    return matchMedia("(max-width: 48rem)").matches;
   }
 
   toggle(open = !document.body.classList.contains("with-list")) {
@@ -52,7 +49,7 @@ class Sidebar {
 
   begin() {
     this.chat.open(newConversation());
-    if (this.narrow) this.toggle(false);
+    if (narrow()) this.toggle(false);
     this.chat.field.focus();
   }
 
@@ -90,7 +87,7 @@ class Sidebar {
     const conversation = this.found(id);
     if (!conversation) return;
     this.chat.open(conversation);
-    if (this.narrow) this.toggle(false);
+    if (narrow()) this.toggle(false);
     this.chat.field.focus();
   }
 

@@ -28,6 +28,9 @@ const iconButton = (name, label, onClick, attributes = {}) =>
 
 const textButton = (label, onClick, attributes = {}) => h("button", { type: "button", on: { click: onClick }, ...attributes }, label);
 
+// Whether there is room for one thing at a time, as on a phone.
+const narrow = () => matchMedia("(max-width: 48rem)").matches;
+
 const byId = (id) => document.getElementById(id);
 
 // Said to screen readers alone.

@@ -104,7 +104,11 @@ def test_nothing_is_wider_than_a_phone(chat, script, say):
         page.click(open_it)
         page.locator("#settings details").evaluate_all("all => all.forEach(each => { each.open = true; })")
         assert page.evaluate(FITS) and page.locator(close_it).is_visible()
+        assert page.locator("main").evaluate("main => main.inert") is (open_it == "#open-settings")  # which covers it
         page.click(close_it)
+    page.click("#open-list")
+    page.touchscreen.tap(350, 300)  # beside the list, which closes it
+    page.locator("#sidebar").wait_for(state="hidden")
     page.click("#pair")
     script(LONG), script("short")
     say(page, "both")

@@ -216,11 +216,10 @@ def test_a_refused_setting_is_told_and_shown(chat, server, say):
 
 
 def test_a_connection_that_breaks_off_leaves_what_was_said(chat, server, script):
-    page, held = chat(), script("Suwon", " is", "in", held=1)
+    page, held = chat(), script("Suwon", " is", {"role": object()}, held=2)  # which cannot be written: the server breaks off
     page.fill("#message", "Where?")
     page.press("#message", "Enter")
-    answered(page, "Suwon")
-    held.pieces[2] = {"role": object()}  # cannot be written: the server breaks off
+    answered(page, "Suwon is")
     held.go.set()
     page.get_by_text("The connection broke off.").wait_for()
     assert answers(page) == ["Suwon is"]
