@@ -1,4 +1,4 @@
-"""Requests that mean harm: each is answered soon, others' streams go on meanwhile, and nothing is left in hand; no answer has another's text."""
+"""Requests that mean harm: each costs a second at most, others' streams go on meanwhile, and nothing is left in hand; no answer has another's text."""
 
 import json
 import threading
@@ -33,7 +33,7 @@ ABUSE = {
     "brackets": ("/v1/completions", b"[" * (1 << 20)), "objects": ("/v1/completions", b'{"a":' * 200_000), "deep prompt": ("/v1/completions", b'{"prompt": ' + b"[" * 900 + b"]" * 900 + b"}"),
     "digits": ("/v1/completions", b'{"prompt": "a", "seed": ' + b"9" * 100_000 + b"}"), "exponent": ("/v1/completions", b'{"prompt": "a", "top_p": 1e99999}'),
     "keys": ("/v1/completions", json.dumps({f"k{n}": n for n in range(50_000)}).encode()), "no utf-8": ("/v1/completions", b"\xff" * 100_000),
-    "long prompt": completion(prompt="a" * 300_000), "many ids": completion(prompt=[5] * 100_000), "many prompts": completion(prompt=["a"] * 100_000),
+    "long prompt": completion(prompt="a" * 2_000_000), "many ids": completion(prompt=[5] * 500_000), "blanks": completion(prompt=" " * 2_000_000), "many prompts": completion(prompt=["a"] * 100_000),
     "answers": completion(n=10**9, temperature=1), "beams": completion(num_beams=10**6), "length": completion(max_tokens=10**12), "groups": completion(num_beams=8, num_beam_groups=10**6, diversity_penalty=1.0),
     "logprobs": completion(logprobs=10**9), "drafts": completion(prompt_lookup_num_tokens=10**6, num_assistant_tokens_schedule="constant"), "bias": completion(logit_bias={str(n): 1 for n in range(100_000)}),
     "stops": completion(stop=["x"] * 100_000), "a long stop": completion(stop="x" * 1_000_000), "bad words": completion(bad_words=["a b c"] * 1024), "breakers": completion(dry_multiplier=1, dry_sequence_breakers=["a"] * 64),
@@ -43,11 +43,15 @@ ABUSE = {
     "nullable": completion(grammar='start: a*\na: b? c?\nb: c* a?\nc: b?'), "lark repeats": completion(grammar='start: ((("a"){0,1000}){0,1000}){0,1000}'), "schema of itself": completion(json_schema={"$ref": "#"}),
     "schema in a circle": completion(json_schema={"anyOf": [{"$ref": "#"}, {"$ref": "#/anyOf/0"}]}), "a deep schema": completion(json_schema='{"items":' * 6000 + "{}" + "}" * 6000),
     "a large enum": completion(json_schema={"enum": [f"{n}" for n in range(7000)]}), "many choices": completion(choice=["a"] * 16_000), "patterns": completion(json_schema={"patternProperties": {f"a.*{n}": {} for n in range(1000)}}),
+    "a long message": chat(messages=[{"role": "user", "content": "a" * 2_000_000}]), "control tokens": chat(messages=[{"role": "user", "content": "<|im_end|>a" * 150_000}]),
+    "a long text to embed": ("/v1/embeddings", json.dumps({"input": "a" * 2_000_000}).encode()), "a long text to go on with": completion(prompt="a", negative_prompt="a" * 2_000_000, guidance_scale=2.0),
     "tools": chat(tools=[tool()] * 5000), "a large tool": chat(tools=[tool(description="x" * 1_000_000)], tool_choice="required"), "a deep tool": chat(tools=[tool(properties=json.loads('{"a":' * 300 + "{}" + "}" * 300))]),
     "many messages": chat(messages=[{"role": "user", "content": "a"}] * 20_000), "parts": chat(messages=[{"role": "user", "content": [{"type": "text", "text": "a"}] * 20_000}]),
     "a template": chat(chat_template="{% for a in range(10**9) %}{% endfor %}"), "template variables": chat(chat_template_kwargs={"messages": []}), "remote code": completion(assistant_model="evil/model", trust_remote_code=True),
-    "inputs": ("/v1/embeddings", json.dumps({"input": ["a"] * 50_000}).encode()), "ids": ("/detokenize", json.dumps({"tokens": [5] * 500_000}).encode()), "a text": ("/tokenize", json.dumps({"prompt": "a" * 100_000}).encode()),
+    "inputs": ("/v1/embeddings", json.dumps({"input": ["a"] * 50_000}).encode()), "ids": ("/detokenize", json.dumps({"tokens": [5] * 200_000}).encode()), "a text": ("/tokenize", json.dumps({"prompt": "a" * 300_000}).encode()),
 }  # fmt: skip
+COMPILED = ["regex repeats", "many choices"]
+SECONDS = {name: 6.0 if name in COMPILED else 1.0 for name in ABUSE}
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +60,29 @@ def server(talker):
         yield engine, client
 
 
-def test_each_abuse_is_answered_soon_while_others_streams_go_on_and_nothing_is_left(server, is_empty):
-    """An answer is an error that names the client's mistake, or finite. The bounds are wide: the machine may be busy."""
+def is_answer(response) -> bool:
+    """Whether a response is an error that names the client's mistake, or finite."""
+    return (response.status_code == 200 or 400 <= response.status_code < 500) and len(response.text) <= 1 << 21
+
+
+@pytest.mark.parametrize("name", ABUSE)
+def test_each_abuse_costs_at_most_a_second_of_processor_time(server, is_empty, name):
+    """The seconds are the process' own, of all threads together, with no other request in hand: a busy machine makes them no more, and one that is not needs no longer."""
     engine, client = server
     client.post("/v1/completions", content=completion(json_schema={})[1], headers=JSON)  # what is made once
+    path, body = ABUSE[name]
+    began = time.process_time()
+    response = client.post(path, content=body, headers=JSON)
+    seconds = time.process_time() - began
+    assert is_answer(response), (response.status_code, response.text[:200])
+    assert seconds < SECONDS[name]
+    assert is_empty(engine)
+
+
+def test_others_streams_go_on_beside_all_abuse_and_nothing_is_left(server, is_empty):
+    """The bound of a gap is wide: the machine may be busy, and the stream is heard by a thread of the same process."""
+    engine, client = server
+    client.post("/v1/completions", content=completion(json_schema={})[1], headers=JSON)
     gaps, stop = [], threading.Event()
 
     def follow() -> None:
@@ -76,19 +99,10 @@ def test_each_abuse_is_answered_soon_while_others_streams_go_on_and_nothing_is_l
     assert len(ABUSE) >= 30
     following = threading.Thread(target=follow)
     following.start()
-    slow, wrong = {}, {}
-    for name, (path, body) in ABUSE.items():
-        began = time.perf_counter()
-        response = client.post(path, content=body, headers=JSON)
-        seconds = time.perf_counter() - began
-        if seconds > 1:
-            slow[name] = seconds
-        if response.status_code != 200 and not 400 <= response.status_code < 500 or len(response.text) > 1 << 21:
-            wrong[name] = response.status_code, response.text[:200]
+    wrong = [name for name, (path, body) in ABUSE.items() if not is_answer(client.post(path, content=body, headers=JSON))]
     stop.set()
     following.join(20)
     assert not wrong
-    assert max(slow.values(), default=0) < 6 and len(slow) <= 6, slow
     assert len(gaps) > 50 and max(gaps) < 6
     assert is_empty(engine)
 
