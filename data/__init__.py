@@ -14,7 +14,7 @@ _HOMES = {
     "pack": "packing", "pack_window": "packing", "collate": "packing", "collate_padded": "packing",
     "Labeller": "labels", "Accounting": "accounting", "PreferenceCounts": "preference_rows",
     "form_preferences": "form_pairs", "form_reward": "form_pairs", "demonstrations": "form_pairs",
-    "read_json_lines": "json_lines", "sample_path": "sample_data", "sample_names": "sample_data",
+    "read_json_lines": "json_text", "sample_path": "sample_data", "sample_names": "sample_data",
     "UserError": "errors",
 }  # fmt: skip
 __all__ = list(_HOMES)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-from .json_lines import read_json_lines
+from .json_text import read_json_lines
 from .sample_data import sample_path
 
 Triplet = Mapping[str, str]  # instruction, input, output

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from seodang.data.errors import UserError
 from seodang.data.formats import Message, to_example
-from seodang.data.json_lines import read_json_lines
+from seodang.data.json_text import read_json_lines
 from seodang.data.labels import Counts, prepare
 from seodang.data.sample_data import sample_path
 from seodang.infer import PrefixCache, SamplingParams, answers

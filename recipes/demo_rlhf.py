@@ -21,7 +21,7 @@ from transformers import AutoModelForSequenceClassification, set_seed
 from seodang.data.errors import UserError
 from seodang.data.form_pairs import demonstrations, form_preferences, form_reward
 from seodang.data.formats import to_example
-from seodang.data.json_lines import read_json_lines
+from seodang.data.json_text import read_json_lines
 from seodang.data.labels import prepare
 from seodang.data.preference_rows import prepare_preferences, prepare_prompts
 from seodang.data.preferences import PromptExample, RankedPreference

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from trl import RewardConfig
 
 from seodang.data.errors import UserError
-from seodang.data.json_lines import read_json_lines
+from seodang.data.json_text import read_json_lines
 from seodang.data.preference_rows import prepare_preferences
 from seodang.data.preferences import RankedPreference
 from seodang.infer.checkpoint.load import load

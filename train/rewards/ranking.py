@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...data.errors import UserError
 from ...data.formats import Message
-from ...data.json_lines import read_json_lines
+from ...data.json_text import read_json_lines
 from ...infer.engine.scoring import score
 from .rules import CheckedReward, Reward
 

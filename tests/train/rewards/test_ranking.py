@@ -5,7 +5,7 @@ import torch
 
 from seodang.data.chat import prompt_ids
 from seodang.data.errors import UserError
-from seodang.data.json_lines import read_json_lines
+from seodang.data.json_text import read_json_lines
 from seodang.recipes.run.rounds import read_lines
 from seodang.train.rewards import ranking
 from seodang.train.rewards.ranking import (
