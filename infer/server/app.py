@@ -18,6 +18,7 @@ from .docs import doc_routes
 from .embeddings import embedding_routes
 from .errors import add_errors
 from .log import add_log_and_metrics
+from .memory import giving_back
 from .operations import operation_routes
 from .page import page_routes
 from .responses import response_routes
@@ -37,7 +38,8 @@ def build_app(served: Served, access: Access = Access(), request_seconds: float 
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
+        async with giving_back():
+            yield
         await served.trials.close()
         await run_in_threadpool(served.engine.close)
 
