@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from ...data.errors import UserError
 from ..engine.params import SamplingParams
@@ -22,12 +22,11 @@ from .calls import Call, EventStream, heard_out
 from .errors import ApiError
 from .protocol import AskingBody, Words, body_of, refuse_too_many
 from .served import Served
+from .written import COMPACT, written
 
 log = logging.getLogger(__name__)
 
 FINISH_REASONS = {"eos": "stop", "stop": "stop", "length": "length", "time": "length"}
-
-COMPACT = (",", ":")  # between the values of a frame, as JSONResponse has them
 
 B = TypeVar("B", bound=AskingBody)
 
@@ -46,7 +45,8 @@ async def answered(request: Request, served: Served, kind: type[B], make: Callab
     if body.stream:
         return EventStream(call, streamed(call, asked), headers)
     with asked.words.told():
-        return JSONResponse(await heard_out(request, call, asked.whole(call)), headers=headers)
+        content = await written(await heard_out(request, call, asked.whole(call)))
+        return Response(content, media_type="application/json", headers=headers)
 
 
 async def streamed(call: Call, asked: Chunks) -> AsyncIterator[str]:
@@ -139,12 +139,18 @@ class Chunks:
 
 
 def joined(known: Any, more: Any) -> Any:
-    """What two parts of a choice come to: texts and lists behind one another, objects field by field, anything else the later that is not null."""
+    """What two parts of a choice come to: texts and lists behind one another, objects field by field, anything else the later that is not null.
+
+    The lists of the first grow in place: to copy them at every token would take longer each time.
+    """
     if known is None or more is None:
         return more if known is None else known
     if isinstance(known, dict):
         return {key: joined(known.get(key), more.get(key)) for key in {**known, **more}}
-    return known + more if isinstance(known, str | list) else more
+    if isinstance(known, list):
+        known.extend(more)
+        return known
+    return known + more if isinstance(known, str) else more
 
 
 def sent(value: Any) -> str:

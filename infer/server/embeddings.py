@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
@@ -23,6 +22,7 @@ from .errors import ApiError
 from .limits import INPUTS
 from .protocol import Body, body_of, refuse_too_many
 from .served import Served
+from .written import written
 
 
 class EmbeddingBody(Body):
@@ -61,7 +61,10 @@ def embedding_routes(served: Served) -> APIRouter:
             vectors = await heard_out(request, call, read_all(call))
         except UserError as error:
             raise of_input(error) from None
-        content = await asyncio.to_thread(written, vectors, body.encoding_format, body.model or served.name, sum(map(prompt_length, call.tickets)))
+        tokens = sum(map(prompt_length, call.tickets))
+        data = await asyncio.to_thread(told, vectors, body.encoding_format)
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        content = await written({"object": "list", "data": data, "model": body.model or served.name, "usage": usage})
         return Response(content, media_type="application/json")
 
     return routes
@@ -87,14 +90,12 @@ def of_input(error: UserError) -> ApiError:
     return ApiError(400, str(told).replace("prompt[", "input[").replace("prompt 1 ", "the input "), "input")
 
 
-def written(vectors: Sequence[Tensor], encoding: str, model: str, tokens: int) -> str:
-    """Return the answer as JSON, one vector behind the other: to write all in one go would keep the engine waiting."""
-    each = (f'{{"object": "embedding", "index": {index}, "embedding": {encoded(vector, encoding)}}}' for index, vector in enumerate(vectors))
-    rest = {"model": model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
-    return f'{{"object": "list", "data": [{", ".join(each)}], {json.dumps(rest)[1:]}'
+def told(vectors: Sequence[Tensor], encoding: str) -> list[dict[str, Any]]:
+    """The vectors in their order, each [hidden], as they are sent."""
+    return [{"object": "embedding", "index": index, "embedding": encoded(vector, encoding)} for index, vector in enumerate(vectors)]
 
 
-def encoded(vector: Tensor, encoding: str) -> str:
-    """A vector, [hidden], as JSON."""
+def encoded(vector: Tensor, encoding: str) -> list[float] | str:
+    """A vector, [hidden], as it is sent."""
     numbers = vector.float().numpy().astype("<f4")
-    return json.dumps(numbers.tolist() if encoding == "float" else base64.b64encode(numbers.tobytes()).decode("ascii"))
+    return numbers.tolist() if encoding == "float" else base64.b64encode(numbers.tobytes()).decode("ascii")

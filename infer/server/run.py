@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import time
 
@@ -52,6 +53,8 @@ def serve(served: Served, listening: socket.socket, access: Access = Access(), r
     """Serve a model to those who have access until SIGINT or SIGTERM, which is raised again at the end; the engine is closed by then. Each request leaves a line on stderr."""
     show_log()
     hide_words()
+    gc.collect()
+    gc.freeze()  # what is loaded by now stays: to walk all of it at each full collection would keep everybody waiting, for a second on a busy machine
     Server(uvicorn.Config(build_app(served, access, request_seconds), log_level="warning", lifespan="on"), served.engine).run([listening])
 
 

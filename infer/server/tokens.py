@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
+from fastapi.responses import Response
 from pydantic import ConfigDict, Field
 from transformers import PreTrainedTokenizerBase
 
@@ -20,7 +21,9 @@ from .errors import ApiError
 from .messages import dialogue_of, tools_of
 from .protocol import Body, body_of
 from .served import Served
+from .written import written
 
+AT_A_TIME = 2  # long texts may take seconds, in threads that all requests share
 OF_A_TEXT, OF_MESSAGES = ("add_special_tokens",), ("tools", "chat_template_kwargs")  # what says something beside one of them alone
 
 
@@ -48,9 +51,10 @@ class DetokenizeBody(Body):
 def token_routes(served: Served) -> APIRouter:
     """The paths between text and ids."""
     routes, tokenizer = APIRouter(), served.tokenizer
+    turns = asyncio.Semaphore(AT_A_TIME)
 
     @routes.post("/tokenize", openapi_extra=takes(TokenizeBody, served, prompt="a text"))
-    async def tokenize(request: Request) -> dict[str, Any]:
+    async def tokenize(request: Request) -> Response:
         """The ids that the model reads for a text, or for a dialogue that it is to answer."""
         body = await body_of(request, served, TokenizeBody)
         if (body.prompt is None) is (body.messages is None):
@@ -58,15 +62,18 @@ def token_routes(served: Served) -> APIRouter:
         told, idle = ("messages", OF_A_TEXT) if body.prompt is None else ("prompt", OF_MESSAGES)
         if not served.lenient and (name := next((name for name in idle if name in body.model_fields_set), None)):
             raise ApiError(400, f"{name} has no effect beside {told}: leave it out", name)
-        ids = await asyncio.to_thread(ids_of, served, body)
-        names = tokenizer.convert_ids_to_tokens(ids) if body.return_token_strs else None
-        return {"count": len(ids), "max_model_len": served.engine.positions, "tokens": ids, "token_strs": names}
+        async with turns:
+            ids = await asyncio.to_thread(ids_of, served, body)
+            names = await asyncio.to_thread(tokenizer.convert_ids_to_tokens, ids) if body.return_token_strs else None
+            answer = {"count": len(ids), "max_model_len": served.engine.positions, "tokens": ids, "token_strs": names}
+            return Response(await written(answer), media_type="application/json")
 
     @routes.post("/detokenize", openapi_extra=takes(DetokenizeBody, served, tokens=[5, 6, 7]))
     async def detokenize(request: Request) -> dict[str, str]:
         """The text of ids, control tokens left out."""
         body = await body_of(request, served, DetokenizeBody)
-        return {"prompt": await asyncio.to_thread(text_of, tokenizer, body.tokens)}
+        async with turns:
+            return {"prompt": await asyncio.to_thread(text_of, tokenizer, body.tokens)}
 
     return routes
 
