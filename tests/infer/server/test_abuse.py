@@ -50,8 +50,6 @@ ABUSE = {
     "a template": chat(chat_template="{% for a in range(10**9) %}{% endfor %}"), "template variables": chat(chat_template_kwargs={"messages": []}), "remote code": completion(assistant_model="evil/model", trust_remote_code=True),
     "inputs": ("/v1/embeddings", json.dumps({"input": ["a"] * 50_000}).encode()), "ids": ("/detokenize", json.dumps({"tokens": [5] * 200_000}).encode()), "a text": ("/tokenize", json.dumps({"prompt": "a" * 300_000}).encode()),
 }  # fmt: skip
-COMPILED = ["regex repeats", "many choices"]
-SECONDS = {name: 6.0 if name in COMPILED else 1.0 for name in ABUSE}
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +65,10 @@ def is_answer(response) -> bool:
 
 @pytest.mark.parametrize("name", ABUSE)
 def test_each_abuse_costs_at_most_a_second_of_processor_time(server, is_empty, name):
-    """The seconds are the process' own, of all threads together, with no other request in hand: a busy machine makes them no more, and one that is not needs no longer."""
+    """The seconds are the process' own, of all threads together, with no other request in hand: a busy machine makes them no more, and one that is not needs no longer.
+
+    What tries a new grammar is another process, which has a second of its own.
+    """
     engine, client = server
     client.post("/v1/completions", content=completion(json_schema={})[1], headers=JSON)  # what is made once
     path, body = ABUSE[name]
@@ -75,7 +76,7 @@ def test_each_abuse_costs_at_most_a_second_of_processor_time(server, is_empty, n
     response = client.post(path, content=body, headers=JSON)
     seconds = time.process_time() - began
     assert is_answer(response), (response.status_code, response.text[:200])
-    assert seconds < SECONDS[name]
+    assert seconds < 1.0
     assert is_empty(engine)
 
 
