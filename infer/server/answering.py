@@ -16,7 +16,7 @@ from ...data.errors import UserError
 from ..engine.params import SamplingParams
 from ..engine.prompts import Prompt
 from ..explain.trace_events import traced
-from ..requests.events import Event
+from ..requests.events import Event, PromptRead
 from .admission import in_time
 from .calls import Call, EventStream, heard_out
 from .errors import ApiError
@@ -132,10 +132,14 @@ class Chunks:
 
     async def _grown(self, call: Call) -> AsyncIterator[tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
         """Yield what each event adds to the choices, and what of it a trace tells."""
-        self._call = call
+        self._call, begun = call, set()
         async for prompt, event in call.events():
             told = traced(call.tickets[prompt].generation.request.tokenizer, prompt, event) if self._traced else None
-            yield self.parts(prompt, event), [told] if told else []
+            if self.params.prompt_logprobs is None or isinstance(event, PromptRead) or (place := (prompt, event.choice)) in begun:
+                yield self.parts(prompt, event), [told] if told else []
+            else:  # an answer begins by what the model thinks of its prompt, which may be long
+                begun.add(place)
+                yield await asyncio.to_thread(self.parts, prompt, event), [told] if told else []
 
 
 def joined(known: Any, more: Any) -> Any:

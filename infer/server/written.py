@@ -42,9 +42,13 @@ def parts(value: Any) -> Iterator[str]:
             opening = ","
         yield "]"
     elif isinstance(value, list) and value:
-        together = 1 if isinstance(value[0], dict | list | str) else TOGETHER
-        for first in range(0, len(value), together):
-            yield f"{',' if first else '['}{in_one_go(value[first : first + together])[1:-1]}"
+        opening = "["
+        for first in range(0, len(value), TOGETHER):
+            some = value[first : first + TOGETHER]
+            flat = not any(isinstance(each, dict | list | tuple | str) for each in some)
+            for entries in [some] if flat else ([each] for each in some):
+                yield f"{opening}{in_one_go(entries)[1:-1]}"
+                opening = ","
         yield "]"
     else:
         yield in_one_go(value)

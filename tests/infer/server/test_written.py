@@ -19,7 +19,7 @@ VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=20) | st.di
 @settings(max_examples=60, deadline=None)
 def test_what_is_written_in_parts_is_what_is_written_in_one_go(value, times):
     assert asyncio.run(written(value)) == JSONResponse(value).body
-    for many in ([value] * min(times, 50), [1.5] * times, [None, *[7] * times], {"a": ["b" * times, {"c": [value] * 17}]}):
+    for many in ([value] * min(times, 50), [1.5] * times, [None, *[7] * times], [*[None] * times, [7], 5, {}], {"a": ["b" * times, {"c": [value] * 17}]}):
         assert asyncio.run(written(many)) == JSONResponse(many).body
 
 
@@ -33,7 +33,7 @@ def test_others_have_their_turns_while_a_large_answer_is_written():
     token = {"token": " said", "logprob": -1.234567890123, "bytes": [32, 115, 97, 105, 100]}
     answer = {
         "choices": [{"index": n, "logprobs": {"content": [{**token, "top_logprobs": [token] * 20}] * 1_500}} for n in range(4)],
-        "trace": [{"type": "choice", "stages": [["temperature", [[n, 0.5] for n in range(20)]]] * 3}] * 4_000, "tokens": list(range(300_000)),
+        "prompt_logprobs": [None, *[{"5": token, **{str(n): token for n in range(20)}}] * 2_000], "trace": [{"type": "choice", "stages": [["temperature", [[n, 0.5] for n in range(20)]]] * 3}] * 4_000, "tokens": list(range(300_000)),
     }  # fmt: skip
     gaps = []
 
