@@ -229,6 +229,43 @@ def test_what_does_not_run_beside_the_weights_is_refused(double, tiny_tokenizer,
         engine.load_adapter("one", good)
 
 
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"init_lora_weights": "pissa_niter_4"}, "pissa"), ({"init_lora_weights": "olora"}, "olora"), ({"lora_alpha": None}, "rank or an alpha"),
+        ({"lora_alpha": float("nan")}, "nan as a rank"), ({"alpha_pattern": {"q_proj": "x"}}, "'x' as a rank"), ({"r": 0}, "0 as a rank"),
+        ({"rank_pattern": {"(": 3}}, "unterminated"), ({"rank_pattern": [3]}, "does not read"), ({"task_type": "other"}, "Invalid task type"),
+    ],
+)  # fmt: skip
+def test_a_configuration_that_means_something_else_or_nothing_is_refused(double, tiny_tokenizer, tmp_path, write_adapter, changes, said):
+    """Who begins with what was taken from the weights (PiSSA, OLoRA) has trained beside other weights than these."""
+    model = double()
+    path = write_adapter(model, tmp_path / "A", 0) / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
+    with pytest.raises(UserError, match=said):
+        read_adapter(tmp_path / "A", "A", model, tiny_tokenizer)
+
+
+@pytest.mark.parametrize(
+    "change", [torch.flatten, torch.Tensor.int, torch.Tensor.bool, lambda tensor: tensor * float("nan"), lambda tensor: tensor.to(torch.float8_e4m3fn)]
+)
+def test_what_is_no_matrix_of_finite_floats_is_refused(double, tiny_tokenizer, tmp_path, write_adapter, change):
+    model = double()
+    path = write_adapter(model, tmp_path / "A", 0) / "adapter_model.safetensors"
+    save_file({name: change(tensor).contiguous() for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(UserError, match="a matrix of finite floats belongs"):
+        read_adapter(tmp_path / "A", "A", model, tiny_tokenizer)
+
+
+def test_weights_that_are_not_there_are_looked_for_nowhere_else(double, tiny_tokenizer, tmp_path, write_adapter, monkeypatch):
+    """A path like `team/adapter` is a name on the hub, too."""
+    model = double()
+    (write_adapter(model, tmp_path / "team/adapter", 0) / "adapter_model.safetensors").unlink()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="team/adapter holds no weights"):
+        read_adapter("team/adapter", "A", model, tiny_tokenizer)
+
+
 def merged_not(model, folder):
     """A model with an adapter put into it."""
     return PeftModel.from_pretrained(copy.deepcopy(model), folder).eval()
