@@ -1,8 +1,10 @@
 """Adapters beside one another in the same passes: each answers as a model does that it was merged into."""
 
 import copy
+import gc
 import json
 import random
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -180,6 +182,20 @@ def test_what_was_read_with_an_unloaded_adapter_is_let_go(three, tiny_tokenizer)
         engine.unload_adapter("one")
         engine.submit([4, 5], ANSWER, cache_salt="x").results(60)  # behind the mail
         assert not any(isinstance(kept.salt, tuple) for kept in engine.prefix_cache._kept)
+
+
+def test_an_unloaded_adapters_matrices_go_with_its_last_request(three, tiny_tokenizer):
+    """Requests that run on leave no past behind that nobody can ask for, which would hold the matrices."""
+    model, _, folders = three()
+    with serving(model, tiny_tokenizer, {"one": folders["A"]}, max_rows=2) as engine:
+        held = weakref.ref(engine._adapters["one"])
+        tickets = [engine.submit(list(range(3, 60 + n)), ANSWER, adapter="one") for n in range(4)]
+        engine.unload_adapter("one")
+        assert [len(ticket.results(60)[0].ids) for ticket in tickets] == [12] * 4
+        del tickets
+        engine.submit([4, 5], ANSWER).results(60)
+        gc.collect()
+        assert held() is None and all(kept.salt is None for kept in engine.prefix_cache._kept)
 
 
 def test_quantised_weights_with_adapters(tiny_tokenizer, fresh_tiny, tmp_path, write_adapter):
