@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
 from peft import LoraConfig
-from peft.utils import load_peft_weights
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, load_peft_weights
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -23,11 +24,13 @@ from .load import ADAPTER_CONFIG, has_tokenizer, is_adapter, load_tokenizer
 from .manifest import verify
 
 PREFIX = "base_model.model."  # before the names of the model's own modules
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 OTHER_KINDS = (  # of what peft calls LoRA: more than two matrices beside a layer that is left as it is
     "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "modules_to_save", "monteclora_config", "target_parameters",
     "trainable_token_indices", "use_bdlora", "use_dora", "use_qalora",
 )  # fmt: skip
+CHANGE_WEIGHTS = ("pissa", "corda", "olora", "loftq", "lora_ga")  # ways to begin that take from the weights what the matrices begin with
 REMEDY = "merge it into a model of its own (seodang export) and serve that"
 
 
@@ -63,13 +66,26 @@ def config_of(folder: Path) -> LoraConfig:
     others = [name for name in OTHER_KINDS if said.get(name)]
     if said.get("bias", "none") != "none" or said.get("lora_bias"):
         others.append("bias")
+    if str(said.get("init_lora_weights")).lower().startswith(CHANGE_WEIGHTS):
+        others.append(f"init_lora_weights={said['init_lora_weights']}")
     if others:
         raise UserError(f"{folder} was trained with {others[0]}, which does not run beside the weights: {REMEDY}")
-    return LoraConfig.from_pretrained(folder)
+    try:
+        config = LoraConfig.from_pretrained(folder)
+        for patterns in (config.rank_pattern, config.alpha_pattern):
+            get_pattern_key(patterns.keys(), "")
+        numbers = [config.r, config.lora_alpha, *config.rank_pattern.values(), *config.alpha_pattern.values()]
+    except (TypeError, ValueError, AttributeError, re.error) as error:
+        raise UserError(f"{folder / ADAPTER_CONFIG} says what peft does not read ({error}): restore the folder or use another adapter") from None
+    if wrong := [value for value in numbers if not isinstance(value, int | float) or value == 0 or not math.isfinite(value)]:
+        raise UserError(f"{folder / ADAPTER_CONFIG} has {wrong[0]!r} as a rank or an alpha, which are finite numbers and not 0: use another adapter")
+    return config
 
 
 def matrices(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
     """Return an adapter's matrices, [rank, in] and [out, rank], by the names of the model's modules; raises UserError for any other tensor."""
+    if not any((folder / name).is_file() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):  # which peft would look for elsewhere
+        raise UserError(f"{folder} holds no weights ({SAFETENSORS_WEIGHTS_NAME}): restore the folder or use another adapter")
     try:
         tensors = load_peft_weights(str(folder), device="cpu")
     except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError, EOFError) as error:
@@ -81,6 +97,9 @@ def matrices(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
     alone = [name for name in names if name + DOWN not in tensors or name + UP not in tensors]
     if alone or not names:
         raise UserError(f"{folder} lacks {f'one of the matrices of {alone[0]}' if alone else 'any matrix'}: restore the folder or use another adapter")
+    if wrong := [name for name, tensor in tensors.items() if tensor.dim() != 2 or tensor.dtype not in DTYPES or not tensor.isfinite().all()]:
+        kind = f"{str(tensors[wrong[0]].dtype).removeprefix('torch.')} {list(tensors[wrong[0]].shape)}"
+        raise UserError(f"{folder} has {wrong[0]} as {kind}, where a matrix of finite floats belongs: restore the folder or use another adapter")
     return {name.removeprefix(PREFIX): (tensors[name + DOWN], tensors[name + UP]) for name in names}
 
 

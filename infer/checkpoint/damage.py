@@ -22,7 +22,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return what a file of a checkpoint holds; raises UserError for one that is torn or no JSON object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged, no JSON can be read from it ({error}): restore the file or use another checkpoint") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} is no JSON object: restore the file or use another checkpoint")

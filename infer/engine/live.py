@@ -188,6 +188,7 @@ class LiveEngine:
         with self._loading:
             adapter = self._adapter(name)
             del self._adapters[name]
+        adapter.unloaded = True
         if (cache := self.prefix_cache) is not None:
             self._loop.post(lambda: cache.forget(lambda salt: isinstance(salt, tuple) and salt[0] is adapter))
 

@@ -31,6 +31,7 @@ class Adapter:
 
     def __init__(self, name: str, layers: dict[nn.Module, LowRank]):
         self.name, self.layers = name, layers
+        self.unloaded = False  # no request to come has it: nothing that is read with it is worth keeping
         self._joined: dict[tuple[nn.Module, ...], LowRank | None] = {}
 
     @property

@@ -33,7 +33,7 @@ class LoadBody(UnloadBody):
 
 def adapter_routes(served: Served) -> APIRouter:
     """The paths that load and unload adapters; none, where no folder is named for them."""
-    routes, engine = APIRouter(), served.engine
+    routes, engine, one_by_one = APIRouter(), served.engine, asyncio.Lock()
     if served.adapter_folder is None:
         return routes
     root = served.adapter_folder.resolve()
@@ -43,14 +43,15 @@ def adapter_routes(served: Served) -> APIRouter:
         """Let requests be answered with an adapter: its name is a model's from now on."""
         body = await body_of(request, served, LoadBody)
         folder = within(root, body.lora_path)
-        if body.lora_name in served.models:
-            raise ApiError(400, f"there is a model {body.lora_name!r} already: give another name, or unload that adapter", "lora_name")
-        if len(engine.adapters) >= MOST:
-            raise ApiError(400, f"{len(engine.adapters)} adapters are loaded, as many as may be: unload one", "lora_name")
-        try:
-            await asyncio.to_thread(engine.load_adapter, body.lora_name, folder)
-        except UserError as error:  # nothing of it tells where the operator's folder lies
-            raise ApiError(400, str(error).replace(str(folder), body.lora_path), "lora_path") from None
+        async with one_by_one:  # else many at once would find room for one
+            if body.lora_name in served.models:
+                raise ApiError(400, f"there is a model {body.lora_name!r} already: give another name, or unload that adapter", "lora_name")
+            if len(engine.adapters) >= MOST:
+                raise ApiError(400, f"{len(engine.adapters)} adapters are loaded, as many as may be: unload one", "lora_name")
+            try:
+                await asyncio.to_thread(engine.load_adapter, body.lora_name, folder)
+            except UserError as error:  # nothing of it tells where the operator's folder lies
+                raise ApiError(400, str(error).replace(str(folder), body.lora_path), "lora_path") from None
         return {"status": f"the adapter {body.lora_name!r} is loaded"}
 
     @routes.post("/v1/unload_lora_adapter", openapi_extra=takes(UnloadBody, served, lora_name="name"))

@@ -18,7 +18,7 @@ from ..engine.prompts import Prompt
 from ..explain.trace_events import traced
 from ..requests.events import Event, PromptRead
 from .admission import in_time
-from .calls import Call, EventStream, heard_out
+from .calls import Call, EventStream, heard_out, while_there
 from .errors import ApiError
 from .protocol import AskingBody, Words, body_of, refuse_too_many
 from .served import Served
@@ -37,7 +37,7 @@ async def answered(request: Request, served: Served, kind: type[B], make: Callab
     with Words(body).told():
         async with in_time():
             asked = await asyncio.to_thread(make, body, served)  # rendering takes a while
-            await served.trials.hold(asked.params)
+            await while_there(request, served.trials.hold(asked.params))
         refuse_too_many(asked.prompts, served, "prompt")
         submit = partial(served.engine.submit, params=asked.params, cache_salt=body.cache_salt, trace=body.trace, adapter=served.adapter(body.model))
         call = await Call.begin(asked.prompts, submit)

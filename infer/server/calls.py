@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from ...data.errors import UserError
@@ -109,10 +110,28 @@ async def heard_out(request: Request, call: Call, answer: Awaitable[T]) -> T:
         call.cancel()
 
 
-async def cancel_when_gone(request: Request, call: Call) -> None:
-    """Cancel a call, whose body has been read, when its client goes."""
+async def while_there(request: Request, answer: Coroutine[Any, Any, T]) -> T:
+    """Wait for what a request, whose body has been read, takes from others; breaks it off and raises ClientDisconnect where its client goes before."""
+    work, watch = asyncio.create_task(answer), asyncio.create_task(gone(request))
+    try:
+        await asyncio.wait([work, watch], return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise ClientDisconnect
+        return work.result()
+    finally:
+        watch.cancel()
+        work.cancel()
+
+
+async def gone(request: Request) -> None:
+    """Wait until the client of a request, whose body has been read, has gone."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+async def cancel_when_gone(request: Request, call: Call) -> None:
+    """Cancel a call, whose body has been read, when its client goes."""
+    await gone(request)
     call.cancel()
 
 

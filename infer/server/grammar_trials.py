@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from contextlib import suppress
 
 from transformers import PreTrainedTokenizerBase
@@ -13,10 +13,12 @@ from transformers import PreTrainedTokenizerBase
 from ...data.errors import UserError
 from ..constraints import trial_process
 from ..constraints.grammar import GRAMMARS, asked, compiled, source, tokenizer_text
+from ..engine.live import QueueFull
 from ..engine.params import SamplingParams
 
 SECONDS = 1.0  # of computing, to compile a grammar and go some tokens into a text of it
 WALL = 20.0  # seconds by the clock, where the process gets no time to compute, and where the system counts none
+WAITING = 64  # new grammars that wait to be tried, each for any number of requests
 KEPT = 256  # grammars whose trial is remembered, each by its hash
 
 
@@ -27,24 +29,39 @@ class GrammarTrials:
         self._tokenizer = tokenizer
         self._known: OrderedDict[int, bool] = OrderedDict()  # whether it held
         self._one_by_one = asyncio.Lock()
+        self._waiting: Counter[int] = Counter()  # the requests of each that is not known yet
         self._process: asyncio.subprocess.Process | None = None
 
     async def hold(self, params: SamplingParams) -> None:
-        """Have the settings' grammar compiled, if they have one; raises UserError where it is none, or takes more than `SECONDS`."""
+        """Have the settings' grammar compiled, if they have one.
+
+        Raises UserError where it is none, or takes more than `SECONDS`; QueueFull where too many others are to be tried before.
+        """
         name = next((name for name in GRAMMARS if asked(params, name)), None)
         if name is None:
             return
         written = await asyncio.to_thread(source, name, getattr(params, name))
-        if hash(written) not in self._known:
-            async with self._one_by_one:
-                if hash(written) not in self._known:
-                    self._remember(hash(written), await self._tried(written))
-        self._known.move_to_end(hash(written))
-        if not self._known[hash(written)]:
+        if (key := hash(written)) not in self._known:
+            await self._in_turn(key, written)
+        self._known.move_to_end(key)
+        if not self._known[key]:
             raise UserError(f"{name} takes more than {SECONDS:g} s to compile: make it smaller, with fewer alternatives, or fewer repeats within repeats")
         ends = frozenset() if self._tokenizer.eos_token_id is None else frozenset([self._tokenizer.eos_token_id])
         if ends:
             await asyncio.to_thread(compiled, self._tokenizer, name, written, ends)  # here, and not where others wait for it
+
+    async def _in_turn(self, key: int, written: str) -> None:
+        """Have a grammar tried behind those that came before, unless that was done by then."""
+        if key not in self._waiting and len(self._waiting) >= WAITING:
+            raise QueueFull(f"{len(self._waiting)} new grammars wait to be compiled already, as many as may: ask again later")
+        self._waiting[key] += 1
+        try:
+            async with self._one_by_one:
+                if key not in self._known:
+                    self._remember(key, await self._tried(written))
+        finally:
+            self._waiting[key] -= 1
+            self._waiting += Counter()  # drops what nobody waits for
 
     async def close(self) -> None:
         """End the process."""

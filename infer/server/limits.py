@@ -17,13 +17,15 @@ MAX_BODY = 2 << 20  # bytes, or where the model has many positions, so many for 
 POSITION_BODY = 32
 BODY_DEPTH = 100  # objects and lists in one another
 BODY_SECONDS = 20.0  # that a body may take to come
+FIELDS, FIELD_LENGTH = 512, 128  # of a body, and characters of a name: several times as many as there are, for mistakes are looked for by each
 PROMPTS = 64  # of one request
 INPUTS = 1024  # of one request for vectors: as many as clients send at once
 STOPS, STOP_LENGTH = 4, 64  # each is looked for behind every token, while the others wait
 ENTRIES = 1024  # of a list or object among the settings
 BREAKERS = 64  # each is looked for in every token of the vocabulary
 HIDDEN = 16  # texts, each looked for at every place of the prompt
-TOOLS = 128
+TOOLS = CALLS = 128  # of a request, and of a message
+TOKENIZED = 1 << 17  # tokens that /tokenize counts, where the model has not more positions
 SETTING, DEPTH = 64 << 10, 64  # bytes of a setting as JSON, and objects and lists in one another: schemas, grammars, patterns and all others
 
 NUMBERS = {  # by our names
@@ -40,6 +42,10 @@ TEXTS = {"stop": STOP_LENGTH, "stop_regex": LONGEST_PATTERN}  # characters
 
 def hold(given: Mapping[str, Any], engine: LiveEngine) -> None:
     """Raise ApiError for the first field of a body that asks for more than it may: it names the field, what came and the limit."""
+    if len(given) > FIELDS:
+        raise ApiError(400, f"the body has {len(given)} fields, more than the {FIELDS} that are read: leave some out")
+    if (longest := max(map(len, given), default=0)) > FIELD_LENGTH:
+        raise ApiError(400, f"the body has a field whose name has {longest} characters, more than the {FIELD_LENGTH} that any has: leave it out")
     of_the_model = dict(zip(OF_THE_MODEL, (len(engine.tokenizer), engine.positions)))
     for name, value in given.items():
         ours = REQUEST.get(name, name)

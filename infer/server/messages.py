@@ -12,6 +12,7 @@ from ...data.formats import ROLES, Dialogue
 from ..parsing.form import AnswerForm
 from ..parsing.tool_schema import check_schema
 from .errors import ApiError
+from .limits import CALLS
 from .protocol import shown
 from .served import Served
 
@@ -63,6 +64,8 @@ def message_of(served: Served, message: Any, place: str) -> dict[str, Any]:
     said = known.pop("refusal", None)
     content = said if said is not None and known.get("content") is None else known.get("content")
     calls = known.get("tool_calls") or known.get("function_call")
+    if isinstance(calls, list) and len(calls) > CALLS:
+        refuse(f".tool_calls has {len(calls)} calls, more than the {CALLS} that a message may have: leave some out")
     if content is None and not (role == "assistant" and (calls or any(key in known for key in ("reasoning_content", "reasoning", "thinking")))):
         refuse(".content is missing: give a text")
     known["role"] = "system" if role == "developer" and "developer" not in str(served.tokenizer.chat_template) else role

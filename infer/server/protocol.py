@@ -179,7 +179,7 @@ class Words:
         for ours, name in self._theirs.items():
             message = re.sub(rf"(?<![\w\"']){ours}\b", name, message, count=ours in STRUCTURES.values())  # which are words, too
         message = re.sub(r"\b[Pp]rompt 1\b", "the prompt", message)
-        found = {name: at.start() for name in self._given if (at := re.search(rf"(?<!\w){re.escape(name)}(?!\w)", message))}
+        found = {name: at.start() for name in self._given if name in message and (at := re.search(rf"(?<!\w){re.escape(name)}(?!\w)", message))}
         return ApiError(400, message, min(found, key=found.__getitem__, default=None))
 
 

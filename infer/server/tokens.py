@@ -12,12 +12,15 @@ from transformers import PreTrainedTokenizerBase
 
 from ...data.chat import text_ids
 from ...data.errors import UserError
+from ...data.literal import refuse_more
+from ...data.long_text import TooManyTokens
 from ..engine.prompts import encode
 from ..parsing.form import answer_form
 from ..text.detokenise import whole_text
 from ..text.vocabulary import check_ids
 from .docs import takes
 from .errors import ApiError
+from .limits import TOKENIZED
 from .messages import dialogue_of, tools_of
 from .protocol import Body, body_of
 from .served import Served
@@ -63,7 +66,10 @@ def token_routes(served: Served) -> APIRouter:
         if not served.lenient and (name := next((name for name in idle if name in body.model_fields_set), None)):
             raise ApiError(400, f"{name} has no effect beside {told}: leave it out", name)
         async with turns:
-            ids = await asyncio.to_thread(ids_of, served, body)
+            try:
+                ids = await asyncio.to_thread(ids_of, served, body)
+            except TooManyTokens as found:
+                raise ApiError(400, f"{told} has {found}, which are not counted here: send less at a time", told) from None
             names = await asyncio.to_thread(tokenizer.convert_ids_to_tokens, ids) if body.return_token_strs else None
             answer = {"count": len(ids), "max_model_len": served.engine.positions, "tokens": ids, "token_strs": names}
             return Response(await written(answer), media_type="application/json")
@@ -88,9 +94,11 @@ def text_of(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 
 
 def ids_of(served: Served, body: TokenizeBody) -> list[int]:
-    """The ids of a body's text or dialogue."""
+    """The ids of a body's text or dialogue; raises TooManyTokens for one that would keep the server busy for long."""
+    most = max(TOKENIZED, served.engine.positions or 0)
     if body.messages is not None:
-        return encode(served.tokenizer, dialogue_of(served, body.messages, tools_of(body.tools or [], answer_form(served.tokenizer)), body.chat_template_kwargs))
+        return encode(served.tokenizer, dialogue_of(served, body.messages, tools_of(body.tools or [], answer_form(served.tokenizer)), body.chat_template_kwargs), most=most)
     if body.add_special_tokens:
-        return text_ids(served.tokenizer, body.prompt)
+        return text_ids(served.tokenizer, body.prompt, most=most)
+    refuse_more(served.tokenizer, body.prompt, most, literal=False)
     return served.tokenizer.encode(body.prompt, add_special_tokens=False)

@@ -1,8 +1,10 @@
 """Adapters beside one another in the same passes: each answers as a model does that it was merged into."""
 
 import copy
+import gc
 import json
 import random
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -182,6 +184,20 @@ def test_what_was_read_with_an_unloaded_adapter_is_let_go(three, tiny_tokenizer)
         assert not any(isinstance(kept.salt, tuple) for kept in engine.prefix_cache._kept)
 
 
+def test_an_unloaded_adapters_matrices_go_with_its_last_request(three, tiny_tokenizer):
+    """Requests that run on leave no past behind that nobody can ask for, which would hold the matrices."""
+    model, _, folders = three()
+    with serving(model, tiny_tokenizer, {"one": folders["A"]}, max_rows=2) as engine:
+        held = weakref.ref(engine._adapters["one"])
+        tickets = [engine.submit(list(range(3, 60 + n)), ANSWER, adapter="one") for n in range(4)]
+        engine.unload_adapter("one")
+        assert [len(ticket.results(60)[0].ids) for ticket in tickets] == [12] * 4
+        del tickets
+        engine.submit([4, 5], ANSWER).results(60)
+        gc.collect()
+        assert held() is None and all(kept.salt is None for kept in engine.prefix_cache._kept)
+
+
 def test_quantised_weights_with_adapters(tiny_tokenizer, fresh_tiny, tmp_path, write_adapter):
     """Over 8-bit weights an adapter adds what it would add in floats: the answers' likelihoods are those of the sum, nearly."""
     model = fresh_tiny("llama", hidden_size=64, intermediate_size=128, head_dim=16)
@@ -227,6 +243,43 @@ def test_what_does_not_run_beside_the_weights_is_refused(double, tiny_tokenizer,
         engine.load_adapter("one", good)
     with LiveEngine(merged_not(model, good), tiny_tokenizer) as engine, pytest.raises(UserError, match="adapter of its own"):
         engine.load_adapter("one", good)
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"init_lora_weights": "pissa_niter_4"}, "pissa"), ({"init_lora_weights": "olora"}, "olora"), ({"lora_alpha": None}, "rank or an alpha"),
+        ({"lora_alpha": float("nan")}, "nan as a rank"), ({"alpha_pattern": {"q_proj": "x"}}, "'x' as a rank"), ({"r": 0}, "0 as a rank"),
+        ({"rank_pattern": {"(": 3}}, "unterminated"), ({"rank_pattern": [3]}, "does not read"), ({"task_type": "other"}, "Invalid task type"),
+    ],
+)  # fmt: skip
+def test_a_configuration_that_means_something_else_or_nothing_is_refused(double, tiny_tokenizer, tmp_path, write_adapter, changes, said):
+    """Who begins with what was taken from the weights (PiSSA, OLoRA) has trained beside other weights than these."""
+    model = double()
+    path = write_adapter(model, tmp_path / "A", 0) / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
+    with pytest.raises(UserError, match=said):
+        read_adapter(tmp_path / "A", "A", model, tiny_tokenizer)
+
+
+@pytest.mark.parametrize(
+    "change", [torch.flatten, torch.Tensor.int, torch.Tensor.bool, lambda tensor: tensor * float("nan"), lambda tensor: tensor.to(torch.float8_e4m3fn)]
+)
+def test_what_is_no_matrix_of_finite_floats_is_refused(double, tiny_tokenizer, tmp_path, write_adapter, change):
+    model = double()
+    path = write_adapter(model, tmp_path / "A", 0) / "adapter_model.safetensors"
+    save_file({name: change(tensor).contiguous() for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(UserError, match="a matrix of finite floats belongs"):
+        read_adapter(tmp_path / "A", "A", model, tiny_tokenizer)
+
+
+def test_weights_that_are_not_there_are_looked_for_nowhere_else(double, tiny_tokenizer, tmp_path, write_adapter, monkeypatch):
+    """A path like `team/adapter` is a name on the hub, too."""
+    model = double()
+    (write_adapter(model, tmp_path / "team/adapter", 0) / "adapter_model.safetensors").unlink()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="team/adapter holds no weights"):
+        read_adapter("team/adapter", "A", model, tiny_tokenizer)
 
 
 def merged_not(model, folder):

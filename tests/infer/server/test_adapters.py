@@ -3,6 +3,8 @@
 import copy
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fastapi.testclient import TestClient
@@ -121,3 +123,14 @@ def test_what_cannot_be_loaded_is_told_without_the_operators_paths(open_client, 
             assert str(folders) not in response.text
         engine._adapters.update({str(n): None for n in range(MOST)})
         assert "as many as may be" in client.post("/v1/load_lora_adapter", json={"lora_name": "name", "lora_path": "blue"}).json()["error"]["message"]
+
+
+def test_many_that_load_at_once_find_no_more_room_than_one_by_one(open_client, folders, monkeypatch):
+    monkeypatch.setattr("seodang.infer.server.adapters.MOST", 1)
+    engine, opened = open_client(adapter_folder=folders / "own")
+    load = engine.load_adapter
+    monkeypatch.setattr(engine, "load_adapter", lambda name, folder: (time.sleep(0.1), load(name, folder)))
+    with opened as client, ThreadPoolExecutor(4) as pool:
+        ask = lambda n: client.post("/v1/load_lora_adapter", json={"lora_name": str(n), "lora_path": "red"}).status_code
+        assert sorted(pool.map(ask, range(4))) == [200, 400, 400, 400]
+        assert len(engine.adapters) == 1

@@ -8,10 +8,13 @@ import time
 
 import pytest
 from fastapi.testclient import TestClient
+from starlette.requests import ClientDisconnect
 
 from seodang.data.errors import UserError
 from seodang.infer import SamplingParams
+from seodang.infer.engine.live import QueueFull
 from seodang.infer.server.app import build_app
+from seodang.infer.server.calls import while_there
 from seodang.infer.server.grammar_trials import GrammarTrials
 from seodang.infer.server.served import Served
 
@@ -69,6 +72,55 @@ def test_it_ends_with_who_started_it(hold):
     assert hold({"json_schema": GOOD}, note) == [None] * 2
     with pytest.raises(ProcessLookupError):
         os.kill(found[0], 0)
+
+
+def test_so_many_new_grammars_wait_and_further_ones_are_told_to_come_again(wordy_tokenizer, monkeypatch):
+    """Any number of requests for a grammar that waits already, or is known, are no more than one."""
+    monkeypatch.setattr("seodang.infer.server.grammar_trials.WAITING", 2)
+
+    async def ask():
+        trials, free = GrammarTrials(wordy_tokenizer), asyncio.Event()
+        monkeypatch.setattr(trials, "_tried", lambda written: free.wait())
+        waiting = [asyncio.create_task(trials.hold(SamplingParams(regex=regex))) for regex in ("a+", "b+", "a+", "a+")]
+        while trials._waiting.total() < 4:
+            await asyncio.sleep(0.001)
+        with pytest.raises(QueueFull, match="2 new grammars wait"):
+            await trials.hold(SamplingParams(regex="c+"))
+        waiting[1].cancel()  # whose client has gone
+        await asyncio.wait([waiting[1]])
+        last = asyncio.create_task(trials.hold(SamplingParams(regex="c+")))
+        while trials._waiting.total() < 4:
+            await asyncio.sleep(0.001)
+        free.set()
+        await asyncio.gather(last, *waiting[:1], *waiting[2:])
+        return trials._waiting
+
+    assert not asyncio.run(ask())
+
+
+def test_what_a_client_waits_for_is_broken_off_when_it_goes():
+    class Client:
+        def __init__(self, goes: bool):
+            self.goes = goes
+
+        async def receive(self) -> dict:
+            await asyncio.sleep(0 if self.goes else 10)
+            return {"type": "http.disconnect"}
+
+    broken = []
+
+    async def work() -> str:
+        try:
+            await asyncio.sleep(0.05)
+            return "done"
+        except asyncio.CancelledError:
+            broken.append(True)
+            raise
+
+    assert asyncio.run(while_there(Client(False), work())) == "done" and not broken
+    with pytest.raises(ClientDisconnect):
+        asyncio.run(while_there(Client(True), work()))
+    assert broken
 
 
 def test_others_are_answered_while_a_grammar_is_tried(tiny, wordy_tokenizer):

@@ -23,9 +23,14 @@ def client(tiny_llama, byte_tokenizer):
 
 
 @pytest.fixture(scope="module")
-def chat(talker):
+def chat_client(talker):
     with LiveEngine(*talker, max_rows=8) as engine, TestClient(build_app(Served(engine, "talker"))) as client:
-        yield lambda **changes: client.post("/v1/chat/completions", json={**CHAT, **changes})
+        yield client
+
+
+@pytest.fixture
+def chat(chat_client):
+    return lambda **changes: chat_client.post("/v1/chat/completions", json={**CHAT, **changes})
 
 
 def refused(response, field: str, told: str) -> bool:
@@ -114,6 +119,26 @@ def test_a_chats_likeliest_tokens_and_tools_at_their_limits(chat):
     assert refused(chat(tools=[tool(0, deep(65))]), "tools", "tools[0].function.parameters has more than 64 objects and lists")
 
 
+def test_calls_of_a_message_at_their_limit(chat):
+    """A template may leave them out, so that the model's positions do not bound them."""
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    at, beyond = ([{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call] * n}] for n in (limits.CALLS, limits.CALLS + 1))
+    assert chat(messages=beyond).json()["error"]["message"] == "messages[1].tool_calls has 129 calls, more than the 128 that a message may have: leave some out"
+    assert "calls" not in chat(messages=at).json().get("error", {}).get("message", "")
+
+
+@pytest.mark.parametrize("how", [{"prompt": "a "}, {"prompt": "a ", "add_special_tokens": False}, {"messages": "a "}], ids=["text", "plain", "messages"])
+def test_a_text_far_beyond_what_is_counted_is_refused_soon(chat_client, monkeypatch, how):
+    """To tokenize two megabytes takes a minute of a core, whoever else asks."""
+    monkeypatch.setattr("seodang.infer.server.tokens.TOKENIZED", 1 << 11)
+    name, said = next(iter(how.items()))
+    for times, status in ((500, 200), (100_000, 400)):
+        given = said * times if name == "prompt" else [{"role": "user", "content": said * times}]
+        answer = chat_client.post("/tokenize", json={**how, name: given})
+        assert answer.status_code == status
+    assert answer.json()["error"]["message"] == f"{name} has more than 2048 tokens, which are not counted here: send less at a time"
+
+
 def test_a_chat_far_beyond_the_model_is_refused_in_its_own_words(chat):
     user, long = CHAT["messages"][0], {"role": "assistant", "content": "a" * 1_000_000}
     told = "messages has 2049 messages of at least a token each, more than the 2048 positions of the model: leave some out"
@@ -150,6 +175,19 @@ def test_a_body_too_deep_is_refused_before_anything_recurses_into_it(client):
     assert post(99).json()["error"]["param"] == "prompt"
     assert refused(post(100), None, told) and refused(post(900), None, told)
     assert refused(post(100_000), None, "the body is not JSON: lists or objects lie too deep")
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/embeddings", "/tokenize"])
+def test_names_of_fields_are_bounded_in_number_and_length(client, path):
+    """Each is looked for in what a mistake is told by: a hundred thousand, or one of a megabyte, would hold all others for half a minute."""
+    asked = {"prompt" if path != "/v1/embeddings" else "input": "abc"}
+    for told, body in {
+        "the body has 513 fields, more than the 512": {**asked, **{f"k{n}": 1 for n in range(limits.FIELDS + 1 - len(asked))}},
+        "the body has a field whose name has 129 characters": {**asked, "k" * (limits.FIELD_LENGTH + 1): 1},
+        "": {**asked, **{f"k{n}": 1 for n in range(limits.FIELDS - 2)}, "k" * limits.FIELD_LENGTH: 1},
+    }.items():
+        error = client.post(path, json=body).json()["error"]
+        assert error["message"].startswith(told) and (told or "unknown" in error["message"])
 
 
 def test_the_document_tells_the_limits(client):
