@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     model_options, options = parse(argv, SpeakingModel, Serve, prog="seodang serve", positional=("model",), description=__doc__)
     refuse_without_libraries()
     from seodang.infer.engine.live import LiveEngine
-    from seodang.infer.server.access import is_loopback
+    from seodang.infer.server.guard.access import is_loopback
     from seodang.infer.server.run import address_of, bound, serve
     from seodang.infer.server.served import Served
 
@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def access_of(options: Serve, alone: bool) -> Any:
     """Return who may ask; `alone`: the address is one of this machine alone. Where everybody may from elsewhere, a line on stderr says so."""
-    from seodang.infer.server.access import Access
+    from seodang.infer.server.guard.access import Access
 
     keys = (*options.api_key, *filter(None, re.split(r"[,\s]+", os.environ.get(KEYS, ""))))
     if not (keys or alone):

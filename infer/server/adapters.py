@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field
 
 from ...data.errors import UserError
 from .docs import takes
-from .errors import ApiError
+from .guard.errors import ApiError
 from .protocol import Body, body_of
 from .served import Served
 

@@ -17,9 +17,9 @@ from ..engine.params import SamplingParams
 from ..engine.prompts import Prompt
 from ..explain.trace_events import traced
 from ..requests.events import Event, PromptRead
-from .admission import in_time
 from .calls import Call, EventStream, heard_out, while_there
-from .errors import ApiError
+from .guard.admission import in_time
+from .guard.errors import ApiError
 from .protocol import AskingBody, Words, body_of, refuse_too_many
 from .served import Served
 from .written import COMPACT, written

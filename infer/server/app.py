@@ -9,16 +9,16 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from .access import Access, Gate
 from .adapters import adapter_routes
-from .admission import REQUEST_SECONDS, Admission
 from .chat import chat_routes
 from .completions import completion_routes
 from .docs import doc_routes
 from .embeddings import embedding_routes
-from .errors import add_errors
+from .guard.access import Access, Gate
+from .guard.admission import REQUEST_SECONDS, Admission
+from .guard.errors import add_errors
+from .guard.memory import giving_back
 from .log import add_log_and_metrics
-from .memory import giving_back
 from .operations import operation_routes
 from .page import page_routes
 from .responses import response_routes

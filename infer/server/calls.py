@@ -18,8 +18,8 @@ from ...data.errors import UserError
 from ..engine.loop import EngineClosed, Ticket
 from ..engine.prompts import Prompt
 from ..requests.events import Event, Finished
-from .admission import in_time
-from .errors import ApiError
+from .guard.admission import in_time
+from .guard.errors import ApiError
 from .metrics import watched
 
 T = TypeVar("T")

@@ -23,7 +23,7 @@ from ..requests.events import Committed, Event, Finished, PromptRead
 from .answering import FINISH_REASONS, Chunks, answered
 from .calls import Call
 from .docs import takes
-from .errors import ApiError
+from .guard.errors import ApiError
 from .logprobs import chat_logprobs, prompt_logprobs
 from .messages import ECHOED, dialogue_of, texts_of, tools_of
 from .protocol import AskingBody, settings_of, shown

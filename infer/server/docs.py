@@ -14,7 +14,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from ...data.html_template import html_template
 from ..engine.settings_schema import settings_schema
 from ..requests.schema_words import kinds, nullable, span, whole
-from .limits import told
+from .guard.limits import told
 from .protocol import AskingBody, Body
 from .served import Served
 

@@ -18,8 +18,8 @@ from ..engine.embedding import embedding_size
 from .calls import Call, heard_out
 from .completions import PROMPTS, prompts_of
 from .docs import takes
-from .errors import ApiError
-from .limits import INPUTS
+from .guard.errors import ApiError
+from .guard.limits import INPUTS
 from .protocol import Body, body_of, refuse_too_many
 from .served import Served
 from .written import written

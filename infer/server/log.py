@@ -13,7 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..engine.live import LiveEngine
-from .errors import answer_by_error
+from .guard.errors import answer_by_error
 from .metrics import WATCH, Metrics, Watch, metric_routes
 
 log = logging.getLogger("seodang.server")

@@ -11,8 +11,8 @@ from ...data.errors import UserError
 from ...data.formats import ROLES, Dialogue
 from ..parsing.form import AnswerForm
 from ..parsing.tool_schema import check_schema
-from .errors import ApiError
-from .limits import CALLS
+from .guard.errors import ApiError
+from .guard.limits import CALLS
 from .protocol import shown
 from .served import Served
 

@@ -20,8 +20,8 @@ from ...data.surrogates import refuse_surrogates
 from ..engine.compat import REQUEST, STRUCTURES, from_request
 from ..engine.params import SamplingParams
 from ..strategies.registry import OWNED, choose
-from . import limits
-from .errors import ApiError
+from .guard import limits
+from .guard.errors import ApiError
 from .served import Served
 
 THEIRS = {"max_new_tokens": "max_tokens", "num_return_sequences": "n"}  # what clients call settings that they have not given

@@ -15,7 +15,7 @@ from .answering import answered, sent
 from .calls import Call
 from .chat import Chat, ChatBody
 from .docs import takes
-from .errors import ApiError
+from .guard.errors import ApiError
 from .protocol import AskingBody, Words, refusal, shown
 from .served import Served
 

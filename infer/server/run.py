@@ -11,9 +11,9 @@ import uvicorn
 
 from ...data.errors import UserError
 from ..engine.live import LiveEngine
-from .access import Access
-from .admission import REQUEST_SECONDS
 from .app import build_app
+from .guard.access import Access
+from .guard.admission import REQUEST_SECONDS
 from .log import hide_words, show_log
 from .served import Served
 
@@ -61,7 +61,7 @@ def serve(served: Served, listening: socket.socket, access: Access = Access(), r
 def http_protocol() -> type[asyncio.Protocol] | str:
     """Return how uvicorn is to read HTTP: without httptools by h11, which has a bound of its own for heads, of 64 KiB."""
     try:
-        from .heads import BoundedHeads
+        from .guard.heads import BoundedHeads
     except ModuleNotFoundError:
         return "h11"
     return BoundedHeads

@@ -18,7 +18,7 @@ from ..engine.params import WARPING, SamplingParams
 from ..requests.params import Unsaid
 from ..strategies.beam import BEAM
 from ..strategies.registry import choose
-from .grammar_trials import GrammarTrials
+from .guard.grammar_trials import GrammarTrials
 
 ANSWER_TOKENS = 1024  # of an answer of which nobody says how long it may be; each that is let in has its memory promised
 

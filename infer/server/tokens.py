@@ -19,8 +19,8 @@ from ..parsing.form import answer_form
 from ..text.detokenise import whole_text
 from ..text.vocabulary import check_ids
 from .docs import takes
-from .errors import ApiError
-from .limits import TOKENIZED
+from .guard.errors import ApiError
+from .guard.limits import TOKENIZED
 from .messages import dialogue_of, tools_of
 from .protocol import Body, body_of
 from .served import Served

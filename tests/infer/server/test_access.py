@@ -8,8 +8,8 @@ from fastapi.testclient import TestClient
 
 from seodang.data.errors import UserError
 from seodang.infer.engine.live import LiveEngine
-from seodang.infer.server.access import Access
 from seodang.infer.server.app import build_app
+from seodang.infer.server.guard.access import Access
 from seodang.infer.server.served import Served
 from seodang.recipes import serve
 
@@ -74,7 +74,7 @@ def test_a_key_that_no_header_could_have_is_refused_and_not_told(key):
 
 def test_keys_are_compared_in_full_whatever_is_sent(monkeypatch):
     compared = []
-    monkeypatch.setattr("seodang.infer.server.access.hmac.compare_digest", lambda given, key: compared.append(key) or given == key)
+    monkeypatch.setattr("seodang.infer.server.guard.access.hmac.compare_digest", lambda given, key: compared.append(key) or given == key)
     assert Access(KEYS).has_key(f"Bearer {KEYS[0]}") and not Access(KEYS).has_key("Bearer x")
     assert compared == [key.encode() for key in KEYS] * 2
 

@@ -9,9 +9,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from seodang.infer.engine.core import Engine
-from seodang.infer.server import admission, completions
-from seodang.infer.server.admission import Admission
+from seodang.infer.server import completions
 from seodang.infer.server.app import build_app
+from seodang.infer.server.guard import admission
+from seodang.infer.server.guard.admission import Admission
 from seodang.infer.server.served import Served
 
 TIMEOUT = 20  # seconds: of a wait that ends at once where all is well

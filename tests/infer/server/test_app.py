@@ -12,8 +12,9 @@ from seodang import __version__
 from seodang.infer import SamplingParams, generate, score
 from seodang.infer.engine.core import Engine
 from seodang.infer.engine.live import LiveEngine
-from seodang.infer.server import answering, limits
+from seodang.infer.server import answering
 from seodang.infer.server.app import build_app
+from seodang.infer.server.guard import limits
 from seodang.infer.server.served import Served
 
 TIMEOUT = 20  # seconds: of a wait that ends at once where all is well

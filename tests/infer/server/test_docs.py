@@ -13,7 +13,7 @@ from seodang.infer.engine.live import LiveEngine
 from seodang.infer.engine.prompts import new_requests
 from seodang.infer.server.app import build_app
 from seodang.infer.server.completions import Completion, CompletionBody
-from seodang.infer.server.errors import ApiError
+from seodang.infer.server.guard.errors import ApiError
 from seodang.infer.server.protocol import checked
 from seodang.infer.server.served import Served
 

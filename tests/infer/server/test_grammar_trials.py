@@ -15,7 +15,7 @@ from seodang.infer import SamplingParams
 from seodang.infer.engine.live import QueueFull
 from seodang.infer.server.app import build_app
 from seodang.infer.server.calls import while_there
-from seodang.infer.server.grammar_trials import GrammarTrials
+from seodang.infer.server.guard.grammar_trials import GrammarTrials
 from seodang.infer.server.served import Served
 
 ENDLESS = {"allOf": [{"type": "string", "pattern": f"a.*{n}.*"} for n in range(1000)]}  # compiles for more than ten minutes
@@ -76,7 +76,7 @@ def test_it_ends_with_who_started_it(hold):
 
 def test_so_many_new_grammars_wait_and_further_ones_are_told_to_come_again(wordy_tokenizer, monkeypatch):
     """Any number of requests for a grammar that waits already, or is known, are no more than one."""
-    monkeypatch.setattr("seodang.infer.server.grammar_trials.WAITING", 2)
+    monkeypatch.setattr("seodang.infer.server.guard.grammar_trials.WAITING", 2)
 
     async def ask():
         trials, free = GrammarTrials(wordy_tokenizer), asyncio.Event()

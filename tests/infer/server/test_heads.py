@@ -8,9 +8,9 @@ import time
 import pytest
 import uvicorn
 
-from seodang.infer.server import heads
 from seodang.infer.server.app import build_app
-from seodang.infer.server.heads import MAX_HEAD
+from seodang.infer.server.guard import heads
+from seodang.infer.server.guard.heads import MAX_HEAD
 from seodang.infer.server.run import Server, bound
 from seodang.infer.server.served import Served
 

@@ -7,8 +7,8 @@ from fastapi.testclient import TestClient
 from jsonschema import Draft202012Validator
 
 from seodang.infer.engine.live import LiveEngine
-from seodang.infer.server import limits
 from seodang.infer.server.app import build_app
+from seodang.infer.server.guard import limits
 from seodang.infer.server.served import Served
 
 GREEDY = {"model": "tiny", "prompt": "abc", "max_tokens": 1, "temperature": 0}

@@ -6,7 +6,7 @@ import ctypes
 import psutil
 import pytest
 
-from seodang.infer.server.memory import giving_back, trimmer
+from seodang.infer.server.guard.memory import giving_back, trimmer
 
 
 @pytest.mark.skipif(trimmer() is None, reason="not glibc")

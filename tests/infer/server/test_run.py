@@ -14,8 +14,9 @@ import uvicorn
 from seodang.data.errors import UserError
 from seodang.infer import SamplingParams
 from seodang.infer.engine.core import Engine
-from seodang.infer.server import limits, run
+from seodang.infer.server import run
 from seodang.infer.server.app import build_app
+from seodang.infer.server.guard import limits
 from seodang.infer.server.run import Server, address_of, bound
 from seodang.infer.server.served import Served
 

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from seodang.infer import SamplingParams, generate
-from seodang.infer.server.access import Access, Gate
+from seodang.infer.server.guard.access import Access, Gate
 
 
 def user(page) -> list[str]:

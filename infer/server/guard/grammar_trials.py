@@ -10,11 +10,11 @@ from contextlib import suppress
 
 from transformers import PreTrainedTokenizerBase
 
-from ...data.errors import UserError
-from ..constraints import trial_process
-from ..constraints.grammar import GRAMMARS, asked, compiled, source, tokenizer_text
-from ..engine.live import QueueFull
-from ..engine.params import SamplingParams
+from ....data.errors import UserError
+from ...constraints import trial_process
+from ...constraints.grammar import GRAMMARS, asked, compiled, source, tokenizer_text
+from ...engine.live import QueueFull
+from ...engine.params import SamplingParams
 
 SECONDS = 1.0  # of computing, to compile a grammar and go some tokens into a text of it
 WALL = 20.0  # seconds by the clock, where the process gets no time to compute, and where the system counts none

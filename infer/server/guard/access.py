@@ -10,7 +10,7 @@ from fastapi import Request
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ...data.errors import UserError
+from ....data.errors import UserError
 from .errors import ApiError, answer_by_error
 
 OPEN = {"/", "/health"}  # paths that need no key: the page asks its reader for one

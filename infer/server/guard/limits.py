@@ -6,11 +6,11 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from ...data.json_text import parsed
-from ..engine.compat import REQUEST
-from ..engine.live import LiveEngine
-from ..requests.rules import shown
-from ..requests.stop import LONGEST_PATTERN
+from ....data.json_text import parsed
+from ...engine.compat import REQUEST
+from ...engine.live import LiveEngine
+from ...requests.rules import shown
+from ...requests.stop import LONGEST_PATTERN
 from .errors import ApiError
 
 MAX_BODY = 2 << 20  # bytes, or where the model has many positions, so many for each: beyond what it can read, and read in a second

@@ -9,9 +9,9 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from ...data.errors import UserError
-from ..engine.live import QueueFull
-from ..engine.loop import EngineClosed
+from ....data.errors import UserError
+from ...engine.live import QueueFull
+from ...engine.loop import EngineClosed
 
 KINDS = {429: "requests"}  # what OpenAI calls the type of an error, where its status alone does not say
 
