@@ -94,7 +94,7 @@ def test_the_page_is_whole_loads_nothing_and_escapes_everything(answered, tiny_l
         assert committed == result.ids and f'<p class="text">{result.text}</p>' in unescape(page)
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in ("sampled", "beams") else pytest.mark.full) for name in OPTIONS])
 def test_a_browser_shows_each_token_with_all_that_was_observed(answered, shown, tiny_tokenizer, name):
     results = answered(**OPTIONS[name])
     found, names, page = generation_trace(results), TokenLabels(tiny_tokenizer), shown(results)

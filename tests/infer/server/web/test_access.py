@@ -50,6 +50,7 @@ def test_all_can_be_done_by_the_keyboard_alone(chat, server, script):
     assert page.evaluate("document.activeElement.id") == "open-settings" and page.locator("#settings").is_hidden()
 
 
+@pytest.mark.full
 def test_escape_stops_an_answer(chat, script):
     page, held = chat(), script("a", "b", held=1)
     page.keyboard.type("go")
@@ -63,6 +64,7 @@ def test_escape_stops_an_answer(chat, script):
     assert held.gone.wait(5) and page.evaluate("document.activeElement.id") == "message"
 
 
+@pytest.mark.full
 def test_a_screen_reader_hears_the_answer_once_by_sentences(chat, script):
     page = chat()
     page.evaluate("""window.heard = []; new MutationObserver(() => heard.push(document.getElementById("said").textContent))
@@ -95,6 +97,7 @@ def test_every_control_has_a_name(chat, script, say):
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.full
 def test_nothing_is_wider_than_a_phone(chat, script, say):
     page = chat(viewport={"width": 360, "height": 640}, has_touch=True, is_mobile=True)
     script(LONG)
@@ -126,6 +129,7 @@ def test_nothing_is_wider_than_a_phone(chat, script, say):
     assert page.evaluate(FITS)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("system", ["light", "dark"])
 def test_colours_are_the_systems_until_the_reader_chooses(chat, system):
     page = chat(color_scheme=system)

@@ -140,6 +140,7 @@ def test_conversations_are_kept_renamed_exported_and_deleted(chat, script, say):
     assert answers(page) == ["one"]
 
 
+@pytest.mark.full
 def test_two_conversations_grow_at_once_each_in_its_own(chat, script):
     page, held = chat(), script("slow", " one", held=1)
     page.fill("#message", "A")
@@ -156,6 +157,7 @@ def test_two_conversations_grow_at_once_each_in_its_own(chat, script):
     assert user(page) == ["A"]
 
 
+@pytest.mark.full
 def test_a_conversation_that_is_deleted_under_way_is_gone(chat, script):
     page, held = chat(), script("never", " kept", held=1)
     page.fill("#message", "A secret")
@@ -204,6 +206,7 @@ def test_an_error_is_told_and_the_question_can_be_asked_again(chat, server, scri
     assert asked(server[1]) == [("user", "Where?")] and len(server[1].bodies) == 2
 
 
+@pytest.mark.full
 def test_a_refused_setting_is_told_and_shown(chat, server, say):
     page = chat()
     page.evaluate("localStorage.setItem('seodang.settings', JSON.stringify({sides: [{values: {min_new_tokens: 9, max_new_tokens: 3}}]}))")
@@ -215,6 +218,7 @@ def test_a_refused_setting_is_told_and_shown(chat, server, say):
     assert page.evaluate("document.activeElement.id") in ("set-min_new_tokens", "set-max_new_tokens")
 
 
+@pytest.mark.full
 def test_a_connection_that_breaks_off_leaves_what_was_said(chat, server, script):
     page, held = chat(), script("Suwon", " is", {"role": object()}, held=2)  # which cannot be written: the server breaks off
     page.fill("#message", "Where?")
@@ -279,6 +283,7 @@ def test_the_code_of_a_request_asks_the_same(chat, server, say):
     assert "".join(told) == [node["content"] for node in kept["nodes"].values()][1]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("pair", [False, True])
 def test_a_system_prompt_is_told_first(chat, server, script, say, pair):
     page = chat()

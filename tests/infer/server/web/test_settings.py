@@ -51,6 +51,7 @@ def test_every_setting_is_there_once_with_its_sentence_and_range(drawer, fields)
     assert of_filters <= found.keys() and all(found[name][0] == KINDS[FILTERS[name].kind] for name in FILTERS if name in found)
 
 
+@pytest.mark.full
 def test_every_strategy_is_taken_with_its_fewest_settings_and_answered(drawer, server, say, fields):
     page, strategies = drawer, fields["strategy"]["x-strategies"]
     assert len(strategies) == 10 and "self_consistency" not in strategies  # which needs a function
@@ -87,6 +88,7 @@ def test_only_what_differs_from_the_default_is_sent_and_each_kind_is_read(drawer
     assert sent(page, app, say) == {} and page.input_value("#set-temperature") == ""
 
 
+@pytest.mark.full
 def test_a_slider_and_its_field_say_the_same(drawer, server, say, script):
     page = drawer
     page.locator('[data-group="warpers"] summary').click()
@@ -108,6 +110,7 @@ MISFITS = [
 ]  # fmt: skip
 
 
+@pytest.mark.full
 def test_what_does_not_fit_is_told_and_not_sent(drawer, server, say, script):
     page = drawer
     page.locator("details").evaluate_all("all => all.forEach(each => { each.open = true; })")
@@ -120,6 +123,7 @@ def test_what_does_not_fit_is_told_and_not_sent(drawer, server, say, script):
     assert page.locator("#set-top_p-wrong").is_hidden() and page.locator("#set-top_p").get_attribute("aria-invalid") is None
 
 
+@pytest.mark.full
 def test_the_search_finds_by_name_and_by_what_is_said(drawer):
     page = drawer
     shown = lambda: page.locator("#settings-body [data-setting]:visible").evaluate_all("all => all.map(each => each.dataset.setting)")  # noqa: E731
@@ -145,6 +149,7 @@ def test_warpers_are_not_sent_where_a_strategy_takes_no_chance(drawer, server, s
     assert page.input_value("#set-temperature") == "0.5"
 
 
+@pytest.mark.full
 def test_further_fields_are_sent_as_they_are_written(drawer, server, say, script):
     page = drawer
     page.fill("#extra", '{"reasoning_effort": "low", "user": "me"}')
@@ -156,6 +161,7 @@ def test_further_fields_are_sent_as_they_are_written(drawer, server, say, script
     assert sent(page, server[1], say) == {}
 
 
+@pytest.mark.full
 def test_settings_outlive_the_page(drawer, server, say, script):
     page = drawer
     page.fill("#set-seed", "7")
@@ -200,6 +206,7 @@ def test_two_answers_stand_side_by_side_each_by_its_own_settings(drawer, server,
     assert page.locator(".pair .body").all_inner_texts() == shown and re.search("green", page.locator("article.assistant .body").last.inner_text())
 
 
+@pytest.mark.full
 def test_each_side_has_a_model_of_its_own(browse, server, script, say):
     """As before and after training; an adapter is a model as well."""
     address, app = server
