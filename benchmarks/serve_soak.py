@@ -210,18 +210,13 @@ def left_over(port: int, seconds: float = 30) -> list[str]:
 
 def random_adapters(model: str, folder: Path, count: int = 3) -> dict[str, Path]:
     """Save so many random LoRA adapters over a model, each strong enough to change what is said; return their folders by name."""
-    import torch
-    from peft import LoraConfig, get_peft_model
+    from many_adapters import write
+    from peft import LoraConfig
 
-    found = {}
+    base, found = load(model, device="cpu", dtype="float32")[0], {}
     for n in range(count):
-        adapted = get_peft_model(load(model, device="cpu", dtype="float32")[0], LoraConfig(r=4 << n, target_modules=["q_proj", "v_proj", "down_proj"]))
-        torch.manual_seed(n)
-        for name, weight in adapted.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(weight, std=0.02)
-        adapted.save_pretrained(folder / f"adapter-{n}")
         found[f"adapter-{n}"] = folder / f"adapter-{n}"
+        write(base, found[f"adapter-{n}"], n, LoraConfig(r=4 << n, target_modules=["q_proj", "v_proj", "down_proj"]))
     return found
 
 

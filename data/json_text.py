@@ -1,7 +1,7 @@
-"""JSON text to values, and files of a record a line."""
+"""JSON text to values, how deep these lie in one another, and files of a record a line."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,25 @@ def parsed(text: str, parse: Callable[[str], Any] = json.loads) -> Any:
         raise
     except ValueError as error:  # an integer of more than 4,300 digits, and what `parse` itself refuses
         raise json.JSONDecodeError(str(error).partition(";")[0], text, 0) from None
+
+
+def levels(value: Any, most: int) -> Iterator[list[Collection]]:
+    """Yield the objects and lists of a JSON value level by level, so many levels at most: without recursion, however deep they lie.
+
+    >>> list(levels({"a": [1, {}]}, 2))
+    [[{'a': [1, {}]}], [[1, {}]]]
+    """
+    level = [value] if isinstance(value, Mapping | list | tuple) else []
+    while level and most:
+        yield level
+        most -= 1
+        inner = (each for held in level for each in (held.values() if isinstance(held, Mapping) else held))
+        level = [each for each in inner if isinstance(each, Mapping | list | tuple)]
+
+
+def is_deeper(value: Any, most: int) -> bool:
+    """Whether more objects and lists of a JSON value lie in one another."""
+    return sum(1 for _ in levels(value, most + 1)) > most
 
 
 def read_json_lines(path: Path) -> list[Any]:

@@ -126,7 +126,7 @@ def new_grammar(params: RequestParams, tokenizer: PreTrainedTokenizerBase, ends:
     in Rust's syntax, for the whole answer; a digit is any script's, as in Python. Lark with llguidance's extensions; keys of its `%json`
     may come again. Raises UserError, mostly in llguidance's words, for what is wrong.
     """
-    name = next((name for name in GRAMMARS if asked(params, name)), None)
+    name = grammar_asked(params)
     if name is None:
         return None
     written = source(name, getattr(params, name))
@@ -153,7 +153,7 @@ def longest_text(params: RequestParams, least: int) -> int | None:
 
     None where a text is as long, and where the texts are too many to be looked through.
     """
-    name = next((name for name in GRAMMARS if asked(params, name)), None)
+    name = grammar_asked(params)
     if name is None:
         return None
     longest, looked_at = 0, 0
@@ -170,6 +170,11 @@ def longest_text(params: RequestParams, least: int) -> int | None:
                 longer.consume_token(byte)
                 beginnings.append((longer, length + 1))
     return longest
+
+
+def grammar_asked(params: RequestParams) -> str | None:
+    """Return the setting that gives the request a grammar; None where none does."""
+    return next((name for name in GRAMMARS if asked(params, name)), None)
 
 
 def asked(params: RequestParams, name: str) -> bool:

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from ...data.errors import UserError
+from ...data.json_text import is_deeper
 
 # what llguidance reads
 KEYWORDS = {
@@ -129,10 +130,8 @@ def joined(node: dict[str, Any], root: dict[str, Any]) -> Iterator[dict[str, Any
 
 def as_json(schema: Mapping) -> dict[str, Any]:
     """Return a copy in JSON's own types; raises UserError for what is no JSON, and for half a surrogate pair, which no text has."""
-    level, depth = [schema], 0
-    while level := [each for held in level for each in (held.values() if isinstance(held, Mapping) else held) if isinstance(each, Mapping | list | tuple)]:
-        if (depth := depth + 1) == DEEPEST:
-            raise UserError(f"json_schema has more than {DEEPEST} objects and lists in one another: write it flatter")
+    if is_deeper(schema, DEEPEST):
+        raise UserError(f"json_schema has more than {DEEPEST} objects and lists in one another: write it flatter")
     try:
         written = json.dumps(schema, ensure_ascii=False, allow_nan=False)
         return json.loads(written.encode())

@@ -93,7 +93,7 @@ class LiveEngine:
             runner = self.prefix_cache.runner
         self._pace = pace or Pace()
         self._loop = Loop(Engine(runner, max_rows, self.prefix_cache, self.budget, self._pace))
-        self._loading = threading.Lock()
+        self._loading = threading.Lock()  # adapters, which takes longer than others' prompts may wait
         self._encoding = threading.Lock()  # tokenizers, and what the engine keeps of further models, are for one thread at a time
         self._indices = itertools.count()
         self._adapters: dict[str, Adapter] = {}
@@ -136,6 +136,7 @@ class LiveEngine:
         engine's thread, which it must not keep waiting, or else into the ticket. Raises UserError for a request that is wrong, as `generate`
         does, and for one beyond all rows or the whole budget; QueueFull and EngineClosed, UserErrors too, where none is taken.
         """
+
         def make() -> Request:
             [request] = new_requests(self.model, self.tokenizer, [prompt], params, self._loop.engine, trace, literal)
             return replace(request, cache_salt=cache_salt, adapter=self._adapter(adapter))

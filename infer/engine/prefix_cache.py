@@ -138,11 +138,13 @@ class PrefixCache:
     def remember(self, sequence: TokenSequence) -> None:
         """Take over a finished sequence's slot, and release those of sequences that it continues and of the longest unused.
 
-        The slot is released itself where the model has changed meanwhile, where more of it is kept, and where it is beyond `max_bytes` alone.
+        The slot is released itself where the model has changed meanwhile, or the adapter that it was read with has been unloaded, where more of it is
+        kept, and where it is beyond `max_bytes` alone.
         """
         generation, runner, salt = sequence.generation, sequence.runner, sequence.request.salt
         ids = sequence.ids[: sequence.seen]
-        sound = bool(ids) and generation in self._live and runner is self._current
+        adapter = sequence.request.adapter
+        sound = bool(ids) and generation in self._live and runner is self._current and not (adapter and adapter.unloaded)
         if not generation.slots_held:
             self._live.pop(generation, None)
         new = Kept(ids, runner, sequence.cache_slot, salt, runner.bytes_for(max(len(ids), sequence.reached)))

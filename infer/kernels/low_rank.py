@@ -34,11 +34,6 @@ class Adapter:
         self.unloaded = False  # no request to come has it: nothing that is read with it is worth keeping
         self._joined: dict[tuple[nn.Module, ...], LowRank | None] = {}
 
-    @property
-    def bytes(self) -> int:
-        """How many bytes its matrices take."""
-        return sum(each.down.nbytes + each.up.nbytes for each in self.layers.values())
-
     def over(self, layers: tuple[nn.Module, ...]) -> LowRank | None:
         """What it adds to the outputs, side by side, of layers that read the same input; None where it leaves all of them as they are."""
         if len(layers) == 1:

@@ -325,8 +325,7 @@ def release(sequences: Sequence[TokenSequence]) -> None:
     """Give back the sequences' slots; a prefix cache keeps the past of a finished one."""
     for sequence in sequences:
         generation, prefix_cache = sequence.generation, sequence.request.prefix_cache
-        of_use = sequence.request.adapter is None or not sequence.request.adapter.unloaded
-        if prefix_cache is not None and sequence.finish_reason is not None and of_use and not generation.broken_off:
+        if prefix_cache is not None and sequence.finish_reason is not None and not generation.broken_off:
             generation.hand_over_slot(sequence.runner, sequence.cache_slot)
             prefix_cache.remember(sequence)
         else:

@@ -37,8 +37,8 @@ async def answered(request: Request, served: Served, kind: type[B], make: Callab
     with Words(body).told():
         async with in_time():
             asked = await asyncio.to_thread(make, body, served)  # rendering takes a while
+            refuse_too_many(asked.prompts, served, "prompt")
             await while_there(request, served.trials.hold(asked.params))
-        refuse_too_many(asked.prompts, served, "prompt")
         submit = partial(served.engine.submit, params=asked.params, cache_salt=body.cache_salt, trace=body.trace, adapter=served.adapter(body.model))
         call = await Call.begin(asked.prompts, submit)
     headers = {"x-ignored-fields": ", ".join(asked.ignored)} if asked.ignored else {}

@@ -27,8 +27,8 @@ ANSWER_TOKENS = 1024  # of an answer of which nobody says how long it may be; ea
 class Served:
     """A live engine, what clients call its model, and what the operator lets them do.
 
-    Its adapters go by their own names.     Where neither a client nor the checkpoint says how long an answer may be, it has at most `answer_tokens`, and no more than the model has
-    positions. `template_kwargs` names the variables of the chat template that clients may set. With `lenient`, a field that is unknown or would have no
+    Its adapters go by their own names. Where neither a client nor the checkpoint says how long an answer may be, it has at most `answer_tokens`, and
+    no more than the model has positions. `template_kwargs` names the variables of the chat template that clients may set. With `lenient`, a field that is unknown or would have no
     effect is ignored, where it is refused elsewhere. Without `checkpoint_settings`, the checkpoint's generation_config gives no defaults.
     With an `adapter_folder`, clients may load adapters from folders below it, and unload any.
     """

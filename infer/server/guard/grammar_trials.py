@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ....data.errors import UserError
 from ...constraints import trial_process
-from ...constraints.grammar import GRAMMARS, asked, compiled, source, tokenizer_text
+from ...constraints.grammar import compiled, grammar_asked, source, tokenizer_text
 from ...engine.live import QueueFull
 from ...engine.params import SamplingParams
 
@@ -37,7 +37,7 @@ class GrammarTrials:
 
         Raises UserError where it is none, or takes more than `SECONDS`; QueueFull where too many others are to be tried before.
         """
-        name = next((name for name in GRAMMARS if asked(params, name)), None)
+        name = grammar_asked(params)
         if name is None:
             return
         written = await asyncio.to_thread(source, name, getattr(params, name))
@@ -46,9 +46,8 @@ class GrammarTrials:
         self._known.move_to_end(key)
         if not self._known[key]:
             raise UserError(f"{name} takes more than {SECONDS:g} s to compile: make it smaller, with fewer alternatives, or fewer repeats within repeats")
-        ends = frozenset() if self._tokenizer.eos_token_id is None else frozenset([self._tokenizer.eos_token_id])
-        if ends:
-            await asyncio.to_thread(compiled, self._tokenizer, name, written, ends)  # here, and not where others wait for it
+        if (end := self._tokenizer.eos_token_id) is not None:
+            await asyncio.to_thread(compiled, self._tokenizer, name, written, [end])  # here, and not where others wait for it
 
     async def _in_turn(self, key: int, written: str) -> None:
         """Have a grammar tried behind those that came before, unless that was done by then."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from ....data.json_text import parsed
+from ....data.json_text import is_deeper, levels, parsed
 from ...engine.compat import REQUEST
 from ...engine.live import LiveEngine
 from ...requests.rules import shown
@@ -104,17 +104,8 @@ def hold_tools(value: Any) -> None:
 
 def hold_depth(place: str, value: Any, most: int, field: str | None = None) -> None:
     """Raise ApiError for a JSON value with more objects and lists in one another."""
-    if sum(1 for _ in levels(value, most + 1)) > most:
+    if is_deeper(value, most):
         raise ApiError(400, f"{place} has more than {most} objects and lists in one another: write it flatter", field)
-
-
-def levels(value: Any, most: int) -> Iterator[list[Collection]]:
-    """Yield the objects and lists of a JSON value level by level, so many levels at most."""
-    level = [value] if isinstance(value, list | dict) else []
-    while level and most:
-        yield level
-        most -= 1
-        level = [each for held in level for each in (held.values() if isinstance(held, dict) else held) if isinstance(each, list | dict)]
 
 
 def containers(value: Any) -> Iterator[Collection]:

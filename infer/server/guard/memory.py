@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 EVERY = 30.0  # seconds: a call takes some hundredths of one
@@ -24,14 +24,14 @@ async def giving_back(every: float = EVERY) -> AsyncIterator[None]:
                 await task
 
 
-async def again_and_again(trim, every: float) -> None:
+async def again_and_again(trim: Callable[[int], int], every: float) -> None:
     """Call it every so many seconds, in a thread: others that allocate wait for it, those that compute do not."""
     while True:
         await asyncio.sleep(every)
         await asyncio.to_thread(trim, 0)
 
 
-def trimmer():
+def trimmer() -> Callable[[int], int] | None:
     """glibc's `malloc_trim`; None elsewhere."""
     try:
         return ctypes.CDLL(None).malloc_trim
