@@ -87,6 +87,10 @@ def _code(language: str, *lines: str) -> list[str]:
     return [f"```{language}", *lines, "```"]
 
 
+def _served(serve: str, ask: str) -> list[str]:
+    return [*_code("sh", serve), "", "and from another terminal:", "", *_code("sh", ask)]
+
+
 def _transformers_lines(about: Exported, auto: str = "AutoModelForCausalLM") -> list[str]:
     begin = [
         f"from transformers import {auto}, AutoTokenizer", "",
@@ -105,19 +109,19 @@ def _transformers_lines(about: Exported, auto: str = "AutoModelForCausalLM") -> 
 
 
 def _vllm_lines(about: Exported) -> list[str]:
-    return _section("vLLM", _code("sh", f"vllm serve . --served-model-name {shlex.quote(about.name)} --port 8000", _ask(about, 8000)))
+    return _section("vLLM", _served(f"vllm serve . --served-model-name {shlex.quote(about.name)} --port 8000", _ask(about, 8000)))
 
 
 def _llama_cpp_lines(about: Exported) -> list[str]:
     if about.gguf is None:
         told = ["`seodang export . FOLDER --gguf f16` writes a GGUF file for these, where they know the family and the tokenizer."]
         return _section("llama.cpp and Ollama", told)
-    here = _code("sh", f"llama-server --model {shlex.quote(about.gguf)} --port 8080", _ask(about, 8080))
+    here = _served(f"llama-server --model {shlex.quote(about.gguf)} --port 8080", _ask(about, 8080))
     if about.notes:
         here += ["", "What differs there:", "", *(f"- {note}" for note in about.notes)]
     template = [
-        "Ollama reads the chat template in the GGUF file. Versions before 2026 know it only if it is like one of their own, and else put the words bare:",
-        f"`ollama show {about.ollama} --template` says what was taken.",
+        "Ollama reads the chat template in the GGUF file. Older versions know it only if it is like one of their own, and else put the words bare:",
+        f"`ollama show {about.ollama} --template` says what such a version took.",
     ]  # fmt: skip
     ollama = _code("sh", f"ollama create {about.ollama} --file Modelfile", f"ollama run {about.ollama} {shlex.quote(QUESTION)}")
     return [*_section("llama.cpp", here), *_section("Ollama", [*ollama, *(["", *template] if about.tokenizer.chat_template else [])])]

@@ -22,7 +22,7 @@ CONVERSATION = [
 ]  # fmt: skip
 TRIED = 300  # control tokens
 BARE = "llama.cpp puts no space before the first word of a plain prompt, which this tokenizer does (conversations are equal): begin the prompt with one"
-SPACED = "a text that begins with a space gets one token more in llama.cpp"
+SPACED = "a space that begins a text, or stands behind a control token, is one token more in llama.cpp"
 BEHIND = "llama.cpp puts a space behind each control token, which this tokenizer does not"
 
 

@@ -17,6 +17,7 @@ from .pre_tokenizers import split_of
 
 SPACE = "▁"
 REMEDY = "export without --gguf"
+NEVER = -1e6  # the score of what no text is to become
 ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")  # what the file has room for
 NFC_NOTE = "llama.cpp does not compose characters (NFC), which this tokenizer does: decomposed text, such as Korean file names of a Mac, gets other ids there"
 
@@ -58,7 +59,7 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, rows: int, ends: Collectio
         types[tokenizer.unk_token_id] = TokenType.UNKNOWN
     scores = own.pop("scores", None)
     if scores is not None:
-        own["scores"] = [scores.get(token, 0.0) for token in tokens]
+        own["scores"] = [scores.get(token, NEVER) for token in tokens]
     add_bos, add_eos = _added(tokenizer)
     return Vocabulary(
         tokens=tokens, types=[int(each) for each in types], ids=_special(tokenizer, ends), add_bos=add_bos, add_eos=add_eos, template=tokenizer.chat_template, **own

@@ -1,6 +1,7 @@
 """llama.cpp in a process of its own, which may abort: reads requests from stdin, a JSON object a line, and answers each with a line.
 
-{"load": FILE}, then {"ids_of": TEXT}, {"likely_after": IDS, "count": N} (log-probabilities by id) or {"after": IDS, "count": N} (greedy ids).
+{"load": FILE}, then {"ids_of": TEXTS}, {"likely_after": IDS, "count": N} (log-probabilities by id), {"after": IDS, "count": N} (greedy ids) or
+{"messages": MESSAGES, "count": N} (a greedy answer).
 """
 
 import json
@@ -46,6 +47,8 @@ def main() -> None:
         elif "likely_after" in asked:
             [first] = complete(server, asked["likely_after"], 1, n_probs=asked["count"])["logprobs"]["content"][:1]
             told = {each["id"]: each["logprob"] for each in first["top_logprobs"]}
+        elif "messages" in asked:
+            told = server.handle_chat_completions({"messages": asked["messages"], "max_tokens": asked["count"], "temperature": 0})["choices"][0]
         else:
             told = [each["id"] for each in complete(server, asked["after"], asked["count"], n_probs=1, ignore_eos=True)["logprobs"]["content"]]
         print(json.dumps(told), file=out, flush=True)
