@@ -1,4 +1,4 @@
-"""Write a model, its adapter merged, as a folder for vLLM and transformers, and with --gguf as a file for llama.cpp and Ollama; each is loaded back and compared.
+"""Write a model, its adapter merged, as a folder for transformers and vLLM, with --gguf as a file for llama.cpp and Ollama too; each is loaded back and compared.
 
 seodang export runs/sft --output_dir merged --gguf f16
 """
@@ -48,7 +48,7 @@ class ExportOptions:
         if self.dtype != "auto" and DTYPES.get(self.dtype) not in TOLERANCE:
             raise UserError(f"dtype {self.dtype!r} cannot be exported: choose auto, float32, bfloat16 or float16")
         if self.gguf is not None and self.gguf not in BYTES:
-            raise UserError(f"gguf {self.gguf!r} cannot be written: choose f32, f16, bf16 or q8_0 (llama-quantize makes smaller ones of an f32 or f16 file)")
+            raise UserError(f"gguf {self.gguf!r} cannot be written: choose f32, f16, bf16 or q8_0 (llama-quantize makes smaller ones of f32 or f16)")
 
 
 @command
@@ -149,7 +149,7 @@ def _merged(model: PreTrainedModel | PeftModel, place: str) -> PreTrainedModel:
     try:
         return model.merge_and_unload()
     except (AttributeError, NotImplementedError) as error:
-        raise UserError(f"{place} is an adapter of the kind {kind}, which no weights can hold ({error}): export takes LoRA and what else peft merges") from None
+        raise UserError(f"{place} is an adapter of the kind {kind}, which no weights can hold ({error}): export takes what peft merges, as LoRA") from None
 
 
 def _stored_dtype(config: PretrainedConfig) -> torch.dtype:

@@ -60,7 +60,7 @@ def model_card(about: Exported) -> str:
         text.append(f"A text ends with {' or '.join(f'`{end}`' for end in about.ends)} (generation_config.json has their ids).")
     text += ["", "The lines below run in this folder.", ""]
     if not generates:
-        return "\n".join([*text, *_reward_lines(), *_section("Not here", ["A reward model's head has no place in a GGUF file: llama.cpp and Ollama have none of it."])])
+        return "\n".join([*text, *_reward_lines(), "A reward model's head has no place in a GGUF file: llama.cpp and Ollama have none of it.", ""])
     if config.is_encoder_decoder:
         return "\n".join([*text, *_transformers_lines(about, "AutoModelForSeq2SeqLM"), *_seodang_lines()])
     return "\n".join([*text, *_transformers_lines(about), *_vllm_lines(about), *_llama_cpp_lines(about), *_seodang_lines()])
@@ -105,7 +105,8 @@ def _transformers_lines(about: Exported, auto: str = "AutoModelForCausalLM") -> 
         asked = [f'inputs = tokenizer({json.dumps(QUESTION)}, return_tensors="pt")']
     behind = "" if about.model.config.is_encoder_decoder else ', inputs["input_ids"].shape[1] :'
     says = f"answer = model.generate(**inputs, max_new_tokens=64)[0{behind}]"
-    return _section("transformers", ["transformers 5 or newer:", "", *_code("python", *begin, *asked, says, "print(tokenizer.decode(answer, skip_special_tokens=True))")])
+    code = _code("python", *begin, *asked, says, "print(tokenizer.decode(answer, skip_special_tokens=True))")
+    return _section("transformers", ["transformers 5 or newer:", "", *code])
 
 
 def _vllm_lines(about: Exported) -> list[str]:

@@ -35,7 +35,7 @@ def test_a_folder_for_other_engines(base, tmp_path):
     target = tmp_path / "out"
     assert export.main([str(base), str(target), "--dtype", "bfloat16"]) == 0
     names = {path.name: path.stat().st_mode & 0o777 for path in target.iterdir()}
-    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "README.md"} < set(names)
+    assert {"model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "README.md"} < set(names)
     mask = os.umask(0)
     os.umask(mask)
     assert set(names.values()) == {0o666 & ~mask}
@@ -76,7 +76,8 @@ def test_the_cards_lines_run(base, tmp_path, monkeypatch, capsys):
     commands = [shlex.split(line) for block in blocks(target, "sh") for line in block.splitlines()]
     assert [command[0] for command in commands] == ["vllm", "curl", "llama-server", "curl", "ollama", "ollama", "seodang", "seodang"]
     vllm, asked, llama_cpp, also, create, run, generate, serve = commands
-    assert vllm[:3] == ["vllm", "serve", "."] and json.loads(asked[-1])["model"] == json.loads(also[-1])["model"] == vllm[vllm.index("--served-model-name") + 1] == "내 모델"
+    assert vllm[:5] == ["vllm", "serve", ".", "--served-model-name", "내 모델"]
+    assert json.loads(asked[-1])["model"] == json.loads(also[-1])["model"] == "내 모델"
     assert (target / llama_cpp[llama_cpp.index("--model") + 1]).is_file() and (target / create[create.index("--file") + 1]).is_file()
     assert create[2] == run[2] and re.fullmatch(r"[a-z0-9][a-z0-9._-]*", run[2])
     assert main([*generate[1:], "--max_new_tokens", "3"]) == 0 and serve[1:3] == ["serve", "."]
@@ -129,8 +130,8 @@ def test_what_cannot_go_along_is_named_before_anything_is_loaded(base, fresh_tin
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text(json.dumps({"task_type": "SEQ_CLS", "base_model_name_or_path": str(base)}), encoding="utf-8")
     assert f"{adapter} is a reward model, and a GGUF file has no place for its head" in told(adapter, target, "--gguf", "f16")
-    quantised = json.loads((base / "config.json").read_text(encoding="utf-8")) | {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
-    (other / "config.json").write_text(json.dumps(quantised), encoding="utf-8")
+    quantised = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    (other / "config.json").write_text(json.dumps(json.loads((base / "config.json").read_text(encoding="utf-8")) | quantised), encoding="utf-8")
     assert f"{other} holds quantised weights (bitsandbytes), export needs plain ones" in told(other, target)
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.backend_tokenizer.normalizer = Lowercase()

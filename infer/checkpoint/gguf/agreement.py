@@ -9,19 +9,24 @@ from gguf import TokenType
 from transformers import PreTrainedTokenizerBase
 
 from ....data.errors import UserError
+from ....data.template import render
 from .encoding import Encoder
 from .vocabulary import REMEDY, Vocabulary
 
 PLAIN = (
-    "수원은 어느 나라에 있나요? 대한민국 경기도의 도시입니다.", "It's 3.14, isn't it? I'LL say: DON'T we'd they're!", "한글과 English가 섞인 글, 😀👍🏽 ✓ ½ ①",
-    "def area(r: float) -> float:\n    return 3.14 * r ** 2  # 넓이\n\n\nprint(f'{area(10):.2f}')\n", '{"이름": ["가", "나"], "n": -1e5}\t<b>&amp;</b>\r\n',
-    "2027-03-05 12:30:59, 1,234,567원 (약 98.7%)", "日本語とРусский ümläut ñ, x\u00a0y", "a  b   c\t\td \n e\n\n \n", "ㅋㅋㅋㅋ ㅠㅠ 뷁 똠방각하 … !!??",
-)  # fmt: skip
-CONVERSATION = [
-    {"role": "user", "content": PLAIN[0]}, {"role": "assistant", "content": PLAIN[3]}, {"role": "user", "content": PLAIN[1]},
-]  # fmt: skip
+    "수원은 어느 나라에 있나요? 대한민국 경기도의 도시입니다.",
+    "It's 3.14, isn't it? I'LL say: DON'T we'd they're!",
+    "def area(r: float) -> float:\n    return 3.14 * r ** 2  # 넓이\n\n\nprint(f'{area(10):.2f}')\n",
+    '{"이름": ["가", "나"], "n": -1e5}\t<b>&amp;</b>\r\n',
+    "2027-03-05 12:30:59, 1,234,567원 (약 98.7%)",
+    "한글과 English가 섞인 글, 😀👍🏽 ✓ ½ ①",
+    "日本語とРусский ümläut ñ, x\u00a0y",
+    "a  b   c\t\td \n e\n\n \n",
+    "ㅋㅋㅋㅋ ㅠㅠ 뷁 똠방각하 … !!??",
+)
+CONVERSATION = [{"role": role, "content": text} for role, text in zip(("user", "assistant", "user"), (PLAIN[0], PLAIN[2], PLAIN[1]))]
 TRIED = 300  # control tokens
-BARE = "llama.cpp puts no space before the first word of a plain prompt, which this tokenizer does (conversations are equal): begin the prompt with one"
+BARE = "llama.cpp puts no space before the first word of a plain prompt, as this tokenizer does: begin it with one (conversations are equal)"
 SPACED = "a space that begins a text, or stands behind a control token, is one token more in llama.cpp"
 BEHIND = "llama.cpp puts a space behind each control token, which this tokenizer does not"
 
@@ -30,7 +35,7 @@ def probes(vocabulary: Vocabulary, tokenizer: PreTrainedTokenizerBase) -> dict[s
     """Return the texts that are tried, by what is tried with them."""
     kinds = (TokenType.CONTROL, TokenType.USER_DEFINED)
     special = [token for token, kind in zip(vocabulary.tokens, vocabulary.types) if kind in kinds][:TRIED]
-    chat = tokenizer.apply_chat_template(CONVERSATION, tokenize=False, add_generation_prompt=True) if tokenizer.chat_template else ""
+    chat = render(tokenizer, CONVERSATION, add_generation_prompt=True) if tokenizer.chat_template else ""
     return {
         "plain": list(PLAIN),
         "spaced": [f"  {text}" for text in PLAIN[:2]] + [f"{token} 가 {token} b" for token in special],
@@ -48,9 +53,8 @@ def settled(vocabulary: Vocabulary, tokenizer: PreTrainedTokenizerBase) -> Vocab
     chats = bool(texts["chat"])
     spaces = (False,) if vocabulary.kind == "gpt2" else (True, False)
     differing = {space: dict(_differing(replace(vocabulary, add_space=space), tokenizer, texts)) for space in spaces}
-    for space, allowed, note in (
-        (True, (), None), (False, (), None), (True, ("spaced",), SPACED), (False, ("plain",) if chats else (), BARE), (True, ("spaced", "control"), BEHIND),
-    ):  # fmt: skip
+    bare = (False, ("plain",), BARE) if chats else (False, (), None)
+    for space, allowed, note in ((True, (), None), (False, (), None), (True, ("spaced",), SPACED), bare, (True, ("spaced", "control"), BEHIND)):
         if space in differing and differing[space].keys() <= set(allowed):
             return replace(vocabulary, add_space=space, notes=vocabulary.notes + ([note] if note else []))
     text = next(iter(differing[spaces[-1]].values()))

@@ -54,7 +54,8 @@ def read_model(file: GgufFile, config: PretrainedConfig) -> PreTrainedModel | No
     if config.model_type in UNREAD:
         return None
     if config.model_type == "mistral":  # the reader knows llama.cpp's name alone
-        config = LlamaConfig(**{name: value for name, value in config.to_dict().items() if name not in ("model_type", "architectures", "sliding_window")})
+        others = ("model_type", "architectures", "sliding_window")
+        config = LlamaConfig(**{name: value for name, value in config.to_dict().items() if name not in others})
     with without_load_report():
         model = AutoModelForCausalLM.from_pretrained(
             file.path.parent, gguf_file=file.path.name, config=config, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)

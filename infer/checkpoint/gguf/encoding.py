@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import regex
 from gguf import TokenType
-from tokenizers import normalizers, pre_tokenizers
+from tokenizers import pre_tokenizers
 
 from .pre_tokenizers import split_named
 from .vocabulary import SPACE, Vocabulary
@@ -36,7 +36,6 @@ class Encoder:
             self._likely = {token: 0.0 if kind == TokenType.USER_DEFINED else score for token, score, kind in scored}
             self._unlikely = min(score for _, score, kind in scored if kind == TokenType.NORMAL) - UNLIKELY
             self._longest = max(map(len, self._likely))
-            self._charsmap = normalizers.Precompiled(vocabulary.charsmap) if vocabulary.charsmap else None
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text."""
@@ -74,7 +73,7 @@ class Encoder:
                 yield from (self.ids[f"<0x{code:02X}>"] for code in piece.encode())
 
     def _likeliest(self, text: str, first: bool) -> list[int]:
-        text = self._normalised(text)
+        text = ((" " if self.own.add_space and text.strip(" ") else "") + text).replace(" ", SPACE)
         best = [(0.0, 0, -1)] + [(-math.inf, 0, -1)] * len(text)  # of what lies before: its score, where its last token begins, and that token
         unknown = self.own.ids["unknown_token_id"]
         for begin in range(len(text)):
@@ -90,13 +89,6 @@ class Encoder:
             if not (ids and ids[-1] == number == unknown):  # neighbours that are unknown are one
                 ids.append(number)
         return ids[::-1]
-
-    def _normalised(self, text: str) -> str:
-        text = self._charsmap.normalize_str(text) if self._charsmap else text
-        if self.own.merge_spaces:
-            text = " ".join(filter(None, text.split(" ")))
-        before = " " if text.strip(" ") and (self.own.add_space or self.own.merge_spaces) else ""
-        return (before + text).replace(" ", SPACE)
 
 
 def _cut(word: str, pattern: regex.Pattern) -> Iterator[str]:

@@ -32,7 +32,9 @@ def plan_gguf(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, ends
 
 
 @torch.no_grad()
-def save_gguf(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary, kind: str, probe: Tensor) -> tuple[list[str], float]:
+def save_gguf(
+    path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary, kind: str, probe: Tensor
+) -> tuple[list[str], float]:
     """Write a model of float32 weights and check it; return what differs in llama.cpp, and the largest change of a logit of `probe`, [1, tokens].
 
     The change is a share of the logits' spread, by transformers' own reader of the file; of a family that this does not read it is nan, and the

@@ -18,7 +18,8 @@ LAYER = {
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
 }  # fmt: skip
 SANDWICHED = {
-    **LAYER, "post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm", "post_feedforward_layernorm": "post_ffw_norm",
+    **LAYER, "post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
 }  # fmt: skip
 GPT2_ENDS = {"transformer.wte": "token_embd", "transformer.wpe": "position_embd", "transformer.ln_f": "output_norm", "lm_head": "output"}
 GPT2_LAYER = {
@@ -32,7 +33,10 @@ def as_it_is(tensor: Tensor, name: str, config: PretrainedConfig) -> Tensor:
 
 
 def rotary_pairs(tensor: Tensor, name: str, config: PretrainedConfig) -> Tensor:
-    """Return queries' and keys' rows, [heads * head_dim, ...], in pairs: transformers turns a head's first half with its second, `llama` row 2i with 2i + 1."""
+    """Return queries' and keys' rows, [heads * head_dim, ...], in pairs.
+
+    transformers turns a head's row i with row i + head_dim / 2, llama.cpp's `llama` row 2i with row 2i + 1.
+    """
     if name not in ("attn_q", "attn_k"):
         return tensor
     heads = config.num_attention_heads if name == "attn_q" else config.num_key_value_heads
@@ -77,7 +81,9 @@ FAMILIES = {
     "gemma3_text": Family("gemma3", plus_one, {**GEMMA2, "attn_logit_softcapping": (None,)}, layer=SANDWICHED, period=6),
     "gpt2": Family(
         "gpt2", transposed, ends=GPT2_ENDS, layer=GPT2_LAYER, ropes=(),
-        must={"activation_function": GELU, "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,)},
+        must={
+            "activation_function": GELU, "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,),
+        },
     ),
 }  # fmt: skip
 

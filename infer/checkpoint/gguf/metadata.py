@@ -99,7 +99,8 @@ def _rope(config: PretrainedConfig, family: Family) -> Values:
         known = ", ".join(family.ropes)
         raise UserError(f"llama.cpp has no rotary embedding of the kind {kind} for {config.model_type} ({known}): {REMEDY}")
     if told.get("partial_rotary_factor", 1.0) != 1.0:
-        raise UserError(f"llama.cpp turns whole heads of {config.model_type}, this one has partial_rotary_factor {told['partial_rotary_factor']}: {REMEDY}")
+        part = told["partial_rotary_factor"]
+        raise UserError(f"llama.cpp turns whole heads of {config.model_type}, this one has partial_rotary_factor {part}: {REMEDY}")
     values: Values = {"rope.freq_base": base}
     if kind in ("linear", "yarn"):
         values |= {"rope.scaling.type": kind, "rope.scaling.factor": float(told["factor"])}

@@ -57,8 +57,7 @@ class GgufFile:
         return Vocabulary(
             kind=told["model"], tokens=told["tokens"], types=told["token_type"], add_bos=told["add_bos_token"], add_eos=told["add_eos_token"],
             ids={name: value for name, value in told.items() if name.endswith("token_id")}, pre=told["pre"], merges=told.get("merges"),
-            scores=told.get("scores"), add_space=told["add_space_prefix"], merge_spaces=told.get("remove_extra_whitespaces", False),
-            charsmap=bytes(told["precompiled_charsmap"]) if "precompiled_charsmap" in told else None, template=told.get("tokenizer.chat_template"),
+            scores=told.get("scores"), add_space=told["add_space_prefix"], template=told.get("tokenizer.chat_template"),
         )  # fmt: skip
 
 

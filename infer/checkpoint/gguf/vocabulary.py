@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,10 +15,11 @@ from ....data.errors import UserError
 from .pre_tokenizers import split_of
 
 SPACE = "▁"
+SPACED = ({"type": "Prepend", "prepend": SPACE}, {"type": "Replace", "pattern": {"String": " "}, "content": SPACE})
 REMEDY = "export without --gguf"
 NEVER = -1e6  # the score of what no text is to become
 ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")  # what the file has room for
-NFC_NOTE = "llama.cpp does not compose characters (NFC), which this tokenizer does: decomposed text, such as Korean file names of a Mac, gets other ids there"
+NFC_NOTE = "llama.cpp does not compose characters (NFC), as this tokenizer does: decomposed text (Korean file names of a Mac) gets other ids there"
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,6 @@ class Vocabulary:
     merges: list[str] | None = None
     scores: list[float] | None = None
     add_space: bool = False  # before the text, and behind each control token
-    merge_spaces: bool = False
-    charsmap: bytes | None = None
     template: str | Mapping[str, str] | None = None
     notes: list[str] = field(default_factory=list)  # what differs in llama.cpp, a sentence each
 
@@ -55,14 +53,17 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, rows: int, ends: Collectio
     byte_level = kind == "BPE" and "ByteLevel" in json.dumps(definition["pre_tokenizer"])
     own = _byte_level(definition) if byte_level else {"BPE": _sentencepiece, "Unigram": _unigram}.get(kind, _other)(definition)
     tokens, types = _tokens(tokenizer, rows, definition["model"].get("byte_fallback", False) and not byte_level)
-    if not byte_level and tokenizer.unk_token_id is not None:
-        types[tokenizer.unk_token_id] = TokenType.UNKNOWN
+    ids = _special(tokenizer, ends)
+    if kind == "Unigram":
+        ids["unknown_token_id"] = definition["model"]["unk_id"]
+    if not byte_level and "unknown_token_id" in ids:
+        types[ids["unknown_token_id"]] = TokenType.UNKNOWN
     scores = own.pop("scores", None)
     if scores is not None:
         own["scores"] = [scores.get(token, NEVER) for token in tokens]
     add_bos, add_eos = _added(tokenizer)
     return Vocabulary(
-        tokens=tokens, types=[int(each) for each in types], ids=_special(tokenizer, ends), add_bos=add_bos, add_eos=add_eos, template=tokenizer.chat_template, **own
+        tokens=tokens, types=[int(each) for each in types], ids=ids, add_bos=add_bos, add_eos=add_eos, template=tokenizer.chat_template, **own
     )  # fmt: skip
 
 
@@ -71,7 +72,7 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, rows: int, bytes_too: bool) -> t
     vocabulary = tokenizer.get_vocab()
     if len(vocabulary) > rows or max(vocabulary.values()) >= rows:
         highest = max(vocabulary.values())
-        raise UserError(f"the tokenizer's ids go up to {highest}, the model has {rows} embeddings: a GGUF file needs one for each token, resize the model's")
+        raise UserError(f"the tokenizer's ids go up to {highest}, the model has {rows} embeddings: a GGUF file needs one for each, resize the model's")
     tokens, types = [f"[PAD{number}]" for number in range(rows)], [TokenType.UNUSED] * rows
     for token, number in vocabulary.items():
         tokens[number] = token
@@ -93,7 +94,7 @@ def _is_byte(token: str) -> bool:
 def _byte_level(definition: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a byte-level BPE."""
     model, notes = definition["model"], []
-    normalizers = _kinds(definition["normalizer"], "normalizers")
+    normalizers = [step["type"] for step in _flat(definition["normalizer"], "normalizers")]
     if normalizers not in ([], ["NFC"]):
         raise UserError(f"llama.cpp has no byte-level tokenizer that normalises a text by {normalizers[0]}: {REMEDY}")
     if normalizers:
@@ -117,10 +118,9 @@ def _sentencepiece(definition: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a BPE over characters that falls back on bytes: llama.cpp joins the two neighbours whose token has the highest score."""
     model = definition["model"]
     vocabulary, pairs = model["vocab"], _pairs(model)
-    lacking = [code for code in range(256) if f"<0x{code:02X}>" not in vocabulary]
-    if lacking or not model.get("byte_fallback"):
-        raise UserError(f"llama.cpp has no BPE over characters without 256 tokens of bytes to fall back on (here none for {(lacking or [0])[0]}): {REMEDY}")
-    _refuse_steps(definition, ("Prepend", "Replace"))
+    if not model.get("byte_fallback") or any(f"<0x{code:02X}>" not in vocabulary for code in range(256)):
+        raise UserError(f"llama.cpp has no BPE over characters without 256 tokens of bytes to fall back on: {REMEDY}")
+    _refuse_steps(definition)
     scores = dict.fromkeys(vocabulary, -float(len(pairs) + 1))
     for rank, (left, right) in reversed(list(enumerate(pairs))):
         scores[left + right] = -float(rank + 1)
@@ -144,22 +144,20 @@ def _unigram(definition: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"llama.cpp's Unigram does not fall back on bytes, as this tokenizer does: {REMEDY}")
     if model.get("unk_id") is None:
         raise UserError(f"llama.cpp's Unigram needs an unknown token, which this tokenizer has not: {REMEDY}")
-    steps = _refuse_steps(definition, ("Precompiled", "Prepend", "Replace"))
-    maps = [step["precompiled_charsmap"] for step in steps if step["type"] == "Precompiled"]
-    merged = any(step["type"] == "Replace" and step["pattern"].get("Regex") == " {2,}" for step in steps)
-    charsmap = base64.b64decode(maps[0]) if maps and maps[0] else None
-    return {"kind": "t5", "scores": dict(model["vocab"]), "charsmap": charsmap, "merge_spaces": merged}
+    _refuse_steps(definition)
+    return {"kind": "t5", "scores": dict(model["vocab"])}
 
 
 def _other(definition: Mapping[str, Any]) -> dict[str, Any]:
     raise UserError(f"llama.cpp has no {definition['model']['type']} tokenizer for these families (BPE and Unigram): {REMEDY}")
 
 
-def _refuse_steps(definition: Mapping[str, Any], allowed: Sequence[str]) -> list[Mapping[str, Any]]:
-    """The steps of the normalizer. Raises UserError for one that is not allowed, and for words that end where llama.cpp goes on."""
-    steps = _flat(definition["normalizer"], "normalizers")
-    if others := [step["type"] for step in steps if step["type"] not in allowed]:
-        raise UserError(f"llama.cpp does not normalise a text by {others[0]}, as this tokenizer does: {REMEDY}")
+def _refuse_steps(definition: Mapping[str, Any]) -> None:
+    """Raise UserError for a normalizer that does more than write spaces as SentencePiece does, and for words that end where llama.cpp goes on."""
+    others = [step for step in _flat(definition["normalizer"], "normalizers") if step not in SPACED]
+    if others:  # Precompiled too: llama.cpp applies it to other pieces of a text
+        told = f"Replace of {next(iter(others[0]['pattern'].values()))!r}" if others[0]["type"] == "Replace" else others[0]["type"]
+        raise UserError(f"llama.cpp does not normalise a text by {told} as this tokenizer does: {REMEDY}")
     for step in _flat(definition["pre_tokenizer"], "pretokenizers"):
         if step["type"] == "Split" and step["pattern"] == {"String": " "}:
             continue  # Gemma's, whose spaces were replaced before
@@ -170,17 +168,12 @@ def _refuse_steps(definition: Mapping[str, Any], allowed: Sequence[str]) -> list
         over = next((token for token in texts if SPACE in token[1:]), None) if step.get("split", True) else None
         if over:
             raise UserError(f"this tokenizer ends words at spaces and has the token {over!r}, which llama.cpp would take: {REMEDY}")
-    return steps
 
 
 def _flat(step: Mapping[str, Any] | None, within: str) -> list[Mapping[str, Any]]:
     if step is None:
         return []
     return [each for inner in step[within] for each in _flat(inner, within)] if step["type"] == "Sequence" else [step]
-
-
-def _kinds(step: Mapping[str, Any] | None, within: str) -> list[str]:
-    return [each["type"] for each in _flat(step, within)]
 
 
 def _pairs(model: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -57,16 +57,14 @@ def tokenizer_values(vocabulary: Vocabulary) -> dict[str, Any]:
     """Return what the file says of the tokenizer, but for the chat template."""
     values = {
         "model": vocabulary.kind, "pre": vocabulary.pre or "default", "tokens": vocabulary.tokens, "token_type": vocabulary.types,
-        "scores": vocabulary.scores, "merges": vocabulary.merges, **vocabulary.ids, "add_bos_token": vocabulary.add_bos, "add_eos_token": vocabulary.add_eos,
-        "add_space_prefix": vocabulary.add_space, "remove_extra_whitespaces": vocabulary.merge_spaces or None, "precompiled_charsmap": vocabulary.charsmap,
+        "scores": vocabulary.scores, "merges": vocabulary.merges, **vocabulary.ids,
+        "add_bos_token": vocabulary.add_bos, "add_eos_token": vocabulary.add_eos, "add_space_prefix": vocabulary.add_space,
     }  # fmt: skip
-    return {f"tokenizer.ggml.{key}": value for key, value in values.items() if value is not None and value != []}
+    return {f"tokenizer.ggml.{key}": value for key, value in values.items() if value is not None}
 
 
 def _types(value: Any) -> tuple[GGUFValueType, GGUFValueType | None]:
     """How a value is written: its type, and that of its elements."""
-    if isinstance(value, bytes):
-        return GGUFValueType.ARRAY, GGUFValueType.UINT8
     if isinstance(value, list):
         return GGUFValueType.ARRAY, {str: GGUFValueType.STRING, int: GGUFValueType.INT32, float: GGUFValueType.FLOAT32}[type(value[0])]
     return {bool: GGUFValueType.BOOL, int: GGUFValueType.UINT32, float: GGUFValueType.FLOAT32, str: GGUFValueType.STRING}[type(value)], None

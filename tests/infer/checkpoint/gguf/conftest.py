@@ -33,7 +33,8 @@ class LlamaCpp:
 
     def __init__(self):
         script = Path(__file__).with_name("llama_cpp.py")
-        self.process = subprocess.Popen([sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        self.process = subprocess.Popen([sys.executable, str(script)], text=True, **pipes)
 
     def ask(self, **asked):
         print(json.dumps(asked), file=self.process.stdin, flush=True)
@@ -136,7 +137,9 @@ TRAINED = {
     "smaug-bpe": lambda corpus: byte_level(corpus, cut(LLAMA3)),
     "llama-bpe": lambda corpus: byte_level(corpus, cut(LLAMA3), ignore_merges=True),
     "qwen2": lambda corpus: byte_level(corpus, cut(QWEN), normalizers.NFC()),
-    **{name: lambda corpus, name=name: byte_level(corpus, cut(split_named(name).patterns[0]), ignore_merges=name == "tekken") for name in ("tekken", "gpt-4o", "qwen35")},
+    "tekken": lambda corpus: byte_level(corpus, cut(split_named("tekken").patterns[0]), ignore_merges=True),
+    "gpt-4o": lambda corpus: byte_level(corpus, cut(split_named("gpt-4o").patterns[0])),
+    "qwen35": lambda corpus: byte_level(corpus, cut(split_named("qwen35").patterns[0])),
     "prepended": lambda corpus: sentencepiece(corpus, None, normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])),
     "always": lambda corpus: sentencepiece(corpus, Metaspace(prepend_scheme="always", split=False)),
     "first": lambda corpus: sentencepiece(corpus, Metaspace(prepend_scheme="first", split=False)),

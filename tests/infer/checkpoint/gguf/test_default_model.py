@@ -11,16 +11,21 @@ from seodang.recipes import export
 
 SAMPLES = Path(__file__).parents[4] / "data" / "samples"
 QUESTIONS = (
-    "Which country is the city of Suwon located in?", "한국의 수도는 어디인가요?", "Write a Python function that adds two numbers.", "Name three colours. 😀",
-    "다음 문장을 영어로 번역하세요: 밖에 눈이 많이 쌓였어요.", "What is 1,234 + 5,678?",
-)  # fmt: skip
+    "Which country is the city of Suwon located in?",
+    "한국의 수도는 어디인가요?",
+    "Write a Python function that adds two numbers.",
+    "Name three colours. 😀",
+    "다음 문장을 영어로 번역하세요: 밖에 눈이 많이 쌓였어요.",
+    "What is 1,234 + 5,678?",
+)
 
 
 @pytest.mark.full
 def test_ids_and_greedy_answers_are_those_of_here(tmp_path, llama_cpp):
     assert export.main(["default", str(tmp_path / "smol"), "--gguf", "f32"]) == 0
     engine = llama_cpp.load(tmp_path / "smol" / "smol-F32.gguf")
-    lines = [line for name in ("korean_english.jsonl", "geography.jsonl", "build.py") for line in (SAMPLES / name).read_text(encoding="utf-8").splitlines()]
+    files = [(SAMPLES / name).read_text(encoding="utf-8") for name in ("korean_english.jsonl", "geography.jsonl", "build.py")]
+    lines = [line for file in files for line in file.splitlines()]
     tokenizer = load_tokenizer(tmp_path / "smol")
     asked = [*filter(None, lines[::3]), *(f"<|im_start|>user\n{question}<|im_end|>\n" for question in QUESTIONS)]
     assert engine.ids_of(*asked) == tokenizer(asked)["input_ids"]

@@ -10,11 +10,13 @@ from seodang.infer.checkpoint.gguf.metadata import architecture, rope_factors
 from seodang.infer.checkpoint.gguf.reading import GgufFile
 
 LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 1000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
+    "rope_type": "llama3", "rope_theta": 1000.0, "factor": 8.0, "original_max_position_embeddings": 32, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
 }  # fmt: skip
 YARN = {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "original_max_position_embeddings": 64}
-SCALED = {
-    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0}, "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 5000.0},
+FULL = {"rope_type": "linear", "factor": 8.0, "rope_theta": 5000.0}
+MIXED = {
+    "num_hidden_layers": 3, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "rope_parameters": {"sliding_attention": {"rope_type": "default", "rope_theta": 100.0}, "full_attention": FULL},
 }  # fmt: skip
 CASES = {
     "llama": ("llama", {}),
@@ -26,7 +28,7 @@ CASES = {
     "qwen3": ("qwen3", {"head_dim": 16}),
     "gemma": ("gemma", {"head_dim": 16}),
     "gemma2": ("gemma2", {}),
-    "gemma3": ("gemma3_text", {"num_hidden_layers": 3, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "rope_parameters": SCALED}),
+    "gemma3": ("gemma3_text", MIXED),
     "gpt2": ("gpt2", {}),
     "gpt2, untied": ("gpt2", {"tie_word_embeddings": False, "n_inner": 48}),
 }  # fmt: skip
@@ -95,7 +97,7 @@ def test_llama3s_factors_by_hand(fresh_tiny):
         ("gemma", {"tie_word_embeddings": False}, "gemma with tie_word_embeddings True"),
         ("gemma2", {"query_pre_attn_scalar": 7}, "gemma2 with query_pre_attn_scalar 8, this configuration has 7"),
         ("gemma2", {"attn_logit_softcapping": None}, "always caps the logits of gemma2"),
-        ("gemma2", {"num_hidden_layers": 3, "layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}, "each so many layers"),
+        ("gemma2", {"num_hidden_layers": 3, "layer_types": ["full_attention", *MIXED["layer_types"][::2]]}, "each so many layers"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "gpt2 with scale_attn_by_inverse_layer_idx False"),
     ],
 )
@@ -115,6 +117,6 @@ def test_a_head_of_another_kind_is_refused(fresh_tiny):
 def test_a_window_that_llama_cpp_has_not_ends_the_context_there(fresh_tiny, write):
     values = GgufFile(write(fresh_tiny("mistral", sliding_window=64))).values
     assert values["llama.context_length"] == 64 and "its context ends at 64 tokens" in write.notes[0]
-    windowed = GgufFile(write(fresh_tiny("gemma2"))).values
-    assert (windowed["gemma2.attention.sliding_window"], windowed["gemma2.attention.sliding_window_pattern"], windowed["gemma2.context_length"]) == (6, 2, 256)
-    assert not write.notes
+    values = GgufFile(write(fresh_tiny("gemma2"))).values
+    names = ("attention.sliding_window", "attention.sliding_window_pattern", "context_length")
+    assert [values[f"gemma2.{name}"] for name in names] == [6, 2, 256] and not write.notes

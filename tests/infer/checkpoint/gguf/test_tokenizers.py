@@ -20,7 +20,8 @@ from seodang.infer.checkpoint.gguf.pre_tokenizers import ROUGHLY
 from seodang.infer.checkpoint.gguf.reading import GgufFile
 from seodang.infer.checkpoint.gguf.vocabulary import NEVER, NFC_NOTE, vocabulary_of
 
-LETTERS = [*"가각힣ㅋㅠ漢字かなabcXYZ019 .,!?'\"\n\r\t  ß éÅ😀👍🏽🏳️‍🌈«—…№½\u00a0\u3000Яж", "I'll", "3.14", "<|im_start|>", "<s>"]
+WHOLE = ["I'll", "3.14", "<|im_start|>", "<s>"]
+LETTERS = [*"가각힣ㅋㅠ漢字かなabcXYZ019 .,!?'\"\n\r\t  ß éÅ😀👍🏽🏳️‍🌈«—…№½\u00a0\u3000Яж", *WHOLE]
 
 ROUGH = {"tekken": [ROUGHLY], "gpt-4o": [ROUGHLY], "qwen35": []}
 NOTES = {"qwen2": [NFC_NOTE], **ROUGH, "always": [SPACED], "unigram": [SPACED]}
@@ -28,11 +29,12 @@ NOTES = {"qwen2": [NFC_NOTE], **ROUGH, "always": [SPACED], "unigram": [SPACED]}
 
 @pytest.fixture(scope="session")
 def texts(corpus):
-    """Lines that were learned from, lines that were not, and letters thrown together; none begins with a space, nor does what stands behind a control token."""
+    """Lines that were learned from, lines that were not, and letters thrown together; no space begins one or stands behind a control token."""
     generator = random.Random(0)
     thrown = ["".join(generator.choices(LETTERS, k=generator.randrange(1, 50))) for _ in range(120)]
-    code = Path(__file__).read_text(encoding="utf-8").split("\n\n")
-    fixed = ["수원은 어느 나라에 있나요?<|im_end|>\n<|im_start|>assistant\n", "<s>안녕<think>음</think>", "2027-03-05, 1,234,567원", "a\n\n\n  b\t\tc  "]
+    code = [part[:300] for part in Path(__file__).read_text(encoding="utf-8").split("\n\n")]
+    chat = "수원은 어느 나라에 있나요?<|im_end|>\n<|im_start|>assistant\n"
+    fixed = [chat, "<s>안녕<think>음</think>", "2027-03-05, 1,234,567원", "a\n\n\n  b\t\tc  "]
     return [text for text in (*corpus[::40], *code, *thrown, *fixed) if text.strip() and text[0] != " " and "> " not in text]
 
 
@@ -75,7 +77,7 @@ def test_tokens_have_their_kinds_and_roles(trained, fresh_tiny, write):
     tokenizer = trained("prepended")
     file = GgufFile(write(fresh_tiny("llama", vocab_size=len(tokenizer) + 2), tokenizer)).vocabulary()
     kinds = dict(zip(file.tokens, map(TokenType, file.types)))
-    named = {"<unk>": TokenType.UNKNOWN, "<s>": TokenType.CONTROL, "<|im_start|>": TokenType.CONTROL, "<0x0A>": TokenType.BYTE, "▁": TokenType.NORMAL}
+    named = {"<unk>": TokenType.UNKNOWN, "<s>": TokenType.CONTROL, "<0x0A>": TokenType.BYTE, "▁": TokenType.NORMAL}
     assert {token: kinds[token] for token in named} == named
     assert file.tokens[-2:] == [f"[PAD{len(tokenizer)}]", f"[PAD{len(tokenizer) + 1}]"] and file.types[-2:] == [TokenType.UNUSED] * 2
     assert file.ids == {"eos_token_id": 2, "bos_token_id": 1, "unknown_token_id": 0, "padding_token_id": 4}
@@ -119,6 +121,7 @@ def test_a_word_that_stays_whole_counts_where_merges_do_not_make_it(trained):
         ("gpt-2", {"pre_tokenizer": Sequence([Digits(), ByteLevel(add_prefix_space=False)])}, r"splits a text by \\p{N}\+ and then 's"),
         ("gpt-2", {"pre_tokenizer": ByteLevel(add_prefix_space=True)}, "ByteLevel with a space put before the text"),
         ("gemma", {"normalizer": normalizers.NFKC()}, "does not normalise a text by NFKC"),
+        ("gemma", {"normalizer": normalizers.Replace("``", '"')}, "does not normalise a text by Replace of '``'"),
         ("gemma", {"pre_tokenizer": Punctuation()}, "does not split a text by Punctuation"),
         ("gemma", {"pre_tokenizer": Metaspace(prepend_scheme="never")}, "ends words at spaces and has the token"),
         ("gemma", {"model": models.BPE({"<unk>": 0, "a": 1}, [], unk_token="<unk>")}, "without 256 tokens of bytes to fall back on"),
