@@ -15,8 +15,10 @@ from typing import TextIO
 
 # Threads that spin while they wait take the core from those they wait for, wherever another program runs. OpenMP reads this when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# oneDNN keeps 1,024 products that it has compiled, one for each shape and number of rows, of 0.6 MB each; to compile one again takes a millisecond or two.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+# oneDNN, and torch's layer over it, keep 1,024 products each that were compiled, one for each shape and number of rows, 0.3 MB apiece in both; to compile
+# one again takes as long as to compute it.
+for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(cache, "128")
 
 VERBS = {
     "prepare": "convert the embedded default model into the cache folder",
