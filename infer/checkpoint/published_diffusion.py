@@ -1,4 +1,4 @@
-"""Published diffusion checkpoints without the code beside them: Dream is a Qwen2 whose attention is not causal, LLaDA such a Llama under other names."""
+"""Published diffusion checkpoints without their own code: Dream is a Qwen2 whose attention is not causal, LLaDA such a Llama under other names."""
 
 from __future__ import annotations
 
@@ -7,10 +7,18 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, LlamaConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Config, Qwen2Tokenizer
+from transformers import (
+    AutoConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2Tokenizer,
+)
 
 from ...data.errors import UserError
 from ..runners.paradigm import Diffusion, declare, diffusion_of
@@ -43,6 +51,15 @@ LLADA_DEMANDS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "block_group_size": (1, (1,)),
     "block_size": (None, (None,)),
 }
+# What else is there and changes nothing of what a forward computes.
+HARMLESS = frozenset(
+    """
+    model_type architectures auto_map transformers_version torch_dtype dtype use_cache _name_or_path _attn_implementation_autoset bos_token_id
+    eos_token_id pad_token_id mask_token_id attention_dropout residual_dropout embedding_dropout initializer_range sliding_window max_window_layers
+    init_cutoff_factor init_device init_fn init_std precision flash_attention rope_full_precision alibi_bias_max attention_layer_norm_with_affine
+    train_max_sequence_length
+    """.split()
+)
 # LLaDA's names of tensors, by parts, and Llama's. The head has the name of a layer's last product, and is renamed first.
 LLADA_NAMES = {
     r"^model\.transformer\.ff_out": "lm_head", r"^model\.transformer\.wte": "model.embed_tokens", r"^model\.transformer\.ln_f": "model.norm",
@@ -54,12 +71,13 @@ LLADA_NAMES = {
 
 @dataclass(frozen=True)
 class Published:
-    """A published checkpoint in terms of transformers' own classes."""
+    """A published checkpoint in terms of transformers' own classes; `names` are patterns of the file's names of tensors, and what stands for them."""
 
     place: str
     config: PreTrainedConfig
     tokenizer_class: type[PreTrainedTokenizerBase]
-    names: Mapping[str, str] = field(default_factory=dict)  # patterns of the file's names of tensors, and what stands for them
+    unknown: tuple[str, ...]  # keys of config.json of which nothing is known
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -67,10 +85,13 @@ class Published:
         return {"config": self.config, "key_mapping": dict(self.names) or None}
 
     def settled(self, model: PreTrainedModel, report: Mapping[str, Any]) -> dict[str, Any]:
-        """Let a model that was loaded be saved under the names of its class; return what the loading reported, missing tensors by the names of the file.
+        """Let a loaded model be saved under the names of its class; return what the loading reported, missing tensors by the names of the file.
 
-        Raises UserError for tensors of another shape than config.json says, and for those that the model has no use for.
+        What of the config is not known is told. Raises UserError for tensors of another shape than config.json says, and for those that the model
+        has no use for.
         """
+        if self.unknown:
+            logger.warning("%s: config.json says %s, which is not known of its kind and was passed over", self.place, ", ".join(self.unknown))
         if self.names:
             del model._weight_conversions  # by which save_pretrained would go back to the names of the file
         if mismatched := sorted(report["mismatched_keys"], key=lambda each: each[0]):
@@ -101,7 +122,7 @@ def published(place: str | os.PathLike) -> Published | None:
         raw, _ = PreTrainedConfig.get_config_dict(os.fspath(place))
     except (OSError, ValueError):
         return None  # what is wrong shows where the checkpoint is loaded
-    made = KINDS.get(raw.get("model_type", ""))
+    made = KINDS.get(str(raw.get("model_type")))
     return None if made is None else made(os.fspath(place), raw)
 
 
@@ -125,63 +146,86 @@ def published_tokenizer(found: Published) -> PreTrainedTokenizerBase:
 
 
 def _dream(place: str, raw: Mapping[str, Any]) -> Published:
-    _check(place, raw, "DreamModel", DREAM_DEMANDS, ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"))
-    heads = raw["num_attention_heads"]
-    if raw.get("head_dim") not in (None, raw["hidden_size"] // heads):
-        raise UserError(f"{place}: head_dim={raw['head_dim']} in config.json is no Dream's, whose heads share hidden_size={raw['hidden_size']}")
+    said = _Said(place, raw, "DreamModel", DREAM_DEMANDS)
+    width, heads = said.needed("hidden_size"), said.needed("num_attention_heads")
+    if said.get("head_dim", width // heads) != width // heads:
+        raise UserError(f"{place}: head_dim={raw['head_dim']} in config.json is no Dream's, whose heads share hidden_size={width}")
     config = Qwen2Config(
-        **{name: raw[name] for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")},
-        num_key_value_heads=raw.get("num_key_value_heads") or heads,
-        max_position_embeddings=raw.get("max_position_embeddings", 32768),
-        rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
-        rope_parameters={"rope_type": "default", **(raw.get("rope_scaling") or {}), "rope_theta": raw.get("rope_theta", 10000.0)},
-        tie_word_embeddings=raw.get("tie_word_embeddings", False),
-        **_common(raw, "Qwen2ForCausalLM"),
+        vocab_size=said.needed("vocab_size"),
+        hidden_size=width,
+        intermediate_size=said.needed("intermediate_size"),
+        num_hidden_layers=said.needed("num_hidden_layers"),
+        num_attention_heads=heads,
+        num_key_value_heads=said.get("num_key_value_heads", heads),
+        max_position_embeddings=said.get("max_position_embeddings", 32768),
+        rms_norm_eps=said.get("rms_norm_eps", 1e-6),
+        rope_parameters={"rope_type": "default", **said.get("rope_scaling", {}), "rope_theta": said.get("rope_theta", 10000.0)},
+        tie_word_embeddings=said.get("tie_word_embeddings", False),
+        **said.alike("Qwen2ForCausalLM"),
     )
-    declare(config, Diffusion(mask_token_id=raw.get("mask_token_id", 151666), shift=1))
-    return Published(place, config, Qwen2Tokenizer)
+    declare(config, Diffusion(mask_token_id=said.get("mask_token_id", 151666), shift=1))
+    return Published(place, config, Qwen2Tokenizer, said.unknown)
 
 
 def _llada(place: str, raw: Mapping[str, Any]) -> Published:
-    _check(place, raw, "LLaDAModelLM", LLADA_DEMANDS, ("vocab_size", "d_model", "n_heads", "n_layers", "mask_token_id"))
+    said = _Said(place, raw, "LLaDAModelLM", LLADA_DEMANDS)
+    width, heads = said.needed("d_model"), said.needed("n_heads")
     config = LlamaConfig(
-        vocab_size=raw.get("embedding_size") or raw["vocab_size"],
-        hidden_size=raw["d_model"],
-        intermediate_size=raw.get("mlp_hidden_size") or raw.get("mlp_ratio", 4) * raw["d_model"],
-        num_hidden_layers=raw["n_layers"],
-        num_attention_heads=raw["n_heads"],
-        num_key_value_heads=raw.get("n_kv_heads") or raw["n_heads"],
-        max_position_embeddings=raw.get("max_sequence_length", 1024),
-        rms_norm_eps=raw.get("rms_norm_eps", 1e-5),
-        rope_parameters={"rope_type": "default", "rope_theta": raw.get("rope_theta", 10000.0)},
-        tie_word_embeddings=raw.get("weight_tying", True),
-        **_common(raw, "LlamaForCausalLM"),
+        vocab_size=said.get("embedding_size", said.needed("vocab_size")),
+        hidden_size=width,
+        intermediate_size=said.get("mlp_hidden_size", said.get("mlp_ratio", 4) * width),
+        num_hidden_layers=said.needed("n_layers"),
+        num_attention_heads=heads,
+        num_key_value_heads=said.get("n_kv_heads", heads),
+        max_position_embeddings=said.get("max_sequence_length", 1024),
+        rms_norm_eps=said.get("rms_norm_eps", 1e-5),
+        rope_parameters={"rope_type": "default", "rope_theta": said.get("rope_theta", 10000.0)},
+        tie_word_embeddings=said.get("weight_tying", True),
+        **said.alike("LlamaForCausalLM"),
     )
-    declare(config, Diffusion(mask_token_id=raw["mask_token_id"], shift=0))
-    return Published(place, config, PreTrainedTokenizerFast, LLADA_NAMES)
+    declare(config, Diffusion(mask_token_id=said.needed("mask_token_id"), shift=0))
+    return Published(place, config, PreTrainedTokenizerFast, said.unknown, LLADA_NAMES)
 
 
 KINDS: dict[str, Callable[[str, Mapping[str, Any]], Published]] = {"Dream": _dream, "llada": _llada}  # by model_type
 
 
-def _common(raw: Mapping[str, Any], architecture: str) -> dict[str, Any]:
-    """Return what both kinds call as transformers does; dropout, which is for training, as there."""
-    told = {name: raw[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id", "attention_dropout", "initializer_range") if name in raw}
-    return {**told, "dtype": raw.get("dtype") or raw.get("torch_dtype"), "architectures": [architecture]}
+class _Said:
+    """What a config.json says, with the value that their own code takes where a key is missing or null.
 
+    Raises UserError for architectures and settings with which no model of transformers computes the same.
+    """
 
-def _check(place: str, raw: Mapping[str, Any], architecture: str, demands: Mapping[str, tuple[Any, tuple[Any, ...]]], needed: tuple[str, ...]) -> None:
-    """Raise UserError where config.json lacks what is needed, or says what no model of transformers computes."""
-    named = raw.get("architectures") or [architecture]
-    if named != [architecture]:
-        raise UserError(f"{place}: architectures={named} in config.json is not known, only {architecture} is: it may compute something else")
-    for name, (absent, accepted) in demands.items():
-        value = absent if raw.get(name) is None else raw[name]
-        if value not in accepted:
-            wanted = " or ".join(map(repr, accepted))
-            raise UserError(f"{place}: {name}={value!r} in config.json is not supported, only {wanted} is: the model computes something else")
-    if lacking := [name for name in needed if raw.get(name) is None]:
-        raise UserError(f"{place}: config.json says no {lacking[0]}: restore the file")
+    def __init__(self, place: str, raw: Mapping[str, Any], architecture: str, demands: Mapping[str, tuple[Any, tuple[Any, ...]]]):
+        self.place, self.raw, self.asked = place, raw, set(HARMLESS)
+        named = self.get("architectures", [architecture])
+        if named != [architecture]:
+            raise UserError(f"{place}: architectures={named} in config.json is not known, only {architecture} is: it may compute something else")
+        for name, (absent, accepted) in demands.items():
+            value = self.get(name, absent)
+            if value not in accepted:
+                wanted = " or ".join(map(repr, accepted))
+                raise UserError(f"{place}: {name}={value!r} in config.json is not supported, only {wanted} is: the model computes something else")
+
+    def get(self, name: str, absent: Any) -> Any:
+        self.asked.add(name)
+        return absent if self.raw.get(name) is None else self.raw[name]
+
+    def needed(self, name: str) -> Any:
+        if self.get(name, None) is None:
+            raise UserError(f"{self.place}: config.json says no {name}: restore the file")
+        return self.raw[name]
+
+    def alike(self, architecture: str) -> dict[str, Any]:
+        """Return what they call as transformers does."""
+        names = ("bos_token_id", "eos_token_id", "pad_token_id", "attention_dropout", "initializer_range")
+        told = {name: self.raw[name] for name in names if name in self.raw}
+        return {**told, "dtype": self.get("dtype", self.raw.get("torch_dtype")), "architectures": [architecture]}
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Keys that nobody has asked for by now."""
+        return tuple(sorted(name for name, value in self.raw.items() if name not in self.asked and value is not None))
 
 
 def _more(names: list[Any]) -> str:

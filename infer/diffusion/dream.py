@@ -1,7 +1,8 @@
 """Dream's published sampling loop, draw for draw, for results that have to be those of its authors' code.
 
-What is odd in it is kept: passes that commit nothing, the mask token as an answer, a count of commits that is the mean over the rows, so that rows with
-unequally many masks take positions from each other's prompts. `model.diffusion_generate` is this loop; the engine's own diffusion does without all that.
+What is odd in it is kept: passes that commit nothing, the mask token as an answer, a count of commits that is the mean over the rows, so that in rows
+with unequally many masks tokens of the prompt become masks, or masks stay. `model.diffusion_generate` is this loop; the engine's own diffusion does
+without all that.
 """
 
 from __future__ import annotations
@@ -112,10 +113,12 @@ def diffusion_generate(
         raise UserError(f"diffusion_generate fills its whole canvas at once, which attention={BLOCK_CAUSAL!r} cannot: use seodang.infer.generate")
     asked = _settings(generation_config, settings)
     _check_inputs(inputs, attention_mask, asked)
+    mask_id = diffusion.mask_token_id if asked.mask_token_id is None else asked.mask_token_id
+    if not 0 <= mask_id < model.config.vocab_size:
+        raise UserError(f"mask_token_id must be one of the model's {model.config.vocab_size} ids, got {mask_id}")
     if asked.num_return_sequences > 1:
         inputs = inputs.repeat_interleave(asked.num_return_sequences, dim=0)
         attention_mask = None if attention_mask is None else attention_mask.repeat_interleave(asked.num_return_sequences, dim=0)
-    mask_id = diffusion.mask_token_id if asked.mask_token_id is None else asked.mask_token_id
     length = _length(model, inputs.shape[1], asked)
     canvas = pad(inputs.long(), (0, length - inputs.shape[1]), value=mask_id)
     read = _reader(model, diffusion, inputs.shape[1], length, attention_mask)
@@ -176,7 +179,7 @@ def _drawn(logits: Tensor, asked: DreamSettings) -> tuple[Tensor, Tensor]:
     if asked.temperature > 0:
         try:
             tokens = Categorical(probs=probs).sample()
-        except (ValueError, RuntimeError):  # of no row, or of rows that do not sum to 1 closely enough (bfloat16): the likeliest are taken, as there
+        except (ValueError, RuntimeError):  # no row, or rows that do not sum to 1 closely enough (bfloat16): the likeliest are taken, as there
             pass
         else:
             confidences = probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
@@ -234,8 +237,9 @@ def _check_inputs(inputs: Tensor, attention_mask: Tensor | None, asked: DreamSet
     if not isinstance(inputs, Tensor) or inputs.dim() != 2 or inputs.is_floating_point() or inputs.numel() == 0:
         shape = list(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
         raise UserError(f"inputs must be ids of tokens, a tensor [batch, length] of whole numbers, got {shape}")
-    if attention_mask is not None and attention_mask.shape != inputs.shape:
-        raise UserError(f"attention_mask must be of the shape of the inputs, {list(inputs.shape)}, got {list(attention_mask.shape)}")
+    if attention_mask is not None and (not isinstance(attention_mask, Tensor) or attention_mask.shape != inputs.shape):
+        given = list(attention_mask.shape) if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
+        raise UserError(f"attention_mask must be a tensor of the shape of the inputs, {list(inputs.shape)}, got {given}")
     if attention_mask is None and asked.pad_token_id is not None and (inputs == asked.pad_token_id).any():
         logger.warning("the prompts hold the padding token %d, and no attention_mask says that it is padding: it is read as text", asked.pad_token_id)
 

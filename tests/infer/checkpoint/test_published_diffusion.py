@@ -269,6 +269,15 @@ def test_tensors_that_do_not_fit_are_named_as_in_the_file(written, kind, edit, w
         load(folder, **ASKED)
 
 
+def test_what_is_not_known_of_a_config_is_told(written, caplog):
+    load(written("llada", new_kind_of_gate=3, another=None), **ASKED)
+    assert "config.json says new_kind_of_gate, which is not known of its kind and was passed over" in caplog.text
+    assert caplog.text.count("new_kind_of_gate") == 1 and "another" not in caplog.text
+    caplog.clear()
+    load(written("dream"), **ASKED)
+    assert "config.json" not in caplog.text  # all of a published one is known
+
+
 def test_a_tokenizer_without_the_masks_token_is_refused(written):
     with pytest.raises(UserError, match="no token for the mask's id 271"):
         load(written("dream", mask_token_id=271), **ASKED)

@@ -120,6 +120,8 @@ def test_what_comes_back_and_where_settings_come_from():
         ({"inputs": torch.tensor([1, 2, 3])}, r"tensor \[batch, length\] of whole numbers, got \[3\]"),
         ({"inputs": [[1, 2, 3]]}, "got list"),
         ({"attention_mask": torch.ones(1, 2)}, r"of the shape of the inputs, \[1, 3\], got \[1, 2\]"),
+        ({"attention_mask": [[1, 1, 1]]}, "got list"),
+        ({"mask_token_id": 200_000}, "one of the model's 151936 ids, got 200000"),
     ],
 )
 def test_mistakes_are_named_before_any_pass(settings, words):

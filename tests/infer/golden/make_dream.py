@@ -7,9 +7,9 @@ written for:
     pip install --target old --no-deps transformers==4.46.2 tokenizers==0.20.3 huggingface-hub==0.26.5
     PYTHONPATH=old python tests/infer/golden/make_dream.py FOLDER
 
-FOLDER holds `generation_utils.py` and `configuration_dream.py`. The model is no network but the rule of `logits_of`, in whole numbers, in which each logit
-depends on all tokens of its row, on its place and on its token; the test states the same rule. A case's seed is torch's before the call. Sequences are
-written with one letter a token (LETTERS), the history as the canvas after each step, from the prompt's end on where no mask stood in the prompt.
+FOLDER holds `generation_utils.py` and `configuration_dream.py`. The model is no network but the rule of `logits_of`, in whole numbers, in which each
+logit depends on all tokens of its row, on its place and on its token; the test states the same rule. A case's seed is torch's before the call.
+Sequences are written with one letter a token (LETTERS), the history as the canvas after each step, from the prompt's end on where the prompt has no mask.
 """
 
 import importlib
@@ -28,8 +28,11 @@ PRIME = 1_000_003
 
 
 def logits_of(tokens):
-    """[batch, length] -> [batch, length, vocab]: with s the sum of (token + 1) * (place + 1)^2, h = (s (place + 3) + 7919 (token + 1)^2 + 31 place) mod
-    1000003, g = h^2 mod 1000003, the logit is (g mod 65536) / 8192 - 4."""
+    """[batch, length] -> [batch, length, vocab].
+
+    With s the sum of (token + 1) (place + 1)^2 over the row, h = (s (place + 3) + 7919 (token + 1)^2 + 31 place) mod 1000003, and g = h^2 mod 1000003,
+    a logit is (g mod 65536) / 8192 - 4.
+    """
     length = tokens.shape[1]
     place, token = torch.arange(length)[:, None], torch.arange(VOCABULARY)[None]
     s = ((tokens + 1) * (torch.arange(length) + 1) ** 2).sum(dim=1)[:, None, None]
@@ -39,10 +42,12 @@ def logits_of(tokens):
 
 def cases():
     """A sample of all combinations, drawn with a seed; what is rare by name behind them."""
-    every = itertools.product(("origin", "maskgit_plus", "topk_margin", "entropy"), (0, 0.7), (None, 0.9), (None, 5), (None, 0.5), (1, 3), (8, 12), (4, 8, 16))
+    algs = ("origin", "maskgit_plus", "topk_margin", "entropy")
+    every = itertools.product(algs, (0, 0.7), (None, 0.9), (None, 5), (None, 0.5), (1, 3), (8, 12), (4, 8, 16))
     sample = random.Random(0).sample(list(every), 64)
     for seed, (alg, temperature, top_p, top_k, alg_temp, batch, tokens, steps) in enumerate(sample):
-        told = {"alg": alg, "temperature": temperature, "top_p": top_p, "top_k": top_k, "alg_temp": alg_temp, "max_new_tokens": tokens, "steps": steps}
+        drawing = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
+        told = {"alg": alg, **drawing, "alg_temp": alg_temp, "max_new_tokens": tokens, "steps": steps}
         prompt = torch.randint(0, MASK, (batch, 5), generator=torch.Generator().manual_seed(seed)).tolist()
         yield {"seed": seed, "prompt": prompt, "settings": told}
     blog = {"max_new_tokens": 8, "steps": 16, "temperature": 0, "top_p": 1, "alg_temp": 0.0}
