@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, GenerationConfig
 
 from seodang.data.errors import UserError
-from seodang.infer.diffusion.dream import bind, diffusion_generate
+from seodang.infer.diffusion.dream import DreamSettings, _drawn, bind, diffusion_generate
 from seodang.infer.runners.paradigm import Diffusion, declare
 
 VOCABULARY, MASK, PRIME = 64, 63, 1_000_003
@@ -29,7 +29,7 @@ class MadeUp:
         declare(self.config, Diffusion(**{"mask_token_id": MASK, "shift": 1, **changes}))
 
     def __call__(self, input_ids, use_cache, **told):
-        self.passes += 1
+        self.passes, self.told = self.passes + 1, told
         place, token = torch.arange(input_ids.shape[1])[:, None], torch.arange(VOCABULARY)[None]
         s = ((input_ids + 1) * (torch.arange(input_ids.shape[1]) + 1) ** 2).sum(dim=1)[:, None, None]
         h = (s * (place + 3) + 7919 * (token + 1) ** 2 + 31 * place) % PRIME
@@ -143,6 +143,27 @@ def test_a_padding_token_without_a_mask_is_told_and_none_is_no_error(caplog):
     assert not caplog.text
     generate(MadeUp(), [[0, 5]], max_new_tokens=1, steps=1, pad_token_id=0)
     assert "no attention_mask says that it is padding" in caplog.text
+
+
+def test_padding_is_told_to_the_model_with_the_positions_of_the_published_code():
+    model = MadeUp()
+    generate(model, [[0, 0, 9], [3, 4, 5]], max_new_tokens=2, steps=1, attention_mask=torch.tensor([[0, 0, 1], [1, 1, 1]]), num_return_sequences=2)
+    assert model.told["attention_mask"].tolist() == [[0, 0, 1, 1, 1]] * 2 + [[1] * 5] * 2
+    assert model.told["position_ids"].tolist() == [[1, 1, 0, 1, 2]] * 2 + [[0, 1, 2, 3, 4]] * 2
+    generate(model, [[3, 4, 5]], max_new_tokens=2, steps=1, attention_mask=torch.ones(1, 3))
+    assert not model.told
+
+
+def test_where_probabilities_are_too_coarse_to_be_drawn_from_the_likeliest_token_is_taken_as_there():
+    """In bfloat16 these five probabilities sum to 0.9961, which torch's distribution refuses; the published loop then takes the likeliest."""
+    logits = torch.tensor([[2.625, 3.375, 1.5, 0.375, 0.75]]).repeat(50, 1)
+    asked = DreamSettings(temperature=1.0)
+    torch.manual_seed(0)
+    assert len(set(_drawn(logits, asked)[1].tolist())) == 5
+    coarse = logits.bfloat16()
+    assert (coarse.softmax(dim=-1).sum(dim=-1) - 1).abs().max() > 1e-6
+    confidences, tokens = _drawn(coarse, asked)
+    assert set(tokens.tolist()) == {1} and confidences.equal(coarse.softmax(dim=-1)[:, 1])
 
 
 @pytest.fixture
