@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig
 
 from seodang.data.errors import UserError
 from seodang.infer.checkpoint.load import adapter_base, is_adapter, load, resolve
 from seodang.infer.checkpoint.manifest import fingerprint, read_manifest
+from seodang.infer.checkpoint.published_diffusion import stored_config
 from seodang.infer.kernels.device import DTYPES
 from seodang.recipes.options.parser import command, parse
 from seodang.train.run.checkpoints import STAGING, publish_into, reserve_space, start_staging
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _stored_dtype(base: str) -> torch.dtype:
     """The dtype that the base model's own checkpoint has."""
-    stored = AutoConfig.from_pretrained(base).dtype
+    stored = stored_config(base).dtype
     return stored if stored in TOLERANCE else torch.float32
 
 
