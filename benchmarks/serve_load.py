@@ -43,7 +43,7 @@ from engine_load import Texts, rounded, status, told, turns  # it sets OMP_WAIT_
 from seodang.infer import SamplingParams, generate, load
 from seodang.infer.checkpoint.load import resolve
 
-START, ROUND = 300, 1200  # seconds that a server's start and a round may take
+START, ROUND = 900, 1200  # seconds that a server's start (vLLM compiles the model) and a round may take
 GREEDY = {"temperature": 0, "stream": True}
 LAST_CHUNK = b"\r\n0\r\n\r\n"
 BEYOND_END = {"ignore_eos": True, "stream_options": {"include_usage": True}}
