@@ -15,8 +15,10 @@ from typing import TextIO
 
 # Threads that spin while they wait take the core from those they wait for, wherever another program runs. OpenMP reads this when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# oneDNN keeps 1,024 products that it has compiled, one for each shape and number of rows, of 0.3 MB each; to compile one again takes a millisecond or two.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
+# oneDNN, and torch's layer over it, keep 1,024 products each that were compiled, one for each shape and number of rows, 0.3 MB apiece in both; to compile
+# one again takes as long as to compute it.
+for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(cache, "128")
 
 VERBS = {
     "prepare": "convert the embedded default model into the cache folder",
@@ -90,7 +92,10 @@ def said(text: str, stream: TextIO | None = None, code: int = 0) -> Callable[[li
     """What prints a text and returns an exit code."""
 
     def run(_: list[str]) -> int:
-        print(text, file=stream)
+        try:
+            print(text, file=stream, flush=True)
+        except BrokenPipeError:  # whoever reads it has enough (`| head`); what Python would flush at its end goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), (stream or sys.stdout).fileno())
         return code
 
     return run

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from seodang.data.chat import all_end_ids
 from seodang.data.errors import UserError
 from seodang.infer.checkpoint.damage import check_texts, read_json
 from seodang.infer.checkpoint.load import ADAPTER_CONFIG, adapter_base, is_adapter, load, load_tokenizer, resolve
 from seodang.infer.checkpoint.manifest import fingerprint, read_manifest
+from seodang.infer.checkpoint.published_diffusion import stored_config
 from seodang.infer.kernels.device import DTYPES
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.run.card import Exported, model_card, modelfile
@@ -97,7 +98,9 @@ def _config_of(base: str) -> PretrainedConfig:
     if Path(place).is_dir():
         check_texts(Path(place))
     try:
-        config = AutoConfig.from_pretrained(place)
+        config = stored_config(place)
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"model {base!r} could not be read: {str(error).splitlines()[0]}") from None
     if quantised := getattr(config, "quantization_config", None):

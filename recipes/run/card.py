@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seodang.data.chat import all_end_ids
 from seodang.infer.checkpoint.default_model import NAME
+from seodang.infer.runners.paradigm import diffusion_of
 
 QUESTION = "Name three colours."
 TO_OLLAMA = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p", "repetition_penalty": "repeat_penalty"}
@@ -61,6 +62,10 @@ def model_card(about: Exported) -> str:
     text += ["", "The lines below run in this folder.", ""]
     if not generates:
         return "\n".join([*text, *_reward_lines(), "A reward model's head has no place in a GGUF file: llama.cpp and Ollama have none of it.", ""])
+    if diffusion_of(config) is not None:
+        text += ["It fills in masks as Seodang lets it; other engines know nothing of that, and have it speak left to right.", ""]
+        if not diffusion_of(config).autoregressive:
+            return "\n".join([*text, *_seodang_lines()])
     if config.is_encoder_decoder:
         return "\n".join([*text, *_transformers_lines(about, "AutoModelForSeq2SeqLM"), *_seodang_lines()])
     return "\n".join([*text, *_transformers_lines(about), *_vllm_lines(about), *_llama_cpp_lines(about), *_seodang_lines()])

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from seodang.__main__ import main
 from seodang.infer.checkpoint.gguf.reading import GgufFile
+from seodang.infer.runners.paradigm import Diffusion, declare
 from seodang.recipes import export
 
 OLLAMA = {"stop", "temperature", "top_p", "top_k", "min_p", "repeat_penalty", "repeat_last_n"}
@@ -110,6 +111,17 @@ def test_cards_of_other_kinds_of_models(fresh_tiny, tiny_tokenizer, tmp_path, mo
         exec(code, {})  # noqa: S102
         assert ("tensor([[" in capsys.readouterr().out) == (name == "reward")
         assert not any("vllm" in block or "ollama" in block for block in blocks(tmp_path / name, "sh"))
+
+
+def test_a_diffusion_canvas_is_promised_to_no_other_engine(fresh_tiny, tiny_tokenizer, tmp_path):
+    for name, asked in (("masks", {}), ("both", {"attention": "prompt_causal", "autoregressive": True})):
+        model = fresh_tiny("llama")
+        declare(model.config, Diffusion(mask_token_id=5, **asked))
+        model.save_pretrained(tmp_path / f"{name}-base")
+        tiny_tokenizer.save_pretrained(tmp_path / f"{name}-base")
+        assert export.main([str(tmp_path / f"{name}-base"), str(tmp_path / name)]) == 0
+        card = (tmp_path / name / "README.md").read_text(encoding="utf-8")
+        assert "It fills in masks as Seodang lets it; other engines know nothing of that" in card and ("vllm" in card) == (name == "both")
 
 
 def test_what_cannot_go_along_is_named_before_anything_is_loaded(base, fresh_tiny, tiny_tokenizer, tmp_path, monkeypatch, capsys):

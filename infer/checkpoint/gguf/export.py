@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from ....data.errors import UserError
 from .agreement import settled
 from .checking import check_ids, check_weights, read_model
-from .families import family_of
+from .families import family_of, left_to_right_alone
 from .metadata import architecture
 from .reading import GgufFile
 from .vocabulary import ENDS, Vocabulary, vocabulary_of
@@ -44,6 +44,8 @@ def save_gguf(
     if (rows := model.get_input_embeddings().weight.shape[0]) != len(vocabulary.tokens):
         vocabulary = settled(vocabulary_of(tokenizer, rows, [id for role, id in vocabulary.ids.items() if role in ENDS]), tokenizer)
     notes = vocabulary.notes + write_gguf(path, model, family, vocabulary, kind, path.stem.removesuffix(f"-{kind.upper()}"))
+    if lost := left_to_right_alone(model.config):
+        notes.append(lost)
     file = GgufFile(path)
     check_weights(file, model, family)
     check_ids(file, tokenizer, vocabulary)

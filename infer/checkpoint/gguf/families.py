@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from ....data.errors import UserError
+from ...runners.paradigm import BIDIRECTIONAL, diffusion_of
 
 ENDS = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 LAYER = {
@@ -88,6 +89,15 @@ FAMILIES = {
 }  # fmt: skip
 
 
+def left_to_right_alone(config: PretrainedConfig) -> str | None:
+    """Return what of a model is lost where it speaks left to right, "" where nothing is; None for one that only fills in masks."""
+    diffusion = diffusion_of(config)
+    if diffusion is None:
+        return ""
+    causal = diffusion.autoregressive and diffusion.attention != BIDIRECTIONAL
+    return "the diffusion canvas does not go along: llama.cpp lets the model speak left to right alone" if causal else None
+
+
 def family_of(config: PretrainedConfig) -> Family:
     """Return how a model of this configuration goes into a GGUF file.
 
@@ -97,6 +107,8 @@ def family_of(config: PretrainedConfig) -> Family:
     if kind not in FAMILIES:
         raise UserError(f"there is no GGUF mapping for {kind}: it is there for {', '.join(sorted(FAMILIES))}; export without --gguf")
     family = FAMILIES[kind]
+    if left_to_right_alone(config) is None:
+        raise UserError(f"this {kind} fills in masks, and llama.cpp has no canvas for that: export without --gguf")
     heads = [name for name in config.architectures or () if not name.endswith(("ForCausalLM", "LMHeadModel"))]
     if heads:
         raise UserError(f"a GGUF file has no place for the head of {heads[0]}: export without --gguf")

@@ -5,9 +5,12 @@ import torch
 
 from seodang.data.errors import UserError
 from seodang.infer.checkpoint.gguf.checking import check_weights, read_model
+from seodang.infer.checkpoint.gguf.export import save_gguf
 from seodang.infer.checkpoint.gguf.families import family_of, rotary_pairs
 from seodang.infer.checkpoint.gguf.metadata import architecture, rope_factors
 from seodang.infer.checkpoint.gguf.reading import GgufFile
+from seodang.infer.checkpoint.gguf.vocabulary import vocabulary_of
+from seodang.infer.runners.paradigm import Diffusion, declare
 
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 1000.0, "factor": 8.0, "original_max_position_embeddings": 32, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -112,6 +115,16 @@ def test_a_head_of_another_kind_is_refused(fresh_tiny):
     config.architectures = ["LlamaForSequenceClassification"]
     with pytest.raises(UserError, match="no place for the head of LlamaForSequenceClassification"):
         family_of(config)
+
+
+def test_a_model_that_only_fills_in_masks_is_refused_and_one_that_speaks_too_loses_its_canvas(fresh_tiny, tiny_tokenizer, tmp_path):
+    model = fresh_tiny("llama")
+    declare(model.config, Diffusion(mask_token_id=5))
+    with pytest.raises(UserError, match="this llama fills in masks, and llama.cpp has no canvas for that"):
+        family_of(model.config)
+    declare(model.config, Diffusion(mask_token_id=5, attention="prompt_causal", autoregressive=True))
+    notes, _ = save_gguf(tmp_path / "a-F32.gguf", model, tiny_tokenizer, vocabulary_of(tiny_tokenizer, 128, [2]), "f32", torch.tensor([[5, 6, 7]]))
+    assert notes == ["the diffusion canvas does not go along: llama.cpp lets the model speak left to right alone"]
 
 
 def test_a_window_that_llama_cpp_has_not_ends_the_context_there(fresh_tiny, write):
