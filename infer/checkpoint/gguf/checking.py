@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, GgufConfig, LlamaConfig, Pretrain
 
 from ....data.errors import UserError
 from ..quiet import without_load_report
-from .agreement import probes
+from .agreement import agrees, probes
 from .encoding import Encoder
 from .families import Family
 from .reading import GgufFile
@@ -45,7 +45,7 @@ def check_ids(file: GgufFile, tokenizer: PreTrainedTokenizerBase, vocabulary: Vo
         raise UserError(f"{file.path} does not hold the tokenizer that was to be written: export again")
     texts, encoder = probes(read, tokenizer), Encoder(read)
     for text in texts["chat"] or texts["plain"]:
-        if encoder.encode(text) != tokenizer.encode(text, add_special_tokens=False):
+        if not agrees(encoder, tokenizer, text):
             raise UserError(f"{file.path} gives {text[:60]!r} other ids than the tokenizer: export again")
 
 

@@ -19,6 +19,7 @@ SPACED = ({"type": "Prepend", "prepend": SPACE}, {"type": "Replace", "pattern": 
 REMEDY = "export without --gguf"
 NEVER = -1e6  # the score of what no text is to become
 ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")  # what the file has room for
+RUNS = "llama.cpp may cut a run of one sign, such as ')))', in another order where two are equally likely"
 NFC_NOTE = "llama.cpp does not compose characters (NFC), as this tokenizer does: decomposed text (Korean file names of a Mac) gets other ids there"
 
 
@@ -145,7 +146,7 @@ def _unigram(definition: Mapping[str, Any]) -> dict[str, Any]:
     if model.get("unk_id") is None:
         raise UserError(f"llama.cpp's Unigram needs an unknown token, which this tokenizer has not: {REMEDY}")
     _refuse_steps(definition)
-    return {"kind": "t5", "scores": dict(model["vocab"])}
+    return {"kind": "t5", "scores": dict(model["vocab"]), "notes": [RUNS]}
 
 
 def _other(definition: Mapping[str, Any]) -> dict[str, Any]:
