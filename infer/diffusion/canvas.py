@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..requests.likelihoods import TokenLogprobs
+from ..requests.likelihoods import Place, TokenLogprobs
 from ..requests.sequence import TokenSequence
 from ..runners.paradigm import is_bidirectional
 
@@ -47,6 +47,7 @@ class CanvasSequence(TokenSequence):
     """
 
     passes = 0  # of the canvas
+    before: tuple[Tensor, Place | None] | None = None  # the logits behind the prompt, [1, vocab], where the canvas' first token is read there
 
     @cached_property
     def whole(self) -> bool:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from ...data.errors import UserError
 from ..diffusion.canvas import CanvasSequence
-from ..diffusion.denoising import DEFAULT_ORDER, Denoising, together
+from ..diffusion.denoising import DEFAULT_ORDER, denoised
 from ..diffusion.orders import ORDERS, ORIGIN
 from ..requests.generation import Generation
 from ..requests.options import CONFIG, option, settings
@@ -19,34 +17,33 @@ from ..runners.paradigm import diffusion_of
 from .spec import StrategySpec
 
 
-def diffusion(generation: Generation, host: Host) -> Strategy:
-    """Fill in a canvas of `max_new_tokens` masks: each pass reads all of it and makes the surest positions certain (Austin et al. 2021; Nie et al. 2025).
+def diffusion(generation: Generation, host: Host) -> Strategy | None:
+    """Fill in a canvas of `max_new_tokens` masks: each pass reads all of it and makes the surest positions certain.
 
-    What is certain up to the first mask is published as it stands; what ends the answer drops all behind it. Where the model's prompt sees no answer,
-    it is read once.
+    What is certain up to the first mask is published as it stands; what ends the answer drops all behind it. A prompt that sees no answer is read once,
+    and then all canvases of all requests run in the passes of one generator.
     """
-    runner, told = host.runner, diffusion_of(host.runner.model.config)
-    sequence = CanvasSequence.open(generation, runner)
-    before = None
-    if not sequence.whole:
-        before = yield from read(sequence, told.shift)
-    answers = [sequence, *(forked(sequence, choice) for choice in range(1, generation.request.width))]
-    yield from together([Denoising(each, told, before).passes() for each in answers])
+    sequence = CanvasSequence.open(generation, host.runner)
+    if sequence.whole:
+        return join(sequence, host)
+    return read_and_join(sequence, host, diffusion_of(host.runner.model.config).shift)
 
 
-def read(sequence: CanvasSequence, keep: int) -> Strategy:
-    """Read the prompt, by parts where it is long; return the logits of its newest `keep` positions, [keep, vocab]."""
-    logits: Tensor | None = None
+def read_and_join(sequence: CanvasSequence, host: Host, shift: int) -> Strategy:
+    """Read the prompt, by parts where it is long, with the logits of its last position under a shift; then let its answers begin."""
     while sequence.unseen:
-        logits = yield Forward([sequence], [sequence.unseen], [keep], partial=sequence.runner.capabilities.parts)
-    return logits
+        logits = yield Forward([sequence], [sequence.unseen], [shift], partial=sequence.runner.capabilities.parts)
+    if shift:
+        sequence.before = logits, sequence.place
+    join(sequence, host)
 
 
-def forked(sequence: CanvasSequence, choice: int) -> CanvasSequence:
-    """Return a fork of the sequence that grows another answer of its request."""
-    fork = sequence.fork()
-    fork.choice = choice
-    return fork
+def join(sequence: CanvasSequence, host: Host) -> None:
+    """Hand the sequence, and forks of it for its request's further answers, to the generator that fills in all canvases."""
+    for choice in range(sequence.request.width):
+        answer = sequence.fork() if choice else sequence
+        answer.choice, answer.before = choice, sequence.before
+        host.join("diffusion", answer, denoised)
 
 
 def check_diffusion(params: RequestParams) -> None:
