@@ -87,8 +87,7 @@ def refuse_looking_back(params: RequestParams, spec: StrategySpec) -> None:
         if filter.asks(params) and not filter.memoryless:
             setting = next(name for name in filter.fields if name in params.given)
             raise UserError(
-                f"strategy {spec.name!r} fills in all positions at once, and {setting}={shown(params.given[setting])} hangs on what stands before one, "
-                "or on which one it is: drop it"
+                f"{setting} hangs on the tokens before one, or on where it stands, but strategy {spec.name!r} fills in all positions at once: drop it"
             )
 
 
