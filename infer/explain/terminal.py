@@ -15,9 +15,10 @@ from rich.text import Text
 from rich.tree import Tree
 from torch import Tensor
 
-from ..requests.trace import CANDIDATES, Candidates, ChoiceTrace, ContrastTrace, DraftTrace, LayerTrace, PassTrace
+from ..requests.trace import CANDIDATES, Candidates, ChoiceTrace, ContrastTrace, DiffusionStep, DraftTrace, LayerTrace, PassTrace
 from ..text.token_labels import TokenLabels
 from .beam_tree import Node, beam_tree, chains
+from .diffusion_steps import NEW, OPEN, shown_canvas
 from .generation_trace import GenerationTrace, Step
 
 CHOSEN, HEADING, QUIET = "bold green", "bold cyan", "dim"
@@ -31,6 +32,7 @@ def explain(generation_trace: GenerationTrace, names: TokenLabels, steps: int = 
     parts: list[RenderableType] = []
     for result, own in generation_trace.answers:
         parts.append(answer_panel(result, len(generation_trace.answers)))
+        parts += denoising(generation_trace.steps_of(result), names, steps)
         if not any(step.filtered for step in own):
             parts.append(Text("  ").join(Text.assemble(names(step.id), (f" {chance(exp(step.logprob))}", QUIET)) for step in own[:steps]))
         else:
@@ -43,6 +45,14 @@ def explain(generation_trace: GenerationTrace, names: TokenLabels, steps: int = 
     if generation_trace.drafts:
         parts += [Text("\ndrafts", style=HEADING), *drafts(generation_trace, names)]
     return Group(*parts, Text("\ntime", style=HEADING), times(generation_trace))
+
+
+def denoising(found: Sequence[DiffusionStep], names: TokenLabels, steps: int) -> Iterator[Text]:
+    """The canvas after each step of diffusion, a line each: what is new in green, masks where it is open."""
+    for step in found[:steps]:
+        yield shown_canvas(step, names, {NEW: CHOSEN, OPEN: QUIET})
+    if len(found) > steps:
+        yield Text(f"... {len(found) - steps} more steps: --shown {len(found)} shows all of them", style=QUIET)
 
 
 def answer_panel(result, count: int) -> Panel:

@@ -63,6 +63,13 @@ def is_bidirectional(config: PreTrainedConfig) -> bool:
     return diffusion is not None and diffusion.attention == BIDIRECTIONAL
 
 
+def refuse_diffusion(config: PreTrainedConfig, what: str) -> None:
+    """Raise UserError where what reads a text from left to right, by its name, is given a diffusion model that has not learnt to."""
+    diffusion = diffusion_of(config)
+    if diffusion is not None and not diffusion.autoregressive:
+        raise UserError(f"{what} reads from left to right, but this {config.model_type} is a masked-diffusion model: use one that speaks from left to right")
+
+
 def declare(config: PreTrainedConfig, diffusion: Diffusion) -> None:
     """Write into the config what the model is, so that it is saved with it; a plain transformers forward attends as it says, too."""
     told: dict[str, Any] = {name: value for name, value in asdict(diffusion).items() if value is not None}
