@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,8 @@ from .orders import ORIGIN, confidence, surest
 from .schedule import arrival, blocks_of, counts, steps_of
 
 DEFAULT_ORDER = "entropy"
+MAX_POSITIONS = 16_384  # a pass: bounds the memory of activations
+MAX_LOGITS = 2_048  # rows of logits a pass: 400 MB of float32 at a vocabulary of 49,152
 
 
 class Guess(NamedTuple):
@@ -45,23 +48,31 @@ class Task(NamedTuple):
 def denoised(arrivals: Arrivals) -> Strategy:
     """Fill in all canvases, a pass of each at a time, until none is left; `arrivals` is asked for more before each pass.
 
-    Sequences are filtered together, each by its own settings. The noise of every draw comes of the sequence's seed, the position and the step.
+    Those that a pass has no room for come first in the next. Sequences are filtered together, each by its own settings. The noise of every draw comes of the sequence's seed, the position and the step.
     """
     live: list[Denoising] = []
     while True:
         live += map(Denoising, arrivals())
         if not live:
             return
-        asked = [each.ask() for each in live]
-        logits = yield Forward([each.sequence for each in live], [ids for ids, _ in asked], [keep for _, keep in asked])
-        parts = [(each, part) for each, part in zip(live, logits.split([keep for _, keep in asked])) if not each.sequence.finished]
+        running, waiting = that_fit(live)
+        asked = [each.ask() for each in running]
+        logits = yield Forward([each.sequence for each in running], [ids for ids, _ in asked], [keep for _, keep in asked])
+        parts = [(each, part) for each, part in zip(running, logits.split([keep for _, keep in asked])) if not each.sequence.finished]
         rows = [(each, each.read(part)) for each, part in parts]
         for each, guesses in guessed([(each, part) for each, part in rows if len(part)]):
             with each.sequence.generation.contained():
                 each.take(guesses)
-        for each in live:
+        for each in running:
             each.go_on()
-        live = [each for each in live if each.task is not None]
+        live = [each for each in waiting + running if not each.is_over()]  # also those of requests that failed or were cancelled
+
+
+def that_fit(live: list[Denoising]) -> tuple[list[Denoising], list[Denoising]]:
+    """Those that go through the next pass, the first and as many as it has room for, and the others."""
+    positions, rows = accumulate(each.size for each in live), accumulate(len(each.task.block) for each in live)
+    count = sum(p <= MAX_POSITIONS and r <= MAX_LOGITS for p, r in zip(positions, rows))
+    return live[: max(count, 1)], live[max(count, 1) :]
 
 
 def guessed(asking: Sequence[tuple[Denoising, Tensor]]) -> list[tuple[Denoising, list[Guess]]]:
@@ -87,7 +98,7 @@ def guessed(asking: Sequence[tuple[Denoising, Tensor]]) -> list[tuple[Denoising,
 
 
 class Denoising:
-    """An answer on its way from masks to text: its canvas, what its next pass is for (`task`, None at the end), and which positions that asks for."""
+    """An answer on its way from masks to text: its canvas, what its next pass is for (`task`), and which positions that asks for."""
 
     def __init__(self, sequence: CanvasSequence):
         self.sequence, self.diffusion = sequence, diffusion_of(sequence.runner.model.config)
@@ -97,8 +108,13 @@ class Denoising:
         self.before, self.step, self.positions, self._late = sequence.before, 0, [], False
         self._prompt, self._told = sequence.cached, {}  # how long it is in the cache; the guesses that were told last
         self._tasks = self._plan()
-        self.task: Task | None = next(self._tasks)
+        self.task = next(self._tasks)
         sequence.runner.attend_both_ways(sequence.cache_slot, True)
+
+    @property
+    def size(self) -> int:
+        """How many positions its next pass has."""
+        return len(self.task.block) + (len(self.sequence.request.prompt_ids) if self.sequence.whole else 0)
 
     def key_of(self, position: int) -> int | None:
         """What the noise of a position's ids hangs on in this step; None where the likeliest is taken."""
@@ -202,13 +218,17 @@ class Denoising:
                 sequence.generation.on_event(event)
 
     def go_on(self) -> None:
-        """Come to the next task; at the end the slot is given back, with the prompt alone where that was read by itself."""
+        """Come to the next task, if the answer is not over."""
+        if not self.sequence.finished:
+            self.task = next(self._tasks)
+
+    def is_over(self) -> bool:
+        """Whether nothing more comes; the slot is then given back, with the prompt alone where that was read by itself."""
         sequence = self.sequence
         if not sequence.finished:
-            self.task = next(self._tasks)
-            return
-        self.task = None
+            return False
         if not sequence.generation.broken_off:  # else it may be somebody else's by now
             sequence.rollback(sequence.cached - self._prompt)
             sequence.runner.attend_both_ways(sequence.cache_slot, False)
         release([sequence])
+        return True

@@ -86,7 +86,8 @@ class CacheSlots:
     def attend_both_ways(self, slot: int, on: bool) -> None:
         """Raise UserError for both ways: the attention is the architecture's own, and looks back."""
         if on:
-            raise UserError(f"{self.config.model_type} lets no position see those that follow it: use an architecture whose attention can be replaced (Llama, Qwen)")
+            remedy = "use an architecture whose attention can be replaced (Llama, Qwen)"
+            raise UserError(f"{self.config.model_type} lets no position see those that follow it: {remedy}")
 
     def forward(self, slots: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int]) -> Tensor:
         """Append `ids[i]` to slot i and return the logits of its newest `keep[i]` positions, [sum(keep), vocab]; each kind of slots is a pass."""

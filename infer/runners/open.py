@@ -19,8 +19,8 @@ from .direct import DirectRunner
 from .encoder_decoder import EncoderDecoderRunner
 from .layers import supports_direct
 from .model_lock import locked
-from .paradigm import is_bidirectional
 from .padded import PaddedRunner
+from .paradigm import is_bidirectional
 from .probe import agree, own_logits, probe, probe_ids, tolerance
 from .ragged import RaggedRunner
 from .recomputing import RecomputingRunner

@@ -67,7 +67,7 @@ def refuse_diffusion(config: PreTrainedConfig, what: str) -> None:
     """Raise UserError where what reads a text from left to right, by its name, is given a diffusion model that has not learnt to."""
     diffusion = diffusion_of(config)
     if diffusion is not None and not diffusion.autoregressive:
-        raise UserError(f"{what} reads from left to right, but this {config.model_type} is a masked-diffusion model: use one that speaks from left to right")
+        raise UserError(f"{what} reads from left to right, but this {config.model_type} is a masked-diffusion model: use another model")
 
 
 def declare(config: PreTrainedConfig, diffusion: Diffusion) -> None:

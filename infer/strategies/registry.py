@@ -82,24 +82,26 @@ def check(
 
 
 def refuse_looking_back(params: RequestParams, spec: StrategySpec) -> None:
-    """Raise UserError for a filter that hangs on what was said before, or on how far the answer is: where all positions are filled in at once, on nothing."""
+    """Raise UserError for a filter that hangs on what was said before, or on where it is said."""
     for filter in FILTERS.values():
         if filter.asks(params) and not filter.memoryless:
             setting = next(name for name in filter.fields if name in params.given)
             raise UserError(
-                f"{setting} hangs on the tokens before one, or on where it stands, but strategy {spec.name!r} fills in all positions at once: drop it"
+                f"{setting} hangs on the tokens before one, or on where it stands, but strategy {spec.name!r} fills in all at once: drop it"
             )
 
 
 def check_paradigm(spec: StrategySpec, params: RequestParams, config: PreTrainedConfig) -> None:
     """Raise UserError where a model is to speak in a way that it has not learnt: by diffusion, or from left to right."""
     diffusion = diffusion_of(config)
-    asked = next((f"{name}={shown(value)}" for name, value in params.given.items() if name in spec.own or name == "strategy"), f"strategy={spec.name!r}")
+    given = [f"{name}={shown(value)}" for name, value in params.given.items() if name in spec.own or name == "strategy"]
+    asked = given[0] if given else f"strategy={spec.name!r}"
     if diffusion is None and not spec.left_to_right:
         raise UserError(f"{asked} asks for diffusion, but {config.model_type} here speaks from left to right: drop it, or load a diffusion checkpoint")
     if diffusion is not None and spec.left_to_right and not diffusion.autoregressive:
         raise UserError(
-            f"{asked} asks for a text from left to right, but this {config.model_type} is a masked-diffusion model, whose strategy is {DIFFUSION.name!r}: drop it"
+            f"{asked} asks for a text from left to right, but this {config.model_type} is a masked-diffusion model: "
+            f"drop it, for its strategy is {DIFFUSION.name!r}"
         )
 
 
