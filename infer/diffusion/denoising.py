@@ -25,7 +25,7 @@ from .schedule import arrival, blocks_of, counts, steps_of
 
 DEFAULT_ORDER = "entropy"
 MAX_POSITIONS = 16_384  # a pass: bounds the memory of activations
-MAX_LOGITS = 2_048  # rows of logits a pass: 400 MB of float32 at a vocabulary of 49,152
+MAX_LOGITS = 100_000_000  # a pass, of all rows: 400 MB of float32
 
 
 class Guess(NamedTuple):
@@ -70,8 +70,9 @@ def denoised(arrivals: Arrivals) -> Strategy:
 
 def that_fit(live: list[Denoising]) -> tuple[list[Denoising], list[Denoising]]:
     """Those that go through the next pass, the first and as many as it has room for, and the others."""
-    positions, rows = accumulate(each.size for each in live), accumulate(len(each.task.block) for each in live)
-    count = sum(p <= MAX_POSITIONS and r <= MAX_LOGITS for p, r in zip(positions, rows))
+    positions = accumulate(each.size for each in live)
+    logits = accumulate(len(each.task.block) * each.sequence.runner.vocab_size for each in live)
+    count = sum(p <= MAX_POSITIONS and n <= MAX_LOGITS for p, n in zip(positions, logits))
     return live[: max(count, 1)], live[max(count, 1) :]
 
 

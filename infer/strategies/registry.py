@@ -91,18 +91,24 @@ def refuse_looking_back(params: RequestParams, spec: StrategySpec) -> None:
             )
 
 
+def speaks(spec: StrategySpec, diffusion: Diffusion | None) -> bool:
+    """Whether a model, by diffusion or another, has learnt to speak so."""
+    return spec.left_to_right if diffusion is None else diffusion.autoregressive or not spec.left_to_right
+
+
 def check_paradigm(spec: StrategySpec, params: RequestParams, config: PreTrainedConfig) -> None:
     """Raise UserError where a model is to speak in a way that it has not learnt: by diffusion, or from left to right."""
     diffusion = diffusion_of(config)
+    if speaks(spec, diffusion):
+        return
     given = [f"{name}={shown(value)}" for name, value in params.given.items() if name in spec.own or name == "strategy"]
     asked = given[0] if given else f"strategy={spec.name!r}"
-    if diffusion is None and not spec.left_to_right:
-        raise UserError(f"{asked} asks for diffusion, but {config.model_type} here speaks from left to right: drop it, or load a diffusion checkpoint")
-    if diffusion is not None and spec.left_to_right and not diffusion.autoregressive:
-        raise UserError(
-            f"{asked} asks for a text from left to right, but this {config.model_type} is a masked-diffusion model: "
-            f"drop it, for its strategy is {DIFFUSION.name!r}"
-        )
+    if diffusion is None:
+        raise UserError(f"{asked} asks for diffusion, but this {config.model_type} speaks from left to right: drop it, or load a diffusion checkpoint")
+    raise UserError(
+        f"{asked} asks for a text from left to right, but this {config.model_type} is a masked-diffusion model: "
+        f"drop it, for its strategy is {DIFFUSION.name!r}"
+    )
 
 
 def check_guidance(params: RequestParams) -> None:

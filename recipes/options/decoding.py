@@ -54,7 +54,6 @@ class _Decoding:
     def take_over(self, model) -> None:
         """Let the settings of the model's own checkpoint hold beside those given, and say on stderr which these are."""
         from seodang.infer.engine.checkpoint_settings import own_config, said
-
         from seodang.infer.runners.architecture import transformers_model
         from seodang.infer.runners.paradigm import diffusion_of
 

@@ -4,9 +4,11 @@ import pytest
 
 from seodang.data.errors import UserError
 from seodang.infer import Committed, Finished, Observed, PrefixCache, Provisional, SamplingParams, embed, generate, score, stream
+from seodang.infer.diffusion import denoising
 from seodang.infer.requests.trace import DiffusionStep
 from seodang.infer.runners.open import open_runner
 from seodang.infer.runners.paradigm import Diffusion, declare
+from seodang.infer.runners.ragged import RaggedRunner
 
 from .conftest import MASK, canvas_logits, greedy
 
@@ -169,7 +171,7 @@ def test_what_diffusion_cannot_do_is_refused_by_name_before_any_pass(denoiser, t
 
 
 def test_only_a_diffusion_checkpoint_speaks_by_diffusion_and_what_else_reads_from_left_to_right_refuses_it(denoiser, tiny, tiny_tokenizer):
-    with pytest.raises(UserError, match="steps=4 asks for diffusion, but llama here speaks from left to right"):
+    with pytest.raises(UserError, match="steps=4 asks for diffusion, but this llama speaks from left to right"):
         generate(tiny("llama"), tiny_tokenizer, PROMPTS, SamplingParams(max_new_tokens=NEW, steps=4))
     with pytest.raises(UserError, match="mistral attends in a sliding window"):
         generate(denoiser("prompt_causal", kind="mistral"), tiny_tokenizer, PROMPTS, SamplingParams(max_new_tokens=NEW))
@@ -181,3 +183,15 @@ def test_only_a_diffusion_checkpoint_speaks_by_diffusion_and_what_else_reads_fro
     }.items():
         with pytest.raises(UserError, match=f"{what} reads from left to right, but this llama is a masked-diffusion model"):
             call()
+
+
+@pytest.mark.parametrize("bound, passes", [("MAX_LOGITS", 12), ("MAX_POSITIONS", 12), (None, 4)])
+def test_a_pass_takes_the_canvases_that_it_has_room_for_and_the_others_come_next(denoiser, tiny_tokenizer, monkeypatch, bound, passes):
+    model, params = denoiser("bidirectional"), SamplingParams(max_new_tokens=NEW, steps=4, ignore_eos=True)
+    want = [each.ids for each in generate(model, tiny_tokenizer, PROMPTS, params)]
+    ran = []
+    monkeypatch.setattr(RaggedRunner, "observe", lambda self, slots, *rest, own=RaggedRunner.observe: ran.append(len(slots)) or own(self, slots, *rest))
+    if bound is not None:
+        monkeypatch.setattr(denoising, bound, 1)  # one goes through whatever it takes
+    assert [each.ids for each in generate(model, tiny_tokenizer, PROMPTS, params)] == want
+    assert len(ran) == passes and sum(ran) == 12

@@ -60,3 +60,14 @@ def test_what_it_cannot_do_is_the_clients_mistake(served):
     for (path, named), body in refused.items():
         response = client.post(path, json=body)
         assert response.status_code == 400 and named in response.text, (path, named, response.text)
+
+
+def test_its_fields_are_those_that_it_has_a_use_for(served, engine):
+    client, _ = served
+    own, others = (
+        asked.get("/openapi.json").json()["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
+        for asked in (client, TestClient(build_app(Served(engine, "tiny"))))
+    )
+    assert {"steps", "alg", "alg_temp"} <= own.keys() and not {"num_beams", "penalty_alpha", "guidance_scale"} & own.keys()
+    assert {"num_beams", "penalty_alpha", "guidance_scale"} <= others.keys() and not {"steps", "alg", "alg_temp"} & others.keys()
+    assert list(own["strategy"]["x-strategies"]) == ["diffusion"] and "diffusion" not in others["strategy"]["x-strategies"]
