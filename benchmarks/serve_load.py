@@ -71,7 +71,7 @@ class Kind:
 SERVERS = {  # each listens on a port of this machine and has /v1/completions
     "seodang": Kind("{python} -m seodang serve {model} --port {port} --dtype {dtype} --max_rows {rows}"),
     "transformers": Kind(
-        "{python} -m transformers.cli.transformers serve {folder} --continuous-batching --port {port} --dtype {dtype} --device cpu",
+        "{python} -m transformers.cli.transformers serve {folder} --continuous-batching --cb-max-memory-percent 0.1 --port {port} --dtype {dtype} --device cpu",
         {"generation_config": json.dumps({"eos_token_id": -1, "do_sample": False})},  # it knows neither field
     ),
     "vllm": Kind(
