@@ -22,6 +22,7 @@ VERBS = {
     "prepare": "convert the embedded default model into the cache folder",
     "preview": "show records as the model sees them, trained tokens in colour",
     "sft": "fine-tune a model on instructions, completions, dialogues or text",
+    "diffusion": "teach a model to speak by masked diffusion: all positions at once, from mask to text",
     "reward": "train a reward model on pairs or rankings of answers",
     "dpo": "learn from pairs or rankings of answers (DPO, IPO, SimPO, ORPO and kin)",
     "kto": "learn from single answers judged good or bad",

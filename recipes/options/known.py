@@ -45,6 +45,10 @@ FIRST: dict[str, dict[str, str]] = {
         "data": "data columns encoding shape weights split rows html", "model": "model chat_template", "labels": "max_length train_on empty_answers unusable",
     },
     "sft": {"data": f"{FILES} max_length packing", "model": MODEL, "learning": f"{LEARNING} max_steps", "run": RUN},
+    "diffusion": {
+        "data": f"{FILES} max_length packing", "model": f"{MODEL} scratch mask_token attention shift",
+        "learning": f"canvas weighting schedule co_loss {LEARNING} max_steps", "run": RUN,
+    },
     "reward": {"data": f"{FILES} max_length pair_weights", "model": MODEL, "learning": LEARNING, "run": RUN},
     "dpo": {"data": f"{FILES} max_length", "model": f"{MODEL} reference", "learning": f"loss beta {LEARNING}", "run": RUN},
     "kto": {"data": f"{FILES} max_length", "model": MODEL, "learning": f"beta {LEARNING}", "run": RUN},

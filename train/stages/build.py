@@ -16,6 +16,7 @@ from ...data.chat import end_of_turn_ids
 from ...data.errors import UserError
 from ...data.preference_rows import preference_pairs
 from ...data.versions import versions_named
+from ...infer.checkpoint.paradigm import diffusion_of
 from ...infer.checkpoint.quiet import silence_old_names
 from ...infer.runners.architecture import context_limit, transformers_model
 from ..models.adapters import add_adapter, prepare_quantised, speed_up_adapters
@@ -39,6 +40,7 @@ class Stage:
     extend: Callable[[PreTrainedModel], None] | None = None  # how the model's forward is extended
     generates: bool = True  # a reward model ends no turn
     trainer_adds_adapter: bool = False  # trl's do, and take no model that has one
+    diffuses: bool = False  # trains models that speak by diffusion, and no others
 
     def check(
         self,
@@ -55,6 +57,9 @@ class Stage:
         None may be longer than `max_length`, or leave less than `answer_tokens` of the model's context, or hold ids beyond its vocabulary.
         Of a stream it is known how long its rows may be.
         """
+        if (diffusion_of(transformers_model(model).config) is not None) is not self.diffuses:
+            kind, other = ("from left to right", "make it one of diffusion first, `adapt`") if self.diffuses else ("by diffusion", "train it with `seodang diffusion`")
+            raise UserError(f"the model speaks {kind}, which this training is not for: {other}")
         if has_adapter(model) and (lora is not None or self.trainer_adds_adapter):
             raise UserError("the model has an adapter already: merge it first, `seodang export`")
         if isinstance(rows, IterableDataset):
