@@ -7,7 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...data.chat import end_of_turn_ids
 from ...data.errors import UserError
-from ...infer.checkpoint.paradigm import BIDIRECTIONAL, BLOCK_CAUSAL, Diffusion, declare, diffusion_of
+from ...infer.checkpoint.paradigm import ATTENTIONS, BIDIRECTIONAL, BLOCK_CAUSAL, PROMPT_CAUSAL, Diffusion, declare, diffusion_of
 from ...infer.runners.architecture import attention_is_replaceable, carries_state
 
 LIKE_A_SLIDING_WINDOW = ("sliding_attention", "chunked_attention")
@@ -31,22 +31,27 @@ def adapt(
     it is trained to speak from left to right beside. Raises UserError for an architecture that cannot, for a tokenizer without a mask token where
     none is named, and for what contradicts a diffusion model's config.
     """
-    refuse_one_way(model)
     was = diffusion_of(model.config)
+    sight = was.attention if was is not None else BIDIRECTIONAL if attention is None else attention
+    refuse_one_way(model)
+    _refuse_attention(model, sight, autoregressive)
     if was is not None:
-        diffusion = _unchanged(was, tokenizer, mask_token, shift, attention)
+        diffusion = replace(_unchanged(was, tokenizer, mask_token, shift, attention), autoregressive=autoregressive)
     else:
-        attention = BIDIRECTIONAL if attention is None else attention
         id = set_mask_token(model, tokenizer, mask_token)
-        diffusion = Diffusion(id, (1 if trained else 0) if shift is None else shift, attention, autoregressive=autoregressive)
-    if diffusion.attention == BLOCK_CAUSAL:
-        raise UserError(f"attention {BLOCK_CAUSAL} cannot be trained yet: choose {BIDIRECTIONAL} or prompt_causal")
-    if not lies_end_to_end(model) and (diffusion.attention != BIDIRECTIONAL or autoregressive):
-        asked = "a co-loss" if diffusion.attention == BIDIRECTIONAL else f"attention {diffusion.attention}"
-        raise UserError(f"{model.config.model_type} has an attention of its own, which cannot do {asked}: train it bidirectional, without a co-loss")
-    diffusion = replace(diffusion, autoregressive=autoregressive)
+        diffusion = Diffusion(id, int(trained) if shift is None else shift, sight, autoregressive=autoregressive)
     declare(model.config, diffusion)
     return diffusion
+
+
+def _refuse_attention(model: PreTrainedModel, attention: str, autoregressive: bool) -> None:
+    if attention == BLOCK_CAUSAL:
+        raise UserError(f"attention {BLOCK_CAUSAL} cannot be trained yet: choose {BIDIRECTIONAL} or {PROMPT_CAUSAL}")
+    if attention not in ATTENTIONS:
+        raise UserError(f"there is no attention {attention!r}: choose {BIDIRECTIONAL} or {PROMPT_CAUSAL}")
+    if not lies_end_to_end(model) and (attention != BIDIRECTIONAL or autoregressive):
+        asked = "a co-loss" if attention == BIDIRECTIONAL else f"attention {attention}"
+        raise UserError(f"{model.config.model_type} has an attention of its own, which cannot do {asked}: train it {BIDIRECTIONAL}, without a co-loss")
 
 
 def lies_end_to_end(model: PreTrainedModel) -> bool:
@@ -95,8 +100,8 @@ def set_mask_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n
         )
     vocabulary = tokenizer.get_vocab()
     if token in vocabulary:
-        used = {*end_of_turn_ids(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
-        if vocabulary[token] not in tokenizer.added_tokens_decoder or vocabulary[token] in used:
+        used = {*end_of_turn_ids(tokenizer), *(getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad", "unk"))}
+        if vocabulary[token] not in tokenizer.added_tokens_decoder or vocabulary[token] in used or token in _template(tokenizer):
             raise UserError(f"mask_token {token!r} is a token that texts need: name a special token that is not used, or a new one")
     _declare_mask(tokenizer, token)
     id = tokenizer.mask_token_id
@@ -109,10 +114,13 @@ def set_mask_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n
 
 def unused_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The special tokens that neither the template nor the tokenizer itself gives a meaning, as far as can be seen, by their ids."""
-    named = set(tokenizer.special_tokens_map.values())
-    template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else repr(tokenizer.chat_template)
+    named, template = set(tokenizer.special_tokens_map.values()), _template(tokenizer)
     added = sorted(tokenizer.added_tokens_decoder.items())
     return [token.content for _, token in added if token.special and token.content not in named and token.content not in template]
+
+
+def _template(tokenizer: PreTrainedTokenizerBase) -> str:
+    return str(tokenizer.chat_template or "")  # several of them, by name, are a dictionary
 
 
 def _declare_mask(tokenizer: PreTrainedTokenizerBase, token: str) -> None:

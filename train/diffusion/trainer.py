@@ -13,12 +13,14 @@ from typing_extensions import override
 
 from ...data.errors import UserError
 from ...data.labels import Row
+from ...infer.checkpoint.adapter_paradigm import write_beside
 from ...infer.checkpoint.paradigm import Diffusion, diffusion_of
 from ...infer.kernels.device import in_float64
 from ...infer.runners.architecture import transformers_model
 from ..attention.packed_attention import PACKED
 from ..maths.denoising import ratio_with_error
 from ..models.completion_loss import patch_completion_loss
+from ..models.reference import has_adapter
 from ..run.crash_safe import Provenance
 from ..stages.build import Stage
 from ..stages.sft import Rows, SftTrainer
@@ -36,6 +38,12 @@ class DiffusionTrainer(SftTrainer):
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler | None:
         sampler = super()._get_train_sampler(*args, **kwargs)
         return None if sampler is None else NumberedSampler(sampler)
+
+    @override
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save and has_adapter(self.accelerator.unwrap_model(self.model)):
+            write_beside(output_dir or self.args.output_dir, diffusion_of(transformers_model(self.model).config))
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Held-out loss with its standard error over the rows, accuracy at masked tokens, and what `sample` measures.
