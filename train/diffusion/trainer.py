@@ -92,13 +92,20 @@ DENOISING = Stage(DiffusionTrainer, "rows to train on", denoised_size, patch_com
 
 
 def diffusion(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, args: TrainingArguments, *, resume: str | None = None, **options: Any
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Rows,
+    args: TrainingArguments,
+    objective: DenoisingObjective | None = None,
+    *,
+    resume: str | None = None,
+    **options: Any,
 ) -> DiffusionTrainer:
     """Train on rows of a prompt and its answer, see `Canvas.rows`; return the trainer, ready for `.save_final()`.
 
     `resume` is a checkpoint's folder; `options` are those of `diffusion_trainer`.
     """
-    trainer = diffusion_trainer(model, tokenizer, rows, args, **options)
+    trainer = diffusion_trainer(model, tokenizer, rows, args, objective, **options)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
