@@ -37,7 +37,7 @@ def explain(generation_trace: GenerationTrace, names: TokenLabels, steps: int = 
             parts.append(Text("position, token, probability, entropy in nats, time, positions in the cache", style=QUIET))
         parts += [shown_step(step, names) for step in own[:steps] if step.filtered or step.contrast]
         if len(own) > steps and any(step.filtered for step in own):
-            parts.append(Text(f"... {len(own) - steps} more tokens: --steps {len(own)} shows all of them", style=QUIET))
+            parts.append(Text(f"... {len(own) - steps} more tokens: --shown {len(own)} shows all of them", style=QUIET))
     if generation_trace.beams:
         parts += [Text("\nbeams", style=HEADING), tree_of_beams(generation_trace, names), Text(), beam_table(generation_trace, names, steps)]
     if generation_trace.drafts:

@@ -62,7 +62,7 @@ def test_the_terminal_shows_stages_with_their_chances(told, tiny_tokenizer):
     found = told(temperature=0.7, top_k=3, seed=2)
     [(result, steps)] = found.answers
     text = printed(explain(found, TokenLabels(tiny_tokenizer), steps=2))
-    assert "model" in text and "temperature" in text and "top_k" in text and "6 more tokens: --steps 8" in text
+    assert "model" in text and "temperature" in text and "top_k" in text and "6 more tokens: --shown 8" in text
     filtered = steps[0].filtered
     assert f"p {filtered.probability:.3f}  entropy {filtered.entropy:.2f}" in text
     for id, p in filtered.stages[-1][1]:

@@ -57,6 +57,12 @@ def diffusion_of(config: PreTrainedConfig) -> Diffusion | None:
         raise UserError(f"{KEY!r} in config.json: {error}") from None
 
 
+def is_bidirectional(config: PreTrainedConfig) -> bool:
+    """Whether it is a diffusion model all of whose positions see all, its prompt too: nothing of it can be read before the rest."""
+    diffusion = diffusion_of(config)
+    return diffusion is not None and diffusion.attention == BIDIRECTIONAL
+
+
 def declare(config: PreTrainedConfig, diffusion: Diffusion) -> None:
     """Write into the config what the model is, so that it is saved with it; a plain transformers forward attends as it says, too."""
     told: dict[str, Any] = {name: value for name, value in asdict(diffusion).items() if value is not None}
