@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Trai
 from seodang.data.chat import set_chat_template
 from seodang.data.labels import Row
 from seodang.infer.checkpoint.load import load, load_tokenizer, resolve
-from seodang.infer.checkpoint.paradigm import Diffusion
 from seodang.infer.kernels.device import choose_dtype
+from seodang.infer.runners.paradigm import Diffusion
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.training import Arguments, DataOptions, ModelOptions, RunOptions
 from seodang.recipes.run.before_after import picture_line, print_once

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 from transformers import PreTrainedConfig
 
+from ..runners.paradigm import KEY, Diffusion, declare, diffusion_of
 from .damage import read_json
-from .paradigm import KEY, Diffusion, declare, diffusion_of
 
 FILE = "diffusion.json"
 

@@ -7,8 +7,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...data.chat import end_of_turn_ids
 from ...data.errors import UserError
-from ...infer.checkpoint.paradigm import ATTENTIONS, BIDIRECTIONAL, BLOCK_CAUSAL, PROMPT_CAUSAL, Diffusion, declare, diffusion_of
 from ...infer.runners.architecture import attention_is_replaceable, carries_state
+from ...infer.runners.paradigm import ATTENTIONS, BIDIRECTIONAL, BLOCK_CAUSAL, PROMPT_CAUSAL, Diffusion, declare, diffusion_of
 
 LIKE_A_SLIDING_WINDOW = ("sliding_attention", "chunked_attention")
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ...data.labels import IGNORE_INDEX, Row
 from ...data.packing import collate, collate_padded, records_of
-from ...infer.checkpoint.paradigm import BIDIRECTIONAL, Diffusion
 from ...infer.requests.rng import hashed
+from ...infer.runners.paradigm import BIDIRECTIONAL, Diffusion
 from ..maths.denoising import SCHEDULES, context_weights, likelihood_weight, stratified_time
 from .canvas import Canvas, prompt_length
 from .objective import DenoisingObjective

@@ -14,9 +14,9 @@ from typing_extensions import override
 from ...data.errors import UserError
 from ...data.labels import Row
 from ...infer.checkpoint.adapter_paradigm import write_beside
-from ...infer.checkpoint.paradigm import Diffusion, diffusion_of
 from ...infer.kernels.device import in_float64
 from ...infer.runners.architecture import transformers_model
+from ...infer.runners.paradigm import Diffusion, diffusion_of
 from ..attention.packed_attention import PACKED
 from ..maths.denoising import ratio_with_error
 from ..models.completion_loss import patch_completion_loss
@@ -88,7 +88,7 @@ class DiffusionTrainer(SftTrainer):
         return torch.stack(parts, dim=1)
 
 
-DENOISING = Stage(DiffusionTrainer, "rows to train on", denoised_size, patch_completion_loss, diffuses=True)
+DENOISING = Stage(DiffusionTrainer, "rows to train on", denoised_size, patch_completion_loss, left_to_right=False)
 
 
 def diffusion(
@@ -131,8 +131,10 @@ def diffusion_trainer(
     of the rows of a step are stratified over all of them.
     """
     objective = DenoisingObjective() if objective is None else objective
-    DENOISING.check(model, rows, eval_rows, lora=lora)
     says = diffusion_of(transformers_model(model).config)
+    if says is None:
+        raise UserError("the model speaks from left to right, and its config knows no mask: make it one of diffusion first, `adapt`")
+    DENOISING.check(model, rows, eval_rows, lora=lora)
     end_to_end = set_attention(transformers_model(model))
     set_end_of_text(model, canvas.filling)
     model = DENOISING.prepare(model, tokenizer, with_mask_embedding(lora, says), args)

@@ -3,7 +3,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from seodang.data.errors import UserError
-from seodang.infer.checkpoint.paradigm import Diffusion, diffusion_of
+from seodang.infer.runners.paradigm import Diffusion, diffusion_of
 from seodang.train.diffusion.adapt import adapt, unused_tokens
 
 

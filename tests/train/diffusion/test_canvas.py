@@ -2,7 +2,16 @@ import pytest
 
 from seodang.data.errors import UserError
 from seodang.data.packing import pack
-from seodang.train.diffusion.canvas import Canvas, denoised_size, end_of_text_id, ends_of_answers, longest_canvas, prompt_length, refuse_mask, stretches
+from seodang.train.diffusion.canvas import (
+    Canvas,
+    denoised_size,
+    end_of_text_id,
+    ends_of_answers,
+    longest_canvas,
+    prompt_length,
+    refuse_mask,
+    stretches,
+)
 
 CANVAS = Canvas(filling=0, ends=(2, 0), multiple=4)
 TALK = {"input_ids": [5, 6, 7, 2, 8, 9, 10, 11, 12, 13, 2], "labels": [-100, -100, 7, 2, -100, -100, 10, 11, 12, 13, 2]}

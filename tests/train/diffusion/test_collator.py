@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from seodang.data.packing import pack
-from seodang.infer.checkpoint.paradigm import Diffusion
+from seodang.infer.runners.paradigm import Diffusion
 from seodang.train.diffusion.canvas import Canvas
 from seodang.train.diffusion.collator import DenoisingCollator, record_of_each_token
 from seodang.train.diffusion.objective import DenoisingObjective

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback, Trai
 
 from seodang.data.errors import UserError
 from seodang.infer.checkpoint.load import load
-from seodang.infer.checkpoint.paradigm import Diffusion, declare, diffusion_of
+from seodang.infer.runners.paradigm import Diffusion, declare, diffusion_of
 from seodang.train.attention.packed_attention import PACKED
 from seodang.train.diffusion.canvas import Canvas
 from seodang.train.diffusion.objective import DenoisingObjective
@@ -217,9 +217,9 @@ def test_sampling_while_training_changes_nothing_of_it(fresh_tiny, tiny_tokenize
 
 
 def test_each_stage_trains_models_of_its_own_kind(fresh_tiny, tiny_tokenizer, tmp_path):
-    with pytest.raises(UserError, match="speaks by diffusion, which this training is not for: train it with `seodang diffusion`"):
+    with pytest.raises(UserError, match="sft teaches text from left to right, but this model is one of masked diffusion: train it by `seodang diffusion`"):
         sft_trainer(made(fresh_tiny), tiny_tokenizer, rows(), arguments(tmp_path))
-    with pytest.raises(UserError, match="speaks from left to right, which this training is not for: make it one of diffusion first"):
+    with pytest.raises(UserError, match="speaks from left to right, and its config knows no mask: make it one of diffusion first"):
         diffusion_trainer(fresh_tiny("llama"), tiny_tokenizer, rows(), arguments(tmp_path), canvas=CANVAS)
 
 
