@@ -37,6 +37,7 @@ VERBS = {
     "score": "log-probability and perplexity of given answers",
     "export": "merge an adapter into its base model and check that nothing changed",
     "demo": "teach the default model eight small tasks and let it answer, before and after",
+    "demo-diffusion": "teach the default model to speak by masked diffusion, beside a twin that speaks left to right",
     "demo-rlhf": "teach the default model to follow a rule: SFT, reward model, PPO and DPO in turn",
 }
 

@@ -79,6 +79,10 @@ FIRST: dict[str, dict[str, str]] = {
     "score": {"data": "data columns encoding shape max_length empty_answers unusable output raw tokens", "model": f"{SPEAKER} chat_template"},
     "export": {"checkpoint": "model output_dir dtype"},
     "demo": DEMO | {"learning": "tokens learning_rate"},
+    "demo-diffusion": {
+        "model": "model device dtype", "diffusion": "attention shift weighting schedule co_loss complementary canvas alg passes",
+        "run": "output_dir max_steps heldout twin seed",
+    },
     "demo-rlhf": DEMO,
 }  # fmt: skip
 
