@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     model = untrained(model_options, args) if options.scratch else load_model(model_options, args)
     says = adapt(
         model, tokenizer, mask_token=options.mask_token, shift=options.shift, attention=options.attention, autoregressive=objective.co_loss > 0,
-        trained=not options.scratch,
+        trained=not options.scratch, may_grow=model_options.lora_r <= 0,
     )  # fmt: skip
     filling = end_of_text_id(tokenizer, options.end_of_text)
     canvas = Canvas(filling, ends_of_answers(tokenizer, filling), objective.canvas)

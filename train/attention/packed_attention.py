@@ -32,7 +32,7 @@ def packed_attention(
     """Attend within each record of a sequence laid end to end, never across.
 
     query is [1, heads, total, d], key and value [1, kv_heads, total, d]; `record_lengths` sum to total, and without them
-    every row of the batch is one record. With `causal_lengths` each record attends causally in its first tokens, so many of them, and with the
+    every row of the batch is one record, read as the model's config says. With `causal_lengths` each record attends causally in its first tokens, so many of them, and with the
     others to all of itself. With a `tree`, each record is a prompt and its branches. Returns [1, total, heads, d].
     """
     check_attention_kwargs(module, rest)
@@ -41,7 +41,8 @@ def packed_attention(
     if tree is not None:
         return attend_tree(query, key, value, tree, **settings).transpose(1, 2), None
     if record_lengths is None:
-        return attend(query, key, value, **settings).transpose(1, 2), None
+        causal = getattr(module.config, "is_causal", True) is not False
+        return attend(query, key, value, causal=causal, **settings).transpose(1, 2), None
     if causal_lengths is None:
         return attend_records(query, key, value, record_lengths, **settings).transpose(1, 2), None
     del settings["window"]

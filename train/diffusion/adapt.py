@@ -22,13 +22,15 @@ def adapt(
     attention: str | None = None,
     autoregressive: bool = False,
     trained: bool = True,
+    may_grow: bool = True,
 ) -> Diffusion:
     """Make the model one that speaks by diffusion, its config and the tokenizer saying so; return what it is.
 
     `mask_token` is the tokenizer's own unless it is named: a special token of its that is not used, or a new one, for which the embeddings grow.
     Unless it was the mask before, its embedding becomes the mean of the others. `shift` and `attention` are 1 and bidirectional for weights that
     were trained from left to right, and 0 for ones that were not `trained` at all; a diffusion model keeps what it has. `autoregressive` says that
-    it is trained to speak from left to right beside. Raises UserError for an architecture that cannot, for a tokenizer without a mask token where
+    it is trained to speak from left to right beside. Where the embeddings may not grow, as beneath an adapter, a new token is refused.
+    Raises UserError for an architecture that cannot, for a tokenizer without a mask token where
     none is named, and for what contradicts a diffusion model's config.
     """
     was = diffusion_of(model.config)
@@ -38,7 +40,7 @@ def adapt(
     if was is not None:
         diffusion = replace(_unchanged(was, tokenizer, mask_token, shift, attention), autoregressive=autoregressive)
     else:
-        id = set_mask_token(model, tokenizer, mask_token)
+        id = set_mask_token(model, tokenizer, mask_token, may_grow)
         diffusion = Diffusion(id, int(trained) if shift is None else shift, sight, autoregressive=autoregressive)
     declare(model.config, diffusion)
     return diffusion
@@ -89,7 +91,7 @@ def _unchanged(was: Diffusion, tokenizer: PreTrainedTokenizerBase, mask_token: s
 # The mask token
 
 
-def set_mask_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, named: str | None = None) -> int:
+def set_mask_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, named: str | None = None, may_grow: bool = True) -> int:
     """Give tokenizer and model a mask token; return its id. See `adapt`."""
     token = tokenizer.mask_token if named is None else named
     if token is None:
@@ -98,14 +100,15 @@ def set_mask_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n
             "the tokenizer has no mask token: name one, --mask_token '<|mask|>' to add it"
             + (f", or a special token that is not used ({unused})" if unused else "")
         )
-    vocabulary = tokenizer.get_vocab()
+    vocabulary, rows = tokenizer.get_vocab(), model.get_input_embeddings().weight.shape[0]
+    if vocabulary.get(token, len(tokenizer)) >= rows and not may_grow:
+        raise UserError(f"mask_token {token!r} is new, and an adapter has no room for its embedding: name a special token that is not used, or train all weights")
     if token in vocabulary:
         used = {*end_of_turn_ids(tokenizer), *(getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad", "unk"))}
         if vocabulary[token] not in tokenizer.added_tokens_decoder or vocabulary[token] in used or token in _template(tokenizer):
             raise UserError(f"mask_token {token!r} is a token that texts need: name a special token that is not used, or a new one")
     _declare_mask(tokenizer, token)
     id = tokenizer.mask_token_id
-    rows = model.get_input_embeddings().weight.shape[0]
     if id >= rows:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     reset_to_mean(model, id, rows)

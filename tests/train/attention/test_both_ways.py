@@ -72,6 +72,15 @@ def test_packed_logits_equal_those_of_each_record_alone(fresh_tiny, kind, prompt
         assert torch.allclose(together, torch.cat(alone), atol=2e-5)
 
 
+@pytest.mark.parametrize("declared", [True, False])
+def test_without_records_the_config_says_which_way_a_model_reads(fresh_tiny, declared):
+    model, ids = fresh_tiny("llama"), torch.tensor([[5, 6, 7, 8, 9]])
+    model.config.is_causal = declared
+    expected = model(ids, use_cache=False).logits
+    model.set_attn_implementation(PACKED)
+    assert torch.allclose(model(ids, use_cache=False).logits, expected, atol=2e-5)
+
+
 def test_a_record_does_not_feel_its_neighbours():
     """Another record of the same length beside it: the same output, bit for bit."""
     one, other = inputs((6, 9)), inputs((6, 9))
