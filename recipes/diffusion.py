@@ -1,7 +1,7 @@
 """Teach a model to speak by masked diffusion, on the records of SFT: one that speaks left to right, one of diffusion, or an untrained one.
 
-seodang diffusion --config recipes/diffusion.yaml --data records.jsonl --mask_token '<|mask|>'
-accelerate launch recipes/diffusion.py --config recipes/diffusion.yaml --data records.jsonl --mask_token '<|mask|>'
+seodang diffusion --data records.jsonl --mask_token '<|mask|>'
+accelerate launch recipes/diffusion.py --data records.jsonl --mask_token '<|mask|>'
 """
 
 import sys
@@ -36,15 +36,15 @@ from seodang.train.stages.plan import plan
 class DiffusionOptions:
     """What kind of diffusion model it becomes; one that is of diffusion already stays what it is."""
 
-    mask_token: str | None = field(default=None, metadata={"help": "A special token that is not used, or a new one to add; the tokenizer's own by default."})
+    mask_token: str | None = field(default=None, metadata={"help": "A special token that is not used, or a new one. The tokenizer's own by default."})
     attention: str | None = field(
-        default=None, metadata={"help": "bidirectional (the default: all see all) or prompt_causal (the prompt is causal, so that it can be cached)."}
+        default=None, metadata={"help": "bidirectional (the default) or prompt_causal. A causal prompt is read once, and cached."}
     )
     shift: int | None = field(
-        default=None, metadata={"help": "1 reads token i at position i - 1, as weights trained from left to right do (their default); 0 at its own."}
+        default=None, metadata={"help": "1 reads token i at position i - 1, 0 at i. 1 by default for weights that spoke left to right."}
     )
-    end_of_text: str | None = field(default=None, metadata={"help": "The token that answers are filled up with; the one that ends a text by default."})
-    scratch: bool = field(default=False, metadata={"help": "Begin from random weights: of the model only its config and tokenizer are used."})
+    end_of_text: str | None = field(default=None, metadata={"help": "The token that answers are filled up with. The one that ends a text by default."})
+    scratch: bool = field(default=False, metadata={"help": "Begin from random weights. Of the model only its config and tokenizer are used."})
 
 
 @dataclass

@@ -46,8 +46,8 @@ FIRST: dict[str, dict[str, str]] = {
     },
     "sft": {"data": f"{FILES} max_length packing", "model": MODEL, "learning": f"{LEARNING} max_steps", "run": RUN},
     "diffusion": {
-        "data": f"{FILES} max_length packing", "model": f"{MODEL} scratch mask_token attention shift",
-        "learning": f"canvas weighting schedule co_loss {LEARNING} max_steps", "run": RUN,
+        "data": f"{DATA} max_length", "model": f"{MODEL} mask_token attention shift",
+        "learning": f"canvas weighting co_loss {LEARNING}", "run": RUN,
     },
     "reward": {"data": f"{FILES} max_length pair_weights", "model": MODEL, "learning": LEARNING, "run": RUN},
     "dpo": {"data": f"{FILES} max_length", "model": f"{MODEL} reference", "learning": f"loss beta {LEARNING}", "run": RUN},

@@ -14,17 +14,17 @@ WEIGHTINGS = ("one_over_t", "cart", "uniform")
 class DenoisingObjective:
     """The corruption of answers and the weights of what is masked. Raises UserError for a value out of range."""
 
-    schedule: str = field(default="linear", metadata={"help": "Share of masks at a time: linear (LLaDA, Dream) or cosine (MDLM: few masks more often)."})
+    schedule: str = field(default="linear", metadata={"help": "How many are masked: linear (LLaDA, Dream) or cosine (MDLM)."})
     weighting: str = field(
-        default="one_over_t", metadata={"help": "Of a masked token: one_over_t (the likelihood's bound: LLaDA, MDLM), cart (Dream: near context) or uniform."}
+        default="one_over_t", metadata={"help": "Of masked tokens: one_over_t (LLaDA, MDLM), cart (Dream) or uniform. The first is the likelihood's bound, cart counts clean context nearby."}
     )
     cart_p: float = field(default=0.3, metadata={"help": "cart: how fast context counts less with distance, in (0, 1)."})
-    max_weight: float = field(default=12.0, metadata={"help": "No masked token weighs more: few masks, weighing much, make training unsteady; 0 for no bound."})
-    complementary: bool = field(default=False, metadata={"help": "Each record twice, the second time with the other tokens masked: less variance, twice the cost."})
-    co_loss: float = field(default=0.0, metadata={"help": "Weight of a loss from left to right beside it, so that the weights speak both ways; 0 for none."})
-    canvas: int = field(default=32, metadata={"help": "Answers are filled up with end-of-text tokens to a multiple of so many tokens; 1 for none."})
-    crop: bool = field(default=True, metadata={"help": "Cut what an answer was filled up with at random each time, so that it does not outweigh the answers."})
-    eval_draws: int = field(default=4, metadata={"help": "Masks that each held-out record is measured with, the same at each evaluation."})
+    max_weight: float = field(default=12.0, metadata={"help": "No masked token weighs more; 0 for no bound. Few masks that weigh much make training unsteady."})
+    complementary: bool = field(default=False, metadata={"help": "Each record twice, with complementary masks. Less variance at twice the cost."})
+    co_loss: float = field(default=0.0, metadata={"help": "Weight of a left-to-right loss beside it. The same weights then speak both ways."})
+    canvas: int = field(default=32, metadata={"help": "Answers are filled up with end-of-text to a multiple of this. 1 fills up nothing."})
+    crop: bool = field(default=True, metadata={"help": "Cut what was filled up at random. So it does not outweigh the answers."})
+    eval_draws: int = field(default=4, metadata={"help": "Masks that each held-out record is measured with. They are the same at each evaluation."})
 
     def __post_init__(self) -> None:
         for name, known in (("schedule", tuple(SCHEDULES)), ("weighting", WEIGHTINGS)):
