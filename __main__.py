@@ -24,6 +24,7 @@ VERBS = {
     "prepare": "convert the embedded default model into the cache folder",
     "preview": "show records as the model sees them, trained tokens in colour",
     "sft": "fine-tune a model on instructions, completions, dialogues or text",
+    "diffusion": "teach a model to speak by masked diffusion: all positions at once, from mask to text",
     "reward": "train a reward model on pairs or rankings of answers",
     "dpo": "learn from pairs or rankings of answers (DPO, IPO, SimPO, ORPO and kin)",
     "kto": "learn from single answers judged good or bad",
@@ -38,6 +39,7 @@ VERBS = {
     "score": "log-probability and perplexity of given answers",
     "export": "merge an adapter into its base model and check that nothing changed",
     "demo": "teach the default model eight small tasks and let it answer, before and after",
+    "demo-diffusion": "teach the default model to speak by masked diffusion, beside a twin that speaks left to right",
     "demo-rlhf": "teach the default model to follow a rule: SFT, reward model, PPO and DPO in turn",
 }
 

@@ -23,6 +23,7 @@ from ...data.hub import check_hub_name
 from ..diffusion.dream import bind
 from ..kernels.device import choose_device, choose_dtype, cpu_has_bfloat16
 from ..kernels.fused_projections import fuse_projections
+from .adapter_paradigm import declare_as_beside
 from .damage import check_texts, read_json, refuse_mismatched, torn_file
 from .default_model import default_model
 from .manifest import read_manifest, verify
@@ -229,6 +230,7 @@ def _load_adapter(model: PreTrainedModel, place: str) -> PreTrainedModel:
     if os.path.isdir(place):
         verify(Path(place))
     silence_old_names()
+    declare_as_beside(place, model.config)
     try:
         return PeftModel.from_pretrained(model, place)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
