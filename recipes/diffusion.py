@@ -36,12 +36,12 @@ from seodang.train.stages.plan import plan
 class DiffusionOptions:
     """What kind of diffusion model it becomes; one that is of diffusion already stays what it is."""
 
-    mask_token: str | None = field(default=None, metadata={"help": "A special token that is not used, or a new one. The tokenizer's own by default."})
+    mask_token: str | None = field(default=None, metadata={"help": "A special token that is not used, or a new one; by default its own."})
     attention: str | None = field(
-        default=None, metadata={"help": "bidirectional (the default) or prompt_causal. A causal prompt is read once, and cached."}
+        default=None, metadata={"help": "bidirectional (the default) or prompt_causal (cached, read once)."}
     )
     shift: int | None = field(
-        default=None, metadata={"help": "1 reads token i at position i - 1, 0 at i. 1 by default for weights that spoke left to right."}
+        default=None, metadata={"help": "1 reads token i at i - 1, 0 at i; 1 where weights spoke left to right."}
     )
     end_of_text: str | None = field(default=None, metadata={"help": "The token that answers are filled up with. The one that ends a text by default."})
     scratch: bool = field(default=False, metadata={"help": "Begin from random weights. Of the model only its config and tokenizer are used."})
