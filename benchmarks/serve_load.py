@@ -76,7 +76,7 @@ SERVERS = {  # each listens on a port of this machine and has /v1/completions
     ),
     "vllm": Kind(
         "{python} -m vllm.entrypoints.openai.api_server --model {folder} --host 127.0.0.1 --port {port} --dtype {dtype} --max-num-seqs {rows} --max-model-len 1024",
-        environment={"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"},
+        environment={"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(os.cpu_count())},
     ),
     "llama.cpp": Kind(f"{{python}} -c {shlex.quote(LLAMA_CPP)} {{gguf}} {{port}} {{rows}} {os.cpu_count()}"),
 }
