@@ -87,7 +87,9 @@ def answered(backend: Any, options: Generate, asked: Prompts, stack: ExitStack) 
         raise UserError(f"resume: {options.output} holds nothing that could be gone on with, it is no file")
     file = stack.enter_context(file_of(backend, options, asked)) if stays else None
     count, indices = len(asked.prompts), file.todo if file else [*range(len(asked.prompts))]
-    if not indices:
+    if file and not indices:
+        file.begin()  # the last of them may still wait for their turn
+        file.finish()
         print(f"all {count} prompts have their answers in {options.output} (--resume false asks them anew)", file=sys.stderr)
         return set()
     backend.open(stack)
