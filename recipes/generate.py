@@ -2,11 +2,9 @@
 
 seodang generate MODEL "Which country is the city of Suwon located in?"
 seodang generate MODEL --prompts questions.jsonl --output answers.jsonl --temperature 0.8 --seed 1
-seodang generate MODEL --prompts questions.jsonl --output answers.jsonl --backend openai --base_url http://localhost:8000/v1
 
 Answers in a file stand in the order of their prompts, each with its prompt's `line`, counted from 1 with empty ones (`record` in .json). Of
-several prompts, one whose answer fails has its error in its place, and the exit code is 1. Ctrl-C and SIGTERM keep what is finished; whatever
-interrupted a run, the same command with --resume goes on, and asks no more than what has no answer yet.
+several prompts, one whose answer fails has its error in its place, and the exit code is 1. What is finished is kept, and --resume goes on from it.
 """
 
 import json
@@ -44,11 +42,11 @@ class Generate(FileOptions):
     resume: bool | None = field(
         default=None,
         metadata={
-            "help": "Go on with the interrupted run in the output file, or ask again what failed; false: begin anew, over it.", "nargs": "?", "const": True,
+            "help": "Go on from the answers in the output file; false: begin anew, over them. Those that failed are asked again.", "nargs": "?", "const": True,
         },
     )
     token_ids: bool = option("Write each answer's token ids into the file too (ids).", False)
-    raw: bool = option("Continue the prompts as they stand, without the chat template (for base models).", False)
+    raw: bool = option("Continue the prompts as they stand: no chat template (for base models).", False)
     literal: bool | None = option("What looks like a control token in a prompt is text (true) or the token; text, but for --raw.")
     batch_size: int = option("Answers that grow at the same time; the others wait.", 64)
 

@@ -27,14 +27,14 @@ class BackendOptions:
 
     given: ClassVar[Collection[str]] = ()  # the options that were written down, set where they are parsed
 
-    backend: str = option("seodang (this process), vllm (started in its own), or openai: a server of that protocol, at --base_url.", "seodang")
-    base_url: str | None = option("Where the server is, as http://localhost:8000/v1; MODEL is its name there, default where it has but one.")
+    backend: str = option("seodang (this process), vllm (in its own) or openai (a server).", "seodang")
+    base_url: str | None = option("Where the server is, as http://localhost:8000/v1. MODEL is its name there, default where it has but one.")
     api_key: str | None = field(default=None, repr=False, metadata={"help": f"The server's key; else from {KEY}, which no list of processes shows."})
     concurrency: int | None = option("Prompts that a server is asked at the same time; 32 of openai, 256 of vllm.")
     retries: int = option("Times that a prompt is asked again (429, 5xx, connections, time-outs), later and later, as the server says.", 6)
     request_timeout: float = option("Seconds that a server's answer may take.", 600.0)
     vllm_python: str | None = option("The interpreter of the environment that has vLLM; this one, where it has.")
-    vllm_args: str = option('What else `vllm serve` is told, as "--max-model-len 4096".', "")
+    vllm_args: str = option('What else `vllm serve` is told, as --vllm_args="--max-model-len 4096".', "")
 
     def __post_init__(self):
         if self.backend not in BACKENDS:

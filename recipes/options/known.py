@@ -64,7 +64,7 @@ FIRST: dict[str, dict[str, str]] = {
         "run": "output_dir config seed dry_run",
     },
     "generate": {
-        "prompts": "prompts output order resume raw batch_size", "other engines": "backend base_url concurrency vllm_python", "model": SPEAKER, "answer": "max_new_tokens stop seed num_return_sequences logprobs",
+        "prompts": "prompts output resume raw batch_size", "model": f"{SPEAKER} backend base_url", "answer": "max_new_tokens stop seed num_return_sequences logprobs",
         "choice of tokens": CHOICE,
     },
     "chat": {"talk": "system", "model": SPEAKER, "answer": "max_new_tokens stop seed", "choice of tokens": CHOICE},

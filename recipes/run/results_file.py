@@ -204,7 +204,9 @@ def line_of(asked: Prompts, params: SamplingParams, token_ids: bool) -> Callable
 
 
 def is_regular(path: str) -> bool:
-    """Whether what is written there stays; a pipe or a device holds nothing."""
+    """Whether what is written there is a file of its own; a pipe or a device holds nothing, and /dev/stdout is somebody else's, whatever it leads to."""
+    if os.path.abspath(path).startswith(("/dev/", "/proc/")):
+        return False
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
     except FileNotFoundError:

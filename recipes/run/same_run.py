@@ -1,7 +1,7 @@
 """Whether a file's answers are those that are asked for now: the same prompts, of the same model, by the same settings."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
