@@ -98,6 +98,7 @@ def answered(backend: Any, options: Generate, asked: Prompts, stack: ExitStack) 
         return set()
     ordered = options.output is None or options.order == "prompts"
     results = backend.answers(indices, ordered)  # refuses what it cannot do
+    stack.callback(results.close)
     if file:
         file.begin()
     show: Straight = file or in_turn(streamed(backend, options, asked, stack), each, ordered)

@@ -33,7 +33,7 @@ class Question:
 class Asking(Iterator[RemoteResult]):
     """The answers to many prompts, each as soon as it is there, those of one prompt together.
 
-    `question` makes a prompt's, by its index, when its turn comes. At most `concurrency` are asked at a time, and with `ahead` none that stands so
+    Nothing is asked before the first is wanted. `question` makes a prompt's, by its index, when its turn comes. At most `concurrency` are asked at a time, and with `ahead` none that stands so
     many places behind the first that is not answered. What goes wrong with a prompt alone is its results' `error`; GivenUp is raised, behind what has
     come, where the server would answer no other either. Whoever stops early calls `close`, and finds in `rest` what had come by then.
     """
@@ -48,9 +48,8 @@ class Asking(Iterator[RemoteResult]):
         self._outcomes, self._newer = Outcomes(), False
         self._connection: Connection | None = None
         self._loop = asyncio.new_event_loop()
-        self._all = self._loop.create_task(self._ask_all())
+        self._all: asyncio.Task | None = None
         self._thread = threading.Thread(target=self._run, name="asking", daemon=True)
-        self._thread.start()
 
     @property
     def retried(self) -> int:
@@ -63,6 +62,9 @@ class Asking(Iterator[RemoteResult]):
         return [*self._arrived]
 
     def __next__(self) -> RemoteResult:
+        if self._all is None:
+            self._all = self._loop.create_task(self._ask_all())
+            self._thread.start()
         with self._changed:
             if self._handed_out:
                 self._handed_out = False
@@ -80,8 +82,11 @@ class Asking(Iterator[RemoteResult]):
 
     def close(self) -> None:
         """Ask no more, and break off what is being asked."""
-        self._tell(self._all.cancel)
-        self._thread.join()
+        if self._all is None:
+            self._loop.close()
+        else:
+            self._tell(self._all.cancel)
+            self._thread.join()
 
     def _tell(self, what: Callable[[], Any]) -> None:
         """Have something done in the thread that asks, unless it has ended."""

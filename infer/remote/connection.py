@@ -7,7 +7,7 @@ import email.utils
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,11 +26,11 @@ LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
 class Trouble(Exception):
-    """The server cannot answer now; `wait` is how many seconds it asks to be left alone, `again` whether to ask again at all."""
+    """The server cannot answer now; `wait` is how many seconds it asks to be left alone, `again` whether to ask again at all, `crowded` that many ask."""
 
-    def __init__(self, message: str, wait: float | None = None, again: bool = True):
+    def __init__(self, message: str, wait: float | None = None, again: bool = True, crowded: bool = False):
         super().__init__(message)
-        self.wait, self.again = wait, again
+        self.wait, self.again, self.crowded = wait, again, crowded
 
 
 class GivenUp(Exception):
@@ -41,13 +41,15 @@ class GivenUp(Exception):
 class Server:
     """Where a server is and how it is asked: `seconds` an answer may take, and so many `retries` beyond the first try.
 
-    `base_url` ends where OpenAI's does (http://host:port/v1). Raises UserError for one that is no such address, or holds a password.
+    `base_url` ends where OpenAI's does (http://host:port/v1). `alive` says, of a server that we have started, whether it still runs. Raises UserError
+    for an address that is none, or holds a password.
     """
 
     base_url: str
     api_key: str | None = field(default=None, repr=False)
-    seconds: float = 600.0
+    seconds: float | None = 600.0
     retries: int = 6
+    alive: Callable[[], bool] = lambda: True
 
     def __post_init__(self):
         try:
@@ -77,7 +79,7 @@ class Server:
         httpx2 = library()
         headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
         limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
-        timeout = httpx2.Timeout(None, connect=min(CONNECT_SECONDS, self.seconds))
+        timeout = httpx2.Timeout(None, connect=CONNECT_SECONDS)
         # no proxy leads to this machine, and where nothing is encrypted the certificates need not be read, which takes a while
         plain = self.is_near and self.base_url.startswith("http:")
         async with httpx2.AsyncClient(headers=headers, limits=limits, timeout=timeout, trust_env=not self.is_near, verify=not plain) as client:
@@ -96,13 +98,13 @@ def library() -> Any:
 class Connection:
     """A client of a server. What it asks again it does later and later, by chance not all at once, and never before the server wants to be asked.
 
-    `retried` counts what was asked again.
+    `retried` counts what was asked again, `answered` what the server has answered.
     """
 
     def __init__(self, server: Server, client: Any):
         self._server, self._client = server, client
         self._not_before = 0.0  # the server has asked all of us to wait
-        self.retried = 0
+        self.retried = self.answered = 0
 
     async def get(self, path: str) -> Any:
         """Return what the server says there; raises as `post` does."""
@@ -138,20 +140,33 @@ class Connection:
             raise Trouble(f"the answer is not JSON: {shown}") from None
 
     async def _patiently(self, method: str, path: str, content: bytes | None) -> Any:
-        for attempt in range(self._server.retries + 1):
+        tries = waits = 0
+        answered = self.answered
+        while True:
             while (left := self._not_before - time.monotonic()) > 0:
                 await asyncio.sleep(left + random.uniform(0, FIRST_WAIT) * (left > 0.1))  # not all at once
             try:
-                return await self.once(method, path, content)
+                found = await self.once(method, path, content)
+                self.answered += 1
+                return found
             except Trouble as trouble:
-                if attempt == self._server.retries or not trouble.again:
+                if not self._server.alive():
+                    raise GivenUp(f"it has ended ({trouble})") from None
+                # who waits among many has not tried in vain as long as others come in
+                tries = 1 if trouble.crowded and self.answered > answered else tries + 1
+                if tries > self._server.retries or not trouble.again:
                     raise
-                if trouble.wait is not None:
-                    self._not_before = max(self._not_before, time.monotonic() + trouble.wait)
-                else:
-                    await asyncio.sleep(min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * random.uniform(0.5, 1))
+                answered = self.answered
+                await self._wait(trouble, waits)
+                waits += 1
                 self.retried += 1
-        raise AssertionError("retries are not negative")
+
+    async def _wait(self, trouble: Trouble, waits: int) -> None:
+        """Wait as long as the server says, and all others with us, or longer each time."""
+        if trouble.wait is not None:
+            self._not_before = max(self._not_before, time.monotonic() + trouble.wait)
+        else:
+            await asyncio.sleep(min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(waits, 10)) * random.uniform(0.5, 1))
 
     def _refusal(self, response: Any, raw: bytes) -> Exception:
         """What an answer that is no success comes to."""
@@ -173,7 +188,7 @@ class Connection:
             wait = seconds_to_wait(response.headers)
             if wait is not None and wait > LONGEST_TOLD:
                 return GivenUp(f"{told} (it asks to be left alone for {wait:.0f} s)")
-            return Trouble(told, wait, again=response.headers.get("x-should-retry") != "false")
+            return Trouble(told, wait, again=response.headers.get("x-should-retry") != "false", crowded=status == 429)
         return Refused(told)
 
     def _told(self, words: str) -> str:

@@ -27,8 +27,9 @@ COMMAND = "vllm.entrypoints.cli.main"  # what its own command `vllm` runs
 UNDER_US = f"""
 import os, runpy, signal, sys, threading, time
 
-def end_with_them(asked=sys.stdin.buffer):
-    asked.read()
+def end_with_them():
+    while os.read(0, 1):
+        pass
     os.killpg(0, signal.SIGTERM)
     time.sleep({STOP_SECONDS})
     os.killpg(0, signal.SIGKILL)
@@ -73,7 +74,6 @@ def vllm_server(python: str, model: str, name: str, arguments: Sequence[str] = (
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     key = secrets.token_hex(16)
-    server = Server(f"http://127.0.0.1:{port}/v1", key, **how)
     said = ["serve", model, "--host", "127.0.0.1", "--port", str(port), "--served-model-name", name, "--generation-config", "vllm"]
     environment = {**os.environ, "VLLM_API_KEY": key}  # which, as an argument, every user of the machine could read
     with tempfile.TemporaryFile() as log:
@@ -82,7 +82,7 @@ def vllm_server(python: str, model: str, name: str, arguments: Sequence[str] = (
         )  # fmt: skip
         try:
             wait_until_ready(process, port, log)
-            yield server
+            yield Server(f"http://127.0.0.1:{port}/v1", key, alive=lambda: process.poll() is None, **how)
         except UserError:
             raise
         except Exception:

@@ -15,10 +15,11 @@ KEY = "OPENAI_API_KEY"
 OWN = {
     "seodang": ("batch_size", "literal", "weights", "adapter", "chat_template", "device", "assistant_model", "amateur_model"),
     "openai": ("base_url", "api_key", "concurrency", "retries", "request_timeout"),
-    "vllm": ("concurrency", "vllm_python", "vllm_args"),
+    "vllm": ("concurrency", "retries", "request_timeout", "vllm_python", "vllm_args"),
 }
 SHARED = {"dtype": ("seodang", "vllm"), "checkpoint_settings": ("seodang", "vllm")}
 AT_A_TIME = {"openai": 32, "vllm": 256}
+SECONDS = {"openai": 600.0, "vllm": None}  # what was asked of vLLM may wait long for its turn, and who started it sees whether it lives
 
 
 @dataclass
@@ -32,7 +33,7 @@ class BackendOptions:
     api_key: str | None = field(default=None, repr=False, metadata={"help": f"The server's key; else from {KEY}, which no list of processes shows."})
     concurrency: int | None = option("Prompts that a server is asked at the same time; 32 of openai, 256 of vllm.")
     retries: int = option("Times that a prompt is asked again (429, 5xx, connections, time-outs), later and later, as the server says.", 6)
-    request_timeout: float = option("Seconds that a server's answer may take.", 600.0)
+    request_timeout: float | None = option("Seconds that an answer may take; 600 of openai, any number of vllm.")
     vllm_python: str | None = option("The interpreter of the environment that has vLLM; this one, where it has.")
     vllm_args: str = option('What else `vllm serve` is told, as --vllm_args="--max-model-len 4096".', "")
 
@@ -43,7 +44,7 @@ class BackendOptions:
             raise UserError(f"concurrency must be at least 1, got {self.concurrency}")
         if self.retries < 0:
             raise UserError(f"retries must be at least 0, got {self.retries}")
-        if not 0 < self.request_timeout < float("inf"):
+        if self.request_timeout is not None and not 0 < self.request_timeout < float("inf"):
             raise UserError(f"request_timeout must be above 0, got {self.request_timeout}")
         if self.backend == "openai" and not self.base_url:
             raise UserError("--backend openai needs the server's address: give --base_url, as http://localhost:8000/v1")
@@ -62,6 +63,11 @@ class BackendOptions:
     def at_a_time(self) -> int:
         """How many prompts a server is asked at the same time."""
         return self.concurrency or AT_A_TIME[self.backend]
+
+    @property
+    def seconds(self) -> float | None:
+        """How long an answer may take; None for as long as it does."""
+        return self.request_timeout or SECONDS[self.backend]
 
     @property
     def key(self) -> str | None:

@@ -12,7 +12,6 @@ from seodang.recipes.options.backend import BackendOptions
 from seodang.recipes.options.decoding import Decoding, SpeakingModel
 from seodang.recipes.run.prompt_files import Prompts
 from seodang.recipes.run.same_run import contents_of
-from seodang.recipes.run.stopping import Stopping
 
 AHEAD = 16  # times as many as are answered at a time may be answered before the first is, where answers wait for their place
 
@@ -82,7 +81,7 @@ class ServerBackend:
         self._where, self._decoding, self._options, self._asked, self._name = where, decoding, options, asked, model.model
         self.params = decoding.alone()
         refuse_functions(self.params)
-        self._server = Server(where.base_url, where.key, where.request_timeout, where.retries)
+        self._server = Server(where.base_url, where.key, where.seconds, where.retries)
         self._model = None
         if self._name == "default":  # what it is called decides whether a run is the same
             self._look()
@@ -163,9 +162,8 @@ class VllmBackend:
         from seodang.infer.remote.vllm import vllm_server, words_of
 
         arguments = ["--dtype", self._loaded.dtype, *words_of(self._where.vllm_args)]
-        how = {"seconds": self._where.request_timeout, "retries": self._where.retries}
+        how = {"seconds": self._where.seconds, "retries": self._where.retries}
         print(f"starting vLLM with {self._loaded.model}, which takes a while", file=sys.stderr)
-        stack.enter_context(Stopping())  # a signal ends it too, and not us alone
         self._server = stack.enter_context(vllm_server(self._where.interpreter, resolve(self._loaded.model), self._loaded.model, arguments, **how))
 
     def answers(self, indices: Sequence[int], ordered: bool) -> Iterator[Any]:

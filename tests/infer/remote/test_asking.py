@@ -10,7 +10,7 @@ import pytest
 from seodang.data.errors import UserError
 from seodang.infer import SamplingParams
 from seodang.infer.remote import connection
-from seodang.infer.remote.asking import SAME_WORDS, UNANSWERED
+from seodang.infer.remote.asking import SAME_WORDS, UNANSWERED, Asking, Question
 from seodang.infer.remote.connection import GivenUp, Server
 
 
@@ -55,7 +55,7 @@ def test_what_does_not_pass_is_given_up_after_the_retries_and_told_in_its_place(
         times[body["prompt"]] += 1
         return trouble if body["prompt"] == "b" else scripted_server.said("Yes.")
 
-    found = by_prompt(ask(scripted_server(script), ["a", "b", "c"]))
+    found = by_prompt(ask(scripted_server(script), ["a", "b", "c"], concurrency=1))
     assert found[0] == found[2] == ("Yes.", None)
     assert found[1][0] == "" and found[1][1] and times == {"a": 1, "b": 3, "c": 1}
 
@@ -162,6 +162,29 @@ def test_a_server_that_asks_to_be_left_alone_is_by_all(scripted_server, ask, hea
     assert len(times) == 3 and times[0] - began > 0.9
 
 
+def test_a_crowded_server_is_asked_until_it_has_let_all_in(scripted_server, ask):
+    """So many tries has nobody who waits while others come in: one at a time here, of eight who ask."""
+    inside = threading.Semaphore(1)
+
+    def script(body):
+        if not inside.acquire(blocking=False):
+            return 429, {}, {"retry-after-ms": "5"}
+        time.sleep(0.01)
+        inside.release()
+        return scripted_server.said("Yes.")
+
+    asking = ask(scripted_server(script), ["a"] * 24, concurrency=8, retries=4)
+    assert [*by_prompt(asking).values()] == [("Yes.", None)] * 24 and asking.retried > 24
+
+
+def test_a_server_of_ours_that_has_ended_is_not_waited_for(scripted_server, monkeypatch):
+    monkeypatch.setattr(connection, "FIRST_WAIT", 60.0)
+    server = Server(scripted_server(lambda body: None).base_url, alive=lambda: False)
+    asking = Asking(server, lambda index: Question(index, "/completions", {}, SamplingParams()), range(3), 1)
+    with pytest.raises(GivenUp, match=r"it has ended \(RemoteProtocolError"):
+        next(asking)
+
+
 def test_an_answer_that_does_not_come_in_time_is_asked_for_again(scripted_server, ask):
     slow = Counter()
 
@@ -217,11 +240,11 @@ def test_none_is_asked_that_is_too_far_ahead_of_the_first_without_an_answer(scri
 
 def test_what_nobody_takes_is_not_asked_without_end(scripted_server, ask):
     server = scripted_server()
-    asking = ask(server, ["a"] * 100, concurrency=4)
+    asking = ask(server, ["a"] * 40, concurrency=4)
     next(asking)
     time.sleep(0.2)
     assert 4 <= len(server.asked) <= 9  # twice as many as are asked at a time, and the one that was taken
-    assert len([*asking]) == 99
+    assert len([*asking]) == 39
 
 
 def test_whoever_stops_finds_what_had_come_and_what_was_asked_is_broken_off(scripted_server, ask):
