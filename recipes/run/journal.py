@@ -15,11 +15,12 @@ LEAST_DEAD = 1000  # lines that are no longer waited for, before the file is wri
 class Journal(MutableMapping[int, bytes]):
     """Lines by the places of their answers, kept in a file: in memory there is but where each begins.
 
+    A line that is taken out stays in the file until it is written anew, before which `moved` is called: what was taken must be on the disk elsewhere.
     `header` is what the file's first line says, None where there is no file. Raises UserError for a file of that name that is something else.
     """
 
-    def __init__(self, path: Path):
-        self.path, self.header = path, None
+    def __init__(self, path: Path, moved: Callable[[], Any]):
+        self.path, self.header, self._moved = path, None, moved
         self.places: dict[int, int] = {}  # the offset of each line
         self._file: BinaryIO | None = None  # to write at its end
         self._size = self._dead = 0
@@ -68,6 +69,9 @@ class Journal(MutableMapping[int, bytes]):
             file.close()
 
     def __setitem__(self, place: int, line: bytes) -> None:
+        if self._dead > max(LEAST_DEAD, len(self.places)):
+            self._moved()
+            self.begin(self.header, {each: (self.reader, offset) for each, offset in self.places.items()})
         self.places[place] = self._size
         self._size += append(self._file, self._size, line, self.path)
 
@@ -77,8 +81,6 @@ class Journal(MutableMapping[int, bytes]):
     def __delitem__(self, place: int) -> None:
         del self.places[place]
         self._dead += 1
-        if self._dead > max(LEAST_DEAD, len(self.places)):
-            self.begin(self.header, {each: (self.reader, offset) for each, offset in self.places.items()})
 
     def __contains__(self, place: object) -> bool:
         return place in self.places

@@ -51,7 +51,7 @@ class ResultsFile(Straight):
         self._synced = time.monotonic()
         try:
             self._lock()
-            self._journal = Journal(self.path.with_name(f"{self.path.name}.run"))
+            self._journal = Journal(self.path.with_name(f"{self.path.name}.run"), lambda: os.fsync(self._file.fileno()))
             self._header = header_of(identity, asked, each)
             self._kept = Kept({})
             if then := self._earlier_run(resume):

@@ -58,7 +58,7 @@ def serving(folder):
 ALIKE = {
     "chat": GREEDY, "raw": [*GREEDY, "--raw"], "drawn, each by its seed": ["--temperature", "0.8", "--seed", "7", "--max_new_tokens", "6"],
     "beams": ["--num_beams", "3", "--num_return_sequences", "2", "--max_new_tokens", "5"], "what it begins with": [*GREEDY, "--forced_text", "1=so", "--stop_regex", "q"],
-    "a schema": [*GREEDY, "--json_schema", '{"enum": ["a", "b"]}'], "a choice": [*GREEDY, "--choice", "yes", "no"],
+    "a schema": [*GREEDY, "--json_schema", '{"enum": ["a", "b"]}'],
 }  # fmt: skip
 
 
