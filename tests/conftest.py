@@ -7,6 +7,9 @@ import os
 import re
 import subprocess
 import sys
+import threading
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported, so before anything else
@@ -216,3 +219,82 @@ def run_script(_warm, tmp_path):
         return errors + written
 
     return run
+
+
+class ScriptedServer(ThreadingHTTPServer):
+    """A server of OpenAI's protocol that behaves as `script` says; `asked` holds, in their order, what was asked of it: path, body, headers."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, script):
+        super().__init__(("127.0.0.1", 0), ScriptedHandler)
+        self.script, self.asked = script, []
+        self.models = [{"id": "pupil", "object": "model"}]
+        self.base_url = f"http://127.0.0.1:{self.server_port}/v1"
+
+    def handle_error(self, request, client_address):
+        """Clients that have gone are no news."""
+
+    @property
+    def prompts(self) -> list:
+        """What was asked, as texts."""
+        return [body["messages"][-1]["content"] if "messages" in body else body["prompt"] for path, body, _ in self.asked if body]
+
+
+class ScriptedHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.server.asked.append((self.path, None, dict(self.headers)))
+        models = self.server.models() if callable(self.server.models) else self.server.models
+        self.say(*models) if isinstance(models, tuple) else self.say(200, {"object": "list", "data": models})
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append((self.path, body, dict(self.headers)))
+        said = self.server.script(body)
+        if said is None:  # it hangs up
+            self.close_connection = True
+        else:
+            self.say(*said) if isinstance(said, tuple) else self.say(200, said)
+
+    def say(self, status, body, headers=None, missing=0):
+        """An answer of a status, JSON or bytes, of which so many last bytes do not come."""
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", **(headers or {}), "Content-Length": len(content)}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        self.wfile.write(content[: len(content) - missing])
+        self.close_connection = bool(missing)
+
+    def log_message(self, *_):
+        pass
+
+
+def said(text: str, **more) -> dict:
+    """An answer of the protocol, chat and completion in one."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "text": text, "finish_reason": "stop", **more}
+    return {"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
+
+
+@pytest.fixture
+def scripted_server():
+    """`scripted_server(script)`: a server of this machine that answers a body as `script(body)` says: an object, (status, body, headers, missing bytes), or None."""
+    with ExitStack() as stack:
+
+        @contextmanager
+        def running(server):
+            thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+            thread.start()
+            yield server
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+        def start(script=lambda body: said("Yes.")):
+            return stack.enter_context(running(ScriptedServer(script)))
+
+        start.said = said
+        yield start

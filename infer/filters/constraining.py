@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -22,11 +23,16 @@ def constrained(sequence: TokenSequence, scores: Tensor) -> Tensor:
     return scores
 
 
+def by_places(given: Any) -> Any:
+    """Texts by positions; JSON writes these as texts."""
+    return {int(place): text for place, text in given.items()} if isinstance(given, Mapping) else given
+
+
 @settings
 class Constraints:
     forced_text: Mapping[int, str] | None = option(
         None, "Texts by the positions in the answer where they stand (0=Yes).", mapping, example={3: " so"},
-        command=Command(list[str], read=partial(texts_by_place, "forced_text")),
+        command=Command(list[str], read=partial(texts_by_place, "forced_text")), from_json=by_places,
     )  # fmt: skip
     trie: Sequence[str | Sequence[int]] = option(
         (), "Texts of which the answer is one, or a file of them, one a line; in Python also sequences of ids.", listed, example=("yes", "no"),

@@ -103,6 +103,25 @@ class _Decoding:
                     given["assistant_tokenizer"] = tokenizer
         return self._merged(given)
 
+    def beforehand(self, beside: SpeakingModel) -> SamplingParams:
+        """The settings before any model is loaded: those of the checkpoint beside those given, further models by their names."""
+        if self.checkpoint is None and self.checkpoint_settings:
+            from seodang.infer.engine.checkpoint_settings import config_in
+
+            self.checkpoint = config_in(beside.model)
+        return self._merged(self._settings())
+
+    def alone(self) -> SamplingParams:
+        """The settings without a checkpoint's, which is not here; raises UserError for what does not go together."""
+        params = SamplingParams(**self._settings())
+        self._check(params)
+        return params
+
+    @property
+    def written_down(self) -> dict[str, Any]:
+        """The settings that were given, files read."""
+        return self._changes(self._settings())
+
     def _merged(self, settings: dict[str, Any]) -> SamplingParams:
         """The settings, those that nobody gave as the checkpoint has them."""
         if self.checkpoint is None:

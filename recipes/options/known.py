@@ -68,7 +68,7 @@ FIRST: dict[str, dict[str, str]] = {
         "run": "output_dir config seed dry_run",
     },
     "generate": {
-        "prompts": "prompts output order raw batch_size", "model": SPEAKER, "answer": "max_new_tokens stop seed num_return_sequences logprobs",
+        "prompts": "prompts output resume raw batch_size", "model": f"{SPEAKER} backend base_url", "answer": "max_new_tokens stop seed num_return_sequences logprobs",
         "choice of tokens": CHOICE,
     },
     "chat": {"talk": "system", "model": SPEAKER, "answer": "max_new_tokens stop seed", "choice of tokens": CHOICE},
@@ -128,7 +128,8 @@ def refuse(verb: str, argv: Sequence[str]) -> None:
     texts = {name: _texts(values.get(name)) for name in (*OUTPUTS, *READ, *MODELS) if name in told["names"].split()}
     read = {name: texts[name] for name in READ if name in texts}
     check_outputs(told["outputs"] | {name: texts[name][0] for name in told["outputs"] if texts[name]} | read)
-    for model in (texts[name][0] for name in MODELS if texts.get(name)):
+    elsewhere = ["openai"] == _texts(values.get("backend"))[:1]  # the model is called what its server calls it
+    for model in (texts[name][0] for name in MODELS if texts.get(name) and not elsewhere):
         if model not in ("", "default") and not os.path.exists(model):
             check_hub_name(model)
     encoding = next(iter(_texts(values.get("encoding"))), None) if "encoding" in told["names"].split() else None

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from seodang.infer.requests.likelihoods import ScoredToken, TokenLogprobs
-from seodang.infer.text.token_labels import TokenLabels
+from seodang.infer.text.token_labels import TokenLabels, seen
 
 
 def as_json(told: ScoredToken) -> dict[str, Any]:
@@ -15,13 +15,17 @@ def as_json(told: ScoredToken) -> dict[str, Any]:
     return found | ({"top_logprobs": [as_json(each) for each in told.top]} if isinstance(told, TokenLogprobs) else {})
 
 
-def lines(of_prompt: Sequence[TokenLogprobs | None], of_answer: Sequence[TokenLogprobs], tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    """Return a line a token: its log-probability, itself, and the likeliest in its place; under a heading where there are both kinds."""
-    names = TokenLabels(tokenizer) if of_prompt or of_answer else None
+def lines(of_prompt: Sequence[TokenLogprobs | None], of_answer: Sequence[TokenLogprobs], tokenizer: PreTrainedTokenizerBase | None) -> Iterator[str]:
+    """Return a line a token: its log-probability, itself, and the likeliest in its place; under a heading where there are both kinds.
+
+    Without a tokenizer a token is called what it says.
+    """
+    labels = TokenLabels(tokenizer) if tokenizer is not None and (of_prompt or of_answer) else None
+    names = (lambda told: labels(told.id)) if labels else (lambda told: seen(told.text))
     for heading, told in (("prompt", of_prompt), ("answer", of_answer)):
         if told:
             yield f"{heading}: log-probabilities by the model alone"
         for each in told:
             if each is not None:
-                others = "  ".join(f"{names(top.id)} {top.logprob:.3f}" for top in each.top)
-                yield f"{each.logprob:9.3f}  {names(each.id)}" + (f"   | {others}" if others else "")
+                others = "  ".join(f"{names(top)} {top.logprob:.3f}" for top in each.top)
+                yield f"{each.logprob:9.3f}  {names(each)}" + (f"   | {others}" if others else "")

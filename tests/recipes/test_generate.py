@@ -13,9 +13,11 @@ import torch
 from seodang.data.chat import prompt_ids
 from seodang.infer import SamplingParams, generate
 from seodang.infer.engine.batch import Batch
-from seodang.recipes.generate import InOrder, Prompts, main, read_prompts
+from seodang.recipes.generate import main
 from seodang.recipes.options.decoding import Decoding, SpeakingModel
 from seodang.recipes.options.parser import parse
+from seodang.recipes.run.following import InOrder
+from seodang.recipes.run.prompt_files import Prompts, read_prompts
 from seodang.recipes.run.stopping import Stopping
 
 QUESTION = "Which country is the city of Suwon located in?"
@@ -345,7 +347,7 @@ def test_a_file_that_is_stopped_has_what_was_finished_in_complete_lines(checkpoi
     monkeypatch.setattr(Batch, "run", run_until_stopped)
     assert main([checkpoint, str(prompts), "--raw", "--seed", "1", "--batch_size", "4", "--output", str(output)]) == code
     assert [line["line"] for line in lines(output)] == [4, 8]
-    assert capsys.readouterr().err.splitlines()[-2:] == [f"2 of {len(SIZED)} answers are in {output}", said]
+    assert capsys.readouterr().err.splitlines()[-2:] == [f"2 of {len(SIZED)} answers are in {output} (--resume goes on from there)", said]
     assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
 
 

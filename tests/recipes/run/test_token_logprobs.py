@@ -2,7 +2,7 @@
 
 from seodang.infer.requests.events import Committed, PromptRead
 from seodang.infer.requests.likelihoods import ScoredToken, TokenLogprobs
-from seodang.recipes.generate import speak
+from seodang.recipes.run.printing import speak
 from seodang.recipes.run.token_logprobs import as_json, lines
 
 HALF = TokenLogprobs(70, -0.5, "\ufffd", b"\xeb", (ScoredToken(70, -0.5, "\ufffd", b"\xeb"), ScoredToken(2, -1.25, "<|im_end|>", None)))
