@@ -43,8 +43,10 @@ from engine_load import Texts, rounded, status, told, turns  # it sets OMP_WAIT_
 from seodang.infer import SamplingParams, generate, load
 from seodang.infer.checkpoint.load import resolve
 
-START, ROUND = 300, 1200  # seconds that a server's start and a round may take
-GREEDY = {"temperature": 0, "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True}}
+START, ROUND = 900, 1200  # seconds that a server's start (vLLM compiles the model) and a round may take
+GREEDY = {"temperature": 0, "stream": True}
+LAST_CHUNK = b"\r\n0\r\n\r\n"
+BEYOND_END = {"ignore_eos": True, "stream_options": {"include_usage": True}}
 LLAMA_CPP = """
 import sys, time, xllamacpp
 model, port, rows, threads = sys.argv[1], *map(int, sys.argv[2:])
@@ -59,18 +61,18 @@ while True:
 
 @dataclass(frozen=True)
 class Kind:
-    """A server: its command, what it wants said beside OpenAI's fields, and what is set around it."""
+    """A server: its command, how it is asked to go on behind an end of text, and what is set around it."""
 
     command: str
-    body: dict = field(default_factory=dict)
+    body: dict = field(default_factory=lambda: BEYOND_END)
     environment: dict[str, str] = field(default_factory=dict)
 
 
 SERVERS = {  # each listens on a port of this machine and has /v1/completions
     "seodang": Kind("{python} -m seodang serve {model} --port {port} --dtype {dtype} --max_rows {rows}"),
     "transformers": Kind(
-        "{python} -m transformers.cli.transformers serve {folder} --continuous-batching --port {port} --dtype {dtype} --device cpu",
-        {"generation_config": json.dumps({"eos_token_id": -1, "do_sample": False})},  # it has no `ignore_eos`
+        "{python} -m transformers.cli.transformers serve {folder} --continuous-batching --cb-max-memory-percent 0.1 --port {port} --dtype {dtype} --device cpu",
+        {"generation_config": json.dumps({"eos_token_id": -1, "do_sample": False})},  # it knows neither field
     ),
     "vllm": Kind(
         "{python} -m vllm.entrypoints.openai.api_server --model {folder} --host 127.0.0.1 --port {port} --dtype {dtype} --max-num-seqs {rows} --max-model-len 1024",
@@ -199,38 +201,28 @@ class Answer:
         return next((event["usage"]["completion_tokens"] for event in reversed(self.events) if event.get("usage")), None)
 
 
-class Client(asyncio.Protocol):
-    """A connection that sends the next request of a list as soon as its last one is answered."""
+class Exchange(asyncio.Protocol):
+    """A request and its answer, over a connection of its own: some servers close them."""
 
-    def __init__(self, waiting: list[tuple[int, bytes]], answers: dict[int, Answer], done: asyncio.Future):
-        self.waiting, self.answers, self.done = waiting, answers, done
+    def __init__(self, request: bytes):
+        self.end = b""
+        self.request, self.done = request, asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        self.transport = transport
-        self.send()
-
-    def send(self) -> None:
-        """Send the next, or end."""
-        if not self.waiting:
-            self.done.set_result(None)
-            self.transport.close()
-            return
-        number, request = self.waiting.pop(0)
-        self.answer = self.answers[number] = Answer(time.perf_counter())
-        self.transport.write(request)
+        self.transport, self.answer = transport, Answer(time.perf_counter())
+        transport.write(self.request)
 
     def data_received(self, data: bytes) -> None:
-        if not self.answer.parts and not data.startswith(b"HTTP/1.1 200"):
-            self.done.set_exception(RuntimeError(data.decode(errors="replace")))
-            return
         self.answer.parts.append(data)
         self.answer.times += [time.perf_counter()] * data.count(b"data: {")
-        if data.endswith(b"0\r\n\r\n"):  # the end of a body that comes in chunks
-            self.send()
+        self.end = (self.end + data)[-len(LAST_CHUNK) :]
+        if self.end == LAST_CHUNK:
+            self.done.set_result(self.answer)
+            self.transport.close()
 
     def connection_lost(self, error: Exception | None) -> None:
         if not self.done.done():
-            self.done.set_exception(error or ConnectionError("the server closed a connection"))
+            self.done.set_exception(RuntimeError(f"{error or 'the server closed the connection'} after {b''.join(self.answer.parts)[-2000:]!r}"))
 
 
 async def closed_loop(port: int, requests: list[bytes], in_flight: int) -> tuple[float, list[Answer]]:
@@ -238,11 +230,15 @@ async def closed_loop(port: int, requests: list[bytes], in_flight: int) -> tuple
     waiting = list(enumerate(requests))
     answers: dict[int, Answer] = {}
     loop, began = asyncio.get_running_loop(), time.perf_counter()
-    ends = [loop.create_future() for _ in range(in_flight)]
+
+    async def client() -> None:
+        while waiting:
+            number, request = waiting.pop(0)
+            _, exchange = await loop.create_connection(lambda: Exchange(request), "127.0.0.1", port)
+            answers[number] = await exchange.done
+
     async with asyncio.timeout(ROUND):
-        for end in ends:
-            await loop.create_connection(lambda: Client(waiting, answers, end), "127.0.0.1", port)
-        await asyncio.gather(*ends)
+        await asyncio.gather(*(client() for _ in range(in_flight)))
     return time.perf_counter() - began, [answers[number] for number in range(len(requests))]
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
-from ...data.chat import end_of_turn_ids
+from ...data.chat import all_end_ids
 from ...data.errors import UserError
 from ...data.preference_rows import preference_pairs
 from ...data.versions import versions_named
@@ -145,9 +145,7 @@ def own_arguments(args: TrainingArguments) -> TrainingArguments:
 
 def set_eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Give the generation config every id that ends a turn, those it has already included."""
-    had = model.generation_config.eos_token_id
-    known = had if isinstance(had, list) else [] if had is None else [had]
-    model.generation_config.eos_token_id = list(dict.fromkeys([*known, *end_of_turn_ids(tokenizer)]))
+    model.generation_config.eos_token_id = all_end_ids(model.generation_config.eos_token_id, tokenizer)
 
 
 # Sizes of rows

@@ -155,7 +155,7 @@ def test_sums_by_hand():
     total = LinearCrossEntropy.apply(hidden, weight, None, labels, 1.0, 1)
     assert torch.allclose(total.float(), expected)
     assert torch.autograd.gradcheck(lambda h, w: LinearCrossEntropy.apply(h, w, None, labels, 3.0, 1), (hidden, weight))
-    assert torch.autograd.gradcheck(lambda h, w: HeadCrossEntropy.apply(lambda x: torch.tanh(x @ w.T), labels, 3.0, 1, h, w), (hidden, weight))
+    assert torch.autograd.gradcheck(lambda h, w: HeadCrossEntropy.apply(lambda x: torch.tanh(x @ w.T), labels, 3.0, 1, None, h, w), (hidden, weight))
 
 
 def test_without_labels_the_model_answers_as_before(fresh_tiny):
