@@ -106,7 +106,7 @@ def losses(folder):
     return [(entry["step"], entry["loss"]) for entry in read_log(folder / LOG) if "loss" in entry]
 
 
-@pytest.mark.parametrize(("workers", "steps"), [(0, (1, 3, 4)), (2, (4,))])
+@pytest.mark.parametrize(("workers", "steps"), [(0, (1, 3)), (2, (4,))])
 def test_resuming_at_any_step_equals_the_uninterrupted_run_bit_for_bit(fresh_tiny, tiny_tokenizer, tmp_path, workers, steps):
     def run(folder, resume=None, callbacks=(), **changes):
         torch.manual_seed(0)
