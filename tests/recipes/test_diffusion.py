@@ -33,8 +33,8 @@ def logged(out, name="loss"):
 @pytest.mark.parametrize("more", [[], ["--attention", "prompt_causal", "--co_loss", "0.5"]], ids=["bidirectional", "both ways of speaking"])
 def test_a_run_leaves_a_checkpoint_that_fills_in_answers_and_knows_what_it_is(base, data, tmp_path, capsys, more):
     out = tmp_path / "out"
-    code = run("--model", base, "--data", data, "--eval_data", data, "--output_dir", out, "--num_train_epochs", 60, "--save_strategy", "no",
-               "--eval_strategy", "steps", "--eval_steps", 60, "--complementary", "true", *MASKED, *more)  # fmt: skip
+    code = run("--model", base, "--data", data, "--eval_data", data, "--output_dir", out, "--num_train_epochs", 48, "--save_strategy", "no",
+               "--eval_strategy", "steps", "--eval_steps", 48, "--complementary", "true", *MASKED, *more)  # fmt: skip
     assert code == 0
     verify(out)
     assert read_manifest(out)["paradigm"] == "diffusion"

@@ -20,7 +20,7 @@ def attend_both_ways(
     total, d_v].
     """
     if worth_padding(lengths):
-        visible = seen(lengths, causal, max(lengths)).to(query.device)
+        visible = seen(lengths, causal, max(lengths), query.device)
         return attend_padded(query, key, value, lengths, partial(_attend_masked, visible=visible, **settings))
     return attend_in_runs(query, key, value, lengths, causal, partial(_attend_alike, settings))
 
@@ -48,9 +48,9 @@ def _attend_masked(
 
 
 @lru_cache(maxsize=8)  # made once a pass, not once a layer
-def seen(lengths: tuple[int, ...], causal: tuple[int, ...], longest: int) -> Tensor:
+def seen(lengths: tuple[int, ...], causal: tuple[int, ...], longest: int, device: torch.device) -> Tensor:
     """Which keys each query sees, [records, 1, longest, longest]; a query of the padding sees its record, so that none sees nothing."""
-    place = torch.arange(longest)
+    place = torch.arange(longest, device=device)
     query, key = place[:, None], place[None]
-    ends, causal_ends = (torch.tensor(values)[:, None, None] for values in (lengths, causal))
+    ends, causal_ends = (torch.tensor(values, device=device)[:, None, None] for values in (lengths, causal))
     return ((key < ends) & ((key <= query) | (query >= causal_ends)))[:, None]

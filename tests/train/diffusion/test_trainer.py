@@ -106,14 +106,16 @@ def losses(folder):
     return [(entry["step"], entry["loss"]) for entry in read_log(folder / LOG) if "loss" in entry]
 
 
-@pytest.mark.parametrize(("workers", "steps"), [(0, (1, 3, 4)), (2, (4,))])
-def test_resuming_at_any_step_equals_the_uninterrupted_run_bit_for_bit(fresh_tiny, tiny_tokenizer, tmp_path, workers, steps):
+@pytest.mark.parametrize(("workers", "steps", "adapted"), [(0, (1, 3), False), (2, (4,), False), (0, (4,), True)])
+def test_resuming_at_any_step_equals_the_uninterrupted_run_bit_for_bit(fresh_tiny, tiny_tokenizer, tmp_path, workers, steps, adapted):
+    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if adapted else None
+
     def run(folder, resume=None, callbacks=(), **changes):
         torch.manual_seed(0)
         model = made(fresh_tiny, attention_dropout=0.1)
         settings = {"max_steps": -1, "num_train_epochs": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
         args = arguments(tmp_path / folder, **{**settings, "dataloader_num_workers": workers, **changes})
-        return diffusion(model, tiny_tokenizer, rows(), args, DenoisingObjective(co_loss=0.3), canvas=CANVAS, resume=resume, callbacks=callbacks)
+        return diffusion(model, tiny_tokenizer, rows(), args, DenoisingObjective(co_loss=0.3), canvas=CANVAS, lora=lora, resume=resume, callbacks=callbacks)
 
     whole = run("whole")
     assert whole.state.global_step == 6
