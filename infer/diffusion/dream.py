@@ -21,10 +21,10 @@ from transformers.utils import ModelOutput
 
 from ...data.errors import UserError
 from ..runners.paradigm import BLOCK_CAUSAL, PROMPT_CAUSAL, Diffusion, diffusion_of
+from .orders import ORDERS
 
 logger = logging.getLogger(__name__)
 
-ORDERS = ("origin", "maskgit_plus", "topk_margin", "entropy")
 OF_A_CONFIG = {"temperature": 0.0, "top_p": None, "top_k": None}  # what a generation_config holds where it says nothing
 LENGTH = 20  # a max_length that a generation_config holds unasked, and how many tokens are written where nobody says
 
