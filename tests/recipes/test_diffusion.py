@@ -111,6 +111,7 @@ def test_packed_rows_and_a_stream_learn_too_and_a_run_is_resumed_with_the_same_o
     assert len(logged(streamed)) == 2
 
 
+@pytest.mark.full
 def test_two_processes_equal_one_with_twice_the_batch(base, data, tmp_path, on_two):
     common = ["--model", base, "--data", data, "--max_steps", 3, "--save_strategy", "no", "--complementary", "true", *MASKED, *QUICK]
     on_two("diffusion", *common, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", 2)
