@@ -79,6 +79,7 @@ def test_the_yaml_file_names_options_that_there_are(base, data, tmp_path):
     assert run("--model", base, "--data", data, *words, "--output_dir", tmp_path / "out", "--dry_run") == 0
 
 
+@pytest.mark.full
 def test_two_processes_equal_one_with_twice_the_batch(base, data, tmp_path, on_two):
     common = ["--model", base, "--data", data, "--max_steps", 2, "--save_steps", 1, "--logging_steps", 1]  # two whole batches of the ten rows
     quick = ["--device", "cpu", "--dtype", "float32", "--report_to", "none"]

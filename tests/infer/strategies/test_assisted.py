@@ -265,6 +265,7 @@ def test_a_kept_past_holds_nothing_of_rejected_guesses(model, tokenizer, helpers
     assert cache.runner.live == len(cache.slots)
 
 
+@pytest.mark.full
 def test_copied_text_takes_far_fewer_passes(real_model, tokenizer):
     text = "The river Han rises in the mountains of Gangwon and flows through Seoul to the Yellow Sea."
     prompt = [{"role": "user", "content": f"Repeat the following text word for word, without any change.\n\n{text}"}]
