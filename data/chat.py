@@ -67,6 +67,12 @@ def end_of_turn_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return sorted({tokenizer.convert_tokens_to_ids(token) for token in stops})
 
 
+def all_end_ids(declared: int | Sequence[int] | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every id that ends a text: those that a generation config declares, in their order, then what else ends an assistant turn."""
+    known = [] if declared is None else [declared] if isinstance(declared, int) else declared
+    return list(dict.fromkeys([*known, *end_of_turn_ids(tokenizer)]))
+
+
 @dataclass(frozen=True)
 class Ending:
     """What the template writes behind an answer, that up to its stop token, what stops tool calls, and every token that stops a turn."""

@@ -98,7 +98,7 @@ def collate_padded(features: Sequence[Row], pad_token_id: int) -> dict[str, torc
 
     The padding is known by length, never by id, so a pad token that is also the end-of-turn token stays learnable. Packed rows are taken apart.
     """
-    records = [record for feature in features for record in _records(feature)]
+    records = [record for feature in features for record in records_of(feature)]
     longest = max(len(record["input_ids"]) for record in records)
 
     def padded(values: Iterable[list[int]], fill: int) -> torch.Tensor:
@@ -111,7 +111,8 @@ def collate_padded(features: Sequence[Row], pad_token_id: int) -> dict[str, torc
     }
 
 
-def _records(feature: Row) -> Iterator[Row]:
+def records_of(feature: Row) -> Iterator[Row]:
+    """The records of a row, packed or not, each with its own `input_ids` and `labels`."""
     start = 0
     for length in feature.get("lengths") or [len(feature["input_ids"])]:
         yield {key: list(feature[key][start : start + length]) for key in ("input_ids", "labels")}

@@ -26,14 +26,14 @@ class Explain:
     prompt: str | None = option("The prompt.")
     html: str | None = option("Write the same as a page to this file.")
     attention: str | None = option("Also show the attention of a layer, or of one head of it: LAYER or LAYER.HEAD, from 0.")
-    steps: int = option("Tokens and steps of the search shown in the terminal; the page has all.", 20)
+    shown: int = option("Tokens and steps of the search shown in the terminal; the page has all.", 20)
     raw: bool = option("Continue the prompt as it stands, without the chat template (for base models).", False)
 
     def __post_init__(self) -> None:
         if not self.prompt:
             raise UserError('no prompt: give one ("...")')
-        if self.steps < 0:
-            raise UserError(f"steps must not be below zero, got {self.steps}")
+        if self.shown < 0:
+            raise UserError(f"shown must not be below zero, got {self.shown}")
         if self.attention is not None:
             from seodang.infer.explain.attention_map import parse_attention
 
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     results = generate(model, tokenizer, [prompt], params, trace=True)
     trace, names = generation_trace(results), TokenLabels(tokenizer)
     console = Console()
-    console.print(explain(trace, names, options.steps))
+    console.print(explain(trace, names, options.shown))
     prompt_ids = encode(tokenizer, prompt)[: results[0].prompt_length]  # token_healing takes its end back
     picture = None
     if layer is not None:

@@ -1,25 +1,37 @@
-"""Merge an adapter into its base model and check that nothing changed: a folder that every engine loads.
+"""Write a model, its adapter merged, as a folder for transformers and vLLM, with --gguf as a file for llama.cpp and Ollama too; each is loaded back and compared.
 
-seodang export runs/sft --output_dir merged
+seodang export runs/sft --output_dir merged --gguf f16
 """
 
+import importlib.util
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoConfig
+from peft import PeftModel
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from seodang.data.chat import all_end_ids
 from seodang.data.errors import UserError
-from seodang.infer.checkpoint.load import adapter_base, is_adapter, load, resolve
+from seodang.infer.checkpoint.damage import check_texts, read_json
+from seodang.infer.checkpoint.load import ADAPTER_CONFIG, adapter_base, is_adapter, load, load_tokenizer, resolve
 from seodang.infer.checkpoint.manifest import fingerprint, read_manifest
+from seodang.infer.checkpoint.published_diffusion import stored_config
 from seodang.infer.kernels.device import DTYPES
 from seodang.recipes.options.parser import command, parse
-from seodang.train.run.checkpoints import STAGING, publish_into, reserve_space, start_staging
+from seodang.recipes.run.card import Exported, model_card, modelfile
+from seodang.train.run.checkpoints import STAGING, publish_into, reserve_space, start_staging, write_atomically
+
+if TYPE_CHECKING:
+    from seodang.infer.checkpoint.gguf.vocabulary import Vocabulary  # needs the package gguf
 
 PROBE = "Which country is the city of Suwon located in? 수원은 어느 나라에 있나요? def f(x): return x + 1"
 # The largest share of the logits' spread by which rounding may move one of them.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
+BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}  # a weight, in a GGUF file
 
 
 @dataclass
@@ -29,10 +41,15 @@ class ExportOptions:
     model: str = field(metadata={"help": "Folder of an adapter or of a whole checkpoint."})
     output_dir: str = field(metadata={"help": "Folder to write; new or empty."})
     dtype: str = field(default="auto", metadata={"help": "Of the written weights: float32, bfloat16, float16; auto keeps the base model's."})
+    gguf: str | None = field(
+        default=None, metadata={"help": "Also write a GGUF file, for llama.cpp and Ollama, with its weights in f32, f16, bf16 or q8_0."}
+    )
 
     def __post_init__(self):
         if self.dtype != "auto" and DTYPES.get(self.dtype) not in TOLERANCE:
             raise UserError(f"dtype {self.dtype!r} cannot be exported: choose auto, float32, bfloat16 or float16")
+        if self.gguf is not None and self.gguf not in BYTES:
+            raise UserError(f"gguf {self.gguf!r} cannot be written: choose f32, f16, bf16 or q8_0 (llama-quantize makes smaller ones of f32 or f16)")
 
 
 @command
@@ -44,24 +61,30 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"output_dir {target} exists and is not empty: name a new folder")
     place = resolve(options.model)
     base = adapter_base(place) if is_adapter(place) else options.model
-    dtype = _stored_dtype(resolve(base)) if options.dtype == "auto" else DTYPES[options.dtype]
+    config = _config_of(base)
+    tokenizer = load_tokenizer(options.model)
+    generation = _generation_config([place, resolve(base)], config, tokenizer)
+    vocabulary = _plan_gguf(config, tokenizer, generation, place) if options.gguf else None
+    dtype = _stored_dtype(config) if options.dtype == "auto" else DTYPES[options.dtype]
     model, tokenizer = load(options.model, device="cpu", dtype="float32")  # merged in full precision, rounded once
-    generation = getattr(model, "generation_config", None)  # a reward model has none
-    if generation is not None and (Path(place) / "generation_config.json").is_file():
-        generation = type(generation).from_pretrained(place)
     ids = torch.tensor([tokenizer(PROBE)["input_ids"]])
     before = _logits(model, ids)
-    merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    merged = _merged(model, options.model)
     _check(before, _logits(merged, ids), torch.float32, "merging")
-    merged = merged.to(dtype)
-    if generation is not None:
+    if hasattr(merged, "generation_config"):  # a reward model has none
         merged.generation_config = generation
-    with reserve_space(sum(p.numel() * p.element_size() for p in merged.parameters()), target):
+    made = (read_manifest(Path(place)) if Path(place).is_dir() else None) or {}
+    about = Exported(target.resolve().name, base, made.get("step"), dtype, merged, tokenizer)
+    size = torch.finfo(dtype).bits // 8 + BYTES.get(options.gguf, 0)
+    with reserve_space(int(size * sum(p.numel() for p in merged.parameters())), target):
         folder = start_staging(target) / "final"
-        merged.save_pretrained(folder)
+        folder.mkdir()
+        if vocabulary is not None:
+            _write_gguf(folder, about, vocabulary, options.gguf, ids)
+        merged.to(dtype).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        made = read_manifest(Path(place)) if Path(place).is_dir() else None
-        facts = {name: (made or {}).get(name) for name in ("step", "paradigm", "data")}
+        write_atomically(folder / "README.md", model_card(about))
+        facts = {name: made.get(name) for name in ("step", "paradigm", "data")}
         publish_into(folder, target, **facts, base=base, template=fingerprint(tokenizer.chat_template))
     written, _ = load(target, device="cpu", dtype="float32")
     change = _check(before, _logits(written, ids), dtype, "writing")
@@ -69,10 +92,72 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _stored_dtype(base: str) -> torch.dtype:
+def _config_of(base: str) -> PretrainedConfig:
+    """The configuration of a base model. Raises UserError for quantised weights: merged into them, an adapter would be rounded anew."""
+    place = resolve(base)
+    if Path(place).is_dir():
+        check_texts(Path(place))
+    try:
+        config = stored_config(place)
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {base!r} could not be read: {str(error).splitlines()[0]}") from None
+    if quantised := getattr(config, "quantization_config", None):
+        method = (quantised if isinstance(quantised, dict) else quantised.to_dict()).get("quant_method")
+        raise UserError(f"{base} holds quantised weights ({method}), export needs plain ones: give the model that they were made of")
+    return config
+
+
+def _generation_config(places: list[str], config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """What the first of the places that says so says of generation, with every id that ends a text here."""
+    generation = GenerationConfig.from_model_config(config)
+    for place in places:
+        with suppress(OSError):
+            generation = GenerationConfig.from_pretrained(place)
+            break
+    declared = generation.eos_token_id
+    if len(ends := all_end_ids(declared, tokenizer)) > (len(declared) if isinstance(declared, list) else declared is not None):
+        generation.eos_token_id = ends
+    return generation
+
+
+def _plan_gguf(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig, place: str) -> "Vocabulary":
+    """What can be said of the file before the model is loaded. Raises UserError where there can be none."""
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError("a GGUF file needs the package gguf, which is not installed: pip install 'seodang[gguf]'")
+    if is_adapter(place) and read_json(Path(place) / ADAPTER_CONFIG).get("task_type") == "SEQ_CLS":
+        raise UserError(f"{place} is a reward model, and a GGUF file has no place for its head: export without --gguf")
+    from seodang.infer.checkpoint.gguf.export import plan_gguf
+
+    return plan_gguf(config, tokenizer, all_end_ids(generation.eos_token_id, tokenizer))
+
+
+def _write_gguf(folder: Path, about: Exported, vocabulary: "Vocabulary", kind: str, ids: torch.Tensor) -> None:
+    """Write the file and Ollama's Modelfile, and say what differs."""
+    from seodang.infer.checkpoint.gguf.export import save_gguf
+
+    about.gguf = f"{about.name}-{kind.upper()}.gguf"
+    about.notes, change = save_gguf(folder / about.gguf, about.model, about.tokenizer, vocabulary, kind, ids)
+    write_atomically(folder / "Modelfile", modelfile(about))
+    compared = "its weights are the model's" if change != change else f"largest change of a logit {change:.2e} of their spread"
+    print(f"{about.gguf}: {compared}", *(f"  {note}" for note in about.notes), sep="\n")
+
+
+def _merged(model: PreTrainedModel | PeftModel, place: str) -> PreTrainedModel:
+    """The model with its adapter in its weights; raises UserError for an adapter of a kind that cannot be there."""
+    if not isinstance(model, PeftModel):
+        return model
+    kind = model.peft_config[model.active_adapter].peft_type.value
+    try:
+        return model.merge_and_unload()
+    except (AttributeError, NotImplementedError) as error:
+        raise UserError(f"{place} is an adapter of the kind {kind}, which no weights can hold ({error}): export takes what peft merges, as LoRA") from None
+
+
+def _stored_dtype(config: PretrainedConfig) -> torch.dtype:
     """The dtype that the base model's own checkpoint has."""
-    stored = AutoConfig.from_pretrained(base).dtype
-    return stored if stored in TOLERANCE else torch.float32
+    return config.dtype if config.dtype in TOLERANCE else torch.float32
 
 
 @torch.no_grad()
@@ -80,7 +165,8 @@ def _logits(model, ids: torch.Tensor) -> torch.Tensor:
     """What the model makes of the probe: a language model's logits, or a reward model's scores of all its beginnings."""
     if hasattr(model, "score"):
         return torch.cat([model(input_ids=ids[:, :n]).logits[0] for n in range(1, ids.shape[1] + 1)]).float()
-    return model(input_ids=ids).logits[0].float()
+    more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    return model(input_ids=ids, **more).logits[0].float()
 
 
 def _check(before: torch.Tensor, after: torch.Tensor, dtype: torch.dtype, what: str) -> float:

@@ -74,10 +74,9 @@ def main(argv: list[str] | None = None) -> int:
     with ExitStack() as files:
         output = files.enter_context(open_output(options.output)) if options.output else None
         model, tokenizer = model_options.open()
-        from seodang.infer.engine.scoring import pair_ids
-        from seodang.infer.runners.open import open_runner
+        from seodang.infer.engine.scoring import pair_ids, scoring_runner
 
-        runner = open_runner(model)
+        runner = scoring_runner(model)
         records, counts = encode_records(tokenizer, examples, options)
         if lost := [line for each in counts for line in each.lost_lines()]:
             print(*lost, sep="\n", file=sys.stderr)

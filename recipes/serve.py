@@ -75,9 +75,11 @@ def main(argv: list[str] | None = None) -> int:
     refuse_without_libraries()
     from seodang.infer.engine.live import LiveEngine
     from seodang.infer.server.guard.access import is_loopback
+    from seodang.infer.server.guard.memory import few_arenas
     from seodang.infer.server.run import address_of, bound, serve
     from seodang.infer.server.served import Served
 
+    few_arenas()
     with bound(options.host, options.port) as listening, Stopping():  # what is taken is said before the model is loaded
         access = access_of(options, is_loopback(listening.getsockname()[0]))
         model, tokenizer = model_options.open()

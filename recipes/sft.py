@@ -5,6 +5,7 @@ accelerate launch recipes/sft.py --config recipes/sft.yaml --learning_rate 1e-5
 """
 
 import sys
+from collections.abc import Callable, Iterable
 from itertools import islice
 
 from tqdm import tqdm
@@ -58,23 +59,27 @@ def stage_lines(data: DataOptions, counts: Counts) -> list[str]:
     ]
 
 
-def load_rows(data: DataOptions, tokenizer, args: TrainingArguments):
-    """Rows to train on, held-out rows and questions, and the counts of what became of the records."""
+def load_rows(data: DataOptions, tokenizer, args: TrainingArguments, reshaped: Callable[[Iterable[Row]], Iterable[Row]] = iter):
+    """Rows to train on, held-out rows and questions, and the counts of what became of the records; `reshaped` makes other rows of these, before packing."""
     held = list(read(data.eval_data, shape=data.shape, **data.reading())) if data.eval_data else []
     if data.streaming:
-        rows, counts = stream(data, tokenizer, args)
+        rows, counts = stream(data, tokenizer, args, reshaped)
     else:
         examples = list(read(data.data, weights=data.weights, shape=data.shape, split=data.split, **data.reading()))
         if data.eval_fraction:
             examples, held = hold_out(examples, data.eval_fraction, args.seed)
         rows, counts = prepare(examples, tokenizer, **data.labelling())
+        rows = list(reshaped(rows))
         rows = pack(rows, data.max_length) if data.packing else rows
     eval_rows, counts.held_out = prepare(held, tokenizer, **data.labelling()) if held else ([], None)
+    eval_rows = list(reshaped(eval_rows))
     questions = held_out_questions([example for example in held if isinstance(example, Dialogue)])
     return rows, eval_rows, questions, counts
 
 
-def stream(data: DataOptions, tokenizer, args: TrainingArguments) -> tuple[StreamedRows, Counts]:
+def stream(
+    data: DataOptions, tokenizer, args: TrainingArguments, reshaped: Callable[[Iterable[Row]], Iterable[Row]] = iter
+) -> tuple[StreamedRows, Counts]:
     """Rows read while training; the counts are those of the first records. Raises UserError without `max_steps`."""
     if args.max_steps <= 0:
         raise UserError("streaming has no known end: set --max_steps")
@@ -82,7 +87,7 @@ def stream(data: DataOptions, tokenizer, args: TrainingArguments) -> tuple[Strea
     _, counts = prepare(islice(examples, PLANNED_FROM), tokenizer, **data.labelling())
 
     def rows():
-        labelled = stream_rows(examples, tokenizer, **data.labelling())
+        labelled = reshaped(stream_rows(examples, tokenizer, **data.labelling()))
         return pack_window(labelled, data.max_length) if data.packing else labelled
 
     return StreamedRows(rows, args.train_batch_size * args.world_size, data.max_length), counts

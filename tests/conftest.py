@@ -46,6 +46,7 @@ KINDS = {
     "mistral": {"sliding_window": 6},
     "gemma": {},
     "gemma2": {"sliding_window": 6, "final_logit_softcapping": 3.0, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 8},
+    "gemma3_text": {"sliding_window": 6, "query_pre_attn_scalar": 8},
     "granite": {"logits_scaling": 3.0, "attention_multiplier": 0.3, "embedding_multiplier": 2.0, "residual_multiplier": 0.5},
     "cohere": {"logit_scale": 0.25},
     "qwen2_moe": {  # its window stands in its mask alone, not among what its attention is called with

@@ -22,7 +22,7 @@ ROOMS = ["data", "infer", "train", "recipes"]  # each imports itself and those b
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PACKAGES = PROJECT["tool"]["setuptools"]["packages"]  # in the order in which they may import
 BUILDING = ("build.py", "build_everyday.py", "everyday.yaml", "names_english.txt", "names_korean.txt", "translations.tsv")
-NOT_SHIPPED = {f"data/samples/{name}" for name in BUILDING}
+NOT_SHIPPED = {*(f"data/samples/{name}" for name in BUILDING), "recipes/deploy/Dockerfile", "recipes/deploy/seodang.service"}
 
 
 def files(folder, pattern="*"):

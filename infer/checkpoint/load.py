@@ -20,11 +20,14 @@ from transformers import (
 
 from ...data.errors import UserError
 from ...data.hub import check_hub_name
+from ..diffusion.dream import bind
 from ..kernels.device import choose_device, choose_dtype, cpu_has_bfloat16
 from ..kernels.fused_projections import fuse_projections
+from .adapter_paradigm import declare_as_beside
 from .damage import check_texts, read_json, refuse_mismatched, torn_file
 from .default_model import default_model
 from .manifest import read_manifest, verify
+from .published_diffusion import published, published_tokenizer, stored_config
 from .quantise import BITS, quantise
 from .quiet import silence_old_names, without_load_report
 
@@ -66,7 +69,7 @@ def load(
     labels = _labels_of(resolve(adapter)) if adapter is not None else None
     if labels is not None:
         model_class, model_arguments = model_class or AutoModelForSequenceClassification, {"num_labels": labels, **model_arguments}
-    model = _load_weights(place, model_class or _model_class(place), weights_dtype, model_arguments)
+    model = _load_weights(place, model_class, weights_dtype, model_arguments)
     tokenizer = load_tokenizer(adapter if adapter is not None and has_tokenizer(resolve(adapter)) else place)
     _warn_of_more_ids(place, model, tokenizer)
     if adapter is not None:
@@ -79,6 +82,7 @@ def load(
     if not getattr(model, "hf_device_map", None):
         model = model.to(where)
         fuse_projections(model)
+    bind(model)
     return model.eval(), tokenizer
 
 
@@ -100,8 +104,9 @@ def load_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerBase:
     place = resolve(path)
     if is_adapter(place) and not has_tokenizer(place):
         place = resolve(adapter_base(place))
+    found = published(place)
     try:
-        return AutoTokenizer.from_pretrained(place)
+        return AutoTokenizer.from_pretrained(place) if found is None else published_tokenizer(found)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"no tokenizer could be read from {str(path)!r}: {_first_line(error)}") from None
 
@@ -173,7 +178,12 @@ def _load_weights(place: str, model_class, dtype: torch.dtype, model_arguments: 
     if os.path.isdir(place):
         verify(Path(place))
         check_texts(Path(place))
+    found = published(place)
     asked = {"ignore_mismatched_sizes": True, **model_arguments}  # refused below, by name
+    if found is None:
+        model_class = model_class or _model_class(place)
+    else:
+        model_class, asked = model_class or AutoModelForCausalLM, found.arguments | asked
     try:
         with without_load_report():
             model, report = model_class.from_pretrained(place, dtype=dtype, output_loading_info=True, **asked)
@@ -184,6 +194,8 @@ def _load_weights(place: str, model_class, dtype: torch.dtype, model_arguments: 
     except (SafetensorError, UnpicklingError, EOFError) as error:
         what = torn_file(Path(place)) or f"the weights of {place} are damaged ({type(error).__name__})"
         raise UserError(f"{what}: restore the file or use another checkpoint") from None
+    if found is not None:
+        report = found.settled(model, report)
     if not model_arguments.get("ignore_mismatched_sizes"):
         refuse_mismatched(place, model, report["mismatched_keys"])
     _refuse_missing(place, model, sorted(report["missing_keys"]), sorted(report["unexpected_keys"]))
@@ -192,7 +204,7 @@ def _load_weights(place: str, model_class, dtype: torch.dtype, model_arguments: 
 
 def _refuse_missing(place: str, model: PreTrainedModel, missing: list[str], unexpected: list[str]) -> None:
     """Refuse tensors that were filled with random numbers, save a head that the checkpoint never claimed to have; say which the model does not use."""
-    saved_as = AutoConfig.from_pretrained(place).architectures or []
+    saved_as = stored_config(place).architectures or []
     new_head = type(model).__name__ not in saved_as
     trunk = model.base_model_prefix + "."
     lost = [name for name in missing if name.startswith(trunk) or not new_head]
@@ -218,6 +230,7 @@ def _load_adapter(model: PreTrainedModel, place: str) -> PreTrainedModel:
     if os.path.isdir(place):
         verify(Path(place))
     silence_old_names()
+    declare_as_beside(place, model.config)
     try:
         return PeftModel.from_pretrained(model, place)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -13,7 +13,7 @@ MANIFEST = "manifest.json"
 UNFINISHED = "manifest.unfinished.json"  # in a folder that is being written file by file: the names of what was and of what will be there
 FORMAT = 1
 # Text that a person may edit by hand (a sampling default, a template): a change is worth a warning, no more.
-EDITABLE = {".json", ".jinja", ".md", ".txt", ".yaml", ".jsonl"}
+EDITABLE = {".json", ".jinja", ".md", ".txt", ".yaml", ".jsonl", ""}  # LICENSE and Ollama's Modelfile have no ending
 
 
 def sha256(path: Path) -> str:

@@ -13,9 +13,11 @@ from transformers import GenerationConfig
 
 from ...data.errors import UserError
 from ..checkpoint.load import adapter_base, is_adapter, resolve
+from ..filters.registry import FILTERS
 from ..requests import options as declared
 from ..requests.options import vocabulary
 from ..runners.architecture import transformers_model
+from ..runners.paradigm import Diffusion, diffusion_of
 from ..strategies.registry import OWNED, choose
 from .compat import translated
 from .params import OPTIONS, WARPING, SamplingParams
@@ -34,6 +36,7 @@ CONFIG_NEUTRAL = {
     "assistant_lookbehind": (10,), "target_lookbehind": (10,), "assistant_ensemble_weight": (),
     "speculation_type": (), "trust_remote_code": (False,),
 }  # fmt: skip
+LOOKING_BACK = {name for spec in FILTERS.values() if not spec.memoryless for name in declared.options_of(spec.options)}  # settings that diffusion has no place for
 CONFIG = vocabulary(SamplingParams, declared.CONFIG)
 WITHOUT = "params=SamplingParams(...), or --checkpoint_settings false, does without them"
 OLD_DEFAULT = 20  # the max_length that old versions wrote into config.json unasked
@@ -46,7 +49,7 @@ def checkpoint_params(model: nn.Module, **changes: Any) -> SamplingParams:
     Raises UserError for a field that we cannot honour.
     """
     config = own_config(model)
-    return SamplingParams(**changes) if config is None else params_beside(config, changes)
+    return SamplingParams(**changes) if config is None else params_beside(config, changes, diffusion_of(transformers_model(model).config))
 
 
 def own_config(model: nn.Module) -> GenerationConfig | None:
@@ -65,11 +68,14 @@ def config_in(path: str | os.PathLike) -> GenerationConfig | None:
     return None
 
 
-def params_beside(config: GenerationConfig, changes: Mapping[str, Any]) -> SamplingParams:
-    """Return a checkpoint's settings with the caller's changes; raises UserError for a field that we cannot honour, with the remedy."""
-    choose(SamplingParams(**changes))  # a mistake in these is the caller's, and told as one
+def params_beside(config: GenerationConfig, changes: Mapping[str, Any], diffusion: Diffusion | None = None) -> SamplingParams:
+    """Return a checkpoint's settings, of a diffusion model or another, with the caller's changes.
+
+    Raises UserError for a field that we cannot honour, with the remedy.
+    """
+    choose(SamplingParams(**changes), diffusion)  # a mistake in these is the caller's, and told as one
     try:
-        return from_generation_config(config, **changes)
+        return beside(config, changes, diffusion)
     except UserError as error:
         raise UserError(f"the checkpoint's own settings do not hold here: {error} ({WITHOUT})") from None
 
@@ -93,13 +99,18 @@ def from_generation_config(config: GenerationConfig | Mapping[str, Any], **chang
     none, and a length that their own contradicts. Fields of `CONFIG_PASSED_OVER` are not about what is said. A field of a checkpoint's that
     transformers does not know either (Qwen's chat_format) is warned of. Raises UserError for every other field that we cannot honour.
     """
+    return beside(config, changes)
+
+
+def beside(config: GenerationConfig | Mapping[str, Any], changes: Mapping[str, Any], diffusion: Diffusion | None = None) -> SamplingParams:
+    """As `from_generation_config`, of a diffusion model or another."""
     written = dict(config) if isinstance(config, Mapping) else fields_known(config.to_dict())
     written = {name: value for name, value in written.items() if value is not None}
     if written.get("_from_model_config") and written.get("max_length") == OLD_DEFAULT:
         del written["max_length"]
     asked = {name: value for name, value in written.items() if name not in CONFIG or OPTIONS[CONFIG[name]].off != value}
     known = translated(asked, CONFIG, CONFIG_PASSED_OVER, CONFIG_NEUTRAL, "generation_config")
-    known = of_its_length(of_its_strategy(sampling_or_not(known, changes), changes), changes)
+    known = of_its_length(of_its_strategy(sampling_or_not(known, changes), changes, diffusion), changes)
     return SamplingParams(**{**known, **changes})
 
 
@@ -129,13 +140,18 @@ def without_sampling(known: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in known.items() if name not in WARPING or name in claimed}
 
 
-def of_its_strategy(known: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what is for other strategies than the one that the changes mean; where they mean none, than the one that all mean together."""
-    spec = choose(SamplingParams(**changes))
+def of_its_strategy(known: dict[str, Any], changes: Mapping[str, Any], diffusion: Diffusion | None) -> dict[str, Any]:
+    """Leave out what is for other strategies than the one that the changes mean; where they mean none, than the one that all mean together.
+
+    A diffusion model's config may be that of the model that it was made of: what looks back from a token has no place in it.
+    """
+    spec = choose(SamplingParams(**changes), diffusion)
     if spec.name == "sampling" and changes.get("strategy") is None:
         spec = choose(SamplingParams(**{**known, **changes}))
     elif not spec.samples:
         known = {name: value for name, value in without_sampling(known).items() if name not in (*WARPING, "do_sample")}
+    if not spec.left_to_right:
+        known = {name: value for name, value in known.items() if name not in LOOKING_BACK}
     return {name: value for name, value in known.items() if name not in OWNED or name in spec.honours}
 
 

@@ -20,6 +20,7 @@ from ..runners.architecture import transformers_model
 from ..runners.by_length import hangs_on_length
 from ..runners.contract import Runner
 from ..runners.open import open_runner
+from ..runners.paradigm import refuse_diffusion
 from ..strategies.spec import StrategySpec
 from ..text.spans import positions_to_mask
 from .core import Engine
@@ -104,6 +105,7 @@ def refuse_without_states(runner: Runner) -> None:
     kind = runner.config.model_type
     if runner.model.config.is_encoder_decoder:
         raise UserError(f"{kind} is an encoder-decoder model, which Seodang has no embeddings of: use a decoder")
+    refuse_diffusion(runner.model.config, "an embedding")
     if not runner.capabilities.hidden_states:
         raise UserError(f"embeddings need hidden states, which the runner of {kind} does not give: use another architecture")
 

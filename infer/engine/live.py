@@ -21,6 +21,7 @@ from ..requests.events import Event
 from ..requests.generation import Generation, Stage
 from ..requests.request import Request
 from ..runners.open import open_runner
+from ..runners.paradigm import is_bidirectional
 from .budget import Budget
 from .core import MAX_ROWS, Engine, slots_of
 from .embedding import EmbeddingTicket, embedding_request
@@ -276,4 +277,5 @@ def end(loop: Loop) -> None:
 
 def is_shareable(runner) -> bool:
     """Whether what a runner has read of one prompt can begin another."""
-    return runner.capabilities.fork and runner.capabilities.truncate and not runner.model.config.is_encoder_decoder
+    config = runner.model.config
+    return runner.capabilities.fork and runner.capabilities.truncate and not (config.is_encoder_decoder or is_bidirectional(config))

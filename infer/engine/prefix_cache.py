@@ -16,6 +16,7 @@ from ..requests.sequence import TokenSequence, shared_length
 from ..runners.architecture import transformers_model
 from ..runners.contract import Runner
 from ..runners.open import open_runner
+from ..runners.paradigm import is_bidirectional
 from .model_state import Glance, state_of
 
 KEPT = 8  # sequences; the one that was longest unused goes first
@@ -66,6 +67,8 @@ class PrefixCache:
         self.runner = open_runner(model)
         if self.runner.model.config.is_encoder_decoder:
             raise UserError(f"a {self.runner.config.model_type} model reads its prompt in the encoder, whose past nothing continues: use no cache")
+        if is_bidirectional(self.runner.model.config):
+            raise UserError(f"what a {self.runner.config.model_type} model reads hangs on all that follows, its answer too: use no cache")
         if not (self.runner.capabilities.fork and self.runner.capabilities.truncate):
             raise UserError(f"a {self.runner.config.model_type} model's state cannot be cut back to a shared beginning: use no cache")
         self.sequences, self.max_bytes = sequences, max_bytes
@@ -109,6 +112,7 @@ class PrefixCache:
         donor, slot = self._donor(ids, runner, salt), runner.allocate()
         if donor is not None:
             runner.copy(donor.slot, slot, 0, donor.length)
+            runner.attend_both_ways(slot, False)  # as the donor may do just now
         return slot
 
     def known(self, ids: list[int], runner: Runner, salt: Hashable = None) -> int:
@@ -142,7 +146,7 @@ class PrefixCache:
         kept, and where it is beyond `max_bytes` alone.
         """
         generation, runner, salt = sequence.generation, sequence.runner, sequence.request.salt
-        ids = sequence.ids[: sequence.seen]
+        ids = sequence.ids[: sequence.continuable]
         adapter = sequence.request.adapter
         sound = bool(ids) and generation in self._live and runner is self._current and not (adapter and adapter.unloaded)
         if not generation.slots_held:
@@ -201,7 +205,7 @@ class PrefixCache:
             self._use(best.kept)
         for _, sequence in self._watched(runner, salt):
             length = best.length if best else 0
-            there = min(sequence.seen, len(sequence.ids), most)  # what is beyond its ids are guesses
+            there = min(sequence.continuable, len(sequence.ids), most)  # what is beyond its ids are guesses
             if there > length and sequence.ids[length] == ids[length]:  # cheaper than to compare what cannot be longer
                 shared = min(shared_length(sequence.ids, ids), there)
                 best = Donor(sequence.cache_slot, shared) if shared > length else best

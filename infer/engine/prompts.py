@@ -26,9 +26,10 @@ from ..requests.strategy import Host
 from ..runners.architecture import refuse_masking_under_window, transformers_model
 from ..runners.contract import Runner
 from ..runners.encoder_decoder import decoder_start
+from ..runners.paradigm import diffusion_of
 from ..strategies.assistants import check_assistant
 from ..strategies.guidance import guidance_of, with_plausibility
-from ..strategies.registry import check
+from ..strategies.registry import check, check_paradigm
 from ..strategies.spec import StrategySpec
 from ..text.spans import positions_to_mask
 from ..text.vocabulary import check_ids, known_ids
@@ -88,7 +89,8 @@ def new_request(
     """
     runner, name = host.runner, f"prompt {index + 1}"
     has_source = runner.model.config.is_encoder_decoder
-    strategy = check(params, runner.capabilities, has_source)
+    strategy = check(params, runner.capabilities, has_source, diffusion_of(runner.model.config))
+    check_paradigm(strategy, params, runner.model.config)
     strategy.suits(params, runner)
     source_ids, ids = encoded(tokenizer, prompt, params, runner, name, literal)
     params = with_ids(within_length(params, len(ids), runner.limit, name), tokenizer)

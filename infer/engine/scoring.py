@@ -14,9 +14,11 @@ from ...data.formats import Dialogue
 from ...data.literal import continuing
 from ...data.surrogates import refuse_surrogates
 from ..filters.logits import wide
+from ..runners.architecture import transformers_model
 from ..runners.contract import Runner
 from ..runners.encoder_decoder import EncoderDecoderRunner, decoder_start
 from ..runners.open import open_runner
+from ..runners.paradigm import refuse_diffusion
 from ..text.vocabulary import check_ids
 from .prompts import Prompt, encode, is_dialogue, whole_numbers
 
@@ -42,13 +44,19 @@ def score(
     """
     if len(prompts) != len(completions):
         raise UserError(f"{len(prompts)} prompts and {len(completions)} completions: give one for each")
-    runner = open_runner(model)
+    runner = scoring_runner(model)
     if isinstance(runner, EncoderDecoderRunner):
         targets = [target_ids(tokenizer, completion, f"answer {n}", runner.target_vocab) for n, completion in enumerate(completions, 1)]
         sources = [encode(tokenizer, prompt, f"prompt {n}", runner.source_vocab) for n, prompt in enumerate(prompts, 1)]
         return score_targets(runner, sources, targets)
     each, vocab = enumerate(zip(prompts, completions), 1), runner.config.vocab_size
     return score_ids(runner, [pair_ids(tokenizer, *pair, runner.limit, f"prompt {n} with its answer", vocab) for n, pair in each])
+
+
+def scoring_runner(model: nn.Module) -> Runner:
+    """Return the runner of a model that can say how likely an answer is; raises UserError for one that has none, and for a diffusion model."""
+    refuse_diffusion(transformers_model(model).config, "score")
+    return open_runner(model)
 
 
 def pair_ids(

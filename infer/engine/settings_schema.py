@@ -12,16 +12,18 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from ...data.errors import UserError
+from ..diffusion.orders import ORDERS
 from ..filters.registry import FILTERS
 from ..filters.spec import KINDS
 from ..requests.options import Option, options_of
 from ..runners.architecture import Capabilities
-from ..strategies.registry import OWNED, STRATEGIES, check
+from ..runners.paradigm import Diffusion
+from ..strategies.registry import OWNED, STRATEGIES, check, speaks
 from .compat import OPENAI_NEUTRAL, OPENAI_PASSED_OVER, REQUEST, VLLM_NEUTRAL, VLLM_PASSED_OVER
 from .params import OPTIONS, SamplingParams
 
 Schema = dict[str, Any]
-ABLE = Capabilities(hidden_states=True, mask_holes=True)  # a runner that can do everything
+ABLE = Capabilities(hidden_states=True, mask_holes=True, both_ways=True)  # a runner that can do everything
 GROUPS = {name: KINDS[spec.kind] for spec in reversed(FILTERS.values()) for name in options_of(spec.options)} | {"filter_order": "own filters"}
 TEXT, IDS = {"type": "string"}, {"type": "array", "items": {"type": "integer"}}
 WORD = {"type": "string", "minLength": 1}
@@ -44,12 +46,12 @@ AS_JSON: dict[str, Schema] = {  # types that JSON writes otherwise than Python, 
     "num_assistant_tokens_schedule": {"enum": ["heuristic", "constant"]},
     "sequence_bias": {"type": "array", "items": {"type": "array", "prefixItems": [IDS, {"type": "number"}], "minItems": 2, "maxItems": 2}},
     "force_words_ids": {"type": "array", "items": {"anyOf": [IDS, {"type": "array", "items": IDS}]}},
+    "alg": {"enum": list(ORDERS)},
     "dola_layers": {"anyOf": [{"enum": ["low", "high"]}, {**IDS, "minItems": 1}]},
     "logprobs": {"anyOf": [{"type": "boolean"}, {"type": "integer", "minimum": 0}]},
     "top_k": {"type": "integer", "minimum": -1},
     "negative_prompt": {"anyOf": [TEXT, {"type": "array"}]},
     "early_stopping": {"enum": [True, False, "never"]},
-    "strategy": {"enum": list(STRATEGIES)},
     "filter_order": {"type": "array", "items": {"enum": list(FILTERS)}},
 }
 OTHERS: dict[str, Schema] = {  # fields that come to settings of other names
@@ -68,9 +70,14 @@ OTHERS: dict[str, Schema] = {  # fields that come to settings of other names
 }
 
 
-def settings_schema(defaults: SamplingParams) -> dict[str, Schema]:
-    """Return the schema of every field that says how an answer is made, by its name, with the `defaults` that hold where it is not given."""
-    found = {name: field_schema(name, OPTIONS[ours], getattr(defaults, ours)) for name, ours in REQUEST.items()} | OTHERS
+def settings_schema(defaults: SamplingParams, diffusion: Diffusion | None = None) -> dict[str, Schema]:
+    """Return the schema of every field that says how an answer is made, by its name, with the `defaults` that hold where it is not given.
+
+    What belongs to strategies alone that the model does not speak by, one of diffusion or another, is left out.
+    """
+    honoured = {name for spec in STRATEGIES.values() if speaks(spec, diffusion) for name in spec.honours}
+    known = {name: ours for name, ours in REQUEST.items() if ours not in OWNED or ours in honoured}
+    found = {name: field_schema(name, OPTIONS[ours], getattr(defaults, ours), diffusion) for name, ours in known.items()} | OTHERS
     if defaults.samples:
         found["temperature"].setdefault("default", 1)
     for name, values in {**OPENAI_NEUTRAL, **VLLM_NEUTRAL}.items():
@@ -81,7 +88,7 @@ def settings_schema(defaults: SamplingParams) -> dict[str, Schema]:
     return found
 
 
-def field_schema(name: str, option: Option, default: Any) -> Schema:
+def field_schema(name: str, option: Option, default: Any, diffusion: Diffusion | None = None) -> Schema:
     """A setting under one of its names: what it is for, its type, range and default."""
     schema = {"description": option.help, **(AS_JSON.get(option.name) or {**type_schema(option), **bounds(option)})}
     if name != option.name:
@@ -89,14 +96,17 @@ def field_schema(name: str, option: Option, default: Any) -> Schema:
     else:
         schema["x-group"] = GROUPS.get(name, "strategy" if name in OWNED else "answer")
     if name == "strategy":
-        schema["x-strategies"] = strategies()
+        schema["x-strategies"] = strategies(diffusion)
+        schema["enum"] = [each for each, spec in STRATEGIES.items() if speaks(spec, diffusion)]
     return {**schema, "default": default} if default is not None and is_json(default) else schema
 
 
-def strategies() -> dict[str, Schema]:
+def strategies(diffusion: Diffusion | None) -> dict[str, Schema]:
     """The strategies that a body can ask for: what each does, the settings that it honours, the fewest that mean it, and whether it draws."""
     found = {}
     for name, spec in STRATEGIES.items():
+        if not speaks(spec, diffusion):
+            continue
         least = {key: value for key, value in spec.least.items() if is_json(value) and key != "strategy"}
         try:
             check(SamplingParams(**{**least, "strategy": name}), ABLE)

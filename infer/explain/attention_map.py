@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from ...data.errors import UserError
 from ..runners.architecture import context_limit, evaluating, transformers_model
 from ..runners.model_lock import configs_of, use_attention
+from ..runners.paradigm import refuse_diffusion
 from ..text.vocabulary import check_ids
 
 LONGEST = 512  # positions: the weights of every layer are held at once
@@ -63,6 +64,7 @@ def check_attention(model: nn.Module, layer: int, head: int | None = None) -> No
     config = inner.config.get_text_config()
     if inner.config.is_encoder_decoder:
         raise UserError(f"{inner.config.model_type} is an encoder-decoder, whose attention is not one picture: leave attention out")
+    refuse_diffusion(inner.config, "a map of attention")
     if getattr(inner, "_is_stateful", False):
         raise UserError(f"{inner.config.model_type} remembers by other means than attention: leave attention out")
     if not 0 <= layer < config.num_hidden_layers:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..requests.events import Committed, Event, Observed, Result
-from ..requests.trace import BeamTrace, ChoiceTrace, ContrastTrace, DraftTrace, LayerTrace, PassTrace
+from ..requests.trace import BeamTrace, ChoiceTrace, ContrastTrace, DiffusionStep, DraftTrace, LayerTrace, PassTrace
 
 
 @dataclass
@@ -28,12 +28,18 @@ class Step:
 
 @dataclass
 class GenerationTrace:
-    """What happened to one prompt. `answers` are the results with their steps; beams and drafts come with the position where they were."""
+    """What happened to one prompt. `answers` are the results with their steps; beams and drafts come with the position where they were,
+    steps of diffusion in their order."""
 
     answers: list[tuple[Result, list[Step]]]
     passes: list[PassTrace]
     beams: list[tuple[int, BeamTrace]]
     drafts: list[tuple[int, int, DraftTrace]]  # position, choice, draft
+    denoising: list[tuple[int, DiffusionStep]] = field(default_factory=list)  # choice, step
+
+    def steps_of(self, result: Result) -> list[DiffusionStep]:
+        """The steps of diffusion of one of the answers."""
+        return [step for choice, step in self.denoising if choice == result.grown_as]
 
     @property
     def prefill(self) -> list[PassTrace]:
@@ -66,6 +72,8 @@ def generation_trace(results: Sequence[Result]) -> GenerationTrace:
             found.beams.append((event.position, what))
         elif isinstance(what, DraftTrace):
             found.drafts.append((event.position, event.choice, what))
+        elif isinstance(what, DiffusionStep):
+            found.denoising.append((event.choice, what))
         elif type(what) in at:
             at[type(what)][event.choice, event.position] = what
     found.answers = [(result, steps_of(result, events, at, spent)) for result in results]

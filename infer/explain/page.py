@@ -14,6 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from ...data.html_template import content_hash, embedded, html_template
 from ..requests.events import Result
 from ..text.token_labels import TokenLabels
+from .diffusion_steps import stretches
+from .generation_trace import generation_trace
 from .trace_events import traced
 
 WEB = Path(__file__).with_name("web")
@@ -75,13 +77,15 @@ def to_html(
     theme, tells the answers without scripts too, and all text is escaped.
     """
     script, style = embedded(*LOOK_INSIDE, WEB / "explain.js"), embedded(LOOK_INSIDE_STYLE, WEB / "explain.css")
-    names = TokenLabels(tokenizer)
+    names, trace = TokenLabels(tokenizer), generation_trace(results)
     return html_template(WEB / "explain.html.jinja").render(
         title=prompt if len(prompt) <= 60 else prompt[:59] + "…",
         prompt=prompt,
         prompt_names=[(id, names(id)) for id in prompt_ids],
         results=results,
+        names=names,
         picture=picture,
+        denoising=[(result.choice, steps) for result in results if (steps := [(step, stretches(step, names)) for step in trace.steps_of(result)])],
         data={**events_of(results, tokenizer), "picture": picture and picture.data},
         script=script, style=style, script_hash=content_hash(script), style_hash=content_hash(style),
     )  # fmt: skip

@@ -19,7 +19,7 @@ from ..strategies.registry import STRATEGIES, check
 from ..strategies.spec import Amateur, Guidance, StrategySpec
 
 HOME = Path(__file__).with_name("STRATEGIES.md")
-ABLE = Capabilities(hidden_states=True, mask_holes=True)  # a runner that can do everything
+ABLE = Capabilities(hidden_states=True, mask_holes=True, both_ways=True)  # a runner that can do everything
 
 def settings_of(name: str) -> list[dict[str, Any]]:
     """Settings that ask for a filter, each by themselves."""
@@ -102,9 +102,8 @@ def combinations_part() -> list[str]:
         found = {heading: cell(spec, tried) for heading, tried in columns.items()}
         rows.append((f"`{spec.name}`", *(text for text, _ in found.values())))
         by_reason: dict[str, list[str]] = {}
-        for _, why in found.values():
-            for name, reason in why.items():
-                by_reason.setdefault(reason, []).append(name)
+        for name, reason in ((name, reason) for _, why in found.values() for name, reason in why.items()):
+            by_reason.setdefault(reason.replace(f"{name} ", "it ", 1) if reason.startswith(f"{name} ") else reason, []).append(name)
         reasons += [f"- `{spec.name}` with {', '.join(f'`{name}`' for name in names)}: {reason}" for reason, names in by_reason.items()]
     about = "yes: exactly as documented; no: an error that names the option, before the first token. Nothing is dropped in silence."
     return ["## What goes with what", "", about, "", *grid(("strategy", *columns), rows), "", "The reasons:", "", *reasons]

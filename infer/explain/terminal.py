@@ -15,9 +15,10 @@ from rich.text import Text
 from rich.tree import Tree
 from torch import Tensor
 
-from ..requests.trace import CANDIDATES, Candidates, ChoiceTrace, ContrastTrace, DraftTrace, LayerTrace, PassTrace
+from ..requests.trace import CANDIDATES, Candidates, ChoiceTrace, ContrastTrace, DiffusionStep, DraftTrace, LayerTrace, PassTrace
 from ..text.token_labels import TokenLabels
 from .beam_tree import Node, beam_tree, chains
+from .diffusion_steps import NEW, OPEN, shown_canvas
 from .generation_trace import GenerationTrace, Step
 
 CHOSEN, HEADING, QUIET = "bold green", "bold cyan", "dim"
@@ -31,18 +32,27 @@ def explain(generation_trace: GenerationTrace, names: TokenLabels, steps: int = 
     parts: list[RenderableType] = []
     for result, own in generation_trace.answers:
         parts.append(answer_panel(result, len(generation_trace.answers)))
+        parts += denoising(generation_trace.steps_of(result), names, steps)
         if not any(step.filtered for step in own):
             parts.append(Text("  ").join(Text.assemble(names(step.id), (f" {chance(exp(step.logprob))}", QUIET)) for step in own[:steps]))
         else:
             parts.append(Text("position, token, probability, entropy in nats, time, positions in the cache", style=QUIET))
         parts += [shown_step(step, names) for step in own[:steps] if step.filtered or step.contrast]
         if len(own) > steps and any(step.filtered for step in own):
-            parts.append(Text(f"... {len(own) - steps} more tokens: --steps {len(own)} shows all of them", style=QUIET))
+            parts.append(Text(f"... {len(own) - steps} more tokens: --shown {len(own)} shows all of them", style=QUIET))
     if generation_trace.beams:
         parts += [Text("\nbeams", style=HEADING), tree_of_beams(generation_trace, names), Text(), beam_table(generation_trace, names, steps)]
     if generation_trace.drafts:
         parts += [Text("\ndrafts", style=HEADING), *drafts(generation_trace, names)]
     return Group(*parts, Text("\ntime", style=HEADING), times(generation_trace))
+
+
+def denoising(found: Sequence[DiffusionStep], names: TokenLabels, steps: int) -> Iterator[Text]:
+    """The canvas after each step of diffusion, a line each: what is new in green, masks where it is open."""
+    for step in found[:steps]:
+        yield shown_canvas(step, names, {NEW: CHOSEN, OPEN: QUIET})
+    if len(found) > steps:
+        yield Text(f"... {len(found) - steps} more steps: --shown {len(found)} shows all of them", style=QUIET)
 
 
 def answer_panel(result, count: int) -> Panel:

@@ -10,12 +10,12 @@ from transformers import PreTrainedTokenizerBase
 
 from ..requests.events import Committed, Event, Finished, Observed, Provisional
 from ..requests.likelihoods import said
-from ..requests.trace import BeamTrace, ChoiceTrace, ContrastTrace, DraftTrace, LayerTrace, PassTrace
+from ..requests.trace import BeamTrace, ChoiceTrace, ContrastTrace, DiffusionStep, DraftTrace, LayerTrace, PassTrace
 from ..text.token_labels import spelled
 
 TYPES = {
     Committed: "committed", Provisional: "provisional", Finished: "finished", PassTrace: "pass", ChoiceTrace: "choice", BeamTrace: "beams",
-    DraftTrace: "draft", LayerTrace: "layer", ContrastTrace: "contrast",
+    DraftTrace: "draft", LayerTrace: "layer", ContrastTrace: "contrast", DiffusionStep: "diffusion",
 }  # fmt: skip
 
 
@@ -49,5 +49,7 @@ def ids_of(what: Any) -> Iterator[int]:
         yield from (id for _, id, _ in what.live)
     elif isinstance(what, DraftTrace):
         yield from what.ids
+    elif isinstance(what, DiffusionStep):
+        yield from (id for id in what.canvas if id is not None)
     elif isinstance(what, ContrastTrace):
         yield from (id for id, *_ in what.candidates)

@@ -101,7 +101,9 @@ class Filters:
             if id(sequence.request) not in orders:
                 orders[id(sequence.request)] = order_of(sequence.request.params)
         self._orders = [orders[id(sequence.request)] for sequence in self.sequences]
-        self._chains = [chain(sequence, order) for sequence, order in zip(self.sequences, self._orders)]
+        several = dict(zip(self.sequences, self._orders))  # each once: it stands here as often as it has positions to be filled in
+        chains = {sequence: chain(sequence, order) for sequence, order in several.items()}
+        self._chains = [chains[sequence] for sequence in self.sequences]
         self._steps: dict[bool, list[Step]] = {}
         self._known = min((sequence.request.known_ids for sequence in self.sequences if sequence.request.known_ids is not None), default=None)
 

@@ -126,6 +126,11 @@ class TokenSequence:
         return seen
 
     @property
+    def continuable(self) -> int:
+        """How many first ids the cache has as they are read from left to right, so that another sequence can go on from them."""
+        return self.seen
+
+    @property
     def unseen(self) -> list[int]:
         """The ids that the next pass must bring; those of masked positions are left out."""
         seen, request = self.seen, self.request
@@ -197,7 +202,7 @@ class TokenSequence:
             self.finish_reason = "eos" if own_end else "stop"
         elif self.position >= params.max_new_tokens:
             self.finish_reason = "length"
-        elif self.position > len(request.prefix_ids) and self._time_is_up():
+        elif self.position > len(request.prefix_ids) and self.time_is_up:
             self.finish_reason = "time"
         if self.finish_reason is not None:
             piece += self.text.finish(judged)  # which may complete a stop string
@@ -244,7 +249,7 @@ class TokenSequence:
 
     def copy(self) -> TokenSequence:
         """Return a sequence with the same ids that has no slot of its own, to be judged or adopted: never run, never released."""
-        other = TokenSequence(self.generation, self.runner, self.cache_slot, list(self.ids), self.text.fork(), choice=self.choice, guidance=self.guidance)
+        other = type(self)(self.generation, self.runner, self.cache_slot, list(self.ids), self.text.fork(), choice=self.choice, guidance=self.guidance)
         other.logprobs, other.pieces = list(self.logprobs), list(self.pieces)
         other.place, other.top_logprobs = self.place, list(self.top_logprobs)
         other.finish_reason, other.score = self.finish_reason, self.score
@@ -279,7 +284,9 @@ class TokenSequence:
         self.finish_reason, self.score, self.states, self.constraints = other.finish_reason, other.score, other.states, other.constraints
         self._history, self._remembered = other._history, other._remembered
 
-    def _time_is_up(self) -> bool:
+    @property
+    def time_is_up(self) -> bool:
+        """Whether the next token is the last, for the request's time is over."""
         limit, started = self.request.params.max_time, self.generation.started
         return limit is not None and started is not None and time.monotonic() - started >= limit
 

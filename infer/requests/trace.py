@@ -70,6 +70,17 @@ class ContrastTrace:
     candidates: tuple[tuple[int, float, float, float], ...]
 
 
+@dataclass(frozen=True)
+class DiffusionStep:
+    """A step of diffusion, counted from 1: what became certain in it (position, id, how sure by the order), the whole canvas after it, None where
+    it is open, and how many passes of the canvas there were so far."""
+
+    step: int
+    committed: tuple[tuple[int, int, float], ...]
+    canvas: tuple[int | None, ...]
+    forwards: int
+
+
 class TraceRecorder:
     """Records what each filter makes of the sequences that are traced; a call is (sequence's index, filter's name, scores [vocab])."""
 
@@ -93,10 +104,17 @@ class TraceRecorder:
 
     def chosen(self, scores: Tensor, ids: Sequence[int]) -> None:
         """Trace the chosen ids, before they are committed; scores are after every filter, [sequences, vocab]."""
+        for sequence, record in zip(self.sequences, self.choices(scores, ids)):
+            if record is not None:
+                sequence.generation.trace(record, sequence.position, sequence.choice)
+
+    def choices(self, scores: Tensor, ids: Sequence[int]) -> list[ChoiceTrace | None]:
+        """What is to be told of the chosen ids, None of a sequence that is not traced; scores are after every filter, [sequences, vocab]."""
+        found: list[ChoiceTrace | None] = [None] * len(self.sequences)
         for index, stages in self.stages.items():
-            sequence, probs = self.sequences[index], scores[index].double().softmax(dim=-1)
-            record = ChoiceTrace(tuple(stages), ids[index], float(probs[ids[index]]), entropy(probs))
-            sequence.generation.trace(record, sequence.position, sequence.choice)
+            probs = scores[index].double().softmax(dim=-1)
+            found[index] = ChoiceTrace(tuple(stages), ids[index], float(probs[ids[index]]), entropy(probs))
+        return found
 
 
 def likeliest(scores: Tensor) -> Candidates:

@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ...data.errors import UserError
 from ..text.vocabulary import check_ids
 from .model_lock import locked
+from .paradigm import is_bidirectional
 
 LAYERS_WITH_ATTENTION_ALONE = {"full_attention", "sliding_attention"}
 MEMORIES = ("cache", "past_key_values", "cache_params", "state")  # what architectures call it; since transformers 5.24 nearly all the first
@@ -31,6 +32,7 @@ class Capabilities:
     mask_holes: bool = False
     adapters: bool = False  # slots of one pass may run with different ones
     parts: bool = True  # a prompt may go in by parts at no more cost
+    both_ways: bool = False  # a slot's new positions may all see one another
 
 
 class ModelOutput(NamedTuple):
@@ -80,12 +82,12 @@ def transformers_model(model: nn.Module) -> PreTrainedModel:
 
 
 def refuse_unsupported(model: PreTrainedModel) -> None:
-    """Raise UserError for models that do not speak from left to right."""
+    """Raise UserError for models that speak neither from left to right nor, as their configuration would say, by diffusion."""
     config = model.config.get_text_config()
     if model.config.is_encoder_decoder:
         raise UserError(f"{config.model_type} is an encoder-decoder model, which has a runner of its own: use open_runner")
     both_ways = getattr(config, "use_bidirectional_attention", None) in (True, "all")  # "vision": among an image's positions alone (Gemma 4)
-    if getattr(config, "is_causal", True) is False or both_ways:
+    if both_ways or getattr(config, "is_causal", True) is False and not is_bidirectional(model.config):
         raise UserError(f"{config.model_type} attends in both directions and cannot continue a text: use a causal model")
     if model.get_output_embeddings() is None:
         raise UserError(f"{type(model).__name__} has no language model head: load it as a causal language model")
@@ -126,11 +128,25 @@ def positions_of(config: PreTrainedConfig) -> int | None:
 
 def refuse_masking_under_window(config: PreTrainedConfig) -> None:
     """Raise UserError where a sliding window would be counted in what is left of a slot with hidden positions."""
-    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+    if attends_in_window(config):
         raise UserError(
             f"{config.model_type} attends in a sliding window of {config.sliding_window} positions, in which Seodang cannot leave some out: "
             "drop hide and attention_mask, or use a model without a window"
         )
+
+
+def refuse_both_ways_under_window(config: PreTrainedConfig) -> None:
+    """Raise UserError where positions that see one another would lie in a sliding window, which says nothing of what stands behind."""
+    if attends_in_window(config):
+        raise UserError(
+            f"{config.model_type} attends in a sliding window of {config.sliding_window} positions, where Seodang lets none see what follows it: "
+            "use a model without a window"
+        )
+
+
+def attends_in_window(config: PreTrainedConfig) -> bool:
+    """Whether some layer sees the newest positions alone."""
+    return bool(getattr(config, "sliding_window", None)) and bool(getattr(config, "use_sliding_window", True))
 
 
 def carries_state(model: PreTrainedModel) -> bool:

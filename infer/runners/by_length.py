@@ -21,7 +21,7 @@ from .architecture import ModelOutput, check_pass, rope_settings
 from .contract import Runner
 from .model_lock import locked
 from .padded import PaddedRunner
-from .ragged import RaggedRunner
+from .ragged import RaggedRunner, Stretch
 from .recomputing import RecomputingRunner
 from .stateful import StatefulRunner
 
@@ -41,13 +41,15 @@ class TurnsByLength:
         super().__init__(model)
         self.capabilities = replace(self.capabilities, parts=False)  # a part that turns otherwise would have the parts before it read anew
         self._read: dict[int, list[int]] = {}
+        self._wholes: dict[int, list[slice]] = {}  # where positions were read that see one another
         self._turns: dict[int, Hashable] = {}
+        self._anew: set[int] = set()  # slots of the pass under way that read all again
         self._warned = False
 
     def allocate(self, source_ids: Sequence[int] = ()) -> int:
         """Return a new slot without a past."""
         slot = super().allocate(source_ids)
-        self._read[slot] = []
+        self._read[slot], self._wholes[slot] = [], []
         return slot
 
     def fork(self, slots: Sequence[int]) -> list[int]:
@@ -66,12 +68,13 @@ class TurnsByLength:
         """Keep the slot's first `length` positions."""
         super().truncate(slot, length)
         del self._read[slot][length:]
+        self._wholes[slot] = cut(self._wholes[slot], length)
 
     def release(self, slots: Sequence[int]) -> None:
         """Give back the slots, and forget what they have read."""
         super().release(slots)
         for slot in slots:
-            del self._read[slot]
+            del self._read[slot], self._wholes[slot]
             self._turns.pop(slot, None)
 
     def refresh(self, keep: Collection[int] = ()) -> None:
@@ -95,12 +98,14 @@ class TurnsByLength:
     def _blank(self) -> Self:
         """Return a runner of the same model without slots."""
         blank = super()._blank()
-        blank._read, blank._turns = {}, {}
+        blank._read, blank._wholes, blank._turns, blank._anew = {}, {}, {}, set()
         return blank
 
     def _pieces(self, slot: int, ids: Sequence[int], keep: int) -> list[Piece]:
-        """Cut a slot's new ids where those whose logits are wanted turn otherwise than the ones before."""
+        """Cut a slot's new ids where those whose logits are wanted turn otherwise than the ones before; what sees one another turns as its last."""
         turns = [turn_of(self.config, position + 1) for position in self._upcoming(slot, len(ids))]
+        if self._sees_both_ways(slot):
+            return [Piece(ids, keep, turns[-1])]
         pieces, begin = [], 0
         for turn, group in groupby(range(len(ids) - max(keep, 1), len(ids)), key=turns.__getitem__):
             end = 1 + max(own := list(group))
@@ -116,15 +121,23 @@ class TurnsByLength:
             if anew:
                 self._warn(piece.turn)
                 super().truncate(slot, 0)
+                self._anew.add(slot)
             runs.append([*self._read[slot], *piece.ids] if anew else piece.ids)
         with locked(self.model), unturned(self.model):
             out = super().observe(slots, runs, [piece.keep for piece in pieces], layers)
+        self._anew.clear()
         for slot, piece in zip(slots, pieces):
+            if self._sees_both_ways(slot):
+                self._wholes[slot].append(slice(len(self._read[slot]), len(self._read[slot]) + len(piece.ids)))
             self._read[slot] += piece.ids
             self._turns[slot] = piece.turn
         logits = out.logits.split([piece.keep for piece in pieces])
         states = {layer: hidden.split([len(run) for run in runs]) for layer, hidden in out.states.items()}
         return [ModelOutput(logits[i], {layer: states[layer][i][-len(piece.ids) :] for layer in layers}) for i, piece in enumerate(pieces)]
+
+    def _sees_both_ways(self, slot: int) -> bool:
+        """Whether the slot's new positions see one another."""
+        return False
 
     def _upcoming(self, slot: int, count: int) -> Sequence[int]:
         """Return the positions of the slot's next tokens."""
@@ -132,6 +145,7 @@ class TurnsByLength:
 
     def _note(self, source: int, target: int, length: int | None = None) -> None:
         self._read[target] = self._read[source][:length]
+        self._wholes[target] = cut(self._wholes[source], len(self._read[target]))
         self._turns.pop(target, None)
         if source in self._turns:
             self._turns[target] = self._turns[source]
@@ -150,6 +164,19 @@ class RaggedByLength(TurnsByLength, RaggedRunner):
     def _upcoming(self, slot: int, count: int) -> Sequence[int]:
         return self.cache.positions(slot, count)
 
+    def _sees_both_ways(self, slot: int) -> bool:
+        return slot in self.cache.both_ways
+
+    def _stretches(self, slot: int, count: int) -> list[Stretch]:
+        if slot not in self._anew:
+            return super()._stretches(slot, count)
+        stretches, at, read = [], 0, len(self._read[slot])
+        for whole in self._wholes[slot]:  # as they were read then
+            stretches += [Stretch(whole.start - at, True), Stretch(whole.stop - whole.start, False)]
+            at = whole.stop
+        stretches += [Stretch(read - at, True), *super()._stretches(slot, count - read)]
+        return [each for each in stretches if each.count]
+
 
 class PaddedByLength(TurnsByLength, PaddedRunner):
     """A PaddedRunner whose slots turn each by its own length."""
@@ -166,6 +193,11 @@ class RecomputingByLength(TurnsByLength, RecomputingRunner):
 BY_LENGTH: dict[type[Runner], type[Runner]] = {
     RaggedRunner: RaggedByLength, PaddedRunner: PaddedByLength, StatefulRunner: StatefulByLength, RecomputingRunner: RecomputingByLength,
 }  # fmt: skip
+
+
+def cut(stretches: Sequence[slice], length: int) -> list[slice]:
+    """Return what lies of stretches within the first `length` positions."""
+    return [slice(each.start, min(each.stop, length)) for each in stretches if each.start < length]
 
 
 def hangs_on_length(config: PreTrainedConfig) -> bool:

@@ -101,6 +101,7 @@ class KVCache:
         self.shelf: dict[int, Pool] = {}
         self.lengths: dict[int, int] = {}
         self.masked_positions: dict[int, tuple[int, ...]] = {}  # positions that a slot leaves out, in order
+        self.both_ways: set[int] = set()  # slots whose new positions see one another
         self._lanes: dict[int, tuple[Pool, int]] = {}
         self._written: dict[int, int] = {}  # how many positions a slot's lane has had at most since the slot came to it
         self._next = 0
@@ -154,6 +155,7 @@ class KVCache:
             self.lengths[fork] = self._written[fork] = self.lengths[slot]
             if slot in self.masked_positions:
                 self.masked_positions[fork] = self.masked_positions[slot]
+            self.attend_both_ways(fork, slot in self.both_ways)
             forks.append(fork)
         return forks
 
@@ -168,6 +170,11 @@ class KVCache:
         if first < length:
             pool.copy(lane, to_pool, to_lane, length, first)
         self.lengths[target] = length
+        self.attend_both_ways(target, source in self.both_ways)
+
+    def attend_both_ways(self, slot: int, on: bool) -> None:
+        """Let the slot's new positions see one another, or each what stands before it alone."""
+        (self.both_ways.add if on else self.both_ways.discard)(slot)
 
     def positions(self, slot: int, count: int) -> range | list[int]:
         """Return the positions of the slot's next `count` tokens: they go on behind its past, masked ones passed over."""
@@ -196,6 +203,7 @@ class KVCache:
             pool, lane = self._lanes.pop(slot)
             del self.lengths[slot], self._written[slot]
             self.masked_positions.pop(slot, None)
+            self.both_ways.discard(slot)
             pool.discard(lane)
             self._close(pool, lane)
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ...data.errors import UserError
 from ...data.versions import untried, versions_named
-from .architecture import attention_is_replaceable, carries_state, refuse_unsupported, transformers_model
+from .architecture import attention_is_replaceable, carries_state, refuse_both_ways_under_window, refuse_unsupported, transformers_model
 from .by_length import BY_LENGTH, hangs_on_length
 from .contract import Runner
 from .direct import DirectRunner
@@ -20,12 +20,14 @@ from .encoder_decoder import EncoderDecoderRunner
 from .layers import supports_direct
 from .model_lock import locked
 from .padded import PaddedRunner
+from .paradigm import is_bidirectional
 from .probe import agree, own_logits, probe, probe_ids, tolerance
 from .ragged import RaggedRunner
 from .recomputing import RecomputingRunner
 from .stateful import StatefulRunner
 
-_CHOSEN: WeakKeyDictionary[PreTrainedModel, dict[bool, type[Runner]]] = WeakKeyDictionary()  # by whether the direct runner was to be had
+# by whether the direct runner was to be had, and whether the model attends in both directions
+_CHOSEN: WeakKeyDictionary[PreTrainedModel, dict[tuple[bool, bool], type[Runner]]] = WeakKeyDictionary()
 
 
 @versions_named()
@@ -40,17 +42,19 @@ def open_runner(model: nn.Module) -> Runner:
     if inner.config.is_encoder_decoder:
         return EncoderDecoderRunner(inner)
     with locked(inner):  # as it is between passes
-        direct = supports_direct(inner)
-        chosen = _CHOSEN.setdefault(inner, {})
-        if direct not in chosen:
-            known = direct and not untried()  # the tests have told with these versions what a probe of three passes would tell again
-            chosen[direct] = DirectRunner if known else choose(inner, direct)
-        return chosen[direct](inner)
+        direct, both_ways = supports_direct(inner), is_bidirectional(inner.config)
+        chosen, key = _CHOSEN.setdefault(inner, {}), (direct, both_ways)
+        if key not in chosen:
+            known = direct and not both_ways and not untried()  # the tests have told with these versions what a probe of three passes would tell again
+            chosen[key] = DirectRunner if known else choose(inner, direct)
+        return chosen[key](inner)
 
 
 def choose(model: PreTrainedModel, direct: bool) -> type[Runner]:
     """Return the first of the candidates that gives the model's own logits; raises UserError, with what kept each from it, where none does."""
     refuse_unsupported(model)
+    if is_bidirectional(model.config):
+        refuse_both_ways_under_window(model.config.get_text_config())
     kind = model.config.get_text_config().model_type
     device = model.get_input_embeddings().weight.device
     if device.type == "meta":  # other weights may be there, where accelerate keeps them elsewhere until they are needed
@@ -78,7 +82,7 @@ def choose(model: PreTrainedModel, direct: bool) -> type[Runner]:
             if kept_from and (versions := untried()):  # a library that has moved may have cost the faster one
                 warnings.warn(f"{kind} runs through {candidate.__name__}, slower than it may ({'; '.join(kept_from)}); {versions}", stacklevel=3)
             return candidate
-        if not agree(own_logits(model, [own[:-2] for own in ids]).flatten(0, 1), want[:, :-2].flatten(0, 1), tolerance(model, want)):
+        if not is_bidirectional(model.config) and not agree(own_logits(model, [own[:-2] for own in ids]).flatten(0, 1), want[:, :-2].flatten(0, 1), tolerance(model, want)):
             remedy = "use a causal model (in some, is_decoder in its config.json)"
             raise UserError(f"{kind} attends in both directions and cannot continue a text: {remedy}")
     raise UserError(f"{kind} does not fit any runner ({'; '.join(kept_from)}): use another architecture")

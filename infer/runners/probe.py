@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from ...data.errors import UserError
 from .architecture import evaluating
 from .contract import Runner
+from .paradigm import is_bidirectional
 
 LENGTH = 5
 # How far logits may lie from the model's own, as a share of their spread: far above rounding (1e-5 in float32, after 30 layers), below what a
@@ -37,10 +38,12 @@ def own_logits(model: PreTrainedModel, ids: list[list[int]]) -> Tensor:
 
 
 def probe(runner: Runner, ids: list[list[int]], want: Tensor) -> None:
-    """Take both sequences through a runner: read at once, step by step, forked and cut, where the runner cuts.
+    """Take both sequences through a runner: read at once, step by step, forked and cut, where the runner cuts; as wholes, where the model does.
 
     want is [2, n, vocab], the model's own logits. Raises UserError where the runner's are others, and what the architecture raises.
     """
+    if is_bidirectional(runner.model.config):
+        return probe_wholes(runner, ids, want)
     a, b = ids
     slots = [runner.allocate(), runner.allocate()]
     logits = runner.forward(slots, [a[:3], b[:2]], [1, 2])
@@ -53,6 +56,20 @@ def probe(runner: Runner, ids: list[list[int]], want: Tensor) -> None:
     runner.release(slots)
     expected = torch.cat([want[0, 2:3], want[1, :2], want[1, 2:3], want[0, 3:4], want[0, seen:]])
     if not agree(torch.cat([logits, more]), expected, tolerance(runner.model, want)):
+        raise UserError("its logits are not the model's own")
+
+
+def probe_wholes(runner: Runner, ids: list[list[int]], want: Tensor) -> None:
+    """Take both sequences through a runner both ways, emptied and filled again; raises as `probe` does."""
+    slots = [runner.allocate(), runner.allocate()]
+    for slot in slots:
+        runner.attend_both_ways(slot, True)
+    slots += runner.fork(slots[:1])
+    runner.forward(slots[1:2], ids[:1], [1])
+    runner.truncate(slots[1], 0)
+    logits = runner.forward(slots[1:], ids[::-1], [LENGTH, LENGTH])
+    runner.release(slots)
+    if not agree(logits, want.flip(0).flatten(0, 1), tolerance(runner.model, want)):
         raise UserError("its logits are not the model's own")
 
 

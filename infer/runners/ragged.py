@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import groupby
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from .architecture import (
     check_pass,
     decoding_limit,
     evaluating,
+    refuse_both_ways_under_window,
     refuse_masking_under_window,
     refuse_source,
     refuse_unsupported,
@@ -37,6 +38,13 @@ from .model_lock import configs_of, use_attention
 from .ragged_attention import RAGGED, ForwardBatch, Run, running
 
 
+class Stretch(NamedTuple):
+    """So many new ids of a slot: each sees what stands before it alone (`causal`), or all of them one another."""
+
+    count: int
+    causal: bool
+
+
 class RaggedRunner:
     """A `Runner` of slots of their own length, all in one pass, with a cache of their keys and values.
 
@@ -45,7 +53,7 @@ class RaggedRunner:
     `passes` and `positions` count what was computed.
     """
 
-    capabilities = Capabilities(hidden_states=True, mask_holes=True, adapters=True)
+    capabilities = Capabilities(hidden_states=True, mask_holes=True, adapters=True, both_ways=True)
 
     def __init__(self, model: nn.Module):
         self.model = transformers_model(model)
@@ -120,6 +128,12 @@ class RaggedRunner:
     def adapt(self, slot: int, adapter: Adapter | None) -> None:
         """Run the slot with an adapter beside the weights, whatever the others of its passes run with."""
         self._adapters.put(slot, adapter)
+
+    def attend_both_ways(self, slot: int, on: bool) -> None:
+        """Let the slot's new ids see one another from now on, or each what stands before it alone."""
+        if on:
+            refuse_both_ways_under_window(self.config)
+        self.cache.attend_both_ways(slot, on)
 
     def truncate(self, slot: int, length: int) -> None:
         """Keep a slot's first `length` positions: rejected guesses leave the cache."""
@@ -205,13 +219,20 @@ class RaggedRunner:
             if len(ids[i]) == 1:
                 singles.append((*lanes[i], starts[i], past))
             else:
-                plan.longer.append((*lanes[i], slice(starts[i], len(tokens)), past))
+                at = starts[i]
+                for count, causal in self._stretches(slots[i], len(ids[i])):
+                    plan.longer.append((*lanes[i], slice(at, at + count), past, causal))
+                    past, at = past + count, at + count
         # neighbours have the same distance from their lane to their tokens in the sequence
         for _, group in groupby(singles, key=lambda s: (s[0].capacity, s[1] - s[2])):
             run = list(group)
             (pool, lane, at, _), n = run[0], len(run)
             plan.runs.append(Run(pool, slice(lane, lane + n), slice(at, at + n), [past for *_, past in run]))
         return plan, tokens, positions, starts
+
+    def _stretches(self, slot: int, count: int) -> list[Stretch]:
+        """Cut a slot's new ids where some begin that see one another, or such end."""
+        return [Stretch(count, slot not in self.cache.both_ways)]
 
     def _check(self, plan: ForwardBatch) -> None:
         """Refuse an architecture with layers that remember without attention: they would mix the slots."""

@@ -59,7 +59,7 @@ class ForwardBatch:
     """One forward pass: who stands where in the sequence."""
 
     runs: list[Run]
-    longer: list[tuple[Pool, int, slice, int]]  # slots with several new tokens: pool, lane, tokens, past
+    longer: list[tuple[Pool, int, slice, int, bool]]  # stretches of new tokens of a slot: pool, lane, tokens, past, whether causal
     masks: dict = field(default_factory=dict)  # of those, for all layers
     attended: set[int] = field(default_factory=set)
 
@@ -124,13 +124,14 @@ def attend_pass(plan: ForwardBatch, layer: int, query: Tensor, key: Tensor, valu
     `options` are the window, soft cap, sinks and scale of `attend`.
     """
     parts = [_step(run, layer, query, key, value, **options) for run in plan.runs]
-    for pool, lane, tokens, past in plan.longer:
+    for pool, lane, tokens, past, causal in plan.longer:
         keys, values = pool.tensors(layer, key.transpose(0, 1), value.transpose(0, 1))
         end = past + tokens.stop - tokens.start
         keys[lane, :, past:end] = key[tokens].transpose(0, 1)
         values[lane, :, past:end] = value[tokens].transpose(0, 1)
         own = slice(lane, lane + 1)
-        out = attend(query[tokens].transpose(0, 1)[None], keys[own, :, :end], values[own, :, :end], past=past, masks=plan.masks, **options)
+        seen = {"past": past, "causal": causal, "masks": plan.masks}
+        out = attend(query[tokens].transpose(0, 1)[None], keys[own, :, :end], values[own, :, :end], **seen, **options)
         parts.append(out[0].transpose(0, 1))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 

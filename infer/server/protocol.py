@@ -211,7 +211,7 @@ def settings_of(body: AskingBody, served: Served, **ours: Any) -> tuple[Sampling
             raise UserError(f"the request gives {name}={ours[name]!r} and, by another name, {known[name]!r}: drop one of them")
     params = served.params({**known, **ours})
     if served.lenient:
-        honoured = choose(params).honours
+        honoured = choose(params, served.diffusion).honours
         if idle := {name: REQUEST[name] for name in given if REQUEST.get(name) in OWNED and REQUEST[name] not in honoured}:
             ignored += idle
             params = served.params({name: value for name, value in {**known, **ours}.items() if name not in idle.values()})

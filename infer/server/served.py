@@ -16,6 +16,8 @@ from ..engine.compat import drawn_unasked, refuse_two_languages
 from ..engine.live import LiveEngine
 from ..engine.params import WARPING, SamplingParams
 from ..requests.params import Unsaid
+from ..runners.architecture import transformers_model
+from ..runners.paradigm import Diffusion, diffusion_of
 from ..strategies.beam import BEAM
 from ..strategies.registry import choose
 from .guard.grammar_trials import GrammarTrials
@@ -67,6 +69,11 @@ class Served:
         return self.checkpoint_settings and own_config(self.engine.model) or GenerationConfig()
 
     @cached_property
+    def diffusion(self) -> Diffusion | None:
+        """What the checkpoint says of itself, where it is a diffusion model."""
+        return diffusion_of(transformers_model(self.engine.model).config)
+
+    @cached_property
     def defaults(self) -> SamplingParams:
         """The settings of a request that gives none. Raises UserError where those of the checkpoint do not hold."""
         return self.params({})
@@ -77,7 +84,7 @@ class Served:
         Raises UserError for what is wrong or contradicts itself.
         """
         refuse_two_languages(known)
-        params, changes = params_beside(self.config, known), dict(known)
+        params, changes = params_beside(self.config, known, self.diffusion), dict(known)
         if drawn_unasked(params):
             changes["do_sample"] = True
         elif choose(SamplingParams(**known)) is BEAM and not any(name in known for name in ("do_sample", *WARPING)):
@@ -85,7 +92,7 @@ class Served:
         if isinstance(params.max_new_tokens, Unsaid) and params.max_length is None:
             least = max(params.min_new_tokens or 0, self.answer_tokens)
             changes |= {"max_new_tokens": least, **({} if self.engine.positions is None else {"max_length": self.engine.positions})}
-        return params_beside(self.config, changes) if len(changes) > len(known) else params
+        return params_beside(self.config, changes, self.diffusion) if len(changes) > len(known) else params
 
     def describe(self) -> str:
         """In a line, what holds where a client gives nothing."""

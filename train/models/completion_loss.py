@@ -1,4 +1,4 @@
-"""The loss of the answer: the language model head runs at label positions alone, a chunk at a time.
+"""The loss of the answer: the language model head runs where something is to be predicted and nowhere else, a chunk at a time.
 
 For n labels, vocabulary V and hidden size d, the head costs three products of [n, d] by [d, V] and holds one
 [chunk, V] matrix; masked tokens cost nothing. The gradients are computed with the loss, so no logits are kept
@@ -25,19 +25,29 @@ Head = Callable[[Tensor], Tensor]  # [n, hidden] to [n, vocab], with whatever sc
 
 @dataclass
 class AnswerLoss(ModelOutput):
-    """What the model returns where labels are given: the mean loss, and the sums that an evaluation needs."""
+    """What the model returns where labels are given: the mean loss, and what an evaluation needs.
+
+    `losses`, unweighted, and `hits` say of each predicted token, in the order of the batch, its cross entropy and whether it was the likeliest.
+    """
 
     loss: Tensor | None = None
     loss_sum: Tensor | None = None
-    correct: Tensor | None = None  # in evaluation only
     tokens: Tensor | None = None
+    losses: Tensor | None = None  # [n], as what follows in evaluation only
+    hits: Tensor | None = None  # [n]
+    correct: Tensor | None = None  # their number
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """Sum of cross entropies of `linear(hidden, weight, bias)` over a divisor: hidden [n, d], weight [vocab, d], labels [n]."""
+    """Sum of cross entropies of `linear(hidden, weight, bias)`, each times its importance, over a divisor: hidden [n, d], weight [vocab, d], labels [n].
+
+    `importance` is [n], or None where all count alike.
+    """
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, divisor: float, chunk: int) -> Tensor:
+    def forward(
+        ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, divisor: float, chunk: int, importance: Tensor | None = None
+    ) -> Tensor:
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         d_hidden = torch.empty_like(hidden) if wants_hidden else None
         d_weight = torch.empty_like(weight) if wants_weight else None
@@ -47,8 +57,10 @@ class LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(labels), chunk):
             some, target = hidden[start : start + chunk], labels[start : start + chunk, None]
             logprobs = F.linear(some, weight, bias).log_softmax(dim=-1, dtype=total.dtype)
-            total -= logprobs.gather(1, target).sum()
-            d_logits = logprobs.exp_().scatter_add_(1, target, minus_one.expand(len(target), 1)).to(weight.dtype)
+            count = 1 if importance is None else importance[start : start + chunk, None].to(total.dtype)
+            total -= (logprobs.gather(1, target) * count).sum()
+            d_logits = logprobs.exp_().scatter_add_(1, target, minus_one.expand(len(target), 1))
+            d_logits = (d_logits if importance is None else d_logits.mul_(count)).to(weight.dtype)
             if wants_hidden:
                 d_hidden[start : start + chunk].addmm_(d_logits, weight, beta=0, alpha=1 / divisor)
             if wants_weight:
@@ -60,22 +72,25 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, scale: Tensor) -> tuple:
-        return (*_scaled(ctx.saved_tensors, scale), None, None, None)
+        return (*_scaled(ctx.saved_tensors, scale), None, None, None, None)
 
 
 class HeadCrossEntropy(torch.autograd.Function):
     """The same for any head's logits; `parameters` are those of the head, which the gradients go to beside hidden [n, d]."""
 
     @staticmethod
-    def forward(ctx, head: Head, labels: Tensor, divisor: float, chunk: int, hidden: Tensor, *parameters: Tensor) -> Tensor:
-        wants_hidden = ctx.needs_input_grad[4]
+    def forward(
+        ctx, head: Head, labels: Tensor, divisor: float, chunk: int, importance: Tensor | None, hidden: Tensor, *parameters: Tensor
+    ) -> Tensor:
+        wants_hidden = ctx.needs_input_grad[5]
         d_hidden = torch.empty_like(hidden) if wants_hidden else None
         d_parameters = [torch.zeros_like(p) for p in parameters]
         total = hidden.new_zeros((), dtype=_at_least_float32(hidden.dtype))
         for start in range(0, len(labels), chunk):
             some = hidden[start : start + chunk].detach().requires_grad_(wants_hidden)
             with torch.enable_grad():
-                loss = F.cross_entropy(head(some).to(total.dtype), labels[start : start + chunk], reduction="sum") / divisor
+                losses = F.cross_entropy(head(some).to(total.dtype), labels[start : start + chunk], reduction="none")
+                loss = (losses if importance is None else losses * importance[start : start + chunk]).sum() / divisor
             total += loss.detach()
             inputs = [*([some] if wants_hidden else []), *parameters]
             found = list(torch.autograd.grad(loss, inputs)) if inputs else []
@@ -88,7 +103,7 @@ class HeadCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, scale: Tensor) -> tuple:
-        return (None, None, None, None, *_scaled(ctx.saved_tensors, scale))
+        return (None, None, None, None, None, *_scaled(ctx.saved_tensors, scale))
 
 
 def _scaled(gradients: tuple[Tensor | None, ...], scale: Tensor) -> list[Tensor | None]:
@@ -105,6 +120,9 @@ def patch_completion_loss(model: PreTrainedModel, chunk: int = CHUNK) -> None:
 
     Without labels the model answers as before. The loss equals the architecture's own, its scaling and capping of logits
     included; it is the mean over `num_items_in_batch` where that is given, else over the labels present.
+
+    With `targets` and `weights`, [rows, length] as the labels, it is the sum of their cross entropies, each token being read where its target
+    stands, times their weights, where these are not 0, divided by the same number of labels: these then say what counts, not what is predicted.
     Raises UserError for a mixture of experts that adds a router loss, which this loss does not know.
     """
     if getattr(model.config, "output_router_logits", False):
@@ -112,10 +130,15 @@ def patch_completion_loss(model: PreTrainedModel, chunk: int = CHUNK) -> None:
     trunk_name = model.base_model_prefix
 
     def with_loss(before: Forward) -> Forward:
-        def forward(self, *args, labels: Tensor | None = None, num_items_in_batch=None, **kwargs):
+        def forward(self, *args, labels: Tensor | None = None, targets=None, weights=None, num_items_in_batch=None, **kwargs):
             if labels is None:
                 return before(self, *args, **kwargs)
             hidden = getattr(self, trunk_name)(*args, use_cache=False, **_plain_lengths(kwargs)).last_hidden_state
+            if weights is not None:
+                places = weights.flatten().nonzero().squeeze(1)
+                hidden, targets, weights = (x.flatten(0, 1).index_select(0, places) for x in (hidden, targets, weights))
+                count = num_items_in_batch if num_items_in_batch is not None else (labels != IGNORE_INDEX).sum()
+                return _answer_loss(self, hidden, targets, count, chunk, weights)
             targets = labels[:, 1:].flatten()
             places = (targets != IGNORE_INDEX).nonzero().squeeze(1)
             # position i of each row predicts its label i + 1
@@ -128,38 +151,42 @@ def patch_completion_loss(model: PreTrainedModel, chunk: int = CHUNK) -> None:
 
 
 def _plain_lengths(kwargs: dict) -> dict:
-    """Add the records' lengths as plain numbers, read from the device once and not in every layer."""
-    borders = kwargs.get("cu_seq_lens_q")
+    """Add the records' lengths, and how much of each is causal, as plain numbers, read from the device once and not in every layer."""
+    borders, causal = kwargs.get("cu_seq_lens_q"), kwargs.get("causal_lengths")
     if borders is None:
         return kwargs
-    return {**kwargs, "record_lengths": tuple(borders.diff().tolist())}
+    plain = {**kwargs, "record_lengths": tuple(borders.diff().tolist())}
+    return plain if causal is None else {**plain, "causal_lengths": tuple(causal.tolist())}
 
 
-def _answer_loss(model: PreTrainedModel, hidden: Tensor, labels: Tensor, num_items, chunk: int) -> AnswerLoss:
+def _answer_loss(model: PreTrainedModel, hidden: Tensor, labels: Tensor, num_items, chunk: int, weights: Tensor | None = None) -> AnswerLoss:
     layer = model.get_output_embeddings()
     divisor = float(num_items if num_items is not None else max(len(labels), 1))
-    correct = None
+    losses = hits = None
     head = own_head(model)
     with autocast_head(hidden, layer) as (hidden, weight, bias):
         if not torch.is_grad_enabled():
-            mean, correct = _evaluate(head, hidden, labels, divisor, chunk)
+            losses, hits = _evaluate(head, hidden, labels, chunk)
+            mean = (losses if weights is None else losses * weights).sum() / divisor
         elif head_is_linear(model, layer, head, hidden):
-            mean = LinearCrossEntropy.apply(hidden, weight, bias, labels, divisor, chunk)
+            mean = LinearCrossEntropy.apply(hidden, weight, bias, labels, divisor, chunk, weights)
         else:
             trained = [p for p in layer.parameters() if p.requires_grad]
-            mean = HeadCrossEntropy.apply(head, labels, divisor, chunk, hidden, *trained)
+            mean = HeadCrossEntropy.apply(head, labels, divisor, chunk, weights, hidden, *trained)
     tokens = torch.tensor(len(labels), device=labels.device)
-    return AnswerLoss(loss=mean, loss_sum=mean.detach() * divisor, correct=correct, tokens=tokens)
+    correct = None if hits is None else hits.sum()
+    return AnswerLoss(loss=mean, loss_sum=mean.detach() * divisor, tokens=tokens, losses=losses, hits=hits, correct=correct)
 
 
-def _evaluate(head: Head, hidden: Tensor, labels: Tensor, divisor: float, chunk: int) -> tuple[Tensor, Tensor]:
-    """The same sum over a divisor, and how many labels are the likeliest token."""
-    total, correct = hidden.new_zeros((), dtype=_at_least_float32(hidden.dtype)), labels.new_zeros(())
-    for some, target in zip(hidden.split(chunk), labels.split(chunk), strict=True):
-        logits = head(some).to(total.dtype)
-        total += F.cross_entropy(logits, target, reduction="sum")
-        correct += (logits.argmax(dim=-1) == target).sum()
-    return total / divisor, correct
+def _evaluate(head: Head, hidden: Tensor, labels: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    """The cross entropy of each label, [n], and whether it is the likeliest token, [n]."""
+    losses, hits = hidden.new_zeros(len(labels), dtype=_at_least_float32(hidden.dtype)), torch.zeros_like(labels, dtype=torch.bool)
+    for start in range(0, len(labels), chunk):
+        part = slice(start, start + chunk)
+        logits = head(hidden[part]).to(losses.dtype)
+        losses[part] = F.cross_entropy(logits, labels[part], reduction="none")
+        hits[part] = logits.argmax(dim=-1) == labels[part]
+    return losses, hits
 
 
 class _HiddenStates(BaseModelOutputWithPast):

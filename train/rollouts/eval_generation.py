@@ -24,7 +24,7 @@ class HeldOut:
 
 @dataclass
 class AnswerSampler:
-    """Answer held-out prompts greedily; call it with a model to get exact match and containment, in [0, 1].
+    """Answer held-out prompts, greedily or as `params` say; call it with a model to get exact match and containment, in [0, 1].
 
     `exact` compares whole answers after white space is folded, `contains` looks for the expected answer within. The last
     answers stay in `answers`; `show`, if given, is called with each of the first `shown` prompts and its answer.
@@ -35,10 +35,11 @@ class AnswerSampler:
     max_new_tokens: int = MAX_NEW_TOKENS
     show: Callable[[HeldOut, str], None] | None = None
     shown: int = 3
+    params: SamplingParams | None = None
     answers: list[str] = field(default_factory=list)
 
     def __call__(self, model: PreTrainedModel) -> dict[str, float]:
-        params = SamplingParams(max_new_tokens=self.max_new_tokens)
+        params = SamplingParams(max_new_tokens=self.max_new_tokens) if self.params is None else self.params
         results = generate(model, self.tokenizer, [q.prompt for q in self.questions], params, on_error="raise")
         self.answers = [result.text for result in results]
         for question, answer in list(zip(self.questions, self.answers, strict=True))[: self.shown if self.show else 0]:

@@ -113,11 +113,14 @@ class CrashSafeCheckpoints(Interruptible):
 
         return self.sum_over_processes(self.abandonable(added)).tolist()
 
-    def values_over(self, rows: Sequence[Any], values_of: Callable[[list[Any]], Tensor]) -> Tensor:
-        """What `values_of` makes of each row of a batch, [rows of the batch], for all rows: [rows] in float64, in every process."""
+    def values_over(self, rows: Sequence[Any], values_of: Callable[[list[Any]], Tensor], width: int | None = None) -> Tensor:
+        """What `values_of` makes of each row of a batch, [rows of the batch], for all rows: [rows] in float64, in every process.
+
+        With `width` it is so many values of each row: [rows, width].
+        """
 
         def found() -> Tensor:
-            values = torch.zeros(len(rows), dtype=torch.float64)
+            values = torch.zeros(len(rows) if width is None else (len(rows), width), dtype=torch.float64)
             for places in self._batches_of(len(rows)):
                 with self.accelerator.autocast():
                     values[list(places)] = in_float64(values_of([rows[i] for i in places])).cpu()

@@ -12,12 +12,13 @@ from torch import nn
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
-from ...data.chat import end_of_turn_ids
+from ...data.chat import all_end_ids
 from ...data.errors import UserError
 from ...data.preference_rows import preference_pairs
 from ...data.versions import versions_named
 from ...infer.checkpoint.quiet import silence_old_names
 from ...infer.runners.architecture import context_limit, transformers_model
+from ...infer.runners.paradigm import diffusion_of
 from ..models.adapters import add_adapter, prepare_quantised, speed_up_adapters
 from ..models.extended_forward import release_from_accelerate
 from ..models.reference import has_adapter
@@ -39,6 +40,7 @@ class Stage:
     extend: Callable[[PreTrainedModel], None] | None = None  # how the model's forward is extended
     generates: bool = True  # a reward model ends no turn
     trainer_adds_adapter: bool = False  # trl's do, and take no model that has one
+    left_to_right: bool = True  # it teaches each token behind those before it, which is not a diffusion model's way
 
     def check(
         self,
@@ -50,11 +52,14 @@ class Stage:
         max_length: int | None = None,
         answer_tokens: int = 0,
     ) -> None:
-        """Raise UserError for rows, held out or not, that cannot be trained on, and for a model that would get a second adapter.
+        """Raise UserError for rows, held out or not, that cannot be trained on, a model that would get a second adapter, and one of another paradigm.
 
         None may be longer than `max_length`, or leave less than `answer_tokens` of the model's context, or hold ids beyond its vocabulary.
         Of a stream it is known how long its rows may be.
         """
+        if self.left_to_right and diffusion_of(transformers_model(model).config) is not None:
+            name = self.trainer.__name__.removesuffix("Trainer").lower()
+            raise UserError(f"{name} teaches text from left to right, but this model is one of masked diffusion: train it by `seodang diffusion`")
         if has_adapter(model) and (lora is not None or self.trainer_adds_adapter):
             raise UserError("the model has an adapter already: merge it first, `seodang export`")
         if isinstance(rows, IterableDataset):
@@ -140,9 +145,7 @@ def own_arguments(args: TrainingArguments) -> TrainingArguments:
 
 def set_eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Give the generation config every id that ends a turn, those it has already included."""
-    had = model.generation_config.eos_token_id
-    known = had if isinstance(had, list) else [] if had is None else [had]
-    model.generation_config.eos_token_id = list(dict.fromkeys([*known, *end_of_turn_ids(tokenizer)]))
+    model.generation_config.eos_token_id = all_end_ids(model.generation_config.eos_token_id, tokenizer)
 
 
 # Sizes of rows

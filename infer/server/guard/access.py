@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ....data.errors import UserError
 from .errors import ApiError, answer_by_error
 
-OPEN = {"/", "/health"}  # paths that need no key: the page asks its reader for one
+OPEN = {"/", "/health", "/ready"}  # paths that need no key: the page asks its reader for one, and probes have none
 
 
 @dataclass(frozen=True)

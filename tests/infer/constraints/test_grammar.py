@@ -102,6 +102,7 @@ def test_every_answer_of_the_real_model_is_in_the_language_in_one_run_for_all(re
         assert result.finish_reason == "eos" and LANGUAGES[asked[result.prompt_index][0]][1](result.text), result.text
 
 
+@pytest.mark.full
 def test_a_draft_changes_nothing_under_a_grammar(real_model, tokenizer):
     base = dict(max_new_tokens=60, json_schema=SCHEMA)
     prompt = '{"name":"훈장","age":42,"tags":["나무"]}\n{"name":"훈장","age":43,"tags":["나무","tree"]}\n'

@@ -75,7 +75,7 @@ def same_alone(model, tokenizer, prompts, settings, new: int) -> int:
 REAL = {**STRATEGIES, "constrained_beam": {"num_beams": 3, "force_words": ["city"]}}
 
 
-@pytest.mark.parametrize("name", ["greedy", "sampling", "beam", "lookup"])
+@pytest.mark.parametrize("name", ["greedy", "sampling", *(pytest.param(name, marks=pytest.mark.full) for name in ("beam", "lookup"))])
 def test_in_float32_real_requests_are_answered_alike_alone_and_together(real_model, tokenizer, name):
     assert same_alone(real_model, tokenizer, real_requests(3), REAL[name], 6) == 3
 

@@ -15,6 +15,7 @@ from seodang.infer.engine.checkpoint_settings import (
     said,
 )
 from seodang.infer.engine.params import SamplingParams
+from seodang.infer.runners.paradigm import Diffusion, declare
 
 QWEN3 = {
     "bos_token_id": 151643, "do_sample": True, "eos_token_id": [151645, 151643], "pad_token_id": 151643, "temperature": 0.6, "top_k": 20,
@@ -190,3 +191,12 @@ def test_what_a_person_is_told_of_the_checkpoints_settings():
     assert said(from_generation_config(QWEN3), {}) == "temperature 0.6, top_k 20, top_p 0.95"
     assert said(from_generation_config(QWEN3, **changes), changes) == "top_k 20, top_p 0.95"
     assert said(from_generation_config({"do_sample": True}), {}) == "do_sample True" and said(SamplingParams(), {}) == ""
+
+
+def test_of_a_diffusion_model_what_looks_back_from_a_token_is_left_out_and_the_rest_holds(fresh_tiny, tiny_tokenizer):
+    model = fresh_tiny("llama")
+    declare(model.config, Diffusion(127))
+    model.generation_config = GenerationConfig(do_sample=True, temperature=0.7, repetition_penalty=1.1, num_beams=3, eos_token_id=2)
+    params = checkpoint_params(model, max_new_tokens=4, seed=1)
+    assert {name: value for name, value in params.given.items() if name not in ("max_new_tokens", "seed")} == {"do_sample": True, "temperature": 0.7}
+    assert len(generate(model, tiny_tokenizer, [[5, 6]], params)[0].ids) <= 4

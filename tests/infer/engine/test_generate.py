@@ -139,6 +139,7 @@ def test_without_a_seed_a_fresh_one_is_drawn_and_reported(tiny, tokenizer):
     assert again.ids == first.ids
 
 
+@pytest.mark.full
 def test_sampled_tokens_follow_the_filtered_distribution(tiny, tokenizer):
     model, n = tiny("llama"), 1500
     params = [SamplingParams(max_new_tokens=1, temperature=3.0, top_k=5, seed=seed) for seed in range(n)]

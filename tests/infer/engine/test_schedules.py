@@ -20,6 +20,7 @@ from seodang.infer.engine.prompts import new_requests
 from seodang.infer.requests.generation import Generation
 from seodang.infer.requests.request import Request
 from seodang.infer.runners.open import open_runner
+from seodang.infer.runners.paradigm import Diffusion, declare
 from seodang.infer.strategies import drafts
 from seodang.infer.strategies.registry import STRATEGIES
 
@@ -32,6 +33,10 @@ HEADS = {"num_hidden_layers": 2, "num_attention_heads": 4}
 DEEP = {"num_hidden_layers": 4}
 DYNAMIC = {"max_position_embeddings": 16, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}}
 KINDS = {"llama": DEEP, "mistral": DEEP, "cohere": {}, "t5": {}, "bart": {}}  # one or two of each runner
+FILLING = {  # speak by diffusion, some of them from left to right as well
+    "bidirectional": Diffusion(127, 0, "bidirectional", autoregressive=True), "prompt_causal": Diffusion(127, 1, "prompt_causal", autoregressive=True),
+    "block_causal": Diffusion(127, 1, "block_causal", 4),
+}  # fmt: skip
 OTHERS = {
     "qwen2": {"intermediate_size": 64, "num_key_value_heads": 2, **HEADS, **DYNAMIC}, "falcon": HEADS, "mamba": {"num_hidden_layers": 2, "state_size": 4},
     "openai-gpt": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
@@ -57,7 +62,8 @@ def ways(other) -> dict[str, dict]:
         "early_exit": {"assistant_early_exit": 2}, "guided": guided, "guided_beam": {**guided, "num_beams": 2}, "guided_lookup": {**guided, "prompt_lookup_num_tokens": 3},
         "amateur": {"amateur_model": other}, "judged": {"prompt_logprobs": 1, "logprobs": 1, "temperature": 1.0}, "regex": {"regex": "[ab;<]{2,9}", "temperature": 1.0},
         "hidden": {"hide": [Span(0, 1)]}, "prefixed": {"prefix": "ab", "num_beams": 2}, "broken": {"stop_when": fails_late},
-        "broken_beam": {"stop_when": fails_late, "num_beams": 2},
+        "broken_beam": {"stop_when": fails_late, "num_beams": 2}, "filled": {**may_end, "temperature": 1.0, "steps": 3, "alg_temp": 0.5, "num_return_sequences": 3},
+        "filled_by_chance": {"alg": "origin", "logprobs": 1, "temperature": 1.0}, "broken_filled": {"stop_when": fails_late, "alg": "maskgit_plus", "num_return_sequences": 2, "alg_temp": 1.0},
     }  # fmt: skip
 
 
@@ -241,6 +247,10 @@ def house(tiny, tiny_tokenizer, alone_once, monkeypatch):
 
 def build(tiny, kind: str, seed: int):
     """A tiny model that no other test has: it is made double in place."""
+    if kind in FILLING:
+        model = tiny("llama", seed=seed + 2 + [*FILLING].index(kind), **DEEP)
+        declare(model.config, FILLING[kind])
+        return model
     if kind in KINDS:
         return tiny(kind, seed=seed, **KINDS[kind])
     sizes = {"vocab_size": 128, "hidden_size": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -271,6 +281,12 @@ def test_whenever_requests_come_and_go_each_is_answered_as_alone(house, schedule
     house().run(schedule, setting)
 
 
+@settings(SOME, derandomize=True, max_examples=10)
+@given(schedules(2), SETTINGS, st.sampled_from([*FILLING]))
+def test_so_it_is_with_models_that_fill_in_their_answers(house, schedule, setting, kind):
+    house(kind).run(schedule, setting)
+
+
 @pytest.mark.filterwarnings("ignore:openai-gpt has no memory")
 @settings(SOME, derandomize=True, max_examples=10)
 @given(schedules(2), SETTINGS, st.sampled_from([*KINDS, *OTHERS][1:]))
@@ -280,7 +296,7 @@ def test_so_it_is_with_every_kind_of_model(house, schedule, setting, kind):
 
 @pytest.mark.full
 @pytest.mark.filterwarnings("ignore:openai-gpt has no memory")
-@pytest.mark.parametrize("kind", [*KINDS, *OTHERS])
+@pytest.mark.parametrize("kind", [*KINDS, *OTHERS, *FILLING])
 @settings(SOME, max_examples=200)
 @given(schedule=schedules(24), setting=SETTINGS)
 def test_of_many_hundred_schedules_none_changes_an_answer(house, schedule, setting, kind):

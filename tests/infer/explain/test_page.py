@@ -12,11 +12,13 @@ from seodang.data.html_template import content_hash, embedded
 from seodang.infer import SamplingParams, generate
 from seodang.infer.explain.attention_map import attention_maps
 from seodang.infer.explain.beam_tree import beam_tree
+from seodang.infer.explain.diffusion_steps import stretches
 from seodang.infer.explain.generation_trace import generation_trace
 from seodang.infer.explain.page import LOOK_INSIDE, Picture, shades, to_html
 from seodang.infer.explain.terminal import chance, leaving, title_of
 from seodang.infer.explain.trace_events import text_of
 from seodang.infer.requests.trace import CANDIDATES
+from seodang.infer.runners.paradigm import Diffusion, declare
 from seodang.infer.text.token_labels import TokenLabels
 
 PROMPT = [40, 41, 42, 40, 41, 42, 40, 41]
@@ -30,14 +32,23 @@ OPTIONS = {
     "dola": {"dola_layers": [0, 1]},
     "contrastive": {"penalty_alpha": 0.6, "top_k": 3},
     "chosen": {"best_of": 3, "temperature": 1.0, "seed": 1},
+    "diffusion": {"steps": 3, "temperature": 1.0, "top_k": 9, "seed": 1, "num_return_sequences": 2},
 }
 HOSTILE = "<script>alert(1)</script> & {{ title }}"
 
 
 @pytest.fixture
-def answered(tiny_llama, tiny_tokenizer):
-    """`answered(**options)`: the traced answers to a prompt."""
-    return lambda **options: generate(tiny_llama, tiny_tokenizer, [PROMPT], SamplingParams(**{"max_new_tokens": 8, "ignore_eos": True, **options}), trace=True)
+def answered(tiny_llama, fresh_tiny, tiny_tokenizer):
+    """`answered(**options)`: the traced answers to a prompt, of a diffusion model where they are by steps."""
+
+    def answer(**options):
+        model = tiny_llama
+        if "steps" in options:
+            model = fresh_tiny("llama")
+            declare(model.config, Diffusion(127))
+        return generate(model, tiny_tokenizer, [PROMPT], SamplingParams(**{"max_new_tokens": 8, "ignore_eos": True, **options}), trace=True)
+
+    return answer
 
 
 @pytest.fixture
@@ -94,7 +105,7 @@ def test_the_page_is_whole_loads_nothing_and_escapes_everything(answered, tiny_l
         assert committed == result.ids and f'<p class="text">{result.text}</p>' in unescape(page)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in ("sampled", "beams") else pytest.mark.full) for name in OPTIONS])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in ("sampled", "beams", "diffusion") else pytest.mark.full) for name in OPTIONS])
 def test_a_browser_shows_each_token_with_all_that_was_observed(answered, shown, tiny_tokenizer, name):
     results = answered(**OPTIONS[name])
     found, names, page = generation_trace(results), TokenLabels(tiny_tokenizer), shown(results)
@@ -109,6 +120,9 @@ def test_a_browser_shows_each_token_with_all_that_was_observed(answered, shown, 
                 assert f"entropy {abs(step.filtered.entropy):.2f} nats" in facts
                 expected = list(stages_told(step, names))
                 assert stages[-len(expected) :] == expected
+    for result in results:
+        rows = page.locator(f'section.steps[data-choice="{result.choice}"] .canvas').all_inner_texts()
+        assert rows == ["".join(text for _, text in stretches(step, names)) for step in found.steps_of(result)] and len(rows) == (3 if name == "diffusion" else 0)
     assert page.locator(".part:not([hidden]) h3").count() == page.locator(".part:not([hidden])").count()
     for part, there in (("beams", found.beams), ("drafts", found.drafts), ("layers", name == "dola"), ("entropy", name != "beams"), ("time", True)):
         assert page.locator(f".part.{part}").is_visible() == bool(there), part

@@ -8,10 +8,13 @@ from rich.console import Console
 
 from seodang.infer import SamplingParams, generate
 from seodang.infer.explain.beam_tree import beam_tree, chains
+from seodang.infer.explain.diffusion_steps import stretches
 from seodang.infer.explain.generation_trace import GenerationTrace, generation_trace
+from seodang.infer.explain.page import to_html
 from seodang.infer.explain.terminal import explain, heat_map, leaving, nearest, tree_of_beams
 from seodang.infer.requests.events import Result
 from seodang.infer.requests.trace import BeamTrace
+from seodang.infer.runners.paradigm import Diffusion, declare
 from seodang.infer.text.token_labels import TokenLabels
 
 PROMPT = [40, 41, 42, 40, 41, 42, 40, 41]
@@ -62,7 +65,7 @@ def test_the_terminal_shows_stages_with_their_chances(told, tiny_tokenizer):
     found = told(temperature=0.7, top_k=3, seed=2)
     [(result, steps)] = found.answers
     text = printed(explain(found, TokenLabels(tiny_tokenizer), steps=2))
-    assert "model" in text and "temperature" in text and "top_k" in text and "6 more tokens: --steps 8" in text
+    assert "model" in text and "temperature" in text and "top_k" in text and "6 more tokens: --shown 8" in text
     filtered = steps[0].filtered
     assert f"p {filtered.probability:.3f}  entropy {filtered.entropy:.2f}" in text
     for id, p in filtered.stages[-1][1]:
@@ -157,3 +160,22 @@ def test_an_answer_of_groups_is_of_the_one_that_went_its_way_to_the_end(told):
     ]  # fmt: skip
     root = beam_tree(steps, [one])
     assert [node.lane for node in root.walk() if node.returned] == [0, 1, 1, 0]
+
+
+def test_steps_of_diffusion_stand_in_lines_with_a_sign_for_each_mask(fresh_tiny, tiny_tokenizer):
+    model = fresh_tiny("llama")
+    declare(model.config, Diffusion(127))
+    params = SamplingParams(max_new_tokens=6, ignore_eos=True, steps=3, suppress_tokens=[*range(4), *range(98, 128)])
+    results = generate(model, tiny_tokenizer, [PROMPT], params, trace=True)
+    names, trace = TokenLabels(tiny_tokenizer), generation_trace(results)
+    text = results[0].text
+    lines = [line for line in printed(explain(trace, names, 2)).splitlines() if line.startswith("Step ")]
+    for (step, line), shown in zip(enumerate(lines, 1), (2, 4), strict=True):  # of three, for two are asked for
+        assert line.startswith(f"Step {step}: ") and line.count("░") == 6 - shown
+        canvas = line.removeprefix(f"Step {step}: ").ljust(6)
+        assert all(known in ("░", own) for known, own in zip(canvas, text))
+    assert "... 1 more steps: --shown 3 shows all of them" in printed(explain(trace, names, 2))
+    kinds = [{kind for kind, _ in stretches(step, names)} for step in trace.steps_of(results[0])]
+    assert kinds == [{"open", "new"}, {"open", "new", "old"}, {"new", "old"}]
+    page = to_html(results, tiny_tokenizer, PROMPT, "a prompt")
+    assert page.count('<td class="canvas">') == 3 and 'class="open">░' in page

@@ -19,6 +19,7 @@ def passes(capability: str, *arguments: str) -> None:
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("capability", LESS)
 def test_quantised_layers_and_models_are_right(capability):
     passes(capability, "infer/kernels/test_quantised_linear.py", "-k", "not speaks and not adapter")  # those load the real model or its tokenizer

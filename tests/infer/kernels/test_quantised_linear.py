@@ -226,6 +226,7 @@ def test_an_adapter_is_merged_before_quantising(fresh_tiny, tokenizer, tmp_path)
     assert error <= merged.abs().amax() / 254 * 1.02
 
 
+@pytest.mark.full
 def test_speaks_in_4_bits(tokenizer):
     from seodang.infer import SamplingParams, generate
 

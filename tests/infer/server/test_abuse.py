@@ -80,6 +80,7 @@ def test_each_abuse_costs_at_most_a_second_of_processor_time(server, is_empty, n
     assert is_empty(engine)
 
 
+@pytest.mark.full
 def test_others_streams_go_on_beside_all_abuse_and_nothing_is_left(server, is_empty):
     """The bound of a gap is wide: the machine may be busy, and the stream is heard by a thread of the same process."""
     engine, client = server

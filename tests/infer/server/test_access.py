@@ -44,7 +44,7 @@ def test_every_route_but_health_and_the_page_asks_for_a_key(ask):
     assert len(asked) > 12
     for method, path in asked:
         response = client.request(method.upper(), path)
-        assert (response.status_code == 401) is (path != "/health"), path
+        assert (response.status_code == 401) is (path not in ("/health", "/ready")), path
     assert client.get("/").status_code == 200
     error = response.json()["error"]
     assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", None, "invalid_api_key")

@@ -188,6 +188,7 @@ def test_tools_are_called_and_their_results_read(small_client, small):
     assert answer.choices[0].message.content == said_by(small, Dialogue(turns, [loose]))[0].text
 
 
+@pytest.mark.full
 def test_responses_whole_and_streamed(client, said):
     system = {"role": "system", "content": "Answer in a word."}
     [wanted] = said([system, *ASKED])
@@ -227,6 +228,7 @@ def test_mistakes_become_the_clients_own_errors(client):
     assert (caught.value.param, caught.value.code) == ("model", "model_not_found")
 
 
+@pytest.mark.full
 def test_many_at_once_by_the_client_for_asyncio(base_url, said):
     questions = [[{"role": "user", "content": f"Name the capital of {country}."}] for country in ("Korea", "Japan", "Peru")]
 

@@ -10,6 +10,7 @@ from seodang.data.errors import UserError
 from seodang.infer import Committed, SamplingParams, Span, generate, stream
 from seodang.infer.engine.params import OPTIONS, WARPING
 from seodang.infer.runners.open import open_runner
+from seodang.infer.runners.paradigm import Diffusion, declare
 from seodang.infer.strategies.assistants import ASSISTED_OPTIONS
 from seodang.infer.strategies.registry import STRATEGIES
 
@@ -51,7 +52,7 @@ def samples(tiny, kind: str, name: str, tokenizer) -> dict[str, tuple[dict, dict
     drafted, dry = {"assistant_model": tiny(kind, seed=1), "prompt_lookup_num_tokens": None}, {**REPEATS, "dry_multiplier": 1e6}
     likely, weight = ENDS_EARLY.get((kind, name), (5.0, 9.0))
     uneven = UNEVEN.get((kind, name), {"suppress_tokens": list(range(60, 128))})
-    drawn = {"do_sample": True} if name in ("sampling", "dola", "assisted") else {}  # else all greedy answers would be the same
+    drawn = {"do_sample": True} if name in ("sampling", "dola", "assisted", "diffusion") else {}  # else all greedy answers would be the same
     usual = {option: (example(each.part_of), example(option)) for option, each in OPTIONS.items()}
     return usual | {
         "strategy": ({}, {}), "do_sample": ({}, {"do_sample": True}), "num_return_sequences": (drawn, {"num_return_sequences": 2}), "seed": ({"do_sample": True}, {"seed": 7}),
@@ -90,6 +91,7 @@ def samples(tiny, kind: str, name: str, tokenizer) -> dict[str, tuple[dict, dict
         "num_assistant_tokens": (drafted, {"num_assistant_tokens": 2}), "num_assistant_tokens_schedule": (drafted, {"num_assistant_tokens_schedule": "constant"}),
         "assistant_confidence_threshold": (drafted, {"assistant_confidence_threshold": 0.0}), "best_of": ({}, {"best_of": 16}),
         "logprobs": ({}, {"logprobs": 2}), "prompt_logprobs": ({}, {"prompt_logprobs": 1}),
+        "steps": ({}, {"steps": 2}), "alg": ({}, {"alg": "origin"}), "alg_temp": ({}, {"alg_temp": 9.0}),
         "reward": ({}, {"reward": lambda prompt, text: -float(sum(map(ord, text)))}), "answer_of": ({}, {"answer_of": len}), "utility": ({}, {"utility": lambda a, b: float(sum(map(ord, a)))}),
     }  # fmt: skip
 
@@ -158,10 +160,10 @@ def names_the_reason(refusal: str, name: str, kind: str, given: set[str]) -> boo
     return bool(words & given) and bool(words & {name, kind, name.split("_")[0], SPOKEN.get(name), SPOKEN.get(kind)})
 
 
-ENCODED = ("sampling", "beam", "assisted")  # what the others do with a source, these do
-CHOOSING = ("self_consistency", "minimum_bayes_risk")  # among answers that are made as best_of_n makes them
+ENCODED = ("beam",)  # what the others do with a source, it does
+KIN = ("self_consistency", "minimum_bayes_risk", "best_of_n", "stochastic_beam", "diverse_beam", "dola")  # made as others are, or out of them
 CASES = [
-    pytest.param(name, kind, marks=pytest.mark.full if name in CHOOSING or kind == "t5" and name not in ENCODED else ())
+    pytest.param(name, kind, marks=pytest.mark.full if name in KIN or kind == "t5" and name not in ENCODED else ())
     for kind in ("llama", "t5") for name in MEANT
 ]  # fmt: skip
 
@@ -170,6 +172,8 @@ CASES = [
 def test_every_option_changes_the_answer_exactly_or_is_refused_by_name(tiny, fresh_tiny, tiny_tokenizer, monkeypatch, name, kind):
     """In a batch of all options as alone, and streamed; what each option is added to is its neighbour in `samples`."""
     model = fresh_tiny(kind).double()
+    if name == "diffusion" and kind == "llama":
+        declare(model.config, Diffusion(127, shift=1, attention="prompt_causal"))
     runner, passes = type(open_runner(model)), []
     observe = runner.observe
     monkeypatch.setattr(runner, "observe", lambda *args: passes.append(1) or observe(*args))
@@ -200,10 +204,13 @@ def test_every_option_changes_the_answer_exactly_or_is_refused_by_name(tiny, fre
         assert told == together[0][2:4], f"{name} with {option} streamed"
 
 
-def test_strategies_of_all_kinds_in_one_run_find_what_each_finds_alone(fresh_tiny, tiny_tokenizer):
+@pytest.mark.parametrize("attention", ["prompt_causal", "bidirectional"])
+def test_strategies_of_all_kinds_in_one_run_find_what_each_finds_alone(fresh_tiny, tiny_tokenizer, attention):
     model = fresh_tiny("llama", num_hidden_layers=4).double()
-    every = [SamplingParams(**{"max_new_tokens": 12, "seed": 5, **settings}) for settings in MEANT.values()]
-    every.append(SamplingParams(max_new_tokens=12, seed=5, temperature=1.3, top_p=0.9, num_return_sequences=2))
+    declare(model.config, Diffusion(127, 1, attention, autoregressive=True))  # which speaks both ways
+    every = [SamplingParams(**{"max_new_tokens": 12, "seed": 5, "strategy": name, **settings}) for name, settings in MEANT.items()]
+    every.append(SamplingParams(max_new_tokens=12, seed=5, temperature=1.3, top_p=0.9, num_return_sequences=2))  # by diffusion
+    every.append(SamplingParams(max_new_tokens=12, seed=5, temperature=1.3, top_p=0.9, num_return_sequences=2, strategy="sampling"))
     every.append(SamplingParams(max_new_tokens=12, assistant_model=fresh_tiny("llama", seed=1).double()))
     every.append(SamplingParams(max_new_tokens=12, num_beams=3, guidance_scale=1.5, negative_prompt=[9, 10]))
     generator = torch.Generator().manual_seed(0)

@@ -7,6 +7,7 @@ import pytest
 
 from seodang.data.errors import UserError
 from seodang.infer.checkpoint.manifest import write_manifest
+from seodang.recipes.diffusion import DiffusionArguments, DiffusionOptions
 from seodang.recipes.dpo import DpoArguments, DpoOptions
 from seodang.recipes.grpo import GrpoArguments
 from seodang.recipes.kto import KtoArguments
@@ -18,12 +19,14 @@ from seodang.recipes.ppo import PolicyOptions, PpoArguments
 from seodang.recipes.reward import RewardArguments, RewardOptions
 from seodang.recipes.rloo import RlooArguments
 from seodang.recipes.run.identity import FREE, FREE_NAMES, LENGTH, SHAPES, content_of, origin_of, refuse_other_run
+from seodang.train.diffusion.objective import DenoisingObjective
 from seodang.train.maths.preference_losses import PreferenceSettings
 from seodang.train.stages.ppo_settings import PpoSettings
 
 MODEL = ModelOptions, RunOptions
 STAGES = {
     "sft": (DataOptions, *MODEL, Arguments),
+    "diffusion": (DataOptions, DenoisingObjective, DiffusionOptions, *MODEL, DiffusionArguments),
     "dpo": (DpoOptions, PreferenceSettings, *MODEL, DpoArguments),
     "kto": (PreferenceOptions, *MODEL, KtoArguments),
     "reward": (RewardOptions, *MODEL, RewardArguments),

@@ -155,7 +155,37 @@ def test_sums_by_hand():
     total = LinearCrossEntropy.apply(hidden, weight, None, labels, 1.0, 1)
     assert torch.allclose(total.float(), expected)
     assert torch.autograd.gradcheck(lambda h, w: LinearCrossEntropy.apply(h, w, None, labels, 3.0, 1), (hidden, weight))
-    assert torch.autograd.gradcheck(lambda h, w: HeadCrossEntropy.apply(lambda x: torch.tanh(x @ w.T), labels, 3.0, 1, h, w), (hidden, weight))
+    assert torch.autograd.gradcheck(lambda h, w: HeadCrossEntropy.apply(lambda x: torch.tanh(x @ w.T), labels, 3.0, 1, None, h, w), (hidden, weight))
+
+
+def test_weighted_sums_by_hand_and_their_gradients():
+    hidden = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    weight = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    labels, importance = torch.tensor([0, 1, 2]), torch.tensor([2.0, 0.5, 0.25])
+    each = -torch.stack([torch.e / (torch.e + 2 * torch.ones(())), (torch.e**2) / (torch.e**2 + 2 * torch.ones(())), 1 / (torch.e**3 + torch.e + torch.ones(()))]).log()
+    expected = (2 * each[0] + each[1] / 2 + each[2] / 4) / 3
+    total = LinearCrossEntropy.apply(hidden, weight, None, labels, 3.0, 2, importance)
+    assert torch.allclose(total.float(), expected)
+    assert torch.allclose(HeadCrossEntropy.apply(lambda x: x @ weight.T, labels, 3.0, 2, importance, hidden, weight), total)
+    assert torch.autograd.gradcheck(lambda h, w: LinearCrossEntropy.apply(h, w, None, labels, 3.0, 2, importance), (hidden, weight))
+    assert torch.autograd.gradcheck(lambda h, w: HeadCrossEntropy.apply(lambda x: torch.tanh(x @ w.T), labels, 3.0, 2, importance, h, w), (hidden, weight))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_targets_and_weights_say_what_is_read_where(fresh_tiny, kind):
+    """Each target at its own place; the labels count alone. Gemma 2's head is capped."""
+    model, ids = fresh_tiny(kind), batch()["input_ids"]
+    labels = torch.full_like(ids, -100)
+    labels[:, -4:] = 7
+    weights = torch.zeros(ids.shape).index_put((torch.tensor([0, 0]), torch.tensor([0, 3])), torch.tensor([0.5, 2.0]))
+    targets = torch.full_like(ids, 9)
+    losses = torch.nn.functional.cross_entropy(model(ids).logits[0, [0, 3]], torch.tensor([9, 9]), reduction="none")
+    patch_completion_loss(model)
+    out = model(input_ids=ids, labels=labels, targets=targets, weights=weights)
+    assert out.loss.item() == pytest.approx(((losses * torch.tensor([0.5, 2.0])).sum() / (labels != -100).sum()).item(), rel=1e-5)
+    with torch.no_grad():
+        told = model(input_ids=ids, labels=labels, targets=targets, weights=weights, num_items_in_batch=5)
+    assert torch.allclose(told.losses, losses, atol=1e-5) and told.loss.item() == pytest.approx(out.loss.item() * (labels != -100).sum().item() / 5, rel=1e-5)
 
 
 def test_without_labels_the_model_answers_as_before(fresh_tiny):

@@ -210,6 +210,7 @@ sys.exit(code != wanted)
 """
 
 
+@pytest.mark.full
 def test_one_process_that_is_signalled_stops_both(fresh_tiny, tiny_tokenizer, tmp_path, run_script):
     base, data, script = tmp_path / "base", tmp_path / "data.jsonl", tmp_path / "signalled.py"
     fresh_tiny("llama", attention_dropout=0.1).save_pretrained(base)

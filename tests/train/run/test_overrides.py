@@ -5,13 +5,13 @@ from typing_extensions import override
 
 import seodang.data.versions as versions
 from seodang.data.errors import UserError
-from seodang.train import DpoTrainer, GrpoTrainer, KtoTrainer, PpoTrainer, RewardModelTrainer, RlooTrainer, SftTrainer
+from seodang.train import DiffusionTrainer, DpoTrainer, GrpoTrainer, KtoTrainer, PpoTrainer, RewardModelTrainer, RlooTrainer, SftTrainer
 from seodang.train.run.overrides import check_overrides
 
 OF_TRL = (RewardModelTrainer, KtoTrainer, GrpoTrainer, RlooTrainer)
 
 
-@pytest.mark.parametrize("trainer", [SftTrainer, DpoTrainer, PpoTrainer, *OF_TRL])
+@pytest.mark.parametrize("trainer", [SftTrainer, DiffusionTrainer, DpoTrainer, PpoTrainer, *OF_TRL])
 def test_what_is_marked_is_what_a_library_has_too(trainer):
     theirs = [cls for cls in trainer.__mro__ if not cls.__module__.startswith("seodang")]
     inside = {

@@ -11,6 +11,7 @@ from trl import GRPOConfig, KTOConfig, RewardConfig, RLOOConfig
 
 from seodang.data.chat import end_of_turn_ids
 from seodang.data.errors import UserError
+from seodang.infer.runners.paradigm import Diffusion, declare
 from seodang.train.models import adapters
 from seodang.train.rollouts.eval_generation import AnswerSampler, HeldOut, answerable
 from seodang.train.run.optimizer import MasterAdamW
@@ -132,6 +133,15 @@ def test_a_second_adapter_is_refused(stage, tiny_tokenizer, tmp_path):
     lora = LoraConfig(r=2, target_modules="all-linear", task_type="SEQ_CLS" if stage == "reward" else "CAUSAL_LM")
     with pytest.raises(UserError, match="has an adapter already: merge it first"):
         trainer_of(get_peft_model(model_for(stage), lora), tiny_tokenizer, rows, str(tmp_path), lora=lora)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_diffusion_checkpoint_is_refused_by_name(stage, tiny_tokenizer, tmp_path):
+    _, rows, trainer_of = STAGES[stage]
+    model = model_for(stage)
+    declare(model.config, Diffusion(127))
+    with pytest.raises(UserError, match=f"^{stage}.* teaches text from left to right, but this model is one of masked diffusion"):
+        trainer_of(model, tiny_tokenizer, rows, str(tmp_path))
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -1,0 +1,1 @@
+"""Text from mask to text: all positions of a canvas at once."""

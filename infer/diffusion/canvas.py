@@ -1,0 +1,89 @@
+"""The canvas of a diffusion answer: all of its positions at once, of which some are certain and the others masks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..requests.likelihoods import Place, TokenLogprobs
+from ..requests.sequence import TokenSequence
+from ..runners.paradigm import is_bidirectional
+
+
+@dataclass(eq=False)
+class Canvas:
+    """The positions of an answer: `ids`, masks where it is `open`, and of what is certain the log-probabilities and the likelihoods.
+
+    Whether a position is open says `open` alone: a mask's id means nothing where it stands elsewhere.
+    """
+
+    ids: list[int]
+    open: list[bool]
+    logprobs: list[float]
+    known: list[TokenLogprobs | None]
+
+    @classmethod
+    def blank(cls, length: int, mask_token_id: int) -> Canvas:
+        """A canvas of masks."""
+        return cls([mask_token_id] * length, [True] * length, [0.0] * length, [None] * length)
+
+    def open_in(self, positions: range) -> list[int]:
+        """Those of the positions that are not certain."""
+        return [position for position in positions if self.open[position]]
+
+    def put(self, position: int, id: int, logprob: float, known: TokenLogprobs | None = None) -> None:
+        """Make an open position certain."""
+        assert self.open[position]
+        self.ids[position], self.logprobs[position], self.known[position], self.open[position] = id, logprob, known, False
+
+
+class CanvasSequence(TokenSequence):
+    """The answer's sequence beside its canvas: its ids are the prompt and the first certain ones, its slot is cut back behind each pass.
+
+    What is read both ways is no other prompt's beginning: of the cache that is the prompt alone, and nothing where it is read with the canvas.
+    """
+
+    passes = 0  # of the canvas
+    before: tuple[Tensor, Place | None] | None = None  # the logits behind the prompt, [1, vocab], where the canvas' first token is read there
+
+    @cached_property
+    def whole(self) -> bool:
+        """Whether the prompt is read with the canvas, in every pass."""
+        return is_bidirectional(self.runner.model.config)
+
+    @property
+    def continuable(self) -> int:
+        """How many first ids were read from left to right."""
+        return 0 if self.whole else min(self.seen, len(self.request.prompt_ids))
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether the next pass is the first to bring some of the prompt."""
+        return not self.passes and super().reads_prompt
+
+    @property
+    def given(self) -> list[int]:
+        """The prompt's ids, masked positions left out."""
+        masked = frozenset(self.request.masked_positions)
+        return [id for position, id in enumerate(self.request.prompt_ids) if position not in masked]
+
+    def fill(self, canvas: Canvas) -> None:
+        """Commit what has become certain of the canvas behind what was committed before it, up to an end or the first open position."""
+        while not self.finished and not canvas.open[self.position]:
+            at = self.position
+            self.commit(canvas.ids[at], canvas.logprobs[at], canvas.known[at])
+
+
+def aligned(logits: Tensor, count: int, shift: int, before: Tensor | None = None) -> Tensor:
+    """Return the logits of a canvas' last `count` positions, [count, vocab], from those of a pass that ends with them.
+
+    Without a shift position i is read at i. With one it is read at i - 1: `logits` then begin one position earlier, [count + 1, vocab], or with
+    `before`, [1, vocab], what was read there in an earlier pass; what the last position says is of nothing.
+    """
+    if not shift:
+        return logits[len(logits) - count :]
+    return (logits if before is None else torch.cat([before, logits]))[:count]
+

@@ -1,0 +1,77 @@
+"""Which way a checkpoint speaks: left to right, or by filling in masks; its config says it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from ...data.errors import UserError
+
+KEY = "diffusion"  # in config.json
+BIDIRECTIONAL, PROMPT_CAUSAL, BLOCK_CAUSAL = ATTENTIONS = ("bidirectional", "prompt_causal", "block_causal")
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """What a masked-diffusion language model is: which token stands where nothing is said yet, where a token is read, who sees whom.
+
+    `shift` is 1 where token i is read at position i - 1 (Dream), 0 where it is read at its own (LLaDA). `attention`: "bidirectional", all positions
+    see all; "prompt_causal", the prompt is causal and the canvas sees prompt and canvas; "block_causal", as that, and the canvas is made of
+    blocks of `block_length` that see themselves and those before. `autoregressive`: the same weights were trained to speak left to right, too.
+    """
+
+    mask_token_id: int
+    shift: int = 0
+    attention: str = BIDIRECTIONAL
+    block_length: int | None = None
+    autoregressive: bool = False
+
+    def __post_init__(self):
+        for name, value, fits, wanted in (
+            ("mask_token_id", self.mask_token_id, type(self.mask_token_id) is int and self.mask_token_id >= 0, "the id of a token"),
+            ("shift", self.shift, self.shift in (0, 1), "0 or 1"),
+            ("attention", self.attention, self.attention in ATTENTIONS, " or ".join(ATTENTIONS)),
+            ("block_length", self.block_length, self.block_length is None or type(self.block_length) is int and self.block_length > 0, "a number above 0"),
+        ):  # fmt: skip
+            if not fits:
+                raise UserError(f"{name} must be {wanted}, got {value!r}")
+        if (self.block_length is None) is (self.attention == BLOCK_CAUSAL):
+            raise UserError(f"block_length={self.block_length} does not go with attention={self.attention!r}: {BLOCK_CAUSAL} has one, the others none")
+
+
+def diffusion_of(config: PreTrainedConfig) -> Diffusion | None:
+    """Return what the config says of a masked-diffusion model; None for one that speaks left to right. Raises UserError for what it cannot mean."""
+    told = getattr(config, KEY, None)
+    if told is None:
+        return None
+    known = [each.name for each in fields(Diffusion)]
+    if not isinstance(told, Mapping) or "mask_token_id" not in told or (unknown := [name for name in told if name not in known]):
+        wrong = f"knows no {unknown[0]!r}" if isinstance(told, Mapping) and "mask_token_id" in told else "needs a mask_token_id"
+        raise UserError(f"{KEY!r} in config.json {wrong}: it takes {', '.join(known)}, got {told!r}")
+    try:
+        return Diffusion(**told)
+    except UserError as error:
+        raise UserError(f"{KEY!r} in config.json: {error}") from None
+
+
+def is_bidirectional(config: PreTrainedConfig) -> bool:
+    """Whether it is a diffusion model all of whose positions see all, its prompt too: nothing of it can be read before the rest."""
+    diffusion = diffusion_of(config)
+    return diffusion is not None and diffusion.attention == BIDIRECTIONAL
+
+
+def refuse_diffusion(config: PreTrainedConfig, what: str) -> None:
+    """Raise UserError where what reads a text from left to right, by its name, is given a diffusion model that has not learnt to."""
+    diffusion = diffusion_of(config)
+    if diffusion is not None and not diffusion.autoregressive:
+        raise UserError(f"{what} reads from left to right, but this {config.model_type} is a masked-diffusion model: use another model")
+
+
+def declare(config: PreTrainedConfig, diffusion: Diffusion) -> None:
+    """Write into the config what the model is, so that it is saved with it; a plain transformers forward attends as it says, too."""
+    told: dict[str, Any] = {name: value for name, value in asdict(diffusion).items() if value is not None}
+    setattr(config, KEY, told)
+    config.is_causal = diffusion.attention != BIDIRECTIONAL

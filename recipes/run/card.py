@@ -1,0 +1,159 @@
+"""What lies beside an exported model for whoever runs it: a model card with the lines of each engine, and Ollama's Modelfile."""
+
+import json
+import re
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from seodang.data.chat import all_end_ids
+from seodang.infer.checkpoint.default_model import NAME
+from seodang.infer.runners.paradigm import diffusion_of
+
+QUESTION = "Name three colours."
+TO_OLLAMA = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p", "repetition_penalty": "repeat_penalty"}
+
+
+@dataclass
+class Exported:
+    """An exported model: its name, what it was made of and how; `gguf` is the file's name, `notes` what differs in llama.cpp."""
+
+    name: str
+    base: str
+    step: int | None
+    dtype: torch.dtype
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    gguf: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ends(self) -> list[str]:
+        """The tokens that end a text."""
+        generation = getattr(self.model, "generation_config", None)  # a reward model has none
+        return self.tokenizer.convert_ids_to_tokens(all_end_ids(generation.eos_token_id, self.tokenizer)) if generation else []
+
+    @property
+    def ollama(self) -> str:
+        """The name in letters that Ollama takes."""
+        return re.sub(r"[^a-z0-9._-]+", "-", self.name.lower()).strip("-._") or "model"
+
+
+def model_card(about: Exported) -> str:
+    """Return the README.md of an exported folder; its lines run in that folder."""
+    config = about.model.config
+    generates = hasattr(about.model, "generation_config")
+    hub = f"HuggingFaceTB/{NAME}" if about.base == "default" else about.base
+    local = about.base != "default" and Path(about.base).is_dir()
+    header = ["library_name: transformers", f"pipeline_tag: {'text-generation' if generates else 'text-classification'}"]
+    header += [] if local else [f"base_model: {hub}"]
+    parameters = sum(p.numel() for p in about.model.parameters())
+    facts = [f"{config.model_type}, {parameters:,} parameters in {str(about.dtype).removeprefix('torch.')}"]
+    facts += [f"exported by Seodang from {Path(hub).name if local else hub}" + (f", after {about.step} steps of training" if about.step else "")]
+    if length := getattr(config, "max_position_embeddings", None):
+        facts.append(f"context of {length:,} tokens")
+    text = ["---", *header, "---", "", f"# {about.name}", "", "; ".join(facts) + "."]
+    if about.ends:
+        text.append(f"A text ends with {' or '.join(f'`{end}`' for end in about.ends)} (generation_config.json has their ids).")
+    text += ["", "The lines below run in this folder.", ""]
+    if not generates:
+        return "\n".join([*text, *_reward_lines(), "A reward model's head has no place in a GGUF file: llama.cpp and Ollama have none of it.", ""])
+    if diffusion_of(config) is not None:
+        text += ["It fills in masks as Seodang lets it; other engines know nothing of that, and have it speak left to right.", ""]
+        if not diffusion_of(config).autoregressive:
+            return "\n".join([*text, *_seodang_lines()])
+    if config.is_encoder_decoder:
+        return "\n".join([*text, *_transformers_lines(about, "AutoModelForSeq2SeqLM"), *_seodang_lines()])
+    return "\n".join([*text, *_transformers_lines(about), *_vllm_lines(about), *_llama_cpp_lines(about), *_seodang_lines()])
+
+
+def modelfile(about: Exported) -> str:
+    """Return the Modelfile by which Ollama makes a model of the GGUF file, which brings its chat template itself."""
+    lines = [f"FROM ./{about.gguf}", *(f"PARAMETER stop {json.dumps(end, ensure_ascii=False)}" for end in about.ends)]
+    generation = about.model.generation_config
+    if generation.do_sample:
+        asked = {theirs: getattr(generation, own) for own, theirs in TO_OLLAMA.items() if getattr(generation, own) is not None}
+        lines += [f"PARAMETER {name} {value}" for name, value in asked.items()]
+        lines += ["PARAMETER repeat_last_n -1"] if "repeat_penalty" in asked else []  # the whole text, as elsewhere
+    if not about.tokenizer.chat_template:
+        lines.append('TEMPLATE "{{ .Prompt }}"')
+    return "\n".join(lines) + "\n"
+
+
+def _section(title: str, lines: list[str]) -> list[str]:
+    return [f"## {title}", "", *lines, ""]
+
+
+def _code(language: str, *lines: str) -> list[str]:
+    return [f"```{language}", *lines, "```"]
+
+
+def _served(serve: str, ask: str) -> list[str]:
+    return [*_code("sh", serve), "", "and from another terminal:", "", *_code("sh", ask)]
+
+
+def _transformers_lines(about: Exported, auto: str = "AutoModelForCausalLM") -> list[str]:
+    begin = [
+        f"from transformers import {auto}, AutoTokenizer", "",
+        'tokenizer = AutoTokenizer.from_pretrained(".")', f'model = {auto}.from_pretrained(".", dtype="auto")',
+    ]  # fmt: skip
+    if about.tokenizer.chat_template:
+        asked = [
+            f"messages = {_messages()}",
+            'inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)',
+        ]
+    else:
+        asked = [f'inputs = tokenizer({json.dumps(QUESTION)}, return_tensors="pt")']
+    behind = "" if about.model.config.is_encoder_decoder else ', inputs["input_ids"].shape[1] :'
+    says = f"answer = model.generate(**inputs, max_new_tokens=64)[0{behind}]"
+    code = _code("python", *begin, *asked, says, "print(tokenizer.decode(answer, skip_special_tokens=True))")
+    return _section("transformers", ["transformers 5 or newer:", "", *code])
+
+
+def _vllm_lines(about: Exported) -> list[str]:
+    return _section("vLLM", _served(f"vllm serve . --served-model-name {shlex.quote(about.name)} --port 8000", _ask(about, 8000)))
+
+
+def _llama_cpp_lines(about: Exported) -> list[str]:
+    if about.gguf is None:
+        told = ["`seodang export . FOLDER --gguf f16` writes a GGUF file for these, where they know the family and the tokenizer."]
+        return _section("llama.cpp and Ollama", told)
+    here = _served(f"llama-server --model {shlex.quote(about.gguf)} --port 8080", _ask(about, 8080))
+    if about.notes:
+        here += ["", "What differs there:", "", *(f"- {note}" for note in about.notes)]
+    template = [
+        "Ollama reads the chat template in the GGUF file. Older versions know it only if it is like one of their own, and else put the words bare:",
+        f"`ollama show {about.ollama} --template` says what such a version took.",
+    ]  # fmt: skip
+    ollama = _code("sh", f"ollama create {about.ollama} --file Modelfile", f"ollama run {about.ollama} {shlex.quote(QUESTION)}")
+    return [*_section("llama.cpp", here), *_section("Ollama", [*ollama, *(["", *template] if about.tokenizer.chat_template else [])])]
+
+
+def _seodang_lines() -> list[str]:
+    return _section("Seodang", _code("sh", f"seodang generate . {shlex.quote(QUESTION)}", "seodang serve . --port 8000"))
+
+
+def _reward_lines() -> list[str]:
+    lines = [
+        "from transformers import AutoModelForSequenceClassification, AutoTokenizer", "",
+        'tokenizer = AutoTokenizer.from_pretrained(".")', 'model = AutoModelForSequenceClassification.from_pretrained(".", dtype="auto")',
+        f'messages = [*{_messages()}, {{"role": "assistant", "content": "Red, green, blue."}}]',
+        'inputs = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)', "print(model(**inputs).logits)",
+    ]  # fmt: skip
+    return _section("transformers", _code("python", *lines))
+
+
+def _messages() -> str:
+    return json.dumps([{"role": "user", "content": QUESTION}])
+
+
+def _ask(about: Exported, port: int) -> str:
+    chat = bool(about.tokenizer.chat_template)
+    asked: dict[str, Any] = {"messages": json.loads(_messages())} if chat else {"prompt": QUESTION}
+    body = json.dumps({"model": about.name, **asked, "max_tokens": 64}, ensure_ascii=False)
+    path = "chat/completions" if chat else "completions"
+    return f"curl http://127.0.0.1:{port}/v1/{path} -H 'Content-Type: application/json' -d {shlex.quote(body)}"

@@ -1,0 +1,59 @@
+"""The commands on a diffusion checkpoint: those that speak do, the others say by name why not."""
+
+import json
+
+import pytest
+from transformers import AutoConfig
+
+from seodang.infer import SamplingParams, generate
+from seodang.infer.checkpoint.load import load
+from seodang.infer.runners.paradigm import Diffusion, declare
+from seodang.recipes import chat, explain, score, sft
+from seodang.recipes import generate as generate_recipe
+
+
+@pytest.fixture
+def checkpoint(base):
+    """A tiny diffusion checkpoint's folder, whose prompt is read once."""
+    config = AutoConfig.from_pretrained(base)
+    declare(config, Diffusion(127, 1, "prompt_causal"))
+    config.save_pretrained(base)
+    return str(base)
+
+
+PLAIN = ["--max_new_tokens", "8", "--suppress_tokens", *map(str, [0, 1, 2, 3, *range(98, 127)])]  # letters alone
+
+
+@pytest.fixture
+def want(checkpoint):
+    model, tokenizer = load(checkpoint, device="cpu", dtype="float32")
+    params = SamplingParams(max_new_tokens=8, suppress_tokens=[0, 1, 2, 3, *range(98, 127)], steps=4)
+    [result] = generate(model, tokenizer, [[{"role": "user", "content": "hello"}]], params)
+    return result.text
+
+
+def test_it_is_asked_talked_with_and_explained(checkpoint, want, monkeypatch, tmp_path, capsys):
+    asked = [*PLAIN, "--steps", "4"]
+    assert generate_recipe.main([checkpoint, "hello", *asked]) == 0 and capsys.readouterr().out == f"{want}\n"
+    lines = ["hello", "/set steps 8", "more"]
+    monkeypatch.setattr("builtins.input", lambda prompt="": lines.pop(0) if lines else "/exit")
+    assert chat.main([checkpoint, *asked]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == want and len(second) == 8
+    page = tmp_path / "page.html"
+    assert explain.main([checkpoint, "hello", *asked, "--html", str(page)]) == 0
+    shown = capsys.readouterr().out
+    assert f"Step 4: {want}" in shown and shown.count("░") == 6 + 4 + 2 and page.read_text(encoding="utf-8").count('<td class="canvas">') == 4
+
+
+def test_what_reads_and_trains_from_left_to_right_refuses_it_by_name(checkpoint, tmp_path, capsys):
+    data = tmp_path / "records.jsonl"
+    data.write_text("".join(json.dumps({"prompt": "a", "completion": "b"}) + "\n" for _ in range(2)), encoding="utf-8")
+    for verb, arguments, reason in (
+        (score, [checkpoint, "--data", str(data)], "score reads from left to right"),
+        (sft, ["--model", checkpoint, "--data", str(data), "--output_dir", str(tmp_path / "out"), "--use_cpu"], "sft teaches text from left to right"),
+        (explain, [checkpoint, "hello", "--attention", "0"], "a map of attention reads from left to right"),
+        (generate_recipe, [checkpoint, "hello", "--num_beams", "3"], "num_beams=3 asks for a text from left to right"),
+    ):
+        assert verb.main(arguments) == 2
+        assert reason in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -1,0 +1,161 @@
+"""An exported folder is what other engines load, and what lies beside it is true."""
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+from tokenizers.normalizers import Lowercase
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
+
+from seodang.__main__ import main
+from seodang.infer.checkpoint.gguf.reading import GgufFile
+from seodang.infer.runners.paradigm import Diffusion, declare
+from seodang.recipes import export
+
+OLLAMA = {"stop", "temperature", "top_p", "top_k", "min_p", "repeat_penalty", "repeat_last_n"}
+
+
+def refused(*argv) -> None:
+    assert export.main(list(map(str, argv))) == 2
+
+
+def blocks(folder: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_a_folder_for_other_engines(base, tmp_path):
+    """Readable by whom the umask lets, with every id that ends a text."""
+    GenerationConfig(eos_token_id=1, temperature=0.6, do_sample=True).save_pretrained(base)
+    (base / "model.safetensors").chmod(0o600)
+    target = tmp_path / "out"
+    assert export.main([str(base), str(target), "--dtype", "bfloat16"]) == 0
+    names = {path.name: path.stat().st_mode & 0o777 for path in target.iterdir()}
+    assert {"model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "README.md"} < set(names)
+    mask = os.umask(0)
+    os.umask(mask)
+    assert set(names.values()) == {0o666 & ~mask}
+    config, generation = (json.loads((target / name).read_text(encoding="utf-8")) for name in ("config.json", "generation_config.json"))
+    assert config["dtype"] == "bfloat16" and "quantization_config" not in config
+    assert generation["eos_token_id"] == [1, 2] and generation["temperature"] == 0.6  # the template's <|im_end|> too
+    assert AutoModelForCausalLM.from_pretrained(target).generation_config.eos_token_id == [1, 2]
+    assert "A text ends with `<s>` or `<|im_end|>`" in (target / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_gguf_file_of_a_merged_adapter(base, tmp_path, capsys):
+    """Of the weights in full precision, whatever the folder's dtype."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["v_proj"]))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(0))
+    adapted.save_pretrained(tmp_path / "adapter")
+    target = tmp_path / "내 모델"
+    assert export.main([str(tmp_path / "adapter"), str(target), "--gguf", "f32", "--dtype", "bfloat16"]) == 0
+    assert "내 모델-F32.gguf: largest change of a logit" in capsys.readouterr().out
+    held = torch.from_numpy(GgufFile(target / "내 모델-F32.gguf").tensor("blk.1.attn_v.weight"))
+    merged = adapted.merge_and_unload().model.layers[1].self_attn.v_proj.weight
+    assert torch.allclose(held, merged, atol=1e-6) and not torch.equal(held, held.bfloat16().float())
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(target).model.layers[1].self_attn.v_proj.weight, merged.bfloat16())
+
+
+def test_the_cards_lines_run(base, tmp_path, monkeypatch, capsys):
+    GenerationConfig(eos_token_id=[2], do_sample=True, temperature=0.6, top_k=20, repetition_penalty=1.1, max_new_tokens=4).save_pretrained(base)
+    target = tmp_path / "내 모델"
+    assert export.main([str(base), str(target), "--gguf", "q8_0"]) == 0
+    monkeypatch.chdir(target)
+    capsys.readouterr()
+    [code] = blocks(target, "python")
+    exec(code, {})  # noqa: S102
+    assert capsys.readouterr().out
+    commands = [shlex.split(line) for block in blocks(target, "sh") for line in block.splitlines()]
+    assert [command[0] for command in commands] == ["vllm", "curl", "llama-server", "curl", "ollama", "ollama", "seodang", "seodang"]
+    vllm, asked, llama_cpp, also, create, run, generate, serve = commands
+    assert vllm[:5] == ["vllm", "serve", ".", "--served-model-name", "내 모델"]
+    assert json.loads(asked[-1])["model"] == json.loads(also[-1])["model"] == "내 모델"
+    assert (target / llama_cpp[llama_cpp.index("--model") + 1]).is_file() and (target / create[create.index("--file") + 1]).is_file()
+    assert create[2] == run[2] and re.fullmatch(r"[a-z0-9][a-z0-9._-]*", run[2])
+    assert main([*generate[1:], "--max_new_tokens", "3"]) == 0 and serve[1:3] == ["serve", "."]
+    lines = [line.split(" ", 2) for line in (target / "Modelfile").read_text(encoding="utf-8").splitlines()]
+    assert lines[0][0] == "FROM" and Path(" ".join(lines[0][1:])).is_file()
+    assert {name: json.loads(value) for _, name, value in lines[1:]} == {
+        "stop": "<|im_end|>", "temperature": 0.6, "top_k": 20, "repeat_penalty": 1.1, "repeat_last_n": -1,
+    }  # fmt: skip
+
+
+def test_without_a_template_the_words_go_bare(base, tmp_path):
+    (base / "chat_template.jinja").unlink()
+    target = tmp_path / "out"
+    assert export.main([str(base), str(target), "--gguf", "bf16"]) == 0
+    assert 'TEMPLATE "{{ .Prompt }}"' in (target / "Modelfile").read_text(encoding="utf-8")
+    [code], shell = blocks(target, "python"), blocks(target, "sh")
+    assert "apply_chat_template" not in code and any("/v1/completions" in block and '"prompt"' in block for block in shell)
+
+
+def test_cards_of_other_kinds_of_models(fresh_tiny, tiny_tokenizer, tmp_path, monkeypatch, capsys):
+    """A reward model's and an encoder-decoder's lines run too, and promise no engine that has none of them."""
+    reward = AutoModelForSequenceClassification.from_config(fresh_tiny("llama", num_labels=1).config)
+    for name, model in (("reward", reward), ("t5", fresh_tiny("t5"))):
+        model.save_pretrained(tmp_path / f"{name}-base")
+        tiny_tokenizer.save_pretrained(tmp_path / f"{name}-base")
+        assert export.main([str(tmp_path / f"{name}-base"), str(tmp_path / name)]) == 0
+        monkeypatch.chdir(tmp_path / name)
+        capsys.readouterr()
+        [code] = blocks(tmp_path / name, "python")
+        exec(code, {})  # noqa: S102
+        assert ("tensor([[" in capsys.readouterr().out) == (name == "reward")
+        assert not any("vllm" in block or "ollama" in block for block in blocks(tmp_path / name, "sh"))
+
+
+def test_a_diffusion_canvas_is_promised_to_no_other_engine(fresh_tiny, tiny_tokenizer, tmp_path):
+    for name, asked in (("masks", {}), ("both", {"attention": "prompt_causal", "autoregressive": True})):
+        model = fresh_tiny("llama")
+        declare(model.config, Diffusion(mask_token_id=5, **asked))
+        model.save_pretrained(tmp_path / f"{name}-base")
+        tiny_tokenizer.save_pretrained(tmp_path / f"{name}-base")
+        assert export.main([str(tmp_path / f"{name}-base"), str(tmp_path / name)]) == 0
+        card = (tmp_path / name / "README.md").read_text(encoding="utf-8")
+        assert "It fills in masks as Seodang lets it; other engines know nothing of that" in card and ("vllm" in card) == (name == "both")
+
+
+def test_what_cannot_go_along_is_named_before_anything_is_loaded(base, fresh_tiny, tiny_tokenizer, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export, "load", lambda *args, **options: pytest.fail("loaded"))
+    target = tmp_path / "out"
+
+    def told(*argv) -> str:
+        refused(*argv)
+        assert not target.exists()
+        return capsys.readouterr().err
+
+    assert "gguf 'q4_k_m' cannot be written: choose f32, f16, bf16 or q8_0" in told(base, target, "--gguf", "q4_k_m")
+    other = tmp_path / "cohere"
+    fresh_tiny("cohere").save_pretrained(other)
+    tiny_tokenizer.save_pretrained(other)
+    assert "no GGUF mapping for cohere: it is there for gemma, gemma2, gemma3_text, gpt2, llama" in told(other, target, "--gguf", "f16")
+    adapter = tmp_path / "reward"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"task_type": "SEQ_CLS", "base_model_name_or_path": str(base)}), encoding="utf-8")
+    assert f"{adapter} is a reward model, and a GGUF file has no place for its head" in told(adapter, target, "--gguf", "f16")
+    quantised = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    (other / "config.json").write_text(json.dumps(json.loads((base / "config.json").read_text(encoding="utf-8")) | quantised), encoding="utf-8")
+    assert f"{other} holds quantised weights (bitsandbytes), export needs plain ones" in told(other, target)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.backend_tokenizer.normalizer = Lowercase()
+    tokenizer.save_pretrained(base)
+    assert "normalises a text by Lowercase" in told(base, target, "--gguf", "f16")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "gguf" else find(name, *rest))
+    assert "needs the package gguf, which is not installed: pip install 'seodang[gguf]'" in told(base, target, "--gguf", "f16")
+
+
+def test_an_adapter_that_no_weights_can_hold_is_named(base, tmp_path, capsys):
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(base), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    adapted.save_pretrained(tmp_path / "prefix")
+    refused(tmp_path / "prefix", tmp_path / "out")
+    assert f"{tmp_path / 'prefix'} is an adapter of the kind PREFIX_TUNING, which no weights can hold" in capsys.readouterr().err

@@ -1,0 +1,109 @@
+"""Rows as a model speaks by diffusion: a prompt, and an answer that is filled up with end-of-text tokens to the length of its canvas."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+from transformers import PreTrainedTokenizerBase
+
+from ...data.chat import end_of_turn_ids
+from ...data.errors import UserError
+from ...data.labels import IGNORE_INDEX, Row
+from ...data.packing import records_of
+
+END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>")  # where the tokenizer's eos is what ends a turn, and a text ends otherwise
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """How answers are filled up: with `filling`, behind one of the ids that end an answer, to a multiple of so many tokens."""
+
+    filling: int
+    ends: tuple[int, ...]
+    multiple: int = 1
+
+    def rows(self, rows: Iterable[Row], max_length: int | None = None) -> Iterator[Row]:
+        """Each trained stretch of each row as a row of its own: what stands before it is its prompt, what follows is left out.
+
+        No row is filled up beyond `max_length`. A stretch that ends in none of the ids that end an answer, a part of a longer text say, is
+        not filled up at all: nothing ends there.
+
+        >>> [row] = Canvas(filling=0, ends=(2,), multiple=4).rows([{"input_ids": [5, 6, 7, 2, 8], "labels": [-100, -100, 7, 2, -100]}])
+        >>> row
+        {'input_ids': [5, 6, 7, 2, 0, 0], 'labels': [-100, -100, 7, 2, 0, 0]}
+        """
+        for row in rows:
+            for start, end in stretches(row["labels"]):
+                fill = -(end - start) % self.multiple if row["input_ids"][end - 1] in self.ends else 0
+                filling = [self.filling] * (fill if max_length is None else min(fill, max(max_length - end, 0)))
+                ids = [*row["input_ids"][:end], *filling]
+                yield {"input_ids": ids, "labels": [IGNORE_INDEX] * start + ids[start:]}
+
+    def filled(self, ids: list[int]) -> int:
+        """How many of the last ids are what the answer was filled up with."""
+        count = next((place for place, id in enumerate(reversed(ids)) if id != self.filling), len(ids))
+        ended = count < len(ids) and ids[-count - 1] in self.ends
+        return count if ended else max(count - 1, 0)  # else the first of them is what ends the answer
+
+
+def stretches(labels: list[int]) -> list[tuple[int, int]]:
+    """Where the trained tokens stand together, each stretch as its start and end: [-100, 5, 6, -100, 7] has (1, 3) and (4, 5)."""
+    found, place = [], 0
+    for trained, same in groupby(labels, key=lambda label: label != IGNORE_INDEX):
+        end = place + len(list(same))
+        if trained:
+            found.append((place, end))
+        place = end
+    return found
+
+
+def prompt_length(record: Row, where: str = "a record") -> int:
+    """How many of a record's tokens are its prompt. Raises UserError where its labels are not those of one answer that ends it."""
+    found = stretches(record["labels"])
+    if len(found) != 1 or found[0][1] != len(record["labels"]) or not found[0][0]:
+        raise UserError(f"{where} is not one prompt and one answer behind it: make its rows with `Canvas.rows`")
+    return found[0][0]
+
+
+def denoised_size(row: Row, where: str) -> tuple[int, int]:
+    """The tokens of a row's longest record, and the highest id. Raises UserError for one that is no prompt and its answer."""
+    records = list(records_of(row))
+    for record in records:
+        prompt_length(record, where)
+    return max(len(record["input_ids"]) for record in records), max(row["input_ids"])
+
+
+def refuse_mask(rows: Iterable[Row], mask_token_id: int, mask_token: str) -> None:
+    """Raise UserError where an answer says the mask token, which a model that fills in masks can never say."""
+    if any(mask_token_id in row["labels"] for row in rows):
+        raise UserError(f"answers contain the mask token {mask_token}, which could not be said any more: name another --mask_token")
+
+
+def end_of_text_id(tokenizer: PreTrainedTokenizerBase, named: str | None = None) -> int:
+    """The id that answers are filled up with: the token that is named, else the one that ends a text.
+
+    That is the tokenizer's eos where turns end with another token (<|im_end|>, say), else a token by one of the usual names, else eos itself, as
+    in LLaDA. Raises UserError for a name that is no token, and where there is none at all.
+    """
+    vocabulary = tokenizer.get_vocab()
+    if named is not None:
+        if named not in vocabulary:
+            raise UserError(f"end_of_text {named!r} is no token of the tokenizer: name one that is")
+        return vocabulary[named]
+    eos = tokenizer.eos_token_id
+    usual = next((vocabulary[name] for name in END_OF_TEXT if name in vocabulary), None)
+    if eos is not None and set(end_of_turn_ids(tokenizer)) - {eos}:
+        return eos
+    if usual is None and eos is None:
+        raise UserError("the tokenizer has no token that ends a text: name one, --end_of_text '</s>' say")
+    return eos if usual is None else usual
+
+
+def ends_of_answers(tokenizer: PreTrainedTokenizerBase, filling: int) -> tuple[int, ...]:
+    """Every id that ends an answer: those that end a turn, and what it is filled up with."""
+    return tuple(dict.fromkeys([*end_of_turn_ids(tokenizer), filling]))
+
+
+def longest_canvas(rows: Iterable[Row]) -> int:
+    """How many tokens the longest answer of some rows has, what it is filled up with included."""
+    return max(len(record["labels"]) - prompt_length(record) for row in rows for record in records_of(row))

@@ -1,0 +1,157 @@
+"""Rows to a batch with masks in its answers: what is masked, what the model is asked there, and what each answer weighs."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...data.labels import IGNORE_INDEX, Row
+from ...data.packing import collate, collate_padded, records_of
+from ...infer.requests.rng import hashed
+from ...infer.runners.paradigm import BIDIRECTIONAL, Diffusion
+from ..maths.denoising import SCHEDULES, context_weights, likelihood_weight, stratified_time
+from .canvas import Canvas, prompt_length
+from .objective import DenoisingObjective
+from .order import DRAWN
+
+
+@dataclass
+class Question:
+    """A record as the model is to see it, and what it is asked: all lists are as long as the record.
+
+    `targets` and `weights` stand where the model reads out its answer; a weight of 0 asks nothing. `labels` are the answer's ids where these
+    count as trained tokens. `causal` is how many of the first tokens see only what stands before them; the others see all.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    targets: list[int]
+    weights: list[float]
+    causal: int
+
+
+@dataclass(frozen=True)
+class DenoisingCollator:
+    """Rows of `input_ids` and `labels` to a batch, corrupted by noise that depends on the seed and on when each row was drawn, and on nothing else.
+
+    A resumed run, other workers, and processes and accumulated steps that make up the same batch of `strata` rows get the same masks. The times
+    of these rows are stratified: one in each of as many equal parts of [0, 1). What a row was filled up with is cropped at random, then each
+    of its tokens is masked with the same probability; complementary copies mask the others. Prompts are never masked.
+
+    Without `end_to_end` each record is a row of its own, padded on the right.
+    """
+
+    objective: DenoisingObjective
+    diffusion: Diffusion
+    canvas: Canvas
+    seed: int = 0
+    strata: int = 1
+    end_to_end: bool = True
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The batch of some rows to train on; rows that nobody drew, as in a trial, count as the first of the first epoch."""
+        return self._laid(question for place, row in enumerate(rows) for question in self._trained(row, *row.get(DRAWN, (0, place))))
+
+    def held_out(self, rows: Sequence[Row], numbers: Sequence[int]) -> dict[str, Any]:
+        """The batch of some held-out rows, known by their numbers: of each `eval_draws` corrupted copies, and a clean one where there is a co-loss.
+
+        The masks are the same at each evaluation, whatever the batches and the seed; the times of a row's copies are stratified.
+        """
+        return self._laid(question for row, number in zip(rows, numbers, strict=True) for question in self._measured(row, number))
+
+    def copies(self) -> int:
+        """How many questions `held_out` makes of a row."""
+        return self.objective.eval_draws + (self.objective.co_loss > 0)
+
+    # Questions of one row
+
+    def _trained(self, row: Row, epoch: int, place: int) -> Iterator[Question]:
+        offset = _uniform("offset", self.seed, epoch, place // self.strata)
+        time = stratified_time(offset, place % self.strata, self.strata)
+        records = list(records_of(row))
+        for index, record in enumerate(records):
+            noise = torch.Generator().manual_seed(hashed("masks", self.seed, epoch, place, index))
+            if self.objective.crop and (filled := self.canvas.filled(record["input_ids"])):
+                keep = len(record["input_ids"]) - int(torch.randint(filled + 1, (), generator=noise))
+                record = {name: values[:keep] for name, values in record.items()}
+            yield from self._corrupted(record, stratified_time(time, index, len(records)), noise)
+            if self.objective.co_loss:
+                yield self._left_to_right(record, self.objective.co_loss * (1 + self.objective.complementary))
+
+    def _measured(self, row: Row, number: int) -> Iterator[Question]:
+        draws = self.objective.eval_draws
+        for draw in range(draws):
+            noise = torch.Generator().manual_seed(hashed("held out", number, draw))
+            yield next(self._corrupted(row, stratified_time(_uniform("held out", number), draw, draws), noise))
+        if self.objective.co_loss:
+            yield self._left_to_right(row, 1.0)
+
+    def _corrupted(self, record: Row, time: float, noise: torch.Generator) -> Iterator[Question]:
+        prompt = prompt_length(record)
+        drawn = torch.rand(len(record["input_ids"]) - prompt, generator=noise, dtype=torch.float64)
+        masked = (drawn < SCHEDULES[self.objective.schedule].rate(time)).tolist()
+        yield self._question(record, [False] * prompt + masked, time, False)
+        if self.objective.complementary:
+            yield self._question(record, [False] * prompt + [not each for each in masked], time, True)
+
+    def _question(self, record: Row, masked: list[bool], time: float, complement: bool) -> Question:
+        ids = [self.diffusion.mask_token_id if hidden else id for id, hidden in zip(record["input_ids"], masked, strict=True)]
+        targets = [id if hidden else IGNORE_INDEX for id, hidden in zip(record["input_ids"], masked, strict=True)]
+        weights = self._weights(masked, time, complement)
+        causal = 0 if self.diffusion.attention == BIDIRECTIONAL else prompt_length(record)
+        shift = self.diffusion.shift
+        return Question(ids, record["labels"], _read_before(targets, shift, IGNORE_INDEX), _read_before(weights, shift, 0.0), causal)
+
+    def _weights(self, masked: list[bool], time: float, complement: bool) -> list[float]:
+        if self.objective.weighting == "cart":
+            return context_weights(masked, self.objective.cart_p)
+        weight = 1.0
+        if self.objective.weighting == "one_over_t" and any(masked):
+            weight = likelihood_weight(self.objective.schedule, time, complement)
+            weight = min(weight, self.objective.max_weight or weight)
+        return [weight * hidden for hidden in masked]
+
+    def _left_to_right(self, record: Row, weight: float) -> Question:
+        """The record unmasked and causal: each of the answer's tokens is read at the one before. It counts no tokens, for its copies have."""
+        weights = [weight * (label != IGNORE_INDEX) for label in record["labels"]]
+        uncounted = [IGNORE_INDEX] * len(weights)
+        targets, weights = _read_before(record["labels"], 1, IGNORE_INDEX), _read_before(weights, 1, 0.0)
+        return Question(record["input_ids"], uncounted, targets, weights, len(weights))
+
+    # The batch
+
+    def _laid(self, questions: Iterator[Question]) -> dict[str, Any]:
+        """`input_ids`, `labels`, `targets` and `weights`, [1, total] or [records, longest], with what their layout needs beside them."""
+        asked = list(questions)
+        features = [{"input_ids": each.input_ids, "labels": each.labels} for each in asked]
+        if not self.end_to_end:
+            batch, longest = collate_padded(features, self.canvas.filling), max(len(each.weights) for each in asked)
+            return batch | {
+                "targets": torch.tensor([each.targets + [IGNORE_INDEX] * (longest - len(each.targets)) for each in asked]),
+                "weights": torch.tensor([each.weights + [0.0] * (longest - len(each.weights)) for each in asked]),
+            }
+        return collate(features) | {
+            "targets": torch.tensor([[target for each in asked for target in each.targets]]),
+            "weights": torch.tensor([[weight for each in asked for weight in each.weights]]),
+            "causal_lengths": torch.tensor([each.causal for each in asked]),
+        }
+
+
+def record_of_each_token(batch: dict[str, Any]) -> Tensor:
+    """Which of a batch's records each of its tokens belongs to, in the layout of its `input_ids`."""
+    ids = batch["input_ids"]
+    if "cu_seq_lens_q" not in batch:
+        return torch.arange(len(ids), device=ids.device)[:, None].expand_as(ids)
+    lengths = batch["cu_seq_lens_q"].diff()
+    return torch.repeat_interleave(torch.arange(len(lengths), device=ids.device), lengths)[None]
+
+
+def _uniform(*parts: object) -> float:
+    return (hashed(*parts) >> 11) / (1 << 53)
+
+
+def _read_before(values: list, shift: int, nothing: Any) -> list:
+    """What is read `shift` positions before it stands."""
+    return values[shift:] + [nothing] * shift
