@@ -10,6 +10,7 @@ from seodang.data.errors import UserError
 from seodang.infer import SamplingParams
 from seodang.infer.checkpoint.load import is_adapter, resolve
 from seodang.infer.checkpoint.manifest import fingerprint
+from seodang.infer.engine.checkpoint_settings import diffusion_in
 from seodang.infer.remote.asking import Asking, Question
 from seodang.infer.remote.connection import Server, library
 from seodang.infer.remote.fields import fields_of, refuse_functions
@@ -80,10 +81,12 @@ class VllmBackend:
     tokenizer = None
 
     def __init__(self, where: BackendOptions, model: SpeakingModel, decoding: Decoding, options: Any, asked: Prompts):
-        """Raises UserError for settings that vLLM does not have, for an adapter, and for an interpreter without it."""
+        """Raises UserError for settings and models that vLLM does not have, and for an interpreter without it."""
         library()
         if is_adapter(model.model):
             raise UserError(f"{model.model} is an adapter, and vLLM is started with whole models: merge it, `seodang export {model.model} FOLDER`, and name the folder")
+        if (diffusion := diffusion_in(model.model)) is not None and not diffusion.autoregressive:
+            raise UserError(f"{model.model} speaks by filling in masks, which vLLM does not: answer with --backend seodang")
         self._where, self._loaded, self._decoding, self._options, self._asked = where, model, decoding, options, asked
         decoding.check(model)
         self.params = decoding.beforehand(model)
