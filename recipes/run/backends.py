@@ -6,12 +6,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from seodang.infer import SamplingParams
-from seodang.recipes.options.backend import BackendOptions
+from seodang.recipes.options.backend import AHEAD, BackendOptions
 from seodang.recipes.options.decoding import Decoding, SpeakingModel
 from seodang.recipes.run.prompt_files import Prompts
 from seodang.recipes.run.same_run import contents_of
-
-AHEAD = 16  # times as many as are answered at a time may be answered before the first is, where answers wait for their place
 
 
 class OwnBackend:
