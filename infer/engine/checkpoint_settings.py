@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from torch import nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedConfig
 
 from ...data.errors import UserError
 from ..checkpoint.load import adapter_base, is_adapter, resolve
@@ -59,13 +59,25 @@ def own_config(model: nn.Module) -> GenerationConfig | None:
 
 def config_in(path: str | os.PathLike) -> GenerationConfig | None:
     """Return the generation_config of a checkpoint that is not loaded, as `own_config` would; None where it has none."""
-    place = resolve(path)
-    if is_adapter(place):
-        place = resolve(adapter_base(place))
+    place = model_in(path)
     for how in ({}, {"config_file_name": "config.json", "_from_model_config": True}):
         with suppress(OSError, ValueError):  # one that contradicts itself is told when the model is loaded
             return GenerationConfig.from_pretrained(place, **how)
     return None
+
+
+def diffusion_in(path: str | os.PathLike) -> Diffusion | None:
+    """Return what a checkpoint that is not loaded says of itself, where it is a diffusion model; raises UserError for what it cannot mean."""
+    try:
+        return diffusion_of(PreTrainedConfig.from_pretrained(model_in(path)))
+    except OSError:  # it has no config, which is told when the model is loaded
+        return None
+
+
+def model_in(path: str | os.PathLike) -> str:
+    """The folder, or the name on the hub, of a whole model; of an adapter its base's."""
+    place = resolve(path)
+    return resolve(adapter_base(place)) if is_adapter(place) else place
 
 
 def params_beside(config: GenerationConfig, changes: Mapping[str, Any], diffusion: Diffusion | None = None) -> SamplingParams:

@@ -18,6 +18,7 @@ OWN = {
     "vllm": ("concurrency", "retries", "request_timeout", "vllm_python", "vllm_args"),
 }
 SHARED = {"dtype": ("seodang", "vllm"), "checkpoint_settings": ("seodang", "vllm")}
+AHEAD = 16  # times as many as are answered at a time may be answered before the first is, where answers wait for their place
 AT_A_TIME = {"openai": 32, "vllm": 256}
 SECONDS = {"openai": 600.0, "vllm": None}  # what was asked of vLLM may wait long for its turn, and who started it sees whether it lives
 

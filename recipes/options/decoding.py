@@ -106,9 +106,9 @@ class _Decoding:
     def beforehand(self, beside: SpeakingModel) -> SamplingParams:
         """The settings before any model is loaded: those of the checkpoint beside those given, further models by their names."""
         if self.checkpoint is None and self.checkpoint_settings:
-            from seodang.infer.engine.checkpoint_settings import config_in
+            from seodang.infer.engine.checkpoint_settings import config_in, diffusion_in
 
-            self.checkpoint = config_in(beside.model)
+            self.checkpoint, self.diffusion = config_in(beside.model), diffusion_in(beside.model)
         return self._merged(self._settings())
 
     def alone(self) -> SamplingParams:

@@ -136,13 +136,13 @@ def test_a_server_that_dies_is_told_of_and_what_is_done_is_kept(scripted_server,
     prompts, output = tmp_path / "prompts.txt", tmp_path / "answers.jsonl"
     prompts.write_text("".join(f"say {n}\n" for n in range(40)), encoding="utf-8")
     server = scripted_server(script)
-    command = ["pupil", str(prompts), "--raw", "--output", str(output), "--order", order, *remote(server, "--concurrency", "2", "--retries", "1")]
+    command = ["pupil", str(prompts), "--raw", "--output", str(output), "--order", order, *remote(server, "--concurrency", "1", "--retries", "1")]
     assert main(command) == 1
     told = capsys.readouterr().err.splitlines()
     assert told[-1] == f"error: {server.base_url}: it answers no more: RemoteProtocolError: Server disconnected without sending a response."
     assert f"of 40 answers are in {output} (--resume goes on from there)" in told[-2]
     done = {line["prompt"] for line in lines(output) if line["error"] is None}
-    assert 6 <= len(done) <= 7  # one may have been on its way
+    assert len(done) == 7
     left[0] = 1000
     server.asked.clear()
     assert main(command) == 2 and "--resume goes on from there" in capsys.readouterr().err and not server.asked
@@ -176,9 +176,11 @@ def test_a_run_that_is_killed_is_gone_on_with_and_no_answer_is_asked_twice(scrip
     os.kill(child, number)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert code == {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}[number]
-    time.sleep(0.05)
+    before = None
+    while before != (before := len(server.asked)):  # what was sent is still read
+        time.sleep(0.2)
     done = {json.loads(line)["prompt"] for path in (output, tmp_path / "answers.jsonl.run") for line in path.read_bytes().split(b"\n")[:-1] if b'"text"' in line}
-    assert len(done) >= sum(answered.values()) - 8  # those that were on their way: four at a time, answered or not
+    assert len(done) >= sum(answered.values()) - 12  # those that were on their way, four at a time, or had come and were not taken yet, eight at most
     answered.clear()
     assert main([*command, "--resume"]) == 0
     assert answered == Counter({f"say {n}" for n in range(150)} - done)  # each of the others once

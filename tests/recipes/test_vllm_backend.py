@@ -145,6 +145,15 @@ def test_however_we_end_it_ends_too_and_nothing_is_asked_twice(base, fake, tmp_p
 
 def test_what_cannot_be_started_is_refused_before_anything_is(base, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}), encoding="utf-8")
+    assert main(command(tmp_path / "adapter", tmp_path)) == 2
+    assert "adapter is an adapter, and vLLM is started with whole models: merge it" in capsys.readouterr().err.splitlines()[-1]
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    (base / "config.json").write_text(json.dumps(config | {"diffusion": {"mask_token_id": 3}}), encoding="utf-8")
+    assert main(command(base, tmp_path)) == 2
+    assert "base speaks by filling in masks, which vLLM does not: answer with --backend seodang" in capsys.readouterr().err.splitlines()[-1]
+    (base / "config.json").write_text(json.dumps(config), encoding="utf-8")
     for more, message in (
         ([], "has no vLLM, which needs an environment of its own: make one (python -m venv ENV && ENV/bin/pip install vllm) and name its interpreter by --vllm_python"),
         (["--vllm_python", "/nowhere/python"], "vllm_python /nowhere/python cannot be run (No such file or directory)"),
