@@ -145,7 +145,7 @@ def running(name: str, args: argparse.Namespace, rows: int) -> Iterator[Server]:
     python = args.peers.get(name) or sys.executable
     command = kind.command.format(python=shlex.quote(python), model=args.model, folder=folder, gguf=args.gguf, port=port, dtype=args.dtype, rows=rows)
     with tempfile.TemporaryFile() as log:
-        process = psutil.Popen(shlex.split(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **kind.environment})
+        process = psutil.Popen(shlex.split(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **kind.environment}, start_new_session=True)
         try:
             until = time.monotonic() + START
             while (models := said(f"http://127.0.0.1:{port}/v1/models")) is None or said(f"http://127.0.0.1:{port}/health") is None:
