@@ -1,7 +1,7 @@
 """What generation sees: the ids of a prompt, for speaking and for training alike, and the ids that end a turn."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -69,8 +69,13 @@ def end_of_turn_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def all_end_ids(declared: int | Sequence[int] | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Every id that ends a text: those that a generation config declares, in their order, then what else ends an assistant turn."""
+    return with_ids(declared, end_of_turn_ids(tokenizer))
+
+
+def with_ids(declared: int | Sequence[int] | None, more: Iterable[int]) -> list[int]:
+    """The ids that a generation config declares, one, several or none, in their order, then those of `more` that are not among them."""
     known = [] if declared is None else [declared] if isinstance(declared, int) else declared
-    return list(dict.fromkeys([*known, *end_of_turn_ids(tokenizer)]))
+    return list(dict.fromkeys([*known, *more]))
 
 
 @dataclass(frozen=True)

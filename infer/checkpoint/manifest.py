@@ -39,12 +39,12 @@ def write_manifest(folder: Path, **facts: Any) -> None:
     mode = partial.stat().st_mode & 0o777  # what the umask gives a new file here
     for path in files:
         path.chmod(mode)  # safetensors' own is 0600: a server under another user could not read the weights
-        _flush_to_disk(path)
+        flush_to_disk(path)
     listed = {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
     partial.write_text(json.dumps({"format": FORMAT, **facts, "files": listed}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    _flush_to_disk(partial)
+    flush_to_disk(partial)
     partial.replace(folder / MANIFEST)
-    _flush_to_disk(folder)
+    flush_to_disk(folder)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -97,7 +97,8 @@ def verify(folder: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def _flush_to_disk(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
+    """Have the system put on the disk what a file holds, or which files a folder has."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

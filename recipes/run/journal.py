@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from seodang.data.errors import UserError
+from seodang.infer.checkpoint.manifest import flush_to_disk
 
 FORMAT = "answers of seodang generate"
 LEAST_DEAD = 1000  # lines that are no longer waited for, before the file is written anew without them
@@ -54,7 +55,7 @@ class Journal(MutableMapping[int, bytes]):
             file.flush()
             os.fsync(file.fileno())
         partial.replace(self.path)
-        sync_folder(self.path.parent)
+        flush_to_disk(self.path.parent)
         self.close()
         self.header, self.places, self._size, self._dead = dict(header), places, size, 0
         self._file, self.reader = self.path.open("ab", buffering=0), self.path.open("rb")
@@ -90,15 +91,6 @@ class Journal(MutableMapping[int, bytes]):
 
     def __len__(self) -> int:
         return len(self.places)
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the system put on the disk which files a folder has."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def header_in(line: bytes) -> dict[str, Any] | None:

@@ -4,7 +4,6 @@ Beside `answers.jsonl` lies `answers.jsonl.run`: its first line says what the ru
 whatever ends the process, an answer that has come is in one of the two.
 """
 
-import fcntl
 import json
 import os
 import stat
@@ -126,6 +125,10 @@ class ResultsFile(Straight):
 
     def _lock(self) -> None:
         """Raise UserError where another process writes this file."""
+        try:
+            import fcntl
+        except ModuleNotFoundError:  # Windows
+            return
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import IterableDataset, Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from typing_extensions import override
 
+from ...data.chat import with_ids
 from ...data.errors import UserError
-from ...data.labels import Row
+from ...data.labels import IGNORE_INDEX, Row
 from ...infer.checkpoint.adapter_paradigm import write_beside
 from ...infer.kernels.device import in_float64
 from ...infer.runners.architecture import transformers_model
@@ -45,46 +46,34 @@ class DiffusionTrainer(SftTrainer):
         if self.args.should_save and has_adapter(self.accelerator.unwrap_model(self.model)):
             write_beside(output_dir or self.args.output_dir, diffusion_of(transformers_model(self.model).config))
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Held-out loss with its standard error over the rows, accuracy at masked tokens, and what `sample` measures.
-
-        With a co-loss also the loss from left to right alone.
-        """
-        rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        with self.in_evaluation() as model:
-            numbered = [{**row, "number": number} for number, row in enumerate(rows)]
-            values = self.values_over(numbered, lambda some: self._measure(model, some), width=5)
-            losses, tokens, hits, masked, causal = values.T.tolist()
-            loss, error = ratio_with_error(losses, tokens)
-            metrics = {"loss": loss} | ({} if error is None else {"loss_se": error})
-            metrics["token_accuracy"] = sum(hits) / max(sum(masked), 1)
-            if self.data_collator.objective.co_loss:
-                metrics["autoregressive_loss"] = sum(causal) / sum(tokens)
-            if self.sample is not None:
-                metrics |= self.abandonable(lambda: self.sample(model))
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+    def measure(self, model: nn.Module, rows: Sequence[Row]) -> dict[str, float]:
+        """Held-out loss with its standard error over the rows, and accuracy at masked tokens; with a co-loss also the loss from left to right alone."""
+        numbered = [{**row, "number": number} for number, row in enumerate(rows)]
+        values = self.values_over(numbered, lambda some: self._values_of(model, some), width=5)
+        losses, tokens, hits, masked, causal = values.T.tolist()
+        loss, error = ratio_with_error(losses, tokens)
+        metrics = {"loss": loss} | ({} if error is None else {"loss_se": error})
+        metrics["token_accuracy"] = sum(hits) / max(sum(masked), 1)
+        if self.data_collator.objective.co_loss:
+            metrics["autoregressive_loss"] = sum(causal) / sum(tokens)
         return metrics
 
-    def _measure(self, model: torch.nn.Module, rows: list[dict[str, Any]]) -> Tensor:
+    def _values_of(self, model: nn.Module, rows: list[dict[str, Any]]) -> Tensor:
         """Of each row its weighted loss, a mean over the draws, its answer tokens, hits and masked tokens, and its loss from left to right: [rows, 5]."""
         collator: DenoisingCollator = self.data_collator
         batch = self._prepare_inputs(collator.held_out(rows, [row["number"] for row in rows]))
         out = model(**batch)
-        asked = batch["weights"] != 0
-        record = record_of_each_token(batch)[asked]
+        asked, record = batch["weights"] != 0, record_of_each_token(batch)
         draws, size = collator.objective.eval_draws, len(rows) * collator.copies()
 
-        def by_row(values: Tensor) -> Tensor:
-            sums = torch.zeros(size, dtype=torch.float64, device=record.device).index_add(0, record, in_float64(values).to(record.device))
+        def by_row(values: Tensor, where: Tensor) -> Tensor:
+            sums = torch.zeros(size, dtype=torch.float64, device=record.device).index_add(0, record[where], in_float64(values).to(record.device))
             return sums.view(len(rows), -1)  # [rows, copies]
 
-        losses, hits, masked = (by_row(each) for each in (out.losses * batch["weights"][asked], out.hits, torch.ones_like(out.hits)))
-        counted = record_of_each_token(batch)[batch["labels"] != -100]
-        tokens = torch.zeros(size, dtype=torch.float64, device=record.device).index_add(0, counted, torch.ones_like(counted, dtype=torch.float64))
-        causal = losses[:, draws:].sum(dim=1)
-        parts = losses[:, :draws].mean(dim=1), tokens.view(len(rows), -1)[:, 0], hits[:, :draws].sum(dim=1), masked[:, :draws].sum(dim=1), causal
+        losses, hits, masked = (by_row(each, asked) for each in (out.losses * batch["weights"][asked], out.hits, torch.ones_like(out.hits)))
+        counted = batch["labels"] != IGNORE_INDEX
+        tokens = by_row(torch.ones_like(record[counted]), counted)[:, 0]
+        parts = losses[:, :draws].mean(dim=1), tokens, hits[:, :draws].sum(dim=1), masked[:, :draws].sum(dim=1), losses[:, draws:].sum(dim=1)
         return torch.stack(parts, dim=1)
 
 
@@ -159,9 +148,7 @@ def set_attention(model: PreTrainedModel) -> bool:
 
 def set_end_of_text(model: PreTrainedModel, filling: int) -> None:
     """Let what answers are filled up with end an answer, whatever ends it already."""
-    had = model.generation_config.eos_token_id
-    known = had if isinstance(had, list) else [] if had is None else [had]
-    model.generation_config.eos_token_id = list(dict.fromkeys([*known, filling]))
+    model.generation_config.eos_token_id = with_ids(model.generation_config.eos_token_id, [filling])
 
 
 def with_mask_embedding(lora: LoraConfig | None, diffusion: Diffusion) -> LoraConfig | None:

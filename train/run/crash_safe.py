@@ -101,6 +101,13 @@ class CrashSafeCheckpoints(Interruptible):
         with self.in_evaluation():
             return super().evaluate(*args, **kwargs)
 
+    def report(self, metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
+        """Log what an evaluation measured, each name behind the prefix, let the callbacks know, and return it."""
+        named = {f"{prefix}_{name}": value for name, value in metrics.items()}
+        self.log(named)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, named)
+        return named
+
     def sums_over(self, rows: Sequence[Any], width: int, sums_of: Callable[[list[Any]], Tensor]) -> list[float]:
         """The sums of what `sums_of` makes of batches of rows, [width], over all rows and processes; each row counts once."""
 

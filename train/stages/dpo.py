@@ -162,10 +162,7 @@ class DpoTrainer(CrashSafeCheckpoints, Trainer):
         if self.sample is not None:
             with self.in_evaluation() as model:
                 metrics |= self.abandonable(lambda: self.sample(model))
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        return self.report(metrics, metric_key_prefix)
 
     def measure(self, rows: Rows | None = None) -> dict[str, float]:
         """The same three numbers, of the held-out rows or of others; a row counts once, whatever the number of processes.

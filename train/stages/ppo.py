@@ -207,10 +207,7 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
         sums = [in_float64(experience.scores).sum().item(), kl, sum(experience.lengths), len(experience.lengths)]
         reward, kl, length, count = self.sum_over_processes(torch.tensor(sums, dtype=torch.float64)).tolist()
         metrics = {"reward": reward / count, "kl": kl / count, "length": length / count}
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        return self.report(metrics, metric_key_prefix)
 
     # Processes
 

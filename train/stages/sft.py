@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
@@ -60,22 +60,23 @@ class SftTrainer(CrashSafeCheckpoints, Trainer):
         self.sample = sample
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Held-out loss and token accuracy over all answer tokens, and what `sample` measures."""
+        """What is measured on the held-out rows, and what `sample` measures."""
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         with self.in_evaluation() as model:
-
-            def sums_of(some: list[Any]) -> Tensor:
-                out = model(**self._prepare_inputs(self.data_collator(some)))
-                return torch.stack([in_float64(part) for part in (out.loss_sum, out.correct, out.tokens)])
-
-            loss, correct, tokens = self.sums_over(rows, 3, sums_of)
-            metrics = {"loss": loss / tokens, "token_accuracy": correct / tokens}
+            metrics = self.measure(model, rows)
             if self.sample is not None:
                 metrics |= self.abandonable(lambda: self.sample(model))
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        return self.report(metrics, metric_key_prefix)
+
+    def measure(self, model: nn.Module, rows: Sequence[Row]) -> dict[str, float]:
+        """Held-out loss and token accuracy over all answer tokens."""
+
+        def sums_of(some: list[Any]) -> Tensor:
+            out = model(**self._prepare_inputs(self.data_collator(some)))
+            return torch.stack([in_float64(part) for part in (out.loss_sum, out.correct, out.tokens)])
+
+        loss, correct, tokens = self.sums_over(rows, 3, sums_of)
+        return {"loss": loss / tokens, "token_accuracy": correct / tokens}
 
 
 SFT = Stage(SftTrainer, "rows to train on", labelled_size, patch_completion_loss)

@@ -128,7 +128,7 @@ def test_killed_while_it_is_made_ready_to_go_on_it_has_lost_nothing(tmp_path, or
         def killed(*_):
             raise KeyboardInterrupt
 
-        target = {"truncate": (os, "ftruncate"), "replace": ("pathlib.Path.replace",), "journal": (journal, "sync_folder")}[fails]
+        target = {"truncate": (os, "ftruncate"), "replace": ("pathlib.Path.replace",), "journal": (journal, "flush_to_disk")}[fails]
         broken.setattr(*target, killed)
         file.begin()
     assert finish(tmp_path, ordered, random.Random(1)) == [1, 3, 4]
