@@ -16,7 +16,7 @@ from ...constraints.grammar import compiled, grammar_asked, source, tokenizer_te
 from ...engine.live import QueueFull
 from ...engine.params import SamplingParams
 
-SECONDS = 1.0  # of computing, to compile a grammar and go some tokens into a text of it
+SECONDS = 0.5  # of computing, in that process and then again in this one, to compile a grammar and go some tokens into a text of it
 WALL = 20.0  # seconds by the clock, where the process gets no time to compute, and where the system counts none
 WAITING = 64  # new grammars that wait to be tried, each for any number of requests
 KEPT = 256  # grammars whose trial is remembered, each by its hash

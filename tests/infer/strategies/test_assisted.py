@@ -173,7 +173,7 @@ def small(seed: int):
 
 
 @pytest.mark.parametrize("penalty", [0.0, 0.7], ids=["judged at once", "judged in turn"])
-@pytest.mark.parametrize("helper", ["bad draft", "good draft", "early exit", "lookup"])
+@pytest.mark.parametrize("helper", ["bad draft", pytest.param("good draft", marks=pytest.mark.full), pytest.param("early exit", marks=pytest.mark.full), "lookup"])
 def test_the_first_three_tokens_are_distributed_as_the_models(tokenizer, helper, penalty):
     model, prompt, drawn = small(0), [3, 4, 5, 3, 4], 1200
     options = {

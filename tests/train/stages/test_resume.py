@@ -107,6 +107,7 @@ def test_the_old_checkpoint_goes_only_after_the_new_manifest_stands(fresh_tiny, 
     assert [p.name for p in complete_checkpoints(tmp_path)] == ["checkpoint-3"]
 
 
+@pytest.mark.full
 def test_three_kills_at_random_moments_lose_no_run(tmp_path, run_script):
     """The short form of `benchmarks/kill_resume.py --kills 100`."""
     written = run_script("benchmarks/kill_resume.py", "--kills", 3, "--steps", 16, "--folder", tmp_path / "runs")
