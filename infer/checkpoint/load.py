@@ -20,7 +20,7 @@ from transformers import (
 
 from ...data.errors import UserError
 from ...data.hub import check_hub_name
-from ..diffusion.dream import bind
+from ..diffusion.compat import bind
 from ..kernels.device import choose_device, choose_dtype, cpu_has_bfloat16
 from ..kernels.fused_projections import fuse_projections
 from .adapter_paradigm import declare_as_beside

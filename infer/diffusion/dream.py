@@ -1,8 +1,8 @@
 """Dream's published sampling loop, draw for draw, for results that have to be those of its authors' code.
 
 What is odd in it is kept: passes that commit nothing, the mask token as an answer, a count of commits that is the mean over the rows, so that in rows
-with unequally many masks tokens of the prompt become masks, or masks stay. `model.diffusion_generate` is this loop; the engine's own diffusion does
-without all that.
+with unequally many masks tokens of the prompt become masks, or masks stay. `model.diffusion_generate` is this loop unless another is asked for
+(compat.py); the engine's own diffusion does without all that.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical
 from torch.nn.functional import pad
-from transformers.utils import ModelOutput
 
 from ...data.errors import UserError
-from ..runners.paradigm import BLOCK_CAUSAL, PROMPT_CAUSAL, Diffusion, diffusion_of
-from .orders import ORDERS
+from .published_loop import LoopOutput, Read, mask_id_of, reader
 
 logger = logging.getLogger(__name__)
 
 OF_A_CONFIG = {"temperature": 0.0, "top_p": None, "top_k": None}  # what a generation_config holds where it says nothing
+ALGS = ("origin", "maskgit_plus", "topk_margin", "entropy")
 LENGTH = 20  # a max_length that a generation_config holds unasked, and how many tokens are written where nobody says
 
 Hook = Callable[[int | None, Tensor, Tensor | None], Tensor]  # step, canvas [batch, length], logits [batch, length, vocab]
@@ -33,7 +32,7 @@ Hook = Callable[[int | None, Tensor, Tensor | None], Tensor]  # step, canvas [ba
 
 @dataclass(frozen=True)
 class DreamSettings:
-    """What `diffusion_generate` can be asked.
+    """What Dream's loop can be asked.
 
     Its defaults are those that Dream's users had: in the version of transformers that it was published for (4.46), the model's config filled in
     a temperature of 1 and a top_k of 50. Raises UserError for a value out of range.
@@ -70,26 +69,11 @@ class DreamSettings:
             value = getattr(self, name)
             if not (type(value) in (int, float) and fits(value) or value is None and name in ("alg_temp", "top_p")):
                 raise UserError(f"{name} must be {wanted}, got {value!r}")
-        if self.alg not in ORDERS:
-            raise UserError(f"alg must be {' or '.join(ORDERS)}, got {self.alg!r}")
+        if self.alg not in ALGS:
+            raise UserError(f"alg must be {' or '.join(ALGS)}, got {self.alg!r}")
 
 
-@dataclass
-class DreamOutput(ModelOutput):
-    """The sequences, prompt and answer, [batch, length], and after each step the whole canvas, where it was asked for."""
-
-    sequences: Tensor | None = None
-    history: list[Tensor] | None = None
-
-
-def bind(model: nn.Module) -> None:
-    """Give a language model whose config says diffusion its `diffusion_generate`; leave others as they are."""
-    if diffusion_of(model.config) is not None and model.get_output_embeddings() is not None:
-        model.diffusion_generate = partial(diffusion_generate, model)
-
-
-@torch.no_grad()
-def diffusion_generate(
+def dream_generate(
     model: nn.Module,
     inputs: Tensor,
     generation_config: Any = None,
@@ -98,30 +82,24 @@ def diffusion_generate(
     generation_tokens_hook_func: Hook = lambda step, x, logits: x,
     generation_logits_hook_func: Hook = lambda step, x, logits: logits,
     **settings: Any,
-) -> Tensor | DreamOutput:
-    """Return `inputs` [batch, length] with an answer behind each prompt, as Dream's own function of that name does with the same seed of torch.
+) -> Tensor | LoopOutput:
+    """Return `inputs` [batch, length] with an answer behind each prompt, as Dream's own `diffusion_generate` does with the same seed of torch.
 
     Every position that holds the mask token, in the prompt too, is to be filled. `attention_mask` [batch, length] is 0 where a prompt is padded (on
     the left). The settings are those of `DreamSettings`, beside or instead of a `generation_config`. The hooks are called in each step, that
     of the tokens with step None before the first as well; what they return is gone on with. A tensor is returned, or with
-    `return_dict_in_generate` a `DreamOutput`. Raises UserError for unknown and impossible settings.
+    `return_dict_in_generate` a `LoopOutput`. Raises UserError for impossible settings.
     """
-    diffusion = diffusion_of(model.config)
-    if diffusion is None:
-        raise UserError("diffusion_generate needs a diffusion checkpoint: this one speaks left to right, use seodang.infer.generate")
-    if diffusion.attention == BLOCK_CAUSAL:
-        raise UserError(f"diffusion_generate fills its whole canvas at once, which attention={BLOCK_CAUSAL!r} cannot: use seodang.infer.generate")
     asked = _settings(generation_config, settings)
-    _check_inputs(inputs, attention_mask, asked)
-    mask_id = diffusion.mask_token_id if asked.mask_token_id is None else asked.mask_token_id
-    if not 0 <= mask_id < model.config.vocab_size:
-        raise UserError(f"mask_token_id must be one of the model's {model.config.vocab_size} ids, got {mask_id}")
+    mask_id = mask_id_of(model, "mask_token_id", asked.mask_token_id)
+    if attention_mask is None and asked.pad_token_id is not None and (inputs == asked.pad_token_id).any():
+        logger.warning("the prompts hold the padding token %d, and no attention_mask says that it is padding: it is read as text", asked.pad_token_id)
     if asked.num_return_sequences > 1:
         inputs = inputs.repeat_interleave(asked.num_return_sequences, dim=0)
         attention_mask = None if attention_mask is None else attention_mask.repeat_interleave(asked.num_return_sequences, dim=0)
     length = _length(model, inputs.shape[1], asked)
     canvas = pad(inputs.long(), (0, length - inputs.shape[1]), value=mask_id)
-    read = _reader(model, diffusion, inputs.shape[1], length, attention_mask)
+    read = reader(model, inputs.shape[1], length, attention_mask, counted=True)
     history: list[Tensor] = []
     canvas = generation_tokens_hook_func(None, canvas, None)
     times = torch.linspace(1, asked.eps, asked.steps + 1, device=canvas.device)
@@ -133,11 +111,11 @@ def diffusion_generate(
             history.append(canvas.clone())
     if not asked.return_dict_in_generate:
         return canvas
-    return DreamOutput(sequences=canvas, history=history if asked.output_history else None)
+    return LoopOutput(sequences=canvas, history=history if asked.output_history else None)
 
 
 def _fill(
-    canvas: Tensor, read: Callable[[Tensor], Tensor], hook: Callable[[Tensor, Tensor], Tensor], share: Tensor | int, mask_id: int, asked: DreamSettings
+    canvas: Tensor, read: Read, hook: Callable[[Tensor, Tensor], Tensor], share: Tensor | int, mask_id: int, asked: DreamSettings
 ) -> tuple[Tensor, Tensor]:
     """Return the canvas after one step, in which a `share` of the masks is to become tokens, and the step's logits."""
     masked = canvas == mask_id
@@ -191,57 +169,15 @@ def _drawn(logits: Tensor, asked: DreamSettings) -> tuple[Tensor, Tensor]:
     return confidences, tokens
 
 
-def _reader(model: nn.Module, diffusion: Diffusion, prompt: int, length: int, attention_mask: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """Return what reads a canvas [batch, length]: its logits, those of a token where the token stands."""
-    told: dict[str, Tensor] = {}
-    seen = None
-    if attention_mask is not None and (attention_mask == 0).any():
-        seen = pad(attention_mask, (0, length - prompt), value=1)
-        told = {"attention_mask": seen, "position_ids": (seen.long().cumsum(dim=-1) - 1).masked_fill(seen == 0, 1)}
-    if diffusion.attention == PROMPT_CAUSAL:
-        told["attention_mask"] = _prompt_causal(model, prompt, length, seen)
-
-    def read(canvas: Tensor) -> Tensor:
-        logits = model(input_ids=canvas, use_cache=False, **told).logits
-        return torch.cat([logits[:, :1], logits[:, :-1]], dim=1) if diffusion.shift else logits
-
-    return read
-
-
-def _prompt_causal(model: nn.Module, prompt: int, length: int, seen: Tensor | None) -> Tensor:
-    """Return what is added to attention scores, [batch or 1, 1, length, length], where prompts are causal and what follows them sees all."""
-    places = torch.arange(length, device=model.device)
-    allowed = (places <= places[:, None]) | (places[:, None] >= prompt)
-    if seen is not None:
-        allowed = allowed & (seen[:, None, None] != 0)
-    else:
-        allowed = allowed[None, None]
-    return torch.zeros(allowed.shape, dtype=model.dtype, device=model.device).masked_fill(~allowed, torch.finfo(model.dtype).min)
-
-
 def _settings(generation_config: Any, settings: Mapping[str, Any]) -> DreamSettings:
     """Return what is asked: by name, else by a generation_config (an object or a mapping), else by default."""
-    known = [each.name for each in fields(DreamSettings)]
-    if unknown := sorted(set(settings) - set(known)):
-        raise UserError(f"diffusion_generate knows no {unknown[0]!r}: it takes attention_mask, its two hooks, and {', '.join(known)}")
     base: dict[str, Any] = {}
     if generation_config is not None:
         told = generation_config if isinstance(generation_config, Mapping) else vars(generation_config)
-        base = OF_A_CONFIG | {name: told[name] for name in known if told.get(name) is not None}
+        base = OF_A_CONFIG | {each.name: told[each.name] for each in fields(DreamSettings) if told.get(each.name) is not None}
         if base.get("max_length") == LENGTH:
             del base["max_length"]
     return DreamSettings(**base | settings)
-
-
-def _check_inputs(inputs: Tensor, attention_mask: Tensor | None, asked: DreamSettings) -> None:
-    if not isinstance(inputs, Tensor) or inputs.dim() != 2 or inputs.is_floating_point() or inputs.numel() == 0:
-        shape = list(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
-        raise UserError(f"inputs must be ids of tokens, a tensor [batch, length] of whole numbers, got {shape}")
-    if attention_mask is not None and (not isinstance(attention_mask, Tensor) or attention_mask.shape != inputs.shape):
-        given = list(attention_mask.shape) if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
-        raise UserError(f"attention_mask must be a tensor of the shape of the inputs, {list(inputs.shape)}, got {given}")
-    if attention_mask is None and asked.pad_token_id is not None and (inputs == asked.pad_token_id).any():
-        logger.warning("the prompts hold the padding token %d, and no attention_mask says that it is padding: it is read as text", asked.pad_token_id)
 
 
 def _length(model: nn.Module, prompt: int, asked: DreamSettings) -> int:

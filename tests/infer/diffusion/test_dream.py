@@ -11,7 +11,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, GenerationConfig
 
 from seodang.data.errors import UserError
-from seodang.infer.diffusion.dream import DreamSettings, _drawn, bind, diffusion_generate
+from seodang.infer.diffusion.compat import bind, diffusion_generate
+from seodang.infer.diffusion.dream import DreamSettings, _drawn
 from seodang.infer.runners.paradigm import Diffusion, declare
 
 VOCABULARY, MASK, PRIME = 64, 63, 1_000_003
@@ -106,7 +107,7 @@ def test_what_comes_back_and_where_settings_come_from():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"stepz": 4}, "knows no 'stepz'.*steps"),
+        ({"stepz": 4}, "knows no 'stepz': .*steps"),
         ({"steps": 0}, "steps must be a whole number above 0, got 0"),
         ({"steps": None}, "steps must be"),
         ({"max_new_tokens": 2.5}, "max_new_tokens must be"),
