@@ -3,42 +3,20 @@
 import copy
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, GenerationConfig
+from transformers import GenerationConfig
 
 from seodang.data.errors import UserError
 from seodang.infer.diffusion.compat import bind, diffusion_generate
 from seodang.infer.diffusion.dream import DreamSettings, _drawn
 from seodang.infer.runners.paradigm import Diffusion, declare
 
-VOCABULARY, MASK, PRIME = 64, 63, 1_000_003
-LETTERS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-"
+from .made_up import MASK, VOCABULARY, MadeUp, written
+
 CASES = json.loads(Path(__file__).parents[1].joinpath("golden", "dream.json").read_text(encoding="utf-8"))
-
-
-class MadeUp:
-    """No network: logits by a rule in whole numbers, each from all tokens of its row, its place and its token; counts its passes."""
-
-    device, dtype = torch.device("cpu"), torch.float32
-
-    def __init__(self, **changes):
-        self.config, self.passes = AutoConfig.for_model("qwen2", max_position_embeddings=256), 0
-        declare(self.config, Diffusion(**{"mask_token_id": MASK, "shift": 1, **changes}))
-
-    def __call__(self, input_ids, use_cache, **told):
-        self.passes, self.told = self.passes + 1, told
-        place, token = torch.arange(input_ids.shape[1])[:, None], torch.arange(VOCABULARY)[None]
-        s = ((input_ids + 1) * (torch.arange(input_ids.shape[1]) + 1) ** 2).sum(dim=1)[:, None, None]
-        h = (s * (place + 3) + 7919 * (token + 1) ** 2 + 31 * place) % PRIME
-        return SimpleNamespace(logits=(h * h % PRIME % 65536).float() / 8192 - 4)  # [batch, length, vocab]
-
-
-def written(tokens):
-    return ["".join(LETTERS[token] for token in row) for row in tokens.tolist()]
 
 
 def generate(model, prompt, **settings):
