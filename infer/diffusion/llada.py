@@ -148,6 +148,6 @@ def _ends(model: nn.Module, mask_id: int, asked: LladaSettings) -> tuple[int | N
     for (name, needs), of_llada in zip(needed.items(), (END_OF_TEXT, END_OF_TURN)):
         given = getattr(asked, name)
         if given is None and needs and mask_id != MASK:
-            raise UserError(f"{name} must be given: the mask is {mask_id}, not LLaDA's {MASK}, so that {of_llada} means something else in this vocabulary")
+            raise UserError(f"{name} must be given: the mask is {mask_id}, not LLaDA's {MASK}, and what {of_llada} means here is not known")
         found.append(token_id(model, name, of_llada if given is None else given) if needs else None)
     return found[0], found[1]
