@@ -21,7 +21,7 @@ from transformers.utils import ModelOutput
 
 from ...data.errors import UserError
 from ..runners.paradigm import BLOCK_CAUSAL, PROMPT_CAUSAL, Diffusion, diffusion_of
-from .orders import ORDERS
+from .orders import OF_DREAM
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +70,8 @@ class DreamSettings:
             value = getattr(self, name)
             if not (type(value) in (int, float) and fits(value) or value is None and name in ("alg_temp", "top_p")):
                 raise UserError(f"{name} must be {wanted}, got {value!r}")
-        if self.alg not in ORDERS:
-            raise UserError(f"alg must be {' or '.join(ORDERS)}, got {self.alg!r}")
+        if self.alg not in OF_DREAM:
+            raise UserError(f"alg must be {' or '.join(OF_DREAM)}, got {self.alg!r}")
 
 
 @dataclass

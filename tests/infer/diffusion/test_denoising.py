@@ -153,7 +153,7 @@ def test_a_model_that_speaks_both_ways_speaks_from_left_to_right_as_if_it_had_le
     "settings, reason",
     [
         ({"steps": 0}, "steps must be a whole number from 1, got 0"),
-        ({"alg": "best"}, "alg must be one of origin, maskgit_plus, topk_margin, entropy, got 'best'"),
+        ({"alg": "best"}, "alg must be one of origin, maskgit_plus, topk_margin, entropy, low_confidence, random, got 'best'"),
         ({"alg_temp": -1.0}, "alg_temp must be"),
         ({"alg": "origin", "alg_temp": 1.0}, "alg_temp=1.0 draws among the surest positions"),
         ({"strategy": "sampling"}, "strategy='sampling' asks for a text from left to right, but this llama is a masked-diffusion model"),
