@@ -87,6 +87,10 @@ class CanvasSequence(TokenSequence):
         masked = frozenset(self.request.masked_positions)
         return [id for position, id in enumerate(self.request.prompt_ids) if position not in masked]
 
+    def least_kept(self, count: int) -> int:
+        """Of how many positions the logits are asked for where `count` are needed: without any, a guidance would not be shown them."""
+        return count if self.guidance is None else max(count, 1)
+
     def attend_both_ways(self, on: bool) -> None:
         """Have new positions see one another, those of the guidance too."""
         self.runner.attend_both_ways(self.cache_slot, on)

@@ -138,7 +138,7 @@ class Denoising:
         ids = self.canvas.ids[self._window.start : self._window.stop]
         if due is None:
             self.positions = []
-            return ids, shift
+            return ids, sequence.least_kept(shift)
         self.step, self._late = self.step + 1, sequence.time_is_up
         self.positions = sorted({*due, sequence.position} if self._late else due) if isinstance(due, list) else self.plan.wanted(block)
         return [*sequence.given, *ids] if sequence.whole else ids, self._count + (shift if self._has_earlier else 0)

@@ -33,13 +33,9 @@ def diffusion(generation: Generation, host: Host) -> Strategy | None:
 
 
 def read_and_join(sequence: CanvasSequence, host: Host, shift: int) -> Strategy:
-    """Read the prompt, by parts where it is long, with the logits of its last position under a shift; then let its answers begin.
-
-    A guidance's prompt is read beside the part whose logits are asked for, so they are asked for where there is one.
-    """
-    keep = shift if sequence.guidance is None else 1
+    """Read the prompt, by parts where it is long, with the logits of its last position under a shift; then let its answers begin."""
     while sequence.unseen:
-        logits = yield Forward([sequence], [sequence.unseen], [keep], partial=sequence.runner.capabilities.parts)
+        logits = yield Forward([sequence], [sequence.unseen], [sequence.least_kept(shift)], partial=sequence.runner.capabilities.parts)
     if shift:
         sequence.before = logits, sequence.place
     join(sequence, host)

@@ -25,26 +25,41 @@ def steps_in(result, choice: int = 0) -> list[DiffusionStep]:
 @pytest.mark.parametrize("attention, block", KINDS)
 def test_every_step_is_that_of_a_plain_loop_over_the_models_own_pass(denoiser, tiny_tokenizer, attention, block, shift):
     model = denoiser(attention, shift, block)
-    asked = [("entropy", None), ("topk_margin", 5), ("maskgit_plus", 3), ("entropy", 1)]
-    prompts = [prompt for prompt in PROMPTS for _ in asked]
-    params = [SamplingParams(max_new_tokens=NEW, ignore_eos=True, alg=alg, steps=steps) for _ in PROMPTS for alg, steps in asked]
-    for prompt, each, result in zip(prompts, params, generate(model, tiny_tokenizer, prompts, params, trace=True)):
-        want = greedy(model, prompt, NEW, each.alg, each.steps)
-        assert [list(step.canvas) for step in steps_in(result)] == want
+    asked = [
+        {"alg": "entropy"}, {"alg": "topk_margin", "steps": 5}, {"alg": "maskgit_plus", "steps": 3}, {"alg": "low_confidence", "steps": 1},
+        {"confidence_threshold": 0.08}, {"confidence_threshold": 1.5, "alg": "topk_margin"}, {"entropy_bound": 5.0, "alg": "maskgit_plus"},
+        {"cfg_scale": 1.5, "steps": 4}, {"cfg_scale": 0.5, "confidence_threshold": 0.06, "alg": "low_confidence"},
+    ]  # fmt: skip
+    if block is None:
+        asked += [{"block_length": 3, "steps": 5}, {"block_length": 5, "entropy_bound": 8.0}, {"block_length": 9, "cfg_scale": 2.0, "steps": 2}]
+    cases = [(prompt, settings) for prompt in PROMPTS for settings in asked]
+    params = [SamplingParams(max_new_tokens=NEW, ignore_eos=True, **settings) for _, settings in cases]
+    found = []
+    for (prompt, settings), result in zip(cases, generate(model, tiny_tokenizer, [prompt for prompt, _ in cases], params, trace=True)):
+        want = greedy(model, prompt, NEW, **settings)
+        assert [list(step.canvas) for step in steps_in(result)] == want, settings
         assert result.ids == want[-1] and result.finish_reason == "length"
+        if settings in ({"confidence_threshold": 0.08}, {"entropy_bound": 5.0, "alg": "maskgit_plus"}):
+            found.append(len(want))
+    assert len({*found}) > 1, found
 
 
 SETTINGS = [
     {"steps": 3, "logprobs": 2}, {"temperature": 1.0, "top_p": 0.9, "seed": 1, "num_return_sequences": 2},
     {"alg": "origin", "temperature": 0.8, "seed": 2, "logit_bias": {40: 3.0}}, {"alg": "topk_margin", "alg_temp": 0.3, "seed": 3, "num_return_sequences": 3},
     {"max_new_tokens": 3, "suppress_tokens": [63, 103, 14]},
+    {"alg": "low_confidence", "temperature": 0.7, "seed": 4, "block_length": 3, "steps": 4}, {"alg": "random", "num_return_sequences": 2, "seed": 5},
+    {"confidence_threshold": 0.05, "temperature": 0.3, "seed": 6, "logprobs": 1}, {"entropy_bound": 6.0, "top_k": 9, "seed": 7, "alg_temp": 0.2},
+    {"remask": 0.8, "alg": "origin", "temperature": 1.0, "seed": 8, "steps": 5}, {"remask": 0.5, "seed": 9, "num_return_sequences": 2, "steps": 6},
+    {"cfg_scale": 1.0, "temperature": 0.6, "seed": 10, "steps": 4, "num_return_sequences": 2, "logprobs": 1}, {"eos_penalty": 1.0, "logit_bias": {2: 4.0}},
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("attention, block", KINDS)
 def test_answers_are_the_same_in_any_company(denoiser, tiny_tokenizer, attention, block):
     model = denoiser(attention, 1, block)
-    asked = [(prompt, SamplingParams(**{"max_new_tokens": NEW, **settings})) for settings in SETTINGS for prompt in PROMPTS]
+    settings = [{name: value for name, value in each.items() if block is None or name != "block_length"} for each in SETTINGS]
+    asked = [(prompt, SamplingParams(**{"max_new_tokens": NEW, **each})) for each in settings for prompt in PROMPTS]
     together = generate(model, tiny_tokenizer, [prompt for prompt, _ in asked], [params for _, params in asked], max_rows=7)
     for place, (prompt, params) in enumerate(asked):
         own = [each for each in together if each.prompt_index == place]
