@@ -1,11 +1,21 @@
 """Tiny diffusion models, and what they say by a slow and plain way of reckoning."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
+from seodang.infer.engine.core import Engine
+from seodang.infer.engine.generate import run
+from seodang.infer.requests.generation import Generation
+from seodang.infer.requests.request import Request
+from seodang.infer.requests.stop import AnswerText
+from seodang.infer.runners.architecture import Capabilities
 from seodang.infer.runners.paradigm import BIDIRECTIONAL, Diffusion, declare
+from seodang.infer.strategies.registry import choose
+from seodang.infer.text.detokenise import detokeniser
 
 MASK = 127
 
@@ -20,6 +30,60 @@ def denoiser(fresh_tiny):
         return model
 
     return build
+
+
+class Speaker:
+    """A runner without a network: `conditionals` gives the logits of a canvas' positions, [length, vocab], by the state of the canvas alone."""
+
+    capabilities, limit = Capabilities(both_ways=True), None
+
+    def __init__(self, vocab_size: int, mask: int, length: int):
+        self.vocab_size, self.mask, self.length_of_canvas, self.passes, self.slots = vocab_size, mask, length, 0, {}
+        self.config = LlamaConfig(vocab_size=vocab_size)
+        declare(self.config, Diffusion(mask))
+        self.model = SimpleNamespace(config=self.config)
+
+    def conditionals(self, state: tuple[int, ...]) -> torch.Tensor:
+        raise NotImplementedError
+
+    def asked(self, prompt: list[int], params, tokenizer, ends=frozenset(), **more) -> Generation:
+        """What becomes of a prompt when nothing is left to be done."""
+        request = Request(0, prompt, params, 11, ends, lambda: AnswerText(detokeniser(tokenizer)), choose(params), **more)
+        generation = Generation(request)
+        generation.events = list(run(Engine(self, max_rows=request.width), [generation]))
+        return generation
+
+    @property
+    def live(self) -> int:
+        return len(self.slots)
+
+    def allocate(self, source_ids=()) -> int:
+        slot = max(self.slots, default=0) + 1
+        self.slots[slot] = 0
+        return slot
+
+    def fork(self, slots) -> list[int]:
+        return [self.allocate() for _ in slots]
+
+    def length(self, slot) -> int:
+        return self.slots[slot]
+
+    def truncate(self, slot, length) -> None:
+        self.slots[slot] = length
+
+    def attend_both_ways(self, slot, on) -> None:
+        pass
+
+    def release(self, slots) -> None:
+        for slot in slots:
+            del self.slots[slot]
+
+    def forward(self, slots, ids, keep) -> torch.Tensor:
+        self.passes += 1
+        for slot, new in zip(slots, ids):
+            self.slots[slot] += len(new)
+        length = self.length_of_canvas
+        return torch.cat([self.conditionals(tuple(new[-length:]))[length - kept :] for new, kept in zip(ids, keep)])
 
 
 @torch.no_grad()

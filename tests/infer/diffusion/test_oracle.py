@@ -2,69 +2,25 @@
 
 import itertools
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import LlamaConfig
 
 from seodang.infer import SamplingParams
-from seodang.infer.engine.core import Engine
-from seodang.infer.engine.generate import run
-from seodang.infer.requests.generation import Generation
-from seodang.infer.requests.request import Request
-from seodang.infer.requests.stop import AnswerText
-from seodang.infer.runners.architecture import Capabilities
-from seodang.infer.runners.paradigm import Diffusion, declare
-from seodang.infer.strategies.registry import choose
-from seodang.infer.text.detokenise import detokeniser
+
+from .conftest import Speaker
 
 TOKENS, LENGTH, MASK = 4, 4, 4  # the mask comes behind them
 SAMPLES = 600
 STATES = list(itertools.product(range(TOKENS), repeat=LENGTH))
 
 
-class Oracle:
+class Oracle(Speaker):
     """A runner whose logits at an open position are the exact distribution of its token given the certain ones; those of the mask are higher still."""
 
-    capabilities, limit, vocab_size = Capabilities(both_ways=True), None, TOKENS + 1
-
     def __init__(self, joint: torch.Tensor):
-        self.joint, self.passes, self.slots, self.known = joint, 0, {}, {}
-        self.config = LlamaConfig(vocab_size=self.vocab_size)
-        declare(self.config, Diffusion(MASK))
-        self.model = SimpleNamespace(config=self.config)
-
-    @property
-    def live(self) -> int:
-        return len(self.slots)
-
-    def allocate(self, source_ids=()) -> int:
-        slot = max(self.slots, default=0) + 1
-        self.slots[slot] = 0
-        return slot
-
-    def fork(self, slots) -> list[int]:
-        return [self.allocate() for _ in slots]
-
-    def length(self, slot) -> int:
-        return self.slots[slot]
-
-    def truncate(self, slot, length) -> None:
-        self.slots[slot] = length
-
-    def attend_both_ways(self, slot, on) -> None:
-        pass
-
-    def release(self, slots) -> None:
-        for slot in slots:
-            del self.slots[slot]
-
-    def forward(self, slots, ids, keep) -> torch.Tensor:
-        self.passes += 1
-        for slot, new in zip(slots, ids):
-            self.slots[slot] += len(new)
-        return torch.cat([self.conditionals(tuple(new[-LENGTH:]))[LENGTH - kept :] for new, kept in zip(ids, keep)])
+        super().__init__(TOKENS + 1, MASK, LENGTH)
+        self.joint, self.known = joint, {}
 
     def conditionals(self, state: tuple[int, ...]) -> torch.Tensor:
         """The logits of each position, [LENGTH, vocab]; what is said of certain ones is of no account."""
@@ -93,10 +49,9 @@ def drawn(joint, tiny_tokenizer):
     """`drawn(**settings)`: how often each sequence came, [all sequences], and how many passes there were."""
 
     def draw(**settings) -> tuple[torch.Tensor, int]:
-        runner, text = Oracle(joint), lambda: AnswerText(detokeniser(tiny_tokenizer))
+        runner = Oracle(joint)
         params = SamplingParams(max_new_tokens=LENGTH, temperature=1.0, num_return_sequences=SAMPLES, **settings)
-        generation = Generation(Request(0, [0, MASK, 1], params, 11, frozenset(), text, choose(params)))
-        list(run(Engine(runner, max_rows=SAMPLES), [generation]))
+        generation = runner.asked([0, MASK, 1], params, tiny_tokenizer)
         counts = torch.zeros(TOKENS**LENGTH, dtype=torch.float64)
         for result in generation.results.values():
             counts[STATES.index(tuple(result.ids))] += 1
