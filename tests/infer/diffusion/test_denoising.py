@@ -5,6 +5,7 @@ import pytest
 from seodang.data.errors import UserError
 from seodang.infer import Committed, Finished, Observed, PrefixCache, Provisional, SamplingParams, embed, generate, score, stream
 from seodang.infer.diffusion import denoising
+from seodang.infer.engine import core
 from seodang.infer.requests.trace import DiffusionStep
 from seodang.infer.runners.open import open_runner
 from seodang.infer.runners.paradigm import Diffusion, declare
@@ -178,6 +179,25 @@ def test_a_model_that_speaks_both_ways_speaks_from_left_to_right_as_if_it_had_le
         ({"guidance_scale": 2.0}, "strategy 'diffusion' has no use for guidance_scale=2.0"),
         ({"num_return_sequences": 2}, "num_return_sequences=2 answers of diffusion without chance would all be the same"),
         ({"prompt_logprobs": 1}, "prompt_logprobs=1 tells how likely each token is behind those before it"),
+        ({"alg": "random", "alg_temp": 1.0}, "alg_temp=1.0 draws among the surest positions, but alg='random'"),
+        ({"alg": "random", "eos_penalty": 1.0}, "eos_penalty=1.0 makes ends less sure, but alg='random' asks how sure none is"),
+        ({"block_length": 0}, "block_length must be a whole number from 1, got 0"),
+        ({"block_length": 2.0}, "block_length must be a whole number from 1, got 2.0"),
+        ({"confidence_threshold": 0.0}, "confidence_threshold must be a number above 0, got 0.0"),
+        ({"confidence_threshold": 0.9, "steps": 4}, "confidence_threshold=0.9 lets .* say how many tokens .*, but steps=4 says how many passes"),
+        ({"confidence_threshold": 0.9, "alg": "origin"}, "confidence_threshold=0.9 lets .*, but alg='origin' draws the step of each"),
+        ({"confidence_threshold": 0.9, "entropy_bound": 0.5}, "confidence_threshold=0.9 lets .*, and so does entropy_bound=0.5"),
+        ({"entropy_bound": -0.5}, "entropy_bound must be a number from 0, got -0.5"),
+        ({"entropy_bound": 0.5, "steps": 4}, "entropy_bound=0.5 lets .*, but steps=4"),
+        ({"entropy_bound": 0.5, "remask": 0.5}, "entropy_bound=0.5 lets .*, but remask=0.5 needs to know how far"),
+        ({"remask": 0}, r"remask must be in \(0, 1\], got 0"),
+        ({"remask": 1.1}, r"remask must be in \(0, 1\], got 1.1"),
+        ({"cfg_scale": -1}, "cfg_scale must be a number from 0, got -1"),
+        ({"cfg_scale": float("inf")}, "cfg_scale must be a number from 0, got inf"),
+        ({"cfg_scale": 1.0, "hide": ["a"]}, "cfg_scale=1.0 reads masks in place of the whole prompt"),
+        ({"eos_penalty": -1.0}, "eos_penalty must be a number from 0, got -1.0"),
+        ({"generation_tokens_hook_func": 3}, "generation_tokens_hook_func must be a function, got 3"),
+        ({"generation_logits_hook_func": "f"}, "generation_logits_hook_func must be a function, got 'f'"),
     ],
 )
 def test_what_diffusion_cannot_do_is_refused_by_name_before_any_pass(denoiser, tiny_tokenizer, settings, reason):
@@ -190,6 +210,8 @@ def test_only_a_diffusion_checkpoint_speaks_by_diffusion_and_what_else_reads_fro
         generate(tiny("llama"), tiny_tokenizer, PROMPTS, SamplingParams(max_new_tokens=NEW, steps=4))
     with pytest.raises(UserError, match="mistral attends in a sliding window"):
         generate(denoiser("prompt_causal", kind="mistral"), tiny_tokenizer, PROMPTS, SamplingParams(max_new_tokens=NEW))
+    with pytest.raises(UserError, match=r"block_length=4: this model is made for blocks of 3 \(attention='block_causal'\): drop it"):
+        generate(denoiser("block_causal", block_length=3), tiny_tokenizer, PROMPTS, SamplingParams(max_new_tokens=NEW, block_length=4))
     model = denoiser("prompt_causal")
     for what, call in {
         "score": lambda: score(model, tiny_tokenizer, ["a"], ["b"]),
@@ -198,6 +220,16 @@ def test_only_a_diffusion_checkpoint_speaks_by_diffusion_and_what_else_reads_fro
     }.items():
         with pytest.raises(UserError, match=f"{what} reads from left to right, but this llama is a masked-diffusion model"):
             call()
+
+
+@pytest.mark.parametrize("attention, block", KINDS)
+def test_a_long_prompt_and_its_masks_are_read_by_parts(denoiser, tiny_tokenizer, monkeypatch, attention, block):
+    model, prompt = denoiser(attention, 1, block), [*range(5, 75)]
+    params = [SamplingParams(max_new_tokens=NEW, ignore_eos=True, steps=4, cfg_scale=scale) for scale in (1.5, 0.0)]
+    want = [greedy(model, prompt, NEW, steps=4, cfg_scale=scale)[-1] for scale in (1.5, 0.0)]
+    assert want[0] != want[1]
+    monkeypatch.setattr(core, "MAX_NEW_POSITIONS", 16)
+    assert [each.ids for each in generate(model, tiny_tokenizer, [prompt] * 2, params, prefix_cache=None if attention == "bidirectional" else PrefixCache(model))] == want
 
 
 @pytest.mark.parametrize("bound, passes", [("MAX_LOGITS", 12), ("MAX_POSITIONS", 12), (None, 4)])
