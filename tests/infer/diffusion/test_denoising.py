@@ -1,6 +1,9 @@
 """Answers by diffusion: what a plain loop over the model's own forward pass finds, in any company; prompts stay, masks never come."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 
 from seodang.data.errors import UserError
 from seodang.infer import Committed, Finished, Observed, PrefixCache, Provisional, SamplingParams, embed, generate, score, stream
@@ -225,11 +228,14 @@ def test_only_a_diffusion_checkpoint_speaks_by_diffusion_and_what_else_reads_fro
 @pytest.mark.parametrize("attention, block", KINDS)
 def test_a_long_prompt_and_its_masks_are_read_by_parts(denoiser, tiny_tokenizer, monkeypatch, attention, block):
     model, prompt = denoiser(attention, 1, block), [*range(5, 75)]
-    params = [SamplingParams(max_new_tokens=NEW, ignore_eos=True, steps=4, cfg_scale=scale) for scale in (1.5, 0.0)]
-    want = [greedy(model, prompt, NEW, steps=4, cfg_scale=scale)[-1] for scale in (1.5, 0.0)]
-    assert want[0] != want[1]
+    scales = [SamplingParams(max_new_tokens=NEW, ignore_eos=True, steps=4, cfg_scale=scale) for scale in (1.5, 0.0)]
+    params = [*scales, replace(scales[0], generation_tokens_hook_func=lambda step, canvas, logits: canvas.index_fill(1, torch.tensor([NEW - 1]), 50))]
+    want = generate(model, tiny_tokenizer, [prompt] * 3, params)
+    assert [each.ids for each in want[:2]] == [greedy(model, prompt, NEW, steps=4, cfg_scale=scale)[-1] for scale in (1.5, 0.0)]
     monkeypatch.setattr(core, "MAX_NEW_POSITIONS", 16)
-    assert [each.ids for each in generate(model, tiny_tokenizer, [prompt] * 2, params, prefix_cache=None if attention == "bidirectional" else PrefixCache(model))] == want
+    cache = None if attention == "bidirectional" else PrefixCache(model)
+    for each, result in zip(want, generate(model, tiny_tokenizer, [prompt] * 3, params, prefix_cache=cache), strict=True):
+        assert result.ids == each.ids and result.logprobs == pytest.approx(each.logprobs, abs=1e-9)
 
 
 @pytest.mark.parametrize("bound, passes", [("MAX_LOGITS", 12), ("MAX_POSITIONS", 12), (None, 4)])
