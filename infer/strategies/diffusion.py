@@ -147,5 +147,5 @@ DIFFUSION = StrategySpec(
     meant=lambda params: any(getattr(params, name) is not None for name in options_of(DiffusionOptions)),
     needs=("truncate", "fork", "both_ways"), check=check_diffusion, suits=suits_diffusion, guided=False, encoder_decoder=False,
     reads_prompt=True, left_to_right=False, streams="as far as all before is certain",
-    paper="Austin et al. 2021, Structured denoising diffusion models in discrete state-spaces; Ye et al. 2025, Dream 7B",
+    paper="Austin et al. 2021, Structured denoising diffusion models in discrete state-spaces; Nie et al. 2025, LLaDA; Ye et al. 2025, Dream 7B",
 )  # fmt: skip
