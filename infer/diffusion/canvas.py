@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -17,18 +17,25 @@ from ..runners.paradigm import is_bidirectional
 class Canvas:
     """The positions of an answer: `ids`, masks where it is `open`, and of what is certain the log-probabilities and the likelihoods.
 
-    Whether a position is open says `open` alone: a mask's id means nothing where it stands elsewhere.
+    Whether a position is open says `open` alone: a mask's id means nothing where it stands elsewhere. Those that are `pinned` were given by the
+    caller, and stay.
     """
 
     ids: list[int]
     open: list[bool]
     logprobs: list[float]
     known: list[TokenLogprobs | None]
+    pinned: set[int] = field(default_factory=set)
 
     @classmethod
     def blank(cls, length: int, mask_token_id: int) -> Canvas:
         """A canvas of masks."""
         return cls([mask_token_id] * length, [True] * length, [0.0] * length, [None] * length)
+
+    @property
+    def all(self) -> range:
+        """All positions."""
+        return range(len(self.ids))
 
     def open_in(self, positions: range) -> list[int]:
         """Those of the positions that are not certain."""
@@ -38,6 +45,16 @@ class Canvas:
         """Make an open position certain."""
         assert self.open[position]
         self.ids[position], self.logprobs[position], self.known[position], self.open[position] = id, logprob, known, False
+
+    def pin(self, position: int, id: int, known: TokenLogprobs | None = None) -> None:
+        """Put a token of the caller's, whatever stood there: it is certain, so its log-probability is 0."""
+        self.ids[position], self.logprobs[position], self.known[position], self.open[position] = id, 0.0, known, False
+        self.pinned.add(position)
+
+    def reopen(self, position: int, mask_token_id: int) -> None:
+        """Make a certain position a mask again."""
+        assert not self.open[position] and position not in self.pinned
+        self.ids[position], self.logprobs[position], self.known[position], self.open[position] = mask_token_id, 0.0, None, True
 
 
 class CanvasSequence(TokenSequence):
@@ -69,6 +86,22 @@ class CanvasSequence(TokenSequence):
         """The prompt's ids, masked positions left out."""
         masked = frozenset(self.request.masked_positions)
         return [id for position, id in enumerate(self.request.prompt_ids) if position not in masked]
+
+    def least_kept(self, count: int) -> int:
+        """Of how many positions the logits are asked for where `count` are needed: without any, a guidance would not be shown them."""
+        return count if self.guidance is None else max(count, 1)
+
+    def attend_both_ways(self, on: bool) -> None:
+        """Have new positions see one another, those of the guidance too."""
+        self.runner.attend_both_ways(self.cache_slot, on)
+        if self.guidance is not None:
+            self.guidance.runner.attend_both_ways(self.guidance.cache_slot, on)
+
+    def rollback(self, count: int) -> None:
+        """Take the newest `count` positions out of the cache; a guidance's prompt that goes with them is to be read again."""
+        super().rollback(count)
+        if self.guidance is not None and self.whole:
+            self.guidance.ids = list(self.request.guidance.prompt_ids)
 
     def fill(self, canvas: Canvas) -> None:
         """Commit what has become certain of the canvas behind what was committed before it, up to an end or the first open position."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..filters.pipeline import Filters
 from ..requests.events import Provisional
-from ..requests.likelihoods import Place, TokenLogprobs
+from ..requests.likelihoods import Place, TokenLogprobs, said
 from ..requests.rng import choose, refuse_nan, uniform
 from ..requests.rng import key as noise_key
 from ..requests.sequence import release
@@ -20,29 +20,28 @@ from ..requests.strategy import Arrivals, Forward, Strategy
 from ..requests.trace import ChoiceTrace, DiffusionStep, TraceRecorder
 from ..runners.paradigm import diffusion_of
 from .canvas import Canvas, CanvasSequence, aligned
-from .orders import ORIGIN, confidence, surest
-from .schedule import arrival, blocks_of, counts, steps_of
+from .commit import bounded, confident
+from .hooks import Hooks
+from .orders import OF_THE_MODEL, RANDOM, confidences, surest
+from .plan import Plan
 
-DEFAULT_ORDER = "entropy"
 MAX_POSITIONS = 16_384  # a pass: bounds the memory of activations
 MAX_LOGITS = 100_000_000  # a pass, of all rows: 400 MB of float32
 
 
 class Guess(NamedTuple):
-    """A token for an open position, its log-probability after the filters, and how sure the position is by the order; what a trace saw of it."""
+    """A token for an open position, its log-probability after the filters, and how sure the position is by the order; what a trace saw of it.
+
+    `chance` is the probability that a threshold judges, `entropy` that of the distribution it was chosen from, where a bound asks for it.
+    """
 
     position: int
     id: int
     logprob: float
     sure: float
-    trace: ChoiceTrace | None
-
-
-class Task(NamedTuple):
-    """What the next pass over a block is for: to make so many positions certain, or these, or, with None, to leave the whole block in the cache."""
-
-    block: range
-    due: int | list[int] | None
+    chance: float = 1.0
+    entropy: float = 0.0
+    trace: ChoiceTrace | None = None
 
 
 def denoised(arrivals: Arrivals) -> Strategy:
@@ -52,7 +51,7 @@ def denoised(arrivals: Arrivals) -> Strategy:
     """
     live: list[Denoising] = []
     while True:
-        live += map(Denoising, arrivals())
+        live += [each for each in map(Denoising, arrivals()) if not each.is_over()]
         if not live:
             return
         running, waiting = that_fit(live)
@@ -71,7 +70,7 @@ def denoised(arrivals: Arrivals) -> Strategy:
 def that_fit(live: list[Denoising]) -> tuple[list[Denoising], list[Denoising]]:
     """Those that go through the next pass, the first and as many as it has room for, and the others."""
     positions = accumulate(each.size for each in live)
-    logits = accumulate(len(each.task.block) * each.sequence.runner.vocab_size for each in live)
+    logits = accumulate(each.rows * each.sequence.runner.vocab_size for each in live)
     count = sum(p <= MAX_POSITIONS and n <= MAX_LOGITS for p, n in zip(positions, logits))
     return live[: max(count, 1)], live[max(count, 1) :]
 
@@ -82,20 +81,18 @@ def guessed(asking: Sequence[tuple[Denoising, Tensor]]) -> list[tuple[Denoising,
         return []
     owners = [each for each, part in asking for _ in range(len(part))]
     sequences, positions = [each.sequence for each in owners], [position for each, _ in asking for position in each.positions]
-    logits = torch.cat([part for _, part in asking])
+    logits = torch.cat([each.hooked(part) for each, part in asking])
     logits = logits.index_fill(1, torch.tensor([owners[0].mask], device=logits.device), -torch.inf)
     recorder = TraceRecorder.of(sequences, logits)
     scores, errors = Filters(sequences).each(logits, recorder)
     for row, error in errors.items():
         sequences[row].generation.fail(error)
     ids, logprobs = choose(scores, [each.key_of(position) for each, position in zip(owners, positions)])
-    sure = logprobs.exp().double()
-    for order in {each.order for each in owners} - {ORIGIN}:
-        own = [row for row, each in enumerate(owners) if each.order == order]
-        sure[own] = confidence(order, scores[own], ids[own]).double()
+    sure = confidences([each.plan.order for each in owners], logits, scores, ids)
+    certain = confidences(["entropy" if each.bound is not None else None for each in owners], logits, scores, ids)
     traces = [None] * len(owners) if recorder is None else recorder.choices(scores, ids.tolist())
-    guesses = map(Guess, positions, ids.tolist(), logprobs.tolist(), sure.tolist(), traces)
-    return [(each, [next(guesses) for _ in range(len(part))]) for each, part in asking]
+    found = map(Denoising.guess, owners, positions, ids.tolist(), logprobs.tolist(), sure, certain, traces)
+    return [(each, [next(found) for _ in range(len(part))]) for each, part in asking]
 
 
 class Denoising:
@@ -104,60 +101,57 @@ class Denoising:
     def __init__(self, sequence: CanvasSequence):
         self.sequence, self.diffusion = sequence, diffusion_of(sequence.runner.model.config)
         params = sequence.request.params
-        self.mask, self.order, self.alg_temp = self.diffusion.mask_token_id, params.alg or DEFAULT_ORDER, params.alg_temp or 0.0
+        self.mask, self.alg_temp, self.penalty = self.diffusion.mask_token_id, params.alg_temp or 0.0, params.eos_penalty or 0.0
+        self.threshold, self.bound = params.confidence_threshold, params.entropy_bound
         self.canvas = Canvas.blank(params.max_new_tokens, self.mask)
+        self.plan = Plan(sequence, self.canvas, self.diffusion.block_length)
+        self.hooks = Hooks(sequence, self.canvas, self.mask)
         self.before, self.step, self.positions, self._late = sequence.before, 0, [], False
         self._prompt, self._told = sequence.cached, {}  # how long it is in the cache; the guesses that were told last
-        self._tasks = self._plan()
-        self.task = next(self._tasks)
-        sequence.runner.attend_both_ways(sequence.cache_slot, True)
+        self._remasked: list[int] = []  # since the last step
+        sequence.attend_both_ways(True)
+        self._tasks = self.plan.tasks()
+        with sequence.generation.contained():
+            self._publish([], self._pinned(None))
+        self.go_on()
+
+    @property
+    def rows(self) -> int:
+        """How many positions of the canvas its next pass has."""
+        return len(self.plan.window or self.task.block)
 
     @property
     def size(self) -> int:
         """How many positions its next pass has."""
-        return len(self.task.block) + (len(self.sequence.request.prompt_ids) if self.sequence.whole else 0)
+        own = self.rows + (len(self.sequence.request.prompt_ids) if self.sequence.whole else 0)
+        return own if self.sequence.guidance is None else 2 * own
 
     def key_of(self, position: int) -> int | None:
         """What the noise of a position's ids hangs on in this step; None where the likeliest is taken."""
         sequence = self.sequence
         return noise_key(sequence.seed, position, f"canvas {self.step}") if sequence.request.params.samples else None
 
-    def _plan(self) -> Iterator[Task]:
-        """Block by block, what each pass makes certain, none without; a block that is done is read once more, as the next one sees it."""
-        params = self.sequence.request.params
-        blocks = blocks_of(params.max_new_tokens, self.diffusion.block_length)
-        for block, steps in zip(blocks, steps_of(blocks, params.steps)):
-            yield from (Task(block, due) for due in self._due(block, steps))
-            yield Task(block, None)
-
-    def _due(self, block: range, steps: int) -> list[int] | list[list[int]]:
-        if self.order != ORIGIN:
-            return counts(len(block), steps)
-        found: dict[int, list[int]] = {}
-        for position in block:
-            found.setdefault(arrival(uniform(self.sequence.seed, position, "arrival"), steps), []).append(position)
-        return [found[step] for step in sorted(found)]
-
     def ask(self) -> tuple[list[int], int]:
         """The ids of the next pass, and of how many of the newest it wants the logits; where time is up, it asks for the next token at least."""
-        (block, due), sequence, shift = self.task, self.sequence, self.diffusion.shift
-        ids = self.canvas.ids[block.start : block.stop]
+        (block, due, _), sequence, shift = self.task, self.sequence, self.diffusion.shift
+        self._window = self.plan.window or block
+        ids = self.canvas.ids[self._window.start : self._window.stop]
         if due is None:
             self.positions = []
-            return ids, shift
+            return ids, sequence.least_kept(shift)
         self.step, self._late = self.step + 1, sequence.time_is_up
-        self.positions = sorted({*due, sequence.position} if self._late else due) if isinstance(due, list) else self.canvas.open_in(block)
+        self.positions = sorted({*due, sequence.position} if self._late else due) if isinstance(due, list) else self.plan.wanted(block)
         return [*sequence.given, *ids] if sequence.whole else ids, self._count + (shift if self._has_earlier else 0)
 
     @property
     def _count(self) -> int:
         """How many newest positions there are from the first that is asked for."""
-        return self.task.block.stop - self.positions[0]
+        return self._window.stop - self.positions[0]
 
     @property
     def _has_earlier(self) -> bool:
         """Whether the pass has the position before those, where the first is read under a shift."""
-        return self.sequence.whole or self.positions[0] > self.task.block.start
+        return self.sequence.whole or self.positions[0] > self._window.start
 
     def read(self, logits: Tensor) -> Tensor:
         """Take the canvas out of the cache, but for a block that is to stay, and return the logits of the positions asked for, [n, vocab]."""
@@ -167,31 +161,78 @@ class Denoising:
             if shift:
                 self.before = logits, sequence.place
             return logits[:0]
-        sequence.rollback(sequence.cached - self._prompt - (0 if sequence.whole else self.task.block.start))
+        sequence.rollback(sequence.cached - self._prompt - (0 if sequence.whole else self._window.start))
         rows = aligned(logits, self._count, shift, None if self._has_earlier or not shift else self.before[0])
         return rows[[position - self.positions[0] for position in self.positions]]
+
+    def hooked(self, logits: Tensor) -> Tensor:
+        """What the request's hook makes of the logits, [n, vocab]; one that fails ends the request, and changes nothing."""
+        with self.sequence.generation.contained():
+            return self.hooks.logits(self.step, self.positions, logits)
+        return logits
+
+    def guess(self, position: int, id: int, logprob: float, sure: float, certain: float, trace: ChoiceTrace | None) -> Guess:
+        """A token with how sure it is, `certain` being the negative entropy: an end of the answer less so than another by the penalty."""
+        if self.plan.order == RANDOM:
+            sure = uniform(self.sequence.seed, position, f"random {self.step}")
+        chance = sure if self.plan.order in OF_THE_MODEL else math.exp(logprob)
+        penalty = self.penalty if id in self.sequence.request.ends else 0.0
+        return Guess(position, id, logprob, sure - penalty, chance - penalty, -certain, trace)
 
     def take(self, guesses: list[Guess]) -> None:
         """Make certain what is due, publish what is certain up to the first open position, and tell what is beyond it, and new guesses.
 
-        Raises UserError where the model's scores are no numbers, and where a stop function of the caller's fails.
+        Raises UserError where the model's scores are no numbers, and where a function of the caller's fails.
         """
         sequence, canvas = self.sequence, self.canvas
+        if sequence.finished:
+            return
         certain = guesses if isinstance(self.task.due, list) else self._surest(guesses, self.task.due)
         for guess in certain:
             canvas.put(guess.position, guess.id, refuse_nan(guess.logprob), self._likelihoods(guess) if sequence.asks_likelihoods else None)
+        self._reopen(self.task.remask)
+        pinned = self._pinned(self.step)
         if sequence.request.traced:
-            self._trace(certain)
-        sequence.fill(canvas)
+            self._trace([guess for guess in certain if guess.position not in pinned], pinned)
+        self._remasked.clear()
+        self._publish(guesses, pinned)
+
+    def _publish(self, guesses: Iterable[Guess], pinned: dict[int, int]) -> None:
+        """Publish what is certain up to the first open position, and tell of what is beyond it what is new."""
+        sequence = self.sequence
+        sequence.fill(self.canvas)
         sequence.publish()
         if not sequence.finished:
-            self._tell([guess for guess in guesses if guess.position >= sequence.position])
+            told = {guess.position: (guess.id, math.exp(guess.logprob)) for guess in guesses} | {position: (id, 1.0) for position, id in pinned.items()}
+            self._tell({position: each for position, each in told.items() if position >= sequence.position})
 
     def _surest(self, guesses: list[Guess], count: int) -> list[Guess]:
-        """The surest of the guesses, in the order of their positions; where time is up, the first of them too."""
+        """The surest of the guesses, in the order of their positions: so many, or as many as a threshold or a bound lets be.
+
+        Where time is up, the first of them too.
+        """
         noise = [uniform(self.sequence.seed, guess.position, f"order {self.step}") for guess in guesses] if self.alg_temp else ()
-        places = surest(torch.tensor([guess.sure for guess in guesses], dtype=torch.float64), count, self.alg_temp, noise)
-        return [guess for place, guess in enumerate(guesses) if place in places or self._late and not place]
+        sure = torch.tensor([guess.sure for guess in guesses], dtype=torch.float64)
+        ranked = [guesses[place] for place in surest(sure, len(guesses), self.alg_temp, noise)]
+        if self.threshold is not None:
+            due = confident([guess.chance for guess in ranked], self.threshold)
+        else:
+            due = range(min(count, len(ranked))) if self.bound is None else bounded([guess.entropy for guess in ranked], self.bound)
+        certain = {ranked[place].position for place in due} | ({guesses[0].position} if self._late else set())
+        return [guess for guess in guesses if guess.position in certain]
+
+    def _reopen(self, positions: Iterable[int]) -> None:
+        """Make certain positions masks again."""
+        for position in positions:
+            self.canvas.reopen(position, self.mask)
+            self._remasked.append(position)
+
+    def _pinned(self, step: int | None) -> dict[int, int]:
+        """Put the tokens that the caller's hook puts, and return them by position."""
+        new, tokenizer = self.hooks.tokens(step), self.sequence.request.tokenizer
+        for position, id in new.items():
+            self.canvas.pin(position, id, TokenLogprobs(id, 0.0, *said(tokenizer, id)) if self.sequence.asks_likelihoods else None)
+        return new
 
     def _likelihoods(self, guess: Guess) -> TokenLogprobs:
         """What the model alone thinks of a guess, by the row of the pass that its position was read in."""
@@ -201,27 +242,30 @@ class Denoising:
         place = self.before[1] if row < 0 else Place(sequence.place.likelihoods, sequence.place.row + row)
         return place.likelihoods.at(place.row, guess.id, sequence.request.params.logprobs, sequence.request.tokenizer)
 
-    def _trace(self, certain: list[Guess]) -> None:
+    def _trace(self, certain: list[Guess], pinned: dict[int, int]) -> None:
         sequence, trace = self.sequence, self.sequence.generation.trace
         for guess in certain:
             trace(guess.trace, guess.position, sequence.choice)
-        committed = tuple((guess.position, guess.id, guess.sure) for guess in certain)
+        found = sorted([(guess.position, guess.id, guess.sure, guess.logprob) for guess in certain] + [(*each, 1.0, 0.0) for each in pinned.items()])
         shown = tuple(None if is_open else id for id, is_open in zip(self.canvas.ids, self.canvas.open))
-        trace(DiffusionStep(self.step, committed, shown, sequence.passes), sequence.position, sequence.choice)
+        committed, logprobs = tuple(each[:3] for each in found), tuple(each[3] for each in found)
+        trace(DiffusionStep(self.step, committed, shown, sequence.passes, logprobs, tuple(self._remasked)), sequence.position, sequence.choice)
 
-    def _tell(self, guesses: list[Guess]) -> None:
-        """Tell guesses that are others than before, and those that have become certain."""
+    def _tell(self, guesses: dict[int, tuple[int, float]]) -> None:
+        """Tell guesses, ids with their probabilities, that are others than before, and those that have become certain."""
         sequence = self.sequence
-        for guess in guesses:
-            if self._told.get(guess.position) != guess.id or not self.canvas.open[guess.position]:
-                self._told[guess.position] = guess.id
-                event = Provisional(sequence.request.index, guess.position, guess.id, math.exp(guess.logprob), sequence.choice)
-                sequence.generation.on_event(event)
+        for position, (id, probability) in guesses.items():
+            if self._told.get(position) != id or not self.canvas.open[position]:
+                self._told[position] = id
+                sequence.generation.on_event(Provisional(sequence.request.index, position, id, probability, sequence.choice))
 
     def go_on(self) -> None:
-        """Come to the next task, if the answer is not over."""
-        if not self.sequence.finished:
+        """Come to the next task that needs a pass, if the answer is not over."""
+        while not self.sequence.finished:
             self.task = next(self._tasks)
+            if self.task.due != []:
+                return
+            self._reopen(self.task.remask)
 
     def is_over(self) -> bool:
         """Whether nothing more comes; the slot is then given back, with the prompt alone where that was read by itself."""
@@ -230,6 +274,6 @@ class Denoising:
             return False
         if not sequence.generation.broken_off:  # else it may be somebody else's by now
             sequence.rollback(sequence.cached - self._prompt)
-            sequence.runner.attend_both_ways(sequence.cache_slot, False)
+            sequence.attend_both_ways(False)
         release([sequence])
         return True

@@ -19,12 +19,12 @@ from torch.distributions import Categorical
 from torch.nn.functional import pad
 
 from ...data.errors import UserError
+from .orders import OF_DREAM
 from .published_loop import LoopOutput, Read, mask_id_of, reader
 
 logger = logging.getLogger(__name__)
 
 OF_A_CONFIG = {"temperature": 0.0, "top_p": None, "top_k": None}  # what a generation_config holds where it says nothing
-ALGS = ("origin", "maskgit_plus", "topk_margin", "entropy")
 LENGTH = 20  # a max_length that a generation_config holds unasked, and how many tokens are written where nobody says
 
 Hook = Callable[[int | None, Tensor, Tensor | None], Tensor]  # step, canvas [batch, length], logits [batch, length, vocab]
@@ -69,8 +69,8 @@ class DreamSettings:
             value = getattr(self, name)
             if not (type(value) in (int, float) and fits(value) or value is None and name in ("alg_temp", "top_p")):
                 raise UserError(f"{name} must be {wanted}, got {value!r}")
-        if self.alg not in ALGS:
-            raise UserError(f"alg must be {' or '.join(ALGS)}, got {self.alg!r}")
+        if self.alg not in OF_DREAM:
+            raise UserError(f"alg must be {' or '.join(OF_DREAM)}, got {self.alg!r}")
 
 
 def dream_generate(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 
 EPS = 1e-3  # where Dream's timesteps end
 
@@ -26,8 +26,8 @@ def blocks_of(length: int, block_length: int | None) -> list[range]:
     return [range(begin, min(begin + step, length)) for begin in range(0, length, step)]
 
 
-def steps_of(blocks: Sequence[range], steps: int | None) -> list[int]:
-    """Share steps out among the blocks, one each at least; without a number, a step for each position.
+def steps_of(blocks: Sequence[Sized], steps: int | None) -> list[int]:
+    """Share steps out among blocks of positions, one each at least; without a number, a step for each position.
 
     >>> steps_of(blocks_of(5, 2), 4)
     [2, 1, 1]

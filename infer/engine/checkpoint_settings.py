@@ -13,6 +13,7 @@ from transformers import GenerationConfig, PreTrainedConfig
 
 from ...data.errors import UserError
 from ..checkpoint.load import adapter_base, is_adapter, resolve
+from ..diffusion.orders import ORIGIN
 from ..filters.registry import FILTERS
 from ..requests import options as declared
 from ..requests.options import vocabulary
@@ -122,7 +123,7 @@ def beside(config: GenerationConfig | Mapping[str, Any], changes: Mapping[str, A
         del written["max_length"]
     asked = {name: value for name, value in written.items() if name not in CONFIG or OPTIONS[CONFIG[name]].off != value}
     known = translated(asked, CONFIG, CONFIG_PASSED_OVER, CONFIG_NEUTRAL, "generation_config")
-    known = of_its_length(of_its_strategy(sampling_or_not(known, changes), changes, diffusion), changes)
+    known = of_its_length(of_its_schedule(of_its_strategy(sampling_or_not(known, changes), changes, diffusion), changes), changes)
     return SamplingParams(**{**known, **changes})
 
 
@@ -165,6 +166,13 @@ def of_its_strategy(known: dict[str, Any], changes: Mapping[str, Any], diffusion
     if not spec.left_to_right:
         known = {name: value for name, value in known.items() if name not in LOOKING_BACK}
     return {name: value for name, value in known.items() if name not in OWNED or name in spec.honours}
+
+
+def of_its_schedule(known: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out of diffusion the number of steps where a rule of the caller's says how many tokens a pass makes certain, and an order that goes with none."""
+    if changes.get("confidence_threshold") is None and changes.get("entropy_bound") is None:
+        return known
+    return {name: value for name, value in known.items() if name != "steps" and (name, value) != ("alg", ORIGIN)}
 
 
 def of_its_length(known: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

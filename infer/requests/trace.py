@@ -73,12 +73,18 @@ class ContrastTrace:
 @dataclass(frozen=True)
 class DiffusionStep:
     """A step of diffusion, counted from 1: what became certain in it (position, id, how sure by the order), the whole canvas after it, None where
-    it is open, and how many passes of the canvas there were so far."""
+    it is open, and how many passes of the canvas there were so far.
+
+    `logprobs` are of what became certain, under the distributions that it was chosen from; `remasked` are the positions that were certain before it
+    and masks again behind it.
+    """
 
     step: int
     committed: tuple[tuple[int, int, float], ...]
     canvas: tuple[int | None, ...]
     forwards: int
+    logprobs: tuple[float, ...] = ()
+    remasked: tuple[int, ...] = ()
 
 
 class TraceRecorder:

@@ -14,6 +14,7 @@ from ..requests.params import RequestParams
 from ..requests.request import Combine, Guidance
 from ..requests.strategy import Host
 from ..runners.contract import Runner
+from ..runners.paradigm import diffusion_of
 from .spec import StrategySpec
 
 
@@ -24,6 +25,8 @@ def guidance_of(params: RequestParams, strategy: StrategySpec, prompt_ids: list[
     UserError for an amateur of another vocabulary, and where guidance cannot run.
     """
     scale, amateur = params.guidance_scale, params.amateur_model
+    if params.cfg_scale:
+        return Guidance(None, [diffusion_of(host.runner.model.config).mask_token_id] * len(prompt_ids), away_from_masks(params.cfg_scale))
     if amateur is not None:
         runner = host.runner_of(amateur)
         check_amateur(params, strategy, runner, host.runner)
@@ -78,6 +81,11 @@ def classifier_free(scale: float) -> Combine:
         return (scale * (positive - negative) + negative).masked_fill(positive == -torch.inf, -torch.inf)
 
     return combine
+
+
+def away_from_masks(scale: float) -> Combine:
+    """Return what moves away from what a diffusion model says to a prompt of masks (Nie et al. 2024), in logits, as LLaDA does."""
+    return lambda logits, unconditional: unconditional + (1 + scale) * (logits - unconditional)
 
 
 def expert_minus_amateur(alpha: float, temperature: float) -> Combine:

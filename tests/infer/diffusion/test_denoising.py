@@ -1,10 +1,14 @@
 """Answers by diffusion: what a plain loop over the model's own forward pass finds, in any company; prompts stay, masks never come."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 
 from seodang.data.errors import UserError
 from seodang.infer import Committed, Finished, Observed, PrefixCache, Provisional, SamplingParams, embed, generate, score, stream
 from seodang.infer.diffusion import denoising
+from seodang.infer.engine import core
 from seodang.infer.requests.trace import DiffusionStep
 from seodang.infer.runners.open import open_runner
 from seodang.infer.runners.paradigm import Diffusion, declare
@@ -25,26 +29,41 @@ def steps_in(result, choice: int = 0) -> list[DiffusionStep]:
 @pytest.mark.parametrize("attention, block", KINDS)
 def test_every_step_is_that_of_a_plain_loop_over_the_models_own_pass(denoiser, tiny_tokenizer, attention, block, shift):
     model = denoiser(attention, shift, block)
-    asked = [("entropy", None), ("topk_margin", 5), ("maskgit_plus", 3), ("entropy", 1)]
-    prompts = [prompt for prompt in PROMPTS for _ in asked]
-    params = [SamplingParams(max_new_tokens=NEW, ignore_eos=True, alg=alg, steps=steps) for _ in PROMPTS for alg, steps in asked]
-    for prompt, each, result in zip(prompts, params, generate(model, tiny_tokenizer, prompts, params, trace=True)):
-        want = greedy(model, prompt, NEW, each.alg, each.steps)
-        assert [list(step.canvas) for step in steps_in(result)] == want
+    asked = [
+        {"alg": "entropy"}, {"alg": "topk_margin", "steps": 5}, {"alg": "maskgit_plus", "steps": 3}, {"alg": "low_confidence", "steps": 1},
+        {"confidence_threshold": 0.08}, {"confidence_threshold": 1.5, "alg": "topk_margin"}, {"entropy_bound": 5.0, "alg": "maskgit_plus"},
+        {"cfg_scale": 1.5, "steps": 4}, {"cfg_scale": 0.5, "confidence_threshold": 0.06, "alg": "low_confidence"},
+    ]  # fmt: skip
+    if block is None:
+        asked += [{"block_length": 3, "steps": 5}, {"block_length": 5, "entropy_bound": 8.0}, {"block_length": 9, "cfg_scale": 2.0, "steps": 2}]
+    cases = [(prompt, settings) for prompt in PROMPTS for settings in asked]
+    params = [SamplingParams(max_new_tokens=NEW, ignore_eos=True, **settings) for _, settings in cases]
+    found = []
+    for (prompt, settings), result in zip(cases, generate(model, tiny_tokenizer, [prompt for prompt, _ in cases], params, trace=True)):
+        want = greedy(model, prompt, NEW, **settings)
+        assert [list(step.canvas) for step in steps_in(result)] == want, settings
         assert result.ids == want[-1] and result.finish_reason == "length"
+        if settings in ({"confidence_threshold": 0.08}, {"entropy_bound": 5.0, "alg": "maskgit_plus"}):
+            found.append(len(want))
+    assert len({*found}) > 1, found
 
 
 SETTINGS = [
     {"steps": 3, "logprobs": 2}, {"temperature": 1.0, "top_p": 0.9, "seed": 1, "num_return_sequences": 2},
     {"alg": "origin", "temperature": 0.8, "seed": 2, "logit_bias": {40: 3.0}}, {"alg": "topk_margin", "alg_temp": 0.3, "seed": 3, "num_return_sequences": 3},
     {"max_new_tokens": 3, "suppress_tokens": [63, 103, 14]},
+    {"alg": "low_confidence", "temperature": 0.7, "seed": 4, "block_length": 3, "steps": 4}, {"alg": "random", "num_return_sequences": 2, "seed": 5},
+    {"confidence_threshold": 0.05, "temperature": 0.3, "seed": 6, "logprobs": 1}, {"entropy_bound": 6.0, "top_k": 9, "seed": 7, "alg_temp": 0.2},
+    {"remask": 0.8, "alg": "origin", "temperature": 1.0, "seed": 8, "steps": 5}, {"remask": 0.5, "seed": 9, "num_return_sequences": 2, "steps": 6},
+    {"cfg_scale": 1.0, "temperature": 0.6, "seed": 10, "steps": 4, "num_return_sequences": 2, "logprobs": 1}, {"eos_penalty": 1.0, "logit_bias": {2: 4.0}},
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("attention, block", KINDS)
 def test_answers_are_the_same_in_any_company(denoiser, tiny_tokenizer, attention, block):
     model = denoiser(attention, 1, block)
-    asked = [(prompt, SamplingParams(**{"max_new_tokens": NEW, **settings})) for settings in SETTINGS for prompt in PROMPTS]
+    settings = [{name: value for name, value in each.items() if block is None or name != "block_length"} for each in SETTINGS]
+    asked = [(prompt, SamplingParams(**{"max_new_tokens": NEW, **each})) for each in settings for prompt in PROMPTS]
     together = generate(model, tiny_tokenizer, [prompt for prompt, _ in asked], [params for _, params in asked], max_rows=7)
     for place, (prompt, params) in enumerate(asked):
         own = [each for each in together if each.prompt_index == place]
@@ -153,7 +172,7 @@ def test_a_model_that_speaks_both_ways_speaks_from_left_to_right_as_if_it_had_le
     "settings, reason",
     [
         ({"steps": 0}, "steps must be a whole number from 1, got 0"),
-        ({"alg": "best"}, "alg must be one of origin, maskgit_plus, topk_margin, entropy, got 'best'"),
+        ({"alg": "best"}, "alg must be one of origin, maskgit_plus, topk_margin, entropy, low_confidence, random, got 'best'"),
         ({"alg_temp": -1.0}, "alg_temp must be"),
         ({"alg": "origin", "alg_temp": 1.0}, "alg_temp=1.0 draws among the surest positions"),
         ({"strategy": "sampling"}, "strategy='sampling' asks for a text from left to right, but this llama is a masked-diffusion model"),
@@ -163,6 +182,25 @@ def test_a_model_that_speaks_both_ways_speaks_from_left_to_right_as_if_it_had_le
         ({"guidance_scale": 2.0}, "strategy 'diffusion' has no use for guidance_scale=2.0"),
         ({"num_return_sequences": 2}, "num_return_sequences=2 answers of diffusion without chance would all be the same"),
         ({"prompt_logprobs": 1}, "prompt_logprobs=1 tells how likely each token is behind those before it"),
+        ({"alg": "random", "alg_temp": 1.0}, "alg_temp=1.0 draws among the surest positions, but alg='random'"),
+        ({"alg": "random", "eos_penalty": 1.0}, "eos_penalty=1.0 makes ends less sure, but alg='random' asks how sure none is"),
+        ({"block_length": 0}, "block_length must be a whole number from 1, got 0"),
+        ({"block_length": 2.0}, "block_length must be a whole number from 1, got 2.0"),
+        ({"confidence_threshold": 0.0}, "confidence_threshold must be a number above 0, got 0.0"),
+        ({"confidence_threshold": 0.9, "steps": 4}, "confidence_threshold=0.9 lets .* say how many tokens .*, but steps=4 says how many passes"),
+        ({"confidence_threshold": 0.9, "alg": "origin"}, "confidence_threshold=0.9 lets .*, but alg='origin' draws the step of each"),
+        ({"confidence_threshold": 0.9, "entropy_bound": 0.5}, "confidence_threshold=0.9 lets .*, and so does entropy_bound=0.5"),
+        ({"entropy_bound": -0.5}, "entropy_bound must be a number from 0, got -0.5"),
+        ({"entropy_bound": 0.5, "steps": 4}, "entropy_bound=0.5 lets .*, but steps=4"),
+        ({"entropy_bound": 0.5, "remask": 0.5}, "entropy_bound=0.5 lets .*, but remask=0.5 needs to know how far"),
+        ({"remask": 0}, r"remask must be in \(0, 1\], got 0"),
+        ({"remask": 1.1}, r"remask must be in \(0, 1\], got 1.1"),
+        ({"cfg_scale": -1}, "cfg_scale must be a number from 0, got -1"),
+        ({"cfg_scale": float("inf")}, "cfg_scale must be a number from 0, got inf"),
+        ({"cfg_scale": 1.0, "hide": ["a"]}, "cfg_scale=1.0 reads masks in place of the whole prompt"),
+        ({"eos_penalty": -1.0}, "eos_penalty must be a number from 0, got -1.0"),
+        ({"generation_tokens_hook_func": 3}, "generation_tokens_hook_func must be a function, got 3"),
+        ({"generation_logits_hook_func": "f"}, "generation_logits_hook_func must be a function, got 'f'"),
     ],
 )
 def test_what_diffusion_cannot_do_is_refused_by_name_before_any_pass(denoiser, tiny_tokenizer, settings, reason):
@@ -175,6 +213,8 @@ def test_only_a_diffusion_checkpoint_speaks_by_diffusion_and_what_else_reads_fro
         generate(tiny("llama"), tiny_tokenizer, PROMPTS, SamplingParams(max_new_tokens=NEW, steps=4))
     with pytest.raises(UserError, match="mistral attends in a sliding window"):
         generate(denoiser("prompt_causal", kind="mistral"), tiny_tokenizer, PROMPTS, SamplingParams(max_new_tokens=NEW))
+    with pytest.raises(UserError, match=r"block_length=4: this model is made for blocks of 3 \(attention='block_causal'\): drop it"):
+        generate(denoiser("block_causal", block_length=3), tiny_tokenizer, PROMPTS, SamplingParams(max_new_tokens=NEW, block_length=4))
     model = denoiser("prompt_causal")
     for what, call in {
         "score": lambda: score(model, tiny_tokenizer, ["a"], ["b"]),
@@ -183,6 +223,19 @@ def test_only_a_diffusion_checkpoint_speaks_by_diffusion_and_what_else_reads_fro
     }.items():
         with pytest.raises(UserError, match=f"{what} reads from left to right, but this llama is a masked-diffusion model"):
             call()
+
+
+@pytest.mark.parametrize("attention, block", KINDS)
+def test_a_long_prompt_and_its_masks_are_read_by_parts(denoiser, tiny_tokenizer, monkeypatch, attention, block):
+    model, prompt = denoiser(attention, 1, block), [*range(5, 75)]
+    scales = [SamplingParams(max_new_tokens=NEW, ignore_eos=True, steps=4, cfg_scale=scale) for scale in (1.5, 0.0)]
+    params = [*scales, replace(scales[0], generation_tokens_hook_func=lambda step, canvas, logits: canvas.index_fill(1, torch.tensor([NEW - 1]), 50))]
+    want = generate(model, tiny_tokenizer, [prompt] * 3, params)
+    assert [each.ids for each in want[:2]] == [greedy(model, prompt, NEW, steps=4, cfg_scale=scale)[-1] for scale in (1.5, 0.0)]
+    monkeypatch.setattr(core, "MAX_NEW_POSITIONS", 16)
+    cache = None if attention == "bidirectional" else PrefixCache(model)
+    for each, result in zip(want, generate(model, tiny_tokenizer, [prompt] * 3, params, prefix_cache=cache), strict=True):
+        assert result.ids == each.ids and result.logprobs == pytest.approx(each.logprobs, abs=1e-9)
 
 
 @pytest.mark.parametrize("bound, passes", [("MAX_LOGITS", 12), ("MAX_POSITIONS", 12), (None, 4)])

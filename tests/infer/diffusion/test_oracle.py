@@ -1,69 +1,26 @@
 """A denoiser that knows the joint distribution of four tokens: which orders draw from it exactly, and how far off the others are."""
 
 import itertools
-from types import SimpleNamespace
+import math
 
 import pytest
 import torch
-from transformers import LlamaConfig
 
 from seodang.infer import SamplingParams
-from seodang.infer.engine.core import Engine
-from seodang.infer.engine.generate import run
-from seodang.infer.requests.generation import Generation
-from seodang.infer.requests.request import Request
-from seodang.infer.requests.stop import AnswerText
-from seodang.infer.runners.architecture import Capabilities
-from seodang.infer.runners.paradigm import Diffusion, declare
-from seodang.infer.strategies.registry import choose
-from seodang.infer.text.detokenise import detokeniser
+
+from .conftest import Speaker
 
 TOKENS, LENGTH, MASK = 4, 4, 4  # the mask comes behind them
 SAMPLES = 600
 STATES = list(itertools.product(range(TOKENS), repeat=LENGTH))
 
 
-class Oracle:
+class Oracle(Speaker):
     """A runner whose logits at an open position are the exact distribution of its token given the certain ones; those of the mask are higher still."""
 
-    capabilities, limit, vocab_size = Capabilities(both_ways=True), None, TOKENS + 1
-
     def __init__(self, joint: torch.Tensor):
-        self.joint, self.passes, self.slots, self.known = joint, 0, {}, {}
-        self.config = LlamaConfig(vocab_size=self.vocab_size)
-        declare(self.config, Diffusion(MASK))
-        self.model = SimpleNamespace(config=self.config)
-
-    @property
-    def live(self) -> int:
-        return len(self.slots)
-
-    def allocate(self, source_ids=()) -> int:
-        slot = max(self.slots, default=0) + 1
-        self.slots[slot] = 0
-        return slot
-
-    def fork(self, slots) -> list[int]:
-        return [self.allocate() for _ in slots]
-
-    def length(self, slot) -> int:
-        return self.slots[slot]
-
-    def truncate(self, slot, length) -> None:
-        self.slots[slot] = length
-
-    def attend_both_ways(self, slot, on) -> None:
-        pass
-
-    def release(self, slots) -> None:
-        for slot in slots:
-            del self.slots[slot]
-
-    def forward(self, slots, ids, keep) -> torch.Tensor:
-        self.passes += 1
-        for slot, new in zip(slots, ids):
-            self.slots[slot] += len(new)
-        return torch.cat([self.conditionals(tuple(new[-LENGTH:]))[LENGTH - kept :] for new, kept in zip(ids, keep)])
+        super().__init__(TOKENS + 1, MASK, LENGTH)
+        self.joint, self.known = joint, {}
 
     def conditionals(self, state: tuple[int, ...]) -> torch.Tensor:
         """The logits of each position, [LENGTH, vocab]; what is said of certain ones is of no account."""
@@ -92,10 +49,9 @@ def drawn(joint, tiny_tokenizer):
     """`drawn(**settings)`: how often each sequence came, [all sequences], and how many passes there were."""
 
     def draw(**settings) -> tuple[torch.Tensor, int]:
-        runner, text = Oracle(joint), lambda: AnswerText(detokeniser(tiny_tokenizer))
+        runner = Oracle(joint)
         params = SamplingParams(max_new_tokens=LENGTH, temperature=1.0, num_return_sequences=SAMPLES, **settings)
-        generation = Generation(Request(0, [0, MASK, 1], params, 11, frozenset(), text, choose(params)))
-        list(run(Engine(runner, max_rows=SAMPLES), [generation]))
+        generation = runner.asked([0, MASK, 1], params, tiny_tokenizer)
         counts = torch.zeros(TOKENS**LENGTH, dtype=torch.float64)
         for result in generation.results.values():
             counts[STATES.index(tuple(result.ids))] += 1
@@ -115,25 +71,76 @@ def surprise(counts: torch.Tensor, probs: torch.Tensor) -> float:
     return float((((counts - expected) ** 2 / expected).sum() - freedom) / (2 * freedom) ** 0.5)
 
 
-def law_of_origin(joint: torch.Tensor, steps: int) -> torch.Tensor:
-    """The exact law of D3PM's order with so many steps, [all sequences]: the states of each step with their probabilities, one after another."""
-    oracle, times = Oracle(joint), torch.linspace(1, 1e-3, steps + 1, dtype=torch.float64).tolist()
-    states = {(MASK,) * LENGTH: 1.0}
+def spread(joint: torch.Tensor, steps: int, moves) -> torch.Tensor:
+    """The exact law of a process over the canvas, [all sequences]: its states of each step with their probabilities, one step after another.
+
+    `moves(step, state, probs)` yields what may come of a state, with its probability; probs are those of each position's tokens.
+    """
+    oracle, states = Oracle(joint), {(MASK,) * LENGTH: 1.0}
     for step in range(steps):
-        move = 1.0 if step == steps - 1 else 1 - times[step + 1] / times[step]
         after: dict[tuple[int, ...], float] = {}
         for state, p in states.items():
-            probs = oracle.conditionals(state)[:, :TOKENS].softmax(dim=-1).tolist()
-            choices = [[(id, 1.0)] if id != MASK else [(MASK, 1 - move), *((token, move * probs[at][token]) for token in range(TOKENS))] for at, id in enumerate(state)]
-            for way in itertools.product(*choices):
-                weight = p
-                for _, each in way:
-                    weight *= each
-                if weight:
-                    key = tuple(id for id, _ in way)
-                    after[key] = after.get(key, 0.0) + weight
+            for weight, to in moves(step, state, oracle.conditionals(state)[:, :TOKENS].softmax(dim=-1).tolist()) if MASK in state else [(1.0, state)]:
+                after[to] = after.get(to, 0.0) + p * weight
         states = after
     return torch.tensor([states.get(state, 0.0) for state in STATES], dtype=torch.float64)
+
+
+def either(choices: list[list[tuple[int, float]]]):
+    """All ways to choose one id at each position, with their probabilities."""
+    for way in itertools.product(*choices):
+        if weight := math.prod(p for _, p in way):
+            yield weight, tuple(id for id, _ in way)
+
+
+def law_of_origin(joint: torch.Tensor, steps: int, cap: float = 0.0) -> torch.Tensor:
+    """The exact law of D3PM's order with so many steps, [all sequences], with ReMDM-cap's remasking of what is not published."""
+    times = torch.linspace(1, 1e-3, steps + 1, dtype=torch.float64).tolist()
+
+    def moves(step, state, probs):
+        t, s = times[step], 0.0 if step == steps - 1 else times[step + 1]
+        again = min(cap, s / (1 - t)) if step else 0.0
+        move, published = (t - s + again * (1 - t)) / t, state.index(MASK)
+        open_at = [[(MASK, 1 - move), *((token, move * p) for token, p in enumerate(each))] for each in probs]
+        certain_at = [[(id, 1.0)] if at < published else [(id, 1 - again), (MASK, again)] for at, id in enumerate(state)]
+        return either([open_at[at] if id == MASK else certain_at[at] for at, id in enumerate(state)])
+
+    return spread(joint, steps, moves)
+
+
+def law_of_draws(joint: torch.Tensor, due) -> torch.Tensor:
+    """The exact law where each step draws a token at every open position, and `due(step, open, probs, ids)` says which of them stay, by position."""
+
+    def moves(step, state, probs):
+        open_at = [at for at, id in enumerate(state) if id == MASK]
+        for weight, ids in either([list(enumerate(each)) if id == MASK else [(id, 1.0)] for id, each in zip(state, probs)]):
+            stay = due(step, open_at, probs, ids)
+            yield weight, tuple(ids[at] if at in stay or at not in open_at else MASK for at in range(LENGTH))
+
+    return spread(joint, LENGTH, moves)
+
+
+def entropy(probs: list[float]) -> float:
+    return -sum(p * math.log(p) for p in probs if p)
+
+
+def law_of_remasking(joint: torch.Tensor, cap: float) -> torch.Tensor:
+    """The exact law of the entropy order, a token more certain with each step, with remasking: what goes is made up for at once."""
+
+    def moves(step, state, probs):
+        left, sigma = LENGTH - step - 1, min(cap, (LENGTH - step - 1) / step) if step else 0.0
+        published, open_at = state.index(MASK), sorted((at for at, id in enumerate(state) if id == MASK), key=lambda at: entropy(probs[at]))
+        may = [at for at, id in enumerate(state) if id != MASK and at > published]
+        for flips in itertools.product([True, False], repeat=len(may)):
+            drawn = [at for at, flip in zip(may, flips) if flip]
+            subsets = list(itertools.combinations(drawn, min(len(drawn), left)))
+            for gone in subsets:
+                chance = sigma ** len(drawn) * (1 - sigma) ** (len(may) - len(drawn)) / len(subsets)
+                come = open_at[: 1 + len(gone)]
+                for weight, ids in either([list(enumerate(probs[at])) if at in come else [(MASK if at in gone else id, 1.0)] for at, id in enumerate(state)]):
+                    yield chance * weight, ids
+
+    return spread(joint, LENGTH, moves)
 
 
 def test_the_oracle_gives_the_conditionals_of_its_joint(joint):
@@ -141,15 +148,68 @@ def test_the_oracle_gives_the_conditionals_of_its_joint(joint):
     torch.testing.assert_close(given, joint[2, :, :, 1].sum(dim=0) / joint[2, :, :, 1].sum())
 
 
-@pytest.mark.parametrize("order", ["entropy", "topk_margin"])
-def test_orders_that_go_by_what_is_certain_draw_from_the_joint_with_one_token_a_step(joint, drawn, order):
-    counts, passes = drawn(alg=order)
+EXACT = [
+    {"alg": "entropy"}, {"alg": "topk_margin"}, {"alg": "random"}, {"alg": "entropy", "block_length": 3}, {"confidence_threshold": 1.5},
+    pytest.param({"alg": "topk_margin", "block_length": 1}, marks=pytest.mark.full),
+    pytest.param({"alg": "random", "entropy_bound": 0.0, "block_length": 2}, marks=pytest.mark.full),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", EXACT, ids=str)
+def test_orders_that_do_not_go_by_the_drawn_tokens_draw_from_the_joint_with_one_token_a_pass(joint, drawn, settings):
+    counts, passes = drawn(**settings)
     assert passes == LENGTH and surprise(counts, joint.flatten()) < 4
 
 
-def test_an_order_that_goes_by_the_drawn_tokens_prefers_the_likely_ones(joint, drawn):
-    counts, _ = drawn(alg="maskgit_plus")
+@pytest.mark.parametrize("order", ["maskgit_plus", "low_confidence"])
+def test_orders_that_go_by_the_drawn_tokens_prefer_the_likely_ones(joint, drawn, order):
+    counts, passes = drawn(alg=order)
+    law = law_of_draws(joint, lambda step, open_at, probs, ids: [max(open_at, key=lambda at: probs[at][ids[at]])])
+    assert passes == LENGTH and surprise(counts, law) < 4
     assert surprise(counts, joint.flatten()) > 50
+
+
+def test_a_threshold_keeps_what_reaches_it_and_one_at_least(joint, drawn):
+    counts, passes = drawn(alg="low_confidence", confidence_threshold=0.5)
+
+    def due(step, open_at, probs, ids):
+        chances = {at: probs[at][ids[at]] for at in open_at}
+        return [at for at in open_at if chances[at] >= 0.5] or [max(chances, key=chances.get)]
+
+    assert surprise(counts, law_of_draws(joint, due)) < 4
+    assert passes <= LENGTH and surprise(counts, joint.flatten()) > 10
+
+
+@pytest.mark.parametrize("order", ["entropy", "topk_margin"])
+def test_a_bound_keeps_the_first_of_the_order_whose_entropies_it_bears(joint, drawn, order):
+    counts, _ = drawn(alg=order, entropy_bound=0.9)
+
+    def due(step, open_at, probs, ids):
+        sure = {at: -entropy(probs[at]) if order == "entropy" else sorted(probs[at])[-1] - sorted(probs[at])[-2] for at in open_at}
+        ranked = sorted(open_at, key=lambda at: -sure[at])
+        fits = [n for n in range(1, len(ranked) + 1) if sum(map(entropy, (probs[at] for at in ranked[:n]))) - max(entropy(probs[at]) for at in ranked[:n]) <= 0.9]
+        return ranked[: max(fits)]
+
+    law = law_of_draws(joint, due)
+    assert surprise(counts, law) < 4
+    far = float((law - joint.flatten()).abs().sum() / 2)
+    all_at_once = float((law_of_origin(joint, 1) - joint.flatten()).abs().sum() / 2)
+    assert 0.01 < far < all_at_once / 2
+
+
+@pytest.mark.parametrize("steps, cap", [(3, 1.0), (4, 0.3)])
+def test_remasking_with_d3pms_order_draws_from_its_own_law(joint, drawn, steps, cap):
+    counts, _ = drawn(alg="origin", steps=steps, remask=cap)
+    law, without = law_of_origin(joint, steps, cap), law_of_origin(joint, steps)
+    assert surprise(counts, law) < 4
+    assert float((law - without).abs().sum()) > 0.02  # which is another
+
+
+def test_remasking_makes_up_for_what_is_taken_back_in_the_same_pass(joint, drawn):
+    counts, passes = drawn(alg="entropy", remask=1.0)
+    law = law_of_remasking(joint, 1.0)
+    assert passes == LENGTH and surprise(counts, law) < 4
+    assert float((law - joint.flatten()).abs().sum()) > 0.02
 
 
 @pytest.mark.parametrize("steps", [1, 3])

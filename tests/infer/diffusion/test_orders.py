@@ -6,7 +6,7 @@ from itertools import permutations
 import pytest
 import torch
 
-from seodang.infer.diffusion.orders import confidence, gumbel, surest
+from seodang.infer.diffusion.orders import confidence, confidences, gumbel, surest
 
 PROBS = torch.tensor([[0.5, 0.3, 0.2, 0.0], [0.25, 0.25, 0.25, 0.25], [0.0, 1.0, 0.0, 0.0]], dtype=torch.float64)
 IDS = torch.tensor([1, 3, 1])
@@ -14,11 +14,19 @@ IDS = torch.tensor([1, 3, 1])
 
 def test_each_order_says_by_hand_how_sure_a_position_is():
     scores = PROBS.log() + torch.tensor([[5.0], [-3.0], [0.0]])  # as logits, of any scale
-    assert confidence("maskgit_plus", scores, IDS).tolist() == pytest.approx([0.3, 0.25, 1.0])
-    assert confidence("topk_margin", scores, IDS).tolist() == pytest.approx([0.2, 0.0, 1.0])
+    logits = torch.tensor([[0.1, 0.6, 0.2, 0.1], [0.7, 0.1, 0.1, 0.1], [0.25] * 4]).log() - 2
+    assert confidence("maskgit_plus", logits, scores, IDS).tolist() == pytest.approx([0.3, 0.25, 1.0])
+    assert confidence("low_confidence", logits, scores, IDS).tolist() == pytest.approx([0.6, 0.1, 0.25])  # of the model's own, whatever filters do
+    assert confidence("topk_margin", logits, scores, IDS).tolist() == pytest.approx([0.2, 0.0, 1.0])
     entropy = 0.5 * math.log(0.5) + 0.3 * math.log(0.3) + 0.2 * math.log(0.2)
-    assert confidence("entropy", scores, IDS).tolist() == pytest.approx([entropy, math.log(0.25), 0.0])
-    assert confidence("topk_margin", torch.zeros(1, 1), torch.tensor([0])).tolist() == [1.0]  # of one token alone
+    assert confidence("entropy", logits, scores, IDS).tolist() == pytest.approx([entropy, math.log(0.25), 0.0])
+    assert confidence("topk_margin", torch.zeros(1, 1), torch.zeros(1, 1), torch.tensor([0])).tolist() == [1.0]  # of one token alone
+
+
+def test_each_position_is_judged_by_its_own_order():
+    logits = PROBS.flip(0).log()
+    found = confidences(["maskgit_plus", None, "low_confidence"], logits, PROBS.log(), IDS)
+    assert found == pytest.approx([0.3, 0.0, 0.3])
 
 
 def test_the_surest_come_first_and_of_equals_the_first():

@@ -200,3 +200,7 @@ def test_of_a_diffusion_model_what_looks_back_from_a_token_is_left_out_and_the_r
     params = checkpoint_params(model, max_new_tokens=4, seed=1)
     assert {name: value for name, value in params.given.items() if name not in ("max_new_tokens", "seed")} == {"do_sample": True, "temperature": 0.7}
     assert len(generate(model, tiny_tokenizer, [[5, 6]], params)[0].ids) <= 4
+    model.generation_config = GenerationConfig(**{"steps": 256, "alg": "origin", "max_new_tokens": 4})
+    assert checkpoint_params(model).given == {"steps": 256, "alg": "origin", "max_new_tokens": 4}
+    for rule in ({"confidence_threshold": 0.9}, {"entropy_bound": 0.1}):  # which says how many passes there are
+        assert checkpoint_params(model, **rule).given == {**rule, "max_new_tokens": 4}

@@ -23,6 +23,7 @@ def served(request, fresh_tiny, tiny_tokenizer):
     [want] = generate(model, tiny_tokenizer, [ASK["messages"]], params)
     with LiveEngine(model, tiny_tokenizer, max_rows=8) as engine, TestClient(build_app(Served(engine, "tiny"))) as client:
         assert (engine.prefix_cache is None) == (request.param == "bidirectional")
+        client.model, client.tokenizer = model, tiny_tokenizer
         yield client, want
 
 
@@ -42,6 +43,10 @@ def test_answers_whole_and_streamed_are_those_of_a_call_and_a_trace_has_the_step
     assert len({choice["message"]["content"] for choice in drawn["choices"]}) == 3
     text = client.post("/v1/completions", json={"model": "tiny", "prompt": "abc", "max_tokens": 8, "temperature": 0}).json()
     assert text["choices"][0]["finish_reason"] in ("length", "stop")
+    by_rule = {**ASK, "block_length": 3, "confidence_threshold": 0.1, "cfg_scale": 1.5, "eos_penalty": 1.0, "alg": "low_confidence"}
+    del by_rule["steps"]
+    [asked] = generate(client.model, client.tokenizer, [ASK["messages"]], SamplingParams(max_new_tokens=8, **{name: by_rule[name] for name in [*by_rule][-6:]}))
+    assert client.post("/v1/chat/completions", json=by_rule).json()["choices"][0]["message"]["content"] == asked.text != want.text
     more = client.post("/v1/responses", json={"model": "tiny", "input": "Where?", "max_output_tokens": 16, "temperature": 0})
     assert more.status_code == 200 and more.json()["output"]
 
@@ -53,6 +58,9 @@ def test_what_it_cannot_do_is_the_clients_mistake(served):
         ("/v1/chat/completions", "response_format"): {**ASK, "response_format": {"type": "json_object"}},
         ("/v1/chat/completions", "num_beams"): {**ASK, "num_beams": 3},
         ("/v1/chat/completions", "steps"): {**ASK, "steps": 0},
+        ("/v1/chat/completions", "confidence_threshold=0.9"): {**ASK, "confidence_threshold": 0.9},
+        ("/v1/chat/completions", "remask must be in (0, 1], got 2"): {**ASK, "remask": 2},
+        ("/v1/chat/completions", "generation_tokens_hook_func"): {**ASK, "generation_tokens_hook_func": "print"},
         ("/v1/completions", "prompt_logprobs"): {"model": "tiny", "prompt": "abc", "max_tokens": 8, "prompt_logprobs": 1},
         ("/v1/completions", "prompt_logprobs=1"): {"model": "tiny", "prompt": "abc", "max_tokens": 8, "echo": True, "logprobs": 1},
         ("/v1/embeddings", "embedding"): {"model": "tiny", "input": "abc"},
@@ -68,6 +76,8 @@ def test_its_fields_are_those_that_it_has_a_use_for(served, engine):
         asked.get("/openapi.json").json()["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
         for asked in (client, TestClient(build_app(Served(engine, "tiny"))))
     )
+    assert {"steps", "alg", "alg_temp", "block_length", "remask"} <= own.keys() and "generation_tokens_hook_func" not in own
+    assert own["remask"]["anyOf"][0]["exclusiveMinimum"] == 0 and own["remask"]["anyOf"][0]["maximum"] == 1 and "random" in own["alg"]["anyOf"][0]["enum"]
     assert {"steps", "alg", "alg_temp"} <= own.keys() and not {"num_beams", "penalty_alpha", "guidance_scale"} & own.keys()
     assert {"num_beams", "penalty_alpha", "guidance_scale"} <= others.keys() and not {"steps", "alg", "alg_temp"} & others.keys()
     assert list(own["strategy"]["x-strategies"]) == ["diffusion"] and "diffusion" not in others["strategy"]["x-strategies"]
