@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..requests.likelihoods import Place, TokenLogprobs
+from ..requests.rng import uniform
 from ..requests.sequence import TokenSequence
 from ..runners.paradigm import is_bidirectional
 
@@ -108,6 +110,20 @@ class CanvasSequence(TokenSequence):
         while not self.finished and not canvas.open[self.position]:
             at = self.position
             self.commit(canvas.ids[at], canvas.logprobs[at], canvas.known[at])
+
+
+class CanvasPosition:
+    """A sequence as filters see it at one position of its canvas: all is the sequence's but where the next token stands, and the noise there."""
+
+    def __init__(self, sequence: CanvasSequence, position: int):
+        self.sequence, self.position = sequence, position
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sequence, name)
+
+    def noise(self, draw: int = 0) -> float:
+        """A number in [0, 1) that belongs to the position."""
+        return uniform(self.seed, self.position, draw)
 
 
 def aligned(logits: Tensor, count: int, shift: int, before: Tensor | None = None) -> Tensor:

@@ -19,7 +19,7 @@ from ..requests.sequence import release
 from ..requests.strategy import Arrivals, Forward, Strategy
 from ..requests.trace import ChoiceTrace, DiffusionStep, TraceRecorder
 from ..runners.paradigm import diffusion_of
-from .canvas import Canvas, CanvasSequence, aligned
+from .canvas import Canvas, CanvasPosition, CanvasSequence, aligned
 from .commit import bounded, confident
 from .hooks import Hooks
 from .orders import OF_THE_MODEL, RANDOM, confidences, surest
@@ -80,7 +80,8 @@ def guessed(asking: Sequence[tuple[Denoising, Tensor]]) -> list[tuple[Denoising,
     if not asking:
         return []
     owners = [each for each, part in asking for _ in range(len(part))]
-    sequences, positions = [each.sequence for each in owners], [position for each, _ in asking for position in each.positions]
+    positions = [position for each, _ in asking for position in each.positions]
+    sequences = list(map(CanvasPosition, (each.sequence for each in owners), positions))
     logits = torch.cat([each.hooked(part) for each, part in asking])
     logits = logits.index_fill(1, torch.tensor([owners[0].mask], device=logits.device), -torch.inf)
     recorder = TraceRecorder.of(sequences, logits)

@@ -14,6 +14,7 @@ from transformers import GenerationConfig, PreTrainedConfig
 from ...data.errors import UserError
 from ..checkpoint.load import adapter_base, is_adapter, resolve
 from ..filters.registry import FILTERS
+from ..filters.spec import nothing
 from ..requests import options as declared
 from ..requests.options import vocabulary
 from ..runners.architecture import transformers_model
@@ -36,7 +37,7 @@ CONFIG_NEUTRAL = {
     "assistant_lookbehind": (10,), "target_lookbehind": (10,), "assistant_ensemble_weight": (),
     "speculation_type": (), "trust_remote_code": (False,),
 }  # fmt: skip
-LOOKING_BACK = {name for spec in FILTERS.values() if not spec.memoryless for name in declared.options_of(spec.options)}  # settings that diffusion has no place for
+LOOKING_BACK = {name for spec in FILTERS.values() if spec.looks_back is not nothing for name in declared.options_of(spec.options)}  # settings that diffusion has no place for
 CONFIG = vocabulary(SamplingParams, declared.CONFIG)
 WITHOUT = "params=SamplingParams(...), or --checkpoint_settings false, does without them"
 OLD_DEFAULT = 20  # the max_length that old versions wrote into config.json unasked

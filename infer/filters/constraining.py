@@ -54,6 +54,7 @@ class Constraints:
 
 
 CONSTRAINTS = tuple(options_of(Constraints))
+IN_ANY_ORDER = ("forced_text", "choice", "trie")  # which say of each position by itself what may stand there, given the others
 
 
 @settings
@@ -73,6 +74,8 @@ def begins_twice(params: RequestParams) -> str | None:
 
 
 CONSTRAINING = FilterSpec(
-    "constraints", "constraint", constrained, Constraints, row_by_row(constrained), asks=given(*CONSTRAINTS),
+    "constraints", "constraint", constrained, Constraints, row_by_row(constrained),
+    asks=lambda params: params.json_schema is not None or given(*CONSTRAINTS)(params),  # a schema of {}, too
     asked_by=tuple((name,) for name in CONSTRAINTS), check=begins_twice,
+    looks_back=lambda params: [name for name in CONSTRAINTS if name not in IN_ANY_ORDER and name in params.given],
 )  # fmt: skip

@@ -82,12 +82,11 @@ def check(
 
 
 def refuse_looking_back(params: RequestParams, spec: StrategySpec) -> None:
-    """Raise UserError for a filter that hangs on what was said before, or on where it is said."""
+    """Raise UserError for a filter that hangs on what was said before."""
     for filter in FILTERS.values():
-        if filter.asks(params) and not filter.memoryless:
-            setting = next(name for name in filter.fields if name in params.given)
+        if filter.asks(params) and (names := filter.looks_back(params)):
             raise UserError(
-                f"{setting} hangs on the tokens before one, or on where it stands, but strategy {spec.name!r} fills in all at once: drop it"
+                f"{next(iter(names))} hangs on the tokens before one, but strategy {spec.name!r} fills in positions in any order: drop it"
             )
 
 

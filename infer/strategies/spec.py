@@ -48,7 +48,7 @@ class StrategySpec:
     have. `check` judges the values, `suits` whether the runner's model can take them; `width` counts its sequences; `select` makes what selects among the answers, of the settings,
     the prompt's text and how many first tokens of each answer are a given prefix. `samples`: whether
     it may draw, else do_sample and the filters of sampling are refused. `sees_logprobs`: its filters act on log-probabilities, not logits. `reads_prompt`: it reads the whole prompt
-    itself, by parts where it is long. `left_to_right`: each token hangs on those before it alone; else filters that look back or at places are refused. `streams` says when tokens are told, `about` is
+    itself, by parts where it is long. `left_to_right`: each token hangs on those before it alone; else filters that look back are refused. `streams` says when tokens are told, `about` is
     what is documented as its effect, or a text, `paper` where it comes from.
     """
 
