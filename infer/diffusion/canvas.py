@@ -105,6 +105,15 @@ class CanvasSequence(TokenSequence):
         if self.guidance is not None and self.whole:
             self.guidance.ids = list(self.request.guidance.prompt_ids)
 
+    def take_prefix(self) -> None:
+        """Leave it to the canvas, which has it among what is given."""
+
+    def commit(self, id: int, logprob: float, known: TokenLogprobs | None = None) -> None:
+        """As of any sequence; where the answer ends with what is given, it is whole and not cut off."""
+        super().commit(id, logprob, known)
+        if self.finish_reason == "length" and self.position - 1 in self.request.pinned:
+            self.finish_reason = "stop"
+
     def fill(self, canvas: Canvas) -> None:
         """Commit what has become certain of the canvas behind what was committed before it, up to an end or the first open position."""
         while not self.finished and not canvas.open[self.position]:

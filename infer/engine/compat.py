@@ -26,7 +26,7 @@ OPENAI_PASSED_OVER = (
 )  # fmt: skip
 OPENAI = vocabulary(SamplingParams, declared.OPENAI)
 # what a value must be to ask for nothing
-OPENAI_NEUTRAL = {"tool_choice": ("auto", "none"), "modalities": (["text"],), "echo": (False,), "suffix": ("",)}
+OPENAI_NEUTRAL = {"tool_choice": ("auto", "none"), "modalities": (["text"],), "echo": (False,)}
 
 VLLM_PASSED_OVER = ("detokenize", "output_kind", "truncate_prompt_tokens_side")
 VLLM = OPENAI | vocabulary(SamplingParams, declared.VLLM)

@@ -28,11 +28,16 @@ def by_places(given: Any) -> Any:
     return {int(place): text for place, text in given.items()} if isinstance(given, Mapping) else given
 
 
+def ids_in(forced: Mapping[int, str | int]) -> list[int]:
+    """What of forced texts is given in ids."""
+    return [each for each in forced.values() if not isinstance(each, str)]
+
+
 @settings
 class Constraints:
-    forced_text: Mapping[int, str] | None = option(
-        None, "Texts by the positions in the answer where they stand (0=Yes).", mapping, example={3: " so"},
-        command=Command(list[str], read=partial(texts_by_place, "forced_text")), from_json=by_places,
+    forced_text: Mapping[int, str | int] | None = option(
+        None, "Texts, in JSON also ids, by the positions in the answer where they stand (0=Yes).", mapping, example={3: " so"},
+        command=Command(list[str], read=partial(texts_by_place, "forced_text")), from_json=by_places, ids=ids_in,
     )  # fmt: skip
     trie: Sequence[str | Sequence[int]] = option(
         (), "Texts of which the answer is one, or a file of them, one a line; in Python also sequences of ids.", listed, example=("yes", "no"),

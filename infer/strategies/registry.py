@@ -5,6 +5,7 @@ from __future__ import annotations
 from transformers import PreTrainedConfig
 
 from ...data.errors import UserError
+from ..diffusion.infilling import Infilling
 from ..filters.registry import FILTERS
 from ..requests.options import options_of, settings
 from ..requests.params import RequestParams
@@ -36,6 +37,7 @@ STRATEGIES: dict[str, StrategySpec] = {
 @settings
 class StrategyOptions(
     Beams, BeamGroups, ForcedWordsOptions, Contrastive, DolaOptions, Guidance, Amateur, Assistants, Several, BestOf, Vote, Risk, DiffusionOptions,
+    Infilling,
 ):  # fmt: skip
     """The settings of all strategies, in the order in which they are read about (written out, so that editors know them)."""
 
@@ -81,13 +83,14 @@ def check(
     return spec
 
 
-def refuse_looking_back(params: RequestParams, spec: StrategySpec) -> None:
-    """Raise UserError for a filter that hangs on what was said before."""
+def refuse_looking_back(params: RequestParams, spec: StrategySpec, written: RequestParams | None = None) -> None:
+    """Raise UserError for a filter that hangs on what was said before; `written` are the settings before their texts were put into ids."""
     for filter in FILTERS.values():
         if filter.asks(params) and (names := filter.looks_back(params)):
-            raise UserError(
-                f"{next(iter(names))} hangs on the tokens before one, but strategy {spec.name!r} fills in positions in any order: drop it"
-            )
+            name = next(iter(names))
+            if written is not None and name not in written.given:
+                name = "logit_bias"  # of a text of several tokens
+            raise UserError(f"{name} hangs on the tokens before one, but strategy {spec.name!r} fills in positions in any order: drop it")
 
 
 def speaks(spec: StrategySpec, diffusion: Diffusion | None) -> bool:
