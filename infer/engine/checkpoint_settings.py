@@ -163,7 +163,7 @@ def of_its_strategy(known: dict[str, Any], changes: Mapping[str, Any], diffusion
         spec = choose(SamplingParams(**{**known, **changes}))
     elif not spec.samples:
         known = {name: value for name, value in without_sampling(known).items() if name not in (*WARPING, "do_sample")}
-    if not spec.left_to_right:
+    if not spec.in_order(SamplingParams(**changes)):
         known = {name: value for name, value in known.items() if name not in LOOKING_BACK}
     return {name: value for name, value in known.items() if name not in OWNED or name in spec.honours}
 

@@ -98,8 +98,7 @@ def new_request(
     layout = None if params.template is None else laid_out(tokenizer, params.template)
     sized = params if layout is None else as_long(layout, params, len(ids), runner.limit, name)
     params, written = with_ids(within_length(sized, len(ids), runner.limit, name), tokenizer), params
-    if not strategy.left_to_right:
-        refuse_looking_back(params, strategy, written)
+    refuse_looking_back(params, strategy, written)
     known = tokenizer_ids(tokenizer, runner)
     check_filters(params, runner.config.vocab_size, known)
     breakers = breaker_ids(tokenizer, params.dry_sequence_breakers) if params.dry_multiplier else frozenset()

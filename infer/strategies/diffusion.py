@@ -148,6 +148,6 @@ DIFFUSION = StrategySpec(
     "diffusion", diffusion, about=diffusion, options=(DiffusionOptions, Infilling), least={"steps": 4},
     meant=lambda params: any(getattr(params, name) is not None for name in (*options_of(DiffusionOptions), *options_of(Infilling))),
     needs=("truncate", "fork", "both_ways"), check=check_diffusion, suits=suits_diffusion, guided=False, encoder_decoder=False,
-    reads_prompt=True, left_to_right=False, streams="as far as all before is certain",
+    reads_prompt=True, left_to_right=False, orderly={"block_length": 1}, streams="as far as all before is certain",
     paper="Austin et al. 2021, Structured denoising diffusion models in discrete state-spaces; Ye et al. 2025, Dream 7B",
 )  # fmt: skip

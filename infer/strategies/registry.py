@@ -77,20 +77,22 @@ def check(
         if not getattr(capabilities, need):
             raise UserError(f"strategy {spec.name!r} needs {need.replace('_', ' ')}, which this architecture's runner does not offer")
     check_guidance(params)
-    if not spec.left_to_right:
-        refuse_looking_back(params, spec)
+    refuse_looking_back(params, spec)
     spec.check(params)
     return spec
 
 
 def refuse_looking_back(params: RequestParams, spec: StrategySpec, written: RequestParams | None = None) -> None:
     """Raise UserError for a filter that hangs on what was said before; `written` are the settings before their texts were put into ids."""
+    if spec.in_order(params):
+        return
     for filter in FILTERS.values():
         if filter.asks(params) and (names := filter.looks_back(params)):
             name = next(iter(names))
             if written is not None and name not in written.given:
                 name = "logit_bias"  # of a text of several tokens
-            raise UserError(f"{name} hangs on the tokens before one, but strategy {spec.name!r} fills in positions in any order: drop it")
+            remedy = "".join(f", or give {each}={value}, by which it goes from left to right" for each, value in spec.orderly.items())
+            raise UserError(f"{name} hangs on the tokens before one, but strategy {spec.name!r} fills in positions in any order: drop it{remedy}")
 
 
 def speaks(spec: StrategySpec, diffusion: Diffusion | None) -> bool:
