@@ -15,7 +15,7 @@ from ..requests.request import least_tokens
 from ..requests.stop import AnswerText, StopPattern, stop_pattern
 from ..text.detokenise import detokeniser, whole_text
 from ..text.vocabulary import Vocabulary
-from .candidates import Candidates, candidates_of, filling_of
+from .candidates import Candidates, candidates_of
 from .forcing import ForcedText, ThinkingBudget, TokenHealing, taken_back
 from .grammar import GRAMMARS, Grammar, asked, longest_text, new_grammar
 from .pinned import Layout, forced_tokens, gaps_between, pinned_tokens

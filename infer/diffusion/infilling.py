@@ -65,7 +65,7 @@ class Infilling:
         both(entries(f"texts and the numbers of tokens between them, {HOW}", is_piece), whole_pieces), example=("It is ", 3, "."), convert=as_pieces, command=Command(str | None, read=list_or_text),
     )  # fmt: skip
     suffix: str | None = option(
-        None, "The answer ends with this.", text("a text"), example=" so.", same_in=(OPENAI,), convert=lambda name, value: None if value == "" else value
+        None, "The answer ends with this; what /v1/completions answers leaves it out.", text("a text"), example=" so.", same_in=(OPENAI,), convert=lambda name, value: None if value == "" else value
     )
 
 

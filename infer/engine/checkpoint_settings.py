@@ -169,9 +169,9 @@ def of_its_strategy(known: dict[str, Any], changes: Mapping[str, Any], diffusion
 
 
 def of_its_length(known: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out the lengths that others overrule: a number of new tokens those of the whole text, the caller's all that contradict it."""
+    """Leave out the lengths that others overrule: a number of new tokens those of the whole text, the caller's, or a template's, all that contradict it."""
     most = changes.get("max_new_tokens")
-    ruled_out = set()
+    ruled_out = set() if changes.get("template") is None else {"max_length", "max_new_tokens"}
     if most is not None or changes.get("max_length") is None and "max_new_tokens" in known:
         ruled_out.add("max_length")
     if changes.get("max_length") is not None and most is None:

@@ -100,6 +100,11 @@ def speaks(spec: StrategySpec, diffusion: Diffusion | None) -> bool:
     return spec.left_to_right if diffusion is None else diffusion.autoregressive or not spec.left_to_right
 
 
+def spoken(diffusion: Diffusion | None) -> frozenset[str]:
+    """The settings of strategies that a model, by diffusion or another, has a use for."""
+    return frozenset(name for spec in STRATEGIES.values() if speaks(spec, diffusion) for name in spec.honours)
+
+
 def check_paradigm(spec: StrategySpec, params: RequestParams, config: PreTrainedConfig) -> None:
     """Raise UserError where a model is to speak in a way that it has not learnt: by diffusion, or from left to right."""
     diffusion = diffusion_of(config)
