@@ -38,6 +38,7 @@ VLLM_NEUTRAL = {
 # settings that are functions or models, which no text can say
 NOT_DATA = (
     "stop_when", "prefix_allowed_tokens_fn", "filters", "amateur_model", "assistant_model", "assistant_tokenizer", "reward", "answer_of", "utility",
+    "generation_tokens_hook_func", "generation_logits_hook_func",
 )  # fmt: skip
 OURS = {name: name for name in OPTIONS if name not in NOT_DATA}
 REQUEST = OURS | VLLM  # by any of the names that a body over HTTP may use

@@ -9,7 +9,8 @@ from seodang.infer.constraints.candidates import Candidates
 from seodang.infer.filters.penalties import exponential_decay
 from seodang.infer.requests.trace import DiffusionStep
 
-from .conftest import MASK, one_by_one, said
+from .conftest import MASK
+from .plain_loop import one_by_one, said
 
 END, OTHER = 2, 3  # two tokens that end an answer
 PROMPT = [20, 21, 22]

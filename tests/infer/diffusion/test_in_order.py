@@ -8,7 +8,8 @@ import torch
 
 from seodang.infer import SamplingParams, generate
 
-from .conftest import MASK, one_by_one, said
+from .conftest import MASK
+from .plain_loop import one_by_one, said
 
 PROMPT = [20, 21, 22]
 EVERY = list(range(3, MASK))

@@ -7,7 +7,8 @@ from seodang.infer import Committed, SamplingParams, generate, stream
 from seodang.infer.constraints.pinned import laid_out
 from seodang.infer.runners.open import open_runner
 
-from .conftest import MASK, one_by_one, said
+from .conftest import MASK
+from .plain_loop import one_by_one, said
 
 END = 2
 PROMPTS = [[5, 6, 7, 8, 5, 6], [20, 21, 22], [9, 9, MASK, 9, 10, 11, 12, 30, 31, 32, 33]]
