@@ -117,7 +117,7 @@ class Denoising:
         sequence.attend_both_ways(True)
         self._tasks = self.plan.tasks()
         with sequence.generation.contained():
-            self._publish([], self._pinned(None) | self._decided())
+            self._publish([], {**sequence.request.pinned, **self._pinned(None), **self._decided()})
         self.go_on()
 
     @property

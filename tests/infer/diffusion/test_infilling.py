@@ -3,7 +3,7 @@
 import pytest
 
 from seodang.data.errors import UserError
-from seodang.infer import Committed, SamplingParams, generate, stream
+from seodang.infer import Committed, Provisional, SamplingParams, generate, stream
 from seodang.infer.constraints.pinned import laid_out
 from seodang.infer.runners.open import open_runner
 
@@ -81,9 +81,21 @@ def test_given_tokens_are_certain_and_are_streamed_as_soon_as_all_before_them_is
     assert [event.position for event in told] == [0, 1, 2, 3, 4] and [event.text for event in told[:2]] == ["a", "b"]
     assert [event.logprob == 0 for event in told] == [True, True, False, False, True]
     assert [len(event.top_logprobs.top) for event in told] == [0, 0, 1, 1, 0] and told[4].top_logprobs.text == "c"
-    assert events.index(told[1]) == 1  # before any pass
+    assert events[:2] == told[:2] and events[2] == Provisional(0, 4, told[4].id, 1.0)  # before any pass
     [result] = generate(model, tiny_tokenizer, [PROMPTS[1]], params)
     assert result.ids == [event.id for event in told] and result.text == "".join(event.text for event in told)
+
+
+def test_a_hook_cannot_change_what_is_given(denoiser, tiny_tokenizer):
+    def hook(step, canvas, logits):
+        canvas = canvas.clone()
+        canvas[0, 3] = 50
+        return canvas
+
+    params = [SamplingParams(template=["ab", 2, "c"], generation_tokens_hook_func=hook), SamplingParams(template=["ab", 1, "c", 1], generation_tokens_hook_func=hook)]
+    kept, changed = generate(denoiser("bidirectional"), tiny_tokenizer, [PROMPTS[1]] * 2, params)
+    assert kept.ids[3] == 50 and kept.text[:2] + kept.text[-1] == "abc"
+    assert changed.finish_reason == "error" and "hook changes position 3 of the answer, which is given" in changed.error
 
 
 def test_the_space_before_a_gap_is_brought_by_its_first_token(tokenizer):

@@ -83,6 +83,16 @@ def test_a_suffix_stays_where_a_message_ends_with_it_and_an_empty_one_asks_for_n
     assert client.post("/v1/completions", json={**TEXT, "max_tokens": 5, "suffix": ""}).json()["choices"] == plain
 
 
+def test_a_message_that_is_continued_begins_its_answer(client, model, tiny_tokenizer):
+    [want] = generate(model, tiny_tokenizer, [SAY], SamplingParams(prefix="ab", suffix="yz", max_new_tokens=9))
+    assert want.text.startswith("ab") and want.text.endswith("yz")
+    begun = {"messages": [*SAY, {"role": "assistant", "content": "ab"}], "continue_final_message": True, "add_generation_prompt": False}
+    body = {"model": "tiny", **begun, "temperature": 0, "max_tokens": 7, "suffix": "yz", "logprobs": True}
+    answer = client.post("/v1/chat/completions", json=body).json()
+    assert answer["choices"][0]["message"]["content"] == want.text[2:] and answer["usage"]["completion_tokens"] == 7
+    assert len(answer["choices"][0]["logprobs"]["content"]) == 7
+
+
 def test_choices_and_formats_are_held_to_or_refused_with_the_remedy(client):
     body = {"model": "tiny", "messages": SAY, "temperature": 1, "max_tokens": 30}
     chosen = client.post("/v1/chat/completions", json={**body, "structured_outputs": {"choice": ["ab", "abc", "d"]}}).json()["choices"][0]
