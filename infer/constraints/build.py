@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 from transformers import PreTrainedTokenizerBase
@@ -15,8 +15,10 @@ from ..requests.request import least_tokens
 from ..requests.stop import AnswerText, StopPattern, stop_pattern
 from ..text.detokenise import detokeniser, whole_text
 from ..text.vocabulary import Vocabulary
+from .candidates import Candidates, candidates_of
 from .forcing import ForcedText, ThinkingBudget, TokenHealing, taken_back
 from .grammar import GRAMMARS, Grammar, asked, longest_text, new_grammar
+from .pinned import Layout, forced_tokens, gaps_between, pinned_tokens
 from .trie import Trie, paths, trie_of
 
 LANGUAGES = (*GRAMMARS, "trie")  # each says what the whole answer may be
@@ -26,14 +28,15 @@ LANGUAGES = (*GRAMMARS, "trie")  # each says what the whole answer may be
 class Constraints:
     """What steers the text of a request's answers.
 
-    `prompt_ids` are the prompt's, of which healing may have taken the last ones back; the answer begins with `prefix_ids`. `new_text` makes the
-    text and `new_constraints` the constraints of a sequence, those that force first.
+    `prompt_ids` are the prompt's, of which healing may have taken the last ones back; the answer begins with `prefix_ids`. Of a canvas, `pinned` has
+    all that is given, ids by their positions. `new_text` makes the text and `new_constraints` the constraints of a sequence, those that force first.
     """
 
     prompt_ids: list[int]
     prefix_ids: list[int]
     new_text: Callable[[], AnswerText]
     new_constraints: Callable[[], list]
+    pinned: Mapping[int, int] = field(default_factory=dict)
 
 
 def build_constraints(
@@ -43,8 +46,12 @@ def build_constraints(
     end_ids: frozenset[int],
     dialogue: bool = False,
     has_source: bool = False,
+    mask: int | None = None,
+    layout: Layout | None = None,
 ) -> Constraints:
     """Return a request's prefix, constraints and stops; `dialogue` says that the prompt came through the chat template, `has_source` that an encoder reads it.
+
+    `mask` is the id of what is open on a canvas, None for an answer from left to right; `layout` is that of its template.
 
     The answer begins with `prefix`: it is part of the text, counts towards max_new_tokens and the positions of `forced_text` and
     `thinking_budget`, and is under the grammar or trie too. `token_healing` takes the last tokens of the prefix back, without a prefix
@@ -66,8 +73,21 @@ def build_constraints(
         kept, removed = healed[: len(healed) - count], healed[len(healed) - count :]
         prefix, prompt_ids = (kept, prompt_ids) if prefix else ([], kept)
     skip = 0 if params.prefix else len(whole_text(tokenizer, removed))
-    new_constraints = constraints_of(params, tokenizer, end_ids, len(prompt_ids), len(prefix), removed)
-    constraints = Constraints(prompt_ids, prefix, partial(new_text, tokenizer, params, pattern, skip), new_constraints)
+    ends, first = end_ids | frozenset(params.stop_token_ids), []
+    if mask is None:
+        pinned, language = {}, language_of(params, tokenizer, ends)
+        if forced := forced_tokens(tokenizer, params.forced_text or {}, params.max_new_tokens):
+            first = [ForcedText(forced)]
+        given = dict.fromkeys(forced, "forced_text")
+    else:
+        pinned, language = pinned_tokens(params, tokenizer, prefix, layout, ends, mask), canvas_language(params, tokenizer, prefix, len(prompt_ids), end_ids, ends)
+        first = gaps_between(pinned, layout, ends, tokenizer)
+        given = {position: pin.setting for position, pin in pinned.items() if position >= len(prefix)}
+    if language is not None and params.thinking_budget is None:
+        check_least(params, len(prompt_ids), language)
+    new_constraints = constraints_of(params, tokenizer, ends, first, language, given, len(prefix), removed)
+    ids = {position: pin.id for position, pin in pinned.items()}
+    constraints = Constraints(prompt_ids, prefix, partial(new_text, tokenizer, params, pattern, skip), new_constraints, ids)
     check_prefix(constraints, params, end_ids)
     return constraints
 
@@ -78,31 +98,33 @@ def new_text(tokenizer: PreTrainedTokenizerBase, params: RequestParams, pattern:
 
 
 def constraints_of(
-    params: RequestParams, tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int], prompt_length: int, prefix_length: int, removed: list[int]
+    params: RequestParams,
+    tokenizer: PreTrainedTokenizerBase,
+    ends: frozenset[int],
+    first: Sequence,
+    language: Grammar | Trie | Candidates | None,
+    given: Mapping[int, str],
+    prefix_length: int,
+    removed: list[int],
 ) -> Callable[[], list]:
-    """Return what makes the constraints of a sequence, in the order in which they apply: those that force come first.
+    """Return what makes the constraints of a sequence, in the order in which they apply: those in `first`, which force, then the `language`'s.
 
-    `removed` are the ids that healing took back. Raises UserError for constraints that meet or that nothing can fulfil.
+    `removed` are the ids that healing took back, `given` says by position which setting gives a token there. Raises UserError for constraints that meet.
     """
-    ends = end_ids | frozenset(params.stop_token_ids)
     vocabulary = Vocabulary.of(tokenizer) if removed or params.thinking_budget is not None else None
     spelled = b"".join(vocabulary.tokens[id] for id in removed) if removed else b""
-    forced = forced_tokens(tokenizer, params.forced_text or {}, params.max_new_tokens)
-    language = language_of(params, tokenizer, ends)
-    if language is not None and params.thinking_budget is None:
-        check_least(params, prompt_length, language)
-    made: list = [ForcedText(forced)] if forced else []
+    made = list(first)
     if spelled:
         made.append(TokenHealing(spelled, vocabulary))
     taken = prefix_length + len(spelled)
-    if forced and min(forced) < taken:
-        raise UserError(f"forced_text at token {min(forced)} meets the answer's given beginning of up to {taken} tokens: force it later")
+    if given and min(given) < taken:
+        raise UserError(f"{given[min(given)]} at token {min(given)} meets the answer's given beginning of up to {taken} tokens: force it later")
     if params.thinking_budget is not None:
         end = thinking_end(tokenizer, params)
         if spelled and params.thinking_budget < taken:
             raise UserError(f"thinking_budget={params.thinking_budget} is less than the {taken} tokens that token_healing may take: raise it")
-        if meeting := [at for at in forced if params.thinking_budget <= at < params.thinking_budget + len(end)]:
-            raise UserError(f"forced_text at token {meeting[0]} meets the end of the thinking at {params.thinking_budget}: move one of them")
+        if meeting := [at for at in given if params.thinking_budget <= at < params.thinking_budget + len(end)]:
+            raise UserError(f"{given[meeting[0]]} at token {meeting[0]} meets the end of the thinking at {params.thinking_budget}: move one of them")
         after = [] if language is None else [language]
         made.append(ThinkingBudget(params.thinking_budget, end, vocabulary, params.thinking_end, after, sorted(ends)))
     elif language is not None:
@@ -121,32 +143,25 @@ def language_of(params: RequestParams, tokenizer: PreTrainedTokenizerBase, ends:
     return Trie(trie_of(found), ends)
 
 
-def check_least(params: RequestParams, prompt_length: int, language: Grammar | Trie) -> None:
+def canvas_language(
+    params: RequestParams, tokenizer: PreTrainedTokenizerBase, prefix_ids: list[int], prompt_length: int, end_ids: frozenset[int], ends: frozenset[int]
+) -> Grammar | Trie | Candidates | None:
+    """As `language_of` for a canvas: of texts that can be counted, in any order; where their beginning is not certain, as from left to right."""
+    if params.thinking_budget is not None or params.token_healing:
+        return language_of(params, tokenizer, ends)
+    least = least_tokens(params, prompt_length)
+    return candidates_of(params, tokenizer, prefix_ids, least, ends, end_ids) or language_of(params, tokenizer, ends)
+
+
+def check_least(params: RequestParams, prompt_length: int, language: Grammar | Trie | Candidates) -> None:
     """Raise UserError where no text of the language is as long as the settings ask for, as far as that is soon known."""
     least = {"min_new_tokens": params.min_new_tokens or 0, "min_length": (params.min_length or 0) - prompt_length}
     name = max(least, key=least.__getitem__)
     if least[name] <= 0:
         return
-    longest = language.longest if isinstance(language, Trie) else longest_text(params, least[name])
+    longest = language.longest if isinstance(language, Trie | Candidates) else longest_text(params, least[name])
     if longest is not None and longest < least[name]:
         raise UserError(f"{name}={getattr(params, name)} asks for more than {language.name} has: its longest text has at most {longest} tokens")
-
-
-def forced_tokens(tokenizer: PreTrainedTokenizerBase, texts: Mapping[int, str], room: int) -> dict[int, int]:
-    """Return the id of every position that `forced_text` fixes; raises UserError for texts that overlap or do not fit."""
-    forced: dict[int, int] = {}
-    for start, text in sorted(texts.items()):
-        if isinstance(start, bool) or not isinstance(start, int) or start < 0 or not isinstance(text, str) or not text:
-            raise UserError(f"forced_text takes positions from 0 and texts of at least one character, got {start!r}: {text!r}")
-        ids = literal_ids(tokenizer, text)
-        if not ids:
-            raise UserError(f"the tokenizer has no tokens for forced_text {text!r}: give another")
-        if start in forced:
-            raise UserError(f"forced_text {text!r} at token {start} meets the one before, which reaches to {max(forced)}: move it")
-        if start + len(ids) > room:
-            raise UserError(f"forced_text {text!r} at token {start} takes {len(ids)} tokens, but max_new_tokens={room}: raise it")
-        forced.update(enumerate(ids, start))
-    return forced
 
 
 def thinking_end(tokenizer: PreTrainedTokenizerBase, params: RequestParams) -> list[int]:
@@ -182,8 +197,8 @@ def language_asked(params: RequestParams) -> str | None:
     name = languages[0]
     if len(languages) > 1:
         raise UserError(f"{name} and {languages[1]} both say what the whole answer is: drop one of them")
-    if params.forced_text:
-        raise UserError(f"{name} says what the whole answer is, so forced_text cannot stand in it: write the text into {name}")
+    if text := next((each for each in ("forced_text", "template", "suffix") if getattr(params, each)), None):
+        raise UserError(f"{name} says what the whole answer is, so {text} cannot stand in it: write the text into {name}")
     if params.token_healing and not params.prefix:
         raise UserError(f"{name} begins where the prompt ends, which token_healing moves: drop one of them")
     if params.ignore_eos:
@@ -206,5 +221,5 @@ def check_prefix(constraints: Constraints, params: RequestParams, end_ids: froze
         if text.stopped:
             raise UserError(f"prefix={params.prefix!r} completes a stop of the request's own: change one of them")
     for constraint in constraints.new_constraints():
-        if isinstance(constraint, Grammar | Trie) and not constraint.takes(prefix):
+        if isinstance(constraint, Grammar | Trie | Candidates) and not constraint.takes(prefix):
             raise UserError(f"prefix={params.prefix!r} is no beginning that {constraint.name} allows: change one of them")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..requests.likelihoods import Place, TokenLogprobs
+from ..requests.rng import uniform
 from ..requests.sequence import TokenSequence
 from ..runners.paradigm import is_bidirectional
 
@@ -103,11 +105,34 @@ class CanvasSequence(TokenSequence):
         if self.guidance is not None and self.whole:
             self.guidance.ids = list(self.request.guidance.prompt_ids)
 
+    def take_prefix(self) -> None:
+        """Leave it to the canvas, which has it among what is given."""
+
+    def commit(self, id: int, logprob: float, known: TokenLogprobs | None = None) -> None:
+        """As of any sequence; where the answer ends with what is given, it is whole and not cut off."""
+        super().commit(id, logprob, known)
+        if self.finish_reason == "length" and self.position - 1 in self.request.pinned:
+            self.finish_reason = "stop"
+
     def fill(self, canvas: Canvas) -> None:
         """Commit what has become certain of the canvas behind what was committed before it, up to an end or the first open position."""
         while not self.finished and not canvas.open[self.position]:
             at = self.position
             self.commit(canvas.ids[at], canvas.logprobs[at], canvas.known[at])
+
+
+class CanvasPosition:
+    """A sequence as filters see it at one position of its canvas: all is the sequence's but where the next token stands, and the noise there."""
+
+    def __init__(self, sequence: CanvasSequence, position: int):
+        self.sequence, self.position = sequence, position
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sequence, name)
+
+    def noise(self, draw: int = 0) -> float:
+        """A number in [0, 1) that belongs to the position."""
+        return uniform(self.seed, self.position, draw)
 
 
 def aligned(logits: Tensor, count: int, shift: int, before: Tensor | None = None) -> Tensor:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..constraints.candidates import Candidates
 from ..filters.pipeline import Filters
 from ..requests.events import Provisional
 from ..requests.likelihoods import Place, TokenLogprobs, said
@@ -19,7 +20,7 @@ from ..requests.sequence import release
 from ..requests.strategy import Arrivals, Forward, Strategy
 from ..requests.trace import ChoiceTrace, DiffusionStep, TraceRecorder
 from ..runners.paradigm import diffusion_of
-from .canvas import Canvas, CanvasSequence, aligned
+from .canvas import Canvas, CanvasPosition, CanvasSequence, aligned
 from .commit import bounded, confident
 from .hooks import Hooks
 from .orders import OF_THE_MODEL, RANDOM, confidences, surest
@@ -80,7 +81,8 @@ def guessed(asking: Sequence[tuple[Denoising, Tensor]]) -> list[tuple[Denoising,
     if not asking:
         return []
     owners = [each for each, part in asking for _ in range(len(part))]
-    sequences, positions = [each.sequence for each in owners], [position for each, _ in asking for position in each.positions]
+    positions = [position for each, _ in asking for position in each.positions]
+    sequences = list(map(CanvasPosition, (each.sequence for each in owners), positions))
     logits = torch.cat([each.hooked(part) for each, part in asking])
     logits = logits.index_fill(1, torch.tensor([owners[0].mask], device=logits.device), -torch.inf)
     recorder = TraceRecorder.of(sequences, logits)
@@ -104,6 +106,9 @@ class Denoising:
         self.mask, self.alg_temp, self.penalty = self.diffusion.mask_token_id, params.alg_temp or 0.0, params.eos_penalty or 0.0
         self.threshold, self.bound = params.confidence_threshold, params.entropy_bound
         self.canvas = Canvas.blank(params.max_new_tokens, self.mask)
+        for position, id in sequence.request.pinned.items():
+            self.canvas.pin(position, id, self._certainty(id))
+        self.candidates = next((each for each in sequence.constraints if isinstance(each, Candidates)), None)
         self.plan = Plan(sequence, self.canvas, self.diffusion.block_length)
         self.hooks = Hooks(sequence, self.canvas, self.mask)
         self.before, self.step, self.positions, self._late = sequence.before, 0, [], False
@@ -112,7 +117,7 @@ class Denoising:
         sequence.attend_both_ways(True)
         self._tasks = self.plan.tasks()
         with sequence.generation.contained():
-            self._publish([], self._pinned(None))
+            self._publish([], {**sequence.request.pinned, **self._pinned(None), **self._decided()})
         self.go_on()
 
     @property
@@ -187,11 +192,11 @@ class Denoising:
         sequence, canvas = self.sequence, self.canvas
         if sequence.finished:
             return
-        certain = guesses if isinstance(self.task.due, list) else self._surest(guesses, self.task.due)
+        certain = self._agreeing(guesses if isinstance(self.task.due, list) else self._surest(guesses, self.task.due))
         for guess in certain:
             canvas.put(guess.position, guess.id, refuse_nan(guess.logprob), self._likelihoods(guess) if sequence.asks_likelihoods else None)
         self._reopen(self.task.remask)
-        pinned = self._pinned(self.step)
+        pinned = self._pinned(self.step) | self._decided()
         if sequence.request.traced:
             self._trace([guess for guess in certain if guess.position not in pinned], pinned)
         self._remasked.clear()
@@ -221,6 +226,28 @@ class Denoising:
         certain = {ranked[place].position for place in due} | ({guesses[0].position} if self._late else set())
         return [guess for guess in guesses if guess.position in certain]
 
+    def _agreeing(self, guesses: list[Guess]) -> list[Guess]:
+        """Those of the guesses, surest first, that one of the texts that the answer may be has together; the others stay open, to be asked for again."""
+        if self.candidates is None:
+            return guesses
+        kept = []
+        for guess in sorted(guesses, key=lambda each: -each.sure):
+            if not kept or guess.id in self.candidates.at(guess.position):
+                self.candidates.add(guess.position, guess.id)
+                kept.append(guess)
+        return sorted(kept, key=lambda each: each.position)
+
+    def _decided(self) -> dict[int, int]:
+        """Put the tokens that all texts have which the answer may still be, and return them by position."""
+        if self.candidates is None:
+            return {}
+        certain = zip(self.canvas.all, self.canvas.ids, self.canvas.open)
+        self.candidates.see({position: id for position, id, is_open in certain if not is_open})
+        found = self.candidates.decided(self.canvas.open_in(self.canvas.all))
+        for position, id in found.items():
+            self.canvas.put(position, id, 0.0, self._certainty(id))
+        return found
+
     def _reopen(self, positions: Iterable[int]) -> None:
         """Make certain positions masks again."""
         for position in positions:
@@ -229,10 +256,14 @@ class Denoising:
 
     def _pinned(self, step: int | None) -> dict[int, int]:
         """Put the tokens that the caller's hook puts, and return them by position."""
-        new, tokenizer = self.hooks.tokens(step), self.sequence.request.tokenizer
+        new = self.hooks.tokens(step)
         for position, id in new.items():
-            self.canvas.pin(position, id, TokenLogprobs(id, 0.0, *said(tokenizer, id)) if self.sequence.asks_likelihoods else None)
+            self.canvas.pin(position, id, self._certainty(id))
         return new
+
+    def _certainty(self, id: int) -> TokenLogprobs | None:
+        """What is told, where it is asked, of how likely a token is that no pass has chosen."""
+        return TokenLogprobs(id, 0.0, *said(self.sequence.request.tokenizer, id)) if self.sequence.asks_likelihoods else None
 
     def _likelihoods(self, guess: Guess) -> TokenLogprobs:
         """What the model alone thinks of a guess, by the row of the pass that its position was read in."""

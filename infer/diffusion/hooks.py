@@ -51,6 +51,8 @@ class Hooks:
         for position, id in new.items():
             if position < published:
                 raise UserError(f"{TOKENS} {name} changes position {position} of the answer, but its first {published} tokens are published")
+            if position in self.sequence.request.pinned:
+                raise UserError(f"{TOKENS} {name} changes position {position} of the answer, which is given: leave it, or give less")
             if not 0 <= id < vocab:
                 raise UserError(f"{TOKENS} {name} puts the id {id} at position {position}, but the model's {vocab} ids begin at 0")
             if id == self.mask:

@@ -65,6 +65,7 @@ class Plan:
         for block in blocks:
             if block in shares:
                 yield from self._passes(block, shares[block])
+                yield from self._left(block)
             if self.own_blocks:
                 yield Task(block, None)
 
@@ -74,6 +75,11 @@ class Plan:
         if self.params.confidence_threshold is None and self.params.entropy_bound is None:
             return self._by_count(block, steps)
         return self._as_sure(block)
+
+    def _left(self, block: range) -> Iterator[Task]:
+        """What did not go together with other tokens of its pass."""
+        while left := self.wanted(block):
+            yield Task(block, left if self.order == ORIGIN else 1)
 
     def _as_sure(self, block: range) -> Iterator[Task]:
         """As many as the model is sure enough of, one at least."""

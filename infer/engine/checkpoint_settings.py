@@ -15,6 +15,7 @@ from ...data.errors import UserError
 from ..checkpoint.load import adapter_base, is_adapter, resolve
 from ..diffusion.orders import ORIGIN
 from ..filters.registry import FILTERS
+from ..filters.spec import nothing
 from ..requests import options as declared
 from ..requests.options import vocabulary
 from ..runners.architecture import transformers_model
@@ -37,7 +38,7 @@ CONFIG_NEUTRAL = {
     "assistant_lookbehind": (10,), "target_lookbehind": (10,), "assistant_ensemble_weight": (),
     "speculation_type": (), "trust_remote_code": (False,),
 }  # fmt: skip
-LOOKING_BACK = {name for spec in FILTERS.values() if not spec.memoryless for name in declared.options_of(spec.options)}  # settings that diffusion has no place for
+LOOKING_BACK = {name for spec in FILTERS.values() if spec.looks_back is not nothing for name in declared.options_of(spec.options)}  # settings that diffusion has no place for
 CONFIG = vocabulary(SamplingParams, declared.CONFIG)
 WITHOUT = "params=SamplingParams(...), or --checkpoint_settings false, does without them"
 OLD_DEFAULT = 20  # the max_length that old versions wrote into config.json unasked
@@ -163,7 +164,7 @@ def of_its_strategy(known: dict[str, Any], changes: Mapping[str, Any], diffusion
         spec = choose(SamplingParams(**{**known, **changes}))
     elif not spec.samples:
         known = {name: value for name, value in without_sampling(known).items() if name not in (*WARPING, "do_sample")}
-    if not spec.left_to_right:
+    if not spec.in_order(SamplingParams(**changes)):
         known = {name: value for name, value in known.items() if name not in LOOKING_BACK}
     return {name: value for name, value in known.items() if name not in OWNED or name in spec.honours}
 
@@ -176,9 +177,9 @@ def of_its_schedule(known: dict[str, Any], changes: Mapping[str, Any]) -> dict[s
 
 
 def of_its_length(known: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out the lengths that others overrule: a number of new tokens those of the whole text, the caller's all that contradict it."""
+    """Leave out the lengths that others overrule: a number of new tokens those of the whole text, the caller's, or a template's, all that contradict it."""
     most = changes.get("max_new_tokens")
-    ruled_out = set()
+    ruled_out = set() if changes.get("template") is None else {"max_length", "max_new_tokens"}
     if most is not None or changes.get("max_length") is None and "max_new_tokens" in known:
         ruled_out.add("max_length")
     if changes.get("max_length") is not None and most is None:

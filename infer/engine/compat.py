@@ -12,6 +12,7 @@ from llguidance.gbnf_to_lark import any_to_lark
 
 from ...data.errors import UserError
 from ..constraints.grammar import GRAMMARS, parsed
+from ..filters.banned_ids import Always
 from ..requests import options as declared
 from ..requests.options import vocabulary
 from ..strategies.beam import BEAM
@@ -25,7 +26,7 @@ OPENAI_PASSED_OVER = (
 )  # fmt: skip
 OPENAI = vocabulary(SamplingParams, declared.OPENAI)
 # what a value must be to ask for nothing
-OPENAI_NEUTRAL = {"tool_choice": ("auto", "none"), "modalities": (["text"],), "echo": (False,), "suffix": ("",)}
+OPENAI_NEUTRAL = {"tool_choice": ("auto", "none"), "modalities": (["text"],), "echo": (False,)}
 
 VLLM_PASSED_OVER = ("detokenize", "output_kind", "truncate_prompt_tokens_side")
 VLLM = OPENAI | vocabulary(SamplingParams, declared.VLLM)
@@ -109,7 +110,7 @@ def asked_of(options: Mapping[str, Any], names: Mapping[str, str], ignored: list
     if allowed is not None:
         if not isinstance(allowed, list) or not allowed or not all(type(id) is int for id in allowed):
             raise UserError(f"allowed_token_ids must be a list of ids, got {allowed!r}")
-        known["prefix_allowed_tokens_fn"] = lambda ids: allowed
+        known["prefix_allowed_tokens_fn"] = Always(allowed)
     for ours in known.keys() & formatted.keys():
         raise UserError(f"the request gives {ours}={known[ours]!r} and, by another name, {formatted[ours]!r}: drop one of them")
     return {**known, **formatted, **asked}

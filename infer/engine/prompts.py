@@ -18,9 +18,11 @@ from ...data.long_text import TooManyTokens
 from ...data.surrogates import refuse_surrogates
 from ..constraints.build import build_constraints
 from ..constraints.forced_words import check_words, forced_ids
+from ..constraints.pinned import Layout, laid_out
 from ..filters.filter_trial import try_filters
 from ..filters.pipeline import check_filters
 from ..filters.word_ids import breaker_ids, word_ids
+from ..requests.params import Unsaid
 from ..requests.request import Guidance, Request
 from ..requests.strategy import Host
 from ..runners.architecture import refuse_masking_under_window, transformers_model
@@ -29,7 +31,7 @@ from ..runners.encoder_decoder import decoder_start
 from ..runners.paradigm import diffusion_of
 from ..strategies.assistants import check_assistant
 from ..strategies.guidance import guidance_of, with_plausibility
-from ..strategies.registry import check, check_paradigm
+from ..strategies.registry import check, check_paradigm, refuse_looking_back
 from ..strategies.spec import StrategySpec
 from ..text.spans import positions_to_mask
 from ..text.vocabulary import check_ids, known_ids
@@ -93,13 +95,17 @@ def new_request(
     check_paradigm(strategy, params, runner.model.config)
     strategy.suits(params, runner)
     source_ids, ids = encoded(tokenizer, prompt, params, runner, name, literal)
-    params = with_ids(within_length(params, len(ids), runner.limit, name), tokenizer)
+    layout = None if params.template is None else laid_out(tokenizer, params.template)
+    sized = params if layout is None else as_long(layout, params, len(ids), runner.limit, name)
+    params, written = with_ids(within_length(sized, len(ids), runner.limit, name), tokenizer), params
+    refuse_looking_back(params, strategy, written)
     known = tokenizer_ids(tokenizer, runner)
     check_filters(params, runner.config.vocab_size, known)
     breakers = breaker_ids(tokenizer, params.dry_sequence_breakers) if params.dry_multiplier else frozenset()
     masked = masked_positions(tokenizer, prompt, ids, params, runner, name)
     refuse_prompt_logprobs(params, runner, has_source, bool(masked))
-    constraints = build_constraints(params, tokenizer, ids, ends, is_dialogue(prompt), has_source)
+    mask = None if strategy.left_to_right else diffusion_of(runner.model.config).mask_token_id
+    constraints = build_constraints(params, tokenizer, ids, ends, is_dialogue(prompt), has_source, mask, layout)
     check_words(params, constraints.prefix_ids, ends, known or runner.config.vocab_size)
     guidance = encoded_guidance(params, strategy, constraints.prompt_ids, tokenizer, host, name, literal)
     check_assistant(params, host, tokenizer, source_ids, masked, name)
@@ -116,6 +122,7 @@ def new_request(
         breaker_ids=breakers,
         masked_positions=masked,
         prefix_ids=constraints.prefix_ids,
+        pinned=constraints.pinned,
         new_constraints=with_plausibility(constraints.new_constraints, params),
         guidance=guidance,
         select=strategy.select and strategy.select(params, text, len(constraints.prefix_ids)),
@@ -240,6 +247,17 @@ def refuse_masking(runner: Runner) -> None:
     if not runner.capabilities.mask_holes:
         raise UserError(f"{runner.config.model_type} cannot leave out a part of its prompt: drop hide and attention_mask")
     refuse_masking_under_window(runner.config)
+
+
+def as_long(layout: Layout, params: SamplingParams, tokens: int, limit: int | None, name: str) -> SamplingParams:
+    """Return the settings with a template's length as that of the answer; raises UserError where another is given, or it passes the model's positions."""
+    most = params.max_new_tokens
+    if not isinstance(most, Unsaid) and most != layout.length:
+        raise UserError(f"max_new_tokens={most} disagrees with template, which has {layout.length} tokens, its gaps counted: drop it, or change the gaps")
+    for told, room in ((f"max_length={params.max_length}", params.max_length), (f"the {limit} positions of the model", limit)):
+        if room is not None and tokens + layout.length > room:
+            raise UserError(f"template has {layout.length} tokens, which with the {tokens} of {name} is more than {told}: shorten its gaps")
+    return replace(params, max_new_tokens=layout.length)
 
 
 def within_length(params: SamplingParams, tokens: int, limit: int | None, name: str) -> SamplingParams:

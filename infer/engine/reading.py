@@ -45,7 +45,8 @@ class PromptReading(TokenSequence):
 
 def asks_to_read(request: Request) -> bool:
     """Whether the likelihoods of the prompt's tokens are wanted, or those of a given beginning of the answer."""
-    return request.params.prompt_logprobs is not None or request.params.logprobs is not None and len(request.prefix_ids) > 0
+    given = () if request.strategy is None or not request.strategy.left_to_right else request.prefix_ids  # of a canvas it is certain from the start
+    return request.params.prompt_logprobs is not None or request.params.logprobs is not None and len(given) > 0
 
 
 def left_to_read(request: Request, host: Host) -> int:

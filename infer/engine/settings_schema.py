@@ -18,7 +18,7 @@ from ..filters.spec import KINDS
 from ..requests.options import Option, options_of
 from ..runners.architecture import Capabilities
 from ..runners.paradigm import Diffusion
-from ..strategies.registry import OWNED, STRATEGIES, check, speaks
+from ..strategies.registry import OWNED, STRATEGIES, check, speaks, spoken
 from .compat import OPENAI_NEUTRAL, OPENAI_PASSED_OVER, REQUEST, VLLM_NEUTRAL, VLLM_PASSED_OVER
 from .params import OPTIONS, SamplingParams
 
@@ -47,6 +47,7 @@ AS_JSON: dict[str, Schema] = {  # types that JSON writes otherwise than Python, 
     "sequence_bias": {"type": "array", "items": {"type": "array", "prefixItems": [IDS, {"type": "number"}], "minItems": 2, "maxItems": 2}},
     "force_words_ids": {"type": "array", "items": {"anyOf": [IDS, {"type": "array", "items": IDS}]}},
     "alg": {"enum": list(ORDERS)},
+    "template": {"anyOf": [WORD, {"type": "array", "minItems": 1, "items": {"anyOf": [WORD, {"type": "integer", "minimum": 1}]}}]},
     "dola_layers": {"anyOf": [{"enum": ["low", "high"]}, {**IDS, "minItems": 1}]},
     "logprobs": {"anyOf": [{"type": "boolean"}, {"type": "integer", "minimum": 0}]},
     "top_k": {"type": "integer", "minimum": -1},
@@ -75,7 +76,7 @@ def settings_schema(defaults: SamplingParams, diffusion: Diffusion | None = None
 
     What belongs to strategies alone that the model does not speak by, one of diffusion or another, is left out.
     """
-    honoured = {name for spec in STRATEGIES.values() if speaks(spec, diffusion) for name in spec.honours}
+    honoured = spoken(diffusion)
     known = {name: ours for name, ours in REQUEST.items() if ours not in OWNED or ours in honoured}
     found = {name: field_schema(name, OPTIONS[ours], getattr(defaults, ours), diffusion) for name, ours in known.items()} | OTHERS
     if defaults.samples:

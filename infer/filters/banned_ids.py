@@ -15,7 +15,7 @@ from ..requests.rules import function, listed, must_be, whole
 from ..requests.sequence import TokenSequence
 from ..requests.user_functions import called
 from .bans import allow, ban, force
-from .spec import Apply, FilterSpec, Make, other_than, row_by_row
+from .spec import Apply, FilterSpec, Make, nothing, other_than, row_by_row
 
 
 def banning(banned: Callable[[TokenSequence], Collection[int]]) -> Make:
@@ -46,7 +46,9 @@ def forcing(forced: Callable[[TokenSequence], Sequence[int] | None]) -> Make:
 
 def too_short(sequence: TokenSequence) -> frozenset[int]:
     """What ends the sequence, while prompt and answer together are shorter than `min_length`."""
-    return sequence.request.ends if len(sequence.ids) < sequence.request.params.min_length and not must_end(sequence) else frozenset()
+    request = sequence.request
+    short = len(request.prompt_ids) + sequence.position < request.params.min_length
+    return request.ends if short and not must_end(sequence) else frozenset()
 
 
 def answer_too_short(sequence: TokenSequence) -> frozenset[int]:
@@ -73,8 +75,8 @@ class MinNewTokens:
     )
 
 
-MIN_LENGTH = FilterSpec("min_length", "ban", too_short, MinLength, banning(too_short))
-MIN_NEW_TOKENS = FilterSpec("min_new_tokens", "ban", answer_too_short, MinNewTokens, banning(answer_too_short))
+MIN_LENGTH = FilterSpec("min_length", "ban", too_short, MinLength, banning(too_short), looks_back=nothing)
+MIN_NEW_TOKENS = FilterSpec("min_new_tokens", "ban", answer_too_short, MinNewTokens, banning(answer_too_short), looks_back=nothing)
 
 
 def only_allowed(sequence: TokenSequence, scores: Tensor) -> Tensor:
@@ -93,6 +95,16 @@ def only_allowed(sequence: TokenSequence, scores: Tensor) -> Tensor:
     return allow(scores, [ids])
 
 
+class Always:
+    """The same ids at every step, as what `prefix_allowed_tokens_fn` takes: it needs no beginning."""
+
+    def __init__(self, ids: Sequence[int]):
+        self._ids = ids
+
+    def __call__(self, ids: Sequence[int]) -> Sequence[int]:
+        return self._ids
+
+
 @settings
 class AllowedTokens:
     prefix_allowed_tokens_fn: Callable[[list[int]], Sequence[int]] | None = option(
@@ -100,7 +112,10 @@ class AllowedTokens:
     )
 
 
-ALLOWED_TOKENS = FilterSpec("prefix_allowed_tokens_fn", "ban", only_allowed, AllowedTokens, row_by_row(only_allowed))
+ALLOWED_TOKENS = FilterSpec(
+    "prefix_allowed_tokens_fn", "ban", only_allowed, AllowedTokens, row_by_row(only_allowed),
+    looks_back=lambda params: [] if isinstance(params.prefix_allowed_tokens_fn, Always) else ["prefix_allowed_tokens_fn"],
+)  # fmt: skip
 
 
 def first(sequence: TokenSequence) -> list[int] | None:
@@ -135,10 +150,13 @@ class ForcedLast:
     )  # fmt: skip
 
 
-FORCED_FIRST = FilterSpec("forced_bos_token_id", "ban", first, ForcedFirst, forcing(first), asks=other_than("forced_bos_token_id", None))
-FORCED_LAST = FilterSpec(
-    "forced_eos_token_id", "ban", last, ForcedLast, forcing(last), asks=lambda params: params.forced_eos_token_id not in (None, (), [])
+FORCED_FIRST = FilterSpec(
+    "forced_bos_token_id", "ban", first, ForcedFirst, forcing(first), asks=other_than("forced_bos_token_id", None), looks_back=nothing
 )
+FORCED_LAST = FilterSpec(
+    "forced_eos_token_id", "ban", last, ForcedLast, forcing(last), asks=lambda params: params.forced_eos_token_id not in (None, (), []),
+    looks_back=nothing,
+)  # fmt: skip
 
 
 def suppressed(sequence: TokenSequence) -> Sequence[int]:
@@ -165,4 +183,6 @@ class BeginSuppressTokens:
 
 
 SUPPRESS_TOKENS = FilterSpec("suppress_tokens", "ban", suppressed, SuppressTokens, banning(suppressed), memoryless=True)
-BEGIN_SUPPRESS_TOKENS = FilterSpec("begin_suppress_tokens", "ban", at_the_beginning, BeginSuppressTokens, banning(at_the_beginning))
+BEGIN_SUPPRESS_TOKENS = FilterSpec(
+    "begin_suppress_tokens", "ban", at_the_beginning, BeginSuppressTokens, banning(at_the_beginning), looks_back=nothing
+)

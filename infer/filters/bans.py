@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...data.errors import UserError
 from ..requests.options import CONFIG, OPENAI, VLLM, Command, option, settings
-from ..requests.params import as_texts
+from ..requests.params import RequestParams, as_texts
 from ..requests.rules import Rule, both, entries, mapping, texts, whole, worst
 from ..requests.sequence import TokenSequence
 from ..requests.written import numbers_by_token
@@ -165,7 +165,16 @@ def make_bad_words(sequences: Sequence[TokenSequence]) -> Apply:
     return lambda scores: bad_words(scores, words, [sequence.history() for sequence in sequences])
 
 
-BAD_WORDS = FilterSpec("bad_words", "ban", bad_words, BadWords, make_bad_words, asks=given("bad_words", "bad_words_ids"))
+def long_words(params: RequestParams) -> list[str]:
+    """The setting that bans words of several tokens, so far as their ids are known."""
+    if all(len(word) == 1 for word in params.bad_words_ids):
+        return []
+    return ["bad_words" if params.bad_words else "bad_words_ids"]
+
+
+BAD_WORDS = FilterSpec(
+    "bad_words", "ban", bad_words, BadWords, make_bad_words, asks=given("bad_words", "bad_words_ids"), looks_back=long_words
+)
 
 
 def sequence_bias(logits: Tensor, biases: Sequence[Biases], history: Sequence[Tensor]) -> Tensor:
@@ -214,7 +223,12 @@ def make_sequence_bias(sequences: Sequence[TokenSequence]) -> Apply:
     return lambda scores: sequence_bias(scores, biases, [sequence.history() for sequence in sequences])
 
 
-SEQUENCE_BIAS = FilterSpec("sequence_bias", "bias", sequence_bias, SequenceBias, make_sequence_bias)
+def long_sequences(params: RequestParams) -> list[str]:
+    """The setting, where it has biases for sequences of several tokens."""
+    return ["sequence_bias"] if any(len(ids) > 1 for ids in params.sequence_bias or ()) else []
+
+
+SEQUENCE_BIAS = FilterSpec("sequence_bias", "bias", sequence_bias, SequenceBias, make_sequence_bias, looks_back=long_sequences)
 
 
 def logit_bias(logits: Tensor, biases: Sequence[Mapping[int, float]]) -> Tensor:

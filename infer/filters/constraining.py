@@ -28,11 +28,16 @@ def by_places(given: Any) -> Any:
     return {int(place): text for place, text in given.items()} if isinstance(given, Mapping) else given
 
 
+def ids_in(forced: Mapping[int, str | int]) -> list[int]:
+    """What of forced texts is given in ids."""
+    return [each for each in forced.values() if not isinstance(each, str)]
+
+
 @settings
 class Constraints:
-    forced_text: Mapping[int, str] | None = option(
-        None, "Texts by the positions in the answer where they stand (0=Yes).", mapping, example={3: " so"},
-        command=Command(list[str], read=partial(texts_by_place, "forced_text")), from_json=by_places,
+    forced_text: Mapping[int, str | int] | None = option(
+        None, "Texts, in JSON also ids, by the positions in the answer where they stand (0=Yes).", mapping, example={3: " so"},
+        command=Command(list[str], read=partial(texts_by_place, "forced_text")), from_json=by_places, ids=ids_in,
     )  # fmt: skip
     trie: Sequence[str | Sequence[int]] = option(
         (), "Texts of which the answer is one, or a file of them, one a line; in Python also sequences of ids.", listed, example=("yes", "no"),
@@ -54,6 +59,7 @@ class Constraints:
 
 
 CONSTRAINTS = tuple(options_of(Constraints))
+IN_ANY_ORDER = ("forced_text", "choice", "trie")  # which say of each position by itself what may stand there, given the others
 
 
 @settings
@@ -73,6 +79,8 @@ def begins_twice(params: RequestParams) -> str | None:
 
 
 CONSTRAINING = FilterSpec(
-    "constraints", "constraint", constrained, Constraints, row_by_row(constrained), asks=given(*CONSTRAINTS),
+    "constraints", "constraint", constrained, Constraints, row_by_row(constrained),
+    asks=lambda params: params.json_schema is not None or given(*CONSTRAINTS)(params),  # a schema of {}, too
     asked_by=tuple((name,) for name in CONSTRAINTS), check=begins_twice,
+    looks_back=lambda params: [name for name in CONSTRAINTS if name not in IN_ANY_ORDER and name in params.given],
 )  # fmt: skip

@@ -16,7 +16,7 @@ from ..requests.options import CONFIG, LLAMA_CPP, OPENAI, VLLM, option, settings
 from ..requests.params import RequestParams
 from ..requests.rules import above_zero, fraction, not_negative, number, share, whole
 from ..requests.sequence import TokenSequence
-from .spec import Apply, FilterSpec, column, given, other_than, warping
+from .spec import Apply, FilterSpec, column, given, nothing, other_than, warping
 
 FIRST_LOOK = 256  # candidates that usually hold the whole nucleus; sorting a vocabulary costs twenty times as much
 TOP_H_LOOK = 100  # candidates that top-h weighs, as in transformers
@@ -339,7 +339,7 @@ def make_xtc(sequences: Sequence[TokenSequence]) -> Apply:
     return apply
 
 
-XTC = FilterSpec("xtc", "warper", xtc, ExcludeTopChoices, make_xtc)
+XTC = FilterSpec("xtc", "warper", xtc, ExcludeTopChoices, make_xtc, looks_back=nothing)
 
 
 def entropy(logits: Tensor) -> Tensor:

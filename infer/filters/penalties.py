@@ -16,7 +16,7 @@ from torch import Tensor
 from ..requests.options import CONFIG, LLAMA_CPP, OPENAI, VLLM, option, settings
 from ..requests.rules import above_zero, any_number, both, must_be, not_negative, number, texts, whole
 from ..requests.sequence import TokenSequence
-from .spec import Apply, FilterSpec, answer, column, history, looking_back, other_than, source
+from .spec import Apply, FilterSpec, answer, column, history, looking_back, nothing, other_than, source
 
 DEFAULT_BREAKERS = ("\n", ":", '"', "*")  # what DRY's repetitions do not reach across, as in llama.cpp
 LARGEST_LOG = 88.7228391  # of a float32: the exponent of DRY's penalty stops before it overflows, as in llama.cpp
@@ -73,7 +73,7 @@ class EncoderRepetitionPenalty:
 ENCODER_REPETITION_PENALTY = FilterSpec(
     "encoder_repetition_penalty", "penalty", encoder_repetition_penalty, EncoderRepetitionPenalty,
     looking_back(encoder_repetition_penalty, "encoder_repetition_penalty", source), asks=other_than("encoder_repetition_penalty", 1),
-    of_the_scale=True,
+    looks_back=nothing, of_the_scale=True,
 )  # fmt: skip
 
 
@@ -250,4 +250,6 @@ def make_decay(sequences: Sequence[TokenSequence]) -> Apply:
     return lambda scores: exponential_decay(scores, pairs[:, :1], pairs[:, 1:], [sequence.position for sequence in sequences], ends)
 
 
-LENGTH_DECAY = FilterSpec("exponential_decay_length_penalty", "penalty", exponential_decay, LengthDecay, make_decay, of_the_scale=True)
+LENGTH_DECAY = FilterSpec(
+    "exponential_decay_length_penalty", "penalty", exponential_decay, LengthDecay, make_decay, looks_back=nothing, of_the_scale=True
+)

@@ -101,9 +101,10 @@ class Filters:
             if id(sequence.request) not in orders:
                 orders[id(sequence.request)] = order_of(sequence.request.params)
         self._orders = [orders[id(sequence.request)] for sequence in self.sequences]
-        several = dict(zip(self.sequences, self._orders))  # each once: it stands here as often as it has positions to be filled in
-        chains = {sequence: chain(sequence, order) for sequence, order in several.items()}
-        self._chains = [chains[sequence] for sequence in self.sequences]
+        alike = [(id(sequence.request), len(sequence.constraints) > 0) for sequence in self.sequences]  # a canvas stands here once a position
+        several = dict(zip(alike, zip(self.sequences, self._orders)))
+        chains = {key: chain(sequence, order) for key, (sequence, order) in several.items()}
+        self._chains = [chains[key] for key in alike]
         self._steps: dict[bool, list[Step]] = {}
         self._known = min((sequence.request.known_ids for sequence in self.sequences if sequence.request.known_ids is not None), default=None)
 

@@ -7,7 +7,7 @@ to scores at every step. Where nothing is to be done at a step it returns what i
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,8 @@ class FilterSpec:
     `asks` says whether a request asks for it: without, where the first of its settings is given and not 0 or empty. `shares` names settings of
     another filter that it reads too, `asked_by` sets of settings that each ask for it, where that is not the first one alone. `check` says
     what is wrong with the settings together. `memoryless`: nothing counts but scores and settings, neither what was said before nor
-    where. `of_the_scale`: a constant added to all scores matters to it.
+    where. `looks_back` names the settings given for which what was said before counts: without, all that are given, and of one without memory
+    none. `of_the_scale`: a constant added to all scores matters to it.
     """
 
     name: str
@@ -54,12 +55,15 @@ class FilterSpec:
     asked_by: tuple[tuple[str, ...], ...] = ()
     check: Callable[[RequestParams], str | None] = lambda params: None
     memoryless: bool = False
+    looks_back: Callable[[RequestParams], Collection[str]] | None = None
     of_the_scale: bool = False
 
     def __post_init__(self):
         assert self.kind in KINDS, self.kind
         if self.asks is None:
             object.__setattr__(self, "asks", given(self.fields[0]))
+        if self.looks_back is None:
+            object.__setattr__(self, "looks_back", nothing if self.memoryless else lambda params: [name for name in self.fields if name in params.given])
         if not self.asked_by:
             object.__setattr__(self, "asked_by", (self.fields[:1],))
 
@@ -84,6 +88,11 @@ def column(sequences: Sequence[TokenSequence], name: str) -> Tensor:
 def placed(columns: Sequence[Tensor], scores: Tensor) -> list[Tensor]:
     """Columns, [rows, 1] each, where the scores are and, but for whole numbers, of their type."""
     return [each.to(scores.device, scores.dtype if each.is_floating_point() else each.dtype) for each in columns]
+
+
+def nothing(params: RequestParams) -> Collection[str]:
+    """Of a filter to which at most counts where a token stands, whatever was said before: no setting looks back."""
+    return ()
 
 
 def given(*names: str) -> Callable[[RequestParams], bool]:

@@ -29,7 +29,7 @@ def fields_of(params: SamplingParams, chat: bool, *, seodang: bool = False, toke
         refuse_strategy(params)
     said, given = dict(params.given), {}
     said.setdefault("max_new_tokens", params.max_new_tokens)
-    if isinstance(said["max_new_tokens"], Unsaid) and params.max_length is not None:
+    if isinstance(said["max_new_tokens"], Unsaid) and (params.max_length is not None or params.template is not None):
         del said["max_new_tokens"]
     for name, value in said.items():
         if name in ("do_sample", "strategy") and not seodang:
@@ -40,6 +40,8 @@ def fields_of(params: SamplingParams, chat: bool, *, seodang: bool = False, toke
             given["response_format"] = response_format(value)
         elif name in STRUCTURES:
             given["structured_outputs"] = {name: as_json(name, value)}
+        elif name == "suffix" and not chat:
+            raise UserError(f"suffix={value!r}: what a server answers to a text leaves it out: give template, or answer with --backend seodang")
         elif seodang and name != "prompt_logprobs":
             given[name] = as_json(name, value)
         else:

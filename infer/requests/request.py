@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -48,6 +48,7 @@ class Request:
     breaker_ids: frozenset[int] = frozenset()  # tokens that DRY's repetitions do not reach across
     masked_positions: tuple[int, ...] = ()  # positions of the prompt that no token sees
     prefix_ids: Sequence[int] = ()  # the answer begins with these
+    pinned: Mapping[int, int] = field(default_factory=dict)  # of a canvas all that is given, the prefix too: ids by their positions
     new_constraints: Callable[[], list] = list  # what steers the text of one sequence, made anew for each
     guidance: Guidance | None = None
     select: Select | None = None

@@ -103,11 +103,16 @@ class TokenSequence:
             sequence.guidance = GuidanceSequence(generation, other, lane, list(request.guidance.prompt_ids))
             if slot == past:
                 sequence.guidance.ids += request.prefix_ids[:-1]  # which no pass of the sequence will bring
-        for index, id in enumerate(request.prefix_ids):  # certain: nothing else could come there
-            sequence.commit(id, 0.0, generation.prefix_logprobs[index] if generation.prefix_logprobs else None)
+        sequence.take_prefix()
         if request.prefix_cache is not None:
             request.prefix_cache.watch(sequence)
         return sequence
+
+    def take_prefix(self) -> None:
+        """Commit what the answer begins with: it is certain, nothing else could come there."""
+        known = self.generation.prefix_logprobs
+        for index, id in enumerate(self.request.prefix_ids):
+            self.commit(id, 0.0, known[index] if known else None)
 
     @property
     def cached(self) -> int:

@@ -25,15 +25,15 @@ def lines_or_texts(name: str, words: Sequence[str]) -> tuple[str, ...]:
     return tuple(line.removesuffix("\r") for line in lines)
 
 
-def texts_by_place(name: str, words: Sequence[str]) -> dict[int, str] | None:
-    """Return the texts of `0=Yes` and the like, or of one JSON object, by their places; None for no words."""
+def texts_by_place(name: str, words: Sequence[str]) -> dict[int, str | int] | None:
+    """Return the texts of `0=Yes` and the like by their places, or of one JSON object, where numbers are ids; None for no words."""
     if not words:
         return None
     found = {}
     for place, text in pairs(name, words, "PLACE=TEXT, as 0=Yes", first=True):
         if not place.isdecimal():
             raise UserError(f"{name} has {place!r} where a token's place is told: write PLACE=TEXT, counted from 0, as 0=Yes")
-        found[int(place)] = str(text)
+        found[int(place)] = text if type(text) is int else str(text)
     return found
 
 

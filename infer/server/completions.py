@@ -11,8 +11,10 @@ from typing import Any, ClassVar
 from fastapi import APIRouter, Request, Response
 from pydantic import Field, field_validator
 
+from ...data.literal import literal_ids
 from ..requests.events import Committed, Event, Finished, PromptRead
 from ..requests.likelihoods import TokenLogprobs
+from ..requests.stop import overlap
 from ..text.detokenise import detokeniser, whole_text
 from .answering import FINISH_REASONS, Chunks, answered
 from .calls import Call
@@ -77,8 +79,12 @@ class Completion(Chunks):
         self.head = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()), "model": body.model or served.name}
         super().__init__(body)
         self._tokenizer, self._echo, self._judges_alone = served.tokenizer, body.echo, body.max_tokens == 0
-        length = {} if body.max_tokens is None else {"max_new_tokens": max(body.max_tokens, 1)}  # a token comes in any case
+        suffix = (body.model_extra or {}).get("suffix")
+        ids = literal_ids(served.tokenizer, suffix) if isinstance(suffix, str) and served.diffusion is not None else []
+        length = {} if body.max_tokens is None else {"max_new_tokens": max(body.max_tokens, 1) + len(ids)}  # a token comes in any case
         self.params, self.ignored = settings_of(body, served, **length)
+        self._suffix, self._suffix_tokens = whole_text(served.tokenizer, ids), len(ids)
+        self._held: dict[int, list[str]] = {}  # of each choice what came with the tokens of the suffix
         self._judged = "prompt_logprobs" in (body.model_extra or {})
         if self._echo and self.params.logprobs is not None and not self._judged:
             self.params = replace(self.params, prompt_logprobs=self.params.logprobs)
@@ -95,7 +101,11 @@ class Completion(Chunks):
         index = self.place_of(prompt, event.choice)
         begin = [] if index in self._texts else self._begun(prompt, index)
         if isinstance(event, Finished):
-            return [*begin, part(index, finish_reason="length" if self._judges_alone else FINISH_REASONS[event.reason])]
+            rest = without_end("".join(self._held.get(index, ())), self._suffix)
+            return [*begin, part(index, rest, finish_reason="length" if self._judges_alone else FINISH_REASONS[event.reason])]
+        if self._suffix_tokens and event.position >= self._call.tickets[prompt].generation.request.params.max_new_tokens - self._suffix_tokens:
+            self._held.setdefault(index, []).append(event.text)
+            return begin
         if self._judges_alone or not (event.text or event.top_logprobs):
             return begin
         known = event.top_logprobs and completion_logprobs([event.top_logprobs], [len(self._texts[index])])
@@ -103,8 +113,11 @@ class Completion(Chunks):
         return [*begin, part(index, event.text, known)]
 
     def usage(self, call: Call) -> dict[str, Any]:
-        """How many tokens there were; where the prompt is judged alone, the one that came in any case is nobody's."""
-        known = super().usage(call)
+        """How many tokens there were, a suffix among those of the prompt; where the prompt is judged alone, the one that came in any case is nobody's."""
+        known, given = super().usage(call), sum(map(len, self._held.values()))
+        known["prompt_tokens"] += self._suffix_tokens * len(call.tickets)
+        known["completion_tokens"] -= given
+        known["total_tokens"] = known["prompt_tokens"] + known["completion_tokens"]
         return {**known, "completion_tokens": 0, "total_tokens": known["prompt_tokens"]} if self._judges_alone else known
 
     def _begun(self, prompt: int, index: int) -> list[dict[str, Any]]:
@@ -124,6 +137,11 @@ class Completion(Chunks):
                 length += len(stream.push(id))
             known = completion_logprobs(prompt_tokens(self._tokenizer, ids, judged, self.params.logprobs), offsets)
         return [{**part(index, self._texts[index], known), **told}]
+
+
+def without_end(text: str, end: str) -> str:
+    """The text without the end that is given, or without what stands of it where the text was cut off."""
+    return text.removesuffix(end) if text.endswith(end) else text[: len(text) - overlap(text, end)]
 
 
 def part(index: int, text: str = "", logprobs: dict | None = None, finish_reason: str | None = None) -> dict[str, Any]:

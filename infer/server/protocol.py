@@ -19,7 +19,7 @@ from ...data.json_text import parsed
 from ...data.surrogates import refuse_surrogates
 from ..engine.compat import REQUEST, STRUCTURES, from_request
 from ..engine.params import SamplingParams
-from ..strategies.registry import OWNED, choose
+from ..strategies.registry import OWNED, choose, spoken
 from .guard import limits
 from .guard.errors import ApiError
 from .served import Served
@@ -206,6 +206,9 @@ def settings_of(body: AskingBody, served: Served, **ours: Any) -> tuple[Sampling
     given = dict(body.model_extra or {})
     ignored = list(body._dropped)
     known = from_request(given, ignored if served.lenient else None)
+    if served.lenient and (unspoken := {name: REQUEST[name] for name in given if REQUEST.get(name) in OWNED - spoken(served.diffusion)}):
+        ignored += unspoken
+        given, known = ({name: value for name, value in each.items() if name not in left} for each, left in ((given, unspoken), (known, unspoken.values())))
     for name in known.keys() & ours.keys():
         if known[name] != ours[name]:
             raise UserError(f"the request gives {name}={ours[name]!r} and, by another name, {known[name]!r}: drop one of them")

@@ -89,7 +89,7 @@ class Served:
             changes["do_sample"] = True
         elif choose(SamplingParams(**known)) is BEAM and not any(name in known for name in ("do_sample", *WARPING)):
             changes["do_sample"] = False  # a client that asks for a search means none by the checkpoint's chances
-        if isinstance(params.max_new_tokens, Unsaid) and params.max_length is None:
+        if isinstance(params.max_new_tokens, Unsaid) and params.max_length is None and params.template is None:
             least = max(params.min_new_tokens or 0, self.answer_tokens)
             changes |= {"max_new_tokens": least, **({} if self.engine.positions is None else {"max_length": self.engine.positions})}
         return params_beside(self.config, changes, self.diffusion) if len(changes) > len(known) else params

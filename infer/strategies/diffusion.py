@@ -6,6 +6,7 @@ from ...data.errors import UserError
 from ..diffusion.canvas import CanvasSequence
 from ..diffusion.denoising import denoised
 from ..diffusion.hooks import Hook
+from ..diffusion.infilling import Infilling, check_infilling
 from ..diffusion.orders import BY_CHANCE, DEFAULT_ORDER, ORDERS, ORIGIN
 from ..requests.generation import Generation
 from ..requests.options import CONFIG, option, options_of, settings
@@ -51,6 +52,7 @@ def join(sequence: CanvasSequence, host: Host) -> None:
 
 def check_diffusion(params: RequestParams) -> None:
     """Raise UserError for settings that contradict each other, for several answers that would all be the same, and for what says nothing here."""
+    check_infilling(params)
     refuse(of_no_order(params))
     refuse(of_two_schedules(params))
     if params.num_return_sequences > 1 and not (params.samples or params.alg_temp or params.remask or params.alg in BY_CHANCE):
@@ -143,9 +145,9 @@ class DiffusionOptions:
 
 
 DIFFUSION = StrategySpec(
-    "diffusion", diffusion, about=diffusion, options=(DiffusionOptions,), least={"steps": 4},
-    meant=lambda params: any(getattr(params, name) is not None for name in options_of(DiffusionOptions)),
+    "diffusion", diffusion, about=diffusion, options=(DiffusionOptions, Infilling), least={"steps": 4},
+    meant=lambda params: any(getattr(params, name) is not None for name in (*options_of(DiffusionOptions), *options_of(Infilling))),
     needs=("truncate", "fork", "both_ways"), check=check_diffusion, suits=suits_diffusion, guided=False, encoder_decoder=False,
-    reads_prompt=True, left_to_right=False, streams="as far as all before is certain",
+    reads_prompt=True, left_to_right=False, orderly={"block_length": 1}, streams="as far as all before is certain",
     paper="Austin et al. 2021, Structured denoising diffusion models in discrete state-spaces; Nie et al. 2025, LLaDA; Ye et al. 2025, Dream 7B",
 )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from transformers import PreTrainedConfig
 
 from ...data.errors import UserError
+from ..diffusion.infilling import Infilling
 from ..filters.registry import FILTERS
 from ..requests.options import options_of, settings
 from ..requests.params import RequestParams
@@ -36,6 +37,7 @@ STRATEGIES: dict[str, StrategySpec] = {
 @settings
 class StrategyOptions(
     Beams, BeamGroups, ForcedWordsOptions, Contrastive, DolaOptions, Guidance, Amateur, Assistants, Several, BestOf, Vote, Risk, DiffusionOptions,
+    Infilling,
 ):  # fmt: skip
     """The settings of all strategies, in the order in which they are read about (written out, so that editors know them)."""
 
@@ -75,25 +77,32 @@ def check(
         if not getattr(capabilities, need):
             raise UserError(f"strategy {spec.name!r} needs {need.replace('_', ' ')}, which this architecture's runner does not offer")
     check_guidance(params)
-    if not spec.left_to_right:
-        refuse_looking_back(params, spec)
+    refuse_looking_back(params, spec)
     spec.check(params)
     return spec
 
 
-def refuse_looking_back(params: RequestParams, spec: StrategySpec) -> None:
-    """Raise UserError for a filter that hangs on what was said before, or on where it is said."""
+def refuse_looking_back(params: RequestParams, spec: StrategySpec, written: RequestParams | None = None) -> None:
+    """Raise UserError for a filter that hangs on what was said before; `written` are the settings before their texts were put into ids."""
+    if spec.in_order(params):
+        return
     for filter in FILTERS.values():
-        if filter.asks(params) and not filter.memoryless:
-            setting = next(name for name in filter.fields if name in params.given)
-            raise UserError(
-                f"{setting} hangs on the tokens before one, or on where it stands, but strategy {spec.name!r} fills in all at once: drop it"
-            )
+        if filter.asks(params) and (names := filter.looks_back(params)):
+            name = next(iter(names))
+            if written is not None and name not in written.given:
+                name = "logit_bias"  # of a text of several tokens
+            remedy = "".join(f", or give {each}={value}, by which it goes from left to right" for each, value in spec.orderly.items())
+            raise UserError(f"{name} hangs on the tokens before one, but strategy {spec.name!r} fills in positions in any order: drop it{remedy}")
 
 
 def speaks(spec: StrategySpec, diffusion: Diffusion | None) -> bool:
     """Whether a model, by diffusion or another, has learnt to speak so."""
     return spec.left_to_right if diffusion is None else diffusion.autoregressive or not spec.left_to_right
+
+
+def spoken(diffusion: Diffusion | None) -> frozenset[str]:
+    """The settings of strategies that a model, by diffusion or another, has a use for."""
+    return frozenset(name for spec in STRATEGIES.values() if speaks(spec, diffusion) for name in spec.honours)
 
 
 def check_paradigm(spec: StrategySpec, params: RequestParams, config: PreTrainedConfig) -> None:

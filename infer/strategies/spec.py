@@ -48,7 +48,8 @@ class StrategySpec:
     have. `check` judges the values, `suits` whether the runner's model can take them; `width` counts its sequences; `select` makes what selects among the answers, of the settings,
     the prompt's text and how many first tokens of each answer are a given prefix. `samples`: whether
     it may draw, else do_sample and the filters of sampling are refused. `sees_logprobs`: its filters act on log-probabilities, not logits. `reads_prompt`: it reads the whole prompt
-    itself, by parts where it is long. `left_to_right`: each token hangs on those before it alone; else filters that look back or at places are refused. `streams` says when tokens are told, `about` is
+    itself, by parts where it is long. `left_to_right`: each token hangs on those before it alone; else filters that look back are refused
+    unless the `orderly` settings are given, by which it goes from left to right. `streams` says when tokens are told, `about` is
     what is documented as its effect, or a text, `paper` where it comes from.
     """
 
@@ -69,6 +70,7 @@ class StrategySpec:
     sees_logprobs: bool = False
     reads_prompt: bool = False
     left_to_right: bool = True
+    orderly: Mapping[str, Any] = field(default_factory=dict)
     streams: str = "as they come"
     paper: str = ""
 
@@ -76,6 +78,10 @@ class StrategySpec:
     def own(self) -> tuple[str, ...]:
         """The names of its own settings."""
         return tuple(name for each in self.options for name in ((each,) if isinstance(each, str) else options_of(each)))
+
+    def in_order(self, params: RequestParams) -> bool:
+        """Whether tokens come one behind the other."""
+        return self.left_to_right or bool(self.orderly) and all(getattr(params, name) == value for name, value in self.orderly.items())
 
     @property
     def summary(self) -> str:
