@@ -12,14 +12,14 @@ from seodang.recipes.demo_diffusion import Speaker
 def test_the_demo_shows_each_step_and_compares_the_two_and_the_same_weights_both_ways(base, tmp_path, capsys):
     """The whole demo on a tiny model; `make demo-diffusion` runs it on the real one."""
     out = tmp_path / "out"
-    command = ["--model", base, "--heldout", 3, "--max_steps", 2, "--output_dir", out, "--device", "cpu", "--dtype", "float32", "--co_loss", 0.5,
-               "--attention", "prompt_causal", "--passes", 4]  # fmt: skip
+    command = ["--model", base, "--heldout", 3, "--max_steps", 2, "--output_dir", out, "--device", "cpu", "--dtype", "float32",
+               "--passes", 4]  # fmt: skip
     assert demo_diffusion.main([*map(str, command)]) == 0
     printed = capsys.readouterr().out
     assert "Which country is the city of Suwon located in?\nStep 1: " in printed and "<|mask|>" in printed
     lines = printed.splitlines()
-    names = ["diffusion", "the same weights, left to right", "its twin, left to right"]
-    assert [bool(re.fullmatch(rf"{name}: n=3 exact=\d\.\d{{3}} country=\d\.\d{{3}}", line)) for name, line in zip(names, lines[-4:-1], strict=True)] == [True] * 3
+    names = ["diffusion", "diffusion, a token after the other", "the same weights, left to right", "its twin, left to right"]
+    assert [bool(re.fullmatch(rf"{name}: n=3 exact=\d\.\d{{3}} country=\d\.\d{{3}}", line)) for name, line in zip(names, lines[-5:-1], strict=True)] == [True] * 4
     assert lines[-1] == str(out / "diffusion")
     for name, paradigm in (("diffusion", "diffusion"), ("left_to_right", "causal")):
         verify(out / name)
