@@ -8,11 +8,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import GenerationConfig, PreTrainedConfig
+from transformers import GenerationConfig
 
 from ...data.errors import UserError
 from ..checkpoint.load import adapter_base, is_adapter, resolve
+from ..checkpoint.published_diffusion import stored_config
 from ..diffusion.orders import ORIGIN
 from ..filters.registry import FILTERS
 from ..filters.spec import nothing
@@ -71,9 +73,12 @@ def config_in(path: str | os.PathLike) -> GenerationConfig | None:
 def diffusion_in(path: str | os.PathLike) -> Diffusion | None:
     """Return what a checkpoint that is not loaded says of itself, where it is a diffusion model; raises UserError for what it cannot mean."""
     try:
-        return diffusion_of(PreTrainedConfig.from_pretrained(model_in(path)))
-    except OSError:  # it has no config, which is told when the model is loaded
+        config = stored_config(model_in(path))
+    except UserError:
+        raise
+    except (OSError, ValueError, StrictDataclassError):  # it has no config, or none of ours, which is told when the model is loaded
         return None
+    return diffusion_of(config)
 
 
 def model_in(path: str | os.PathLike) -> str:

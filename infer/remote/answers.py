@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from ..requests.events import Result
 from ..requests.likelihoods import ScoredToken, TokenLogprobs
 
 MOST_SAID = 500  # characters of an error that are kept
+VERSION = r"@.+|:.+|-latest|-\d{4}[\d-]*"  # that a server may tell behind a model's name: revisions, tags, dates
 
 
 class Refused(Exception):
@@ -82,6 +84,19 @@ def result_of(choice: Mapping[str, Any], index: int, place: int, params: Samplin
         choice=place, top_logprobs=logprobs_of(choice.get("logprobs"), ids) if params.logprobs is not None else [],
         thinking=thinking if isinstance(thinking, str) else None,
     )  # fmt: skip
+
+
+def other_model(body: Any, asked: str) -> str | None:
+    """Return which model an answer is from, where that is another than was asked; None where it is the same one, or nothing is told.
+
+    A name may bear a version behind it and who made it before it: "gpt-4o" is answered by "gpt-4o-2024-08-06", but not by "gpt-4o-mini".
+    """
+    told = body.get("model") if isinstance(body, Mapping) else None
+    if not isinstance(told, str) or not told:
+        return None
+    one, other = asked.casefold(), told.casefold()
+    pairs = ((one, other), (other, one), (one.removesuffix("-latest"), other))
+    return None if any(re.fullmatch(rf"(.*/)?{re.escape(name)}({VERSION})?", longer) for name, longer in pairs) else told
 
 
 def failed(error: str, index: int, params: SamplingParams) -> list[RemoteResult]:

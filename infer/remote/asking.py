@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..engine.params import SamplingParams
-from .answers import Refused, RemoteResult, failed, results_of
+from .answers import Refused, RemoteResult, failed, one_line, other_model, results_of
 from .connection import Connection, GivenUp, Server, Trouble
 from .fields import LATER
 
@@ -127,6 +127,7 @@ class Asking(Iterator[RemoteResult]):
         """Ask a prompt and hand in what comes of it; raises GivenUp where that says that no other would be answered."""
         try:
             body = await self._posted(question)
+            self._refuse_other_model(body, question)
             self._hand_in(results_of(body, question.index, question.params, question.token_ids))
             self._outcomes.answered()
         except Refused as error:
@@ -135,6 +136,13 @@ class Asking(Iterator[RemoteResult]):
         except Trouble as error:
             self._hand_in(failed(str(error), question.index, question.params))
             self._outcomes.unanswered(str(error))
+
+    def _refuse_other_model(self, body: Any, question: Question) -> None:
+        """Raise GivenUp for an answer of another model than was asked."""
+        asked = self._server.answered_by or question.body["model"]
+        if told := other_model(body, asked):
+            remedy = "ask for that one, or say by --answered_by that it is another name of the same"
+            raise GivenUp(f"the model {one_line(told)!r} answers where {asked!r} was asked: {remedy}")
 
     async def _posted(self, question: Question) -> Any:
         """The server's answer, the length by its newer name where the server wants that."""

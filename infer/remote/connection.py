@@ -41,8 +41,9 @@ class GivenUp(Exception):
 class Server:
     """Where a server is and how it is asked: `seconds` an answer may take, and so many `retries` beyond the first try.
 
-    `base_url` ends where OpenAI's does (http://host:port/v1). `alive` says, of a server that we have started, whether it still runs. Raises UserError
-    for an address that is none, or holds a password.
+    `base_url` ends where OpenAI's does (http://host:port/v1). `alive` says, of a server that we have started, whether it still runs; `answered_by` what
+    the server calls the model in its answers, where that is another name than the one it is asked by. Raises UserError for an address that is none, or
+    holds a password.
     """
 
     base_url: str
@@ -50,6 +51,7 @@ class Server:
     seconds: float | None = 600.0
     retries: int = 6
     alive: Callable[[], bool] = lambda: True
+    answered_by: str | None = None
 
     def __post_init__(self):
         try:

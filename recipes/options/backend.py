@@ -14,7 +14,7 @@ KEY = "OPENAI_API_KEY"
 # the options that some of them alone have a use for
 OWN = {
     "seodang": ("batch_size", "literal", "weights", "adapter", "chat_template", "device", "assistant_model", "amateur_model"),
-    "openai": ("base_url", "api_key", "concurrency", "retries", "request_timeout"),
+    "openai": ("base_url", "answered_by", "api_key", "concurrency", "retries", "request_timeout"),
     "vllm": ("concurrency", "retries", "request_timeout", "vllm_python", "vllm_args"),
 }
 SHARED = {"dtype": ("seodang", "vllm"), "checkpoint_settings": ("seodang", "vllm")}
@@ -31,6 +31,7 @@ class BackendOptions:
 
     backend: str = option("seodang (this process), vllm (in its own) or openai (a server).", "seodang")
     base_url: str | None = option("Where the server is, as http://localhost:8000/v1. MODEL is its name there, default where it has but one.")
+    answered_by: str | None = option("What the server calls the model in its answers, where that is another name than MODEL.")
     api_key: str | None = field(default=None, repr=False, metadata={"help": f"The server's key; else from {KEY}, which no list of processes shows."})
     concurrency: int | None = option("Prompts that a server is asked at the same time; 32 of openai, 256 of vllm.")
     retries: int = option("Times that a prompt is asked again (429, 5xx, connections, time-outs), later and later, as the server says.", 6)
@@ -58,7 +59,7 @@ class BackendOptions:
                 users[name] = (*users.get(name, ()), backend)
         for name in sorted(self.given):
             if name in users and self.backend not in users[name]:
-                raise UserError(f"--{name} is for --backend {' and '.join(users[name])}, and {self.backend} answers: leave it out")
+                raise UserError(f"--{name} is for --backend {' and '.join(users[name])}, and {self.backend} answers: leave it out, or give that --backend")
 
     @property
     def at_a_time(self) -> int:

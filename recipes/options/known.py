@@ -77,7 +77,7 @@ FIRST: dict[str, dict[str, str]] = {
     },
     "explain": {"prompt": "prompt html attention raw", "model": SPEAKER, "answer": "max_new_tokens stop seed", "choice of tokens": CHOICE},
     "score": {"data": "data columns encoding shape max_length empty_answers unusable output raw tokens", "model": f"{SPEAKER} chat_template"},
-    "export": {"checkpoint": "model output_dir dtype"},
+    "export": {"checkpoint": "model output_dir dtype gguf"},
     "demo": DEMO | {"learning": "tokens learning_rate"},
     "demo-diffusion": {
         "model": "model device dtype", "diffusion": "attention shift weighting schedule co_loss complementary canvas alg passes",
@@ -128,7 +128,7 @@ def refuse(verb: str, argv: Sequence[str]) -> None:
     texts = {name: _texts(values.get(name)) for name in (*OUTPUTS, *READ, *MODELS) if name in told["names"].split()}
     read = {name: texts[name] for name in READ if name in texts}
     check_outputs(told["outputs"] | {name: texts[name][0] for name in told["outputs"] if texts[name]} | read)
-    elsewhere = ["openai"] == _texts(values.get("backend"))[:1]  # the model is called what its server calls it
+    elsewhere = "base_url" in values or ["openai"] == _texts(values.get("backend"))[:1]  # the model is called what its server calls it
     for model in (texts[name][0] for name in MODELS if texts.get(name) and not elsewhere):
         if model not in ("", "default") and not os.path.exists(model):
             check_hub_name(model)

@@ -33,7 +33,7 @@ class ServerBackend:
         self._where, self._decoding, self._options, self._asked, self._name = where, decoding, options, asked, model.model
         self.params = decoding.alone()
         refuse_functions(self.params)
-        self._server = Server(where.base_url, where.key, where.seconds, where.retries)
+        self._server = Server(where.base_url, where.key, where.seconds, where.retries, answered_by=where.answered_by)
         self._model: Found | None = None
         if self._name == "default":  # what it is called decides whether a run is the same
             self._look()

@@ -222,6 +222,7 @@ def test_a_name_of_a_servers_model_is_none_of_a_folder_or_of_the_hub(scripted_se
     server = scripted_server()
     server.models = [{"id": "a:b c"}]
     known.refuse("generate", ["a:b c", "hi", *remote(server)])
+    known.refuse("generate", ["a:b c", "hi", "--base_url", server.base_url])  # whoever forgot --backend is told that
     assert main(["a:b c", "hi", *remote(server)]) == 0
     assert capsys.readouterr().out == "Yes.\n"
 

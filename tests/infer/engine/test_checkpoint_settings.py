@@ -1,5 +1,7 @@
 """A checkpoint's own settings: read as transformers reads them, and what holds where the caller gives some or none."""
 
+import logging
+
 import pytest
 import torch
 from transformers import GenerationConfig
@@ -11,6 +13,7 @@ from seodang.infer.engine.checkpoint_settings import (
     CONFIG_NEUTRAL,
     CONFIG_PASSED_OVER,
     checkpoint_params,
+    diffusion_in,
     from_generation_config,
     said,
 )
@@ -204,3 +207,17 @@ def test_of_a_diffusion_model_what_looks_back_from_a_token_is_left_out_and_the_r
     assert checkpoint_params(model).given == {"steps": 256, "alg": "origin", "max_new_tokens": 4}
     for rule in ({"confidence_threshold": 0.9}, {"entropy_bound": 0.1}):  # which says how many passes there are
         assert checkpoint_params(model, **rule).given == {**rule, "max_new_tokens": 4}
+
+
+def test_what_a_model_is_is_read_without_a_word(fresh_tiny, tmp_path, caplog):
+    """transformers warns where a configuration is read as that of no model in particular; one of no model that it knows is told of when that is loaded."""
+    logging.getLogger("transformers").addHandler(caplog.handler)
+    model = fresh_tiny("llama")
+    model.config.save_pretrained(tmp_path)
+    assert diffusion_in(tmp_path) is None and not caplog.records
+    declare(model.config, Diffusion(127))
+    model.config.save_pretrained(tmp_path)
+    assert diffusion_in(tmp_path) == Diffusion(127) and not caplog.records
+    (tmp_path / "config.json").write_text('{"model_type": "no such"}')
+    assert diffusion_in(tmp_path) is None
+    logging.getLogger("transformers").removeHandler(caplog.handler)

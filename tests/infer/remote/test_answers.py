@@ -3,7 +3,7 @@
 import pytest
 
 from seodang.infer import SamplingParams
-from seodang.infer.remote.answers import Refused, error_in, one_line, results_of
+from seodang.infer.remote.answers import Refused, error_in, one_line, other_model, results_of
 
 PLAIN = SamplingParams(max_new_tokens=8)
 
@@ -105,6 +105,24 @@ def test_a_server_that_tells_no_ids_is_said_to(ids):
 ])  # fmt: skip
 def test_what_is_wrong_is_found_where_servers_write_it(body, told):
     assert error_in(body) == told
+
+
+SAME = [
+    ("gpt-4o", "gpt-4o-2024-08-06"), ("mistral-large-latest", "mistral-large-2411"), ("llama3.2", "llama3.2:latest"), ("llama3.2:latest", "llama3.2"), ("out/sft", "out/sft@main"),
+    ("gemini", "models/gemini"), ("openai/gpt-4o", "gpt-4o"), ("Qwen/Qwen3", "qwen/qwen3"), ("a", None), ("a", ""), ("a", 5),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("asked, told", SAME)
+def test_a_model_is_the_same_by_its_version_and_its_makers_name(asked, told):
+    assert other_model({"model": told}, asked) is None and other_model({}, asked) is None
+
+
+@pytest.mark.parametrize("asked, told", [
+    ("gpt-4o", "gpt-4o-mini"), ("gpt-4", "gpt-3"), ("a", "b"), ("sft-1000", "sft-2000"), ("a.b", "a-b"), ("one/m", "two/m"), ("m-latest", "n-2411"), ("school", "old-school"),
+])  # fmt: skip
+def test_another_models_answer_is_told_by_its_name(asked, told):
+    assert other_model({"model": told}, asked) == told
 
 
 def test_a_servers_words_are_one_line_of_bounded_length():

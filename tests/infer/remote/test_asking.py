@@ -94,6 +94,7 @@ HOPELESS = {
     "404": ((404, {"error": {"message": "no model pupil"}}), "HTTP 404: no model pupil"), "402": ((402, {}), "HTTP 402"),
     "elsewhere": ((307, b"", {"Location": "http://other/v1/completions"}), r"HTTP 307: Temporary Redirect \(it points to http://other/v1/completions: give that address"),
     "no money": ((429, {"error": {"message": "quota", "code": "insufficient_quota"}}), "HTTP 429: quota"),
+    "another model": ({"model": "teacher", "choices": [{"text": "No."}]}, "the model 'teacher' answers where 'pupil' was asked: ask for that one, or say by --answered_by"),
     "in a week": ((429, {}, {"Retry-After": "604800"}), r"HTTP 429: \{\} \(it asks to be left alone for 604800 s\)"),
 }  # fmt: skip
 
@@ -105,6 +106,17 @@ def test_what_every_prompt_would_meet_ends_the_run_and_what_came_before_is_kept(
     with pytest.raises(GivenUp, match=told):
         results.extend(ask(server, ["a", "b", *"cdefghij"], concurrency=1))
     assert server.prompts == ["a", "b"]
+
+
+def test_an_answer_by_the_models_other_name_is_taken_and_by_a_third_is_not(scripted_server):
+    server, params = scripted_server(lambda body: {"model": body["prompt"], **scripted_server.said("Yes.")}), SamplingParams()
+    asking = Asking(
+        Server(server.base_url, answered_by="teacher"), lambda index: Question(index, "/completions", {"model": "alias", "prompt": ["teacher", "alias"][index]}, params), range(2), 1
+    )  # fmt: skip
+    assert next(asking).text == "Yes."
+    with pytest.raises(GivenUp, match="the model 'alias' answers where 'teacher' was asked"):
+        next(asking)
+    asking.close()
 
 
 def test_a_server_that_refuses_all_in_the_same_words_is_asked_no_more(scripted_server, ask):

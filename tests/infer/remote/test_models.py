@@ -25,7 +25,7 @@ def test_a_model_is_found_by_its_name_or_as_the_only_one(scripted_server, models
 
 @pytest.mark.parametrize("models, name, message", [
     (TWO, "default", "name one of its models: it has pupil, teacher"), (TWO, "parent", "it has no model 'parent': it has pupil, teacher"),
-    ([], "default", "name one of its models: it has none"), ([{"id": f"m{n}"} for n in range(30)], "x", "m0, .*, m19 and 10 more"), ([{"id": "a\x1b[2J"}], "x", r"it has a \[2J"),
+    ([], "default", "lists no models: give as MODEL what it calls"), ((500, {}), "default", "HTTP 500"), ([{"id": f"m{n}"} for n in range(30)], "x", "m0, .*, m19 and 10 more"), ([{"id": "a\x1b[2J"}], "x", r"it has a \[2J"),
     ((200, {"models": []}), "x", "does not list models as OpenAI's protocol has it"), ((200, {"data": [1]}), "x", "does not list models"), ((200, b"<html>"), "x", "the answer is not JSON: <html>"),
     ((401, {"error": {"message": "bad key secret-key"}}), "x", r"HTTP 401: bad key \(the key\) \(the key is not taken\)"), ((404, {}), "default", "HTTP 404"),
 ])  # fmt: skip
@@ -37,11 +37,15 @@ def test_a_server_without_the_model_is_refused_with_what_it_has(scripted_server,
     assert server.base_url in str(refused.value)
 
 
-@pytest.mark.parametrize("status", [404, 405, 501])
+@pytest.mark.parametrize("status", [404, 405, 500, 501])
 def test_a_server_that_lists_no_models_is_believed_to_have_the_one_that_is_named(scripted_server, status):
+    """Nor is it asked again for a list that it fails to make, as transformers' does where there is no cache of the hub."""
     server = scripted_server()
     server.models = (status, {})
-    assert model_at(Server(server.base_url, retries=0), "pupil") == Found("pupil")
+    assert model_at(Server(server.base_url), "pupil") == Found("pupil") and len(server.asked) == 1
+    server.models = []
+    assert model_at(Server(server.base_url), "pupil") == Found("pupil")  # as transformers' does with a folder
+    server.models = (status, {})
     with pytest.raises(UserError, match=f"HTTP {status}.*with its /v1?"):
         model_at(Server(server.base_url.removesuffix("/v1"), retries=0), "pupil")
 
