@@ -16,13 +16,16 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, Pr
 
 from seodang.data.chat import all_end_ids
 from seodang.data.errors import UserError
+from seodang.infer.checkpoint.adapter_paradigm import declare_as_beside
 from seodang.infer.checkpoint.damage import check_texts, read_json
 from seodang.infer.checkpoint.load import ADAPTER_CONFIG, adapter_base, is_adapter, load, load_tokenizer, resolve
 from seodang.infer.checkpoint.manifest import fingerprint, read_manifest
 from seodang.infer.checkpoint.published_diffusion import stored_config
 from seodang.infer.kernels.device import DTYPES
+from seodang.infer.runners.paradigm import diffusion_of
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.run.card import Exported, model_card, modelfile
+from seodang.train.models.critic import CRITIC, FILE
 from seodang.train.run.checkpoints import STAGING, publish_into, reserve_space, start_staging, write_atomically
 
 if TYPE_CHECKING:
@@ -62,6 +65,10 @@ def main(argv: list[str] | None = None) -> int:
     place = resolve(options.model)
     base = adapter_base(place) if is_adapter(place) else options.model
     config = _config_of(base)
+    if is_adapter(place):
+        declare_as_beside(place, config)
+    for told in _left_behind(Path(place), config):
+        print(told)
     tokenizer = load_tokenizer(options.model)
     generation = _generation_config([place, resolve(base)], config, tokenizer)
     vocabulary = _plan_gguf(config, tokenizer, generation, place) if options.gguf else None
@@ -107,6 +114,16 @@ def _config_of(base: str) -> PretrainedConfig:
         method = (quantised if isinstance(quantised, dict) else quantised.to_dict()).get("quant_method")
         raise UserError(f"{base} holds quantised weights ({method}), export needs plain ones: give the model that they were made of")
     return config
+
+
+def _left_behind(place: Path, config: PretrainedConfig) -> list[str]:
+    """What of a checkpoint no other engine has a use for, a sentence each."""
+    told = []
+    if (place / CRITIC / FILE).is_file():
+        told.append(f"the value head ({CRITIC}/{FILE}) stays behind: nothing but PPO reads it")
+    if diffusion_of(config) is not None:
+        told.append("how it fills in masks goes along for Seodang alone: other engines have no canvas for it")
+    return told
 
 
 def _generation_config(places: list[str], config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:

@@ -15,6 +15,8 @@ from seodang.infer.checkpoint.default_model import NAME
 from seodang.infer.runners.paradigm import diffusion_of
 
 QUESTION = "Name three colours."
+ROUNDED = "It rounds what it keeps of a text to float16, and in flash attention; with `--cache-type-k f32 --cache-type-v f32 --flash-attn off` it does not."
+EIGHT_BITS = "In q8_0 weights, and what they are multiplied with, have 8 bits: now and then another token is the likeliest."
 TO_OLLAMA = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p", "repetition_penalty": "repeat_penalty"}
 
 
@@ -36,6 +38,11 @@ class Exported:
         """The tokens that end a text."""
         generation = getattr(self.model, "generation_config", None)  # a reward model has none
         return self.tokenizer.convert_ids_to_tokens(all_end_ids(generation.eos_token_id, self.tokenizer)) if generation else []
+
+    @property
+    def draws(self) -> bool:
+        """Whether the checkpoint has tokens drawn, where a request says nothing."""
+        return bool(self.model.generation_config.do_sample)
 
     @property
     def ollama(self) -> str:
@@ -75,7 +82,9 @@ def modelfile(about: Exported) -> str:
     """Return the Modelfile by which Ollama makes a model of the GGUF file, which brings its chat template itself."""
     lines = [f"FROM ./{about.gguf}", *(f"PARAMETER stop {json.dumps(end, ensure_ascii=False)}" for end in about.ends)]
     generation = about.model.generation_config
-    if generation.do_sample:
+    if not about.draws:
+        lines.append("PARAMETER temperature 0")  # Ollama would draw
+    else:
         asked = {theirs: getattr(generation, own) for own, theirs in TO_OLLAMA.items() if getattr(generation, own) is not None}
         lines += [f"PARAMETER {name} {value}" for name, value in asked.items()]
         lines += ["PARAMETER repeat_last_n -1"] if "repeat_penalty" in asked else []  # the whole text, as elsewhere
@@ -123,6 +132,7 @@ def _llama_cpp_lines(about: Exported) -> list[str]:
         told = ["`seodang export . FOLDER --gguf f16` writes a GGUF file for these, where they know the family and the tokenizer."]
         return _section("llama.cpp and Ollama", told)
     here = _served(f"llama-server --model {shlex.quote(about.gguf)} --port 8080", _ask(about, 8080))
+    here += ["", ROUNDED + (f" {EIGHT_BITS}" if about.gguf.endswith("-Q8_0.gguf") else "")]
     if about.notes:
         here += ["", "What differs there:", "", *(f"- {note}" for note in about.notes)]
     template = [
@@ -154,6 +164,7 @@ def _messages() -> str:
 def _ask(about: Exported, port: int) -> str:
     chat = bool(about.tokenizer.chat_template)
     asked: dict[str, Any] = {"messages": json.loads(_messages())} if chat else {"prompt": QUESTION}
-    body = json.dumps({"model": about.name, **asked, "max_tokens": 64}, ensure_ascii=False)
+    likeliest = {} if about.draws else {"temperature": 0}  # as transformers answers; servers draw
+    body = json.dumps({"model": about.name, **asked, "max_tokens": 64, **likeliest}, ensure_ascii=False)
     path = "chat/completions" if chat else "completions"
     return f"curl http://127.0.0.1:{port}/v1/{path} -H 'Content-Type: application/json' -d {shlex.quote(body)}"

@@ -78,7 +78,9 @@ def test_the_cards_lines_run(base, tmp_path, monkeypatch, capsys):
     assert [command[0] for command in commands] == ["vllm", "curl", "llama-server", "curl", "ollama", "ollama", "seodang", "seodang"]
     vllm, asked, llama_cpp, also, create, run, generate, serve = commands
     assert vllm[:5] == ["vllm", "serve", ".", "--served-model-name", "내 모델"]
-    assert json.loads(asked[-1])["model"] == json.loads(also[-1])["model"] == "내 모델"
+    assert json.loads(asked[-1])["model"] == json.loads(also[-1])["model"] == "내 모델" and "temperature" not in json.loads(asked[-1])  # it draws
+    card = (target / "README.md").read_text(encoding="utf-8")
+    assert "--cache-type-k f32 --cache-type-v f32 --flash-attn off" in card and "In q8_0 weights, and what they are multiplied with, have 8 bits" in card
     assert (target / llama_cpp[llama_cpp.index("--model") + 1]).is_file() and (target / create[create.index("--file") + 1]).is_file()
     assert create[2] == run[2] and re.fullmatch(r"[a-z0-9][a-z0-9._-]*", run[2])
     assert main([*generate[1:], "--max_new_tokens", "3"]) == 0 and serve[1:3] == ["serve", "."]
@@ -90,12 +92,17 @@ def test_the_cards_lines_run(base, tmp_path, monkeypatch, capsys):
 
 
 def test_without_a_template_the_words_go_bare(base, tmp_path):
+    """Of a checkpoint that does not draw, every engine is asked for the likeliest tokens."""
     (base / "chat_template.jinja").unlink()
     target = tmp_path / "out"
     assert export.main([str(base), str(target), "--gguf", "bf16"]) == 0
-    assert 'TEMPLATE "{{ .Prompt }}"' in (target / "Modelfile").read_text(encoding="utf-8")
+    ollama = (target / "Modelfile").read_text(encoding="utf-8").splitlines()
+    assert {'TEMPLATE "{{ .Prompt }}"', "PARAMETER temperature 0"} < {*ollama}
     [code], shell = blocks(target, "python"), blocks(target, "sh")
-    assert "apply_chat_template" not in code and any("/v1/completions" in block and '"prompt"' in block for block in shell)
+    bodies = [json.loads(shlex.split(block)[-1]) for block in shell if "curl" in block]
+    assert "apply_chat_template" not in code and sum("/v1/completions" in block for block in shell) == 2
+    assert [(body["prompt"], body["temperature"]) for body in bodies] == [("Name three colours.", 0)] * 2
+    assert "8 bits" not in (target / "README.md").read_text(encoding="utf-8")
 
 
 def test_cards_of_other_kinds_of_models(fresh_tiny, tiny_tokenizer, tmp_path, monkeypatch, capsys):
@@ -113,7 +120,14 @@ def test_cards_of_other_kinds_of_models(fresh_tiny, tiny_tokenizer, tmp_path, mo
         assert not any("vllm" in block or "ollama" in block for block in blocks(tmp_path / name, "sh"))
 
 
-def test_a_diffusion_canvas_is_promised_to_no_other_engine(fresh_tiny, tiny_tokenizer, tmp_path):
+def test_a_value_head_is_said_to_stay_behind(base, tmp_path, capsys):
+    (base / "critic").mkdir()
+    (base / "critic" / "critic.safetensors").touch()
+    assert export.main([str(base), str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.startswith("the value head (critic/critic.safetensors) stays behind") and not (tmp_path / "out" / "critic").exists()
+
+
+def test_a_diffusion_canvas_is_promised_to_no_other_engine(fresh_tiny, tiny_tokenizer, tmp_path, capsys):
     for name, asked in (("masks", {}), ("both", {"attention": "prompt_causal", "autoregressive": True})):
         model = fresh_tiny("llama")
         declare(model.config, Diffusion(mask_token_id=5, **asked))
@@ -122,6 +136,7 @@ def test_a_diffusion_canvas_is_promised_to_no_other_engine(fresh_tiny, tiny_toke
         assert export.main([str(tmp_path / f"{name}-base"), str(tmp_path / name)]) == 0
         card = (tmp_path / name / "README.md").read_text(encoding="utf-8")
         assert "It fills in masks as Seodang lets it; other engines know nothing of that" in card and ("vllm" in card) == (name == "both")
+        assert "how it fills in masks goes along for Seodang alone: other engines have no canvas for it" in capsys.readouterr().out
 
 
 def test_what_cannot_go_along_is_named_before_anything_is_loaded(base, fresh_tiny, tiny_tokenizer, tmp_path, monkeypatch, capsys):
