@@ -3,8 +3,10 @@
 import configparser
 import http.server
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -37,6 +39,14 @@ def options_of(argv: list[str]):
     """What `seodang serve` makes of its arguments."""
     assert argv[:2] == ["seodang", "serve"]
     return parse(argv[2:], SpeakingModel, serve.Serve, prog="seodang serve", positional=("model",), description="")
+
+
+def waited_for() -> str:
+    """The shell's words by which the service waits until it is ready, as the shell gets them."""
+    line = next(line for line in (DEPLOY / "seodang.service").read_text(encoding="utf-8").splitlines() if line.startswith("ExecStartPost="))
+    shell, option, words = shlex.split(line.partition("=")[2])
+    assert (shell, option) == ("/bin/sh", "-c")
+    return words.replace("$$", "$")
 
 
 @pytest.fixture
@@ -104,6 +114,20 @@ def test_the_containers_health_check_tells_whether_it_is_ready(answering, status
     assert (done.returncode == 0) is well and paths == ["/ready"]
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_the_service_is_started_once_it_is_ready_and_has_failed_once_its_server_has_ended(answering):
+    port, paths = answering(200)
+    done = subprocess.run(["/bin/sh", "-c", waited_for().replace(":8000/", f":{port}/")], env={"PATH": os.environ["PATH"], "MAINPID": str(os.getpid())}, timeout=20)
+    assert done.returncode == 0 and paths == ["/ready"]
+    port, _ = answering(503)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    done = subprocess.run(
+        ["/bin/sh", "-c", waited_for().replace(":8000/", f":{port}/")], env={"PATH": os.environ["PATH"], "MAINPID": str(ended.pid)}, timeout=20, capture_output=True
+    )  # fmt: skip
+    assert done.returncode == 1
+
+
 def test_the_service_starts_the_server_and_waits_for_it_at_its_port():
     parser = configparser.ConfigParser(interpolation=None, delimiters=("=",))
     parser.optionxform = str
@@ -113,7 +137,7 @@ def test_the_service_starts_the_server_and_waits_for_it_at_its_port():
     assert Path(program).name in PROJECT["project"]["scripts"]
     model, options = options_of([Path(program).name, *rest])
     assert (model.model, options.host) == ("/srv/models/default", "127.0.0.1")
-    assert shlex.split(service["ExecStartPost"])[-1] == f"http://{options.host}:{options.port}/ready"
+    assert f"http://{options.host}:{options.port}/ready" in waited_for()
     assert float(service["TimeoutStopSec"]) > DRAIN and service["SuccessExitStatus"] == "143"  # 128 + SIGTERM: tests/recipes/test_serve.py
     cache = f"/var/cache/{service['CacheDirectory']}"
     assert f"XDG_CACHE_HOME={cache}" in service["Environment"].split()
