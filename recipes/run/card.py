@@ -11,11 +11,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seodang.data.chat import all_end_ids
-from seodang.infer.checkpoint.default_model import NAME
+from seodang.infer.checkpoint.default_model import NAME, cache_folder
 from seodang.infer.runners.paradigm import diffusion_of
 
 QUESTION = "Name three colours."
-ROUNDED = "It rounds what it keeps of a text to float16, and in flash attention; with `--cache-type-k f32 --cache-type-v f32 --flash-attn off` it does not."
+ROUNDED = "It keeps keys and values in float16 and rounds in flash attention, but not with `--cache-type-k f32 --cache-type-v f32 --flash-attn off`."
 EIGHT_BITS = "In q8_0 weights, and what they are multiplied with, have 8 bits: now and then another token is the likeliest."
 TO_OLLAMA = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p", "repetition_penalty": "repeat_penalty"}
 
@@ -54,8 +54,9 @@ def model_card(about: Exported) -> str:
     """Return the README.md of an exported folder; its lines run in that folder."""
     config = about.model.config
     generates = hasattr(about.model, "generation_config")
-    hub = f"HuggingFaceTB/{NAME}" if about.base == "default" else about.base
-    local = about.base != "default" and Path(about.base).is_dir()
+    default = about.base == "default" or Path(about.base) == cache_folder() / NAME
+    hub = f"HuggingFaceTB/{NAME}" if default else about.base
+    local = not default and Path(about.base).is_dir()
     header = ["library_name: transformers", f"pipeline_tag: {'text-generation' if generates else 'text-classification'}"]
     header += [] if local else [f"base_model: {hub}"]
     parameters = sum(p.numel() for p in about.model.parameters())

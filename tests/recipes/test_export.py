@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,16 @@ def test_a_gguf_file_of_a_merged_adapter(base, tmp_path, capsys):
     merged = adapted.merge_and_unload().model.layers[1].self_attn.v_proj.weight
     assert torch.allclose(held, merged, atol=1e-6) and not torch.equal(held, held.bfloat16().float())
     assert torch.equal(AutoModelForCausalLM.from_pretrained(target).model.layers[1].self_attn.v_proj.weight, merged.bfloat16())
+    assert "base_model:" not in (target / "README.md").read_text(encoding="utf-8")  # it lies on this machine alone
+
+
+def test_the_default_models_folder_is_called_by_its_public_name(base, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "seodang").mkdir()
+    shutil.copytree(base, tmp_path / "seodang" / "SmolLM2-135M-Instruct")
+    assert export.main([str(tmp_path / "seodang" / "SmolLM2-135M-Instruct"), str(tmp_path / "out")]) == 0
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "base_model: HuggingFaceTB/SmolLM2-135M-Instruct" in card and "exported by Seodang from HuggingFaceTB/SmolLM2-135M-Instruct" in card
 
 
 def test_the_cards_lines_run(base, tmp_path, monkeypatch, capsys):
