@@ -127,7 +127,7 @@ class Asking(Iterator[RemoteResult]):
         """Ask a prompt and hand in what comes of it; raises GivenUp where that says that no other would be answered."""
         try:
             body = await self._posted(question)
-            self._hand_in(results_of(body, question.index, question.params, question.token_ids))
+            self._hand_in(self._read(body, question))
             self._outcomes.answered()
         except Refused as error:
             self._hand_in(failed(str(error), question.index, question.params))
@@ -135,6 +135,13 @@ class Asking(Iterator[RemoteResult]):
         except Trouble as error:
             self._hand_in(failed(str(error), question.index, question.params))
             self._outcomes.unanswered(str(error))
+
+    def _read(self, body: Any, question: Question) -> list[RemoteResult]:
+        """The answers in a body; raises Refused, in words that may be shown, where it has not all of them."""
+        try:
+            return results_of(body, question.index, question.params, question.token_ids)
+        except Refused as error:
+            raise Refused(self._connection.told(str(error))) from None
 
     async def _posted(self, question: Question) -> Any:
         """The server's answer, the length by its newer name where the server wants that."""
