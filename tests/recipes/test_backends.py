@@ -253,6 +253,12 @@ def test_our_own_model_goes_on_too_and_computes_no_answer_twice(base, prompts, t
     assert 0 < done < len(QUESTIONS)
     assert main([str(base), prompts, "--output", str(output), *options, "--resume"]) == 0
     assert lines(output) == lines(whole)
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ messages[0].content }}", encoding="utf-8")
+    assert main([str(base), "hi", "--output", str(tmp_path / "templated.jsonl"), *options, "--chat_template", str(template)]) == 0
+    template.write_text("{{ messages[0].content }}!", encoding="utf-8")
+    assert main([str(base), "hi", "--output", str(tmp_path / "templated.jsonl"), *options, "--chat_template", str(template), "--resume"]) == 2
+    assert "has answers to a chat_template that says " in capsys.readouterr().err
     monkeypatch.setattr("seodang.infer.checkpoint.load.load", lambda *args, **how: pytest.fail("loaded a model"))
     assert main([str(base), prompts, "--output", str(output), *options, "--resume"]) == 0
     for changed, message in ((["--seed", "4"], "--seed 3, now 4"), (["--dtype", "bfloat16"], "--dtype float32, now bfloat16")):
