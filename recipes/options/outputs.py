@@ -47,12 +47,14 @@ def empty(output: TextIO) -> None:
 
 
 def refuse_long_name(path: Path, given: str) -> None:
-    """Raise UserError for a name that is longer than the file system's can be."""
-    try:
-        os.lstat(path)
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            raise UserError(f"{given} is a name too long for the file system: choose a shorter one") from None
+    """Raise UserError for a path of which a name is longer than the file system's can be, whether its folders are there or not."""
+    place = next(each for each in path.absolute().parents if os.path.isdir(each))
+    for each in (path, *(place / part for part in path.absolute().relative_to(place).parts)):
+        try:
+            os.lstat(each)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise UserError(f"{given} is a name too long for the file system: choose a shorter one") from None
 
 
 def _check_folder(given: str, path: Path) -> None:

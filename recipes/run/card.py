@@ -53,7 +53,7 @@ def model_card(about: Exported) -> str:
     header += [] if local else [f"base_model: {hub}"]
     parameters = sum(p.numel() for p in about.model.parameters())
     facts = [f"{config.model_type}, {parameters:,} parameters in {str(about.dtype).removeprefix('torch.')}"]
-    facts += [f"exported by Seodang from {Path(hub).name if local else hub}" + (f", after {about.step} steps of training" if about.step else "")]
+    facts += [f"exported by Seodang from {Path(hub).resolve().name if local else hub}" + (f", after {about.step} steps of training" if about.step else "")]
     if length := getattr(config, "max_position_embeddings", None):
         facts.append(f"context of {length:,} tokens")
     text = ["---", *header, "---", "", f"# {about.name}", "", "; ".join(facts) + "."]

@@ -20,6 +20,7 @@ from seodang.infer.remote.answers import RemoteResult
 from seodang.recipes.options.outputs import refuse_long_name
 from seodang.recipes.run.following import InOrder, Straight
 from seodang.recipes.run.journal import Journal, append, lines_in, partial_of, writing
+from seodang.recipes.run.one_writer import refuse_second_writer
 from seodang.recipes.run.prompt_files import Prompts
 from seodang.recipes.run.same_run import header_of, refuse_other_run
 
@@ -51,7 +52,7 @@ class ResultsFile(Straight):
         self._file, self._reader = open(path, "ab", buffering=0), open(path, "rb")
         self._synced = time.monotonic()
         try:
-            self._lock()
+            refuse_second_writer(self._file.fileno(), self.path, "name another --output")
             self._journal = Journal(journal_of(self.path), lambda: os.fsync(self._file.fileno()))
             self._header = header_of(identity, asked, each)
             self._kept = Kept({})
@@ -125,19 +126,6 @@ class ResultsFile(Straight):
             os.fsync(self._file.fileno())
         self._journal.sync()
         self._synced = time.monotonic()
-
-    def _lock(self) -> None:
-        """Raise UserError where another process writes this file."""
-        try:
-            import fcntl
-        except ModuleNotFoundError:  # Windows
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{self.path} is being written by another process: wait for its end, or name another --output") from None
-        except OSError:  # a file system without locks
-            pass
 
     def _earlier_run(self, resume: bool | None) -> dict[str, Any] | None:
         """What the run was asked that is to be gone on with; None where a new one begins."""

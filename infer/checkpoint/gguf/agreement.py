@@ -37,10 +37,11 @@ def probes(vocabulary: Vocabulary, tokenizer: PreTrainedTokenizerBase) -> dict[s
     special = [token for token, kind in zip(vocabulary.tokens, vocabulary.types) if kind in kinds][:TRIED]
     chat = render(tokenizer, CONVERSATION, add_generation_prompt=True) if tokenizer.chat_template else ""
     return {
+        "chat": [chat] if chat else [],
         "plain": list(PLAIN),
         "spaced": [f"  {text}" for text in PLAIN[:2]] + [f"{token} 가 {token} b" for token in special],
-        "control": [f"{token}가{token}b" for token in special],
-        "chat": [chat] if chat else [],
+        "control": [text for token in special for text in (f"{token}가{token}b", f"{token}가 {token}b")],
+        "before": [f"가 {token}" for token in special],
     }
 
 
@@ -53,11 +54,11 @@ def settled(vocabulary: Vocabulary, tokenizer: PreTrainedTokenizerBase) -> Vocab
     chats = bool(texts["chat"])
     spaces = (False,) if vocabulary.kind == "gpt2" else (True, False)
     differing = {space: dict(_differing(replace(vocabulary, add_space=space), tokenizer, texts)) for space in spaces}
-    bare = (False, ("plain",), BARE) if chats else (False, (), None)
+    bare = (False, ("plain", "before"), BARE) if chats else (False, (), None)
     for space, allowed, note in ((True, (), None), (False, (), None), (True, ("spaced",), SPACED), bare, (True, ("spaced", "control"), BEHIND)):
         if space in differing and differing[space].keys() <= set(allowed):
             return replace(vocabulary, add_space=space, notes=vocabulary.notes + ([note] if note else []))
-    text = next(iter(differing[spaces[-1]].values()))
+    *_, text = min(differing.values(), key=len).values()  # the last of them says most: of others a note would have told
     raise UserError(f"llama.cpp would give {text[:60]!r} other token ids than this tokenizer does: {REMEDY}")
 
 
