@@ -4,6 +4,7 @@ seodang export runs/sft --output_dir merged --gguf f16
 """
 
 import importlib.util
+import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from seodang.data.errors import UserError
 from seodang.infer.checkpoint.damage import check_texts, read_json
 from seodang.infer.checkpoint.load import ADAPTER_CONFIG, adapter_base, is_adapter, load, load_tokenizer, resolve
 from seodang.infer.checkpoint.logit_change import largest_change
-from seodang.infer.checkpoint.manifest import fingerprint, read_manifest
+from seodang.infer.checkpoint.manifest import UNFINISHED, fingerprint, read_manifest
 from seodang.infer.checkpoint.published_diffusion import stored_config
 from seodang.infer.kernels.device import DTYPES
 from seodang.recipes.options.outputs import refuse_long_name
@@ -101,8 +102,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _refuse_filled(target: Path) -> None:
-    """Raise UserError for a folder that holds something; an export that was killed leaves its staging folder."""
-    if target.exists() and (not target.is_dir() or any(each.name != STAGING for each in target.iterdir())):
+    """Raise UserError for a folder that holds something else than what an export leaves that was killed."""
+    half = target / UNFINISHED
+    left = {STAGING, UNFINISHED, f"{UNFINISHED}.partial", *(json.loads(half.read_text(encoding="utf-8")) if half.is_file() else ())}
+    if target.exists() and (not target.is_dir() or any(each.name not in left for each in target.iterdir())):
         raise UserError(f"output_dir {target} exists and is not empty: name a new folder")
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,9 +15,12 @@ from tokenizers.normalizers import Lowercase
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
 
 from seodang.__main__ import main
+from seodang.data.errors import UserError
 from seodang.infer.checkpoint.gguf.reading import GgufFile
+from seodang.infer.checkpoint.load import load
 from seodang.infer.runners.paradigm import Diffusion, declare
 from seodang.recipes import export
+from seodang.recipes.run.card import Exported, modelfile
 from seodang.recipes.run.one_writer import only_writer
 
 OLLAMA = {"stop", "temperature", "top_p", "top_k", "min_p", "repeat_penalty", "repeat_last_n"}
@@ -220,3 +224,34 @@ def test_two_exports_do_not_write_one_folder(base, tmp_path, capsys):
         refused(base, target)
         assert f"{target} is being written by another process: wait for its end, or name another folder" in capsys.readouterr().err
     assert export.main([str(base), str(target)]) == 0
+
+
+@pytest.mark.parametrize("step", [1, 2, 5, 9])
+def test_an_export_that_was_killed_is_no_model_and_is_done_again_in_the_same_folder(base, tmp_path, monkeypatch, step):
+    """At moves by which its files get their places, of which the manifest's is the ninth."""
+    target, moves, replace = tmp_path / "out", [], Path.replace
+
+    def killed(path, to):
+        if Path(to).parent == target:
+            moves.append(to)
+        if len(moves) == step:
+            raise KeyboardInterrupt
+        return replace(path, to)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "replace", killed)
+        broken.setattr(export.shutil, "rmtree", lambda *_, **__: None)  # who is killed clears nothing away
+        assert export.main([str(base), str(target)]) == 130
+    with pytest.raises(UserError):
+        load(target)
+    assert export.main([str(base), str(target)]) == 0 and load(target)
+    assert not [path for path in target.iterdir() if path.name.startswith((".saving", "manifest.unfinished"))]
+
+
+def test_the_modelfile_has_the_texts_that_end_one(byte_tokenizer):
+    """Ollama takes a backslash as it stands, and the letter by which a vocabulary writes a line's end is none."""
+    tokenizer = byte_tokenizer(260)
+    tokenizer.add_special_tokens({"eos_token": '<"\\n">'})
+    generation = GenerationConfig(eos_token_id=[tokenizer.convert_tokens_to_ids("Ċ"), tokenizer.eos_token_id])
+    about = Exported("a", "default", None, torch.float32, SimpleNamespace(generation_config=generation), tokenizer, "a-F32.gguf")
+    assert set(modelfile(about).split("PARAMETER stop ")) == {"FROM ./a-F32.gguf\n", '"\n"\n', '"""<"\\n">"""\n', '"<|im_end|>"\n'}
