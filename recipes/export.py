@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 PROBE = "Which country is the city of Suwon located in? 수원은 어느 나라에 있나요? def f(x): return x + 1"
 # The largest share of the logits' spread by which rounding may move one of them.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
+FOREIGN = "the adapter does not belong to this base model, or changes weights apart that this holds as one, such as a head that is tied to the embedding"
 BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}  # a weight, in a GGUF file
 
 
@@ -80,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     if not before.isfinite().all():
         raise UserError(f"{options.model} gives logits that are no numbers, for its weights are none or too large: use another checkpoint")
     merged = _merged(model, options.model)
-    _check(before, _logits(merged, ids), torch.float32, "merging", "the adapter does not belong to this base model")
+    _check(before, _logits(merged, ids), torch.float32, "merging", FOREIGN)
     _refuse_overflow(merged, dtype)
     if hasattr(merged, "generation_config"):  # a reward model has none
         merged.generation_config = generation
@@ -182,7 +183,7 @@ def _merged(model: PreTrainedModel | PeftModel, place: str) -> PreTrainedModel:
     kind = model.peft_config[model.active_adapter].peft_type.value
     try:
         return model.merge_and_unload()
-    except (AttributeError, NotImplementedError) as error:
+    except (AttributeError, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{place} is an adapter of the kind {kind}, which no weights can hold ({error}): export takes what peft merges, as LoRA") from None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import json
+import os
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -23,6 +24,7 @@ LARGEST = 64 << 20  # bytes of an answer
 PASSING = {408, 425, 429}  # statuses below 500 that pass by themselves
 THE_KEY = "(the key)"  # what stands for it where a server repeats it
 HOPELESS = {401: "the key is not taken", 402: "it wants to be paid", 404: "there is no such model or path", 405: "there is no such path"}
+LEADING = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")  # what the library reads of the environment
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -78,14 +80,18 @@ class Server:
 
     @asynccontextmanager
     async def connected(self, connections: int = 1) -> AsyncIterator[Connection]:
-        """A client of so many connections at most. Raises UserError where its library is not installed."""
+        """A client of so many connections at most. Raises UserError where its library is not installed, or the environment leads it nowhere."""
         httpx2 = library()
         headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
         limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
         timeout = httpx2.Timeout(None, connect=CONNECT_SECONDS)
         # no proxy leads to this machine, and where nothing is encrypted the certificates need not be read, which takes a while
         plain = self.is_near and self.base_url.startswith("http:")
-        async with httpx2.AsyncClient(headers=headers, limits=limits, timeout=timeout, trust_env=not self.is_near, verify=not plain) as client:
+        try:
+            client = httpx2.AsyncClient(headers=headers, limits=limits, timeout=timeout, trust_env=not self.is_near, verify=not plain)
+        except (ImportError, OSError, ValueError, httpx2.InvalidURL) as error:
+            raise UserError(misled(error)) from None
+        async with client:
             yield Connection(self, client)
 
 
@@ -96,6 +102,13 @@ def library() -> Any:
     except ModuleNotFoundError:
         raise UserError("asking a server needs httpx2, which is not installed: pip install 'seodang[remote]'") from None
     return httpx2
+
+
+def misled(error: Exception) -> str:
+    """What to mend where no client can be made by what the environment says; not the proxy's address, which may hold a password."""
+    told = "a SOCKS proxy needs the package socksio" if isinstance(error, ImportError) else getattr(error, "strerror", None) or type(error).__name__
+    names = [name for name in LEADING for name in (name, name.lower()) if os.environ.get(name)]
+    return f"the server cannot be asked by what the environment has in {', '.join(names)} ({told}): mend it, or unset it"
 
 
 class Connection:

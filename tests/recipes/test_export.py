@@ -166,6 +166,13 @@ def test_an_adapter_that_no_weights_can_hold_is_named(base, tmp_path, capsys):
     assert f"{tmp_path / 'prefix'} is an adapter of the kind PREFIX_TUNING, which no weights can hold" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore:.*lora_bias", "ignore:.*LoRA tensor")
+def test_an_adapter_with_a_bias_that_the_base_has_not_is_named(base, tmp_path, capsys):
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["v_proj"], lora_bias=True)).save_pretrained(tmp_path / "bias")
+    refused(tmp_path / "bias", tmp_path / "out")
+    assert f"{tmp_path / 'bias'} is an adapter of the kind LORA, which no weights can hold (Impossible to merge LoRA" in capsys.readouterr().err
+
+
 def test_weights_that_a_dtype_does_not_hold_are_named_and_nothing_is_left(base, fresh_tiny, tmp_path, capsys):
     model, target = fresh_tiny("llama"), tmp_path / "out"
     with torch.no_grad():
