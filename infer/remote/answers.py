@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...data.errors import UserError
-from ...data.json_text import parsed
+from ...data.json_text import is_deeper, parsed
 from ...data.surrogates import refuse_surrogates
 from ..engine.params import SamplingParams
 from ..requests.events import Result
 from ..requests.likelihoods import ScoredToken, TokenLogprobs
 
 MOST_SAID = 500  # characters of an error that are kept
+DEEPEST = 100  # lists and objects of a body in one another; log-probabilities take six
 BROKEN_OFF = ("error", "abort")  # why an answer is over that is none: what OpenRouter says, and vLLM of a request that it dropped
 
 
@@ -36,12 +37,15 @@ class RemoteResult(Result):
 
 
 def read_json(raw: bytes) -> Any:
-    """Return what a body says; raises ValueError for one that is no JSON, or has numbers that JSON has not."""
+    """Return what a body says; raises ValueError for one that is no JSON, has numbers that JSON has not, or lies too deep in itself to be looked through."""
 
     def never(number: str) -> Any:
         raise ValueError(f"{number} is no number of JSON")
 
-    return parsed(raw.decode(), lambda text: json.loads(text, parse_constant=never))
+    body = parsed(raw.decode(), lambda text: json.loads(text, parse_constant=never))
+    if is_deeper(body, DEEPEST):
+        raise ValueError(f"more than {DEEPEST} lists and objects lie in one another")
+    return body
 
 
 def results_of(body: Any, index: int, params: SamplingParams, token_ids: bool = False) -> list[RemoteResult]:

@@ -30,7 +30,8 @@ def test_answers_are_those_of_their_prompts_and_what_they_cost_is_told(scripted_
 PASSING = {
     "429": (429, {"error": {"message": "slowly"}}), "500": (500, b"oops"), "502, a page": (502, b"<html>Bad Gateway</html>", {"Content-Type": "text/html"}),
     "503": (503, {}), "408": (408, {}), "hangs up": None, "nothing": (200, b""), "half an answer": (200, b'{"choices": [{"te'), "a page": (200, b"<html>hello</html>"),
-    "cut": (200, {"choices": []}, {}, 5), "no JSON number": (200, b'{"choices": NaN}'), "not UTF-8": (200, b'"\xff"'), "broken gzip": (200, b"abc", {"Content-Encoding": "gzip"}),
+    "cut": (200, {"choices": []}, {}, 5), "no JSON number": (200, b'{"choices": NaN}'), "not UTF-8": (200, b'"\xff"'), "too deep": (200, b'{"choices": ' + b"[" * 940 + b"]" * 940 + b"}"),
+    "broken gzip": (200, b"abc", {"Content-Encoding": "gzip"}),
 }  # fmt: skip
 
 
@@ -74,6 +75,7 @@ FOR_GOOD = {
     "the key": ((400, {"error": {"message": "the key secret-key is bad"}}), "HTTP 400: the key (the key) is bad"),
     "the key, with 200": ({"error": {"message": "a\x1b[2J\nsecret-key " + "x" * 600}}, "the server's answer has no choices: a [2J (the key) xxx"),
     "the key where the words are cut": ((400, b" " * 1995 + b"secret-key"), "HTTP 400: (the"),
+    "an error too deep in itself": ((400, b'{"detail": ' + b"[" * 940 + b"]" * 940 + b"}"), 'HTTP 400: {"detail": [[['),
     "half an answer that says so": ({"choices": [{"index": 0, "text": "so", "finish_reason": "error", "error": {"message": "lost"}}]}, "the server's answer broke off: lost"),
     "a request that was dropped": ({"choices": [{"index": 0, "text": "so", "finish_reason": "abort"}]}, "the server's answer broke off: abort"),
 }  # fmt: skip
