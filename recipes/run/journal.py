@@ -141,13 +141,17 @@ def line_at(file: BinaryIO, offset: int) -> bytes:
     return file.readline()
 
 
+def write_whole(file: BinaryIO, line: bytes) -> None:
+    """Write a line, of which the system may take a part at a time."""
+    while line:
+        line = line[os.write(file.fileno(), line) :]
+
+
 def append(file: BinaryIO, size: int, line: bytes, path: Path) -> int:
     """Write a line at the end of a file of so many bytes, whole or not at all; return how many it has. Raises UserError where it cannot be written."""
-    rest = line
     with writing(path):
         try:
-            while rest:
-                rest = rest[os.write(file.fileno(), rest) :]
+            write_whole(file, line)
         except OSError:
             os.ftruncate(file.fileno(), size)
             raise

@@ -278,6 +278,11 @@ def test_a_pipe_is_written_to_and_not_gone_on_with(scripted_server, tmp_path, ca
     assert main(["pupil", "hi", "you", "--output", str(pipe), *remote(server)]) == 0
     reader.join()
     assert [json.loads(line)["text"] for line in read] == ["Yes."] * 2 and [*tmp_path.iterdir()] == [pipe]
+    reader = threading.Thread(target=lambda: pipe.open("rb").close())
+    reader.start()
+    assert main(["pupil", *["hi"] * 40, "--output", str(pipe), *remote(server)]) == 2
+    reader.join()
+    assert f"error: {pipe} cannot be written any further (Broken pipe): name another --output" in capsys.readouterr().err
     for place in (str(pipe), "/dev/stdout"):
         assert main(["pupil", "hi", "--output", place, "--resume", *remote(server)]) == 2
         assert f"resume: {place} holds nothing that could be gone on with" in capsys.readouterr().err
