@@ -29,6 +29,8 @@ TRIED = 300  # control tokens
 BARE = "llama.cpp puts no space before the first word of a plain prompt, as this tokenizer does: begin it with one (conversations are equal)"
 SPACED = "a space that begins a text, or stands behind a control token, is one token more in llama.cpp"
 BEHIND = "llama.cpp puts a space behind each control token, which this tokenizer does not"
+BEFORE_TEXT = "llama.cpp puts no {} before a plain prompt, as this tokenizer does: begin it with one (conversations are equal)"
+BEHIND_TEXT = "llama.cpp puts no {} behind a plain prompt, as this tokenizer does (conversations are equal)"
 
 
 def probes(vocabulary: Vocabulary, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[str]]:
@@ -46,12 +48,14 @@ def probes(vocabulary: Vocabulary, tokenizer: PreTrainedTokenizerBase) -> dict[s
 
 
 def settled(vocabulary: Vocabulary, tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
-    """Return the vocabulary with the space before a text settled, and a note where no setting gives every text the tokenizer's ids.
+    """Return the vocabulary with what is put around a text settled, spaces and tokens, and a note where no setting gives every text the tokenizer's ids.
 
     Raises UserError where plain text, control tokens or conversations would get other ids in llama.cpp, whatever is set.
     """
     texts = probes(vocabulary, tokenizer)
     chats = bool(texts["chat"])
+    if chats:
+        vocabulary = around_conversations(vocabulary, tokenizer, *texts["chat"])
     spaces = (False,) if vocabulary.kind == "gpt2" else (True, False)
     differing = {space: dict(_differing(replace(vocabulary, add_space=space), tokenizer, texts)) for space in spaces}
     bare = (False, ("plain", "before"), BARE) if chats else (False, (), None)
@@ -60,6 +64,16 @@ def settled(vocabulary: Vocabulary, tokenizer: PreTrainedTokenizerBase) -> Vocab
             return replace(vocabulary, add_space=space, notes=vocabulary.notes + ([note] if note else []))
     *_, text = min(differing.values(), key=len).values()  # the last of them says most: of others a note would have told
     raise UserError(f"llama.cpp would give {text[:60]!r} other token ids than this tokenizer does: {REMEDY}")
+
+
+def around_conversations(vocabulary: Vocabulary, tokenizer: PreTrainedTokenizerBase, chat: str) -> Vocabulary:
+    """Return the vocabulary without the tokens around a plain text that the rendered `chat` has not, a note for each: llama.cpp would put them around that too.
+
+    A token that the chat begins with itself is not doubled there.
+    """
+    before = vocabulary.add_bos and not chat.startswith(tokenizer.bos_token)
+    notes = [BEFORE_TEXT.format(tokenizer.bos_token)] * before + [BEHIND_TEXT.format(tokenizer.eos_token)] * vocabulary.add_eos
+    return replace(vocabulary, add_bos=vocabulary.add_bos and not before, add_eos=False, notes=vocabulary.notes + notes)
 
 
 def agrees(encoder: Encoder, tokenizer: PreTrainedTokenizerBase, text: str) -> bool:

@@ -14,7 +14,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, Metaspace, Punctuation,
 from tokenizers.processors import TemplateProcessing
 
 from seodang.data.errors import UserError
-from seodang.infer.checkpoint.gguf.agreement import BARE, SPACED, settled
+from seodang.infer.checkpoint.gguf.agreement import BARE, BEFORE_TEXT, BEHIND_TEXT, SPACED, settled
 from seodang.infer.checkpoint.gguf.encoding import Encoder
 from seodang.infer.checkpoint.gguf.pre_tokenizers import ROUGHLY
 from seodang.infer.checkpoint.gguf.reading import GgufFile
@@ -103,6 +103,25 @@ def test_what_stands_around_a_text_and_all_that_ends_one(trained):
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<pad> $A", special_tokens=[("<pad>", 4)])
     with pytest.raises(UserError, match="puts <pad> around a text"):
         vocabulary_of(tokenizer, 2000, [2])
+
+
+def test_what_stands_around_a_plain_text_alone_is_not_put_around_a_conversation(trained, fresh_tiny, write, llama_cpp):
+    tokenizer = defined(trained("gpt-2"))
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A <|im_end|>", special_tokens=[("<s>", 1), ("<|im_end|>", 2)])
+    chatml, asked = tokenizer.chat_template, [{"role": "user", "content": "안녕"}]
+    model = fresh_tiny("llama", vocab_size=len(tokenizer))
+    notes = [BEFORE_TEXT.format("<s>"), BEHIND_TEXT.format("<|im_end|>")]
+    for template, add_bos, told in ((chatml, False, notes), ("{{ bos_token }}" + chatml, True, notes[1:])):
+        tokenizer.chat_template = template
+        path = write(model, tokenizer)
+        assert write.notes == told
+        assert (GgufFile(path).vocabulary().add_bos, GgufFile(path).vocabulary().add_eos) == (add_bos, False)
+        ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False, return_tensors="pt")
+        greedy = tokenizer.decode(model.generate(ids, do_sample=False, max_new_tokens=8, eos_token_id=None, pad_token_id=0)[0, ids.shape[1] :])
+        assert llama_cpp.load(path).answer(asked, 8)["message"]["content"] == greedy
+    tokenizer.chat_template = None
+    plain = settled(vocabulary_of(tokenizer, 2000, [2]), tokenizer)
+    assert (plain.add_bos, plain.add_eos, plain.notes) == (True, True, [])
 
 
 def test_a_word_that_stays_whole_counts_where_merges_do_not_make_it(trained):
