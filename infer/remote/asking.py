@@ -34,18 +34,18 @@ class Asking(Iterator[RemoteResult]):
     """The answers to many prompts, each as soon as it is there, those of one prompt together.
 
     Nothing is asked before the first is wanted. `question` makes a prompt's, by its index, when its turn comes. At most `concurrency` are asked at a time, and with `ahead` none that stands so
-    many places behind the first that is not answered. What goes wrong with a prompt alone is its results' `error`; GivenUp is raised, behind what has
+    many places behind the first that is not answered; `trusted` says that it has answered prompts like these before. What goes wrong with a prompt alone is its results' `error`; GivenUp is raised, behind what has
     come, where the server would answer no other either. Whoever stops early calls `close`, and finds in `rest` what had come by then.
     """
 
-    def __init__(self, server: Server, question: Callable[[int], Question], indices: Sequence[int], concurrency: int, ahead: int | None = None):
+    def __init__(self, server: Server, question: Callable[[int], Question], indices: Sequence[int], concurrency: int, ahead: int | None = None, trusted: bool = False):
         self._server, self._question, self._indices = server, question, indices
         self._concurrency, self._ahead = concurrency, ahead
         self._arrived: deque[RemoteResult] = deque()
         self._handed_out = False  # the first of these: until the next is asked for, `rest` has it
         self._changed, self._over, self._error = threading.Condition(), False, None
         self._room = asyncio.Semaphore(2 * concurrency)  # for prompts that are asked, and for those whose results nobody has taken yet
-        self._outcomes, self._newer = Outcomes(), False
+        self._outcomes, self._newer = Outcomes(trusted), False
         self._connection: Connection | None = None
         self._loop = asyncio.new_event_loop()
         self._all: asyncio.Task | None = None
@@ -174,8 +174,8 @@ async def settled(running: dict[asyncio.Task, int]) -> None:
 class Outcomes:
     """How prompts fared, one after another; raises GivenUp where those to come would fare no better."""
 
-    def __init__(self) -> None:
-        self._any = False  # was answered
+    def __init__(self, trusted: bool) -> None:
+        self._any = trusted  # was answered
         self._in_a_row, self._same, self._words = 0, 0, ""
 
     def answered(self) -> None:

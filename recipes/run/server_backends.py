@@ -124,4 +124,5 @@ def asked_of(
         body = {"model": name, key: asked.prompts[index], **fields, **({} if own.seed is None else {"seed": own.seed})}
         return Question(index, path, body, own, options.token_ids)
 
-    return Asking(server, question, indices, at_a_time, AHEAD * at_a_time if ordered else None)
+    resumed = len(indices) < len(asked.prompts)  # those that it refused are left, perhaps, and these alone say nothing of it
+    return Asking(server, question, indices, at_a_time, AHEAD * at_a_time if ordered else None, trusted=resumed)

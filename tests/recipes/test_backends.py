@@ -124,6 +124,16 @@ def test_errors_stand_in_their_place_and_are_asked_again_by_the_next_run_alone(s
     assert "all 6 prompts have their answers in" in capsys.readouterr().err
 
 
+def test_prompts_that_are_refused_for_good_are_asked_again_and_no_sign_of_the_server(scripted_server, tmp_path, capsys):
+    """However many they are, and whatever was asked before them."""
+    output, prompts = tmp_path / "answers.jsonl", ["good", *["bad"] * 12]
+    server = scripted_server(lambda body: (400, {"error": {"message": "no"}}) if body["prompt"] == "bad" else scripted_server.said("Yes."))
+    for more in ([], ["--resume"]):
+        assert main(["pupil", *prompts, "--raw", "--output", str(output), *remote(server, "--concurrency", "1"), *more]) == 1
+        assert capsys.readouterr().err.splitlines()[-1] == "12 of 13 prompts ended in an error"
+        assert [line["error"] for line in lines(output)] == [None, *["HTTP 400: no"] * 12]
+
+
 @pytest.mark.parametrize("order", ["prompts", "finished"])
 def test_a_server_that_dies_is_told_of_and_what_is_done_is_kept(scripted_server, tmp_path, capsys, order):
     left, lock = [7], threading.Lock()
