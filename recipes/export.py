@@ -4,8 +4,11 @@ seodang export runs/sft --output_dir merged --gguf f16
 """
 
 import importlib.util
+import json
+import shutil
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,12 +22,15 @@ from seodang.data.errors import UserError
 from seodang.infer.checkpoint.adapter_paradigm import declare_as_beside
 from seodang.infer.checkpoint.damage import check_texts, read_json
 from seodang.infer.checkpoint.load import ADAPTER_CONFIG, adapter_base, is_adapter, load, load_tokenizer, resolve
-from seodang.infer.checkpoint.manifest import fingerprint, read_manifest
+from seodang.infer.checkpoint.logit_change import largest_change
+from seodang.infer.checkpoint.manifest import UNFINISHED, fingerprint, read_manifest
 from seodang.infer.checkpoint.published_diffusion import stored_config
 from seodang.infer.kernels.device import DTYPES
 from seodang.infer.runners.paradigm import diffusion_of
+from seodang.recipes.options.outputs import refuse_long_name
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.run.card import Exported, model_card, modelfile
+from seodang.recipes.run.one_writer import only_writer
 from seodang.train.models.critic import CRITIC, FILE
 from seodang.train.run.checkpoints import STAGING, publish_into, reserve_space, start_staging, write_atomically
 
@@ -34,6 +40,7 @@ if TYPE_CHECKING:
 PROBE = "Which country is the city of Suwon located in? 수원은 어느 나라에 있나요? def f(x): return x + 1"
 # The largest share of the logits' spread by which rounding may move one of them.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
+FOREIGN = "the adapter does not belong to this base model, or changes weights apart that this holds as one, such as a head that is tied to the embedding"
 BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}  # a weight, in a GGUF file
 
 
@@ -59,9 +66,11 @@ class ExportOptions:
 def main(argv: list[str] | None = None) -> int:
     (options,) = parse(argv, ExportOptions, prog="seodang export", positional=("model", "output_dir"), description=__doc__)
     target = Path(options.output_dir)
-    # an export that was cut short leaves its staging folder
-    if target.exists() and (not target.is_dir() or any(each.name != STAGING for each in target.iterdir())):
-        raise UserError(f"output_dir {target} exists and is not empty: name a new folder")
+    _refuse_filled(target)
+    name = target.resolve().name
+    file = f"{name}-{options.gguf.upper()}.gguf" if options.gguf else None
+    if file is not None:
+        refuse_long_name(target / file, f"output_dir {target}: {file}")
     place = resolve(options.model)
     base = adapter_base(place) if is_adapter(place) else options.model
     config = _config_of(base)
@@ -74,29 +83,50 @@ def main(argv: list[str] | None = None) -> int:
     vocabulary = _plan_gguf(config, tokenizer, generation, place) if options.gguf else None
     dtype = _stored_dtype(config) if options.dtype == "auto" else DTYPES[options.dtype]
     model, tokenizer = load(options.model, device="cpu", dtype="float32")  # merged in full precision, rounded once
-    ids = torch.tensor([tokenizer(PROBE)["input_ids"]])
+    ids = torch.tensor([tokenizer(PROBE)["input_ids"]])[:, : getattr(config, "max_position_embeddings", None)]
     before = _logits(model, ids)
+    if not before.isfinite().all():
+        raise UserError(f"{options.model} gives logits that are no numbers, for its weights are none or too large: use another checkpoint")
     merged = _merged(model, options.model)
-    _check(before, _logits(merged, ids), torch.float32, "merging")
+    _check(before, _logits(merged, ids), torch.float32, "merging", FOREIGN)
+    _refuse_overflow(merged, dtype)
     if hasattr(merged, "generation_config"):  # a reward model has none
         merged.generation_config = generation
     made = (read_manifest(Path(place)) if Path(place).is_dir() else None) or {}
-    about = Exported(target.resolve().name, base, made.get("step"), dtype, merged, tokenizer)
-    size = torch.finfo(dtype).bits // 8 + BYTES.get(options.gguf, 0)
-    with reserve_space(int(size * sum(p.numel() for p in merged.parameters())), target):
-        folder = start_staging(target) / "final"
-        folder.mkdir()
+    about = Exported(name, base, made.get("step"), dtype, merged, tokenizer, file)
+    size = int((torch.finfo(dtype).bits // 8 + BYTES.get(options.gguf, 0)) * sum(p.numel() for p in merged.parameters()))
+    with only_writer(target, "name another folder"), reserve_space(size, target, "or name a folder elsewhere"), _staged(target) as folder:
+        _refuse_filled(target)  # by another process, in the meantime
         if vocabulary is not None:
             _write_gguf(folder, about, vocabulary, options.gguf, ids)
         merged.to(dtype).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_atomically(folder / "README.md", model_card(about))
+        change = _check(before, _logits(load(folder, device="cpu", dtype="float32")[0], ids), dtype, "writing", "choose --dtype float32")
         facts = {name: made.get(name) for name in ("step", "paradigm", "data")}
         publish_into(folder, target, **facts, base=base, template=fingerprint(tokenizer.chat_template))
-    written, _ = load(target, device="cpu", dtype="float32")
-    change = _check(before, _logits(written, ids), dtype, "writing")
     print(f"largest change of a logit {change:.2e} of their spread, {str(dtype).removeprefix('torch.')}\n{target}")
     return 0
+
+
+def _refuse_filled(target: Path) -> None:
+    """Raise UserError for a folder that holds something else than what an export leaves that was killed."""
+    half = target / UNFINISHED
+    left = {STAGING, UNFINISHED, f"{UNFINISHED}.partial", *(json.loads(half.read_text(encoding="utf-8")) if half.is_file() else ())}
+    if target.exists() and (not target.is_dir() or any(each.name not in left for each in target.iterdir())):
+        raise UserError(f"output_dir {target} exists and is not empty: name a new folder")
+
+
+@contextmanager
+def _staged(target: Path) -> Iterator[Path]:
+    """A folder to write in, aside; nothing is left of it where what is written is not to be had."""
+    aside = start_staging(target)
+    try:
+        folder = aside / "final"
+        folder.mkdir()
+        yield folder
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _config_of(base: str) -> PretrainedConfig:
@@ -127,12 +157,15 @@ def _left_behind(place: Path, config: PretrainedConfig) -> list[str]:
 
 
 def _generation_config(places: list[str], config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    """What the first of the places that says so says of generation, with every id that ends a text here."""
+    """What the first of the places that says so says of generation, with every id that ends a text here. Raises UserError for what cannot be said."""
     generation = GenerationConfig.from_model_config(config)
     for place in places:
-        with suppress(OSError):
-            generation = GenerationConfig.from_pretrained(place)
-            break
+        try:
+            with suppress(OSError):
+                generation = GenerationConfig.from_pretrained(place)
+                break
+        except ValueError as error:
+            raise UserError(f"{place}/generation_config.json asks for what cannot be: {str(error).splitlines()[0]}: mend it there") from None
     declared = generation.eos_token_id
     if len(ends := all_end_ids(declared, tokenizer)) > (len(declared) if isinstance(declared, list) else declared is not None):
         generation.eos_token_id = ends
@@ -154,7 +187,6 @@ def _write_gguf(folder: Path, about: Exported, vocabulary: "Vocabulary", kind: s
     """Write the file and Ollama's Modelfile, and say what differs."""
     from seodang.infer.checkpoint.gguf.export import save_gguf
 
-    about.gguf = f"{about.name}-{kind.upper()}.gguf"
     about.notes, change = save_gguf(folder / about.gguf, about.model, about.tokenizer, vocabulary, kind, ids)
     write_atomically(folder / "Modelfile", modelfile(about))
     compared = "its weights are the model's" if change != change else f"largest change of a logit {change:.2e} of their spread"
@@ -168,7 +200,7 @@ def _merged(model: PreTrainedModel | PeftModel, place: str) -> PreTrainedModel:
     kind = model.peft_config[model.active_adapter].peft_type.value
     try:
         return model.merge_and_unload()
-    except (AttributeError, NotImplementedError) as error:
+    except (AttributeError, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{place} is an adapter of the kind {kind}, which no weights can hold ({error}): export takes what peft merges, as LoRA") from None
 
 
@@ -186,12 +218,21 @@ def _logits(model, ids: torch.Tensor) -> torch.Tensor:
     return model(input_ids=ids, **more).logits[0].float()
 
 
-def _check(before: torch.Tensor, after: torch.Tensor, dtype: torch.dtype, what: str) -> float:
+def _check(before: torch.Tensor, after: torch.Tensor, dtype: torch.dtype, what: str, remedy: str) -> float:
     """The largest change of a logit, as a share of the logits' spread. Raises UserError where rounding does not explain it."""
-    change = ((after - before).abs().max() / (before.max() - before.min())).item()
+    change = largest_change(before, after)
     if not change <= TOLERANCE[dtype]:
-        raise UserError(f"{what} changed the logits by {change:.1%} of their spread: the adapter does not belong to this base model")
+        raise UserError(f"{what} changed the logits by {change:.1%} of their spread: {remedy}")
     return change
+
+
+def _refuse_overflow(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Raise UserError for a weight that the dtype has no number for."""
+    most = torch.finfo(dtype).max
+    for name, weight in model.named_parameters():
+        if (largest := weight.abs().max().item()) > most:
+            held = str(dtype).removeprefix("torch.")
+            raise UserError(f"{name} has weights up to {largest:.3g}, beyond what {held} holds ({most:.5g}): choose --dtype bfloat16 or float32")
 
 
 if __name__ == "__main__":

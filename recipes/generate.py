@@ -8,6 +8,7 @@ several prompts, one whose answer fails has its error in its place, and the exit
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -18,11 +19,11 @@ from seodang.data.errors import UserError
 from seodang.infer.remote.connection import GivenUp
 from seodang.recipes.options.backend import BackendOptions
 from seodang.recipes.options.decoding import Decoding, SpeakingModel, option
-from seodang.recipes.options.outputs import open_output
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.record import FileOptions
 from seodang.recipes.run.backends import OwnBackend, backend_for
 from seodang.recipes.run.following import InOrder, Straight, follow
+from seodang.recipes.run.journal import write_whole
 from seodang.recipes.run.printing import Printer, speak
 from seodang.recipes.run.prompt_files import Prompts, read_prompts
 from seodang.recipes.run.results_file import ResultsFile, is_regular, line_of
@@ -125,11 +126,15 @@ def streamed(backend: Any, options: Generate, asked: Prompts, stack: ExitStack) 
     """What prints a result, or writes it to a pipe or a device."""
     if options.output is None:
         return Printer(asked, backend.params.num_return_sequences, backend.tokenizer)
-    output, line = stack.enter_context(open_output(options.output)), line_of(asked, backend.params, options.token_ids)
+    output, line = stack.enter_context(open(options.output, "ab", buffering=0)), line_of(asked, backend.params, options.token_ids)
 
     def write(result: Any) -> None:
-        output.write(json.dumps(line(result), ensure_ascii=False) + "\n")
-        output.flush()
+        try:
+            write_whole(output, json.dumps(line(result), ensure_ascii=False).encode() + b"\n")
+        except OSError as error:
+            if isinstance(error, BrokenPipeError) and os.path.sameopenfile(output.fileno(), 1):
+                raise  # /dev/stdout ends as what is printed does
+            raise UserError(f"{options.output} cannot be written any further ({error.strerror}): name another --output") from None
 
     return write
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -22,9 +23,9 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def fingerprint(text: str | None) -> str | None:
-    """Sixteen hexadecimal digits that tell two texts (templates, data descriptions) apart."""
-    return None if text is None else hashlib.sha256(text.encode()).hexdigest()[:16]
+def fingerprint(text: str | Mapping[str, str] | None) -> str | None:
+    """Sixteen hexadecimal digits that tell two texts (templates, several of them by their names too, data descriptions) apart."""
+    return None if text is None else hashlib.sha256((text if isinstance(text, str) else repr(text)).encode()).hexdigest()[:16]
 
 
 def write_manifest(folder: Path, **facts: Any) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ...data.errors import UserError
-from ...data.json_text import parsed
+from ...data.json_text import is_deeper, parsed
 from ...data.surrogates import refuse_surrogates
 from ..engine.params import SamplingParams
 from ..requests.events import Result
@@ -17,6 +18,8 @@ from ..requests.likelihoods import ScoredToken, TokenLogprobs
 
 MOST_SAID = 500  # characters of an error that are kept
 VERSION = r"@.+|:.+|-latest|-\d{4}[\d-]*"  # that a server may tell behind a model's name: revisions, tags, dates
+DEEPEST = 100  # lists and objects of a body in one another; log-probabilities take six
+BROKEN_OFF = ("error", "abort")  # why an answer is over that is none: what OpenRouter says, and vLLM of a request that it dropped
 
 
 class Refused(Exception):
@@ -28,7 +31,7 @@ class RemoteResult(Result):
     """A server's answer: `ids` where it tells them, `tokens` how many it says it made for all answers of the prompt, in the first of these.
 
     `logprobs`, those after every filter, are not known, nor is `prompt_length` where the server does not tell. `thinking` is what the server took
-    out of the text. A finish_reason that we have no word for is the server's own.
+    out of the text. A finish_reason that we have no word for is the server's own, and None where it tells none.
     """
 
     tokens: int = 0
@@ -36,12 +39,15 @@ class RemoteResult(Result):
 
 
 def read_json(raw: bytes) -> Any:
-    """Return what a body says; raises ValueError for one that is no JSON, or has numbers that JSON has not."""
+    """Return what a body says; raises ValueError for one that is no JSON, has numbers that JSON has not, or lies too deep in itself to be looked through."""
 
     def never(number: str) -> Any:
         raise ValueError(f"{number} is no number of JSON")
 
-    return parsed(raw.decode(), lambda text: json.loads(text, parse_constant=never))
+    body = parsed(raw.decode(), lambda text: json.loads(text, parse_constant=never))
+    if is_deeper(body, DEEPEST):
+        raise ValueError(f"more than {DEEPEST} lists and objects lie in one another")
+    return body
 
 
 def results_of(body: Any, index: int, params: SamplingParams, token_ids: bool = False) -> list[RemoteResult]:
@@ -53,7 +59,7 @@ def results_of(body: Any, index: int, params: SamplingParams, token_ids: bool = 
     choices, count = body.get("choices") if isinstance(body, Mapping) else None, params.num_return_sequences
     if not isinstance(choices, list) or not choices or not all(isinstance(each, Mapping) for each in choices):
         told = error_in(body)
-        raise Refused(f"the server's answer has no choices: {told}" if told else "the server's answer has no choices")
+        raise Refused("the server's answer has no choices" + (f": {told}" if told else ""))
     if len(choices) != count:
         raise Refused(f"the server gave {len(choices)} of the {count} answers that n={count} asks for")
     places = [place if choice.get("index") is None else choice["index"] for place, choice in enumerate(choices)]
@@ -75,6 +81,8 @@ def result_of(choice: Mapping[str, Any], index: int, place: int, params: Samplin
         text = said.get("refusal") or ("" if "content" in said and "message" in choice else None)
     if not isinstance(text, str):
         raise Refused("the server's answer has a choice without a text")
+    if choice.get("finish_reason") in BROKEN_OFF:
+        raise Refused(f"the server's answer broke off: {error_in(choice) or choice['finish_reason']}")
     ids = choice.get("token_ids")
     if token_ids and not (isinstance(ids, list) and all(type(id) is int for id in ids)):
         raise Refused("the server tells no ids of tokens: leave --token_ids out")
@@ -104,11 +112,11 @@ def failed(error: str, index: int, params: SamplingParams) -> list[RemoteResult]
     return [RemoteResult(index, "", [], [], "error", None, params.seed, choice, error=error) for choice in range(params.num_return_sequences)]
 
 
-def finish_reason(choice: Mapping[str, Any], params: SamplingParams) -> str:
+def finish_reason(choice: Mapping[str, Any], params: SamplingParams) -> str | None:
     """Why an answer is over, in our words: OpenAI's "stop" is an end token or a stop string, which vLLM's `stop_reason` tells apart."""
     reason = choice.get("finish_reason")
     if reason != "stop":
-        return str(reason)
+        return reason if isinstance(reason, str) else None
     asked = bool(params.stop or params.stop_token_ids or params.stop_regex)
     return "stop" if (choice["stop_reason"] is not None if "stop_reason" in choice else asked) else "eos"
 
@@ -124,21 +132,23 @@ def logprobs_of(told: Any, ids: Sequence[int]) -> list[TokenLogprobs]:
                 (scored({"token": token, "logprob": own}), [scored({"token": other, "logprob": value}) for other, value in (top or {}).items()])
                 for token, own, top in zip(told["tokens"], told["token_logprobs"], tops, strict=True)
             ]
-    except (TypeError, KeyError, ValueError, AttributeError):
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError):
         raise Refused("the server tells no log-probabilities: leave --logprobs out") from None
     known: Sequence[int | None] = ids if len(ids) == len(found) else [None] * len(found)
     return [TokenLogprobs(id, own.logprob, own.text, own.bytes, tuple(top)) for id, (own, top) in zip(known, found)]
 
 
 def scored(each: Mapping[str, Any]) -> ScoredToken:
-    """A token with its log-probability; its id is not told."""
-    spelled = each.get("bytes")
-    return ScoredToken(None, float(each["logprob"]), str(each["token"]), None if spelled is None else bytes(spelled))
+    """A token with its log-probability; its id is not told. Raises ValueError for a number that JSON could not hold again."""
+    spelled, value = each.get("bytes"), float(each["logprob"])
+    if not math.isfinite(value):
+        raise ValueError(f"{value} is no log-probability")
+    return ScoredToken(None, value, str(each["token"]), None if spelled is None else bytes([*spelled]))
 
 
 def number(value: Any) -> int | None:
-    """A whole number, else nothing."""
-    return value if type(value) is int else None
+    """A count, else nothing."""
+    return value if type(value) is int and value >= 0 else None
 
 
 def error_in(body: Any) -> str | None:

@@ -34,18 +34,18 @@ class Asking(Iterator[RemoteResult]):
     """The answers to many prompts, each as soon as it is there, those of one prompt together.
 
     Nothing is asked before the first is wanted. `question` makes a prompt's, by its index, when its turn comes. At most `concurrency` are asked at a time, and with `ahead` none that stands so
-    many places behind the first that is not answered. What goes wrong with a prompt alone is its results' `error`; GivenUp is raised, behind what has
+    many places behind the first that is not answered; `trusted` says that it has answered prompts like these before. What goes wrong with a prompt alone is its results' `error`; GivenUp is raised, behind what has
     come, where the server would answer no other either. Whoever stops early calls `close`, and finds in `rest` what had come by then.
     """
 
-    def __init__(self, server: Server, question: Callable[[int], Question], indices: Sequence[int], concurrency: int, ahead: int | None = None):
+    def __init__(self, server: Server, question: Callable[[int], Question], indices: Sequence[int], concurrency: int, ahead: int | None = None, trusted: bool = False):
         self._server, self._question, self._indices = server, question, indices
         self._concurrency, self._ahead = concurrency, ahead
         self._arrived: deque[RemoteResult] = deque()
         self._handed_out = False  # the first of these: until the next is asked for, `rest` has it
         self._changed, self._over, self._error = threading.Condition(), False, None
         self._room = asyncio.Semaphore(2 * concurrency)  # for prompts that are asked, and for those whose results nobody has taken yet
-        self._outcomes, self._newer = Outcomes(), False
+        self._outcomes, self._newer = Outcomes(trusted), False
         self._connection: Connection | None = None
         self._loop = asyncio.new_event_loop()
         self._all: asyncio.Task | None = None
@@ -128,7 +128,7 @@ class Asking(Iterator[RemoteResult]):
         try:
             body = await self._posted(question)
             self._refuse_other_model(body, question)
-            self._hand_in(results_of(body, question.index, question.params, question.token_ids))
+            self._hand_in(self._read(body, question))
             self._outcomes.answered()
         except Refused as error:
             self._hand_in(failed(str(error), question.index, question.params))
@@ -143,6 +143,13 @@ class Asking(Iterator[RemoteResult]):
         if told := other_model(body, asked):
             remedy = "ask for that one, or say by --answered_by that it is another name of the same"
             raise GivenUp(f"the model {one_line(told)!r} answers where {asked!r} was asked: {remedy}")
+
+    def _read(self, body: Any, question: Question) -> list[RemoteResult]:
+        """The answers in a body; raises Refused, in words that may be shown, where it has not all of them."""
+        try:
+            return results_of(body, question.index, question.params, question.token_ids)
+        except Refused as error:
+            raise Refused(self._connection.told(str(error))) from None
 
     async def _posted(self, question: Question) -> Any:
         """The server's answer, the length by its newer name where the server wants that."""
@@ -175,8 +182,8 @@ async def settled(running: dict[asyncio.Task, int]) -> None:
 class Outcomes:
     """How prompts fared, one after another; raises GivenUp where those to come would fare no better."""
 
-    def __init__(self) -> None:
-        self._any = False  # was answered
+    def __init__(self, trusted: bool) -> None:
+        self._any = trusted  # was answered
         self._in_a_row, self._same, self._words = 0, 0, ""
 
     def answered(self) -> None:

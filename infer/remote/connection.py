@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import json
+import os
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -21,7 +22,9 @@ LONGEST_TOLD = 600.0  # that a server may tell us to wait
 CONNECT_SECONDS = 20.0
 LARGEST = 64 << 20  # bytes of an answer
 PASSING = {408, 425, 429}  # statuses below 500 that pass by themselves
+THE_KEY = "(the key)"  # what stands for it where a server repeats it
 HOPELESS = {401: "the key is not taken", 402: "it wants to be paid", 404: "there is no such model or path", 405: "there is no such path"}
+LEADING = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")  # what the library reads of the environment
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -54,14 +57,16 @@ class Server:
     answered_by: str | None = None
 
     def __post_init__(self):
+        if "@" in self.base_url:  # wherever, for what is no address may still hold them
+            raise UserError("base_url holds a name or a password, which would be shown: give the key by --api_key or OPENAI_API_KEY (an @ of the path is %40)")
+        if "?" in self.base_url or "#" in self.base_url:
+            raise UserError("base_url must end before its ? or #, behind which a key may stand: give that by --api_key or OPENAI_API_KEY")
         try:
             parts = urlsplit(self.base_url)
             _ = parts.port
         except ValueError as error:
             raise UserError(f"base_url {self.base_url!r} is no address: {error}") from None
-        if "@" in parts.netloc:
-            raise UserError("base_url holds a name or a password, which would be shown: give the key by --api_key or OPENAI_API_KEY")
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError(f"base_url must be an address as http://localhost:8000/v1, got {self.base_url!r}")
         for path in ("/chat/completions", "/completions", "/models"):
             if parts.path.rstrip("/").endswith(path):
@@ -77,14 +82,18 @@ class Server:
 
     @asynccontextmanager
     async def connected(self, connections: int = 1) -> AsyncIterator[Connection]:
-        """A client of so many connections at most. Raises UserError where its library is not installed."""
+        """A client of so many connections at most. Raises UserError where its library is not installed, or the environment leads it nowhere."""
         httpx2 = library()
         headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
         limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
         timeout = httpx2.Timeout(None, connect=CONNECT_SECONDS)
         # no proxy leads to this machine, and where nothing is encrypted the certificates need not be read, which takes a while
         plain = self.is_near and self.base_url.startswith("http:")
-        async with httpx2.AsyncClient(headers=headers, limits=limits, timeout=timeout, trust_env=not self.is_near, verify=not plain) as client:
+        try:
+            client = httpx2.AsyncClient(headers=headers, limits=limits, timeout=timeout, trust_env=not self.is_near, verify=not plain)
+        except (ImportError, OSError, ValueError, httpx2.InvalidURL) as error:
+            raise UserError(misled(error)) from None
+        async with client:
             yield Connection(self, client)
 
 
@@ -95,6 +104,13 @@ def library() -> Any:
     except ModuleNotFoundError:
         raise UserError("asking a server needs httpx2, which is not installed: pip install 'seodang[remote]'") from None
     return httpx2
+
+
+def misled(error: Exception) -> str:
+    """What to mend where no client can be made by what the environment says; not the proxy's address, which may hold a password."""
+    told = "a SOCKS proxy needs the package socksio" if isinstance(error, ImportError) else getattr(error, "strerror", None) or type(error).__name__
+    names = [name for name in LEADING for name in (name, name.lower()) if os.environ.get(name)]
+    return f"the server cannot be asked by what the environment has in {', '.join(names)} ({told}): mend it, or unset it"
 
 
 class Connection:
@@ -132,13 +148,13 @@ class Connection:
         except (httpx2.UnsupportedProtocol, httpx2.InvalidURL, UnicodeError) as error:
             raise GivenUp(f"{self._server.base_url} is no address: {error}") from None
         except (httpx2.TransportError, httpx2.DecodingError) as error:
-            raise Trouble(self._told(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)) from None
+            raise Trouble(self.told(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)) from None
         if not 200 <= response.status_code < 300:
             raise self._refusal(response, raw)
         try:
             return read_json(raw)
         except ValueError:
-            shown = self._told(raw[:200].decode(errors="replace")) or "an empty body"
+            shown = self._beginning(raw, 200) or "an empty body"
             raise Trouble(f"the answer is not JSON: {shown}") from None
 
     async def _patiently(self, method: str, path: str, content: bytes | None) -> Any:
@@ -178,10 +194,10 @@ class Connection:
         except ValueError:
             pass
         html = "html" in response.headers.get("content-type", "")
-        words = error_in(body) or ("" if html else raw[:2000].decode(errors="replace")) or response.reason_phrase
-        told = f"HTTP {status}: {self._told(words)}"
+        words = error_in(body) or ("" if html else self._beginning(raw, 2000)) or response.reason_phrase
+        told = f"HTTP {status}: {self.told(words)}"
         if 300 <= status < 400:
-            return GivenUp(f"{told} (it points to {self._told(response.headers.get('location', 'nowhere'))}: give that address as --base_url)")
+            return GivenUp(f"{told} (it points to {self.told(response.headers.get('location', 'nowhere'))}: give that address as --base_url)")
         if status in HOPELESS:
             return GivenUp(f"{told} ({HOPELESS[status]})")
         if status == 429 and isinstance(body, Mapping) and isinstance(body.get("error"), Mapping) and body["error"].get("code") == "insufficient_quota":
@@ -193,10 +209,15 @@ class Connection:
             return Trouble(told, wait, again=response.headers.get("x-should-retry") != "false", crowded=status == 429)
         return Refused(told)
 
-    def _told(self, words: str) -> str:
+    def told(self, words: str) -> str:
         """A server's words as they are shown and kept: never the key, should it repeat it."""
         key = self._server.api_key
-        return one_line(words.replace(key, "(the key)") if key else words)
+        return one_line(words.replace(key, THE_KEY) if key else words)
+
+    def _beginning(self, raw: bytes, most: int) -> str:
+        """The first so many bytes of a body, as they are shown: the key goes before they are cut, or a part of it would stay."""
+        key = self._server.api_key
+        return one_line((raw.replace(key.encode(), THE_KEY.encode()) if key else raw)[:most].decode(errors="replace"))
 
 
 async def bounded(response: Any) -> bytes:
@@ -210,13 +231,15 @@ async def bounded(response: Any) -> bytes:
 
 
 def seconds_to_wait(headers: Mapping[str, str]) -> float | None:
-    """What `Retry-After` says, in seconds or as a date, or `retry-after-ms`; None where nothing that can be read."""
+    """What `Retry-After` says, in seconds or as a date, or `retry-after-ms`; None where nothing that can be read, or no time at all."""
     try:
-        if "retry-after-ms" in headers:
-            return max(0.0, float(headers["retry-after-ms"]) / 1000)
         told = headers.get("retry-after", "")
-        if told.strip().replace(".", "", 1).isdigit():
-            return float(told)
-        return max(0.0, email.utils.parsedate_to_datetime(told).timestamp() - time.time())
+        if "retry-after-ms" in headers:
+            wait = float(headers["retry-after-ms"]) / 1000
+        elif told.strip().replace(".", "", 1).isdigit():
+            wait = float(told)
+        else:
+            wait = email.utils.parsedate_to_datetime(told).timestamp() - time.time()
     except (TypeError, ValueError, OverflowError):
         return None
+    return wait if wait > 0 else None  # "0" is rounded down, and a date that has passed another clock's: all tries would be over at once

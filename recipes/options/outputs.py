@@ -1,5 +1,6 @@
 """Where a command is to write: refused at once where it cannot, before anything is loaded, read or imported for it."""
 
+import errno
 import os
 import stat
 import tempfile
@@ -26,6 +27,7 @@ def check_outputs(values: Mapping[str, Any]) -> None:
         if not isinstance(value, str) or not value:
             raise UserError(f"--{name} must be the name of one {'folder' if name in FOLDERS else 'file'}, got {value!r}")
         given, path = f"--{name} {value}", Path(os.path.expanduser(value))
+        refuse_long_name(path, given)
         if name in FOLDERS:
             _check_folder(given, path)
         else:
@@ -42,6 +44,17 @@ def empty(output: TextIO) -> None:
     """Take away what a file held before: now it is certain that something will be written. A pipe or a device holds nothing."""
     if stat.S_ISREG(os.fstat(output.fileno()).st_mode):
         output.truncate(0)
+
+
+def refuse_long_name(path: Path, given: str) -> None:
+    """Raise UserError for a path of which a name is longer than the file system's can be, whether its folders are there or not."""
+    place = next(each for each in path.absolute().parents if os.path.isdir(each))
+    for each in (path, *(place / part for part in path.absolute().relative_to(place).parts)):
+        try:
+            os.lstat(each)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise UserError(f"{given} is a name too long for the file system: choose a shorter one") from None
 
 
 def _check_folder(given: str, path: Path) -> None:

@@ -30,11 +30,16 @@ class OwnBackend:
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the answers."""
-        from seodang.infer.checkpoint.load import resolve
+        from seodang.infer.checkpoint.load import adapter_base, is_adapter, resolve
 
         places = {name: asdict(self._options)[name] for name in ("model", "adapter", "dtype", "weights", "chat_template")}
-        folders = {name: places[name] for name in ("model", "adapter") if places[name]}
-        contents = {f"a {name} whose files are": contents_of(resolve(folder)) for name, folder in folders.items()}
+        further = {name: getattr(self._decoding, name) for name in ("assistant_model", "amateur_model")}
+        models = {"model": places["model"], "adapter": places["adapter"], **further}
+        if is_adapter(resolve(places["model"])):
+            models["base model"] = adapter_base(resolve(places["model"]))
+        contents = {f"a {name} whose files are": contents_of(resolve(folder)) for name, folder in models.items() if folder}
+        if places["chat_template"] is not None:
+            contents["a chat_template that says"] = contents_of(places["chat_template"])
         told = {name: getattr(self._how, name) for name in ("raw", "literal", "token_ids")}
         return {"backend": "seodang", **places, **contents, **told, "checkpoint_settings": self._decoding.checkpoint_settings, **self._decoding.written_down}
 

@@ -35,9 +35,10 @@ class Exported:
 
     @property
     def ends(self) -> list[str]:
-        """The tokens that end a text."""
+        """The texts of the tokens that end one."""
         generation = getattr(self.model, "generation_config", None)  # a reward model has none
-        return self.tokenizer.convert_ids_to_tokens(all_end_ids(generation.eos_token_id, self.tokenizer)) if generation else []
+        ids = all_end_ids(generation.eos_token_id, self.tokenizer) if generation else []
+        return [self.tokenizer.decode([id], clean_up_tokenization_spaces=False) for id in ids]
 
     @property
     def draws(self) -> bool:
@@ -61,7 +62,7 @@ def model_card(about: Exported) -> str:
     header += [] if local else [f"base_model: {hub}"]
     parameters = sum(p.numel() for p in about.model.parameters())
     facts = [f"{config.model_type}, {parameters:,} parameters in {str(about.dtype).removeprefix('torch.')}"]
-    facts += [f"exported by Seodang from {Path(hub).name if local else hub}" + (f", after {about.step} steps of training" if about.step else "")]
+    facts += [f"exported by Seodang from {Path(hub).resolve().name if local else hub}" + (f", after {about.step} steps of training" if about.step else "")]
     if length := getattr(config, "max_position_embeddings", None):
         facts.append(f"context of {length:,} tokens")
     text = ["---", *header, "---", "", f"# {about.name}", "", "; ".join(facts) + "."]
@@ -81,7 +82,7 @@ def model_card(about: Exported) -> str:
 
 def modelfile(about: Exported) -> str:
     """Return the Modelfile by which Ollama makes a model of the GGUF file, which brings its chat template itself."""
-    lines = [f"FROM ./{about.gguf}", *(f"PARAMETER stop {json.dumps(end, ensure_ascii=False)}" for end in about.ends)]
+    lines = [f"FROM ./{about.gguf}", *(f"PARAMETER stop {_quoted(end)}" for end in about.ends)]
     generation = about.model.generation_config
     if not about.draws:
         lines.append("PARAMETER temperature 0")  # Ollama would draw
@@ -92,6 +93,11 @@ def modelfile(about: Exported) -> str:
     if not about.tokenizer.chat_template:
         lines.append('TEMPLATE "{{ .Prompt }}"')
     return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """A text as a Modelfile has it, where a backslash is one and three quotes may hold others."""
+    return f'"""{text}"""' if '"' in text else f'"{text}"'
 
 
 def _section(title: str, lines: list[str]) -> list[str]:

@@ -40,6 +40,8 @@ class InOrder(Straight):
 
     def put(self, place: int, result: Any) -> None:
         """Show the result of a place, counted from 0, or hold it until its turn."""
+        if place < self._next:
+            return  # it is shown: what failed was one behind it
         if place != self._next:
             self._held[place] = result
             return
@@ -50,13 +52,17 @@ class InOrder(Straight):
     def go_on(self) -> None:
         """Show what is held and has its turn."""
         while self._next in self._held:
-            super().__call__(self._held.pop(self._next))
+            self._show_held(self._next)
             self._next += 1
 
     def close(self) -> None:
         """Show what is held, in its order: what it waited for will not come."""
         for place in sorted(self._held):
-            super().__call__(self._held.pop(place))
+            self._show_held(place)
+
+    def _show_held(self, place: int) -> None:
+        super().__call__(self._held[place])
+        del self._held[place]  # not before: it may not have been possible to show it
 
 
 def follow(results: Iterable, show: Straight, total: int, where: str) -> set[int]:

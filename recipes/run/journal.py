@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -10,6 +11,7 @@ from seodang.data.errors import UserError
 from seodang.infer.checkpoint.manifest import flush_to_disk
 
 FORMAT = "answers of seodang generate"
+HEADER = {"options": dict, "prompts": int, "fingerprint": str, "answers_each": int}
 LEAST_DEAD = 1000  # lines that are no longer waited for, before the file is written anew without them
 
 
@@ -27,7 +29,8 @@ class Journal(MutableMapping[int, bytes]):
         self._size = self._dead = 0
         self.reader: BinaryIO | None = None
         if path.exists():
-            self.reader = path.open("rb")
+            with writing(path):
+                self.reader = path.open("rb")
             self.header = header_in(self.reader.readline())
             if self.header is None:
                 raise UserError(f"{path} would say what is asked for the file beside it, and is something else: move it away, or name another --output")
@@ -44,25 +47,31 @@ class Journal(MutableMapping[int, bytes]):
             self.reader.seek(0)
             yield from lines_in(self.reader, len(self.reader.readline()))
 
-    def begin(self, header: Mapping[str, Any], kept: Mapping[int, tuple[BinaryIO, int]]) -> None:
-        """Write the file anew, as one step: with this header, and of other files, or of what it was, the lines that begin there."""
-        partial, places = self.path.with_name(f"{self.path.name}.partial"), {}
-        with partial.open("wb") as file:
-            size = file.write(json.dumps({"format": FORMAT, **header}, ensure_ascii=False).encode() + b"\n")
-            for place, (source, offset) in kept.items():
-                places[place] = size
-                size += file.write(line_at(source, offset))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.path)
-        flush_to_disk(self.path.parent)
-        self.close()
-        self.header, self.places, self._size, self._dead = dict(header), places, size, 0
-        self._file, self.reader = self.path.open("ab", buffering=0), self.path.open("rb")
+    def begin(self, header: Mapping[str, Any], kept: Mapping[int, tuple[BinaryIO, int]], before: Callable[[], Any] = lambda: None) -> None:
+        """Write the file anew, as one step: with this header, and of other files, or of what it was, the lines that begin there.
+
+        `before` is called when it is sure that there will be a file. Raises UserError where there cannot be one: nothing has changed then.
+        """
+        partial, places = partial_of(self.path), {}
+        with writing(self.path):
+            with partial.open("wb") as file:
+                size = file.write(json.dumps({"format": FORMAT, **header}, ensure_ascii=False).encode() + b"\n")
+                for place, (source, offset) in kept.items():
+                    places[place] = size
+                    size += file.write(line_at(source, offset))
+                file.flush()
+                os.fsync(file.fileno())
+            before()
+            partial.replace(self.path)
+            flush_to_disk(self.path.parent)
+            self.close()
+            self.header, self.places, self._size, self._dead = dict(header), places, size, 0
+            self._file, self.reader = self.path.open("ab", buffering=0), self.path.open("rb")
 
     def sync(self) -> None:
         """Have the system put on the disk what was written."""
-        os.fsync(self._file.fileno())
+        with writing(self.path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file; what is in it stays."""
@@ -97,9 +106,24 @@ def header_in(line: bytes) -> dict[str, Any] | None:
     """What a first line says; None where it is none of ours."""
     try:
         header = json.loads(line)
-        return header if header.pop("format") == FORMAT else None
-    except (ValueError, AttributeError, KeyError):
+        ours = header.pop("format") == FORMAT and all(isinstance(header[name], kind) for name, kind in HEADER.items())
+        return header if ours else None
+    except (ValueError, TypeError, AttributeError, KeyError):
         return None
+
+
+def partial_of(path: Path) -> Path:
+    """Where a journal is written before it has its name."""
+    return path.with_name(f"{path.name}.partial")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise a UserError in place of what a disk, a folder or a file's owner does not allow."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written any further ({error.strerror}): mend that, and go on with --resume") from None
 
 
 def lines_in(file: BinaryIO, start: int = 0) -> Iterator[tuple[int, bytes]]:
@@ -117,13 +141,18 @@ def line_at(file: BinaryIO, offset: int) -> bytes:
     return file.readline()
 
 
+def write_whole(file: BinaryIO, line: bytes) -> None:
+    """Write a line, of which the system may take a part at a time."""
+    while line:
+        line = line[os.write(file.fileno(), line) :]
+
+
 def append(file: BinaryIO, size: int, line: bytes, path: Path) -> int:
     """Write a line at the end of a file of so many bytes, whole or not at all; return how many it has. Raises UserError where it cannot be written."""
-    rest = line
-    try:
-        while rest:
-            rest = rest[os.write(file.fileno(), rest) :]
-    except OSError as error:
-        os.ftruncate(file.fileno(), size)
-        raise UserError(f"{path} cannot be written any further ({error.strerror}): mend that, and go on with --resume") from None
+    with writing(path):
+        try:
+            write_whole(file, line)
+        except OSError:
+            os.ftruncate(file.fileno(), size)
+            raise
     return len(line)

@@ -17,8 +17,10 @@ from typing import Any, BinaryIO
 from seodang.data.errors import UserError
 from seodang.infer import SamplingParams
 from seodang.infer.remote.answers import RemoteResult
+from seodang.recipes.options.outputs import refuse_long_name
 from seodang.recipes.run.following import InOrder, Straight
-from seodang.recipes.run.journal import Journal, append, lines_in
+from seodang.recipes.run.journal import Journal, append, lines_in, partial_of, writing
+from seodang.recipes.run.one_writer import refuse_second_writer
 from seodang.recipes.run.prompt_files import Prompts
 from seodang.recipes.run.same_run import header_of, refuse_other_run
 
@@ -46,11 +48,12 @@ class ResultsFile(Straight):
     def __init__(self, path: str, asked: Prompts, each: int, ordered: bool, identity: Mapping[str, Any], line: Callable[[Any], dict], resume: bool | None):
         super().__init__(self._append)
         self.path, self._asked, self._each, self._ordered, self._line = Path(path), asked, each, ordered, line
+        refuse_long_name(partial_of(journal_of(self.path)), f"{path}, with what is written beside it,")
         self._file, self._reader = open(path, "ab", buffering=0), open(path, "rb")
         self._synced = time.monotonic()
         try:
-            self._lock()
-            self._journal = Journal(self.path.with_name(f"{self.path.name}.run"), lambda: os.fsync(self._file.fileno()))
+            refuse_second_writer(self._file.fileno(), self.path, "name another --output")
+            self._journal = Journal(journal_of(self.path), lambda: os.fsync(self._file.fileno()))
             self._header = header_of(identity, asked, each)
             self._kept = Kept({})
             if then := self._earlier_run(resume):
@@ -77,9 +80,8 @@ class ResultsFile(Straight):
         """Make the file ready: the answers that it keeps stand at its beginning, or in the journal until their turn."""
         kept = self._kept
         rest = {place: (file, offset) for place, (file, offset) in kept.places.items() if file is not self._reader or offset >= kept.length}
-        if not kept.places:  # another run's lines must not lie beneath what this one is asked
-            self._cut(0)
-        self._journal.begin(self._header, rest)  # before they are cut from here
+        # another run's lines must not lie beneath what this one is asked, and those of this one be in the journal before they are cut from here
+        self._journal.begin(self._header, rest, before=lambda: kept.places or self._cut(0))
         self._cut(kept.length)
         if not self._ordered:
             for place in rest:
@@ -111,30 +113,19 @@ class ResultsFile(Straight):
         self._journal.begin(self._header | {"finished": True}, {})
 
     def _cut(self, length: int) -> None:
-        os.ftruncate(self._file.fileno(), length)
-        os.fsync(self._file.fileno())
+        with writing(self.path):
+            os.ftruncate(self._file.fileno(), length)
+            os.fsync(self._file.fileno())
         self._size = length
 
     def _append(self, line: bytes) -> None:
         self._size += append(self._file, self._size, line, self.path)
 
     def _sync(self) -> None:
-        os.fsync(self._file.fileno())
+        with writing(self.path):
+            os.fsync(self._file.fileno())
         self._journal.sync()
         self._synced = time.monotonic()
-
-    def _lock(self) -> None:
-        """Raise UserError where another process writes this file."""
-        try:
-            import fcntl
-        except ModuleNotFoundError:  # Windows
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{self.path} is being written by another process: wait for its end, or name another --output") from None
-        except OSError:  # a file system without locks
-            pass
 
     def _earlier_run(self, resume: bool | None) -> dict[str, Any] | None:
         """What the run was asked that is to be gone on with; None where a new one begins."""
@@ -177,11 +168,13 @@ class ResultsFile(Straight):
         try:
             record = json.loads(line)
             index, choice, prompt, error = self._asked.index_of(record[unit]), record["choice"], record["prompt"], record["error"]
+            if choice not in range(self._each) or type(choice) is not int:
+                raise ValueError(f"{choice} is no choice")
         except (ValueError, TypeError, KeyError):
             raise UserError(f"{where} is no answer of this run: take the line out, or begin anew with --resume false") from None
         if index is None or prompt != self._asked.prompts[index]:
             raise UserError(f"{where} answers a prompt that {unit} {record[unit]} of the prompts now is not: give the same prompts, another --output, or --resume false")
-        return None if error is not None or not 0 <= choice < self._each else index * self._each + choice
+        return None if error is not None else index * self._each + choice
 
 
 def line_of(asked: Prompts, params: SamplingParams, token_ids: bool) -> Callable[[Any], dict[str, Any]]:
@@ -206,9 +199,14 @@ def line_of(asked: Prompts, params: SamplingParams, token_ids: bool) -> Callable
     return line
 
 
+def journal_of(path: Path) -> Path:
+    """What lies beside a results file."""
+    return path.with_name(f"{path.name}.run")
+
+
 def is_regular(path: str) -> bool:
     """Whether what is written there is a file of its own; a pipe or a device holds nothing, and /dev/stdout is somebody else's, whatever it leads to."""
-    if os.path.abspath(path).startswith(("/dev/", "/proc/")):
+    if os.path.abspath(path).startswith(("/dev/std", "/dev/fd/", "/proc/")):  # a file in /dev/shm is one as others
         return False
     try:
         return stat.S_ISREG(os.stat(path).st_mode)

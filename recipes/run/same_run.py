@@ -51,9 +51,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 
 
-def contents_of(folder: str) -> str | None:
-    """A fingerprint of a checkpoint's folder: of its manifest where it has one, else of its files' sizes and times; None for a name on the hub."""
-    place = Path(folder)
+def contents_of(name: str) -> str | None:
+    """A fingerprint of a file, or of a checkpoint's folder: of its manifest where it has one, else of its files' sizes and times; None for a name of neither."""
+    place = Path(name).expanduser()
+    if place.is_file():
+        return sha256(place.read_bytes()).hexdigest()[:16]
     if not place.is_dir():
         return None
     if (place / MANIFEST).is_file():

@@ -11,6 +11,7 @@ from seodang.infer import SamplingParams
 from seodang.infer.checkpoint.load import is_adapter, resolve
 from seodang.infer.checkpoint.manifest import fingerprint
 from seodang.infer.engine.checkpoint_settings import diffusion_in
+from seodang.infer.remote.answers import one_line
 from seodang.infer.remote.asking import Asking, Question
 from seodang.infer.remote.connection import Server, library
 from seodang.infer.remote.fields import fields_of, refuse_functions
@@ -52,8 +53,8 @@ class ServerBackend:
             self._look()
         if self._server.api_key and self._server.base_url.startswith("http:") and not self._server.is_near:
             print(f"warning: {self._server.base_url} is not encrypted: whoever is on the way can read the key", file=sys.stderr)
-        settings = ", ".join(f"{name} {value}" for name, value in (self._model.defaults or {}).items())
-        print(f"{self._name} at {self._server.base_url}; where no option says otherwise, the server's own settings hold{settings and f': {settings}'}", file=sys.stderr)
+        settings = one_line(", ".join(f"{name} {value}" for name, value in (self._model.defaults or {}).items()))
+        print(f"{one_line(self._name)} at {self._server.base_url}; where no option says otherwise, the server's own settings hold{settings and f': {settings}'}", file=sys.stderr)
 
     def answers(self, indices: Sequence[int], ordered: bool) -> Iterator[Any]:
         """The results of these prompts as they come."""
@@ -123,4 +124,5 @@ def asked_of(
         body = {"model": name, key: asked.prompts[index], **fields, **({} if own.seed is None else {"seed": own.seed})}
         return Question(index, path, body, own, options.token_ids)
 
-    return Asking(server, question, indices, at_a_time, AHEAD * at_a_time if ordered else None)
+    resumed = len(indices) < len(asked.prompts)  # those that it refused are left, perhaps, and these alone say nothing of it
+    return Asking(server, question, indices, at_a_time, AHEAD * at_a_time if ordered else None, trusted=resumed)

@@ -124,6 +124,16 @@ def test_errors_stand_in_their_place_and_are_asked_again_by_the_next_run_alone(s
     assert "all 6 prompts have their answers in" in capsys.readouterr().err
 
 
+def test_prompts_that_are_refused_for_good_are_asked_again_and_no_sign_of_the_server(scripted_server, tmp_path, capsys):
+    """However many they are, and whatever was asked before them."""
+    output, prompts = tmp_path / "answers.jsonl", ["good", *["bad"] * 12]
+    server = scripted_server(lambda body: (400, {"error": {"message": "no"}}) if body["prompt"] == "bad" else scripted_server.said("Yes."))
+    for more in ([], ["--resume"]):
+        assert main(["pupil", *prompts, "--raw", "--output", str(output), *remote(server, "--concurrency", "1"), *more]) == 1
+        assert capsys.readouterr().err.splitlines()[-1] == "12 of 13 prompts ended in an error"
+        assert [line["error"] for line in lines(output)] == [None, *["HTTP 400: no"] * 12]
+
+
 @pytest.mark.parametrize("order", ["prompts", "finished"])
 def test_a_server_that_dies_is_told_of_and_what_is_done_is_kept(scripted_server, tmp_path, capsys, order):
     left, lock = [7], threading.Lock()
@@ -254,6 +264,12 @@ def test_our_own_model_goes_on_too_and_computes_no_answer_twice(base, prompts, t
     assert 0 < done < len(QUESTIONS)
     assert main([str(base), prompts, "--output", str(output), *options, "--resume"]) == 0
     assert lines(output) == lines(whole)
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ messages[0].content }}", encoding="utf-8")
+    assert main([str(base), "hi", "--output", str(tmp_path / "templated.jsonl"), *options, "--chat_template", str(template)]) == 0
+    template.write_text("{{ messages[0].content }}!", encoding="utf-8")
+    assert main([str(base), "hi", "--output", str(tmp_path / "templated.jsonl"), *options, "--chat_template", str(template), "--resume"]) == 2
+    assert "has answers to a chat_template that says " in capsys.readouterr().err
     monkeypatch.setattr("seodang.infer.checkpoint.load.load", lambda *args, **how: pytest.fail("loaded a model"))
     assert main([str(base), prompts, "--output", str(output), *options, "--resume"]) == 0
     for changed, message in ((["--seed", "4"], "--seed 3, now 4"), (["--dtype", "bfloat16"], "--dtype float32, now bfloat16")):
@@ -273,6 +289,11 @@ def test_a_pipe_is_written_to_and_not_gone_on_with(scripted_server, tmp_path, ca
     assert main(["pupil", "hi", "you", "--output", str(pipe), *remote(server)]) == 0
     reader.join()
     assert [json.loads(line)["text"] for line in read] == ["Yes."] * 2 and [*tmp_path.iterdir()] == [pipe]
+    reader = threading.Thread(target=lambda: pipe.open("rb").close())
+    reader.start()
+    assert main(["pupil", *["hi"] * 40, "--output", str(pipe), *remote(server)]) == 2
+    reader.join()
+    assert f"error: {pipe} cannot be written any further (Broken pipe): name another --output" in capsys.readouterr().err
     for place in (str(pipe), "/dev/stdout"):
         assert main(["pupil", "hi", "--output", place, "--resume", *remote(server)]) == 2
         assert f"resume: {place} holds nothing that could be gone on with" in capsys.readouterr().err

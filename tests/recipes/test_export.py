@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,9 +16,13 @@ from tokenizers.normalizers import Lowercase
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
 
 from seodang.__main__ import main
+from seodang.data.errors import UserError
 from seodang.infer.checkpoint.gguf.reading import GgufFile
+from seodang.infer.checkpoint.load import load
 from seodang.infer.runners.paradigm import Diffusion, declare
 from seodang.recipes import export
+from seodang.recipes.run.card import Exported, modelfile
+from seodang.recipes.run.one_writer import only_writer
 
 OLLAMA = {"stop", "temperature", "top_p", "top_k", "min_p", "repeat_penalty", "repeat_last_n"}
 
@@ -185,3 +190,102 @@ def test_an_adapter_that_no_weights_can_hold_is_named(base, tmp_path, capsys):
     adapted.save_pretrained(tmp_path / "prefix")
     refused(tmp_path / "prefix", tmp_path / "out")
     assert f"{tmp_path / 'prefix'} is an adapter of the kind PREFIX_TUNING, which no weights can hold" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:.*lora_bias", "ignore:.*LoRA tensor")
+def test_an_adapter_with_a_bias_that_the_base_has_not_is_named(base, tmp_path, capsys):
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["v_proj"], lora_bias=True)).save_pretrained(tmp_path / "bias")
+    refused(tmp_path / "bias", tmp_path / "out")
+    assert f"{tmp_path / 'bias'} is an adapter of the kind LORA, which no weights can hold (Impossible to merge LoRA" in capsys.readouterr().err
+
+
+def test_weights_that_a_dtype_does_not_hold_are_named_and_nothing_is_left(base, fresh_tiny, tmp_path, capsys):
+    model, target = fresh_tiny("llama"), tmp_path / "out"
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] = -1e5
+    model.save_pretrained(base)
+    refused(base, target, "--dtype", "float16")
+    assert "model.layers.0.mlp.up_proj.weight has weights up to 1e+05, beyond what float16 holds (65504): choose --dtype bfloat16" in capsys.readouterr().err
+    refused(base, target, "--gguf", "f16")
+    assert "beyond what f16 holds (65504): choose --gguf bf16 or f32" in capsys.readouterr().err
+    assert not [*target.iterdir()]
+
+
+def test_a_folder_that_is_not_the_model_is_never_there(base, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(export.TOLERANCE, torch.bfloat16, 1e-9)  # as if its rounding were a mistake
+    refused(base, tmp_path / "out", "--dtype", "bfloat16")
+    assert "writing changed the logits by " in capsys.readouterr().err and not [*(tmp_path / "out").iterdir()]
+
+
+def test_logits_that_say_nothing(base, fresh_tiny, tmp_path, capsys):
+    """Equal ones are a model's that has not learned; such as are no numbers are damage, and no adapter's."""
+    model = fresh_tiny("llama")
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+        model.save_pretrained(base)
+        assert export.main([str(base), str(tmp_path / "flat")]) == 0
+        model.lm_head.weight[3, 4] = torch.nan
+    model.save_pretrained(base)
+    refused(base, tmp_path / "out")
+    assert f"{base} gives logits that are no numbers" in capsys.readouterr().err
+
+
+def test_what_a_checkpoint_may_look_like(base, fresh_tiny, tiny_tokenizer, tmp_path, monkeypatch):
+    """A context shorter than the text that is tried, templates by several names, a folder named by a dot."""
+    fresh_tiny("gpt2", n_positions=16).save_pretrained(tmp_path / "short")
+    tiny_tokenizer.chat_template = {"default": tiny_tokenizer.chat_template, "tool_use": tiny_tokenizer.chat_template + "{# it's #}"}
+    tiny_tokenizer.save_pretrained(tmp_path / "short")
+    monkeypatch.chdir(tmp_path / "short")
+    assert export.main([".", str(tmp_path / "out"), "--gguf", "f32"]) == 0
+    assert "exported by Seodang from short;" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == tiny_tokenizer.chat_template
+    assert GgufFile(tmp_path / "out" / "out-F32.gguf").values["tokenizer.chat_template.tool_use"].endswith("{# it's #}")
+
+
+def test_what_cannot_be_is_told_before_anything_is_loaded(base, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export, "load", lambda *args, **options: pytest.fail("loaded"))
+    refused(base, tmp_path / ("가" * 84), "--gguf", "f16")  # 252 bytes, and with -F16.gguf 261
+    assert "가-F16.gguf is a name too long for the file system: choose a shorter one" in capsys.readouterr().err
+    (base / "generation_config.json").write_text(json.dumps({"num_return_sequences": 3}), encoding="utf-8")
+    refused(base, tmp_path / "out")
+    assert f"{base}/generation_config.json asks for what cannot be: Greedy methods" in capsys.readouterr().err
+
+
+def test_two_exports_do_not_write_one_folder(base, tmp_path, capsys):
+    target = tmp_path / "out"
+    with only_writer(target, ""):
+        refused(base, target)
+        assert f"{target} is being written by another process: wait for its end, or name another folder" in capsys.readouterr().err
+    assert export.main([str(base), str(target)]) == 0
+
+
+@pytest.mark.parametrize("step", [1, 2, 5, 9])
+def test_an_export_that_was_killed_is_no_model_and_is_done_again_in_the_same_folder(base, tmp_path, monkeypatch, step):
+    """At moves by which its files get their places, of which the manifest's is the ninth."""
+    target, moves, replace = tmp_path / "out", [], Path.replace
+
+    def killed(path, to):
+        if Path(to).parent == target:
+            moves.append(to)
+        if len(moves) == step:
+            raise KeyboardInterrupt
+        return replace(path, to)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "replace", killed)
+        broken.setattr(export.shutil, "rmtree", lambda *_, **__: None)  # who is killed clears nothing away
+        assert export.main([str(base), str(target)]) == 130
+    with pytest.raises(UserError):
+        load(target)
+    assert export.main([str(base), str(target)]) == 0 and load(target)
+    assert not [path for path in target.iterdir() if path.name.startswith((".saving", "manifest.unfinished"))]
+
+
+def test_the_modelfile_has_the_texts_that_end_one(byte_tokenizer):
+    """Ollama takes a backslash as it stands, and the letter by which a vocabulary writes a line's end is none."""
+    tokenizer = byte_tokenizer(260)
+    tokenizer.add_special_tokens({"eos_token": '<"\\n">'})
+    generation = GenerationConfig(eos_token_id=[tokenizer.convert_tokens_to_ids("Ċ"), tokenizer.eos_token_id])
+    about = Exported("a", "default", None, torch.float32, SimpleNamespace(generation_config=generation), tokenizer, "a-F32.gguf")
+    told = modelfile(about).removesuffix("PARAMETER temperature 0\n")
+    assert set(told.split("PARAMETER stop ")) == {"FROM ./a-F32.gguf\n", '"\n"\n', '"""<"\\n">"""\n', '"<|im_end|>"\n'}

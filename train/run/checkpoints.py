@@ -16,6 +16,7 @@ from ...data.errors import UserError
 from ...infer.checkpoint.manifest import MANIFEST, UNFINISHED, fingerprint, read_manifest, refuse_outside, verify, write_manifest
 
 STAGING = ".saving"  # what is being written; never looked at when resuming, cleared by the next save
+SPARE = "(or lower --save_total_limit) and resume, the previous checkpoint is intact"  # the remedy for a full disk in training
 _STEP = re.compile(r"checkpoint-(\d+)")
 
 
@@ -137,26 +138,26 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 @contextmanager
-def reserve_space(needed: int, run: Path) -> Iterator[None]:
+def reserve_space(needed: int, run: Path, remedy: str = SPARE) -> Iterator[None]:
     """Refuse, before and while writing, to save where the disk has no room; what was begun is removed.
 
-    `needed` is in bytes. The previous checkpoint is not touched.
+    `needed` is in bytes; `remedy` says what to do instead of freeing some room. The previous checkpoint is not touched.
     """
-    require_space(needed, run)
-    with explain_full_disk(needed, run):
+    require_space(needed, run, remedy)
+    with explain_full_disk(needed, run, remedy):
         yield
 
 
-def require_space(needed: int, run: Path) -> None:
+def require_space(needed: int, run: Path, remedy: str = SPARE) -> None:
     """Refuse to save `needed` bytes where the disk has no room."""
     run.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(run).free
     if free < needed:
-        raise UserError(_no_room(run, needed, free))
+        raise UserError(_no_room(run, needed, free, remedy))
 
 
 @contextmanager
-def explain_full_disk(needed: int, run: Path) -> Iterator[None]:
+def explain_full_disk(needed: int, run: Path, remedy: str = SPARE) -> Iterator[None]:
     """Raise a UserError in place of the error of a disk that fills up; what was begun is removed."""
     try:
         yield
@@ -165,7 +166,7 @@ def explain_full_disk(needed: int, run: Path) -> Iterator[None]:
         if not full:
             raise
         shutil.rmtree(run / STAGING, ignore_errors=True)
-        raise UserError(_no_room(run, needed, shutil.disk_usage(run).free)) from error
+        raise UserError(_no_room(run, needed, shutil.disk_usage(run).free, remedy)) from error
 
 
 def _says_full(error: Exception) -> bool:
@@ -174,11 +175,8 @@ def _says_full(error: Exception) -> bool:
     return any(sign in chain for sign in (os.strerror(errno.ENOSPC), "os error 28", "StorageFull", "unexpected pos", "file write failed"))
 
 
-def _no_room(run: Path, needed: int, free: int) -> str:
-    return (
-        f"the disk is full: a checkpoint needs {needed:,} bytes and {run} has {free:,} free; free some room "
-        "(or lower --save_total_limit) and resume, the previous checkpoint is intact"
-    )
+def _no_room(run: Path, needed: int, free: int, remedy: str) -> str:
+    return f"the disk is full: a checkpoint needs {needed:,} bytes and {run} has {free:,} free; free some room {remedy}"
 
 
 # Whole models put in their place at once

@@ -288,7 +288,7 @@ class CrashSafeCheckpoints(Interruptible):
             "step": self.state.global_step,
             "base": self.provenance.base,
             "paradigm": self.provenance.paradigm,
-            "template": fingerprint(template if isinstance(template, str) or template is None else repr(template)),
+            "template": fingerprint(template),
             "data": self.provenance.data,
             **({} if self.provenance.options is None else {"options": self.provenance.options}),
         }

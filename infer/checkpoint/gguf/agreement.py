@@ -29,6 +29,8 @@ TRIED = 300  # control tokens
 BARE = "llama.cpp puts no space before the first word of a plain prompt, as this tokenizer does: begin it with one (conversations are equal)"
 SPACED = "a space that begins a text, or stands behind a control token, is one token more in llama.cpp"
 BEHIND = "llama.cpp puts a space behind each control token, which this tokenizer does not"
+BEFORE_TEXT = "llama.cpp puts no {} before a plain prompt, as this tokenizer does: begin it with one (conversations are equal)"
+BEHIND_TEXT = "llama.cpp puts no {} behind a plain prompt, as this tokenizer does (conversations are equal)"
 
 
 def probes(vocabulary: Vocabulary, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[str]]:
@@ -37,28 +39,41 @@ def probes(vocabulary: Vocabulary, tokenizer: PreTrainedTokenizerBase) -> dict[s
     special = [token for token, kind in zip(vocabulary.tokens, vocabulary.types) if kind in kinds][:TRIED]
     chat = render(tokenizer, CONVERSATION, add_generation_prompt=True) if tokenizer.chat_template else ""
     return {
+        "chat": [chat] if chat else [],
         "plain": list(PLAIN),
         "spaced": [f"  {text}" for text in PLAIN[:2]] + [f"{token} 가 {token} b" for token in special],
-        "control": [f"{token}가{token}b" for token in special],
-        "chat": [chat] if chat else [],
+        "control": [text for token in special for text in (f"{token}가{token}b", f"{token}가 {token}b")],
+        "before": [f"가 {token}" for token in special],
     }
 
 
 def settled(vocabulary: Vocabulary, tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
-    """Return the vocabulary with the space before a text settled, and a note where no setting gives every text the tokenizer's ids.
+    """Return the vocabulary with what is put around a text settled, spaces and tokens, and a note where no setting gives every text the tokenizer's ids.
 
     Raises UserError where plain text, control tokens or conversations would get other ids in llama.cpp, whatever is set.
     """
     texts = probes(vocabulary, tokenizer)
     chats = bool(texts["chat"])
+    if chats:
+        vocabulary = around_conversations(vocabulary, tokenizer, *texts["chat"])
     spaces = (False,) if vocabulary.kind == "gpt2" else (True, False)
     differing = {space: dict(_differing(replace(vocabulary, add_space=space), tokenizer, texts)) for space in spaces}
-    bare = (False, ("plain",), BARE) if chats else (False, (), None)
+    bare = (False, ("plain", "before"), BARE) if chats else (False, (), None)
     for space, allowed, note in ((True, (), None), (False, (), None), (True, ("spaced",), SPACED), bare, (True, ("spaced", "control"), BEHIND)):
         if space in differing and differing[space].keys() <= set(allowed):
             return replace(vocabulary, add_space=space, notes=vocabulary.notes + ([note] if note else []))
-    text = next(iter(differing[spaces[-1]].values()))
+    *_, text = min(differing.values(), key=len).values()  # the last of them says most: of others a note would have told
     raise UserError(f"llama.cpp would give {text[:60]!r} other token ids than this tokenizer does: {REMEDY}")
+
+
+def around_conversations(vocabulary: Vocabulary, tokenizer: PreTrainedTokenizerBase, chat: str) -> Vocabulary:
+    """Return the vocabulary without the tokens around a plain text that the rendered `chat` has not, a note for each: llama.cpp would put them around that too.
+
+    A token that the chat begins with itself is not doubled there.
+    """
+    before = vocabulary.add_bos and not chat.startswith(tokenizer.bos_token)
+    notes = [BEFORE_TEXT.format(tokenizer.bos_token)] * before + [BEHIND_TEXT.format(tokenizer.eos_token)] * vocabulary.add_eos
+    return replace(vocabulary, add_bos=vocabulary.add_bos and not before, add_eos=False, notes=vocabulary.notes + notes)
 
 
 def agrees(encoder: Encoder, tokenizer: PreTrainedTokenizerBase, text: str) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ....data.errors import UserError
+from ..logit_change import largest_change
 from .agreement import settled
 from .checking import check_ids, check_weights, read_model
 from .families import family_of, left_to_right_alone
@@ -53,7 +54,7 @@ def save_gguf(
     if read is None:
         return notes, float("nan")
     before, after = (each(input_ids=probe).logits[0].float() for each in (model, read))
-    change = ((after - before).abs().max() / (before.max() - before.min())).item()
+    change = largest_change(before, after)
     if not change <= TOLERANCE[kind]:
         raise UserError(f"{path.name} gives logits that differ by {change:.1%} of their spread: choose another --gguf, f32 loses nothing")
     return notes, change

@@ -118,7 +118,7 @@ def _yarn_context(config: PretrainedConfig, told: Values) -> int:
     """The length that yarn begins at. Raises UserError where the configuration's yarn is not what llama.cpp makes of factor and length."""
     _, scaling = ROPE_INIT_FUNCTIONS["yarn"](config, "cpu")
     usual = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
-    other = [name for name, value in usual.items() if (told.get(name, value) or value) != value]
+    other = [name for name, value in usual.items() if told.get(name) not in (None, value)]
     if not math.isclose(scaling, 0.1 * math.log(told["factor"]) + 1, rel_tol=1e-6):
         other.append("attention_factor")
     if other:

@@ -25,7 +25,7 @@ def test_a_chat_and_a_completion_are_read_alike():
 @pytest.mark.parametrize("told, params, reason", [
     ({"finish_reason": "length"}, PLAIN, "length"), ({"finish_reason": "content_filter"}, PLAIN, "content_filter"), ({}, PLAIN, "eos"),
     ({}, SamplingParams(stop="a"), "stop"), ({"stop_reason": None}, SamplingParams(stop="a"), "eos"), ({"stop_reason": "a"}, SamplingParams(stop="a"), "stop"),
-    ({"stop_reason": 5}, SamplingParams(stop_token_ids=(5,)), "stop"), ({"stop_reason": 5}, PLAIN, "stop"),
+    ({"stop_reason": 5}, SamplingParams(stop_token_ids=(5,)), "stop"), ({"stop_reason": 5}, PLAIN, "stop"), ({"finish_reason": None}, PLAIN, None), ({"finish_reason": {}}, PLAIN, None),
 ])  # fmt: skip
 def test_why_an_answer_is_over_is_said_in_our_words(told, params, reason):
     assert the_result(chat("x", **told), params).finish_reason == reason
@@ -66,6 +66,7 @@ def test_a_message_without_a_text_is_no_answer(message):
 
 YES = {"token": "Yes", "logprob": -0.5, "bytes": [89, 101, 115]}
 NO = {"token": "\ufffd", "logprob": -1.5, "bytes": [236]}
+WRONG = ({"logprob": 10**400}, {"logprob": float("-inf")}, {"bytes": 10**15}, {"bytes": "Yes"}, {"bytes": [256]})
 
 
 def test_log_probabilities_of_a_chat_and_of_a_completion():
@@ -87,7 +88,7 @@ def test_ids_that_are_told_are_those_of_the_log_probabilities_too():
     assert the_result(chat("Yes", token_ids=[40, 41])).ids == []
 
 
-@pytest.mark.parametrize("told", [None, {}, {"content": None}, {"content": [{"token": "x"}]}, {"tokens": ["x"], "token_logprobs": [None]}, {"tokens": ["x", "y"], "token_logprobs": [-1.0]}])
+@pytest.mark.parametrize("told", [None, {}, {"content": None}, {"content": [{"token": "x"}]}, {"tokens": ["x"], "token_logprobs": [None]}, {"tokens": ["x", "y"], "token_logprobs": [-1.0]}, *({"content": [{**YES, **wrong}]} for wrong in WRONG)])
 def test_a_server_that_tells_no_log_probabilities_is_said_to(told):
     with pytest.raises(Refused, match="the server tells no log-probabilities: leave --logprobs out"):
         the_result(chat("x", logprobs=told), SamplingParams(logprobs=1))

@@ -11,7 +11,7 @@ from seodang.data.errors import UserError
 from seodang.infer import SamplingParams
 from seodang.infer.remote import connection
 from seodang.infer.remote.asking import SAME_WORDS, UNANSWERED, Asking, Question
-from seodang.infer.remote.connection import GivenUp, Server
+from seodang.infer.remote.connection import GivenUp, Server, seconds_to_wait
 
 
 def by_prompt(results) -> dict[int, tuple]:
@@ -30,7 +30,8 @@ def test_answers_are_those_of_their_prompts_and_what_they_cost_is_told(scripted_
 PASSING = {
     "429": (429, {"error": {"message": "slowly"}}), "500": (500, b"oops"), "502, a page": (502, b"<html>Bad Gateway</html>", {"Content-Type": "text/html"}),
     "503": (503, {}), "408": (408, {}), "hangs up": None, "nothing": (200, b""), "half an answer": (200, b'{"choices": [{"te'), "a page": (200, b"<html>hello</html>"),
-    "cut": (200, {"choices": []}, {}, 5), "no JSON number": (200, b'{"choices": NaN}'), "not UTF-8": (200, b'"\xff"'), "broken gzip": (200, b"abc", {"Content-Encoding": "gzip"}),
+    "cut": (200, {"choices": []}, {}, 5), "no JSON number": (200, b'{"choices": NaN}'), "not UTF-8": (200, b'"\xff"'), "too deep": (200, b'{"choices": ' + b"[" * 940 + b"]" * 940 + b"}"),
+    "broken gzip": (200, b"abc", {"Content-Encoding": "gzip"}),
 }  # fmt: skip
 
 
@@ -72,6 +73,11 @@ FOR_GOOD = {
     "half a character": ((200, b'{"choices": [{"index": 0, "text": "so \\ud800"}]}'), "the answer: choices[0].text has the lone surrogate U+D800 as character 4"),
     "control characters": ((400, {"error": {"message": "a\x1b[2Jb\nc"}}), "HTTP 400: a [2Jb c"),
     "the key": ((400, {"error": {"message": "the key secret-key is bad"}}), "HTTP 400: the key (the key) is bad"),
+    "the key, with 200": ({"error": {"message": "a\x1b[2J\nsecret-key " + "x" * 600}}, "the server's answer has no choices: a [2J (the key) xxx"),
+    "the key where the words are cut": ((400, b" " * 1995 + b"secret-key"), "HTTP 400: (the"),
+    "an error too deep in itself": ((400, b'{"detail": ' + b"[" * 940 + b"]" * 940 + b"}"), 'HTTP 400: {"detail": [[['),
+    "half an answer that says so": ({"choices": [{"index": 0, "text": "so", "finish_reason": "error", "error": {"message": "lost"}}]}, "the server's answer broke off: lost"),
+    "a request that was dropped": ({"choices": [{"index": 0, "text": "so", "finish_reason": "abort"}]}, "the server's answer broke off: abort"),
 }  # fmt: skip
 
 
@@ -80,7 +86,7 @@ def test_what_a_second_time_would_not_change_is_asked_once_and_told_in_its_place
     server = scripted_server(lambda body: answer if body["prompt"] == "b" else scripted_server.said("Yes."))
     found = by_prompt(ask(server, ["a", "b", "c"]))
     assert found[0] == found[2] == ("Yes.", None)
-    assert found[1][0] == "" and found[1][1].startswith(told), found[1]
+    assert found[1][0] == "" and found[1][1].startswith(told) and len(found[1][1]) < 520 and "secr" not in found[1][1], found[1]
     assert Counter(server.prompts)["b"] == 1
 
 
@@ -153,6 +159,20 @@ def test_a_server_that_comes_back_in_time_loses_nothing(scripted_server, ask):
     began = time.monotonic()
     server = scripted_server(lambda body: scripted_server.said("Yes.") if time.monotonic() > began + 0.2 else (503, {}, {"retry-after-ms": "50"}))
     assert set(by_prompt(ask(server, ["a"] * 20, retries=30)).values()) == {("Yes.", None)}
+
+
+@pytest.mark.parametrize("headers, seconds", [
+    ({"retry-after": "2"}, 2.0), ({"retry-after": " 0.5 "}, 0.5), ({"retry-after-ms": "1500", "retry-after": "9"}, 1.5), ({"retry-after": "soon"}, None), ({}, None),
+    ({"retry-after": "0"}, None), ({"retry-after": "Thu, 01 Jan 1970 00:00:00 GMT"}, None), ({"retry-after-ms": "nan"}, None), ({"retry-after-ms": "-5"}, None), ({"retry-after": "-5"}, None),
+])  # fmt: skip
+def test_how_long_a_server_wants_to_be_left_alone_and_no_time_is_none(headers, seconds):
+    assert seconds_to_wait(headers) == seconds
+
+
+def test_a_body_that_is_no_json_is_shown_without_a_part_of_the_key(scripted_server, ask):
+    server = scripted_server(lambda body: (200, b"x" * 195 + b"secret-key"))
+    [(_, error)] = by_prompt(ask(server, ["a"], retries=0)).values()
+    assert error == "the answer is not JSON: " + "x" * 195 + "(the"
 
 
 @pytest.mark.parametrize("header", ["1", "a date"])
@@ -297,13 +317,15 @@ def test_the_length_is_called_as_the_server_wants_it(scripted_server, ask):
 
 @pytest.mark.parametrize("url, message", [
     ("localhost:8000/v1", "must be an address as http://"), ("ftp://a/v1", "must be an address"), ("http://", "must be an address"),
-    ("http://user:pass@host/v1", "holds a name or a password"), ("http://host:port/v1", "is no address"), ("http://host/v1?key=1", "must be an address"),
+    ("http://user:pass@host/v1", "holds a name or a password"), ("http://host:port/v1", "is no address"), ("http://host/v1?key=pass@", "holds a name or"),
+    ("http://user:pass@host:999999/v1", "holds a name or a password"), ("user:pass@host/v1", "holds a name or a password"), ("http://user:pass@[::1/v1", "holds a name or"),
+    ("https://host/v1?key=hush", "must end before its [?] or #"), ("host?key=hush", "must end before its [?] or #"), ("http://[::1/v1#hush", "must end before its [?] or #"),
     ("http://host/v1/chat/completions", "must end before /chat/completions"), ("http://host/v1/models/", "must end before /models"),
 ])  # fmt: skip
 def test_an_address_that_is_none_is_refused_without_what_it_hides(url, message):
     with pytest.raises(UserError, match=message) as refused:
         Server(url)
-    assert "pass@" not in str(refused.value)
+    assert "pass@" not in str(refused.value) and "hush" not in str(refused.value)
 
 
 def test_a_key_is_shown_nowhere():

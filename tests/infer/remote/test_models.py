@@ -1,11 +1,12 @@
 """Which model a server has, found before anything is asked of it."""
 
 import socket
+import sys
 
 import pytest
 
 from seodang.data.errors import UserError
-from seodang.infer.remote.connection import Server
+from seodang.infer.remote.connection import LEADING, Server
 from seodang.infer.remote.models import Found, model_at
 
 TWO = [{"id": "pupil"}, {"id": "teacher"}]
@@ -56,6 +57,21 @@ def test_a_server_that_is_not_there_is_not_waited_for():
     for host in (f"127.0.0.1:{port}", "no.such.host.invalid", "a" * 70):
         with pytest.raises(UserError, match=r"http://.*/v1/models: .*: is this the address of a server that runs"):
             model_at(Server(f"http://{host}/v1"), "pupil")
+
+
+@pytest.mark.parametrize("name, value, told", [
+    ("ALL_PROXY", "socks5://user:pass@127.0.0.1:9", "in ALL_PROXY [(]a SOCKS proxy needs the package socksio[)]: mend it, or unset it"),
+    ("http_proxy", "ftp://user:pass@127.0.0.1:9", "in http_proxy [(]ValueError[)]"), ("HTTPS_PROXY", "http://user:pa/ss@127.0.0.1", "in HTTPS_PROXY [(]InvalidURL[)]"),
+    ("SSL_CERT_FILE", "no such file", "in SSL_CERT_FILE [(]No such file or directory[)]"),
+])  # fmt: skip
+def test_an_environment_that_leads_nowhere_is_told_without_what_it_hides(monkeypatch, name, value, told):
+    for each in (each for given in LEADING for each in (given, given.lower())):
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setenv(name, value)
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    with pytest.raises(UserError, match=told) as refused:
+        model_at(Server("https://no.such.host.invalid/v1"), "pupil")
+    assert not any(hidden in str(refused.value) for hidden in ("user", "pass", "pa/ss"))
 
 
 def test_one_that_is_busy_is_asked_again(scripted_server):

@@ -24,6 +24,8 @@ SEALED = "/proc"
         ("html", "FILE/page.html", "there is no folder FILE"),
         ("html", SEALED + "/page.html", "--html /proc/page.html: nothing can be written in /proc"),
         ("output", SEALED + "/version", "--output /proc/version cannot be written"),
+        ("output", "FOLDER/" + "가" * 86, "가 is a name too long for the file system"),
+        ("output_dir", "FOLDER/" + "x" * 256 + "/y", "x/y is a name too long for the file system"),
         ("output_dir", "", "--output_dir must be the name of one folder, got ''"),
         ("html", "", "--html must be the name of one file, got ''"),
         ("output", "~nobody-of-that-name/x", "there is no folder ~nobody-of-that-name"),

@@ -13,6 +13,7 @@ import pytest
 from seodang.data.errors import UserError
 from seodang.infer import Result, SamplingParams
 from seodang.recipes.run import journal, results_file
+from seodang.recipes.run.following import InOrder
 from seodang.recipes.run.prompt_files import Prompts
 from seodang.recipes.run.results_file import ResultsFile, line_of
 
@@ -233,6 +234,7 @@ def test_an_interrupted_run_is_not_written_over_by_one_that_does_not_say_so(tmp_
     ("answers.jsonl", b'{"line": 1}\n', "answers.jsonl line 2 is no answer of this run"), ("answers.jsonl", b"\x00\x00\x00\n", "line 2 is no answer of this run"),
     ("answers.jsonl", b'{"line": 1, "choice": 0, "prompt": "else", "error": null}\n', "line 2 answers a prompt that line 1 of the prompts now is not"),
     ("answers.jsonl.run", b"what?\n", "answers.jsonl.run line 2 is no answer of this run"),
+    *(("answers.jsonl", json.dumps(WHOLE[1] | {"choice": choice}).encode() + b"\n", "line 2 is no answer of this run") for choice in ("0", 0.5, True, 2, -1, None)),
 ])  # fmt: skip
 def test_a_line_that_is_no_answer_is_told_and_not_repaired(tmp_path, name, content, told):
     with opened(tmp_path) as file:
@@ -252,6 +254,36 @@ def test_a_file_that_does_not_say_how_it_came_about_is_not_gone_on_with(tmp_path
     with pytest.raises(UserError, match="answers.jsonl.run would say what is asked for the file beside it, and is something else"):
         opened(tmp_path, resume=False)
     assert (tmp_path / "answers.jsonl").read_text(encoding="utf-8") == "precious\n" and (tmp_path / "answers.jsonl.run").read_text(encoding="utf-8") == "mine\n"
+
+
+@pytest.mark.parametrize("header", [{}, {"options": 5}, {"options": {}, "prompts": "6", "fingerprint": "a", "answers_each": 2}])
+def test_a_first_line_that_does_not_say_all_is_not_gone_on_with(tmp_path, header):
+    (tmp_path / "answers.jsonl.run").write_text(json.dumps({"format": journal.FORMAT, **header}) + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match="answers.jsonl.run would say what is asked for the file beside it, and is something else"):
+        opened(tmp_path)
+
+
+def test_where_no_file_can_be_made_beside_it_nothing_is_lost(tmp_path):
+    finish(tmp_path, True, random.Random(0))
+    (tmp_path / "answers.jsonl.run.partial").mkdir()  # as in a folder that may not be written
+    with opened(tmp_path, resume=False) as file, pytest.raises(UserError, match=r"answers.jsonl.run cannot be written any further \(Is a directory\)"):
+        file.begin()
+    assert lines(tmp_path) == WHOLE
+    (tmp_path / "answers.jsonl.run").unlink()
+    (tmp_path / "answers.jsonl.run").mkdir()
+    with pytest.raises(UserError, match=r"answers.jsonl.run cannot be written any further \(Is a directory\)"):
+        opened(tmp_path)
+
+
+def test_a_name_that_leaves_no_room_for_the_one_beside_it_is_refused_and_no_file_made(tmp_path):
+    with pytest.raises(UserError, match="x, with what is written beside it, is a name too long for the file system"):
+        ResultsFile(str(tmp_path / ("x" * 250)), ASKED, EACH, True, OPTIONS, print, None)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("place, is_one", [("/dev/shm/answers.jsonl", True), ("/dev/stdout", False), ("/dev/fd/1", False), ("/dev/null", False), ("/proc/self/fd/1", False)])
+def test_what_is_a_file_of_its_own(place, is_one):
+    assert results_file.is_regular(place) == is_one
 
 
 def test_two_runs_do_not_write_one_file(tmp_path):
@@ -279,6 +311,25 @@ def test_a_full_disk_leaves_whole_lines_and_is_told(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert lines(tmp_path) == WHOLE[:2]
     assert finish(tmp_path, True, random.Random(0)) == [1, 2, 3, 4, 5] and lines(tmp_path) == WHOLE
+
+
+def test_what_could_not_be_shown_for_once_is_shown_in_its_turn_and_nothing_twice():
+    shown, fails = [], ["b"]
+
+    def show(text):
+        if text in fails:
+            fails.clear()
+            raise UserError("no room")
+        shown.append(text)
+
+    order = InOrder(show, 1)
+    for place, text in ((1, "b"), (2, "c")):
+        order.put(place, text)
+    with pytest.raises(UserError, match="no room"):
+        order.put(0, "a")
+    order.put(0, "a")  # whoever follows saw it fail
+    order.close()
+    assert shown == ["a", "b", "c"]
 
 
 def test_what_is_written_is_on_the_disk_soon_and_not_for_each_line(tmp_path, monkeypatch):

@@ -96,6 +96,7 @@ def test_llama3s_factors_by_hand(fresh_tiny):
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "no rotary embedding of the kind dynamic for llama"),
         ("qwen2", {"rope_parameters": LLAMA3}, "no rotary embedding of the kind llama3 for qwen2"),
         ("qwen2", {"rope_parameters": {**YARN, "attention_factor": 2.0}}, "yarn has no attention_factor of one's own"),
+        ("llama", {"rope_parameters": {**YARN, "truncate": False}}, "yarn has no truncate of one's own"),
         ("qwen3", {"attention_bias": True}, "qwen3 with attention_bias False"),
         ("gemma", {"tie_word_embeddings": False}, "gemma with tie_word_embeddings True"),
         ("gemma2", {"query_pre_attn_scalar": 7}, "gemma2 with query_pre_attn_scalar 8, this configuration has 7"),

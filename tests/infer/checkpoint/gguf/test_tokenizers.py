@@ -14,7 +14,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, Metaspace, Punctuation,
 from tokenizers.processors import TemplateProcessing
 
 from seodang.data.errors import UserError
-from seodang.infer.checkpoint.gguf.agreement import BARE, SPACED, settled
+from seodang.infer.checkpoint.gguf.agreement import BARE, BEFORE_TEXT, BEHIND_TEXT, SPACED, settled
 from seodang.infer.checkpoint.gguf.encoding import Encoder
 from seodang.infer.checkpoint.gguf.pre_tokenizers import ROUGHLY
 from seodang.infer.checkpoint.gguf.reading import GgufFile
@@ -105,6 +105,25 @@ def test_what_stands_around_a_text_and_all_that_ends_one(trained):
         vocabulary_of(tokenizer, 2000, [2])
 
 
+def test_what_stands_around_a_plain_text_alone_is_not_put_around_a_conversation(trained, fresh_tiny, write, llama_cpp):
+    tokenizer = defined(trained("gpt-2"))
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A <|im_end|>", special_tokens=[("<s>", 1), ("<|im_end|>", 2)])
+    chatml, asked = tokenizer.chat_template, [{"role": "user", "content": "안녕"}]
+    model = fresh_tiny("llama", vocab_size=len(tokenizer))
+    notes = [BEFORE_TEXT.format("<s>"), BEHIND_TEXT.format("<|im_end|>")]
+    for template, add_bos, told in ((chatml, False, notes), ("{{ bos_token }}" + chatml, True, notes[1:])):
+        tokenizer.chat_template = template
+        path = write(model, tokenizer)
+        assert write.notes == told
+        assert (GgufFile(path).vocabulary().add_bos, GgufFile(path).vocabulary().add_eos) == (add_bos, False)
+        ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False, return_tensors="pt")
+        greedy = tokenizer.decode(model.generate(ids, do_sample=False, max_new_tokens=8, eos_token_id=None, pad_token_id=0)[0, ids.shape[1] :])
+        assert llama_cpp.load(path).answer(asked, 8)["message"]["content"] == greedy
+    tokenizer.chat_template = None
+    plain = settled(vocabulary_of(tokenizer, 2000, [2]), tokenizer)
+    assert (plain.add_bos, plain.add_eos, plain.notes) == (True, True, [])
+
+
 def test_a_word_that_stays_whole_counts_where_merges_do_not_make_it(trained):
     """Llama 3's setting is nothing to GPT-2's way, as long as merges reach every token."""
     whole = defined(trained("gpt-2"), lambda definition: definition["model"].update(ignore_merges=True))
@@ -147,11 +166,12 @@ def test_merges_that_are_not_all_there_are_refused(trained):
     assert all(repr(each) in str(error.value) for each in lost)
 
 
-def test_a_token_that_takes_the_spaces_beside_it_is_refused(trained):
+@pytest.mark.parametrize("kind", ["gpt-2", "always", "first"])
+def test_a_token_that_takes_the_spaces_beside_it_is_refused(kind, trained):
     """A GGUF file cannot say that."""
-    tokenizer = defined(trained("gpt-2"))
+    tokenizer = defined(trained(kind))
     tokenizer.add_tokens([AddedToken("<mask>", lstrip=True, special=True)])
-    with pytest.raises(UserError, match="would give '<mask> 가 <mask> b' other token ids"):
+    with pytest.raises(UserError, match=r"would give '(<mask>)?가 <mask>b?' other token ids"):
         settled(vocabulary_of(tokenizer, 2000, [2]), tokenizer)
 
 

@@ -1,0 +1,38 @@
+"""A file or a folder that one process writes at a time."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from seodang.data.errors import UserError
+
+
+def refuse_second_writer(descriptor: int, path: Path, remedy: str) -> None:
+    """Lock what is open, until it is closed. Raises UserError where another process has: wait for its end, or do what the `remedy` says."""
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{path} is being written by another process: wait for its end, or {remedy}") from None
+    except OSError:  # a file system without locks
+        pass
+
+
+@contextmanager
+def only_writer(folder: Path, remedy: str) -> Iterator[None]:
+    """Keep other processes out of a folder, which is made where there is none. Raises UserError where one is in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folders
+        yield
+        return
+    try:
+        refuse_second_writer(descriptor, folder, remedy)
+        yield
+    finally:
+        os.close(descriptor)
