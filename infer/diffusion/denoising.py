@@ -177,12 +177,11 @@ class Denoising:
         return logits
 
     def guess(self, position: int, id: int, logprob: float, sure: float, certain: float, trace: ChoiceTrace | None) -> Guess:
-        """A token with how sure it is, `certain` being the negative entropy: an end of the answer less so than another by the penalty."""
+        """A token with how sure it is; `certain` is the negative entropy."""
         if self.plan.order == RANDOM:
             sure = uniform(self.sequence.seed, position, f"random {self.step}")
         chance = sure if self.plan.order in OF_THE_MODEL else math.exp(logprob)
-        penalty = self.penalty if id in self.sequence.request.ends else 0.0
-        return Guess(position, id, logprob, sure - penalty, chance - penalty, -certain, trace)
+        return Guess(position, id, logprob, sure, chance, -certain, trace)
 
     def take(self, guesses: list[Guess]) -> None:
         """Make certain what is due, publish what is certain up to the first open position, and tell what is beyond it, and new guesses.
@@ -217,14 +216,20 @@ class Denoising:
         Where time is up, the first of them too.
         """
         noise = [uniform(self.sequence.seed, guess.position, f"order {self.step}") for guess in guesses] if self.alg_temp else ()
-        sure = torch.tensor([guess.sure for guess in guesses], dtype=torch.float64)
-        ranked = [guesses[place] for place in surest(sure, len(guesses), self.alg_temp, noise)]
+        late = self._penalties(guesses)
+        sure = torch.tensor([guess.sure - penalty for guess, penalty in zip(guesses, late)], dtype=torch.float64)
+        ranked = surest(sure, len(guesses), self.alg_temp, noise)
         if self.threshold is not None:
-            due = confident([guess.chance for guess in ranked], self.threshold)
+            due = confident([guesses[place].chance - late[place] for place in ranked], self.threshold)
         else:
-            due = range(min(count, len(ranked))) if self.bound is None else bounded([guess.entropy for guess in ranked], self.bound)
-        certain = {ranked[place].position for place in due} | ({guesses[0].position} if self._late else set())
-        return [guess for guess in guesses if guess.position in certain]
+            due = range(min(count, len(ranked))) if self.bound is None else bounded([guesses[place].entropy for place in ranked], self.bound)
+        places = {ranked[each] for each in due} | ({0} if self._late else set())
+        return [guesses[place] for place in sorted(places)]
+
+    def _penalties(self, guesses: list[Guess]) -> list[float]:
+        """What is taken from how sure each is: the penalty from ends, as long as there is anything else that they can wait for."""
+        ends = [guess.id in self.sequence.request.ends for guess in guesses]
+        return [0.0 if all(ends) else self.penalty * is_end for is_end in ends]
 
     def _agreeing(self, guesses: list[Guess]) -> list[Guess]:
         """Those of the guesses, surest first, that one of the texts that the answer may be has together; the others stay open, to be asked for again."""

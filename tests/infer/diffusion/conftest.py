@@ -127,10 +127,11 @@ def greedy(
                     entropy = -sum(p * math.log(p) for p in probs if p)
                     sure = {"topk_margin": probs[0] - probs[1], "entropy": -entropy}.get(alg, probs[0])
                     id = logits[at].argmax().item()
-                    penalty = eos_penalty * (id in ends)
-                    found.append((sure - penalty, at, id, probs[0] - penalty, entropy))
+                    found.append((sure, at, id, probs[0], entropy))
             if not found:
                 break
+            if any(id not in ends for _, _, id, *_ in found):
+                found = [(sure - eos_penalty * (id in ends), at, id, p - eos_penalty * (id in ends), entropy) for sure, at, id, p, entropy in found]
             found.sort(key=lambda each: -each[0])
             due = found[: len(block) // passes + (turn < len(block) % passes)]
             if confidence_threshold is not None:

@@ -63,7 +63,8 @@ def test_a_flood_of_ends_cuts_an_answer_off_and_blocks_and_a_penalty_each_help(t
     assert flooded(tiny_tokenizer, alg=alg, steps=8, eos_penalty=2.0) == ([*SAID, END], 3)
     assert flooded(tiny_tokenizer, alg=alg, confidence_threshold=0.5) == ([*SAID, END], 1)
     assert flooded(tiny_tokenizer, alg=alg, confidence_threshold=0.92)[0] == [END]
-    assert flooded(tiny_tokenizer, alg=alg, confidence_threshold=0.92, eos_penalty=2.0)[0] == [*SAID, END]
+    assert flooded(tiny_tokenizer, alg=alg, confidence_threshold=0.85) == ([END], 5)
+    assert flooded(tiny_tokenizer, alg=alg, confidence_threshold=0.85, eos_penalty=2.0) == ([*SAID, END], 5)  # where only ends are left, all come at once
 
 
 def test_a_penalty_changes_when_ends_come_and_not_what_is_chosen(denoiser, tiny_tokenizer):
