@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ class Candidates:
     def __init__(self, name: str, candidates: Sequence[Sequence[int]], ends: Collection[int], filling: int):
         """filling: which of the `ends` stands behind another end."""
         self.name, self._ends, self._filling = name, frozenset(ends), filling
+        candidates = [list(takewhile(lambda id: id not in self._ends, ids)) for ids in candidates]  # a path of ids may have its end
         self.longest = max(map(len, candidates))
         rows = [[*ids, *[END] * (self.longest + 1 - len(ids))] for ids in candidates]
         self._all = self._left = torch.tensor(rows, dtype=torch.long)  # [candidates, longest + 1]

@@ -70,11 +70,18 @@ class Plan:
                 yield Task(block, None)
 
     def _passes(self, block: range, steps: int) -> Iterator[Task]:
+        if self.own_blocks and self.params.block_length == 1:
+            return self._in_order(block)
         if self.order == ORIGIN:
             return self._by_arrival(block, steps) if self.params.remask is None else self._by_chance(block, steps)
         if self.params.confidence_threshold is None and self.params.entropy_bound is None:
             return self._by_count(block, steps)
         return self._as_sure(block)
+
+    def _in_order(self, block: range) -> Iterator[Task]:
+        """From left to right, one a pass."""
+        while left := self.wanted(block):
+            yield Task(block, left[:1])
 
     def _left(self, block: range) -> Iterator[Task]:
         """What did not go together with other tokens of its pass."""

@@ -98,7 +98,7 @@ class Result:
     for greedy without a penalty). `top_logprobs`, with the setting logprobs, has for each id the model's own log-probability, before guidance,
     filters and temperature, and the likeliest tokens there; `prompt_logprobs` the same of the prompt's ids, None for the first; both are
     empty where not asked for. `finish_reason`: "eos" for an end token of the model's, "stop" for a stop string or id of
-    the caller's, "length" for max_new_tokens, "time" for max_time, "cancelled" where the engine was told to end it, "error" where the prompt's
+    the caller's, and where an answer by diffusion ends with what was given, "length" for max_new_tokens, "time" for max_time, "cancelled" where the engine was told to end it, "error" where the prompt's
     own filters, grammar, words or functions failed: `error` says how, and the answer is what had been published of it. `seed` repeats a sampled answer. `choice` counts the answers to one
     prompt, best first where `score` ranks them: the log-probability over length^length_penalty for beams, else the reward or votes.
     `grown_as` is the choice that traces knew it by while it grew, before the answers were ranked. `trace` holds, where asked for, everything

@@ -207,7 +207,7 @@ class TokenSequence:
             self.finish_reason = "eos" if own_end else "stop"
         elif self.position >= params.max_new_tokens:
             self.finish_reason = "length"
-        elif self.position > len(request.prefix_ids) and self.time_is_up:
+        elif self.position > len(request.prefix_ids) and self.position - 1 not in request.pinned and self.time_is_up:  # what is given takes none
             self.finish_reason = "time"
         if self.finish_reason is not None:
             piece += self.text.finish(judged)  # which may complete a stop string

@@ -98,8 +98,8 @@ def suits_diffusion(params: RequestParams, runner: Runner) -> None:
     """Raise UserError for a model whose positions cannot all see one another, and for blocks of another length than it is made for."""
     refuse_both_ways_under_window(runner.config)
     own = diffusion_of(runner.model.config).block_length
-    if own is not None and params.block_length not in (None, own):
-        raise UserError(f"block_length={params.block_length}: this model is made for blocks of {own} (attention={BLOCK_CAUSAL!r}): drop it")
+    if own is not None and params.block_length not in (None, 1, own):
+        raise UserError(f"block_length={params.block_length}: this model is made for blocks of {own} (attention={BLOCK_CAUSAL!r}): drop it, or give 1, by which they are filled in from left to right")
 
 
 @settings

@@ -83,6 +83,8 @@ def test_one_text_needs_no_pass_and_one_as_long_as_the_canvas_no_end(denoiser, t
     one, long = generate(model, tiny_tokenizer, [PROMPT] * 2, [SamplingParams(max_new_tokens=9, choice="abc", logprobs=0), SamplingParams(max_new_tokens=5, choice=["cbdde", "cbddf"])], trace=True)
     assert one.ids == [*said(tiny_tokenizer, "abc"), END] and not steps_in(one) and one.logprobs == [0.0] * 4 and one.finish_reason == "eos"
     assert long.text[:4] == "cbdd" and len(long.ids) == 5 and len(steps_in(long)) == 1 and long.finish_reason == "length"
+    [ended] = generate(model, tiny_tokenizer, [PROMPT], SamplingParams(max_new_tokens=6, trie=[[68, END], [68, 69, END]], logit_bias={69: 99.0}))
+    assert ended.ids == [68, 69, END]
     [least] = generate(model, tiny_tokenizer, [PROMPT], SamplingParams(max_new_tokens=6, choice=["a", "abcd"], min_new_tokens=2))
     assert least.text == "abcd"
 

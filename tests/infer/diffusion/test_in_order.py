@@ -43,9 +43,9 @@ WAYS = [
 ]
 
 
-@pytest.mark.parametrize("attention, shift", [("bidirectional", 1), ("prompt_causal", 0)])
-def test_what_looks_back_sees_all_before_a_token_and_given_ones_among_it(denoiser, tiny_tokenizer, attention, shift):
-    model = denoiser(attention, shift)
+@pytest.mark.parametrize("attention, shift, block", [("bidirectional", 1, None), ("prompt_causal", 0, None), ("block_causal", 1, 4)])
+def test_what_looks_back_sees_all_before_a_token_and_given_ones_among_it(denoiser, tiny_tokenizer, attention, shift, block):
+    model = denoiser(attention, shift, block)
     given = {0: 30, 3: 31}
     usual = {"max_new_tokens": 6, "suppress_tokens": [0, 1, 2], "block_length": 1, "forced_text": given}
     results = generate(model, tiny_tokenizer, [PROMPT] * len(WAYS), [SamplingParams(**usual, **settings) for settings, *_ in WAYS])

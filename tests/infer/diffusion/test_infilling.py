@@ -86,6 +86,12 @@ def test_given_tokens_are_certain_and_are_streamed_as_soon_as_all_before_them_is
     assert result.ids == [event.id for event in told] and result.text == "".join(event.text for event in told)
 
 
+def test_time_takes_nothing_of_what_is_given_before_the_first_token(denoiser, tiny_tokenizer):
+    params = [SamplingParams(template=["ab", 3, "c"], max_time=1e-9), SamplingParams(max_new_tokens=6, prefix="ab", suffix="c", max_time=1e-9)]
+    for result in generate(denoiser("bidirectional"), tiny_tokenizer, [PROMPTS[1]] * 2, params):
+        assert len(result.ids) == 3 and result.text.startswith("ab") and result.finish_reason == "time"
+
+
 def test_a_hook_cannot_change_what_is_given(denoiser, tiny_tokenizer):
     def hook(step, canvas, logits):
         canvas = canvas.clone()

@@ -46,12 +46,12 @@ def joint() -> torch.Tensor:
 
 @pytest.fixture
 def drawn(joint, tiny_tokenizer):
-    """`drawn(**settings)`: how often each sequence came, [all sequences], and how many passes there were."""
+    """`drawn(pinned={}, **settings)`: how often each sequence came, [all sequences], and how many passes there were."""
 
-    def draw(**settings) -> tuple[torch.Tensor, int]:
+    def draw(pinned=None, **settings) -> tuple[torch.Tensor, int]:
         runner = Oracle(joint)
         params = SamplingParams(max_new_tokens=LENGTH, temperature=1.0, num_return_sequences=SAMPLES, **settings)
-        generation = runner.asked([0, MASK, 1], params, tiny_tokenizer)
+        generation = runner.asked([0, MASK, 1], params, tiny_tokenizer, pinned=pinned or {})
         counts = torch.zeros(TOKENS**LENGTH, dtype=torch.float64)
         for result in generation.results.values():
             counts[STATES.index(tuple(result.ids))] += 1
@@ -178,6 +178,14 @@ def test_a_threshold_keeps_what_reaches_it_and_one_at_least(joint, drawn):
 
     assert surprise(counts, law_of_draws(joint, due)) < 4
     assert passes <= LENGTH and surprise(counts, joint.flatten()) > 10
+
+
+@pytest.mark.parametrize("pinned", [{1: 2}, {0: 1, 3: 0}])
+def test_what_is_filled_in_is_drawn_from_the_joint_given_what_is_given(joint, drawn, pinned):
+    counts, passes = drawn(alg="entropy", pinned=pinned)
+    given = torch.tensor([all(state[at] == id for at, id in pinned.items()) for state in STATES])
+    probs = joint.flatten() * given
+    assert passes == LENGTH - len(pinned) and counts[~given].sum() == 0 and surprise(counts, probs / probs.sum()) < 4
 
 
 @pytest.mark.parametrize("order", ["entropy", "topk_margin"])
