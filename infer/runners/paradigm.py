@@ -63,11 +63,11 @@ def is_bidirectional(config: PreTrainedConfig) -> bool:
     return diffusion is not None and diffusion.attention == BIDIRECTIONAL
 
 
-def refuse_diffusion(config: PreTrainedConfig, what: str) -> None:
+def refuse_diffusion(config: PreTrainedConfig, what: str, remedy: str = "use another model") -> None:
     """Raise UserError where what reads a text from left to right, by its name, is given a diffusion model that has not learnt to."""
     diffusion = diffusion_of(config)
     if diffusion is not None and not diffusion.autoregressive:
-        raise UserError(f"{what} reads from left to right, but this {config.model_type} is a masked-diffusion model: use another model")
+        raise UserError(f"{what} reads from left to right, but this {config.model_type} is a masked-diffusion model: {remedy}")
 
 
 def declare(config: PreTrainedConfig, diffusion: Diffusion) -> None:
