@@ -29,8 +29,9 @@ from seodang.recipes.options.decoding import SpeakingModel, option
 from seodang.recipes.options.outputs import empty, open_output
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.record import FileOptions
+from seodang.recipes.run.of_diffusion import drawing, given
 from seodang.recipes.run.score_lines import Totals
-from seodang.recipes.run.scorer import OF_DIFFUSION, Scorer, drawing
+from seodang.recipes.run.scorer import Scorer
 
 RECORDS_A_CALL = 256  # scored together and then written
 Ids = list[int]
@@ -66,7 +67,7 @@ class Score(FileOptions):
 
     def of_diffusion(self) -> dict[str, Any]:
         """The options that were given of those that only diffusion has."""
-        return {name: value for name in OF_DIFFUSION if (value := getattr(self, name)) is not None}
+        return given(self, ("draws", "estimator", "seed", "canvas"))
 
 
 @dataclass(frozen=True)

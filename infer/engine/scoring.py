@@ -20,7 +20,7 @@ from ..runners.architecture import transformers_model
 from ..runners.contract import Runner
 from ..runners.encoder_decoder import EncoderDecoderRunner, decoder_start
 from ..runners.open import open_runner
-from ..runners.paradigm import diffusion_of, refuse_diffusion
+from ..runners.paradigm import diffusion_of, refuse_diffusion, refuse_mask
 from ..text.vocabulary import check_ids
 from .prompts import Prompt, encode, is_dialogue, whole_numbers
 
@@ -69,7 +69,7 @@ def score_bound(
     each, vocab = enumerate(zip(prompts, completions), 1), runner.config.vocab_size
     pairs = [pair_ids(tokenizer, *pair, runner.limit, f"prompt {n} with its answer", vocab) for n, pair in each]
     for n, (_, answer) in enumerate(pairs, 1):
-        refuse_mask(runner, tokenizer, answer, f"answer {n}")
+        refuse_mask(diffusion_of(runner.model.config), answer, tokenizer, f"answer {n}")
     return likelihood_bounds(runner, pairs, draws or Draws(), range(len(pairs)))
 
 
@@ -85,13 +85,6 @@ def bound_runner(model: nn.Module) -> Runner:
     finally:
         runner.release([trial])
     return runner
-
-
-def refuse_mask(runner: Runner, tokenizer: PreTrainedTokenizerBase, answer: Sequence[int], name: str) -> None:
-    """Raise UserError for an answer of which the mask token is a part: a model that fills in masks never says it."""
-    mask = diffusion_of(runner.model.config).mask_token_id
-    if mask in answer:
-        raise UserError(f"{name} contains the mask token {tokenizer.convert_ids_to_tokens(mask)}, which a diffusion model never says: leave it out")
 
 
 def scoring_runner(model: nn.Module) -> Runner:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ...data.errors import UserError
 
@@ -68,6 +68,13 @@ def refuse_diffusion(config: PreTrainedConfig, what: str, remedy: str = "use ano
     diffusion = diffusion_of(config)
     if diffusion is not None and not diffusion.autoregressive:
         raise UserError(f"{what} reads from left to right, but this {config.model_type} is a masked-diffusion model: {remedy}")
+
+
+def refuse_mask(diffusion: Diffusion, answer: Sequence[int], tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise UserError for an answer, by its name, of which the mask token is a part: a model that fills in masks never says it."""
+    if diffusion.mask_token_id in answer:
+        mask = tokenizer.convert_ids_to_tokens(diffusion.mask_token_id)
+        raise UserError(f"{name} contains the mask token {mask}, which a diffusion model never says: leave it out")
 
 
 def declare(config: PreTrainedConfig, diffusion: Diffusion) -> None:
