@@ -2,8 +2,6 @@
 
 seodang dpo --data pairs.jsonl --eval_fraction 0.1 --config recipes/dpo.yaml
 accelerate launch recipes/dpo.py --data pairs.jsonl --eval_fraction 0.1 --loss ipo
-
-Of a diffusion checkpoint the likelihoods are estimates of their bounds, by --draws masks of each answer that policy and reference share.
 """
 
 import sys
@@ -45,7 +43,7 @@ class DpoOptions(PreferenceOptions):
     max_length: int = field(default=1024, metadata={"help": "Longer prompts lose context on the left, no answer is cut."})
     reference: str | None = field(default=None, metadata={"help": "Another model to compare with; by default the model as it is before training."})
     reference_time: str = field(default="before", metadata={"help": "before: the reference scores all pairs once; step: at every step, with a second model."})
-    draws: int | None = field(default=None, metadata={"help": "Diffusion: masks an answer and step, 8; all there are where these are no more."})
+    draws: int | None = field(default=None, metadata={"help": "Diffusion: masks an answer and step by which its likelihood is estimated, 8."})
     canvas: int | None = field(default=None, metadata={"help": "Diffusion: fill answers up with end-of-text to a multiple of this. By default nothing is added."})
 
     def __post_init__(self) -> None:
@@ -104,9 +102,7 @@ def build(options: ModelOptions, tokenizer, rows, held, args, settings: Preferen
         return dpo_trainer(model, tokenizer, rows, args, settings, eval_rows=held or None, provenance=origin, **settled)
     canvas = canvas_of(tokenizer, data.canvas)
     if canvas is not None:
-        rows, held = (
-            [{**row, "branches": [canvas.answer(row["prompt_ids"], answer, data.max_length) for answer in row["branches"]]} for row in some] for some in (rows, held)
-        )
+        rows, held = ([canvas.ranked(row, data.max_length) for row in some] for some in (rows, held))
     settled |= {"draws": data.draws or DRAWS, "provenance": replace(origin, paradigm="diffusion")}
     return diffusion_dpo_trainer(model, tokenizer, rows, args, settings, eval_rows=held or None, **settled)
 
@@ -115,8 +111,8 @@ def diffusion_lines(trainer: DpoTrainer) -> list[str]:
     """The line that says what kind of diffusion is trained, where it is."""
     if not isinstance(trainer, DiffusionDpoTrainer):
         return []
-    asked = trainer.data_collator.collate
-    return [f"diffusion       {asked.diffusion.attention}, shift {asked.diffusion.shift}, {asked.draws.count} masks an answer and step, the reference's the same"]
+    says, draws = trainer.data_collator.collate.diffusion, trainer.data_collator.collate.draws
+    return [f"diffusion       {says.attention}, shift {says.shift}, {draws.count} masks an answer and step, the reference's the same"]
 
 
 def shown_tokens(trainer: DpoTrainer) -> int:

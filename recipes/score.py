@@ -8,8 +8,7 @@ exp(-logprob / tokens). Of a preference both sides are scored, chosen and reject
 by how many nats the better one is likelier, of several pairs the mean. The last line has the totals: with preferences also the pairs, in what share of
 them chosen is likelier than rejected, and the mean margin.
 
-Of a diffusion model the log-probability is only bounded: elbo is an estimate of that bound from draws of masks, elbo_se its standard error, and
-perplexity_bound is exp(-elbo / tokens). The answers of a preference share their masks, so that their margin is surer than they are.
+Of a diffusion model elbo is a bound on the log-probability, estimated by draws of masks, and elbo_se its standard error.
 """
 
 import json

@@ -60,8 +60,9 @@ def score_bound(
 ) -> list[Bound]:
     """Return a bound on the log-probability of each answer behind its prompt by a diffusion model, whose own is not to be had: one `Bound` a pair.
 
-    Prompts and answers are as in `score`; `draws` says how many masks of an answer are drawn, and from which seed. The same pairs in the same order
-    have the same bounds, whatever runs beside them. Raises UserError as `score` does, for a model that speaks from left to right, and for an answer that says the mask token.
+    Prompts and answers are as in `score`; `draws` says how many masks of an answer are drawn, and from which seed. A pair of the same place has the
+    same bound, whatever stands beside it. Raises UserError as `score` does, for a model that speaks from left to right, and for an answer that says
+    the mask token.
     """
     if len(prompts) != len(completions):
         raise UserError(f"{len(prompts)} prompts and {len(completions)} completions: give one for each")
@@ -77,7 +78,7 @@ def bound_runner(model: nn.Module) -> Runner:
     """Return the runner of a diffusion model that can bound how likely an answer is; raises UserError for one that cannot, or that is none."""
     config = transformers_model(model).config
     if diffusion_of(config) is None:
-        raise UserError(f"draws, masks and their bound are of masked diffusion, but this {config.model_type} speaks from left to right: its score is exact without")
+        raise UserError(f"a bound by masks is of masked diffusion, but this {config.model_type} speaks from left to right: its score is exact")
     runner = open_runner(model)
     trial = runner.allocate()
     try:

@@ -13,9 +13,10 @@ Ids = list[int]
 
 
 class Scorer:
-    """Scores answers by a model; `bounds` says that the scores are bounds, as of every diffusion model, but of one that speaks from left to right too only where `asked`.
+    """Scores answers by a model; `bounds` says that the scores are bounds, as of every diffusion model.
 
-    `asked` are the options of diffusion that were given. Raises UserError for these where the model speaks from left to right alone, and for a model that cannot score.
+    `asked` are the options of diffusion that were given: without any a model that speaks from left to right, too, is scored so. Raises UserError
+    for them where it speaks from left to right alone, and for a model that cannot score.
     """
 
     def __init__(self, model, tokenizer, asked: Mapping[str, Any]):

@@ -11,6 +11,7 @@ from seodang.infer.checkpoint.manifest import read_manifest, verify
 from seodang.infer.runners.paradigm import Diffusion, declare, diffusion_of
 from seodang.recipes import dpo, kto
 from seodang.train.diffusion.dpo import diffusion_dpo_trainer
+from seodang.train.run.callbacks import read_log
 
 
 @pytest.fixture
@@ -37,7 +38,8 @@ def run(*words):
 
 def test_pairs_are_learned_told_and_saved_and_the_run_goes_on(checkpoint, data, tmp_path, capsys):
     out = tmp_path / "out"
-    words = ("--model", checkpoint, "--data", data, "--eval_fraction", 0.2, "--output_dir", out, "--learning_rate", 2e-3, "--draws", 4, "--lr_scheduler_type", "constant")
+    words = ("--model", checkpoint, "--data", data, "--eval_fraction", 0.2, "--output_dir", out, "--learning_rate", 2e-3, "--draws", 4,
+             "--lr_scheduler_type", "constant")  # fmt: skip
     assert run(*words, "--num_train_epochs", 20) == 0
     told = capsys.readouterr().out
     assert "8 prompts, 16 answers, 8 pairs in 20 steps, loss sigmoid" in told
@@ -85,3 +87,16 @@ def test_what_is_of_one_way_to_speak_is_refused_for_the_other(base, data, tmp_pa
     config.save_pretrained(base)
     assert kto.main(["--model", str(base), "--data", str(data), "--output_dir", str(tmp_path / "out"), "--device", "cpu"]) == 2
     assert "kto teaches text from left to right, but this model is one of masked diffusion" in capsys.readouterr().err
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("time", ["step", "before"])
+def test_two_processes_equal_one_with_twice_the_batch(checkpoint, data, tmp_path, on_two, time):
+    common = ["--model", checkpoint, "--data", data, "--max_steps", 4, "--logging_steps", 1, "--draws", 3, "--learning_rate", 1e-3, "--reference_time", time]
+    quick = ["--device", "cpu", "--dtype", "float32", "--report_to", "none"]
+    on_two("dpo", *common, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", 2, *quick)
+    assert run(*common, "--output_dir", tmp_path / "one", "--per_device_train_batch_size", 4) == 0
+    one, two = (read_log(tmp_path / folder / "log.jsonl") for folder in ("one", "two"))
+    for name in ("loss", "rewards/margins"):
+        first, second = ([entry[name] for entry in log if name in entry] for log in (one, two))
+        assert len(first) == 4 and first[:2] == pytest.approx(second[:2], rel=1e-4, abs=1e-5), name  # two whole batches of the ten rows

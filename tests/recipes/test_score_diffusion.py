@@ -129,7 +129,7 @@ def test_what_only_one_kind_of_model_can_say_is_asked_of_that_kind(checkpoint, t
     _, model, tokenizer = checkpoint()
     with pytest.raises(UserError, match="score reads from left to right, but this llama is a masked-diffusion model: .* score_bound"):
         score(model, tokenizer, ["a"], ["b"])
-    with pytest.raises(UserError, match="of masked diffusion, but this llama speaks from left to right"):
+    with pytest.raises(UserError, match="a bound by masks is of masked diffusion, but this llama speaks from left to right"):
         score_bound(tiny_llama, tiny_tokenizer, ["a"], ["b"])
     with pytest.raises(UserError, match="answer 2 contains the mask token"):
         score_bound(model, tokenizer, ["a", "b"], [[5], [5, 127]])

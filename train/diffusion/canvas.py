@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -47,6 +48,10 @@ class Canvas:
         fill = -len(answer) % self.multiple if answer[-1] in self.ends else 0
         room = fill if max_length is None else max(max_length - len(prompt) - len(answer), 0)
         return [*answer, *[self.filling] * min(fill, room)]
+
+    def ranked(self, row: dict[str, Any], max_length: int | None = None) -> dict[str, Any]:
+        """A row of `prompt_ids` and `branches` with each of these filled up."""
+        return {**row, "branches": [self.answer(row["prompt_ids"], branch, max_length) for branch in row["branches"]]}
 
     def filled(self, ids: list[int]) -> int:
         """How many of the last ids are what the answer was filled up with."""
