@@ -7,15 +7,16 @@ The answer of a record is its last assistant turn, end-of-turn token included; o
 exp(-logprob / tokens). Of a preference both sides are scored, chosen and rejected, or each of its ranked answers, the best first; the margin is
 by how many nats the better one is likelier, of several pairs the mean. The last line has the totals: with preferences also the pairs, in what share of
 them chosen is likelier than rejected, and the mean margin.
+
+Of a diffusion model elbo is a bound on the log-probability, estimated by draws of masks, and elbo_se its standard error.
 """
 
 import json
-import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from seodang.data.accounting import EMPTY, Accounting, check_unusable
@@ -27,6 +28,9 @@ from seodang.recipes.options.decoding import SpeakingModel, option
 from seodang.recipes.options.outputs import empty, open_output
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.record import FileOptions
+from seodang.recipes.run.of_diffusion import drawing, given
+from seodang.recipes.run.score_lines import Totals
+from seodang.recipes.run.scorer import Scorer
 
 RECORDS_A_CALL = 256  # scored together and then written
 Ids = list[int]
@@ -46,14 +50,23 @@ class Score(FileOptions):
     output: str | None = option("Write the lines to this file and the totals to the terminal too.")
     raw: bool = option("Score the completion as a continuation of the prompt's text, without the chat template.", False)
     tokens: bool = option("Add each token's log-probability.", False)
+    draws: int | None = option("Diffusion: masks that the bound is estimated with, 32; all there are where these are no more.")
+    estimator: str | None = option("Diffusion: counts (exact numbers of masks, as LLaDA) or times (1/t, which varies more).")
+    seed: int | None = option("Diffusion: what the masks are drawn from, 0.")
+    canvas: int | None = option("Diffusion: fill answers up with end-of-text to a multiple of this, as in training. By default nothing is added.")
 
     def __post_init__(self) -> None:
         check_unusable(self.unusable)
+        drawing(self.of_diffusion())
         if self.empty_answers not in ("error", "drop"):
             raise UserError(f"empty_answers must be error or drop, got {self.empty_answers!r}")
         if self.max_length is not None and (self.raw or self.max_length < 2):
             why = "does not go with raw, whose prompts are not cut" if self.raw else "must be at least 2"
             raise UserError(f"max_length {self.max_length} {why}")
+
+    def of_diffusion(self) -> dict[str, Any]:
+        """The options that were given of those that only diffusion has."""
+        return given(self, ("draws", "estimator", "seed", "canvas"))
 
 
 @dataclass(frozen=True)
@@ -74,18 +87,14 @@ def main(argv: list[str] | None = None) -> int:
     with ExitStack() as files:
         output = files.enter_context(open_output(options.output)) if options.output else None
         model, tokenizer = model_options.open()
-        from seodang.infer.engine.scoring import pair_ids, scoring_runner
-
-        runner = scoring_runner(model)
+        scorer = Scorer(model, tokenizer, options.of_diffusion())
         records, counts = encode_records(tokenizer, examples, options)
         if lost := [line for each in counts for line in each.lost_lines()]:
             print(*lost, sep="\n", file=sys.stderr)
-        for record in records:  # all of them before any is scored
-            for pair in record.pairs:
-                pair_ids(tokenizer, *pair, runner.limit, record.where)
+        records = [replace(record, pairs=[scorer.checked(*pair, record.where) for pair in record.pairs]) for record in records]  # before any is scored
         if output:
             empty(output)
-        totals = write_scores(runner, records, counts, options.tokens, output or sys.stdout)
+        totals = write_scores(scorer, records, Totals(counts, scorer.bounds), options.tokens, output or sys.stdout)
     if options.output:
         print(json.dumps(totals, ensure_ascii=False))
     return 0
@@ -152,67 +161,22 @@ def continuation(tokenizer, example: Dialogue | Text, options: Score, counts: Ac
     return found
 
 
-def write_scores(runner, records: Sequence[Encoded], counts: Sequence[Accounting], with_tokens: bool, output) -> dict[str, Any]:
+def write_scores(scorer: Scorer, records: Sequence[Encoded], totals: Totals, with_tokens: bool, output) -> dict[str, Any]:
     """Write one line a record and one with the totals, which is returned."""
     from rich.console import Console
     from rich.progress import track
 
-    from seodang.infer.engine.scoring import score_ids
-
-    answers: list[dict[str, Any]] = []
-    margins: list[float] = []
     starts = range(0, len(records), RECORDS_A_CALL)
     for start in track(starts, "scoring", console=Console(file=sys.stderr), disable=len(starts) < 2):
-        some = records[start : start + RECORDS_A_CALL]
-        scores = iter(score_ids(runner, [pair for record in some for pair in record.pairs]))
-        for record in some:
-            own = [summary(next(scores).tolist(), with_tokens) for _ in record.pairs]
-            found = margins_of(own, record.ranks)
-            output.write(json.dumps(line_of(record, own, found), ensure_ascii=False) + "\n")
-            answers += [{name: each[name] for name in ("logprob", "tokens")} for each in own]
-            margins += found
-    totals = totals_of(answers, margins, counts)
-    output.write(json.dumps(totals, ensure_ascii=False) + "\n")
-    return totals
-
-
-def line_of(record: Encoded, answers: Sequence[dict[str, Any]], margins: Sequence[float]) -> dict[str, Any]:
-    """What is written of one record."""
-    if record.ranks is None:
-        return {"record": record.where, **answers[0]}
-    mean = math.fsum(margins) / len(margins)
-    if len(answers) == 2:
-        return {"record": record.where, "chosen": answers[0], "rejected": answers[1], "margin": mean}
-    return {"record": record.where, "answers": [{"rank": rank, **each} for rank, each in zip(record.ranks, answers, strict=True)], "margin": mean}
-
-
-def margins_of(answers: Sequence[dict[str, Any]], ranks: Sequence[float] | None) -> list[float]:
-    """By how many nats the better answer of each pair is likelier than the worse one."""
-    from seodang.data.preference_rows import preference_pairs
-
-    return [answers[better]["logprob"] - answers[worse]["logprob"] for better, worse in preference_pairs(ranks or ())]
-
-
-def totals_of(answers: Sequence[dict[str, Any]], margins: Sequence[float], counts: Sequence[Accounting]) -> dict[str, Any]:
-    """The last line: what became of the records, all answers together, and all pairs."""
-    dropped = sum((each.dropped for each in counts), Counter())
-    logprob, tokens = math.fsum(each["logprob"] for each in answers), sum(each["tokens"] for each in answers)
-    totals = {"records": sum(each.records for each in counts), **({"dropped": dict(dropped)} if dropped else {})}
-    totals |= {"answers": len(answers), "logprob": logprob, "tokens": tokens, "perplexity": perplexity(logprob, tokens)}
-    if margins:
-        totals |= {"pairs": len(margins), "chosen_above": sum(margin > 0 for margin in margins) / len(margins), "margin": math.fsum(margins) / len(margins)}
-    return totals
-
-
-def summary(values: list[float], with_tokens: bool) -> dict[str, Any]:
-    """An answer's log-probability in nats, the tokens it sums over, its perplexity, and with `with_tokens` each token's own."""
-    logprob = math.fsum(values)
-    return {"logprob": logprob, "tokens": len(values), "perplexity": perplexity(logprob, len(values)), **({"logprobs": values} if with_tokens else {})}
-
-
-def perplexity(logprob: float, tokens: int) -> float:
-    """exp(-logprob / tokens), held below infinity."""
-    return math.exp(min(-logprob / tokens, 700.0))
+        some = list(enumerate(records))[start : start + RECORDS_A_CALL]
+        pairs, numbers = zip(*((pair, number) for number, record in some for pair in record.pairs))
+        scores = iter(scorer.scores(pairs, numbers))
+        for _, record in some:
+            line = totals.line([next(scores) for _ in record.pairs], record.ranks, with_tokens)
+            output.write(json.dumps({"record": record.where, **line}, ensure_ascii=False) + "\n")
+    found = totals.line_of_all()
+    output.write(json.dumps(found, ensure_ascii=False) + "\n")
+    return found
 
 
 if __name__ == "__main__":

@@ -13,12 +13,14 @@ from ...data.errors import UserError
 from ...data.formats import Dialogue
 from ...data.literal import continuing
 from ...data.surrogates import refuse_surrogates
+from ..diffusion.likelihood import Bound, likelihood_bounds
+from ..diffusion.masking import Draws
 from ..filters.logits import wide
 from ..runners.architecture import transformers_model
 from ..runners.contract import Runner
 from ..runners.encoder_decoder import EncoderDecoderRunner, decoder_start
 from ..runners.open import open_runner
-from ..runners.paradigm import refuse_diffusion
+from ..runners.paradigm import diffusion_of, refuse_diffusion, refuse_mask
 from ..text.vocabulary import check_ids
 from .prompts import Prompt, encode, is_dialogue, whole_numbers
 
@@ -53,9 +55,42 @@ def score(
     return score_ids(runner, [pair_ids(tokenizer, *pair, runner.limit, f"prompt {n} with its answer", vocab) for n, pair in each])
 
 
+def score_bound(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], completions: Sequence[Completion], draws: Draws | None = None
+) -> list[Bound]:
+    """Return a bound on the log-probability of each answer behind its prompt by a diffusion model, whose own is not to be had: one `Bound` a pair.
+
+    Prompts and answers are as in `score`; `draws` says how many masks of an answer are drawn, and from which seed. A pair of the same place has the
+    same bound, whatever stands beside it. Raises UserError as `score` does, for a model that speaks from left to right, and for an answer that says
+    the mask token.
+    """
+    if len(prompts) != len(completions):
+        raise UserError(f"{len(prompts)} prompts and {len(completions)} completions: give one for each")
+    runner = bound_runner(model)
+    each, vocab = enumerate(zip(prompts, completions), 1), runner.config.vocab_size
+    pairs = [pair_ids(tokenizer, *pair, runner.limit, f"prompt {n} with its answer", vocab) for n, pair in each]
+    for n, (_, answer) in enumerate(pairs, 1):
+        refuse_mask(diffusion_of(runner.model.config), answer, tokenizer, f"answer {n}")
+    return likelihood_bounds(runner, pairs, draws or Draws(), range(len(pairs)))
+
+
+def bound_runner(model: nn.Module) -> Runner:
+    """Return the runner of a diffusion model that can bound how likely an answer is; raises UserError for one that cannot, or that is none."""
+    config = transformers_model(model).config
+    if diffusion_of(config) is None:
+        raise UserError(f"a bound by masks is of masked diffusion, but this {config.model_type} speaks from left to right: its score is exact")
+    runner = open_runner(model)
+    trial = runner.allocate()
+    try:
+        runner.attend_both_ways(trial, True)  # raises where it cannot
+    finally:
+        runner.release([trial])
+    return runner
+
+
 def scoring_runner(model: nn.Module) -> Runner:
     """Return the runner of a model that can say how likely an answer is; raises UserError for one that has none, and for a diffusion model."""
-    refuse_diffusion(transformers_model(model).config, "score")
+    refuse_diffusion(transformers_model(model).config, "score", "use another model, or ask for the bound on its likelihood, score_bound")
     return open_runner(model)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ...data.errors import UserError
 
@@ -63,11 +63,18 @@ def is_bidirectional(config: PreTrainedConfig) -> bool:
     return diffusion is not None and diffusion.attention == BIDIRECTIONAL
 
 
-def refuse_diffusion(config: PreTrainedConfig, what: str) -> None:
+def refuse_diffusion(config: PreTrainedConfig, what: str, remedy: str = "use another model") -> None:
     """Raise UserError where what reads a text from left to right, by its name, is given a diffusion model that has not learnt to."""
     diffusion = diffusion_of(config)
     if diffusion is not None and not diffusion.autoregressive:
-        raise UserError(f"{what} reads from left to right, but this {config.model_type} is a masked-diffusion model: use another model")
+        raise UserError(f"{what} reads from left to right, but this {config.model_type} is a masked-diffusion model: {remedy}")
+
+
+def refuse_mask(diffusion: Diffusion, answer: Sequence[int], tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise UserError for an answer, by its name, of which the mask token is a part: a model that fills in masks never says it."""
+    if diffusion.mask_token_id in answer:
+        mask = tokenizer.convert_ids_to_tokens(diffusion.mask_token_id)
+        raise UserError(f"{name} contains the mask token {mask}, which a diffusion model never says: leave it out")
 
 
 def declare(config: PreTrainedConfig, diffusion: Diffusion) -> None:

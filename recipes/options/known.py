@@ -50,7 +50,7 @@ FIRST: dict[str, dict[str, str]] = {
         "learning": f"canvas weighting co_loss {LEARNING}", "run": RUN,
     },
     "reward": {"data": f"{FILES} max_length pair_weights", "model": MODEL, "learning": LEARNING, "run": RUN},
-    "dpo": {"data": f"{FILES} max_length", "model": f"{MODEL} reference", "learning": f"loss beta {LEARNING}", "run": RUN},
+    "dpo": {"data": f"{FILES} max_length", "model": f"{MODEL} reference", "learning": f"loss beta draws {LEARNING}", "run": RUN},
     "kto": {"data": f"{FILES} max_length", "model": MODEL, "learning": f"beta {LEARNING}", "run": RUN},
     "ppo": {
         "data": "data eval_data eval_fraction max_prompt_length", "reward": "reward reward_model", "model": MODEL,
@@ -76,7 +76,7 @@ FIRST: dict[str, dict[str, str]] = {
         "where": "host port served_model_name", "model": f"{SPEAKER} weights", "how much": "max_rows max_waiting cache_gib reuse_prefixes",
     },
     "explain": {"prompt": "prompt html attention raw", "model": SPEAKER, "answer": "max_new_tokens stop seed", "choice of tokens": CHOICE},
-    "score": {"data": "data columns encoding shape max_length empty_answers unusable output raw tokens", "model": f"{SPEAKER} chat_template"},
+    "score": {"data": "data columns encoding shape max_length empty_answers unusable output raw tokens", "model": f"{SPEAKER} chat_template", "diffusion": "draws"},
     "export": {"checkpoint": "model output_dir dtype gguf"},
     "demo": DEMO | {"learning": "tokens learning_rate"},
     "demo-diffusion": {

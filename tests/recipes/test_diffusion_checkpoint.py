@@ -8,7 +8,7 @@ from transformers import AutoConfig
 from seodang.infer import SamplingParams, generate
 from seodang.infer.checkpoint.load import load
 from seodang.infer.runners.paradigm import Diffusion, declare
-from seodang.recipes import chat, explain, score, sft
+from seodang.recipes import chat, explain, sft
 from seodang.recipes import generate as generate_recipe
 
 
@@ -50,7 +50,6 @@ def test_what_reads_and_trains_from_left_to_right_refuses_it_by_name(checkpoint,
     data = tmp_path / "records.jsonl"
     data.write_text("".join(json.dumps({"prompt": "a", "completion": "b"}) + "\n" for _ in range(2)), encoding="utf-8")
     for verb, arguments, reason in (
-        (score, [checkpoint, "--data", str(data)], "score reads from left to right"),
         (sft, ["--model", checkpoint, "--data", str(data), "--output_dir", str(tmp_path / "out"), "--use_cpu"], "sft teaches text from left to right"),
         (explain, [checkpoint, "hello", "--attention", "0"], "a map of attention reads from left to right"),
         (generate_recipe, [checkpoint, "hello", "--num_beams", "3"], "num_beams=3 asks for a text from left to right"),

@@ -36,7 +36,7 @@ def adapt(
     was = diffusion_of(model.config)
     sight = was.attention if was is not None else BIDIRECTIONAL if attention is None else attention
     refuse_one_way(model)
-    _refuse_attention(model, sight, autoregressive)
+    refuse_attention(model, sight, autoregressive)
     if was is not None:
         diffusion = replace(_unchanged(was, tokenizer, mask_token, shift, attention), autoregressive=autoregressive)
     else:
@@ -46,7 +46,8 @@ def adapt(
     return diffusion
 
 
-def _refuse_attention(model: PreTrainedModel, attention: str, autoregressive: bool) -> None:
+def refuse_attention(model: PreTrainedModel, attention: str, autoregressive: bool = False) -> None:
+    """Raise UserError for who sees whom where the model cannot be trained so."""
     if attention == BLOCK_CAUSAL:
         raise UserError(f"attention {BLOCK_CAUSAL} cannot be trained yet: choose {BIDIRECTIONAL} or {PROMPT_CAUSAL}")
     if attention not in ATTENTIONS:

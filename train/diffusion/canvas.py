@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -34,10 +35,23 @@ class Canvas:
         """
         for row in rows:
             for start, end in stretches(row["labels"]):
-                fill = -(end - start) % self.multiple if row["input_ids"][end - 1] in self.ends else 0
-                filling = [self.filling] * (fill if max_length is None else min(fill, max(max_length - end, 0)))
-                ids = [*row["input_ids"][:end], *filling]
-                yield {"input_ids": ids, "labels": [IGNORE_INDEX] * start + ids[start:]}
+                prompt = row["input_ids"][:start]
+                answer = self.answer(prompt, row["input_ids"][start:end], max_length)
+                yield {"input_ids": prompt + answer, "labels": [IGNORE_INDEX] * start + answer}
+
+    def answer(self, prompt: list[int], answer: list[int], max_length: int | None = None) -> list[int]:
+        """An answer's ids behind its prompt's, filled up as in `rows`.
+
+        >>> Canvas(filling=0, ends=(2,), multiple=4).answer([5, 6], [7, 2])
+        [7, 2, 0, 0]
+        """
+        fill = -len(answer) % self.multiple if answer[-1] in self.ends else 0
+        room = fill if max_length is None else max(max_length - len(prompt) - len(answer), 0)
+        return [*answer, *[self.filling] * min(fill, room)]
+
+    def ranked(self, row: dict[str, Any], max_length: int | None = None) -> dict[str, Any]:
+        """A row of `prompt_ids` and `branches` with each of these filled up."""
+        return {**row, "branches": [self.answer(row["prompt_ids"], branch, max_length) for branch in row["branches"]]}
 
     def filled(self, ids: list[int]) -> int:
         """How many of the last ids are what the answer was filled up with."""

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ...data.labels import IGNORE_INDEX, Row
 from ...data.packing import collate, collate_padded, records_of
+from ...infer.diffusion.masking import SCHEDULES, likelihood_weight
 from ...infer.requests.rng import hashed
 from ...infer.runners.paradigm import BIDIRECTIONAL, Diffusion
-from ..maths.denoising import SCHEDULES, context_weights, likelihood_weight, stratified_time
+from ..maths.denoising import context_weights, stratified_time
 from .canvas import Canvas, prompt_length
 from .objective import DenoisingObjective
 from .order import DRAWN

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass, field
 
 from ...data.errors import UserError
-from ..maths.denoising import SCHEDULES
+from ...infer.diffusion.masking import SCHEDULES
 
 WEIGHTINGS = ("one_over_t", "cart", "uniform")
 

@@ -9,6 +9,7 @@ from ...data.labels import Row
 from ..stages.sft import StreamedRows
 
 DRAWN = "drawn"  # the key of a row's epoch and place in it
+NUMBER = "number"  # the key of its place among all rows, whatever the epoch
 
 
 class Drawn(int):

@@ -29,11 +29,11 @@ from .adapt import lies_end_to_end
 from .canvas import Canvas, denoised_size
 from .collator import DenoisingCollator, record_of_each_token
 from .objective import DenoisingObjective
-from .order import NumberedRows, NumberedSampler, NumberedStream
+from .order import NUMBER, NumberedRows, NumberedSampler, NumberedStream
 
 
-class DiffusionTrainer(SftTrainer):
-    """The trainer of SFT on corrupted rows: means over all answer tokens, masked or not, which the bound on the likelihood is a mean over."""
+class OfDiffusion:
+    """Stands before a trainer among a class's bases: its rows know when they were drawn, and an adapter says beside itself what kind of model it makes."""
 
     @override
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler | None:
@@ -46,9 +46,13 @@ class DiffusionTrainer(SftTrainer):
         if self.args.should_save and has_adapter(self.accelerator.unwrap_model(self.model)):
             write_beside(output_dir or self.args.output_dir, diffusion_of(transformers_model(self.model).config))
 
+
+class DiffusionTrainer(OfDiffusion, SftTrainer):
+    """The trainer of SFT on corrupted rows: means over all answer tokens, masked or not, which the bound on the likelihood is a mean over."""
+
     def measure(self, model: nn.Module, rows: Sequence[Row]) -> dict[str, float]:
         """Held-out loss with its standard error over the rows, and accuracy at masked tokens; with a co-loss also the loss from left to right alone."""
-        numbered = [{**row, "number": number} for number, row in enumerate(rows)]
+        numbered = [{**row, NUMBER: number} for number, row in enumerate(rows)]
         values = self.values_over(numbered, lambda some: self._values_of(model, some), width=5)
         losses, tokens, hits, masked, causal = values.T.tolist()
         loss, error = ratio_with_error(losses, tokens)
@@ -61,7 +65,7 @@ class DiffusionTrainer(SftTrainer):
     def _values_of(self, model: nn.Module, rows: list[dict[str, Any]]) -> Tensor:
         """Of each row its weighted loss, a mean over the draws, its answer tokens, hits and masked tokens, and its loss from left to right: [rows, 5]."""
         collator: DenoisingCollator = self.data_collator
-        batch = self._prepare_inputs(collator.held_out(rows, [row["number"] for row in rows]))
+        batch = self._prepare_inputs(collator.held_out(rows, [row[NUMBER] for row in rows]))
         out = model(**batch)
         asked, record = batch["weights"] != 0, record_of_each_token(batch)
         draws, size = collator.objective.eval_draws, len(rows) * collator.copies()
@@ -120,9 +124,7 @@ def diffusion_trainer(
     of the rows of a step are stratified over all of them.
     """
     objective = DenoisingObjective() if objective is None else objective
-    says = diffusion_of(transformers_model(model).config)
-    if says is None:
-        raise UserError("the model speaks from left to right, and its config knows no mask: make it one of diffusion first, `adapt`")
+    says = diffusion_required(model)
     DENOISING.check(model, rows, eval_rows, lora=lora)
     end_to_end = set_attention(transformers_model(model))
     set_end_of_text(model, canvas.filling)
@@ -134,6 +136,14 @@ def diffusion_trainer(
     return DENOISING.build(
         model, tokenizer, args, numbered, eval_rows, sample=sample, provenance=provenance or Provenance(paradigm="diffusion"), callbacks=callbacks, data_collator=collator
     )
+
+
+def diffusion_required(model: PreTrainedModel) -> Diffusion:
+    """What the model is, by its config. Raises UserError for one that speaks from left to right."""
+    says = diffusion_of(transformers_model(model).config)
+    if says is None:
+        raise UserError("the model speaks from left to right, and its config knows no mask: make it one of diffusion first, `adapt`")
+    return says
 
 
 def set_attention(model: PreTrainedModel) -> bool:

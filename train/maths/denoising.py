@@ -1,37 +1,7 @@
-"""Masked diffusion: how many tokens are masked at a time t in [0, 1], and what a masked token's cross entropy weighs, as pure functions.
-
-At time t each token of an answer is masked with probability m(t) alone, whatever becomes of the others; m(0) is 0 and m(1) is 1. With t uniform
-and the weight m'(t) / m(t), the weighted sum of the masked tokens' cross entropies is an unbiased estimate of a bound on the answer's negative
-log-likelihood, whatever the schedule (Sahoo et al. 2024, "Simple and Effective Masked Diffusion Language Models", eq. 10; Shi et al. 2024).
-"""
+"""Masked diffusion in training: how much clean context a masked token has, when in a batch, and a loss with its error, as pure functions."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """The share of masked tokens at a time, and how fast it grows."""
-
-    rate: Callable[[float], float]
-    slope: Callable[[float], float]
-
-
-SCHEDULES = {
-    "linear": Schedule(lambda t: t, lambda t: 1.0),  # LLaDA, Dream: every share of masks is as frequent
-    "cosine": Schedule(lambda t: 1 - math.cos(math.pi * t / 2), lambda t: math.pi / 2 * math.sin(math.pi * t / 2)),  # MDLM: few masks more often
-}
-
-
-def likelihood_weight(schedule: str, t: float, complement: bool = False) -> float:
-    """The weight of a masked token by which the sum is the bound: 1/t where the schedule is linear; `complement` masks what the others left, 1/(1 - t).
-
-    The complement of a mask of share m has the share 1 - m, as often as m is drawn. Infinite where no token is ever masked.
-    """
-    rate, slope = SCHEDULES[schedule].rate(t), SCHEDULES[schedule].slope(t)
-    share = 1 - rate if complement else rate
-    return slope / share if share > 0 else math.inf
+from collections.abc import Sequence
 
 
 def context_weights(masked: Sequence[bool], p: float) -> list[float]:

@@ -54,6 +54,7 @@ class DpoTrainer(CrashSafeCheckpoints, Trainer):
     """
 
     loss_is_scaled_for_ga = True  # by the counts of the whole accumulated batch
+    not_for_the_model = ("pairs", "reference")  # of a batch
 
     def __init__(self, model, args, *, settings: PreferenceSettings, reference, reference_time: str, sample=None, provenance=None, **kwargs: Any):
         super().__init__(model, args, provenance=provenance, **kwargs)
@@ -91,8 +92,14 @@ class DpoTrainer(CrashSafeCheckpoints, Trainer):
         return [{**row, "reference": values} for row, values in zip(rows, found, strict=True)]
 
     def _reference_sums(self, model, batch: dict[str, Any]) -> Tensor:
-        inputs = {key: value for key, value in batch.items() if key not in ("pairs", "reference")}
-        return sum_by_branch(self.reference.logprobs(model, inputs), batch["branch_lengths"])
+        return self.branch_sums(self.reference.logprobs(model, self._model_inputs(batch)), batch)
+
+    def branch_sums(self, logprobs: Tensor, batch: dict[str, Any]) -> Tensor:
+        """The log-probability of each of a batch's branches, [branches], from what the model says of it."""
+        return sum_by_branch(logprobs, batch["branch_lengths"])
+
+    def _model_inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in batch.items() if key not in self.not_for_the_model}
 
     # Loss
 
@@ -128,13 +135,12 @@ class DpoTrainer(CrashSafeCheckpoints, Trainer):
 
     def _pair_scores(self, model, batch: dict[str, Any]) -> PairScores:
         """Sums of log-probabilities of each pair's answers, with the reference's where the loss has one."""
-        inputs = {key: value for key, value in batch.items() if key not in ("pairs", "reference")}
         lengths = torch.tensor(batch["branch_lengths"], device=batch["pairs"].device)
         better, worse = batch["pairs"].unbind(1)
         reference = batch.get("reference")
         if reference is None and self.reference is not None:
             reference = self._reference_sums(self.accelerator.unwrap_model(model), batch)
-        sums = sum_by_branch(model(**inputs).logprobs, batch["branch_lengths"])
+        sums = self.branch_sums(model(**self._model_inputs(batch)).logprobs, batch)
         of_reference = (None, None) if reference is None else (reference[better], reference[worse])
         return PairScores(sums[better], sums[worse], *of_reference, lengths[better], lengths[worse])
 
@@ -236,8 +242,7 @@ def dpo_trainer(
     """
     settings = settings or PreferenceSettings()
     DPO.check(model, rows, eval_rows, lora=lora)
-    if reference_time not in REFERENCE_TIMES:
-        raise UserError(f"reference_time must be one of {', '.join(REFERENCE_TIMES)}, got {reference_time!r}")
+    check_reference_time(reference_time)
     if reference is not None:
         check_reference(model, reference)
     collate = choose_branch_collator(model, tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0)
@@ -246,3 +251,9 @@ def dpo_trainer(
         model, tokenizer, args, rows, eval_rows, settings=settings, reference=reference, reference_time=reference_time, sample=sample,
         provenance=provenance, callbacks=callbacks, data_collator=PairCollator(collate),
     )  # fmt: skip
+
+
+def check_reference_time(reference_time: str) -> None:
+    """Raise UserError for a time at which no reference scores."""
+    if reference_time not in REFERENCE_TIMES:
+        raise UserError(f"reference_time must be one of {', '.join(REFERENCE_TIMES)}, got {reference_time!r}")

@@ -3,29 +3,7 @@ import math
 
 import pytest
 
-from seodang.train.maths.denoising import SCHEDULES, context_weights, likelihood_weight, ratio_with_error, stratified_time
-
-
-def test_the_linear_schedule_weighs_one_over_t_and_the_complement_one_over_what_is_left():
-    assert SCHEDULES["linear"].rate(0.25) == 0.25
-    assert likelihood_weight("linear", 0.25) == 4.0
-    assert likelihood_weight("linear", 0.25, complement=True) == pytest.approx(1 / 0.75)
-    assert likelihood_weight("linear", 0.0) == math.inf
-
-
-def test_the_cosine_schedule_by_hand():
-    """At t = 2/3: cos(pi/3) = 1/2 is left, and it falls by pi/2 sin(pi/3)."""
-    slope = math.pi / 2 * math.sqrt(3) / 2
-    assert SCHEDULES["cosine"].rate(2 / 3) == pytest.approx(0.5)
-    assert likelihood_weight("cosine", 2 / 3) == pytest.approx(slope / 0.5)
-    assert likelihood_weight("cosine", 1 / 3, complement=True) == pytest.approx(math.pi / 2 * 0.5 / math.cos(math.pi / 6))
-
-
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_a_schedule_goes_from_nothing_to_all_as_fast_as_its_slope_says(name):
-    schedule, steps = SCHEDULES[name], 2000
-    assert schedule.rate(0.0) == 0 and schedule.rate(1.0) == pytest.approx(1)
-    assert sum(schedule.slope((i + 0.5) / steps) for i in range(steps)) / steps == pytest.approx(1, rel=1e-6)
+from seodang.train.maths.denoising import context_weights, ratio_with_error, stratified_time
 
 
 def test_context_weights_by_hand():
