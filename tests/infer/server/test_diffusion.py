@@ -32,7 +32,8 @@ def test_answers_whole_and_streamed_are_those_of_a_call_and_a_trace_has_the_step
     whole = client.post("/v1/chat/completions", json={**ASK, "trace": True, "logprobs": True}).json()
     assert whole["choices"][0]["message"]["content"] == want.text and whole["usage"]["completion_tokens"] == 8
     steps = [event for event in whole["trace"] if event["type"] == "diffusion"]
-    assert [step["step"] for step in steps] == [1, 2, 3, 4] and steps[-1]["canvas"] == want.ids
+    certain = sorted((each["position"], each["id"]) for step in steps for each in step["certain"])
+    assert [step["step"] for step in steps] == [1, 2, 3, 4] and certain == list(enumerate(want.ids))
     assert [event["type"] for event in whole["trace"]].count("provisional") > 0
     response = client.post("/v1/chat/completions", json={**ASK, "stream": True})
     *frames, done, _ = response.text.split("\n\n")
