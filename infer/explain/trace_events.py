@@ -41,14 +41,19 @@ def step_told(tokenizer: PreTrainedTokenizerBase, step: DiffusionStep) -> dict[s
     """
     committed = {position for position, *_ in step.committed}
     given = [(position, id) for position, id in enumerate(step.canvas) if id is not None and position not in committed] if step.step == 1 else []
-    token = lambda position, id, **more: {"position": position, "id": id, "token": text_of(tokenizer, id), **more}  # noqa: E731
     return {
         "step": step.step, "forwards": step.forwards, "length": len(step.canvas),
-        "certain": [token(position, id, logprob=logprob, sure=sure) for (position, id, sure), logprob in zip(step.committed, step.logprobs)],
-        "guesses": [token(position, id, logprob=logprob) for position, id, logprob in step.guesses],
+        "certain": [token_told(tokenizer, position, id, logprob=logprob, sure=sure) for (position, id, sure), logprob in zip(step.committed, step.logprobs)],
+        "guesses": [token_told(tokenizer, position, id, logprob=logprob) for position, id, logprob in step.guesses],
         "remasked": list(step.remasked),
-        **({"given": [token(position, id) for position, id in given]} if given else {}),
+        **({"given": [token_told(tokenizer, position, id) for position, id in given]} if given else {}),
     }  # fmt: skip
+
+
+def token_told(tokenizer: PreTrainedTokenizerBase, position: int, id: int, **more: float) -> dict[str, Any]:
+    """A position's token as JSON; of one that is no text by itself its name, and that it is `special`."""
+    special = {} if said(tokenizer, id)[1] is not None else {"special": True}
+    return {"position": position, "id": id, "token": text_of(tokenizer, id), **more, **special}
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, id: int) -> str:

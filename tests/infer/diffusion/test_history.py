@@ -48,7 +48,7 @@ def test_what_is_open_again_is_told_and_any_guess_of_it_is_news():
     guess = lambda position, id: Guess(position, id, -0.5, 0.25, None)  # noqa: E731
     canvas.put(1, 9, -0.5)
     first = Denoising._step(self, [guess(1, 9)], [guess(0, 8), guess(1, 9)])
-    assert first == DiffusionStep(1, ((1, 9, 0.25),), (None, 9, None, None), 1, (-0.5,), ((0, 8, -0.5),))
+    assert first == DiffusionStep(1, ((1, 9, 0.25),), (None, 9, None, None), 1, (-0.5,), (), ((0, 8, -0.5),))
     self._told |= {0: 8, 1: 9}
     canvas.open[1], canvas.ids[1] = True, MASK
     canvas.put(3, 7, -0.5)

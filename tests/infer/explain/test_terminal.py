@@ -10,7 +10,6 @@ from seodang.infer import SamplingParams, generate
 from seodang.infer.explain.beam_tree import beam_tree, chains
 from seodang.infer.explain.diffusion_steps import stretches
 from seodang.infer.explain.generation_trace import GenerationTrace, generation_trace
-from seodang.infer.explain.page import to_html
 from seodang.infer.explain.terminal import explain, heat_map, leaving, nearest, tree_of_beams
 from seodang.infer.requests.events import Result
 from seodang.infer.requests.trace import BeamTrace
@@ -187,5 +186,3 @@ def test_a_diffusion_answer_is_shown_by_its_steps_its_moments_and_its_candidates
         assert any(f"{p:.3f} {names(id)}" in line for line in shown)
     kinds = [{kind for kind, _ in stretches(step, names)} for step in trace.steps_of(results[0])]
     assert kinds == [{"open", "new"}, {"open", "new", "old"}, {"new", "old"}]
-    page = to_html(results, tiny_tokenizer, PROMPT, "a prompt")
-    assert page.count('<td class="canvas">') == 3 and 'class="open">░' in page
