@@ -81,4 +81,7 @@ def test_its_fields_are_those_that_it_has_a_use_for(served, engine):
     assert own["remask"]["anyOf"][0]["exclusiveMinimum"] == 0 and own["remask"]["anyOf"][0]["maximum"] == 1 and "random" in own["alg"]["anyOf"][0]["enum"]
     assert {"steps", "alg", "alg_temp"} <= own.keys() and not {"num_beams", "penalty_alpha", "guidance_scale"} & own.keys()
     assert {"num_beams", "penalty_alpha", "guidance_scale"} <= others.keys() and not {"steps", "alg", "alg_temp"} & others.keys()
+    assert (own["strategy"]["default"], others["strategy"]["default"]) == ("diffusion", "sampling")
+    told = [asked.get("/v1/models").json()["data"][0]["defaults"] for asked in (client, TestClient(build_app(Served(engine, "tiny"))))]
+    assert [each["max_new_tokens"] for each in told] == [128, 1024]  # where nobody says it
     assert list(own["strategy"]["x-strategies"]) == ["diffusion"] and "diffusion" not in others["strategy"]["x-strategies"]
