@@ -42,18 +42,13 @@ def test_guesses_are_the_likeliest_tokens_of_the_models_own_pass_told_when_they_
     assert canvas == result.ids and result.forwards == len(steps_of(result.trace)) + (len(range(0, NEW, block)) - 1 if block else 0)
 
 
-def test_what_is_open_again_is_told_and_any_guess_of_it_is_news():
+def test_of_a_position_that_is_open_again_any_guess_is_news():
     canvas = Canvas.blank(4, MASK)
-    self = SimpleNamespace(canvas=canvas, _shown=canvas.shown, _told={}, step=1, sequence=SimpleNamespace(passes=1))
-    guess = lambda position, id: Guess(position, id, -0.5, 0.25, None)  # noqa: E731
-    canvas.put(1, 9, -0.5)
-    first = Denoising._step(self, [guess(1, 9)], [guess(0, 8), guess(1, 9)])
-    assert first == DiffusionStep(1, ((1, 9, 0.25),), (None, 9, None, None), 1, (-0.5,), (), ((0, 8, -0.5),))
-    self._told |= {0: 8, 1: 9}
-    canvas.open[1], canvas.ids[1] = True, MASK
-    canvas.put(3, 7, -0.5)
-    second = Denoising._step(self, [guess(3, 7)], [guess(0, 8), guess(1, 9), guess(3, 7)])
-    assert (second.remasked, second.guesses, second.canvas) == ((1,), ((1, 9, -0.5),), (None, None, None, 7))
+    self = SimpleNamespace(canvas=canvas, _told={0: 8, 1: 9, 2: 7})
+    guesses = [Guess(position, id, -0.5, 0.25, None) for position, id in enumerate((8, 9, 6, 5))]
+    canvas.put(3, 5, -0.5)
+    assert Denoising._news(self, guesses, ()) == ((2, 6, -0.5),)  # another than before; of what is certain nothing is guessed
+    assert Denoising._news(self, guesses, (1,)) == ((1, 9, -0.5), (2, 6, -0.5))
 
 
 def test_a_live_engine_tells_steps_without_a_trace(denoiser, tiny_tokenizer):
