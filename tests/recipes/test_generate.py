@@ -13,7 +13,6 @@ import torch
 from seodang.data.chat import prompt_ids
 from seodang.infer import SamplingParams, generate
 from seodang.infer.engine.batch import Batch
-from seodang.infer.runners.paradigm import Diffusion, declare
 from seodang.recipes.generate import main
 from seodang.recipes.options.decoding import Decoding, SpeakingModel
 from seodang.recipes.options.parser import parse
@@ -51,19 +50,6 @@ def lines(path) -> list[dict]:
 def test_answers_a_prompt_in_the_terminal(real, capsys):
     assert main(["default", QUESTION, "--max_new_tokens", "20"]) == 0
     assert capsys.readouterr().out == "The city of Suwon is located in the Republic of Korea.\n"
-
-
-def test_prints_the_steps_of_a_diffusion_answer_before_it(monkeypatch, fresh_tiny, tiny_tokenizer, capsys):
-    model = fresh_tiny("llama")
-    declare(model.config, Diffusion(127))
-    monkeypatch.setattr(SpeakingModel, "open", lambda self: (model, tiny_tokenizer))
-    shown = [f"--{name}={value}" for name, value in {"max_new_tokens": 6, "steps": 3, "ignore_eos": "true", "show_steps": "true"}.items()]
-    assert main(["default", "hi", *shown, "--suppress_tokens", *map(str, [*range(4), *range(98, 128)])]) == 0
-    params = SamplingParams(max_new_tokens=6, steps=3, ignore_eos=True, suppress_tokens=[*range(4), *range(98, 128)])
-    [result] = generate(model, tiny_tokenizer, [[{"role": "user", "content": "hi"}]], params)
-    first, second, third, answer = capsys.readouterr().out.splitlines()
-    assert [line.count("<|mask|>") for line in (first, second, third)] == [4, 2, 0] and first.startswith("Step 1: ")
-    assert (third, answer) == (f"Step 3: {result.text}", result.text)
 
 
 def test_prints_several_answers_in_the_order_of_their_prompts(real, capsys):
@@ -153,9 +139,6 @@ def test_stop_texts_and_options_from_a_file_are_honoured(real, tmp_path, capsys)
         (["CHECKPOINT", "hi", "--config", "FOLDER/half.yaml"], "choice[0] has the lone surrogate"),
         (["CHECKPOINT", "hi", "--order", "random"], "order must be prompts or finished, got 'random'"),
         (["CHECKPOINT", "hi", "--token_ids"], "token_ids says what is written into a file: give --output too"),
-        (["CHECKPOINT", "hi", "--show_steps"], "show_steps asks for the steps of diffusion, but the strategy 'sampling' writes from left to right: leave it out"),
-        (["CHECKPOINT", "hi", "ho", "--show_steps"], "show_steps prints the steps of one answer of a model in this process: give one prompt"),
-        (["CHECKPOINT", "hi", "--show_steps", "--output", "FOLDER/answers.jsonl"], "show_steps prints the steps of an answer, and output writes answers"),
         (["CHECKPOINT", "hi", "--logprobs", "-1"], "logprobs must be a whole number from 0, got -1"),
         (["CHECKPOINT", "hi", "--output", "FOLDER/no/such/folder.jsonl"], "there is no folder"),
     ],
