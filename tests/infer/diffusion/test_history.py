@@ -1,13 +1,11 @@
 """What a step of diffusion tells: the guesses of the model's own pass, what is new of them, and what has been taken back."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 
-from seodang.infer import LiveEngine, Observed, SamplingParams, generate
-from seodang.infer.diffusion.canvas import Canvas
-from seodang.infer.diffusion.denoising import Denoising, Guess
+from seodang.infer import Committed, LiveEngine, Observed, SamplingParams, generate
+from seodang.infer.explain.trace_events import step_told
 from seodang.infer.requests.trace import DiffusionStep
 
 from .conftest import MASK, canvas_logits
@@ -42,13 +40,38 @@ def test_guesses_are_the_likeliest_tokens_of_the_models_own_pass_told_when_they_
     assert canvas == result.ids and result.forwards == len(steps_of(result.trace)) + (len(range(0, NEW, block)) - 1 if block else 0)
 
 
-def test_of_a_position_that_is_open_again_any_guess_is_news():
-    canvas = Canvas.blank(4, MASK)
-    self = SimpleNamespace(canvas=canvas, _told={0: 8, 1: 9, 2: 7})
-    guesses = [Guess(position, id, -0.5, 0.25, None) for position, id in enumerate((8, 9, 6, 5))]
-    canvas.put(3, 5, -0.5)
-    assert Denoising._news(self, guesses, ()) == ((2, 6, -0.5),)  # another than before; of what is certain nothing is guessed
-    assert Denoising._news(self, guesses, (1,)) == ((1, 9, -0.5), (2, 6, -0.5))
+WAYS = [
+    ("bidirectional", {"alg": "origin"}), ("prompt_causal", {"alg": "low_confidence", "block_length": 5}),
+    ("bidirectional", {"template": ["ab", 9, "c", 2, "."], "max_new_tokens": None}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("attention, settings", WAYS)
+def test_steps_make_each_canvas_out_of_the_one_before_also_where_tokens_are_taken_back(denoiser, tiny_tokenizer, attention, settings):
+    model, taken = denoiser(attention, 1), 0
+    params = [SamplingParams(**{"max_new_tokens": 15, **settings}, ignore_eos=True, steps=8, temperature=1.0, seed=seed, remask=0.4) for seed in range(3)]
+    for result in generate(model, tiny_tokenizer, [PROMPT] * 3, params, trace=True):
+        certain, guesses, sent = {}, {}, 0
+        for event in result.trace:
+            if isinstance(event, Committed):
+                sent = event.position + 1
+            elif isinstance(event, Observed) and isinstance(event.what, DiffusionStep):
+                told = step_told(tiny_tokenizer, event.what)
+                certain |= {each["position"]: each["id"] for each in told.get("given", ())}
+                for position in told["remasked"]:
+                    assert position >= sent
+                    del certain[position]
+                for each in told["certain"]:
+                    assert each["position"] not in certain
+                    certain[each["position"]] = each["id"]
+                guesses = {position: id for position, id in guesses.items() if position not in {*certain, *told["remasked"]}}
+                for each in told["guesses"]:
+                    assert each["position"] not in certain and guesses.get(each["position"]) != each["id"]
+                    guesses[each["position"]] = each["id"]
+                assert event.what.canvas == tuple(map(certain.get, range(len(event.what.canvas))))
+                taken += len(told["remasked"])
+        assert result.ids == [certain[position] for position in range(len(result.ids))]
+    assert taken
 
 
 def test_a_live_engine_tells_steps_without_a_trace(denoiser, tiny_tokenizer):
