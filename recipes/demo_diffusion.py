@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seodang.data.chat import set_chat_template
@@ -26,9 +27,9 @@ from seodang.data.labels import Row, prepare
 from seodang.data.sample_data import sample_path
 from seodang.infer import SamplingParams, generate
 from seodang.infer.checkpoint.load import load
-from seodang.infer.requests.events import Observed
-from seodang.infer.requests.trace import DiffusionStep
-from seodang.infer.runners.paradigm import Diffusion
+from seodang.infer.explain.diffusion_steps import history
+from seodang.infer.explain.generation_trace import generation_trace
+from seodang.infer.text.token_labels import TokenLabels
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.training import Arguments
 from seodang.recipes.run.training import plan_lines
@@ -119,7 +120,7 @@ def by_diffusion(
     """
     objective = options.objective()
     mask = tokenizer.mask_token or next(iter(unused_tokens(tokenizer)[::-1]), NEW_MASK)
-    says = adapt(model, tokenizer, mask_token=mask, shift=options.shift, attention=options.attention, autoregressive=objective.co_loss > 0)
+    adapt(model, tokenizer, mask_token=mask, shift=options.shift, attention=options.attention, autoregressive=objective.co_loss > 0)
     filling = end_of_text_id(tokenizer)
     canvas = Canvas(filling, ends_of_answers(tokenizer, filling), objective.canvas)
     rows, counts = sentences(tokenizer)
@@ -132,7 +133,7 @@ def by_diffusion(
     length = longest_canvas(rows)
     params = SamplingParams(max_new_tokens=length, steps=options.passes, alg=options.alg)
     in_order = SamplingParams(max_new_tokens=length, block_length=1)
-    console.print("", *history(trainer.model, tokenizer, questions[0], params, says), "", sep="\n", highlight=False, markup=False)
+    console.print("", *step_by_step(trainer.model, tokenizer, questions[0], params), "", sep="\n", soft_wrap=True, highlight=False, markup=False)
     ways = {"diffusion": params, "diffusion, a token after the other": in_order}
     if objective.co_loss:
         ways["the same weights, left to right"] = SamplingParams(max_new_tokens=length, strategy=LEFT_TO_RIGHT)
@@ -180,14 +181,11 @@ def cpu_seconds(work: Any) -> float:
 # What they answer
 
 
-def history(model, tokenizer: PreTrainedTokenizerBase, question: HeldOut, params: SamplingParams, says: Diffusion) -> Iterator[str]:
+def step_by_step(model, tokenizer: PreTrainedTokenizerBase, question: HeldOut, params: SamplingParams) -> Iterator[str | Text]:
     """The question, and the canvas after each step of its answer, a line each."""
     yield question.prompt[-1]["content"]
-    [result] = generate(model, tokenizer, [question.prompt], params, trace=True)
-    mask = tokenizer.convert_ids_to_tokens(says.mask_token_id)
-    for step in (event.what for event in result.trace if isinstance(event, Observed) and isinstance(event.what, DiffusionStep)):
-        ids = [says.mask_token_id if id is None else id for id in step.canvas]
-        yield f"Step {step.step}: {tokenizer.decode(ids).replace(mask, NEW_MASK)}"
+    results = generate(model, tokenizer, [question.prompt], params, trace=True)
+    yield from history(generation_trace(results).steps_of(results[0]), TokenLabels(tokenizer))
 
 
 def answered(

@@ -24,7 +24,7 @@ from seodang.recipes.options.record import FileOptions
 from seodang.recipes.run.backends import OwnBackend, backend_for
 from seodang.recipes.run.following import InOrder, Straight, follow
 from seodang.recipes.run.journal import write_whole
-from seodang.recipes.run.printing import Printer, speak
+from seodang.recipes.run.printing import Printer, by_steps, speak
 from seodang.recipes.run.prompt_files import Prompts, read_prompts
 from seodang.recipes.run.results_file import ResultsFile, is_regular, line_of
 from seodang.recipes.run.stopping import Stopping
@@ -47,6 +47,7 @@ class Generate(FileOptions):
         },
     )
     token_ids: bool = option("Write each answer's token ids into the file too (ids).", False)
+    show_steps: bool = option("Print the canvas of a diffusion answer after each step, a line each, before the answer.", False)
     raw: bool = option("Continue the prompts as they stand: no chat template (for base models).", False)
     literal: bool | None = option("What looks like a control token in a prompt is text (true) or the token; text, but for --raw.")
     batch_size: int = option("Answers that grow at the same time; the others wait.", 64)
@@ -59,6 +60,8 @@ class Generate(FileOptions):
         for name in ("token_ids", "resume"):
             if getattr(self, name) and self.output is None:
                 raise UserError(f"{name} says what is written into a file: give --output too")
+        if self.show_steps and self.output is not None:
+            raise UserError("show_steps prints the steps of an answer, and output writes answers into a file: leave one of them out")
 
 
 @command
@@ -86,16 +89,19 @@ def answered(backend: Any, options: Generate, asked: Prompts, stack: ExitStack) 
         raise UserError(f"resume: {options.output} holds nothing that could be gone on with, it is no file")
     file = stack.enter_context(file_of(backend, options, asked)) if stays else None
     count, indices = len(asked.prompts), file.todo if file else [*range(len(asked.prompts))]
+    each, own = backend.params.num_return_sequences, isinstance(backend, OwnBackend)
+    if options.show_steps and not (count * each == 1 and own):
+        raise UserError("show_steps prints the steps of one answer of a model in this process: give one prompt, and ask for one answer of it here")
     if file and not indices:
         file.begin()  # the last of them may still wait for their turn
         file.finish()
         print(f"all {count} prompts have their answers in {options.output} (--resume false asks them anew)", file=sys.stderr)
         return set()
     backend.open(stack)
-    each = backend.params.num_return_sequences
-    if options.output is None and count * each == 1 and isinstance(backend, OwnBackend):
+    if options.output is None and count * each == 1 and own:
         with Stopping():
-            speak(backend.spoken(), backend.tokenizer)
+            events = backend.spoken(options.show_steps)
+            speak(by_steps(events, backend.tokenizer) if options.show_steps else events, backend.tokenizer)
         return set()
     ordered = options.output is None or options.order == "prompts"
     results = backend.answers(indices, ordered)  # refuses what it cannot do

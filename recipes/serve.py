@@ -45,7 +45,7 @@ class Serve:
         default_factory=list, metadata={"help": "Names by which clients may call the server, beside localhost; without a key a loopback address takes no others."}
     )
     cache_gib: float | None = option("Memory for the KV cache in GiB; without, half of what is free at the start.")
-    answer_tokens: int = option("Most tokens of an answer where neither client nor checkpoint says how many.", 1024)
+    answer_tokens: int | None = option("Most tokens of an answer where neither client nor checkpoint says how many: 1024, by diffusion 128.")
     template_kwargs: list[str] = field(
         default_factory=lambda: list(TEMPLATE_KWARGS), metadata={"help": "Variables of the chat template that clients may set (chat_template_kwargs)."}
     )
@@ -57,7 +57,7 @@ class Serve:
         if not 0 <= self.port < 1 << 16:
             raise UserError(f"port must be in [0, 65535], got {self.port}")
         for name in ("max_rows", "max_waiting", "answer_tokens"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
         if wrong := [each for each in self.adapters if not all(each.partition("=")[::2])]:
             raise UserError(f"adapters must be NAME=FOLDER each, got {wrong[0]!r}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..requests.events import Answer
 from ..requests.likelihoods import Place, TokenLogprobs
 from ..requests.rng import uniform
 from ..requests.sequence import TokenSequence
@@ -38,6 +39,11 @@ class Canvas:
     def all(self) -> range:
         """All positions."""
         return range(len(self.ids))
+
+    @property
+    def shown(self) -> tuple[int | None, ...]:
+        """The ids, None where it is open."""
+        return tuple(None if is_open else id for id, is_open in zip(self.ids, self.open))
 
     def open_in(self, positions: range) -> list[int]:
         """Those of the positions that are not certain."""
@@ -72,6 +78,11 @@ class CanvasSequence(TokenSequence):
     def whole(self) -> bool:
         """Whether the prompt is read with the canvas, in every pass."""
         return is_bidirectional(self.runner.model.config)
+
+    @property
+    def answer(self) -> Answer:
+        """The finished sequence as an answer, with the passes that it took."""
+        return replace(super().answer, forwards=self.passes)
 
     @property
     def continuable(self) -> int:

@@ -196,8 +196,8 @@ class Denoising:
             canvas.put(guess.position, guess.id, refuse_nan(guess.logprob), self._likelihoods(guess) if sequence.asks_likelihoods else None)
         self._reopen(self.task.remask)
         pinned = self._pinned(self.step) | self._decided()
-        if sequence.request.traced:
-            self._trace([guess for guess in certain if guess.position not in pinned], pinned)
+        if sequence.request.traced or sequence.request.include_steps:
+            self._trace([guess for guess in certain if guess.position not in pinned], pinned, guesses)
         self._remasked.clear()
         self._publish(guesses, pinned)
 
@@ -278,14 +278,22 @@ class Denoising:
         place = self.before[1] if row < 0 else Place(sequence.place.likelihoods, sequence.place.row + row)
         return place.likelihoods.at(place.row, guess.id, sequence.request.params.logprobs, sequence.request.tokenizer)
 
-    def _trace(self, certain: list[Guess], pinned: dict[int, int]) -> None:
-        sequence, trace = self.sequence, self.sequence.generation.trace
+    def _trace(self, certain: list[Guess], pinned: dict[int, int], guesses: list[Guess]) -> None:
+        sequence, generation = self.sequence, self.sequence.generation
         for guess in certain:
-            trace(guess.trace, guess.position, sequence.choice)
+            generation.trace(guess.trace, guess.position, sequence.choice)
         found = sorted([(guess.position, guess.id, guess.sure, guess.logprob) for guess in certain] + [(*each, 1.0, 0.0) for each in pinned.items()])
-        shown = tuple(None if is_open else id for id, is_open in zip(self.canvas.ids, self.canvas.open))
         committed, logprobs = tuple(each[:3] for each in found), tuple(each[3] for each in found)
-        trace(DiffusionStep(self.step, committed, shown, sequence.passes, logprobs, tuple(self._remasked)), sequence.position, sequence.choice)
+        remasked, news = tuple(self._remasked), self._news(guesses)
+        step = DiffusionStep(self.step, committed, self.canvas.shown, sequence.passes, logprobs, remasked, news)
+        generation.tell(step, sequence.position, sequence.choice)
+
+    def _news(self, guesses: list[Guess]) -> tuple[tuple[int, int, float], ...]:
+        """The guesses of open positions that are others than were told before; any is, of a position that is open again."""
+        for position in self._remasked:
+            self._told.pop(position, None)
+        news = [guess for guess in guesses if self.canvas.open[guess.position] and self._told.get(guess.position) != guess.id]
+        return tuple((guess.position, guess.id, guess.logprob) for guess in news)
 
     def _tell(self, guesses: dict[int, tuple[int, float]]) -> None:
         """Tell guesses, ids with their probabilities, that are others than before, and those that have become certain."""

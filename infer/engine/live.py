@@ -22,6 +22,7 @@ from ..requests.generation import Generation, Stage
 from ..requests.request import Request
 from ..runners.open import open_runner
 from ..runners.paradigm import is_bidirectional
+from ..strategies.registry import check_steps
 from .budget import Budget
 from .core import MAX_ROWS, Engine, slots_of
 from .embedding import EmbeddingTicket, embedding_request
@@ -128,19 +129,23 @@ class LiveEngine:
         cache_salt: str | None = None,
         adapter: str | None = None,
         trace: bool = False,
+        include_steps: bool = False,
         on_event: Callable[[Event], None] | None = None,
     ) -> Ticket:
         """Hand in a prompt, by the settings given or the checkpoint's own, and return at once; `literal` and `trace` are those of `generate`.
 
         It is answered with the `adapter` of this name (`load_adapter`), or by the model alone. What was read for other requests is only made
-        use of where their adapter and `cache_salt` are the same. Events go to `on_event`, called in the
+        use of where their adapter and `cache_salt` are the same. With `include_steps` each step of a diffusion answer is an event too, without
+        all else that a trace has (`Observed`, of a `DiffusionStep`). Events go to `on_event`, called in the
         engine's thread, which it must not keep waiting, or else into the ticket. Raises UserError for a request that is wrong, as `generate`
         does, and for one beyond all rows or the whole budget; QueueFull and EngineClosed, UserErrors too, where none is taken.
         """
 
         def make() -> Request:
             [request] = new_requests(self.model, self.tokenizer, [prompt], params, self._loop.engine, trace, literal)
-            return replace(request, cache_salt=cache_salt, adapter=self._adapter(adapter))
+            if include_steps:
+                check_steps(request.strategy, "include_steps")
+            return replace(request, cache_salt=cache_salt, adapter=self._adapter(adapter), include_steps=include_steps)
 
         return self._hand_in(make, Ticket, on_event)
 

@@ -18,7 +18,7 @@ from ..filters.spec import KINDS
 from ..requests.options import Option, options_of
 from ..runners.architecture import Capabilities
 from ..runners.paradigm import Diffusion
-from ..strategies.registry import OWNED, STRATEGIES, check, speaks, spoken
+from ..strategies.registry import OWNED, STRATEGIES, check, named, speaks, spoken
 from .compat import OPENAI_NEUTRAL, OPENAI_PASSED_OVER, REQUEST, VLLM_NEUTRAL, VLLM_PASSED_OVER
 from .params import OPTIONS, SamplingParams
 
@@ -99,6 +99,7 @@ def field_schema(name: str, option: Option, default: Any, diffusion: Diffusion |
     if name == "strategy":
         schema["x-strategies"] = strategies(diffusion)
         schema["enum"] = [each for each, spec in STRATEGIES.items() if speaks(spec, diffusion)]
+        default = default or named(SamplingParams(), diffusion)
     return {**schema, "default": default} if default is not None and is_json(default) else schema
 
 

@@ -13,7 +13,8 @@ from ..requests.trace import BeamTrace, ChoiceTrace, ContrastTrace, DiffusionSte
 class Step:
     """A token of an answer: its id, its log-probability as it was chosen, what text it completed, and what was observed there.
 
-    `passes` were run since the token before; where they gave several tokens, the first has them.
+    `passes` were run since the token before; where they gave several tokens, the first has them. `denoised` is the step of diffusion in which it
+    became certain.
     """
 
     position: int
@@ -24,6 +25,7 @@ class Step:
     layer: LayerTrace | None = None
     contrast: ContrastTrace | None = None
     passes: list[PassTrace] = field(default_factory=list)
+    denoised: int | None = None
 
 
 @dataclass
@@ -76,16 +78,19 @@ def generation_trace(results: Sequence[Result]) -> GenerationTrace:
             found.denoising.append((event.choice, what))
         elif type(what) in at:
             at[type(what)][event.choice, event.position] = what
-    found.answers = [(result, steps_of(result, events, at, spent)) for result in results]
+    denoised = {(choice, position): step.step for choice, step in found.denoising for position, *_ in step.committed}
+    found.answers = [(result, steps_of(result, events, at, spent, denoised)) for result in results]
     return found
 
 
-def steps_of(result: Result, events: Sequence[Event], at: dict, spent: dict[int, list[PassTrace]]) -> list[Step]:
-    """The steps of one answer; `at` holds the records by choice and position, `spent` the passes by position."""
+def steps_of(
+    result: Result, events: Sequence[Event], at: dict, spent: dict[int, list[PassTrace]], denoised: dict[tuple[int, int], int]
+) -> list[Step]:
+    """The steps of one answer; `at` holds the records by choice and position, `spent` the passes by position, `denoised` steps by choice and position."""
     steps = []
     for event in events:
         if isinstance(event, Committed) and event.choice == result.choice:
             key = (result.grown_as, event.position)
             records = (at[ChoiceTrace].get(key), at[LayerTrace].get(key), at[ContrastTrace].get(key))
-            steps.append(Step(event.position, event.id, event.logprob, event.text, *records, spent.get(event.position, [])))
+            steps.append(Step(event.position, event.id, event.logprob, event.text, *records, spent.get(event.position, []), denoised.get(key)))
     return steps

@@ -14,12 +14,10 @@ from transformers import PreTrainedTokenizerBase
 from ...data.html_template import content_hash, embedded, html_template
 from ..requests.events import Result
 from ..text.token_labels import TokenLabels
-from .diffusion_steps import stretches
-from .generation_trace import generation_trace
 from .trace_events import traced
 
 WEB = Path(__file__).with_name("web")
-LOOK_INSIDE = [WEB / f"{name}.js" for name in ("dom", "trace", "charts", "token_strip", "overview")]  # which draws a trace
+LOOK_INSIDE = [WEB / f"{name}.js" for name in ("dom", "trace", "canvas", "charts", "token_strip", "overview")]  # which draws a trace
 LOOK_INSIDE_STYLE = WEB / "look_inside.css"
 SHOWN_WEIGHTS = 200  # positions up to which the page tells the weight under the pointer
 LEVELS = 12  # shades of a heat map, a digit each
@@ -77,7 +75,7 @@ def to_html(
     theme, tells the answers without scripts too, and all text is escaped.
     """
     script, style = embedded(*LOOK_INSIDE, WEB / "explain.js"), embedded(LOOK_INSIDE_STYLE, WEB / "explain.css")
-    names, trace = TokenLabels(tokenizer), generation_trace(results)
+    names = TokenLabels(tokenizer)
     return html_template(WEB / "explain.html.jinja").render(
         title=prompt if len(prompt) <= 60 else prompt[:59] + "…",
         prompt=prompt,
@@ -85,7 +83,6 @@ def to_html(
         results=results,
         names=names,
         picture=picture,
-        denoising=[(result.choice, steps) for result in results if (steps := [(step, stretches(step, names)) for step in trace.steps_of(result)])],
         data={**events_of(results, tokenizer), "picture": picture and picture.data},
         script=script, style=style, script_hash=content_hash(script), style_hash=content_hash(style),
     )  # fmt: skip

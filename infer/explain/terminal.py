@@ -18,7 +18,7 @@ from torch import Tensor
 from ..requests.trace import CANDIDATES, Candidates, ChoiceTrace, ContrastTrace, DiffusionStep, DraftTrace, LayerTrace, PassTrace
 from ..text.token_labels import TokenLabels
 from .beam_tree import Node, beam_tree, chains
-from .diffusion_steps import NEW, OPEN, shown_canvas
+from .diffusion_steps import fitting, when_certain
 from .generation_trace import GenerationTrace, Step
 
 CHOSEN, HEADING, QUIET = "bold green", "bold cyan", "dim"
@@ -27,12 +27,12 @@ SHOWN = 5  # candidates of a distribution
 SHADES = " ░▒▓█"
 
 
-def explain(generation_trace: GenerationTrace, names: TokenLabels, steps: int = 20) -> RenderableType:
-    """Show all answers, `steps` tokens of each in full, with the beams and drafts; for a rich console."""
+def explain(generation_trace: GenerationTrace, names: TokenLabels, steps: int = 20, width: int = 100) -> RenderableType:
+    """Show all answers, `steps` tokens of each in full, with the beams and drafts; for a rich console of `width` columns."""
     parts: list[RenderableType] = []
     for result, own in generation_trace.answers:
         parts.append(answer_panel(result, len(generation_trace.answers)))
-        parts += denoising(generation_trace.steps_of(result), names, steps)
+        parts += denoising(generation_trace.steps_of(result), names, steps, width)
         if not any(step.filtered for step in own):
             parts.append(Text("  ").join(Text.assemble(names(step.id), (f" {chance(exp(step.logprob))}", QUIET)) for step in own[:steps]))
         else:
@@ -47,12 +47,13 @@ def explain(generation_trace: GenerationTrace, names: TokenLabels, steps: int = 
     return Group(*parts, Text("\ntime", style=HEADING), times(generation_trace))
 
 
-def denoising(found: Sequence[DiffusionStep], names: TokenLabels, steps: int) -> Iterator[Text]:
-    """The canvas after each step of diffusion, a line each: what is new in green, masks where it is open."""
-    for step in found[:steps]:
-        yield shown_canvas(step, names, {NEW: CHOSEN, OPEN: QUIET})
+def denoising(found: Sequence[DiffusionStep], names: TokenLabels, steps: int, width: int) -> Iterator[Text]:
+    """The canvas after each step of diffusion, a line each: what is new in green, masks where it is open; then when each position became certain."""
+    yield from fitting(found[:steps], names, width)
     if len(found) > steps:
         yield Text(f"... {len(found) - steps} more steps: --shown {len(found)} shows all of them", style=QUIET)
+    if found:
+        yield when_certain(found, names, width)
 
 
 def answer_panel(result, count: int) -> Panel:
@@ -70,6 +71,8 @@ def shown_step(step: Step, names: TokenLabels) -> RenderableType:
     line.append(title + " " * (12 - cell_len(title)), style=CHOSEN)
     if step.filtered is not None:
         line.append(f"  p {chance(step.filtered.probability)}  entropy {abs(step.filtered.entropy):.2f}")
+    if step.denoised is not None:
+        line.append(f"  step {step.denoised}", style=QUIET)
     if step.passes:
         line.append(f"  {cost(step.passes)}", style=QUIET)
     body: list[RenderableType] = []

@@ -56,7 +56,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Observed:
-    """What a trace saw at a position of an answer: `what` is one of the records of `trace`."""
+    """What was seen at a position of an answer that is traced, or whose steps are told: `what` is one of the records of `trace`."""
 
     prompt_index: int
     position: int
@@ -71,7 +71,8 @@ Event = Committed | PromptRead | Provisional | Finished | Observed
 class Answer:
     """A finished answer before it is a result: its tokens with their log-probabilities and the texts that they completed.
 
-    `seed` is what it was drawn from, `grown_as` which of the request's answers it was while it grew.
+    `seed` is what it was drawn from, `grown_as` which of the request's answers it was while it grew, `forwards` the passes over its canvas, where
+    it has one.
     """
 
     ids: list[int]
@@ -82,6 +83,7 @@ class Answer:
     grown_as: int = 0
     score: float | None = None
     top_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    forwards: int | None = None
 
     @property
     def text(self) -> str:
@@ -102,7 +104,8 @@ class Result:
     own filters, grammar, words or functions failed: `error` says how, and the answer is what had been published of it. `seed` repeats a sampled answer. `choice` counts the answers to one
     prompt, best first where `score` ranks them: the log-probability over length^length_penalty for beams, else the reward or votes.
     `grown_as` is the choice that traces knew it by while it grew, before the answers were ranked. `trace` holds, where asked for, everything
-    that was observed. `cached_tokens` counts the prompt's first tokens that were not read, for a prefix cache had them.
+    that was observed. `cached_tokens` counts the prompt's first tokens that were not read, for a prefix cache had them. `forwards` counts the passes
+    over a diffusion answer's canvas; it is None for an answer from left to right, and for one that was broken off.
     """
 
     prompt_index: int
@@ -120,3 +123,4 @@ class Result:
     top_logprobs: list[TokenLogprobs] = field(default_factory=list, repr=False)
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list, repr=False)
     cached_tokens: int = 0
+    forwards: int | None = None

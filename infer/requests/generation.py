@@ -158,8 +158,13 @@ class Generation:
             kept.clear()
 
     def trace(self, record: Any, position: int, choice: int = 0) -> None:
-        """Pass on what was observed at a position of an answer, where the request is traced and not broken off: nothing comes behind an end."""
-        if self.request.traced and not self.broken_off:
+        """Pass on what was observed at a position of an answer, where the request is traced."""
+        if self.request.traced:
+            self.tell(record, position, choice)
+
+    def tell(self, record: Any, position: int, choice: int = 0) -> None:
+        """Pass on what was observed at a position of an answer, unless the request is broken off: nothing comes behind an end."""
+        if not self.broken_off:
             self.on_event(Observed(self.request.index, position, record, choice))
 
     def _publish(
@@ -180,7 +185,7 @@ class Generation:
         self.results[choice] = Result(
             request.index, answer.text, answer.ids, answer.logprobs, answer.finish_reason, request.prompt_length, answer.seed, choice,
             answer.score, grown_as=answer.grown_as, top_logprobs=answer.top_logprobs, prompt_logprobs=self.prompt_logprobs,
-            cached_tokens=self.cached_tokens,
+            cached_tokens=self.cached_tokens, forwards=answer.forwards,
         )  # fmt: skip
         if len(self.results) == request.params.num_return_sequences:
             self.stage = Stage.DONE

@@ -58,6 +58,7 @@ class Request:
     tokenizer: PreTrainedTokenizerBase | None = None  # of the model
     known_ids: int | None = None  # how many ids the tokenizer knows; those beyond are never offered
     traced: bool = False
+    include_steps: bool = False  # each step of diffusion is told, whether the request is traced or not
 
     @property
     def width(self) -> int:

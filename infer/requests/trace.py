@@ -76,7 +76,7 @@ class DiffusionStep:
     it is open, and how many passes of the canvas there were so far.
 
     `logprobs` are of what became certain, under the distributions that it was chosen from; `remasked` are the positions that were certain before it
-    and masks again behind it.
+    and masks again behind it; `guesses` what open positions are thought to be, where that is another token than before (position, id, log-probability).
     """
 
     step: int
@@ -85,6 +85,7 @@ class DiffusionStep:
     forwards: int
     logprobs: tuple[float, ...] = ()
     remasked: tuple[int, ...] = ()
+    guesses: tuple[tuple[int, int, float], ...] = ()
 
 
 class TraceRecorder:

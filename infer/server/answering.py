@@ -15,17 +15,20 @@ from fastapi.responses import Response
 from ...data.errors import UserError
 from ..engine.params import SamplingParams
 from ..engine.prompts import Prompt
-from ..explain.trace_events import traced
-from ..requests.events import Event, PromptRead
+from ..explain.trace_events import step_told, traced
+from ..requests.events import Event, Observed, PromptRead
+from ..requests.trace import DiffusionStep
+from ..strategies.registry import check_steps, choose
 from .calls import Call, EventStream, heard_out, while_there
 from .guard.admission import in_time
 from .guard.errors import ApiError
-from .protocol import AskingBody, Words, body_of, refuse_too_many
+from .protocol import AskingBody, StreamOptions, Words, body_of, refuse_too_many
 from .served import Served
 from .written import COMPACT, written
 
 log = logging.getLogger(__name__)
 
+STEPS = "stream_options.include_steps"
 FINISH_REASONS = {"eos": "stop", "stop": "stop", "length": "length", "time": "length"}
 
 B = TypeVar("B", bound=AskingBody)
@@ -39,7 +42,9 @@ async def answered(request: Request, served: Served, kind: type[B], make: Callab
             asked = await asyncio.to_thread(make, body, served)  # rendering takes a while
             refuse_too_many(asked.prompts, served, "prompt")
             await while_there(request, served.trials.hold(asked.params))
-        submit = partial(served.engine.submit, params=asked.params, cache_salt=body.cache_salt, trace=body.trace, adapter=served.adapter(body.model))
+            asked.settle_steps(served)
+        how = {"cache_salt": body.cache_salt, "trace": body.trace, "include_steps": asked.include_steps, "adapter": served.adapter(body.model)}
+        submit = partial(served.engine.submit, params=asked.params, **how)
         call = await Call.begin(asked.prompts, submit)
     headers = {"x-ignored-fields": ", ".join(asked.ignored)} if asked.ignored else {}
     if body.stream:
@@ -71,7 +76,8 @@ class Chunks:
 
     prompts: Sequence[Prompt]
     params: SamplingParams
-    ignored: Sequence[str]  # fields that have no effect
+    ignored: list[str]  # fields that have no effect
+    include_steps: bool
     head: Mapping[str, Any]
     whole_kind: ClassVar[str | None] = None  # the `object` of a whole answer, where a chunk is another
     _call: Call
@@ -80,7 +86,19 @@ class Chunks:
         if body.stream_options is not None and not body.stream:
             raise ApiError(400, "stream_options given without stream: leave it out, or give stream=true", "stream_options")
         self.words, self._traced = Words(body), body.trace
-        self._include_usage = body.stream_options is not None and body.stream_options.include_usage
+        options = body.stream_options or StreamOptions()
+        self._include_usage, self.include_steps = options.include_usage, options.include_steps
+
+    def settle_steps(self, served: Served) -> None:
+        """Raise UserError where steps are asked of an answer that has none; a lenient server then ignores that they are."""
+        if not self.include_steps:
+            return
+        strategy = choose(self.params, served.diffusion)
+        if served.lenient and strategy.left_to_right:
+            self.include_steps = False
+            self.ignored.append(STEPS)
+        else:
+            check_steps(strategy, STEPS)
 
     def parts(self, prompt: int, event: Event) -> list[dict[str, Any]]:
         """Return what an event of a prompt's answers adds to the choices: a choice's index, what has come of it, and its finish_reason."""
@@ -89,6 +107,11 @@ class Chunks:
     def usage(self, call: Call) -> dict[str, Any]:
         """How many tokens there were."""
         return usage(call)
+
+    def told_usage(self, call: Call) -> dict[str, Any]:
+        """The usage as it is sent: with the passes of the answers, where these are by diffusion."""
+        known = self.usage(call)
+        return {**known, **passes(call, known["completion_tokens"])}
 
     def ids_of(self, prompt: int) -> list[int]:
         """The ids of a prompt."""
@@ -104,12 +127,12 @@ class Chunks:
         choices: dict[int, dict[str, Any]] = {}
         trace: list[dict[str, Any]] = []
         async for parts, seen in self._grown(call):
-            trace += seen
+            trace += seen.get("trace", ())
             for part in parts:
                 known = choices.get(part["index"])
                 choices[part["index"]] = part if known is None else joined(known, part)
         more = {**({"object": self.whole_kind} if self.whole_kind else {}), **({"trace": trace} if self._traced else {})}
-        return {**self.head, **more, "choices": [self.as_whole(choices[index]) for index in sorted(choices)], "usage": self.usage(call)}
+        return {**self.head, **more, "choices": [self.as_whole(choices[index]) for index in sorted(choices)], "usage": self.told_usage(call)}
 
     def as_whole(self, choice: dict[str, Any]) -> dict[str, Any]:
         """A choice whose parts are joined, as the whole answer has it."""
@@ -120,26 +143,35 @@ class Chunks:
         head = {**self.head, **({"usage": None} if self._include_usage else {})}
         async for parts, seen in self._grown(call):
             if seen:
-                yield sent({**head, "choices": [], "trace": seen})
+                yield sent({**head, "choices": [], **seen})
             for part in parts:
                 yield sent({**head, "choices": [part]})
         if self._include_usage:
-            yield sent({**head, "choices": [], "usage": self.usage(call)})
+            yield sent({**head, "choices": [], "usage": self.told_usage(call)})
 
     def last_frame(self, error: ApiError | None) -> str:
         """The error, where there was one, and the end."""
         return f"{'' if error is None else sent(error.body)}data: [DONE]\n\n"
 
-    async def _grown(self, call: Call) -> AsyncIterator[tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
-        """Yield what each event adds to the choices, and what of it a trace tells."""
+    async def _grown(self, call: Call) -> AsyncIterator[tuple[list[dict[str, Any]], dict[str, Any]]]:
+        """Yield what each event adds to the choices, and what is told beside them."""
         self._call, begun = call, set()
         async for prompt, event in call.events():
-            told = traced(call.tickets[prompt].generation.request.tokenizer, prompt, event) if self._traced else None
+            seen = self._seen(prompt, event)
             if self.params.prompt_logprobs is None or isinstance(event, PromptRead) or (place := (prompt, event.choice)) in begun:
-                yield self.parts(prompt, event), [told] if told else []
+                yield self.parts(prompt, event), seen
             else:  # an answer begins by what the model thinks of its prompt, which may be long
                 begun.add(place)
-                yield await asyncio.to_thread(self.parts, prompt, event), [told] if told else []
+                yield await asyncio.to_thread(self.parts, prompt, event), seen
+
+    def _seen(self, prompt: int, event: Event) -> dict[str, Any]:
+        """What is told of an event beside the choices: in a trace, and as a step of diffusion; each where it is asked for."""
+        tokenizer, seen = self._call.tickets[prompt].generation.request.tokenizer, {}
+        if self._traced and (told := traced(tokenizer, prompt, event)):
+            seen["trace"] = [told]
+        if self.include_steps and isinstance(event, Observed) and isinstance(event.what, DiffusionStep):
+            seen["step"] = {"index": self.place_of(prompt, event.choice), **step_told(tokenizer, event.what)}
+        return seen
 
 
 def joined(known: Any, more: Any) -> Any:
@@ -170,3 +202,11 @@ def usage(call: Call) -> dict[str, Any]:
     return {
         "prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written, "prompt_tokens_details": {"cached_tokens": cached},
     }  # fmt: skip
+
+
+def passes(call: Call, tokens: int) -> dict[str, Any]:
+    """How many passes over their canvases the answers took, and how many tokens came of each; nothing of answers from left to right."""
+    forwards = [result.forwards for ticket in call.tickets for result in ticket.results(0)]
+    if None in forwards:
+        return {}
+    return {"forward_passes": sum(forwards), "tokens_per_forward": tokens / sum(forwards)}

@@ -43,6 +43,7 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     include_usage: bool = Field(False, description="End the stream by a chunk with the usage.")
+    include_steps: bool = Field(False, description="Tell each step of a diffusion answer in a chunk of its own, beside the text that is certain.")
 
 
 class Body(BaseModel):

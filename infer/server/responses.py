@@ -135,10 +135,12 @@ class Answered(Chat):
         yield outline.event(f"response.{status}", response=self._ended)
 
     def _tokens(self, call: Call) -> dict[str, Any]:
-        known = self.usage(call)
+        known = self.told_usage(call)
+        more = {name: known[name] for name in ("forward_passes", "tokens_per_forward") if name in known}
         return {
             "input_tokens": known["prompt_tokens"], "input_tokens_details": {**known["prompt_tokens_details"], "cache_write_tokens": 0},
             "output_tokens": known["completion_tokens"], "output_tokens_details": known["completion_tokens_details"], "total_tokens": known["total_tokens"],
+            **more,
         }  # fmt: skip
 
 

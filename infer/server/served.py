@@ -23,21 +23,22 @@ from ..strategies.registry import choose
 from .guard.grammar_trials import GrammarTrials
 
 ANSWER_TOKENS = 1024  # of an answer of which nobody says how long it may be; each that is let in has its memory promised
+CANVAS_TOKENS = 128  # of one by diffusion, all of which every pass reads
 
 
 @dataclass(frozen=True)
 class Served:
     """A live engine, what clients call its model, and what the operator lets them do.
 
-    Its adapters go by their own names. Where neither a client nor the checkpoint says how long an answer may be, it has at most `answer_tokens`, and
-    no more than the model has positions. `template_kwargs` names the variables of the chat template that clients may set. With `lenient`, a field that is unknown or would have no
+    Its adapters go by their own names. Where neither a client nor the checkpoint says how long an answer may be, it has at most `answer_tokens`
+    (without, 1024, and 128 by diffusion), and no more than the model has positions. `template_kwargs` names the variables of the chat template that clients may set. With `lenient`, a field that is unknown or would have no
     effect is ignored, where it is refused elsewhere. Without `checkpoint_settings`, the checkpoint's generation_config gives no defaults.
     With an `adapter_folder`, clients may load adapters from folders below it, and unload any.
     """
 
     engine: LiveEngine
     name: str
-    answer_tokens: int = ANSWER_TOKENS
+    answer_tokens: int | None = None
     template_kwargs: tuple[str, ...] = ()
     lenient: bool = False
     checkpoint_settings: bool = True
@@ -90,7 +91,8 @@ class Served:
         elif choose(SamplingParams(**known)) is BEAM and not any(name in known for name in ("do_sample", *WARPING)):
             changes["do_sample"] = False  # a client that asks for a search means none by the checkpoint's chances
         if isinstance(params.max_new_tokens, Unsaid) and params.max_length is None and params.template is None:
-            least = max(params.min_new_tokens or 0, self.answer_tokens)
+            usual = ANSWER_TOKENS if choose(params, self.diffusion).left_to_right else CANVAS_TOKENS
+            least = max(params.min_new_tokens or 0, self.answer_tokens or usual)
             changes |= {"max_new_tokens": least, **({} if self.engine.positions is None else {"max_length": self.engine.positions})}
         return params_beside(self.config, changes, self.diffusion) if len(changes) > len(known) else params
 

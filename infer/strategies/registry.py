@@ -120,6 +120,12 @@ def check_paradigm(spec: StrategySpec, params: RequestParams, config: PreTrained
     )
 
 
+def check_steps(spec: StrategySpec, asked: str) -> None:
+    """Raise UserError where the steps of diffusion are asked for, by this name, of an answer from left to right."""
+    if spec.left_to_right:
+        raise UserError(f"{asked} asks for the steps of diffusion, but the strategy {spec.name!r} writes from left to right: leave it out")
+
+
 def check_guidance(params: RequestParams) -> None:
     """Raise UserError for guidance by a scale and by an amateur, and for a part of one of them without it."""
     given = params.given

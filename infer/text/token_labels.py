@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import getincrementaldecoder
 from collections.abc import Sequence
 from unicodedata import category
 
@@ -28,10 +29,28 @@ class TokenLabels:
             return seen(name) if name else f"<{id}>"
         return seen(spelled(self._bytes[id])) or f"<{id}>"
 
+    def is_special(self, id: int) -> bool:
+        """Whether the token is no text by itself."""
+        return id >= len(self._bytes) or self._bytes[id] is None
+
     def unfinished(self, id: int) -> bool:
         """Whether the token's bytes are no whole characters by themselves."""
         token = self._bytes[id] if id < len(self._bytes) else None
         return token is not None and "\ufffd" in token.decode(errors="replace")
+
+    def whole(self, ids: Sequence[int]) -> list[int]:
+        """Split some tokens where no character is spread over the split, as often as that goes; return how many tokens each part has."""
+        counts, decoder = [0], getincrementaldecoder("utf-8")("replace")
+        for id in ids:
+            token = self._bytes[id] if id < len(self._bytes) else None
+            if token is None:
+                decoder.reset()  # a special token ends whatever stands before it
+                counts += [0] if counts[-1] else []
+            counts[-1] += 1
+            decoder.decode(token or b"")
+            if not decoder.getstate()[0]:
+                counts.append(0)
+        return counts if counts[-1] else counts[:-1]
 
     def of(self, ids: Sequence[int]) -> str:
         """Return the names of some tokens as one text, in which characters that are spread over tokens are whole."""

@@ -61,11 +61,15 @@ class OwnBackend:
             return found
         return (replace(result, prompt_index=indices[result.prompt_index]) for result in found)
 
-    def spoken(self) -> Iterator[Any]:
-        """The events of the answer to the only prompt there is."""
+    def spoken(self, show_steps: bool = False) -> Iterator[Any]:
+        """The events of the answer to the only prompt there is, with the steps of diffusion if these are to be shown; raises UserError where there are none."""
         from seodang.infer.engine.generate import stream
+        from seodang.infer.strategies.registry import check_steps, choose
 
-        return stream(self._model, self.tokenizer, self._asked.prompts[0], self._decoding.params(self._options), literal=self._how.literal)
+        params = self._decoding.params(self._options)
+        if show_steps:
+            check_steps(choose(params, self._decoding.diffusion), "show_steps")
+        return stream(self._model, self.tokenizer, self._asked.prompts[0], params, literal=self._how.literal, trace=show_steps)
 
 
 def backend_for(where: BackendOptions, model: SpeakingModel, decoding: Decoding, options: Any, asked: Prompts) -> Any:

@@ -1,7 +1,7 @@
 """Answers in the terminal: one as it grows, several in their order."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from seodang.recipes.run.prompt_files import Prompts
 
@@ -48,6 +48,26 @@ def speak(events: Iterable, tokenizer) -> None:
         raise
     print(flush=True)
     show_logprobs(of_prompt, of_answer, tokenizer)
+
+
+def by_steps(events: Iterable, tokenizer) -> Iterator:
+    """Print the canvas after each step of a diffusion answer, a line each; the answer's tokens come behind the last, so that no line is broken."""
+    from rich.console import Console
+
+    from seodang.infer.explain.diffusion_steps import history
+    from seodang.infer.requests.events import Committed, Observed
+    from seodang.infer.requests.trace import DiffusionStep
+    from seodang.infer.text.token_labels import TokenLabels
+
+    console, names, certain = Console(), TokenLabels(tokenizer), []
+    for event in events:
+        if isinstance(event, Observed) and isinstance(event.what, DiffusionStep):
+            console.print(*history([event.what], names), soft_wrap=True)
+        elif isinstance(event, Committed):
+            certain.append(event)
+        else:
+            yield event
+    yield from certain
 
 
 def show_logprobs(of_prompt: list, of_answer: list, tokenizer) -> None:

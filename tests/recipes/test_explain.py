@@ -9,6 +9,7 @@ import torch
 from seodang.data.chat import prompt_ids
 from seodang.infer import SamplingParams, generate
 from seodang.infer.explain.attention_map import attention_maps
+from seodang.infer.runners.paradigm import Diffusion, declare
 from seodang.infer.runners.ragged import RaggedRunner
 from seodang.infer.text.token_labels import TokenLabels
 from seodang.recipes.explain import main
@@ -140,6 +141,8 @@ def test_steps_bound_what_is_shown(model, capsys):
         (["default", "hi", "--attention", "7"], "layer 7 does not exist: the model has layers 0 to 1"),
         (["default", "hi", "--attention", "1.9"], "head 9 does not exist: the model has heads 0 to 3"),
         (["default", "hi", "--html", "/nowhere/at/all.html"], "there is no folder /nowhere/at"),
+        (["default", "hi", "--png", "/nowhere/at/all.png"], "there is no folder /nowhere/at"),
+        (["default", "hi", "--png", "steps.png"], "png asks for the steps of diffusion, but the strategy 'sampling' writes from left to right: leave it out"),
         (["default", "hi", "--shown", "-1"], "shown must not be below zero, got -1"),
         (["default", "hi", "--top_p", "7"], "top_p must be in (0, 1], got 7.0"),
         (["default", "hi", "--atention", "1"], "did you mean attention?"),
@@ -150,6 +153,16 @@ def test_a_mistake_is_one_line_and_exit_code_2_before_any_compute(model, monkeyp
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_the_steps_of_diffusion_are_shown_and_drawn(monkeypatch, fresh_tiny, tiny_tokenizer, tmp_path, capsys):
+    model = fresh_tiny("llama")
+    declare(model.config, Diffusion(127))
+    monkeypatch.setattr(SpeakingModel, "open", lambda self: (model, tiny_tokenizer))
+    assert main(["default", PROMPT, "--raw", "--max_new_tokens", "4", "--ignore_eos", "--png", str(tmp_path / "steps.png"), "--shown", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "Step 1: " in out and "... 3 more steps" in out and "when each token became certain: step 1 " in out
+    assert f"picture  {tmp_path / 'steps.png'}" in out.replace("\n", "") and (tmp_path / "steps.png").exists()
 
 
 def test_the_attention_of_a_healed_prompt_counts_no_token_twice(monkeypatch, real_model, tokenizer, tmp_path, capsys):

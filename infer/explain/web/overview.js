@@ -1,11 +1,11 @@
-// What a trace tells of the whole: entropy, beams, drafts, layers and time.
+// What a trace tells of the whole: steps of diffusion, entropy, beams, drafts, layers and time.
 
 // Each part where there is some of it, drawn anew as the trace grows.
 class Overview {
   constructor(trace) {
     this.trace = trace;
     this.size = -1;
-    this.parts = { entropy: entropyPart, beams: beamPart, drafts: draftPart, layers: layerPart, time: timePart };
+    this.parts = { steps: stepPart, entropy: entropyPart, beams: beamPart, drafts: draftPart, layers: layerPart, time: timePart };
     this.sections = Object.fromEntries(Object.keys(this.parts).map((name) => [name, h("section", { class: `part ${name}`, hidden: true })]));
     this.element = h("div", { class: "overview" }, Object.values(this.sections));
     this.update();
@@ -16,11 +16,10 @@ class Overview {
     this.size = this.trace.size;
     for (const [name, part] of Object.entries(this.parts)) {
       const told = part(this.trace);
-      const left = this.sections[name].querySelector(".wide")?.scrollLeft;
+      const scrolled = [...this.sections[name].querySelectorAll(".wide")].map((each) => [each.scrollLeft, each.scrollTop]);
       this.sections[name].hidden = !told;
       this.sections[name].replaceChildren(...(told || []));
-      const wide = this.sections[name].querySelector(".wide");
-      if (wide) wide.scrollLeft = left ?? 0;
+      for (const [place, each] of this.sections[name].querySelectorAll(".wide").entries()) each.scrollTo(...(scrolled[place] ?? [0, 0]));
     }
   }
 }
@@ -41,6 +40,19 @@ function entropyPart(trace) {
     charts.length &&
     [heading(t("Entropy"), t("how undecided the model was, after every filter")), charts.map((chart) => wide(t("Entropy"), chart))].flat()
   );
+}
+
+function stepPart(trace) {
+  const canvases = [...trace.canvases.entries()].filter(([, canvas]) => canvas);
+  if (!canvases.length) return null;
+  const drawn = canvases.flatMap(([choice, canvas]) => [
+    canvases.length > 1 ? h("h4", {}, t("Answer {0}", choice + 1)) : null,
+    h("div", { class: "canvas-steps", "data-choice": choice }, momentStrip(canvas), wide(t("Heat map"), momentDrawing(canvas)), wide(t("Steps"), stepTable(canvas))),
+  ]);
+  return [
+    heading(t("Steps"), t("each token stands over the step in which it became certain; in the drawing, the stronger the shade, the likelier it was then")),
+    ...drawn.filter(Boolean),
+  ];
 }
 
 function beamPart(trace) {

@@ -13,7 +13,7 @@ class Trace {
     this.passes = [];
     this.beams = [];
     this.drafts = [];
-    this.denoising = []; // the steps of diffusion
+    this.canvases = []; // by choice, of diffusion
     this.records = { choice: new Map(), layer: new Map(), contrast: new Map() }; // by grown choice and position
     this.spent = new Map(); // passes by the position of the token that they brought
     this.fresh = [];
@@ -41,7 +41,7 @@ class Trace {
     if (event.type === "committed") this.answer(event.choice).steps.push(event);
     else if (event.type === "beams") this.beams.push(event);
     else if (event.type === "draft") this.drafts.push(event);
-    else if (event.type === "diffusion") this.denoising.push(event);
+    else if (event.type === "diffusion") (this.canvases[event.choice] ||= new Canvas()).take(event);
     else this.records[event.type].set(`${event.choice}.${event.position}`, event);
   }
 

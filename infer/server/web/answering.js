@@ -24,6 +24,7 @@ class Answering {
     this.settings = settings;
     this.running = new Map(); // by conversation: what stops each of its answers
     this.traces = new Map(); // by node, as long as the page is open: {trace, choice}
+    this.canvases = new Map(); // by node, as long as a diffusion answer is under way
     this.onChange = () => {}; // (conversation, node, what): "grown", "added" or "ended"
   }
 
@@ -53,7 +54,8 @@ class Answering {
     this.running.set(conversation.id, own.add(controller));
     this.onChange(conversation, answers.first, "added");
     try {
-      const more = { stream: true, stream_options: { include_usage: true }, ...(answers.trace ? { trace: true } : {}) };
+      const steps = this.settings.strategyName(side) === "diffusion" && !answers.trace ? { include_steps: true } : {}; // a trace has them anyway
+      const more = { stream: true, stream_options: { include_usage: true, ...steps }, ...(answers.trace ? { trace: true } : {}) };
       for await (const chunk of chunksOf({ ...body, ...more }, controller.signal)) answers.take(chunk);
       answers.end(null);
     } catch (error) {
@@ -99,6 +101,7 @@ class Growing {
   take(chunk) {
     if (chunk.usage) this.usage = chunk.usage;
     for (const event of chunk.trace || []) this.trace?.add(event);
+    if (chunk.step) this.canvas(this.node(chunk.step.index)).take(chunk.step);
     for (const { index, delta, finish_reason: reason } of chunk.choices) {
       const node = this.node(index);
       node.content += delta.content ?? "";
@@ -122,9 +125,16 @@ class Growing {
     }
   }
 
+  canvas(node) {
+    const { canvases } = this.answering;
+    if (!canvases.has(node.id)) canvases.set(node.id, new Canvas());
+    return canvases.get(node.id);
+  }
+
   end(error) {
     const now = performance.now();
     for (const node of this.nodes) {
+      this.answering.canvases.delete(node.id);
       if (error) node.finish = error.name === "AbortError" ? "stopped" : "error";
       if (node.finish === "error") node.error = { message: error.message, status: error.status, param: error.param, retryAfter: error.retryAfter };
       if (this.firstAt !== null) node.stats = this.stats(now);
@@ -143,6 +153,7 @@ class Growing {
         : tokens > 1 && first < 0.8 * seconds && lastAt > firstAt
           ? (tokens - 1) / ((lastAt - firstAt) / 1000)
           : tokens / seconds;
-    return { first, seconds, tokens, speed, prompt: usage?.prompt_tokens ?? null, cached: usage?.prompt_tokens_details?.cached_tokens ?? null };
+    const { prompt_tokens: prompt = null, prompt_tokens_details: details, forward_passes: passes = null } = usage ?? {};
+    return { first, seconds, tokens, speed, prompt, cached: details?.cached_tokens ?? null, passes };
   }
 }

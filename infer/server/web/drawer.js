@@ -163,7 +163,7 @@ class Drawer {
           },
         },
       },
-      h("option", { value: "" }, t("as the settings say (sampling)")),
+      h("option", { value: "" }, t("as the settings say ({0})", settings.usual)),
       Object.keys(settings.strategies).map((name) => h("option", { value: name }, name)),
     );
     select.value = settings.sides[side].values.strategy ?? "";

@@ -93,6 +93,12 @@ class AnswerView extends MessageView {
     return this.chat.answering.traces.get(this.node.id);
   }
 
+  // The canvas of a diffusion answer, while it is filled in.
+  get canvas() {
+    if (!this.busy) return null;
+    return this.chat.answering.canvases.get(this.node.id) ?? this.traced?.trace.canvases[this.traced.choice] ?? null;
+  }
+
   get busy() {
     return this.node.finish === null && this.chat.answering.busy(this.chat.conversation);
   }
@@ -105,7 +111,7 @@ class AnswerView extends MessageView {
     this.drawBody();
     this.calls.replaceChildren(...(node.calls || []).filter(Boolean).map(callBlock));
     this.element.setAttribute("aria-busy", String(this.busy));
-    this.element.classList.toggle("waiting", this.busy && !node.content && !node.reasoning);
+    this.element.classList.toggle("waiting", this.busy && !node.content && !node.reasoning && !this.canvas);
     if (this.busy) return;
     if (this.overview && !this.inside.hidden) this.overview.update();
     this.finish();
@@ -131,21 +137,23 @@ class AnswerView extends MessageView {
     );
   }
 
-  // With a look inside, the answer is its tokens; else it is read as markdown.
+  // With a look inside, the answer is its tokens; else it is read as markdown. What is filled in by diffusion is its canvas until it is there.
   drawBody() {
-    const { traced } = this;
+    const { traced, canvas } = this;
     const look = this.chat.settings.look && traced;
     this.inside.hidden = !look;
-    if (!look) {
-      this.strip = null;
-      this.body.classList.add("said");
-      this.body.replaceChildren(markdown(this.node.content));
-      return;
-    }
+    this.body.classList.toggle("said", !look && !canvas);
+    if (look) this.lookInside(traced);
+    else this.strip = null;
+    if (canvas) this.body.replaceChildren(drawnCanvas(canvas));
+    else if (!look) this.body.replaceChildren(markdown(this.node.content));
+    else if (!this.body.contains(this.strip.element)) this.body.replaceChildren(legend(), this.strip.element);
+  }
+
+  lookInside({ trace, choice }) {
     if (!this.strip) {
-      this.strip = new TokenStrip(traced.trace, traced.choice);
-      this.overview = new Overview(traced.trace);
-      this.body.classList.remove("said");
+      this.strip = new TokenStrip(trace, choice);
+      this.overview = new Overview(trace);
       this.body.replaceChildren(legend(), this.strip.element);
       this.inside.replaceChildren(h("details", { class: "came-about", open: true }, h("summary", {}, t("How it came about")), this.overview.element));
     }
@@ -249,6 +257,7 @@ function statsText({ stats, finish }, unseen) {
     told.push(t("first token after {0} s", stats.first.toFixed(2)));
     if (stats.speed !== null) told.push(t("{0} tokens/s", stats.speed.toFixed(1)));
     if (stats.tokens !== null) told.push(t("{0} tokens", stats.tokens));
+    if (stats.passes) told.push(t("{0} passes, {1} tokens each", stats.passes, (stats.tokens / stats.passes).toFixed(2)));
     if (stats.prompt !== null) told.push(t("{0} read, {1} of them cached", stats.prompt, stats.cached ?? 0));
   }
   if (REASONS[finish]) told.push(t(REASONS[finish]));

@@ -23,6 +23,7 @@ class Settings {
     this.models = [];
     this.fields = new Map();
     this.strategies = {};
+    this.usual = "sampling"; // the strategy where none is given
   }
 
   async load() {
@@ -30,6 +31,7 @@ class Settings {
     this.models = models.data;
     const { properties } = document.paths["/v1/chat/completions"].post.requestBody.content["application/json"].schema;
     this.strategies = properties.strategy["x-strategies"];
+    this.usual = properties.strategy.default;
     for (const [name, schema] of Object.entries(properties)) {
       if (schema["x-group"] && !ELSEWHERE.has(name)) this.fields.set(name, fieldOf(name, schema));
     }
@@ -49,7 +51,11 @@ class Settings {
   }
 
   strategy(side) {
-    return this.strategies[this.sides[side].values.strategy || "sampling"] || { settings: [], least: {}, samples: true };
+    return this.strategies[this.strategyName(side)] || { settings: [], least: {}, samples: true };
+  }
+
+  strategyName(side) {
+    return this.sides[side].values.strategy || this.usual;
   }
 
   // What holds where nothing is given: by the model, else by the setting.
@@ -68,7 +74,8 @@ class Settings {
   // Take a strategy with the fewest settings that mean it; those that it has no use for go.
   choose(side, name) {
     const { values } = this.sides[side];
-    const { settings, least } = this.strategies[name] || this.strategies.sampling;
+    const { settings } = this.strategies[name] || this.strategies[this.usual];
+    const least = this.strategies[name]?.least ?? {};
     const before = this.strategy(side).least;
     for (const each of Object.keys(values)) {
       const owned = this.fields.get(each)?.group === "strategy" && !settings.includes(each);

@@ -4,6 +4,7 @@ import json
 import re
 from html import unescape
 from html.parser import HTMLParser
+from math import exp
 
 import pytest
 import torch
@@ -12,12 +13,12 @@ from seodang.data.html_template import content_hash, embedded
 from seodang.infer import SamplingParams, generate
 from seodang.infer.explain.attention_map import attention_maps
 from seodang.infer.explain.beam_tree import beam_tree
-from seodang.infer.explain.diffusion_steps import stretches
+from seodang.infer.explain.diffusion_steps import moments, stretches
 from seodang.infer.explain.generation_trace import generation_trace
 from seodang.infer.explain.page import LOOK_INSIDE, Picture, shades, to_html
 from seodang.infer.explain.terminal import chance, leaving, title_of
-from seodang.infer.explain.trace_events import text_of
-from seodang.infer.requests.trace import CANDIDATES
+from seodang.infer.explain.trace_events import step_told, text_of
+from seodang.infer.requests.trace import CANDIDATES, DiffusionStep
 from seodang.infer.runners.paradigm import Diffusion, declare
 from seodang.infer.text.token_labels import TokenLabels
 
@@ -121,11 +122,24 @@ def test_a_browser_shows_each_token_with_all_that_was_observed(answered, shown, 
                 expected = list(stages_told(step, names))
                 assert stages[-len(expected) :] == expected
     for result in results:
-        rows = page.locator(f'section.steps[data-choice="{result.choice}"] .canvas').all_inner_texts()
-        assert rows == ["".join(text for _, text in stretches(step, names)) for step in found.steps_of(result)] and len(rows) == (3 if name == "diffusion" else 0)
+        if name == "diffusion":
+            shows_the_steps(page.locator(f'.canvas-steps[data-choice="{result.choice}"]'), found.steps_of(result), names)
     assert page.locator(".part:not([hidden]) h3").count() == page.locator(".part:not([hidden])").count()
-    for part, there in (("beams", found.beams), ("drafts", found.drafts), ("layers", name == "dola"), ("entropy", name != "beams"), ("time", True)):
+    for part, there in (("steps", name == "diffusion"), ("beams", found.beams), ("drafts", found.drafts), ("layers", name == "dola"), ("entropy", name != "beams"), ("time", True)):
         assert page.locator(f".part.{part}").is_visible() == bool(there), part
+
+
+def shows_the_steps(drawn, steps, names):
+    """That a page shows each step's canvas, when each position became certain, and how likely it was then."""
+    rows = drawn.locator(".canvas").evaluate_all("all => all.map(each => [...each.children].map(part => [part.className, part.textContent]))")
+    assert rows == [[list(part) for part in stretches(step, names)] for step in steps] and rows
+    told = drawn.locator(".moment").evaluate_all("all => all.map(each => [each.firstChild.textContent, each.lastChild.textContent, each.title])")
+    chances = {position: exp(logprob) for step in steps for (position, *_), logprob in zip(step.committed, step.logprobs)}
+    for position, (moment, (name, number, title)) in enumerate(zip(moments(steps), told, strict=True)):
+        assert (name, number) == (("░", "–") if moment is None else (names(moment.id), str(moment.step)))
+        assert moment is None or (title.startswith(f"step {number}, probability ") and float(title.split()[-1][:-1]) == pytest.approx(100 * chances[position], abs=0.51))
+    labels = drawn.locator("svg .name").all_text_contents()
+    assert labels == [each[0] if len(each[0]) <= 14 else each[0][:13] + "…" for each in told]
 
 
 STORIES = """tokens => tokens.map((token) => {
@@ -243,3 +257,25 @@ def test_a_shade_grows_with_the_square_root_of_a_weight(browse):
     paths = page.evaluate("rows => Object.fromEntries(heatSquares(rows, 12).map(each => [each.getAttribute('opacity'), each.getAttribute('d')]))", rows)
     assert paths == {"1.00": "M0 0h1v1h-1z", "0.50": "M0 1h1v1h-1z", "0.83": "M1 1h1v1h-1z"}
     assert page.evaluate("['abcdef', 'abcdefg', '수원역에서'].map(each => short(each, 6))") == ["abcdef", "abcde…", "수원…"]
+
+
+def test_characters_that_are_spread_over_positions_are_whole_as_soon_as_they_can_be(tokenizer, browse):
+    ids, end = tokenizer("a 수원\n.", add_special_tokens=False)["input_ids"], tokenizer.convert_tokens_to_ids("<|im_end|>")
+    final, names = [*ids, end, end, end], TokenLabels(tokenizer)
+    order = [*range(0, len(final), 2), *range(1, len(final), 2)]
+    order.append(order[1])  # which is taken back in between
+    steps, canvas = [], [None] * len(final)
+    for number, position in enumerate(order, 1):
+        again = (order[1],) if number == 5 else ()
+        canvas = [final[at] if at == position else None if at in again else id for at, id in enumerate(canvas)]
+        guesses = tuple((at, final[at], -1.0) for at, id in enumerate(canvas) if id is None and number == 2)
+        steps.append(DiffusionStep(number, ((position, final[position], 0.5),), tuple(canvas), number, (-0.5,), again, guesses))
+    page = browse("about:blank")
+    page.add_script_tag(content=embedded(*LOOK_INSIDE))
+    rows = page.evaluate(
+        "told => { const canvas = new Canvas(); return told.map(each => { canvas.take(each); return [stretchesOf(canvas.steps.at(-1)), drawnCanvas(canvas).textContent]; }); }",
+        [step_told(tokenizer, step) for step in steps],
+    )
+    assert [row for row, _ in rows] == [[list(part) for part in stretches(step, names)] for step in steps]
+    assert "".join(text for _, text in rows[-1][0]) == "a 수원⏎.<|im_end|>×3"
+    assert rows[1][1] == "a 수원⏎\n.<|im_end|>×3"  # guesses are read like what is certain

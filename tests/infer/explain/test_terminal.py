@@ -10,7 +10,6 @@ from seodang.infer import SamplingParams, generate
 from seodang.infer.explain.beam_tree import beam_tree, chains
 from seodang.infer.explain.diffusion_steps import stretches
 from seodang.infer.explain.generation_trace import GenerationTrace, generation_trace
-from seodang.infer.explain.page import to_html
 from seodang.infer.explain.terminal import explain, heat_map, leaving, nearest, tree_of_beams
 from seodang.infer.requests.events import Result
 from seodang.infer.requests.trace import BeamTrace
@@ -162,20 +161,28 @@ def test_an_answer_of_groups_is_of_the_one_that_went_its_way_to_the_end(told):
     assert [node.lane for node in root.walk() if node.returned] == [0, 1, 1, 0]
 
 
-def test_steps_of_diffusion_stand_in_lines_with_a_sign_for_each_mask(fresh_tiny, tiny_tokenizer):
+def test_a_diffusion_answer_is_shown_by_its_steps_its_moments_and_its_candidates(fresh_tiny, tiny_tokenizer):
     model = fresh_tiny("llama")
     declare(model.config, Diffusion(127))
     params = SamplingParams(max_new_tokens=6, ignore_eos=True, steps=3, suppress_tokens=[*range(4), *range(98, 128)])
     results = generate(model, tiny_tokenizer, [PROMPT], params, trace=True)
     names, trace = TokenLabels(tiny_tokenizer), generation_trace(results)
     text = results[0].text
-    lines = [line for line in printed(explain(trace, names, 2)).splitlines() if line.startswith("Step ")]
-    for (step, line), shown in zip(enumerate(lines, 1), (2, 4), strict=True):  # of three, for two are asked for
-        assert line.startswith(f"Step {step}: ") and line.count("░") == 6 - shown
+    shown = printed(explain(trace, names, 2, width=35)).splitlines()
+    lines = [line for line in shown if line.startswith("Step ")]
+    for (step, line), certain in zip(enumerate(lines, 1), (2, 4), strict=True):  # of three, for two are asked for
+        assert line.startswith(f"Step {step}: ") and line.count("░") == 6 - certain
         canvas = line.removeprefix(f"Step {step}: ").ljust(6)
         assert all(known in ("░", own) for known, own in zip(canvas, text))
-    assert "... 1 more steps: --shown 3 shows all of them" in printed(explain(trace, names, 2))
+    assert "... 1 more steps: --shown 3 shows all of them" in shown
+    assert "<|mask|>" in printed(explain(trace, names, 2))  # where there is room for it
+    steps = {position: step.step for step in trace.steps_of(results[0]) for position, *_ in step.committed}
+    heat = next(place for place, line in enumerate(shown) if line.startswith("when each token became certain"))
+    assert [int(each) for each in shown[heat + 2].split()] == [steps[position] for position in range(6)]
+    for step in trace.answers[0][1][:2]:
+        [line] = [line for line in shown if re.match(rf" *{step.position}  {re.escape(names(step.id))} ", line)]
+        assert f"p {step.filtered.probability:.3f} " in line and f"  step {steps[step.position]}  " in line
+        id, p = step.filtered.stages[0][1][0]
+        assert any(f"{p:.3f} {names(id)}" in line for line in shown)
     kinds = [{kind for kind, _ in stretches(step, names)} for step in trace.steps_of(results[0])]
     assert kinds == [{"open", "new"}, {"open", "new", "old"}, {"new", "old"}]
-    page = to_html(results, tiny_tokenizer, PROMPT, "a prompt")
-    assert page.count('<td class="canvas">') == 3 and 'class="open">░' in page

@@ -32,7 +32,8 @@ def test_answers_whole_and_streamed_are_those_of_a_call_and_a_trace_has_the_step
     whole = client.post("/v1/chat/completions", json={**ASK, "trace": True, "logprobs": True}).json()
     assert whole["choices"][0]["message"]["content"] == want.text and whole["usage"]["completion_tokens"] == 8
     steps = [event for event in whole["trace"] if event["type"] == "diffusion"]
-    assert [step["step"] for step in steps] == [1, 2, 3, 4] and steps[-1]["canvas"] == want.ids
+    certain = sorted((each["position"], each["id"]) for step in steps for each in step["certain"])
+    assert [step["step"] for step in steps] == [1, 2, 3, 4] and certain == list(enumerate(want.ids))
     assert [event["type"] for event in whole["trace"]].count("provisional") > 0
     response = client.post("/v1/chat/completions", json={**ASK, "stream": True})
     *frames, done, _ = response.text.split("\n\n")
@@ -80,4 +81,7 @@ def test_its_fields_are_those_that_it_has_a_use_for(served, engine):
     assert own["remask"]["anyOf"][0]["exclusiveMinimum"] == 0 and own["remask"]["anyOf"][0]["maximum"] == 1 and "random" in own["alg"]["anyOf"][0]["enum"]
     assert {"steps", "alg", "alg_temp"} <= own.keys() and not {"num_beams", "penalty_alpha", "guidance_scale"} & own.keys()
     assert {"num_beams", "penalty_alpha", "guidance_scale"} <= others.keys() and not {"steps", "alg", "alg_temp"} & others.keys()
+    assert (own["strategy"]["default"], others["strategy"]["default"]) == ("diffusion", "sampling")
+    told = [asked.get("/v1/models").json()["data"][0]["defaults"] for asked in (client, TestClient(build_app(Served(engine, "tiny"))))]
+    assert [each["max_new_tokens"] for each in told] == [128, 1024]  # where nobody says it
     assert list(own["strategy"]["x-strategies"]) == ["diffusion"] and "diffusion" not in others["strategy"]["x-strategies"]

@@ -23,7 +23,7 @@ from seodang.infer.server.served import Served
 
 @dataclass
 class Script:
-    """What a request is answered: its pieces of text, after the `held`-th of which it waits for `go`; or deltas, events of a trace, an error."""
+    """What a request is answered: its pieces of text, after the `held`-th of which it waits for `go`; or deltas, events of a trace, steps, an error."""
 
     pieces: list[Any] = field(default_factory=list)
     held: int | None = None
@@ -43,7 +43,7 @@ class Script:
                 await asyncio.sleep(0.01)
             if self.gone.is_set():
                 return
-            if isinstance(piece, dict) and "trace" in piece:
+            if isinstance(piece, dict) and {"trace", "step"} & piece.keys():
                 await self.chunk(send, {"choices": [], **piece})
                 continue
             delta = piece if isinstance(piece, dict) else {"content": piece}
