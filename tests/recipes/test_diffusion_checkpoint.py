@@ -46,6 +46,20 @@ def test_it_is_asked_talked_with_and_explained(checkpoint, want, monkeypatch, tm
     assert f"Step 4: {want}" in shown and shown.count("░") == 6 + 4 + 2 and page.read_text(encoding="utf-8").count('<td class="canvas">') == 4
 
 
+def test_orders_rules_and_guidance_are_options_of_the_command_line(checkpoint, capsys):
+    model, tokenizer = load(checkpoint, device="cpu", dtype="float32")
+    for settings in (
+        {"block_length": 3, "confidence_threshold": 0.05, "alg": "low_confidence", "cfg_scale": 1.5, "eos_penalty": 1.0},
+        {"entropy_bound": 4.0, "alg": "maskgit_plus"}, {"remask": 0.5, "alg": "origin", "steps": 4, "temperature": 1.0, "seed": 3},
+    ):  # fmt: skip
+        params = SamplingParams(max_new_tokens=8, suppress_tokens=[0, 1, 2, 3, *range(98, 127)], **settings)
+        [asked] = generate(model, tokenizer, [[{"role": "user", "content": "hello"}]], params)
+        words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+        assert generate_recipe.main([checkpoint, "hello", *PLAIN, *words, "--dtype", "float32"]) == 0 and capsys.readouterr().out == f"{asked.text}\n"
+    assert generate_recipe.main([checkpoint, "hello", "--confidence_threshold", "0.9", "--steps", "4"]) == 2
+    assert "confidence_threshold=0.9 lets what the model is sure of say how many tokens" in capsys.readouterr().err
+
+
 def test_what_reads_and_trains_from_left_to_right_refuses_it_by_name(checkpoint, tmp_path, capsys):
     data = tmp_path / "records.jsonl"
     data.write_text("".join(json.dumps({"prompt": "a", "completion": "b"}) + "\n" for _ in range(2)), encoding="utf-8")
