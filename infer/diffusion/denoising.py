@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,28 +20,13 @@ from ..requests.strategy import Arrivals, Forward, Strategy
 from ..requests.trace import ChoiceTrace, DiffusionStep, TraceRecorder
 from ..runners.paradigm import diffusion_of
 from .canvas import Canvas, CanvasPosition, CanvasSequence, aligned
-from .commit import bounded, confident
+from .commit import Guess, due
 from .hooks import Hooks
-from .orders import OF_THE_MODEL, RANDOM, confidences, surest
+from .orders import OF_THE_MODEL, RANDOM, confidences
 from .plan import Plan
 
 MAX_POSITIONS = 16_384  # a pass: bounds the memory of activations
 MAX_LOGITS = 100_000_000  # a pass, of all rows: 400 MB of float32
-
-
-class Guess(NamedTuple):
-    """A token for an open position, its log-probability after the filters, and how sure the position is by the order; what a trace saw of it.
-
-    `chance` is the probability that a threshold judges, `entropy` that of the distribution it was chosen from, where a bound asks for it.
-    """
-
-    position: int
-    id: int
-    logprob: float
-    sure: float
-    chance: float = 1.0
-    entropy: float = 0.0
-    trace: ChoiceTrace | None = None
 
 
 def denoised(arrivals: Arrivals) -> Strategy:
@@ -103,8 +87,7 @@ class Denoising:
     def __init__(self, sequence: CanvasSequence):
         self.sequence, self.diffusion = sequence, diffusion_of(sequence.runner.model.config)
         params = sequence.request.params
-        self.mask, self.alg_temp, self.penalty = self.diffusion.mask_token_id, params.alg_temp or 0.0, params.eos_penalty or 0.0
-        self.threshold, self.bound = params.confidence_threshold, params.entropy_bound
+        self.mask, self.bound = self.diffusion.mask_token_id, params.entropy_bound
         self.canvas = Canvas.blank(params.max_new_tokens, self.mask)
         for position, id in sequence.request.pinned.items():
             self.canvas.pin(position, id, self._certainty(id))
@@ -138,14 +121,14 @@ class Denoising:
 
     def ask(self) -> tuple[list[int], int]:
         """The ids of the next pass, and of how many of the newest it wants the logits; where time is up, it asks for the next token at least."""
-        (block, due, _), sequence, shift = self.task, self.sequence, self.diffusion.shift
+        (block, wanted, _), sequence, shift = self.task, self.sequence, self.diffusion.shift
         self._window = self.plan.window or block
         ids = self.canvas.ids[self._window.start : self._window.stop]
-        if due is None:
+        if wanted is None:
             self.positions = []
             return ids, sequence.least_kept(shift)
         self.step, self._late = self.step + 1, sequence.time_is_up
-        self.positions = sorted({*due, sequence.position} if self._late else due) if isinstance(due, list) else self.plan.wanted(block)
+        self.positions = sorted({*wanted, sequence.position} if self._late else wanted) if isinstance(wanted, list) else self.plan.wanted(block)
         return [*sequence.given, *ids] if sequence.whole else ids, self._count + (shift if self._has_earlier else 0)
 
     @property
@@ -211,25 +194,11 @@ class Denoising:
             self._tell({position: each for position, each in told.items() if position >= sequence.position})
 
     def _surest(self, guesses: list[Guess], count: int) -> list[Guess]:
-        """The surest of the guesses, in the order of their positions: so many, or as many as a threshold or a bound lets be.
-
-        Where time is up, the first of them too.
-        """
-        noise = [uniform(self.sequence.seed, guess.position, f"order {self.step}") for guess in guesses] if self.alg_temp else ()
-        late = self._penalties(guesses)
-        sure = torch.tensor([guess.sure - penalty for guess, penalty in zip(guesses, late)], dtype=torch.float64)
-        ranked = surest(sure, len(guesses), self.alg_temp, noise)
-        if self.threshold is not None:
-            due = confident([guesses[place].chance - late[place] for place in ranked], self.threshold)
-        else:
-            due = range(min(count, len(ranked))) if self.bound is None else bounded([guesses[place].entropy for place in ranked], self.bound)
-        places = {ranked[each] for each in due} | ({0} if self._late else set())
+        """The guesses that are due, in the order of their positions; where time is up, the first of them too."""
+        sequence = self.sequence
+        noise = [uniform(sequence.seed, guess.position, f"order {self.step}") for guess in guesses] if sequence.request.params.alg_temp else ()
+        places = {*due(guesses, count, sequence.request.params, sequence.request.ends, noise)} | ({0} if self._late else set())
         return [guesses[place] for place in sorted(places)]
-
-    def _penalties(self, guesses: list[Guess]) -> list[float]:
-        """What is taken from how sure each is: the penalty from ends, as long as there is anything else that they can wait for."""
-        ends = [guess.id in self.sequence.request.ends for guess in guesses]
-        return [0.0 if all(ends) else self.penalty * is_end for is_end in ends]
 
     def _agreeing(self, guesses: list[Guess]) -> list[Guess]:
         """Those of the guesses, surest first, that one of the texts that the answer may be has together; the others stay open, to be asked for again."""

@@ -43,7 +43,7 @@ def test_it_is_asked_talked_with_and_explained(checkpoint, want, monkeypatch, tm
     page = tmp_path / "page.html"
     assert explain.main([checkpoint, "hello", *asked, "--html", str(page)]) == 0
     shown = capsys.readouterr().out
-    assert f"Step 4: {want}" in shown and shown.count("░") == 6 + 4 + 2 and page.read_text(encoding="utf-8").count('<td class="canvas">') == 4
+    assert f"Step 4: {want}" in shown and shown.count("<|mask|>") == 6 + 4 + 2 and page.read_text(encoding="utf-8").count('"type": "diffusion"') == 4
 
 
 def test_orders_rules_and_guidance_are_options_of_the_command_line(checkpoint, capsys):
