@@ -109,7 +109,7 @@ class DiffusionOptions:
     )
     alg: str | None = option(
         None,
-        f"Which positions become certain first: {', '.join(ORDERS[:-1])} or {ORDERS[-1]}; {DEFAULT_ORDER} unless another is given.",
+        f"Which positions become certain first: {', '.join(ORDERS[:-1])} or {ORDERS[-1]}; {DEFAULT_ORDER} by default.",
         must_be(f"one of {', '.join(ORDERS)}", lambda value: value in ORDERS),
         example="maskgit_plus", same_in=(CONFIG,),
     )  # fmt: skip

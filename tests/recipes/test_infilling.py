@@ -44,7 +44,7 @@ def test_what_is_given_is_filled_in_as_by_a_call(checkpoint, tmp_path, capsys):
 def test_what_is_given_is_there_from_the_first_step_on(checkpoint, capsys):
     assert explain.main([checkpoint, "hello", "--template", "ab{2}cd{1}", "--steps", "2", *LETTERS]) == 0
     first, second = [line for line in capsys.readouterr().out.splitlines() if "Step " in line]
-    assert "Step 1: ab" in first and "cd" in first and first.count("░") == 1 and "░" not in second
+    assert "Step 1: ab" in first and "cd" in first and first.count("<|mask|>") == 1 and "<|mask|>" not in second
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def test_an_export_that_was_cut_short_is_done_anew(base, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(export, "publish_into", pressed)
         assert export.main([str(base), str(target)]) == 130
-    assert [each.name for each in target.iterdir()] == [".saving"]
+    assert not list(target.iterdir())  # half a model is no use to anybody
     assert export.main([str(base), str(target)]) == 0
     assert (target / "model.safetensors").is_file() and not (target / ".saving").exists()
     assert export.main([str(base), str(target)]) == 2

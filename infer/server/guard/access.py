@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from fastapi import Request
 from starlette.datastructures import Headers
+from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ....data.errors import UserError
@@ -65,6 +66,11 @@ def is_loopback(address: str) -> bool:
         return False
 
 
+def is_taken(scope: Scope) -> bool:
+    """Whether there is a path for a request by its method."""
+    return any(route.matches(scope)[0] is Match.FULL for route in scope["app"].routes)
+
+
 class Gate:
     """Answers those who may not ask, before anything of what they send is read."""
 
@@ -73,7 +79,7 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refused = self._access.refusal(scope) if scope["type"] == "http" else None
-        if refused is None:
+        if refused is None or refused.status == 415 and not is_taken(scope):  # the routes say 404 or 405, and read nothing either
             return await self._app(scope, receive, send)
         response = await answer_by_error(Request(scope), refused)
         await response(scope, receive, send)

@@ -97,6 +97,7 @@ def test_a_body_that_a_page_could_send_without_leave_is_a_415(ask):
         assert response.status_code == 415 and "send the header Content-Type: application/json" in response.json()["error"]["message"], kind
     for kind in ("application/json", "Application/JSON; charset=utf-8", "application/vnd.api+json"):
         assert send(kind).status_code == 200, kind
+    assert client.post("/health", content=b"a").status_code == 405 and client.post("/nowhere", content=b"a").status_code == 404
 
 
 def test_a_server_of_this_machine_alone_is_called_by_its_names_alone(ask):
