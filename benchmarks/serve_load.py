@@ -39,6 +39,7 @@ from dataclasses import dataclass, field
 
 import psutil
 from engine_load import Texts, rounded, status, told, turns  # it sets OMP_WAIT_POLICY before torch is imported
+from huggingface_hub.constants import HF_HUB_CACHE
 
 from seodang.infer import SamplingParams, generate, load
 from seodang.infer.checkpoint.load import resolve
@@ -309,6 +310,8 @@ def main() -> None:
         parser.error(f"unknown peers {sorted(unknown)}; known are {list(SERVERS)[1:]}")
     if "llama.cpp" in args.peers and not args.gguf:
         parser.error("llama.cpp reads a GGUF file: name it by --gguf")
+    if "transformers" in args.peers:  # it lists what lies in the hub's cache, and says 500 where there is none
+        os.makedirs(HF_HUB_CACHE, exist_ok=True)
     model, tokenizer = load(args.model, device="cpu", dtype=args.dtype)
     texts = Texts(tokenizer)
     for in_flight in args.in_flight:
