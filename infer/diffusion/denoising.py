@@ -27,6 +27,7 @@ from .plan import Plan
 
 MAX_POSITIONS = 16_384  # a pass: bounds the memory of activations
 MAX_LOGITS = 100_000_000  # a pass, of all rows: 400 MB of float32
+MAX_CHOSEN = 16_000_000  # scores that tokens are chosen by at a time: 64 MB of float32
 
 
 def denoised(arrivals: Arrivals) -> Strategy:
@@ -61,24 +62,33 @@ def that_fit(live: list[Denoising]) -> tuple[list[Denoising], list[Denoising]]:
 
 
 def guessed(asking: Sequence[tuple[Denoising, Tensor]]) -> list[tuple[Denoising, list[Guess]]]:
-    """Choose a token for each position that is asked for by its logits, [n, vocab] an answer, never the mask; a request whose filters fail has ended."""
+    """Choose a token for each position that is asked for by its logits, [n, vocab] an answer, never the mask; a request whose filters fail has ended.
+
+    So many positions at a time: filters and orders keep several copies of what they work on.
+    """
     if not asking:
         return []
-    owners = [each for each, part in asking for _ in range(len(part))]
-    positions = [position for each, _ in asking for position in each.positions]
-    sequences = list(map(CanvasPosition, (each.sequence for each in owners), positions))
+    places = [(each, position) for each, _ in asking for position in each.positions]
     logits = torch.cat([each.hooked(part) for each, part in asking])
+    rows = max(MAX_CHOSEN // logits.shape[1], 1)
+    found = iter([guess for at in range(0, len(places), rows) for guess in chosen(places[at : at + rows], logits[at : at + rows])])
+    return [(each, [next(found) for _ in range(len(part))]) for each, part in asking]
+
+
+def chosen(places: Sequence[tuple[Denoising, int]], logits: Tensor) -> Iterable[Guess]:
+    """A guess for each position of some answers by its logits, [n, vocab]."""
+    owners, positions = zip(*places)
+    sequences = [CanvasPosition(each.sequence, position) for each, position in places]
     logits = logits.index_fill(1, torch.tensor([owners[0].mask], device=logits.device), -torch.inf)
     recorder = TraceRecorder.of(sequences, logits)
     scores, errors = Filters(sequences).each(logits, recorder)
     for row, error in errors.items():
         sequences[row].generation.fail(error)
-    ids, logprobs = choose(scores, [each.key_of(position) for each, position in zip(owners, positions)])
+    ids, logprobs = choose(scores, [each.key_of(position) for each, position in places])
     sure = confidences([each.plan.order for each in owners], logits, scores, ids)
     certain = confidences(["entropy" if each.bound is not None else None for each in owners], logits, scores, ids)
     traces = [None] * len(owners) if recorder is None else recorder.choices(scores, ids.tolist())
-    found = map(Denoising.guess, owners, positions, ids.tolist(), logprobs.tolist(), sure, certain, traces)
-    return [(each, [next(found) for _ in range(len(part))]) for each, part in asking]
+    return map(Denoising.guess, owners, positions, ids.tolist(), logprobs.tolist(), sure, certain, traces)
 
 
 class Denoising:
