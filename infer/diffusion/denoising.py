@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 
 import torch
@@ -27,6 +27,7 @@ from .plan import Plan
 
 MAX_POSITIONS = 16_384  # a pass: bounds the memory of activations
 MAX_LOGITS = 100_000_000  # a pass, of all rows: 400 MB of float32
+MAX_ROWS = 512  # that tokens are chosen for at once: filters and orders keep a few copies of 100 MB at a vocabulary of 49,152
 
 
 def denoised(arrivals: Arrivals) -> Strategy:
@@ -66,8 +67,15 @@ def guessed(asking: Sequence[tuple[Denoising, Tensor]]) -> list[tuple[Denoising,
         return []
     owners = [each for each, part in asking for _ in range(len(part))]
     positions = [position for each, _ in asking for position in each.positions]
-    sequences = list(map(CanvasPosition, (each.sequence for each in owners), positions))
     logits = torch.cat([each.hooked(part) for each, part in asking])
+    rows = range(0, len(owners), MAX_ROWS)
+    found = (guess for at in rows for guess in chosen(owners[at : at + MAX_ROWS], positions[at : at + MAX_ROWS], logits[at : at + MAX_ROWS]))
+    return [(each, [next(found) for _ in range(len(part))]) for each, part in asking]
+
+
+def chosen(owners: list[Denoising], positions: list[int], logits: Tensor) -> Iterator[Guess]:
+    """Choose a token for each row of the logits, [n, vocab], which is that of a position of its owner's."""
+    sequences = list(map(CanvasPosition, (each.sequence for each in owners), positions))
     logits = logits.index_fill(1, torch.tensor([owners[0].mask], device=logits.device), -torch.inf)
     recorder = TraceRecorder.of(sequences, logits)
     scores, errors = Filters(sequences).each(logits, recorder)
@@ -77,8 +85,7 @@ def guessed(asking: Sequence[tuple[Denoising, Tensor]]) -> list[tuple[Denoising,
     sure = confidences([each.plan.order for each in owners], logits, scores, ids)
     certain = confidences(["entropy" if each.bound is not None else None for each in owners], logits, scores, ids)
     traces = [None] * len(owners) if recorder is None else recorder.choices(scores, ids.tolist())
-    found = map(Denoising.guess, owners, positions, ids.tolist(), logprobs.tolist(), sure, certain, traces)
-    return [(each, [next(found) for _ in range(len(part))]) for each, part in asking]
+    return map(Denoising.guess, owners, positions, ids.tolist(), logprobs.tolist(), sure, certain, traces)
 
 
 class Denoising:
