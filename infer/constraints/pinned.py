@@ -42,18 +42,23 @@ def laid_out(tokenizer: PreTrainedTokenizerBase, template: Sequence[str | int]) 
     Raises UserError for a text that the tokenizer has no tokens for.
     """
     vocabulary, ids, spaced, at = Vocabulary.of(tokenizer), {}, set(), 0
-    pieces = [sum(same) if is_gap else "".join(same) for is_gap, same in groupby(template, key=is_whole)]
+    pieces = joined(template)
     for piece, behind in zip(pieces, [*pieces[1:], ""]):
         if isinstance(piece, int):
             at += piece
             continue
-        own = tokens_of(tokenizer, piece, "template")
-        if isinstance(behind, int) and vocabulary.tokens[own[-1]] == b" " and vocabulary.extends(b" "):
-            own.pop()
+        left = isinstance(behind, int) and piece.endswith(" ") and vocabulary.extends(b" ")
+        own = [] if left and piece == " " else tokens_of(tokenizer, piece[:-1] if left else piece, "template")
+        if left:
             spaced.add(at + len(own))
         ids.update(enumerate(own, at))
         at += len(own)
     return Layout(at, ids, frozenset(spaced))
+
+
+def joined(template: Sequence[str | int]) -> list[str | int]:
+    """The texts of a template and its gaps in turn: texts side by side are one text, gaps one gap."""
+    return [sum(same) if is_gap else "".join(same) for is_gap, same in groupby(template, key=is_whole)]
 
 
 def tokens_of(tokenizer: PreTrainedTokenizerBase, text: str, setting: str) -> list[int]:
@@ -139,7 +144,7 @@ def check_pinned(params: RequestParams, pinned: Mapping[int, Pin], ends: Collect
 
 def texts_given(params: RequestParams) -> Iterator[tuple[str, str]]:
     """The texts that stand in an answer behind its beginning, with the settings that give them."""
-    yield from (("template", each) for each in params.template or () if isinstance(each, str))
+    yield from (("template", each) for each in joined(params.template or ()) if isinstance(each, str))
     yield from (("suffix", each) for each in (params.suffix,) if each)
     yield from (("forced_text", each) for each in (params.forced_text or {}).values() if isinstance(each, str))
 

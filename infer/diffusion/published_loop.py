@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 from transformers.utils import ModelOutput
 
 from ...data.errors import UserError
+from ..runners.architecture import decoding_limit
 from ..runners.paradigm import PROMPT_CAUSAL, diffusion_of
 
 Read = Callable[[Tensor], Tensor]  # a canvas [batch, length] -> its logits [batch, length, vocab], those of a token where the token stands
@@ -39,8 +40,10 @@ def mask_id_of(model: nn.Module, name: str, given: int | None) -> int:
 def reader(model: nn.Module, prompt: int, length: int, attention_mask: Tensor | None, counted: bool) -> Read:
     """Return what reads canvases [batch, length] whose first `prompt` positions are seen where `attention_mask` [batch, prompt] is not 0.
 
-    `counted`: a row's positions are counted from the first that is seen, else from its beginning.
+    `counted`: a row's positions are counted from the first that is seen, else from its beginning. Raises UserError for more positions than the model has.
     """
+    if (limit := decoding_limit(model)) is not None and length > limit:
+        raise UserError(f"the prompt's {prompt} tokens and an answer of {length - prompt} are more than the model's {limit} positions: shorten one of them")
     diffusion = diffusion_of(model.config)
     told: dict[str, Tensor] = {}
     seen = None

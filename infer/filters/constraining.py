@@ -12,7 +12,7 @@ from ..requests.options import CONFIG, Command, file_or_text, option, options_of
 from ..requests.params import RequestParams, as_texts
 from ..requests.rules import listed, mapping, text, texts, whole, yes_or_no
 from ..requests.sequence import TokenSequence
-from ..requests.written import lines_or_texts, texts_by_place
+from ..requests.written import by_place, lines_or_texts, texts_by_place
 from .spec import FilterSpec, given, row_by_row
 
 
@@ -24,8 +24,8 @@ def constrained(sequence: TokenSequence, scores: Tensor) -> Tensor:
 
 
 def by_places(given: Any) -> Any:
-    """Texts by positions; JSON writes these as texts."""
-    return {int(place): text for place, text in given.items()} if isinstance(given, Mapping) else given
+    """Texts by positions, which JSON writes as texts; raises UserError for one that is written twice."""
+    return by_place("forced_text", given.items()) if isinstance(given, Mapping) else given
 
 
 def ids_in(forced: Mapping[int, str | int]) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from ast import literal_eval
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,19 @@ def texts_by_place(name: str, words: Sequence[str]) -> dict[int, str | int] | No
     """Return the texts of `0=Yes` and the like by their places, or of one JSON object, where numbers are ids; None for no words."""
     if not words:
         return None
-    found = {}
-    for place, text in pairs(name, words, "PLACE=TEXT, as 0=Yes", first=True):
-        if not place.isdecimal():
-            raise UserError(f"{name} has {place!r} where a token's place is told: write PLACE=TEXT, counted from 0, as 0=Yes")
-        found[int(place)] = text if type(text) is int else str(text)
+    written = pairs(name, words, "PLACE=TEXT, as 0=Yes", first=True)
+    if place := next((place for place, _ in written if not place.isdecimal()), None):
+        raise UserError(f"{name} has {place!r} where a token's place is told: write PLACE=TEXT, counted from 0, as 0=Yes")
+    return by_place(name, ((place, text if type(text) is int else str(text)) for place, text in written))
+
+
+def by_place(name: str, given: Iterable[tuple[str, Any]]) -> dict[int, Any]:
+    """Return what is given by the numbers of its places; raises UserError for a place that is written twice, ValueError for one that is no number."""
+    found: dict[int, Any] = {}
+    for written, value in given:
+        if (place := int(written)) in found:
+            raise UserError(f"{name} gives token {place} twice, {found[place]!r} and {value!r}: drop one of them")
+        found[place] = value
     return found
 
 

@@ -9,7 +9,8 @@ from seodang.data.errors import UserError
 from seodang.infer import Committed, Finished, Observed, PrefixCache, Provisional, SamplingParams, embed, generate, score, stream
 from seodang.infer.diffusion import denoising
 from seodang.infer.engine import core
-from seodang.infer.requests.trace import DiffusionStep
+from seodang.infer.filters.pipeline import Filters
+from seodang.infer.requests.trace import ChoiceTrace, DiffusionStep
 from seodang.infer.runners.open import open_runner
 from seodang.infer.runners.paradigm import Diffusion, declare
 from seodang.infer.runners.ragged import RaggedRunner
@@ -236,6 +237,21 @@ def test_a_long_prompt_and_its_masks_are_read_by_parts(denoiser, tiny_tokenizer,
     cache = None if attention == "bidirectional" else PrefixCache(model)
     for each, result in zip(want, generate(model, tiny_tokenizer, [prompt] * 3, params, prefix_cache=cache), strict=True):
         assert result.ids == each.ids and result.logprobs == pytest.approx(each.logprobs, abs=1e-9)
+
+
+def test_tokens_are_chosen_for_a_bounded_number_of_positions_at_once(denoiser, tiny_tokenizer, monkeypatch):
+    model, rows = denoiser("bidirectional"), []
+    each = SamplingParams(max_new_tokens=NEW, temperature=1.0, seed=3, ignore_eos=True, logprobs=1)
+    params = [replace(each, cfg_scale=1.0), replace(each, num_return_sequences=2, remask=0.5), replace(each, top_k=5, confidence_threshold=0.02)]
+    want = generate(model, tiny_tokenizer, PROMPTS, params, trace=True)
+    monkeypatch.setattr(Filters, "each", lambda self, scores, *rest, own=Filters.each: rows.append(len(scores)) or own(self, scores, *rest))
+    monkeypatch.setattr(denoising, "MAX_CHOSEN", 5 * model.config.vocab_size)
+    got = generate(model, tiny_tokenizer, PROMPTS, params, trace=True)
+    told = lambda result: [each.what for each in result.trace if isinstance(each, Observed) and isinstance(each.what, (DiffusionStep, ChoiceTrace))]
+    for one, other in zip(want, got, strict=True):
+        assert (one.ids, one.logprobs, one.forwards) == (other.ids, other.logprobs, other.forwards)
+        assert told(one) == told(other) != []
+    assert max(rows) == 5 and sum(rows) > 10 * NEW
 
 
 @pytest.mark.parametrize("bound, passes", [("MAX_LOGITS", 12), ("MAX_POSITIONS", 12), (None, 4)])

@@ -97,6 +97,7 @@ def test_what_comes_back_and_where_settings_come_from():
         ({"top_p": 0}, r"top_p must be in \(0, 1\], got 0"),
         ({"eps": 1}, "eps must be"),
         ({"inputs": torch.tensor([1, 2, 3])}, r"tensor \[batch, length\] of whole numbers, got \[3\]"),
+        ({"max_new_tokens": 254}, "the prompt's 3 tokens and an answer of 254 are more than the model's 256 positions"),
         ({"inputs": [[1, 2, 3]]}, "got list"),
         ({"attention_mask": torch.ones(1, 2)}, r"of the shape of the inputs, \[1, 3\], got \[1, 2\]"),
         ({"attention_mask": [[1, 1, 1]]}, "got list"),

@@ -110,6 +110,9 @@ def test_the_space_before_a_gap_is_brought_by_its_first_token(tokenizer):
     assert layout.ids == dict(enumerate(begin)) | dict(enumerate(middle, 5)) | {8: said(tokenizer, "Asia")[0]} | dict(enumerate(said(tokenizer, " \n"), 10))
     assert layout.spaced == {3} and layout.length == 10 + len(said(tokenizer, " \n"))
     assert laid_out(tokenizer, ["a", "b", 2, 3]) == laid_out(tokenizer, ["ab", 5])
+    indented = laid_out(tokenizer, ["def f():\n    ", 1])  # the tokenizer has one token for all of the white space
+    assert [*indented.ids.values()] == said(tokenizer, "def f():\n   ") and indented.spaced == {len(indented.ids)}
+    assert laid_out(tokenizer, [" ", 1]).spaced == {0} and not laid_out(tokenizer, [" ", 1]).ids
 
 
 def test_a_text_that_ends_with_a_space_reads_right_with_the_real_tokens(fresh_tiny, tokenizer):
@@ -146,6 +149,7 @@ def bad(**settings) -> dict:
         ({"template": ["ab", 3], "forced_text": {1: 40}}, "forced_text at token 1 meets template, which is there already"),
         ({"template": ["ab", 3], "forced_text": {5: 40}}, "forced_text 40 at token 5 takes 1 tokens, but the template's length=5"),
         ({"template": ["ab", 3], "stop": "b"}, "template has 'ab', at which stop='b' would end the answer"),
+        ({"template": ["a", "b", 3], "stop": "ab"}, "template has 'ab', at which stop='ab' would end the answer"),
         ({"template": ["ab", 3], "forced_bos_token_id": 9}, "forced_bos_token_id=9 is for token 0, which template gives"),
         ({"template": [3, "."], "forced_eos_token_id": 2}, "forced_eos_token_id=2 is for token 3, which template gives"),
         ({"template": [3, "."], "choice": ["a", "b"]}, "choice says what the whole answer is, so template cannot stand in it"),

@@ -3,7 +3,6 @@
 import pytest
 
 from seodang.infer import Committed, Observed, SamplingParams, generate, stream
-from seodang.infer.diffusion import denoising
 from seodang.infer.requests.trace import DiffusionStep
 
 from .conftest import MASK
@@ -85,16 +84,3 @@ def test_a_seed_repeats_orders_of_chance_and_remasking_and_another_does_not(deno
         assert first == again and all(one != two for one, two in zip(first, other))
     answers = generate(model, tiny_tokenizer, PROMPTS[:1], SamplingParams(**{**DRAWN, "temperature": 0, "alg": "random"}, num_return_sequences=4, seed=1))
     assert len({tuple(each.ids) for each in answers}) > 1
-
-
-@pytest.mark.parametrize("settings", [{"alg": "low_confidence", "steps": 4, "top_k": 9}, {"entropy_bound": 2.0}, {"alg_temp": 0.5, "steps": 5}])
-def test_tokens_are_chosen_so_many_positions_at_a_time_which_changes_nothing(denoiser, tiny_tokenizer, monkeypatch, settings):
-    model = denoiser("bidirectional", 1, None)
-    params = SamplingParams(**DRAWN, seed=3, **settings)
-    whole = [result.ids for result in generate(model, tiny_tokenizer, PROMPTS, params)]
-    sizes = []
-    chosen = denoising.chosen
-    monkeypatch.setattr(denoising, "chosen", lambda places, logits: sizes.append(len(logits)) or chosen(places, logits))
-    monkeypatch.setattr(denoising, "MAX_CHOSEN", 2 * model.config.vocab_size)
-    assert [result.ids for result in generate(model, tiny_tokenizer, PROMPTS, params)] == whole
-    assert max(sizes) == 2

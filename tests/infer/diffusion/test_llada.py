@@ -101,6 +101,7 @@ def test_a_prompt_may_be_called_so_and_a_tensor_comes_back():
         ({"prompt": torch.tensor([[1]])}, "prompt and inputs are both given"),
         ({"attention_mask": torch.ones(1, 2)}, r"of the shape of the inputs, \[1, 3\], got \[1, 2\]"),
         ({"inputs": torch.tensor([[MASK, 2, 3]]), "attention_mask": torch.tensor([[0, 1, 1]])}, "padded by the mask token 63"),
+        ({"gen_length": 254, "block_length": 254, "steps": 254}, "the prompt's 3 tokens and an answer of 254 are more than the model's 256 positions"),
         ({"inputs": None}, "got NoneType"),
     ],
 )  # fmt: skip

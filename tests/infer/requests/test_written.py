@@ -16,6 +16,12 @@ def test_words_become_texts_places_and_numbers():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("words", [["0=Yes", "0=No"], ['{"0": "Yes", "00": "No"}']])
+def test_a_place_that_is_given_twice_is_refused(words):
+    with pytest.raises(UserError, match="forced_text gives token 0 twice, 'Yes' and 'No': drop one of them"):
+        texts_by_place("forced_text", words)
+
+
 def test_an_empty_file_of_texts_is_refused(tmp_path):
     (tmp_path / "none.txt").write_text("\n")
     with pytest.raises(UserError, match="none.txt is empty"):

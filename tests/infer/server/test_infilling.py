@@ -113,6 +113,7 @@ def test_mistakes_are_told_by_the_clients_own_names(client):
         ({"template": ["a", 999]}, "template", "more than the 256 positions"), ({"template": 5}, "template", "must be a list"),
         ({"template": "a{3}", "suffix": "b"}, "suffix", "has no place beside template"),
         ({"template": "ab{3}", "forced_text": {"1": 40}}, "forced_text", "meets template"), ({"forced_text": {"1": 127}, "max_tokens": 6}, "forced_text", "it is the mask"),
+        ({"forced_text": {"0": "a", "00": "b"}, "max_tokens": 6}, "forced_text", "gives token 0 twice"),
     ):  # fmt: skip
         response = client.post("/v1/chat/completions", json={**chat, **body})
         assert response.status_code == 400 and response.json()["error"]["param"] == field and told in response.text, response.text
