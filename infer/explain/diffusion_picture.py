@@ -55,7 +55,7 @@ def draw(steps: Sequence[DiffusionStep], names: TokenLabels, path: Path, title: 
         if title:
             axes.set_title(title, fontsize=10)
         figure.colorbar(image, ax=axes, label="probability of the token when it was chosen")
-        figure.savefig(path, format="png", dpi=DPI)
+        figure.savefig(path, format="png", dpi=DPI, bbox_inches="tight")  # few steps make a picture lower than what is written beside them
 
 
 def shortened(name: str) -> str:

@@ -88,3 +88,12 @@ def test_a_picture_has_the_probability_of_each_token_from_its_step_on(steps, nam
     dark, middle = (abs(image - colour).max(-1) < 0.02 for colour in ([0.267, 0.005, 0.329], [0.128, 0.567, 0.551]))  # viridis of 1 and of a half
     cells = dark.sum() / 5, middle.sum() / 8, grey / 7  # so many pixels has a cell of each kind
     assert max(cells) < 1.15 * min(cells) and min(cells) > 900
+
+
+def test_nothing_written_is_cut_off_a_picture_of_one_step(steps, names, tmp_path):
+    from matplotlib.image import imread
+
+    draw(steps[:1], names, tmp_path / "step.png", "a title that is wider than five tokens, " * 3)
+    image = imread(tmp_path / "step.png")[..., :3]
+    for edge in (image[0], image[-1], image[:, 0], image[:, -1]):
+        assert (edge == 1).all()
