@@ -62,7 +62,7 @@ KINDS = {each.__name__: each() for each in (byte_level, swallowing, merges_over_
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(parts=st.lists(st.tuples(st.sampled_from(PIECES), st.integers(1, 120)), min_size=1, max_size=6), as_text=st.booleans())
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_nothing_that_fits_is_refused_and_what_is_refused_does_not_fit(monkeypatch, kind, parts, as_text):
     """Beginnings are tried from 256 characters on, and every token counts."""
     for name, value in (("SURE", 256), ("JOINED", 0), ("LIKELY", 0)):

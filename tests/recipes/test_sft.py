@@ -183,6 +183,7 @@ def test_a_signal_saves_and_leaves_with_the_shells_exit_code_and_the_same_comman
     assert [e["step"] for e in read_log(tmp_path / "out" / "log.jsonl") if "loss" in e] == [1, 2, 3, 4]
 
 
+@pytest.mark.full
 def test_two_processes_equal_one_with_twice_the_batch(base, data, tmp_path, launch):
     """`accelerate launch recipes/sft.py` on two CPU processes: the same mean over the tokens of the whole batch."""
     common = ["--model", base, "--data", data, "--max_steps", 3, "--save_strategy", "steps", "--save_steps", 2]

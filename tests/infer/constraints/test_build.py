@@ -145,7 +145,7 @@ def test_probabilities_on_a_trie_are_those_of_the_masked_model(tiny_llama, tiny_
     assert sum((found[path] - 200 * p) ** 2 / (200 * p) for path, p in expected.items()) < 20  # 4 degrees of freedom, p = 0.0005
 
 
-@pytest.mark.parametrize("way", [{}, {"num_beams": 4, "num_return_sequences": 4}, {"prompt_lookup_num_tokens": 3}])
+@pytest.mark.parametrize("way", [pytest.param({}, marks=pytest.mark.full), {"num_beams": 4, "num_return_sequences": 4}, {"prompt_lookup_num_tokens": 3}])
 def test_every_answer_is_a_path(real_model, tokenizer, way):
     paths = ["훈장님", "훈장님의 나무", "tree", "trees and more"]
     for result in generate(real_model, tokenizer, ["나무 is a"], SamplingParams(trie=paths, max_new_tokens=24, **way)):
