@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, TypeVar
+from urllib.parse import quote
 
 from fastapi import Request
 from fastapi.responses import Response
@@ -46,7 +47,8 @@ async def answered(request: Request, served: Served, kind: type[B], make: Callab
         how = {"cache_salt": body.cache_salt, "trace": body.trace, "include_steps": asked.include_steps, "adapter": served.adapter(body.model)}
         submit = partial(served.engine.submit, params=asked.params, **how)
         call = await Call.begin(asked.prompts, submit)
-    headers = {"x-ignored-fields": ", ".join(asked.ignored)} if asked.ignored else {}
+    ignored = (quote(name, safe="[]", errors="replace") for name in asked.ignored)  # a header has ASCII alone, and no ends of lines
+    headers = {"x-ignored-fields": ", ".join(ignored)} if asked.ignored else {}
     if body.stream:
         return EventStream(call, streamed(call, asked), headers)
     with asked.words.told():

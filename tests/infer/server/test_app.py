@@ -308,6 +308,8 @@ def test_a_lenient_server_ignores_what_has_no_effect_and_says_so(engine):
         response = post(client, tempratur=1, suffix="x", messages=[], top_k=None, length_penalty=2)
         assert response.status_code == 200 and response.headers["x-ignored-fields"] == "messages, tempratur, suffix, length_penalty"
         assert post(client).headers.get("x-ignored-fields") is None
+        odd = post(client, **{"온도": 1, "a\r\nb: c": 1})
+        assert odd.status_code == 200 and odd.headers["x-ignored-fields"] == "%EC%98%A8%EB%8F%84, a%0D%0Ab%3A%20c" and "b" not in odd.headers
         assert client.post("/tokenize", json={"prompt": "abc", "tools": [], "colour": 1}).json()["count"] == 3
 
 
