@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 Row = dict[str, list[int]]  # input_ids, labels; packed rows also lengths
 
@@ -91,6 +92,11 @@ def collate(features: Sequence[Row]) -> dict[str, Any]:
 
 def _flat(features: Sequence[Row], key: str) -> torch.Tensor:
     return torch.tensor([list(itertools.chain.from_iterable(feature[key] for feature in features))], dtype=torch.int64)
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What rows are padded with; 0 where the tokenizer has nothing for it: no token sees it."""
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
 
 def collate_padded(features: Sequence[Row], pad_token_id: int) -> dict[str, torch.Tensor]:

@@ -34,7 +34,7 @@ from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.training import Arguments
 from seodang.recipes.run.training import plan_lines
 from seodang.train.diffusion.adapt import adapt, unused_tokens
-from seodang.train.diffusion.canvas import Canvas, end_of_text_id, ends_of_answers, longest_canvas
+from seodang.train.diffusion.canvas import Canvas, longest_canvas
 from seodang.train.diffusion.objective import DenoisingObjective
 from seodang.train.diffusion.trainer import diffusion_trainer
 from seodang.train.rollouts.eval_generation import AnswerSampler, HeldOut, held_out_questions
@@ -121,8 +121,7 @@ def by_diffusion(
     objective = options.objective()
     mask = tokenizer.mask_token or next(iter(unused_tokens(tokenizer)[::-1]), NEW_MASK)
     adapt(model, tokenizer, mask_token=mask, shift=options.shift, attention=options.attention, autoregressive=objective.co_loss > 0)
-    filling = end_of_text_id(tokenizer)
-    canvas = Canvas(filling, ends_of_answers(tokenizer, filling), objective.canvas)
+    canvas = Canvas.of(tokenizer, objective.canvas)
     rows, counts = sentences(tokenizer)
     rows = list(canvas.rows(rows))
     args = arguments(options, "diffusion", model, options.learning_rate)

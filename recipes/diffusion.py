@@ -24,7 +24,7 @@ from seodang.recipes.run.identity import origin_of
 from seodang.recipes.run.training import checkpoint_to_resume, complete_arguments, early_stopping, plan_lines, train_and_save
 from seodang.recipes.sft import load_rows, show, stage_lines
 from seodang.train.diffusion.adapt import adapt
-from seodang.train.diffusion.canvas import Canvas, end_of_text_id, ends_of_answers, longest_canvas, refuse_mask
+from seodang.train.diffusion.canvas import Canvas, longest_canvas, refuse_mask
 from seodang.train.diffusion.objective import DenoisingObjective
 from seodang.train.diffusion.trainer import diffusion_trainer
 from seodang.train.rollouts.eval_generation import MAX_NEW_TOKENS, AnswerSampler, answerable
@@ -68,8 +68,7 @@ def main(argv: list[str] | None = None) -> int:
         model, tokenizer, mask_token=options.mask_token, shift=options.shift, attention=options.attention, autoregressive=objective.co_loss > 0,
         trained=not options.scratch, may_grow=model_options.lora_r <= 0,
     )  # fmt: skip
-    filling = end_of_text_id(tokenizer, options.end_of_text)
-    canvas = Canvas(filling, ends_of_answers(tokenizer, filling), objective.canvas)
+    canvas = Canvas.of(tokenizer, objective.canvas, options.end_of_text)
     rows, eval_rows, questions, counts = load_rows(data, tokenizer, args, partial(canvas.rows, max_length=data.max_length))
     if not data.streaming:
         refuse_mask([*rows, *eval_rows], says.mask_token_id, tokenizer.mask_token)

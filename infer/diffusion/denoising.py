@@ -22,7 +22,7 @@ from ..runners.paradigm import diffusion_of
 from .canvas import Canvas, CanvasPosition, CanvasSequence, aligned
 from .commit import Guess, due
 from .hooks import Hooks
-from .orders import OF_THE_MODEL, RANDOM, confidences
+from .orders import ENTROPY, OF_THE_MODEL, RANDOM, confidences
 from .plan import Plan
 
 MAX_POSITIONS = 16_384  # a pass: bounds the memory of activations
@@ -86,7 +86,7 @@ def chosen(places: Sequence[tuple[Denoising, int]], logits: Tensor) -> Iterable[
         sequences[row].generation.fail(error)
     ids, logprobs = choose(scores, [each.key_of(position) for each, position in places])
     sure = confidences([each.plan.order for each in owners], logits, scores, ids)
-    certain = confidences(["entropy" if each.bound is not None else None for each in owners], logits, scores, ids)
+    certain = confidences([each.bounding for each in owners], logits, scores, ids)
     traces = [None] * len(owners) if recorder is None else recorder.choices(scores, ids.tolist())
     return map(Denoising.guess, owners, positions, ids.tolist(), logprobs.tolist(), sure, certain, traces)
 
@@ -123,6 +123,11 @@ class Denoising:
         """How many positions its next pass has."""
         own = self.rows + (len(self.sequence.request.prompt_ids) if self.sequence.whole else 0)
         return own if self.sequence.guidance is None else 2 * own
+
+    @property
+    def bounding(self) -> str | None:
+        """The order by which a bound knows entropies, where that is not the answer's own."""
+        return None if self.bound is None or self.plan.order == ENTROPY else ENTROPY
 
     def key_of(self, position: int) -> int | None:
         """What the noise of a position's ids hangs on in this step; None where the likeliest is taken."""
@@ -170,11 +175,12 @@ class Denoising:
         return logits
 
     def guess(self, position: int, id: int, logprob: float, sure: float, certain: float, trace: ChoiceTrace | None) -> Guess:
-        """A token with how sure it is; `certain` is the negative entropy."""
+        """A token with how sure it is; `certain` is the negative entropy, where the order does not say it."""
         if self.plan.order == RANDOM:
             sure = uniform(self.sequence.seed, position, f"random {self.step}")
         chance = sure if self.plan.order in OF_THE_MODEL else math.exp(logprob)
-        return Guess(position, id, logprob, sure, chance, -certain, trace)
+        entropy = -sure if self.plan.order == ENTROPY else -certain
+        return Guess(position, id, logprob, sure, chance, entropy, trace)
 
     def take(self, guesses: list[Guess]) -> None:
         """Make certain what is due, publish what is certain up to the first open position, and tell what is beyond it, and new guesses.

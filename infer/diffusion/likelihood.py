@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..filters.logits import logprobs
+from ..requests.likelihoods import MAX_LOGITS
 from ..runners.contract import Runner
 from ..runners.paradigm import BIDIRECTIONAL, diffusion_of
 from .canvas import aligned
@@ -20,7 +21,6 @@ from .masking import Draws, Masks, masks_of, standard_error
 from .schedule import blocks_of
 
 MAX_POSITIONS = 8192  # positions a pass, those in the cache included, of which every mask of an answer has a copy
-MAX_LOGITS = 512  # rows of logits a pass: 100 MB of float32 at a vocabulary of 49,152
 
 
 @dataclass(frozen=True)

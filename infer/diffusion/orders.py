@@ -12,7 +12,7 @@ from ..filters.logits import wide
 
 ORIGIN = "origin"  # each position at a step of its own, drawn beforehand: D3PM
 RANDOM = "random"  # each open position as soon as any other: LLaDA
-DEFAULT_ORDER = "entropy"
+DEFAULT_ORDER = ENTROPY = "entropy"
 
 
 def of_the_token(probs: Tensor, ids: Tensor) -> Tensor:
@@ -38,12 +38,12 @@ def negative_entropy(probs: Tensor, ids: Tensor) -> Tensor:
 # of distributions, [n, vocab], and the tokens that were chosen from them, [n]: how sure each position is. low_confidence goes by the model's own
 # distributions, before temperature and filters, as LLaDA, the others by those that tokens are chosen from, as Dream
 CONFIDENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "maskgit_plus": of_the_token, "topk_margin": margin, "entropy": negative_entropy, "low_confidence": of_the_token,
+    "maskgit_plus": of_the_token, "topk_margin": margin, ENTROPY: negative_entropy, "low_confidence": of_the_token,
 }  # fmt: skip
 OF_THE_MODEL = frozenset({"low_confidence"})
 BY_CHANCE = (ORIGIN, RANDOM)  # these do not ask how sure a position is
 ORDERS = (ORIGIN, *CONFIDENCES, RANDOM)
-OF_DREAM = (ORIGIN, "maskgit_plus", "topk_margin", "entropy")
+OF_DREAM = (ORIGIN, "maskgit_plus", "topk_margin", ENTROPY)
 
 
 def confidence(order: str, logits: Tensor, scores: Tensor, ids: Tensor) -> Tensor:

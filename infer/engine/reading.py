@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from ..requests.generation import Generation
-from ..requests.likelihoods import Likelihoods, TokenLogprobs
+from ..requests.likelihoods import MAX_LOGITS, Likelihoods, TokenLogprobs
 from ..requests.request import Request
 from ..requests.sequence import TokenSequence, held_slot, new_slot, recalled_slot
 from ..requests.strategy import Forward, Host, Strategy
 from ..runners.contract import Runner
-
-MAX_LOGITS = 512  # rows of logits a pass: 100 MB of float32 at a vocabulary of 49,152
 
 
 class PromptReading(TokenSequence):

@@ -16,6 +16,7 @@ from ...data.surrogates import refuse_surrogates
 from ..diffusion.likelihood import Bound, likelihood_bounds
 from ..diffusion.masking import Draws
 from ..filters.logits import wide
+from ..requests.likelihoods import MAX_LOGITS
 from ..runners.architecture import transformers_model
 from ..runners.contract import Runner
 from ..runners.encoder_decoder import EncoderDecoderRunner, decoder_start
@@ -25,7 +26,6 @@ from ..text.vocabulary import check_ids
 from .prompts import Prompt, encode, is_dialogue, whole_numbers
 
 MAX_POSITIONS = 8192  # new positions a pass
-MAX_LOGITS = 512  # rows of logits a pass: 100 MB of float32 at a vocabulary of 49,152
 
 Completion = str | dict | list[int]  # a text, an assistant's message, or ids
 

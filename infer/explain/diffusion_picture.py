@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..requests.trace import DiffusionStep
 from ..text.token_labels import TokenLabels
-from .diffusion_steps import SIGN, moments
+from .diffusion_steps import SIGN, moments, states
 
 INCHES = 0.32  # a cell
 MOST = 60.0  # inches of a side: the cells of long canvases are smaller
@@ -19,15 +19,7 @@ DPI = 120
 
 def chances(steps: Sequence[DiffusionStep]) -> list[list[float]]:
     """What is drawn, a row a step and a column a position: the probability that the token there was chosen by, NaN where it is open, 1 of what was given."""
-    now = [nan if id is None else 1.0 for id in steps[0].canvas]
-    rows = []
-    for step in steps:
-        for position in step.remasked:
-            now[position] = nan
-        for (position, *_), logprob in zip(step.committed, step.logprobs, strict=True):
-            now[position] = min(exp(logprob), 1.0)
-        rows.append(list(now))
-    return rows
+    return [[nan if each is None else min(exp(each.logprob), 1.0) for each in now] for now in states(steps)]
 
 
 def draw(steps: Sequence[DiffusionStep], names: TokenLabels, path: Path, title: str = "") -> None:

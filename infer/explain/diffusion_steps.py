@@ -89,8 +89,8 @@ def fitting(steps: Sequence[DiffusionStep], names: TokenLabels, width: int) -> l
     return full if all(line.cell_len <= width for line in full) else list(history(steps, names, compact=True))
 
 
-def moments(steps: Sequence[DiffusionStep]) -> list[Moment | None]:
-    """When each position of the canvas became certain; None for one that is open in the end."""
+def states(steps: Sequence[DiffusionStep]) -> Iterator[list[Moment | None]]:
+    """Yield after each step when every position of the canvas became certain; None for one that is open."""
     found: list[Moment | None] = [None if id is None else Moment(0, id, 0.0, 0) for id in steps[0].canvas]
     again = [0] * len(found)
     for step in steps:
@@ -99,6 +99,12 @@ def moments(steps: Sequence[DiffusionStep]) -> list[Moment | None]:
             again[position] += 1
         for (position, id, _), logprob in zip(step.committed, step.logprobs, strict=True):
             found[position] = Moment(step.step, id, logprob, again[position])
+        yield list(found)
+
+
+def moments(steps: Sequence[DiffusionStep]) -> list[Moment | None]:
+    """When each position of the canvas became certain; None for one that is open in the end."""
+    *_, found = states(steps)
     return found
 
 

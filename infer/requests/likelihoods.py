@@ -12,6 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..text.vocabulary import Vocabulary
 
+MAX_LOGITS = 512  # rows of logits a pass that judges tokens: 100 MB of float32 at a vocabulary of 49,152
+
 
 @dataclass(frozen=True)
 class ScoredToken:

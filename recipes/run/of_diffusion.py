@@ -10,7 +10,7 @@ from seodang.data.errors import UserError
 from seodang.infer.diffusion.masking import Draws
 from seodang.infer.runners.architecture import transformers_model
 from seodang.infer.runners.paradigm import diffusion_of
-from seodang.train.diffusion.canvas import Canvas, end_of_text_id, ends_of_answers
+from seodang.train.diffusion.canvas import Canvas
 
 
 def given(options: object, names: Sequence[str]) -> dict[str, Any]:
@@ -27,10 +27,7 @@ def drawing(asked: Mapping[str, Any]) -> Draws:
 
 def canvas_of(tokenizer: PreTrainedTokenizerBase, multiple: int | None) -> Canvas | None:
     """How answers are filled up, to a multiple of so many tokens; None where none is asked for."""
-    if multiple is None:
-        return None
-    filling = end_of_text_id(tokenizer)
-    return Canvas(filling, ends_of_answers(tokenizer, filling), multiple)
+    return None if multiple is None else Canvas.of(tokenizer, multiple)
 
 
 def refuse_of_diffusion(model: nn.Module, asked: Mapping[str, Any], why: str) -> None:

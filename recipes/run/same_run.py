@@ -1,13 +1,13 @@
 """Whether a file's answers are those that are asked for now: the same prompts, of the same model, by the same settings."""
 
+import hashlib
 import json
 from collections.abc import Mapping
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from seodang.data.errors import UserError
-from seodang.infer.checkpoint.manifest import MANIFEST, fingerprint
+from seodang.infer.checkpoint.manifest import MANIFEST, fingerprint, sha256
 from seodang.recipes.run.prompt_files import Prompts
 
 SHOWN = 100  # characters of a value
@@ -21,7 +21,7 @@ def header_of(identity: Mapping[str, Any], asked: Prompts, each: int) -> dict[st
 
 def prompts_fingerprint(asked: Prompts, count: int) -> str:
     """What tells so many first prompts, and their numbers, from others."""
-    found = sha256()
+    found = hashlib.sha256()
     for number, prompt in zip(asked.numbers[:count], asked.prompts[:count]):
         found.update(json.dumps([number, prompt]).encode() + b"\n")
     return found.hexdigest()[:16]
@@ -55,7 +55,7 @@ def contents_of(name: str) -> str | None:
     """A fingerprint of a file, or of a checkpoint's folder: of its manifest where it has one, else of its files' sizes and times; None for a name of neither."""
     place = Path(name).expanduser()
     if place.is_file():
-        return sha256(place.read_bytes()).hexdigest()[:16]
+        return sha256(place)[:16]
     if not place.is_dir():
         return None
     if (place / MANIFEST).is_file():

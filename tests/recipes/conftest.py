@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig
+
+from seodang.infer.runners.paradigm import Diffusion, declare
 
 
 @pytest.fixture(autouse=True)
@@ -20,6 +23,19 @@ def base(fresh_tiny, tiny_tokenizer, tmp_path):
     fresh_tiny("llama").save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def declared(base):
+    """`declared(shift=1)`: the same folder, whose config says that it is of masked diffusion, by mask 127 unless another is given."""
+
+    def say(mask: int = 127, **diffusion) -> Path:
+        config = AutoConfig.from_pretrained(base)
+        declare(config, Diffusion(mask, **diffusion))
+        config.save_pretrained(base)
+        return base
+
+    return say
 
 
 @pytest.fixture

@@ -3,22 +3,17 @@
 import json
 
 import pytest
-from transformers import AutoConfig
 
 from seodang.infer import SamplingParams, generate
 from seodang.infer.checkpoint.load import load
-from seodang.infer.runners.paradigm import Diffusion, declare
 from seodang.recipes import chat, explain, sft
 from seodang.recipes import generate as generate_recipe
 
 
 @pytest.fixture
-def checkpoint(base):
+def checkpoint(declared):
     """A tiny diffusion checkpoint's folder, whose prompt is read once."""
-    config = AutoConfig.from_pretrained(base)
-    declare(config, Diffusion(127, 1, "prompt_causal"))
-    config.save_pretrained(base)
-    return str(base)
+    return str(declared(shift=1, attention="prompt_causal"))
 
 
 PLAIN = ["--max_new_tokens", "8", "--suppress_tokens", *map(str, [0, 1, 2, 3, *range(98, 127)])]  # letters alone

@@ -4,23 +4,19 @@ import json
 import re
 
 import pytest
-from transformers import AutoConfig
 
 from seodang.infer.checkpoint.load import load
 from seodang.infer.checkpoint.manifest import read_manifest, verify
-from seodang.infer.runners.paradigm import Diffusion, declare, diffusion_of
+from seodang.infer.runners.paradigm import Diffusion, diffusion_of
 from seodang.recipes import dpo, kto
 from seodang.train.diffusion.dpo import diffusion_dpo_trainer
 from seodang.train.run.callbacks import read_log
 
 
 @pytest.fixture
-def checkpoint(base):
+def checkpoint(declared):
     """A tiny diffusion checkpoint's folder."""
-    config = AutoConfig.from_pretrained(base)
-    declare(config, Diffusion(127, 1))
-    config.save_pretrained(base)
-    return base
+    return declared(shift=1)
 
 
 @pytest.fixture
@@ -79,12 +75,10 @@ def test_mistakes_are_told_before_anything_is_trained(checkpoint, data, tmp_path
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_what_is_of_one_way_to_speak_is_refused_for_the_other(base, data, tmp_path, capsys):
+def test_what_is_of_one_way_to_speak_is_refused_for_the_other(base, declared, data, tmp_path, capsys):
     assert run("--model", base, "--data", data, "--output_dir", tmp_path / "out", "--draws", 4) == 2
     assert "--draws 4 is of masked diffusion, but this llama speaks from left to right, and its likelihoods are exact" in capsys.readouterr().err
-    config = AutoConfig.from_pretrained(base)
-    declare(config, Diffusion(127, 1))
-    config.save_pretrained(base)
+    declared(shift=1)
     assert kto.main(["--model", str(base), "--data", str(data), "--output_dir", str(tmp_path / "out"), "--device", "cpu"]) == 2
     assert "kto teaches text from left to right, but this model is one of masked diffusion" in capsys.readouterr().err
 

@@ -1,11 +1,9 @@
 """Infilling on the command line: a template as one text or as a list, a suffix, forced tokens; mistakes are told before a model is loaded."""
 
 import pytest
-from transformers import AutoConfig
 
 from seodang.infer import SamplingParams, generate
 from seodang.infer.checkpoint.load import load
-from seodang.infer.runners.paradigm import Diffusion, declare
 from seodang.recipes import explain
 from seodang.recipes import generate as generate_recipe
 from seodang.recipes.options.decoding import SpeakingModel
@@ -14,12 +12,9 @@ LETTERS = ["--dtype", "float32", "--suppress_tokens", *map(str, [0, 1, 2, 3, *ra
 
 
 @pytest.fixture
-def checkpoint(base):
+def checkpoint(declared):
     """A tiny diffusion checkpoint's folder."""
-    config = AutoConfig.from_pretrained(base)
-    declare(config, Diffusion(127, 0, "bidirectional"))
-    config.save_pretrained(base)
-    return str(base)
+    return str(declared())
 
 
 def test_what_is_given_is_filled_in_as_by_a_call(checkpoint, tmp_path, capsys):

@@ -4,11 +4,9 @@ import json
 import math
 
 import pytest
-from transformers import AutoConfig
 
 from seodang.infer import Draws, score_bound
 from seodang.infer.checkpoint.load import load
-from seodang.infer.runners.paradigm import Diffusion, declare
 from seodang.infer.runners.ragged import RaggedRunner
 from seodang.recipes.score import main
 
@@ -17,14 +15,12 @@ RANKED = [{"prompt": "abc", "responses": ["hello", "hallo"], "ranks": [0, 1]}, {
 
 
 @pytest.fixture
-def checkpoint(base):
+def checkpoint(declared):
     """`checkpoint(**diffusion)`: the folder of a tiny diffusion model, and what loads from it."""
 
-    def make(mask: int = 127, **says) -> tuple:
-        config = AutoConfig.from_pretrained(base)
-        declare(config, Diffusion(mask, **{"shift": 1, "attention": "prompt_causal", **says}))
-        config.save_pretrained(base)
-        return str(base), *load(base, device="cpu", dtype="float32")
+    def make(**says) -> tuple:
+        folder = declared(**{"shift": 1, "attention": "prompt_causal", **says})
+        return str(folder), *load(folder, device="cpu", dtype="float32")
 
     return make
 

@@ -23,6 +23,12 @@ class Canvas:
     ends: tuple[int, ...]
     multiple: int = 1
 
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, multiple: int, end_of_text: str | None = None) -> "Canvas":
+        """As the tokenizer's texts end, filled up with `end_of_text`, see `end_of_text_id`, which raises UserError."""
+        filling = end_of_text_id(tokenizer, end_of_text)
+        return cls(filling, ends_of_answers(tokenizer, filling), multiple)
+
     def rows(self, rows: Iterable[Row], max_length: int | None = None) -> Iterator[Row]:
         """Each trained stretch of each row as a row of its own: what stands before it is its prompt, what follows is left out.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
 from ...data.errors import UserError
+from ...data.packing import padding_id
 from ...infer.diffusion.masking import Draws
 from ...infer.runners.architecture import transformers_model
 from ...infer.runners.paradigm import Diffusion, diffusion_of, refuse_mask
@@ -94,8 +95,7 @@ def diffusion_dpo_trainer(
     if reference is not None:
         check_reference(model, reference)
         refuse_other_diffusion(says, diffusion_of(transformers_model(reference).config))
-    filling = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    collate = MaskedBranches(says, drawing, set_attention(transformers_model(model)), filling)
+    collate = MaskedBranches(says, drawing, set_attention(transformers_model(model)), padding_id(tokenizer))
     model = DIFFUSION_DPO.prepare(model, tokenizer, lora, args)
     return DIFFUSION_DPO.build(
         model, tokenizer, args, NumberedPairs(rows), numbered(eval_rows), settings=settings, reference=reference, reference_time=reference_time, sample=sample,

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from typing_extensions import override
 
 from ...data.errors import UserError
+from ...data.packing import padding_id
 from ...data.preference_rows import preference_pairs
 from ...infer.kernels.device import in_float64
 from ..attention.tree import sum_by_branch
@@ -245,7 +246,7 @@ def dpo_trainer(
     check_reference_time(reference_time)
     if reference is not None:
         check_reference(model, reference)
-    collate = choose_branch_collator(model, tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0)
+    collate = choose_branch_collator(model, padding_id(tokenizer))
     model = DPO.prepare(model, tokenizer, lora, args)
     return DPO.build(
         model, tokenizer, args, rows, eval_rows, settings=settings, reference=reference, reference_time=reference_time, sample=sample,

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from typing_extensions import override
 
 from ...data.errors import UserError
+from ...data.packing import padding_id
 from ...infer.kernels.device import in_float64
 from ...infer.requests.rng import hashed
 from ...infer.runners.architecture import transformers_model
@@ -314,7 +315,7 @@ def ppo_trainer(
     check_columns([reward], every)
     if lora is not None and lora.lora_dropout:
         raise UserError(f"lora_dropout {lora.lora_dropout} would make the policy that is trained another than the one that samples: set it to 0")
-    collate = choose_branch_collator(model, tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0)
+    collate = choose_branch_collator(model, padding_id(tokenizer))
     without_dropout(model)
     model = PPO.prepare(model, tokenizer, lora, args)
     frozen = Reference(model, reference)  # before there is a critic to copy

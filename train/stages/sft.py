@@ -11,7 +11,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
 from ...data.labels import Row
-from ...data.packing import collate, collate_padded
+from ...data.packing import collate, collate_padded, padding_id
 from ...infer.kernels.device import in_float64
 from ...infer.runners.architecture import attention_is_replaceable, carries_state
 from ..attention.packed_attention import PACKED
@@ -125,5 +125,4 @@ def choose_collator(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     if attention_is_replaceable(model) and not carries_state(model):  # a state would run on from record to record
         model.set_attn_implementation(PACKED)
         return collate
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    return partial(collate_padded, pad_token_id=pad)
+    return partial(collate_padded, pad_token_id=padding_id(tokenizer))

@@ -17,6 +17,8 @@ from seodang.train.run.callbacks import LOG, read_log
 from seodang.train.run.checkpoints import find_resume
 from seodang.train.stages.dpo import dpo_trainer
 
+from ..batch_gradients import gradients
+
 MASK = 5
 SETTINGS = {"hinge": {"beta": 0.5}, "robust": {"label_smoothing": 0.1}, "cdpo": {"label_smoothing": 0.1}, "simpo": {"beta": 2.0}}
 KINDS = [Diffusion(MASK, shift=1), Diffusion(MASK, attention="prompt_causal"), Diffusion(MASK, shift=1, attention="prompt_causal")]
@@ -76,14 +78,6 @@ def plain_loss(model, reference, says, rows, masks_of_row, beta=0.1):
             lead = lead + sign * (policy - before)
         losses.append(-torch.nn.functional.logsigmoid(beta * lead))
     return torch.stack(losses).mean()
-
-
-def gradients(trainer, rows):
-    """The loss and the gradient of one whole batch, as the trainer's own loss gives them."""
-    trainer.model.zero_grad()
-    loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(trainer.data_collator(rows)))
-    loss.backward()
-    return loss.item(), {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize(("says", "reference_time"), list(zip(KINDS, ["step", "before", "step"])))

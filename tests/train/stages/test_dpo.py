@@ -13,6 +13,8 @@ from seodang.train.models.extended_forward import restore_forward
 from seodang.train.run.callbacks import read_log
 from seodang.train.stages.dpo import dpo, dpo_trainer
 
+from ..batch_gradients import gradients
+
 SETTINGS = {
     "sigmoid": {}, "ipo": {}, "hinge": {"beta": 0.5}, "robust": {"label_smoothing": 0.1}, "cdpo": {"label_smoothing": 0.1}, "simpo": {"beta": 2.0}, "orpo": {},
 }  # fmt: skip
@@ -47,14 +49,6 @@ def plain_sigmoid_loss(model, reference, rows, beta=0.1):
             before = [answer_logprob(reference, row["prompt_ids"], branch) for branch in row["branches"]]
         losses.append(-torch.nn.functional.logsigmoid(beta * ((chosen - before[0]) - (rejected - before[1]))))
     return torch.stack(losses).mean()
-
-
-def gradients(trainer, rows):
-    """The gradient of one whole batch, as the trainer's own loss gives it."""
-    trainer.model.zero_grad()
-    loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(trainer.data_collator(rows)))
-    loss.backward()
-    return loss.item(), {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2"])

@@ -15,6 +15,8 @@ from seodang.train.models.reward_model import padding_token
 from seodang.train.run.callbacks import read_log
 from seodang.train.stages.reward import reward, reward_trainer
 
+from ..batch_gradients import gradients
+
 END = 2  # of the tiny tokenizer: <|im_end|>
 ADAPTER = dict(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
 
@@ -62,13 +64,6 @@ def arguments(folder, **changes):
     settings |= {"learning_rate": 1e-2, "lr_scheduler_type": "constant"}
     quiet = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "bf16": False, "activation_checkpointing": False}
     return RewardConfig(str(folder), **{**settings, **quiet, **changes})
-
-
-def gradients(trainer, rows):
-    trainer.model.zero_grad()
-    loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(trainer.data_collator(rows)))
-    loss.backward()
-    return loss.item(), {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
 
 
 def alone(model, rows):
