@@ -6,8 +6,8 @@ Both are checkpoints of `seodang demo-diffusion`, and are asked about cities tha
 checkpoint; `lookup`, drafted by what the prompt says; and with a draft that speaks both ways (`--co_loss`) `own greedy`, its own weights left to right, and `own
 diffusion`, which they draft for themselves. Each question goes to all sides in turn, one at a time, after one that is not counted.
 
-A JSON line a side: tokens a second, the ratio of its seconds to those of greedy decoding of the same weights (above 1 is faster), passes of the target and of
-the draft an answer, how many answers are the very tokens of greedy decoding; and by the place of a token in its draft how many guesses were judged there, which
+A JSON line a side: tokens a second, the seconds of greedy decoding of the same weights over its own (above 1 is faster; median and quartiles, in wall and in CPU
+time), passes of the target and of the draft an answer, how many answers are the very tokens of greedy decoding; and by the place of a token in its draft how many guesses were judged there, which
 share of these came true, and that of those drafted at the answer's first token, where nothing but the prompt is known.
 """
 
@@ -29,9 +29,10 @@ from seodang.infer.runners.paradigm import diffusion_of
 
 
 class Turn(NamedTuple):
-    """One answer: its seconds, its ids, and how many passes of the target and of the draft it took."""
+    """One answer: its seconds, those of CPU time, its ids, and how many passes of the target and of the draft it took."""
 
     wall: float
+    cpu: float
     ids: list[int]
     passes: int
     drafting: int
@@ -39,12 +40,12 @@ class Turn(NamedTuple):
 
 def asked(model, tokenizer, messages: list[dict], params: SamplingParams) -> Turn:
     """Answer one question."""
-    began = time.perf_counter()
+    began, began_cpu = time.perf_counter(), time.process_time()
     engine, [request] = prepare(model, tokenizer, [messages], params, False, None, 1)
     for _ in run(engine, [request], raises=True):
         pass
     others = sum(runner.passes for runner in engine._runners.values() if runner is not engine.runner)
-    return Turn(time.perf_counter() - began, request.result.ids, engine.runner.passes, others)
+    return Turn(time.perf_counter() - began, time.process_time() - began_cpu, request.result.ids, engine.runner.passes, others)
 
 
 def judged(model, tokenizer, dialogues: list[list[dict]], params: SamplingParams) -> dict:
@@ -93,6 +94,7 @@ def main() -> None:
         print(json.dumps({
             "side": name, "tokens_per_s": round(statistics.median(len(turn.ids) / turn.wall for turn in own), 1),
             "ratio": spread([other.wall / turn.wall for turn, other in zip(own, base)]),
+            "cpu_ratio": spread([other.cpu / turn.cpu for turn, other in zip(own, base)]),
             "ratio_of_medians": round(statistics.median(turn.wall for turn in base) / statistics.median(turn.wall for turn in own), 2),
             "tokens": round(statistics.mean(len(turn.ids) for turn in own), 1), "passes": round(statistics.mean(turn.passes for turn in own), 1),
             "drafting": round(statistics.mean(turn.drafting for turn in own), 1), "same": sum(a.ids == b.ids for a, b in zip(own, base)), "of": len(own), **drafts,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...data.errors import UserError
 from ..diffusion.canvas import aligned
+from ..diffusion.denoising import that_fit
 from ..requests.sequence import TokenSequence
 from ..requests.strategy import Forward
 from ..runners.architecture import refuse_both_ways_under_window
@@ -21,9 +22,9 @@ AHEAD = 16  # masks of a canvas, where the answer may be so long: a model that f
 
 
 class CanvasDraft(DraftSequence):
-    """A draft model's sequence of which the cache has the prompt alone, or nothing where that is read with the canvas: each pass brings all of the canvas.
+    """A draft model's sequence of which the cache has the prompt alone, or nothing where that is read with the canvas.
 
-    The canvas is the answer so far and masks behind it, as the model has learnt to read one.
+    Each pass brings all of the canvas: the answer so far and masks behind it, as the model has learnt to read one.
     """
 
     before: Tensor | None = None  # the logits behind the prompt, [1, vocab], where the canvas' first token is read there
@@ -60,14 +61,18 @@ class CanvasDraft(DraftSequence):
     def forget(self, count: int) -> None:
         """Leave the cache as it is: no pass over a canvas leaves anything there."""
 
-    def ask(self) -> tuple[list[int], int]:
-        """Let new positions see one another; return the ids of a pass over the canvas, and of how many of the newest it wants the logits."""
-        self.runner.attend_both_ways(self.cache_slot, True)
-        earlier = self.whole or self.position > 0  # whether the pass has the position before the first mask
-        return [*super().unseen, *[self.diffusion.mask_token_id] * self.masks], self.masks + (self.diffusion.shift if earlier else 0)
+    @property
+    def canvas(self) -> list[int]:
+        """The ids of a pass over the canvas."""
+        return [*super().unseen, *[self.diffusion.mask_token_id] * self.masks]
+
+    @property
+    def keep(self) -> int:
+        """Of how many of these, the newest, the logits are wanted: where there is one before the first mask, a shift reads that."""
+        return self.masks + (self.diffusion.shift if self.whole or self.position else 0)
 
     def read(self, logits: Tensor) -> Tensor:
-        """Take the canvas out of the cache and return the logits of its masks, [masks, vocab], by what the pass gave; a mask is never the guess."""
+        """Take the canvas out of the cache, and return the logits of its masks, [masks, vocab], by those of the pass; the mask's own are -inf."""
         kept = 0 if self.whole else len(self.request.prompt_ids) - len(self.request.masked_positions)
         self.rollback(self.cached - kept)
         self.runner.attend_both_ways(self.cache_slot, False)
@@ -76,10 +81,10 @@ class CanvasDraft(DraftSequence):
 
 
 class CanvasDrafts(ModelDrafts):
-    """Guesses for sequences from a model that fills in masks: one pass drafts for all sequences as many tokens as each has room for.
+    """Guesses for sequences from a model that fills in masks: one pass drafts for all as many tokens as each has room for, two where that would be too large.
 
-    What a position is drawn from hangs on what the target has and on where the position is; on what was drawn before it only by the request's
-    filters. So each token is judged against the very distribution that it was drawn from, and what stays is the target's own (Leviathan et al., 2023).
+    What a token is drawn from hangs on what the target has and on its position; on what was drawn before it by the request's filters alone, as with any
+    draft. It is judged against just that, so what stays is distributed as the target's own (Leviathan et al., 2023).
     """
 
     def _open(self, sequences: Sequence[TokenSequence]) -> Generator[Forward, Tensor, None]:
@@ -104,13 +109,16 @@ class CanvasDrafts(ModelDrafts):
                 draft.before = before
             self._let_go(sequences)
             going = [draft for draft in going if not draft.target.finished]
-        if not going:
-            return
-        asked = [draft.ask() for draft in going]
-        logits = yield Forward(going, [ids for ids, _ in asked], [keep for _, keep in asked])
-        parts = zip(going, logits.split([keep for _, keep in asked]))
-        rows = {draft: draft.read(part) for draft, part in parts if not draft.target.finished}
-        self._let_go(sequences)
+        rows: dict[CanvasDraft, Tensor] = {}
+        while going:
+            running, going = that_fit(going, [(len(draft.canvas), draft.keep * draft.runner.vocab_size) for draft in going])
+            for draft in running:
+                draft.runner.attend_both_ways(draft.cache_slot, True)
+            keep = [draft.keep for draft in running]
+            logits = yield Forward(running, [draft.canvas for draft in running], keep)
+            rows |= {draft: draft.read(part) for draft, part in zip(running, logits.split(keep)) if not draft.target.finished}
+            self._let_go(sequences)
+            going = [draft for draft in going if not draft.target.finished]
         going, place = list(rows), 0
         while going:
             going, place = self._go_on(going, torch.stack([rows[draft][place] for draft in going]), room), place + 1
@@ -120,9 +128,11 @@ def check_canvas_drafts(draft: Runner, diffusion: Diffusion, translated: bool) -
     """Raise UserError for a diffusion model that cannot draft, or not in ids of another tokenizer (`translated`)."""
     kind = f"the assistant ({draft.config.model_type}, masked diffusion)"
     if diffusion.attention == BLOCK_CAUSAL:
-        raise UserError(f"{kind} fills in blocks (attention={BLOCK_CAUSAL!r}), of which no draft is made yet: use one that is prompt_causal or bidirectional")
+        remedy = "use one that is prompt_causal or bidirectional"
+        raise UserError(f"{kind} fills in blocks (attention={BLOCK_CAUSAL!r}), of which no draft is made yet: {remedy}")
     if translated:
-        raise UserError(f"{kind} drafts on a canvas of the model's own ids: drop assistant_tokenizer, or use an assistant that writes from left to right")
+        remedy = "drop assistant_tokenizer, or use an assistant that writes from left to right"
+        raise UserError(f"{kind} drafts on a canvas of the model's own ids: {remedy}")
     if not draft.capabilities.both_ways:
         raise UserError(f"{kind} has no runner whose positions see one another: use another assistant")
     refuse_both_ways_under_window(draft.config)
