@@ -1,14 +1,14 @@
 """A diffusion checkpoint as the draft of a model that speaks from left to right: what it gains over greedy decoding, and how often its guesses come true.
 
 python benchmarks/diffusion_draft.py --target runs/demo-diffusion/left_to_right --draft runs/demo-diffusion/diffusion
+python benchmarks/diffusion_draft.py --draft runs/demo-diffusion/diffusion      its own weights from left to right, and drafting for themselves
 
-Both are checkpoints of `seodang demo-diffusion`, and are asked about cities that neither has seen. Sides: `greedy`, the target alone; `diffusion`, drafted by the
-checkpoint; `lookup`, drafted by what the prompt says; and with a draft that speaks both ways (`--co_loss`) `own greedy`, its own weights left to right, and `own
-diffusion`, which they draft for themselves. Each question goes to all sides in turn, one at a time, after one that is not counted.
+Both are checkpoints of `seodang demo-diffusion`, and are asked about cities that neither has seen. Sides: `greedy`, the target alone; `diffusion`, drafted by
+the checkpoint; `lookup`, drafted by what the prompt says. Each question goes to all sides in turn, one at a time, after one that is not counted.
 
-A JSON line a side: tokens a second, the seconds of greedy decoding of the same weights over its own (above 1 is faster; median and quartiles, in wall and in CPU
-time), passes of the target and of the draft an answer, how many answers are the very tokens of greedy decoding; and by the place of a token in its draft how many guesses were judged there, which
-share of these came true, and that of those drafted at the answer's first token, where nothing but the prompt is known.
+A JSON line a side: tokens a second, the seconds of greedy decoding over its own (above 1 is faster; median and quartiles, in wall and in CPU time, and of
+medians), passes of the target and of another model an answer, how many answers are the very tokens of greedy decoding; and by the place of a token in its draft
+how many guesses were judged there, and which share of these came true; `of_the_first` of drafts of the answer's first token, where nothing is said yet.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def judged(model, tokenizer, dialogues: list[list[dict]], params: SamplingParams
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", required=True, help="folder of the checkpoint that speaks from left to right")
+    parser.add_argument("--target", help="folder of the checkpoint that speaks from left to right; the draft's own weights without it")
     parser.add_argument("--draft", required=True, help="folder of the diffusion checkpoint")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
@@ -77,20 +77,18 @@ def main() -> None:
     parser.add_argument("--guess", type=int, default=12, help="tokens of the first draft")
     parser.add_argument("--threshold", type=float, default=0.4, help="a draft ends below this probability")
     args = parser.parse_args()
-    (target, tokenizer), (draft, _) = (load(folder, device=args.device, dtype=args.dtype) for folder in (args.target, args.draft))
+    draft, tokenizer = load(args.draft, device=args.device, dtype=args.dtype)
     if diffusion_of(draft.config) is None:
         parser.error(f"--draft {args.draft} is no diffusion checkpoint")
-    plain = {"max_new_tokens": args.max_new_tokens, "strategy": "sampling"}
-    by_draft = {"max_new_tokens": args.max_new_tokens, "assistant_model": draft, "num_assistant_tokens": args.guess, "assistant_confidence_threshold": args.threshold}
-    sides = {"greedy": (target, plain), "diffusion": (target, by_draft), "lookup": (target, {"max_new_tokens": args.max_new_tokens, "prompt_lookup_num_tokens": 8})}
-    if diffusion_of(draft.config).autoregressive:
-        sides |= {"own greedy": (draft, plain), "own diffusion": (draft, by_draft)}
-    sides = {name: (model, SamplingParams(**settings)) for name, (model, settings) in sides.items()}
+    target, tokenizer = load(args.target, device=args.device, dtype=args.dtype) if args.target else (draft, tokenizer)
+    drafted = {"assistant_model": draft, "num_assistant_tokens": args.guess, "assistant_confidence_threshold": args.threshold}
+    settings = {"greedy": {"strategy": "sampling"}, "diffusion": drafted, "lookup": {"prompt_lookup_num_tokens": 8}}
+    sides = {name: SamplingParams(max_new_tokens=args.max_new_tokens, **each) for name, each in settings.items()}
     dialogues = [each.messages for each in questions(args.questions + 1)]
-    turns = [{name: asked(model, tokenizer, messages, params) for name, (model, params) in sides.items()} for messages in dialogues][1:]
-    for name, (model, params) in sides.items():
-        own, base = [each[name] for each in turns], [each["own greedy" if name.startswith("own") else "greedy"] for each in turns]
-        drafts = judged(model, tokenizer, dialogues[1:], params) if params.strategy is None else {}
+    turns = [{name: asked(target, tokenizer, messages, params) for name, params in sides.items()} for messages in dialogues][1:]
+    for name, params in sides.items():
+        own, base = [each[name] for each in turns], [each["greedy"] for each in turns]
+        drafts = {} if name == "greedy" else judged(target, tokenizer, dialogues[1:], params)
         print(json.dumps({
             "side": name, "tokens_per_s": round(statistics.median(len(turn.ids) / turn.wall for turn in own), 1),
             "ratio": spread([other.wall / turn.wall for turn, other in zip(own, base)]),
