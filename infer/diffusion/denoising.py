@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from .plan import Plan
 MAX_POSITIONS = 16_384  # a pass: bounds the memory of activations
 MAX_LOGITS = 100_000_000  # a pass, of all rows: 400 MB of float32
 MAX_CHOSEN = 16_000_000  # scores that tokens are chosen by at a time: 64 MB of float32
+T = TypeVar("T")
 
 
 def denoised(arrivals: Arrivals) -> Strategy:
@@ -40,7 +42,7 @@ def denoised(arrivals: Arrivals) -> Strategy:
         live += [each for each in map(Denoising, arrivals()) if not each.is_over()]
         if not live:
             return
-        running, waiting = that_fit(live)
+        running, waiting = that_fit(live, [(each.size, each.rows * each.sequence.runner.vocab_size) for each in live])
         asked = [each.ask() for each in running]
         logits = yield Forward([each.sequence for each in running], [ids for ids, _ in asked], [keep for _, keep in asked])
         parts = [(each, part) for each, part in zip(running, logits.split([keep for _, keep in asked])) if not each.sequence.finished]
@@ -53,11 +55,10 @@ def denoised(arrivals: Arrivals) -> Strategy:
         live = [each for each in waiting + running if not each.is_over()]  # also those of requests that failed or were cancelled
 
 
-def that_fit(live: list[Denoising]) -> tuple[list[Denoising], list[Denoising]]:
-    """Those that go through the next pass, the first and as many as it has room for, and the others."""
-    positions = accumulate(each.size for each in live)
-    logits = accumulate(each.rows * each.sequence.runner.vocab_size for each in live)
-    count = sum(p <= MAX_POSITIONS and n <= MAX_LOGITS for p, n in zip(positions, logits))
+def that_fit(live: list[T], sizes: Iterable[tuple[int, int]]) -> tuple[list[T], list[T]]:
+    """Those that go through the next pass, the first and as many as it has room for, and the others; `sizes` are how many positions and logits each has."""
+    positions, logits = zip(*sizes)
+    count = sum(p <= MAX_POSITIONS and n <= MAX_LOGITS for p, n in zip(accumulate(positions), accumulate(logits)))
     return live[: max(count, 1)], live[max(count, 1) :]
 
 

@@ -13,11 +13,9 @@ from ..requests.generation import Generation, Stage
 from ..requests.request import Request
 from ..requests.sequence import TokenSequence, release_finished
 from ..requests.strategy import Arrivals, Forward, Strategy
-from ..runners.architecture import transformers_model
 from ..runners.contract import Runner
 from ..runners.early_exit import open_first_layers
 from ..runners.open import open_runner
-from ..runners.paradigm import refuse_diffusion
 from .batch import run_forwards, seen_before, trace_pass
 from .budget import Budget
 from .pace import Pace
@@ -135,9 +133,8 @@ class Engine:
         self._begin[key] = begin
 
     def runner_of(self, model: nn.Module) -> Runner:
-        """Return the runner of a model, opened at the first call; raises UserError for a model that has none, and for one that speaks by diffusion."""
+        """Return the runner of a model, opened at the first call; raises UserError for a model that has none."""
         if id(model) not in self._runners:
-            refuse_diffusion(transformers_model(model).config, "an assistant or amateur")
             self._runners[id(model)] = open_runner(model)
         return self._runners[id(model)]
 

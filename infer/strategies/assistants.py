@@ -17,6 +17,8 @@ from ..requests.rules import fraction, must_be, of, whole
 from ..requests.sequence import TokenSequence
 from ..requests.strategy import Forward, Host
 from ..runners.contract import Runner
+from ..runners.paradigm import diffusion_of
+from .canvas_drafts import CanvasDrafts, check_canvas_drafts
 from .drafts import ModelDrafts, Translation, UniversalDrafts
 from .lookup import LONGEST_NGRAM, Lookup
 from .sampling import check_sampling
@@ -47,7 +49,7 @@ def assistant(request: Request, host: Host) -> tuple[Hashable, Callable[[], Draf
         return ("layers", params.assistant_early_exit), partial(ModelDrafts, host.first_layers(params.assistant_early_exit), vocab)
     runner, other = host.runner_of(params.assistant_model), params.assistant_tokenizer
     if other is None:
-        return ("model", id(runner)), partial(ModelDrafts, runner, vocab)
+        return ("model", id(runner)), partial(ModelDrafts if diffusion_of(runner.model.config) is None else CanvasDrafts, runner, vocab)
     return ("text", id(runner), id(other)), partial(UniversalDrafts, runner, vocab, Translation(request.tokenizer, other))
 
 
@@ -100,6 +102,8 @@ def check_assistant(
     both = f"the assistant ({draft.config.model_type}) and the model ({runner.config.model_type})"
     if not (draft.capabilities.truncate and draft.capabilities.fork):
         raise UserError(f"the assistant ({draft.config.model_type}) has a state that keeps every guess: use one of attention alone")
+    if (diffusion := diffusion_of(draft.model.config)) is not None:
+        check_canvas_drafts(draft, diffusion, params.assistant_tokenizer is not None)
     if draft.model.config.is_encoder_decoder != runner.model.config.is_encoder_decoder:
         raise UserError(f"{both} must both be encoder-decoders, or neither")
     source = len(source_ids or ())
@@ -135,7 +139,7 @@ def check_translation(tokenizer: PreTrainedTokenizerBase, draft: Runner, runner:
 @settings
 class ModelAssistant:
     assistant_model: nn.Module | None = option(
-        None, "A smaller model that drafts; the answer stays the same.", example=nn.Identity(), command=Command(str | None)
+        None, "A smaller model that drafts, or one of diffusion, in a single pass; the answer stays the same.", example=nn.Identity(), command=Command(str | None)
     )
     assistant_tokenizer: Any = option(
         None, "The assistant reads and writes by its own tokenizer, not the model's.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +42,7 @@ class DraftSequence(TokenSequence):
 
     def fork_for(self, target: TokenSequence) -> DraftSequence:
         """Return a sequence with the same past for another answer of the request."""
-        return DraftSequence(self.generation, self.runner, self.fork_slot(), list(self.ids), target.text).begin(target)
+        return type(self)(self.generation, self.runner, self.fork_slot(), list(self.ids), target.text).begin(target)
 
     @property
     def asks_likelihoods(self) -> bool:
@@ -57,11 +57,15 @@ class DraftSequence(TokenSequence):
         """Take the target's tokens for one's own; what was guessed and did not come leaves the cache."""
         ids = self.context()
         same = shared_length(self.ids, ids)
-        self.rollback(max(self.seen - min(same, max(len(ids) - 1, 0)), 0))  # the newest is run again where need be: its logits are wanted
+        self.forget(max(self.seen - min(same, max(len(ids) - 1, 0)), 0))  # the newest is run again where need be: its logits are wanted
         self.ids, self._remembered = ids, min(self._remembered, same)
         self.states = {name: state.fork() for name, state in self.target.states.items()}
         self.constraints = [constraint.fork() for constraint in self.target.constraints]
         self.guess = Guess()
+
+    def forget(self, count: int) -> None:
+        """Take the newest `count` positions out of the cache: guesses that did not come."""
+        self.rollback(count)
 
     def push(self, id: int, p: float, scores: Tensor | None) -> None:
         """Append a guess of probability p, drawn from scores, [vocab], where it was drawn."""
@@ -118,12 +122,20 @@ class ModelDrafts:
         if reading := [draft for draft in able if self.reads_by_parts(draft)]:
             yield self.parts(reading)
             self._let_go(sequences)
-        going = [draft for draft in able if draft not in reading and not draft.target.finished]
-        while going:
-            logits = yield next_tokens(going)
-            going = [draft for draft in self._extend(going, logits) if len(draft.guess.ids) < room[draft] and draft.going]
-            self._let_go(sequences)
+        yield from self._draft([draft for draft in able if draft not in reading and not draft.target.finished], room, sequences)
         return [self._in_target_ids(self._drafts[sequence]) if sequence in self._drafts else Guess() for sequence in sequences]
+
+    def _draft(
+        self, going: list[DraftSequence], room: Mapping[DraftSequence, int], sequences: Sequence[TokenSequence]
+    ) -> Generator[Forward, Tensor, None]:
+        """Draft for these, each as long as it is sure and has room: a pass a token. Between two passes those of all `sequences` that are over are let go."""
+        while going:
+            going = self._go_on(going, (yield next_tokens(going)), room)
+            self._let_go(sequences)
+
+    def _go_on(self, going: list[DraftSequence], logits: Tensor, room: Mapping[DraftSequence, int]) -> list[DraftSequence]:
+        """Draft one token a sequence by logits, [sequences, vocab]; return the sequences that are to have another."""
+        return [draft for draft in self._extend(going, logits) if len(draft.guess.ids) < room[draft] and draft.going]
 
     def reads_by_parts(self, draft: DraftSequence) -> bool:
         """Whether the draft has more to read than one pass takes."""

@@ -13,8 +13,9 @@ from ..filters.logits import logprobs
 from ..requests.params import RequestParams
 from ..requests.request import Combine, Guidance
 from ..requests.strategy import Host
+from ..runners.architecture import transformers_model
 from ..runners.contract import Runner
-from ..runners.paradigm import diffusion_of
+from ..runners.paradigm import diffusion_of, refuse_diffusion
 from .spec import StrategySpec
 
 
@@ -28,6 +29,7 @@ def guidance_of(params: RequestParams, strategy: StrategySpec, prompt_ids: list[
     if params.cfg_scale:
         return Guidance(None, [diffusion_of(host.runner.model.config).mask_token_id] * len(prompt_ids), away_from_masks(params.cfg_scale))
     if amateur is not None:
+        refuse_diffusion(transformers_model(amateur).config, "an amateur")
         runner = host.runner_of(amateur)
         check_amateur(params, strategy, runner, host.runner)
         return Guidance(runner, list(prompt_ids), expert_minus_amateur(params.amateur_alpha, params.amateur_temperature))

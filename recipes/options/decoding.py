@@ -50,6 +50,7 @@ class _Decoding:
     given: ClassVar[Collection[str] | None] = None  # the options that were written down, set where they are parsed
     checkpoint: ClassVar[Any] = None  # its generation_config, once it is taken over
     diffusion: ClassVar[Any] = None  # what it says of itself, where it is a diffusion model
+    own: ClassVar[Any] = None  # that model itself
 
     def take_over(self, model) -> None:
         """Let the settings of the model's own checkpoint hold beside those given, and say on stderr which these are."""
@@ -57,7 +58,7 @@ class _Decoding:
         from seodang.infer.runners.architecture import transformers_model
         from seodang.infer.runners.paradigm import diffusion_of
 
-        self.diffusion = diffusion_of(transformers_model(model).config)
+        self.own, self.diffusion = model, diffusion_of(transformers_model(model).config)
         if self.checkpoint_settings and (config := own_config(model)) is not None:
             self.checkpoint = config
             if own := said(self._merged(self._settings()), self._changes(self._settings())):
@@ -97,11 +98,18 @@ class _Decoding:
         given = self._settings()
         given["seed"] = None if self.seed is None else self.seed + offset
         for name in ("assistant_model", "amateur_model"):
-            if given[name] is not None:
+            if name == "assistant_model" and self._is_own(given[name], beside):
+                given[name] = self.own
+            elif given[name] is not None:
                 given[name], tokenizer = self._opened(given[name], beside.device, beside.dtype)
                 if name == "assistant_model" and self.assistant_tokenizer:
                     given["assistant_tokenizer"] = tokenizer
         return self._merged(given)
+
+    def _is_own(self, assistant: str | None, beside: SpeakingModel) -> bool:
+        """Whether an assistant is the very model that speaks: one that speaks both ways drafts by its own weights, not by a copy."""
+        alike = assistant == beside.model and beside.adapter is None and beside.weights is None and not self.assistant_tokenizer
+        return alike and self.diffusion is not None and self.own is not None
 
     def beforehand(self, beside: SpeakingModel) -> SamplingParams:
         """The settings before any model is loaded: those of the checkpoint beside those given, further models by their names."""

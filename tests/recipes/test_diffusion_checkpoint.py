@@ -55,6 +55,20 @@ def test_orders_rules_and_guidance_are_options_of_the_command_line(checkpoint, c
     assert "confidence_threshold=0.9 lets what the model is sure of say how many tokens" in capsys.readouterr().err
 
 
+def test_weights_that_speak_both_ways_are_loaded_once_to_draft_for_themselves(declared, monkeypatch, capsys):
+    folder = str(declared(shift=1, attention="prompt_causal", autoregressive=True))
+    assert generate_recipe.main([folder, "hello", *PLAIN, "--strategy", "sampling"]) == 0
+    alone = capsys.readouterr().out
+    opened, load_once = [], load
+    monkeypatch.setattr("seodang.infer.checkpoint.load.load", lambda path, **how: opened.append(path) or load_once(path, **how))
+    assert generate_recipe.main([folder, "hello", *PLAIN, "--assistant_model", folder]) == 0
+    assert capsys.readouterr().out == alone and opened == [folder]
+    assert generate_recipe.main([folder, "hello", *PLAIN, "--assistant_model", folder, "--assistant_tokenizer"]) == 2
+    assert "drop assistant_tokenizer" in capsys.readouterr().err
+    assert generate_recipe.main([folder, "hello", *PLAIN, "--assistant_model", folder, "--steps", "4"]) == 2
+    assert "assistant_model" in capsys.readouterr().err
+
+
 def test_what_reads_and_trains_from_left_to_right_refuses_it_by_name(checkpoint, tmp_path, capsys):
     data = tmp_path / "records.jsonl"
     data.write_text("".join(json.dumps({"prompt": "a", "completion": "b"}) + "\n" for _ in range(2)), encoding="utf-8")

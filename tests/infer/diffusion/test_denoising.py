@@ -220,7 +220,7 @@ def test_only_a_diffusion_checkpoint_speaks_by_diffusion_and_what_else_reads_fro
     for what, call in {
         "score": lambda: score(model, tiny_tokenizer, ["a"], ["b"]),
         "an embedding": lambda: embed(model, tiny_tokenizer, ["a"]),
-        "an assistant or amateur": lambda: generate(tiny("llama"), tiny_tokenizer, PROMPTS, SamplingParams(max_new_tokens=NEW, assistant_model=model)),
+        "an amateur": lambda: generate(tiny("llama"), tiny_tokenizer, PROMPTS, SamplingParams(max_new_tokens=NEW, amateur_model=model)),
     }.items():
         with pytest.raises(UserError, match=f"{what} reads from left to right, but this llama is a masked-diffusion model"):
             call()
