@@ -21,7 +21,14 @@ import torch
 from tokenizers import AddedToken, Tokenizer, models, processors
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, BertTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    BertTokenizer,
+    PreTrainedTokenizerFast,
+)
 
 from seodang.infer.checkpoint.load import load, load_tokenizer
 
