@@ -69,11 +69,10 @@ def main(argv: list[str] | None = None) -> int:
     origin = origin_of(text, masking, encoder, run, args, rows=rows, paradigm="masked")
     resume = checkpoint_to_resume(args, run, origin)
     corruption = Masking.of(tokenizer, masking, model.get_input_embeddings().weight.shape[0])
-    trainer = mlm_trainer(
-        model, tokenizer, rows, args, corruption, eval_rows=eval_rows, provenance=origin, callbacks=early_stopping(run)
-    )
+    trainer = mlm_trainer(model, tokenizer, rows, args, corruption, eval_rows=eval_rows, provenance=origin, callbacks=early_stopping(run))
     if eval_rows is not None and run.eval_samples:
-        trainer.sample = FillInSampler(tokenizer, eval_rows, trainer.data_collator, run.eval_samples, show if trainer.is_world_process_zero() else lambda text: None)
+        shown = show if trainer.is_world_process_zero() else lambda text: None
+        trainer.sample = FillInSampler(tokenizer, eval_rows, trainer.data_collator, run.eval_samples, shown)
     print_once(trainer, *plan_lines(trainer, rows.store.counts, resume, stage=[*told, *lines(trainer, masking)], cost=plan(trainer).lines()))
     if run.dry_run:
         return 0
@@ -102,13 +101,13 @@ def load_rows(
         train, held = held_out(store, text.eval_fraction, args.seed)
     rows = masked_rows(store, tokenizer, max_length, train)
     eval_rows = masked_rows(held_store, tokenizer, max_length, held) if text.eval_data or text.eval_fraction else None
-    lines = [told, *rows.counts().lines()]
+    said = [told, *rows.counts().lines()]
     if eval_rows is not None:
         counts = eval_rows.counts()
-        lines += held_out_line(f"{counts.documents:,} documents in {counts.rows:,} rows, {counts.split:,} of the documents in several pieces", [eval_rows])
+        said += held_out_line(f"{counts.documents:,} documents in {counts.rows:,} rows, {counts.split:,} of the documents in several pieces", [eval_rows])
         if leaked := shared_documents(eval_rows, rows):
-            lines.append(f"warning         {leaked:,} of the documents held out are trained on, word for word: it is no measure")
-    return rows, eval_rows, lines
+            said.append(f"warning         {leaked:,} of the documents held out are trained on, word for word: it is no measure")
+    return rows, eval_rows, said
 
 
 def lines(trainer: MlmTrainer, masking: MaskingOptions) -> list[str]:
