@@ -108,13 +108,13 @@ def build_tiny(kind: str = "llama", seed: int = 0, **changes):
 
 def build_encoder(kind: str = "bert", seed: int = 0, **changes) -> PreTrainedModel:
     """A random float32 encoder with a head of masked language modelling, of a few thousand weights, in evaluation mode."""
-    config = AutoConfig.for_model(kind, **{**_ENCODER, **ENCODERS[kind], **changes})
+    config = AutoConfig.for_model(kind, **{**_ENCODER, **ENCODERS.get(kind, {}), **changes})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForMaskedLM.from_config(config)
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1 or name.endswith("bias"):
-                torch.nn.init.normal_(parameter, std=0.3)
+                torch.nn.init.normal_(parameter, std=0.4)
     return model.float().eval()
 
 
@@ -421,10 +421,6 @@ def scripted_server():
 
 
 ENCODER_WORDS = ["the", "capital", "of", "korea", "is", "seoul", "paris", "suwon", "a", "city", "un", "##believ", "##able", ".", ",", "?", "서울", "##은", "수도", "##이다"]
-ENCODER_SIZES = {
-    "hidden_size": 32, "dim": 32, "intermediate_size": 64, "hidden_dim": 64, "num_hidden_layers": 2, "n_layers": 2, "num_attention_heads": 4, "n_heads": 4,
-    "embedding_size": 32, "max_position_embeddings": 40, "type_vocab_size": 2, "pad_token_id": 0, "vocab_size": 40,
-}  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -448,27 +444,15 @@ def bytelevel():
     return tokenizer
 
 
-def build_encoder(kind: str = "bert", seed: int = 0, **changes):
-    """A random encoder in float64, in evaluation mode, whose distributions are not flat."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = AutoModelForMaskedLM.from_config(AutoConfig.for_model(kind, **{**ENCODER_SIZES, **changes}))
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if parameter.dim() > 1 or name.endswith("bias"):
-                    parameter.normal_(std=0.4)
-    return model.double().eval()
-
-
 @pytest.fixture(scope="session")
 def encoder():
-    """`encoder(kind, seed=0, **config)`: one built once for each call's arguments; do not change its weights."""
+    """`encoder(kind, seed=0, **config)`: one in float64, built once for each call's arguments; do not change its weights."""
     built = {}
 
     def get(kind: str = "bert", seed: int = 0, **changes):
         key = (kind, seed, repr(sorted(changes.items())))
         if key not in built:
-            built[key] = build_encoder(kind, seed, **changes)
+            built[key] = build_encoder(kind, seed, **{"vocab_size": 40, "max_position_embeddings": 40, **changes}).double()
         return built[key]
 
     return get
