@@ -52,7 +52,7 @@ def load(
 
     `path` is a checkpoint folder, a hub name, or "default"; a folder that holds an adapter brings its base model
     with it. Files are checked against the folder's manifest first. A checkpoint that lacks tensors of the model is refused, unless
-    what is missing is a head that it never had (a classifier's on a language model's weights). A head of masked language modelling is never new.
+    what is missing is a head that it never had (a classifier's on a language model's weights). A head of masked language modelling is new only where `model_class` asks for one.
     `model_class` is a causal language model's, for an encoder-decoder's checkpoint AutoModelForSeq2SeqLM, for an encoder's AutoModelForMaskedLM, for a
     classifier's (a reward model) AutoModelForSequenceClassification, unless another is given; an adapter with a classifier's head brings its number of labels with it.
     `weights="int8"` or `"int4"` keeps the linear layers in 8 or 4 bits, for speaking and scoring on the CPU; an adapter is merged first.
@@ -182,7 +182,7 @@ def _load_weights(place: str, model_class, dtype: torch.dtype, model_arguments: 
     if os.path.isdir(place):
         verify(Path(place))
         check_texts(Path(place))
-    found = published(place)
+    found, chosen = published(place), model_class is not None
     asked = {"ignore_mismatched_sizes": True, **model_arguments}  # refused below, by name
     if found is None:
         model_class = model_class or _model_class(place)
@@ -202,12 +202,15 @@ def _load_weights(place: str, model_class, dtype: torch.dtype, model_arguments: 
         report = found.settled(model, report)
     if not model_arguments.get("ignore_mismatched_sizes"):
         refuse_mismatched(place, model, report["mismatched_keys"])
-    _refuse_missing(place, model, sorted(report["missing_keys"]), sorted(report["unexpected_keys"]))
+    _refuse_missing(place, model, sorted(report["missing_keys"]), sorted(report["unexpected_keys"]), chosen)
     return model
 
 
-def _refuse_missing(place: str, model: PreTrainedModel, missing: list[str], unexpected: list[str]) -> None:
-    """Refuse tensors that were filled with random numbers, save a head that the checkpoint never claimed to have; say which the model does not use."""
+def _refuse_missing(place: str, model: PreTrainedModel, missing: list[str], unexpected: list[str], chosen: bool) -> None:
+    """Refuse tensors that were filled with random numbers, save a head that the checkpoint never claimed to have; say which the model does not use.
+
+    An encoder's head of masked language modelling must have been `chosen` by the caller, who is to train it.
+    """
     saved_as = stored_config(place).architectures or []
     new_head = type(model).__name__ not in saved_as
     trunk = model.base_model_prefix + "."
@@ -215,7 +218,7 @@ def _refuse_missing(place: str, model: PreTrainedModel, missing: list[str], unex
     if lost:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         raise UserError(f"{place} lacks the tensor {lost[0]}{more}: the checkpoint is incomplete, restore it or use another")
-    if missing and masked_lm_class(model.config) is type(model):
+    if missing and not chosen and masked_lm_class(model.config) is type(model):
         whose = f"a {saved_as[0]}" if saved_as else "an encoder"
         remedy = f"use one saved as {type(model).__name__}, or train its head with `seodang mlm`"
         raise UserError(f"{place} holds {whose} without a masked-language head ({missing[0]} would be made of random numbers): {remedy}")

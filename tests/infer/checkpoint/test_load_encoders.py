@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertForPreTraining, BertForSequenceClassification
+from transformers import AutoModelForMaskedLM, BertForPreTraining, BertForSequenceClassification
 
 from seodang.data.errors import UserError
 from seodang.infer import SamplingParams, fill_mask, generate, load, score
@@ -40,6 +40,11 @@ def test_a_classifier_has_no_such_head_and_a_pretrained_pair_has(save_encoder, e
         fill_mask(classifier, tokenizer, [TEXT])
     model, _ = load(save_encoder("bert", BertForPreTraining(config)), device="cpu", dtype="float32")  # as BERT itself was published
     assert type(model).__name__ == "BertForMaskedLM"
+
+
+def test_who_trains_the_head_may_begin_with_a_new_one(save_encoder, encoder, caplog):
+    model, _ = load(save_encoder("bert", encoder("bert").base_model), device="cpu", dtype="float32", model_class=AutoModelForMaskedLM)
+    assert type(model).__name__ == "BertForMaskedLM" and "cls.predictions.bias" in caplog.text and "starts untrained" in caplog.text
 
 
 def test_damage_is_told_as_of_other_checkpoints(save_encoder):
