@@ -94,7 +94,7 @@ class CanvasSequence(TokenSequence):
         """Whether the next pass is the first to bring some of the prompt."""
         return not self.passes and super().reads_prompt
 
-    @property
+    @cached_property
     def given(self) -> list[int]:
         """The prompt's ids, masked positions left out."""
         masked = frozenset(self.request.masked_positions)
@@ -111,10 +111,10 @@ class CanvasSequence(TokenSequence):
             self.guidance.runner.attend_both_ways(self.guidance.cache_slot, on)
 
     def rollback(self, count: int) -> None:
-        """Take the newest `count` positions out of the cache; a guidance's prompt that goes with them is to be read again."""
+        """Take the newest `count` positions out of the cache; what goes with them of a guidance's prompt is to be read again."""
         super().rollback(count)
-        if self.guidance is not None and self.whole:
-            self.guidance.ids = list(self.request.guidance.prompt_ids)
+        if self.guidance is not None and len(self.guidance.ids) < len(prompt := self.request.guidance.prompt_ids):
+            self.guidance.ids = list(prompt)
 
     def take_prefix(self) -> None:
         """Leave it to the canvas, which has it among what is given."""

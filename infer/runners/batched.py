@@ -89,6 +89,10 @@ class CacheSlots:
             remedy = "use an architecture whose attention can be replaced (Llama, Qwen)"
             raise UserError(f"{self.config.model_type} lets no position see those that follow it: {remedy}")
 
+    def rewrite(self, slot: int, at: int) -> None:
+        """Raise UserError: a past is only ever appended to."""
+        raise UserError(f"{self.config.model_type} cannot read a part of slot {slot} anew, from position {at} on: cut it there and read all behind it")
+
     def forward(self, slots: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int]) -> Tensor:
         """Append `ids[i]` to slot i and return the logits of its newest `keep[i]` positions, [sum(keep), vocab]; each kind of slots is a pass."""
         return self.observe(slots, ids, keep, ()).logits

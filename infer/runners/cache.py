@@ -102,6 +102,7 @@ class KVCache:
         self.lengths: dict[int, int] = {}
         self.masked_positions: dict[int, tuple[int, ...]] = {}  # positions that a slot leaves out, in order
         self.both_ways: set[int] = set()  # slots whose new positions see one another
+        self.rewrites: dict[int, int] = {}  # where the new positions of a slot's next pass stand, if not behind its past
         self._lanes: dict[int, tuple[Pool, int]] = {}
         self._written: dict[int, int] = {}  # how many positions a slot's lane has had at most since the slot came to it
         self._next = 0
@@ -176,9 +177,18 @@ class KVCache:
         """Let the slot's new positions see one another, or each what stands before it alone."""
         (self.both_ways.add if on else self.both_ways.discard)(slot)
 
+    def next_place(self, slot: int) -> int:
+        """Return where in the cache the slot's new positions come."""
+        return self.rewrites.get(slot, self.lengths[slot])
+
+    def note(self, slot: int, count: int) -> None:
+        """Take note that so many new positions were written where they were to come."""
+        if self.rewrites.pop(slot, None) is None:
+            self.lengths[slot] += count
+
     def positions(self, slot: int, count: int) -> range | list[int]:
-        """Return the positions of the slot's next `count` tokens: they go on behind its past, masked ones passed over."""
-        past, masked = self.lengths[slot], self.masked_positions.get(slot, ())
+        """Return the positions of the slot's next `count` tokens: they go on behind what stands before them, masked ones passed over."""
+        past, masked = self.next_place(slot), self.masked_positions.get(slot, ())
         if not masked or past + len(masked) > masked[-1]:  # all masked positions lie in the past, which holds none of them
             return range(past + len(masked), past + len(masked) + count)
         positions, at = [], past
@@ -195,6 +205,7 @@ class KVCache:
         """Keep the slot's first `length` positions; raises UserError for more than it has."""
         check_cut(slot, length, self.lengths[slot])
         self.lengths[slot] = length
+        self.rewrites.pop(slot, None)
 
     def release(self, slots: Sequence[int]) -> None:
         """Give back the slots' lanes."""
@@ -204,6 +215,7 @@ class KVCache:
             del self.lengths[slot], self._written[slot]
             self.masked_positions.pop(slot, None)
             self.both_ways.discard(slot)
+            self.rewrites.pop(slot, None)
             pool.discard(lane)
             self._close(pool, lane)
 

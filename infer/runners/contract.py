@@ -84,6 +84,13 @@ class Runner(Protocol):
         attends in a sliding window.
         """
 
+    def rewrite(self, slot: int, at: int) -> None:
+        """Have the new ids of the slot's next pass take the place of as many from position `at` on, counted in the cache; all behind them stays as it is.
+
+        They see what stands before them, one another and what stands behind them, so the slot must attend both ways; its length stays. Raises
+        UserError where the runner cannot (`rewrites`), for a place that the slot has not, and, in the pass, for more ids than stand there.
+        """
+
     def truncate(self, slot: int, length: int) -> None:
         """Keep the first `length` positions of the slot; raises UserError for more than it has, or where it cannot (`truncate`)."""
 

@@ -132,18 +132,21 @@ def test_a_prompt_that_was_read_before_is_gone_on_from_but_never_a_canvas(denois
 @pytest.mark.parametrize("shift", [0, 1])
 @pytest.mark.parametrize("attention, block", KINDS)
 def test_likelihoods_are_the_models_own_in_the_pass_that_chose_the_token(denoiser, tiny_tokenizer, attention, block, shift):
+    """In company, with prompts of unequal lengths: of what is kept in the cache as of a pass of the model over everything."""
     model = denoiser(attention, shift, block)
     params = SamplingParams(max_new_tokens=6, ignore_eos=True, steps=3, logprobs=3, temperature=0.5, seed=4)
-    [result] = generate(model, tiny_tokenizer, [PROMPTS[0]], params, trace=True)
-    canvas = [MASK] * 6
-    for step in steps_in(result):
-        end = min(range(block or 6, 7, block or 6), key=lambda end: (step.committed[-1][0] >= end, end))
-        want = canvas_logits(model, PROMPTS[0], canvas, end).log_softmax(dim=-1)
-        for position, id, _ in step.committed:
-            told = result.top_logprobs[position]
-            assert told.id == id and told.logprob == pytest.approx(want[position, id].item())
-            assert [each.id for each in told.top] == want[position].topk(3).indices.tolist()
-            canvas[position] = id
+    prompts = [*PROMPTS, [*range(40, 75)], PROMPTS[1]]
+    each = [*[params] * 4, replace(params, confidence_threshold=0.04, steps=None)]
+    for prompt, result in zip(prompts, generate(model, tiny_tokenizer, prompts, each, trace=True), strict=True):
+        canvas = [MASK] * 6
+        for step in steps_in(result):
+            end = min(range(block or 6, 7, block or 6), key=lambda end: (step.committed[-1][0] >= end, end))
+            want = canvas_logits(model, prompt, canvas, end).log_softmax(dim=-1)
+            for position, id, _ in step.committed:
+                told, (likeliest, ids) = result.top_logprobs[position], want[position].topk(3)
+                assert told.id == id and told.logprob == pytest.approx(want[position, id].item(), abs=1e-11)
+                assert [one.id for one in told.top] == ids.tolist() and [one.logprob for one in told.top] == pytest.approx(likeliest.tolist(), abs=1e-11)
+                canvas[position] = id
 
 
 def test_what_ends_an_answer_drops_all_behind_it(denoiser, tiny_tokenizer):
