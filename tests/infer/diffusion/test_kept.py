@@ -3,73 +3,15 @@
 from dataclasses import replace
 
 import pytest
-import torch
-from transformers import DynamicCache
 
 from seodang.data.errors import UserError
 from seodang.infer import SamplingParams, generate, stream
 from seodang.infer.runners.open import open_runner
 from seodang.infer.runners.ragged import RaggedRunner
 
+from .by_hand import NEW, ByHand, passes_by_hand
 from .conftest import MASK, canvas_logits
 from .test_denoising import PROMPTS, steps_in
-
-NEW = 8
-
-
-class ByHand:
-    """A model's logits of a canvas, [length, vocab], in full passes or over keys and values of the last full one."""
-
-    def __init__(self, model, prompt: list[int]):
-        self.model, self.prompt, self.shift = model, prompt, model.config.diffusion["shift"]
-
-    @torch.no_grad()
-    def full(self, canvas: list[int]) -> torch.Tensor:
-        row = self.prompt + canvas
-        out = self.model(input_ids=torch.tensor([row]), attention_mask=torch.zeros(1, 1, len(row), len(row), dtype=torch.double), use_cache=True)
-        self.layers = [(layer.keys, layer.values) for layer in out.past_key_values.layers]
-        return self.at_their_places(out.logits[0], 0)
-
-    @torch.no_grad()
-    def cached(self, canvas: list[int], block: range, dual: bool) -> torch.Tensor:
-        row, begin = self.prompt + canvas, len(self.prompt) + block.start - self.shift
-        end = len(self.prompt) + block.stop if dual else len(row)
-        past = DynamicCache()
-        for number, layer in enumerate(self.layers):
-            past.update(*(torch.cat([part[:, :, :begin], part[:, :, end:]], dim=2) for part in layer), number)
-        seen = torch.zeros(1, 1, end - begin, len(row), dtype=torch.double)
-        out = self.model(input_ids=torch.tensor([row[begin:end]]), position_ids=torch.arange(begin, end)[None], attention_mask=seen, past_key_values=past)
-        return self.at_their_places(out.logits[0], begin)
-
-    def at_their_places(self, logits: torch.Tensor, begin: int) -> torch.Tensor:
-        """Those of position i of the canvas at i; nan where they were not read."""
-        found = logits.new_full((len(self.prompt) + NEW + 1, logits.shape[1]), torch.nan)
-        found[begin + self.shift : begin + self.shift + len(logits)] = logits
-        return found[len(self.prompt) : len(self.prompt) + NEW]
-
-
-def plain(model, prompt, refresh, block_length=None, dual=False, a_pass=1, cfg_scale=0.0) -> list[tuple[list[int | None], bool, list[float]]]:
-    """Every pass's canvas, whether it was a cached one, and the log-probabilities of what it made certain: so many a pass, of least entropy first."""
-    canvas: list[int | None] = [None] * NEW
-    readings = [ByHand(model, prompt), *([ByHand(model, [MASK] * len(prompt))] if cfg_scale else [])]
-    found = []
-    for begin in range(0, NEW, block_length or NEW):
-        block, passes = range(begin, min(begin + (block_length or NEW), NEW)), 0
-        while None in (canvas[at] for at in block):
-            ids, cached = [MASK if id is None else id for id in canvas], passes % refresh > 0
-            logits, *others = (each.cached(ids, block, dual) if cached else each.full(ids) for each in readings)
-            for unconditional in others:
-                logits = unconditional + (cfg_scale + 1) * (logits - unconditional)
-            logits[:, MASK] = -torch.inf
-            logprobs = logits.log_softmax(dim=-1)
-            entropy = lambda at: -float(torch.special.xlogy(logprobs[at].exp(), logprobs[at].exp()).sum())
-            due = sorted(sorted((at for at in block if canvas[at] is None), key=entropy)[:a_pass])
-            for at in due:
-                canvas[at] = int(logprobs[at].argmax())
-            found.append((list(canvas), cached, [float(logprobs[at].max()) for at in due]))
-            passes += 1
-    return found
-
 
 CASES = [
     {"cache_refresh": 3}, {"cache_refresh": 99, "steps": 4}, {"cache_refresh": 2, "block_length": 3}, {"cache_refresh": 99, "block_length": 4, "steps": 4},
@@ -90,11 +32,11 @@ def test_every_pass_is_that_of_transformers_own_cache_kept_by_hand(denoiser, tin
     results = generate(model, tiny_tokenizer, [prompt for prompt, _ in asked], params, trace=True)
     for (prompt, settings), result in zip(asked, results, strict=True):
         refresh, block, dual = settings["cache_refresh"], settings.get("block_length"), settings.get("dual_cache", False)
-        want = plain(model, prompt, refresh, block, dual, NEW // settings.get("steps", NEW), settings.get("cfg_scale", 0.0))
+        want = passes_by_hand(model, prompt, refresh, block, dual, NEW // settings.get("steps", NEW), settings.get("cfg_scale", 0.0))
         steps = steps_in(result)
-        assert [(list(step.canvas), step.cached) for step in steps] == [(canvas, cached) for canvas, cached, _ in want], settings
-        assert [p for step in steps for p in step.logprobs] == pytest.approx([p for *_, logprobs in want for p in logprobs], abs=1e-10)
-        assert result.forwards == len(want) and any(cached for _, cached, _ in want)
+        assert [(list(step.canvas), step.cached) for step in steps] == [(each.canvas, each.cached) for each in want], settings
+        assert [p for step in steps for p in step.logprobs] == pytest.approx([p for each in want for p in each.logits.log_softmax(dim=-1).amax(dim=-1).tolist()], abs=1e-10)
+        assert result.forwards == len(want) and any(each.cached for each in want)
 
 
 def test_a_pass_in_between_reads_the_block_alone_and_one_pass_a_refresh_is_exact(denoiser, tiny_tokenizer, monkeypatch):
