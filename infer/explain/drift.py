@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ...data.errors import UserError
+from ..diffusion.canvas import aligned
 from ..engine.generate import generate
 from ..engine.params import SamplingParams
 from ..requests.events import Observed, Result
@@ -17,7 +18,6 @@ from ..requests.trace import DiffusionStep
 from ..runners.contract import Runner
 from ..runners.open import open_runner
 from ..runners.paradigm import diffusion_of, is_bidirectional
-from ..diffusion.canvas import aligned
 
 
 @dataclass(frozen=True)
