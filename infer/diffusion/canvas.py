@@ -104,9 +104,9 @@ class CanvasSequence(TokenSequence):
         """Of how many positions the logits are asked for where `count` are needed: without any, a guidance would not be shown them."""
         return count if self.guidance is None else max(count, 1)
 
-    def attend_both_ways(self, on: bool) -> None:
-        """Have new positions see one another, those of the guidance too."""
-        self.runner.attend_both_ways(self.cache_slot, on)
+    def attend_both_ways(self, on: bool, after: int = 0) -> None:
+        """Have new positions see one another, but for the first `after`, and those of the guidance too."""
+        self.runner.attend_both_ways(self.cache_slot, on, after)
         if self.guidance is not None:
             self.guidance.runner.attend_both_ways(self.guidance.cache_slot, on)
 

@@ -107,10 +107,11 @@ class Denoising:
         self.hooks = Hooks(sequence, self.canvas, self.mask)
         self.before, self.step, self.positions, self._late = sequence.before, 0, [], False
         self.kept = Kept(sequence, len(self.canvas.ids), self.diffusion.shift) if sequence.whole else None
-        self._prompt, self._told = sequence.cached, {}  # how long it is in the cache; the guesses that were told last
+        self._unread = [] if sequence.whole else sequence.unseen  # of the prompt: it goes with the first pass, looking back
+        self._prompt, self._told = sequence.cached + len(self._unread), {}  # how long it is in the cache; the guesses that were told last
         self._remasked: list[int] = []  # since the last step
         self._is_full = True  # the newest pass, where some are not
-        sequence.attend_both_ways(True)
+        sequence.attend_both_ways(True, len(self._unread))
         self._tasks = self.plan.tasks()
         with sequence.generation.contained():
             self._publish([], {**sequence.request.pinned, **self._pinned(None), **self._decided()})
@@ -119,7 +120,10 @@ class Denoising:
     @property
     def window(self) -> range:
         """The positions that its next pass reads, counted from the first of the canvas: those of the prompt are below 0."""
-        return (self.plan.window or self.task.block) if self.kept is None else self.kept.window(self.task.block)
+        if self.kept is not None:
+            return self.kept.window(self.task.block)
+        own = self.plan.window or self.task.block
+        return range(-len(self._unread), own.stop) if self._unread else own
 
     @property
     def rows(self) -> int:
@@ -144,7 +148,7 @@ class Denoising:
     def ask(self) -> tuple[list[int], int]:
         """The ids of the next pass, and of how many of the newest it wants the logits; where time is up, it asks for the next token at least."""
         (block, wanted, _), sequence, shift = self.task, self.sequence, self.diffusion.shift
-        self._window, row, begin = self.window, self.canvas.ids, 0
+        self._window, row, begin = self.window, self._unread + self.canvas.ids, len(self._unread)
         if self.kept is not None:
             self._is_full, row, begin = self.kept.is_full(block), sequence.given + row, self.kept.prompt
             self.kept.prepare(block)
@@ -154,7 +158,7 @@ class Denoising:
             return ids, sequence.least_kept(shift)
         self.step, self._late = self.step + 1, sequence.time_is_up
         self.positions = sorted({*wanted, sequence.position} if self._late else wanted) if isinstance(wanted, list) else self.plan.wanted(block)
-        return ids, self._count + (shift if self._has_earlier else 0)
+        return ids, (self._window.stop if self._unread else self._count) + (shift if self._has_earlier else 0)
 
     @property
     def _count(self) -> int:
@@ -173,13 +177,26 @@ class Denoising:
         if self.task.due is None:
             if shift:
                 self.before = logits, sequence.place
+            self._unread = []
             return logits[:0]
+        if self._unread:
+            logits = self._behind_the_prompt(logits)
         if self.kept is None:
-            sequence.rollback(sequence.cached - self._prompt - self._window.start)
+            sequence.rollback(sequence.cached - self._prompt - max(self._window.start, 0))
         else:
             self.kept.leave()
         rows = aligned(logits, self._count, shift, None if self._has_earlier or not shift else self.before[0])
         return rows[[position - self.positions[0] for position in self.positions]]
+
+    def _behind_the_prompt(self, logits: Tensor) -> Tensor:
+        """Keep what the first pass says at the end of the prompt that it brought, and return the logits of all passes, those from the first position asked for on."""
+        sequence, first = self.sequence, self.positions[0]
+        if self.diffusion.shift:
+            self.before = logits[:1].clone(), sequence.place
+        if sequence.place is not None:
+            sequence.place = Place(sequence.place.likelihoods, sequence.place.row + first)
+        self._unread = []
+        return logits[first:]
 
     def hooked(self, logits: Tensor) -> Tensor:
         """What the request's hook makes of the logits, [n, vocab]; one that fails ends the request, and changes nothing."""
@@ -315,7 +332,7 @@ class Denoising:
         if not sequence.finished:
             return False
         if not sequence.generation.broken_off:  # else it may be somebody else's by now
-            sequence.rollback(sequence.cached - self._prompt)
+            sequence.rollback(max(sequence.cached - self._prompt, 0))  # nothing was read where all was decided before the first pass
             sequence.attend_both_ways(False)
         release([sequence])
         return True

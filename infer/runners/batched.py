@@ -83,7 +83,7 @@ class CacheSlots:
         if adapter is not None:
             raise UserError(f"{self.config.model_type} runs no adapters beside its weights: merge {adapter.name} into a model of its own (seodang export)")
 
-    def attend_both_ways(self, slot: int, on: bool) -> None:
+    def attend_both_ways(self, slot: int, on: bool, after: int = 0) -> None:
         """Raise UserError for both ways: the attention is the architecture's own, and looks back."""
         if on:
             remedy = "use an architecture whose attention can be replaced (Llama, Qwen)"

@@ -65,6 +65,12 @@ class TurnsByLength:
         super().copy(source, target, first if self._turns.get(source) == self._turns.get(target) else 0, length)
         self._note(source, target, length)
 
+    def attend_both_ways(self, slot: int, on: bool, after: int = 0) -> None:
+        """As any runner's, but that none of the ids of a pass looks back where others do not: they may be turned by other lengths."""
+        if on and after:
+            raise UserError(f"{self.config.model_type} turns its positions by the length of the whole: read the first {after} ids of slot {slot} by themselves")
+        super().attend_both_ways(slot, on)
+
     def rewrite(self, slot: int, at: int) -> None:
         """Raise UserError: what stands behind would be turned by another length."""
         raise UserError(f"{self.config.model_type} turns its positions by the length of the whole, so none is read anew in the midst of slot {slot}, at {at}")

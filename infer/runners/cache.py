@@ -102,6 +102,7 @@ class KVCache:
         self.lengths: dict[int, int] = {}
         self.masked_positions: dict[int, tuple[int, ...]] = {}  # positions that a slot leaves out, in order
         self.both_ways: set[int] = set()  # slots whose new positions see one another
+        self.look_back: dict[int, int] = {}  # how many first ids of the next pass of such a slot do not
         self.rewrites: dict[int, int] = {}  # where the new positions of a slot's next pass stand, if not behind its past
         self._lanes: dict[int, tuple[Pool, int]] = {}
         self._written: dict[int, int] = {}  # how many positions a slot's lane has had at most since the slot came to it
@@ -156,7 +157,7 @@ class KVCache:
             self.lengths[fork] = self._written[fork] = self.lengths[slot]
             if slot in self.masked_positions:
                 self.masked_positions[fork] = self.masked_positions[slot]
-            self.attend_both_ways(fork, slot in self.both_ways)
+            self.attend_both_ways(fork, slot in self.both_ways, self.look_back.get(slot, 0))
             forks.append(fork)
         return forks
 
@@ -171,11 +172,14 @@ class KVCache:
         if first < length:
             pool.copy(lane, to_pool, to_lane, length, first)
         self.lengths[target] = length
-        self.attend_both_ways(target, source in self.both_ways)
+        self.attend_both_ways(target, source in self.both_ways, self.look_back.get(source, 0))
 
-    def attend_both_ways(self, slot: int, on: bool) -> None:
-        """Let the slot's new positions see one another, or each what stands before it alone."""
+    def attend_both_ways(self, slot: int, on: bool, after: int = 0) -> None:
+        """Let the slot's new positions see one another, but for the first `after`, or each what stands before it alone."""
         (self.both_ways.add if on else self.both_ways.discard)(slot)
+        self.look_back.pop(slot, None)
+        if on and after:
+            self.look_back[slot] = after
 
     def next_place(self, slot: int) -> int:
         """Return where in the cache the slot's new positions come."""
@@ -183,6 +187,7 @@ class KVCache:
 
     def note(self, slot: int, count: int) -> None:
         """Take note that so many new positions were written where they were to come."""
+        self.look_back.pop(slot, None)
         if self.rewrites.pop(slot, None) is None:
             self.lengths[slot] += count
 
@@ -214,7 +219,7 @@ class KVCache:
             pool, lane = self._lanes.pop(slot)
             del self.lengths[slot], self._written[slot]
             self.masked_positions.pop(slot, None)
-            self.both_ways.discard(slot)
+            self.attend_both_ways(slot, False)
             self.rewrites.pop(slot, None)
             pool.discard(lane)
             self._close(pool, lane)

@@ -77,10 +77,10 @@ class Runner(Protocol):
         The slots of a pass may have different ones. Raises UserError where the runner cannot (`adapters`).
         """
 
-    def attend_both_ways(self, slot: int, on: bool) -> None:
+    def attend_both_ways(self, slot: int, on: bool, after: int = 0) -> None:
         """From now on let the new ids of each pass of the slot see one another beside all of its past, or else what stands before them alone.
 
-        A new slot has it off; forks and copies are as their source. Raises UserError where the runner cannot (`both_ways`), or the model
+        The first `after` ids of its next pass still look back. A new slot has it off; forks and copies are as their source. Raises UserError where the runner cannot (`both_ways`), or the model
         attends in a sliding window.
         """
 

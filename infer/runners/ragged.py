@@ -131,11 +131,11 @@ class RaggedRunner:
         """Run the slot with an adapter beside the weights, whatever the others of its passes run with."""
         self._adapters.put(slot, adapter)
 
-    def attend_both_ways(self, slot: int, on: bool) -> None:
-        """Let the slot's new ids see one another from now on, or each what stands before it alone."""
+    def attend_both_ways(self, slot: int, on: bool, after: int = 0) -> None:
+        """Let the slot's new ids see one another from now on, but for the first `after`, or each what stands before it alone."""
         if on:
             refuse_both_ways_under_window(self.config)
-        self.cache.attend_both_ways(slot, on)
+        self.cache.attend_both_ways(slot, on, after)
 
     def rewrite(self, slot: int, at: int) -> None:
         """Have the ids of the slot's next pass take the place of as many from `at` on; raises UserError where they would not see what stands behind them."""
@@ -247,7 +247,8 @@ class RaggedRunner:
 
     def _stretches(self, slot: int, count: int) -> list[Stretch]:
         """Cut a slot's new ids where some begin that see one another, or such end."""
-        return [Stretch(count, slot not in self.cache.both_ways)]
+        back = min(self.cache.look_back.get(slot, 0), count)
+        return [each for each in (Stretch(back, True), Stretch(count - back, slot not in self.cache.both_ways)) if each.count]
 
     def _check(self, plan: ForwardBatch) -> None:
         """Refuse an architecture with layers that remember without attention: they would mix the slots."""

@@ -19,6 +19,9 @@ from ..runners.paradigm import BIDIRECTIONAL, BLOCK_CAUSAL, diffusion_of
 from .spec import StrategySpec
 
 
+WITH_CANVAS = 128  # positions of a prompt that other requests' passes hardly notice
+
+
 def diffusion(generation: Generation, host: Host) -> Strategy | None:
     """Fill in a canvas of `max_new_tokens` masks: each pass reads all of it and makes the surest positions certain.
 
@@ -26,11 +29,19 @@ def diffusion(generation: Generation, host: Host) -> Strategy | None:
     and then all canvases of all requests run in the passes of one generator.
     """
     sequence = CanvasSequence.open(generation, host.runner)
+    if goes_with_canvas(sequence):
+        return join(sequence, host)
     if not sequence.whole:
         return read_and_join(sequence, host, diffusion_of(host.runner.model.config).shift)
     if sequence.guidance is not None:  # what was read of its prompt saw nothing of the canvas
         sequence.guidance.runner.truncate(sequence.guidance.cache_slot, 0)
     return join(sequence, host)
+
+
+def goes_with_canvas(sequence: CanvasSequence) -> bool:
+    """Whether what is not read of a prompt goes with the first pass of its canvas, looking back in it: where it is one answer's and short, that saves a pass."""
+    alone = sequence.request.width == 1 and sequence.guidance is None and not sequence.whole
+    return alone and sequence.runner.capabilities.parts and len(sequence.unseen) <= WITH_CANVAS
 
 
 def read_and_join(sequence: CanvasSequence, host: Host, shift: int) -> Strategy:

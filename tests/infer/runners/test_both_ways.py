@@ -82,6 +82,24 @@ def test_new_positions_see_one_another_and_all_that_stands_before_beside_slots_t
     near(got[10:], own(model, prompt + canvas, [(6, 20)])[6:])
 
 
+def test_the_first_ids_of_a_pass_may_look_back_where_those_behind_them_see_one_another(runner):
+    model, (prompt, canvas, other) = runner.model, (ids(6, 1), ids(14, 2), ids(9, 3))
+    slots = [runner.allocate() for _ in range(3)]
+    if not runner.capabilities.parts:
+        with pytest.raises(UserError, match="phi3 turns its positions by the length of the whole: read the first 6 ids of slot 0 by themselves"):
+            runner.attend_both_ways(slots[0], True, 6)
+        return
+    runner.forward(slots[1:2], [other[:8]], [0])
+    runner.attend_both_ways(slots[0], True, 6)
+    runner.attend_both_ways(slots[2], True, 1)
+    got = runner.forward([slots[2], slots[1], slots[0]], [other, other[8:], prompt + canvas], [9, 1, 20])
+    near(got[:9], own(model, other, [(1, 9)]))
+    near(got[9:10], own(model, other, [])[8:])
+    near(got[10:], own(model, prompt + canvas, [(6, 20)]))
+    runner.truncate(slots[0], 6)
+    near(runner.forward([slots[0]], [other], [9]), own(model, prompt + other, [(6, 15)])[6:])  # of later passes none does
+
+
 def test_a_canvas_that_is_cut_off_leaves_the_prompt_as_it_was_and_one_that_stays_is_seen_by_the_next(runner):
     model, (prompt, wrong, first, second) = runner.model, (ids(6, 1), ids(14, 4), ids(5, 5), ids(8, 6))
     slot = runner.allocate()
