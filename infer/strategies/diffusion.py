@@ -18,7 +18,6 @@ from ..runners.contract import Runner
 from ..runners.paradigm import BIDIRECTIONAL, BLOCK_CAUSAL, diffusion_of
 from .spec import StrategySpec
 
-
 WITH_CANVAS = 128  # positions of a prompt that other requests' passes hardly notice
 
 
