@@ -5,12 +5,14 @@ python benchmarks/serve_load.py --in_flight 8 --rounds 5
 python benchmarks/serve_load.py --peers transformers
 python benchmarks/serve_load.py --peers vllm=ENVIRONMENT/bin/python llama.cpp=ENVIRONMENT/bin/python --gguf MODEL.gguf --dtype bfloat16
 python benchmarks/serve_load.py --share                       how much of a decode step is spent in torch's operations
+python benchmarks/serve_load.py --model DIFFUSION --tokens 12 --settings '{"confidence_threshold": 0.9}'
 
 At each level so many clients in a closed loop stream greedy answers of `--tokens` tokens to mixed prompts, a third of which share a system prompt: of
 `seodang serve`, of each peer, and of `generate` at the same rows. All are asked the same in turn, as often as `--rounds` says, each round with new prompts
 and in the other order; a server that is not asked is stopped meanwhile (SIGSTOP). A JSON line for each, `generate` and peers, tells the medians of both and of
 their ratio, and of both servers: the median and 95th percentile of the times to the first token and between tokens, processor time, how many answers are
-word for word those of `generate`, and the most memory that the processes held. Tokens are what the server says it made, else what was asked for.
+word for word those of `generate`, and the most memory that the processes held. Tokens are what the server says it made, else what was asked for. `--settings` are more fields of each
+request, of ours and `generate`'s alike. A checkpoint of diffusion sends several tokens at a time: `between_parts_s` and `tokens_a_part` say when and how many, `tokens_a_pass` how many came of each pass over a canvas.
 
 The clients share the cores with the server, so they do the least that tells the time: sockets on one event loop that count `data:` lines as they come;
 what these say is read when the clock has stopped. `client_cpu` is their part of all processor time. Servers are started and stopped here; a further one is
@@ -86,8 +88,8 @@ SERVERS = {  # each listens on a port of this machine and has /v1/completions
 class Server:
     """A running server: its processes, and what it was heard to say in each round."""
 
-    def __init__(self, name: str, port: int, model: str, process: psutil.Process):
-        self.name, self.port, self.model = name, port, model
+    def __init__(self, name: str, port: int, model: str, process: psutil.Process, settings: dict):
+        self.name, self.port, self.model, self.settings = name, port, model, settings
         self.processes = [process, *process.children(recursive=True)]
         self.heard: list[list[Answer]] = []
         self.work: list[float] = []  # seconds of processor time, a round each
@@ -95,7 +97,8 @@ class Server:
 
     def request(self, prompt: str, tokens: int) -> bytes:
         """A request to continue a text, as it goes over the wire."""
-        content = json.dumps({"model": self.model, "prompt": prompt, "max_tokens": tokens, **GREEDY, **SERVERS[self.name].body}).encode()
+        body = {"model": self.model, "prompt": prompt, "max_tokens": tokens, **GREEDY, **SERVERS[self.name].body}
+        content = json.dumps(body | (self.settings if self.name == "seodang" else {})).encode()
         head = f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
         return head.encode() + content
 
@@ -128,11 +131,14 @@ class Server:
     def told(self, said: list[list[str]], tokens: int) -> dict:
         """What there is to tell of all rounds; `said` is what `generate` answered in each."""
         answers = [answer for each in self.heard for answer in each]
-        first = [answer.times[0] - answer.sent for answer in answers]
-        between = [after - before for answer in answers for before, after in zip(answer.times[:tokens], answer.times[1 : tokens])]
+        first = [answer.spoken[0] - answer.sent for answer in answers]
+        between = [after - before for answer in answers for before, after in zip(answer.spoken, answer.spoken[1:])]
+        passes = [answer.usage["tokens_per_forward"] for answer in answers if "tokens_per_forward" in answer.usage]
         same = sum(answer.text == text for each, texts in zip(self.heard, said) for answer, text in zip(each, texts))
         return {
-            "first_token_s": spread(first), "between_tokens_s": spread(between), "processor_s": rounded(statistics.median(self.work)),
+            "first_token_s": spread(first), "between_parts_s": spread(between or [0.0]), "processor_s": rounded(statistics.median(self.work)),
+            "tokens_a_part": rounded(statistics.mean((answer.tokens or tokens) / len(answer.spoken) for answer in answers)),
+            **({"tokens_a_pass": rounded(statistics.mean(passes))} if passes else {}),
             "same_text": f"{same} of {len(answers)}", "peak_MB": self.peak(), "client_cpu": rounded(statistics.median(self.shares)),
         }  # fmt: skip
 
@@ -155,7 +161,7 @@ def running(name: str, args: argparse.Namespace, rows: int) -> Iterator[Server]:
                     raise RuntimeError(f"{command} did not start:\n{log.read().decode(errors='replace')[-3000:]}")
                 time.sleep(0.2)
             names = [each["id"] for each in json.loads(models)["data"]]
-            server = Server(name, port, folder if folder in names or not names else names[0], process)
+            server = Server(name, port, folder if folder in names or not names else names[0], process, args.settings)
             asyncio.run(closed_loop(port, [server.request("Warm.", 4)] * rows, rows))
             server.suspend()
             yield server
@@ -197,9 +203,19 @@ class Answer:
         return "".join(choice["text"] for event in self.events for choice in event["choices"])
 
     @property
+    def spoken(self) -> list[float]:
+        """When each part came that has text; if none has, when the first came."""
+        return [moment for moment, event in zip(self.times, self.events) if any(choice["text"] for choice in event["choices"])] or self.times[:1]
+
+    @property
+    def usage(self) -> dict:
+        """What the server says of its work; nothing where it does not say it."""
+        return next((event["usage"] for event in reversed(self.events) if event.get("usage")), {})
+
+    @property
     def tokens(self) -> int | None:
         """How many tokens the server says that it made; None where it does not say it."""
-        return next((event["usage"]["completion_tokens"] for event in reversed(self.events) if event.get("usage")), None)
+        return self.usage.get("completion_tokens")
 
 
 class Exchange(asyncio.Protocol):
@@ -245,7 +261,7 @@ async def closed_loop(port: int, requests: list[bytes], in_flight: int) -> tuple
 
 def level(model, tokenizer, texts: Texts, args: argparse.Namespace, in_flight: int) -> None:
     """Measure all servers at so many streams, and print the lines."""
-    draw, params = random.Random(in_flight), SamplingParams(max_new_tokens=args.tokens, ignore_eos=True)
+    draw, params = random.Random(in_flight), SamplingParams(max_new_tokens=args.tokens, ignore_eos=True, **args.settings)
     rounds = [texts.mixed(max(3 * in_flight, 6), draw) for _ in range(args.rounds)]
     said: list[list[str]] = []
     work: list[float] = []
@@ -303,6 +319,7 @@ def main() -> None:
     parser.add_argument("--in_flight", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--settings", type=json.loads, default={}, metavar="JSON", help="settings of every request beside its length, of ours")
     parser.add_argument("--share", action="store_true", help="measure only the share of a decode step that is torch's")
     args = parser.parse_args()
     args.peers = {name: python for name, _, python in (each.partition("=") for each in args.peers)}

@@ -94,7 +94,7 @@ class CanvasSequence(TokenSequence):
         """Whether the next pass is the first to bring some of the prompt."""
         return not self.passes and super().reads_prompt
 
-    @property
+    @cached_property
     def given(self) -> list[int]:
         """The prompt's ids, masked positions left out."""
         masked = frozenset(self.request.masked_positions)
@@ -104,17 +104,17 @@ class CanvasSequence(TokenSequence):
         """Of how many positions the logits are asked for where `count` are needed: without any, a guidance would not be shown them."""
         return count if self.guidance is None else max(count, 1)
 
-    def attend_both_ways(self, on: bool) -> None:
-        """Have new positions see one another, those of the guidance too."""
-        self.runner.attend_both_ways(self.cache_slot, on)
+    def attend_both_ways(self, on: bool, after: int = 0) -> None:
+        """Have new positions see one another, but for the first `after`, and those of the guidance too."""
+        self.runner.attend_both_ways(self.cache_slot, on, after)
         if self.guidance is not None:
             self.guidance.runner.attend_both_ways(self.guidance.cache_slot, on)
 
     def rollback(self, count: int) -> None:
-        """Take the newest `count` positions out of the cache; a guidance's prompt that goes with them is to be read again."""
+        """Take the newest `count` positions out of the cache; what goes with them of a guidance's prompt is to be read again."""
         super().rollback(count)
-        if self.guidance is not None and self.whole:
-            self.guidance.ids = list(self.request.guidance.prompt_ids)
+        if self.guidance is not None and len(self.guidance.ids) < len(prompt := self.request.guidance.prompt_ids):
+            self.guidance.ids = list(prompt)
 
     def take_prefix(self) -> None:
         """Leave it to the canvas, which has it among what is given."""

@@ -23,6 +23,7 @@ from ..runners.paradigm import diffusion_of
 from .canvas import Canvas, CanvasPosition, CanvasSequence, aligned
 from .commit import Guess, due
 from .hooks import Hooks
+from .kept import Kept
 from .orders import ENTROPY, OF_THE_MODEL, RANDOM, confidences
 from .plan import Plan
 
@@ -106,24 +107,34 @@ class Denoising:
         self.plan = Plan(sequence, self.canvas, self.diffusion.block_length)
         self.hooks = Hooks(sequence, self.canvas, self.mask)
         self.before, self.step, self.positions, self._late = sequence.before, 0, [], False
-        self._prompt, self._told = sequence.cached, {}  # how long it is in the cache; the guesses that were told last
+        self.kept = Kept(sequence, len(self.canvas.ids), self.diffusion.shift) if sequence.whole else None
+        self._unread = [] if sequence.whole else sequence.unseen  # of the prompt: it goes with the first pass, looking back
+        self._prompt, self._told = sequence.cached + len(self._unread), {}  # how long it is in the cache; the guesses that were told last
         self._remasked: list[int] = []  # since the last step
-        sequence.attend_both_ways(True)
+        self._is_full = True  # the newest pass, where some are not
+        sequence.attend_both_ways(True, len(self._unread))
         self._tasks = self.plan.tasks()
         with sequence.generation.contained():
             self._publish([], {**sequence.request.pinned, **self._pinned(None), **self._decided()})
         self.go_on()
 
     @property
+    def window(self) -> range:
+        """The positions that its next pass reads, counted from the first of the canvas: those of the prompt are below 0."""
+        if self.kept is not None:
+            return self.kept.window(self.task.block)
+        own = self.plan.window or self.task.block
+        return range(-len(self._unread), own.stop) if self._unread else own
+
+    @property
     def rows(self) -> int:
         """How many positions of the canvas its next pass has."""
-        return len(self.plan.window or self.task.block)
+        return self.window.stop - max(self.window.start, 0)
 
     @property
     def size(self) -> int:
         """How many positions its next pass has."""
-        own = self.rows + (len(self.sequence.request.prompt_ids) if self.sequence.whole else 0)
-        return own if self.sequence.guidance is None else 2 * own
+        return len(self.window) if self.sequence.guidance is None else 2 * len(self.window)
 
     @property
     def bounding(self) -> str | None:
@@ -138,14 +149,17 @@ class Denoising:
     def ask(self) -> tuple[list[int], int]:
         """The ids of the next pass, and of how many of the newest it wants the logits; where time is up, it asks for the next token at least."""
         (block, wanted, _), sequence, shift = self.task, self.sequence, self.diffusion.shift
-        self._window = self.plan.window or block
-        ids = self.canvas.ids[self._window.start : self._window.stop]
+        self._window, row, begin = self.window, self._unread + self.canvas.ids, len(self._unread)
+        if self.kept is not None:
+            self._is_full, row, begin = self.kept.is_full(block), sequence.given + row, self.kept.prompt
+            self.kept.prepare(block)
+        ids = row[begin + self._window.start : begin + self._window.stop]
         if wanted is None:
             self.positions = []
             return ids, sequence.least_kept(shift)
         self.step, self._late = self.step + 1, sequence.time_is_up
         self.positions = sorted({*wanted, sequence.position} if self._late else wanted) if isinstance(wanted, list) else self.plan.wanted(block)
-        return [*sequence.given, *ids] if sequence.whole else ids, self._count + (shift if self._has_earlier else 0)
+        return ids, (self._window.stop if self._unread else self._count) + (shift if self._has_earlier else 0)
 
     @property
     def _count(self) -> int:
@@ -155,19 +169,35 @@ class Denoising:
     @property
     def _has_earlier(self) -> bool:
         """Whether the pass has the position before those, where the first is read under a shift."""
-        return self.sequence.whole or self.positions[0] > self._window.start
+        return self.positions[0] > self._window.start
 
     def read(self, logits: Tensor) -> Tensor:
-        """Take the canvas out of the cache, but for a block that is to stay, and return the logits of the positions asked for, [n, vocab]."""
+        """Take the canvas out of the cache, but for what is to stay, and return the logits of the positions asked for, [n, vocab]."""
         sequence, shift = self.sequence, self.diffusion.shift
         sequence.passes += 1
         if self.task.due is None:
             if shift:
                 self.before = logits, sequence.place
+            self._unread = []
             return logits[:0]
-        sequence.rollback(sequence.cached - self._prompt - (0 if sequence.whole else self._window.start))
+        if self._unread:
+            logits = self._behind_the_prompt(logits)
+        if self.kept is None:
+            sequence.rollback(sequence.cached - self._prompt - max(self._window.start, 0))
+        else:
+            self.kept.leave()
         rows = aligned(logits, self._count, shift, None if self._has_earlier or not shift else self.before[0])
         return rows[[position - self.positions[0] for position in self.positions]]
+
+    def _behind_the_prompt(self, logits: Tensor) -> Tensor:
+        """Keep what the first pass says at the end of the prompt that it brought, and return the logits of all passes, those from the first position asked for on."""
+        sequence, first = self.sequence, self.positions[0]
+        if self.diffusion.shift:
+            self.before = logits[:1].clone(), sequence.place
+        if sequence.place is not None:
+            sequence.place = Place(sequence.place.likelihoods, sequence.place.row + first)
+        self._unread = []
+        return logits[first:]
 
     def hooked(self, logits: Tensor) -> Tensor:
         """What the request's hook makes of the logits, [n, vocab]; one that fails ends the request, and changes nothing."""
@@ -271,7 +301,7 @@ class Denoising:
         found = sorted([(guess.position, guess.id, guess.sure, guess.logprob) for guess in certain] + [(*each, 1.0, 0.0) for each in pinned.items()])
         committed, logprobs = tuple(each[:3] for each in found), tuple(each[3] for each in found)
         remasked, news = tuple(self._remasked), self._news(guesses)
-        step = DiffusionStep(self.step, committed, self.canvas.shown, sequence.passes, logprobs, remasked, news)
+        step = DiffusionStep(self.step, committed, self.canvas.shown, sequence.passes, logprobs, remasked, news, not self._is_full)
         generation.tell(step, sequence.position, sequence.choice)
 
     def _news(self, guesses: list[Guess]) -> tuple[tuple[int, int, float], ...]:
@@ -303,7 +333,7 @@ class Denoising:
         if not sequence.finished:
             return False
         if not sequence.generation.broken_off:  # else it may be somebody else's by now
-            sequence.rollback(sequence.cached - self._prompt)
+            sequence.rollback(max(sequence.cached - self._prompt, 0))  # nothing was read where all was decided before the first pass
             sequence.attend_both_ways(False)
         release([sequence])
         return True

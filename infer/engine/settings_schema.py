@@ -23,7 +23,7 @@ from .compat import OPENAI_NEUTRAL, OPENAI_PASSED_OVER, REQUEST, VLLM_NEUTRAL, V
 from .params import OPTIONS, SamplingParams
 
 Schema = dict[str, Any]
-ABLE = Capabilities(hidden_states=True, mask_holes=True, both_ways=True)  # a runner that can do everything
+ABLE = Capabilities(hidden_states=True, mask_holes=True, both_ways=True, rewrites=True)  # a runner that can do everything
 GROUPS = {name: KINDS[spec.kind] for spec in reversed(FILTERS.values()) for name in options_of(spec.options)} | {"filter_order": "own filters"}
 TEXT, IDS = {"type": "string"}, {"type": "array", "items": {"type": "integer"}}
 WORD = {"type": "string", "minLength": 1}

@@ -19,7 +19,7 @@ from ..strategies.registry import STRATEGIES, check
 from ..strategies.spec import Amateur, Guidance, StrategySpec
 
 HOME = Path(__file__).with_name("STRATEGIES.md")
-ABLE = Capabilities(hidden_states=True, mask_holes=True, both_ways=True)  # a runner that can do everything
+ABLE = Capabilities(hidden_states=True, mask_holes=True, both_ways=True, rewrites=True)  # a runner that can do everything
 
 def settings_of(name: str) -> list[dict[str, Any]]:
     """Settings that ask for a filter, each by themselves."""

@@ -37,7 +37,8 @@ def step_told(tokenizer: PreTrainedTokenizerBase, step: DiffusionStep) -> dict[s
     """A step of diffusion as JSON: its number, the passes so far, the length of the canvas, and what is other than before it.
 
     `certain` are the tokens that became so, each with its position, log-probability and how sure the order was; `guesses` what open positions are thought
-    to be by now, `remasked` the positions that are open again. In the first step `given` has what stood there from the beginning.
+    to be by now, `remasked` the positions that are open again. In the first step `given` has what stood there from the beginning; `cached` is there, and
+    true, where the step was read over keys and values of an earlier one.
     """
     committed = {position for position, *_ in step.committed}
     given = [(position, id) for position, id in enumerate(step.canvas) if id is not None and position not in committed] if step.step == 1 else []
@@ -47,6 +48,7 @@ def step_told(tokenizer: PreTrainedTokenizerBase, step: DiffusionStep) -> dict[s
         "guesses": [token_told(tokenizer, position, id, logprob=logprob) for position, id, logprob in step.guesses],
         "remasked": list(step.remasked),
         **({"given": [token_told(tokenizer, position, id) for position, id in given]} if given else {}),
+        **({"cached": True} if step.cached else {}),
     }  # fmt: skip
 
 

@@ -77,6 +77,7 @@ class DiffusionStep:
 
     `logprobs` are of what became certain, under the distributions that it was chosen from; `remasked` are the positions that were certain before it
     and masks again behind it; `guesses` what open positions are thought to be, where that is another token than before (position, id, log-probability).
+    `cached`: it was read over what an earlier pass had kept of prompt and canvas (`cache_refresh`).
     """
 
     step: int
@@ -86,6 +87,7 @@ class DiffusionStep:
     logprobs: tuple[float, ...] = ()
     remasked: tuple[int, ...] = ()
     guesses: tuple[tuple[int, int, float], ...] = ()
+    cached: bool = False
 
 
 class TraceRecorder:

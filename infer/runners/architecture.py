@@ -33,6 +33,7 @@ class Capabilities:
     adapters: bool = False  # slots of one pass may run with different ones
     parts: bool = True  # a prompt may go in by parts at no more cost
     both_ways: bool = False  # a slot's new positions may all see one another
+    rewrites: bool = False  # new positions may take the place of some in the midst of a slot
 
 
 class ModelOutput(NamedTuple):
@@ -66,6 +67,12 @@ def check_cut(slot: int, length: int, had: int) -> None:
     """Raise UserError for a length that a slot cannot be cut to."""
     if not 0 <= length <= had:
         raise UserError(f"slot {slot} has {had} positions in the cache and cannot be cut to {length}: give 0 to {had}")
+
+
+def check_rewrite(slot: int, at: int, count: int, had: int) -> None:
+    """Raise UserError for new ids that are to take the place of more than a slot has."""
+    if at + count > had:
+        raise UserError(f"slot {slot} has {had - at} positions from {at} on, whose place {count} new ids are to take: give so many at most")
 
 
 def transformers_model(model: nn.Module) -> PreTrainedModel:

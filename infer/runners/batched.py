@@ -83,11 +83,15 @@ class CacheSlots:
         if adapter is not None:
             raise UserError(f"{self.config.model_type} runs no adapters beside its weights: merge {adapter.name} into a model of its own (seodang export)")
 
-    def attend_both_ways(self, slot: int, on: bool) -> None:
+    def attend_both_ways(self, slot: int, on: bool, after: int = 0) -> None:
         """Raise UserError for both ways: the attention is the architecture's own, and looks back."""
         if on:
             remedy = "use an architecture whose attention can be replaced (Llama, Qwen)"
             raise UserError(f"{self.config.model_type} lets no position see those that follow it: {remedy}")
+
+    def rewrite(self, slot: int, at: int) -> None:
+        """Raise UserError: a past is only ever appended to."""
+        raise UserError(f"{self.config.model_type} cannot read a part of slot {slot} anew, from position {at} on: cut it there and read all behind it")
 
     def forward(self, slots: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int]) -> Tensor:
         """Append `ids[i]` to slot i and return the logits of its newest `keep[i]` positions, [sum(keep), vocab]; each kind of slots is a pass."""

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ...data.errors import UserError
 from .architecture import ModelOutput, check_pass, rope_settings
 from .contract import Runner
 from .model_lock import locked
@@ -39,7 +40,7 @@ class TurnsByLength:
 
     def __init__(self, model: nn.Module):
         super().__init__(model)
-        self.capabilities = replace(self.capabilities, parts=False)  # a part that turns otherwise would have the parts before it read anew
+        self.capabilities = replace(self.capabilities, parts=False, rewrites=False)  # what turns otherwise would have all before it read anew
         self._read: dict[int, list[int]] = {}
         self._wholes: dict[int, list[slice]] = {}  # where positions were read that see one another
         self._turns: dict[int, Hashable] = {}
@@ -63,6 +64,16 @@ class TurnsByLength:
         """Give `target` the past of `source`, or its first `length` positions; what both have already counts only where it was turned alike."""
         super().copy(source, target, first if self._turns.get(source) == self._turns.get(target) else 0, length)
         self._note(source, target, length)
+
+    def attend_both_ways(self, slot: int, on: bool, after: int = 0) -> None:
+        """As any runner's, but that none of the ids of a pass looks back where others do not: they may be turned by other lengths."""
+        if on and after:
+            raise UserError(f"{self.config.model_type} turns its positions by the length of the whole: read the first {after} ids of slot {slot} by themselves")
+        super().attend_both_ways(slot, on)
+
+    def rewrite(self, slot: int, at: int) -> None:
+        """Raise UserError: what stands behind would be turned by another length."""
+        raise UserError(f"{self.config.model_type} turns its positions by the length of the whole, so none is read anew in the midst of slot {slot}, at {at}")
 
     def truncate(self, slot: int, length: int) -> None:
         """Keep the slot's first `length` positions."""

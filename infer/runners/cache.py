@@ -102,6 +102,8 @@ class KVCache:
         self.lengths: dict[int, int] = {}
         self.masked_positions: dict[int, tuple[int, ...]] = {}  # positions that a slot leaves out, in order
         self.both_ways: set[int] = set()  # slots whose new positions see one another
+        self.look_back: dict[int, int] = {}  # how many first ids of the next pass of such a slot do not
+        self.rewrites: dict[int, int] = {}  # where the new positions of a slot's next pass stand, if not behind its past
         self._lanes: dict[int, tuple[Pool, int]] = {}
         self._written: dict[int, int] = {}  # how many positions a slot's lane has had at most since the slot came to it
         self._next = 0
@@ -155,7 +157,7 @@ class KVCache:
             self.lengths[fork] = self._written[fork] = self.lengths[slot]
             if slot in self.masked_positions:
                 self.masked_positions[fork] = self.masked_positions[slot]
-            self.attend_both_ways(fork, slot in self.both_ways)
+            self.attend_both_ways(fork, slot in self.both_ways, self.look_back.get(slot, 0))
             forks.append(fork)
         return forks
 
@@ -170,15 +172,28 @@ class KVCache:
         if first < length:
             pool.copy(lane, to_pool, to_lane, length, first)
         self.lengths[target] = length
-        self.attend_both_ways(target, source in self.both_ways)
+        self.attend_both_ways(target, source in self.both_ways, self.look_back.get(source, 0))
 
-    def attend_both_ways(self, slot: int, on: bool) -> None:
-        """Let the slot's new positions see one another, or each what stands before it alone."""
+    def attend_both_ways(self, slot: int, on: bool, after: int = 0) -> None:
+        """Let the slot's new positions see one another, but for the first `after`, or each what stands before it alone."""
         (self.both_ways.add if on else self.both_ways.discard)(slot)
+        self.look_back.pop(slot, None)
+        if on and after:
+            self.look_back[slot] = after
+
+    def next_place(self, slot: int) -> int:
+        """Return where in the cache the slot's new positions come."""
+        return self.rewrites.get(slot, self.lengths[slot])
+
+    def note(self, slot: int, count: int) -> None:
+        """Take note that so many new positions were written where they were to come."""
+        self.look_back.pop(slot, None)
+        if self.rewrites.pop(slot, None) is None:
+            self.lengths[slot] += count
 
     def positions(self, slot: int, count: int) -> range | list[int]:
-        """Return the positions of the slot's next `count` tokens: they go on behind its past, masked ones passed over."""
-        past, masked = self.lengths[slot], self.masked_positions.get(slot, ())
+        """Return the positions of the slot's next `count` tokens: they go on behind what stands before them, masked ones passed over."""
+        past, masked = self.next_place(slot), self.masked_positions.get(slot, ())
         if not masked or past + len(masked) > masked[-1]:  # all masked positions lie in the past, which holds none of them
             return range(past + len(masked), past + len(masked) + count)
         positions, at = [], past
@@ -195,6 +210,7 @@ class KVCache:
         """Keep the slot's first `length` positions; raises UserError for more than it has."""
         check_cut(slot, length, self.lengths[slot])
         self.lengths[slot] = length
+        self.rewrites.pop(slot, None)
 
     def release(self, slots: Sequence[int]) -> None:
         """Give back the slots' lanes."""
@@ -203,7 +219,8 @@ class KVCache:
             pool, lane = self._lanes.pop(slot)
             del self.lengths[slot], self._written[slot]
             self.masked_positions.pop(slot, None)
-            self.both_ways.discard(slot)
+            self.attend_both_ways(slot, False)
+            self.rewrites.pop(slot, None)
             pool.discard(lane)
             self._close(pool, lane)
 

@@ -77,11 +77,18 @@ class Runner(Protocol):
         The slots of a pass may have different ones. Raises UserError where the runner cannot (`adapters`).
         """
 
-    def attend_both_ways(self, slot: int, on: bool) -> None:
+    def attend_both_ways(self, slot: int, on: bool, after: int = 0) -> None:
         """From now on let the new ids of each pass of the slot see one another beside all of its past, or else what stands before them alone.
 
-        A new slot has it off; forks and copies are as their source. Raises UserError where the runner cannot (`both_ways`), or the model
+        The first `after` ids of its next pass still look back. A new slot has it off; forks and copies are as their source. Raises UserError where the runner cannot (`both_ways`), or the model
         attends in a sliding window.
+        """
+
+    def rewrite(self, slot: int, at: int) -> None:
+        """Have the new ids of the slot's next pass take the place of as many from position `at` on, counted in the cache; all behind them stays as it is.
+
+        They see what stands before them, one another and what stands behind them, so the slot must attend both ways; its length stays. Raises
+        UserError where the runner cannot (`rewrites`), for a place that the slot has not, and, in the pass, for more ids than stand there.
         """
 
     def truncate(self, slot: int, length: int) -> None:

@@ -22,7 +22,9 @@ from ..kernels.low_rank import Adapter, SlotAdapters
 from .architecture import (
     Capabilities,
     ModelOutput,
+    check_cut,
     check_pass,
+    check_rewrite,
     decoding_limit,
     evaluating,
     refuse_both_ways_under_window,
@@ -35,7 +37,7 @@ from .architecture import (
 from .cache import KVCache, Pool
 from .lane_block import Region
 from .model_lock import configs_of, use_attention
-from .ragged_attention import RAGGED, ForwardBatch, Run, running
+from .ragged_attention import RAGGED, ForwardBatch, Long, Run, running
 
 
 class Stretch(NamedTuple):
@@ -53,7 +55,7 @@ class RaggedRunner:
     `passes` and `positions` count what was computed.
     """
 
-    capabilities = Capabilities(hidden_states=True, mask_holes=True, adapters=True, both_ways=True)
+    capabilities = Capabilities(hidden_states=True, mask_holes=True, adapters=True, both_ways=True, rewrites=True)
 
     def __init__(self, model: nn.Module):
         self.model = transformers_model(model)
@@ -129,11 +131,18 @@ class RaggedRunner:
         """Run the slot with an adapter beside the weights, whatever the others of its passes run with."""
         self._adapters.put(slot, adapter)
 
-    def attend_both_ways(self, slot: int, on: bool) -> None:
-        """Let the slot's new ids see one another from now on, or each what stands before it alone."""
+    def attend_both_ways(self, slot: int, on: bool, after: int = 0) -> None:
+        """Let the slot's new ids see one another from now on, but for the first `after`, or each what stands before it alone."""
         if on:
             refuse_both_ways_under_window(self.config)
-        self.cache.attend_both_ways(slot, on)
+        self.cache.attend_both_ways(slot, on, after)
+
+    def rewrite(self, slot: int, at: int) -> None:
+        """Have the ids of the slot's next pass take the place of as many from `at` on; raises UserError where they would not see what stands behind them."""
+        if slot not in self.cache.both_ways:
+            raise UserError(f"slot {slot} looks back, so what stands behind position {at} hangs on it: cut the slot there")
+        check_cut(slot, at, self.cache.lengths[slot])
+        self.cache.rewrites[slot] = at
 
     def truncate(self, slot: int, length: int) -> None:
         """Keep a slot's first `length` positions: rejected guesses leave the cache."""
@@ -171,7 +180,7 @@ class RaggedRunner:
         with self._adapters.over(zip(slots, map(slice, starts, ends)), self.model.get_input_embeddings().weight.device):
             logits, states = self._run(plan, tokens, positions, wanted, layers)
         for slot, new in zip(slots, ids):
-            self.cache.lengths[slot] += len(new)
+            self.cache.note(slot, len(new))
         self.passes += 1
         self.positions += len(tokens)
         if layers:
@@ -206,22 +215,28 @@ class RaggedRunner:
 
         Returns the plan, the tokens, their positions, and where each slot's tokens start.
         """
+        cache = self.cache
         for slot, new in zip(slots, ids):
-            self.cache.reserve(slot, self.cache.lengths[slot] + len(new))
-        lanes = [self.cache.locate(slot) for slot in slots]
-        order = sorted(range(len(slots)), key=lambda i: (len(ids[i]) > 1, lanes[i][0].capacity, lanes[i][1]))
+            if slot in cache.rewrites:
+                check_rewrite(slot, cache.rewrites[slot], len(new), cache.lengths[slot])
+            else:
+                cache.reserve(slot, cache.lengths[slot] + len(new))
+        lanes = [cache.locate(slot) for slot in slots]
+        single = [len(new) == 1 and slot not in cache.rewrites for slot, new in zip(slots, ids)]  # what has nothing behind it
+        order = sorted(range(len(slots)), key=lambda i: (not single[i], lanes[i][0].capacity, lanes[i][1]))
         tokens, positions, starts, plan = [], [], [0] * len(slots), ForwardBatch([], [])
         singles: list[tuple[Pool, int, int, int]] = []
         for i in order:
-            past, starts[i] = self.cache.lengths[slots[i]], len(tokens)
+            past, starts[i] = cache.next_place(slots[i]), len(tokens)
             tokens += ids[i]
-            positions += self.cache.positions(slots[i], len(ids[i]))
-            if len(ids[i]) == 1:
+            positions += cache.positions(slots[i], len(ids[i]))
+            if single[i]:
                 singles.append((*lanes[i], starts[i], past))
             else:
                 at = starts[i]
                 for count, causal in self._stretches(slots[i], len(ids[i])):
-                    plan.longer.append((*lanes[i], slice(at, at + count), past, causal))
+                    seen = cache.lengths[slots[i]] if slots[i] in cache.rewrites else past + count
+                    plan.longer.append(Long(*lanes[i], slice(at, at + count), past, seen, causal))
                     past, at = past + count, at + count
         # neighbours have the same distance from their lane to their tokens in the sequence
         for _, group in groupby(singles, key=lambda s: (s[0].capacity, s[1] - s[2])):
@@ -232,7 +247,8 @@ class RaggedRunner:
 
     def _stretches(self, slot: int, count: int) -> list[Stretch]:
         """Cut a slot's new ids where some begin that see one another, or such end."""
-        return [Stretch(count, slot not in self.cache.both_ways)]
+        back = min(self.cache.look_back.get(slot, 0), count)
+        return [each for each in (Stretch(back, True), Stretch(count - back, slot not in self.cache.both_ways)) if each.count]
 
     def _check(self, plan: ForwardBatch) -> None:
         """Refuse an architecture with layers that remember without attention: they would mix the slots."""

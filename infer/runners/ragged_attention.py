@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -54,12 +55,23 @@ class Run:
         return self._masks[window, device]
 
 
+class Long(NamedTuple):
+    """A stretch of new tokens of a slot: where they stand in the sequence, behind so many positions of the lane, and how many of these they see."""
+
+    pool: Pool
+    lane: int
+    tokens: slice
+    past: int
+    seen: int
+    causal: bool
+
+
 @dataclass
 class ForwardBatch:
     """One forward pass: who stands where in the sequence."""
 
     runs: list[Run]
-    longer: list[tuple[Pool, int, slice, int, bool]]  # stretches of new tokens of a slot: pool, lane, tokens, past, whether causal
+    longer: list[Long]
     masks: dict = field(default_factory=dict)  # of those, for all layers
     attended: set[int] = field(default_factory=set)
 
@@ -124,14 +136,14 @@ def attend_pass(plan: ForwardBatch, layer: int, query: Tensor, key: Tensor, valu
     `options` are the window, soft cap, sinks and scale of `attend`.
     """
     parts = [_step(run, layer, query, key, value, **options) for run in plan.runs]
-    for pool, lane, tokens, past, causal in plan.longer:
+    for pool, lane, tokens, past, seen, causal in plan.longer:
         keys, values = pool.tensors(layer, key.transpose(0, 1), value.transpose(0, 1))
         end = past + tokens.stop - tokens.start
         keys[lane, :, past:end] = key[tokens].transpose(0, 1)
         values[lane, :, past:end] = value[tokens].transpose(0, 1)
         own = slice(lane, lane + 1)
-        seen = {"past": past, "causal": causal, "masks": plan.masks}
-        out = attend(query[tokens].transpose(0, 1)[None], keys[own, :, :end], values[own, :, :end], **seen, **options)
+        how = {"past": past, "causal": causal, "masks": plan.masks}
+        out = attend(query[tokens].transpose(0, 1)[None], keys[own, :, :seen], values[own, :, :seen], **how, **options)
         parts.append(out[0].transpose(0, 1))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 

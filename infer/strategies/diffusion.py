@@ -11,12 +11,14 @@ from ..diffusion.orders import BY_CHANCE, DEFAULT_ORDER, ORDERS, ORIGIN
 from ..requests.generation import Generation
 from ..requests.options import CONFIG, option, options_of, settings
 from ..requests.params import RequestParams, refuse
-from ..requests.rules import above_zero, function, must_be, not_negative, share, whole
+from ..requests.rules import above_zero, function, must_be, not_negative, share, whole, yes_or_no
 from ..requests.strategy import Forward, Host, Strategy
 from ..runners.architecture import refuse_both_ways_under_window
 from ..runners.contract import Runner
-from ..runners.paradigm import BLOCK_CAUSAL, diffusion_of
+from ..runners.paradigm import BIDIRECTIONAL, BLOCK_CAUSAL, diffusion_of
 from .spec import StrategySpec
+
+WITH_CANVAS = 128  # positions of a prompt that other requests' passes hardly notice
 
 
 def diffusion(generation: Generation, host: Host) -> Strategy | None:
@@ -26,11 +28,19 @@ def diffusion(generation: Generation, host: Host) -> Strategy | None:
     and then all canvases of all requests run in the passes of one generator.
     """
     sequence = CanvasSequence.open(generation, host.runner)
+    if goes_with_canvas(sequence):
+        return join(sequence, host)
     if not sequence.whole:
         return read_and_join(sequence, host, diffusion_of(host.runner.model.config).shift)
     if sequence.guidance is not None:  # what was read of its prompt saw nothing of the canvas
         sequence.guidance.runner.truncate(sequence.guidance.cache_slot, 0)
     return join(sequence, host)
+
+
+def goes_with_canvas(sequence: CanvasSequence) -> bool:
+    """Whether what is not read of a prompt goes with the first pass of its canvas, looking back in it: where it is one answer's and short, that saves a pass."""
+    alone = sequence.request.width == 1 and sequence.guidance is None and not sequence.whole
+    return alone and sequence.runner.capabilities.parts and len(sequence.unseen) <= WITH_CANVAS
 
 
 def read_and_join(sequence: CanvasSequence, host: Host, shift: int) -> Strategy:
@@ -63,6 +73,7 @@ def check_diffusion(params: RequestParams) -> None:
         raise UserError(
             f"prompt_logprobs={params.prompt_logprobs} tells how likely each token is behind those before it, which diffusion does not ask: drop it"
         )
+    refuse(of_no_cache(params))
     if params.cfg_scale and (params.hide or params.attention_mask is not None):
         raise UserError(f"cfg_scale={params.cfg_scale} reads masks in place of the whole prompt, what is hidden too: drop hide and attention_mask, or it")
 
@@ -94,9 +105,29 @@ def of_two_schedules(params: RequestParams) -> str | None:
     return None
 
 
+def of_no_cache(params: RequestParams) -> str | None:
+    """Why what is said of an approximate cache says nothing beside another setting."""
+    if params.cache_refresh is None:
+        return None
+    if params.block_length == 1:
+        return f"cache_refresh={params.cache_refresh} says nothing with block_length=1: each block is one pass, which reads all; drop one of them"
+    if params.dual_cache and params.block_length is None:
+        return "dual_cache keeps what stands behind a block, but without block_length the canvas is one: give block_length, or drop dual_cache"
+    if params.dual_cache and params.cfg_scale:
+        return f"dual_cache does not go with cfg_scale={params.cfg_scale}, whose second reading has another prompt: drop one of them"
+    return None
+
+
 def suits_diffusion(params: RequestParams, runner: Runner) -> None:
-    """Raise UserError for a model whose positions cannot all see one another, and for blocks of another length than it is made for."""
+    """Raise UserError for a model whose positions cannot all see one another, for blocks of another length than it is made for, and for a cache that it has no use for."""
     refuse_both_ways_under_window(runner.config)
+    attention = diffusion_of(runner.model.config).attention
+    if params.cache_refresh is not None and attention != BIDIRECTIONAL:
+        raise UserError(
+            f"cache_refresh={params.cache_refresh} keeps by approximation what this {runner.config.model_type} keeps exactly (attention={attention!r}): drop it"
+        )
+    if params.dual_cache and not runner.capabilities.rewrites:
+        raise UserError(f"dual_cache reads a block anew in the midst of what is kept, which {runner.config.model_type} cannot: drop it")
     own = diffusion_of(runner.model.config).block_length
     if own is not None and params.block_length not in (None, 1, own):
         raise UserError(f"block_length={params.block_length}: this model is made for blocks of {own} (attention={BLOCK_CAUSAL!r}): drop it, or give 1, by which they are filled in from left to right")
@@ -131,6 +162,13 @@ class DiffusionOptions:
     )
     cfg_scale: float | None = option(
         None, "Guidance away from what the model says to a prompt of masks, by so much; 0 is none.", not_negative, example=1.0
+    )
+    cache_refresh: int | None = option(
+        None, "Bidirectional models: read the prompt anew every so many passes and at each block's beginning; approximate above 1.", whole(1),
+        example=2,
+    )  # fmt: skip
+    dual_cache: bool | None = option(
+        None, "In between, do not read what stands behind the block either.", yes_or_no, example=True, part_of="cache_refresh"
     )
     eos_penalty: float | None = option(
         None, "Taken from how sure a position is that would end the answer, so that it comes later.", not_negative, example=1.0

@@ -71,7 +71,7 @@ class Speaker:
     def truncate(self, slot, length) -> None:
         self.slots[slot] = length
 
-    def attend_both_ways(self, slot, on) -> None:
+    def attend_both_ways(self, slot, on, after=0) -> None:
         pass
 
     def release(self, slots) -> None:

@@ -49,6 +49,25 @@ def test_every_step_is_that_of_a_plain_loop_over_the_models_own_pass(denoiser, t
     assert len({*found}) > 1, found
 
 
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("attention, block", KINDS[1:])
+def test_a_short_prompt_goes_with_the_first_pass_of_its_answer_and_others_are_read_by_themselves(denoiser, tiny_tokenizer, monkeypatch, attention, block, shift):
+    model, read = denoiser(attention, shift, block), []
+    kind, params = type(open_runner(model)), SamplingParams(max_new_tokens=NEW, ignore_eos=True)
+    monkeypatch.setattr(kind, "observe", lambda self, slots, ids, *rest, own=kind.observe: read.append([len(new) for new in ids]) or own(self, slots, ids, *rest))
+    first = block or NEW
+    for prompt, own, by_itself in (
+        (PROMPTS[0], params, False), ([5] * 129, params, True), (PROMPTS[0], replace(params, cfg_scale=1.0), True),
+        (PROMPTS[0], replace(params, num_return_sequences=2, temperature=1.0, seed=3), True),
+    ):  # fmt: skip
+        read.clear()
+        results = generate(model, tiny_tokenizer, [prompt], own)
+        assert read[0] == [len(prompt)] * (2 if own.cfg_scale else 1) if by_itself else read[0] == [len(prompt) + first]
+        assert len(read) == results[0].forwards + by_itself and read[1][0] == first
+        if own == params:
+            assert results[0].ids == greedy(model, prompt, NEW)[-1]
+
+
 SETTINGS = [
     {"steps": 3, "logprobs": 2}, {"temperature": 1.0, "top_p": 0.9, "seed": 1, "num_return_sequences": 2},
     {"alg": "origin", "temperature": 0.8, "seed": 2, "logit_bias": {40: 3.0}}, {"alg": "topk_margin", "alg_temp": 0.3, "seed": 3, "num_return_sequences": 3},
@@ -132,18 +151,21 @@ def test_a_prompt_that_was_read_before_is_gone_on_from_but_never_a_canvas(denois
 @pytest.mark.parametrize("shift", [0, 1])
 @pytest.mark.parametrize("attention, block", KINDS)
 def test_likelihoods_are_the_models_own_in_the_pass_that_chose_the_token(denoiser, tiny_tokenizer, attention, block, shift):
+    """In company, with prompts of unequal lengths: of what is kept in the cache as of a pass of the model over everything."""
     model = denoiser(attention, shift, block)
     params = SamplingParams(max_new_tokens=6, ignore_eos=True, steps=3, logprobs=3, temperature=0.5, seed=4)
-    [result] = generate(model, tiny_tokenizer, [PROMPTS[0]], params, trace=True)
-    canvas = [MASK] * 6
-    for step in steps_in(result):
-        end = min(range(block or 6, 7, block or 6), key=lambda end: (step.committed[-1][0] >= end, end))
-        want = canvas_logits(model, PROMPTS[0], canvas, end).log_softmax(dim=-1)
-        for position, id, _ in step.committed:
-            told = result.top_logprobs[position]
-            assert told.id == id and told.logprob == pytest.approx(want[position, id].item())
-            assert [each.id for each in told.top] == want[position].topk(3).indices.tolist()
-            canvas[position] = id
+    prompts = [*PROMPTS, [*range(40, 75)], PROMPTS[1], PROMPTS[0]]
+    each = [*[params] * 4, replace(params, confidence_threshold=0.04, steps=None), replace(params, forced_text={0: 50, 1: 51})]
+    for prompt, result in zip(prompts, generate(model, tiny_tokenizer, prompts, each, trace=True), strict=True):
+        canvas = [50, 51, *[MASK] * 4] if result.prompt_index == 5 else [MASK] * 6
+        for step in steps_in(result):
+            end = min(range(block or 6, 7, block or 6), key=lambda end: (step.committed[-1][0] >= end, end))
+            want = canvas_logits(model, prompt, canvas, end).log_softmax(dim=-1)
+            for position, id, _ in step.committed:
+                told, (likeliest, ids) = result.top_logprobs[position], want[position].topk(3)
+                assert told.id == id and told.logprob == pytest.approx(want[position, id].item(), abs=1e-11)
+                assert [one.id for one in told.top] == ids.tolist() and [one.logprob for one in told.top] == pytest.approx(likeliest.tolist(), abs=1e-11)
+                canvas[position] = id
 
 
 def test_what_ends_an_answer_drops_all_behind_it(denoiser, tiny_tokenizer):

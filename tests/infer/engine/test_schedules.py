@@ -64,6 +64,7 @@ def ways(other) -> dict[str, dict]:
         "hidden": {"hide": [Span(0, 1)]}, "prefixed": {"prefix": "ab", "num_beams": 2}, "broken": {"stop_when": fails_late},
         "broken_beam": {"stop_when": fails_late, "num_beams": 2}, "filled": {**may_end, "temperature": 1.0, "steps": 3, "alg_temp": 0.5, "num_return_sequences": 3},
         "filled_by_chance": {"alg": "origin", "logprobs": 1, "temperature": 1.0}, "broken_filled": {"stop_when": fails_late, "alg": "maskgit_plus", "num_return_sequences": 2, "alg_temp": 1.0},
+        "filled_over_kept": {"cache_refresh": 3, "temperature": 1.0, "num_return_sequences": 2}, "filled_within_kept": {"cache_refresh": 9, "block_length": 3, "dual_cache": True},
     }  # fmt: skip
 
 

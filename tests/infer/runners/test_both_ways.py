@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from seodang.data.errors import UserError
 from seodang.infer.runners.direct import DirectRunner
@@ -48,6 +48,24 @@ def own(model, row: list[int], wholes: list[tuple[int, int]]) -> torch.Tensor:
     return model(input_ids=torch.tensor([row]), attention_mask=mask, use_cache=False).logits[0]
 
 
+@torch.no_grad()
+def passed(model, brought: list[int], positions: range, past: DynamicCache):
+    """The model's output for some ids, which see one another and all of the past."""
+    seen = torch.zeros(1, 1, len(brought), past.get_seq_length() + len(brought), dtype=torch.double)
+    return model(input_ids=torch.tensor([brought]), position_ids=torch.tensor([positions]), attention_mask=seen, past_key_values=past, use_cache=True)
+
+
+def in_place(model, layers: list[tuple], at: int, brought: list[int]) -> tuple[torch.Tensor, list[tuple]]:
+    """Logits of ids that take the place of as many from `at` on, [n, vocab], and the keys and values, in the order of their positions, with theirs."""
+    others = [place for place in range(layers[0][0].shape[2]) if not at <= place < at + len(brought)]
+    places, past = range(at, at + len(brought)), DynamicCache()
+    for number, parts in enumerate(layers):
+        past.update(*(part[:, :, others] for part in parts), number)
+    out = passed(model, brought, places, past)
+    order = torch.tensor([*others, *places]).argsort()
+    return out.logits[0], [(layer.keys[:, :, order], layer.values[:, :, order]) for layer in out.past_key_values.layers]
+
+
 def near(got, want):
     torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
 
@@ -62,6 +80,24 @@ def test_new_positions_see_one_another_and_all_that_stands_before_beside_slots_t
     near(got[:9], own(model, other, [(0, 9)]))
     near(got[9:10], own(model, other, [])[8:])
     near(got[10:], own(model, prompt + canvas, [(6, 20)])[6:])
+
+
+def test_the_first_ids_of_a_pass_may_look_back_where_those_behind_them_see_one_another(runner):
+    model, (prompt, canvas, other) = runner.model, (ids(6, 1), ids(14, 2), ids(9, 3))
+    slots = [runner.allocate() for _ in range(3)]
+    if not runner.capabilities.parts:
+        with pytest.raises(UserError, match="phi3 turns its positions by the length of the whole: read the first 6 ids of slot 0 by themselves"):
+            runner.attend_both_ways(slots[0], True, 6)
+        return
+    runner.forward(slots[1:2], [other[:8]], [0])
+    runner.attend_both_ways(slots[0], True, 6)
+    runner.attend_both_ways(slots[2], True, 1)
+    got = runner.forward([slots[2], slots[1], slots[0]], [other, other[8:], prompt + canvas], [9, 1, 20])
+    near(got[:9], own(model, other, [(1, 9)]))
+    near(got[9:10], own(model, other, [])[8:])
+    near(got[10:], own(model, prompt + canvas, [(6, 20)]))
+    runner.truncate(slots[0], 6)
+    near(runner.forward([slots[0]], [other], [9]), own(model, prompt + other, [(6, 15)])[6:])  # of later passes none does
 
 
 def test_a_canvas_that_is_cut_off_leaves_the_prompt_as_it_was_and_one_that_stays_is_seen_by_the_next(runner):
@@ -90,6 +126,40 @@ def test_forks_and_copies_are_as_their_source_and_one_new_position_sees_what_it_
     near(runner.forward([slot], [canvas[:1]], [1]), own(model, prompt + canvas[:1], [])[4:])
     runner.release([slot])
     near(runner.forward([runner.allocate()], [prompt], [4]), own(model, prompt, []))  # a new slot looks back
+
+
+def test_ids_that_take_the_place_of_others_see_what_stands_before_and_behind_them_as_it_was(runner):
+    """Beside a step of another slot and a whole one."""
+    model, (row, new, one, other) = runner.model, (ids(12, 1), ids(4, 2), ids(1, 3), ids(9, 4))
+    slot, step, whole = (runner.allocate() for _ in range(3))
+    for each in (slot, whole):
+        runner.attend_both_ways(each, True)
+    runner.forward([slot, step], [row, other[:8]], [0, 0])
+    if not runner.capabilities.rewrites:
+        with pytest.raises(UserError, match="phi3 turns its positions by the length of the whole"):
+            runner.rewrite(slot, 5)
+        return
+
+    layers = [(layer.keys, layer.values) for layer in passed(model, row, range(12), DynamicCache()).past_key_values.layers]
+    want, layers = in_place(model, layers, 5, new)
+    then, _ = in_place(model, layers, 3, one)
+    runner.rewrite(slot, 5)
+    got = runner.forward([slot, step, whole], [new, other[8:], other], [4, 1, 9])
+    near(got[:4], want)
+    near(got[4:5], own(model, other, [])[8:])
+    near(got[5:], own(model, other, [(0, 9)]))
+    assert runner.length(slot) == 12
+    runner.rewrite(slot, 3)
+    near(runner.forward([slot], [one], [1]), then)  # a single one, too
+    with pytest.raises(UserError, match="slot .* has 2 positions from 10 on, whose place 4 new ids are to take"):
+        runner.rewrite(slot, 10)
+        runner.forward([slot], [new], [1])
+    runner.truncate(slot, 0)
+    near(runner.forward([slot], [row], [12]), own(model, row, [(0, 12)]))
+    with pytest.raises(UserError, match="looks back, so what stands behind position 2 hangs on it"):
+        runner.rewrite(step, 2)
+    with pytest.raises(UserError, match="cannot be cut to 13"):
+        runner.rewrite(slot, 13)
 
 
 def test_a_bidirectional_checkpoint_is_proved_against_its_own_forward_pass(double):

@@ -37,7 +37,7 @@ def opened(tiny):
 
 
 def test_the_contract_has_the_calls_of_a_cache_and_of_a_pass():
-    of_a_slot = {"allocate", "length", "bytes_for", "fork", "copy", "mask", "adapt", "attend_both_ways", "truncate", "shelve", "release", "refresh"}
+    of_a_slot = {"allocate", "length", "bytes_for", "fork", "copy", "mask", "adapt", "attend_both_ways", "rewrite", "truncate", "shelve", "release", "refresh"}
     assert {*of_a_slot, "forward", "observe", "head"} == set(CALLS)
     assert {"live", "memory", "vocab_size", "model", "config", "limit", "capabilities", "passes", "positions"} == set(VALUES)
 

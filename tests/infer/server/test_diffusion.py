@@ -52,6 +52,19 @@ def test_answers_whole_and_streamed_are_those_of_a_call_and_a_trace_has_the_step
     assert more.status_code == 200 and more.json()["output"]
 
 
+def test_passes_over_what_is_kept_are_asked_for_by_a_field_and_told_in_the_trace(served):
+    client, _ = served
+    response = client.post("/v1/chat/completions", json={**ASK, "steps": 8, "cache_refresh": 3, "trace": True})
+    if client.model.config.diffusion["attention"] == "prompt_causal":
+        assert response.status_code == 400 and "cache_refresh=3 keeps by approximation what this llama keeps exactly" in response.text
+        return
+    params = SamplingParams(max_new_tokens=8, steps=8, ignore_eos=True, cache_refresh=3)
+    [want] = generate(client.model, client.tokenizer, [ASK["messages"]], params)
+    told = response.json()
+    assert told["choices"][0]["message"]["content"] == want.text and told["usage"]["forward_passes"] == 8
+    assert [step.get("cached", False) for step in told["trace"] if step["type"] == "diffusion"] == [False, True, True] * 2 + [False, True]
+
+
 def test_what_it_cannot_do_is_the_clients_mistake(served):
     client, _ = served
     refused = {

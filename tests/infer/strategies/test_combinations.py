@@ -94,7 +94,7 @@ def samples(tiny, kind: str, name: str, tokenizer) -> dict[str, tuple[dict, dict
         "logprobs": ({}, {"logprobs": 2}), "prompt_logprobs": ({}, {"prompt_logprobs": 1}),
         "steps": ({}, {"steps": 2}), "alg": ({}, {"alg": "origin"}), "alg_temp": ({}, {"alg_temp": 9.0}),
         "block_length": ({}, {"block_length": 1}), "confidence_threshold": ({"steps": None}, {"confidence_threshold": 0.01}), "entropy_bound": ({"steps": None}, {"entropy_bound": 9.0}),
-        "remask": ({"steps": 5, "do_sample": True}, {"remask": 1.0}), "cfg_scale": ({}, {"cfg_scale": 3.0}), "eos_penalty": ({"logit_bias": {2: 5.0}, "do_sample": True}, {"eos_penalty": 9.0}),
+        "remask": ({"steps": 5, "do_sample": True}, {"remask": 1.0}), "cfg_scale": ({}, {"cfg_scale": 3.0}), "cache_refresh": ({}, {"cache_refresh": 2}), "dual_cache": ({"cache_refresh": 2, "block_length": 2}, {"dual_cache": True}), "eos_penalty": ({"logit_bias": {2: 5.0}, "do_sample": True}, {"eos_penalty": 9.0}),
         "generation_tokens_hook_func": ({}, {"generation_tokens_hook_func": lambda step, canvas, logits: canvas.where(torch.arange(canvas.shape[1]) != 2, 40)}),
         "generation_logits_hook_func": ({}, {"generation_logits_hook_func": lambda step, canvas, logits: -logits}),
         "reward": ({}, {"reward": lambda prompt, text: -float(sum(map(ord, text)))}), "answer_of": ({}, {"answer_of": len}), "utility": ({}, {"utility": lambda a, b: float(sum(map(ord, a)))}),
