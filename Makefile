@@ -13,7 +13,7 @@ help:
 	@echo "make test         run every test but the longest"
 	@echo "make test-full    run all tests: real training, servers under load"
 	@echo "make test-newest  the tests of make test, in .venv-newest, with the newest libraries that pyproject.toml allows"
-	@echo "make setup        only the virtual environment in .venv, with torch, Seodang and the default model"
+	@echo "make setup        only the virtual environment in .venv, with torch, Seodang and the default models"
 	@echo "make setup-browser  Chromium, by which the pages are tested (Debian's package)"
 	@echo "make clean        remove the virtual environments and everything built; trained models stay"
 
@@ -23,7 +23,7 @@ setup: $(ready)
 ifneq ($(shell cat $(ready) 2>/dev/null),$(shell pwd))
 .PHONY: $(ready)
 endif
-$(ready): pyproject.toml .ci/setup .ci/constraints.txt .ci/default-model.txt
+$(ready): pyproject.toml .ci/setup .ci/constraints.txt .ci/default-model.txt .ci/default-encoder.txt
 	@.ci/setup
 
 setup-browser: $(ready)

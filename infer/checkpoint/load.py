@@ -1,4 +1,4 @@
-"""Open a checkpoint: a folder, a hub name, an adapter on its base, or the embedded default model."""
+"""Open a checkpoint: a folder, a hub name, an adapter on its base, or one of the embedded default models."""
 
 import logging
 import os
@@ -25,6 +25,8 @@ from ..kernels.device import choose_device, choose_dtype, cpu_has_bfloat16
 from ..kernels.fused_projections import fuse_projections
 from .adapter_paradigm import declare_as_beside
 from .damage import check_texts, read_json, refuse_mismatched, torn_file
+from .default_encoder import NAME as DEFAULT_ENCODER
+from .default_encoder import default_encoder
 from .default_model import default_model
 from .manifest import read_manifest, verify
 from .published_diffusion import published, published_tokenizer, stored_config
@@ -48,7 +50,7 @@ def load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the model, in evaluation mode on its device, and its tokenizer.
 
-    `path` is a checkpoint folder, a hub name, or "default"; a folder that holds an adapter brings its base model
+    `path` is a checkpoint folder, a hub name, "default" or "default-encoder"; a folder that holds an adapter brings its base model
     with it. Files are checked against the folder's manifest first. A checkpoint that lacks tensors of the model is refused, unless
     what is missing is a head that it never had (a classifier's on a language model's weights).
     `model_class` is a causal language model's, for an encoder-decoder's checkpoint AutoModelForSeq2SeqLM, for a classifier's (a reward
@@ -112,7 +114,7 @@ def load_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerBase:
 
 
 def resolve(path: str | os.PathLike) -> str:
-    """Turn "default" into its folder; pass a hub name on as it is.
+    """Turn "default" and "default-encoder" into their folders; pass a hub name on as it is.
 
     Raises UserError for a path that is neither a folder nor a name that can be had from the hub, and for a folder whose writing was cut short. Its
     files are checked where they are loaded.
@@ -120,6 +122,8 @@ def resolve(path: str | os.PathLike) -> str:
     name = os.fspath(path)
     if name == "default":
         return str(default_model())
+    if name == DEFAULT_ENCODER:
+        return str(default_encoder())
     if os.path.isdir(name):
         folder = Path(name)
         read_manifest(folder)

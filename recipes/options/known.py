@@ -22,6 +22,7 @@ from typing import Any
 from seodang.data.errors import UserError
 from seodang.data.files.sources import check_source
 from seodang.data.hub import check_hub_name
+from seodang.infer.checkpoint.default_encoder import NAME as DEFAULT_ENCODER
 from seodang.recipes.options.outputs import OUTPUTS, READ, check_outputs
 
 FILE = Path(__file__).with_name("known.json")
@@ -130,7 +131,7 @@ def refuse(verb: str, argv: Sequence[str]) -> None:
     check_outputs(told["outputs"] | {name: texts[name][0] for name in told["outputs"] if texts[name]} | read)
     elsewhere = "base_url" in values or ["openai"] == _texts(values.get("backend"))[:1]  # the model is called what its server calls it
     for model in (texts[name][0] for name in MODELS if texts.get(name) and not elsewhere):
-        if model not in ("", "default") and not os.path.exists(model):
+        if model not in ("", "default", DEFAULT_ENCODER) and not os.path.exists(model):
             check_hub_name(model)
     encoding = next(iter(_texts(values.get("encoding"))), None) if "encoding" in told["names"].split() else None
     for source in (source for name in SOURCES for source in texts.get(name, ())):
