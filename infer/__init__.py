@@ -32,7 +32,7 @@ _HOMES = {
     "load": "checkpoint.load", "load_tokenizer": "checkpoint.load",
     "LiveEngine": "engine.live", "Ticket": "engine.loop", "QueueFull": "engine.live", "EngineClosed": "engine.loop",
     "generate": "engine.generate", "answers": "engine.generate", "stream": "engine.generate",
-    "score": "engine.scoring", "score_bound": "engine.scoring", "Draws": "diffusion.masking", "Bound": "diffusion.likelihood", "embed": "engine.embedding",
+    "score": "engine.scoring", "score_bound": "engine.scoring", "Draws": "diffusion.masking", "Bound": "diffusion.likelihood", "embed": "encoders.embedding", "SentenceEncoder": "encoders.embedding",
     "from_generation_config": "engine.checkpoint_settings", "from_openai": "engine.compat", "from_vllm": "engine.compat",
     "SamplingParams": "engine.params",
     "Result": "requests.events", "Event": "requests.events", "Committed": "requests.events", "Provisional": "requests.events", "Finished": "requests.events",

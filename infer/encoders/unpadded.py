@@ -110,11 +110,8 @@ AttentionMaskInterface.register(UNPADDED, window_mask)  # the texts' borders do 
 
 
 def trunk_of(model: PreTrainedModel) -> nn.Module:
-    """What of a model stands beneath its head. Raises UserError for a model that is no trunk with a head."""
-    trunk = getattr(model, model.base_model_prefix, None)
-    if not isinstance(trunk, PreTrainedModel):
-        raise UserError(f"{type(model).__name__} has no trunk {model.base_model_prefix!r} beneath a head")
-    return trunk
+    """What of a model makes hidden states: what stands beneath its head, or a model without one."""
+    return model.base_model
 
 
 def first_position(model: PreTrainedModel) -> int:
@@ -143,12 +140,12 @@ def unpad(model: nn.Module) -> bool:
         return False
     trial = trial_batch(model)
     with evaluating(model), torch.no_grad():
-        want = model(**trial).logits
+        want = answer_of(model(**trial), trial)
         before = model.config._attn_implementation
         _put_on(model)
         try:
-            same = agree(model(**trial).logits, want, tolerance(model, want))
-        except (UserError, RuntimeError, TypeError, ValueError):  # whatever an architecture makes of a sequence that is none of its own
+            same = agree(answer_of(model(**trial), trial), want, tolerance(model, want))
+        except (UserError, RuntimeError, TypeError, ValueError, AttributeError):  # whatever an architecture makes of a sequence that is none of its own
             same = False
     if not same:
         _take_off(model, before)
@@ -201,6 +198,11 @@ def _take_off(model: PreTrainedModel, implementation: str) -> None:
         hook.remove()
     del model._seodang_unpadded
     model.set_attn_implementation(implementation)
+
+
+def answer_of(output: Any, batch: dict[str, Tensor]) -> Tensor:
+    """What a model says of a batch: its logits, without a head the hidden states of all tokens, [total, hidden]."""
+    return output.logits if "logits" in output else output.last_hidden_state[batch["attention_mask"].bool()]
 
 
 def trial_batch(model: PreTrainedModel) -> dict[str, Tensor]:
