@@ -19,7 +19,9 @@ from ...data.surrogates import refuse_surrogates
 from ..checkpoint.load import load, resolve
 from ..engine.embedding import embed as embed_by_decoder
 from ..engine.prompts import Prompt
+from ..kernels.products import onednn_products
 from ..runners.architecture import evaluating, positions_of, transformers_model
+from ..runners.paradigm import is_encoder
 from .readout import Normalise, Readout
 from .sentence_folder import is_sentence_folder, read_readout, trunk_folder
 from .unpadded import first_position, trunk_of, unpadding
@@ -113,7 +115,7 @@ class SentenceEncoder:
         ids = [each.input_ids if isinstance(each, EncodedText) else each for each in encoded]
         parameter = next(self.trunk.parameters())
         out = torch.empty(len(ids), self.size, dtype=torch.promote_types(parameter.dtype, torch.float32))
-        with evaluating(self.model), torch.no_grad(), unpadding(self.trunk):
+        with evaluating(self.model), torch.no_grad(), unpadding(self.trunk), onednn_products():
             for places in passes([len(each) for each in ids], PASS.get(parameter.device.type, PASS_ELSEWHERE)):
                 batch = padded([ids[place] for place in places], parameter.device)
                 out[places] = self.readout(self.trunk(**batch).last_hidden_state, batch["attention_mask"]).to(out.device, out.dtype)
@@ -155,17 +157,16 @@ def embed(model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequenc
     where only the direction is to count. Raises UserError, before anything is computed, for a prompt that is empty, for one that a decoder cannot read
     whole, and for a model whose runner gives no hidden states.
     """
-    if not is_encoder(transformers_model(model)):
+    if not gives_states(transformers_model(model)):
         return embed_by_decoder(model, tokenizer, prompts, attention_masks)
     if attention_masks is not None:
         raise UserError("attention_masks are for decoders: an encoder reads its texts whole, leave them out")
     return SentenceEncoder(model, tokenizer, readout_of(model)).embed(prompts)
 
 
-def is_encoder(model: PreTrainedModel) -> bool:
-    """Whether a model gives hidden states of texts and no answers to them: one without a head, or one that fills in masks."""
-    config = model.config
-    return not config.is_encoder_decoder and (model.get_output_embeddings() is None or type(model).__name__.endswith("ForMaskedLM"))
+def gives_states(model: PreTrainedModel) -> bool:
+    """Whether a model is asked for hidden states of whole texts, and not to go on with them: an encoder, or a trunk without a head."""
+    return is_encoder(model.config) or not model.config.is_encoder_decoder and model.get_output_embeddings() is None
 
 
 def readout_of(model: nn.Module) -> Readout:
