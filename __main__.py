@@ -36,6 +36,7 @@ VERBS = {
     "chat": "talk with a model in the terminal",
     "serve": "serve a model over HTTP, in OpenAI's protocol",
     "explain": "show how an answer came about: probabilities, filters, beams, drafts, attention",
+    "classify": "train a classifier on labelled texts, or let one say what texts are",
     "score": "log-probability and perplexity of given answers",
     "export": "merge an adapter into its base model and check that nothing changed",
     "demo": "teach the default model eight small tasks and let it answer, before and after",
