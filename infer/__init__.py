@@ -32,6 +32,7 @@ _HOMES = {
     "load": "checkpoint.load", "load_tokenizer": "checkpoint.load",
     "LiveEngine": "engine.live", "Ticket": "engine.loop", "QueueFull": "engine.live", "EngineClosed": "engine.loop",
     "generate": "engine.generate", "answers": "engine.generate", "stream": "engine.generate",
+    "classify": "encoders.classify", "Classifier": "encoders.classify", "Classified": "encoders.classify",
     "score": "engine.scoring", "score_bound": "engine.scoring", "Draws": "diffusion.masking", "Bound": "diffusion.likelihood", "embed": "engine.embedding",
     "from_generation_config": "engine.checkpoint_settings", "from_openai": "engine.compat", "from_vllm": "engine.compat",
     "SamplingParams": "engine.params",

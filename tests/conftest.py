@@ -22,7 +22,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
 from seodang.infer.checkpoint.load import load, load_tokenizer
 
@@ -158,6 +158,44 @@ def _tokenizer():
 def tokenizer(_tokenizer):
     """The real tokenizer, a copy of one's own."""
     return copy.deepcopy(_tokenizer)
+
+
+def build_word_tokenizer(words: list[str], most: int = 32) -> PreTrainedTokenizerFast:
+    """BERT's frame around whole words, ids from 5 on; any other word is unknown."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    backend = Tokenizer(models.WordLevel({token: id for id, token in enumerate([*special, *words])}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=most, **names)
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def word_tokenizer():
+    """`word_tokenizer(words, most=32)`: a tokenizer of an encoder that knows these words."""
+    return build_word_tokenizer
+
+
+ENCODER = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 32,
+    "pad_token_id": 0,
+}  # fmt: skip
+WORDS = [f"w{number}" for number in range(50)]
+
+
+@pytest.fixture
+def encoder_folder(tmp_path):
+    """A random BERT of 32 positions without a head, and its tokenizer of w0 to w49, saved."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModel.from_config(AutoConfig.for_model("bert", **ENCODER))
+    model.save_pretrained(tmp_path / "encoder")
+    build_word_tokenizer(WORDS).save_pretrained(tmp_path / "encoder")
+    return tmp_path / "encoder"
 
 
 CHATML = (

@@ -11,6 +11,7 @@ _HOMES = {
     "diffusion_dpo": "diffusion.dpo", "diffusion_dpo_trainer": "diffusion.dpo", "DiffusionDpoTrainer": "diffusion.dpo",
     "adapt": "diffusion.adapt", "Canvas": "diffusion.canvas",
     "reward": "stages.reward", "reward_trainer": "stages.reward", "RewardModelTrainer": "stages.reward",
+    "classification": "stages.classification", "classifier_trainer": "stages.classification", "ClassifierTrainer": "stages.classification",
     "dpo": "stages.dpo", "dpo_trainer": "stages.dpo", "DpoTrainer": "stages.dpo", "PreferenceSettings": "maths.preference_losses",
     "kto": "stages.kto", "kto_trainer": "stages.kto", "KtoTrainer": "stages.kto",
     "ppo": "stages.ppo", "ppo_trainer": "stages.ppo", "PpoTrainer": "stages.ppo", "PpoSettings": "stages.ppo_settings",
