@@ -34,6 +34,8 @@ _HOMES = {
     "generate": "engine.generate", "answers": "engine.generate", "stream": "engine.generate",
     "classify": "encoders.classify", "Classifier": "encoders.classify", "Classified": "encoders.classify",
     "score": "engine.scoring", "score_bound": "engine.scoring", "Draws": "diffusion.masking", "Bound": "diffusion.likelihood", "embed": "engine.embedding",
+    "fill_mask": "encoders.fill_mask", "Filling": "encoders.fill_mask", "MaskedText": "encoders.fill_mask", "Candidate": "encoders.fill_mask",
+    "pseudo_log_likelihood": "encoders.pseudo_likelihood", "PseudoLogLikelihood": "encoders.pseudo_likelihood",
     "from_generation_config": "engine.checkpoint_settings", "from_openai": "engine.compat", "from_vllm": "engine.compat",
     "SamplingParams": "engine.params",
     "Result": "requests.events", "Event": "requests.events", "Committed": "requests.events", "Provisional": "requests.events", "Finished": "requests.events",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from seodang.data.chat import set_chat_template
 from seodang.data.preference_rows import prepare_preferences
 from seodang.data.preferences import PREFERENCE_SHAPES
-from seodang.infer.checkpoint.load import load, load_tokenizer
+from seodang.infer.checkpoint.load import load
 from seodang.infer.runners.paradigm import diffusion_of
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.preference import PreferenceOptions
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     data, settings, model, run, args = parse(argv, *classes, prog="seodang dpo", description=__doc__)
     args = complete_arguments(args, model, run, evaluates=bool(data.eval_data or data.eval_fraction))
     model.refuse_adapter()
-    tokenizer = load_tokenizer(model.model)
+    tokenizer = model.decoder_tokenizer()
     set_chat_template(tokenizer, data.chat_template)
     rows, held, counts = data.rows(prepare_preferences, tokenizer, args.seed, data.max_length, PREFERENCE_SHAPES)
     origin = origin_of(data, settings, model, run, args, rows=rows)

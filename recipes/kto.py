@@ -12,7 +12,7 @@ from trl import KTOConfig
 from seodang.data.chat import set_chat_template
 from seodang.data.preference_rows import prepare_unpaired
 from seodang.data.preferences import PREFERENCE_SHAPES, UNPAIRED_SHAPES
-from seodang.infer.checkpoint.load import load, load_tokenizer
+from seodang.infer.checkpoint.load import load
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.preference import PreferenceOptions
 from seodang.recipes.options.training import Arguments, ModelOptions, RunOptions
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     data, model, run, args = parse(argv, PreferenceOptions, ModelOptions, RunOptions, KtoArguments, prog="seodang kto", description=__doc__)
     args = complete_arguments(args, model, run, evaluates=bool(data.eval_data or data.eval_fraction))
     model.refuse_adapter()
-    tokenizer = load_tokenizer(model.model)
+    tokenizer = model.decoder_tokenizer()
     set_chat_template(tokenizer, data.chat_template)
     rows, held, counts = data.rows(prepare_unpaired, tokenizer, args.seed, args.max_length, {**UNPAIRED_SHAPES, **PREFERENCE_SHAPES})
     origin = origin_of(data, model, run, args, rows=rows)

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification
 
 from seodang.data.chat import set_chat_template
 from seodang.data.errors import UserError
-from seodang.infer.checkpoint.load import load, load_tokenizer
+from seodang.infer.checkpoint.load import load
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.prompts import PromptOptions, ScoringOptions
 from seodang.recipes.options.training import Arguments, ModelOptions, RunOptions
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"early_stopping_patience {run.early_stopping_patience}: PPO runs its iterations to their end, leave it out")
     args = complete_arguments(args, model, run, evaluates=bool(data.eval_data or data.eval_fraction), best="eval_reward")
     model.refuse_adapter()
-    tokenizer = load_tokenizer(model.model)
+    tokenizer = model.decoder_tokenizer()
     set_chat_template(tokenizer, data.chat_template)
     rows, held, counts = data.rows(tokenizer, args.seed)
     rewards = scoring.rewards(tokenizer, str(args.device), model.dtype, [*rows, *held])

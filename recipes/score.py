@@ -8,7 +8,8 @@ exp(-logprob / tokens). Of a preference both sides are scored, chosen and reject
 by how many nats the better one is likelier, of several pairs the mean. The last line has the totals: with preferences also the pairs, in what share of
 them chosen is likelier than rejected, and the mean margin.
 
-Of a diffusion model elbo is a bound on the log-probability, estimated by draws of masks, and elbo_se its standard error.
+Of a diffusion model elbo is a bound on the log-probability, estimated by draws of masks, and elbo_se its standard error. Of an encoder pll is the
+pseudo-log-likelihood: each token masked, all others seen. It reads texts as they stand, a prompt before its completion.
 """
 
 import json
@@ -17,23 +18,25 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from seodang.data.accounting import EMPTY, Accounting, check_unusable
 from seodang.data.errors import UserError
 from seodang.data.files.sources import read
 from seodang.data.formats import SHAPES, Dialogue, Text
 from seodang.data.preferences import PREFERENCE_SHAPES, RankedPreference
+from seodang.infer.runners.architecture import transformers_model
+from seodang.infer.runners.paradigm import is_encoder
 from seodang.recipes.options.decoding import SpeakingModel, option
 from seodang.recipes.options.outputs import empty, open_output
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.record import FileOptions
 from seodang.recipes.run.of_diffusion import drawing, given
+from seodang.recipes.run.pseudo_scorer import PseudoScorer, refuse_of_encoders
 from seodang.recipes.run.score_lines import Totals
-from seodang.recipes.run.scorer import Scorer
+from seodang.recipes.run.scorer import Encoded, Ids, Scorer
 
 RECORDS_A_CALL = 256  # scored together and then written
-Ids = list[int]
 
 
 @dataclass
@@ -54,6 +57,7 @@ class Score(FileOptions):
     estimator: str | None = option("Diffusion: counts (exact numbers of masks, as LLaDA) or times (1/t, which varies more).")
     seed: int | None = option("Diffusion: what the masks are drawn from, 0.")
     canvas: int | None = option("Diffusion: fill answers up with end-of-text to a multiple of this, as in training. By default nothing is added.")
+    pll_metric: str | None = option("Encoders: original (each token masked alone) or within_word_l2r (and what follows it in its word).")
 
     def __post_init__(self) -> None:
         check_unusable(self.unusable)
@@ -69,32 +73,35 @@ class Score(FileOptions):
         return given(self, ("draws", "estimator", "seed", "canvas"))
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """A record's answers, each the ids of its prompt and its own; of a preference with their ranks, the best first."""
+@dataclass
+class ScoringModel(SpeakingModel):
+    """Which model scores, and where it is loaded."""
 
-    where: str
-    pairs: list[tuple[Ids, Ids]]
-    ranks: list[float] | None = None
+    takes_encoders: ClassVar[bool] = True
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    model_options, options = parse(argv, SpeakingModel, Score, prog="seodang score", positional=("model",), description=__doc__)
+    model_options, options = parse(argv, ScoringModel, Score, prog="seodang score", positional=("model",), description=__doc__)
     examples = read(options.data, shape=options.shape, split=options.split, shapes={**PREFERENCE_SHAPES, **SHAPES}, **options.reading())
     for example in examples:
         refuse_unscorable(example, options.raw)
     with ExitStack() as files:
         output = files.enter_context(open_output(options.output)) if options.output else None
         model, tokenizer = model_options.open()
-        scorer = Scorer(model, tokenizer, options.of_diffusion())
-        records, counts = encode_records(tokenizer, examples, options)
+        if is_encoder(transformers_model(model).config):
+            scorer: Scorer | PseudoScorer = PseudoScorer(model, tokenizer, options)
+            records, counts = scorer.encoded(examples)
+        else:
+            refuse_of_encoders(model, options.pll_metric)
+            scorer = Scorer(model, tokenizer, options.of_diffusion())
+            records, counts = encode_records(tokenizer, examples, options)
+            records = [replace(record, pairs=[scorer.checked(*pair, record.where) for pair in record.pairs]) for record in records]  # before any is scored
         if lost := [line for each in counts for line in each.lost_lines()]:
             print(*lost, sep="\n", file=sys.stderr)
-        records = [replace(record, pairs=[scorer.checked(*pair, record.where) for pair in record.pairs]) for record in records]  # before any is scored
         if output:
             empty(output)
-        totals = write_scores(scorer, records, Totals(counts, scorer.bounds), options.tokens, output or sys.stdout)
+        totals = write_scores(scorer, records, Totals(counts, scorer.figures), options.tokens, output or sys.stdout)
     if options.output:
         print(json.dumps(totals, ensure_ascii=False))
     return 0
@@ -161,7 +168,7 @@ def continuation(tokenizer, example: Dialogue | Text, options: Score, counts: Ac
     return found
 
 
-def write_scores(scorer: Scorer, records: Sequence[Encoded], totals: Totals, with_tokens: bool, output) -> dict[str, Any]:
+def write_scores(scorer: Scorer | PseudoScorer, records: Sequence[Encoded], totals: Totals, with_tokens: bool, output) -> dict[str, Any]:
     """Write one line a record and one with the totals, which is returned."""
     from rich.console import Console
     from rich.progress import track

@@ -17,7 +17,7 @@ from seodang.data.files.sources import read
 from seodang.data.formats import Dialogue
 from seodang.data.labels import Counts, Row, prepare, stream_rows
 from seodang.data.packing import pack, pack_window
-from seodang.infer.checkpoint.load import load, load_tokenizer
+from seodang.infer.checkpoint.load import load
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.training import Arguments, DataOptions, ModelOptions, RunOptions, hold_out
 from seodang.recipes.run.before_after import picture_line, print_once
@@ -36,7 +36,7 @@ PLANNED_FROM = 256  # records of a stream that the plan is made from
 def main(argv: list[str] | None = None) -> int:
     data, model, run, args = parse(argv, DataOptions, ModelOptions, RunOptions, Arguments, prog="seodang sft", description=__doc__)
     args = complete_arguments(args, model, run, evaluates=bool(data.eval_data or data.eval_fraction))
-    tokenizer = load_tokenizer(model.model)
+    tokenizer = model.decoder_tokenizer()
     set_chat_template(tokenizer, data.chat_template)
     rows, eval_rows, questions, counts = load_rows(data, tokenizer, args)
     origin = origin_of(data, model, run, args, rows=rows)

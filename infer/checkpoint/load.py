@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -24,6 +25,7 @@ from ...data.hub import check_hub_name
 from ..diffusion.compat import bind
 from ..kernels.device import choose_device, choose_dtype, cpu_has_bfloat16
 from ..kernels.fused_projections import fuse_projections
+from ..runners.paradigm import is_encoder, masked_lm_class
 from .adapter_paradigm import declare_as_beside
 from .damage import check_texts, read_json, refuse_mismatched, torn_file
 from .default_encoder import NAME as DEFAULT_ENCODER
@@ -55,9 +57,9 @@ def load(
 
     `path` is a checkpoint folder, a hub name, "default" or "default-encoder"; a folder that holds an adapter brings its base model
     with it. Files are checked against the folder's manifest first. A checkpoint that lacks tensors of the model is refused, unless
-    what is missing is a head that it never had (a classifier's on a language model's weights).
-    `model_class` is a causal language model's, for an encoder-decoder's checkpoint AutoModelForSeq2SeqLM, for a classifier's (a reward
-    model) AutoModelForSequenceClassification, unless another is given; an adapter with a classifier's head brings its number of labels with it.
+    what is missing is a head that it never had (a classifier's on a language model's weights). A head of masked language modelling is never new.
+    `model_class` is a causal language model's, for an encoder-decoder's checkpoint AutoModelForSeq2SeqLM, for an encoder's AutoModelForMaskedLM, for a
+    classifier's (a reward model) AutoModelForSequenceClassification, unless another is given; an adapter with a classifier's head brings its number of labels with it.
     `weights="int8"` or `"int4"` keeps the linear layers in 8 or 4 bits, for speaking and scoring on the CPU; an adapter is merged first.
     Raises UserError for a path, device, dtype or weights that cannot be had, for two adapters, and for files that are missing or changed.
     """
@@ -168,6 +170,8 @@ def _model_class(place: str):
         return AutoModelForCausalLM  # what is wrong shows when the weights are loaded
     if any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
         return AutoModelForSequenceClassification
+    if is_encoder(config):
+        return AutoModelForMaskedLM
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
@@ -239,6 +243,10 @@ def _refuse_missing(place: str, model: PreTrainedModel, missing: list[str], unex
     if lost:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         raise UserError(f"{place} lacks the tensor {lost[0]}{more}: the checkpoint is incomplete, restore it or use another")
+    if missing and masked_lm_class(model.config) is type(model):
+        whose = f"a {saved_as[0]}" if saved_as else "an encoder"
+        remedy = f"use one saved as {type(model).__name__}, or train its head with `seodang mlm`"
+        raise UserError(f"{place} holds {whose} without a masked-language head ({missing[0]} would be made of random numbers): {remedy}")
     if missing:
         logger.warning("%s is new in %s and starts untrained", ", ".join(missing), type(model).__name__)
     if unexpected and not new_head:

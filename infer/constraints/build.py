@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 from transformers import PreTrainedTokenizerBase
 
@@ -12,7 +11,7 @@ from ...data.errors import UserError
 from ...data.literal import literal_ids
 from ..requests.params import RequestParams
 from ..requests.request import least_tokens
-from ..requests.stop import AnswerText, StopPattern, stop_pattern
+from ..requests.stop import AnswerText, stop_pattern
 from ..text.detokenise import detokeniser, whole_text
 from ..text.vocabulary import Vocabulary
 from .candidates import Candidates, candidates_of
@@ -72,7 +71,7 @@ def build_constraints(
         count = taken_back(Vocabulary.of(tokenizer), healed, len(prefix) or len(healed) - 1)  # of a prompt something must be left
         kept, removed = healed[: len(healed) - count], healed[len(healed) - count :]
         prefix, prompt_ids = (kept, prompt_ids) if prefix else ([], kept)
-    skip = 0 if params.prefix else len(whole_text(tokenizer, removed))
+    skip = 0 if params.prefix else len(whole_text(tokenizer, removed, prompt_ids))
     ends, first = end_ids | frozenset(params.stop_token_ids), []
     if mask is None:
         pinned, language = {}, language_of(params, tokenizer, ends)
@@ -87,14 +86,10 @@ def build_constraints(
         check_least(params, len(prompt_ids), language)
     new_constraints = constraints_of(params, tokenizer, ends, first, language, given, len(prefix), removed)
     ids = {position: pin.id for position, pin in pinned.items()}
-    constraints = Constraints(prompt_ids, prefix, partial(new_text, tokenizer, params, pattern, skip), new_constraints, ids)
+    text = AnswerText(detokeniser(tokenizer, prompt_ids), params.stop, pattern, params.stop_when, skip)
+    constraints = Constraints(prompt_ids, prefix, text.fork, new_constraints, ids)
     check_prefix(constraints, params, end_ids)
     return constraints
-
-
-def new_text(tokenizer: PreTrainedTokenizerBase, params: RequestParams, pattern: StopPattern | None = None, skip: int = 0) -> AnswerText:
-    """Return the empty text of an answer, of which the first `skip` characters belong to the prompt."""
-    return AnswerText(detokeniser(tokenizer), params.stop, pattern, params.stop_when, skip)
 
 
 def constraints_of(

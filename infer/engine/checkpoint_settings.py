@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedConfig
 
 from ...data.errors import UserError
 from ..checkpoint.load import adapter_base, is_adapter, resolve
@@ -72,13 +72,18 @@ def config_in(path: str | os.PathLike) -> GenerationConfig | None:
 
 def diffusion_in(path: str | os.PathLike) -> Diffusion | None:
     """Return what a checkpoint that is not loaded says of itself, where it is a diffusion model; raises UserError for what it cannot mean."""
+    config = known_config(path)
+    return None if config is None else diffusion_of(config)
+
+
+def known_config(path: str | os.PathLike) -> PreTrainedConfig | None:
+    """Return the configuration of a checkpoint that is not loaded, an adapter's base; None where there is none of ours, which is told when it is loaded."""
     try:
-        config = stored_config(model_in(path))
+        return stored_config(model_in(path))
     except UserError:
         raise
-    except (OSError, ValueError, StrictDataclassError):  # it has no config, or none of ours, which is told when the model is loaded
+    except (OSError, ValueError, StrictDataclassError):
         return None
-    return diffusion_of(config)
 
 
 def model_in(path: str | os.PathLike) -> str:

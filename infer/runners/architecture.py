@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ...data.errors import UserError
 from ..text.vocabulary import check_ids
 from .model_lock import locked
-from .paradigm import is_bidirectional
+from .paradigm import is_bidirectional, refuse_encoder
 
 LAYERS_WITH_ATTENTION_ALONE = {"full_attention", "sliding_attention"}
 MEMORIES = ("cache", "past_key_values", "cache_params", "state")  # what architectures call it; since transformers 5.24 nearly all the first
@@ -86,6 +86,7 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
     config = model.config.get_text_config()
     if model.config.is_encoder_decoder:
         raise UserError(f"{config.model_type} is an encoder-decoder model, which has a runner of its own: use open_runner")
+    refuse_encoder(model.config)
     both_ways = getattr(config, "use_bidirectional_attention", None) in (True, "all")  # "vision": among an image's positions alone (Gemma 4)
     if both_ways or getattr(config, "is_causal", True) is False and not is_bidirectional(model.config):
         raise UserError(f"{config.model_type} attends in both directions and cannot continue a text: use a causal model")

@@ -1,4 +1,4 @@
-"""Which way a checkpoint speaks: left to right, or by filling in masks; its config says it."""
+"""Which way a checkpoint speaks: left to right, by filling in masks, or, an encoder, not at all; its config says it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedConfig, PreTrainedTokenizerBase
 
 from ...data.errors import UserError
 
@@ -82,3 +82,24 @@ def declare(config: PreTrainedConfig, diffusion: Diffusion) -> None:
     told: dict[str, Any] = {name: value for name, value in asdict(diffusion).items() if value is not None}
     setattr(config, KEY, told)
     config.is_causal = diffusion.attention != BIDIRECTIONAL
+
+
+def is_encoder(config: PreTrainedConfig) -> bool:
+    """Whether it is of BERT's kind: it reads a text both ways at once, and a head of masked language modelling may say what stands at a mask.
+
+    The same architectures can be decoders, which their config says (is_decoder), or models of masked diffusion, which then speak.
+    """
+    causal = config.is_encoder_decoder or getattr(config, "is_decoder", False) or getattr(config, "causal", False)  # the last is XLM's word
+    return not causal and type(config) in MODEL_FOR_MASKED_LM_MAPPING and diffusion_of(config) is None
+
+
+def masked_lm_class(config: PreTrainedConfig) -> type | None:
+    """The class of an encoder with its head of masked language modelling; None for what is no encoder."""
+    return MODEL_FOR_MASKED_LM_MAPPING[type(config)] if is_encoder(config) else None
+
+
+def refuse_encoder(config: PreTrainedConfig, what: str = "continue a text", remedy: str = "to speak, use a decoder") -> None:
+    """Raise UserError where something that reads from left to right, said in words, is asked of an encoder."""
+    if is_encoder(config):
+        ways = "`seodang fill-mask` fills in its masks, `seodang score` judges texts by it"
+        raise UserError(f"{config.model_type} attends in both directions and cannot {what}: it is an encoder ({ways}); {remedy}")

@@ -2,6 +2,9 @@
 
 The bytes that begin a character and do not end it, as where an answer is cut by its length, are no text: only the ids have them. What stands
 in the middle of a text is as the tokenizer decodes it, with U+FFFD for bytes that are no character.
+
+Where the tokens are words and their continuations (WordPiece), what a token says hangs on whether one stands before it: the text of an answer is then
+what decoding prompt and answer gives beyond the prompt, so that the space between the two is neither lost nor doubled.
 """
 
 from __future__ import annotations
@@ -36,21 +39,48 @@ class Detokeniser(Protocol):
         """Return one that goes on from here by itself, as a beam does."""
 
 
-def detokeniser(tokenizer: PreTrainedTokenizerBase) -> Detokeniser:
-    """Return a detokeniser of special tokens left out and spaces left as the model wrote them; the cost a token does not grow with the text."""
-    return ByteLevelDetokeniser(tokenizer) if is_byte_level(tokenizer) else WindowDetokeniser(tokenizer)
+def detokeniser(tokenizer: PreTrainedTokenizerBase, before: Sequence[int] = ()) -> Detokeniser:
+    """Return a detokeniser of special tokens left out and spaces left as the model wrote them; the cost a token does not grow with the text.
+
+    `before` are the ids that stand before the text, a prompt's. They count for WordPiece alone, whose spaces no model writes: there they are as the
+    tokenizer has them, with its own `clean_up_tokenization_spaces`.
+    """
+    if is_byte_level(tokenizer):
+        return ByteLevelDetokeniser(tokenizer)
+    if not is_wordpiece(tokenizer):
+        return WindowDetokeniser(tokenizer)
+    special = special_ids(tokenizer)
+    own = [id for id in before if id not in special]
+    stream = WindowDetokeniser(tokenizer, own[-1:])
+    return CleaningDetokeniser(tokenizer, stream, own) if tokenizer.clean_up_tokenization_spaces else stream
 
 
-def whole_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Return the text of an answer's ids: what a detokeniser's pieces join to."""
-    stream = detokeniser(tokenizer)
+def whole_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], before: Sequence[int] = ()) -> str:
+    """Return the text of an answer's ids behind those `before`: what a detokeniser's pieces join to."""
+    stream = detokeniser(tokenizer, before)
     return "".join(map(stream.push, ids)) + stream.flush()
 
 
 def is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokens are runs of bytes and nothing else happens in decoding, as in GPT-2's tokenizer."""
+    return decoder_of(tokenizer).get("type") == "ByteLevel"
+
+
+def is_wordpiece(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether decoding puts a space between two tokens where the second is not marked as going on (`##`), as BERT's tokenizer does."""
+    if hasattr(tokenizer, "backend_tokenizer"):
+        told = decoder_of(tokenizer)
+        return any(step.get("type") == "WordPiece" for step in told.get("decoders", [told]))
+    try:
+        return tokenizer.convert_tokens_to_string(["a", "##b", "c"]) == "ab c"  # one of Python's
+    except Exception:  # whatever one raises for tokens that it does not have
+        return False
+
+
+def decoder_of(tokenizer: PreTrainedTokenizerBase) -> dict:
+    """What the library of tokenizers says of how tokens are joined to a text; nothing where it has no say."""
     decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
-    return decoder is not None and json.loads(decoder.__getstate__())["type"] == "ByteLevel"
+    return {} if decoder is None else json.loads(decoder.__getstate__())
 
 
 BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}  # the alphabet of byte-level tokenizers
@@ -108,10 +138,10 @@ class WindowDetokeniser:
     meet the newest. Byte tokens (`<0xEC>`) are held until their run ends: one bad byte changes the whole run.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, before: Sequence[int] = ()):
         self._tokenizer = tokenizer
         self._special = special_ids(tokenizer)
-        self._out: list[int] = []  # the ids before, whose text is out
+        self._out = list(before)  # the ids before, whose text is out
         self._held: list[int] = []
 
     def push(self, id: int) -> str:
@@ -168,3 +198,54 @@ class WindowDetokeniser:
         other = copy.copy(self)
         other._held = list(self._held)
         return other
+
+
+class CleaningDetokeniser:
+    """Takes the spaces out of another's text that the tokenizer cleans away (" ." to ".", " n't" to "n't"), and holds back what may still be cleaned.
+
+    The ids in `before` stand in front: of what is cleaned over the border, the answer has what follows their last character.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stream: Detokeniser, before: Sequence[int] = ()):
+        self._clean, self._stream = tokenizer.clean_up_tokenization, stream
+        text = tokenizer.decode(list(before), clean_up_tokenization_spaces=False)
+        self._held = text[settled(text) :]
+        self._skip = sum(letter != " " for letter in self._held)  # which cleaning never takes away
+
+    def push(self, id: int) -> str:
+        """Return the text that is now settled."""
+        self._held += self._stream.push(id)
+        return self._out(settled(self._held))
+
+    def flush(self) -> str:
+        """Return the text of what is held."""
+        self._held += self._stream.flush()
+        return self._out(len(self._held))
+
+    def _out(self, end: int) -> str:
+        text, self._held = self._clean(self._held[:end]), self._held[end:]
+        begin = 0
+        while self._skip and begin < len(text):
+            self._skip -= text[begin] != " "
+            begin += 1
+        return text[begin:]
+
+    def fork(self) -> CleaningDetokeniser:
+        """Return one that goes on from here by itself."""
+        other = copy.copy(self)
+        other._stream = self._stream.fork()
+        return other
+
+
+def settled(text: str) -> int:
+    """Return up to where nothing that follows can change what `clean_up_tokenization` makes of a text.
+
+    It takes away spaces alone: before `. ? ! , n't 'm 's 've 're`, and those around a `'`. So a text can be cut before a space that stands behind
+    neither a space, a `'` nor a lone n (of "is n ' t"), and behind the last word, unless that has a `'` or is an n.
+
+    >>> [settled(text) for text in ("it is", "it is n", "it is n't so", "it ' s")]
+    [5, 5, 12, 2]
+    """
+    cut = max((match.start() for match in re.finditer("(?<![ '])(?<! n) ", text)), default=0)
+    word = text[cut:]
+    return cut if "'" in word or word.endswith((" ", " n")) else len(text)

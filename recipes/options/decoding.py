@@ -17,28 +17,46 @@ def option(help: str, default=None):
 
 
 @dataclass
-class SpeakingModel:
-    """Which model speaks, and where it is loaded."""
+class LoadedModel:
+    """A model, and where it is loaded."""
 
     model: str = option("Folder, hub name, or default (SmolLM2-135M-Instruct).", "default")
     adapter: str | None = option("Folder or hub name of an adapter on the model.")
     device: str = option("auto, cpu, cuda or mps.", "auto")
     dtype: str = option("auto, float32, bfloat16 or float16.", "auto")
+
+    def open(self, **how: Any):
+        """Load the model and its tokenizer, and say on stderr which dtype the machine decided on; `how` is what `load` has to know beside."""
+        from seodang.infer.checkpoint.load import load
+        from seodang.infer.kernels.device import choose_dtype
+
+        model, tokenizer = load(self.model, device=self.device, dtype=self.dtype, adapter=self.adapter, **how)
+        if self.dtype == "auto" and not how.get("weights"):
+            dtype, reason = choose_dtype("auto", model.device)
+            print(f"{self.model} in {str(dtype).removeprefix('torch.')} on {model.device}: {reason}", file=sys.stderr)
+        return model, tokenizer
+
+
+@dataclass
+class SpeakingModel(LoadedModel):
+    """Which model speaks, and where it is loaded."""
+
     weights: str | None = option("int8 or int4: keep the linear layers in so many bits, on a CPU.")
     chat_template: str | None = option("A built-in chat template's name or a Jinja file, for a model that has none.")
+
+    takes_encoders: ClassVar[bool] = False  # which judge texts, and say none
 
     def open(self):
         """Load the model and its tokenizer, and say on stderr which dtype the machine decided on, or in how many bits the weights are."""
         from seodang.data.chat import set_chat_template
-        from seodang.infer.checkpoint.load import load
-        from seodang.infer.kernels.device import choose_dtype
+        from seodang.infer.engine.checkpoint_settings import known_config
+        from seodang.infer.runners.paradigm import refuse_encoder
 
-        model, tokenizer = load(self.model, device=self.device, dtype=self.dtype, weights=self.weights, adapter=self.adapter)
+        if not self.takes_encoders and (config := known_config(self.model)) is not None:
+            refuse_encoder(config)
+        model, tokenizer = super().open(weights=self.weights)
         if self.weights is not None:
             print(f"{self.model} in {self.weights} on {model.device}", file=sys.stderr)
-        elif self.dtype == "auto":
-            dtype, reason = choose_dtype("auto", model.device)
-            print(f"{self.model} in {str(dtype).removeprefix('torch.')} on {model.device}: {reason}", file=sys.stderr)
         if self.chat_template is not None:
             set_chat_template(tokenizer, self.chat_template)
         return model, tokenizer

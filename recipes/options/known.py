@@ -77,7 +77,9 @@ FIRST: dict[str, dict[str, str]] = {
         "where": "host port served_model_name", "model": f"{SPEAKER} weights", "how much": "max_rows max_waiting cache_gib reuse_prefixes",
     },
     "explain": {"prompt": "prompt html png attention raw", "model": SPEAKER, "answer": "max_new_tokens stop seed", "choice of tokens": CHOICE},
-    "score": {"data": "data columns encoding shape max_length empty_answers unusable output raw tokens", "model": f"{SPEAKER} chat_template", "diffusion": "draws"},
+    "score": {"data": "data columns encoding shape max_length empty_answers unusable output raw tokens", "model": f"{SPEAKER} chat_template", "diffusion": "draws",
+              "encoders": "pll_metric"},
+    "fill-mask": {"texts": "texts data columns encoding output json", "model": SPEAKER, "fillings": "top_k how targets"},
     "export": {"checkpoint": "model output_dir dtype gguf"},
     "demo": DEMO | {"learning": "tokens learning_rate"},
     "demo-diffusion": {

@@ -9,7 +9,9 @@ from peft import LoraConfig
 from transformers import TrainingArguments
 
 from seodang.data.errors import UserError
-from seodang.infer.checkpoint.load import is_adapter, resolve
+from seodang.infer.checkpoint.load import is_adapter, load_tokenizer, resolve
+from seodang.infer.engine.checkpoint_settings import known_config
+from seodang.infer.runners.paradigm import refuse_encoder
 from seodang.recipes.options.record import RecordOptions
 
 
@@ -53,6 +55,12 @@ class ModelOptions:
         """Raise UserError where the model is an adapter's folder: these stages start from whole models."""
         if is_adapter(resolve(self.model)):
             raise UserError(f"{self.model} is an adapter: merge it first, `seodang export {self.model} FOLDER`, and start from that folder")
+
+    def decoder_tokenizer(self):
+        """The model's tokenizer. Raises UserError for an encoder, which cannot be taught to speak."""
+        if (config := known_config(self.model)) is not None:
+            refuse_encoder(config, "learn to continue a text", "train it with `seodang mlm`, or use a decoder")
+        return load_tokenizer(self.model)
 
     def loading(self) -> dict:
         """What `load` has to know beside the name."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from seodang.data.chat import set_chat_template
 from seodang.data.errors import UserError
-from seodang.infer.checkpoint.load import load, load_tokenizer
+from seodang.infer.checkpoint.load import load
 from seodang.recipes.options.parser import parse
 from seodang.recipes.options.prompts import PromptOptions, ScoringOptions
 from seodang.recipes.options.training import ModelOptions, RunOptions
@@ -23,7 +23,7 @@ def run_groups(argv: Sequence[str], arguments: type, trainer_of: Callable[..., A
     data, scoring, model, run, args = parse(argv, *classes, prog=prog, description=description)
     args = complete_group_arguments(args, model, run, evaluates=bool(data.eval_data or data.eval_fraction))
     model.refuse_adapter()
-    tokenizer = load_tokenizer(model.model)
+    tokenizer = model.decoder_tokenizer()
     set_chat_template(tokenizer, data.chat_template)
     rows, held, counts = data.rows(tokenizer, args.seed)
     rewards = scoring.rewards(tokenizer, str(args.device), model.dtype, [*rows, *held], TRL_ARGUMENTS)

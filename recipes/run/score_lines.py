@@ -12,12 +12,15 @@ from seodang.infer.diffusion.likelihood import Bound, error_of
 from seodang.train.maths.denoising import ratio_with_error
 
 
+EXACT, BOUND, PSEUDO = "exact", "bound", "pseudo"  # what scores are: log-probabilities, bounds on them, pseudo-log-likelihoods
+
+
 @dataclass
 class Totals:
-    """What the last line is made of; where `bounds`, the scores are bounds, whose standard errors are told."""
+    """What the last line is made of, and by which names; of bounds their standard errors are told."""
 
     counts: Sequence[Accounting]
-    bounds: bool = False
+    figures: str = EXACT
     values: list[float] = field(default_factory=list)  # of each answer
     tokens: list[int] = field(default_factory=list)
     errors: list[float | None] = field(default_factory=list)  # of each record's answers together
@@ -37,12 +40,19 @@ class Totals:
             return {"chosen": answers[0], "rejected": answers[1], **margin}
         return {"answers": [{"rank": rank, **each} for rank, each in zip(ranks, answers, strict=True)], **margin}
 
+    @property
+    def bounds(self) -> bool:
+        """Whether the scores are bounds."""
+        return self.figures == BOUND
+
     def _answer(self, score: Bound, with_tokens: bool) -> dict[str, Any]:
         """An answer's log-probability in nats or the bound on it, the tokens it sums over, and with `with_tokens` each token's own part."""
         told = self._figures(score.value, score.error, len(score.shares))
         return {**told, "logprobs": score.shares.tolist()} if with_tokens else told
 
     def _figures(self, value: float, error: float | None, tokens: int) -> dict[str, Any]:
+        if self.figures == PSEUDO:
+            return {"pll": value, "tokens": tokens, "pll_per_token": value / tokens, "pseudo_perplexity": perplexity(value, tokens)}
         if not self.bounds:
             return {"logprob": value, "tokens": tokens, "perplexity": perplexity(value, tokens)}
         a_token = {"elbo_per_token": value / tokens, "elbo_per_token_se": None if error is None else error / tokens}

@@ -1,6 +1,7 @@
 """How likely a model finds answers, by the way it speaks: exactly from left to right, by a bound where it is of diffusion."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from seodang.infer.diffusion.likelihood import Bound, likelihood_bounds
@@ -8,12 +9,22 @@ from seodang.infer.engine.scoring import bound_runner, pair_ids, score_ids, scor
 from seodang.infer.runners.architecture import transformers_model
 from seodang.infer.runners.paradigm import diffusion_of, refuse_mask
 from seodang.recipes.run.of_diffusion import canvas_of, drawing, refuse_of_diffusion
+from seodang.recipes.run.score_lines import BOUND, EXACT
 
 Ids = list[int]
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """A record's answers as a scorer takes them, each the ids of its prompt and its own; of a preference with their ranks, the best first."""
+
+    where: str
+    pairs: list[Any]
+    ranks: list[float] | None = None
+
+
 class Scorer:
-    """Scores answers by a model; `bounds` says that the scores are bounds, as of every diffusion model.
+    """Scores answers by a model; `figures` says whether the scores are exact, or bounds as of every diffusion model.
 
     `asked` are the options of diffusion that were given: without any a model that speaks from left to right, too, is scored so. Raises UserError
     for them where it speaks from left to right alone, and for a model that cannot score.
@@ -23,6 +34,7 @@ class Scorer:
         refuse_of_diffusion(model, asked, "its score is exact")
         diffusion = diffusion_of(transformers_model(model).config)
         self.bounds = diffusion is not None and (bool(asked) or not diffusion.autoregressive)
+        self.figures = BOUND if self.bounds else EXACT
         self.runner = bound_runner(model) if self.bounds else scoring_runner(model)
         self.tokenizer, self.draws, self.canvas = tokenizer, drawing(asked), canvas_of(tokenizer, asked.get("canvas"))
 

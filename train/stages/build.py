@@ -18,7 +18,7 @@ from ...data.preference_rows import preference_pairs
 from ...data.versions import versions_named
 from ...infer.checkpoint.quiet import silence_old_names
 from ...infer.runners.architecture import context_limit, transformers_model
-from ...infer.runners.paradigm import diffusion_of
+from ...infer.runners.paradigm import diffusion_of, refuse_encoder
 from ..models.adapters import add_adapter, prepare_quantised, speed_up_adapters
 from ..models.extended_forward import release_from_accelerate
 from ..models.reference import has_adapter
@@ -60,6 +60,8 @@ class Stage:
         if self.left_to_right and diffusion_of(transformers_model(model).config) is not None:
             name = self.trainer.__name__.removesuffix("Trainer").lower()
             raise UserError(f"{name} teaches text from left to right, but this model is one of masked diffusion: train it by `seodang diffusion`, on preferences by `seodang dpo`")
+        if self.left_to_right:
+            refuse_encoder(transformers_model(model).config, "learn to continue a text", "train it with `seodang mlm`, or use a decoder")
         if has_adapter(model) and (lora is not None or self.trainer_adds_adapter):
             raise UserError("the model has an adapter already: merge it first, `seodang export`")
         if isinstance(rows, IterableDataset):
