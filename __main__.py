@@ -25,6 +25,7 @@ VERBS = {
     "preview": "show records as the model sees them, trained tokens in colour",
     "sft": "fine-tune a model on instructions, completions, dialogues or text",
     "diffusion": "teach a model to speak by masked diffusion: all positions at once, from mask to text",
+    "mlm": "teach an encoder what is hidden of a text: BERT-style pretraining on plain text",
     "reward": "train a reward model on pairs or rankings of answers",
     "dpo": "learn from pairs or rankings of answers (DPO, IPO, SimPO, ORPO and kin)",
     "kto": "learn from single answers judged good or bad",
