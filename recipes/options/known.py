@@ -82,6 +82,10 @@ FIRST: dict[str, dict[str, str]] = {
         "where": "host port served_model_name", "model": f"{SPEAKER} weights", "how much": "max_rows max_waiting cache_gib reuse_prefixes",
     },
     "explain": {"prompt": "prompt html png attention raw", "model": SPEAKER, "answer": "max_new_tokens stop seed", "choice of tokens": CHOICE},
+    "classify": {
+        "data": f"{DATA} text_column pair_column label_column encoding", "labels": "multi_label regression labels class_weights max_length cut",
+        "model": f"{MODEL} pooling new_head", "learning": LEARNING, "predictions": "predict output threshold", "run": RUN,
+    },
     "score": {"data": "data columns encoding shape max_length empty_answers unusable output raw tokens", "model": f"{SPEAKER} chat_template", "diffusion": "draws",
               "encoders": "pll_metric"},
     "fill-mask": {"texts": "texts data columns encoding output json", "model": SPEAKER, "fillings": "top_k how targets"},
