@@ -71,14 +71,14 @@ class TextEncoder:
 
 
 def shared_room(first: int, second: int, room: int) -> tuple[int, int]:
-    """How many tokens each of two texts keeps, which together are too long: the longer is cut until both are of a length.
+    """How many tokens each of two texts keeps, which together are too long: the longer is cut until both are of a length, and of two alike the first.
 
     >>> shared_room(10, 3, 8), shared_room(10, 9, 9)
     ((5, 3), (5, 4))
     """
     shorter = min(first, second, room // 2)
     longer = room - shorter
-    return (longer, shorter) if first >= second else (shorter, longer)
+    return (longer, shorter) if first > second else (shorter, longer)
 
 
 def lost_places(places: Sequence[int], keep: int, cut: str) -> Sequence[int]:

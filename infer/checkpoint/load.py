@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -39,7 +40,12 @@ from .quiet import silence_old_names, without_load_report
 logger = logging.getLogger(__name__)
 
 ADAPTER_CONFIG = "adapter_config.json"
+<<<<<<< HEAD
 SENTENCE_ENCODER = "modules.json"  # beside what makes vectors of texts, as sentence-transformers says it; a head has no part in that
+=======
+HEAD = "classifier_config.json"  # beside an adapter: what its head's labels are called, for which peft's own configuration has no words
+HEAD_WEIGHTS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
+>>>>>>> classify
 
 
 def load(
@@ -72,15 +78,15 @@ def load(
     where = choose_device(device)
     weights_dtype, reason = choose_dtype(dtype, where)
     logger.info("%s in %s on %s (%s)", path, weights_dtype, where, reason)
-    labels = _labels_of(resolve(adapter)) if adapter is not None else None
-    if labels is not None:
-        model_class, model_arguments = model_class or AutoModelForSequenceClassification, {"num_labels": labels, **model_arguments}
+    head = _head_of(resolve(adapter)) if adapter is not None else None
+    if head is not None:
+        model_class, model_arguments = model_class or AutoModelForSequenceClassification, {**head, **model_arguments}
     model = _load_weights(place, model_class, weights_dtype, model_arguments)
     tokenizer = load_tokenizer(adapter if adapter is not None and has_tokenizer(resolve(adapter)) else place)
     _warn_of_more_ids(place, model, tokenizer)
     if adapter is not None:
         model = _load_adapter(model, resolve(adapter))
-    if labels is not None:
+    if head is not None:
         model.config.pad_token_id = tokenizer.pad_token_id  # behind which the head looks for the last token; the base has another
     if weights is not None:
         model = model.merge_and_unload() if adapter is not None else model
@@ -176,14 +182,35 @@ def _model_class(place: str):
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
-def _labels_of(adapter: str) -> int | None:
-    """How many labels the classifier's head has that an adapter's folder holds; None where it holds none."""
+def _head_of(adapter: str) -> dict | None:
+    """What the configuration has to say of the classifier's head that an adapter's folder holds: how many labels, or what they are called; None without one."""
     path = Path(adapter) / "adapter_model.safetensors"
     if not path.is_file() or read_json(Path(adapter) / ADAPTER_CONFIG).get("task_type") != "SEQ_CLS":
         return None
+    if (Path(adapter) / HEAD).is_file():
+        return head_from(read_json(Path(adapter) / HEAD))
     with safe_open(path, "pt") as file:
-        heads = [name for name in file.keys() if name.endswith(("score.weight", "classifier.weight"))]  # noqa: SIM118
-        return file.get_slice(heads[0]).get_shape()[0] if heads else None
+        names = list(file.keys())
+        heads = [name for end in HEAD_WEIGHTS for name in names if name.endswith(end)]
+        return {"num_labels": file.get_slice(heads[0]).get_shape()[0]} if heads else None
+
+
+def head_to(config: PreTrainedConfig) -> dict:
+    """What a classifier's configuration says of its labels, as JSON holds it."""
+    return {"problem_type": config.problem_type, "id2label": config.id2label, **_pooling(getattr(config, "classifier_pooling", None))}
+
+
+def head_from(told: dict) -> dict:
+    """The same as a configuration takes it."""
+    names = {int(place): name for place, name in told["id2label"].items()}
+    return {
+        "problem_type": told["problem_type"], "id2label": names, "label2id": {name: place for place, name in names.items()},
+        **_pooling(told.get("classifier_pooling")),
+    }  # fmt: skip
+
+
+def _pooling(told: str | None) -> dict:
+    return {} if told is None else {"classifier_pooling": told}
 
 
 def _load_weights(place: str, model_class, dtype: torch.dtype, model_arguments: dict) -> PreTrainedModel:

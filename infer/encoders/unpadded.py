@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +20,15 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from ...data.errors import UserError
 from ..runners.architecture import attention_is_replaceable, carries_state, evaluating, transformers_model
 from ..runners.attention import attend, check_attention_kwargs
+from ..runners.model_lock import configs_of, locked, use_attention
 from ..runners.probe import agree, tolerance
 from ..runners.ragged_attention import Window, window_mask
 
 UNPADDED = "seodang_unpadded"
+_HOOKS: WeakKeyDictionary[nn.Module, list[Any]] = WeakKeyDictionary()  # of models that compute without padding now
+_TRIED: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 PADDING = 1.5  # texts share a call of the attention kernel where padding them to the longest costs no more than this
+FEW = 4  # texts a call, sorted by length, from which on calls without padding are the cheaper
 SHORT = 512  # tokens beyond which a call is worth its price, and padding is paid for in squares
 
 
@@ -64,8 +69,9 @@ class Texts:
 
     @property
     def worth_padding(self) -> bool:
-        """Whether they had better share one call of the attention kernel, padded to the longest."""
-        return self.longest <= SHORT and len(self.lengths) * self.longest <= PADDING * sum(self.lengths)
+        """Whether they had better share one call of the attention kernel, padded to the longest, than have one for those of a length that lie beside each other."""
+        few = FEW * sum(1 for _ in groupby(self.lengths)) <= len(self.lengths)
+        return not few and self.longest <= SHORT and len(self.lengths) * self.longest <= PADDING * sum(self.lengths)
 
 
 def unpadded_attention(
@@ -134,38 +140,65 @@ def unpad(model: nn.Module) -> bool:
     states at padding are zeros. A model whose attention cannot be replaced, and one with a state that would run on, stays as it is.
     """
     model = transformers_model(model)
-    if getattr(model, "_seodang_unpadded", None) is not None:
+    if is_unpadded(model):
         return True
-    if "flash" in (model.config._attn_implementation or "") or not attention_is_replaceable(model) or carries_state(model) or model.config.is_encoder_decoder:
-        return False
-    trial = trial_batch(model)
-    with evaluating(model), torch.no_grad():
-        want = answer_of(model(**trial), trial)
-        before = model.config._attn_implementation
-        _put_on(model)
-        try:
-            same = agree(answer_of(model(**trial), trial), want, tolerance(model, want))
-        except (UserError, RuntimeError, TypeError, ValueError, AttributeError):  # whatever an architecture makes of a sequence that is none of its own
-            same = False
-    if not same:
-        _take_off(model, before)
-    return same
+    with locked(model):
+        if can_unpad(model):
+            _put_on(model)
+            model.set_attn_implementation(UNPADDED)
+    return is_unpadded(model)
 
 
 @contextmanager
 def unpadding(model: nn.Module) -> Iterator[None]:
-    """Compute without padding within, where the model can, and leave it as it was."""
-    inner = transformers_model(model)
-    had, before = getattr(inner, "_seodang_unpadded", None) is not None, inner.config._attn_implementation
-    put = unpad(inner)
-    try:
-        yield
-    finally:
-        if put and not had:
-            _take_off(inner, before)
+    """Compute without padding within, where the model can, and leave it as it was; other threads wait for it."""
+    model = transformers_model(model)
+    with locked(model):
+        if is_unpadded(model) or not can_unpad(model):
+            yield
+            return
+        with use_attention(model, configs_of(model), UNPADDED):
+            _put_on(model)
+            try:
+                yield
+            finally:
+                _take_off(model)
+
+
+def is_unpadded(model: PreTrainedModel) -> bool:
+    """Whether a model computes without padding already."""
+    return model in _HOOKS
+
+
+def can_unpad(model: PreTrainedModel) -> bool:
+    """Whether the model gives the same logits without padding; two short texts tell, once a model."""
+    if model not in _TRIED:
+        _TRIED[model] = _may_be_unpadded(model) and _same_on_trial(model)
+    return _TRIED[model]
+
+
+def _may_be_unpadded(model: PreTrainedModel) -> bool:
+    own = "flash" in (model.config._attn_implementation or "")  # which takes padding out itself
+    return not own and attention_is_replaceable(model) and not carries_state(model) and not model.config.is_encoder_decoder
+
+
+@torch.no_grad()
+def _same_on_trial(model: PreTrainedModel) -> bool:
+    trial = trial_batch(model)
+    with evaluating(model):
+        want = answer_of(model(**trial), trial)
+        with use_attention(model, configs_of(model), UNPADDED):
+            _put_on(model)
+            try:
+                return agree(answer_of(model(**trial), trial), want, tolerance(model, want))
+            except (UserError, RuntimeError, TypeError, ValueError, AttributeError):  # whatever an architecture makes of a sequence that is none of its own
+                return False
+            finally:
+                _take_off(model)
 
 
 def _put_on(model: PreTrainedModel) -> None:
+    """Put the hooks around the model's trunk."""
     trunk, first = trunk_of(model), first_position(model)
 
     def laid_out(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
@@ -188,16 +221,12 @@ def _put_on(model: PreTrainedModel) -> None:
             output.pooler_output = pooled(module, output.last_hidden_state)
         return output
 
-    hooks = [trunk.register_forward_pre_hook(laid_out, with_kwargs=True), trunk.register_forward_hook(put_back, with_kwargs=True)]
-    model._seodang_unpadded = hooks
-    model.set_attn_implementation(UNPADDED)
+    _HOOKS[model] = [trunk.register_forward_pre_hook(laid_out, with_kwargs=True), trunk.register_forward_hook(put_back, with_kwargs=True)]
 
 
-def _take_off(model: PreTrainedModel, implementation: str) -> None:
-    for hook in model._seodang_unpadded:
+def _take_off(model: PreTrainedModel) -> None:
+    for hook in _HOOKS.pop(model):
         hook.remove()
-    del model._seodang_unpadded
-    model.set_attn_implementation(implementation)
 
 
 def answer_of(output: Any, batch: dict[str, Tensor]) -> Tensor:

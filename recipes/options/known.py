@@ -22,6 +22,7 @@ from typing import Any
 from seodang.data.errors import UserError
 from seodang.data.files.sources import check_source
 from seodang.data.hub import check_hub_name
+from seodang.data.text.documents import check_text_source
 from seodang.infer.checkpoint.default_encoder import NAME as DEFAULT_ENCODER
 from seodang.recipes.options.outputs import OUTPUTS, READ, check_outputs
 
@@ -50,6 +51,10 @@ FIRST: dict[str, dict[str, str]] = {
         "data": f"{DATA} max_length", "model": f"{MODEL} mask_token attention shift",
         "learning": f"canvas weighting co_loss {LEARNING}", "run": RUN,
     },
+    "mlm": {
+        "data": f"{FILES} documents max_length", "model": "model scratch device dtype",
+        "learning": f"mlm_probability whole_words {LEARNING} max_steps", "run": RUN,
+    },
     "reward": {"data": f"{FILES} max_length pair_weights", "model": MODEL, "learning": LEARNING, "run": RUN},
     "dpo": {"data": f"{FILES} max_length", "model": f"{MODEL} reference", "learning": f"loss beta draws {LEARNING}", "run": RUN},
     "kto": {"data": f"{FILES} max_length", "model": MODEL, "learning": f"beta {LEARNING}", "run": RUN},
@@ -77,6 +82,10 @@ FIRST: dict[str, dict[str, str]] = {
         "where": "host port served_model_name", "model": f"{SPEAKER} weights", "how much": "max_rows max_waiting cache_gib reuse_prefixes",
     },
     "explain": {"prompt": "prompt html png attention raw", "model": SPEAKER, "answer": "max_new_tokens stop seed", "choice of tokens": CHOICE},
+    "classify": {
+        "data": f"{DATA} text_column pair_column label_column encoding", "labels": "multi_label regression labels class_weights max_length cut",
+        "model": f"{MODEL} pooling new_head", "learning": LEARNING, "predictions": "predict output threshold", "run": RUN,
+    },
     "score": {"data": "data columns encoding shape max_length empty_answers unusable output raw tokens", "model": f"{SPEAKER} chat_template", "diffusion": "draws",
               "encoders": "pll_metric"},
     "fill-mask": {"texts": "texts data columns encoding output json", "model": SPEAKER, "fillings": "top_k how targets"},
@@ -136,8 +145,9 @@ def refuse(verb: str, argv: Sequence[str]) -> None:
         if model not in ("", "default", DEFAULT_ENCODER) and not os.path.exists(model):
             check_hub_name(model)
     encoding = next(iter(_texts(values.get("encoding"))), None) if "encoding" in told["names"].split() else None
+    check = check_text_source if "documents" in told["names"].split() else check_source
     for source in (source for name in SOURCES for source in texts.get(name, ())):
-        check_source(source, encoding)
+        check(source, encoding)
 
 
 def _given(verb: str, argv: Sequence[str]) -> dict[str, list[str]]:

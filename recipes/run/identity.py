@@ -21,7 +21,7 @@ from seodang.train.run.crash_safe import Provenance
 # adds is part of it too: a needless refusal shows, a needless silence does not.
 FREE = {
     "where things are written, and which of them": """
-        output_dir save_strategy save_steps save_total_limit save_only_model save_on_each_node enable_jit_checkpoint load_best_model_at_end
+        output_dir text_cache save_strategy save_steps save_total_limit save_only_model save_on_each_node enable_jit_checkpoint load_best_model_at_end
         push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision
         run_name project trackio_space_id trackio_bucket_id trackio_static_space_id""",
     "what is told": """
@@ -75,7 +75,9 @@ def environment_of(dtype: str, args: TrainingArguments) -> dict[str, Any]:
 
 
 def content_of(rows: Iterable[Mapping[str, Any]]) -> str:
-    """A fingerprint of what rows hold, whatever file it came from."""
+    """A fingerprint of what rows hold, whatever file it came from; rows that are made when they are asked for know their own."""
+    if (known := getattr(rows, "content", None)) is not None:
+        return fingerprint(known)
     lines = (json.dumps({name: value for name, value in row.items() if name != "where"}, sort_keys=True, default=_plain) for row in rows)
     return fingerprint("\n".join(lines))
 

@@ -3,11 +3,13 @@
 Where a score divides by zero (a class that was never predicted has no precision) it is 0, as in scikit-learn.
 """
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from ...data.classification.labels import MULTI, REGRESSION
+from .calibration import Reliability, expected_calibration_error, reliability
 
 
 class ClassScores(NamedTuple):
@@ -16,6 +18,40 @@ class ClassScores(NamedTuple):
     precision: Tensor
     recall: Tensor
     f1: Tensor
+
+
+class ClassifierMetrics(NamedTuple):
+    """What was measured: named values, and where there are classes their decisions, [labels, 3], and how reliable their probabilities are.
+
+    The confusion matrix, [classes, classes], is that of one class of several.
+    """
+
+    values: dict[str, float]
+    found: Tensor | None = None
+    reliability: Reliability | None = None
+    matrix: Tensor | None = None
+
+
+def measure(logits: Tensor, labels: Tensor, problem: str, threshold: float = 0.5) -> ClassifierMetrics:
+    """How far logits, [records, labels], are those that the labels ask for, which are as in training.
+
+    One class of several: accuracy, macro_f1, and ece of how sure the model is of the class it takes. Several labels: micro_f1 and macro_f1 of those
+    at least as likely as `threshold`, exact_match, the share of records with all of them right, and ece of the labels' own probabilities. A number:
+    mse, pearson, spearman.
+    """
+    if problem == REGRESSION:
+        return ClassifierMetrics(regression_metrics(labels, logits.squeeze(-1)))
+    if problem == MULTI:
+        probs, truth = logits.double().sigmoid(), labels.bool()
+        found, reliable = decisions(truth, probs >= threshold), reliability(probs.flatten(), truth.flatten())
+        exact = (truth == (probs >= threshold)).all(-1).double().mean().item()
+        values = {"micro_f1": micro_f1(found), "macro_f1": macro_f1(found), "exact_match": exact}
+        return ClassifierMetrics({**values, "ece": expected_calibration_error(reliable)}, found, reliable)
+    sure, predicted = logits.double().softmax(-1).max(-1)
+    matrix, reliable = confusion_matrix(labels, predicted, logits.shape[-1]), reliability(sure, predicted == labels)
+    found = decisions_of(matrix)
+    values = {"accuracy": accuracy(matrix), "macro_f1": macro_f1(found), "ece": expected_calibration_error(reliable)}
+    return ClassifierMetrics(values, found, reliable, matrix)
 
 
 def confusion_matrix(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
@@ -56,7 +92,7 @@ def micro_f1(found: Tensor) -> float:
     return class_scores(found.sum(0)).f1.item()
 
 
-def regression_metrics(truth: Tensor, predicted: Tensor) -> Mapping[str, float]:
+def regression_metrics(truth: Tensor, predicted: Tensor) -> dict[str, float]:
     """The mean squared error, and the correlations by Pearson and by Spearman, which is Pearson's of the ranks; both are [records].
 
     A correlation with what does not vary is no number (NaN).

@@ -11,6 +11,8 @@ from transformers import TrainingArguments
 from ..models.completion_loss import CHUNK
 from .sft import SftTrainer
 
+MEASURED = 1 << 15  # rows whose lengths are looked at
+
 
 @dataclass
 class Plan:
@@ -46,7 +48,7 @@ def plan(trainer: SftTrainer) -> Plan:
     """Time one step on typical rows and work out the whole run. The model, its gradients and the random state stay as they are."""
     args, rows = trainer.args, trainer.train_dataset
     streamed = isinstance(rows, IterableDataset)
-    sample = _first(rows, 64) if streamed else rows
+    sample = _first(rows, 64) if streamed else _spread(rows, MEASURED)
     lengths = [len(row["input_ids"]) for row in sample]
     per_process = args.per_device_train_batch_size
     mean = sum(lengths) / len(lengths)
@@ -90,6 +92,11 @@ def _kept(args, steps: int) -> int:
     return min(saves, (args.save_total_limit or saves) + 1) + 1
 
 
+def _spread(rows, most: int):
+    """All rows, or where they are very many so many of them, evenly spread."""
+    return rows if len(rows) <= most else [rows[place * len(rows) // most] for place in range(most)]
+
+
 def _first(rows, count: int) -> list:
     return [row for _, row in zip(range(count), rows, strict=False)]
 
@@ -102,14 +109,15 @@ def _typical(rows, count: int) -> list:
 
 
 def _standing_bytes(trainer: SftTrainer) -> int:
-    """Weights, gradients, optimizer state and master copies, and the head's one chunk of logits."""
+    """Weights, gradients, optimizer state and master copies, and the one chunk of logits of a head over the vocabulary."""
     total = 0
     for p in trainer.model.parameters():
         total += p.numel() * p.element_size()
         if p.requires_grad:
             low = p.dtype.itemsize == 2
             total += p.numel() * (8 + 4 + (4 if low else 0))  # two moments, a gradient, a master copy
-    vocab = trainer.model.get_output_embeddings().weight.shape[0]
+    head = trainer.model.get_output_embeddings()
+    vocab = 0 if head is None else head.weight.shape[0]
     return total + 2 * CHUNK * vocab * 4 + _interpreter_bytes()
 
 
