@@ -40,12 +40,9 @@ from .quiet import silence_old_names, without_load_report
 logger = logging.getLogger(__name__)
 
 ADAPTER_CONFIG = "adapter_config.json"
-<<<<<<< HEAD
 SENTENCE_ENCODER = "modules.json"  # beside what makes vectors of texts, as sentence-transformers says it; a head has no part in that
-=======
 HEAD = "classifier_config.json"  # beside an adapter: what its head's labels are called, for which peft's own configuration has no words
 HEAD_WEIGHTS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
->>>>>>> classify
 
 
 def load(
@@ -137,7 +134,7 @@ def resolve(path: str | os.PathLike) -> str:
     if os.path.isdir(name):
         folder = Path(name)
         read_manifest(folder)
-        if not (folder / "config.json").is_file() and not (folder / ADAPTER_CONFIG).is_file():
+        if not any((folder / each).is_file() for each in ("config.json", ADAPTER_CONFIG, SENTENCE_ENCODER)):
             raise UserError(f"{name} holds no model (neither config.json nor {ADAPTER_CONFIG}): name a checkpoint's own folder")
         return name
     if os.path.exists(name):
