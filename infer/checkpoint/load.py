@@ -10,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
@@ -39,8 +40,12 @@ from .quiet import silence_old_names, without_load_report
 logger = logging.getLogger(__name__)
 
 ADAPTER_CONFIG = "adapter_config.json"
+<<<<<<< HEAD
+SENTENCE_ENCODER = "modules.json"  # beside what makes vectors of texts, as sentence-transformers says it; a head has no part in that
+=======
 HEAD = "classifier_config.json"  # beside an adapter: what its head's labels are called, for which peft's own configuration has no words
 HEAD_WEIGHTS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
+>>>>>>> classify
 
 
 def load(
@@ -58,8 +63,8 @@ def load(
     `path` is a checkpoint folder, a hub name, "default" or "default-encoder"; a folder that holds an adapter brings its base model
     with it. Files are checked against the folder's manifest first. A checkpoint that lacks tensors of the model is refused, unless
     what is missing is a head that it never had (a classifier's on a language model's weights). A head of masked language modelling is never new.
-    `model_class` is a causal language model's, for an encoder-decoder's checkpoint AutoModelForSeq2SeqLM, for an encoder's AutoModelForMaskedLM, for a
-    classifier's (a reward model) AutoModelForSequenceClassification, unless another is given; an adapter with a classifier's head brings its number of labels with it.
+    `model_class` is a causal language model's, for an encoder-decoder's checkpoint AutoModelForSeq2SeqLM, for an encoder's AutoModelForMaskedLM, for one of
+    sentence-transformers AutoModel, for a classifier's (a reward model) AutoModelForSequenceClassification, unless another is given; an adapter with a classifier's head brings its number of labels with it.
     `weights="int8"` or `"int4"` keeps the linear layers in 8 or 4 bits, for speaking and scoring on the CPU; an adapter is merged first.
     Raises UserError for a path, device, dtype or weights that cannot be had, for two adapters, and for files that are missing or changed.
     """
@@ -170,6 +175,8 @@ def _model_class(place: str):
         return AutoModelForCausalLM  # what is wrong shows when the weights are loaded
     if any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
         return AutoModelForSequenceClassification
+    if (Path(place) / SENTENCE_ENCODER).is_file():
+        return AutoModel
     if is_encoder(config):
         return AutoModelForMaskedLM
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM

@@ -28,6 +28,7 @@ UNPADDED = "seodang_unpadded"
 _HOOKS: WeakKeyDictionary[nn.Module, list[Any]] = WeakKeyDictionary()  # of models that compute without padding now
 _TRIED: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 PADDING = 1.5  # texts share a call of the attention kernel where padding them to the longest costs no more than this
+FEW = 4  # texts a call, sorted by length, from which on calls without padding are the cheaper
 SHORT = 512  # tokens beyond which a call is worth its price, and padding is paid for in squares
 
 
@@ -68,8 +69,9 @@ class Texts:
 
     @property
     def worth_padding(self) -> bool:
-        """Whether they had better share one call of the attention kernel, padded to the longest."""
-        return self.longest <= SHORT and len(self.lengths) * self.longest <= PADDING * sum(self.lengths)
+        """Whether they had better share one call of the attention kernel, padded to the longest, than have one for those of a length that lie beside each other."""
+        few = FEW * sum(1 for _ in groupby(self.lengths)) <= len(self.lengths)
+        return not few and self.longest <= SHORT and len(self.lengths) * self.longest <= PADDING * sum(self.lengths)
 
 
 def unpadded_attention(
@@ -114,11 +116,8 @@ AttentionMaskInterface.register(UNPADDED, window_mask)  # the texts' borders do 
 
 
 def trunk_of(model: PreTrainedModel) -> nn.Module:
-    """What of a model stands beneath its head. Raises UserError for a model that is no trunk with a head."""
-    trunk = getattr(model, model.base_model_prefix, None)
-    if not isinstance(trunk, PreTrainedModel):
-        raise UserError(f"{type(model).__name__} has no trunk {model.base_model_prefix!r} beneath a head")
-    return trunk
+    """What of a model makes hidden states: what stands beneath its head, or a model without one."""
+    return model.base_model
 
 
 def first_position(model: PreTrainedModel) -> int:
@@ -187,12 +186,12 @@ def _may_be_unpadded(model: PreTrainedModel) -> bool:
 def _same_on_trial(model: PreTrainedModel) -> bool:
     trial = trial_batch(model)
     with evaluating(model):
-        want = model(**trial).logits
+        want = answer_of(model(**trial), trial)
         with use_attention(model, configs_of(model), UNPADDED):
             _put_on(model)
             try:
-                return agree(model(**trial).logits, want, tolerance(model, want))
-            except (UserError, RuntimeError, TypeError, ValueError):  # whatever an architecture makes of a sequence that is none of its own
+                return agree(answer_of(model(**trial), trial), want, tolerance(model, want))
+            except (UserError, RuntimeError, TypeError, ValueError, AttributeError):  # whatever an architecture makes of a sequence that is none of its own
                 return False
             finally:
                 _take_off(model)
@@ -228,6 +227,11 @@ def _put_on(model: PreTrainedModel) -> None:
 def _take_off(model: PreTrainedModel) -> None:
     for hook in _HOOKS.pop(model):
         hook.remove()
+
+
+def answer_of(output: Any, batch: dict[str, Tensor]) -> Tensor:
+    """What a model says of a batch: its logits, without a head the hidden states of all tokens, [total, hidden]."""
+    return output.logits if "logits" in output else output.last_hidden_state[batch["attention_mask"].bool()]
 
 
 def trial_batch(model: PreTrainedModel) -> dict[str, Tensor]:
