@@ -193,6 +193,9 @@ def encoder_folder(tmp_path):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModel.from_config(AutoConfig.for_model("bert", **ENCODER))
+        for parameter in model.parameters():
+            if parameter.dim() > 1:  # it learns sooner than from the architecture's 0.02
+                torch.nn.init.normal_(parameter, std=0.1)
     model.save_pretrained(tmp_path / "encoder")
     build_word_tokenizer(WORDS).save_pretrained(tmp_path / "encoder")
     return tmp_path / "encoder"

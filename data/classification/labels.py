@@ -75,16 +75,21 @@ def _name(value: Any, where: str) -> str:
     raise UserError(f"{where}: the label must be a text or a number, got {value!r:.60}")
 
 
+def names_in(label: Label) -> tuple[str, ...]:
+    """The names of the classes that a label is of: one, several, or, a number, none."""
+    return (label,) if isinstance(label, str) else label if isinstance(label, tuple) else ()
+
+
 def label_names(labels: Sequence[Label]) -> list[str]:
-    """The names that occur, numbers by their size and anything else by the alphabet."""
-    names = {name for label in labels for name in ((label,) if isinstance(label, str) else label)}
+    """The names that occur, numbers by their size and anything else by the alphabet; of a regression none."""
+    names = {name for label in labels for name in names_in(label)}
     numeric = all(name.lstrip("-").isdecimal() for name in names)
     return sorted(names, key=int if numeric else str)
 
 
 def label_counts(labels: Sequence[Label], names: Sequence[str]) -> list[int]:
     """How many records have each of the names."""
-    counts = Counter(name for label in labels for name in ((label,) if isinstance(label, str) else label))
+    counts = Counter(name for label in labels for name in names_in(label))
     return [counts[name] for name in names]
 
 
