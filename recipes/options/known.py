@@ -86,6 +86,12 @@ FIRST: dict[str, dict[str, str]] = {
         "data": f"{DATA} text_column pair_column label_column encoding", "labels": "multi_label regression labels class_weights max_length cut",
         "model": f"{MODEL} pooling new_head", "learning": LEARNING, "predictions": "predict output threshold", "run": RUN,
     },
+    "contrastive": {
+        "data": f"{FILES} max_length min_score", "model": "model pooling normalise device dtype", "learning": f"temperature symmetric {LEARNING}", "run": RUN,
+    },
+    "embed": {
+        "texts": "data column search top_k output resume", "model": "model pooling normalise prompt max_length too_long device dtype",
+    },
     "score": {"data": "data columns encoding shape max_length empty_answers unusable output raw tokens", "model": f"{SPEAKER} chat_template", "diffusion": "draws",
               "encoders": "pll_metric"},
     "fill-mask": {"texts": "texts data columns encoding output json", "model": SPEAKER, "fillings": "top_k how targets"},
