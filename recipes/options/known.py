@@ -151,7 +151,7 @@ def refuse(verb: str, argv: Sequence[str]) -> None:
         if model not in ("", "default", DEFAULT_ENCODER) and not os.path.exists(model):
             check_hub_name(model)
     encoding = next(iter(_texts(values.get("encoding"))), None) if "encoding" in told["names"].split() else None
-    check = check_text_source if "documents" in told["names"].split() else check_source
+    check = check_text_source if {"documents", "search"} & {*told["names"].split()} else check_source
     for source in (source for name in SOURCES for source in texts.get(name, ())):
         check(source, encoding)
 

@@ -87,6 +87,10 @@ class ContrastiveTrainer(CrashSafeCheckpoints, Trainer):
         loss = losses.sum() / total * self.args.world_size  # processes average their gradients
         return (loss, {"losses": losses}) if return_outputs else loss
 
+    def mean_loss(self, model, batch: Mapping[str, Tensor]) -> Tensor:
+        """The mean over a batch's pairs, a scalar: what a plan's timed step goes by."""
+        return self.losses(model, batch).mean()
+
     def losses(self, model, batch: Mapping[str, Tensor]) -> Tensor:
         """The loss of every pair of a batch, [pairs], in float32 at least."""
         vectors = self.vectors(model, batch)
