@@ -32,13 +32,9 @@ _HOMES = {
     "load": "checkpoint.load", "load_tokenizer": "checkpoint.load",
     "LiveEngine": "engine.live", "Ticket": "engine.loop", "QueueFull": "engine.live", "EngineClosed": "engine.loop",
     "generate": "engine.generate", "answers": "engine.generate", "stream": "engine.generate",
-<<<<<<< HEAD
-    "score": "engine.scoring", "score_bound": "engine.scoring", "Draws": "diffusion.masking", "Bound": "diffusion.likelihood", "embed": "encoders.embedding",
-    "SentenceEncoder": "encoders.embedding",
-=======
+    "score": "engine.scoring", "score_bound": "engine.scoring", "Draws": "diffusion.masking", "Bound": "diffusion.likelihood",
+    "embed": "encoders.embedding", "SentenceEncoder": "encoders.embedding",
     "classify": "encoders.classify", "Classifier": "encoders.classify", "Classified": "encoders.classify",
-    "score": "engine.scoring", "score_bound": "engine.scoring", "Draws": "diffusion.masking", "Bound": "diffusion.likelihood", "embed": "engine.embedding",
->>>>>>> classify
     "fill_mask": "encoders.fill_mask", "Filling": "encoders.fill_mask", "MaskedText": "encoders.fill_mask", "Candidate": "encoders.fill_mask",
     "pseudo_log_likelihood": "encoders.pseudo_likelihood", "PseudoLogLikelihood": "encoders.pseudo_likelihood",
     "from_generation_config": "engine.checkpoint_settings", "from_openai": "engine.compat", "from_vllm": "engine.compat",

@@ -40,12 +40,10 @@ from .quiet import silence_old_names, without_load_report
 logger = logging.getLogger(__name__)
 
 ADAPTER_CONFIG = "adapter_config.json"
-<<<<<<< HEAD
 SENTENCE_ENCODER = "modules.json"  # beside what makes vectors of texts, as sentence-transformers says it; a head has no part in that
-=======
 HEAD = "classifier_config.json"  # beside an adapter: what its head's labels are called, for which peft's own configuration has no words
+POOLER = "pooler."  # a classifier's, though it stands in the trunk: masked language modelling has none
 HEAD_WEIGHTS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
->>>>>>> classify
 
 
 def load(
@@ -246,7 +244,7 @@ def _refuse_missing(place: str, model: PreTrainedModel, missing: list[str], unex
     saved_as = stored_config(place).architectures or []
     new_head = type(model).__name__ not in saved_as
     trunk = model.base_model_prefix + "."
-    lost = [name for name in missing if name.startswith(trunk) or not new_head]
+    lost = [name for name in missing if not new_head or name.startswith(trunk) and not name.startswith(trunk + POOLER)]
     if lost:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         raise UserError(f"{place} lacks the tensor {lost[0]}{more}: the checkpoint is incomplete, restore it or use another")
