@@ -135,7 +135,7 @@ def resolve(path: str | os.PathLike) -> str:
     if os.path.isdir(name):
         folder = Path(name)
         read_manifest(folder)
-        if not (folder / "config.json").is_file() and not (folder / ADAPTER_CONFIG).is_file():
+        if not any((folder / each).is_file() for each in ("config.json", ADAPTER_CONFIG, SENTENCE_ENCODER)):
             raise UserError(f"{name} holds no model (neither config.json nor {ADAPTER_CONFIG}): name a checkpoint's own folder")
         return name
     if os.path.exists(name):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -165,7 +166,7 @@ def batches(order: Sequence[int], lengths: Sequence[int], tokens: int) -> Iterat
 
 
 def padded(texts: Sequence[EncodedText], model: PreTrainedModel) -> dict[str, Tensor]:
-    """The texts as a batch, padded on the right: input_ids, attention_mask and perhaps token_type_ids, each [texts, longest] int64."""
+    """The texts as a batch, padded on the right: input_ids, attention_mask and, where the model takes them, token_type_ids, each [texts, longest] int64."""
     pad = model.config.get_text_config().pad_token_id or 0
     longest = max(len(text.input_ids) for text in texts)
 
@@ -173,6 +174,6 @@ def padded(texts: Sequence[EncodedText], model: PreTrainedModel) -> dict[str, Te
         return torch.tensor([row + [fill] * (longest - len(row)) for row in values], device=model.device)
 
     batch = {"input_ids": rows((text.input_ids for text in texts), pad), "attention_mask": rows(([1] * len(text.input_ids) for text in texts), 0)}
-    if texts[0].token_type_ids is not None:
+    if texts[0].token_type_ids is not None and "token_type_ids" in inspect.signature(model.forward).parameters:
         batch["token_type_ids"] = rows((text.token_type_ids for text in texts), 0)
     return batch

@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...data.classification.encoding import EncodedText, TextEncoder
 from ...data.errors import UserError
 from ...data.surrogates import refuse_surrogates
-from ..checkpoint.load import load, resolve
+from ..checkpoint.load import is_adapter, load, resolve
+from ..engine.checkpoint_settings import known_config
 from ..engine.embedding import embed as embed_by_decoder
 from ..engine.prompts import Prompt
 from ..kernels.products import onednn_products
-from ..runners.architecture import evaluating, positions_of, transformers_model
+from ..runners.architecture import context_limit, evaluating, transformers_model
 from ..runners.paradigm import is_encoder
+from .classify import batches, padded, room_for
 from .readout import Normalise, Readout
 from .sentence_folder import is_sentence_folder, read_readout, trunk_folder
 from .unpadded import first_position, trunk_of, unpadding
 
 logger = logging.getLogger(__name__)
 
-PASS = {"cpu": 2048}  # tokens a pass: more take no less time each, and more memory
+PASS = {"cpu": 2048}  # tokens a pass, of texts of like length: more take no less time each, and more memory
 PASS_ELSEWHERE = 32_768
 MANY_UNKNOWN = 0.1  # of the tokens, beyond which a tokenizer is no tokenizer of such texts
 
@@ -103,21 +104,21 @@ class SentenceEncoder:
         """How many numbers a vector has."""
         return self.readout.size(self.trunk.config.hidden_size)
 
-    def encode(self, texts: Sequence[str], prompt: str | None = None) -> list[EncodedText]:
-        """The ids of texts behind the words of a prompt of the model's, by its name. Raises UserError for what is no text, and for an empty one."""
-        refuse_what_is_no_text(texts)
+    def encode(self, texts: Sequence[str], prompt: str | None = None, *, called: str = "text") -> list[EncodedText]:
+        """The ids of texts behind the words of a prompt of the model's, by its name. Raises UserError, in which they are so called, for what is no text, and for an empty one."""
+        refuse_what_is_no_text(texts, called)
         before = self.readout.prompt_of(prompt)
         whole = [before + text for text in texts]
         return self.encoder([text.lower() for text in whole] if self.readout.lower else whole)
 
-    def vectors(self, encoded: Sequence[EncodedText] | Sequence[Sequence[int]], done: Callable[[int], Any] = lambda count: None) -> Tensor:
-        """The vectors of encoded texts, or of ids: [n, size], in float32 at least, on the CPU. `done` is told of each pass how many texts it had."""
-        ids = [each.input_ids if isinstance(each, EncodedText) else each for each in encoded]
-        parameter = next(self.trunk.parameters())
-        out = torch.empty(len(ids), self.size, dtype=torch.promote_types(parameter.dtype, torch.float32))
+    def vectors(self, encoded: Sequence[EncodedText], done: Callable[[int], Any] = lambda count: None) -> Tensor:
+        """The vectors of encoded texts: [n, size], in float32 at least, on the CPU. `done` is told of each pass how many texts it had."""
+        lengths, parameter = [len(each.input_ids) for each in encoded], next(self.trunk.parameters())
+        order = sorted(range(len(encoded)), key=lengths.__getitem__)
+        out = torch.empty(len(encoded), self.size, dtype=torch.promote_types(parameter.dtype, torch.float32))
         with evaluating(self.model), torch.no_grad(), unpadding(self.trunk), onednn_products():
-            for places in passes([len(each) for each in ids], PASS.get(parameter.device.type, PASS_ELSEWHERE)):
-                batch = padded([ids[place] for place in places], parameter.device)
+            for places in batches(order, lengths, PASS.get(parameter.device.type, PASS_ELSEWHERE)):
+                batch = padded([encoded[place] for place in places], self.trunk)
                 out[places] = self.readout(self.trunk(**batch).last_hidden_state, batch["attention_mask"]).to(out.device, out.dtype)
                 done(len(places))
         return out
@@ -187,43 +188,33 @@ def readout_in(place: str, pooling: str | None = None, normalise: bool | None = 
 
 
 def length_read(trunk: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: int | None) -> int | None:
-    """How many tokens of a text are read. Raises UserError for more than the model has positions."""
-    positions = positions_of(trunk.config)
-    most = None if positions is None else positions - first_position(trunk)
-    if asked is not None:
-        if most is not None and asked > most:
-            raise UserError(f"max_length {asked} is more than the {most} positions of the model: lower it")
-        return asked
-    return min((each for each in (most, tokenizer.model_max_length) if each is not None and each < 10**9), default=None)
+    """How many tokens of a text are read: those asked for, whatever the tokenizer's own limit. Raises UserError for more than the model has positions."""
+    if asked is None:
+        return room_for(trunk, tokenizer)
+    context = context_limit(trunk)
+    if context is not None and asked > (most := context - first_position(trunk)):
+        raise UserError(f"max_length {asked} is more than the {most} positions of the model: lower it")
+    return asked
 
 
-def passes(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
-    """The places of texts, those of a length beside each other and the longest first, cut into passes of at most so many tokens."""
-    some: list[int] = []
-    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
-        if some and sum(lengths[each] for each in some) + lengths[place] > tokens:
-            yield some
-            some = []
-        some.append(place)
-    if some:
-        yield some
-
-
-def padded(ids: Sequence[Sequence[int]], device: torch.device) -> dict[str, Tensor]:
-    """Texts as a batch padded on the right: `input_ids` and `attention_mask`, [rows, longest]."""
-    rows = [torch.tensor(each) for each in ids]
-    lengths = torch.tensor([len(each) for each in ids])[:, None]
-    padded = pad_sequence(rows, batch_first=True)
-    return {"input_ids": padded.to(device), "attention_mask": (torch.arange(padded.shape[1]) < lengths).long().to(device)}
-
-
-def refuse_what_is_no_text(texts: Sequence[str]) -> None:
+def refuse_what_is_no_text(texts: Sequence[str], called: str = "text") -> None:
     """Raise UserError for texts that are not in a list, and for one that is none, is empty or holds half a character."""
     if isinstance(texts, str) or not isinstance(texts, Sequence):
-        raise UserError(f"texts must be a list of texts, got {type(texts).__name__}: put the one text in a list")
+        raise UserError(f"{called}s must be a list of texts, got {type(texts).__name__}: put the one text in a list")
     for place, text in enumerate(texts, 1):
         if not isinstance(text, str):
-            raise UserError(f"text {place} must be a text, got {text!r:.60}")
+            raise UserError(f"{called} {place} must be a text, got {text!r:.60}")
         if not text.strip():
-            raise UserError(f"text {place} is empty: leave it out, no vector says anything of it")
-        refuse_surrogates(text, f"text {place}")
+            raise UserError(f"{called} {place} is empty: leave it out, no vector says anything of it")
+        refuse_surrogates(text, f"{called} {place}")
+
+
+def makes_vectors(path: str | os.PathLike) -> bool:
+    """Whether a checkpoint that is not loaded is an encoder without a head, or one of sentence-transformers, of which vectors are all that can be asked."""
+    place = resolve(path)
+    if is_adapter(place):
+        return False
+    if is_sentence_folder(place):
+        return True
+    config = known_config(place)
+    return config is not None and is_encoder(config) and not any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
