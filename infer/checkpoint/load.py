@@ -76,7 +76,7 @@ def load(
     where = choose_device(device)
     weights_dtype, reason = choose_dtype(dtype, where)
     logger.info("%s in %s on %s (%s)", path, weights_dtype, where, reason)
-    head = _head_of(resolve(adapter)) if adapter is not None else None
+    head = head_of(resolve(adapter)) if adapter is not None else None
     if head is not None:
         model_class, model_arguments = model_class or AutoModelForSequenceClassification, {**head, **model_arguments}
     model = _load_weights(place, model_class, weights_dtype, model_arguments)
@@ -180,7 +180,7 @@ def _model_class(place: str):
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
-def _head_of(adapter: str) -> dict | None:
+def head_of(adapter: str) -> dict | None:
     """What the configuration has to say of the classifier's head that an adapter's folder holds: how many labels, or what they are called; None without one."""
     path = Path(adapter) / "adapter_model.safetensors"
     if not path.is_file() or read_json(Path(adapter) / ADAPTER_CONFIG).get("task_type") != "SEQ_CLS":
