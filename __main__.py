@@ -46,6 +46,7 @@ VERBS = {
     "demo": "teach the default model eight small tasks and let it answer, before and after",
     "demo-diffusion": "teach the default model to speak by masked diffusion, beside a twin that speaks left to right",
     "demo-rlhf": "teach the default model to follow a rule: SFT, reward model, PPO and DPO in turn",
+    "demo-encoder": "teach the default encoder to tell good reviews from bad, beside a regression on its frozen vectors",
 }
 
 

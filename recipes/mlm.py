@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel, PreT
 
 from seodang.data.errors import UserError
 from seodang.data.text.corruption import Masking, MaskingOptions
-from seodang.data.text.rows import MaskedRows, held_out, masked_rows
+from seodang.data.text.rows import MaskedRows, held_out, masked_rows, shared_documents
 from seodang.infer.checkpoint.load import is_adapter, load, load_tokenizer, resolve
 from seodang.recipes.diffusion import untrained
 from seodang.recipes.options.parser import command, parse
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         model, tokenizer, rows, args, corruption, eval_rows=eval_rows, provenance=origin, callbacks=early_stopping(run)
     )
     if eval_rows is not None and run.eval_samples:
-        trainer.sample = FillInSampler(tokenizer, eval_rows, trainer.data_collator, run.eval_samples, show)
+        trainer.sample = FillInSampler(tokenizer, eval_rows, trainer.data_collator, run.eval_samples, show if trainer.is_world_process_zero() else lambda text: None)
     print_once(trainer, *plan_lines(trainer, rows.store.counts, resume, stage=[*told, *lines(trainer, masking)], cost=plan(trainer).lines()))
     if run.dry_run:
         return 0
@@ -105,7 +105,9 @@ def load_rows(
     lines = [told, *rows.counts().lines()]
     if eval_rows is not None:
         counts = eval_rows.counts()
-        lines += held_out_line(f"{counts.documents:,} documents in {counts.rows:,} rows, {counts.split:,} of them longer than a row", [eval_rows])
+        lines += held_out_line(f"{counts.documents:,} documents in {counts.rows:,} rows, {counts.split:,} of the documents in several pieces", [eval_rows])
+        if leaked := shared_documents(eval_rows, rows):
+            lines.append(f"warning         {leaked:,} of the documents held out are trained on, word for word: it is no measure")
     return rows, eval_rows, lines
 
 

@@ -1,7 +1,8 @@
-"""Serve a model over HTTP, in OpenAI's protocol; an encoder for its vectors.
+"""Serve a model over HTTP, in OpenAI's protocol; an encoder for its vectors, a classifier for what it says of texts.
 
 seodang serve MODEL --port 8000
 seodang serve default-encoder
+seodang serve runs/classify
 
 Any number of clients share the passes of one engine. Ctrl-C and SIGTERM let answers in hand end (20 seconds at most) and refuse new ones.
 """
@@ -24,6 +25,7 @@ KEYS = "SEODANG_API_KEY"  # several are parted by commas or blanks
 OF_SPEAKERS = ("adapter", "weights", "chat_template")  # options that mean nothing to an encoder
 COMPLETIONS = "/v1/completions", {"prompt": "The three primary colours are", "max_tokens": 16, "temperature": 0, "stream": True}
 EMBEDDINGS = "/v1/embeddings", {"input": ["a cat", "a kitten"]}
+CLASSES = "/v1/classify", {"input": ["a fine film", "a dull one"]}
 TEMPLATE_KWARGS = ("enable_thinking", "thinking", "reasoning_effort")
 
 
@@ -77,8 +79,10 @@ class Serve:
 def main(argv: list[str] | None = None) -> int:
     model_options, options = parse(argv, SpeakingModel, Serve, prog="seodang serve", positional=("model",), description=__doc__)
     refuse_without_libraries()
+    from seodang.infer.encoders.classify import is_classifier
     from seodang.infer.encoders.embedding import makes_vectors
     from seodang.infer.encoders.live import LiveEncoder
+    from seodang.infer.encoders.live_classifier import LiveClassifier
     from seodang.infer.server.guard.access import is_loopback
     from seodang.infer.server.guard.memory import few_arenas
     from seodang.infer.server.run import address_of, bound, serve
@@ -87,12 +91,13 @@ def main(argv: list[str] | None = None) -> int:
     with bound(options.host, options.port) as listening, Stopping():  # what is taken is said before the model is loaded
         access = access_of(options, is_loopback(listening.getsockname()[0]))
         name = options.served_model_name or model_options.model
-        with (live_encoder if makes_vectors(model_options.model) else live_engine)(model_options, options) as engine:
+        of_texts = is_classifier(model_options.model) or makes_vectors(model_options.model)
+        with (live_encoder if of_texts else live_engine)(model_options, options) as engine:
             served = served_encoder(engine, name, options) if isinstance(engine, LiveEncoder) else served_engine(engine, name, options)
             listening.listen(2048)  # whoever reads the next lines may connect
             print(f"{engine.describe()}\n{served.describe()}")
             address = address_of(listening)
-            ask = EMBEDDINGS if isinstance(engine, LiveEncoder) else COMPLETIONS
+            ask = CLASSES if isinstance(engine, LiveClassifier) else EMBEDDINGS if isinstance(engine, LiveEncoder) else COMPLETIONS
             print(f"serving {name} at {address} (Ctrl-C ends it); try\n{example(address, name, ask)}", flush=True)
             serve(served, listening, access, options.request_seconds)
     return 0
@@ -120,16 +125,23 @@ def live_engine(model_options: SpeakingModel, options: Serve) -> Any:
 
 
 def live_encoder(model_options: SpeakingModel, options: Serve) -> Any:
-    """The engine of an encoder. Raises UserError for options of a model that speaks."""
+    """The engine of an encoder or of a classifier. Raises UserError for options of a model that speaks."""
+    from seodang.infer.checkpoint.load import load
+    from seodang.infer.encoders.classify import Classifier, is_classifier
     from seodang.infer.encoders.embedding import SentenceEncoder
     from seodang.infer.encoders.live import LiveEncoder
+    from seodang.infer.encoders.live_classifier import LiveClassifier
 
+    classifies = is_classifier(model_options.model)
     given = {**{name: getattr(model_options, name) for name in OF_SPEAKERS}, "adapters": options.adapters, "adapter_folder": options.adapter_folder}
     for name, value in given.items():
         if value:
-            raise UserError(f"{name} is for models that speak, and {model_options.model} is an encoder: leave it out")
-    encoder = SentenceEncoder.open(model_options.model, device=model_options.device, dtype=model_options.dtype)
-    return LiveEncoder(encoder, max_rows=options.max_rows, max_waiting=options.max_waiting)
+            raise UserError(f"{name} is for models that speak, and {model_options.model} is {'a classifier' if classifies else 'an encoder'}: leave it out")
+    where = {"device": model_options.device, "dtype": model_options.dtype}
+    room = {"max_rows": options.max_rows, "max_waiting": options.max_waiting}
+    if classifies:
+        return LiveClassifier(Classifier(*load(model_options.model, **where)), **room)
+    return LiveEncoder(SentenceEncoder.open(model_options.model, **where), **room)
 
 
 def served_engine(engine: Any, name: str, options: Serve) -> Any:
@@ -143,10 +155,11 @@ def served_engine(engine: Any, name: str, options: Serve) -> Any:
 
 
 def served_encoder(engine: Any, name: str, options: Serve) -> Any:
-    """An encoder, with what its operator allows."""
-    from seodang.infer.server.served import ServedEncoder
+    """An encoder or a classifier, with what its operator allows."""
+    from seodang.infer.encoders.live_classifier import LiveClassifier
+    from seodang.infer.server.served import ServedClassifier, ServedEncoder
 
-    return ServedEncoder(engine, name, lenient=options.lenient)
+    return (ServedClassifier if isinstance(engine, LiveClassifier) else ServedEncoder)(engine, name, lenient=options.lenient)
 
 
 def access_of(options: Serve, alone: bool) -> Any:

@@ -19,10 +19,19 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core: more threads, of tor
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    BertTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from seodang.infer.checkpoint.load import load, load_tokenizer
 
@@ -65,6 +74,18 @@ ENCODER_DECODERS = {
         "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 256, "decoder_start_token_id": 2, "forced_eos_token_id": None,
     },
 }  # fmt: skip
+_ENCODER = {
+    "vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64,
+    "pad_token_id": 0, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+}  # fmt: skip
+ENCODERS = {
+    "bert": {},
+    "roberta": {"pad_token_id": 1},  # whose positions are counted from behind that of padding
+    "distilbert": {"dropout": 0.0, "attention_dropout": 0.0},
+    "modernbert": {"local_attention": 6, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3},
+    "electra": {"embedding_size": 16},
+    "deberta-v2": {"relative_attention": True, "position_buckets": 8, "pos_att_type": ["p2c", "c2p"]},  # with attention of its own
+}
 # with 0.3 throughout they repeat one token: the source outweighs the position
 DEVIATIONS = {
     "t5": {"shared": 0.5, "DenseReluDense": 1.0, "EncDecAttention": 0.16, "relative_attention_bias": 2.0},
@@ -83,6 +104,24 @@ def build_tiny(kind: str = "llama", seed: int = 0, **changes):
             if parameter.dim() > 1:
                 torch.nn.init.normal_(parameter, std=next((std for part, std in DEVIATIONS.get(kind, {}).items() if part in name), 0.3))
     return model.float().eval()
+
+
+def build_encoder(kind: str = "bert", seed: int = 0, **changes) -> PreTrainedModel:
+    """A random float32 encoder with a head of masked language modelling, of a few thousand weights, in evaluation mode."""
+    config = AutoConfig.for_model(kind, **{**_ENCODER, **ENCODERS[kind], **changes})
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForMaskedLM.from_config(config)
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 or name.endswith("bias"):
+                torch.nn.init.normal_(parameter, std=0.3)
+    return model.float().eval()
+
+
+@pytest.fixture
+def fresh_encoder():
+    """`fresh_encoder(kind, ...)`: a random encoder of one's own, to be trained."""
+    return build_encoder
 
 
 @pytest.fixture(scope="session")
@@ -379,3 +418,70 @@ def scripted_server():
 
         start.said = said
         yield start
+
+
+ENCODER_WORDS = ["the", "capital", "of", "korea", "is", "seoul", "paris", "suwon", "a", "city", "un", "##believ", "##able", ".", ",", "?", "서울", "##은", "수도", "##이다"]
+ENCODER_SIZES = {
+    "hidden_size": 32, "dim": 32, "intermediate_size": 64, "hidden_dim": 64, "num_hidden_layers": 2, "n_layers": 2, "num_attention_heads": 4, "n_heads": 4,
+    "embedding_size": 32, "max_position_embeddings": 40, "type_vocab_size": 2, "pad_token_id": 0, "vocab_size": 40,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def wordpiece():
+    """A tokenizer of 25 tokens whose mask is [MASK]."""
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *ENCODER_WORDS]
+    return BertTokenizer({name: id for id, name in enumerate(names)}, strip_accents=False)
+
+
+@pytest.fixture(scope="session")
+def bytelevel():
+    """A byte-level tokenizer of letters, some words and no other bytes, whose mask is <mask> and takes the space before it."""
+    letters = sorted(ByteLevel.alphabet())
+    names = ["<s>", "<pad>", "</s>", "<unk>", *letters, "Ġs", "eo", "Ġseo", "<mask>"]
+    backend = Tokenizer(models.BPE({name: id for id, name in enumerate(names)}, [("Ġ", "s"), ("e", "o"), ("Ġs", "eo")]))
+    backend.pre_tokenizer, backend.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
+    backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    special = {"bos_token": "<s>", "cls_token": "<s>", "sep_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+    tokenizer.add_special_tokens({"mask_token": AddedToken("<mask>", lstrip=True, normalized=False)})
+    return tokenizer
+
+
+def build_encoder(kind: str = "bert", seed: int = 0, **changes):
+    """A random encoder in float64, in evaluation mode, whose distributions are not flat."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForMaskedLM.from_config(AutoConfig.for_model(kind, **{**ENCODER_SIZES, **changes}))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.dim() > 1 or name.endswith("bias"):
+                    parameter.normal_(std=0.4)
+    return model.double().eval()
+
+
+@pytest.fixture(scope="session")
+def encoder():
+    """`encoder(kind, seed=0, **config)`: one built once for each call's arguments; do not change its weights."""
+    built = {}
+
+    def get(kind: str = "bert", seed: int = 0, **changes):
+        key = (kind, seed, repr(sorted(changes.items())))
+        if key not in built:
+            built[key] = build_encoder(kind, seed, **changes)
+        return built[key]
+
+    return get
+
+
+@pytest.fixture
+def save_encoder(encoder, wordpiece, tmp_path):
+    """`save_encoder(kind, model=None)`: the folder of an encoder with the tokenizer beside it."""
+
+    def save(kind: str = "bert", model=None):
+        folder = tmp_path / f"{kind}-{len(list(tmp_path.iterdir()))}"
+        (model or encoder(kind)).save_pretrained(folder)
+        wordpiece.save_pretrained(folder)
+        return folder
+
+    return save

@@ -18,7 +18,7 @@ from ..errors import UserError
 ARCHIVE = "vaderSentiment-0.5.zip"
 INNER = "vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz"
 FILES = ("movieReviewSnippets_GroundTruth.txt", "amazonReviewSnippets_GroundTruth.txt")
-GET = "pip download --no-deps --no-binary :all: vaderSentiment==0.5"  # in the clone .ci/setup does it, pinned by hash
+GET = "pip download --no-deps --no-binary vaderSentiment vaderSentiment==0.5"  # in the clone .ci/setup does it, pinned by hash
 CLEAR = 0.8  # from zero: what is nearer is neither good nor bad
 
 Rated = tuple[str, float]  # a snippet, and the mean of its ratings

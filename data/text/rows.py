@@ -142,6 +142,12 @@ def held_out(store: TokenStore, fraction: float, seed: int) -> tuple[np.ndarray,
     return np.flatnonzero(~held[group]), np.flatnonzero(held[group])
 
 
+def shared_documents(rows: TextRows, others: TextRows) -> int:
+    """How many documents of some rows are in others too, word for word."""
+    digests = [each.store.documents[each.chosen, DIGEST] for each in (rows, others)]
+    return int(np.isin(*digests).sum())
+
+
 def _chosen(store: TokenStore, documents: np.ndarray | None) -> np.ndarray:
     return np.arange(len(store)) if documents is None else np.asarray(documents)
 

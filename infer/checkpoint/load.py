@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 ADAPTER_CONFIG = "adapter_config.json"
 SENTENCE_ENCODER = "modules.json"  # beside what makes vectors of texts, as sentence-transformers says it; a head has no part in that
 HEAD = "classifier_config.json"  # beside an adapter: what its head's labels are called, for which peft's own configuration has no words
+POOLER = "pooler."  # a classifier's, though it stands in the trunk: masked language modelling has none
 HEAD_WEIGHTS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
 
 
@@ -76,7 +77,7 @@ def load(
     where = choose_device(device)
     weights_dtype, reason = choose_dtype(dtype, where)
     logger.info("%s in %s on %s (%s)", path, weights_dtype, where, reason)
-    head = _head_of(resolve(adapter)) if adapter is not None else None
+    head = head_of(resolve(adapter)) if adapter is not None else None
     if head is not None:
         model_class, model_arguments = model_class or AutoModelForSequenceClassification, {**head, **model_arguments}
     model = _load_weights(place, model_class, weights_dtype, model_arguments)
@@ -180,7 +181,7 @@ def _model_class(place: str):
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
-def _head_of(adapter: str) -> dict | None:
+def head_of(adapter: str) -> dict | None:
     """What the configuration has to say of the classifier's head that an adapter's folder holds: how many labels, or what they are called; None without one."""
     path = Path(adapter) / "adapter_model.safetensors"
     if not path.is_file() or read_json(Path(adapter) / ADAPTER_CONFIG).get("task_type") != "SEQ_CLS":
@@ -245,7 +246,7 @@ def _refuse_missing(place: str, model: PreTrainedModel, missing: list[str], unex
     saved_as = stored_config(place).architectures or []
     new_head = type(model).__name__ not in saved_as
     trunk = model.base_model_prefix + "."
-    lost = [name for name in missing if name.startswith(trunk) or not new_head]
+    lost = [name for name in missing if not new_head or name.startswith(trunk) and not name.startswith(trunk + POOLER)]
     if lost:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         raise UserError(f"{place} lacks the tensor {lost[0]}{more}: the checkpoint is incomplete, restore it or use another")

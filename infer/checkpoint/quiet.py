@@ -19,11 +19,11 @@ def silence_old_names() -> None:
 
 @contextmanager
 def without_load_report() -> Iterator[None]:
-    """Keep back transformers' table of tensors that a checkpoint lacks or has beside the model's: `load` says in its own words what of it counts."""
+    """Keep back what transformers says of tensors that a checkpoint lacks or has beside the model's: `load` says in its own words what of it counts."""
     logger = logging.getLogger("transformers.modeling_utils")
 
     def passes(record: logging.LogRecord) -> bool:
-        return "LOAD REPORT" not in record.getMessage()
+        return not any(words in record.getMessage() for words in ("LOAD REPORT", "This checkpoint seem corrupted"))
 
     logger.addFilter(passes)
     try:

@@ -14,9 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ...data.classification.encoding import EncodedText, TextEncoder
 from ...data.classification.labels import MULTI, REGRESSION, SINGLE
 from ...data.errors import UserError
+from ..checkpoint.load import head_of, is_adapter, resolve
+from ..engine.checkpoint_settings import known_config
 from ..filters.logits import wide
 from ..runners.architecture import context_limit, evaluating, transformers_model
-from .unpadded import first_position, unpadding
+from .unpadded import first_position, trunk_of, unpadding
 
 TOKENS = 4096  # of one pass
 WINDOW = 1024  # texts that are sorted by length before they are computed: what is held of a file
@@ -68,7 +70,26 @@ class Classifier:
             raise UserError(f"threshold must be between 0 and 1, got {threshold}")
         self.model, self.inner, self.threshold = model, check_classifier(model), threshold
         self.problem, self.names = problem_of(self.inner), names_of(self.inner)
-        self.encoder = TextEncoder(tokenizer, room_for(self.inner, tokenizer, max_length), cut)
+        self.encoder, self.tokenizer = TextEncoder(tokenizer, room_for(self.inner, tokenizer, max_length), cut), tokenizer
+
+    @property
+    def max_length(self) -> int | None:
+        """How many tokens of a text are read."""
+        return self.encoder.max_length
+
+    @property
+    def trunk(self) -> PreTrainedModel:
+        """What stands beneath the head."""
+        return trunk_of(self.inner)
+
+    @property
+    def size(self) -> int:
+        """How many numbers the head gives."""
+        return self.inner.config.num_labels
+
+    def vectors(self, encoded: Sequence[EncodedText]) -> Tensor:
+        """The logits of some texts, [texts, labels]."""
+        return self.logits(encoded)
 
     def stream(self, texts: Iterable[Input]) -> Iterator[Classified]:
         """Say it of one text after the other; no more than `WINDOW` of them are held at a time."""
@@ -127,6 +148,15 @@ def check_classifier(model: nn.Module) -> PreTrainedModel:
     if not type(inner).__name__.endswith("ForSequenceClassification"):
         raise UserError(f"{type(inner).__name__} has no head that classifies: train one by `seodang classify`, and name that folder")
     return inner
+
+
+def is_classifier(path: str | os.PathLike) -> bool:
+    """Whether a checkpoint that is not loaded is a classifier, or an adapter with the head of one."""
+    place = resolve(path)
+    if is_adapter(place):
+        return head_of(place) is not None
+    config = known_config(place)
+    return config is not None and any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
 
 
 def problem_of(model: PreTrainedModel) -> str:

@@ -34,7 +34,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Filling:
-    """A text whose masks are filled in: a candidate for each, in the order of the text, and the text, special tokens left out."""
+    """A text whose masks are filled in: a candidate for each, in the order of the text, and the text, without what the tokenizer puts around one."""
 
     candidates: list[Candidate]
     text: str
@@ -162,7 +162,7 @@ class MaskFiller:
 
     def _filling(self, reading: Reading, candidates: list[Candidate]) -> Filling:
         whole = filled_in(reading, dict(zip(self.encoder.masks(reading), candidates)))
-        return Filling(candidates, self.encoder.tokenizer.decode(whole.ids, skip_special_tokens=True))
+        return Filling(candidates, self.encoder.tokenizer.decode([id for id, around in zip(whole.ids, reading.around) if not around]))
 
 
 def filled_in(reading: Reading, candidates: Mapping[int, Candidate]) -> Reading:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...data.classification.encoding import EncodedText
 from ...data.errors import UserError
@@ -25,16 +27,29 @@ from ..runners.architecture import Capabilities, ModelOutput, check_pass, refuse
 from ..runners.batched import CacheSlots
 from ..strategies.spec import StrategySpec
 from ..text.vocabulary import check_ids
-from .embedding import SentenceEncoder
 
 VECTOR = 0  # the layer, in a pass's words, whose states are a text's vector
 
 
+class Reader(Protocol):
+    """What makes a row of numbers of each text: a `SentenceEncoder`, a `Classifier`."""
+
+    model: nn.Module
+    trunk: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int | None
+    size: int
+
+    def vectors(self, encoded: Sequence[EncodedText]) -> Tensor:
+        """The rows of some texts: [texts, size]."""
+
+
 @dataclass(frozen=True, eq=False)
 class TextRequest(Request):
-    """A text whose vector is asked for, and whether it had more tokens than the encoder reads."""
+    """A text whose vector is asked for, its tokens' types where it has any, and whether it had more tokens than the encoder reads."""
 
     truncated: bool = False
+    token_type_ids: tuple[int, ...] | None = None
 
 
 class EncoderRunner(CacheSlots):
@@ -45,8 +60,9 @@ class EncoderRunner(CacheSlots):
 
     capabilities = Capabilities(all_positions=False, truncate=False, fork=False, hidden_states=True, parts=False)
 
-    def __init__(self, encoder: SentenceEncoder):
+    def __init__(self, encoder: Reader):
         super().__init__()
+        self.types: dict[int, list[int]] = {}  # of the texts in slots that are still to be read
         self.encoder, self.model, self.config, self.limit = encoder, encoder.model, encoder.trunk.config, encoder.max_length
 
     @property
@@ -77,7 +93,7 @@ class EncoderRunner(CacheSlots):
         check_pass(slots, ids, keep, self.vocab_size)
         if any(keep) or set(layers) - {VECTOR}:
             raise UserError(f"{self.config.model_type} is an encoder: it gives vectors of texts, and no logits")
-        vectors = self.encoder.vectors([EncodedText(list(text), None, len(text)) for text in ids])
+        vectors = self.encoder.vectors([EncodedText(list(text), self.types.pop(slot, None), len(text)) for slot, text in zip(slots, ids)])
         for slot, text in zip(slots, ids):
             self._lengths[slot] += len(text)
         self.passes, self.positions = self.passes + 1, self.positions + sum(map(len, ids))
@@ -93,7 +109,7 @@ class EncoderRunner(CacheSlots):
 class LiveEncoder(LiveEngine):
     """Turns texts into vectors that come at any time, from any thread, in passes that they share; a context manager, as `LiveEngine`."""
 
-    def __init__(self, encoder: SentenceEncoder, **how):
+    def __init__(self, encoder: Reader, **how):
         """`how` is what `LiveEngine` takes: how many texts share a pass at most (`max_rows`), and how many wait."""
         super().__init__(encoder.model, encoder.tokenizer, runner=EncoderRunner(encoder), reuse_prefixes=False, **how)
         self.encoder = encoder
@@ -149,6 +165,8 @@ def vector(generation: Generation, host: Host) -> Strategy:
     """Leave the text's vector with the request."""
     request, runner = generation.request, host.runner
     reading = PromptReading(generation, runner, new_slot(generation, runner), list(request.prompt_ids))
+    if request.token_type_ids is not None:
+        runner.types[reading.cache_slot] = list(request.token_type_ids)
     forward = reading.part(len(reading.ids))
     forward.layers = (VECTOR,)
     yield forward

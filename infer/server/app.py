@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from .absent import absent_routes
 from .adapters import adapter_routes
 from .chat import chat_routes
+from .classification import classification_routes
 from .completions import completion_routes
 from .docs import doc_routes
 from .embeddings import embedding_routes
@@ -23,7 +24,7 @@ from .log import add_log_and_metrics
 from .operations import operation_routes
 from .page import page_routes
 from .responses import response_routes
-from .served import Served, ServedEncoder
+from .served import Served, ServedClassifier, ServedEncoder
 from .tokens import token_routes
 
 ROUTES = (
@@ -31,6 +32,7 @@ ROUTES = (
 )  # fmt: skip
 
 OF_ENCODERS = (operation_routes, embedding_routes, token_routes, doc_routes, absent_routes)  # the last is for whatever the others have not
+OF_CLASSIFIERS = (operation_routes, classification_routes, token_routes, doc_routes, absent_routes)
 
 
 def build_app(served: Served, access: Access = Access(), request_seconds: float = REQUEST_SECONDS) -> FastAPI:
@@ -52,6 +54,6 @@ def build_app(served: Served, access: Access = Access(), request_seconds: float 
     app.add_middleware(Admission, requests=served.engine.max_rows + served.engine.max_waiting, seconds=request_seconds)
     app.add_middleware(Gate, access=access)
     add_log_and_metrics(app, served.engine)  # the outermost: what the others refuse is told of too
-    for routes in OF_ENCODERS if isinstance(served, ServedEncoder) else ROUTES:
+    for routes in OF_CLASSIFIERS if isinstance(served, ServedClassifier) else OF_ENCODERS if isinstance(served, ServedEncoder) else ROUTES:
         app.include_router(routes(served))
     return app

@@ -133,6 +133,27 @@ class ServedEncoder(Served):
         vectors = {"dimensions": self.engine.vector_size, "pooling": list(readout.modes), "normalised": readout.normalised, "prompts": dict(readout.prompts)}
         return {"kind": "encoder", "embeddings": vectors}
 
+    @property
+    def purpose(self) -> tuple[str, str, str]:
+        """What it is, what it does, and by which path."""
+        return "an encoder", "turns texts into vectors and answers none", "POST /v1/embeddings"
+
     def describe(self) -> str:
         """In a line, what can be asked."""
-        return "an encoder turns texts into vectors and answers none: POST /v1/embeddings"
+        what, does, path = self.purpose
+        return f"{what} {does}: {path}"
+
+
+class ServedClassifier(ServedEncoder):
+    """A `LiveClassifier` under a name."""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the model is, and what its labels are called."""
+        classifier = self.engine.encoder
+        return {"kind": "classifier", "problem": classifier.problem, "labels": classifier.names}
+
+    @property
+    def purpose(self) -> tuple[str, str, str]:
+        """What it is, what it does, and by which path."""
+        return "a classifier", "says which class a text is of and answers none", "POST /v1/classify"

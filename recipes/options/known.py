@@ -102,6 +102,9 @@ FIRST: dict[str, dict[str, str]] = {
         "run": "output_dir max_steps heldout twin seed",
     },
     "demo-rlhf": DEMO,
+    "demo-encoder": {
+        "model": "model device dtype", "data": "archive train heldout", "learning": "regression num_train_epochs learning_rate", "run": "output_dir seed",
+    },
 }  # fmt: skip
 
 

@@ -11,7 +11,6 @@ from seodang.data.preference_rows import preference_pairs
 from seodang.infer.diffusion.likelihood import Bound, error_of
 from seodang.train.maths.denoising import ratio_with_error
 
-
 EXACT, BOUND, PSEUDO = "exact", "bound", "pseudo"  # what scores are: log-probabilities, bounds on them, pseudo-log-likelihoods
 
 

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from seodang.infer import classify as say
 from seodang.infer.checkpoint.load import load
@@ -117,6 +119,9 @@ def test_an_adapter_brings_the_names_and_merges_into_a_plain_folder(encoder_fold
     model, tokenizer = load(out, device="cpu", dtype="float32")
     said = say(model, tokenizer, texts)
     assert list(said[0].probs) == ["bad", "good", "meh"]
+    with safe_open(out / "adapter_model.safetensors", "pt") as file:
+        names = [name for name in file.keys() if "pooler" in name or "classifier" in name]  # noqa: SIM118
+    assert sorted(name.rpartition("model.")[2] for name in names) == ["bert.pooler.dense.bias", "bert.pooler.dense.weight", "classifier.bias", "classifier.weight"]
     held = [entry for entry in read_log(out / "log.jsonl") if "loss" in entry]
     assert held[-1]["loss"] < held[0]["loss"] / 2
     assert export.main([str(out), str(merged), "--dtype", "float32"]) == 0
@@ -139,6 +144,19 @@ def test_a_decoder_is_a_classifier_on_its_last_token(fresh_tiny, tiny_tokenizer,
     with torch.no_grad():
         said = plain(**tokenizer(["abcde!", "a."], padding=True, return_tensors="pt")).logits.argmax(-1)
     assert said.tolist() == [1, 0]
+
+
+def test_an_encoder_of_masked_language_modelling_gets_a_pooler_which_a_classifier_must_have(encoder_folder, data, tmp_path, capsys):
+    masked, out = tmp_path / "masked", tmp_path / "out"
+    AutoModelForMaskedLM.from_pretrained(encoder_folder).save_pretrained(masked)
+    AutoTokenizer.from_pretrained(encoder_folder).save_pretrained(masked)
+    assert train(masked, data, out, "--label_column", "sentiment", "--max_steps", 1) == 0
+    weights = load_file(out / "model.safetensors")
+    del weights["bert.pooler.dense.weight"]
+    save_file(weights, out / "model.safetensors", {"format": "pt"})
+    (out / "manifest.json").unlink()
+    assert run("--model", out, "--data", data, "--predict") == 2
+    assert "lacks the tensor bert.pooler.dense.weight" in capsys.readouterr().err
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(encoder_folder, data, tmp_path, capsys):

@@ -39,6 +39,12 @@ def head_names(model: PreTrainedModel) -> list[str]:
     return [*beside, *(["pooler"] if getattr(trunk, "pooler", None) is not None else [])]
 
 
+def head_layers(model: PreTrainedModel) -> list[str]:
+    """The full names of the linear layers of these: they are trained whole, and need no adapter."""
+    names = head_names(model)
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and set(name.split(".")) & set(names)]
+
+
 def renew_head(model: PreTrainedModel) -> None:
     """Fill the head beside the trunk with new random numbers, as the architecture begins one."""
     trunk = trunk_of(model)

@@ -120,7 +120,7 @@ def reliability_figure(found: Reliability) -> Any:
     middles = [(place + 0.5) / bins for place in filled]
     above.bar(middles, found.accuracy[filled].tolist(), width=0.92 / bins, color=COLOURS[0])
     above.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=(0, (3, 3)))
-    above.plot(found.confidence[filled].tolist(), found.accuracy[filled].tolist(), "o", color=COLOURS[1], markersize=3.5)
+    above.plot(found.confidence[filled].tolist(), found.accuracy[filled].tolist(), "o", color=COLOURS[1], markersize=3.5, clip_on=False)
     above.set(ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
     below.bar(middles, found.counts[filled].tolist(), width=0.92 / bins, color=COLOURS[0])
     below.set(xlabel="confidence", ylabel="predictions")

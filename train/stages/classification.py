@@ -21,7 +21,7 @@ from ...infer.encoders.unpadded import unpad
 from ...infer.runners.architecture import transformers_model
 from ..maths.classification_metrics import ClassifierMetrics, measure
 from ..maths.classifier_loss import classifier_losses, record_weights
-from ..models.classifier import head_names
+from ..models.classifier import head_layers, head_names
 from ..models.reference import has_adapter
 from ..models.reward_model import with_distinct_padding
 from ..run.crash_safe import CrashSafeCheckpoints, Provenance
@@ -166,7 +166,8 @@ def classifier_trainer(
     CLASSIFICATION.check(model, rows, eval_rows, lora=lora, max_length=room_for(model, tokenizer))
     check_last_tokens([*rows, *(eval_rows or ())], tokenizer)
     if lora is not None:
-        lora = replace(lora, task_type="SEQ_CLS", modules_to_save=[*(lora.modules_to_save or ()), *head_names(model)])
+        whole = [*(lora.modules_to_save or ()), *head_names(model)]
+        lora = replace(lora, task_type="SEQ_CLS", modules_to_save=whole, exclude_modules=lora.exclude_modules or head_layers(model))
     collator = TextCollator(tokenizer.pad_token_id, problem)
     model = CLASSIFICATION.prepare(model, tokenizer, lora, args)
     return CLASSIFICATION.build(

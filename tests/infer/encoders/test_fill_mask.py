@@ -30,7 +30,10 @@ def test_one_mask_has_what_transformers_own_pipeline_finds(encoder, wordpiece):
     model = encoder("bert", vocab_size=25)
     [ours] = fill_mask(model, wordpiece, [ONE], top_k=7)
     theirs = pipeline("fill-mask", model=model, tokenizer=wordpiece, device="cpu")(ONE, top_k=7)
-    assert [(each.candidates[0].id, each.candidates[0].token, each.text) for each in ours.fillings] == [(each["token"], each["token_str"], each["sequence"]) for each in theirs]
+    for each, their in zip(ours.fillings, theirs, strict=True):
+        [candidate] = each.candidates
+        assert (candidate.id, candidate.token) == (their["token"], their["token_str"])
+        assert each.text == (their["sequence"] if candidate.id > 4 else f"the capital of {candidate.token} is seoul.")  # a special token is seen
     assert [each.probability for each in ours.fillings] == pytest.approx([each["score"] for each in theirs], abs=1e-12)
     assert ours.marginals == [[each.candidates[0] for each in ours.fillings]]
 
@@ -46,7 +49,7 @@ def test_several_masks_jointly_are_the_best_of_all_products(encoder, wordpiece):
         best = ids.copy()
         for place, id in zip(places, every[0][1]):
             best[place] = id
-        assert found.fillings[0].text == wordpiece.decode(best, skip_special_tokens=True)
+        assert found.fillings[0].text == wordpiece.decode(best[1:-1])
         assert [[each.id for each in column[:3]] for column in found.marginals] == logprobs.topk(3, dim=-1).indices.tolist()
 
 
