@@ -25,7 +25,7 @@ from seodang.data.classification.records import TextColumns, TextRecord, text_re
 from seodang.data.errors import UserError
 from seodang.data.files.text_files import lines_of
 from seodang.infer.checkpoint.load import load
-from seodang.infer.encoders.embedding import Reading, SentenceEncoder, embed, makes_vectors
+from seodang.infer.encoders.embedding import SentenceEncoder, TextAccount, embed, makes_vectors
 from seodang.infer.encoders.search import Hit, Nearest
 from seodang.infer.engine.embedding import embedding_size
 from seodang.infer.kernels.device import choose_dtype
@@ -76,13 +76,13 @@ class OfEncoder:
         how = {"pooling": options.pooling, "normalise": options.normalise, "max_length": asked.max_length}
         self.encoder = SentenceEncoder.open(options.model, device=options.device, dtype=options.dtype, **how)
         say_dtype(options, self.encoder.model)
-        self.size, self.reading, self._too_long = self.encoder.size, Reading(), asked.too_long
+        self.size, self._account, self._too_long = self.encoder.size, TextAccount(), asked.too_long
 
     def vectors(self, records: Sequence[TextRecord], prompt: str | None) -> Tensor:
         """The vectors of some records, [n, size]."""
         encoded = self.encoder.encode([record.text for record in records], prompt)
         self.encoder.refuse_too_long(encoded, self._too_long, lambda place: records[place].where)
-        self.encoder.read(self.reading, encoded)
+        self.encoder.count(self._account, encoded)
         return self.encoder.vectors(encoded)
 
     def named(self, *names: str) -> str | None:
@@ -91,7 +91,7 @@ class OfEncoder:
 
     def lines(self) -> list[str]:
         """What was lost, in lines."""
-        return self.reading.lines(self.encoder.max_length)
+        return self._account.lines(self.encoder.max_length)
 
 
 class OfDecoder:
