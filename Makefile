@@ -4,16 +4,17 @@ export PYTHON TORCH
 ready := .venv/ready
 pytest := -m pytest -c tests/pytest.ini -n auto --dist worksteal --durations=10
 
-.PHONY: help setup setup-browser demo demo-diffusion demo-rlhf test test-full test-newest clean
+.PHONY: help setup setup-browser demo demo-diffusion demo-rlhf demo-encoder test test-full test-newest clean
 
 help:
 	@echo "make demo         fine-tune the default model on real triplets, before and after (minutes)"
 	@echo "make demo-diffusion  teach the default model to speak by diffusion, beside a twin that speaks left to right (15 minutes)"
 	@echo "make demo-rlhf    reward model, PPO and DPO on the default model, with a page of curves (15 minutes)"
+	@echo "make demo-encoder  teach the default encoder to tell good reviews from bad, beside a regression on its frozen vectors (minutes)"
 	@echo "make test         run every test but the longest"
 	@echo "make test-full    run all tests: real training, servers under load"
 	@echo "make test-newest  the tests of make test, in .venv-newest, with the newest libraries that pyproject.toml allows"
-	@echo "make setup        only the virtual environment in .venv, with torch, Seodang and the default model"
+	@echo "make setup        only the virtual environment in .venv, with torch, Seodang and the default models"
 	@echo "make setup-browser  Chromium, by which the pages are tested (Debian's package)"
 	@echo "make clean        remove the virtual environments and everything built; trained models stay"
 
@@ -23,7 +24,7 @@ setup: $(ready)
 ifneq ($(shell cat $(ready) 2>/dev/null),$(shell pwd))
 .PHONY: $(ready)
 endif
-$(ready): pyproject.toml .ci/setup .ci/constraints.txt .ci/default-model.txt
+$(ready): pyproject.toml .ci/setup .ci/constraints.txt .ci/default-model.txt .ci/default-encoder.txt .ci/demo-data.txt
 	@.ci/setup
 
 setup-browser: $(ready)
@@ -37,6 +38,9 @@ demo-diffusion: $(ready)
 
 demo-rlhf: $(ready)
 	@.venv/bin/seodang demo-rlhf $(ARGS)
+
+demo-encoder: $(ready)
+	@.venv/bin/seodang demo-encoder $(ARGS)
 
 test: $(ready)
 	@.venv/bin/python $(pytest) -m "not full" tests $(ARGS)

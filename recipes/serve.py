@@ -1,6 +1,8 @@
-"""Serve a model over HTTP, in OpenAI's protocol.
+"""Serve a model over HTTP, in OpenAI's protocol; an encoder for its vectors, a classifier for what it says of texts.
 
 seodang serve MODEL --port 8000
+seodang serve default-encoder
+seodang serve runs/classify
 
 Any number of clients share the passes of one engine. Ctrl-C and SIGTERM let answers in hand end (20 seconds at most) and refuse new ones.
 """
@@ -20,6 +22,10 @@ from seodang.recipes.run.stopping import Stopping
 
 GIB = 1 << 30
 KEYS = "SEODANG_API_KEY"  # several are parted by commas or blanks
+OF_SPEAKERS = ("adapter", "weights", "chat_template")  # options that mean nothing to an encoder
+COMPLETIONS = "/v1/completions", {"prompt": "The three primary colours are", "max_tokens": 16, "temperature": 0, "stream": True}
+EMBEDDINGS = "/v1/embeddings", {"input": ["a cat", "a kitten"]}
+CLASSES = "/v1/classify", {"input": ["a fine film", "a dull one"]}
 TEMPLATE_KWARGS = ("enable_thinking", "thinking", "reasoning_effort")
 
 
@@ -73,36 +79,95 @@ class Serve:
 def main(argv: list[str] | None = None) -> int:
     model_options, options = parse(argv, SpeakingModel, Serve, prog="seodang serve", positional=("model",), description=__doc__)
     refuse_without_libraries()
-    from seodang.infer.engine.live import LiveEngine
+    from seodang.infer.encoders.live import LiveEncoder
+    from seodang.infer.encoders.live_classifier import LiveClassifier
     from seodang.infer.server.guard.access import is_loopback
     from seodang.infer.server.guard.memory import few_arenas
     from seodang.infer.server.run import address_of, bound, serve
-    from seodang.infer.server.served import Served
 
     few_arenas()
     with bound(options.host, options.port) as listening, Stopping():  # what is taken is said before the model is loaded
         access = access_of(options, is_loopback(listening.getsockname()[0]))
-        model, tokenizer = model_options.open()
         name = options.served_model_name or model_options.model
-        cache_bytes = None if options.cache_gib is None else int(options.cache_gib * GIB)
-        how = {"max_rows": options.max_rows, "max_waiting": options.max_waiting, "reuse_prefixes": options.reuse_prefixes}
-        with LiveEngine(model, tokenizer, cache_bytes=cache_bytes, **how) as engine:
-            if options.reuse_prefixes and engine.prefix_cache is None:
-                print(f"a {model.config.model_type} model cannot go on from another's beginning: prefixes are not reused", file=sys.stderr)
-            for adapter, _, folder in (each.partition("=") for each in options.adapters):
-                if adapter == name:
-                    raise UserError(f"the adapter {adapter!r} has the name of the model: give it another, or a served_model_name")
-                engine.load_adapter(adapter, folder)
-            names = ("answer_tokens", "lenient", "checkpoint_settings")
-            folder = None if options.adapter_folder is None else Path(options.adapter_folder)
-            how = {"template_kwargs": tuple(options.template_kwargs), "adapter_folder": folder, **{each: getattr(options, each) for each in names}}
-            served = Served(engine, name, **how)
+        with (live_encoder if reads_texts(model_options.model) else live_engine)(model_options, options) as engine:
+            served = served_encoder(engine, name, options) if isinstance(engine, LiveEncoder) else served_engine(engine, name, options)
             listening.listen(2048)  # whoever reads the next lines may connect
             print(f"{engine.describe()}\n{served.describe()}")
             address = address_of(listening)
-            print(f"serving {name} at {address} (Ctrl-C ends it); try\n{example(address, name)}", flush=True)
+            ask = CLASSES if isinstance(engine, LiveClassifier) else EMBEDDINGS if isinstance(engine, LiveEncoder) else COMPLETIONS
+            print(f"serving {name} at {address} (Ctrl-C ends it); try\n{example(address, name, ask)}", flush=True)
             serve(served, listening, access, options.request_seconds)
     return 0
+
+
+def reads_texts(model: str) -> bool:
+    """Whether a model is an encoder or a classifier, which answer nothing; what is wrong with it is told when it is loaded."""
+    from seodang.infer.encoders.classify import is_classifier
+    from seodang.infer.encoders.embedding import makes_vectors
+
+    try:
+        return is_classifier(model) or makes_vectors(model)
+    except UserError:
+        return False
+
+
+def live_engine(model_options: SpeakingModel, options: Serve) -> Any:
+    """The engine of a model that speaks, with its adapters."""
+    from seodang.infer.engine.live import LiveEngine
+
+    model, tokenizer = model_options.open()
+    cache_bytes = None if options.cache_gib is None else int(options.cache_gib * GIB)
+    how = {"max_rows": options.max_rows, "max_waiting": options.max_waiting, "reuse_prefixes": options.reuse_prefixes}
+    engine = LiveEngine(model, tokenizer, cache_bytes=cache_bytes, **how)
+    if options.reuse_prefixes and engine.prefix_cache is None:
+        print(f"a {model.config.model_type} model cannot go on from another's beginning: prefixes are not reused", file=sys.stderr)
+    try:
+        for adapter, _, folder in (each.partition("=") for each in options.adapters):
+            if adapter == (options.served_model_name or model_options.model):
+                raise UserError(f"the adapter {adapter!r} has the name of the model: give it another, or a served_model_name")
+            engine.load_adapter(adapter, folder)
+    except BaseException:
+        engine.close()
+        raise
+    return engine
+
+
+def live_encoder(model_options: SpeakingModel, options: Serve) -> Any:
+    """The engine of an encoder or of a classifier. Raises UserError for options of a model that speaks."""
+    from seodang.infer.checkpoint.load import load
+    from seodang.infer.encoders.classify import Classifier, is_classifier
+    from seodang.infer.encoders.embedding import SentenceEncoder
+    from seodang.infer.encoders.live import LiveEncoder
+    from seodang.infer.encoders.live_classifier import LiveClassifier
+
+    classifies = is_classifier(model_options.model)
+    given = {**{name: getattr(model_options, name) for name in OF_SPEAKERS}, "adapters": options.adapters, "adapter_folder": options.adapter_folder}
+    for name, value in given.items():
+        if value:
+            raise UserError(f"{name} is for models that speak, and {model_options.model} is {'a classifier' if classifies else 'an encoder'}: leave it out")
+    where = {"device": model_options.device, "dtype": model_options.dtype}
+    room = {"max_rows": options.max_rows, "max_waiting": options.max_waiting}
+    if classifies:
+        return LiveClassifier(Classifier(*load(model_options.model, **where)), **room)
+    return LiveEncoder(SentenceEncoder.open(model_options.model, **where), **room)
+
+
+def served_engine(engine: Any, name: str, options: Serve) -> Any:
+    """A model that speaks, with what its operator allows."""
+    from seodang.infer.server.served import Served
+
+    names = ("answer_tokens", "lenient", "checkpoint_settings")
+    folder = None if options.adapter_folder is None else Path(options.adapter_folder)
+    how = {"template_kwargs": tuple(options.template_kwargs), "adapter_folder": folder, **{each: getattr(options, each) for each in names}}
+    return Served(engine, name, **how)
+
+
+def served_encoder(engine: Any, name: str, options: Serve) -> Any:
+    """An encoder or a classifier, with what its operator allows."""
+    from seodang.infer.encoders.live_classifier import LiveClassifier
+    from seodang.infer.server.served import ServedClassifier, ServedEncoder
+
+    return (ServedClassifier if isinstance(engine, LiveClassifier) else ServedEncoder)(engine, name, lenient=options.lenient)
 
 
 def access_of(options: Serve, alone: bool) -> Any:
@@ -125,11 +190,11 @@ def refuse_without_libraries() -> None:
         raise UserError(f"serving needs {error.name}, which is not installed: pip install 'seodang[serve]'") from None
 
 
-def example(address: str, name: str) -> str:
-    """A command that asks the server something."""
-    body = {"model": name, "prompt": "The three primary colours are", "max_tokens": 16, "temperature": 0, "stream": True}
-    quoted = json.dumps(body, ensure_ascii=False).replace("'", "'\\''")
-    return f"curl -N {address}/v1/completions -H 'Content-Type: application/json' -d '{quoted}'"
+def example(address: str, name: str, ask: tuple[str, dict[str, Any]] = COMPLETIONS) -> str:
+    """A command that asks the server something: a path, and the body for it."""
+    path, body = ask
+    quoted = json.dumps({"model": name, **body}, ensure_ascii=False).replace("'", "'\\''")
+    return f"curl -N {address}{path} -H 'Content-Type: application/json' -d '{quoted}'"
 
 
 if __name__ == "__main__":

@@ -217,9 +217,10 @@ def test_set_up_installs_the_versions_that_the_package_asks_for():
             assert exact[each.name].startswith(tuple(f"{version}." for version in known))
             assert each.specifier.contains(f"{known[0]}.0") and f">={known[0]}," in f"{each.specifier},"
     assert KNOWN_TO_WORK.keys() <= exact.keys()
-    from seodang.infer.checkpoint.default_model import INSTALL
+    from seodang.infer.checkpoint import default_encoder, default_model
 
-    assert INSTALL.split()[-1] in (ROOT / ".ci" / "default-model.txt").read_text(encoding="utf-8").split()
+    for module, name in ((default_model, "default-model"), (default_encoder, "default-encoder")):
+        assert module.INSTALL.split()[-1] in (ROOT / ".ci" / f"{name}.txt").read_text(encoding="utf-8").split()
 
 
 @pytest.mark.parametrize("script", [".ci/run", ".ci/setup", ".ci/setup-browser"])

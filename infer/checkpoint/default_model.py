@@ -44,12 +44,18 @@ def default_model() -> Path:
     return folder
 
 
+def packaged(package: str, name: str) -> Path | None:
+    """A file that an installed package carries, or None; it is found without an import, for which the package's own dependencies would be needed."""
+    spec = importlib.util.find_spec(package)
+    files = (Path(place) / name for place in (spec and spec.submodule_search_locations) or ())
+    return next((file for file in files if file.is_file()), None)
+
+
 def _gguf_file() -> Path:
-    spec = importlib.util.find_spec(PACKAGE)  # found, not imported: its import needs llama.cpp
-    for place in (spec and spec.submodule_search_locations) or ():
-        if (file := Path(place) / GGUF).is_file():
-            return file
-    raise UserError(f"the default model is not installed: run `{INSTALL}`, or name a model folder or hub name")
+    file = packaged(PACKAGE, GGUF)
+    if file is None:
+        raise UserError(f"the default model is not installed: run `{INSTALL}`, or name a model folder or hub name")
+    return file
 
 
 def _convert(source: Path, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Open a checkpoint: a folder, a hub name, an adapter on its base, or the embedded default model."""
+"""Open a checkpoint: a folder, a hub name, an adapter on its base, or one of the embedded default models."""
 
 import logging
 import os
@@ -10,11 +10,13 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -27,8 +29,11 @@ from ..kernels.fused_projections import fuse_projections
 from ..runners.paradigm import is_encoder, masked_lm_class
 from .adapter_paradigm import declare_as_beside
 from .damage import check_texts, read_json, refuse_mismatched, torn_file
+from .default_encoder import NAME as DEFAULT_ENCODER
+from .default_encoder import default_encoder
 from .default_model import default_model
 from .manifest import read_manifest, verify
+from .pooler import pooler_argument
 from .published_diffusion import published, published_tokenizer, stored_config
 from .quantise import BITS, quantise
 from .quiet import silence_old_names, without_load_report
@@ -36,6 +41,10 @@ from .quiet import silence_old_names, without_load_report
 logger = logging.getLogger(__name__)
 
 ADAPTER_CONFIG = "adapter_config.json"
+SENTENCE_ENCODER = "modules.json"  # beside what makes vectors of texts, as sentence-transformers says it; a head has no part in that
+HEAD = "classifier_config.json"  # beside an adapter: what its head's labels are called, for which peft's own configuration has no words
+POOLER = "pooler."  # a classifier's, though it stands in the trunk: masked language modelling has none
+HEAD_WEIGHTS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
 
 
 def load(
@@ -50,11 +59,11 @@ def load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the model, in evaluation mode on its device, and its tokenizer.
 
-    `path` is a checkpoint folder, a hub name, or "default"; a folder that holds an adapter brings its base model
+    `path` is a checkpoint folder, a hub name, "default" or "default-encoder"; a folder that holds an adapter brings its base model
     with it. Files are checked against the folder's manifest first. A checkpoint that lacks tensors of the model is refused, unless
     what is missing is a head that it never had (a classifier's on a language model's weights). A head of masked language modelling is new only where `model_class` asks for one.
-    `model_class` is a causal language model's, for an encoder-decoder's checkpoint AutoModelForSeq2SeqLM, for an encoder's AutoModelForMaskedLM, for a
-    classifier's (a reward model) AutoModelForSequenceClassification, unless another is given; an adapter with a classifier's head brings its number of labels with it.
+    `model_class` is a causal language model's, for an encoder-decoder's checkpoint AutoModelForSeq2SeqLM, for an encoder's AutoModelForMaskedLM, for one of
+    sentence-transformers AutoModel, for a classifier's (a reward model) AutoModelForSequenceClassification, unless another is given; an adapter with a classifier's head brings its number of labels with it.
     `weights="int8"` or `"int4"` keeps the linear layers in 8 or 4 bits, for speaking and scoring on the CPU; an adapter is merged first.
     Raises UserError for a path, device, dtype or weights that cannot be had, for two adapters, and for files that are missing or changed.
     """
@@ -68,15 +77,15 @@ def load(
     where = choose_device(device)
     weights_dtype, reason = choose_dtype(dtype, where)
     logger.info("%s in %s on %s (%s)", path, weights_dtype, where, reason)
-    labels = _labels_of(resolve(adapter)) if adapter is not None else None
-    if labels is not None:
-        model_class, model_arguments = model_class or AutoModelForSequenceClassification, {"num_labels": labels, **model_arguments}
+    head = head_of(resolve(adapter)) if adapter is not None else None
+    if head is not None:
+        model_class, model_arguments = model_class or AutoModelForSequenceClassification, {**head, **model_arguments}
     model = _load_weights(place, model_class, weights_dtype, model_arguments)
     tokenizer = load_tokenizer(adapter if adapter is not None and has_tokenizer(resolve(adapter)) else place)
     _warn_of_more_ids(place, model, tokenizer)
     if adapter is not None:
         model = _load_adapter(model, resolve(adapter))
-    if labels is not None:
+    if head is not None:
         model.config.pad_token_id = tokenizer.pad_token_id  # behind which the head looks for the last token; the base has another
     if weights is not None:
         model = model.merge_and_unload() if adapter is not None else model
@@ -114,7 +123,7 @@ def load_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerBase:
 
 
 def resolve(path: str | os.PathLike) -> str:
-    """Turn "default" into its folder; pass a hub name on as it is.
+    """Turn "default" and "default-encoder" into their folders; pass a hub name on as it is.
 
     Raises UserError for a path that is neither a folder nor a name that can be had from the hub, and for a folder whose writing was cut short. Its
     files are checked where they are loaded.
@@ -122,10 +131,12 @@ def resolve(path: str | os.PathLike) -> str:
     name = os.fspath(path)
     if name == "default":
         return str(default_model())
+    if name == DEFAULT_ENCODER:
+        return str(default_encoder())
     if os.path.isdir(name):
         folder = Path(name)
         read_manifest(folder)
-        if not (folder / "config.json").is_file() and not (folder / ADAPTER_CONFIG).is_file():
+        if not any((folder / each).is_file() for each in ("config.json", ADAPTER_CONFIG, SENTENCE_ENCODER)):
             raise UserError(f"{name} holds no model (neither config.json nor {ADAPTER_CONFIG}): name a checkpoint's own folder")
         return name
     if os.path.exists(name):
@@ -163,19 +174,42 @@ def _model_class(place: str):
         return AutoModelForCausalLM  # what is wrong shows when the weights are loaded
     if any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
         return AutoModelForSequenceClassification
+    if (Path(place) / SENTENCE_ENCODER).is_file():
+        return AutoModel
     if is_encoder(config):
         return AutoModelForMaskedLM
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
-def _labels_of(adapter: str) -> int | None:
-    """How many labels the classifier's head has that an adapter's folder holds; None where it holds none."""
+def head_of(adapter: str) -> dict | None:
+    """What the configuration has to say of the classifier's head that an adapter's folder holds: how many labels, or what they are called; None without one."""
     path = Path(adapter) / "adapter_model.safetensors"
     if not path.is_file() or read_json(Path(adapter) / ADAPTER_CONFIG).get("task_type") != "SEQ_CLS":
         return None
+    if (Path(adapter) / HEAD).is_file():
+        return head_from(read_json(Path(adapter) / HEAD))
     with safe_open(path, "pt") as file:
-        heads = [name for name in file.keys() if name.endswith(("score.weight", "classifier.weight"))]  # noqa: SIM118
-        return file.get_slice(heads[0]).get_shape()[0] if heads else None
+        names = list(file.keys())
+        heads = [name for end in HEAD_WEIGHTS for name in names if name.endswith(end)]
+        return {"num_labels": file.get_slice(heads[0]).get_shape()[0]} if heads else None
+
+
+def head_to(config: PreTrainedConfig) -> dict:
+    """What a classifier's configuration says of its labels, as JSON holds it."""
+    return {"problem_type": config.problem_type, "id2label": config.id2label, **_pooling(getattr(config, "classifier_pooling", None))}
+
+
+def head_from(told: dict) -> dict:
+    """The same as a configuration takes it."""
+    names = {int(place): name for place, name in told["id2label"].items()}
+    return {
+        "problem_type": told["problem_type"], "id2label": names, "label2id": {name: place for place, name in names.items()},
+        **_pooling(told.get("classifier_pooling")),
+    }  # fmt: skip
+
+
+def _pooling(told: str | None) -> dict:
+    return {} if told is None else {"classifier_pooling": told}
 
 
 def _load_weights(place: str, model_class, dtype: torch.dtype, model_arguments: dict) -> PreTrainedModel:
@@ -189,8 +223,9 @@ def _load_weights(place: str, model_class, dtype: torch.dtype, model_arguments: 
     else:
         model_class, asked = model_class or AutoModelForCausalLM, found.arguments | asked
     try:
+        pooler = pooler_argument(place, stored_config(place)) if model_class is AutoModel else {}
         with without_load_report():
-            model, report = model_class.from_pretrained(place, dtype=dtype, output_loading_info=True, **asked)
+            model, report = model_class.from_pretrained(place, dtype=dtype, output_loading_info=True, **pooler, **asked)
     except OSError as error:
         raise UserError(f"model {place!r} could not be read: {_first_line(error)}") from None
     except (ValueError, StrictDataclassError) as error:
@@ -214,7 +249,7 @@ def _refuse_missing(place: str, model: PreTrainedModel, missing: list[str], unex
     saved_as = stored_config(place).architectures or []
     new_head = type(model).__name__ not in saved_as
     trunk = model.base_model_prefix + "."
-    lost = [name for name in missing if name.startswith(trunk) or not new_head]
+    lost = [name for name in missing if not new_head or name.startswith(trunk) and not name.startswith(trunk + POOLER)]
     if lost:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         raise UserError(f"{place} lacks the tensor {lost[0]}{more}: the checkpoint is incomplete, restore it or use another")

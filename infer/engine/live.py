@@ -20,12 +20,13 @@ from ..kernels.low_rank import Adapter
 from ..requests.events import Event
 from ..requests.generation import Generation, Stage
 from ..requests.request import Request
+from ..runners.contract import Runner
 from ..runners.open import open_runner
 from ..runners.paradigm import is_bidirectional
 from ..strategies.registry import check_steps
 from .budget import Budget
 from .core import MAX_ROWS, Engine, slots_of
-from .embedding import EmbeddingTicket, embedding_request
+from .embedding import EmbeddingTicket, embedding_request, embedding_size
 from .loop import Loop, Ticket
 from .pace import Pace
 from .params import SamplingParams
@@ -76,10 +77,11 @@ class LiveEngine:
         reuse_prefixes: bool = True,
         pace: Pace | None = None,
         stuck_after: float = STUCK_AFTER,
+        runner: Runner | None = None,
     ):
         """At most `max_rows` answers grow at a time and `max_waiting` requests wait; the KV cache takes at most `cache_bytes`, else `Budget.default`.
 
-        `pace` says how much of long prompts goes into a pass beside the others' tokens. With `reuse_prefixes`, what was read of a prompt is
+        `runner` stands in for the model's own; `pace` says how much of long prompts goes into a pass beside the others' tokens. With `reuse_prefixes`, what was read of a prompt is
         kept for those that begin alike, where the model's memory can be shared and cut (else `prefix_cache` is None). A step of more than
         `stuck_after` seconds counts as stuck (`health`). Raises UserError for a model that has no runner, and for numbers out of range.
         """
@@ -89,7 +91,7 @@ class LiveEngine:
         self.model, self.tokenizer = model, tokenizer
         self.max_rows, self.max_waiting, self.stuck_after = max_rows, max_waiting, stuck_after
         self.budget = Budget.default(model) if cache_bytes is None else Budget(cache_bytes)
-        runner = open_runner(model)
+        runner = runner or open_runner(model)
         self.prefix_cache = PrefixCache(model, sequences=None, max_bytes=self.budget.limit) if reuse_prefixes and is_shareable(runner) else None
         if self.prefix_cache is not None:
             runner = self.prefix_cache.runner
@@ -113,6 +115,11 @@ class LiveEngine:
     def positions(self) -> int | None:
         """How many positions the model can have, prompt and answer; None where nothing bounds them."""
         return self._loop.engine.runner.limit
+
+    @property
+    def vector_size(self) -> int:
+        """How many numbers a vector of `embed` has."""
+        return embedding_size(self.model)
 
     @property
     def rows_in_use(self) -> int:

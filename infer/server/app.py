@@ -9,8 +9,10 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
+from .absent import absent_routes
 from .adapters import adapter_routes
 from .chat import chat_routes
+from .classification import classification_routes
 from .completions import completion_routes
 from .docs import doc_routes
 from .embeddings import embedding_routes
@@ -22,12 +24,15 @@ from .log import add_log_and_metrics
 from .operations import operation_routes
 from .page import page_routes
 from .responses import response_routes
-from .served import Served
+from .served import Served, ServedClassifier, ServedEncoder
 from .tokens import token_routes
 
 ROUTES = (
     operation_routes, chat_routes, completion_routes, response_routes, embedding_routes, token_routes, adapter_routes, doc_routes, page_routes,
 )  # fmt: skip
+
+OF_ENCODERS = (operation_routes, embedding_routes, token_routes, doc_routes, absent_routes)  # the last is for whatever the others have not
+OF_CLASSIFIERS = (operation_routes, classification_routes, token_routes, doc_routes, absent_routes)
 
 
 def build_app(served: Served, access: Access = Access(), request_seconds: float = REQUEST_SECONDS) -> FastAPI:
@@ -49,6 +54,6 @@ def build_app(served: Served, access: Access = Access(), request_seconds: float 
     app.add_middleware(Admission, requests=served.engine.max_rows + served.engine.max_waiting, seconds=request_seconds)
     app.add_middleware(Gate, access=access)
     add_log_and_metrics(app, served.engine)  # the outermost: what the others refuse is told of too
-    for routes in ROUTES:
+    for routes in OF_CLASSIFIERS if isinstance(served, ServedClassifier) else OF_ENCODERS if isinstance(served, ServedEncoder) else ROUTES:
         app.include_router(routes(served))
     return app

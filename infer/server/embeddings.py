@@ -14,14 +14,13 @@ from pydantic import ConfigDict, Field, field_validator
 from torch import Tensor
 
 from ...data.errors import UserError
-from ..engine.embedding import embedding_size
 from .calls import Call, heard_out
 from .completions import PROMPTS, prompts_of
 from .docs import takes
 from .guard.errors import ApiError
 from .guard.limits import INPUTS
 from .protocol import Body, body_of, refuse_too_many
-from .served import Served
+from .served import Served, ServedEncoder
 from .written import written
 
 
@@ -40,31 +39,48 @@ class EmbeddingBody(Body):
     def _inputs(cls, value: Any) -> list[str | list[int]]:
         return prompts_of(value)
 
+    def how(self, served: Served) -> dict[str, Any]:
+        """What the engine has to know beside a text."""
+        return {"adapter": served.adapter(self.model)}
+
+
+class EncoderBody(EmbeddingBody):
+    """What a client asks of an encoder's /v1/embeddings."""
+
+    truncate: bool = Field(False, description="Read of a text that is longer than the encoder its beginning, where it is refused elsewhere.")
+    prompt_name: str | None = Field(None, description="Which of the model's own prompts stands before each text.")
+
+    def how(self, served: Served) -> dict[str, Any]:
+        """What the engine has to know beside a text."""
+        return {"truncate": self.truncate, "prompt_name": self.prompt_name}
+
 
 def embedding_routes(served: Served) -> APIRouter:
     """The path that turns texts into vectors."""
-    routes, size = APIRouter(), embedding_size(served.engine.model)
+    routes, size = APIRouter(), served.engine.vector_size
+    kind = EncoderBody if isinstance(served, ServedEncoder) else EmbeddingBody
 
-    @routes.post("/v1/embeddings", openapi_extra=takes(EmbeddingBody, served, input=["a cat", "a kitten"]))
+    @routes.post("/v1/embeddings", openapi_extra=takes(kind, served, input=["a cat", "a kitten"]))
     async def embeddings(request: Request) -> Response:
-        """The mean of the model's last hidden states over each text.
+        """A vector of each text: an encoder's own, of a model that speaks the mean of its last hidden states.
 
-        It is the plain mean, as `seodang.infer.embed` gives it: not scaled to length 1, as those of OpenAI's own models are. Who compares by dot
-        products divides by the length first; a cosine does not mind.
+        It is what `seodang.infer.embed` gives: such a mean, and the vector of an encoder that does not say otherwise, is not scaled to length 1, as those
+        of OpenAI's own models are. Who compares by dot products divides by the length first; a cosine does not mind.
         """
-        body, engine = await body_of(request, served, EmbeddingBody), served.engine
+        body, engine = await body_of(request, served, kind), served.engine
         if body.dimensions not in (None, size):
             raise ApiError(400, f"dimensions is {body.dimensions}, but a vector of this model has {size}: give {size}, or leave it out", "dimensions")
         refuse_too_many(body.input, served, "input", INPUTS)
         try:
-            call = await Call.begin(body.input, partial(engine.embed, adapter=served.adapter(body.model)))
+            call = await Call.begin(body.input, partial(engine.embed, **body.how(served)))
             vectors = await heard_out(request, call, read_all(call))
         except UserError as error:
             raise of_input(error) from None
         tokens = sum(map(prompt_length, call.tickets))
         data = await asyncio.to_thread(told, vectors, body.encoding_format)
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        content = await written({"object": "list", "data": data, "model": body.model or served.name, "usage": usage})
+        cut = [place for place, ticket in enumerate(call.tickets) if getattr(ticket.generation.request, "truncated", False)]
+        content = await written({"object": "list", "data": data, "model": body.model or served.name, "usage": usage, **({"truncated": cut} if cut else {})})
         return Response(content, media_type="application/json")
 
     return routes

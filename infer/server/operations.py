@@ -56,5 +56,5 @@ def described(served: Served, name: str) -> dict[str, Any]:
     """A model as OpenAI lists one, with its positions and the settings that hold where a request gives none; an adapter's parent is the model."""
     return {
         "id": name, "object": "model", "created": served.created, "owned_by": "seodang", "max_model_len": served.engine.positions,
-        "parent": None if name == served.name else served.name, "defaults": served.told_defaults,
+        "parent": None if name == served.name else served.name, "defaults": served.told_defaults, **served.about,
     }  # fmt: skip

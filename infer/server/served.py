@@ -96,6 +96,11 @@ class Served:
             changes |= {"max_new_tokens": least, **({} if self.engine.positions is None else {"max_length": self.engine.positions})}
         return params_beside(self.config, changes, self.diffusion) if len(changes) > len(known) else params
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What /v1/models tells of the model beside its settings."""
+        return {}
+
     def describe(self) -> str:
         """In a line, what holds where a client gives nothing."""
         return "where a request says nothing: " + ", ".join(f"{name} {value}" for name, value in self.told_defaults.items())
@@ -105,3 +110,50 @@ class Served:
         """The settings of a request that gives none, as they are told: drawing by its temperature."""
         given = dict(self.defaults.given)
         return {"temperature": 1.0, **given} if given.pop("do_sample", False) else given
+
+
+@dataclass(frozen=True)
+class ServedEncoder(Served):
+    """A `LiveEncoder` under a name: it has no settings of an answer, for it answers nothing."""
+
+    @property
+    def defaults(self) -> SamplingParams:
+        """Those of nobody."""
+        return SamplingParams()
+
+    @property
+    def told_defaults(self) -> dict[str, Any]:
+        """None: no answer has settings."""
+        return {}
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the model is, and what its vectors are."""
+        readout = self.engine.encoder.readout
+        vectors = {"dimensions": self.engine.vector_size, "pooling": list(readout.modes), "normalised": readout.normalised, "prompts": dict(readout.prompts)}
+        return {"kind": "encoder", "embeddings": vectors}
+
+    @property
+    def purpose(self) -> tuple[str, str, str]:
+        """What it is, what it does, and by which path."""
+        return "an encoder", "turns texts into vectors and answers none", "POST /v1/embeddings"
+
+    def describe(self) -> str:
+        """In a line, what can be asked."""
+        what, does, path = self.purpose
+        return f"{what} {does}: {path}"
+
+
+class ServedClassifier(ServedEncoder):
+    """A `LiveClassifier` under a name."""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the model is, and what its labels are called."""
+        classifier = self.engine.encoder
+        return {"kind": "classifier", "problem": classifier.problem, "labels": classifier.names}
+
+    @property
+    def purpose(self) -> tuple[str, str, str]:
+        """What it is, what it does, and by which path."""
+        return "a classifier", "says which class a text is of and answers none", "POST /v1/classify"

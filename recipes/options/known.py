@@ -23,6 +23,7 @@ from seodang.data.errors import UserError
 from seodang.data.files.sources import check_source
 from seodang.data.hub import check_hub_name
 from seodang.data.text.documents import check_text_source
+from seodang.infer.checkpoint.default_encoder import NAME as DEFAULT_ENCODER
 from seodang.recipes.options.outputs import OUTPUTS, READ, check_outputs
 
 FILE = Path(__file__).with_name("known.json")
@@ -81,6 +82,16 @@ FIRST: dict[str, dict[str, str]] = {
         "where": "host port served_model_name", "model": f"{SPEAKER} weights", "how much": "max_rows max_waiting cache_gib reuse_prefixes",
     },
     "explain": {"prompt": "prompt html png attention raw", "model": SPEAKER, "answer": "max_new_tokens stop seed", "choice of tokens": CHOICE},
+    "classify": {
+        "data": f"{DATA} text_column pair_column label_column encoding", "labels": "multi_label regression labels class_weights max_length cut",
+        "model": f"{MODEL} pooling new_head", "learning": LEARNING, "predictions": "predict output threshold", "run": RUN,
+    },
+    "contrastive": {
+        "data": f"{DATA} max_length min_score", "model": "model pooling device dtype", "learning": f"temperature symmetric {LEARNING}", "run": RUN,
+    },
+    "embed": {
+        "texts": "data column search top_k output resume", "model": "model pooling normalise prompt max_length too_long device dtype",
+    },
     "score": {
         "data": "data columns encoding shape max_length empty_answers unusable output raw tokens", "model": f"{SPEAKER} chat_template", "of their kind": "draws pll_metric",
     },
@@ -92,6 +103,9 @@ FIRST: dict[str, dict[str, str]] = {
         "run": "output_dir max_steps heldout twin seed",
     },
     "demo-rlhf": DEMO,
+    "demo-encoder": {
+        "model": "model device dtype", "data": "archive train heldout", "learning": "regression num_train_epochs learning_rate", "run": "output_dir seed",
+    },
 }  # fmt: skip
 
 
@@ -138,10 +152,10 @@ def refuse(verb: str, argv: Sequence[str]) -> None:
     check_outputs(told["outputs"] | {name: texts[name][0] for name in told["outputs"] if texts[name]} | read)
     elsewhere = "base_url" in values or ["openai"] == _texts(values.get("backend"))[:1]  # the model is called what its server calls it
     for model in (texts[name][0] for name in MODELS if texts.get(name) and not elsewhere):
-        if model not in ("", "default") and not os.path.exists(model):
+        if model not in ("", "default", DEFAULT_ENCODER) and not os.path.exists(model):
             check_hub_name(model)
     encoding = next(iter(_texts(values.get("encoding"))), None) if "encoding" in told["names"].split() else None
-    check = check_text_source if "documents" in told["names"].split() else check_source
+    check = check_text_source if {"documents", "search"} & {*told["names"].split()} else check_source
     for source in (source for name in SOURCES for source in texts.get(name, ())):
         check(source, encoding)
 

@@ -13,7 +13,7 @@ INCHES = (5.6, 2.4)
 WIDTH = 2.0  # of a line, in points
 DASHES: tuple[tuple[float, ...], ...] = ((), (3.5, 2), (1, 2), (5, 1.5, 1, 1.5))  # in widths of the line
 DOTTED_UP_TO = 40  # points that are also marked one by one
-_NO_FACTS = {"Date": None, "Creator": None, "Format": None, "Type": None}  # the same curves give the same bytes
+NO_FACTS = {"Date": None, "Creator": None, "Format": None, "Type": None}  # the same curves give the same bytes
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ def line_chart(title: str, lines: Sequence[Line], unit: str = "") -> str:
         axes.set_xlabel("step", color=INK)
         axes.tick_params(length=0, labelcolor=INK)
         axes.spines[["top", "right"]].set_visible(False)
-        figure.savefig(text, format="svg", transparent=True, metadata=_NO_FACTS)
-    return _inlined(text.getvalue(), f"{title}{f' ({unit})' if unit else ''}. " + " ".join(map(in_words, lines)))
+        figure.savefig(text, format="svg", transparent=True, metadata=NO_FACTS)
+    return inlined(text.getvalue(), f"{title}{f' ({unit})' if unit else ''}. " + " ".join(map(in_words, lines)))
 
 
-def _inlined(svg: str, label: str) -> str:
+def inlined(svg: str, label: str) -> str:
     """matplotlib's picture as a part of a page: with its description, in the page's colours and type, without names that another picture has too."""
     view, body = re.search(r'<svg[^>]*viewBox="([^"]*)"[^>]*>(.*)', svg, re.DOTALL).groups()
     body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>|font-family: [^;]*; ", "", body, flags=re.DOTALL)

@@ -29,7 +29,9 @@ CHARTS = (
     Chart("Length", "tokens an answer", {"length/mean": "", "completions/mean_length": ""}),
     Chart("Entropy", "nats a token", {"entropy": ""}),
     Chart("Loss", "nats", {"loss": "train", "eval_loss": "held out"}),
-    Chart("Accuracy", "share of pairs", {"rewards/accuracies": "train", "accuracy": "train", "eval_accuracy": "held out"}),
+    Chart("Accuracy", "share that is right", {"rewards/accuracies": "train", "accuracy": "train", "eval_accuracy": "held out"}),
+    Chart("F1", "mean over the classes", {"eval_macro_f1": "held out"}),
+    Chart("Correlation", "Pearson's r", {"eval_pearson": "held out"}),
     Chart("Margin", "chosen minus rejected", {"rewards/margins": "train", "margin": "train", "eval_margin": "held out"}),
     Chart("Implicit rewards", "", {"rewards/chosen": "chosen", "rewards/rejected": "rejected"}),
     Chart("Policy loss", "", {"policy_loss": ""}),
@@ -56,12 +58,16 @@ Samples = Sequence[Sample] | Mapping[str, Sequence[Sample]]  # with a heading ea
 
 
 def write_page(
-    path: Path, runs: Mapping[str, Path], samples: Samples = (), *, title: str = "Runs", figures: Sequence[tuple[str, Any]] = ()
+    path: Path, runs: Mapping[str, Path], samples: Samples = (), *, title: str = "Runs", figures: Sequence[tuple[str, Any]] = (), **further: Any
 ) -> Path:
-    """Write the page of some runs, by name; return its path. `figures` are lines of a table at its head: a name and a value."""
+    """Write the page of some runs, by name; return its path. `figures` are lines of a table at its head: a name and a value.
+
+    What else there may be is said by `to_html`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    partial.write_text(to_html({name: read_log(run / LOG) for name, run in runs.items()}, samples, title=title, figures=figures), encoding="utf-8")
+    logs = {name: read_log(run / LOG) for name, run in runs.items()}
+    partial.write_text(to_html(logs, samples, title=title, figures=figures, **further), encoding="utf-8")
     return partial.replace(path)
 
 
@@ -71,16 +77,20 @@ def to_html(
     *,
     title: str = "Runs",
     figures: Sequence[tuple[str, Any]] = (),
+    pictures: Sequence[tuple[str, str]] = (),
+    tables: Mapping[str, Sequence[Sequence[str]]] | None = None,
 ) -> str:
     """A page of the entries of some runs' logs, by name, and of samples.
+
+    `pictures` are titles with SVG that is safe to embed; `tables` have a heading each and rows of texts, the first the names of the columns.
 
     It loads nothing, follows the reader's light or dark theme, works without scripts, tells every curve in words and numbers
     too, and everything that comes from data is escaped.
     """
-    tables = samples if isinstance(samples, Mapping) else {"Samples": samples}
+    sampled = samples if isinstance(samples, Mapping) else {"Samples": samples}
     charts = [(chart, lines, line_chart(chart.title, lines, chart.unit), table_of(lines)) for chart in CHARTS if (lines := lines_of(chart, logs))]
-    shown = [(heading, any(map(has_reward, some)), some) for heading, some in tables.items() if some]
-    return html_template(TEMPLATE).render(title=title, figures=figures, charts=charts, tables=shown)
+    shown = [(heading, any(map(has_reward, some)), some) for heading, some in sampled.items() if some]
+    return html_template(TEMPLATE).render(title=title, figures=figures, charts=charts, tables=shown, pictures=pictures, plain_tables=tables or {})
 
 
 def has_reward(sample: Sample) -> bool:

@@ -109,14 +109,15 @@ def _typical(rows, count: int) -> list:
 
 
 def _standing_bytes(trainer: SftTrainer) -> int:
-    """Weights, gradients, optimizer state and master copies, and the head's one chunk of logits."""
+    """Weights, gradients, optimizer state and master copies, and the one chunk of logits of a head over the vocabulary."""
     total = 0
     for p in trainer.model.parameters():
         total += p.numel() * p.element_size()
         if p.requires_grad:
             low = p.dtype.itemsize == 2
             total += p.numel() * (8 + 4 + (4 if low else 0))  # two moments, a gradient, a master copy
-    vocab = trainer.model.get_output_embeddings().weight.shape[0]
+    head = trainer.model.get_output_embeddings()
+    vocab = 0 if head is None else head.weight.shape[0]
     return total + 2 * CHUNK * vocab * 4 + _interpreter_bytes()
 
 
@@ -143,7 +144,7 @@ def _timed_step(trainer: SftTrainer, rows: list) -> tuple[float, float]:
             kept.clear()
             start = time.perf_counter()
             with trainer.accelerator.autocast(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-                loss = model(**batch).loss
+                loss = trainer.mean_loss(model, batch) if hasattr(trainer, "mean_loss") else model(**batch).loss
             loss.backward()
             if device.type == "cuda":
                 torch.cuda.synchronize()

