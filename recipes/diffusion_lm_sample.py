@@ -65,6 +65,10 @@ class Texts:
             return [free if self.words is None else filled(free, length, tokenizer)] * self.samples
         return [filled(canvas_of(template, tokenizer), length, tokenizer) for template in self.templates for _ in range(self.samples)]
 
+    def barred(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """What is no word, where each position is to hold one."""
+        return [tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id] if self.templates or self.words is not None else []
+
     def wanted(self, tokenizer: PreTrainedTokenizerBase, canvases: Sequence[Canvas]) -> list[tuple[int, int]]:
         """The wanted words as positions, from 0, and ids. Raises UserError for what is no PLACE:WORD, a place that is given or beyond a text, and an unknown word."""
         found = []
@@ -114,13 +118,14 @@ def main(argv: list[str] | None = None) -> int:
     model, tokenizer = load_diffusion_lm(texts.model, texts.device)
     settings, canvases = steps.sampling(), texts.canvases(model, tokenizer)
     settings.checked(model.config.diffusion_steps)
+    barred = texts.barred(tokenizer)
     control = steps.control(model, texts.wanted(tokenizer, canvases))
     seeds = [hashed(texts.seed, place) >> 1 for place in range(len(canvases))]
     with ExitStack() as stack:
         output = stack.enter_context(open_output(texts.output)) if texts.output is not None else sys.stdout
         for start in range(0, len(canvases), texts.batch_size):
             some = slice(start, start + texts.batch_size)
-            history = denoise(model, canvases[some], settings, seeds=seeds[some], control=control)
+            history = denoise(model, canvases[some], settings, seeds=seeds[some], control=control, barred=barred)
             history = list(history) if texts.show_steps or texts.html or texts.png else [*history][-1:]
             if texts.output is not None and not start:
                 empty(output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -131,14 +132,20 @@ class DiffusionLM(OnLatents):
         """Predict the clean latents of noised ones, [rows, length, embedding]; steps is [rows], in 1..diffusion_steps."""
         return Denoising(clean=self.prediction(self.encoder(latents, steps, attention_mask)))
 
-    def rounding(self, latents: Tensor) -> Tensor:
-        """The logits of each word at a clean latent, [..., vocab]: p(w | x_0) is their softmax."""
-        return latents @ self.word_embeddings.weight.T + self.rounding_bias
+    def rounding(self, latents: Tensor, barred: Sequence[int] = ()) -> Tensor:
+        """The logits of each word at a clean latent, [..., vocab]: p(w | x_0) is their softmax. Words that are barred have none."""
+        return without(latents @ self.word_embeddings.weight.T + self.rounding_bias, barred)
 
-    def nearest(self, latents: Tensor) -> Tensor:
-        """The word whose embedding is nearest to each latent, [...]."""
+    def nearest(self, latents: Tensor, barred: Sequence[int] = ()) -> Tensor:
+        """The word whose embedding is nearest to each latent, [...], of those that are not barred."""
         words = self.word_embeddings.weight
-        return (latents @ words.T - words.square().sum(dim=-1) / 2).argmax(dim=-1)  # |x - w|^2 without what is the same for all words
+        closeness = latents @ words.T - words.square().sum(dim=-1) / 2  # of |x - w|^2 what is the same for all words is left out
+        return without(closeness, barred).argmax(dim=-1)
+
+
+def without(scores: Tensor, barred: Sequence[int]) -> Tensor:
+    """Scores of words, [..., vocab], -inf for those that are barred."""
+    return scores.index_fill(-1, torch.tensor(barred, device=scores.device), -torch.inf) if barred else scores
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,24 +70,30 @@ class RowNoise:
         return noise.to(self.like)
 
 
-def sample(model: DiffusionLM, canvases: Sequence[Canvas], settings: Sampling | None = None, *, seeds: Sequence[int], control: Control | None = None) -> list[list[int]]:
+def sample(model: DiffusionLM, canvases: Sequence[Canvas], settings: Sampling | None = None, **options: Any) -> list[list[int]]:
     """Fill in canvases, see `denoise`; return the ids of each row."""
-    *_, last = denoise(model, canvases, settings, seeds=seeds, control=control)
+    *_, last = denoise(model, canvases, settings, **options)
     return last.words
 
 
 def denoise(
-    model: DiffusionLM, canvases: Sequence[Canvas], settings: Sampling | None = None, *, seeds: Sequence[int], control: Control | None = None
+    model: DiffusionLM,
+    canvases: Sequence[Canvas],
+    settings: Sampling | None = None,
+    *,
+    seeds: Sequence[int],
+    control: Control | None = None,
+    barred: Sequence[int] = (),
 ) -> Iterator[Denoised]:
     """Yield the canvases after each step, from noise to words; positions with an id keep it, those with None are found.
 
     Canvases may differ in length: a row sees nothing beyond its own. One seed a row. With `control` the latents follow its gradients, see
-    `guided`. Raises UserError for settings out of range, and for canvases that the model cannot take, before any pass.
+    `guided`. No word that is `barred` is found, the end where a text's length is given, say. Raises UserError for settings out of range, and for canvases that the model cannot take, before any pass.
     """
     settings = settings or Sampling()
     steps = settings.checked(model.config.diffusion_steps)
     check_canvases(model, canvases)
-    return _denoise(model, canvases, settings, steps, seeds, control)
+    return _denoise(model, canvases, settings, steps, seeds, control, barred)
 
 
 def check_canvases(model: DiffusionLM, canvases: Sequence[Canvas]) -> None:
@@ -100,7 +107,9 @@ def check_canvases(model: DiffusionLM, canvases: Sequence[Canvas]) -> None:
 
 
 @torch.no_grad()
-def _denoise(model: DiffusionLM, canvases: Sequence[Canvas], settings: Sampling, steps: list[int], seeds: Sequence[int], control: Control | None) -> Iterator[Denoised]:
+def _denoise(
+    model: DiffusionLM, canvases: Sequence[Canvas], settings: Sampling, steps: list[int], seeds: Sequence[int], control: Control | None, barred: Sequence[int]
+) -> Iterator[Denoised]:
     abar, lengths = model.abar, list(map(len, canvases))
     ids, mask = padded(canvases, model)
     given, free = ids >= 0, (ids < 0) & mask.bool()
@@ -109,9 +118,9 @@ def _denoise(model: DiffusionLM, canvases: Sequence[Canvas], settings: Sampling,
     latents = noised(clean * given[..., None], abar[-1]).sample(noise())
     for now, then in pairwise(steps):
         found = model(latents, torch.full((len(ids),), now, device=ids.device), mask).clean
-        predicted = model.rounding(found).log_softmax(dim=-1).max(dim=-1)
+        predicted = model.rounding(found, barred).log_softmax(dim=-1).max(dim=-1)
         if now <= settings.clamp_from:
-            found = model.word_embeddings(model.nearest(found))
+            found = model.word_embeddings(model.nearest(found, barred))
         found = torch.where(given[..., None], clean, found)
         step = ddim(found, latents, abar[then], abar[now], settings.eta)
         latents = step.sample(noise())
@@ -119,7 +128,7 @@ def _denoise(model: DiffusionLM, canvases: Sequence[Canvas], settings: Sampling,
             at = torch.full((len(ids),), then, device=ids.device)
             scale = ddim(found, latents, abar[then], abar[now], 1.0).variance  # without noise there would be no way to move at all
             latents = guided(latents, Normal(step.mean, scale), lambda moved, at=at: control(moved, at, mask), free, settings.guidance)
-        words = model.rounding(latents).argmax(dim=-1) if then == 0 else model.nearest(latents)
+        words = model.rounding(latents, barred).argmax(dim=-1) if then == 0 else model.nearest(latents, barred)
         yield Denoised(
             then, cut(torch.where(given, ids, words), lengths), cut(torch.where(given, ids, predicted.indices), lengths),
             cut(predicted.values.masked_fill(given, 0.0), lengths),
