@@ -39,7 +39,7 @@ class Judge:
         torch.manual_seed(0)
         config, self.end = model.config, tokenizer.eos_token_id
         self.lm = GPT2LMHeadModel(GPT2Config(
-            vocab_size=len(tokenizer), n_positions=config.max_position_embeddings + 1, n_embd=config.hidden_size, n_layer=config.num_hidden_layers,
+            vocab_size=len(tokenizer), n_positions=config.max_position_embeddings + 2, n_embd=config.hidden_size, n_layer=config.num_hidden_layers,
             n_head=config.num_attention_heads, bos_token_id=self.end, eos_token_id=self.end,
         ))  # fmt: skip
         self.steps = self.teach(texts, seconds)
@@ -71,7 +71,7 @@ class Judge:
     @torch.no_grad()
     def fluency(self, texts: Sequence[Ids]) -> float:
         """Mean log-likelihood a token, nats, of all texts' tokens together."""
-        total = count = 0.0
+        total, count = 0.0, 0
         for start in range(0, len(texts), BATCH):
             ids, labels = self.batch(texts[start : start + BATCH])
             kept = labels[:, 1:] != -100
@@ -110,7 +110,7 @@ class Bench:
     def line(self, name: str, texts: Sequence[Ids], right: Callable[[Ids], bool] | None = None, seconds: float | None = None) -> None:
         """Print a line of the table: success, fluency, how many texts differ, processor seconds."""
         success = "" if right is None else f"{sum(map(right, texts)) / len(texts):.0%}"
-        cost = "" if seconds is None else f"{seconds:.0f}"
+        cost = "" if seconds is None else f"{seconds:.1f}"
         print(f"| {name} | {success} | {self.judge.fluency(texts):.2f} | {len(set(map(tuple, texts))) / len(texts):.0%} | {cost} |", flush=True)
 
     def timed(self, *args, **more) -> tuple[list[Ids], float]:

@@ -17,14 +17,13 @@ import yaml
 
 EVERYDAY = Path(__file__).parents[1] / "data" / "samples" / "everyday.yaml"
 SLOT = re.compile(r"\{(\w*)\}")
-PLAIN = ("answer", "form")  # wordings that say what is so; the others need forms of words that are made elsewhere
 
 
 def everyday(count: int, seed: int = 0) -> Iterator[dict[str, str]]:
     """A third of the sentences praises, a third blames, a third does neither; none twice."""
     told, draw, seen = yaml.safe_load(EVERYDAY.read_text(encoding="utf-8")), random.Random(seed), set()
     words = {name: each["trained"] for name, each in told["words"].items()}
-    plain = [wording for kind in PLAIN for wording, _ in told["wordings"][kind]["input"]["trained"]] + told["sentences"]["trained"]
+    plain = [wording for wording, _ in told["wordings"]["form"]["input"]["trained"]]
     reviews = told["wordings"]["sentiment"]["input"]["trained"]
 
     def fill(match: re.Match, label: str, used: dict[str, str]) -> str:
@@ -39,7 +38,7 @@ def everyday(count: int, seed: int = 0) -> Iterator[dict[str, str]]:
         if name == "end":
             return draw.choice(told["ends"][label])
         if name in ("number", "few"):
-            return str(draw.randint(2, 9 if name == "few" else 60))
+            return str(draw.randint(2, 9 if name == "few" else 20))
         return used.setdefault(name, draw.choice([each for each in words["name" if name == "other" else name] if each not in used.values()]))
 
     while len(seen) < count:

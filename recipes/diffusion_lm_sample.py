@@ -7,6 +7,7 @@ seodang diffusion-lm-sample runs/diffusion-lm --words 7 --word_at 3:garden --cla
 
 import json
 import sys
+from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -126,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
         for start in range(0, len(canvases), texts.batch_size):
             some = slice(start, start + texts.batch_size)
             history = denoise(model, canvases[some], settings, seeds=seeds[some], control=control, barred=barred)
-            history = list(history) if texts.show_steps or texts.html or texts.png else [*history][-1:]
+            history = deque(history, None if texts.show_steps or texts.html or texts.png else 1)
             if texts.output is not None and not start:
                 empty(output)
             show_steps(texts, history, canvases[0], tokenizer)

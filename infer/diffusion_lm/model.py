@@ -30,7 +30,6 @@ class DiffusionLMConfig(PreTrainedConfig):
     dropout: float = 0.1
     max_position_embeddings: int = 24
     diffusion_steps: int = 2000
-    initializer_range: float = 0.02
     pad_token_id: int | None = 0
     eos_token_id: int | None = 1
     unk_token_id: int | None = 2
@@ -55,7 +54,7 @@ class LatentEncoder(nn.Module):
             BertConfig(
                 vocab_size=1, pad_token_id=None, type_vocab_size=1, hidden_size=size, num_hidden_layers=config.num_hidden_layers,
                 num_attention_heads=config.num_attention_heads, intermediate_size=config.intermediate_size, hidden_dropout_prob=config.dropout,
-                attention_probs_dropout_prob=config.dropout, max_position_embeddings=config.max_position_embeddings, initializer_range=config.initializer_range,
+                attention_probs_dropout_prob=config.dropout, max_position_embeddings=config.max_position_embeddings, initializer_range=size**-0.5,
             ),
             add_pooling_layer=False,
         )  # fmt: skip
@@ -93,6 +92,15 @@ class OnLatents(PreTrainedModel):
         """The same: rounding is tied to them."""
         return self.word_embeddings
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Words' embeddings as large as the noise, as in the paper's code, and layers that keep a signal's size: BERT's 0.02 is made for wider models."""
+        super()._init_weights(module)
+        if module is self.word_embeddings:
+            initialization.normal_(module.weight)
+        elif isinstance(module, nn.Linear):
+            initialization.normal_(module.weight, std=module.in_features**-0.5)
+
     @cached_property
     def abar(self) -> Tensor:
         """What is left of a latent's square at each step, [diffusion_steps + 1] in float64, on the CPU."""
@@ -119,14 +127,6 @@ class DiffusionLM(OnLatents):
         self.encoder = LatentEncoder(config)
         self.prediction = nn.Sequential(nn.Linear(size, size), nn.Tanh(), nn.Linear(size, config.embedding_size))
         self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if module is self.word_embeddings:
-            initialization.normal_(module.weight)  # as large as the noise, as in the paper's code
-        if module is self:
-            initialization.zeros_(self.rounding_bias)
 
     def forward(self, latents: Tensor, steps: Tensor, attention_mask: Tensor | None = None) -> Denoising:
         """Predict the clean latents of noised ones, [rows, length, embedding]; steps is [rows], in 1..diffusion_steps."""

@@ -12,7 +12,7 @@ def tiny_lm():
 
     def build(seed: int = 0, **changes) -> DiffusionLM:
         sizes = {"vocab_size": 11, "embedding_size": 6, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-        config = DiffusionLMConfig(**{**sizes, "max_position_embeddings": 8, "diffusion_steps": 20, "initializer_range": 0.3, **changes})
+        config = DiffusionLMConfig(**{**sizes, "max_position_embeddings": 8, "diffusion_steps": 20, **changes})
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             return DiffusionLM(config).double().eval()

@@ -21,7 +21,7 @@ def built(seed=0, **changes):
     sizes = {"vocab_size": 11, "embedding_size": 4, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return DiffusionLM(DiffusionLMConfig(**{**sizes, "max_position_embeddings": 8, "diffusion_steps": 50, "initializer_range": 0.3, **changes}))
+        return DiffusionLM(DiffusionLMConfig(**{**sizes, "max_position_embeddings": 8, "diffusion_steps": 50, **changes}))
 
 
 def rows(count=12, seed=0):
