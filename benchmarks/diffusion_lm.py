@@ -161,7 +161,7 @@ def main() -> None:
     print(f"judges: GPT-2, {judge.steps} steps of 32 texts; naive Bayes, right on {right:.1%} of {len(held)} held-out texts")
     print("| texts | success | log-likelihood a token | different | processor seconds |\n| --- | --- | --- | --- | --- |")
     bench = Bench(options, model, tokenizer, judge)
-    bench.line("held out, written by people", [ids for ids, _ in held])
+    bench.line("held out", [ids for ids, _ in held])
     seen = {tuple(ids) for ids, _ in trained}
     bench.line("free", bench.free)
     print(f"  {sum(tuple(text) in seen for text in bench.free) / len(bench.free):.0%} of the free texts stand in the training data")

@@ -10,7 +10,7 @@ from seodang.infer.diffusion_lm.checkpoint import load_classifier, load_diffusio
 from seodang.infer.diffusion_lm.model import Denoising, DiffusionLM, DiffusionLMConfig, LatentClassifier
 from seodang.infer.diffusion_lm.words import train_words
 from seodang.train.diffusion_lm.classifier import classification, latent_classifier_trainer, new_classifier
-from seodang.train.diffusion_lm.training import collate, diffusion_lm, diffusion_lm_trainer, drawn, end_to_end, held_out, patch_end_to_end
+from seodang.train.diffusion_lm.training import diffusion_lm, diffusion_lm_trainer, drawn, end_to_end, held_out, patch_end_to_end
 from seodang.train.run.callbacks import LOG, read_log
 from seodang.train.run.checkpoints import find_resume
 
