@@ -9,6 +9,8 @@ _HOMES = {
     "sft": "stages.sft", "sft_trainer": "stages.sft", "SftTrainer": "stages.sft", "StreamedRows": "stages.sft",
     "diffusion_trainer": "diffusion.trainer", "DiffusionTrainer": "diffusion.trainer", "DenoisingObjective": "diffusion.objective",
     "diffusion_dpo": "diffusion.dpo", "diffusion_dpo_trainer": "diffusion.dpo", "DiffusionDpoTrainer": "diffusion.dpo",
+    "diffusion_lm_trainer": "diffusion_lm.training", "DiffusionLMTrainer": "diffusion_lm.training",
+    "latent_classifier_trainer": "diffusion_lm.classifier", "LatentClassifierTrainer": "diffusion_lm.classifier",
     "adapt": "diffusion.adapt", "Canvas": "diffusion.canvas",
     "mlm": "pretraining.mlm", "mlm_trainer": "pretraining.mlm", "MlmTrainer": "pretraining.mlm",
     "reward": "stages.reward", "reward_trainer": "stages.reward", "RewardModelTrainer": "stages.reward",

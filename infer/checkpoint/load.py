@@ -26,7 +26,7 @@ from ...data.hub import check_hub_name
 from ..diffusion.compat import bind
 from ..kernels.device import choose_device, choose_dtype, cpu_has_bfloat16
 from ..kernels.fused_projections import fuse_projections
-from ..runners.paradigm import is_encoder, masked_lm_class
+from ..runners.paradigm import is_encoder, masked_lm_class, refuse_continuous
 from .adapter_paradigm import declare_as_beside
 from .damage import check_texts, read_json, refuse_mismatched, torn_file
 from .default_encoder import NAME as DEFAULT_ENCODER
@@ -74,6 +74,7 @@ def load(
         if adapter is not None:
             raise UserError(f"{path} is an adapter already: give its base model as the model, or drop adapter={adapter}")
         place, adapter = resolve(adapter_base(place)), place
+    _refuse_continuous(place, getattr(model_class, "config_class", None))
     where = choose_device(device)
     weights_dtype, reason = choose_dtype(dtype, where)
     logger.info("%s in %s on %s (%s)", path, weights_dtype, where, reason)
@@ -81,7 +82,7 @@ def load(
     if head is not None:
         model_class, model_arguments = model_class or AutoModelForSequenceClassification, {**head, **model_arguments}
     model = _load_weights(place, model_class, weights_dtype, model_arguments)
-    tokenizer = load_tokenizer(adapter if adapter is not None and has_tokenizer(resolve(adapter)) else place)
+    tokenizer = _read_tokenizer(adapter if adapter is not None and has_tokenizer(resolve(adapter)) else place)
     _warn_of_more_ids(place, model, tokenizer)
     if adapter is not None:
         model = _load_adapter(model, resolve(adapter))
@@ -112,6 +113,20 @@ def _check_weights(weights: str, device: str, dtype: str) -> tuple[str, str]:
 
 def load_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a checkpoint folder, a hub name or "default", of an adapter without one that of its base; raises UserError where none can be read."""
+    place = resolve(path)
+    _refuse_continuous(place)
+    return _read_tokenizer(place)
+
+
+def _refuse_continuous(place: str, wanted: type | None = None) -> None:
+    """Refuse a folder of continuous diffusion by its name, unless a class with its very configuration is `wanted`: it is no language model like others."""
+    config = Path(place) / "config.json"
+    kind = read_json(config).get("model_type") if config.is_file() else None
+    if wanted is None or wanted.model_type != kind:
+        refuse_continuous(kind, place)
+
+
+def _read_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerBase:
     place = resolve(path)
     if is_adapter(place) and not has_tokenizer(place):
         place = resolve(adapter_base(place))

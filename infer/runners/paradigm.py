@@ -1,4 +1,4 @@
-"""Which way a checkpoint speaks: left to right, by filling in masks, or, an encoder, not at all; its config says it."""
+"""Which way a checkpoint speaks: left to right, by filling in masks, by continuous diffusion, or, an encoder, not at all; its config says it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedConfig, PreTrain
 from ...data.errors import UserError
 
 KEY = "diffusion"  # in config.json
+CONTINUOUS, CLASSIFIER = "diffusion_lm", "diffusion_lm_classifier"  # model types: Diffusion-LM, and what controls it
 BIDIRECTIONAL, PROMPT_CAUSAL, BLOCK_CAUSAL = ATTENTIONS = ("bidirectional", "prompt_causal", "block_causal")
 
 
@@ -68,6 +69,14 @@ def refuse_diffusion(config: PreTrainedConfig, what: str, remedy: str = "use ano
     diffusion = diffusion_of(config)
     if diffusion is not None and not diffusion.autoregressive:
         raise UserError(f"{what} reads from left to right, but this {config.model_type} is a masked-diffusion model: {remedy}")
+
+
+def refuse_continuous(model_type: str | None, place: str) -> None:
+    """Raise UserError where what takes language models is given a checkpoint of continuous diffusion, by its model type, which has no logits of a next token."""
+    if model_type == CONTINUOUS:
+        raise UserError(f"{place} is a Diffusion-LM, whose words come out of continuous noise: sample it by `seodang diffusion-lm-sample {place}`")
+    if model_type == CLASSIFIER:
+        raise UserError(f"{place} is a classifier on a Diffusion-LM's latents: give it to `seodang diffusion-lm-sample` as --classifier {place}")
 
 
 def refuse_mask(diffusion: Diffusion, answer: Sequence[int], tokenizer: PreTrainedTokenizerBase, name: str) -> None:

@@ -28,7 +28,7 @@ from seodang.recipes.options.outputs import OUTPUTS, READ, check_outputs
 
 FILE = Path(__file__).with_name("known.json")
 LIBRARIES = ("transformers", "trl")  # whose versions decide which options there are
-MODELS = ("model", "adapter", "reference", "reward_model", "value_model")  # the options that name a model's folder, or one on the hub
+MODELS = ("model", "adapter", "reference", "reward_model", "value_model", "classifier")  # the options that name a model's folder, or one on the hub
 SOURCES = ("data", "eval_data")  # those that name what is read
 
 DATA = "data columns eval_data eval_fraction"
@@ -54,6 +54,14 @@ FIRST: dict[str, dict[str, str]] = {
     "mlm": {
         "data": f"{FILES} documents max_length", "model": "model scratch device dtype",
         "learning": f"mlm_probability whole_words {LEARNING} max_steps", "run": RUN,
+    },
+    "diffusion-lm": {
+        "data": f"{FILES} min_count length too_long", "model": "embedding_size hidden_size layers heads diffusion_steps device", "learning": LEARNING, "run": RUN,
+    },
+    "diffusion-lm-control": {"data": f"{FILES} too_long", "model": "model hidden_size layers device", "learning": LEARNING, "run": RUN},
+    "diffusion-lm-sample": {
+        "texts": "templates samples words word_at output seed show_steps", "model": "model device", "steps": "steps eta clamp_from",
+        "control": "classifier label updates rate fluency",
     },
     "reward": {"data": f"{FILES} max_length pair_weights", "model": MODEL, "learning": LEARNING, "run": RUN},
     "dpo": {"data": f"{FILES} max_length", "model": f"{MODEL} reference", "learning": f"loss beta draws {LEARNING}", "run": RUN},
