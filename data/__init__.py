@@ -15,6 +15,8 @@ _HOMES = {
     "Labeller": "labels", "Accounting": "accounting", "PreferenceCounts": "preference_rows",
     "form_preferences": "form_pairs", "form_reward": "form_pairs", "demonstrations": "form_pairs",
     "read_json_lines": "json_text", "sample_path": "sample_data", "sample_names": "sample_data",
+    "read_documents": "text.documents", "token_store": "text.store", "causal_rows": "text.rows", "masked_rows": "text.rows",
+    "Masking": "text.corruption", "MaskingOptions": "text.corruption",
     "UserError": "errors",
 }  # fmt: skip
 __all__ = list(_HOMES)

@@ -10,9 +10,10 @@ from itertools import groupby
 from types import MappingProxyType
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from .errors import UserError
 from .long_text import TooManyTokens, refuse_long
 from .template import remember
 
@@ -100,6 +101,17 @@ def encode_raw(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def literal_ids(tokenizer: PreTrainedTokenizerBase, piece: str) -> list[int]:
     """Ids of a piece in the middle of a text, no part of which is a control token."""
     return continuing(partial(_literally, tokenizer), piece)
+
+
+def literal_encodings(tokenizer: PreTrainedTokenizerBase, texts: list[str], offsets: bool = True) -> list[Encoding]:
+    """Encodings of whole texts, no part of which is a control token, with nothing put around them; without `offsets` in less time.
+
+    Raises UserError for a tokenizer that does not tell where its tokens stand.
+    """
+    backend = _literal_encoder(tokenizer)
+    if backend is None:
+        raise UserError(f"{type(tokenizer).__name__} does not tell where its tokens stand in a text: use a fast tokenizer")
+    return (backend.encode_batch if offsets else backend.encode_batch_fast)(texts, add_special_tokens=False)
 
 
 def literal_text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:

@@ -1,6 +1,7 @@
 """One tiny model a kind and the real model once, for the whole session."""
 
 import copy
+import functools
 import gc
 import json
 import os
@@ -18,7 +19,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core: more threads, of tor
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
@@ -107,6 +108,45 @@ def fresh_tiny():
 @pytest.fixture(scope="session")
 def tiny_llama(tiny):
     return tiny("llama")
+
+
+TEXT = [
+    "한국어 문장을  배워요. 영화가 정말 재미있었어요!",
+    "The little model learns. Don't stop learning, little model!",
+    "🙂🙂 x = foo(1)\n  return little(x)",
+    "어제 본 영화는 재미없었어요. 배우가 정말 좋았어요.",
+]
+SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+
+
+def train_text_tokenizer(kind: str, size: int = 300, special: dict[str, str] = SPECIAL) -> PreTrainedTokenizerFast:
+    """A tokenizer trained on a few lines of Korean, English and code: "wordpiece", "bytes" (byte-level BPE), "unigram", or "unsplit", which parts no words."""
+    marks = list(special.values())
+    if kind == "wordpiece":
+        backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        backend.normalizer, backend.pre_tokenizer = normalizers.BertNormalizer(strip_accents=False), pre_tokenizers.BertPreTokenizer()
+        trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=marks)
+        backend.decoder = decoders.WordPiece()
+    elif kind == "bytes":
+        backend = Tokenizer(models.BPE())
+        backend.pre_tokenizer, backend.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
+        trainer = trainers.BpeTrainer(vocab_size=size + 100, special_tokens=marks, initial_alphabet=ByteLevel.alphabet())
+    else:
+        backend = Tokenizer(models.Unigram())
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(split=kind == "unigram", prepend_scheme="first" if kind == "unsplit" else "always")
+        trainer = trainers.UnigramTrainer(vocab_size=size // 3, unk_token="[UNK]", special_tokens=marks)
+        backend.decoder = decoders.Metaspace()
+    backend.train_from_iterator(TEXT * 3, trainer)
+    cls, sep = (special.get(name, "[CLS]") for name in ("cls_token", "sep_token"))
+    around = [(mark, backend.token_to_id(mark)) for mark in (cls, sep)]
+    backend.post_processor = processors.TemplateProcessing(single=f"{cls} $A {sep}", pair=f"{cls} $A {sep} $B:1 {sep}:1", special_tokens=around)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+
+
+@pytest.fixture(scope="session")
+def text_tokenizer():
+    """`text_tokenizer(kind)`: one of `train_text_tokenizer`, trained once; do not change it."""
+    return functools.cache(train_text_tokenizer)
 
 
 @pytest.fixture(scope="session")

@@ -162,7 +162,7 @@ def _check(weights: Sequence[float], count: int) -> None:
 def check_source(name: str, encoding: str | None = None) -> None:
     """Raise UserError for a source that is not there, and for a file whose beginning is not in its encoding; no more is read of one that is."""
     _reader(name, "train", streaming=True)
-    if (path := Path(name).expanduser()).is_file() and _kind(path) not in (*WORKBOOKS, ".parquet"):
+    if (path := Path(name).expanduser()).is_file() and kind_of(path) not in (*WORKBOOKS, ".parquet"):
         next(lines_of(path, encoding), None)
 
 
@@ -170,7 +170,7 @@ def is_source_file(name: str) -> bool:
     """Whether a name is that of a file, or of a workbook's sheet, whose records can be read."""
     book, mark, _ = name.rpartition("#")
     path = Path(name).expanduser()
-    return _kind(path) in READERS and path.is_file() or bool(mark) and Path(book).suffix.lower() in WORKBOOKS and Path(book).expanduser().is_file()
+    return kind_of(path) in READERS and path.is_file() or bool(mark) and Path(book).suffix.lower() in WORKBOOKS and Path(book).expanduser().is_file()
 
 
 def records_of(name: str, encoding: str | None = None, known: Collection[str] = ()) -> Iterator[Located]:
@@ -182,38 +182,38 @@ def _reader(name: str, split: str, streaming: bool, encoding: str | None = None,
     """What reads the records of a source, again at each call."""
     path = Path(name).expanduser()
     if path.is_file():
-        _refuse_unread(path, name)
-        return lambda: READERS[_kind(path)](path, encoding, known)
+        refuse_unread(path, name)
+        return lambda: READERS[kind_of(path)](path, encoding, known)
     book, mark, sheet = name.rpartition("#")
     if mark and Path(book).suffix.lower() in WORKBOOKS and Path(book).expanduser().is_file():
         return lambda: _workbook(Path(book).expanduser(), sheet)
     pattern = not path.is_dir() and any(letter in name for letter in "*?[")
     if path.is_dir() or pattern:
-        files = _files_of(path) if path.is_dir() else [Path(file) for file in glob(str(path), recursive=True) if os.path.isfile(file)]
-        files = _each_once(files)
+        files = files_in(path) if path.is_dir() else [Path(file) for file in glob(str(path), recursive=True) if os.path.isfile(file)]
+        files = each_once(files)
         for file in files:
-            if pattern or _kind(file) in REMEDIES:
-                _refuse_unread(file, f"{name}: {file.name}")
+            if pattern or kind_of(file) in REMEDIES:
+                refuse_unread(file, f"{name}: {file.name}")
         if not files:
             raise UserError(f"no file matches {name}" if pattern else f"the folder {name} holds no {', '.join(READERS)} file")
-        return lambda: (located for file in files for located in READERS[_kind(file)](file, encoding, known))
-    if _kind(path) in (*READERS, *REMEDIES) or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        return lambda: (located for file in files for located in READERS[kind_of(file)](file, encoding, known))
+    if kind_of(path) in (*READERS, *REMEDIES) or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"there is no file or folder {name}")
     check_hub_name(name.partition(":")[0], "dataset")
     return lambda: _hub(name, split, streaming)
 
 
-def _files_of(folder: Path) -> list[Path]:
-    """The files of a folder that hold records, or could as another kind of workbook.
+def files_in(folder: Path, *further: str) -> list[Path]:
+    """The files of a folder that hold records, or could as another kind of workbook, and those of further endings.
 
     Not those that are hidden or lie in a hidden folder (Jupyter keeps copies in one), nor what Excel leaves beside an open workbook.
     """
-    wanted = {*READERS, *(kind for kind, remedy in REMEDIES.items() if ".xlsx" in remedy)}
+    wanted = {*READERS, *further, *(kind for kind, remedy in REMEDIES.items() if ".xlsx" in remedy)}
     hidden = lambda file: any(part.startswith((".", "~$")) for part in file.relative_to(folder).parts)
-    return [file for file in folder.rglob("*") if _kind(file) in wanted and file.is_file() and not hidden(file)]
+    return [file for file in folder.rglob("*") if kind_of(file) in wanted and file.is_file() and not hidden(file)]
 
 
-def _each_once(files: Iterable[Path]) -> list[Path]:
+def each_once(files: Iterable[Path]) -> list[Path]:
     """Files in order of their names, one to which links lead once: a link to a folder above would give it forty times."""
     found: dict[str, Path] = {}
     for file in sorted(files):
@@ -221,15 +221,15 @@ def _each_once(files: Iterable[Path]) -> list[Path]:
     return list(found.values())
 
 
-def _kind(path: Path) -> str:
+def kind_of(path: Path) -> str:
     """The ending of a file's name that says what it holds; behind it may stand how that is compressed."""
     ending = path.suffix.lower()
     inner = path.with_suffix("").suffix.lower() if ending in COMPRESSED else ""
-    return inner if inner in READERS and inner not in (*WORKBOOKS, ".parquet") else ending
+    return inner if inner in (*READERS, ".txt") and inner not in (*WORKBOOKS, ".parquet") else ending
 
 
-def _refuse_unread(path: Path, name: str) -> None:
-    kind = _kind(path)
+def refuse_unread(path: Path, name: str) -> None:
+    kind = kind_of(path)
     if kind not in READERS:
         remedy = f": {REMEDIES[kind]}" if kind in REMEDIES else ""
         text = f"only {', '.join(READERS)}, and those of text as {' or '.join(COMPRESSED)} too"

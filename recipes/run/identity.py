@@ -75,7 +75,9 @@ def environment_of(dtype: str, args: TrainingArguments) -> dict[str, Any]:
 
 
 def content_of(rows: Iterable[Mapping[str, Any]]) -> str:
-    """A fingerprint of what rows hold, whatever file it came from."""
+    """A fingerprint of what rows hold, whatever file it came from; rows that are made when they are asked for know their own."""
+    if (known := getattr(rows, "content", None)) is not None:
+        return fingerprint(known)
     lines = (json.dumps({name: value for name, value in row.items() if name != "where"}, sort_keys=True, default=_plain) for row in rows)
     return fingerprint("\n".join(lines))
 

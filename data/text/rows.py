@@ -1,0 +1,179 @@
+"""Rows of documents' tokens, laid end to end and kept apart by their borders, made when they are asked for."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import UserError
+from ..labels import IGNORE_INDEX
+from ..packing import best_fit_decreasing
+from .around import Around, around, around_documents
+from .counts import RowCounts
+from .store import BYTES, DIGEST, TokenStore
+
+WINDOW = 10_000  # pieces among which those are sought that fill a row
+NUMBER = "number"  # a row's place among all rows: what is drawn at random for it hangs on that
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Where in the store each piece of a document begins and ends, and whether it begins or ends the document: [pieces] each."""
+
+    begin: np.ndarray
+    end: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+
+
+class TextRows(Sequence):
+    """Rows of at most `max_length` tokens: `input_ids`, the `lengths` of the pieces in it, and its `number`.
+
+    A row is made of the store when it is asked for; what is held of the whole is a few numbers a piece. `content` tells these rows from others.
+    """
+
+    def __init__(self, store: TokenStore, puts: Around, max_length: int, chosen: np.ndarray, pieces: Pieces, *, every_piece: bool):
+        self.store, self.puts, self.longest, self.chosen, self.pieces = store, puts, max_length, chosen, pieces
+        self.before = len(puts.before) * (pieces.first | every_piece)
+        self.after = len(puts.after) * (pieces.last | every_piece)
+        self.lengths = pieces.end - pieces.begin + self.before + self.after
+        self.order, self.borders = _filled(self.lengths, max_length)
+        self.highest = max(store.highest, *puts.before, *puts.after, 0)
+        self.content = f"{store.content}:{len(chosen)}:{_digest(chosen)}:{max_length}"
+
+    def __len__(self) -> int:
+        return len(self.borders) - 1
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        if not -len(self) <= number < len(self):
+            raise IndexError(number)
+        number %= len(self)
+        some = self.order[self.borders[number] : self.borders[number + 1]]
+        ids = [each for piece in some for each in self._of_piece(piece, self.store.tokens, self.puts.before, self.puts.after)]
+        return {"input_ids": ids, "lengths": self.lengths[some].tolist(), NUMBER: int(number), **self.further(ids, some)}
+
+    def further(self, ids: list[int], pieces: np.ndarray) -> dict[str, Any]:
+        """What rows of a kind hold beside."""
+        return {}
+
+    def _of_piece(self, piece: int, values: np.ndarray, before: Sequence, after: Sequence) -> Iterator:
+        """What stands in the store where a piece does, between what is put before and behind it."""
+        yield from before if self.before[piece] else ()
+        yield from values[self.pieces.begin[piece] : self.pieces.end[piece]].tolist()
+        yield from after if self.after[piece] else ()
+
+    @property
+    def bytes(self) -> int:
+        """Bytes in UTF-8 of the documents in the rows."""
+        return int(self.store.documents[self.chosen, BYTES].sum())
+
+    def token_count(self) -> int:
+        """Tokens of all rows."""
+        return int(self.lengths.sum())
+
+    def counts(self) -> RowCounts:
+        """How the documents went into rows."""
+        pieces, whole = self.pieces, self.pieces.first & self.pieces.last
+        return RowCounts(
+            self.longest, documents=int(pieces.first.sum()), pieces=len(pieces.first), rows=len(self), tokens=self.token_count(),
+            split=int((pieces.first & ~pieces.last).sum()), split_pieces=int((~whole).sum()),
+        )  # fmt: skip
+
+
+class CausalRows(TextRows):
+    """Rows with `labels`: each token is learned behind those before it in its document, the first of a piece alone is not (-100)."""
+
+    def further(self, ids: list[int], pieces: np.ndarray) -> dict[str, Any]:
+        labels = list(ids)
+        for start in accumulate(self.lengths[pieces][:-1].tolist(), initial=0):
+            labels[start] = IGNORE_INDEX
+        return {"labels": labels}
+
+
+class MaskedRows(TextRows):
+    """Rows without labels, for these come with a corruption; where the store knows words, with `word_starts`, whether each token begins one."""
+
+    def further(self, ids: list[int], pieces: np.ndarray) -> dict[str, Any]:
+        starts = self.store.word_starts
+        if starts is None:
+            return {}
+        ones = [True] * len(self.puts.before), [True] * len(self.puts.after)  # what is put around a text is no part of a word
+        begins = [each for piece in pieces for each in self._of_piece(piece, starts, *ones)]
+        for start in accumulate(self.lengths[pieces][:-1].tolist(), initial=len(self.puts.before)):
+            begins[start] = True  # a piece may begin within a word
+        return {"word_starts": begins}
+
+
+def causal_rows(store: TokenStore, tokenizer: PreTrainedTokenizerBase, max_length: int, documents: np.ndarray | None = None) -> CausalRows:
+    """Rows to learn text from left to right, of all documents or those of the given numbers.
+
+    A document stands between what the tokenizer puts around a text, with its end of text. A longer one goes on in the next piece, whose first
+    token is the last of the piece before: each token but the document's first is learned once.
+    """
+    puts = around_documents(tokenizer)
+    _check_length(max_length, max(len(puts) + 1, 2), puts)
+    chosen = _chosen(store, documents)
+    pieces = _pieces(store, chosen, max_length, len(puts.before), len(puts.after), overlap=1)
+    return CausalRows(store, puts, max_length, chosen, pieces, every_piece=False)
+
+
+def masked_rows(store: TokenStore, tokenizer: PreTrainedTokenizerBase, max_length: int, documents: np.ndarray | None = None) -> MaskedRows:
+    """Rows to learn masked text from, of all documents or those of the given numbers: each piece stands between what the tokenizer puts around a text."""
+    puts = around(tokenizer)
+    _check_length(max_length, len(puts) + 1, puts)
+    chosen = _chosen(store, documents)
+    return MaskedRows(store, puts, max_length, chosen, _pieces(store, chosen, max_length - len(puts), 0, 0, overlap=0), every_piece=True)
+
+
+def held_out(store: TokenStore, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of the documents to train on and of those held out, at random but the same for the same seed.
+
+    Documents of the same words go together, so that none is on both sides. Raises UserError where nothing would be left.
+    """
+    digests, group = np.unique(store.documents[:, DIGEST], return_inverse=True)
+    count = max(1, round(len(digests) * fraction))
+    if count >= len(digests):
+        raise UserError(f"eval_fraction {fraction} leaves nothing of {len(digests)} documents to train on: lower it, or part the text (--documents line)")
+    held = np.zeros(len(digests), dtype=bool)
+    held[np.argsort(np.random.Generator(np.random.Philox(seed)).random(len(digests)), kind="stable")[:count]] = True
+    return np.flatnonzero(~held[group]), np.flatnonzero(held[group])
+
+
+def _chosen(store: TokenStore, documents: np.ndarray | None) -> np.ndarray:
+    return np.arange(len(store)) if documents is None else np.asarray(documents)
+
+
+def _check_length(max_length: int, least: int, puts: Around) -> None:
+    if max_length < least:
+        raise UserError(f"max_length {max_length} has no room for text, for the tokenizer puts {len(puts)} tokens around it: set {least} or more")
+
+
+def _pieces(store: TokenStore, chosen: np.ndarray, room: int, before: int, after: int, overlap: int) -> Pieces:
+    """Documents in pieces that with `before` and `after` tokens at the document's two ends come to at most `room`, sharing `overlap` tokens."""
+    spans = store.spans()
+    begin, end = spans[chosen], spans[chosen + 1]
+    step = room - overlap
+    count = np.maximum(-(-(end - begin + before + after - overlap) // step), 1)
+    document = np.repeat(np.arange(len(chosen)), count)
+    place = np.arange(len(document)) - np.repeat(np.cumsum(count) - count, count)  # of a piece in its document
+    at = begin[document] - before + place * step
+    first, last = place == 0, place == count[document] - 1
+    return Pieces(np.clip(at, begin[document], end[document] - overlap), np.minimum(at + room, end[document]), first, last)
+
+
+def _filled(lengths: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
+    """The pieces in the order in which they lie in rows, and where each row begins there, and the last ends."""
+    order, sizes = [np.zeros(0, dtype=np.int64)], [np.zeros(1, dtype=np.int64)]
+    for start in range(0, len(lengths), WINDOW):
+        bins = best_fit_decreasing(lengths[start : start + WINDOW].tolist(), room)
+        order.append(np.concatenate([np.array(each, dtype=np.int64) for each in bins]) + start)
+        sizes.append(np.array([len(each) for each in bins], dtype=np.int64))
+    return np.concatenate(order), np.cumsum(np.concatenate(sizes))
+
+
+def _digest(chosen: np.ndarray) -> int:
+    weights = np.arange(1, len(chosen) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return int((chosen.astype(np.uint64) * weights).sum(dtype=np.uint64))
