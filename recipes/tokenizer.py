@@ -10,15 +10,12 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from seodang.data.errors import UserError
-from seodang.data.text.documents import DocumentTexts
+from seodang.data.text.texts import DocumentTexts
 from seodang.data.text.tokenizer_training import train_tokenizer
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.text import TextOptions
 from seodang.recipes.options.tokenizing import TokenizerOptions
 from seodang.train.run.checkpoints import publish_into, start_staging
-
-SHOWN = "The teacher reads, 훈장님이 글을 읽습니다."
-
 
 @dataclass
 class OutputOptions:
@@ -52,16 +49,7 @@ def lines(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     model, dropout = type(tokenizer.backend_tokenizer.model).__name__, getattr(tokenizer.backend_tokenizer.model, "dropout", None)
     special = ", ".join(dict.fromkeys(tokenizer.all_special_tokens))
     left_out = f", {dropout:.0%} of its merges left out at random in training text" if dropout else ""
-    return [
-        f"vocabulary      {len(tokenizer):,} tokens ({model}{left_out}), of them special {special}",
-        f"for example     {' | '.join(token.replace(chr(0x120), '_') for token in pieces(tokenizer))}",
-    ]
-
-
-def pieces(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """An example sentence in its tokens, as the text that each stands for; bytes that are no character by themselves as U+FFFD."""
-    ids = tokenizer(SHOWN, add_special_tokens=False)["input_ids"]
-    return [tokenizer.decode([id]) for id in ids]
+    return [f"vocabulary      {len(tokenizer):,} tokens ({model}{left_out}), of them special {special}"]
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """The texts of documents alone, for what is learned from them before they have tokens."""
 
-import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from .documents import Part, read_documents
+from .documents import Part, digest_number, new_digest, read_documents
 from .rows import apart
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from seodang.data.errors import UserError
 from seodang.data.files.sources import check_source
 from seodang.data.hub import check_hub_name
+from seodang.data.text.documents import check_text_source
 from seodang.recipes.options.outputs import OUTPUTS, READ, check_outputs
 
 FILE = Path(__file__).with_name("known.json")
@@ -31,6 +32,8 @@ SOURCES = ("data", "eval_data")  # those that name what is read
 
 DATA = "data columns eval_data eval_fraction"
 FILES = f"{DATA} encoding"
+TEXT = "data documents columns encoding"
+TOKENIZER = "kind vocab_size"
 MODEL = "model lora_r device dtype"
 LEARNING = "learning_rate num_train_epochs per_device_train_batch_size"
 RUN = "output_dir config resume dry_run"
@@ -43,6 +46,11 @@ FIRST: dict[str, dict[str, str]] = {
     "prepare": {},
     "preview": {
         "data": "data columns encoding shape weights split rows html", "model": "model chat_template", "labels": "max_length train_on empty_answers unusable",
+    },
+    "tokenizer": {"data": TEXT, "tokenizer": f"{TOKENIZER} cased limit_alphabet min_frequency add_prefix_space bpe_dropout", "run": "output_dir config"},
+    "pretrain": {
+        "data": f"{TEXT} eval_data eval_fraction max_length", "tokenizer": f"tokenizer {TOKENIZER}",
+        "model": "architecture hidden_size layers heads config_file model device dtype", "learning": f"{LEARNING} max_steps", "run": f"{RUN} sample_prompts",
     },
     "sft": {"data": f"{FILES} max_length packing", "model": MODEL, "learning": f"{LEARNING} max_steps", "run": RUN},
     "diffusion": {
@@ -133,8 +141,9 @@ def refuse(verb: str, argv: Sequence[str]) -> None:
         if model not in ("", "default") and not os.path.exists(model):
             check_hub_name(model)
     encoding = next(iter(_texts(values.get("encoding"))), None) if "encoding" in told["names"].split() else None
+    check = check_text_source if "documents" in told["names"].split() else check_source
     for source in (source for name in SOURCES for source in texts.get(name, ())):
-        check_source(source, encoding)
+        check(source, encoding)
 
 
 def _given(verb: str, argv: Sequence[str]) -> dict[str, list[str]]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from peft import LoraConfig
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
@@ -20,9 +21,8 @@ class PretrainTrainer(SftTrainer):
     def measure(self, model: nn.Module, rows: CausalRows) -> dict[str, float]:
         """Held-out loss and accuracy a token, ends of documents included, and bits for each byte of the documents."""
         metrics = super().measure(model, rows)
-        uncoded = 0 if rows.puts.before else len(rows.chosen)
-        nats = metrics["loss"] * (rows.token_count() - len(rows.pieces.first))
-        return metrics | {"bits_per_byte": bits_per_byte(nats, rows.bytes, uncoded=uncoded, vocab_size=len(self.processing_class))}
+        coded = bits_per_byte(metrics["loss"] * rows.learned(), rows.bytes, uncoded=rows.uncoded(), vocab_size=len(self.processing_class))
+        return metrics | {"bits_per_byte": coded}
 
 
 PRETRAINING = Stage(PretrainTrainer, "rows of text", labelled_size, patch_completion_loss)
@@ -47,6 +47,7 @@ def pretrain_trainer(
     args: TrainingArguments,
     *,
     eval_rows: CausalRows | None = None,
+    lora: LoraConfig | None = None,
     sample: Callable[[PreTrainedModel], dict[str, float]] | None = None,
     provenance: Provenance | None = None,
     callbacks: Sequence[TrainerCallback] = (),
@@ -54,9 +55,9 @@ def pretrain_trainer(
     """Build the trainer of `pretrain`; the model is changed in place (its attention, its loss).
 
     Rows are those of `causal_rows`: the documents in one are kept apart in attention and positions where the architecture allows it, else each is a
-    padded row of its own. `sample` is called at each evaluation with the model (`TextSampler`).
+    padded row of its own. With `lora`, only the adapter is trained and saved. `sample` is called at each evaluation with the model (`TextSampler`).
     """
-    PRETRAINING.check(model, rows, eval_rows)
+    PRETRAINING.check(model, rows, eval_rows, lora=lora)
     collator = choose_collator(model, tokenizer)
-    model = PRETRAINING.prepare(model, tokenizer, None, args)
+    model = PRETRAINING.prepare(model, tokenizer, lora, args)
     return PRETRAINING.build(model, tokenizer, args, rows, eval_rows, sample=sample, provenance=provenance, callbacks=callbacks, data_collator=collator)
