@@ -65,7 +65,7 @@ class ArchitectureOptions:
         """The sizes given, and by default a small model's."""
         return Sizes(**{each.name: value for each in fields(Sizes) if (value := getattr(self, each.name)) is not None})
 
-    def given(self) -> str | None:
+    def named(self) -> str | None:
         """The first of these options that was given."""
         return next((each.name for each in fields(self) if getattr(self, each.name) != each.default), None)
 
@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
     classes = TrainingTextOptions, ArchitectureOptions, TokenizerOptions, SampleOptions, PretrainedModelOptions, RunOptions, PretrainArguments
     text, architecture, tokens, samples, model, run, args = parse(argv, *classes, prog="seodang pretrain", description=__doc__)
     args = complete_arguments(args, model, run, evaluates=bool(text.eval_data or text.eval_fraction))
-    if model.model is not None and (name := architecture.given()):
+    if model.model is not None and (name := architecture.named()):
         raise UserError(f"{name} is of a model from nothing, and --model {model.model} has its own: drop one of them")
     tokenizer = chosen_tokenizer(text, architecture, tokens, model, args)
     rows, eval_rows, counts = load_rows(text, tokenizer, args)
