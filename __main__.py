@@ -27,6 +27,7 @@ VERBS = {
     "pretrain": "train a small decoder or encoder on plain text from nothing, or go on with a decoder",
     "sft": "fine-tune a model on instructions, completions, dialogues or text",
     "diffusion": "teach a model to speak by masked diffusion: all positions at once, from mask to text",
+    "mlm": "teach an encoder what is hidden of a text: BERT-style pretraining on plain text",
     "reward": "train a reward model on pairs or rankings of answers",
     "dpo": "learn from pairs or rankings of answers (DPO, IPO, SimPO, ORPO and kin)",
     "kto": "learn from single answers judged good or bad",
@@ -42,6 +43,7 @@ VERBS = {
     "export": "merge an adapter into its base model and check that nothing changed",
     "demo": "teach the default model eight small tasks and let it answer, before and after",
     "demo-diffusion": "teach the default model to speak by masked diffusion, beside a twin that speaks left to right",
+    "demo-pretrain": "train a small decoder from nothing on the documentation of Python, and measure it beside gzip",
     "demo-rlhf": "teach the default model to follow a rule: SFT, reward model, PPO and DPO in turn",
 }
 

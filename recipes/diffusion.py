@@ -94,11 +94,11 @@ def load_model(options: ModelOptions, args: TrainingArguments) -> PreTrainedMode
     return load(options.model, device=str(args.device), dtype=options.dtype, **options.loading())[0]
 
 
-def untrained(options: ModelOptions, args: TrainingArguments) -> PreTrainedModel:
-    """A model by the checkpoint's config, with random weights that depend on the seed."""
+def untrained(options: ModelOptions, args: TrainingArguments, kind: type = AutoModelForCausalLM) -> PreTrainedModel:
+    """A model by the checkpoint's config, of a kind that builds it, with random weights that depend on the seed."""
     set_seed(args.seed)
     config = AutoConfig.from_pretrained(resolve(options.model))
-    model = AutoModelForCausalLM.from_config(config, dtype=choose_dtype(options.dtype, args.device)[0])
+    model = kind.from_config(config, dtype=choose_dtype(options.dtype, args.device)[0])
     return model.to(args.device).eval()
 
 

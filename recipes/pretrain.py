@@ -7,32 +7,45 @@ accelerate launch recipes/pretrain.py --config recipes/pretrain.yaml --data text
 import copy
 import sys
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from seodang.data.errors import UserError
-from seodang.data.text.rows import CausalRows, causal_rows, held_out
-from seodang.data.text.store import TokenStore, token_store
+from seodang.data.text.corruption import MaskingOptions
+from seodang.data.text.rows import CausalRows, causal_rows, masked_rows
 from seodang.data.text.texts import DocumentTexts
-from seodang.data.text.tokenizer_training import train_tokenizer
+from seodang.data.text.tokenizer_training import TokenizerSettings, train_tokenizer
 from seodang.infer import SamplingParams
-from seodang.infer.checkpoint.load import load, load_tokenizer
+from seodang.infer.checkpoint.load import load_tokenizer, resolve
+from seodang.infer.checkpoint.published_diffusion import stored_config
 from seodang.infer.kernels.device import choose_dtype
+from seodang.recipes.diffusion import load_model
+from seodang.recipes.mlm import build as build_encoder
+from seodang.recipes.mlm import lines as masking_lines
+from seodang.recipes.mlm import load_rows
 from seodang.recipes.options.parser import command, parse
-from seodang.recipes.options.text import TrainingTextOptions
+from seodang.recipes.options.text import TextOptions
 from seodang.recipes.options.tokenizing import TokenizerOptions
 from seodang.recipes.options.training import Arguments, ModelOptions, RunOptions
 from seodang.recipes.run.before_after import picture_line, print_once
 from seodang.recipes.run.identity import origin_of
-from seodang.recipes.run.training import checkpoint_to_resume, complete_arguments, early_stopping, held_out_line, plan_lines, train_and_save
+from seodang.recipes.run.training import checkpoint_to_resume, complete_arguments, early_stopping, plan_lines, train_and_save
 from seodang.recipes.tokenizer import lines as tokenizer_lines
-from seodang.train.pretraining.architecture import SUGGESTED, Sizes, config_of_file, is_encoder, small_config, untrained
-from seodang.train.pretraining.causal import PretrainTrainer, pretrain_trainer
+from seodang.train.pretraining.architecture import (
+    SUGGESTED,
+    Sizes,
+    config_of_file,
+    is_encoder,
+    read_config,
+    refuse_architecture,
+    small_config,
+    untrained,
+)
+from seodang.train.pretraining.causal import pretrain_trainer
+from seodang.train.pretraining.layout import piece_limit
 from seodang.train.pretraining.samples import TextSampler
 from seodang.train.run.callbacks import CURVE, terminal_curve
-from seodang.train.run.crash_safe import Provenance
 from seodang.train.stages.plan import plan
 
 NEW = "new"  # in place of a tokenizer's folder
@@ -54,12 +67,15 @@ class ArchitectureOptions:
     tie_embeddings: bool = field(default=True, metadata={"help": "The head shares its weights with the embedding."})
 
     def __post_init__(self):
-        given = [each.name for each in fields(Sizes) if getattr(self, each.name) is not None]
-        named = ["architecture"] if self.architecture is not None else []
-        if self.config_file is not None and (given or named):
-            raise UserError(f"config_file says all of the model: drop {(named + given)[0]}, or the file")
-        if self.config_file is None:
-            self.sizes()
+        given = [name for name in ("architecture", *(each.name for each in fields(Sizes))) if getattr(self, name) is not None]
+        if self.config_file is not None and given:
+            raise UserError(f"config_file says all of the model: drop {given[0]}, or the file")
+        self.sizes()
+        refuse_architecture(self.model_type())
+
+    def model_type(self) -> str:
+        """Which architecture it is."""
+        return (self.architecture or "llama") if self.config_file is None else read_config(self.config_file)["model_type"]
 
     def sizes(self) -> Sizes:
         """The sizes given, and by default a small model's."""
@@ -105,19 +121,30 @@ class PretrainArguments(Arguments):
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    classes = TrainingTextOptions, ArchitectureOptions, TokenizerOptions, SampleOptions, PretrainedModelOptions, RunOptions, PretrainArguments
-    text, architecture, tokens, samples, model, run, args = parse(argv, *classes, prog="seodang pretrain", description=__doc__)
-    args = complete_arguments(args, model, run, evaluates=bool(text.eval_data or text.eval_fraction))
-    if model.model is not None and (name := architecture.named()):
-        raise UserError(f"{name} is of a model from nothing, and --model {model.model} has its own: drop one of them")
-    tokenizer = chosen_tokenizer(text, architecture, tokens, model, args)
-    rows, eval_rows, counts = load_rows(text, tokenizer, args)
-    tokenizer = exact(tokenizer)
-    origin = origin_of(text, architecture, tokens, model, run, args, rows=rows)
+    classes = TextOptions, ArchitectureOptions, TokenizerOptions, MaskingOptions, SampleOptions, PretrainedModelOptions, RunOptions, PretrainArguments
+    text, architecture, tokens, masking, samples, options, run, args = parse(argv, *classes, prog="seodang pretrain", description=__doc__)
+    args = complete_arguments(args, options, run, evaluates=bool(text.eval_data or text.eval_fraction))
+    encoder = encoder_is_built(architecture, options)
+    tokenizer = chosen_tokenizer(text, tokens.settings("encoder" if encoder else "decoder"), options, args)
+    spoken = exact(tokenizer)
+    model = load_model(options, args) if options.model is not None else from_nothing(architecture, options, spoken, text.row_length(None), args)
+    rows_of, words = (masked_rows, masking.whole_words) if encoder else (causal_rows, False)
+    rows, eval_rows, told = load_rows(
+        text, tokenizer, text.row_length(piece_limit(model)), args, words=words, rows_of=rows_of, held_tokenizer=spoken
+    )
+    paradigm = "masked" if encoder else "causal"
+    origin = origin_of(text, architecture, tokens, masking, options, run, args, rows=rows, paradigm=paradigm)
     resume = checkpoint_to_resume(args, run, origin)
-    trainer = build(text, architecture, model, samples, run, args, tokenizer, rows, eval_rows, origin)
-    told = [*tokenizer_lines(tokenizer), *rows.counts().lines(), *held_out_lines(eval_rows)]
-    print_once(trainer, *plan_lines(trainer, counts, resume, stage=told, cost=plan(trainer).lines()))
+    if encoder:
+        trainer = build_encoder(model, spoken, rows, eval_rows, masking, args, run, origin)
+        told += masking_lines(trainer, masking)
+    else:
+        sample = sampler(samples, spoken, eval_rows, run.eval_samples)
+        trainer = pretrain_trainer(
+            model, spoken, rows, args, eval_rows=eval_rows, lora=options.lora(), sample=sample, provenance=origin, callbacks=early_stopping(run)
+        )
+    told = [*tokenizer_lines(tokenizer), *told]
+    print_once(trainer, *plan_lines(trainer, rows.store.counts, resume, stage=told, cost=plan(trainer).lines()))
     if run.dry_run:
         return 0
     folder = train_and_save(trainer, resume)
@@ -125,21 +152,30 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-# Text
+def encoder_is_built(architecture: ArchitectureOptions, options: PretrainedModelOptions) -> bool:
+    """Whether an encoder is built from nothing. Raises UserError for what is asked of a model that is built and of one that goes on, and for an encoder that goes on."""
+    if options.model is None:
+        encoder = is_encoder(architecture.model_type())
+        if encoder and options.lora_r:
+            raise UserError("lora_r is for decoders")
+        return encoder
+    if (name := architecture.named()) is not None:
+        raise UserError(f"{name} is of a model from nothing, and --model {options.model} has its own: drop one of them")
+    options.refuse_adapter()
+    config = stored_config(resolve(options.model))
+    if is_encoder(config.model_type) and not getattr(config, "is_decoder", False):
+        raise UserError(f"{options.model} is an encoder ({config.model_type}), which learns to fill in masks: go on with it by `seodang mlm --model {options.model}`")
+    return False
 
 
 def chosen_tokenizer(
-    text: TrainingTextOptions, architecture: ArchitectureOptions, tokens: TokenizerOptions, model: PretrainedModelOptions, args: TrainingArguments
+    text: TextOptions, settings: TokenizerSettings, options: PretrainedModelOptions, args: TrainingArguments
 ) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, the one named, or one learned from the text that is trained on, of which nothing is held out."""
-    if model.model is not None:
-        return load_tokenizer(model.model)
-    if model.tokenizer != NEW:
-        return load_tokenizer(model.tokenizer)
-    texts = DocumentTexts(text.data, **text.reading())
-    if text.eval_fraction:
-        texts = texts.without_held_out(text.eval_fraction, args.seed)
-    return train_tokenizer(texts, tokens.settings(family="decoder"))
+    """The model's tokenizer, the one named, or one learned from the text that is trained on and from nothing that is held out."""
+    if options.model is not None or options.tokenizer != NEW:
+        return load_tokenizer(options.model or options.tokenizer)
+    texts = DocumentTexts(text.data, **text.documents_read())
+    return train_tokenizer(texts.without_held_out(text.eval_fraction, args.seed) if text.eval_fraction else texts, settings)
 
 
 def exact(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -150,68 +186,18 @@ def exact(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_rows(
-    text: TrainingTextOptions, tokenizer: PreTrainedTokenizerBase, args: TrainingArguments
-) -> tuple[CausalRows, CausalRows | None, TokenStore]:
-    """Rows to train on, held-out rows, and the counts of what was read."""
-    def stored(sources: list[str], tokenizer: PreTrainedTokenizerBase) -> TokenStore:
-        return token_store(sources, tokenizer, Path(args.output_dir) / "tokens", **text.reading())[0]
-
-    store, plain = stored(text.data, tokenizer), exact(tokenizer)
-    training, held = held_out(store, text.eval_fraction, args.seed) if text.eval_fraction else (None, None)
-    rows, eval_rows = causal_rows(store, tokenizer, text.max_length, training), None
-    if text.eval_data:
-        eval_rows = causal_rows(stored(text.eval_data, plain), plain, text.max_length)
-    elif text.eval_fraction:
-        eval_rows = causal_rows(stored(text.data, plain), plain, text.max_length, held)
-    return rows, eval_rows, store.counts
-
-
-def held_out_lines(rows: CausalRows | None) -> list[str]:
-    """What is held out, in lines."""
-    return [] if rows is None else held_out_line(f"{len(rows.chosen):,} documents of {rows.bytes:,} bytes, {rows.token_count():,} tokens in {len(rows):,} rows", [rows])
-
-
-# The model
-
-
-def build(
-    text: TrainingTextOptions,
-    architecture: ArchitectureOptions,
-    options: PretrainedModelOptions,
-    samples: SampleOptions,
-    run: RunOptions,
-    args: TrainingArguments,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: CausalRows,
-    eval_rows: CausalRows | None,
-    origin: Provenance,
-) -> PretrainTrainer:
-    """Load or make the model, and set up its trainer."""
-    if options.model is not None:
-        model, _ = load(options.model, device=str(args.device), dtype=options.dtype, **options.loading())
-    else:
-        model = from_nothing(architecture, options, tokenizer, text.max_length, args)
-    sample = sampler(samples, tokenizer, eval_rows, text.max_length, run.eval_samples)
-    return pretrain_trainer(
-        model, tokenizer, rows, args, eval_rows=eval_rows, lora=options.lora(), sample=sample, provenance=origin, callbacks=early_stopping(run)
-    )
-
-
 def from_nothing(
-    options: ArchitectureOptions, model: PretrainedModelOptions, tokenizer: PreTrainedTokenizerBase, positions: int, args: TrainingArguments
+    architecture: ArchitectureOptions, options: PretrainedModelOptions, tokenizer: PreTrainedTokenizerBase, positions: int, args: TrainingArguments
 ) -> PreTrainedModel:
-    """A model with random weights that depend on the seed, for the tokenizer's vocabulary and rows of so many tokens."""
-    if options.config_file is not None:
-        config = config_of_file(options.config_file, tokenizer)
+    """A model with random weights that depend on the seed, for the tokenizer's vocabulary, and rows of so many tokens where no file says otherwise."""
+    if architecture.config_file is not None:
+        config = config_of_file(architecture.config_file, tokenizer)
     else:
-        config = small_config(options.architecture or "llama", options.sizes(), tokenizer, positions, options.tie_embeddings)
-    return untrained(config, args.seed, choose_dtype(model.dtype, args.device)[0], args.device)
+        config = small_config(architecture.model_type(), architecture.sizes(), tokenizer, positions, architecture.tie_embeddings)
+    return untrained(config, args.seed, choose_dtype(options.dtype, args.device)[0], args.device)
 
 
-def sampler(
-    options: SampleOptions, tokenizer: PreTrainedTokenizerBase, held: CausalRows | None, positions: int, most: int
-) -> TextSampler | None:
+def sampler(options: SampleOptions, tokenizer: PreTrainedTokenizerBase, held: CausalRows | None, most: int) -> TextSampler | None:
     """What continues the beginnings asked for, or those of held-out documents; None where nothing is held out, or nothing is to be written."""
     if held is None or options.sample_tokens <= 0:
         return None
@@ -219,9 +205,9 @@ def sampler(
     if not beginnings:
         spans, before = held.store.spans(), list(held.puts.before)
         beginnings = [before + held.store.tokens[spans[i] : min(spans[i] + BEGINNING, spans[i + 1])].tolist() for i in held.chosen[: min(most, 3)]]
-    room = positions - max(len(tokenizer(each)["input_ids"]) if isinstance(each, str) else len(each) for each in beginnings)
-    if room < 1:
-        raise UserError(f"sample_prompts: one of them fills the {positions} tokens of a row: shorten it, or raise --max_length")
+    longest = max(len(tokenizer(each)["input_ids"]) if isinstance(each, str) else len(each) for each in beginnings)
+    if (room := held.longest - longest) < 1:
+        raise UserError(f"sample_prompts: one of them fills the {held.longest} tokens of a row: shorten it, or raise --max_length")
     strategies = {name: replace(each, max_new_tokens=min(options.sample_tokens, room)) for name, each in STRATEGIES.items()}
     return TextSampler(tokenizer, beginnings, strategies, show)
 

@@ -13,9 +13,10 @@ from seodang.data.errors import UserError
 from seodang.data.text.texts import DocumentTexts
 from seodang.data.text.tokenizer_training import train_tokenizer
 from seodang.recipes.options.parser import command, parse
-from seodang.recipes.options.text import TextOptions
+from seodang.recipes.options.text import TextSources
 from seodang.recipes.options.tokenizing import TokenizerOptions
 from seodang.train.run.checkpoints import publish_into, start_staging
+
 
 @dataclass
 class OutputOptions:
@@ -26,11 +27,11 @@ class OutputOptions:
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    text, options, output = parse(argv, TextOptions, TokenizerOptions, OutputOptions, prog="seodang tokenizer", description=__doc__)
+    text, options, output = parse(argv, TextSources, TokenizerOptions, OutputOptions, prog="seodang tokenizer", description=__doc__)
     settings, folder = options.settings(), Path(output.output_dir)
     if (folder / "config.json").is_file():
         raise UserError(f"{folder} holds a model, whose tokenizer would be lost: name another --output_dir")
-    texts = DocumentTexts(text.data, **text.reading())
+    texts = DocumentTexts(text.data, **text.documents_read())
     tokenizer = train_tokenizer(texts, settings)
     save(tokenizer, folder)
     print(*lines(tokenizer), f"tokenizer       {folder}", sep="\n")

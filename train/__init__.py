@@ -10,6 +10,7 @@ _HOMES = {
     "diffusion_trainer": "diffusion.trainer", "DiffusionTrainer": "diffusion.trainer", "DenoisingObjective": "diffusion.objective",
     "diffusion_dpo": "diffusion.dpo", "diffusion_dpo_trainer": "diffusion.dpo", "DiffusionDpoTrainer": "diffusion.dpo",
     "adapt": "diffusion.adapt", "Canvas": "diffusion.canvas",
+    "mlm": "pretraining.mlm", "mlm_trainer": "pretraining.mlm", "MlmTrainer": "pretraining.mlm",
     "reward": "stages.reward", "reward_trainer": "stages.reward", "RewardModelTrainer": "stages.reward",
     "dpo": "stages.dpo", "dpo_trainer": "stages.dpo", "DpoTrainer": "stages.dpo", "PreferenceSettings": "maths.preference_losses",
     "kto": "stages.kto", "kto_trainer": "stages.kto", "KtoTrainer": "stages.kto",

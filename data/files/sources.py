@@ -173,9 +173,9 @@ def is_source_file(name: str) -> bool:
     return kind_of(path) in READERS and path.is_file() or bool(mark) and Path(book).suffix.lower() in WORKBOOKS and Path(book).expanduser().is_file()
 
 
-def records_of(name: str, encoding: str | None = None, known: Collection[str] = ()) -> Iterator[Located]:
+def records_of(name: str, encoding: str | None = None, known: Collection[str] = (), split: str = "train") -> Iterator[Located]:
     """The records of a source as they stand there, each with its place; `known` names of columns help to tell what separates them."""
-    return _reader(name, "train", False, encoding, {*column_names(SHAPES), *known})()
+    return _reader(name, split, False, encoding, {*column_names(SHAPES), *known})()
 
 
 def _reader(name: str, split: str, streaming: bool, encoding: str | None = None, known: Collection[str] = ()) -> Callable[[], Iterator[Located]]:

@@ -42,7 +42,7 @@ def read_documents(
             if isinstance(file, Path) and _is_plain(file):
                 yield from _plain(file, documents, encoding)
             else:
-                yield from _of_records(str(file), column, encoding)
+                yield from _of_records(str(file), column, encoding, split)
 
 
 def check_documents(documents: str, columns: Mapping[str, str] | None = None) -> str:
@@ -117,8 +117,8 @@ def _whole_lines(file: Path, encoding: str | None) -> Iterator[str]:
         yield line
 
 
-def _of_records(name: str, column: str, encoding: str | None) -> Iterator[Part]:
-    for where, record in records_of(name, encoding, (column,)):
+def _of_records(name: str, column: str, encoding: str | None, split: str) -> Iterator[Part]:
+    for where, record in records_of(name, encoding, (column,), split):
         refuse_surrogates(record, where)
         yield from _parts(where, [_text_of(record, column, where)])
 

@@ -41,7 +41,7 @@ class TextRows(Sequence):
         self.after = len(puts.after) * (pieces.last | every_piece)
         self.lengths = pieces.end - pieces.begin + self.before + self.after
         self.order, self.borders = _filled(self.lengths, max_length)
-        self.highest = max(store.highest, *puts.before, *puts.after, 0)
+        self.size = int(self.lengths.max(initial=0)), max(store.highest, *puts.before, *puts.after, 0)  # the longest piece's tokens, the highest id
         self.content = f"{store.content}:{len(chosen)}:{_digest(chosen)}:{max_length}"
 
     def __len__(self) -> int:

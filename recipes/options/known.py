@@ -50,12 +50,17 @@ FIRST: dict[str, dict[str, str]] = {
     "tokenizer": {"data": TEXT, "tokenizer": f"{TOKENIZER} cased limit_alphabet min_frequency add_prefix_space bpe_dropout", "run": "output_dir config"},
     "pretrain": {
         "data": f"{TEXT} eval_data eval_fraction max_length", "tokenizer": f"tokenizer {TOKENIZER}",
-        "model": "architecture hidden_size layers heads config_file model device dtype", "learning": f"{LEARNING} max_steps", "run": f"{RUN} sample_prompts",
+        "model": "architecture hidden_size layers heads config_file model device dtype", "encoders": "mlm_probability whole_words",
+        "learning": f"{LEARNING} max_steps", "run": f"{RUN} sample_prompts",
     },
     "sft": {"data": f"{FILES} max_length packing", "model": MODEL, "learning": f"{LEARNING} max_steps", "run": RUN},
     "diffusion": {
         "data": f"{DATA} max_length", "model": f"{MODEL} mask_token attention shift",
         "learning": f"canvas weighting co_loss {LEARNING}", "run": RUN,
+    },
+    "mlm": {
+        "data": f"{FILES} documents max_length", "model": "model scratch device dtype",
+        "learning": f"mlm_probability whole_words {LEARNING} max_steps", "run": RUN,
     },
     "reward": {"data": f"{FILES} max_length pair_weights", "model": MODEL, "learning": LEARNING, "run": RUN},
     "dpo": {"data": f"{FILES} max_length", "model": f"{MODEL} reference", "learning": f"loss beta draws {LEARNING}", "run": RUN},
@@ -90,6 +95,9 @@ FIRST: dict[str, dict[str, str]] = {
     "demo-diffusion": {
         "model": "model device dtype", "diffusion": "attention shift weighting schedule co_loss complementary canvas alg passes",
         "run": "output_dir max_steps heldout twin seed",
+    },
+    "demo-pretrain": {
+        "model": "architecture hidden_size layers heads vocab_size device dtype", "run": "output_dir max_steps minutes learning_rate seed",
     },
     "demo-rlhf": DEMO,
 }  # fmt: skip

@@ -21,7 +21,7 @@ from seodang.train.run.crash_safe import Provenance
 # adds is part of it too: a needless refusal shows, a needless silence does not.
 FREE = {
     "where things are written, and which of them": """
-        output_dir save_strategy save_steps save_total_limit save_only_model save_on_each_node enable_jit_checkpoint load_best_model_at_end
+        output_dir text_cache save_strategy save_steps save_total_limit save_only_model save_on_each_node enable_jit_checkpoint load_best_model_at_end
         push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision
         run_name project trackio_space_id trackio_bucket_id trackio_static_space_id""",
     "what is told": """

@@ -7,22 +7,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...infer.runners.attention import attend, attend_in_full
-from .packed_records import attend_in_runs, attend_padded, worth_padding
+from .packed_records import attend_in_groups, attend_in_runs, attend_padded, like_lengths, worth_padding
 
 
 def attend_both_ways(
-    query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], causal: tuple[int, ...], **settings
+    query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], causal: tuple[int, ...], *, window: int | None = None, **settings
 ) -> Tensor:
     """Attend within each record, never across: its first `causal` tokens each to itself and what stands before it, the others to all of the record.
 
     Of a record, `causal` is 0 where all see all, its length where it is causal, the length of its prompt where only the answer sees all.
-    query is [1, heads, total, d], key and value [1, kv_heads, total, d]; `settings` are those of `attend`, without a window. Returns [1, heads,
-    total, d_v].
+    query is [1, heads, total, d], key and value [1, kv_heads, total, d]; `settings` are those of `attend`. With a `window`, which goes both ways,
+    nothing may be causal, and no key farther away is seen. Returns [1, heads, total, d_v].
     """
     if worth_padding(lengths):
-        visible = seen(lengths, causal, max(lengths), query.device)
+        visible = seen(lengths, causal, max(lengths), query.device, window)
         return attend_padded(query, key, value, lengths, partial(_attend_masked, visible=visible, **settings))
-    return attend_in_runs(query, key, value, lengths, causal, partial(_attend_alike, settings))
+    if (groups := like_lengths(lengths)) is not None:
+        return attend_in_groups(query, key, value, lengths, groups, partial(attend_both_ways, window=window, **settings), causal)
+    return attend_in_runs(query, key, value, lengths, causal, partial(_attend_alike, {"window": window, **settings}))
 
 
 def _attend_alike(settings: dict, causal: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -48,9 +50,10 @@ def _attend_masked(
 
 
 @lru_cache(maxsize=8)  # made once a pass, not once a layer
-def seen(lengths: tuple[int, ...], causal: tuple[int, ...], longest: int, device: torch.device) -> Tensor:
+def seen(lengths: tuple[int, ...], causal: tuple[int, ...], longest: int, device: torch.device, window: int | None = None) -> Tensor:
     """Which keys each query sees, [records, 1, longest, longest]; a query of the padding sees its record, so that none sees nothing."""
     place = torch.arange(longest, device=device)
     query, key = place[:, None], place[None]
     ends, causal_ends = (torch.tensor(values, device=device)[:, None, None] for values in (lengths, causal))
-    return ((key < ends) & ((key <= query) | (query >= causal_ends)))[:, None]
+    near = (key < ends) & ((key <= query) | (query >= causal_ends))
+    return (near if window is None else near & ((query - key).abs() <= window) | (query >= ends) & (key == 0))[:, None]

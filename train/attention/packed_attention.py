@@ -41,12 +41,11 @@ def packed_attention(
     if tree is not None:
         return attend_tree(query, key, value, tree, **settings).transpose(1, 2), None
     if record_lengths is None:
-        causal = getattr(module.config, "is_causal", True) is not False
+        causal = getattr(module.config, "is_causal", True) is not False and getattr(module, "is_causal", True) is not False  # an encoder's says so itself
         return attend(query, key, value, causal=causal, **settings).transpose(1, 2), None
     if causal_lengths is None:
         return attend_records(query, key, value, record_lengths, **settings).transpose(1, 2), None
-    del settings["window"]
-    if window is not None:
+    if window is not None and (any(causal_lengths) or getattr(module, "is_causal", True)):  # a decoder's counts on one side, and otherwise
         raise UserError(f"{module.config.model_type} attends in a sliding window of {window} positions, which does not go both ways: use a model without")
     return attend_both_ways(query, key, value, record_lengths, causal_lengths, **settings).transpose(1, 2), None
 

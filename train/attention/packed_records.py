@@ -24,6 +24,8 @@ def attend_records(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int
     """
     if worth_padding(lengths):  # what is padded stands behind, where nobody looks
         return attend_padded(query, key, value, lengths, partial(attend, **settings))
+    if (groups := like_lengths(lengths)) is not None:
+        return attend_in_groups(query, key, value, lengths, groups, partial(attend_records, **settings))
     return attend_in_runs(query, key, value, lengths, lengths, lambda _, *qkv: attend(*qkv, **settings))
 
 
@@ -31,6 +33,39 @@ def worth_padding(lengths: tuple[int, ...]) -> bool:
     """Whether records of such lengths had better share one call, padded to the longest."""
     longest = max(lengths)
     return longest <= SHORT and len(set(lengths)) > 1 and len(lengths) * longest <= RECORD_PADDING * sum(lengths)
+
+
+@lru_cache(maxsize=64)
+def like_lengths(lengths: tuple[int, ...]) -> tuple[tuple[int, ...], ...] | None:
+    """The records in groups that are each worth padding, or of one length; None where these are no fewer than the runs of one length as they lie."""
+    groups: list[list[int]] = []
+    for record in sorted(range(len(lengths)), key=lambda record: -lengths[record]):
+        group = groups[-1] if groups else []
+        longest, tokens = lengths[group[0]] if group else 0, sum(lengths[each] for each in group) + lengths[record]
+        if longest == lengths[record] or longest <= SHORT and group and (len(group) + 1) * longest <= RECORD_PADDING * tokens:
+            group.append(record)
+        else:
+            groups.append([record])
+    return tuple(map(tuple, groups)) if len(groups) < len(list(groupby(lengths))) else None
+
+
+def attend_in_groups(
+    query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], groups: Sequence[Sequence[int]], attention: Callable[..., Tensor], *further: Sequence[Any]
+) -> Tensor:
+    """Call `attention` with the tokens of each group of records, their lengths, and what `further` says of each record; shapes as in `attend_records`."""
+    order, sizes = _grouped(lengths, tuple(map(tuple, groups)))
+    order = order.to(query.device)
+    parts = zip(groups, *(x.index_select(2, order).split(sizes, dim=2) for x in (query, key, value)), strict=True)
+    told = lambda group: [tuple(each[record] for record in group) for each in (lengths, *further)]
+    out = torch.cat([attention(*qkv, *told(group)) for group, *qkv in parts], dim=2)
+    return torch.empty_like(out).index_copy(2, order, out)
+
+
+@lru_cache(maxsize=64)
+def _grouped(lengths: tuple[int, ...], groups: tuple[tuple[int, ...], ...]) -> tuple[Tensor, list[int]]:
+    """Where each token stands, group after group, [total], and how many there are in each group."""
+    records = torch.arange(sum(lengths)).split(lengths)
+    return torch.cat([records[record] for group in groups for record in group]), [sum(lengths[record] for record in group) for group in groups]
 
 
 def attend_padded(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], attention: Callable[..., Tensor]) -> Tensor:

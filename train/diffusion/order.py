@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch.utils.data import Dataset, Sampler
+from typing_extensions import override
 
 from ...data.labels import Row
 from ..stages.sft import StreamedRows
@@ -37,6 +38,15 @@ class NumberedSampler(Sampler[Drawn]):
             drawn = Drawn(index)
             drawn.epoch, drawn.place = self.epoch, place
             yield drawn
+
+
+class DrawnByNumber:
+    """Stands before a trainer among a class's bases: its rows know when they were drawn."""
+
+    @override
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler | None:
+        sampler = super()._get_train_sampler(*args, **kwargs)
+        return None if sampler is None else NumberedSampler(sampler)
 
 
 class NumberedRows(Dataset):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset, Sampler
+from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from typing_extensions import override
 
@@ -29,16 +29,11 @@ from .adapt import lies_end_to_end
 from .canvas import Canvas, denoised_size
 from .collator import DenoisingCollator, record_of_each_token
 from .objective import DenoisingObjective
-from .order import NUMBER, NumberedRows, NumberedSampler, NumberedStream
+from .order import NUMBER, DrawnByNumber, NumberedRows, NumberedStream
 
 
-class OfDiffusion:
+class OfDiffusion(DrawnByNumber):
     """Stands before a trainer among a class's bases: its rows know when they were drawn, and an adapter says beside itself what kind of model it makes."""
-
-    @override
-    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler | None:
-        sampler = super()._get_train_sampler(*args, **kwargs)
-        return None if sampler is None else NumberedSampler(sampler)
 
     @override
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:

@@ -8,6 +8,7 @@ For n labels, vocabulary V and hidden size d, the head costs three products of [
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -133,7 +134,7 @@ def patch_completion_loss(model: PreTrainedModel, chunk: int = CHUNK) -> None:
         def forward(self, *args, labels: Tensor | None = None, targets=None, weights=None, num_items_in_batch=None, **kwargs):
             if labels is None:
                 return before(self, *args, **kwargs)
-            hidden = getattr(self, trunk_name)(*args, use_cache=False, **_plain_lengths(kwargs)).last_hidden_state
+            hidden = getattr(self, trunk_name)(*args, use_cache=False, **plain_lengths(kwargs)).last_hidden_state
             if weights is not None:
                 places = weights.flatten().nonzero().squeeze(1)
                 hidden, targets, weights = (x.flatten(0, 1).index_select(0, places) for x in (hidden, targets, weights))
@@ -150,7 +151,7 @@ def patch_completion_loss(model: PreTrainedModel, chunk: int = CHUNK) -> None:
     extend_forward(model, "completion loss", with_loss, speaks_as_before=True)
 
 
-def _plain_lengths(kwargs: dict) -> dict:
+def plain_lengths(kwargs: dict) -> dict:
     """Add the records' lengths, and how much of each is causal, as plain numbers, read from the device once and not in every layer."""
     borders, causal = kwargs.get("cu_seq_lens_q"), kwargs.get("causal_lengths")
     if borders is None:
@@ -166,7 +167,7 @@ def _answer_loss(model: PreTrainedModel, hidden: Tensor, labels: Tensor, num_ite
     head = own_head(model)
     with autocast_head(hidden, layer) as (hidden, weight, bias):
         if not torch.is_grad_enabled():
-            losses, hits = _evaluate(head, hidden, labels, chunk)
+            losses, hits = evaluated(head, hidden, labels, chunk)
             mean = (losses if weights is None else losses * weights).sum() / divisor
         elif head_is_linear(model, layer, head, hidden):
             mean = LinearCrossEntropy.apply(hidden, weight, bias, labels, divisor, chunk, weights)
@@ -178,7 +179,7 @@ def _answer_loss(model: PreTrainedModel, hidden: Tensor, labels: Tensor, num_ite
     return AnswerLoss(loss=mean, loss_sum=mean.detach() * divisor, tokens=tokens, losses=losses, hits=hits, correct=correct)
 
 
-def _evaluate(head: Head, hidden: Tensor, labels: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+def evaluated(head: Head, hidden: Tensor, labels: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     """The cross entropy of each label, [n], and whether it is the likeliest token, [n]."""
     losses, hits = hidden.new_zeros(len(labels), dtype=_at_least_float32(hidden.dtype)), torch.zeros_like(labels, dtype=torch.bool)
     for start in range(0, len(labels), chunk):
@@ -205,15 +206,26 @@ class _SkippedTrunk(nn.Module):
         return _HiddenStates(last_hidden_state=inputs_embeds)
 
 
-def own_head(model: PreTrainedModel) -> Head:
+def own_head(model: PreTrainedModel, without: nn.Module | None = None) -> Head:
     """Return the architecture's own head: its class's forward, on a copy of the model's outermost module that has the layers beneath taken out.
+
+    A module of the head that it is to do `without` hands on what it is given.
 
     The copy shares all else, parameters included; the model itself stays as it is, for whoever runs it in another thread. A forward that
     was put on the model would not do: trl's calls the one before it on the model itself, layers and all.
     """
-    outermost = object.__new__(type(model))  # copy.copy would build a model anew where FSDP has wrapped it
-    outermost.__dict__.update(model.__dict__, _modules={**model._modules, model.base_model_prefix: _SkippedTrunk()})
+    outermost = _with_module(model, model.base_model_prefix, _SkippedTrunk())
+    if without is not None:
+        outermost = _with_module(outermost, next(name for name, each in outermost.named_modules() if each is without), nn.Identity())
     return lambda hidden: type(model).forward(outermost, inputs_embeds=hidden[None]).logits[0]
+
+
+def _with_module(module: nn.Module, name: str, other: nn.Module) -> Any:
+    """A copy of a module that shares all with it but the module of that name, and those on the way there."""
+    first, _, rest = name.partition(".")
+    copied = object.__new__(type(module))  # copy.copy would build a model anew where FSDP has wrapped it
+    copied.__dict__.update(module.__dict__, _modules={**module._modules, first: _with_module(module._modules[first], rest, other) if rest else other})
+    return copied
 
 
 @contextmanager

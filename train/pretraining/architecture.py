@@ -11,7 +11,15 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
@@ -82,10 +90,15 @@ def small_config(architecture: str, sizes: Sizes, tokenizer: PreTrainedTokenizer
 
 
 def config_of_file(path: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
-    """The config that a config.json, or the one in a folder, says, for a tokenizer's vocabulary; of the folder nothing else is read.
+    """The config that `read_config` reads, for a tokenizer's vocabulary. Raises UserError for one that does not hold together."""
+    left_out = (*IDS, "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version")
+    said = {name: value for name, value in read_config(path).items() if name not in left_out}
+    with _config_errors(f"--config_file {path}"):
+        return AutoConfig.for_model(**(said | _of_tokenizer(tokenizer)))
 
-    Raises UserError for what is no config of transformers', and for an architecture that neither continues nor fills in text alone.
-    """
+
+def read_config(path: str) -> dict[str, Any]:
+    """What a config.json says, or the one in a folder, of which nothing else is read. Raises UserError for what is no config of transformers'."""
     place = Path(path).expanduser()
     place = place / "config.json" if place.is_dir() else place
     if not place.is_file():
@@ -96,10 +109,7 @@ def config_of_file(path: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedC
         raise UserError(f"--config_file {path} is not JSON: {error}") from None
     if not isinstance(said, dict) or not isinstance(said.get("model_type"), str):
         raise UserError(f"--config_file {path} names no model_type: give one, {SUGGESTED}")
-    refuse_architecture(said["model_type"])
-    said = {name: value for name, value in said.items() if name not in (*IDS, "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version")}
-    with _config_errors(f"--config_file {path}"):
-        return AutoConfig.for_model(**(said | _of_tokenizer(tokenizer)))
+    return said
 
 
 def refuse_architecture(name: str) -> None:

@@ -11,6 +11,8 @@ from transformers import TrainingArguments
 from ..models.completion_loss import CHUNK
 from .sft import SftTrainer
 
+MEASURED = 1 << 15  # rows whose lengths are looked at
+
 
 @dataclass
 class Plan:
@@ -46,7 +48,7 @@ def plan(trainer: SftTrainer) -> Plan:
     """Time one step on typical rows and work out the whole run. The model, its gradients and the random state stay as they are."""
     args, rows = trainer.args, trainer.train_dataset
     streamed = isinstance(rows, IterableDataset)
-    sample = _first(rows, 64) if streamed else rows
+    sample = _first(rows, 64) if streamed else _spread(rows, MEASURED)
     lengths = [len(row["input_ids"]) for row in sample]
     per_process = args.per_device_train_batch_size
     mean = sum(lengths) / len(lengths)
@@ -88,6 +90,11 @@ def _kept(args, steps: int) -> int:
     every = every * steps if isinstance(every, float) and every < 1 else every
     saves = 0 if math.isinf(every) else math.ceil(steps / every)
     return min(saves, (args.save_total_limit or saves) + 1) + 1
+
+
+def _spread(rows, most: int):
+    """All rows, or where they are very many so many of them, evenly spread."""
+    return rows if len(rows) <= most else [rows[place * len(rows) // most] for place in range(most)]
 
 
 def _first(rows, count: int) -> list:

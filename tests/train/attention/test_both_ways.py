@@ -4,9 +4,9 @@ import torch
 from seodang.data.errors import UserError
 from seodang.train.attention.both_ways import attend_both_ways
 from seodang.train.attention.packed_attention import PACKED, packed_attention
-from seodang.train.attention.packed_records import worth_padding
+from seodang.train.attention.packed_records import like_lengths, worth_padding
 
-LENGTHS = [(5, 7, 6, 6), (3, 40, 1, 3, 3), (4, 4, 4)]
+LENGTHS = [(5, 7, 6, 6), (3, 40, 1, 3, 3), (4, 4, 4), (9, 2, 7, 1, 8, 2)]
 KINDS = {"both ways": lambda n: 0, "causal": lambda n: n, "prompts": lambda n: n // 2, "mixed": lambda n: {0: 0, 1: n}.get(n % 3, 2)}
 
 
@@ -15,15 +15,18 @@ def inputs(lengths, heads=4, kv_heads=2, d=8):
     return [torch.randn(1, count, total, d, generator=generator, dtype=torch.float64).requires_grad_() for count in (heads, kv_heads, kv_heads)]
 
 
-def dense(query, key, value, lengths, causal, softcap=None, scale=None):
-    """One square mask over all records, written out: a query sees a key of its record that stands no later, or any, if it stands behind the causal part."""
+def dense(query, key, value, lengths, causal, softcap=None, scale=None, window=None):
+    """One square mask over all records, written out: a query sees a key of its record that stands no later, or any, if it stands behind the causal part.
+
+    With a window it sees none that is farther away.
+    """
     total = sum(lengths)
     mask = torch.zeros(total, total, dtype=torch.bool)
     start = 0
     for length, first in zip(lengths, causal, strict=True):
         for q in range(length):
             for k in range(length):
-                mask[start + q, start + k] = k <= q or q >= first
+                mask[start + q, start + k] = (k <= q or q >= first) and (window is None or abs(q - k) <= window)
         start += length
     key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
     scores = query @ key.transpose(2, 3) * (query.shape[3] ** -0.5 if scale is None else scale)
@@ -46,8 +49,26 @@ def test_attention_and_its_gradients_equal_those_of_one_dense_mask(lengths, kind
         assert torch.allclose(q.grad, r.grad, atol=1e-12)
 
 
+@pytest.mark.parametrize("window", [1, 3, 50])
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_a_window_goes_both_ways_and_stops_at_the_records_borders(lengths, window):
+    ours, theirs = inputs(lengths), inputs(lengths)
+    out = attend_both_ways(*ours, lengths, (0,) * len(lengths), window=window)
+    expected = dense(*theirs, lengths, (0,) * len(lengths), window=window)
+    assert torch.allclose(out, expected, atol=1e-12)
+    out.square().sum().backward()
+    expected.square().sum().backward()
+    for q, r in zip(ours, theirs, strict=True):
+        assert torch.allclose(q.grad, r.grad, atol=1e-12)
+
+
 def test_all_ways_to_compute_it_were_tried():
-    assert [worth_padding(lengths) for lengths in LENGTHS] == [True, False, False]
+    assert [worth_padding(lengths) for lengths in LENGTHS] == [True, False, False, False]
+    assert [like_lengths(lengths) for lengths in LENGTHS] == [((1, 2, 3, 0),), ((1,), (0, 3, 4, 2)), None, ((0, 4, 2, 1), (5, 3))]
+
+
+def test_long_records_share_a_call_with_those_of_their_own_length_alone():
+    assert like_lengths((600, 9, 601, 8, 600)) == ((2,), (0, 4), (1, 3))
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3", "granite"])
