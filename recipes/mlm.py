@@ -130,7 +130,7 @@ def load_rows(
     lines = [told, *rows.counts().lines()]
     if eval_rows is not None:
         counts = eval_rows.counts()
-        lines += held_out_line(f"{counts.documents:,} documents in {counts.rows:,} rows, {counts.split:,} of them longer than a row", [eval_rows])
+        lines += held_out_line(f"{counts.documents:,} documents in {counts.rows:,} rows, {counts.split:,} of the documents in several pieces", [eval_rows])
     return rows, eval_rows, lines
 
 

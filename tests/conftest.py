@@ -22,7 +22,14 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from seodang.infer.checkpoint.load import load, load_tokenizer
 
@@ -65,6 +72,18 @@ ENCODER_DECODERS = {
         "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 256, "decoder_start_token_id": 2, "forced_eos_token_id": None,
     },
 }  # fmt: skip
+_ENCODER = {
+    "vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64,
+    "pad_token_id": 0, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+}  # fmt: skip
+ENCODERS = {
+    "bert": {},
+    "roberta": {"pad_token_id": 1},  # whose positions are counted from behind that of padding
+    "distilbert": {"dropout": 0.0, "attention_dropout": 0.0},
+    "modernbert": {"local_attention": 6, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3},
+    "electra": {"embedding_size": 16},
+    "deberta-v2": {"relative_attention": True, "position_buckets": 8, "pos_att_type": ["p2c", "c2p"]},  # with attention of its own
+}
 # with 0.3 throughout they repeat one token: the source outweighs the position
 DEVIATIONS = {
     "t5": {"shared": 0.5, "DenseReluDense": 1.0, "EncDecAttention": 0.16, "relative_attention_bias": 2.0},
@@ -83,6 +102,24 @@ def build_tiny(kind: str = "llama", seed: int = 0, **changes):
             if parameter.dim() > 1:
                 torch.nn.init.normal_(parameter, std=next((std for part, std in DEVIATIONS.get(kind, {}).items() if part in name), 0.3))
     return model.float().eval()
+
+
+def build_encoder(kind: str = "bert", seed: int = 0, **changes) -> PreTrainedModel:
+    """A random float32 encoder with a head of masked language modelling, of a few thousand weights, in evaluation mode."""
+    config = AutoConfig.for_model(kind, **{**_ENCODER, **ENCODERS[kind], **changes})
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForMaskedLM.from_config(config)
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 or name.endswith("bias"):
+                torch.nn.init.normal_(parameter, std=0.3)
+    return model.float().eval()
+
+
+@pytest.fixture
+def fresh_encoder():
+    """`fresh_encoder(kind, ...)`: a random encoder of one's own, to be trained."""
+    return build_encoder
 
 
 @pytest.fixture(scope="session")
