@@ -25,7 +25,7 @@ START, END = "\x02", "\x03"
 CHARACTERS = 0x110000 - 0x800  # that Unicode has, surrogates aside
 SIZES = {"vocab_size": 2048, "hidden_size": 192, "layers": 4, "heads": 3, "max_length": 256}
 TRAINING = {
-    "per_device_train_batch_size": 4, "learning_rate": 3e-3, "lr_scheduler_type": "cosine", "warmup_steps": 0.05, "logging_steps": 50, "save_strategy": "no",
+    "per_device_train_batch_size": 4, "learning_rate": 4e-3, "lr_scheduler_type": "cosine", "warmup_steps": 0.05, "logging_steps": 50, "save_strategy": "no",
     "eval_strategy": "steps", "report_to": "none", "disable_tqdm": "true", "eval_samples": 3, "sample_tokens": 24,
 }  # fmt: skip
 SPOKEN = {

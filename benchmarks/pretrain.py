@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
     parser.add_argument("--data", help="A .jsonl file with a column text, or a .txt file with a document a line.")
     parser.add_argument("--documents", type=int, default=1500)
-    parser.add_argument("--vocab_size", type=int, default=2048, help="Of the causal case.")
+    parser.add_argument("--vocab_size", type=int, default=512, help="Of the causal case.")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--learning_rate", type=float, default=5e-4)
     options = parser.parse_args()
