@@ -7,22 +7,25 @@ import ast
 import importlib.util
 import sysconfig
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 LICENCE = "PSF License Version 2, (c) Python Software Foundation"
 LEFT_OUT = {"test", "tests", "idlelib", "lib2to3", "pydoc_data", "encodings", "ensurepip", "site-packages", "dist-packages", "__pycache__"}
+SHORT = 60  # characters of a paragraph that may come again
 SHORTEST = 400  # characters of a document: what modules say in less is no prose
 
 
 def python_documentation() -> Iterator[tuple[str, str]]:
-    """Names and texts of documents, sorted by name: the topics of the language reference, and all docstrings of each module of the standard library.
+    """Names and texts of documents: the topics of the language reference, and all docstrings of each module of the standard library.
 
-    What stands in several places, as an inherited docstring does, stands in the first of them alone.
+    A paragraph that stands in several places, as many do in the reference, stands in the first of them alone: no document tells what another says.
     """
     seen: set[str] = set()
-    for name, texts in (*_topics(), *_modules()):
-        new = [text for text in dict.fromkeys(texts) if text not in seen]
-        seen.update(new)
+    for name, texts in chain(_topics(), _modules()):
+        paragraphs = [paragraph for text in texts for paragraph in text.split("\n\n")]
+        new = [paragraph for paragraph in dict.fromkeys(paragraphs) if len(paragraph) < SHORT or paragraph.strip() not in seen]
+        seen.update(paragraph.strip() for paragraph in new)
         document = "\n\n".join(new)
         if len(document) >= SHORTEST:
             yield name, document
