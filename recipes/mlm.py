@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel, PreT
 
 from seodang.data.errors import UserError
 from seodang.data.text.corruption import Masking, MaskingOptions
-from seodang.data.text.rows import MaskedRows, TextRows, held_out, masked_rows
+from seodang.data.text.rows import MaskedRows, TextRows, held_out, masked_rows, shared_documents
 from seodang.infer.checkpoint.load import is_adapter, load, load_tokenizer, resolve
 from seodang.recipes.diffusion import untrained
 from seodang.recipes.options.parser import command, parse
@@ -103,7 +103,8 @@ def build(
     corruption = Masking.of(tokenizer, masking, model.get_input_embeddings().weight.shape[0])
     trainer = mlm_trainer(model, tokenizer, rows, args, corruption, eval_rows=eval_rows, provenance=origin, callbacks=early_stopping(run))
     if eval_rows is not None and run.eval_samples:
-        trainer.sample = FillInSampler(tokenizer, eval_rows, trainer.data_collator, run.eval_samples, show)
+        shown = show if trainer.is_world_process_zero() else lambda text: None
+        trainer.sample = FillInSampler(tokenizer, eval_rows, trainer.data_collator, run.eval_samples, shown)
     return trainer
 
 
@@ -127,11 +128,13 @@ def load_rows(
         held_store, _ = text.store(text.eval_data or text.data, held_tokenizer, args.output_dir, words=words)
     rows = rows_of(store, tokenizer, max_length, train)
     eval_rows = rows_of(held_store, held_tokenizer, max_length, held) if text.eval_data or text.eval_fraction else None
-    lines = [told, *rows.counts().lines()]
+    said = [told, *rows.counts().lines()]
     if eval_rows is not None:
         counts = eval_rows.counts()
-        lines += held_out_line(f"{counts.documents:,} documents in {counts.rows:,} rows, {counts.split:,} of the documents in several pieces", [eval_rows])
-    return rows, eval_rows, lines
+        said += held_out_line(f"{counts.documents:,} documents in {counts.rows:,} rows, {counts.split:,} of the documents in several pieces", [eval_rows])
+        if leaked := shared_documents(eval_rows, rows):
+            said.append(f"warning         {leaked:,} of the documents held out are trained on, word for word: it is no measure")
+    return rows, eval_rows, said
 
 
 def lines(trainer: MlmTrainer, masking: MaskingOptions) -> list[str]:

@@ -42,7 +42,7 @@ class TextRows(Sequence):
         self.lengths = pieces.end - pieces.begin + self.before + self.after
         self.order, self.borders = _filled(self.lengths, max_length)
         self.size = int(self.lengths.max(initial=0)), max(store.highest, *puts.before, *puts.after, 0)  # the longest piece's tokens, the highest id
-        self.content = f"{store.content}:{len(chosen)}:{_digest(chosen)}:{max_length}"
+        self.content = f"{store.content}:{len(chosen)}:{_digest(chosen)}:{max_length}:{puts}"
 
     def __len__(self) -> int:
         return len(self.borders) - 1
@@ -153,6 +153,12 @@ def apart(digests: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, 
     held = np.zeros(len(different), dtype=bool)
     held[np.argsort(np.random.Generator(np.random.Philox(seed)).random(len(different)), kind="stable")[:count]] = True
     return np.flatnonzero(~held[group]), np.flatnonzero(held[group])
+
+
+def shared_documents(rows: TextRows, others: TextRows) -> int:
+    """How many documents of some rows are in others too, word for word."""
+    digests = [each.store.documents[each.chosen, DIGEST] for each in (rows, others)]
+    return int(np.isin(*digests).sum())
 
 
 def _chosen(store: TokenStore, documents: np.ndarray | None) -> np.ndarray:

@@ -9,7 +9,7 @@ from seodang.data.errors import UserError
 from seodang.data.packing import collate
 from seodang.data.text.around import Around, around, around_documents
 from seodang.data.text.counts import TextCounts
-from seodang.data.text.rows import CausalRows, MaskedRows, _pieces, causal_rows, held_out, masked_rows
+from seodang.data.text.rows import CausalRows, MaskedRows, _pieces, causal_rows, held_out, masked_rows, shared_documents
 from seodang.data.text.store import DIGEST, TokenStore
 
 
@@ -94,6 +94,13 @@ def test_held_out_documents_are_others_and_the_same_for_the_same_seed():
     assert np.array_equal(held, held_out(documents, 0.2, seed=3)[1]) and not np.array_equal(held, held_out(documents, 0.2, seed=4)[1])
     with pytest.raises(UserError, match="leaves nothing of 1 documents"):
         held_out(store_of([[1]]), 0.1, seed=0)
+
+
+def test_documents_that_are_in_two_sets_of_rows_are_counted(text_tokenizer):
+    tokenizer = text_tokenizer("wordpiece")
+    made, other = store_of([[1], [2], [3]]), store_of([[3], [4], [1], [1]])
+    assert shared_documents(masked_rows(other, tokenizer, 9), masked_rows(made, tokenizer, 9)) == 3
+    assert shared_documents(masked_rows(other, tokenizer, 9, np.array([1])), masked_rows(made, tokenizer, 9)) == 0
 
 
 def test_what_stands_around_a_text_is_asked_of_the_tokenizer(text_tokenizer, tokenizer):
