@@ -12,7 +12,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from seodang.data.errors import UserError
-from seodang.data.text.corruption import MaskingOptions
+from seodang.data.text.corruption import Masking, MaskingOptions
 from seodang.data.text.rows import CausalRows, causal_rows, masked_rows
 from seodang.data.text.texts import DocumentTexts
 from seodang.data.text.tokenizer_training import TokenizerSettings, train_tokenizer
@@ -126,6 +126,8 @@ def main(argv: list[str] | None = None) -> int:
     args = complete_arguments(args, options, run, evaluates=bool(text.eval_data or text.eval_fraction))
     encoder = encoder_is_built(architecture, options)
     tokenizer = chosen_tokenizer(text, tokens.settings("encoder" if encoder else "decoder"), options, args)
+    if encoder:
+        Masking.of(tokenizer, masking)  # refused before the text is read
     spoken = exact(tokenizer)
     model = load_model(options, args) if options.model is not None else from_nothing(architecture, options, spoken, text.row_length(None), args)
     rows_of, words = (masked_rows, masking.whole_words) if encoder else (causal_rows, False)

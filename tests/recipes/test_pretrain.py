@@ -129,6 +129,7 @@ def test_what_is_held_out_teaches_the_tokenizer_nothing(tmp_path):
         (["--hidden_size", "30", "--heads", "4"], "hidden_size 30 cannot be shared out among 4 heads"),
         (["--architecture", "bert", "--hidden_size", "18", "--heads", "4"], "hidden_size 18 cannot be shared out among 4 heads"),
         (["--architecture", "lama"], "architecture 'lama' is not known: did you mean llama?"),
+        (["--architecture", "bert", "--family", "decoder"], "the tokenizer has no mask token"),
         (["--vocab_size", "9000"], "vocab_size 9,000: with pairs that come at least 2 times the text gives"),
         (["--vocab_size", "100"], "the 256 bytes and 3 special tokens take 259 alone"),
         (["--lora_r", "4"], "an adapter needs weights beneath that know something"),
