@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..literal import literal_encodings
 from ..surrogates import refuse_surrogates
 from .counts import TextCounts
-from .documents import Part, read_documents, text_files
+from .documents import Part, digest_number, new_digest, read_documents, text_files
 from .word_starts import word_starts
 
 FORMAT = 1  # of the files; another number encodes anew
@@ -123,7 +123,7 @@ class _Writer(contextlib.ExitStack):
 
     def _begin(self) -> None:
         """Begin a document: what is known of the one that is being read."""
-        self.parts, self.of_document, self.digest = 0, TextCounts(), hashlib.blake2b(digest_size=8)
+        self.parts, self.of_document, self.digest = 0, TextCounts(), new_digest()
 
     def add(self, batch: list[Part]) -> None:
         """Encode and write some parts."""
@@ -166,7 +166,7 @@ class _Writer(contextlib.ExitStack):
             for name in ("characters", "bytes", "tokens", "unknown"):
                 setattr(counts, name, getattr(counts, name) + getattr(of, name))
             counts.in_parts += self.parts > 1
-            digest = int.from_bytes(self.digest.digest(), "little", signed=True)
+            digest = digest_number(self.digest)
             row = np.array([counts.tokens, of.bytes, digest], dtype=np.int64).tobytes()
             self.table.write(row)
             self.content.update(row)

@@ -82,7 +82,7 @@ def load(
     if head is not None:
         model_class, model_arguments = model_class or AutoModelForSequenceClassification, {**head, **model_arguments}
     model = _load_weights(place, model_class, weights_dtype, model_arguments)
-    tokenizer = _read_tokenizer(adapter if adapter is not None and has_tokenizer(resolve(adapter)) else place)
+    tokenizer = _read_tokenizer(resolve(adapter) if adapter is not None and has_tokenizer(resolve(adapter)) else place)
     _warn_of_more_ids(place, model, tokenizer)
     if adapter is not None:
         model = _load_adapter(model, resolve(adapter))
@@ -112,7 +112,12 @@ def _check_weights(weights: str, device: str, dtype: str) -> tuple[str, str]:
 
 
 def load_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a checkpoint folder, a hub name or "default", of an adapter without one that of its base; raises UserError where none can be read."""
+    """Return the tokenizer of a checkpoint folder, or one that holds nothing else, of a hub name or "default", of an adapter without one that of its base.
+
+    Raises UserError where none can be read.
+    """
+    if os.path.isdir(path) and has_tokenizer(path) and not (Path(path) / "config.json").is_file():
+        return _read_tokenizer(path)
     place = resolve(path)
     _refuse_continuous(place)
     return _read_tokenizer(place)
@@ -127,7 +132,8 @@ def _refuse_continuous(place: str, wanted: type | None = None) -> None:
 
 
 def _read_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerBase:
-    place = resolve(path)
+    """Return the tokenizer of a folder or a hub name, as `load_tokenizer` does, whatever model is beside it."""
+    place = os.fspath(path)
     if is_adapter(place) and not has_tokenizer(place):
         place = resolve(adapter_base(place))
     found = published(place)
