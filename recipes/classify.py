@@ -18,7 +18,7 @@ from seodang.data.classification.rows import Labelled, Row, TextCounts, classifi
 from seodang.data.errors import UserError
 from seodang.infer.checkpoint.load import load, resolve
 from seodang.infer.checkpoint.published_diffusion import stored_config
-from seodang.infer.encoders.classify import names_of, problem_of, room_for
+from seodang.infer.encoders.classify import room_for
 from seodang.recipes.options.classification import ClassificationOptions, ClassifierArguments, ClassifierOptions, PredictionOptions
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.training import RunOptions

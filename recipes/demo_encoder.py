@@ -9,7 +9,6 @@ The snippets of films and goods are rated by twenty people each (see data/classi
 
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
