@@ -39,6 +39,8 @@ VERBS = {
     "explain": "show how an answer came about: probabilities, filters, beams, drafts, attention",
     "classify": "train a classifier on labelled texts, or let one say what texts are",
     "score": "log-probability and perplexity of given answers",
+    "contrastive": "teach an encoder which texts belong together, by pairs and hard negatives",
+    "embed": "turn texts into vectors, or search a file by them",
     "fill-mask": "fill in the masks of texts by an encoder, with probabilities",
     "export": "merge an adapter into its base model and check that nothing changed",
     "demo": "teach the default model eight small tasks and let it answer, before and after",

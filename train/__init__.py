@@ -13,6 +13,7 @@ _HOMES = {
     "mlm": "pretraining.mlm", "mlm_trainer": "pretraining.mlm", "MlmTrainer": "pretraining.mlm",
     "reward": "stages.reward", "reward_trainer": "stages.reward", "RewardModelTrainer": "stages.reward",
     "classification": "stages.classification", "classifier_trainer": "stages.classification", "ClassifierTrainer": "stages.classification",
+    "contrastive": "stages.contrastive", "contrastive_trainer": "stages.contrastive", "ContrastiveTrainer": "stages.contrastive",
     "dpo": "stages.dpo", "dpo_trainer": "stages.dpo", "DpoTrainer": "stages.dpo", "PreferenceSettings": "maths.preference_losses",
     "kto": "stages.kto", "kto_trainer": "stages.kto", "KtoTrainer": "stages.kto",
     "ppo": "stages.ppo", "ppo_trainer": "stages.ppo", "PpoTrainer": "stages.ppo", "PpoSettings": "stages.ppo_settings",

@@ -33,6 +33,7 @@ from .default_encoder import NAME as DEFAULT_ENCODER
 from .default_encoder import default_encoder
 from .default_model import default_model
 from .manifest import read_manifest, verify
+from .pooler import pooler_argument
 from .published_diffusion import published, published_tokenizer, stored_config
 from .quantise import BITS, quantise
 from .quiet import silence_old_names, without_load_report
@@ -222,8 +223,9 @@ def _load_weights(place: str, model_class, dtype: torch.dtype, model_arguments: 
     else:
         model_class, asked = model_class or AutoModelForCausalLM, found.arguments | asked
     try:
+        pooler = pooler_argument(place, stored_config(place)) if model_class is AutoModel else {}
         with without_load_report():
-            model, report = model_class.from_pretrained(place, dtype=dtype, output_loading_info=True, **asked)
+            model, report = model_class.from_pretrained(place, dtype=dtype, output_loading_info=True, **pooler, **asked)
     except OSError as error:
         raise UserError(f"model {place!r} could not be read: {_first_line(error)}") from None
     except (ValueError, StrictDataclassError) as error:

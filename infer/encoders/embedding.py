@@ -94,10 +94,8 @@ class SentenceEncoder:
 
         Raises UserError as `load` does, and for a pooling beside a folder that says its own.
         """
-        place = resolve(path)
-        readout = readout_in(place, pooling, normalise, max_length)
-        model, tokenizer = load(trunk_folder(place) if is_sentence_folder(place) else path, device=device, dtype=dtype, model_class=AutoModel)
-        return cls(model, tokenizer, readout)
+        readout = readout_in(resolve(path), pooling, normalise, max_length)
+        return cls(*load_trunk(path, device=device, dtype=dtype), readout)
 
     @property
     def size(self) -> int:
@@ -148,6 +146,12 @@ class SentenceEncoder:
         place = next((place for place, each in enumerate(encoded) if each.truncated), None)
         if too_long == "error" and place is not None:
             raise UserError(f"{where(place)} has {encoded[place].whole:,} tokens, more than the {self.max_length} that the encoder reads: shorten it")
+
+
+def load_trunk(path: str | os.PathLike, *, device: str = "auto", dtype: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load what of a checkpoint makes hidden states, and its tokenizer; raises UserError as `load` does."""
+    place = resolve(path)
+    return load(trunk_folder(place) if is_sentence_folder(place) else place, device=device, dtype=dtype, model_class=AutoModel)
 
 
 def embed(model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], attention_masks: Sequence[Sequence[int] | None] | None = None) -> Tensor:

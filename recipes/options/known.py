@@ -86,6 +86,12 @@ FIRST: dict[str, dict[str, str]] = {
         "data": f"{DATA} text_column pair_column label_column encoding", "labels": "multi_label regression labels class_weights max_length cut",
         "model": f"{MODEL} pooling new_head", "learning": LEARNING, "predictions": "predict output threshold", "run": RUN,
     },
+    "contrastive": {
+        "data": f"{FILES} max_length min_score", "model": "model pooling normalise device dtype", "learning": f"temperature symmetric {LEARNING}", "run": RUN,
+    },
+    "embed": {
+        "texts": "data column search top_k output resume", "model": "model pooling normalise prompt max_length too_long device dtype",
+    },
     "score": {"data": "data columns encoding shape max_length empty_answers unusable output raw tokens", "model": f"{SPEAKER} chat_template", "diffusion": "draws",
               "encoders": "pll_metric"},
     "fill-mask": {"texts": "texts data columns encoding output json", "model": SPEAKER, "fillings": "top_k how targets"},
@@ -148,7 +154,7 @@ def refuse(verb: str, argv: Sequence[str]) -> None:
         if model not in ("", "default", DEFAULT_ENCODER) and not os.path.exists(model):
             check_hub_name(model)
     encoding = next(iter(_texts(values.get("encoding"))), None) if "encoding" in told["names"].split() else None
-    check = check_text_source if "documents" in told["names"].split() else check_source
+    check = check_text_source if {"documents", "search"} & {*told["names"].split()} else check_source
     for source in (source for name in SOURCES for source in texts.get(name, ())):
         check(source, encoding)
 

@@ -144,7 +144,7 @@ def _timed_step(trainer: SftTrainer, rows: list) -> tuple[float, float]:
             kept.clear()
             start = time.perf_counter()
             with trainer.accelerator.autocast(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-                loss = model(**batch).loss
+                loss = trainer.mean_loss(model, batch) if hasattr(trainer, "mean_loss") else model(**batch).loss
             loss.backward()
             if device.type == "cuda":
                 torch.cuda.synchronize()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -191,3 +192,31 @@ def test_what_is_no_text_is_refused(tokenizer, texts, message):
 
 def test_no_texts_are_no_vectors(tokenizer):
     assert SentenceEncoder(tiny("bert"), tokenizer).embed([]).shape == (0, 32)
+
+
+# The default encoder
+
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "sentence_vectors.json").read_text(encoding="utf-8"))
+
+
+def test_the_default_encoders_vectors_are_those_of_sentence_transformers(caplog):
+    """Among them a text longer than the 256 tokens that its folder names, and Hangul, which its tokenizer takes apart."""
+    encoder = SentenceEncoder.open("default-encoder", dtype="float32", device="cpu")
+    got = encoder.embed(GOLDEN["texts"])
+    torch.testing.assert_close(got[:, :8], torch.tensor(GOLDEN["beginnings"]), rtol=0, atol=2e-6)
+    torch.testing.assert_close(got @ got.T, torch.tensor(GOLDEN["cosines"]), rtol=0, atol=2e-6)
+    assert (encoder.size, encoder.max_length, encoder.readout.normalised) == (384, 256, True)  # though the folder 2_Normalize is missing
+    assert "1 of 7 texts are longer than 256 tokens (the longest has 302)" in caplog.text
+
+
+@pytest.mark.full
+def test_what_is_written_is_read_by_sentence_transformers(folder, tmp_path):
+    transformers = pytest.importorskip("sentence_transformers")
+    encoder = SentenceEncoder.open(folder, dtype="float32", device="cpu")
+    write_readout(folder, Readout(modes=("mean",), steps=(Normalise(),), max_length=7), 32)
+    theirs = transformers.SentenceTransformer(str(folder), device="cpu")
+    ours = SentenceEncoder.open(folder, dtype="float32", device="cpu")
+    texts = [*TEXTS, "w1 w2 w3 w4 w5 w6 w7 w8 w9"]
+    torch.testing.assert_close(ours.embed(texts), theirs.encode(texts, convert_to_tensor=True), rtol=0, atol=1e-6)
+    assert encoder.readout.modes == ("cls",) and theirs.max_seq_length == 7
