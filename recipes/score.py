@@ -8,8 +8,7 @@ exp(-logprob / tokens). Of a preference both sides are scored, chosen and reject
 by how many nats the better one is likelier, of several pairs the mean. The last line has the totals: with preferences also the pairs, in what share of
 them chosen is likelier than rejected, and the mean margin.
 
-Of a diffusion model elbo is a bound on the log-probability, estimated by draws of masks, and elbo_se its standard error. Of an encoder pll is the
-pseudo-log-likelihood: each token masked, all others seen. It reads texts as they stand, a prompt before its completion.
+Of a diffusion model elbo is a bound on it, estimated by draws of masks, elbo_se its error; of an encoder pll is the pseudo-log-likelihood.
 """
 
 import json
@@ -57,7 +56,7 @@ class Score(FileOptions):
     estimator: str | None = option("Diffusion: counts (exact numbers of masks, as LLaDA) or times (1/t, which varies more).")
     seed: int | None = option("Diffusion: what the masks are drawn from, 0.")
     canvas: int | None = option("Diffusion: fill answers up with end-of-text to a multiple of this, as in training. By default nothing is added.")
-    pll_metric: str | None = option("Encoders: original (each token masked alone) or within_word_l2r (and what follows it in its word).")
+    pll_metric: str | None = option("Encoders: original, or within_word_l2r. The latter masks what follows a token in its word as well.")
 
     def __post_init__(self) -> None:
         check_unusable(self.unusable)

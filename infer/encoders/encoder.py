@@ -211,4 +211,3 @@ def position_limit(model: nn.Module) -> int | None:
     tables = [module for name, module in model.named_modules() if name.endswith("position_embeddings") and isinstance(module, nn.Embedding)]
     counted = [table.num_embeddings - table.padding_idx - 1 for table in tables if table.padding_idx is not None]
     return min(filter(None, [positions_of(model.config.get_text_config()), *counted]), default=None)
-

@@ -92,8 +92,9 @@ FIRST: dict[str, dict[str, str]] = {
     "embed": {
         "texts": "data column search top_k output resume", "model": "model pooling normalise prompt max_length too_long device dtype",
     },
-    "score": {"data": "data columns encoding shape max_length empty_answers unusable output raw tokens", "model": f"{SPEAKER} chat_template", "diffusion": "draws",
-              "encoders": "pll_metric"},
+    "score": {
+        "data": "data columns encoding shape max_length empty_answers unusable output raw tokens", "model": f"{SPEAKER} chat_template", "of their kind": "draws pll_metric",
+    },
     "fill-mask": {"texts": "texts data columns encoding output json", "model": SPEAKER, "fillings": "top_k how targets"},
     "export": {"checkpoint": "model output_dir dtype gguf"},
     "demo": DEMO | {"learning": "tokens learning_rate"},

@@ -12,11 +12,13 @@ from transformers import PreTrainedTokenizerBase
 from seodang.data.accounting import EMPTY, Accounting
 from seodang.data.errors import UserError
 from seodang.data.formats import Dialogue, Text
+from seodang.data.preference_rows import ALONE, TIE, preference_pairs
 from seodang.data.preferences import RankedPreference
 from seodang.infer.diffusion.likelihood import Bound
 from seodang.infer.encoders.encoder import Encoder
 from seodang.infer.encoders.pseudo_likelihood import METRICS, Judged, check_metric, judged_behind, judged_text, pseudo_logprobs
 from seodang.infer.runners.architecture import transformers_model
+from seodang.recipes.run.of_diffusion import given
 from seodang.recipes.run.score_lines import PSEUDO
 from seodang.recipes.run.scorer import Encoded
 
@@ -36,7 +38,8 @@ class PseudoScorer:
     figures = PSEUDO
 
     def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, options: Any):
-        for name, value in {**options.of_diffusion(), **({} if options.max_length is None else {"max_length": options.max_length})}.items():
+        if asked := options.of_diffusion() | given(options, ("max_length",)):
+            name, value = next(iter(asked.items()))
             raise UserError(f"--{name} {value} means nothing to an encoder, which judges a text as a whole and exactly: leave it out")
         self.encoder, self.options = Encoder(model, tokenizer), options
         self.metric = options.pll_metric or METRICS[0]
@@ -47,13 +50,18 @@ class PseudoScorer:
         counts, records = Accounting(remembers=None), []
         for example in examples:
             before, answers, ranks = texts_of(example)
-            reason = EMPTY if not all(answers) else getattr(example, "flaw", "")
-            if reason and self.options.empty_answers == "error" and not isinstance(example, RankedPreference):
-                raise UserError(f"{example.where}: the text is empty: fill it in, or leave such records out with --empty_answers drop")
-            judged = [] if reason else [self._judged(before, answer, example.where) for answer in answers]
+            if isinstance(example, Dialogue) and not answers[0].strip() and self.options.empty_answers == "error":
+                raise UserError(f"{example.where}: the completion is empty: fill it in, or leave such records out with --empty_answers drop")
+            kept = [place for place, answer in enumerate(answers) if answer.strip()]
+            reasons = Counter({EMPTY: len(answers) - len(kept)} if len(kept) < len(answers) else {})
+            if isinstance(example, RankedPreference):
+                ranks = [ranks[place] for place in kept]
+                if flaw := example.flaw or (ALONE if len(kept) < 2 else "" if preference_pairs(ranks) else TIE):
+                    reasons[flaw], kept = 1, []
+            judged = [self._judged(before, answers[place], example.where) for place in kept]
             try:
                 rows = [{"ids": each.reading.ids, "judged": list(each.places)} for each in judged]
-                counts.count_record(rows, Counter([reason] if reason else []), self.options.unusable, where=example.where, taken=example.taken)
+                counts.count_record(rows, reasons, self.options.unusable, where=example.where, taken=example.taken)
             except UserError as error:
                 raise UserError(f"{example.where}: {error}") from None
             if judged:
@@ -62,7 +70,7 @@ class PseudoScorer:
         return records, [counts]
 
     def _judged(self, before: str, text: str, where: str) -> Judged:
-        return judged_behind(self.encoder, before, text, where) if before else judged_text(self.encoder, text, where)
+        return judged_behind(self.encoder, before, text, where) if before.strip() else judged_text(self.encoder, text, where)
 
     def scores(self, judged: Sequence[Judged], numbers: Sequence[int]) -> list[Bound]:
         """The score of each text, which is exact."""

@@ -4,12 +4,14 @@ import json
 
 import pytest
 
+from seodang.data.errors import UserError
 from seodang.infer import fill_mask, load
 from seodang.infer.encoders.encoder import Encoder
 from seodang.infer.encoders.fill_mask import MaskFiller
 from seodang.recipes.fill_mask import main
 from seodang.recipes.generate import main as generate
 from seodang.recipes.sft import main as sft
+from seodang.train.stages.sft import SFT
 
 TEXT, TWO = "the capital of [MASK] is seoul.", "[MASK] is the [MASK] of korea"
 WHERE = ["--device", "cpu", "--dtype", "float32"]
@@ -117,5 +119,7 @@ def test_each_kind_of_model_is_refused_where_it_does_not_belong(folder, base, de
     ):
         assert command([*map(str, argv)]) == 2
         assert message in capsys.readouterr().err.splitlines()[-1]
+    with pytest.raises(UserError, match="bert attends in both directions and cannot learn to continue a text"):
+        SFT.check(encoder("bert"), [{"input_ids": [2, 5, 3], "labels": [2, 5, 3]}])
     assert main([str(declared()), TEXT]) == 2
     assert "this llama is a masked-diffusion model" in capsys.readouterr().err

@@ -68,6 +68,14 @@ def test_of_preferences_and_choices_each_text_is_scored_behind_its_prompt(folder
     assert completion["pll"] == pytest.approx(seoul, rel=1e-5)
 
 
+def test_preferences_that_compare_nothing_are_left_out_and_counted(scored):
+    good = {"prompt": "a", "responses": ["city", "", "paris"], "scores": [0, 1, 2]}
+    tie, alone = {**good, "scores": [1, 1, 1]}, {**good, "responses": ["city", "", " "]}
+    line, totals = scored([tie, good, alone])
+    assert line["margin"] == pytest.approx(line["chosen"]["pll"] - line["rejected"]["pll"])
+    assert (totals["records"], totals["answers"], totals["pairs"]) == (3, 2, 1) and sum(totals["dropped"].values()) == 2
+
+
 def test_empty_texts_can_be_left_out_and_are_counted(scored):
     line, totals = scored([{"prompt": "a", "completion": "city"}, {"prompt": "a", "completion": ""}], "--empty_answers", "drop")
     assert line["tokens"] == 1 and (totals["records"], totals["answers"], totals["dropped"]) == (2, 1, {"empty answer": 1})
@@ -79,7 +87,7 @@ TALK = [{"role": role, "content": "a"} for role in ("user", "assistant", "user",
 @pytest.mark.parametrize(
     ("record", "options", "message"),
     [
-        ({"prompt": "a", "completion": ""}, [], "texts.jsonl line 1: the text is empty"),
+        ({"prompt": "a", "completion": ""}, [], "texts.jsonl line 1: the completion is empty"),
         ({"text": "a [MASK]"}, [], "texts.jsonl line 1 has [MASK], the mask token"),
         ({"text": "a " * 50}, [], "texts.jsonl line 1 has 52 tokens, more than the 40 positions of the encoder"),
         ({"messages": TALK}, [], "texts.jsonl line 1: an encoder judges texts and knows no chat template"),

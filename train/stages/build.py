@@ -60,7 +60,7 @@ class Stage:
         if self.left_to_right and diffusion_of(transformers_model(model).config) is not None:
             name = self.trainer.__name__.removesuffix("Trainer").lower()
             raise UserError(f"{name} teaches text from left to right, but this model is one of masked diffusion: train it by `seodang diffusion`, on preferences by `seodang dpo`")
-        if self.left_to_right:
+        if self.left_to_right and self.generates:
             refuse_encoder(transformers_model(model).config, "learn to continue a text", "train it with `seodang mlm`, or use a decoder")
         if has_adapter(model) and (lora is not None or self.trainer_adds_adapter):
             raise UserError("the model has an adapter already: merge it first, `seodang export`")
