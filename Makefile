@@ -4,11 +4,12 @@ export PYTHON TORCH
 ready := .venv/ready
 pytest := -m pytest -c tests/pytest.ini -n auto --dist worksteal --durations=10
 
-.PHONY: help setup setup-browser demo demo-diffusion demo-rlhf demo-encoder test test-full test-newest clean
+.PHONY: help setup setup-browser demo demo-diffusion demo-pretrain demo-rlhf demo-encoder test test-full test-newest clean
 
 help:
 	@echo "make demo         fine-tune the default model on real triplets, before and after (minutes)"
 	@echo "make demo-diffusion  teach the default model to speak by diffusion, beside a twin that speaks left to right (15 minutes)"
+	@echo "make demo-pretrain  train a small decoder from nothing on Python's documentation, beside gzip (6 minutes)"
 	@echo "make demo-rlhf    reward model, PPO and DPO on the default model, with a page of curves (15 minutes)"
 	@echo "make demo-encoder  teach the default encoder to tell good reviews from bad, beside a regression on its frozen vectors (minutes)"
 	@echo "make test         run every test but the longest"
@@ -35,6 +36,9 @@ demo: $(ready)
 
 demo-diffusion: $(ready)
 	@.venv/bin/seodang demo-diffusion $(ARGS)
+
+demo-pretrain: $(ready)
+	@.venv/bin/seodang demo-pretrain $(ARGS)
 
 demo-rlhf: $(ready)
 	@.venv/bin/seodang demo-rlhf $(ARGS)

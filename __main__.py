@@ -23,6 +23,8 @@ for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
 VERBS = {
     "prepare": "convert the embedded default model into the cache folder",
     "preview": "show records as the model sees them, trained tokens in colour",
+    "tokenizer": "learn a tokenizer from plain text: byte-level BPE or WordPiece",
+    "pretrain": "train a small decoder or encoder on plain text from nothing, or go on with a decoder",
     "sft": "fine-tune a model on instructions, completions, dialogues or text",
     "diffusion": "teach a model to speak by masked diffusion: all positions at once, from mask to text",
     "mlm": "teach an encoder what is hidden of a text: BERT-style pretraining on plain text",
@@ -45,6 +47,7 @@ VERBS = {
     "export": "merge an adapter into its base model and check that nothing changed",
     "demo": "teach the default model eight small tasks and let it answer, before and after",
     "demo-diffusion": "teach the default model to speak by masked diffusion, beside a twin that speaks left to right",
+    "demo-pretrain": "train a small decoder from nothing on the documentation of Python, and measure it beside gzip",
     "demo-rlhf": "teach the default model to follow a rule: SFT, reward model, PPO and DPO in turn",
     "demo-encoder": "teach the default encoder to tell good reviews from bad, beside a regression on its frozen vectors",
 }

@@ -16,6 +16,7 @@ _HOMES = {
     "form_preferences": "form_pairs", "form_reward": "form_pairs", "demonstrations": "form_pairs",
     "read_json_lines": "json_text", "sample_path": "sample_data", "sample_names": "sample_data",
     "read_documents": "text.documents", "token_store": "text.store", "causal_rows": "text.rows", "masked_rows": "text.rows",
+    "train_tokenizer": "text.tokenizer_training", "TokenizerSettings": "text.tokenizer_training",
     "Masking": "text.corruption", "MaskingOptions": "text.corruption",
     "UserError": "errors",
 }  # fmt: skip

@@ -41,7 +41,7 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, name_or_file: str | No
     """
     if name_or_file is None:
         if not tokenizer.chat_template:
-            raise UserError(f"the tokenizer has no chat template: name one with --chat_template {'|'.join(BUILT_IN)} or a Jinja file")
+            raise UserError(f"the tokenizer has no chat template: name one with --chat_template {'|'.join(BUILT_IN)} or a Jinja file; generate --raw needs none")
         return
     if name_or_file in BUILT_IN:
         if tokenizer.eos_token is None:

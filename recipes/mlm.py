@@ -5,14 +5,16 @@ accelerate launch recipes/mlm.py --model ENCODER --data texts/
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from seodang.data.errors import UserError
 from seodang.data.text.corruption import Masking, MaskingOptions
-from seodang.data.text.rows import MaskedRows, held_out, masked_rows, shared_documents
+from seodang.data.text.rows import MaskedRows, TextRows, held_out, masked_rows, shared_documents
 from seodang.infer.checkpoint.load import is_adapter, load, load_tokenizer, resolve
 from seodang.recipes.diffusion import untrained
 from seodang.recipes.options.parser import command, parse
@@ -25,7 +27,10 @@ from seodang.train.pretraining.fill_ins import FillInSampler
 from seodang.train.pretraining.layout import piece_limit, refuse_other_models
 from seodang.train.pretraining.mlm import MlmTrainer, mlm_trainer
 from seodang.train.run.callbacks import CURVE, terminal_curve
+from seodang.train.run.crash_safe import Provenance
 from seodang.train.stages.plan import plan
+
+Rows = TypeVar("Rows", bound=TextRows)
 
 
 @dataclass
@@ -68,12 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     rows, eval_rows, told = load_rows(text, tokenizer, text.row_length(piece_limit(model)), args, words=masking.whole_words)
     origin = origin_of(text, masking, encoder, run, args, rows=rows, paradigm="masked")
     resume = checkpoint_to_resume(args, run, origin)
-    corruption = Masking.of(tokenizer, masking, model.get_input_embeddings().weight.shape[0])
-    trainer = mlm_trainer(
-        model, tokenizer, rows, args, corruption, eval_rows=eval_rows, provenance=origin, callbacks=early_stopping(run)
-    )
-    if eval_rows is not None and run.eval_samples:
-        trainer.sample = FillInSampler(tokenizer, eval_rows, trainer.data_collator, run.eval_samples, show if trainer.is_world_process_zero() else lambda text: None)
+    trainer = build(model, tokenizer, rows, eval_rows, masking, args, run, origin)
     print_once(trainer, *plan_lines(trainer, rows.store.counts, resume, stage=[*told, *lines(trainer, masking)], cost=plan(trainer).lines()))
     if run.dry_run:
         return 0
@@ -89,26 +89,52 @@ def load_encoder(options: EncoderOptions, args: TrainingArguments) -> PreTrained
     return load(options.model, device=str(args.device), dtype=options.dtype, model_class=AutoModelForMaskedLM)[0]
 
 
+def build(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: MaskedRows,
+    eval_rows: MaskedRows | None,
+    masking: MaskingOptions,
+    args: TrainingArguments,
+    run: RunOptions,
+    origin: Provenance,
+) -> MlmTrainer:
+    """The trainer of an encoder, which shows what it fills in at each evaluation."""
+    corruption = Masking.of(tokenizer, masking, model.get_input_embeddings().weight.shape[0])
+    trainer = mlm_trainer(model, tokenizer, rows, args, corruption, eval_rows=eval_rows, provenance=origin, callbacks=early_stopping(run))
+    if eval_rows is not None and run.eval_samples:
+        shown = show if trainer.is_world_process_zero() else lambda text: None
+        trainer.sample = FillInSampler(tokenizer, eval_rows, trainer.data_collator, run.eval_samples, shown)
+    return trainer
+
+
 def load_rows(
-    text: TextOptions, tokenizer: PreTrainedTokenizerBase, max_length: int, args: TrainingArguments, *, words: bool
-) -> tuple[MaskedRows, MaskedRows | None, list[str]]:
-    """Rows to train on, held-out rows where there are any, and what there is to say of both in lines."""
+    text: TextOptions,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    args: TrainingArguments,
+    *,
+    words: bool = False,
+    rows_of: Callable[..., Rows] = masked_rows,
+    held_tokenizer: PreTrainedTokenizerBase | None = None,
+) -> tuple[Rows, Rows | None, list[str]]:
+    """Rows to train on, held-out rows where there are any, by another tokenizer where one is given, and what there is to say of both in lines."""
     store, told = text.store(text.data, tokenizer, args.output_dir, words=words)
     train = held = None
-    held_store = store
-    if text.eval_data:
-        held_store, _ = text.store(text.eval_data, tokenizer, args.output_dir, words=words)
-    elif text.eval_fraction:
+    held_store, held_tokenizer = store, held_tokenizer or tokenizer
+    if text.eval_fraction:
         train, held = held_out(store, text.eval_fraction, args.seed)
-    rows = masked_rows(store, tokenizer, max_length, train)
-    eval_rows = masked_rows(held_store, tokenizer, max_length, held) if text.eval_data or text.eval_fraction else None
-    lines = [told, *rows.counts().lines()]
+    if text.eval_data or held_tokenizer is not tokenizer:
+        held_store, _ = text.store(text.eval_data or text.data, held_tokenizer, args.output_dir, words=words)
+    rows = rows_of(store, tokenizer, max_length, train)
+    eval_rows = rows_of(held_store, held_tokenizer, max_length, held) if text.eval_data or text.eval_fraction else None
+    said = [told, *rows.counts().lines()]
     if eval_rows is not None:
         counts = eval_rows.counts()
-        lines += held_out_line(f"{counts.documents:,} documents in {counts.rows:,} rows, {counts.split:,} of the documents in several pieces", [eval_rows])
+        said += held_out_line(f"{counts.documents:,} documents in {counts.rows:,} rows, {counts.split:,} of the documents in several pieces", [eval_rows])
         if leaked := shared_documents(eval_rows, rows):
-            lines.append(f"warning         {leaked:,} of the documents held out are trained on, word for word: it is no measure")
-    return rows, eval_rows, lines
+            said.append(f"warning         {leaked:,} of the documents held out are trained on, word for word: it is no measure")
+    return rows, eval_rows, said
 
 
 def lines(trainer: MlmTrainer, masking: MaskingOptions) -> list[str]:

@@ -52,6 +52,8 @@ class Masking:
                 "the tokenizer has no mask token, by which masked text is taught: use an encoder's tokenizer (BERT, RoBERTa, ModernBERT), "
                 "or teach from left to right, `seodang pretrain` or `seodang sft`"
             )
+        if vocab_size is not None and tokenizer.mask_token_id >= vocab_size:
+            raise UserError(f"the mask token {tokenizer.mask_token} ({tokenizer.mask_token_id}) is beyond the model's vocabulary of {vocab_size}: the tokenizer belongs to another model")
         special = np.unique(tokenizer.all_special_ids)
         known = np.unique(list(tokenizer.get_vocab().values()))
         ordinary = np.setdiff1d(known if vocab_size is None else known[known < vocab_size], special)

@@ -1,5 +1,6 @@
 """Documents of plain text, read from files, tables and the hub one after the other: no more than a part of one is held."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from glob import glob
 from itertools import chain
@@ -152,3 +153,16 @@ def _parts(where: str, pieces: Iterable[str]) -> Iterator[Part]:
                 text = text[cut:]
             held, size = [text], len(text)
     yield Part(where, "".join(held))
+
+
+# What tells a document's text from others
+
+
+def new_digest() -> "hashlib._Hash":
+    """What a document's parts in UTF-8 are handed to, one after the other."""
+    return hashlib.blake2b(digest_size=8)
+
+
+def digest_number(digest: "hashlib._Hash") -> int:
+    """Sixty-four bits that tell a text from others."""
+    return int.from_bytes(digest.digest(), "little", signed=True)

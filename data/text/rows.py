@@ -42,7 +42,7 @@ class TextRows(Sequence):
         self.lengths = pieces.end - pieces.begin + self.before + self.after
         self.order, self.borders = _filled(self.lengths, max_length)
         self.size = int(self.lengths.max(initial=0)), max(store.highest, *puts.before, *puts.after, 0)  # the longest piece's tokens, the highest id
-        self.content = f"{store.content}:{len(chosen)}:{_digest(chosen)}:{max_length}"
+        self.content = f"{store.content}:{len(chosen)}:{_digest(chosen)}:{max_length}:{puts}"
 
     def __len__(self) -> int:
         return len(self.borders) - 1
@@ -85,6 +85,14 @@ class TextRows(Sequence):
 
 class CausalRows(TextRows):
     """Rows with `labels`: each token is learned behind those before it in its document, the first of a piece alone is not (-100)."""
+
+    def learned(self) -> int:
+        """How many tokens have a label."""
+        return self.token_count() - len(self.pieces.first)
+
+    def uncoded(self) -> int:
+        """How many tokens of the documents have none: each one's first, where the tokenizer puts nothing before it."""
+        return 0 if self.puts.before else len(self.chosen)
 
     def further(self, ids: list[int], pieces: np.ndarray) -> dict[str, Any]:
         labels = list(ids)
@@ -129,16 +137,21 @@ def masked_rows(store: TokenStore, tokenizer: PreTrainedTokenizerBase, max_lengt
 
 
 def held_out(store: TokenStore, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of the documents to train on and of those held out, at random but the same for the same seed.
+    """The numbers of the documents to train on and of those held out, at random but the same for the same seed; see `apart`."""
+    return apart(store.documents[:, DIGEST], fraction, seed)
+
+
+def apart(digests: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of the documents to train on and of those held out, by what tells their texts from others, whatever made them tokens.
 
     Documents of the same words go together, so that none is on both sides. Raises UserError where nothing would be left.
     """
-    digests, group = np.unique(store.documents[:, DIGEST], return_inverse=True)
-    count = max(1, round(len(digests) * fraction))
-    if count >= len(digests):
-        raise UserError(f"eval_fraction {fraction} leaves nothing of {len(digests)} documents to train on: lower it, or part the text (--documents line)")
-    held = np.zeros(len(digests), dtype=bool)
-    held[np.argsort(np.random.Generator(np.random.Philox(seed)).random(len(digests)), kind="stable")[:count]] = True
+    different, group = np.unique(digests, return_inverse=True)
+    count = max(1, round(len(different) * fraction))
+    if count >= len(different):
+        raise UserError(f"eval_fraction {fraction} leaves nothing of {len(different)} documents to train on: lower it, or part the text (--documents line)")
+    held = np.zeros(len(different), dtype=bool)
+    held[np.argsort(np.random.Generator(np.random.Philox(seed)).random(len(different)), kind="stable")[:count]] = True
     return np.flatnonzero(~held[group]), np.flatnonzero(held[group])
 
 

@@ -12,10 +12,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from ..errors import UserError
 from ..literal import literal_encodings
 from ..surrogates import refuse_surrogates
 from .counts import TextCounts
-from .documents import Part, read_documents, text_files
+from .documents import Part, digest_number, new_digest, read_documents, text_files
 from .word_starts import word_starts
 
 FORMAT = 1  # of the files; another number encodes anew
@@ -51,7 +52,7 @@ def token_store(
 
     They lie in a folder of `cache` that is named by what the files hold, the tokenizer and the settings: where it stands it is used, else it is
     written aside and renamed. One process writes, others wait for it. Memory does not grow with the text. Raises UserError for no text at all,
-    and for what `read_documents` refuses.
+    for what `read_documents` refuses, and where nothing can be written.
     """
     key = text_key(sources, tokenizer, words=words, **reading)
     cache.mkdir(parents=True, exist_ok=True)
@@ -66,6 +67,8 @@ def token_store(
             write_store(read_documents(sources, **reading), tokenizer, aside, words=words, names=", ".join(map(str, sources)))
             shutil.rmtree(folder, ignore_errors=True)  # one that is damaged
             aside.rename(folder)
+        except OSError as error:
+            raise UserError(f"the encoded text cannot be written in {cache} ({error.strerror or error}): make room, or name another folder, --text_cache") from None
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     return TokenStore(folder), False
@@ -108,7 +111,7 @@ class _Writer(contextlib.ExitStack):
     def __init__(self, tokenizer: PreTrainedTokenizerBase, folder: Path, words: bool):
         super().__init__()
         self.tokenizer, self.folder, self.counts = tokenizer, folder, TextCounts()
-        self.dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
+        self.dtype = np.dtype(np.uint16 if max(tokenizer.get_vocab().values()) < 1 << 16 else np.uint32)
         self.tokens = self._open(TOKENS)
         self.starts = self._open(STARTS) if words else None
         self.table = self._open(DOCUMENTS)
@@ -120,7 +123,7 @@ class _Writer(contextlib.ExitStack):
 
     def _begin(self) -> None:
         """Begin a document: what is known of the one that is being read."""
-        self.parts, self.of_document, self.digest = 0, TextCounts(), hashlib.blake2b(digest_size=8)
+        self.parts, self.of_document, self.digest = 0, TextCounts(), new_digest()
 
     def add(self, batch: list[Part]) -> None:
         """Encode and write some parts."""
@@ -163,7 +166,7 @@ class _Writer(contextlib.ExitStack):
             for name in ("characters", "bytes", "tokens", "unknown"):
                 setattr(counts, name, getattr(counts, name) + getattr(of, name))
             counts.in_parts += self.parts > 1
-            digest = int.from_bytes(self.digest.digest(), "little", signed=True)
+            digest = digest_number(self.digest)
             row = np.array([counts.tokens, of.bytes, digest], dtype=np.int64).tobytes()
             self.table.write(row)
             self.content.update(row)

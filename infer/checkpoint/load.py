@@ -111,8 +111,12 @@ def _check_weights(weights: str, device: str, dtype: str) -> tuple[str, str]:
 
 
 def load_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a checkpoint folder, a hub name or "default", of an adapter without one that of its base; raises UserError where none can be read."""
-    place = resolve(path)
+    """Return the tokenizer of a checkpoint folder, or one that holds nothing else, of a hub name or "default", of an adapter without one that of its base.
+
+    Raises UserError where none can be read.
+    """
+    alone = os.path.isdir(path) and has_tokenizer(path) and not (Path(path) / "config.json").is_file()
+    place = os.fspath(path) if alone else resolve(path)
     if is_adapter(place) and not has_tokenizer(place):
         place = resolve(adapter_base(place))
     found = published(place)

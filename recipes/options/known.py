@@ -33,6 +33,8 @@ SOURCES = ("data", "eval_data")  # those that name what is read
 
 DATA = "data columns eval_data eval_fraction"
 FILES = f"{DATA} encoding"
+TEXT = "data documents columns encoding"
+TOKENIZER = "kind vocab_size"
 MODEL = "model lora_r device dtype"
 LEARNING = "learning_rate num_train_epochs per_device_train_batch_size"
 RUN = "output_dir config resume dry_run"
@@ -45,6 +47,12 @@ FIRST: dict[str, dict[str, str]] = {
     "prepare": {},
     "preview": {
         "data": "data columns encoding shape weights split rows html", "model": "model chat_template", "labels": "max_length train_on empty_answers unusable",
+    },
+    "tokenizer": {"data": TEXT, "tokenizer": f"{TOKENIZER} cased limit_alphabet min_frequency add_prefix_space bpe_dropout", "run": "output_dir config"},
+    "pretrain": {
+        "data": f"{TEXT} eval_data eval_fraction max_length", "tokenizer": f"tokenizer {TOKENIZER}",
+        "model": "architecture hidden_size layers heads config_file model device dtype", "encoders": "mlm_probability whole_words",
+        "learning": f"{LEARNING} max_steps", "run": f"{RUN} sample_prompts",
     },
     "sft": {"data": f"{FILES} max_length packing", "model": MODEL, "learning": f"{LEARNING} max_steps", "run": RUN},
     "diffusion": {
@@ -101,6 +109,9 @@ FIRST: dict[str, dict[str, str]] = {
     "demo-diffusion": {
         "model": "model device dtype", "diffusion": "attention shift weighting schedule co_loss complementary canvas alg passes",
         "run": "output_dir max_steps heldout twin seed",
+    },
+    "demo-pretrain": {
+        "model": "architecture hidden_size layers heads vocab_size device dtype", "run": "output_dir max_steps minutes learning_rate seed",
     },
     "demo-rlhf": DEMO,
     "demo-encoder": {

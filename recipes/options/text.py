@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -12,19 +13,32 @@ from seodang.recipes.options.record import FileOptions
 
 
 @dataclass
-class TextOptions(FileOptions):
-    """Plain text that is learned from."""
+class TextSources(FileOptions):
+    """Where plain text comes from."""
 
     data: list[str] = field(metadata={"help": "Files or folders of text (.txt, or tables and JSON with a column text), or hub names."})
+    documents: str = field(default="file", kw_only=True, metadata={"help": "What a document is in .txt files: file, line or paragraph."})
+    split: str = field(default="train", kw_only=True, metadata={"help": "Which split of a hub dataset."})
+
+    def __post_init__(self):
+        check_documents(self.documents, self.reading()["columns"])
+
+    def documents_read(self) -> dict[str, Any]:
+        """What `read_documents` has to know beside the sources."""
+        return {"documents": self.documents, "split": self.split, **self.reading()}
+
+
+@dataclass
+class TextOptions(TextSources):
+    """Plain text that is learned from."""
+
     eval_data: list[str] | None = field(default=None, metadata={"help": "Held-out text of the same kinds."})
     eval_fraction: float = field(default=0.0, metadata={"help": "Without --eval_data: the share of documents held out."})
-    documents: str = field(default="file", metadata={"help": "What a document is in .txt files: file, line or paragraph."})
-    split: str = field(default="train", metadata={"help": "Which split of a hub dataset."})
     max_length: int | None = field(default=None, metadata={"help": "Tokens of a row; longer documents go on in another. By default 512, or what the model takes."})
     text_cache: str | None = field(default=None, metadata={"help": "Folder of the encoded text, which other runs reuse; in output_dir by default."})
 
     def __post_init__(self):
-        check_documents(self.documents, self.reading()["columns"])
+        super().__post_init__()
         if not 0 <= self.eval_fraction < 1:
             raise UserError(f"eval_fraction must be in [0, 1), got {self.eval_fraction}")
         if self.eval_fraction and self.eval_data:
@@ -41,5 +55,5 @@ class TextOptions(FileOptions):
     def store(self, sources: list[str], tokenizer: PreTrainedTokenizerBase, output_dir: str, *, words: bool = False) -> tuple[TokenStore, str]:
         """The tokens of some sources, and what there is to say about where they lie."""
         cache = Path(self.text_cache or Path(output_dir) / "text").expanduser()
-        store, was_there = token_store(sources, tokenizer, cache, words=words, documents=self.documents, split=self.split, **self.reading())
+        store, was_there = token_store(sources, tokenizer, cache, words=words, **self.documents_read())
         return store, f"encoded text    {store.folder}, {store.size / 2**20:.1f} MiB{', as a run before left it' if was_there else ''}"

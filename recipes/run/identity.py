@@ -66,7 +66,7 @@ def origin_of(*parsed: Any, rows: Iterable[Mapping[str, Any]], paradigm: str = "
     options = options_of(*parsed)
     content = None if isinstance(rows, IterableDataset) else content_of(rows)
     options |= {**environment_of(options["dtype"], args), "rows": content}
-    return Provenance(options["model"], content or fingerprint(json.dumps(options["data"])), paradigm, options)
+    return Provenance(options["model"] or "", content or fingerprint(json.dumps(options["data"])), paradigm, options)
 
 
 def environment_of(dtype: str, args: TrainingArguments) -> dict[str, Any]:

@@ -39,13 +39,16 @@ def worth_padding(lengths: tuple[int, ...]) -> bool:
 def like_lengths(lengths: tuple[int, ...]) -> tuple[tuple[int, ...], ...] | None:
     """The records in groups that are each worth padding, or of one length; None where these are no fewer than the runs of one length as they lie."""
     groups: list[list[int]] = []
+    longest = tokens = 0  # of the last group
     for record in sorted(range(len(lengths)), key=lambda record: -lengths[record]):
-        group = groups[-1] if groups else []
-        longest, tokens = lengths[group[0]] if group else 0, sum(lengths[each] for each in group) + lengths[record]
-        if longest == lengths[record] or longest <= SHORT and group and (len(group) + 1) * longest <= RECORD_PADDING * tokens:
-            group.append(record)
+        length = lengths[record]
+        worth = longest <= SHORT and bool(groups) and (len(groups[-1]) + 1) * longest <= RECORD_PADDING * (tokens + length)
+        if worth or length == longest:
+            groups[-1].append(record)
+            tokens += length
         else:
             groups.append([record])
+            longest = tokens = length
     return tuple(map(tuple, groups)) if len(groups) < len(list(groupby(lengths))) else None
 
 

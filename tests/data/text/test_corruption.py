@@ -112,9 +112,11 @@ def test_shares_out_of_range_are_refused(options, says):
         MaskingOptions(**options)
 
 
-def test_what_cannot_be_masked_is_refused(tokenizer):
+def test_what_cannot_be_masked_is_refused(tokenizer, text_tokenizer):
     tokenizer.mask_token = None
     with pytest.raises(UserError, match="no mask token"):
         Masking.of(tokenizer, MaskingOptions())
+    with pytest.raises(UserError, match=r"the mask token \[MASK\] \(4\) is beyond the model's vocabulary of 4"):
+        Masking.of(text_tokenizer("wordpiece"), MaskingOptions(), vocab_size=4)
     with pytest.raises(UserError, match="know where words begin"):
         masking(whole_words=True)({"input_ids": [7]}, noise_of(0, 0, 0))

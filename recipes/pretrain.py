@@ -1,0 +1,221 @@
+"""Pretraining on plain text: a small decoder or encoder from nothing, its tokenizer included, or a decoder that goes on from where it is.
+
+seodang pretrain --data texts/ --eval_fraction 0.05 --architecture llama --hidden_size 256 --layers 6 --heads 4
+accelerate launch recipes/pretrain.py --config recipes/pretrain.yaml --data texts/
+"""
+
+import copy
+import sys
+from dataclasses import dataclass, field, fields, replace
+
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+
+from seodang.data.errors import UserError
+from seodang.data.text.corruption import MaskingOptions
+from seodang.data.text.rows import CausalRows, causal_rows, masked_rows
+from seodang.data.text.texts import DocumentTexts
+from seodang.data.text.tokenizer_training import TokenizerSettings, train_tokenizer
+from seodang.infer import SamplingParams
+from seodang.infer.checkpoint.load import load_tokenizer, resolve
+from seodang.infer.checkpoint.published_diffusion import stored_config
+from seodang.infer.kernels.device import choose_dtype
+from seodang.recipes.diffusion import load_model
+from seodang.recipes.mlm import build as build_encoder
+from seodang.recipes.mlm import lines as masking_lines
+from seodang.recipes.mlm import load_rows
+from seodang.recipes.options.parser import command, parse
+from seodang.recipes.options.text import TextOptions
+from seodang.recipes.options.tokenizing import TokenizerOptions
+from seodang.recipes.options.training import Arguments, ModelOptions, RunOptions
+from seodang.recipes.run.before_after import picture_line, print_once
+from seodang.recipes.run.identity import origin_of
+from seodang.recipes.run.training import checkpoint_to_resume, complete_arguments, early_stopping, plan_lines, train_and_save
+from seodang.recipes.tokenizer import lines as tokenizer_lines
+from seodang.train.pretraining.architecture import (
+    SUGGESTED,
+    Sizes,
+    config_of_file,
+    is_encoder,
+    read_config,
+    refuse_architecture,
+    small_config,
+    untrained,
+)
+from seodang.train.pretraining.causal import pretrain_trainer
+from seodang.train.pretraining.layout import piece_limit
+from seodang.train.pretraining.samples import TextSampler
+from seodang.train.run.callbacks import CURVE, terminal_curve
+from seodang.train.stages.plan import plan
+
+NEW = "new"  # in place of a tokenizer's folder
+BEGINNING = 8  # tokens of a held-out document that a sample goes on from
+STRATEGIES = {"greedy": SamplingParams(), "top-p": SamplingParams(temperature=0.8, top_p=0.95, seed=0)}
+
+
+@dataclass
+class ArchitectureOptions:
+    """What is built where no model is given: an architecture in a size, or what a config says."""
+
+    architecture: str | None = field(default=None, metadata={"help": f"A model_type of transformers: {SUGGESTED}; llama by default."})
+    config_file: str | None = field(default=None, metadata={"help": "Instead of it and of sizes: a config.json, or a folder, of which nothing else is read."})
+    hidden_size: int | None = field(default=None, metadata={"help": f"{Sizes.hidden_size} by default."})
+    layers: int | None = field(default=None, metadata={"help": f"{Sizes.layers} by default."})
+    heads: int | None = field(default=None, metadata={"help": f"Of attention; {Sizes.heads} by default."})
+    key_value_heads: int | None = field(default=None, metadata={"help": "Heads of keys and values; as many as --heads by default."})
+    intermediate: int | None = field(default=None, metadata={"help": "Size of feed-forward layers; in the architecture's own proportion by default."})
+    tie_embeddings: bool = field(default=True, metadata={"help": "The head shares its weights with the embedding."})
+
+    def __post_init__(self):
+        given = [name for name in ("architecture", *(each.name for each in fields(Sizes))) if getattr(self, name) is not None]
+        if self.config_file is not None and given:
+            raise UserError(f"config_file says all of the model: drop {given[0]}, or the file")
+        self.sizes()
+        refuse_architecture(self.model_type())
+
+    def model_type(self) -> str:
+        """Which architecture it is."""
+        return (self.architecture or "llama") if self.config_file is None else read_config(self.config_file)["model_type"]
+
+    def sizes(self) -> Sizes:
+        """The sizes given, and by default a small model's."""
+        return Sizes(**{each.name: value for each in fields(Sizes) if (value := getattr(self, each.name)) is not None})
+
+    def named(self) -> str | None:
+        """The first of these options that was given."""
+        return next((each.name for each in fields(self) if getattr(self, each.name) != each.default), None)
+
+
+@dataclass
+class PretrainedModelOptions(ModelOptions):
+    """Which model goes on; by default none, and one is built from nothing."""
+
+    model: str | None = field(default=None, metadata={"help": "Go on from a decoder: its folder, hub name or default; without, from nothing."})
+    tokenizer: str = field(default=NEW, metadata={"help": "From nothing: new (learned from the training text), or a folder or hub name."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.model is None and self.lora_r > 0:
+            raise UserError(f"lora_r {self.lora_r}: an adapter needs weights beneath that know something: give --model, or train all weights")
+        if self.model is not None and self.tokenizer != NEW:
+            raise UserError(f"tokenizer {self.tokenizer}: {self.model} brings its own, by which its weights were trained: drop one of them")
+
+
+@dataclass
+class SampleOptions:
+    """What is written by the model while it is trained."""
+
+    sample_prompts: list[str] | None = field(default=None, metadata={"help": "Beginnings that are continued at each evaluation; of held-out text by default."})
+    sample_tokens: int = field(default=40, metadata={"help": "Tokens of each continuation; 0 writes none."})
+
+
+@dataclass
+class PretrainArguments(Arguments):
+    """transformers' arguments with defaults for a small model from nothing."""
+
+    output_dir: str | None = field(default="runs/pretrain", metadata={"help": "Folder of the checkpoints and the final model."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "The highest learning rate."})
+    weight_decay: float = field(default=0.1, metadata={"help": "Of all weights but norms and biases."})
+    adam_beta2: float = field(default=0.95, metadata={"help": "How long squares of gradients are remembered."})
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    classes = TextOptions, ArchitectureOptions, TokenizerOptions, MaskingOptions, SampleOptions, PretrainedModelOptions, RunOptions, PretrainArguments
+    text, architecture, tokens, masking, samples, options, run, args = parse(argv, *classes, prog="seodang pretrain", description=__doc__)
+    args = complete_arguments(args, options, run, evaluates=bool(text.eval_data or text.eval_fraction))
+    encoder = encoder_is_built(architecture, options)
+    tokenizer = chosen_tokenizer(text, tokens.settings("encoder" if encoder else "decoder"), options, args)
+    spoken = exact(tokenizer)
+    model = load_model(options, args) if options.model is not None else from_nothing(architecture, options, spoken, text.row_length(None), args)
+    rows_of, words = (masked_rows, masking.whole_words) if encoder else (causal_rows, False)
+    rows, eval_rows, told = load_rows(
+        text, tokenizer, text.row_length(piece_limit(model)), args, words=words, rows_of=rows_of, held_tokenizer=spoken
+    )
+    paradigm = "masked" if encoder else "causal"
+    origin = origin_of(text, architecture, tokens, masking, options, run, args, rows=rows, paradigm=paradigm)
+    resume = checkpoint_to_resume(args, run, origin)
+    if encoder:
+        trainer = build_encoder(model, spoken, rows, eval_rows, masking, args, run, origin)
+        told += masking_lines(trainer, masking)
+    else:
+        sample = sampler(samples, spoken, eval_rows, run.eval_samples)
+        trainer = pretrain_trainer(
+            model, spoken, rows, args, eval_rows=eval_rows, lora=options.lora(), sample=sample, provenance=origin, callbacks=early_stopping(run)
+        )
+    told = [*tokenizer_lines(tokenizer), *told]
+    print_once(trainer, *plan_lines(trainer, rows.store.counts, resume, stage=told, cost=plan(trainer).lines()))
+    if run.dry_run:
+        return 0
+    folder = train_and_save(trainer, resume)
+    print_once(trainer, terminal_curve(folder), picture_line("loss curve", folder / CURVE), f"checkpoint      {folder}")
+    return 0
+
+
+def encoder_is_built(architecture: ArchitectureOptions, options: PretrainedModelOptions) -> bool:
+    """Whether an encoder is built from nothing. Raises UserError for what is asked of a model that is built and of one that goes on, and for an encoder that goes on."""
+    if options.model is None:
+        encoder = is_encoder(architecture.model_type())
+        if encoder and options.lora_r:
+            raise UserError("lora_r is for decoders")
+        return encoder
+    if (name := architecture.named()) is not None:
+        raise UserError(f"{name} is of a model from nothing, and --model {options.model} has its own: drop one of them")
+    options.refuse_adapter()
+    config = stored_config(resolve(options.model))
+    if is_encoder(config.model_type) and not getattr(config, "is_decoder", False):
+        raise UserError(f"{options.model} is an encoder ({config.model_type}), which learns to fill in masks: go on with it by `seodang mlm --model {options.model}`")
+    return False
+
+
+def chosen_tokenizer(
+    text: TextOptions, settings: TokenizerSettings, options: PretrainedModelOptions, args: TrainingArguments
+) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, the one named, or one learned from the text that is trained on and from nothing that is held out."""
+    if options.model is not None or options.tokenizer != NEW:
+        return load_tokenizer(options.model or options.tokenizer)
+    texts = DocumentTexts(text.data, **text.documents_read())
+    return train_tokenizer(texts.without_held_out(text.eval_fraction, args.seed) if text.eval_fraction else texts, settings)
+
+
+def exact(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The same tokenizer without its dropout of merges, which is for training text: what is held out and what is asked is encoded one way."""
+    if getattr(getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None), "dropout", None):
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.backend_tokenizer.model.dropout = None
+    return tokenizer
+
+
+def from_nothing(
+    architecture: ArchitectureOptions, options: PretrainedModelOptions, tokenizer: PreTrainedTokenizerBase, positions: int, args: TrainingArguments
+) -> PreTrainedModel:
+    """A model with random weights that depend on the seed, for the tokenizer's vocabulary, and rows of so many tokens where no file says otherwise."""
+    if architecture.config_file is not None:
+        config = config_of_file(architecture.config_file, tokenizer)
+    else:
+        config = small_config(architecture.model_type(), architecture.sizes(), tokenizer, positions, architecture.tie_embeddings)
+    return untrained(config, args.seed, choose_dtype(options.dtype, args.device)[0], args.device)
+
+
+def sampler(options: SampleOptions, tokenizer: PreTrainedTokenizerBase, held: CausalRows | None, most: int) -> TextSampler | None:
+    """What continues the beginnings asked for, or those of held-out documents; None where nothing is held out, or nothing is to be written."""
+    if held is None or options.sample_tokens <= 0:
+        return None
+    beginnings: list[str | list[int]] = [*(options.sample_prompts or ())]
+    if not beginnings:
+        spans, before = held.store.spans(), list(held.puts.before)
+        beginnings = [before + held.store.tokens[spans[i] : min(spans[i] + BEGINNING, spans[i + 1])].tolist() for i in held.chosen[: min(most, 3)]]
+    longest = max(len(tokenizer(each)["input_ids"]) if isinstance(each, str) else len(each) for each in beginnings)
+    if (room := held.longest - longest) < 1:
+        raise UserError(f"sample_prompts: one of them fills the {held.longest} tokens of a row: shorten it, or raise --max_length")
+    strategies = {name: replace(each, max_new_tokens=min(options.sample_tokens, room)) for name, each in STRATEGIES.items()}
+    return TextSampler(tokenizer, beginnings, strategies, show)
+
+
+def show(strategy: str, beginning: str, text: str) -> None:
+    """Print a beginning and how the model goes on, above the progress bar."""
+    tqdm.write(f"  {strategy:<7} {beginning[:60]!r} -> {text[:160]!r}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

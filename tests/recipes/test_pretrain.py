@@ -1,0 +1,162 @@
+import json
+import random
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+
+from seodang import __main__ as command
+from seodang.infer.checkpoint.manifest import read_manifest, verify
+from seodang.recipes import generate, mlm, pretrain, tokenizer
+from seodang.train.run.callbacks import read_log
+from seodang.train.run.checkpoints import complete_checkpoints
+
+QUICK = ["--learning_rate", "1e-2", "--logging_steps", "1", "--disable_tqdm", "true", "--report_to", "none", "--dtype", "float32", "--device", "cpu"]
+SMALL = ["--vocab_size", "280", "--hidden_size", "16", "--layers", "1", "--heads", "2", "--max_length", "32", "--per_device_train_batch_size", "2"]
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory):
+    """A file of sixty lines, each of them a document."""
+    path, draw = tmp_path_factory.mktemp("text") / "text.txt", random.Random(0)
+    words = "선생님 학생 글 배운다 읽는다 writes reads learns 작은 모형 a the little".split()
+    path.write_text("".join(" ".join(draw.choices(words, k=draw.randint(2, 12))) + "\n" for _ in range(60)), encoding="utf-8")
+    return path
+
+
+def run(*argv):
+    return pretrain.main([*map(str, argv), *SMALL, *QUICK])
+
+
+def logged(out, name="loss"):
+    return [entry[name] for entry in read_log(out / "log.jsonl") if name in entry]
+
+
+def test_a_decoder_from_nothing_is_a_plain_checkpoint_that_speaks_from_raw_prompts(text, tmp_path, capsys):
+    out = tmp_path / "out"
+    common = ["--data", text, "--documents", "line", "--eval_fraction", 0.1, "--output_dir", out]
+    assert run(*common, "--dry_run", "true") == 0
+    planned = capsys.readouterr().out
+    assert "documents       60 read, 60 kept" in planned and "vocabulary      280 tokens (BPE)" in planned and "held out        6 documents in " in planned
+    assert not (out / "config.json").exists()
+    assert run(*common, "--max_steps", 8, "--save_steps", 4, "--sample_tokens", 5, "--sample_prompts", "the", "선생") == 0
+    printed = capsys.readouterr().out
+    assert "greedy  'the' -> " in printed and "top-p   '선생' -> " in printed
+    verify(out)
+    assert read_manifest(out)["paradigm"] == "causal" and read_manifest(out)["options"]["hidden_size"] == 16
+    bits = logged(out, "eval_bits_per_byte")
+    assert len(bits) == 2 and bits[1] < bits[0] < 8
+    model, loading = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    spoken = AutoTokenizer.from_pretrained(out)
+    assert not loading["missing_keys"] and (model.config.model_type, model.config.tie_word_embeddings, model.config.vocab_size) == ("llama", True, 280)
+    assert spoken.chat_template is None and model.generation_config.eos_token_id == [spoken.eos_token_id]
+    assert generate.main([str(out), "the little", "--raw", "--max_new_tokens", "4", "--device", "cpu", "--dtype", "float32"]) == 0
+    ids = torch.tensor([spoken("the little")["input_ids"]])
+    plain = model.generate(ids, max_new_tokens=4, do_sample=False)[0, ids.shape[1] :]
+    assert capsys.readouterr().out.strip("\n") == spoken.decode(plain, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("kind", [["--architecture", "gpt2", "--bpe_dropout", "0.3"], ["--architecture", "bert", "--kind", "wordpiece", "--vocab_size", "80", "--whole_words", "true"]], ids=["decoder", "encoder"])  # fmt: skip
+def test_a_run_from_nothing_that_was_stopped_goes_on_to_the_bit(text, tmp_path, kind):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    common = [*SMALL, *QUICK, "--data", str(text), "--documents", "line", "--eval_fraction", "0.1", "--lr_scheduler_type", "constant", "--save_steps", "3",
+              "--text_cache", str(tmp_path / "cache"), *kind]  # fmt: skip
+    assert pretrain.main([*common, "--output_dir", str(whole), "--max_steps", "6"]) == 0
+    assert pretrain.main([*common, "--output_dir", str(halves), "--max_steps", "3"]) == 0
+    assert pretrain.main([*common, "--output_dir", str(halves), "--max_steps", "6"]) == 0  # learns the same tokenizer anew, and takes the checkpoint up
+    assert [path.name for path in complete_checkpoints(halves)] == ["checkpoint-3", "checkpoint-6"]
+    kept = AutoModelForMaskedLM if "bert" in kind else AutoModelForCausalLM
+    first, second = (dict(kept.from_pretrained(out).named_parameters()) for out in (whole, halves))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert logged(whole) == logged(halves) and (whole / "tokenizer.json").read_bytes() == (halves / "tokenizer.json").read_bytes()
+    assert json.loads((whole / "tokenizer.json").read_text())["model"].get("dropout") is None  # of training text alone
+
+
+def test_an_encoder_from_nothing_fills_in_masks_and_mlm_goes_on_with_it(text, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run("--data", text, "--documents", "line", "--eval_fraction", 0.1, "--architecture", "modernbert", "--max_steps", 4, "--output_dir", out, "--save_strategy", "no",
+               "--eval_strategy", "steps", "--eval_steps", 4) == 0  # fmt: skip
+    assert "hidden          15% of tokens" in capsys.readouterr().out
+    model, loading = AutoModelForMaskedLM.from_pretrained(out, output_loading_info=True)
+    assert not loading["missing_keys"] and AutoTokenizer.from_pretrained(out).mask_token == "[MASK]" and read_manifest(out)["paradigm"] == "masked"
+    assert mlm.main(["--model", str(out), "--data", str(text), "--documents", "line", "--max_steps", "1", "--output_dir", str(tmp_path / "on"), *QUICK]) == 0
+    assert pretrain.main(["--model", str(out), "--data", str(text), "--output_dir", str(tmp_path / "no")]) == 2
+    assert "is an encoder (modernbert), which learns to fill in masks: go on with it by `seodang mlm" in capsys.readouterr().err
+    assert run("--data", text, "--documents", "line", "--max_steps", 1, "--output_dir", tmp_path / "decoder", "--save_strategy", "no") == 0
+    assert mlm.main(["--model", str(tmp_path / "decoder"), "--data", str(text), "--output_dir", str(tmp_path / "no")]) == 2
+    assert "is a decoder, which reads from left to right and fills in no masks" in capsys.readouterr().err
+
+
+def test_a_decoder_goes_on_with_plain_text_by_its_own_tokenizer(base, text, tmp_path):
+    out = tmp_path / "out"
+    argv = ["--model", base, "--data", text, "--documents", "line", "--eval_fraction", "0.1", "--max_steps", "4", "--eval_strategy", "steps", "--eval_steps", "2",
+            "--save_strategy", "no", "--output_dir", out, "--max_length", "32", *QUICK]  # fmt: skip
+    assert pretrain.main(list(map(str, argv))) == 0
+    bits = logged(out, "eval_bits_per_byte")
+    assert bits[1] < bits[0] and AutoTokenizer.from_pretrained(out).chat_template == AutoTokenizer.from_pretrained(base).chat_template
+    assert AutoConfig.from_pretrained(out).hidden_size == AutoConfig.from_pretrained(base).hidden_size
+
+
+def test_a_tokenizer_by_itself_is_a_folder_that_pretrain_and_transformers_take(text, tmp_path, capsys):
+    folder = tmp_path / "tokenizer"
+    assert tokenizer.main(["--data", str(text), "--vocab_size", "270", "--output_dir", str(folder)]) == 0
+    assert "vocabulary      270 tokens (BPE), of them special <|startoftext|>, <|endoftext|>, <|pad|>" in capsys.readouterr().out
+    verify(folder)
+    assert len(AutoTokenizer.from_pretrained(folder)) == 270
+    out = tmp_path / "out"
+    assert run("--data", text, "--tokenizer", folder, "--max_steps", 1, "--output_dir", out, "--save_strategy", "no") == 0
+    assert AutoConfig.from_pretrained(out).vocab_size == 270
+    assert tokenizer.main(["--data", str(text), "--vocab_size", "270", "--output_dir", str(out)]) == 2
+    assert "holds a model, whose tokenizer would be lost" in capsys.readouterr().err
+
+
+def test_what_is_held_out_teaches_the_tokenizer_nothing(tmp_path):
+    path = tmp_path / "text.jsonl"
+    records = [*({"text": f"쌍쌍{i} abab"} for i in range(20)), *({"text": f"xyxyxyxyxyxyxy{i}"} for i in range(2))]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    taken = []
+    for seed in range(30):
+        texts = pretrain.DocumentTexts([str(path)], documents="file").without_held_out(0.1, seed)
+        said = [*texts]
+        assert len(said) == 20 and [*texts] == said
+        taken.append(sum("xyxy" in text for text in said))
+    assert {0, 1, 2} >= set(taken) and len(set(taken)) > 1  # drawn at random, the same for the same seed
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--hidden_size", "30", "--heads", "4"], "hidden_size 30 cannot be shared out among 4 heads"),
+        (["--architecture", "bert", "--hidden_size", "18", "--heads", "4"], "hidden_size 18 cannot be shared out among 4 heads"),
+        (["--architecture", "lama"], "architecture 'lama' is not known: did you mean llama?"),
+        (["--vocab_size", "9000"], "vocab_size 9,000: with pairs that come at least 2 times the text gives"),
+        (["--vocab_size", "100"], "the 256 bytes and 3 special tokens take 259 alone"),
+        (["--lora_r", "4"], "an adapter needs weights beneath that know something"),
+        (["--config_file", "nowhere"], "config_file says all of the model: drop hidden_size, or the file"),
+        (["--eval_data", "EMPTY"], "there is no text, none of the documents (2) has anything but blanks"),
+        (["--data", "EMPTY"], "there is no text to learn a tokenizer from"),
+        (["--data", "BINARY"], "holds a NUL byte"),
+        (["--eval_fraction", "0.5", "--documents", "file"], "leaves nothing of 1 documents to train on"),
+        (["--max_length", "1"], "max_length 1 has no room for text"),
+        (["--eval_fraction", "0.1", "--sample_prompts", "the " * 40], "sample_prompts: one of them fills the 32 tokens of a row"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_trained(argv, message, text, tmp_path, capsys):
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "binary.txt").write_bytes(bytes(range(256)))
+    argv = [{"EMPTY": str(tmp_path / "empty.txt"), "BINARY": str(tmp_path / "binary.txt")}.get(word, word) for word in argv]
+    assert pretrain.main(["--data", str(text), "--documents", "line", *SMALL, *QUICK, "--output_dir", str(tmp_path / "out"), *argv]) == 2
+    told = capsys.readouterr().err
+    assert message in told and told.count("\n") == 1
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
+
+
+def test_what_can_be_told_at_once_is(text, tmp_path, capsys):
+    assert command.main(["pretrain", "--data", str(tmp_path / "none.txt")]) == 2
+    assert "there is no file or folder" in capsys.readouterr().err
+    assert command.main(["pretrain", "--data", str(text), "--hiden_size", "3"]) == 2
+    assert "did you mean hidden_size?" in capsys.readouterr().err
+    assert pretrain.main(["--data", str(text), "--config_file", "nowhere"]) == 2
+    assert "--config_file nowhere: there is no such file" in capsys.readouterr().err
+    assert pretrain.main(["--data", str(text), "--model", "default", "--layers", "2"]) == 2
+    assert "layers is of a model from nothing, and --model default has its own" in capsys.readouterr().err

@@ -1,0 +1,80 @@
+import json
+
+import pytest
+import torch
+
+from seodang.data.errors import UserError
+from seodang.data.text.tokenizer_training import TokenizerSettings, train_tokenizer
+from seodang.train.pretraining.architecture import Sizes, config_of_file, is_encoder, refuse_architecture, small_config, untrained
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def tokenizers():
+    return {family: train_tokenizer(["a few words of text"], TokenizerSettings(vocab_size=264, family=family, min_frequency=1)) for family in ("decoder", "encoder")}
+
+
+def build(name, tokenizers, sizes=None, positions=24, **options):
+    tokenizer = tokenizers["encoder" if is_encoder(name) else "decoder"]
+    return untrained(small_config(name, sizes or Sizes(32, 2, 4), tokenizer, positions, **options), 0, torch.float32, CPU), tokenizer
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "gpt_neox", "bert", "modernbert", "roberta", "distilbert"])
+def test_an_architecture_is_built_in_the_sizes_asked_for_and_takes_rows_of_that_length(name, tokenizers):
+    model, tokenizer = build(name, tokenizers)
+    config, embedding = model.config, model.get_input_embeddings().weight
+    assert embedding.shape == (264, 32) and model.get_output_embeddings().weight is embedding
+    assert (config.num_hidden_layers, config.num_attention_heads) == (2, 4)
+    assert (config.pad_token_id, config.eos_token_id) == (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    assert model(input_ids=torch.randint(3, 264, (1, 24))).logits.shape == (1, 24, 264)
+    assert model.get_output_embeddings().weight.std() < 0.1  # as transformers draws them
+    other, _ = build(name, tokenizers)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_what_sizes_do_not_say_is_in_the_architectures_own_proportion(tokenizers):
+    assert build("llama", tokenizers)[0].config.intermediate_size == 88  # 11008 to 4096, in eights
+    assert build("bert", tokenizers)[0].config.intermediate_size == 128
+    llama = build("llama", tokenizers, Sizes(32, 2, 4, key_value_heads=2, intermediate=40), tied=False)[0]
+    assert llama.model.layers[0].self_attn.k_proj.weight.shape == (16, 32) and llama.model.layers[0].mlp.up_proj.weight.shape == (40, 32)
+    assert llama.lm_head.weight is not llama.model.embed_tokens.weight
+    assert build("qwen3", tokenizers)[0].config.head_dim == 8  # 128 by itself, however small the model
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((30, 2, 4), "hidden_size 30 cannot be shared out among 4 heads: make it a multiple of 4, 28 or 32 say"),
+        ((12, 2, 4), "each of 4 heads 3 numbers, rotary positions need an even number"),
+        ((32, 0, 4), "layers must be at least 1, got 0"),
+        ((32, 2, 4, 3), "key_value_heads 3 must divide heads 4"),
+    ],
+)
+def test_sizes_that_do_not_go_together_are_refused(sizes, message):
+    with pytest.raises(UserError, match=message):
+        Sizes(*sizes)
+
+
+def test_architectures_that_neither_continue_nor_fill_in_text_are_refused(tokenizers):
+    for name, message in (("lama", "'lama' is not known: did you mean llama"), ("vit", "neither continues"), ("bart", "is an encoder-decoder"), ("t5", "neither continues")):
+        with pytest.raises(UserError, match=message):
+            refuse_architecture(name)
+    with pytest.raises(UserError, match="gpt2 has as many heads of keys and values as others"):
+        small_config("gpt2", Sizes(32, 2, 4, key_value_heads=2), tokenizers["decoder"], 24)
+
+
+def test_of_a_file_the_config_counts_and_the_vocabulary_is_the_tokenizers(tokenizers, tmp_path):
+    said = {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+            "vocab_size": 32000, "eos_token_id": 31999, "architectures": ["LlamaForCausalLM"]}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    for place in (tmp_path, tmp_path / "config.json"):
+        config = config_of_file(str(place), tokenizers["decoder"])
+        assert (config.num_hidden_layers, config.vocab_size, config.eos_token_id) == (3, 264, tokenizers["decoder"].eos_token_id)
+        assert config.rope_parameters["rope_theta"] == 500.0
+    for text, message in (("{}", "names no model_type"), ("{", "is not JSON"), (json.dumps({**said, "hidden_size": 15}), "cannot be built")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(UserError, match=message):
+            config_of_file(str(tmp_path), tokenizers["decoder"])
+    with pytest.raises(UserError, match="there is no config.json in it"):
+        config_of_file(str(tmp_path.parent), tokenizers["decoder"])

@@ -1,0 +1,184 @@
+"""A small model of one of transformers' architectures, from nothing: its config by a few sizes, or by a file, and random weights."""
+
+import difflib
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from ...data.errors import UserError
+
+SUGGESTED = "llama, qwen3, gpt2 (decoders), bert, modernbert (encoders)"
+NAMES = {  # of each size, what architectures call it
+    "hidden_size": ("hidden_size", "d_model"), "layers": ("num_hidden_layers", "num_layers"), "heads": ("num_attention_heads",),
+    "key_value_heads": ("num_key_value_heads",), "intermediate": ("intermediate_size", "n_inner", "ffn_dim", "hidden_dim"), "head_size": ("head_dim",),
+    "positions": ("max_position_embeddings", "n_positions"),
+}  # fmt: skip
+BEHIND_PADDING = ("camembert", "data2vec-text", "esm", "ibert", "longformer", "luke", "mpnet", "xmod")  # and all whose name says roberta
+IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large a model of an architecture is. Raises UserError for sizes that do not go together."""
+
+    hidden_size: int = 256
+    layers: int = 6
+    heads: int = 4
+    key_value_heads: int | None = None  # as many as heads; fewer share keys and values (GQA)
+    intermediate: int | None = None  # of the feed-forward layers; by default in the architecture's own proportion to hidden_size
+
+    def __post_init__(self):
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value is not None and value < 1:
+                raise UserError(f"{each.name} must be at least 1, got {value}")
+        if self.hidden_size % self.heads:
+            fitting = [self.hidden_size // self.heads * self.heads, -(-self.hidden_size // self.heads) * self.heads]
+            near = " or ".join(str(size) for size in fitting if size)
+            raise UserError(f"hidden_size {self.hidden_size} cannot be shared out among {self.heads} heads: make it a multiple of {self.heads}, {near} say")
+        if self.hidden_size // self.heads % 2:
+            size = self.hidden_size // self.heads
+            raise UserError(f"hidden_size {self.hidden_size} gives each of {self.heads} heads {size} numbers, rotary positions need an even number: change one of them")
+        if self.key_value_heads is not None and self.heads % self.key_value_heads:
+            raise UserError(f"key_value_heads {self.key_value_heads} must divide heads {self.heads}")
+
+
+def is_encoder(model_type: str) -> bool:
+    """Whether an architecture fills in masked tokens, and so is trained to do that; else it continues a text."""
+    return model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def small_config(architecture: str, sizes: Sizes, tokenizer: PreTrainedTokenizerBase, positions: int, tied: bool = True) -> PreTrainedConfig:
+    """The config of a model of an architecture, a model_type of transformers, for a tokenizer's vocabulary and rows of so many tokens.
+
+    What the sizes do not say is as transformers has it. Raises UserError for an architecture that there is not, that neither continues nor fills
+    in text alone, or that has no such size.
+    """
+    refuse_architecture(architecture)
+    with quiet_ids():
+        known = AutoConfig.for_model(architecture)
+    given = {
+        "hidden_size": sizes.hidden_size, "layers": sizes.layers, "heads": sizes.heads, "key_value_heads": sizes.key_value_heads or sizes.heads,
+        "head_size": sizes.hidden_size // sizes.heads, "intermediate": sizes.intermediate or _in_proportion(known, sizes.hidden_size), "positions": _positions(architecture, tokenizer, positions),
+    }  # fmt: skip
+    named = {name: value for size, value in given.items() if (name := _name_of(known, size)) is not None}
+    if missing := [size for size in ("hidden_size", "layers") if _name_of(known, size) is None]:
+        raise UserError(f"architecture {architecture} has no {missing[0]} in its config: write a config.json for it, and name it with --config_file")
+    if sizes.key_value_heads is not None and _name_of(known, "key_value_heads") is None:
+        raise UserError(f"architecture {architecture} has as many heads of keys and values as others: leave key_value_heads out")
+    named |= {"tie_word_embeddings": tied, **_of_tokenizer(tokenizer)}
+    with _config_errors(f"architecture {architecture}"):
+        return AutoConfig.for_model(architecture, **named)
+
+
+def config_of_file(path: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
+    """The config that `read_config` reads, for a tokenizer's vocabulary. Raises UserError for one that does not hold together."""
+    left_out = (*IDS, "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version")
+    said = {name: value for name, value in read_config(path).items() if name not in left_out}
+    with _config_errors(f"--config_file {path}"):
+        return AutoConfig.for_model(**(said | _of_tokenizer(tokenizer)))
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """What a config.json says, or the one in a folder, of which nothing else is read. Raises UserError for what is no config of transformers'."""
+    place = Path(path).expanduser()
+    place = place / "config.json" if place.is_dir() else place
+    if not place.is_file():
+        raise UserError(f"--config_file {path}: there is no {'config.json in it' if Path(path).is_dir() else 'such file'}")
+    try:
+        said = json.loads(place.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"--config_file {path} is not JSON: {error}") from None
+    if not isinstance(said, dict) or not isinstance(said.get("model_type"), str):
+        raise UserError(f"--config_file {path} names no model_type: give one, {SUGGESTED}")
+    return said
+
+
+def refuse_architecture(name: str) -> None:
+    """Raise UserError for an architecture that transformers does not have, or that is no decoder or encoder of text."""
+    if name not in CONFIG_MAPPING_NAMES:
+        near = difflib.get_close_matches(name, [*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_MASKED_LM_MAPPING_NAMES], n=1)
+        raise UserError(f"architecture {name!r} is not known: " + (f"did you mean {near[0]}?" if near else f"try {SUGGESTED}"))
+    if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not is_encoder(name):
+        raise UserError(f"architecture {name} neither continues a text nor fills one in: try {SUGGESTED}")
+    with quiet_ids():
+        if AutoConfig.for_model(name).is_encoder_decoder:
+            raise UserError(f"architecture {name} is an encoder-decoder, which is not trained from nothing here: try {SUGGESTED}")
+
+
+def untrained(config: PreTrainedConfig, seed: int, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """A model by a config with random weights, as the architecture draws them, that depend on the seed; in evaluation mode on its device.
+
+    Raises UserError for a config that no model can be built by.
+    """
+    set_seed(seed)
+    build = AutoModelForMaskedLM if is_encoder(config.model_type) else AutoModelForCausalLM
+    with _config_errors(f"a model of the architecture {config.model_type}"):
+        model = build.from_config(config, dtype=dtype)
+    return model.to(device).eval()
+
+
+def _name_of(config: PreTrainedConfig, size: str) -> str | None:
+    """What an architecture's config calls a size; None where it has none such."""
+    return next((name for name in NAMES[size] if hasattr(config, name)), None)
+
+
+def _in_proportion(known: PreTrainedConfig, hidden: int) -> int:
+    """The size of the feed-forward layers, to `hidden` as in the architecture's own default, rounded to eights."""
+    own = getattr(known, _name_of(known, "intermediate") or "", None) or 4 * known.hidden_size
+    return max(8 * round(own * hidden / known.hidden_size / 8), 8)
+
+
+def _of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The size of the vocabulary and the ids of special tokens: None for one that it lacks, where every config has an entry."""
+    ids = {name: getattr(tokenizer, name, None) for name in IDS}
+    return {"vocab_size": len(tokenizer), **{name: id for name, id in ids.items() if id is not None or name in IDS[:3]}}
+
+
+def _positions(architecture: str, tokenizer: PreTrainedTokenizerBase, positions: int) -> int:
+    """How many positions a table must have for rows of so many tokens: RoBERTa and its kin count from behind the padding's id."""
+    behind = "roberta" in architecture or architecture in BEHIND_PADDING
+    return positions + behind * ((tokenizer.pad_token_id or 0) + 1)
+
+
+@contextmanager
+def _config_errors(what: str) -> Iterator[None]:
+    """Raise a UserError in place of what transformers says of a config that does not hold together."""
+    try:
+        with quiet_ids():
+            yield
+    except UserError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, AssertionError, NotImplementedError, RuntimeError, StrictDataclassError) as error:
+        lines = (str(error).strip() or type(error).__name__).splitlines()
+        raise UserError(f"{what} cannot be built: {lines[-1].strip()}") from None
+
+
+@contextmanager
+def quiet_ids() -> Iterator[None]:
+    """Keep transformers from warning that an architecture's default ids are beyond a vocabulary that is small: the tokenizer's own are put in."""
+    logger = logging.getLogger("transformers.configuration_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
