@@ -91,8 +91,8 @@ FIRST: dict[str, dict[str, str]] = {
     },
     "explain": {"prompt": "prompt html png attention raw", "model": SPEAKER, "answer": "max_new_tokens stop seed", "choice of tokens": CHOICE},
     "classify": {
-        "data": f"{DATA} text_column pair_column label_column encoding", "labels": "multi_label regression labels class_weights max_length cut",
-        "model": f"{MODEL} pooling new_head", "learning": LEARNING, "predictions": "predict output threshold", "run": RUN,
+        "data": "data eval_fraction text_column pair_column label_column", "labels": "multi_label regression class_weights",
+        "model": "model lora_r", "learning": "learning_rate num_train_epochs", "predictions": "predict output", "run": "output_dir dry_run",
     },
     "contrastive": {
         "data": f"{FILES} max_length min_score", "model": "model pooling normalise device dtype", "learning": f"temperature symmetric {LEARNING}", "run": RUN,

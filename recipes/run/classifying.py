@@ -2,18 +2,20 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from typing import Any, TextIO
 
 import torch
 
+from seodang.data.classification.encoding import EncodedText
 from seodang.data.classification.labels import MULTI, REGRESSION, SINGLE, Label, parse_label, to_target
 from seodang.data.classification.records import TextColumns, TextRecord, text_records
 from seodang.data.errors import UserError
 from seodang.infer.checkpoint.load import load
 from seodang.infer.encoders.classify import WINDOW, Classified, Classifier
+from seodang.infer.encoders.embedding import Reading, unknown_id
 from seodang.recipes.options.classification import ClassificationOptions, ClassifierOptions, PredictionOptions
 from seodang.recipes.options.outputs import empty, open_output
 from seodang.train.maths.classification_metrics import accuracy, confusion_matrix, decisions_of, macro_f1
@@ -64,7 +66,9 @@ def windows(first: list[TextRecord], records: Iterator[TextRecord]) -> Iterator[
 def write(classifier: Classifier, records: list[TextRecord], totals: "Totals", output: TextIO) -> None:
     """Classify some records and write their lines. Raises UserError naming the record that cannot be read."""
     texts = [record.text if record.text_pair is None else (record.text, record.text_pair) for record in records]
-    for record, said in zip(records, classifier.stream(texts), strict=True):
+    encoded = classifier.encode(texts)
+    totals.read(encoded, paired=not isinstance(texts[0], str))
+    for record, said in zip(records, map(classifier.said, classifier.logits(encoded), encoded), strict=True):
         totals.count(record, said)
         line = {"record": record.where, "label": list(said.label) if isinstance(said.label, tuple) else said.label}
         output.write(json.dumps({**line, **({"probs": said.probs} if said.probs else {})}, ensure_ascii=False) + "\n")
@@ -75,14 +79,18 @@ class Totals:
 
     def __init__(self, classifier: Classifier, labelled: bool):
         self.classifier, self.labelled = classifier, labelled
-        self.texts = self.truncated = self.judged = self.right = 0
+        self.judged = self.right = 0
+        self.reading = Reading()
         self.squares = 0.0
         self.matrix = torch.zeros(len(classifier.names), len(classifier.names), dtype=torch.int64)
 
+    def read(self, encoded: Sequence[EncodedText], paired: bool) -> None:
+        """Count some texts as they were read."""
+        tokenizer = self.classifier.tokenizer
+        self.reading.add(encoded, tokenizer.num_special_tokens_to_add(pair=paired), unknown_id(tokenizer))
+
     def count(self, record: TextRecord, said: Classified) -> None:
-        """Count a text and what was said of it."""
-        self.texts += 1
-        self.truncated += said.truncated
+        """Count what was said of a text, where it has a label."""
         label: Label | None = parse_label(record.label, self.classifier.problem, record.where) if self.labelled else None
         if label is None:
             return
@@ -97,9 +105,11 @@ class Totals:
 
     def lines(self, cut: str) -> list[str]:
         """What was counted, in lines."""
-        lines = [f"texts           {self.texts:,}"]
-        if self.truncated:
-            lines.append(f"truncated       {self.truncated:,} texts longer than {self.classifier.encoder.max_length} tokens (cut: {cut})")
+        reading, most = self.reading, self.classifier.max_length
+        lines = [f"texts           {reading.texts:,}"]
+        if reading.truncated:
+            lines.append(f"truncated       {reading.truncated:,} texts longer than {most} tokens (cut: {cut})")
+        lines += [f"warning         {line}" for line in reading.unknown_lines()]
         if self.judged:
             problem = self.classifier.problem
             found = f"mse {self.squares / self.judged:.4f}" if problem == REGRESSION else f"exact match {self.right / self.judged:.4f}"

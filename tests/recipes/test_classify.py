@@ -219,6 +219,16 @@ def test_labels_that_were_not_trained_on_are_refused_where_they_stand(encoder_fo
     assert "held.jsonl line 2: the label 'awful' is none of those trained on (bad, good, meh)" in capsys.readouterr().err
 
 
+def test_a_tokenizer_that_does_not_know_the_language_is_told_of(encoder_folder, tmp_path, capsys):
+    """Of five words two."""
+    out, records = tmp_path / "out", [{"text": f"{word} w3 영화가 w4 재미있다", "label": label} for label, word in WORDS.items() for _ in range(8)]
+    path = written(tmp_path / "data.jsonl", records)
+    assert train(encoder_folder, path, out, "--max_steps", 1) == 0
+    assert "warning         40% of the tokens are unknown to the model's tokenizer" in capsys.readouterr().out
+    assert run("--model", out, "--data", path, "--predict") == 0
+    assert "warning         40% of the tokens are unknown" in capsys.readouterr().err
+
+
 def test_a_plan_alone(encoder_folder, data, tmp_path, capsys):
     out = tmp_path / "out"
     assert train(encoder_folder, data, out, "--label_column", "sentiment", "--dry_run", "true") == 0
