@@ -19,7 +19,7 @@ from seodang.data.errors import UserError
 from seodang.infer.checkpoint.load import load, resolve
 from seodang.infer.checkpoint.published_diffusion import stored_config
 from seodang.infer.encoders.classify import room_for
-from seodang.infer.encoders.embedding import Reading, unknown_id
+from seodang.infer.encoders.embedding import TextAccount, unknown_id
 from seodang.recipes.options.classification import ClassificationOptions, ClassifierArguments, ClassifierOptions, PredictionOptions
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.training import RunOptions
@@ -150,11 +150,11 @@ def check_own(problem: str, own: list[str], names: list[str], data: Classificati
 
 def unknown_lines(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """A warning with the share of tokens that the tokenizer does not know, where that is large."""
-    reading = Reading()
+    account = TextAccount()
     paired = any(1 in row.get("token_type_ids", ()) for row in rows)
     encoded = [EncodedText(row["input_ids"], None, len(row["input_ids"])) for row in rows]
-    reading.add(encoded, tokenizer.num_special_tokens_to_add(pair=paired), unknown_id(tokenizer))
-    return [f"warning         {line}" for line in reading.unknown_lines()]
+    account.add(encoded, tokenizer.num_special_tokens_to_add(pair=paired), unknown_id(tokenizer))
+    return [f"warning         {line}" for line in account.unknown_lines()]
 
 
 def stage_lines(data: ClassificationOptions, names: list[str], weights: list[float] | None, eval_rows: list[Row]) -> list[str]:

@@ -19,14 +19,16 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from seodang.data.classification.records import TextColumns, TextRecord, text_records
 from seodang.data.errors import UserError
 from seodang.data.files.text_files import lines_of
 from seodang.infer.checkpoint.load import load
-from seodang.infer.encoders.embedding import Reading, SentenceEncoder, embed, makes_vectors
+from seodang.infer.encoders.embedding import SentenceEncoder, TextAccount, embed, makes_vectors
 from seodang.infer.encoders.search import Hit, Nearest
 from seodang.infer.engine.embedding import embedding_size
+from seodang.infer.kernels.device import choose_dtype
 from seodang.recipes.options.contrastive import EncoderOptions
 from seodang.recipes.options.decoding import option
 from seodang.recipes.options.outputs import empty, open_output
@@ -73,13 +75,14 @@ class OfEncoder:
     def __init__(self, options: EncoderOptions, asked: Embed):
         how = {"pooling": options.pooling, "normalise": options.normalise, "max_length": asked.max_length}
         self.encoder = SentenceEncoder.open(options.model, device=options.device, dtype=options.dtype, **how)
-        self.size, self.reading, self._too_long = self.encoder.size, Reading(), asked.too_long
+        say_dtype(options, self.encoder.model)
+        self.size, self._account, self._too_long = self.encoder.size, TextAccount(), asked.too_long
 
     def vectors(self, records: Sequence[TextRecord], prompt: str | None) -> Tensor:
         """The vectors of some records, [n, size]."""
         encoded = self.encoder.encode([record.text for record in records], prompt)
         self.encoder.refuse_too_long(encoded, self._too_long, lambda place: records[place].where)
-        self.encoder.read(self.reading, encoded)
+        self.encoder.count(self._account, encoded)
         return self.encoder.vectors(encoded)
 
     def named(self, *names: str) -> str | None:
@@ -88,7 +91,7 @@ class OfEncoder:
 
     def lines(self) -> list[str]:
         """What was lost, in lines."""
-        return self.reading.lines(self.encoder.max_length)
+        return self._account.lines(self.encoder.max_length)
 
 
 class OfDecoder:
@@ -99,6 +102,7 @@ class OfDecoder:
         if told := [f"{name} {value}" for name, value in given.items() if value is not None]:
             raise UserError(f"{told[0]} is for encoders, and {options.model} speaks: its vectors are the mean of the last layer, leave it out")
         self.model, self.tokenizer = load(options.model, device=options.device, dtype=options.dtype)
+        say_dtype(options, self.model)
         self.size, self._normalise = embedding_size(self.model), options.normalise
 
     def vectors(self, records: Sequence[TextRecord], prompt: str | None) -> Tensor:
@@ -127,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def write(model: OfEncoder | OfDecoder, options: EncoderOptions, asked: Embed) -> None:
     """Write the vectors of all texts, a window of them at a time."""
-    identity = {name: getattr(options, name) for name in ("model", "dtype", "pooling", "normalise")}
+    identity = {name: getattr(options, name) for name in ("model", "dtype", "pooling", "normalise")}  # dtype is what "auto" came to
     identity |= {name: getattr(asked, name) for name in ("data", "column", "split", "prompt", "max_length")}
     with VectorsFile(asked.output, model.size, identity, asked.resume) as file:
         for records in windows(asked.data, asked, skip=file.done):
@@ -179,6 +183,14 @@ def texts_in(name: str, asked: Embed) -> Iterator[TextRecord]:
         lines = enumerate(lines_of(path, encoding), 1)
         return (TextRecord(f"{name} line {number}", line.rstrip("\n")) for number, line in lines if line.strip())
     return text_records([name], TextColumns(asked.column, None, None), encoding, asked.split, streaming=True)
+
+
+def say_dtype(options: EncoderOptions, model: PreTrainedModel) -> None:
+    """Say on stderr which dtype the machine decided on, and let the options have it."""
+    if options.dtype == "auto":
+        dtype, reason = choose_dtype("auto", model.device)
+        options.dtype = str(dtype).removeprefix("torch.")
+        print(f"{options.model} in {options.dtype} on {model.device}: {reason}", file=sys.stderr)
 
 
 def told(hit: Hit) -> dict[str, object]:

@@ -79,8 +79,6 @@ class Serve:
 def main(argv: list[str] | None = None) -> int:
     model_options, options = parse(argv, SpeakingModel, Serve, prog="seodang serve", positional=("model",), description=__doc__)
     refuse_without_libraries()
-    from seodang.infer.encoders.classify import is_classifier
-    from seodang.infer.encoders.embedding import makes_vectors
     from seodang.infer.encoders.live import LiveEncoder
     from seodang.infer.encoders.live_classifier import LiveClassifier
     from seodang.infer.server.guard.access import is_loopback
@@ -91,8 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     with bound(options.host, options.port) as listening, Stopping():  # what is taken is said before the model is loaded
         access = access_of(options, is_loopback(listening.getsockname()[0]))
         name = options.served_model_name or model_options.model
-        of_texts = is_classifier(model_options.model) or makes_vectors(model_options.model)
-        with (live_encoder if of_texts else live_engine)(model_options, options) as engine:
+        with (live_encoder if reads_texts(model_options.model) else live_engine)(model_options, options) as engine:
             served = served_encoder(engine, name, options) if isinstance(engine, LiveEncoder) else served_engine(engine, name, options)
             listening.listen(2048)  # whoever reads the next lines may connect
             print(f"{engine.describe()}\n{served.describe()}")
@@ -101,6 +98,17 @@ def main(argv: list[str] | None = None) -> int:
             print(f"serving {name} at {address} (Ctrl-C ends it); try\n{example(address, name, ask)}", flush=True)
             serve(served, listening, access, options.request_seconds)
     return 0
+
+
+def reads_texts(model: str) -> bool:
+    """Whether a model is an encoder or a classifier, which answer nothing; what is wrong with it is told when it is loaded."""
+    from seodang.infer.encoders.classify import is_classifier
+    from seodang.infer.encoders.embedding import makes_vectors
+
+    try:
+        return is_classifier(model) or makes_vectors(model)
+    except UserError:
+        return False
 
 
 def live_engine(model_options: SpeakingModel, options: Serve) -> Any:

@@ -19,7 +19,7 @@ from ..checkpoint.load import head_of, is_adapter, resolve
 from ..engine.checkpoint_settings import known_config
 from ..filters.logits import wide
 from ..runners.architecture import context_limit, evaluating, transformers_model
-from .unpadded import first_position, trunk_of, unpadding
+from .unpadded import first_position, padded_rows, trunk_of, unpadding
 
 TOKENS = 4096  # of one pass
 WINDOW = 1024  # texts that are sorted by length before they are computed: what is held of a file
@@ -198,13 +198,7 @@ def batches(order: Sequence[int], lengths: Sequence[int], tokens: int) -> Iterat
 
 def padded(texts: Sequence[EncodedText], model: PreTrainedModel) -> dict[str, Tensor]:
     """The texts as a batch, padded on the right: input_ids, attention_mask and, where the model takes them, token_type_ids, each [texts, longest] int64."""
-    pad = model.config.get_text_config().pad_token_id or 0
-    longest = max(len(text.input_ids) for text in texts)
-
-    def rows(values: Iterable[list[int]], fill: int) -> Tensor:
-        return torch.tensor([row + [fill] * (longest - len(row)) for row in values], device=model.device)
-
-    batch = {"input_ids": rows((text.input_ids for text in texts), pad), "attention_mask": rows(([1] * len(text.input_ids) for text in texts), 0)}
+    batch = padded_rows([text.input_ids for text in texts], model.config.get_text_config().pad_token_id or 0)
     if texts[0].token_type_ids is not None and "token_type_ids" in inspect.signature(model.forward).parameters:
-        batch["token_type_ids"] = rows((text.token_type_ids for text in texts), 0)
-    return batch
+        batch["token_type_ids"] = padded_rows([text.token_type_ids for text in texts], 0)["input_ids"]
+    return {name: rows.to(model.device) for name, rows in batch.items()}

@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +34,7 @@ MANY_UNKNOWN = 0.1  # of the tokens, beyond which a tokenizer is no tokenizer of
 
 
 @dataclass
-class Reading:
+class TextAccount:
     """What was lost of texts on their way into ids; `unknown` counts the tokens that stand for what the tokenizer has no word for."""
 
     texts: int = 0
@@ -111,8 +110,8 @@ class SentenceEncoder:
         whole = [before + text for text in texts]
         return self.encoder([text.lower() for text in whole] if self.readout.lower else whole)
 
-    def vectors(self, encoded: Sequence[EncodedText], done: Callable[[int], Any] = lambda count: None) -> Tensor:
-        """The vectors of encoded texts: [n, size], in float32 at least, on the CPU. `done` is told of each pass how many texts it had."""
+    def vectors(self, encoded: Sequence[EncodedText]) -> Tensor:
+        """The vectors of encoded texts: [n, size], in float32 at least, on the CPU."""
         lengths, parameter = [len(each.input_ids) for each in encoded], next(self.trunk.parameters())
         order = sorted(range(len(encoded)), key=lengths.__getitem__)
         out = torch.empty(len(encoded), self.size, dtype=torch.promote_types(parameter.dtype, torch.float32))
@@ -120,7 +119,6 @@ class SentenceEncoder:
             for places in batches(order, lengths, PASS.get(parameter.device.type, PASS_ELSEWHERE)):
                 batch = padded([encoded[place] for place in places], self.trunk)
                 out[places] = self.readout(self.trunk(**batch).last_hidden_state, batch["attention_mask"]).to(out.device, out.dtype)
-                done(len(places))
         return out
 
     def embed(self, texts: Sequence[str], *, prompt: str | None = None, too_long: str = "truncate") -> Tensor:
@@ -131,14 +129,14 @@ class SentenceEncoder:
         """
         encoded = self.encode(texts, prompt)
         self.refuse_too_long(encoded, too_long)
-        for line in self.read(Reading(), encoded).lines(self.max_length):
+        for line in self.count(TextAccount(), encoded).lines(self.max_length):
             logger.warning(line)
         return self.vectors(encoded)
 
-    def read(self, reading: Reading, encoded: Sequence[EncodedText]) -> Reading:
-        """Count encoded texts, and return the count."""
-        reading.add(encoded, self.specials, unknown_id(self.tokenizer))
-        return reading
+    def count(self, account: TextAccount, encoded: Sequence[EncodedText]) -> TextAccount:
+        """Count encoded texts, and return the account."""
+        account.add(encoded, self.specials, unknown_id(self.tokenizer))
+        return account
 
     def refuse_too_long(self, encoded: Sequence[EncodedText], too_long: str, where: Callable[[int], str] = lambda place: f"text {place + 1}") -> None:
         """Raise UserError where `too_long` is "error" and a text is longer than the encoder."""

@@ -5,7 +5,7 @@ Every head, pooler and loss stays the architecture's own, so that logits are tho
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -113,6 +113,15 @@ def unpadded_attention(
 
 AttentionInterface.register(UNPADDED, unpadded_attention)
 AttentionMaskInterface.register(UNPADDED, window_mask)  # the texts' borders do the rest
+
+
+def padded_rows(rows: Sequence[Sequence[int]], fill: int) -> dict[str, Tensor]:
+    """Rows of ids as a batch padded on the right: input_ids and attention_mask, [rows, longest]."""
+    longest = max(map(len, rows))
+    return {
+        "input_ids": torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows]),
+        "attention_mask": torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows]),
+    }
 
 
 def trunk_of(model: PreTrainedModel) -> nn.Module:

@@ -95,7 +95,7 @@ FIRST: dict[str, dict[str, str]] = {
         "model": "model lora_r", "learning": "learning_rate num_train_epochs", "predictions": "predict output", "run": "output_dir dry_run",
     },
     "contrastive": {
-        "data": f"{FILES} max_length min_score", "model": "model pooling normalise device dtype", "learning": f"temperature symmetric {LEARNING}", "run": RUN,
+        "data": f"{DATA} max_length min_score", "model": "model pooling device dtype", "learning": f"temperature symmetric {LEARNING}", "run": RUN,
     },
     "embed": {
         "texts": "data column search top_k output resume", "model": "model pooling normalise prompt max_length too_long device dtype",

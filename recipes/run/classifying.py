@@ -15,7 +15,7 @@ from seodang.data.classification.records import TextColumns, TextRecord, text_re
 from seodang.data.errors import UserError
 from seodang.infer.checkpoint.load import load
 from seodang.infer.encoders.classify import WINDOW, Classified, Classifier
-from seodang.infer.encoders.embedding import Reading, unknown_id
+from seodang.infer.encoders.embedding import TextAccount, unknown_id
 from seodang.recipes.options.classification import ClassificationOptions, ClassifierOptions, PredictionOptions
 from seodang.recipes.options.outputs import empty, open_output
 from seodang.train.maths.classification_metrics import accuracy, confusion_matrix, decisions_of, macro_f1
@@ -80,14 +80,14 @@ class Totals:
     def __init__(self, classifier: Classifier, labelled: bool):
         self.classifier, self.labelled = classifier, labelled
         self.judged = self.right = 0
-        self.reading = Reading()
+        self.account = TextAccount()
         self.squares = 0.0
         self.matrix = torch.zeros(len(classifier.names), len(classifier.names), dtype=torch.int64)
 
     def read(self, encoded: Sequence[EncodedText], paired: bool) -> None:
         """Count some texts as they were read."""
         tokenizer = self.classifier.tokenizer
-        self.reading.add(encoded, tokenizer.num_special_tokens_to_add(pair=paired), unknown_id(tokenizer))
+        self.account.add(encoded, tokenizer.num_special_tokens_to_add(pair=paired), unknown_id(tokenizer))
 
     def count(self, record: TextRecord, said: Classified) -> None:
         """Count what was said of a text, where it has a label."""
@@ -105,11 +105,11 @@ class Totals:
 
     def lines(self, cut: str) -> list[str]:
         """What was counted, in lines."""
-        reading, most = self.reading, self.classifier.max_length
-        lines = [f"texts           {reading.texts:,}"]
-        if reading.truncated:
-            lines.append(f"truncated       {reading.truncated:,} texts longer than {most} tokens (cut: {cut})")
-        lines += [f"warning         {line}" for line in reading.unknown_lines()]
+        account, most = self.account, self.classifier.max_length
+        lines = [f"texts           {account.texts:,}"]
+        if account.truncated:
+            lines.append(f"truncated       {account.truncated:,} texts longer than {most} tokens (cut: {cut})")
+        lines += [f"warning         {line}" for line in account.unknown_lines()]
         if self.judged:
             problem = self.classifier.problem
             found = f"mse {self.squares / self.judged:.4f}" if problem == REGRESSION else f"exact match {self.right / self.judged:.4f}"

@@ -34,7 +34,7 @@ class VectorsFile:
         self._partial, self._note = (self.path.with_name(f"{self.path.name}.{end}") for end in ("partial", "partial.json"))
         self._row = None if self.path.suffix == ".jsonl" else 4 * size
         self.done = self._to_go_on_with(resume)
-        self._file: BinaryIO = open(self._partial, "r+b" if self.done else "wb")
+        self._file: BinaryIO = self._partial.open("r+b" if self.done else "wb")
         try:
             refuse_second_writer(self._file.fileno(), self._partial, "name another --output")
             self._note.write_text(json.dumps(self._identity, ensure_ascii=False), encoding="utf-8")

@@ -105,3 +105,14 @@ def test_the_command_streams_real_text_and_ends_at_sigterm(real_model, tokenizer
     logged = [json.loads(line[line.index("{") :]) for line in errors.splitlines() if "{" in line]
     assert [(line["path"], line["status"], line.get("completion_tokens")) for line in logged] == [("/v1/completions", 200, 8), ("/health", 200, None)]
     assert "capital" not in errors and "Seoul" not in errors
+
+
+def test_an_encoder_takes_no_options_of_models_that_speak(encoder_folder, monkeypatch, capsys):
+    found = []
+    monkeypatch.setattr("seodang.infer.server.run.serve", lambda served, *how: found.append((served.about["kind"], served.models)))
+    asked = [str(encoder_folder), "--port", "0", "--dtype", "float32", "--device", "cpu"]
+    assert main([*asked, "--served_model_name", "small"]) == 0 and found == [("encoder", ["small"])]
+    assert "vectors of 32 numbers (mean pooling) of texts of up to 32 tokens" in (out := capsys.readouterr().out) and "/v1/embeddings" in out
+    for option, value in (("weights", "int8"), ("adapters", f"red={encoder_folder}")):
+        assert main([*asked, f"--{option}", value]) == 2
+        assert f"{option} is for models that speak" in capsys.readouterr().err

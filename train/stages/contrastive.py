@@ -19,7 +19,7 @@ from ...data.similarity.pairs import Row, texts_of
 from ...infer.encoders.embedding import length_read
 from ...infer.encoders.readout import Dense, Readout
 from ...infer.encoders.sentence_folder import write_readout
-from ...infer.encoders.unpadded import unpad
+from ...infer.encoders.unpadded import padded_rows, unpad
 from ..maths.contrastive_loss import info_nce
 from ..maths.retrieval_metrics import places, retrieval_metrics, spearman
 from ..run.crash_safe import CrashSafeCheckpoints, Provenance
@@ -52,7 +52,7 @@ class PairCollator:
         left_out = torch.tensor([[text in belonging[found[0]] for text in candidates] for found in each])
         left_out[torch.arange(len(each)), torch.arange(len(each))] = False
         return {
-            **padded(texts, self.pad), "anchors": torch.tensor([place[found[0]] for found in each]),
+            **padded_rows(texts, self.pad), "anchors": torch.tensor([place[found[0]] for found in each]),
             "candidates": torch.tensor([place[text] for text in candidates]), "left_out": left_out,
         }  # fmt: skip
 
@@ -137,7 +137,7 @@ class ContrastiveTrainer(CrashSafeCheckpoints, Trainer):
         with self.in_evaluation() as model:
 
             def values(some: list[Text]) -> Tensor:
-                return self.vectors(model, self._prepare_inputs(padded(some, self.data_collator.pad)))
+                return self.vectors(model, self._prepare_inputs(padded_rows(some, self.data_collator.pad)))
 
             size = self.readout.size(self.model.config.hidden_size)
             found = self.values_over(texts, values, size)
@@ -215,12 +215,3 @@ def contrastive_trainer(
         model, tokenizer, args, rows, eval_rows, readout=readout, temperature=temperature, symmetric=symmetric, min_score=min_score,
         provenance=provenance, callbacks=callbacks, data_collator=PairCollator(tokenizer.pad_token_id or 0),
     )  # fmt: skip
-
-
-def padded(texts: Sequence[Text], pad: int) -> dict[str, Tensor]:
-    """Texts as a batch, padded on the right: input_ids and attention_mask, [texts, longest]."""
-    longest = max(map(len, texts))
-    return {
-        "input_ids": torch.tensor([[*text, *[pad] * (longest - len(text))] for text in texts]),
-        "attention_mask": torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in texts]),
-    }
