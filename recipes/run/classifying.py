@@ -1,6 +1,7 @@
 """What a trained classifier makes of the texts of files, a line each."""
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ from seodang.data.classification.labels import MULTI, REGRESSION, SINGLE, Label,
 from seodang.data.classification.records import TextColumns, TextRecord, text_records
 from seodang.data.errors import UserError
 from seodang.infer.checkpoint.load import load
-from seodang.infer.encoders.classify import WINDOW, Classified, Classifier
+from seodang.infer.encoders.classify import WINDOW, Classified, Classifier, is_classifier
 from seodang.infer.encoders.embedding import TextAccount, unknown_id
 from seodang.recipes.options.classification import ClassificationOptions, ClassifierOptions, PredictionOptions
 from seodang.recipes.options.outputs import empty, open_output
@@ -37,6 +38,8 @@ def predict(data: ClassificationOptions, options: ClassifierOptions, prediction:
 
     No more than a window of texts is held. Where the records have labels, what is right among the predictions is counted.
     """
+    if not is_classifier(options.model):
+        raise UserError(f"{options.model} has no classifier's head: train one by `seodang classify`, and name its folder")
     columns = data.text_columns()
     asked = data.label_column is not None or any(word.startswith("label=") for word in data.columns or ())
     columns = TextColumns(columns.text, columns.text_pair, columns.label if asked else None)
@@ -66,7 +69,11 @@ def windows(first: list[TextRecord], records: Iterator[TextRecord]) -> Iterator[
 def write(classifier: Classifier, records: list[TextRecord], totals: "Totals", output: TextIO) -> None:
     """Classify some records and write their lines. Raises UserError naming the record that cannot be read."""
     texts = [record.text if record.text_pair is None else (record.text, record.text_pair) for record in records]
-    encoded = classifier.encode(texts)
+    try:
+        encoded = classifier.encode(texts)
+    except UserError as error:
+        named = re.sub(r"^text (\d+)", lambda found: records[int(found[1]) - 1].where, str(error))
+        raise UserError(named) from None
     totals.read(encoded, paired=not isinstance(texts[0], str))
     for record, said in zip(records, map(classifier.said, classifier.logits(encoded), encoded), strict=True):
         totals.count(record, said)
