@@ -80,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/korean"))
-    parser.add_argument("--steps", type=int, default=1300)
+    parser.add_argument("--steps", type=int, default=2000)
     options = parser.parse_args()
     train, held = split(options.data)
     size = sum(len(text.encode()) for text in held)

@@ -3,7 +3,7 @@
 seodang demo-pretrain
 
 The text is the language reference and the docstrings of the standard library, two megabytes under the PSF License Version 2. A twentieth of the
-documents is held out: what each of their bytes costs, in bits, falls below what gzip and xz make of the same texts. What a model of two and a half million
+documents is held out: what each of their bytes costs, in bits, falls below what gzip makes of the same texts. What a model of two and a half million
 weights has learned in minutes is the manner of that text, not its matter.
 """
 
@@ -42,7 +42,7 @@ from seodang.train.stages.plan import Plan, plan
 
 HELD_OUT = 20  # one document of so many
 LENGTH = 256  # tokens of a row
-FLOOR = 100  # steps that a slow machine makes all the same
+FLOOR = 200  # steps that a slow machine makes all the same
 BEGINNINGS = ("The ", "Return the ", "A class that", "If the file")
 STRATEGIES = {
     "greedy": SamplingParams(max_new_tokens=48), "top-p": SamplingParams(max_new_tokens=48, temperature=0.8, top_p=0.95, seed=0),

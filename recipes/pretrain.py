@@ -12,7 +12,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from seodang.data.errors import UserError
-from seodang.data.text.corruption import MaskingOptions
+from seodang.data.text.corruption import Masking, MaskingOptions
 from seodang.data.text.rows import CausalRows, causal_rows, masked_rows
 from seodang.data.text.texts import DocumentTexts
 from seodang.data.text.tokenizer_training import TokenizerSettings, train_tokenizer
@@ -126,6 +126,8 @@ def main(argv: list[str] | None = None) -> int:
     args = complete_arguments(args, options, run, evaluates=bool(text.eval_data or text.eval_fraction))
     encoder = encoder_is_built(architecture, options)
     tokenizer = chosen_tokenizer(text, tokens.settings("encoder" if encoder else "decoder"), options, args)
+    if encoder:
+        Masking.of(tokenizer, masking)  # refused before the text is read
     spoken = exact(tokenizer)
     model = load_model(options, args) if options.model is not None else from_nothing(architecture, options, spoken, text.row_length(None), args)
     rows_of, words = (masked_rows, masking.whole_words) if encoder else (causal_rows, False)
@@ -139,7 +141,7 @@ def main(argv: list[str] | None = None) -> int:
         trainer = build_encoder(model, spoken, rows, eval_rows, masking, args, run, origin)
         told += masking_lines(trainer, masking)
     else:
-        sample = sampler(samples, spoken, eval_rows, run.eval_samples)
+        sample = sampler(samples, spoken, eval_rows, run.eval_samples, shows=args.process_index == 0)
         trainer = pretrain_trainer(
             model, spoken, rows, args, eval_rows=eval_rows, lora=options.lora(), sample=sample, provenance=origin, callbacks=early_stopping(run)
         )
@@ -197,7 +199,7 @@ def from_nothing(
     return untrained(config, args.seed, choose_dtype(options.dtype, args.device)[0], args.device)
 
 
-def sampler(options: SampleOptions, tokenizer: PreTrainedTokenizerBase, held: CausalRows | None, most: int) -> TextSampler | None:
+def sampler(options: SampleOptions, tokenizer: PreTrainedTokenizerBase, held: CausalRows | None, most: int, shows: bool) -> TextSampler | None:
     """What continues the beginnings asked for, or those of held-out documents; None where nothing is held out, or nothing is to be written."""
     if held is None or options.sample_tokens <= 0:
         return None
@@ -209,7 +211,7 @@ def sampler(options: SampleOptions, tokenizer: PreTrainedTokenizerBase, held: Ca
     if (room := held.longest - longest) < 1:
         raise UserError(f"sample_prompts: one of them fills the {held.longest} tokens of a row: shorten it, or raise --max_length")
     strategies = {name: replace(each, max_new_tokens=min(options.sample_tokens, room)) for name, each in STRATEGIES.items()}
-    return TextSampler(tokenizer, beginnings, strategies, show)
+    return TextSampler(tokenizer, beginnings, strategies, show if shows else None)
 
 
 def show(strategy: str, beginning: str, text: str) -> None:

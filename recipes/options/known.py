@@ -50,9 +50,8 @@ FIRST: dict[str, dict[str, str]] = {
     },
     "tokenizer": {"data": TEXT, "tokenizer": f"{TOKENIZER} cased limit_alphabet min_frequency add_prefix_space bpe_dropout", "run": "output_dir config"},
     "pretrain": {
-        "data": f"{TEXT} eval_data eval_fraction max_length", "tokenizer": f"tokenizer {TOKENIZER}",
-        "model": "architecture hidden_size layers heads config_file model device dtype", "encoders": "mlm_probability whole_words",
-        "learning": f"{LEARNING} max_steps", "run": f"{RUN} sample_prompts",
+        "data": "data documents eval_fraction max_length", "tokenizer": f"tokenizer {TOKENIZER}",
+        "model": "architecture hidden_size layers heads model", "learning": LEARNING, "run": RUN,
     },
     "sft": {"data": f"{FILES} max_length packing", "model": MODEL, "learning": f"{LEARNING} max_steps", "run": RUN},
     "diffusion": {

@@ -6,6 +6,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from seodang import __main__ as command
+from seodang.data.text.rows import held_out
+from seodang.data.text.store import token_store
+from seodang.data.text.tokenizer_training import TokenizerSettings, train_tokenizer
 from seodang.infer.checkpoint.manifest import read_manifest, verify
 from seodang.recipes import generate, mlm, pretrain, tokenizer
 from seodang.train.run.callbacks import read_log
@@ -114,11 +117,15 @@ def test_what_is_held_out_teaches_the_tokenizer_nothing(tmp_path):
     path = tmp_path / "text.jsonl"
     records = [*({"text": f"쌍쌍{i} abab"} for i in range(20)), *({"text": f"xyxyxyxyxyxyxy{i}"} for i in range(2))]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    learned = train_tokenizer([record["text"] for record in records], TokenizerSettings(vocab_size=264))
+    store, _ = token_store([str(path)], learned, tmp_path / "cache")
     taken = []
     for seed in range(30):
         texts = pretrain.DocumentTexts([str(path)], documents="file").without_held_out(0.1, seed)
         said = [*texts]
         assert len(said) == 20 and [*texts] == said
+        training, _ = held_out(store, 0.1, seed)  # by tokens of whatever tokenizer the same documents are
+        assert [learned.decode(store.tokens[store.spans()[i] : store.spans()[i + 1]].tolist()) for i in training] == said
         taken.append(sum("xyxy" in text for text in said))
     assert {0, 1, 2} >= set(taken) and len(set(taken)) > 1  # drawn at random, the same for the same seed
 
@@ -129,6 +136,7 @@ def test_what_is_held_out_teaches_the_tokenizer_nothing(tmp_path):
         (["--hidden_size", "30", "--heads", "4"], "hidden_size 30 cannot be shared out among 4 heads"),
         (["--architecture", "bert", "--hidden_size", "18", "--heads", "4"], "hidden_size 18 cannot be shared out among 4 heads"),
         (["--architecture", "lama"], "architecture 'lama' is not known: did you mean llama?"),
+        (["--architecture", "bert", "--family", "decoder"], "the tokenizer has no mask token"),
         (["--vocab_size", "9000"], "vocab_size 9,000: with pairs that come at least 2 times the text gives"),
         (["--vocab_size", "100"], "the 256 bytes and 3 special tokens take 259 alone"),
         (["--lora_r", "4"], "an adapter needs weights beneath that know something"),
