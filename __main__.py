@@ -99,7 +99,7 @@ def prepared(argv: list[str], alone: bool) -> tuple[Callable[[list[str]], int], 
     from .data.versions import versions_named
 
     with no_collection() if alone else nullcontext(), versions_named():
-        return importlib.import_module(f".recipes.{verb.replace('-', '_')}", __package__).main, rest
+        return importlib.import_module(known.module_of(verb)).main, rest
 
 
 def said(text: str, stream: TextIO | None = None, code: int = 0) -> Callable[[list[str]], int]:

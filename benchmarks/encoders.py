@@ -1,9 +1,10 @@
 """Encoders over rows of mixed length: ours beside what others do, in turn in one process tree, with the same threads.
 
 python benchmarks/encoders.py embed --data snippets.jsonl [--column text] [--peer ENVIRONMENT/bin/python] [--rows 512] [--rounds 7] [--threads 1]
+python benchmarks/encoders.py classify --data snippets.jsonl             (predictions; classify-train: steps of training)
 
 "transformers" is plain padded batches of 32 in the order of the file, "sentence-transformers" its `encode`, which sorts by length, in an environment of its
-own that `--peer` names (sentence-transformers 6.2, with torch and transformers as here). All compute in float32, and their vectors must be equal. Told are the
+own that `--peer` names (sentence-transformers 6.2, with torch and transformers as here). All compute in float32, and their results must be equal. Told are the
 medians of the ratios of the rounds, in time and in CPU time, which other work on the machine does not stretch.
 """
 
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 BATCH = 32  # of the others
+STEP = 16  # texts of a step of training
 Side = Callable[[str, list[str]], Callable[[], Any]]  # of a model's folder and texts, what computes an array of numbers, a row a text
 
 # Ours, and plain transformers
@@ -60,10 +62,83 @@ def sentence_transformers(model: str, texts: list[str]) -> Callable[[], Any]:
     return lambda: encoder.encode(texts, batch_size=BATCH, show_progress_bar=False)
 
 
+# A classifier
+
+
+def classifier_of(model: str) -> tuple[Any, Any]:
+    """An encoder with a head of two classes, the same for each side."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from seodang.infer import load
+
+    torch.manual_seed(0)
+    return load(model, device="cpu", dtype="float32", model_class=AutoModelForSequenceClassification, num_labels=2)
+
+
+def our_classes(model: str, texts: list[str]) -> Callable[[], Any]:
+    from seodang.infer import Classifier
+
+    classifier = Classifier(*classifier_of(model))
+    return lambda: classifier.logits(classifier.encode(texts)).numpy()
+
+
+def padded_classes(model: str, texts: list[str]) -> Callable[[], Any]:
+    import torch
+
+    classifier, tokenizer = classifier_of(model)
+
+    @torch.inference_mode()
+    def run() -> Any:
+        starts = range(0, len(texts), BATCH)
+        return torch.cat([classifier(**tokenizer(texts[start : start + BATCH], padding=True, truncation=True, return_tensors="pt")).logits for start in starts]).numpy()
+
+    return run
+
+
+def gradients(model: str, texts: list[str], unpadded: bool) -> Callable[[], Any]:
+    """Forward and backward passes of `STEP` texts each, dropout off so that both sides can be compared: the gradient of the pooler, [hidden, hidden]."""
+    from torch.nn import functional as F
+
+    from seodang.data.classification.encoding import TextEncoder
+    from seodang.infer.encoders.unpadded import unpad
+    from seodang.train.stages.classification import TextCollator
+
+    classifier, tokenizer = classifier_of(model)
+    encoded = TextEncoder(tokenizer, 512)(texts)
+    rows = [{"input_ids": each.input_ids, "token_type_ids": each.token_type_ids, "label": place % 2} for place, each in enumerate(encoded)]
+    collate = TextCollator(tokenizer.pad_token_id, "single_label_classification")
+    batches = [collate(rows[start : start + STEP]) for start in range(0, len(rows), STEP)]
+    if unpadded and not unpad(classifier):
+        raise SystemExit("this model cannot be computed without padding")
+
+    def run() -> Any:
+        classifier.zero_grad()
+        for batch in batches:
+            given = dict(batch)
+            labels = given.pop("labels")
+            (F.cross_entropy(classifier(**given).logits, labels) / len(batches)).backward()
+        return classifier.base_model.pooler.dense.weight.grad.numpy().copy()
+
+    return run
+
+
+def our_gradients(model: str, texts: list[str]) -> Callable[[], Any]:
+    return gradients(model, texts, True)
+
+
+def padded_gradients(model: str, texts: list[str]) -> Callable[[], Any]:
+    return gradients(model, texts, False)
+
+
 PEER = "sentence-transformers"
-CASES: dict[str, dict[str, Side]] = {"embed": {"ours": our_vectors, "transformers": padded_vectors, PEER: sentence_transformers}}
-TARGETS = {("embed", "transformers"): 1.5, ("embed", PEER): 1.3}
-DEFAULTS = {"embed": "default-encoder"}
+CASES: dict[str, dict[str, Side]] = {
+    "embed": {"ours": our_vectors, "transformers": padded_vectors, PEER: sentence_transformers},
+    "classify": {"ours": our_classes, "transformers": padded_classes},
+    "classify-train": {"ours": our_gradients, "transformers": padded_gradients},
+}
+TARGETS = {("embed", "transformers"): 1.5, ("embed", PEER): 1.3, ("classify", "transformers"): 1.5, ("classify-train", "transformers"): 1.5}
+DEFAULTS = dict.fromkeys(CASES, "default-encoder")
 
 
 class Worker:

@@ -67,7 +67,7 @@ def begin_again(folder: Path, place: Path) -> Path:
 
 def taught(encoder: Path, train: Path, held: Path, out: Path, labels: int, seed: int) -> float:
     """The held-out accuracy of an encoder behind `seodang classify`."""
-    options = {"model": encoder, "data": train, "eval_data": held, "output_dir": out, "num_train_epochs": EPOCHS[labels], "seed": seed, "resume": "never"}
+    options = {"model": encoder, "data": train, "eval_data": held, "output_dir": out, "num_train_epochs": EPOCHS.get(labels, 10), "seed": seed, "resume": "never"}
     if code := classify.main(argv_of(options | TEACHING | COMMON)):
         raise SystemExit(code)
     return [entry["eval_accuracy"] for entry in read_log(out / "log.jsonl") if "eval_accuracy" in entry][-1]
@@ -97,7 +97,7 @@ class CharacterGrams:
             columns += counts
             values.append(F.normalize(found, dim=0))
         places = torch.tensor([rows, columns])
-        return torch.sparse_coo_tensor(places, torch.cat(values), (len(texts), BUCKETS)).coalesce()
+        return torch.sparse_coo_tensor(places, torch.cat(values), (len(texts), BUCKETS), check_invariants=True).coalesce()
 
 
 def hash_of(gram: str) -> int:

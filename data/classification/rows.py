@@ -9,7 +9,7 @@ from typing import Any
 from ..accounting import Accounting, counted
 from ..errors import UserError
 from .encoding import TextEncoder
-from .labels import MULTI, REGRESSION, SINGLE, Label, label_counts, parse_label, to_target
+from .labels import MULTI, SINGLE, Label, label_counts, parse_label, to_target
 from .records import TextRecord
 
 Row = dict[str, Any]  # input_ids, perhaps token_type_ids, label, where

@@ -60,12 +60,14 @@ class TextAccount:
             told.append(
                 f"{self.truncated:,} of {self.texts:,} texts are longer than {most} tokens (the longest has {self.longest:,}): of each the first {most} are read"
             )
-        if self.unknown > MANY_UNKNOWN * self.content:
-            told.append(
-                f"{self.unknown / self.content:.0%} of the tokens are unknown to the model's tokenizer: it was made for another language or script, and what "
-                "stands there is lost; use an encoder for these texts"
-            )
-        return told
+        return [*told, *self.unknown_lines()]
+
+    def unknown_lines(self) -> list[str]:
+        """What share of the tokens is unknown, where that is large."""
+        if self.unknown <= MANY_UNKNOWN * self.content:
+            return []
+        lost = "it was made for another language or script, and what stands there is lost; use an encoder for these texts"
+        return [f"{self.unknown / self.content:.0%} of the tokens are unknown to the model's tokenizer: {lost}"]
 
 
 class SentenceEncoder:
@@ -133,8 +135,7 @@ class SentenceEncoder:
 
     def count(self, account: TextAccount, encoded: Sequence[EncodedText]) -> TextAccount:
         """Count encoded texts, and return the account."""
-        unknown = self.tokenizer.unk_token_id
-        account.add(encoded, self.specials, None if unknown == self.tokenizer.eos_token_id else unknown)
+        account.add(encoded, self.specials, unknown_id(self.tokenizer))
         return account
 
     def refuse_too_long(self, encoded: Sequence[EncodedText], too_long: str, where: Callable[[int], str] = lambda place: f"text {place + 1}") -> None:
@@ -150,6 +151,11 @@ def load_trunk(path: str | os.PathLike, *, device: str = "auto", dtype: str = "a
     """Load what of a checkpoint makes hidden states, and its tokenizer; raises UserError as `load` does."""
     place = resolve(path)
     return load(trunk_folder(place) if is_sentence_folder(place) else place, device=device, dtype=dtype, model_class=AutoModel)
+
+
+def unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The id that stands for what a tokenizer does not know; None where the same id ends texts (GPT-2)."""
+    return None if tokenizer.unk_token_id == tokenizer.eos_token_id else tokenizer.unk_token_id
 
 
 def embed(model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], attention_masks: Sequence[Sequence[int] | None] | None = None) -> Tensor:

@@ -98,8 +98,8 @@ FIRST: dict[str, dict[str, str]] = {
     },
     "explain": {"prompt": "prompt html png attention raw", "model": SPEAKER, "answer": "max_new_tokens stop seed", "choice of tokens": CHOICE},
     "classify": {
-        "data": f"{DATA} text_column pair_column label_column encoding", "labels": "multi_label regression labels class_weights max_length cut",
-        "model": f"{MODEL} pooling new_head", "learning": LEARNING, "predictions": "predict output threshold", "run": RUN,
+        "data": "data eval_fraction text_column pair_column label_column", "labels": "multi_label regression class_weights",
+        "model": "model lora_r", "learning": "learning_rate num_train_epochs", "predictions": "predict output", "run": "output_dir dry_run",
     },
     "contrastive": {
         "data": f"{DATA} max_length min_score", "model": "model pooling device dtype", "learning": f"temperature symmetric {LEARNING}", "run": RUN,
@@ -153,6 +153,11 @@ def _entry(name: str, what: str, width: int, column: int = 26) -> list[str]:
     begun, text = f"  --{name}", textwrap.wrap(what, width - column)
     first = [f"{begun:<{column}}{text[0]}"] if len(begun) < column else [begun, " " * column + text[0]]
     return first + [" " * column + line for line in text[1:]]
+
+
+def module_of(verb: str) -> str:
+    """Return the module of a verb; demonstrations have a folder of their own."""
+    return f"seodang.recipes.{'demos.' if verb.startswith('demo') else ''}{verb.replace('-', '_')}"
 
 
 def refuse(verb: str, argv: Sequence[str]) -> None:
@@ -266,7 +271,7 @@ def written() -> dict[str, Any]:
 
 
 def _of_verb(verb: str, first: dict[str, str]) -> dict[str, Any]:
-    module, printed = importlib.import_module(f"seodang.recipes.{verb.replace('-', '_')}"), io.StringIO()
+    module, printed = importlib.import_module(module_of(verb)), io.StringIO()
     with contextlib.redirect_stdout(printed):
         module.main(["--help", "json"])
     told = json.loads(printed.getvalue())

@@ -1,19 +1,22 @@
 """What a trained classifier makes of the texts of files, a line each."""
 
 import json
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from typing import Any, TextIO
 
 import torch
 
+from seodang.data.classification.encoding import EncodedText
 from seodang.data.classification.labels import MULTI, REGRESSION, SINGLE, Label, parse_label, to_target
 from seodang.data.classification.records import TextColumns, TextRecord, text_records
 from seodang.data.errors import UserError
 from seodang.infer.checkpoint.load import load
-from seodang.infer.encoders.classify import WINDOW, Classified, Classifier
+from seodang.infer.encoders.classify import WINDOW, Classified, Classifier, is_classifier
+from seodang.infer.encoders.embedding import TextAccount, unknown_id
 from seodang.recipes.options.classification import ClassificationOptions, ClassifierOptions, PredictionOptions
 from seodang.recipes.options.outputs import empty, open_output
 from seodang.train.maths.classification_metrics import accuracy, confusion_matrix, decisions_of, macro_f1
@@ -35,6 +38,8 @@ def predict(data: ClassificationOptions, options: ClassifierOptions, prediction:
 
     No more than a window of texts is held. Where the records have labels, what is right among the predictions is counted.
     """
+    if not is_classifier(options.model):
+        raise UserError(f"{options.model} has no classifier's head: train one by `seodang classify`, and name its folder")
     columns = data.text_columns()
     asked = data.label_column is not None or any(word.startswith("label=") for word in data.columns or ())
     columns = TextColumns(columns.text, columns.text_pair, columns.label if asked else None)
@@ -64,7 +69,13 @@ def windows(first: list[TextRecord], records: Iterator[TextRecord]) -> Iterator[
 def write(classifier: Classifier, records: list[TextRecord], totals: "Totals", output: TextIO) -> None:
     """Classify some records and write their lines. Raises UserError naming the record that cannot be read."""
     texts = [record.text if record.text_pair is None else (record.text, record.text_pair) for record in records]
-    for record, said in zip(records, classifier.stream(texts), strict=True):
+    try:
+        encoded = classifier.encode(texts)
+    except UserError as error:
+        named = re.sub(r"^text (\d+)", lambda found: records[int(found[1]) - 1].where, str(error))
+        raise UserError(named) from None
+    totals.read(encoded, paired=not isinstance(texts[0], str))
+    for record, said in zip(records, map(classifier.said, classifier.logits(encoded), encoded), strict=True):
         totals.count(record, said)
         line = {"record": record.where, "label": list(said.label) if isinstance(said.label, tuple) else said.label}
         output.write(json.dumps({**line, **({"probs": said.probs} if said.probs else {})}, ensure_ascii=False) + "\n")
@@ -75,14 +86,18 @@ class Totals:
 
     def __init__(self, classifier: Classifier, labelled: bool):
         self.classifier, self.labelled = classifier, labelled
-        self.texts = self.truncated = self.judged = self.right = 0
+        self.judged = self.right = 0
+        self.account = TextAccount()
         self.squares = 0.0
         self.matrix = torch.zeros(len(classifier.names), len(classifier.names), dtype=torch.int64)
 
+    def read(self, encoded: Sequence[EncodedText], paired: bool) -> None:
+        """Count some texts as they were read."""
+        tokenizer = self.classifier.tokenizer
+        self.account.add(encoded, tokenizer.num_special_tokens_to_add(pair=paired), unknown_id(tokenizer))
+
     def count(self, record: TextRecord, said: Classified) -> None:
-        """Count a text and what was said of it."""
-        self.texts += 1
-        self.truncated += said.truncated
+        """Count what was said of a text, where it has a label."""
         label: Label | None = parse_label(record.label, self.classifier.problem, record.where) if self.labelled else None
         if label is None:
             return
@@ -97,9 +112,11 @@ class Totals:
 
     def lines(self, cut: str) -> list[str]:
         """What was counted, in lines."""
-        lines = [f"texts           {self.texts:,}"]
-        if self.truncated:
-            lines.append(f"truncated       {self.truncated:,} texts longer than {self.classifier.encoder.max_length} tokens (cut: {cut})")
+        account, most = self.account, self.classifier.max_length
+        lines = [f"texts           {account.texts:,}"]
+        if account.truncated:
+            lines.append(f"truncated       {account.truncated:,} texts longer than {most} tokens (cut: {cut})")
+        lines += [f"warning         {line}" for line in account.unknown_lines()]
         if self.judged:
             problem = self.classifier.problem
             found = f"mse {self.squares / self.judged:.4f}" if problem == REGRESSION else f"exact match {self.right / self.judged:.4f}"

@@ -132,7 +132,7 @@ def test_an_adapter_brings_the_names_and_merges_into_a_plain_folder(encoder_fold
     torch.testing.assert_close(torch.tensor([list(each.probs.values()) for each in said]), probs, atol=1e-4, rtol=1e-3)
 
 
-def test_a_decoder_is_a_classifier_on_its_last_token(fresh_tiny, tiny_tokenizer, tmp_path):
+def test_a_decoder_is_a_classifier_on_its_last_token(fresh_tiny, tiny_tokenizer, tmp_path, capsys):
     base, out, draw = tmp_path / "base", tmp_path / "out", random.Random(0)
     fresh_tiny("llama", pad_token_id=2).save_pretrained(base)
     tiny_tokenizer.pad_token = "<|im_end|>"
@@ -144,6 +144,9 @@ def test_a_decoder_is_a_classifier_on_its_last_token(fresh_tiny, tiny_tokenizer,
     with torch.no_grad():
         said = plain(**tokenizer(["abcde!", "a."], padding=True, return_tensors="pt")).logits.argmax(-1)
     assert said.tolist() == [1, 0]
+    empty = written(tmp_path / "empty.jsonl", [{"text": "a"}, {"text": ""}])
+    assert run("--model", out, "--data", empty, "--predict") == 2
+    assert "empty.jsonl line 2 is empty, and llama reads nothing of it" in capsys.readouterr().err
 
 
 def test_an_encoder_of_masked_language_modelling_gets_a_pooler_which_a_classifier_must_have(encoder_folder, data, tmp_path, capsys):
@@ -219,6 +222,16 @@ def test_labels_that_were_not_trained_on_are_refused_where_they_stand(encoder_fo
     assert "held.jsonl line 2: the label 'awful' is none of those trained on (bad, good, meh)" in capsys.readouterr().err
 
 
+def test_a_tokenizer_that_does_not_know_the_language_is_told_of(encoder_folder, tmp_path, capsys):
+    """Of five words two."""
+    out, records = tmp_path / "out", [{"text": f"{word} w3 영화가 w4 재미있다", "label": label} for label, word in WORDS.items() for _ in range(8)]
+    path = written(tmp_path / "data.jsonl", records)
+    assert train(encoder_folder, path, out, "--max_steps", 1) == 0
+    assert "warning         40% of the tokens are unknown to the model's tokenizer" in capsys.readouterr().out
+    assert run("--model", out, "--data", path, "--predict") == 0
+    assert "warning         40% of the tokens are unknown" in capsys.readouterr().err
+
+
 def test_a_plan_alone(encoder_folder, data, tmp_path, capsys):
     out = tmp_path / "out"
     assert train(encoder_folder, data, out, "--label_column", "sentiment", "--dry_run", "true") == 0
@@ -227,6 +240,6 @@ def test_a_plan_alone(encoder_folder, data, tmp_path, capsys):
 
 def test_a_model_that_is_no_classifier_predicts_nothing(encoder_folder, data, tmp_path, capsys):
     assert run("--model", encoder_folder, "--data", data, "--predict") == 2
-    assert "holds" in capsys.readouterr().err
+    assert "has no classifier's head: train one by `seodang classify`" in capsys.readouterr().err
     assert run("--model", encoder_folder, "--data", data, "--predict", "--class_weights", "balanced") == 2
     assert "is for training" in capsys.readouterr().err

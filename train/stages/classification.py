@@ -1,5 +1,6 @@
 """Classification: a trunk and its head on labelled texts, single or in pairs."""
 
+import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ from ...data.classification.rows import Row
 from ...data.errors import UserError
 from ...infer.checkpoint.load import HEAD, head_to
 from ...infer.encoders.classify import check_classifier, problem_of, room_for
-from ...infer.encoders.unpadded import unpad
+from ...infer.encoders.unpadded import padded_rows, unpad
 from ...infer.runners.architecture import transformers_model
 from ..maths.classification_metrics import ClassifierMetrics, measure
 from ..maths.classifier_loss import classifier_losses, record_weights
@@ -31,17 +32,16 @@ Rows = Sequence[Row]
 
 
 class TextCollator:
-    """Rows to a batch, the longest first, padded on the right: input_ids, attention_mask and perhaps token_type_ids, [rows, longest], and labels."""
+    """Rows to a batch, the longest first, padded on the right: input_ids, attention_mask and, if `typed`, token_type_ids, [rows, longest], and labels."""
 
-    def __init__(self, pad_token_id: int, problem: str):
-        self.pad, self.dtype = pad_token_id, torch.int64 if problem == SINGLE else torch.float32
+    def __init__(self, pad_token_id: int, problem: str, typed: bool = True):
+        self.pad, self.typed, self.dtype = pad_token_id, typed, torch.int64 if problem == SINGLE else torch.float32
 
     def __call__(self, rows: Rows) -> dict[str, Tensor]:
         rows = sorted(rows, key=lambda row: -len(row["input_ids"]))  # texts of one length lie beside each other
-        longest = len(rows[0]["input_ids"])
-        fills = {"input_ids": self.pad, **({"token_type_ids": 0} if "token_type_ids" in rows[0] else {})}
-        batch = {name: torch.tensor([row[name] + [fill] * (longest - len(row[name])) for row in rows]) for name, fill in fills.items()}
-        batch["attention_mask"] = torch.tensor([[1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])) for row in rows])
+        batch = padded_rows([row["input_ids"] for row in rows], self.pad)
+        if self.typed and "token_type_ids" in rows[0]:
+            batch["token_type_ids"] = padded_rows([row["token_type_ids"] for row in rows], 0)["input_ids"]
         return {**batch, "labels": torch.tensor([row["label"] for row in rows], dtype=self.dtype)}
 
 
@@ -168,7 +168,7 @@ def classifier_trainer(
     if lora is not None:
         whole = [*(lora.modules_to_save or ()), *head_names(model)]
         lora = replace(lora, task_type="SEQ_CLS", modules_to_save=whole, exclude_modules=lora.exclude_modules or head_layers(model))
-    collator = TextCollator(tokenizer.pad_token_id, problem)
+    collator = TextCollator(tokenizer.pad_token_id, problem, typed="token_type_ids" in inspect.signature(model.forward).parameters)
     model = CLASSIFICATION.prepare(model, tokenizer, lora, args)
     return CLASSIFICATION.build(
         model, tokenizer, args, rows, eval_rows, problem=problem, class_weights=class_weights, threshold=threshold, provenance=provenance,

@@ -173,6 +173,13 @@ def test_rows_that_do_not_fit_the_head_are_refused(words, tmp_path):
         classifier_trainer(build(), tokenizer, [], args)
 
 
+def test_a_model_without_token_types_is_given_none(words, tmp_path):
+    data = [{**row, "token_type_ids": [0] * len(row["input_ids"])} for row in rows()]
+    model = build(kind="distilbert", dim=32, hidden_dim=64, n_heads=4, n_layers=2)
+    trainer = classifier_trainer(model, words, data, arguments(tmp_path, max_steps=1))
+    assert "token_type_ids" not in trainer.data_collator(data) and trainer.train().global_step == 1
+
+
 def test_a_batch_has_the_longest_row_first():
     some = [{"input_ids": [2, 3], "label": 0}, {"input_ids": [2, 9, 3], "label": 1}]
     batch = TextCollator(0, SINGLE)(some)

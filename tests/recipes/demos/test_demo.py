@@ -7,8 +7,8 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from seodang.infer.checkpoint.manifest import verify
-from seodang.recipes import demo
-from seodang.recipes.demo import Answered, Question
+from seodang.recipes.demos import demo
+from seodang.recipes.demos.demo import Answered, Question
 from seodang.train.stages.plan import Plan
 
 SUWON = Question([{"role": "user", "content": "Where is Suwon?"}], "South Korea", None, ("South Korea", "Korea"), ("North Korea",))

@@ -48,8 +48,8 @@ class DemoOptions:
     regression: bool = field(default=False, metadata={"help": "Learn the mean rating, a number from -4 to 4, and not whether it is good."})
     train: int = field(default=3000, metadata={"help": "Snippets to train on."})
     heldout: int = field(default=1000, metadata={"help": "Held-out snippets that everything is measured on."})
-    num_train_epochs: float = field(default=1.0, metadata={"help": "Times through the snippets."})
-    learning_rate: float = field(default=5e-5, metadata={"help": "The highest learning rate."})
+    num_train_epochs: float = field(default=3.0, metadata={"help": "Times through the snippets."})
+    learning_rate: float = field(default=1e-4, metadata={"help": "The highest learning rate."})
     seed: int = field(default=0, metadata={"help": "Of which snippets are held out, and of the training."})
     output_dir: str = field(default="runs/demo-encoder", metadata={"help": "Folder of the classifier and its report."})
 

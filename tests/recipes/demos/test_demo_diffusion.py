@@ -5,8 +5,8 @@ import pytest
 from seodang.infer.checkpoint.load import load
 from seodang.infer.checkpoint.manifest import read_manifest, verify
 from seodang.infer.runners.paradigm import Diffusion, diffusion_of
-from seodang.recipes import demo_diffusion
-from seodang.recipes.demo_diffusion import Speaker
+from seodang.recipes.demos import demo_diffusion
+from seodang.recipes.demos.demo_diffusion import Speaker
 
 
 def test_the_demo_shows_each_step_and_compares_the_two_and_the_same_weights_both_ways(base, tmp_path, capsys):

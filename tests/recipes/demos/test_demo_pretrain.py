@@ -8,7 +8,7 @@ import pytest
 from seodang.data.text.documents import Part
 from seodang.data.text.python_documentation import python_documentation
 from seodang.infer.checkpoint.manifest import read_manifest, verify
-from seodang.recipes import demo_pretrain
+from seodang.recipes.demos import demo_pretrain
 
 
 @pytest.fixture

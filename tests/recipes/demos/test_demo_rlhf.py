@@ -7,7 +7,7 @@ import pytest
 from seodang.__main__ import VERBS
 from seodang.__main__ import main as seodang
 from seodang.infer.checkpoint.manifest import verify
-from seodang.recipes import demo_rlhf
+from seodang.recipes.demos import demo_rlhf
 from seodang.train.run.callbacks import TimeLimit, read_log
 
 NUMBERS = r"-?\d+\.\d{3} -?\d+\.\d{3}"
