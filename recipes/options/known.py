@@ -43,6 +43,7 @@ CHOICE = "temperature top_p top_k min_p repetition_penalty num_beams json_schema
 DEMO = {"model": "model device dtype", "run": "output_dir minutes heldout seed"}
 
 # The options that matter most, under their headings; the others are listed by --help all.
+FOLDERS = {"demo": "demos", "diffusion-lm": "diffusion_lm"}
 FIRST: dict[str, dict[str, str]] = {
     "prepare": {},
     "preview": {
@@ -156,8 +157,9 @@ def _entry(name: str, what: str, width: int, column: int = 26) -> list[str]:
 
 
 def module_of(verb: str) -> str:
-    """Return the module of a verb; demonstrations have a folder of their own."""
-    return f"seodang.recipes.{'demos.' if verb.startswith('demo') else ''}{verb.replace('-', '_')}"
+    """Return the module of a verb: those that begin alike may have a folder of their own."""
+    folder = next((f"{folder}." for begin, folder in FOLDERS.items() if verb.startswith(begin)), "")
+    return f"seodang.recipes.{folder}{verb.replace('-', '_')}"
 
 
 def refuse(verb: str, argv: Sequence[str]) -> None:

@@ -11,7 +11,8 @@ from seodang.infer.diffusion_lm.gaussian import path
 from seodang.infer.diffusion_lm.sampling import Sampling, sample
 from seodang.infer.diffusion_lm.words import ids_of, text_of
 from seodang.infer.requests.rng import hashed
-from seodang.recipes import diffusion_lm, diffusion_lm_control, diffusion_lm_sample, dpo, generate, serve, sft
+from seodang.recipes import dpo, generate, serve, sft
+from seodang.recipes.diffusion_lm import diffusion_lm, diffusion_lm_control, diffusion_lm_sample
 from seodang.train.run.callbacks import read_log
 
 TINY = ["--hidden_size", "32", "--layers", "1", "--heads", "2", "--embedding_size", "8", "--length", "8", "--diffusion_steps", "40"]

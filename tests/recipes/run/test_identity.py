@@ -14,8 +14,10 @@ from seodang.recipes.kto import KtoArguments
 from seodang.recipes.options.parser import parse
 from seodang.recipes.options.preference import PreferenceOptions
 from seodang.recipes.options.prompts import PromptOptions, ScoringOptions
+from seodang.recipes.options.text import TextOptions
 from seodang.recipes.options.training import Arguments, DataOptions, ModelOptions, RunOptions
 from seodang.recipes.ppo import PolicyOptions, PpoArguments
+from seodang.recipes.pretrain import SampleOptions
 from seodang.recipes.reward import RewardArguments, RewardOptions
 from seodang.recipes.rloo import RlooArguments
 from seodang.recipes.run.identity import FREE, FREE_NAMES, LENGTH, SHAPES, content_of, origin_of, refuse_other_run
@@ -103,7 +105,7 @@ def test_what_teaches_nothing_else_may_change(trained, stage):
 
 
 def test_every_name_on_the_lists_is_an_options(monkeypatch):
-    known = {field.name for classes in STAGES.values() for each in classes for field in dataclasses.fields(each)}
+    known = {field.name for classes in (*STAGES.values(), (TextOptions, SampleOptions)) for each in classes for field in dataclasses.fields(each)}
     assert FREE_NAMES | LENGTH | SHAPES <= known
     listed = [name for names in FREE.values() for name in names.split()]
     assert len(listed) == len(set(listed)) and not FREE_NAMES & (LENGTH | SHAPES)

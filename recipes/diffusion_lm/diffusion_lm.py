@@ -1,7 +1,7 @@
 """Teach a new model continuous diffusion (Diffusion-LM, Li et al. 2022): words' embeddings and their denoiser, from scratch, on records with a text.
 
 seodang diffusion-lm --data texts.jsonl --eval_fraction 0.05
-accelerate launch recipes/diffusion_lm.py --data texts.jsonl
+accelerate launch recipes/diffusion_lm/diffusion_lm.py --data texts.jsonl
 """
 
 import sys
