@@ -10,6 +10,7 @@ greedily, in the order `--alg`; `--block_length` and `--cache_refresh` are those
 longest prompts are some four times as long as the shortest.
 `loop-16`, `loop-24`: one request at a time, a step for each position against Dream's loop of so many steps, as it was published (`compat="dream"`, which is the same bit for bit).
 `published`: one request at a time, as many positions a pass as reach each of `--thresholds`, against that loop with a step for each position.
+`drafted`: the same weights draft by diffusion and judge from left to right, against that loop, and against left to right alone (a checkpoint trained with a co-loss).
 `autoregressive-12`: one request at a time, by those thresholds, against the same weights from left to right with their cache (a checkpoint trained with a co-loss).
 `autoregressive-32`, `-64`: the same on canvases of so many tokens, which both sides fill to the end (`ignore_eos`); and of all three lengths, by a schedule of 1, 2, 4 and 8
 tokens a pass, whatever they say: from which length and how many tokens a pass on diffusion is sooner done.
@@ -39,7 +40,7 @@ from seodang.infer.engine.prompts import end_ids
 from seodang.infer.runners.paradigm import diffusion_of
 
 LENGTHS = (12, 32, 64)
-CASES = ("merged-1", "merged-8", "merged-32", "unequal", "loop-16", "loop-24", "published", *(f"autoregressive-{length}" for length in LENGTHS))
+CASES = ("merged-1", "merged-8", "merged-32", "unequal", "loop-16", "loop-24", "published", "drafted", *(f"autoregressive-{length}" for length in LENGTHS))
 CONTEXT = 3  # exchanges before a question, at most
 A_PASS = (1, 2, 4, 8)  # tokens
 
@@ -108,6 +109,11 @@ class Sides:
             for threshold in self.args.thresholds:
                 ours = self.ours(replace(self.params, confidence_threshold=threshold))
                 yield Comparison(ours, self.published(self.args.canvas), {**told, "threshold": threshold})
+        elif name == "drafted":
+            left_to_right = SamplingParams(max_new_tokens=self.args.canvas, strategy="sampling")
+            ours = SamplingParams(max_new_tokens=self.args.canvas, assistant_model=self.model, num_assistant_tokens=self.args.canvas)
+            yield Comparison(self.ours(ours), self.published(self.args.canvas), {**told, "beside": "published loop"})
+            yield Comparison(self.ours(ours), self.ours(left_to_right), {**told, "beside": "left to right"})
         else:
             yield from self.beside_left_to_right(int(number))
 
@@ -219,7 +225,7 @@ def main() -> None:
     model, tokenizer = load(args.model, device=args.device, dtype=args.dtype)
     if not hasattr(model, "diffusion_generate"):
         parser.error(f"--model {args.model} is no diffusion checkpoint")
-    of_both = [case for case in args.cases if case.startswith("autoregressive")]
+    of_both = [case for case in args.cases if case.startswith(("autoregressive", "drafted"))]
     if of_both and not diffusion_of(model.config).autoregressive:
         parser.error(f"{of_both[0]} asks for the same weights from left to right, which --model {args.model} was not trained for (--co_loss)")
     sides = Sides(model, tokenizer, args)
