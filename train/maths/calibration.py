@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...infer.kernels.device import in_float64
+
 BINS = 15  # as Guo et al. take
 
 
@@ -21,7 +23,7 @@ def reliability(confidence: Tensor, right: Tensor, bins: int = BINS) -> Reliabil
 
     confidence is [predictions] in [0, 1], right [predictions] says which of them came true. Where a bin is empty, both its means are 0.
     """
-    confidence, right = confidence.double(), right.double()
+    confidence, right = in_float64(confidence), in_float64(right)
     place = ((confidence * bins).ceil().long() - 1).clamp(0, bins - 1)
     sums = torch.zeros(3, bins, dtype=torch.float64)
     sums.index_add_(1, place, torch.stack([torch.ones_like(confidence), confidence, right]))

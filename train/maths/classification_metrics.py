@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...data.classification.labels import MULTI, REGRESSION
+from ...infer.kernels.device import in_float64
 from .calibration import Reliability, expected_calibration_error, reliability
 
 
@@ -42,12 +43,12 @@ def measure(logits: Tensor, labels: Tensor, problem: str, threshold: float = 0.5
     if problem == REGRESSION:
         return ClassifierMetrics(regression_metrics(labels, logits.squeeze(-1)))
     if problem == MULTI:
-        probs, truth = logits.double().sigmoid(), labels.bool()
+        probs, truth = in_float64(logits).sigmoid(), labels.bool()
         found, reliable = decisions(truth, probs >= threshold), reliability(probs.flatten(), truth.flatten())
-        exact = (truth == (probs >= threshold)).all(-1).double().mean().item()
+        exact = in_float64((truth == (probs >= threshold)).all(-1)).mean().item()
         values = {"micro_f1": micro_f1(found), "macro_f1": macro_f1(found), "exact_match": exact}
         return ClassifierMetrics({**values, "ece": expected_calibration_error(reliable)}, found, reliable)
-    sure, predicted = logits.double().softmax(-1).max(-1)
+    sure, predicted = in_float64(logits).softmax(-1).max(-1)
     matrix, reliable = confusion_matrix(labels, predicted, logits.shape[-1]), reliability(sure, predicted == labels)
     found = decisions_of(matrix)
     values = {"accuracy": accuracy(matrix), "macro_f1": macro_f1(found), "ece": expected_calibration_error(reliable)}
@@ -72,7 +73,7 @@ def decisions_of(matrix: Tensor) -> Tensor:
 
 def class_scores(found: Tensor) -> ClassScores:
     """Precision, recall and F1 of decisions, [..., 3]."""
-    right, wrong, missed = found.double().unbind(-1)
+    right, wrong, missed = in_float64(found).unbind(-1)
     return ClassScores(_share(right, right + wrong), _share(right, right + missed), _share(2 * right, 2 * right + wrong + missed))
 
 
@@ -97,7 +98,7 @@ def regression_metrics(truth: Tensor, predicted: Tensor) -> dict[str, float]:
 
     A correlation with what does not vary is no number (NaN).
     """
-    truth, predicted = truth.double(), predicted.double()
+    truth, predicted = in_float64(truth), in_float64(predicted)
     return {
         "mse": (truth - predicted).square().mean().item(),
         "pearson": pearson(truth, predicted),
@@ -114,7 +115,7 @@ def pearson(x: Tensor, y: Tensor) -> float:
 def ranks(values: Tensor) -> Tensor:
     """The place of each value among all from 1 on, [records] in float64; equal ones share the mean of their places."""
     _, places, counts = values.unique(return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()
+    last = in_float64(counts.cumsum(0))
     return (last - (counts - 1) / 2)[places]
 
 

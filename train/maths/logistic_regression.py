@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...infer.kernels.device import in_float64
+
 STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # of the penalty, from which the best on a part of the data is taken
 STEPS = 200  # of L-BFGS at most
 
@@ -16,11 +18,11 @@ def fit_linear(features: Tensor, labels: Tensor, classes: int | None, strength: 
     features is [records, inputs]. With `classes`, labels are places of classes and the loss is the cross entropy, as in scikit-learn's
     LogisticRegression with C = 1 / strength; without, they are numbers and the loss is half the squared error, which is solved exactly.
     """
-    inputs = torch.cat([features, torch.ones(len(features), 1)], dim=1).double()
+    inputs = in_float64(torch.cat([features, torch.ones(len(features), 1)], dim=1))
     if classes is None:
         penalty = strength * torch.eye(inputs.shape[1], dtype=torch.float64)
         penalty[-1, -1] = 0
-        return torch.linalg.solve(inputs.T @ inputs + penalty, inputs.T @ labels.double()[:, None])
+        return torch.linalg.solve(inputs.T @ inputs + penalty, inputs.T @ in_float64(labels)[:, None])
     weights = torch.zeros(inputs.shape[1], classes, dtype=torch.float64, requires_grad=True)
     solver = torch.optim.LBFGS([weights], max_iter=STEPS, line_search_fn="strong_wolfe", tolerance_grad=1e-6)
 
@@ -36,7 +38,7 @@ def fit_linear(features: Tensor, labels: Tensor, classes: int | None, strength: 
 
 def apply_linear(weights: Tensor, features: Tensor) -> Tensor:
     """What fitted weights, [inputs + 1, outputs], make of features, [records, inputs]: [records, outputs]."""
-    return features.double() @ weights[:-1] + weights[-1]
+    return in_float64(features) @ weights[:-1] + weights[-1]
 
 
 def best_linear(features: Tensor, labels: Tensor, classes: int | None, strengths: Sequence[float] = STRENGTHS) -> tuple[Tensor, float]:

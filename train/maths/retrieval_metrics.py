@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ...infer.kernels.device import in_float64
 from .classification_metrics import pearson, ranks
 
 BLOCK = 1024  # queries compared at a time
@@ -31,10 +32,10 @@ def places(queries: Tensor, documents: Tensor, own: Sequence[int], beside: Seque
 
 def retrieval_metrics(place: Tensor, k: int) -> dict[str, float]:
     """Of the places of own documents, [n]: the share that stand first (recall@1) and among the first k, and the mean of 1 / place (MRR)."""
-    at_k = {} if k == 1 else {f"recall@{k}": (place <= k).double().mean().item()}
-    return {"recall@1": (place == 1).double().mean().item(), **at_k, "mrr": (1 / place.double()).mean().item()}
+    at_k = {} if k == 1 else {f"recall@{k}": in_float64(place <= k).mean().item()}
+    return {"recall@1": in_float64(place == 1).mean().item(), **at_k, "mrr": (1 / in_float64(place)).mean().item()}
 
 
 def spearman(x: Tensor, y: Tensor) -> float:
     """The correlation of ranks, those of equal values their mean; no number (NaN) where one of both has a single value."""
-    return pearson(ranks(x.double()), ranks(y.double()))
+    return pearson(ranks(in_float64(x)), ranks(in_float64(y)))
