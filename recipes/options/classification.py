@@ -9,7 +9,7 @@ from seodang.data.classification.encoding import CUTS
 from seodang.data.classification.labels import MULTI, REGRESSION, SINGLE
 from seodang.data.classification.records import TextColumns
 from seodang.data.errors import UserError
-from seodang.recipes.options.record import FileOptions
+from seodang.recipes.options.record import FileOptions, check_held_out
 from seodang.recipes.options.training import Arguments, ModelOptions
 
 
@@ -34,10 +34,7 @@ class ClassificationOptions(FileOptions):
 
     def __post_init__(self):
         check_unusable(self.unusable)
-        if not 0 <= self.eval_fraction < 1:
-            raise UserError(f"eval_fraction must be in [0, 1), got {self.eval_fraction}")
-        if self.eval_fraction and self.eval_data:
-            raise UserError(f"eval_fraction {self.eval_fraction} does not go with eval_data: drop one of them")
+        check_held_out(self.eval_fraction, self.eval_data)
         if self.multi_label and self.regression:
             raise UserError("multi_label and regression are two kinds of labels: drop one of them")
         if self.regression and self.labels:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from seodang.data.accounting import check_unusable
 from seodang.data.errors import UserError
-from seodang.recipes.options.record import FileOptions
+from seodang.recipes.options.record import FileOptions, check_held_out
 from seodang.recipes.options.training import Arguments
 
 
@@ -22,10 +22,7 @@ class PairOptions(FileOptions):
 
     def __post_init__(self):
         check_unusable(self.unusable)
-        if not 0 <= self.eval_fraction < 1:
-            raise UserError(f"eval_fraction must be in [0, 1), got {self.eval_fraction}")
-        if self.eval_fraction and self.eval_data:
-            raise UserError(f"eval_fraction {self.eval_fraction} does not go with eval_data: drop one of them")
+        check_held_out(self.eval_fraction, self.eval_data)
 
 
 @dataclass

@@ -12,7 +12,7 @@ from seodang.data.errors import UserError
 from seodang.data.files.sources import read
 from seodang.data.formats import Shapes
 from seodang.data.preference_rows import PreferenceCounts
-from seodang.recipes.options.record import FileOptions
+from seodang.recipes.options.record import FileOptions, check_held_out
 
 Rows = list[dict[str, Any]]
 
@@ -32,10 +32,7 @@ class PreferenceOptions(FileOptions):
     unusable: str = field(default="drop", metadata={"help": "drop or error: records without a better and a worse answer."})
 
     def __post_init__(self):
-        if not 0 <= self.eval_fraction < 1:
-            raise UserError(f"eval_fraction must be in [0, 1), got {self.eval_fraction}")
-        if self.eval_fraction and self.eval_data:
-            raise UserError(f"eval_fraction {self.eval_fraction} does not go with eval_data: drop one of them")
+        check_held_out(self.eval_fraction, self.eval_data)
 
     def rows(
         self, prepare: Callable[..., tuple[Rows, PreferenceCounts]], tokenizer: PreTrainedTokenizerBase, seed: int, max_length: int | None, shapes: Shapes

@@ -12,7 +12,7 @@ from seodang.data.preferences import PROMPT_SHAPES
 from seodang.infer.checkpoint.load import load
 from seodang.recipes.options.parser import Repeated
 from seodang.recipes.options.preference import read_rows
-from seodang.recipes.options.record import FileOptions
+from seodang.recipes.options.record import FileOptions, check_held_out
 from seodang.train.rewards.reward_function import check_columns
 from seodang.train.rewards.rules import CheckedReward, model_reward, parse_rewards
 
@@ -33,10 +33,7 @@ class PromptOptions(FileOptions):
     too_long: str = field(default="error", metadata={"help": "error or drop: prompts longer than max_prompt_length."})
 
     def __post_init__(self):
-        if not 0 <= self.eval_fraction < 1:
-            raise UserError(f"eval_fraction must be in [0, 1), got {self.eval_fraction}")
-        if self.eval_fraction and self.eval_data:
-            raise UserError(f"eval_fraction {self.eval_fraction} does not go with eval_data: drop one of them")
+        check_held_out(self.eval_fraction, self.eval_data)
 
     def rows(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]], PreferenceCounts]:
         """Prompts to train on, held-out prompts, and the counts of what became of the records."""

@@ -4,7 +4,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from seodang.data.columns import parse_columns
+from seodang.data.errors import UserError
 from seodang.data.files.text_files import checked_encoding
+
+
+def check_held_out(eval_fraction: float, elsewhere: Any, named: str = "eval_data") -> None:
+    """Raise UserError for a share of records that cannot be held out, and for one beside something `elsewhere` that it does not go with."""
+    if not 0 <= eval_fraction < 1:
+        raise UserError(f"eval_fraction must be in [0, 1), got {eval_fraction}")
+    if eval_fraction and elsewhere:
+        raise UserError(f"eval_fraction {eval_fraction} does not go with {named}: drop one of them")
 
 
 @dataclass

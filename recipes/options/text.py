@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from seodang.data.errors import UserError
 from seodang.data.text.documents import check_documents
 from seodang.data.text.store import TokenStore, token_store
-from seodang.recipes.options.record import FileOptions
+from seodang.recipes.options.record import FileOptions, check_held_out
 
 
 @dataclass
@@ -39,10 +39,7 @@ class TextOptions(TextSources):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.eval_fraction < 1:
-            raise UserError(f"eval_fraction must be in [0, 1), got {self.eval_fraction}")
-        if self.eval_fraction and self.eval_data:
-            raise UserError(f"eval_fraction {self.eval_fraction} does not go with eval_data: drop one of them")
+        check_held_out(self.eval_fraction, self.eval_data)
         if self.max_length is not None and self.max_length < 1:
             raise UserError(f"max_length must be at least 1, got {self.max_length}")
 

@@ -12,7 +12,7 @@ from seodang.data.errors import UserError
 from seodang.infer.checkpoint.load import is_adapter, load_tokenizer, resolve
 from seodang.infer.engine.checkpoint_settings import known_config
 from seodang.infer.runners.paradigm import refuse_encoder
-from seodang.recipes.options.record import RecordOptions
+from seodang.recipes.options.record import RecordOptions, check_held_out
 
 
 @dataclass
@@ -25,10 +25,7 @@ class DataOptions(RecordOptions):
     streaming: bool = field(default=False, metadata={"help": "Read while training; needs --max_steps."})
 
     def __post_init__(self):
-        if not 0 <= self.eval_fraction < 1:
-            raise UserError(f"eval_fraction must be in [0, 1), got {self.eval_fraction}")
-        if self.eval_fraction and (self.eval_data or self.streaming):
-            raise UserError(f"eval_fraction {self.eval_fraction} does not go with eval_data or streaming: drop one of them")
+        check_held_out(self.eval_fraction, self.eval_data or self.streaming, "eval_data or streaming")
 
 
 @dataclass

@@ -12,7 +12,7 @@ from seodang.data.errors import UserError
 from seodang.data.files.sources import read
 from seodang.data.formats import SHAPES, Text
 from seodang.infer.diffusion_lm.words import filled, ids_of
-from seodang.recipes.options.record import FileOptions
+from seodang.recipes.options.record import FileOptions, check_held_out
 from seodang.recipes.options.training import hold_out
 from seodang.recipes.run.identity import content_of, environment_of, options_of
 from seodang.train.diffusion_lm.training import PARADIGM
@@ -32,10 +32,7 @@ class TextOptions(FileOptions):
     too_long: str = field(default="error", metadata={"help": "error or drop: texts longer than the model, their end counted."})
 
     def __post_init__(self):
-        if not 0 <= self.eval_fraction < 1:
-            raise UserError(f"eval_fraction must be in [0, 1), got {self.eval_fraction}")
-        if self.eval_fraction and self.eval_data:
-            raise UserError(f"eval_fraction {self.eval_fraction} does not go with eval_data: drop one of them")
+        check_held_out(self.eval_fraction, self.eval_data)
         if self.too_long not in TOO_LONG:
             raise UserError(f"too_long must be error or drop, got {self.too_long!r}")
 
