@@ -47,6 +47,8 @@ class TokenizerSettings:
             raise UserError(f"{'add_prefix_space' if self.add_prefix_space else 'bpe_dropout'} is of --kind bpe, wordpiece has nothing like it: leave it out")
         if self.kind == "bpe" and not self.cased:
             raise UserError("cased is of --kind wordpiece, bpe keeps every byte as it is: leave it out")
+        if self.kind == "bpe" and self.limit_alphabet != TokenizerSettings.limit_alphabet:
+            raise UserError("limit_alphabet is of --kind wordpiece, bpe can write every byte: leave it out")
 
     def special_tokens(self) -> dict[str, str]:
         """The special tokens by their roles; WordPiece needs one for what is unknown to it."""
