@@ -7,6 +7,7 @@ accelerate launch recipes/pretrain.py --config recipes/pretrain.yaml --data text
 import copy
 import sys
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
@@ -15,7 +16,7 @@ from seodang.data.errors import UserError
 from seodang.data.text.corruption import Masking, MaskingOptions
 from seodang.data.text.rows import CausalRows, causal_rows, masked_rows
 from seodang.data.text.texts import DocumentTexts
-from seodang.data.text.tokenizer_training import TokenizerSettings, train_tokenizer
+from seodang.data.text.tokenizer_training import TokenizerSettings, says, train_tokenizer
 from seodang.infer import SamplingParams
 from seodang.infer.checkpoint.load import load_tokenizer, resolve
 from seodang.infer.checkpoint.published_diffusion import stored_config
@@ -194,7 +195,7 @@ def chosen_tokenizer(
     if options.model is not None or options.tokenizer != NEW:
         return load_tokenizer(options.model or options.tokenizer)
     texts = DocumentTexts(text.data, **text.documents_read())
-    return train_tokenizer(texts.without_held_out(text.eval_fraction, args.seed) if text.eval_fraction else texts, settings)
+    return train_tokenizer(texts.without_held_out(text.eval_fraction, args.seed, partial(says, settings)) if text.eval_fraction else texts, settings)
 
 
 def exact(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

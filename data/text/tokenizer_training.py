@@ -70,6 +70,13 @@ def train_tokenizer(texts: Iterable[str], settings: TokenizerSettings) -> PreTra
     return (_byte_level if settings.kind == "bpe" else _word_pieces)(texts, settings)
 
 
+def says(settings: TokenizerSettings, text: str) -> bool:
+    """Whether a tokenizer of these settings makes tokens of a text: BERT's normalisation leaves nothing of control and format characters."""
+    if settings.kind == "bpe" or any(map(str.isalnum, text)):
+        return bool(text.strip())
+    return bool(_word_piece_tokenizer(models.WordPiece(unk_token="[UNK]"), settings.cased).normalizer.normalize_str(text).strip())
+
+
 def _byte_level(texts: Iterable[str], settings: TokenizerSettings) -> PreTrainedTokenizerFast:
     special, alphabet = settings.special_tokens(), pre_tokenizers.ByteLevel.alphabet()
     _refuse_small(settings, len(special), len(alphabet), "the 256 bytes", "")

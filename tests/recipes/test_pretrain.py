@@ -1,5 +1,6 @@
 import json
 import random
+from functools import partial
 
 import pytest
 import torch
@@ -128,6 +129,21 @@ def test_what_is_held_out_teaches_the_tokenizer_nothing(tmp_path):
         assert [learned.decode(store.tokens[store.spans()[i] : store.spans()[i + 1]].tolist()) for i in training] == said
         taken.append(sum("xyxy" in text for text in said))
     assert {0, 1, 2} >= set(taken) and len(set(taken)) > 1  # drawn at random, the same for the same seed
+
+
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
+def test_documents_without_tokens_do_not_change_which_are_held_out(tmp_path, kind):
+    path = tmp_path / "text.txt"
+    path.write_text("".join(f"{odd}\nab{i} ab\n" for i, odd in enumerate(["\u200b", "\x01\x02", "\ufeff\u200d", "\u2060 ", "\u200b\u200b", "!", " ", "가"])), encoding="utf-8")
+    options = TokenizerSettings(kind=kind, vocab_size=260 if kind == "bpe" else 28)
+    learned = train_tokenizer(path.read_text(encoding="utf-8").splitlines(), options)
+    store, _ = token_store([str(path)], learned, tmp_path / "cache", documents="line")
+    assert len(store) == (15 if kind == "bpe" else 10)
+    for seed in range(10):
+        texts = pretrain.DocumentTexts([str(path)], documents="line").without_held_out(0.3, seed, partial(pretrain.says, options))
+        training, _ = held_out(store, 0.3, seed)
+        said = [learned(text, add_special_tokens=False)["input_ids"] for text in texts if pretrain.says(options, text)]
+        assert [store.tokens[store.spans()[i] : store.spans()[i + 1]].tolist() for i in training] == said
 
 
 @pytest.mark.parametrize(
