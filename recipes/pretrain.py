@@ -177,6 +177,8 @@ def refuse_idle(
         raise UserError(f"{name} is of a tokenizer that is learned, and {theirs} brings its own: drop one of them")
     if not encoder and (name := given(masking)):
         raise UserError(f"{name} is of encoders, which learn what is hidden, and a decoder is trained: leave it out, or name an encoder, --architecture bert")
+    if samples.sample_tokens < 0:
+        raise UserError(f"sample_tokens must be at least 0, got {samples.sample_tokens}: 0 writes none")
     if samples.sample_prompts and encoder:
         raise UserError("sample_prompts are continued by decoders, and an encoder is trained, which fills in held-out text: leave them out")
     if samples.sample_prompts and not evaluates:
@@ -226,6 +228,8 @@ def sampler(options: SampleOptions, tokenizer: PreTrainedTokenizerBase, held: Ca
         spans, before = held.store.spans(), list(held.puts.before)
         firsts = (held.store.tokens[spans[i] : min(spans[i] + BEGINNING, spans[i + 1])].tolist() for i in held.chosen[: min(most, 3)])
         beginnings = [before + whole_characters(tokenizer, first) for first in firsts]
+    if not beginnings:
+        return None
     longest = max(len(tokenizer(each)["input_ids"]) if isinstance(each, str) else len(each) for each in beginnings)
     if (room := held.longest - longest) < 1:
         raise UserError(f"sample_prompts: one of them fills the {held.longest} tokens of a row: shorten it, or raise --max_length")

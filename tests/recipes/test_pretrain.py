@@ -1,7 +1,9 @@
 import json
 import random
 from functools import partial
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
@@ -168,6 +170,10 @@ def test_documents_without_tokens_do_not_change_which_are_held_out(tmp_path, kin
         (["--whole_words", "true"], "whole_words is of encoders, which learn what is hidden, and a decoder is trained"),
         (["--mlm_probability", "0.3"], "mlm_probability is of encoders"),
         (["--tokenizer", "folder", "--bpe_dropout", "0.1"], "vocab_size is of a tokenizer that is learned, and folder brings its own"),
+        (["--eval_fraction", "0.1", "--sample_tokens", "-1"], "sample_tokens must be at least 0, got -1"),
+        (["--num_train_epochs", "0"], "num_train_epochs 0.0: nothing would be trained"),
+        (["--eval_fraction", "0.1", "--sample_tokens", "-1"], "sample_tokens must be at least 0, got -1"),
+        (["--num_train_epochs", "0"], "num_train_epochs 0.0: nothing would be trained"),
         (["--limit_alphabet", "50"], "limit_alphabet is of --kind wordpiece"),
     ],
 )
@@ -187,6 +193,13 @@ def test_what_a_sample_goes_on_from_ends_with_a_whole_character():
     for cut, kept in ((len(ids), "the 가나"), (len(ids) - 1, "the 가"), (len(ids) - 2, "the 가"), (len(ids) - 4, "the ")):
         assert learned.decode(pretrain.whole_characters(learned, ids[:cut])) == kept
     assert pretrain.whole_characters(learned, ids[-3:-2]) == ids[-3:-2]  # nothing whole: as it is
+
+
+def test_no_samples_are_written_where_none_are_asked_for():
+    rows = SimpleNamespace(store=SimpleNamespace(spans=lambda: np.array([0, 3]), tokens=np.arange(3)), puts=SimpleNamespace(before=()), chosen=np.array([0]), longest=8)
+    learned = train_tokenizer(["the the"], TokenizerSettings(vocab_size=261))
+    assert pretrain.sampler(pretrain.SampleOptions(), learned, rows, 0, shows=True) is None
+    assert pretrain.sampler(pretrain.SampleOptions(), learned, rows, 1, shows=True).beginnings == [[0, 1, 2]]
 
 
 def test_what_can_be_told_at_once_is(text, tmp_path, capsys):
