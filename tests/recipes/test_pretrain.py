@@ -172,8 +172,6 @@ def test_documents_without_tokens_do_not_change_which_are_held_out(tmp_path, kin
         (["--tokenizer", "folder", "--bpe_dropout", "0.1"], "vocab_size is of a tokenizer that is learned, and folder brings its own"),
         (["--eval_fraction", "0.1", "--sample_tokens", "-1"], "sample_tokens must be at least 0, got -1"),
         (["--num_train_epochs", "0"], "num_train_epochs 0.0: nothing would be trained"),
-        (["--eval_fraction", "0.1", "--sample_tokens", "-1"], "sample_tokens must be at least 0, got -1"),
-        (["--num_train_epochs", "0"], "num_train_epochs 0.0: nothing would be trained"),
         (["--limit_alphabet", "50"], "limit_alphabet is of --kind wordpiece"),
     ],
 )
