@@ -103,10 +103,11 @@ def at_a_time(texts: Iterable[Text], count: int) -> Iterator[list[Text]]:
 def shown(text: Text, found: Any) -> None:
     """Print a text and its fillings for people, the likeliest first."""
     print(text.text)
-    tokens = [" ".join(each.token.strip() or repr(each.token) for each in filling.candidates) for filling in found.fillings]
+    told = lambda token: stripped if (stripped := token.strip()) and stripped.isprintable() else repr(token)
+    tokens = [" ".join(told(each.token) for each in filling.candidates) for filling in found.fillings]
     width = max(map(len, tokens))
-    for filling, told in zip(found.fillings, tokens):
-        print(f"  {filling.probability:8.4f}  {told:<{width}}  {filling.text}")
+    for filling, names in zip(found.fillings, tokens):
+        print(f"  {filling.probability:8.4f}  {names:<{width}}  {filling.text}")
 
 
 def lines_to(output: Any) -> Callable[[Text, Any], None]:

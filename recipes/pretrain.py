@@ -7,6 +7,7 @@ accelerate launch recipes/pretrain.py --config recipes/pretrain.yaml --data text
 import copy
 import sys
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
@@ -15,7 +16,7 @@ from seodang.data.errors import UserError
 from seodang.data.text.corruption import Masking, MaskingOptions
 from seodang.data.text.rows import CausalRows, causal_rows, masked_rows
 from seodang.data.text.texts import DocumentTexts
-from seodang.data.text.tokenizer_training import TokenizerSettings, train_tokenizer
+from seodang.data.text.tokenizer_training import TokenizerSettings, says, train_tokenizer
 from seodang.infer import SamplingParams
 from seodang.infer.checkpoint.load import load_tokenizer, resolve
 from seodang.infer.checkpoint.published_diffusion import stored_config
@@ -81,10 +82,6 @@ class ArchitectureOptions:
         """The sizes given, and by default a small model's."""
         return Sizes(**{each.name: value for each in fields(Sizes) if (value := getattr(self, each.name)) is not None})
 
-    def named(self) -> str | None:
-        """The first of these options that was given."""
-        return next((each.name for each in fields(self) if getattr(self, each.name) != each.default), None)
-
 
 @dataclass
 class PretrainedModelOptions(ModelOptions):
@@ -125,6 +122,7 @@ def main(argv: list[str] | None = None) -> int:
     text, architecture, tokens, masking, samples, options, run, args = parse(argv, *classes, prog="seodang pretrain", description=__doc__)
     args = complete_arguments(args, options, run, evaluates=bool(text.eval_data or text.eval_fraction))
     encoder = encoder_is_built(architecture, options)
+    refuse_idle(tokens, masking, samples, options, encoder, evaluates=bool(text.eval_data or text.eval_fraction))
     tokenizer = chosen_tokenizer(text, tokens.settings("encoder" if encoder else "decoder"), options, args)
     if encoder:
         Masking.of(tokenizer, masking)  # refused before the text is read
@@ -161,13 +159,35 @@ def encoder_is_built(architecture: ArchitectureOptions, options: PretrainedModel
         if encoder and options.lora_r:
             raise UserError("lora_r is for decoders")
         return encoder
-    if (name := architecture.named()) is not None:
+    if (name := given(architecture)) is not None:
         raise UserError(f"{name} is of a model from nothing, and --model {options.model} has its own: drop one of them")
     options.refuse_adapter()
     config = stored_config(resolve(options.model))
     if is_encoder(config.model_type) and not getattr(config, "is_decoder", False):
         raise UserError(f"{options.model} is an encoder ({config.model_type}), which learns to fill in masks: go on with it by `seodang mlm --model {options.model}`")
     return False
+
+
+def refuse_idle(
+    tokens: TokenizerOptions, masking: MaskingOptions, samples: SampleOptions, options: PretrainedModelOptions, encoder: bool, evaluates: bool
+) -> None:
+    """Raise UserError for an option that this run would not look at."""
+    theirs = options.model or (options.tokenizer if options.tokenizer != NEW else None)
+    if theirs and (name := given(tokens)):
+        raise UserError(f"{name} is of a tokenizer that is learned, and {theirs} brings its own: drop one of them")
+    if not encoder and (name := given(masking)):
+        raise UserError(f"{name} is of encoders, which learn what is hidden, and a decoder is trained: leave it out, or name an encoder, --architecture bert")
+    if samples.sample_tokens < 0:
+        raise UserError(f"sample_tokens must be at least 0, got {samples.sample_tokens}: 0 writes none")
+    if samples.sample_prompts and encoder:
+        raise UserError("sample_prompts are continued by decoders, and an encoder is trained, which fills in held-out text: leave them out")
+    if samples.sample_prompts and not evaluates:
+        raise UserError("sample_prompts are continued at each evaluation, and there is none: give --eval_data or --eval_fraction")
+
+
+def given(options: object) -> str | None:
+    """The first of a dataclass's options that is not as it is by default."""
+    return next((each.name for each in fields(options) if getattr(options, each.name) != each.default), None)
 
 
 def chosen_tokenizer(
@@ -177,7 +197,7 @@ def chosen_tokenizer(
     if options.model is not None or options.tokenizer != NEW:
         return load_tokenizer(options.model or options.tokenizer)
     texts = DocumentTexts(text.data, **text.documents_read())
-    return train_tokenizer(texts.without_held_out(text.eval_fraction, args.seed) if text.eval_fraction else texts, settings)
+    return train_tokenizer(texts.without_held_out(text.eval_fraction, args.seed, partial(says, settings)) if text.eval_fraction else texts, settings)
 
 
 def exact(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -206,12 +226,21 @@ def sampler(options: SampleOptions, tokenizer: PreTrainedTokenizerBase, held: Ca
     beginnings: list[str | list[int]] = [*(options.sample_prompts or ())]
     if not beginnings:
         spans, before = held.store.spans(), list(held.puts.before)
-        beginnings = [before + held.store.tokens[spans[i] : min(spans[i] + BEGINNING, spans[i + 1])].tolist() for i in held.chosen[: min(most, 3)]]
+        firsts = (held.store.tokens[spans[i] : min(spans[i] + BEGINNING, spans[i + 1])].tolist() for i in held.chosen[: min(most, 3)])
+        beginnings = [before + whole_characters(tokenizer, first) for first in firsts]
+    if not beginnings:
+        return None
     longest = max(len(tokenizer(each)["input_ids"]) if isinstance(each, str) else len(each) for each in beginnings)
     if (room := held.longest - longest) < 1:
         raise UserError(f"sample_prompts: one of them fills the {held.longest} tokens of a row: shorten it, or raise --max_length")
     strategies = {name: replace(each, max_new_tokens=min(options.sample_tokens, room)) for name, each in STRATEGIES.items()}
     return TextSampler(tokenizer, beginnings, strategies, show if shows else None)
+
+
+def whole_characters(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
+    """The ids without the last ones, where these are half a character; one at least."""
+    ends = (end for end in range(len(ids), 0, -1) if not tokenizer.decode(ids[:end]).endswith("\ufffd"))
+    return ids[: next(ends, len(ids))]
 
 
 def show(strategy: str, beginning: str, text: str) -> None:

@@ -130,7 +130,7 @@ def _text_of(record: Any, column: str, where: str) -> str:
         raise UserError(f"{where}: a record must be a text or hold one, got {type(record).__name__}")
     names = [column] if column in record else column.split("+")
     if missing := next((each for each in names if each not in record), None):
-        there = next((str(key) for key, value in record.items() if isinstance(value, str) and value), next(map(str, record), "COLUMN"))
+        there = max(record, key=lambda key: len(record[key]) if isinstance(record[key], str) else 0, default="COLUMN")  # a table's numbers are texts too
         raise UserError(f"{where} has no column {missing!r}, only {', '.join(map(str, record))}: name the one that holds the text, --columns text={there}")
     texts = [record[each] if record[each] is not None else "" for each in names]
     if wrong := next((each for each, text in zip(names, texts, strict=True) if not isinstance(text, str)), None):

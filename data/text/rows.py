@@ -129,10 +129,14 @@ def causal_rows(store: TokenStore, tokenizer: PreTrainedTokenizerBase, max_lengt
 
 
 def masked_rows(store: TokenStore, tokenizer: PreTrainedTokenizerBase, max_length: int, documents: np.ndarray | None = None) -> MaskedRows:
-    """Rows to learn masked text from, of all documents or those of the given numbers: each piece stands between what the tokenizer puts around a text."""
+    """Rows to learn masked text from, of all documents or those of the given numbers: each piece stands between what the tokenizer puts around a text.
+
+    Raises UserError where the tokenizer knows no token of any of the documents: what is unknown is never hidden, so nothing would be learned.
+    """
     puts = around(tokenizer)
     _check_length(max_length, len(puts) + 1, puts)
     chosen = _chosen(store, documents)
+    _refuse_unknown(store, chosen, tokenizer)
     return MaskedRows(store, puts, max_length, chosen, _pieces(store, chosen, max_length - len(puts), 0, 0, overlap=0), every_piece=True)
 
 
@@ -168,6 +172,14 @@ def _chosen(store: TokenStore, documents: np.ndarray | None) -> np.ndarray:
 def _check_length(max_length: int, least: int, puts: Around) -> None:
     if max_length < least:
         raise UserError(f"max_length {max_length} has no room for text, for the tokenizer puts {len(puts)} tokens around it: set {least} or more")
+
+
+def _refuse_unknown(store: TokenStore, chosen: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError where all tokens of the documents stand for what the tokenizer cannot say."""
+    spans = store.spans()
+    if not any((store.tokens[spans[i] : spans[i + 1]] != tokenizer.unk_token_id).any() for i in chosen):
+        told = "the document's tokens" if len(chosen) == 1 else f"the tokens of {len(chosen):,} documents"
+        raise UserError(f"all {told} are unknown to the tokenizer ({tokenizer.unk_token}), and nothing in them can be hidden: take a tokenizer that was made for such text")
 
 
 def _pieces(store: TokenStore, chosen: np.ndarray, room: int, before: int, after: int, overlap: int) -> Pieces:

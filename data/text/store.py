@@ -55,10 +55,16 @@ def token_store(
     for what `read_documents` refuses, and where nothing can be written.
     """
     key = text_key(sources, tokenizer, words=words, **reading)
-    cache.mkdir(parents=True, exist_ok=True)
     folder = cache / f"text-{key}"
-    with _alone(cache / f"text-{key}.lock"):
-        if found := _complete(folder):
+    if found := _complete(folder):  # also where nothing may be written, and no lock laid
+        return found, True
+    with contextlib.ExitStack() as held:
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            held.enter_context(_alone(cache / f"text-{key}.lock"))
+        except OSError as error:
+            raise _unwritten(cache, error) from None
+        if found := _complete(folder):  # by another process, meanwhile
             return found, True
         aside = cache / f"text-{key}.partial"
         shutil.rmtree(aside, ignore_errors=True)
@@ -68,10 +74,14 @@ def token_store(
             shutil.rmtree(folder, ignore_errors=True)  # one that is damaged
             aside.rename(folder)
         except OSError as error:
-            raise UserError(f"the encoded text cannot be written in {cache} ({error.strerror or error}): make room, or name another folder, --text_cache") from None
+            raise _unwritten(cache, error) from None
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     return TokenStore(folder), False
+
+
+def _unwritten(cache: Path, error: OSError) -> UserError:
+    return UserError(f"the encoded text cannot be written in {cache} ({error.strerror or error}): make room, or name another folder, --text_cache")
 
 
 def text_key(sources: Sequence[str], tokenizer: PreTrainedTokenizerBase, **settings: Any) -> str:

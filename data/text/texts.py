@@ -1,6 +1,6 @@
 """The texts of documents alone, for what is learned from them before they have tokens."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,19 +25,22 @@ class DocumentTexts:
             yield number, part
             number += not part.goes_on
 
-    def without_held_out(self, fraction: float, seed: int) -> "DocumentTexts":
-        """The texts of those documents alone that `held_out` leaves to train on; what they say is read once to find them."""
-        found = list(self._digests())
+    def without_held_out(self, fraction: float, seed: int, says: Callable[[str], object] = str.strip) -> "DocumentTexts":
+        """The texts of those documents alone that `held_out` leaves to train on; what they say is read once to find them.
+
+        `says` is false of a text of which the tokenizer will make no tokens: it is in no store, and must not be counted here.
+        """
+        found = list(self._digests(says))
         numbers, digests = (np.array([each[column] for each in found], dtype=np.int64) for column in (0, 1))
         _, held = apart(digests, fraction, seed)
         return DocumentTexts(self.sources, left_out=frozenset(numbers[held].tolist()), **self.reading)
 
-    def _digests(self) -> Iterator[tuple[int, int]]:
+    def _digests(self, says: Callable[[str], object]) -> Iterator[tuple[int, int]]:
         """The number of each document that has a text, and what tells its text from others."""
         digest, blank = new_digest(), True
         for number, part in self.numbered():
             digest.update(part.text.encode())
-            blank = blank and not part.text.strip()
+            blank = blank and not says(part.text)
             if not part.goes_on:
                 if not blank:
                     yield number, digest_number(digest)

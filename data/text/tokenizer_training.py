@@ -47,6 +47,8 @@ class TokenizerSettings:
             raise UserError(f"{'add_prefix_space' if self.add_prefix_space else 'bpe_dropout'} is of --kind bpe, wordpiece has nothing like it: leave it out")
         if self.kind == "bpe" and not self.cased:
             raise UserError("cased is of --kind wordpiece, bpe keeps every byte as it is: leave it out")
+        if self.kind == "bpe" and self.limit_alphabet != TokenizerSettings.limit_alphabet:
+            raise UserError("limit_alphabet is of --kind wordpiece, bpe can write every byte: leave it out")
 
     def special_tokens(self) -> dict[str, str]:
         """The special tokens by their roles; WordPiece needs one for what is unknown to it."""
@@ -66,6 +68,13 @@ def train_tokenizer(texts: Iterable[str], settings: TokenizerSettings) -> PreTra
     if settings.kind == "wordpiece" and iter(texts) is texts:
         raise ValueError("the texts are read twice: give a list, or what begins anew each time it is iterated")
     return (_byte_level if settings.kind == "bpe" else _word_pieces)(texts, settings)
+
+
+def says(settings: TokenizerSettings, text: str) -> bool:
+    """Whether a tokenizer of these settings makes tokens of a text: BERT's normalisation leaves nothing of control and format characters."""
+    if settings.kind == "bpe" or any(map(str.isalnum, text)):
+        return bool(text.strip())
+    return bool(_word_piece_tokenizer(models.WordPiece(unk_token="[UNK]"), settings.cased).normalizer.normalize_str(text).strip())
 
 
 def _byte_level(texts: Iterable[str], settings: TokenizerSettings) -> PreTrainedTokenizerFast:

@@ -56,7 +56,7 @@ class Encoder:
         refuse_without_masks(self.model.config)
         wanted = masked_lm_class(self.model.config)
         if not isinstance(self.model, wanted):
-            remedy = f"load it as {wanted.__name__}, by seodang.infer.load or AutoModelForMaskedLM"
+            remedy = f"take a checkpoint saved as {wanted.__name__}, and load it by seodang.infer.load or AutoModelForMaskedLM"
             raise UserError(f"{type(self.model).__name__} has no masked-language head: {remedy}")
         if tokenizer.mask_token_id is None:
             raise UserError("the tokenizer has no mask token: give the one that the model was trained with, or set its mask_token")
@@ -147,7 +147,10 @@ class Encoder:
         places = torch.tensor([place for question in questions for place in question.places], device=device)
         with evaluating(self.model), head_at(self.model, rows, places):
             logits = self.model(**{name: value for name, value in inputs.items() if name in self._takes}).logits
-        return logits.squeeze(1) if logits.shape[1] == 1 else logits[rows, places]  # the latter where all positions were judged
+        logits = logits.squeeze(1) if logits.shape[1] == 1 else logits[rows, places]  # the latter where all positions were judged
+        if logits.isnan().any():
+            raise UserError(f"{type(self.model).__name__} gives nan for what stands at a mask: its weights are damaged, or too large for {logits.dtype}")
+        return logits
 
 
 def passes(questions: Iterable[Question]) -> Iterator[list[Question]]:

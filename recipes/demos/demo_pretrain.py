@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     sampler(trainer.accelerator.unwrap_model(trainer.model))
     console.print(written(sampler), measured(folder, before["eval_bits_per_byte"], compressed), sep="\n")
     print(terminal_curve(folder), f"loss curve      {folder / CURVE}", *figures(folder, compressed), sep="\n")
-    print(f"all of it took {time.perf_counter() - began:.0f} s; seodang generate --raw {folder} 'The method '", folder, sep="\n")
+    print(f"all of it took {time.perf_counter() - began:.0f} s; seodang generate {folder} 'The method ' --raw", folder, sep="\n")
     return 0
 
 

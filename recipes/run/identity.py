@@ -49,6 +49,7 @@ LENGTH = {"num_train_epochs", "max_steps", "iterations"}
 ENDLESS = {"constant", "constant_with_warmup", "inverse_sqrt"}
 # What the checkpoint's weights and optimizer state have in their shapes: no flag makes these fit.
 SHAPES = {"lora_r", "lora_targets", "dora", "qlora", "dtype", "optim", "optim_target_modules"}
+SHAPES |= {"architecture", "hidden_size", "layers", "key_value_heads", "intermediate", "tie_embeddings", "vocab_size"}  # of a model from nothing
 ADDED = {"rows": "the records themselves", "processes": "the number of processes"}  # no options, and yet what they say decides the run
 
 ALL = "all"  # for --allow_changes

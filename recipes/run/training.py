@@ -21,8 +21,10 @@ from seodang.train.run.crash_safe import Provenance
 def complete_arguments(args: Any, model: ModelOptions, run: RunOptions, evaluates: bool, best: str = "eval_loss") -> Any:
     """Fill in what the user left open: the device, and with held-out data an evaluation before every save, the one of the `best` metric kept.
 
-    Raises UserError where training is to stop early and nothing is held out.
+    Raises UserError where training is to stop early and nothing is held out, and for a run of no steps.
     """
+    if getattr(args, "max_steps", 0) <= 0 and getattr(args, "num_train_epochs", 1) <= 0:
+        raise UserError(f"num_train_epochs {args.num_train_epochs}: nothing would be trained, give more than 0, or --max_steps")
     if model.device == "cpu" and not args.use_cpu:
         args = replace(args, use_cpu=True)
     if run.early_stopping_patience and not evaluates:

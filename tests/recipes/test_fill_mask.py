@@ -5,10 +5,11 @@ import json
 import pytest
 
 from seodang.data.errors import UserError
+from seodang.data.formats import Text
 from seodang.infer import fill_mask, load
 from seodang.infer.encoders.encoder import Encoder
-from seodang.infer.encoders.fill_mask import MaskFiller
-from seodang.recipes.fill_mask import main
+from seodang.infer.encoders.fill_mask import Candidate, Filling, MaskedText, MaskFiller
+from seodang.recipes.fill_mask import main, shown
 from seodang.recipes.generate import main as generate
 from seodang.recipes.sft import main as sft
 from seodang.train.stages.sft import SFT
@@ -51,6 +52,12 @@ def test_a_text_is_shown_with_its_fillings_the_likeliest_first(folder, found, ca
         width = max(map(len, tokens))
         expected += [text, *(f"  {each.probability:8.4f}  {token:<{width}}  {each.text}" for each, token in zip(own, tokens))]
     assert capsys.readouterr().out.splitlines() == expected
+
+
+def test_tokens_that_would_not_be_seen_are_shown_as_python_writes_them(capsys):
+    fillings = [Filling([Candidate(1, token, 0.0)], "filled") for token in (" sea", "\x1b", " ", "\n")]
+    shown(Text("a [MASK]", "text 1"), MaskedText(fillings, []))
+    assert capsys.readouterr().out.splitlines() == ["a [MASK]", *(f"    1.0000  {told:<6}  filled" for told in ("sea", "'\\x1b'", "' '", "'\\n'"))]
 
 
 def test_lines_of_json_have_all_of_it(folder, found, capsys):

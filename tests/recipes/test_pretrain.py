@@ -1,6 +1,9 @@
 import json
 import random
+from functools import partial
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
@@ -27,8 +30,8 @@ def text(tmp_path_factory):
     return path
 
 
-def run(*argv):
-    return pretrain.main([*map(str, argv), *SMALL, *QUICK])
+def run(*argv, vocabulary=SMALL[:2]):
+    return pretrain.main([*map(str, argv), *vocabulary, *SMALL[2:], *QUICK])
 
 
 def logged(out, name="loss"):
@@ -107,7 +110,7 @@ def test_a_tokenizer_by_itself_is_a_folder_that_pretrain_and_transformers_take(t
     verify(folder)
     assert len(AutoTokenizer.from_pretrained(folder)) == 270
     out = tmp_path / "out"
-    assert run("--data", text, "--tokenizer", folder, "--max_steps", 1, "--output_dir", out, "--save_strategy", "no") == 0
+    assert run("--data", text, "--tokenizer", folder, "--max_steps", 1, "--output_dir", out, "--save_strategy", "no", vocabulary=()) == 0
     assert AutoConfig.from_pretrained(out).vocab_size == 270
     assert tokenizer.main(["--data", str(text), "--vocab_size", "270", "--output_dir", str(out)]) == 2
     assert "holds a model, whose tokenizer would be lost" in capsys.readouterr().err
@@ -130,6 +133,21 @@ def test_what_is_held_out_teaches_the_tokenizer_nothing(tmp_path):
     assert {0, 1, 2} >= set(taken) and len(set(taken)) > 1  # drawn at random, the same for the same seed
 
 
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
+def test_documents_without_tokens_do_not_change_which_are_held_out(tmp_path, kind):
+    path = tmp_path / "text.txt"
+    path.write_text("".join(f"{odd}\nab{i} ab\n" for i, odd in enumerate(["\u200b", "\x01\x02", "\ufeff\u200d", "\u2060 ", "\u200b\u200b", "!", " ", "가"])), encoding="utf-8")
+    options = TokenizerSettings(kind=kind, vocab_size=260 if kind == "bpe" else 28)
+    learned = train_tokenizer(path.read_text(encoding="utf-8").splitlines(), options)
+    store, _ = token_store([str(path)], learned, tmp_path / "cache", documents="line")
+    assert len(store) == (15 if kind == "bpe" else 10)
+    for seed in range(10):
+        texts = pretrain.DocumentTexts([str(path)], documents="line").without_held_out(0.3, seed, partial(pretrain.says, options))
+        training, _ = held_out(store, 0.3, seed)
+        said = [learned(text, add_special_tokens=False)["input_ids"] for text in texts if pretrain.says(options, text)]
+        assert [store.tokens[store.spans()[i] : store.spans()[i + 1]].tolist() for i in training] == said
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -147,6 +165,14 @@ def test_what_is_held_out_teaches_the_tokenizer_nothing(tmp_path):
         (["--eval_fraction", "0.5", "--documents", "file"], "leaves nothing of 1 documents to train on"),
         (["--max_length", "1"], "max_length 1 has no room for text"),
         (["--eval_fraction", "0.1", "--sample_prompts", "the " * 40], "sample_prompts: one of them fills the 32 tokens of a row"),
+        (["--sample_prompts", "the"], "sample_prompts are continued at each evaluation, and there is none: give --eval_data or --eval_fraction"),
+        (["--architecture", "bert", "--eval_fraction", "0.1", "--sample_prompts", "the"], "sample_prompts are continued by decoders"),
+        (["--whole_words", "true"], "whole_words is of encoders, which learn what is hidden, and a decoder is trained"),
+        (["--mlm_probability", "0.3"], "mlm_probability is of encoders"),
+        (["--tokenizer", "folder", "--bpe_dropout", "0.1"], "vocab_size is of a tokenizer that is learned, and folder brings its own"),
+        (["--eval_fraction", "0.1", "--sample_tokens", "-1"], "sample_tokens must be at least 0, got -1"),
+        (["--num_train_epochs", "0"], "num_train_epochs 0.0: nothing would be trained"),
+        (["--limit_alphabet", "50"], "limit_alphabet is of --kind wordpiece"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_trained(argv, message, text, tmp_path, capsys):
@@ -157,6 +183,21 @@ def test_mistakes_are_told_before_anything_is_trained(argv, message, text, tmp_p
     told = capsys.readouterr().err
     assert message in told and told.count("\n") == 1
     assert not list((tmp_path / "out").glob("checkpoint-*"))
+
+
+def test_what_a_sample_goes_on_from_ends_with_a_whole_character():
+    learned = train_tokenizer(["the the"], TokenizerSettings(vocab_size=261))
+    ids = learned("the 가나", add_special_tokens=False)["input_ids"]  # the last two letters of three bytes each
+    for cut, kept in ((len(ids), "the 가나"), (len(ids) - 1, "the 가"), (len(ids) - 2, "the 가"), (len(ids) - 4, "the ")):
+        assert learned.decode(pretrain.whole_characters(learned, ids[:cut])) == kept
+    assert pretrain.whole_characters(learned, ids[-3:-2]) == ids[-3:-2]  # nothing whole: as it is
+
+
+def test_no_samples_are_written_where_none_are_asked_for():
+    rows = SimpleNamespace(store=SimpleNamespace(spans=lambda: np.array([0, 3]), tokens=np.arange(3)), puts=SimpleNamespace(before=()), chosen=np.array([0]), longest=8)
+    learned = train_tokenizer(["the the"], TokenizerSettings(vocab_size=261))
+    assert pretrain.sampler(pretrain.SampleOptions(), learned, rows, 0, shows=True) is None
+    assert pretrain.sampler(pretrain.SampleOptions(), learned, rows, 1, shows=True).beginnings == [[0, 1, 2]]
 
 
 def test_what_can_be_told_at_once_is(text, tmp_path, capsys):

@@ -202,6 +202,11 @@ class _HiddenStates(BaseModelOutputWithPast):
 class _SkippedTrunk(nn.Module):
     """Stands in for the layers beneath the head, handing on hidden states that were computed before."""
 
+    @property
+    def decoder(self) -> "_SkippedTrunk":
+        """What OPT and Bart call instead of the trunk around it."""
+        return self
+
     def forward(self, *args, inputs_embeds: Tensor, **kwargs) -> _HiddenStates:
         return _HiddenStates(last_hidden_state=inputs_embeds)
 

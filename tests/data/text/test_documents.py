@@ -43,8 +43,11 @@ def test_columns_name_what_holds_the_text_and_may_join_several(tmp_path):
     (tmp_path / "t.csv").write_text("prompt,completion\n안녕,반가워\n", encoding="utf-8")
     assert texts(tmp_path / "t.csv", columns={"text": "completion"}) == [("t.csv line 2", "반가워")]
     assert texts(tmp_path / "t.csv", columns={"text": "prompt+completion"}) == [("t.csv line 2", "안녕\n반가워")]
-    with pytest.raises(UserError, match=r"line 2 has no column 'text', only prompt, completion: .* --columns text=prompt"):
+    with pytest.raises(UserError, match=r"line 2 has no column 'text', only prompt, completion: .* --columns text=completion$"):
         texts(tmp_path / "t.csv")
+    (tmp_path / "numbered.csv").write_text("id,review\n1,반가워\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"only id, review: .* --columns text=review$"):
+        texts(tmp_path / "numbered.csv")
     with pytest.raises(UserError, match="plain text has the key text alone"):
         texts(tmp_path / "t.csv", columns={"prompt": "a"})
 

@@ -115,3 +115,12 @@ def test_rows_tell_by_their_content_what_they_are_made_of(text_tokenizer):
     tokenizer, made = text_tokenizer("wordpiece"), store_of(DOCUMENTS)
     contents = {masked_rows(made, tokenizer, 6).content, masked_rows(made, tokenizer, 7).content, masked_rows(made, tokenizer, 6, np.array([0, 1])).content}
     assert len(contents | {masked_rows(made, tokenizer, 6, np.array([1, 2])).content}) == 4
+
+
+def test_masked_rows_of_which_the_tokenizer_knows_nothing_are_refused(text_tokenizer):
+    tokenizer = text_tokenizer("wordpiece")
+    made = store_of([[tokenizer.unk_token_id] * 3, [20, tokenizer.unk_token_id], [tokenizer.unk_token_id]])
+    assert len(masked_rows(made, tokenizer, 8)) and len(masked_rows(made, tokenizer, 8, np.array([1])))
+    for documents, told in ((np.array([0, 2]), "the tokens of 2 documents"), (np.array([2]), "the document's tokens")):
+        with pytest.raises(UserError, match=rf"all {told} are unknown to the tokenizer \(\[UNK\]\), and nothing in them can be hidden"):
+            masked_rows(made, tokenizer, 8, documents)

@@ -71,6 +71,24 @@ def test_what_a_kill_or_a_full_disk_left_is_made_anew(text_tokenizer, lines, tmp
         assert not was_there and anew.tokens.tolist() == tokens
 
 
+def test_a_cache_that_cannot_be_written_is_refused_and_read_where_the_text_is_there(text_tokenizer, lines, tmp_path, monkeypatch):
+    tokenizer, cache = text_tokenizer("bytes"), tmp_path / "cache"
+    with pytest.raises(UserError, match=r"cannot be written in .*lines.txt \(File exists\): make room, or name another folder, --text_cache"):
+        token_store(lines, tokenizer, tmp_path / "lines.txt", documents="line")
+
+    def read_only(path):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "_alone", read_only)
+        with pytest.raises(UserError, match=r"cannot be written in .*cache \(Permission denied\)"):
+            token_store(lines, tokenizer, cache, documents="line")
+    made, _ = token_store(lines, tokenizer, cache, documents="line")
+    monkeypatch.setattr(store, "_alone", read_only)
+    found, was_there = token_store(lines, tokenizer, cache, documents="line")
+    assert was_there and found.tokens.tolist() == made.tokens.tolist()
+
+
 def test_text_without_text_is_refused(text_tokenizer, tmp_path):
     (tmp_path / "empty.txt").write_text(" \n\n")
     with pytest.raises(UserError, match=r"empty.txt: there is no text, none of the documents \(1\)"):

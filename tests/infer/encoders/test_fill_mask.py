@@ -196,7 +196,7 @@ def test_what_fills_in_no_masks_is_refused_by_name(encoder, wordpiece, bytelevel
         (decoder, wordpiece, "bert is a decoder"),
         (tiny("bart"), wordpiece, "bart is an encoder-decoder model"),
         (masked, tiny_tokenizer, "this llama is a masked-diffusion model"),
-        (BertModel(encoder("bert").config), wordpiece, "BertModel has no masked-language head: load it as BertForMaskedLM"),
+        (BertModel(encoder("bert").config), wordpiece, "BertModel has no masked-language head: take a checkpoint saved as BertForMaskedLM"),
         (AutoModelForCausalLM.from_config(encoder("electra").config), wordpiece, "has no masked-language head"),
         (encoder("bert"), tiny_tokenizer, "the tokenizer has no mask token"),
         (torch.nn.Linear(2, 2), wordpiece, "expected a transformers model"),
@@ -219,3 +219,12 @@ def test_an_adapter_and_a_model_in_training_are_computed_as_they_are(wordpiece, 
     assert adapted.training and not any(module._forward_hooks for module in adapted.modules())
     assert fill_mask(encoder("bert"), wordpiece, []) == []
     assert MaskFiller(Encoder(encoder("bert"), wordpiece)).fill([]) == []
+
+
+@pytest.mark.parametrize("how", ["jointly", "in_turn"])
+def test_a_model_whose_scores_are_no_numbers_is_refused(encoder, wordpiece, how):
+    model = encoder("bert", vocab_size=25)
+    with torch.no_grad():
+        next(model.parameters())[5] = math.nan  # of one token's embedding
+    with pytest.raises(UserError, match="BertForMaskedLM gives nan for what stands at a mask: its weights are damaged"):
+        fill_mask(model, wordpiece, [TWO], how=how)

@@ -15,14 +15,16 @@ from seodang.recipes.options.parser import parse
 from seodang.recipes.options.preference import PreferenceOptions
 from seodang.recipes.options.prompts import PromptOptions, ScoringOptions
 from seodang.recipes.options.text import TextOptions
+from seodang.recipes.options.tokenizing import TokenizerOptions
 from seodang.recipes.options.training import Arguments, DataOptions, ModelOptions, RunOptions
 from seodang.recipes.ppo import PolicyOptions, PpoArguments
-from seodang.recipes.pretrain import SampleOptions
+from seodang.recipes.pretrain import ArchitectureOptions, SampleOptions
 from seodang.recipes.reward import RewardArguments, RewardOptions
 from seodang.recipes.rloo import RlooArguments
 from seodang.recipes.run.identity import FREE, FREE_NAMES, LENGTH, SHAPES, content_of, origin_of, refuse_other_run
 from seodang.train.diffusion.objective import DenoisingObjective
 from seodang.train.maths.preference_losses import PreferenceSettings
+from seodang.train.run.crash_safe import Provenance
 from seodang.train.stages.ppo_settings import PpoSettings
 
 MODEL = ModelOptions, RunOptions
@@ -104,8 +106,15 @@ def test_what_teaches_nothing_else_may_change(trained, stage):
     refuse_other_run(trained(stage), origin(stage, *free), None)
 
 
+@pytest.mark.parametrize("name", ["architecture", "hidden_size", "layers", "vocab_size"])
+def test_a_model_from_nothing_of_another_shape_is_refused_whoever_allows_it(tmp_path, name):
+    write_manifest(tmp_path, options={name: 1})
+    with pytest.raises(UserError, match=f"was trained with --{name} 1, now 2: its weights do not fit, and --allow_changes cannot make them; .* --model {tmp_path}"):
+        refuse_other_run(tmp_path, Provenance("", "", "causal", {name: 2}), ["all"])
+
+
 def test_every_name_on_the_lists_is_an_options(monkeypatch):
-    known = {field.name for classes in (*STAGES.values(), (TextOptions, SampleOptions)) for each in classes for field in dataclasses.fields(each)}
+    known = {field.name for classes in (*STAGES.values(), (TextOptions, SampleOptions, ArchitectureOptions, TokenizerOptions)) for each in classes for field in dataclasses.fields(each)}
     assert FREE_NAMES | LENGTH | SHAPES <= known
     listed = [name for names in FREE.values() for name in names.split()]
     assert len(listed) == len(set(listed)) and not FREE_NAMES & (LENGTH | SHAPES)

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
+from transformers import OPTConfig, OPTForCausalLM
 
 from seodang.data.errors import UserError
 from seodang.train.models.completion_loss import HeadCrossEntropy, LinearCrossEntropy, patch_completion_loss
@@ -186,6 +187,19 @@ def test_targets_and_weights_say_what_is_read_where(fresh_tiny, kind):
     with torch.no_grad():
         told = model(input_ids=ids, labels=labels, targets=targets, weights=weights, num_items_in_batch=5)
     assert torch.allclose(told.losses, losses, atol=1e-5) and told.loss.item() == pytest.approx(out.loss.item() * (labels != -100).sum().item() / 5, rel=1e-5)
+
+
+def test_an_architecture_that_calls_its_decoder_beneath_the_head_has_its_own_loss_and_gradients():
+    torch.manual_seed(0)
+    config = OPTConfig(vocab_size=50, hidden_size=16, ffn_dim=32, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=16, word_embed_proj_dim=16, dropout=0.0)
+    plain = OPTForCausalLM(config).double()
+    ours = copy.deepcopy(plain)
+    patch_completion_loss(ours)
+    ids = torch.tensor([[5, 9, 20, 31, 7]])
+    for model in (plain, ours):
+        model(input_ids=ids, labels=ids).loss.backward()
+    assert ours(input_ids=ids, labels=ids).loss.item() == pytest.approx(plain(input_ids=ids, labels=ids).loss.item(), rel=1e-6)
+    assert_close(gradients(ours), gradients(plain))
 
 
 def test_without_labels_the_model_answers_as_before(fresh_tiny):

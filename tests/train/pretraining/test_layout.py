@@ -81,6 +81,14 @@ def test_an_encoder_whose_pieces_would_come_out_otherwise_is_padded_and_keeps_it
     assert not set_layout(model, text_tokenizer("wordpiece")).end_to_end and model.config._attn_implementation == before
 
 
+def test_an_encoder_of_broken_weights_is_refused_and_not_padded(fresh_encoder, text_tokenizer):
+    model = fresh_encoder("bert")
+    with torch.no_grad():
+        model.bert.encoder.layer[0].output.dense.weight[0, 0] = float("nan")
+    with pytest.raises(UserError, match="BertForMaskedLM gives nan or infinity for a text: its weights are damaged"):
+        set_layout(model, text_tokenizer("wordpiece"))
+
+
 def test_plain_calls_of_a_model_whose_attention_was_set_still_see_both_ways(fresh_encoder, text_tokenizer):
     model = fresh_encoder("bert")
     ids = torch.randint(4, 128, (2, 7), generator=torch.Generator().manual_seed(0))
