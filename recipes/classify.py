@@ -24,7 +24,7 @@ from seodang.recipes.options.classification import ClassificationOptions, Classi
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.training import RunOptions
 from seodang.recipes.run.before_after import picture_line, print_once
-from seodang.recipes.run.classifying import predict, refuse_training_options
+from seodang.recipes.run.classifying import predict, refuse_threshold, refuse_training_options
 from seodang.recipes.run.identity import origin_of
 from seodang.recipes.run.training import checkpoint_to_resume, complete_arguments, early_stopping, held_out_line, plan_lines, train_and_save
 from seodang.train.maths.classification_metrics import ClassifierMetrics
@@ -43,9 +43,10 @@ def main(argv: list[str] | None = None) -> int:
     classes = (ClassificationOptions, ClassifierOptions, PredictionOptions, RunOptions, ClassifierArguments)
     data, model, prediction, run, args = parse(argv, *classes, prog="seodang classify", description=__doc__)
     if prediction.predict:
-        refuse_training_options(data, model)
+        refuse_training_options(prediction.given)
         return predict(data, model, prediction)
     args = complete_arguments(args, model, run, evaluates=bool(data.eval_data or data.eval_fraction))
+    refuse_threshold(prediction, data.problem)
     if run.eval_samples != RunOptions.eval_samples:
         raise UserError(f"eval_samples {run.eval_samples}: a classifier writes no answers, leave it out")
     found = Examples.read(data, args.seed)

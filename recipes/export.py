@@ -211,11 +211,12 @@ def _stored_dtype(config: PretrainedConfig) -> torch.dtype:
 
 @torch.no_grad()
 def _logits(model, ids: torch.Tensor) -> torch.Tensor:
-    """What the model makes of the probe: a language model's logits, or a reward model's scores of all its beginnings."""
+    """What the model makes of the probe: a language model's logits, a reward model's scores of all its beginnings, or the states of what has no head."""
     if hasattr(model, "score"):
         return torch.cat([model(input_ids=ids[:, :n]).logits[0] for n in range(1, ids.shape[1] + 1)]).float()
     more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
-    return model(input_ids=ids, **more).logits[0].float()
+    out = model(input_ids=ids, **more)
+    return (out.logits if "logits" in out else out.last_hidden_state)[0].float()
 
 
 def _check(before: torch.Tensor, after: torch.Tensor, dtype: torch.dtype, what: str, remedy: str) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 from ..accounting import Accounting, counted
 from ..errors import UserError
 from .encoding import TextEncoder
-from .labels import MULTI, SINGLE, Label, label_counts, parse_label, to_target
+from .labels import MULTI, SINGLE, Label, label_counts, names_in, parse_label, to_target
 from .records import TextRecord
 
 Row = dict[str, Any]  # input_ids, perhaps token_type_ids, label, where
@@ -96,18 +96,21 @@ def classification_rows(
 
 
 def hold_out_by_label(examples: Sequence[Labelled], fraction: float, order: Sequence[int], problem: str) -> tuple[list[Labelled], list[Labelled]]:
-    """Hold out a share of every class, in a given `order` of chance, but never the only record of one; of other problems of all records.
+    """Hold out a share of every class, in a given `order` of chance, but never the last record of one; of other problems of all records.
 
     Raises UserError where that leaves one side empty.
     """
     place = {index: rank for rank, index in enumerate(order)}
     keyed = sorted(range(len(examples)), key=lambda index: (str(examples[index].label) if problem == SINGLE else "", place[index]))
+    left = Counter(name for each in examples if each.label is not None and has_text(each.record) for name in names_in(each.label))
     held, due, before = set(), 0.0, object()
     for index in keyed:
         label = examples[index].label if problem == SINGLE else None
         due += fraction
-        if due >= 1 - 1e-9 and label == before:
+        names = names_in(examples[index].label) if problem == MULTI and examples[index].label is not None else ()
+        if due >= 1 - 1e-9 and label == before and all(left[name] > 1 for name in names):
             held.add(index)
+            left.subtract(names)
             due -= 1
         before = label
     if not held or len(held) == len(examples):

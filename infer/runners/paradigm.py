@@ -110,5 +110,18 @@ def masked_lm_class(config: PreTrainedConfig) -> type | None:
 def refuse_encoder(config: PreTrainedConfig, what: str = "continue a text", remedy: str = "to speak, use a decoder") -> None:
     """Raise UserError where something that reads from left to right, said in words, is asked of an encoder."""
     if is_encoder(config):
-        ways = "`seodang fill-mask` fills in its masks, `seodang score` judges texts by it"
-        raise UserError(f"{config.model_type} attends in both directions and cannot {what}: it is an encoder ({ways}); {remedy}")
+        raise UserError(f"{config.model_type} attends in both directions and cannot {what}: it is {kind_of_encoder(config)}; {remedy}")
+
+
+def kind_of_encoder(config: PreTrainedConfig) -> str:
+    """What an encoder's checkpoint is by its head, and which commands it is for."""
+    if has_classifier_head(config):
+        return "a classifier (`seodang classify --predict` says of which class texts are)"
+    if any(name.endswith("ForMaskedLM") for name in config.architectures or ()):
+        return "an encoder (`seodang fill-mask` fills in its masks, `seodang score` judges texts by it)"
+    return "an encoder (`seodang embed` turns texts into vectors)"
+
+
+def has_classifier_head(config: PreTrainedConfig) -> bool:
+    """Whether a checkpoint was saved with a head that classifies."""
+    return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
