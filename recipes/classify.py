@@ -20,6 +20,7 @@ from seodang.infer.checkpoint.load import load, resolve
 from seodang.infer.checkpoint.published_diffusion import stored_config
 from seodang.infer.encoders.classify import room_for
 from seodang.infer.encoders.embedding import TextAccount, unknown_id
+from seodang.infer.runners.paradigm import has_classifier_head
 from seodang.recipes.options.classification import ClassificationOptions, ClassifierArguments, ClassifierOptions, PredictionOptions
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.training import RunOptions
@@ -129,7 +130,7 @@ def open_classifier(
 def own_labels(name: str) -> tuple[str, list[str]] | None:
     """The problem and the labels of a checkpoint that is a classifier already, None where it is none."""
     config = stored_config(resolve(name))
-    if not any(each.endswith("ForSequenceClassification") for each in config.architectures or ()):
+    if not has_classifier_head(config):
         return None
     problem = config.problem_type or (REGRESSION if config.num_labels == 1 else SINGLE)
     return problem, [config.id2label[place] for place in range(config.num_labels)]

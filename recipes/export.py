@@ -25,6 +25,8 @@ from seodang.infer.checkpoint.load import ADAPTER_CONFIG, adapter_base, is_adapt
 from seodang.infer.checkpoint.logit_change import largest_change
 from seodang.infer.checkpoint.manifest import UNFINISHED, fingerprint, read_manifest
 from seodang.infer.checkpoint.published_diffusion import stored_config
+from seodang.infer.encoders.embedding import makes_vectors
+from seodang.infer.encoders.sentence_folder import is_sentence_folder
 from seodang.infer.kernels.device import DTYPES
 from seodang.infer.runners.paradigm import diffusion_of
 from seodang.recipes.options.outputs import refuse_long_name
@@ -76,6 +78,8 @@ def main(argv: list[str] | None = None) -> int:
     config = _config_of(base)
     if is_adapter(place):
         declare_as_beside(place, config)
+    elif makes_vectors(place) and (is_sentence_folder(place) or not any(name.endswith("ForMaskedLM") for name in config.architectures or ())):
+        raise UserError(f"{options.model} is an encoder that makes vectors, and its folder is read by transformers and vLLM as it is: use it, or copy it")
     for told in _left_behind(Path(place), config):
         print(told)
     tokenizer = load_tokenizer(options.model)
@@ -211,12 +215,11 @@ def _stored_dtype(config: PretrainedConfig) -> torch.dtype:
 
 @torch.no_grad()
 def _logits(model, ids: torch.Tensor) -> torch.Tensor:
-    """What the model makes of the probe: a language model's logits, a reward model's scores of all its beginnings, or the states of what has no head."""
+    """What the model makes of the probe: a language model's logits, or a reward model's scores of all its beginnings."""
     if hasattr(model, "score"):
         return torch.cat([model(input_ids=ids[:, :n]).logits[0] for n in range(1, ids.shape[1] + 1)]).float()
     more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
-    out = model(input_ids=ids, **more)
-    return (out.logits if "logits" in out else out.last_hidden_state)[0].float()
+    return model(input_ids=ids, **more).logits[0].float()
 
 
 def _check(before: torch.Tensor, after: torch.Tensor, dtype: torch.dtype, what: str, remedy: str) -> float:

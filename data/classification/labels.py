@@ -103,10 +103,8 @@ def check_classes(labels: Sequence[Label], names: Sequence[str], problem: str) -
         return
     if problem == MULTI and not names:
         raise UserError(f"none of the {len(labels)} records has a label: there is nothing to learn")
-    if unknown := sorted({name for label in labels for name in names_in(label)} - set(names)):
-        raise UserError(f"records have the label {unknown[0]!r}, which --labels {' '.join(names)} does not name: add it there, or leave those records out")
     counts = label_counts(labels, names)
-    if problem == SINGLE and sum(count > 0 for count in counts) < 2:
+    if problem == SINGLE and sum(count > 0 for count in counts) < 2 and sum(counts) == len(labels):  # labels beside the names are refused with their records
         only = next(name for name, count in zip(names, counts, strict=True) if count)
         raise UserError(f"all {len(labels)} records have the label {only!r}: a classifier needs two classes at least")
     if empty := [name for name, count in zip(names, counts, strict=True) if not count]:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 from ..accounting import Accounting, counted
@@ -35,6 +35,9 @@ class TextCounts(Accounting):
         if self.classes:
             more = f" and {len(self.classes) - SHOWN} more" if len(self.classes) > SHOWN else ""
             lines.append("labels          " + ", ".join(f"{name} {count:,}" for name, count in self.classes[:SHOWN]) + more)
+        folded = sorted((" ".join(name.split()).casefold(), name) for name, _ in self.classes)
+        if alike := next(((one, other) for (key, one), (same, other) in pairwise(folded) if key == same), None):
+            lines.append(f"warning         the labels {alike[0]!r} and {alike[1]!r} are two classes, and differ in spaces or capitals alone")
         return lines
 
 

@@ -26,7 +26,7 @@ from ...data.hub import check_hub_name
 from ..diffusion.compat import bind
 from ..kernels.device import choose_device, choose_dtype, cpu_has_bfloat16
 from ..kernels.fused_projections import fuse_projections
-from ..runners.paradigm import is_encoder, masked_lm_class, refuse_continuous
+from ..runners.paradigm import has_classifier_head, is_encoder, masked_lm_class, refuse_continuous
 from .adapter_paradigm import declare_as_beside
 from .damage import check_texts, read_json, refuse_mismatched, torn_file
 from .default_encoder import NAME as DEFAULT_ENCODER
@@ -193,7 +193,7 @@ def _model_class(place: str):
         config = AutoConfig.from_pretrained(place)
     except (OSError, ValueError, StrictDataclassError):
         return AutoModelForCausalLM  # what is wrong shows when the weights are loaded
-    if any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
+    if has_classifier_head(config):
         return AutoModelForSequenceClassification
     if (Path(place) / SENTENCE_ENCODER).is_file():
         return AutoModel
@@ -265,7 +265,7 @@ def _load_weights(place: str, model_class, dtype: torch.dtype, model_arguments: 
 def _refuse_missing(place: str, model: PreTrainedModel, missing: list[str], unexpected: list[str], chosen: bool, brings_head: bool) -> None:
     """Refuse tensors that were filled with random numbers, save a head that the checkpoint never claimed to have; say which the model does not use.
 
-    An encoder's head of masked language modelling must have been `chosen` by the caller, who is to train it; a head that an adapter `brings` is nobody's worry.
+    An encoder's head of masked language modelling must have been `chosen` by the caller, who is to train it; one that an adapter brings is not told of.
     """
     saved_as = stored_config(place).architectures or []
     new_head = type(model).__name__ not in saved_as

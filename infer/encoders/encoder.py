@@ -57,7 +57,7 @@ class Encoder:
         wanted = masked_lm_class(self.model.config)
         if not isinstance(self.model, wanted):
             remedy = f"use a checkpoint saved as {wanted.__name__}, or train such a head on this one by `seodang mlm`"
-            raise UserError(f"{type(self.model).__name__} has no masked-language head, it is {kind_of_encoder(self.model.config)}: {remedy}")
+            raise UserError(f"{type(self.model).__name__} has no masked-language head, it is {kind_of_encoder([type(self.model).__name__])}: {remedy}")
         if tokenizer.mask_token_id is None:
             raise UserError("the tokenizer has no mask token: give the one that the model was trained with, or set its mask_token")
         self.mask_id: int = tokenizer.mask_token_id

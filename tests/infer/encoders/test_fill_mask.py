@@ -196,7 +196,7 @@ def test_what_fills_in_no_masks_is_refused_by_name(encoder, wordpiece, bytelevel
         (decoder, wordpiece, "bert is a decoder"),
         (tiny("bart"), wordpiece, "bart is an encoder-decoder model"),
         (masked, tiny_tokenizer, "this llama is a masked-diffusion model"),
-        (BertModel(encoder("bert").config), wordpiece, "BertModel has no masked-language head: load it as BertForMaskedLM"),
+        (BertModel(encoder("bert").config), wordpiece, "BertModel has no masked-language head, it is an encoder .* use a checkpoint saved as BertForMaskedLM, or train such a head on this one by `seodang mlm`"),
         (AutoModelForCausalLM.from_config(encoder("electra").config), wordpiece, "has no masked-language head"),
         (encoder("bert"), tiny_tokenizer, "the tokenizer has no mask token"),
         (torch.nn.Linear(2, 2), wordpiece, "expected a transformers model"),
