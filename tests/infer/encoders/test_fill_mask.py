@@ -7,12 +7,14 @@ import math
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel, BertModel, pipeline
+from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel, BertModel, MPNetConfig, MPNetModel, pipeline
 
 from seodang.data.errors import UserError
 from seodang.infer import fill_mask
+from seodang.infer.encoders.classify import room_for
 from seodang.infer.encoders.encoder import Encoder, Question, position_limit
 from seodang.infer.encoders.fill_mask import MaskFiller, best_combinations
+from seodang.infer.runners.architecture import first_position
 from seodang.infer.runners.paradigm import Diffusion, declare
 
 ONE, TWO, THREE = "the capital of [MASK] is seoul.", "[MASK] is the [MASK] of korea", "[MASK] [MASK] [MASK] , paris"
@@ -219,3 +221,13 @@ def test_an_adapter_and_a_model_in_training_are_computed_as_they_are(wordpiece, 
     assert adapted.training and not any(module._forward_hooks for module in adapted.modules())
     assert fill_mask(encoder("bert"), wordpiece, []) == []
     assert MaskFiller(Encoder(encoder("bert"), wordpiece)).fill([]) == []
+
+
+def test_mpnets_positions_begin_behind_their_padding_too(bytelevel):
+    config = {"vocab_size": len(bytelevel), "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1, "intermediate_size": 32}
+    model = MPNetModel(MPNetConfig(**config, max_position_embeddings=40, pad_token_id=1)).eval()
+    assert first_position(model) == 2 and room_for(model, bytelevel) == 38
+    model(torch.full((1, 38), 5))
+    with pytest.raises(IndexError):
+        model(torch.full((1, 39), 5))
+    assert first_position(BertModel(BertConfig(**config))) == 0
