@@ -20,11 +20,12 @@ from seodang.infer.checkpoint.load import load, resolve
 from seodang.infer.checkpoint.published_diffusion import stored_config
 from seodang.infer.encoders.classify import room_for
 from seodang.infer.encoders.embedding import TextAccount, unknown_id
+from seodang.infer.runners.paradigm import has_classifier_head
 from seodang.recipes.options.classification import ClassificationOptions, ClassifierArguments, ClassifierOptions, PredictionOptions
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.training import RunOptions
 from seodang.recipes.run.before_after import picture_line, print_once
-from seodang.recipes.run.classifying import predict, refuse_training_options
+from seodang.recipes.run.classifying import predict, refuse_threshold, refuse_training_options
 from seodang.recipes.run.identity import origin_of
 from seodang.recipes.run.training import checkpoint_to_resume, complete_arguments, early_stopping, held_out_line, plan_lines, train_and_save
 from seodang.train.maths.classification_metrics import ClassifierMetrics
@@ -43,9 +44,10 @@ def main(argv: list[str] | None = None) -> int:
     classes = (ClassificationOptions, ClassifierOptions, PredictionOptions, RunOptions, ClassifierArguments)
     data, model, prediction, run, args = parse(argv, *classes, prog="seodang classify", description=__doc__)
     if prediction.predict:
-        refuse_training_options(data, model)
+        refuse_training_options(prediction.given)
         return predict(data, model, prediction)
     args = complete_arguments(args, model, run, evaluates=bool(data.eval_data or data.eval_fraction))
+    refuse_threshold(prediction, data.problem)
     if run.eval_samples != RunOptions.eval_samples:
         raise UserError(f"eval_samples {run.eval_samples}: a classifier writes no answers, leave it out")
     found = Examples.read(data, args.seed)
@@ -128,7 +130,7 @@ def open_classifier(
 def own_labels(name: str) -> tuple[str, list[str]] | None:
     """The problem and the labels of a checkpoint that is a classifier already, None where it is none."""
     config = stored_config(resolve(name))
-    if not any(each.endswith("ForSequenceClassification") for each in config.architectures or ()):
+    if not has_classifier_head(config):
         return None
     problem = config.problem_type or (REGRESSION if config.num_labels == 1 else SINGLE)
     return problem, [config.id2label[place] for place in range(config.num_labels)]

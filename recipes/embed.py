@@ -11,11 +11,12 @@ Where the model has prompts of its own, "query" stands before what is searched f
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from transformers import PreTrainedModel
 
 from seodang.data.classification.records import TextColumns, TextRecord, text_records
 from seodang.data.errors import UserError
+from seodang.data.files.sources import READERS
 from seodang.data.files.text_files import lines_of
 from seodang.infer.checkpoint.load import load
 from seodang.infer.encoders.embedding import SentenceEncoder, TextAccount, embed, makes_vectors
@@ -55,6 +57,7 @@ class Embed(FileOptions):
     prompt: str | None = option("Which of the model's own prompts stands before each text.")
     max_length: int | None = option("Tokens of a text at most; without, as many as the model says.")
     too_long: str = option("truncate (and count) or error: texts with more tokens.", "truncate")
+    given: ClassVar[Collection[str]] = ()  # the options that were written down, set where they are parsed
 
     def __post_init__(self):
         if self.too_long not in ("truncate", "error"):
@@ -76,6 +79,8 @@ class OfEncoder:
         how = {"pooling": options.pooling, "normalise": options.normalise, "max_length": asked.max_length}
         self.encoder = SentenceEncoder.open(options.model, device=options.device, dtype=options.dtype, **how)
         say_dtype(options, self.encoder.model)
+        if not makes_vectors(options.model):
+            print(f"{options.model} is a classifier: its vectors are of states that learned to tell its classes apart", file=sys.stderr)
         self.size, self._account, self._too_long = self.encoder.size, TextAccount(), asked.too_long
 
     def vectors(self, records: Sequence[TextRecord], prompt: str | None) -> Tensor:
@@ -122,7 +127,9 @@ class OfDecoder:
 @command
 def main(argv: list[str] | None = None) -> int:
     options, asked = parse(argv, EncoderOptions, Embed, prog="seodang embed", description=__doc__)
-    model = (OfEncoder if makes_vectors(options.model) else OfDecoder)(options, asked)
+    if "top_k" in asked.given and asked.search is None:
+        raise UserError(f"top_k {asked.top_k} is for a search: add --search, or leave it out")
+    model = (OfEncoder if makes_vectors(options.model, headed=True) else OfDecoder)(options, asked)
     with Stopping():
         (search if asked.search is not None else write)(model, options, asked)
     print(*(f"warning: {line}" for line in model.lines()), sep="\n", end="\n" if model.lines() else "", file=sys.stderr)
@@ -157,23 +164,40 @@ def search(model: OfEncoder | OfDecoder, options: EncoderOptions, asked: Embed) 
             else:
                 print(*([query.text] if len(queries) > 1 else []), *(f"{hit.score:7.4f}  {hit.told.where}  {one_line(hit.told.text)}" for hit in hits), sep="\n")
     if asked.output:
-        print(f"found           the {asked.top_k} nearest of {nearest.seen:,} texts to {len(queries):,} queries, in {asked.output}")
+        print(f"found           the {min(asked.top_k, nearest.seen):,} nearest of {nearest.seen:,} texts to {len(queries):,} queries, in {asked.output}")
 
 
 def queries_of(asked: Embed) -> list[TextRecord]:
     """What is searched for: the texts of a file, or the words themselves."""
     if not os.path.exists(asked.search):
+        if looks_like_file(asked.search):
+            raise UserError(f"search {asked.search}: there is no such file; a query that is called so needs a space before it")
+        if not asked.search.strip():
+            raise UserError("search is empty: give a query, or a file of them")
         return [TextRecord("the query", asked.search)]
     return [record for records in windows([asked.search], asked) for record in records]
 
 
+def looks_like_file(query: str) -> bool:
+    """Whether a query that is no file was meant to be one: a single word with the ending of a file of texts.
+
+    >>> looks_like_file("questions.txt"), looks_like_file("what is a .txt"), looks_like_file("Mr.")
+    (True, False, False)
+    """
+    return len(query.split()) == 1 and not query[0].isspace() and Path(query).suffix.lower() in (".txt", *READERS)
+
+
 def windows(sources: Sequence[str], asked: Embed, skip: int = 0) -> Iterator[list[TextRecord]]:
-    """The texts of some sources behind the first so many, a window at a time. Raises UserError for an empty one."""
+    """The texts of some sources behind the first so many, a window at a time. Raises UserError for an empty one, and where there is none."""
     texts = islice((record for name in sources for record in texts_in(name, asked)), skip, None)
+    found = skip > 0
     while some := list(islice(texts, WINDOW)):
+        found = True
         if empty_one := next((record for record in some if not record.text.strip()), None):
             raise UserError(f"{empty_one.where}: the text is empty, no vector says anything of it: fill it in, or leave the record out")
         yield some
+    if not found:
+        raise UserError(f"{', '.join(sources)} has no texts")
 
 
 def texts_in(name: str, asked: Embed) -> Iterator[TextRecord]:
@@ -182,7 +206,7 @@ def texts_in(name: str, asked: Embed) -> Iterator[TextRecord]:
     if path.suffix.lower() == ".txt" and path.is_file():
         lines = enumerate(lines_of(path, encoding), 1)
         return (TextRecord(f"{name} line {number}", line.rstrip("\n")) for number, line in lines if line.strip())
-    return text_records([name], TextColumns(asked.column, None, None), encoding, asked.split, streaming=True)
+    return text_records([name], TextColumns(asked.column, None, None, text_option="--column"), encoding, asked.split, streaming=True)
 
 
 def say_dtype(options: EncoderOptions, model: PreTrainedModel) -> None:

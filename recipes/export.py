@@ -25,6 +25,8 @@ from seodang.infer.checkpoint.load import ADAPTER_CONFIG, adapter_base, is_adapt
 from seodang.infer.checkpoint.logit_change import largest_change
 from seodang.infer.checkpoint.manifest import UNFINISHED, fingerprint, read_manifest
 from seodang.infer.checkpoint.published_diffusion import stored_config
+from seodang.infer.encoders.embedding import makes_vectors
+from seodang.infer.encoders.sentence_folder import is_sentence_folder
 from seodang.infer.kernels.device import DTYPES
 from seodang.infer.runners.paradigm import diffusion_of
 from seodang.recipes.options.outputs import refuse_long_name
@@ -76,6 +78,8 @@ def main(argv: list[str] | None = None) -> int:
     config = _config_of(base)
     if is_adapter(place):
         declare_as_beside(place, config)
+    elif makes_vectors(place) and (is_sentence_folder(place) or not any(name.endswith("ForMaskedLM") for name in config.architectures or ())):
+        raise UserError(f"{options.model} is an encoder that makes vectors, and its folder is read by transformers and vLLM as it is: use it, or copy it")
     for told in _left_behind(Path(place), config):
         print(told)
     tokenizer = load_tokenizer(options.model)

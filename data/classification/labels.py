@@ -40,10 +40,12 @@ def _number(value: Any, where: str) -> float:
         number = float(value) if isinstance(value, (str, Real)) and not isinstance(value, bool) else None
     except ValueError:
         number = None
+    except OverflowError:  # a whole number of more than 308 digits
+        number = math.inf
     if number is None:
         raise UserError(f"{where}: the label is {value!r:.60}, no number: name another column by --label_column, or leave --regression out")
     if not math.isfinite(number):
-        raise UserError(f"{where}: the label is {value}, which nothing can be learned from: mend the record or leave it out")
+        raise UserError(f"{where}: the label is {str(value):.60}, which nothing can be learned from: mend the record or leave it out")
     return number
 
 
@@ -99,8 +101,10 @@ def check_classes(labels: Sequence[Label], names: Sequence[str], problem: str) -
         if len(set(labels)) == 1:
             raise UserError(f"all {len(labels)} records have the label {labels[0]}: there is nothing to learn")
         return
+    if problem == MULTI and not names:
+        raise UserError(f"none of the {len(labels)} records has a label: there is nothing to learn")
     counts = label_counts(labels, names)
-    if problem == SINGLE and sum(count > 0 for count in counts) < 2:
+    if problem == SINGLE and sum(count > 0 for count in counts) < 2 and sum(counts) == len(labels):  # labels beside the names are refused with their records
         only = next(name for name, count in zip(names, counts, strict=True) if count)
         raise UserError(f"all {len(labels)} records have the label {only!r}: a classifier needs two classes at least")
     if empty := [name for name, count in zip(names, counts, strict=True) if not count]:
@@ -134,6 +138,8 @@ def class_weights(given: Sequence[str] | None, names: Sequence[str], counts: Seq
         return [(records - count) / count if problem == MULTI else records / (len(names) * count) for count in counts]
     if all("=" in word for word in given):
         pairs = dict(word.rpartition("=")[::2] for word in given)
+        if len(pairs) < len(given):
+            raise UserError(f"class_weights names a class twice: {' '.join(given)}")
         if unknown := [name for name in pairs if name not in names]:
             raise UserError(f"class_weights {unknown[0]}={pairs[unknown[0]]}: there is no class {unknown[0]!r} among {', '.join(names)}")
         words = [pairs.get(name, "1") for name in names]

@@ -27,6 +27,7 @@ class TextColumns:
     text: str = "text"
     text_pair: str | None = None
     label: str | None = "label"
+    text_option: str = OPTIONS["text"]  # by which a command names the column of the text
 
     @classmethod
     def of(cls, text: str | None, pair: str | None, label: str | None, columns: Sequence[str] | None = None) -> "TextColumns":
@@ -68,31 +69,35 @@ def text_records(
             refuse_surrogates(record, where)
             if paired is None:
                 paired = columns.text_pair or ("text_pair" if "text_pair" in record else "")
+            elif not paired and "text_pair" in record:
+                raise UserError(f"{where}: this record has a text_pair, and the first one has none: give all of them one, or none")
             empty = False
-            pair = text_in(record, "text_pair", paired, where) if paired else None
-            label = value_in(record, "label", columns.label, where) if columns.label else None
-            yield TextRecord(where, text_in(record, "text", columns.text, where), pair, label)
+            pair = text_in(record, "text_pair", paired, where, columns) if paired else None
+            label = value_in(record, "label", columns.label, where, columns) if columns.label else None
+            yield TextRecord(where, text_in(record, "text", columns.text, where, columns), pair, label)
     if empty:
         raise UserError(f"{', '.join([sources] if isinstance(sources, str) else sources)} has no records")
 
 
-def value_in(record: Mapping[str, Any], key: str, column: str, where: str) -> Any:
+def value_in(record: Mapping[str, Any], key: str, column: str, where: str, columns: TextColumns) -> Any:
     """What a column of a record holds. Raises UserError, with the column that may be meant, where the record has none of that name."""
     if column not in record:
         others = list(map(str, record))
-        near = likely_column(key, column, others)
-        remedy = f"did you mean {OPTIONS[key]} {near}?" if near else f"name it, as {OPTIONS[key]} COLUMN"
+        near = likely_column(key, column, [other for other in others if other not in (columns.text, columns.text_pair, columns.label)])
+        option = columns.text_option if key == "text" else OPTIONS[key]
+        remedy = f"did you mean {option} {near}?" if near else f"name it, as {option} COLUMN"
         raise UserError(f"{where}: there is no column {column!r} among {', '.join(others[:12])}: {remedy}")
     return record[column]
 
 
-def text_in(record: Mapping[str, Any], key: str, column: str, where: str) -> str:
+def text_in(record: Mapping[str, Any], key: str, column: str, where: str, columns: TextColumns) -> str:
     """The text in a column; nothing written there is an empty one. Raises UserError for anything else."""
-    value = value_in(record, key, column, where)
+    value = value_in(record, key, column, where, columns)
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise UserError(f"{where}: {column} must be a text, got {value!r:.60}: write it in quotes, or name another column by {OPTIONS[key]}")
+        option = columns.text_option if key == "text" else OPTIONS[key]
+        raise UserError(f"{where}: {column} must be a text, got {value!r:.60}: write it in quotes, or name another column by {option}")
     return value
 
 

@@ -3,13 +3,13 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 from ..accounting import Accounting, counted
 from ..errors import UserError
 from .encoding import TextEncoder
-from .labels import MULTI, SINGLE, Label, label_counts, parse_label, to_target
+from .labels import MULTI, SINGLE, Label, label_counts, names_in, parse_label, to_target
 from .records import TextRecord
 
 Row = dict[str, Any]  # input_ids, perhaps token_type_ids, label, where
@@ -35,6 +35,9 @@ class TextCounts(Accounting):
         if self.classes:
             more = f" and {len(self.classes) - SHOWN} more" if len(self.classes) > SHOWN else ""
             lines.append("labels          " + ", ".join(f"{name} {count:,}" for name, count in self.classes[:SHOWN]) + more)
+        folded = sorted((" ".join(name.split()).casefold(), name) for name, _ in self.classes)
+        if alike := next(((one, other) for (key, one), (same, other) in pairwise(folded) if key == same), None):
+            lines.append(f"warning         the labels {alike[0]!r} and {alike[1]!r} are two classes, and differ in spaces or capitals alone")
         return lines
 
 
@@ -96,18 +99,21 @@ def classification_rows(
 
 
 def hold_out_by_label(examples: Sequence[Labelled], fraction: float, order: Sequence[int], problem: str) -> tuple[list[Labelled], list[Labelled]]:
-    """Hold out a share of every class, in a given `order` of chance, but never the only record of one; of other problems of all records.
+    """Hold out a share of every class, in a given `order` of chance, but never the last record of one; of other problems of all records.
 
     Raises UserError where that leaves one side empty.
     """
     place = {index: rank for rank, index in enumerate(order)}
     keyed = sorted(range(len(examples)), key=lambda index: (str(examples[index].label) if problem == SINGLE else "", place[index]))
+    left = Counter(name for each in examples if each.label is not None and has_text(each.record) for name in names_in(each.label))
     held, due, before = set(), 0.0, object()
     for index in keyed:
         label = examples[index].label if problem == SINGLE else None
         due += fraction
-        if due >= 1 - 1e-9 and label == before:
+        names = names_in(examples[index].label) if problem == MULTI and examples[index].label is not None else ()
+        if due >= 1 - 1e-9 and label == before and all(left[name] > 1 for name in names):
             held.add(index)
+            left.subtract(names)
             due -= 1
         before = label
     if not held or len(held) == len(examples):

@@ -26,7 +26,7 @@ from ...data.hub import check_hub_name
 from ..diffusion.compat import bind
 from ..kernels.device import choose_device, choose_dtype, cpu_has_bfloat16
 from ..kernels.fused_projections import fuse_projections
-from ..runners.paradigm import is_encoder, masked_lm_class, refuse_continuous
+from ..runners.paradigm import has_classifier_head, is_encoder, masked_lm_class, refuse_continuous
 from .adapter_paradigm import declare_as_beside
 from .damage import check_texts, read_json, refuse_mismatched, torn_file
 from .default_encoder import NAME as DEFAULT_ENCODER
@@ -81,7 +81,7 @@ def load(
     head = head_of(resolve(adapter)) if adapter is not None else None
     if head is not None:
         model_class, model_arguments = model_class or AutoModelForSequenceClassification, {**head, **model_arguments}
-    model = _load_weights(place, model_class, weights_dtype, model_arguments)
+    model = _load_weights(place, model_class, weights_dtype, model_arguments, brings_head=head is not None)
     tokenizer = _read_tokenizer(resolve(adapter) if adapter is not None and has_tokenizer(resolve(adapter)) else place)
     _warn_of_more_ids(place, model, tokenizer)
     if adapter is not None:
@@ -193,7 +193,7 @@ def _model_class(place: str):
         config = AutoConfig.from_pretrained(place)
     except (OSError, ValueError, StrictDataclassError):
         return AutoModelForCausalLM  # what is wrong shows when the weights are loaded
-    if any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
+    if has_classifier_head(config):
         return AutoModelForSequenceClassification
     if (Path(place) / SENTENCE_ENCODER).is_file():
         return AutoModel
@@ -233,7 +233,7 @@ def _pooling(told: str | None) -> dict:
     return {} if told is None else {"classifier_pooling": told}
 
 
-def _load_weights(place: str, model_class, dtype: torch.dtype, model_arguments: dict) -> PreTrainedModel:
+def _load_weights(place: str, model_class, dtype: torch.dtype, model_arguments: dict, brings_head: bool) -> PreTrainedModel:
     if os.path.isdir(place):
         verify(Path(place))
         check_texts(Path(place))
@@ -258,14 +258,14 @@ def _load_weights(place: str, model_class, dtype: torch.dtype, model_arguments: 
         report = found.settled(model, report)
     if not model_arguments.get("ignore_mismatched_sizes"):
         refuse_mismatched(place, model, report["mismatched_keys"])
-    _refuse_missing(place, model, sorted(report["missing_keys"]), sorted(report["unexpected_keys"]), chosen)
+    _refuse_missing(place, model, sorted(report["missing_keys"]), sorted(report["unexpected_keys"]), chosen, brings_head)
     return model
 
 
-def _refuse_missing(place: str, model: PreTrainedModel, missing: list[str], unexpected: list[str], chosen: bool) -> None:
+def _refuse_missing(place: str, model: PreTrainedModel, missing: list[str], unexpected: list[str], chosen: bool, brings_head: bool) -> None:
     """Refuse tensors that were filled with random numbers, save a head that the checkpoint never claimed to have; say which the model does not use.
 
-    An encoder's head of masked language modelling must have been `chosen` by the caller, who is to train it.
+    An encoder's head of masked language modelling must have been `chosen` by the caller, who is to train it; one that an adapter brings is not told of.
     """
     saved_as = stored_config(place).architectures or []
     new_head = type(model).__name__ not in saved_as
@@ -278,7 +278,7 @@ def _refuse_missing(place: str, model: PreTrainedModel, missing: list[str], unex
         whose = f"a {saved_as[0]}" if saved_as else "an encoder"
         remedy = f"use one saved as {type(model).__name__}, or train its head with `seodang mlm`"
         raise UserError(f"{place} holds {whose} without a masked-language head ({missing[0]} would be made of random numbers): {remedy}")
-    if missing:
+    if missing and not brings_head:
         logger.warning("%s is new in %s and starts untrained", ", ".join(missing), type(model).__name__)
     if unexpected and not new_head:
         logger.warning("%s holds %d tensors that %s does not use, %s first", place, len(unexpected), type(model).__name__, unexpected[0])

@@ -18,8 +18,9 @@ from ...data.errors import UserError
 from ..checkpoint.load import head_of, is_adapter, resolve
 from ..engine.checkpoint_settings import known_config
 from ..filters.logits import wide
-from ..runners.architecture import context_limit, evaluating, transformers_model
-from .unpadded import first_position, padded_rows, trunk_of, unpadding
+from ..runners.architecture import context_limit, evaluating, first_position, transformers_model
+from ..runners.paradigm import has_classifier_head
+from .unpadded import padded_rows, trunk_of, unpadding
 
 TOKENS = 4096  # of one pass
 WINDOW = 1024  # texts that are sorted by length before they are computed: what is held of a file
@@ -124,7 +125,7 @@ class Classifier:
                 out = self.model(**padded([encoded[index] for index in some], self.inner)).logits
                 for index, row in zip(some, wide(out).cpu(), strict=True):
                     found[index] = row
-        return torch.stack(found) if found else torch.empty(0, self.inner.config.num_labels)
+        return refuse_broken(torch.stack(found), "logits") if found else torch.empty(0, self.inner.config.num_labels)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """[..., labels] as probabilities: of one class of all, or of each label for itself; of a regression as they are."""
@@ -157,7 +158,7 @@ def is_classifier(path: str | os.PathLike) -> bool:
     if is_adapter(place):
         return head_of(place) is not None
     config = known_config(place)
-    return config is not None and any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+    return config is not None and has_classifier_head(config)
 
 
 def problem_of(model: PreTrainedModel) -> str:
@@ -182,6 +183,13 @@ def room_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_len
     if max_length is not None and most is not None and max_length > most:
         raise UserError(f"max_length is {max_length}, but the model reads {most} tokens at most: set it to that or less")
     return most if max_length is None else max_length
+
+
+def refuse_broken(found: Tensor, what: str) -> Tensor:
+    """The numbers that a model gave for texts, [texts, size]. Raises UserError for such as are none."""
+    if not found.isfinite().all():
+        raise UserError(f"the model gives {what} that are no numbers: it overflows in its dtype (load it in float32 or bfloat16), or its weights are broken")
+    return found
 
 
 def batches(order: Sequence[int], lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:

@@ -19,12 +19,12 @@ from ..engine.checkpoint_settings import known_config
 from ..engine.embedding import embed as embed_by_decoder
 from ..engine.prompts import Prompt
 from ..kernels.products import onednn_products
-from ..runners.architecture import context_limit, evaluating, transformers_model
-from ..runners.paradigm import is_encoder
-from .classify import batches, padded, room_for
+from ..runners.architecture import context_limit, evaluating, first_position, transformers_model
+from ..runners.paradigm import has_classifier_head, is_encoder
+from .classify import batches, padded, refuse_broken, room_for
 from .readout import Normalise, Readout
 from .sentence_folder import is_sentence_folder, read_readout, trunk_folder
-from .unpadded import first_position, trunk_of, unpadding
+from .unpadded import trunk_of, unpadding
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class SentenceEncoder:
             for places in batches(order, lengths, PASS.get(parameter.device.type, PASS_ELSEWHERE)):
                 batch = padded([encoded[place] for place in places], self.trunk)
                 out[places] = self.readout(self.trunk(**batch).last_hidden_state, batch["attention_mask"]).to(out.device, out.dtype)
-        return out
+        return refuse_broken(out, "vectors")
 
     def embed(self, texts: Sequence[str], *, prompt: str | None = None, too_long: str = "truncate") -> Tensor:
         """The vectors of texts: [n, size], in float32 at least, on the CPU.
@@ -217,12 +217,15 @@ def refuse_what_is_no_text(texts: Sequence[str], called: str = "text") -> None:
         refuse_surrogates(text, f"{called} {place}")
 
 
-def makes_vectors(path: str | os.PathLike) -> bool:
-    """Whether a checkpoint that is not loaded is an encoder without a head, or one of sentence-transformers, of which vectors are all that can be asked."""
+def makes_vectors(path: str | os.PathLike, headed: bool = False) -> bool:
+    """Whether a checkpoint that is not loaded is an encoder without a head, or one of sentence-transformers, of which vectors are all that can be asked.
+
+    With `headed` an encoder with a classifier's head counts too.
+    """
     place = resolve(path)
     if is_adapter(place):
         return False
     if is_sentence_folder(place):
         return True
     config = known_config(place)
-    return config is not None and is_encoder(config) and not any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+    return config is not None and is_encoder(config) and (headed or not has_classifier_head(config))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
 from ...data.errors import UserError
@@ -18,8 +18,8 @@ from ...data.literal import continuing, refuse_more
 from ...data.long_text import TooManyTokens
 from ...data.surrogates import refuse_surrogates
 from ..requests.likelihoods import MAX_LOGITS
-from ..runners.architecture import evaluating, positions_of, transformers_model
-from ..runners.paradigm import diffusion_of, is_encoder, masked_lm_class
+from ..runners.architecture import evaluating, first_position, positions_of, transformers_model
+from ..runners.paradigm import diffusion_of, is_encoder, kind_of_encoder, masked_lm_class
 from ..text.vocabulary import check_ids, known_ids
 
 MAX_POSITIONS = 8192  # a pass, of all its rows
@@ -56,8 +56,8 @@ class Encoder:
         refuse_without_masks(self.model.config)
         wanted = masked_lm_class(self.model.config)
         if not isinstance(self.model, wanted):
-            remedy = f"take a checkpoint saved as {wanted.__name__}, and load it by seodang.infer.load or AutoModelForMaskedLM"
-            raise UserError(f"{type(self.model).__name__} has no masked-language head: {remedy}")
+            remedy = f"use a checkpoint saved as {wanted.__name__}, or train such a head on this one by `seodang mlm`"
+            raise UserError(f"{type(self.model).__name__} has no masked-language head, it is {kind_of_encoder([type(self.model).__name__])}: {remedy}")
         if tokenizer.mask_token_id is None:
             raise UserError("the tokenizer has no mask token: give the one that the model was trained with, or set its mask_token")
         self.mask_id: int = tokenizer.mask_token_id
@@ -206,11 +206,7 @@ def refuse_without_masks(config: PreTrainedConfig) -> None:
     raise UserError(f"{kind} is a decoder, which reads from left to right and fills in no masks: use `seodang generate`, or an encoder such as BERT")
 
 
-def position_limit(model: nn.Module) -> int | None:
-    """How many tokens an encoder can read at once, with those around a text; None where nothing bounds them.
-
-    Where positions are counted from behind the id of padding (RoBERTa), so many of the embeddings are never used.
-    """
-    tables = [module for name, module in model.named_modules() if name.endswith("position_embeddings") and isinstance(module, nn.Embedding)]
-    counted = [table.num_embeddings - table.padding_idx - 1 for table in tables if table.padding_idx is not None]
-    return min(filter(None, [positions_of(model.config.get_text_config()), *counted]), default=None)
+def position_limit(model: PreTrainedModel) -> int | None:
+    """How many tokens an encoder can read at once, with those around a text; None where nothing bounds them."""
+    positions = positions_of(model.config.get_text_config())
+    return None if positions is None else positions - first_position(model)

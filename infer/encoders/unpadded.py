@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from ...data.errors import UserError
-from ..runners.architecture import attention_is_replaceable, carries_state, evaluating, transformers_model
+from ..runners.architecture import attention_is_replaceable, carries_state, evaluating, first_position, transformers_model
 from ..runners.attention import attend, check_attention_kwargs
 from ..runners.model_lock import configs_of, locked, use_attention
 from ..runners.probe import agree, tolerance
@@ -127,12 +127,6 @@ def padded_rows(rows: Sequence[Sequence[int]], fill: int) -> dict[str, Tensor]:
 def trunk_of(model: PreTrainedModel) -> nn.Module:
     """What of a model makes hidden states: what stands beneath its head, or a model without one."""
     return model.base_model
-
-
-def first_position(model: PreTrainedModel) -> int:
-    """The position of a text's first token: behind the padding's own in RoBERTa and its kin, which have fewer positions by that many."""
-    embeddings = getattr(trunk_of(model), "embeddings", None)
-    return embeddings.padding_idx + 1 if hasattr(embeddings, "create_position_ids_from_input_ids") else 0
 
 
 def pooled(trunk: nn.Module, states: Tensor) -> Tensor:

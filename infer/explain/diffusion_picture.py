@@ -22,15 +22,22 @@ def chances(steps: Sequence[DiffusionStep]) -> list[list[float]]:
     return [[nan if each is None else min(exp(each.logprob), 1.0) for each in now] for now in states(steps)]
 
 
+def families() -> list[str]:
+    """The fonts of a picture's text: matplotlib's own, and those of this machine that have Hangul."""
+    from matplotlib.font_manager import get_font_names
+
+    there = set(get_font_names())
+    return ["DejaVu Sans", *(each for each in FONTS if each in there)]
+
+
 def draw(steps: Sequence[DiffusionStep], names: TokenLabels, path: Path, title: str = "") -> None:
     """Write the picture as PNG: from the top down the steps, from left to right the positions with what they came to; grey is open."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure  # the figure alone: no window, no global state
-    from matplotlib.font_manager import get_font_names
 
-    rows, there = chances(steps), set(get_font_names())
+    rows = chances(steps)
     wide, high = (min(INCHES * count, MOST) for count in (len(rows[0]), len(rows)))
-    with rc_context({"font.family": ["DejaVu Sans", *(each for each in FONTS if each in there)], "text.parse_math": False}):
+    with rc_context({"font.family": families(), "text.parse_math": False}):
         figure = Figure(figsize=(wide + 2.2, high + 1.9), layout="constrained")
         axes = figure.subplots()
         axes.set_facecolor("0.88")

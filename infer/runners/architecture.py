@@ -111,6 +111,14 @@ def context_limit(model: PreTrainedModel) -> int | None:
     return min(filter(None, [positions_of(config), *first]), default=None)
 
 
+def first_position(model: PreTrainedModel) -> int:
+    """The position of a text's first token: behind the padding's own in RoBERTa, MPNet and their kin, which have fewer positions by that many, else 0."""
+    embeddings = getattr(model.base_model, "embeddings", None)
+    counts_behind = any(hasattr(embeddings, name) for name in ("create_position_ids_from_input_ids", "create_position_ids_from_inputs_embeds"))
+    padding = getattr(embeddings, "padding_idx", None)
+    return padding + 1 if counts_behind and padding is not None else 0
+
+
 def rope_settings(config: PreTrainedConfig) -> list[dict]:
     """Return what the configuration says of rotary positions: one dictionary, or one a kind of layer."""
     rope = getattr(config, "rope_parameters", None) or {}

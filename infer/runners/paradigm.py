@@ -11,6 +11,7 @@ from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedConfig, PreTrain
 from ...data.errors import UserError
 
 KEY = "diffusion"  # in config.json
+CLASSIFIES = "ForSequenceClassification"  # at the end of an architecture's name
 CONTINUOUS, CLASSIFIER = "diffusion_lm", "diffusion_lm_classifier"  # model types: Diffusion-LM, and what controls it
 BIDIRECTIONAL, PROMPT_CAUSAL, BLOCK_CAUSAL = ATTENTIONS = ("bidirectional", "prompt_causal", "block_causal")
 
@@ -110,5 +111,18 @@ def masked_lm_class(config: PreTrainedConfig) -> type | None:
 def refuse_encoder(config: PreTrainedConfig, what: str = "continue a text", remedy: str = "to speak, use a decoder") -> None:
     """Raise UserError where something that reads from left to right, said in words, is asked of an encoder."""
     if is_encoder(config):
-        ways = "`seodang fill-mask` fills in its masks, `seodang score` judges texts by it"
-        raise UserError(f"{config.model_type} attends in both directions and cannot {what}: it is an encoder ({ways}); {remedy}")
+        raise UserError(f"{config.model_type} attends in both directions and cannot {what}: it is {kind_of_encoder(config.architectures or ())}; {remedy}")
+
+
+def kind_of_encoder(architectures: Sequence[str]) -> str:
+    """What an encoder is by the head that it was saved with, or has, and which commands it is for."""
+    if any(name.endswith(CLASSIFIES) for name in architectures):
+        return "a classifier (`seodang classify --predict` says of which class texts are)"
+    if any(name.endswith("ForMaskedLM") for name in architectures):
+        return "an encoder (`seodang fill-mask` fills in its masks, `seodang score` judges texts by it)"
+    return "an encoder (`seodang embed` turns texts into vectors)"
+
+
+def has_classifier_head(config: PreTrainedConfig) -> bool:
+    """Whether a checkpoint was saved with a head that classifies."""
+    return any(name.endswith(CLASSIFIES) for name in config.architectures or ())

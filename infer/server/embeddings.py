@@ -103,6 +103,8 @@ def of_input(error: UserError) -> ApiError:
     told = ApiError.of(error)
     if told.status != 400:
         return told
+    if str(told).startswith("prompt '"):
+        return ApiError(400, str(told), "prompt_name")
     return ApiError(400, str(told).replace("prompt[", "input[").replace("prompt 1 ", "the input "), "input")
 
 

@@ -1,6 +1,8 @@
 """Options of `seodang classify`: the records, the classifier, the predictions."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from peft import LoraConfig
 
@@ -77,6 +79,7 @@ class PredictionOptions:
     predict: bool = field(default=False, metadata={"help": "Train nothing: say what a trained --model makes of the texts of --data, a line each."})
     output: str | None = field(default=None, metadata={"help": "With --predict: the file of JSON Lines; without, they are printed."})
     threshold: float = field(default=0.5, metadata={"help": "Several labels: those at least as likely are taken."})
+    given: ClassVar[Collection[str]] = ()  # the options that were written down, set where they are parsed
 
     def __post_init__(self):
         if not 0 < self.threshold < 1:

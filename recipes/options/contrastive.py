@@ -33,7 +33,7 @@ class EncoderOptions:
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, mps."})
     dtype: str = field(default="auto", metadata={"help": "Of the weights: auto, float32, bfloat16, float16."})
     pooling: str | None = field(default=None, metadata={"help": "mean, cls, max, lasttoken: for a folder that does not say (mean)."})
-    normalise: bool | None = field(default=None, metadata={"help": "Vectors of length 1; by default what the folder says."})
+    normalise: bool | None = field(default=None, metadata={"help": "Vectors of length 1; by default what the folder says.", "nargs": "?", "const": True})
 
 
 @dataclass

@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from typing import Any, TextIO
@@ -15,22 +15,20 @@ from seodang.data.classification.labels import MULTI, REGRESSION, SINGLE, Label,
 from seodang.data.classification.records import TextColumns, TextRecord, text_records
 from seodang.data.errors import UserError
 from seodang.infer.checkpoint.load import load
-from seodang.infer.encoders.classify import WINDOW, Classified, Classifier, is_classifier
+from seodang.infer.encoders.classify import WINDOW, Classified, Classifier, check_classifier, is_classifier, problem_of
 from seodang.infer.encoders.embedding import TextAccount, unknown_id
 from seodang.recipes.options.classification import ClassificationOptions, ClassifierOptions, PredictionOptions
 from seodang.recipes.options.outputs import empty, open_output
 from seodang.train.maths.classification_metrics import accuracy, confusion_matrix, decisions_of, macro_f1
 
-TRAINING_ALONE = ("eval_data", "eval_fraction", "labels", "class_weights", "multi_label", "regression")
+READ = ("config", "predict", "output", "threshold", "model", "data", "split", "columns", "encoding", "text_column", "pair_column", "label_column")
+READ += ("max_length", "cut", "device", "dtype")
 
 
-def refuse_training_options(data: ClassificationOptions, model: ClassifierOptions) -> None:
-    """Raise UserError for options that mean nothing to a prediction."""
-    for name in TRAINING_ALONE:
-        if value := getattr(data, name):
-            raise UserError(f"{name} {value} is for training, and the model knows what it predicts: leave it out, or leave --predict out")
-    if model.lora_r or model.new_head or model.pooling != "auto":
-        raise UserError("lora_r, new_head and pooling are for training: leave them out, or leave --predict out")
+def refuse_training_options(given: Collection[str]) -> None:
+    """Raise UserError for options that were written down and mean nothing to a prediction."""
+    if ignored := sorted(set(given) - set(READ)):
+        raise UserError(f"{ignored[0]} is for training, and the model knows what it predicts: leave it out, or leave --predict out")
 
 
 def predict(data: ClassificationOptions, options: ClassifierOptions, prediction: PredictionOptions) -> int:
@@ -46,6 +44,7 @@ def predict(data: ClassificationOptions, options: ClassifierOptions, prediction:
     with ExitStack() as files:
         output = files.enter_context(open_output(prediction.output)) if prediction.output else None
         model, tokenizer = load(options.model, device=options.device, dtype=options.dtype)
+        refuse_threshold(prediction, problem_of(check_classifier(model)))
         classifier = Classifier(model, tokenizer, max_length=data.max_length, cut=data.cut, threshold=prediction.threshold)
         records = text_records(data.data, columns, data.reading()["encoding"], data.split, streaming=True)
         first = list(islice(records, WINDOW))  # a mistake in the first shows before the output is emptied
@@ -56,6 +55,12 @@ def predict(data: ClassificationOptions, options: ClassifierOptions, prediction:
             write(classifier, some, totals, output or sys.stdout)
     print(*totals.lines(data.cut), sep="\n", file=sys.stdout if prediction.output else sys.stderr)
     return 0
+
+
+def refuse_threshold(prediction: PredictionOptions, problem: str) -> None:
+    """Raise UserError for a threshold that was given where no label is judged by one."""
+    if "threshold" in prediction.given and problem != MULTI:
+        raise UserError(f"threshold {prediction.threshold} is for several labels, and this is {problem}: leave it out")
 
 
 def windows(first: list[TextRecord], records: Iterator[TextRecord]) -> Iterator[list[TextRecord]]:
@@ -75,6 +80,7 @@ def write(classifier: Classifier, records: list[TextRecord], totals: "Totals", o
         named = re.sub(r"^text (\d+)", lambda found: records[int(found[1]) - 1].where, str(error))
         raise UserError(named) from None
     totals.read(encoded, paired=not isinstance(texts[0], str))
+    totals.empty += sum(not any(map(str.strip, (record.text, record.text_pair or ""))) for record in records)
     for record, said in zip(records, map(classifier.said, classifier.logits(encoded), encoded), strict=True):
         totals.count(record, said)
         line = {"record": record.where, "label": list(said.label) if isinstance(said.label, tuple) else said.label}
@@ -86,7 +92,7 @@ class Totals:
 
     def __init__(self, classifier: Classifier, labelled: bool):
         self.classifier, self.labelled = classifier, labelled
-        self.judged = self.right = 0
+        self.judged = self.right = self.empty = 0
         self.account = TextAccount()
         self.squares = 0.0
         self.matrix = torch.zeros(len(classifier.names), len(classifier.names), dtype=torch.int64)
@@ -116,6 +122,8 @@ class Totals:
         lines = [f"texts           {account.texts:,}"]
         if account.truncated:
             lines.append(f"truncated       {account.truncated:,} texts longer than {most} tokens (cut: {cut})")
+        if self.empty:
+            lines.append(f"warning         {self.empty:,} texts are empty, and what is predicted of them says nothing")
         lines += [f"warning         {line}" for line in account.unknown_lines()]
         if self.judged:
             problem = self.classifier.problem

@@ -48,6 +48,9 @@ class VectorsFile:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+        if not self.done:  # nothing that could be gone on with
+            self._partial.unlink(missing_ok=True)
+            self._note.unlink(missing_ok=True)
 
     def write(self, vectors: Tensor, places: Sequence[str]) -> None:
         """Write the vectors of some more texts, [n, size], in a file of lines each with the place of its record."""

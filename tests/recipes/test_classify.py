@@ -40,7 +40,7 @@ def written(path, records):
 
 
 def run(*argv):
-    return classify.main([*map(str, argv), *QUICK])
+    return classify.main([*map(str, argv), *(QUICK[-4:] if "--predict" in argv else QUICK)])
 
 
 def train(encoder_folder, data, out, *argv):
@@ -243,3 +243,43 @@ def test_a_model_that_is_no_classifier_predicts_nothing(encoder_folder, data, tm
     assert "has no classifier's head: train one by `seodang classify`" in capsys.readouterr().err
     assert run("--model", encoder_folder, "--data", data, "--predict", "--class_weights", "balanced") == 2
     assert "is for training" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--max_steps", "3"], "max_steps is for training"),
+        (["--output_dir", "x"], "output_dir is for training"),
+        (["--threshold", "0.9"], "threshold 0.9 is for several labels, and this is single_label_classification"),
+    ],
+)
+def test_an_option_that_a_prediction_has_no_use_for_is_no_silence(encoder_folder, data, tmp_path, capsys, argv, told):
+    out = tmp_path / "out"
+    assert train(encoder_folder, data, out, "--label_column", "sentiment", "--max_steps", 1) == 0
+    capsys.readouterr()
+    assert run("--model", out, "--data", data, "--predict", *argv) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_empty_texts_are_counted_and_broken_weights_predict_nothing(encoder_folder, data, tmp_path, capsys):
+    out, asked = tmp_path / "out", written(tmp_path / "asked.jsonl", [{"text": "w0"}, {"text": " "}])
+    assert train(encoder_folder, data, out, "--label_column", "sentiment", "--max_steps", 1) == 0
+    capsys.readouterr()
+    assert run("--model", out, "--data", asked, "--predict") == 0
+    assert "warning         1 texts are empty" in capsys.readouterr().err
+    weights = load_file(out / "model.safetensors")
+    weights["classifier.weight"][0] = math.nan
+    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "manifest.json").unlink()
+    assert run("--model", out, "--data", asked, "--predict") == 2
+    told = capsys.readouterr()
+    assert "logits that are no numbers" in told.err and "NaN" not in told.out
+
+
+def test_an_adapters_own_head_is_not_said_to_be_untrained(encoder_folder, data, tmp_path, caplog):
+    out = tmp_path / "out"
+    assert train(encoder_folder, data, out, "--label_column", "sentiment", "--max_steps", 1, "--lora_r", 2) == 0
+    assert "starts untrained" in caplog.text
+    caplog.clear()
+    load(out, device="cpu", dtype="float32")
+    assert "untrained" not in caplog.text

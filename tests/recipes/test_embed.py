@@ -161,3 +161,20 @@ def test_contrastive_writes_a_folder_that_embed_reads(encoder_folder, tmp_path, 
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert {"modules.json", "1_Pooling/config.json", "2_Normalize/config.json"} <= manifest["files"].keys() and manifest["paradigm"] == "embedding"
     assert contrastive.main([*run, "--temperature", "0.1"]) == 2 and "--temperature 0.05, now 0.1" in capsys.readouterr().err
+
+
+def test_what_finds_nothing_is_refused_and_leaves_nothing_to_go_on_with(run, data, tmp_path):
+    (tmp_path / "none.txt").write_text("\n\n")
+    out = tmp_path / "vectors.npy"
+    assert "none.txt has no texts" in run("--output", out, "--data", tmp_path / "none.txt")[2]
+    assert "none.txt has no texts" in run("--search", tmp_path / "none.txt")[2]
+    assert "search questions.txt: there is no such file" in run("--search", "questions.txt")[2]
+    assert "search is empty" in run("--search", " ")[2]
+    assert "top_k 3 is for a search" in run("--output", out, "--top_k", 3)[2]
+    data.write_text('{"review": " "}\n')
+    assert "the text is empty" in run("--output", out)[2]
+    data.write_text('{"review": "w1"}\n')
+    assert run("--output", out)[0] == 0  # and not: what was interrupted is to be gone on with
+    assert sorted(path.name for path in tmp_path.glob("vectors*")) == ["vectors.npy"]
+    code, told, _ = run("--search", "w1", "--top_k", 5, "--output", tmp_path / "found.jsonl", "--normalise")
+    assert code == 0 and told.startswith("found           the 1 nearest of 1 texts to 1 queries")

@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from ...data.errors import UserError
 from ...data.packing import Row, collate, collate_padded, padding_id
-from ...infer.runners.architecture import attention_is_replaceable, carries_state, context_limit
+from ...infer.runners.architecture import attention_is_replaceable, carries_state, context_limit, first_position
 from ..attention.packed_attention import PACKED
 from ..models.completion_loss import plain_lengths
 
@@ -48,26 +48,18 @@ def set_layout(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> La
         raise UserError(f"{own} is not tried for masked language modelling: load the model with attn_implementation='sdpa'")
     if attention_is_replaceable(model) and not carries_state(model):
         tried = copy.deepcopy(model).float() if next(model.parameters()).dtype.itemsize == 2 else model
-        for first in dict.fromkeys((0, first_position_by_name(model))):
+        for first in dict.fromkeys((0, first_position(model))):
             layout = Layout(True, first, pad)
             if _holds(tried, layout, own):
                 model.set_attn_implementation(PACKED)
                 return layout
-    return Layout(False, first_position_by_name(model), pad)
-
-
-def first_position_by_name(model: PreTrainedModel) -> int:
-    """Where an architecture that counts positions behind its padding, as RoBERTa does, begins; 0 for others."""
-    embeddings = getattr(getattr(model, model.base_model_prefix), "embeddings", None)
-    counts_behind = any(hasattr(embeddings, name) for name in ("create_position_ids_from_input_ids", "create_position_ids_from_inputs_embeds"))
-    padding = getattr(embeddings, "padding_idx", None)
-    return padding + 1 if counts_behind and padding is not None else 0
+    return Layout(False, first_position(model), pad)
 
 
 def piece_limit(model: PreTrainedModel) -> int | None:
     """How many tokens a piece may have; None where nothing bounds them."""
     context = context_limit(model)
-    return None if context is None else context - first_position_by_name(model)
+    return None if context is None else context - first_position(model)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from ...infer.explain.diffusion_picture import families
 from ..maths.calibration import Reliability
 from ..maths.classification_metrics import ClassifierMetrics, class_scores
 from .line_chart import COLOURS, GRID, INK, NO_FACTS, inlined
@@ -103,8 +104,9 @@ def confusion_figure(matrix: Matrix, names: Sequence[str]) -> Any:
             if count <= NUMBERED:
                 axes.text(column, row, f"{found:,d}", ha="center", va="center", color=GROUND if share > 0.5 else INK)
     axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5), aspect="equal", xlabel="predicted", ylabel="true")
-    axes.set_xticks(range(count), names, rotation=0 if max(map(len, names)) * count < 40 else 90)
-    axes.set_yticks(range(count), names)
+    as_it_stands = {"fontfamily": families(), "parse_math": False}
+    axes.set_xticks(range(count), names, rotation=0 if max(map(len, names)) * count < 40 else 90, **as_it_stands)
+    axes.set_yticks(range(count), names, **as_it_stands)
     _plain(axes)
     return figure
 

@@ -69,3 +69,12 @@ def test_class_weights_by_hand():
             class_weights(given, names, counts, 40, SINGLE)
     with pytest.raises(UserError, match="--regression has none"):
         class_weights(["balanced"], [], [], 40, REGRESSION)
+
+
+def test_numbers_beyond_all_floats_and_labels_of_nobody_are_refused():
+    with pytest.raises(UserError, match="line 3: the label is 1000.*which nothing can be learned from"):
+        parse_label(10**400, REGRESSION, "line 3")
+    with pytest.raises(UserError, match="none of the 2 records has a label"):
+        check_classes([(), ()], [], MULTI)
+    with pytest.raises(UserError, match="class_weights names a class twice: a=2 a=3"):
+        class_weights(["a=2", "a=3"], ["a", "b"], [1, 1], 2, SINGLE)

@@ -56,3 +56,16 @@ def test_a_file_is_read_as_far_as_it_is_asked_for(tmp_path):
     assert next(records).text == "a"
     with pytest.raises(UserError, match="line 2"):
         next(records)
+
+
+def test_a_pair_that_comes_late_and_the_option_of_another_command_are_told_by_name(tmp_path):
+    path = tmp_path / "late.jsonl"
+    path.write_text('{"text": "a"}\n{"text": "b", "text_pair": "c"}\n')
+    with pytest.raises(UserError, match="line 2: this record has a text_pair, and the first one has none"):
+        list(text_records(str(path), TextColumns(label=None)))
+    path.write_text('{"text": "b", "text_pair": "c"}\n{"text": "a"}\n')
+    with pytest.raises(UserError, match="no column 'text_pair' among text: name it, as --pair_column COLUMN"):
+        list(text_records(str(path), TextColumns(label=None)))
+    path.write_text('{"review": "b"}\n')
+    with pytest.raises(UserError, match="did you mean --column review"):
+        list(text_records(str(path), TextColumns(label=None, text_option="--column")))

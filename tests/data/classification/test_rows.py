@@ -3,9 +3,9 @@ import random
 import pytest
 
 from seodang.data.classification.encoding import TextEncoder, shared_room
-from seodang.data.classification.labels import SINGLE
+from seodang.data.classification.labels import MULTI, SINGLE
 from seodang.data.classification.records import TextRecord
-from seodang.data.classification.rows import Labelled, classification_rows, hold_out_by_label
+from seodang.data.classification.rows import Labelled, TextCounts, classification_rows, hold_out_by_label, with_labels
 from seodang.data.errors import UserError
 
 WORDS = [f"w{number}" for number in range(20)]  # their ids from 5 on
@@ -83,3 +83,16 @@ def test_every_class_is_held_out_by_its_share_and_none_whole():
     assert sorted(each.record.where for each in train + held) == sorted(each.record.where for each in examples)
     with pytest.raises(UserError, match="leaves nothing held out"):
         hold_out_by_label(labelled(("x", "a"), ("x", "b")), 0.1, [0, 1], SINGLE)
+
+
+def test_no_label_of_several_loses_its_last_record_to_what_is_held_out():
+    """The third record alone has the label c, and by chance's order would be held out first."""
+    examples = with_labels([TextRecord(f"line {i}", f"t{i}", label=label) for i, label in enumerate((["a"], ["b"], ["a", "c"], ["b"], ["a"], ["b"]))], MULTI)
+    train, held = hold_out_by_label(examples, 0.5, [2, 0, 1, 3, 4, 5], MULTI)
+    assert {name for each in train for name in each.label} == {"a", "b", "c"}
+    assert 2 <= len(held) <= 3 and all("c" not in each.label for each in held)
+
+
+def test_labels_that_differ_in_spaces_alone_are_told_of():
+    counts = TextCounts(records=3, kept=3, rows=3, classes=[(" a", 1), ("A", 1), ("b", 1)])
+    assert "warning         the labels ' a' and 'A' are two classes, and differ in spaces or capitals alone" in counts.lines()

@@ -78,3 +78,13 @@ def test_the_same_architecture_as_a_decoder_is_one(save_encoder):
     assert type(model).__name__ == "BertLMHeadModel" and generate(model, tokenizer, ["korea"], SamplingParams(max_new_tokens=2))
     with pytest.raises(UserError, match="bert is a decoder"):
         fill_mask(model, tokenizer, [TEXT])
+
+
+def test_who_asks_the_wrong_thing_is_told_what_the_model_is_for(save_encoder, encoder):
+    config = encoder("bert").config
+    classifier = save_encoder("bert")
+    BertForSequenceClassification(config).save_pretrained(classifier)
+    with pytest.raises(UserError, match="it is a classifier .`seodang classify --predict`"):
+        generate(*load(classifier, device="cpu"), ["a"], SamplingParams(max_new_tokens=1))
+    with pytest.raises(UserError, match="masked-language head, it is a classifier"):
+        fill_mask(*load(classifier, device="cpu"), ["a [MASK]"])

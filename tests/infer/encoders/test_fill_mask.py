@@ -7,12 +7,14 @@ import math
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel, BertModel, pipeline
+from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel, BertModel, MPNetConfig, MPNetModel, pipeline
 
 from seodang.data.errors import UserError
 from seodang.infer import fill_mask
+from seodang.infer.encoders.classify import room_for
 from seodang.infer.encoders.encoder import Encoder, Question, position_limit
 from seodang.infer.encoders.fill_mask import MaskFiller, best_combinations
+from seodang.infer.runners.architecture import first_position
 from seodang.infer.runners.paradigm import Diffusion, declare
 
 ONE, TWO, THREE = "the capital of [MASK] is seoul.", "[MASK] is the [MASK] of korea", "[MASK] [MASK] [MASK] , paris"
@@ -196,7 +198,7 @@ def test_what_fills_in_no_masks_is_refused_by_name(encoder, wordpiece, bytelevel
         (decoder, wordpiece, "bert is a decoder"),
         (tiny("bart"), wordpiece, "bart is an encoder-decoder model"),
         (masked, tiny_tokenizer, "this llama is a masked-diffusion model"),
-        (BertModel(encoder("bert").config), wordpiece, "BertModel has no masked-language head: take a checkpoint saved as BertForMaskedLM"),
+        (BertModel(encoder("bert").config), wordpiece, "BertModel has no masked-language head, it is an encoder .* use a checkpoint saved as BertForMaskedLM, or train such a head on this one by `seodang mlm`"),
         (AutoModelForCausalLM.from_config(encoder("electra").config), wordpiece, "has no masked-language head"),
         (encoder("bert"), tiny_tokenizer, "the tokenizer has no mask token"),
         (torch.nn.Linear(2, 2), wordpiece, "expected a transformers model"),
@@ -228,3 +230,13 @@ def test_a_model_whose_scores_are_no_numbers_is_refused(encoder, wordpiece, how)
         next(model.parameters())[5] = math.nan  # of one token's embedding
     with pytest.raises(UserError, match="BertForMaskedLM gives nan for what stands at a mask: its weights are damaged"):
         fill_mask(model, wordpiece, [TWO], how=how)
+
+
+def test_mpnets_positions_begin_behind_their_padding_too(bytelevel):
+    config = {"vocab_size": len(bytelevel), "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1, "intermediate_size": 32}
+    model = MPNetModel(MPNetConfig(**config, max_position_embeddings=40, pad_token_id=1)).eval()
+    assert first_position(model) == 2 and room_for(model, bytelevel) == 38
+    model(torch.full((1, 38), 5))
+    with pytest.raises(IndexError):
+        model(torch.full((1, 39), 5))
+    assert first_position(BertModel(BertConfig(**config))) == 0

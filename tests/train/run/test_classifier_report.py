@@ -2,8 +2,9 @@ import re
 
 import torch
 
+from seodang.infer.explain.diffusion_picture import families
 from seodang.train.maths.classification_metrics import measure
-from seodang.train.run.classifier_report import matrix_lines, pictures, reliability_lines, report_lines, write_pictures
+from seodang.train.run.classifier_report import confusion_figure, matrix_lines, pictures, reliability_lines, report_lines, write_pictures
 from seodang.train.run.run_page import to_html
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
@@ -49,3 +50,11 @@ def test_pictures_say_their_numbers_in_words_and_follow_the_pages_colours(tmp_pa
     several = measure(torch.zeros(2, 3), torch.ones(2, 3), MULTI)
     assert [path.name for path in write_pictures(tmp_path, several, ["a", "b", "c"])] == ["reliability.png"]
     assert not (tmp_path / "confusion.png").exists()  # the earlier run's
+
+
+def test_names_of_classes_stand_in_the_picture_as_they_are(tmp_path):
+    """Hangul in a font of this machine that has it, and no dollar sign begins a formula."""
+    axes = confusion_figure([[1, 0], [0, 1]], ["긍정", "a$b$c"]).axes[0]
+    labels = [*axes.get_xticklabels(), *axes.get_yticklabels()]
+    assert [label.get_text() for label in labels] == ["긍정", "a$b$c"] * 2
+    assert all(label.get_fontfamily() == families() and not label.get_parse_math() for label in labels)
