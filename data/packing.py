@@ -105,16 +105,18 @@ def collate_padded(features: Sequence[Row], pad_token_id: int) -> dict[str, torc
     The padding is known by length, never by id, so a pad token that is also the end-of-turn token stays learnable. Packed rows are taken apart.
     """
     records = [record for feature in features for record in records_of(feature)]
-    longest = max(len(record["input_ids"]) for record in records)
+    return {**padded_rows([record["input_ids"] for record in records], pad_token_id), "labels": pad_right([record["labels"] for record in records], -100)}
 
-    def padded(values: Iterable[list[int]], fill: int) -> torch.Tensor:
-        return torch.tensor([value + [fill] * (longest - len(value)) for value in values], dtype=torch.int64)
 
-    return {
-        "input_ids": padded((record["input_ids"] for record in records), pad_token_id),
-        "labels": padded((record["labels"] for record in records), -100),
-        "attention_mask": padded(([1] * len(record["input_ids"]) for record in records), 0),
-    }
+def padded_rows(rows: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Rows of ids padded on the right: input_ids and attention_mask, each [rows, longest] int64."""
+    return {"input_ids": pad_right(rows, pad_token_id), "attention_mask": pad_right([[1] * len(row) for row in rows], 0)}
+
+
+def pad_right(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
+    """Rows filled up behind their ends, [rows, longest] int64."""
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows], dtype=torch.int64)
 
 
 def records_of(feature: Row) -> Iterator[Row]:

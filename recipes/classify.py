@@ -18,7 +18,7 @@ from seodang.data.classification.rows import Labelled, Row, TextCounts, classifi
 from seodang.data.errors import UserError
 from seodang.infer.checkpoint.load import load, resolve
 from seodang.infer.checkpoint.published_diffusion import stored_config
-from seodang.infer.encoders.classify import room_for
+from seodang.infer.encoders.classify import names_of, problem_of, room_for
 from seodang.infer.encoders.embedding import TextAccount, unknown_id
 from seodang.infer.runners.paradigm import has_classifier_head
 from seodang.recipes.options.classification import ClassificationOptions, ClassifierArguments, ClassifierOptions, PredictionOptions
@@ -48,8 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         return predict(data, model, prediction)
     args = complete_arguments(args, model, run, evaluates=bool(data.eval_data or data.eval_fraction))
     refuse_threshold(prediction, data.problem)
-    if run.eval_samples != RunOptions.eval_samples:
-        raise UserError(f"eval_samples {run.eval_samples}: a classifier writes no answers, leave it out")
+    run.refuse_samples("a classifier writes no answers")
     found = Examples.read(data, args.seed)
     classifier, tokenizer, names = open_classifier(model, found, data, args)
     rows, eval_rows, counts = found.rows(TextEncoder(tokenizer, room_for(classifier, tokenizer, data.max_length), data.cut), names, data)
@@ -130,10 +129,7 @@ def open_classifier(
 def own_labels(name: str) -> tuple[str, list[str]] | None:
     """The problem and the labels of a checkpoint that is a classifier already, None where it is none."""
     config = stored_config(resolve(name))
-    if not has_classifier_head(config):
-        return None
-    problem = config.problem_type or (REGRESSION if config.num_labels == 1 else SINGLE)
-    return problem, [config.id2label[place] for place in range(config.num_labels)]
+    return (problem_of(config), names_of(config)) if has_classifier_head(config) else None
 
 
 def check_own(problem: str, own: list[str], names: list[str], data: ClassificationOptions) -> list[str]:

@@ -30,8 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     classes = (PairOptions, EncoderOptions, ContrastiveOptions, RunOptions, ContrastiveArguments)
     data, options, learning, run, args = parse(argv, *classes, prog="seodang contrastive", description=__doc__)
     args = complete_arguments(args, options, run, evaluates=bool(data.eval_data or data.eval_fraction))
-    if run.eval_samples != RunOptions.eval_samples:
-        raise UserError(f"eval_samples {run.eval_samples}: an encoder writes no answers, leave it out")
+    run.refuse_samples("an encoder writes no answers")
     encoder = open_encoder(options, data, str(args.device))
     rows, eval_rows, counts = read_rows(data, encoder, args.seed)
     origin = origin_of(data, options, learning, run, args, rows=rows, paradigm="embedding")

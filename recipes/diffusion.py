@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, TrainingArguments, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, TrainingArguments
 
 from seodang.data.chat import set_chat_template
 from seodang.data.labels import Row
@@ -27,6 +27,7 @@ from seodang.train.diffusion.adapt import adapt
 from seodang.train.diffusion.canvas import Canvas, longest_canvas, refuse_mask
 from seodang.train.diffusion.objective import DenoisingObjective
 from seodang.train.diffusion.trainer import diffusion_trainer
+from seodang.train.pretraining.architecture import untrained
 from seodang.train.rollouts.eval_generation import MAX_NEW_TOKENS, AnswerSampler, answerable
 from seodang.train.run.callbacks import CURVE, terminal_curve
 from seodang.train.stages.plan import plan
@@ -63,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     model_options.refuse_adapter()
     tokenizer = load_tokenizer(model_options.model)
     set_chat_template(tokenizer, data.chat_template)
-    model = untrained(model_options, args) if options.scratch else load_model(model_options, args)
+    model = untrained_like(model_options, args) if options.scratch else load_model(model_options, args)
     says = adapt(
         model, tokenizer, mask_token=options.mask_token, shift=options.shift, attention=options.attention, autoregressive=objective.co_loss > 0,
         trained=not options.scratch, may_grow=model_options.lora_r <= 0,
@@ -94,12 +95,10 @@ def load_model(options: ModelOptions, args: TrainingArguments) -> PreTrainedMode
     return load(options.model, device=str(args.device), dtype=options.dtype, **options.loading())[0]
 
 
-def untrained(options: ModelOptions, args: TrainingArguments, kind: type = AutoModelForCausalLM) -> PreTrainedModel:
+def untrained_like(options: ModelOptions, args: TrainingArguments, kind: type = AutoModelForCausalLM) -> PreTrainedModel:
     """A model by the checkpoint's config, of a kind that builds it, with random weights that depend on the seed."""
-    set_seed(args.seed)
     config = AutoConfig.from_pretrained(resolve(options.model))
-    model = kind.from_config(config, dtype=choose_dtype(options.dtype, args.device)[0])
-    return model.to(args.device).eval()
+    return untrained(config, args.seed, choose_dtype(options.dtype, args.device)[0], args.device, kind)
 
 
 def canvas_to_speak(rows: Sequence[Row], multiple: int) -> int:

@@ -24,15 +24,14 @@ from transformers import PreTrainedModel
 
 from seodang.data.classification.records import TextColumns, TextRecord, text_records
 from seodang.data.errors import UserError
-from seodang.data.files.sources import READERS
+from seodang.data.files.sources import READERS, at_a_time
 from seodang.data.files.text_files import lines_of
 from seodang.infer.checkpoint.load import load
 from seodang.infer.encoders.embedding import SentenceEncoder, TextAccount, embed, makes_vectors
 from seodang.infer.encoders.search import Hit, Nearest
 from seodang.infer.engine.embedding import embedding_size
-from seodang.infer.kernels.device import choose_dtype
 from seodang.recipes.options.contrastive import EncoderOptions
-from seodang.recipes.options.decoding import option
+from seodang.recipes.options.decoding import option, say_dtype
 from seodang.recipes.options.outputs import empty, open_output
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.record import FileOptions
@@ -78,7 +77,7 @@ class OfEncoder:
     def __init__(self, options: EncoderOptions, asked: Embed):
         how = {"pooling": options.pooling, "normalise": options.normalise, "max_length": asked.max_length}
         self.encoder = SentenceEncoder.open(options.model, device=options.device, dtype=options.dtype, **how)
-        say_dtype(options, self.encoder.model)
+        settle_dtype(options, self.encoder.model)
         if not makes_vectors(options.model):
             print(f"{options.model} is a classifier: its vectors are of states that learned to tell its classes apart", file=sys.stderr)
         self.size, self._account, self._too_long = self.encoder.size, TextAccount(), asked.too_long
@@ -107,7 +106,7 @@ class OfDecoder:
         if told := [f"{name} {value}" for name, value in given.items() if value is not None]:
             raise UserError(f"{told[0]} is for encoders, and {options.model} speaks: its vectors are the mean of the last layer, leave it out")
         self.model, self.tokenizer = load(options.model, device=options.device, dtype=options.dtype)
-        say_dtype(options, self.model)
+        settle_dtype(options, self.model)
         self.size, self._normalise = embedding_size(self.model), options.normalise
 
     def vectors(self, records: Sequence[TextRecord], prompt: str | None) -> Tensor:
@@ -191,7 +190,7 @@ def windows(sources: Sequence[str], asked: Embed, skip: int = 0) -> Iterator[lis
     """The texts of some sources behind the first so many, a window at a time. Raises UserError for an empty one, and where there is none."""
     texts = islice((record for name in sources for record in texts_in(name, asked)), skip, None)
     found = skip > 0
-    while some := list(islice(texts, WINDOW)):
+    for some in at_a_time(texts, WINDOW):
         found = True
         if empty_one := next((record for record in some if not record.text.strip()), None):
             raise UserError(f"{empty_one.where}: the text is empty, no vector says anything of it: fill it in, or leave the record out")
@@ -209,12 +208,10 @@ def texts_in(name: str, asked: Embed) -> Iterator[TextRecord]:
     return text_records([name], TextColumns(asked.column, None, None, text_option="--column"), encoding, asked.split, streaming=True)
 
 
-def say_dtype(options: EncoderOptions, model: PreTrainedModel) -> None:
-    """Say on stderr which dtype the machine decided on, and let the options have it."""
+def settle_dtype(options: EncoderOptions, model: PreTrainedModel) -> None:
+    """Let the options have the dtype that "auto" came to: rows in another one are another run's."""
     if options.dtype == "auto":
-        dtype, reason = choose_dtype("auto", model.device)
-        options.dtype = str(dtype).removeprefix("torch.")
-        print(f"{options.model} in {options.dtype} on {model.device}: {reason}", file=sys.stderr)
+        options.dtype = say_dtype(options.model, model.device)
 
 
 def told(hit: Hit) -> dict[str, object]:

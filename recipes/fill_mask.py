@@ -10,14 +10,13 @@ text's fillings, and of several masks the candidates of each (masks).
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 from seodang.data.errors import UserError
-from seodang.data.files.sources import read
+from seodang.data.files.sources import at_a_time, read
 from seodang.data.formats import SHAPES, Text
 from seodang.recipes.options.decoding import LoadedModel, option
 from seodang.recipes.options.outputs import empty, open_output
@@ -91,13 +90,6 @@ def main(argv: list[str] | None = None) -> int:
             for text, found in zip(some, filler.fill([filler.read(each.text, each.where) for each in some])):
                 show(text, found)
     return 0
-
-
-def at_a_time(texts: Iterable[Text], count: int) -> Iterator[list[Text]]:
-    """The texts, so many together."""
-    rest = iter(texts)
-    while some := list(islice(rest, count)):
-        yield some
 
 
 def shown(text: Text, found: Any) -> None:

@@ -16,7 +16,8 @@ from seodang.data.errors import UserError
 from seodang.data.text.corruption import Masking, MaskingOptions
 from seodang.data.text.rows import MaskedRows, TextRows, held_out, masked_rows, shared_documents
 from seodang.infer.checkpoint.load import is_adapter, load, load_tokenizer, resolve
-from seodang.recipes.diffusion import untrained
+from seodang.infer.runners.architecture import text_limit
+from seodang.recipes.diffusion import untrained_like
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.text import TextOptions
 from seodang.recipes.options.training import Arguments, RunOptions
@@ -24,7 +25,7 @@ from seodang.recipes.run.before_after import picture_line, print_once
 from seodang.recipes.run.identity import origin_of
 from seodang.recipes.run.training import checkpoint_to_resume, complete_arguments, early_stopping, held_out_line, plan_lines, train_and_save
 from seodang.train.pretraining.fill_ins import FillInSampler
-from seodang.train.pretraining.layout import piece_limit, refuse_other_models
+from seodang.train.pretraining.layout import refuse_other_models
 from seodang.train.pretraining.mlm import MlmTrainer, mlm_trainer
 from seodang.train.run.callbacks import CURVE, terminal_curve
 from seodang.train.run.crash_safe import Provenance
@@ -70,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     tokenizer = load_tokenizer(encoder.model)
     Masking.of(tokenizer, masking)  # refused before the text is read
     model = load_encoder(encoder, args)
-    rows, eval_rows, told = load_rows(text, tokenizer, text.row_length(piece_limit(model)), args, words=masking.whole_words)
+    rows, eval_rows, told = load_rows(text, tokenizer, text.row_length(text_limit(model)), args, words=masking.whole_words)
     origin = origin_of(text, masking, encoder, run, args, rows=rows, paradigm="masked")
     resume = checkpoint_to_resume(args, run, origin)
     trainer = build(model, tokenizer, rows, eval_rows, masking, args, run, origin)
@@ -85,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
 def load_encoder(options: EncoderOptions, args: TrainingArguments) -> PreTrainedModel:
     """The checkpoint's encoder with its head, or one by its config with random weights."""
     if options.scratch:
-        return untrained(options, args, AutoModelForMaskedLM)
+        return untrained_like(options, args, AutoModelForMaskedLM)
     return load(options.model, device=str(args.device), dtype=options.dtype, model_class=AutoModelForMaskedLM)[0]
 
 

@@ -21,6 +21,7 @@ from seodang.infer import SamplingParams
 from seodang.infer.checkpoint.load import load_tokenizer, resolve
 from seodang.infer.checkpoint.published_diffusion import stored_config
 from seodang.infer.kernels.device import choose_dtype
+from seodang.infer.runners.architecture import text_limit
 from seodang.recipes.diffusion import load_model
 from seodang.recipes.mlm import build as build_encoder
 from seodang.recipes.mlm import lines as masking_lines
@@ -44,7 +45,6 @@ from seodang.train.pretraining.architecture import (
     untrained,
 )
 from seodang.train.pretraining.causal import pretrain_trainer
-from seodang.train.pretraining.layout import piece_limit
 from seodang.train.pretraining.samples import TextSampler
 from seodang.train.run.callbacks import CURVE, terminal_curve
 from seodang.train.stages.plan import plan
@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     model = load_model(options, args) if options.model is not None else from_nothing(architecture, options, spoken, text.row_length(None), args)
     rows_of, words = (masked_rows, masking.whole_words) if encoder else (causal_rows, False)
     rows, eval_rows, told = load_rows(
-        text, tokenizer, text.row_length(piece_limit(model)), args, words=words, rows_of=rows_of, held_tokenizer=spoken
+        text, tokenizer, text.row_length(text_limit(model)), args, words=words, rows_of=rows_of, held_tokenizer=spoken
     )
     paradigm = "masked" if encoder else "causal"
     origin = origin_of(text, architecture, tokens, masking, options, run, args, rows=rows, paradigm=paradigm)

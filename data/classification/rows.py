@@ -3,11 +3,12 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import Any
 
 from ..accounting import Accounting, counted
 from ..errors import UserError
+from ..files.sources import at_a_time
 from .encoding import TextEncoder
 from .labels import MULTI, SINGLE, Label, label_counts, names_in, parse_label, to_target
 from .records import TextRecord
@@ -73,8 +74,8 @@ def classification_rows(
     """
     if any(each.record.text_pair is not None for each in examples):
         encoder.check_pairs()
-    rows, counts, remaining = [], TextCounts(cut=encoder.cut, max_length=encoder.max_length), iter(examples)
-    while some := list(islice(remaining, BATCH)):
+    rows, counts = [], TextCounts(cut=encoder.cut, max_length=encoder.max_length)
+    for some in at_a_time(examples, BATCH):
         texts, pairs = [each.record.text for each in some], [each.record.text_pair for each in some]
         encoded = encoder(texts, None if pairs[0] is None else pairs)
         for each, found in zip(some, encoded, strict=True):

@@ -5,8 +5,9 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from glob import glob
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..columns import Columns, Names, check_keys, column_names, missing_hint
 from ..errors import UserError
@@ -18,6 +19,7 @@ from .json_files import json_lines_records, json_records
 from .tables import table_records, text_table
 from .text_files import COMPRESSED, checked_encoding, lines_of
 
+Item = TypeVar("Item")
 logger = logging.getLogger(__name__)
 
 Located = tuple[str, Any]  # where a record stands, and the record
@@ -295,3 +297,14 @@ def _hub(name: str, split: str, streaming: bool) -> Iterator[Located]:
         raise UserError(f"{name} is no file here, and the hub does not give a dataset of that name: {reason:.200}") from error
     for number, record in enumerate(records, start=1):
         yield f"{name} record {number}", record
+
+
+def at_a_time(items: Iterable[Item], count: int) -> Iterator[list[Item]]:
+    """The items, so many together; none is read before it is wanted.
+
+    >>> list(at_a_time("abcde", 2))
+    [['a', 'b'], ['c', 'd'], ['e']]
+    """
+    rest = iter(items)
+    while some := list(islice(rest, count)):
+        yield some

@@ -5,14 +5,13 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from ..accounting import Accounting, counted
 from ..classification.encoding import TextEncoder
 from ..columns import parse_columns
 from ..errors import UserError
-from ..files.sources import records_of
+from ..files.sources import at_a_time, records_of
 from ..surrogates import refuse_surrogates
 
 # Columns by what they hold, the usual name first; of several in a record, the one that comes first here.
@@ -105,8 +104,8 @@ def pair_rows(pairs: Iterable[TextPair], encoder: TextEncoder, unusable: str = "
     not belong together. Raises UserError where no pair is left, and with `unusable` "error" for one that cannot be used.
     """
     rows: list[Row] = []
-    counts, remaining = PairCounts(max_length=encoder.max_length, remembers=None), iter(pairs)
-    while some := list(islice(remaining, BATCH)):
+    counts = PairCounts(max_length=encoder.max_length, remembers=None)
+    for some in at_a_time(pairs, BATCH):
         texts = [text for pair in some for text in (pair.anchor, pair.positive, *pair.negatives)]
         encoded = iter(encoder(texts))
         for pair in some:

@@ -6,21 +6,22 @@ import inspect
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...data.classification.encoding import EncodedText, TextEncoder
 from ...data.classification.labels import MULTI, REGRESSION, SINGLE
 from ...data.errors import UserError
+from ...data.files.sources import at_a_time
+from ...data.packing import pad_right, padded_rows
 from ..checkpoint.load import head_of, is_adapter, resolve
 from ..engine.checkpoint_settings import known_config
 from ..filters.logits import wide
-from ..runners.architecture import context_limit, evaluating, first_position, transformers_model
+from ..runners.architecture import evaluating, text_limit, transformers_model
 from ..runners.paradigm import has_classifier_head
-from .unpadded import padded_rows, trunk_of, unpadding
+from .unpadded import trunk_of, unpadding
 
 TOKENS = 4096  # of one pass
 WINDOW = 1024  # texts that are sorted by length before they are computed: what is held of a file
@@ -71,7 +72,7 @@ class Classifier:
         if not 0 < threshold < 1:
             raise UserError(f"threshold must be between 0 and 1, got {threshold}")
         self.model, self.inner, self.threshold = model, check_classifier(model), threshold
-        self.problem, self.names = problem_of(self.inner), names_of(self.inner)
+        self.problem, self.names = problem_of(self.inner.config), names_of(self.inner.config)
         self.encoder, self.tokenizer = TextEncoder(tokenizer, room_for(self.inner, tokenizer, max_length), cut), tokenizer
 
     @property
@@ -95,8 +96,7 @@ class Classifier:
 
     def stream(self, texts: Iterable[Input]) -> Iterator[Classified]:
         """Say it of one text after the other; no more than `WINDOW` of them are held at a time."""
-        remaining = iter(texts)
-        while some := list(islice(remaining, WINDOW)):
+        for some in at_a_time(texts, WINDOW):
             encoded = self.encode(some)
             yield from map(self.said, self.logits(encoded), encoded)
 
@@ -161,14 +161,14 @@ def is_classifier(path: str | os.PathLike) -> bool:
     return config is not None and has_classifier_head(config)
 
 
-def problem_of(model: PreTrainedModel) -> str:
-    """What the head's outputs are; where the config does not say, transformers takes one for a number and several for classes."""
-    return model.config.problem_type or (REGRESSION if model.config.num_labels == 1 else SINGLE)
+def problem_of(config: PreTrainedConfig) -> str:
+    """What a classifier's outputs are; where its config does not say, transformers takes one for a number and several for classes."""
+    return config.problem_type or (REGRESSION if config.num_labels == 1 else SINGLE)
 
 
-def names_of(model: PreTrainedModel) -> list[str]:
+def names_of(config: PreTrainedConfig) -> list[str]:
     """The names of the labels, in their order."""
-    return [model.config.id2label[place] for place in range(model.config.num_labels)]
+    return [config.id2label[place] for place in range(config.num_labels)]
 
 
 def room_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> int | None:
@@ -176,8 +176,8 @@ def room_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_len
 
     Raises UserError for a `max_length` beyond that.
     """
-    context = context_limit(model)
-    bounds = [context - first_position(model)] if context else []
+    limit = text_limit(model)
+    bounds = [] if limit is None else [limit]
     bounds += [tokenizer.model_max_length] if tokenizer.model_max_length < NO_LIMIT else []
     most = min(bounds, default=None)
     if max_length is not None and most is not None and max_length > most:
@@ -208,5 +208,5 @@ def padded(texts: Sequence[EncodedText], model: PreTrainedModel) -> dict[str, Te
     """The texts as a batch, padded on the right: input_ids, attention_mask and, where the model takes them, token_type_ids, each [texts, longest] int64."""
     batch = padded_rows([text.input_ids for text in texts], model.config.get_text_config().pad_token_id or 0)
     if texts[0].token_type_ids is not None and "token_type_ids" in inspect.signature(model.forward).parameters:
-        batch["token_type_ids"] = padded_rows([text.token_type_ids for text in texts], 0)["input_ids"]
+        batch["token_type_ids"] = pad_right([text.token_type_ids for text in texts], 0)
     return {name: rows.to(model.device) for name, rows in batch.items()}

@@ -19,7 +19,7 @@ from ..engine.checkpoint_settings import known_config
 from ..engine.embedding import embed as embed_by_decoder
 from ..engine.prompts import Prompt
 from ..kernels.products import onednn_products
-from ..runners.architecture import context_limit, evaluating, first_position, transformers_model
+from ..runners.architecture import evaluating, text_limit, transformers_model
 from ..runners.paradigm import has_classifier_head, is_encoder
 from .classify import batches, padded, refuse_broken, room_for
 from .readout import Normalise, Readout
@@ -199,8 +199,8 @@ def length_read(trunk: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, aske
     """How many tokens of a text are read: those asked for, whatever the tokenizer's own limit. Raises UserError for more than the model has positions."""
     if asked is None:
         return room_for(trunk, tokenizer)
-    context = context_limit(trunk)
-    if context is not None and asked > (most := context - first_position(trunk)):
+    most = text_limit(trunk)
+    if most is not None and asked > most:
         raise UserError(f"max_length {asked} is more than the {most} positions of the model: lower it")
     return asked
 

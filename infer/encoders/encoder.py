@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
 from ...data.errors import UserError
@@ -18,7 +18,7 @@ from ...data.literal import continuing, refuse_more
 from ...data.long_text import TooManyTokens
 from ...data.surrogates import refuse_surrogates
 from ..requests.likelihoods import MAX_LOGITS
-from ..runners.architecture import evaluating, first_position, positions_of, transformers_model
+from ..runners.architecture import evaluating, text_limit, transformers_model
 from ..runners.paradigm import diffusion_of, is_encoder, kind_of_encoder, masked_lm_class
 from ..text.vocabulary import check_ids, known_ids
 
@@ -61,7 +61,7 @@ class Encoder:
         if tokenizer.mask_token_id is None:
             raise UserError("the tokenizer has no mask token: give the one that the model was trained with, or set its mask_token")
         self.mask_id: int = tokenizer.mask_token_id
-        self.limit = position_limit(self.model)
+        self.limit = text_limit(self.model)
         self.vocab = self.model.get_input_embeddings().weight.shape[0]
         self._takes = inspect.signature(self.model.forward).parameters
 
@@ -204,9 +204,3 @@ def refuse_without_masks(config: PreTrainedConfig) -> None:
     if config.is_encoder_decoder:
         raise UserError(f"{kind} is an encoder-decoder model, which writes texts and fills in no masks: use `seodang generate`, or an encoder such as BERT")
     raise UserError(f"{kind} is a decoder, which reads from left to right and fills in no masks: use `seodang generate`, or an encoder such as BERT")
-
-
-def position_limit(model: PreTrainedModel) -> int | None:
-    """How many tokens an encoder can read at once, with those around a text; None where nothing bounds them."""
-    positions = positions_of(model.config.get_text_config())
-    return None if positions is None else positions - first_position(model)

@@ -109,6 +109,8 @@ class EncoderRunner(CacheSlots):
 class LiveEncoder(LiveEngine):
     """Turns texts into vectors that come at any time, from any thread, in passes that they share; a context manager, as `LiveEngine`."""
 
+    called = "encoder"  # in what is said of it
+
     def __init__(self, encoder: Reader, **how):
         """`how` is what `LiveEngine` takes: how many texts share a pass at most (`max_rows`), and how many wait."""
         super().__init__(encoder.model, encoder.tokenizer, runner=EncoderRunner(encoder), reuse_prefixes=False, **how)
@@ -148,17 +150,23 @@ class LiveEncoder(LiveEngine):
         return f"an encoder: vectors of {self.vector_size} numbers ({how}) of texts of up to {self.encoder.max_length} tokens"
 
     def _request(self, prompt: Prompt, name: str | None, truncate: bool) -> TextRequest:
-        encoder = self.encoder
-        if isinstance(prompt, str):
-            [found] = encoder.encode([prompt], name, called="prompt")
-        else:
-            check_ids(prompt, self._loop.engine.runner.vocab_size, "prompt 1")
-            most = encoder.max_length or len(prompt)
-            found = EncodedText(list(prompt[:most]), None, len(prompt))
-        if found.truncated and not truncate:
-            raise UserError(f"prompt 1 has {found.whole} tokens, more than the {encoder.max_length} that the encoder reads: shorten it, or have it truncated (truncate)")
+        return self._asked(self.encoder.encode([prompt], name, called="prompt")[0] if isinstance(prompt, str) else self._given(prompt), truncate)
+
+    def _given(self, ids: Sequence[int]) -> EncodedText:
+        """Ids as they are given, as many as are read; raises UserError for such as there are not."""
+        check_ids(ids, self._loop.engine.runner.vocab_size, "prompt 1")
+        return EncodedText(list(ids[: self.encoder.max_length]), None, len(ids))
+
+    def _asked(self, text: EncodedText, truncate: bool) -> TextRequest:
+        """The request for a text's vector; raises UserError for one that is longer than is read, unless it is to be truncated."""
+        if text.truncated and not truncate:
+            most = self.encoder.max_length
+            raise UserError(f"prompt 1 has {text.whole} tokens, more than the {most} that the {self.called} reads: shorten it, or have it truncated (truncate)")
+        types = None if text.token_type_ids is None else tuple(text.token_type_ids)
         params = SamplingParams(max_new_tokens=1)  # of which nothing is asked: no token is chosen
-        return TextRequest(0, found.input_ids, params, 0, frozenset(), no_text, VECTORS, tokenizer=self.tokenizer, truncated=found.truncated)
+        return TextRequest(
+            0, text.input_ids, params, 0, frozenset(), no_text, VECTORS, tokenizer=self.tokenizer, truncated=text.truncated, token_type_ids=types
+        )
 
 
 def vector(generation: Generation, host: Host) -> Strategy:

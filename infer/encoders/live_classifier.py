@@ -6,17 +6,16 @@ from collections.abc import Callable
 
 from ...data.classification.encoding import EncodedText
 from ...data.errors import UserError
-from ..engine.embedding import EmbeddingTicket, no_text
-from ..engine.params import SamplingParams
+from ..engine.embedding import EmbeddingTicket
 from ..requests.events import Event
-from ..text.vocabulary import check_ids
 from .classify import Classified, Classifier, Input
-from .live import VECTORS, LiveEncoder, TextRequest
+from .live import LiveEncoder, TextRequest
 
 
 class LiveClassifier(LiveEncoder):
     """Says of texts that come at any time, from any thread, of which class they are, in passes that they share."""
 
+    called = "classifier"
     encoder: Classifier
 
     def embed(self, prompt, **how) -> EmbeddingTicket:
@@ -44,19 +43,10 @@ class LiveClassifier(LiveEncoder):
         return f"a classifier: {what}, of texts of up to {self.encoder.max_length} tokens"
 
     def _classify_request(self, prompt: Input | list[int], truncate: bool) -> TextRequest:
-        most = self.encoder.max_length
         if isinstance(prompt, list) and all(type(each) is int for each in prompt):
-            check_ids(prompt, self._loop.engine.runner.vocab_size, "prompt 1")
-            found = EncodedText(prompt[:most], None, len(prompt))
-        else:
-            try:
-                [found] = self.encoder.encode([prompt])
-            except UserError as error:
-                raise UserError(str(error).replace("text 1 ", "prompt 1 ", 1)) from None
-        if found.truncated and not truncate:
-            raise UserError(f"prompt 1 has {found.whole} tokens, more than the {most} that the classifier reads: shorten it, or have it truncated (truncate)")
-        types = None if found.token_type_ids is None else tuple(found.token_type_ids)
-        params = SamplingParams(max_new_tokens=1)  # of which nothing is asked: no token is chosen
-        return TextRequest(
-            0, found.input_ids, params, 0, frozenset(), no_text, VECTORS, tokenizer=self.tokenizer, truncated=found.truncated, token_type_ids=types
-        )
+            return self._asked(self._given(prompt), truncate)
+        try:
+            [found] = self.encoder.encode([prompt])
+        except UserError as error:
+            raise UserError(str(error).replace("text 1 ", "prompt 1 ", 1)) from None
+        return self._asked(found, truncate)

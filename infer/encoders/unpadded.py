@@ -5,7 +5,7 @@ Every head, pooler and loss stays the architecture's own, so that logits are tho
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -115,15 +115,6 @@ AttentionInterface.register(UNPADDED, unpadded_attention)
 AttentionMaskInterface.register(UNPADDED, window_mask)  # the texts' borders do the rest
 
 
-def padded_rows(rows: Sequence[Sequence[int]], fill: int) -> dict[str, Tensor]:
-    """Rows of ids as a batch padded on the right: input_ids and attention_mask, [rows, longest]."""
-    longest = max(map(len, rows))
-    return {
-        "input_ids": torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows]),
-        "attention_mask": torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows]),
-    }
-
-
 def trunk_of(model: PreTrainedModel) -> nn.Module:
     """What of a model makes hidden states: what stands beneath its head, or a model without one."""
     return model.base_model
@@ -160,12 +151,8 @@ def unpadding(model: nn.Module) -> Iterator[None]:
         if is_unpadded(model) or not can_unpad(model):
             yield
             return
-        with use_attention(model, configs_of(model), UNPADDED):
-            _put_on(model)
-            try:
-                yield
-            finally:
-                _take_off(model)
+        with _hooked(model):
+            yield
 
 
 def is_unpadded(model: PreTrainedModel) -> bool:
@@ -190,14 +177,22 @@ def _same_on_trial(model: PreTrainedModel) -> bool:
     trial = trial_batch(model)
     with evaluating(model):
         want = answer_of(model(**trial), trial)
-        with use_attention(model, configs_of(model), UNPADDED):
-            _put_on(model)
-            try:
+        try:
+            with _hooked(model):
                 return agree(answer_of(model(**trial), trial), want, tolerance(model, want))
-            except (UserError, RuntimeError, TypeError, ValueError, AttributeError):  # whatever an architecture makes of a sequence that is none of its own
-                return False
-            finally:
-                _take_off(model)
+        except (UserError, RuntimeError, TypeError, ValueError, AttributeError):  # whatever an architecture makes of a sequence that is none of its own
+            return False
+
+
+@contextmanager
+def _hooked(model: PreTrainedModel) -> Iterator[None]:
+    """Have the model compute without padding within, and leave it as it was."""
+    with use_attention(model, configs_of(model), UNPADDED):
+        _put_on(model)
+        try:
+            yield
+        finally:
+            _take_off(model)
 
 
 def _put_on(model: PreTrainedModel) -> None:

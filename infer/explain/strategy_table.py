@@ -11,15 +11,14 @@ from typing import Any
 
 from ...data.errors import UserError
 from ..engine.params import OPTIONS, SamplingParams
+from ..engine.settings_schema import ABLE
 from ..filters.registry import FILTERS
 from ..filters.spec import KINDS
 from ..requests.options import options_of
-from ..runners.architecture import Capabilities
 from ..strategies.registry import STRATEGIES, check
 from ..strategies.spec import Amateur, Guidance, StrategySpec
 
 HOME = Path(__file__).with_name("STRATEGIES.md")
-ABLE = Capabilities(hidden_states=True, mask_holes=True, both_ways=True, rewrites=True)  # a runner that can do everything
 
 def settings_of(name: str) -> list[dict[str, Any]]:
     """Settings that ask for a filter, each by themselves."""

@@ -119,6 +119,12 @@ def first_position(model: PreTrainedModel) -> int:
     return padding + 1 if counts_behind and padding is not None else 0
 
 
+def text_limit(model: PreTrainedModel) -> int | None:
+    """How many tokens a text that is read at once may have, those around it counted; None where nothing bounds them."""
+    context = context_limit(model)
+    return None if context is None else context - first_position(model)
+
+
 def rope_settings(config: PreTrainedConfig) -> list[dict]:
     """Return what the configuration says of rotary positions: one dictionary, or one a kind of layer."""
     rope = getattr(config, "rope_parameters", None) or {}

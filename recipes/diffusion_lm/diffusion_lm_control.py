@@ -52,8 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     texts, options, run, args = parse(
         argv, TextOptions, ClassifierOptions, RunOptions, ClassifierArguments, prog="seodang diffusion-lm-control", description=__doc__
     )
-    if run.eval_samples != RunOptions.eval_samples:
-        raise UserError(f"eval_samples {run.eval_samples}: a classifier writes no texts, leave it out")
+    run.refuse_samples("a classifier writes no texts")
     args = complete_arguments(args, options, run, evaluates=bool(texts.eval_data or texts.eval_fraction))
     model, tokenizer = load_diffusion_lm(options.model, str(args.device))
     examples, held = texts.examples(args.seed, "labelled")

@@ -16,6 +16,16 @@ def option(help: str, default=None):
     return field(default=default, metadata={"help": help})
 
 
+def say_dtype(name: str, device: Any) -> str:
+    """Say on stderr in which dtype the machine decided to load a model, by its name, and return that."""
+    from seodang.infer.kernels.device import choose_dtype
+
+    dtype, reason = choose_dtype("auto", device)
+    told = str(dtype).removeprefix("torch.")
+    print(f"{name} in {told} on {device}: {reason}", file=sys.stderr)
+    return told
+
+
 @dataclass
 class LoadedModel:
     """A model, and where it is loaded."""
@@ -28,12 +38,10 @@ class LoadedModel:
     def open(self, **how: Any):
         """Load the model and its tokenizer, and say on stderr which dtype the machine decided on; `how` is what `load` has to know beside."""
         from seodang.infer.checkpoint.load import load
-        from seodang.infer.kernels.device import choose_dtype
 
         model, tokenizer = load(self.model, device=self.device, dtype=self.dtype, adapter=self.adapter, **how)
         if self.dtype == "auto" and not how.get("weights"):
-            dtype, reason = choose_dtype("auto", model.device)
-            print(f"{self.model} in {str(dtype).removeprefix('torch.')} on {model.device}: {reason}", file=sys.stderr)
+            say_dtype(self.model, model.device)
         return model, tokenizer
 
 

@@ -90,6 +90,11 @@ class RunOptions:
     eval_samples: int = field(default=16, metadata={"help": "Held-out prompts answered at each evaluation, of those that leave room for an answer."})
     early_stopping_patience: int = field(default=0, metadata={"help": "Stop after so many evaluations without gain; 0 never."})
 
+    def refuse_samples(self, model: str) -> None:
+        """Raise UserError where samples are asked of a model that writes none, in words."""
+        if self.eval_samples != RunOptions.eval_samples:
+            raise UserError(f"eval_samples {self.eval_samples}: {model}, leave it out")
+
 
 @dataclass
 class Arguments(TrainingArguments):

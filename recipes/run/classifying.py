@@ -3,9 +3,9 @@
 import json
 import re
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, TextIO
 
 import torch
@@ -14,6 +14,7 @@ from seodang.data.classification.encoding import EncodedText
 from seodang.data.classification.labels import MULTI, REGRESSION, SINGLE, Label, parse_label, to_target
 from seodang.data.classification.records import TextColumns, TextRecord, text_records
 from seodang.data.errors import UserError
+from seodang.data.files.sources import at_a_time
 from seodang.infer.checkpoint.load import load
 from seodang.infer.encoders.classify import WINDOW, Classified, Classifier, check_classifier, is_classifier, problem_of
 from seodang.infer.encoders.embedding import TextAccount, unknown_id
@@ -44,14 +45,14 @@ def predict(data: ClassificationOptions, options: ClassifierOptions, prediction:
     with ExitStack() as files:
         output = files.enter_context(open_output(prediction.output)) if prediction.output else None
         model, tokenizer = load(options.model, device=options.device, dtype=options.dtype)
-        refuse_threshold(prediction, problem_of(check_classifier(model)))
+        refuse_threshold(prediction, problem_of(check_classifier(model).config))
         classifier = Classifier(model, tokenizer, max_length=data.max_length, cut=data.cut, threshold=prediction.threshold)
         records = text_records(data.data, columns, data.reading()["encoding"], data.split, streaming=True)
         first = list(islice(records, WINDOW))  # a mistake in the first shows before the output is emptied
         if output:
             empty(output)
         totals = Totals(classifier, asked)
-        for some in windows(first, records):
+        for some in at_a_time(chain(first, records), WINDOW):
             write(classifier, some, totals, output or sys.stdout)
     print(*totals.lines(data.cut), sep="\n", file=sys.stdout if prediction.output else sys.stderr)
     return 0
@@ -61,14 +62,6 @@ def refuse_threshold(prediction: PredictionOptions, problem: str) -> None:
     """Raise UserError for a threshold that was given where no label is judged by one."""
     if "threshold" in prediction.given and problem != MULTI:
         raise UserError(f"threshold {prediction.threshold} is for several labels, and this is {problem}: leave it out")
-
-
-def windows(first: list[TextRecord], records: Iterator[TextRecord]) -> Iterator[list[TextRecord]]:
-    """Records a window at a time."""
-    some = first
-    while some:
-        yield some
-        some = list(islice(records, WINDOW))
 
 
 def write(classifier: Classifier, records: list[TextRecord], totals: "Totals", output: TextIO) -> None:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.utils import ModelOutput
 
+from ...data.packing import padded_rows
 from ...infer.diffusion_lm.gaussian import noised, start_variance
 from ...infer.diffusion_lm.model import DiffusionLM, OnLatents
 from ...infer.kernels.device import in_float64
@@ -100,12 +101,7 @@ def patch_end_to_end(model: DiffusionLM) -> None:
 
 def collate(rows: Sequence[Row], pad_token_id: int = 0) -> dict[str, Tensor]:
     """Rows to `input_ids` and `attention_mask`, [rows, longest], and `labels` [rows] where they have them."""
-    longest = max(len(row["input_ids"]) for row in rows)
-    fill = [longest - len(row["input_ids"]) for row in rows]
-    batch = {
-        "input_ids": torch.tensor([list(row["input_ids"]) + [pad_token_id] * more for row, more in zip(rows, fill, strict=True)]),
-        "attention_mask": torch.tensor([[1] * (longest - more) + [0] * more for more in fill]),
-    }
+    batch = padded_rows([row["input_ids"] for row in rows], pad_token_id)
     return batch | ({"labels": torch.tensor([row["label"] for row in rows])} if "label" in rows[0] else {})
 
 

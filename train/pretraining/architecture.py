@@ -124,13 +124,14 @@ def refuse_architecture(name: str) -> None:
             raise UserError(f"architecture {name} is an encoder-decoder, which is not trained from nothing here: try {SUGGESTED}")
 
 
-def untrained(config: PreTrainedConfig, seed: int, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def untrained(config: PreTrainedConfig, seed: int, dtype: torch.dtype, device: torch.device, kind: type | None = None) -> PreTrainedModel:
     """A model by a config with random weights, as the architecture draws them, that depend on the seed; in evaluation mode on its device.
 
-    Raises UserError for a config that no model can be built by.
+    `kind` is the class of transformers that builds it, by default the one that the architecture is trained as. Raises UserError for a config that no
+    model can be built by.
     """
     set_seed(seed)
-    build = AutoModelForMaskedLM if is_encoder(config.model_type) else AutoModelForCausalLM
+    build = kind or (AutoModelForMaskedLM if is_encoder(config.model_type) else AutoModelForCausalLM)
     with _config_errors(f"a model of the architecture {config.model_type}"):
         model = build.from_config(config, dtype=dtype)
     return model.to(device).eval()

@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from ...data.errors import UserError
 from ...data.packing import Row, collate, collate_padded, padding_id
-from ...infer.runners.architecture import attention_is_replaceable, carries_state, context_limit, first_position
+from ...infer.runners.architecture import attention_is_replaceable, carries_state, first_position
 from ..attention.packed_attention import PACKED
 from ..models.completion_loss import plain_lengths
 
@@ -54,12 +54,6 @@ def set_layout(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> La
                 model.set_attn_implementation(PACKED)
                 return layout
     return Layout(False, first_position(model), pad)
-
-
-def piece_limit(model: PreTrainedModel) -> int | None:
-    """How many tokens a piece may have; None where nothing bounds them."""
-    context = context_limit(model)
-    return None if context is None else context - first_position(model)
 
 
 @torch.no_grad()

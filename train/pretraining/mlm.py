@@ -4,13 +4,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
 from ...data.text.corruption import Masking
 from ...data.text.rows import MaskedRows
-from ...infer.kernels.device import in_float64
 from ...infer.runners.architecture import transformers_model
 from ..diffusion.order import DrawnByNumber, NumberedRows
 from ..models.masked_loss import patch_masked_loss
@@ -26,12 +24,7 @@ class MlmTrainer(DrawnByNumber, SftTrainer):
 
     def measure(self, model: nn.Module, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         """Held-out loss, perplexity and accuracy over the tokens that are hidden, the same ones at each evaluation."""
-
-        def sums_of(some: list[Any]) -> Tensor:
-            out = model(**self._prepare_inputs(self.data_collator.held_out(some)))
-            return torch.stack([in_float64(part) for part in (out.loss_sum, out.correct, out.tokens)])
-
-        loss, correct, tokens = self.sums_over(rows, 3, sums_of)
+        loss, correct, tokens = self.token_sums(model, rows, self.data_collator.held_out)
         tokens = max(tokens, 1)
         return {"loss": loss / tokens, "perplexity": math.exp(min(loss / tokens, 700)), "token_accuracy": correct / tokens}
 

@@ -16,9 +16,11 @@ from typing_extensions import override
 from ...data.classification.labels import MULTI, SINGLE
 from ...data.classification.rows import Row
 from ...data.errors import UserError
+from ...data.packing import pad_right, padded_rows
 from ...infer.checkpoint.load import HEAD, head_to
 from ...infer.encoders.classify import check_classifier, problem_of, room_for
-from ...infer.encoders.unpadded import padded_rows, unpad
+from ...infer.encoders.unpadded import unpad
+from ...infer.filters.logits import wide
 from ...infer.runners.architecture import transformers_model
 from ..maths.classification_metrics import ClassifierMetrics, measure
 from ..maths.classifier_loss import classifier_losses, record_weights
@@ -41,7 +43,7 @@ class TextCollator:
         rows = sorted(rows, key=lambda row: -len(row["input_ids"]))  # texts of one length lie beside each other
         batch = padded_rows([row["input_ids"] for row in rows], self.pad)
         if self.typed and "token_type_ids" in rows[0]:
-            batch["token_type_ids"] = padded_rows([row["token_type_ids"] for row in rows], 0)["input_ids"]
+            batch["token_type_ids"] = pad_right([row["token_type_ids"] for row in rows], 0)
         return {**batch, "labels": torch.tensor([row["label"] for row in rows], dtype=self.dtype)}
 
 
@@ -77,7 +79,7 @@ class ClassifierTrainer(CrashSafeCheckpoints, Trainer):
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of every record, weighted: [records], in float32 at least."""
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = wide(logits)
         weights = None if self.class_weights is None else self.class_weights.to(logits)
         labels = labels if self.problem == SINGLE else labels.to(logits)
         return classifier_losses(logits, labels, self.problem, weights, self.args.label_smoothing_factor)
@@ -156,7 +158,7 @@ def classifier_trainer(
     where the architecture allows it. With `lora`, the adapter, the head and the pooler are trained and saved. Raises UserError for rows, models or
     settings that do not go together.
     """
-    problem, labels = problem_of(check_classifier(model)), model.config.num_labels
+    problem, labels = problem_of(check_classifier(model).config), model.config.num_labels
     if args.label_smoothing_factor and problem != SINGLE:
         raise UserError(f"label_smoothing_factor {args.label_smoothing_factor} is for one class of several: leave it out")
     if class_weights is not None and len(class_weights) != labels:

@@ -15,11 +15,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from typing_extensions import override
 
 from ...data.errors import UserError
+from ...data.packing import padded_rows
 from ...data.similarity.pairs import Row, texts_of
 from ...infer.encoders.embedding import length_read
 from ...infer.encoders.readout import Dense, Readout
 from ...infer.encoders.sentence_folder import write_readout
-from ...infer.encoders.unpadded import padded_rows, unpad
+from ...infer.encoders.unpadded import unpad
 from ..maths.contrastive_loss import info_nce
 from ..maths.retrieval_metrics import places, retrieval_metrics, spearman
 from ..run.crash_safe import CrashSafeCheckpoints, Provenance

@@ -70,13 +70,17 @@ class SftTrainer(CrashSafeCheckpoints, Trainer):
 
     def measure(self, model: nn.Module, rows: Sequence[Row]) -> dict[str, float]:
         """Held-out loss and token accuracy over all answer tokens."""
+        loss, correct, tokens = self.token_sums(model, rows, self.data_collator)
+        return {"loss": loss / tokens, "token_accuracy": correct / tokens}
+
+    def token_sums(self, model: nn.Module, rows: Sequence[Row], collate: Callable[[list[Any]], dict[str, Any]]) -> list[float]:
+        """The loss of all labelled tokens of rows, how many of them are guessed, and how many there are."""
 
         def sums_of(some: list[Any]) -> Tensor:
-            out = model(**self._prepare_inputs(self.data_collator(some)))
+            out = model(**self._prepare_inputs(collate(some)))
             return torch.stack([in_float64(part) for part in (out.loss_sum, out.correct, out.tokens)])
 
-        loss, correct, tokens = self.sums_over(rows, 3, sums_of)
-        return {"loss": loss / tokens, "token_accuracy": correct / tokens}
+        return self.sums_over(rows, 3, sums_of)
 
 
 SFT = Stage(SftTrainer, "rows to train on", labelled_size, patch_completion_loss)

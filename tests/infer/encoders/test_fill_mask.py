@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel, Bert
 from seodang.data.errors import UserError
 from seodang.infer import fill_mask
 from seodang.infer.encoders.classify import room_for
-from seodang.infer.encoders.encoder import Encoder, Question, position_limit
+from seodang.infer.encoders.encoder import Encoder, Question
 from seodang.infer.encoders.fill_mask import MaskFiller, best_combinations
-from seodang.infer.runners.architecture import first_position
+from seodang.infer.runners.architecture import first_position, text_limit
 from seodang.infer.runners.paradigm import Diffusion, declare
 
 ONE, TWO, THREE = "the capital of [MASK] is seoul.", "[MASK] is the [MASK] of korea", "[MASK] [MASK] [MASK] , paris"
@@ -148,7 +148,7 @@ def test_a_byte_level_encoder_counts_its_positions_from_behind_padding(encoder, 
     [found] = fill_mask(model, bytelevel, [text], top_k=4)
     theirs = pipeline("fill-mask", model=model, tokenizer=bytelevel, device="cpu")(text, top_k=4)
     assert [(each.candidates[0].token, each.text) for each in found.fillings] == [(each["token_str"], each["sequence"]) for each in theirs]
-    assert position_limit(model) == 38  # of 40 embeddings, two lie before the first position
+    assert text_limit(model) == 38  # of 40 embeddings, two lie before the first position
     fill_mask(model, bytelevel, ["a" * 35 + "<mask>"])
     with pytest.raises(UserError, match="text 1 has 39 tokens, more than the 38 positions of the encoder"):
         fill_mask(model, bytelevel, ["a" * 36 + "<mask>"])

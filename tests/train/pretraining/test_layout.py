@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from seodang.data.errors import UserError
+from seodang.infer.runners.architecture import text_limit
 from seodang.train.models.masked_loss import patch_masked_loss
-from seodang.train.pretraining.layout import piece_limit, refuse_other_models, set_layout
+from seodang.train.pretraining.layout import refuse_other_models, set_layout
 
 LENGTHS = [[9, 4], [6], [12, 3, 1, 5]]  # of the pieces of three rows
 
@@ -60,8 +61,8 @@ def test_loss_and_gradients_of_packed_rows_equal_those_of_each_piece_alone(fresh
 def test_positions_begin_where_the_architecture_begins_and_a_piece_has_so_much_less_room(fresh_encoder, text_tokenizer):
     tokenizer = text_tokenizer("wordpiece")
     roberta, bert = fresh_encoder("roberta"), fresh_encoder("bert")
-    assert (set_layout(roberta, tokenizer).first_position, piece_limit(roberta)) == (2, 62)
-    assert (set_layout(bert, tokenizer).first_position, piece_limit(bert)) == (0, 64)
+    assert (set_layout(roberta, tokenizer).first_position, text_limit(roberta)) == (2, 62)
+    assert (set_layout(bert, tokenizer).first_position, text_limit(bert)) == (0, 64)
     batch = set_layout(fresh_encoder("roberta"), tokenizer).batch(rows())
     assert batch["position_ids"][0, :14].tolist() == [*range(2, 11), *range(2, 6), 2]
 
