@@ -207,6 +207,6 @@ def batches(order: Sequence[int], lengths: Sequence[int], tokens: int) -> Iterat
 def padded(texts: Sequence[EncodedText], model: PreTrainedModel) -> dict[str, Tensor]:
     """The texts as a batch, padded on the right: input_ids, attention_mask and, where the model takes them, token_type_ids, each [texts, longest] int64."""
     batch = padded_rows([text.input_ids for text in texts], model.config.get_text_config().pad_token_id or 0)
-    if texts[0].token_type_ids is not None and "token_type_ids" in inspect.signature(model.forward).parameters:
-        batch["token_type_ids"] = pad_right([text.token_type_ids for text in texts], 0)
+    if any(text.token_type_ids for text in texts) and "token_type_ids" in inspect.signature(model.forward).parameters:
+        batch["token_type_ids"] = pad_right([text.token_type_ids or [0] * len(text.input_ids) for text in texts], 0)  # ids that are given have none
     return {name: rows.to(model.device) for name, rows in batch.items()}

@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from seodang.data.classification.encoding import EncodedText
 from seodang.data.errors import UserError
 from seodang.infer import classify
 from seodang.infer.encoders.classify import WINDOW, Classifier, batches
@@ -55,6 +56,15 @@ def test_pairs_are_read_with_their_types(word_tokenizer):
     said = classify(found, tokenizer, list(zip(some, others, strict=True)))
     want = plain_logits(found, tokenizer, some, others).softmax(-1)
     assert [each.probs["good"] for each in said] == pytest.approx(want[:, 1].tolist())
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_ids_without_types_share_a_pass_with_pairs(word_tokenizer, first):
+    classifier = Classifier(model(), word_tokenizer(WORDS))
+    [pair], [text] = classifier.encode([("w1 w2 w3", "w4 w5")]), classifier.encode(["w6 w7 w8 w9 w10 w11"[: 30 if first else 8]])
+    some = [pair, EncodedText(text.input_ids, None, text.whole)]  # as ids that a client has given
+    torch.testing.assert_close(classifier.logits(some), torch.cat([classifier.logits([each]) for each in (pair, text)]), rtol=0, atol=1e-12)
+    assert (classifier.logits([EncodedText(pair.input_ids, None, pair.whole)]) - classifier.logits([pair])).abs().max() > 1e-3  # the types of a pair matter
 
 
 def test_several_labels_and_a_number(word_tokenizer):
