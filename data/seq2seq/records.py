@@ -24,6 +24,7 @@ class Exchange:
     prefix: str = ""
     where: str = ""
     taken: str = field(default="", repr=False, compare=False)
+    translated: bool = field(default=False, repr=False, compare=False)  # out of a record whose keys are languages
 
     @property
     def messages(self) -> list[Message]:
@@ -75,7 +76,8 @@ def translation(record: Mapping[str, Any], source_lang: str | None, target_lang:
     sides = translation_sides(record)
     if source_lang is None or target_lang is None:
         raise UserError(f"translation holds {', '.join(sides)}: say which is read and which is written, by --source_lang and --target_lang")
-    return Exchange(*(as_text(sides, language_key(sides, language)) for language in (source_lang, target_lang)))
+    source, target = (as_text(sides, language_key(sides, language)) for language in (source_lang, target_lang))
+    return Exchange(source, target, translated=True)
 
 
 def translation_sides(record: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -104,7 +106,7 @@ def language_key(sides: Mapping[str, Any], language: str) -> str:
         for key in sides:
             if key.casefold() == code.casefold():
                 return key
-    raise UserError(f"translation holds {', '.join(sides)}, and no {language!r}: name the languages by these keys")
+    raise UserError(f"translation holds {', '.join(sides)}, and no {language!r}: name the languages by these keys, or by codes that begin with them (ko_KR)")
 
 
 def one_exchange(dialogue: Dialogue) -> Exchange:

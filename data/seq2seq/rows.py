@@ -10,14 +10,13 @@ from transformers import PreTrainedTokenizerBase
 from ..accounting import EMPTY, Accounting, check_unusable, counted
 from ..errors import UserError
 from ..labels import EMPTY_ANSWERS, IGNORE_INDEX
-from ..literal import literal_ids
 from ..surrogates import refuse_surrogates
-from .encoding import beginning_ids, source_ids, target_ids
+from .encoding import source_ids, split_target, target_ids
+from .languages import language_ids
 from .records import Exchange
 
 EMPTY_SOURCE = "empty source"
 SOURCE_TOO_LONG, TARGET_TOO_LONG = "source longer than max_source_length", "target longer than max_target_length"
-ALL_GIVEN = "the whole target is given"
 TOO_LONG = ("truncate", "drop", "error")
 DEFAULT_LENGTH = 512  # of a side whose positions nothing bounds
 
@@ -55,7 +54,18 @@ class Seq2SeqCounts(Accounting):
 
 @dataclass(frozen=True)
 class Seq2SeqLabeller:
-    """How records become rows; the rules are those of `seq2seq_rows`."""
+    """How records become rows for an encoder-decoder: `rows(exchange, counts)`, or `seq2seq_rows` of many.
+
+    A row has `input_ids`, the source as the tokenizer encodes one, behind the text of `source_prefix`; `labels`, the target as the tokenizer encodes one,
+    its end included; and `decoder_input_ids`, as long as they: what `first_ids` says the decoder is shown before a target, and the target but for its last
+    id. Nothing is learned (-100) where a token is given: in what is shown first, and in the record's prefix, whose ids are those that generation begins
+    with, whatever the tokenizer would have merged over its end (`boundary_merges` counts these).
+
+    A source longer than `max_source_length` loses its end, but for the tokens that close it, and is counted; `too_long` "drop" leaves it out, "error"
+    refuses it. In a chat template it is never cut, but left out. A target is never cut: one beyond `max_target_length` is left out and counted.
+    `empty_answers`, for a source or target of nothing but blanks, is `error` or `drop`. A record that is left out is counted, or with `unusable` "error"
+    refused by its place. Raises UserError for settings that there are not.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     first_ids: Callable[[list[int]], Sequence[int]]
@@ -94,9 +104,6 @@ class Seq2SeqLabeller:
         if not self._says_something(exchange, reasons):
             return None
         target, given = self._target(exchange, counts)
-        if given >= len(target):
-            reasons[ALL_GIVEN] += 1
-            return None
         first = list(self.first_ids(target))
         if len(first) - 1 + len(target) > self.max_target_length:
             reasons[TARGET_TOO_LONG] += 1
@@ -124,7 +131,8 @@ class Seq2SeqLabeller:
             told = f"the source has {len(ids):,} tokens, more than max_source_length {self.max_source_length}"
             raise UserError(f"{told}: shorten it, or have it cut with --too_long truncate")
         counts.longest = max(counts.longest, len(ids))
-        if self.too_long == "drop":
+        in_template = self.tokenizer.chat_template and not isinstance(exchange.source, str)  # whose end asks for the answer
+        if in_template or self.too_long == "drop":
             reasons[SOURCE_TOO_LONG] += 1
             return None
         counts.truncated += 1
@@ -132,16 +140,12 @@ class Seq2SeqLabeller:
 
     def _target(self, exchange: Exchange, counts: Seq2SeqCounts) -> tuple[list[int], int]:
         """The target's ids, and how many of them are given."""
-        ids = target_ids(self.tokenizer, exchange.target)
+        whole = target_ids(self.tokenizer, exchange.target)
         if not exchange.prefix:
-            return ids, 0
-        begin = beginning_ids(self.tokenizer, exchange.prefix)
-        if ids[: len(begin)] != begin:  # generation is shown the prefix by itself
-            counts.count_notes(["boundary_merges"])
-            end = closing(self.tokenizer, ids)
-            rest = exchange.target[len(exchange.prefix) :]
-            ids = [*begin, *(literal_ids(self.tokenizer, rest) if rest else []), *ids[len(ids) - end :]]
-        return ids, len(begin)
+            return whole, 0
+        given, rest = split_target(self.tokenizer, exchange.prefix, exchange.target)
+        counts.count_notes(["boundary_merges"] * (whole != given + rest))
+        return given + rest, len(given)
 
 
 def cut_source(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], most: int) -> list[int]:
@@ -157,36 +161,13 @@ def cut_source(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], most: int
 
 def closing(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> int:
     """How many ids at the end the tokenizer puts behind a text: its end token, a language's."""
-    special = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
+    special = {*tokenizer.all_special_ids, *language_ids(tokenizer).values()} - {tokenizer.unk_token_id}
     return next((count for count, id in enumerate(reversed(ids)) if id not in special), len(ids))
 
 
-def seq2seq_rows(
-    exchanges: Iterable[Exchange],
-    tokenizer: PreTrainedTokenizerBase,
-    first_ids: Callable[[list[int]], Sequence[int]],
-    *,
-    max_source_length: int = DEFAULT_LENGTH,
-    max_target_length: int = DEFAULT_LENGTH,
-    source_prefix: str = "",
-    literal: bool = True,
-    too_long: str = "truncate",
-    empty_answers: str = "error",
-    unusable: str = "drop",
-) -> tuple[list[Row], Seq2SeqCounts]:
-    """Turn records into rows to train an encoder-decoder on, and count what became of them.
-
-    A row has `input_ids`, the source as the tokenizer encodes one, behind the text of `source_prefix`; `labels`, the target as the tokenizer encodes one,
-    its end included; and `decoder_input_ids`, as long as they: what `first_ids` says the decoder is shown before a target, and the target but for its last
-    id. Nothing is learned (-100) where a token is given: in what is shown first, and in the record's prefix, whose ids are those that generation begins
-    with, whatever the tokenizer would have merged over its end (`boundary_merges` counts these).
-
-    A source longer than `max_source_length` loses its end, but for the tokens that close it, and is counted; `too_long` "drop" leaves it out, "error" refuses it.
-    A target is never cut: one beyond `max_target_length` is left out and counted. `empty_answers`, for a source or target of nothing but blanks, is `error`
-    or `drop`. A record that is left out is counted, or with `unusable` "error" refused by its place. Raises UserError naming the record, or where nothing is left.
-    """
-    labeller = Seq2SeqLabeller(tokenizer, first_ids, max_source_length, max_target_length, source_prefix, literal, too_long, empty_answers, unusable)
-    counts = Seq2SeqCounts(remembers=None, max_source_length=max_source_length)
+def seq2seq_rows(exchanges: Iterable[Exchange], labeller: Seq2SeqLabeller) -> tuple[list[Row], Seq2SeqCounts]:
+    """The rows of all records, in their order, and the counts of what became of them. Raises UserError naming the record, or where nothing is left."""
+    counts = Seq2SeqCounts(remembers=None, max_source_length=labeller.max_source_length)
     rows = [row for exchange in exchanges for row in labeller.rows(exchange, counts)]
     counts.refuse_empty()
     return rows, counts

@@ -194,6 +194,8 @@ def line_of(asked: Prompts, params: SamplingParams, token_ids: bool) -> Callable
             told |= {"logprobs": None} if params.logprobs is not None else {}  # those after every filter: no server tells them
             told |= {"thinking": result.thinking} if result.thinking else {}
         index = result.prompt_index
+        if asked.references:
+            told["reference"] = asked.references.get(index)
         return {asked.unit_written: asked.numbers[index], "prompt": asked.prompts[index], **told}
 
     return line
