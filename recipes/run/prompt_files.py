@@ -28,6 +28,7 @@ class Asked:
     reference: str | None = None
     prefix: str = ""
     is_source: bool = False
+    translated: bool = False  # its keys are languages
 
 
 @dataclass
@@ -44,6 +45,7 @@ class Prompts:
     references: dict[int, str] = field(default_factory=dict, compare=False)
     prefixes: dict[int, str] = field(default_factory=dict, compare=False)
     sources: frozenset[int] = field(default=frozenset(), compare=False)
+    translated: bool = field(default=False, compare=False)  # the keys of records were languages
 
     @classmethod
     def of(cls, asked: list[Asked], numbers: list[int], unit: str) -> "Prompts":
@@ -53,6 +55,7 @@ class Prompts:
             references={index: each.reference for index, each in enumerate(asked) if each.reference is not None},
             prefixes={index: each.prefix for index, each in enumerate(asked) if each.prefix},
             sources=frozenset(index for index, each in enumerate(asked) if each.is_source),
+            translated=any(each.translated for each in asked),
         )  # fmt: skip
 
     @property
@@ -176,13 +179,15 @@ def source_of(record: Mapping[str, Any], reading: Reading, prefix: str) -> Asked
             raise UserError(f"translation holds {', '.join(sides)}: say which is read and which is written, by --source_lang and --target_lang")
         source = sides[language_key(sides, reading.source_lang)]
         target = sides[language_key(sides, reading.target_lang)] if reading.references else None
+        translated = True
     elif "source" in record and not any(key in record for key in ("prompt", "question", "instruction", "messages", "conversations")):
-        source, target = record["source"], record.get("target")
+        source, target, translated = record["source"], record.get("target"), False
     else:
         return None
     if not isinstance(source, str) or not source.strip():
         raise UserError(f"the source must be a text of more than blanks, got {source!r:.80}")
-    return Asked(source, target if reading.references and isinstance(target, str) and target.strip() else None, prefix, is_source=True)
+    reference = target if reading.references and isinstance(target, str) and target.strip() else None
+    return Asked(source, reference, prefix, is_source=True, translated=translated)
 
 
 def reference_in(record: Mapping[str, Any], named: bool) -> str | None:
