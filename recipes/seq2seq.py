@@ -18,10 +18,10 @@ from seodang.data.classification.encoding import EncodedText
 from seodang.data.errors import UserError
 from seodang.data.files.sources import read
 from seodang.data.labels import IGNORE_INDEX
-from seodang.data.seq2seq.languages import forced_first, language_ids, set_languages, starting_language, writes_languages
+from seodang.data.seq2seq.languages import forced_first, set_languages, starting_language
 from seodang.data.seq2seq.packing import pack_seq2seq
 from seodang.data.seq2seq.records import Exchange
-from seodang.data.seq2seq.rows import DEFAULT_LENGTH, Row, Seq2SeqCounts, Seq2SeqLabeller, seq2seq_rows
+from seodang.data.seq2seq.rows import DEFAULT_LENGTH, Row, Seq2SeqCounts, Seq2SeqLabeller, seq2seq_rows, told_languages
 from seodang.infer import SamplingParams
 from seodang.infer.checkpoint.load import load, load_tokenizer
 from seodang.infer.encoders.embedding import TextAccount, unknown_id
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         model, tokenizer, packed, args, eval_rows=eval_rows or None, lora=options.lora(), provenance=origin, callbacks=early_stopping(run),
         sample=AnswerSampler(tokenizer, questions, show=partial(show, tokenizer), params=params, measure=text_metrics) if questions else None,
     )  # fmt: skip
-    told = [*unknown_lines([*rows, *eval_rows], tokenizer), *stage_lines(labeller, packed, eval_rows, questions, params)]
+    told = [*unknown_lines([*rows, *eval_rows], tokenizer), *stage_lines(labeller, rows, packed, eval_rows, questions, params)]
     print_once(trainer, *plan_lines(trainer, counts, resume, stage=told, cost=plan(trainer).lines()))
     if run.dry_run:
         return 0
@@ -90,11 +90,10 @@ def open_model(
         model, tokenizer = load(options.model, device=str(args.device), dtype=options.dtype, **options.loading())
     if data.chat_template is not None:
         set_chat_template(tokenizer, data.chat_template)
-    if language_ids(tokenizer) or not translated:
-        marks_source = writes_languages(tokenizer) or not translated
-        set_languages(tokenizer, data.source_lang if marks_source else None, data.target_lang)
+    source_lang, target_lang = told_languages(tokenizer, data.source_lang, data.target_lang, translated)
+    set_languages(tokenizer, source_lang, target_lang)
     settings = model.generation_config
-    if (forced := forced_first(tokenizer, settings, data.target_lang)) is not None:
+    if (forced := forced_first(tokenizer, settings, target_lang)) is not None:
         settings.forced_bos_token_id = forced
     if (start := starting_language(tokenizer)) is not None:
         settings.decoder_start_token_id = start
@@ -142,13 +141,15 @@ def unknown_lines(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> li
     return [f"warning         {line}" for line in account.unknown_lines()]
 
 
-def stage_lines(labeller: Seq2SeqLabeller, packed: Sequence[Row], eval_rows: Sequence[Row], questions: Sequence[HeldOut], params: SamplingParams) -> list[str]:
+def stage_lines(
+    labeller: Seq2SeqLabeller, rows: Sequence[Row], packed: Sequence[Row], eval_rows: Sequence[Row], questions: Sequence[HeldOut], params: SamplingParams
+) -> list[str]:
     """How long the sides may be, what is packed, what is held out and answered, in lines."""
     how = f"{params.num_beams} beams" if params.num_beams > 1 else "greedily"
     answered = f", {len(questions):,} of them answered {how} at each evaluation" if questions else ""
     return [
         f"lengths         sources up to {labeller.max_source_length}, targets up to {labeller.max_target_length} tokens",
-        f"batches         {len(packed):,} rows of one record or several, end to end",
+        *([f"packing         {len(packed):,} rows of {len(rows) / len(packed):.1f} records each (--packing false: a row each)"] if packed is not rows else []),
         *held_out_line(f"{len(eval_rows):,} records{answered}", eval_rows),
     ]
 

@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..labels import EMPTY_ANSWERS, IGNORE_INDEX
 from ..surrogates import refuse_surrogates
 from .encoding import source_ids, split_target, target_ids
-from .languages import language_ids
+from .languages import language_ids, writes_languages
 from .records import Exchange
 
 EMPTY_SOURCE = "empty source"
@@ -146,6 +146,15 @@ class Seq2SeqLabeller:
         given, rest = split_target(self.tokenizer, exchange.prefix, exchange.target)
         counts.count_notes(["boundary_merges"] * (whole != given + rest))
         return given + rest, len(given)
+
+
+def told_languages(
+    tokenizer: PreTrainedTokenizerBase, source_lang: str | None, target_lang: str | None, translated: bool
+) -> tuple[str | None, str | None]:
+    """The languages that a tokenizer is told: where they name keys of records (`translated`) those that it has tokens for, else all, which it may refuse."""
+    if not translated:
+        return source_lang, target_lang
+    return source_lang if writes_languages(tokenizer) else None, target_lang if language_ids(tokenizer) else None
 
 
 def cut_source(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], most: int) -> list[int]:

@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from peft import LoraConfig
-
 from seodang.data.accounting import check_unusable
 from seodang.data.errors import UserError
 from seodang.data.labels import EMPTY_ANSWERS
@@ -13,6 +11,7 @@ from seodang.data.seq2seq.rows import TOO_LONG
 from seodang.infer.engine.checkpoint_settings import known_config
 from seodang.recipes.options.record import FileOptions, check_held_out
 from seodang.recipes.options.training import Arguments, ModelOptions
+from seodang.train.encoder_decoder.pairs import refuse_other_kinds
 
 
 @dataclass
@@ -64,20 +63,12 @@ class EncoderDecoderOptions(ModelOptions):
     scratch: bool = field(default=False, metadata={"help": "Begin from random weights. Of the model only its config and tokenizer are used."})
 
     def checked(self) -> None:
-        """Raise UserError for an adapter, and for a model that is no encoder-decoder, by its config."""
+        """Raise UserError for an adapter, and for a model that is no encoder-decoder, by its config and the command that trains it."""
         self.refuse_adapter()
         if self.scratch and self.lora_r > 0:
             raise UserError("scratch begins from random weights, which an adapter would leave as they are: drop --lora_r")
-        config = known_config(self.model)
-        if config is not None and not config.is_encoder_decoder:
-            raise UserError(f"{self.model} ({config.model_type}) is no encoder-decoder: seq2seq teaches T5, BART, Marian and their kin; a decoder is taught by `seodang sft`")
-
-    def lora(self) -> LoraConfig | None:
-        """peft's settings of the adapter asked for, None where all weights train."""
-        lora = super().lora()
-        if lora is not None:
-            lora.task_type = "SEQ_2_SEQ_LM"
-        return lora
+        if (config := known_config(self.model)) is not None:
+            refuse_other_kinds(config)
 
 
 @dataclass

@@ -5,9 +5,8 @@ from typing import Any
 
 from seodang.data.errors import UserError
 from seodang.data.seq2seq.encoding import source_ids
-from seodang.data.seq2seq.languages import language_ids, writes_languages
 from seodang.data.seq2seq.records import behind
-from seodang.data.seq2seq.rows import cut_source
+from seodang.data.seq2seq.rows import cut_source, told_languages
 from seodang.infer import SamplingParams
 from seodang.infer.engine.checkpoint_settings import known_config
 from seodang.infer.runners.architecture import transformers_model
@@ -49,9 +48,8 @@ class Sources:
         self._refuse_decoder(config)
         if not config.is_encoder_decoder:
             return prompt, params
-        if self.asked.translated:  # whose keys the languages name, whatever the tokenizer knows
-            marked = writes_languages(tokenizer)
-            params = replace(params, source_lang=params.source_lang if marked else None, target_lang=params.target_lang if language_ids(tokenizer) else None)
+        source_lang, target_lang = told_languages(tokenizer, params.source_lang, params.target_lang, self.asked.translated)
+        params = replace(params, source_lang=source_lang, target_lang=target_lang)
         is_source = index in self.asked.sources and not self.raw
         if not is_source and self.max_length is None and not self.source_prefix:
             return prompt, params

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from seq2seq_fixtures import PIECES
 
 from seodang.data.errors import UserError
 from seodang.data.seq2seq.records import Exchange
 from seodang.data.seq2seq.rows import Seq2SeqLabeller, seq2seq_rows
-from seq2seq_fixtures import PIECES
 
 AB, BC, SPACE, END, IGNORED = PIECES.index("▁ab"), PIECES.index("bc"), PIECES.index("▁"), 1, -100
 
