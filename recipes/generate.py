@@ -22,12 +22,12 @@ from seodang.recipes.options.backend import BackendOptions
 from seodang.recipes.options.decoding import Decoding, SpeakingModel, option
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.record import FileOptions
+from seodang.recipes.prompts.prompt_files import Prompts, Reading, read_prompts
+from seodang.recipes.prompts.references import Measured
 from seodang.recipes.run.backends import OwnBackend, backend_for
 from seodang.recipes.run.following import InOrder, Straight, follow
 from seodang.recipes.run.journal import write_whole
 from seodang.recipes.run.printing import Printer, by_steps, speak
-from seodang.recipes.run.prompt_files import Prompts, Reading, read_prompts
-from seodang.recipes.run.references import Measured
 from seodang.recipes.run.results_file import ResultsFile, is_regular, line_of
 from seodang.recipes.run.stopping import Stopping
 

@@ -9,9 +9,9 @@ from seodang.data.errors import UserError
 from seodang.infer import SamplingParams
 from seodang.recipes.options.backend import AHEAD, BackendOptions
 from seodang.recipes.options.decoding import Decoding, SpeakingModel
-from seodang.recipes.run.prompt_files import Prompts
+from seodang.recipes.prompts.prompt_files import Prompts
+from seodang.recipes.prompts.sources import Sources
 from seodang.recipes.run.same_run import contents_of
-from seodang.recipes.run.sources import Sources
 
 
 class OwnBackend:

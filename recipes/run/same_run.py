@@ -8,7 +8,7 @@ from typing import Any
 
 from seodang.data.errors import UserError
 from seodang.infer.checkpoint.manifest import MANIFEST, fingerprint, sha256
-from seodang.recipes.run.prompt_files import Prompts
+from seodang.recipes.prompts.prompt_files import Prompts
 
 SHOWN = 100  # characters of a value
 

@@ -10,7 +10,7 @@ from seodang.data.seq2seq.rows import cut_source, told_languages
 from seodang.infer import SamplingParams
 from seodang.infer.engine.checkpoint_settings import known_config
 from seodang.infer.runners.architecture import transformers_model
-from seodang.recipes.run.prompt_files import Prompts
+from seodang.recipes.prompts.prompt_files import Prompts
 
 
 @dataclass

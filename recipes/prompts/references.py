@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from seodang.recipes.run.prompt_files import Prompts
+from seodang.recipes.prompts.prompt_files import Prompts
 
 ENDING = ".metrics.json"  # behind the name of the answers' file
 
