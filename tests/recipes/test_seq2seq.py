@@ -169,7 +169,7 @@ def test_preview_shows_a_source_what_is_given_and_what_is_learned(t5_folder, tmp
         ([{"source": "a", "target": " "}], [], "pairs.jsonl line 1: the target is empty: fill it in"),
         ([{"source": "a" * 40, "target": "b"}], ["--too_long", "error", "--max_source_length", "16"], "line 1: the source has 42 tokens, more than max_source_length 16"),
         ([{"source": "a", "target": "b"}], ["--too_long", "cut"], "too_long must be truncate, drop or error, got 'cut'"),
-        ([{"source": "a", "target": "b"}], ["--target_lang", "en"], "target_lang='en': the checkpoint's tokenizer (T5Tokenizer) has no tokens of languages"),
+        ([{"source": "a", "target": "b"}], ["--target_lang", "en"], "target_lang='en': the tokenizer of this encoder-decoder (T5Tokenizer) has no tokens of languages"),
         ([{"translation": {"ko": "a", "en": "b"}}], [], "say which is read and which is written, by --source_lang and --target_lang"),
         ([{"source": "a", "target": "b"}], ["--scratch", "--lora_r", "4"], "scratch begins from random weights"),
         ([{"source": "a", "target": "b"}], ["--eval_num_beams", "0"], "eval_num_beams must be at least 1, got 0"),
