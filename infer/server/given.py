@@ -5,7 +5,6 @@ from __future__ import annotations
 from ...data.literal import literal_ids
 from ...data.seq2seq.encoding import beginning_ids
 from ..requests.request import Request
-from ..runners.architecture import transformers_model
 from ..text.detokenise import whole_text
 from .served import Served
 
@@ -13,7 +12,7 @@ from .served import Served
 def tokens_before(served: Served, prefix: str) -> int:
     """Return how many tokens the client's own beginning of an answer takes."""
     tokenizer = served.tokenizer
-    if transformers_model(served.engine.model).config.is_encoder_decoder:
+    if served.encoder_decoder:
         return len(beginning_ids(tokenizer, prefix, first=()))
     return len(literal_ids(tokenizer, prefix))
 
