@@ -144,5 +144,5 @@ def switched(tokenizer: PreTrainedTokenizerBase, source_lang: str | None = None,
         own = remember(tokenizer, "copy to be switched", lambda: copy.deepcopy(tokenizer), of_template=False)
         if writes_languages(tokenizer):
             own.src_lang = source_lang or tokenizer.src_lang
-            own.tgt_lang = target_lang or tokenizer.tgt_lang
+            own.tgt_lang = target_lang or tokenizer.tgt_lang or own.src_lang  # M2M100 takes none for an answer
         yield own
