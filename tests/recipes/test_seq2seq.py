@@ -121,6 +121,8 @@ def test_a_record_may_give_the_beginning_of_its_answer(t5_folder, tmp_path, caps
     assert code == 0 and lines[0]["text"].startswith("나무") and not lines[1]["text"].startswith("나무")
     assert generate.main([str(t5_folder), "--prompts", str(prompts), "--prefix", "a", "--device", "cpu"]) == 2
     assert "line 1 gives the beginning of its answer itself: drop one of them" in capsys.readouterr().err
+    assert generate.main(["pupil", "--prompts", str(prompts), "--backend", "openai", "--base_url", "http://127.0.0.1:1/v1"]) == 2
+    assert "line 1 gives the beginning of its answer, which is answered with --backend seodang alone" in capsys.readouterr().err
 
 
 def test_a_run_that_was_killed_goes_on_to_the_same_weights(t5_folder, data, tmp_path):
