@@ -127,7 +127,7 @@ def test_a_record_may_give_the_beginning_of_its_answer(t5_folder, tmp_path, caps
 
 def test_a_run_that_was_killed_goes_on_to_the_same_weights(t5_folder, data, tmp_path):
     out = tmp_path / "out"
-    options = ["--learning_rate", "1e-3", "--max_steps", 4, "--save_steps", 2, "--per_device_train_batch_size", 2, "--max_source_length", 32, "--max_target_length", 16]
+    options = ["--learning_rate", "1e-3", "--max_steps", 4, "--save_steps", 2, "--packing", "false", "--per_device_train_batch_size", 2, "--max_source_length", 32, "--max_target_length", 16]
     assert train(t5_folder, data, out, *options) == 0
     whole = load_file(out / "model.safetensors")
     for path in [*out.glob("model*"), out / "checkpoint-4"]:
@@ -210,6 +210,9 @@ def test_a_decoder_is_sent_to_sft_and_reads_no_sources(base, tmp_path, capsys):
     assert "max_source_length is for encoder-decoders, and llama is a decoder" in capsys.readouterr().err
     code, [line] = answers_of(base, pairs, tmp_path / "said.jsonl", "--references", "--max_new_tokens", 2)  # a decoder answers it as a user's turn
     assert code == 0 and line["prompt"] == [{"role": "user", "content": "a"}] and line["reference"] == "b"
+    sides = written(tmp_path / "sides.jsonl", [{"translation": {"ko": "a", "en": "b"}}])
+    code, [other] = answers_of(base, sides, tmp_path / "others.jsonl", "--references", "--max_new_tokens", 2, "--source_lang", "ko", "--target_lang", "en")
+    assert code == 0 and other["text"] == line["text"] and other["reference"] == "b"
 
 
 def test_positions_bound_both_sides(fresh_tiny, t5_tokenizer, tmp_path, capsys):
