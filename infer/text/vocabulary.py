@@ -146,6 +146,16 @@ def is_sentencepiece(tokenizer: PreTrainedTokenizerBase) -> bool:
     return any(step["type"] == "Metaspace" or step.get("pattern") == {"String": "▁"} for step in said.get("decoders", [said]))
 
 
+def leaves_out_first_space(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a text's first word has a space in its token that decoding leaves out, as in SentencePiece's tokenizers."""
+
+    def build() -> bool:
+        word = next((id for name, id in tokenizer.get_vocab().items() if name.startswith("▁") and len(name) > 1), None)
+        return word is not None and not tokenizer.decode([word], clean_up_tokenization_spaces=False).startswith(" ")
+
+    return remember(tokenizer, "leaves out the first space", build, of_template=False)
+
+
 def decoded(tokenizer: PreTrainedTokenizerBase, id: int) -> bytes | None:
     """What the id adds to a text, by decoding it behind a letter."""
     anchor = tokenizer.encode("a", add_special_tokens=False)
