@@ -26,6 +26,7 @@ _HOMES = {
     "grpo": "stages.grpo", "grpo_trainer": "stages.grpo", "GrpoTrainer": "stages.grpo",
     "rloo": "stages.grpo", "rloo_trainer": "stages.grpo", "RlooTrainer": "stages.grpo",
     "plan": "stages.plan", "Plan": "stages.plan",
+    "text_metrics": "maths.text_metrics",
     "parse_reward": "rewards.rules", "model_reward": "rewards.rules", "combined": "rewards.rules", "length": "rewards.rules",
     "score_answers": "rewards.scoring",
     "FunctionRanker": "rewards.ranking", "JudgeRanker": "rewards.ranking", "PersonRanker": "rewards.ranking", "rank_all": "rewards.ranking",

@@ -9,11 +9,12 @@ from transformers import PreTrainedTokenizerBase
 
 from ...data.errors import UserError
 from ...data.literal import literal_ids
+from ...data.seq2seq.encoding import beginning_ids
 from ..requests.params import RequestParams
 from ..requests.request import least_tokens
 from ..requests.stop import AnswerText, stop_pattern
 from ..text.detokenise import detokeniser, whole_text
-from ..text.vocabulary import Vocabulary
+from ..text.vocabulary import Vocabulary, leaves_out_first_space
 from .candidates import Candidates, candidates_of
 from .forcing import ForcedText, ThinkingBudget, TokenHealing, taken_back
 from .grammar import GRAMMARS, Grammar, asked, longest_text, new_grammar
@@ -47,10 +48,12 @@ def build_constraints(
     has_source: bool = False,
     mask: int | None = None,
     layout: Layout | None = None,
+    first: Sequence[int] | None = (),
 ) -> Constraints:
     """Return a request's prefix, constraints and stops; `dialogue` says that the prompt came through the chat template, `has_source` that an encoder reads it.
 
-    `mask` is the id of what is open on a canvas, None for an answer from left to right; `layout` is that of its template.
+    `mask` is the id of what is open on a canvas, None for an answer from left to right; `layout` is that of its template. A prefix stands behind the ids in
+    `first`: None are those that an encoder-decoder's tokenizer puts before a target.
 
     The answer begins with `prefix`: it is part of the text, counts towards max_new_tokens and the positions of `forced_text` and
     `thinking_budget`, and is under the grammar or trie too. `token_healing` takes the last tokens of the prefix back, without a prefix
@@ -62,20 +65,19 @@ def build_constraints(
     """
     check(params, end_ids, dialogue, has_source)
     pattern = None if params.stop_regex is None else stop_pattern(params.stop_regex)
-    prefix = literal_ids(tokenizer, params.prefix) if params.prefix else []
-    if params.prefix and not prefix:
-        raise UserError(f"the tokenizer has no tokens for prefix={params.prefix!r}: give another")
+    prefix = beginning(params, tokenizer, has_source, first) if params.prefix else []
     removed: list[int] = []
     if params.token_healing:
         healed = prefix or prompt_ids
-        count = taken_back(Vocabulary.of(tokenizer), healed, len(prefix) or len(healed) - 1)  # of a prompt something must be left
+        most = len(prefix) - len(first or ()) if prefix else len(healed) - 1  # of a prompt something must be left
+        count = taken_back(Vocabulary.of(tokenizer), healed, most)
         kept, removed = healed[: len(healed) - count], healed[len(healed) - count :]
         prefix, prompt_ids = (kept, prompt_ids) if prefix else ([], kept)
     skip = 0 if params.prefix else len(whole_text(tokenizer, removed, prompt_ids))
     ends, first = end_ids | frozenset(params.stop_token_ids), []
     if mask is None:
-        pinned, language = {}, language_of(params, tokenizer, ends)
-        if forced := forced_tokens(tokenizer, params.forced_text or {}, params.max_new_tokens):
+        pinned, language = {}, language_of(params, tokenizer, ends, has_source)
+        if forced := forced_tokens(tokenizer, params.forced_text or {}, params.max_new_tokens, begins=has_source):
             first = [ForcedText(forced)]
         given = dict.fromkeys(forced, "forced_text")
     else:
@@ -90,6 +92,16 @@ def build_constraints(
     constraints = Constraints(prompt_ids, prefix, text.fork, new_constraints, ids)
     check_prefix(constraints, params, end_ids)
     return constraints
+
+
+def beginning(params: RequestParams, tokenizer: PreTrainedTokenizerBase, has_source: bool, first: Sequence[int] | None) -> list[int]:
+    """Return the ids of an answer's given beginning; raises UserError where there are none. A decoder's text goes on, an encoder-decoder's begins."""
+    if has_source:
+        return beginning_ids(tokenizer, params.prefix, first=first)
+    ids = literal_ids(tokenizer, params.prefix)
+    if not ids:
+        raise UserError(f"the tokenizer has no tokens for prefix={params.prefix!r}: give another")
+    return [*first, *ids]
 
 
 def constraints_of(
@@ -127,11 +139,12 @@ def constraints_of(
     return lambda: [constraint.fork() for constraint in made]
 
 
-def language_of(params: RequestParams, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int]) -> Grammar | Trie | None:
-    """Return what says which texts the answer may be, None where nothing does; `ends` are the ids that end it. Raises UserError for one that is invalid."""
+def language_of(params: RequestParams, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int], begins: bool = False) -> Grammar | Trie | None:
+    """Return what says which texts the answer may be, None where nothing does; `ends` are the ids that end it, and where it `begins` a text of its own it
+    is spelled as the tokenizer begins one. Raises UserError for one that is invalid."""
     if not params.trie:
-        return new_grammar(params, tokenizer, ends)
-    found = paths(tokenizer, params.trie)
+        return new_grammar(params, tokenizer, ends, spaced=begins and leaves_out_first_space(tokenizer))
+    found = paths(tokenizer, params.trie, begins)
     longest = max(map(len, found))
     if longest > params.max_new_tokens:
         raise UserError(f"trie has a path of {longest} tokens, but max_new_tokens={params.max_new_tokens}: raise it")

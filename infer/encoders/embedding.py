@@ -66,7 +66,7 @@ class TextAccount:
         """What share of the tokens is unknown, where that is large."""
         if self.unknown <= MANY_UNKNOWN * self.content:
             return []
-        lost = "it was made for another language or script, and what stands there is lost; use an encoder for these texts"
+        lost = "it was made for another language or script, and what stands there is lost; use a model for these texts"
         return [f"{self.unknown / self.content:.0%} of the tokens are unknown to the model's tokenizer: {lost}"]
 
 
@@ -156,6 +156,13 @@ def load_trunk(path: str | os.PathLike, *, device: str = "auto", dtype: str = "a
 def unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The id that stands for what a tokenizer does not know; None where the same id ends texts (GPT-2)."""
     return None if tokenizer.unk_token_id == tokenizer.eos_token_id else tokenizer.unk_token_id
+
+
+def unknown_lines(texts: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase, paired: bool = False) -> list[str]:
+    """A warning with the share of the tokens of texts, or of pairs, that a tokenizer does not know, where that is large."""
+    account = TextAccount()
+    account.add([EncodedText(ids, None, len(ids)) for ids in texts], tokenizer.num_special_tokens_to_add(pair=paired), unknown_id(tokenizer))
+    return [f"warning         {line}" for line in account.unknown_lines()]
 
 
 def embed(model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], attention_masks: Sequence[Sequence[int] | None] | None = None) -> Tensor:

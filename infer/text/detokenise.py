@@ -20,6 +20,9 @@ from typing import Protocol
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from ...data.seq2seq.languages import language_ids, writes_languages
+from ...data.template import remember
+
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 REPLACEMENT = "\ufffd"
 REPLACEMENT_NAMES = (REPLACEMENT, "ï¿½")  # what the token of that very character is called, the second in the alphabet of byte-level tokenizers
@@ -83,6 +86,16 @@ def decoder_of(tokenizer: PreTrainedTokenizerBase) -> dict:
     return {} if decoder is None else json.loads(decoder.__getstate__())
 
 
+def decodes_bytes(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a token named `<0xEC>` stands for that byte; without byte fallback in its decoder (T5's and mT5's) it is the text of its name."""
+
+    def build() -> bool:
+        id = tokenizer.get_vocab().get("<0x41>")
+        return id is not None and tokenizer.decode([id], clean_up_tokenization_spaces=False) == "A"
+
+    return remember(tokenizer, "decodes bytes", build, of_template=False)
+
+
 BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}  # the alphabet of byte-level tokenizers
 
 
@@ -95,9 +108,10 @@ def byte_level(token: str) -> bytes:
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The ids that decoding leaves out."""
+    """The ids that decoding leaves out; a language's are among them, whether they are in the vocabulary or not (M2M100)."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
-    return frozenset(id for id, token in added.items() if token.special) | frozenset(tokenizer.all_special_ids)
+    languages = language_ids(tokenizer).values() if writes_languages(tokenizer) else ()
+    return frozenset(id for id, token in added.items() if token.special) | frozenset(tokenizer.all_special_ids) | frozenset(languages)
 
 
 class ByteLevelDetokeniser:
@@ -141,6 +155,7 @@ class WindowDetokeniser:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, before: Sequence[int] = ()):
         self._tokenizer = tokenizer
         self._special = special_ids(tokenizer)
+        self._is_byte = BYTE_TOKEN.fullmatch if decodes_bytes(tokenizer) else lambda name: None
         self._out = list(before)  # the ids before, whose text is out
         self._held: list[int] = []
 
@@ -150,7 +165,7 @@ class WindowDetokeniser:
             return ""
         self._held.append(id)
         token = self._tokenizer.convert_ids_to_tokens(id)
-        if isinstance(token, str) and BYTE_TOKEN.fullmatch(token):
+        if isinstance(token, str) and self._is_byte(token):
             return ""
         return "" if self._is_unfinished() and len(self._held) < PATIENCE else self._settle()
 
@@ -179,11 +194,11 @@ class WindowDetokeniser:
         if not self._held or not self._decoded(self._out + self._held).endswith(REPLACEMENT):
             return False
         names = self._names()
-        return not (BYTE_TOKEN.fullmatch(names[-1]) or "".join(names).endswith(REPLACEMENT_NAMES))
+        return not (self._is_byte(names[-1]) or "".join(names).endswith(REPLACEMENT_NAMES))
 
     def _unfinished_byte_tokens(self) -> int:
         """How many byte tokens at the end of what is held are the beginning of a character."""
-        run = list(takewhile(BYTE_TOKEN.fullmatch, reversed(self._names())))[::-1]
+        run = list(takewhile(self._is_byte, reversed(self._names())))[::-1]
         spelled = bytes(int(name[3:-1], 16) for name in run)
         return len(spelled) - codecs.utf_8_decode(spelled, "replace", False)[1]
 
