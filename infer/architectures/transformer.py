@@ -357,7 +357,7 @@ class TransformerForConditionalGeneration(Seq2SeqModel):
 
     def first_past(self, encoder_outputs: BaseModelOutput, use_cache: bool) -> EncoderDecoderCache | None:
         """An empty cache, where one is wanted and no gradients are computed piece by piece."""
-        checkpointing = self.training and self.is_gradient_checkpointing
+        checkpointing = self.training and self.decoder.layers[0].gradient_checkpointing
         return EncoderDecoderCache(DynamicCache(), DynamicCache()) if use_cache and not checkpointing else None
 
     @torch.no_grad()

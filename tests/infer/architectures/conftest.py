@@ -1,0 +1,46 @@
+"""Tiny random models of our own architectures."""
+
+import pytest
+import torch
+
+from seodang.infer.architectures.lstm import LSTMConfig, LSTMForConditionalGeneration
+from seodang.infer.architectures.transformer import TransformerConfig, TransformerForConditionalGeneration
+
+ENDS = {"vocab_size": 128, "d_model": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 0}
+TRANSFORMER = {**ENDS, "encoder_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+LSTM = {**ENDS, "num_hidden_layers": 2}
+
+
+def build(kind: str, dtype: torch.dtype = torch.float64, seed: int = 0, **changes):
+    """A model in evaluation mode, all of whose weights are random, the norms' and the biases too, and large enough that its distributions are not flat."""
+    config, model_class = {
+        "transformer": (TransformerConfig(**{**TRANSFORMER, **changes}), TransformerForConditionalGeneration),
+        "lstm": (LSTMConfig(**{**LSTM, **changes}), LSTMForConditionalGeneration),
+    }[kind]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = model_class(config)
+        for name, parameter in model.named_parameters():
+            scale = 0.5 if "embed" in name or "norm" in name or kind == "lstm" else 0.25
+            torch.nn.init.normal_(parameter, mean=1.0 if "norm.weight" in name else 0.0, std=scale)
+    return model.to(dtype).eval()
+
+
+@pytest.fixture(scope="session")
+def own():
+    """`own(kind, **config)`: a random float64 model of ours, built once for each call's arguments; do not change its weights."""
+    built = {}
+
+    def get(kind: str, **changes):
+        key = (kind, repr(sorted(changes.items())))
+        if key not in built:
+            built[key] = build(kind, **changes)
+        return built[key]
+
+    return get
+
+
+@pytest.fixture
+def fresh_own():
+    """`fresh_own(kind, ...)`: the same, to be changed."""
+    return build
