@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, initialization
+from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, initialization
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
 
 from ...data.errors import UserError
-from .seq2seq_model import Seq2SeqConfig, Seq2SeqModel, at_least_one, one_of
+from .seq2seq_model import Seq2SeqConfig, Seq2SeqLanguageModel, Seq2SeqModel, at_least_one, one_of
 
 State = tuple[Tensor, Tensor]  # what every layer remembers and its cell, [B, L, d] each
 
@@ -69,8 +69,6 @@ class DotAttention(nn.Module):
 class Encoder(nn.Module):
     """Reads a source from left to right, with `bidirectional` from right to left too."""
 
-    main_input_name = "input_ids"  # `generate` asks
-
     def __init__(self, config: LSTMConfig):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
@@ -82,8 +80,9 @@ class Encoder(nn.Module):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
         return_dict: bool = True,
@@ -93,7 +92,8 @@ class Encoder(nn.Module):
         An encoder has no attention to tell of, and always returns a `Reading`.
         """
         lengths = None if attention_mask is None else lengths_of(attention_mask, "the source")
-        states, m = self.dropout(self.embed_tokens(input_ids)), input_ids.shape[1]  # [B, m, d]
+        states = self.dropout(self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds)  # [B, m, d]
+        m = states.shape[1]
         packed = lengths is not None and int(lengths.min()) < m
         run = pack_padded_sequence(states, lengths, batch_first=True, enforce_sorted=False) if packed else states
         hidden, finals = [states], []
@@ -135,20 +135,23 @@ class Decoder(nn.Module):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         encoder_hidden_states: Tensor | None = None,
         encoder_attention_mask: Tensor | None = None,
         past_key_values: State | None = None,
+        inputs_embeds: Tensor | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """New ids, [B, n], to states, [B, n, d], and the state behind them; attention's weights, [B, 1, n, m], are told as those of one layer and head."""
         if output_attentions and self.attention is None:
             raise UserError('this LSTM has no attention that could be told: leave output_attentions out, or make it with attention="dot"')
+        if past_key_values is None:
+            raise UserError("an LSTM begins with what its encoder remembers at the end: give encoder_outputs as get_encoder() returns them")
         if attention_mask is not None:
             lengths_of(attention_mask, "the target")
-        states = self.dropout(self.embed_tokens(input_ids))  # [B, n, d]
+        states = self.dropout(self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds)  # [B, n, d]
         hidden, finals = [states], []
         for i, layer in enumerate(self.layers):
             before = tuple(part[:, i][None].contiguous() for part in past_key_values)  # [1, B, d]
@@ -169,23 +172,36 @@ class Decoder(nn.Module):
         )
 
 
-class LSTMForConditionalGeneration(Seq2SeqModel):
-    """The LSTM encoder-decoder with its head.
-
-    Its past, `past_key_values`, is a `State`: it says nothing of single positions, so it can go on, and be copied, but not be cut back.
-    """
+class OfLSTM:
+    """What transformers asks of the family's models. Their past says nothing of single positions: it can go on, and be copied, but not be cut back."""
 
     config_class = LSTMConfig
     _is_stateful = True
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """All of them evenly within 1 / sqrt(d_model), as torch has an LSTM's: with 128 to 1000 units the papers' 0.1 and 0.08, or nearly."""
+        if isinstance(module, (nn.LSTM, nn.Linear, nn.Embedding)):
+            for parameter in module.parameters(recurse=False):
+                initialization.uniform_(parameter, -(self.config.d_model**-0.5), self.config.d_model**-0.5)
+
+
+class LSTMModel(OfLSTM, Seq2SeqModel):
+    """Encoder and decoder; `past_key_values` is a `State`."""
+
     def __init__(self, config: LSTMConfig):
         super().__init__(config, Encoder(config), Decoder(config))
 
-    def first_past(self, encoder_outputs: Reading, use_cache: bool = True) -> State:
-        """What the encoder remembers at the end; raises UserError where it is not told."""
-        if getattr(encoder_outputs, "final_hidden", None) is None:
-            raise UserError("an LSTM begins with what its encoder remembers at the end: give encoder_outputs as get_encoder() returns them")
-        return encoder_outputs.final_hidden, encoder_outputs.final_cell
+    def first_past(self, encoder_outputs: BaseModelOutput, use_cache: bool = True) -> State | None:
+        """What the encoder remembers at the end, where that is told."""
+        return (encoder_outputs.final_hidden, encoder_outputs.final_cell) if isinstance(encoder_outputs, Reading) else None
+
+
+class LSTMForConditionalGeneration(OfLSTM, Seq2SeqLanguageModel):
+    """The LSTM encoder-decoder with its head."""
+
+    def __init__(self, config: LSTMConfig):
+        super().__init__(config, LSTMModel(config))
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
@@ -197,13 +213,7 @@ class LSTMForConditionalGeneration(Seq2SeqModel):
         """Beams, by their place before the step."""
         return tuple(part.index_select(0, beam_idx.to(part.device)) for part in past)
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """All of them evenly within 1 / sqrt(d_model), as torch has an LSTM's: with 128 to 1000 units the papers' 0.1 and 0.08, or nearly."""
-        if isinstance(module, (nn.LSTM, nn.Linear, nn.Embedding)):
-            for parameter in module.parameters(recurse=False):
-                initialization.uniform_(parameter, -(self.config.d_model**-0.5), self.config.d_model**-0.5)
-
 
 AutoConfig.register(LSTMConfig.model_type, LSTMConfig)
+AutoModel.register(LSTMConfig, LSTMModel)
 AutoModelForSeq2SeqLM.register(LSTMConfig, LSTMForConditionalGeneration)

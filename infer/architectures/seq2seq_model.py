@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
 from transformers.utils import can_return_tuple
 
 from ...data.errors import UserError
@@ -64,20 +64,20 @@ def shifted_right(labels: Tensor, start: int, padding: int | None) -> Tensor:
     return shown.masked_fill(shown == IGNORE_INDEX, start if padding is None else padding)
 
 
-class Seq2SeqModel(PreTrainedModel, GenerationMixin):
-    """An encoder, a decoder that speaks to what the encoder read, and a head of words.
+class Seq2SeqModel(PreTrainedModel):
+    """An encoder, and a decoder that speaks to what the encoder read.
 
-    A family gives `encoder(input_ids, attention_mask, ...)`, `decoder(input_ids, attention_mask, encoder_hidden_states, encoder_attention_mask,
-    past_key_values, ...)`, each with `embed_tokens`, and `first_past`. With tie_word_embeddings the embeddings of both and the head are one matrix.
+    A family gives `encoder(input_ids, attention_mask, inputs_embeds, ...)`, `decoder(input_ids, attention_mask, encoder_hidden_states,
+    encoder_attention_mask, past_key_values, inputs_embeds, ...)`, each with `embed_tokens`, and `first_past`. With tie_word_embeddings the words of both, and
+    the head's, are one matrix.
     """
 
     base_model_prefix = "model"
-    _tied_weights_keys = {"decoder.embed_tokens.weight": "encoder.embed_tokens.weight", "lm_head.weight": "encoder.embed_tokens.weight"}
+    _tied_weights_keys = {"decoder.embed_tokens.weight": "encoder.embed_tokens.weight"}
 
     def __init__(self, config: Seq2SeqConfig, encoder: nn.Module, decoder: nn.Module):
         super().__init__(config)
         self.encoder, self.decoder = encoder, decoder
-        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -89,14 +89,87 @@ class Seq2SeqModel(PreTrainedModel, GenerationMixin):
         self.encoder.embed_tokens = self.decoder.embed_tokens = value
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """As in transformers; raises UserError where source, target and head have a matrix each, of which it would change one."""
-        if not self.config.tie_word_embeddings:
-            raise UserError(f"{self.config.model_type} has three matrices of words, which are not resized: make it for the tokenizer, or with tie_word_embeddings")
+        """As in transformers; raises UserError where source and target have a matrix each, of which it would change one."""
+        refuse_resizing(self.config)
         return super().resize_token_embeddings(*args, **kwargs)
 
     def first_past(self, encoder_outputs: BaseModelOutput, use_cache: bool) -> Any:
         """What the decoder goes on from before any token, made of what the encoder read."""
         raise NotImplementedError
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> Seq2SeqModelOutput:
+        """The decoder's states, [rows, n, d_model], at each of its ids, [rows, n].
+
+        The source is `input_ids`, [rows, m], of which the mask marks what is no padding, or `encoder_outputs`, which read it; in place of ids there may be what
+        `embed_tokens` makes of them. Further arguments go to the layers. Raises UserError where there is no source, or nothing for the decoder.
+        """
+        if decoder_input_ids is None and decoder_inputs_embeds is None:
+            raise UserError("the decoder has nothing to read: give decoder_input_ids, or labels to be shifted")
+        tell = {
+            "output_attentions": self.config.output_attentions if output_attentions is None else output_attentions,
+            "output_hidden_states": self.config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+        }
+        if encoder_outputs is None:
+            if input_ids is None and inputs_embeds is None:
+                raise UserError("there is no source: give input_ids, or the encoder_outputs that were read of it")
+            encoder_outputs = self.encoder(input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **tell, **kwargs)
+        elif isinstance(encoder_outputs, tuple):
+            encoder_outputs = BaseModelOutput(*encoder_outputs)
+        if past_key_values is None:
+            past_key_values = self.first_past(encoder_outputs, self.config.use_cache if use_cache is None else use_cache)
+        decoded = self.decoder(
+            input_ids=decoder_input_ids,
+            attention_mask=decoder_attention_mask,
+            encoder_hidden_states=encoder_outputs.last_hidden_state,
+            encoder_attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            inputs_embeds=decoder_inputs_embeds,
+            **tell,
+            **kwargs,
+        )
+        return Seq2SeqModelOutput(
+            last_hidden_state=decoded.last_hidden_state,
+            past_key_values=decoded.past_key_values,
+            decoder_hidden_states=decoded.hidden_states,
+            decoder_attentions=decoded.attentions,
+            cross_attentions=decoded.cross_attentions,
+            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
+            encoder_hidden_states=encoder_outputs.hidden_states,
+            encoder_attentions=encoder_outputs.attentions,
+        )
+
+
+class Seq2SeqLanguageModel(PreTrainedModel, GenerationMixin):
+    """A `Seq2SeqModel` with a head of words."""
+
+    base_model_prefix = "model"
+    _tied_weights_keys = {"lm_head.weight": "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight": "model.encoder.embed_tokens.weight"}
+
+    def __init__(self, config: Seq2SeqConfig, model: Seq2SeqModel):
+        super().__init__(config)
+        self.model = model
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.post_init()
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """As `Seq2SeqModel`, with the head."""
+        refuse_resizing(self.config)
+        return super().resize_token_embeddings(*args, **kwargs)
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """What the decoder is shown for labels, [rows, n], as `shifted_right`: collators of transformers ask for it."""
@@ -111,56 +184,44 @@ class Seq2SeqModel(PreTrainedModel, GenerationMixin):
         decoder_attention_mask: Tensor | None = None,
         encoder_outputs: BaseModelOutput | tuple | None = None,
         past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> Seq2SeqLMOutput:
         """Logits, [rows, n, vocab], of what follows each of the decoder's ids, [rows, n]; with labels, [rows, n], their loss as well.
 
-        The source is `input_ids`, [rows, m], of which the mask marks what is no padding, or `encoder_outputs`, which read it. Without decoder_input_ids
-        the decoder is shown the labels shifted. The loss is the mean over labels, or their sum over `num_items_in_batch`. Further arguments go to the layers.
-        Raises UserError where there is no source or nothing for the decoder.
+        As `Seq2SeqModel`; without ids of its own the decoder is shown the labels shifted. The loss is the mean over labels that are not -100, or their sum over
+        `num_items_in_batch`.
         """
-        if decoder_input_ids is None:
-            if labels is None:
-                raise UserError("the decoder has nothing to read: give decoder_input_ids, or labels to be shifted")
-            decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
-        tell = {
-            "output_attentions": self.config.output_attentions if output_attentions is None else output_attentions,
-            "output_hidden_states": self.config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-        }
-        if encoder_outputs is None:
-            if input_ids is None:
-                raise UserError("there is no source: give input_ids, or the encoder_outputs that were read of it")
-            encoder_outputs = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **tell, **kwargs)
-        elif isinstance(encoder_outputs, tuple):
-            encoder_outputs = BaseModelOutput(*encoder_outputs)
-        if past_key_values is None:
-            caching = self.config.use_cache and labels is None if use_cache is None else use_cache
-            past_key_values = self.first_past(encoder_outputs, caching)
-        decoded = self.decoder(
-            input_ids=decoder_input_ids,
-            attention_mask=decoder_attention_mask,
-            encoder_hidden_states=encoder_outputs.last_hidden_state,
-            encoder_attention_mask=attention_mask,
+        if labels is not None:
+            use_cache = False
+            if decoder_input_ids is None and decoder_inputs_embeds is None:
+                decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+        out = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            encoder_outputs=encoder_outputs,
             past_key_values=past_key_values,
-            **tell, **kwargs,
-        )  # fmt: skip
-        logits = self.lm_head(decoded.last_hidden_state)
-        return Seq2SeqLMOutput(
-            loss=None if labels is None else loss_of(logits, labels, num_items_in_batch),
-            logits=logits,
-            past_key_values=decoded.past_key_values,
-            decoder_hidden_states=decoded.hidden_states,
-            decoder_attentions=decoded.attentions,
-            cross_attentions=decoded.cross_attentions,
-            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
-            encoder_hidden_states=encoder_outputs.hidden_states,
-            encoder_attentions=encoder_outputs.attentions,
+            inputs_embeds=inputs_embeds,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
         )
+        logits = self.lm_head(out.last_hidden_state)
+        loss = None if labels is None else loss_of(logits, labels, num_items_in_batch)
+        told = {name: value for name, value in out.items() if name != "last_hidden_state"}
+        return Seq2SeqLMOutput(loss=loss, logits=logits, **told)
+
+
+def refuse_resizing(config: Seq2SeqConfig) -> None:
+    """Raise UserError where the words of source, target and head are matrices of their own."""
+    if not config.tie_word_embeddings:
+        raise UserError(f"{config.model_type} has three matrices of words, which are not resized: make it for the tokenizer, or with tie_word_embeddings")
 
 
 def loss_of(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:

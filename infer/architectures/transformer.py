@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, DynamicCache, EncoderDecoderCache, initialization
+from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, DynamicCache, EncoderDecoderCache, initialization
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ...data.errors import UserError
-from .seq2seq_model import Seq2SeqConfig, Seq2SeqModel, at_least_one, one_of
+from .seq2seq_model import Seq2SeqConfig, Seq2SeqLanguageModel, Seq2SeqModel, at_least_one, one_of
 
 WRITTEN_MASKS = ("eager", "sdpa")  # the ways to attend that take the masks of this file
 
@@ -99,23 +99,20 @@ def sinusoidal_encoding(positions: Tensor, d_model: int) -> Tensor:
 
 
 class SinusoidalPositions(nn.Module):
-    """`sinusoidal_encoding` of ids that stand behind so many others, [B, n] to [1, n, d_model]: of any length, for nothing is learned."""
+    """`sinusoidal_encoding` of words that stand behind so many others, [B, n, d_model] to [1, n, d_model]: of any length, for nothing is learned."""
 
-    def __init__(self, d_model: int):
-        super().__init__()
-        self.d_model = d_model
-
-    def forward(self, ids: Tensor, past: int = 0) -> Tensor:
-        return sinusoidal_encoding(torch.arange(past, past + ids.shape[1], device=ids.device), self.d_model)[None]
+    def forward(self, words: Tensor, past: int = 0) -> Tensor:
+        positions = torch.arange(past, past + words.shape[1], device=words.device)
+        return sinusoidal_encoding(positions, words.shape[2]).to(words.dtype)[None]
 
 
 class LearnedPositions(nn.Embedding):
     """The same from a table, which has an end; raises UserError beyond it."""
 
-    def forward(self, ids: Tensor, past: int = 0) -> Tensor:
-        if (end := past + ids.shape[1]) > self.num_embeddings:
+    def forward(self, words: Tensor, past: int = 0) -> Tensor:
+        if (end := past + words.shape[1]) > self.num_embeddings:
             raise UserError(f"{end} tokens are more than the {self.num_embeddings} learned positions: shorten the text, or train with sinusoidal ones, which extend")
-        return super().forward(torch.arange(past, end, device=ids.device))[None]
+        return super().forward(torch.arange(past, end, device=words.device))[None]
 
 
 def attend_as_written(
@@ -242,15 +239,15 @@ class Stack(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
-        self.embed_positions = SinusoidalPositions(config.d_model) if most is None else LearnedPositions(most, config.d_model)
+        self.embed_positions = SinusoidalPositions() if most is None else LearnedPositions(most, config.d_model)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(layers)
         self.final_norm = nn.LayerNorm(config.d_model) if config.norm_position == "pre" else None
 
-    def embedded(self, ids: Tensor, past: int = 0) -> Tensor:
-        """Ids behind so many others, [B, n], to [B, n, d_model]."""
-        tokens = self.embed_tokens(ids) * math.sqrt(self.config.d_model)
-        return self.dropout(tokens + self.embed_positions(ids, past).to(tokens.dtype))
+    def embedded(self, ids: Tensor | None, words: Tensor | None, past: int = 0) -> Tensor:
+        """Ids, [B, n], or their words already, [B, n, d_model], behind so many others, to [B, n, d_model]."""
+        words = (self.embed_tokens(ids) if words is None else words) * math.sqrt(self.config.d_model)
+        return self.dropout(words + self.embed_positions(words, past))
 
     def ended(self, states: Tensor) -> Tensor:
         """What comes behind the last layer."""
@@ -267,22 +264,21 @@ class Stack(nn.Module):
 class Encoder(Stack):
     """Reads a source, all of whose positions see one another."""
 
-    main_input_name = "input_ids"  # `generate` asks
-
     def __init__(self, config: TransformerConfig):
         layers = [EncoderLayer(config, i) for i in range(config.encoder_layers)]
         super().__init__(config, layers, config.max_encoder_position_embeddings)
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
         **kwargs: Any,
     ) -> BaseModelOutput:
         """Ids, [B, n], with a mask of what is no padding, [B, n], to states, [B, n, d_model]."""
-        states = self.embedded(input_ids)  # [B, n, d_model]
+        states = self.embedded(input_ids, inputs_embeds)  # [B, n, d_model]
         mask = padding_mask(attention_mask) if self.writes_masks(output_attentions) else create_bidirectional_mask(self.config, states, attention_mask)
         hidden, weights = [states], []
         for layer in self.layers:
@@ -306,21 +302,22 @@ class Decoder(Stack):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         encoder_hidden_states: Tensor | None = None,
         encoder_attention_mask: Tensor | None = None,
         past_key_values: EncoderDecoderCache | None = None,
+        inputs_embeds: Tensor | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
         **kwargs: Any,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """New ids, [B, n], behind a past over a source, [B, m, d_model], to states, [B, n, d_model]; the masks mark what is no padding, of past and new ids together."""
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        states = self.embedded(input_ids, past)  # [B, n, d_model]
-        n = input_ids.shape[1]
+        states = self.embedded(input_ids, inputs_embeds, past)  # [B, n, d_model]
+        n = states.shape[1]
         if self.writes_masks(output_attentions):
-            mask = causal_mask(n, past + n, attention_mask, input_ids.device)
+            mask = causal_mask(n, past + n, attention_mask, states.device)
             source_mask = padding_mask(encoder_attention_mask)
         else:
             cache = None if past_key_values is None else past_key_values.self_attention_cache
@@ -344,31 +341,43 @@ class Decoder(Stack):
         )
 
 
-class TransformerForConditionalGeneration(Seq2SeqModel):
-    """The Transformer with its head, which is, as both embeddings, one matrix (3.4)."""
+class OfTransformer:
+    """What transformers asks of the family's models."""
 
     config_class = TransformerConfig
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
 
-    def __init__(self, config: TransformerConfig):
-        super().__init__(config, Encoder(config), Decoder(config))
-
-    def first_past(self, encoder_outputs: BaseModelOutput, use_cache: bool) -> EncoderDecoderCache | None:
-        """An empty cache, where one is wanted and no gradients are computed piece by piece."""
-        checkpointing = self.training and self.decoder.layers[0].gradient_checkpointing
-        return EncoderDecoderCache(DynamicCache(), DynamicCache()) if use_cache and not checkpointing else None
-
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """As the authors' code: words as large, once multiplied by sqrt(d_model), as positions; matrices by Glorot and Bengio."""
         super()._init_weights(module)
-        if isinstance(module, nn.Embedding) or module is self.lm_head:
+        if isinstance(module, nn.Embedding) or module is self.get_output_embeddings():
             initialization.normal_(module.weight, std=self.config.d_model**-0.5)
         elif isinstance(module, nn.Linear):
             initialization.xavier_uniform_(module.weight)
 
 
+class TransformerModel(OfTransformer, Seq2SeqModel):
+    """Encoder and decoder."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__(config, Encoder(config), Decoder(config))
+
+    def first_past(self, encoder_outputs: BaseModelOutput, use_cache: bool) -> EncoderDecoderCache | None:
+        """An empty cache, where one is wanted and no layer is computed a second time for its gradients."""
+        again = self.training and self.decoder.layers[0].gradient_checkpointing
+        return EncoderDecoderCache(DynamicCache(), DynamicCache()) if use_cache and not again else None
+
+
+class TransformerForConditionalGeneration(OfTransformer, Seq2SeqLanguageModel):
+    """The Transformer with its head, which is, as both embeddings, one matrix (3.4)."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__(config, TransformerModel(config))
+
+
 AutoConfig.register(TransformerConfig.model_type, TransformerConfig)
+AutoModel.register(TransformerConfig, TransformerModel)
 AutoModelForSeq2SeqLM.register(TransformerConfig, TransformerForConditionalGeneration)

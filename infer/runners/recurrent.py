@@ -1,6 +1,6 @@
 """The forward pass of many slots for encoder-decoders whose decoder carries a state (an LSTM) in place of keys and values.
 
-Such a model says so (`_is_stateful`). What its decoder goes on from, `first_past(encoder_outputs)` and `past_key_values`, is a tuple of tensors whose
+Such a model says so (`_is_stateful`). What its decoder goes on from, the trunk's `first_past(encoder_outputs)` and `past_key_values`, is a tuple of tensors whose
 rows come first, and no pass changes one: slots that were forked share it, and slots of any length run together.
 """
 
@@ -48,9 +48,10 @@ class RecurrentRunner(NeverCut, EncoderDecoderRunner):
         ids = [torch.tensor(source.ids, device=device) for source in sources]
         marks = pad_sequence([torch.ones_like(own) for own in ids], batch_first=True)
         out = self.model.get_encoder()(input_ids=pad_sequence(ids, batch_first=True), attention_mask=marks)
+        first = self.model.base_model.first_past(out)
         for i, (source, own) in enumerate(zip(sources, out.last_hidden_state)):
             source.states = own[: len(source.ids)].clone()  # or one slot would hold the memory of all
-            source.first = row_of(self.model.first_past(out), i)
+            source.first = row_of(first, i)
         self.positions += sum(map(len, ids))
 
     def _run(self, slots: list[int], ids: list[Sequence[int]], keep: list[int], layers: Sequence[int]) -> list[ModelOutput]:

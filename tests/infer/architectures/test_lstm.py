@@ -33,8 +33,8 @@ def written_out(model, source, target):
     """Logits, [n, vocab], and the weights of attention, [n, m], of one row, a token at a time."""
     config, zeros = model.config, lambda size: torch.zeros(size, dtype=torch.float64)
     size = config.d_model // (2 if config.bidirectional else 1)
-    states, memory = [model.encoder.embed_tokens.weight[id] for id in source], []
-    for layer in model.encoder.layers:
+    states, memory = [model.model.encoder.embed_tokens.weight[id] for id in source], []
+    for layer in model.model.encoder.layers:
         onward, hidden, cell = cell_by_cell(layer, states, zeros(size), zeros(size))
         if config.bidirectional:
             back, hidden_back, cell_back = cell_by_cell(layer, states[::-1], zeros(size), zeros(size), "_reverse")
@@ -42,8 +42,8 @@ def written_out(model, source, target):
             hidden, cell = torch.cat([hidden, hidden_back]), torch.cat([cell, cell_back])
         states = onward
         memory.append((hidden, cell))
-    read, states = states, [model.decoder.embed_tokens.weight[id] for id in target]
-    for layer, (hidden, cell) in zip(model.decoder.layers, memory):
+    read, states = states, [model.model.decoder.embed_tokens.weight[id] for id in target]
+    for layer, (hidden, cell) in zip(model.model.decoder.layers, memory):
         states, _, _ = cell_by_cell(layer, states, hidden, cell)
     all_weights = []
     if config.attention == "dot":
@@ -54,7 +54,7 @@ def written_out(model, source, target):
             weights = [score.exp() / total for score in scores]  # distribution
             context = sum(weight * seen for weight, seen in zip(weights, read))  # weighted sum
             together = torch.cat([context, state])  # concatenation
-            attended.append((model.decoder.attention.combine.weight @ together).tanh())
+            attended.append((model.model.decoder.attention.combine.weight @ together).tanh())
             all_weights.append(torch.stack(weights))
         states = attended
     return torch.stack(states) @ model.lm_head.weight.T, all_weights and torch.stack(all_weights)
@@ -157,7 +157,7 @@ def test_dropout_falls_between_layers_in_training_alone(fresh_own):
     assert torch.equal(model(**inputs).logits, model(**inputs).logits)
     model.train()
     out = model(**inputs)
-    words = model.encoder.embed_tokens.weight[SOURCE]
+    words = model.model.encoder.embed_tokens.weight[SOURCE]
     kept = out.encoder_hidden_states[0][0] != 0
     assert 0.3 < kept.double().mean() < 0.7
     close(out.encoder_hidden_states[0][0][kept], 2 * words[kept])

@@ -63,8 +63,8 @@ def test_positions_are_sines_and_cosines_of_geometric_wavelengths():
 
 def test_what_the_first_layer_reads_is_words_times_the_root_of_the_size_plus_positions(own):
     model = own("transformer")
-    read = model.encoder(torch.tensor([SOURCE]), output_hidden_states=True).hidden_states[0][0]
-    words = model.encoder.embed_tokens.weight[SOURCE]
+    read = model.model.encoder(torch.tensor([SOURCE]), output_hidden_states=True).hidden_states[0][0]
+    words = model.model.encoder.embed_tokens.weight[SOURCE]
     close(read, words * math.sqrt(32) + sinusoidal_encoding(torch.arange(6), 32))
 
 
@@ -82,11 +82,11 @@ def torchs_own(model) -> tuple[nn.TransformerEncoder, nn.TransformerDecoder]:
         "d_model": config.d_model, "nhead": config.num_attention_heads, "dim_feedforward": config.intermediate_size, "dropout": 0.0,
         "batch_first": True, "norm_first": config.norm_position == "pre", "dtype": torch.float64,
     }  # fmt: skip
-    last = [None, None] if config.norm_position == "post" else [model.encoder.final_norm, model.decoder.final_norm]
+    last = [None, None] if config.norm_position == "post" else [model.model.encoder.final_norm, model.model.decoder.final_norm]
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(**settings), config.encoder_layers, norm=last[0], enable_nested_tensor=False)
     decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(**settings), config.decoder_layers, norm=last[1])
     with torch.no_grad():
-        for stack, ours in ((encoder, model.encoder), (decoder, model.decoder)):
+        for stack, ours in ((encoder, model.model.encoder), (decoder, model.model.decoder)):
             for layer, mine in zip(stack.layers, ours.layers):
                 copied(layer.self_attn, mine.self_attention)
                 norms = [mine.self_attention_norm, mine.feed_forward_norm]
@@ -111,13 +111,13 @@ def test_equals_torchs_own_encoder_and_decoder_with_the_same_weights(fresh_own, 
     mask = torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
     embed = lambda stack, ids: stack.embed_tokens(ids) * math.sqrt(32) + sinusoidal_encoding(torch.arange(ids.shape[1]), 32)
     padding = mask == 0
-    read = encoder(embed(model.encoder, source), src_key_padding_mask=padding)
+    read = encoder(embed(model.model.encoder, source), src_key_padding_mask=padding)
     future = torch.ones(5, 5, dtype=torch.bool).triu(1)
-    states = decoder(embed(model.decoder, target), read, tgt_mask=future, memory_key_padding_mask=padding)
+    states = decoder(embed(model.model.decoder, target), read, tgt_mask=future, memory_key_padding_mask=padding)
     out = model(input_ids=source, attention_mask=mask, decoder_input_ids=target, output_hidden_states=True)
     close(out.encoder_last_hidden_state[mask.bool()], read[mask.bool()])
     close(out.decoder_hidden_states[-1], states)
-    close(out.logits, states @ model.encoder.embed_tokens.weight.T, 1e-11)  # the head is the embeddings
+    close(out.logits, states @ model.model.encoder.embed_tokens.weight.T, 1e-11)  # the head is the embeddings
     assert len(out.encoder_hidden_states) == 3 and len(out.decoder_hidden_states) == 4
 
 
@@ -164,7 +164,7 @@ def test_weights_that_are_told_are_those_of_the_forward_pass(own):
     assert shapes == [[(1, 4, 6, 6)] * 2, [(1, 4, 5, 5)] * 2, [(1, 4, 5, 6)] * 2]
     assert (told.decoder_attentions[0].triu(1) == 0).all()
     # of the last layer by hand: the norm of a post-norm layer's cross-attention, from what goes in
-    layer, states = model.decoder.layers[1], plain.decoder_hidden_states[1][0]
+    layer, states = model.model.decoder.layers[1], plain.decoder_hidden_states[1][0]
     value = lambda attention, seen, head: seen @ attention.v_proj.weight[8 * head : 8 * head + 8].T
     together = lambda attention, weights, seen: torch.cat([weights[0, head] @ value(attention, seen, head) for head in range(4)], dim=-1)
     looked = together(layer.self_attention, told.decoder_attentions[1], states) @ layer.self_attention.out_proj.weight.T
@@ -195,7 +195,7 @@ def test_saved_and_loaded_by_transformers_names(fresh_own, tmp_path):
     assert type(config) is TransformerConfig and config.to_diff_dict() == model.config.to_diff_dict()
     loaded, report = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, output_loading_info=True)
     assert type(loaded) is TransformerForConditionalGeneration and not any(report.values())
-    assert loaded.lm_head.weight is loaded.encoder.embed_tokens.weight is loaded.decoder.embed_tokens.weight
+    assert loaded.lm_head.weight is loaded.model.encoder.embed_tokens.weight is loaded.model.decoder.embed_tokens.weight
     inputs = {"input_ids": torch.tensor([SOURCE]), "decoder_input_ids": torch.tensor([TARGET])}
     close(loaded(**inputs).logits, model(**inputs).logits)
 
@@ -204,9 +204,9 @@ def test_untied_words_stay_apart_and_are_not_resized(fresh_own, tmp_path):
     model = fresh_own("transformer", tie_word_embeddings=False)
     model.save_pretrained(tmp_path)
     loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
-    for name in ("encoder.embed_tokens", "decoder.embed_tokens", "lm_head"):
+    for name in ("model.encoder.embed_tokens", "model.decoder.embed_tokens", "lm_head"):
         assert torch.equal(loaded.get_parameter(f"{name}.weight"), model.get_parameter(f"{name}.weight"))
-    assert not torch.equal(loaded.lm_head.weight, loaded.encoder.embed_tokens.weight)
+    assert not torch.equal(loaded.lm_head.weight, loaded.model.encoder.embed_tokens.weight)
     with pytest.raises(UserError, match="three matrices of words"):
         loaded.resize_token_embeddings(130)
 
@@ -214,7 +214,7 @@ def test_untied_words_stay_apart_and_are_not_resized(fresh_own, tmp_path):
 def test_tied_words_grow_together(fresh_own):
     model = fresh_own("transformer")
     model.resize_token_embeddings(130)
-    assert model.lm_head.weight is model.encoder.embed_tokens.weight is model.decoder.embed_tokens.weight
+    assert model.lm_head.weight is model.model.encoder.embed_tokens.weight is model.model.decoder.embed_tokens.weight
     assert model(input_ids=torch.tensor([[129]]), decoder_input_ids=torch.tensor([[0, 128]])).logits.shape == (1, 2, 130)
 
 
@@ -223,7 +223,7 @@ def test_sinusoids_extend_and_learned_positions_end(own):
     learned = own("transformer", **sizes)
     learned(input_ids=torch.tensor([SOURCE]), decoder_input_ids=torch.tensor([TARGET]))
     with pytest.raises(UserError, match="7 tokens are more than the 6 learned positions.*sinusoidal"):
-        learned.encoder(torch.tensor([[*SOURCE, 3]]))
+        learned.model.encoder(torch.tensor([[*SOURCE, 3]]))
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
     learned(input_ids=torch.tensor([SOURCE]), decoder_input_ids=torch.tensor([TARGET]), past_key_values=cache)
     with pytest.raises(UserError, match="6 tokens are more than the 5"):
@@ -237,9 +237,9 @@ def test_dropout_falls_on_words_and_sublayers_in_training_alone(fresh_own):
     assert torch.equal(model(**inputs).logits, model(**inputs).logits)
     model.train()
     torch.manual_seed(0)
-    read = model.encoder(torch.tensor([SOURCE]), output_hidden_states=True).hidden_states[0]
+    read = model.model.encoder(torch.tensor([SOURCE]), output_hidden_states=True).hidden_states[0]
     torch.manual_seed(0)
-    undropped = model.encoder.embed_tokens(torch.tensor([SOURCE])) * math.sqrt(32) + sinusoidal_encoding(torch.arange(6), 32)
+    undropped = model.model.encoder.embed_tokens(torch.tensor([SOURCE])) * math.sqrt(32) + sinusoidal_encoding(torch.arange(6), 32)
     close(read, F.dropout(undropped, 0.5))
     assert not torch.equal(model(**inputs).logits, model(**inputs).logits)
 
@@ -250,7 +250,7 @@ def test_gradients_computed_piece_by_piece_are_the_same(fresh_own):
     pieces.activation_checkpointing_enable()
     for model in (plain, pieces):
         model(**inputs, use_cache=True).loss.backward()
-    assert all(layer.gradient_checkpointing for layer in [*pieces.encoder.layers, *pieces.decoder.layers])
+    assert all(layer.gradient_checkpointing for layer in [*pieces.model.encoder.layers, *pieces.model.decoder.layers])
     for mine, theirs in zip(plain.parameters(), pieces.parameters()):
         close(mine.grad, theirs.grad)
 
@@ -258,9 +258,9 @@ def test_gradients_computed_piece_by_piece_are_the_same(fresh_own):
 def test_new_weights_make_words_as_large_as_positions():
     torch.manual_seed(0)
     model = TransformerForConditionalGeneration(TransformerConfig(vocab_size=2000, d_model=64, encoder_layers=1, num_attention_heads=4, intermediate_size=96))
-    words = model.encoder.embed_tokens.weight * math.sqrt(64)
+    words = model.model.encoder.embed_tokens.weight * math.sqrt(64)
     assert abs(words.std() - 1) < 0.01 and abs(words.mean()) < 0.01
-    wide = model.encoder.layers[0].feed_forward[0].weight  # Glorot: evenly within sqrt(6 / (64 + 96))
+    wide = model.model.encoder.layers[0].feed_forward[0].weight  # Glorot: evenly within sqrt(6 / (64 + 96))
     assert 0.98 * math.sqrt(6 / 160) < wide.max() <= math.sqrt(6 / 160)
 
 
