@@ -24,18 +24,19 @@ class LSTMConfig(Seq2SeqConfig):
     """What an LSTM encoder-decoder is. Raises UserError for sizes that do not go together.
 
     `attention` is "none", where all that the decoder knows of the source is the state that it begins with, or "dot", where each step looks at the
-    source's states. Encoder and decoder have `num_hidden_layers` each; with `bidirectional` the encoder's are two halves, one from each side.
+    source's states. Encoder and decoder have `num_layers` each; with `bidirectional` the encoder's are two halves, one from each side.
     """
 
     model_type = "seodang_lstm"
+    attribute_map = {"hidden_size": "d_model", "num_hidden_layers": "num_layers"}
 
-    num_hidden_layers: int = 2
+    num_layers: int = 2
     attention: str = "none"
     bidirectional: bool = False
 
     def __post_init__(self, **kwargs: Any):
         super().__post_init__(**kwargs)
-        at_least_one("num_hidden_layers", self.num_hidden_layers)
+        at_least_one("num_layers", self.num_layers)
         one_of("attention", self.attention, ("none", "dot"))
         if self.bidirectional and self.d_model % 2:
             raise UserError(f"a bidirectional encoder has half of d_model from each side, and {self.d_model} is odd: make it even")
@@ -74,7 +75,7 @@ class Encoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
         size = config.d_model // (2 if config.bidirectional else 1)
         self.layers = nn.ModuleList(
-            nn.LSTM(config.d_model, size, batch_first=True, bidirectional=config.bidirectional) for _ in range(config.num_hidden_layers)
+            nn.LSTM(config.d_model, size, batch_first=True, bidirectional=config.bidirectional) for _ in range(config.num_layers)
         )
         self.dropout = nn.Dropout(config.dropout)
 
@@ -129,7 +130,7 @@ class Decoder(nn.Module):
     def __init__(self, config: LSTMConfig):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
-        self.layers = nn.ModuleList(nn.LSTM(config.d_model, config.d_model, batch_first=True) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(nn.LSTM(config.d_model, config.d_model, batch_first=True) for _ in range(config.num_layers))
         self.attention = DotAttention(config.d_model) if config.attention == "dot" else None
         self.dropout = nn.Dropout(config.dropout)
 

@@ -17,7 +17,6 @@ from ...data.labels import IGNORE_INDEX
 class Seq2SeqConfig(PreTrainedConfig):
     """What the configurations of all of them say; a family adds its sizes."""
 
-    attribute_map = {"hidden_size": "d_model"}
     keys_to_ignore_at_inference = ["past_key_values"]
 
     vocab_size: int = 32_000

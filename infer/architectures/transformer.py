@@ -31,13 +31,13 @@ class TransformerConfig(Seq2SeqConfig):
     """
 
     model_type = "seodang_transformer"
-    attribute_map = {"hidden_size": "d_model", "num_hidden_layers": "encoder_layers"}
+    attribute_map = {"hidden_size": "d_model", "num_hidden_layers": "encoder_layers", "num_attention_heads": "num_heads", "intermediate_size": "d_ff"}
 
     vocab_size: int = 37_000
     encoder_layers: int = 6
     decoder_layers: int | None = None  # as many as the encoder has
-    num_attention_heads: int = 8
-    intermediate_size: int = 2048  # d_ff
+    num_heads: int = 8
+    d_ff: int = 2048
     norm_position: str = "post"
     positions: str = "sinusoidal"
     max_encoder_position_embeddings: int | None = None
@@ -47,10 +47,10 @@ class TransformerConfig(Seq2SeqConfig):
         super().__post_init__(**kwargs)
         if self.decoder_layers is None:
             self.decoder_layers = self.encoder_layers
-        for name in ("encoder_layers", "decoder_layers", "num_attention_heads", "intermediate_size"):
+        for name in ("encoder_layers", "decoder_layers", "num_heads", "d_ff"):
             at_least_one(name, getattr(self, name))
-        if self.d_model % self.num_attention_heads:
-            raise UserError(f"d_model {self.d_model} cannot be shared out among {self.num_attention_heads} heads: make it a multiple of them")
+        if self.d_model % self.num_heads:
+            raise UserError(f"d_model {self.d_model} cannot be shared out among {self.num_heads} heads: make it a multiple of them")
         one_of("norm_position", self.norm_position, ("post", "pre"))
         one_of("positions", self.positions, ("sinusoidal", "learned"))
         tables = [self.max_encoder_position_embeddings, self.max_decoder_position_embeddings]
@@ -129,7 +129,7 @@ class MultiHeadAttention(nn.Module):
     def __init__(self, config: TransformerConfig, layer_idx: int, is_decoder: bool = False, is_causal: bool = False):
         super().__init__()
         self.config, self.layer_idx, self.is_decoder, self.is_causal = config, layer_idx, is_decoder, is_causal
-        self.head_dim = config.d_model // config.num_attention_heads
+        self.head_dim = config.d_model // config.num_heads
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(config.d_model, config.d_model, bias=False) for _ in range(4))
 
     def forward(
@@ -174,7 +174,7 @@ class FeedForward(nn.Sequential):
     """max(0, x W_1 + b_1) W_2 + b_2 (3.3)."""
 
     def __init__(self, config: TransformerConfig):
-        super().__init__(nn.Linear(config.d_model, config.intermediate_size), nn.ReLU(), nn.Linear(config.intermediate_size, config.d_model))
+        super().__init__(nn.Linear(config.d_model, config.d_ff), nn.ReLU(), nn.Linear(config.d_ff, config.d_model))
 
 
 class SublayerLayerNorm(nn.LayerNorm):
@@ -367,8 +367,9 @@ class TransformerModel(OfTransformer, Seq2SeqModel):
 
     def first_past(self, encoder_outputs: BaseModelOutput, use_cache: bool) -> EncoderDecoderCache | None:
         """An empty cache, where one is wanted and no layer is computed a second time for its gradients."""
-        again = self.training and self.decoder.layers[0].gradient_checkpointing
-        return EncoderDecoderCache(DynamicCache(), DynamicCache()) if use_cache and not again else None
+        if not use_cache or self.training and self.decoder.layers[0].gradient_checkpointing:
+            return None
+        return EncoderDecoderCache(DynamicCache(), DynamicCache())
 
 
 class TransformerForConditionalGeneration(OfTransformer, Seq2SeqLanguageModel):

@@ -7,10 +7,10 @@ from seodang.infer.architectures.lstm import LSTMConfig, LSTMForConditionalGener
 from seodang.infer.architectures.transformer import TransformerConfig, TransformerForConditionalGeneration
 
 ENDS = {"vocab_size": 128, "d_model": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 0}
-TRANSFORMER = {**ENDS, "encoder_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+TRANSFORMER = {**ENDS, "encoder_layers": 2, "num_heads": 4, "d_ff": 64}
 # with 0.5 throughout it says one token whatever it reads: what the feed-forward layers and the norms add outweighs that
 DEVIATIONS = {"transformer": {"embed": 0.2, "norm": 0.1, "feed_forward": 0.1, "cross": 0.3}}
-LSTM = {**ENDS, "num_hidden_layers": 2}
+LSTM = {**ENDS, "num_layers": 2}
 
 
 def build(kind: str, dtype: torch.dtype = torch.float64, seed: int = 0, **changes):

@@ -8,7 +8,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from seodang.data.errors import UserError
 from seodang.infer.architectures.lstm import LSTMConfig, LSTMForConditionalGeneration
 
-KINDS = [{"attention": "none"}, {"attention": "dot"}, {"attention": "dot", "bidirectional": True, "num_hidden_layers": 3}]
+KINDS = [{"attention": "none"}, {"attention": "dot"}, {"attention": "dot", "bidirectional": True, "num_layers": 3}]
 SOURCE, TARGET = [5, 9, 77, 31, 8, 2], [0, 40, 41, 6, 99]
 
 
@@ -71,7 +71,7 @@ def test_each_step_is_that_of_the_loop_written_out(own, changes):
     if tell:
         assert [each.shape for each in out.cross_attentions] == [(1, 1, 5, 6)]
         close(out.cross_attentions[0][0, 0], weights, 1e-11)
-    assert len(out.decoder_hidden_states) == 1 + model.config.num_hidden_layers
+    assert len(out.decoder_hidden_states) == 1 + model.config.num_layers
     close(out.decoder_hidden_states[-1][0] @ model.lm_head.weight.T, logits, 1e-11)  # what the head reads
 
 
@@ -169,7 +169,7 @@ def test_dropout_falls_between_layers_in_training_alone(fresh_own):
     [
         ({"attention": "general"}, "attention must be 'none' or 'dot', got 'general'"),
         ({"bidirectional": True, "d_model": 33}, "half of d_model from each side, and 33 is odd"),
-        ({"num_hidden_layers": 0}, "num_hidden_layers must be a whole number of at least 1, got 0"),
+        ({"num_layers": 0}, "num_layers must be a whole number of at least 1, got 0"),
     ],
 )  # fmt: skip
 def test_refuses_sizes_that_do_not_go_together(wrong, message):

@@ -79,7 +79,7 @@ def torchs_own(model) -> tuple[nn.TransformerEncoder, nn.TransformerDecoder]:
     """torch's own stacks with the model's weights."""
     config = model.config
     settings = {
-        "d_model": config.d_model, "nhead": config.num_attention_heads, "dim_feedforward": config.intermediate_size, "dropout": 0.0,
+        "d_model": config.d_model, "nhead": config.num_heads, "dim_feedforward": config.d_ff, "dropout": 0.0,
         "batch_first": True, "norm_first": config.norm_position == "pre", "dtype": torch.float64,
     }  # fmt: skip
     last = [None, None] if config.norm_position == "post" else [model.model.encoder.final_norm, model.model.decoder.final_norm]
@@ -257,7 +257,7 @@ def test_gradients_computed_piece_by_piece_are_the_same(fresh_own):
 
 def test_new_weights_make_words_as_large_as_positions():
     torch.manual_seed(0)
-    model = TransformerForConditionalGeneration(TransformerConfig(vocab_size=2000, d_model=64, encoder_layers=1, num_attention_heads=4, intermediate_size=96))
+    model = TransformerForConditionalGeneration(TransformerConfig(vocab_size=2000, d_model=64, encoder_layers=1, num_heads=4, d_ff=96))
     words = model.model.encoder.embed_tokens.weight * math.sqrt(64)
     assert abs(words.std() - 1) < 0.01 and abs(words.mean()) < 0.01
     wide = model.model.encoder.layers[0].feed_forward[0].weight  # Glorot: evenly within sqrt(6 / (64 + 96))
@@ -267,8 +267,8 @@ def test_new_weights_make_words_as_large_as_positions():
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"d_model": 30, "num_attention_heads": 4}, "d_model 30 cannot be shared out among 4 heads"),
-        ({"d_model": 33, "num_attention_heads": 3}, "d_model 33 is odd"),
+        ({"d_model": 30, "num_heads": 4}, "d_model 30 cannot be shared out among 4 heads"),
+        ({"d_model": 33, "num_heads": 3}, "d_model 33 is odd"),
         ({"norm_position": "middle"}, "norm_position must be 'post' or 'pre', got 'middle'"),
         ({"positions": "rotary"}, "positions must be 'sinusoidal' or 'learned', got 'rotary'"),
         ({"positions": "learned", "max_encoder_position_embeddings": 8}, "say where by max_decoder_position_embeddings"),
