@@ -71,6 +71,9 @@ DEVIATIONS = {
     "t5": {"shared": 0.5, "DenseReluDense": 1.0, "EncDecAttention": 0.16, "relative_attention_bias": 2.0},
     "bart": {"embed_positions": 0.9, "encoder_attn": 0.16},
 }
+for like, kinds in {"t5": ("mt5", "umt5"), "bart": ("marian", "mbart", "pegasus", "m2m_100", "blenderbot")}.items():
+    ENCODER_DECODERS |= dict.fromkeys(kinds, ENCODER_DECODERS[like])
+    DEVIATIONS |= dict.fromkeys(kinds, DEVIATIONS[like])
 
 
 def build_tiny(kind: str = "llama", seed: int = 0, **changes):
