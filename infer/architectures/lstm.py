@@ -33,6 +33,7 @@ class LSTMConfig(Seq2SeqConfig):
     num_layers: int = 2
     attention: str = "none"
     bidirectional: bool = False
+    tie_word_embeddings: bool = False  # source, target and head have words of their own, as in both papers
 
     def __post_init__(self, **kwargs: Any):
         super().__post_init__(**kwargs)

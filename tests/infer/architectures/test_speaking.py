@@ -92,7 +92,7 @@ def test_the_memory_that_is_promised_is_enough(named):
 def transformers_says(model, source, **settings):
     """The new ids that transformers finds, none of them twice: random weights like to repeat themselves."""
     found = model.generate(torch.tensor([source]), max_new_tokens=8, do_sample=False, no_repeat_ngram_size=1, **settings)
-    return [[id for id in row[1:] if id != 0] for row in found.tolist()]
+    return [row[1 : (row.index(2) if 2 in row else len(row)) + 1] for row in found.tolist()]
 
 
 def test_greedy_and_beams_find_what_transformers_generate_finds(named, tiny_tokenizer):
