@@ -175,14 +175,14 @@ class Decoder(nn.Module):
 
 
 class OfLSTM:
-    """What transformers asks of the family's models. Their past says nothing of single positions: it can go on, and be copied, but not be cut back."""
+    """What transformers asks to know of both classes below. Their past says nothing of single positions: it can go on, and be copied, but not be cut back."""
 
     config_class = LSTMConfig
     _is_stateful = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """All of them evenly within 1 / sqrt(d_model), as torch has an LSTM's: with 128 to 1000 units the papers' 0.1 and 0.08, or nearly."""
+        """All of them evenly within 1 / sqrt(d_model), as torch has an LSTM's; the papers, of 1,000 units, have 0.08 and 0.1."""
         if isinstance(module, (nn.LSTM, nn.Linear, nn.Embedding)):
             for parameter in module.parameters(recurse=False):
                 initialization.uniform_(parameter, -(self.config.d_model**-0.5), self.config.d_model**-0.5)

@@ -72,7 +72,7 @@ def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, mask
     """
     scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])  # [.., n, m]
     if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)  # "setting to minus infinity all values in the input of the softmax which correspond to illegal connections"
+        scores = scores.masked_fill(~mask, -torch.inf)  # "illegal connections" (3.2.3)
     weights = scores.softmax(dim=-1)  # [.., n, m]
     return weights @ value, weights
 
@@ -342,7 +342,7 @@ class Decoder(Stack):
 
 
 class OfTransformer:
-    """What transformers asks of the family's models."""
+    """What transformers asks to know of both classes below."""
 
     config_class = TransformerConfig
     supports_gradient_checkpointing = True
@@ -351,7 +351,7 @@ class OfTransformer:
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """As the authors' code: words as large, once multiplied by sqrt(d_model), as positions; matrices by Glorot and Bengio."""
+        """As the authors' code: words as large, once multiplied by sqrt(d_model), as sinusoids; matrices by Glorot and Bengio."""
         super()._init_weights(module)
         if isinstance(module, nn.Embedding) or module is self.get_output_embeddings():
             initialization.normal_(module.weight, std=self.config.d_model**-0.5)

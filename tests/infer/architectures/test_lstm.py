@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
 from transformers.modeling_outputs import BaseModelOutput
 
 from seodang.data.errors import UserError
-from seodang.infer.architectures.lstm import LSTMConfig, LSTMForConditionalGeneration
+from seodang.infer.architectures.lstm import LSTMConfig, LSTMForConditionalGeneration, LSTMModel
 
 KINDS = [{"attention": "none"}, {"attention": "dot"}, {"attention": "dot", "bidirectional": True, "num_layers": 3}]
 SOURCE, TARGET = [5, 9, 77, 31, 8, 2], [0, 40, 41, 6, 99]
@@ -139,6 +139,9 @@ def test_saved_and_loaded_by_transformers_names(fresh_own, tmp_path):
     assert type(loaded) is LSTMForConditionalGeneration and not any(report.values())
     inputs = {"input_ids": torch.tensor([SOURCE]), "decoder_input_ids": torch.tensor([TARGET])}
     close(loaded(**inputs).logits, model(**inputs).logits)
+    trunk = AutoModel.from_pretrained(tmp_path)
+    assert type(trunk) is LSTMModel
+    close(trunk(**inputs).last_hidden_state, model(**inputs, output_hidden_states=True).decoder_hidden_states[-1])
 
 
 def test_new_weights_lie_evenly_within_the_root_of_the_size():

@@ -133,6 +133,14 @@ def test_an_assistant_of_its_kind_helps_a_transformer_and_an_lstm_is_none(own, f
         generate(model, tiny_tokenizer, PROMPTS, SamplingParams(max_new_tokens=8, assistant_model=own("lstm")))
 
 
+@torch.no_grad()
+def test_words_may_be_given_in_place_of_ids(named):
+    _, model = named
+    source, target = torch.tensor(PROMPTS[:1]), torch.tensor([[0, 40, 41]])
+    words = {"inputs_embeds": model.get_encoder().embed_tokens(source), "decoder_inputs_embeds": model.get_decoder().embed_tokens(target)}
+    close(model(**words).logits, model(input_ids=source, decoder_input_ids=target).logits)
+
+
 def test_scores_are_those_of_the_labels(named, tiny_tokenizer):
     _, model = named
     targets = [[40, 41, 2], [9, 2], [77, 50, 51, 52, 2]]

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForSeq2SeqLM, DynamicCache, EncoderDecoderCache
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModel, AutoModelForSeq2SeqLM, DynamicCache, EncoderDecoderCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -15,6 +15,7 @@ from seodang.infer.architectures.seq2seq_model import shifted_right
 from seodang.infer.architectures.transformer import (
     TransformerConfig,
     TransformerForConditionalGeneration,
+    TransformerModel,
     causal_mask,
     padding_mask,
     scaled_dot_product_attention,
@@ -198,6 +199,9 @@ def test_saved_and_loaded_by_transformers_names(fresh_own, tmp_path):
     assert loaded.lm_head.weight is loaded.model.encoder.embed_tokens.weight is loaded.model.decoder.embed_tokens.weight
     inputs = {"input_ids": torch.tensor([SOURCE]), "decoder_input_ids": torch.tensor([TARGET])}
     close(loaded(**inputs).logits, model(**inputs).logits)
+    trunk = AutoModel.from_pretrained(tmp_path)
+    assert type(trunk) is TransformerModel
+    close(trunk(**inputs).last_hidden_state, model(**inputs, output_hidden_states=True).decoder_hidden_states[-1])
 
 
 def test_untied_words_stay_apart_and_are_not_resized(fresh_own, tmp_path):
