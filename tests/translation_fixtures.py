@@ -19,7 +19,7 @@ from transformers.models.mbart50.tokenization_mbart50 import FAIRSEQ_LANGUAGE_CO
 from transformers.models.mbart.tokenization_mbart import FAIRSEQ_LANGUAGE_CODES as MBART_CODES
 
 WORDS = ("▁das", "▁Haus", "▁ist", "▁klein", "▁the", "▁house", "▁small", "llo", "wel", "▁나무")
-LETTERS = "▁abcdefghijklmnopqrstuvwxyzDHST.,><무가"
+LETTERS = "▁abcdefghijklmnopqrstuvwxyzDHST.,><나무가자란다"
 UNIGRAM = [*((word, -2.0 - len(word) / 10) for word in WORDS), *((letter, -6.0) for letter in LETTERS)]
 FIRST = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]
 LANGUAGES = {"mbart50": ("de_DE", "ko_KR"), "mbart": ("de_DE", "ko_KR"), "nllb": ("deu_Latn", "kor_Hang"), "m2m": ("de", "ko")}
@@ -47,8 +47,8 @@ def sentencepiece_model(folder) -> tuple[str, list[str]]:
     """A model of SentencePiece in a file, and its pieces without the first three, which are special."""
     sentencepiece = pytest.importorskip("sentencepiece")
     written = io.BytesIO()
-    texts = ["das Haus ist klein", "the house is small", "hallo welt", "나무가 자란다"] * 5
-    how = {"vocab_size": 60, "hard_vocab_limit": False, "minloglevel": 2}
+    texts = ["das Haus ist klein", "the house is small", "hallo welt", "나무가 자란다. das ab, the small house"] * 5
+    how = {"vocab_size": 80, "hard_vocab_limit": False, "minloglevel": 2}
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(texts), model_writer=written, **how)
     (folder / "model.spm").write_bytes(written.getvalue())
     model = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())

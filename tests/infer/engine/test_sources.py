@@ -112,7 +112,7 @@ GIVEN = [40, 41, 42]
 STRATEGIES = {
     "contrastive": {"penalty_alpha": 0.6, "top_k": 4}, "lookup": {"prompt_lookup_num_tokens": 3}, "beams": BEAMS,
     "diverse": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.5, "num_return_sequences": 4},
-    "words": {"num_beams": 4, "force_words_ids": [[50]]}, "sampling": {"temperature": 0.9, "seed": 3}, "stochastic": {"strategy": "stochastic_beam", "num_beams": 3, "seed": 3},
+    "words": {"num_beams": 4, "force_words_ids": [[50]]}, "sampling": {"temperature": 0.9, "seed": 3}, "stochastic": {"strategy": "stochastic_beam", "num_beams": 3, "seed": 3, "temperature": 0.2},
     "choice": {"choice": ["ab", "cd"]}, "penalty": {"repetition_penalty": 3.0, "no_repeat_ngram_size": 2},
 }  # fmt: skip
 
