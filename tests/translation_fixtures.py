@@ -6,8 +6,8 @@ import json
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, MBart50Tokenizer, MBartTokenizer, NllbTokenizer
-from transformers.models.mbart50.tokenization_mbart50 import FAIRSEQ_LANGUAGE_CODES as MBART50_CODES
 from transformers.models.mbart.tokenization_mbart import FAIRSEQ_LANGUAGE_CODES as MBART_CODES
+from transformers.models.mbart50.tokenization_mbart50 import FAIRSEQ_LANGUAGE_CODES as MBART50_CODES
 
 WORDS = ("▁das", "▁Haus", "▁ist", "▁klein", "▁the", "▁house", "▁small", "llo", "wel", "▁나무")
 LETTERS = "▁abcdefghijklmnopqrstuvwxyzDHST.,><나무가자란다"
