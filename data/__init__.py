@@ -18,6 +18,7 @@ _HOMES = {
     "read_documents": "text.documents", "token_store": "text.store", "causal_rows": "text.rows", "masked_rows": "text.rows",
     "train_tokenizer": "text.tokenizer_training", "TokenizerSettings": "text.tokenizer_training",
     "Masking": "text.corruption", "MaskingOptions": "text.corruption",
+    "source_ids": "seq2seq.encoding", "target_ids": "seq2seq.encoding", "set_languages": "seq2seq.languages", "language_ids": "seq2seq.languages",
     "seq2seq_shapes": "seq2seq.records", "Exchange": "seq2seq.records", "Seq2SeqLabeller": "seq2seq.rows", "seq2seq_rows": "seq2seq.rows",
     "UserError": "errors",
 }  # fmt: skip

@@ -5,21 +5,12 @@ import json
 
 import pytest
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForSeq2SeqLM,
-    M2M100Tokenizer,
-    MarianTokenizer,
-    MBart50Tokenizer,
-    MBartTokenizer,
-    NllbTokenizer,
-)
-from transformers.models.m2m_100.tokenization_m2m_100 import FAIRSEQ_LANGUAGE_CODES as M2M_CODES
-from transformers.models.mbart50.tokenization_mbart50 import FAIRSEQ_LANGUAGE_CODES as MBART50_CODES
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, MBart50Tokenizer, MBartTokenizer, NllbTokenizer
 from transformers.models.mbart.tokenization_mbart import FAIRSEQ_LANGUAGE_CODES as MBART_CODES
+from transformers.models.mbart50.tokenization_mbart50 import FAIRSEQ_LANGUAGE_CODES as MBART50_CODES
 
 WORDS = ("▁das", "▁Haus", "▁ist", "▁klein", "▁the", "▁house", "▁small", "llo", "wel", "▁나무")
-LETTERS = "▁abcdefghijklmnopqrstuvwxyzDHST.,><무가"
+LETTERS = "▁abcdefghijklmnopqrstuvwxyzDHST.,><나무가자란다"
 UNIGRAM = [*((word, -2.0 - len(word) / 10) for word in WORDS), *((letter, -6.0) for letter in LETTERS)]
 FIRST = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]
 LANGUAGES = {"mbart50": ("de_DE", "ko_KR"), "mbart": ("de_DE", "ko_KR"), "nllb": ("deu_Latn", "kor_Hang"), "m2m": ("de", "ko")}
@@ -28,6 +19,8 @@ SIZES = {
     "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
     "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 300, "forced_eos_token_id": None, "bos_token_id": 0,
 }  # fmt: skip
+# by which an answer varies, and hangs on its source
+DEVIATIONS = {"mbart": {"embed_positions": 1.5}, "marian": {"embed_positions": 1.5}, "m2m_100": {"encoder_attn": 0.16, "self_attn": 0.6, "shared": 0.6}}
 
 
 def build_mbart50(**languages) -> MBart50Tokenizer:
@@ -47,8 +40,8 @@ def sentencepiece_model(folder) -> tuple[str, list[str]]:
     """A model of SentencePiece in a file, and its pieces without the first three, which are special."""
     sentencepiece = pytest.importorskip("sentencepiece")
     written = io.BytesIO()
-    texts = ["das Haus ist klein", "the house is small", "hallo welt", "나무가 자란다"] * 5
-    how = {"vocab_size": 60, "hard_vocab_limit": False, "minloglevel": 2}
+    texts = ["das Haus ist klein", "the house is small", "hallo welt", "나무가 자란다. das ab, the small house"] * 5
+    how = {"vocab_size": 80, "hard_vocab_limit": False, "minloglevel": 2}
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(texts), model_writer=written, **how)
     (folder / "model.spm").write_bytes(written.getvalue())
     model = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
@@ -60,14 +53,19 @@ def written_vocabulary(folder, pieces: list[str]) -> str:
     return str(folder / "vocab.json")
 
 
-def build_m2m(folder, **languages) -> M2M100Tokenizer:
+def build_m2m(folder, **languages):
     spm, pieces = sentencepiece_model(folder)
+    from transformers.models.m2m_100.tokenization_m2m_100 import FAIRSEQ_LANGUAGE_CODES as M2M_CODES
+    from transformers.models.m2m_100.tokenization_m2m_100 import M2M100Tokenizer
+
     named = [f"__{code}__" for code in M2M_CODES["m2m100"]]  # as the published checkpoint lists them
     return M2M100Tokenizer(written_vocabulary(folder, ["<s>", "<pad>", "</s>", "<unk>", *pieces]), spm, additional_special_tokens=named, **languages)
 
 
-def build_marian(folder, codes=(">>fra<<", ">>deu<<")) -> MarianTokenizer:
+def build_marian(folder, codes=(">>fra<<", ">>deu<<")):
     spm, pieces = sentencepiece_model(folder)
+    from transformers import MarianTokenizer
+
     return MarianTokenizer(spm, spm, written_vocabulary(folder, ["</s>", "<unk>", *codes, *pieces, "<pad>"]))
 
 
@@ -93,7 +91,7 @@ def build_translator(kind: str, tokenizer):
         model = AutoModelForSeq2SeqLM.from_config(config).double().eval()
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
-                torch.nn.init.normal_(parameter, std=1.5 if "embed_positions" in name else 0.16 if "encoder_attn" in name else 0.3)
+                torch.nn.init.normal_(parameter, std=next((std for part, std in DEVIATIONS[MODELS[kind]].items() if part in name), 0.3))
     return model
 
 

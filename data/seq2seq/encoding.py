@@ -34,8 +34,10 @@ def source_ids(
         return _source_text(tokenizer, prompt, literal is True, most, source_lang, target_lang)
     talk = prompt if isinstance(prompt, Dialogue) else Dialogue(list(prompt))
     if tokenizer.chat_template:
-        if source_lang is not None:
-            raise UserError(f"source_lang={source_lang!r}: the chat template writes the source, which has its language there: leave it out")
+        for setting, code in (("source_lang", source_lang), ("target_lang", None if writes_languages(tokenizer) else target_lang)):
+            if code:
+                known_language(tokenizer, setting, code)
+                raise UserError(f"{setting}={code!r}: the chat template writes the source, which has its language there: leave it out")
         return prompt_ids(tokenizer, talk.messages, talk.tools, literal=literal is not False, most=most, **talk.template_kwargs)
     return _source_text(tokenizer, single_turn(talk), literal is not False, most, source_lang, target_lang)
 

@@ -122,7 +122,7 @@ def starting_language(tokenizer: PreTrainedTokenizerBase, target_lang: str | Non
 
 def begins_targets(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a target begins with its language's token (mBART-50, M2M100, NLLB); that of the first mBART stands at its end, and starts the decoder."""
-    if not writes_languages(tokenizer):
+    if not writes_languages(tokenizer) or not language_ids(tokenizer):
         return False
 
     def build() -> bool:

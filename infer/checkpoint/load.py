@@ -142,6 +142,10 @@ def _read_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(place) if found is None else published_tokenizer(found)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"no tokenizer could be read from {str(path)!r}: {_first_line(error)}") from None
+    except ImportError as error:
+        if "sentencepiece" not in str(error).lower():
+            raise
+        raise UserError(f'the tokenizer of {str(path)!r} is read by SentencePiece\'s library: pip install "seodang[translation]"') from None
 
 
 def resolve(path: str | os.PathLike) -> str:

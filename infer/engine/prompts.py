@@ -104,8 +104,9 @@ def new_request(
         first = before_prefix(params, tokenizer, shown) if has_source else [id for id in (params.forced_bos_token_id,) if id is not None]
         params = replace(params, forced_bos_token_id=None)
     layout = None if params.template is None else laid_out(tokenizer, params.template)
+    told = f"the decoder's part of {name}" if has_source else name  # which counts towards its positions
     sized = params if layout is None else as_long(layout, params, len(ids), runner.limit, name)
-    params, written = with_ids(within_length(sized, len(ids), runner.limit, name), tokenizer), params
+    params, written = with_ids(within_length(sized, len(ids), runner.limit, told), tokenizer), params
     refuse_looking_back(params, strategy, written)
     known = tokenizer_ids(tokenizer, runner)
     check_filters(params, runner.config.vocab_size, known)

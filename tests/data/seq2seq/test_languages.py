@@ -70,6 +70,18 @@ def test_a_tokenizer_without_languages_has_none_to_be_set(t5_tokenizer):
             ask()
 
 
+def test_a_chat_template_leaves_no_place_for_a_language_of_the_source(t5_tokenizer, translation_tokenizer):
+    tokenizer = translation_tokenizer("mbart50")
+    tokenizer.chat_template = t5_tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    talk = [{"role": "user", "content": "das"}]
+    for own, languages, message in (
+        (tokenizer, {"source_lang": "de_DE"}, "source_lang='de_DE': the chat template writes the source"), (t5_tokenizer, {"target_lang": "ko"}, "no tokens of languages"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            source_ids(own, talk, **languages)
+    assert source_ids(tokenizer, talk, target_lang="ko_KR") == tokenizer("das", add_special_tokens=False)["input_ids"]  # which begins the answer
+
+
 def check_named_in_source(tokenizer, plain: list[int], french: int, german: int) -> None:
     assert language_ids(tokenizer) == {"fra": french, "deu": german}
     assert source_ids(tokenizer, "das Haus", target_lang="fra") == source_ids(tokenizer, "das Haus", target_lang=">>fra<<") == [french, *plain]

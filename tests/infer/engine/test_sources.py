@@ -9,6 +9,7 @@ from translation_fixtures import LANGUAGES
 
 from seodang.data.errors import UserError
 from seodang.infer import SamplingParams, generate, score, stream
+from seodang.infer.checkpoint import load as loading
 from seodang.infer.engine.checkpoint_settings import checkpoint_params, from_generation_config
 from seodang.infer.requests.events import Committed
 from seodang.infer.runners.encoder_decoder import decoder_start
@@ -112,7 +113,7 @@ GIVEN = [40, 41, 42]
 STRATEGIES = {
     "contrastive": {"penalty_alpha": 0.6, "top_k": 4}, "lookup": {"prompt_lookup_num_tokens": 3}, "beams": BEAMS,
     "diverse": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.5, "num_return_sequences": 4},
-    "words": {"num_beams": 4, "force_words_ids": [[50]]}, "sampling": {"temperature": 0.9, "seed": 3}, "stochastic": {"strategy": "stochastic_beam", "num_beams": 3, "seed": 3},
+    "words": {"num_beams": 4, "force_words_ids": [[50]]}, "sampling": {"temperature": 0.9, "seed": 3}, "stochastic": {"strategy": "stochastic_beam", "num_beams": 3, "seed": 3, "temperature": 0.2},
     "choice": {"choice": ["ab", "cd"]}, "penalty": {"repetition_penalty": 3.0, "no_repeat_ngram_size": 2},
 }  # fmt: skip
 
@@ -250,6 +251,16 @@ def test_score_refuses_for_a_decoder_what_only_an_encoder_decoder_has(tiny_llama
     for more in ({"beginnings": [[5]]}, {"target_lang": "ko"}):
         with pytest.raises(UserError, match=f"{next(iter(more))} is for encoder-decoders, but llama is a decoder"):
             score(tiny_llama, tiny_tokenizer, [[5]], [[5, 6]], **more)
+
+
+def test_a_tokenizer_whose_library_is_not_there_says_how_to_have_it(monkeypatch, tmp_path):
+    def missing(place):
+        raise ImportError("M2M100Tokenizer requires the SentencePiece library but it was not found in your environment.")
+
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    monkeypatch.setattr(loading.AutoTokenizer, "from_pretrained", missing)
+    with pytest.raises(UserError, match='is read by SentencePiece.s library: pip install "seodang.translation."'):
+        loading.load_tokenizer(tmp_path)
 
 
 def test_texts_that_answers_are_held_to_are_spelled_as_an_answer_begins(t5_tokenizer, fresh_tiny):
