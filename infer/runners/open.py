@@ -16,12 +16,14 @@ from .architecture import attention_is_replaceable, carries_state, refuse_both_w
 from .by_length import BY_LENGTH, hangs_on_length
 from .contract import Runner
 from .direct import DirectRunner
+from .direct_encoder_decoder import DirectEncoderDecoder
 from .encoder_decoder import EncoderDecoderRunner
+from .encoder_decoder_layers import supports_direct_encoder_decoder
 from .layers import supports_direct
 from .model_lock import locked
 from .padded import PaddedRunner
 from .paradigm import is_bidirectional
-from .probe import agree, own_logits, probe, probe_ids, tolerance
+from .probe import agree, own_logits, probe, probe_ids, probe_with_sources, tolerance
 from .ragged import RaggedRunner
 from .recomputing import RecomputingRunner
 from .stateful import StatefulRunner
@@ -40,7 +42,7 @@ def open_runner(model: nn.Module) -> Runner:
     """
     inner = transformers_model(model)
     if inner.config.is_encoder_decoder:
-        return EncoderDecoderRunner(inner)
+        return open_encoder_decoder(inner)
     with locked(inner):  # as it is between passes
         direct, both_ways = supports_direct(inner), is_bidirectional(inner.config)
         chosen, key = _CHOSEN.setdefault(inner, {}), (direct, both_ways)
@@ -48,6 +50,30 @@ def open_runner(model: nn.Module) -> Runner:
             known = direct and not both_ways and not untried()  # the tests have told with these versions what a probe of three passes would tell again
             chosen[key] = DirectRunner if known else choose(inner, direct)
         return chosen[key](inner)
+
+
+def open_encoder_decoder(model: PreTrainedModel) -> EncoderDecoderRunner:
+    """Return the direct runner for the families of `encoder_decoder_layers`, probed as those of decoders are, and for all others the one that runs the model as it is."""
+    with locked(model):
+        direct = supports_direct_encoder_decoder(model)
+        chosen, key = _CHOSEN.setdefault(model, {}), (direct, False)
+        if key not in chosen:
+            chosen[key] = DirectEncoderDecoder if direct and (not untried() or answers_alike(model)) else EncoderDecoderRunner
+        return chosen[key](model)
+
+
+def answers_alike(model: PreTrainedModel) -> bool:
+    """Whether the direct runner gives the model's own logits; says in a warning what keeps it from them."""
+    device = model.get_input_embeddings().weight.device
+    try:
+        with torch.autocast(device.type, enabled=False):
+            probe_with_sources(DirectEncoderDecoder(model))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a library that has moved raises
+        warnings.warn(f"{model.config.model_type} runs slower than it may ({reason(error)}); {untried()}", stacklevel=3)
+        return False
+    return True
 
 
 def choose(model: PreTrainedModel, direct: bool) -> type[Runner]:
