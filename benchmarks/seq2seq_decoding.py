@@ -34,6 +34,7 @@ SIZES = {
         "decoder_start_token_id": 2, "forced_eos_token_id": None,
     },
 }  # fmt: skip
+DEVIATIONS = {"t5": {"relative_attention_bias": 1.0, "shared": 0.1}, "bart": {"embed_positions": 2.0, "shared": 0.5, "encoder_attn.out_proj": 0.03}}  # the others': by their width
 PAD = 0
 BEAMS = 4
 NEW = 32  # of each beam
@@ -44,10 +45,10 @@ def saved(kind: str, folder: str) -> None:
     torch.manual_seed(0)
     model = AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model(kind, **SIZES[kind]))
     for name, parameter in model.named_parameters():
-        if "embed_positions" in name or "relative_attention_bias" in name:
-            torch.nn.init.normal_(parameter, std=1.0)
-        elif kind == "bart" and "embed_tokens" not in name and "shared" not in name and parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.05)
+        if parameter.dim() > 1:
+            wide = next((std for part, std in DEVIATIONS[kind].items() if part in name), None)
+            sharp = 6 if "q_proj" in name or "k_proj" in name else 2
+            torch.nn.init.normal_(parameter, std=wide or sharp * parameter.shape[1] ** -0.5)
     model.save_pretrained(folder)
     words = Tokenizer(models.WordLevel({f"w{n}": n for n in range(VOCAB)}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

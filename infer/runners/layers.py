@@ -186,7 +186,9 @@ def gated(gate_and_up: LinearKernel, act: Map, down: LinearKernel) -> Map:
 
 
 def activation(module: nn.Module) -> Map:
-    """Return the activation as a function; those that are torch's own without a module's detour."""
+    """Return the activation as a function, which may write over what it is given; those that are torch's own without a module's detour."""
+    if type(module) is nn.ReLU:
+        return torch.relu_
     return F.silu if type(module).__name__ in ("SiLU", "SiLUActivation") else module
 
 
