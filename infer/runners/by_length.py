@@ -23,6 +23,7 @@ from .contract import Runner
 from .model_lock import locked
 from .padded import PaddedRunner
 from .ragged import RaggedRunner
+from .ragged_attention import Stretch
 from .recomputing import RecomputingRunner
 from .stateful import StatefulRunner
 
