@@ -3,10 +3,11 @@
 python benchmarks/seq2seq_decoding.py                                         every case, medians of the ratios of time and of CPU time
 python benchmarks/seq2seq_decoding.py --cases t5-beams bart-greedy --rounds 2
 
-Models of t5-small's and bart-base's sizes with random weights and a vocabulary of 8,192, saved and loaded as any checkpoint, in float32. `*-greedy` is 32 sources
-of 8 to 128 tokens with 8 to 48 new ones each, against generate over the padded batch, which runs until the longest answer is done and is counted the
-same tokens; `*-beams` four beams of one source of 64 tokens with 32 new ones, `*-beams-of-8` of eight sources of 8 to 128. No answer ends before its length.
-Both sides' tokens are compared: `other_tokens` counts those that are not the same, where two are about as likely.
+Models of t5-small's and bart-base's sizes with random weights and a vocabulary of 8,192, saved and loaded as any checkpoint, in float32.
+`*-greedy` is 32 sources of 8 to 128 tokens with 8 to 48 new ones each, against generate over the padded batch, which runs until the longest
+answer is done and is counted the same tokens; `*-beams` four beams of one source of 64 tokens with 32 new ones, `*-beams-of-8` of eight sources
+of 8 to 128. No answer ends before its length. The tokens are compared: `other_tokens` counts those that are not the same (behind two that are
+about as likely), `different_tokens` how many of the vocabulary there are.
 """
 
 import argparse
@@ -34,14 +35,17 @@ SIZES = {
         "decoder_start_token_id": 2, "forced_eos_token_id": None,
     },
 }  # fmt: skip
-DEVIATIONS = {"t5": {"relative_attention_bias": 1.0, "shared": 0.1}, "bart": {"embed_positions": 2.0, "shared": 0.5, "encoder_attn.out_proj": 0.015}}  # the others': by their width
+DEVIATIONS = {  # of weights; the others' go by their width
+    "t5": {"relative_attention_bias": 1.0, "shared": 0.1},
+    "bart": {"embed_positions": 2.0, "shared": 0.5, "encoder_attn.out_proj": 0.015},
+}
 PAD = 0
 BEAMS = 4
 NEW = 32  # of each beam
 
 
 def saved(kind: str, folder: str) -> None:
-    """A checkpoint whose answers hang on their sources and do not repeat one token, with a tokenizer of as many words."""
+    """A checkpoint whose answers hang on their sources and do not all repeat one token, with a tokenizer of as many words."""
     torch.manual_seed(0)
     model = AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model(kind, **SIZES[kind]))
     for name, parameter in model.named_parameters():
@@ -84,7 +88,8 @@ class Theirs:
         ids = torch.tensor([source + [PAD] * (width - len(source)) for source in asked])
         mask = torch.tensor([[1] * len(source) + [0] * (width - len(source)) for source in asked])
         with torch.inference_mode():
-            found = self.model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=max(new), min_new_tokens=max(new), pad_token_id=PAD, **settings)
+            length = {"max_new_tokens": max(new), "min_new_tokens": max(new)}
+            found = self.model.generate(ids, attention_mask=mask, do_sample=False, pad_token_id=PAD, **length, **settings)
         return [answer[1 : 1 + n] for answer, n in zip(found.tolist(), new)]
 
 

@@ -260,13 +260,13 @@ class KVCache:
 
 
 def source_capacity(length: int) -> int:
-    """Return the capacity of the pool where a source of so many ids lies: 16, 24, 32, 48, 64 and so on, at most half as many again as it needs."""
+    """Return the capacity of the pool where a source of so many ids lies: 16, 24, 32, 48, 64 and so on, less than half as many again as it needs."""
     capacity = max(LEAST_OF_SOURCE, 1 << max(length - 1, 1).bit_length())
     return capacity * 3 // 4 if LEAST_OF_SOURCE < capacity and length <= capacity * 3 // 4 else capacity
 
 
 class SourceCache(KVCache):
-    """What a decoder's layers read of sources: each is written once and does not grow, and every step reads all of its pool's lanes at their longest."""
+    """What a decoder's layers read of sources: each is written once and does not grow, and a step reads all lanes of a pool at their longest."""
 
     capacity_of = staticmethod(source_capacity)
 

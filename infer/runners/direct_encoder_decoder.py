@@ -1,7 +1,8 @@
 """The forward pass of many slots over sources of their own, layer by layer over an encoder-decoder's own weights, without its modules.
 
-The new tokens of all slots, whatever their lengths, are one pass, and so are the sources that no pass has read yet; nothing is padded. What the
-decoder's layers read of a source is computed once and lies in the cache once: all slots that answer to it, beams above all, read it together.
+The new tokens of all slots, whatever their lengths, are one pass, and so are the sources that no pass has read yet; nothing is padded.
+What the decoder's layers read of a source is computed once and lies in the cache once: all slots that answer to it, beams above all,
+read it together.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ from .ragged_attention import ForwardBatch, Long, Stretch, lay_out
 
 
 class DirectEncoderDecoder(EncoderDecoderRunner):
-    """An EncoderDecoderRunner for the families of `encoder_decoder_layers`: the same calls and the same tokens, in one pass without padding.
+    """An EncoderDecoderRunner for the families of `encoder_decoder_layers`: the same calls and tokens, in one pass without padding.
 
-    Weights are read where the model keeps them, so that training changes what the next pass computes.
+    Weights are read where the model keeps them, so that training changes what the next pass computes. A source belongs to the adapter
+    that it was read with: slots share it that run with the same.
     """
 
     capabilities = Capabilities(hidden_states=True, adapters=True)
@@ -58,8 +60,8 @@ class DirectEncoderDecoder(EncoderDecoderRunner):
 
     def bytes_for(self, positions: int, source: int = 0) -> int:
         """Return at most how many bytes a slot of so many positions over a source of so many ids comes to take."""
-        weight = self.model.get_input_embeddings().weight
-        regions = [Region(self.bound.decoder.heads, self.bound.decoder.width, weight.dtype, weight.device)] * (2 * len(self.bound.decoder.blocks))
+        decoder, weight = self.bound.decoder, self.model.get_input_embeddings().weight
+        regions = [Region(decoder.heads, decoder.width, weight.dtype, weight.device)] * (2 * len(decoder.blocks))
         return self.cache.bytes_for(positions, regions) + self.read.bytes_for(source, regions)
 
     def fork(self, slots: Sequence[int]) -> list[int]:
@@ -71,7 +73,7 @@ class DirectEncoderDecoder(EncoderDecoderRunner):
         return forks
 
     def copy(self, source: int, target: int, first: int = 0, length: int | None = None) -> None:
-        """Give slot `target` the source of slot `source`, and its past or its first `length` positions, of which it has the first `first` already."""
+        """Give `target` the source of slot `source`, and its past or its first `length` positions, of which it has the first `first` already."""
         self.cache.copy(source, target, first, length)
         self._answer_to(target, self._sources[source])
 
@@ -98,7 +100,7 @@ class DirectEncoderDecoder(EncoderDecoderRunner):
         self._forget_sources()
 
     def refresh(self, keep: Collection[int] = ()) -> None:
-        """Release every slot that is not kept, and look at the model's modules anew; raises UserError where they are no longer those of a family of ours."""
+        """Release every slot that is not kept, and look at the model's modules anew; raises UserError where this runner no longer fits them."""
         super().refresh(keep)
         if not supports_direct_encoder_decoder(self.model):
             kind = self.model.config.model_type
@@ -107,7 +109,7 @@ class DirectEncoderDecoder(EncoderDecoderRunner):
 
     @torch.no_grad()
     def observe(self, slots: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int], layers: Sequence[int]) -> ModelOutput:
-        """Append `ids[i]` to slot i, all in one pass, the sources read that no pass has read yet: logits, and hidden states, slot after slot."""
+        """As `EncoderDecoderRunner`, all slots in one pass, behind one that reads the sources that were not read yet."""
         check_pass(slots, ids, keep, self.vocab_size)
         if self._addresses != self.bound.addresses():  # the model was moved or converted
             self._bind()
@@ -124,7 +126,7 @@ class DirectEncoderDecoder(EncoderDecoderRunner):
                     positions[start : start + len(new)] = self.bound.places(new, self.cache.lengths[slot])
             spans = list(map(slice, starts, ends))
             with self._adapters.over(zip(slots, spans), device):
-                logits, states = self._decode(plan, self._crossing(slots, spans), tokens, positions, wanted, layers, device)
+                logits, states = self._decode(plan, self._crossing(slots, spans), tokens, positions, wanted, layers)
         for slot, new in zip(slots, ids):
             self.cache.note(slot, len(new))
         self.passes += 1
@@ -149,7 +151,7 @@ class DirectEncoderDecoder(EncoderDecoderRunner):
         self.read.release([self._places.pop(source) for source in gone])
 
     def _read_sources(self, slots: Sequence[int], device: torch.device) -> None:
-        """Run the encoder over the slots' sources that were not read yet, the shortest first, as many at a time as a pass may have ids."""
+        """Run the encoder over sources of the slots that were not read yet, the shortest first, as many as a pass may have ids."""
         unread = {source: slot for slot in slots if (source := self._sources[slot]) not in self._places}
         together: list[Source] = []
         for source in sorted(unread, key=lambda source: len(source.ids)):
@@ -174,9 +176,9 @@ class DirectEncoderDecoder(EncoderDecoderRunner):
             for block in encoder.blocks:
                 if block.bias is not None and block.bias not in biases:
                     biases[block.bias] = block.bias.at(longest, len(longest))
-                bias, block_qkv = biases.get(block.bias), block.qkv
-                attended = lambda x: block.out(self._attend_to_source(block_qkv(x), alike, bias, block.scale))
-                hidden = encoder.add(hidden, block.attention_norm, attended)
+                bias = biases.get(block.bias)
+                own = lambda x: block.out(self._attend_to_source(block.qkv(x), alike, bias, block.scale))
+                hidden = encoder.add(hidden, block.attention_norm, own)
                 hidden = encoder.add(hidden, block.feed_norm, block.feed)
             self._keep(sources, spans, encoder.finish(hidden))
         self.positions += len(ids)
@@ -193,12 +195,13 @@ class DirectEncoderDecoder(EncoderDecoderRunner):
     def _keep(self, sources: list[Source], spans: list[slice], states: Tensor) -> None:
         """Write into the cache what the decoder's layers read of these sources' states, [total, hidden]."""
         decoder = self.bound.decoder
-        self._places |= {source: self.read.add(len(source.ids)) for source in sources}
-        lanes = [self.read.locate(self._places[source]) for source in sources]
+        places = [self.read.add(len(source.ids)) for source in sources]
+        lanes = list(map(self.read.locate, places))
         for layer, block in enumerate(decoder.blocks):
             read = block.cross_key_value(states).view(len(states), 2, decoder.heads, decoder.width).permute(1, 2, 0, 3)
             for (pool, lane), span in zip(lanes, spans):
                 pool.ready(states)[layer, :, lane, :, : span.stop - span.start] = read[:, :, span]
+        self._places |= zip(sources, places)
 
     def _crossing(self, slots: Sequence[int], spans: Sequence[slice]) -> Crossing:
         """Lay out which rows of a pass read which source."""
@@ -208,10 +211,10 @@ class DirectEncoderDecoder(EncoderDecoderRunner):
         return Crossing([Reader(*self.read.locate(place), self.read.lengths[place], own) for place, own in rows.items()])
 
     def _decode(
-        self, plan: ForwardBatch, crossing: Crossing, tokens: list[int], positions: list[int], wanted: list[int], layers: Sequence[int], device: torch.device
+        self, plan: ForwardBatch, crossing: Crossing, tokens: list[int], positions: list[int], wanted: list[int], layers: Sequence[int]
     ) -> ModelOutput:
         """Take the plan's tokens through the decoder: logits at the tokens `wanted`, hidden states in the order of the tokens."""
-        decoder = self.bound.decoder
+        decoder, device = self.bound.decoder, self.model.get_input_embeddings().weight.device
         hidden = decoder.embed(torch.tensor(tokens, device=device), torch.tensor(positions, device=device))
         steps, biases, states = [Step(run, hidden) for run in plan.runs], {}, {}
         asked = {layer % (len(decoder.blocks) + 1) for layer in layers}
@@ -219,8 +222,10 @@ class DirectEncoderDecoder(EncoderDecoderRunner):
         for layer, block in enumerate(decoder.blocks):
             if layer in asked:
                 states[layer] = hidden
-            hidden = decoder.add(hidden, block.attention_norm, lambda x: block.out(self._attend(plan, steps, layer, block, block.qkv(x), biases)))
-            hidden = decoder.add(hidden, block.cross_norm, lambda x: block.cross_out(crossing.attend(layer, block.cross_query(x), block.scale)))
+            own = lambda x: block.out(self._attend(plan, steps, layer, block, block.qkv(x), biases))
+            cross = lambda x: block.cross_out(crossing.attend(layer, block.cross_query(x), block.scale))
+            hidden = decoder.add(hidden, block.attention_norm, own)
+            hidden = decoder.add(hidden, block.cross_norm, cross)
             hidden = decoder.add(hidden, block.feed_norm, block.feed)
         hidden = decoder.finish(hidden)
         if len(decoder.blocks) in asked:
@@ -282,7 +287,7 @@ class Reader:
 
 
 class Crossing:
-    """Attention over the sources of a pass: those in neighbouring lanes that as many rows read are one batched call, each source read once for all its rows."""
+    """Attention over the sources of a pass, each read once for all its rows; those in neighbouring lanes that as many read are one call."""
 
     def __init__(self, readers: Sequence[Reader]):
         readers = sorted(readers, key=lambda reader: (len(reader.rows), reader.pool.capacity, reader.lane))

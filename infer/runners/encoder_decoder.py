@@ -1,6 +1,6 @@
-"""The forward pass of many slots for architectures that read with an encoder and answer with a decoder (T5, BART, Marian).
+"""The forward pass of many slots for architectures that read with an encoder and answer with a decoder, over the transformers model as it is.
 
-A slot is opened on its source. The encoder reads a source once, at the first pass of
+What the families of `encoder_decoder_layers` do otherwise stands in `direct_encoder_decoder`. A slot is opened on its source. The encoder reads a source once, at the first pass of
 its first slot; forks share what it made of it. Some decoders count their positions themselves, so slots of equal length run together.
 """
 

@@ -1,4 +1,4 @@
-"""The common encoder-decoders as plain functions over their own weights: T5 and its kin, BART and its kin (mBART, Marian, Pegasus, M2M-100, Blenderbot)."""
+"""The common encoder-decoders as plain functions over their own weights: T5, mT5, UMT5; BART, PLBart, mBART, Marian, Pegasus, M2M-100, Blenderbot."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class RelativeBias:
         self._buckets: Tensor | None = None  # of the distances from -n to n - 1
 
     def at(self, queries: Tensor, keys: int) -> Tensor:
-        """Return the bias of queries at these positions, [n], towards the keys from 0 on: [heads, n, keys]. Behind a decoder's query it says nothing."""
+        """Return the bias of queries at these positions, [n], towards the keys from 0 on, [heads, n, keys]; it masks none of them."""
         n = 0 if self._buckets is None else len(self._buckets) // 2
         if keys > n or self._buckets.device != queries.device:
             n = max(keys, 2 * n, 128)

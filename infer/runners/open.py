@@ -37,8 +37,8 @@ def open_runner(model: nn.Module) -> Runner:
     """Return the fastest runner that gives the model's own logits, by a probe of a few tokens when a model is first opened.
 
     Direct for the families of `layers`, probed under versions of the libraries that are not known to work, ragged where all memory is attention that lets itself be replaced, padded where it is attention of
-    another kind, one slot at a time where layers carry a state, and without a memory where none fits. Encoder-decoders have one of
-    their own, whose slots are opened on their source. Raises UserError for an architecture that none of them fits.
+    another kind, one slot at a time where layers carry a state, and without a memory where none fits. Encoder-decoders have two of
+    their own (`open_encoder_decoder`), whose slots are opened on their source. Raises UserError for an architecture that none of them fits.
     """
     inner = transformers_model(model)
     if inner.config.is_encoder_decoder:
@@ -53,7 +53,7 @@ def open_runner(model: nn.Module) -> Runner:
 
 
 def open_encoder_decoder(model: PreTrainedModel) -> EncoderDecoderRunner:
-    """Return the direct runner for the families of `encoder_decoder_layers`, probed as those of decoders are, and for all others the one that runs the model as it is."""
+    """Return the direct runner for the families of `encoder_decoder_layers`, probed as decoders are, else the one that runs the model as it is."""
     with locked(model):
         direct = supports_direct_encoder_decoder(model)
         chosen, key = _CHOSEN.setdefault(model, {}), (direct, False)

@@ -16,7 +16,8 @@ from seodang.infer.runners.encoder_decoder import EncoderDecoderRunner, decoder_
 from seodang.infer.runners.open import open_runner
 
 KINDS = ["t5", "bart", "marian", "fsmt"]
-RUNNERS = [*((open_runner, kind) for kind in KINDS), *((EncoderDecoderRunner, kind) for kind in KINDS[:3])]  # open_runner gives these three one of their own
+# open_runner gives all but fsmt a runner of their own
+RUNNERS = [*((open_runner, kind) for kind in KINDS), *((EncoderDecoderRunner, kind) for kind in KINDS[:3])]
 SIZES = {
     "vocab_size": 128, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
     "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
