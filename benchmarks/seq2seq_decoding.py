@@ -36,7 +36,7 @@ SIZES = {
     },
 }  # fmt: skip
 DEVIATIONS = {  # of weights; the others' go by their width
-    "t5": {"relative_attention_bias": 1.0, "shared": 0.1},
+    "t5": {"relative_attention_bias": 1.0, "shared": 0.1, ".q.": (512 * 64) ** -0.5},  # its scores are not divided by the width of a head
     "bart": {"embed_positions": 2.0, "shared": 0.5, "encoder_attn.out_proj": 0.015},
 }
 PAD = 0
@@ -51,8 +51,7 @@ def saved(kind: str, folder: str) -> None:
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1:
             wide = next((std for part, std in DEVIATIONS[kind].items() if part in name), None)
-            sharp = 6 if "q_proj" in name or "k_proj" in name else 2
-            torch.nn.init.normal_(parameter, std=wide or sharp * parameter.shape[1] ** -0.5)
+            torch.nn.init.normal_(parameter, std=wide or 1.5 * parameter.shape[1] ** -0.5)
     model.save_pretrained(folder)
     words = Tokenizer(models.WordLevel({f"w{n}": n for n in range(VOCAB)}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -153,12 +153,13 @@ class DirectEncoderDecoder(EncoderDecoderRunner):
     def _read_sources(self, slots: Sequence[int], device: torch.device) -> None:
         """Run the encoder over sources of the slots that were not read yet, the shortest first, as many as a pass may have ids."""
         unread = {source: slot for slot in slots if (source := self._sources[slot]) not in self._places}
-        together: list[Source] = []
+        together, total = [], 0
         for source in sorted(unread, key=lambda source: len(source.ids)):
-            if together and sum(len(each.ids) for each in together) + len(source.ids) > MAX_POSITIONS:
+            if together and total + len(source.ids) > MAX_POSITIONS:
                 self._encode(together, unread, device)
-                together = []
+                together, total = [], 0
             together.append(source)
+            total += len(source.ids)
         if together:
             self._encode(together, unread, device)
 
