@@ -10,7 +10,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import PreTrainedModel
 
-TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # what reads the same input
+# what reads the same input, save for the queries of cross attention; T5's names are the short ones
+TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("q", "k", "v"), ("wi_0", "wi_1"))
 
 _wholes = WeakIdKeyDictionary()  # the first parameter of a group to the memory of all, which lives as long as one of them lies there
 

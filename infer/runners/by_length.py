@@ -22,7 +22,8 @@ from .architecture import ModelOutput, check_pass, rope_settings
 from .contract import Runner
 from .model_lock import locked
 from .padded import PaddedRunner
-from .ragged import RaggedRunner, Stretch
+from .ragged import RaggedRunner
+from .ragged_attention import Stretch
 from .recomputing import RecomputingRunner
 from .stateful import StatefulRunner
 

@@ -10,6 +10,7 @@ from .architecture import check_cut
 from .lane_block import LaneBlock, Region, lane_bytes
 
 SMALLEST = 128  # positions: a power of two times this is a pool's capacity
+LEAST_OF_SOURCE = 16  # ids: the least capacity of a pool of sources
 
 
 class Pool:
@@ -95,6 +96,8 @@ class KVCache:
     a copy of the others. Slots on the shelf lie in pools of their own, so that those that run stay side by side. What a slot takes is the pages that its positions were written to, where blocks are mapped (see `lane_block`).
     """
 
+    capacity_of = staticmethod(capacity_of)
+
     def __init__(self, new_pool: Callable[[int], Pool] = Pool):
         self.new_pool = new_pool  # capacity to an empty pool
         self.pools: dict[int, Pool] = {}
@@ -116,10 +119,10 @@ class KVCache:
         """How many bytes the slots take."""
         return sum(pool.memory(self._written.get(slot, 0) for slot in pool.slots) for pools in (self.pools, self.shelf) for pool in list(pools.values()))
 
-    @staticmethod
-    def bytes_for(positions: int, regions: Sequence[Region]) -> int:
+    @classmethod
+    def bytes_for(cls, positions: int, regions: Sequence[Region]) -> int:
         """Return at most how many bytes a slot comes to take that is to hold so many positions in these regions."""
-        return lane_bytes(positions, capacity_of(positions), regions)
+        return lane_bytes(positions, cls.capacity_of(positions), regions)
 
     def add(self, capacity: int = SMALLEST) -> int:
         """Return a new slot without a past."""
@@ -141,7 +144,7 @@ class KVCache:
     def shelve(self, slots: Sequence[int]) -> None:
         """Lay slots that are copied from, and seldom or never run, apart from the others."""
         for slot in slots:
-            capacity = capacity_of(self.lengths[slot])
+            capacity = self.capacity_of(self.lengths[slot])
             pool = self.shelf.setdefault(capacity, self.new_pool(capacity))
             if self._lanes[slot][0] is not pool:
                 self._move(slot, pool)
@@ -225,7 +228,7 @@ class KVCache:
             self._close(pool, lane)
 
     def _pool(self, length: int) -> Pool:
-        capacity = capacity_of(length)
+        capacity = self.capacity_of(length)
         return self.pools.setdefault(capacity, self.new_pool(capacity))
 
     def _move(self, slot: int, target: Pool) -> None:
@@ -254,6 +257,25 @@ class KVCache:
         else:
             pools = self.shelf if self.shelf.get(pool.capacity) is pool else self.pools
             del pools[pool.capacity]
+
+
+def source_capacity(length: int) -> int:
+    """Return the capacity of the pool where a source of so many ids lies: 16, 24, 32, 48, 64 and so on, less than half as many again as it needs."""
+    capacity = max(LEAST_OF_SOURCE, 1 << max(length - 1, 1).bit_length())
+    return capacity * 3 // 4 if LEAST_OF_SOURCE < capacity and length <= capacity * 3 // 4 else capacity
+
+
+class SourceCache(KVCache):
+    """What a decoder's layers read of sources: each is written once and does not grow, and a step reads all lanes of a pool at their longest."""
+
+    capacity_of = staticmethod(source_capacity)
+
+    def add(self, length: int) -> int:
+        """Return a new slot for a source of so many ids, which are to be written now."""
+        slot = super().add(length)
+        self.reserve(slot, length)
+        self.note(slot, length)
+        return slot
 
 
 class StackedPool(Pool):

@@ -96,7 +96,7 @@ class DirectRunner(RaggedRunner):
             query, key, value = qkv.split([heads, kv_heads, kv_heads], dim=1)
             options = {"window": block.window, "softcap": block.softcap, "sinks": None, "scale": block.scale}
             return attend_pass(plan, layer, query, key, value, **options).reshape(len(qkv), -1)
-        parts = [step.attend(layer, qkv, heads, block) for step in steps]
+        parts = [step.attend(layer, qkv, heads, block.window, block.scale) for step in steps]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -110,8 +110,11 @@ class Step:
         abreast = run.positions.count(position) == len(run.positions)
         self.targets = self.stack[:, :, run.lanes, :, position].unbind(0) if abreast else None  # [2, rows, kv_heads, d]
 
-    def attend(self, layer: int, qkv: Tensor, heads: int, block: Block) -> Tensor:
-        """Return what the heads read, [rows, heads * d], with the new keys and values left in the cache; qkv is [total, heads + 2 * kv_heads, d]."""
+    def attend(self, layer: int, qkv: Tensor, heads: int, window: int | None, scale: float | None, bias: Tensor | None = None) -> Tensor:
+        """Return what the heads read, [rows, heads * d], with the new keys and values left in the cache; qkv is [total, heads + 2 * kv_heads, d].
+
+        A `bias`, [rows or 1, heads, 1, keys], is added to the scores, and stands for the mask too.
+        """
         run, (_, total, d) = self.run, qkv.shape
         mine = qkv[run.tokens]
         rows, kv_heads = len(mine), (total - heads) // 2
@@ -121,9 +124,9 @@ class Step:
         else:
             lanes, positions = run.lanes_and_positions(qkv.device)
             self.stack[layer][:, lanes, :, positions] = new.transpose(0, 1)
-        keys, values, mask = self._seen(block.window, qkv.device)
+        keys, values, mask = self._seen(window, qkv.device)
         query = mine[:, :heads].reshape(rows, kv_heads, -1, d)  # the heads that share a key read it once
-        out = F.scaled_dot_product_attention(query, keys[layer], values[layer], attn_mask=mask, scale=block.scale)
+        out = F.scaled_dot_product_attention(query, keys[layer], values[layer], attn_mask=mask if bias is None else bias, scale=scale)
         return out.reshape(rows, -1)
 
     def _seen(self, window: int | None, device: torch.device) -> tuple:

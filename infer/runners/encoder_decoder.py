@@ -1,6 +1,6 @@
-"""The forward pass of many slots for architectures that read with an encoder and answer with a decoder (T5, BART, Marian).
+"""The forward pass of many slots for architectures that read with an encoder and answer with a decoder, over the transformers model as it is.
 
-A slot is opened on its source. The encoder reads a source once, at the first pass of
+What the families of `encoder_decoder_layers` do otherwise stands in `direct_encoder_decoder`. A slot is opened on its source. The encoder reads a source once, at the first pass of
 its first slot; forks share what it made of it. Some decoders count their positions themselves, so slots of equal length run together.
 """
 
@@ -21,6 +21,7 @@ from ...data.errors import UserError
 from ..text.vocabulary import check_ids
 from .architecture import Capabilities, ModelOutput, evaluating, memory_name, transformers_model
 from .batched import TRIED, BatchedRunner
+from .encoder_decoder_layers import output_scale
 from .held import held_bytes
 
 MAX_POSITIONS = 16_384  # source positions, padding included, that the encoder reads at a time
@@ -132,9 +133,7 @@ class EncoderDecoderRunner(BatchedRunner):
         config = self.config
         if (kind := self.model.config.model_type) in HIDDEN_HEADS:
             raise UserError(f"the head of the {kind} model cannot be asked for by itself: use a strategy that reads no inner layers")
-        tied = config.model_type in ("umt5", "switch_transformers") and config.tie_word_embeddings
-        scale = config.d_model**-0.5 if getattr(config, "scale_decoder_outputs", tied) else 1.0
-        logits = super().head(states * scale) + getattr(self.model, "final_logits_bias", 0.0)
+        logits = super().head(states * output_scale(config)) + getattr(self.model, "final_logits_bias", 0.0)
         cap = getattr(config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 

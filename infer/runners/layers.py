@@ -64,8 +64,19 @@ class Decoder:
 
 def supports_direct(model: PreTrainedModel) -> bool:
     """Whether `bind_weights` computes what the model computes: a family of ours with nothing put in, on or around its layers."""
+    if type(model).__name__ not in FAMILIES or not is_plain(model):
+        return False
+    if type(model).__name__ not in ROTARY:
+        return not model.config.add_cross_attention
+    rotary = model.model.rotary_emb
+    attention = model.model.layers[0].self_attn
+    return rotary.rope_type in STATIC_ROTATIONS and 2 * rotary.inv_freq.numel() == attention.head_dim
+
+
+def is_plain(model: PreTrainedModel) -> bool:
+    """Whether a model is one of transformers' own with nothing put in, on or around its layers, in one dtype on one device."""
     kind = type(model)
-    if kind.__name__ not in FAMILIES or not kind.__module__.startswith("transformers.models."):
+    if not kind.__module__.startswith("transformers.models."):
         return False
     modules = list(model.modules())
     own = (kind.__module__, *ACTIVATIONS)
@@ -76,13 +87,7 @@ def supports_direct(model: PreTrainedModel) -> bool:
     parameters = list(model.parameters())
     if len({(p.dtype, p.device) for p in parameters}) != 1 or not all(type(p) is nn.Parameter and p.numel() for p in parameters):
         return False  # spread over devices or processes
-    if parameters[0].device.type == "meta":
-        return False
-    if kind.__name__ not in ROTARY:
-        return not model.config.add_cross_attention
-    rotary = model.model.rotary_emb
-    attention = model.model.layers[0].self_attn
-    return rotary.rope_type in STATIC_ROTATIONS and 2 * rotary.inv_freq.numel() == attention.head_dim
+    return parameters[0].device.type != "meta"
 
 
 def is_replaced(module: nn.Module) -> bool:
@@ -181,7 +186,9 @@ def gated(gate_and_up: LinearKernel, act: Map, down: LinearKernel) -> Map:
 
 
 def activation(module: nn.Module) -> Map:
-    """Return the activation as a function; those that are torch's own without a module's detour."""
+    """Return the activation as a function, which may write over what it is given; those that are torch's own without a module's detour."""
+    if type(module) is nn.ReLU:
+        return torch.relu_
     return F.silu if type(module).__name__ in ("SiLU", "SiLUActivation") else module
 
 

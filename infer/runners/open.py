@@ -16,12 +16,14 @@ from .architecture import attention_is_replaceable, carries_state, refuse_both_w
 from .by_length import BY_LENGTH, hangs_on_length
 from .contract import Runner
 from .direct import DirectRunner
+from .direct_encoder_decoder import DirectEncoderDecoder
 from .encoder_decoder import EncoderDecoderRunner
+from .encoder_decoder_layers import supports_direct_encoder_decoder
 from .layers import supports_direct
 from .model_lock import locked
 from .padded import PaddedRunner
 from .paradigm import is_bidirectional
-from .probe import agree, own_logits, probe, probe_ids, tolerance
+from .probe import agree, own_logits, probe, probe_ids, probe_with_sources, tolerance
 from .ragged import RaggedRunner
 from .recomputing import RecomputingRunner
 from .recurrent import RecurrentRunner
@@ -36,12 +38,13 @@ def open_runner(model: nn.Module) -> Runner:
     """Return the fastest runner that gives the model's own logits, by a probe of a few tokens when a model is first opened.
 
     Direct for the families of `layers`, probed under versions of the libraries that are not known to work, ragged where all memory is attention that lets itself be replaced, padded where it is attention of
-    another kind, one slot at a time where layers carry a state, and without a memory where none fits. Encoder-decoders have one of
-    their own, whose slots are opened on their source, and those whose decoder carries a state another. Raises UserError for an architecture that none of them fits.
+    another kind, one slot at a time where layers carry a state, and without a memory where none fits. Encoder-decoders have two of
+    their own (`open_encoder_decoder`), whose slots are opened on their source, and those whose decoder carries a state a third. Raises UserError for an
+    architecture that none of them fits.
     """
     inner = transformers_model(model)
     if inner.config.is_encoder_decoder:
-        return RecurrentRunner(inner) if inner._is_stateful else EncoderDecoderRunner(inner)
+        return RecurrentRunner(inner) if inner._is_stateful else open_encoder_decoder(inner)
     with locked(inner):  # as it is between passes
         direct, both_ways = supports_direct(inner), is_bidirectional(inner.config)
         chosen, key = _CHOSEN.setdefault(inner, {}), (direct, both_ways)
@@ -49,6 +52,30 @@ def open_runner(model: nn.Module) -> Runner:
             known = direct and not both_ways and not untried()  # the tests have told with these versions what a probe of three passes would tell again
             chosen[key] = DirectRunner if known else choose(inner, direct)
         return chosen[key](inner)
+
+
+def open_encoder_decoder(model: PreTrainedModel) -> EncoderDecoderRunner:
+    """Return the direct runner for the families of `encoder_decoder_layers`, probed as decoders are, else the one that runs the model as it is."""
+    with locked(model):
+        direct = supports_direct_encoder_decoder(model)
+        chosen, key = _CHOSEN.setdefault(model, {}), (direct, False)
+        if key not in chosen:
+            chosen[key] = DirectEncoderDecoder if direct and (not untried() or answers_alike(model)) else EncoderDecoderRunner
+        return chosen[key](model)
+
+
+def answers_alike(model: PreTrainedModel) -> bool:
+    """Whether the direct runner gives the model's own logits; says in a warning what keeps it from them."""
+    device = model.get_input_embeddings().weight.device
+    try:
+        with torch.autocast(device.type, enabled=False):
+            probe_with_sources(DirectEncoderDecoder(model))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a library that has moved raises
+        warnings.warn(f"{model.config.model_type} runs slower than it may ({reason(error)}); {untried()}", stacklevel=3)
+        return False
+    return True
 
 
 def choose(model: PreTrainedModel, direct: bool) -> type[Runner]:

@@ -73,6 +73,33 @@ def probe_wholes(runner: Runner, ids: list[list[int]], want: Tensor) -> None:
         raise UserError("its logits are not the model's own")
 
 
+def probe_with_sources(runner: Runner) -> None:
+    """Take two answers through an encoder-decoder's runner, each over a source of its own length: read at once, step by step, forked and cut.
+
+    Raises UserError where its logits are not the model's own, and what the architecture raises.
+    """
+    a, b = probe_ids(min(runner.source_vocab, runner.vocab_size))
+    sources = [b, a[:3]]
+    want = [own_answer(runner.model, source, answer) for source, answer in zip(sources, (a, b))]
+    slots = list(map(runner.allocate, sources))
+    logits = runner.forward(slots, [a[:3], b[:1]], [3, 1])
+    slots += runner.fork(slots[:1])
+    runner.truncate(slots[0], 2)
+    more = runner.forward([slots[1], slots[2], slots[0]], [b[1:2], a[3:4], a[2:]], [1, 1, LENGTH - 2])
+    runner.release(slots)
+    expected = torch.cat([want[0][:3], want[1][:2], want[0][3:4], want[0][2:]])
+    if not agree(torch.cat([logits, more]), expected, tolerance(runner.model, expected)):
+        raise UserError("its logits are not the model's own")
+
+
+@torch.no_grad()
+def own_answer(model: PreTrainedModel, source: list[int], answer: list[int]) -> Tensor:
+    """Return the logits of an encoder-decoder's own forward pass without a cache, [n, vocab]."""
+    device = model.get_input_embeddings().weight.device
+    with evaluating(model):
+        return model(input_ids=torch.tensor([source], device=device), decoder_input_ids=torch.tensor([answer], device=device), use_cache=False).logits[0]
+
+
 def agree(got: Tensor, want: Tensor, tolerance: float) -> bool:
     """Whether logits, [n, vocab], are those wanted, but for a share of their spread; of those that are nan or infinite nothing can be told.
 

@@ -11,8 +11,7 @@ import inspect
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import groupby
-from typing import NamedTuple, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +23,6 @@ from .architecture import (
     ModelOutput,
     check_cut,
     check_pass,
-    check_rewrite,
     decoding_limit,
     evaluating,
     refuse_both_ways_under_window,
@@ -34,17 +32,10 @@ from .architecture import (
     scaled,
     transformers_model,
 )
-from .cache import KVCache, Pool
+from .cache import KVCache
 from .lane_block import Region
 from .model_lock import configs_of, use_attention
-from .ragged_attention import RAGGED, ForwardBatch, Long, Run, running
-
-
-class Stretch(NamedTuple):
-    """So many new ids of a slot: each sees what stands before it alone (`causal`), or all of them one another."""
-
-    count: int
-    causal: bool
+from .ragged_attention import RAGGED, ForwardBatch, Stretch, lay_out, running
 
 
 class RaggedRunner:
@@ -174,7 +165,7 @@ class RaggedRunner:
     def observe(self, slots: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int], layers: Sequence[int]) -> ModelOutput:
         """As `forward`, with the hidden states of these layers at every new position, slot after slot."""
         check_pass(slots, ids, keep, self.vocab_size)
-        plan, tokens, positions, starts = self._plan(slots, ids)
+        plan, tokens, positions, starts = lay_out(self.cache, slots, ids, self._stretches)
         ends = [start + len(new) for start, new in zip(starts, ids)]
         wanted = torch.tensor([i for end, k in zip(ends, keep) for i in range(end - k, end)], dtype=torch.long)
         with self._adapters.over(zip(slots, map(slice, starts, ends)), self.model.get_input_embeddings().weight.device):
@@ -209,41 +200,6 @@ class RaggedRunner:
         """Return what the language model head makes of hidden states, [n, hidden] to [n, vocab]."""
         head = self.model.get_output_embeddings()
         return scaled(self.config, head(states.to(head.weight.device))).to(states.device)
-
-    def _plan(self, slots: Sequence[int], ids: Sequence[Sequence[int]]) -> tuple[ForwardBatch, list[int], list[int], list[int]]:
-        """Lay the new tokens in one sequence: single steps first, by lane, then the longer ones.
-
-        Returns the plan, the tokens, their positions, and where each slot's tokens start.
-        """
-        cache = self.cache
-        for slot, new in zip(slots, ids):
-            if slot in cache.rewrites:
-                check_rewrite(slot, cache.rewrites[slot], len(new), cache.lengths[slot])
-            else:
-                cache.reserve(slot, cache.lengths[slot] + len(new))
-        lanes = [cache.locate(slot) for slot in slots]
-        single = [len(new) == 1 and slot not in cache.rewrites for slot, new in zip(slots, ids)]  # what has nothing behind it
-        order = sorted(range(len(slots)), key=lambda i: (not single[i], lanes[i][0].capacity, lanes[i][1]))
-        tokens, positions, starts, plan = [], [], [0] * len(slots), ForwardBatch([], [])
-        singles: list[tuple[Pool, int, int, int]] = []
-        for i in order:
-            past, starts[i] = cache.next_place(slots[i]), len(tokens)
-            tokens += ids[i]
-            positions += cache.positions(slots[i], len(ids[i]))
-            if single[i]:
-                singles.append((*lanes[i], starts[i], past))
-            else:
-                at = starts[i]
-                for count, causal in self._stretches(slots[i], len(ids[i])):
-                    seen = cache.lengths[slots[i]] if slots[i] in cache.rewrites else past + count
-                    plan.longer.append(Long(*lanes[i], slice(at, at + count), past, seen, causal))
-                    past, at = past + count, at + count
-        # neighbours have the same distance from their lane to their tokens in the sequence
-        for _, group in groupby(singles, key=lambda s: (s[0].capacity, s[1] - s[2])):
-            run = list(group)
-            (pool, lane, at, _), n = run[0], len(run)
-            plan.runs.append(Run(pool, slice(lane, lane + n), slice(at, at + n), [past for *_, past in run]))
-        return plan, tokens, positions, starts
 
     def _stretches(self, slot: int, count: int) -> list[Stretch]:
         """Cut a slot's new ids where some begin that see one another, or such end."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from ...data.errors import UserError
+from .architecture import check_rewrite
 from .attention import attend, attend_in_full, check_attention_kwargs
-from .cache import Pool
+from .cache import KVCache, Pool
 
 RAGGED = "seodang_ragged"  # its name among transformers' attention implementations
 
@@ -66,6 +68,13 @@ class Long(NamedTuple):
     causal: bool
 
 
+class Stretch(NamedTuple):
+    """So many new ids of a slot: each sees what stands before it alone (`causal`), or all of them one another."""
+
+    count: int
+    causal: bool
+
+
 @dataclass
 class ForwardBatch:
     """One forward pass: who stands where in the sequence."""
@@ -74,6 +83,43 @@ class ForwardBatch:
     longer: list[Long]
     masks: dict = field(default_factory=dict)  # of those, for all layers
     attended: set[int] = field(default_factory=set)
+
+
+def lay_out(
+    cache: KVCache, slots: Sequence[int], ids: Sequence[Sequence[int]], stretches: Callable[[int, int], list[Stretch]]
+) -> tuple[ForwardBatch, list[int], list[int], list[int]]:
+    """Lay the new tokens in one sequence: single steps first, by lane, then the longer ones, cut into the `stretches` of a slot's so many new ids.
+
+    Returns the plan, the tokens, their positions, and where each slot's tokens start.
+    """
+    for slot, new in zip(slots, ids):
+        if slot in cache.rewrites:
+            check_rewrite(slot, cache.rewrites[slot], len(new), cache.lengths[slot])
+        else:
+            cache.reserve(slot, cache.lengths[slot] + len(new))
+    lanes = [cache.locate(slot) for slot in slots]
+    single = [len(new) == 1 and slot not in cache.rewrites for slot, new in zip(slots, ids)]  # what has nothing behind it
+    order = sorted(range(len(slots)), key=lambda i: (not single[i], lanes[i][0].capacity, lanes[i][1]))
+    tokens, positions, starts, plan = [], [], [0] * len(slots), ForwardBatch([], [])
+    singles: list[tuple[Pool, int, int, int]] = []
+    for i in order:
+        past, starts[i] = cache.next_place(slots[i]), len(tokens)
+        tokens += ids[i]
+        positions += cache.positions(slots[i], len(ids[i]))
+        if single[i]:
+            singles.append((*lanes[i], starts[i], past))
+        else:
+            at = starts[i]
+            for count, causal in stretches(slots[i], len(ids[i])):
+                seen = cache.lengths[slots[i]] if slots[i] in cache.rewrites else past + count
+                plan.longer.append(Long(*lanes[i], slice(at, at + count), past, seen, causal))
+                past, at = past + count, at + count
+    # neighbours have the same distance from their lane to their tokens in the sequence
+    for _, group in groupby(singles, key=lambda s: (s[0].capacity, s[1] - s[2])):
+        run = list(group)
+        (pool, lane, at, _), n = run[0], len(run)
+        plan.runs.append(Run(pool, slice(lane, lane + n), slice(at, at + n), [past for *_, past in run]))
+    return plan, tokens, positions, starts
 
 
 _RUNNING: ContextVar[ForwardBatch] = ContextVar("running")  # not an argument: some attention layers are handed none

@@ -52,7 +52,7 @@ def write_adapter():
     """`write_adapter(model, folder, seed, **lora)`: a random LoRA adapter over a model, strong enough to change its answers, saved by peft."""
 
     def write(model, folder, seed, **lora):
-        targets = {"gpt2": ["c_attn", "c_proj", "c_fc"], "cohere": "all-linear"}.get(model.config.model_type, ["q_proj", "v_proj", "gate_proj", "down_proj"])
+        targets = {"gpt2": ["c_attn", "c_proj", "c_fc"], "cohere": "all-linear", "t5": ["q", "v", "wo"]}.get(model.config.model_type, ["q_proj", "v_proj", "gate_proj", "down_proj"])
         adapted = get_peft_model(copy.deepcopy(model), LoraConfig(task_type="CAUSAL_LM", **{"r": 3, "lora_alpha": 9, "target_modules": targets, **lora}))
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in adapted.named_parameters():

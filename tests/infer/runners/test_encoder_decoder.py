@@ -16,6 +16,8 @@ from seodang.infer.runners.encoder_decoder import EncoderDecoderRunner, decoder_
 from seodang.infer.runners.open import open_runner
 
 KINDS = ["t5", "bart", "marian", "fsmt"]
+# open_runner gives all but fsmt a runner of their own
+RUNNERS = [*((open_runner, kind) for kind in KINDS), *((EncoderDecoderRunner, kind) for kind in KINDS[:3])]
 SIZES = {
     "vocab_size": 128, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
     "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
@@ -78,9 +80,9 @@ LONG, SHORT, MIDDLE = ids(13, 1), ids(4, 2), ids(9, 3)  # sources
 A, B, C = ids(9, 4), ids(8, 5), ids(8, 6)  # answers
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_logits_of_rows_of_any_length_equal_the_models_own(model, kind):
-    runner = open_runner(model(kind))
+@pytest.mark.parametrize("open_one, kind", RUNNERS)
+def test_logits_of_rows_of_any_length_equal_the_models_own(model, open_one, kind):
+    runner = open_one(model(kind))
     assert isinstance(runner, EncoderDecoderRunner)
     a, b = runner.allocate(LONG), runner.allocate(SHORT)
     got = {a: [], b: []}
@@ -108,9 +110,9 @@ def test_logits_of_rows_of_any_length_equal_the_models_own(model, kind):
     assert runner.live == 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_forks_and_truncated_rows_go_on_by_themselves(model, kind):
-    runner = open_runner(model(kind))
+@pytest.mark.parametrize("open_one, kind", RUNNERS)
+def test_forks_and_truncated_rows_go_on_by_themselves(model, open_one, kind):
+    runner = open_one(model(kind))
     a = runner.allocate(LONG)
     [early] = runner.fork([a])  # before the source was read
     runner.forward([a], [A[:5]], [1])
@@ -130,9 +132,10 @@ def test_forks_and_truncated_rows_go_on_by_themselves(model, kind):
     close(runner.forward([late], [C[2:3]], [1]), logits(model(kind), LONG, C[:3])[-1:])
 
 
+@pytest.mark.parametrize("open_one", [open_runner, EncoderDecoderRunner])
 @pytest.mark.parametrize("kind", ["t5", "bart"])
-def test_a_copied_row_has_the_past_and_the_source_of_the_other(model, kind):
-    runner = open_runner(model(kind))
+def test_a_copied_row_has_the_past_and_the_source_of_the_other(model, open_one, kind):
+    runner = open_one(model(kind))
     rows = [runner.allocate(LONG) for _ in range(3)] + [runner.allocate(SHORT)]
     runner.forward(rows, [A[:4], B[:4], C[:4], C[:4]], [1] * 4)
     runner.copy(rows[0], rows[1], 0)  # beams of one source
@@ -145,9 +148,10 @@ def test_a_copied_row_has_the_past_and_the_source_of_the_other(model, kind):
     close(got, torch.cat([logits(model(kind), LONG, [*A[:4], 6, new])[-1:] for new in (9, 10)]))
 
 
+@pytest.mark.parametrize("open_one", [open_runner, EncoderDecoderRunner])
 @pytest.mark.parametrize("kind", ["t5", "bart"])
-def test_a_row_copied_onto_its_neighbour_does_not_pass_for_the_neighbour(model, kind):
-    runner = open_runner(model(kind))
+def test_a_row_copied_onto_its_neighbour_does_not_pass_for_the_neighbour(model, open_one, kind):
+    runner = open_one(model(kind))
     rows = [runner.allocate(LONG), runner.allocate(LONG)]
     runner.forward(rows, [A[:4], B[:4]], [1, 1])
     runner.copy(rows[0], rows[1], 0)
@@ -156,7 +160,7 @@ def test_a_row_copied_onto_its_neighbour_does_not_pass_for_the_neighbour(model, 
 
 
 def test_a_step_of_the_same_rows_goes_on_in_their_cache_and_changed_beams_keep_what_was_read(model):
-    runner = open_runner(model("t5"))
+    runner = EncoderDecoderRunner(model("t5"))
     rows = [runner.allocate(LONG), runner.allocate(SHORT), runner.allocate(LONG)]
     runner.forward(rows, [[3]] * 3, [1] * 3)
     before = runner._home[rows[0]][0]
@@ -173,7 +177,7 @@ def test_a_step_of_the_same_rows_goes_on_in_their_cache_and_changed_beams_keep_w
 
 
 def test_a_source_is_read_once_and_those_of_like_length_together(model, monkeypatch):
-    runner, shapes = open_runner(model("bart")), []
+    runner, shapes = EncoderDecoderRunner(model("bart")), []
     encoder = runner.model.get_encoder()
     hook = encoder.register_forward_hook(lambda module, inputs, kwargs, output: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True)
     try:
@@ -203,9 +207,9 @@ def test_greedy_decoding_over_the_runner_gives_the_tokens_of_generate(model, kin
     assert len({tuple(answer) for answer in answers}) == 3
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "umt5", "switch_transformers"])
-def test_hidden_states_are_those_of_the_decoder_and_the_head_turns_the_last_into_logits(model, kind):
-    runner = open_runner(model(kind))
+@pytest.mark.parametrize("open_one, kind", [*RUNNERS, (open_runner, "mbart"), (open_runner, "umt5"), (open_runner, "switch_transformers")])
+def test_hidden_states_are_those_of_the_decoder_and_the_head_turns_the_last_into_logits(model, open_one, kind):
+    runner = open_one(model(kind))
     rows = [runner.allocate(LONG), runner.allocate(SHORT)]
     first = runner.observe(rows, [A[:3], B[:2]], [0, 1], (0, 1, 2))
     then = runner.observe(rows, [A[3:5], B[2:3]], [2, 1], (2,))
