@@ -16,6 +16,7 @@ _HOMES = {
     "TextSampler": "pretraining.samples", "bits_per_byte": "maths.bits_per_byte", "Sizes": "pretraining.architecture",
     "small_config": "pretraining.architecture", "untrained": "pretraining.architecture",
     "mlm": "pretraining.mlm", "mlm_trainer": "pretraining.mlm", "MlmTrainer": "pretraining.mlm",
+    "span_corruption": "pretraining.spans", "span_trainer": "pretraining.spans", "SpanTrainer": "pretraining.spans",
     "reward": "stages.reward", "reward_trainer": "stages.reward", "RewardModelTrainer": "stages.reward",
     "classification": "stages.classification", "classifier_trainer": "stages.classification", "ClassifierTrainer": "stages.classification",
     "contrastive": "stages.contrastive", "contrastive_trainer": "stages.contrastive", "ContrastiveTrainer": "stages.contrastive",

@@ -132,11 +132,12 @@ class SpanRows(TextRows):
         self.options, self.around, self.short = options, len(puts), int((~whole).sum())
         pieces = Pieces(*(values[whole] for values in (pieces.begin, pieces.end, pieces.first, pieces.last)))
         super().__init__(store, NOTHING, max_length, chosen, pieces, every_piece=True)
-        self.size = int(self.taken().max(initial=0)), max(self.size[1], *special)
+        sides, highest = self.options.sizes(self.lengths), max(self.size[1], *special)
+        self.size = *(int(side.max(initial=0)) + self.around for side in sides), highest, highest  # the longest input, the longest target, the highest id of each
         self.content += f":{options}"
 
     def taken(self) -> np.ndarray:
-        return self.options.sizes(self.lengths)[0] + self.around
+        return self.options.sizes(self.lengths)[0] + self.around if len(self.lengths) else self.lengths
 
     def target_count(self) -> int:
         """Tokens of all targets."""
