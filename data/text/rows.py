@@ -137,7 +137,7 @@ class SpanRows(TextRows):
         self.content += f":{options}"
 
     def taken(self) -> np.ndarray:
-        return self.options.sizes(self.lengths)[0] + self.around if len(self.lengths) else self.lengths
+        return self.options.sizes(self.lengths)[0] + self.around
 
     def target_count(self) -> int:
         """Tokens of all targets."""
@@ -160,7 +160,7 @@ def causal_rows(store: TokenStore, tokenizer: PreTrainedTokenizerBase, max_lengt
 def masked_rows(store: TokenStore, tokenizer: PreTrainedTokenizerBase, max_length: int, documents: np.ndarray | None = None) -> MaskedRows:
     """Rows to learn masked text from, of all documents or those of the given numbers: each piece stands between what the tokenizer puts around a text.
 
-    Raises UserError where the tokenizer knows no token of any of the documents: what is unknown is never hidden, so nothing would be learned.
+    Raises UserError where the tokenizer knows no token of any of the documents: what is unknown is never hidden, so that nothing would be learned.
     """
     puts = around(tokenizer)
     _check_length(max_length, len(puts) + 1, puts)
@@ -229,7 +229,7 @@ def _refuse_unknown(store: TokenStore, chosen: np.ndarray, tokenizer: PreTrained
     spans = store.spans()
     if not any((store.tokens[spans[i] : spans[i + 1]] != tokenizer.unk_token_id).any() for i in chosen):
         told = "the document's tokens" if len(chosen) == 1 else f"the tokens of {len(chosen):,} documents"
-        raise UserError(f"all {told} are unknown to the tokenizer ({tokenizer.unk_token}), and nothing in them can be hidden: take a tokenizer that was made for such text")
+        raise UserError(f"all {told} are unknown to the tokenizer ({tokenizer.unk_token}), and nothing of them can be learned: take a tokenizer that was made for such text")
 
 
 def _pieces(store: TokenStore, chosen: np.ndarray, room: int, before: int, after: int, overlap: int) -> Pieces:
