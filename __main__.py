@@ -26,6 +26,7 @@ VERBS = {
     "tokenizer": "learn a tokenizer from plain text: byte-level BPE or WordPiece",
     "pretrain": "train a small decoder or encoder on plain text from nothing, or go on with a decoder",
     "sft": "fine-tune a model on instructions, completions, dialogues or text",
+    "seq2seq": "fine-tune an encoder-decoder (T5, BART, Marian) on sources and targets",
     "diffusion": "teach a model to speak by masked diffusion: all positions at once, from mask to text",
     "mlm": "teach an encoder what is hidden of a text: BERT-style pretraining on plain text",
     "diffusion-lm": "teach a new model continuous diffusion: Gaussian noise that becomes words (Diffusion-LM)",

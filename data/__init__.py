@@ -19,6 +19,7 @@ _HOMES = {
     "SpanCorruption": "text.span_corruption", "SpanOptions": "text.span_corruption",
     "train_tokenizer": "text.tokenizer_training", "TokenizerSettings": "text.tokenizer_training",
     "Masking": "text.corruption", "MaskingOptions": "text.corruption",
+    "seq2seq_shapes": "seq2seq.records", "Exchange": "seq2seq.records", "Seq2SeqLabeller": "seq2seq.rows", "seq2seq_rows": "seq2seq.rows",
     "UserError": "errors",
 }  # fmt: skip
 __all__ = list(_HOMES)

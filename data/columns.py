@@ -23,15 +23,17 @@ KEYS = {  # what each shape reads
     "judged": ("prompt", "completion", "label", *_TALK),
     "prompt": ("prompt", "answer", *_TALK), "question": ("question", "answer", *_TALK),
     "instruction": ("instruction", "input", "output", "answer", *_TALK),
+    "source_target": ("source", "target"), "translation": ("translation",),
 }  # fmt: skip
 NEEDS = {  # without these it cannot be read
     "messages": {"messages"}, "sharegpt": {"conversations"}, "text": {"text"}, "triplet": {"instruction", "output"},
     "prompt_completion": {"prompt", "completion"}, "trees": {"message_tree_id", "prompt"}, "preference": {"chosen", "rejected"},
     "ranked": {"responses"}, "ultrafeedback": {"instruction", "completions"}, "judged": {"prompt", "completion", "label"},
+    "source_target": {"source", "target"}, "translation": {"translation"},
 }  # fmt: skip
 PLANS = 1024  # ways in which the keys of records differ that are remembered
 PROMPTS_ALONE = ("prompt", "question", "instruction")
-TEXTS = ("instruction", "input", "output", "prompt", "completion", "text", "question", "chosen", "rejected", "system")  # keys that hold what is said
+TEXTS = ("instruction", "input", "output", "prompt", "completion", "text", "question", "chosen", "rejected", "system", "source", "target")  # keys that hold what is said
 
 # What columns are called that hold a question, its answer, or what belongs to the question.
 QUESTIONS = ("prompt", "question", "query", "instruction", "질문", "지시", "지시문", "명령")
@@ -63,12 +65,17 @@ def check_keys(names: Names, shapes: Collection[str]) -> None:
 
     Any may be a reward's where there are prompts alone, and one that a shape of the caller's own reads.
     """
-    known = sorted({key for shape in shapes for key in KEYS.get(shape, ())})
+    known = sorted({*beside(shapes), *(key for shape in shapes for key in KEYS.get(shape, ()))})
     for key in names if KEYS.keys() >= set(shapes) and not alone(shapes) else ():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             remedy = f": did you mean {near[0]}?" if near else f", only {', '.join(known)}"
             raise UserError(f"columns {key}={names[key]}: no shape has a key {key!r}{remedy}")
+
+
+def beside(shapes: Collection[str]) -> tuple[str, ...]:
+    """The keys that a record of any shape of a family may have beside its own."""
+    return getattr(shapes, "beside", ())
 
 
 def alone(shapes: Iterable[str]) -> bool:
@@ -87,6 +94,7 @@ class Columns:
     named: Names
     shapes: tuple[str, ...]
     wanted: dict[str, tuple[str, ...]]
+    beside: tuple[str, ...] = ()  # keys that a record of any of them may have too
     kinds: dict[str, tuple[bool, str, Any]] = field(default_factory=dict)  # by key: whether it is a number in the first record that has it, and that
     plans: dict[tuple, tuple[Names, Names, str]] = field(default_factory=dict)  # what `_plan` gives, by a record's keys: most of a file have the same
 
@@ -145,7 +153,7 @@ class Columns:
 
     def unread(self, record: Mapping[str, Any], shape: str) -> str:
         """Which columns a shape does not read, in words; of prompts alone nothing, as rewards may."""
-        others = [str(column) for column in record if column not in KEYS[shape]] if shape in NEEDS else []
+        others = [str(column) for column in record if column not in (*KEYS[shape], *self.beside)] if shape in NEEDS else []
         return f" (not read: {', '.join(others[:5])}{', ...' if len(others) > 5 else ''})" if others else ""
 
     def refuse_absent(self) -> None:

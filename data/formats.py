@@ -54,6 +54,14 @@ class Text:
 Shapes = Mapping[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Any]]]  # by name: the keys that mark it, and what reads it
 
 
+class Family(dict):
+    """Shapes, and the keys that a record of any of them may have `beside` its own."""
+
+    def __init__(self, shapes: Shapes, beside: tuple[str, ...] = ()) -> None:
+        super().__init__(shapes)
+        self.beside = beside
+
+
 def recognise(record: Mapping[str, Any], shapes: Shapes | None = None) -> str:
     """The shape of a record, from its keys; keys whose value is None do not count.
 

@@ -122,11 +122,12 @@ def literal_text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 def continuing(encoder: Callable[[str], list[int]], piece: str) -> list[int]:
     """Ids of a piece as it stands in the middle of a text.
 
-    Some tokenizers put a space before whatever comes first; behind an anchor, whose own ids are taken off again, they do not.
+    Some tokenizers put a space before whatever comes first; behind an anchor, whose own ids are taken off again, they do not. An anchor that has no ids
+    (a line break, of T5's) is none.
     """
-    for anchor in ("\n", "a"):
+    for anchor in ("\n", ".", ")", "a"):
         head, ids = encoder(anchor), encoder(anchor + piece)
-        if ids[: len(head)] == head:
+        if head and ids[: len(head)] == head:
             return ids[len(head) :]
     return encoder(piece)
 

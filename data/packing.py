@@ -80,8 +80,8 @@ def collate(features: Sequence[Row]) -> dict[str, Any]:
     borders = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)  # [records + 1]
     positions = torch.cat([torch.arange(length) for length in lengths])
     return {
-        "input_ids": _flat(features, "input_ids"),  # [1, total]
-        "labels": _flat(features, "labels"),
+        "input_ids": flat(features, "input_ids"),  # [1, total]
+        "labels": flat(features, "labels"),
         "position_ids": positions[None],
         "cu_seq_lens_q": borders,
         "cu_seq_lens_k": borders,
@@ -90,7 +90,8 @@ def collate(features: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def _flat(features: Sequence[Row], key: str) -> torch.Tensor:
+def flat(features: Sequence[Row], key: str) -> torch.Tensor:
+    """What the features have under a key, end to end: [1, total] int64."""
     return torch.tensor([list(itertools.chain.from_iterable(feature[key] for feature in features))], dtype=torch.int64)
 
 

@@ -9,14 +9,15 @@ from rich.panel import Panel
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from .labels import IGNORE_INDEX, Counts
+from .accounting import Accounting
+from .labels import IGNORE_INDEX
 from .literal import literal_text
-from .preference_rows import PreferenceCounts
 
 TRAINED, MASKED, TITLE = "bold green underline", "dim", "bold reverse"
 _LONGEST_CHARACTER = 8  # tokens that may have to be joined before they decode
 
-Row = dict[str, Any]  # of labels.prepare, or of preference_rows.prepare_preferences, prepare_unpaired or prepare_prompts
+# of labels.prepare, of preference_rows.prepare_preferences, prepare_unpaired or prepare_prompts, or of seq2seq.rows.seq2seq_rows with one first id
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,18 @@ class Piece:
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of a row under its title: a whole dialogue or the prompt (no title), or one answer."""
+    """A stretch of a row under its title: a whole dialogue, the prompt or the source (no title), or one answer."""
 
     title: str
     pieces: list[Piece]
 
 
 def parts(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[Part]:
-    """What is shown of a row: a dialogue whole; a prompt once, then each of its answers, the best first."""
+    """What is shown of a row: a dialogue whole; a prompt once, then each of its answers, the best first; a source, then its target."""
+    if "decoder_input_ids" in row:
+        source = {"input_ids": row["input_ids"], "labels": [IGNORE_INDEX] * len(row["input_ids"])}
+        target = {"input_ids": target_ids(row), "labels": row["labels"]}
+        return [Part(title, list(pieces(side, tokenizer))) for title, side in (("", source), ("target", target))]
     if "labels" in row:
         return [Part("", list(pieces(row, tokenizer)))]
     prompt = row["prompt_ids"]
@@ -47,6 +52,11 @@ def parts(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[Part]:
         behind = pieces({"input_ids": prompt + answer, "labels": masked + answer}, tokenizer)
         shown.append(Part(title, [piece for piece in behind if piece.trained]))
     return shown
+
+
+def target_ids(row: Row) -> list[int]:
+    """The ids of a target, those that are given too: behind its first id the decoder is shown all but the last."""
+    return [*row["decoder_input_ids"][1:], row["labels"][-1]]
 
 
 def answers(row: Row) -> list[tuple[str, list[int]]]:
@@ -94,7 +104,9 @@ def _panel(where: str, number: int, rows: Sequence[Row], tokenizer: PreTrainedTo
 
 
 def length(row: Row) -> int:
-    """The tokens of a row; of a prompt with answers, those up to the end of the longest."""
+    """The tokens of a row; of a prompt with answers, those up to the end of the longest; of a source, its target's too."""
+    if "decoder_input_ids" in row:
+        return len(row["input_ids"]) + len(row["labels"])
     return len(row["input_ids"]) if "labels" in row else len(row["prompt_ids"]) + max((len(answer) for _, answer in answers(row)), default=0)
 
 
@@ -104,10 +116,12 @@ def summary(row: Row) -> str:
         behind = ", ".join(f"{title} {len(answer)}" for title, answer in answers(row))
         return f"prompt {len(row['prompt_ids'])} tokens" + (f", {behind}" if behind else "")
     trained = sum(label != IGNORE_INDEX for label in row["labels"])
+    if "decoder_input_ids" in row:
+        return f"source {len(row['input_ids'])} tokens, target {len(row['labels'])}, {trained} trained"
     return f"{len(row['input_ids'])} tokens, {trained} trained, {len(row['input_ids']) - trained} masked"
 
 
-def totals(counts: Counts | PreferenceCounts, lengths: Sequence[int]) -> list[str]:
+def totals(counts: Accounting, lengths: Sequence[int]) -> list[str]:
     """The counts of all records, and how long their rows are."""
     return [*counts.lines(), *length_lines(lengths)]
 

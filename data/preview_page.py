@@ -7,9 +7,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from .accounting import Accounting
 from .html_template import html_template
-from .labels import Counts
-from .preference_rows import PreferenceCounts
 from .preview import Piece, Row, histogram, parts, summary
 
 TEMPLATE = Path(__file__).with_name("preview_page.html.jinja")
@@ -19,7 +18,7 @@ Stretch = tuple[bool, list[Piece]]  # whether it is trained; neighbours that are
 def to_html(
     records: Sequence[tuple[str, Sequence[Row]]],
     tokenizer: PreTrainedTokenizerBase,
-    counts: Counts | PreferenceCounts,
+    counts: Accounting,
     lengths: Sequence[int],
     title: str = "Preview",
 ) -> str:

@@ -5,6 +5,7 @@ seodang generate MODEL --prompts questions.jsonl --output answers.jsonl --temper
 
 Answers in a file stand in the order of their prompts, each with its prompt's `line`, counted from 1 with empty ones (`record` in .json). Of
 several prompts, one whose answer fails has its error in its place, and the exit code is 1. What is finished is kept, and --resume goes on from it.
+With --references each stands beside the answer that it should be, and at the end it is told how near they come: exact match, chrF, BLEU, ROUGE.
 """
 
 import json
@@ -21,15 +22,16 @@ from seodang.recipes.options.backend import BackendOptions
 from seodang.recipes.options.decoding import Decoding, SpeakingModel, option
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.record import FileOptions
+from seodang.recipes.prompts.prompt_files import Prompts, Reading, read_prompts
+from seodang.recipes.prompts.references import Measured
 from seodang.recipes.run.backends import OwnBackend, backend_for
 from seodang.recipes.run.following import InOrder, Straight, follow
 from seodang.recipes.run.journal import write_whole
 from seodang.recipes.run.printing import Printer, by_steps, speak
-from seodang.recipes.run.prompt_files import Prompts, read_prompts
 from seodang.recipes.run.results_file import ResultsFile, is_regular, line_of
 from seodang.recipes.run.stopping import Stopping
 
-FILES = "The prompts, or one file of them: .txt (one a line), or records with prompt, question, messages or instruction, as preview reads them."
+FILES = "The prompts, or one file: .txt (one a line), or records of prompt, question, messages, instruction, source or translation."
 ORDERS = ("prompts", "finished")
 
 
@@ -50,11 +52,16 @@ class Generate(FileOptions):
     show_steps: bool = option("Print the canvas of a diffusion answer after each step, a line each, before the answer.", False)
     raw: bool = option("Continue the prompts as they stand: no chat template (for base models).", False)
     literal: bool | None = option("What looks like a control token in a prompt is text (true) or the token; text, but for --raw.")
+    references: bool = option("Measure the answers by those that the records have (target, completion, output, answer): chrF, BLEU, ROUGE.", False)
+    source_prefix: str = option("Encoder-decoders: a text before every source, as in training.", "")
+    max_source_length: int | None = option("Encoder-decoders: longer sources lose their end, and are counted; without, they are refused.")
     batch_size: int = option("Answers that grow at the same time; the others wait.", 64)
 
     def __post_init__(self):
         if self.batch_size < 1:
             raise UserError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.max_source_length is not None and self.max_source_length < 2:
+            raise UserError(f"max_source_length must be at least 2, got {self.max_source_length}")
         if self.order not in ORDERS:
             raise UserError(f"order must be {' or '.join(ORDERS)}, got {self.order!r}")
         for name in ("token_ids", "resume"):
@@ -69,7 +76,8 @@ def main(argv: list[str] | None = None) -> int:
     model, decoding, options, where = parse(
         argv, SpeakingModel, Decoding, Generate, BackendOptions, prog="seodang generate", positional=("model", "prompts"), description=__doc__
     )
-    asked = read_prompts(options.prompts, options.raw, **options.reading())
+    reading = Reading(options.raw, options.references, decoding.source_lang, decoding.target_lang)
+    asked = read_prompts(options.prompts, options.raw, **options.reading(), reading=reading)
     backend = backend_for(where, model, decoding, options, asked)
     try:
         with ExitStack() as stack:
@@ -96,11 +104,13 @@ def answered(backend: Any, options: Generate, asked: Prompts, stack: ExitStack) 
         file.begin()  # the last of them may still wait for their turn
         file.finish()
         print(f"all {count} prompts have their answers in {options.output} (--resume false asks them anew)", file=sys.stderr)
+        Measured.of_file(options.output, asked).tell()
         return set()
     backend.open(stack)
-    if options.output is None and count * each == 1 and own:
+    if options.output is None and count * each == 1 and own and not asked.references:
         with Stopping():
             events = backend.spoken(options.show_steps)
+            tell(backend)
             speak(by_steps(events, backend.tokenizer) if options.show_steps else events, backend.tokenizer)
         return set()
     ordered = options.output is None or options.order == "prompts"
@@ -108,12 +118,22 @@ def answered(backend: Any, options: Generate, asked: Prompts, stack: ExitStack) 
     stack.callback(results.close)
     if file:
         file.begin()
-    show: Straight = file or in_turn(streamed(backend, options, asked, stack), each, ordered)
+    measured = Measured(asked)
+    show: Straight = file or in_turn(measured.beside(streamed(backend, options, asked, stack)), each, ordered)
+    tell(backend)
     where = f"in {options.output} (--resume goes on from there)" if file else f"in {options.output}" if options.output else "printed"
     failed = follow(results, show, count * each, where)
     if file:
         file.finish()
+        measured = Measured.of_file(options.output, asked)
+    measured.tell()
     return failed
+
+
+def tell(backend: Any) -> None:
+    """Say on stderr what there is to say of the prompts."""
+    for line in getattr(backend, "said", list)():
+        print(line, file=sys.stderr)
 
 
 def file_of(backend: Any, options: Generate, asked: Prompts) -> ResultsFile:

@@ -21,7 +21,11 @@ from seodang.data.preference_rows import PreferenceCounts, PreferenceTokenizer, 
 from seodang.data.preferences import PREFERENCE_SHAPES, PROMPT_SHAPES, UNPAIRED_SHAPES, PromptExample, RankedPreference, UnpairedPreference
 from seodang.data.preview import Row, length, preview, totals
 from seodang.data.preview_page import to_html
+from seodang.data.seq2seq.languages import set_languages
+from seodang.data.seq2seq.records import Exchange, seq2seq_shapes
+from seodang.data.seq2seq.rows import Seq2SeqCounts, Seq2SeqLabeller, told_languages
 from seodang.infer.checkpoint.load import load_tokenizer
+from seodang.infer.engine.checkpoint_settings import known_config
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.record import RecordOptions
 
@@ -39,6 +43,9 @@ class PreviewOptions(RecordOptions):
     """What is looked at, and as whose model sees it."""
 
     model: str = field(default="default", metadata={"help": "Whose tokenizer and template: a folder, hub name or default."})
+    source_prefix: str = field(default="", metadata={"help": "Of an encoder-decoder: a text before every source."})
+    source_lang: str | None = field(default=None, metadata={"help": "Of an encoder-decoder: the language of the sources, and the key in a translation."})
+    target_lang: str | None = field(default=None, metadata={"help": "Of an encoder-decoder: the language of the targets, and the key in a translation."})
     rows: int = field(default=5, metadata={"help": "Records shown; all are counted."})
     html: str | None = field(default=None, metadata={"help": "Write the same as a page to this file."})
 
@@ -50,10 +57,14 @@ class PreviewOptions(RecordOptions):
 @command
 def main(argv: list[str] | None = None) -> int:
     (options,) = parse(argv, PreviewOptions, prog="seodang preview", positional=("data",), description=__doc__)
-    examples = read(options.data, weights=options.weights, shape=options.shape, split=options.split, shapes=ALL_SHAPES, **options.reading())
+    config = known_config(options.model)
+    paired = config is not None and config.is_encoder_decoder
+    shapes = seq2seq_shapes(options.source_lang, options.target_lang) if paired else ALL_SHAPES
+    examples = read(options.data, weights=options.weights, shape=options.shape, split=options.split, shapes=shapes, **options.reading())
     tokenizer = load_tokenizer(options.model)
-    set_chat_template(tokenizer, options.chat_template)
-    shown, counts, lengths = read_records(examples, tokenizer, options)
+    if not paired or options.chat_template is not None:
+        set_chat_template(tokenizer, options.chat_template)
+    shown, counts, lengths = (read_exchanges if paired else read_records)(examples, tokenizer, options)
     console = Console()
     console.print(preview(shown, tokenizer))
     console.print(*totals(counts, lengths), sep="\n", markup=False, highlight=False)
@@ -87,6 +98,17 @@ def read_records(
         if number < options.rows:
             shown.append((example.where, rows))
     return shown, counts, lengths
+
+
+def read_exchanges(examples: Iterable[Exchange], tokenizer: PreTrainedTokenizerBase, options: PreviewOptions) -> tuple[Shown, Seq2SeqCounts, list[int]]:
+    """The same of an encoder-decoder: either side may have `max_length` tokens. What the decoder is shown first is not looked at here."""
+    examples = list(examples)
+    set_languages(tokenizer, *told_languages(tokenizer, options.source_lang, options.target_lang, any(each.translated for each in examples)))
+    how = {name: getattr(options, name) for name in ("source_prefix", "literal", "empty_answers", "unusable")}
+    labeller = Seq2SeqLabeller(tokenizer, lambda target: target[:1], options.max_length, options.max_length, **how)
+    counts = Seq2SeqCounts(remembers=None, max_source_length=options.max_length)
+    made = [(each.where, labeller.rows(each, counts)) for each in tqdm(examples, desc="records", unit="", disable=None)]
+    return made[: options.rows], counts, [length(row) for _, rows in made for row in rows]
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from seodang.infer.checkpoint.load import load, load_tokenizer
 
-pytest_plugins = ["encoder_fixtures"]
+pytest_plugins = ["encoder_fixtures", "seq2seq_fixtures"]
 
 THREADS = torch.get_num_threads()
 torch.set_num_threads(1)  # tiny models lose more to waking threads than they gain; the real model takes them all
@@ -71,6 +71,9 @@ DEVIATIONS = {
     "t5": {"shared": 0.5, "DenseReluDense": 1.0, "EncDecAttention": 0.16, "relative_attention_bias": 2.0},
     "bart": {"embed_positions": 0.9, "encoder_attn": 0.16},
 }
+for like, kinds in {"t5": ("mt5", "umt5"), "bart": ("marian", "mbart", "pegasus", "m2m_100", "blenderbot")}.items():
+    ENCODER_DECODERS |= dict.fromkeys(kinds, ENCODER_DECODERS[like])
+    DEVIATIONS |= dict.fromkeys(kinds, DEVIATIONS[like])
 
 
 def build_tiny(kind: str = "llama", seed: int = 0, **changes):

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..columns import Columns, Names, check_keys, column_names, missing_hint
+from ..columns import Columns, Names, beside, check_keys, column_names, missing_hint
 from ..errors import UserError
 from ..formats import SHAPES, Dialogue, Shapes, Text, recognise, to_examples
 from ..hub import check_hub_name
@@ -98,7 +98,7 @@ class Source(Lazy):
 
     def _examples(self) -> Iterator[Example]:
         shape = first = None
-        columns = Columns(self.named, tuple(self.shapes) if self.shape is None else (self.shape,), self.wanted)
+        columns = Columns(self.named, tuple(self.shapes) if self.shape is None else (self.shape,), self.wanted, beside(self.shapes))
         for where, record in self.records():
             taken, found, mapping = "", self.shape, isinstance(record, Mapping)
             try:

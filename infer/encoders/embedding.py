@@ -66,7 +66,7 @@ class TextAccount:
         """What share of the tokens is unknown, where that is large."""
         if self.unknown <= MANY_UNKNOWN * self.content:
             return []
-        lost = "it was made for another language or script, and what stands there is lost; use an encoder for these texts"
+        lost = "it was made for another language or script, and what stands there is lost; use a model for these texts"
         return [f"{self.unknown / self.content:.0%} of the tokens are unknown to the model's tokenizer: {lost}"]
 
 

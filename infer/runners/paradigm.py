@@ -114,6 +114,12 @@ def refuse_encoder(config: PreTrainedConfig, what: str = "continue a text", reme
         raise UserError(f"{config.model_type} attends in both directions and cannot {what}: it is {kind_of_encoder(config.architectures or ())}; {remedy}")
 
 
+def refuse_encoder_decoder(config: PreTrainedConfig, what: str) -> None:
+    """Raise UserError where what teaches a decoder, by its name, is given an encoder-decoder."""
+    if config.is_encoder_decoder:
+        raise UserError(f"{what} teaches a decoder to go on with its prompt, but {config.model_type} reads a prompt with its encoder: train it by `seodang seq2seq`")
+
+
 def kind_of_encoder(architectures: Sequence[str]) -> str:
     """What an encoder is by the head that it was saved with, or has, and which commands it is for."""
     if any(name.endswith(CLASSIFIES) for name in architectures):

@@ -31,7 +31,7 @@ from seodang.infer.checkpoint.load import load
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.training import Arguments
 from seodang.recipes.run.training import plan_lines
-from seodang.train.rollouts.eval_generation import agreement
+from seodang.train.maths.text_metrics import agreement
 from seodang.train.run.callbacks import CURVE, terminal_curve
 from seodang.train.run.crash_safe import Provenance
 from seodang.train.stages.plan import Plan, plan

@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from seodang.data.errors import UserError
 from seodang.infer.checkpoint.load import is_adapter, load_tokenizer, resolve
 from seodang.infer.engine.checkpoint_settings import known_config
-from seodang.infer.runners.paradigm import refuse_encoder
+from seodang.infer.runners.paradigm import refuse_encoder, refuse_encoder_decoder
 from seodang.recipes.options.record import RecordOptions, check_held_out
 
 
@@ -54,8 +54,9 @@ class ModelOptions:
             raise UserError(f"{self.model} is an adapter: merge it first, `seodang export {self.model} FOLDER`, and start from that folder")
 
     def decoder_tokenizer(self):
-        """The model's tokenizer. Raises UserError for an encoder, which cannot be taught to speak."""
+        """The model's tokenizer. Raises UserError for an encoder, which cannot be taught to speak, and for an encoder-decoder, which is taught otherwise."""
         if (config := known_config(self.model)) is not None:
+            refuse_encoder_decoder(config, "this command")
             refuse_encoder(config, "learn to continue a text", "train it with `seodang mlm`, or use a decoder")
         return load_tokenizer(self.model)
 

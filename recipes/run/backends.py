@@ -5,10 +5,12 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import Any
 
+from seodang.data.errors import UserError
 from seodang.infer import SamplingParams
 from seodang.recipes.options.backend import AHEAD, BackendOptions
 from seodang.recipes.options.decoding import Decoding, SpeakingModel
-from seodang.recipes.run.prompt_files import Prompts
+from seodang.recipes.prompts.prompt_files import Prompts
+from seodang.recipes.prompts.sources import Sources
 from seodang.recipes.run.same_run import contents_of
 
 
@@ -20,6 +22,8 @@ class OwnBackend:
     def __init__(self, model: SpeakingModel, decoding: Decoding, options: Any, asked: Prompts):
         """Raises UserError for settings that cannot be honoured."""
         self._options, self._decoding, self._how, self._asked = model, decoding, options, asked
+        self._sources = Sources(asked, options.raw, options.literal, options.source_prefix, options.max_source_length)
+        self._sources.check(model.model)
         decoding.check(model)
 
     @property
@@ -41,6 +45,7 @@ class OwnBackend:
         if places["chat_template"] is not None:
             contents["a chat_template that says"] = contents_of(places["chat_template"])
         told = {name: getattr(self._how, name) for name in ("raw", "literal", "token_ids")}
+        told |= {name: value for name in ("source_prefix", "max_source_length") if (value := getattr(self._how, name))}
         return {"backend": "seodang", **places, **contents, **told, "checkpoint_settings": self._decoding.checkpoint_settings, **self._decoding.written_down}
 
     def open(self, stack: ExitStack) -> None:
@@ -55,21 +60,27 @@ class OwnBackend:
         seeded = self._decoding.seed is not None
         params = [self._decoding.params(self._options, index) for index in (indices if seeded else indices[:1])]
         ahead = AHEAD * self._how.batch_size if ordered else None
+        each = params if seeded else params * len(indices)
+        asks = [self._sources.asks(self._model, self.tokenizer, index, own) for index, own in zip(indices, each, strict=True)]
         how = {"literal": self._how.literal, "max_rows": self._how.batch_size, "ahead": ahead}
-        found = answers(self._model, self.tokenizer, [self._asked.prompts[index] for index in indices], params * (1 if seeded else len(indices)), **how)
+        found = answers(self._model, self.tokenizer, [prompt for prompt, _ in asks], [own for _, own in asks], **how)
         if len(indices) == len(self._asked.prompts):
             return found
         return (replace(result, prompt_index=indices[result.prompt_index]) for result in found)
+
+    def said(self) -> list[str]:
+        """What there is to say of the prompts once they have been read, in lines."""
+        return self._sources.lines()
 
     def spoken(self, show_steps: bool = False) -> Iterator[Any]:
         """The events of the answer to the only prompt there is, with the steps of diffusion if these are to be shown; raises UserError where there are none."""
         from seodang.infer.engine.generate import stream
         from seodang.infer.strategies.registry import check_steps, choose
 
-        params = self._decoding.params(self._options)
+        prompt, params = self._sources.asks(self._model, self.tokenizer, 0, self._decoding.params(self._options))
         if show_steps:
             check_steps(choose(params, self._decoding.diffusion), "show_steps")
-        return stream(self._model, self.tokenizer, self._asked.prompts[0], params, literal=self._how.literal, trace=show_steps)
+        return stream(self._model, self.tokenizer, prompt, params, literal=self._how.literal, trace=show_steps)
 
 
 def backend_for(where: BackendOptions, model: SpeakingModel, decoding: Decoding, options: Any, asked: Prompts) -> Any:
@@ -77,6 +88,9 @@ def backend_for(where: BackendOptions, model: SpeakingModel, decoding: Decoding,
     where.refuse_idle()
     if where.backend == "seodang":
         return OwnBackend(model, decoding, options, asked)
+    if asked.prefixes:
+        number = f"{asked.unit} {asked.numbers[min(asked.prefixes)]}"
+        raise UserError(f"{number} gives the beginning of its answer, which is answered with --backend seodang alone: leave its prefix out")
     from seodang.recipes.run.server_backends import ServerBackend, VllmBackend
 
     return (VllmBackend if where.backend == "vllm" else ServerBackend)(where, model, decoding, options, asked)

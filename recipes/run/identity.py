@@ -29,7 +29,7 @@ FREE = {
         include_num_input_tokens_seen skip_memory_metrics debug log_completions log_multimodal num_completions_to_print log_unique_prompts
         log_completions_hub_repo dry_run""",
     "when and how it is measured, which leaves training as it is": """
-        eval_strategy eval_steps eval_delay eval_on_start eval_samples sample_prompts sample_tokens early_stopping_patience
+        eval_strategy eval_steps eval_delay eval_on_start eval_samples eval_new_tokens eval_num_beams sample_prompts sample_tokens early_stopping_patience
         per_device_eval_batch_size num_generations_eval eval_draws eval_accumulation_steps eval_do_concat_batches eval_use_gather_object include_for_metrics batch_eval_metrics prediction_loss_only
         bf16_full_eval fp16_full_eval""",
     "where and in which pieces the same numbers are computed": """

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterable, Iterator
 
-from seodang.recipes.run.prompt_files import Prompts
+from seodang.recipes.prompts.prompt_files import Prompts
 
 
 class Printer:

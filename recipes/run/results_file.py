@@ -18,10 +18,10 @@ from seodang.data.errors import UserError
 from seodang.infer import SamplingParams
 from seodang.infer.remote.answers import RemoteResult
 from seodang.recipes.options.outputs import refuse_long_name
+from seodang.recipes.prompts.prompt_files import Prompts
 from seodang.recipes.run.following import InOrder, Straight
 from seodang.recipes.run.journal import Journal, append, lines_in, partial_of, writing
 from seodang.recipes.run.one_writer import refuse_second_writer
-from seodang.recipes.run.prompt_files import Prompts
 from seodang.recipes.run.same_run import header_of, refuse_other_run
 
 FLUSH_SECONDS = 1.0  # what came in the last so many may be lost with the machine's power, and is asked again
@@ -194,6 +194,8 @@ def line_of(asked: Prompts, params: SamplingParams, token_ids: bool) -> Callable
             told |= {"logprobs": None} if params.logprobs is not None else {}  # those after every filter: no server tells them
             told |= {"thinking": result.thinking} if result.thinking else {}
         index = result.prompt_index
+        if asked.references:
+            told["reference"] = asked.references.get(index)
         return {asked.unit_written: asked.numbers[index], "prompt": asked.prompts[index], **told}
 
     return line

@@ -8,7 +8,7 @@ from typing import Any
 
 from seodang.data.errors import UserError
 from seodang.infer.checkpoint.manifest import MANIFEST, fingerprint, sha256
-from seodang.recipes.run.prompt_files import Prompts
+from seodang.recipes.prompts.prompt_files import Prompts
 
 SHOWN = 100  # characters of a value
 
@@ -22,8 +22,9 @@ def header_of(identity: Mapping[str, Any], asked: Prompts, each: int) -> dict[st
 def prompts_fingerprint(asked: Prompts, count: int) -> str:
     """What tells so many first prompts, and their numbers, from others."""
     found = hashlib.sha256()
-    for number, prompt in zip(asked.numbers[:count], asked.prompts[:count]):
-        found.update(json.dumps([number, prompt]).encode() + b"\n")
+    for index, (number, prompt) in enumerate(zip(asked.numbers[:count], asked.prompts[:count])):
+        prefix = [asked.prefixes[index]] if index in asked.prefixes else []
+        found.update(json.dumps([number, prompt, *prefix]).encode() + b"\n")
     return found.hexdigest()[:16]
 
 

@@ -19,7 +19,7 @@ from seodang.infer.remote.models import Found, model_at
 from seodang.infer.remote.vllm import check_interpreter, vllm_server, words_of
 from seodang.recipes.options.backend import AHEAD, BackendOptions
 from seodang.recipes.options.decoding import Decoding, SpeakingModel
-from seodang.recipes.run.prompt_files import Prompts
+from seodang.recipes.prompts.prompt_files import Prompts
 from seodang.recipes.run.same_run import contents_of
 
 

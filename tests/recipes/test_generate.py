@@ -16,8 +16,8 @@ from seodang.infer.engine.batch import Batch
 from seodang.recipes.generate import main
 from seodang.recipes.options.decoding import Decoding, SpeakingModel
 from seodang.recipes.options.parser import parse
+from seodang.recipes.prompts.prompt_files import Prompts, read_prompts
 from seodang.recipes.run.following import InOrder
-from seodang.recipes.run.prompt_files import Prompts, read_prompts
 from seodang.recipes.run.stopping import Stopping
 
 QUESTION = "Which country is the city of Suwon located in?"

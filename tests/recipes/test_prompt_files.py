@@ -5,7 +5,7 @@ import gzip
 import pytest
 
 from seodang.data.errors import UserError
-from seodang.recipes.run.prompt_files import Prompts, read_prompts
+from seodang.recipes.prompts.prompt_files import Prompts, read_prompts
 
 
 def test_prompts_are_read_from_tables_and_packed_files_in_other_encodings_and_columns(tmp_path):

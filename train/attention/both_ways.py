@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...infer.runners.attention import attend, attend_in_full
-from .packed_records import attend_in_groups, attend_in_runs, attend_padded, like_lengths, worth_padding
+from ...infer.runners.packed_records import attend_in_groups, attend_in_runs, attend_padded, like_lengths, worth_padding
 
 
 def attend_both_ways(

@@ -5,9 +5,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from ...data.errors import UserError
 from ...infer.runners.attention import attend, check_attention_kwargs
+from ...infer.runners.packed_records import attend_records
 from ...infer.runners.ragged_attention import Window, window_mask
 from .both_ways import attend_both_ways
-from .packed_records import attend_records
 from .tree import Tree, attend_tree
 
 PACKED = "seodang_packed"

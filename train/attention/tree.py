@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...infer.runners.attention import attend
-from .packed_records import attend_records
+from ...infer.runners.packed_records import attend_records
 
 Group = tuple[int, tuple[int, ...]]  # tokens of the prompt, tokens of each branch
 Tree = tuple[Group, ...]

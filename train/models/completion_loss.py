@@ -42,25 +42,39 @@ class AnswerLoss(ModelOutput):
 class LinearCrossEntropy(torch.autograd.Function):
     """Sum of cross entropies of `linear(hidden, weight, bias)`, each times its importance, over a divisor: hidden [n, d], weight [vocab, d], labels [n].
 
-    `importance` is [n], or None where all count alike.
+    `importance` is [n], or None where all count alike. With `smoothing` the target is no longer all of a label: so much of it is spread evenly over
+    the vocabulary (Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7; Vaswani et al. 2017, "Attention Is All You Need").
     """
 
     @staticmethod
     def forward(
-        ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, divisor: float, chunk: int, importance: Tensor | None = None
+        ctx,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        divisor: float,
+        chunk: int,
+        importance: Tensor | None = None,
+        smoothing: float = 0.0,
     ) -> Tensor:
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         d_hidden = torch.empty_like(hidden) if wants_hidden else None
         d_weight = torch.empty_like(weight) if wants_weight else None
         d_bias = torch.zeros_like(bias) if wants_bias else None
         total = hidden.new_zeros((), dtype=_at_least_float32(hidden.dtype))
-        minus_one = -torch.ones_like(total)
+        minus_label = -torch.full_like(total, 1 - smoothing)
         for start in range(0, len(labels), chunk):
             some, target = hidden[start : start + chunk], labels[start : start + chunk, None]
             logprobs = F.linear(some, weight, bias).log_softmax(dim=-1, dtype=total.dtype)
             count = 1 if importance is None else importance[start : start + chunk, None].to(total.dtype)
-            total -= (logprobs.gather(1, target) * count).sum()
-            d_logits = logprobs.exp_().scatter_add_(1, target, minus_one.expand(len(target), 1))
+            said = logprobs.gather(1, target)
+            if smoothing:
+                said = (1 - smoothing) * said + smoothing * logprobs.mean(dim=1, keepdim=True)
+            total -= (said * count).sum()
+            d_logits = logprobs.exp_().scatter_add_(1, target, minus_label.expand(len(target), 1))
+            if smoothing:
+                d_logits -= smoothing / d_logits.shape[1]
             d_logits = (d_logits if importance is None else d_logits.mul_(count)).to(weight.dtype)
             if wants_hidden:
                 d_hidden[start : start + chunk].addmm_(d_logits, weight, beta=0, alpha=1 / divisor)
@@ -73,7 +87,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, scale: Tensor) -> tuple:
-        return (*_scaled(ctx.saved_tensors, scale), None, None, None, None)
+        return (*_scaled(ctx.saved_tensors, scale), None, None, None, None, None)
 
 
 class HeadCrossEntropy(torch.autograd.Function):
@@ -81,16 +95,16 @@ class HeadCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, head: Head, labels: Tensor, divisor: float, chunk: int, importance: Tensor | None, hidden: Tensor, *parameters: Tensor
+        ctx, head: Head, labels: Tensor, divisor: float, chunk: int, importance: Tensor | None, smoothing: float, hidden: Tensor, *parameters: Tensor
     ) -> Tensor:
-        wants_hidden = ctx.needs_input_grad[5]
+        wants_hidden = ctx.needs_input_grad[6]
         d_hidden = torch.empty_like(hidden) if wants_hidden else None
         d_parameters = [torch.zeros_like(p) for p in parameters]
         total = hidden.new_zeros((), dtype=_at_least_float32(hidden.dtype))
         for start in range(0, len(labels), chunk):
             some = hidden[start : start + chunk].detach().requires_grad_(wants_hidden)
             with torch.enable_grad():
-                losses = F.cross_entropy(head(some).to(total.dtype), labels[start : start + chunk], reduction="none")
+                losses = F.cross_entropy(head(some).to(total.dtype), labels[start : start + chunk], reduction="none", label_smoothing=smoothing)
                 loss = (losses if importance is None else losses * importance[start : start + chunk]).sum() / divisor
             total += loss.detach()
             inputs = [*([some] if wants_hidden else []), *parameters]
@@ -104,7 +118,7 @@ class HeadCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, scale: Tensor) -> tuple:
-        return (None, None, None, None, None, *_scaled(ctx.saved_tensors, scale))
+        return (None, None, None, None, None, None, *_scaled(ctx.saved_tensors, scale))
 
 
 def _scaled(gradients: tuple[Tensor | None, ...], scale: Tensor) -> list[Tensor | None]:
@@ -161,19 +175,40 @@ def plain_lengths(kwargs: dict) -> dict:
 
 
 def _answer_loss(model: PreTrainedModel, hidden: Tensor, labels: Tensor, num_items, chunk: int, weights: Tensor | None = None) -> AnswerLoss:
-    layer = model.get_output_embeddings()
+    layer, head = model.get_output_embeddings(), own_head(model)
+    plain = lambda hidden: (hidden, None) if head_is_linear(model, layer, head, hidden) else None
+    return answer_loss(layer, head, plain, hidden, labels, num_items, chunk, weights)
+
+
+def answer_loss(
+    layer: nn.Module,
+    head: Head,
+    linear: Callable[[Tensor], tuple[Tensor, Tensor | None] | None],
+    hidden: Tensor,
+    labels: Tensor,
+    num_items: Any,
+    chunk: int,
+    weights: Tensor | None = None,
+    smoothing: float = 0.0,
+) -> AnswerLoss:
+    """The loss of labels [n] read at hidden states [n, hidden], by a head and its linear `layer`.
+
+    `linear` gives, of hidden states, what the layer reads and what is added to what it gives, [vocab] or None, where there is no more to the head than
+    these; else None, and the head itself is asked. `smoothing` is of training alone.
+    """
     divisor = float(num_items if num_items is not None else max(len(labels), 1))
     losses = hits = None
-    head = own_head(model)
     with autocast_head(hidden, layer) as (hidden, weight, bias):
         if not torch.is_grad_enabled():
             losses, hits = evaluated(head, hidden, labels, chunk)
             mean = (losses if weights is None else losses * weights).sum() / divisor
-        elif head_is_linear(model, layer, head, hidden):
-            mean = LinearCrossEntropy.apply(hidden, weight, bias, labels, divisor, chunk, weights)
+        elif (plain := linear(hidden)) is not None:
+            states, added = plain
+            bias = added if bias is None else bias if added is None else bias + added
+            mean = LinearCrossEntropy.apply(states, weight, bias, labels, divisor, chunk, weights, smoothing)
         else:
             trained = [p for p in layer.parameters() if p.requires_grad]
-            mean = HeadCrossEntropy.apply(head, labels, divisor, chunk, weights, hidden, *trained)
+            mean = HeadCrossEntropy.apply(head, labels, divisor, chunk, weights, smoothing, hidden, *trained)
     tokens = torch.tensor(len(labels), device=labels.device)
     correct = None if hits is None else hits.sum()
     return AnswerLoss(loss=mean, loss_sum=mean.detach() * divisor, tokens=tokens, losses=losses, hits=hits, correct=correct)
@@ -199,11 +234,11 @@ class _HiddenStates(BaseModelOutputWithPast):
         return None
 
 
-class _SkippedTrunk(nn.Module):
+class SkippedTrunk(nn.Module):
     """Stands in for the layers beneath the head, handing on hidden states that were computed before."""
 
     @property
-    def decoder(self) -> "_SkippedTrunk":
+    def decoder(self) -> "SkippedTrunk":
         """What OPT and Bart call instead of the trunk around it."""
         return self
 
@@ -219,17 +254,17 @@ def own_head(model: PreTrainedModel, without: nn.Module | None = None) -> Head:
     The copy shares all else, parameters included; the model itself stays as it is, for whoever runs it in another thread. A forward that
     was put on the model would not do: trl's calls the one before it on the model itself, layers and all.
     """
-    outermost = _with_module(model, model.base_model_prefix, _SkippedTrunk())
+    outermost = with_module(model, model.base_model_prefix, SkippedTrunk())
     if without is not None:
-        outermost = _with_module(outermost, next(name for name, each in outermost.named_modules() if each is without), nn.Identity())
+        outermost = with_module(outermost, next(name for name, each in outermost.named_modules() if each is without), nn.Identity())
     return lambda hidden: type(model).forward(outermost, inputs_embeds=hidden[None]).logits[0]
 
 
-def _with_module(module: nn.Module, name: str, other: nn.Module) -> Any:
+def with_module(module: nn.Module, name: str, other: nn.Module) -> Any:
     """A copy of a module that shares all with it but the module of that name, and those on the way there."""
     first, _, rest = name.partition(".")
     copied = object.__new__(type(module))  # copy.copy would build a model anew where FSDP has wrapped it
-    copied.__dict__.update(module.__dict__, _modules={**module._modules, first: _with_module(module._modules[first], rest, other) if rest else other})
+    copied.__dict__.update(module.__dict__, _modules={**module._modules, first: with_module(module._modules[first], rest, other) if rest else other})
     return copied
 
 

@@ -65,7 +65,7 @@ def _masked_loss(model: PreTrainedModel, hidden: Tensor, labels: Tensor, num_ite
         with autocast_head(transform(hidden), layer) as (states, weight, bias):
             mean = LinearCrossEntropy.apply(states, weight, bias, labels, divisor, chunk)
     else:
-        mean = HeadCrossEntropy.apply(own_head(model), labels, divisor, chunk, None, hidden, *_head_parameters(model))
+        mean = HeadCrossEntropy.apply(own_head(model), labels, divisor, chunk, None, 0.0, hidden, *_head_parameters(model))
     tokens = torch.tensor(len(labels), device=labels.device)
     return AnswerLoss(
         loss=mean, loss_sum=mean.detach() * divisor, tokens=tokens, losses=losses, hits=hits, correct=None if hits is None else hits.sum()

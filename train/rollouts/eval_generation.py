@@ -1,32 +1,35 @@
 """Let the model answer held-out prompts while it trains, and count the right answers."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...data.chat import prompt_ids
-from ...data.formats import Dialogue, Message
+from ...data.formats import Dialogue
 from ...infer import SamplingParams, generate
+from ...infer.engine.prompts import Prompt
 from ...infer.runners.architecture import context_limit
+from ..maths.text_metrics import agreement
 
 MAX_NEW_TOKENS = 48
 
 
 @dataclass
 class HeldOut:
-    """A prompt that is not trained on, and the answer it should get."""
+    """A prompt that is not trained on, as the engine takes it, and the answer it should get, of which `prefix` is given."""
 
-    prompt: list[Message]
+    prompt: Prompt
     answer: str
     tools: list | None = None
+    prefix: str = ""
 
 
 @dataclass
 class AnswerSampler:
-    """Answer held-out prompts, greedily or as `params` say; call it with a model to get exact match and containment, in [0, 1].
+    """Answer held-out prompts, greedily or as `params` say; call it with a model to get what `measure` makes of the answers and the expected ones.
 
-    `exact` compares whole answers after white space is folded, `contains` looks for the expected answer within. The last
+    That is exact match and containment, in [0, 1], unless another is given. The prompts go through the engine, so none costs another padding. The last
     answers stay in `answers`; `show`, if given, is called with each of the first `shown` prompts and its answer.
     """
 
@@ -36,15 +39,17 @@ class AnswerSampler:
     show: Callable[[HeldOut, str], None] | None = None
     shown: int = 3
     params: SamplingParams | None = None
+    measure: Callable[[Sequence[str], Sequence[str]], dict[str, float]] = agreement
     answers: list[str] = field(default_factory=list)
 
     def __call__(self, model: PreTrainedModel) -> dict[str, float]:
         params = SamplingParams(max_new_tokens=self.max_new_tokens) if self.params is None else self.params
-        results = generate(model, self.tokenizer, [q.prompt for q in self.questions], params, on_error="raise")
+        each = [replace(params, prefix=q.prefix) if q.prefix else params for q in self.questions]
+        results = generate(model, self.tokenizer, [q.prompt for q in self.questions], each, on_error="raise")
         self.answers = [result.text for result in results]
         for question, answer in list(zip(self.questions, self.answers, strict=True))[: self.shown if self.show else 0]:
             self.show(question, answer)
-        return agreement(self.answers, [q.answer for q in self.questions])
+        return self.measure(self.answers, [q.answer for q in self.questions])
 
 
 def answerable(
@@ -55,16 +60,6 @@ def answerable(
     for question in questions:
         if limit is None or len(prompt_ids(tokenizer, question.prompt, question.tools)) + max_new_tokens <= limit:
             yield question
-
-
-def agreement(answers: Sequence[str], expected: Sequence[str]) -> dict[str, float]:
-    """The shares of answers that equal, and that contain, what was expected; white space is folded.
-
-    agreement(["Seoul.", "in Busan"], ["Seoul.", "Busan"]) == {"exact": 0.5, "contains": 1.0}
-    """
-    pairs = [(" ".join(a.split()), " ".join(e.split())) for a, e in zip(answers, expected, strict=True)]
-    count = max(len(pairs), 1)
-    return {"exact": sum(a == e for a, e in pairs) / count, "contains": sum(e in a for a, e in pairs) / count}
 
 
 def held_out_questions(dialogues: Sequence[Dialogue]) -> list[HeldOut]:

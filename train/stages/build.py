@@ -18,7 +18,7 @@ from ...data.preference_rows import preference_pairs
 from ...data.versions import versions_named
 from ...infer.checkpoint.quiet import silence_old_names
 from ...infer.runners.architecture import context_limit, transformers_model
-from ...infer.runners.paradigm import diffusion_of, refuse_encoder
+from ...infer.runners.paradigm import diffusion_of, refuse_encoder, refuse_encoder_decoder
 from ..models.adapters import add_adapter, prepare_quantised, speed_up_adapters
 from ..models.extended_forward import release_from_accelerate
 from ..models.reference import has_adapter
@@ -57,27 +57,42 @@ class Stage:
         None may be longer than `max_length`, or leave less than `answer_tokens` of the model's context, or hold ids beyond its vocabulary.
         Of a stream it is known how long its rows may be.
         """
-        if self.left_to_right and diffusion_of(transformers_model(model).config) is not None:
-            name = self.trainer.__name__.removesuffix("Trainer").lower()
-            raise UserError(f"{name} teaches text from left to right, but this model is one of masked diffusion: train it by `seodang diffusion`, on preferences by `seodang dpo`")
-        if self.left_to_right and self.generates:
-            refuse_encoder(transformers_model(model).config, "learn to continue a text", "train it with `seodang mlm`, or use a decoder")
+        self.refuse_model(transformers_model(model))
         if has_adapter(model) and (lora is not None or self.trainer_adds_adapter):
             raise UserError("the model has an adapter already: merge it first, `seodang export`")
+        if not isinstance(rows, IterableDataset) and not len(rows):
+            raise UserError(f"there are no {self.trains_on}: check the data with `seodang preview`")
+        self.check_rows(model, rows, "row", max_length, answer_tokens)
+        self.check_rows(model, eval_rows or (), "held-out row", max_length, answer_tokens)
+
+    def refuse_model(self, model: PreTrainedModel) -> None:
+        """Raise UserError for a model of another paradigm."""
+        if not self.left_to_right:
+            return
+        name = self.trainer.__name__.removesuffix("Trainer").lower()
+        if diffusion_of(model.config) is not None:
+            raise UserError(f"{name} teaches text from left to right, but this model is one of masked diffusion: train it by `seodang diffusion`, on preferences by `seodang dpo`")
+        if self.generates:
+            refuse_encoder_decoder(model.config, name)
+            refuse_encoder(model.config, "learn to continue a text", "train it with `seodang mlm`, or use a decoder")
+
+    def check_rows(self, model: nn.Module, rows: Rows | IterableDataset, name: str, max_length: int | None, answer_tokens: int) -> None:
+        """Raise UserError for the first row that the model cannot take, each being called by where it stands, or by `name` and number."""
         if isinstance(rows, IterableDataset):
             check_stream(model, rows)
-        elif not len(rows):
-            raise UserError(f"there are no {self.trains_on}: check the data with `seodang preview`")
         else:
-            check_fits(model, self._sizes(rows, "row", max_length), answer_tokens)
-        check_fits(model, self._sizes(eval_rows or (), "held-out row", max_length), answer_tokens)
+            check_fits(model, self._sizes(rows, name, max_length), answer_tokens)
+
+    def named(self, rows: Rows, name: str) -> Iterator[tuple[str, Row]]:
+        """Each row behind where it stands."""
+        for number, row in enumerate(rows, start=1):
+            yield row.get("where") or f"{name} {number}", row
 
     def _sizes(self, rows: Rows, name: str, max_length: int | None) -> Iterable[tuple[str, int, int]]:
         if (size := getattr(rows, "size", None)) is not None:  # rows that are made when they are asked for know what they come to
             yield name, *size
             return
-        for number, row in enumerate(rows, start=1):
-            where = row.get("where") or f"{name} {number}"
+        for where, row in self.named(rows, name):
             tokens, highest = self.size_of(row, where)
             if max_length is not None and tokens > max_length:
                 raise UserError(f"{where} has {tokens} tokens, max_length is {max_length}: prepare the rows with the same max_length, or raise it")

@@ -26,6 +26,7 @@ class Plan:
     disk: int  # bytes of all checkpoints kept at a time
     step_seconds: float
     seconds: float
+    layout: str | None = None  # how rows lie in a batch, where that is not as it might be
 
     def of_steps(self, steps: int) -> "Plan":
         """The same run with another number of steps; one checkpoint more or less is not counted anew."""
@@ -38,6 +39,7 @@ class Plan:
         rows = "streamed" if self.rows is None else f"{self.rows:,}"
         return [
             f"rows            {rows}, {self.tokens:,.0f} tokens through the model in {self.steps:,} steps",
+            *([f"layout          {self.layout}"] if self.layout else []),
             f"peak memory     about {self.memory / gib:.2f} GiB a process",
             f"disk            {self.disk / gib:.2f} GiB for checkpoints ({self.checkpoint / gib:.2f} GiB each)",
             f"time            about {_duration(self.seconds)} ({self.step_seconds:.2f} s a step, from one timed step)",
@@ -49,7 +51,7 @@ def plan(trainer: SftTrainer) -> Plan:
     args, rows = trainer.args, trainer.train_dataset
     streamed = isinstance(rows, IterableDataset)
     sample = _first(rows, 64) if streamed else _spread(rows, MEASURED)
-    lengths = [len(row["input_ids"]) for row in sample]
+    lengths = [_tokens_of(row) for row in sample]
     per_process = args.per_device_train_batch_size
     mean = sum(lengths) / len(lengths)
     steps = steps_of(args, None if streamed else len(rows))
@@ -67,7 +69,13 @@ def plan(trainer: SftTrainer) -> Plan:
         disk=checkpoint * _kept(args, steps),
         step_seconds=seconds_a_token * tokens / steps / args.world_size,
         seconds=seconds_a_token * tokens / args.world_size,
+        layout=getattr(trainer.data_collator, "told", None),
     )
+
+
+def _tokens_of(row: dict) -> int:
+    """The tokens that a row brings, on the decoder's side too where it has one."""
+    return len(row["input_ids"]) + len(row.get("decoder_input_ids", ()))
 
 
 def steps_of(args: TrainingArguments, rows: int | None) -> int:
@@ -103,7 +111,7 @@ def _first(rows, count: int) -> list:
 
 def _typical(rows, count: int) -> list:
     """Rows spread evenly over the lengths there are."""
-    by_length = sorted((rows[i] for i in range(min(len(rows), 4096))), key=lambda row: len(row["input_ids"]))
+    by_length = sorted((rows[i] for i in range(min(len(rows), 4096))), key=_tokens_of)
     count = min(count, len(by_length))
     return [by_length[(2 * i + 1) * len(by_length) // (2 * count)] for i in range(count)]
 
@@ -150,7 +158,7 @@ def _timed_step(trainer: SftTrainer, rows: list) -> tuple[float, float]:
                 torch.cuda.synchronize()
             seconds = time.perf_counter() - start
     model.zero_grad(set_to_none=True)
-    tokens = sum(len(row["input_ids"]) for row in rows)
+    tokens = sum(map(_tokens_of, rows))
     return seconds / tokens, sum(kept.values()) / tokens
 
 

@@ -12,9 +12,9 @@ import pytest
 
 from seodang.data.errors import UserError
 from seodang.infer import Result, SamplingParams
+from seodang.recipes.prompts.prompt_files import Prompts
 from seodang.recipes.run import journal, results_file
 from seodang.recipes.run.following import InOrder
-from seodang.recipes.run.prompt_files import Prompts
 from seodang.recipes.run.results_file import ResultsFile, line_of
 
 COUNT, EACH = 6, 2

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from seodang.data.errors import UserError
+from seodang.infer.runners.packed_records import like_lengths, worth_padding
 from seodang.train.attention.both_ways import attend_both_ways
 from seodang.train.attention.packed_attention import PACKED, packed_attention
-from seodang.train.attention.packed_records import like_lengths, worth_padding
 
 LENGTHS = [(5, 7, 6, 6), (3, 40, 1, 3, 3), (4, 4, 4), (9, 2, 7, 1, 8, 2)]
 KINDS = {"both ways": lambda n: 0, "causal": lambda n: n, "prompts": lambda n: n // 2, "mixed": lambda n: {0: 0, 1: n}.get(n % 3, 2)}

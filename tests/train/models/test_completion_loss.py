@@ -156,7 +156,7 @@ def test_sums_by_hand():
     total = LinearCrossEntropy.apply(hidden, weight, None, labels, 1.0, 1)
     assert torch.allclose(total.float(), expected)
     assert torch.autograd.gradcheck(lambda h, w: LinearCrossEntropy.apply(h, w, None, labels, 3.0, 1), (hidden, weight))
-    assert torch.autograd.gradcheck(lambda h, w: HeadCrossEntropy.apply(lambda x: torch.tanh(x @ w.T), labels, 3.0, 1, None, h, w), (hidden, weight))
+    assert torch.autograd.gradcheck(lambda h, w: HeadCrossEntropy.apply(lambda x: torch.tanh(x @ w.T), labels, 3.0, 1, None, 0.0, h, w), (hidden, weight))
 
 
 def test_weighted_sums_by_hand_and_their_gradients():
@@ -167,9 +167,9 @@ def test_weighted_sums_by_hand_and_their_gradients():
     expected = (2 * each[0] + each[1] / 2 + each[2] / 4) / 3
     total = LinearCrossEntropy.apply(hidden, weight, None, labels, 3.0, 2, importance)
     assert torch.allclose(total.float(), expected)
-    assert torch.allclose(HeadCrossEntropy.apply(lambda x: x @ weight.T, labels, 3.0, 2, importance, hidden, weight), total)
+    assert torch.allclose(HeadCrossEntropy.apply(lambda x: x @ weight.T, labels, 3.0, 2, importance, 0.0, hidden, weight), total)
     assert torch.autograd.gradcheck(lambda h, w: LinearCrossEntropy.apply(h, w, None, labels, 3.0, 2, importance), (hidden, weight))
-    assert torch.autograd.gradcheck(lambda h, w: HeadCrossEntropy.apply(lambda x: torch.tanh(x @ w.T), labels, 3.0, 2, importance, h, w), (hidden, weight))
+    assert torch.autograd.gradcheck(lambda h, w: HeadCrossEntropy.apply(lambda x: torch.tanh(x @ w.T), labels, 3.0, 2, importance, 0.0, h, w), (hidden, weight))
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2"])

@@ -1,0 +1,1 @@
+"""Sources and targets of encoder-decoder models, as their tokenizers write them."""

@@ -1,0 +1,148 @@
+"""Attention of records that lie end to end, each over itself or over what is its own on another side: in as few calls as their lengths allow.
+
+A call of the attention kernel, and its backward pass, costs about as much for ten tokens as for a hundred: short records share one.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .attention import attend
+
+Lengths = tuple[int, ...]  # tokens of each record
+
+RECORD_PADDING = 1.5  # records share a call where padding them to the longest costs no more than this
+SHORT = 512  # beyond so many tokens a call is worth its price, and padding is paid for in squares
+
+
+def attend_records(query: Tensor, key: Tensor, value: Tensor, lengths: Lengths, **settings) -> Tensor:
+    """Attend causally within each record, never across; `lengths` sum to total.
+
+    query is [1, heads, total, d], key and value [1, kv_heads, total, d]; `settings` are those of `attend`. Returns [1, heads, total, d_v].
+    """
+    if worth_padding(lengths):  # what is padded stands behind, where nobody looks
+        return attend_padded(query, key, value, lengths, partial(attend, **settings))
+    if (groups := like_lengths(lengths)) is not None:
+        return attend_in_groups(query, key, value, lengths, groups, partial(attend_records, **settings))
+    return attend_in_runs(query, key, value, lengths, lengths, lambda _, *qkv: attend(*qkv, **settings))
+
+
+def worth_padding(lengths: Lengths, seen: Lengths | None = None) -> bool:
+    """Whether records of such lengths, and of so many keys each where these are others, had better share one call, padded to the longest."""
+    sides = (lengths,) if seen is None else (lengths, seen)
+    return any(len(set(side)) > 1 for side in sides) and all(_cheap(len(side), max(side), sum(side)) for side in sides)
+
+
+def _cheap(count: int, longest: int, tokens: int) -> bool:
+    return longest <= SHORT and count * longest <= RECORD_PADDING * tokens
+
+
+@lru_cache(maxsize=64)
+def like_lengths(lengths: Lengths, seen: Lengths | None = None) -> tuple[tuple[int, ...], ...] | None:
+    """The records in groups that are each worth padding, or of one length; None where these are no fewer than the runs of one length as they lie."""
+    sizes = list(zip(*((lengths,) if seen is None else (lengths, seen)), strict=True))  # of each record
+    groups: list[list[int]] = []
+    longest: list[int] = []  # of the last group, on each side
+    tokens: list[int] = []
+    for record in sorted(range(len(sizes)), key=lambda record: [-sum(sizes[record]), *sizes[record]]):
+        size = sizes[record]
+        wider, more = ([*map(of, former, size)] for of, former in ((max, longest), (int.__add__, tokens)))
+        if groups and (size == sizes[groups[-1][0]] == tuple(longest) or all(_cheap(len(groups[-1]) + 1, *side) for side in zip(wider, more, strict=True))):
+            groups[-1].append(record)
+            longest, tokens = wider, more
+        else:
+            groups.append([record])
+            longest, tokens = list(size), list(size)
+    return tuple(map(tuple, groups)) if len(groups) < len(list(groupby(sizes))) else None
+
+
+def attend_in_groups(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Lengths,
+    groups: Sequence[Sequence[int]],
+    attention: Callable[..., Tensor],
+    *further: Sequence[Any],
+    seen: Lengths | None = None,
+) -> Tensor:
+    """Call `attention` with the tokens of each group of records, their lengths, and what `further` says of each record; shapes as in `attend_records`.
+
+    `seen` are the lengths of what the records' queries see, where these are keys of others.
+    """
+    groups = tuple(map(tuple, groups))
+    order, sizes = _grouped(lengths, groups)
+    order = order.to(query.device)
+    key_order, key_sizes = (order, sizes) if seen is None else _grouped(seen, groups)
+    parts = [(query, order, sizes), *((x, key_order.to(query.device), key_sizes) for x in (key, value))]
+    parts = zip(groups, *(x.index_select(2, places).split(cuts, dim=2) for x, places, cuts in parts), strict=True)
+    told = lambda group: [tuple(each[record] for record in group) for each in (lengths, *further)]
+    out = torch.cat([attention(*qkv, *told(group)) for group, *qkv in parts], dim=2)
+    return torch.empty_like(out).index_copy(2, order, out)
+
+
+@lru_cache(maxsize=64)
+def _grouped(lengths: Lengths, groups: tuple[tuple[int, ...], ...]) -> tuple[Tensor, list[int]]:
+    """Where each token stands, group after group, [total], and how many there are in each group."""
+    records = torch.arange(sum(lengths)).split(lengths)
+    return torch.cat([records[record] for group in groups for record in group]), [sum(lengths[record] for record in group) for group in groups]
+
+
+def attend_padded(
+    query: Tensor, key: Tensor, value: Tensor, lengths: Lengths, attention: Callable[..., Tensor], seen: Lengths | None = None
+) -> Tensor:
+    """Call `attention` once with all records as rows, [records, heads, longest, d], zeros behind each; `seen` and shapes otherwise as in `attend_in_groups`."""
+    longest = max(lengths)
+    places = _places(lengths, longest).to(query.device)
+    keys = (places, longest) if seen is None else (_places(seen, max(seen)).to(query.device), max(seen))
+    sides = (query, places, longest), (key, *keys), (value, *keys)
+    together = attention(*(_padded(x, where, len(lengths), width) for x, where, width in sides))
+    return together.transpose(1, 2).flatten(0, 1).index_select(0, places).transpose(0, 1)[None]
+
+
+def attend_in_runs(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Lengths,
+    kinds: Sequence[Any],
+    attention: Callable[..., Tensor],
+    seen: Lengths | None = None,
+) -> Tensor:
+    """Call `attention` with the kind and the rows, [count, heads, length, d], of each run of records that have one length and kind; `seen` as in `attend_in_groups`."""
+    kinds_of_runs = groupby(zip(lengths, lengths if seen is None else seen, kinds, strict=True))
+    runs = [(size, len(list(same)), kind, width) for (size, width, kind), same in kinds_of_runs]
+    cuts = [size * count for size, count, _, _ in runs]
+    key_cuts = [width * count for _, count, _, width in runs]
+    parts = zip(runs, query.split(cuts, dim=2), *(x.split(key_cuts, dim=2) for x in (key, value)), strict=True)
+    out = [
+        _unfold(attention(kind, _fold(q, size, count), *(_fold(x, width, count) for x in kv))) for (size, count, kind, width), q, *kv in parts
+    ]
+    return (torch.cat(out) if len(out) > 1 else out[0]).transpose(0, 1)[None]
+
+
+@lru_cache(maxsize=64)
+def _places(lengths: Lengths, longest: int) -> Tensor:
+    """Where each token stands among the padded rows: [total]."""
+    return torch.cat([torch.arange(length) + row * longest for row, length in enumerate(lengths)])
+
+
+def _padded(x: Tensor, places: Tensor, count: int, longest: int) -> Tensor:
+    """[1, heads, total, d] to [count, heads, longest, d], zeros behind each record."""
+    _, heads, _, d = x.shape
+    rows = x.new_zeros(count * longest, heads, d).index_copy(0, places, x[0].transpose(0, 1))
+    return rows.view(count, longest, heads, d).transpose(1, 2)
+
+
+def _fold(x: Tensor, length: int, count: int) -> Tensor:
+    """[1, heads, count * length, d] to [count, heads, length, d]."""
+    return x.view(x.shape[1], count, length, x.shape[3]).transpose(0, 1)
+
+
+def _unfold(x: Tensor) -> Tensor:
+    """[count, heads, length, d] to [count * length, heads, d]."""
+    return x.transpose(1, 2).flatten(0, 1)

@@ -1,0 +1,207 @@
+"""Prompts of the command line, or of a file of any shape."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from seodang.data.columns import ANSWERS, Columns
+from seodang.data.errors import UserError
+from seodang.data.files.sources import is_source_file, records_of
+from seodang.data.files.text_files import lines_of
+from seodang.data.formats import to_example
+from seodang.data.json_text import parsed
+from seodang.data.seq2seq.records import PREFIXES, given_beginning, language_key, translation_sides
+from seodang.data.surrogates import refuse_surrogates
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt out of a file, the answer that it should get, None where nobody says, and how the answer begins.
+
+    `is_source`: an encoder reads it as the text that it is, whatever chat template there is, for so it is trained.
+    """
+
+    prompt: Any
+    reference: str | None = None
+    prefix: str = ""
+    is_source: bool = False
+    translated: bool = False  # its keys are languages
+
+
+@dataclass
+class Prompts:
+    """Prompts as the engine takes them, each with the number by which whoever gave it finds it, of what `unit` says.
+
+    By a prompt's index: the `references` are the answers that they should get, `prefixes` what answers begin with where that is given; `sources` are
+    those that an encoder reads without a chat template.
+    """
+
+    prompts: list[Any]
+    numbers: list[int]
+    unit: str = "prompt"  # of the command line; else line or record, of a file
+    references: dict[int, str] = field(default_factory=dict, compare=False)
+    prefixes: dict[int, str] = field(default_factory=dict, compare=False)
+    sources: frozenset[int] = field(default=frozenset(), compare=False)
+    translated: bool = field(default=False, compare=False)  # the keys of records were languages
+
+    @classmethod
+    def of(cls, asked: list[Asked], numbers: list[int], unit: str) -> "Prompts":
+        """The prompts of a file, with what it says of them."""
+        return cls(
+            [each.prompt for each in asked], numbers, unit,
+            references={index: each.reference for index, each in enumerate(asked) if each.reference is not None},
+            prefixes={index: each.prefix for index, each in enumerate(asked) if each.prefix},
+            sources=frozenset(index for index, each in enumerate(asked) if each.is_source),
+            translated=any(each.translated for each in asked),
+        )  # fmt: skip
+
+    @property
+    def unit_written(self) -> str:
+        """The key of a prompt's number in a file of results."""
+        return "line" if self.unit == "line" else "record"
+
+    def index_of(self, number: int) -> int | None:
+        """Which prompt, counted from 0, has a number; None for a number of none."""
+        return self._indices.get(number)
+
+    @cached_property
+    def _indices(self) -> dict[int, int]:
+        return {number: index for index, number in enumerate(self.numbers)}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How prompts are taken out of records: as texts to be continued (`raw`), with the answers that they should get, of translations in which languages."""
+
+    raw: bool = False
+    references: bool = False
+    source_lang: str | None = None
+    target_lang: str | None = None
+
+
+def read_prompts(
+    given: list[str], raw: bool, encoding: str | None = None, columns: Mapping[str, str] | None = None, reading: Reading | None = None
+) -> Prompts:
+    """Return prompts as the engine takes them: messages, or with `raw` texts.
+
+    A single argument that names a .txt, .jsonl or .json file, or any other file of records that there is, is read. Raises UserError for none at all, and
+    for none with a reference where `reading` asks for these.
+    """
+    reading = reading or Reading(raw)
+    found = Prompts(list(given), [*range(1, len(given) + 1)])
+    if len(given) == 1 and (Path(given[0]).suffix in (".txt", ".jsonl", ".json") or is_source_file(given[0])):
+        named = dict(columns or {})
+        found = read_prompt_file(Path(given[0]), reading, encoding, Columns(named, ("prompt", "instruction", "messages"), dict.fromkeys(named, ()), PREFIXES))
+    if not found.prompts:
+        raise UserError('no prompts: give some ("..."), or --prompts FILE')
+    if reading.references and not found.references:
+        raise UserError("references: no prompt has the answer that it should get (target, completion, output, answer): give a file of records that have one, or name its column, --columns answer=COLUMN")
+    found.prompts = [prompt if raw or not isinstance(prompt, str) else [{"role": "user", "content": prompt}] for prompt in found.prompts]
+    return found
+
+
+def read_prompt_file(path: Path, reading: Reading, encoding: str | None, columns: Columns) -> Prompts:
+    """Read prompts from a file, empty lines passed over; raises UserError naming the line that is wrong."""
+    if path.suffix in (".txt", ".jsonl", ".json") and not path.is_file():
+        raise UserError(f"the prompts file {path} does not exist")
+    if path.suffix not in (".txt", ".jsonl"):
+        records = list(records_of(str(path), encoding, columns.named.values()))
+        found = Prompts.of([prompt_of(record, where, reading, columns) for where, record in records], [*range(1, len(records) + 1)], "record")
+    else:
+        lines = [(n, line.removesuffix("\n")) for n, line in enumerate(lines_of(path, encoding), 1) if line.strip()]
+        if path.suffix == ".jsonl":
+            asked = [prompt_of(parse_json(line, f"{path.name} line {n}"), f"{path.name} line {n}", reading, columns) for n, line in lines]
+        else:
+            asked = [Asked(line) for _, line in lines]
+        found = Prompts.of(asked, [n for n, _ in lines], "line")
+    if not found.prompts:
+        raise UserError(f"the prompts file {path} is empty")
+    columns.refuse_absent()
+    return found
+
+
+def parse_json(text: str, where: str) -> Any:
+    """Parse JSON or raise UserError saying where."""
+    try:
+        return parsed(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where} is not JSON: {error}") from None
+
+
+def prompt_of(record: Any, where: str, reading: Reading, columns: Columns) -> Asked:
+    """Take the prompt out of a record of any known shape, with its answer if references are wanted. Raises UserError where there is none."""
+    refuse_surrogates(record, where)
+    if not isinstance(record, dict):
+        if isinstance(record, str):
+            return Asked(record)
+        to_example(record, where=where)  # which says what a record is
+    try:
+        record, _ = columns.taken(record)
+        prefix = given_beginning(record)
+        if (source := source_of(record, reading, prefix)) is not None:
+            return source
+        reference = reference_in(record, "answer" in columns.named) if reading.references else None
+    except UserError as error:
+        columns.refuse_absent()
+        raise UserError(f"{where}: {error}") from None
+    if reading.raw:
+        for key in ("prompt", "text", "instruction"):
+            if isinstance(record.get(key), str):
+                return Asked(record[key], reference, prefix)
+    record = {**record, **{key: "-" for key, of in (("completion", "prompt"), ("output", "instruction")) if of in record}}  # a prompt needs no answer
+    try:
+        example = to_example(record, where=where)
+    except UserError:
+        columns.refuse_absent()
+        raise
+    messages = getattr(example, "messages", None)
+    if messages is None or reading.raw:
+        raise UserError(f"{where}: {'--raw needs' if reading.raw else 'give'} a prompt" + (" text" if reading.raw else ", an instruction or messages"))
+    asked = messages
+    while asked and asked[-1]["role"] == "assistant":
+        asked = asked[:-1]
+    if not asked:
+        raise UserError(f"{where}: there is no turn to answer")
+    if reading.references and ("messages" in record or "conversations" in record) and len(asked) < len(messages):
+        content = messages[len(asked)].get("content")
+        reference = content if isinstance(content, str) and content.strip() else reference
+    return Asked(asked, reference, prefix)
+
+
+def source_of(record: Mapping[str, Any], reading: Reading, prefix: str) -> Asked | None:
+    """What a record of {source, target} or of {"translation": {...}} asks, None for another. Raises UserError for languages that it does not have."""
+    if record.get("translation") is not None:
+        sides = translation_sides(record)
+        if reading.source_lang is None or reading.references and reading.target_lang is None:
+            raise UserError(f"translation holds {', '.join(sides)}: say which is read and which is written, by --source_lang and --target_lang")
+        source = sides[language_key(sides, reading.source_lang)]
+        target = sides[language_key(sides, reading.target_lang)] if reading.references else None
+        translated = True
+    elif "source" in record and not any(key in record for key in ("prompt", "question", "instruction", "messages", "conversations")):
+        source, target, translated = record["source"], record.get("target"), False
+    else:
+        return None
+    if not isinstance(source, str) or not source.strip():
+        raise UserError(f"the source must be a text of more than blanks, got {source!r:.80}")
+    reference = target if reading.references and isinstance(target, str) and target.strip() else None
+    return Asked(source, reference, prefix, is_source=True, translated=translated)
+
+
+def reference_in(record: Mapping[str, Any], named: bool) -> str | None:
+    """The answer that a prompt's record has beside it, None for none; `named` says that the user has told which column it is.
+
+    Raises UserError where several columns may hold it.
+    """
+    own = "answer" if named else "completion" if "prompt" in record else "output" if "instruction" in record else None
+    found = {key: record[key] for key in record if (key == own or str(key).strip().casefold() in (*ANSWERS, "target")) and record[key] is not None}
+    if own in found:
+        found = {own: found[own]}
+    if len(found) > 1:
+        raise UserError(f"several columns may hold the reference: {', '.join(map(str, found))}: say which, as --columns answer={next(iter(found))}")
+    value = next(iter(found.values()), None)
+    if isinstance(value, list) and value and isinstance(value[-1], dict):
+        value = value[-1].get("content")
+    return str(value) if value is not None and str(value).strip() else None

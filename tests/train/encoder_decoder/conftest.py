@@ -1,0 +1,8 @@
+"""Many runs, of which few are looked at."""
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _quick(unpainted):
+    pass
