@@ -5,7 +5,6 @@ seodang generate MODEL --prompts questions.jsonl --output answers.jsonl --temper
 
 Answers in a file stand in the order of their prompts, each with its prompt's `line`, counted from 1 with empty ones (`record` in .json). Of
 several prompts, one whose answer fails has its error in its place, and the exit code is 1. What is finished is kept, and --resume goes on from it.
-With --references each stands beside the answer that it should be, and at the end it is told how near they come: exact match, chrF, BLEU, ROUGE.
 """
 
 import json
@@ -31,7 +30,7 @@ from seodang.recipes.run.printing import Printer, by_steps, speak
 from seodang.recipes.run.results_file import ResultsFile, is_regular, line_of
 from seodang.recipes.run.stopping import Stopping
 
-FILES = "The prompts, or one file: .txt (one a line), or records of prompt, question, messages, instruction, source or translation."
+FILES = "The prompts, or one file of them: .txt (one a line), or records. These have prompt, question, messages, instruction or source."
 ORDERS = ("prompts", "finished")
 
 
@@ -52,7 +51,7 @@ class Generate(FileOptions):
     show_steps: bool = option("Print the canvas of a diffusion answer after each step, a line each, before the answer.", False)
     raw: bool = option("Continue the prompts as they stand: no chat template (for base models).", False)
     literal: bool | None = option("What looks like a control token in a prompt is text (true) or the token; text, but for --raw.")
-    references: bool = option("Measure the answers by those that the records have (target, completion, output, answer): chrF, BLEU, ROUGE.", False)
+    references: bool = option("Measure the answers by the records' own: exact match, chrF, BLEU, ROUGE.", False)
     source_prefix: str = option("Encoder-decoders: a text before every source, as in training.", "")
     max_source_length: int | None = option("Encoder-decoders: longer sources lose their end, and are counted; without, they are refused.")
     batch_size: int = option("Answers that grow at the same time; the others wait.", 64)

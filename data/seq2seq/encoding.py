@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -35,6 +34,8 @@ def source_ids(
         return _source_text(tokenizer, prompt, literal is True, most, source_lang, target_lang)
     talk = prompt if isinstance(prompt, Dialogue) else Dialogue(list(prompt))
     if tokenizer.chat_template:
+        if source_lang is not None:
+            raise UserError(f"source_lang={source_lang!r}: the chat template writes the source, which has its language there: leave it out")
         return prompt_ids(tokenizer, talk.messages, talk.tools, literal=literal is not False, most=most, **talk.template_kwargs)
     return _source_text(tokenizer, single_turn(talk), literal is not False, most, source_lang, target_lang)
 
@@ -51,7 +52,7 @@ def single_turn(talk: Dialogue) -> str:
     return "\n\n".join(text for message in messages if (text := content_text(message.get("content"))))
 
 
-def content_text(content: Any) -> str:
+def content_text(content: object) -> str:
     """The text of a message's content, a string or parts of text; raises UserError for anything else."""
     if isinstance(content, str):
         return content
@@ -111,15 +112,24 @@ def target_ids(tokenizer: PreTrainedTokenizerBase, text: str, literal: bool = Tr
     refuse_surrogates(text, "the target")
     if not text:
         raise UserError("the target is empty: give the decoder a text to say")
-    return _target(tokenizer, text, literal, target_lang)
+    language = target_language(tokenizer, target_lang) if target_lang or writes_languages(tokenizer) else None
+    if language is None and writes_languages(tokenizer):
+        raise UserError(f"nothing says in which language the target is, and its token stands beside it: give target_lang ({named(language_ids(tokenizer))})")
+    with switched(tokenizer, target_lang=language) as own:
+        return own(text_target=text, split_special_tokens=literal, verbose=False)["input_ids"]
 
 
-def beginning_ids(tokenizer: PreTrainedTokenizerBase, text: str, target_lang: str | None = None) -> list[int]:
+def beginning_ids(
+    tokenizer: PreTrainedTokenizerBase, text: str, target_lang: str | None = None, first: Sequence[int] | None = None
+) -> list[int]:
     """The ids that an answer with this beginning starts with: a target's without what stands behind it, with what stands before it (a language, BOS).
 
-    They are those that generation gives the decoder for a `prefix`; `split_target` says what follows them in a whole target.
+    With `first`, these ids stand before it instead. They are those that generation gives the decoder for a `prefix`; `split_target` says what follows
+    them in a whole target. Raises UserError for a text without tokens.
     """
-    return _beginning(tokenizer, text, target_lang)[0]
+    if first is None:
+        return _beginning(tokenizer, text, target_lang)[0]
+    return [*first, *_some(_plain(tokenizer, text, True), text)]
 
 
 def split_target(
@@ -141,7 +151,7 @@ def split_target(
     given, after = _beginning(tokenizer, beginning, target_lang)
     if whole[: len(given)] == given:
         return given, _something(whole[len(given) :], text)
-    rest = continuing(partial(_plain, tokenizer, literal=literal, target_lang=target_lang), text[len(beginning) :])
+    rest = continuing(partial(_plain, tokenizer, literal=literal), text[len(beginning) :])
     return given, [*rest, *after]
 
 
@@ -153,20 +163,18 @@ def _something(rest: list[int], text: str) -> list[int]:
 
 def _beginning(tokenizer: PreTrainedTokenizerBase, text: str, target_lang: str | None) -> tuple[list[int], list[int]]:
     """The ids of an answer's beginning, and those that stand behind a whole answer."""
-    whole, plain = target_ids(tokenizer, text, target_lang=target_lang), _plain(tokenizer, text, True, target_lang)
-    at = next((at for at in range(len(whole) - len(plain) + 1) if whole[at : at + len(plain)] == plain), None)
-    if not plain or at is None:
-        raise UserError(f"the tokenizer has no tokens for the beginning {text!r}: give another")
+    whole, plain = target_ids(tokenizer, text, target_lang=target_lang), _some(_plain(tokenizer, text, True), text)
+    at = next(at for at in range(len(whole)) if whole[at : at + len(plain)] == plain)
     return whole[: at + len(plain)], whole[at + len(plain) :]
 
 
-def _plain(tokenizer: PreTrainedTokenizerBase, text: str, literal: bool, target_lang: str | None = None) -> list[int]:
-    return _target(tokenizer, text, literal, target_lang, add_special_tokens=False)
+def _some(ids: list[int], text: str) -> list[int]:
+    if not ids:
+        raise UserError(f"the tokenizer has no tokens for the beginning {text!r}: give another")
+    return ids
 
 
-def _target(tokenizer: PreTrainedTokenizerBase, text: str, literal: bool, target_lang: str | None, **how: Any) -> list[int]:
-    language = target_language(tokenizer, target_lang) if target_lang or writes_languages(tokenizer) else None
-    if language is None and writes_languages(tokenizer):
-        raise UserError(f"nothing says in which language the target is, and its token stands beside it: give target_lang ({named(language_ids(tokenizer))})")
-    with switched(tokenizer, target_lang=language) as own:
-        return own(text_target=text, split_special_tokens=literal, verbose=False, **how)["input_ids"]
+def _plain(tokenizer: PreTrainedTokenizerBase, text: str, literal: bool) -> list[int]:
+    """The ids of a target's text alone, which are the same in every language."""
+    with switched(tokenizer) as own:
+        return own(text_target=text, add_special_tokens=False, split_special_tokens=literal, verbose=False)["input_ids"]

@@ -50,7 +50,7 @@ def known_language(tokenizer: PreTrainedTokenizerBase, setting: str, code: str) 
     """A language's code as the tokenizer has it (`fra` for `>>fra<<` too); raises UserError, which names the setting, for one that it does not have."""
     known = language_ids(tokenizer)
     if not known:
-        raise UserError(f"{setting}={code!r}: the checkpoint's tokenizer ({type(tokenizer).__name__}) has no tokens of languages: leave it out")
+        raise UserError(f"{setting}={code!r}: the tokenizer of this encoder-decoder ({type(tokenizer).__name__}) has no tokens of languages: leave it out")
     marked = IN_SOURCE.fullmatch(code) if isinstance(code, str) else None
     name = marked[1] if marked else code
     if name not in known:
@@ -144,5 +144,5 @@ def switched(tokenizer: PreTrainedTokenizerBase, source_lang: str | None = None,
         own = remember(tokenizer, "copy to be switched", lambda: copy.deepcopy(tokenizer), of_template=False)
         if writes_languages(tokenizer):
             own.src_lang = source_lang or tokenizer.src_lang
-            own.tgt_lang = target_lang or tokenizer.tgt_lang
+            own.tgt_lang = target_lang or tokenizer.tgt_lang or own.src_lang  # M2M100 takes none for an answer
         yield own

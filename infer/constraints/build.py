@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...data.errors import UserError
 from ...data.literal import literal_ids
+from ...data.seq2seq.encoding import beginning_ids
 from ..requests.params import RequestParams
 from ..requests.request import least_tokens
 from ..requests.stop import AnswerText, stop_pattern
@@ -47,10 +48,12 @@ def build_constraints(
     has_source: bool = False,
     mask: int | None = None,
     layout: Layout | None = None,
+    first: Sequence[int] | None = (),
 ) -> Constraints:
     """Return a request's prefix, constraints and stops; `dialogue` says that the prompt came through the chat template, `has_source` that an encoder reads it.
 
-    `mask` is the id of what is open on a canvas, None for an answer from left to right; `layout` is that of its template.
+    `mask` is the id of what is open on a canvas, None for an answer from left to right; `layout` is that of its template. A prefix stands behind the ids in
+    `first`: None are those that an encoder-decoder's tokenizer puts before a target.
 
     The answer begins with `prefix`: it is part of the text, counts towards max_new_tokens and the positions of `forced_text` and
     `thinking_budget`, and is under the grammar or trie too. `token_healing` takes the last tokens of the prefix back, without a prefix
@@ -62,13 +65,12 @@ def build_constraints(
     """
     check(params, end_ids, dialogue, has_source)
     pattern = None if params.stop_regex is None else stop_pattern(params.stop_regex)
-    prefix = literal_ids(tokenizer, params.prefix) if params.prefix else []
-    if params.prefix and not prefix:
-        raise UserError(f"the tokenizer has no tokens for prefix={params.prefix!r}: give another")
+    prefix = beginning(params, tokenizer, has_source, first) if params.prefix else []
     removed: list[int] = []
     if params.token_healing:
         healed = prefix or prompt_ids
-        count = taken_back(Vocabulary.of(tokenizer), healed, len(prefix) or len(healed) - 1)  # of a prompt something must be left
+        most = len(prefix) - len(first or ()) if prefix else len(healed) - 1  # of a prompt something must be left
+        count = taken_back(Vocabulary.of(tokenizer), healed, most)
         kept, removed = healed[: len(healed) - count], healed[len(healed) - count :]
         prefix, prompt_ids = (kept, prompt_ids) if prefix else ([], kept)
     skip = 0 if params.prefix else len(whole_text(tokenizer, removed, prompt_ids))
@@ -90,6 +92,16 @@ def build_constraints(
     constraints = Constraints(prompt_ids, prefix, text.fork, new_constraints, ids)
     check_prefix(constraints, params, end_ids)
     return constraints
+
+
+def beginning(params: RequestParams, tokenizer: PreTrainedTokenizerBase, has_source: bool, first: Sequence[int] | None) -> list[int]:
+    """Return the ids of an answer's given beginning; raises UserError where there are none. A decoder's text goes on, an encoder-decoder's begins."""
+    if has_source:
+        return beginning_ids(tokenizer, params.prefix, first=first)
+    ids = literal_ids(tokenizer, params.prefix)
+    if not ids:
+        raise UserError(f"the tokenizer has no tokens for prefix={params.prefix!r}: give another")
+    return [*first, *ids]
 
 
 def constraints_of(

@@ -134,6 +134,8 @@ def beside(config: GenerationConfig | Mapping[str, Any], changes: Mapping[str, A
         del written["max_length"]
     asked = {name: value for name, value in written.items() if name not in CONFIG or OPTIONS[CONFIG[name]].off != value}
     known = translated(asked, CONFIG, CONFIG_PASSED_OVER, CONFIG_NEUTRAL, "generation_config")
+    if changes.get("target_lang"):  # which begins the answer, in the place of the checkpoint's
+        known.pop("forced_bos_token_id", None)
     known = of_its_length(of_its_schedule(of_its_strategy(sampling_or_not(known, changes), changes, diffusion), changes), changes)
     return SamplingParams(**{**known, **changes})
 

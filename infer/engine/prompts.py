@@ -15,6 +15,8 @@ from ...data.chat import end_of_turn_ids, prompt_ids, text_ids
 from ...data.errors import UserError
 from ...data.formats import Dialogue
 from ...data.long_text import TooManyTokens
+from ...data.seq2seq.encoding import source_ids
+from ...data.seq2seq.languages import known_language, writes_languages
 from ...data.surrogates import refuse_surrogates
 from ..constraints.build import build_constraints
 from ..constraints.forced_words import check_words, forced_ids
@@ -27,7 +29,6 @@ from ..requests.request import Guidance, Request
 from ..requests.strategy import Host
 from ..runners.architecture import refuse_masking_under_window, transformers_model
 from ..runners.contract import Runner
-from ..runners.encoder_decoder import decoder_start
 from ..runners.paradigm import diffusion_of
 from ..strategies.assistants import check_assistant
 from ..strategies.guidance import guidance_of, with_plausibility
@@ -37,6 +38,7 @@ from ..text.spans import positions_to_mask
 from ..text.vocabulary import check_ids, known_ids
 from .checkpoint_settings import blamed_on, checkpoint_params
 from .params import SamplingParams
+from .sources import Shown, before_prefix, refuse_of_encoder_decoders, shown_ids, with_first
 
 Prompt = str | list[dict] | Dialogue | list[int]  # a text to continue, messages (with tools) to answer, or ids
 Params = SamplingParams | None | Sequence[SamplingParams | None]  # for all prompts or one for each; None: the checkpoint's own
@@ -94,7 +96,13 @@ def new_request(
     strategy = check(params, runner.capabilities, has_source, diffusion_of(runner.model.config))
     check_paradigm(strategy, params, runner.model.config)
     strategy.suits(params, runner)
-    source_ids, ids = encoded(tokenizer, prompt, params, runner, name, literal)
+    source_ids, shown = encoded(tokenizer, prompt, params, runner, name, literal)
+    ids, first = shown.ids, ()
+    if has_source:
+        params = with_first(params, runner.model, tokenizer, shown)
+    if params.prefix and strategy.left_to_right:  # a forced first token stands before it
+        first = before_prefix(params, tokenizer, shown) if has_source else [id for id in (params.forced_bos_token_id,) if id is not None]
+        params = replace(params, forced_bos_token_id=None)
     layout = None if params.template is None else laid_out(tokenizer, params.template)
     sized = params if layout is None else as_long(layout, params, len(ids), runner.limit, name)
     params, written = with_ids(within_length(sized, len(ids), runner.limit, name), tokenizer), params
@@ -105,7 +113,7 @@ def new_request(
     masked = masked_positions(tokenizer, prompt, ids, params, runner, name)
     refuse_prompt_logprobs(params, runner, has_source, bool(masked))
     mask = None if strategy.left_to_right else diffusion_of(runner.model.config).mask_token_id
-    constraints = build_constraints(params, tokenizer, ids, ends, is_dialogue(prompt), has_source, mask, layout)
+    constraints = build_constraints(params, tokenizer, ids, ends, is_dialogue(prompt), has_source, mask, layout, first)
     check_words(params, constraints.prefix_ids, ends, known or runner.config.vocab_size)
     guidance = encoded_guidance(params, strategy, constraints.prompt_ids, tokenizer, host, name, literal)
     check_assistant(params, host, tokenizer, source_ids, masked, name)
@@ -135,19 +143,53 @@ def new_request(
 
 def encoded(
     tokenizer: PreTrainedTokenizerBase, prompt: Prompt, params: SamplingParams, runner: Runner, name: str, literal: bool | None
-) -> tuple[list[int] | None, list[int]]:
+) -> tuple[list[int] | None, Shown]:
     """Return the ids that an encoder reads, None for a decoder, and those before the answer; raises UserError for a prompt that the model cannot read."""
     if not runner.model.config.is_encoder_decoder:
+        refuse_of_encoder_decoders(params, runner.model.config.model_type)
         try:
-            return None, encode(tokenizer, prompt, name, runner.config.vocab_size, literal, runner.limit)
+            ids = encode(tokenizer, prompt, name, runner.config.vocab_size, literal, runner.limit)
         except TooManyTokens as found:
             raise beyond_positions(str(found), params.max_new_tokens, runner.limit, name) from None
+        return None, Shown(ids, len(ids))
+    shown = shown_ids(runner.model, tokenizer, params)
     try:
-        source_ids = encode(tokenizer, prompt, name, runner.source_vocab, literal, runner.source_limit)
+        source_ids = encode_source(tokenizer, prompt, name, runner.source_vocab, literal, runner.source_limit, params.source_lang, params.target_lang)
     except TooManyTokens as found:
         raise beyond_encoder(str(found), runner.source_limit, name) from None
     check_source(len(source_ids), runner.source_limit, name)
-    return source_ids, decoder_start(runner.model)
+    return source_ids, shown
+
+
+def encode_source(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    name: str,
+    vocab_size: int,
+    literal: bool | None = None,
+    most: int | None = None,
+    source_lang: str | None = None,
+    target_lang: str | None = None,
+) -> list[int]:
+    """Return what an encoder reads of a prompt: of a text or messages with what the tokenizer puts around a source, ids as they are.
+
+    Raises UserError as `encode` does, and for a language that cannot be said; TooManyTokens.
+    """
+    if not (isinstance(prompt, str) or is_dialogue(prompt)):
+        for setting, code in (("source_lang", source_lang), ("target_lang", None if writes_languages(tokenizer) else target_lang)):
+            if code:
+                known_language(tokenizer, setting, code)
+                raise UserError(f"{setting}={code!r}: {name} is in ids, which the encoder reads as they are: leave it out, or put the language's id among them")
+        return encode(tokenizer, prompt, name, vocab_size, most=most)
+    refuse_more_parts(prompt, most)
+    refuse_surrogates(texts_of(prompt), name)
+    try:
+        ids = source_ids(tokenizer, prompt, literal, most, source_lang, target_lang)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+    known = known_ids(tokenizer, vocab_size)
+    check_ids(ids, known, name, "model" if known == vocab_size else "tokenizer")
+    return ids
 
 
 def tokenizer_ids(tokenizer: PreTrainedTokenizerBase, runner: Runner) -> int | None:

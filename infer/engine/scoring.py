@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from ...data.conversation import Conversation
 from ...data.errors import UserError
 from ...data.formats import Dialogue
 from ...data.literal import continuing
+from ...data.seq2seq.encoding import beginning_ids, split_target, target_ids
 from ...data.surrogates import refuse_surrogates
 from ..diffusion.likelihood import Bound, likelihood_bounds
 from ..diffusion.masking import Draws
@@ -23,7 +26,8 @@ from ..runners.encoder_decoder import EncoderDecoderRunner, decoder_start
 from ..runners.open import open_runner
 from ..runners.paradigm import diffusion_of, refuse_diffusion, refuse_mask
 from ..text.vocabulary import check_ids
-from .prompts import Prompt, encode, is_dialogue, whole_numbers
+from .prompts import Prompt, encode, encode_source, is_dialogue, whole_numbers
+from .sources import start_ids
 
 MAX_POSITIONS = 8192  # new positions a pass
 
@@ -31,7 +35,14 @@ Completion = str | dict | list[int]  # a text, an assistant's message, or ids
 
 
 def score(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], completions: Sequence[Completion]
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    completions: Sequence[Completion],
+    *,
+    beginnings: Sequence[str | list[int] | None] | None = None,
+    source_lang: str | None = None,
+    target_lang: str | None = None,
 ) -> list[Tensor]:
     """Return the log-probability (natural, in float32 at least, on the CPU) of each answer's tokens behind its prompt: one [n] tensor a pair.
 
@@ -41,16 +52,23 @@ def score(
     says, is counted.
 
     An encoder-decoder model reads the prompt and is scored on the answer as training encodes a target (`tokenizer(text_target=...)`,
-    with the end token that it puts there); ids are scored as they are given. Raises UserError, before anything is computed, for an empty
-    prompt or answer, one that is too long for the model, and ids that it does not have.
+    with the end token that it puts there; what looks like a control token in it is text); ids are scored as they are given. Of `beginnings`, one a pair or
+    None, a text or ids that the answer begins with are given and not scored: [n] is then of the tokens behind them. The languages are those of
+    `SamplingParams`. Raises UserError, before anything is computed, for an empty
+    prompt or answer, one that is too long for the model, ids that it does not have, and an answer that does not begin as it should.
     """
     if len(prompts) != len(completions):
         raise UserError(f"{len(prompts)} prompts and {len(completions)} completions: give one for each")
     runner = scoring_runner(model)
     if isinstance(runner, EncoderDecoderRunner):
-        targets = [target_ids(tokenizer, completion, f"answer {n}", runner.target_vocab) for n, completion in enumerate(completions, 1)]
-        sources = [encode(tokenizer, prompt, f"prompt {n}", runner.source_vocab) for n, prompt in enumerate(prompts, 1)]
-        return score_targets(runner, sources, targets)
+        each = [None] * len(prompts) if beginnings is None else beginnings
+        if len(each) != len(prompts):
+            raise UserError(f"{len(prompts)} prompts and {len(each)} beginnings: give one for each, or None")
+        encoder = TargetEncoder(runner, tokenizer, source_lang, target_lang)
+        return score_targets(runner, [encoder.encoded(*pair, f"prompt {n}", f"answer {n}") for n, pair in enumerate(zip(prompts, completions, each), 1)])
+    for name, value in (("beginnings", beginnings), ("source_lang", source_lang), ("target_lang", target_lang)):
+        if value is not None:
+            raise UserError(f"{name} is for encoder-decoders, but {runner.config.model_type} is a decoder: leave it out, and put what is given into the prompt")
     each, vocab = enumerate(zip(prompts, completions), 1), runner.config.vocab_size
     return score_ids(runner, [pair_ids(tokenizer, *pair, runner.limit, f"prompt {n} with its answer", vocab) for n, pair in each])
 
@@ -133,36 +151,79 @@ def plain_ids(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], list[int]]:
     return lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def target_ids(tokenizer: PreTrainedTokenizerBase, completion: Completion, name: str, vocab_size: int) -> list[int]:
-    """Return the ids that an encoder-decoder model is scored on; raises UserError for a message, an empty answer and unknown ids."""
-    if isinstance(completion, dict):
-        raise UserError(f"{name} is a message, which an encoder-decoder model does not answer with: give it as a text")
-    refuse_surrogates(completion, name)
-    text = isinstance(completion, str)
-    ids = tokenizer(text_target=completion)["input_ids"] if text else whole_numbers(completion, f"{name} must be a text or a list of ids")
-    if not completion or not ids:
-        raise UserError(f"{name} is empty, there is nothing to score")
-    check_ids(ids, vocab_size, name)
-    return ids
+class Target(NamedTuple):
+    """What an encoder-decoder is scored on: the ids of its source, what its decoder is shown, and the answer's ids behind that."""
+
+    source: list[int]
+    shown: list[int]
+    answer: list[int]
 
 
-def score_targets(runner: EncoderDecoderRunner, sources: Sequence[list[int]], targets: Sequence[list[int]]) -> list[Tensor]:
-    """Return the log-probabilities, [n] each, of each target's ids where the encoder has read its source, behind what the decoder begins with.
+@dataclass(frozen=True)
+class TargetEncoder:
+    """Sources and answers in ids, as an encoder-decoder is scored on them, in these languages or the tokenizer's own."""
 
-    Raises UserError for a source or target that is too long for the model.
-    """
-    for n, (source, target) in enumerate(zip(sources, targets), 1):
-        for what, ids, limit in ((f"prompt {n}", source, runner.source_limit), (f"answer {n}", target, runner.limit)):
+    runner: EncoderDecoderRunner
+    tokenizer: PreTrainedTokenizerBase
+    source_lang: str | None = None
+    target_lang: str | None = None
+
+    def encoded(self, prompt: Prompt, completion: Completion, beginning: str | Sequence[int] | None, source_name: str, name: str) -> Target:
+        """A prompt and its answer; raises UserError, by their names, for a message, what is empty, unknown ids, and an answer that begins otherwise."""
+        runner, languages = self.runner, (self.source_lang, self.target_lang)
+        target, given = self._answer(completion, beginning, name)
+        source = encode_source(self.tokenizer, prompt, source_name, runner.source_vocab, None, None, *languages)
+        shown = first_ids(runner.model, target)
+        for what, ids, limit in ((source_name, source, runner.source_limit), (name, target, runner.limit)):
             if limit is not None and len(ids) > limit:
                 raise UserError(f"{what} has {len(ids)} tokens, more than the {limit} positions of the model: shorten it")
-    pairs = [(first_ids(runner.model, target), target) for target in targets]
+        return Target(source, [*shown, *target[:given]], target[given:])
+
+    def _answer(self, completion: Completion, beginning: str | Sequence[int] | None, name: str) -> tuple[list[int], int]:
+        """The answer's ids, and how many of them are given."""
+        if isinstance(completion, dict):
+            raise UserError(f"{name} is a message, which an encoder-decoder model does not answer with: give it as a text")
+        if not completion:
+            raise UserError(f"{name} is empty, there is nothing to score")
+        try:
+            if isinstance(completion, str) and beginning:
+                given, rest = split_target(self.tokenizer, self._without_start(beginning), completion, target_lang=self.target_lang)
+            elif isinstance(completion, str):
+                given, rest = [], target_ids(self.tokenizer, completion, target_lang=self.target_lang)
+            else:
+                ids = whole_numbers(completion, f"{name} must be a text or a list of ids")
+                given, rest = self._split(ids, beginning or [], name)
+        except UserError as error:
+            raise error if str(error).startswith(name) else UserError(f"{name}: {error}") from None
+        check_ids(given + rest, self.runner.target_vocab, name)
+        return given + rest, len(given)
+
+    def _split(self, ids: list[int], beginning: str | Sequence[int], name: str) -> tuple[list[int], list[int]]:
+        """An answer in ids, after its beginning; raises UserError where it begins otherwise, or ends there."""
+        text = isinstance(beginning, str)
+        given = beginning_ids(self.tokenizer, beginning, self.target_lang) if text and beginning else self._without_start(beginning)
+        if ids[: len(given)] != given or len(ids) == len(given):
+            raise UserError(f"{name} must begin with the ids {given} and go on, got {ids}")
+        return given, ids[len(given) :]
+
+    def _without_start(self, beginning: str | Sequence[int]) -> str | list[int]:
+        """A beginning in ids without the decoder's start, which it may have as `decoder_input_ids` may."""
+        if isinstance(beginning, str):
+            return beginning
+        start, ids = start_ids(self.runner.model, self.tokenizer, self.target_lang), whole_numbers(beginning, "a beginning must be a text or a list of ids")
+        return ids[len(start) :] if ids[: len(start)] == start else ids
+
+
+def score_targets(runner: EncoderDecoderRunner, targets: Sequence[Target]) -> list[Tensor]:
+    """Return the log-probabilities, [n] each, of each answer's ids where the encoder has read its source, behind what the decoder is shown."""
     scores: list[Tensor] = []
-    while len(scores) < len(pairs):
+    while len(scores) < len(targets):
         begin = end = len(scores)
         positions = 0
-        while end < len(pairs) and (end == begin or positions + len(sources[end]) <= MAX_POSITIONS):
-            positions, end = positions + len(sources[end]), end + 1
-        scores += score_ids(runner, pairs[begin:end], sources[begin:end])
+        while end < len(targets) and (end == begin or positions + len(targets[end].source) <= MAX_POSITIONS):
+            positions, end = positions + len(targets[end].source), end + 1
+        some = targets[begin:end]
+        scores += score_ids(runner, [(target.shown, target.answer) for target in some], [target.source for target in some])
     return scores
 
 

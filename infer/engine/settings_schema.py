@@ -21,6 +21,7 @@ from ..runners.paradigm import Diffusion
 from ..strategies.registry import OWNED, STRATEGIES, check, named, speaks, spoken
 from .compat import OPENAI_NEUTRAL, OPENAI_PASSED_OVER, REQUEST, VLLM_NEUTRAL, VLLM_PASSED_OVER
 from .params import OPTIONS, SamplingParams
+from .sources import OF_ENCODER_DECODERS
 
 Schema = dict[str, Any]
 ABLE = Capabilities(hidden_states=True, mask_holes=True, both_ways=True, rewrites=True)  # a runner that can do everything
@@ -71,14 +72,17 @@ OTHERS: dict[str, Schema] = {  # fields that come to settings of other names
 }
 
 
-def settings_schema(defaults: SamplingParams, diffusion: Diffusion | None = None) -> dict[str, Schema]:
+def settings_schema(defaults: SamplingParams, diffusion: Diffusion | None = None, encoder_decoder: bool = False) -> dict[str, Schema]:
     """Return the schema of every field that says how an answer is made, by its name, with the `defaults` that hold where it is not given.
 
-    What belongs to strategies alone that the model does not speak by, one of diffusion or another, is left out.
+    What belongs to strategies alone that the model does not speak by, one of diffusion or another, is left out, and what only an encoder-decoder has.
     """
     honoured = spoken(diffusion)
     known = {name: ours for name, ours in REQUEST.items() if ours not in OWNED or ours in honoured}
+    known = {name: ours for name, ours in known.items() if encoder_decoder or ours not in OF_ENCODER_DECODERS}
     found = {name: field_schema(name, OPTIONS[ours], getattr(defaults, ours), diffusion) for name, ours in known.items()} | OTHERS
+    if encoder_decoder:
+        found["strategy"] = narrowed(found["strategy"])
     if defaults.samples:
         found["temperature"].setdefault("default", 1)
     for name, values in {**OPENAI_NEUTRAL, **VLLM_NEUTRAL}.items():
@@ -101,6 +105,12 @@ def field_schema(name: str, option: Option, default: Any, diffusion: Diffusion |
         schema["enum"] = [each for each, spec in STRATEGIES.items() if speaks(spec, diffusion)]
         default = default or named(SamplingParams(), diffusion)
     return {**schema, "default": default} if default is not None and is_json(default) else schema
+
+
+def narrowed(strategy: Schema) -> Schema:
+    """The schema of the strategy, with those alone that an encoder-decoder has."""
+    able = [name for name in strategy["enum"] if STRATEGIES[name].encoder_decoder]
+    return {**strategy, "enum": able, "x-strategies": {name: told for name, told in strategy["x-strategies"].items() if name in able}}
 
 
 def strategies(diffusion: Diffusion | None) -> dict[str, Schema]:

@@ -71,10 +71,11 @@ class Text:
 
 
 def begins_twice(params: RequestParams) -> str | None:
-    """The refusal of a prefix beside what says how the answer begins in ids."""
-    if params.prefix and (params.forced_bos_token_id is not None or params.begin_suppress_tokens):
-        name = "begin_suppress_tokens" if params.forced_bos_token_id is None else "forced_bos_token_id"
-        return f"prefix={params.prefix!r} begins the answer, so {name}={getattr(params, name)} has no place: drop one of them"
+    """The refusal of a beginning that two settings give, and of tokens that may not come where one is given. A forced first token stands before a prefix."""
+    if params.prefix and params.begin_suppress_tokens:
+        return f"prefix={params.prefix!r} begins the answer, so begin_suppress_tokens={params.begin_suppress_tokens} has no place: drop one of them"
+    if params.target_lang and params.forced_bos_token_id is not None:
+        return f"target_lang={params.target_lang!r} and forced_bos_token_id={params.forced_bos_token_id} both begin the answer: drop one of them"
     return None
 
 

@@ -63,6 +63,17 @@ class RequestParams:
     )
     ignore_eos: bool = option(False, "The model's own end tokens do not end it.", yes_or_no, example=True, same_in=(VLLM,))
     seed: int | None = option(None, "Makes sampled answers repeatable.", must_be("a whole number", of(int)), example=7, same_in=(OPENAI,))
+    source_lang: str | None = option(
+        None, "Encoder-decoders: the language of the source, by the tokenizer's own code.", text("a language's code"), example="deu_Latn"
+    )
+    target_lang: str | None = option(
+        None, "Encoder-decoders: the language of the answer, whose token begins it, or the source, as the checkpoint was taught.",
+        text("a language's code"), example="kor_Hang",
+    )  # fmt: skip
+    decoder_input_ids: Sequence[int] | None = option(
+        None, "Encoder-decoders: ids that the decoder is shown before the answer, its start before them where they lack it.",
+        entries("a list of ids", of(int)), example=(5,), command=False, ids=tuple,
+    )  # fmt: skip
     num_return_sequences: int = option(1, "Answers to each prompt.", whole(1), example=2, same_in=(CONFIG,), aliases={OPENAI: ("n",)})
     strategy: str | None = option(
         None, "Name of the strategy; without it, the options below say which is meant.", text("the name of a strategy"), example="sampling"

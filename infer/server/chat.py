@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from ...data.chat import prompt_text
-from ...data.literal import literal_ids, refuse_more
+from ...data.literal import refuse_more
 from ...data.long_text import TooManyTokens
 from ..constraints.build import LANGUAGES
 from ..parsing.control_text import ControlText
@@ -23,6 +23,7 @@ from ..requests.events import Committed, Event, Finished, PromptRead
 from .answering import FINISH_REASONS, Chunks, answered
 from .calls import Call
 from .docs import takes
+from .given import Skipping, tokens_before, written_of
 from .guard.errors import ApiError
 from .logprobs import chat_logprobs, prompt_logprobs
 from .messages import ECHOED, dialogue_of, texts_of, tools_of
@@ -103,7 +104,7 @@ class Chat(Chunks):
             ours["logprobs"] = body.top_logprobs or 0
         if body.max_tokens and body.max_completion_tokens not in (None, body.max_tokens):
             raise ApiError(400, "max_tokens and max_completion_tokens differ: give one of them", "max_tokens")
-        given = len(literal_ids(tokenizer, prefix)) if prefix else 0
+        given = tokens_before(served, prefix) if prefix else 0
         if most := body.max_completion_tokens or body.max_tokens:
             ours["max_new_tokens"] = most + given
         if prefix:
@@ -172,7 +173,8 @@ class Chat(Chunks):
         request = self._call.tickets[0].generation.request
         controls = {id: request.tokenizer.decode([id]) for id in self._form.control_ids - request.ends}
         parser = AnswerParser(self._form, in_thinking=self._in_thinking, tools=self._tools)
-        return AnswerState(parser, ControlText(request.new_text().endless(), controls), len(self._prefix), self._given)
+        text = ControlText(request.new_text().endless(), controls)
+        return AnswerState(parser, text, Skipping(self._prefix, written_of(self._prefix, request)), self._given)
 
     def _grammar(self, body: ChatBody, choice: str, named: str | None, tokenizer: Any) -> str | None:
         """The grammar that forces a call, or the arguments of strict tools; None where nothing is forced."""
@@ -190,17 +192,16 @@ class Chat(Chunks):
 class AnswerState:
     """How far an answer is: its parser, how many tokens it has and how many of them are thinking."""
 
-    def __init__(self, parser: AnswerParser, text: ControlText, skipped: int, given: int):
-        """The first `skipped` characters, `given` tokens, are the client's own."""
-        self.parser, self._text, self._skipped, self.given = parser, text, skipped, given
+    def __init__(self, parser: AnswerParser, text: ControlText, skipping: Skipping, given: int):
+        """What is skipped, `given` tokens, is the client's own."""
+        self.parser, self._text, self._skipping, self.given = parser, text, skipping, given
         self.tokens = self.thought = 0
         self.called = False
 
     def heard(self, event: Committed) -> list[Part]:
         """Return the parts that a token settles."""
         self.tokens += 1
-        text = self._text.push(event.id, event.text)
-        text, self._skipped = text[self._skipped :], max(self._skipped - len(text), 0)
+        text = self._skipping.behind(self._text.push(event.id, event.text))
         found = self.parser.push(text)
         if any(isinstance(each, Thinking) for each in found):
             self.thought = self.tokens - self.given

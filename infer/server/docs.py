@@ -42,7 +42,7 @@ def body_schema(kind: type[Body], served: Served) -> Schema:
     fields["model"] = {"type": "string", **known, "description": "What this server calls its model, or an adapter beside it."}
     asks = issubclass(kind, AskingBody)
     if asks:
-        known = settings_schema(served.defaults, served.diffusion)
+        known = settings_schema(served.defaults, served.diffusion, served.encoder_decoder)
         fields |= {name: each for name, each in known.items() if name not in fields and name not in kind.refused}
     required = own.get("required", [])
     bounded = {name: told(name, each) for name, each in fields.items()}

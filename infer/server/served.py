@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from ...data.seq2seq.languages import language_ids
 from ..engine.checkpoint_settings import own_config, params_beside
 from ..engine.compat import drawn_unasked, refuse_two_languages
 from ..engine.live import LiveEngine
@@ -96,10 +97,17 @@ class Served:
             changes |= {"max_new_tokens": least, **({} if self.engine.positions is None else {"max_length": self.engine.positions})}
         return params_beside(self.config, changes, self.diffusion) if len(changes) > len(known) else params
 
+    @cached_property
+    def encoder_decoder(self) -> bool:
+        """Whether an encoder reads the prompt."""
+        return transformers_model(self.engine.model).config.is_encoder_decoder
+
     @property
     def about(self) -> dict[str, Any]:
-        """What /v1/models tells of the model beside its settings."""
-        return {}
+        """What /v1/models tells of the model beside its settings: of an encoder-decoder its languages, and that it answers one turn where it has no template."""
+        if not self.encoder_decoder:
+            return {}
+        return {"kind": "encoder-decoder", "single_turn": not self.tokenizer.chat_template, "languages": list(language_ids(self.tokenizer))}
 
     def describe(self) -> str:
         """In a line, what holds where a client gives nothing."""

@@ -14,7 +14,7 @@ from ...data.chat import text_ids
 from ...data.errors import UserError
 from ...data.literal import refuse_more
 from ...data.long_text import TooManyTokens
-from ..engine.prompts import encode
+from ..engine.prompts import encode, encode_source
 from ..parsing.form import answer_form
 from ..text.detokenise import whole_text
 from ..text.vocabulary import check_ids
@@ -97,7 +97,10 @@ def ids_of(served: Served, body: TokenizeBody) -> list[int]:
     """The ids of a body's text or dialogue; raises TooManyTokens for one that would keep the server busy for long."""
     most = max(TOKENIZED, served.engine.positions or 0)
     if body.messages is not None:
-        return encode(served.tokenizer, dialogue_of(served, body.messages, tools_of(body.tools or [], answer_form(served.tokenizer)), body.chat_template_kwargs), most=most)
+        dialogue = dialogue_of(served, body.messages, tools_of(body.tools or [], answer_form(served.tokenizer)), body.chat_template_kwargs)
+        if served.encoder_decoder:
+            return encode_source(served.tokenizer, dialogue, "messages", len(served.tokenizer), most=most)
+        return encode(served.tokenizer, dialogue, most=most)
     if body.add_special_tokens:
         return text_ids(served.tokenizer, body.prompt, most=most)
     refuse_more(served.tokenizer, body.prompt, most, literal=False)

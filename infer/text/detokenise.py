@@ -20,6 +20,7 @@ from typing import Protocol
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from ...data.seq2seq.languages import language_ids, writes_languages
 from ...data.text.span_corruption import SENTINEL
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -98,9 +99,10 @@ def byte_level(token: str) -> bytes:
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The ids of special tokens, which stand for no text."""
+    """The ids of special tokens, which stand for no text; a language's are among them, whether they are in the vocabulary or not (M2M100)."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
-    return frozenset(id for id, token in added.items() if token.special) | frozenset(tokenizer.all_special_ids)
+    languages = language_ids(tokenizer).values() if writes_languages(tokenizer) else ()
+    return frozenset(id for id, token in added.items() if token.special) | frozenset(tokenizer.all_special_ids) | frozenset(languages)
 
 
 def left_out_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

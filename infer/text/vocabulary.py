@@ -10,6 +10,7 @@ from functools import cached_property
 from transformers import PreTrainedTokenizerBase
 
 from ...data.errors import UserError
+from ...data.seq2seq.languages import language_ids
 from ...data.template import remember
 from .detokenise import BYTE_TOKEN, REPLACEMENT, byte_level, is_byte_level, special_ids
 
@@ -102,7 +103,12 @@ def known_ids(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> int:
     """Return how many first ids of a model are its tokenizer's; those behind are padding of the vocabulary and stand for nothing."""
     if vocab_size <= len(tokenizer):
         return vocab_size
-    return min(vocab_size, 1 + remember(tokenizer, "highest id", lambda: max(tokenizer.get_vocab().values()), of_template=False))  # ids may have gaps
+    return min(vocab_size, 1 + remember(tokenizer, "highest id", lambda: highest_id(tokenizer), of_template=False))
+
+
+def highest_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The highest id that stands for something: ids may have gaps, and M2M100's languages may be beyond its vocabulary."""
+    return max(*tokenizer.get_vocab().values(), *language_ids(tokenizer).values())
 
 
 def check_ids(ids: Sequence[int], count: int, name: str, whose: str = "model") -> None:

@@ -56,8 +56,8 @@ FIRST: dict[str, dict[str, str]] = {
     },
     "sft": {"data": f"{FILES} max_length packing", "model": MODEL, "learning": f"{LEARNING} max_steps", "run": RUN},
     "seq2seq": {
-        "data": f"{FILES} source_prefix source_lang target_lang max_source_length max_target_length", "model": f"{MODEL} scratch",
-        "learning": f"{LEARNING} max_steps", "measured": "eval_samples eval_new_tokens eval_num_beams metric_for_best_model", "run": RUN,
+        "data": "data columns eval_fraction source_prefix source_lang target_lang max_source_length max_target_length", "model": "model lora_r scratch",
+        "learning": LEARNING, "measured": "eval_samples eval_new_tokens", "run": RUN,
     },
     "diffusion": {
         "data": f"{DATA} max_length", "model": f"{MODEL} mask_token attention shift",
@@ -94,7 +94,7 @@ FIRST: dict[str, dict[str, str]] = {
         "run": "output_dir config seed dry_run",
     },
     "generate": {
-        "prompts": "prompts output resume raw references max_source_length batch_size", "model": f"{SPEAKER} backend base_url", "answer": "max_new_tokens stop seed num_return_sequences logprobs",
+        "prompts": "prompts output resume raw references batch_size", "model": f"{SPEAKER} backend base_url", "answer": "max_new_tokens stop seed num_return_sequences logprobs",
         "choice of tokens": CHOICE,
     },
     "chat": {"talk": "system", "model": SPEAKER, "answer": "max_new_tokens stop seed", "choice of tokens": CHOICE},

@@ -18,18 +18,18 @@ from seodang.train.encoder_decoder.pairs import refuse_other_kinds
 class Seq2SeqOptions(FileOptions):
     """The records, and what becomes of them."""
 
-    data: list[str] = field(metadata={"help": "Files, folders or hub names: source/target, translation, triplets, prompt/completion, messages."})
+    data: list[str] = field(metadata={"help": "Files, folders or hub names: source/target, translation, triplets, ..."})
     eval_data: list[str] | None = field(default=None, metadata={"help": "Held-out sources of the same shapes."})
     eval_fraction: float = field(default=0.0, metadata={"help": "Without --eval_data: the share of records held out."})
     weights: list[float] | None = field(default=None, metadata={"help": "Share of each source in the mix."})
     shape: str | None = field(default=None, metadata={"help": "Record shape; recognised from the keys by default."})
     split: str = field(default="train", metadata={"help": "Which split of a hub dataset."})
-    source_lang: str | None = field(default=None, metadata={"help": "Language of the sources: the checkpoint's code, and the key in a translation."})
-    target_lang: str | None = field(default=None, metadata={"help": "Language of the targets: the checkpoint's code, and the key in a translation."})
-    source_prefix: str = field(default="", metadata={"help": "A text before every source, as T5 was taught: 'translate Korean to English: '."})
+    source_lang: str | None = field(default=None, metadata={"help": "The sources' language: the checkpoint's code, a translation's key."})
+    target_lang: str | None = field(default=None, metadata={"help": "The targets' language: the checkpoint's code, a translation's key."})
+    source_prefix: str = field(default="", metadata={"help": "A text before every source: 'translate Korean to English: ', of T5."})
     chat_template: str | None = field(default=None, metadata={"help": "For messages: a built-in template's name or a Jinja file, saved with the checkpoint."})
-    max_source_length: int | None = field(default=None, metadata={"help": "Longer sources lose their end, and are counted; the encoder's positions, or 512."})
-    max_target_length: int | None = field(default=None, metadata={"help": "Longer targets are left out, and counted; the decoder's positions, or 512."})
+    max_source_length: int | None = field(default=None, metadata={"help": "Longer sources lose their end. By default the encoder's positions, or 512. They are counted."})
+    max_target_length: int | None = field(default=None, metadata={"help": "Longer targets are left out. By default the decoder's positions, or 512. They are counted."})
     too_long: str = field(default="truncate", metadata={"help": "Sources longer than max_source_length: truncate, drop or error."})
     literal: bool = field(default=True, metadata={"help": "Encode special-token text inside sources as plain text."})
     empty_answers: str = field(default="error", metadata={"help": "error or drop: records whose source or target is empty."})
@@ -59,7 +59,7 @@ class Seq2SeqOptions(FileOptions):
 class EncoderDecoderOptions(ModelOptions):
     """Which encoder-decoder is trained, where, and how much of it."""
 
-    model: str = field(metadata={"help": "Folder or hub name of an encoder-decoder (T5, BART, Marian, mBART, M2M100, NLLB)."})
+    model: str = field(metadata={"help": "Folder or hub name of an encoder-decoder. T5, BART, Marian, mBART, M2M100, NLLB and their kin."})
     scratch: bool = field(default=False, metadata={"help": "Begin from random weights. Of the model only its config and tokenizer are used."})
 
     def checked(self) -> None:
@@ -89,4 +89,4 @@ class Seq2SeqArguments(Arguments):
     """transformers' own arguments with defaults that suit an encoder-decoder."""
 
     output_dir: str | None = field(default="runs/seq2seq", metadata={"help": "Folder of the checkpoints and the final model."})
-    learning_rate: float = field(default=1e-4, metadata={"help": "The highest learning rate; with LoRA ten times as much does well."})
+    learning_rate: float = field(default=1e-4, metadata={"help": "The highest learning rate. With LoRA ten times as much does well."})

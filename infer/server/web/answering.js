@@ -1,9 +1,10 @@
 // Answers under way: what is asked, and what comes of it, token by token.
 
-// The messages that lead to a node, as the protocol has them.
-function messagesOf(conversation, last) {
+// The messages that lead to a node, as the protocol has them; of a model that answers single turns, the last.
+function messagesOf(conversation, last, single) {
   const system = conversation.system.trim() ? [{ role: "system", content: conversation.system }] : [];
-  const said = pathOf(conversation, last).filter((node) => node.role === "user" || node.content || node.calls?.length);
+  const path = pathOf(conversation, last).filter((node) => node.role === "user" || node.content || node.calls?.length);
+  const said = single ? path.slice(-1) : path;
   return [
     ...system,
     ...said.map(({ role, content, calls }) => ({
@@ -17,7 +18,7 @@ function messagesOf(conversation, last) {
 }
 
 // The request behind an answer, or behind the next one.
-const bodyOf = (conversation, question, model, given) => ({ model, messages: messagesOf(conversation, question), ...given });
+const bodyOf = (conversation, question, model, given, single = false) => ({ model, messages: messagesOf(conversation, question, single), ...given });
 
 class Answering {
   constructor(settings) {
@@ -48,7 +49,7 @@ class Answering {
     const given = this.settings.given(side);
     const model = this.settings.sides[side].model;
     const asked = { model, given, side: pair ? side : null, pair };
-    const body = bodyOf(conversation, question, model, given); // before the answer stands among the messages
+    const body = bodyOf(conversation, question, model, given, this.settings.singleTurn(model)); // before the answer stands among the messages
     const answers = new Growing(this, conversation, question, asked, Boolean(this.settings.look), side === 0);
     const own = this.running.get(conversation.id) || new Set();
     this.running.set(conversation.id, own.add(controller));

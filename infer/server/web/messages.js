@@ -198,7 +198,7 @@ class AnswerView extends MessageView {
         this.action("again", t("Answer again"), () => chat.again(node)),
         edit,
         this.action("code", t("The request as code"), () =>
-          showSnippets(bodyOf(chat.conversation, chat.conversation.nodes[node.parent], node.model, node.given)),
+          showSnippets(bodyOf(chat.conversation, chat.conversation.nodes[node.parent], node.model, node.given, chat.settings.singleTurn(node.model))),
         ),
         choose,
       ].filter(Boolean),

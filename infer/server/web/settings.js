@@ -50,6 +50,11 @@ class Settings {
     return this.models.find((each) => each.id === this.sides[side].model);
   }
 
+  // Whether a model reads one turn at a time: an encoder-decoder without a chat template.
+  singleTurn(model) {
+    return Boolean(this.models.find((each) => each.id === model)?.single_turn);
+  }
+
   strategy(side) {
     return this.strategies[this.strategyName(side)] || { settings: [], least: {}, samples: true };
   }

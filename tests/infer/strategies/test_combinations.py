@@ -90,6 +90,7 @@ def samples(tiny, kind: str, name: str, tokenizer) -> dict[str, tuple[dict, dict
         "prompt_lookup_num_tokens": ({}, {"prompt_lookup_num_tokens": 2}), "max_matching_ngram_size": ({}, {"max_matching_ngram_size": 3}),
         "num_assistant_tokens": (drafted, {"num_assistant_tokens": 2}), "num_assistant_tokens_schedule": (drafted, {"num_assistant_tokens_schedule": "constant"}),
         "assistant_confidence_threshold": (drafted, {"assistant_confidence_threshold": 0.0}), "best_of": ({}, {"best_of": 16}),
+        "source_lang": ({}, {"source_lang": "deu_Latn"}), "target_lang": ({}, {"target_lang": "kor_Hang"}), "decoder_input_ids": ({}, {"decoder_input_ids": [40, 41]}),
         "template": ({}, {"template": ("a", 3, "b")}), "suffix": ({}, {"suffix": "b"}),
         "logprobs": ({}, {"logprobs": 2}), "prompt_logprobs": ({}, {"prompt_logprobs": 1}),
         "steps": ({}, {"steps": 2}), "alg": ({}, {"alg": "origin"}), "alg_temp": ({}, {"alg_temp": 9.0}),

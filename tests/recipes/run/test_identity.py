@@ -14,6 +14,7 @@ from seodang.recipes.kto import KtoArguments
 from seodang.recipes.options.parser import parse
 from seodang.recipes.options.preference import PreferenceOptions
 from seodang.recipes.options.prompts import PromptOptions, ScoringOptions
+from seodang.recipes.options.seq2seq import EvaluationOptions
 from seodang.recipes.options.text import TextOptions
 from seodang.recipes.options.tokenizing import TokenizerOptions
 from seodang.recipes.options.training import Arguments, DataOptions, ModelOptions, RunOptions
@@ -114,7 +115,7 @@ def test_a_model_from_nothing_of_another_shape_is_refused_whoever_allows_it(tmp_
 
 
 def test_every_name_on_the_lists_is_an_options(monkeypatch):
-    known = {field.name for classes in (*STAGES.values(), (TextOptions, SampleOptions, ArchitectureOptions, TokenizerOptions)) for each in classes for field in dataclasses.fields(each)}
+    known = {field.name for classes in (*STAGES.values(), (TextOptions, SampleOptions, ArchitectureOptions, TokenizerOptions, EvaluationOptions)) for each in classes for field in dataclasses.fields(each)}
     assert FREE_NAMES | LENGTH | SHAPES <= known
     listed = [name for names in FREE.values() for name in names.split()]
     assert len(listed) == len(set(listed)) and not FREE_NAMES & (LENGTH | SHAPES)
