@@ -15,7 +15,6 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
-from ..labels import IGNORE_INDEX
 from .around import Around, around_documents
 
 SENTINEL = re.compile(r"▁?<extra_id_(\d+)>")

@@ -116,8 +116,7 @@ def test_an_encoder_decoder_from_nothing_fills_in_spans_and_goes_on(text, tmp_pa
     assert said == spoken.decode([id for id in plain.tolist() if id > 1]) and said.startswith("<extra_id_0>")  # whose sentinels are shown
     argv = ["--model", out, "--max_steps", 1, "--output_dir", again, "--max_length", 32, *QUICK, *common]
     assert pretrain.main(list(map(str, argv))) == 0
-    assert logged(again, "eval_loss") or AutoModelForSeq2SeqLM.from_pretrained(again).config.d_model == 16
-    assert torch.equal(*(AutoModelForSeq2SeqLM.from_pretrained(folder).shared.weight[5:6] != 0 for folder in (out, again)))
+    assert logged(again)[0] < logged(out)[0] - 1  # begins where the other ended
 
 
 @pytest.mark.parametrize(("kind", "masks"), [("bart", " (BART's kind learns by a mask token instead, which is not taught here)"), ("t5", "")])

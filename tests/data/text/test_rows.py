@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from seodang.data.errors import UserError
 from seodang.data.packing import collate
 from seodang.data.text.around import Around, around, around_documents
+from seodang.data.text.corruption import noise_of
 from seodang.data.text.counts import TextCounts
 from seodang.data.text.rows import CausalRows, MaskedRows, _pieces, causal_rows, held_out, masked_rows, shared_documents, span_rows
-from seodang.data.text.corruption import noise_of
 from seodang.data.text.span_corruption import SpanCorruption, SpanOptions, filled_in
 from seodang.data.text.store import DIGEST, TokenStore
 from seodang.data.text.tokenizer_training import TokenizerSettings, train_tokenizer

@@ -5,7 +5,15 @@ import torch
 
 from seodang.data.errors import UserError
 from seodang.data.text.tokenizer_training import TokenizerSettings, train_tokenizer
-from seodang.train.pretraining.architecture import ENCODER_DECODERS, Sizes, config_of_file, kind_of, refuse_architecture, small_config, untrained
+from seodang.train.pretraining.architecture import (
+    ENCODER_DECODERS,
+    Sizes,
+    config_of_file,
+    kind_of,
+    refuse_architecture,
+    small_config,
+    untrained,
+)
 
 CPU = torch.device("cpu")
 
