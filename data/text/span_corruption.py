@@ -141,13 +141,15 @@ def spans_of(target: list[int], sentinels: list[int] | tuple[int, ...]) -> dict[
 
 
 def sentinels_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """`sentinel_ids`. Raises UserError where the tokenizer has none."""
+    """`sentinel_ids`. Raises UserError where the tokenizer has none, or no end of text, with which a target ends."""
     if not (found := sentinel_ids(tokenizer)):
         masks = " (BART's kind learns by a mask token instead, which is not taught here)" if tokenizer.mask_token_id is not None else ""
         raise UserError(
             f"the tokenizer has no sentinels (<extra_id_0>, ...) to stand for hidden spans{masks}: use T5's, or learn one, "
             "`seodang tokenizer --family encoder-decoder`; on pairs the model can be taught by `seodang seq2seq`"
         )
+    if tokenizer.eos_token_id is None:
+        raise UserError("the tokenizer has no end of text (eos_token), with which inputs and targets end: use T5's, or learn one, `seodang tokenizer --family encoder-decoder`")
     return found
 
 

@@ -119,6 +119,15 @@ def test_an_encoder_decoder_from_nothing_fills_in_spans_and_goes_on(text, tmp_pa
     assert logged(again)[0] < logged(out)[0] - 1  # begins where the other ended
 
 
+def test_rows_as_long_as_a_decoders_positions_are_trained_on_and_shown(text, tmp_path, capsys):
+    out = tmp_path / "out"
+    common = ["--data", text, "--documents", "file", "--eval_data", text, "--max_steps", 2, "--save_strategy", "no", "--eval_strategy", "steps", "--eval_steps", 2]
+    assert run(*common, "--output_dir", out, "--architecture", "bart", "--noise_density", 0.6, vocabulary=["--vocab_size", "380"]) == 0
+    assert capsys.readouterr().out.count(" > ") >= 3
+    # of 52 tokens 31 are hidden in 10 spans: 21 + 10 and the end are read, 31 + 11 and the end written; of 53 the input would have 33
+    assert AutoConfig.from_pretrained(out).max_position_embeddings == 43
+
+
 @pytest.mark.parametrize(("kind", "masks"), [("bart", " (BART's kind learns by a mask token instead, which is not taught here)"), ("t5", "")])
 def test_an_encoder_decoder_whose_tokenizer_has_no_sentinels_does_not_go_on(kind, masks, text, tmp_path, capsys, text_tokenizer):
     folder = tmp_path / "model"

@@ -1,5 +1,6 @@
 """What an encoder, or an encoder-decoder, fills into held-out text while it is trained."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ from ...data.text.rows import NUMBER, SpanRows
 from ...data.text.span_corruption import LEAST, SpanCorruption, spans_of
 from ...infer import SamplingParams, generate
 from ...infer.runners.architecture import transformers_model
+from ...infer.runners.encoder_decoder import position_limit
 from ..models.masked_loss import head_logits, hidden_at_labels
 from .collator import CorruptingCollator
 
@@ -86,7 +88,8 @@ class SpanSampler:
 
     def __call__(self, model: PreTrainedModel) -> dict[str, float]:
         pairs = [self.corruption.corrupt(np.array(ids), held_out_noise(number)) for number, ids in self.texts()]
-        settings = [SamplingParams(max_new_tokens=len(target) + SHOWN // 2) for _, target in pairs]
+        room = position_limit(transformers_model(model), "decoder") or math.inf  # of which one is what the answer begins with
+        settings = [SamplingParams(max_new_tokens=min(len(target) + SHOWN // 2, room - 1)) for _, target in pairs]
         results = generate(model, self.tokenizer, [source for source, _ in pairs], settings, on_error="raise")
         for (source, target), result in zip(pairs, results, strict=True):
             self.show(self.filled(source, target, result.ids))
@@ -108,7 +111,8 @@ class SpanSampler:
 
 def said_text(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> str:
     """What ids say, special tokens left out but for the one that stands for what is unknown."""
-    return literal_text(tokenizer, [id for id in ids if id not in tokenizer.all_special_ids or id == tokenizer.unk_token_id])
+    left_out = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
+    return literal_text(tokenizer, [id for id in ids if id not in left_out])
 
 
 def beside(right: str, guess: str) -> str:

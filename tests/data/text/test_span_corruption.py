@@ -178,7 +178,7 @@ def test_sentinels_are_the_tokenizers_own_the_first_spans_first(tokenizer):
 
 
 class Named:
-    mask_token_id = None
+    mask_token_id = eos_token_id = None
 
     def __init__(self, *names):
         self.names = names
@@ -214,5 +214,7 @@ def test_tokenizers_without_sentinels_are_refused_with_the_remedy(tokenizer, tex
         sentinels_of(text_tokenizer("wordpiece"))  # with a mask token
     with pytest.raises(UserError, match=r"no sentinels \(<extra_id_0>, ...\) to stand for hidden spans: use T5's"):
         SpanCorruption.of(Named("a"), SpanOptions(), 0)
+    with pytest.raises(UserError, match=r"no end of text \(eos_token\), with which inputs and targets end"):
+        SpanCorruption.of(Named("a", "<extra_id_0>"), SpanOptions(), 0)
     with pytest.raises(UserError, match=r"the sentinel <extra_id_0> \(369\) is beyond the model's vocabulary of 369"):
         SpanCorruption.of(tokenizer, SpanOptions(), 0, vocab_size=369)
