@@ -1,4 +1,4 @@
-"""What the benchmarks beside trl have in common: a trainer's whole step, peak memory, and the command line."""
+"""What the benchmarks beside trl and transformers have in common: a trainer's whole step, peak memory, and the command line."""
 
 import argparse
 import json
@@ -63,13 +63,13 @@ def peak(build: Callable[[str, str, str], Callable[[], object]], case: str, side
     print(json.dumps({"case": case, "side": side, "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
 
 
-def run(doc: str, script: str, cases: Mapping[str, object], compare: Callable[[str, int], dict], build: Callable) -> None:
-    """The command line: every case in turn, or with --memory each side in a process of its own."""
+def run(doc: str, script: str, cases: Mapping[str, object], compare: Callable[[str, int], dict], build: Callable, other: str = "trl") -> None:
+    """The command line: every case in turn, or with --memory each side, ours and the `other`, in a process of its own."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", default=list(cases), choices=cases)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--memory", action="store_true")
-    parser.add_argument("--one", choices=["ours", "trl"], help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=["ours", other], help=argparse.SUPPRESS)
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     if options.one:
@@ -78,8 +78,8 @@ def run(doc: str, script: str, cases: Mapping[str, object], compare: Callable[[s
     for name in options.cases:
         if options.memory:
             command = [sys.executable, script, "--cases", name, "--one"]
-            runs = [subprocess.run([*command, side], capture_output=True, text=True, check=True) for side in ("ours", "trl")]
-            ours, trl = (json.loads(run.stdout.splitlines()[-1])["peak_gib"] for run in runs)
-            print(f"{name}: peak memory ours {ours:.2f} GiB, trl {trl:.2f} GiB, ratio {ours / trl:.2f}", flush=True)
+            runs = [subprocess.run([*command, side], capture_output=True, text=True, check=True) for side in ("ours", other)]
+            ours, theirs = (json.loads(run.stdout.splitlines()[-1])["peak_gib"] for run in runs)
+            print(f"{name}: peak memory ours {ours:.2f} GiB, {other} {theirs:.2f} GiB, ratio {ours / theirs:.2f}", flush=True)
         else:
             print(json.dumps(compare(name, options.steps)), flush=True)

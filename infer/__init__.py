@@ -32,7 +32,7 @@ _HOMES = {
     "load": "checkpoint.load", "load_tokenizer": "checkpoint.load",
     "LiveEngine": "engine.live", "Ticket": "engine.loop", "QueueFull": "engine.live", "EngineClosed": "engine.loop",
     "generate": "engine.generate", "answers": "engine.generate", "stream": "engine.generate",
-    "score": "engine.scoring", "score_bound": "engine.scoring", "Draws": "diffusion.masking", "Bound": "diffusion.likelihood",
+    "score": "engine.scoring", "score_bound": "engine.scoring", "first_ids": "engine.scoring", "Draws": "diffusion.masking", "Bound": "diffusion.likelihood",
     "embed": "encoders.embedding", "SentenceEncoder": "encoders.embedding",
     "classify": "encoders.classify", "Classifier": "encoders.classify", "Classified": "encoders.classify",
     "fill_mask": "encoders.fill_mask", "Filling": "encoders.fill_mask", "MaskedText": "encoders.fill_mask", "Candidate": "encoders.fill_mask",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from seodang.data.errors import UserError
 from seodang.recipes.options.decoding import Decoding, SpeakingModel, option
 from seodang.recipes.options.parser import command, parse
-from seodang.recipes.run.talk import Talk
+from seodang.recipes.run.talk import Talk, answers_single_turns
 
 
 @dataclass
@@ -34,6 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     beginning = [{"role": "system", "content": chat.system}] if chat.system else []
     talk = Talk(model, tokenizer, model_options, decoding, prefix_cache_of(model), beginning)
     print("/help names the commands, /exit ends the talk", file=sys.stderr)
+    if answers_single_turns(model, tokenizer):
+        print("each line is answered by itself: an encoder-decoder without a chat template sees nothing of what was said before", file=sys.stderr)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not UTF-8 is refused as a prompt, and the talk goes on
     while (line := listen()) is not None and talk.take(line):

@@ -54,12 +54,13 @@ def main(argv: list[str] | None = None) -> int:
     decoding.take_over(model)
     params = decoding.params(model_options)
     from seodang.infer.engine.generate import generate
-    from seodang.infer.engine.prompts import encode
+    from seodang.infer.engine.prompts import encode, encode_source
     from seodang.infer.explain.attention_map import attention_maps, check_attention, parse_attention
     from seodang.infer.explain.diffusion_picture import draw
     from seodang.infer.explain.generation_trace import generation_trace
     from seodang.infer.explain.page import Picture, to_html
     from seodang.infer.explain.terminal import explain, heat_map
+    from seodang.infer.runners.architecture import transformers_model
     from seodang.infer.strategies.registry import check_steps, choose
     from seodang.infer.text.token_labels import TokenLabels
 
@@ -73,7 +74,10 @@ def main(argv: list[str] | None = None) -> int:
     trace, names = generation_trace(results), TokenLabels(tokenizer)
     console = Console()
     console.print(explain(trace, names, options.shown, console.width))
-    prompt_ids = encode(tokenizer, prompt)[: results[0].prompt_length]  # token_healing takes its end back
+    if transformers_model(model).config.is_encoder_decoder:
+        prompt_ids = encode_source(tokenizer, prompt, "the prompt", len(tokenizer), None, None, params.source_lang, params.target_lang)
+    else:
+        prompt_ids = encode(tokenizer, prompt)[: results[0].prompt_length]  # token_healing takes its end back
     picture = None
     if layer is not None:
         ids = prompt_ids + results[0].ids

@@ -8,6 +8,7 @@ exp(-logprob / tokens). Of a preference both sides are scored, chosen and reject
 by how many nats the better one is likelier, of several pairs the mean. The last line has the totals: with preferences also the pairs, in what share of
 them chosen is likelier than rejected, and the mean margin.
 
+Of an encoder-decoder the target is scored behind its source, its end token included; a record's prefix, with which it begins, is given and not scored.
 Of a diffusion model elbo is a bound on it, estimated by draws of masks, elbo_se its error; of an encoder pll is the pseudo-log-likelihood.
 """
 
@@ -24,6 +25,8 @@ from seodang.data.errors import UserError
 from seodang.data.files.sources import read
 from seodang.data.formats import SHAPES, Dialogue, Text
 from seodang.data.preferences import PREFERENCE_SHAPES, RankedPreference
+from seodang.data.seq2seq.records import seq2seq_shapes
+from seodang.infer.engine.checkpoint_settings import known_config
 from seodang.infer.runners.architecture import transformers_model
 from seodang.infer.runners.paradigm import is_encoder
 from seodang.recipes.options.decoding import SpeakingModel, option
@@ -34,6 +37,7 @@ from seodang.recipes.run.of_diffusion import drawing, given
 from seodang.recipes.run.pseudo_scorer import PseudoScorer, refuse_of_encoders
 from seodang.recipes.run.score_lines import Totals
 from seodang.recipes.run.scorer import Encoded, Ids, Scorer
+from seodang.recipes.run.target_scorer import TargetScorer, refuse_of_encoder_decoders
 
 RECORDS_A_CALL = 256  # scored together and then written
 
@@ -56,6 +60,9 @@ class Score(FileOptions):
     estimator: str | None = option("Diffusion: counts (exact numbers of masks, as LLaDA) or times (1/t, which varies more).")
     seed: int | None = option("Diffusion: what the masks are drawn from, 0.")
     canvas: int | None = option("Diffusion: fill answers up with end-of-text to a multiple of this, as in training. By default nothing is added.")
+    source_lang: str | None = option("Encoder-decoders: language of the sources, the checkpoint's code, and the key in a translation.")
+    target_lang: str | None = option("Encoder-decoders: language of the targets, likewise.")
+    source_prefix: str | None = option("Encoder-decoders: a text before every source, as in training.")
     pll_metric: str | None = option("Encoders: original, or within_word_l2r. The latter masks what follows a token in its word as well.")
 
     def __post_init__(self) -> None:
@@ -82,16 +89,24 @@ class ScoringModel(SpeakingModel):
 @command
 def main(argv: list[str] | None = None) -> int:
     model_options, options = parse(argv, ScoringModel, Score, prog="seodang score", positional=("model",), description=__doc__)
-    examples = read(options.data, shape=options.shape, split=options.split, shapes={**PREFERENCE_SHAPES, **SHAPES}, **options.reading())
-    for example in examples:
+    config = known_config(model_options.model)
+    reads_sources = config is not None and config.is_encoder_decoder
+    shapes = seq2seq_shapes(options.source_lang, options.target_lang) if reads_sources else {**PREFERENCE_SHAPES, **SHAPES}
+    examples = read(options.data, shape=options.shape, split=options.split, shapes=shapes, **options.reading())
+    for example in () if reads_sources else examples:
         refuse_unscorable(example, options.raw)
     with ExitStack() as files:
         output = files.enter_context(open_output(options.output)) if options.output else None
         model, tokenizer = model_options.open()
-        if is_encoder(transformers_model(model).config):
-            scorer: Scorer | PseudoScorer = PseudoScorer(model, tokenizer, options)
+        if reads_sources:
+            scorer: Scorer | PseudoScorer | TargetScorer = TargetScorer(model, tokenizer, options)
+            records, counts = scorer.encoded(examples)
+        elif is_encoder(transformers_model(model).config):
+            refuse_of_encoder_decoders(model, options)
+            scorer = PseudoScorer(model, tokenizer, options)
             records, counts = scorer.encoded(examples)
         else:
+            refuse_of_encoder_decoders(model, options)
             refuse_of_encoders(model, options.pll_metric)
             scorer = Scorer(model, tokenizer, options.of_diffusion())
             records, counts = encode_records(tokenizer, examples, options)
@@ -167,7 +182,7 @@ def continuation(tokenizer, example: Dialogue | Text, options: Score, counts: Ac
     return found
 
 
-def write_scores(scorer: Scorer | PseudoScorer, records: Sequence[Encoded], totals: Totals, with_tokens: bool, output) -> dict[str, Any]:
+def write_scores(scorer: Scorer | PseudoScorer | TargetScorer, records: Sequence[Encoded], totals: Totals, with_tokens: bool, output) -> dict[str, Any]:
     """Write one line a record and one with the totals, which is returned."""
     from rich.console import Console
     from rich.progress import track

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from seodang.data.chat import all_end_ids
+from seodang.data.seq2seq.languages import begins_targets, language_ids, target_language, writes_languages
 from seodang.infer.checkpoint.default_model import NAME, cache_folder
 from seodang.infer.runners.paradigm import diffusion_of
 
@@ -46,6 +47,17 @@ class Exported:
         return bool(self.model.generation_config.do_sample)
 
     @property
+    def target(self) -> str | None:
+        """The language that examples ask for: the tokenizer's own, else another than the source's; None where there are none."""
+        known, own = language_ids(self.tokenizer), getattr(self.tokenizer, "src_lang", None)
+        return target_language(self.tokenizer, None) or next((code for code in known if code != own), None)
+
+    @property
+    def source(self) -> str:
+        """What examples ask, in a source that names its language where the checkpoint wants that (Marian)."""
+        return f">>{self.target}<< {QUESTION}" if self.target and not writes_languages(self.tokenizer) else QUESTION
+
+    @property
     def ollama(self) -> str:
         """The name in letters that Ollama takes."""
         return re.sub(r"[^a-z0-9._-]+", "-", self.name.lower()).strip("-._") or "model"
@@ -58,7 +70,7 @@ def model_card(about: Exported) -> str:
     default = about.base == "default" or Path(about.base) == cache_folder() / NAME
     hub = f"HuggingFaceTB/{NAME}" if default else about.base
     local = not default and Path(about.base).is_dir()
-    header = ["library_name: transformers", f"pipeline_tag: {'text-generation' if generates else 'text-classification'}"]
+    header = ["library_name: transformers", f"pipeline_tag: {task_of(config, about.tokenizer) if generates else 'text-classification'}"]
     header += [] if local else [f"base_model: {hub}"]
     parameters = sum(p.numel() for p in about.model.parameters())
     facts = [f"{config.model_type}, {parameters:,} parameters in {str(about.dtype).removeprefix('torch.')}"]
@@ -76,7 +88,8 @@ def model_card(about: Exported) -> str:
         if not diffusion_of(config).autoregressive:
             return "\n".join([*text, *_seodang_lines()])
     if config.is_encoder_decoder:
-        return "\n".join([*text, *_transformers_lines(about, "AutoModelForSeq2SeqLM"), *_seodang_lines()])
+        text += [*_source_lines(about), ""]
+        return "\n".join([*text, *_transformers_lines(about, "AutoModelForSeq2SeqLM"), *_seodang_lines(about.target)])
     return "\n".join([*text, *_transformers_lines(about), *_vllm_lines(about), *_llama_cpp_lines(about), *_seodang_lines()])
 
 
@@ -123,11 +136,31 @@ def _transformers_lines(about: Exported, auto: str = "AutoModelForCausalLM") -> 
             'inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)',
         ]
     else:
-        asked = [f'inputs = tokenizer({json.dumps(QUESTION)}, return_tensors="pt")']
+        asked = [f'inputs = tokenizer({json.dumps(about.source)}, return_tensors="pt")']
     behind = "" if about.model.config.is_encoder_decoder else ', inputs["input_ids"].shape[1] :'
-    says = f"answer = model.generate(**inputs, max_new_tokens=64)[0{behind}]"
+    says = f"answer = model.generate(**inputs, {_forced(about)}max_new_tokens=64)[0{behind}]"
     code = _code("python", *begin, *asked, says, "print(tokenizer.decode(answer, skip_special_tokens=True))")
     return _section("transformers", ["transformers 5 or newer:", "", *code])
+
+
+def _source_lines(about: Exported) -> list[str]:
+    """What an encoder-decoder is asked with."""
+    reads = "messages through its chat template" if about.tokenizer.chat_template else "a text as it stands, of messages a single user's"
+    told = [f"An encoder reads {reads}; the answer begins anew, and is not a continuation of the text."]
+    known = language_ids(about.tokenizer)
+    if known and writes_languages(about.tokenizer):
+        told.append(f"The tokenizer has {len(known)} languages: the source's is `tokenizer.src_lang` (here {about.tokenizer.src_lang}), the answer begins with its own's token.")
+    elif known:
+        told.append(f"A source begins with the language of its answer, of {len(known)}: `>>{next(iter(known))}<<`.")
+    return told
+
+
+def _forced(about: Exported) -> str:
+    """The argument by which transformers begins an answer with its language, where nothing in the folder says it."""
+    if not about.model.config.is_encoder_decoder or about.target is None or about.model.generation_config.forced_bos_token_id is not None:
+        return ""
+    id = language_ids(about.tokenizer)[about.target]
+    return f"forced_bos_token_id={id}, " if begins_targets(about.tokenizer) else f"decoder_start_token_id={id}, " if writes_languages(about.tokenizer) else ""
 
 
 def _vllm_lines(about: Exported) -> list[str]:
@@ -150,8 +183,16 @@ def _llama_cpp_lines(about: Exported) -> list[str]:
     return [*_section("llama.cpp", here), *_section("Ollama", [*ollama, *(["", *template] if about.tokenizer.chat_template else [])])]
 
 
-def _seodang_lines() -> list[str]:
-    return _section("Seodang", _code("sh", f"seodang generate . {shlex.quote(QUESTION)}", "seodang serve . --port 8000"))
+def _seodang_lines(target: str | None = None) -> list[str]:
+    language = f" --target_lang {target}" if target else ""
+    return _section("Seodang", _code("sh", f"seodang generate . {shlex.quote(QUESTION)}{language}", "seodang serve . --port 8000"))
+
+
+def task_of(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the hub calls what a model does."""
+    if not config.is_encoder_decoder:
+        return "text-generation"
+    return "translation" if config.model_type == "marian" or language_ids(tokenizer) else "text2text-generation"
 
 
 def _reward_lines() -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from seodang.data.errors import UserError
+from seodang.infer.runners.architecture import transformers_model
 from seodang.recipes.options.decoding import Decoding, SpeakingModel
 from seodang.recipes.options.parser import parse
 
@@ -156,9 +157,10 @@ def answer(model, tokenizer, talk: list[dict], line: str, params, cache=None) ->
 
     messages = [*talk, {"role": "user", "content": line}]
     text, of_prompt, of_answer = "", [], []
+    seen = [message for message in talk if message["role"] == "system"] + messages[-1:] if answers_single_turns(model, tokenizer) else messages
     try:
         with growing() as write:
-            for event in stream(model, tokenizer, messages, params, prefix_cache=cache):
+            for event in stream(model, tokenizer, seen, params, prefix_cache=cache):
                 if isinstance(event, PromptRead):
                     of_prompt = event.logprobs
                 if isinstance(event, Committed):
@@ -175,6 +177,11 @@ def answer(model, tokenizer, talk: list[dict], line: str, params, cache=None) ->
     for told in lines(of_prompt, of_answer, tokenizer):
         print(told)
     return [*messages, {"role": "assistant", "content": text}] if text else talk
+
+
+def answers_single_turns(model, tokenizer) -> bool:
+    """Whether a model reads each question by itself: an encoder-decoder without a chat template, to whom a question is a source."""
+    return transformers_model(model).config.is_encoder_decoder and not tokenizer.chat_template
 
 
 @contextmanager

@@ -144,6 +144,26 @@ def test_an_adapter_is_trained_on_translations_and_speaks(t5_folder, tmp_path, c
     assert code == 0 and line["error"] is None
 
 
+@pytest.mark.parametrize(("kind", "languages"), [("m2m_100", ("kor_Hang", "eng_Latn")), ("mbart", ("ko_KR", "en_XX"))])
+def test_languages_of_a_translation_checkpoint_are_learned_saved_and_spoken(kind, languages, fresh_tiny, nllb_tokenizer, mbart_tokenizer, tmp_path):
+    tokenizer, folder, out = nllb_tokenizer if kind == "m2m_100" else mbart_tokenizer, tmp_path / "base", tmp_path / "out"
+    fresh_tiny(kind, pad_token_id=1, bos_token_id=0, eos_token_id=2, decoder_start_token_id=2).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    source, target = (language.partition("_")[0] for language in languages)
+    pairs = written(tmp_path / "pairs.jsonl", [{"translation": {source: "나무", target: "ab"}}] * 4)
+    said = ["--source_lang", languages[0], "--target_lang", languages[1]]
+    assert train(folder, pairs, out, "--max_steps", 12, "--save_strategy", "no", "--learning_rate", "1e-2", "--eval_data", pairs, "--eval_strategy", "steps", "--eval_steps", 12, *said) == 0
+    spoken, saved = tokenizer.convert_tokens_to_ids(languages[1]), json.loads((out / "generation_config.json").read_text())
+    assert saved["forced_bos_token_id" if kind == "m2m_100" else "decoder_start_token_id"] == spoken
+    own = AutoTokenizer.from_pretrained(out)
+    assert (own.src_lang, own.tgt_lang) == languages
+    assert [entry["eval_exact"] for entry in read_log(out / "log.jsonl") if "eval_exact" in entry][-1] == 1.0
+    code, [line] = answers_of(out, written(tmp_path / "asked.jsonl", [{"source": "나무"}]), tmp_path / "said.jsonl", "--max_new_tokens", 8, "--token_ids")
+    assert code == 0 and line["text"] == "ab" and line["ids"][0] == (spoken if kind == "m2m_100" else tokenizer.convert_tokens_to_ids("▁"))
+    ids = own("나무", return_tensors="pt")  # and plain transformers
+    assert own.batch_decode(AutoModelForSeq2SeqLM.from_pretrained(out).generate(**ids, max_new_tokens=8), skip_special_tokens=True) == ["ab"]
+
+
 def test_a_dry_run_prints_the_plan_with_what_the_tokenizer_cannot_say(t5_folder, tmp_path, capsys):
     pairs = written(tmp_path / "pairs.jsonl", [{"source": "Ω Ψ Φ", "target": "Ω"}, {"source": "abcde" * 8, "target": "a"}, {"source": "a", "target": " "}])
     assert train(t5_folder, pairs, tmp_path / "out", "--dry_run", "--empty_answers", "drop", "--max_source_length", 20) == 0

@@ -45,6 +45,8 @@ class OfDiffusion(DrawnByNumber):
 class DiffusionTrainer(OfDiffusion, SftTrainer):
     """The trainer of SFT on corrupted rows: means over all answer tokens, masked or not, which the bound on the likelihood is a mean over."""
 
+    smooths_labels = False
+
     def measure(self, model: nn.Module, rows: Sequence[Row]) -> dict[str, float]:
         """Held-out loss with its standard error over the rows, and accuracy at masked tokens; with a co-loss also the loss from left to right alone."""
         numbered = [{**row, NUMBER: number} for number, row in enumerate(rows)]

@@ -116,6 +116,7 @@ def held_out(model: OnLatents, rows: Sequence[Row], draw: int) -> dict[str, Tens
 class LatentTrainer(SftTrainer):
     """SFT's trainer on noised latents: a held-out row is noised the same way at every evaluation, whatever stands beside it."""
 
+    smooths_labels = False
     measured: tuple[str, ...] = ()  # the names of an output's numbers of each row
 
     def measure(self, model: nn.Module, rows: Sequence[Row]) -> dict[str, float]:

@@ -5,10 +5,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from peft import LoraConfig, TaskType
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
-from ...data.errors import UserError
 from ...data.seq2seq.packing import Row
 from ..models.seq2seq_loss import patch_seq2seq_loss
 from ..run.crash_safe import Provenance
@@ -17,17 +16,7 @@ from .pairs import PairStage, pair_collator, pair_size
 
 
 class Seq2SeqTrainer(SftTrainer):
-    """The trainer of SFT on sources and targets; labels are smoothed in training, where `label_smoothing_factor` asks for it, and in no evaluation."""
-
-    def __init__(self, model: nn.Module, args: TrainingArguments, **kwargs: Any):
-        if not 0 <= args.label_smoothing_factor < 1:
-            raise UserError(f"label_smoothing_factor must be in [0, 1), got {args.label_smoothing_factor}: 0.1 is usual")
-        super().__init__(model, args, **kwargs)
-        self.label_smoother = None  # it would take the labels away, and ask for all logits
-
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        """The loss of a micro-batch, of smoothed labels where that is asked for."""
-        return super().compute_loss(model, {**inputs, "label_smoothing": self.args.label_smoothing_factor}, *args, **kwargs)
+    """The trainer of SFT on sources and targets."""
 
 
 SEQ2SEQ = PairStage(Seq2SeqTrainer, "rows to train on", pair_size, patch_seq2seq_loss, left_to_right=False)

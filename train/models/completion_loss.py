@@ -134,7 +134,8 @@ def patch_completion_loss(model: PreTrainedModel, chunk: int = CHUNK) -> None:
     """Make `model(..., labels=...)` compute its loss at label positions alone, returning an `AnswerLoss`.
 
     Without labels the model answers as before. The loss equals the architecture's own, its scaling and capping of logits
-    included; it is the mean over `num_items_in_batch` where that is given, else over the labels present.
+    included; it is the mean over `num_items_in_batch` where that is given, else over the labels present. With `label_smoothing` it is that of transformers'
+    `LabelSmoother`, but in evaluation, where it is the plain one.
 
     With `targets` and `weights`, [rows, length] as the labels, it is the sum of their cross entropies, each token being read where its target
     stands, times their weights, where these are not 0, divided by the same number of labels: these then say what counts, not what is predicted.
@@ -145,7 +146,7 @@ def patch_completion_loss(model: PreTrainedModel, chunk: int = CHUNK) -> None:
     trunk_name = model.base_model_prefix
 
     def with_loss(before: Forward) -> Forward:
-        def forward(self, *args, labels: Tensor | None = None, targets=None, weights=None, num_items_in_batch=None, **kwargs):
+        def forward(self, *args, labels: Tensor | None = None, targets=None, weights=None, num_items_in_batch=None, label_smoothing: float = 0.0, **kwargs):
             if labels is None:
                 return before(self, *args, **kwargs)
             hidden = getattr(self, trunk_name)(*args, use_cache=False, **plain_lengths(kwargs)).last_hidden_state
@@ -158,7 +159,7 @@ def patch_completion_loss(model: PreTrainedModel, chunk: int = CHUNK) -> None:
             places = (targets != IGNORE_INDEX).nonzero().squeeze(1)
             # position i of each row predicts its label i + 1
             hidden = hidden[:, :-1].flatten(0, 1).index_select(0, places)
-            return _answer_loss(self, hidden, targets[places], num_items_in_batch, chunk)
+            return _answer_loss(self, hidden, targets[places], num_items_in_batch, chunk, smoothing=label_smoothing)
 
         return forward
 
@@ -174,10 +175,10 @@ def plain_lengths(kwargs: dict) -> dict:
     return plain if causal is None else {**plain, "causal_lengths": tuple(causal.tolist())}
 
 
-def _answer_loss(model: PreTrainedModel, hidden: Tensor, labels: Tensor, num_items, chunk: int, weights: Tensor | None = None) -> AnswerLoss:
+def _answer_loss(model: PreTrainedModel, hidden: Tensor, labels: Tensor, num_items, chunk: int, weights: Tensor | None = None, smoothing: float = 0.0) -> AnswerLoss:
     layer, head = model.get_output_embeddings(), own_head(model)
     plain = lambda hidden: (hidden, None) if head_is_linear(model, layer, head, hidden) else None
-    return answer_loss(layer, head, plain, hidden, labels, num_items, chunk, weights)
+    return answer_loss(layer, head, plain, hidden, labels, num_items, chunk, weights, smoothing)
 
 
 def answer_loss(
@@ -194,7 +195,7 @@ def answer_loss(
     """The loss of labels [n] read at hidden states [n, hidden], by a head and its linear `layer`.
 
     `linear` gives, of hidden states, what the layer reads and what is added to what it gives, [vocab] or None, where there is no more to the head than
-    these; else None, and the head itself is asked. `smoothing` is of training alone.
+    these; else None, and the head itself is asked. Smoothing is of training alone: what is measured without gradients is the plain loss.
     """
     divisor = float(num_items if num_items is not None else max(len(labels), 1))
     losses = hits = None

@@ -23,17 +23,18 @@ def patch_masked_loss(model: PreTrainedModel, chunk: int = CHUNK) -> None:
     """Make `model(..., labels=...)` compute its loss at label positions alone, returning an `AnswerLoss`.
 
     Label i is read at position i. Without labels the model answers as before. The loss equals the architecture's own: the mean cross entropy over
-    `num_items_in_batch` where that is given, else over the labels present. Raises UserError for a model that has no head of masked language modelling.
+    `num_items_in_batch` where that is given, else over the labels present; in training of labels smoothed by `label_smoothing`. Raises UserError for a
+    model that has no head of masked language modelling.
     """
     if model.get_output_embeddings() is None:
         raise UserError(f"{type(model).__name__} has no head of masked language modelling: load it by AutoModelForMaskedLM")
 
     def with_loss(before: Forward) -> Forward:
-        def forward(self, *args, labels: Tensor | None = None, num_items_in_batch=None, **kwargs):
+        def forward(self, *args, labels: Tensor | None = None, num_items_in_batch=None, label_smoothing: float = 0.0, **kwargs):
             if labels is None:
                 return before(self, *args, **kwargs)
             hidden, targets = hidden_at_labels(self, *args, labels=labels, **kwargs)
-            return _masked_loss(self, hidden, targets, num_items_in_batch, chunk)
+            return _masked_loss(self, hidden, targets, num_items_in_batch, chunk, label_smoothing)
 
         return forward
 
@@ -54,7 +55,7 @@ def head_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     return own_head(model)(hidden)
 
 
-def _masked_loss(model: PreTrainedModel, hidden: Tensor, labels: Tensor, num_items, chunk: int) -> AnswerLoss:
+def _masked_loss(model: PreTrainedModel, hidden: Tensor, labels: Tensor, num_items, chunk: int, smoothing: float) -> AnswerLoss:
     divisor = float(num_items if num_items is not None else max(len(labels), 1))
     losses = hits = None
     if not torch.is_grad_enabled():
@@ -63,9 +64,9 @@ def _masked_loss(model: PreTrainedModel, hidden: Tensor, labels: Tensor, num_ite
     elif (transform := transform_of(model, hidden)) is not None:
         layer = model.get_output_embeddings()
         with autocast_head(transform(hidden), layer) as (states, weight, bias):
-            mean = LinearCrossEntropy.apply(states, weight, bias, labels, divisor, chunk)
+            mean = LinearCrossEntropy.apply(states, weight, bias, labels, divisor, chunk, None, smoothing)
     else:
-        mean = HeadCrossEntropy.apply(own_head(model), labels, divisor, chunk, None, 0.0, hidden, *_head_parameters(model))
+        mean = HeadCrossEntropy.apply(own_head(model), labels, divisor, chunk, None, smoothing, hidden, *_head_parameters(model))
     tokens = torch.tensor(len(labels), device=labels.device)
     return AnswerLoss(
         loss=mean, loss_sum=mean.detach() * divisor, tokens=tokens, losses=losses, hits=hits, correct=None if hits is None else hits.sum()

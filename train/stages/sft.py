@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
+from ...data.errors import UserError
 from ...data.labels import Row
 from ...data.packing import collate, collate_padded, padding_id
 from ...infer.kernels.device import in_float64
@@ -44,8 +45,11 @@ class SftTrainer(CrashSafeCheckpoints, Trainer):
     """Train on rows of answers: exact means over trained tokens, and checkpoints that are complete or not there.
 
     `sample` is called at each evaluation with the model and returns further metrics (exact match of generated answers, say).
+    Labels are smoothed in training, where `label_smoothing_factor` asks for it, and in no evaluation.
     The model must return an `AnswerLoss` (see `patch_completion_loss`).
     """
+
+    smooths_labels = True  # its loss is the cross entropy of labels
 
     def __init__(
         self,
@@ -56,8 +60,19 @@ class SftTrainer(CrashSafeCheckpoints, Trainer):
         sample: Callable[[PreTrainedModel], dict[str, float]] | None = None,
         **kwargs: Any,
     ):
+        factor = args.label_smoothing_factor
+        if not 0 <= factor < 1:
+            raise UserError(f"label_smoothing_factor must be in [0, 1), got {factor}: 0.1 is usual")
+        if factor and not self.smooths_labels:
+            raise UserError(f"label_smoothing_factor {factor} is for the cross entropy of a text's tokens, which this model does not learn by: leave it out")
         super().__init__(model, args, provenance=provenance, **kwargs)
+        self.label_smoother = None  # transformers' takes the labels away and asks for all logits; the loss at label positions smooths by itself
         self.sample = sample
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The loss of a micro-batch, of smoothed labels where that is asked for."""
+        factor = self.args.label_smoothing_factor
+        return super().compute_loss(model, {**inputs, "label_smoothing": factor} if factor else inputs, *args, **kwargs)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """What is measured on the held-out rows, and what `sample` measures."""

@@ -5,6 +5,7 @@ import torch
 from seq2seq_fixtures import PIECES
 
 from seodang.data.errors import UserError
+from seodang.data.seq2seq.languages import set_languages
 from seodang.data.seq2seq.records import Exchange
 from seodang.data.seq2seq.rows import Seq2SeqLabeller, seq2seq_rows
 
@@ -107,6 +108,22 @@ def test_in_a_chat_template_a_source_is_left_out_rather_than_cut(t5_tokenizer):
     made, counts = rows(t5_tokenizer, Exchange(messages, "b"), Exchange([{"role": "user", "content": "나"}], "b"), Exchange("나무가자란다", "b"), max_source_length=6)
     assert made[0]["input_ids"][-2:] == letters("a:")
     assert len(made) == 2 and counts.truncated == 1 and counts.dropped == {"source longer than max_source_length": 1}
+
+
+def test_a_language_begins_the_target_of_nllb_and_ends_that_of_mbart(nllb_tokenizer, mbart_tokenizer):
+    set_languages(nllb_tokenizer, "kor_Hang", "eng_Latn")
+    ids = nllb_tokenizer.convert_tokens_to_ids
+    [row], _ = rows(nllb_tokenizer, Exchange("나", "ab", prefix="a"), first=(2,))
+    assert row["input_ids"] == ids(["kor_Hang", "▁", "나", "</s>"])
+    assert row["decoder_input_ids"] == ids(["</s>", "eng_Latn", "▁", "a", "b"]) and row["labels"] == [IGNORED] * 3 + ids(["b", "</s>"])
+    made, counts = rows(nllb_tokenizer, Exchange("나무가자", "a"), max_source_length=4)
+    assert made[0]["input_ids"] == ids(["kor_Hang", "▁", "나", "</s>"]) and counts.truncated == 1
+
+    set_languages(mbart_tokenizer, "ko_KR", "en_XX")
+    ids = mbart_tokenizer.convert_tokens_to_ids
+    made, counts = seq2seq_rows([Exchange("나무가자", "ab")], Seq2SeqLabeller(mbart_tokenizer, lambda target: target[-1:], max_source_length=5))
+    assert made[0]["input_ids"] == ids(["▁", "나", "무", "</s>", "ko_KR"]) and counts.truncated == 1
+    assert made[0]["decoder_input_ids"] == ids(["en_XX", "▁", "a", "b", "</s>"]) and made[0]["labels"] == ids(["▁", "a", "b", "</s>", "en_XX"])
 
 
 @pytest.mark.parametrize("wrong", [{"too_long": "cut"}, {"empty_answers": "keep"}, {"unusable": "no"}, {"max_source_length": 1}])

@@ -265,3 +265,15 @@ def test_a_model_that_does_not_say_how_a_target_begins_is_refused(fresh_tiny, ti
 def test_smoothing_beyond_its_range_is_refused(fresh_tiny, tiny_tokenizer, tmp_path, factor):
     with pytest.raises(UserError, match=rf"label_smoothing_factor must be in \[0, 1\), got {factor}"):
         seq2seq_trainer(fresh_tiny("t5"), tiny_tokenizer, [ROW], arguments(tmp_path, label_smoothing_factor=factor))
+
+
+@pytest.mark.parametrize("settings", [{}, {"bf16": True}], ids=["weights", "autocast"])
+@pytest.mark.parametrize("kind", ["t5", "umt5", "bart"])
+def test_low_precision_trains_end_to_end(fresh_tiny, tiny_tokenizer, tmp_path, kind, settings):
+    start = 2 if kind == "bart" else 0
+    model = fresh_tiny(kind) if settings else fresh_tiny(kind).bfloat16()
+    trainer = seq2seq(model, tiny_tokenizer, pairs(6, start=start), arguments(tmp_path, max_steps=6, **settings))
+    assert isinstance(trainer.data_collator, EndToEnd)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    plain = fresh_tiny(kind)(**collate_padded_pairs(pairs(6, start=start), 0)).loss.item()
+    assert losses[0] == pytest.approx(plain, rel=0.1) and losses[-1] < 0.98 * losses[0]
