@@ -14,9 +14,10 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from seodang.data.errors import UserError
+from seodang.data.text.around import around_documents
 from seodang.data.text.corruption import Masking, MaskingOptions
-from seodang.data.text.rows import CausalRows, causal_rows, masked_rows, span_rows
-from seodang.data.text.span_corruption import SpanOptions, sentinels_of
+from seodang.data.text.rows import CausalRows, SpanRows, causal_rows, masked_rows, span_rows
+from seodang.data.text.span_corruption import LEAST, SpanCorruption, SpanOptions, sentinels_of
 from seodang.data.text.texts import DocumentTexts
 from seodang.data.text.tokenizer_training import TokenizerSettings, says, train_tokenizer
 from seodang.infer import SamplingParams
@@ -24,7 +25,7 @@ from seodang.infer.checkpoint.load import load_tokenizer, resolve
 from seodang.infer.checkpoint.published_diffusion import stored_config
 from seodang.infer.kernels.device import choose_dtype
 from seodang.infer.runners.architecture import text_limit
-from seodang.infer.runners.encoder_decoder import position_limit
+from seodang.infer.runners.encoder_decoder import decoder_start, position_limit
 from seodang.recipes.diffusion import load_model
 from seodang.recipes.mlm import build as build_encoder
 from seodang.recipes.mlm import lines as masking_lines
@@ -35,9 +36,6 @@ from seodang.recipes.options.tokenizing import TokenizerOptions
 from seodang.recipes.options.training import Arguments, ModelOptions, RunOptions
 from seodang.recipes.run.before_after import picture_line, print_once
 from seodang.recipes.run.identity import origin_of
-from seodang.recipes.run.span_filling import build as build_encoder_decoder
-from seodang.recipes.run.span_filling import lines as span_lines
-from seodang.recipes.run.span_filling import positions_for
 from seodang.recipes.run.training import checkpoint_to_resume, complete_arguments, early_stopping, plan_lines, train_and_save
 from seodang.recipes.tokenizer import lines as tokenizer_lines
 from seodang.train.pretraining.architecture import (
@@ -54,7 +52,9 @@ from seodang.train.pretraining.architecture import (
     untrained,
 )
 from seodang.train.pretraining.causal import pretrain_trainer
+from seodang.train.pretraining.fill_ins import SpanSampler
 from seodang.train.pretraining.samples import TextSampler
+from seodang.train.pretraining.spans import SpanTrainer, span_trainer
 from seodang.train.run.callbacks import CURVE, terminal_curve
 from seodang.train.stages.plan import plan
 
@@ -148,8 +148,11 @@ def main(argv: list[str] | None = None) -> int:
         trainer = build_encoder(model, spoken, rows, eval_rows, masking, args, run, origin)
         told += masking_lines(trainer, masking)
     elif kind == ENCODER_DECODER:
-        shown = samples.sample_tokens and run.eval_samples
-        trainer = build_encoder_decoder(model, spoken, rows, eval_rows, spans, args, run, origin, options.lora(), shown)
+        corruption = SpanCorruption.of(spoken, spans, *decoder_start(model), model.get_input_embeddings().weight.shape[0])
+        trainer = span_trainer(
+            model, spoken, rows, args, corruption, eval_rows=eval_rows, lora=options.lora(), provenance=origin, callbacks=early_stopping(run),
+            sample=span_sampler(samples, spoken, eval_rows, corruption, run.eval_samples, shows=args.process_index == 0),
+        )  # fmt: skip
         told += span_lines(trainer, spans)
     else:
         sample = sampler(samples, spoken, eval_rows, run.eval_samples, shows=args.process_index == 0)
@@ -243,6 +246,33 @@ def from_nothing(
     else:
         config = small_config(architecture.model_type(), architecture.sizes(), tokenizer, positions, architecture.tie_embeddings)
     return untrained(config, args.seed, choose_dtype(options.dtype, args.device)[0], args.device)
+
+
+def positions_for(max_length: int, tokenizer: PreTrainedTokenizerBase, options: SpanOptions) -> int:
+    """How many positions a model needs for rows of `max_length` tokens whose spans are hidden: with much hidden, a target is longer than its input."""
+    puts = len(around_documents(tokenizer))
+    longest = max(options.longest_piece(max_length - puts), LEAST)
+    return max(max_length, int(options.sizes(longest)[1]) + puts)
+
+
+def span_sampler(
+    options: SampleOptions, tokenizer: PreTrainedTokenizerBase, held: SpanRows | None, corruption: SpanCorruption, most: int, shows: bool
+) -> SpanSampler | None:
+    """What fills in held-out texts; None where nothing is held out, or nothing is to be written."""
+    if held is None or not options.sample_tokens or not most:
+        return None
+    return SpanSampler(tokenizer, held, corruption, most, (lambda text: tqdm.write(f"  {text}")) if shows else lambda text: None)
+
+
+def span_lines(trainer: SpanTrainer, options: SpanOptions) -> list[str]:
+    """What is hidden, what is left out, and how rows lie where they are padded, in lines."""
+    rows, padded = trainer.train_dataset.rows, trainer.data_collator.layout.told
+    return [
+        f"hidden          {options.noise_density:.0%} of tokens, in spans of {options.mean_noise_span_length:g} on average; drawn anew each epoch",
+        f"targets         {rows.target_count():,} tokens, each hidden span behind its sentinel",
+        *([f"short           {rows.short:,} pieces of fewer than {LEAST} tokens are left out: nothing of them could be hidden"] if rows.short else []),
+        *([f"layout          {padded}"] if padded else []),
+    ]
 
 
 def sampler(options: SampleOptions, tokenizer: PreTrainedTokenizerBase, held: CausalRows | None, most: int, shows: bool) -> TextSampler | None:
