@@ -16,6 +16,7 @@ LONGEST = 16  # characters of a piece
 SEED = 10  # times as many pieces as are asked for to begin with
 SHRINK = 0.75  # what a round leaves of the pieces
 EXCESS = 1.1  # times as many pieces as are asked for are left before the last choice
+WORDS = 200_000  # different words that are looked at, the commonest: all parts of each are counted
 WORD = 48  # characters of a word that are looked at together
 BATCH = 20_000  # words at a time
 RARE = 0.5  # how often a piece must be used in a round of learning to stay
@@ -25,9 +26,10 @@ def unigram(words: Mapping[str, int], size: int, alphabet: Sequence[str], min_fr
     """The pieces of words that come so often, with the logarithms of their probabilities, the likeliest first; at most `size`.
 
     Each character of the alphabet is a piece, and so is the space; no piece has other characters. A piece of several characters comes at least
-    `min_frequency` times. There are fewer than `size` where the words do not give so many.
+    `min_frequency` times. There are fewer than `size` where the words do not give so many. Of more than WORDS different words the rarest are not looked at.
     """
-    parts = _parted(words, frozenset(alphabet))
+    commonest = dict(sorted(words.items(), key=lambda each: (-each[1], each[0]))[:WORDS])
+    parts = _parted(commonest, frozenset(alphabet))
     letters = [SPACE, *alphabet]
     pieces, counts = _seed(parts, letters, SEED * size, min_frequency)
     scores = np.log(counts / counts.sum())

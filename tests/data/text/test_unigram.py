@@ -84,6 +84,13 @@ def test_what_often_comes_together_becomes_a_piece_and_rare_pieces_give_way():
     assert longest & {f"{SPACE}talk", f"{SPACE}walk", f"{SPACE}walking", f"{SPACE}talking"} and not any("king" == piece for piece in pieces)
 
 
+def test_of_very_many_words_the_commonest_are_looked_at(monkeypatch):
+    words = {"abab": 5, "baba": 5, "cdcd": 4}
+    assert "cd" in dict(unigram(words, 12, "abcd"))
+    monkeypatch.setattr("seodang.data.text.unigram.WORDS", 2)
+    assert not any(len(piece) > 1 and "c" in piece for piece in dict(unigram(words, 12, "abcd")))
+
+
 def test_the_same_words_give_the_same_file_in_whatever_order_and_tokens_as_few_as_the_librarys():
     texts = corpus()
     ours = train_tokenizer(texts, TokenizerSettings("unigram", 350))
