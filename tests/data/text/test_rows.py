@@ -182,3 +182,18 @@ def test_texts_of_which_no_span_can_be_hidden_are_refused(with_sentinels, text_t
             span_rows(store_of(documents), with_sentinels, room, options=SpanOptions(**options))
     with pytest.raises(UserError, match="the tokenizer has no sentinels"):
         span_rows(store_of(DOCUMENTS), text_tokenizer("wordpiece"), 20)
+
+
+def test_spans_of_held_out_documents_are_in_no_row_to_train_on_and_pieces_of_documents_stay_apart(with_sentinels):
+    documents = [[5 * i + j for j in range(5)] for i in range(1, 60)]  # no token is in two of them
+    made = store_of(documents)
+    train, held = held_out(made, 0.2, seed=3)
+    rows = [span_rows(made, with_sentinels, 30, numbers) for numbers in (train, held)]
+    told = [{id for row in each for id in row["input_ids"]} for each in rows]
+    assert not told[0] & told[1] and told[1] == {id for i in held for id in documents[i]} and len(told[0] | told[1]) == 5 * 59
+    corruption = SpanCorruption.of(with_sentinels, SpanOptions(), 0)
+    for row in rows[0]:
+        made = corruption(row, noise_of(0, 0, row["number"]))
+        ends = [*accumulate(made["lengths"])]
+        for begin, end in zip([0, *ends], ends):
+            assert len({id // 5 for id in made["input_ids"][begin:end] if 1 < id < 300}) == 1  # of one document
