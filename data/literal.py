@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from tokenizers import Encoding, Tokenizer
+from tokenizers.models import Unigram
 from transformers import PreTrainedTokenizerBase
 
 from .errors import UserError
@@ -103,6 +104,11 @@ def literal_ids(tokenizer: PreTrainedTokenizerBase, piece: str) -> list[int]:
     return continuing(partial(_literally, tokenizer), piece)
 
 
+def literal_alone(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of a whole text, no part of which is a control token, with nothing put around them."""
+    return _literally(tokenizer, text)
+
+
 def literal_encodings(tokenizer: PreTrainedTokenizerBase, texts: list[str], offsets: bool = True) -> list[Encoding]:
     """Encodings of whole texts, no part of which is a control token, with nothing put around them; without `offsets` in less time.
 
@@ -177,12 +183,24 @@ def _literal_encoder(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
         if not tokenizer.is_fast:
             return None
         backend = copy.deepcopy(tokenizer.backend_tokenizer)  # switching the tokenizer itself would race with its other users
+        if isinstance(backend.model, Unigram):
+            backend = _without_control_pieces(tokenizer)
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = True
         return backend
 
     return remember(tokenizer, "literal encoder", build)
+
+
+def _without_control_pieces(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """The encoder of a Unigram tokenizer whose control tokens have names that no text has: else its model finds them among its pieces, as T5's finds </s>."""
+    told = json.loads(tokenizer.backend_tokenizer.to_str())
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    unheard = {content: f"\U0010fffd{number}" for number, content in enumerate(sorted(special))}
+    told["model"]["vocab"] = [[unheard.get(piece, piece), score] for piece, score in told["model"]["vocab"]]
+    told["added_tokens"] = [{**token, "content": unheard.get(token["content"], token["content"])} for token in told["added_tokens"]]
+    return Tokenizer.from_str(json.dumps(told))
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from seodang.data.classification.encoding import EncodedText, TextEncoder
+from seodang.data.classification.encoding import TextEncoder
 from seodang.data.classification.labels import MULTI, REGRESSION, SINGLE, check_classes, class_weights, label_counts, label_names
 from seodang.data.classification.records import text_records
 from seodang.data.classification.rows import Labelled, Row, TextCounts, classification_rows, hold_out_by_label, usable_labels, with_labels
@@ -19,7 +19,7 @@ from seodang.data.errors import UserError
 from seodang.infer.checkpoint.load import load, resolve
 from seodang.infer.checkpoint.published_diffusion import stored_config
 from seodang.infer.encoders.classify import names_of, problem_of, room_for
-from seodang.infer.encoders.embedding import TextAccount, unknown_id
+from seodang.infer.encoders.embedding import unknown_lines
 from seodang.infer.runners.paradigm import has_classifier_head
 from seodang.recipes.options.classification import ClassificationOptions, ClassifierArguments, ClassifierOptions, PredictionOptions
 from seodang.recipes.options.parser import command, parse
@@ -60,7 +60,8 @@ def main(argv: list[str] | None = None) -> int:
         classifier, tokenizer, rows, args, eval_rows=eval_rows or None, lora=model.lora(), class_weights=weights, threshold=prediction.threshold,
         provenance=origin, callbacks=early_stopping(run),
     )  # fmt: skip
-    print_once(trainer, *plan_lines(trainer, counts, resume, stage=[*unknown_lines(rows, tokenizer), *stage_lines(data, names, weights, eval_rows)], cost=plan(trainer).lines()))
+    unknown = unknown_lines([row["input_ids"] for row in rows], tokenizer, paired=any(1 in row.get("token_type_ids", ()) for row in rows))
+    print_once(trainer, *plan_lines(trainer, counts, resume, stage=[*unknown, *stage_lines(data, names, weights, eval_rows)], cost=plan(trainer).lines()))
     if run.dry_run:
         return 0
     folder = train_and_save(trainer, resume)
@@ -144,15 +145,6 @@ def check_own(problem: str, own: list[str], names: list[str], data: Classificati
         raise UserError(f"the model is a classifier already, of the {len(own)} labels {', '.join(own[:8])}, and the data has the {len(names)} labels "
                         f"{', '.join(names[:8])}: {remedy}")  # fmt: skip
     return own
-
-
-def unknown_lines(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """A warning with the share of tokens that the tokenizer does not know, where that is large."""
-    account = TextAccount()
-    paired = any(1 in row.get("token_type_ids", ()) for row in rows)
-    encoded = [EncodedText(row["input_ids"], None, len(row["input_ids"])) for row in rows]
-    account.add(encoded, tokenizer.num_special_tokens_to_add(pair=paired), unknown_id(tokenizer))
-    return [f"warning         {line}" for line in account.unknown_lines()]
 
 
 def stage_lines(data: ClassificationOptions, names: list[str], weights: list[float] | None, eval_rows: list[Row]) -> list[str]:

@@ -14,7 +14,6 @@ from tqdm import tqdm
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from seodang.data.chat import set_chat_template
-from seodang.data.classification.encoding import EncodedText
 from seodang.data.errors import UserError
 from seodang.data.files.sources import read
 from seodang.data.labels import IGNORE_INDEX
@@ -24,7 +23,7 @@ from seodang.data.seq2seq.records import Exchange
 from seodang.data.seq2seq.rows import DEFAULT_LENGTH, Row, Seq2SeqCounts, Seq2SeqLabeller, seq2seq_rows, told_languages
 from seodang.infer import SamplingParams
 from seodang.infer.checkpoint.load import load, load_tokenizer
-from seodang.infer.encoders.embedding import TextAccount, unknown_id
+from seodang.infer.encoders.embedding import unknown_lines
 from seodang.infer.engine.checkpoint_settings import from_generation_config
 from seodang.infer.engine.scoring import first_ids
 from seodang.infer.runners.encoder_decoder import position_limit
@@ -49,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     args = complete_arguments(args, options, run, evaluates=bool(data.eval_data or data.eval_fraction))
     options.checked()
     train, held = read_exchanges(data, args.seed)
-    model, tokenizer = open_model(options, data, args, translated=any(each.translated for each in train))
+    model, tokenizer = open_model(options, data, args, translated=any(each.translated for each in (*train, *held)))
     labeller = labeller_of(model, tokenizer, data)
     rows, eval_rows, counts = rows_of(train, held, labeller)
     packed = pack_seq2seq(rows, labeller.max_source_length, labeller.max_target_length) if data.packing else rows
@@ -61,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         model, tokenizer, packed, args, eval_rows=eval_rows or None, lora=options.lora(), provenance=origin, callbacks=early_stopping(run),
         sample=AnswerSampler(tokenizer, questions, show=partial(show, tokenizer), params=params, measure=text_metrics) if questions else None,
     )  # fmt: skip
-    told = [*unknown_lines([*rows, *eval_rows], tokenizer), *stage_lines(labeller, rows, packed, eval_rows, questions, params)]
+    told = [*unknown_lines(sides_of([*rows, *eval_rows]), tokenizer), *stage_lines(labeller, rows, packed, eval_rows, questions, params)]
     print_once(trainer, *plan_lines(trainer, counts, resume, stage=told, cost=plan(trainer).lines()))
     if run.dry_run:
         return 0
@@ -132,13 +131,9 @@ def speaking(model: PreTrainedModel, evaluation: EvaluationOptions) -> SamplingP
     return from_generation_config(model.generation_config, temperature=0.0, num_beams=evaluation.eval_num_beams, max_new_tokens=most)
 
 
-def unknown_lines(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """A warning with the share of tokens that the tokenizer does not know, where that is large."""
-    account = TextAccount()
-    for side in ("input_ids", "labels"):
-        texts = [[id for id in row[side] if id != IGNORE_INDEX] for row in rows]
-        account.add([EncodedText(ids, None, len(ids)) for ids in texts], tokenizer.num_special_tokens_to_add(), unknown_id(tokenizer))
-    return [f"warning         {line}" for line in account.unknown_lines()]
+def sides_of(rows: Sequence[Row]) -> list[list[int]]:
+    """The ids of all sources, and what is learned of all targets."""
+    return [*(row["input_ids"] for row in rows), *([id for id in row["labels"] if id != IGNORE_INDEX] for row in rows)]
 
 
 def stage_lines(

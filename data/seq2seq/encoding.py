@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from ..chat import prompt_ids, text_ids
 from ..errors import UserError
 from ..formats import Dialogue
-from ..literal import continuing, refuse_more
+from ..literal import continuing, literal_alone, refuse_more
 from ..surrogates import refuse_surrogates
 from .languages import IN_SOURCE, known_language, language_ids, named, switched, target_language, writes_languages
 
@@ -71,7 +71,7 @@ def _source_text(
         language = known_language(tokenizer, "source_lang", source_lang) if source_lang else None
         refuse_more(tokenizer, text, most, literal)
         with switched(tokenizer, source_lang=language) as own:
-            return own(text, split_special_tokens=literal, verbose=False)["input_ids"]
+            return _encoded(own, "text", text, literal)
     for setting, code in (("source_lang", source_lang), ("target_lang", target_lang)):
         if code:
             known_language(tokenizer, setting, code)  # refuses
@@ -116,7 +116,7 @@ def target_ids(tokenizer: PreTrainedTokenizerBase, text: str, literal: bool = Tr
     if language is None and writes_languages(tokenizer):
         raise UserError(f"nothing says in which language the target is, and its token stands beside it: give target_lang ({named(language_ids(tokenizer))})")
     with switched(tokenizer, target_lang=language) as own:
-        return own(text_target=text, split_special_tokens=literal, verbose=False)["input_ids"]
+        return _encoded(own, "text_target", text, literal)
 
 
 def beginning_ids(
@@ -177,4 +177,17 @@ def _some(ids: list[int], text: str) -> list[int]:
 def _plain(tokenizer: PreTrainedTokenizerBase, text: str, literal: bool) -> list[int]:
     """The ids of a target's text alone, which are the same in every language."""
     with switched(tokenizer) as own:
-        return own(text_target=text, add_special_tokens=False, split_special_tokens=literal, verbose=False)["input_ids"]
+        return _encoded(own, "text_target", text, literal, around=False)
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, side: str, text: str, literal: bool, around: bool = True) -> list[int]:
+    """The ids of a source (`text`) or a target (`text_target`), by a tokenizer that is one's own."""
+    encoded = lambda some, **how: tokenizer(**{side: some}, verbose=False, **how)["input_ids"]
+    if not literal or not tokenizer.is_fast:
+        return encoded(text, add_special_tokens=around, split_special_tokens=literal)
+    plain = literal_alone(tokenizer, text)
+    if not around:
+        return plain
+    sample, whole = encoded("a", add_special_tokens=False), encoded("a")
+    at = next(at for at in range(len(whole)) if whole[at : at + len(sample)] == sample)
+    return [*whole[:at], *plain, *whole[at + len(sample) :]]

@@ -103,7 +103,7 @@ class Seq2SeqLabeller:
     def _row(self, exchange: Exchange, counts: Seq2SeqCounts, reasons: Counter) -> Row | None:
         if not self._says_something(exchange, reasons):
             return None
-        target, given = self._target(exchange, counts)
+        target, given, merged = self._target(exchange)
         first = list(self.first_ids(target))
         if len(first) - 1 + len(target) > self.max_target_length:
             reasons[TARGET_TOO_LONG] += 1
@@ -111,6 +111,7 @@ class Seq2SeqLabeller:
         source = self._source(exchange, counts, reasons)
         if source is None:
             return None
+        counts.count_notes(["boundary_merges"] * merged)
         labels = [*[IGNORE_INDEX] * (len(first) - 1 + given), *target[given:]]
         return {"input_ids": source, "decoder_input_ids": [*first, *target[:-1]], "labels": labels, "where": exchange.where}
 
@@ -138,14 +139,13 @@ class Seq2SeqLabeller:
         counts.truncated += 1
         return cut_source(self.tokenizer, ids, self.max_source_length)
 
-    def _target(self, exchange: Exchange, counts: Seq2SeqCounts) -> tuple[list[int], int]:
-        """The target's ids, and how many of them are given."""
+    def _target(self, exchange: Exchange) -> tuple[list[int], int, bool]:
+        """The target's ids, how many of them are given, and whether the tokenizer would have merged some over the end of these."""
         whole = target_ids(self.tokenizer, exchange.target)
         if not exchange.prefix:
-            return whole, 0
+            return whole, 0, False
         given, rest = split_target(self.tokenizer, exchange.prefix, exchange.target)
-        counts.count_notes(["boundary_merges"] * (whole != given + rest))
-        return given + rest, len(given)
+        return given + rest, len(given), whole != given + rest
 
 
 def told_languages(

@@ -14,7 +14,7 @@ from ..requests.params import RequestParams
 from ..requests.request import least_tokens
 from ..requests.stop import AnswerText, stop_pattern
 from ..text.detokenise import detokeniser, whole_text
-from ..text.vocabulary import Vocabulary
+from ..text.vocabulary import Vocabulary, leaves_out_first_space
 from .candidates import Candidates, candidates_of
 from .forcing import ForcedText, ThinkingBudget, TokenHealing, taken_back
 from .grammar import GRAMMARS, Grammar, asked, longest_text, new_grammar
@@ -76,8 +76,8 @@ def build_constraints(
     skip = 0 if params.prefix else len(whole_text(tokenizer, removed, prompt_ids))
     ends, first = end_ids | frozenset(params.stop_token_ids), []
     if mask is None:
-        pinned, language = {}, language_of(params, tokenizer, ends)
-        if forced := forced_tokens(tokenizer, params.forced_text or {}, params.max_new_tokens):
+        pinned, language = {}, language_of(params, tokenizer, ends, has_source)
+        if forced := forced_tokens(tokenizer, params.forced_text or {}, params.max_new_tokens, begins=has_source):
             first = [ForcedText(forced)]
         given = dict.fromkeys(forced, "forced_text")
     else:
@@ -139,11 +139,12 @@ def constraints_of(
     return lambda: [constraint.fork() for constraint in made]
 
 
-def language_of(params: RequestParams, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int]) -> Grammar | Trie | None:
-    """Return what says which texts the answer may be, None where nothing does; `ends` are the ids that end it. Raises UserError for one that is invalid."""
+def language_of(params: RequestParams, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int], begins: bool = False) -> Grammar | Trie | None:
+    """Return what says which texts the answer may be, None where nothing does; `ends` are the ids that end it, and where it `begins` a text of its own it
+    is spelled as the tokenizer begins one. Raises UserError for one that is invalid."""
     if not params.trie:
-        return new_grammar(params, tokenizer, ends)
-    found = paths(tokenizer, params.trie)
+        return new_grammar(params, tokenizer, ends, spaced=begins and leaves_out_first_space(tokenizer))
+    found = paths(tokenizer, params.trie, begins)
     longest = max(map(len, found))
     if longest > params.max_new_tokens:
         raise UserError(f"trie has a path of {longest} tokens, but max_new_tokens={params.max_new_tokens}: raise it")

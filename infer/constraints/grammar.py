@@ -117,8 +117,10 @@ class Grammar:
         return other
 
 
-def new_grammar(params: RequestParams, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> Grammar | None:
+def new_grammar(params: RequestParams, tokenizer: PreTrainedTokenizerBase, ends: Collection[int], spaced: bool = False) -> Grammar | None:
     """Return what keeps the answer inside the language that the request asks for, compiled once; None where it asks for none.
+
+    With `spaced` it may begin with a space, as the first word of an answer does whose tokenizer leaves that space out of the text.
 
     JSON Schema of Draft 2020-12 in the order of its properties, patterns as in ECMA 262 (their digits and letters are ASCII's): what is
     not supported is refused by name. Each key comes once in its object, without `\\u`; one blank at most follows a comma or a colon, none
@@ -129,7 +131,7 @@ def new_grammar(params: RequestParams, tokenizer: PreTrainedTokenizerBase, ends:
     name = grammar_asked(params)
     if name is None:
         return None
-    written = source(name, getattr(params, name))
+    written = source(name, getattr(params, name), spaced)
     check_spelling(name, getattr(params, name), Vocabulary.of(tokenizer))
     keys = None
     if name == "json_schema":
@@ -183,8 +185,10 @@ def asked(params: RequestParams, name: str) -> bool:
     return value is not None and not (isinstance(value, list | tuple) and not value)
 
 
-def source(name: str, value: Mapping | Sequence[str] | str) -> str:
-    """Return the grammar in llguidance's own notation; raises UserError for what cannot be one."""
+def source(name: str, value: Mapping | Sequence[str] | str, spaced: bool = False) -> str:
+    """Return the grammar in llguidance's own notation, with a space before it that may be left out where it is `spaced`; raises UserError for what cannot be one."""
+    if spaced:
+        return led_by_space(name, value)
     if name == "json_schema":
         return LLMatcher.grammar_from_json_schema(json.dumps(ready(parsed(value)), ensure_ascii=False, separators=(",", ":")))
     if name == "regex":
@@ -194,6 +198,24 @@ def source(name: str, value: Mapping | Sequence[str] | str) -> str:
     if name == "choice":
         return LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, value)))  # Lark has no string with a raw U+007F
     return LLMatcher.grammar_from_lark(with_ready_schemas(value))
+
+
+START = re.compile(r'"(?:\\.|[^"\\])*"|/(?:\\.|[^/\\\n])+/|\bstart\b')  # Lark's first rule, and what it may stand in without being it
+
+
+def led_by_space(name: str, value: Mapping | Sequence[str] | str) -> str:
+    """Return the grammar of the same texts with or without a space before them."""
+    source(name, value)  # which refuses what is none
+    if name == "regex":
+        return LLMatcher.grammar_from_regex(f" ?(?:{value})")
+    if name == "json_schema":
+        schema = ready(parsed(value))
+        lark = f"answer_: %json {json.dumps({} if schema is True else schema, ensure_ascii=False)}"
+    elif name == "choice":
+        lark = "answer_: " + " | ".join(map(json.dumps, value))
+    else:
+        lark = START.sub(lambda found: "answer_" if found[0] == "start" else found[0], with_ready_schemas(value))
+    return LLMatcher.grammar_from_lark(f'start: " "? answer_\n{lark}')
 
 
 def parsed(schema: Mapping | str | bool) -> Mapping | bool:

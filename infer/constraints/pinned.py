@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...data.errors import UserError
 from ...data.literal import literal_ids
+from ...data.seq2seq.encoding import beginning_ids
 from ..requests.params import RequestParams
 from ..requests.sequence import TokenSequence
 from ..text.vocabulary import Vocabulary
@@ -69,13 +70,21 @@ def tokens_of(tokenizer: PreTrainedTokenizerBase, text: str, setting: str) -> li
     return ids
 
 
-def forced_tokens(tokenizer: PreTrainedTokenizerBase, texts: Mapping[int, str | int], room: int, told: str = "max_new_tokens") -> dict[int, int]:
-    """Return the id of every position that `forced_text` fixes; raises UserError for texts that overlap or do not fit in what is `told`."""
+def forced_tokens(
+    tokenizer: PreTrainedTokenizerBase, texts: Mapping[int, str | int], room: int, told: str = "max_new_tokens", begins: bool = False
+) -> dict[int, int]:
+    """Return the id of every position that `forced_text` fixes; raises UserError for texts that overlap or do not fit in what is `told`.
+
+    A text at the first position `begins` one of its own where an answer does, that of an encoder-decoder.
+    """
     forced: dict[int, int] = {}
     for start, text in sorted(texts.items()):
         if not (is_whole(start) and start >= 0 and (is_whole(text) or isinstance(text, str) and text)):
             raise UserError(f"forced_text takes positions from 0, and texts of at least one character or ids, got {start!r}: {text!r}")
-        ids = tokens_of(tokenizer, text, "forced_text") if isinstance(text, str) else [text]
+        if isinstance(text, str):
+            ids = beginning_ids(tokenizer, text, first=()) if begins and start == 0 else tokens_of(tokenizer, text, "forced_text")
+        else:
+            ids = [text]
         if start in forced:
             raise UserError(f"forced_text {text!r} at token {start} meets the one before, which reaches to {max(forced)}: move it")
         if start + len(ids) > room:

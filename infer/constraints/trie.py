@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...data.errors import UserError
 from ...data.literal import literal_ids
+from ...data.seq2seq.encoding import beginning_ids
 from ..requests.sequence import TokenSequence
 
 Node = dict  # id -> Node; END where a path is complete
@@ -66,13 +68,17 @@ class Trie:
         return copy.copy(self)
 
 
-def paths(tokenizer: PreTrainedTokenizerBase, given: Iterable[str | Sequence[int]]) -> list[list[int]]:
-    """Return the ids of every path; a text's are those of its continuation, no part of it a constraint token. Raises UserError for an empty one."""
+def paths(tokenizer: PreTrainedTokenizerBase, given: Iterable[str | Sequence[int]], begins: bool = False) -> list[list[int]]:
+    """Return the ids of every path; a text's are those of its continuation, where it `begins` a text of its own those of that, no part of it a control token.
+
+    Raises UserError for an empty one.
+    """
+    text_ids = partial(beginning_ids, first=()) if begins else literal_ids
     found = []
     for path in given:
         if not isinstance(path, str | list | tuple):
             raise UserError(f"trie must be a list of texts or of lists of ids, got the entry {path!r}")
-        ids = literal_ids(tokenizer, path) if isinstance(path, str) else list(path)
+        ids = list(path) if not isinstance(path, str) else text_ids(tokenizer, path) if path else []
         if not ids:
             raise UserError(f"trie has an empty path, {path!r}: leave it out")
         for id in ids:

@@ -158,6 +158,13 @@ def unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return None if tokenizer.unk_token_id == tokenizer.eos_token_id else tokenizer.unk_token_id
 
 
+def unknown_lines(texts: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase, paired: bool = False) -> list[str]:
+    """A warning with the share of the tokens of texts, or of pairs, that a tokenizer does not know, where that is large."""
+    account = TextAccount()
+    account.add([EncodedText(ids, None, len(ids)) for ids in texts], tokenizer.num_special_tokens_to_add(pair=paired), unknown_id(tokenizer))
+    return [f"warning         {line}" for line in account.unknown_lines()]
+
+
 def embed(model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], attention_masks: Sequence[Sequence[int] | None] | None = None) -> Tensor:
     """Return a vector for each text (to a decoder also messages, or ids): [n, size], in float32 at least, on the CPU.
 

@@ -26,7 +26,7 @@ from ...data.errors import UserError
 from .architecture import evaluating, transformers_model
 from .attention import check_attention_kwargs
 from .model_lock import configs_of, locked, use_attention
-from .packed_records import Lengths, attend_in_groups, attend_in_runs, attend_padded, like_lengths, worth_padding
+from .packed_records import Lengths, attend_in_groups, attend_in_runs, attend_padded, like_lengths, places, worth_padding
 from .probe import agree, tolerance
 
 END_TO_END = "seodang_end_to_end"
@@ -58,6 +58,8 @@ def can_run_end_to_end(model: nn.Module) -> bool:
     anew, experts whose room the row shares) it is left as it was.
     """
     model = transformers_model(model)
+    if "flash" in (model.config._attn_implementation or ""):
+        return False
     with locked(model):
         if (known := vars(model).get(KNOWN)) is None:
             known = vars(model)[KNOWN] = _may(model) and _obeys(model)
@@ -69,9 +71,8 @@ def can_run_end_to_end(model: nn.Module) -> bool:
 
 
 def _may(model: PreTrainedModel) -> bool:
-    config = model.config
-    own = "flash" in (config._attn_implementation or "") or any(hasattr(config, name) for name in OF_THE_ROW)
-    return config.is_encoder_decoder and not own and model._can_set_attn_implementation()
+    by_row = any(hasattr(model.config, name) for name in OF_THE_ROW)
+    return model.config.is_encoder_decoder and not by_row and model._can_set_attn_implementation()
 
 
 @torch.no_grad()
@@ -165,12 +166,6 @@ def _begun_anew(side: str, table: nn.Module, args: tuple, output: Tensor) -> Ten
     rows = output.reshape(-1, longest, output.shape[-1])
     where = places(lengths, longest if len(rows) > 1 else 0)
     return rows.flatten(0, 1).index_select(0, where.to(output.device))[None]
-
-
-@lru_cache(maxsize=64)
-def places(lengths: Lengths, longest: int) -> Tensor:
-    """Where each token stands among rows padded to `longest`: [total]; with 0 its place in its own record."""
-    return torch.cat([torch.arange(length) + row * longest for row, length in enumerate(lengths)])
 
 
 def _bias_of_longest(side: str, attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:

@@ -33,8 +33,8 @@ def attend_records(query: Tensor, key: Tensor, value: Tensor, lengths: Lengths, 
 
 def worth_padding(lengths: Lengths, seen: Lengths | None = None) -> bool:
     """Whether records of such lengths, and of so many keys each where these are others, had better share one call, padded to the longest."""
-    sides = (lengths,) if seen is None else (lengths, seen)
-    return any(len(set(side)) > 1 for side in sides) and all(_cheap(len(side), max(side), sum(side)) for side in sides)
+    mixed = [side for side in ((lengths,) if seen is None else (lengths, seen)) if len(set(side)) > 1]
+    return bool(mixed) and all(_cheap(len(side), max(side), sum(side)) for side in mixed)
 
 
 def _cheap(count: int, longest: int, tokens: int) -> bool:
@@ -43,21 +43,29 @@ def _cheap(count: int, longest: int, tokens: int) -> bool:
 
 @lru_cache(maxsize=64)
 def like_lengths(lengths: Lengths, seen: Lengths | None = None) -> tuple[tuple[int, ...], ...] | None:
-    """The records in groups that are each worth padding, or of one length; None where these are no fewer than the runs of one length as they lie."""
-    sizes = list(zip(*((lengths,) if seen is None else (lengths, seen)), strict=True))  # of each record
+    """The records in groups that are each worth padding, or of one length; None where these are no fewer than the runs of one length as they lie.
+
+    Where records see keys of others, `seen` of them, each group is parted by these lengths as well: what is not worth padding then is grouped anew.
+    """
+    groups = _like(lengths)
+    if seen is not None:
+        groups = [[group[place] for place in part] for group in groups for part in _like([seen[record] for record in group])]
+    runs = list(groupby(lengths if seen is None else zip(lengths, seen, strict=True)))
+    return tuple(map(tuple, groups)) if len(groups) < len(runs) else None
+
+
+def _like(lengths: Sequence[int]) -> list[list[int]]:
     groups: list[list[int]] = []
-    longest: list[int] = []  # of the last group, on each side
-    tokens: list[int] = []
-    for record in sorted(range(len(sizes)), key=lambda record: [-sum(sizes[record]), *sizes[record]]):
-        size = sizes[record]
-        wider, more = ([*map(of, former, size)] for of, former in ((max, longest), (int.__add__, tokens)))
-        if groups and (size == sizes[groups[-1][0]] == tuple(longest) or all(_cheap(len(groups[-1]) + 1, *side) for side in zip(wider, more, strict=True))):
+    longest = tokens = 0  # of the last group
+    for record in sorted(range(len(lengths)), key=lambda record: -lengths[record]):
+        length = lengths[record]
+        if groups and (length == longest or _cheap(len(groups[-1]) + 1, longest, tokens + length)):
             groups[-1].append(record)
-            longest, tokens = wider, more
+            tokens += length
         else:
             groups.append([record])
-            longest, tokens = list(size), list(size)
-    return tuple(map(tuple, groups)) if len(groups) < len(list(groupby(sizes))) else None
+            longest = tokens = length
+    return groups
 
 
 def attend_in_groups(
@@ -76,10 +84,10 @@ def attend_in_groups(
     """
     groups = tuple(map(tuple, groups))
     order, sizes = _grouped(lengths, groups)
-    order = order.to(query.device)
-    key_order, key_sizes = (order, sizes) if seen is None else _grouped(seen, groups)
-    parts = [(query, order, sizes), *((x, key_order.to(query.device), key_sizes) for x in (key, value))]
-    parts = zip(groups, *(x.index_select(2, places).split(cuts, dim=2) for x, places, cuts in parts), strict=True)
+    others, widths = (order, sizes) if seen is None else _grouped(seen, groups)
+    order, others = order.to(query.device), others.to(query.device)
+    sides = (query, order, sizes), (key, others, widths), (value, others, widths)
+    parts = zip(groups, *(x.index_select(2, where).split(cuts, dim=2) for x, where, cuts in sides), strict=True)
     told = lambda group: [tuple(each[record] for record in group) for each in (lengths, *further)]
     out = torch.cat([attention(*qkv, *told(group)) for group, *qkv in parts], dim=2)
     return torch.empty_like(out).index_copy(2, order, out)
@@ -97,11 +105,10 @@ def attend_padded(
 ) -> Tensor:
     """Call `attention` once with all records as rows, [records, heads, longest, d], zeros behind each; `seen` and shapes otherwise as in `attend_in_groups`."""
     longest = max(lengths)
-    places = _places(lengths, longest).to(query.device)
-    keys = (places, longest) if seen is None else (_places(seen, max(seen)).to(query.device), max(seen))
-    sides = (query, places, longest), (key, *keys), (value, *keys)
-    together = attention(*(_padded(x, where, len(lengths), width) for x, where, width in sides))
-    return together.transpose(1, 2).flatten(0, 1).index_select(0, places).transpose(0, 1)[None]
+    own = places(lengths, longest).to(query.device), longest
+    others = own if seen is None else (places(seen, max(seen)).to(query.device), max(seen))
+    together = attention(_padded(query, *own, len(lengths)), *(_padded(x, *others, len(lengths)) for x in (key, value)))
+    return together.transpose(1, 2).flatten(0, 1).index_select(0, own[0]).transpose(0, 1)[None]
 
 
 def attend_in_runs(
@@ -126,15 +133,15 @@ def attend_in_runs(
 
 
 @lru_cache(maxsize=64)
-def _places(lengths: Lengths, longest: int) -> Tensor:
-    """Where each token stands among the padded rows: [total]."""
+def places(lengths: Lengths, longest: int) -> Tensor:
+    """Where each token stands among rows padded to `longest`, or with 0 in its own record: [total]."""
     return torch.cat([torch.arange(length) + row * longest for row, length in enumerate(lengths)])
 
 
-def _padded(x: Tensor, places: Tensor, count: int, longest: int) -> Tensor:
+def _padded(x: Tensor, where: Tensor, longest: int, count: int) -> Tensor:
     """[1, heads, total, d] to [count, heads, longest, d], zeros behind each record."""
     _, heads, _, d = x.shape
-    rows = x.new_zeros(count * longest, heads, d).index_copy(0, places, x[0].transpose(0, 1))
+    rows = x.new_zeros(count * longest, heads, d).index_copy(0, where, x[0].transpose(0, 1))
     return rows.view(count, longest, heads, d).transpose(1, 2)
 
 

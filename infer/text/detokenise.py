@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from ...data.seq2seq.languages import language_ids, writes_languages
+from ...data.template import remember
 from ...data.text.span_corruption import SENTINEL
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -85,6 +86,16 @@ def decoder_of(tokenizer: PreTrainedTokenizerBase) -> dict:
     """What the library of tokenizers says of how tokens are joined to a text; nothing where it has no say."""
     decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
     return {} if decoder is None else json.loads(decoder.__getstate__())
+
+
+def decodes_bytes(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a token named `<0xEC>` stands for that byte; without byte fallback in its decoder (T5's and mT5's) it is the text of its name."""
+
+    def build() -> bool:
+        id = tokenizer.get_vocab().get("<0x41>")
+        return id is not None and tokenizer.decode([id], clean_up_tokenization_spaces=False) == "A"
+
+    return remember(tokenizer, "decodes bytes", build, of_template=False)
 
 
 BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}  # the alphabet of byte-level tokenizers
@@ -153,6 +164,7 @@ class WindowDetokeniser:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, before: Sequence[int] = ()):
         self._tokenizer = tokenizer
         self._left_out = left_out_ids(tokenizer)
+        self._is_byte = BYTE_TOKEN.fullmatch if decodes_bytes(tokenizer) else lambda name: None
         self._out = list(before)  # the ids before, whose text is out
         self._held: list[int] = []
 
@@ -162,7 +174,7 @@ class WindowDetokeniser:
             return ""
         self._held.append(id)
         token = self._tokenizer.convert_ids_to_tokens(id)
-        if isinstance(token, str) and BYTE_TOKEN.fullmatch(token):
+        if isinstance(token, str) and self._is_byte(token):
             return ""
         return "" if self._is_unfinished() and len(self._held) < PATIENCE else self._settle()
 
@@ -191,11 +203,11 @@ class WindowDetokeniser:
         if not self._held or not self._decoded(self._out + self._held).endswith(REPLACEMENT):
             return False
         names = self._names()
-        return not (BYTE_TOKEN.fullmatch(names[-1]) or "".join(names).endswith(REPLACEMENT_NAMES))
+        return not (self._is_byte(names[-1]) or "".join(names).endswith(REPLACEMENT_NAMES))
 
     def _unfinished_byte_tokens(self) -> int:
         """How many byte tokens at the end of what is held are the beginning of a character."""
-        run = list(takewhile(BYTE_TOKEN.fullmatch, reversed(self._names())))[::-1]
+        run = list(takewhile(self._is_byte, reversed(self._names())))[::-1]
         spelled = bytes(int(name[3:-1], 16) for name in run)
         return len(spelled) - codecs.utf_8_decode(spelled, "replace", False)[1]
 

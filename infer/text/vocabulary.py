@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from ...data.errors import UserError
 from ...data.seq2seq.languages import language_ids
 from ...data.template import remember
-from .detokenise import BYTE_TOKEN, REPLACEMENT, byte_level, is_byte_level, special_ids
+from .detokenise import BYTE_TOKEN, REPLACEMENT, byte_level, decodes_bytes, is_byte_level, special_ids
 
 
 class Vocabulary:
@@ -124,7 +124,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes | None]:
     if is_byte_level(tokenizer):
         spell = byte_level
     elif is_sentencepiece(tokenizer):
-        spell = sentencepiece
+        spell = sentencepiece if decodes_bytes(tokenizer) else spaced
     else:
         return [None if id in special else decoded(tokenizer, id) for id in range(len(tokenizer))]
     return [None if id in special or name is None else spell(name) for id, name in enumerate(names)]
@@ -132,8 +132,11 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes | None]:
 
 def sentencepiece(name: str) -> bytes:
     """The bytes that a sentencepiece tokenizer's token stands for, from its name."""
-    if BYTE_TOKEN.fullmatch(name):
-        return bytes([int(name[3:-1], 16)])
+    return bytes([int(name[3:-1], 16)]) if BYTE_TOKEN.fullmatch(name) else spaced(name)
+
+
+def spaced(name: str) -> bytes:
+    """The bytes of a token's name, its spaces written as spaces."""
     return name.replace("▁", " ").encode()
 
 
@@ -144,6 +147,16 @@ def is_sentencepiece(tokenizer: PreTrainedTokenizerBase) -> bool:
         return False
     said = json.loads(decoder.__getstate__())
     return any(step["type"] == "Metaspace" or step.get("pattern") == {"String": "▁"} for step in said.get("decoders", [said]))
+
+
+def leaves_out_first_space(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a text's first word has a space in its token that decoding leaves out, as in SentencePiece's tokenizers."""
+
+    def build() -> bool:
+        word = next((id for name, id in tokenizer.get_vocab().items() if name.startswith("▁") and len(name) > 1), None)
+        return word is not None and not tokenizer.decode([word], clean_up_tokenization_spaces=False).startswith(" ")
+
+    return remember(tokenizer, "leaves out the first space", build, of_template=False)
 
 
 def decoded(tokenizer: PreTrainedTokenizerBase, id: int) -> bytes | None:

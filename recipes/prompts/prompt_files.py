@@ -195,10 +195,9 @@ def reference_in(record: Mapping[str, Any], named: bool) -> str | None:
 
     Raises UserError where several columns may hold it.
     """
-    own = "answer" if named else "completion" if "prompt" in record else "output" if "instruction" in record else None
-    found = {key: record[key] for key in record if (key == own or str(key).strip().casefold() in (*ANSWERS, "target")) and record[key] is not None}
-    if own in found:
-        found = {own: found[own]}
+    own = "completion" if "prompt" in record else "output" if "instruction" in record else None
+    names = ("answer",) if named else [own] if record.get(own) is not None else [key for key in record if str(key).strip().casefold() in (*ANSWERS, "target")]
+    found = {key: record[key] for key in names if record.get(key) is not None}
     if len(found) > 1:
         raise UserError(f"several columns may hold the reference: {', '.join(map(str, found))}: say which, as --columns answer={next(iter(found))}")
     value = next(iter(found.values()), None)

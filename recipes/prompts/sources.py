@@ -42,12 +42,11 @@ class Sources:
         prompt, config = self.asked.prompts[index], transformers_model(model).config
         if prefix := self.asked.prefixes.get(index):
             if params.prefix:
-                number = f"{self.asked.unit} {self.asked.numbers[index]}"
-                raise UserError(f"prefix={params.prefix!r}, but {number} gives the beginning of its answer itself: drop one of them")
+                raise UserError(f"prefix={params.prefix!r}, but {self._name(index)} gives the beginning of its answer itself: drop one of them")
             params = replace(params, prefix=prefix)
         self._refuse_decoder(config)
-        if not config.is_encoder_decoder:
-            return prompt, params
+        if not config.is_encoder_decoder:  # where languages name keys, and no more
+            return prompt, replace(params, source_lang=None, target_lang=None) if self.asked.translated else params
         source_lang, target_lang = told_languages(tokenizer, params.source_lang, params.target_lang, self.asked.translated)
         params = replace(params, source_lang=source_lang, target_lang=target_lang)
         is_source = index in self.asked.sources and not self.raw
@@ -57,15 +56,20 @@ class Sources:
 
     def _encoded(self, tokenizer: Any, prompt: Any, index: int, params: SamplingParams) -> tuple[Any, SamplingParams]:
         literal = not self.raw if self.literal is None else self.literal
-        ids = source_ids(tokenizer, behind(prompt, self.source_prefix), literal, source_lang=params.source_lang, target_lang=params.target_lang)
+        try:
+            ids = source_ids(tokenizer, behind(prompt, self.source_prefix), literal, source_lang=params.source_lang, target_lang=params.target_lang)
+        except UserError as error:
+            raise UserError(f"{self._name(index)}: {error}") from None
         params = replace(params, source_lang=None)  # it is among the ids
         if self.max_length is None or len(ids) <= self.max_length:
             return ids, params
         if tokenizer.chat_template and not isinstance(prompt, str):
-            number = f"{self.asked.unit} {self.asked.numbers[index]}"
-            raise UserError(f"{number} has {len(ids)} tokens in the chat template, whose end would be cut at max_source_length {self.max_length}: shorten it")
+            raise UserError(f"{self._name(index)} has {len(ids)} tokens in the chat template, whose end would be cut at max_source_length {self.max_length}: shorten it")
         self.truncated[index] = len(ids)
         return cut_source(tokenizer, ids, self.max_length), params
+
+    def _name(self, index: int) -> str:
+        return f"{self.asked.unit} {self.asked.numbers[index]}"
 
     def lines(self) -> list[str]:
         """How many sources lost their end, where any did."""

@@ -121,17 +121,30 @@ def test_a_record_may_give_the_beginning_of_its_answer(t5_folder, tmp_path, caps
     assert code == 0 and lines[0]["text"].startswith("나무") and not lines[1]["text"].startswith("나무")
     assert generate.main([str(t5_folder), "--prompts", str(prompts), "--prefix", "a", "--device", "cpu"]) == 2
     assert "line 1 gives the beginning of its answer itself: drop one of them" in capsys.readouterr().err
+    assert generate.main(["pupil", "--prompts", str(prompts), "--backend", "openai", "--base_url", "http://127.0.0.1:1/v1"]) == 2
+    assert "line 1 gives the beginning of its answer, which is answered with --backend seodang alone" in capsys.readouterr().err
 
 
 def test_a_run_that_was_killed_goes_on_to_the_same_weights(t5_folder, data, tmp_path):
     out = tmp_path / "out"
-    options = ["--learning_rate", "1e-3", "--max_steps", 4, "--save_steps", 2, "--per_device_train_batch_size", 2, "--max_source_length", 32, "--max_target_length", 16]
+    options = ["--learning_rate", "1e-3", "--max_steps", 4, "--save_steps", 2, "--packing", "false", "--per_device_train_batch_size", 2, "--max_source_length", 32, "--max_target_length", 16]
     assert train(t5_folder, data, out, *options) == 0
     whole = load_file(out / "model.safetensors")
     for path in [*out.glob("model*"), out / "checkpoint-4"]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert train(t5_folder, data, out, *options) == 0
     assert (out / "checkpoint-2").is_dir() and all(torch.equal(whole[name], value) for name, value in load_file(out / "model.safetensors").items())
+
+
+@pytest.mark.full
+def test_two_processes_learn_and_measure_the_same_as_one(t5_folder, data, tmp_path, on_two):
+    common = ["--model", t5_folder, "--data", data, "--eval_fraction", 0.2, "--learning_rate", "1e-3", "--max_steps", 3, "--save_strategy", "no"]
+    common += ["--eval_strategy", "steps", "--eval_steps", 3, "--max_source_length", 32, "--max_target_length", 16, *QUICK]
+    on_two("seq2seq", *map(str, [*common, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", 2]))
+    assert seq2seq.main([*map(str, [*common, "--output_dir", tmp_path / "one", "--per_device_train_batch_size", 4])]) == 0
+    one, two = ([entry for entry in read_log(tmp_path / name / "log.jsonl") if "loss" in entry or "eval_loss" in entry] for name in ("one", "two"))
+    for name in ("loss", "eval_loss", "eval_exact", "eval_chrf"):
+        assert [entry[name] for entry in two if name in entry] == pytest.approx([entry[name] for entry in one if name in entry], rel=1e-4)
 
 
 def test_an_adapter_is_trained_on_translations_and_speaks(t5_folder, tmp_path, capsys):
@@ -208,6 +221,9 @@ def test_a_decoder_is_sent_to_sft_and_reads_no_sources(base, tmp_path, capsys):
     assert "max_source_length is for encoder-decoders, and llama is a decoder" in capsys.readouterr().err
     code, [line] = answers_of(base, pairs, tmp_path / "said.jsonl", "--references", "--max_new_tokens", 2)  # a decoder answers it as a user's turn
     assert code == 0 and line["prompt"] == [{"role": "user", "content": "a"}] and line["reference"] == "b"
+    sides = written(tmp_path / "sides.jsonl", [{"translation": {"ko": "a", "en": "b"}}])
+    code, [other] = answers_of(base, sides, tmp_path / "others.jsonl", "--references", "--max_new_tokens", 2, "--source_lang", "ko", "--target_lang", "en")
+    assert code == 0 and other["text"] == line["text"] and other["reference"] == "b"
 
 
 def test_positions_bound_both_sides(fresh_tiny, t5_tokenizer, tmp_path, capsys):

@@ -39,7 +39,7 @@ def patch_seq2seq_loss(model: PreTrainedModel, chunk: int = CHUNK) -> None:
         def forward(self, *args, labels: Tensor | None = None, num_items_in_batch=None, label_smoothing: float = 0.0, **kwargs):
             if labels is None:
                 return before(self, *args, **kwargs)
-            hidden = decoder_trunk(self)(*args, use_cache=False, **with_pairs(kwargs)).last_hidden_state
+            hidden = decoder_trunk(self)(*args, **{**with_pairs(kwargs), "use_cache": False}).last_hidden_state
             targets = labels.flatten()
             places = (targets != IGNORE_INDEX).nonzero().squeeze(1)
             hidden = hidden.flatten(0, 1).index_select(0, places)
@@ -53,14 +53,9 @@ def patch_seq2seq_loss(model: PreTrainedModel, chunk: int = CHUNK) -> None:
 
 
 def with_pairs(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What a model is called with, the pairs' lengths as plain numbers, read from the device once and not in every layer."""
-    kwargs = {name: value for name, value in kwargs.items() if name not in ("source_lengths", "target_lengths", "use_cache")} | _pairs(kwargs)
-    return kwargs
-
-
-def _pairs(kwargs: dict[str, Any]) -> dict[str, Pairs]:
-    sides = [kwargs.get(name) for name in ("source_lengths", "target_lengths")]
-    return {} if sides[0] is None else {"pairs": Pairs(*(tuple(side.tolist()) for side in sides))}
+    """What a model is called with, the lengths of its pairs as plain numbers, read from the device once and not in every layer."""
+    lengths = [kwargs.pop(name, None) for name in ("source_lengths", "target_lengths")]
+    return kwargs if lengths[0] is None else {**kwargs, "pairs": Pairs(*(tuple(each.tolist()) for each in lengths))}
 
 
 def decoder_trunk(model: PreTrainedModel) -> Callable[..., Any]:

@@ -126,6 +126,17 @@ def test_a_language_begins_the_target_of_nllb_and_ends_that_of_mbart(nllb_tokeni
     assert made[0]["decoder_input_ids"] == ids(["en_XX", "▁", "a", "b", "</s>"]) and made[0]["labels"] == ids(["▁", "a", "b", "</s>", "en_XX"])
 
 
+def test_what_looks_like_a_control_token_is_text_on_both_sides(t5_tokenizer):
+    """ "</s>" is a piece of a Unigram model, and the likeliest for these letters: it would end the answer in its midst."""
+    assert t5_tokenizer("a</s>b", split_special_tokens=True)["input_ids"].count(END) == 2
+    [row], _ = rows(t5_tokenizer, Exchange("a</s>b", "c</s><pad>나"))
+    unknown = t5_tokenizer.unk_token_id
+    assert row["input_ids"] == [SPACE, *letters("a"), unknown, *letters("s"), unknown, *letters("b"), END]  # "</" and ">" are no letters of it
+    assert row["labels"] == [SPACE, *letters("c"), unknown, *letters("s"), unknown, *letters("pad"), unknown, *letters("나"), END]
+    [row], _ = rows(t5_tokenizer, Exchange("a</s>b", "c"), literal=False)
+    assert row["input_ids"].count(END) == 2
+
+
 @pytest.mark.parametrize("wrong", [{"too_long": "cut"}, {"empty_answers": "keep"}, {"unusable": "no"}, {"max_source_length": 1}])
 def test_settings_that_there_are_not_are_refused(t5_tokenizer, wrong):
     with pytest.raises(UserError, match=f"{next(iter(wrong))} must be"):

@@ -8,6 +8,7 @@ import torch
 from seodang.data.errors import UserError
 from seodang.infer.runners import end_to_end
 from seodang.infer.runners.end_to_end import END_TO_END, Pairs, attend_apart, can_run_end_to_end
+from seodang.infer.runners.packed_records import like_lengths, worth_padding
 
 KINDS = ["t5", "mt5", "umt5", "bart", "mbart", "marian", "pegasus", "m2m_100", "blenderbot"]
 MIXED = Pairs((7, 2, 7, 30, 1), (3, 9, 3, 4, 12))
@@ -138,9 +139,17 @@ def test_a_decoder_is_none(tiny):
     assert not can_run_end_to_end(copy.deepcopy(tiny("llama")))
 
 
+def test_records_that_differ_on_both_sides_share_few_calls():
+    lengths, seen = (40, 3, 2, 3, 2), (5, 30, 4, 29, 5)
+    # 40 beside a 3 would be 80 for 43; 3, 3, 2, 2 are 12 for 10, but of what these see 30, 29, 5 are 90 for 64, with 4 as well 120 for 68
+    assert like_lengths(lengths, seen) == ((0,), (1, 3, 4), (2,))
+    assert like_lengths((4, 4, 4), (5, 5, 5)) is None and not worth_padding((4, 4, 4), (5, 5, 5))  # one run
+    assert worth_padding((4, 4), (5, 6)) and not worth_padding((4, 4), (5, 50)) and worth_padding((520, 520), (5, 6))
+
+
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("lengths", [((5, 2, 5, 9), (3, 3, 8, 1)), ((4, 4), (4, 4)), ((6, 5), (7, 8)), ((2, 40, 3, 41, 2), (3, 5, 30, 6, 29))])
+@pytest.mark.parametrize("lengths", [((5, 2, 5, 9), (3, 3, 8, 1)), ((4, 4), (4, 4)), ((6, 5), (7, 8)), ((2, 40, 3, 41, 2), (3, 5, 30, 6, 29)), ((520, 3, 520), (7, 4, 6))])
 def test_attention_and_its_gradients_equal_the_softmax_written_out(lengths, causal, biased):
     queries, seen = (lengths[0], lengths[0]) if causal or biased else lengths
     generator = torch.Generator().manual_seed(0)
