@@ -30,6 +30,8 @@ from ..data.versions import versions_named
 
 _HOMES = {
     "load": "checkpoint.load", "load_tokenizer": "checkpoint.load",
+    "TransformerConfig": "architectures.transformer", "TransformerForConditionalGeneration": "architectures.transformer",
+    "LSTMConfig": "architectures.lstm", "LSTMForConditionalGeneration": "architectures.lstm",
     "LiveEngine": "engine.live", "Ticket": "engine.loop", "QueueFull": "engine.live", "EngineClosed": "engine.loop",
     "generate": "engine.generate", "answers": "engine.generate", "stream": "engine.generate",
     "score": "engine.scoring", "score_bound": "engine.scoring", "first_ids": "engine.scoring", "Draws": "diffusion.masking", "Bound": "diffusion.likelihood",

@@ -23,6 +23,7 @@ from transformers import (
 
 from ...data.errors import UserError
 from ...data.hub import check_hub_name
+from ..architectures import lstm, transformer  # noqa: F401  # they tell transformers of themselves
 from ..diffusion.compat import bind
 from ..kernels.device import choose_device, choose_dtype, cpu_has_bfloat16
 from ..kernels.fused_projections import fuse_projections

@@ -24,6 +24,7 @@ from .paradigm import is_bidirectional
 from .probe import agree, own_logits, probe, probe_ids, tolerance
 from .ragged import RaggedRunner
 from .recomputing import RecomputingRunner
+from .recurrent import RecurrentRunner
 from .stateful import StatefulRunner
 
 # by whether the direct runner was to be had, and whether the model attends in both directions
@@ -36,11 +37,11 @@ def open_runner(model: nn.Module) -> Runner:
 
     Direct for the families of `layers`, probed under versions of the libraries that are not known to work, ragged where all memory is attention that lets itself be replaced, padded where it is attention of
     another kind, one slot at a time where layers carry a state, and without a memory where none fits. Encoder-decoders have one of
-    their own, whose slots are opened on their source. Raises UserError for an architecture that none of them fits.
+    their own, whose slots are opened on their source, and those whose decoder carries a state another. Raises UserError for an architecture that none of them fits.
     """
     inner = transformers_model(model)
     if inner.config.is_encoder_decoder:
-        return EncoderDecoderRunner(inner)
+        return RecurrentRunner(inner) if inner._is_stateful else EncoderDecoderRunner(inner)
     with locked(inner):  # as it is between passes
         direct, both_ways = supports_direct(inner), is_bidirectional(inner.config)
         chosen, key = _CHOSEN.setdefault(inner, {}), (direct, both_ways)

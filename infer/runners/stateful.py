@@ -17,22 +17,14 @@ from .architecture import Capabilities, ModelOutput, check_pass, evaluating, mem
 from .batched import CacheSlots, OfDecoder
 
 
-class StatefulRunner(OfDecoder, CacheSlots):
-    """Runs slots one by one, each with its own state, as a `Runner`."""
-
-    capabilities = Capabilities(truncate=False)
-
-    def __init__(self, model: nn.Module):
-        super().__init__(model)
-        self._memory = memory_name(self.model)
+class NeverCut:
+    """Put before `CacheSlots` or what derives from it: slots whose past is a state, which is had as a whole or not at all."""
 
     def copy(self, source: int, target: int, first: int = 0, length: int | None = None) -> None:
-        """Give `target` the state of `source`, a copy that goes on by itself; raises UserError for a first part of it."""
+        """Give `target` the state of `source`; raises UserError for a first part of it."""
         if length not in (None, self._lengths[source]):
             self._refuse_cut()
         super().copy(source, target)
-        if source in self._home:
-            self._home[target] = copy.deepcopy(self._home[source])
 
     def truncate(self, slot: int, length: int) -> None:
         """A state cannot be cut: raises UserError unless nothing is to be forgotten, or everything."""
@@ -44,6 +36,22 @@ class StatefulRunner(OfDecoder, CacheSlots):
 
     def _refuse_cut(self) -> None:
         raise UserError(f"{self.config.model_type} carries a state, which cannot take back tokens: use a strategy without drafts")
+
+
+class StatefulRunner(NeverCut, OfDecoder, CacheSlots):
+    """Runs slots one by one, each with its own state, as a `Runner`."""
+
+    capabilities = Capabilities(truncate=False)
+
+    def __init__(self, model: nn.Module):
+        super().__init__(model)
+        self._memory = memory_name(self.model)
+
+    def copy(self, source: int, target: int, first: int = 0, length: int | None = None) -> None:
+        """As `NeverCut`: a copy goes on by itself, for the architecture writes its state in place."""
+        super().copy(source, target, first, length)
+        if source in self._home:
+            self._home[target] = copy.deepcopy(self._home[source])
 
     @torch.no_grad()
     def observe(self, slots: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int], layers: Sequence[int]) -> ModelOutput:

@@ -87,6 +87,8 @@ def model_card(about: Exported) -> str:
         text += ["It fills in masks as Seodang lets it; other engines know nothing of that, and have it speak left to right.", ""]
         if not diffusion_of(config).autoregressive:
             return "\n".join([*text, *_seodang_lines()])
+    if type(about.model).__module__.startswith("seodang."):
+        return "\n".join([*text, "The architecture is Seodang's own, which other engines do not know.", "", *_seodang_lines()])
     if config.is_encoder_decoder:
         text += [*_source_lines(about), ""]
         return "\n".join([*text, *_transformers_lines(about, "AutoModelForSeq2SeqLM"), *_seodang_lines(about.target)])

@@ -136,6 +136,16 @@ def test_cards_of_other_kinds_of_models(fresh_tiny, tiny_tokenizer, tmp_path, mo
         assert not any("vllm" in block or "ollama" in block for block in blocks(tmp_path / name, "sh"))
 
 
+@pytest.mark.parametrize("kind", ["transformer", "lstm"])
+def test_an_architecture_of_our_own_is_exported_for_seodang_alone(fresh_own, tiny_tokenizer, tmp_path, kind):
+    base, target = tmp_path / "base", tmp_path / "out"
+    fresh_own(kind, torch.float32).save_pretrained(base)
+    tiny_tokenizer.save_pretrained(base)
+    assert export.main([str(base), str(target)]) == 0
+    assert not blocks(target, "python") and [block.split()[:2] for block in blocks(target, "sh")] == [["seodang", "generate"]]
+    assert "Seodang's own, which other engines do not know" in (target / "README.md").read_text(encoding="utf-8")
+
+
 def test_a_value_head_is_said_to_stay_behind(base, tmp_path, capsys):
     (base / "critic").mkdir()
     (base / "critic" / "critic.safetensors").touch()
