@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from seodang.infer.checkpoint.load import load, load_tokenizer
 
-pytest_plugins = ["encoder_fixtures", "seq2seq_fixtures", "own_architectures"]
+pytest_plugins = ["encoder_fixtures", "seq2seq_fixtures", "translation_fixtures", "own_architectures"]
 
 THREADS = torch.get_num_threads()
 torch.set_num_threads(1)  # tiny models lose more to waking threads than they gain; the real model takes them all
