@@ -1,6 +1,7 @@
 """Rows of sources and targets: several short pairs in one row, and rows laid end to end without padding, or padded on the right."""
 
 import itertools
+import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..packing import flat, pad_right, padded_rows
 Row = dict[str, Any]  # input_ids; decoder_input_ids and labels, of one length; packed rows also lengths and target_lengths
 TARGET = ("decoder_input_ids", "labels")
 WINDOW = 10_000  # rows that are packed together: each is compared with all that are open
+POOL = 64  # batches whose rows are sorted together
 
 
 def best_fit_of_two(sizes: Sequence[tuple[int, int]], capacities: tuple[int, int]) -> list[list[int]]:
@@ -58,6 +60,23 @@ def pack_seq2seq(rows: Sequence[Row], source_capacity: int, target_capacity: int
         sizes = [(len(row["input_ids"]), len(row["labels"])) for row in some]
         packed += [_joined([some[index] for index in chosen]) for chosen in best_fit_of_two(sizes, (source_capacity, target_capacity))]
     return packed
+
+
+def batches_by_length(rows: Sequence[Row], size: int, seed: int = 0) -> list[Row]:
+    """Join so many pairs of like lengths to a row each, a batch to be trained on whole; the seed says in which order the batches come.
+
+    The rows are taken in their order, some `POOL` batches at a time, and sorted by their source, then by their target. What is left of a pool is a smaller batch.
+
+    >>> pair = lambda source, target: {"input_ids": [5] * source, "decoder_input_ids": [0] * target, "labels": [1] * target}
+    >>> [(row["lengths"], row["target_lengths"]) for row in batches_by_length([pair(3, 1), pair(1, 2), pair(3, 2), pair(1, 1)], 2)]
+    [([3, 3], [1, 2]), ([1, 1], [1, 2])]
+    """
+    batches = []
+    for start in range(0, len(rows), POOL * size):
+        pool = sorted(rows[start : start + POOL * size], key=lambda row: (len(row["input_ids"]), len(row["labels"])))
+        batches += [_joined(pool[first : first + size]) for first in range(0, len(pool), size)]
+    random.Random(seed).shuffle(batches)
+    return batches
 
 
 def _joined(rows: Sequence[Row]) -> Row:
