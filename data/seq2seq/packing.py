@@ -1,7 +1,6 @@
 """Rows of sources and targets: several short pairs in one row, and rows laid end to end without padding, or padded on the right."""
 
 import itertools
-import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,7 +13,6 @@ from ..packing import flat, pad_right, padded_rows
 Row = dict[str, Any]  # input_ids; decoder_input_ids and labels, of one length; packed rows also lengths and target_lengths
 TARGET = ("decoder_input_ids", "labels")
 WINDOW = 10_000  # rows that are packed together: each is compared with all that are open
-POOL = 64  # batches whose rows are sorted together
 
 
 def best_fit_of_two(sizes: Sequence[tuple[int, int]], capacities: tuple[int, int]) -> list[list[int]]:
@@ -62,21 +60,19 @@ def pack_seq2seq(rows: Sequence[Row], source_capacity: int, target_capacity: int
     return packed
 
 
-def batches_by_length(rows: Sequence[Row], size: int, seed: int = 0) -> list[Row]:
-    """Join so many pairs of like lengths to a row each, a batch to be trained on whole; the seed says in which order the batches come.
+def pack_alike(rows: Sequence[Row], pairs: int) -> list[Row]:
+    """Join pairs of like lengths, so many to a row and fewer in the last: attention takes the pairs of a row in one call or few.
 
-    The rows are taken in their order, some `POOL` batches at a time, and sorted by their source, then by their target. What is left of a pool is a smaller batch.
+    Short pairs learn so in the least time, a step's rows being drawn at random; `pack_seq2seq` fills rows by tokens. Raises ValueError for less than one pair.
 
-    >>> pair = lambda source, target: {"input_ids": [5] * source, "decoder_input_ids": [0] * target, "labels": [1] * target}
-    >>> [(row["lengths"], row["target_lengths"]) for row in batches_by_length([pair(3, 1), pair(1, 2), pair(3, 2), pair(1, 1)], 2)]
-    [([3, 3], [1, 2]), ([1, 1], [1, 2])]
+    >>> row = lambda n: {"input_ids": [5] * n, "decoder_input_ids": [0], "labels": [1]}
+    >>> [packed["lengths"] for packed in pack_alike([row(3), row(1), row(2), row(1)], 2)]
+    [[1, 1], [2, 3]]
     """
-    batches = []
-    for start in range(0, len(rows), POOL * size):
-        pool = sorted(rows[start : start + POOL * size], key=lambda row: (len(row["input_ids"]), len(row["labels"])))
-        batches += [_joined(pool[first : first + size]) for first in range(0, len(pool), size)]
-    random.Random(seed).shuffle(batches)
-    return batches
+    if pairs < 1:
+        raise ValueError(f"a row holds at least one pair, got {pairs}")
+    ordered = sorted(rows, key=lambda row: (len(row["labels"]), len(row["input_ids"])))
+    return [_joined(ordered[start : start + pairs]) for start in range(0, len(ordered), pairs)]
 
 
 def _joined(rows: Sequence[Row]) -> Row:

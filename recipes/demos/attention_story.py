@@ -1,7 +1,8 @@
 """Three encoder-decoders taught the same rows, an LSTM with the context vector alone, an LSTM with attention and a Transformer, and what is measured of each."""
 
+import random
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -13,8 +14,8 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from seodang.data.errors import UserError
-from seodang.data.seq2seq.packing import Row, batches_by_length
-from seodang.data.seq2seq.records import Exchange
+from seodang.data.seq2seq.packing import Row, pack_alike
+from seodang.data.seq2seq.records import source_target
 from seodang.data.seq2seq.rows import Seq2SeqLabeller, seq2seq_rows
 from seodang.data.seq2seq.written_forms import KINDS, written_forms
 from seodang.data.text.syllable_tokenizer import syllable_tokenizer
@@ -50,7 +51,7 @@ class Settings:
     d_model: int = told(128, "Size of the hidden states of all three.")
     layers: int = told(2, "Layers of encoder and decoder each.")
     heads: int = told(4, "Heads of the Transformer's attention.")
-    lstm_learning_rate: float = told(4e-3, "Peak learning rate of both LSTMs.")
+    lstm_learning_rate: float = told(8e-3, "Peak learning rate of both LSTMs.")
     transformer_learning_rate: float = told(2e-3, "That of the Transformer.")
     seed: int = told(0, "Of the weights, the rows and their order.")
 
@@ -130,11 +131,10 @@ def lesson_of(settings: Settings) -> Lesson:
     train, held = written_forms(settings.rows, settings.heldout, settings.seed, TASKS)
     tokenizer = syllable_tokenizer(record[side] for record in train for side in ("source", "target"))
     labeller = Seq2SeqLabeller(tokenizer, partial(first_ids, untrained_reader("context", settings, tokenizer)))
-    rows, _ = seq2seq_rows((Exchange(record["source"], record["target"]) for record in train), labeller)
-    asked, _ = seq2seq_rows((Exchange(record["source"], record["target"]) for record in held), labeller)
-    batches: list[Row] = []
+    (rows, _), (asked, _) = (seq2seq_rows(map(source_target, records), labeller) for records in (train, held))
+    alike, batches = pack_alike(rows, settings.batch), []
     while len(batches) < settings.max_steps:  # each time through in another order
-        batches += batches_by_length(rows, settings.batch, settings.seed + len(batches))
+        batches += random.Random(f"{settings.seed} {len(batches)}").sample(alike, len(alike))
     questions = [HeldOut(row["input_ids"], record["target"]) for row, record in zip(asked, held, strict=True)]
     return Lesson(tokenizer, batches[: settings.max_steps], questions)
 
@@ -199,26 +199,31 @@ def by_length(lengths: Sequence[int], right: Sequence[bool], least: int) -> dict
     return {int(name): share for name, share in by_group(lengths, right, groups).items()}
 
 
-def token_seconds(trainers: Mapping[str, Seq2SeqTrainer], lengths: Iterable[int], tokens: int, repeats: int) -> dict[str, dict[int, float]]:
-    """Seconds of CPU time that a forward and a backward pass take for each token, by model and length: the median of some passes, the models in turn, on one thread.
+Times = dict[str, dict[int, float]]  # seconds a token by model and by tokens of a row
 
-    A batch has about so many tokens, half of them in sources and half in targets, which are all of the length.
+
+def token_seconds(trainers: Mapping[str, Seq2SeqTrainer], lengths: Iterable[int], tokens: int, repeats: int, threads: int = 1) -> Times:
+    """Seconds that a forward and a backward pass take for each token, by model and length: the median of some passes, the models in turn.
+
+    On one thread it is CPU time, which others on the machine change little; on several it is the wall clock's. A batch has about so many tokens, half of
+    them in sources and half in targets, which are all of the length.
     """
-    threads, found = torch.get_num_threads(), {name: {} for name in trainers}
-    torch.set_num_threads(1)
+    before, clock = torch.get_num_threads(), time.process_time if threads == 1 else time.perf_counter
+    found: Times = {name: {} for name in trainers}
+    torch.set_num_threads(threads)
     try:
         for length in lengths:
             rows = random_rows(length, max(tokens // (2 * length), 1), min(trainer.model.config.vocab_size for trainer in trainers.values()))
             taken = {name: [] for name in trainers}
             for number in range(repeats + 1):
                 for name, trainer in trainers.items():
-                    seconds = pass_seconds(trainer, rows)
+                    seconds = pass_seconds(trainer, rows, clock)
                     if number:  # the first pays for what is set up once
                         taken[name].append(seconds / (2 * length * len(rows)))
             for name, seconds in taken.items():
                 found[name][length] = median(seconds)
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
     return found
 
 
@@ -228,12 +233,12 @@ def random_rows(length: int, count: int, vocab_size: int) -> list[Row]:
     return [{"input_ids": source, "decoder_input_ids": target, "labels": target} for source, target in ids]
 
 
-def pass_seconds(trainer: Seq2SeqTrainer, rows: Sequence[Row]) -> float:
-    """CPU time of a forward and a backward pass over a batch, laid out as in training; the gradients are dropped."""
+def pass_seconds(trainer: Seq2SeqTrainer, rows: Sequence[Row], clock: Callable[[], float]) -> float:
+    """Seconds of a forward and a backward pass over a batch, laid out as in training; the gradients are dropped."""
     batch, model = trainer.data_collator(rows), trainer.model.train()
-    began = time.process_time()
+    began = clock()
     model(**batch).loss.backward()
-    seconds = time.process_time() - began
+    seconds = clock() - began
     model.zero_grad(set_to_none=True)
     model.eval()
     return seconds

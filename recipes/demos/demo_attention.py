@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -27,6 +28,7 @@ from seodang.recipes.demos.attention_story import (
     Reader,
     Settings,
     Share,
+    Times,
     by_group,
     by_length,
     lesson_of,
@@ -81,8 +83,8 @@ def main(argv: list[str] | None = None) -> int:
     for kind, trainer in trainers.items():
         print(f"{READERS[kind]}: {parameters(trainer.model):,} weights, {steps:,} steps of {settings.batch} rows, learning rate {settings.learning_rate(kind):g}", flush=True)
         readers.append(taught(kind, trainer, lesson))
-    times = token_seconds(trainers, LENGTHS, options.timed_tokens, REPEATS)
-    console.print(accuracy_table(readers, lesson), time_table(times))
+    times = timed(trainers, options.timed_tokens)
+    console.print(accuracy_table(readers, lesson), *(time_table(how, found) for how, found in times.items()))
     page = write_story(folder, readers, lesson, times, notes(readers, lesson, settings, steps))
     print(*figures(readers, lesson), f"all of it took {time.perf_counter() - began:.0f} s", page, sep="\n")
     return 0
@@ -125,9 +127,18 @@ def whole(reader: Reader, way: str) -> Share:
     return Share(sum(reader.right[way]), len(reader.right[way]))
 
 
-def time_table(times: Mapping[str, Mapping[int, float]]) -> Table:
+def timed(trainers: Mapping[str, Seq2SeqTrainer], tokens: int) -> dict[str, Times]:
+    """Training time a token on one thread, and where there are more on all of them, which only what is parallel can share."""
+    threads = torch.get_num_threads()
+    found = {"one thread, CPU time": token_seconds(trainers, LENGTHS, tokens, REPEATS)}
+    if threads > 1:
+        found[f"{threads} threads, wall clock"] = token_seconds(trainers, LENGTHS, tokens, REPEATS, threads)
+    return found
+
+
+def time_table(how: str, times: Times) -> Table:
     """Training time a token by the length of a row."""
-    drawn = Table("tokens of a row", *(READERS[kind] for kind in times), title="microseconds of CPU time a token, forward and backward, one thread")
+    drawn = Table("tokens of a row", *(READERS[kind] for kind in times), title=f"microseconds a token, forward and backward; {how}")
     for length in LENGTHS:
         drawn.add_row(str(length), *(f"{1e6 * found[length]:.1f}" for found in times.values()))
     return drawn
@@ -147,10 +158,11 @@ def notes(readers: Sequence[Reader], lesson: Lesson, settings: Settings, steps: 
     ]
 
 
-def write_story(folder: Path, readers: Sequence[Reader], lesson: Lesson, times: Mapping[str, Mapping[int, float]], told: Sequence[str]) -> Path:
+def write_story(folder: Path, readers: Sequence[Reader], lesson: Lesson, times: Mapping[str, Times], told: Sequence[str]) -> Path:
     """Write the page; return its path."""
     curves = [(Chart("Accuracy by the length of the source", "exact match, greedy, with standard errors", over="source tokens"), accuracy_lines(readers, lesson))]
-    curves.append((Chart("Training time by the length of a row", "microseconds of CPU time a token", over="tokens of a row"), time_lines(times)))
+    for how, found in times.items():
+        curves.append((Chart(f"Training time a token, {how}", "microseconds, forward and backward", over="tokens of a row"), time_lines(found)))
     return write_page(
         folder / "page.html", {reader.name: Path(reader.trainer.args.output_dir) for reader in readers}, title="What attention replaced", notes=told,
         figures=[line.split(None, 1) for line in figures(readers, lesson)], curves=[(chart, lines) for chart, lines in curves if lines],
@@ -169,7 +181,7 @@ def accuracy_lines(readers: Sequence[Reader], lesson: Lesson, least: int = LEAST
     return lines
 
 
-def time_lines(times: Mapping[str, Mapping[int, float]]) -> list[Line]:
+def time_lines(times: Times) -> list[Line]:
     """A curve a model, in microseconds."""
     return [Line(READERS[kind], list(found), [1e6 * seconds for seconds in found.values()], place_of(kind), place_of(kind)) for kind, found in times.items()]
 
