@@ -2,9 +2,9 @@
 
 python benchmarks/attention_story.py                                  three seeds of all three, one after the other, on one thread
 python benchmarks/attention_story.py --seeds 1 --models attention     one of them
-python benchmarks/attention_story.py --max_steps 4000 --output runs/shorter.jsonl
+python benchmarks/attention_story.py --max_steps 4000 --results runs/shorter.jsonl
 
-What `seodang demo-attention` teaches, as it does. Each model's figures are a line of the output as soon as there are any; what stands there of the same settings is
+What `seodang demo-attention` teaches, as it does. Each model's figures are a line of the results as soon as there are any; what stands there of the same settings is
 not trained again, so that a run that was ended goes on where it was.
 """
 
@@ -30,20 +30,20 @@ class Options:
 
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of the weights, the rows and their order."})
     models: list[str] = field(default_factory=lambda: list(READERS), metadata={"help": "Which are trained."})
-    output: str = field(default="runs/attention-story.jsonl", metadata={"help": "Where each model's figures are written, and read again."})
+    results: str = field(default="runs/attention-story.jsonl", metadata={"help": "Where each model's figures are written, and read again."})
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
     settings, options = parse(argv, Settings, Options, prog="attention_story", description=__doc__)
-    output = Path(options.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    results = Path(options.results)
+    results.parent.mkdir(parents=True, exist_ok=True)
     for seed in options.seeds:
         for kind in options.models:
-            if not any(sought(found, kind, replace(settings, seed=seed)) for found in read(output)):
-                with output.open("a", encoding="utf-8") as file:
+            if not any(sought(found, kind, replace(settings, seed=seed)) for found in read(results)):
+                with results.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(measured(kind, replace(settings, seed=seed))) + "\n")
-    found = [one for one in read(output) if any(sought(one, kind, replace(settings, seed=seed)) for kind in options.models for seed in options.seeds)]
+    found = [one for one in read(results) if any(sought(one, kind, replace(settings, seed=seed)) for kind in options.models for seed in options.seeds)]
     print(*lines(found), sep="\n")
     return 0
 

@@ -1,17 +1,18 @@
 """Three encoder-decoders taught the same rows, an LSTM with the context vector alone, an LSTM with attention and a Transformer, and what is measured of each."""
 
 import random
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from seodang.data.errors import UserError
 from seodang.data.seq2seq.packing import Row, pack_alike
@@ -32,6 +33,7 @@ READERS = {"context": "LSTM, context vector alone", "attention": "LSTM with atte
 TASKS = {task: 1.0 for task in KINDS["numbers"]}
 GROUPS = {"under 8": range(1, 8), "8 to 9": range(8, 10), "10 and more": range(10, 1000)}  # tokens of a source, its task and its end counted
 WAYS = {"greedy": {}, "beam 4": {"num_beams": 4}}
+TRIED_STEPS = 30
 CPU = torch.device("cpu")
 
 
@@ -67,11 +69,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What is read: the batches, in their order, and the held-out questions with their sources' ids."""
+    """What is read: the batches, in their order, and the held-out questions with their sources' ids, and the task of each."""
 
     tokenizer: PreTrainedTokenizerBase
     batches: list[Row]
     questions: list[HeldOut]
+    tasks: list[str]
 
     @property
     def longest(self) -> int:
@@ -136,7 +139,7 @@ def lesson_of(settings: Settings) -> Lesson:
     while len(batches) < settings.max_steps:  # each time through in another order
         batches += random.Random(f"{settings.seed} {len(batches)}").sample(alike, len(alike))
     questions = [HeldOut(row["input_ids"], record["target"]) for row, record in zip(asked, held, strict=True)]
-    return Lesson(tokenizer, batches[: settings.max_steps], questions)
+    return Lesson(tokenizer, batches[: settings.max_steps], questions, [record["task"] for record in held])
 
 
 def untrained_reader(kind: str, settings: Settings, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -152,16 +155,36 @@ def untrained_reader(kind: str, settings: Settings, tokenizer: PreTrainedTokeniz
     return untrained(config, settings.seed, torch.float32, CPU, AutoModelForSeq2SeqLM)
 
 
-def trainer_of(kind: str, settings: Settings, lesson: Lesson, folder: Path) -> Seq2SeqTrainer:
-    """The trainer of a model, each of whose steps is a batch of the lesson, in their order."""
+def trainer_of(kind: str, settings: Settings, lesson: Lesson, folder: Path, callbacks: Sequence[TrainerCallback] = (), **more: Any) -> Seq2SeqTrainer:
+    """The trainer of a model, each of whose steps is a batch of the lesson, in their order; `more` are further arguments of it."""
+    how = {"logging_steps": max(settings.max_steps // 40, 1), **more}
     args = Arguments(
         str(folder / kind), learning_rate=settings.learning_rate(kind), lr_scheduler_type="cosine", warmup_steps=0.05, weight_decay=0.0, seed=settings.seed,
-        max_steps=settings.max_steps, per_device_train_batch_size=1, train_sampling_strategy="sequential", logging_steps=max(settings.max_steps // 40, 1),
-        save_strategy="no", use_cpu=True,
+        max_steps=settings.max_steps, per_device_train_batch_size=1, train_sampling_strategy="sequential", save_strategy="no", use_cpu=True, **how,
     )  # fmt: skip
     model = untrained_reader(kind, settings, lesson.tokenizer)
     provenance = Provenance(data="numbers and their words", paradigm="seq2seq")
-    return seq2seq_trainer(model, lesson.tokenizer, lesson.batches, args, provenance=provenance)
+    return seq2seq_trainer(model, lesson.tokenizer, lesson.batches, args, provenance=provenance, callbacks=callbacks)
+
+
+class StepClock(TrainerCallback):
+    """Notes when each step ends."""
+
+    def __init__(self):
+        self.ends: list[float] = []
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        """Note the time."""
+        self.ends.append(time.perf_counter())
+
+
+def step_seconds(kind: str, settings: Settings, lesson: Lesson) -> float:
+    """What a step takes by the wall clock, the optimizer's part and the trainer's included: found by making some with a model that is thrown away."""
+    clock = StepClock()
+    with tempfile.TemporaryDirectory() as folder:
+        trial = replace(settings, max_steps=TRIED_STEPS)
+        trainer_of(kind, trial, lesson, Path(folder), [clock], logging_strategy="no", report_to="none", disable_tqdm=True).train()
+    return median(end - start for start, end in pairwise(clock.ends))
 
 
 def taught(kind: str, trainer: Seq2SeqTrainer, lesson: Lesson) -> Reader:

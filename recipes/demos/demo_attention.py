@@ -10,12 +10,13 @@ same order; the learning rates are each kind's own.
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from seodang.data.errors import UserError
 from seodang.infer.explain.attention_map import cross_attention_maps
@@ -34,19 +35,18 @@ from seodang.recipes.demos.attention_story import (
     lesson_of,
     parameters,
     refusal,
+    step_seconds,
     taught,
     token_seconds,
     trainer_of,
 )
 from seodang.recipes.options.parser import command, parse
 from seodang.train import Seq2SeqTrainer
-from seodang.train.rollouts.eval_generation import HeldOut
 from seodang.train.run.heat_map import heat_map
 from seodang.train.run.line_chart import Line
 from seodang.train.run.run_page import Chart, Picture, write_page
-from seodang.train.stages.plan import plan
 
-FLOOR = 1500  # steps that a slow machine makes all the same: with fewer no alignment is learned
+FLOOR = 3000  # steps that a slow machine makes all the same: with fewer no alignment is learned
 LENGTHS = (8, 16, 32, 64, 128, 256)  # of rows whose training is timed
 REPEATS = 5  # timed passes
 DRAWN = ("en>digits", "digits>ko")  # tasks of which an answer's attention is drawn
@@ -66,6 +66,7 @@ class DemoOptions:
         for name in ("minutes", "timed_tokens"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} must be above 0, got {getattr(self, name)}")
+        self.models = list(dict.fromkeys(self.models))
         if wrong := [name for name in self.models if name not in READERS]:
             raise UserError(f"there is no model {wrong[0]!r}: choose among {', '.join(READERS)}")
 
@@ -77,26 +78,23 @@ def main(argv: list[str] | None = None) -> int:
     print("this takes about 10 minutes on two cores: three models are trained in turn", flush=True)
     lesson = lesson_of(settings)
     print(f"rows            {settings.rows:,} to train on, {len(lesson.questions):,} held out: {', '.join(TASKS)}", flush=True)
-    trainers = {kind: trainer_of(kind, settings, lesson, folder) for kind in dict.fromkeys(options.models)}
-    steps = within(options, settings, trainers)
+    settings = within(options, settings, lesson)
+    trainers = {kind: trainer_of(kind, settings, lesson, folder) for kind in options.models}
     readers = []
     for kind, trainer in trainers.items():
-        print(f"{READERS[kind]}: {parameters(trainer.model):,} weights, {steps:,} steps of {settings.batch} rows, learning rate {settings.learning_rate(kind):g}", flush=True)
+        print(f"{READERS[kind]}: {parameters(trainer.model):,} weights, {settings.max_steps:,} steps of {settings.batch} rows, learning rate {settings.learning_rate(kind):g}", flush=True)
         readers.append(taught(kind, trainer, lesson))
     times = timed(trainers, options.timed_tokens)
     console.print(accuracy_table(readers, lesson), *(time_table(how, found) for how, found in times.items()))
-    page = write_story(folder, readers, lesson, times, notes(readers, lesson, settings, steps))
+    page = write_story(folder, readers, lesson, times, notes(readers, lesson, settings))
     print(*figures(readers, lesson), f"all of it took {time.perf_counter() - began:.0f} s", page, sep="\n")
     return 0
 
 
-def within(options: DemoOptions, settings: Settings, trainers: Mapping[str, Seq2SeqTrainer]) -> int:
-    """Cut the steps, of all models alike, to those that the minutes allow them together, but not below the floor; return them."""
-    seconds = sum(plan(trainer).step_seconds for trainer in trainers.values())
-    steps = min(settings.max_steps, max(int(60 * options.minutes / seconds), FLOOR))
-    for trainer in trainers.values():
-        trainer.args.max_steps = steps
-    return steps
+def within(options: DemoOptions, settings: Settings, lesson: Lesson) -> Settings:
+    """The same with fewer steps, of all models alike, where they would take more minutes together; but not fewer than the floor."""
+    seconds = sum(step_seconds(kind, settings, lesson) for kind in options.models)
+    return replace(settings, max_steps=min(settings.max_steps, max(int(60 * options.minutes / seconds), FLOOR)))
 
 
 # What came of it
@@ -144,14 +142,14 @@ def time_table(how: str, times: Times) -> Table:
     return drawn
 
 
-def notes(readers: Sequence[Reader], lesson: Lesson, settings: Settings, steps: int) -> list[str]:
+def notes(readers: Sequence[Reader], lesson: Lesson, settings: Settings) -> list[str]:
     """What is compared, and how, in paragraphs."""
     taught_by = ", ".join(f"{reader.name}: {parameters(reader.model):,} weights, learning rate {settings.learning_rate(reader.kind):g}" for reader in readers)
     refused = {reader.name: text for reader in readers if (text := refusal(reader, lesson))}
     told = [f"The {name} refuses it: {text}." for name, text in refused.items()]
     return [
         "Numbers and their words, in English and Korean, both ways. What is measured are numbers that none has read. "
-        f"All saw the same {steps:,} batches of {settings.batch} rows of like lengths, in the same order: rows are shared, not seconds, which the table tells.",
+        f"All saw the same {settings.max_steps:,} batches of {settings.batch} rows of like lengths, in the same order: rows are shared, not seconds, which the table tells.",
         f"{taught_by}. {settings.layers} layers of {settings.d_model} in encoder and decoder each, Adam, a cosine behind a warmup of a twentieth, no dropout. "
         "The Transformer's norms stand before its sublayers; the paper's, behind them, need a longer warmup.",
         "The engine decodes all of them greedily and by beams. " + " ".join(["Prompt lookup has guesses judged and cuts wrong ones out of the past.", *told]),
@@ -166,16 +164,16 @@ def write_story(folder: Path, readers: Sequence[Reader], lesson: Lesson, times: 
     return write_page(
         folder / "page.html", {reader.name: Path(reader.trainer.args.output_dir) for reader in readers}, title="What attention replaced", notes=told,
         figures=[line.split(None, 1) for line in figures(readers, lesson)], curves=[(chart, lines) for chart, lines in curves if lines],
-        pictures=[picture for reader in readers if reader.kind != "context" for picture in attention_pictures(reader, lesson)],
+        pictures=list(attention_pictures([reader for reader in readers if reader.kind != "context"], lesson)),
         tables={"Exact match by tokens of the source": accuracy_rows(readers, lesson)},
     )  # fmt: skip
 
 
-def accuracy_lines(readers: Sequence[Reader], lesson: Lesson, least: int = LEAST) -> list[Line]:
+def accuracy_lines(readers: Sequence[Reader], lesson: Lesson) -> list[Line]:
     """A curve a model."""
     lines = []
     for reader in readers:
-        shares = by_length(lesson.lengths, reader.right["greedy"], least)
+        shares = by_length(lesson.lengths, reader.right["greedy"], LEAST)
         values, errors = [share.value for share in shares.values()], [share.error for share in shares.values()]
         lines += [Line(reader.name, list(shares), values, place_of(reader.kind), place_of(reader.kind), errors)] if shares else []
     return lines
@@ -194,28 +192,31 @@ def place_of(kind: str) -> int:
 # What it looks at
 
 
-def attention_pictures(reader: Reader, lesson: Lesson) -> Iterator[Picture]:
-    """For an answer of each task that is drawn what each of its tokens looked at: by layer the mean of the heads, and of the first answer each head of the last layer."""
-    names = TokenLabels(lesson.tokenizer)
+def attention_pictures(readers: Sequence[Reader], lesson: Lesson) -> Iterator[Picture]:
+    """For a source of each task that is drawn what each token of the answers to it looked at: by layer the mean of the heads, and once each head of the last."""
     for number, task in enumerate(DRAWN):
-        question, answer = drawn_answer(reader, lesson, task)
-        ids = lesson.tokenizer(answer)["input_ids"]
-        across, down = [*map(names, question.prompt)], [*map(names, ids)]
-        maps = cross_attention_maps(reader.model, question.prompt, ids)
-        for layer, heads in enumerate(maps, start=1):
-            where = f", layer {layer}, mean of {len(heads)} heads" if len(heads) > 1 else ""
-            yield heat_map(f"{reader.name}{where}: {task}", heads.mean(dim=0), down, across)
-        if number == 0 and len(maps[-1]) > 1:
-            for head, weights in enumerate(maps[-1], start=1):
-                yield heat_map(f"{reader.name}, layer {len(maps)}, head {head}: {task}", weights, down, across)
+        place = drawn_place(readers, lesson, task)
+        for reader in readers:
+            across, down, maps = looked_at(reader, lesson, place)
+            for layer, heads in enumerate(maps, start=1):
+                where = f", layer {layer}, mean of {len(heads)} heads" if len(heads) > 1 else ""
+                yield heat_map(f"{reader.name}{where}: {task}", heads.mean(dim=0), down, across)
+            if number == 0 and len(maps[-1]) > 1:
+                for head, weights in enumerate(maps[-1], start=1):
+                    yield heat_map(f"{reader.name}, layer {len(maps)}, head {head}: {task}", weights, down, across)
 
 
-def drawn_answer(reader: Reader, lesson: Lesson, task: str) -> tuple[HeldOut, str]:
-    """The longest source of a task that the model answers rightly, else the longest, and the answer."""
-    asked = zip(lesson.questions, reader.answers["greedy"], reader.right["greedy"], strict=True)
-    of_task = [each for each in asked if lesson.tokenizer.decode(each[0].prompt).startswith(f"{task}: ")]
-    question, answer, _ = max(of_task, key=lambda each: (each[2], len(each[0].prompt)))
-    return question, answer
+def looked_at(reader: Reader, lesson: Lesson, place: int) -> tuple[list[str], list[str], list[Tensor]]:
+    """The names of a source's tokens and of those of the model's answer, and by layer the weights that its pass over them gives, [heads, answer, source]."""
+    names, source = TokenLabels(lesson.tokenizer), lesson.questions[place].prompt
+    answer = lesson.tokenizer(reader.answers["greedy"][place])["input_ids"]
+    return [*map(names, source)], [*map(names, answer)], cross_attention_maps(reader.model, source, answer)
+
+
+def drawn_place(readers: Sequence[Reader], lesson: Lesson, task: str) -> int:
+    """Which question of a task is drawn: the longest of those that most of the models answer rightly."""
+    places = [place for place, each in enumerate(lesson.tasks) if each == task]
+    return max(places, key=lambda place: (sum(reader.right["greedy"][place] for reader in readers), lesson.lengths[place]))
 
 
 def figures(readers: Sequence[Reader], lesson: Lesson) -> Iterator[str]:
