@@ -145,14 +145,16 @@ def time_table(how: str, times: Times) -> Table:
 def notes(readers: Sequence[Reader], lesson: Lesson, settings: Settings) -> list[str]:
     """What is compared, and how, in paragraphs."""
     taught_by = ", ".join(f"{reader.name}: {parameters(reader.model):,} weights, learning rate {settings.learning_rate(reader.kind):g}" for reader in readers)
-    refused = {reader.name: text for reader in readers if (text := refusal(reader, lesson))}
-    told = [f"The {name} refuses it: {text}." for name, text in refused.items()]
+    refused: dict[str, list[str]] = {}
+    for reader in readers:
+        refused.setdefault(refusal(reader, lesson), []).append(reader.name)
+    told = [f"With {' and '.join(names)} it is refused: {text}." for text, names in refused.items() if text]
     return [
         "Numbers and their words, in English and Korean, both ways. What is measured are numbers that none has read. "
         f"All saw the same {settings.max_steps:,} batches of {settings.batch} rows of like lengths, in the same order: rows are shared, not seconds, which the table tells.",
         f"{taught_by}. {settings.layers} layers of {settings.d_model} in encoder and decoder each, Adam, a cosine behind a warmup of a twentieth, no dropout. "
         "The Transformer's norms stand before its sublayers; the paper's, behind them, need a longer warmup.",
-        "The engine decodes all of them greedily and by beams. " + " ".join(["Prompt lookup has guesses judged and cuts wrong ones out of the past.", *told]),
+        "The engine decodes all of them greedily and by beams. " + " ".join(["Prompt lookup has guesses judged, and the wrong ones cut out of the past.", *told]),
     ]
 
 
