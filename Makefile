@@ -4,7 +4,7 @@ export PYTHON TORCH
 ready := .venv/ready
 pytest := -m pytest -c tests/pytest.ini -n auto --dist worksteal --durations=10
 
-.PHONY: help setup setup-browser demo demo-diffusion demo-encoder demo-pretrain demo-rlhf demo-attention test test-full test-newest clean
+.PHONY: help setup setup-browser demo demo-diffusion demo-encoder demo-pretrain demo-rlhf demo-seq2seq demo-attention test test-full test-newest clean
 
 help:
 	@echo "make demo         fine-tune the default model on real triplets, before and after (minutes)"
@@ -12,6 +12,7 @@ help:
 	@echo "make demo-pretrain  train a small decoder from nothing on Python's documentation, beside gzip (6 minutes)"
 	@echo "make demo-rlhf    reward model, PPO and DPO on the default model, with a page of curves (15 minutes)"
 	@echo "make demo-encoder  teach the default encoder to tell good reviews from bad, beside a regression on its frozen vectors (minutes)"
+	@echo "make demo-seq2seq  train a small Transformer from nothing on dates, numbers and countries, by exact match (6 minutes)"
 	@echo "make demo-attention  two LSTMs and a Transformer learn the same rows: a page of why attention won (10 minutes)"
 	@echo "make test         run every test but the longest"
 	@echo "make test-full    run all tests: real training, servers under load"
@@ -46,6 +47,9 @@ demo-rlhf: $(ready)
 
 demo-encoder: $(ready)
 	@.venv/bin/seodang demo-encoder $(ARGS)
+
+demo-seq2seq: $(ready)
+	@.venv/bin/seodang demo-seq2seq $(ARGS)
 
 demo-attention: $(ready)
 	@.venv/bin/seodang demo-attention $(ARGS)

@@ -123,8 +123,7 @@ def build(options: DemoOptions, sizes: Sizes, tokenizer: PreTrainedTokenizerBase
 
 def within(options: DemoOptions, trainer: PretrainTrainer, whole: Plan) -> Plan:
     """Cut the steps to those that the minutes allow, but not below the floor; evaluations come five times."""
-    in_time = int(whole.steps * 60 * options.minutes / whole.seconds)
-    trainer.args.max_steps = min(whole.steps, max(in_time, FLOOR))
+    trainer.args.max_steps = whole.steps_within(options.minutes, FLOOR)
     trainer.args.eval_steps = max(trainer.args.max_steps // 5, 1)
     return whole.of_steps(trainer.args.max_steps)
 

@@ -33,6 +33,10 @@ class Plan:
         share = steps / self.steps
         return replace(self, steps=steps, tokens=share * self.tokens, seconds=share * self.seconds)
 
+    def steps_within(self, minutes: float, least: int) -> int:
+        """How many of its steps can be made in so many minutes, but so many at least where there are as many."""
+        return min(self.steps, max(int(self.steps * 60 * minutes / self.seconds), least))
+
     def lines(self) -> list[str]:
         """The plan for people, in lines."""
         gib = 2**30
