@@ -4,7 +4,7 @@ export PYTHON TORCH
 ready := .venv/ready
 pytest := -m pytest -c tests/pytest.ini -n auto --dist worksteal --durations=10
 
-.PHONY: help setup setup-browser demo demo-diffusion demo-encoder demo-pretrain demo-rlhf demo-seq2seq test test-full test-newest clean
+.PHONY: help setup setup-browser demo demo-diffusion demo-encoder demo-pretrain demo-rlhf demo-seq2seq demo-attention test test-full test-newest clean
 
 help:
 	@echo "make demo         fine-tune the default model on real triplets, before and after (minutes)"
@@ -13,6 +13,7 @@ help:
 	@echo "make demo-rlhf    reward model, PPO and DPO on the default model, with a page of curves (15 minutes)"
 	@echo "make demo-encoder  teach the default encoder to tell good reviews from bad, beside a regression on its frozen vectors (minutes)"
 	@echo "make demo-seq2seq  train a small Transformer from nothing on dates, numbers and countries, by exact match (6 minutes)"
+	@echo "make demo-attention  two LSTMs and a Transformer learn the same rows: a page of why attention won (10 minutes)"
 	@echo "make test         run every test but the longest"
 	@echo "make test-full    run all tests: real training, servers under load"
 	@echo "make test-newest  the tests of make test, in .venv-newest, with the newest libraries that pyproject.toml allows"
@@ -49,6 +50,9 @@ demo-encoder: $(ready)
 
 demo-seq2seq: $(ready)
 	@.venv/bin/seodang demo-seq2seq $(ARGS)
+
+demo-attention: $(ready)
+	@.venv/bin/seodang demo-attention $(ARGS)
 
 test: $(ready)
 	@.venv/bin/python $(pytest) -m "not full" tests $(ARGS)

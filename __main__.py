@@ -55,6 +55,7 @@ VERBS = {
     "demo-rlhf": "teach the default model to follow a rule: SFT, reward model, PPO and DPO in turn",
     "demo-encoder": "teach the default encoder to tell good reviews from bad, beside a regression on its frozen vectors",
     "demo-seq2seq": "train a small Transformer from nothing on dates, numbers and countries, and count the right answers",
+    "demo-attention": "teach two LSTMs and a Transformer the same rows, and show why attention won",
 }
 
 

@@ -182,8 +182,13 @@ class OfLSTM:
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """All of them evenly within 1 / sqrt(d_model), as torch has an LSTM's; the papers, of 1,000 units, have 0.08 and 0.1."""
-        if isinstance(module, (nn.LSTM, nn.Linear, nn.Embedding)):
+        """As torch has them: evenly within 1 / sqrt(d_model), but for words, which are normal, unless the head has the same.
+
+        The papers, of 1,000 units, have all within 0.08 and 0.1; words as small as that reach few units but weakly, and what aligns them is learned late.
+        """
+        if isinstance(module, nn.Embedding) and not self.config.tie_word_embeddings:
+            initialization.normal_(module.weight)
+        elif isinstance(module, (nn.LSTM, nn.Linear, nn.Embedding)):
             for parameter in module.parameters(recurse=False):
                 initialization.uniform_(parameter, -(self.config.d_model**-0.5), self.config.d_model**-0.5)
 

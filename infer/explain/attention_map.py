@@ -1,4 +1,4 @@
-"""What each position attends to, in one layer: a pass with the weights written out."""
+"""What each position attends to, in one layer, and an answer's steps to their source: a pass with the weights written out."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...data.errors import UserError
+from ..engine.scoring import first_ids
 from ..runners.architecture import context_limit, evaluating, transformers_model
 from ..runners.model_lock import configs_of, use_attention
 from ..runners.paradigm import refuse_diffusion
@@ -44,6 +45,31 @@ def attention_maps(model: nn.Module, ids: Sequence[int], layer: int) -> Tensor:
     if len(weights) <= layer or weights[layer] is None or weights[layer].shape[-2:] != (len(ids), len(ids)):
         raise UserError(f"{inner.config.model_type} does not tell the attention of layer {layer}: leave attention out")
     return weights[layer][0].float().cpu()
+
+
+@torch.no_grad()
+def cross_attention_maps(model: nn.Module, source: Sequence[int], answer: Sequence[int]) -> list[Tensor]:
+    """Return how much each step of an encoder-decoder's answer attends to each token of the source, for each layer: [heads, steps, source], on the CPU in float32.
+
+    Step i is the one that says answer[i], behind what comes before. The model is run once with eager attention and left as it was. Raises UserError
+    for a model that is no encoder-decoder, and for one that does not tell its weights.
+    """
+    inner = transformers_model(model)
+    if not inner.config.is_encoder_decoder:
+        raise UserError(f"{inner.config.model_type} has no encoder, at whose source its decoder could look: attention_maps tells what it has")
+    for name, ids, embeddings in (("the source", source, inner.get_input_embeddings()), ("the answer", answer, inner.get_output_embeddings())):
+        if not 0 < len(ids) <= LONGEST:
+            raise UserError(f"{name} has {len(ids)} tokens: attention can be shown of 1 to {LONGEST}")
+        check_ids(ids, embeddings.weight.shape[0], name)
+    first = first_ids(inner, list(answer))
+    device = inner.get_input_embeddings().weight.device
+    given = {"input_ids": [*source], "decoder_input_ids": [*first, *answer[:-1]]}
+    with use_attention(inner, configs_of(inner), "eager"), evaluating(inner):
+        out = inner(**{name: torch.tensor([ids], device=device) for name, ids in given.items()}, use_cache=False, output_attentions=True)
+    weights = getattr(out, "cross_attentions", None) or ()
+    if not weights or any(layer is None for layer in weights):
+        raise UserError(f"{inner.config.model_type} does not tell how its decoder attends to the source")
+    return [layer[0, :, len(first) - 1 :].float().cpu() for layer in weights]
 
 
 def parse_attention(text: str) -> tuple[int, int | None]:

@@ -133,6 +133,10 @@ FIRST: dict[str, dict[str, str]] = {
         "model": "norm_position d_model layers num_heads dropout vocab_size device dtype", "data": "rows heldout",
         "run": "output_dir max_steps minutes learning_rate seed",
     },
+    "demo-attention": {
+        "models": "models d_model layers heads lstm_learning_rate transformer_learning_rate", "data": "rows batch heldout",
+        "run": "output_dir max_steps minutes timed_tokens seed",
+    },
 }  # fmt: skip
 
 

@@ -1,17 +1,16 @@
 """What a classifier does, for people: scores by class, the confusion matrix and the reliability diagram, as text and as pictures."""
 
 from collections.abc import Sequence
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from ...infer.explain.diffusion_picture import families
 from ..maths.calibration import Reliability
 from ..maths.classification_metrics import ClassifierMetrics, class_scores
-from .line_chart import COLOURS, GRID, INK, NO_FACTS, inlined
+from .heat_map import plain, shade
+from .line_chart import COLOURS, GRID, GROUND, INK, svg
+from .run_page import Picture
 
 CONFUSION, RELIABILITY = "confusion.png", "reliability.png"
-GROUND = "#ffffff"  # on the page --ground, whatever its theme makes of it
 NUMBERED = 20  # classes up to which every cell of the matrix has its count in it
 SHOWN = 12  # classes of the matrix in the terminal
 BAR = 30  # characters of a share of 1
@@ -74,40 +73,34 @@ def write_pictures(folder: Path, found: ClassifierMetrics, names: Sequence[str])
     return drawn
 
 
-def pictures(found: ClassifierMetrics, names: Sequence[str]) -> list[tuple[str, str]]:
+def pictures(found: ClassifierMetrics, names: Sequence[str]) -> list[Picture]:
     """The same as titles and SVG for a page, told in words too."""
     drawn = []
     if found.matrix is not None:
         words = "; ".join(f"{name}: " + ", ".join(f"{count} as {other}" for other, count in zip(names, row, strict=True) if count)
                           for name, row in zip(names, found.matrix.tolist(), strict=True))  # fmt: skip
-        drawn.append(("Confusion matrix", svg(confusion_figure(found.matrix.tolist(), names), f"Confusion matrix. {words}.")))
+        drawn.append(Picture("Confusion matrix", svg(confusion_figure(found.matrix.tolist(), names), f"Confusion matrix. {words}.")))
     if found.reliability is not None:
         words = " ".join(reliability_lines(found.reliability)[1:]).replace("█", "").replace("|", "")
-        drawn.append(("Reliability", svg(reliability_figure(found.reliability), f"Confidence, share that is right, predictions, by bins: {' '.join(words.split())}")))
+        told = f"Confidence, share that is right, predictions, by bins: {' '.join(words.split())}"
+        drawn.append(Picture("Reliability", svg(reliability_figure(found.reliability), told)))
     return drawn
 
 
 def confusion_figure(matrix: Matrix, names: Sequence[str]) -> Any:
     """A matplotlib figure: a cell for each true class and predicted one, the darker the larger its share of the true class."""
     from matplotlib.figure import Figure  # the figure alone: no window, no global state
-    from matplotlib.patches import Rectangle
 
     count = len(names)
     side = min(max(3.2, 0.55 * count + 1.6), 12)
     figure = Figure(figsize=(side + 0.6, side), layout="constrained")
     axes = figure.subplots()
-    for row, counts in enumerate(matrix):
-        whole = sum(counts) or 1
+    shares = [[found / (sum(counts) or 1) for found in counts] for counts in matrix]
+    shade(axes, [[0.06 + 0.94 * share for share in row] for row in shares], names, names)
+    axes.set(xlabel="predicted", ylabel="true")
+    for row, counts in enumerate(matrix if count <= NUMBERED else ()):
         for column, found in enumerate(counts):
-            share = found / whole
-            axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=COLOURS[0], alpha=0.06 + 0.94 * share, linewidth=0))
-            if count <= NUMBERED:
-                axes.text(column, row, f"{found:,d}", ha="center", va="center", color=GROUND if share > 0.5 else INK)
-    axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5), aspect="equal", xlabel="predicted", ylabel="true")
-    as_it_stands = {"fontfamily": families(), "parse_math": False}
-    axes.set_xticks(range(count), names, rotation=0 if max(map(len, names)) * count < 40 else 90, **as_it_stands)
-    axes.set_yticks(range(count), names, **as_it_stands)
-    _plain(axes)
+            axes.text(column, row, f"{found:,d}", ha="center", va="center", color=GROUND if shares[row][column] > 0.5 else INK)
     return figure
 
 
@@ -129,22 +122,5 @@ def reliability_figure(found: Reliability) -> Any:
     for axes in (above, below):
         axes.grid(axis="y", color=GRID)
         axes.set_axisbelow(True)
-        _plain(axes)
+        plain(axes)
     return figure
-
-
-def _plain(axes: Any) -> None:
-    axes.tick_params(length=0, labelcolor=INK)
-    axes.spines[:].set_visible(False)
-    axes.xaxis.label.set_color(INK)
-    axes.yaxis.label.set_color(INK)
-
-
-def svg(figure: Any, label: str) -> str:
-    """A figure as a part of a page, in the page's colours, with its description."""
-    from matplotlib import rc_context
-
-    text = StringIO()
-    with rc_context({"svg.hashsalt": "seodang", "svg.fonttype": "none"}):
-        figure.savefig(text, format="svg", transparent=True, metadata=NO_FACTS)
-    return inlined(text.getvalue(), label).replace(GROUND, "var(--ground)")

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from html import escape
 from io import StringIO
 from math import isfinite
+from typing import Any
 
 COLOURS = ("#1f66ad", "#b34700", "#0b6b3a", "#8a2d8a", "#8a6a00", "#a3161a")  # on the page --c0 to --c5, whatever its theme makes of them
-INK, GRID = "#5c5c5c", "#d4d6d9"  # --quiet and --line
+INK, GRID, GROUND = "#5c5c5c", "#d4d6d9", "#ffffff"  # --quiet, --line and --ground
 INCHES = (5.6, 2.4)
 WIDTH = 2.0  # of a line, in points
 DASHES: tuple[tuple[float, ...], ...] = ((), (3.5, 2), (1, 2), (5, 1.5, 1, 1.5))  # in widths of the line
@@ -18,13 +19,14 @@ NO_FACTS = {"Date": None, "Creator": None, "Format": None, "Type": None}  # the 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: its steps and finite values; `colour` tells runs apart, `dash` the values of one run."""
+    """One curve: its steps and finite values; `colour` tells runs apart, `dash` the values of one run. `errors`, one a value, are bars as far up and down."""
 
     name: str
     steps: Sequence[float]
     values: Sequence[float]
     colour: int = 0
     dash: int = 0
+    errors: Sequence[float] = ()
 
     @property
     def style(self) -> str:
@@ -39,29 +41,40 @@ def finite(name: str, points: Sequence[tuple[float, float]], colour: int = 0, da
     return Line(name, [step for step, _ in kept], [value for _, value in kept], colour, dash)
 
 
-def line_chart(title: str, lines: Sequence[Line], unit: str = "") -> str:
-    """The lines over their steps as SVG text, each a `g` of the class `curve`; empty where no line has a point."""
+def line_chart(title: str, lines: Sequence[Line], unit: str = "", over: str = "step") -> str:
+    """The lines over their steps, or what these are `over`, as SVG text, each a `g` of the class `curve`; empty where no line has a point."""
     lines = [line for line in lines if line.values]
     if not lines:
         return ""
     from matplotlib import rc_context
     from matplotlib.figure import Figure  # the figure alone: no window, no global state
 
-    text = StringIO()
-    with rc_context({"svg.hashsalt": "seodang", "svg.fonttype": "none", "axes.edgecolor": INK, "text.color": INK}):
+    with rc_context({"axes.edgecolor": INK, "text.color": INK}):
         figure = Figure(figsize=INCHES, layout="constrained")
         axes = figure.subplots()
         for line in lines:
+            colour = COLOURS[line.colour % len(COLOURS)]
+            if line.errors:
+                axes.errorbar(line.steps, line.values, line.errors, fmt="none", ecolor=colour, elinewidth=WIDTH / 2, clip_on=False)
             axes.plot(
-                line.steps, line.values, color=COLOURS[line.colour % len(COLOURS)], linestyle=(0, DASHES[line.dash % len(DASHES)] or None), linewidth=WIDTH,
+                line.steps, line.values, color=colour, linestyle=(0, DASHES[line.dash % len(DASHES)] or None), linewidth=WIDTH,
                 marker="o" if len(line.steps) <= DOTTED_UP_TO else "", markersize=3.5, clip_on=False, gid="curve",
             )  # fmt: skip
         axes.grid(axis="y", color=GRID, clip_on=False)
-        axes.set_xlabel("step", color=INK)
+        axes.set_xlabel(over, color=INK)
         axes.tick_params(length=0, labelcolor=INK)
         axes.spines[["top", "right"]].set_visible(False)
+        return svg(figure, f"{title}{f' ({unit})' if unit else ''}. " + " ".join(in_words(line, over) for line in lines))
+
+
+def svg(figure: Any, label: str) -> str:
+    """A figure as a part of a page, in the page's colours, with its description."""
+    from matplotlib import rc_context
+
+    text = StringIO()
+    with rc_context({"svg.hashsalt": "seodang", "svg.fonttype": "none"}):
         figure.savefig(text, format="svg", transparent=True, metadata=NO_FACTS)
-    return inlined(text.getvalue(), f"{title}{f' ({unit})' if unit else ''}. " + " ".join(map(in_words, lines)))
+    return inlined(text.getvalue(), label)
 
 
 def inlined(svg: str, label: str) -> str:
@@ -69,17 +82,17 @@ def inlined(svg: str, label: str) -> str:
     view, body = re.search(r'<svg[^>]*viewBox="([^"]*)"[^>]*>(.*)', svg, re.DOTALL).groups()
     body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>|font-family: [^;]*; ", "", body, flags=re.DOTALL)
     body = re.sub(r'<g id="(curve)?[^"]*"', lambda match: '<g class="curve"' if match[1] else "<g", body)
-    for name, colour in [*((f"c{place}", colour) for place, colour in enumerate(COLOURS)), ("quiet", INK), ("line", GRID)]:
+    for name, colour in [*((f"c{place}", colour) for place, colour in enumerate(COLOURS)), ("quiet", INK), ("line", GRID), ("ground", GROUND)]:
         body = body.replace(colour, f"var(--{name})")
     return f'<svg class="chart" viewBox="{view}" role="img" aria-label="{escape(label)}">{body}'
 
 
-def in_words(line: Line) -> str:
+def in_words(line: Line, over: str = "step") -> str:
     """What a curve shows, in a sentence: where it begins and ends, its least and greatest value."""
     first, last = line.values[0], line.values[-1]
     if len(line.values) == 1:
-        return f"{line.name}: {first:.4g} at step {line.steps[0]:g}."
-    span = f"from {first:.4g} at step {line.steps[0]:g} to {last:.4g} at step {line.steps[-1]:g}"
+        return f"{line.name}: {first:.4g} at {over} {line.steps[0]:g}."
+    span = f"from {first:.4g} at {over} {line.steps[0]:g} to {last:.4g} at {over} {line.steps[-1]:g}"
     return f"{line.name}: {span}, least {min(line.values):.4g}, greatest {max(line.values):.4g}."
 
 

@@ -1,9 +1,9 @@
 """A page of what runs did: the curves of one or several, side by side, and answers before and after."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...data.html_template import html_template
 from .callbacks import LOG, read_log
@@ -16,11 +16,12 @@ PPO_CURVES = ("reward/mean", "kl", "length/mean", "entropy")
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture of the page: the keys of log.jsonl that it draws, each with its name."""
+    """A picture of the page: the keys of log.jsonl that it draws, each with its name; or, without keys, what its lines are over."""
 
     title: str
     unit: str
-    keys: Mapping[str, str]
+    keys: Mapping[str, str] = field(default_factory=dict)
+    over: str = "step"
 
 
 CHARTS = (
@@ -54,6 +55,14 @@ class Sample:
     reward_after: float | None = None
 
 
+class Picture(NamedTuple):
+    """A picture that is no curve: its title, SVG that is safe to embed, and what it shows as rows of texts, the first the names of the columns."""
+
+    title: str
+    svg: str
+    values: Sequence[Sequence[str]] = ()
+
+
 Samples = Sequence[Sample] | Mapping[str, Sequence[Sample]]  # with a heading each, where there are several tables
 
 
@@ -77,20 +86,26 @@ def to_html(
     *,
     title: str = "Runs",
     figures: Sequence[tuple[str, Any]] = (),
-    pictures: Sequence[tuple[str, str]] = (),
+    notes: Sequence[str] = (),
+    curves: Sequence[tuple[Chart, Sequence[Line]]] = (),
+    pictures: Sequence[Picture] = (),
     tables: Mapping[str, Sequence[Sequence[str]]] | None = None,
 ) -> str:
     """A page of the entries of some runs' logs, by name, and of samples.
 
-    `pictures` are titles with SVG that is safe to embed; `tables` have a heading each and rows of texts, the first the names of the columns.
+    `notes` are paragraphs at its head, `curves` stand before those of the logs; `tables` have a heading each and rows of texts, the first the names of
+    the columns.
 
     It loads nothing, follows the reader's light or dark theme, works without scripts, tells every curve in words and numbers
     too, and everything that comes from data is escaped.
     """
     sampled = samples if isinstance(samples, Mapping) else {"Samples": samples}
-    charts = [(chart, lines, line_chart(chart.title, lines, chart.unit), table_of(lines)) for chart in CHARTS if (lines := lines_of(chart, logs))]
+    drawn = [*curves, *((chart, lines_of(chart, logs)) for chart in CHARTS)]
+    charts = [(chart, lines, line_chart(chart.title, lines, chart.unit, chart.over), table_of(lines)) for chart, lines in drawn if lines]
     shown = [(heading, any(map(has_reward, some)), some) for heading, some in sampled.items() if some]
-    return html_template(TEMPLATE).render(title=title, figures=figures, charts=charts, tables=shown, pictures=pictures, plain_tables=tables or {})
+    return html_template(TEMPLATE).render(
+        title=title, notes=notes, figures=figures, charts=charts, tables=shown, pictures=pictures, plain_tables=tables or {}
+    )
 
 
 def has_reward(sample: Sample) -> bool:

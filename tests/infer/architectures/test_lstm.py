@@ -144,11 +144,15 @@ def test_saved_and_loaded_by_transformers_names(fresh_own, tmp_path):
     close(trunk(**inputs).last_hidden_state, model(**inputs, output_hidden_states=True).decoder_hidden_states[-1])
 
 
-def test_new_weights_lie_evenly_within_the_root_of_the_size():
+@pytest.mark.parametrize("tied", [False, True])
+def test_new_weights_lie_evenly_within_the_root_of_the_size_and_words_are_normal_unless_the_head_has_them(tied):
     torch.manual_seed(0)
-    model = LSTMForConditionalGeneration(LSTMConfig(vocab_size=500, d_model=64, attention="dot"))
+    model = LSTMForConditionalGeneration(LSTMConfig(vocab_size=500, d_model=64, attention="dot", tie_word_embeddings=tied))
     for name, parameter in model.named_parameters():
-        assert 0.11 < parameter.max() <= 0.125 and -0.125 <= parameter.min() < -0.11, name
+        if "embed_tokens" in name and not tied:
+            assert abs(parameter.mean()) < 0.03 and abs(parameter.std() - 1) < 0.03, name
+        else:
+            assert 0.11 < parameter.max() <= 0.125 and -0.125 <= parameter.min() < -0.11, name
 
 
 def test_dropout_falls_between_layers_in_training_alone(fresh_own):

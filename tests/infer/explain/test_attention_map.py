@@ -1,10 +1,11 @@
-"""Attention maps: a hand computation on a tiny llama, the shape of probabilities, and what is refused."""
+"""Attention maps: hand computations on tiny models, the shape of probabilities, and what is refused."""
 
 import pytest
 import torch
 
 from seodang.data.errors import UserError
-from seodang.infer.explain.attention_map import attention_map, attention_maps, check_attention, parse_attention
+from seodang.infer.explain.attention_map import attention_map, attention_maps, check_attention, cross_attention_maps, parse_attention
+from seodang.infer.runners.end_to_end import END_TO_END, can_run_end_to_end
 
 IDS = [5, 9, 17, 30, 9, 64, 101]
 
@@ -89,3 +90,52 @@ def test_a_model_that_tells_no_weights_is_refused_by_name(tiny_llama, monkeypatc
     monkeypatch.setattr(type(tiny_llama), "forward", silent)
     with pytest.raises(UserError, match="llama does not tell the attention of layer 0"):
         attention_map(tiny_llama, IDS, 0)
+
+
+SOURCE, ANSWER = [5, 6, 7, 8, 2], [40, 41, 42, 2]
+
+
+@torch.no_grad()
+def test_what_an_lstm_looks_at_is_the_softmax_of_its_states_products_token_by_token(own):
+    model = own("lstm", attention="dot")
+    read = model.model.encoder(torch.tensor([SOURCE]))
+    states, past = [], (read.final_hidden, read.final_cell)  # [1, layers, d] each
+    for id in (0, *ANSWER[:-1]):
+        step = model.model.decoder.embed_tokens(torch.tensor([[id]]))
+        for i, layer in enumerate(model.model.decoder.layers):
+            step, (hidden, cell) = layer(step, tuple(part[:, i][None].contiguous() for part in past))
+            past = tuple(torch.cat([part[:, :i], new[0][:, None], part[:, i + 1 :]], dim=1) for part, new in zip(past, (hidden, cell), strict=True))
+        states.append(step[0, 0])
+    by_hand = torch.stack([(read.last_hidden_state[0] @ state).softmax(dim=0) for state in states])
+    [maps] = cross_attention_maps(model, SOURCE, ANSWER)
+    assert maps.shape == (1, len(ANSWER), len(SOURCE)) and by_hand.max() > 0.3
+    torch.testing.assert_close(maps[0], by_hand.float())
+
+
+@torch.no_grad()
+def test_what_a_transformer_looks_at_is_the_softmax_of_its_queries_and_keys_however_it_was_trained(fresh_own):
+    model, seen = fresh_own("transformer"), {}
+    assert can_run_end_to_end(model)
+    model.train()
+    hooks = [
+        getattr(layer.cross_attention, name).register_forward_hook(lambda module, given, out, place=(i, name): seen.update({place: out[0]}))
+        for i, layer in enumerate(model.model.decoder.layers) for name in ("q_proj", "k_proj")
+    ]  # fmt: skip
+    maps = cross_attention_maps(model, SOURCE, ANSWER)
+    for hook in hooks:
+        hook.remove()
+    for i, found in enumerate(maps):
+        query, key = (seen[i, name].unflatten(-1, (4, 8)).transpose(0, 1) for name in ("q_proj", "k_proj"))  # [heads, tokens, d]
+        torch.testing.assert_close(found, (query @ key.transpose(1, 2) / 8**0.5).softmax(dim=-1).float())
+    assert len(maps) == 2 and model.training and model.config._attn_implementation == END_TO_END
+
+
+def test_models_and_texts_without_cross_attention_are_refused(tiny, own):
+    refused = [
+        (tiny("llama"), SOURCE, ANSWER, "llama has no encoder"), (own("lstm"), SOURCE, ANSWER, "no attention that could be told"),
+        (own("transformer"), [], ANSWER, "the source has 0 tokens"), (own("transformer"), SOURCE, [2] * 513, "the answer has 513 tokens: .* 1 to 512"),
+        (own("transformer"), SOURCE, [128], "the answer has the id 128"),
+    ]  # fmt: skip
+    for model, source, answer, told in refused:
+        with pytest.raises(UserError, match=told):
+            cross_attention_maps(model, source, answer)

@@ -5,7 +5,7 @@ import torch
 from seodang.infer.explain.diffusion_picture import families
 from seodang.train.maths.classification_metrics import measure
 from seodang.train.run.classifier_report import confusion_figure, matrix_lines, pictures, reliability_lines, report_lines, write_pictures
-from seodang.train.run.run_page import to_html
+from seodang.train.run.run_page import Picture, to_html
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 
@@ -39,11 +39,11 @@ def test_a_bar_of_the_share_that_is_right_is_marked_where_it_should_end():
 
 
 def test_pictures_say_their_numbers_in_words_and_follow_the_pages_colours(tmp_path):
-    [(title, matrix), (other, reliable)] = pictures(found(), ["a", "b <i>"])
+    [(title, matrix, _), (other, reliable, _)] = pictures(found(), ["a", "b <i>"])
     assert (title, other) == ("Confusion matrix", "Reliability")
     assert "a: 1 as a, 1 as b &lt;i&gt;; b &lt;i&gt;: 2 as b &lt;i&gt;." in matrix and "0.700 0.000 1" in reliable
     assert "var(--c0)" in matrix and "#1f66ad" not in matrix + reliable and "<i>" not in matrix
-    page = to_html({}, pictures=[(title, matrix)], tables={"Worst": [("said",), ("<b>",)]})
+    page = to_html({}, pictures=[Picture(title, matrix)], tables={"Worst": [("said",), ("<b>",)]})
     assert matrix in page and "&lt;b&gt;" in page
     drawn = write_pictures(tmp_path, found(), ["a", "b"])
     assert [path.name for path in drawn] == ["confusion.png", "reliability.png"] and all(path.read_bytes()[:4] == b"\x89PNG" for path in drawn)

@@ -4,8 +4,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from seodang.train.run.line_chart import finite, in_words, line_chart, table_of
-from seodang.train.run.run_page import CHARTS, Sample, draw_curves, lines_of, panelled, to_html, write_page
+from seodang.train.run.line_chart import Line, finite, in_words, line_chart, table_of
+from seodang.train.run.run_page import CHARTS, Chart, Sample, draw_curves, lines_of, panelled, to_html, write_page
 
 VOID = {"meta", "br"}
 
@@ -61,6 +61,23 @@ def test_points_stand_where_their_values_say():
     assert [x for x, _ in points] == pytest.approx([across[0], (across[0] + across[10]) / 2, across[10]], abs=0.01)
     height = up[0] - up[1]
     assert height > 100 and [points[0][1] - y for _, y in points] == pytest.approx([0, height / 4, height], abs=0.01)
+
+
+def test_bars_reach_as_far_as_the_errors_of_their_values():
+    chart = line_chart("Accuracy", [Line("run", [0, 5, 10], [0.0, 0.5, 1.0], errors=[0.0, 0.25, 0.1])], over="source tokens")
+    _, up = ticks(chart)
+    [points], height = curves(chart), up[0] - up[1]
+    bars = re.findall(r'<path d="M \S+ (\S+) \nL \S+ (\S+) \n" style="fill: none; stroke: var\(--c0\)"', chart)
+    reached = [(float(low) - y, y - float(high)) for (_, y), (low, high) in zip(points, bars, strict=True)]
+    assert reached == [pytest.approx((height * error,) * 2, abs=0.01) for error in (0, 0.25, 0.1)]
+    assert ">source tokens<" in chart and "from 0 at source tokens 0 to 1 at source tokens 10" in chart
+
+
+def test_curves_of_ones_own_stand_before_the_logs_and_say_what_they_are_over():
+    page = to_html({"run": log([1, 2])}, curves=[(Chart("Accuracy", "share", over="source tokens"), [Line("LSTM", [7, 9], [0.5, 0.25])])])
+    assert re.findall(r"<h3>(\w+)", page)[:2] == ["Accuracy", "Reward"]
+    assert re.findall(r'<th scope="col">(source tokens|step)</th>', page) == ["source tokens", *["step"] * 4]
+    assert '<tr><th scope="row">9</th><td>0.25</td></tr>' in page
 
 
 def test_the_same_curves_give_the_same_picture():
