@@ -37,14 +37,10 @@ from seodang.train.stages.plan import plan
 class DiffusionOptions:
     """What kind of diffusion model it becomes; one that is of diffusion already stays what it is."""
 
-    mask_token: str | None = field(default=None, metadata={"help": "A special token that is not used, or a new one; by default its own."})
-    attention: str | None = field(
-        default=None, metadata={"help": "bidirectional (the default), prompt_causal (it is read once) or block_causal."}
-    )
-    block_length: int | None = field(default=None, metadata={"help": "block_causal: tokens of a block, which are filled in together behind finished blocks."})
-    shift: int | None = field(
-        default=None, metadata={"help": "1 reads token i at i - 1, 0 at i; 1 where weights spoke left to right."}
-    )
+    mask_token: str | None = field(default=None, metadata={"help": "An unused special token, or a new one; else its own."})
+    attention: str | None = field(default=None, metadata={"help": "bidirectional (default), prompt_causal, block_causal."})
+    block_length: int | None = field(default=None, metadata={"help": "block_causal: how many tokens a block has."})
+    shift: int | None = field(default=None, metadata={"help": "1 (unless from scratch) reads token i at i - 1, 0 at i."})
     end_of_text: str | None = field(default=None, metadata={"help": "The token that answers are filled up with. The one that ends a text by default."})
     scratch: bool = field(default=False, metadata={"help": "Begin from random weights. Of the model only its config and tokenizer are used."})
 

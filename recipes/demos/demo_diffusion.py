@@ -58,7 +58,7 @@ class DemoOptions:
     learning_rate: float = field(default=5e-5, metadata={"help": "Peak learning rate; with more, what the model knew of cities is lost."})
     twin_learning_rate: float = field(default=1e-4, metadata={"help": "That of the twin."})
     attention: str = field(default="prompt_causal", metadata={"help": "bidirectional, prompt_causal or block_causal."})
-    block_length: int | None = field(default=None, metadata={"help": "block_causal: tokens of a block, which are filled in together behind finished blocks."})
+    block_length: int | None = field(default=None, metadata={"help": "block_causal: how many tokens a block has."})
     shift: int = field(default=1, metadata={"help": "1 reads token i at position i - 1, 0 at its own."})
     weighting: str = field(default="one_over_t", metadata={"help": "one_over_t, cart or uniform."})
     schedule: str = field(default="linear", metadata={"help": "linear or cosine."})

@@ -185,7 +185,7 @@ def test_cart_counts_the_clean_blocks_before_and_nothing_behind():
     says = Diffusion(MASK, 0, "block_causal", 2)
     made = DenoisingCollator(replace(PLAIN, weighting="cart", cart_p=0.5), says, replace(CANVAS, multiple=2))
     seen = set()
-    for place in range(60):
+    for place in range(24):
         batch = made([{"input_ids": [60, 10, 11, 12, 13], "labels": [-100, 10, 11, 12, 13], DRAWN: (0, place)}])
         [(_, _, noisy)] = records(batch)
         own = batch["weights"][0, -4:].tolist()
@@ -193,7 +193,7 @@ def test_cart_counts_the_clean_blocks_before_and_nothing_behind():
         assert own[:2] == {(MASK, MASK): [0.25, 0.125], (10, MASK): [0, 0.375], (MASK, 11): [0.5, 0], (10, 11): [0, 0]}[tuple(noisy[:2])]
         assert own[2:] == {(MASK, MASK): [0.4375, 0.21875], (12, MASK): [0, 0.46875], (MASK, 13): [0.6875, 0], (12, 13): [0, 0]}[tuple(noisy[2:])]
         seen |= {tuple(noisy[:2]), tuple(noisy[2:])}
-    assert len(seen) == 8
+    assert len(seen) == 7  # both hidden is the same in both
 
 
 @pytest.mark.parametrize(("schedule", "complementary"), [("linear", False), ("cosine", True)])
