@@ -104,26 +104,26 @@ class DenoisingCollator:
         drawn = torch.rand(len(answer), generator=noise, dtype=torch.float64).tolist()
         rate = SCHEDULES[self.objective.schedule].rate
         masked = [drawn[place] < rate(own) for block, own in zip(blocks, times, strict=True) for place in block]
-        yield self._question(prompt, answer, masked, blocks, times, False)
+        yield self._question(prompt, answer, masked, times, False)
         if self.objective.complementary:
-            yield self._question(prompt, answer, [not each for each in masked], blocks, times, True)
+            yield self._question(prompt, answer, [not each for each in masked], times, True)
 
-    def _question(self, prompt: list[int], answer: list[int], masked: list[bool], blocks: list[range], times: list[float], complement: bool) -> Question:
+    def _question(self, prompt: list[int], answer: list[int], masked: list[bool], times: list[float], complement: bool) -> Question:
+        """What is asked of an answer with some tokens masked, each block at its time."""
         laid = noisy_record(prompt, answer, masked, self.diffusion)
         total = len(laid.input_ids)
         labels, targets, weights = [IGNORE_INDEX] * (total - len(answer)) + answer, [IGNORE_INDEX] * total, [0.0] * total
-        for block, time in zip(blocks, times, strict=True):
-            before = len(prompt) + block.start  # what the block sees without masks
-            own = self._weights([False] * before + masked[block.start : block.stop], time, complement)[before:]
+        for block, time in zip(blocks_of(len(answer), self.diffusion.block_length), times, strict=True):
+            own = self._weights(len(prompt) + block.start, masked[block.start : block.stop], time, complement)
             for place, weight in zip(block, own, strict=True):
                 if masked[place]:
                     targets[laid.read_at[place]], weights[laid.read_at[place]] = answer[place], weight
         return Question(laid.input_ids, laid.position_ids, labels, targets, weights, laid.causal, laid.copied)
 
-    def _weights(self, masked: list[bool], time: float, complement: bool) -> list[float]:
-        """What each masked token weighs of a block, with all that it sees before it."""
+    def _weights(self, before: int, masked: list[bool], time: float, complement: bool) -> list[float]:
+        """What each token of a block weighs, which sees so many clean tokens before it."""
         if self.objective.weighting == "cart":
-            return context_weights(masked, self.objective.cart_p)
+            return context_weights([False] * before + masked, self.objective.cart_p)[before:]
         weight = 1.0
         if self.objective.weighting == "one_over_t" and any(masked):
             weight = likelihood_weight(self.objective.schedule, time, complement)

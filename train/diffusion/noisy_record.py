@@ -2,7 +2,7 @@
 
 A block that is being filled in sees the finished ones before it as they were read when they were done, without masks. So that all blocks of an
 answer are learnt in one pass, the clean blocks stand first, and behind them a masked copy of each, at the same positions (Arriola et al. 2025,
-"Block Diffusion", section 3 and appendix B.6). `attend_both_ways` knows who sees whom. No copy sees the last block without masks, which is left out.
+"Block Diffusion", the vectorised training). `attend_both_ways` knows who sees whom. No copy sees the last block without masks, which is left out.
 """
 
 from collections.abc import Sequence

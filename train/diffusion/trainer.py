@@ -25,7 +25,7 @@ from ..models.reference import has_adapter
 from ..run.crash_safe import Provenance
 from ..stages.build import Stage
 from ..stages.sft import Rows, SftTrainer
-from .adapt import lies_end_to_end
+from .adapt import lies_end_to_end, refuse_attention
 from .canvas import Canvas, canvas_length, denoised_size
 from .collator import DenoisingCollator, record_of_each_token
 from .objective import DenoisingObjective
@@ -122,6 +122,7 @@ def diffusion_trainer(
     """
     objective = DenoisingObjective() if objective is None else objective
     says = diffusion_required(model)
+    refuse_attention(transformers_model(model), says.attention, objective.co_loss > 0)
     canvas_length(says, canvas.multiple)
     DENOISING.check(model, rows, eval_rows, lora=lora)
     end_to_end = set_attention(transformers_model(model))

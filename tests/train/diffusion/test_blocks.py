@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from seodang.data.errors import UserError
 from seodang.data.packing import pack
@@ -13,7 +14,7 @@ from seodang.infer import SamplingParams, generate
 from seodang.infer.checkpoint.load import load
 from seodang.infer.diffusion.schedule import blocks_of
 from seodang.infer.runners.open import open_runner
-from seodang.infer.runners.paradigm import Diffusion, diffusion_of
+from seodang.infer.runners.paradigm import Diffusion, declare, diffusion_of
 from seodang.train.diffusion.canvas import Canvas, canvas_length
 from seodang.train.diffusion.collator import DenoisingCollator
 from seodang.train.diffusion.noisy_record import noisy_record
@@ -100,7 +101,7 @@ def test_logits_are_those_of_the_engines_runner_that_keeps_finished_blocks(fresh
     with torch.no_grad():
         trained = iter(model(**batch).losses.tolist())
     runner = open_runner(model)
-    for (prompt, answer, noisy), again in zip(records(batch), itertools.repeat(None)):
+    for prompt, answer, noisy in records(batch):
         slot, found = runner.allocate(), []
         before = runner.forward([slot], [prompt], [1])
         runner.attend_both_ways(slot, True)
@@ -114,8 +115,8 @@ def test_logits_are_those_of_the_engines_runner_that_keeps_finished_blocks(fresh
             found += [-logits[place].log_softmax(-1)[answer[block.start + place]].item() for place, id in enumerate(own) if id == MASK]
             before = runner.forward([slot], [[answer[place] for place in block]], [1])
         runner.release([slot])
-        in_order = found if not says.shift else sorted_by_reading(found, noisy)
-        assert in_order == pytest.approx(list(itertools.islice(trained, len(found))), rel=1e-6)
+        in_order = sorted_by_reading(found, noisy) if says.shift else found
+        assert found and in_order == pytest.approx(list(itertools.islice(trained, len(found))), rel=1e-6)
 
 
 def sorted_by_reading(values, noisy):
@@ -245,7 +246,11 @@ def test_an_answer_of_one_block_lies_as_one_without_blocks():
 # The run
 
 
-def test_a_canvas_of_parts_of_blocks_is_refused(fresh_tiny, tiny_tokenizer, tmp_path):
+def test_a_canvas_of_parts_of_blocks_and_an_attention_that_knows_none_are_refused(fresh_tiny, tiny_tokenizer, tmp_path):
+    bloom = AutoModelForCausalLM.from_config(AutoConfig.for_model("bloom", vocab_size=128, hidden_size=32, n_layer=1, n_head=4))
+    declare(bloom.config, KINDS[0])
+    with pytest.raises(UserError, match="bloom has an attention of its own, which cannot do attention block_causal"):
+        diffusion_trainer(bloom, tiny_tokenizer, data(), arguments(tmp_path), canvas=CANVAS)
     with pytest.raises(UserError, match="canvas 4 is not made of whole blocks"):
         diffusion_trainer(made(fresh_tiny, says=KINDS[0]), tiny_tokenizer, data(), arguments(tmp_path), canvas=replace(CANVAS, multiple=4))
 

@@ -288,6 +288,7 @@ def test_an_adapter_learns_held_out_preferences_and_is_loaded_with_its_base(fres
         ({"model": None}, "the model speaks from left to right, and its config knows no mask"),
         ({"reference": None}, "the reference speaks from left to right, the model by diffusion"),
         ({"reference": Diffusion(MASK)}, "the reference has shift 0, the model 1"),
+        ({"model": BLOCKS[0], "reference": Diffusion(MASK, 0, "block_causal", 2)}, "the reference has block_length 2, the model 3"),
     ],
 )
 def test_what_does_not_go_together_is_refused(fresh_tiny, tiny_tokenizer, tmp_path, change, message):
