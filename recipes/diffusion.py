@@ -24,7 +24,7 @@ from seodang.recipes.run.identity import origin_of
 from seodang.recipes.run.training import checkpoint_to_resume, complete_arguments, early_stopping, plan_lines, train_and_save
 from seodang.recipes.sft import load_rows, show, stage_lines
 from seodang.train.diffusion.adapt import adapt
-from seodang.train.diffusion.canvas import Canvas, longest_canvas, refuse_mask
+from seodang.train.diffusion.canvas import Canvas, canvas_length, longest_canvas, refuse_mask
 from seodang.train.diffusion.objective import DenoisingObjective
 from seodang.train.diffusion.trainer import diffusion_trainer
 from seodang.train.pretraining.architecture import untrained
@@ -37,13 +37,10 @@ from seodang.train.stages.plan import plan
 class DiffusionOptions:
     """What kind of diffusion model it becomes; one that is of diffusion already stays what it is."""
 
-    mask_token: str | None = field(default=None, metadata={"help": "A special token that is not used, or a new one; by default its own."})
-    attention: str | None = field(
-        default=None, metadata={"help": "bidirectional (the default) or prompt_causal (cached, read once)."}
-    )
-    shift: int | None = field(
-        default=None, metadata={"help": "1 reads token i at i - 1, 0 at i; 1 where weights spoke left to right."}
-    )
+    mask_token: str | None = field(default=None, metadata={"help": "An unused special token, or a new one; else its own."})
+    attention: str | None = field(default=None, metadata={"help": "bidirectional (default), prompt_causal, block_causal."})
+    block_length: int | None = field(default=None, metadata={"help": "block_causal: how many tokens a block has."})
+    shift: int | None = field(default=None, metadata={"help": "1 (unless from scratch) reads token i at i - 1, 0 at i."})
     end_of_text: str | None = field(default=None, metadata={"help": "The token that answers are filled up with. The one that ends a text by default."})
     scratch: bool = field(default=False, metadata={"help": "Begin from random weights. Of the model only its config and tokenizer are used."})
 
@@ -66,16 +63,16 @@ def main(argv: list[str] | None = None) -> int:
     set_chat_template(tokenizer, data.chat_template)
     model = untrained_like(model_options, args) if options.scratch else load_model(model_options, args)
     says = adapt(
-        model, tokenizer, mask_token=options.mask_token, shift=options.shift, attention=options.attention, autoregressive=objective.co_loss > 0,
-        trained=not options.scratch, may_grow=model_options.lora_r <= 0,
+        model, tokenizer, mask_token=options.mask_token, shift=options.shift, attention=options.attention, block_length=options.block_length,
+        autoregressive=objective.co_loss > 0, trained=not options.scratch, may_grow=model_options.lora_r <= 0,
     )  # fmt: skip
-    canvas = Canvas.of(tokenizer, objective.canvas, options.end_of_text)
+    canvas = Canvas.of(tokenizer, canvas_length(says, objective.canvas), options.end_of_text)
     rows, eval_rows, questions, counts = load_rows(data, tokenizer, args, partial(canvas.rows, max_length=data.max_length))
     if not data.streaming:
         refuse_mask([*rows, *eval_rows], says.mask_token_id, tokenizer.mask_token)
     origin = origin_of(data, objective, options, model_options, run, args, rows=rows, paradigm="diffusion")
     resume = checkpoint_to_resume(args, run, origin)
-    length = canvas_to_speak(list(islice(rows, 256)) if data.streaming else rows, objective.canvas)
+    length = canvas_to_speak(list(islice(rows, 256)) if data.streaming else rows, canvas.multiple)
     questions = list(islice(answerable(questions, tokenizer, model, length), run.eval_samples))
     trainer = diffusion_trainer(
         model, tokenizer, rows, args, objective, canvas=canvas, eval_rows=eval_rows or None, lora=model_options.lora(), provenance=origin,
@@ -111,10 +108,11 @@ def lines(says: Diffusion, tokenizer, objective: DenoisingObjective, canvas: Can
     mask, filling = (tokenizer.convert_ids_to_tokens(id) for id in (says.mask_token_id, canvas.filling))
     beside = f", and from left to right with weight {objective.co_loss:g}" if objective.co_loss else ""
     cropped = ", cropped at random" if objective.crop else ""
+    blocks = f" of {says.block_length}" if says.block_length else ""
     return [
-        f"diffusion       {says.attention}, shift {says.shift}, mask token {mask} ({says.mask_token_id})",
+        f"diffusion       {says.attention}{blocks}, shift {says.shift}, mask token {mask} ({says.mask_token_id})",
         f"objective       {objective.schedule} schedule, weights {objective.weighting}{', complementary masks' if objective.complementary else ''}{beside}",
-        f"canvas          answers filled up with {filling} to a multiple of {objective.canvas}{cropped}; the longest spoken has {length}",
+        f"canvas          answers filled up with {filling} to a multiple of {canvas.multiple}{cropped}; the longest spoken has {length}",
     ]
 
 

@@ -18,10 +18,10 @@ FEW = 3072
 LinearKernel = Callable[[Tensor], Tensor]  # [rows, in] to [rows, out]
 
 
-def linear_kernel(layers: Sequence[nn.Module]) -> LinearKernel:
+def linear_kernel(layers: Sequence[nn.Module], quick_few: bool = False) -> LinearKernel:
     """Return the product with the weights of linear layers that read the same input; their outputs stand side by side.
 
-    Weights are read where they lie at each call: a change in place is seen, a move of a parameter is not.
+    With `quick_few` a few rows take a quicker way on one thread, by which what float32 rounds hangs on how many rows there are. Weights are read where they lie at each call: a change in place is seen, a move of a parameter is not.
     """
     first = layers[0]
     if isinstance(first, OutputSlice):
@@ -35,19 +35,19 @@ def linear_kernel(layers: Sequence[nn.Module]) -> LinearKernel:
     biases = [layer.bias for layer in layers if layer.bias is not None]
     bias = fused_view(biases) if biases else None
     if weight is not None and len(biases) in (0, len(layers)) and (not biases or bias is not None):
-        return linear(weight, bias)
-    each = [linear(layer.weight.detach(), None if layer.bias is None else layer.bias.detach()) for layer in layers]
+        return linear(weight, bias, quick_few)
+    each = [linear(layer.weight.detach(), None if layer.bias is None else layer.bias.detach(), quick_few) for layer in layers]
     return lambda x: torch.cat([one(x) for one in each], dim=-1)
 
 
-def linear(weight: Tensor, bias: Tensor | None) -> LinearKernel:
+def linear(weight: Tensor, bias: Tensor | None, quick_few: bool) -> LinearKernel:
     """Return the product with one weight, [out, in], and its bias, [out] or None: [rows, in] to [rows, out]."""
     if weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
         # MKL's float32 product of a few rows takes one thread and half the memory bandwidth; oneDNN's takes all
         onednn, column = torch.ops.mkldnn._linear_pointwise, None if bias is None else bias[:, None]
 
         def product(x: Tensor) -> Tensor:
-            if x.numel() > FEW or len(x) == 1 or torch.get_num_threads() > 1:
+            if not quick_few or x.numel() > FEW or len(x) == 1 or torch.get_num_threads() > 1:
                 return onednn(x, weight, bias, "none", [], "")
             y = weight @ x.t() if column is None else torch.addmm(column, weight, x.t())
             return y.t().contiguous()

@@ -99,9 +99,9 @@ class SlotAdapters:
         finally:
             self._rows = []
 
-    def kernel(self, layers: Sequence[nn.Module]) -> LinearKernel:
+    def kernel(self, layers: Sequence[nn.Module], quick_few: bool = False) -> LinearKernel:
         """Return the product with the weights of layers that read the same input, as `linear_kernel` does, with what the adapters of a pass add to it."""
-        plain, layers = linear_kernel(layers), tuple(layers)
+        plain, layers = linear_kernel(layers, quick_few), tuple(layers)
 
         def product(x: Tensor) -> Tensor:
             y = plain(x)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -116,8 +117,9 @@ def supports_direct_encoder_decoder(model: PreTrainedModel) -> bool:
 
 def bind_encoder_decoder(model: PreTrainedModel, kernel: MakeKernel = linear_kernel) -> EncoderDecoder:
     """Return the model's layers as functions of its own weights, which are not copied; `kernel` makes their products."""
+    kernel = partial(kernel, quick_few=True)  # the beams of a source are a few rows, always as many
     watched = [*model.parameters(), *model.buffers()]
-    scale, bias, head = output_scale(model.config), getattr(model, "final_logits_bias", None), linear_kernel([model.get_output_embeddings()])
+    scale, bias, head = output_scale(model.config), getattr(model, "final_logits_bias", None), linear_kernel([model.get_output_embeddings()], quick_few=True)
     if type(model).__name__ in T5_KINDS:
         encoder, decoder, places = _t5_stack(model.encoder, kernel), _t5_stack(model.decoder, kernel), None
     else:

@@ -4,7 +4,8 @@ seodang demo-diffusion
 
 Both are trained by the same sentences, the records of `data/samples/cities.jsonl`, in the same order for as many steps; both are asked about
 cities that neither has seen. The diffusion model answers in the order that it is surest in, and once more a token after the other. What of it helps
-can be tried: --attention bidirectional, --shift 0, --weighting cart; --co_loss 0 --no_complementary is three times as quick.
+can be tried: --attention bidirectional, --attention block_causal --block_length 4, --shift 0, --weighting cart; --co_loss 0 --no_complementary is
+three times as quick.
 """
 
 import sys
@@ -34,7 +35,7 @@ from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.training import Arguments
 from seodang.recipes.run.training import plan_lines
 from seodang.train.diffusion.adapt import adapt, unused_tokens
-from seodang.train.diffusion.canvas import Canvas, longest_canvas
+from seodang.train.diffusion.canvas import Canvas, canvas_length, longest_canvas
 from seodang.train.diffusion.objective import DenoisingObjective
 from seodang.train.diffusion.trainer import diffusion_trainer
 from seodang.train.rollouts.eval_generation import AnswerSampler, HeldOut, held_out_questions
@@ -56,7 +57,8 @@ class DemoOptions:
     max_steps: int = field(default=189, metadata={"help": "Training steps of eight records each, of both models; 63 are an epoch."})
     learning_rate: float = field(default=5e-5, metadata={"help": "Peak learning rate; with more, what the model knew of cities is lost."})
     twin_learning_rate: float = field(default=1e-4, metadata={"help": "That of the twin."})
-    attention: str = field(default="prompt_causal", metadata={"help": "bidirectional or prompt_causal."})
+    attention: str = field(default="prompt_causal", metadata={"help": "bidirectional, prompt_causal or block_causal."})
+    block_length: int | None = field(default=None, metadata={"help": "block_causal: how many tokens a block has."})
     shift: int = field(default=1, metadata={"help": "1 reads token i at position i - 1, 0 at its own."})
     weighting: str = field(default="one_over_t", metadata={"help": "one_over_t, cart or uniform."})
     schedule: str = field(default="linear", metadata={"help": "linear or cosine."})
@@ -120,8 +122,11 @@ def by_diffusion(
     """
     objective = options.objective()
     mask = tokenizer.mask_token or next(iter(unused_tokens(tokenizer)[::-1]), NEW_MASK)
-    adapt(model, tokenizer, mask_token=mask, shift=options.shift, attention=options.attention, autoregressive=objective.co_loss > 0)
-    canvas = Canvas.of(tokenizer, objective.canvas)
+    says = adapt(
+        model, tokenizer, mask_token=mask, shift=options.shift, attention=options.attention, block_length=options.block_length,
+        autoregressive=objective.co_loss > 0,
+    )  # fmt: skip
+    canvas = Canvas.of(tokenizer, canvas_length(says, objective.canvas))
     rows, counts = sentences(tokenizer)
     rows = list(canvas.rows(rows))
     args = arguments(options, "diffusion", model, options.learning_rate)

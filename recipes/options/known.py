@@ -60,7 +60,7 @@ FIRST: dict[str, dict[str, str]] = {
         "learning": LEARNING, "measured": "eval_samples eval_new_tokens", "run": RUN,
     },
     "diffusion": {
-        "data": f"{DATA} max_length", "model": f"{MODEL} mask_token attention shift",
+        "data": f"{DATA} max_length", "model": f"{MODEL} mask_token attention block_length shift",
         "learning": f"canvas weighting co_loss {LEARNING}", "run": RUN,
     },
     "mlm": {
@@ -119,7 +119,7 @@ FIRST: dict[str, dict[str, str]] = {
     "export": {"checkpoint": "model output_dir dtype gguf"},
     "demo": DEMO | {"learning": "tokens learning_rate"},
     "demo-diffusion": {
-        "model": "model device dtype", "diffusion": "attention shift weighting schedule co_loss complementary canvas alg passes",
+        "model": "model device dtype", "diffusion": "attention block_length shift weighting schedule co_loss complementary canvas alg passes",
         "run": "output_dir max_steps heldout twin seed",
     },
     "demo-pretrain": {

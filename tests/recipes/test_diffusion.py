@@ -30,7 +30,11 @@ def logged(out, name="loss"):
     return [entry[name] for entry in read_log(out / "log.jsonl") if name in entry]
 
 
-@pytest.mark.parametrize("more", [[], ["--attention", "prompt_causal", "--co_loss", "0.5"]], ids=["bidirectional", "both ways of speaking"])
+@pytest.mark.parametrize(
+    "more",
+    [[], ["--attention", "prompt_causal", "--co_loss", "0.5"], ["--attention", "block_causal", "--block_length", "2", "--co_loss", "0.5"]],
+    ids=["bidirectional", "both ways of speaking", "blocks"],
+)
 def test_a_run_leaves_a_checkpoint_that_fills_in_answers_and_knows_what_it_is(base, data, tmp_path, capsys, more):
     out = tmp_path / "out"
     code = run("--model", base, "--data", data, "--eval_data", data, "--output_dir", out, "--num_train_epochs", 48, "--save_strategy", "no",
@@ -41,8 +45,8 @@ def test_a_run_leaves_a_checkpoint_that_fills_in_answers_and_knows_what_it_is(ba
     printed = capsys.readouterr().out
     assert "mask token <|mask|> (128)" in printed and "filled up with <|im_end|> to a multiple of 6; the longest spoken has 6" in printed
     model, tokenizer = load(out, device="cpu", dtype="float32")
-    attention = "prompt_causal" if more else "bidirectional"
-    assert diffusion_of(model.config) == Diffusion(128, 1, attention, autoregressive=bool(more))
+    attention, block_length = more[1] if more else "bidirectional", 2 if "--block_length" in more else None
+    assert diffusion_of(model.config) == Diffusion(128, 1, attention, block_length, autoregressive=bool(more))
     assert tokenizer.mask_token == "<|mask|>" and model.generation_config.eos_token_id == [2]
     prompts = [[{"role": "user", "content": f"say {letter}"}] for letter in "abcdefgh"]
     expected = [letter * 3 for letter in "abcdefgh"]
@@ -124,7 +128,9 @@ def test_two_processes_equal_one_with_twice_the_batch(base, data, tmp_path, on_t
     [
         ([], "the tokenizer has no mask token: name one, --mask_token"),
         (["--mask_token", "<|im_end|>"], "is a token that texts need"),
-        (["--mask_token", "<|mask|>", "--attention", "block_causal"], "block_causal cannot be trained yet"),
+        (["--mask_token", "<|mask|>", "--attention", "block_causal"], "say of how many tokens, --block_length 4 say"),
+        (["--mask_token", "<|mask|>", "--block_length", "4"], "block_length 4 is for attention block_causal"),
+        (["--mask_token", "<|mask|>", "--attention", "block_causal", "--block_length", "4", "--canvas", "6"], "canvas 6 is not made of whole blocks"),
         (["--mask_token", "<|mask|>", "--attention", "both"], "there is no attention 'both'"),
         (["--mask_token", "<|mask|>", "--shift", "2"], "shift must be 0 or 1, got 2"),
         (["--mask_token", "<|mask|>", "--end_of_text", "<end>"], "end_of_text '<end>' is no token"),

@@ -23,6 +23,8 @@ def packed_attention(
     dropout: float = 0.0,
     record_lengths: tuple[int, ...] | None = None,
     causal_lengths: tuple[int, ...] | None = None,
+    copied_lengths: tuple[int, ...] | None = None,
+    block_length: int | None = None,
     tree: Tree | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -33,7 +35,7 @@ def packed_attention(
 
     query is [1, heads, total, d], key and value [1, kv_heads, total, d]; `record_lengths` sum to total, and without them
     every row of the batch is one record, read as the model's config says. With `causal_lengths` each record attends causally in its first tokens, so many of them, and with the
-    others to all of itself. With a `tree`, each record is a prompt and its branches. Returns [1, total, heads, d].
+    others to all of itself, or by blocks, see `attend_both_ways`. With a `tree`, each record is a prompt and its branches. Returns [1, total, heads, d].
     """
     check_attention_kwargs(module, rest)
     window = attention_mask.size if attention_mask is not None else sliding_window
@@ -47,7 +49,8 @@ def packed_attention(
         return attend_records(query, key, value, record_lengths, **settings).transpose(1, 2), None
     if window is not None and (any(causal_lengths) or getattr(module, "is_causal", True)):  # a decoder's counts on one side, and otherwise
         raise UserError(f"{module.config.model_type} attends in a sliding window of {window} positions, which does not go both ways: use a model without")
-    return attend_both_ways(query, key, value, record_lengths, causal_lengths, **settings).transpose(1, 2), None
+    out = attend_both_ways(query, key, value, record_lengths, causal_lengths, copied_lengths, block_length=block_length, **settings)
+    return out.transpose(1, 2), None
 
 
 AttentionInterface.register(PACKED, packed_attention)

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ...data.chat import end_of_turn_ids
 from ...data.errors import UserError
 from ...infer.runners.architecture import attention_is_replaceable, carries_state
-from ...infer.runners.paradigm import ATTENTIONS, BIDIRECTIONAL, BLOCK_CAUSAL, PROMPT_CAUSAL, Diffusion, declare, diffusion_of
+from ...infer.runners.paradigm import ATTENTIONS, BIDIRECTIONAL, BLOCK_CAUSAL, Diffusion, declare, diffusion_of
 
 LIKE_A_SLIDING_WINDOW = ("sliding_attention", "chunked_attention")
 
@@ -20,6 +20,7 @@ def adapt(
     mask_token: str | None = None,
     shift: int | None = None,
     attention: str | None = None,
+    block_length: int | None = None,
     autoregressive: bool = False,
     trained: bool = True,
     may_grow: bool = True,
@@ -28,33 +29,43 @@ def adapt(
 
     `mask_token` is the tokenizer's own unless it is named: a special token of its that is not used, or a new one, for which the embeddings grow.
     Unless it was the mask before, its embedding becomes the mean of the others. `shift` and `attention` are 1 and bidirectional for weights that
-    were trained from left to right, and 0 for ones that were not `trained` at all; a diffusion model keeps what it has. `autoregressive` says that
-    it is trained to speak from left to right beside. Where the embeddings may not grow, as beneath an adapter, a new token is refused.
-    Raises UserError for an architecture that cannot, for a tokenizer without a mask token where
-    none is named, and for what contradicts a diffusion model's config.
+    were trained from left to right, and 0 for ones that were not `trained` at all; a diffusion model keeps what it has. `block_length` is how
+    many tokens a block has, where the attention is block_causal. `autoregressive` says that it is trained to speak from left to right beside. Where
+    the embeddings may not grow, as beneath an adapter, a new token is refused.
+    Raises UserError for an architecture that cannot, for a tokenizer without a mask token where none is named, and for what contradicts itself or a
+    diffusion model's config.
     """
     was = diffusion_of(model.config)
     sight = was.attention if was is not None else BIDIRECTIONAL if attention is None else attention
     refuse_one_way(model)
     refuse_attention(model, sight, autoregressive)
     if was is not None:
-        diffusion = replace(_unchanged(was, tokenizer, mask_token, shift, attention), autoregressive=autoregressive)
+        diffusion = replace(_unchanged(was, tokenizer, mask_token, shift, attention, block_length), autoregressive=autoregressive)
     else:
+        refuse_blocks(sight, block_length)
         id = set_mask_token(model, tokenizer, mask_token, may_grow)
-        diffusion = Diffusion(id, int(trained) if shift is None else shift, sight, autoregressive=autoregressive)
+        diffusion = Diffusion(id, int(trained) if shift is None else shift, sight, block_length, autoregressive)
     declare(model.config, diffusion)
     return diffusion
 
 
 def refuse_attention(model: PreTrainedModel, attention: str, autoregressive: bool = False) -> None:
     """Raise UserError for who sees whom where the model cannot be trained so."""
-    if attention == BLOCK_CAUSAL:
-        raise UserError(f"attention {BLOCK_CAUSAL} cannot be trained yet: choose {BIDIRECTIONAL} or {PROMPT_CAUSAL}")
     if attention not in ATTENTIONS:
-        raise UserError(f"there is no attention {attention!r}: choose {BIDIRECTIONAL} or {PROMPT_CAUSAL}")
+        raise UserError(f"there is no attention {attention!r}: choose {', '.join(ATTENTIONS[:-1])} or {ATTENTIONS[-1]}")
     if not lies_end_to_end(model) and (attention != BIDIRECTIONAL or autoregressive):
         asked = "a co-loss" if attention == BIDIRECTIONAL else f"attention {attention}"
         raise UserError(f"{model.config.model_type} has an attention of its own, which cannot do {asked}: train it {BIDIRECTIONAL}, without a co-loss")
+
+
+def refuse_blocks(attention: str, block_length: int | None) -> None:
+    """Raise UserError for blocks that an attention does not have, or that are not said."""
+    if attention == BLOCK_CAUSAL and block_length is None:
+        raise UserError(f"attention {BLOCK_CAUSAL} goes by blocks: say of how many tokens, --block_length 4 say")
+    if attention != BLOCK_CAUSAL and block_length is not None:
+        raise UserError(f"block_length {block_length} is for attention {BLOCK_CAUSAL}, and {attention} knows no blocks: leave it out, or ask for that attention")
+    if block_length is not None and block_length < 1:
+        raise UserError(f"block_length must be at least 1, got {block_length}")
 
 
 def lies_end_to_end(model: PreTrainedModel) -> bool:
@@ -77,12 +88,15 @@ def refuse_one_way(model: PreTrainedModel) -> None:
             raise UserError(f"{config.model_type} {why}: diffusion needs a decoder with full attention, of the Llama or Qwen kind say")
 
 
-def _unchanged(was: Diffusion, tokenizer: PreTrainedTokenizerBase, mask_token: str | None, shift: int | None, attention: str | None) -> Diffusion:
+def _unchanged(
+    was: Diffusion, tokenizer: PreTrainedTokenizerBase, mask_token: str | None, shift: int | None, attention: str | None, block_length: int | None
+) -> Diffusion:
     """What a diffusion model is and stays; a tokenizer that did not know its mask token does then."""
     own = tokenizer.convert_ids_to_tokens(was.mask_token_id)
     if own is None:
         raise UserError(f"the tokenizer has no token {was.mask_token_id}, which the checkpoint's config calls its mask token: use the checkpoint's tokenizer")
-    for name, asked, has in (("mask_token", mask_token, own), ("shift", shift, was.shift), ("attention", attention, was.attention)):
+    asked_of = {"mask_token": (mask_token, own), "shift": (shift, was.shift), "attention": (attention, was.attention), "block_length": (block_length, was.block_length)}
+    for name, (asked, has) in asked_of.items():
         if asked is not None and asked != has:
             raise UserError(f"{name} {asked} does not go with this checkpoint, which was trained by diffusion with {name} {has}: leave it out")
     _declare_mask(tokenizer, own)

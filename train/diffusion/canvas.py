@@ -11,7 +11,9 @@ from ...data.chat import end_of_turn_ids
 from ...data.errors import UserError
 from ...data.labels import IGNORE_INDEX, Row
 from ...data.packing import records_of
+from ...infer.runners.paradigm import Diffusion
 
+CANVAS = 32  # answers are filled up to a multiple of so many tokens, unless it is said
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>")  # where the tokenizer's eos is what ends a turn, and a text ends otherwise
 
 
@@ -117,6 +119,15 @@ def end_of_text_id(tokenizer: PreTrainedTokenizerBase, named: str | None = None)
     if usual is None and eos is None:
         raise UserError("the tokenizer has no token that ends a text: name one, --end_of_text '</s>' say")
     return eos if usual is None else usual
+
+
+def canvas_length(diffusion: Diffusion, asked: int | None = None) -> int:
+    """To a multiple of how many tokens answers are filled up: what is asked for, else a block, or CANVAS. Raises UserError for parts of blocks."""
+    block = diffusion.block_length
+    length = (block or CANVAS) if asked is None else asked
+    if block is not None and length % block:
+        raise UserError(f"canvas {length} is not made of whole blocks of block_length {block}: make it a multiple, or leave it out")
+    return length
 
 
 def ends_of_answers(tokenizer: PreTrainedTokenizerBase, filling: int) -> tuple[int, ...]:

@@ -10,27 +10,32 @@ from torch import Tensor
 from ...data.labels import IGNORE_INDEX, Row
 from ...data.packing import collate, collate_padded, records_of
 from ...infer.diffusion.masking import SCHEDULES, likelihood_weight
+from ...infer.diffusion.schedule import blocks_of
 from ...infer.requests.rng import hashed
-from ...infer.runners.paradigm import BIDIRECTIONAL, Diffusion
+from ...infer.runners.paradigm import Diffusion
 from ..maths.denoising import context_weights, stratified_time
 from .canvas import Canvas, prompt_length
+from .noisy_record import noisy_record
 from .objective import DenoisingObjective
 from .order import DRAWN
 
 
 @dataclass
 class Question:
-    """A record as the model is to see it, and what it is asked: all lists are as long as the record.
+    """A record as the model is to see it, and what it is asked: all lists have as many values.
 
     `targets` and `weights` stand where the model reads out its answer; a weight of 0 asks nothing. `labels` are the answer's ids where these
-    count as trained tokens. `causal` is how many of the first tokens see only what stands before them; the others see all.
+    count as trained tokens. `causal` is how many of the first tokens see only what stands before them, `copied` how many of the last are a copy of
+    the answer, see `NoisyRecord`.
     """
 
     input_ids: list[int]
+    position_ids: list[int]
     labels: list[int]
     targets: list[int]
     weights: list[float]
     causal: int
+    copied: int
 
 
 @dataclass(frozen=True)
@@ -38,8 +43,9 @@ class DenoisingCollator:
     """Rows of `input_ids` and `labels` to a batch, corrupted by noise that depends on the seed and on when each row was drawn, and on nothing else.
 
     A resumed run, other workers, and processes and accumulated steps that make up the same batch of `strata` rows get the same masks. The times
-    of these rows are stratified: one in each of as many equal parts of [0, 1). What a row was filled up with is cropped at random, then each
-    of its tokens is masked with the same probability; complementary copies mask the others. Prompts are never masked.
+    of these rows are stratified: one in each of as many equal parts of [0, 1). What a row was filled up with is cropped at random, by whole blocks
+    where the model has any, then each token of its answer is masked with the same probability, or each of a block with that of the block, whose times
+    are stratified too; complementary copies mask the others. Prompts are never masked.
 
     Without `end_to_end` each record is a row of its own, padded on the right.
     """
@@ -74,8 +80,9 @@ class DenoisingCollator:
         records = list(records_of(row))
         for index, record in enumerate(records):
             noise = torch.Generator().manual_seed(hashed("masks", self.seed, epoch, place, index))
-            if self.objective.crop and (filled := self.canvas.filled(record["input_ids"])):
-                keep = len(record["input_ids"]) - int(torch.randint(filled + 1, (), generator=noise))
+            unit = self.diffusion.block_length or 1
+            if self.objective.crop and (filled := self.canvas.filled(record["input_ids"]) // unit):
+                keep = len(record["input_ids"]) - unit * int(torch.randint(filled + 1, (), generator=noise))
                 record = {name: values[:keep] for name, values in record.items()}
             yield from self._corrupted(record, stratified_time(time, index, len(records)), noise)
             if self.objective.co_loss:
@@ -90,24 +97,33 @@ class DenoisingCollator:
             yield self._left_to_right(row, 1.0)
 
     def _corrupted(self, record: Row, time: float, noise: torch.Generator) -> Iterator[Question]:
-        prompt = prompt_length(record)
-        drawn = torch.rand(len(record["input_ids"]) - prompt, generator=noise, dtype=torch.float64)
-        masked = (drawn < SCHEDULES[self.objective.schedule].rate(time)).tolist()
-        yield self._question(record, [False] * prompt + masked, time, False)
+        border = prompt_length(record)
+        prompt, answer = record["input_ids"][:border], record["input_ids"][border:]
+        blocks = blocks_of(len(answer), self.diffusion.block_length)
+        times = [stratified_time(time, number, len(blocks)) for number in range(len(blocks))]
+        drawn = torch.rand(len(answer), generator=noise, dtype=torch.float64).tolist()
+        rate = SCHEDULES[self.objective.schedule].rate
+        masked = [drawn[place] < rate(own) for block, own in zip(blocks, times, strict=True) for place in block]
+        yield self._question(prompt, answer, masked, times, False)
         if self.objective.complementary:
-            yield self._question(record, [False] * prompt + [not each for each in masked], time, True)
+            yield self._question(prompt, answer, [not each for each in masked], times, True)
 
-    def _question(self, record: Row, masked: list[bool], time: float, complement: bool) -> Question:
-        ids = [self.diffusion.mask_token_id if hidden else id for id, hidden in zip(record["input_ids"], masked, strict=True)]
-        targets = [id if hidden else IGNORE_INDEX for id, hidden in zip(record["input_ids"], masked, strict=True)]
-        weights = self._weights(masked, time, complement)
-        causal = 0 if self.diffusion.attention == BIDIRECTIONAL else prompt_length(record)
-        shift = self.diffusion.shift
-        return Question(ids, record["labels"], _read_before(targets, shift, IGNORE_INDEX), _read_before(weights, shift, 0.0), causal)
+    def _question(self, prompt: list[int], answer: list[int], masked: list[bool], times: list[float], complement: bool) -> Question:
+        """What is asked of an answer with some tokens masked, each block at its time."""
+        laid = noisy_record(prompt, answer, masked, self.diffusion)
+        total = len(laid.input_ids)
+        labels, targets, weights = [IGNORE_INDEX] * (total - len(answer)) + answer, [IGNORE_INDEX] * total, [0.0] * total
+        for block, time in zip(blocks_of(len(answer), self.diffusion.block_length), times, strict=True):
+            own = self._weights(len(prompt) + block.start, masked[block.start : block.stop], time, complement)
+            for place, weight in zip(block, own, strict=True):
+                if masked[place]:
+                    targets[laid.read_at[place]], weights[laid.read_at[place]] = answer[place], weight
+        return Question(laid.input_ids, laid.position_ids, labels, targets, weights, laid.causal, laid.copied)
 
-    def _weights(self, masked: list[bool], time: float, complement: bool) -> list[float]:
+    def _weights(self, before: int, masked: list[bool], time: float, complement: bool) -> list[float]:
+        """What each token of a block weighs, which sees so many clean tokens before it."""
         if self.objective.weighting == "cart":
-            return context_weights(masked, self.objective.cart_p)
+            return context_weights([False] * before + masked, self.objective.cart_p)[before:]
         weight = 1.0
         if self.objective.weighting == "one_over_t" and any(masked):
             weight = likelihood_weight(self.objective.schedule, time, complement)
@@ -118,8 +134,8 @@ class DenoisingCollator:
         """The record unmasked and causal: each of the answer's tokens is read at the one before. It counts no tokens, for its copies have."""
         weights = [weight * (label != IGNORE_INDEX) for label in record["labels"]]
         uncounted = [IGNORE_INDEX] * len(weights)
-        targets, weights = _read_before(record["labels"], 1, IGNORE_INDEX), _read_before(weights, 1, 0.0)
-        return Question(record["input_ids"], uncounted, targets, weights, len(weights))
+        targets, weights = [*record["labels"][1:], IGNORE_INDEX], [*weights[1:], 0.0]
+        return Question(record["input_ids"], list(range(len(weights))), uncounted, targets, weights, len(weights), 0)
 
     # The batch
 
@@ -133,10 +149,17 @@ class DenoisingCollator:
                 "targets": torch.tensor([each.targets + [IGNORE_INDEX] * (longest - len(each.targets)) for each in asked]),
                 "weights": torch.tensor([each.weights + [0.0] * (longest - len(each.weights)) for each in asked]),
             }
-        return collate(features) | {
+        batch = collate(features) | {
             "targets": torch.tensor([[target for each in asked for target in each.targets]]),
             "weights": torch.tensor([[weight for each in asked for weight in each.weights]]),
             "causal_lengths": torch.tensor([each.causal for each in asked]),
+        }
+        if self.diffusion.block_length is None:
+            return batch
+        return batch | {
+            "position_ids": torch.tensor([[place for each in asked for place in each.position_ids]]),
+            "copied_lengths": torch.tensor([each.copied for each in asked]),
+            "block_length": self.diffusion.block_length,
         }
 
 
@@ -151,8 +174,3 @@ def record_of_each_token(batch: dict[str, Any]) -> Tensor:
 
 def _uniform(*parts: object) -> float:
     return (hashed(*parts) >> 11) / (1 << 53)
-
-
-def _read_before(values: list, shift: int, nothing: Any) -> list:
-    """What is read `shift` positions before it stands."""
-    return values[shift:] + [nothing] * shift

@@ -107,7 +107,7 @@ def refuse_other_diffusion(says: Diffusion, of_reference: Diffusion | None) -> N
     """Raise UserError for a reference that cannot be asked about the policy's masks."""
     if of_reference is None:
         raise UserError("the reference speaks from left to right, the model by diffusion, and their likelihoods are not of one kind: use a diffusion checkpoint")
-    for name in ("mask_token_id", "shift", "attention"):
+    for name in ("mask_token_id", "shift", "attention", "block_length"):
         ours, theirs = getattr(says, name), getattr(of_reference, name)
         if ours != theirs:
             raise UserError(f"the reference has {name} {theirs}, the model {ours}: use a reference of the same kind of diffusion")

@@ -21,8 +21,8 @@ class DenoisingObjective:
     cart_p: float = field(default=0.3, metadata={"help": "cart: how fast context counts less with distance, in (0, 1)."})
     max_weight: float = field(default=12.0, metadata={"help": "No masked token weighs more; 0 for no bound. Few masks that weigh much make training unsteady."})
     complementary: bool = field(default=False, metadata={"help": "Each record twice, with complementary masks. Less variance at twice the cost."})
-    co_loss: float = field(default=0.0, metadata={"help": "Weight of a left-to-right loss. The same weights then speak both ways."})
-    canvas: int = field(default=32, metadata={"help": "Answers are filled up with end-of-text to a multiple of this."})
+    co_loss: float = field(default=0.0, metadata={"help": "Weight of a left-to-right loss, to speak so too."})
+    canvas: int | None = field(default=None, metadata={"help": "Answers fill a multiple of this: 32, or whole blocks."})
     crop: bool = field(default=True, metadata={"help": "Cut what was filled up at random. So it does not outweigh the answers."})
     eval_draws: int = field(default=4, metadata={"help": "Masks that each held-out record is measured with. They are the same at each evaluation."})
 
@@ -35,7 +35,7 @@ class DenoisingObjective:
             ("cart_p", 0 < self.cart_p < 1, "between 0 and 1"),
             ("max_weight", 0 <= self.max_weight < math.inf, "at least 0"),
             ("co_loss", 0 <= self.co_loss < math.inf, "at least 0"),
-            ("canvas", self.canvas >= 1, "at least 1"),
+            ("canvas", self.canvas is None or self.canvas >= 1, "at least 1"),
             ("eval_draws", self.eval_draws >= 1, "at least 1"),
         ):
             if not fits:

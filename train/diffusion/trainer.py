@@ -25,8 +25,8 @@ from ..models.reference import has_adapter
 from ..run.crash_safe import Provenance
 from ..stages.build import Stage
 from ..stages.sft import Rows, SftTrainer
-from .adapt import lies_end_to_end
-from .canvas import Canvas, denoised_size
+from .adapt import lies_end_to_end, refuse_attention
+from .canvas import Canvas, canvas_length, denoised_size
 from .collator import DenoisingCollator, record_of_each_token
 from .objective import DenoisingObjective
 from .order import NUMBER, DrawnByNumber, NumberedRows, NumberedStream
@@ -118,10 +118,12 @@ def diffusion_trainer(
 
     `canvas` is what the rows were made by: what it fills answers up with ends them, too, and is cropped at random. With `lora` only the adapter is
     trained and saved, with the embedding of the mask token. Loss, accumulation and several processes are as exact as in SFT, and the times
-    of the rows of a step are stratified over all of them.
+    of the rows of a step are stratified over all of them. Raises UserError for rows, models and settings that do not go together.
     """
     objective = DenoisingObjective() if objective is None else objective
     says = diffusion_required(model)
+    refuse_attention(transformers_model(model), says.attention, objective.co_loss > 0)
+    canvas_length(says, canvas.multiple)
     DENOISING.check(model, rows, eval_rows, lora=lora)
     end_to_end = set_attention(transformers_model(model))
     set_end_of_text(model, canvas.filling)

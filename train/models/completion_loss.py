@@ -167,12 +167,12 @@ def patch_completion_loss(model: PreTrainedModel, chunk: int = CHUNK) -> None:
 
 
 def plain_lengths(kwargs: dict) -> dict:
-    """Add the records' lengths, and how much of each is causal, as plain numbers, read from the device once and not in every layer."""
-    borders, causal = kwargs.get("cu_seq_lens_q"), kwargs.get("causal_lengths")
+    """Add the records' lengths, and how much of each is causal and copied, as plain numbers, read from the device once and not in every layer."""
+    borders = kwargs.get("cu_seq_lens_q")
     if borders is None:
         return kwargs
-    plain = {**kwargs, "record_lengths": tuple(borders.diff().tolist())}
-    return plain if causal is None else {**plain, "causal_lengths": tuple(causal.tolist())}
+    parts = {name: tuple(kwargs[name].tolist()) for name in ("causal_lengths", "copied_lengths") if kwargs.get(name) is not None}
+    return {**kwargs, "record_lengths": tuple(borders.diff().tolist()), **parts}
 
 
 def _answer_loss(model: PreTrainedModel, hidden: Tensor, labels: Tensor, num_items, chunk: int, weights: Tensor | None = None, smoothing: float = 0.0) -> AnswerLoss:

@@ -21,7 +21,7 @@ def onednn(monkeypatch):
 @torch.no_grad()
 def test_a_few_rows_on_one_thread_take_another_way_to_the_same_numbers(onednn, bias):
     layer = nn.Linear(768, 40, bias=bias)
-    product, inputs = linear_kernel([layer]), [torch.randn(rows, 768) for rows in (0, 1, 2, FEW // 768, FEW // 768 + 1, 9)]
+    product, inputs = linear_kernel([layer], quick_few=True), [torch.randn(rows, 768) for rows in (0, 1, 2, FEW // 768, FEW // 768 + 1, 9)]
     for x in inputs:
         got = product(x)
         assert got.is_contiguous()
@@ -36,3 +36,5 @@ def test_a_few_rows_on_one_thread_take_another_way_to_the_same_numbers(onednn, b
     finally:
         torch.set_num_threads(threads)
     assert onednn == [1, 5, 9, 2]
+    linear_kernel([layer])(inputs[2])
+    assert onednn == [1, 5, 9, 2, 2]  # where nobody asked for the quick way, rows do not tell how many they are

@@ -31,8 +31,8 @@ def streamed_tokenizer(translation_tokenizer, t5_tokenizer):
 
 
 def slowly(tokenizer, ids: list[int], falls_back: bool) -> str:
-    """The text of ids decoded at once, without the bytes of a character that is begun at its end."""
-    own = [id for id in ids if id not in special_ids(tokenizer)]
+    """The text of ids decoded at once, sentinels shown, without the bytes of a character that is begun at its end."""
+    own = [id for id in ids if id not in special_ids(tokenizer) or "extra_id" in tokenizer.convert_ids_to_tokens(id)]
     names, run = tokenizer.convert_ids_to_tokens(own), b""
     while falls_back and len(run) < len(names) and names[-1 - len(run)] in BYTES:
         run = bytes([BYTES.index(names[-1 - len(run)])]) + run

@@ -49,6 +49,53 @@ def test_attention_and_its_gradients_equal_those_of_one_dense_mask(lengths, kind
         assert torch.allclose(q.grad, r.grad, atol=1e-12)
 
 
+BLOCKS = {  # lengths, tokens of the prompt, and of the copied answer, of which no copy sees the last block
+    "padded": ((3 + 4 + 5, 2 + 2 + 4, 4 + 0 + 2, 9), (3, 2, 4, 9), (5, 4, 2, 0)),
+    "grouped": ((1 + 8 + 9, 2 + 0 + 1, 5, 30 + 4 + 6, 2 + 0 + 2), (1, 2, 5, 30, 2), (9, 1, 0, 6, 2)),
+    "alike": ((2 + 4 + 6, 2 + 4 + 6, 3 + 4 + 5, 58 + 0 + 2), (2, 2, 3, 58), (6, 6, 5, 2)),
+}
+
+
+def sees_in_blocks(query, key, length, prompt, copied, block):
+    """Whether a place of a record sees another: the rule in words, a case after the other."""
+    border = length - copied
+    if query < prompt:
+        return key <= query
+    if key < prompt:
+        return True
+    if query < border:
+        return key < border and (key - prompt) // block <= (query - prompt) // block
+    if key < border:
+        return (key - prompt) // block < (query - border) // block
+    return (key - border) // block == (query - border) // block
+
+
+@pytest.mark.parametrize("settings", [{}, {"softcap": 1.5}])
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_copied_blocks_see_themselves_and_what_stands_before_their_originals(kind, settings):
+    lengths, prompts, copied = BLOCKS[kind]
+    ours, theirs = inputs(lengths), inputs(lengths)
+    out = attend_both_ways(*ours, lengths, prompts, copied, block_length=2, **settings)
+    mask = torch.block_diag(*(
+        torch.tensor([[float(sees_in_blocks(q, k, *each, 2)) for k in range(each[0])] for q in range(each[0])]) for each in zip(lengths, prompts, copied)
+    )).bool()  # fmt: skip
+    query, key, value = theirs
+    scores = query @ key.repeat_interleave(2, dim=1).transpose(2, 3) * 8**-0.5
+    scores = torch.tanh(scores / 1.5) * 1.5 if settings else scores
+    expected = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1) @ value.repeat_interleave(2, dim=1)
+    assert torch.allclose(out, expected, atol=1e-12)
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    (out * weights).sum().backward()
+    (expected * weights).sum().backward()
+    for q, r in zip(ours, theirs, strict=True):
+        assert torch.allclose(q.grad, r.grad, atol=1e-12)
+
+
+def test_all_ways_to_compute_blocks_were_tried():
+    assert [worth_padding(lengths) for lengths, _, _ in BLOCKS.values()] == [True, False, False]
+    assert [like_lengths(lengths) is not None for lengths, _, _ in BLOCKS.values()] == [True, True, False]
+
+
 @pytest.mark.parametrize("window", [1, 3, 50])
 @pytest.mark.parametrize("lengths", LENGTHS)
 def test_a_window_goes_both_ways_and_stops_at_the_records_borders(lengths, window):

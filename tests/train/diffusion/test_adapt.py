@@ -67,11 +67,31 @@ def test_a_token_that_texts_need_is_no_mask(fresh_tiny, tiny_tokenizer, token):
         adapt(fresh_tiny("llama"), tiny_tokenizer, mask_token=token)
 
 
-def test_blocks_and_what_an_attention_of_its_own_cannot_do_are_refused(fresh_tiny, tiny_tokenizer):
-    with pytest.raises(UserError, match="block_causal cannot be trained yet"):
-        adapt(fresh_tiny("llama"), tiny_tokenizer, mask_token="<|mask|>", attention="block_causal")
+def test_a_model_of_blocks_says_how_long_they_are_and_keeps_them(fresh_tiny, tiny_tokenizer):
+    model = fresh_tiny("llama")
+    for asked, told in (
+        ({"attention": "block_causal"}, "attention block_causal goes by blocks: say of how many tokens, --block_length 4 say"),
+        ({"block_length": 4}, "block_length 4 is for attention block_causal, and bidirectional knows no blocks: leave it out, or ask for that attention"),
+        ({"attention": "prompt_causal", "block_length": 4}, "and prompt_causal knows no blocks"),
+        ({"attention": "block_causal", "block_length": 0}, "block_length must be at least 1, got 0"),
+        ({"attention": "causal"}, "there is no attention 'causal': choose bidirectional, prompt_causal or block_causal"),
+    ):
+        with pytest.raises(UserError, match=told):
+            adapt(model, tiny_tokenizer, mask_token="<|mask|>", **asked)
+    assert diffusion_of(model.config) is None and tiny_tokenizer.mask_token is None
+    says = adapt(model, tiny_tokenizer, mask_token="<|mask|>", attention="block_causal", block_length=4)
+    assert says == Diffusion(128, 1, "block_causal", 4) == diffusion_of(model.config) and model.config.is_causal is True
+    assert adapt(model, tiny_tokenizer) == adapt(model, tiny_tokenizer, attention="block_causal", block_length=4) == says
+    with pytest.raises(UserError, match="block_length 8 does not go with this checkpoint, which was trained by diffusion with block_length 4: leave it out"):
+        adapt(model, tiny_tokenizer, block_length=8)
+
+
+def test_what_an_attention_of_its_own_cannot_do_is_refused(fresh_tiny, tiny_tokenizer):
     bloom = AutoModelForCausalLM.from_config(AutoConfig.for_model("bloom", vocab_size=128, hidden_size=32, n_layer=1, n_head=4))
-    for options, told in (({"attention": "prompt_causal"}, "attention prompt_causal"), ({"autoregressive": True}, "a co-loss")):
+    for options, told in (
+        ({"attention": "prompt_causal"}, "attention prompt_causal"), ({"attention": "block_causal", "block_length": 2}, "attention block_causal"),
+        ({"autoregressive": True}, "a co-loss"),
+    ):  # fmt: skip
         with pytest.raises(UserError, match=f"bloom has an attention of its own, which cannot do {told}"):
             adapt(bloom, tiny_tokenizer, mask_token="<|mask|>", **options)
     assert diffusion_of(bloom.config) is None

@@ -1,6 +1,7 @@
 """DPO of a diffusion model: the loss and gradients of the plain computation on the same masks, and what sharing these is worth."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback, Trai
 from seodang.data.errors import UserError
 from seodang.infer.checkpoint.load import load
 from seodang.infer.diffusion.masking import Draws, every_mask, masks_of
+from seodang.infer.diffusion.schedule import blocks_of
 from seodang.infer.runners.paradigm import Diffusion, declare
 from seodang.train.diffusion.dpo import diffusion_dpo, diffusion_dpo_trainer
 from seodang.train.maths.preference_losses import LOSSES, PreferenceSettings
@@ -18,10 +20,12 @@ from seodang.train.run.checkpoints import find_resume
 from seodang.train.stages.dpo import dpo_trainer
 
 from ..batch_gradients import gradients
+from .by_blocks import block_logits
 
 MASK = 5
 SETTINGS = {"hinge": {"beta": 0.5}, "robust": {"label_smoothing": 0.1}, "cdpo": {"label_smoothing": 0.1}, "simpo": {"beta": 2.0}}
 KINDS = [Diffusion(MASK, shift=1), Diffusion(MASK, attention="prompt_causal"), Diffusion(MASK, shift=1, attention="prompt_causal")]
+BLOCKS = [Diffusion(MASK, shift=shift, attention="block_causal", block_length=3) for shift in (0, 1)]
 LORA = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
 
@@ -54,14 +58,11 @@ def moved(model):
 def estimate(model, says, prompt, answer, masks):
     """The weighted sum of the log-probabilities of masked tokens, one plain pass for each mask."""
     total = 0.0
-    for masked, weight in masks:
-        ids = torch.tensor(prompt + [MASK if hidden else id for hidden, id in zip(masked, answer, strict=True)])
-        place = torch.arange(len(ids))
-        visible = (place[None] <= place[:, None]) | (place[:, None] >= (0 if says.attention == "bidirectional" else len(prompt)))
-        mask = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)[None, None]
-        logprobs = model(ids[None], attention_mask=mask, use_cache=False).logits[0].log_softmax(-1)
-        for at in (at for at, hidden in enumerate(masked) if hidden):
-            total = total + weight * logprobs[len(prompt) + at - says.shift, answer[at]]
+    for number, block in enumerate(blocks_of(len(answer), says.block_length)):
+        for masked, weight in masks(len(block), number):
+            logprobs = block_logits(model, says, prompt, answer, block, masked).log_softmax(-1)
+            for at in (at for at, hidden in enumerate(masked) if hidden):
+                total = total + weight * logprobs[at, answer[block.start + at]]
     return total
 
 
@@ -71,7 +72,7 @@ def plain_loss(model, reference, says, rows, masks_of_row, beta=0.1):
     for number, row in enumerate(rows):
         lead = 0.0
         for sign, branch in zip((1, -1), row["branches"], strict=True):
-            masks = list(masks_of_row(number, branch))
+            masks = partial(masks_of_row, number)
             policy = estimate(model, says, row["prompt_ids"], branch, masks)
             with torch.no_grad():
                 before = estimate(reference, says, row["prompt_ids"], branch, masks)
@@ -80,16 +81,16 @@ def plain_loss(model, reference, says, rows, masks_of_row, beta=0.1):
     return torch.stack(losses).mean()
 
 
-@pytest.mark.parametrize(("says", "reference_time"), list(zip(KINDS, ["step", "before", "step"])))
+@pytest.mark.parametrize(("says", "reference_time"), list(zip([*KINDS, *BLOCKS], ["step", "before", "step", "step", "before"])))
 def test_loss_and_gradients_equal_the_plain_computation(fresh_tiny, tiny_tokenizer, tmp_path, says, reference_time):
-    """Four draws: answers of one and two tokens have all of their masks, the longer ones some."""
+    """Four draws: answers and blocks of one and two tokens have all of their masks, the longer ones some."""
     rows, model, reference, plain = pair_rows(3), *(made(fresh_tiny, says) for _ in range(3))
     args = arguments(tmp_path, seed=3)
     trainer = diffusion_dpo_trainer(model, tiny_tokenizer, rows, args, draws=4, reference_time=reference_time)
     trainer.score_before()
     moved(model), moved(plain)
     plain.set_attn_implementation("eager"), reference.set_attn_implementation("eager")
-    expected = plain_loss(plain, reference, says, rows, lambda number, branch: masks_of(len(branch), Draws(4, seed=3), "pairs", 0, number))
+    expected = plain_loss(plain, reference, says, rows, lambda number, length, block: masks_of(length, Draws(4, seed=3), "pairs", 0, number, block))
     expected.backward()
     loss, found = gradients(trainer, [trainer.train_dataset[number] for number in range(3)])
     assert loss == pytest.approx(expected.item(), abs=1e-5) and abs(loss - math.log(2)) > 1e-3
@@ -106,7 +107,7 @@ def test_with_enough_draws_the_likelihoods_are_the_bounds_themselves(fresh_tiny,
     moved(model), moved(plain)
     plain.set_attn_implementation("eager"), reference.set_attn_implementation("eager")
     with torch.no_grad():
-        expected = plain_loss(plain, reference, KINDS[0], rows, lambda number, branch: every_mask(len(branch)))
+        expected = plain_loss(plain, reference, KINDS[0], rows, lambda number, length, block: every_mask(length))
     assert trainer.measure(rows)["loss"] == pytest.approx(expected.item(), abs=1e-5)
 
 
@@ -125,7 +126,7 @@ def test_an_architecture_that_cannot_be_told_who_sees_whom_is_padded(tiny_tokeni
     for number, row in enumerate(rows):
         lead = 0.0
         for sign, branch in zip((1, -1), row["branches"], strict=True):
-            for masked, weight in masks_of(len(branch), Draws(4, seed=42), "pairs", 0, number):
+            for masked, weight in masks_of(len(branch), Draws(4, seed=42), "pairs", 0, number, 0):
                 ids = torch.tensor([row["prompt_ids"] + [MASK if hidden else id for hidden, id in zip(masked, branch)]])
                 for factor, each in ((1, plain), (-1, reference)):
                     logprobs = each(ids).logits[0, len(row["prompt_ids"]) :].log_softmax(-1)
@@ -144,7 +145,7 @@ def values_by_mask(model, prompt, answer):
     with torch.no_grad():
         for masks in every_mask(len(answer)):
             count = sum(masks.masked)
-            found.append((estimate(model, KINDS[0], prompt, answer, [(masks.masked, len(answer) / count)]), masks.weight * count / len(answer)))
+            found.append((estimate(model, KINDS[0], prompt, answer, lambda *_: [(masks.masked, len(answer) / count)]), masks.weight * count / len(answer)))
     values, probabilities = zip(*found)
     return torch.stack(values).double(), torch.tensor(probabilities, dtype=torch.float64)
 
@@ -285,9 +286,9 @@ def test_an_adapter_learns_held_out_preferences_and_is_loaded_with_its_base(fres
         ({"reference_time": "later"}, "reference_time must be one of step, before, got 'later'"),
         ({"rows": [{"prompt_ids": [9], "branches": [[7], [MASK, 8]], "ranks": [0, 1], "where": "pairs.jsonl line 3"}]}, "pairs.jsonl line 3: an answer contains the mask token"),
         ({"model": None}, "the model speaks from left to right, and its config knows no mask"),
-        ({"model": Diffusion(MASK, attention="block_causal", block_length=4)}, "attention block_causal cannot be trained yet"),
         ({"reference": None}, "the reference speaks from left to right, the model by diffusion"),
         ({"reference": Diffusion(MASK)}, "the reference has shift 0, the model 1"),
+        ({"model": BLOCKS[0], "reference": Diffusion(MASK, 0, "block_causal", 2)}, "the reference has block_length 2, the model 3"),
     ],
 )
 def test_what_does_not_go_together_is_refused(fresh_tiny, tiny_tokenizer, tmp_path, change, message):

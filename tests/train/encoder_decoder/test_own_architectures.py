@@ -7,7 +7,8 @@ from seodang.data.seq2seq.packing import collate_padded_pairs, collate_pairs, pa
 from seodang.infer import SamplingParams, generate, load
 from seodang.infer.runners.end_to_end import can_run_end_to_end
 from seodang.train import seq2seq, seq2seq_trainer
-from seodang.train.encoder_decoder.pairs import EndToEnd, PaddedPairs
+from seodang.data.seq2seq.packing import collate_pairs
+from seodang.train.encoder_decoder.pairs import PaddedPairs
 from seodang.train.models.seq2seq_loss import patch_seq2seq_loss
 
 from .some_pairs import arguments, pairs
@@ -75,7 +76,7 @@ def test_what_is_learned_is_saved_and_said(fresh_own, tiny_tokenizer, tmp_path, 
     model = type(built)(built.config)  # with the weights that the architecture begins with
     settings = {"max_steps": {"transformer": 60, "lstm": 120}[kind], "per_device_train_batch_size": 4, "learning_rate": 1e-2, "lr_scheduler_type": "inverse_sqrt", "warmup_steps": 30}
     trainer = seq2seq_trainer(model, tiny_tokenizer, rows, arguments(tmp_path, label_smoothing_factor=0.1, **settings))
-    assert isinstance(trainer.data_collator, EndToEnd if kind == "transformer" else PaddedPairs)
+    assert (trainer.data_collator is collate_pairs) is (kind == "transformer") is not isinstance(trainer.data_collator, PaddedPairs)
     trainer.train()
     trainer.save_final()
     loaded, tokenizer = load(tmp_path, device="cpu", dtype="float32")
