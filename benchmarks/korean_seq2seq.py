@@ -27,11 +27,8 @@ Pair = tuple[str, str]
 TOKENIZER = {"kind": "unigram", "vocab_size": 2048}
 MODEL = {"architecture": "t5", "hidden_size": 128, "layers": 2, "heads": 4, "intermediate": 256}
 COMMON = {"lr_scheduler_type": "cosine", "warmup_steps": 0.05, "logging_steps": 50, "save_strategy": "no", "eval_strategy": "steps", "report_to": "none", "disable_tqdm": "true"}
-SPANS = {"max_length": 256, "per_device_train_batch_size": 2, "learning_rate": 5e-3, "eval_samples": 2}
-PAIRS = {
-    "max_source_length": 128, "max_target_length": 128, "per_device_train_batch_size": 4, "learning_rate": 8e-3, "weight_decay": 0.01,
-    "label_smoothing_factor": 0.1, "eval_samples": 0,
-}  # fmt: skip
+SPANS = {"max_length": 256, "per_device_train_batch_size": 2, "learning_rate": 2e-3, "eval_samples": 2}
+PAIRS = {"max_source_length": 128, "max_target_length": 128, "per_device_train_batch_size": 2, "learning_rate": 1.5e-3, "weight_decay": 0.01, "eval_samples": 0}
 SPOKEN = {"greedy": SamplingParams(max_new_tokens=100), "four beams": SamplingParams(max_new_tokens=100, num_beams=4)}
 
 
@@ -40,7 +37,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/korean-seq2seq"))
     parser.add_argument("--span_steps", type=int, default=400, help="0 begins the pairs with random weights")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     train, held = split(options.data)
