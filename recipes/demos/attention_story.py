@@ -5,7 +5,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
 from statistics import median
@@ -21,7 +20,6 @@ from seodang.data.seq2seq.rows import Seq2SeqLabeller, seq2seq_rows
 from seodang.data.seq2seq.written_forms import KINDS, written_forms
 from seodang.data.text.syllable_tokenizer import syllable_tokenizer
 from seodang.infer import LSTMConfig, SamplingParams, TransformerConfig, generate
-from seodang.infer.engine.scoring import first_ids
 from seodang.recipes.options.training import Arguments
 from seodang.train import seq2seq_trainer
 from seodang.train.encoder_decoder.seq2seq import Seq2SeqTrainer
@@ -133,7 +131,7 @@ def lesson_of(settings: Settings) -> Lesson:
     """Numbers and their words in English and Korean, both ways; what is held out of each task is in no seed's rows."""
     train, held = written_forms(settings.rows, settings.heldout, settings.seed, TASKS)
     tokenizer = syllable_tokenizer(record[side] for record in train for side in ("source", "target"))
-    labeller = Seq2SeqLabeller(tokenizer, partial(first_ids, untrained_reader("context", settings, tokenizer)))
+    labeller = Seq2SeqLabeller(tokenizer, lambda target: [tokenizer.bos_token_id])  # the decoder_start_token_id of all three
     (rows, _), (asked, _) = (seq2seq_rows(map(source_target, records), labeller) for records in (train, held))
     alike, batches = pack_alike(rows, settings.batch), []
     while len(batches) < settings.max_steps:  # each time through in another order

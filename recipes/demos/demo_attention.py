@@ -82,7 +82,8 @@ def main(argv: list[str] | None = None) -> int:
     trainers = {kind: trainer_of(kind, settings, lesson, folder) for kind in options.models}
     readers = []
     for kind, trainer in trainers.items():
-        print(f"{READERS[kind]}: {parameters(trainer.model):,} weights, {settings.max_steps:,} steps of {settings.batch} rows, learning rate {settings.learning_rate(kind):g}", flush=True)
+        how = f"{settings.max_steps:,} steps of {settings.batch} rows, learning rate {settings.learning_rate(kind):g}"
+        print(f"{READERS[kind]}: {parameters(trainer.model):,} weights, {how}", flush=True)
         readers.append(taught(kind, trainer, lesson))
     times = timed(trainers, options.timed_tokens)
     console.print(accuracy_table(readers, lesson), *(time_table(how, found) for how, found in times.items()))

@@ -1,6 +1,7 @@
 """The story of attention: the whole of it on tiny models, and each of its figures by hand."""
 
 import re
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -98,22 +99,30 @@ def test_how_far_attention_is_ahead_and_which_answer_is_drawn_by_hand():
 
 
 def test_time_a_token_is_the_median_of_the_passes_behind_the_first(monkeypatch):
-    taken = {"one": iter([99, 6, 2, 4, 99, 8, 8, 9]), "two": iter([99, 1, 3, 2, 99, 5, 6, 7])}
-    sizes = []
+    taken = {"one": iter([99, 6, 2, 4, 99, 8, 8, 9] * 2), "two": iter([99, 1, 3, 2, 99, 5, 6, 7] * 2)}
+    sizes, clocks = [], []
 
     def pass_seconds(trainer, rows, clock):
+        clocks.append((clock, torch.get_num_threads()))
         sizes.append((len(rows), {len(row["input_ids"]) for row in rows} | {len(row["labels"]) for row in rows}))
         return next(taken[trainer.name])
 
     monkeypatch.setattr(attention_story, "pass_seconds", pass_seconds)
     trainers = {name: SimpleNamespace(name=name, model=SimpleNamespace(config=SimpleNamespace(vocab_size=9))) for name in taken}
-    assert token_seconds(trainers, (4, 16), tokens=16, repeats=3) == {"one": {4: 4 / 16, 16: 8 / 32}, "two": {4: 2 / 16, 16: 6 / 32}}
+    threads = torch.get_num_threads()
+    wanted = {"one": {4: 4 / 16, 16: 8 / 32}, "two": {4: 2 / 16, 16: 6 / 32}}
+    assert token_seconds(trainers, (4, 16), tokens=16, repeats=3) == wanted and set(clocks) == {(time.process_time, 1)}
     assert sizes == [(2, {4})] * 8 + [(1, {16})] * 8
+    assert token_seconds(trainers, (4, 16), tokens=16, repeats=3, threads=2) == wanted and clocks[-1] == (time.perf_counter, 2)
+    assert torch.get_num_threads() == threads
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
-    [(["--models", "gru"], "no model 'gru': choose among context, attention, transformer"), (["--minutes", "0"], "minutes must be above 0"), (["--batch", "0"], "batch must be above 0")],
+    [
+        (["--models", "gru"], "no model 'gru': choose among context, attention, transformer"), (["--minutes", "0"], "minutes must be above 0"),
+        (["--batch", "0"], "batch must be above 0"),
+    ],  # fmt: skip
 )
 def test_values_that_make_no_sense_are_refused(words, told, capsys):
     assert demo_attention.main(words) == 2
