@@ -44,7 +44,7 @@ def told(default: Any, text: str) -> Any:
 class Settings:
     """How the three are taught: options. All but the learning rates, which hang on the kind, is the same for them."""
 
-    max_steps: int = told(8000, "Training steps of each model.")
+    max_steps: int = told(3125, "Training steps of each model: by default each row is seen once.")
     batch: int = told(32, "Rows a step.")
     rows: int = told(100_000, "Rows to train on.")
     heldout: int = told(500, "Held-out numbers that are asked about, of each of the four tasks.")
@@ -63,6 +63,12 @@ class Settings:
     def learning_rate(self, kind: str) -> float:
         """The highest one."""
         return self.transformer_learning_rate if kind == "transformer" else self.lstm_learning_rate
+
+
+def check_kinds(kinds: Iterable[str]) -> None:
+    """Raise UserError for a model that there is not."""
+    if wrong := [kind for kind in kinds if kind not in READERS]:
+        raise UserError(f"there is no model {wrong[0]!r}: choose among {', '.join(READERS)}")
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,7 @@ class Share:
 
 @dataclass
 class Reader:
-    """A model that was taught: by `way` which questions it answered right, and the seconds of CPU time that teaching it took."""
+    """A model that was taught, and the seconds of CPU time that this took; by way of decoding its answers to all questions, and which are right."""
 
     kind: str
     trainer: Seq2SeqTrainer
@@ -194,8 +200,7 @@ def taught(kind: str, trainer: Seq2SeqTrainer, lesson: Lesson) -> Reader:
     expected = [question.answer for question in lesson.questions]
     for way, settings in WAYS.items():
         sampler = AnswerSampler(lesson.tokenizer, lesson.questions, params=SamplingParams(max_new_tokens=lesson.longest + 1, **settings))
-        with torch.no_grad():
-            sampler(reader.model.eval())
+        sampler(reader.model.eval())
         reader.answers[way] = sampler.answers
         reader.right[way] = [answer.split() == wanted.split() for answer, wanted in zip(sampler.answers, expected, strict=True)]
     return reader
