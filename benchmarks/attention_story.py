@@ -26,6 +26,7 @@ from seodang.recipes.demos.attention_story import (
     Settings,
     Share,
     by_group,
+    by_length,
     check_kinds,
     lesson_of,
     parameters,
@@ -73,12 +74,14 @@ def sought(found: dict[str, Any], kind: str, settings: Settings) -> bool:
 
 
 def measured(kind: str, settings: Settings) -> dict[str, Any]:
-    """Teach a model; return how many of the held-out answers are right, and of how many, by way and length of the source."""
+    """Teach a model; return how many of the held-out answers are right, and of how many, by way and length of the source, and by the digits of the number."""
     lesson = lesson_of(settings)
     with tempfile.TemporaryDirectory() as folder:
         reader = taught(kind, trainer_of(kind, settings, lesson, Path(folder)), lesson)
     shares = {way: {name: (share.right, share.count) for name, share in by_group(lesson.lengths, reader.right[way]).items()} for way in WAYS}
-    return {"kind": kind, "settings": asdict(settings), "weights": parameters(reader.model), "seconds": reader.seconds, "shares": shares}
+    by_digits = {digits: (share.right, share.count) for digits, share in by_length(lesson.digits, reader.right["greedy"], 1).items()}
+    told = {"weights": parameters(reader.model), "seconds": reader.seconds, "shares": shares, "by_digits": by_digits}
+    return {"kind": kind, "settings": asdict(settings), **told}
 
 
 def lines(found: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -92,11 +95,12 @@ def lines(found: Sequence[dict[str, Any]]) -> Iterator[str]:
             cells = [spread([Share(*one["shares"][way][group]).value for one in of_kind]) for group in groups]
             whole = spread([Share(*map(sum, zip(*one["shares"][way].values(), strict=True))).value for one in of_kind])
             yield f"| {name} | {way} | {' | '.join(cells)} | {whole} | {mean(one['seconds'] for one in of_kind):.0f} | {of_kind[0]['weights']:,} |"
-    by_seed = {(one["kind"], one["settings"]["seed"]): one["shares"]["greedy"] for one in found}
+    by_seed = {(one["kind"], one["settings"]["seed"]): (one["shares"]["greedy"], one["by_digits"]) for one in found}
     for seed in sorted({seed for _, seed in by_seed}):
         if {("context", seed), ("attention", seed)} <= by_seed.keys():
-            alone, ahead = ({group: Share(*by_seed[kind, seed][group]).value for group in groups} for kind in ("context", "attention"))
-            yield f"seed {seed}: attention ahead by " + ", ".join(f"{group} {ahead[group] - alone[group]:+.3f}" for group in groups)
+            gains = zip(by_seed["context", seed], by_seed["attention", seed], strict=True)
+            tokens, digits = (", ".join(f"{name} {Share(*ahead[name]).value - Share(*alone[name]).value:+.3f}" for name in alone) for alone, ahead in gains)
+            yield f"seed {seed}: attention ahead by {tokens}; by digits of the number {digits}"
 
 
 def spread(values: Sequence[float]) -> str:

@@ -210,7 +210,7 @@ def test_set_up_installs_the_versions_that_the_package_asks_for():
     lines = (ROOT / ".ci" / "constraints.txt").read_text(encoding="utf-8").splitlines()
     exact = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines if not line.startswith("#"))}
     extras = PROJECT["project"]["optional-dependencies"]
-    asked = [Requirement(line) for line in (*PROJECT["project"]["dependencies"], *extras["default-model"], *extras["test"][1:])]
+    asked = [Requirement(line) for line in (*PROJECT["project"]["dependencies"], *extras["default-model"], *extras["demo"], *extras["test"][1:])]
     for each in asked:
         assert each.specifier.contains(exact[canonicalize_name(each.name)]), each
         if known := KNOWN_TO_WORK.get(each.name):

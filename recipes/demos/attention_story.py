@@ -90,6 +90,12 @@ class Lesson:
         """The tokens of each question's source."""
         return [len(question.prompt) for question in self.questions]
 
+    @property
+    def digits(self) -> list[int]:
+        """The digits of each question's number, whichever side has them, a token each: a long source may have a short answer, and the other way round."""
+        asked = zip(self.questions, self.tasks, strict=True)
+        return [len(question.answer) if task.endswith("digits") else len(question.prompt) - 2 for question, task in asked]  # without the task and the end
+
 
 @dataclass(frozen=True)
 class Share:

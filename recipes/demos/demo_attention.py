@@ -161,7 +161,10 @@ def notes(readers: Sequence[Reader], lesson: Lesson, settings: Settings) -> list
 
 def write_story(folder: Path, readers: Sequence[Reader], lesson: Lesson, times: Mapping[str, Times], told: Sequence[str]) -> Path:
     """Write the page; return its path."""
-    curves = [(Chart("Accuracy by the length of the source", "exact match, greedy, with standard errors", over="source tokens"), accuracy_lines(readers, lesson))]
+    curves = [
+        (Chart(f"Accuracy by the {what}", "exact match, greedy, with standard errors", over=over), accuracy_lines(readers, lengths))
+        for what, over, lengths in (("length of the source", "source tokens", lesson.lengths), ("length of the number", "digits", lesson.digits))
+    ]
     for how, found in times.items():
         curves.append((Chart(f"Training time a token, {how}", "microseconds, forward and backward", over="tokens of a row"), time_lines(found)))
     return write_page(
@@ -172,11 +175,11 @@ def write_story(folder: Path, readers: Sequence[Reader], lesson: Lesson, times: 
     )  # fmt: skip
 
 
-def accuracy_lines(readers: Sequence[Reader], lesson: Lesson) -> list[Line]:
-    """A curve a model."""
+def accuracy_lines(readers: Sequence[Reader], lengths: Sequence[int]) -> list[Line]:
+    """A curve a model over the questions' lengths."""
     lines = []
     for reader in readers:
-        shares = by_length(lesson.lengths, reader.right["greedy"], LEAST)
+        shares = by_length(lengths, reader.right["greedy"], LEAST)
         values, errors = [share.value for share in shares.values()], [share.error for share in shares.values()]
         lines += [Line(reader.name, list(shares), values, place_of(reader.kind), place_of(reader.kind), errors)] if shares else []
     return lines
@@ -225,12 +228,14 @@ def drawn_place(readers: Sequence[Reader], lesson: Lesson, task: str) -> int:
 def figures(readers: Sequence[Reader], lesson: Lesson) -> Iterator[str]:
     """The figures in a line each, for people and for scripts."""
     shares = {reader.kind: by_group(lesson.lengths, reader.right["greedy"]) for reader in readers}
+    by_digits = {reader.kind: by_length(lesson.digits, reader.right["greedy"], 1) for reader in readers}
     for reader in readers:
         groups = ", ".join(f"{name} {share}" for name, share in shares[reader.kind].items())
         yield f"{reader.kind:<16}{groups}; beam 4 {whole(reader, 'beam 4')}; {reader.seconds:.0f} s of CPU time"
     if {"context", "attention"} <= shares.keys():
         ahead = ", ".join(f"{name} {share.value - shares['context'][name].value:+.3f}" for name, share in shares["attention"].items())
-        yield f"{'ahead':<16}attention before the context vector alone: {ahead}"
+        more = ", ".join(f"{digits} {share.value - by_digits['context'][digits].value:+.3f}" for digits, share in by_digits["attention"].items())
+        yield f"{'ahead':<16}attention before the context vector alone: {ahead}; by digits of the number: {more}"
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@ import random
 import pytest
 import torch
 
-from seodang.data.seq2seq.packing import best_fit_of_two, collate_padded_pairs, collate_pairs, pack_seq2seq, pairs_of
+from seodang.data.seq2seq.packing import best_fit_of_two, collate_padded_pairs, collate_pairs, pack_alike, pack_seq2seq, pairs_of
 
 SHORT = {"input_ids": [5, 6], "decoder_input_ids": [0, 7, 9], "labels": [-100, 9, 1]}
 LONG = {"input_ids": [8, 8, 8], "decoder_input_ids": [0], "labels": [1]}
@@ -33,6 +33,21 @@ def test_no_bin_overflows_every_pair_has_a_place_and_few_rows_are_wasted():
 def test_a_pair_that_fits_no_row_is_refused(size):
     with pytest.raises(ValueError, match=f"a pair of {size[0]} source and {size[1]} target tokens does not fit into rows of 10 and 20"):
         best_fit_of_two([(1, 1), size], (10, 20))
+
+
+def test_pairs_of_like_lengths_share_a_row_by_their_targets_first():
+    pairs = [made(source, target) for source, target in ((4, 2), (1, 3), (2, 2), (3, 1), (9, 1))]
+    packed = pack_alike(pairs, 2)
+    assert [(row["lengths"], row["target_lengths"]) for row in packed] == [([3, 9], [1, 1]), ([2, 4], [2, 2]), ([1], [3])]
+    apart = [pair for row in packed for pair in pairs_of(row)]
+    assert apart == [pairs[place] for place in (3, 4, 2, 0, 1)]
+    with pytest.raises(ValueError, match="at least one pair, got 0"):
+        pack_alike(pairs, 0)
+
+
+def made(source, target):
+    """A pair of these lengths, whose ids tell it from the others."""
+    return {"input_ids": [10 * source + target] * source, "decoder_input_ids": [*range(target)], "labels": [source] * target}
 
 
 def test_packed_rows_keep_their_borders_and_come_apart_again():

@@ -47,7 +47,8 @@ def test_the_demo_draws_three_models_on_a_page_with_the_weights_of_their_forward
     page = (out / "page.html").read_text(encoding="utf-8")
     assert "<script" not in page and not re.search(r'\s(src|href)="', page) and "prefers-color-scheme: dark" in page
     titles = re.findall(r"<h3>([^<]*?) ?<", page)
-    assert titles[:2] == ["Accuracy by the length of the source", "Training time a token, one thread, CPU time"] and len(titles) == 3 + 2 * 2 + 2  # the loss; a map a model and source; two heads
+    assert titles[:3] == ["Accuracy by the length of the source", "Accuracy by the length of the number", "Training time a token, one thread, CPU time"]
+    assert len(titles) == 4 + 2 * 2 + 2  # the loss; a map a model and source; two heads
     assert "With LSTM, context vector alone and LSTM with attention it is refused: strategy &#39;assisted&#39; needs truncate" in page
     for kind, name in (("attention", "LSTM with attention"), ("transformer", "Transformer, layer 1, mean of 2 heads")):
         verify(out / kind)
@@ -88,14 +89,16 @@ def readers_of(right: dict[str, list[bool]]) -> list[Reader]:
 
 
 def test_how_far_attention_is_ahead_and_which_answer_is_drawn_by_hand():
-    lesson = Lesson(None, [], [HeldOut([5] * length, "") for length in (7, 9, 9, 12, 13)], ["a", "a", "b", "a", "a"])
+    answers, tasks = ["이", "이", "삼", "123", "1234"], ["digits>ko", "digits>ko", "digits>en", "ko>digits", "ko>digits"]
+    lesson = Lesson(None, [], [HeldOut([5] * length, answer) for length, answer in zip((7, 9, 9, 12, 13), answers)], tasks)
+    assert lesson.digits == [5, 7, 7, 3, 4]
     readers = readers_of({"context": [True, True, False, False, False], "attention": [True, True, True, True, False]})
     told = [*figures(readers, lesson)]
     assert told[0].split(maxsplit=1) == [
         "context", "under 8 1.000 ± 0.000, 8 to 9 0.500 ± 0.354, 10 and more 0.000 ± 0.000; beam 4 1.000 ± 0.000; 7 s of CPU time",
     ]  # fmt: skip
-    assert told[2].endswith("alone: under 8 +0.000, 8 to 9 +0.500, 10 and more +0.500")
-    assert [drawn_place(some, lesson, task) for some, task in ((readers, "a"), (readers[1:], "a"), (readers, "b"))] == [1, 3, 2]
+    assert told[2].endswith("alone: under 8 +0.000, 8 to 9 +0.500, 10 and more +0.500; by digits of the number: 3 +1.000, 4 +0.000, 5 +0.000, 7 +0.500")
+    assert [drawn_place(readers, lesson, task) for task in ("digits>ko", "ko>digits", "digits>en")] == [1, 3, 2]
 
 
 def test_time_a_token_is_the_median_of_the_passes_behind_the_first(monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 
 from seodang.__main__ import main as seodang
 from seodang.data.seq2seq.written_forms import TASKS
-from seodang.infer import generate, load
+from seodang.infer import load
 from seodang.infer.checkpoint.manifest import read_manifest, verify
 from seodang.recipes.demos import demo_seq2seq
 
@@ -30,8 +30,6 @@ def test_the_demo_trains_a_transformer_and_counts_right_answers_of_three_strateg
     assert read_manifest(out)["paradigm"] == "seq2seq"
     model, tokenizer = load(out)
     assert model.config.norm_position == norm_position and model.config.decoder_start_token_id == tokenizer.bos_token_id
-    [result] = generate(model, tokenizer, ["digits>ko: 21"])
-    assert "all of it took" in printed and result.new_ids
 
 
 def test_right_answers_by_hand():
