@@ -13,7 +13,7 @@ help:
 	@echo "make demo-rlhf    reward model, PPO and DPO on the default model, with a page of curves (15 minutes)"
 	@echo "make demo-encoder  teach the default encoder to tell good reviews from bad, beside a regression on its frozen vectors (minutes)"
 	@echo "make demo-seq2seq  train a small Transformer from nothing on dates, numbers and countries, by exact match (6 minutes)"
-	@echo "make demo-attention  two LSTMs and a Transformer learn the same rows: a page of why attention won (10 minutes)"
+	@echo "make demo-attention  two LSTMs and a Transformer learn the same rows: a page of why attention won (up to 10 minutes)"
 	@echo "make test         run every test but the longest"
 	@echo "make test-full    run all tests: real training, servers under load"
 	@echo "make test-newest  the tests of make test, in .venv-newest, with the newest libraries that pyproject.toml allows"

@@ -1,8 +1,8 @@
 """What attention replaced: exact match by the length of the source of an LSTM with the context vector alone, one with attention, and a Transformer, over seeds.
 
-python benchmarks/attention_story.py                                  three seeds of all three, one after the other, on one thread
+python benchmarks/attention_story.py                                  three seeds of all three, one after the other, on one thread: 15 minutes of CPU time
 python benchmarks/attention_story.py --seeds 1 --models attention     one of them
-python benchmarks/attention_story.py --max_steps 4000 --results runs/shorter.jsonl
+python benchmarks/attention_story.py --max_steps 8000                 taught for longer
 
 What `seodang demo-attention` teaches, as it does. Each model's figures are a line of the results as soon as there are any; what stands there of the same settings is
 not trained again, so that a run that was ended goes on where it was.
@@ -20,7 +20,19 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from seodang.recipes.demos.attention_story import READERS, WAYS, Settings, by_group, lesson_of, parameters, taught, trainer_of
+from seodang.recipes.demos.attention_story import (
+    READERS,
+    WAYS,
+    Settings,
+    Share,
+    by_group,
+    by_length,
+    check_kinds,
+    lesson_of,
+    parameters,
+    taught,
+    trainer_of,
+)
 from seodang.recipes.options.parser import command, parse
 
 
@@ -31,6 +43,9 @@ class Options:
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of the weights, the rows and their order."})
     models: list[str] = field(default_factory=lambda: list(READERS), metadata={"help": "Which are trained."})
     results: str = field(default="runs/attention-story.jsonl", metadata={"help": "Where each model's figures are written, and read again."})
+
+    def __post_init__(self):
+        check_kinds(self.models)
 
 
 @command
@@ -59,12 +74,14 @@ def sought(found: dict[str, Any], kind: str, settings: Settings) -> bool:
 
 
 def measured(kind: str, settings: Settings) -> dict[str, Any]:
-    """Teach a model; return how many of the held-out answers are right, and of how many, by way and length of the source."""
+    """Teach a model; return how many of the held-out answers are right, and of how many, by way and length of the source, and by the digits of the number."""
     lesson = lesson_of(settings)
     with tempfile.TemporaryDirectory() as folder:
         reader = taught(kind, trainer_of(kind, settings, lesson, Path(folder)), lesson)
     shares = {way: {name: (share.right, share.count) for name, share in by_group(lesson.lengths, reader.right[way]).items()} for way in WAYS}
-    return {"kind": kind, "settings": asdict(settings), "weights": parameters(reader.model), "seconds": reader.seconds, "shares": shares}
+    by_digits = {digits: (share.right, share.count) for digits, share in by_length(lesson.digits, reader.right["greedy"], 1).items()}
+    told = {"weights": parameters(reader.model), "seconds": reader.seconds, "shares": shares, "by_digits": by_digits}
+    return {"kind": kind, "settings": asdict(settings), **told}
 
 
 def lines(found: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -75,24 +92,15 @@ def lines(found: Sequence[dict[str, Any]]) -> Iterator[str]:
     for kind, name in READERS.items():
         of_kind = [one for one in found if one["kind"] == kind]
         for way in WAYS if of_kind else ():
-            cells = [spread([share(one["shares"][way][group]) for one in of_kind]) for group in groups]
-            whole = spread([total(one["shares"][way]) for one in of_kind])
+            cells = [spread([Share(*one["shares"][way][group]).value for one in of_kind]) for group in groups]
+            whole = spread([Share(*map(sum, zip(*one["shares"][way].values(), strict=True))).value for one in of_kind])
             yield f"| {name} | {way} | {' | '.join(cells)} | {whole} | {mean(one['seconds'] for one in of_kind):.0f} | {of_kind[0]['weights']:,} |"
-    by_seed = {(one["kind"], one["settings"]["seed"]): one["shares"]["greedy"] for one in found}
+    by_seed = {(one["kind"], one["settings"]["seed"]): (one["shares"]["greedy"], one["by_digits"]) for one in found}
     for seed in sorted({seed for _, seed in by_seed}):
         if {("context", seed), ("attention", seed)} <= by_seed.keys():
-            alone, ahead = by_seed["context", seed], by_seed["attention", seed]
-            yield f"seed {seed}: attention ahead by " + ", ".join(f"{group} {share(ahead[group]) - share(alone[group]):+.3f}" for group in groups)
-
-
-def share(counted: Sequence[int]) -> float:
-    """The share of right ones."""
-    return counted[0] / counted[1]
-
-
-def total(shares: dict[str, Sequence[int]]) -> float:
-    """The share of right ones in all groups together."""
-    return share([sum(each) for each in zip(*shares.values(), strict=True)])
+            gains = zip(by_seed["context", seed], by_seed["attention", seed], strict=True)
+            tokens, digits = (", ".join(f"{name} {Share(*ahead[name]).value - Share(*alone[name]).value:+.3f}" for name in alone) for alone, ahead in gains)
+            yield f"seed {seed}: attention ahead by {tokens}; by digits of the number {digits}"
 
 
 def spread(values: Sequence[float]) -> str:

@@ -5,7 +5,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
 from statistics import median
@@ -21,7 +20,6 @@ from seodang.data.seq2seq.rows import Seq2SeqLabeller, seq2seq_rows
 from seodang.data.seq2seq.written_forms import KINDS, written_forms
 from seodang.data.text.syllable_tokenizer import syllable_tokenizer
 from seodang.infer import LSTMConfig, SamplingParams, TransformerConfig, generate
-from seodang.infer.engine.scoring import first_ids
 from seodang.recipes.options.training import Arguments
 from seodang.train import seq2seq_trainer
 from seodang.train.encoder_decoder.seq2seq import Seq2SeqTrainer
@@ -46,7 +44,7 @@ def told(default: Any, text: str) -> Any:
 class Settings:
     """How the three are taught: options. All but the learning rates, which hang on the kind, is the same for them."""
 
-    max_steps: int = told(8000, "Training steps of each model.")
+    max_steps: int = told(3125, "Training steps of each model: by default each row is seen once.")
     batch: int = told(32, "Rows a step.")
     rows: int = told(100_000, "Rows to train on.")
     heldout: int = told(500, "Held-out numbers that are asked about, of each of the four tasks.")
@@ -67,6 +65,12 @@ class Settings:
         return self.transformer_learning_rate if kind == "transformer" else self.lstm_learning_rate
 
 
+def check_kinds(kinds: Iterable[str]) -> None:
+    """Raise UserError for a model that there is not."""
+    if wrong := [kind for kind in kinds if kind not in READERS]:
+        raise UserError(f"there is no model {wrong[0]!r}: choose among {', '.join(READERS)}")
+
+
 @dataclass(frozen=True)
 class Lesson:
     """What is read: the batches, in their order, and the held-out questions with their sources' ids, and the task of each."""
@@ -85,6 +89,12 @@ class Lesson:
     def lengths(self) -> list[int]:
         """The tokens of each question's source."""
         return [len(question.prompt) for question in self.questions]
+
+    @property
+    def digits(self) -> list[int]:
+        """The digits of each question's number, whichever side has them, a token each: a long source may have a short answer, and the other way round."""
+        asked = zip(self.questions, self.tasks, strict=True)
+        return [len(question.answer) if task.endswith("digits") else len(question.prompt) - 2 for question, task in asked]  # without the task and the end
 
 
 @dataclass(frozen=True)
@@ -110,7 +120,7 @@ class Share:
 
 @dataclass
 class Reader:
-    """A model that was taught: by `way` which questions it answered right, and the seconds of CPU time that teaching it took."""
+    """A model that was taught, and the seconds of CPU time that this took; by way of decoding its answers to all questions, and which are right."""
 
     kind: str
     trainer: Seq2SeqTrainer
@@ -133,7 +143,7 @@ def lesson_of(settings: Settings) -> Lesson:
     """Numbers and their words in English and Korean, both ways; what is held out of each task is in no seed's rows."""
     train, held = written_forms(settings.rows, settings.heldout, settings.seed, TASKS)
     tokenizer = syllable_tokenizer(record[side] for record in train for side in ("source", "target"))
-    labeller = Seq2SeqLabeller(tokenizer, partial(first_ids, untrained_reader("context", settings, tokenizer)))
+    labeller = Seq2SeqLabeller(tokenizer, lambda target: [tokenizer.bos_token_id])  # the decoder_start_token_id of all three
     (rows, _), (asked, _) = (seq2seq_rows(map(source_target, records), labeller) for records in (train, held))
     alike, batches = pack_alike(rows, settings.batch), []
     while len(batches) < settings.max_steps:  # each time through in another order
@@ -196,8 +206,7 @@ def taught(kind: str, trainer: Seq2SeqTrainer, lesson: Lesson) -> Reader:
     expected = [question.answer for question in lesson.questions]
     for way, settings in WAYS.items():
         sampler = AnswerSampler(lesson.tokenizer, lesson.questions, params=SamplingParams(max_new_tokens=lesson.longest + 1, **settings))
-        with torch.no_grad():
-            sampler(reader.model.eval())
+        sampler(reader.model.eval())
         reader.answers[way] = sampler.answers
         reader.right[way] = [answer.split() == wanted.split() for answer, wanted in zip(sampler.answers, expected, strict=True)]
     return reader

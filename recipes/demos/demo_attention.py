@@ -3,7 +3,7 @@
 seodang demo-attention
 
 Numbers and their words, in English and Korean, both ways. The page has the accuracy by the length of the source, the training time a token by the length of a
-row, sequential against parallel, and what the models look at while they answer. It takes about 10 minutes on two cores. All three see the same batches in the
+row, sequential against parallel, and what the models look at while they answer. It takes up to 10 minutes on two cores. All three see the same batches in the
 same order; the learning rates are each kind's own.
 """
 
@@ -32,6 +32,7 @@ from seodang.recipes.demos.attention_story import (
     Times,
     by_group,
     by_length,
+    check_kinds,
     lesson_of,
     parameters,
     refusal,
@@ -46,7 +47,7 @@ from seodang.train.run.heat_map import heat_map
 from seodang.train.run.line_chart import Line
 from seodang.train.run.run_page import Chart, Picture, write_page
 
-FLOOR = 3000  # steps that a slow machine makes all the same: with fewer no alignment is learned
+FLOOR = 2000  # steps that a slow machine makes all the same: with fewer no alignment is learned
 LENGTHS = (8, 16, 32, 64, 128, 256)  # of rows whose training is timed
 REPEATS = 5  # timed passes
 DRAWN = ("en>digits", "digits>ko")  # tasks of which an answer's attention is drawn
@@ -66,23 +67,23 @@ class DemoOptions:
         for name in ("minutes", "timed_tokens"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} must be above 0, got {getattr(self, name)}")
+        check_kinds(self.models)
         self.models = list(dict.fromkeys(self.models))
-        if wrong := [name for name in self.models if name not in READERS]:
-            raise UserError(f"there is no model {wrong[0]!r}: choose among {', '.join(READERS)}")
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
     settings, options = parse(argv, Settings, DemoOptions, prog="seodang demo-attention", description=__doc__)
     console, began, folder = Console(), time.perf_counter(), Path(options.output_dir)
-    print("this takes about 10 minutes on two cores: three models are trained in turn", flush=True)
+    print("this takes up to 10 minutes on two cores: three models are trained in turn", flush=True)
     lesson = lesson_of(settings)
     print(f"rows            {settings.rows:,} to train on, {len(lesson.questions):,} held out: {', '.join(TASKS)}", flush=True)
     settings = within(options, settings, lesson)
     trainers = {kind: trainer_of(kind, settings, lesson, folder) for kind in options.models}
     readers = []
     for kind, trainer in trainers.items():
-        print(f"{READERS[kind]}: {parameters(trainer.model):,} weights, {settings.max_steps:,} steps of {settings.batch} rows, learning rate {settings.learning_rate(kind):g}", flush=True)
+        how = f"{settings.max_steps:,} steps of {settings.batch} rows, learning rate {settings.learning_rate(kind):g}"
+        print(f"{READERS[kind]}: {parameters(trainer.model):,} weights, {how}", flush=True)
         readers.append(taught(kind, trainer, lesson))
     times = timed(trainers, options.timed_tokens)
     console.print(accuracy_table(readers, lesson), *(time_table(how, found) for how, found in times.items()))
@@ -160,7 +161,10 @@ def notes(readers: Sequence[Reader], lesson: Lesson, settings: Settings) -> list
 
 def write_story(folder: Path, readers: Sequence[Reader], lesson: Lesson, times: Mapping[str, Times], told: Sequence[str]) -> Path:
     """Write the page; return its path."""
-    curves = [(Chart("Accuracy by the length of the source", "exact match, greedy, with standard errors", over="source tokens"), accuracy_lines(readers, lesson))]
+    curves = [
+        (Chart(f"Accuracy by the {what}", "exact match, greedy, with standard errors", over=over), accuracy_lines(readers, lengths))
+        for what, over, lengths in (("length of the source", "source tokens", lesson.lengths), ("length of the number", "digits", lesson.digits))
+    ]
     for how, found in times.items():
         curves.append((Chart(f"Training time a token, {how}", "microseconds, forward and backward", over="tokens of a row"), time_lines(found)))
     return write_page(
@@ -171,11 +175,11 @@ def write_story(folder: Path, readers: Sequence[Reader], lesson: Lesson, times: 
     )  # fmt: skip
 
 
-def accuracy_lines(readers: Sequence[Reader], lesson: Lesson) -> list[Line]:
-    """A curve a model."""
+def accuracy_lines(readers: Sequence[Reader], lengths: Sequence[int]) -> list[Line]:
+    """A curve a model over the questions' lengths."""
     lines = []
     for reader in readers:
-        shares = by_length(lesson.lengths, reader.right["greedy"], LEAST)
+        shares = by_length(lengths, reader.right["greedy"], LEAST)
         values, errors = [share.value for share in shares.values()], [share.error for share in shares.values()]
         lines += [Line(reader.name, list(shares), values, place_of(reader.kind), place_of(reader.kind), errors)] if shares else []
     return lines
@@ -224,12 +228,14 @@ def drawn_place(readers: Sequence[Reader], lesson: Lesson, task: str) -> int:
 def figures(readers: Sequence[Reader], lesson: Lesson) -> Iterator[str]:
     """The figures in a line each, for people and for scripts."""
     shares = {reader.kind: by_group(lesson.lengths, reader.right["greedy"]) for reader in readers}
+    by_digits = {reader.kind: by_length(lesson.digits, reader.right["greedy"], 1) for reader in readers}
     for reader in readers:
         groups = ", ".join(f"{name} {share}" for name, share in shares[reader.kind].items())
         yield f"{reader.kind:<16}{groups}; beam 4 {whole(reader, 'beam 4')}; {reader.seconds:.0f} s of CPU time"
     if {"context", "attention"} <= shares.keys():
         ahead = ", ".join(f"{name} {share.value - shares['context'][name].value:+.3f}" for name, share in shares["attention"].items())
-        yield f"{'ahead':<16}attention before the context vector alone: {ahead}"
+        more = ", ".join(f"{digits} {share.value - by_digits['context'][digits].value:+.3f}" for digits, share in by_digits["attention"].items())
+        yield f"{'ahead':<16}attention before the context vector alone: {ahead}; by digits of the number: {more}"
 
 
 if __name__ == "__main__":

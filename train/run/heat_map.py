@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from ...infer.explain.diffusion_picture import families
-from .line_chart import COLOURS, INK, svg
+from .line_chart import COLOURS, INCHES, INK, svg
 from .run_page import Picture
 
 CELL, MARGIN = 0.3, 1.1  # inches
@@ -25,7 +25,8 @@ def heat_figure(weights: Sequence[Sequence[float]], down: Sequence[str], across:
     """A matplotlib figure of cells, each as opaque as its weight."""
     from matplotlib.figure import Figure  # the figure alone: no window, no global state
 
-    figure = Figure(figsize=(CELL * len(across) + MARGIN, CELL * len(down) + MARGIN), layout="constrained")
+    width = max(CELL * len(across) + MARGIN, INCHES[0])  # a page has all pictures as wide: cells are of one size in them
+    figure = Figure(figsize=(width, CELL * len(down) + MARGIN), layout="constrained")
     axes = figure.subplots()
     shade(axes, weights, down, across)
     axes.xaxis.tick_top()
