@@ -1,3 +1,4 @@
+import copy
 import json
 import random
 from functools import partial
@@ -135,7 +136,7 @@ def test_an_encoder_decoder_whose_tokenizer_has_no_sentinels_does_not_go_on(kind
     sizes = {"t5": {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0},
              "bart": {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}}  # fmt: skip
     AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model(kind, vocab_size=300, **sizes[kind])).save_pretrained(folder)
-    learned = text_tokenizer("wordpiece")
+    learned = copy.deepcopy(text_tokenizer("wordpiece"))
     if not masks:
         learned.mask_token = None
     learned.save_pretrained(folder)
