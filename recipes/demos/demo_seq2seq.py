@@ -63,7 +63,7 @@ class DemoOptions:
     vocab_size: int = field(default=2000, metadata={"help": "Tokens of the tokenizer at most."})
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, mps."})
     dtype: str = field(default="float32", metadata={"help": "Of the weights: float32, bfloat16, auto."})
-    rows: int = field(default=120_000, metadata={"help": "Pairs to train on, of all tasks together."})
+    rows: int = field(default=80_000, metadata={"help": "Pairs to train on, of all tasks together."})
     heldout: int = field(default=100, metadata={"help": "Held-out pairs of each task, which are answered."})
     max_steps: int = field(default=2500, metadata={"help": f"Training steps of {PAIRS * ROWS} pairs each."})
     minutes: float = field(default=4.0, metadata={"help": f"Fewer steps, but {FLOOR}, where they would take longer than this."})
