@@ -1,6 +1,7 @@
-"""Pretraining on plain text: a small decoder or encoder from nothing, its tokenizer included, or a decoder that goes on from where it is.
+"""Pretraining on plain text: a small decoder, encoder or both from nothing, its tokenizer included, or a decoder or encoder-decoder that goes on.
 
 seodang pretrain --data texts/ --eval_fraction 0.05 --architecture llama --hidden_size 256 --layers 6 --heads 4
+seodang pretrain --data texts/ --eval_fraction 0.05 --architecture t5 --kind unigram
 accelerate launch recipes/pretrain.py --config recipes/pretrain.yaml --data texts/
 """
 
@@ -13,8 +14,10 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from seodang.data.errors import UserError
+from seodang.data.text.around import around_documents
 from seodang.data.text.corruption import Masking, MaskingOptions
-from seodang.data.text.rows import CausalRows, causal_rows, masked_rows
+from seodang.data.text.rows import CausalRows, SpanRows, causal_rows, masked_rows, span_rows
+from seodang.data.text.span_corruption import LEAST, SpanCorruption, SpanOptions, sentinels_of
 from seodang.data.text.texts import DocumentTexts
 from seodang.data.text.tokenizer_training import TokenizerSettings, says, train_tokenizer
 from seodang.infer import SamplingParams
@@ -22,6 +25,7 @@ from seodang.infer.checkpoint.load import load_tokenizer, resolve
 from seodang.infer.checkpoint.published_diffusion import stored_config
 from seodang.infer.kernels.device import choose_dtype
 from seodang.infer.runners.architecture import text_limit
+from seodang.infer.runners.encoder_decoder import decoder_start, position_limit
 from seodang.recipes.diffusion import load_model
 from seodang.recipes.mlm import build as build_encoder
 from seodang.recipes.mlm import lines as masking_lines
@@ -35,22 +39,28 @@ from seodang.recipes.run.identity import origin_of
 from seodang.recipes.run.training import checkpoint_to_resume, complete_arguments, early_stopping, plan_lines, train_and_save
 from seodang.recipes.tokenizer import lines as tokenizer_lines
 from seodang.train.pretraining.architecture import (
+    DECODER,
+    ENCODER,
+    ENCODER_DECODER,
     SUGGESTED,
     Sizes,
     config_of_file,
-    is_encoder,
+    kind_of,
     read_config,
     refuse_architecture,
     small_config,
     untrained,
 )
 from seodang.train.pretraining.causal import pretrain_trainer
+from seodang.train.pretraining.fill_ins import SpanSampler
 from seodang.train.pretraining.samples import TextSampler
+from seodang.train.pretraining.spans import SpanTrainer, span_trainer
 from seodang.train.run.callbacks import CURVE, terminal_curve
 from seodang.train.stages.plan import plan
 
 NEW = "new"  # in place of a tokenizer's folder
 BEGINNING = 8  # tokens of a held-out document that a sample goes on from
+PARADIGMS = {DECODER: "causal", ENCODER: "masked", ENCODER_DECODER: "seq2seq"}
 STRATEGIES = {"greedy": SamplingParams(), "top-p": SamplingParams(temperature=0.8, top_p=0.95, seed=0)}
 
 
@@ -87,7 +97,7 @@ class ArchitectureOptions:
 class PretrainedModelOptions(ModelOptions):
     """Which model goes on; by default none, and one is built from nothing."""
 
-    model: str | None = field(default=None, metadata={"help": "Go on from a decoder: its folder, hub name or default; without, from nothing."})
+    model: str | None = field(default=None, metadata={"help": "Go on from a decoder or encoder-decoder: its folder, hub name or default; without, from nothing."})
     tokenizer: str = field(default=NEW, metadata={"help": "From nothing: new (learned from the training text), or a folder or hub name."})
 
     def __post_init__(self):
@@ -118,26 +128,32 @@ class PretrainArguments(Arguments):
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    classes = TextOptions, ArchitectureOptions, TokenizerOptions, MaskingOptions, SampleOptions, PretrainedModelOptions, RunOptions, PretrainArguments
-    text, architecture, tokens, masking, samples, options, run, args = parse(argv, *classes, prog="seodang pretrain", description=__doc__)
+    classes = TextOptions, ArchitectureOptions, TokenizerOptions, MaskingOptions, SpanOptions, SampleOptions, PretrainedModelOptions, RunOptions, PretrainArguments
+    text, architecture, tokens, masking, spans, samples, options, run, args = parse(argv, *classes, prog="seodang pretrain", description=__doc__)
     args = complete_arguments(args, options, run, evaluates=bool(text.eval_data or text.eval_fraction))
-    encoder = encoder_is_built(architecture, options)
-    refuse_idle(tokens, masking, samples, options, encoder, evaluates=bool(text.eval_data or text.eval_fraction))
-    tokenizer = chosen_tokenizer(text, tokens.settings("encoder" if encoder else "decoder"), options, args)
-    if encoder:
-        Masking.of(tokenizer, masking)  # refused before the text is read
+    kind = trained_kind(architecture, options)
+    refuse_idle(tokens, {ENCODER: masking, ENCODER_DECODER: spans}, samples, options, kind, evaluates=bool(text.eval_data or text.eval_fraction))
+    tokenizer = chosen_tokenizer(text, tokens.settings(kind), options, args)
     spoken = exact(tokenizer)
-    model = load_model(options, args) if options.model is not None else from_nothing(architecture, options, spoken, text.row_length(None), args)
-    rows_of, words = (masked_rows, masking.whole_words) if encoder else (causal_rows, False)
-    rows, eval_rows, told = load_rows(
-        text, tokenizer, text.row_length(text_limit(model)), args, words=words, rows_of=rows_of, held_tokenizer=spoken
-    )
-    paradigm = "masked" if encoder else "causal"
-    origin = origin_of(text, architecture, tokens, masking, options, run, args, rows=rows, paradigm=paradigm)
+    refuse_tokenizer(tokenizer, kind, masking)  # before the text is read
+    positions = positions_for(text.row_length(None), spoken, spans) if kind == ENCODER_DECODER else text.row_length(None)
+    model = load_model(options, args) if options.model is not None else from_nothing(architecture, options, spoken, positions, args)
+    rows_of = {DECODER: causal_rows, ENCODER: masked_rows, ENCODER_DECODER: partial(span_rows, options=spans)}[kind]
+    length = text.row_length(position_limit(model, "encoder") if kind == ENCODER_DECODER else text_limit(model))
+    words = kind == ENCODER and masking.whole_words
+    rows, eval_rows, told = load_rows(text, tokenizer, length, args, words=words, rows_of=rows_of, held_tokenizer=spoken)
+    origin = origin_of(text, architecture, tokens, masking, spans, options, run, args, rows=rows, paradigm=PARADIGMS[kind])
     resume = checkpoint_to_resume(args, run, origin)
-    if encoder:
+    if kind == ENCODER:
         trainer = build_encoder(model, spoken, rows, eval_rows, masking, args, run, origin)
         told += masking_lines(trainer, masking)
+    elif kind == ENCODER_DECODER:
+        corruption = SpanCorruption.of(spoken, spans, *decoder_start(model), model.get_input_embeddings().weight.shape[0])
+        trainer = span_trainer(
+            model, spoken, rows, args, corruption, eval_rows=eval_rows, lora=options.lora(), provenance=origin, callbacks=early_stopping(run),
+            sample=span_sampler(samples, spoken, eval_rows, corruption, run.eval_samples, shows=args.process_index == 0),
+        )  # fmt: skip
+        told += span_lines(trainer, spans)
     else:
         sample = sampler(samples, spoken, eval_rows, run.eval_samples, shows=args.process_index == 0)
         trainer = pretrain_trainer(
@@ -152,35 +168,48 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def encoder_is_built(architecture: ArchitectureOptions, options: PretrainedModelOptions) -> bool:
-    """Whether an encoder is built from nothing. Raises UserError for what is asked of a model that is built and of one that goes on, and for an encoder that goes on."""
+def trained_kind(architecture: ArchitectureOptions, options: PretrainedModelOptions) -> str:
+    """What is trained, see `kind_of`. Raises UserError for what is asked of a model that is built and of one that goes on, and for an encoder that goes on."""
     if options.model is None:
-        encoder = is_encoder(architecture.model_type())
-        if encoder and options.lora_r:
+        kind = kind_of(architecture.model_type())
+        if kind == ENCODER and options.lora_r:
             raise UserError("lora_r is for decoders")
-        return encoder
+        return kind
     if (name := given(architecture)) is not None:
         raise UserError(f"{name} is of a model from nothing, and --model {options.model} has its own: drop one of them")
     options.refuse_adapter()
     config = stored_config(resolve(options.model))
-    if is_encoder(config.model_type) and not getattr(config, "is_decoder", False):
+    if config.is_encoder_decoder:
+        return ENCODER_DECODER
+    if kind_of(config.model_type) == ENCODER and not getattr(config, "is_decoder", False):
         raise UserError(f"{options.model} is an encoder ({config.model_type}), which learns to fill in masks: go on with it by `seodang mlm --model {options.model}`")
-    return False
+    return DECODER
+
+
+def refuse_tokenizer(tokenizer: PreTrainedTokenizerBase, kind: str, masking: MaskingOptions) -> None:
+    """Raise UserError for a tokenizer without the mask token of an encoder, or the sentinels of an encoder-decoder."""
+    if kind == ENCODER:
+        Masking.of(tokenizer, masking)
+    elif kind == ENCODER_DECODER:
+        sentinels_of(tokenizer)
 
 
 def refuse_idle(
-    tokens: TokenizerOptions, masking: MaskingOptions, samples: SampleOptions, options: PretrainedModelOptions, encoder: bool, evaluates: bool
+    tokens: TokenizerOptions, corruptions: dict[str, object], samples: SampleOptions, options: PretrainedModelOptions, kind: str, evaluates: bool
 ) -> None:
-    """Raise UserError for an option that this run would not look at."""
+    """Raise UserError for an option that this run would not look at; `corruptions` are the options of what is hidden, by the kind of model that learns it."""
     theirs = options.model or (options.tokenizer if options.tokenizer != NEW else None)
     if theirs and (name := given(tokens)):
         raise UserError(f"{name} is of a tokenizer that is learned, and {theirs} brings its own: drop one of them")
-    if not encoder and (name := given(masking)):
-        raise UserError(f"{name} is of encoders, which learn what is hidden, and a decoder is trained: leave it out, or name an encoder, --architecture bert")
+    for of, corruption in corruptions.items():
+        if kind != of and (name := given(corruption)):
+            article = "an" if kind[0] == "e" else "a"
+            example = {ENCODER: "bert", ENCODER_DECODER: "t5"}[of]
+            raise UserError(f"{name} is of {of}s, which learn what is hidden, and {article} {kind} is trained: leave it out, or name an {of}, --architecture {example}")
     if samples.sample_tokens < 0:
         raise UserError(f"sample_tokens must be at least 0, got {samples.sample_tokens}: 0 writes none")
-    if samples.sample_prompts and encoder:
-        raise UserError("sample_prompts are continued by decoders, and an encoder is trained, which fills in held-out text: leave them out")
+    if samples.sample_prompts and kind != DECODER:
+        raise UserError(f"sample_prompts are continued by decoders, and an {kind} is trained, which fills in held-out text: leave them out")
     if samples.sample_prompts and not evaluates:
         raise UserError("sample_prompts are continued at each evaluation, and there is none: give --eval_data or --eval_fraction")
 
@@ -217,6 +246,33 @@ def from_nothing(
     else:
         config = small_config(architecture.model_type(), architecture.sizes(), tokenizer, positions, architecture.tie_embeddings)
     return untrained(config, args.seed, choose_dtype(options.dtype, args.device)[0], args.device)
+
+
+def positions_for(max_length: int, tokenizer: PreTrainedTokenizerBase, options: SpanOptions) -> int:
+    """How many positions a model needs for rows of `max_length` tokens whose spans are hidden: with much hidden, a target is longer than its input."""
+    puts = len(around_documents(tokenizer))
+    longest = max(options.longest_piece(max_length - puts), LEAST)
+    return max(max_length, int(options.sizes(longest)[1]) + puts)
+
+
+def span_sampler(
+    options: SampleOptions, tokenizer: PreTrainedTokenizerBase, held: SpanRows | None, corruption: SpanCorruption, most: int, shows: bool
+) -> SpanSampler | None:
+    """What fills in held-out texts; None where nothing is held out, or nothing is to be written."""
+    if held is None or not options.sample_tokens or not most:
+        return None
+    return SpanSampler(tokenizer, held, corruption, most, (lambda text: tqdm.write(f"  {text}")) if shows else lambda text: None)
+
+
+def span_lines(trainer: SpanTrainer, options: SpanOptions) -> list[str]:
+    """What is hidden, what is left out, and how rows lie where they are padded, in lines."""
+    rows, padded = trainer.train_dataset.rows, trainer.data_collator.layout.told
+    return [
+        f"hidden          {options.noise_density:.0%} of tokens, in spans of {options.mean_noise_span_length:g} on average; drawn anew each epoch",
+        f"targets         {rows.target_count():,} tokens, each hidden span behind its sentinel",
+        *([f"short           {rows.short:,} pieces of fewer than {LEAST} tokens are left out: nothing of them could be hidden"] if rows.short else []),
+        *([f"layout          {padded}"] if padded else []),
+    ]
 
 
 def sampler(options: SampleOptions, tokenizer: PreTrainedTokenizerBase, held: CausalRows | None, most: int, shows: bool) -> TextSampler | None:

@@ -1,4 +1,4 @@
-"""Learn a tokenizer from plain text: byte-level BPE or WordPiece, as a folder that transformers loads.
+"""Learn a tokenizer from plain text: byte-level BPE, WordPiece or Unigram, as a folder that transformers loads.
 
 seodang tokenizer --data texts/ --kind bpe --vocab_size 8192 --output_dir runs/tokenizer
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from seodang.data.errors import UserError
+from seodang.data.text.span_corruption import sentinel_ids
 from seodang.data.text.texts import DocumentTexts
 from seodang.data.text.tokenizer_training import train_tokenizer
 from seodang.recipes.options.parser import command, parse
@@ -48,7 +49,9 @@ def save(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 def lines(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """What a tokenizer is, in lines."""
     model, dropout = type(tokenizer.backend_tokenizer.model).__name__, getattr(tokenizer.backend_tokenizer.model, "dropout", None)
-    special = ", ".join(dict.fromkeys(tokenizer.all_special_tokens))
+    sentinels = sentinel_ids(tokenizer)
+    special = ", ".join(dict.fromkeys(token for token, id in zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True) if id not in sentinels))
+    special += f" and {len(sentinels)} sentinels" if sentinels else ""
     left_out = f", {dropout:.0%} of its merges left out at random in training text" if dropout else ""
     return [f"vocabulary      {len(tokenizer):,} tokens ({model}{left_out}), of them special {special}"]
 

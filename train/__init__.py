@@ -16,6 +16,7 @@ _HOMES = {
     "TextSampler": "pretraining.samples", "bits_per_byte": "maths.bits_per_byte", "Sizes": "pretraining.architecture",
     "small_config": "pretraining.architecture", "untrained": "pretraining.architecture",
     "mlm": "pretraining.mlm", "mlm_trainer": "pretraining.mlm", "MlmTrainer": "pretraining.mlm",
+    "span_corruption": "pretraining.spans", "span_trainer": "pretraining.spans", "SpanTrainer": "pretraining.spans",
     "seq2seq": "encoder_decoder.seq2seq", "seq2seq_trainer": "encoder_decoder.seq2seq", "Seq2SeqTrainer": "encoder_decoder.seq2seq",
     "reward": "stages.reward", "reward_trainer": "stages.reward", "RewardModelTrainer": "stages.reward",
     "classification": "stages.classification", "classifier_trainer": "stages.classification", "ClassifierTrainer": "stages.classification",

@@ -13,9 +13,11 @@ from ..labels import IGNORE_INDEX
 from ..packing import best_fit_decreasing
 from .around import Around, around, around_documents
 from .counts import RowCounts
+from .span_corruption import LEAST, SpanOptions, refuse_few, sentinels_of
 from .store import BYTES, DIGEST, TokenStore
 
 WINDOW = 10_000  # pieces among which those are sought that fill a row
+NOTHING = Around((), ())
 NUMBER = "number"  # a row's place among all rows: what is drawn at random for it hangs on that
 
 
@@ -40,7 +42,7 @@ class TextRows(Sequence):
         self.before = len(puts.before) * (pieces.first | every_piece)
         self.after = len(puts.after) * (pieces.last | every_piece)
         self.lengths = pieces.end - pieces.begin + self.before + self.after
-        self.order, self.borders = _filled(self.lengths, max_length)
+        self.order, self.borders = _filled(self.taken(), max_length)
         self.size = int(self.lengths.max(initial=0)), max(store.highest, *puts.before, *puts.after, 0)  # the longest piece's tokens, the highest id
         self.content = f"{store.content}:{len(chosen)}:{_digest(chosen)}:{max_length}:{puts}"
 
@@ -58,6 +60,10 @@ class TextRows(Sequence):
     def further(self, ids: list[int], pieces: np.ndarray) -> dict[str, Any]:
         """What rows of a kind hold beside."""
         return {}
+
+    def taken(self) -> np.ndarray:
+        """How many tokens of a row each piece takes: [pieces]."""
+        return self.lengths
 
     def _of_piece(self, piece: int, values: np.ndarray, before: Sequence, after: Sequence) -> Iterator:
         """What stands in the store where a piece does, between what is put before and behind it."""
@@ -78,7 +84,7 @@ class TextRows(Sequence):
         """How the documents went into rows."""
         pieces, whole = self.pieces, self.pieces.first & self.pieces.last
         return RowCounts(
-            self.longest, documents=int(pieces.first.sum()), pieces=len(pieces.first), rows=len(self), tokens=self.token_count(),
+            self.longest, documents=int(pieces.first.sum()), pieces=len(pieces.first), rows=len(self), tokens=int(self.taken().sum()),
             split=int((pieces.first & ~pieces.last).sum()), split_pieces=int((~whole).sum()),
         )  # fmt: skip
 
@@ -115,6 +121,29 @@ class MaskedRows(TextRows):
         return {"word_starts": begins}
 
 
+class SpanRows(TextRows):
+    """Rows of bare pieces, of which spans are to be hidden (`SpanCorruption`): what is left of a row's pieces as inputs comes to at most `max_length` tokens.
+
+    A piece of fewer than LEAST tokens is in no row; `short` of them were left out.
+    """
+
+    def __init__(self, store: TokenStore, puts: Around, max_length: int, chosen: np.ndarray, pieces: Pieces, options: SpanOptions, special: Sequence[int]):
+        whole = pieces.end - pieces.begin >= LEAST
+        self.options, self.around, self.short = options, len(puts), int((~whole).sum())
+        pieces = Pieces(*(values[whole] for values in (pieces.begin, pieces.end, pieces.first, pieces.last)))
+        super().__init__(store, NOTHING, max_length, chosen, pieces, every_piece=True)
+        sides, highest = self.options.sizes(self.lengths), max(self.size[1], *special)
+        self.size = *(int(side.max(initial=0)) + self.around for side in sides), highest, highest  # the longest input, the longest target, the highest id of each
+        self.content += f":{options}"
+
+    def taken(self) -> np.ndarray:
+        return self.options.sizes(self.lengths)[0] + self.around
+
+    def target_count(self) -> int:
+        """Tokens of all targets."""
+        return int((self.options.sizes(self.lengths)[1] + self.around).sum())
+
+
 def causal_rows(store: TokenStore, tokenizer: PreTrainedTokenizerBase, max_length: int, documents: np.ndarray | None = None) -> CausalRows:
     """Rows to learn text from left to right, of all documents or those of the given numbers.
 
@@ -131,13 +160,34 @@ def causal_rows(store: TokenStore, tokenizer: PreTrainedTokenizerBase, max_lengt
 def masked_rows(store: TokenStore, tokenizer: PreTrainedTokenizerBase, max_length: int, documents: np.ndarray | None = None) -> MaskedRows:
     """Rows to learn masked text from, of all documents or those of the given numbers: each piece stands between what the tokenizer puts around a text.
 
-    Raises UserError where the tokenizer knows no token of any of the documents: what is unknown is never hidden, so nothing would be learned.
+    Raises UserError where the tokenizer knows no token of any of the documents: what is unknown is never hidden, so that nothing would be learned.
     """
     puts = around(tokenizer)
     _check_length(max_length, len(puts) + 1, puts)
     chosen = _chosen(store, documents)
     _refuse_unknown(store, chosen, tokenizer)
     return MaskedRows(store, puts, max_length, chosen, _pieces(store, chosen, max_length - len(puts), 0, 0, overlap=0), every_piece=True)
+
+
+def span_rows(
+    store: TokenStore, tokenizer: PreTrainedTokenizerBase, max_length: int, documents: np.ndarray | None = None, *, options: SpanOptions | None = None
+) -> SpanRows:
+    """Rows to learn hidden spans from, of all documents or those of the given numbers: a long document is cut into pieces whose inputs fill a row.
+
+    What is hidden comes with a `SpanCorruption` of the same options. Raises UserError for a tokenizer without sentinels, or with too few, and where nothing
+    can be hidden.
+    """
+    puts, options, sentinels = around_documents(tokenizer), options or SpanOptions(), sentinels_of(tokenizer)
+    room = options.longest_piece(max_length - len(puts))
+    if room < LEAST:
+        raise UserError(f"max_length {max_length} has no room for text: a token, a sentinel and the {len(puts)} that the tokenizer puts around a text take {2 + len(puts)}")
+    chosen = _chosen(store, documents)
+    _refuse_unknown(store, chosen, tokenizer)
+    rows = SpanRows(store, puts, max_length, chosen, _pieces(store, chosen, room, 0, 0, overlap=0), options, [*sentinels, *puts.before, *puts.after])
+    if not len(rows):
+        raise UserError(f"none of {len(chosen):,} documents has {LEAST} tokens or more, of which one could be hidden: give more text, or part it otherwise (--documents)")
+    refuse_few(sentinels, options, int(rows.lengths.max()))
+    return rows
 
 
 def held_out(store: TokenStore, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -179,7 +229,7 @@ def _refuse_unknown(store: TokenStore, chosen: np.ndarray, tokenizer: PreTrained
     spans = store.spans()
     if not any((store.tokens[spans[i] : spans[i + 1]] != tokenizer.unk_token_id).any() for i in chosen):
         told = "the document's tokens" if len(chosen) == 1 else f"the tokens of {len(chosen):,} documents"
-        raise UserError(f"all {told} are unknown to the tokenizer ({tokenizer.unk_token}), and nothing in them can be hidden: take a tokenizer that was made for such text")
+        raise UserError(f"all {told} are unknown to the tokenizer ({tokenizer.unk_token}), and nothing of them can be learned: take a tokenizer that was made for such text")
 
 
 def _pieces(store: TokenStore, chosen: np.ndarray, room: int, before: int, after: int, overlap: int) -> Pieces:

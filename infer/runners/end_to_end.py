@@ -265,11 +265,24 @@ def _attend_rows(
     query: Tensor, key: Tensor, value: Tensor, *, causal: bool, bias: Tensor | None, scale: float | None, dropout: float, visible: Tensor | None = None
 ) -> Tensor:
     """Attend in rows of one length: query [rows, heads, n, d], key and value [rows, kv_heads, m, d]; a bias has the future left out already."""
+    gqa = key.shape[1] != query.shape[1]
     mask = visible
     if bias is not None:
         corner = bias[:, :, : query.shape[2], : key.shape[2]].to(query.dtype)
+        if corner.requires_grad and torch.is_grad_enabled() and not gqa:
+            return _attend_biased(query, key, value, corner, visible, scale, dropout)
         mask = corner if visible is None else corner.masked_fill(~visible, -torch.inf)
-    gqa = key.shape[1] != query.shape[1]
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal and bias is None, scale=scale, enable_gqa=gqa
     )
+
+
+def _attend_biased(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, visible: Tensor | None, scale: float | None, dropout: float) -> Tensor:
+    """The scores written out, as torch does too where a bias learns, without its care for queries that see nothing: each of ours sees a key."""
+    scale = query.shape[3] ** -0.5 if scale is None else scale
+    scores = (query if scale == 1 else query * scale) @ key.transpose(2, 3)
+    scores += bias
+    if visible is not None:
+        scores.masked_fill_(~visible, -torch.inf)
+    probs = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
+    return F.dropout(probs, dropout) @ value

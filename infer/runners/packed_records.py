@@ -125,7 +125,11 @@ def attend_in_runs(
     runs = [(size, len(list(same)), kind, width) for (size, width, kind), same in kinds_of_runs]
     cuts = [size * count for size, count, _, _ in runs]
     key_cuts = [width * count for _, count, _, width in runs]
-    parts = zip(runs, query.split(cuts, dim=2), *(x.split(key_cuts, dim=2) for x in (key, value)), strict=True)
+    if len(runs) == 1:  # not parted, its gradients need not be put together again
+        sides = ([query], [key], [value])
+    else:
+        sides = query.split(cuts, dim=2), *(x.split(key_cuts, dim=2) for x in (key, value))
+    parts = zip(runs, *sides, strict=True)
     out = [
         _unfold(attention(kind, _fold(q, size, count), *(_fold(x, width, count) for x in kv))) for (size, count, kind, width), q, *kv in parts
     ]

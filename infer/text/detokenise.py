@@ -22,6 +22,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from ...data.seq2seq.languages import language_ids, writes_languages
 from ...data.template import remember
+from ...data.text.span_corruption import SENTINEL
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 REPLACEMENT = "\ufffd"
@@ -45,6 +46,7 @@ class Detokeniser(Protocol):
 def detokeniser(tokenizer: PreTrainedTokenizerBase, before: Sequence[int] = ()) -> Detokeniser:
     """Return a detokeniser of special tokens left out and spaces left as the model wrote them; the cost a token does not grow with the text.
 
+    Sentinels, by which T5 says which span of a text it fills in, are no special tokens here: without them nobody knows where a filling ends.
     `before` are the ids that stand before the text, a prompt's. They count for WordPiece alone, whose spaces no model writes: there they are as the
     tokenizer has them, with its own `clean_up_tokenization_spaces`.
     """
@@ -52,7 +54,7 @@ def detokeniser(tokenizer: PreTrainedTokenizerBase, before: Sequence[int] = ()) 
         return ByteLevelDetokeniser(tokenizer)
     if not is_wordpiece(tokenizer):
         return WindowDetokeniser(tokenizer)
-    special = special_ids(tokenizer)
+    special = left_out_ids(tokenizer)
     own = [id for id in before if id not in special]
     stream = WindowDetokeniser(tokenizer, own[-1:])
     return CleaningDetokeniser(tokenizer, stream, own) if tokenizer.clean_up_tokenization_spaces else stream
@@ -108,10 +110,17 @@ def byte_level(token: str) -> bytes:
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The ids that decoding leaves out; a language's are among them, whether they are in the vocabulary or not (M2M100)."""
+    """The ids of special tokens, which stand for no text; a language's are among them, whether they are in the vocabulary or not (M2M100)."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     languages = language_ids(tokenizer).values() if writes_languages(tokenizer) else ()
     return frozenset(id for id, token in added.items() if token.special) | frozenset(tokenizer.all_special_ids) | frozenset(languages)
+
+
+def left_out_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The special tokens' ids without those of sentinels: what no text shows."""
+    special = [*special_ids(tokenizer)]
+    names = tokenizer.convert_ids_to_tokens(special)
+    return frozenset(id for id, name in zip(special, names, strict=True) if not (name and SENTINEL.fullmatch(name)))
 
 
 class ByteLevelDetokeniser:
@@ -123,12 +132,12 @@ class ByteLevelDetokeniser:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self._tokenizer = tokenizer
-        self._special = special_ids(tokenizer)
+        self._left_out = left_out_ids(tokenizer)
         self._pending = b""
 
     def push(self, id: int) -> str:
         """Return the characters that this id completes; an invalid byte is a U+FFFD, as in the whole text."""
-        if id in self._special:
+        if id in self._left_out:
             return ""
         pending = self._pending + byte_level(self._tokenizer.convert_ids_to_tokens(id) or "")
         text, used = codecs.utf_8_decode(pending, "replace", False)
@@ -154,14 +163,14 @@ class WindowDetokeniser:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, before: Sequence[int] = ()):
         self._tokenizer = tokenizer
-        self._special = special_ids(tokenizer)
+        self._left_out = left_out_ids(tokenizer)
         self._is_byte = BYTE_TOKEN.fullmatch if decodes_bytes(tokenizer) else lambda name: None
         self._out = list(before)  # the ids before, whose text is out
         self._held: list[int] = []
 
     def push(self, id: int) -> str:
         """Return the text that is now settled."""
-        if id in self._special:
+        if id in self._left_out:
             return ""
         self._held.append(id)
         token = self._tokenizer.convert_ids_to_tokens(id)
@@ -206,7 +215,7 @@ class WindowDetokeniser:
         return [name or "" for name in self._tokenizer.convert_ids_to_tokens(self._held)]
 
     def _decoded(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)  # what is left out never comes here
 
     def fork(self) -> WindowDetokeniser:
         """Return one that goes on from here by itself."""

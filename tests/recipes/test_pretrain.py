@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer, set_seed
 
 from seodang import __main__ as command
 from seodang.data.text.rows import held_out
@@ -62,7 +62,7 @@ def test_a_decoder_from_nothing_is_a_plain_checkpoint_that_speaks_from_raw_promp
     assert capsys.readouterr().out.strip("\n") == spoken.decode(plain, skip_special_tokens=True)
 
 
-@pytest.mark.parametrize("kind", [["--architecture", "gpt2", "--bpe_dropout", "0.3"], ["--architecture", "bert", "--kind", "wordpiece", "--vocab_size", "80", "--whole_words", "true"]], ids=["decoder", "encoder"])  # fmt: skip
+@pytest.mark.parametrize("kind", [["--architecture", "gpt2", "--bpe_dropout", "0.3"], ["--architecture", "bert", "--kind", "wordpiece", "--vocab_size", "80", "--whole_words", "true"], ["--architecture", "t5", "--kind", "unigram", "--vocab_size", "140"]], ids=["decoder", "encoder", "encoder-decoder"])  # fmt: skip
 def test_a_run_from_nothing_that_was_stopped_goes_on_to_the_bit(text, tmp_path, kind):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     common = [*SMALL, *QUICK, "--data", str(text), "--documents", "line", "--eval_fraction", "0.1", "--lr_scheduler_type", "constant", "--save_steps", "3",
@@ -71,7 +71,7 @@ def test_a_run_from_nothing_that_was_stopped_goes_on_to_the_bit(text, tmp_path, 
     assert pretrain.main([*common, "--output_dir", str(halves), "--max_steps", "3"]) == 0
     assert pretrain.main([*common, "--output_dir", str(halves), "--max_steps", "6"]) == 0  # learns the same tokenizer anew, and takes the checkpoint up
     assert [path.name for path in complete_checkpoints(halves)] == ["checkpoint-3", "checkpoint-6"]
-    kept = AutoModelForMaskedLM if "bert" in kind else AutoModelForCausalLM
+    kept = {"bert": AutoModelForMaskedLM, "t5": AutoModelForSeq2SeqLM}.get(kind[1], AutoModelForCausalLM)
     first, second = (dict(kept.from_pretrained(out).named_parameters()) for out in (whole, halves))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert logged(whole) == logged(halves) and (whole / "tokenizer.json").read_bytes() == (halves / "tokenizer.json").read_bytes()
@@ -91,6 +91,57 @@ def test_an_encoder_from_nothing_fills_in_masks_and_mlm_goes_on_with_it(text, tm
     assert run("--data", text, "--documents", "line", "--max_steps", 1, "--output_dir", tmp_path / "decoder", "--save_strategy", "no") == 0
     assert mlm.main(["--model", str(tmp_path / "decoder"), "--data", str(text), "--output_dir", str(tmp_path / "no")]) == 2
     assert "is a decoder, which reads from left to right and fills in no masks" in capsys.readouterr().err
+
+
+def test_an_encoder_decoder_from_nothing_fills_in_spans_and_goes_on(text, tmp_path, capsys):
+    out, again = tmp_path / "out", tmp_path / "again"
+    common = ["--data", text, "--documents", "line", "--eval_fraction", 0.1, "--save_strategy", "no", "--eval_strategy", "steps", "--eval_steps", 15]
+    assert run(*common, "--output_dir", out, "--architecture", "t5", "--max_steps", 30, "--noise_density", 0.3, vocabulary=["--vocab_size", "380"]) == 0
+    printed = capsys.readouterr().out
+    assert "vocabulary      380 tokens (BPE), of them special </s>, <unk>, <pad> and 100 sentinels" in printed
+    assert "hidden          30% of tokens, in spans of 3 on average" in printed and printed.count("[") >= 4
+    losses = logged(out, "eval_loss")
+    assert len(losses) == 2 and losses[1] < losses[0] < 6 and read_manifest(out)["paradigm"] == "seq2seq" and read_manifest(out)["options"]["noise_density"] == 0.3
+    verify(out)
+    model, loading = AutoModelForSeq2SeqLM.from_pretrained(out, output_loading_info=True)
+    spoken, settings = AutoTokenizer.from_pretrained(out), model.generation_config
+    assert not loading["missing_keys"] and (model.config.model_type, model.config.num_layers, model.config.num_decoder_layers, model.config.d_model) == ("t5", 1, 1, 16)
+    assert (settings.decoder_start_token_id, settings.eos_token_id, settings.pad_token_id) == (0, [1], 0)
+    prompt = "the little <extra_id_0> learns"
+    assert generate.main([str(out), prompt, "--raw", "--max_new_tokens", "8", "--device", "cpu", "--dtype", "float32"]) == 0
+    ids = torch.tensor([spoken(prompt)["input_ids"]])
+    assert spoken.convert_tokens_to_ids("<extra_id_0>") in ids[0].tolist() and ids[0, -1] == spoken.eos_token_id
+    plain = model.generate(ids, max_new_tokens=8, do_sample=False)[0, 1:]
+    said = capsys.readouterr().out.strip("\n")
+    assert said == spoken.decode([id for id in plain.tolist() if id > 1]) and said.startswith("<extra_id_0>")  # whose sentinels are shown
+    argv = ["--model", out, "--max_steps", 1, "--output_dir", again, "--max_length", 32, *QUICK, *common]
+    assert pretrain.main(list(map(str, argv))) == 0
+    assert logged(again)[0] < logged(out)[0] - 1  # begins where the other ended
+
+
+def test_rows_as_long_as_a_decoders_positions_are_trained_on_and_shown(text, tmp_path, capsys):
+    out = tmp_path / "out"
+    common = ["--data", text, "--documents", "file", "--eval_data", text, "--max_steps", 2, "--save_strategy", "no", "--eval_strategy", "steps", "--eval_steps", 2]
+    assert run(*common, "--output_dir", out, "--architecture", "bart", "--noise_density", 0.6, vocabulary=["--vocab_size", "380"]) == 0
+    assert capsys.readouterr().out.count(" > ") >= 3
+    # of 52 tokens 31 are hidden in 10 spans: 21 + 10 and the end are read, 31 + 11 and the end written; of 53 the input would have 33
+    assert AutoConfig.from_pretrained(out).max_position_embeddings == 43
+
+
+@pytest.mark.parametrize(("kind", "masks"), [("bart", " (BART's kind learns by a mask token instead, which is not taught here)"), ("t5", "")])
+def test_an_encoder_decoder_whose_tokenizer_has_no_sentinels_does_not_go_on(kind, masks, text, tmp_path, capsys, text_tokenizer):
+    folder = tmp_path / "model"
+    set_seed(0)
+    sizes = {"t5": {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0},
+             "bart": {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}}  # fmt: skip
+    AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model(kind, vocab_size=300, **sizes[kind])).save_pretrained(folder)
+    learned = text_tokenizer("wordpiece")
+    if not masks:
+        learned.mask_token = None
+    learned.save_pretrained(folder)
+    assert pretrain.main(["--model", str(folder), "--data", str(text), "--output_dir", str(tmp_path / "out"), *QUICK]) == 2
+    assert f"the tokenizer has no sentinels (<extra_id_0>, ...) to stand for hidden spans{masks}: use T5's" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_decoder_goes_on_with_plain_text_by_its_own_tokenizer(base, text, tmp_path):
@@ -133,14 +184,14 @@ def test_what_is_held_out_teaches_the_tokenizer_nothing(tmp_path):
     assert {0, 1, 2} >= set(taken) and len(set(taken)) > 1  # drawn at random, the same for the same seed
 
 
-@pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram"])
 def test_documents_without_tokens_do_not_change_which_are_held_out(tmp_path, kind):
     path = tmp_path / "text.txt"
     path.write_text("".join(f"{odd}\nab{i} ab\n" for i, odd in enumerate(["\u200b", "\x01\x02", "\ufeff\u200d", "\u2060 ", "\u200b\u200b", "!", " ", "가"])), encoding="utf-8")
-    options = TokenizerSettings(kind=kind, vocab_size=260 if kind == "bpe" else 28)
+    options = TokenizerSettings(kind=kind, vocab_size={"bpe": 260, "wordpiece": 28, "unigram": 124}[kind])
     learned = train_tokenizer(path.read_text(encoding="utf-8").splitlines(), options)
     store, _ = token_store([str(path)], learned, tmp_path / "cache", documents="line")
-    assert len(store) == (15 if kind == "bpe" else 10)
+    assert len(store) == (10 if kind == "wordpiece" else 15)
     for seed in range(10):
         texts = pretrain.DocumentTexts([str(path)], documents="line").without_held_out(0.3, seed, partial(pretrain.says, options))
         training, _ = held_out(store, 0.3, seed)
@@ -171,6 +222,16 @@ def test_documents_without_tokens_do_not_change_which_are_held_out(tmp_path, kin
         (["--mlm_probability", "0.3"], "mlm_probability is of encoders"),
         (["--tokenizer", "folder", "--bpe_dropout", "0.1"], "vocab_size is of a tokenizer that is learned, and folder brings its own"),
         (["--eval_fraction", "0.1", "--sample_tokens", "-1"], "sample_tokens must be at least 0, got -1"),
+        (["--architecture", "t5", "--noise_density", "1.5"], "noise_density must be between 0 and 1, got 1.5"),
+        (["--architecture", "t5", "--mean_noise_span_length", "0.5"], "mean_noise_span_length must be at least 1, got 0.5"),
+        (["--architecture", "t5", "--mlm_probability", "0.3"], "mlm_probability is of encoders, which learn what is hidden, and an encoder-decoder is trained"),
+        (["--noise_density", "0.2"], "noise_density is of encoder-decoders, which learn what is hidden, and a decoder is trained: leave it out, or name an encoder-decoder, --architecture t5"),
+        (["--architecture", "t5", "--family", "decoder"], "the tokenizer has no sentinels"),
+        (["--architecture", "t5"], "the 256 bytes and 103 special tokens take 359 alone: set --vocab_size 359 or more"),
+        (["--architecture", "t5", "--vocab_size", "380", "--max_length", "2"], "max_length 2 has no room for text"),
+        (["--architecture", "t5", "--eval_fraction", "0.1", "--sample_prompts", "the"], "sample_prompts are continued by decoders, and an encoder-decoder is trained"),
+        (["--architecture", "t5", "--vocab_size", "380", "--documents", "file", "--max_length", "900", "--noise_density", "0.5", "--mean_noise_span_length", "1"], "raise --mean_noise_span_length"),
+        (["--architecture", "longt5"], "architecture longt5 is an encoder-decoder, of which these are trained from nothing here: bart, "),
         (["--num_train_epochs", "0"], "num_train_epochs 0.0: nothing would be trained"),
         (["--limit_alphabet", "50"], "limit_alphabet is of --kind wordpiece"),
     ],

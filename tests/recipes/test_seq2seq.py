@@ -136,6 +136,17 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(t5_folder, data, tmp_
     assert (out / "checkpoint-2").is_dir() and all(torch.equal(whole[name], value) for name, value in load_file(out / "model.safetensors").items())
 
 
+@pytest.mark.full
+def test_two_processes_learn_and_measure_the_same_as_one(t5_folder, data, tmp_path, on_two):
+    common = ["--model", t5_folder, "--data", data, "--eval_fraction", 0.2, "--learning_rate", "1e-3", "--max_steps", 3, "--save_strategy", "no"]
+    common += ["--eval_strategy", "steps", "--eval_steps", 3, "--max_source_length", 32, "--max_target_length", 16, *QUICK]
+    on_two("seq2seq", *map(str, [*common, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", 2]))
+    assert seq2seq.main([*map(str, [*common, "--output_dir", tmp_path / "one", "--per_device_train_batch_size", 4])]) == 0
+    one, two = ([entry for entry in read_log(tmp_path / name / "log.jsonl") if "loss" in entry or "eval_loss" in entry] for name in ("one", "two"))
+    for name in ("loss", "eval_loss", "eval_exact", "eval_chrf"):
+        assert [entry[name] for entry in two if name in entry] == pytest.approx([entry[name] for entry in one if name in entry], rel=1e-4)
+
+
 def test_an_adapter_is_trained_on_translations_and_speaks(t5_folder, tmp_path, capsys):
     pairs = written(tmp_path / "pairs.jsonl", [{"translation": {"ko": "나무", "en": "tree"}}, {"translation": {"ko": "나무가", "en": "a tree"}}])
     languages = ["--source_lang", "ko_KR", "--target_lang", "en"]

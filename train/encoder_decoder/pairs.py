@@ -85,14 +85,6 @@ def check_pairs_fit(model: PreTrainedModel, sizes: Iterable[tuple[str, int, int,
 
 
 @dataclass(frozen=True)
-class EndToEnd:
-    """Pairs to a batch without padding."""
-
-    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        return collate_pairs(rows)
-
-
-@dataclass(frozen=True)
 class PaddedPairs:
     """Pairs to a batch of padded rows; `told` says why, for the plan."""
 
@@ -106,6 +98,6 @@ class PaddedPairs:
 def pair_collator(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[Row]], dict[str, Tensor]]:
     """How pairs become a batch: end to end, the model's attention set to it, where each then comes out as it does alone; else padded on the right."""
     if can_run_end_to_end(model):
-        return EndToEnd()
+        return collate_pairs
     kind = transformers_model(model).config.model_type
     return PaddedPairs(padding_id(tokenizer), f"padded to the longest of a step: pairs end to end would not be kept apart by this {kind}")

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from peft import LoraConfig, TaskType
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
 from ...data.seq2seq.packing import Row
@@ -45,20 +44,19 @@ def seq2seq_trainer(
     sample: Callable[[PreTrainedModel], dict[str, float]] | None = None,
     provenance: Provenance | None = None,
     callbacks: Sequence[TrainerCallback] = (),
-    collator: Callable[[Sequence[Row]], dict[str, Tensor]] | None = None,
 ) -> Seq2SeqTrainer:
     """Build the trainer of `seq2seq`; the model is changed in place (its attention, its loss, its adapter).
 
     A row has `input_ids`, which the encoder reads, and of one length `decoder_input_ids`, which the decoder is shown, and `labels`, what it is to say at
     each of them, -100 where nothing is learned; packed rows (`pack_seq2seq`) have `lengths` and `target_lengths` as well. The loss is the model's own on
     these three. Rows lie end to end without padding where the architecture is found to give each pair what it gives it alone, else they are
-    padded on the right; `collator` stands before that choice and says otherwise how rows become a batch. With `lora`, only the adapter is trained and saved.
+    padded on the right. With `lora`, only the adapter is trained and saved.
     """
     SEQ2SEQ.check(model, rows, eval_rows, lora=lora)
-    chosen = pair_collator(model, tokenizer) if collator is None else collator
+    collator = pair_collator(model, tokenizer)
     model = SEQ2SEQ.prepare(model, tokenizer, of_seq2seq(lora), args)
     provenance = provenance or Provenance(paradigm="seq2seq")
-    return SEQ2SEQ.build(model, tokenizer, args, rows, eval_rows, sample=sample, provenance=provenance, callbacks=callbacks, data_collator=chosen)
+    return SEQ2SEQ.build(model, tokenizer, args, rows, eval_rows, sample=sample, provenance=provenance, callbacks=callbacks, data_collator=collator)
 
 
 def of_seq2seq(lora: LoraConfig | None) -> LoraConfig | None:

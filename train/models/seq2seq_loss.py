@@ -39,6 +39,8 @@ def patch_seq2seq_loss(model: PreTrainedModel, chunk: int = CHUNK) -> None:
         def forward(self, *args, labels: Tensor | None = None, num_items_in_batch=None, label_smoothing: float = 0.0, **kwargs):
             if labels is None:
                 return before(self, *args, **kwargs)
+            if kwargs.get("decoder_input_ids") is None and kwargs.get("decoder_inputs_embeds") is None:  # the trunk might take the source for it
+                raise UserError("labels without decoder_input_ids: give what the decoder is shown before each of them")
             hidden = decoder_trunk(self)(*args, **{**with_pairs(kwargs), "use_cache": False}).last_hidden_state
             targets = labels.flatten()
             places = (targets != IGNORE_INDEX).nonzero().squeeze(1)

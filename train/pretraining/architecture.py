@@ -15,24 +15,38 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
 )
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
 
 from ...data.errors import UserError
 
-SUGGESTED = "llama, qwen3, gpt2 (decoders), bert, modernbert (encoders)"
+DECODER, ENCODER, ENCODER_DECODER = "decoder", "encoder", "encoder-decoder"
+SUGGESTED = "llama, qwen3, gpt2 (decoders), bert, modernbert (encoders), t5, bart (both)"
 NAMES = {  # of each size, what architectures call it
     "hidden_size": ("hidden_size", "d_model"), "layers": ("num_hidden_layers", "num_layers"), "heads": ("num_attention_heads",),
     "key_value_heads": ("num_key_value_heads",), "intermediate": ("intermediate_size", "n_inner", "ffn_dim", "hidden_dim"), "head_size": ("head_dim",),
     "positions": ("max_position_embeddings", "n_positions"),
 }  # fmt: skip
+OF_BOTH_SIDES = {  # what encoder-decoders call it: all that a config has are set
+    "hidden_size": ("d_model",), "layers": ("num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers"),
+    "heads": ("num_heads", "encoder_attention_heads", "decoder_attention_heads"), "key_value_heads": (), "head_size": ("d_kv",),
+    "intermediate": ("d_ff", "encoder_ffn_dim", "decoder_ffn_dim"), "positions": ("max_position_embeddings",),
+}  # fmt: skip
+# The others bring what a size does not say: experts, windows, local attention, an attention of several streams, a second tokenizer, sound.
+ENCODER_DECODERS = ("bart", "blenderbot", "blenderbot-small", "m2m_100", "marian", "mbart", "mt5", "mvp", "pegasus", "plbart", "t5", "umt5")
 BEHIND_PADDING = ("camembert", "data2vec-text", "esm", "ibert", "longformer", "luke", "mpnet", "xmod")  # and all whose name says roberta
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
+ENDS = ("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
 
 
 @dataclass(frozen=True)
@@ -61,40 +75,49 @@ class Sizes:
             raise UserError(f"key_value_heads {self.key_value_heads} must divide heads {self.heads}")
 
 
-def is_encoder(model_type: str) -> bool:
-    """Whether an architecture fills in masked tokens, and so is trained to do that; else it continues a text."""
-    return model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+def kind_of(model_type: str) -> str:
+    """What an architecture is trained to do: DECODER continues a text, ENCODER fills in masked tokens, ENCODER_DECODER writes what is hidden of a text."""
+    if model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES and CONFIG_MAPPING[model_type].is_encoder_decoder:
+        return ENCODER_DECODER
+    return ENCODER if model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else DECODER
 
 
 def small_config(architecture: str, sizes: Sizes, tokenizer: PreTrainedTokenizerBase, positions: int, tied: bool = True) -> PreTrainedConfig:
     """The config of a model of an architecture, a model_type of transformers, for a tokenizer's vocabulary and rows of so many tokens.
 
-    What the sizes do not say is as transformers has it. Raises UserError for an architecture that there is not, that neither continues nor fills
-    in text alone, or that has no such size.
+    An encoder-decoder has as many layers on each side. What the sizes do not say is as transformers has it. Raises UserError for an architecture that
+    there is not, that is none of text alone, or that has no such size.
     """
     refuse_architecture(architecture)
     with quiet_ids():
         known = AutoConfig.for_model(architecture)
+    both = kind_of(architecture) == ENCODER_DECODER
     given = {
         "hidden_size": sizes.hidden_size, "layers": sizes.layers, "heads": sizes.heads, "key_value_heads": sizes.key_value_heads or sizes.heads,
         "head_size": sizes.hidden_size // sizes.heads, "intermediate": sizes.intermediate or _in_proportion(known, sizes.hidden_size), "positions": _positions(architecture, tokenizer, positions),
     }  # fmt: skip
-    named = {name: value for size, value in given.items() if (name := _name_of(known, size)) is not None}
-    if missing := [size for size in ("hidden_size", "layers") if _name_of(known, size) is None]:
+    named = {name: value for size, value in given.items() for name in _names_of(known, size, both)}
+    if missing := [size for size in ("hidden_size", "layers") if not _names_of(known, size, both)]:
         raise UserError(f"architecture {architecture} has no {missing[0]} in its config: write a config.json for it, and name it with --config_file")
-    if sizes.key_value_heads is not None and _name_of(known, "key_value_heads") is None:
+    if sizes.key_value_heads is not None and not _names_of(known, "key_value_heads", both):
         raise UserError(f"architecture {architecture} has as many heads of keys and values as others: leave key_value_heads out")
     named |= {"tie_word_embeddings": tied, **_of_tokenizer(tokenizer)}
+    if both:
+        named |= _ends_of(known, tokenizer)
     with _config_errors(f"architecture {architecture}"):
-        return AutoConfig.for_model(architecture, **named)
+        config = AutoConfig.for_model(architecture, **named)
+    if config.tie_word_embeddings and not tied:
+        raise UserError(f"architecture {architecture} always shares the head's weights with the embedding: leave tie_embeddings out")
+    return config
 
 
 def config_of_file(path: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
     """The config that `read_config` reads, for a tokenizer's vocabulary. Raises UserError for one that does not hold together."""
-    left_out = (*IDS, "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version")
+    left_out = (*IDS, *ENDS, "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version")
     said = {name: value for name, value in read_config(path).items() if name not in left_out}
     with _config_errors(f"--config_file {path}"):
-        return AutoConfig.for_model(**(said | _of_tokenizer(tokenizer)))
+        ends = _ends_of(AutoConfig.for_model(said["model_type"]), tokenizer) if kind_of(said["model_type"]) == ENCODER_DECODER else {}
+        return AutoConfig.for_model(**(said | _of_tokenizer(tokenizer) | ends))
 
 
 def read_config(path: str) -> dict[str, Any]:
@@ -113,15 +136,18 @@ def read_config(path: str) -> dict[str, Any]:
 
 
 def refuse_architecture(name: str) -> None:
-    """Raise UserError for an architecture that transformers does not have, or that is no decoder or encoder of text."""
+    """Raise UserError for an architecture that transformers does not have, or that is no decoder or encoder of text, or both, that is trained here."""
     if name not in CONFIG_MAPPING_NAMES:
-        near = difflib.get_close_matches(name, [*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_MASKED_LM_MAPPING_NAMES], n=1)
+        near = difflib.get_close_matches(name, [*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_MASKED_LM_MAPPING_NAMES, *ENCODER_DECODERS], n=1)
         raise UserError(f"architecture {name!r} is not known: " + (f"did you mean {near[0]}?" if near else f"try {SUGGESTED}"))
-    if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not is_encoder(name):
+    if name in ENCODER_DECODERS:
+        return
+    if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and name not in MODEL_FOR_MASKED_LM_MAPPING_NAMES and kind_of(name) != ENCODER_DECODER:
         raise UserError(f"architecture {name} neither continues a text nor fills one in: try {SUGGESTED}")
     with quiet_ids():
-        if AutoConfig.for_model(name).is_encoder_decoder:
-            raise UserError(f"architecture {name} is an encoder-decoder, which is not trained from nothing here: try {SUGGESTED}")
+        other = kind_of(name) == ENCODER_DECODER or AutoConfig.for_model(name).is_encoder_decoder
+    if other:
+        raise UserError(f"architecture {name} is an encoder-decoder, of which these are trained from nothing here: {', '.join(ENCODER_DECODERS)}")
 
 
 def untrained(config: PreTrainedConfig, seed: int, dtype: torch.dtype, device: torch.device, kind: type | None = None) -> PreTrainedModel:
@@ -131,21 +157,38 @@ def untrained(config: PreTrainedConfig, seed: int, dtype: torch.dtype, device: t
     model can be built by.
     """
     set_seed(seed)
-    build = kind or (AutoModelForMaskedLM if is_encoder(config.model_type) else AutoModelForCausalLM)
+    classes = {DECODER: AutoModelForCausalLM, ENCODER: AutoModelForMaskedLM, ENCODER_DECODER: AutoModelForSeq2SeqLM}
+    build = kind or classes[kind_of(config.model_type)]
     with _config_errors(f"a model of the architecture {config.model_type}"):
         model = build.from_config(config, dtype=dtype)
     return model.to(device).eval()
 
 
-def _name_of(config: PreTrainedConfig, size: str) -> str | None:
-    """What an architecture's config calls a size; None where it has none such."""
-    return next((name for name in NAMES[size] if hasattr(config, name)), None)
+def _names_of(config: PreTrainedConfig, size: str, both: bool) -> list[str]:
+    """What an architecture's config calls a size, on both sides where there are two; nothing where it has none such."""
+    there = [name for name in (OF_BOTH_SIDES if both else NAMES)[size] if hasattr(config, name)]
+    return there if both else there[:1]
 
 
 def _in_proportion(known: PreTrainedConfig, hidden: int) -> int:
     """The size of the feed-forward layers, to `hidden` as in the architecture's own default, rounded to eights."""
-    own = getattr(known, _name_of(known, "intermediate") or "", None) or 4 * known.hidden_size
+    names = [*_names_of(known, "intermediate", False), *_names_of(known, "intermediate", True)]
+    own = getattr(known, next(iter(names), ""), None) or 4 * known.hidden_size
     return max(8 * round(own * hidden / known.hidden_size / 8), 8)
+
+
+def _ends_of(known: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
+    """What an answer of an encoder-decoder begins with, and must end with: the tokenizer's token of the role that the architecture's own has.
+
+    That is the padding in T5 and its kin, whose config may leave it open, and the end of the text in BART and mBART, where it stands behind a target.
+    """
+    own, roles = getattr(known, "decoder_start_token_id", None), ("pad_token_id", "eos_token_id", "bos_token_id")
+    role = next((role for role in roles if own is not None and getattr(known, role, None) == own), "pad_token_id" if hasattr(known, "d_kv") else "eos_token_id")
+    start = next((id for each in (role, *roles) if (id := getattr(tokenizer, each, None)) is not None), None)
+    if start is None:
+        raise UserError("the tokenizer has neither padding nor an end of text, one of which an answer of an encoder-decoder begins with: use another tokenizer")
+    forced = {"forced_eos_token_id": tokenizer.eos_token_id} if getattr(known, "forced_eos_token_id", None) is not None else {}
+    return {"decoder_start_token_id": start, **forced}
 
 
 def _of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

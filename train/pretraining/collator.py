@@ -1,17 +1,25 @@
-"""Rows of text to a batch with some of its tokens hidden."""
+"""Rows of text to a batch with some of its tokens hidden, and how well held-out ones are said, the same at each evaluation."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+from torch import nn
 
 from ...data.text.corruption import held_out_noise, noise_of
 from ...data.text.rows import NUMBER
-from ..diffusion.order import DRAWN
-from .layout import Layout
+from ..diffusion.order import DRAWN, DrawnByNumber
 
 Corruption = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]  # of a row: other `input_ids`, and `labels`
+
+
+class Layout(Protocol):
+    """How corrupted rows lie in a batch."""
+
+    def batch(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The batch of some rows."""
 
 
 @dataclass(frozen=True)
@@ -36,3 +44,13 @@ class CorruptingCollator:
     def corrupted_held_out(self, row: dict[str, Any]) -> dict[str, Any]:
         """A held-out row, corrupted as it always is."""
         return self.corruption(row, held_out_noise(row[NUMBER]))
+
+
+class LearnsCorrupted(DrawnByNumber):
+    """Stands before a trainer of token sums among a class's bases: rows know when they were drawn, and held-out ones are corrupted alike at each evaluation."""
+
+    def measure(self, model: nn.Module, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+        """Held-out loss, perplexity and accuracy over the tokens that are to be said, the same ones at each evaluation."""
+        loss, correct, tokens = self.token_sums(model, rows, self.data_collator.held_out)
+        tokens = max(tokens, 1)
+        return {"loss": loss / tokens, "perplexity": math.exp(min(loss / tokens, 700)), "token_accuracy": correct / tokens}

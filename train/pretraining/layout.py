@@ -85,7 +85,7 @@ def refuse_other_models(config: PreTrainedConfig, class_name: str | None = None)
     """Raise UserError for what does not fill in masks: a decoder, or an encoder with a decoder beside it; the class's name tells where it is known."""
     kind = config.model_type
     if config.is_encoder_decoder:
-        raise UserError(f"{kind} has a decoder beside its encoder, which is taught otherwise, by `seodang seq2seq`: mlm takes encoders (BERT, RoBERTa, ModernBERT)")
+        raise UserError(f"{kind} has a decoder beside its encoder, which is taught otherwise, by `seodang pretrain` or `seodang seq2seq`: mlm takes encoders (BERT, RoBERTa, ModernBERT)")
     speaks = class_name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() and class_name not in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()
     if speaks or getattr(config, "is_decoder", False) or kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         raise UserError(f"this {kind} is a decoder, which reads from left to right and fills in no masks: teach it by `seodang pretrain` or `seodang sft`")

@@ -1,32 +1,24 @@
 """Masked language modelling: an encoder says what is hidden of a text (Devlin et al. 2019, "BERT"; Liu et al. 2019, "RoBERTa")."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
 from ...data.text.corruption import Masking
 from ...data.text.rows import MaskedRows
 from ...infer.runners.architecture import transformers_model
-from ..diffusion.order import DrawnByNumber, NumberedRows
+from ..diffusion.order import NumberedRows
 from ..models.masked_loss import patch_masked_loss
 from ..run.crash_safe import Provenance
 from ..stages.build import Stage, labelled_size
 from ..stages.sft import SftTrainer
-from .collator import CorruptingCollator
+from .collator import CorruptingCollator, LearnsCorrupted
 from .layout import refuse_other_models, set_layout
 
 
-class MlmTrainer(DrawnByNumber, SftTrainer):
+class MlmTrainer(LearnsCorrupted, SftTrainer):
     """The trainer of SFT on corrupted rows: exact means over the tokens that are to be said."""
-
-    def measure(self, model: nn.Module, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-        """Held-out loss, perplexity and accuracy over the tokens that are hidden, the same ones at each evaluation."""
-        loss, correct, tokens = self.token_sums(model, rows, self.data_collator.held_out)
-        tokens = max(tokens, 1)
-        return {"loss": loss / tokens, "perplexity": math.exp(min(loss / tokens, 700)), "token_accuracy": correct / tokens}
 
 
 MLM = Stage(MlmTrainer, "rows of text to train on", labelled_size, patch_masked_loss, generates=False, left_to_right=False)

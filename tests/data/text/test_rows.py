@@ -8,9 +8,12 @@ from hypothesis import strategies as st
 from seodang.data.errors import UserError
 from seodang.data.packing import collate
 from seodang.data.text.around import Around, around, around_documents
+from seodang.data.text.corruption import noise_of
 from seodang.data.text.counts import TextCounts
-from seodang.data.text.rows import CausalRows, MaskedRows, _pieces, causal_rows, held_out, masked_rows, shared_documents
+from seodang.data.text.rows import CausalRows, MaskedRows, _pieces, causal_rows, held_out, masked_rows, shared_documents, span_rows
+from seodang.data.text.span_corruption import SpanCorruption, SpanOptions, filled_in
 from seodang.data.text.store import DIGEST, TokenStore
+from seodang.data.text.tokenizer_training import TokenizerSettings, train_tokenizer
 
 
 def store_of(documents, starts=None):
@@ -122,5 +125,75 @@ def test_masked_rows_of_which_the_tokenizer_knows_nothing_are_refused(text_token
     made = store_of([[tokenizer.unk_token_id] * 3, [20, tokenizer.unk_token_id], [tokenizer.unk_token_id]])
     assert len(masked_rows(made, tokenizer, 8)) and len(masked_rows(made, tokenizer, 8, np.array([1])))
     for documents, told in ((np.array([0, 2]), "the tokens of 2 documents"), (np.array([2]), "the document's tokens")):
-        with pytest.raises(UserError, match=rf"all {told} are unknown to the tokenizer \(\[UNK\]\), and nothing in them can be hidden"):
+        with pytest.raises(UserError, match=rf"all {told} are unknown to the tokenizer \(\[UNK\]\), and nothing of them can be learned"):
             masked_rows(made, tokenizer, 8, documents)
+
+
+@pytest.fixture(scope="module")
+def with_sentinels():
+    return train_tokenizer(["some words to learn from"] * 3, TokenizerSettings(vocab_size=370, family="encoder-decoder"))
+
+
+def test_rows_of_spans_are_filled_by_what_is_left_of_their_pieces(with_sentinels):
+    # of 20 tokens 3 are hidden in 1 span: 17 + 1 + the end are read, 3 + 2 + the end written; of 10 tokens 2 in 1: 10 and 5
+    documents = [list(range(10, 30)), list(range(40, 50)), [7], list(range(60, 97))]
+    rows = span_rows(made := store_of(documents), with_sentinels, 19)
+    assert sorted((row["input_ids"], row["lengths"]) for row in rows) == [
+        (list(range(10, 30)), [20]), (list(range(40, 50)), [10]), (list(range(60, 80)), [20]), (list(range(80, 97)), [17]),
+    ]  # fmt: skip
+    assert rows.short == 1 and rows.size == (19, 6, 369, 369)  # the highest id is the first sentinel's
+    assert rows.target_count() == 6 + 5 + 6 + 6 and rows.counts().tokens == 19 + 10 + 19 + 16 and rows.counts().split == 1
+    corruption = SpanCorruption.of(with_sentinels, SpanOptions(), 0)
+    for row in rows:
+        corrupted = corruption(row, noise_of(0, 0, row["number"]))
+        assert len(corrupted["input_ids"]) <= 19 and filled_in(corrupted["input_ids"], corrupted["labels"][:-1], corruption.sentinels) == [*row["input_ids"], 1]
+    wide = span_rows(made, with_sentinels, 48)
+    assert sorted(row["lengths"] for row in wide) == [[20], [37, 10]]  # 34 and 10 are read of 48 there may be; 34 and 19 would be more
+    assert span_rows(made, with_sentinels, 19, options=SpanOptions(0.3)).content != rows.content == span_rows(made, with_sentinels, 19).content
+
+
+@given(st.lists(st.lists(st.integers(3, 200), min_size=1, max_size=60), min_size=1, max_size=8), st.integers(8, 40), st.floats(0.05, 0.6), st.floats(1, 4))
+@settings(max_examples=60, deadline=None)
+def test_no_corrupted_row_is_longer_than_it_may_be_and_no_token_is_lost_but_single_ones(with_sentinels, documents, room, density, mean):
+    if all(len(document) < 2 for document in documents):
+        return
+    options = SpanOptions(density, mean)
+    rows = span_rows(store_of(documents), with_sentinels, room, options=options)
+    corruption = SpanCorruption.of(with_sentinels, options, 0)
+    longest = highest = 0
+    for row in rows:
+        made = corruption(row, noise_of(0, 0, row["number"]))
+        assert sum(made["lengths"]) == len(made["input_ids"]) <= room and len(made["lengths"]) == len(row["lengths"])
+        longest, highest = max(longest, *made["lengths"]), max(highest, *made["target_lengths"])
+    assert (longest, highest) == rows.size[:2]
+    assert sum(len(row["input_ids"]) for row in rows) + rows.short == sum(map(len, documents))
+    assert sum(len(row["lengths"]) for row in rows) == len(rows.pieces.first)
+
+
+def test_texts_of_which_no_span_can_be_hidden_are_refused(with_sentinels, text_tokenizer):
+    for documents, room, options, message in (
+        ([[5, 6, 7]], 2, {}, "max_length 2 has no room for text: a token, a sentinel and the 1 that the tokenizer puts around a text take 3"),
+        ([[5], [6]], 20, {}, "none of 2 documents has 2 tokens or more, of which one could be hidden"),
+        ([list(range(5, 300)) * 2], 600, {"noise_density": 0.5, "mean_noise_span_length": 1.0},
+         "a piece of 590 tokens has 295 hidden spans, which with the one that closes the target take 296 sentinels, and the tokenizer has 100: lower --max_length or --noise_density"),
+        ([[2, 2, 2]], 20, {}, r"the document's tokens are unknown to the tokenizer \(<unk>\)"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            span_rows(store_of(documents), with_sentinels, room, options=SpanOptions(**options))
+    with pytest.raises(UserError, match="the tokenizer has no sentinels"):
+        span_rows(store_of(DOCUMENTS), text_tokenizer("wordpiece"), 20)
+
+
+def test_spans_of_held_out_documents_are_in_no_row_to_train_on_and_pieces_of_documents_stay_apart(with_sentinels):
+    documents = [[5 * i + j for j in range(5)] for i in range(1, 60)]  # no token is in two of them
+    made = store_of(documents)
+    train, held = held_out(made, 0.2, seed=3)
+    rows = [span_rows(made, with_sentinels, 30, numbers) for numbers in (train, held)]
+    told = [{id for row in each for id in row["input_ids"]} for each in rows]
+    assert not told[0] & told[1] and told[1] == {id for i in held for id in documents[i]} and len(told[0] | told[1]) == 5 * 59
+    corruption = SpanCorruption.of(with_sentinels, SpanOptions(), 0)
+    for row in rows[0]:
+        made = corruption(row, noise_of(0, 0, row["number"]))
+        ends = [*accumulate(made["lengths"])]
+        for begin, end in zip([0, *ends], ends):
+            assert len({id // 5 for id in made["input_ids"][begin:end] if 1 < id < 300}) == 1  # of one document

@@ -1,9 +1,10 @@
 import unicodedata
 
 import pytest
-from transformers import AutoTokenizer, BertConfig, LlamaConfig
+from transformers import AutoTokenizer, BartConfig, BertConfig, LlamaConfig, T5Config
 
 from seodang.data.errors import UserError
+from seodang.data.literal import literal_encodings
 from seodang.data.text.tokenizer_training import TokenizerSettings, train_tokenizer
 
 TEXTS = [
@@ -18,7 +19,9 @@ HARD = [
 KINDS = {
     "bpe": TokenizerSettings(vocab_size=300), "bpe of an encoder": TokenizerSettings(vocab_size=300, family="encoder"),
     "wordpiece": TokenizerSettings("wordpiece", 150), "uncased": TokenizerSettings("wordpiece", 150, cased=False),
-    "wordpiece of a decoder": TokenizerSettings("wordpiece", 150, family="decoder"),
+    "wordpiece of a decoder": TokenizerSettings("wordpiece", 150, family="decoder"), "unigram": TokenizerSettings("unigram", 181),
+    "bpe of an encoder-decoder": TokenizerSettings(vocab_size=400, family="encoder-decoder"),
+    "wordpiece of an encoder-decoder": TokenizerSettings("wordpiece", 250, family="encoder-decoder"), "unigram of a decoder": TokenizerSettings("unigram", 82, family="decoder"),
 }  # fmt: skip
 
 
@@ -31,7 +34,7 @@ def test_a_tokenizer_trained_twice_is_the_same_file_and_loads_as_any_architectur
         files.append({path.name: path.read_bytes() for path in (tmp_path / time).iterdir()})
     assert files[0] == files[1]
     assert len(tokenizer) == KINDS[name].vocab_size and tokenizer.chat_template is None
-    for config in (LlamaConfig(), BertConfig()):
+    for config in (LlamaConfig(), BertConfig(), T5Config(), BartConfig()):
         config.save_pretrained(tmp_path / "one")
         loaded = AutoTokenizer.from_pretrained(tmp_path / "one")
         assert loaded.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str() and loaded.special_tokens_map == tokenizer.special_tokens_map
@@ -94,8 +97,8 @@ def test_dropout_leaves_merges_out_and_the_text_as_it_is():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(kind="unigram"), "kind must be bpe or wordpiece, got 'unigram'"),
-        (dict(family="gpt"), "family must be decoder or encoder, got 'gpt'"),
+        (dict(kind="sentences"), "kind must be bpe, wordpiece or unigram, got 'sentences'"),
+        (dict(family="gpt"), "family must be decoder, encoder or encoder-decoder, got 'gpt'"),
         (dict(bpe_dropout=1.0), r"bpe_dropout must be in \[0, 1\), got 1.0"),
         (dict(kind="wordpiece", bpe_dropout=0.1), "bpe_dropout is of --kind bpe"),
         (dict(cased=False), "cased is of --kind wordpiece"),
@@ -116,3 +119,15 @@ def test_no_text_and_text_that_can_be_read_but_once_are_refused(kind):
     if kind == "wordpiece":
         with pytest.raises(ValueError, match="read twice"):
             train_tokenizer(iter(TEXTS), TokenizerSettings(kind, 300))
+
+
+@pytest.mark.parametrize("name", ["bpe of an encoder-decoder", "wordpiece of an encoder-decoder", "unigram"])
+def test_an_encoder_decoders_tokenizer_ends_each_text_and_ends_with_t5s_sentinels(name):
+    tokenizer = train_tokenizer(TEXTS, KINDS[name])
+    size = len(tokenizer)
+    assert tokenizer.convert_ids_to_tokens([0, 1, 2]) == ["<pad>", "</s>", "<unk>"] == [tokenizer.pad_token, tokenizer.eos_token, tokenizer.unk_token]
+    assert tokenizer.convert_ids_to_tokens(list(range(size - 100, size))) == [f"<extra_id_{number}>" for number in range(99, -1, -1)]
+    said, pair = tokenizer("the teacher")["input_ids"], tokenizer("the teacher", "the")["input_ids"]
+    assert said.count(1) == 1 and said[-1] == 1 and pair[: len(said)] == said and pair.count(1) == 2 and pair[-1] == 1
+    assert tokenizer("the <extra_id_7> teacher")["input_ids"].count(size - 8) == 1
+    assert size - 8 not in literal_encodings(tokenizer, ["the <extra_id_7> teacher"])[0].ids  # in a text it is text

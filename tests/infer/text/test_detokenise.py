@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from seodang.data.text.tokenizer_training import TokenizerSettings, train_tokenizer
 from seodang.infer.text.detokenise import ByteLevelDetokeniser, WindowDetokeniser, detokeniser, whole_text
 
 KOREAN = "훈장님, 나무는 영어로 tree입니다. 가족 👨‍👩‍👧‍👦 모두 안녕하세요! 🇰🇷 – naïve café"
@@ -171,3 +172,13 @@ def test_the_cost_of_a_token_does_not_grow_with_the_text(tokenizer, kind):
     assert max(work[: 2 * of_one]) == max(work) <= 60 and sum(work[-of_one:]) <= 1.1 * sum(work[of_one : 2 * of_one])
     waiting = [value for value in vars(stream).values() if isinstance(value, bytes | list)]
     assert waiting and all(len(value) <= 8 for value in waiting)  # the text that is out is let go
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "wordpiece"])
+def test_sentinels_are_shown_where_a_span_begins_and_other_special_tokens_are_not(kind):
+    size = {"bpe": 366, "unigram": 117, "wordpiece": 129}[kind]
+    tokenizer = train_tokenizer(["read a big book"] * 2, TokenizerSettings(kind, size, family="encoder-decoder"))
+    ids = tokenizer("<extra_id_0> a big<extra_id_1> book <extra_id_2>")["input_ids"]
+    shown = tokenizer.decode(ids[:-1])
+    assert [part.split() for part in shown.split("<extra_id_")] == [[], ["0>", "a", "big"], ["1>", "book"], ["2>"]] and ids[-1] == tokenizer.eos_token_id
+    assert whole_text(tokenizer, [tokenizer.pad_token_id, *ids]) == shown

@@ -9,13 +9,13 @@ from peft import LoraConfig
 from transformers import AutoModelForSeq2SeqLM, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 
 from seodang.data.errors import UserError
-from seodang.data.seq2seq.packing import collate_padded_pairs, pack_seq2seq
+from seodang.data.seq2seq.packing import collate_padded_pairs, collate_pairs, pack_seq2seq
 from seodang.infer import SamplingParams, generate
 from seodang.infer.checkpoint.load import load
 from seodang.infer.checkpoint.manifest import verify
 from seodang.infer.runners.end_to_end import END_TO_END
 from seodang.train import StreamedRows, plan, seq2seq, seq2seq_trainer, sft_trainer
-from seodang.train.encoder_decoder.pairs import EndToEnd, PaddedPairs
+from seodang.train.encoder_decoder.pairs import PaddedPairs
 from seodang.train.run.checkpoints import find_resume
 
 from .some_pairs import arguments, pairs
@@ -180,7 +180,7 @@ def test_the_plan_counts_both_sides_and_says_where_rows_are_padded(fresh_tiny, t
     rows = pairs(10)
     args = arguments(tmp_path, max_steps=-1, num_train_epochs=3, per_device_train_batch_size=4)
     trainer = seq2seq_trainer(fresh_tiny("t5"), tiny_tokenizer, rows, args)
-    assert isinstance(trainer.data_collator, EndToEnd)
+    assert trainer.data_collator is collate_pairs
     cost = plan(trainer)
     assert cost.tokens == pytest.approx(3 * sum(len(row["input_ids"]) + len(row["labels"]) for row in rows)) and cost.steps == 9
     assert not any(line.startswith("layout") for line in cost.lines())
@@ -273,7 +273,7 @@ def test_low_precision_trains_end_to_end(fresh_tiny, tiny_tokenizer, tmp_path, k
     start = 2 if kind == "bart" else 0
     model = fresh_tiny(kind) if settings else fresh_tiny(kind).bfloat16()
     trainer = seq2seq(model, tiny_tokenizer, pairs(6, start=start), arguments(tmp_path, max_steps=6, **settings))
-    assert isinstance(trainer.data_collator, EndToEnd)
+    assert trainer.data_collator is collate_pairs
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     plain = fresh_tiny(kind)(**collate_padded_pairs(pairs(6, start=start), 0)).loss.item()
     assert losses[0] == pytest.approx(plain, rel=0.1) and losses[-1] < 0.98 * losses[0]

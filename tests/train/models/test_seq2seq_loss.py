@@ -131,6 +131,8 @@ def test_without_labels_the_model_answers_as_before(tiny):
     patch_seq2seq_loss(model)
     batch = {name: value for name, value in collate_padded_pairs(pairs(3), 0).items() if name != "labels"}
     assert torch.equal(model(**batch).logits, plain(**batch).logits)
+    with pytest.raises(UserError, match="labels without decoder_input_ids"):
+        model(input_ids=batch["input_ids"], labels=batch["decoder_input_ids"])
 
 
 def test_a_routers_loss_is_refused(tiny):

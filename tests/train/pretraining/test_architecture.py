@@ -5,18 +5,27 @@ import torch
 
 from seodang.data.errors import UserError
 from seodang.data.text.tokenizer_training import TokenizerSettings, train_tokenizer
-from seodang.train.pretraining.architecture import Sizes, config_of_file, is_encoder, refuse_architecture, small_config, untrained
+from seodang.train.pretraining.architecture import (
+    ENCODER_DECODERS,
+    Sizes,
+    config_of_file,
+    kind_of,
+    refuse_architecture,
+    small_config,
+    untrained,
+)
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def tokenizers():
-    return {family: train_tokenizer(["a few words of text"], TokenizerSettings(vocab_size=264, family=family, min_frequency=1)) for family in ("decoder", "encoder")}
+    sizes = {"decoder": 264, "encoder": 264, "encoder-decoder": 364}
+    return {family: train_tokenizer(["a few words of text"], TokenizerSettings(vocab_size=size, family=family, min_frequency=1)) for family, size in sizes.items()}
 
 
 def build(name, tokenizers, sizes=None, positions=24, **options):
-    tokenizer = tokenizers["encoder" if is_encoder(name) else "decoder"]
+    tokenizer = tokenizers[kind_of(name)]
     return untrained(small_config(name, sizes or Sizes(32, 2, 4), tokenizer, positions, **options), 0, torch.float32, CPU), tokenizer
 
 
@@ -57,7 +66,7 @@ def test_sizes_that_do_not_go_together_are_refused(sizes, message):
 
 
 def test_architectures_that_neither_continue_nor_fill_in_text_are_refused(tokenizers):
-    for name, message in (("lama", "'lama' is not known: did you mean llama"), ("vit", "neither continues"), ("bart", "is an encoder-decoder"), ("t5", "neither continues")):
+    for name, message in (("lama", "'lama' is not known: did you mean llama"), ("vit", "neither continues"), ("led", "is an encoder-decoder, of which these are trained from nothing here: bart, "), ("encoder-decoder", "is an encoder-decoder"), ("whisper", "is an encoder-decoder"), ("umt4", "did you mean umt5")):
         with pytest.raises(UserError, match=message):
             refuse_architecture(name)
     with pytest.raises(UserError, match="gpt2 has as many heads of keys and values as others"):
@@ -78,3 +87,44 @@ def test_of_a_file_the_config_counts_and_the_vocabulary_is_the_tokenizers(tokeni
             config_of_file(str(tmp_path), tokenizers["decoder"])
     with pytest.raises(UserError, match="there is no config.json in it"):
         config_of_file(str(tmp_path.parent), tokenizers["decoder"])
+
+
+PAD, EOS = 0, 1
+
+
+@pytest.mark.parametrize("name", ENCODER_DECODERS)
+def test_an_encoder_decoder_has_the_sizes_on_both_sides_and_begins_and_ends_as_its_kind_does(name, tokenizers):
+    model, tokenizer = build(name, tokenizers)
+    config, settings = model.config, model.generation_config
+    assert kind_of(name) == "encoder-decoder" and config.is_encoder_decoder and model.get_input_embeddings().weight.shape == (364, 32)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    encoder, decoder = model.get_encoder(), model.get_decoder()
+    t5 = hasattr(config, "d_kv")
+    assert [len(stack.block if t5 else stack.layers) for stack in (encoder, decoder)] == [2, 2]
+    assert (config.d_kv if t5 else 32 // config.encoder_attention_heads, config.num_attention_heads) == (8, 4)
+    assert (config.d_ff if t5 else config.encoder_ffn_dim, 4 if t5 else config.decoder_attention_heads) == ({"mt5": 64, "umt5": 64}.get(name, 128), 4)
+    starts = {"t5": PAD, "mt5": PAD, "umt5": PAD, "pegasus": PAD, "marian": PAD, "blenderbot": PAD, "blenderbot-small": PAD}  # the latter two: bos, which there is none of
+    assert config.decoder_start_token_id == settings.decoder_start_token_id == starts.get(name, EOS)
+    assert (settings.eos_token_id, settings.pad_token_id, config.pad_token_id) == (EOS, PAD, PAD) and settings.forced_eos_token_id in (None, EOS)
+    ids = torch.randint(3, 264, (1, 24))
+    assert model(input_ids=ids, labels=ids).logits.shape == (1, 24, 364)
+    assert model.generate(ids, max_new_tokens=3)[0, 0] == config.decoder_start_token_id
+
+
+def test_sizes_that_an_encoder_decoder_has_no_room_for_are_refused(tokenizers):
+    tokenizer = tokenizers["encoder-decoder"]
+    with pytest.raises(UserError, match="t5 always shares the head's weights with the embedding: leave tie_embeddings out"):
+        small_config("t5", Sizes(32, 2, 4), tokenizer, 24, tied=False)
+    assert small_config("bart", Sizes(32, 2, 4), tokenizer, 24, tied=False).tie_word_embeddings is False
+    with pytest.raises(UserError, match="t5 has as many heads of keys and values as others"):
+        small_config("t5", Sizes(32, 2, 4, key_value_heads=2), tokenizer, 24)
+    assert small_config("t5", Sizes(32, 2, 4, intermediate=40), tokenizer, 24).d_ff == 40
+
+
+def test_of_an_encoder_decoders_file_no_id_is_taken(tokenizers, tmp_path):
+    said = {"model_type": "mbart", "d_model": 32, "encoder_layers": 1, "decoder_layers": 3, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 40,
+            "decoder_ffn_dim": 40, "vocab_size": 250027, "decoder_start_token_id": 250020, "forced_bos_token_id": 250004, "forced_eos_token_id": 2}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    config = config_of_file(str(tmp_path), tokenizers["encoder-decoder"])
+    assert (config.encoder_layers, config.decoder_layers, config.vocab_size) == (1, 3, 364)
+    assert (config.decoder_start_token_id, config.forced_eos_token_id, getattr(config, "forced_bos_token_id", None)) == (EOS, EOS, None)
