@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     folder = trainer.save_final()
     answers = {}
     for name, params in STRATEGIES.items():
-        with timed(f"answering {name}"):
+        with timed(name):
             results = generate(trainer.accelerator.unwrap_model(trainer.model), tokenizer, [record["source"] for record in held], params, on_error="raise")
             answers[name] = [result.text for result in results]
     console.print(samples(held, answers["greedy"]), tasks(held, answers), sep="\n")
