@@ -63,10 +63,10 @@ class DemoOptions:
     vocab_size: int = field(default=2000, metadata={"help": "Tokens of the tokenizer at most."})
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, mps."})
     dtype: str = field(default="float32", metadata={"help": "Of the weights: float32, bfloat16, auto."})
-    rows: int = field(default=120_000, metadata={"help": "Pairs to train on, of all tasks together."})
+    rows: int = field(default=80_000, metadata={"help": "Pairs to train on, of all tasks together."})
     heldout: int = field(default=100, metadata={"help": "Held-out pairs of each task, which are answered."})
     max_steps: int = field(default=2500, metadata={"help": f"Training steps of {PAIRS * ROWS} pairs each."})
-    minutes: float = field(default=4.0, metadata={"help": f"Fewer steps, but {FLOOR}, where they would take longer than this."})
+    minutes: float = field(default=3.5, metadata={"help": f"Fewer steps, but {FLOOR}, where they would take longer than this."})
     learning_rate: float | None = field(default=None, metadata={"help": "Peak learning rate. By default 2e-3, or with post what the paper's formula gives."})
     seed: int = field(default=0, metadata={"help": "Of the weights, of the pairs and of the order."})
     output_dir: str = field(default="runs/demo-seq2seq", metadata={"help": "Folder of the checkpoint."})
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     folder = trainer.save_final()
     answers = {}
     for name, params in STRATEGIES.items():
-        with timed(f"answering {name}"):
+        with timed(name):
             results = generate(trainer.accelerator.unwrap_model(trainer.model), tokenizer, [record["source"] for record in held], params, on_error="raise")
             answers[name] = [result.text for result in results]
     console.print(samples(held, answers["greedy"]), tasks(held, answers), sep="\n")

@@ -11,7 +11,7 @@ from seodang.train.attention.packed_attention import PACKED
 from seodang.train.run.callbacks import LOG, curves, draw_curve, read_log, terminal_curve
 from seodang.train.run.optimizer import MasterAdamW
 from seodang.train.stages.build import set_eos_token_ids
-from seodang.train.stages.plan import plan
+from seodang.train.stages.plan import Plan, plan
 from seodang.train.stages.sft import choose_collator, sft, sft_trainer
 
 
@@ -234,3 +234,10 @@ def test_tensorboard_is_on_where_it_is_installed(monkeypatch, tmp_path, installe
     monkeypatch.setattr(training_options.importlib.util, "find_spec", lambda name: installed or None)
     assert training_options.Arguments(str(tmp_path), use_cpu=True).report_to == (["tensorboard"] if installed else [])
     assert training_options.Arguments(str(tmp_path), use_cpu=True, report_to="none").report_to == []
+
+
+def test_steps_within_minutes_are_as_many_as_fit_and_never_less_than_the_least():
+    whole = Plan(rows=1000, tokens=9000, steps=500, memory=0, checkpoint=0, disk=0, step_seconds=0.6, seconds=300)
+    assert whole.steps_within(minutes=2.5, least=10) == 250  # half of five minutes
+    assert whole.steps_within(minutes=60, least=10) == 500 and whole.steps_within(minutes=0.01, least=200) == 200
+    assert whole.steps_within(minutes=0.01, least=900) == 500
