@@ -7,7 +7,7 @@ accelerate launch recipes/seq2seq.py --model google-t5/t5-small --data pairs.jso
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any
 
 from tqdm import tqdm
@@ -33,9 +33,17 @@ from seodang.recipes.options.seq2seq import EncoderDecoderOptions, EvaluationOpt
 from seodang.recipes.options.training import RunOptions, hold_out
 from seodang.recipes.run.before_after import picture_line, print_once
 from seodang.recipes.run.identity import origin_of
-from seodang.recipes.run.training import checkpoint_to_resume, complete_arguments, early_stopping, held_out_line, plan_lines, train_and_save
+from seodang.recipes.run.training import (
+    checkpoint_to_resume,
+    complete_arguments,
+    early_stopping,
+    held_out_line,
+    plan_lines,
+    refuse_metric,
+    train_and_save,
+)
 from seodang.train import seq2seq_trainer
-from seodang.train.maths.text_metrics import text_metrics
+from seodang.train.maths.text_metrics import TEXT_METRICS, text_metrics
 from seodang.train.rollouts.eval_generation import AnswerSampler, HeldOut
 from seodang.train.run.callbacks import CURVE, terminal_curve
 from seodang.train.stages.plan import plan
@@ -54,8 +62,9 @@ def main(argv: list[str] | None = None) -> int:
     packed = pack_seq2seq(rows, labeller.max_source_length, labeller.max_target_length) if data.packing else rows
     origin = origin_of(data, options, run, evaluation, args, rows=rows, paradigm="seq2seq")
     resume = checkpoint_to_resume(args, run, origin)
-    questions = list(islice(questions_of(held, labeller), run.eval_samples))
     params = speaking(model, evaluation)
+    questions = list(islice(questions_of(held, labeller, params.max_new_tokens), run.eval_samples))
+    refuse_metric(args, ("loss", "token_accuracy", *(TEXT_METRICS if questions else ())))
     trainer = seq2seq_trainer(
         model, tokenizer, packed, args, eval_rows=eval_rows or None, lora=options.lora(), provenance=origin, callbacks=early_stopping(run),
         sample=AnswerSampler(tokenizer, questions, show=partial(show, tokenizer), params=params, measure=text_metrics) if questions else None,
@@ -117,10 +126,12 @@ def rows_of(train: Sequence[Exchange], held: Sequence[Exchange], labeller: Seq2S
     return rows, eval_rows, counts
 
 
-def questions_of(held: Sequence[Exchange], labeller: Seq2SeqLabeller) -> Iterator[HeldOut]:
-    """Held-out sources as the encoder reads them in training, with the answers that they should get."""
+def questions_of(held: Sequence[Exchange], labeller: Seq2SeqLabeller, most: int) -> Iterator[HeldOut]:
+    """Held-out sources as the encoder reads them in training, with the answers that they should get; none whose beginning fills `most` tokens."""
     for exchange in held:
         for row in labeller.rows(exchange, Seq2SeqCounts()):
+            if exchange.prefix and len(list(takewhile(lambda label: label == IGNORE_INDEX, row["labels"]))) >= most:
+                continue
             yield HeldOut(row["input_ids"], exchange.target, prefix=exchange.prefix)
 
 

@@ -43,6 +43,10 @@ class ModelOptions:
     qlora: bool = field(default=False, metadata={"help": "Base weights in 4 bits (needs bitsandbytes)."})
 
     def __post_init__(self):
+        if self.lora_r < 0:
+            raise UserError(f"lora_r must be at least 1, or 0 to train all weights, got {self.lora_r}")
+        if not 0 <= self.lora_dropout < 1:
+            raise UserError(f"lora_dropout must be in [0, 1), got {self.lora_dropout}")
         if (self.dora or self.qlora) and self.lora_r <= 0:
             raise UserError(f"{'dora' if self.dora else 'qlora'} needs an adapter: set --lora_r, 16 say")
         if self.qlora and importlib.util.find_spec("bitsandbytes") is None:
@@ -90,6 +94,11 @@ class RunOptions:
     dry_run: bool = field(default=False, metadata={"help": "Print the plan and stop."})
     eval_samples: int = field(default=16, metadata={"help": "Held-out prompts answered at each evaluation, of those that leave room for an answer."})
     early_stopping_patience: int = field(default=0, metadata={"help": "Stop after so many evaluations without gain; 0 never."})
+
+    def __post_init__(self):
+        for name in ("eval_samples", "early_stopping_patience"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must be at least 0, got {getattr(self, name)}")
 
     def refuse_samples(self, model: str) -> None:
         """Raise UserError where samples are asked of a model that writes none, in words."""

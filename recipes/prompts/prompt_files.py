@@ -141,7 +141,7 @@ def prompt_of(record: Any, where: str, reading: Reading, columns: Columns) -> As
     try:
         record, _ = columns.taken(record)
         prefix = given_beginning(record)
-        if (source := source_of(record, reading, prefix)) is not None:
+        if (source := source_of(record, reading, prefix, "answer" in columns.named)) is not None:
             return source
         reference = reference_in(record, "answer" in columns.named) if reading.references else None
     except UserError as error:
@@ -171,14 +171,17 @@ def prompt_of(record: Any, where: str, reading: Reading, columns: Columns) -> As
     return Asked(asked, reference, prefix)
 
 
-def source_of(record: Mapping[str, Any], reading: Reading, prefix: str) -> Asked | None:
-    """What a record of {source, target} or of {"translation": {...}} asks, None for another. Raises UserError for languages that it does not have."""
+def source_of(record: Mapping[str, Any], reading: Reading, prefix: str, named: bool) -> Asked | None:
+    """What a record of {source, target} or of {"translation": {...}} asks, None for another; `named` as in `reference_in`.
+
+    Raises UserError for languages that it does not have.
+    """
     if record.get("translation") is not None:
         sides = translation_sides(record)
-        if reading.source_lang is None or reading.references and reading.target_lang is None:
+        if reading.source_lang is None or reading.references and reading.target_lang is None and not named:
             raise UserError(f"translation holds {', '.join(sides)}: say which is read and which is written, by --source_lang and --target_lang")
         source = sides[language_key(sides, reading.source_lang)]
-        target = sides[language_key(sides, reading.target_lang)] if reading.references else None
+        target = sides[language_key(sides, reading.target_lang)] if reading.references and not named else None
         translated = True
     elif "source" in record and not any(key in record for key in ("prompt", "question", "instruction", "messages", "conversations")):
         source, target, translated = record["source"], record.get("target"), False
@@ -186,7 +189,7 @@ def source_of(record: Mapping[str, Any], reading: Reading, prefix: str) -> Asked
         return None
     if not isinstance(source, str) or not source.strip():
         raise UserError(f"the source must be a text of more than blanks, got {source!r:.80}")
-    reference = target if reading.references and isinstance(target, str) and target.strip() else None
+    reference = reference_text(record.get("answer") if named else target) if reading.references else None
     return Asked(source, reference, prefix, is_source=True, translated=translated)
 
 
@@ -200,7 +203,13 @@ def reference_in(record: Mapping[str, Any], named: bool) -> str | None:
     found = {key: record[key] for key in names if record.get(key) is not None}
     if len(found) > 1:
         raise UserError(f"several columns may hold the reference: {', '.join(map(str, found))}: say which, as --columns answer={next(iter(found))}")
-    value = next(iter(found.values()), None)
+    return reference_text(next(iter(found.values()), None))
+
+
+def reference_text(value: Any) -> str | None:
+    """A reference as a text: a number as it is written, the last of messages; None for nothing but blanks. Raises UserError for what is no one text."""
     if isinstance(value, list) and value and isinstance(value[-1], dict):
         value = value[-1].get("content")
+    if isinstance(value, list | dict):
+        raise UserError(f"the reference must be one text, got {value!r:.80}")
     return str(value) if value is not None and str(value).strip() else None

@@ -21,6 +21,7 @@ from seodang.infer.runners.architecture import transformers_model
 from seodang.recipes.run.of_diffusion import given
 from seodang.recipes.run.score_lines import EXACT
 from seodang.recipes.run.scorer import Encoded
+from seodang.train.encoder_decoder.pairs import check_pairs_fit, pair_size
 
 OF_ENCODER_DECODERS = ("source_lang", "target_lang", "source_prefix")
 UNBOUNDED = 1 << 30  # positions of a side that nothing bounds
@@ -52,12 +53,17 @@ class TargetScorer:
         translated = any(exchange.translated for exchange in exchanges)
         set_languages(self.tokenizer, *told_languages(self.tokenizer, options.source_lang, options.target_lang, translated))
         labeller = Seq2SeqLabeller(
-            self.tokenizer, partial(first_ids, runner.model), runner.source_limit or UNBOUNDED, runner.limit or UNBOUNDED,
+            self.tokenizer, partial(first_ids, runner.model), UNBOUNDED, runner.limit or UNBOUNDED,
             options.source_prefix or "", options.literal, "error", options.empty_answers, options.unusable,
         )  # fmt: skip
         counts, records = Seq2SeqCounts(remembers=None), []
         for exchange in exchanges:
-            records += [Encoded(exchange.where, [judged(row)]) for row in labeller.rows(exchange, counts)]
+            for row in labeller.rows(exchange, counts):
+                if runner.source_limit is not None and len(row["input_ids"]) > runner.source_limit:
+                    many = f"{len(row['input_ids']):,} tokens, more than the {runner.source_limit:,} positions of the encoder"
+                    raise UserError(f"{exchange.where}: the source has {many}: shorten it")
+                check_pairs_fit(runner.model, [(exchange.where, *pair_size(row, exchange.where))])
+                records.append(Encoded(exchange.where, [judged(row)]))
         counts.refuse_empty()
         return records, [counts]
 

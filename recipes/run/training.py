@@ -1,5 +1,6 @@
 """What the training commands do alike around their stages: complete the options, find what to resume, say what will happen, train and save."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from seodang.data.accounting import Accounting
 from seodang.data.errors import UserError
 from seodang.data.preference_rows import preference_pairs
 from seodang.infer.kernels.cpu_threads import threads_line
-from seodang.infer.kernels.device import choose_dtype
+from seodang.infer.kernels.device import choose_device, choose_dtype
 from seodang.recipes.options.training import ModelOptions, RunOptions
 from seodang.recipes.run.identity import refuse_other_run
 from seodang.train.run.checkpoints import find_resume
@@ -21,10 +22,12 @@ from seodang.train.run.crash_safe import Provenance
 def complete_arguments(args: Any, model: ModelOptions, run: RunOptions, evaluates: bool, best: str = "eval_loss") -> Any:
     """Fill in what the user left open: the device, and with held-out data an evaluation before every save, the one of the `best` metric kept.
 
-    Raises UserError where training is to stop early and nothing is held out, and for a run of no steps.
+    Raises UserError where training is to stop early and nothing is held out, for a run of no steps, a device that is not here, and what `refuse_numbers` refuses.
     """
+    refuse_numbers(args)
     if getattr(args, "max_steps", 0) <= 0 and getattr(args, "num_train_epochs", 1) <= 0:
         raise UserError(f"num_train_epochs {args.num_train_epochs}: nothing would be trained, give more than 0, or --max_steps")
+    choose_device(model.device)  # refuses one that is not here
     if model.device == "cpu" and not args.use_cpu:
         args = replace(args, use_cpu=True)
     if run.early_stopping_patience and not evaluates:
@@ -35,6 +38,25 @@ def complete_arguments(args: Any, model: ModelOptions, run: RunOptions, evaluate
         args.metric_for_best_model, args.greater_is_better = best, best != "eval_loss"
     args.load_best_model_at_end |= bool(run.early_stopping_patience)
     return args
+
+
+def refuse_numbers(args: Any) -> None:
+    """Raise UserError for a setting that is NaN, and for a count of 0 or less where there must be some."""
+    for name, value in vars(args).items():
+        if isinstance(value, float) and math.isnan(value):
+            raise UserError(f"{name} must be a number, got {value}")
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        if getattr(args, name, 1) < 1:
+            raise UserError(f"{name} must be at least 1, got {getattr(args, name)}")
+    if getattr(args, "save_strategy", None) == "steps" and args.save_steps <= 0:
+        raise UserError(f"save_steps must be above 0, got {args.save_steps}: to save nothing on the way, give --save_strategy no")
+
+
+def refuse_metric(args: TrainingArguments, measured: Iterable[str]) -> None:
+    """Raise UserError where the best checkpoint is to be told by what no evaluation measures; `measured` are names as in the log, without eval_."""
+    name, measured = (args.metric_for_best_model or "").removeprefix("eval_"), list(measured)
+    if args.eval_strategy != "no" and name and name not in measured:
+        raise UserError(f"metric_for_best_model {args.metric_for_best_model!r} is not measured: an evaluation gives {', '.join(measured)}")
 
 
 def early_stopping(run: RunOptions) -> list[EarlyStoppingCallback]:

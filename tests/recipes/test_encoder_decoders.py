@@ -118,3 +118,18 @@ def test_the_lines_of_an_exported_card_answer_in_the_language(tmp_path, monkeypa
         exec(code, names)  # noqa: S102
     begins = tokenizer.convert_tokens_to_ids("fr_XX" if kind == "forced" else language)
     assert names["answer"][1].item() == begins
+
+
+@pytest.mark.parametrize(
+    ("source", "positions", "vocab", "told"),
+    [
+        ("abcdefghij", 8, 128, "pairs.jsonl line 1: the source has 10 tokens, more than the 8 positions of the encoder: shorten it"),
+        ("e", 64, 8, "of the source is beyond the model's vocabulary of 8: the tokenizer belongs to another model"),
+    ],
+)
+def test_score_refuses_a_source_that_the_encoder_cannot_read(fresh_tiny, t5_tokenizer, tmp_path, capsys, source, positions, vocab, told):
+    fresh_tiny("bart", max_position_embeddings=positions, vocab_size=vocab, eos_token_id=1, decoder_start_token_id=1).save_pretrained(tmp_path / "bart")
+    t5_tokenizer.save_pretrained(tmp_path / "bart")
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"source": source, "target": "a"}) + "\n", encoding="utf-8")
+    assert scoring.main([str(tmp_path / "bart"), "--data", str(tmp_path / "pairs.jsonl"), *EXACT]) == 2
+    assert told in capsys.readouterr().err

@@ -206,6 +206,18 @@ def test_preview_shows_a_source_what_is_given_and_what_is_learned(t5_folder, tmp
         ([{"translation": {"ko": "a", "en": "b"}}], [], "say which is read and which is written, by --source_lang and --target_lang"),
         ([{"source": "a", "target": "b"}], ["--scratch", "--lora_r", "4"], "scratch begins from random weights"),
         ([{"source": "a", "target": "b"}], ["--eval_num_beams", "0"], "eval_num_beams must be at least 1, got 0"),
+        ([{"source": "a", "target": "b"}], ["--eval_samples", "-1"], "eval_samples must be at least 0, got -1"),
+        ([{"source": "a", "target": "b"}], ["--per_device_train_batch_size", "0"], "per_device_train_batch_size must be at least 1, got 0"),
+        ([{"source": "a", "target": "b"}], ["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps must be at least 1, got 0"),
+        ([{"source": "a", "target": "b"}], ["--save_steps", "0"], "save_steps must be above 0, got 0"),
+        ([{"source": "a", "target": "b"}], ["--learning_rate", "nan"], "learning_rate must be a number, got nan"),
+        ([{"source": "a", "target": "b"}], ["--lora_r", "-1"], "lora_r must be at least 1, or 0 to train all weights, got -1"),
+        ([{"source": "a", "target": "b"}], ["--lora_r", "4", "--lora_dropout", "2"], "lora_dropout must be in [0, 1), got 2.0"),
+        ([{"source": "a", "target": "b"}], ["--lora_r", "4", "--lora_targets", "nope"], "lora_targets: the model has no module nope"),
+        (
+            [{"source": "a", "target": "b"}] * 2, ["--eval_fraction", "0.5", "--metric_for_best_model", "chrf", "--eval_samples", "0"],
+            "metric_for_best_model 'chrf' is not measured: an evaluation gives loss, token_accuracy",
+        ),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_before_anything_is_computed(t5_folder, tmp_path, capsys, records, argv, told):
@@ -241,6 +253,40 @@ def test_positions_bound_both_sides(fresh_tiny, t5_tokenizer, tmp_path, capsys):
     capsys.readouterr()
     code, lines = answers_of(folder, pairs, tmp_path / "cut.jsonl", "--max_new_tokens", 2, "--max_source_length", 24)
     assert code == 0 and lines[0]["prompt_length"] == 24 and "truncated       1 of 3 sources" in capsys.readouterr().err
+
+
+def test_what_gives_an_answer_no_room_is_not_asked_at_an_evaluation(t5_folder, tmp_path, capsys):
+    pairs = written(tmp_path / "pairs.jsonl", [{"source": "a", "target": "bababa", "prefix": "bab"}, {"source": "a", "target": "b"}])
+    for most, count in ((4, 1), (8, 2)):  # "bab" takes the tokens of "▁", "b", "a", "b"
+        assert train(t5_folder, pairs, tmp_path / "out", "--eval_data", pairs, "--eval_new_tokens", most, "--dry_run") == 0
+        assert f"2 records, {count} of them answered" in capsys.readouterr().out
+
+
+def test_a_device_that_is_not_here_is_refused(t5_folder, tmp_path, capsys):
+    pairs = written(tmp_path / "pairs.jsonl", [{"source": "a", "target": "b"}])
+    assert seq2seq.main(["--model", str(t5_folder), "--data", str(pairs), "--output_dir", str(tmp_path / "out"), "--device", "nope"]) == 2
+    assert "device 'nope' cannot be used here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("records", "argv", "references"),
+    [
+        ([{"source": "ab", "target": "a", "better": "b"}, {"source": "ba", "target": "c", "better": None}], ["--columns", "answer=better"], ["b", None]),
+        ([{"q": "ab", "a": "cd"}], ["--columns", "source=q", "answer=a"], ["cd"]),
+        ([{"translation": {"ko": "ab"}, "answer": "cd"}], ["--source_lang", "ko", "--columns", "answer=answer"], ["cd"]),
+        ([{"source": "ab", "target": 5}], [], ["5"]),
+    ],
+)
+def test_the_reference_of_a_source_is_the_column_that_is_named(t5_folder, tmp_path, records, argv, references):
+    code, lines = answers_of(t5_folder, written(tmp_path / "asked.jsonl", records), tmp_path / "said.jsonl", "--references", "--max_new_tokens", 2, *argv)
+    assert code == 0 and [line["reference"] for line in lines] == references
+
+
+@pytest.mark.parametrize("record", [{"source": "ab", "target": ["a", "b"]}, {"prompt": "ab", "completion": ["a", "b"]}])
+def test_a_reference_of_several_texts_is_refused(t5_folder, tmp_path, capsys, record):
+    asked = written(tmp_path / "asked.jsonl", [record])
+    assert generate.main([str(t5_folder), "--prompts", str(asked), "--references"]) == 2
+    assert "asked.jsonl line 1: the reference must be one text, got ['a', 'b']" in capsys.readouterr().err
 
 
 def test_references_that_are_nowhere_or_in_two_columns_are_refused(t5_folder, tmp_path, capsys):

@@ -4,14 +4,22 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from peft.tuners.lora.layer import Linear as LoraLayer
+from peft.utils.error import NoMatchingPeftModuleError
 from torch import Tensor, nn
 
+from ...data.errors import UserError
 from .extended_forward import Forward, extend_forward
 
 
 def add_adapter(model: nn.Module, lora: LoraConfig, checkpointed: bool):
-    """The model, quantised or not, with an adapter to be trained; `checkpointed`: activations are computed again in the backward pass."""
-    model = get_peft_model(prepare_quantised(model), lora)
+    """The model, quantised or not, with an adapter to be trained; `checkpointed`: activations are computed again in the backward pass.
+
+    Raises UserError where the model has no layer of those that are to get one.
+    """
+    try:
+        model = get_peft_model(prepare_quantised(model), lora)
+    except NoMatchingPeftModuleError:
+        raise UserError(f"lora_targets: the model has no module {', '.join(sorted(lora.target_modules))}: give names of its linear layers, or all-linear") from None
     speed_up_adapters(model)
     if checkpointed:
         model.enable_input_require_grads()  # else no gradient reaches the adapters through a frozen embedding
