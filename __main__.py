@@ -23,8 +23,8 @@ for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
 VERBS = {
     "prepare": "convert the embedded default model into the cache folder",
     "preview": "show records as the model sees them, trained tokens in colour",
-    "tokenizer": "learn a tokenizer from plain text: byte-level BPE or WordPiece",
-    "pretrain": "train a small decoder or encoder on plain text from nothing, or go on with a decoder",
+    "tokenizer": "learn a tokenizer from plain text: byte-level BPE, WordPiece or Unigram",
+    "pretrain": "train a small decoder, encoder or encoder-decoder on plain text from nothing, or go on with one (encoders: mlm)",
     "sft": "fine-tune a model on instructions, completions, dialogues or text",
     "seq2seq": "fine-tune an encoder-decoder (T5, BART, Marian) on sources and targets",
     "diffusion": "teach a model to speak by masked diffusion: all positions at once, from mask to text",

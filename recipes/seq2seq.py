@@ -1,6 +1,6 @@
 """Fine-tune an encoder-decoder (T5, BART, Marian and their kin) on sources and targets: triplets, pairs, translations.
 
-seodang seq2seq --model google-t5/t5-small --data pairs.jsonl --source_prefix 'translate Korean to English: ' --eval_fraction 0.05
+seodang seq2seq --model google-t5/t5-small --data pairs.jsonl --source_prefix 'translate English to German: ' --eval_fraction 0.05
 accelerate launch recipes/seq2seq.py --model google-t5/t5-small --data pairs.jsonl
 """
 

@@ -106,7 +106,8 @@ def language_key(sides: Mapping[str, Any], language: str) -> str:
         for key in sides:
             if key.casefold() == code.casefold():
                 return key
-    raise UserError(f"translation holds {', '.join(sides)}, and no {language!r}: name the languages by these keys, or by codes that begin with them (ko_KR)")
+    remedy = "name the languages by these keys, or by codes that begin with them (ko_KR); where the tokenizer has no such codes, rename the keys"
+    raise UserError(f"translation holds {', '.join(sides)}, and no {language!r}: {remedy}")
 
 
 def one_exchange(dialogue: Dialogue) -> Exchange:

@@ -104,7 +104,7 @@ def refuse_without_states(runner: Runner) -> None:
     """Raise UserError where a runner gives no hidden states of a prompt."""
     kind = runner.config.model_type
     if runner.model.config.is_encoder_decoder:
-        raise UserError(f"{kind} is an encoder-decoder model, which Seodang has no embeddings of: use a decoder")
+        raise UserError(f"{kind} is an encoder-decoder model, which Seodang has no embeddings of: use a decoder, or an encoder")
     refuse_diffusion(runner.model.config, "an embedding")
     if not runner.capabilities.hidden_states:
         raise UserError(f"embeddings need hidden states, which the runner of {kind} does not give: use another architecture")

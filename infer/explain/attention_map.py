@@ -58,6 +58,8 @@ def cross_attention_maps(model: nn.Module, source: Sequence[int], answer: Sequen
     if not inner.config.is_encoder_decoder:
         raise UserError(f"{inner.config.model_type} has no encoder, at whose source its decoder could look: attention_maps tells what it has")
     for name, ids, embeddings in (("the source", source, inner.get_input_embeddings()), ("the answer", answer, inner.get_output_embeddings())):
+        if not all(isinstance(id, int) for id in ids):
+            raise UserError(f"{name} must be the ids of one text, a list of whole numbers: of a tensor [1, n] give [0].tolist()")
         if not 0 < len(ids) <= LONGEST:
             raise UserError(f"{name} has {len(ids)} tokens: attention can be shown of 1 to {LONGEST}")
         check_ids(ids, embeddings.weight.shape[0], name)

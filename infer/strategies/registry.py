@@ -75,7 +75,7 @@ def check(
         raise UserError(f"strategy {spec.name!r} is not made for encoder-decoder models: choose another, or a decoder")
     for need in spec.needs:
         if not getattr(capabilities, need):
-            raise UserError(f"strategy {spec.name!r} needs {need.replace('_', ' ')}, which this architecture's runner does not offer")
+            raise UserError(f"strategy {spec.name!r} needs {need.replace('_', ' ')}, which this architecture's runner does not offer: choose another strategy")
     check_guidance(params)
     refuse_looking_back(params, spec)
     spec.check(params)

@@ -59,7 +59,7 @@ class DemoOptions:
     """The options of `seodang demo-attention` beside how the models are taught."""
 
     models: list[str] = field(default_factory=lambda: list(READERS), metadata={"help": f"Which are trained: {', '.join(READERS)}."})
-    minutes: float = field(default=8.0, metadata={"help": f"Fewer steps, but {FLOOR:,}, where the trainings would take longer than this together."})
+    minutes: float = field(default=8.0, metadata={"help": f"Takes fewer steps, {FLOOR:,} at least, where the trainings would take longer than this together."})
     timed_tokens: int = field(default=1024, metadata={"help": "Tokens of a batch whose training is timed."})
     output_dir: str = field(default="runs/demo-attention", metadata={"help": "Folder of the checkpoints and the page."})
 

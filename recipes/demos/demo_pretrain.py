@@ -62,7 +62,7 @@ class DemoOptions:
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, mps."})
     dtype: str = field(default="auto", metadata={"help": "Of the weights: auto, float32, bfloat16."})
     max_steps: int = field(default=700, metadata={"help": "Training steps of eight rows each."})
-    minutes: float = field(default=4.5, metadata={"help": f"Fewer steps, but {FLOOR}, where they would take longer than this."})
+    minutes: float = field(default=4.5, metadata={"help": f"Takes fewer steps, {FLOOR} at least, where all would take longer than this."})
     learning_rate: float = field(default=3e-3, metadata={"help": "Peak learning rate."})
     seed: int = field(default=0, metadata={"help": "Of the weights, of what is held out and of the order."})
     output_dir: str = field(default="runs/demo-pretrain", metadata={"help": "Folder of the checkpoint and of the encoded text."})

@@ -66,7 +66,7 @@ class DemoOptions:
     rows: int = field(default=80_000, metadata={"help": "Pairs to train on, of all tasks together."})
     heldout: int = field(default=100, metadata={"help": "Held-out pairs of each task, which are answered."})
     max_steps: int = field(default=2500, metadata={"help": f"Training steps of {PAIRS * ROWS} pairs each."})
-    minutes: float = field(default=3.5, metadata={"help": f"Fewer steps, but {FLOOR}, where they would take longer than this."})
+    minutes: float = field(default=3.5, metadata={"help": f"Takes fewer steps, {FLOOR} at least, where all would take longer than this."})
     learning_rate: float | None = field(default=None, metadata={"help": "Peak learning rate. By default 2e-3, or with post what the paper's formula gives."})
     seed: int = field(default=0, metadata={"help": "Of the weights, of the pairs and of the order."})
     output_dir: str = field(default="runs/demo-seq2seq", metadata={"help": "Folder of the checkpoint."})

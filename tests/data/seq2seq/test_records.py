@@ -82,7 +82,7 @@ def test_what_is_no_source_and_target_is_refused_by_its_line(tmp_path, record, t
 
 
 def test_a_language_that_a_translation_does_not_have_is_refused(tmp_path):
-    with pytest.raises(UserError, match="holds ko, en, and no 'kor_Hang': name the languages by these keys"):
+    with pytest.raises(UserError, match="holds ko, en, and no 'kor_Hang': name the languages by these keys.*, rename the keys"):
         read_one(tmp_path, {"translation": {"ko": "가", "en": "a"}}, None, "kor_Hang", "en")
     with pytest.raises(UserError, match="holds nothing"):
         read_one(tmp_path, {"translation": {"ko": "가", "en": None}}, None, "ko", "en")

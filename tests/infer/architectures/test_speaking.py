@@ -113,7 +113,7 @@ def test_every_strategy_goes_on_from_the_right_past_or_is_refused_by_name(named,
             with pytest.raises(UserError, match=f"strategy '{strategy}' is not made for encoder-decoder models"):
                 generate(model, tiny_tokenizer, PROMPTS, params)
         elif strategy == "assisted" and name in LSTMS:
-            with pytest.raises(UserError, match="strategy 'assisted' needs truncate, which this architecture's runner does not offer"):
+            with pytest.raises(UserError, match="strategy 'assisted' needs truncate, which this architecture's runner does not offer: choose another"):
                 generate(model, tiny_tokenizer, PROMPTS, params)
         else:
             results = generate(model, tiny_tokenizer, PROMPTS, params)

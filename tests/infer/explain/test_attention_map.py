@@ -134,7 +134,7 @@ def test_models_and_texts_without_cross_attention_are_refused(tiny, own):
     refused = [
         (tiny("llama"), SOURCE, ANSWER, "llama has no encoder"), (own("lstm"), SOURCE, ANSWER, "no attention that could be told"),
         (own("transformer"), [], ANSWER, "the source has 0 tokens"), (own("transformer"), SOURCE, [2] * 513, "the answer has 513 tokens: .* 1 to 512"),
-        (own("transformer"), SOURCE, [128], "the answer has the id 128"),
+        (own("transformer"), SOURCE, [128], "the answer has the id 128"), (own("transformer"), torch.tensor([SOURCE]), ANSWER, "the source must be the ids of one text"),
     ]  # fmt: skip
     for model, source, answer, told in refused:
         with pytest.raises(UserError, match=told):
