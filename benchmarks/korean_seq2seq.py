@@ -27,7 +27,7 @@ from seodang.data import TokenizerSettings, train_tokenizer
 from seodang.infer import SamplingParams, TransformerConfig, generate, load
 from seodang.recipes import pretrain, seq2seq
 from seodang.train import read_log
-from seodang.train.pretraining.architecture import untrained
+from seodang.train.pretraining.architecture import of_tokenizer, untrained
 
 Pair = tuple[str, str]
 TOKENIZER = {"kind": "unigram", "vocab_size": 2048}
@@ -78,8 +78,7 @@ def learn_spans(options: argparse.Namespace, texts: dict[str, Path]) -> Path:
 def untrained_transformer(folder: Path, train: Sequence[Pair], seed: int) -> Path:
     """The folder of a Transformer with random weights, with a tokenizer learned from the training texts."""
     tokenizer = train_tokenizer([text for pair in train for text in pair], TokenizerSettings(**TOKENIZER))
-    words = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    model = untrained(TransformerConfig(**words, **TRANSFORMER), seed, torch.float32, torch.device("cpu"), AutoModelForSeq2SeqLM)
+    model = untrained(TransformerConfig(**of_tokenizer(tokenizer), **TRANSFORMER), seed, torch.float32, torch.device("cpu"), AutoModelForSeq2SeqLM)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -10,6 +10,7 @@ from ..errors import UserError
 from ..formats import Dialogue
 from ..literal import continuing, literal_alone, refuse_more
 from ..surrogates import refuse_surrogates
+from ..template import remember
 from .languages import IN_SOURCE, known_language, language_ids, named, switched, target_language, writes_languages
 
 SYSTEM = ("system", "developer")
@@ -166,8 +167,14 @@ def _something(rest: list[int], text: str) -> list[int]:
 def _beginning(tokenizer: PreTrainedTokenizerBase, text: str, target_lang: str | None) -> tuple[list[int], list[int]]:
     """The ids of an answer's beginning, and those that stand behind a whole answer."""
     whole, plain = target_ids(tokenizer, text, target_lang=target_lang), _some(_plain(tokenizer, text, True), text)
+    before, after = _around(plain, whole)
+    return [*before, *plain], after
+
+
+def _around(plain: list[int], whole: list[int]) -> tuple[list[int], list[int]]:
+    """What stands before a text's own ids and behind them where the tokenizer has put something around it."""
     at = next(at for at in range(len(whole)) if whole[at : at + len(plain)] == plain)
-    return whole[: at + len(plain)], whole[at + len(plain) :]
+    return whole[:at], whole[at + len(plain) :]
 
 
 def _some(ids: list[int], text: str) -> list[int]:
@@ -190,6 +197,7 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, side: str, text: str, literal: 
     plain = literal_alone(tokenizer, text)
     if not around:
         return plain
-    sample, whole = encoded("a", add_special_tokens=False), encoded("a")
-    at = next(at for at in range(len(whole)) if whole[at : at + len(sample)] == sample)
-    return [*whole[:at], *plain, *whole[at + len(sample) :]]
+    languages = [getattr(tokenizer, name, None) for name in ("src_lang", "tgt_lang")]
+    build = lambda: _around(encoded("a", add_special_tokens=False), encoded("a"))
+    before, after = remember(tokenizer, f"around a {side} in {languages}", build, of_template=False)
+    return [*before, *plain, *after]

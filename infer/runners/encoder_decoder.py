@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
 from ...data.errors import UserError
 from ..text.vocabulary import check_ids
@@ -155,8 +156,8 @@ class EncoderDecoderRunner(BatchedRunner):
         if together:
             self._encode(together)
 
-    def _encode(self, sources: list[Source]) -> None:
-        """One pass of the encoder."""
+    def _encode(self, sources: list[Source]) -> BaseModelOutput:
+        """One pass of the encoder, whose output is returned, padded; each source keeps its own states."""
         device = self.model.get_input_embeddings().weight.device
         ids = [torch.tensor(source.ids, device=device) for source in sources]
         padding = getattr(self.config, "pad_token_id", None)
@@ -168,6 +169,7 @@ class EncoderDecoderRunner(BatchedRunner):
         for source, own in zip(sources, out.last_hidden_state):
             source.states = own[: len(source.ids)].clone()  # or one slot would hold the memory of all
         self.positions += sum(map(len, ids))
+        return out
 
     def _run(self, slots: list[int], ids: list[Sequence[int]], keep: list[int], layers: Sequence[int]) -> list[ModelOutput]:
         """Run the decoder over slots of one length."""

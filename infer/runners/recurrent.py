@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutput
 
 from .architecture import Capabilities, ModelOutput
@@ -42,17 +41,13 @@ class RecurrentRunner(NeverCut, EncoderDecoderRunner):
     def _alike(self, slot: int, new: Sequence[int]) -> int:
         return len(new)  # padding behind them would go into the state
 
-    def _encode(self, sources: list[ReadSource]) -> None:
-        """One pass of the encoder."""
-        device = self.model.get_input_embeddings().weight.device
-        ids = [torch.tensor(source.ids, device=device) for source in sources]
-        marks = pad_sequence([torch.ones_like(own) for own in ids], batch_first=True)
-        out = self.model.get_encoder()(input_ids=pad_sequence(ids, batch_first=True), attention_mask=marks)
+    def _encode(self, sources: list[ReadSource]) -> BaseModelOutput:
+        """As `EncoderDecoderRunner`; each source keeps what the decoder goes on from as well."""
+        out = super()._encode(sources)
         first = self.model.base_model.first_past(out)
-        for i, (source, own) in enumerate(zip(sources, out.last_hidden_state)):
-            source.states = own[: len(source.ids)].clone()  # or one slot would hold the memory of all
+        for i, source in enumerate(sources):
             source.first = row_of(first, i)
-        self.positions += sum(map(len, ids))
+        return out
 
     def _run(self, slots: list[int], ids: list[Sequence[int]], keep: list[int], layers: Sequence[int]) -> list[ModelOutput]:
         """One pass of the decoder over slots that bring equally many ids."""

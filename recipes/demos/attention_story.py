@@ -23,7 +23,7 @@ from seodang.infer import LSTMConfig, SamplingParams, TransformerConfig, generat
 from seodang.recipes.options.training import Arguments
 from seodang.train import seq2seq_trainer
 from seodang.train.encoder_decoder.seq2seq import Seq2SeqTrainer
-from seodang.train.pretraining.architecture import untrained
+from seodang.train.pretraining.architecture import of_tokenizer, untrained
 from seodang.train.rollouts.eval_generation import AnswerSampler, HeldOut
 from seodang.train.run.crash_safe import Provenance
 
@@ -154,10 +154,7 @@ def lesson_of(settings: Settings) -> Lesson:
 
 def untrained_reader(kind: str, settings: Settings, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """A model of random weights that hang on the seed; the Transformer's norms stand before its sublayers, which learns without a long warmup."""
-    words = {
-        "vocab_size": len(tokenizer), "d_model": settings.d_model, "dropout": 0.0, "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "decoder_start_token_id": tokenizer.bos_token_id,
-    }  # fmt: skip
+    words = {**of_tokenizer(tokenizer), "decoder_start_token_id": tokenizer.bos_token_id, "d_model": settings.d_model, "dropout": 0.0}
     if kind == "transformer":
         config = TransformerConfig(**words, encoder_layers=settings.layers, num_heads=settings.heads, d_ff=4 * settings.d_model, norm_position="pre")
     else:

@@ -34,7 +34,7 @@ from seodang.recipes.options.training import Arguments
 from seodang.recipes.run.training import plan_lines
 from seodang.train.encoder_decoder.seq2seq import Seq2SeqTrainer, seq2seq_trainer
 from seodang.train.maths.noam import noam
-from seodang.train.pretraining.architecture import untrained
+from seodang.train.pretraining.architecture import of_tokenizer, untrained
 from seodang.train.run.callbacks import CURVE, terminal_curve
 from seodang.train.run.crash_safe import Provenance
 from seodang.train.stages.plan import Plan, plan
@@ -114,9 +114,8 @@ def build(options: DemoOptions, tokenizer: PreTrainedTokenizerBase, records: Seq
     """A trainer of a Transformer with random weights, and what it is trained on, counted."""
     device = choose_device(options.device)
     config = TransformerConfig(
-        vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        decoder_start_token_id=tokenizer.bos_token_id, d_model=options.d_model, encoder_layers=options.layers, num_heads=options.num_heads, d_ff=4 * options.d_model,
-        dropout=options.dropout, norm_position=options.norm_position,
+        **of_tokenizer(tokenizer), decoder_start_token_id=tokenizer.bos_token_id, d_model=options.d_model, encoder_layers=options.layers,
+        num_heads=options.num_heads, d_ff=4 * options.d_model, dropout=options.dropout, norm_position=options.norm_position,
     )  # fmt: skip
     model = untrained(config, options.seed, choose_dtype(options.dtype, device)[0], device, AutoModelForSeq2SeqLM)
     rows, counts = seq2seq_rows(map(source_target, records), Seq2SeqLabeller(tokenizer, partial(first_ids, model)))

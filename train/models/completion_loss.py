@@ -141,8 +141,7 @@ def patch_completion_loss(model: PreTrainedModel, chunk: int = CHUNK) -> None:
     stands, times their weights, where these are not 0, divided by the same number of labels: these then say what counts, not what is predicted.
     Raises UserError for a mixture of experts that adds a router loss, which this loss does not know.
     """
-    if getattr(model.config, "output_router_logits", False):
-        raise UserError("output_router_logits is on: set it to false in config.json, the router's own loss is not trained here")
+    refuse_router_loss(model)
     trunk_name = model.base_model_prefix
 
     def with_loss(before: Forward) -> Forward:
@@ -164,6 +163,12 @@ def patch_completion_loss(model: PreTrainedModel, chunk: int = CHUNK) -> None:
         return forward
 
     extend_forward(model, "completion loss", with_loss, speaks_as_before=True)
+
+
+def refuse_router_loss(model: PreTrainedModel) -> None:
+    """Raise UserError for a mixture of experts that adds a router loss, which a loss at label positions does not know."""
+    if getattr(model.config, "output_router_logits", False):
+        raise UserError("output_router_logits is on: set it to false in config.json, the router's own loss is not trained here")
 
 
 def plain_lengths(kwargs: dict) -> dict:

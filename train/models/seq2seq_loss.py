@@ -18,7 +18,7 @@ from ...data.errors import UserError
 from ...data.labels import IGNORE_INDEX
 from ...infer.runners.end_to_end import Pairs
 from ..maths.logprobs import CHUNK
-from .completion_loss import Head, SkippedTrunk, answer_loss, with_module
+from .completion_loss import Head, SkippedTrunk, answer_loss, refuse_router_loss, with_module
 from .extended_forward import Forward, extend_forward
 
 FORM_IS_KNOWN = "seq2seq_head_scale"  # among a model's attributes, once it was tried: what hidden states are multiplied with, None where there is more to the head
@@ -32,8 +32,7 @@ def patch_seq2seq_loss(model: PreTrainedModel, chunk: int = CHUNK) -> None:
     `num_items_in_batch` where that is given, else over the labels present; with `label_smoothing` it is that of transformers' `LabelSmoother`, but
     in evaluation, where it is the plain one. Raises UserError for a mixture of experts that adds a router loss, which this loss does not know.
     """
-    if getattr(model.config, "output_router_logits", False):
-        raise UserError("output_router_logits is on: set it to false in config.json, the router's own loss is not trained here")
+    refuse_router_loss(model)
 
     def with_loss(before: Forward) -> Forward:
         def forward(self, *args, labels: Tensor | None = None, num_items_in_batch=None, label_smoothing: float = 0.0, **kwargs):

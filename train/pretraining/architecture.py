@@ -101,7 +101,7 @@ def small_config(architecture: str, sizes: Sizes, tokenizer: PreTrainedTokenizer
         raise UserError(f"architecture {architecture} has no {missing[0]} in its config: write a config.json for it, and name it with --config_file")
     if sizes.key_value_heads is not None and not _names_of(known, "key_value_heads", both):
         raise UserError(f"architecture {architecture} has as many heads of keys and values as others: leave key_value_heads out")
-    named |= {"tie_word_embeddings": tied, **_of_tokenizer(tokenizer)}
+    named |= {"tie_word_embeddings": tied, **of_tokenizer(tokenizer)}
     if both:
         named |= _ends_of(known, tokenizer)
     with _config_errors(f"architecture {architecture}"):
@@ -117,7 +117,7 @@ def config_of_file(path: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedC
     said = {name: value for name, value in read_config(path).items() if name not in left_out}
     with _config_errors(f"--config_file {path}"):
         ends = _ends_of(AutoConfig.for_model(said["model_type"]), tokenizer) if kind_of(said["model_type"]) == ENCODER_DECODER else {}
-        return AutoConfig.for_model(**(said | _of_tokenizer(tokenizer) | ends))
+        return AutoConfig.for_model(**(said | of_tokenizer(tokenizer) | ends))
 
 
 def read_config(path: str) -> dict[str, Any]:
@@ -191,7 +191,7 @@ def _ends_of(known: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> dic
     return {"decoder_start_token_id": start, **forced}
 
 
-def _of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """The size of the vocabulary and the ids of special tokens: None for one that it lacks, where every config has an entry."""
     ids = {name: getattr(tokenizer, name, None) for name in IDS}
     return {"vocab_size": len(tokenizer), **{name: id for name, id in ids.items() if id is not None or name in IDS[:3]}}
