@@ -86,6 +86,11 @@ class SlotAdapters:
         """The slot's adapter."""
         return self._of.get(slot)
 
+    @property
+    def at_work(self) -> bool:
+        """Whether a row of the pass under way is an adapter's."""
+        return bool(self._rows)
+
     @contextmanager
     def over(self, parts: Iterable[tuple[int, slice]], device: torch.device) -> Iterator[None]:
         """Run a pass in which these rows belong to these slots."""

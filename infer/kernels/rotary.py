@@ -19,13 +19,17 @@ class Rotation:
 
     def at(self, positions: list[int]) -> tuple[Tensor, Tensor]:
         """Return cosine and sine, [len(positions), 1, d] each."""
-        if max(positions) >= len(self.cos):
-            self._grow(max(256, 2 * max(positions)))
+        self.reach(max(positions))
         if len(positions) == 1:
             [p] = positions
             return self.cos[p : p + 1], self.sin[p : p + 1]
         index = torch.tensor(positions, device=self.cos.device)
         return self.cos[index], self.sin[index]
+
+    def reach(self, position: int) -> None:
+        """Have the tables `cos` and `sin`, [positions, 1, d] each, hold this position too."""
+        if position >= len(self.cos):
+            self._grow(max(256, 2 * position))
 
     def _grow(self, length: int) -> None:
         cos, sin = self.module(self.like, torch.arange(length, device=self.like.device)[None])

@@ -50,13 +50,19 @@ class DirectRunner(RaggedRunner):
         self.decoder = bind_weights(self.model, self._adapters.kernel)
         self._addresses = self.decoder.addresses()
 
-    def _run(self, plan: ForwardBatch, tokens: list[int], positions: list[int], wanted: Tensor, layers: Sequence[int]) -> ModelOutput:
-        device = self.model.get_input_embeddings().weight.device
+    def _ready(self, device: torch.device) -> bool:
+        """Whether the next pass is one over the model's own weights, which are looked for again where they have moved."""
         if not self._covered or torch.is_autocast_enabled(device.type):
-            return super()._run(plan, tokens, positions, wanted, layers)
+            return False
         if self._addresses != self.decoder.addresses():  # the model was moved or converted
             with locked(self.model):
                 self._read()
+        return True
+
+    def _run(self, plan: ForwardBatch, tokens: list[int], positions: list[int], wanted: Tensor, layers: Sequence[int]) -> ModelOutput:
+        device = self.model.get_input_embeddings().weight.device
+        if not self._ready(device):
+            return super()._run(plan, tokens, positions, wanted, layers)
         decoder = self.decoder
         ids = torch.tensor(tokens, device=device)
         hidden = decoder.embed(ids, torch.tensor(positions, device=device))

@@ -11,6 +11,7 @@ from ...data.errors import UserError
 from .by_length import RaggedByLength
 from .contract import Runner
 from .direct import DirectRunner
+from .native.runner import NativeRunner
 from .ragged import RaggedRunner
 from .ragged_attention import ForwardBatch
 
@@ -59,11 +60,15 @@ class FirstLayersDirect(FirstLayers, DirectRunner):
     """The first layers of a model of the direct families."""
 
 
-def open_first_layers(runner: Runner, layers: int) -> FirstLayersRagged | FirstLayersByLength | FirstLayersDirect:
+class FirstLayersNative(FirstLayers, NativeRunner):
+    """The first layers of a model whose steps run natively."""
+
+
+def open_first_layers(runner: Runner, layers: int) -> FirstLayersRagged | FirstLayersByLength | FirstLayersDirect | FirstLayersNative:
     """Return a runner of the first layers of another runner's model; raises UserError for an architecture without it."""
     if not isinstance(runner, RaggedRunner):
         raise UserError(f"assistant_early_exit leaves out layers, which Seodang cannot do in {runner.config.model_type}: use a draft model")
-    kinds = {DirectRunner: FirstLayersDirect, RaggedByLength: FirstLayersByLength}
+    kinds = {NativeRunner: FirstLayersNative, DirectRunner: FirstLayersDirect, RaggedByLength: FirstLayersByLength}
     return next((kind for own, kind in kinds.items() if isinstance(runner, own)), FirstLayersRagged)(runner.model, layers)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,6 +21,8 @@ from .encoder_decoder import EncoderDecoderRunner
 from .encoder_decoder_layers import supports_direct_encoder_decoder
 from .layers import supports_direct
 from .model_lock import locked
+from .native.choice import speaks_natively
+from .native.runner import NativeRunner
 from .padded import PaddedRunner
 from .paradigm import is_bidirectional
 from .probe import agree, own_logits, probe, probe_ids, probe_with_sources, tolerance
@@ -29,15 +31,15 @@ from .recomputing import RecomputingRunner
 from .recurrent import RecurrentRunner
 from .stateful import StatefulRunner
 
-# by whether the direct runner was to be had, and whether the model attends in both directions
-_CHOSEN: WeakKeyDictionary[PreTrainedModel, dict[tuple[bool, bool], type[Runner]]] = WeakKeyDictionary()
+# by whether the direct and the native runner were to be had, and whether the model attends in both directions
+_CHOSEN: WeakKeyDictionary[PreTrainedModel, dict[tuple[bool, bool, bool], type[Runner]]] = WeakKeyDictionary()
 
 
 @versions_named()
 def open_runner(model: nn.Module) -> Runner:
     """Return the fastest runner that gives the model's own logits, by a probe of a few tokens when a model is first opened.
 
-    Direct for the families of `layers`, probed under versions of the libraries that are not known to work, ragged where all memory is attention that lets itself be replaced, padded where it is attention of
+    Native on CPUs for those of them that `native` covers, direct for the families of `layers`, probed under versions of the libraries that are not known to work, ragged where all memory is attention that lets itself be replaced, padded where it is attention of
     another kind, one slot at a time where layers carry a state, and without a memory where none fits. Encoder-decoders have two of
     their own (`open_encoder_decoder`), whose slots are opened on their source, and those whose decoder carries a state a third. Raises UserError for an
     architecture that none of them fits.
@@ -47,10 +49,12 @@ def open_runner(model: nn.Module) -> Runner:
         return RecurrentRunner(inner) if inner._is_stateful else open_encoder_decoder(inner)
     with locked(inner):  # as it is between passes
         direct, both_ways = supports_direct(inner), is_bidirectional(inner.config)
-        chosen, key = _CHOSEN.setdefault(inner, {}), (direct, both_ways)
+        native = direct and speaks_natively(inner)
+        chosen, key = _CHOSEN.setdefault(inner, {}), (direct, native, both_ways)
         if key not in chosen:
             known = direct and not both_ways and not untried()  # the tests have told with these versions what a probe of three passes would tell again
-            chosen[key] = DirectRunner if known else choose(inner, direct)
+            kinds = list(candidates(inner, direct, native))
+            chosen[key] = kinds[0] if known else choose(inner, kinds)
         return chosen[key](inner)
 
 
@@ -58,7 +62,7 @@ def open_encoder_decoder(model: PreTrainedModel) -> EncoderDecoderRunner:
     """Return the direct runner for the families of `encoder_decoder_layers`, probed as decoders are, else the one that runs the model as it is."""
     with locked(model):
         direct = supports_direct_encoder_decoder(model)
-        chosen, key = _CHOSEN.setdefault(model, {}), (direct, False)
+        chosen, key = _CHOSEN.setdefault(model, {}), (direct, False, False)
         if key not in chosen:
             chosen[key] = DirectEncoderDecoder if direct and (not untried() or answers_alike(model)) else EncoderDecoderRunner
         return chosen[key](model)
@@ -78,7 +82,7 @@ def answers_alike(model: PreTrainedModel) -> bool:
     return True
 
 
-def choose(model: PreTrainedModel, direct: bool) -> type[Runner]:
+def choose(model: PreTrainedModel, candidates: Sequence[type[Runner]]) -> type[Runner]:
     """Return the first of the candidates that gives the model's own logits; raises UserError, with what kept each from it, where none does."""
     refuse_unsupported(model)
     if is_bidirectional(model.config):
@@ -97,7 +101,7 @@ def choose(model: PreTrainedModel, direct: bool) -> type[Runner]:
             how = "use a causal language model of text, in a dtype and on a device that it runs in"
             raise UserError(f"{kind} makes no logits of token ids alone ({reason(error)}): {how}") from None
         kept_from = []
-        for candidate in candidates(model, direct):
+        for candidate in candidates:
             try:
                 probe(candidate(model), ids, want)
             except torch.OutOfMemoryError:
@@ -116,9 +120,9 @@ def choose(model: PreTrainedModel, direct: bool) -> type[Runner]:
     raise UserError(f"{kind} does not fit any runner ({'; '.join(kept_from)}): use another architecture")
 
 
-def candidates(model: PreTrainedModel, direct: bool) -> Iterator[type[Runner]]:
+def candidates(model: PreTrainedModel, direct: bool, native: bool) -> Iterator[type[Runner]]:
     """Yield the runners that may fit, the fastest first; where layers carry a state, none that cuts or pads it."""
-    kinds: list[type[Runner]] = [DirectRunner] if direct else []
+    kinds: list[type[Runner]] = [NativeRunner] * native + [DirectRunner] * direct
     if not carries_state(model):
         kinds += [RaggedRunner, PaddedRunner] if attention_is_replaceable(model) else [PaddedRunner]
     for kind in [*kinds, StatefulRunner, RecomputingRunner]:
