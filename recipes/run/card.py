@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from seodang.data.cache_folder import cache_folder
 from seodang.data.chat import all_end_ids
+from seodang.data.files.cache_folder import cache_folder
 from seodang.data.seq2seq.languages import begins_targets, language_ids, target_language, writes_languages
 from seodang.infer.checkpoint.default_model import NAME
 from seodang.infer.runners.paradigm import diffusion_of

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from seodang.data.cache_folder import cache_folder
+from seodang.data.files.cache_folder import cache_folder
 from seodang.infer import SamplingParams, generate, score
 from seodang.infer.checkpoint.default_model import default_model
 

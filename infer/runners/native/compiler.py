@@ -57,10 +57,10 @@ class Compiler:
 def built(source: Path, march: str | None = None, limit: float | None = None) -> Path:
     """Return the path of the shared library of a C file, compiled for this machine, or cached by an earlier process.
 
-    `march` is the compiler's `-march`: $SEODANG_NATIVE_MARCH where it is not given, else "native". The compiler is $CC alone where that is set, else
-    the first of cc, clang, gcc and the package ziglang's that compiles the file. Where the cache cannot be used, the library lies in a private
-    folder, removed when the process ends. `limit` is the seconds that a compiler may take. What is cached hangs on the text of all C files beside the source, the
-    flags, the compiler and the CPU. Raises NotBuilt where there is no compiler, none compiles the file in time, or nothing can be written.
+    `march` is the compiler's `-march`: $SEODANG_NATIVE_MARCH where it is not given, else "native". The compiler is $CC alone where that is set,
+    else the first of cc, clang, gcc and the package ziglang's that compiles the file; each may take `limit` seconds. What is cached hangs on the
+    text of all C files beside the source, the flags, the compiler and the CPU. Where the cache cannot be used, the library lies in a private
+    folder, removed when the process ends. Raises NotBuilt where there is no compiler, none compiles the file in time, or nothing can be written.
     """
     try:
         march = march or os.environ.get("SEODANG_NATIVE_MARCH") or "native"
@@ -158,7 +158,8 @@ def _remove_own(folder: Path, process: int) -> None:
 def compiled(source: Path, march: str, compiler: Compiler, scratch: Path, limit: float) -> bytes:
     """Return the content of the library that a compiler makes of the source, working in the folder `scratch`.
 
-    Where "native" is no `-march` to this compiler it is tried as `-mcpu`, as some for Arm have it, then left out. Raises NotBuilt with a line of what it said.
+    Where "native" is no `-march` to this compiler it is tried as `-mcpu`, as some for Arm have it, then left out. Raises NotBuilt with a line of
+    what the compiler said.
     """
     target = scratch / "library"
     choices = [["-march=native"], ["-mcpu=native"], []] if march == "native" else [[f"-march={march}"]]
@@ -175,7 +176,7 @@ def compiled(source: Path, march: str, compiler: Compiler, scratch: Path, limit:
 
 
 def run(command: list[str], scratch: Path, limit: float) -> str | None:
-    """Run a compiler, silently; return "" where it succeeds, a line of what it said where it fails, and None where it takes longer than `limit` seconds."""
+    """Run a compiler silently; return "" where it succeeds, a line of what it said where it fails, None where it takes more than `limit` seconds."""
     zig = {name: str(scratch / "zig") for name in ("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR")}  # else 50 MB in the user's home
     environment = {**zig, **os.environ, "LC_ALL": "C", "TMPDIR": str(scratch)}
     with open(scratch / "said", "w+b") as output:  # a pipe would be held open by what a killed compiler has started

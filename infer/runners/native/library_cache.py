@@ -7,7 +7,7 @@ import platform
 import tempfile
 from pathlib import Path
 
-from ....data.cache_folder import cache_folder
+from ....data.files.cache_folder import cache_folder
 
 KEPT = 8  # files of the folder, the newest; an update of Seodang, a compiler or a CPU leaves old ones behind
 SUFFIX = ".dll" if platform.system() == "Windows" else ".so"
