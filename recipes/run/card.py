@@ -11,8 +11,9 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from seodang.data.chat import all_end_ids
+from seodang.data.files.cache_folder import cache_folder
 from seodang.data.seq2seq.languages import begins_targets, language_ids, target_language, writes_languages
-from seodang.infer.checkpoint.default_model import NAME, cache_folder
+from seodang.infer.checkpoint.default_model import NAME
 from seodang.infer.runners.paradigm import diffusion_of
 
 QUESTION = "Name three colours."

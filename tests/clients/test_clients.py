@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from seodang.data.files.cache_folder import cache_folder
 from seodang.infer import SamplingParams, generate, score
-from seodang.infer.checkpoint.default_model import cache_folder, default_model
+from seodang.infer.checkpoint.default_model import default_model
 
 HERE = Path(__file__).parent
 CLIENTS = {
