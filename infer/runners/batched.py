@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ...data.errors import UserError
+from ..kernels.held import held_bytes
 from ..kernels.low_rank import Adapter
 from .architecture import ModelOutput, check_cut, check_pass, decoding_limit, refuse_source, refuse_unsupported, transformers_model
-from .held import held_bytes
 
 TRIED = 8  # positions: what a slot takes is learnt from one of so many and one of twice as many
 

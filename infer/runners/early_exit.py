@@ -11,7 +11,7 @@ from ...data.errors import UserError
 from .by_length import RaggedByLength
 from .contract import Runner
 from .direct import DirectRunner
-from .native.runner import NativeRunner
+from .native_runner import NativeRunner
 from .ragged import RaggedRunner
 from .ragged_attention import ForwardBatch
 

@@ -19,11 +19,11 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from ...data.errors import UserError
+from ..kernels.held import held_bytes
 from ..text.vocabulary import check_ids
 from .architecture import Capabilities, ModelOutput, evaluating, memory_name, transformers_model
 from .batched import TRIED, BatchedRunner
 from .encoder_decoder_layers import output_scale
-from .held import held_bytes
 
 MAX_POSITIONS = 16_384  # source positions, padding included, that the encoder reads at a time
 HIDDEN_HEADS = ("encoder-decoder", "fsmt")  # of which get_output_embeddings() is not all

@@ -21,8 +21,7 @@ from .encoder_decoder import EncoderDecoderRunner
 from .encoder_decoder_layers import supports_direct_encoder_decoder
 from .layers import supports_direct
 from .model_lock import locked
-from .native.choice import speaks_natively
-from .native.runner import NativeRunner
+from .native_runner import NativeRunner, speaks_natively
 from .padded import PaddedRunner
 from .paradigm import is_bidirectional
 from .probe import agree, own_logits, probe, probe_ids, probe_with_sources, tolerance

@@ -62,7 +62,7 @@ OWN = {
     "dbrx": {"attn_config": {"rope_theta": 1e4, "kv_n_heads": 2}, "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 2, "moe_top_k": 1}},
 }  # fmt: skip
 RUNNERS = {
-    "llama": "DirectRunner", "gpt2": "DirectRunner", "gemma2": "DirectRunner",
+    "llama": "NativeRunner", "gpt2": "DirectRunner", "gemma2": "DirectRunner",
     "nemotron": "RaggedRunner",  # whose attention is handed no arguments
     "gemma4_unified_text": "RaggedRunner",  # attends in both directions within an image alone
     "gpt_oss": "RaggedRunner", "phi3": "RaggedRunner",
@@ -167,7 +167,7 @@ def test_without_a_memory_a_warning_says_once_what_a_token_costs(tiny_tokenizer)
 def test_logits_that_are_all_alike_are_told_apart_within_their_rounding_alone():
     alike = torch.tensor([[1000.0, 1000.0], [1000.0, 1000.0]])
     assert agree(alike + 1e-4, alike, 1e-3) and not agree(alike + 1, alike, 1e-3)
-    assert type(open_runner(build(CONFIG_MAPPING["llama"](**SIZES, vocab_size=1, pad_token_id=None, bos_token_id=None)))).__name__ == "DirectRunner"
+    assert type(open_runner(build(CONFIG_MAPPING["llama"](**SIZES, vocab_size=1, pad_token_id=None, bos_token_id=None)))).__name__ == "NativeRunner"
 
 
 @pytest.mark.parametrize("banned", [torch.finfo(torch.float32).min, -torch.inf])

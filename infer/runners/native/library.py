@@ -1,0 +1,124 @@
+"""The native pass as Python calls it: the compiled `step.c`, and a model laid out for it."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .compiler import NotBuilt, built, forget
+
+SOURCE = Path(__file__).with_name("step.c")
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+ROW = 9  # numbers that say what a row is: the fields of `Row` in step.c
+
+_Address = ctypes.c_void_p
+_WEIGHTS = ("attention_norm", "q", "k", "v", "o", "feed_norm", "gate", "up", "down")
+_BIASES = ("q_bias", "k_bias", "v_bias", "o_bias", "gate_bias", "up_bias", "down_bias", "q_norm", "k_norm")
+
+
+class Windowed(Protocol):
+    """A layer as the direct runner knows it."""
+
+    scale: float
+    window: int | None
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [*((name, _Address) for name in (*_WEIGHTS, *_BIASES)), ("window", ctypes.c_int64), ("scale", ctypes.c_double)]
+
+
+class _Model(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("dtype", "hidden", "heads", "kv_heads", "width", "inner", "vocab")),
+        ("eps", ctypes.c_double),
+        *((name, _Address) for name in ("embed", "norm", "head")),
+        ("layers", ctypes.POINTER(_Layer)),
+    ]
+
+
+class NativeModel:
+    """The addresses of a model's weights, as they are now, and its sizes: what `step.c` reads. Nothing is copied."""
+
+    def __init__(self, model: PreTrainedModel, blocks: Sequence[Windowed]):
+        """`blocks` are those of the direct runner, which know each layer's window and scale; `model` is one that `refuses` has no word against."""
+        trunk, config = model.model, model.config
+        self.layers = (_Layer * len(blocks))(*(_laid(layer, block) for layer, block in zip(trunk.layers, blocks)))
+        first, embed = trunk.layers[0], trunk.embed_tokens.weight
+        self.whole = _Model(
+            dtype=DTYPES[embed.dtype],
+            hidden=embed.shape[1],
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            width=first.self_attn.head_dim,
+            inner=len(first.mlp.gate_proj.weight),
+            vocab=len(model.lm_head.weight),
+            eps=trunk.norm.variance_epsilon,
+            embed=embed.data_ptr(),
+            norm=trunk.norm.weight.data_ptr(),
+            head=model.lm_head.weight.data_ptr(),
+            layers=self.layers,
+        )
+
+    def run(self, rows: Sequence[int], turns: tuple[Tensor, Tensor], logits: Tensor, states: dict[int, Tensor]) -> None:
+        """Take rows, `ROW` numbers each, through the layers; raises MemoryError where there is none for what lies between.
+
+        `turns` are cosine and sine of the positions, float32 [positions, 1, width], the first half of the sine with its sign turned. `logits`, float32
+        [rows wanted, vocab], and by layer `states`, float32 [rows, hidden], are written.
+        """
+        numbers = (ctypes.c_int64 * len(rows))(*rows)
+        places = (_Address * (len(self.layers) + 1))(*(states[i].data_ptr() if i in states else None for i in range(len(self.layers) + 1))) if states else None
+        cos, sin = (turn.data_ptr() for turn in turns)
+        failed = library().seodang_step(
+            ctypes.byref(self.whole), len(self.layers), numbers, len(rows) // ROW, cos, sin, logits.data_ptr(), places, torch.get_num_threads()
+        )
+        if failed:
+            raise MemoryError(f"no memory for a pass of {len(rows) // ROW} rows")
+
+
+def _laid(layer: nn.Module, block: Windowed) -> _Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    linears = {"q": attention.q_proj, "k": attention.k_proj, "v": attention.v_proj, "o": attention.o_proj}
+    linears |= {"gate": mlp.gate_proj, "up": mlp.up_proj, "down": mlp.down_proj}
+    weights = {"attention_norm": layer.input_layernorm.weight, "feed_norm": layer.post_attention_layernorm.weight}
+    weights |= {name: linear.weight for name, linear in linears.items()}
+    weights |= {f"{name}_bias": linear.bias for name, linear in linears.items() if linear.bias is not None}
+    if hasattr(attention, "q_norm"):
+        weights |= {"q_norm": attention.q_norm.weight, "k_norm": attention.k_norm.weight}
+    return _Layer(window=block.window or 0, scale=block.scale, **{name: weight.data_ptr() for name, weight in weights.items()})
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """Return the compiled pass, built at the first call where it is not in the cache; raises NotBuilt with what keeps it from being built."""
+    path = built(SOURCE)
+    try:
+        found = ctypes.CDLL(str(path))
+    except OSError:  # half a file, or one for another machine that shares the cache
+        forget(path)
+        try:
+            found = ctypes.CDLL(str(built(SOURCE)))
+        except OSError as error:
+            raise NotBuilt(f"what the compiler made cannot be loaded ({error})") from None
+    number, floats = ctypes.c_int, _Address
+    found.seodang_step.argtypes = [ctypes.POINTER(_Model), number, ctypes.POINTER(ctypes.c_int64), number, floats, floats, floats, _Address, number]
+    found.seodang_step.restype = number
+    found.seodang_built_for.restype = ctypes.c_char_p
+    found.seodang_read.argtypes, found.seodang_read.restype = [_Address, ctypes.c_size_t, number], ctypes.c_double
+    return found
+
+
+def built_for() -> str:
+    """The instructions that the compiled pass uses, as "AVX512-BF16"; raises as `library` does."""
+    return library().seodang_built_for().decode()
+
+
+def read_seconds(memory: Tensor, threads: int) -> float:
+    """Read a tensor once on so many threads and return the seconds that it took: what a pass over weights can at best be."""
+    return library().seodang_read(memory.data_ptr(), memory.nbytes, threads)

@@ -1,0 +1,751 @@
+/* One pass of a decoder of the Llama kind over rows of new tokens, whole in one call: norms, products, rotation, cache, attention, feed-forward, head.
+
+   Weights are read where the model keeps them, [outputs, inputs] each, and once a pass for all rows. Whatever runs beside it and on however many
+   threads, a row's numbers are the same to the bit: each output of each row is summed in one order, by lanes along the inputs and then across the
+   lanes, and attention by pieces of PIECE keys, put together in their order. Built for the CPU that it runs on; see compiler.py. */
+
+#define _GNU_SOURCE
+#include <math.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define LANES 16
+#define TILE 6 /* so many rows by GROUP outputs keep their sums in registers */
+#elif defined(__AVX__)
+#define LANES 8
+#define TILE 3
+#else
+#define LANES 4
+#define TILE 4
+#endif
+enum { GROUP = 4, PIECE = 256, SPINS = 4000, LINE = 64 };
+enum { FLOAT32 = 0, BFLOAT16 = 1 };
+
+typedef float vf __attribute__((vector_size(4 * LANES)));
+typedef int32_t vi __attribute__((vector_size(4 * LANES)));
+typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
+typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
+typedef float v4 __attribute__((vector_size(16)));
+typedef float v8 __attribute__((vector_size(32)));
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 8")
+
+#ifdef __AVX512BF16__
+enum { ROUNDED = 1 }; /* bfloat16 meets bfloat16: what a product reads is rounded */
+#else
+enum { ROUNDED = 0 };
+#endif
+
+/* ---- numbers ---- */
+
+INLINE vf load(const float *at) { vf v; memcpy(&v, at, sizeof v); return v; }
+INLINE void store(float *at, vf v) { memcpy(at, &v, sizeof v); }
+INLINE vf every(float x) { return x - (vf){0}; }
+INLINE vf widened(const uint16_t *at) { vh v; memcpy(&v, at, sizeof v); return (vf)(__builtin_convertvector(v, vu) << 16); }
+INLINE vf load_as(int dtype, const void *at, size_t i) { return dtype == FLOAT32 ? load((const float *)at + i) : widened((const uint16_t *)at + i); }
+INLINE vf chosen(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
+
+static inline float wide(uint16_t x) { uint32_t bits = (uint32_t)x << 16; float f; memcpy(&f, &bits, 4); return f; }
+static inline float one_as(int dtype, const void *at, size_t i) { return dtype == FLOAT32 ? ((const float *)at)[i] : wide(((const uint16_t *)at)[i]); }
+
+static inline uint16_t rounded(float x) { /* to nearest, ties to even */
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    uint32_t up = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return (bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : up;
+}
+
+/* e to the x to float32's rounding: two to the nearest whole power, times a polynomial (Cephes) */
+INLINE vf exponential(vf x) {
+    const float magic = 12582912.0f;
+    x = chosen(x < every(-87.0f), every(-87.0f), x);
+    x = chosen(x > every(88.0f), every(88.0f), x);
+    vf whole = x * 1.44269504f + magic;
+    vi power = (vi)whole - (vi)every(magic);
+    whole = whole - magic;
+    vf rest = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+    vf p = rest * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * rest + 8.3334519073e-3f;
+    p = p * rest + 4.1665795894e-2f;
+    p = p * rest + 1.6666665459e-1f;
+    p = p * rest + 5.0000001201e-1f;
+    p = p * (rest * rest) + rest + 1.0f;
+    return (vf)((vi)p + (power << 23));
+}
+
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define SHUFFLES
+#endif
+#endif
+
+/* the sums of four vectors, each over its lanes in one order */
+INLINE v4 folded(vf v) {
+    v4 parts[LANES / 4];
+    memcpy(parts, &v, sizeof v);
+#if LANES == 16
+    return (parts[0] + parts[2]) + (parts[1] + parts[3]);
+#elif LANES == 8
+    return parts[0] + parts[1];
+#else
+    return parts[0];
+#endif
+}
+INLINE v4 sums(vf a, vf b, vf c, vf d) {
+    v4 p = folded(a), q = folded(b), r = folded(c), s = folded(d);
+#ifdef SHUFFLES
+    v4 one = __builtin_shufflevector(p, q, 0, 4, 1, 5) + __builtin_shufflevector(p, q, 2, 6, 3, 7);
+    v4 two = __builtin_shufflevector(r, s, 0, 4, 1, 5) + __builtin_shufflevector(r, s, 2, 6, 3, 7);
+    return __builtin_shufflevector(one, two, 0, 1, 4, 5) + __builtin_shufflevector(one, two, 2, 3, 6, 7);
+#else
+    return (v4){(p[0] + p[2]) + (p[1] + p[3]), (q[0] + q[2]) + (q[1] + q[3]), (r[0] + r[2]) + (r[1] + r[3]), (s[0] + s[2]) + (s[1] + s[3])};
+#endif
+}
+INLINE float sum(vf v) { return sums(v, v, v, v)[0]; }
+
+/* ---- products ---- */
+
+/* y[row][output] = w[output] . x[row] of so many outputs (4 or 1) and rows; what follows w in memory is asked for meanwhile */
+INLINE void tile(int dtype, int outputs, int rows, const void *w, size_t inputs, const void *x, float (*y)[GROUP], int first) {
+    vf acc[GROUP][TILE];
+    float rest[GROUP][TILE];
+    size_t i = 0;
+    UNROLL for (int o = 0; o < outputs; o++) {
+        UNROLL for (int r = 0; r < rows; r++) acc[o][r] = every(0), rest[o][r] = 0;
+    }
+#ifdef __AVX512BF16__
+    if (dtype == BFLOAT16) {
+        const uint16_t *ws = w, *xs = x;
+        for (; i + 2 * LANES <= inputs; i += 2 * LANES) {
+            __m512bh right[TILE];
+            UNROLL for (int r = 0; r < rows; r++) right[r] = (__m512bh)_mm512_loadu_si512(xs + r * inputs + i);
+            UNROLL for (int o = 0; o < outputs; o++) {
+                __m512bh left = (__m512bh)_mm512_loadu_si512(ws + o * inputs + i);
+                if (first) __builtin_prefetch(ws + (outputs + o) * inputs + i);
+                UNROLL for (int r = 0; r < rows; r++) acc[o][r] = (vf)_mm512_dpbf16_ps((__m512)acc[o][r], left, right[r]);
+            }
+        }
+        for (; i < inputs; i++) {
+            UNROLL for (int o = 0; o < outputs; o++) {
+                UNROLL for (int r = 0; r < rows; r++) rest[o][r] += wide(ws[o * inputs + i]) * wide(xs[r * inputs + i]);
+            }
+        }
+    } else
+#endif
+    {
+        const float *xs = x;
+        for (; i + LANES <= inputs; i += LANES) {
+            vf right[TILE];
+            UNROLL for (int r = 0; r < rows; r++) right[r] = load(xs + r * inputs + i);
+            UNROLL for (int o = 0; o < outputs; o++) {
+                vf left = load_as(dtype, w, o * inputs + i);
+                if (first) __builtin_prefetch((const char *)w + ((outputs + o) * inputs + i) * (dtype == FLOAT32 ? 4 : 2));
+                UNROLL for (int r = 0; r < rows; r++) acc[o][r] += left * right[r];
+            }
+        }
+        for (; i < inputs; i++) {
+            UNROLL for (int o = 0; o < outputs; o++) {
+                UNROLL for (int r = 0; r < rows; r++) rest[o][r] += one_as(dtype, w, o * inputs + i) * xs[r * inputs + i];
+            }
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++) {
+        v4 s = outputs == GROUP ? sums(acc[0][r], acc[1][r], acc[2][r], acc[3][r]) : sums(acc[0][r], acc[0][r], acc[0][r], acc[0][r]);
+        UNROLL for (int o = 0; o < outputs; o++) y[r][o] = s[o] + rest[o][r];
+    }
+}
+
+#define ROWS(n) case n: tile(dtype, outputs, n, w, inputs, x, y, first); break;
+INLINE void tiles(int dtype, int outputs, const void *w, size_t inputs, const char *x, int rows, float (*y)[GROUP]) {
+    int count = (rows + TILE - 1) / TILE;
+    size_t size = dtype == FLOAT32 || !ROUNDED ? 4 : 2;
+    for (int t = 0; t < count; t++) {
+        int n = rows / count + (t < rows % count), first = t == 0;
+        switch (n) {
+            ROWS(1) ROWS(2) ROWS(3)
+#if TILE > 3
+            ROWS(4)
+#endif
+#if TILE > 4
+            ROWS(5) ROWS(6)
+#endif
+        }
+        x += n * inputs * size;
+        y += n;
+    }
+}
+static __attribute__((noinline)) void float32_by_four(const void *w, size_t inputs, const void *x, int rows, float (*y)[GROUP]) { tiles(FLOAT32, GROUP, w, inputs, x, rows, y); }
+static __attribute__((noinline)) void float32_by_one(const void *w, size_t inputs, const void *x, int rows, float (*y)[GROUP]) { tiles(FLOAT32, 1, w, inputs, x, rows, y); }
+static __attribute__((noinline)) void bfloat16_by_four(const void *w, size_t inputs, const void *x, int rows, float (*y)[GROUP]) { tiles(BFLOAT16, GROUP, w, inputs, x, rows, y); }
+static __attribute__((noinline)) void bfloat16_by_one(const void *w, size_t inputs, const void *x, int rows, float (*y)[GROUP]) { tiles(BFLOAT16, 1, w, inputs, x, rows, y); }
+
+/* the products of so many outputs (up to 4) from `at` on, with their biases, of all rows: y[row][output] */
+static void product(int dtype, const void *weight, const void *bias, size_t at, int outputs, size_t inputs, const void *x, int rows, float (*y)[GROUP]) {
+    size_t size = dtype == FLOAT32 ? 4 : 2;
+    if (outputs == GROUP) {
+        (dtype == FLOAT32 ? float32_by_four : bfloat16_by_four)((const char *)weight + at * inputs * size, inputs, x, rows, y);
+    } else {
+        for (int o = 0; o < outputs; o++) /* one by one, each to its place */
+            (dtype == FLOAT32 ? float32_by_one : bfloat16_by_one)((const char *)weight + (at + o) * inputs * size, inputs, x, rows, (float(*)[GROUP])((float *)y + o));
+    }
+    if (bias)
+        for (int r = 0; r < rows; r++)
+            for (int o = 0; o < outputs; o++) y[r][o] += one_as(dtype, bias, at + o);
+}
+
+/* ---- what is computed ---- */
+
+typedef struct { /* one layer; a bias or norm that it has not is NULL */
+    const void *attention_norm, *q, *k, *v, *o, *feed_norm, *gate, *up, *down;
+    const void *q_bias, *k_bias, *v_bias, *o_bias, *gate_bias, *up_bias, *down_bias, *q_norm, *k_norm;
+    int64_t window; /* 0: none */
+    double scale;
+} Layer;
+
+typedef struct {
+    int64_t dtype, hidden, heads, kv_heads, width, inner, vocab;
+    double eps;
+    const void *embed, *norm, *head;
+    const Layer *layers;
+} Model;
+
+typedef struct { /* one new token */
+    int64_t keys;                                  /* address of its lane's keys in the first layer */
+    int64_t layer_stride, part_stride, head_stride; /* numbers from a layer to the next, from keys to values, from a head to the next */
+    int64_t place, seen;                           /* where its key goes, and how many keys it sees */
+    int64_t position, id, wanted;                  /* which row of the logits is its own, or -1 */
+} Row;
+
+typedef struct {
+    _Alignas(LINE) atomic_long next;
+} Counter;
+
+typedef struct {
+    const Model *model;
+    const Row *rows;
+    const float *cos, *sin; /* [positions, width] */
+    float *logits;
+    float *const *states; /* one a layer and one of the last norm, [rows, hidden] or NULL */
+    int count, wanted, layers, threads, pieces;
+    float *residual, *qkv, *partial; /* [rows, hidden], [rows, (heads + 2 kv_heads) width], [rows, heads, pieces, width + 2] */
+    void *attended, *opened;        /* what products read: [rows, heads width], [rows, inner] */
+    char *own;                      /* of each thread */
+    size_t own_size;
+    Counter *counters;
+    atomic_long *done; /* pieces of a row's key head */
+} Job;
+
+static size_t most(size_t a, size_t b) { return a > b ? a : b; }
+static size_t read_size(const Model *m) { return m->dtype == FLOAT32 || !ROUNDED ? 4 : 2; }
+
+/* so many numbers as products read them */
+static void put(const Model *m, void *to, size_t at, const float *from, size_t count) {
+    if (read_size(m) == 4) {
+        memcpy((float *)to + at, from, 4 * count);
+    } else {
+        uint16_t *out = (uint16_t *)to + at;
+        for (size_t i = 0; i < count; i++) out[i] = rounded(from[i]);
+    }
+}
+
+/* the root mean square norm of so many numbers, to `to` */
+INLINE void normed_as(int dtype, const float *x, const void *weight, size_t count, float eps, float *to) {
+    vf acc = every(0);
+    float rest = 0;
+    size_t i = 0;
+    for (; i + LANES <= count; i += LANES) acc += load(x + i) * load(x + i);
+    for (; i < count; i++) rest += x[i] * x[i];
+    float by = 1.0f / sqrtf((sum(acc) + rest) / count + eps);
+    for (i = 0; i + LANES <= count; i += LANES) store(to + i, load(x + i) * by * load_as(dtype, weight, i));
+    for (; i < count; i++) to[i] = x[i] * by * one_as(dtype, weight, i);
+}
+static void normed(const Model *m, const float *x, const void *weight, size_t count, float *to) {
+    if (m->dtype == FLOAT32) normed_as(FLOAT32, x, weight, count, m->eps, to);
+    else normed_as(BFLOAT16, x, weight, count, m->eps, to);
+}
+
+static void turned(float *x, const float *cos, const float *sin, size_t half) { /* sin has its first half's sign turned */
+    for (size_t i = 0; i < half; i++) {
+        float a = x[i], b = x[i + half];
+        x[i] = a * cos[i] + b * sin[i];
+        x[i + half] = b * cos[i + half] + a * sin[i + half];
+    }
+}
+
+static void written(const Model *m, void *to, size_t at, const float *from) {
+    if (m->dtype == FLOAT32) memcpy((float *)to + at, from, 4 * m->width);
+    else for (int64_t i = 0; i < m->width; i++) ((uint16_t *)to)[at + i] = rounded(from[i]);
+}
+
+/* a row's heads turned to its position, its keys and values put into the cache */
+static void placed(const Job *job, int layer, int r) {
+    const Model *m = job->model;
+    const Layer *l = m->layers + layer;
+    const Row *row = job->rows + r;
+    const float *cos = job->cos + row->position * m->width, *sin = job->sin + row->position * m->width;
+    float *x = job->qkv + (size_t)r * (m->heads + 2 * m->kv_heads) * m->width;
+    void *cache = (void *)row->keys;
+    size_t at = layer * row->layer_stride + row->place * m->width;
+    for (int64_t h = 0; h < m->heads; h++, x += m->width) {
+        if (l->q_norm) normed(m, x, l->q_norm, m->width, x);
+        turned(x, cos, sin, m->width / 2);
+        for (int64_t i = 0; i < m->width; i++) x[i] *= (float)l->scale;
+    }
+    for (int64_t h = 0; h < m->kv_heads; h++, x += m->width) {
+        if (l->k_norm) normed(m, x, l->k_norm, m->width, x);
+        turned(x, cos, sin, m->width / 2);
+        written(m, cache, at + h * row->head_stride, x);
+    }
+    for (int64_t h = 0; h < m->kv_heads; h++, x += m->width) written(m, cache, at + row->part_stride + h * row->head_stride, x);
+}
+
+/* ---- attention ---- */
+
+/* scores of a query against so many keys */
+INLINE void scored(int dtype, const float *q, const void *keys, size_t count, size_t width, float *scores) {
+    for (size_t k = 0; k < count; k += 4) {
+        size_t at[4];
+        vf acc[4];
+        float rest[4] = {0};
+        size_t i = 0;
+        UNROLL for (int j = 0; j < 4; j++) at[j] = (k + j < count ? k + j : count - 1) * width, acc[j] = every(0);
+        for (; i + LANES <= width; i += LANES) {
+            vf part = load(q + i);
+            UNROLL for (int j = 0; j < 4; j++) acc[j] += part * load_as(dtype, keys, at[j] + i);
+        }
+        for (; i < width; i++) {
+            UNROLL for (int j = 0; j < 4; j++) rest[j] += q[i] * one_as(dtype, keys, at[j] + i);
+        }
+        v4 s = sums(acc[0], acc[1], acc[2], acc[3]);
+        UNROLL for (int j = 0; j < 4; j++) scores[k + j] = s[j] + rest[j]; /* there is room behind the last */
+    }
+}
+
+/* so many heads' mixtures (1 or 2) of so many vectors of 4 LANES numbers or one number, from value number `i` on */
+INLINE void mixed(int dtype, int heads, int vectors, const float *weights, const void *values, size_t count, size_t width, size_t i, float *to, size_t to_stride) {
+    vf acc[2][4];
+    UNROLL for (int h = 0; h < heads; h++) {
+        UNROLL for (int v = 0; v < vectors; v++) acc[h][v] = every(0);
+    }
+    for (size_t k = 0; k < count; k++) {
+        UNROLL for (int v = 0; v < vectors; v++) {
+            vf value = load_as(dtype, values, k * width + i + v * LANES);
+            UNROLL for (int h = 0; h < heads; h++) acc[h][v] += weights[h * PIECE + k] * value;
+        }
+    }
+    UNROLL for (int h = 0; h < heads; h++) {
+        UNROLL for (int v = 0; v < vectors; v++) store(to + h * to_stride + i + v * LANES, acc[h][v]);
+    }
+}
+
+INLINE void mixture(int dtype, int heads, const float *weights, const void *values, size_t count, size_t width, float *to, size_t to_stride) {
+    size_t i = 0;
+    for (; i + 4 * LANES <= width; i += 4 * LANES) mixed(dtype, heads, 4, weights, values, count, width, i, to, to_stride);
+    for (; i + LANES <= width; i += LANES) mixed(dtype, heads, 1, weights, values, count, width, i, to, to_stride);
+    for (; i < width; i++)
+        for (int h = 0; h < heads; h++) {
+            float s = 0;
+            for (size_t k = 0; k < count; k++) s += weights[h * PIECE + k] * one_as(dtype, values, k * width + i);
+            to[h * to_stride + i] = s;
+        }
+}
+
+/* what the queries of a key head make of one piece of its keys: for each [width] mixed values, their largest score, the sum of their weights */
+INLINE void piece_as(int dtype, const Model *m, const float *q, const void *keys, const void *values, size_t count, float *scores, float *to, size_t to_stride) {
+    size_t heads = m->heads / m->kv_heads, width = m->width;
+    for (size_t h = 0; h < heads; h++) {
+        float *s = scores + h * PIECE, largest;
+        scored(dtype, q + h * width, keys, count, width, s);
+        largest = s[0];
+        for (size_t k = 1; k < count; k++) largest = s[k] > largest ? s[k] : largest;
+        size_t padded = (count + LANES - 1) / LANES * LANES;
+        for (size_t k = count; k < padded; k++) s[k] = largest;
+        for (size_t k = 0; k < padded; k += LANES) store(s + k, exponential(load(s + k) - largest));
+        for (size_t k = count; k < padded; k++) s[k] = 0;
+        vf total = every(0);
+        for (size_t k = 0; k < padded; k += LANES) total += load(s + k);
+        to[h * to_stride + width] = largest;
+        to[h * to_stride + width + 1] = sum(total);
+    }
+    size_t h = 0;
+    for (; h + 2 <= heads; h += 2) mixture(dtype, 2, scores + h * PIECE, values, count, width, to + h * to_stride, to_stride);
+    for (; h < heads; h++) mixture(dtype, 1, scores + h * PIECE, values, count, width, to + h * to_stride, to_stride);
+}
+
+static size_t first_key(const Layer *l, const Row *row) {
+    return l->window && row->place + 1 > l->window ? row->place + 1 - l->window : 0;
+}
+static int pieces_of(const Layer *l, const Row *row) {
+    return (row->seen + PIECE - 1) / PIECE - first_key(l, row) / PIECE;
+}
+
+/* piece number p of a row's key head; whoever ends the last puts all together, in their order */
+static void attended(const Job *job, int layer, int r, int kv_head, int p, float *scores) {
+    const Model *m = job->model;
+    const Layer *l = m->layers + layer;
+    const Row *row = job->rows + r;
+    size_t heads = m->heads / m->kv_heads, width = m->width, stride = job->pieces * (width + 2);
+    size_t begin = first_key(l, row), piece = begin / PIECE + p, from = most(begin, piece * PIECE);
+    size_t end = (piece + 1) * PIECE < (size_t)row->seen ? (piece + 1) * PIECE : (size_t)row->seen;
+    size_t at = layer * row->layer_stride + kv_head * row->head_stride + from * width, size = m->dtype == FLOAT32 ? 4 : 2;
+    const char *keys = (const char *)row->keys + at * size, *values = keys + row->part_stride * size;
+    const float *q = job->qkv + (size_t)r * (m->heads + 2 * m->kv_heads) * width + kv_head * heads * width;
+    float *partial = job->partial + ((size_t)r * m->heads + kv_head * heads) * stride;
+    float *to = partial + p * (width + 2);
+    if (m->dtype == FLOAT32) piece_as(FLOAT32, m, q, keys, values, end - from, scores, to, stride);
+    else piece_as(BFLOAT16, m, q, keys, values, end - from, scores, to, stride);
+    int pieces = pieces_of(l, row);
+    if (pieces > 1 && atomic_fetch_add(job->done + r * m->kv_heads + kv_head, 1) + 1 < pieces) return;
+    atomic_store(job->done + r * m->kv_heads + kv_head, 0);
+    for (size_t h = 0; h < heads; h++) {
+        float *all = partial + h * stride, largest = all[width], total = 0;
+        for (int i = 1; i < pieces; i++) largest = all[i * (width + 2) + width] > largest ? all[i * (width + 2) + width] : largest;
+        for (size_t i = 0; i < width; i++) scores[i] = 0;
+        for (int i = 0; i < pieces; i++) {
+            const float *one = all + i * (width + 2);
+            float by = expf(one[width] - largest);
+            total += by * one[width + 1];
+            for (size_t j = 0; j < width; j++) scores[j] += by * one[j];
+        }
+        for (size_t j = 0; j < width; j++) scores[j] /= total;
+        put(m, job->attended, ((size_t)r * m->heads + kv_head * heads + h) * width, scores, width);
+    }
+}
+
+/* ---- threads ---- */
+
+static struct {
+    pthread_mutex_t calls, mutex; /* one pass at a time; what follows */
+    pthread_cond_t wake;
+    int threads; /* that wait for work, beside who calls */
+    long round;
+    void (*work)(void *, int);
+    void *argument;
+    int wanted;
+    atomic_int busy;
+    _Alignas(LINE) atomic_int arrived;
+    _Alignas(LINE) atomic_long turn; /* of the barrier */
+} pool = {.calls = PTHREAD_MUTEX_INITIALIZER, .mutex = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
+
+static inline void pause_for(int spun) {
+    if (spun > SPINS) sched_yield(); /* another program has the core that we wait for */
+#if defined(__x86_64__) || defined(__i386__)
+    else __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    else __asm__ volatile("yield");
+#endif
+}
+
+static void barrier(int threads) {
+    if (threads == 1) return;
+    long turn = atomic_load_explicit(&pool.turn, memory_order_relaxed);
+    if (atomic_fetch_add_explicit(&pool.arrived, 1, memory_order_acq_rel) == threads - 1) {
+        atomic_store_explicit(&pool.arrived, 0, memory_order_relaxed);
+        atomic_store_explicit(&pool.turn, turn + 1, memory_order_release);
+        return;
+    }
+    for (int spun = 0; atomic_load_explicit(&pool.turn, memory_order_acquire) == turn; spun++) pause_for(spun);
+}
+
+static void *waiting(void *number) {
+    int thread = (int)(intptr_t)number;
+    long seen = 0;
+    for (;;) {
+        pthread_mutex_lock(&pool.mutex);
+        while (pool.round == seen || thread >= pool.wanted) {
+            seen = pool.round;
+            pthread_cond_wait(&pool.wake, &pool.mutex);
+        }
+        seen = pool.round;
+        void (*work)(void *, int) = pool.work;
+        void *argument = pool.argument;
+        pthread_mutex_unlock(&pool.mutex);
+        work(argument, thread);
+        atomic_fetch_sub_explicit(&pool.busy, 1, memory_order_release);
+    }
+    return NULL;
+}
+
+#ifndef _WIN32
+static void forked(void) { /* a child has none of its parent's threads */
+    pthread_mutex_init(&pool.calls, NULL);
+    pthread_mutex_init(&pool.mutex, NULL);
+    pthread_cond_init(&pool.wake, NULL);
+    pool.threads = 0;
+    pool.round = 0;
+    atomic_store(&pool.busy, 0);
+    atomic_store(&pool.arrived, 0);
+}
+#endif
+
+/* start what is missing of so many threads; returns how many there are, who calls among them */
+static int ready(int threads) {
+    static int watched;
+    pthread_attr_t attributes;
+#ifndef _WIN32
+    if (!watched) watched = !pthread_atfork(NULL, NULL, forked);
+#endif
+    if (pool.threads + 1 >= threads) return threads;
+    pthread_attr_init(&attributes);
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    while (pool.threads + 1 < threads) {
+        pthread_t thread;
+        if (pthread_create(&thread, &attributes, waiting, (void *)(intptr_t)(pool.threads + 1))) break;
+        pool.threads++;
+    }
+    pthread_attr_destroy(&attributes);
+    return pool.threads + 1;
+}
+
+static void together(void (*work)(void *, int), void *argument, int threads) {
+    if (threads > 1) {
+        pthread_mutex_lock(&pool.mutex);
+        pool.work = work;
+        pool.argument = argument;
+        pool.wanted = threads;
+        atomic_store(&pool.busy, threads - 1);
+        pool.round++;
+        pthread_cond_broadcast(&pool.wake);
+        pthread_mutex_unlock(&pool.mutex);
+    }
+    work(argument, 0);
+    if (threads > 1)
+        for (int spun = 0; atomic_load_explicit(&pool.busy, memory_order_acquire); spun++) pause_for(spun);
+}
+
+/* ---- the pass ---- */
+
+/* how many outputs go to a thread at a time */
+static long share(long outputs, int threads) {
+    long part = outputs / (6L * threads) / GROUP * GROUP;
+    return part < 16 ? 16 : part > 256 ? 256 : part;
+}
+
+static int next_share(Counter *counter, long part, long all, long *begin, long *end) {
+    *begin = atomic_fetch_add_explicit(&counter->next, part, memory_order_relaxed);
+    *end = *begin + part < all ? *begin + part : all;
+    return *begin < all;
+}
+
+static void queries_keys_values(const Job *job, int layer, const void *x, long begin, long end, float (*y)[GROUP]) {
+    const Model *m = job->model;
+    const Layer *l = m->layers + layer;
+    const void *weights[] = {l->q, l->k, l->v}, *biases[] = {l->q_bias, l->k_bias, l->v_bias};
+    long sizes[] = {m->heads * m->width, m->kv_heads * m->width, m->kv_heads * m->width}, all = sizes[0] + 2 * sizes[1], offset = 0;
+    for (int part = 0; part < 3; offset += sizes[part++]) {
+        long from = begin > offset ? begin : offset, to = end < offset + sizes[part] ? end : offset + sizes[part];
+        for (long o = from; o < to; o += GROUP) {
+            int n = to - o < GROUP ? to - o : GROUP;
+            product(m->dtype, weights[part], biases[part], o - offset, n, m->hidden, x, job->count, y);
+            for (int r = 0; r < job->count; r++) memcpy(job->qkv + r * all + o, y[r], n * sizeof(float));
+        }
+    }
+}
+
+/* a layer's outputs added to the residual stream */
+static void added(const Job *job, const void *weight, const void *bias, long inputs, const void *x, long begin, long end, float (*y)[GROUP]) {
+    const Model *m = job->model;
+    for (long o = begin; o < end; o += GROUP) {
+        int n = end - o < GROUP ? end - o : GROUP;
+        product(m->dtype, weight, bias, o, n, inputs, x, job->count, y);
+        for (int r = 0; r < job->count; r++)
+            for (int i = 0; i < n; i++) job->residual[r * m->hidden + o + i] += y[r][i];
+    }
+}
+
+/* the feed-forward layer's two branches, one of which opens and shuts the other by x / (1 + exp(-x)) */
+static void gated(const Job *job, const Layer *l, const void *x, long begin, long end, float (*y)[GROUP], float (*z)[GROUP]) {
+    const Model *m = job->model;
+    for (long o = begin; o < end; o += GROUP) {
+        int n = end - o < GROUP ? end - o : GROUP;
+        product(m->dtype, l->gate, l->gate_bias, o, n, m->hidden, x, job->count, y);
+        product(m->dtype, l->up, l->up_bias, o, n, m->hidden, x, job->count, z);
+        float *g = (float *)y, *u = (float *)z; /* there is room behind the last */
+        for (int i = 0; i < job->count * GROUP; i += LANES) store(g + i, load(g + i) / (1.0f + exponential(-load(g + i))) * load(u + i));
+        for (int r = 0; r < job->count; r++) put(m, job->opened, r * m->inner + o, y[r], n);
+    }
+}
+
+static void scores_of(const Job *job, const void *x, long begin, long end, float (*y)[GROUP]) {
+    const Model *m = job->model;
+    for (long o = begin; o < end; o += GROUP) {
+        int n = end - o < GROUP ? end - o : GROUP;
+        product(m->dtype, m->head, NULL, o, n, m->hidden, x, job->wanted, y);
+        for (int r = 0; r < job->wanted; r++) memcpy(job->logits + r * m->vocab + o, y[r], n * sizeof(float));
+    }
+}
+
+/* all rows normed as products read them, to this thread's own memory */
+static void normed_rows(const Job *job, const void *weight, void *x, float *line) {
+    const Model *m = job->model;
+    for (int r = 0; r < job->count; r++) {
+        normed(m, job->residual + r * m->hidden, weight, m->hidden, line);
+        put(m, x, r * m->hidden, line, m->hidden);
+    }
+}
+
+/* the hidden states before a layer, or after the last and its norm, where they are asked for */
+static void shown(const Job *job, int layer, int thread) {
+    const Model *m = job->model;
+    if (thread || !job->states || !job->states[layer]) return;
+    if (layer < job->layers) memcpy(job->states[layer], job->residual, sizeof(float) * job->count * m->hidden);
+    else for (int r = 0; r < job->count; r++) normed(m, job->residual + r * m->hidden, m->norm, m->hidden, job->states[layer] + r * m->hidden);
+}
+
+/* how much of its own each thread has: normed rows, the products of four outputs twice, a line, the scores of a key head's queries */
+static size_t own_of(const Model *m, int rows) {
+    size_t sums_of = sizeof(float) * ((size_t)rows * GROUP + LANES), line = sizeof(float) * most(m->hidden, m->width);
+    size_t scores = sizeof(float) * most(m->heads / m->kv_heads * PIECE + 4, m->width);
+    return (rows * m->hidden * read_size(m) + 2 * sums_of + line + scores + 8 * LINE) / LINE * LINE;
+}
+
+static void pass(void *argument, int thread) {
+    const Job *job = argument;
+    const Model *m = job->model;
+    size_t sums_of = (sizeof(float) * ((size_t)job->count * GROUP + LANES) + LINE - 1) / LINE * LINE;
+    char *own = job->own + thread * job->own_size;
+    float(*y)[GROUP] = (float(*)[GROUP])own, (*z)[GROUP] = (float(*)[GROUP])(own + sums_of);
+    void *x = own + 2 * sums_of;
+    float *line = (float *)((char *)x + (job->count * m->hidden * read_size(m) + LINE - 1) / LINE * LINE), *scores = line + m->hidden;
+    Counter *counter = job->counters;
+    long begin, end, qkv = (m->heads + 2 * m->kv_heads) * m->width;
+
+    while (next_share(counter, 1, job->count, &begin, &end))
+        for (int64_t i = 0; i < m->hidden; i++) job->residual[begin * m->hidden + i] = one_as(m->dtype, m->embed, job->rows[begin].id * m->hidden + i);
+    counter++;
+    barrier(job->threads);
+    for (int layer = 0; layer < job->layers; layer++) {
+        const Layer *l = m->layers + layer;
+        shown(job, layer, thread);
+        normed_rows(job, l->attention_norm, x, line);
+        while (next_share(counter, share(qkv, job->threads), qkv, &begin, &end)) queries_keys_values(job, layer, x, begin, end, y);
+        counter++;
+        barrier(job->threads);
+        while (next_share(counter, 1, job->count, &begin, &end)) placed(job, layer, begin);
+        counter++;
+        barrier(job->threads);
+        long all = (long)job->count * m->kv_heads * job->pieces;
+        while (next_share(counter, 1, all, &begin, &end)) {
+            int p = begin % job->pieces, kv_head = begin / job->pieces % m->kv_heads, r = begin / job->pieces / m->kv_heads;
+            if (p < pieces_of(l, job->rows + r)) attended(job, layer, r, kv_head, p, scores);
+        }
+        counter++;
+        barrier(job->threads);
+        while (next_share(counter, share(m->hidden, job->threads), m->hidden, &begin, &end))
+            added(job, l->o, l->o_bias, m->heads * m->width, job->attended, begin, end, y);
+        counter++;
+        barrier(job->threads);
+        normed_rows(job, l->feed_norm, x, line);
+        while (next_share(counter, share(m->inner, job->threads), m->inner, &begin, &end)) gated(job, l, x, begin, end, y, z);
+        counter++;
+        barrier(job->threads);
+        while (next_share(counter, share(m->hidden, job->threads), m->hidden, &begin, &end))
+            added(job, l->down, l->down_bias, m->inner, job->opened, begin, end, y);
+        counter++;
+        barrier(job->threads);
+    }
+    shown(job, job->layers, thread);
+    if (!job->wanted) return;
+    for (int r = 0; r < job->count; r++)
+        if (job->rows[r].wanted >= 0) {
+            normed(m, job->residual + r * m->hidden, m->norm, m->hidden, line);
+            put(m, x, job->rows[r].wanted * m->hidden, line, m->hidden);
+        }
+    while (next_share(counter, share(m->vocab, job->threads), m->vocab, &begin, &end)) scores_of(job, x, begin, end, y);
+}
+
+/* Take so many rows through the first `layers` layers: logits, [rows wanted, vocab], and the hidden states of the layers that have a place in
+   `states`. Returns 0, or 1 where there is no memory. */
+int seodang_step(const Model *m, int layers, const Row *rows, int count, const float *cos, const float *sin, float *logits, float *const *states, int threads) {
+    static char *memory;
+    static size_t had;
+    int counters = 2 + 6 * layers, failed = 0;
+    pthread_mutex_lock(&pool.calls);
+    threads = ready(threads < 1 ? 1 : threads);
+    Job job = {.model = m, .rows = rows, .cos = cos, .sin = sin, .logits = logits, .states = states, .count = count, .layers = layers, .threads = threads, .pieces = 1};
+    for (int r = 0; r < count; r++) {
+        job.wanted += rows[r].wanted >= 0;
+        for (int layer = 0; layer < layers; layer++) {
+            int pieces = pieces_of(m->layers + layer, rows + r);
+            if (pieces > job.pieces) job.pieces = pieces;
+        }
+    }
+    size_t heads = m->heads * m->width, sizes[] = {
+        sizeof(float) * count * m->hidden, sizeof(float) * count * (m->heads + 2 * m->kv_heads) * m->width, sizeof(float) * count * m->heads * job.pieces * (m->width + 2),
+        count * heads * read_size(m), count * m->inner * read_size(m), sizeof(Counter) * counters, sizeof(atomic_long) * count * m->kv_heads, threads * own_of(m, count),
+    }, wanted = LINE;
+    void *parts[8];
+    for (int i = 0; i < 8; i++) wanted += sizes[i] = (sizes[i] + LINE - 1) / LINE * LINE;
+    if (wanted > had) {
+        free(memory);
+        memory = malloc(wanted);
+        had = memory ? wanted : 0;
+    }
+    if (memory) {
+        char *at = (char *)(((uintptr_t)memory + LINE - 1) / LINE * LINE);
+        for (int i = 0; i < 8; at += sizes[i++]) parts[i] = at;
+        job.residual = parts[0], job.qkv = parts[1], job.partial = parts[2], job.attended = parts[3], job.opened = parts[4];
+        job.counters = parts[5], job.done = parts[6], job.own = parts[7], job.own_size = own_of(m, count);
+        memset(parts[5], 0, sizes[5] + sizes[6]);
+        together(pass, &job, threads);
+    } else {
+        failed = 1;
+    }
+    pthread_mutex_unlock(&pool.calls);
+    return failed;
+}
+
+/* ---- beside the pass ---- */
+
+/* What this was built for. */
+const char *seodang_built_for(void) {
+#if defined(__AVX512BF16__)
+    return "AVX512-BF16";
+#elif defined(__AVX512F__)
+    return "AVX512";
+#elif defined(__AVX2__)
+    return "AVX2";
+#elif defined(__ARM_NEON)
+    return "NEON";
+#else
+    return "plain C";
+#endif
+}
+
+typedef struct { const char *from; size_t size; Counter *counter; } Reading;
+
+static void reading(void *argument, int thread) {
+    const Reading *job = argument;
+    long begin, end, part = 1 << 20;
+    vf acc[4] = {{0}};
+    (void)thread;
+    while (next_share(job->counter, part, job->size, &begin, &end))
+        for (; begin + (long)sizeof acc <= end; begin += sizeof acc)
+            for (int i = 0; i < 4; i++) acc[i] += load((const float *)(job->from + begin) + i * LANES);
+    volatile float kept_result = sum(acc[0] + acc[1] + acc[2] + acc[3]);
+    (void)kept_result;
+}
+
+/* Read so many bytes once, on so many threads; returns the seconds that it took. */
+double seodang_read(const void *from, size_t size, int threads) {
+    static Counter counter;
+    struct timespec began, ended;
+    pthread_mutex_lock(&pool.calls);
+    Reading job = {from, size, &counter};
+    atomic_store(&counter.next, 0);
+    threads = ready(threads < 1 ? 1 : threads);
+    clock_gettime(CLOCK_MONOTONIC, &began);
+    together(reading, &job, threads);
+    clock_gettime(CLOCK_MONOTONIC, &ended);
+    pthread_mutex_unlock(&pool.calls);
+    return (ended.tv_sec - began.tv_sec) + 1e-9 * (ended.tv_nsec - began.tv_nsec);
+}

@@ -1,0 +1,29 @@
+"""Which models the native pass covers."""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from .library import DTYPES
+
+FAMILIES = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
+
+
+def refuses(model: PreTrainedModel) -> str | None:
+    """Say in words what of a model that the direct runner covers the native pass does not; None where it covers all."""
+    if type(model).__name__ not in FAMILIES:
+        return f"{model.config.model_type} is none of its families"
+    if model.config.hidden_act != "silu":
+        return f"the activation {model.config.hidden_act} is not its own (silu)"
+    weight = model.model.embed_tokens.weight
+    if weight.device.type != "cpu" or weight.dtype not in DTYPES:
+        return f"{weight.dtype} on {weight.device} is neither float32 nor bfloat16 on a CPU"
+    linears = [module for name, module in model.named_modules() if name.endswith(("_proj", "lm_head"))]
+    if any(type(linear) is not nn.Linear for linear in linears) or model.lm_head.bias is not None:
+        return "its linear layers are of another kind, or its head has a bias"
+    if not all(parameter.is_contiguous() for parameter in model.parameters()):
+        return "a weight does not lie in one piece"
+    if len({module.variance_epsilon for module in model.modules() if hasattr(module, "variance_epsilon")}) != 1:
+        return "its norms have an epsilon each"
+    return None

@@ -1,0 +1,181 @@
+"""The forward pass of a few new tokens in one native call, for the Llama kind in float32 and bfloat16 on CPUs; and whether a model runs so."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..kernels.rotary import Rotation
+from .architecture import ModelOutput
+from .direct import DirectRunner
+from .native.compiler import NotBuilt
+from .native.library import NativeModel, library
+from .native.supported import refuses
+from .probe import agree, probe_ids, tolerance
+from .ragged_attention import ForwardBatch, Long
+
+# new tokens of a slot, from which on torch's products of many rows are faster than those of few: a prompt's, at once or by parts
+MANY = 17
+OFF = "SEODANG_NATIVE"  # the environment variable that turns it off
+_RIGHT: WeakKeyDictionary[PreTrainedModel, dict[torch.dtype, bool]] = WeakKeyDictionary()
+
+
+class NativeRunner(DirectRunner):
+    """A DirectRunner whose steps, and guesses that are read at once, are one call of `step.c`: every weight is read once a pass, at memory's pace.
+
+    Prompts, passes with adapters, and passes under autocast run as a DirectRunner runs them. A step's numbers are the same to the bit whatever
+    runs beside it, prompts included. In bfloat16 the residual stream and the logits stay in float32.
+    """
+
+    def _read(self) -> None:
+        super()._read()
+        self._native: NativeModel | None = None
+        self._looked = False  # it is laid out at the next pass: a runner of the first layers takes the others away behind this
+
+    def _run(self, plan: ForwardBatch, tokens: list[int], positions: list[int], wanted: Tensor, layers: Sequence[int]) -> ModelOutput:
+        if self._adapters.at_work or not self._ready(torch.device("cpu")) or not self._laid_out():
+            return super()._run(plan, tokens, positions, wanted, layers)
+        long = {lane(each) for each in plan.longer if each.tokens.stop - each.tokens.start >= MANY}
+        if not long:
+            return self._step(plan, tokens, positions, wanted, layers)
+        prompts = [each for each in plan.longer if lane(each) in long]
+        theirs = [i for each in prompts for i in range(each.tokens.start, each.tokens.stop)]
+        if len(theirs) == len(tokens):
+            return super()._run(plan, tokens, positions, wanted, layers)
+        ours = sorted(set(range(len(tokens))) - set(theirs))
+        guesses = [each for each in plan.longer if lane(each) not in long]
+        parts = [(ours, self._step, plan.runs, guesses), (theirs, super()._run, [], prompts)]
+        return in_parts(parts, tokens, positions, wanted, layers)
+
+    def _laid_out(self) -> bool:
+        """Whether `step.c` can read the model, which is laid out for it where it is not yet."""
+        if not self._looked and refuses(self.model) is None:
+            self._native = NativeModel(self.model, self.decoder.blocks)
+            self._turns = Rotation(self.model.model.rotary_emb, torch.empty(0))
+        self._looked = True
+        return self._native is not None
+
+    def _step(self, plan: ForwardBatch, tokens: list[int], positions: list[int], wanted: Tensor, layers: Sequence[int]) -> ModelOutput:
+        """Take the plan's tokens through the model natively, each over the keys that it sees."""
+        native, embed = self._native, self.model.model.embed_tokens.weight
+        of_logits = [-1] * len(tokens)
+        for row, token in enumerate(wanted.tolist()):
+            of_logits[token] = row
+        rows: list[int] = []
+
+        def add(pool_at: tuple[int, int, int, int], token: int, place: int, seen: int) -> None:
+            rows.extend((*pool_at, place, seen, positions[token], tokens[token], of_logits[token]))
+
+        for run in plan.runs:
+            stack = run.pool.ready(embed)
+            for i, place in enumerate(run.positions):
+                add(lane_at(stack, run.lanes.start + i), run.tokens.start + i, place, place + 1)
+        for pool, lane_number, part, past, seen, causal in plan.longer:
+            at = lane_at(pool.ready(embed), lane_number)
+            for i, token in enumerate(range(part.start, part.stop)):
+                add(at, token, past + i, past + i + 1 if causal else seen)
+        self._turns.reach(max(positions))
+        logits = torch.empty(len(wanted), native.whole.vocab)
+        states = {layer % (len(native.layers) + 1): torch.empty(len(tokens), native.whole.hidden) for layer in layers}
+        native.run(rows, (self._turns.cos, self._turns.sin), logits, states)
+        return ModelOutput(logits, {layer: states[layer % (len(native.layers) + 1)].to(embed.dtype) for layer in layers})
+
+
+def lane(part: Long) -> tuple[int, int]:
+    """Which lane of which pool new tokens come to; the stretches of one slot have the same."""
+    return id(part.pool), part.lane
+
+
+def lane_at(stack: Tensor, number: int) -> tuple[int, int, int, int]:
+    """Where a lane's keys of the first layer lie in memory, and how many numbers there are from a layer, a part and a head to the next."""
+    layer, part, a_lane, head, *_ = stack.stride()
+    return stack.data_ptr() + number * a_lane * stack.itemsize, layer, part, head
+
+
+def in_parts(
+    parts: Sequence[tuple[list[int], Callable[..., ModelOutput], list, list[Long]]], tokens: list[int], positions: list[int], wanted: Tensor, layers: Sequence[int]
+) -> ModelOutput:
+    """Run a pass in parts, of which each has tokens of its own, how they are run, and their runs and longer stretches; put together what they give.
+
+    Single steps come first among a pass's tokens, so that the part that has them all finds them where they stand.
+    """
+    logits: list[Tensor] = []
+    rows: list[int] = []
+    states: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    for own, run, runs, longer in parts:
+        place = {token: i for i, token in enumerate(own)}
+        longer = [each._replace(tokens=slice(place[each.tokens.start], place[each.tokens.stop - 1] + 1)) for each in longer]
+        kept = [i for i, token in enumerate(wanted.tolist()) if token in place]
+        mine = torch.tensor([place[token] for token in wanted[kept].tolist()], dtype=torch.long)
+        out = run(ForwardBatch(runs, longer), [tokens[i] for i in own], [positions[i] for i in own], mine, layers)
+        logits.append(out.logits.float())
+        rows += kept
+        for layer in layers:
+            states[layer].append(out.states[layer])
+    order = torch.tensor([i for own, *_ in parts for i in own])
+    return ModelOutput(
+        torch.cat(logits)[torch.tensor(rows, dtype=torch.long).argsort()], {layer: torch.cat(each)[order.argsort()] for layer, each in states.items()}
+    )
+
+
+def speaks_natively(model: PreTrainedModel) -> bool:
+    """Whether a model that the direct runner covers runs natively here, by a check of its first layer when it is first asked for.
+
+    Says once, in a warning, what keeps a model from it that would: no compiler, one that fails, numbers that are not torch's.
+    """
+    if os.environ.get(OFF) == "0" or refuses(model) is not None:
+        return False
+    try:
+        library()
+    except NotBuilt as error:
+        say(str(error))
+        return False
+    known, dtype = _RIGHT.setdefault(model, {}), model.model.embed_tokens.weight.dtype
+    if dtype not in known:
+        with torch.autocast("cpu", enabled=False):
+            wrong = wrong_numbers(model)
+        known[dtype] = wrong is None
+        if wrong is not None:
+            say(wrong)
+    return known[dtype]
+
+
+@cache
+def say(reason: str) -> None:
+    """Warn that steps run through torch, once for each reason."""
+    warnings.warn(f"no native decoding, so a token on this CPU takes 2 to 3 times as long: {reason}; {OFF}=0 says that this is as it should be", stacklevel=2)
+
+
+def wrong_numbers(model: PreTrainedModel) -> str | None:
+    """Say what a pass over the model's first layer gets wrong, beside torch's or in a batch beside alone; None where nothing."""
+    runners = NativeRunner(model), DirectRunner(model)
+    for runner in runners:
+        runner.decoder.blocks = runner.decoder.blocks[:1]
+    (ours, beside, alone), (theirs, *_) = map(tried, runners)
+    if not agree(ours, theirs, tolerance(model, theirs)):
+        return "what the compiler made does not compute what torch does (CC=... names another)"
+    if not torch.equal(beside, alone) and not beside.isnan().any():
+        return "what the compiler made computes a row otherwise beside others than alone (CC=... names another)"
+    return None
+
+
+def tried(runner: DirectRunner) -> tuple[Tensor, Tensor, Tensor]:
+    """Take two texts through a runner of one layer: the hidden states of all tokens, and those of one, beside others and alone."""
+    a, b = probe_ids(runner.vocab_size)
+
+    def states(slots: Sequence[int], ids: Sequence[Sequence[int]]) -> Tensor:
+        return runner.observe(slots, ids, [0] * len(ids), [1]).states[1]
+
+    slots = [runner.allocate(), runner.allocate()]
+    read = states(slots, [a[:3], b[:2]])
+    slots += runner.fork(slots[:1])
+    beside, alone = states(slots[:2], [a[3:], b[2:3]]), states(slots[2:], [a[3:4]])
+    runner.release(slots)
+    return torch.cat([read, beside]), beside[:1], alone
