@@ -14,7 +14,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def said(values: list[float] | None) -> str:
     """A median and its range."""
-    return "" if values is None else f"{values[0]:g} ({values[1]:g} to {values[2]:g})"
+    return "" if values is None else f"{values[0]:.3g} ({values[1]:.3g} to {values[2]:.3g})"
 
 
 def reached(value: float | None, least: float | None) -> str:
@@ -28,7 +28,7 @@ def speeds(found: list[dict]) -> str:
         for name, side in case["sides"].items():
             ratio = {own: others[name] for own, others in case["ratios"].items() if name in others}
             usual, huge = side.get("share_of_usual_pages"), side.get("share_of_huge_pages")
-            share = "" if usual is None else f"{said(usual)}{'' if huge is None else f' [{huge[0]:g}]'}"
+            share = "" if usual is None else f"{said(usual)}{'' if huge is None else f' [{huge[0]:.3g}]'}"
             cells = [case["case"], name, f"{side['tokens_per_s'][0]:g}", f"{side['step_ms'][0]:g}", share, reached(usual and usual[0], side.get("share_to_reach"))]
             for own in ("ours", "ours-avx2"):
                 one = ratio.get(own, {})
