@@ -231,6 +231,8 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=64)
     parser.add_argument("--contexts", nargs="+", type=int, default=CONTEXTS)
     options = parser.parse_args()
+    if options.new < 8:
+        parser.error(f"--new {options.new}: a step's time is told from several, at least 8")
     for name, known in (("peers", PEERS), ("gguf", BYTES)):
         given = dict(each.partition("=")[::2] for each in getattr(options, name))
         if wrong := [key for key, value in given.items() if key not in known or not value]:
