@@ -111,7 +111,20 @@ def library() -> ctypes.CDLL:
     found.seodang_step.restype = number
     found.seodang_built_for.restype = ctypes.c_char_p
     found.seodang_read.argtypes, found.seodang_read.restype = [_Address, ctypes.c_size_t, number], ctypes.c_double
+    found.seodang_use_team.argtypes = [_Address] * 3
+    if (team := openmp()) is not None:
+        found.seodang_use_team(*(ctypes.cast(function, _Address) for function in team))
     return found
+
+
+def openmp() -> list[ctypes._CFuncPtr] | None:
+    """The functions of the OpenMP runtime that torch computes with by which `step.c` runs on its threads; None where it has another kind of threads."""
+    own = sorted(Path(torch.__file__).parent.glob("lib/libgomp*.so*"))
+    try:
+        runtime = ctypes.CDLL(str(own[0]) if own else None)  # what is loaded already is not loaded again
+        return [getattr(runtime, name) for name in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")]
+    except (OSError, AttributeError, TypeError):  # TypeError: Windows has no library of the process itself
+        return None
 
 
 def built_for() -> str:

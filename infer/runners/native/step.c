@@ -136,7 +136,7 @@ INLINE void tile(int dtype, int outputs, int rows, const void *w, size_t inputs,
     }
     for (size_t i = 0; i < whole;) {
         size_t end = i + BETWEEN * lanes < whole ? i + BETWEEN * lanes : whole;
-        ask(&next);
+        if (outputs > 1) ask(&next);
         for (; i < end; i += lanes) {
 #ifdef __AVX512BF16__
             if (dtype == BFLOAT16) {
@@ -204,7 +204,7 @@ static void tiled(Tile *const *by_rows, const void *w, size_t inputs, const char
 static void product(int dtype, const void *weight, const void *bias, size_t at, int outputs, size_t inputs, const void *x, int rows, float (*y)[GROUP]) {
     size_t size = dtype == FLOAT32 ? 4 : 2, of_x = dtype == FLOAT32 || !ROUNDED ? 4 : 2;
     const char *w = (const char *)weight + at * inputs * size;
-    if (outputs == GROUP)
+    if (outputs == GROUP && rows > 1) /* one row has no use for a group, and memory is quicker without */
         tiled(dtype == FLOAT32 ? float32_by_four : bfloat16_by_four, w, inputs, x, of_x, rows, y);
     else
         for (int o = 0; o < outputs; o++) /* one by one, each to its place */
@@ -247,7 +247,7 @@ typedef struct {
     const float *cos, *sin; /* [positions, width] */
     float *logits;
     float *const *states; /* one a layer and one of the last norm, [rows, hidden] or NULL */
-    int count, wanted, layers, threads, pieces;
+    int count, wanted, layers, pieces;
     float *residual, *qkv, *partial; /* [rows, hidden], [rows, (heads + 2 kv_heads) width], [rows, heads, pieces, width + 2] */
     void *attended, *opened;        /* what products read: [rows, heads width], [rows, inner] */
     char *own;                      /* of each thread */
@@ -433,19 +433,26 @@ static void attended(const Job *job, int layer, int r, int kv_head, int p, float
     }
 }
 
-/* ---- threads ---- */
+/* ---- threads ----
+
+   Those of the OpenMP runtime that torch computes with, where it is handed over: its threads spin for a while behind each operation of torch's, and
+   would take the cores from any others. Else a pool of our own, in a child of a fork too, which that runtime does not outlive. */
+
+typedef void Work(void *argument, int thread, int threads);
 
 static struct {
     pthread_mutex_t calls, mutex; /* one pass at a time; what follows */
     pthread_cond_t wake;
     int threads; /* that wait for work, beside who calls */
     long round;
-    void (*work)(void *, int);
+    Work *work;
     void *argument;
     int wanted;
     atomic_int busy;
     _Alignas(LINE) atomic_int arrived;
     _Alignas(LINE) atomic_long turn; /* of the barrier */
+    void (*parallel)(void (*)(void *), void *, unsigned, unsigned); /* GOMP_parallel */
+    int (*number)(void), (*count)(void);                            /* omp_get_thread_num, omp_get_num_threads */
 } pool = {.calls = PTHREAD_MUTEX_INITIALIZER, .mutex = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
 
 static inline void pause_for(int spun) {
@@ -478,10 +485,11 @@ static void *waiting(void *number) {
             pthread_cond_wait(&pool.wake, &pool.mutex);
         }
         seen = pool.round;
-        void (*work)(void *, int) = pool.work;
+        Work *work = pool.work;
         void *argument = pool.argument;
+        int threads = pool.wanted;
         pthread_mutex_unlock(&pool.mutex);
-        work(argument, thread);
+        work(argument, thread, threads);
         atomic_fetch_sub_explicit(&pool.busy, 1, memory_order_release);
     }
     return NULL;
@@ -494,6 +502,7 @@ static void forked(void) { /* a child has none of its parent's threads */
     pthread_cond_init(&pool.wake, NULL);
     pool.threads = 0;
     pool.round = 0;
+    pool.parallel = NULL;
     atomic_store(&pool.busy, 0);
     atomic_store(&pool.arrived, 0);
 }
@@ -506,7 +515,7 @@ static int ready(int threads) {
 #ifndef _WIN32
     if (!watched) watched = !pthread_atfork(NULL, NULL, forked);
 #endif
-    if (pool.threads + 1 >= threads) return threads;
+    if (pool.parallel || pool.threads + 1 >= threads) return threads;
     pthread_attr_init(&attributes);
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
     while (pool.threads + 1 < threads) {
@@ -518,20 +527,35 @@ static int ready(int threads) {
     return pool.threads + 1;
 }
 
-static void together(void (*work)(void *, int), void *argument, int threads) {
-    if (threads > 1) {
-        pthread_mutex_lock(&pool.mutex);
-        pool.work = work;
-        pool.argument = argument;
-        pool.wanted = threads;
-        atomic_store(&pool.busy, threads - 1);
-        pool.round++;
-        pthread_cond_broadcast(&pool.wake);
-        pthread_mutex_unlock(&pool.mutex);
+static void teamed(void *argument) { pool.work(argument, pool.number(), pool.count()); }
+
+/* have at most so many threads do a piece of work, each with its number and how many they are */
+static void together(Work *work, void *argument, int threads) {
+    if (threads == 1) {
+        work(argument, 0, 1);
+        return;
     }
-    work(argument, 0);
-    if (threads > 1)
-        for (int spun = 0; atomic_load_explicit(&pool.busy, memory_order_acquire); spun++) pause_for(spun);
+    pool.work = work;
+    if (pool.parallel) {
+        pool.parallel(teamed, argument, threads, 0);
+        return;
+    }
+    pthread_mutex_lock(&pool.mutex);
+    pool.argument = argument;
+    pool.wanted = threads;
+    atomic_store(&pool.busy, threads - 1);
+    pool.round++;
+    pthread_cond_broadcast(&pool.wake);
+    pthread_mutex_unlock(&pool.mutex);
+    work(argument, 0, threads);
+    for (int spun = 0; atomic_load_explicit(&pool.busy, memory_order_acquire); spun++) pause_for(spun);
+}
+
+/* Compute with the threads of an OpenMP runtime from now on: its GOMP_parallel, omp_get_thread_num and omp_get_num_threads. */
+void seodang_use_team(void *parallel, void *number, void *count) {
+    memcpy(&pool.number, &number, sizeof number); /* a pointer to a function is none to an object, to C */
+    memcpy(&pool.count, &count, sizeof count);
+    memcpy(&pool.parallel, &parallel, sizeof parallel);
 }
 
 /* ---- the pass ---- */
@@ -620,7 +644,7 @@ static size_t own_of(const Model *m, int rows) {
     return (rows * m->hidden * read_size(m) + 2 * sums_of + line + scores + 8 * LINE) / LINE * LINE;
 }
 
-static void pass(void *argument, int thread) {
+static void pass(void *argument, int thread, int threads) {
     const Job *job = argument;
     const Model *m = job->model;
     size_t sums_of = (sizeof(float) * ((size_t)job->count * GROUP + LANES) + LINE - 1) / LINE * LINE;
@@ -634,36 +658,36 @@ static void pass(void *argument, int thread) {
     while (next_share(counter, 1, job->count, &begin, &end))
         for (int64_t i = 0; i < m->hidden; i++) job->residual[begin * m->hidden + i] = one_as(m->dtype, m->embed, job->rows[begin].id * m->hidden + i);
     counter++;
-    barrier(job->threads);
+    barrier(threads);
     for (int layer = 0; layer < job->layers; layer++) {
         const Layer *l = m->layers + layer;
         shown(job, layer, thread);
         normed_rows(job, l->attention_norm, x, line);
-        while (next_share(counter, share(qkv, job->threads), qkv, &begin, &end)) queries_keys_values(job, layer, x, begin, end, y);
+        while (next_share(counter, share(qkv, threads), qkv, &begin, &end)) queries_keys_values(job, layer, x, begin, end, y);
         counter++;
-        barrier(job->threads);
+        barrier(threads);
         while (next_share(counter, 1, job->count, &begin, &end)) placed(job, layer, begin);
         counter++;
-        barrier(job->threads);
+        barrier(threads);
         long all = (long)job->count * m->kv_heads * job->pieces;
         while (next_share(counter, 1, all, &begin, &end)) {
             int p = begin % job->pieces, kv_head = begin / job->pieces % m->kv_heads, r = begin / job->pieces / m->kv_heads;
             if (p < pieces_of(l, job->rows + r)) attended(job, layer, r, kv_head, p, scores);
         }
         counter++;
-        barrier(job->threads);
-        while (next_share(counter, share(m->hidden, job->threads), m->hidden, &begin, &end))
+        barrier(threads);
+        while (next_share(counter, share(m->hidden, threads), m->hidden, &begin, &end))
             added(job, l->o, l->o_bias, m->heads * m->width, job->attended, begin, end, y);
         counter++;
-        barrier(job->threads);
+        barrier(threads);
         normed_rows(job, l->feed_norm, x, line);
-        while (next_share(counter, share(m->inner, job->threads), m->inner, &begin, &end)) gated(job, l, x, begin, end, y, z);
+        while (next_share(counter, share(m->inner, threads), m->inner, &begin, &end)) gated(job, l, x, begin, end, y, z);
         counter++;
-        barrier(job->threads);
-        while (next_share(counter, share(m->hidden, job->threads), m->hidden, &begin, &end))
+        barrier(threads);
+        while (next_share(counter, share(m->hidden, threads), m->hidden, &begin, &end))
             added(job, l->down, l->down_bias, m->inner, job->opened, begin, end, y);
         counter++;
-        barrier(job->threads);
+        barrier(threads);
     }
     shown(job, job->layers, thread);
     if (!job->wanted) return;
@@ -672,7 +696,7 @@ static void pass(void *argument, int thread) {
             normed(m, job->residual + r * m->hidden, m->norm, m->hidden, line);
             put(m, x, job->rows[r].wanted * m->hidden, line, m->hidden);
         }
-    while (next_share(counter, share(m->vocab, job->threads), m->vocab, &begin, &end)) scores_of(job, x, begin, end, y);
+    while (next_share(counter, share(m->vocab, threads), m->vocab, &begin, &end)) scores_of(job, x, begin, end, y);
 }
 
 /* Take so many rows through the first `layers` layers: logits, [rows wanted, vocab], and the hidden states of the layers that have a place in
@@ -683,7 +707,7 @@ int seodang_step(const Model *m, int layers, const Row *rows, int count, const f
     int counters = 2 + 6 * layers, failed = 0;
     pthread_mutex_lock(&pool.calls);
     threads = ready(threads < 1 ? 1 : threads);
-    Job job = {.model = m, .rows = rows, .cos = cos, .sin = sin, .logits = logits, .states = states, .count = count, .layers = layers, .threads = threads, .pieces = 1};
+    Job job = {.model = m, .rows = rows, .cos = cos, .sin = sin, .logits = logits, .states = states, .count = count, .layers = layers, .pieces = 1};
     for (int r = 0; r < count; r++) {
         job.wanted += rows[r].wanted >= 0;
         for (int layer = 0; layer < layers; layer++) {
@@ -735,11 +759,11 @@ const char *seodang_built_for(void) {
 
 typedef struct { const char *from; size_t size; Counter *counter; } Reading;
 
-static void reading(void *argument, int thread) {
+static void reading(void *argument, int thread, int threads) {
     const Reading *job = argument;
     long begin, end, part = 1 << 20;
     vf acc[4] = {{0}};
-    (void)thread;
+    (void)thread, (void)threads;
     while (next_share(job->counter, part, job->size, &begin, &end))
         for (; begin + (long)sizeof acc <= end; begin += sizeof acc)
             for (int i = 0; i < 4; i++) acc[i] += load((const float *)(job->from + begin) + i * LANES);
