@@ -40,7 +40,7 @@ class NativeRunner(DirectRunner):
         self._looked = False  # it is laid out at the next pass: a runner of the first layers takes the others away behind this
 
     def _run(self, plan: ForwardBatch, tokens: list[int], positions: list[int], wanted: Tensor, layers: Sequence[int]) -> ModelOutput:
-        if self._adapters.at_work or not self._ready(torch.device("cpu")) or not self._laid_out():
+        if self._adapters.at_work or not self._ready(torch.device("cpu")) or not self._laid_out() or not self._fits(plan):
             return super()._run(plan, tokens, positions, wanted, layers)
         long = {lane(each) for each in plan.longer if each.tokens.stop - each.tokens.start >= MANY}
         if not long:
@@ -62,9 +62,16 @@ class NativeRunner(DirectRunner):
         self._looked = True
         return self._native is not None
 
+    def _fits(self, plan: ForwardBatch) -> bool:
+        """Whether the cache has the weights' dtype; where the model was converted behind a slot's back, torch says what it makes of that."""
+        embed = self.model.model.embed_tokens.weight
+        return all(each.pool.ready(embed).dtype == embed.dtype for each in (*plan.runs, *plan.longer))
+
     def _step(self, plan: ForwardBatch, tokens: list[int], positions: list[int], wanted: Tensor, layers: Sequence[int]) -> ModelOutput:
         """Take the plan's tokens through the model natively, each over the keys that it sees."""
         native, embed = self._native, self.model.model.embed_tokens.weight
+        if max(tokens) >= len(embed):  # its configuration promises more
+            raise IndexError(f"id {max(tokens)} is none of the {len(embed)} that the embedding has")
         of_logits = [-1] * len(tokens)
         for row, token in enumerate(wanted.tolist()):
             of_logits[token] = row
