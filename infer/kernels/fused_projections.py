@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, UntypedStorage, nn
@@ -10,39 +10,68 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import PreTrainedModel
 
+from .huge_pages import LINE, HugePages, has_huge_pages
+
 # what reads the same input, save for the queries of cross attention; T5's names are the short ones
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("q", "k", "v"), ("wi_0", "wi_1"))
+
+LEAST = 64 << 20  # bytes of weights, below which a pass finds most of them in caches
 
 _wholes = WeakIdKeyDictionary()  # the first parameter of a group to the memory of all, which lives as long as one of them lies there
 
 
 def fuse_projections(model: PreTrainedModel) -> None:
-    """Move the weights of neighbouring linear layers into one piece of memory; the model stays as it was in every other way.
+    """Move the weights of neighbouring linear layers into one piece of memory, and all weights on a CPU to huge pages; the model stays as it was in every other way.
 
     Each parameter has a storage of its own there: what saves a model (accelerate, safetensors) takes tensors that share one for the
     same tensor and drops all but one. Whatever moves a parameter (another dtype, another device) parts it from the others again,
     which costs speed and nothing else.
     """
+    groups = [list(group) for group in groups_of(model) if fit_together(group)]
+    grouped = {id(parameter) for group in groups for parameter in group}
+    on_cpu = [p for p in model.parameters() if p.device.type == "cpu" and type(p) is nn.Parameter and p.is_contiguous()]
+    total = sum(p.nbytes + LINE for p in on_cpu)
+    pages = HugePages(total) if has_huge_pages() and total >= LEAST else None
+    if pages is not None:
+        groups += [[p] for p in on_cpu if id(p) not in grouped]
+        order = {id(p): i for i, p in enumerate(model.parameters())}  # a layer's weights lie in the order in which they are read
+        groups.sort(key=lambda group: order[id(group[0])])
+    for group in groups:
+        _lay(group, pages)
+
+
+def groups_of(model: PreTrainedModel) -> Iterator[list[nn.Parameter]]:
+    """Yield the weights, and the biases, of linear layers that read the same input."""
     for module in model.modules():
         for names in TOGETHER:
             linears = [getattr(module, name, None) for name in names]
             if all(type(linear) is nn.Linear for linear in linears):
-                _lay([linear.weight for linear in linears])
+                yield [linear.weight for linear in linears]
                 if all(linear.bias is not None for linear in linears):
-                    _lay([linear.bias for linear in linears])
+                    yield [linear.bias for linear in linears]
 
 
-def _lay(parameters: Sequence[nn.Parameter]) -> None:
+def fit_together(parameters: Sequence[nn.Parameter]) -> bool:
+    """Whether parameters can lie in one piece of memory, as one tensor."""
     first = parameters[0]
     alike = {(p.dtype, p.device, p.shape[1:], type(p), p.is_contiguous()) for p in parameters}
-    if len(alike) > 1 or type(first) is not nn.Parameter or first.device.type not in ("cpu", "cuda") or not first.is_contiguous():
-        return
-    if fused_view(parameters) is None:
-        whole, begin = torch.cat([p.data for p in parameters]).untyped_storage(), 0
-        for parameter in parameters:
-            end = begin + parameter.nbytes
-            parameter.data = laid(whole[begin:end], parameter, parameter.shape)
-            begin = end
+    return len(alike) == 1 and type(first) is nn.Parameter and first.device.type in ("cpu", "cuda") and first.is_contiguous()
+
+
+def _lay(parameters: Sequence[nn.Parameter], pages: HugePages | None) -> None:
+    """Move parameters into one piece of memory, of `pages` where they lie on a CPU; where they lie in one already it may stay."""
+    first = parameters[0]
+    whole = pages.take(sum(p.nbytes for p in parameters)) if pages is not None and first.device.type == "cpu" else None
+    if whole is None:
+        if fused_view(parameters) is not None:
+            return
+        whole = torch.empty(sum(p.nbytes for p in parameters), dtype=torch.uint8, device=first.device).untyped_storage()
+    begin = 0
+    for parameter in parameters:
+        end = begin + parameter.nbytes
+        parameter.data = laid(whole[begin:end], parameter, parameter.shape).copy_(parameter.data)
+        begin = end
+    if len(parameters) > 1:
         _wholes[first] = StorageWeakRef(whole)
 
 

@@ -25,9 +25,9 @@
 #define TILE 3
 #else
 #define LANES 4
-#define TILE 4
+#define TILE 3
 #endif
-enum { GROUP = 4, PIECE = 256, SPINS = 4000, LINE = 64 };
+enum { GROUP = 4, PIECE = 256, SPINS = 4000, LINE = 64, AHEAD = 8192, BETWEEN = 8 };
 enum { FLOAT32 = 0, BFLOAT16 = 1 };
 
 typedef float vf __attribute__((vector_size(4 * LANES)));
@@ -123,89 +123,101 @@ INLINE float sum(vf v) { return sums(v, v, v, v)[0]; }
 
 /* ---- products ---- */
 
-/* y[row][output] = w[output] . x[row] of so many outputs (4 or 1) and rows; what follows w in memory is asked for meanwhile */
-INLINE void tile(int dtype, int outputs, int rows, const void *w, size_t inputs, const void *x, float (*y)[GROUP], int first) {
+/* Memory gives all it has to who reads it in its order; the outputs of a group are read side by side, at half that pace. So a product asks every few
+   steps for some lines of what comes next, in order, and all the tiles of a group together for all of the next group. */
+typedef struct { const char *next; int lines; } Ahead;
+INLINE Ahead ahead(const void *w, size_t inputs, size_t size, int outputs, int lanes, int part, int parts) {
+    int whole = BETWEEN * outputs * lanes * (int)size / LINE, lines = (whole + parts - 1) / parts;
+    size_t begin = part * lines * (inputs / lanes / BETWEEN) * LINE;
+    return (Ahead){(const char *)w + outputs * inputs * size + AHEAD + begin, begin < outputs * inputs * size ? lines : 0};
+}
+INLINE void ask(Ahead *a) {
+    for (int line = 0; line < a->lines; line++, a->next += LINE) __builtin_prefetch(a->next, 0, 2); /* to the second cache: the first is full of what is read now */
+}
+
+/* y[row][output] = w[output] . x[row] of so many outputs (4 or 1) and rows */
+INLINE void tile(int dtype, int outputs, int rows, const void *w, size_t inputs, const void *x, float (*y)[GROUP], int part, int parts) {
+    const size_t size = dtype == FLOAT32 ? 4 : 2, lanes = dtype == BFLOAT16 && ROUNDED ? 2 * LANES : LANES, whole = inputs / lanes * lanes;
+    Ahead next = ahead(w, inputs, size, outputs, lanes, part, parts);
     vf acc[GROUP][TILE];
-    float rest[GROUP][TILE];
-    size_t i = 0;
     UNROLL for (int o = 0; o < outputs; o++) {
-        UNROLL for (int r = 0; r < rows; r++) acc[o][r] = every(0), rest[o][r] = 0;
+        UNROLL for (int r = 0; r < rows; r++) acc[o][r] = every(0);
     }
+    for (size_t i = 0; i < whole;) {
+        size_t end = i + BETWEEN * lanes < whole ? i + BETWEEN * lanes : whole;
+        ask(&next);
+        for (; i < end; i += lanes) {
 #ifdef __AVX512BF16__
-    if (dtype == BFLOAT16) {
-        const uint16_t *ws = w, *xs = x;
-        for (; i + 2 * LANES <= inputs; i += 2 * LANES) {
-            __m512bh right[TILE];
-            UNROLL for (int r = 0; r < rows; r++) right[r] = (__m512bh)_mm512_loadu_si512(xs + r * inputs + i);
-            UNROLL for (int o = 0; o < outputs; o++) {
-                __m512bh left = (__m512bh)_mm512_loadu_si512(ws + o * inputs + i);
-                if (first) __builtin_prefetch(ws + (outputs + o) * inputs + i);
-                UNROLL for (int r = 0; r < rows; r++) acc[o][r] = (vf)_mm512_dpbf16_ps((__m512)acc[o][r], left, right[r]);
+            if (dtype == BFLOAT16) {
+                __m512bh right[TILE];
+                UNROLL for (int r = 0; r < rows; r++) right[r] = (__m512bh)_mm512_loadu_si512((const uint16_t *)x + r * inputs + i);
+                UNROLL for (int o = 0; o < outputs; o++) {
+                    __m512bh left = (__m512bh)_mm512_loadu_si512((const uint16_t *)w + o * inputs + i);
+                    UNROLL for (int r = 0; r < rows; r++) acc[o][r] = (vf)_mm512_dpbf16_ps((__m512)acc[o][r], left, right[r]);
+                }
+                continue;
             }
-        }
-        for (; i < inputs; i++) {
-            UNROLL for (int o = 0; o < outputs; o++) {
-                UNROLL for (int r = 0; r < rows; r++) rest[o][r] += wide(ws[o * inputs + i]) * wide(xs[r * inputs + i]);
-            }
-        }
-    } else
 #endif
-    {
-        const float *xs = x;
-        for (; i + LANES <= inputs; i += LANES) {
             vf right[TILE];
-            UNROLL for (int r = 0; r < rows; r++) right[r] = load(xs + r * inputs + i);
+            UNROLL for (int r = 0; r < rows; r++) right[r] = load((const float *)x + r * inputs + i);
             UNROLL for (int o = 0; o < outputs; o++) {
                 vf left = load_as(dtype, w, o * inputs + i);
-                if (first) __builtin_prefetch((const char *)w + ((outputs + o) * inputs + i) * (dtype == FLOAT32 ? 4 : 2));
                 UNROLL for (int r = 0; r < rows; r++) acc[o][r] += left * right[r];
-            }
-        }
-        for (; i < inputs; i++) {
-            UNROLL for (int o = 0; o < outputs; o++) {
-                UNROLL for (int r = 0; r < rows; r++) rest[o][r] = fused(one_as(dtype, w, o * inputs + i), xs[r * inputs + i], rest[o][r]);
             }
         }
     }
     UNROLL for (int r = 0; r < rows; r++) {
         v4 s = outputs == GROUP ? sums(acc[0][r], acc[1][r], acc[2][r], acc[3][r]) : sums(acc[0][r], acc[0][r], acc[0][r], acc[0][r]);
-        UNROLL for (int o = 0; o < outputs; o++) y[r][o] = s[o] + rest[o][r];
+        UNROLL for (int o = 0; o < outputs; o++) y[r][o] = s[o];
     }
+    if (whole < inputs) /* what no vector holds */
+        for (int r = 0; r < rows; r++)
+            for (int o = 0; o < outputs; o++) {
+                float rest = 0;
+                for (size_t i = whole; i < inputs; i++) rest = fused(one_as(dtype, w, o * inputs + i), one_as(lanes > LANES ? BFLOAT16 : FLOAT32, x, r * inputs + i), rest);
+                y[r][o] += rest;
+            }
 }
 
-#define ROWS(n) case n: tile(dtype, outputs, n, w, inputs, x, y, first); break;
-INLINE void tiles(int dtype, int outputs, const void *w, size_t inputs, const char *x, int rows, float (*y)[GROUP]) {
-    int count = (rows + TILE - 1) / TILE;
-    size_t size = dtype == FLOAT32 || !ROUNDED ? 4 : 2;
-    for (int t = 0; t < count; t++) {
-        int n = rows / count + (t < rows % count), first = t == 0;
-        switch (n) {
-            ROWS(1) ROWS(2) ROWS(3)
-#if TILE > 3
-            ROWS(4)
+/* a function of its own for each number of rows, so that its sums stay in registers */
+typedef void Tile(const void *w, size_t inputs, const void *x, float (*y)[GROUP], int part, int parts);
+#define TILES(name, dtype, outputs, rows) \
+    static __attribute__((noinline)) void name##_##rows(const void *w, size_t inputs, const void *x, float (*y)[GROUP], int part, int parts) { tile(dtype, outputs, rows, w, inputs, x, y, part, parts); }
+#define ALL_TILES(name, dtype, outputs) \
+    TILES(name, dtype, outputs, 1) TILES(name, dtype, outputs, 2) TILES(name, dtype, outputs, 3) MORE_TILES(name, dtype, outputs) \
+    static Tile *const name[] = {name##_1, name##_2, name##_3, MORE_NAMES(name)};
+#if TILE == 6
+#define MORE_TILES(name, dtype, outputs) TILES(name, dtype, outputs, 4) TILES(name, dtype, outputs, 5) TILES(name, dtype, outputs, 6)
+#define MORE_NAMES(name) name##_4, name##_5, name##_6
+#else
+#define MORE_TILES(name, dtype, outputs)
+#define MORE_NAMES(name)
 #endif
-#if TILE > 4
-            ROWS(5) ROWS(6)
-#endif
-        }
+ALL_TILES(float32_by_four, FLOAT32, GROUP)
+ALL_TILES(float32_by_one, FLOAT32, 1)
+ALL_TILES(bfloat16_by_four, BFLOAT16, GROUP)
+ALL_TILES(bfloat16_by_one, BFLOAT16, 1)
+
+/* y[row][output] of all rows, tile by tile */
+static void tiled(Tile *const *by_rows, const void *w, size_t inputs, const char *x, size_t size, int rows, float (*y)[GROUP]) {
+    int parts = (rows + TILE - 1) / TILE;
+    for (int part = 0; part < parts; part++) {
+        int n = rows / parts + (part < rows % parts);
+        by_rows[n - 1](w, inputs, x, y, part, parts);
         x += n * inputs * size;
         y += n;
     }
 }
-static __attribute__((noinline)) void float32_by_four(const void *w, size_t inputs, const void *x, int rows, float (*y)[GROUP]) { tiles(FLOAT32, GROUP, w, inputs, x, rows, y); }
-static __attribute__((noinline)) void float32_by_one(const void *w, size_t inputs, const void *x, int rows, float (*y)[GROUP]) { tiles(FLOAT32, 1, w, inputs, x, rows, y); }
-static __attribute__((noinline)) void bfloat16_by_four(const void *w, size_t inputs, const void *x, int rows, float (*y)[GROUP]) { tiles(BFLOAT16, GROUP, w, inputs, x, rows, y); }
-static __attribute__((noinline)) void bfloat16_by_one(const void *w, size_t inputs, const void *x, int rows, float (*y)[GROUP]) { tiles(BFLOAT16, 1, w, inputs, x, rows, y); }
 
 /* the products of so many outputs (up to 4) from `at` on, with their biases, of all rows: y[row][output] */
 static void product(int dtype, const void *weight, const void *bias, size_t at, int outputs, size_t inputs, const void *x, int rows, float (*y)[GROUP]) {
-    size_t size = dtype == FLOAT32 ? 4 : 2;
-    if (outputs == GROUP) {
-        (dtype == FLOAT32 ? float32_by_four : bfloat16_by_four)((const char *)weight + at * inputs * size, inputs, x, rows, y);
-    } else {
+    size_t size = dtype == FLOAT32 ? 4 : 2, of_x = dtype == FLOAT32 || !ROUNDED ? 4 : 2;
+    const char *w = (const char *)weight + at * inputs * size;
+    if (outputs == GROUP)
+        tiled(dtype == FLOAT32 ? float32_by_four : bfloat16_by_four, w, inputs, x, of_x, rows, y);
+    else
         for (int o = 0; o < outputs; o++) /* one by one, each to its place */
-            (dtype == FLOAT32 ? float32_by_one : bfloat16_by_one)((const char *)weight + (at + o) * inputs * size, inputs, x, rows, (float(*)[GROUP])((float *)y + o));
-    }
+            tiled(dtype == FLOAT32 ? float32_by_one : bfloat16_by_one, w + o * inputs * size, inputs, x, of_x, rows, (float(*)[GROUP])((float *)y + o));
     if (bias)
         for (int r = 0; r < rows; r++)
             for (int o = 0; o < outputs; o++) y[r][o] += one_as(dtype, bias, at + o);
