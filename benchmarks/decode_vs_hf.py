@@ -19,11 +19,13 @@ import warnings
 from collections.abc import Callable
 
 import torch
+from bandwidth import read_bandwidth
 
 from seodang.infer import SamplingParams, generate, load
 
 NEW = 64
 PAD = 2
+Answers = list[list[int]]  # the new ids of each prompt
 
 
 def prompts(count: int, length: int = 32, seed: int = 0) -> list[list[int]]:
@@ -37,10 +39,10 @@ class Ours:
     def __init__(self, dtype: str = "float32", weights: str | None = None):
         self.model, self.tokenizer = load("default", device="cpu", dtype=dtype, weights=weights)
 
-    def __call__(self, asked: list[list[int]], new: int | list[int] = NEW, **settings) -> int:
+    def __call__(self, asked: list[list[int]], new: int | list[int] = NEW, **settings) -> Answers:
         lengths = [new] * len(asked) if isinstance(new, int) else new
         params = [SamplingParams(**{"max_new_tokens": n, "ignore_eos": True, **settings}) for n in lengths]
-        return sum(len(result.ids) for result in generate(self.model, self.tokenizer, asked, params))
+        return [result.ids for result in generate(self.model, self.tokenizer, asked, params)]
 
 
 class Theirs:
@@ -49,46 +51,46 @@ class Theirs:
     def __init__(self, dtype: str = "float32"):
         self.model, _ = load("default", device="cpu", dtype=dtype)
 
-    def __call__(self, asked: list[list[int]], new: int | list[int] = NEW, **settings) -> int:
+    def __call__(self, asked: list[list[int]], new: int | list[int] = NEW, **settings) -> Answers:
         lengths = [new] * len(asked) if isinstance(new, int) else new
         width = max(map(len, asked))
         ids = torch.tensor([[PAD] * (width - len(prompt)) + prompt for prompt in asked])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in asked])
         with torch.inference_mode():
-            self.model.generate(
+            found = self.model.generate(
                 ids, attention_mask=mask, do_sample=False, max_new_tokens=max(lengths), min_new_tokens=max(lengths), pad_token_id=PAD,
                 eos_token_id=None, **settings,
             )  # fmt: skip
-        return sum(lengths)
+        return [answer[width : width + length] for answer, length in zip(found.tolist(), lengths)]
 
 
 class Continuous(Theirs):
     """transformers' continuous batching."""
 
-    def __call__(self, asked: list[list[int]], new: int | list[int] = NEW) -> int:
+    def __call__(self, asked: list[list[int]], new: int | list[int] = NEW) -> Answers:
         from transformers import ContinuousBatchingConfig, GenerationConfig
 
         lengths = [new] * len(asked) if isinstance(new, int) else new
         config = GenerationConfig(do_sample=False, max_new_tokens=max(lengths), eos_token_id=-1, pad_token_id=PAD)
         batching = ContinuousBatchingConfig(num_blocks=512, max_batch_tokens=1024)
-        done = 0
+        done: Answers = []
         with torch.no_grad(), self.model.continuous_batching_context_manager(generation_config=config, continuous_batching_config=batching) as manager:
             for prompt, length in zip(asked, lengths):
                 manager.add_request(prompt, max_new_tokens=length)
-            while done < len(asked):
+            while len(done) < len(asked):
                 if (result := manager.get_result(timeout=1)) is not None and result.is_finished():
-                    done += 1
-        return sum(lengths)
+                    done.append(result.generated_tokens)
+        return done
 
 
-def timed(call: Callable[[], int]) -> float:
+def timed(call: Callable[[], Answers]) -> float:
     """Tokens a second."""
     began = time.perf_counter()
-    tokens = call()
+    tokens = sum(map(len, call()))
     return tokens / (time.perf_counter() - began)
 
 
-def compare(ours: Callable[[], int], theirs: Callable[[], int], rounds: int) -> dict:
+def compare(ours: Callable[[], Answers], theirs: Callable[[], Answers], rounds: int) -> dict:
     """Run the two in turn; the median of the ratios of their speeds, ours over theirs."""
     ours(), theirs()
     pairs = [(timed(ours), timed(theirs)) for _ in range(rounds)]
@@ -97,13 +99,6 @@ def compare(ours: Callable[[], int], theirs: Callable[[], int], rounds: int) -> 
         "ratio": round(statistics.median(ratios), 2), "range": [round(min(ratios), 2), round(max(ratios), 2)],
         "ours_tokens_per_s": round(statistics.median(a for a, _ in pairs), 1), "theirs_tokens_per_s": round(statistics.median(b for _, b in pairs), 1),
     }  # fmt: skip
-
-
-def read_bandwidth() -> float:
-    """What a plain loop over a GiB reads, in GB/s."""
-    block = torch.ones(2**28)
-    block.sum()
-    return max(2**30 / 1e9 / seconds for seconds in (_seconds(block.sum) for _ in range(9)))
 
 
 def _seconds(call: Callable) -> float:

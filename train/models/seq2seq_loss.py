@@ -5,6 +5,7 @@ BART and Marian add to the logits, is found by a trial; the rest is as in `compl
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from ...data.errors import UserError
 from ...data.labels import IGNORE_INDEX
+from ...infer.kernels.products import onednn_products
 from ...infer.runners.end_to_end import Pairs
 from ..maths.logprobs import CHUNK
 from .completion_loss import Head, SkippedTrunk, answer_loss, refuse_router_loss, with_module
@@ -40,7 +42,8 @@ def patch_seq2seq_loss(model: PreTrainedModel, chunk: int = CHUNK) -> None:
                 return before(self, *args, **kwargs)
             if kwargs.get("decoder_input_ids") is None and kwargs.get("decoder_inputs_embeds") is None:  # the trunk might take the source for it
                 raise UserError("labels without decoder_input_ids: give what the decoder is shown before each of them")
-            hidden = decoder_trunk(self)(*args, **{**with_pairs(kwargs), "use_cache": False}).last_hidden_state
+            with fast_products(self):
+                hidden = decoder_trunk(self)(*args, **{**with_pairs(kwargs), "use_cache": False}).last_hidden_state
             targets = labels.flatten()
             places = (targets != IGNORE_INDEX).nonzero().squeeze(1)
             hidden = hidden.flatten(0, 1).index_select(0, places)
@@ -51,6 +54,12 @@ def patch_seq2seq_loss(model: PreTrainedModel, chunk: int = CHUNK) -> None:
         return forward
 
     extend_forward(model, "seq2seq loss", with_loss, speaks_as_before=True)
+
+
+def fast_products(model: nn.Module) -> AbstractContextManager[Any]:
+    """oneDNN's products, but where activations are computed again, for the context is not there then, and where what is computed is being compiled."""
+    again = torch.is_grad_enabled() and any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    return nullcontext() if again or torch.compiler.is_compiling() else onednn_products()
 
 
 def with_pairs(kwargs: dict[str, Any]) -> dict[str, Any]:

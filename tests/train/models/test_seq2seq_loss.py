@@ -11,6 +11,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 
 from seodang.data.errors import UserError
 from seodang.data.seq2seq.packing import collate_padded_pairs, collate_pairs, pack_seq2seq
+from seodang.infer.kernels import products
 from seodang.infer.runners.end_to_end import can_run_end_to_end
 from seodang.train.models.completion_loss import HeadCrossEntropy, LinearCrossEntropy
 from seodang.train.models.seq2seq_loss import FORM_IS_KNOWN, patch_seq2seq_loss
@@ -63,6 +64,33 @@ def test_loss_and_gradients_equal_plain_transformers(tiny, kind, laid, biased):
     assert got.loss.item() == pytest.approx(want.item(), rel=tolerance)
     check_equal(gradients(model, got.loss), gradients(plain, want), tolerance)
     assert vars(model)[FORM_IS_KNOWN] == (32**-0.5 if kind.endswith("t5") and model.config.tie_word_embeddings else 1.0)  # in the fast way, all of them
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("laid", ["padded", "end to end", "of one length"])
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_faster_products_change_neither_loss_nor_gradients(tiny, monkeypatch, kind, laid, checkpointed):
+    rows = pairs(24, start=2, given=1)
+    if laid == "of one length":
+        rows = [{"input_ids": [5 + place, 7, 9, 2], "decoder_input_ids": [2, 8, place], "labels": [8, place, 2]} for place in range(24)]
+    plain = model_of(tiny, kind)
+    want = plain(**collate_padded_pairs(rows, 0)).loss
+    monkeypatch.setattr(products, "LARGE", 1)
+    called, own = [], products._Linear.backward
+    monkeypatch.setattr(products._Linear, "backward", lambda *args: called.append(1) or own(*args))
+    model = model_of(tiny, kind).float()
+    patch_seq2seq_loss(model, chunk=16)
+    if laid != "padded":
+        assert can_run_end_to_end(model)
+    if checkpointed:  # its layers run again outside of the loss
+        model.activation_checkpointing_enable()
+    got = model(**(collate_padded_pairs(rows, 0) if laid == "padded" else collate_pairs(rows)))
+    assert got.loss.item() == pytest.approx(want.item(), rel=1e-5)
+    ours = {name: gradient.double() for name, gradient in gradients(model, got.loss).items()}
+    check_equal(ours, gradients(plain, want), 1e-5)
+    layers = [module for stack in (model.get_encoder(), model.get_decoder()) for module in stack.modules() if isinstance(module, torch.nn.Linear)]
+    assert len(called) == (0 if checkpointed else len(layers))
 
 
 @pytest.mark.parametrize("settings", [{"tie_word_embeddings": True}, {"tie_word_embeddings": False}])
