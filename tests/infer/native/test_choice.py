@@ -28,8 +28,9 @@ int seodang_step(const Model *m, int layers, const Row *rows, int count, const f
     for (int layer = 0; states && layer <= layers; layer++)
         for (int i = 0; states[layer] && i < count * m->hidden; i++)
             if (wrong == 1) states[layer][i] += m->dtype == FLOAT32 ? 1e-2f : 1e-1f; /* which is more than their rounding */
-    for (int i = 0; i < m->vocab; i++)
-        if (wrong == 2 && count == 5) logits[i] *= 1.000001f;
+    for (int r = 0; r < count; r++)
+        for (int i = 0; rows[r].wanted >= 0 && i < m->vocab; i++)
+            if (wrong == 2 && count == 5) logits[rows[r].wanted * m->vocab + i] *= 1.000001f;
     return failed;
 }
 """
