@@ -20,6 +20,7 @@ from seodang.infer.requests.generation import Generation
 from seodang.infer.requests.request import Request
 from seodang.infer.requests.stop import AnswerText
 from seodang.infer.runners.encoder_decoder import decoder_start
+from seodang.infer.runners.native.library import ROW, NativeModel, built_for, loaded
 from seodang.infer.runners.open import open_runner
 from seodang.infer.strategies.registry import choose
 from seodang.infer.text.detokenise import detokeniser
@@ -45,6 +46,45 @@ def wordy_tokenizer():
 def double(fresh_tiny):
     """`double(kind, **config)`: a tiny model in float64."""
     return lambda kind="llama", **config: fresh_tiny(kind, **config).double()
+
+
+@pytest.fixture
+def varied(fresh_tiny):
+    """`varied(kind, **config)`: a tiny model whose norms and biases are random too."""
+
+    def build(kind="llama", **config):
+        model = fresh_tiny(kind, **config)
+        generator = torch.Generator().manual_seed(1)
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.data.normal_(mean=0.5, std=0.3, generator=generator)
+        return model
+
+    return build
+
+
+@pytest.fixture
+def natively(monkeypatch):
+    """A list that comes to hold how many rows each native pass has."""
+    rows, run = [], NativeModel.run
+    monkeypatch.setattr(NativeModel, "run", lambda self, numbers, *rest: rows.append(len(numbers) // ROW) or run(self, numbers, *rest))
+    return rows
+
+
+@pytest.fixture
+def other_build(monkeypatch):
+    """`other_build(march, needs)`: have steps run in a library that is compiled for another kind of CPU; skips where this one lacks what it needs."""
+
+    def change(march: str, needs: str) -> str:
+        if not torch.cpu.get_capabilities().get(needs):
+            pytest.skip(f"this CPU has no {needs}")
+        monkeypatch.setenv("SEODANG_NATIVE_MARCH", march)
+        loaded.cache_clear()
+        return built_for()
+
+    yield change
+    monkeypatch.undo()
+    loaded.cache_clear()
 
 
 @pytest.fixture(scope="session")

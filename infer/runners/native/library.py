@@ -49,6 +49,7 @@ class NativeModel:
     def __init__(self, model: PreTrainedModel, blocks: Sequence[Windowed]):
         """`blocks` are those of the direct runner, which know each layer's window and scale; `model` is one that `refuses` has no word against."""
         trunk, config = model.model, model.config
+        self.kept = [parameter.detach() for parameter in model.parameters()]  # one that is replaced stays until this is laid out anew
         self.layers = (_Layer * len(blocks))(*(_laid(layer, block) for layer, block in zip(trunk.layers, blocks)))
         first, embed = trunk.layers[0], trunk.embed_tokens.weight
         self.whole = _Model(
@@ -94,9 +95,24 @@ def _laid(layer: nn.Module, block: Windowed) -> _Layer:
     return _Layer(window=block.window or 0, scale=block.scale, **{name: weight.data_ptr() for name, weight in weights.items()})
 
 
-@cache
 def library() -> ctypes.CDLL:
-    """Return the compiled pass, built at the first call where it is not in the cache; raises NotBuilt with what keeps it from being built."""
+    """Return the compiled pass, built at the first call where it is not in the cache; raises NotBuilt with what kept it from being built then."""
+    found = loaded()
+    if isinstance(found, str):
+        raise NotBuilt(found)
+    return found
+
+
+@cache
+def loaded() -> ctypes.CDLL | str:
+    """The compiled pass, or in words why there is none: a compiler that fails, or hangs for a minute, is asked once a process."""
+    try:
+        return _load()
+    except NotBuilt as error:
+        return str(error)
+
+
+def _load() -> ctypes.CDLL:
     path = built(SOURCE)
     try:
         found = ctypes.CDLL(str(path))

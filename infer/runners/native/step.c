@@ -57,6 +57,15 @@ INLINE vf chosen(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask
 static inline float wide(uint16_t x) { uint32_t bits = (uint32_t)x << 16; float f; memcpy(&f, &bits, 4); return f; }
 static inline float one_as(int dtype, const void *at, size_t i) { return dtype == FLOAT32 ? ((const float *)at)[i] : wide(((const uint16_t *)at)[i]); }
 
+/* a * b + c, rounded once wherever that is one instruction: left to itself, a compiler fuses the two in the loop of some numbers of rows, and not of others */
+static inline float fused(float a, float b, float c) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__FP_FAST_FMAF)
+    return __builtin_fmaf(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
 static inline uint16_t rounded(float x) { /* to nearest, ties to even */
     uint32_t bits;
     memcpy(&bits, &x, 4);
@@ -165,7 +174,7 @@ INLINE void tile(int dtype, int outputs, int rows, const void *w, size_t inputs,
         for (int r = 0; r < rows; r++)
             for (int o = 0; o < outputs; o++) {
                 float rest = 0;
-                for (size_t i = whole; i < inputs; i++) rest += one_as(dtype, w, o * inputs + i) * one_as(lanes > LANES ? BFLOAT16 : FLOAT32, x, r * inputs + i);
+                for (size_t i = whole; i < inputs; i++) rest = fused(one_as(dtype, w, o * inputs + i), one_as(lanes > LANES ? BFLOAT16 : FLOAT32, x, r * inputs + i), rest);
                 y[r][o] += rest;
             }
 }

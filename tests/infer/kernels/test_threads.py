@@ -13,6 +13,7 @@ from seodang.infer.runners.architecture import transformers_model
 from seodang.infer.runners.direct import DirectRunner
 from seodang.infer.runners.early_exit import open_first_layers
 from seodang.infer.runners.encoder_decoder import EncoderDecoderRunner
+from seodang.infer.runners.native_runner import NativeRunner
 from seodang.infer.runners.open import open_runner
 from seodang.infer.runners.padded import PaddedRunner
 from seodang.infer.runners.ragged import RaggedRunner
@@ -26,7 +27,7 @@ OTHERS = {
     "mamba": {"vocab_size": 128, "hidden_size": 32, "state_size": 4, "num_hidden_layers": 2},
 }
 RUNNERS = {
-    "gpt_neox": RaggedRunner, "llama": DirectRunner, "lora": RaggedRunner, "bloom": PaddedRunner, "mamba": StatefulRunner,
+    "gpt_neox": RaggedRunner, "llama": NativeRunner, "gpt2": DirectRunner, "lora": RaggedRunner, "bloom": PaddedRunner, "mamba": StatefulRunner,
     "t5": EncoderDecoderRunner,
 }  # fmt: skip
 
@@ -40,7 +41,7 @@ def built(kind: str, fresh_tiny) -> torch.nn.Module:
         model = get_peft_model(fresh_tiny("llama"), LoraConfig(r=2, lora_dropout=0.5, target_modules="all-linear", init_lora_weights=False))
     else:
         model = fresh_tiny(kind)
-    if kind != "llama":  # a hook would take the direct runner's layers away from it
+    if kind not in ("llama", "gpt2"):  # a hook would take the direct runner's layers away from it
         transformers_model(model).get_input_embeddings().register_forward_hook(lambda *_: time.sleep(0.003))  # so that the threads meet
     return model.train()
 

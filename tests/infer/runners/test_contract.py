@@ -10,14 +10,18 @@ from seodang.data.errors import UserError
 from seodang.infer.runners.contract import Runner
 from seodang.infer.runners.direct import DirectRunner
 from seodang.infer.runners.direct_encoder_decoder import DirectEncoderDecoder
-from seodang.infer.runners.early_exit import FirstLayersDirect, FirstLayersRagged, open_first_layers
+from seodang.infer.runners.early_exit import FirstLayersDirect, FirstLayersNative, FirstLayersRagged, open_first_layers
 from seodang.infer.runners.encoder_decoder import EncoderDecoderRunner
+from seodang.infer.runners.native_runner import NativeRunner
 from seodang.infer.runners.open import open_runner
 from seodang.infer.runners.padded import PaddedRunner
 from seodang.infer.runners.ragged import RaggedRunner
 from seodang.infer.runners.stateful import StatefulRunner
 
-RUNNERS = [RaggedRunner, DirectRunner, PaddedRunner, StatefulRunner, EncoderDecoderRunner, DirectEncoderDecoder, FirstLayersRagged, FirstLayersDirect]
+RUNNERS = [
+    RaggedRunner, DirectRunner, NativeRunner, PaddedRunner, StatefulRunner, EncoderDecoderRunner, DirectEncoderDecoder,
+    FirstLayersRagged, FirstLayersDirect, FirstLayersNative,
+]  # fmt: skip
 CALLS = [name for name, member in vars(Runner).items() if inspect.isfunction(member) and not name.startswith("_")]
 VALUES = [*Runner.__annotations__, *(name for name, member in vars(Runner).items() if isinstance(member, property))]
 SIZES = {"vocab_size": 128, "hidden_size": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

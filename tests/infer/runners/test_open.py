@@ -202,6 +202,7 @@ def test_a_model_without_values_is_refused():
 
 
 def test_a_model_is_probed_once_and_a_runner_with_other_logits_is_passed_over(fresh_tiny, monkeypatch):
+    monkeypatch.setenv("SEODANG_NATIVE", "0")
     probed = []
     monkeypatch.setattr(opening, "probe", lambda runner, *rest, probe=opening.probe: probed.append(type(runner).__name__) or probe(runner, *rest))
     assert type(open_runner(fresh_tiny("llama"))) is DirectRunner and not probed  # as tested with these versions

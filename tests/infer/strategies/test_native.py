@@ -1,0 +1,54 @@
+"""Every strategy says natively what it says on the direct runner, token for token in float32: on pasts of several lengths, alone and in a batch."""
+
+import pytest
+
+from seodang.infer import SamplingParams, generate
+from seodang.infer.engine import generate as calls
+from seodang.infer.runners.direct import DirectRunner
+from seodang.infer.runners.native_runner import NativeRunner
+from seodang.infer.strategies.registry import STRATEGIES, choose
+
+PROMPTS = [[5, 6, 7, 8, 5, 6, 7], [20, 21, 22], list(range(30, 60))]
+WAYS = {
+    "greedy": {},
+    "sampling": {"temperature": 1.2, "top_k": 40, "top_p": 0.95, "seed": 3},
+    "beam": {"num_beams": 4, "num_return_sequences": 2},
+    "beam_sampling": {"num_beams": 3, "do_sample": True, "temperature": 1.5, "seed": 3},
+    "stochastic_beam": {"strategy": "stochastic_beam", "num_beams": 3, "do_sample": True, "seed": 3},
+    "diverse_beam": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0},
+    "constrained_beam": {"num_beams": 3, "force_words_ids": [[30, 31]]},
+    "contrastive": {"penalty_alpha": 0.5, "top_k": 3},
+    "dola": {"dola_layers": "low"},
+    "guidance": {"guidance_scale": 1.7, "negative_prompt": [9, 8, 7]},
+    "prompt lookup": {"prompt_lookup_num_tokens": 4},
+    "early exit": {"assistant_early_exit": 1},
+    "draft model": {"assistant_model": "draft"},
+    "amateur model": {"amateur_model": "draft"},
+    "best_of_n": {"best_of": 3, "temperature": 1.0, "seed": 3},
+    "minimum_bayes_risk": {**STRATEGIES["minimum_bayes_risk"].least, "temperature": 1.0, "seed": 3},
+    "self_consistency": {**STRATEGIES["self_consistency"].least, "answer_of": lambda text: text[:1], "temperature": 1.0, "seed": 3},
+    "grammar": {"regex": "[a-f]{4}(0|1)+"},
+    "biases and penalties": {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2, "logit_bias": {50: 3.0}, "min_new_tokens": 6},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_a_strategy_says_the_same_on_both_runners(tiny, tiny_tokenizer, monkeypatch, natively, kind, way):
+    model, runners = tiny(kind, num_hidden_layers=4, seed=9), []
+    monkeypatch.setattr(calls, "open_runner", lambda model, opened=calls.open_runner: runners.append(opened(model)) or runners[-1])
+    params = SamplingParams(**{"max_new_tokens": 10, **{name: tiny("llama", seed=1) if value == "draft" else value for name, value in WAYS[way].items()}})
+    natively.clear()
+    ours = generate(model, tiny_tokenizer, PROMPTS, params)
+    assert len(natively) >= runners[0].passes // 2 > 0
+    monkeypatch.setenv("SEODANG_NATIVE", "0")
+    natively.clear()
+    theirs = generate(model, tiny_tokenizer, PROMPTS, params)
+    assert [type(runner) for runner in runners] == [NativeRunner, DirectRunner] and not natively
+    assert [(each.ids, each.finish_reason) for each in ours] == [(each.ids, each.finish_reason) for each in theirs]
+    assert [each.score for each in ours] == pytest.approx([each.score for each in theirs], abs=1e-4, nan_ok=True)
+
+
+def test_no_strategy_of_a_decoder_is_left_out():
+    meant = {choose(SamplingParams(**{name: value for name, value in way.items() if value != "draft"})).name for way in WAYS.values()}
+    assert meant == set(STRATEGIES) - {"diffusion"}
