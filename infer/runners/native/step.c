@@ -19,13 +19,16 @@
 
 #if defined(__AVX512F__)
 #define LANES 16
-#define TILE 6 /* so many rows by GROUP outputs keep their sums in registers */
+#define TILE 6    /* so many rows by GROUP outputs keep their sums in registers */
+#define ABREAST 4 /* so many queries by GROUP keys */
 #elif defined(__AVX__)
 #define LANES 8
 #define TILE 3
+#define ABREAST 2
 #else
 #define LANES 4
 #define TILE 3
+#define ABREAST 2
 #endif
 enum { GROUP = 4, PIECE = 256, SPINS = 4000, LINE = 64, AHEAD = 8192, BETWEEN = 8 };
 enum { FLOAT32 = 0, BFLOAT16 = 1 };
@@ -331,29 +334,47 @@ static void placed(const Job *job, int layer, int r) {
 
 /* ---- attention ---- */
 
-/* scores of a query against so many keys */
-INLINE void scored(int dtype, const float *q, const void *keys, size_t count, size_t width, float *scores) {
-    for (size_t k = 0; k < count; k += 4) {
-        size_t at[4];
-        vf acc[4];
-        float rest[4] = {0};
-        size_t i = 0;
-        UNROLL for (int j = 0; j < 4; j++) at[j] = (k + j < count ? k + j : count - 1) * width, acc[j] = every(0);
-        for (; i + LANES <= width; i += LANES) {
-            vf part = load(q + i);
-            UNROLL for (int j = 0; j < 4; j++) acc[j] += part * load_as(dtype, keys, at[j] + i);
+/* scores of so many queries (1 to ABREAST) against so many keys, [queries, PIECE] */
+INLINE void scored(int dtype, int heads, const void *q, const void *keys, size_t count, size_t width, float *scores) {
+    const size_t lanes = dtype == BFLOAT16 && ROUNDED ? 2 * LANES : LANES, whole = width / lanes * lanes;
+    for (size_t k = 0; k < count; k += GROUP) {
+        size_t at[GROUP];
+        vf acc[ABREAST][GROUP];
+        UNROLL for (int j = 0; j < GROUP; j++) at[j] = (k + j < count ? k + j : count - 1) * width;
+        UNROLL for (int h = 0; h < heads; h++) {
+            UNROLL for (int j = 0; j < GROUP; j++) acc[h][j] = every(0);
         }
-        for (; i < width; i++) {
-            UNROLL for (int j = 0; j < 4; j++) rest[j] += q[i] * one_as(dtype, keys, at[j] + i);
+        for (size_t i = 0; i < whole; i += lanes) {
+#ifdef __AVX512BF16__
+            if (dtype == BFLOAT16) {
+                UNROLL for (int j = 0; j < GROUP; j++) {
+                    __m512bh key = (__m512bh)_mm512_loadu_si512((const uint16_t *)keys + at[j] + i);
+                    UNROLL for (int h = 0; h < heads; h++)
+                        acc[h][j] = (vf)_mm512_dpbf16_ps((__m512)acc[h][j], key, (__m512bh)_mm512_loadu_si512((const uint16_t *)q + h * width + i));
+                }
+                continue;
+            }
+#endif
+            UNROLL for (int j = 0; j < GROUP; j++) {
+                vf key = load_as(dtype, keys, at[j] + i);
+                UNROLL for (int h = 0; h < heads; h++) acc[h][j] += load((const float *)q + h * width + i) * key;
+            }
         }
-        v4 s = sums(acc[0], acc[1], acc[2], acc[3]);
-        UNROLL for (int j = 0; j < 4; j++) scores[k + j] = s[j] + rest[j]; /* there is room behind the last */
+        UNROLL for (int h = 0; h < heads; h++) {
+            v4 s = sums(acc[h][0], acc[h][1], acc[h][2], acc[h][3]);
+            memcpy(scores + h * PIECE + k, &s, sizeof s); /* there is room behind the last */
+        }
+        if (whole < width) /* what no vector holds */
+            for (int h = 0; h < heads; h++)
+                for (int j = 0; j < GROUP; j++)
+                    for (size_t i = whole; i < width; i++)
+                        scores[h * PIECE + k + j] += one_as(lanes > LANES ? BFLOAT16 : FLOAT32, q, h * width + i) * one_as(dtype, keys, at[j] + i);
     }
 }
 
-/* so many heads' mixtures (1 or 2) of so many vectors of 4 LANES numbers or one number, from value number `i` on */
+/* mixtures of values by so many heads' weights (1 to ABREAST), of so many vectors from number `i` of a value on */
 INLINE void mixed(int dtype, int heads, int vectors, const float *weights, const void *values, size_t count, size_t width, size_t i, float *to, size_t to_stride) {
-    vf acc[2][4];
+    vf acc[ABREAST][4];
     UNROLL for (int h = 0; h < heads; h++) {
         UNROLL for (int v = 0; v < vectors; v++) acc[h][v] = every(0);
     }
@@ -380,26 +401,41 @@ INLINE void mixture(int dtype, int heads, const float *weights, const void *valu
         }
 }
 
-/* what the queries of a key head make of one piece of its keys: for each [width] mixed values, their largest score, the sum of their weights */
-INLINE void piece_as(int dtype, const Model *m, const float *q, const void *keys, const void *values, size_t count, float *scores, float *to, size_t to_stride) {
-    size_t heads = m->heads / m->kv_heads, width = m->width;
-    for (size_t h = 0; h < heads; h++) {
-        float *s = scores + h * PIECE, largest;
-        scored(dtype, q + h * width, keys, count, width, s);
-        largest = s[0];
-        for (size_t k = 1; k < count; k++) largest = s[k] > largest ? s[k] : largest;
+/* what so many queries of a key head make of one piece of its keys: of each [width] mixed values, their largest score, the sum of their weights */
+INLINE void abreast(int dtype, int heads, const void *q, const void *keys, const void *values, size_t count, size_t width, float *scores, float *to, size_t to_stride) {
+    scored(dtype, heads, q, keys, count, width, scores);
+    for (int h = 0; h < heads; h++) {
+        float *s = scores + h * PIECE, largest = s[0];
         size_t padded = (count + LANES - 1) / LANES * LANES;
+        vf total = every(0);
+        for (size_t k = 1; k < count; k++) largest = s[k] > largest ? s[k] : largest;
         for (size_t k = count; k < padded; k++) s[k] = largest;
         for (size_t k = 0; k < padded; k += LANES) store(s + k, exponential(load(s + k) - largest));
         for (size_t k = count; k < padded; k++) s[k] = 0;
-        vf total = every(0);
         for (size_t k = 0; k < padded; k += LANES) total += load(s + k);
         to[h * to_stride + width] = largest;
         to[h * to_stride + width + 1] = sum(total);
     }
-    size_t h = 0;
-    for (; h + 2 <= heads; h += 2) mixture(dtype, 2, scores + h * PIECE, values, count, width, to + h * to_stride, to_stride);
-    for (; h < heads; h++) mixture(dtype, 1, scores + h * PIECE, values, count, width, to + h * to_stride, to_stride);
+    mixture(dtype, heads, scores, values, count, width, to, to_stride);
+}
+
+INLINE void piece_as(int dtype, const Model *m, const float *q, const void *keys, const void *values, size_t count, float *scores, float *to, size_t to_stride) {
+    const size_t heads = m->heads / m->kv_heads, width = m->width;
+    void *read = scores + ABREAST * PIECE; /* queries as their products read them */
+    for (size_t h = 0; h < heads;) {
+        int n = heads - h < ABREAST ? heads - h : ABREAST;
+        put(m, read, 0, q + h * width, n * width);
+        float *out = to + h * to_stride;
+        switch (n) {
+            case 1: abreast(dtype, 1, read, keys, values, count, width, scores, out, to_stride); break;
+            case 2: abreast(dtype, 2, read, keys, values, count, width, scores, out, to_stride); break;
+#if ABREAST > 2
+            case 3: abreast(dtype, 3, read, keys, values, count, width, scores, out, to_stride); break;
+            case 4: abreast(dtype, 4, read, keys, values, count, width, scores, out, to_stride); break;
+#endif
+        }
+        h += n;
+    }
 }
 
 static size_t first_key(const Layer *l, const Row *row) {
@@ -646,10 +682,10 @@ static void shown(const Job *job, int layer, int thread) {
     else for (int r = 0; r < job->count; r++) normed(m, job->residual + r * m->hidden, m->norm, m->hidden, job->states[layer] + r * m->hidden);
 }
 
-/* how much of its own each thread has: normed rows, the products of four outputs twice, a line, the scores of a key head's queries */
+/* how much of its own each thread has: normed rows, the products of four outputs twice, a line, scores of queries abreast and the queries */
 static size_t own_of(const Model *m, int rows) {
     size_t sums_of = sizeof(float) * ((size_t)rows * GROUP + LANES), line = sizeof(float) * most(m->hidden, m->width);
-    size_t scores = sizeof(float) * most(m->heads / m->kv_heads * PIECE + 4, m->width);
+    size_t scores = sizeof(float) * ABREAST * (PIECE + m->width);
     return (rows * m->hidden * read_size(m) + 2 * sums_of + line + scores + 8 * LINE) / LINE * LINE;
 }
 
