@@ -1,10 +1,12 @@
 """A row's numbers, to the bit, whatever runs beside it: other rows, other orders, other threads, prompts, and the guesses that it is a part of."""
 
+import ctypes
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
+from seodang.infer.runners.native.library import library, openmp
 from seodang.infer.runners.native_runner import NativeRunner
 
 ODD = {"hidden_size": 54, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 10, "intermediate_size": 75, "vocab_size": 131, "attention_bias": True}
@@ -17,10 +19,17 @@ def ids(n: int, seed: int = 0) -> list[int]:
     return torch.randint(3, 128, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-@pytest.fixture
-def threads(monkeypatch):
-    """`threads(n)`: so many native threads from now on, whatever torch has."""
-    return lambda n: monkeypatch.setattr(torch, "get_num_threads", lambda: n)
+@pytest.fixture(params=["torch's", "own"])
+def threads(request, monkeypatch):
+    """`threads(n)`: so many native threads from now on, however many torch has: of its OpenMP runtime, or of the library's own."""
+    team = openmp()
+    if request.param == "own":
+        library().seodang_use_team(None, None, None)
+    elif team is None:
+        pytest.skip("torch has threads of another kind")
+    yield lambda n: monkeypatch.setattr(torch, "get_num_threads", lambda: n)
+    if team is not None:
+        library().seodang_use_team(*(ctypes.cast(each, ctypes.c_void_p) for each in team))
 
 
 def with_pasts(model, lengths: list[int]):
@@ -48,10 +57,9 @@ def equal(some: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("build", BUILDS, ids=lambda build: build[0] if build else "native")
 @pytest.mark.parametrize("changes", [ODD, WIDE], ids=["odd sizes", "whole vectors"])
-def test_a_step_is_the_same_alone_and_among_1_to_40_in_any_order(varied, other_build, threads, changes, build, dtype):
+def test_a_step_is_the_same_alone_and_among_1_to_40_in_any_order(varied, other_build, changes, build, dtype):
     if build:
         other_build(*build)
-    threads(1)
     runner, slots = with_pasts(varied("llama", **changes).to(dtype), [1 + 7 * i % 23 for i in range(40)])
     new = [[5 + i] for i in range(40)]
     alone = [step(runner, [slots[i]], [new[i]])[0] for i in range(40)]
