@@ -1,6 +1,6 @@
 """What attention replaced: exact match by the length of the source of an LSTM with the context vector alone, one with attention, and a Transformer, over seeds.
 
-python benchmarks/attention_story.py                                  three seeds of all three, one after the other, on one thread: 15 minutes of CPU time
+python benchmarks/attention_story.py                                  three seeds of all three, one after the other, on one thread: 20 minutes of CPU time
 python benchmarks/attention_story.py --seeds 1 --models attention     one of them
 python benchmarks/attention_story.py --max_steps 8000                 taught for longer
 
@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -21,16 +21,19 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from seodang.recipes.demos.attention_story import (
+    PARTS,
     READERS,
+    THIRDS,
     WAYS,
     Settings,
     Share,
-    by_group,
     by_length,
+    by_thirds,
     check_kinds,
     lesson_of,
     parameters,
     taught,
+    thirds,
     trainer_of,
 )
 from seodang.recipes.options.parser import command, parse
@@ -74,37 +77,59 @@ def sought(found: dict[str, Any], kind: str, settings: Settings) -> bool:
 
 
 def measured(kind: str, settings: Settings) -> dict[str, Any]:
-    """Teach a model; return how many of the held-out answers are right, and of how many, by way and length of the source, and by the digits of the number."""
+    """Teach a model; return how many of the held-out answers are right, and of how many, by part of the tasks: by way and third of the sources, and by digits."""
     lesson = lesson_of(settings)
     with tempfile.TemporaryDirectory() as folder:
         reader = taught(kind, trainer_of(kind, settings, lesson, Path(folder)), lesson)
-    shares = {way: {name: (share.right, share.count) for name, share in by_group(lesson.lengths, reader.right[way]).items()} for way in WAYS}
-    by_digits = {digits: (share.right, share.count) for digits, share in by_length(lesson.digits, reader.right["greedy"], 1).items()}
-    told = {"weights": parameters(reader.model), "seconds": reader.seconds, "shares": shares, "by_digits": by_digits}
-    return {"kind": kind, "settings": asdict(settings), **told}
+    counts = lambda shares: {name: (share.right, share.count) for name, share in shares.items()}
+    greedy = reader.right["greedy"]
+    return {
+        "kind": kind, "settings": asdict(settings), "weights": parameters(reader.model), "seconds": reader.seconds,
+        "tokens": {part: {name: (group[0], group[-1]) for name, group in thirds(lesson.of_part(part, lesson.lengths)).items()} for part in PARTS},
+        "shares": {way: {part: counts(by_thirds(lesson, reader.right[way], part)) for part in PARTS} for way in WAYS},
+        "by_digits": {part: counts(by_length(lesson.of_part(part, lesson.digits), lesson.of_part(part, greedy), 1)) for part in PARTS},
+    }  # fmt: skip
 
 
 def lines(found: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Means over the seeds with their standard deviation, as a table; and how far attention is ahead, seed by seed."""
-    groups = list(found[0]["shares"]["greedy"])
-    yield f"| | decoded | {' | '.join(groups)} | all | CPU s | weights |"
-    yield "| --- " * (len(groups) + 5) + "|"
-    for kind, name in READERS.items():
-        of_kind = [one for one in found if one["kind"] == kind]
-        for way in WAYS if of_kind else ():
-            cells = [spread([Share(*one["shares"][way][group]).value for one in of_kind]) for group in groups]
-            whole = spread([Share(*map(sum, zip(*one["shares"][way].values(), strict=True))).value for one in of_kind])
-            yield f"| {name} | {way} | {' | '.join(cells)} | {whole} | {mean(one['seconds'] for one in of_kind):.0f} | {of_kind[0]['weights']:,} |"
-    by_seed = {(one["kind"], one["settings"]["seed"]): (one["shares"]["greedy"], one["by_digits"]) for one in found}
+    """Means over the seeds with their standard deviation, as tables by part of the tasks; and how far attention is ahead, seed by seed."""
+    for part in PARTS:
+        yield f"{part}, by tokens of the source"
+        cuts = [" or ".join(dict.fromkeys(f"{first} to {last}" for first, last in (one["tokens"][part][name] for one in found))) for name in THIRDS]
+        yield from table(found, [f"{name}, {cut}" for name, cut in zip(THIRDS, cuts, strict=True)], lambda one, way: one["shares"][way][part], WAYS)
+        yield f"{part}, by digits of the number"
+        yield from table(found, list(found[0]["by_digits"][part]), lambda one, _: one["by_digits"][part], ["greedy"])
+    yield "CPU s of training, weights: " + ", ".join(
+        f"{name} {mean(one['seconds'] for one in some):.0f}, {some[0]['weights']:,}" for kind, name in READERS.items() if (some := of_kind(found, kind))
+    )
+    by_seed = {(one["kind"], one["settings"]["seed"]): one["shares"]["greedy"] for one in found}
     for seed in sorted({seed for _, seed in by_seed}):
         if {("context", seed), ("attention", seed)} <= by_seed.keys():
-            gains = zip(by_seed["context", seed], by_seed["attention", seed], strict=True)
-            tokens, digits = (", ".join(f"{name} {Share(*ahead[name]).value - Share(*alone[name]).value:+.3f}" for name in alone) for alone, ahead in gains)
-            yield f"seed {seed}: attention ahead by {tokens}; by digits of the number {digits}"
+            alone, ahead = by_seed["context", seed], by_seed["attention", seed]
+            gains = ({name: Share(*ahead[part][name]).value - Share(*share).value for name, share in alone[part].items()} for part in PARTS)
+            told = (f"{part} {', '.join(f'{name} {gain:+.3f}' for name, gain in each.items())}" for part, each in zip(PARTS, gains, strict=True))
+            yield f"seed {seed}: attention ahead by {'; '.join(told)}"
 
 
-def spread(values: Sequence[float]) -> str:
+def table(found: Sequence[dict[str, Any]], columns: Sequence[str], shares_of: Callable[..., dict[str, Any]], ways: Iterable[str]) -> Iterator[str]:
+    """Rows of a table: for each model and way to decode the shares that `shares_of` finds in its figures, and that of all."""
+    yield f"| | decoded | {' | '.join(columns)} | all |"
+    yield "| --- " * (len(columns) + 3) + "|"
+    for kind, name in READERS.items():
+        for way in ways if of_kind(found, kind) else ():
+            shares = [[Share(*each) for each in shares_of(one, way).values()] for one in of_kind(found, kind)]
+            cells = [*map(spread, zip(*shares, strict=True)), spread([Share(sum(each.right for each in some), sum(each.count for each in some)) for some in shares])]
+            yield f"| {name} | {way} | {' | '.join(cells)} |"
+
+
+def of_kind(found: Sequence[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    """The figures of a model, of each seed."""
+    return [one for one in found if one["kind"] == kind]
+
+
+def spread(shares: Sequence[Share]) -> str:
     """A mean with its standard deviation over the seeds."""
+    values = [share.value for share in shares]
     return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
 
 
