@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -23,7 +23,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from seodang.recipes.demos.attention_story import (
     PARTS,
     READERS,
-    THIRDS,
     WAYS,
     Settings,
     Share,
@@ -95,10 +94,12 @@ def lines(found: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Means over the seeds with their standard deviation, as tables by part of the tasks; and how far attention is ahead, seed by seed."""
     for part in PARTS:
         yield f"{part}, by tokens of the source"
-        cuts = [" or ".join(dict.fromkeys(f"{first} to {last}" for first, last in (one["tokens"][part][name] for one in found))) for name in THIRDS]
-        yield from table(found, [f"{name}, {cut}" for name, cut in zip(THIRDS, cuts, strict=True)], lambda one, way: one["shares"][way][part], WAYS)
+        tokens = [one["tokens"][part] for one in found]
+        cuts = {name: " or ".join(dict.fromkeys("{} to {}".format(*each[name]) for each in tokens)) for name in in_all(tokens)}
+        yield from table(found, {name: f"{name}, {cut}" for name, cut in cuts.items()}, lambda one, way: one["shares"][way][part], WAYS)
         yield f"{part}, by digits of the number"
-        yield from table(found, list(found[0]["by_digits"][part]), lambda one, _: one["by_digits"][part], ["greedy"])
+        digits = in_all([one["by_digits"][part] for one in found])
+        yield from table(found, dict(zip(digits, digits, strict=True)), lambda one, _: one["by_digits"][part], ["greedy"])
     yield "CPU s of training, weights: " + ", ".join(
         f"{name} {mean(one['seconds'] for one in some):.0f}, {some[0]['weights']:,}" for kind, name in READERS.items() if (some := of_kind(found, kind))
     )
@@ -106,20 +107,26 @@ def lines(found: Sequence[dict[str, Any]]) -> Iterator[str]:
     for seed in sorted({seed for _, seed in by_seed}):
         if {("context", seed), ("attention", seed)} <= by_seed.keys():
             alone, ahead = by_seed["context", seed], by_seed["attention", seed]
-            gains = ({name: Share(*ahead[part][name]).value - Share(*share).value for name, share in alone[part].items()} for part in PARTS)
+            gains = ({name: Share(*ahead[part][name]).value - Share(*alone[part][name]).value for name in alone[part]} for part in PARTS)
             told = (f"{part} {', '.join(f'{name} {gain:+.3f}' for name, gain in each.items())}" for part, each in zip(PARTS, gains, strict=True))
             yield f"seed {seed}: attention ahead by {'; '.join(told)}"
 
 
-def table(found: Sequence[dict[str, Any]], columns: Sequence[str], shares_of: Callable[..., dict[str, Any]], ways: Iterable[str]) -> Iterator[str]:
-    """Rows of a table: for each model and way to decode the shares that `shares_of` finds in its figures, and that of all."""
-    yield f"| | decoded | {' | '.join(columns)} | all |"
+def table(found: Sequence[dict[str, Any]], columns: Mapping[str, str], shares_of: Callable[..., dict[str, Any]], ways: Iterable[str]) -> Iterator[str]:
+    """Rows of a table: for each model and way to decode the shares that `shares_of` finds in its figures, of these names with what heads them, and that of all."""
+    yield f"| | decoded | {' | '.join(columns.values())} | all |"
     yield "| --- " * (len(columns) + 3) + "|"
     for kind, name in READERS.items():
         for way in ways if of_kind(found, kind) else ():
-            shares = [[Share(*each) for each in shares_of(one, way).values()] for one in of_kind(found, kind)]
-            cells = [*map(spread, zip(*shares, strict=True)), spread([Share(sum(each.right for each in some), sum(each.count for each in some)) for some in shares])]
-            yield f"| {name} | {way} | {' | '.join(cells)} |"
+            shares = [shares_of(one, way) for one in of_kind(found, kind)]
+            cells = [spread([Share(*each[column]) for each in shares]) for column in columns]
+            whole = spread([Share(*map(sum, zip(*each.values(), strict=True))) for each in shares])
+            yield f"| {name} | {way} | {' | '.join([*cells, whole])} |"
+
+
+def in_all(tables: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names that all have, in the order of the first: of few questions some are asked by one seed alone."""
+    return [name for name in tables[0] if all(name in each for each in tables)]
 
 
 def of_kind(found: Sequence[dict[str, Any]], kind: str) -> list[dict[str, Any]]:

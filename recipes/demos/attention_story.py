@@ -106,7 +106,6 @@ class Lesson:
         asked = zip(self.questions, self.tasks, strict=True)
         return [len(question.answer) if task.endswith("digits") else len(question.prompt) - 2 for question, task in asked]  # without the task and the end
 
-
     def of_part(self, part: str, values: Sequence[Value]) -> list[Value]:
         """Of values, one a question, those of the questions of a part of the tasks."""
         return [value for value, task in zip(values, self.tasks, strict=True) if task in PARTS[part]]
@@ -226,18 +225,16 @@ def taught(kind: str, trainer: Seq2SeqTrainer, lesson: Lesson) -> Reader:
 
 # What is measured
 
-Groups = dict[str, range]  # of lengths, by name
 
-
-def thirds(lengths: Sequence[int]) -> Groups:
-    """Short, middle and long: cut at the lengths below which a third and two thirds of them lie, ties with what is longer.
+def thirds(lengths: Sequence[int]) -> dict[str, range]:
+    """Short, middle and long: cut at the lengths below which a third and two thirds of them lie, ties with what is longer; one that has none is left out.
 
     >>> thirds([4, 5, 6, 6, 8, 9])
     {'short': range(4, 6), 'middle': range(6, 8), 'long': range(8, 10)}
     """
     ordered = sorted(lengths)
     cuts = [ordered[0], ordered[len(ordered) // 3], ordered[2 * len(ordered) // 3], ordered[-1] + 1]
-    return {name: range(first, behind) for name, (first, behind) in zip(THIRDS, pairwise(cuts), strict=True)}
+    return {name: range(first, behind) for name, (first, behind) in zip(THIRDS, pairwise(cuts), strict=True) if first < behind}
 
 
 def by_group(lengths: Sequence[int], right: Sequence[bool], groups: Mapping[str, range]) -> dict[str, Share]:

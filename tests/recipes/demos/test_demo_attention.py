@@ -93,7 +93,7 @@ def test_accuracy_by_the_length_of_the_source_by_hand():
     lengths, right = [4, 7, 8, 9, 9, 12], [True, False, True, True, False, False]
     assert thirds(lengths) == thirds(lengths[::-1]) == {"short": range(4, 8), "middle": range(8, 9), "long": range(9, 13)}
     assert by_group(lengths, right, thirds(lengths)) == {"short": Share(1, 2), "middle": Share(1, 1), "long": Share(1, 3)}
-    assert by_group([4], [True], thirds([4])) == {"long": Share(1, 1)}
+    assert thirds([4]) == {"long": range(4, 5)} and by_group([4, 5], [True, False], {"long": range(4, 5), "none": range(9, 12)}) == {"long": Share(1, 1)}
     lesson = Lesson(None, [], [HeldOut([5] * length, "") for length in lengths], ["ko>digits", "digits>en", "digits>ko", "digits>ko", "en>digits", "ko>digits"])
     assert by_thirds(lesson, right) == by_group(lengths, right, thirds(lengths))
     assert by_thirds(lesson, right, "words to digits") == {"short": Share(1, 1), "middle": Share(0, 1), "long": Share(0, 1)}  # of 4, 9 and 12 tokens
