@@ -157,7 +157,8 @@ def notes(readers: Sequence[Reader], lesson: Lesson, settings: Settings) -> list
         refused.setdefault(refusal(reader, lesson), []).append(reader.name)
     told = [f"With {' and '.join(names)} it is refused: {text}." for text, names in refused.items() if text]
     return [
-        "Numbers and their words, in English and Korean, both ways. What is measured are numbers that none has read. "
+        f"Numbers of 2 to {settings.digits} digits and their words, in English and Korean, both ways. What is measured are numbers that none has read. Short, middle and long are "
+        "thirds of the sources; words are many tokens and digits few, so what a long source asks for is to be seen on each way alone. "
         f"All saw the same {settings.max_steps:,} batches of {settings.batch} rows of like lengths, in the same order: rows are shared, not seconds, which the table tells.",
         f"{taught_by}. {settings.layers} layers of {settings.d_model} in encoder and decoder each, Adam, a cosine behind a warmup of a twentieth, no dropout. "
         "The Transformer's norms stand before its sublayers; the paper's, behind them, need a longer warmup.",
