@@ -1,6 +1,6 @@
 """What attention replaced: exact match by the length of the source of an LSTM with the context vector alone, one with attention, and a Transformer, over seeds.
 
-python benchmarks/attention_story.py                                  three seeds of all three, one after the other, on one thread: 15 minutes of CPU time
+python benchmarks/attention_story.py                                  three seeds of all three, one after the other, on one thread: 20 minutes of CPU time
 python benchmarks/attention_story.py --seeds 1 --models attention     one of them
 python benchmarks/attention_story.py --max_steps 8000                 taught for longer
 
@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -21,16 +21,18 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from seodang.recipes.demos.attention_story import (
+    PARTS,
     READERS,
     WAYS,
     Settings,
     Share,
-    by_group,
     by_length,
+    by_thirds,
     check_kinds,
     lesson_of,
     parameters,
     taught,
+    thirds,
     trainer_of,
 )
 from seodang.recipes.options.parser import command, parse
@@ -74,37 +76,67 @@ def sought(found: dict[str, Any], kind: str, settings: Settings) -> bool:
 
 
 def measured(kind: str, settings: Settings) -> dict[str, Any]:
-    """Teach a model; return how many of the held-out answers are right, and of how many, by way and length of the source, and by the digits of the number."""
+    """Teach a model; return how many of the held-out answers are right, and of how many, by part of the tasks: by way and third of the sources, and by digits."""
     lesson = lesson_of(settings)
     with tempfile.TemporaryDirectory() as folder:
         reader = taught(kind, trainer_of(kind, settings, lesson, Path(folder)), lesson)
-    shares = {way: {name: (share.right, share.count) for name, share in by_group(lesson.lengths, reader.right[way]).items()} for way in WAYS}
-    by_digits = {digits: (share.right, share.count) for digits, share in by_length(lesson.digits, reader.right["greedy"], 1).items()}
-    told = {"weights": parameters(reader.model), "seconds": reader.seconds, "shares": shares, "by_digits": by_digits}
-    return {"kind": kind, "settings": asdict(settings), **told}
+    counts = lambda shares: {name: (share.right, share.count) for name, share in shares.items()}
+    greedy = reader.right["greedy"]
+    return {
+        "kind": kind, "settings": asdict(settings), "weights": parameters(reader.model), "seconds": reader.seconds,
+        "tokens": {part: {name: (group[0], group[-1]) for name, group in thirds(lesson.of_part(part, lesson.lengths)).items()} for part in PARTS},
+        "shares": {way: {part: counts(by_thirds(lesson, reader.right[way], part)) for part in PARTS} for way in WAYS},
+        "by_digits": {part: counts(by_length(lesson.of_part(part, lesson.digits), lesson.of_part(part, greedy), 1)) for part in PARTS},
+    }  # fmt: skip
 
 
 def lines(found: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Means over the seeds with their standard deviation, as a table; and how far attention is ahead, seed by seed."""
-    groups = list(found[0]["shares"]["greedy"])
-    yield f"| | decoded | {' | '.join(groups)} | all | CPU s | weights |"
-    yield "| --- " * (len(groups) + 5) + "|"
-    for kind, name in READERS.items():
-        of_kind = [one for one in found if one["kind"] == kind]
-        for way in WAYS if of_kind else ():
-            cells = [spread([Share(*one["shares"][way][group]).value for one in of_kind]) for group in groups]
-            whole = spread([Share(*map(sum, zip(*one["shares"][way].values(), strict=True))).value for one in of_kind])
-            yield f"| {name} | {way} | {' | '.join(cells)} | {whole} | {mean(one['seconds'] for one in of_kind):.0f} | {of_kind[0]['weights']:,} |"
-    by_seed = {(one["kind"], one["settings"]["seed"]): (one["shares"]["greedy"], one["by_digits"]) for one in found}
+    """Means over the seeds with their standard deviation, as tables by part of the tasks; and how far attention is ahead, seed by seed."""
+    for part in PARTS:
+        yield f"{part}, by tokens of the source"
+        tokens = [one["tokens"][part] for one in found]
+        cuts = {name: " or ".join(dict.fromkeys("{} to {}".format(*each[name]) for each in tokens)) for name in in_all(tokens)}
+        yield from table(found, {name: f"{name}, {cut}" for name, cut in cuts.items()}, lambda one, way: one["shares"][way][part], WAYS)
+        yield f"{part}, by digits of the number"
+        digits = in_all([one["by_digits"][part] for one in found])
+        yield from table(found, dict(zip(digits, digits, strict=True)), lambda one, _: one["by_digits"][part], ["greedy"])
+    yield "CPU s of training, weights: " + ", ".join(
+        f"{name} {mean(one['seconds'] for one in some):.0f}, {some[0]['weights']:,}" for kind, name in READERS.items() if (some := of_kind(found, kind))
+    )
+    by_seed = {(one["kind"], one["settings"]["seed"]): one["shares"]["greedy"] for one in found}
     for seed in sorted({seed for _, seed in by_seed}):
         if {("context", seed), ("attention", seed)} <= by_seed.keys():
-            gains = zip(by_seed["context", seed], by_seed["attention", seed], strict=True)
-            tokens, digits = (", ".join(f"{name} {Share(*ahead[name]).value - Share(*alone[name]).value:+.3f}" for name in alone) for alone, ahead in gains)
-            yield f"seed {seed}: attention ahead by {tokens}; by digits of the number {digits}"
+            alone, ahead = by_seed["context", seed], by_seed["attention", seed]
+            gains = ({name: Share(*ahead[part][name]).value - Share(*alone[part][name]).value for name in alone[part]} for part in PARTS)
+            told = (f"{part} {', '.join(f'{name} {gain:+.3f}' for name, gain in each.items())}" for part, each in zip(PARTS, gains, strict=True))
+            yield f"seed {seed}: attention ahead by {'; '.join(told)}"
 
 
-def spread(values: Sequence[float]) -> str:
+def table(found: Sequence[dict[str, Any]], columns: Mapping[str, str], shares_of: Callable[..., dict[str, Any]], ways: Iterable[str]) -> Iterator[str]:
+    """Rows of a table: for each model and way to decode the shares that `shares_of` finds in its figures, of these names with what heads them, and that of all."""
+    yield f"| | decoded | {' | '.join(columns.values())} | all |"
+    yield "| --- " * (len(columns) + 3) + "|"
+    for kind, name in READERS.items():
+        for way in ways if of_kind(found, kind) else ():
+            shares = [shares_of(one, way) for one in of_kind(found, kind)]
+            cells = [spread([Share(*each[column]) for each in shares]) for column in columns]
+            whole = spread([Share(*map(sum, zip(*each.values(), strict=True))) for each in shares])
+            yield f"| {name} | {way} | {' | '.join([*cells, whole])} |"
+
+
+def in_all(tables: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names that all have, in the order of the first: of few questions some are asked by one seed alone."""
+    return [name for name in tables[0] if all(name in each for each in tables)]
+
+
+def of_kind(found: Sequence[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    """The figures of a model, of each seed."""
+    return [one for one in found if one["kind"] == kind]
+
+
+def spread(shares: Sequence[Share]) -> str:
     """A mean with its standard deviation over the seeds."""
+    values = [share.value for share in shares]
     return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
 
 

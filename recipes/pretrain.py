@@ -48,6 +48,7 @@ from seodang.train.pretraining.architecture import (
     kind_of,
     read_config,
     refuse_architecture,
+    refuse_sizes,
     small_config,
     untrained,
 )
@@ -81,8 +82,11 @@ class ArchitectureOptions:
         given = [name for name in ("architecture", *(each.name for each in fields(Sizes))) if getattr(self, name) is not None]
         if self.config_file is not None and given:
             raise UserError(f"config_file says all of the model: drop {given[0]}, or the file")
-        self.sizes()
-        refuse_architecture(self.model_type())
+        sizes = self.sizes()
+        if self.config_file is None:
+            refuse_sizes(self.model_type(), sizes)
+        else:
+            refuse_architecture(self.model_type())
 
     def model_type(self) -> str:
         """Which architecture it is."""

@@ -8,9 +8,9 @@ import datetime
 import hashlib
 import importlib
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from itertools import islice
+from itertools import chain, islice
 from types import ModuleType
 from typing import Any
 
@@ -22,7 +22,8 @@ TASKS = {  # shares of the training rows: what takes longer to learn has more of
 KINDS = {"dates": ("en>iso", "iso>en", "ko>iso", "iso>ko"), "numbers": ("digits>en", "en>digits", "digits>ko", "ko>digits"), "sentences": ("ko>en", "en>ko")}
 FIRST_DAY, LAST_DAY = datetime.date(1900, 1, 1), datetime.date(2099, 12, 31)
 BASIC = 100  # numbers below are the words that others are made of: they are not held out
-DIGITS = (2, 3, 4, 5, 6)  # of numbers, as many of each; the first are all below BASIC
+DIGITS = (2, 3, 4, 5, 6)  # of numbers, as many of each; those of 2 are all below BASIC
+MOST_DIGITS = 12  # the next number is a new word in both languages
 HELD_OUT = 10  # one of so many
 MOST_HELD_OUT = 5000  # rows of a task: there are no more different ones
 
@@ -50,27 +51,30 @@ Record = dict[str, str]  # task, source, target
 Value = Any  # a date, a number, or which frame with the codes of its countries: (2, "FR"), (8, "FR", "JP")
 
 
-def written_forms(count: int, heldout: int, seed: int = 0, tasks: Mapping[str, float] = TASKS) -> tuple[list[Record], list[Record]]:
+def written_forms(
+    count: int, heldout: int, seed: int = 0, tasks: Mapping[str, float] = TASKS, digits: Sequence[int] = DIGITS
+) -> tuple[list[Record], list[Record]]:
     """So many records to train on, of each task by its share, and so many held-out ones of each task, none of them twice.
 
     >>> written_forms(1, 0, tasks={"digits>ko": 1})[0]
     [{'task': 'digits>ko', 'source': 'digits>ko: 802', 'target': '팔백이'}]
 
     The same seed gives the same records; what is held out is the same for all seeds. With some 250 records or more of a task of sentences, each country is in
-    them. Raises UserError for numbers and tasks that there are not, and where a library is missing.
+    them. Numbers have so many `digits`, each as often; those of 2 are all below 100, and none of them is held out. Raises UserError for numbers and tasks that
+    there are not, and where a library is missing.
     """
-    _check(count, heldout, tasks)
+    _check(count, heldout, tasks, digits)
     total, begun, train, held = sum(tasks.values()), 0.0, [], []
     for task, share in tasks.items():
         begun, some = begun + share, len(train)
-        values = _values(task, False, random.Random(f"{seed} {task} train"))
+        values = _values(task, False, digits, random.Random(f"{seed} {task} train"))
         train += [record(task, next(values)) for _ in range(round(count * begun / total) - some)]
-        held += [record(task, value) for value in islice(_values(task, True, random.Random(f"{seed} {task} held out")), heldout)]
+        held += [record(task, value) for value in islice(_values(task, True, digits, random.Random(f"{seed} {task} held out")), heldout)]
     random.Random(seed).shuffle(train)
     return train, held
 
 
-def _check(count: int, heldout: int, tasks: Mapping[str, float]) -> None:
+def _check(count: int, heldout: int, tasks: Mapping[str, float], digits: Sequence[int]) -> None:
     if count < 1 or not 0 <= heldout <= MOST_HELD_OUT:
         raise UserError(f"give 1 record or more to train on and up to {MOST_HELD_OUT:,} held-out ones of a task, got {count} and {heldout}")
     if not tasks or any(share <= 0 for share in tasks.values()):
@@ -78,6 +82,15 @@ def _check(count: int, heldout: int, tasks: Mapping[str, float]) -> None:
     for task in tasks:
         if task not in TASKS:
             raise UserError(f"there is no task {task!r}: choose among {', '.join(TASKS)}")
+    if not digits or not all(2 <= each <= MOST_DIGITS for each in digits):
+        raise UserError(f"numbers have 2 to {MOST_DIGITS} digits, got {list(digits)}")
+    if max(digits) < 5 and (there := _held_out_numbers(digits)) < heldout and not tasks.keys().isdisjoint(KINDS["numbers"]):
+        raise UserError(f"of numbers of {' and '.join(map(str, digits))} digits {there} are held out, fewer than {heldout}: give longer ones, or hold fewer out")
+
+
+def _held_out_numbers(digits: Iterable[int]) -> int:
+    """How many numbers of so many digits are held out. From 5 digits on there are more than MOST_HELD_OUT."""
+    return sum(map(is_held_out, chain.from_iterable(range(10 ** (each - 1), 10**each) for each in set(digits))))
 
 
 def record(task: str, value: Value) -> Record:
@@ -111,9 +124,9 @@ def is_held_out(value: Value) -> bool:
 # What is drawn
 
 
-def _values(task: str, held: bool, noise: random.Random) -> Iterator[Value]:
+def _values(task: str, held: bool, digits: Sequence[int], noise: random.Random) -> Iterator[Value]:
     """Values of a task that are held out, each once; or those that are not, without end."""
-    drawn = _days(noise) if task in KINDS["dates"] else _numbers(noise) if task in KINDS["numbers"] else _sentences(held, noise)
+    drawn = _days(noise) if task in KINDS["dates"] else _numbers(digits, noise) if task in KINDS["numbers"] else _sentences(held, noise)
     seen: set[Value] = set()
     for value in drawn:
         if is_held_out(value) is held and value not in seen:
@@ -127,10 +140,10 @@ def _days(noise: random.Random) -> Iterator[datetime.date]:
         yield FIRST_DAY + datetime.timedelta(noise.randrange((LAST_DAY - FIRST_DAY).days + 1))
 
 
-def _numbers(noise: random.Random) -> Iterator[int]:
+def _numbers(digits: Sequence[int], noise: random.Random) -> Iterator[int]:
     while True:
-        digits = noise.choice(DIGITS)
-        yield noise.randrange(BASIC) if digits == DIGITS[0] else noise.randrange(10 ** (digits - 1), 10**digits)
+        count = noise.choice(digits)
+        yield noise.randrange(BASIC) if 10**count == BASIC else noise.randrange(10 ** (count - 1), 10**count)
 
 
 def _sentences(held: bool, noise: random.Random) -> Iterator[Value]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -17,7 +17,7 @@ from seodang.data.errors import UserError
 from seodang.data.seq2seq.packing import Row, pack_alike
 from seodang.data.seq2seq.records import source_target
 from seodang.data.seq2seq.rows import Seq2SeqLabeller, seq2seq_rows
-from seodang.data.seq2seq.written_forms import KINDS, written_forms
+from seodang.data.seq2seq.written_forms import KINDS, MOST_DIGITS, written_forms
 from seodang.data.text.syllable_tokenizer import syllable_tokenizer
 from seodang.infer import LSTMConfig, SamplingParams, TransformerConfig, generate
 from seodang.recipes.options.training import Arguments
@@ -29,10 +29,17 @@ from seodang.train.run.crash_safe import Provenance
 
 READERS = {"context": "LSTM, context vector alone", "attention": "LSTM with attention", "transformer": "Transformer"}
 TASKS = {task: 1.0 for task in KINDS["numbers"]}
-GROUPS = {"under 8": range(1, 8), "8 to 9": range(8, 10), "10 and more": range(10, 1000)}  # tokens of a source, its task and its end counted
+BOTH_WAYS = "both ways"
+PARTS = {  # of the tasks: a number is many tokens in words and few in digits, so a long source has a long answer on each of the two ways alone
+    BOTH_WAYS: tuple(TASKS),
+    "words to digits": tuple(task for task in TASKS if task.endswith("digits")),
+    "digits to words": tuple(task for task in TASKS if task.startswith("digits")),
+}
+THIRDS = ("short", "middle", "long")
 WAYS = {"greedy": {}, "beam 4": {"num_beams": 4}}
 TRIED_STEPS = 30
 CPU = torch.device("cpu")
+Value = TypeVar("Value")
 
 
 def told(default: Any, text: str) -> Any:
@@ -44,9 +51,10 @@ def told(default: Any, text: str) -> Any:
 class Settings:
     """How the three are taught: options. All but the learning rates, which hang on the kind, is the same for them."""
 
-    max_steps: int = told(3125, "Training steps of each model: by default each row is seen once.")
+    max_steps: int = told(4000, "Training steps of each model: by default each row is seen once.")
     batch: int = told(32, "Rows a step.")
-    rows: int = told(100_000, "Rows to train on.")
+    rows: int = told(128_000, "Rows to train on.")
+    digits: int = told(9, "Numbers have 2 digits to so many, as many of each; held out are some of 3 and more.")
     heldout: int = told(500, "Held-out numbers that are asked about, of each of the four tasks.")
     d_model: int = told(128, "Size of the hidden states of all three.")
     layers: int = told(2, "Layers of encoder and decoder each.")
@@ -59,6 +67,8 @@ class Settings:
         for name in ("max_steps", "batch", "rows", "heldout"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} must be above 0, got {getattr(self, name)}")
+        if not 3 <= self.digits <= MOST_DIGITS:
+            raise UserError(f"digits must be between 3 and {MOST_DIGITS}, got {self.digits}")
 
     def learning_rate(self, kind: str) -> float:
         """The highest one."""
@@ -95,6 +105,10 @@ class Lesson:
         """The digits of each question's number, whichever side has them, a token each: a long source may have a short answer, and the other way round."""
         asked = zip(self.questions, self.tasks, strict=True)
         return [len(question.answer) if task.endswith("digits") else len(question.prompt) - 2 for question, task in asked]  # without the task and the end
+
+    def of_part(self, part: str, values: Sequence[Value]) -> list[Value]:
+        """Of values, one a question, those of the questions of a part of the tasks."""
+        return [value for value, task in zip(values, self.tasks, strict=True) if task in PARTS[part]]
 
 
 @dataclass(frozen=True)
@@ -141,7 +155,7 @@ class Reader:
 
 def lesson_of(settings: Settings) -> Lesson:
     """Numbers and their words in English and Korean, both ways; what is held out of each task is in no seed's rows."""
-    train, held = written_forms(settings.rows, settings.heldout, settings.seed, TASKS)
+    train, held = written_forms(settings.rows, settings.heldout, settings.seed, TASKS, range(2, settings.digits + 1))
     tokenizer = syllable_tokenizer(record[side] for record in train for side in ("source", "target"))
     labeller = Seq2SeqLabeller(tokenizer, lambda target: [tokenizer.bos_token_id])  # the decoder_start_token_id of all three
     (rows, _), (asked, _) = (seq2seq_rows(map(source_target, records), labeller) for records in (train, held))
@@ -212,14 +226,31 @@ def taught(kind: str, trainer: Seq2SeqTrainer, lesson: Lesson) -> Reader:
 # What is measured
 
 
-def by_group(lengths: Sequence[int], right: Sequence[bool], groups: Mapping[str, range] = GROUPS) -> dict[str, Share]:
+def thirds(lengths: Sequence[int]) -> dict[str, range]:
+    """Short, middle and long: cut at the lengths below which a third and two thirds of them lie, ties with what is longer; one that has none is left out.
+
+    >>> thirds([4, 5, 6, 6, 8, 9])
+    {'short': range(4, 6), 'middle': range(6, 8), 'long': range(8, 10)}
+    """
+    ordered = sorted(lengths)
+    cuts = [ordered[0], ordered[len(ordered) // 3], ordered[2 * len(ordered) // 3], ordered[-1] + 1]
+    return {name: range(first, behind) for name, (first, behind) in zip(THIRDS, pairwise(cuts), strict=True) if first < behind}
+
+
+def by_group(lengths: Sequence[int], right: Sequence[bool], groups: Mapping[str, range]) -> dict[str, Share]:
     """The shares that are right, by the group that the length of a source is in; a group of none is left out.
 
-    >>> by_group([4, 7, 8, 9, 12], [True, False, True, True, False])["8 to 9"]
+    >>> by_group([4, 7, 8, 9, 12], [True, False, True, True, False], {"short": range(4, 8), "long": range(8, 10)})["long"]
     Share(right=2, count=2)
     """
     found = {name: [each for length, each in zip(lengths, right, strict=True) if length in group] for name, group in groups.items()}
     return {name: Share(sum(some), len(some)) for name, some in found.items() if some}
+
+
+def by_thirds(lesson: Lesson, right: Sequence[bool], part: str = BOTH_WAYS) -> dict[str, Share]:
+    """The shares of a part of the tasks that are right, by how long its sources are among themselves."""
+    lengths = lesson.of_part(part, lesson.lengths)
+    return by_group(lengths, lesson.of_part(part, right), thirds(lengths))
 
 
 def by_length(lengths: Sequence[int], right: Sequence[bool], least: int) -> dict[int, Share]:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -22,6 +23,8 @@ from seodang.data.errors import UserError
 from seodang.infer.explain.attention_map import cross_attention_maps
 from seodang.infer.text.token_labels import TokenLabels
 from seodang.recipes.demos.attention_story import (
+    BOTH_WAYS,
+    PARTS,
     READERS,
     TASKS,
     WAYS,
@@ -30,14 +33,15 @@ from seodang.recipes.demos.attention_story import (
     Settings,
     Share,
     Times,
-    by_group,
     by_length,
+    by_thirds,
     check_kinds,
     lesson_of,
     parameters,
     refusal,
     step_seconds,
     taught,
+    thirds,
     token_seconds,
     trainer_of,
 )
@@ -51,6 +55,7 @@ FLOOR = 2000  # steps that a slow machine makes all the same: with fewer no alig
 LENGTHS = (8, 16, 32, 64, 128, 256)  # of rows whose training is timed
 REPEATS = 5  # timed passes
 DRAWN = ("en>digits", "digits>ko")  # tasks of which an answer's attention is drawn
+ALIKE = [part for part in PARTS if part != BOTH_WAYS]  # tasks whose answers grow with their sources
 LEAST = 20  # held-out sources of a length that is a point of the curve
 
 
@@ -86,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{READERS[kind]}: {parameters(trainer.model):,} weights, {how}", flush=True)
         readers.append(taught(kind, trainer, lesson))
     times = timed(trainers, options.timed_tokens)
-    console.print(accuracy_table(readers, lesson), *(time_table(how, found) for how, found in times.items()))
+    console.print(*(accuracy_table(readers, lesson, part) for part in PARTS), *(time_table(how, found) for how, found in times.items()))
     page = write_story(folder, readers, lesson, times, notes(readers, lesson, settings))
     print(*figures(readers, lesson), f"all of it took {time.perf_counter() - began:.0f} s", page, sep="\n")
     return 0
@@ -101,29 +106,30 @@ def within(options: DemoOptions, settings: Settings, lesson: Lesson) -> Settings
 # What came of it
 
 
-def accuracy_table(readers: Sequence[Reader], lesson: Lesson) -> Table:
-    """Exact match by the length of the source, a line a model and way to decode."""
-    head, *rows = accuracy_rows(readers, lesson)
-    drawn = Table(*head, title="exact match on held-out numbers, by tokens of the source, with standard errors")
+def accuracy_table(readers: Sequence[Reader], lesson: Lesson, part: str) -> Table:
+    """Exact match on a part of the tasks by the length of the source, a line a model and way to decode."""
+    head, *rows = accuracy_rows(readers, lesson, part)
+    drawn = Table(*head, title=f"exact match on held-out numbers, {part}, by tokens of the source, with standard errors")
     for row in rows:
         drawn.add_row(*row)
     return drawn
 
 
-def accuracy_rows(readers: Sequence[Reader], lesson: Lesson) -> list[tuple[str, ...]]:
+def accuracy_rows(readers: Sequence[Reader], lesson: Lesson, part: str) -> list[tuple[str, ...]]:
     """The same as texts, the names of the columns first."""
-    counts = {name: share.count for name, share in by_group(lesson.lengths, [True] * len(lesson.lengths)).items()}
-    rows = [("", "decoded", *(f"{name} (n={count})" for name, count in counts.items()), "all", "CPU s of training")]
+    tokens, counts = thirds(lesson.of_part(part, lesson.lengths)), by_thirds(lesson, [True] * len(lesson.lengths), part)
+    columns = (f"{name}: {tokens[name][0]} to {tokens[name][-1]} (n={share.count})" for name, share in counts.items())
+    rows = [("", "decoded", *columns, "all", "CPU s of training")]
     for reader in readers:
         for way in WAYS:
-            shares = by_group(lesson.lengths, reader.right[way])
-            rows.append((reader.name, way, *map(str, shares.values()), str(whole(reader, way)), f"{reader.seconds:.0f}"))
+            shares = by_thirds(lesson, reader.right[way], part)
+            rows.append((reader.name, way, *map(str, shares.values()), str(whole(lesson.of_part(part, reader.right[way]))), f"{reader.seconds:.0f}"))
     return rows
 
 
-def whole(reader: Reader, way: str) -> Share:
-    """The share of all questions that are right."""
-    return Share(sum(reader.right[way]), len(reader.right[way]))
+def whole(right: Sequence[bool]) -> Share:
+    """The share of all that are right."""
+    return Share(sum(right), len(right))
 
 
 def timed(trainers: Mapping[str, Seq2SeqTrainer], tokens: int) -> dict[str, Times]:
@@ -151,7 +157,8 @@ def notes(readers: Sequence[Reader], lesson: Lesson, settings: Settings) -> list
         refused.setdefault(refusal(reader, lesson), []).append(reader.name)
     told = [f"With {' and '.join(names)} it is refused: {text}." for text, names in refused.items() if text]
     return [
-        "Numbers and their words, in English and Korean, both ways. What is measured are numbers that none has read. "
+        f"Numbers of 2 to {settings.digits} digits and their words, in English and Korean, both ways. What is measured are numbers that none has read. Short, middle and long are "
+        "thirds of the sources; words are many tokens and digits few, so what a long source asks for is to be seen on each way alone. "
         f"All saw the same {settings.max_steps:,} batches of {settings.batch} rows of like lengths, in the same order: rows are shared, not seconds, which the table tells.",
         f"{taught_by}. {settings.layers} layers of {settings.d_model} in encoder and decoder each, Adam, a cosine behind a warmup of a twentieth, no dropout. "
         "The Transformer's norms stand before its sublayers; the paper's, behind them, need a longer warmup.",
@@ -161,9 +168,10 @@ def notes(readers: Sequence[Reader], lesson: Lesson, settings: Settings) -> list
 
 def write_story(folder: Path, readers: Sequence[Reader], lesson: Lesson, times: Mapping[str, Times], told: Sequence[str]) -> Path:
     """Write the page; return its path."""
+    by = [("length of the source", part, "source tokens", lesson.lengths) for part in ALIKE] + [("length of the number", BOTH_WAYS, "digits", lesson.digits)]
     curves = [
-        (Chart(f"Accuracy by the {what}", "exact match, greedy, with standard errors", over=over), accuracy_lines(readers, lengths))
-        for what, over, lengths in (("length of the source", "source tokens", lesson.lengths), ("length of the number", "digits", lesson.digits))
+        (Chart(f"Accuracy by the {what}, {part}", "exact match, greedy, with standard errors", over=over), accuracy_lines(readers, lesson, part, lengths))
+        for what, part, over, lengths in by
     ]
     for how, found in times.items():
         curves.append((Chart(f"Training time a token, {how}", "microseconds, forward and backward", over="tokens of a row"), time_lines(found)))
@@ -171,15 +179,15 @@ def write_story(folder: Path, readers: Sequence[Reader], lesson: Lesson, times: 
         folder / "page.html", {reader.name: Path(reader.trainer.args.output_dir) for reader in readers}, title="What attention replaced", notes=told,
         figures=[line.split(None, 1) for line in figures(readers, lesson)], curves=[(chart, lines) for chart, lines in curves if lines],
         pictures=list(attention_pictures([reader for reader in readers if reader.kind != "context"], lesson)),
-        tables={"Exact match by tokens of the source": accuracy_rows(readers, lesson)},
+        tables={f"Exact match by tokens of the source, {part}": accuracy_rows(readers, lesson, part) for part in PARTS},
     )  # fmt: skip
 
 
-def accuracy_lines(readers: Sequence[Reader], lengths: Sequence[int]) -> list[Line]:
-    """A curve a model over the questions' lengths."""
+def accuracy_lines(readers: Sequence[Reader], lesson: Lesson, part: str, lengths: Sequence[int]) -> list[Line]:
+    """A curve a model over the lengths, one a question, of a part of the tasks."""
     lines = []
     for reader in readers:
-        shares = by_length(lengths, reader.right["greedy"], LEAST)
+        shares = by_length(lesson.of_part(part, lengths), lesson.of_part(part, reader.right["greedy"]), LEAST)
         values, errors = [share.value for share in shares.values()], [share.error for share in shares.values()]
         lines += [Line(reader.name, list(shares), values, place_of(reader.kind), place_of(reader.kind), errors)] if shares else []
     return lines
@@ -227,15 +235,19 @@ def drawn_place(readers: Sequence[Reader], lesson: Lesson, task: str) -> int:
 
 def figures(readers: Sequence[Reader], lesson: Lesson) -> Iterator[str]:
     """The figures in a line each, for people and for scripts."""
-    shares = {reader.kind: by_group(lesson.lengths, reader.right["greedy"]) for reader in readers}
-    by_digits = {reader.kind: by_length(lesson.digits, reader.right["greedy"], 1) for reader in readers}
+    shares = {reader.kind: {part: by_thirds(lesson, reader.right["greedy"], part) for part in PARTS} for reader in readers}
     for reader in readers:
-        groups = ", ".join(f"{name} {share}" for name, share in shares[reader.kind].items())
-        yield f"{reader.kind:<16}{groups}; beam 4 {whole(reader, 'beam 4')}; {reader.seconds:.0f} s of CPU time"
+        groups = ", ".join(f"{name} {share}" for name, share in shares[reader.kind][BOTH_WAYS].items())
+        yield f"{reader.kind:<16}{groups}; beam 4 {whole(reader.right['beam 4'])}; {reader.seconds:.0f} s of CPU time"
     if {"context", "attention"} <= shares.keys():
-        ahead = ", ".join(f"{name} {share.value - shares['context'][name].value:+.3f}" for name, share in shares["attention"].items())
-        more = ", ".join(f"{digits} {share.value - by_digits['context'][digits].value:+.3f}" for digits, share in by_digits["attention"].items())
-        yield f"{'ahead':<16}attention before the context vector alone: {ahead}; by digits of the number: {more}"
+        by_digits = {reader.kind: by_length(lesson.digits, reader.right["greedy"], 1) for reader in readers}
+        told = [f"{part}: {gains(shares['context'][part], shares['attention'][part])}" for part in PARTS]
+        yield f"{'ahead':<16}attention before the context vector alone, {'; '.join(told)}; by digits of the number: {gains(by_digits['context'], by_digits['attention'])}"
+
+
+def gains(alone: Mapping[Any, Share], ahead: Mapping[Any, Share]) -> str:
+    """How far one is ahead of another, group by group."""
+    return ", ".join(f"{name} {share.value - alone[name].value:+.3f}" for name, share in ahead.items())
 
 
 if __name__ == "__main__":

@@ -134,7 +134,7 @@ FIRST: dict[str, dict[str, str]] = {
         "run": "output_dir max_steps minutes learning_rate seed",
     },
     "demo-attention": {
-        "models": "models d_model layers heads lstm_learning_rate transformer_learning_rate", "data": "rows batch heldout",
+        "models": "models d_model layers heads lstm_learning_rate transformer_learning_rate", "data": "rows digits batch heldout",
         "run": "output_dir max_steps minutes timed_tokens seed",
     },
 }  # fmt: skip

@@ -120,6 +120,27 @@ def test_an_encoder_decoder_from_nothing_fills_in_spans_and_goes_on(text, tmp_pa
     assert logged(again)[0] < logged(out)[0] - 1  # begins where the other ended
 
 
+@pytest.mark.parametrize("name", ["seodang_transformer", "seodang_lstm"])
+def test_an_encoder_decoder_of_our_own_from_nothing_is_loaded_spoken_with_and_goes_on(name, text, tmp_path, capsys):
+    out, again, file = tmp_path / "out", tmp_path / "again", tmp_path / "config.json"
+    file.write_text(json.dumps({"model_type": name, "d_model": 16, "num_layers": 1, "attention": "dot"}))
+    sizes = [*SMALL[2:8], "--architecture", name] if name == "seodang_transformer" else ["--config_file", file]
+    common = ["--data", text, "--documents", "line", "--eval_fraction", 0.1, "--max_length", 32, "--save_strategy", "no", "--eval_strategy", "steps", *QUICK]
+    argv = [*common, *sizes, "--vocab_size", 380, "--output_dir", out, "--max_steps", 20, "--eval_steps", 10]
+    assert pretrain.main(list(map(str, argv))) == 0
+    printed, losses = capsys.readouterr().out, logged(out, "eval_loss")
+    assert ("layout          padded" in printed) is (name == "seodang_lstm") and losses[1] < losses[0] < 6
+    model, loading = AutoModelForSeq2SeqLM.from_pretrained(out, output_loading_info=True)
+    spoken, config = AutoTokenizer.from_pretrained(out), model.config
+    assert not loading["missing_keys"] and (config.model_type, config.d_model, config.num_hidden_layers, config.vocab_size) == (name, 16, 1, 380)
+    assert getattr(config, "attention", None) == ("dot" if name == "seodang_lstm" else None)
+    assert generate.main([str(out), "the little <extra_id_0> learns", "--raw", "--max_new_tokens", "6", "--device", "cpu", "--dtype", "float32"]) == 0
+    plain = model.generate(torch.tensor([spoken("the little <extra_id_0> learns")["input_ids"]]), max_new_tokens=6, do_sample=False)[0, 1:]
+    assert capsys.readouterr().out.strip("\n") == spoken.decode([id for id in plain.tolist() if id > 1]).strip("\n")
+    assert pretrain.main(list(map(str, [*common, "--model", out, "--max_steps", 1, "--output_dir", again]))) == 0
+    assert logged(again)[0] < logged(out)[0] - 0.5  # begins where the other ended
+
+
 def test_rows_as_long_as_a_decoders_positions_are_trained_on_and_shown(text, tmp_path, capsys):
     out = tmp_path / "out"
     common = ["--data", text, "--documents", "file", "--eval_data", text, "--max_steps", 2, "--save_strategy", "no", "--eval_strategy", "steps", "--eval_steps", 2]
@@ -233,6 +254,8 @@ def test_documents_without_tokens_do_not_change_which_are_held_out(tmp_path, kin
         (["--architecture", "t5", "--eval_fraction", "0.1", "--sample_prompts", "the"], "sample_prompts are continued by decoders, and an encoder-decoder is trained"),
         (["--architecture", "t5", "--vocab_size", "380", "--documents", "file", "--max_length", "900", "--noise_density", "0.5", "--mean_noise_span_length", "1"], "raise --mean_noise_span_length"),
         (["--architecture", "longt5"], "architecture longt5 is an encoder-decoder, of which these are trained from nothing here: bart, "),
+        (["--architecture", "seodang_lstm"], "seodang_lstm has no heads in its config: write a config.json for it, and name it with --config_file"),
+        (["--architecture", "seodang_transformer", "--key_value_heads", "1"], "seodang_transformer has as many heads of keys and values as others"),
         (["--num_train_epochs", "0"], "num_train_epochs 0.0: nothing would be trained"),
         (["--limit_alphabet", "50"], "limit_alphabet is of --kind wordpiece"),
     ],

@@ -29,6 +29,8 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from ...data.errors import UserError
+from ...infer.architectures.lstm import LSTMConfig
+from ...infer.architectures.transformer import TransformerConfig
 
 DECODER, ENCODER, ENCODER_DECODER = "decoder", "encoder", "encoder-decoder"
 SUGGESTED = "llama, qwen3, gpt2 (decoders), bert, modernbert (encoders), t5, bart (both)"
@@ -43,7 +45,9 @@ OF_BOTH_SIDES = {  # what encoder-decoders call it: all that a config has are se
     "intermediate": ("d_ff", "encoder_ffn_dim", "decoder_ffn_dim"), "positions": ("max_position_embeddings",),
 }  # fmt: skip
 # The others bring what a size does not say: experts, windows, local attention, an attention of several streams, a second tokenizer, sound.
-ENCODER_DECODERS = ("bart", "blenderbot", "blenderbot-small", "m2m_100", "marian", "mbart", "mt5", "mvp", "pegasus", "plbart", "t5", "umt5")
+ENCODER_DECODERS = (
+    "bart", "blenderbot", "blenderbot-small", "m2m_100", "marian", "mbart", "mt5", "mvp", "pegasus", "plbart", "t5", "umt5", TransformerConfig.model_type, LSTMConfig.model_type,
+)  # fmt: skip
 BEHIND_PADDING = ("camembert", "data2vec-text", "esm", "ibert", "longformer", "luke", "mpnet", "xmod")  # and all whose name says roberta
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
 ENDS = ("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
@@ -77,7 +81,7 @@ class Sizes:
 
 def kind_of(model_type: str) -> str:
     """What an architecture is trained to do: DECODER continues a text, ENCODER fills in masked tokens, ENCODER_DECODER writes what is hidden of a text."""
-    if model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES and CONFIG_MAPPING[model_type].is_encoder_decoder:
+    if model_type in ENCODER_DECODERS or model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES and CONFIG_MAPPING[model_type].is_encoder_decoder:
         return ENCODER_DECODER
     return ENCODER if model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else DECODER
 
@@ -88,19 +92,13 @@ def small_config(architecture: str, sizes: Sizes, tokenizer: PreTrainedTokenizer
     An encoder-decoder has as many layers on each side. What the sizes do not say is as transformers has it. Raises UserError for an architecture that
     there is not, that is none of text alone, or that has no such size.
     """
-    refuse_architecture(architecture)
-    with quiet_ids():
-        known = AutoConfig.for_model(architecture)
-    both = kind_of(architecture) == ENCODER_DECODER
+    refuse_sizes(architecture, sizes)
+    known, both = _by_default(architecture), kind_of(architecture) == ENCODER_DECODER
     given = {
         "hidden_size": sizes.hidden_size, "layers": sizes.layers, "heads": sizes.heads, "key_value_heads": sizes.key_value_heads or sizes.heads,
         "head_size": sizes.hidden_size // sizes.heads, "intermediate": sizes.intermediate or _in_proportion(known, sizes.hidden_size), "positions": _positions(architecture, tokenizer, positions),
     }  # fmt: skip
     named = {name: value for size, value in given.items() for name in _names_of(known, size, both)}
-    if missing := [size for size in ("hidden_size", "layers") if not _names_of(known, size, both)]:
-        raise UserError(f"architecture {architecture} has no {missing[0]} in its config: write a config.json for it, and name it with --config_file")
-    if sizes.key_value_heads is not None and not _names_of(known, "key_value_heads", both):
-        raise UserError(f"architecture {architecture} has as many heads of keys and values as others: leave key_value_heads out")
     named |= {"tie_word_embeddings": tied, **of_tokenizer(tokenizer)}
     if both:
         named |= _ends_of(known, tokenizer)
@@ -137,17 +135,33 @@ def read_config(path: str) -> dict[str, Any]:
 
 def refuse_architecture(name: str) -> None:
     """Raise UserError for an architecture that transformers does not have, or that is no decoder or encoder of text, or both, that is trained here."""
+    if name in ENCODER_DECODERS:
+        return
     if name not in CONFIG_MAPPING_NAMES:
         near = difflib.get_close_matches(name, [*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_MASKED_LM_MAPPING_NAMES, *ENCODER_DECODERS], n=1)
         raise UserError(f"architecture {name!r} is not known: " + (f"did you mean {near[0]}?" if near else f"try {SUGGESTED}"))
-    if name in ENCODER_DECODERS:
-        return
     if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and name not in MODEL_FOR_MASKED_LM_MAPPING_NAMES and kind_of(name) != ENCODER_DECODER:
         raise UserError(f"architecture {name} neither continues a text nor fills one in: try {SUGGESTED}")
     with quiet_ids():
         other = kind_of(name) == ENCODER_DECODER or AutoConfig.for_model(name).is_encoder_decoder
     if other:
         raise UserError(f"architecture {name} is an encoder-decoder, of which these are trained from nothing here: {', '.join(ENCODER_DECODERS)}")
+
+
+def refuse_sizes(architecture: str, sizes: Sizes) -> None:
+    """Raise UserError for an architecture as `refuse_architecture` does, and for one that a few sizes do not say, or that has no such size."""
+    refuse_architecture(architecture)
+    known, both = _by_default(architecture), kind_of(architecture) == ENCODER_DECODER
+    if missing := [size for size in ("hidden_size", "layers", *(["heads"] if both else [])) if not _names_of(known, size, both)]:
+        raise UserError(f"architecture {architecture} has no {missing[0]} in its config: write a config.json for it, and name it with --config_file")
+    if sizes.key_value_heads is not None and not _names_of(known, "key_value_heads", both):
+        raise UserError(f"architecture {architecture} has as many heads of keys and values as others: leave key_value_heads out")
+
+
+def _by_default(architecture: str) -> PreTrainedConfig:
+    """The config that an architecture has by itself."""
+    with quiet_ids():
+        return AutoConfig.for_model(architecture)
 
 
 def untrained(config: PreTrainedConfig, seed: int, dtype: torch.dtype, device: torch.device, kind: type | None = None) -> PreTrainedModel:

@@ -91,6 +91,27 @@ def test_every_country_is_trained_in_both_directions_and_all_lengths_of_numbers(
     assert set(lengths) == {1, 2, 3, 4, 5, 6} and all(lengths[digits] > 70 for digits in (2, 3, 4, 5, 6))
 
 
+def test_numbers_have_the_digits_asked_for_as_many_of_each():
+    train, held = written_forms(900, 60, tasks={"digits>en": 1}, digits=(2, 5, 9))
+    lengths = Counter(len(each["source"].split()[1]) for each in train)
+    assert lengths[1] + lengths[2] + lengths[5] + lengths[9] == 900 and all(250 < count < 350 for count in (lengths[1] + lengths[2], lengths[5], lengths[9]))
+    assert {len(each["source"].split()[1]) for each in held} == {5, 9}
+    assert record("ko>digits", 123_456_789) == {"task": "ko>digits", "source": "ko>digits: 일억 이천삼백사십오만 육천칠백팔십구", "target": "123456789"}
+    there = sum(map(is_held_out, range(100, 1000)))
+    held = written_forms(1, there, tasks={"digits>ko": 1}, digits=(2, 3))[1]
+    assert sorted(int(each["source"].split()[1]) for each in held) == [number for number in range(100, 1000) if is_held_out(number)]
+    assert written_forms(1, 5, tasks={"ko>iso": 1}, digits=(2,))[1]  # dates have none
+
+
+@pytest.mark.parametrize(
+    ("digits", "told"),
+    [((), r"2 to 12 digits, got \[\]"), ((1, 3), r"got \[1, 3\]"), ((13,), r"got \[13\]"), ((2,), "of numbers of 2 digits 0 are held out, fewer than 500"), ((2, 3), "of 2 and 3 digits")],
+)
+def test_digits_that_numbers_cannot_have_or_too_few_are_held_out_of_are_told(digits, told):
+    with pytest.raises(UserError, match=told):
+        written_forms(1, 500, tasks={"digits>ko": 1}, digits=digits)
+
+
 def name(form, code):
     """A country's name without its article, out of a sentence that it stands in alone."""
     before, after = FRAMES[0][form == "en"].split("{a}")

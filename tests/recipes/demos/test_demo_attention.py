@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,18 @@ from seodang.data.seq2seq.packing import lengths_of
 from seodang.infer.checkpoint.manifest import verify
 from seodang.infer.text.token_labels import TokenLabels
 from seodang.recipes.demos import attention_story, demo_attention
-from seodang.recipes.demos.attention_story import Lesson, Settings, Share, by_group, by_length, lesson_of, token_seconds, trainer_of
+from seodang.recipes.demos.attention_story import (
+    Lesson,
+    Settings,
+    Share,
+    by_group,
+    by_length,
+    by_thirds,
+    lesson_of,
+    thirds,
+    token_seconds,
+    trainer_of,
+)
 from seodang.recipes.demos.demo_attention import Reader, drawn_place, figures
 from seodang.train.rollouts.eval_generation import HeldOut
 
@@ -43,12 +55,13 @@ def test_the_demo_draws_three_models_on_a_page_with_the_weights_of_their_forward
     assert demo_attention.main([*asked, "--max_steps", "400", "--minutes", "0.0001", "--timed_tokens", "16", "--output_dir", str(out)]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("this takes up to 10 minutes") and printed.count("6 steps of 8 rows") == 3 and str(out / "page.html") in printed
-    assert [line.split()[0] for line in printed.splitlines() if re.match(r"\w+ .*under 8 ", line)] == ["context", "attention", "transformer", "ahead"]
+    assert [line.split()[0] for line in printed.splitlines() if re.match(r"\w+ .*short ", line)] == ["context", "attention", "transformer", "ahead"]
     page = (out / "page.html").read_text(encoding="utf-8")
     assert "<script" not in page and not re.search(r'\s(src|href)="', page) and "prefers-color-scheme: dark" in page
     titles = re.findall(r"<h3>([^<]*?) ?<", page)
-    assert titles[:3] == ["Accuracy by the length of the source", "Accuracy by the length of the number", "Training time a token, one thread, CPU time"]
-    assert len(titles) == 4 + 2 * 2 + 2  # the loss; a map a model and source; two heads
+    assert titles[:4] == ["Accuracy by the length of the source, words to digits", "Accuracy by the length of the source, digits to words",
+                          "Accuracy by the length of the number, both ways", "Training time a token, one thread, CPU time"]  # fmt: skip
+    assert len(titles) == 5 + 2 * 2 + 2  # the loss; a map a model and source; two heads
     assert "With LSTM, context vector alone and LSTM with attention it is refused: strategy &#39;assisted&#39; needs truncate" in page
     for kind, name in (("attention", "LSTM with attention"), ("transformer", "Transformer, layer 1, mean of 2 heads")):
         verify(out / kind)
@@ -78,10 +91,24 @@ def test_all_models_are_taught_the_same_batches_in_the_same_order(tmp_path):
 
 def test_accuracy_by_the_length_of_the_source_by_hand():
     lengths, right = [4, 7, 8, 9, 9, 12], [True, False, True, True, False, False]
-    assert by_group(lengths, right) == {"under 8": Share(1, 2), "8 to 9": Share(2, 3), "10 and more": Share(0, 1)}
-    assert by_group([4], [True]) == {"under 8": Share(1, 1)}
+    assert thirds(lengths) == thirds(lengths[::-1]) == {"short": range(4, 8), "middle": range(8, 9), "long": range(9, 13)}
+    assert by_group(lengths, right, thirds(lengths)) == {"short": Share(1, 2), "middle": Share(1, 1), "long": Share(1, 3)}
+    assert thirds([4]) == {"long": range(4, 5)} and by_group([4, 5], [True, False], {"long": range(4, 5), "none": range(9, 12)}) == {"long": Share(1, 1)}
+    lesson = Lesson(None, [], [HeldOut([5] * length, "") for length in lengths], ["ko>digits", "digits>en", "digits>ko", "digits>ko", "en>digits", "ko>digits"])
+    assert by_thirds(lesson, right) == by_group(lengths, right, thirds(lengths))
+    assert by_thirds(lesson, right, "words to digits") == {"short": Share(1, 1), "middle": Share(0, 1), "long": Share(0, 1)}  # of 4, 9 and 12 tokens
+    assert by_thirds(lesson, right, "digits to words") == {"short": Share(0, 1), "middle": Share(1, 1), "long": Share(1, 1)}
     assert by_length(lengths, right, least=2) == {9: Share(1, 2)}
     assert Share(9, 100).value == 0.09 and Share(9, 100).error == pytest.approx((0.09 * 0.91 / 100) ** 0.5) and str(Share(1, 4)) == "0.250 ± 0.217"
+
+
+def test_numbers_have_as_many_digits_as_asked_for_and_each_count_is_asked_about_as_often():
+    lesson = lesson_of(Settings(rows=300, heldout=140, digits=9))
+    counts = Counter(lesson.digits)
+    assert set(counts) == {3, 4, 5, 6, 7, 8, 9} and all(50 < count < 110 for count in counts.values())  # 80 each but for chance
+    assert {len(each) for each in (lesson.of_part("digits to words", lesson.lengths), lesson.of_part("words to digits", lesson.lengths))} == {280}
+    assert lesson.of_part("digits to words", lesson.lengths) == [digits + 2 for digits in lesson.of_part("digits to words", lesson.digits)]
+    assert set(lesson_of(Settings(rows=300, heldout=20, digits=3)).digits) == {3}
 
 
 def readers_of(right: dict[str, list[bool]]) -> list[Reader]:
@@ -95,9 +122,12 @@ def test_how_far_attention_is_ahead_and_which_answer_is_drawn_by_hand():
     readers = readers_of({"context": [True, True, False, False, False], "attention": [True, True, True, True, False]})
     told = [*figures(readers, lesson)]
     assert told[0].split(maxsplit=1) == [
-        "context", "under 8 1.000 ± 0.000, 8 to 9 0.500 ± 0.354, 10 and more 0.000 ± 0.000; beam 4 1.000 ± 0.000; 7 s of CPU time",
+        "context", "short 1.000 ± 0.000, middle 0.500 ± 0.354, long 0.000 ± 0.000; beam 4 1.000 ± 0.000; 7 s of CPU time",
     ]  # fmt: skip
-    assert told[2].endswith("alone: under 8 +0.000, 8 to 9 +0.500, 10 and more +0.500; by digits of the number: 3 +1.000, 4 +0.000, 5 +0.000, 7 +0.500")
+    assert told[2].split("alone, ")[1] == (
+        "both ways: short +0.000, middle +0.500, long +0.500; words to digits: middle +1.000, long +0.000; "
+        "digits to words: short +0.000, long +0.500; by digits of the number: 3 +1.000, 4 +0.000, 5 +0.000, 7 +0.500"
+    )  # fmt: skip
     assert [drawn_place(readers, lesson, task) for task in ("digits>ko", "ko>digits", "digits>en")] == [1, 3, 2]
 
 
@@ -124,7 +154,7 @@ def test_time_a_token_is_the_median_of_the_passes_behind_the_first(monkeypatch):
     ("words", "told"),
     [
         (["--models", "gru"], "no model 'gru': choose among context, attention, transformer"), (["--minutes", "0"], "minutes must be above 0"),
-        (["--batch", "0"], "batch must be above 0"),
+        (["--batch", "0"], "batch must be above 0"), (["--digits", "2"], "digits must be between 3 and 12, got 2"),
     ],  # fmt: skip
 )
 def test_values_that_make_no_sense_are_refused(words, told, capsys):

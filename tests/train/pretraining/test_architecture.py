@@ -66,7 +66,7 @@ def test_sizes_that_do_not_go_together_are_refused(sizes, message):
 
 
 def test_architectures_that_neither_continue_nor_fill_in_text_are_refused(tokenizers):
-    for name, message in (("lama", "'lama' is not known: did you mean llama"), ("vit", "neither continues"), ("led", "is an encoder-decoder, of which these are trained from nothing here: bart, "), ("encoder-decoder", "is an encoder-decoder"), ("whisper", "is an encoder-decoder"), ("umt4", "did you mean umt5")):
+    for name, message in (("lama", "'lama' is not known: did you mean llama"), ("vit", "neither continues"), ("led", "is an encoder-decoder, of which these are trained from nothing here: bart, "), ("encoder-decoder", "is an encoder-decoder"), ("whisper", "is an encoder-decoder"), ("umt4", "did you mean umt5"), ("seodang_transfomer", "did you mean seodang_transformer")):
         with pytest.raises(UserError, match=message):
             refuse_architecture(name)
     with pytest.raises(UserError, match="gpt2 has as many heads of keys and values as others"):
@@ -92,18 +92,19 @@ def test_of_a_file_the_config_counts_and_the_vocabulary_is_the_tokenizers(tokeni
 PAD, EOS = 0, 1
 
 
-@pytest.mark.parametrize("name", ENCODER_DECODERS)
+@pytest.mark.parametrize("name", sorted({*ENCODER_DECODERS} - {"seodang_lstm"}))
 def test_an_encoder_decoder_has_the_sizes_on_both_sides_and_begins_and_ends_as_its_kind_does(name, tokenizers):
     model, tokenizer = build(name, tokenizers)
     config, settings = model.config, model.generation_config
     assert kind_of(name) == "encoder-decoder" and config.is_encoder_decoder and model.get_input_embeddings().weight.shape == (364, 32)
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     encoder, decoder = model.get_encoder(), model.get_decoder()
-    t5 = hasattr(config, "d_kv")
+    t5, bart = hasattr(config, "d_kv"), hasattr(config, "encoder_ffn_dim")
     assert [len(stack.block if t5 else stack.layers) for stack in (encoder, decoder)] == [2, 2]
-    assert (config.d_kv if t5 else 32 // config.encoder_attention_heads, config.num_attention_heads) == (8, 4)
-    assert (config.d_ff if t5 else config.encoder_ffn_dim, 4 if t5 else config.decoder_attention_heads) == ({"mt5": 64, "umt5": 64}.get(name, 128), 4)
-    starts = {"t5": PAD, "mt5": PAD, "umt5": PAD, "pegasus": PAD, "marian": PAD, "blenderbot": PAD, "blenderbot-small": PAD}  # the latter two: bos, which there is none of
+    assert (config.d_kv if t5 else 32 // config.num_attention_heads, config.num_attention_heads) == (8, 4)
+    assert config.encoder_ffn_dim == config.decoder_ffn_dim if bart else config.num_heads == 4
+    assert (config.encoder_ffn_dim if bart else config.d_ff, config.decoder_attention_heads if bart else 4) == ({"mt5": 64, "umt5": 64}.get(name, 128), 4)
+    starts = {"t5": PAD, "seodang_transformer": PAD, "mt5": PAD, "umt5": PAD, "pegasus": PAD, "marian": PAD, "blenderbot": PAD, "blenderbot-small": PAD}  # the latter two: bos, which there is none of
     assert config.decoder_start_token_id == settings.decoder_start_token_id == starts.get(name, EOS)
     assert (settings.eos_token_id, settings.pad_token_id, config.pad_token_id) == (EOS, PAD, PAD) and settings.forced_eos_token_id in (None, EOS)
     ids = torch.randint(3, 264, (1, 24))
@@ -118,7 +119,10 @@ def test_sizes_that_an_encoder_decoder_has_no_room_for_are_refused(tokenizers):
     assert small_config("bart", Sizes(32, 2, 4), tokenizer, 24, tied=False).tie_word_embeddings is False
     with pytest.raises(UserError, match="t5 has as many heads of keys and values as others"):
         small_config("t5", Sizes(32, 2, 4, key_value_heads=2), tokenizer, 24)
-    assert small_config("t5", Sizes(32, 2, 4, intermediate=40), tokenizer, 24).d_ff == 40
+    for name in ("t5", "seodang_transformer"):
+        assert small_config(name, Sizes(32, 2, 4, intermediate=40), tokenizer, 24).d_ff == 40
+    with pytest.raises(UserError, match="seodang_lstm has no heads in its config: write a config.json for it, and name it with --config_file"):
+        small_config("seodang_lstm", Sizes(32, 2, 4), tokenizer, 24)
 
 
 def test_of_an_encoder_decoders_file_no_id_is_taken(tokenizers, tmp_path):
@@ -128,3 +132,19 @@ def test_of_an_encoder_decoders_file_no_id_is_taken(tokenizers, tmp_path):
     config = config_of_file(str(tmp_path), tokenizers["encoder-decoder"])
     assert (config.encoder_layers, config.decoder_layers, config.vocab_size) == (1, 3, 364)
     assert (config.decoder_start_token_id, config.forced_eos_token_id, getattr(config, "forced_bos_token_id", None)) == (EOS, EOS, None)
+
+
+def test_of_a_file_of_our_own_architectures_what_sizes_do_not_say_is_taken(tokenizers, tmp_path):
+    ours = {
+        "seodang_lstm": {"d_model": 16, "num_layers": 3, "attention": "dot"},
+        "seodang_transformer": {"d_model": 16, "num_heads": 2, "encoder_layers": 1, "norm_position": "pre", "positions": "learned", "max_encoder_position_embeddings": 9,
+                                "max_decoder_position_embeddings": 7},
+    }  # fmt: skip
+    for name, said in ours.items():
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": name, "vocab_size": 9, "decoder_start_token_id": 8, **said}))
+        config = config_of_file(str(tmp_path), tokenizers["encoder-decoder"])
+        assert {each: getattr(config, each) for each in said} == said and (config.vocab_size, config.decoder_start_token_id, config.eos_token_id) == (364, PAD, EOS)
+        assert kind_of(name) == "encoder-decoder" and type(untrained(config, 0, torch.float32, CPU).config) is type(config)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "seodang_transformer", "d_model": 15, "num_heads": 2}))
+    with pytest.raises(UserError, match="d_model 15 cannot be shared out among 2 heads"):
+        config_of_file(str(tmp_path), tokenizers["encoder-decoder"])

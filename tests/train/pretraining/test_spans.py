@@ -15,8 +15,9 @@ from seodang.data.text.rows import span_rows
 from seodang.data.text.span_corruption import SpanCorruption, SpanOptions
 from seodang.data.text.store import token_store
 from seodang.data.text.tokenizer_training import TokenizerSettings, train_tokenizer
+from seodang.infer import LSTMConfig
 from seodang.train.diffusion.order import DRAWN
-from seodang.train.pretraining.architecture import Sizes, small_config, untrained
+from seodang.train.pretraining.architecture import Sizes, of_tokenizer, small_config, untrained
 from seodang.train.pretraining.fill_ins import SpanSampler
 from seodang.train.pretraining.spans import span_corruption, span_trainer
 from seodang.train.run.callbacks import LOG, read_log
@@ -45,7 +46,10 @@ def arguments(folder, **changes):
 
 
 def model_of(tokenizer, kind="t5", dropout=0.0):
-    config = small_config(kind, Sizes(32, 2, 4), tokenizer, 80)
+    if kind == "seodang_lstm":
+        config = LSTMConfig(**of_tokenizer(tokenizer), d_model=32, attention="dot")
+    else:
+        config = small_config(kind, Sizes(32, 2, 4), tokenizer, 80)
     for name in ("dropout_rate", "dropout", "attention_dropout", "activation_dropout"):
         if hasattr(config, name):
             setattr(config, name, dropout)
@@ -68,7 +72,7 @@ def plain_sum(model, row):
     return sum(F.cross_entropy(model(input_ids=source, decoder_input_ids=shown).logits[0], labels[0], reduction="sum") for source, shown, labels in pairs(row))
 
 
-@pytest.mark.parametrize("kind", ["t5", "bart"])
+@pytest.mark.parametrize("kind", ["t5", "bart", "seodang_transformer", "seodang_lstm"])
 def test_one_step_equals_the_step_of_a_plain_torch_loop_over_pieces_alone(tokenizer, rows, tmp_path, kind):
     ours, plain = (model_of(tokenizer, kind) for _ in range(2))
     args = arguments(tmp_path, max_steps=1, lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=0.0, adam_epsilon=1e-3, train_sampling_strategy="sequential")
