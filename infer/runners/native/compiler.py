@@ -27,7 +27,7 @@ from . import library_cache
 FLAGS = ("-O3", "-std=c11", "-ffp-contract=fast", "-fno-math-errno", "-shared", "-pthread")
 FLAGS += () if os.name == "nt" else ("-fPIC",)  # which Windows has no other than, and some compilers refuse there
 NAMES = ("cc", "clang", "gcc")
-LIMIT, LIMIT_OF_ZIG = 60.0, 120.0  # seconds; zig makes its own C library first
+LIMIT, LIMIT_OF_ZIG = 120.0, 240.0  # seconds: a few, but on a crowded machine; zig makes its own C library first
 REMEDY = "install gcc or clang, or run pip install 'seodang[compiler]'"
 
 logger = logging.getLogger(__name__)
