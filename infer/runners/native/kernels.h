@@ -232,11 +232,15 @@ static void tiled(Tile *const *by_rows, const void *w, size_t inputs, const char
     }
 }
 
-/* the products of so many outputs (up to 4) from `at` on, with their biases, of all rows: y[row][output] */
-static void product(int dtype, const void *weight, const void *bias, size_t at, int outputs, size_t inputs, const void *x, int rows, float (*y)[GROUP]) {
+/* The products of so many outputs (up to 4) from `at` on, with their biases, of all rows: y[row][output]. There is room for GROUP x inputs numbers at
+   `room`. */
+static void product(int dtype, const void *weight, const void *bias, size_t at, int outputs, size_t inputs, const void *x, int rows, float (*y)[GROUP], float *room) {
     size_t size = dtype == FLOAT32 ? 4 : 2, of_x = read_size(dtype);
     const char *w = (const char *)weight + at * inputs * size;
-    if (outputs == GROUP && rows > 1) /* one row has no use for a group, and memory is quicker without */
+    if (outputs == GROUP && rows > 2 * TILE && dtype == BFLOAT16 && !ROUNDED) { /* several tiles: widened once for all of them */
+        for (size_t i = 0; i < GROUP * inputs; i++) room[i] = wide(((const uint16_t *)w)[i]);
+        tiled(float32_by_four, room, inputs, x, of_x, rows, y);
+    } else if (outputs == GROUP && rows > 1) /* one row has no use for a group, and memory is quicker without */
         tiled(dtype == FLOAT32 ? float32_by_four : bfloat16_by_four, w, inputs, x, of_x, rows, y);
     else
         for (int o = 0; o < outputs; o++) /* one by one, each to its place */

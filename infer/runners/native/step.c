@@ -50,6 +50,12 @@ typedef struct {
     atomic_long *done; /* pieces of a row's key head */
 } Job;
 
+typedef struct { /* what a thread has of its own */
+    void *x;                       /* normed rows, as products read them: [rows, hidden] */
+    float (*y)[GROUP], (*z)[GROUP]; /* [rows, GROUP] and a vector's room behind */
+    float *line, *scores, *room;   /* [hidden]; [ABREAST, PIECE] and the queries behind; [GROUP, inputs of a product] */
+} Own;
+
 static size_t most(size_t a, size_t b) { return a > b ? a : b; }
 
 static void turned(float *x, const float *cos, const float *sin, size_t half) { /* sin has its first half's sign turned */
@@ -156,7 +162,7 @@ static long share(long outputs, int threads) {
     return part < 16 ? 16 : part > 256 ? 256 : part;
 }
 
-static void queries_keys_values(const Job *job, int layer, const void *x, long begin, long end, float (*y)[GROUP]) {
+static void queries_keys_values(const Job *job, int layer, const Own *own, long begin, long end) {
     const Model *m = job->model;
     const Layer *l = m->layers + layer;
     const void *weights[] = {l->q, l->k, l->v}, *biases[] = {l->q_bias, l->k_bias, l->v_bias};
@@ -165,51 +171,51 @@ static void queries_keys_values(const Job *job, int layer, const void *x, long b
         long from = begin > offset ? begin : offset, to = end < offset + sizes[part] ? end : offset + sizes[part];
         for (long o = from; o < to; o += GROUP) {
             int n = to - o < GROUP ? to - o : GROUP;
-            product(m->dtype, weights[part], biases[part], o - offset, n, m->hidden, x, job->count, y);
-            for (int r = 0; r < job->count; r++) memcpy(job->qkv + r * all + o, y[r], n * sizeof(float));
+            product(m->dtype, weights[part], biases[part], o - offset, n, m->hidden, own->x, job->count, own->y, own->room);
+            for (int r = 0; r < job->count; r++) memcpy(job->qkv + r * all + o, own->y[r], n * sizeof(float));
         }
     }
 }
 
 /* a layer's outputs added to the residual stream */
-static void added(const Job *job, const void *weight, const void *bias, long inputs, const void *x, long begin, long end, float (*y)[GROUP]) {
+static void added(const Job *job, const void *weight, const void *bias, long inputs, const void *x, const Own *own, long begin, long end) {
     const Model *m = job->model;
     for (long o = begin; o < end; o += GROUP) {
         int n = end - o < GROUP ? end - o : GROUP;
-        product(m->dtype, weight, bias, o, n, inputs, x, job->count, y);
+        product(m->dtype, weight, bias, o, n, inputs, x, job->count, own->y, own->room);
         for (int r = 0; r < job->count; r++)
-            for (int i = 0; i < n; i++) job->residual[r * m->hidden + o + i] += y[r][i];
+            for (int i = 0; i < n; i++) job->residual[r * m->hidden + o + i] += own->y[r][i];
     }
 }
 
 /* the feed-forward layer's two branches, one of which opens and shuts the other by x / (1 + exp(-x)) */
-static void gated(const Job *job, const Layer *l, const void *x, long begin, long end, float (*y)[GROUP], float (*z)[GROUP]) {
+static void gated(const Job *job, const Layer *l, const Own *own, long begin, long end) {
     const Model *m = job->model;
     for (long o = begin; o < end; o += GROUP) {
         int n = end - o < GROUP ? end - o : GROUP;
-        product(m->dtype, l->gate, l->gate_bias, o, n, m->hidden, x, job->count, y);
-        product(m->dtype, l->up, l->up_bias, o, n, m->hidden, x, job->count, z);
-        float *g = (float *)y, *u = (float *)z; /* there is room behind the last */
+        product(m->dtype, l->gate, l->gate_bias, o, n, m->hidden, own->x, job->count, own->y, own->room);
+        product(m->dtype, l->up, l->up_bias, o, n, m->hidden, own->x, job->count, own->z, own->room);
+        float *g = (float *)own->y, *u = (float *)own->z; /* there is room behind the last */
         for (int i = 0; i < job->count * GROUP; i += LANES) store(g + i, load(g + i) / (1.0f + exponential(-load(g + i))) * load(u + i));
-        for (int r = 0; r < job->count; r++) put(m->dtype, job->opened, r * m->inner + o, y[r], n);
+        for (int r = 0; r < job->count; r++) put(m->dtype, job->opened, r * m->inner + o, own->y[r], n);
     }
 }
 
-static void scores_of(const Job *job, const void *x, long begin, long end, float (*y)[GROUP]) {
+static void scores_of(const Job *job, const Own *own, long begin, long end) {
     const Model *m = job->model;
     for (long o = begin; o < end; o += GROUP) {
         int n = end - o < GROUP ? end - o : GROUP;
-        product(m->dtype, m->head, NULL, o, n, m->hidden, x, job->wanted, y);
-        for (int r = 0; r < job->wanted; r++) memcpy(job->logits + r * m->vocab + o, y[r], n * sizeof(float));
+        product(m->dtype, m->head, NULL, o, n, m->hidden, own->x, job->wanted, own->y, own->room);
+        for (int r = 0; r < job->wanted; r++) memcpy(job->logits + r * m->vocab + o, own->y[r], n * sizeof(float));
     }
 }
 
 /* all rows normed as products read them, to this thread's own memory */
-static void normed_rows(const Job *job, const void *weight, void *x, float *line) {
+static void normed_rows(const Job *job, const void *weight, const Own *own) {
     const Model *m = job->model;
     for (int r = 0; r < job->count; r++) {
-        normed(m->dtype, job->residual + r * m->hidden, weight, m->hidden, m->eps, line);
-        put(m->dtype, x, r * m->hidden, line, m->hidden);
+        normed(m->dtype, job->residual + r * m->hidden, weight, m->hidden, m->eps, own->line);
+        put(m->dtype, own->x, r * m->hidden, own->line, m->hidden);
     }
 }
 
@@ -221,21 +227,21 @@ static void shown(const Job *job, int layer, int thread) {
     else for (int r = 0; r < job->count; r++) normed(m->dtype, job->residual + r * m->hidden, m->norm, m->hidden, m->eps, job->states[layer] + r * m->hidden);
 }
 
-/* how much of its own each thread has: normed rows, the products of four outputs twice, a line, scores of queries abreast and the queries */
-static size_t own_of(const Model *m, int rows) {
-    size_t sums_of = sizeof(float) * ((size_t)rows * GROUP + LANES), line = sizeof(float) * most(m->hidden, m->width);
-    size_t scores = sizeof(float) * ABREAST * (PIECE + m->width);
-    return (rows * m->hidden * read_size(m->dtype) + 2 * sums_of + line + scores + 8 * LINE) / LINE * LINE;
+/* lay out at `at` what a thread has of its own; returns how many bytes it takes */
+static size_t laid_out(const Model *m, int rows, char *at, Own *own) {
+    size_t products = sizeof(float) * (rows * GROUP + LANES), inputs = most(m->hidden, most(m->heads * m->width, m->inner)), taken = 0;
+    size_t sizes[] = {rows * m->hidden * read_size(m->dtype), products, products, sizeof(float) * m->hidden, sizeof(float) * ABREAST * (PIECE + m->width), sizeof(float) * GROUP * inputs};
+    void *parts[6];
+    for (int i = 0; i < 6; i++) parts[i] = at + taken, taken += (sizes[i] + LINE - 1) / LINE * LINE;
+    *own = (Own){parts[0], parts[1], parts[2], parts[3], parts[4], parts[5]};
+    return taken;
 }
 
 static void pass(void *argument, int thread, int threads) {
     const Job *job = argument;
     const Model *m = job->model;
-    size_t sums_of = (sizeof(float) * ((size_t)job->count * GROUP + LANES) + LINE - 1) / LINE * LINE;
-    char *own = job->own + thread * job->own_size;
-    float(*y)[GROUP] = (float(*)[GROUP])own, (*z)[GROUP] = (float(*)[GROUP])(own + sums_of);
-    void *x = own + 2 * sums_of;
-    float *line = (float *)((char *)x + (job->count * m->hidden * read_size(m->dtype) + LINE - 1) / LINE * LINE), *scores = line + m->hidden;
+    Own own;
+    laid_out(m, job->count, job->own + thread * job->own_size, &own);
     Counter *counter = job->counters;
     long begin, end, qkv = (m->heads + 2 * m->kv_heads) * m->width;
 
@@ -246,8 +252,8 @@ static void pass(void *argument, int thread, int threads) {
     for (int layer = 0; layer < job->layers; layer++) {
         const Layer *l = m->layers + layer;
         shown(job, layer, thread);
-        normed_rows(job, l->attention_norm, x, line);
-        while (next_share(counter, share(qkv, threads), qkv, &begin, &end)) queries_keys_values(job, layer, x, begin, end, y);
+        normed_rows(job, l->attention_norm, &own);
+        while (next_share(counter, share(qkv, threads), qkv, &begin, &end)) queries_keys_values(job, layer, &own, begin, end);
         counter++;
         barrier(threads);
         while (next_share(counter, 1, job->count, &begin, &end)) placed(job, layer, begin);
@@ -256,20 +262,20 @@ static void pass(void *argument, int thread, int threads) {
         long all = (long)job->count * m->kv_heads * job->pieces;
         while (next_share(counter, 1, all, &begin, &end)) {
             int p = begin % job->pieces, kv_head = begin / job->pieces % m->kv_heads, r = begin / job->pieces / m->kv_heads;
-            if (p < pieces_of(l, job->rows + r)) attended(job, layer, r, kv_head, p, scores);
+            if (p < pieces_of(l, job->rows + r)) attended(job, layer, r, kv_head, p, own.scores);
         }
         counter++;
         barrier(threads);
         while (next_share(counter, share(m->hidden, threads), m->hidden, &begin, &end))
-            added(job, l->o, l->o_bias, m->heads * m->width, job->attended, begin, end, y);
+            added(job, l->o, l->o_bias, m->heads * m->width, job->attended, &own, begin, end);
         counter++;
         barrier(threads);
-        normed_rows(job, l->feed_norm, x, line);
-        while (next_share(counter, share(m->inner, threads), m->inner, &begin, &end)) gated(job, l, x, begin, end, y, z);
+        normed_rows(job, l->feed_norm, &own);
+        while (next_share(counter, share(m->inner, threads), m->inner, &begin, &end)) gated(job, l, &own, begin, end);
         counter++;
         barrier(threads);
         while (next_share(counter, share(m->hidden, threads), m->hidden, &begin, &end))
-            added(job, l->down, l->down_bias, m->inner, job->opened, begin, end, y);
+            added(job, l->down, l->down_bias, m->inner, job->opened, &own, begin, end);
         counter++;
         barrier(threads);
     }
@@ -277,10 +283,10 @@ static void pass(void *argument, int thread, int threads) {
     if (!job->wanted) return;
     for (int r = 0; r < job->count; r++)
         if (job->rows[r].wanted >= 0) {
-            normed(m->dtype, job->residual + r * m->hidden, m->norm, m->hidden, m->eps, line);
-            put(m->dtype, x, job->rows[r].wanted * m->hidden, line, m->hidden);
+            normed(m->dtype, job->residual + r * m->hidden, m->norm, m->hidden, m->eps, own.line);
+            put(m->dtype, own.x, job->rows[r].wanted * m->hidden, own.line, m->hidden);
         }
-    while (next_share(counter, share(m->vocab, threads), m->vocab, &begin, &end)) scores_of(job, x, begin, end, y);
+    while (next_share(counter, share(m->vocab, threads), m->vocab, &begin, &end)) scores_of(job, &own, begin, end);
 }
 
 /* Take so many rows through the first `layers` layers: logits, [rows wanted, vocab], and the hidden states of the layers that have a place in
@@ -299,9 +305,11 @@ int seodang_step(const Model *m, int layers, const Row *rows, int count, const f
             if (pieces > job.pieces) job.pieces = pieces;
         }
     }
+    Own own;
+    job.own_size = laid_out(m, count, NULL, &own);
     size_t heads = m->heads * m->width, sizes[] = {
         sizeof(float) * count * m->hidden, sizeof(float) * count * (m->heads + 2 * m->kv_heads) * m->width, sizeof(float) * count * m->heads * job.pieces * (m->width + 2),
-        count * heads * read_size(m->dtype), count * m->inner * read_size(m->dtype), sizeof(Counter) * counters, sizeof(atomic_long) * count * m->kv_heads, threads * own_of(m, count),
+        count * heads * read_size(m->dtype), count * m->inner * read_size(m->dtype), sizeof(Counter) * counters, sizeof(atomic_long) * count * m->kv_heads, threads * job.own_size,
     }, wanted = LINE;
     void *parts[8];
     for (int i = 0; i < 8; i++) wanted += sizes[i] = (sizes[i] + LINE - 1) / LINE * LINE;
@@ -314,7 +322,7 @@ int seodang_step(const Model *m, int layers, const Row *rows, int count, const f
         char *at = (char *)(((uintptr_t)memory + LINE - 1) / LINE * LINE);
         for (int i = 0; i < 8; at += sizes[i++]) parts[i] = at;
         job.residual = parts[0], job.qkv = parts[1], job.partial = parts[2], job.attended = parts[3], job.opened = parts[4];
-        job.counters = parts[5], job.done = parts[6], job.own = parts[7], job.own_size = own_of(m, count);
+        job.counters = parts[5], job.done = parts[6], job.own = parts[7];
         memset(parts[5], 0, sizes[5] + sizes[6]);
         together(pass, &job, threads);
     } else {
