@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 
+import numpy as np
 import torch
 from llguidance import LLMatcher, LLTokenizer
 from torch import Tensor
@@ -32,8 +33,6 @@ MASK_SECONDS = 1.0  # beyond, for all answers of a request together: nobody else
 MOST_LOOKED_AT = 2000  # beginnings of texts
 OVER_BYTES: OrderedDict[str, LLMatcher] = OrderedDict()
 CACHES = threading.Lock()  # what is compiled is for any thread
-# the bits of every byte, lowest first
-BITS = (torch.arange(256)[:, None] >> torch.arange(8) & 1).bool()  # [256, 8]
 
 
 class Patience:
@@ -72,17 +71,16 @@ class Grammar:
         began = time.thread_time()
         allowed = self._allowed(scores.shape[1]).to(scores.device)
         self._patience.count(began)
-        return scores.masked_fill(~allowed, -torch.inf)
+        return torch.where(allowed, scores, -torch.inf)  # in half of masked_fill's time
 
     def _allowed(self, vocab: int) -> Tensor:
         """[vocab]; ids that the tokenizer does not have are never allowed."""
-        bits = torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.uint8)
-        known = BITS.index_select(0, bits.int()).view(-1)[:vocab]
-        allowed = known if len(known) == vocab else torch.cat([known, torch.zeros(vocab - len(known), dtype=torch.bool)])
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        allowed = np.unpackbits(bits, count=vocab, bitorder="little").view(bool)  # zeros behind the bits that there are
         if self._keys is not None:
-            allowed = self._keys.mask(allowed)
+            allowed[self._keys.wrong(allowed)] = False
         allowed[[id for id in self._ends if id < vocab]] = self._matcher.is_accepting()
-        return allowed
+        return torch.from_numpy(allowed)
 
     @property
     def must_end(self) -> bool:

@@ -6,9 +6,8 @@ import copy
 from collections.abc import Iterable
 from typing import NamedTuple
 
-import torch
+import numpy as np
 from llguidance import LLMatcher
-from torch import Tensor
 
 from ..text.vocabulary import Vocabulary
 
@@ -92,12 +91,10 @@ class UniqueKeys:
         self._tokens, self._matcher = tokens, matcher
         self._place = Place()
 
-    def mask(self, allowed: Tensor) -> Tensor:
-        """Return which of the ids that the grammar allows, [vocab], do no wrong by a key."""
+    def wrong(self, allowed: np.ndarray) -> list[int]:
+        """Return those of the ids that the grammar allows, bools [vocab], that would do wrong by a key."""
         ids = [id for id in self._suspects() if id < len(allowed)]
-        ids = [id for id, may in zip(ids, allowed[ids].tolist()) if may]
-        wrong = [id for id in ids if not self._fits(self._spelled(id))]
-        return allowed.index_fill(0, torch.tensor(wrong), False) if wrong else allowed
+        return [id for id, may in zip(ids, allowed[ids].tolist()) if may and not self._fits(self._spelled(id))]
 
     def accept(self, id: int) -> None:
         """Hear of the answer's next token."""

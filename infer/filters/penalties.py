@@ -34,8 +34,8 @@ def repetition_penalty(logits: Tensor, penalty: Tensor, past_ids: Sequence[Tenso
     for row, factor, past in zip(logits, penalty.squeeze(-1).tolist(), past_ids):
         if factor != 1.0:
             past = past[past < len(row)].to(row.device)
-            seen = row[past]
-            row[past] = torch.where(seen < 0, seen * factor, seen / factor)
+            seen = row.gather(0, past)
+            row.scatter_(0, past, torch.where(seen < 0, seen * factor, seen / factor))
     return logits
 
 

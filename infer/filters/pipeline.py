@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -106,6 +107,7 @@ class Filters:
         chains = {key: chain(sequence, order) for key, (sequence, order) in several.items()}
         self._chains = [chains[key] for key in alike]
         self._steps: dict[bool, list[Step]] = {}
+        self.few: Tensor | None = None  # where it is known, ids among which all are that the last call has left, [rows, n]
         self._known = min((sequence.request.known_ids for sequence in self.sequences if sequence.request.known_ids is not None), default=None)
 
     def __call__(self, scores: Tensor, watch: OnFilter | None = None) -> Tensor:
@@ -124,6 +126,7 @@ class Filters:
         A sequence in error keeps the scores that it had before, and the other sequences theirs.
         """
         errors: dict[int, UserError] = {}
+        self.few = None
         scores = known_alone(wide(scores), self._known)
         watched = watch is not None
         if watched not in self._steps:
@@ -149,6 +152,7 @@ class Filters:
                 for i, old, new in zip(step.members, before, after):
                     if not torch.equal(old, new):
                         watch(i, label(self.sequences[i], step.name), new)
+            self.few = step.apply.few if step.name == SHORTLIST and step.index is None else None
         return scores, errors
 
     def _plan(self, device: torch.device, short: bool) -> list[Step]:
@@ -161,16 +165,14 @@ class Filters:
                 if members:
                     sequences = [self.sequences[i] for i in members]
                     index = None if len(members) == len(self.sequences) else torch.tensor(members, device=device)
-                    apply = make_shortlist(sequences) if name == SHORTLIST else FILTERS[name].make(sequences)
+                    apply = Shortlist(sequences) if name == SHORTLIST else FILTERS[name].make(sequences)
                     steps.append(Step(name, members, index, apply))
         return steps
 
     def _dead(self, step: Step, scores: Tensor) -> dict[int, UserError]:
         """Return an error for each of the step's sequences that has no token left, by its place among them."""
-        alive = scores.amax(dim=-1) > -torch.inf
-        if bool(alive.all()):
-            return {}
-        sequences = {place: self.sequences[step.members[place]] for place, lives in enumerate(alive.tolist()) if not lives}
+        best = scores.amax(dim=-1).tolist()
+        sequences = {place: self.sequences[step.members[place]] for place, score in enumerate(best) if not score > -math.inf}
         return {
             place: UserError(
                 f"{label(sequence, step.name)} left no token to choose at step {sequence.position} of prompt {sequence.request.index + 1}: "
@@ -216,17 +218,22 @@ def shortened(names: tuple[str, ...], params: RequestParams) -> tuple[str, ...]:
     return (*names[:first], SHORTLIST, *names[first + len(block) :])
 
 
-def make_shortlist(sequences: Sequence[TokenSequence]) -> Apply:
-    """Temperature, top_k, top_p and min_p in one, with the neutral value where a sequence does not ask for one."""
-    asked = [uses(sequence.request.params) for sequence in sequences]
-    columns = []
-    for name, neutral in NEUTRAL.items():
-        values = [getattr(sequence.request.params, name) if name in names else neutral for sequence, names in zip(sequences, asked)]
-        columns.append(torch.tensor(values, dtype=torch.long if name == "top_k" else torch.float64)[:, None])
+class Shortlist:
+    """Temperature, top_k, top_p and min_p in one, with the neutral value where a sequence does not ask for one.
 
-    def apply(scores: Tensor) -> Tensor:
-        if columns[0].device != scores.device or columns[0].dtype != scores.dtype:
-            columns[:] = placed(columns, scores)
-        return shortlist(scores, *columns)
+    `few` are then ids among which all are that it has left, [rows, n], where they are known.
+    """
 
-    return apply
+    def __init__(self, sequences: Sequence[TokenSequence]):
+        self.few: Tensor | None = None
+        asked = [uses(sequence.request.params) for sequence in sequences]
+        self._columns = []
+        for name, neutral in NEUTRAL.items():
+            values = [getattr(sequence.request.params, name) if name in names else neutral for sequence, names in zip(sequences, asked)]
+            self._columns.append(torch.tensor(values, dtype=torch.long if name == "top_k" else torch.float64)[:, None])
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        if self._columns[0].device != scores.device or self._columns[0].dtype != scores.dtype:
+            self._columns = placed(self._columns, scores)
+        filtered, self.few = shortlist(scores, *self._columns)
+        return filtered

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -92,13 +92,13 @@ class SlotAdapters:
         return bool(self._rows)
 
     @contextmanager
-    def over(self, parts: Iterable[tuple[int, slice]], device: torch.device) -> Iterator[None]:
-        """Run a pass in which these rows belong to these slots."""
+    def over(self, parts: Iterable[tuple[int, slice]], device: Callable[[], torch.device]) -> Iterator[None]:
+        """Run a pass in which these rows belong to these slots, on the device that is asked for where one has an adapter."""
         spans: dict[Adapter, list[slice]] = {}
         for slot, span in parts:
             if (adapter := self.of(slot)) is not None:
                 spans.setdefault(adapter, []).append(span)
-        self._rows = [(adapter, together(own, device)) for adapter, own in spans.items()]
+        self._rows = [(adapter, together(own, device())) for adapter, own in spans.items()]
         try:
             yield
         finally:

@@ -97,32 +97,48 @@ def key(seed: int, position: int, draw: object = 0) -> int:
     return bits - (bits >> 63 << 64)
 
 
-def draw(probs: Tensor, keys: Tensor) -> Tensor:
-    """Draw one id a row, the first to arrive in a race of the ids.
+def draw(probs: Tensor, keys: Tensor, few: Tensor | None = None) -> Tensor:
+    """Draw one id a row, the first to arrive in a race of the ids, or of the `few` that have a chance, [rows, n], where they are known.
 
     probs is [rows, vocab] and need not sum to one; keys is [rows] in int64. Returns [rows]. An id of probability 0 is never drawn.
     """
-    return race(probs, keys)[0].squeeze(-1)
+    return race(probs, keys)[0].squeeze(-1) if few is None else winner(probs.gather(-1, few), few, keys)
 
 
-def choose(logits: Tensor, keys: Sequence[int | None]) -> tuple[Tensor, Tensor]:
+def winner(weights: Tensor, ids: Tensor, keys: Tensor) -> Tensor:
+    """Return the first of some ids to arrive, [rows], as in a `race` of all where no other has a weight; weights and ids are [rows, n]."""
+    bits = hashes(keys[:, None], torch.cat([-1 - ids // BLOCK, ids], dim=-1))
+    least, further = unit_exponential(bits).chunk(2, dim=-1)  # of the ids' blocks, and what each needs beyond that
+    is_least = bits[:, : ids.shape[1]] & (BLOCK - 1) == ids % BLOCK
+    early = weights / (least / BLOCK + further.masked_fill(is_least, 0))
+    return ids.gather(-1, early.argmax(dim=-1, keepdim=True)).squeeze(-1)
+
+
+def choose(logits: Tensor, keys: Sequence[int | None], few: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Choose one id a row, the likeliest where the key is None; return ids [rows] and their log-probabilities [rows].
 
     The log-probability is that of the distribution given, so after every filter. For a row that is no distribution it is nan, and the
-    id means nothing: `refuse_nan` tells.
+    id means nothing: `refuse_nan` tells. Where it is known that all but a `few` ids of each row, [rows, n], are dropped, those that draw do so sooner.
     """
     probs = logits.softmax(dim=-1)
-    total = probs.sum(dim=-1, keepdim=True)  # float32's softmax does not sum to 1 as exactly
-    broken = ~(total > 0)
-    if bool(broken.any()):  # an id drawn from nan may lie beyond the vocabulary
-        probs = probs.masked_fill(broken, 1.0)
-        total = total.masked_fill(broken, torch.nan)
+    total = probs.sum(dim=-1, keepdim=True)  # float32's softmax does not sum to 1 as exactly; of a row that is no distribution it is nan
     drawn = [i for i, each in enumerate(keys) if each is not None]
-    ids = logits.argmax(dim=-1) if len(drawn) < len(keys) else torch.empty(len(logits), dtype=torch.long, device=logits.device)
+    ids = likeliest(logits) if len(drawn) < len(keys) else None
     if drawn:
-        some = probs if len(drawn) == len(keys) else probs[drawn]
-        ids[drawn] = draw(some, torch.tensor([keys[i] for i in drawn], device=logits.device))
+        some = probs if ids is None else probs[drawn]
+        few = few if few is None or ids is None else few[drawn]
+        winners = draw(some, torch.tensor([keys[i] for i in drawn], device=logits.device), few)
+        if few is None and logits.shape[-1] % BLOCK:
+            winners.clamp_(max=logits.shape[-1] - 1)  # drawn from nan it may lie beyond the vocabulary
+        ids = winners if ids is None else ids.index_copy_(0, torch.tensor(drawn, device=logits.device), winners)
     return ids, (probs.gather(-1, ids[:, None]) / total).squeeze(-1).log()
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """Return the first of the likeliest ids of each row, [rows, vocab] to [rows]."""
+    if logits.is_cpu and logits.dtype == torch.float32:  # numpy looks through a vocabulary in a tenth of torch's time
+        return torch.from_numpy(logits.detach().numpy().argmax(axis=-1))
+    return logits.argmax(dim=-1)
 
 
 def refuse_nan(logprob: float) -> float:

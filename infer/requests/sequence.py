@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -73,7 +74,7 @@ class TokenSequence:
     place: Place | None = None  # what the model thinks of the next token, where that is asked
     top_logprobs: list[TokenLogprobs] = field(default_factory=list)
     request: Request = field(init=False)
-    _history: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    _history: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))  # numpy takes a number in sooner than torch
     _remembered: int = 0
 
     def __post_init__(self):
@@ -236,13 +237,13 @@ class TokenSequence:
         """Return prompt and answer so far as one [n] tensor; what is new since the last call is all that is copied."""
         n = len(self.ids)
         if n > len(self._history):
-            grown = torch.empty(2 * n, dtype=torch.long)
+            grown = np.empty(2 * n, dtype=np.int64)
             grown[: self._remembered] = self._history[: self._remembered]
             self._history = grown
         if n > self._remembered:
-            self._history[self._remembered : n] = torch.tensor(self.ids[self._remembered :])
+            self._history[self._remembered : n] = self.ids[self._remembered :]
             self._remembered = n
-        return self._history[:n]
+        return torch.from_numpy(self._history[:n])
 
     def rollback(self, count: int) -> None:
         """Take the newest `count` positions out of the cache: guesses that were not committed."""

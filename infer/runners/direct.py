@@ -49,19 +49,30 @@ class DirectRunner(RaggedRunner):
         self._covered = True
         self.decoder = bind_weights(self.model, self._adapters.kernel)
         self._addresses = self.decoder.addresses()
+        self._begun = False  # whether a slot is new since all addresses were compared
 
-    def _ready(self, device: torch.device) -> bool:
-        """Whether the next pass is one over the model's own weights, which are looked for again where they have moved."""
-        if not self._covered or torch.is_autocast_enabled(device.type):
+    def allocate(self, source_ids: Sequence[int] = ()) -> int:
+        """Return a new slot without a past; it takes the memory of a slot until released."""
+        self._begun = True
+        return super().allocate(source_ids)
+
+    def _ready(self, device: str) -> bool:
+        """Whether the next pass is one over the model's own weights, which are looked for again where they have moved.
+
+        All are asked where they are once a slot is new, else the first alone: between two tokens of an answer a whole model may move, but no part of it.
+        """
+        if not self._covered or torch.is_autocast_enabled(device):
             return False
-        if self._addresses != self.decoder.addresses():  # the model was moved or converted
+        addresses = self.decoder.addresses(None if self._begun else 1)
+        if addresses != self._addresses[: len(addresses)]:  # the model was moved or converted
             with locked(self.model):
                 self._read()
+        self._begun = False
         return True
 
     def _run(self, plan: ForwardBatch, tokens: list[int], positions: list[int], wanted: Tensor, layers: Sequence[int]) -> ModelOutput:
-        device = self.model.get_input_embeddings().weight.device
-        if not self._ready(device):
+        device = self._device()
+        if not self._ready(device.type):
             return super()._run(plan, tokens, positions, wanted, layers)
         decoder = self.decoder
         ids = torch.tensor(tokens, device=device)

@@ -125,7 +125,7 @@ class DirectEncoderDecoder(EncoderDecoderRunner):
                 for slot, new, start in zip(slots, ids, starts):
                     positions[start : start + len(new)] = self.bound.places(new, self.cache.lengths[slot])
             spans = list(map(slice, starts, ends))
-            with self._adapters.over(zip(slots, spans), device):
+            with self._adapters.over(zip(slots, spans), lambda: device):
                 logits, states = self._decode(plan, self._crossing(slots, spans), tokens, positions, wanted, layers)
         for slot, new in zip(slots, ids):
             self.cache.note(slot, len(new))
@@ -172,7 +172,7 @@ class DirectEncoderDecoder(EncoderDecoderRunner):
             places += range(len(source.ids)) if self.bound.places is None else self.bound.places(source.ids, 0)
         alike = [(n, sum(1 for _ in group)) for n, group in groupby(len(source.ids) for source in sources)]
         longest, biases = torch.arange(alike[-1][0], device=device), {}
-        with self._adapters.over(zip(map(slots.get, sources), spans), device):
+        with self._adapters.over(zip(map(slots.get, sources), spans), lambda: device):
             hidden = encoder.embed(torch.tensor(ids, device=device), torch.tensor(places, device=device))
             for block in encoder.blocks:
                 if block.bias is not None and block.bias not in biases:

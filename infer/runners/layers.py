@@ -57,9 +57,9 @@ class Decoder:
     width: int  # of a head
     watched: list[Tensor]  # what the maps hold: where one of these moves, the decoder must be read again
 
-    def addresses(self) -> list[int]:
-        """Where the watched tensors lie in memory."""
-        return [tensor.data_ptr() for tensor in self.watched]
+    def addresses(self, first: int | None = None) -> list[int]:
+        """Where the watched tensors lie in memory, or the first so many of them: behind a pass each takes a microsecond to be asked."""
+        return [tensor.data_ptr() for tensor in self.watched[:first]]
 
 
 def supports_direct(model: PreTrainedModel) -> bool:

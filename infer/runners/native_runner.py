@@ -42,7 +42,7 @@ class NativeRunner(DirectRunner):
         self._looked = False  # it is laid out at the next pass: a runner of the first layers takes the others away behind this
 
     def _run(self, plan: ForwardBatch, tokens: list[int], positions: list[int], wanted: Tensor, layers: Sequence[int]) -> ModelOutput:
-        if self._adapters.at_work or not self._ready(torch.device("cpu")) or not self._laid_out() or not self._fits(plan):
+        if self._adapters.at_work or not self._ready("cpu") or not self._laid_out() or not self._fits(plan):
             return super()._run(plan, tokens, positions, wanted, layers)
         long = {lane(each) for each in plan.longer if each.tokens.stop - each.tokens.start >= MANY}
         if not long:

@@ -168,7 +168,7 @@ class RaggedRunner:
         plan, tokens, positions, starts = lay_out(self.cache, slots, ids, self._stretches)
         ends = [start + len(new) for start, new in zip(starts, ids)]
         wanted = torch.tensor([i for end, k in zip(ends, keep) for i in range(end - k, end)], dtype=torch.long)
-        with self._adapters.over(zip(slots, map(slice, starts, ends)), self.model.get_input_embeddings().weight.device):
+        with self._adapters.over(zip(slots, map(slice, starts, ends)), self._device):
             logits, states = self._run(plan, tokens, positions, wanted, layers)
         for slot, new in zip(slots, ids):
             self.cache.note(slot, len(new))
@@ -179,9 +179,13 @@ class RaggedRunner:
             states = {layer: hidden[order] for layer, hidden in states.items()}
         return ModelOutput(logits, states)
 
+    def _device(self) -> torch.device:
+        """Where the model's first layer is now."""
+        return self.model.get_input_embeddings().weight.device
+
     def _run(self, plan: ForwardBatch, tokens: list[int], positions: list[int], wanted: Tensor, layers: Sequence[int]) -> ModelOutput:
         """Take the plan's tokens through the model: logits at the tokens `wanted`, hidden states in the order of the tokens."""
-        device = self.model.get_input_embeddings().weight.device
+        device = self._device()
         kept = {"logits_to_keep": wanted.to(device)} if self._keeps_logits else {}
         with self._with_attention(), running(plan), self._adapters.hooked():
             out = self.model(

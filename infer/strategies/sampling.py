@@ -44,7 +44,7 @@ def sampled(arrivals: Arrivals) -> Strategy:
         scores, errors = filters.each(logits, recorder)
         for index, error in errors.items():
             live[index].generation.fail(error)
-        live = commit_choices(live, scores, recorder)
+        live = commit_choices(live, scores, recorder, filters.few)
 
 
 def still_going(live: list[TokenSequence], logits: Tensor) -> tuple[list[TokenSequence], Tensor]:
@@ -53,12 +53,13 @@ def still_going(live: list[TokenSequence], logits: Tensor) -> tuple[list[TokenSe
     return release_finished(live), logits if len(going) == len(live) else logits[going]
 
 
-def commit_choices(live: list[TokenSequence], scores: Tensor, recorder: TraceRecorder | None) -> list[TokenSequence]:
+def commit_choices(live: list[TokenSequence], scores: Tensor, recorder: TraceRecorder | None, few: Tensor | None = None) -> list[TokenSequence]:
     """Give every sequence the token that its scores choose, [sequences, vocab] after every filter; return the sequences that go on.
 
+    `few`, [sequences, n], are ids among which all are that the filters have left, where they are known.
     The tokens are published and the sequences that are finished released, with all those of a request that fails.
     """
-    chosen, logprobs = choose(scores, [sequence.key() if sequence.request.params.samples else None for sequence in live])
+    chosen, logprobs = choose(scores, [sequence.key() if sequence.request.params.samples else None for sequence in live], few)
     ids = chosen.tolist()
     if recorder is not None:
         recorder.chosen(scores, ids)

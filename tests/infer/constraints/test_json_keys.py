@@ -4,7 +4,7 @@ import json
 import random
 
 import pytest
-import torch
+import numpy as np
 
 from seodang.infer.constraints.grammar import over_bytes, source
 from seodang.infer.constraints.json_keys import KeyTokens, Place, UniqueKeys, after
@@ -24,7 +24,8 @@ def test_a_place_knows_the_keys_of_the_objects_that_are_open():
 
 
 def allowed_by(constraint: UniqueKeys, tokens: list[bytes | None]) -> list[bytes]:
-    return [tokens[id] for id in constraint.mask(torch.ones(len(tokens), dtype=torch.bool)).nonzero()[:, 0].tolist()]
+    wrong = constraint.wrong(np.ones(len(tokens), dtype=bool))
+    return [token for id, token in enumerate(tokens) if id not in wrong]
 
 
 def begun(vocabulary: Vocabulary, schema: dict, text: str) -> UniqueKeys:
@@ -69,10 +70,10 @@ def test_the_mask_is_what_each_token_tried_by_itself_says(wordy_tokenizer, schem
         text = json.dumps(dict.fromkeys(names), ensure_ascii=False, separators=(",", ":"))
         text = (text[: draw.randrange(1, len(text))]).rstrip("\\")
         constraint = begun(vocabulary, schema, text)
-        allowed = torch.zeros(len(vocabulary.tokens), dtype=torch.bool)
+        allowed = np.zeros(len(vocabulary.tokens), dtype=bool)
         state = grammar.deep_copy()
         state.consume_tokens(list(text.encode()))
         for id, token in enumerate(vocabulary.tokens):
             allowed[id] = bool(token) and state.validate_tokens(list(token)) == len(token)
-        slow = [id for id in allowed.nonzero()[:, 0].tolist() if constraint.takes([id])]
-        assert constraint.mask(allowed).nonzero()[:, 0].tolist() == slow, text
+        slow = [id for id in allowed.nonzero()[0].tolist() if not constraint.takes([id])]
+        assert sorted(constraint.wrong(allowed)) == slow, text
