@@ -2,6 +2,7 @@
 
 import copy
 import os
+import shlex
 import signal
 import time
 import warnings
@@ -256,17 +257,19 @@ def test_a_library_that_computes_something_else_is_not_used_and_one_line_says_wh
     assert type(open_runner(varied())) is NativeRunner
 
 
-@pytest.mark.parametrize("missing", ["none at all", "fails"])
+@pytest.mark.parametrize("missing", ["none at all", "fails", "hides"])
 def test_without_a_compiler_one_line_says_so_once_and_it_is_not_asked_again(varied, anew, tmp_path, monkeypatch, missing):
     asked = []
     monkeypatch.setattr(library, "built", lambda *rest, built=library.built: asked.append(rest) or built(*rest))
     if missing == "fails":
         monkeypatch.setenv("CC", "false")
+    elif missing == "hides":
+        monkeypatch.setenv("CC", shlex.join([*compiler.compilers()[0].command, "-fvisibility=hidden"]))
     else:
         monkeypatch.setenv("PATH", str(tmp_path))
         monkeypatch.delenv("CC", raising=False)
         monkeypatch.setattr(compiler.importlib.util, "find_spec", lambda name: None)
-    words = "CC names" if missing == "fails" else "no C compiler is there .*install gcc or clang, or run pip install"
+    words = {"fails": "CC names", "hides": "lacks a function .*seodang_step"}.get(missing, "no C compiler is there .*install gcc or clang, or run pip install")
     with pytest.warns(UserWarning, match=f"^no native decoding, .*{words}") as said:
         runners = [open_runner(model) for model in (varied(), varied("qwen2"), varied())]
     assert len(said) == len(asked) == 1 and all(type(runner) is DirectRunner for runner in runners)
