@@ -25,6 +25,7 @@ from .ragged_attention import ForwardBatch, Long
 MANY = 17
 TOGETHER = 6  # rows that a kernel of `step.c` takes at a time, at most: each number has code of its own
 OF_A_LAYER = 0.1  # share of their spread by which its numbers may be off in bfloat16, where torch's are by a hundredth
+FLOATS = {"dtype": torch.float32, "device": "cpu"}  # what `step.c` reads and writes, whatever torch's defaults are
 OFF = "SEODANG_NATIVE"  # the environment variable that turns it off
 _RIGHT: WeakKeyDictionary[PreTrainedModel, dict[torch.dtype, bool]] = WeakKeyDictionary()
 
@@ -60,7 +61,7 @@ class NativeRunner(DirectRunner):
         """Whether `step.c` can read the model, which is laid out for it where it is not yet."""
         if not self._looked and refuses(self.model) is None:
             self._native = NativeModel(self.model, self.decoder.blocks)
-            self._turns = Rotation(self.model.model.rotary_emb, torch.empty(0))
+            self._turns = Rotation(self.model.model.rotary_emb, torch.empty(0, **FLOATS))
         self._looked = True
         return self._native is not None
 
@@ -72,8 +73,8 @@ class NativeRunner(DirectRunner):
     def _step(self, plan: ForwardBatch, tokens: list[int], positions: list[int], wanted: Tensor, layers: Sequence[int]) -> ModelOutput:
         """Take the plan's tokens through the model natively, each over the keys that it sees."""
         native, embed = self._native, self.model.model.embed_tokens.weight
-        if max(tokens) >= len(embed):  # its configuration promises more
-            raise IndexError(f"id {max(tokens)} is none of the {len(embed)} that the embedding has")
+        if max(tokens) >= native.ids:  # its configuration promises more
+            raise IndexError(f"id {max(tokens)} is none of the {native.ids} that the embedding has")
         of_logits = [-1] * len(tokens)
         for row, token in enumerate(wanted.tolist()):
             of_logits[token] = row
@@ -91,8 +92,8 @@ class NativeRunner(DirectRunner):
             for i, token in enumerate(range(part.start, part.stop)):
                 add(at, token, past + i, past + i + 1 if causal else seen)
         self._turns.reach(max(positions))
-        logits = torch.empty(len(wanted), native.whole.vocab)
-        states = {layer % (len(native.layers) + 1): torch.empty(len(tokens), native.whole.hidden) for layer in layers}
+        logits = torch.empty(len(wanted), native.whole.vocab, **FLOATS)
+        states = {layer % (len(native.layers) + 1): torch.empty(len(tokens), native.whole.hidden, **FLOATS) for layer in layers}
         native.run(rows, (self._turns.cos, self._turns.sin), logits, states)
         return ModelOutput(logits, {layer: states[layer % (len(native.layers) + 1)].to(embed.dtype) for layer in layers})
 

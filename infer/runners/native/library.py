@@ -52,6 +52,7 @@ class NativeModel:
         self.kept = [parameter.detach() for parameter in model.parameters()]  # one that is replaced stays until this is laid out anew
         self.layers = (_Layer * len(blocks))(*(_laid(layer, block) for layer, block in zip(trunk.layers, blocks)))
         first, embed = trunk.layers[0], trunk.embed_tokens.weight
+        self.ids = len(embed)
         self.whole = _Model(
             dtype=DTYPES[embed.dtype],
             hidden=embed.shape[1],
@@ -122,15 +123,23 @@ def _load() -> ctypes.CDLL:
             found = ctypes.CDLL(str(built(SOURCE)))
         except OSError as error:
             raise NotBuilt(f"what the compiler made cannot be loaded ({error})") from None
+    try:
+        _declare(found)
+    except AttributeError as error:  # compiled with hidden names, say
+        raise NotBuilt(f"what the compiler made lacks a function ({error})") from None
+    if (team := openmp()) is not None:
+        found.seodang_use_team(*(ctypes.cast(function, _Address) for function in team))
+    return found
+
+
+def _declare(found: ctypes.CDLL) -> None:
+    """Say what the functions of `step.c` take and give."""
     number, floats = ctypes.c_int, _Address
     found.seodang_step.argtypes = [ctypes.POINTER(_Model), number, ctypes.POINTER(ctypes.c_int64), number, floats, floats, floats, _Address, number]
     found.seodang_step.restype = number
     found.seodang_built_for.restype = ctypes.c_char_p
     found.seodang_read.argtypes, found.seodang_read.restype = [_Address, ctypes.c_size_t, number], ctypes.c_double
     found.seodang_use_team.argtypes = [_Address] * 3
-    if (team := openmp()) is not None:
-        found.seodang_use_team(*(ctypes.cast(function, _Address) for function in team))
-    return found
 
 
 def openmp() -> list[ctypes._CFuncPtr] | None:

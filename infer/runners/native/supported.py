@@ -19,6 +19,8 @@ def refuses(model: PreTrainedModel) -> str | None:
     weight = model.model.embed_tokens.weight
     if weight.device.type != "cpu" or weight.dtype not in DTYPES:
         return f"{weight.dtype} on {weight.device} is neither float32 nor bfloat16 on a CPU"
+    if any((parameter.dtype, parameter.device) != (weight.dtype, weight.device) for parameter in model.parameters()):  # a part was converted behind a runner's back
+        return "its weights are not all of one dtype and device"
     linears = [module for name, module in model.named_modules() if name.endswith(("_proj", "lm_head"))]
     if any(type(linear) is not nn.Linear for linear in linears) or model.lm_head.bias is not None:
         return "its linear layers are of another kind, or its head has a bias"

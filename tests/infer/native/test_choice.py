@@ -2,6 +2,7 @@
 
 import copy
 import os
+import shlex
 import signal
 import time
 import warnings
@@ -176,6 +177,44 @@ def test_an_id_that_the_embedding_has_not_is_no_address(varied):
         runner.forward([runner.allocate()], [[4, 5000]], [1])
 
 
+def test_an_id_that_only_the_embedding_has_which_is_not_read_yet_is_no_address(varied):
+    model = varied()
+    runner = open_runner(model)
+    read(runner)
+    model.set_input_embeddings(torch.nn.Embedding(10_000, model.config.hidden_size))
+    model.config.vocab_size = 10_000
+    with pytest.raises(IndexError, match="id 5000 is none of the 128"):
+        runner.forward([runner.allocate()], [[4, 5000]], [1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_torchs_default_dtype_is_not_that_of_what_is_read_and_written(varied, dtype):
+    model = varied()
+    wanted = read(open_runner(model))
+    torch.set_default_dtype(dtype)
+    try:
+        runner = open_runner(model)
+        got, state = read(runner), runner.observe([runner.allocate()], [TEXT], [1], [1]).states[1]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert type(runner) is NativeRunner and got.dtype == state.dtype == torch.float32
+    assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("part", ["lm_head", "model.norm", "model.layers.1.mlp.up_proj"])
+def test_weights_of_which_a_part_was_converted_behind_a_runners_back_are_left_to_torch(varied, natively, part):
+    model = varied()
+    runner = open_runner(model)
+    read(runner)
+    model.get_submodule(part).bfloat16()
+    natively.clear()
+    try:
+        read(runner)
+    except RuntimeError as error:
+        assert "dtype" in str(error)  # as torch has it
+    assert not natively
+
+
 @pytest.mark.parametrize("kind", ["llama", "mistral"])
 def test_the_first_layers_are_those_of_the_direct_runner(varied, natively, kind):
     model = varied(kind, num_hidden_layers=4)
@@ -218,17 +257,19 @@ def test_a_library_that_computes_something_else_is_not_used_and_one_line_says_wh
     assert type(open_runner(varied())) is NativeRunner
 
 
-@pytest.mark.parametrize("missing", ["none at all", "fails"])
+@pytest.mark.parametrize("missing", ["none at all", "fails", "hides"])
 def test_without_a_compiler_one_line_says_so_once_and_it_is_not_asked_again(varied, anew, tmp_path, monkeypatch, missing):
     asked = []
     monkeypatch.setattr(library, "built", lambda *rest, built=library.built: asked.append(rest) or built(*rest))
     if missing == "fails":
         monkeypatch.setenv("CC", "false")
+    elif missing == "hides":
+        monkeypatch.setenv("CC", shlex.join([*compiler.compilers()[0].command, "-fvisibility=hidden"]))
     else:
         monkeypatch.setenv("PATH", str(tmp_path))
         monkeypatch.delenv("CC", raising=False)
         monkeypatch.setattr(compiler.importlib.util, "find_spec", lambda name: None)
-    words = "CC names" if missing == "fails" else "no C compiler is there .*install gcc or clang, or run pip install"
+    words = {"fails": "CC names", "hides": "lacks a function .*seodang_step"}.get(missing, "no C compiler is there .*install gcc or clang, or run pip install")
     with pytest.warns(UserWarning, match=f"^no native decoding, .*{words}") as said:
         runners = [open_runner(model) for model in (varied(), varied("qwen2"), varied())]
     assert len(said) == len(asked) == 1 and all(type(runner) is DirectRunner for runner in runners)
