@@ -12,6 +12,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, SuppressTokensLog
 from seodang.data.errors import UserError
 from seodang.infer import SamplingParams, generate
 from seodang.infer.filters.filter_trial import copied
+from seodang.infer.runners.open import open_runner
 from seodang.infer.runners.ragged import RaggedRunner
 
 PROMPT = [5, 6, 7]
@@ -86,6 +87,7 @@ def ask(tiny_llama, tiny_tokenizer):
     ],
 )
 def test_a_filter_that_cannot_work_is_refused_before_anything_is_computed(ask, monkeypatch, own, message):
+    open_runner(tiny_llama)  # which looks once whether its steps are right
     monkeypatch.setattr(RaggedRunner, "forward", lambda *args: pytest.fail("computed something"))
     with pytest.raises(UserError, match=message):
         ask(own)
