@@ -120,6 +120,8 @@ def gathered(forward: Forward, batches: dict[Runner, Batch], placed: list[Placed
     if forward.layers:
         forward.states = {layer: torch.cat([batch.states[layer][each.index] for each in placed]) for layer in forward.layers}
     if all(each.guidance is None for each in placed):
+        if len(placed) == len(batch.slots):
+            return batch.logits
         first, last = placed[0].index, placed[-1].index + 1  # without guidance between them a forward's sequences stand together
         begin = sum(batch.keep[:first])
         return batch.logits[begin : begin + sum(batch.keep[first:last])]

@@ -27,7 +27,7 @@ COLDEST = 1e-5  # dynamic temperature's floor: a colder division would overflow,
 
 def wide(tensor: Tensor) -> Tensor:
     """Return the tensor in float32 at least."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
 def logprobs(logits: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ class Rotation:
         """module maps (`like`, positions [1, n]) to cosine and sine, [1, n, d]; of `like` the dtype and the device count alone."""
         self.module, self.like = module, like
         self.cos = self.sin = like.new_empty(0, 1, 0)
+        self._reached = 0
 
     def at(self, positions: list[int]) -> tuple[Tensor, Tensor]:
         """Return cosine and sine, [len(positions), 1, d] each."""
@@ -28,10 +29,11 @@ class Rotation:
 
     def reach(self, position: int) -> None:
         """Have the tables `cos` and `sin`, [positions, 1, d] each, hold this position too."""
-        if position >= len(self.cos):
+        if position >= self._reached:
             self._grow(max(256, 2 * position))
 
     def _grow(self, length: int) -> None:
+        self._reached = length
         cos, sin = self.module(self.like, torch.arange(length, device=self.like.device)[None])
         half = sin.shape[-1] // 2
         self.cos = cos[0, :, None].clone()

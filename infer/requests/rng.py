@@ -131,7 +131,7 @@ def choose(logits: Tensor, keys: Sequence[int | None], few: Tensor | None = None
         if few is None and logits.shape[-1] % BLOCK:
             winners.clamp_(max=logits.shape[-1] - 1)  # drawn from nan it may lie beyond the vocabulary
         ids = winners if ids is None else ids.index_copy_(0, torch.tensor(drawn, device=logits.device), winners)
-    return ids, (probs.gather(-1, ids[:, None]) / total).squeeze(-1).log()
+    return ids, (probs.gather(-1, ids.unsqueeze(-1)) / total).squeeze(-1).log()
 
 
 def likeliest(logits: Tensor) -> Tensor:

@@ -70,7 +70,8 @@ class DirectRunner(RaggedRunner):
         self._begun = False
         return True
 
-    def _run(self, plan: ForwardBatch, tokens: list[int], positions: list[int], wanted: Tensor, layers: Sequence[int]) -> ModelOutput:
+    @torch.no_grad()
+    def _run(self, plan: ForwardBatch, tokens: list[int], positions: list[int], wanted: list[int], layers: Sequence[int]) -> ModelOutput:
         device = self._device()
         if not self._ready(device.type):
             return super()._run(plan, tokens, positions, wanted, layers)
@@ -95,7 +96,7 @@ class DirectRunner(RaggedRunner):
         if len(decoder.blocks) in wanted_states:
             states[len(decoder.blocks)] = decoder.norm(hidden)
         if len(tokens) > 1 or not len(wanted):
-            hidden = hidden[wanted.to(device)]
+            hidden = hidden[torch.tensor(wanted, dtype=torch.long, device=device)]
         return ModelOutput(decoder.head(decoder.norm(hidden)), {layer: states[layer % (len(decoder.blocks) + 1)] for layer in layers})
 
     def _attend(self, plan: ForwardBatch, steps: list[Step] | None, layer: int, block: Block, qkv: Tensor, turn: tuple[Tensor, Tensor] | None) -> Tensor:

@@ -42,7 +42,7 @@ class NativeRunner(DirectRunner):
         self._native: NativeModel | None = None
         self._looked = False  # it is laid out at the next pass: a runner of the first layers takes the others away behind this
 
-    def _run(self, plan: ForwardBatch, tokens: list[int], positions: list[int], wanted: Tensor, layers: Sequence[int]) -> ModelOutput:
+    def _run(self, plan: ForwardBatch, tokens: list[int], positions: list[int], wanted: list[int], layers: Sequence[int]) -> ModelOutput:
         if self._adapters.at_work or not self._ready("cpu") or not self._laid_out() or not self._fits(plan):
             return super()._run(plan, tokens, positions, wanted, layers)
         long = {lane(each) for each in plan.longer if each.tokens.stop - each.tokens.start >= MANY}
@@ -67,16 +67,16 @@ class NativeRunner(DirectRunner):
 
     def _fits(self, plan: ForwardBatch) -> bool:
         """Whether the cache has the weights' dtype; where the model was converted behind a slot's back, torch says what it makes of that."""
-        embed = self.model.model.embed_tokens.weight
+        embed = self._native.embed
         return all(each.pool.ready(embed).dtype == embed.dtype for each in (*plan.runs, *plan.longer))
 
-    def _step(self, plan: ForwardBatch, tokens: list[int], positions: list[int], wanted: Tensor, layers: Sequence[int]) -> ModelOutput:
+    def _step(self, plan: ForwardBatch, tokens: list[int], positions: list[int], wanted: list[int], layers: Sequence[int]) -> ModelOutput:
         """Take the plan's tokens through the model natively, each over the keys that it sees."""
-        native, embed = self._native, self.model.model.embed_tokens.weight
+        native, embed = self._native, self._native.embed
         if max(tokens) >= native.ids:  # its configuration promises more
             raise IndexError(f"id {max(tokens)} is none of the {native.ids} that the embedding has")
         of_logits = [-1] * len(tokens)
-        for row, token in enumerate(wanted.tolist()):
+        for row, token in enumerate(wanted):
             of_logits[token] = row
         rows: list[int] = []
 
@@ -110,7 +110,7 @@ def lane_at(stack: Tensor, number: int) -> tuple[int, int, int, int]:
 
 
 def in_parts(
-    parts: Sequence[tuple[list[int], Callable[..., ModelOutput], list, list[Long]]], tokens: list[int], positions: list[int], wanted: Tensor, layers: Sequence[int]
+    parts: Sequence[tuple[list[int], Callable[..., ModelOutput], list, list[Long]]], tokens: list[int], positions: list[int], wanted: list[int], layers: Sequence[int]
 ) -> ModelOutput:
     """Run a pass in parts, of which each has tokens of its own, how they are run, and their runs and longer stretches; put together what they give.
 
@@ -122,9 +122,8 @@ def in_parts(
     for own, run, runs, longer in parts:
         place = {token: i for i, token in enumerate(own)}
         longer = [each._replace(tokens=slice(place[each.tokens.start], place[each.tokens.stop - 1] + 1)) for each in longer]
-        kept = [i for i, token in enumerate(wanted.tolist()) if token in place]
-        mine = torch.tensor([place[token] for token in wanted[kept].tolist()], dtype=torch.long)
-        out = run(ForwardBatch(runs, longer), [tokens[i] for i in own], [positions[i] for i in own], mine, layers)
+        kept = [i for i, token in enumerate(wanted) if token in place]
+        out = run(ForwardBatch(runs, longer), [tokens[i] for i in own], [positions[i] for i in own], [place[wanted[i]] for i in kept], layers)
         logits.append(out.logits.float())
         rows += kept
         for layer in layers:

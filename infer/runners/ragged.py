@@ -161,13 +161,12 @@ class RaggedRunner:
         """
         return self.observe(slots, ids, keep, ()).logits
 
-    @torch.no_grad()
     def observe(self, slots: Sequence[int], ids: Sequence[Sequence[int]], keep: Sequence[int], layers: Sequence[int]) -> ModelOutput:
         """As `forward`, with the hidden states of these layers at every new position, slot after slot."""
         check_pass(slots, ids, keep, self.vocab_size)
         plan, tokens, positions, starts = lay_out(self.cache, slots, ids, self._stretches)
         ends = [start + len(new) for start, new in zip(starts, ids)]
-        wanted = torch.tensor([i for end, k in zip(ends, keep) for i in range(end - k, end)], dtype=torch.long)
+        wanted = [i for end, k in zip(ends, keep) for i in range(end - k, end)]
         with self._adapters.over(zip(slots, map(slice, starts, ends)), self._device):
             logits, states = self._run(plan, tokens, positions, wanted, layers)
         for slot, new in zip(slots, ids):
@@ -183,10 +182,12 @@ class RaggedRunner:
         """Where the model's first layer is now."""
         return self.model.get_input_embeddings().weight.device
 
-    def _run(self, plan: ForwardBatch, tokens: list[int], positions: list[int], wanted: Tensor, layers: Sequence[int]) -> ModelOutput:
+    @torch.no_grad()
+    def _run(self, plan: ForwardBatch, tokens: list[int], positions: list[int], wanted: list[int], layers: Sequence[int]) -> ModelOutput:
         """Take the plan's tokens through the model: logits at the tokens `wanted`, hidden states in the order of the tokens."""
         device = self._device()
-        kept = {"logits_to_keep": wanted.to(device)} if self._keeps_logits else {}
+        at = torch.tensor(wanted, dtype=torch.long, device=device)
+        kept = {"logits_to_keep": at} if self._keeps_logits else {}
         with self._with_attention(), running(plan), self._adapters.hooked():
             out = self.model(
                 input_ids=torch.tensor([tokens], device=device),
@@ -196,7 +197,7 @@ class RaggedRunner:
                 **kept,
             )
         self._check(plan)
-        logits = out.logits[0] if self._keeps_logits else out.logits[0, wanted.to(device)]
+        logits = out.logits[0] if self._keeps_logits else out.logits[0, at]
         return ModelOutput(logits, {layer: out.hidden_states[layer][0] for layer in layers})
 
     @torch.no_grad()

@@ -52,7 +52,7 @@ class NativeModel:
         self.kept = [parameter.detach() for parameter in model.parameters()]  # one that is replaced stays until this is laid out anew
         self.layers = (_Layer * len(blocks))(*(_laid(layer, block) for layer, block in zip(trunk.layers, blocks)))
         first, embed = trunk.layers[0], trunk.embed_tokens.weight
-        self.ids = len(embed)
+        self.embed, self.ids = embed, len(embed)
         self.whole = _Model(
             dtype=DTYPES[embed.dtype],
             hidden=embed.shape[1],
