@@ -192,11 +192,11 @@ def tried(runner: DirectRunner) -> Tensor:
 
 
 def in_company(runner: NativeRunner) -> Tensor:
-    """One token's logits as a row alone, and among as many as a kernel takes at a time."""
+    """One token's logits as a row alone, among as many as a kernel takes at a time, and among more than two kernels do, which widen bfloat16 first."""
     a, b = probe_ids(runner.vocab_size)
     (own, other), _ = read_two(runner, [a, b])
-    others, found = runner.fork([other] * (TOGETHER - 1)), []
-    for count in range(TOGETHER):
+    others, found = runner.fork([other] * (2 * TOGETHER)), []
+    for count in (*range(TOGETHER), 2 * TOGETHER):
         found.append(runner.forward([own, *others[:count]], [a[3:4], *[b[2:3]] * count], [1, *[0] * count]))
         for slot, length in ((own, 3), *((slot, 2) for slot in others[:count])):
             runner.truncate(slot, length)
