@@ -86,7 +86,7 @@ def ask(tiny_llama, tiny_tokenizer):
         (lambda input_ids, scores: scores, r"must return logits of shape \(1, 128\), got \(1, 3\): it seems to take \(ids, logits\)"),
     ],
 )
-def test_a_filter_that_cannot_work_is_refused_before_anything_is_computed(ask, monkeypatch, own, message):
+def test_a_filter_that_cannot_work_is_refused_before_anything_is_computed(ask, tiny_llama, monkeypatch, own, message):
     open_runner(tiny_llama)  # which looks once whether its steps are right
     monkeypatch.setattr(RaggedRunner, "forward", lambda *args: pytest.fail("computed something"))
     with pytest.raises(UserError, match=message):

@@ -7,7 +7,6 @@ from seodang.data.seq2seq.packing import collate_padded_pairs, collate_pairs, pa
 from seodang.infer import SamplingParams, generate, load
 from seodang.infer.runners.end_to_end import can_run_end_to_end
 from seodang.train import seq2seq, seq2seq_trainer
-from seodang.data.seq2seq.packing import collate_pairs
 from seodang.train.encoder_decoder.pairs import PaddedPairs
 from seodang.train.models.seq2seq_loss import patch_seq2seq_loss
 
