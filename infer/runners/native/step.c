@@ -314,7 +314,9 @@ int seodang_step(const Model *m, int layers, const Row *rows, int count, const f
     void *parts[8];
     for (int i = 0; i < 8; i++) wanted += sizes[i] = (sizes[i] + LINE - 1) / LINE * LINE;
     if (wanted > had) {
-        free(memory);
+        char *old = memory;
+        memory = NULL, had = 0; /* before it goes: a child that is forked in this moment has no claim to it */
+        free(old);
         memory = malloc(wanted);
         had = memory ? wanted : 0;
     }
