@@ -3,8 +3,8 @@
 import json
 import random
 
-import pytest
 import numpy as np
+import pytest
 
 from seodang.infer.constraints.grammar import over_bytes, source
 from seodang.infer.constraints.json_keys import KeyTokens, Place, UniqueKeys, after
