@@ -7,7 +7,6 @@ from torch import Tensor
 
 from .logits import FIRST_LOOK, cumulated, min_p, nucleus_end, temperature, top_k, top_p
 
-BLOCK = 32  # ids
 SPARE = 48  # room for tokens level with the k-th: scores of bfloat16 are often alike
 LONGEST = FIRST_LOOK - 1  # top_p sums up to here as we do; with more candidates it sums in another order
 
@@ -18,7 +17,7 @@ def shortlist(logits: Tensor, t: Tensor, k: Tensor, p: Tensor, m: Tensor) -> tup
     logits are [rows, vocab], float32 or wider; each argument is [rows, 1]; t of 1, p of 1 and m of 0 keep the row; k is in [1, LONGEST].
     """
     look = min(int(k.max()) + SPARE, FIRST_LOOK, logits.shape[-1])
-    scores, ids = likeliest(logits, look)
+    scores, ids = logits.topk(look, dim=-1)
     scores = scores / t
     last = scores.gather(-1, (k - 1).clamp(max=look - 1))  # those level with it survive top_k too
     kept = scores.masked_fill(scores < last, -torch.inf)
@@ -31,17 +30,6 @@ def shortlist(logits: Tensor, t: Tensor, k: Tensor, p: Tensor, m: Tensor) -> tup
         return filtered, ids
     filtered[more] = step_by_step(*(each[more] for each in (logits, t, k, p, m)))
     return filtered, None
-
-
-def likeliest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """As `logits.topk(count, dim=-1)`, sooner: it looks into the blocks of the greatest heads alone. Of level ids on the edge others may be there."""
-    rows, vocab = logits.shape
-    if vocab % BLOCK or vocab < 2 * count * BLOCK:
-        return logits.topk(count, dim=-1)
-    blocks = logits.view(rows, -1, BLOCK)
-    some = blocks.amax(dim=-1).topk(count, dim=-1, sorted=False).indices[..., None]  # [rows, count, 1]
-    scores, places = blocks.gather(1, some.expand(-1, -1, BLOCK)).flatten(1).topk(count, dim=-1)
-    return scores, (some * BLOCK + torch.arange(BLOCK, device=logits.device)).flatten(1).gather(-1, places)
 
 
 def step_by_step(logits: Tensor, t: Tensor, k: Tensor, p: Tensor, m: Tensor) -> Tensor:
