@@ -76,3 +76,15 @@ def test_scores_that_are_no_distribution_are_refused_by_name_and_their_neighbour
     assert refuse_nan(float(logprobs[0])) == pytest.approx(-math.log(6))
     with pytest.raises(UserError, match="the scores are not finite"):
         refuse_nan(float(logprobs[1]))
+
+
+@pytest.mark.parametrize("vocab", [4096, 4099])
+def test_a_race_of_the_few_that_have_a_chance_is_won_by_who_wins_that_of_all(vocab):
+    generator = torch.Generator().manual_seed(3)
+    keys = torch.tensor([key(7, position) for position in range(200)])
+    few = torch.stack([torch.randperm(vocab, generator=generator)[:40] for _ in keys])
+    few[:, :8] = torch.arange(vocab - 8, vocab)  # several of one block
+    few[:, 8:] = few[:, 8:].clamp(max=vocab - 9)  # the same id may stand there twice
+    weights = torch.rand(few.shape, generator=generator).masked_fill(torch.arange(40) % 5 == 0, 0)
+    probs = torch.zeros(len(keys), vocab).scatter_(-1, few, weights)
+    assert torch.equal(draw(probs, keys, few), draw(probs, keys))

@@ -225,6 +225,18 @@ def test_a_model_laid_together_trains_and_saves_as_before(fresh_tiny, tmp_path):
         assert torch.equal(a, b) and torch.equal(b, c), name
 
 
+def test_a_weight_that_was_moved_by_itself_is_found_once_a_slot_is_new_and_a_model_at_once(fresh_tiny):
+    model = fresh_tiny("llama")
+    runner = open_runner(model)
+    slot = runner.allocate()
+    runner.forward([slot], [ids(5)], [1])
+    model.model.layers[1].mlp.down_proj.weight.data = torch.zeros(model.model.layers[1].mlp.down_proj.weight.shape)
+    moved = runner.forward([runner.allocate()], [ids(5)], [1])
+    close(moved, whole(model, ids(5))[-1:], 2e-5)
+    model.double()
+    assert runner._ready("cpu") and runner._addresses == runner.decoder.addresses()
+
+
 def test_models_with_something_put_in_go_through_transformers(fresh_tiny):
     assert supports_direct(fresh_tiny("llama"))
     adapted = get_peft_model(fresh_tiny("llama"), LoraConfig(r=2, target_modules=["q_proj"]))
