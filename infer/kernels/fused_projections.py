@@ -29,7 +29,7 @@ def fuse_projections(model: PreTrainedModel) -> None:
     """
     groups = [list(group) for group in groups_of(model) if fit_together(group)]
     grouped = {id(parameter) for group in groups for parameter in group}
-    on_cpu = [p for p in model.parameters() if p.device.type == "cpu" and type(p) is nn.Parameter and p.is_contiguous()]
+    on_cpu = [p for p in model.parameters() if p.device.type == "cpu" and fit_together([p])]
     total = sum(p.nbytes + LINE for p in on_cpu)
     pages = HugePages(total) if has_huge_pages() and total >= LEAST else None
     if pages is not None:

@@ -9,7 +9,7 @@ import torch
 from torch import UntypedStorage
 
 PAGE = 2 << 20
-PIECE = 32 * PAGE  # at most so much is there twice while weights move
+PIECE = 32 * PAGE  # taken at a time: weights move one after the other, and are not all there twice
 LINE = 64  # bytes: where a tensor begins
 
 

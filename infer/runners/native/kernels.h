@@ -116,11 +116,13 @@ INLINE v4 sums(vf a, vf b, vf c, vf d) {
 }
 INLINE float sum(vf v) { return sums(v, v, v, v)[0]; }
 
-static size_t read_size(int dtype) { return dtype == FLOAT32 || !ROUNDED ? 4 : 2; }
+/* bytes of a number, as it is kept and as products read it */
+static size_t size_of(int dtype) { return dtype == FLOAT32 ? 4 : 2; }
+static size_t read_size(int dtype) { return ROUNDED ? size_of(dtype) : 4; }
 
-/* so many numbers as products read them */
-static void put(int dtype, void *to, size_t at, const float *from, size_t count) {
-    if (read_size(dtype) == 4) {
+/* so many numbers, in so many bytes each */
+static void put(size_t size, void *to, size_t at, const float *from, size_t count) {
+    if (size == 4) {
         memcpy((float *)to + at, from, 4 * count);
     } else {
         uint16_t *out = (uint16_t *)to + at;
@@ -160,7 +162,7 @@ INLINE void ask(Ahead *a) {
 
 /* y[row][output] = w[output] . x[row] of so many outputs (4 or 1) and rows */
 INLINE void tile(int dtype, int outputs, int rows, const void *w, size_t inputs, const void *x, float (*y)[GROUP], int part, int parts) {
-    const size_t size = dtype == FLOAT32 ? 4 : 2, lanes = dtype == BFLOAT16 && ROUNDED ? 2 * LANES : LANES, whole = inputs / lanes * lanes;
+    const size_t size = size_of(dtype), lanes = dtype == BFLOAT16 && ROUNDED ? 2 * LANES : LANES, whole = inputs / lanes * lanes;
     Ahead next = ahead(w, inputs, size, outputs, lanes, part, parts);
     vf acc[GROUP][TILE];
     UNROLL for (int o = 0; o < outputs; o++) {
@@ -235,7 +237,7 @@ static void tiled(Tile *const *by_rows, const void *w, size_t inputs, const char
 /* The products of so many outputs (up to 4) from `at` on, with their biases, of all rows: y[row][output]. There is room for GROUP x inputs numbers at
    `room`. */
 static void product(int dtype, const void *weight, const void *bias, size_t at, int outputs, size_t inputs, const void *x, int rows, float (*y)[GROUP], float *room) {
-    size_t size = dtype == FLOAT32 ? 4 : 2, of_x = read_size(dtype);
+    size_t size = size_of(dtype), of_x = read_size(dtype);
     const char *w = (const char *)weight + at * inputs * size;
     if (outputs == GROUP && rows > 2 * TILE && dtype == BFLOAT16 && !ROUNDED) { /* several tiles: widened once for all of them */
         for (size_t i = 0; i < GROUP * inputs; i++) room[i] = wide(((const uint16_t *)w)[i]);

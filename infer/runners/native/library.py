@@ -106,7 +106,7 @@ def library() -> ctypes.CDLL:
 
 @cache
 def loaded() -> ctypes.CDLL | str:
-    """The compiled pass, or in words why there is none: a compiler that fails, or hangs for a minute, is asked once a process."""
+    """The compiled pass, or in words why there is none: a compiler that fails or hangs is asked once a process."""
     try:
         return _load()
     except NotBuilt as error:
@@ -138,7 +138,6 @@ def _declare(found: ctypes.CDLL) -> None:
     found.seodang_step.argtypes = [ctypes.POINTER(_Model), number, ctypes.POINTER(ctypes.c_int64), number, floats, floats, floats, _Address, number]
     found.seodang_step.restype = number
     found.seodang_built_for.restype = ctypes.c_char_p
-    found.seodang_read.argtypes, found.seodang_read.restype = [_Address, ctypes.c_size_t, number], ctypes.c_double
     found.seodang_use_team.argtypes = [_Address] * 3
 
 
@@ -155,8 +154,3 @@ def openmp() -> list[ctypes._CFuncPtr] | None:
 def built_for() -> str:
     """The instructions that the compiled pass uses, as "AVX512-BF16"; raises as `library` does."""
     return library().seodang_built_for().decode()
-
-
-def read_seconds(memory: Tensor, threads: int) -> float:
-    """Read a tensor once on so many threads and return the seconds that it took: what a pass over weights can at best be."""
-    return library().seodang_read(memory.data_ptr(), memory.nbytes, threads)

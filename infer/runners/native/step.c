@@ -7,7 +7,6 @@
 #define _GNU_SOURCE
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "kernels.h"
 #include "threads.h"
@@ -66,11 +65,6 @@ static void turned(float *x, const float *cos, const float *sin, size_t half) { 
     }
 }
 
-static void written(const Model *m, void *to, size_t at, const float *from) {
-    if (m->dtype == FLOAT32) memcpy((float *)to + at, from, 4 * m->width);
-    else for (int64_t i = 0; i < m->width; i++) ((uint16_t *)to)[at + i] = rounded(from[i]);
-}
-
 /* a row's heads turned to its position, its keys and values put into the cache */
 static void placed(const Job *job, int layer, int r) {
     const Model *m = job->model;
@@ -79,7 +73,7 @@ static void placed(const Job *job, int layer, int r) {
     const float *cos = job->cos + row->position * m->width, *sin = job->sin + row->position * m->width;
     float *x = job->qkv + (size_t)r * (m->heads + 2 * m->kv_heads) * m->width;
     void *cache = (void *)row->keys;
-    size_t at = layer * row->layer_stride + row->place * m->width;
+    size_t at = layer * row->layer_stride + row->place * m->width, size = size_of(m->dtype);
     for (int64_t h = 0; h < m->heads; h++, x += m->width) {
         if (l->q_norm) normed(m->dtype, x, l->q_norm, m->width, m->eps, x);
         turned(x, cos, sin, m->width / 2);
@@ -88,9 +82,9 @@ static void placed(const Job *job, int layer, int r) {
     for (int64_t h = 0; h < m->kv_heads; h++, x += m->width) {
         if (l->k_norm) normed(m->dtype, x, l->k_norm, m->width, m->eps, x);
         turned(x, cos, sin, m->width / 2);
-        written(m, cache, at + h * row->head_stride, x);
+        put(size, cache, at + h * row->head_stride, x, m->width);
     }
-    for (int64_t h = 0; h < m->kv_heads; h++, x += m->width) written(m, cache, at + row->part_stride + h * row->head_stride, x);
+    for (int64_t h = 0; h < m->kv_heads; h++, x += m->width) put(size, cache, at + row->part_stride + h * row->head_stride, x, m->width);
 }
 
 /* ---- attention ---- */
@@ -100,7 +94,7 @@ INLINE void piece_as(int dtype, const Model *m, const float *q, const void *keys
     void *read = scores + ABREAST * PIECE; /* queries as their products read them */
     for (size_t h = 0; h < heads;) {
         int n = heads - h < ABREAST ? heads - h : ABREAST;
-        put(m->dtype, read, 0, q + h * width, n * width);
+        put(read_size(m->dtype), read, 0, q + h * width, n * width);
         float *out = to + h * to_stride;
         switch (n) {
             case 1: abreast(dtype, 1, read, keys, values, count, width, scores, out, to_stride); break;
@@ -129,7 +123,7 @@ static void attended(const Job *job, int layer, int r, int kv_head, int p, float
     size_t heads = m->heads / m->kv_heads, width = m->width, stride = job->pieces * (width + 2);
     size_t begin = first_key(l, row), piece = begin / PIECE + p, from = most(begin, piece * PIECE);
     size_t end = (piece + 1) * PIECE < (size_t)row->seen ? (piece + 1) * PIECE : (size_t)row->seen;
-    size_t at = layer * row->layer_stride + kv_head * row->head_stride + from * width, size = m->dtype == FLOAT32 ? 4 : 2;
+    size_t at = layer * row->layer_stride + kv_head * row->head_stride + from * width, size = size_of(m->dtype);
     const char *keys = (const char *)row->keys + at * size, *values = keys + row->part_stride * size;
     const float *q = job->qkv + (size_t)r * (m->heads + 2 * m->kv_heads) * width + kv_head * heads * width;
     float *partial = job->partial + ((size_t)r * m->heads + kv_head * heads) * stride;
@@ -150,7 +144,7 @@ static void attended(const Job *job, int layer, int r, int kv_head, int p, float
             for (size_t j = 0; j < width; j++) scores[j] += by * one[j];
         }
         for (size_t j = 0; j < width; j++) scores[j] /= total;
-        put(m->dtype, job->attended, ((size_t)r * m->heads + kv_head * heads + h) * width, scores, width);
+        put(read_size(m->dtype), job->attended, ((size_t)r * m->heads + kv_head * heads + h) * width, scores, width);
     }
 }
 
@@ -197,7 +191,7 @@ static void gated(const Job *job, const Layer *l, const Own *own, long begin, lo
         product(m->dtype, l->up, l->up_bias, o, n, m->hidden, own->x, job->count, own->z, own->room);
         float *g = (float *)own->y, *u = (float *)own->z; /* there is room behind the last */
         for (int i = 0; i < job->count * GROUP; i += LANES) store(g + i, load(g + i) / (1.0f + exponential(-load(g + i))) * load(u + i));
-        for (int r = 0; r < job->count; r++) put(m->dtype, job->opened, r * m->inner + o, own->y[r], n);
+        for (int r = 0; r < job->count; r++) put(read_size(m->dtype), job->opened, r * m->inner + o, own->y[r], n);
     }
 }
 
@@ -215,7 +209,7 @@ static void normed_rows(const Job *job, const void *weight, const Own *own) {
     const Model *m = job->model;
     for (int r = 0; r < job->count; r++) {
         normed(m->dtype, job->residual + r * m->hidden, weight, m->hidden, m->eps, own->line);
-        put(m->dtype, own->x, r * m->hidden, own->line, m->hidden);
+        put(read_size(m->dtype), own->x, r * m->hidden, own->line, m->hidden);
     }
 }
 
@@ -284,7 +278,7 @@ static void pass(void *argument, int thread, int threads) {
     for (int r = 0; r < job->count; r++)
         if (job->rows[r].wanted >= 0) {
             normed(m->dtype, job->residual + r * m->hidden, m->norm, m->hidden, m->eps, own.line);
-            put(m->dtype, own.x, job->rows[r].wanted * m->hidden, own.line, m->hidden);
+            put(read_size(m->dtype), own.x, job->rows[r].wanted * m->hidden, own.line, m->hidden);
         }
     while (next_share(counter, share(m->vocab, threads), m->vocab, &begin, &end)) scores_of(job, &own, begin, end);
 }
@@ -349,33 +343,4 @@ const char *seodang_built_for(void) {
 #else
     return "plain C";
 #endif
-}
-
-typedef struct { const char *from; size_t size; Counter *counter; } Reading;
-
-static void reading(void *argument, int thread, int threads) {
-    const Reading *job = argument;
-    long begin, end, part = 1 << 20;
-    vf acc[4] = {{0}};
-    (void)thread, (void)threads;
-    while (next_share(job->counter, part, job->size, &begin, &end))
-        for (; begin + (long)sizeof acc <= end; begin += sizeof acc)
-            for (int i = 0; i < 4; i++) acc[i] += load((const float *)(job->from + begin) + i * LANES);
-    volatile float kept_result = sum(acc[0] + acc[1] + acc[2] + acc[3]);
-    (void)kept_result;
-}
-
-/* Read so many bytes once, on so many threads; returns the seconds that it took. */
-double seodang_read(const void *from, size_t size, int threads) {
-    static Counter counter;
-    struct timespec began, ended;
-    pthread_mutex_lock(&pool.calls);
-    Reading job = {from, size, &counter};
-    atomic_store(&counter.next, 0);
-    threads = ready(threads < 1 ? 1 : threads);
-    clock_gettime(CLOCK_MONOTONIC, &began);
-    together(reading, &job, threads);
-    clock_gettime(CLOCK_MONOTONIC, &ended);
-    pthread_mutex_unlock(&pool.calls);
-    return (ended.tv_sec - began.tv_sec) + 1e-9 * (ended.tv_nsec - began.tv_nsec);
 }

@@ -19,13 +19,15 @@ def refuses(model: PreTrainedModel) -> str | None:
     weight = model.model.embed_tokens.weight
     if weight.device.type != "cpu" or weight.dtype not in DTYPES:
         return f"{weight.dtype} on {weight.device} is neither float32 nor bfloat16 on a CPU"
-    if any((parameter.dtype, parameter.device) != (weight.dtype, weight.device) for parameter in model.parameters()):  # a part was converted behind a runner's back
+    parameters = list(model.parameters())
+    if any((parameter.dtype, parameter.device) != (weight.dtype, weight.device) for parameter in parameters):  # a part was converted behind a runner's back
         return "its weights are not all of one dtype and device"
-    linears = [module for name, module in model.named_modules() if name.endswith(("_proj", "lm_head"))]
+    modules = list(model.named_modules())
+    linears = [module for name, module in modules if name.endswith(("_proj", "lm_head"))]
     if any(type(linear) is not nn.Linear for linear in linears) or model.lm_head.bias is not None:
         return "its linear layers are of another kind, or its head has a bias"
-    if not all(parameter.is_contiguous() for parameter in model.parameters()):
+    if not all(parameter.is_contiguous() for parameter in parameters):
         return "a weight does not lie in one piece"
-    if len({module.variance_epsilon for module in model.modules() if hasattr(module, "variance_epsilon")}) != 1:
+    if len({module.variance_epsilon for _, module in modules if "variance_epsilon" in vars(module)}) != 1:
         return "its norms have an epsilon each"
     return None
