@@ -23,7 +23,7 @@
 #define TILE 3
 #define ABREAST 2
 #endif
-enum { GROUP = 4, PIECE = 256, LINE = 64, AHEAD = 8192, BETWEEN = 8 };
+enum { GROUP = 4, BLOCK = 16, PIECE = 256, LINE = 64, AHEAD = 8192, BETWEEN = 8 };
 enum { FLOAT32 = 0, BFLOAT16 = 1 };
 
 typedef float vf __attribute__((vector_size(4 * LANES)));
@@ -161,7 +161,7 @@ INLINE void ask(Ahead *a) {
 }
 
 /* y[row][output] = w[output] . x[row] of so many outputs (4 or 1) and rows */
-INLINE void tile(int dtype, int outputs, int rows, const void *w, size_t inputs, const void *x, float (*y)[GROUP], int part, int parts) {
+INLINE void tile(int dtype, int outputs, int rows, const void *w, size_t inputs, const void *x, float (*y)[BLOCK], int part, int parts) {
     const size_t size = size_of(dtype), lanes = dtype == BFLOAT16 && ROUNDED ? 2 * LANES : LANES, whole = inputs / lanes * lanes;
     Ahead next = ahead(w, inputs, size, outputs, lanes, part, parts);
     vf acc[GROUP][TILE];
@@ -205,9 +205,9 @@ INLINE void tile(int dtype, int outputs, int rows, const void *w, size_t inputs,
 }
 
 /* a function of its own for each number of rows, so that its sums stay in registers */
-typedef void Tile(const void *w, size_t inputs, const void *x, float (*y)[GROUP], int part, int parts);
+typedef void Tile(const void *w, size_t inputs, const void *x, float (*y)[BLOCK], int part, int parts);
 #define TILES(name, dtype, outputs, rows) \
-    static __attribute__((noinline)) void name##_##rows(const void *w, size_t inputs, const void *x, float (*y)[GROUP], int part, int parts) { tile(dtype, outputs, rows, w, inputs, x, y, part, parts); }
+    static __attribute__((noinline)) void name##_##rows(const void *w, size_t inputs, const void *x, float (*y)[BLOCK], int part, int parts) { tile(dtype, outputs, rows, w, inputs, x, y, part, parts); }
 #define ALL_TILES(name, dtype, outputs) \
     TILES(name, dtype, outputs, 1) TILES(name, dtype, outputs, 2) TILES(name, dtype, outputs, 3) MORE_TILES(name, dtype, outputs) \
     static Tile *const name[] = {name##_1, name##_2, name##_3, MORE_NAMES(name)};
@@ -224,7 +224,7 @@ ALL_TILES(bfloat16_by_four, BFLOAT16, GROUP)
 ALL_TILES(bfloat16_by_one, BFLOAT16, 1)
 
 /* y[row][output] of all rows, tile by tile */
-static void tiled(Tile *const *by_rows, const void *w, size_t inputs, const char *x, size_t size, int rows, float (*y)[GROUP]) {
+static void tiled(Tile *const *by_rows, const void *w, size_t inputs, const char *x, size_t size, int rows, float (*y)[BLOCK]) {
     int parts = (rows + TILE - 1) / TILE;
     for (int part = 0; part < parts; part++) {
         int n = rows / parts + (part < rows % parts);
@@ -234,11 +234,9 @@ static void tiled(Tile *const *by_rows, const void *w, size_t inputs, const char
     }
 }
 
-/* The products of so many outputs (up to 4) from `at` on, with their biases, of all rows: y[row][output]. There is room for GROUP x inputs numbers at
-   `room`. */
-static void product(int dtype, const void *weight, const void *bias, size_t at, int outputs, size_t inputs, const void *x, int rows, float (*y)[GROUP], float *room) {
+/* The products of a group's outputs (up to 4, whose weights lie at `w`) with all rows: y[row][output]. There is room for GROUP x inputs numbers at `room`. */
+static void group(int dtype, const char *w, int outputs, size_t inputs, const void *x, int rows, float (*y)[BLOCK], float *room) {
     size_t size = size_of(dtype), of_x = read_size(dtype);
-    const char *w = (const char *)weight + at * inputs * size;
     if (outputs == GROUP && rows > 2 * TILE && dtype == BFLOAT16 && !ROUNDED) { /* several tiles: widened once for all of them */
         for (size_t i = 0; i < GROUP * inputs; i++) room[i] = wide(((const uint16_t *)w)[i]);
         tiled(float32_by_four, room, inputs, x, of_x, rows, y);
@@ -246,10 +244,13 @@ static void product(int dtype, const void *weight, const void *bias, size_t at, 
         tiled(dtype == FLOAT32 ? float32_by_four : bfloat16_by_four, w, inputs, x, of_x, rows, y);
     else
         for (int o = 0; o < outputs; o++) /* one by one, each to its place */
-            tiled(dtype == FLOAT32 ? float32_by_one : bfloat16_by_one, w + o * inputs * size, inputs, x, of_x, rows, (float(*)[GROUP])((float *)y + o));
-    if (bias)
-        for (int r = 0; r < rows; r++)
-            for (int o = 0; o < outputs; o++) y[r][o] += one_as(dtype, bias, at + o);
+            tiled(dtype == FLOAT32 ? float32_by_one : bfloat16_by_one, w + o * inputs * size, inputs, x, of_x, rows, (float(*)[BLOCK])((float *)y + o));
+}
+
+/* The same of so many outputs (up to BLOCK) from `at` on of a whole weight, [outputs, inputs]. */
+static void block(int dtype, const void *weight, size_t at, int outputs, size_t inputs, const void *x, int rows, float (*y)[BLOCK], float *room) {
+    for (int o = 0; o < outputs; o += GROUP)
+        group(dtype, (const char *)weight + (at + o) * inputs * size_of(dtype), outputs - o < GROUP ? outputs - o : GROUP, inputs, x, rows, (float(*)[BLOCK])((float *)y + o), room);
 }
 
 /* ---- attention ---- */

@@ -19,8 +19,6 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 ROW = 9  # numbers that say what a row is: the fields of `Row` in step.c
 
 _Address = ctypes.c_void_p
-_WEIGHTS = ("attention_norm", "q", "k", "v", "o", "feed_norm", "gate", "up", "down")
-_BIASES = ("q_bias", "k_bias", "v_bias", "o_bias", "gate_bias", "up_bias", "down_bias", "q_norm", "k_norm")
 
 
 class Windowed(Protocol):
@@ -30,15 +28,25 @@ class Windowed(Protocol):
     window: int | None
 
 
+class _Linear(ctypes.Structure):
+    _fields_ = [*((name, ctypes.c_int64) for name in ("dtype", "inputs", "outputs")), ("weight", _Address), ("bias", _Address)]
+
+
 class _Layer(ctypes.Structure):
-    _fields_ = [*((name, _Address) for name in (*_WEIGHTS, *_BIASES)), ("window", ctypes.c_int64), ("scale", ctypes.c_double)]
+    _fields_ = [
+        *((name, _Linear) for name in ("q", "k", "v", "o", "gate", "up", "down")),
+        *((name, _Address) for name in ("attention_norm", "feed_norm", "q_norm", "k_norm")),
+        ("window", ctypes.c_int64),
+        ("scale", ctypes.c_double),
+    ]
 
 
 class _Model(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("dtype", "hidden", "heads", "kv_heads", "width", "inner", "vocab")),
         ("eps", ctypes.c_double),
-        *((name, _Address) for name in ("embed", "norm", "head")),
+        ("head", _Linear),
+        *((name, _Address) for name in ("embed", "norm")),
         ("layers", ctypes.POINTER(_Layer)),
     ]
 
@@ -64,7 +72,7 @@ class NativeModel:
             eps=trunk.norm.variance_epsilon,
             embed=embed.data_ptr(),
             norm=trunk.norm.weight.data_ptr(),
-            head=model.lm_head.weight.data_ptr(),
+            head=_linear(model.lm_head),
             layers=self.layers,
         )
 
@@ -84,16 +92,23 @@ class NativeModel:
             raise MemoryError(f"no memory for a pass of {len(rows) // ROW} rows")
 
 
+def _linear(linear: nn.Linear) -> _Linear:
+    bias = None if linear.bias is None else linear.bias.data_ptr()
+    return _Linear(DTYPES[linear.weight.dtype], linear.in_features, linear.out_features, linear.weight.data_ptr(), bias)
+
+
 def _laid(layer: nn.Module, block: Windowed) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
     linears = {"q": attention.q_proj, "k": attention.k_proj, "v": attention.v_proj, "o": attention.o_proj}
     linears |= {"gate": mlp.gate_proj, "up": mlp.up_proj, "down": mlp.down_proj}
-    weights = {"attention_norm": layer.input_layernorm.weight, "feed_norm": layer.post_attention_layernorm.weight}
-    weights |= {name: linear.weight for name, linear in linears.items()}
-    weights |= {f"{name}_bias": linear.bias for name, linear in linears.items() if linear.bias is not None}
-    if hasattr(attention, "q_norm"):
-        weights |= {"q_norm": attention.q_norm.weight, "k_norm": attention.k_norm.weight}
-    return _Layer(window=block.window or 0, scale=block.scale, **{name: weight.data_ptr() for name, weight in weights.items()})
+    norms = {"attention_norm": layer.input_layernorm, "feed_norm": layer.post_attention_layernorm}
+    norms |= {name: norm for name in ("q_norm", "k_norm") if (norm := getattr(attention, name, None)) is not None}
+    return _Layer(
+        window=block.window or 0,
+        scale=block.scale,
+        **{name: _linear(linear) for name, linear in linears.items()},
+        **{name: norm.weight.data_ptr() for name, norm in norms.items()},
+    )
 
 
 def library() -> ctypes.CDLL:

@@ -13,17 +13,23 @@
 
 /* ---- what is computed ---- */
 
-typedef struct { /* one layer; a bias or norm that it has not is NULL */
-    const void *attention_norm, *q, *k, *v, *o, *feed_norm, *gate, *up, *down;
-    const void *q_bias, *k_bias, *v_bias, *o_bias, *gate_bias, *up_bias, *down_bias, *q_norm, *k_norm;
+typedef struct { /* a linear layer: its weights, [outputs, inputs], in their dtype, and biases, [outputs] in the model's, or NULL */
+    int64_t dtype, inputs, outputs;
+    const void *weight, *bias;
+} Linear;
+
+typedef struct { /* one layer; a norm that it has not is NULL */
+    Linear q, k, v, o, gate, up, down;
+    const void *attention_norm, *feed_norm, *q_norm, *k_norm;
     int64_t window; /* 0: none */
     double scale;
 } Layer;
 
-typedef struct {
+typedef struct { /* `dtype` is that of embeddings, norms, biases and the cache */
     int64_t dtype, hidden, heads, kv_heads, width, inner, vocab;
     double eps;
-    const void *embed, *norm, *head;
+    Linear head;
+    const void *embed, *norm;
     const Layer *layers;
 } Model;
 
@@ -51,7 +57,7 @@ typedef struct {
 
 typedef struct { /* what a thread has of its own */
     void *x;                       /* normed rows, as products read them: [rows, hidden] */
-    float (*y)[GROUP], (*z)[GROUP]; /* [rows, GROUP] and a vector's room behind */
+    float (*y)[BLOCK], (*z)[BLOCK]; /* [rows, BLOCK] */
     float *line, *scores, *room;   /* [hidden]; [ABREAST, PIECE] and the queries behind; [GROUP, inputs of a product] */
 } Own;
 
@@ -144,7 +150,7 @@ static void attended(const Job *job, int layer, int r, int kv_head, int p, float
             for (size_t j = 0; j < width; j++) scores[j] += by * one[j];
         }
         for (size_t j = 0; j < width; j++) scores[j] /= total;
-        put(read_size(m->dtype), job->attended, ((size_t)r * m->heads + kv_head * heads + h) * width, scores, width);
+        put(read_size(l->o.dtype), job->attended, ((size_t)r * m->heads + kv_head * heads + h) * width, scores, width);
     }
 }
 
@@ -152,65 +158,76 @@ static void attended(const Job *job, int layer, int r, int kv_head, int p, float
 
 /* how many outputs go to a thread at a time */
 static long share(long outputs, int threads) {
-    long part = outputs / (6L * threads) / GROUP * GROUP;
-    return part < 16 ? 16 : part > 256 ? 256 : part;
+    long part = outputs / (6L * threads) / BLOCK * BLOCK;
+    return part < BLOCK ? BLOCK : part > 256 ? 256 : part;
+}
+
+/* the outputs of a linear layer in whole blocks, which are what threads share */
+static long in_blocks(const Linear *linear) { return (linear->outputs + BLOCK - 1) / BLOCK * BLOCK; }
+
+/* A linear layer's next outputs, from `at` on, of so many rows: y[row][output]; returns how many there are, up to BLOCK. */
+static int product(const Job *job, const Linear *linear, long at, const void *x, int rows, float (*y)[BLOCK], const Own *own) {
+    int outputs = linear->outputs - at < BLOCK ? linear->outputs - at : BLOCK;
+    block(linear->dtype, linear->weight, at, outputs, linear->inputs, x, rows, y, own->room);
+    if (linear->bias)
+        for (int r = 0; r < rows; r++)
+            for (int o = 0; o < outputs; o++) y[r][o] += one_as(job->model->dtype, linear->bias, at + o);
+    return outputs;
 }
 
 static void queries_keys_values(const Job *job, int layer, const Own *own, long begin, long end) {
-    const Model *m = job->model;
-    const Layer *l = m->layers + layer;
-    const void *weights[] = {l->q, l->k, l->v}, *biases[] = {l->q_bias, l->k_bias, l->v_bias};
-    long sizes[] = {m->heads * m->width, m->kv_heads * m->width, m->kv_heads * m->width}, all = sizes[0] + 2 * sizes[1], offset = 0;
-    for (int part = 0; part < 3; offset += sizes[part++]) {
-        long from = begin > offset ? begin : offset, to = end < offset + sizes[part] ? end : offset + sizes[part];
-        for (long o = from; o < to; o += GROUP) {
-            int n = to - o < GROUP ? to - o : GROUP;
-            product(m->dtype, weights[part], biases[part], o - offset, n, m->hidden, own->x, job->count, own->y, own->room);
-            for (int r = 0; r < job->count; r++) memcpy(job->qkv + r * all + o, own->y[r], n * sizeof(float));
+    const Layer *l = job->model->layers + layer;
+    const Linear *linears[] = {&l->q, &l->k, &l->v};
+    long width = l->q.outputs + l->k.outputs + l->v.outputs, before = 0, offset = 0; /* in the rows of qkv, and in blocks */
+    for (int part = 0; part < 3; part++) {
+        const Linear *linear = linears[part];
+        long from = begin > offset ? begin - offset : 0, to = end - offset < in_blocks(linear) ? end - offset : in_blocks(linear);
+        for (long o = from; o < to; o += BLOCK) {
+            int n = product(job, linear, o, own->x, job->count, own->y, own);
+            for (int r = 0; r < job->count; r++) memcpy(job->qkv + r * width + before + o, own->y[r], n * sizeof(float));
         }
+        before += linear->outputs;
+        offset += in_blocks(linear);
     }
 }
 
 /* a layer's outputs added to the residual stream */
-static void added(const Job *job, const void *weight, const void *bias, long inputs, const void *x, const Own *own, long begin, long end) {
-    const Model *m = job->model;
-    for (long o = begin; o < end; o += GROUP) {
-        int n = end - o < GROUP ? end - o : GROUP;
-        product(m->dtype, weight, bias, o, n, inputs, x, job->count, own->y, own->room);
+static void added(const Job *job, const Linear *linear, const void *x, const Own *own, long begin, long end) {
+    for (long o = begin; o < end; o += BLOCK) {
+        int n = product(job, linear, o, x, job->count, own->y, own);
         for (int r = 0; r < job->count; r++)
-            for (int i = 0; i < n; i++) job->residual[r * m->hidden + o + i] += own->y[r][i];
+            for (int i = 0; i < n; i++) job->residual[r * linear->outputs + o + i] += own->y[r][i];
     }
 }
 
 /* the feed-forward layer's two branches, one of which opens and shuts the other by x / (1 + exp(-x)) */
 static void gated(const Job *job, const Layer *l, const Own *own, long begin, long end) {
-    const Model *m = job->model;
-    for (long o = begin; o < end; o += GROUP) {
-        int n = end - o < GROUP ? end - o : GROUP;
-        product(m->dtype, l->gate, l->gate_bias, o, n, m->hidden, own->x, job->count, own->y, own->room);
-        product(m->dtype, l->up, l->up_bias, o, n, m->hidden, own->x, job->count, own->z, own->room);
-        float *g = (float *)own->y, *u = (float *)own->z; /* there is room behind the last */
-        for (int i = 0; i < job->count * GROUP; i += LANES) store(g + i, load(g + i) / (1.0f + exponential(-load(g + i))) * load(u + i));
-        for (int r = 0; r < job->count; r++) put(read_size(m->dtype), job->opened, r * m->inner + o, own->y[r], n);
+    for (long o = begin; o < end; o += BLOCK) {
+        product(job, &l->gate, o, own->x, job->count, own->y, own);
+        int n = product(job, &l->up, o, own->x, job->count, own->z, own);
+        float *g = (float *)own->y, *u = (float *)own->z;
+        for (int i = 0; i < job->count * BLOCK; i += LANES) store(g + i, load(g + i) / (1.0f + exponential(-load(g + i))) * load(u + i));
+        for (int r = 0; r < job->count; r++) put(read_size(l->down.dtype), job->opened, r * l->down.inputs + o, own->y[r], n);
     }
 }
 
 static void scores_of(const Job *job, const Own *own, long begin, long end) {
-    const Model *m = job->model;
-    for (long o = begin; o < end; o += GROUP) {
-        int n = end - o < GROUP ? end - o : GROUP;
-        product(m->dtype, m->head, NULL, o, n, m->hidden, own->x, job->wanted, own->y, own->room);
-        for (int r = 0; r < job->wanted; r++) memcpy(job->logits + r * m->vocab + o, own->y[r], n * sizeof(float));
+    const Linear *head = &job->model->head;
+    for (long o = begin; o < end; o += BLOCK) {
+        int n = product(job, head, o, own->x, job->wanted, own->y, own);
+        for (int r = 0; r < job->wanted; r++) memcpy(job->logits + r * head->outputs + o, own->y[r], n * sizeof(float));
     }
 }
 
-/* all rows normed as products read them, to this thread's own memory */
-static void normed_rows(const Job *job, const void *weight, const Own *own) {
+/* a row normed as products of this dtype read it, to this thread's own memory */
+static void normed_row(const Job *job, int r, const void *weight, int dtype, int to, const Own *own) {
     const Model *m = job->model;
-    for (int r = 0; r < job->count; r++) {
-        normed(m->dtype, job->residual + r * m->hidden, weight, m->hidden, m->eps, own->line);
-        put(read_size(m->dtype), own->x, r * m->hidden, own->line, m->hidden);
-    }
+    normed(m->dtype, job->residual + r * m->hidden, weight, m->hidden, m->eps, own->line);
+    put(read_size(dtype), own->x, to * m->hidden, own->line, m->hidden);
+}
+
+static void normed_rows(const Job *job, const void *weight, int dtype, const Own *own) {
+    for (int r = 0; r < job->count; r++) normed_row(job, r, weight, dtype, r, own);
 }
 
 /* the hidden states before a layer, or after the last and its norm, where they are asked for */
@@ -223,8 +240,8 @@ static void shown(const Job *job, int layer, int thread) {
 
 /* lay out at `at` what a thread has of its own; returns how many bytes it takes */
 static size_t laid_out(const Model *m, int rows, char *at, Own *own) {
-    size_t products = sizeof(float) * (rows * GROUP + LANES), inputs = most(m->hidden, most(m->heads * m->width, m->inner)), taken = 0;
-    size_t sizes[] = {rows * m->hidden * read_size(m->dtype), products, products, sizeof(float) * m->hidden, sizeof(float) * ABREAST * (PIECE + m->width), sizeof(float) * GROUP * inputs};
+    size_t products = sizeof(float) * rows * BLOCK, inputs = most(m->hidden, most(m->heads * m->width, m->inner)), taken = 0;
+    size_t sizes[] = {rows * m->hidden * sizeof(float), products, products, sizeof(float) * m->hidden, sizeof(float) * ABREAST * (PIECE + m->width), sizeof(float) * GROUP * inputs};
     void *parts[6];
     for (int i = 0; i < 6; i++) parts[i] = at + taken, taken += (sizes[i] + LINE - 1) / LINE * LINE;
     *own = (Own){parts[0], parts[1], parts[2], parts[3], parts[4], parts[5]};
@@ -237,7 +254,7 @@ static void pass(void *argument, int thread, int threads) {
     Own own;
     laid_out(m, job->count, job->own + thread * job->own_size, &own);
     Counter *counter = job->counters;
-    long begin, end, qkv = (m->heads + 2 * m->kv_heads) * m->width;
+    long begin, end;
 
     while (next_share(counter, 1, job->count, &begin, &end))
         for (int64_t i = 0; i < m->hidden; i++) job->residual[begin * m->hidden + i] = one_as(m->dtype, m->embed, job->rows[begin].id * m->hidden + i);
@@ -246,7 +263,8 @@ static void pass(void *argument, int thread, int threads) {
     for (int layer = 0; layer < job->layers; layer++) {
         const Layer *l = m->layers + layer;
         shown(job, layer, thread);
-        normed_rows(job, l->attention_norm, &own);
+        normed_rows(job, l->attention_norm, l->q.dtype, &own);
+        long qkv = in_blocks(&l->q) + in_blocks(&l->k) + in_blocks(&l->v);
         while (next_share(counter, share(qkv, threads), qkv, &begin, &end)) queries_keys_values(job, layer, &own, begin, end);
         counter++;
         barrier(threads);
@@ -260,26 +278,21 @@ static void pass(void *argument, int thread, int threads) {
         }
         counter++;
         barrier(threads);
-        while (next_share(counter, share(m->hidden, threads), m->hidden, &begin, &end))
-            added(job, l->o, l->o_bias, m->heads * m->width, job->attended, &own, begin, end);
+        while (next_share(counter, share(m->hidden, threads), m->hidden, &begin, &end)) added(job, &l->o, job->attended, &own, begin, end);
         counter++;
         barrier(threads);
-        normed_rows(job, l->feed_norm, &own);
+        normed_rows(job, l->feed_norm, l->gate.dtype, &own);
         while (next_share(counter, share(m->inner, threads), m->inner, &begin, &end)) gated(job, l, &own, begin, end);
         counter++;
         barrier(threads);
-        while (next_share(counter, share(m->hidden, threads), m->hidden, &begin, &end))
-            added(job, l->down, l->down_bias, m->inner, job->opened, &own, begin, end);
+        while (next_share(counter, share(m->hidden, threads), m->hidden, &begin, &end)) added(job, &l->down, job->opened, &own, begin, end);
         counter++;
         barrier(threads);
     }
     shown(job, job->layers, thread);
     if (!job->wanted) return;
     for (int r = 0; r < job->count; r++)
-        if (job->rows[r].wanted >= 0) {
-            normed(m->dtype, job->residual + r * m->hidden, m->norm, m->hidden, m->eps, own.line);
-            put(read_size(m->dtype), own.x, job->rows[r].wanted * m->hidden, own.line, m->hidden);
-        }
+        if (job->rows[r].wanted >= 0) normed_row(job, r, m->norm, m->head.dtype, job->rows[r].wanted, &own);
     while (next_share(counter, share(m->vocab, threads), m->vocab, &begin, &end)) scores_of(job, &own, begin, end);
 }
 
@@ -303,7 +316,7 @@ int seodang_step(const Model *m, int layers, const Row *rows, int count, const f
     job.own_size = laid_out(m, count, NULL, &own);
     size_t heads = m->heads * m->width, sizes[] = {
         sizeof(float) * count * m->hidden, sizeof(float) * count * (m->heads + 2 * m->kv_heads) * m->width, sizeof(float) * count * m->heads * job.pieces * (m->width + 2),
-        count * heads * read_size(m->dtype), count * m->inner * read_size(m->dtype), sizeof(Counter) * counters, sizeof(atomic_long) * count * m->kv_heads, threads * job.own_size,
+        sizeof(float) * count * heads, sizeof(float) * count * m->inner, sizeof(Counter) * counters, sizeof(atomic_long) * count * m->kv_heads, threads * job.own_size,
     }, wanted = LINE;
     void *parts[8];
     for (int i = 0; i < 8; i++) wanted += sizes[i] = (sizes[i] + LINE - 1) / LINE * LINE;
