@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -14,23 +15,30 @@ from ..kernels.fused_projections import TOGETHER
 from ..kernels.kernel_check import refuse_wrong_kernels
 from ..kernels.quantised_linear import GROUP, Linear4, Linear8, OutputSlice, Quantised
 from ..runners.layers import FAMILIES, ROTARY, supports_direct
+from ..runners.native.grouped_linear import GroupedLinear8, missing_kernels
 
-BITS = {"int8": Linear8, "int4": Linear4}
+logger = logging.getLogger(__name__)
+
+BITS = ("int8", "int4")
 
 
 def quantise(model: PreTrainedModel, weights: str) -> None:
     """Keep the weights of the model's linear layers and of its head in "int8" or "int4"; the rest becomes bfloat16.
 
-    In "int4" the head keeps 8 bits: it reads the last state alone, and each of its outputs is a token's own row. The embedding stays,
+    8 bits are by groups of 32 inputs where the native kernels run, else by torch's a scale an output. In "int4" the head keeps 8 bits: it reads the last state alone, and each of its outputs is a token's own row. The embedding stays,
     where a model ties the two the head is a copy of its own. The model can speak and be scored, not be trained or saved.
     Raises UserError for models that are not of the families of `runners/layers`, and where this CPU's kernels compute something else.
     """
     check_quantisable(model, weights)
-    kind = BITS[weights]
+    missing = missing_kernels()
+    eight = Linear8 if missing else GroupedLinear8
+    kind = eight if weights == "int8" else Linear4
+    if missing:
+        logger.info("weights=%s: 8 bits by torch's kernels, for there are none of our own (%s)", weights, missing)
     with torch.no_grad():
         head = model.get_output_embeddings()
         # in 4 bits speed comes first: one term and integers always take half the time, for 0.6% of perplexity
-        model.lm_head = Linear8(head.weight, head.bias, terms=1, always=True) if kind is Linear4 else Linear8(head.weight, head.bias)
+        model.lm_head = Linear8(head.weight, head.bias, terms=1, always=True) if missing and kind is Linear4 else eight(head.weight, head.bias)
         rotary = type(model).__name__ in ROTARY
         for layer in model.model.layers if rotary else model.transformer.h:
             if rotary:
@@ -73,7 +81,7 @@ def _quantise_rotary(layer: nn.Module, kind: type[Quantised]) -> None:
                 start += linear.out_features
     layer.self_attn.o_proj = _joined([layer.self_attn.o_proj], kind)
     layer.mlp.down_proj = _joined([layer.mlp.down_proj], kind)
-    for linear in (layer.self_attn.o_proj, layer.mlp.gate_proj.whole):
+    for linear in (layer.self_attn.o_proj, layer.mlp.gate_proj.whole) if kind is Linear8 else ():
         linear.terms = 1  # SmolLM2: 0.05% and 0.2% of perplexity, against 2.6% for q, k and v and 1.4% for down_proj
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -16,7 +15,7 @@ from ..kernels.rotary import Rotation
 from .architecture import ModelOutput
 from .direct import DirectRunner
 from .native.compiler import NotBuilt
-from .native.library import NativeModel, library
+from .native.library import OFF, NativeModel, is_off, library
 from .native.supported import refuses
 from .probe import agree, probe_ids, tolerance
 from .ragged_attention import ForwardBatch, Long
@@ -26,7 +25,6 @@ MANY = 17
 TOGETHER = 6  # rows that a kernel of `step.c` takes at a time, at most: each number has code of its own
 OF_A_LAYER = 0.1  # share of their spread by which its numbers may be off in bfloat16, where torch's are by a hundredth
 FLOATS = {"dtype": torch.float32, "device": "cpu"}  # what `step.c` reads and writes, whatever torch's defaults are
-OFF = "SEODANG_NATIVE"  # the environment variable that turns it off
 _RIGHT: WeakKeyDictionary[PreTrainedModel, dict[torch.dtype, bool]] = WeakKeyDictionary()
 
 
@@ -139,7 +137,7 @@ def speaks_natively(model: PreTrainedModel) -> bool:
 
     Says once, in a warning, what keeps a model from it that would: no compiler, one that fails, numbers that are not torch's.
     """
-    if os.environ.get(OFF) == "0" or refuses(model) is not None:
+    if is_off() or refuses(model) is not None:
         return False
     try:
         library()

@@ -24,7 +24,7 @@
 #define ABREAST 2
 #endif
 enum { GROUP = 4, BLOCK = 16, PIECE = 256, LINE = 64, AHEAD = 8192, BETWEEN = 8 };
-enum { FLOAT32 = 0, BFLOAT16 = 1 };
+enum { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 };
 
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
@@ -116,9 +116,9 @@ INLINE v4 sums(vf a, vf b, vf c, vf d) {
 }
 INLINE float sum(vf v) { return sums(v, v, v, v)[0]; }
 
-/* bytes of a number, as it is kept and as products read it */
+/* bytes of a number as it is kept, and as products with weights of this dtype read it; before it is rounded to 8 bits it is whole */
 static size_t size_of(int dtype) { return dtype == FLOAT32 ? 4 : 2; }
-static size_t read_size(int dtype) { return ROUNDED ? size_of(dtype) : 4; }
+static size_t read_size(int dtype) { return dtype == BFLOAT16 && ROUNDED ? 2 : 4; }
 
 /* so many numbers, in so many bytes each */
 static void put(size_t size, void *to, size_t at, const float *from, size_t count) {

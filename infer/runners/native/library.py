@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -12,10 +13,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ...kernels.quantised_linear import OutputSlice, Quantised
 from .compiler import NotBuilt, built, forget
 
 SOURCE = Path(__file__).with_name("step.c")
-DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+DTYPES, INT8 = {torch.float32: 0, torch.bfloat16: 1}, 2
+BLOCK = 16  # outputs that are computed at a time
+OFF = "SEODANG_NATIVE"  # the environment variable that turns it off
 ROW = 9  # numbers that say what a row is: the fields of `Row` in step.c
 
 _Address = ctypes.c_void_p
@@ -28,13 +32,15 @@ class Windowed(Protocol):
     window: int | None
 
 
-class _Linear(ctypes.Structure):
+class Linear(ctypes.Structure):
+    """A linear layer as `step.c` reads it."""
+
     _fields_ = [*((name, ctypes.c_int64) for name in ("dtype", "inputs", "outputs")), ("weight", _Address), ("bias", _Address)]
 
 
 class _Layer(ctypes.Structure):
     _fields_ = [
-        *((name, _Linear) for name in ("q", "k", "v", "o", "gate", "up", "down")),
+        *((name, Linear) for name in ("q", "k", "v", "o", "gate", "up", "down")),
         *((name, _Address) for name in ("attention_norm", "feed_norm", "q_norm", "k_norm")),
         ("window", ctypes.c_int64),
         ("scale", ctypes.c_double),
@@ -45,7 +51,7 @@ class _Model(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("dtype", "hidden", "heads", "kv_heads", "width", "inner", "vocab")),
         ("eps", ctypes.c_double),
-        ("head", _Linear),
+        ("head", Linear),
         *((name, _Address) for name in ("embed", "norm")),
         ("layers", ctypes.POINTER(_Layer)),
     ]
@@ -57,7 +63,7 @@ class NativeModel:
     def __init__(self, model: PreTrainedModel, blocks: Sequence[Windowed]):
         """`blocks` are those of the direct runner, which know each layer's window and scale; `model` is one that `refuses` has no word against."""
         trunk, config = model.model, model.config
-        self.kept = [parameter.detach() for parameter in model.parameters()]  # one that is replaced stays until this is laid out anew
+        self.kept = [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]  # one that is replaced stays until this is laid out anew
         self.layers = (_Layer * len(blocks))(*(_laid(layer, block) for layer, block in zip(trunk.layers, blocks)))
         first, embed = trunk.layers[0], trunk.embed_tokens.weight
         self.embed, self.ids = embed, len(embed)
@@ -67,12 +73,12 @@ class NativeModel:
             heads=config.num_attention_heads,
             kv_heads=config.num_key_value_heads,
             width=first.self_attn.head_dim,
-            inner=len(first.mlp.gate_proj.weight),
-            vocab=len(model.lm_head.weight),
+            inner=as_read(first.mlp.up_proj).outputs,
+            vocab=as_read(model.lm_head).outputs,
             eps=trunk.norm.variance_epsilon,
             embed=embed.data_ptr(),
             norm=trunk.norm.weight.data_ptr(),
-            head=_linear(model.lm_head),
+            head=as_read(model.lm_head),
             layers=self.layers,
         )
 
@@ -92,9 +98,14 @@ class NativeModel:
             raise MemoryError(f"no memory for a pass of {len(rows) // ROW} rows")
 
 
-def _linear(linear: nn.Linear) -> _Linear:
+def as_read(linear: nn.Module) -> Linear:
+    """Where a linear layer lies; one in 8 bits says so itself, and some of the outputs of one are there in whole packs."""
+    if isinstance(linear, OutputSlice):
+        return linear.whole.as_read(linear.start, linear.stop)
+    if isinstance(linear, Quantised):
+        return linear.as_read()
     bias = None if linear.bias is None else linear.bias.data_ptr()
-    return _Linear(DTYPES[linear.weight.dtype], linear.in_features, linear.out_features, linear.weight.data_ptr(), bias)
+    return Linear(DTYPES[linear.weight.dtype], linear.in_features, linear.out_features, linear.weight.data_ptr(), bias)
 
 
 def _laid(layer: nn.Module, block: Windowed) -> _Layer:
@@ -106,9 +117,14 @@ def _laid(layer: nn.Module, block: Windowed) -> _Layer:
     return _Layer(
         window=block.window or 0,
         scale=block.scale,
-        **{name: _linear(linear) for name, linear in linears.items()},
+        **{name: as_read(linear) for name, linear in linears.items()},
         **{name: norm.weight.data_ptr() for name, norm in norms.items()},
     )
+
+
+def is_off() -> bool:
+    """Whether the native step is turned off."""
+    return os.environ.get(OFF) == "0"
 
 
 def library() -> ctypes.CDLL:
@@ -152,6 +168,8 @@ def _declare(found: ctypes.CDLL) -> None:
     number, floats = ctypes.c_int, _Address
     found.seodang_step.argtypes = [ctypes.POINTER(_Model), number, ctypes.POINTER(ctypes.c_int64), number, floats, floats, floats, _Address, number]
     found.seodang_step.restype = number
+    found.seodang_product.argtypes = [ctypes.POINTER(Linear), floats, number, floats, number]
+    found.seodang_product.restype = number
     found.seodang_built_for.restype = ctypes.c_char_p
     found.seodang_use_team.argtypes = [_Address] * 3
 

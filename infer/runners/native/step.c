@@ -9,11 +9,12 @@
 #include <string.h>
 
 #include "kernels.h"
+#include "kernels8.h"
 #include "threads.h"
 
 /* ---- what is computed ---- */
 
-typedef struct { /* a linear layer: its weights, [outputs, inputs], in their dtype, and biases, [outputs] in the model's, or NULL */
+typedef struct { /* a linear layer: its weights, [outputs, inputs] or packs of 8 bits, and biases, [outputs] in the model's dtype, or NULL */
     int64_t dtype, inputs, outputs;
     const void *weight, *bias;
 } Linear;
@@ -57,6 +58,7 @@ typedef struct {
 
 typedef struct { /* what a thread has of its own */
     void *x;                       /* normed rows, as products read them: [rows, hidden] */
+    char *x8;                      /* rows that a product reads in 8 bits */
     float (*y)[BLOCK], (*z)[BLOCK]; /* [rows, BLOCK] */
     float *line, *scores, *room;   /* [hidden]; [ABREAST, PIECE] and the queries behind; [GROUP, inputs of a product] */
 } Own;
@@ -165,10 +167,17 @@ static long share(long outputs, int threads) {
 /* the outputs of a linear layer in whole blocks, which are what threads share */
 static long in_blocks(const Linear *linear) { return (linear->outputs + BLOCK - 1) / BLOCK * BLOCK; }
 
+/* rows that a linear layer is going to read, in 8 bits where it reads them so */
+static void readied(const Linear *linear, const void *x, int rows, const Own *own) {
+    if (linear->dtype == INT8)
+        for (int r = 0; r < rows; r++) eight_bits((const float *)x + r * linear->inputs, linear->inputs, own->x8 + r * row8_size(linear->inputs));
+}
+
 /* A linear layer's next outputs, from `at` on, of so many rows: y[row][output]; returns how many there are, up to BLOCK. */
 static int product(const Job *job, const Linear *linear, long at, const void *x, int rows, float (*y)[BLOCK], const Own *own) {
     int outputs = linear->outputs - at < BLOCK ? linear->outputs - at : BLOCK;
-    block(linear->dtype, linear->weight, at, outputs, linear->inputs, x, rows, y, own->room);
+    if (linear->dtype == INT8) block8(linear->weight, at / BLOCK, linear->inputs, own->x8, rows, y);
+    else block(linear->dtype, linear->weight, at, outputs, linear->inputs, x, rows, y, own->room);
     if (linear->bias)
         for (int r = 0; r < rows; r++)
             for (int o = 0; o < outputs; o++) y[r][o] += one_as(job->model->dtype, linear->bias, at + o);
@@ -226,8 +235,9 @@ static void normed_row(const Job *job, int r, const void *weight, int dtype, int
     put(read_size(dtype), own->x, to * m->hidden, own->line, m->hidden);
 }
 
-static void normed_rows(const Job *job, const void *weight, int dtype, const Own *own) {
-    for (int r = 0; r < job->count; r++) normed_row(job, r, weight, dtype, r, own);
+static void normed_rows(const Job *job, const void *weight, const Linear *linear, const Own *own) {
+    for (int r = 0; r < job->count; r++) normed_row(job, r, weight, linear->dtype, r, own);
+    readied(linear, own->x, job->count, own);
 }
 
 /* the hidden states before a layer, or after the last and its norm, where they are asked for */
@@ -241,10 +251,10 @@ static void shown(const Job *job, int layer, int thread) {
 /* lay out at `at` what a thread has of its own; returns how many bytes it takes */
 static size_t laid_out(const Model *m, int rows, char *at, Own *own) {
     size_t products = sizeof(float) * rows * BLOCK, inputs = most(m->hidden, most(m->heads * m->width, m->inner)), taken = 0;
-    size_t sizes[] = {rows * m->hidden * sizeof(float), products, products, sizeof(float) * m->hidden, sizeof(float) * ABREAST * (PIECE + m->width), sizeof(float) * GROUP * inputs};
-    void *parts[6];
-    for (int i = 0; i < 6; i++) parts[i] = at + taken, taken += (sizes[i] + LINE - 1) / LINE * LINE;
-    *own = (Own){parts[0], parts[1], parts[2], parts[3], parts[4], parts[5]};
+    size_t sizes[] = {rows * m->hidden * sizeof(float), rows * row8_size(inputs), products, products, sizeof(float) * m->hidden, sizeof(float) * ABREAST * (PIECE + m->width), sizeof(float) * GROUP * inputs};
+    void *parts[7];
+    for (int i = 0; i < 7; i++) parts[i] = at + taken, taken += (sizes[i] + LINE - 1) / LINE * LINE;
+    *own = (Own){parts[0], parts[1], parts[2], parts[3], parts[4], parts[5], parts[6]};
     return taken;
 }
 
@@ -263,7 +273,7 @@ static void pass(void *argument, int thread, int threads) {
     for (int layer = 0; layer < job->layers; layer++) {
         const Layer *l = m->layers + layer;
         shown(job, layer, thread);
-        normed_rows(job, l->attention_norm, l->q.dtype, &own);
+        normed_rows(job, l->attention_norm, &l->q, &own);
         long qkv = in_blocks(&l->q) + in_blocks(&l->k) + in_blocks(&l->v);
         while (next_share(counter, share(qkv, threads), qkv, &begin, &end)) queries_keys_values(job, layer, &own, begin, end);
         counter++;
@@ -278,13 +288,15 @@ static void pass(void *argument, int thread, int threads) {
         }
         counter++;
         barrier(threads);
+        readied(&l->o, job->attended, job->count, &own);
         while (next_share(counter, share(m->hidden, threads), m->hidden, &begin, &end)) added(job, &l->o, job->attended, &own, begin, end);
         counter++;
         barrier(threads);
-        normed_rows(job, l->feed_norm, l->gate.dtype, &own);
+        normed_rows(job, l->feed_norm, &l->gate, &own);
         while (next_share(counter, share(m->inner, threads), m->inner, &begin, &end)) gated(job, l, &own, begin, end);
         counter++;
         barrier(threads);
+        readied(&l->down, job->opened, job->count, &own);
         while (next_share(counter, share(m->hidden, threads), m->hidden, &begin, &end)) added(job, &l->down, job->opened, &own, begin, end);
         counter++;
         barrier(threads);
@@ -293,6 +305,7 @@ static void pass(void *argument, int thread, int threads) {
     if (!job->wanted) return;
     for (int r = 0; r < job->count; r++)
         if (job->rows[r].wanted >= 0) normed_row(job, r, m->norm, m->head.dtype, job->rows[r].wanted, &own);
+    readied(&m->head, own.x, job->wanted, &own);
     while (next_share(counter, share(m->vocab, threads), m->vocab, &begin, &end)) scores_of(job, &own, begin, end);
 }
 
@@ -342,6 +355,8 @@ int seodang_step(const Model *m, int layers, const Row *rows, int count, const f
 }
 
 /* ---- beside the pass ---- */
+
+#include "product.h"
 
 /* What this was built for. */
 const char *seodang_built_for(void) {

@@ -5,7 +5,9 @@ from __future__ import annotations
 from torch import nn
 from transformers import PreTrainedModel
 
-from .library import DTYPES
+from ...kernels.quantised_linear import OutputSlice
+from .grouped_linear import GroupedLinear8
+from .library import BLOCK, DTYPES
 
 FAMILIES = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 
@@ -24,10 +26,17 @@ def refuses(model: PreTrainedModel) -> str | None:
         return "its weights are not all of one dtype and device"
     modules = list(model.named_modules())
     linears = [module for name, module in modules if name.endswith(("_proj", "lm_head"))]
-    if any(type(linear) is not nn.Linear for linear in linears) or model.lm_head.bias is not None:
+    if not all(is_read(linear) for linear in linears) or model.lm_head.bias is not None:
         return "its linear layers are of another kind, or its head has a bias"
     if not all(parameter.is_contiguous() for parameter in parameters):
         return "a weight does not lie in one piece"
     if len({module.variance_epsilon for _, module in modules if "variance_epsilon" in vars(module)}) != 1:
         return "its norms have an epsilon each"
     return None
+
+
+def is_read(linear: nn.Module) -> bool:
+    """Whether the native step reads such a linear layer: plain, or in 8 bits by groups, some of whose outputs stand in packs of their own."""
+    if isinstance(linear, OutputSlice):
+        return linear.start % BLOCK == 0 and is_read(linear.whole)
+    return type(linear) in (nn.Linear, GroupedLinear8)
