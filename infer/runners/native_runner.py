@@ -15,13 +15,14 @@ from ..kernels.rotary import Rotation
 from .architecture import ModelOutput
 from .direct import DirectRunner
 from .native.compiler import NotBuilt
-from .native.library import OFF, NativeModel, is_off, library
+from .native.library import OFF, ROW, NativeModel, is_off, library
 from .native.supported import refuses
 from .probe import agree, probe_ids, tolerance
 from .ragged_attention import ForwardBatch, Long
 
-# new tokens of a slot, from which on torch's products of many rows are faster than those of few: a prompt's, at once or by parts
+# new tokens of a slot, from which on torch's products of many rows are faster than those of few, but in 8 bits: a prompt's, at once or by parts
 MANY = 17
+AT_ONCE = 512  # rows of a call, which needs memory for all of them
 TOGETHER = 6  # rows that a kernel of `step.c` takes at a time, at most: each number has code of its own
 OF_A_LAYER = 0.1  # share of their spread by which its numbers may be off in bfloat16, where torch's are by a hundredth
 FLOATS = {"dtype": torch.float32, "device": "cpu"}  # what `step.c` reads and writes, whatever torch's defaults are
@@ -43,7 +44,7 @@ class NativeRunner(DirectRunner):
     def _run(self, plan: ForwardBatch, tokens: list[int], positions: list[int], wanted: list[int], layers: Sequence[int]) -> ModelOutput:
         if self._adapters.at_work or not self._ready("cpu") or not self._laid_out() or not self._fits(plan):
             return super()._run(plan, tokens, positions, wanted, layers)
-        long = {lane(each) for each in plan.longer if each.tokens.stop - each.tokens.start >= MANY}
+        long = {lane(each) for each in plan.longer if each.tokens.stop - each.tokens.start >= MANY and not (each.causal and self._native.in_8_bits)}
         if not long:
             return self._step(plan, tokens, positions, wanted, layers)
         prompts = [each for each in plan.longer if lane(each) in long]
@@ -73,9 +74,12 @@ class NativeRunner(DirectRunner):
         native, embed = self._native, self._native.embed
         if max(tokens) >= native.ids:  # its configuration promises more
             raise IndexError(f"id {max(tokens)} is none of the {native.ids} that the embedding has")
-        of_logits = [-1] * len(tokens)
-        for row, token in enumerate(wanted):
-            of_logits[token] = row
+        # what see one another are rows of one call; of others each call finds the keys of those before it in the cache
+        at_once = AT_ONCE if all(each.causal for each in plan.longer) else len(tokens)
+        of_logits, of_call = [-1] * len(tokens), [0] * -(-len(tokens) // at_once)
+        for token in wanted:
+            of_logits[token] = of_call[token // at_once]
+            of_call[token // at_once] += 1
         rows: list[int] = []
 
         def add(pool_at: tuple[int, int, int, int], token: int, place: int, seen: int) -> None:
@@ -92,7 +96,15 @@ class NativeRunner(DirectRunner):
         self._turns.reach(max(positions))
         logits = torch.empty(len(wanted), native.whole.vocab, **FLOATS)
         states = {layer % (len(native.layers) + 1): torch.empty(len(tokens), native.whole.hidden, **FLOATS) for layer in layers}
-        native.run(rows, (self._turns.cos, self._turns.sin), logits, states)
+        turns = self._turns.cos, self._turns.sin
+        if at_once >= len(tokens):
+            native.run(rows, turns, logits, states)
+        else:
+            for call, kept in enumerate(of_call):
+                part = slice(call * at_once, (call + 1) * at_once)
+                own = torch.empty(kept, native.whole.vocab, **FLOATS)
+                native.run(rows[part.start * ROW : part.stop * ROW], turns, own, {layer: state[part] for layer, state in states.items()})
+                logits[torch.tensor([i for i, token in enumerate(wanted) if token // at_once == call], dtype=torch.long)] = own
         return ModelOutput(logits, {layer: states[layer % (len(native.layers) + 1)].to(embed.dtype) for layer in layers})
 
 

@@ -12,7 +12,7 @@
 #include <arm_neon.h>
 #endif
 
-enum { SET = 32, RUN = 4, RUNS = SET / RUN, LEVELS = SET * BLOCK }; /* inputs that share a scale; how they lie */
+enum { SET = 32, RUN = 4, RUNS = SET / RUN, LEVELS = SET * BLOCK, FAR = 16384 }; /* inputs that share a scale; how they lie; bytes ahead, at which memory is asked */
 #if defined(__AVX512VNNI__)
 enum { TILE8 = 8 }; /* rows whose sums are in registers at a time */
 #else
@@ -23,34 +23,60 @@ enum { TILE8 = 3 };
 static size_t pack_size(size_t inputs) { return inputs / SET * LEVELS + (inputs / SET * 2 * BLOCK + LINE - 1) / LINE * LINE; }
 static size_t row8_size(size_t inputs) { return (inputs + inputs / SET * 8 + LINE - 1) / LINE * LINE; }
 
-/* A row's inputs in 8 bits: each group by its own largest, which becomes 127. What is not finite makes its group nan. */
+typedef int32_t v4i __attribute__((vector_size(16)));
+
+INLINE vf larger(vf a, vf b) { return chosen(a > b, a, b); }
+INLINE float largest_of(vf v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)v);
+#endif
+    float parts[LANES];
+    v4 fours[LANES / 4];
+    memcpy(fours, &v, sizeof v);
+    for (int i = 1; i < LANES / 4; i++) fours[0] = (v4)(((v4i)fours[0] & (fours[0] > fours[i])) | ((v4i)fours[i] & ~(fours[0] > fours[i])));
+    memcpy(parts, fours, sizeof fours[0]);
+    float a = parts[0] > parts[1] ? parts[0] : parts[1], b = parts[2] > parts[3] ? parts[2] : parts[3];
+    return a > b ? a : b;
+}
+INLINE int32_t total_of(vi v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_epi32((__m512i)v);
+#endif
+    v4i fours[LANES / 4];
+    memcpy(fours, &v, sizeof v);
+    for (int i = 1; i < LANES / 4; i++) fours[0] += fours[i];
+    return (fours[0][0] + fours[0][1]) + (fours[0][2] + fours[0][3]);
+}
+
+/* A row's inputs in 8 bits: each group by its own largest, which becomes 127. One that is not finite makes the row's products nan. */
 static void eight_bits(const float *x, size_t inputs, char *to) {
     const float magic = 12582912.0f;
     float *scales = (float *)(to + inputs);
     int32_t *begins = (int32_t *)(scales + inputs / SET);
+    vf strange = every(0);
     for (size_t g = 0; g < inputs / SET; g++, x += SET, to += SET) {
-        float largest = 0, strange = 0;
-        int32_t levels[SET], total = 0;
-        for (int i = 0; i < SET; i += LANES) {
-            vf v = load(x + i), size = chosen(v < 0.0f, -v, v);
-            float one[LANES];
-            store(one, size);
-            for (int j = 0; j < LANES; j++) largest = one[j] > largest ? one[j] : largest;
-            strange += sum(v * 0.0f);
+        vf size = every(0);
+        vi total = {0};
+        int32_t levels[SET];
+        UNROLL for (int i = 0; i < SET; i += LANES) {
+            size = larger((vf)((vi)load(x + i) & 0x7fffffff), size);
+            strange += load(x + i) * 0.0f;
         }
-        float by = largest > 0 ? 127.0f / largest : 0;
-        for (int i = 0; i < SET; i += LANES) {
+        float largest = largest_of(size), by = largest > 0 ? 127.0f / largest : 0;
+        UNROLL for (int i = 0; i < SET; i += LANES) {
             vi level = (vi)(load(x + i) * by + magic) - (vi)every(magic);
             memcpy(levels + i, &level, sizeof level);
+            total += level;
         }
-        for (int i = 0; i < SET; i++) to[i] = (char)levels[i], total += levels[i];
-        scales[g] = largest / 127.0f + strange;
+        for (int i = 0; i < SET; i++) to[i] = (char)levels[i];
+        scales[g] = largest / 127.0f;
 #if defined(__AVX512VNNI__)
-        begins[g] = -128 * total; /* weights are read as levels + 128 */
+        begins[g] = -128 * total_of(total); /* weights are read as levels + 128 */
 #else
         begins[g] = 0;
 #endif
     }
+    scales[0] += sum(strange);
 }
 
 static inline float half(uint16_t x) { /* of float16 */
@@ -63,10 +89,11 @@ static inline float half(uint16_t x) { /* of float16 */
 
 static inline int32_t four(const char *at) { int32_t x; memcpy(&x, at, 4); return x; }
 
-/* y[row][output] of one pack and so many rows */
-INLINE void tile8(int rows, const char *w, size_t inputs, const char *x, size_t stride, float (*y)[BLOCK]) {
+/* y[row][output] of one pack and so many rows; of what comes next in memory each tile of a pack asks for its part, every `parts`th line from `part` on */
+INLINE void tile8(int rows, const char *w, size_t inputs, const char *x, size_t stride, float (*y)[BLOCK], int part, int parts) {
     const size_t groups = inputs / SET;
     const uint16_t *scales = (const uint16_t *)(w + groups * LEVELS);
+    const char *next = w + (parts > 1 ? pack_size(inputs) : FAR);
 #define SCALE(r) (*(const float *)(x + (r) * stride + inputs + 4 * g))
 #define BEGIN(r) (*(const int32_t *)(x + (r) * stride + inputs + 4 * groups + 4 * g))
 #if defined(__AVX512VNNI__)
@@ -76,6 +103,7 @@ INLINE void tile8(int rows, const char *w, size_t inputs, const char *x, size_t 
     for (size_t g = 0; g < groups; g++) {
         __m512i dot[TILE8];
         UNROLL for (int r = 0; r < rows; r++) dot[r] = _mm512_set1_epi32(BEGIN(r));
+        for (int line = part; line < RUNS; line += parts) __builtin_prefetch(next + g * LEVELS + line * LINE, 0, 2);
         UNROLL for (int run = 0; run < RUNS; run++) {
             __m512i left = _mm512_xor_si512(_mm512_loadu_si512(w + g * LEVELS + run * 4 * BLOCK), flip);
             UNROLL for (int r = 0; r < rows; r++) dot[r] = _mm512_dpbusd_epi32(dot[r], left, _mm512_set1_epi32(four(x + r * stride + g * SET + run * RUN)));
@@ -142,7 +170,7 @@ INLINE void tile8(int rows, const char *w, size_t inputs, const char *x, size_t 
 }
 
 #define TILE8S(rows) \
-    static __attribute__((noinline)) void tile8_##rows(const char *w, size_t inputs, const char *x, size_t stride, float (*y)[BLOCK]) { tile8(rows, w, inputs, x, stride, y); }
+    static __attribute__((noinline)) void tile8_##rows(const char *w, size_t inputs, const char *x, size_t stride, float (*y)[BLOCK], int part, int parts) { tile8(rows, w, inputs, x, stride, y, part, parts); }
 TILE8S(1) TILE8S(2) TILE8S(3)
 #if defined(__AVX512VNNI__)
 TILE8S(4) TILE8S(5) TILE8S(6) TILE8S(7) TILE8S(8)
@@ -150,7 +178,7 @@ TILE8S(4) TILE8S(5) TILE8S(6) TILE8S(7) TILE8S(8)
 #else
 #define MORE_8
 #endif
-static void (*const by_rows8[])(const char *, size_t, const char *, size_t, float (*)[BLOCK]) = {tile8_1, tile8_2, tile8_3 MORE_8};
+static void (*const by_rows8[])(const char *, size_t, const char *, size_t, float (*)[BLOCK], int, int) = {tile8_1, tile8_2, tile8_3 MORE_8};
 
 /* the products of the pack number `pack` of a weight with all rows, which are in 8 bits */
 static void block8(const void *weight, size_t pack, size_t inputs, const char *x, int rows, float (*y)[BLOCK]) {
@@ -159,7 +187,7 @@ static void block8(const void *weight, size_t pack, size_t inputs, const char *x
     int tiles = (rows + TILE8 - 1) / TILE8;
     for (int tile = 0; tile < tiles; tile++) {
         int n = rows / tiles + (tile < rows % tiles);
-        by_rows8[n - 1](w, inputs, x, stride, y);
+        by_rows8[n - 1](w, inputs, x, stride, y, tile, tiles);
         x += n * stride, y += n;
     }
 }

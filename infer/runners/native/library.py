@@ -67,6 +67,7 @@ class NativeModel:
         self.layers = (_Layer * len(blocks))(*(_laid(layer, block) for layer, block in zip(trunk.layers, blocks)))
         first, embed = trunk.layers[0], trunk.embed_tokens.weight
         self.embed, self.ids = embed, len(embed)
+        self.in_8_bits = as_read(first.self_attn.q_proj).dtype == INT8
         self.whole = _Model(
             dtype=DTYPES[embed.dtype],
             hidden=embed.shape[1],

@@ -9,10 +9,13 @@ from seodang.data.errors import UserError
 from seodang.infer import open_runner
 from seodang.infer.checkpoint.quantise import quantise
 from seodang.infer.kernels.quantised_linear import GROUP, Linear8, OutputSlice
+from seodang.infer.runners import native_runner
+from seodang.infer.runners.direct import DirectRunner
 from seodang.infer.runners.native import grouped_linear
 from seodang.infer.runners.native.compiler import NotBuilt
 from seodang.infer.runners.native.grouped_linear import GroupedLinear8, levels_and_scales, missing_kernels, pack, unpack
 from seodang.infer.runners.native_runner import MANY, NativeRunner
+from seodang.infer.runners.ragged import RaggedRunner
 
 BUILDS = [None, ("haswell", "avx2"), ("x86-64", "sse4_1")]
 
@@ -123,7 +126,7 @@ def by_its_own_weights(model):
 
 
 @pytest.mark.parametrize("kind, changes", [("llama", {}), ("qwen2", {}), ("mistral", {"sliding_window": 6}), ("qwen3", {"vocab_size": 131})])
-@pytest.mark.parametrize("read", [12, 2 * MANY], ids=["read natively", "read by torch with our products"])
+@pytest.mark.parametrize("read", [12, 2 * MANY], ids=["guesses", "a prompt"])
 def test_a_model_in_8_bits_gives_what_its_dequantised_weights_do(varied, kind, changes, read):
     model = varied(kind, hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=16, intermediate_size=96, **changes)
     quantise(model, "int8")
@@ -155,6 +158,39 @@ def test_steps_in_8_bits_are_the_same_alone_and_among_others(varied):
         assert torch.equal(together, torch.cat(alone[:count])), count
         for i in range(count):
             runner.truncate(slots[i], 1 + i)
+
+
+def test_prompts_are_read_natively_in_calls_of_so_many_rows(varied, monkeypatch):
+    model = varied("llama", hidden_size=64, head_dim=16, num_attention_heads=4, num_key_value_heads=2, intermediate_size=96)
+    quantise(model, "int8")
+    monkeypatch.setattr(RaggedRunner, "_run", None)  # torch's road
+    monkeypatch.setattr(DirectRunner, "_run", None)
+    prompts = [torch.randint(3, 128, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (40, 1, 23)]
+    told = []
+    for at_once in (512, 64, 16, 9):
+        monkeypatch.setattr(native_runner, "AT_ONCE", at_once)
+        runner = NativeRunner(model)
+        slots = [runner.allocate() for _ in prompts]
+        out = runner.observe(slots, prompts, [3, 1, 23], [1])
+        told.append([out.logits, out.states[1], runner.forward(slots, [[5], [6], [7]], [1, 1, 1])])
+    assert told[0][0].shape == (27, 128) and told[0][0].std() > 0.1
+    for other in told[1:]:
+        assert all(map(torch.equal, other, told[0]))
+
+
+def test_a_prompt_that_is_read_both_ways_is_torchs_with_our_products(varied):
+    model = varied("llama", hidden_size=64, head_dim=16, num_attention_heads=4, num_key_value_heads=2, intermediate_size=96)
+    quantise(model, "int8")
+    tokens = torch.randint(3, 128, (2 * MANY,), generator=torch.Generator().manual_seed(0)).tolist()
+    told = []
+    for many in (MANY, len(tokens) + 1):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(native_runner, "MANY", many)
+            runner = NativeRunner(model)
+            slot = runner.allocate()
+            runner.attend_both_ways(slot, True)
+            told.append(runner.forward([slot], [tokens], [len(tokens)]).float())
+    assert not torch.equal(*told) and (told[0] - told[1]).square().mean().sqrt() < 0.1 * told[0].std()
 
 
 @pytest.mark.parametrize("reason", ["off", "not built", "wrong"])
