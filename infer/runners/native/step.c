@@ -4,6 +4,9 @@
    threads, a row's numbers are the same to the bit: each output of each row is summed in one order, by lanes along the inputs and then across the
    lanes, and attention by pieces of PIECE keys, put together in their order. Built for the CPU that it runs on; see compiler.py. */
 
+#if defined(_WIN32) && defined(__AVX__) && defined(__GNUC__) && !defined(__clang__)
+#error "gcc keeps vectors where Windows does not align the stack for them (its bug 54412), of which a process dies: use clang or zig"
+#endif
 #define _GNU_SOURCE
 #include <stdlib.h>
 #include <string.h>

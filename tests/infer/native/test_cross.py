@@ -6,6 +6,7 @@ Wants zig (`pip install ziglang`, or on the path) and qemu's emulation of progra
 import copy
 import ctypes
 import importlib.util
+import platform
 import shutil
 import subprocess
 import sys
@@ -24,10 +25,9 @@ from seodang.infer.runners.native import compiler
 from seodang.infer.runners.native.library import ROW, SOURCE, NativeModel
 from seodang.infer.runners.native_runner import NativeRunner
 
-pytestmark = pytest.mark.full  # zig takes 10 seconds a machine, and makes a C library first
-
 ZIG = [sys.executable, "-m", "ziglang"] if importlib.util.find_spec("ziglang") else [found] if (found := shutil.which("zig")) else None
 QEMU = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
+full = pytest.mark.full  # zig takes 5 seconds a machine, and for Windows a minute, in which it makes a C library
 needs_zig = pytest.mark.skipif(ZIG is None, reason="zig is not here: pip install ziglang")
 needs_qemu = pytest.mark.skipif(QEMU is None, reason="qemu-aarch64 is not here: apt install qemu-user")
 WARNINGS = ("-Wall", "-Wextra", "-Wno-unused", "-Werror")  # unused: what another machine's instructions take the place of
@@ -50,18 +50,25 @@ def zig(tmp_path_factory):
     return compiled
 
 
+@full
 @needs_zig
 @pytest.mark.parametrize("target, words, begins", [
     ("aarch64-linux-gnu.2.28", [], b"\x7fELF"),
     ("aarch64-linux-musl", ["-mcpu=generic+v8_2a+dotprod"], b"\x7fELF"),
     ("aarch64-macos", [], b"\xcf\xfa\xed\xfe"),
-    ("aarch64-macos", ["-mcpu=apple_m1"], b"\xcf\xfa\xed\xfe"),
     ("x86_64-windows-gnu", ["-march=x86_64_v3"], b"MZ"),
 ])  # fmt: skip
 def test_it_compiles_without_a_warning_for(zig, target, words, begins):
     content = zig(target, *words).read_bytes()
     assert content.startswith(begins)
     assert all(name in content for name in (b"seodang_step\0", b"seodang_built_for\0", b"seodang_use_team\0"))  # as ctypes looks for them
+
+
+@pytest.mark.skipif(not shutil.which("gcc") or platform.machine() not in ("x86_64", "AMD64"), reason="no gcc for x86 is here")
+def test_gcc_is_refused_where_what_it_makes_of_vectors_would_end_the_process(tmp_path):
+    ask = lambda *words: compiler.run(["gcc", "-fsyntax-only", *words, str(SOURCE)], tmp_path, 60)
+    assert "its bug 54412" in ask("-D_WIN32", "-mavx2")
+    assert ask("-mavx2") == ask("-D_WIN32", "-mno-avx") == ""
 
 
 TEXTS = [[5, 9, 17, 33, 5, 9, 40, 41], [3, 90], [*range(7, 120)] * 3, [64] * 13]  # their keys are one piece, or two
@@ -223,11 +230,13 @@ def spoken(runner: NativeRunner, calls: list[Call]) -> tuple[list[list[int]], li
     return texts, steps
 
 
+@full
 @needs_zig
 @needs_qemu
-@pytest.mark.parametrize("dtype, here, exactly", [(torch.float32, 2e-5, 2e-5), (torch.bfloat16, 0.1, 0.05)])
+@pytest.mark.parametrize("dtype, here, exactly", [(torch.float32, 1e-5, 1e-5), (torch.bfloat16, 0.2, 0.05)])
 @pytest.mark.parametrize("kind, changes", MODELS, ids=["llama", "odd sizes", "window", "qwen3"])
 def test_on_arm_it_computes_what_it_does_here_and_a_row_alone_is_the_same_beside_others(varied, calls, arm, tmp_path, monkeypatch, kind, changes, dtype, here, exactly):
+    """In bfloat16 this machine may round what its products read, which those of Arm read as it is."""
     monkeypatch.setattr(lane_block, "is_mapped", lambda device: False)  # a cache no larger than it must be
     model = varied(kind, max_position_embeddings=1024, **changes).to(dtype)
     runner = NativeRunner(model)
