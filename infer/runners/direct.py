@@ -40,6 +40,11 @@ class DirectRunner(RaggedRunner):
                 self._read()
 
     @property
+    def covers(self) -> bool:
+        """Whether it runs the model as its class says; where something was put into it, as a RaggedRunner does."""
+        return self._covered
+
+    @property
     def _regions(self) -> list[Region]:
         """What the cache keeps of a slot: keys and values of every layer."""
         weight = self.model.get_input_embeddings().weight

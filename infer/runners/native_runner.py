@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ..kernels.rotary import Rotation
 from .architecture import ModelOutput
+from .contract import Runner
 from .direct import DirectRunner
 from .native.compiler import NotBuilt
 from .native.library import OFF, ROW, NativeModel, is_off, library
@@ -26,7 +27,8 @@ AT_ONCE = 512  # rows of a call, which needs memory for all of them
 TOGETHER = 6  # rows that a kernel of `step.c` takes at a time, at most: each number has code of its own
 OF_A_LAYER = 0.1  # share of their spread by which its numbers may be off in bfloat16, where torch's are by a hundredth
 FLOATS = {"dtype": torch.float32, "device": "cpu"}  # what `step.c` reads and writes, whatever torch's defaults are
-_RIGHT: WeakKeyDictionary[PreTrainedModel, dict[torch.dtype, bool]] = WeakKeyDictionary()
+_WRONG: WeakKeyDictionary[PreTrainedModel, dict[torch.dtype, str | None]] = WeakKeyDictionary()
+_KEPT: WeakKeyDictionary[PreTrainedModel, str | None] = WeakKeyDictionary()  # what kept a model from native steps when its runner was chosen
 
 
 class NativeRunner(DirectRunner):
@@ -149,21 +151,40 @@ def speaks_natively(model: PreTrainedModel) -> bool:
 
     Says once, in a warning, what keeps a model from it that would: no compiler, one that fails, numbers that are not torch's.
     """
-    if is_off() or refuses(model) is not None:
-        return False
+    if is_off():
+        _KEPT[model] = f"{OFF}=0"
+    elif (refused := refuses(model)) is not None:
+        _KEPT[model] = refused
+    elif (failed := failure(model)) is not None:
+        _KEPT[model] = failed
+        say(failed)
+    else:
+        _KEPT[model] = None
+    return _KEPT[model] is None
+
+
+def failure(model: PreTrainedModel) -> str | None:
+    """Say what keeps a model that `refuses` has no word against from native steps here; None where nothing does."""
     try:
         library()
     except NotBuilt as error:
-        say(str(error))
-        return False
-    known, dtype = _RIGHT.setdefault(model, {}), model.model.embed_tokens.weight.dtype
+        return str(error)
+    known, dtype = _WRONG.setdefault(model, {}), model.model.embed_tokens.weight.dtype
     if dtype not in known:
         with torch.autocast("cpu", enabled=False):
-            wrong = wrong_numbers(model)
-        known[dtype] = wrong is None
-        if wrong is not None:
-            say(wrong)
+            known[dtype] = wrong_numbers(model)
     return known[dtype]
+
+
+def kept_from(runner: Runner) -> str | None:
+    """Say in words what keeps a runner on a CPU from native steps, as it is now; None where it has them. Compiles and computes nothing."""
+    if (refused := refuses(runner.model)) is not None:
+        return refused
+    if not (isinstance(runner, DirectRunner) and runner.covers):
+        return "something was put in, on or around its layers"
+    if isinstance(runner, NativeRunner):
+        return None
+    return _KEPT.get(runner.model) or "its runner was opened as a direct one"
 
 
 @cache

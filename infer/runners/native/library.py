@@ -186,5 +186,5 @@ def openmp() -> list[ctypes._CFuncPtr] | None:
 
 
 def built_for() -> str:
-    """The instructions that the compiled pass uses, as "AVX512-BF16"; raises as `library` does."""
+    """The instructions that the compiled pass uses, as "AVX512-BF16 and VNNI"; raises as `library` does."""
     return library().seodang_built_for().decode()

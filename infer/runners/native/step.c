@@ -4,6 +4,9 @@
    threads, a row's numbers are the same to the bit: each output of each row is summed in one order, by lanes along the inputs and then across the
    lanes, and attention by pieces of PIECE keys, put together in their order. Built for the CPU that it runs on; see compiler.py. */
 
+#if defined(_WIN32) && defined(__AVX__) && defined(__GNUC__) && !defined(__clang__)
+#error "gcc keeps vectors where Windows does not align the stack for them (its bug 54412), of which a process dies: use clang or zig"
+#endif
 #define _GNU_SOURCE
 #include <stdlib.h>
 #include <string.h>
@@ -358,16 +361,24 @@ int seodang_step(const Model *m, int layers, const Row *rows, int count, const f
 
 #include "product.h"
 
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#define DOTS " and VNNI"
+#elif defined(__ARM_FEATURE_DOTPROD)
+#define DOTS " and dot products"
+#else
+#define DOTS ""
+#endif
+
 /* What this was built for. */
 const char *seodang_built_for(void) {
 #if defined(__AVX512BF16__)
-    return "AVX512-BF16";
+    return "AVX512-BF16" DOTS;
 #elif defined(__AVX512F__)
-    return "AVX512";
+    return "AVX512" DOTS;
 #elif defined(__AVX2__)
-    return "AVX2";
+    return "AVX2" DOTS;
 #elif defined(__ARM_NEON)
-    return "NEON";
+    return "NEON" DOTS;
 #else
     return "plain C";
 #endif

@@ -20,13 +20,13 @@ static struct {
     pthread_mutex_t calls, mutex; /* one pass at a time; what follows */
     pthread_cond_t wake;
     int threads; /* that wait for work, beside who calls */
-    long round;
+    unsigned round;
     Work *work;
     void *argument;
     int wanted;
     atomic_int busy;
     _Alignas(LINE) atomic_int arrived;
-    _Alignas(LINE) atomic_long turn; /* of the barrier */
+    _Alignas(LINE) atomic_uint turn; /* of the barrier; that it comes to its end and begins anew does no harm */
     void (*parallel)(void (*)(void *), void *, unsigned, unsigned); /* GOMP_parallel */
     int (*number)(void), (*count)(void);                            /* omp_get_thread_num, omp_get_num_threads */
 } pool = {.calls = PTHREAD_MUTEX_INITIALIZER, .mutex = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
@@ -42,7 +42,7 @@ static inline void pause_for(int spun) {
 
 static void barrier(int threads) {
     if (threads == 1) return;
-    long turn = atomic_load_explicit(&pool.turn, memory_order_relaxed);
+    unsigned turn = atomic_load_explicit(&pool.turn, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&pool.arrived, 1, memory_order_acq_rel) == threads - 1) {
         atomic_store_explicit(&pool.arrived, 0, memory_order_relaxed);
         atomic_store_explicit(&pool.turn, turn + 1, memory_order_release);
@@ -53,7 +53,7 @@ static void barrier(int threads) {
 
 static void *waiting(void *number) {
     int thread = (int)(intptr_t)number;
-    long seen = 0;
+    unsigned seen = 0;
     for (;;) {
         pthread_mutex_lock(&pool.mutex);
         while (pool.round == seen || thread >= pool.wanted) {
