@@ -16,7 +16,7 @@ enum { SET = 32, RUN = 4, RUNS = SET / RUN, LEVELS = SET * BLOCK, FAR = 16384 };
 #if defined(__AVX512VNNI__)
 enum { TILE8 = 8 }; /* rows whose sums are in registers at a time */
 #else
-enum { TILE8 = 3 };
+enum { TILE8 = 4 };
 #endif
 
 /* bytes of a pack, and of a row's inputs: levels, then a float32 scale and an int32 a group: what the levels' sum of a dot product begins with */
@@ -113,33 +113,36 @@ INLINE void tile8(int rows, const char *w, size_t inputs, const char *x, size_t 
     }
     UNROLL for (int r = 0; r < rows; r++) _mm512_storeu_ps(y[r], acc[r]);
 #elif defined(__AVX2__) && defined(__F16C__) && defined(__FMA__)
-    for (int half = 0; half < 2; half++) { /* 8 outputs at a time */
+    for (int side = 0; side < 2; side++) { /* 8 outputs at a time */
         __m256 acc[TILE8];
         UNROLL for (int r = 0; r < rows; r++) acc[r] = _mm256_setzero_ps();
         for (size_t g = 0; g < groups; g++) {
             __m256i dot[TILE8];
             UNROLL for (int r = 0; r < rows; r++) dot[r] = _mm256_setzero_si256();
+            for (int line = 2 * part + side; line < RUNS; line += 2 * parts) __builtin_prefetch(next + g * LEVELS + line * LINE, 0, 2);
             UNROLL for (int run = 0; run < RUNS; run++) {
-                __m256i left = _mm256_loadu_si256((const __m256i *)(w + g * LEVELS + run * 4 * BLOCK + half * 32)), size = _mm256_sign_epi8(left, left);
+                __m256i left = _mm256_loadu_si256((const __m256i *)(w + g * LEVELS + run * 4 * BLOCK + side * 32)), size = _mm256_sign_epi8(left, left);
                 UNROLL for (int r = 0; r < rows; r++) {
                     __m256i right = _mm256_sign_epi8(_mm256_set1_epi32(four(x + r * stride + g * SET + run * RUN)), left);
 #if defined(__AVXVNNI__)
                     dot[r] = _mm256_dpbusd_avx_epi32(dot[r], size, right);
 #else /* levels are at most 127, so that no pair overflows 16 bits */
                     dot[r] = _mm256_add_epi32(dot[r], _mm256_madd_epi16(_mm256_maddubs_epi16(size, right), _mm256_set1_epi16(1)));
+                    __asm__("" : "+x"(dot[r])); /* gcc would add the runs up in pairs, and run out of registers */
 #endif
                 }
             }
-            __m256 scale = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(scales + g * BLOCK + half * 8)));
+            __m256 scale = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(scales + g * BLOCK + side * 8)));
             UNROLL for (int r = 0; r < rows; r++) acc[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[r]), _mm256_mul_ps(scale, _mm256_set1_ps(SCALE(r))), acc[r]);
         }
-        UNROLL for (int r = 0; r < rows; r++) _mm256_storeu_ps(y[r] + half * 8, acc[r]);
+        UNROLL for (int r = 0; r < rows; r++) _mm256_storeu_ps(y[r] + side * 8, acc[r]);
     }
 #else
     for (int r = 0; r < rows; r++) {
         float acc[BLOCK] = {0};
         for (size_t g = 0; g < groups; g++) {
             int32_t dot[BLOCK] = {0};
+            for (int line = part; r == 0 && line < RUNS; line += parts) __builtin_prefetch(next + g * LEVELS + line * LINE, 0, 2);
 #if defined(__ARM_FEATURE_DOTPROD)
             int8x16_t first = vld1q_s8((const int8_t *)x + r * stride + g * SET), second = vld1q_s8((const int8_t *)x + r * stride + g * SET + 16);
             for (int four = 0; four < 4; four++) { /* outputs at a time */
@@ -171,14 +174,14 @@ INLINE void tile8(int rows, const char *w, size_t inputs, const char *x, size_t 
 
 #define TILE8S(rows) \
     static __attribute__((noinline)) void tile8_##rows(const char *w, size_t inputs, const char *x, size_t stride, float (*y)[BLOCK], int part, int parts) { tile8(rows, w, inputs, x, stride, y, part, parts); }
-TILE8S(1) TILE8S(2) TILE8S(3)
+TILE8S(1) TILE8S(2) TILE8S(3) TILE8S(4)
 #if defined(__AVX512VNNI__)
-TILE8S(4) TILE8S(5) TILE8S(6) TILE8S(7) TILE8S(8)
-#define MORE_8 , tile8_4, tile8_5, tile8_6, tile8_7, tile8_8
+TILE8S(5) TILE8S(6) TILE8S(7) TILE8S(8)
+#define MORE_8 , tile8_5, tile8_6, tile8_7, tile8_8
 #else
 #define MORE_8
 #endif
-static void (*const by_rows8[])(const char *, size_t, const char *, size_t, float (*)[BLOCK], int, int) = {tile8_1, tile8_2, tile8_3 MORE_8};
+static void (*const by_rows8[])(const char *, size_t, const char *, size_t, float (*)[BLOCK], int, int) = {tile8_1, tile8_2, tile8_3, tile8_4 MORE_8};
 
 /* the products of the pack number `pack` of a weight with all rows, which are in 8 bits */
 static void block8(const void *weight, size_t pack, size_t inputs, const char *x, int rows, float (*y)[BLOCK]) {

@@ -20,6 +20,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from seodang.infer.checkpoint.quantise import quantise
 from seodang.infer.runners import lane_block
 from seodang.infer.runners.native import compiler
 from seodang.infer.runners.native.library import ROW, SOURCE, NativeModel
@@ -74,6 +75,9 @@ def test_gcc_is_refused_where_what_it_makes_of_vectors_would_end_the_process(tmp
 TEXTS = [[5, 9, 17, 33, 5, 9, 40, 41], [3, 90], [*range(7, 120)] * 3, [64] * 13]  # their keys are one piece, or two
 ODD = {"hidden_size": 54, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 10, "intermediate_size": 75, "vocab_size": 131, "attention_bias": True}
 MODELS = [("llama", {}), ("llama", ODD), ("mistral", {"num_key_value_heads": 1}), ("qwen3", {"num_attention_heads": 2})]
+# what the weights are kept in, and how far numbers may lie from those of this machine and from transformers' in float64
+KEPT = [("float32", 1e-5, 1e-5), ("bfloat16", 0.2, 0.05), ("int8", 0.2, 0.3)]
+CASES = [(*model, *kept) for kept in KEPT for model in MODELS if kept[0] != "int8" or model[0] == "llama" and model[1] is not ODD]
 
 
 @dataclass
@@ -233,16 +237,21 @@ def spoken(runner: NativeRunner, calls: list[Call]) -> tuple[list[list[int]], li
 @full
 @needs_zig
 @needs_qemu
-@pytest.mark.parametrize("dtype, here, exactly", [(torch.float32, 1e-5, 1e-5), (torch.bfloat16, 0.2, 0.05)])
-@pytest.mark.parametrize("kind, changes", MODELS, ids=["llama", "odd sizes", "window", "qwen3"])
-def test_on_arm_it_computes_what_it_does_here_and_a_row_alone_is_the_same_beside_others(varied, calls, arm, tmp_path, monkeypatch, kind, changes, dtype, here, exactly):
+@pytest.mark.parametrize("kind, changes, kept, here, exactly", CASES, ids=lambda value: value if isinstance(value, str) else None)
+def test_on_arm_it_computes_what_it_does_here_and_a_row_alone_is_the_same_beside_others(
+    varied, dequantised, calls, arm, tmp_path, monkeypatch, kind, changes, kept, here, exactly
+):
     """In bfloat16 this machine may round what its products read, which those of Arm read as it is."""
     monkeypatch.setattr(lane_block, "is_mapped", lambda device: False)  # a cache no larger than it must be
-    model = varied(kind, max_position_embeddings=1024, **changes).to(dtype)
+    model = varied(kind, max_position_embeddings=1024, **changes)
+    if kept == "int8":
+        quantise(model, kept)
+    else:
+        model.to(getattr(torch, kept))
     runner = NativeRunner(model)
     texts, steps = spoken(runner, calls)
     with torch.no_grad():
-        wanted = [copy.deepcopy(model).double()(input_ids=torch.tensor([text]), use_cache=False).logits[0, -len(steps) :] for text in texts]
+        wanted = [dequantised(model).double()(input_ids=torch.tensor([text]), use_cache=False).logits[0, -len(steps) :] for text in texts]
     path = tmp_path / "image"
     image = laid_out(runner, calls, path)
     for core in CORES:

@@ -1,19 +1,18 @@
 """Linear layers in 8 bits by groups: levels and scales by hand, products beside exact integers, models beside their dequantised weights."""
 
-import copy
-
 import pytest
 import torch
 
 from seodang.data.errors import UserError
 from seodang.infer import open_runner
 from seodang.infer.checkpoint.quantise import quantise
-from seodang.infer.kernels.quantised_linear import GROUP, Linear8, OutputSlice
+from seodang.infer.kernels.quantised_linear import GROUP, Linear8
 from seodang.infer.runners import native_runner
 from seodang.infer.runners.direct import DirectRunner
 from seodang.infer.runners.native import grouped_linear
-from seodang.infer.runners.native.compiler import NotBuilt
+from seodang.infer.runners.native.compiler import NotBuilt, built
 from seodang.infer.runners.native.grouped_linear import GroupedLinear8, levels_and_scales, missing_kernels, pack, unpack
+from seodang.infer.runners.native.library import SOURCE
 from seodang.infer.runners.native_runner import MANY, NativeRunner
 from seodang.infer.runners.ragged import RaggedRunner
 
@@ -102,6 +101,14 @@ def test_sums_of_the_greatest_levels_do_not_overflow(other_build, build):
     assert torch.equal(layer.product(x), 127 * (x @ signs.T))
 
 
+def test_cpus_with_dot_products_of_256_bits_have_code_of_their_own():
+    """Which this one may not have: it is compiled, and said what for."""
+    try:
+        assert b"AVX2 and VNNI" in built(SOURCE, "alderlake").read_bytes()
+    except NotBuilt as error:
+        pytest.skip(f"this compiler has no such CPUs: {error}")
+
+
 def test_what_is_not_finite_makes_its_own_row_nan(other_build):
     layer, x = GroupedLinear8(weight()), inputs(4)
     x[1, 40], x[2, 3] = torch.nan, torch.inf
@@ -109,31 +116,15 @@ def test_what_is_not_finite_makes_its_own_row_nan(other_build):
     assert y[1:3].isnan().all() and torch.equal(y[[0, 3]], layer.product(x[[0, 3]]))
 
 
-def by_its_own_weights(model):
-    """The same model in float64 with the weights that its quantised layers stand for."""
-    twin = copy.deepcopy(model)
-    for name, module in list(twin.named_modules()):
-        for child, layer in list(module.named_children()):
-            if isinstance(layer, OutputSlice | GroupedLinear8):
-                whole = layer.whole if isinstance(layer, OutputSlice) else layer
-                part = slice(layer.start, layer.stop) if isinstance(layer, OutputSlice) else slice(None)
-                linear = torch.nn.Linear(whole.in_features, 1, bias=whole.bias is not None)
-                linear.weight = torch.nn.Parameter(whole.dequantised()[part])
-                if whole.bias is not None:
-                    linear.bias = torch.nn.Parameter(whole.bias[part])
-                setattr(module, child, linear)
-    return twin.double()
-
-
 @pytest.mark.parametrize("kind, changes", [("llama", {}), ("qwen2", {}), ("mistral", {"sliding_window": 6}), ("qwen3", {"vocab_size": 131})])
 @pytest.mark.parametrize("read", [12, 2 * MANY], ids=["guesses", "a prompt"])
-def test_a_model_in_8_bits_gives_what_its_dequantised_weights_do(varied, kind, changes, read):
+def test_a_model_in_8_bits_gives_what_its_dequantised_weights_do(varied, dequantised, kind, changes, read):
     model = varied(kind, hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=16, intermediate_size=96, **changes)
     quantise(model, "int8")
     tokens = torch.randint(3, 128, (2 * MANY + 8,), generator=torch.Generator().manual_seed(0)).tolist()
     with torch.no_grad():
-        wanted = by_its_own_weights(model)(input_ids=torch.tensor([tokens])).logits[0]
-        rounded = by_its_own_weights(model).bfloat16()(input_ids=torch.tensor([tokens])).logits[0]
+        wanted = dequantised(model).double()(input_ids=torch.tensor([tokens])).logits[0]
+        rounded = dequantised(model).bfloat16()(input_ids=torch.tensor([tokens])).logits[0]
     runner = open_runner(model)
     assert type(runner) is NativeRunner and runner._laid_out()
     slot = runner.allocate()
