@@ -15,7 +15,7 @@ from ..kernels.fused_projections import TOGETHER
 from ..kernels.kernel_check import refuse_wrong_kernels
 from ..kernels.quantised_linear import GROUP, Linear4, Linear8, OutputSlice, Quantised
 from ..runners.layers import FAMILIES, ROTARY, supports_direct
-from ..runners.native.grouped_linear import GroupedLinear8, missing_kernels
+from ..runners.native.grouped_linear import GroupedLinear4, GroupedLinear8, missing_kernels
 
 logger = logging.getLogger(__name__)
 
@@ -25,16 +25,17 @@ BITS = ("int8", "int4")
 def quantise(model: PreTrainedModel, weights: str) -> None:
     """Keep the weights of the model's linear layers and of its head in "int8" or "int4"; the rest becomes bfloat16.
 
-    8 bits are by groups of 32 inputs where the native kernels run, else by torch's a scale an output. In "int4" the head keeps 8 bits: it reads the last state alone, and each of its outputs is a token's own row. The embedding stays,
-    where a model ties the two the head is a copy of its own. The model can speak and be scored, not be trained or saved.
+    Weights are in groups of 32 inputs where the native kernels run; else torch's are taken, in whose 8 bits an output has one scale. In "int4" the head
+    keeps 8 bits: it reads the last state alone, and each of its outputs is a token's own row. The embedding stays, where a model ties the two the head is a copy of its own. The model can speak and be scored, not be trained or saved.
     Raises UserError for models that are not of the families of `runners/layers`, and where this CPU's kernels compute something else.
     """
     check_quantisable(model, weights)
     missing = missing_kernels()
     eight = Linear8 if missing else GroupedLinear8
-    kind = eight if weights == "int8" else Linear4
+    four = Linear4 if missing else GroupedLinear4
+    kind = eight if weights == "int8" else four
     if missing:
-        logger.info("weights=%s: 8 bits by torch's kernels, for there are none of our own (%s)", weights, missing)
+        logger.info("weights=%s: by torch's kernels, for there are none of our own (%s)", weights, missing)
     with torch.no_grad():
         head = model.get_output_embeddings()
         # in 4 bits speed comes first: one term and integers always take half the time, for 0.6% of perplexity

@@ -15,12 +15,12 @@ from transformers.pytorch_utils import Conv1D
 from ..kernels.linear_kernel import LinearKernel, linear_kernel
 from ..kernels.quantised_linear import Linear4, Linear8, OutputSlice
 from ..kernels.rotary import Rotation
-from .native.grouped_linear import GroupedLinear8
+from .native.grouped_linear import GroupedLinear4, GroupedLinear8
 
 ROTARY = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "GemmaForCausalLM", "Gemma2ForCausalLM"}
 FAMILIES = ROTARY | {"GPT2LMHeadModel"}
 STATIC_ROTATIONS = {"default", "linear", "llama3", "yarn"}  # the others turn by the length of the longest slot
-PLAIN_MODULES = {nn.Linear, nn.Embedding, nn.ModuleList, nn.LayerNorm, nn.Dropout, Conv1D, Linear4, Linear8, GroupedLinear8, OutputSlice}
+PLAIN_MODULES = {nn.Linear, nn.Embedding, nn.ModuleList, nn.LayerNorm, nn.Dropout, Conv1D, Linear4, Linear8, GroupedLinear4, GroupedLinear8, OutputSlice}
 ACTIVATIONS = {"transformers.activations", "torch.nn.modules.activation"}
 
 Map = Callable[[Tensor], Tensor]

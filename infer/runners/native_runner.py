@@ -21,7 +21,7 @@ from .native.supported import refuses
 from .probe import agree, probe_ids, tolerance
 from .ragged_attention import ForwardBatch, Long
 
-# new tokens of a slot, from which on torch's products of many rows are faster than those of few, but in 8 bits: a prompt's, at once or by parts
+# new tokens of a slot, from which on torch's products of many rows are faster than those of few, but with weights in few bits: a prompt's, at once or by parts
 MANY = 17
 AT_ONCE = 512  # rows of a call, which needs memory for all of them
 TOGETHER = 6  # rows that a kernel of `step.c` takes at a time, at most: each number has code of its own
@@ -46,7 +46,7 @@ class NativeRunner(DirectRunner):
     def _run(self, plan: ForwardBatch, tokens: list[int], positions: list[int], wanted: list[int], layers: Sequence[int]) -> ModelOutput:
         if self._adapters.at_work or not self._ready("cpu") or not self._laid_out() or not self._fits(plan):
             return super()._run(plan, tokens, positions, wanted, layers)
-        long = {lane(each) for each in plan.longer if each.tokens.stop - each.tokens.start >= MANY and not (each.causal and self._native.in_8_bits)}
+        long = {lane(each) for each in plan.longer if each.tokens.stop - each.tokens.start >= MANY and not (each.causal and self._native.in_few_bits)}
         if not long:
             return self._step(plan, tokens, positions, wanted, layers)
         prompts = [each for each in plan.longer if lane(each) in long]

@@ -24,7 +24,7 @@
 #define ABREAST 2
 #endif
 enum { GROUP = 4, BLOCK = 16, PIECE = 256, LINE = 64, AHEAD = 8192, BETWEEN = 8 };
-enum { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 };
+enum { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3 };
 
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));

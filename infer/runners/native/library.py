@@ -17,7 +17,7 @@ from ...kernels.quantised_linear import OutputSlice, Quantised
 from .compiler import NotBuilt, built, forget
 
 SOURCE = Path(__file__).with_name("step.c")
-DTYPES, INT8 = {torch.float32: 0, torch.bfloat16: 1}, 2
+DTYPES, INT8, INT4 = {torch.float32: 0, torch.bfloat16: 1}, 2, 3
 BLOCK = 16  # outputs that are computed at a time
 OFF = "SEODANG_NATIVE"  # the environment variable that turns it off
 ROW = 9  # numbers that say what a row is: the fields of `Row` in step.c
@@ -67,7 +67,7 @@ class NativeModel:
         self.layers = (_Layer * len(blocks))(*(_laid(layer, block) for layer, block in zip(trunk.layers, blocks)))
         first, embed = trunk.layers[0], trunk.embed_tokens.weight
         self.embed, self.ids = embed, len(embed)
-        self.in_8_bits = as_read(first.self_attn.q_proj).dtype == INT8
+        self.in_few_bits = as_read(first.self_attn.q_proj).dtype >= INT8
         self.whole = _Model(
             dtype=DTYPES[embed.dtype],
             hidden=embed.shape[1],

@@ -12,12 +12,12 @@
 #include <string.h>
 
 #include "kernels.h"
-#include "kernels8.h"
+#include "integers.h"
 #include "threads.h"
 
 /* ---- what is computed ---- */
 
-typedef struct { /* a linear layer: its weights, [outputs, inputs] or packs of 8 bits, and biases, [outputs] in the model's dtype, or NULL */
+typedef struct { /* a linear layer: its weights, [outputs, inputs] or packs of few bits, and biases, [outputs] in the model's dtype, or NULL */
     int64_t dtype, inputs, outputs;
     const void *weight, *bias;
 } Linear;
@@ -172,14 +172,14 @@ static long in_blocks(const Linear *linear) { return (linear->outputs + BLOCK - 
 
 /* rows that a linear layer is going to read, in 8 bits where it reads them so */
 static void readied(const Linear *linear, const void *x, int rows, const Own *own) {
-    if (linear->dtype == INT8)
+    if (linear->dtype >= INT8)
         for (int r = 0; r < rows; r++) eight_bits((const float *)x + r * linear->inputs, linear->inputs, own->x8 + r * row8_size(linear->inputs));
 }
 
 /* A linear layer's next outputs, from `at` on, of so many rows: y[row][output]; returns how many there are, up to BLOCK. */
 static int product(const Job *job, const Linear *linear, long at, const void *x, int rows, float (*y)[BLOCK], const Own *own) {
     int outputs = linear->outputs - at < BLOCK ? linear->outputs - at : BLOCK;
-    if (linear->dtype == INT8) block8(linear->weight, at / BLOCK, linear->inputs, own->x8, rows, y);
+    if (linear->dtype >= INT8) block8(linear->dtype, linear->weight, at / BLOCK, linear->inputs, own->x8, rows, y);
     else block(linear->dtype, linear->weight, at, outputs, linear->inputs, x, rows, y, own->room);
     if (linear->bias)
         for (int r = 0; r < rows; r++)

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ...kernels.quantised_linear import OutputSlice
-from .grouped_linear import GroupedLinear8
+from .grouped_linear import GroupedLinear
 from .library import BLOCK, DTYPES
 
 FAMILIES = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
@@ -36,7 +36,7 @@ def refuses(model: PreTrainedModel) -> str | None:
 
 
 def is_read(linear: nn.Module) -> bool:
-    """Whether the native step reads such a linear layer: plain, or in 8 bits by groups, some of whose outputs stand in packs of their own."""
+    """Whether the native step reads such a linear layer: plain, or in few bits by groups, some of whose outputs stand in packs of their own."""
     if isinstance(linear, OutputSlice):
         return linear.start % BLOCK == 0 and is_read(linear.whole)
-    return type(linear) in (nn.Linear, GroupedLinear8)
+    return type(linear) is nn.Linear or isinstance(linear, GroupedLinear)
