@@ -13,7 +13,8 @@ from ...data.errors import UserError
 from ..kernels.fused_projections import TOGETHER
 from ..kernels.kernel_check import refuse_wrong_kernels
 from ..kernels.quantised_linear import GROUP, Linear4, Linear8, OutputSlice, Quantised
-from ..runners.layers import FAMILIES, ROTARY, supports_direct
+from ..runners.families.parts import FAMILIES, ROTARY
+from ..runners.layers import supports_direct
 
 BITS = {"int8": Linear8, "int4": Linear4}
 
