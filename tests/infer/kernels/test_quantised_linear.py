@@ -156,7 +156,7 @@ def test_padding_adds_rows_of_zeros_to_whole_blocks():
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen3", "gemma2", "gpt2"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen3", "gemma2", "gpt2", "smollm3", "olmo2", "phi3"])
 def test_a_quantised_model_computes_what_its_dequantised_weights_do(fresh_tiny, kind, weights):
     """Against the same architecture with the dequantised weights, in float64: what is left is rounding, bfloat16's and that of inputs."""
     torch.manual_seed(0)
@@ -203,6 +203,8 @@ def test_refuses_what_cannot_be_quantised_by_name(fresh_tiny, tmp_path):
         load("default", weights="int8", device="cuda")
     with pytest.raises(UserError, match="not for granite"):
         quantise(fresh_tiny("granite"), "int8")
+    with pytest.raises(UserError, match="is there for .*Phi3.*, not for qwen3_moe"):
+        quantise(fresh_tiny("qwen3_moe"), "int8")
     with pytest.raises(UserError, match="groups of 32, and llama's .* has 48"):
         quantise(fresh_tiny("llama", intermediate_size=48), "int4")
     model = fresh_tiny("llama")
