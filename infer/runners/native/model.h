@@ -1,6 +1,7 @@
 /* What is computed, as `library.py` lays it out, and what a pass has. */
 
 #pragma once
+#include "across.h"
 #include "kernels.h"
 #include "norms.h"
 #include "threads.h"
@@ -52,10 +53,17 @@ typedef struct {
     atomic_long *done; /* pieces of a row's key head */
 } Job;
 
+typedef struct { /* outputs of a linear layer with a stride, from `at` up to `end`: as many at a time as a share has, `most` */
+    const Linear *linear;
+    long at, end, most;
+    float y[][WIDE]; /* [rows, WIDE] */
+} Panel;
+
 typedef struct { /* what a thread has of its own */
     void *x;                       /* normed rows, as products read them: [rows, hidden] */
     float (*y)[BLOCK], (*z)[BLOCK]; /* [rows, BLOCK] */
     float *line, *scores, *room;   /* [hidden]; [ABREAST, PIECE] and the queries behind; [GROUP, inputs of a product] */
     void *gathered;                /* rows of an expert: [rows, hidden or inner] */
     int32_t *places;               /* and where they stand among all rows' choices: [rows] */
+    Panel *panel;
 } Own;

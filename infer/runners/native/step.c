@@ -113,19 +113,28 @@ static void piece_of(const Job *job, int layer, long number, float *scores) {
 
 /* ---- the pass ---- */
 
-/* how many outputs go to a thread at a time */
-static long share(long outputs, int threads) {
-    long part = outputs / (6L * threads) / BLOCK * BLOCK;
-    return part < BLOCK ? BLOCK : part > 256 ? 256 : part;
+/* how many outputs go to a thread at a time: more where they lie side by side */
+static long share(long outputs, const Linear *linear, int threads) {
+    long part = outputs / ((linear->stride ? 3L : 6L) * threads) / BLOCK * BLOCK;
+    return part < BLOCK ? BLOCK : part > WIDE ? WIDE : part;
 }
 
 /* the outputs of a linear layer in whole blocks, which are what threads share */
 static long in_blocks(const Linear *linear) { return (linear->outputs + BLOCK - 1) / BLOCK * BLOCK; }
 
+/* A block's outputs where weights lie [inputs, outputs]: they are computed with those behind them in the thread's share. */
+static void from_panel(const Linear *linear, long at, int outputs, const void *x, int rows, float (*y)[BLOCK], Panel *panel) {
+    if (panel->linear != linear || at < panel->at || at >= panel->end) {
+        panel->linear = linear, panel->at = at, panel->end = linear->outputs - at < panel->most ? linear->outputs : at + panel->most;
+        across(linear->dtype, (const char *)linear->weight + at * size_of(linear->dtype), linear->stride, panel->end - at, linear->inputs, x, rows, panel->y);
+    }
+    for (int r = 0; r < rows; r++) memcpy(y[r], panel->y[r] + at - panel->at, outputs * sizeof(float));
+}
+
 /* A linear layer's next outputs, from `at` on, of so many rows: y[row][output]; returns how many there are, up to BLOCK. */
 static int product(const Job *job, const Linear *linear, long at, const void *x, int rows, float (*y)[BLOCK], const Own *own) {
     int outputs = linear->outputs - at < BLOCK ? linear->outputs - at : BLOCK;
-    if (linear->stride) across(linear->dtype, (const char *)linear->weight + at * size_of(linear->dtype), linear->stride, outputs, linear->inputs, x, rows, y);
+    if (linear->stride) from_panel(linear, at, outputs, x, rows, y, own->panel);
     else block(linear->dtype, linear->weight, at, outputs, linear->inputs, x, rows, y, own->room);
     if (linear->bias)
         for (int r = 0; r < rows; r++)
@@ -225,11 +234,11 @@ static size_t own_of(const Model *m, int rows, char *at, Own *own) {
     size_t products = sizeof(float) * rows * BLOCK, inputs = most(m->hidden, most(m->heads * m->width, m->inner));
     size_t sizes[] = {
         rows * m->hidden * sizeof(float), products, products, sizeof(float) * m->hidden, sizeof(float) * ABREAST * (PIECE + m->width), sizeof(float) * GROUP * inputs,
-        m->experts ? sizeof(float) * rows * inputs : 0, sizeof(int32_t) * rows,
+        m->experts ? sizeof(float) * rows * inputs : 0, sizeof(int32_t) * rows, sizeof(Panel) + sizeof(float) * rows * WIDE,
     };
-    void *parts[8];
-    size_t taken = laid_out(sizes, 8, at, parts);
-    *own = (Own){parts[0], parts[1], parts[2], parts[3], parts[4], parts[5], parts[6], parts[7]};
+    void *parts[9];
+    size_t taken = laid_out(sizes, 9, at, parts);
+    *own = (Own){parts[0], parts[1], parts[2], parts[3], parts[4], parts[5], parts[6], parts[7], parts[8]};
     return taken;
 }
 
@@ -246,7 +255,8 @@ static void embedded(const Job *job, int r) {
 /* what all threads take shares of, before any goes on */
 #define SHARED(part, all, work) \
     do { \
-        while (next_share(counter, part, all, &begin, &end)) work; \
+        own.panel->most = part; \
+        while (next_share(counter, own.panel->most, all, &begin, &end)) work; \
         counter++; \
         barrier(threads); \
     } while (0)
@@ -256,8 +266,9 @@ static void pass(void *argument, int thread, int threads) {
     const Model *m = job->model;
     Own own;
     own_of(m, job->count, job->own + thread * job->own_size, &own);
+    own.panel->linear = NULL;
     Counter *counter = job->counters;
-    long begin, end, hidden = share(m->hidden, threads);
+    long begin, end, hidden = share(m->hidden, &m->layers->o, threads);
 
     SHARED(1, job->count, embedded(job, begin));
     for (int layer = 0; layer < job->layers; layer++) {
@@ -265,7 +276,7 @@ static void pass(void *argument, int thread, int threads) {
         shown(job, layer, thread);
         normed_rows(job, &l->attention_norm, l->q.dtype, &own);
         long qkv = in_blocks(&l->q) + in_blocks(&l->k) + in_blocks(&l->v);
-        SHARED(share(qkv, threads), qkv, queries_keys_values(job, layer, &own, begin, end));
+        SHARED(share(qkv, &l->q, threads), qkv, queries_keys_values(job, layer, &own, begin, end));
         SHARED(1, job->count, placed(job, layer, begin));
         SHARED(1, (long)job->count * m->kv_heads * job->pieces, piece_of(job, layer, begin, own.scores));
         SHARED(hidden, m->hidden, added(job, &l->o, &l->after_attention, job->attended, &own, begin, end));
@@ -275,11 +286,11 @@ static void pass(void *argument, int thread, int threads) {
         if (l->router.weight) {
             long up = job->model->experts * in_blocks(&l->up), down = job->model->experts * in_blocks(&l->down);
             SHARED(1, job->count, routed(job, l, begin, &own));
-            SHARED(share(up, threads), up, experts_opened(job, l, &own, begin, end));
-            SHARED(share(down, threads), down, experts_shut(job, l, &own, begin, end));
+            SHARED(share(up, &l->up, threads), up, experts_opened(job, l, &own, begin, end));
+            SHARED(share(down, &l->down, threads), down, experts_shut(job, l, &own, begin, end));
             SHARED(1, job->count, weighed(job, l, begin));
         } else {
-            SHARED(share(l->up.outputs, threads), l->up.outputs, all_opened(job, l, &own, begin, end));
+            SHARED(share(l->up.outputs, &l->up, threads), l->up.outputs, all_opened(job, l, &own, begin, end));
             SHARED(hidden, m->hidden, added(job, &l->down, &l->after_feed, job->opened, &own, begin, end));
             if (l->after_feed.weight) SHARED(1, job->count, settled(job, &l->after_feed, begin, &own));
         }
@@ -288,7 +299,7 @@ static void pass(void *argument, int thread, int threads) {
     if (!job->wanted) return;
     for (int r = 0; r < job->count; r++)
         if (job->rows[r].wanted >= 0) normed_row(job, r, &m->norm, m->head.dtype, job->rows[r].wanted, &own);
-    while (next_share(counter, share(m->vocab, threads), m->vocab, &begin, &end)) scores_of(job, &own, begin, end);
+    while (next_share(counter, share(m->vocab, &m->head, threads), m->vocab, &begin, &end)) scores_of(job, &own, begin, end);
 }
 
 /* Take so many rows through the first `layers` layers: logits, [rows wanted, vocab], and the hidden states of the layers that have a place in

@@ -11,7 +11,7 @@ from seodang.infer.runners.native_runner import NativeRunner
 
 ODD = {"hidden_size": 54, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 10, "intermediate_size": 75, "vocab_size": 131, "attention_bias": True}
 WIDE = {"hidden_size": 128, "num_attention_heads": 4, "head_dim": 32, "intermediate_size": 136, "num_hidden_layers": 1}
-ACROSS = {"n_embd": 54, "n_head": 3, "n_inner": 75, "vocab_size": 131}  # whole blocks of outputs, and what is left
+ACROSS = {"n_embd": 54, "n_head": 3, "n_inner": 603, "vocab_size": 131}  # several shares of outputs, and what no vector holds
 EXPERTS = {"num_experts": 11, "num_experts_per_tok": 3, "moe_intermediate_size": 21, "num_hidden_layers": 1, "norm_topk_prob": True}
 KINDS = {
     "odd sizes": ("llama", ODD), "whole vectors": ("llama", WIDE), "gpt2": ("gpt2", ACROSS), "experts": ("qwen3_moe", EXPERTS),
