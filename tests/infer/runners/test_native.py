@@ -128,7 +128,7 @@ def spanning(model, dtype: torch.dtype, lengths: list[int]) -> float:
     return furthest
 
 
-@pytest.mark.parametrize("kind, changes", [("llama", {}), ("mistral", {"sliding_window": 300}), ("llama", ODD)])
+@pytest.mark.parametrize("kind, changes", [("llama", {}), ("mistral", {"sliding_window": 300}), ("llama", ODD), ("gemma2", {"sliding_window": 300})])
 def test_pasts_of_several_pieces_are_put_together_right(varied, natively, kind, changes):
     model = varied(kind, max_position_embeddings=1024, **changes)
     assert spanning(model, torch.float32, [253, 254, 255, 256, 257, 511, 600]) < 3e-6
@@ -225,7 +225,7 @@ CALLS = [(forked, 8 + 5 + 11 + 3), (shelved, 27 + 4 + 7), (hidden, 17), (both_wa
 
 
 @pytest.mark.parametrize("calls, rows", CALLS, ids=lambda each: getattr(each, "__name__", ""))
-@pytest.mark.parametrize("name", ["sizes that no vector divides", "qwen3"])
+@pytest.mark.parametrize("name", ["sizes that no vector divides", "qwen3", "gpt2, odd", "olmo2, odd", "experts, odd"])
 def test_whatever_a_pass_is_its_numbers_are_those_of_the_ragged_runner_in_float64(varied, natively, name, calls, rows):
     kind, changes = KINDS[name]
     model = varied(kind, **changes)
@@ -260,7 +260,7 @@ def test_passes_with_adapters_and_under_autocast_are_torchs(varied, natively):
 def test_builds_for_lesser_cpus_compute_the_same(varied, other_build, natively, march, needs):
     built = other_build(march, needs)
     assert built == {"x86-64": "plain C", "haswell": "AVX2"}[march]
-    for name in ("sizes that no vector divides", "sizes of whole vectors", "qwen3", "mistral"):
+    for name in ("sizes that no vector divides", "sizes of whole vectors", "qwen3", "mistral", "gpt2, odd", "gemma2, odd", "experts"):
         kind, changes = KINDS[name]
         model = varied(kind, **changes)
         assert speaks_natively(model)  # which asks whether a row is the same beside another
