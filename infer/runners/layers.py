@@ -140,27 +140,18 @@ def _heads_norm(module: nn.Module) -> Map:
 
 
 def _feed(parts: LayerParts, kernel: MakeKernel) -> Map:
-    act = activation(parts.activation)
     if parts.experts is not None:
-        return routed(parts.router, parts.experts, act)
-    grow, shrink = kernel(parts.grow), kernel([parts.shrink])
+        return routed(parts.router, parts.experts)
+    grow, act, shrink = kernel(parts.grow), activation(parts.activation), kernel([parts.shrink])
     return gated(grow, act, shrink) if parts.gated else lambda x: shrink(act(grow(x)))
 
 
-def routed(router: nn.Module, experts: nn.Module, act: Map) -> Map:
-    """Return the feed-forward layer of many experts, of which each row is read by the likeliest few, which share in what it becomes."""
-    of_router, grow, shrink = router.weight.detach(), experts.gate_up_proj.detach(), experts.down_proj.detach()
+def routed(router: nn.Module, experts: nn.Module) -> Map:
+    """Return the feed-forward layer of many experts, by transformers' own modules, which know each device's way to many products of a few rows."""
 
     def feed(x: Tensor) -> Tensor:
-        shares, chosen = F.linear(x, of_router).softmax(dim=-1, dtype=torch.float).topk(router.top_k, dim=-1)
-        if router.norm_topk_prob:
-            shares /= shares.sum(dim=-1, keepdim=True)
-        shares, out = shares.to(x.dtype), torch.zeros_like(x)
-        for expert in chosen.unique().tolist():
-            rows, place = (chosen == expert).nonzero(as_tuple=True)
-            gate, up = F.linear(x[rows], grow[expert]).chunk(2, dim=-1)
-            out.index_add_(0, rows, F.linear(act(gate).mul_(up), shrink[expert]) * shares[rows, place, None])
-        return out
+        _, shares, chosen = router(x)
+        return experts(x, chosen, shares)
 
     return feed
 

@@ -18,10 +18,8 @@ from .compiler import NotBuilt, built, forget
 SOURCE = Path(__file__).with_name("step.c")
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 # what `activations.h` computes, by the class of the module
-ACTIVATIONS = {
-    "SiLU": 0, "SiLUActivation": 0, "GELUActivation": 1, "GELUTanh": 2, "NewGELUActivation": 2, "FastGELUActivation": 2, "ReLU": 3,
-}  # fmt: skip
-ROW = 9  # numbers that say what a row is: the fields of `Row` in step.c
+ACTIVATIONS = {"SiLU": 0, "SiLUActivation": 0, "GELUActivation": 1, "GELUTanh": 2, "NewGELUActivation": 2, "FastGELUActivation": 2, "ReLU": 3}
+ROW = 9  # numbers that say what a row is: the fields of `Row` in model.h
 
 _Address = ctypes.c_void_p
 
@@ -89,8 +87,7 @@ class NativeModel:
         """Take rows, `ROW` numbers each, through the layers; raises MemoryError where there is none for what lies between.
 
         `turns` are cosine and sine of the positions, float32 [positions, 1, numbers of a head that turn], the first half of the sine with its sign
-        turned, or None where nothing turns. `logits`, float32
-        [rows wanted, vocab], and by layer `states`, float32 [rows, hidden], are written.
+        turned; None where nothing turns. `logits`, float32 [rows wanted, vocab], and by layer `states`, float32 [rows, hidden], are written.
         """
         numbers = (ctypes.c_int64 * len(rows))(*rows)
         places = (_Address * (len(self.layers) + 1))(*(states[i].data_ptr() if i in states else None for i in range(len(self.layers) + 1))) if states else None

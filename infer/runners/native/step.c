@@ -2,13 +2,12 @@
 
    Weights are read where the model keeps them, and once a pass for all rows. Whatever runs beside it and on however many
    threads, a row's numbers are the same to the bit: each output of each row is summed in one order, by lanes along the inputs and then across the
-   lanes, and attention by pieces of PIECE keys, put together in their order. Built for the CPU that it runs on; see compiler.py. */
+   lanes (or by fours of inputs, across.h), and attention by pieces of PIECE keys, put together in their order. Built for the CPU that it runs on; see compiler.py. */
 
 #define _GNU_SOURCE
 #include <stdlib.h>
 #include <string.h>
 
-#include "across.h"
 #include "attention.h"
 #include "model.h"
 
@@ -268,7 +267,7 @@ static void pass(void *argument, int thread, int threads) {
     own_of(m, job->count, job->own + thread * job->own_size, &own);
     own.panel->linear = NULL;
     Counter *counter = job->counters;
-    long begin, end, hidden = share(m->hidden, &m->layers->o, threads);
+    long begin, end, hidden = share(m->hidden, &m->layers->o, threads); /* shares of what goes into the residual stream */
 
     SHARED(1, job->count, embedded(job, begin));
     for (int layer = 0; layer < job->layers; layer++) {
@@ -284,7 +283,7 @@ static void pass(void *argument, int thread, int threads) {
 
         normed_rows(job, &l->feed_norm, l->up.dtype, &own);
         if (l->router.weight) {
-            long up = job->model->experts * in_blocks(&l->up), down = job->model->experts * in_blocks(&l->down);
+            long up = m->experts * in_blocks(&l->up), down = m->experts * in_blocks(&l->down);
             SHARED(1, job->count, routed(job, l, begin, &own));
             SHARED(share(up, &l->up, threads), up, experts_opened(job, l, &own, begin, end));
             SHARED(share(down, &l->down, threads), down, experts_shut(job, l, &own, begin, end));
