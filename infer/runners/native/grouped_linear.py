@@ -39,11 +39,11 @@ class GroupedLinear(Quantised):
             raise MemoryError(f"no memory for a product of {len(x)} rows")
         return (y if self.bias is None else y.add_(self.bias)).to(x.dtype)
 
-    def as_read(self, start: int = 0, stop: int | None = None) -> Linear:
-        """Where the layer lies, or its outputs from `start` on, a whole number of packs, as the native step reads it; the layer must outlive it."""
-        bias = None if self.bias is None else self.bias[start:].data_ptr()
-        outputs = (self.out_features if stop is None else stop) - start
-        return Linear(self.dtype, self.in_features, outputs, self.packed[start // BLOCK :].data_ptr(), bias)
+    def as_read(self, begin: int = 0, count: int | None = None) -> Linear:
+        """Where the layer lies, or so many outputs from `begin` on, behind whole packs, as the native step reads it; the layer must outlive it."""
+        bias = None if self.bias is None else self.bias[begin:].data_ptr()
+        outputs = self.out_features - begin if count is None else count
+        return Linear(self.dtype, self.in_features, outputs, 0, self.packed[begin // BLOCK :].data_ptr(), bias)
 
     def like(self, weight: Tensor, bias: Tensor | None) -> GroupedLinear:
         return type(self)(weight, bias)

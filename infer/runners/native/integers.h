@@ -8,6 +8,8 @@
 
    The integers are exact. Of floats, an output of a row sums its groups in their order, whatever runs beside it. */
 
+#pragma once
+#include "kernels.h"
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
 #elif defined(__ARM_FEATURE_DOTPROD)
