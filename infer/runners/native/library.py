@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .compiler import NotBuilt, built, forget
+from .low_rank import NativeAdapters
 
 SOURCE = Path(__file__).with_name("step.c")
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
-ROW = 9  # numbers that say what a row is: the fields of `Row` in step.c
+ROW = 10  # numbers that say what a row is: the fields of `Row` in step.c
+
+LINEARS = ("q", "k", "v", "o", "gate", "up", "down")  # of a layer, those of the same input side by side
 
 _Address = ctypes.c_void_p
 
@@ -29,12 +32,12 @@ class Windowed(Protocol):
 
 
 class _Linear(ctypes.Structure):
-    _fields_ = [*((name, ctypes.c_int64) for name in ("dtype", "inputs", "outputs")), ("weight", _Address), ("bias", _Address)]
+    _fields_ = [*((name, ctypes.c_int64) for name in ("dtype", "inputs", "outputs", "number")), ("weight", _Address), ("bias", _Address)]
 
 
 class _Layer(ctypes.Structure):
     _fields_ = [
-        *((name, _Linear) for name in ("q", "k", "v", "o", "gate", "up", "down")),
+        *((name, _Linear) for name in LINEARS),
         *((name, _Address) for name in ("attention_norm", "feed_norm", "q_norm", "k_norm")),
         ("window", ctypes.c_int64),
         ("scale", ctypes.c_double),
@@ -58,8 +61,11 @@ class NativeModel:
         """`blocks` are those of the direct runner, which know each layer's window and scale; `model` is one that `refuses` has no word against."""
         trunk, config = model.model, model.config
         self.kept = [parameter.detach() for parameter in model.parameters()]  # one that is replaced stays until this is laid out anew
-        self.layers = (_Layer * len(blocks))(*(_laid(layer, block) for layer, block in zip(trunk.layers, blocks)))
+        numbers: dict[nn.Module, int] = {}
+        self.layers = (_Layer * len(blocks))(*(_laid(layer, block, numbers) for layer, block in zip(trunk.layers, blocks)))
         first, embed = trunk.layers[0], trunk.embed_tokens.weight
+        unread = {module for layer in trunk.layers[len(blocks) :] for module in layer.modules()}
+        self.adapters = NativeAdapters(numbers, unread, embed.dtype)
         self.embed, self.ids = embed, len(embed)
         self.whole = _Model(
             dtype=DTYPES[embed.dtype],
@@ -92,21 +98,23 @@ class NativeModel:
             raise MemoryError(f"no memory for a pass of {len(rows) // ROW} rows")
 
 
-def _linear(linear: nn.Linear) -> _Linear:
+def _linear(linear: nn.Linear, number: int = -1) -> _Linear:
     bias = None if linear.bias is None else linear.bias.data_ptr()
-    return _Linear(DTYPES[linear.weight.dtype], linear.in_features, linear.out_features, linear.weight.data_ptr(), bias)
+    return _Linear(DTYPES[linear.weight.dtype], linear.in_features, linear.out_features, number, linear.weight.data_ptr(), bias)
 
 
-def _laid(layer: nn.Module, block: Windowed) -> _Layer:
+def _laid(layer: nn.Module, block: Windowed, numbers: dict[nn.Module, int]) -> _Layer:
+    """A layer's addresses and sizes; `numbers` gets its linear layers, in their order."""
     attention, mlp = layer.self_attn, layer.mlp
     linears = {"q": attention.q_proj, "k": attention.k_proj, "v": attention.v_proj, "o": attention.o_proj}
     linears |= {"gate": mlp.gate_proj, "up": mlp.up_proj, "down": mlp.down_proj}
+    numbers |= {linears[name]: len(numbers) + i for i, name in enumerate(LINEARS)}
     norms = {"attention_norm": layer.input_layernorm, "feed_norm": layer.post_attention_layernorm}
     norms |= {name: norm for name in ("q_norm", "k_norm") if (norm := getattr(attention, name, None)) is not None}
     return _Layer(
         window=block.window or 0,
         scale=block.scale,
-        **{name: _linear(linear) for name, linear in linears.items()},
+        **{name: _linear(linear, numbers[linear]) for name, linear in linears.items()},
         **{name: norm.weight.data_ptr() for name, norm in norms.items()},
     )
 

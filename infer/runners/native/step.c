@@ -9,12 +9,16 @@
 #include <string.h>
 
 #include "kernels.h"
+#include "low_rank.h"
 #include "threads.h"
 
 /* ---- what is computed ---- */
 
+enum { ABEAM = 3 }; /* linear layers that read the same input, at most */
+
 typedef struct { /* a linear layer: its weights, [outputs, inputs], in their dtype, and biases, [outputs] in the model's, or NULL */
     int64_t dtype, inputs, outputs;
+    int64_t number; /* by which adapters know it, or -1; those of the same input follow one another */
     const void *weight, *bias;
 } Linear;
 
@@ -38,6 +42,7 @@ typedef struct { /* one new token */
     int64_t layer_stride, part_stride, head_stride; /* numbers from a layer to the next, from keys to values, from a head to the next */
     int64_t place, seen;                           /* where its key goes, and how many keys it sees */
     int64_t position, id, wanted;                  /* which row of the logits is its own, or -1 */
+    int64_t adapter;                               /* address of its adapter, or 0 */
 } Row;
 
 typedef struct {
@@ -47,6 +52,9 @@ typedef struct {
     float *logits;
     float *const *states; /* one a layer and one of the last norm, [rows, hidden] or NULL */
     int count, wanted, layers, pieces;
+    int runs, ranks; /* of rows with adapters, and blocks of the greatest rank */
+    Run *run;
+    Numbers *reduced; /* what adapters make of a stage's inputs: [ABEAM, ranks, rows, BLOCK] */
     float *residual, *qkv, *partial; /* [rows, hidden], [rows, (heads + 2 kv_heads) width], [rows, heads, pieces, width + 2] */
     void *attended, *opened;        /* what products read: [rows, heads width], [rows, inner] */
     char *own;                      /* of each thread */
@@ -165,6 +173,27 @@ static long share(long outputs, int threads) {
 /* the outputs of a linear layer in whole blocks, which are what threads share */
 static long in_blocks(const Linear *linear) { return (linear->outputs + BLOCK - 1) / BLOCK * BLOCK; }
 
+/* where a run's rows have what its adapter has made of a linear layer's input, from that number of the rank on */
+static Numbers *reduced(const Job *job, const Run *run, const Linear *linear, long rank) {
+    return job->reduced + (linear->number % ABEAM * job->ranks + rank / BLOCK) * job->count + run->first;
+}
+
+/* What the adapters of a pass make of the input of so many linear layers, by all threads, ahead of their products; returns the next counter. */
+static Counter *lowered_all(const Job *job, const Linear *const *linears, int n, const void *x, const Own *own, Counter *counter, int threads) {
+    long begin, end, parts = job->ranks * (BLOCK / GROUP);
+    if (!job->runs) return counter;
+    while (next_share(counter, 1, n * job->runs * parts, &begin, &end)) {
+        const Linear *linear = linears[begin / parts / job->runs];
+        const Run *run = job->run + begin / parts % job->runs;
+        const LowRank *l = run->adapter->beside + linear->number;
+        long at = begin % parts * GROUP, size = linear->inputs * read_size(job->model->dtype);
+        if (at < l->rank)
+            lowered(job->model->dtype, l, at, linear->inputs, (const char *)x + run->first * size, run->rows, (Numbers *)(*reduced(job, run, linear, at) + at % BLOCK), own->room);
+    }
+    barrier(threads);
+    return counter + 1;
+}
+
 /* A linear layer's next outputs, from `at` on, of so many rows: y[row][output]; returns how many there are, up to BLOCK. */
 static int product(const Job *job, const Linear *linear, long at, const void *x, int rows, float (*y)[BLOCK], const Own *own) {
     int outputs = linear->outputs - at < BLOCK ? linear->outputs - at : BLOCK;
@@ -172,6 +201,8 @@ static int product(const Job *job, const Linear *linear, long at, const void *x,
     if (linear->bias)
         for (int r = 0; r < rows; r++)
             for (int o = 0; o < outputs; o++) y[r][o] += one_as(job->model->dtype, linear->bias, at + o);
+    for (const Run *run = job->run; linear->number >= 0 && run < job->run + job->runs; run++)
+        raised(job->model->dtype, run->adapter->beside + linear->number, at, outputs, reduced(job, run, linear, 0), job->count, run->rows, y + run->first);
     return outputs;
 }
 
@@ -264,6 +295,7 @@ static void pass(void *argument, int thread, int threads) {
         const Layer *l = m->layers + layer;
         shown(job, layer, thread);
         normed_rows(job, l->attention_norm, l->q.dtype, &own);
+        counter = lowered_all(job, (const Linear *[]){&l->q, &l->k, &l->v}, 3, own.x, &own, counter, threads);
         long qkv = in_blocks(&l->q) + in_blocks(&l->k) + in_blocks(&l->v);
         while (next_share(counter, share(qkv, threads), qkv, &begin, &end)) queries_keys_values(job, layer, &own, begin, end);
         counter++;
@@ -278,13 +310,16 @@ static void pass(void *argument, int thread, int threads) {
         }
         counter++;
         barrier(threads);
+        counter = lowered_all(job, (const Linear *[]){&l->o}, 1, job->attended, &own, counter, threads);
         while (next_share(counter, share(m->hidden, threads), m->hidden, &begin, &end)) added(job, &l->o, job->attended, &own, begin, end);
         counter++;
         barrier(threads);
         normed_rows(job, l->feed_norm, l->gate.dtype, &own);
+        counter = lowered_all(job, (const Linear *[]){&l->gate, &l->up}, 2, own.x, &own, counter, threads);
         while (next_share(counter, share(m->inner, threads), m->inner, &begin, &end)) gated(job, l, &own, begin, end);
         counter++;
         barrier(threads);
+        counter = lowered_all(job, (const Linear *[]){&l->down}, 1, job->opened, &own, counter, threads);
         while (next_share(counter, share(m->hidden, threads), m->hidden, &begin, &end)) added(job, &l->down, job->opened, &own, begin, end);
         counter++;
         barrier(threads);
@@ -301,12 +336,18 @@ static void pass(void *argument, int thread, int threads) {
 int seodang_step(const Model *m, int layers, const Row *rows, int count, const float *cos, const float *sin, float *logits, float *const *states, int threads) {
     static char *memory;
     static size_t had;
-    int counters = 2 + 6 * layers, failed = 0;
+    int counters = 2 + 10 * layers, failed = 0;
     pthread_mutex_lock(&pool.calls);
     threads = ready(threads < 1 ? 1 : threads);
     Job job = {.model = m, .rows = rows, .cos = cos, .sin = sin, .logits = logits, .states = states, .count = count, .layers = layers, .pieces = 1};
     for (int r = 0; r < count; r++) {
+        const Adapter *adapter = (const Adapter *)rows[r].adapter;
         job.wanted += rows[r].wanted >= 0;
+        if (adapter) {
+            int ranks = (adapter->rank + BLOCK - 1) / BLOCK;
+            job.runs += !r || rows[r].adapter != rows[r - 1].adapter;
+            if (ranks > job.ranks) job.ranks = ranks;
+        }
         for (int layer = 0; layer < layers; layer++) {
             int pieces = pieces_of(m->layers + layer, rows + r);
             if (pieces > job.pieces) job.pieces = pieces;
@@ -317,9 +358,10 @@ int seodang_step(const Model *m, int layers, const Row *rows, int count, const f
     size_t heads = m->heads * m->width, sizes[] = {
         sizeof(float) * count * m->hidden, sizeof(float) * count * (m->heads + 2 * m->kv_heads) * m->width, sizeof(float) * count * m->heads * job.pieces * (m->width + 2),
         sizeof(float) * count * heads, sizeof(float) * count * m->inner, sizeof(Counter) * counters, sizeof(atomic_long) * count * m->kv_heads, threads * job.own_size,
+        sizeof(Run) * job.runs, sizeof(float) * ABEAM * job.ranks * count * BLOCK,
     }, wanted = LINE;
-    void *parts[8];
-    for (int i = 0; i < 8; i++) wanted += sizes[i] = (sizes[i] + LINE - 1) / LINE * LINE;
+    void *parts[10];
+    for (int i = 0; i < 10; i++) wanted += sizes[i] = (sizes[i] + LINE - 1) / LINE * LINE;
     if (wanted > had) {
         char *old = memory;
         memory = NULL, had = 0; /* before it goes: a child that is forked in this moment has no claim to it */
@@ -329,10 +371,15 @@ int seodang_step(const Model *m, int layers, const Row *rows, int count, const f
     }
     if (memory) {
         char *at = (char *)(((uintptr_t)memory + LINE - 1) / LINE * LINE);
-        for (int i = 0; i < 8; at += sizes[i++]) parts[i] = at;
+        for (int i = 0; i < 10; at += sizes[i++]) parts[i] = at;
         job.residual = parts[0], job.qkv = parts[1], job.partial = parts[2], job.attended = parts[3], job.opened = parts[4];
-        job.counters = parts[5], job.done = parts[6], job.own = parts[7];
+        job.counters = parts[5], job.done = parts[6], job.own = parts[7], job.run = parts[8], job.reduced = parts[9];
         memset(parts[5], 0, sizes[5] + sizes[6]);
+        for (int r = 0, i = -1; r < count; r++) {
+            if (!rows[r].adapter) continue;
+            if (!r || rows[r].adapter != rows[r - 1].adapter) job.run[++i] = (Run){(const Adapter *)rows[r].adapter, r, 0};
+            job.run[i].rows++;
+        }
         together(pass, &job, threads);
     } else {
         failed = 1;
