@@ -16,7 +16,7 @@ class LowRank(NamedTuple):
     """What an adapter adds to a linear layer: x @ down.T @ up, the adapter's scale multiplied into `up`."""
 
     down: Tensor  # [rank, in]
-    up: Tensor  # [rank, out]
+    up: Tensor  # [rank, out], of which what belongs to an output lies together
 
     def add_to(self, y: Tensor, x: Tensor, rows: slice | Tensor) -> None:
         """Add to some rows of y, [rows, out], what it makes of those of x, [rows, in]."""
@@ -47,7 +47,7 @@ class Adapter:
         if not own:
             return None
         down = torch.cat([self.layers[layer].down for layer in own])
-        up = down.new_zeros(len(down), sum(width_of(layer)[1] for layer in layers))
+        up = down.new_zeros(sum(width_of(layer)[1] for layer in layers), len(down)).t()
         row = column = 0
         for layer in layers:
             width = width_of(layer)[1]

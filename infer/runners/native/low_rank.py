@@ -8,7 +8,7 @@ from operator import is_
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...kernels.low_rank import Adapter, LowRank
 
@@ -49,7 +49,7 @@ class _Laid:
         if read.keys() <= beside.numbers.keys() and all(is_readable(each, beside.dtype) for each in read.values()):
             table = (_LowRank * len(beside.numbers))()
             for layer, (down, up) in read.items():
-                table[beside.numbers[layer]] = _LowRank(len(down), up.stride(0), down.data_ptr(), up.data_ptr())
+                table[beside.numbers[layer]] = _LowRank(len(down), up.stride(1), down.data_ptr(), up.data_ptr())
             self.whole = _Adapter(max((len(each.down) for each in read.values()), default=0), table)
 
     def holds(self, adapter: Adapter) -> bool:
@@ -58,9 +58,7 @@ class _Laid:
 
 
 def is_readable(matrices: LowRank, dtype: torch.dtype) -> bool:
-    """Whether two matrices are in memory, in this dtype and with the numbers of a row side by side, and `down` in one piece."""
-
-    def fits(matrix: Tensor) -> bool:
-        return matrix.dtype == dtype and matrix.device.type == "cpu" and matrix.stride(1) == 1
-
-    return fits(matrices.down) and fits(matrices.up) and matrices.down.is_contiguous()
+    """Whether two matrices are in memory, in this dtype, and lie as adapters are loaded: `down` row after row, `up` column after column."""
+    down, up = matrices
+    in_memory = all(matrix.dtype == dtype and matrix.device.type == "cpu" for matrix in matrices)
+    return in_memory and down.is_contiguous() and (up.stride(0) == 1 or len(up) == 1)
