@@ -38,33 +38,36 @@ INLINE vf four_as(int dtype, const void *at, size_t i) {
     return v;
 }
 
+/* where a row of t has number k of the rank */
+INLINE const float *number(const Numbers *t, int of_rows, int r, unsigned k) { return t[k / BLOCK * of_rows + r] + k % BLOCK; }
+
 /* y[row][output] += t[row] . up[output] of so many outputs (up to BLOCK) from `at` on; t is [blocks of the rank, so many rows, BLOCK], from the first of these on */
 INLINE void raised_as(int dtype, const LowRank *l, long at, int outputs, const Numbers *t, int of_rows, int rows, Numbers *y) {
-    const size_t size = size_of(dtype);
-    for (int r = 0; r < rows; r++) {
-        for (int o = 0; o < outputs; o += GROUP) {
-            const char *up[GROUP];
-            int n = outputs - o < GROUP ? outputs - o : GROUP;
-            int64_t k = 0;
+    const int rank = l->rank, vectors = rank / LANES * LANES, fours = rank / 4 * 4;
+    for (int o = 0; o < outputs; o += GROUP) {
+        const int n = outputs - o < GROUP ? outputs - o : GROUP;
+        const char *up[GROUP];
+        UNROLL for (int j = 0; j < GROUP; j++) up[j] = (const char *)l->up + (at + o + (j < n ? j : n - 1)) * l->stride * size_of(dtype);
+        for (int r = 0; r < rows; r++) {
             vf acc[GROUP];
-            UNROLL for (int j = 0; j < GROUP; j++) {
-                up[j] = (const char *)l->up + (at + o + (j < n ? j : n - 1)) * l->stride * size;
-                acc[j] = every(0);
-            }
-            for (; k + LANES <= l->rank; k += LANES) {
-                vf left = load(t[k / BLOCK * of_rows + r] + k % BLOCK);
+            v4 before, s;
+            int k = 0;
+            UNROLL for (int j = 0; j < GROUP; j++) acc[j] = every(0);
+            for (; k < vectors; k += LANES) {
+                vf left = load(number(t, of_rows, r, k));
                 UNROLL for (int j = 0; j < GROUP; j++) acc[j] += left * load_as(dtype, up[j], k);
             }
-            for (; k + 4 <= l->rank; k += 4) {
-                vf left = four_as(FLOAT32, t[k / BLOCK * of_rows + r] + k % BLOCK, 0);
+            for (; k < fours; k += 4) {
+                vf left = four_as(FLOAT32, number(t, of_rows, r, k), 0);
                 UNROLL for (int j = 0; j < GROUP; j++) acc[j] += left * four_as(dtype, up[j], k);
             }
-            v4 s = sums(acc[0], acc[1], acc[2], acc[3]);
-            for (int j = 0; j < n; j++) {
-                float rest = s[j];
-                for (int64_t i = k; i < l->rank; i++) rest = fused(t[i / BLOCK * of_rows + r][i % BLOCK], one_as(dtype, up[j], i), rest);
-                y[r][o + j] += rest;
+            s = sums(acc[0], acc[1], acc[2], acc[3]);
+            for (; k < rank; k++) {
+                UNROLL for (int j = 0; j < GROUP; j++) s[j] = fused(*number(t, of_rows, r, k), one_as(dtype, up[j], k), s[j]);
             }
+            memcpy(&before, y[r] + o, sizeof before); /* there is room behind the last */
+            before += s;
+            memcpy(y[r] + o, &before, sizeof before);
         }
     }
 }
