@@ -124,9 +124,7 @@ def in_parts(
 ) -> ModelOutput:
     """Run a pass in parts, of which each has tokens of its own, how they are run, and their runs and longer stretches; put together what they give.
 
-    A part runs within `among` of its tokens.
-
-    Single steps come first among a pass's tokens, so that the part that has them all finds them where they stand.
+    A part runs within `among` of its tokens. Single steps come first among a pass's tokens, so that the part that has them all finds them where they stand.
     """
     logits: list[Tensor] = []
     rows: list[int] = []

@@ -22,9 +22,6 @@ typedef struct { /* neighbouring rows of one adapter */
 /* Products of rows with numbers `at` to `at` + GROUP of the rank, to t, [rows, BLOCK]: x is what products with the model's dtype read. */
 static void lowered(int dtype, const LowRank *l, long at, size_t inputs, const void *x, int rows, Numbers *t, float *room) {
     int numbers = l->rank - at < GROUP ? l->rank - at : GROUP;
-    size_t bytes = numbers * inputs * size_of(dtype);
-    const char *first = (const char *)l->down + at * inputs * size_of(dtype);
-    for (size_t i = 0; i < bytes; i += LINE) __builtin_prefetch(first + i);
     group(dtype, (const char *)l->down + at * inputs * size_of(dtype), numbers, inputs, x, rows, t, room);
 }
 
