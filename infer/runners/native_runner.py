@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 from weakref import WeakKeyDictionary
 
@@ -34,8 +35,9 @@ _KEPT: WeakKeyDictionary[PreTrainedModel, str | None] = WeakKeyDictionary()  # w
 class NativeRunner(DirectRunner):
     """A DirectRunner whose steps, and guesses that are read at once, are one call of `step.c`: every weight is read once a pass, at memory's pace.
 
-    Prompts, passes with adapters, and passes under autocast run as a DirectRunner runs them. A step's numbers are the same to the bit whatever
-    runs beside it, prompts included. In bfloat16 the residual stream and the logits stay in float32.
+    Prompts, passes under autocast, and those with an adapter over more than the linear layers of attention and feed-forward run as a DirectRunner runs
+    them. A step's numbers are the same to the bit whatever runs beside it, prompts and other adapters included. In bfloat16 the residual stream and the
+    logits stay in float32.
     """
 
     def _read(self) -> None:
@@ -44,7 +46,7 @@ class NativeRunner(DirectRunner):
         self._looked = False  # it is laid out at the next pass: a runner of the first layers takes the others away behind this
 
     def _run(self, plan: ForwardBatch, tokens: list[int], positions: list[int], wanted: list[int], layers: Sequence[int]) -> ModelOutput:
-        if self._adapters.at_work or not self._ready("cpu") or not self._laid_out() or not self._fits(plan):
+        if not self._ready("cpu") or not self._laid_out() or not self._fits(plan):
             return super()._run(plan, tokens, positions, wanted, layers)
         long = {lane(each) for each in plan.longer if each.tokens.stop - each.tokens.start >= MANY and not (each.causal and self._native.in_few_bits)}
         if not long:
@@ -56,7 +58,7 @@ class NativeRunner(DirectRunner):
         ours = sorted(set(range(len(tokens))) - set(theirs))
         guesses = [each for each in plan.longer if lane(each) not in long]
         parts = [(ours, self._step, plan.runs, guesses), (theirs, super()._run, [], prompts)]
-        return in_parts(parts, tokens, positions, wanted, layers)
+        return in_parts(parts, tokens, positions, wanted, layers, lambda rows: self._adapters.among(rows, self._device))
 
     def _laid_out(self) -> bool:
         """Whether `step.c` can read the model, which is laid out for it where it is not yet."""
@@ -68,8 +70,10 @@ class NativeRunner(DirectRunner):
         return self._native is not None
 
     def _fits(self, plan: ForwardBatch) -> bool:
-        """Whether the cache has the weights' dtype; where the model was converted behind a slot's back, torch says what it makes of that."""
-        embed = self._native.embed
+        """Whether cache and adapters are such as `step.c` reads; where the model was converted behind a slot's back, torch says what it makes of that."""
+        native, embed = self._native, self._native.embed
+        if not all(map(native.adapters.lay_out, self._adapters.at_work)):
+            return False
         return all(each.pool.ready(embed).dtype == embed.dtype for each in (*plan.runs, *plan.longer))
 
     def _step(self, plan: ForwardBatch, tokens: list[int], positions: list[int], wanted: list[int], layers: Sequence[int]) -> ModelOutput:
@@ -86,9 +90,10 @@ class NativeRunner(DirectRunner):
             of_logits[token] = of_call[token // at_once]
             of_call[token // at_once] += 1
         rows: list[int] = []
+        adapters = {token: self._native.adapters.address(adapter) for token, adapter in self._adapters.by_row().items()}
 
         def add(pool_at: tuple[int, int, int, int], token: int, place: int, seen: int) -> None:
-            rows.extend((*pool_at, place, seen, positions[token], tokens[token], of_logits[token]))
+            rows.extend((*pool_at, place, seen, positions[token], tokens[token], of_logits[token], adapters.get(token, 0)))
 
         for run in plan.runs:
             stack = run.pool.ready(embed)
@@ -126,11 +131,16 @@ def lane_at(stack: Tensor, number: int) -> tuple[int, int, int, int]:
 
 
 def in_parts(
-    parts: Sequence[tuple[list[int], Callable[..., ModelOutput], list, list[Long]]], tokens: list[int], positions: list[int], wanted: list[int], layers: Sequence[int]
+    parts: Sequence[tuple[list[int], Callable[..., ModelOutput], list, list[Long]]],
+    tokens: list[int],
+    positions: list[int],
+    wanted: list[int],
+    layers: Sequence[int],
+    among: Callable[[list[int]], AbstractContextManager],
 ) -> ModelOutput:
     """Run a pass in parts, of which each has tokens of its own, how they are run, and their runs and longer stretches; put together what they give.
 
-    Single steps come first among a pass's tokens, so that the part that has them all finds them where they stand.
+    A part runs within `among` of its tokens. Single steps come first among a pass's tokens, so that the part that has them all finds them where they stand.
     """
     logits: list[Tensor] = []
     rows: list[int] = []
@@ -139,7 +149,8 @@ def in_parts(
         place = {token: i for i, token in enumerate(own)}
         longer = [each._replace(tokens=slice(place[each.tokens.start], place[each.tokens.stop - 1] + 1)) for each in longer]
         kept = [i for i, token in enumerate(wanted) if token in place]
-        out = run(ForwardBatch(runs, longer), [tokens[i] for i in own], [positions[i] for i in own], [place[wanted[i]] for i in kept], layers)
+        with among(own):
+            out = run(ForwardBatch(runs, longer), [tokens[i] for i in own], [positions[i] for i in own], [place[wanted[i]] for i in kept], layers)
         logits.append(out.logits.float())
         rows += kept
         for layer in layers:

@@ -38,6 +38,11 @@ class LayerParts:
     softcap: float | None = None
     turns: bool = True  # whether queries and keys turn with their positions
 
+    @property
+    def linears(self) -> list[nn.Module]:
+        """The linear layers of attention and of a feed-forward layer without experts."""
+        return [module for module in (*self.qkv, self.out, *self.grow, self.shrink) if module is not None]
+
 
 @dataclass
 class ModelParts:

@@ -43,7 +43,7 @@ class GroupedLinear(Quantised):
         """Where the layer lies, or so many outputs from `begin` on, behind whole packs, as the native step reads it; the layer must outlive it."""
         bias = None if self.bias is None else self.bias[begin:].data_ptr()
         outputs = self.out_features - begin if count is None else count
-        return Linear(self.dtype, self.in_features, outputs, 0, self.packed[begin // BLOCK :].data_ptr(), bias)
+        return Linear(self.dtype, self.in_features, outputs, 0, -1, self.packed[begin // BLOCK :].data_ptr(), bias)
 
     def like(self, weight: Tensor, bias: Tensor | None) -> GroupedLinear:
         return type(self)(weight, bias)

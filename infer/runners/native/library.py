@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from ...kernels.quantised_linear import OutputSlice, Quantised
 from ..families.parts import LayerParts, ModelParts
 from .compiler import NotBuilt, built, forget
+from .low_rank import NativeAdapters
 
 SOURCE = Path(__file__).with_name("step.c")
 DTYPES, INT8, INT4 = {torch.float32: 0, torch.bfloat16: 1}, 2, 3
@@ -23,7 +24,9 @@ BLOCK = 16  # outputs that are computed at a time
 OFF = "SEODANG_NATIVE"  # the environment variable that turns it off
 # what `activations.h` computes, by the class of the module
 ACTIVATIONS = {"SiLU": 0, "SiLUActivation": 0, "GELUActivation": 1, "GELUTanh": 2, "NewGELUActivation": 2, "FastGELUActivation": 2, "ReLU": 3}
-ROW = 9  # numbers that say what a row is: the fields of `Row` in model.h
+ROW = 10  # numbers that say what a row is: the fields of `Row` in model.h
+
+LINEARS = ("q", "k", "v", "o", "gate", "up", "down")  # of a layer, those of the same input side by side: adapters know them by numbers
 
 _Address = ctypes.c_void_p
 
@@ -31,7 +34,7 @@ _Address = ctypes.c_void_p
 class Linear(ctypes.Structure):
     """A linear layer as `step.c` reads it."""
 
-    _fields_ = [*((name, ctypes.c_int64) for name in ("dtype", "inputs", "outputs", "stride")), ("weight", _Address), ("bias", _Address)]
+    _fields_ = [*((name, ctypes.c_int64) for name in ("dtype", "inputs", "outputs", "stride", "number")), ("weight", _Address), ("bias", _Address)]
 
 
 class _Norm(ctypes.Structure):
@@ -40,7 +43,7 @@ class _Norm(ctypes.Structure):
 
 class _Layer(ctypes.Structure):
     _fields_ = [
-        *((name, Linear) for name in ("q", "k", "v", "o", "gate", "up", "down", "router")),
+        *((name, Linear) for name in (*LINEARS, "router")),
         *((name, _Norm) for name in ("attention_norm", "q_norm", "k_norm", "after_attention", "feed_norm", "after_feed")),
         *((name, ctypes.c_int64) for name in ("window", "turned", "chosen", "normalised")),
         *((name, ctypes.c_double) for name in ("scale", "softcap")),
@@ -65,9 +68,12 @@ class NativeModel:
         """`layers` are those of the model to run, or the first of them, `weights` all of the model's, which is one that `refuses` has no word against."""
         self.kept = [weight.detach() for weight in weights]  # one that is replaced stays until this is laid out anew
         turned = 0 if parts.rotary is None else 2 * parts.rotary.inv_freq.numel()
-        self.layers = (_Layer * len(layers))(*(_laid(layer, parts, turned) for layer in layers))
+        numbers: dict[nn.Module, int] = {}
+        self.layers = (_Layer * len(layers))(*(_laid(layer, parts, turned, i * len(LINEARS), numbers) for i, layer in enumerate(layers)))
         self.in_few_bits = self.layers[0].q.dtype >= INT8
         embed = self.embed = parts.embed.weight
+        unread = {module for layer in parts.layers[len(layers) :] for module in layer.linears}
+        self.adapters = NativeAdapters(numbers, len(layers) * len(LINEARS), unread, embed.dtype)
         self.ids, self.positions = len(embed), None if parts.positions is None else len(parts.positions.weight)
         scale = getattr(parts.embed, "embed_scale", None)
         self.whole = _Model(
@@ -106,7 +112,8 @@ class NativeModel:
             raise MemoryError(f"no memory for a pass of {len(rows) // ROW} rows")
 
 
-def _laid(layer: LayerParts, parts: ModelParts, turned: int) -> _Layer:
+def _laid(layer: LayerParts, parts: ModelParts, turned: int, number: int, numbers: dict[nn.Module, int]) -> _Layer:
+    """A layer's addresses and sizes; `numbers` gets its linear layers, from `number` on, but those of which several are in one module."""
     linears = {"o": _linear(layer.out), **dict(zip("qkv", _linears(layer.qkv, [parts.heads * parts.width, *[parts.kv_heads * parts.width] * 2])))}
     chosen = {}
     if layer.experts is None:
@@ -116,6 +123,12 @@ def _laid(layer: LayerParts, parts: ModelParts, turned: int) -> _Layer:
     else:
         linears |= _experts(layer.router, layer.experts)
         chosen = {"chosen": layer.router.top_k, "normalised": bool(layer.router.norm_topk_prob)}
+    modules = {"o": layer.out, "down": layer.shrink}
+    modules |= dict(zip("qkv", layer.qkv)) if len(layer.qkv) > 1 else {}
+    modules |= dict(zip(("gate", "up") if layer.gated else ("up",), layer.grow)) if len(layer.grow) == 1 + layer.gated else {}
+    for i, name in enumerate(LINEARS):
+        if (module := modules.get(name)) is not None:
+            numbers[module] = linears[name].number = number + i
     norms = {name: norm for name in ("attention_norm", "after_attention", "feed_norm", "after_feed") if (norm := getattr(layer, name)) is not None}
     heads = {} if layer.head_norms is None else {name: _norm(norm) for name, norm in zip(("q_norm", "k_norm"), layer.head_norms)}
     return _Layer(
@@ -137,7 +150,7 @@ def _linears(modules: Sequence[nn.Module], outputs: Sequence[int]) -> list[Linea
     return [_linear(modules[0], begin, count) for begin, count in zip((0, *accumulate(outputs)), outputs)]
 
 
-def _linear(module: nn.Module, begin: int = 0, count: int | None = None) -> _Linear:
+def _linear(module: nn.Module, begin: int = 0, count: int | None = None) -> Linear:
     """A linear layer, or so many of its outputs from `begin` on; one of few bits says itself where it lies."""
     if isinstance(module, OutputSlice):
         return module.whole.as_read(module.start + begin, module.stop - module.start - begin if count is None else count)
@@ -150,6 +163,7 @@ def _linear(module: nn.Module, begin: int = 0, count: int | None = None) -> _Lin
         inputs=inputs,
         outputs=outputs if count is None else count,
         stride=outputs if across else 0,
+        number=-1,
         weight=weight.data_ptr() + begin * (1 if across else inputs) * weight.itemsize,
         bias=None if bias is None else bias.data_ptr() + begin * bias.itemsize,
     )
@@ -165,7 +179,7 @@ def _experts(router: nn.Module, experts: nn.Module) -> dict[str, Linear]:
         "up": (hidden, inner, both[0, inner:].data_ptr()),
         "down": (inner, hidden, down.data_ptr()),
     }
-    return {name: Linear(dtype=dtype, inputs=inputs, outputs=outputs, weight=weight) for name, (inputs, outputs, weight) in found.items()}
+    return {name: Linear(dtype=dtype, inputs=inputs, outputs=outputs, number=-1, weight=weight) for name, (inputs, outputs, weight) in found.items()}
 
 
 def _norm(module: nn.Module, one_is_added: bool = False) -> _Norm:

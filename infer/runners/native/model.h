@@ -4,6 +4,7 @@
 #include "across.h"
 #include "integers.h"
 #include "kernels.h"
+#include "low_rank.h"
 #include "norms.h"
 #include "threads.h"
 
@@ -11,6 +12,7 @@
    `stride`, [inputs, outputs] with so many numbers from an input's to the next one's, or of few bits in packs (integers.h). One that is not there has no weight. */
 typedef struct {
     int64_t dtype, inputs, outputs, stride;
+    int64_t number; /* by which adapters know it, or -1; those of the same input follow one another */
     const void *weight, *bias;
 } Linear;
 
@@ -35,6 +37,7 @@ typedef struct { /* one new token */
     int64_t layer_stride, part_stride, head_stride; /* numbers from a layer to the next, from keys to values, from a head to the next */
     int64_t place, seen;                           /* where its key goes, and how many keys it sees */
     int64_t position, id, wanted;                  /* which row of the logits is its own, or -1 */
+    int64_t adapter;                               /* address of its adapter, or 0 */
 } Row;
 
 typedef struct {
@@ -44,6 +47,9 @@ typedef struct {
     float *logits;
     float *const *states; /* one a layer and one of the last norm, [rows, hidden] or NULL */
     int count, wanted, layers, pieces;
+    int runs, ranks; /* of rows with adapters, and blocks of the greatest rank */
+    Run *run;
+    Numbers *reduced; /* what adapters make of a stage's inputs: [ABEAM, ranks, rows, BLOCK] */
     float *residual, *aside, *qkv, *partial; /* [rows, hidden] twice, [rows, (heads + 2 kv_heads) width], [rows, heads, pieces, width + 2] */
     void *attended, *opened;                /* what products read: [rows, heads width], [rows, chosen or 1, inner] */
     float *odds, *shares, *given;           /* of experts: [rows, experts], [rows, chosen], and what they give, [rows, chosen, hidden] */

@@ -14,8 +14,6 @@
 #include "attention.h"
 #include "model.h"
 
-static size_t most(size_t a, size_t b) { return a > b ? a : b; }
-
 static void turned(float *x, const float *cos, const float *sin, size_t half) { /* sin has its first half's sign turned */
     for (size_t i = 0; i < half; i++) {
         float a = x[i], b = x[i + half];
@@ -46,73 +44,6 @@ static void placed(const Job *job, int layer, int r) {
     for (int64_t h = 0; h < m->kv_heads; h++, x += m->width) put(size, cache, at + row->part_stride + h * row->head_stride, x, m->width);
 }
 
-/* ---- attention ---- */
-
-INLINE void piece_as(int dtype, const Model *m, float softcap, const float *q, const void *keys, const void *values, size_t count, float *scores, float *to, size_t to_stride) {
-    const size_t heads = m->heads / m->kv_heads, width = m->width;
-    void *read = scores + ABREAST * PIECE; /* queries as their products read them */
-    for (size_t h = 0; h < heads;) {
-        int n = heads - h < ABREAST ? heads - h : ABREAST;
-        put(read_size(m->dtype), read, 0, q + h * width, n * width);
-        float *out = to + h * to_stride;
-        switch (n) {
-            case 1: abreast(dtype, 1, read, keys, values, count, width, softcap, scores, out, to_stride); break;
-            case 2: abreast(dtype, 2, read, keys, values, count, width, softcap, scores, out, to_stride); break;
-#if ABREAST > 2
-            case 3: abreast(dtype, 3, read, keys, values, count, width, softcap, scores, out, to_stride); break;
-            case 4: abreast(dtype, 4, read, keys, values, count, width, softcap, scores, out, to_stride); break;
-#endif
-        }
-        h += n;
-    }
-}
-
-static size_t first_key(const Layer *l, const Row *row) {
-    return l->window && row->place + 1 > l->window ? row->place + 1 - l->window : 0;
-}
-static int pieces_of(const Layer *l, const Row *row) {
-    return (row->seen + PIECE - 1) / PIECE - first_key(l, row) / PIECE;
-}
-
-/* piece number p of a row's key head; whoever ends the last puts all together, in their order */
-static void attended(const Job *job, int layer, int r, int kv_head, int p, float *scores) {
-    const Model *m = job->model;
-    const Layer *l = m->layers + layer;
-    const Row *row = job->rows + r;
-    size_t heads = m->heads / m->kv_heads, width = m->width, stride = job->pieces * (width + 2);
-    size_t begin = first_key(l, row), piece = begin / PIECE + p, from = most(begin, piece * PIECE);
-    size_t end = (piece + 1) * PIECE < (size_t)row->seen ? (piece + 1) * PIECE : (size_t)row->seen;
-    size_t at = layer * row->layer_stride + kv_head * row->head_stride + from * width, size = size_of(m->dtype);
-    const char *keys = (const char *)row->keys + at * size, *values = keys + row->part_stride * size;
-    const float *q = job->qkv + (size_t)r * (m->heads + 2 * m->kv_heads) * width + kv_head * heads * width;
-    float *partial = job->partial + ((size_t)r * m->heads + kv_head * heads) * stride;
-    float *to = partial + p * (width + 2);
-    if (m->dtype == FLOAT32) piece_as(FLOAT32, m, l->softcap, q, keys, values, end - from, scores, to, stride);
-    else piece_as(BFLOAT16, m, l->softcap, q, keys, values, end - from, scores, to, stride);
-    int pieces = pieces_of(l, row);
-    if (pieces > 1 && atomic_fetch_add(job->done + r * m->kv_heads + kv_head, 1) + 1 < pieces) return;
-    atomic_store(job->done + r * m->kv_heads + kv_head, 0);
-    for (size_t h = 0; h < heads; h++) {
-        float *all = partial + h * stride, largest = all[width], total = 0;
-        for (int i = 1; i < pieces; i++) largest = all[i * (width + 2) + width] > largest ? all[i * (width + 2) + width] : largest;
-        for (size_t i = 0; i < width; i++) scores[i] = 0;
-        for (int i = 0; i < pieces; i++) {
-            const float *one = all + i * (width + 2);
-            float by = expf(one[width] - largest);
-            total += by * one[width + 1];
-            for (size_t j = 0; j < width; j++) scores[j] += by * one[j];
-        }
-        for (size_t j = 0; j < width; j++) scores[j] /= total;
-        put(read_size(l->o.dtype), job->attended, ((size_t)r * m->heads + kv_head * heads + h) * width, scores, width);
-    }
-}
-
-/* the same by its number among all rows', key heads' and pieces, where there is such a piece */
-static void piece_of(const Job *job, int layer, long number, float *scores) {
-    int p = number % job->pieces, kv_head = number / job->pieces % job->model->kv_heads, r = number / job->pieces / job->model->kv_heads;
-    if (p < pieces_of(job->model->layers + layer, job->rows + r)) attended(job, layer, r, kv_head, p, scores);
-}
-
 /* ---- the pass ---- */
 
 /* how many outputs go to a thread at a time: more where they lie side by side */
@@ -139,6 +70,8 @@ static void readied(const Linear *linear, const void *x, int rows, const Own *ow
         for (int r = 0; r < rows; r++) eight_bits((const float *)x + r * linear->inputs, linear->inputs, own->x8 + r * row8_size(linear->inputs));
 }
 
+#include "adapters.h"
+
 /* A linear layer's next outputs, from `at` on, of so many rows: y[row][output]; returns how many there are, up to BLOCK. */
 static int product(const Job *job, const Linear *linear, long at, const void *x, int rows, float (*y)[BLOCK], const Own *own) {
     int outputs = linear->outputs - at < BLOCK ? linear->outputs - at : BLOCK;
@@ -148,6 +81,7 @@ static int product(const Job *job, const Linear *linear, long at, const void *x,
     if (linear->bias)
         for (int r = 0; r < rows; r++)
             for (int o = 0; o < outputs; o++) y[r][o] += one_as(job->model->dtype, linear->bias, at + o);
+    raised_all(job, linear, at, outputs, y);
     return outputs;
 }
 
@@ -262,6 +196,9 @@ static void embedded(const Job *job, int r) {
     }
 }
 
+/* what adapters make of the input of these linear layers */
+#define LOWERED(x, ...) counter = lowered_all(job, (const Linear *[]){__VA_ARGS__}, sizeof((const Linear *[]){__VA_ARGS__}) / sizeof(Linear *), x, &own, counter, threads)
+
 /* what all threads take shares of, before any goes on */
 #define SHARED(part, all, work) \
     do { \
@@ -285,10 +222,12 @@ static void pass(void *argument, int thread, int threads) {
         const Layer *l = m->layers + layer;
         shown(job, layer, thread);
         normed_rows(job, &l->attention_norm, &l->q, &own);
+        LOWERED(own.x, &l->q, &l->k, &l->v);
         long qkv = in_blocks(&l->q) + in_blocks(&l->k) + in_blocks(&l->v);
         SHARED(share(qkv, &l->q, threads), qkv, queries_keys_values(job, layer, &own, begin, end));
         SHARED(1, job->count, placed(job, layer, begin));
         SHARED(1, (long)job->count * m->kv_heads * job->pieces, piece_of(job, layer, begin, own.scores));
+        LOWERED(job->attended, &l->o);
         readied(&l->o, job->attended, job->count, &own);
         SHARED(hidden, m->hidden, added(job, &l->o, &l->after_attention, job->attended, &own, begin, end));
         if (l->after_attention.weight) SHARED(1, job->count, settled(job, &l->after_attention, begin, &own));
@@ -301,7 +240,9 @@ static void pass(void *argument, int thread, int threads) {
             SHARED(share(down, &l->down, threads), down, experts_shut(job, l, &own, begin, end));
             SHARED(1, job->count, weighed(job, l, begin));
         } else {
+            LOWERED(own.x, &l->gate, &l->up);
             SHARED(share(l->up.outputs, &l->up, threads), l->up.outputs, all_opened(job, l, &own, begin, end));
+            LOWERED(job->opened, &l->down);
             readied(&l->down, job->opened, job->count, &own);
             SHARED(hidden, m->hidden, added(job, &l->down, &l->after_feed, job->opened, &own, begin, end));
             if (l->after_feed.weight) SHARED(1, job->count, settled(job, &l->after_feed, begin, &own));
@@ -320,10 +261,11 @@ static void pass(void *argument, int thread, int threads) {
 int seodang_step(const Model *m, int layers, const Row *rows, int count, const float *cos, const float *sin, float *logits, float *const *states, int threads) {
     static char *memory;
     static size_t had;
-    int counters = 2 + 10 * layers, failed = 0; /* of a layer, as many at most as `pass` has stages */
+    int counters = 2 + 14 * layers, failed = 0; /* of a layer, as many at most as `pass` has stages */
     pthread_mutex_lock(&pool.calls);
     threads = ready(threads < 1 ? 1 : threads);
     Job job = {.model = m, .rows = rows, .cos = cos, .sin = sin, .logits = logits, .states = states, .count = count, .layers = layers, .pieces = 1};
+    job.runs = runs_of(rows, count, NULL, &job.ranks);
     for (int r = 0; r < count; r++) {
         job.wanted += rows[r].wanted >= 0;
         for (int layer = 0; layer < layers; layer++) {
@@ -338,9 +280,10 @@ int seodang_step(const Model *m, int layers, const Row *rows, int count, const f
         sizeof(float) * count * m->heads * m->width, sizeof(float) * count * most(m->chosen, 1) * m->inner,
         sizeof(float) * count * m->experts, choices, choices * m->hidden, choices,
         sizeof(Counter) * counters, sizeof(atomic_long) * count * m->kv_heads, threads * job.own_size,
+        sizeof(Run) * job.runs, sizeof(float) * ABEAM * job.ranks * count * BLOCK,
     };
-    void *parts[13];
-    size_t wanted = laid_out(sizes, 13, NULL, parts) + LINE;
+    void *parts[15];
+    size_t wanted = laid_out(sizes, 15, NULL, parts) + LINE;
     if (wanted > had) {
         char *old = memory;
         memory = NULL, had = 0; /* before it goes: a child that is forked in this moment has no claim to it */
@@ -349,10 +292,11 @@ int seodang_step(const Model *m, int layers, const Row *rows, int count, const f
         had = memory ? wanted : 0;
     }
     if (memory) {
-        laid_out(sizes, 13, (char *)(((uintptr_t)memory + LINE - 1) / LINE * LINE), parts);
+        laid_out(sizes, 15, (char *)(((uintptr_t)memory + LINE - 1) / LINE * LINE), parts);
         job.residual = parts[0], job.aside = parts[1], job.qkv = parts[2], job.partial = parts[3], job.attended = parts[4], job.opened = parts[5];
         job.odds = parts[6], job.shares = parts[7], job.given = parts[8], job.experts = parts[9];
-        job.counters = parts[10], job.done = parts[11], job.own = parts[12];
+        job.counters = parts[10], job.done = parts[11], job.own = parts[12], job.run = parts[13], job.reduced = parts[14];
+        runs_of(rows, count, job.run, &job.ranks);
         memset(job.counters, 0, sizes[10]);
         memset(job.done, 0, sizes[11]);
         together(pass, &job, threads);

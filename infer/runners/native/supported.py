@@ -26,7 +26,7 @@ def refuses(model: PreTrainedModel) -> str | None:
     parameters = list(model.parameters())
     if any((parameter.dtype, parameter.device) != (weight.dtype, weight.device) for parameter in parameters):  # a part was converted behind a runner's back
         return "its weights are not all of one dtype and device"
-    linears = [module for layer in parts.layers for module in (*layer.qkv, layer.out, *layer.grow, layer.shrink) if module is not None]
+    linears = [module for layer in parts.layers for module in layer.linears]
     if not all(map(is_read, (*linears, parts.head))) or parts.head.bias is not None:
         return "its linear layers are of another kind, or its head has a bias"
     if any(is_grouped(linear) for linear in linears) and parts.kv_heads * parts.width % BLOCK:  # the others are whole groups of inputs to what follows
