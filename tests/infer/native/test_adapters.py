@@ -7,7 +7,8 @@ import weakref
 import pytest
 import torch
 
-from seodang.infer.kernels.low_rank import Adapter, LowRank
+from seodang.infer.checkpoint.quantise import quantise
+from seodang.infer.kernels.low_rank import Adapter, LowRank, width_of
 from seodang.infer.runners.direct import DirectRunner
 from seodang.infer.runners.early_exit import open_first_layers
 from seodang.infer.runners.native_runner import MANY, NativeRunner
@@ -82,6 +83,29 @@ def passed(runner, texts: list[list[int]], adapters: list[Adapter | None]) -> li
 
 ORDER = ["all", "six", None, "one", "one", "wide", "last", None, "all"]
 TEXTS = [ids(18, seed) for seed in range(len(ORDER))]
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_over_weights_in_few_bits_every_row_is_that_of_the_weights_they_stand_for(varied, dequantised, natively, by_torch, weights):
+    model = varied("llama", hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=16, intermediate_size=96)
+    quantise(model, weights)
+    names = {module: name for name, module in model.named_modules()}
+    sizes = {module: width_of(module) for module, name in names.items() if name.endswith(ALL)}
+    generator = torch.Generator().manual_seed(0)
+    random = lambda *shape: (torch.randn(shape, generator=generator) / 4).bfloat16()
+    adapters = [Adapter(str(rank), {module: LowRank(random(rank, n), random(m, rank).t()) for module, (n, m) in sizes.items()}) for rank in (3, 17)]
+    own = [adapters[1], None, adapters[0], adapters[0], None, *[adapters[1]] * 9]  # more neighbours than are rounded at a time
+    texts = [ids(18, seed) for seed in range(len(own))]
+    ours = passed(NativeRunner(model), texts, own)
+    assert natively == [len(own) * count for count in (3, 1, 1, 9, 1, 2, 1)] and not by_torch
+    for text, adapter, logits in zip(texts, own, ours):
+        twin = dequantised(model)
+        for layer, (down, up) in adapter.layers.items() if adapter else ():
+            twin.get_submodule(names[layer]).weight.data += (up.double().t() @ down.double()).float()
+        wanted, rounded = logits_of(copy.deepcopy(twin).double(), text), logits_of(twin.bfloat16(), text)
+        assert off(logits, wanted) < 3 * off(rounded, wanted)
+    alone = passed(NativeRunner(model), texts[:1], own[:1])
+    assert torch.equal(alone[0], ours[0])
 
 
 @pytest.mark.parametrize("build", BUILDS, ids=lambda build: build[0] if build else "native")
