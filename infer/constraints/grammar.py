@@ -21,6 +21,7 @@ from ...data.errors import UserError
 from ...data.template import remember
 from ..requests.params import RequestParams
 from ..requests.sequence import TokenSequence
+from ..runners.native import scores as native
 from ..text.vocabulary import Vocabulary
 from .json_keys import KeyTokens, UniqueKeys
 from .schema import ready, texts_of
@@ -69,18 +70,16 @@ class Grammar:
         if self._patience.left < 0:
             raise UserError(f"{self.name} takes more than {MASK_SECONDS:g} s to say what may come next: write it so that a text can be read in fewer ways")
         began = time.thread_time()
-        allowed = self._allowed(scores.shape[1]).to(scores.device)
+        bits, vocab = self._matcher.compute_bitmask(), scores.shape[1]
+        wrong = [] if self._keys is None else self._keys.wrong(bits, vocab)
+        ends, may_end = [id for id in self._ends if id < vocab], self._matcher.is_accepting()
         self._patience.count(began)
-        return torch.where(allowed, scores, -torch.inf)  # in half of masked_fill's time
-
-    def _allowed(self, vocab: int) -> Tensor:
-        """[vocab]; ids that the tokenizer does not have are never allowed."""
-        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        allowed = np.unpackbits(bits, count=vocab, bitorder="little").view(bool)  # zeros behind the bits that there are
-        if self._keys is not None:
-            allowed[self._keys.wrong(allowed)] = False
-        allowed[[id for id in self._ends if id < vocab]] = self._matcher.is_accepting()
-        return torch.from_numpy(allowed)
+        wrong, right = (wrong, ends) if may_end else ([*wrong, *ends], [])
+        if (left := native.masked(scores, bits, wrong, right)) is not None:
+            return left
+        allowed = np.unpackbits(np.frombuffer(bits, dtype=np.uint8), count=vocab, bitorder="little").view(bool)  # zeros behind the bits that there are
+        allowed[wrong], allowed[right] = False, True
+        return torch.where(torch.from_numpy(allowed).to(scores.device), scores, -torch.inf)  # in half of masked_fill's time
 
     @property
     def must_end(self) -> bool:

@@ -8,7 +8,7 @@ from ...data.errors import UserError
 from ..filters.pipeline import Filters
 from ..requests.generation import Generation
 from ..requests.params import RequestParams
-from ..requests.rng import choose, refuse_nan
+from ..requests.rng import chosen, refuse_nan
 from ..requests.sequence import TokenSequence, release_finished
 from ..requests.strategy import Arrivals, Host, Strategy, next_tokens
 from ..requests.trace import TraceRecorder
@@ -59,11 +59,10 @@ def commit_choices(live: list[TokenSequence], scores: Tensor, recorder: TraceRec
     `few`, [sequences, n], are ids among which all are that the filters have left, where they are known.
     The tokens are published and the sequences that are finished released, with all those of a request that fails.
     """
-    chosen, logprobs = choose(scores, [sequence.key() if sequence.request.params.samples else None for sequence in live], few)
-    ids = chosen.tolist()
+    ids, logprobs = chosen(scores, [sequence.key() if sequence.request.params.samples else None for sequence in live], few)
     if recorder is not None:
         recorder.chosen(scores, ids)
-    for sequence, id, logprob in zip(live, ids, logprobs.tolist()):
+    for sequence, id, logprob in zip(live, ids, logprobs):
         if not sequence.finished:
             with sequence.generation.contained():
                 sequence.commit(id, refuse_nan(logprob))

@@ -330,6 +330,8 @@ int seodang_step(const Model *m, int layers, const Row *rows, int count, const f
 
 /* ---- beside the pass ---- */
 
+#include "scores.h"
+
 /* What this was built for. */
 const char *seodang_built_for(void) {
 #if defined(__AVX512BF16__)
