@@ -16,7 +16,6 @@ from torch import Tensor
 from ..requests.options import CONFIG, LLAMA_CPP, OPENAI, VLLM, option, settings
 from ..requests.rules import above_zero, any_number, both, must_be, not_negative, number, texts, whole
 from ..requests.sequence import TokenSequence
-from ..runners.native import scores as native
 from .spec import Apply, FilterSpec, answer, column, history, looking_back, nothing, other_than, source
 
 DEFAULT_BREAKERS = ("\n", ":", '"', "*")  # what DRY's repetitions do not reach across, as in llama.cpp
@@ -31,11 +30,8 @@ def repetition_penalty(logits: Tensor, penalty: Tensor, past_ids: Sequence[Tenso
 
     Source: Keskar et al. 2019, CTRL: a conditional transformer language model for controllable generation.
     """
-    factors = penalty.flatten().tolist()
-    if (penalised := native.repeated(logits, factors, past_ids)) is not None:
-        return penalised
     logits = logits.clone()
-    for row, factor, past in zip(logits, factors, past_ids):
+    for row, factor, past in zip(logits, penalty.squeeze(-1).tolist(), past_ids):
         if factor != 1.0:
             past = past[past < len(row)].to(row.device)
             seen = row.gather(0, past)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..runners.native import scores as native
 from .logits import FIRST_LOOK, cumulated, min_p, nucleus_end, temperature, top_k, top_p
 
 SPARE = 48  # room for tokens level with the k-th: scores of bfloat16 are often alike
+SHORTLIST = "shortlist"  # temperature, top_k, top_p, min_p in one
 LONGEST = FIRST_LOOK - 1  # top_p sums up to here as we do; with more candidates it sums in another order
 
 
@@ -17,17 +17,6 @@ def shortlist(logits: Tensor, t: Tensor, k: Tensor, p: Tensor, m: Tensor) -> tup
 
     logits are [rows, vocab], float32 or wider; each argument is [rows, 1]; t of 1, p of 1 and m of 0 keep the row; k is in [1, LONGEST].
     """
-    found = native.shortlist(logits, t, k, p, m.log())
-    if found is None:
-        return shortlist_by_torch(logits, t, k, p, m)
-    filtered, few, left = found
-    if left:
-        filtered[left] = step_by_step(*(each[left] for each in (logits, t, k, p, m)))
-    return filtered, None if left else few
-
-
-def shortlist_by_torch(logits: Tensor, t: Tensor, k: Tensor, p: Tensor, m: Tensor) -> tuple[Tensor, Tensor | None]:
-    """What `shortlist` does on any device and in any dtype."""
     look = min(int(k.max()) + SPARE, FIRST_LOOK, logits.shape[-1])
     scores, ids = logits.topk(look, dim=-1)
     scores = scores / t

@@ -121,21 +121,8 @@ def choose(logits: Tensor, keys: Sequence[int | None], few: Tensor | None = None
     The log-probability is that of the distribution given, so after every filter. For a row that is no distribution it is nan, and the
     id means nothing: `refuse_nan` tells. Where it is known that all but a `few` ids of each row, [rows, n], are dropped, those that draw do so sooner.
     """
-    if (found := native.chosen(logits, keys, few)) is not None:
+    if (found := native.chosen(logits, keys)) is not None:
         return torch.tensor(found[0], device="cpu"), torch.tensor(found[1], dtype=torch.float32, device="cpu")
-    return chosen_by_torch(logits, keys, few)
-
-
-def chosen(logits: Tensor, keys: Sequence[int | None], few: Tensor | None = None) -> tuple[list[int], list[float]]:
-    """As `choose`, in numbers."""
-    if (found := native.chosen(logits, keys, few)) is not None:
-        return found
-    ids, logprobs = chosen_by_torch(logits, keys, few)
-    return ids.tolist(), logprobs.tolist()
-
-
-def chosen_by_torch(logits: Tensor, keys: Sequence[int | None], few: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """What `choose` does on any device and in any dtype."""
     probs = logits.softmax(dim=-1)
     total = probs.sum(dim=-1, keepdim=True)  # float32's softmax does not sum to 1 as exactly; of a row that is no distribution it is nan
     drawn = [i for i, each in enumerate(keys) if each is not None]

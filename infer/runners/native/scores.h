@@ -1,8 +1,20 @@
-/* What becomes of a pass's logits: masked by a grammar, punished for what was said, cut to a shortlist, and one id chosen by its likelihood or in a race.
+/* What becomes of a pass's logits: punished for what was said, masked by a grammar, cut to a shortlist, and an id chosen by its likelihood or in a race.
 
-   Each does what the function of torch does that calls it, in the same order and precision, row by row: [rows, vocab] of float32 without gaps. */
+   What penalties.py, grammar.py, shortlist.py and rng.py have torch do, in the same order and precision; a row's numbers hang on the row alone. */
 
-enum { BLOCK = 32, LONGEST = 256 }; /* ids whose greatest score, and whose smallest E, is known by itself (rng.py); candidates of a shortlist */
+enum { BLOCK = 32, LONGEST = 256 }; /* ids whose greatest score, and whose smallest E, is known by itself (rng.py); candidates of a shortlist, at most */
+
+typedef struct { /* what becomes of a row, in this order; nothing where a number is 0, and 1 for repetition and t */
+    const float *scores;                            /* [vocab] */
+    const int64_t *past;                            /* prompt and answer: `said` ids, of which so many of the prompt */
+    int64_t said, prompt;
+    double repetition, frequency, presence;         /* penalties */
+    const unsigned char *bits;                      /* of a grammar, one an id, the lowest of a byte first */
+    int64_t bytes;
+    float t, p, floor;                              /* floor: the logarithm of min_p */
+    int32_t k, draws;
+    int64_t key;
+} Asked;
 
 static float infinite(void) { return __builtin_inff(); }
 static long blocks_of(long vocab) { return (vocab + BLOCK - 1) / BLOCK; }
@@ -77,10 +89,10 @@ static double earliness(double weight, int64_t key, uint64_t bits, long id) {
     return weight / (exponential_of(bits) / BLOCK + further);
 }
 
-static long first_of_few(const float *x, float greatest, int64_t key, const int64_t *few, long count) {
+static long first_of_few(const float *x, float greatest, int64_t key, const int64_t *few, int count) {
     long winner = few[0];
     double best = -1;
-    for (long i = 0; i < count && (!i || few[i] != few[0]); i++) { /* behind the last stands the first again */
+    for (int i = 0; i < count; i++) {
         double early = earliness(expf(x[few[i]] - greatest), key, hash_of(key, -1 - few[i] / BLOCK), few[i]);
         if (early > best) best = early, winner = few[i];
     }
@@ -102,26 +114,6 @@ static long first_of_all(const float *x, long vocab, const float *blocks, float 
     return winner;
 }
 
-/* An id for each row: the likeliest where it does not draw, else the first to arrive, of the `count` ids `few` where these are given; and its
-   log-probability, nan where a row is no distribution. Returns 0, or 1 where there is no memory. */
-int seodang_choose(const float *scores, long rows, long vocab, const int64_t *keys, const char *draws, const int64_t *few, long count, int64_t *ids, float *logprobs) {
-    float *blocks = malloc(sizeof(float) * blocks_of(vocab));
-    if (!blocks) return 1;
-    for (long r = 0; r < rows; r++) {
-        const float *x = scores + r * vocab;
-        float greatest = greatest_of(x, vocab, blocks);
-        ids[r] = 0, logprobs[r] = __builtin_nanf("");
-        if (!(greatest - greatest == 0)) continue; /* nan or infinite */
-        long b = 0, likeliest;
-        while (blocks[b] < greatest) b++;
-        for (likeliest = b * BLOCK; x[likeliest] < greatest;) likeliest++;
-        ids[r] = !draws[r] ? likeliest : few ? first_of_few(x, greatest, keys[r], few + r * count, count) : first_of_all(x, vocab, blocks, greatest, likeliest, keys[r]);
-        logprobs[r] = (double)(x[ids[r]] - greatest) - log(total_of(x, vocab, blocks, greatest));
-    }
-    free(blocks);
-    return 0;
-}
-
 /* ---- filters ---- */
 
 /* put a number into its place among the greatest, in falling order; returns how many there are, at most `most` */
@@ -133,12 +125,12 @@ static int insert(float *top, int count, int most, float x) {
     return count;
 }
 
-/* one row; returns whether it is done: a row that is no distribution, or has too many scores level with the k-th, is not */
-static int shortlisted(const float *x, long vocab, float t, int k, float p, float floor, float *blocks, float *kept, int64_t *few) {
-    float top[LONGEST], scores[LONGEST + 1], greatest = greatest_of(x, vocab, blocks);
-    double weights[LONGEST];
-    int count = 0, n = 0, inside = 0;
-    if (k < 1 || k > LONGEST || !(greatest - greatest == 0)) return 0;
+/* the k likeliest, of these the nucleus, and of these who is not too unlikely: the others are -inf in `x`, which was divided by t. Returns how many are left,
+   their ids in `few`; 0 where more are level with the k-th than there is room for, or a score is infinite: then it is not done. */
+static int shortlisted(float *x, long vocab, const Asked *asked, float *blocks, int64_t *few) {
+    float top[LONGEST], scores[LONGEST], t = asked->t, greatest = greatest_of(x, vocab, blocks);
+    double before[LONGEST], reached = 0;
+    int k = asked->k, count = 0, n = 0, inside = 0, left = 0;
     for (long b = 0; b < blocks_of(vocab); b++) count = insert(top, count, k, blocks[b]);
     float least = count < k ? -infinite() : top[k - 1]; /* the k-th score is no less */
     count = 0;
@@ -157,50 +149,44 @@ static int shortlisted(const float *x, long vocab, float t, int k, float p, floa
                 for (; at && scores[at - 1] < score; at--) scores[at] = scores[at - 1], few[at] = few[at - 1];
                 scores[at] = score, few[at] = id;
             }
-    if (!(scores[0] - scores[0] == 0)) return 0; /* divided by so little that it is infinite */
-    double reached = 0, before[LONGEST];
+    if (!(greatest / t < infinite())) return 0;
     for (int i = 0; i < n; i++) {
-        weights[i] = exp((double)scores[i] - (double)scores[0]);
-        reached += weights[i];
-        before[i] = reached - weights[i];
+        double weight = exp((double)scores[i] - (double)scores[0]);
+        reached += weight;
+        before[i] = reached - weight;
     }
-    float wanted = (double)p * reached;
+    float wanted = asked->p * reached; /* no finer than the scores are: a sum that is off by less reaches it too */
     for (int i = 0; i < n; i++) inside += (float)before[i] < wanted;
-    float end = p < 1 ? scores[inside ? inside - 1 : 0] : -infinite(), unlikely = scores[0] + floor;
-    for (long i = 0; i < vocab; i++) kept[i] = -infinite();
-    for (int i = 0; i < LONGEST; i++) {
-        if (i < n && scores[i] >= end && !(scores[i] < unlikely)) kept[few[i]] = scores[i];
-        else few[i] = few[0];
-    }
-    return 1;
-}
-
-/* min_p(top_p(top_k(temperature(logits, t), k), p), m) of the rows, `floors` being the logarithms of m, and their ids, [rows, LONGEST], likeliest first,
-   behind the last the first again. `done` is written for each row: where it is 0, nothing else is. Returns how many are not, -1 where there is no memory. */
-int seodang_shortlist(const float *logits, long rows, long vocab, const float *t, const int64_t *k, const float *p, const float *floors, float *kept, int64_t *few, char *done) {
-    float *blocks = malloc(sizeof(float) * blocks_of(vocab));
-    int left = 0;
-    if (!blocks) return -1;
-    for (long r = 0; r < rows; r++) {
-        done[r] = shortlisted(logits + r * vocab, vocab, t[r], k[r] < LONGEST + 1 ? k[r] : 0, p[r], floors[r], blocks, kept + r * vocab, few + r * LONGEST);
-        left += !done[r];
-    }
-    free(blocks);
+    float end = asked->p < 1 ? scores[inside ? inside - 1 : 0] : -infinite(), unlikely = scores[0] + asked->floor;
+    for (long i = 0; i < vocab; i++) x[i] = -infinite();
+    for (int i = 0; i < n && scores[i] >= end && !(scores[i] < unlikely); i++) x[few[left++]] = scores[i];
     return left;
 }
 
-/* a row to `to`, the scores of the ids of its past divided by the factor where they are positive, else multiplied; ids beyond the vocabulary are passed over */
-void seodang_repeated(const float *row, long vocab, const int64_t *past, long count, double factor, float *to) {
-    memcpy(to, row, sizeof(float) * vocab);
-    for (long i = 0; i < count; i++) {
-        int64_t id = past[i];
-        if (id >= 0 && id < vocab) to[id] = row[id] < 0 ? row[id] * (float)factor : row[id] / (float)factor;
+/* penalties, as in penalties.py; `counts` are zeros, and are so behind it */
+static void punished(float *x, long vocab, const Asked *asked, int32_t *counts) {
+    if (asked->repetition != 1)
+        for (int64_t i = 0; i < asked->said; i++) {
+            int64_t id = asked->past[i];
+            if (id < vocab) x[id] = asked->scores[id] < 0 ? asked->scores[id] * (float)asked->repetition : asked->scores[id] / (float)asked->repetition;
+        }
+    if (asked->frequency == 0 && asked->presence == 0) return;
+    for (int64_t i = asked->prompt; i < asked->said; i++)
+        if (asked->past[i] < vocab) counts[asked->past[i]]++;
+    for (int64_t i = asked->prompt; i < asked->said; i++) {
+        int64_t id = asked->past[i];
+        if (id >= vocab || !counts[id]) continue;
+        volatile float often = (float)asked->frequency * counts[id], once = (float)asked->presence; /* rounded before it is taken away */
+        x[id] = x[id] - often;
+        x[id] = x[id] - once;
+        counts[id] = 0;
     }
 }
 
-/* a row to `to`, -inf where the vocabulary's bit is not set, and for the ids `wrong`; those of `right` stay */
-void seodang_masked(const float *row, long vocab, const unsigned char *bits, long bytes, const int64_t *wrong, long wrongs, const int64_t *right, long rights, float *to) {
-    long words = bytes / 4 < vocab / 32 ? bytes / 4 : vocab / 32, first = words * 32;
+/* -inf where an id's bit is not set */
+static void masked(float *x, long vocab, const Asked *asked) {
+    const unsigned char *bits = asked->bits;
+    long words = asked->bytes / 4 < vocab / 32 ? asked->bytes / 4 : vocab / 32;
     vu lane;
     for (int i = 0; i < LANES; i++) lane[i] = i;
     for (long w = 0; w < words; w++) {
@@ -208,10 +194,43 @@ void seodang_masked(const float *row, long vocab, const unsigned char *bits, lon
         memcpy(&word, bits + 4 * w, 4);
         for (int i = 0; i < 32; i += LANES) {
             vi set = -(vi)(((vu){0} + (word >> i)) >> lane & 1);
-            store(to + 32 * w + i, chosen(set, load(row + 32 * w + i), every(-infinite())));
+            store(x + 32 * w + i, chosen(set, load(x + 32 * w + i), every(-infinite())));
         }
     }
-    for (long i = first; i < vocab; i++) to[i] = i < 8 * bytes && bits[i / 8] >> i % 8 & 1 ? row[i] : -infinite();
-    for (long i = 0; i < wrongs; i++) to[wrong[i]] = -infinite();
-    for (long i = 0; i < rights; i++) to[right[i]] = row[right[i]];
+    for (long i = words * 32; i < vocab; i++)
+        if (i >= 8 * asked->bytes || !(bits[i / 8] >> i % 8 & 1)) x[i] = -infinite();
+}
+
+/* An id for each row, the likeliest or, where it draws, the first to arrive, and its log-probability, each after the row's filters; -1 where a row
+   is not asked for (its scores are NULL) or cannot be done here: one that is no distribution, or with more level scores than a shortlist has room for.
+   `room` has space for vocab and blocks_of(vocab) floats and vocab zeros of int32. */
+void seodang_choose(const Asked *rows, long count, long vocab, float *room, int64_t *ids, float *logprobs) {
+    float *own = room, *blocks = own + vocab;
+    int32_t *counts = (int32_t *)(blocks + blocks_of(vocab));
+    for (long r = 0; r < count; r++) {
+        const Asked *asked = rows + r;
+        const float *x = asked->scores;
+        int64_t few[LONGEST];
+        int left = 0;
+        ids[r] = -1;
+        if (!x) continue;
+        if (asked->past || asked->bits || asked->k || asked->t != 1) {
+            memcpy(own, x, sizeof(float) * vocab);
+            x = own;
+            if (asked->past) punished(own, vocab, asked, counts);
+            if (asked->bits) masked(own, vocab, asked);
+            if (asked->k) {
+                if (!(left = shortlisted(own, vocab, asked, blocks, few))) continue;
+            } else if (asked->t != 1) {
+                for (long i = 0; i < vocab; i++) own[i] /= asked->t;
+            }
+        }
+        float greatest = greatest_of(x, vocab, blocks);
+        if (!(greatest - greatest == 0)) continue; /* nan or infinite */
+        long b = 0, likeliest;
+        while (blocks[b] < greatest) b++;
+        for (likeliest = b * BLOCK; x[likeliest] < greatest;) likeliest++;
+        ids[r] = !asked->draws ? likeliest : left ? first_of_few(x, greatest, asked->key, few, left) : first_of_all(x, vocab, blocks, greatest, likeliest, asked->key);
+        logprobs[r] = (double)(x[ids[r]] - greatest) - log(total_of(x, vocab, blocks, greatest));
+    }
 }
