@@ -43,15 +43,14 @@ class NativeChoice:
         """
         if not any(self._known):
             return None
-        wanted, pasts = list(self._known), []
+        wanted = list(self._known)
         for row, (sequence, asked) in enumerate(zip(self._sequences, self._rows.asked)):
             if not wanted[row]:
                 continue
             if asked.draws:
                 asked.key = sequence.key()
             if self._looking_back[row]:
-                pasts.append(past := sequence.history())  # which must live as long as the call
-                asked.past, asked.said = past.data_ptr(), len(past)
+                asked.past, asked.said = sequence.history_at(), len(sequence.ids)
             if self._constrained[row]:
                 try:
                     asked.bits = bits = sequence.constraints[0].bits(vocab)
