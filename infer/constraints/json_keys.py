@@ -90,7 +90,7 @@ class UniqueKeys:
         self._tokens, self._matcher = tokens, matcher
         self._place = Place()
 
-    def wrong(self, bits: bytearray, vocab: int) -> list[int]:
+    def wrong(self, bits: bytes | bytearray, vocab: int) -> list[int]:
         """Return those of the ids below `vocab` that the grammar allows, a bit each and the lowest of a byte first, that would do wrong by a key."""
         ids = [id for id in self._suspects() if id < min(vocab, 8 * len(bits)) and bits[id >> 3] >> (id & 7) & 1]
         return [id for id in ids if not self._fits(self._spelled(id))]

@@ -183,8 +183,7 @@ class Filters:
 
     def _dead(self, step: Step, scores: Tensor) -> dict[int, UserError]:
         """Return an error for each of the step's sequences that has no token left, by its place among them."""
-        # numpy looks through a vocabulary sooner
-        best = scores.detach().numpy().max(axis=-1).tolist() if scores.is_cpu else scores.amax(dim=-1).tolist()
+        best = scores.amax(dim=-1).tolist()
         sequences = {place: self.sequences[step.members[place]] for place, score in enumerate(best) if not score > -math.inf}
         return {
             place: UserError(
