@@ -136,9 +136,10 @@ class LaneBlock:
         self._mapping, self._stride = None, in_pages(region.bytes_at(capacity))  # lanes share no page
         self._settled: set[int] = set()  # lanes in huge pages
         if is_mapped(region.device):
+            spare = HUGE if capacity >= LONG else 0  # huge pages begin at multiples of their size
             for most in reservations(lanes):
-                if (mapping := reserved(self.count * most * self._stride + HUGE)) is not None:
-                    self._begin = -torch.frombuffer(mapping, dtype=torch.uint8).data_ptr() % HUGE
+                if (mapping := reserved(self.count * most * self._stride + spare)) is not None:
+                    self._begin = -torch.frombuffer(mapping, dtype=torch.uint8).data_ptr() % HUGE if spare else 0
                     stride = self._stride // region.dtype.itemsize
                     sizes = (self.count, most, region.heads, capacity, region.width)
                     strides = (most * stride, stride, capacity * region.width, region.width, 1)
