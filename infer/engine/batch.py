@@ -72,7 +72,7 @@ def run_forwards(forwards: Sequence[Forward]) -> list[Tensor]:
 
 def note_likelihoods(placed: Sequence[Sequence[Placed]], batches: dict[Runner, Batch]) -> None:
     """Let the sequences that ask for it know what the model thinks of their next tokens, before guidance and filters."""
-    asking = [each for forward in placed for each in forward if each.sequence.request.params.logprobs is not None]
+    asking = [each for forward in placed for each in forward if each.sequence.asks_likelihoods]
     for runner in dict.fromkeys(each.sequence.runner for each in asking):
         own = [each for each in asking if each.sequence.runner is runner]
         parts = [batches[runner].parts[each.index] for each in own]

@@ -78,9 +78,25 @@ def _library(scores: Tensor) -> ctypes.CDLL | None:
 
 @cache
 def _declared(library: ctypes.CDLL | str) -> ctypes.CDLL | None:
-    """The library, told what its function takes; None where it lacks it, or there is no library."""
+    """The library, told what its function takes; None where it lacks it or computes something else, or there is no library."""
     if isinstance(library, str) or not hasattr(library, "seodang_choose"):
         return None
     library.seodang_choose.argtypes = [ctypes.c_void_p, ctypes.c_long, ctypes.c_long, *[ctypes.c_void_p] * 3]
     library.seodang_choose.restype = None
-    return library
+    return library if _computes(library) else None
+
+
+def _computes(library: ctypes.CDLL) -> bool:
+    """Whether it finds what is easily found without it: the likeliest of some ids, and the likeliest even one once the likeliest of all is punished."""
+    scores = [37 * id % 70 / 10 for id in range(70)]  # each from 0 to 6.9 once
+    first = scores.index(6.9)
+    own = [score / 2 if id == first else score for id, score in enumerate(scores)]
+    best = max(range(0, 70, 2), key=own.__getitem__)
+    memory, past = (ctypes.c_float * 70)(*scores), ctypes.c_int64(first)
+    at, room = ctypes.addressof(memory), (ctypes.c_float * 200)()
+    plain = Asked(scores=at, repetition=1, t=1, p=1)
+    filtered = Asked(scores=at, past=ctypes.addressof(past), said=1, repetition=2, bits=b"\x55" * 9, bytes=9, t=0.5, p=0.9, floor=-math.inf, k=1, draws=1)
+    ids, logprobs = (ctypes.c_int64 * 2)(), (ctypes.c_float * 2)()
+    library.seodang_choose((Asked * 2)(plain, filtered), 2, 70, room, ids, logprobs)
+    expected = -math.log(sum(math.exp(score - 6.9) for score in scores))
+    return ids[:] == [first, best] and abs(logprobs[0] - expected) < 1e-5 and abs(logprobs[1]) < 1e-5

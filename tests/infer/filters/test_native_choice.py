@@ -203,3 +203,18 @@ def test_a_draw_without_filters_is_that_of_torch(vocab, sharp, monkeypatch):
     wanted, expected = rng.choose(scores, keys)
     assert torch.equal(ids, wanted)
     torch.testing.assert_close(logprobs, expected, rtol=1e-5, atol=2e-6)
+
+
+def test_a_library_that_computes_something_else_is_not_used(monkeypatch):
+    scores = some_logits(1, 40, "", 0)
+    assert Filters([row([1])]).chosen(scores) is not None
+
+    class Wrong:
+        @staticmethod
+        def seodang_choose(asked, count, vocab, room, ids, logprobs):
+            ids[:] = [0] * count
+
+    monkeypatch.setattr(native, "loaded", Wrong)
+    assert Filters([row([1])]).chosen(scores) is None
+    monkeypatch.setattr(native, "loaded", lambda: "no C compiler is there")
+    assert Filters([row([1])]).chosen(scores) is None
