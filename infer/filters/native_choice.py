@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...data.errors import UserError
 from ..requests.sequence import TokenSequence
-from ..runners.native.scores import Rows
+from ..runners.native.scores import Rows, library_for
 from .shortlist import SHORTLIST
 from .spec import placed
 
@@ -22,7 +22,7 @@ class NativeChoice:
 
     def __init__(self, sequences: Sequence[TokenSequence], chains: Sequence[tuple[str, ...]], columns: Sequence[Tensor]):
         self._sequences = sequences
-        self._known = [all(map(is_known, sequence.constraints)) and is_in_order(names) for sequence, names in zip(sequences, chains)]
+        self._known = [is_known(sequence.constraints) and is_in_order(names) for sequence, names in zip(sequences, chains)]
         self._rows = Rows(len(sequences))
         self._looking_back, self._constrained = [], []
         t, k, p, m = placed(columns, torch.empty(0, dtype=torch.float32, device="cpu"))
@@ -41,7 +41,7 @@ class NativeChoice:
 
         logits are [sequences, vocab or more]; None where it has to for all of them.
         """
-        if not any(self._known):
+        if not any(self._known) or (library := library_for(logits)) is None:
             return None
         wanted = list(self._known)
         for row, (sequence, asked) in enumerate(zip(self._sequences, self._rows.asked)):
@@ -57,7 +57,7 @@ class NativeChoice:
                     asked.bytes = len(bits)
                 except UserError:  # which is told where the constraint is applied as a filter
                     wanted[row] = False
-        return self._rows.choose(logits, vocab, wanted)
+        return self._rows.choose(library, logits, vocab, wanted)
 
 
 def is_in_order(names: tuple[str, ...]) -> bool:
@@ -65,6 +65,6 @@ def is_in_order(names: tuple[str, ...]) -> bool:
     return list(names) == [name for name in ORDER if name in names]
 
 
-def is_known(constraint: object) -> bool:
-    """Whether a constraint says in bits which ids may come."""
-    return hasattr(constraint, "bits")
+def is_known(constraints: Sequence[object]) -> bool:
+    """Whether there is no constraint, or one that says in bits which ids may come."""
+    return not constraints or len(constraints) == 1 and hasattr(constraints[0], "bits")

@@ -119,14 +119,12 @@ class LaneBlock:
             with suppress(OSError):  # a kernel without, or memory too much in pieces
                 self._advise(mmap.MADV_HUGEPAGE, region, lane)
                 self._advise(COLLAPSE, region, lane)
+            with suppress(OSError):
+                self._advise(mmap.MADV_NOHUGEPAGE, region, lane)  # what is there stays; the next slot in this lane begins in usual pages
 
     def _discard(self, region: int, lane: int) -> None:
         self._advise(mmap.MADV_DONTNEED, region, lane)
-        if lane in self._settled:
-            with suppress(OSError):
-                self._advise(mmap.MADV_NOHUGEPAGE, region, lane)  # for who comes next writes from the beginning
-        if region == self.count - 1:
-            self._settled.discard(lane)
+        self._settled.discard(lane)
 
     def _advise(self, how: int, region: int, lane: int) -> None:
         self._mapping.madvise(how, self._begin + (region * self.lanes + lane) * self._stride, self._stride)

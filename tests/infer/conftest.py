@@ -106,7 +106,7 @@ def write_adapter():
 
 @pytest.fixture
 def resident():
-    """`resident()`: how much physical memory this process' blocks of cache take, on Linux: all that is mapped without reserve and has a word on huge pages."""
+    """`resident()`: how much physical memory this process' blocks of cache take, on Linux: all that is mapped without reserve and without huge pages."""
 
     def taken() -> int:
         total = size = 0
@@ -114,7 +114,7 @@ def resident():
             for line in maps:
                 if line.startswith("Rss:"):
                     size = int(line.split()[1]) * 1024
-                elif line.startswith("VmFlags:") and "nr" in (flags := line.split()) and ("nh" in flags or "hg" in flags):
+                elif line.startswith("VmFlags:") and {"nr", "nh"} <= set(line.split()):
                     total += size
         return total
 

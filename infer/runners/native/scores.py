@@ -41,14 +41,12 @@ class Rows:
         self._ids, self._logprobs = (ctypes.c_int64 * count)(), (ctypes.c_float * count)()
         self._room = torch.empty(0)
 
-    def choose(self, scores: Tensor, vocab: int, wanted: Sequence[bool]) -> tuple[list[int], list[float]] | None:
-        """An id for each row that is wanted, among its first `vocab`, and its log-probability; -1 for those that torch has to see to, None where all are.
+    def choose(self, library: ctypes.CDLL, scores: Tensor, vocab: int, wanted: Sequence[bool]) -> tuple[list[int], list[float]]:
+        """An id for each row that is wanted, among its first `vocab`, and its log-probability; -1 for those that torch has to see to.
 
-        scores are [rows, vocab or more], and stay as they are. Torch has to see to a row that is no distribution, and to one with more level scores
+        scores are [rows, vocab or more], and stay as they are; the library is theirs. Torch has to see to a row that is no distribution, and to one with more level scores
         than a shortlist has room for.
         """
-        if (library := _library(scores)) is None:
-            return None
         if self._room.numel() < 2 * vocab + vocab // BLOCK + 1:
             self._room = torch.zeros(2 * vocab + vocab // BLOCK + 1, dtype=torch.float32, device="cpu")
         begin, step = scores.data_ptr(), 4 * scores.shape[1]
@@ -60,17 +58,17 @@ class Rows:
 
 def chosen(scores: Tensor, keys: Sequence[int | None]) -> tuple[list[int], list[float]] | None:
     """An id for each row of scores, [rows, vocab], drawn where it has a key, as `rng.choose` has them; None where torch has to see to it."""
-    if _library(scores) is None:
-        return None  # before anything is laid out
+    if (library := library_for(scores)) is None:
+        return None
     rows = Rows(len(keys))
     for asked, key in zip(rows.asked, keys):
         asked.draws, asked.key = key is not None, key or 0
-    ids, logprobs = rows.choose(scores, scores.shape[1], [True] * len(keys))
+    ids, logprobs = rows.choose(library, scores, scores.shape[1], [True] * len(keys))
     return [max(id, 0) for id in ids], [logprob if id >= 0 else math.nan for id, logprob in zip(ids, logprobs)]
 
 
-def _library(scores: Tensor) -> ctypes.CDLL | None:
-    """The library, where there is one for such scores."""
+def library_for(scores: Tensor) -> ctypes.CDLL | None:
+    """The library, where there is one and it takes such scores."""
     if OFF or not scores.is_cpu or scores.dtype != torch.float32 or not scores.is_contiguous():
         return None
     return _declared(loaded())

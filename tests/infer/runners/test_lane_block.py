@@ -103,7 +103,7 @@ def in_huge_pages() -> int:
     for line in open("/proc/self/smaps", encoding="utf-8"):
         if line.startswith("AnonHugePages:"):
             size = int(line.split()[1]) * 1024
-        elif line.startswith("VmFlags:") and {"nr", "hg"} <= set(line.split()):
+        elif line.startswith("VmFlags:") and {"nr", "nh"} <= set(line.split()):
             total += size
     return total
 
