@@ -2,7 +2,7 @@
 
    What penalties.py, grammar.py, shortlist.py and rng.py have torch do, in the same order and precision; a row's numbers hang on the row alone. */
 
-enum { BLOCK = 32, LONGEST = 256 }; /* ids whose greatest score, and whose smallest E, is known by itself (rng.py); candidates of a shortlist, at most */
+enum { OF_IDS = 32, LONGEST = 256 }; /* ids whose greatest score, and whose smallest E, is known by itself (rng.py); candidates of a shortlist, at most */
 
 typedef struct { /* what becomes of a row, in this order; nothing where a number is 0, and 1 for repetition and t */
     const float *scores;                            /* [vocab] */
@@ -17,19 +17,19 @@ typedef struct { /* what becomes of a row, in this order; nothing where a number
 } Asked;
 
 static float infinite(void) { return __builtin_inff(); }
-static long blocks_of(long vocab) { return (vocab + BLOCK - 1) / BLOCK; }
-static long end_of(long block, long vocab) { return (block + 1) * BLOCK < vocab ? (block + 1) * BLOCK : vocab; }
+static long blocks_of(long vocab) { return (vocab + OF_IDS - 1) / OF_IDS; }
+static long end_of(long block, long vocab) { return (block + 1) * OF_IDS < vocab ? (block + 1) * OF_IDS : vocab; }
 
 /* the greatest score of each block, and of all: nan where one of them is */
 static float greatest_of(const float *x, long vocab, float *blocks) {
     float all = -infinite();
     vi wrong = (vi){0};
     long b = 0;
-    for (; (b + 1) * BLOCK <= vocab; b++) {
-        vf best = load(x + b * BLOCK);
+    for (; (b + 1) * OF_IDS <= vocab; b++) {
+        vf best = load(x + b * OF_IDS);
         wrong |= best != best;
-        for (int i = LANES; i < BLOCK; i += LANES) {
-            vf v = load(x + b * BLOCK + i);
+        for (int i = LANES; i < OF_IDS; i += LANES) {
+            vf v = load(x + b * OF_IDS + i);
             wrong |= v != v;
             best = chosen(v > best, v, best);
         }
@@ -44,7 +44,7 @@ static float greatest_of(const float *x, long vocab, float *blocks) {
         if (wrong[i]) return __builtin_nanf("");
     if (b < blocks_of(vocab)) {
         blocks[b] = -infinite();
-        for (long i = b * BLOCK; i < vocab; i++) {
+        for (long i = b * OF_IDS; i < vocab; i++) {
             if (x[i] != x[i]) return x[i];
             blocks[b] = x[i] > blocks[b] ? x[i] : blocks[b];
         }
@@ -60,10 +60,10 @@ static double total_of(const float *x, long vocab, const float *blocks, float gr
         vf acc = every(0);
         for (long last = b + 16; b < last && b < blocks_of(vocab); b++) {
             if (blocks[b] - greatest < -104) continue; /* e to that is no float32 */
-            if ((b + 1) * BLOCK <= vocab)
-                for (int i = 0; i < BLOCK; i += LANES) acc += exponential(load(x + b * BLOCK + i) - greatest);
+            if ((b + 1) * OF_IDS <= vocab)
+                for (int i = 0; i < OF_IDS; i += LANES) acc += exponential(load(x + b * OF_IDS + i) - greatest);
             else
-                for (long i = b * BLOCK; i < vocab; i++) total += expf(x[i] - greatest);
+                for (long i = b * OF_IDS; i < vocab; i++) total += expf(x[i] - greatest);
         }
         float lanes[LANES];
         store(lanes, acc);
@@ -85,15 +85,15 @@ static double exponential_of(uint64_t bits) { return -log1p(-uniform_of(bits)); 
 
 /* how early an id of this weight arrives; `bits` are those of its block */
 static double earliness(double weight, int64_t key, uint64_t bits, long id) {
-    double further = (bits & (BLOCK - 1)) == (uint64_t)id % BLOCK ? 0 : exponential_of(hash_of(key, id));
-    return weight / (exponential_of(bits) / BLOCK + further);
+    double further = (bits & (OF_IDS - 1)) == (uint64_t)id % OF_IDS ? 0 : exponential_of(hash_of(key, id));
+    return weight / (exponential_of(bits) / OF_IDS + further);
 }
 
 static long first_of_few(const float *x, float greatest, int64_t key, const int64_t *few, int count) {
     long winner = few[0];
     double best = -1;
     for (int i = 0; i < count; i++) {
-        double early = earliness(expf(x[few[i]] - greatest), key, hash_of(key, -1 - few[i] / BLOCK), few[i]);
+        double early = earliness(expf(x[few[i]] - greatest), key, hash_of(key, -1 - few[i] / OF_IDS), few[i]);
         if (early > best) best = early, winner = few[i];
     }
     return winner;
@@ -101,12 +101,12 @@ static long first_of_few(const float *x, float greatest, int64_t key, const int6
 
 static long first_of_all(const float *x, long vocab, const float *blocks, float greatest, long likeliest, int64_t key) {
     long winner = likeliest;
-    double best = earliness(1, key, hash_of(key, -1 - likeliest / BLOCK), likeliest);
+    double best = earliness(1, key, hash_of(key, -1 - likeliest / OF_IDS), likeliest);
     for (long b = 0; b < blocks_of(vocab); b++) {
         if (blocks[b] - greatest < -104) continue;
         uint64_t bits = hash_of(key, -1 - b);
-        if (expf(blocks[b] - greatest) * BLOCK * 1.000001 < best * uniform_of(bits)) continue; /* -log(1 - u) is no less than u: none can be so early */
-        for (long id = b * BLOCK; id < end_of(b, vocab); id++) {
+        if (expf(blocks[b] - greatest) * OF_IDS * 1.000001 < best * uniform_of(bits)) continue; /* -log(1 - u) is no less than u: none can be so early */
+        for (long id = b * OF_IDS; id < end_of(b, vocab); id++) {
             double early = earliness(expf(x[id] - greatest), key, bits, id);
             if (early > best) best = early, winner = id;
         }
@@ -136,12 +136,12 @@ static int shortlisted(float *x, long vocab, const Asked *asked, float *blocks, 
     count = 0;
     for (long b = 0; b < blocks_of(vocab); b++)
         if (blocks[b] >= least)
-            for (long id = b * BLOCK; id < end_of(b, vocab); id++)
+            for (long id = b * OF_IDS; id < end_of(b, vocab); id++)
                 if (x[id] >= least && x[id] > -infinite()) count = insert(top, count, k, x[id]);
     float last = count < k ? -infinite() : top[k - 1] / t;
     for (long b = 0; b < blocks_of(vocab); b++)
         if (blocks[b] / t >= last && blocks[b] > -infinite())
-            for (long id = b * BLOCK; id < end_of(b, vocab); id++) {
+            for (long id = b * OF_IDS; id < end_of(b, vocab); id++) {
                 float score = x[id] / t;
                 if (!(score >= last) || !(x[id] > -infinite())) continue;
                 if (n == LONGEST) return 0;
@@ -229,7 +229,7 @@ void seodang_choose(const Asked *rows, long count, long vocab, float *room, int6
         if (!(greatest - greatest == 0)) continue; /* nan or infinite */
         long b = 0, likeliest;
         while (blocks[b] < greatest) b++;
-        for (likeliest = b * BLOCK; x[likeliest] < greatest;) likeliest++;
+        for (likeliest = b * OF_IDS; x[likeliest] < greatest;) likeliest++;
         ids[r] = !asked->draws ? likeliest : left ? first_of_few(x, greatest, asked->key, few, left) : first_of_all(x, vocab, blocks, greatest, likeliest, asked->key);
         logprobs[r] = (double)(x[ids[r]] - greatest) - log(total_of(x, vocab, blocks, greatest));
     }
