@@ -13,6 +13,7 @@ from ..runners.contract import Runner
 from ..runners.direct import DirectRunner
 from ..runners.direct_encoder_decoder import DirectEncoderDecoder
 from ..runners.encoder_decoder import EncoderDecoderRunner
+from ..runners.native.grouped_linear import GroupedLinear4
 from ..runners.native.library import built_for
 from ..runners.native_runner import NativeRunner, kept_from
 from ..runners.padded import PaddedRunner
@@ -65,6 +66,6 @@ def found_out(runner: Runner, weight: Tensor) -> Runtime:
 def weights_of(model: nn.Module, weight: Tensor) -> str:
     """What the weights of a model's linear layers are kept in; `weight` is its embedding."""
     few = [module for module in model.modules() if isinstance(module, Quantised)]
-    if any(isinstance(module, Linear4) for module in few):  # beside a head in 8 bits
+    if any(isinstance(module, Linear4 | GroupedLinear4) for module in few):  # beside a head in 8 bits
         return "int4"
     return "int8" if few else str(weight.dtype).removeprefix("torch.")

@@ -1,9 +1,10 @@
-"""The forward pass of a few new tokens in one native call, for the Llama kind in float32 and bfloat16 on CPUs; and whether a model runs so."""
+"""The forward pass of a few new tokens in one native call, for the direct families on CPUs; and whether a model runs so."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 from weakref import WeakKeyDictionary
 
@@ -21,7 +22,7 @@ from .native.supported import refuses
 from .probe import agree, probe_ids, tolerance
 from .ragged_attention import ForwardBatch, Long
 
-# new tokens of a slot, from which on torch's products of many rows are faster than those of few, but in 8 bits: a prompt's, at once or by parts
+# new tokens of a slot, from which on torch's products of many rows are faster than those of few, but with weights in few bits: a prompt's, at once or by parts
 MANY = 17
 AT_ONCE = 512  # rows of a call, which needs memory for all of them
 TOGETHER = 6  # rows that a kernel of `step.c` takes at a time, at most: each number has code of its own
@@ -34,8 +35,9 @@ _KEPT: WeakKeyDictionary[PreTrainedModel, str | None] = WeakKeyDictionary()  # w
 class NativeRunner(DirectRunner):
     """A DirectRunner whose steps, and guesses that are read at once, are one call of `step.c`: every weight is read once a pass, at memory's pace.
 
-    Prompts, passes with adapters, and passes under autocast run as a DirectRunner runs them. A step's numbers are the same to the bit whatever
-    runs beside it, prompts included. In bfloat16 the residual stream and the logits stay in float32.
+    Prompts, passes under autocast, and those with an adapter over more than the linear layers of attention and feed-forward run as a DirectRunner runs
+    them. A step's numbers are the same to the bit whatever runs beside it, prompts and other adapters included. In bfloat16 the residual stream and the
+    logits stay in float32.
     """
 
     def _read(self) -> None:
@@ -44,9 +46,9 @@ class NativeRunner(DirectRunner):
         self._looked = False  # it is laid out at the next pass: a runner of the first layers takes the others away behind this
 
     def _run(self, plan: ForwardBatch, tokens: list[int], positions: list[int], wanted: list[int], layers: Sequence[int]) -> ModelOutput:
-        if self._adapters.at_work or not self._ready("cpu") or not self._laid_out() or not self._fits(plan):
+        if not self._ready("cpu") or not self._laid_out() or not self._fits(plan):
             return super()._run(plan, tokens, positions, wanted, layers)
-        long = {lane(each) for each in plan.longer if each.tokens.stop - each.tokens.start >= MANY and not (each.causal and self._native.in_8_bits)}
+        long = {lane(each) for each in plan.longer if each.tokens.stop - each.tokens.start >= MANY and not (each.causal and self._native.in_few_bits)}
         if not long:
             return self._step(plan, tokens, positions, wanted, layers)
         prompts = [each for each in plan.longer if lane(each) in long]
@@ -56,19 +58,22 @@ class NativeRunner(DirectRunner):
         ours = sorted(set(range(len(tokens))) - set(theirs))
         guesses = [each for each in plan.longer if lane(each) not in long]
         parts = [(ours, self._step, plan.runs, guesses), (theirs, super()._run, [], prompts)]
-        return in_parts(parts, tokens, positions, wanted, layers)
+        return in_parts(parts, tokens, positions, wanted, layers, lambda rows: self._adapters.among(rows, self._device))
 
     def _laid_out(self) -> bool:
         """Whether `step.c` can read the model, which is laid out for it where it is not yet."""
         if not self._looked and refuses(self.model) is None:
-            self._native = NativeModel(self.model, self.decoder.blocks)
-            self._turns = Rotation(self.model.model.rotary_emb, torch.empty(0, **FLOATS))
+            parts, weights = self.decoder.parts, (*self.model.parameters(), *self.model.buffers())
+            self._native = NativeModel(parts, [block.parts for block in self.decoder.blocks], weights)
+            self._turns = None if parts.rotary is None else Rotation(parts.rotary, torch.empty(0, **FLOATS))
         self._looked = True
         return self._native is not None
 
     def _fits(self, plan: ForwardBatch) -> bool:
-        """Whether the cache has the weights' dtype; where the model was converted behind a slot's back, torch says what it makes of that."""
-        embed = self._native.embed
+        """Whether cache and adapters are such as `step.c` reads; where the model was converted behind a slot's back, torch says what it makes of that."""
+        native, embed = self._native, self._native.embed
+        if not all(map(native.adapters.lay_out, self._adapters.at_work)):
+            return False
         return all(each.pool.ready(embed).dtype == embed.dtype for each in (*plan.runs, *plan.longer))
 
     def _step(self, plan: ForwardBatch, tokens: list[int], positions: list[int], wanted: list[int], layers: Sequence[int]) -> ModelOutput:
@@ -76,6 +81,8 @@ class NativeRunner(DirectRunner):
         native, embed = self._native, self._native.embed
         if max(tokens) >= native.ids:  # its configuration promises more
             raise IndexError(f"id {max(tokens)} is none of the {native.ids} that the embedding has")
+        if native.positions is not None and max(positions) >= native.positions:
+            raise IndexError(f"position {max(positions)} is none of the {native.positions} that the model has learned")
         # what see one another are rows of one call; of others each call finds the keys of those before it in the cache
         at_once = AT_ONCE if all(each.causal for each in plan.longer) else len(tokens)
         of_logits, of_call = [-1] * len(tokens), [0] * -(-len(tokens) // at_once)
@@ -83,9 +90,10 @@ class NativeRunner(DirectRunner):
             of_logits[token] = of_call[token // at_once]
             of_call[token // at_once] += 1
         rows: list[int] = []
+        adapters = {token: self._native.adapters.address(adapter) for token, adapter in self._adapters.by_row().items()}
 
         def add(pool_at: tuple[int, int, int, int], token: int, place: int, seen: int) -> None:
-            rows.extend((*pool_at, place, seen, positions[token], tokens[token], of_logits[token]))
+            rows.extend((*pool_at, place, seen, positions[token], tokens[token], of_logits[token], adapters.get(token, 0)))
 
         for run in plan.runs:
             stack = run.pool.ready(embed)
@@ -95,10 +103,11 @@ class NativeRunner(DirectRunner):
             at = lane_at(pool.ready(embed), lane_number)
             for i, token in enumerate(range(part.start, part.stop)):
                 add(at, token, past + i, past + i + 1 if causal else seen)
-        self._turns.reach(max(positions))
+        if self._turns is not None:
+            self._turns.reach(max(positions))
         logits = torch.empty(len(wanted), native.whole.vocab, **FLOATS)
         states = {layer % (len(native.layers) + 1): torch.empty(len(tokens), native.whole.hidden, **FLOATS) for layer in layers}
-        turns = self._turns.cos, self._turns.sin
+        turns = None if self._turns is None else (self._turns.cos, self._turns.sin)
         if at_once >= len(tokens):
             native.run(rows, turns, logits, states)
         else:
@@ -122,11 +131,16 @@ def lane_at(stack: Tensor, number: int) -> tuple[int, int, int, int]:
 
 
 def in_parts(
-    parts: Sequence[tuple[list[int], Callable[..., ModelOutput], list, list[Long]]], tokens: list[int], positions: list[int], wanted: list[int], layers: Sequence[int]
+    parts: Sequence[tuple[list[int], Callable[..., ModelOutput], list, list[Long]]],
+    tokens: list[int],
+    positions: list[int],
+    wanted: list[int],
+    layers: Sequence[int],
+    among: Callable[[list[int]], AbstractContextManager],
 ) -> ModelOutput:
     """Run a pass in parts, of which each has tokens of its own, how they are run, and their runs and longer stretches; put together what they give.
 
-    Single steps come first among a pass's tokens, so that the part that has them all finds them where they stand.
+    A part runs within `among` of its tokens. Single steps come first among a pass's tokens, so that the part that has them all finds them where they stand.
     """
     logits: list[Tensor] = []
     rows: list[int] = []
@@ -135,7 +149,8 @@ def in_parts(
         place = {token: i for i, token in enumerate(own)}
         longer = [each._replace(tokens=slice(place[each.tokens.start], place[each.tokens.stop - 1] + 1)) for each in longer]
         kept = [i for i, token in enumerate(wanted) if token in place]
-        out = run(ForwardBatch(runs, longer), [tokens[i] for i in own], [positions[i] for i in own], [place[wanted[i]] for i in kept], layers)
+        with among(own):
+            out = run(ForwardBatch(runs, longer), [tokens[i] for i in own], [positions[i] for i in own], [place[wanted[i]] for i in kept], layers)
         logits.append(out.logits.float())
         rows += kept
         for layer in layers:
@@ -169,7 +184,7 @@ def failure(model: PreTrainedModel) -> str | None:
         library()
     except NotBuilt as error:
         return str(error)
-    known, dtype = _WRONG.setdefault(model, {}), model.model.embed_tokens.weight.dtype
+    known, dtype = _WRONG.setdefault(model, {}), model.get_input_embeddings().weight.dtype
     if dtype not in known:
         with torch.autocast("cpu", enabled=False):
             known[dtype] = wrong_numbers(model)
@@ -199,7 +214,8 @@ def wrong_numbers(model: PreTrainedModel) -> str | None:
     for runner in (native, direct):
         runner.decoder.blocks = runner.decoder.blocks[:1]
     ours, theirs = tried(native).float(), tried(direct).float()
-    if not agree(ours, theirs, min(tolerance(model, theirs), OF_A_LAYER)):
+    many = native.decoder.parts.layers[0].experts is not None  # of which rounding may choose another
+    if not agree(ours, theirs, tolerance(model, theirs) if many else min(tolerance(model, theirs), OF_A_LAYER)):
         return "what the compiler made does not compute what torch does (CC=... names another)"
     same = in_company(native)
     if not torch.equal(same, same[:1].expand_as(same)) and not same.isnan().any():

@@ -16,11 +16,11 @@ from transformers import PreTrainedTokenizerFast
 from seodang.infer.engine.core import Engine
 from seodang.infer.engine.generate import run
 from seodang.infer.engine.params import SamplingParams
+from seodang.infer.kernels.quantised_linear import OutputSlice, Quantised
 from seodang.infer.requests.generation import Generation
 from seodang.infer.requests.request import Request
 from seodang.infer.requests.stop import AnswerText
 from seodang.infer.runners.encoder_decoder import decoder_start
-from seodang.infer.kernels.quantised_linear import OutputSlice, Quantised
 from seodang.infer.runners.native.library import ROW, NativeModel, built_for, loaded
 from seodang.infer.runners.open import open_runner
 from seodang.infer.strategies.registry import choose

@@ -1,8 +1,9 @@
-/* What a pass is made of, for the vectors of the CPU that it is built for: numbers, products of a few rows, attention over a piece of keys.
+/* What a pass is made of, for the vectors of the CPU that it is built for: numbers, and products of a few rows.
 
    Plain C with the vector extensions that gcc and clang share; one instruction beside, the dot product of bfloat16 pairs. Whatever the number of rows
    or heads that a function takes at a time, each is summed in the same order. */
 
+#pragma once
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -24,7 +25,7 @@
 #define ABREAST 2
 #endif
 enum { GROUP = 4, BLOCK = 16, PIECE = 256, LINE = 64, AHEAD = 8192, BETWEEN = 8 };
-enum { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 };
+enum { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3 };
 
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
@@ -49,6 +50,7 @@ INLINE vf widened(const uint16_t *at) { vh v; memcpy(&v, at, sizeof v); return (
 INLINE vf load_as(int dtype, const void *at, size_t i) { return dtype == FLOAT32 ? load((const float *)at + i) : widened((const uint16_t *)at + i); }
 INLINE vf chosen(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
 
+static inline size_t most(size_t a, size_t b) { return a > b ? a : b; }
 static inline float wide(uint16_t x) { uint32_t bits = (uint32_t)x << 16; float f; memcpy(&f, &bits, 4); return f; }
 static inline float one_as(int dtype, const void *at, size_t i) { return dtype == FLOAT32 ? ((const float *)at)[i] : wide(((const uint16_t *)at)[i]); }
 
@@ -128,22 +130,6 @@ static void put(size_t size, void *to, size_t at, const float *from, size_t coun
         uint16_t *out = (uint16_t *)to + at;
         for (size_t i = 0; i < count; i++) out[i] = rounded(from[i]);
     }
-}
-
-/* the root mean square norm of so many numbers, to `to` */
-INLINE void normed_as(int dtype, const float *x, const void *weight, size_t count, float eps, float *to) {
-    vf acc = every(0);
-    float rest = 0;
-    size_t i = 0;
-    for (; i + LANES <= count; i += LANES) acc += load(x + i) * load(x + i);
-    for (; i < count; i++) rest += x[i] * x[i];
-    float by = 1.0f / sqrtf((sum(acc) + rest) / count + eps);
-    for (i = 0; i + LANES <= count; i += LANES) store(to + i, load(x + i) * by * load_as(dtype, weight, i));
-    for (; i < count; i++) to[i] = x[i] * by * one_as(dtype, weight, i);
-}
-static void normed(int dtype, const float *x, const void *weight, size_t count, float eps, float *to) {
-    if (dtype == FLOAT32) normed_as(FLOAT32, x, weight, count, eps, to);
-    else normed_as(BFLOAT16, x, weight, count, eps, to);
 }
 
 /* ---- products ---- */
@@ -251,91 +237,4 @@ static void group(int dtype, const char *w, int outputs, size_t inputs, const vo
 static void block(int dtype, const void *weight, size_t at, int outputs, size_t inputs, const void *x, int rows, float (*y)[BLOCK], float *room) {
     for (int o = 0; o < outputs; o += GROUP)
         group(dtype, (const char *)weight + (at + o) * inputs * size_of(dtype), outputs - o < GROUP ? outputs - o : GROUP, inputs, x, rows, (float(*)[BLOCK])((float *)y + o), room);
-}
-
-/* ---- attention ---- */
-
-/* scores of so many queries (1 to ABREAST) against so many keys, [queries, PIECE] */
-INLINE void scored(int dtype, int heads, const void *q, const void *keys, size_t count, size_t width, float *scores) {
-    const size_t lanes = dtype == BFLOAT16 && ROUNDED ? 2 * LANES : LANES, whole = width / lanes * lanes;
-    for (size_t k = 0; k < count; k += GROUP) {
-        size_t at[GROUP];
-        vf acc[ABREAST][GROUP];
-        UNROLL for (int j = 0; j < GROUP; j++) at[j] = (k + j < count ? k + j : count - 1) * width;
-        UNROLL for (int h = 0; h < heads; h++) {
-            UNROLL for (int j = 0; j < GROUP; j++) acc[h][j] = every(0);
-        }
-        for (size_t i = 0; i < whole; i += lanes) {
-#ifdef __AVX512BF16__
-            if (dtype == BFLOAT16) {
-                UNROLL for (int j = 0; j < GROUP; j++) {
-                    __m512bh key = (__m512bh)_mm512_loadu_si512((const uint16_t *)keys + at[j] + i);
-                    UNROLL for (int h = 0; h < heads; h++)
-                        acc[h][j] = (vf)_mm512_dpbf16_ps((__m512)acc[h][j], key, (__m512bh)_mm512_loadu_si512((const uint16_t *)q + h * width + i));
-                }
-                continue;
-            }
-#endif
-            UNROLL for (int j = 0; j < GROUP; j++) {
-                vf key = load_as(dtype, keys, at[j] + i);
-                UNROLL for (int h = 0; h < heads; h++) acc[h][j] += load((const float *)q + h * width + i) * key;
-            }
-        }
-        UNROLL for (int h = 0; h < heads; h++) {
-            v4 s = sums(acc[h][0], acc[h][1], acc[h][2], acc[h][3]);
-            memcpy(scores + h * PIECE + k, &s, sizeof s); /* there is room behind the last */
-        }
-        if (whole < width) /* what no vector holds */
-            for (int h = 0; h < heads; h++)
-                for (int j = 0; j < GROUP; j++)
-                    for (size_t i = whole; i < width; i++)
-                        scores[h * PIECE + k + j] += one_as(lanes > LANES ? BFLOAT16 : FLOAT32, q, h * width + i) * one_as(dtype, keys, at[j] + i);
-    }
-}
-
-/* mixtures of values by so many heads' weights (1 to ABREAST), of so many vectors from number `i` of a value on */
-INLINE void mixed(int dtype, int heads, int vectors, const float *weights, const void *values, size_t count, size_t width, size_t i, float *to, size_t to_stride) {
-    vf acc[ABREAST][4];
-    UNROLL for (int h = 0; h < heads; h++) {
-        UNROLL for (int v = 0; v < vectors; v++) acc[h][v] = every(0);
-    }
-    for (size_t k = 0; k < count; k++) {
-        UNROLL for (int v = 0; v < vectors; v++) {
-            vf value = load_as(dtype, values, k * width + i + v * LANES);
-            UNROLL for (int h = 0; h < heads; h++) acc[h][v] += weights[h * PIECE + k] * value;
-        }
-    }
-    UNROLL for (int h = 0; h < heads; h++) {
-        UNROLL for (int v = 0; v < vectors; v++) store(to + h * to_stride + i + v * LANES, acc[h][v]);
-    }
-}
-
-INLINE void mixture(int dtype, int heads, const float *weights, const void *values, size_t count, size_t width, float *to, size_t to_stride) {
-    size_t i = 0;
-    for (; i + 4 * LANES <= width; i += 4 * LANES) mixed(dtype, heads, 4, weights, values, count, width, i, to, to_stride);
-    for (; i + LANES <= width; i += LANES) mixed(dtype, heads, 1, weights, values, count, width, i, to, to_stride);
-    for (; i < width; i++)
-        for (int h = 0; h < heads; h++) {
-            float s = 0;
-            for (size_t k = 0; k < count; k++) s += weights[h * PIECE + k] * one_as(dtype, values, k * width + i);
-            to[h * to_stride + i] = s;
-        }
-}
-
-/* what so many queries of a key head make of one piece of its keys: of each [width] mixed values, their largest score, the sum of their weights */
-INLINE void abreast(int dtype, int heads, const void *q, const void *keys, const void *values, size_t count, size_t width, float *scores, float *to, size_t to_stride) {
-    scored(dtype, heads, q, keys, count, width, scores);
-    for (int h = 0; h < heads; h++) {
-        float *s = scores + h * PIECE, largest = s[0];
-        size_t padded = (count + LANES - 1) / LANES * LANES;
-        vf total = every(0);
-        for (size_t k = 1; k < count; k++) largest = s[k] > largest ? s[k] : largest;
-        for (size_t k = count; k < padded; k++) s[k] = largest;
-        for (size_t k = 0; k < padded; k += LANES) store(s + k, exponential(load(s + k) - largest));
-        for (size_t k = count; k < padded; k++) s[k] = 0;
-        for (size_t k = 0; k < padded; k += LANES) total += load(s + k);
-        to[h * to_stride + width] = largest;
-        to[h * to_stride + width + 1] = sum(total);
-    }
-    mixture(dtype, heads, scores, values, count, width, to, to_stride);
 }

@@ -24,13 +24,13 @@ static void multiplied(void *argument, int thread, int threads) {
         size_t outputs = linear->outputs - begin < BLOCK ? linear->outputs - begin : BLOCK;
         for (long r = 0; r < p->rows; r += AT_ONCE) {
             int rows = p->rows - r < AT_ONCE ? p->rows - r : AT_ONCE;
-            block8(linear->weight, begin / BLOCK, inputs, p->x8 + r * stride, rows, y);
+            block8(linear->dtype, linear->weight, begin / BLOCK, inputs, p->x8 + r * stride, rows, y);
             for (int i = 0; i < rows; i++) memcpy(p->y + (r + i) * linear->outputs + begin, y[i], outputs * sizeof(float));
         }
     }
 }
 
-/* The product of a linear layer in 8 bits, without its bias: float32 [rows, inputs] to [rows, outputs]. Returns 0, or 1 where there is no memory. */
+/* The product of a linear layer in few bits, without its bias: float32 [rows, inputs] to [rows, outputs]. Returns 0, or 1 where there is no memory. */
 int seodang_product(const Linear *linear, const float *x, int rows, float *y, int threads) {
     char *memory = malloc(rows * row8_size(linear->inputs) + LINE);
     if (!memory) return 1;

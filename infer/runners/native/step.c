@@ -1,8 +1,8 @@
-/* One pass of a decoder of the Llama kind over rows of new tokens, whole in one call: norms, products, rotation, cache, attention, feed-forward, head.
+/* One pass of a decoder of the Llama kind and its kin over rows of new tokens, whole in one call: norms, products, rotation, cache, attention, feed-forward, head.
 
-   Weights are read where the model keeps them, [outputs, inputs] each, and once a pass for all rows. Whatever runs beside it and on however many
+   Weights are read where the model keeps them, and once a pass for all rows. Whatever runs beside it and on however many
    threads, a row's numbers are the same to the bit: each output of each row is summed in one order, by lanes along the inputs and then across the
-   lanes, and attention by pieces of PIECE keys, put together in their order. Built for the CPU that it runs on; see compiler.py. */
+   lanes (or by fours of inputs, across.h), and attention by pieces of PIECE keys, put together in their order. Built for the CPU that it runs on; see compiler.py. */
 
 #if defined(_WIN32) && defined(__AVX__) && defined(__GNUC__) && !defined(__clang__)
 #error "gcc keeps vectors where Windows does not align the stack for them (its bug 54412), of which a process dies: use clang or zig"
@@ -11,62 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels.h"
-#include "kernels8.h"
-#include "threads.h"
-
-/* ---- what is computed ---- */
-
-typedef struct { /* a linear layer: its weights, [outputs, inputs] or packs of 8 bits, and biases, [outputs] in the model's dtype, or NULL */
-    int64_t dtype, inputs, outputs;
-    const void *weight, *bias;
-} Linear;
-
-typedef struct { /* one layer; a norm that it has not is NULL */
-    Linear q, k, v, o, gate, up, down;
-    const void *attention_norm, *feed_norm, *q_norm, *k_norm;
-    int64_t window; /* 0: none */
-    double scale;
-} Layer;
-
-typedef struct { /* `dtype` is that of embeddings, norms, biases and the cache */
-    int64_t dtype, hidden, heads, kv_heads, width, inner, vocab;
-    double eps;
-    Linear head;
-    const void *embed, *norm;
-    const Layer *layers;
-} Model;
-
-typedef struct { /* one new token */
-    int64_t keys;                                  /* address of its lane's keys in the first layer */
-    int64_t layer_stride, part_stride, head_stride; /* numbers from a layer to the next, from keys to values, from a head to the next */
-    int64_t place, seen;                           /* where its key goes, and how many keys it sees */
-    int64_t position, id, wanted;                  /* which row of the logits is its own, or -1 */
-} Row;
-
-typedef struct {
-    const Model *model;
-    const Row *rows;
-    const float *cos, *sin; /* [positions, width] */
-    float *logits;
-    float *const *states; /* one a layer and one of the last norm, [rows, hidden] or NULL */
-    int count, wanted, layers, pieces;
-    float *residual, *qkv, *partial; /* [rows, hidden], [rows, (heads + 2 kv_heads) width], [rows, heads, pieces, width + 2] */
-    void *attended, *opened;        /* what products read: [rows, heads width], [rows, inner] */
-    char *own;                      /* of each thread */
-    size_t own_size;
-    Counter *counters;
-    atomic_long *done; /* pieces of a row's key head */
-} Job;
-
-typedef struct { /* what a thread has of its own */
-    void *x;                       /* normed rows, as products read them: [rows, hidden] */
-    char *x8;                      /* rows that a product reads in 8 bits */
-    float (*y)[BLOCK], (*z)[BLOCK]; /* [rows, BLOCK] */
-    float *line, *scores, *room;   /* [hidden]; [ABREAST, PIECE] and the queries behind; [GROUP, inputs of a product] */
-} Own;
-
-static size_t most(size_t a, size_t b) { return a > b ? a : b; }
+#include "attention.h"
+#include "model.h"
 
 static void turned(float *x, const float *cos, const float *sin, size_t half) { /* sin has its first half's sign turned */
     for (size_t i = 0; i < half; i++) {
@@ -81,109 +27,61 @@ static void placed(const Job *job, int layer, int r) {
     const Model *m = job->model;
     const Layer *l = m->layers + layer;
     const Row *row = job->rows + r;
-    const float *cos = job->cos + row->position * m->width, *sin = job->sin + row->position * m->width;
+    const float *cos = job->cos + row->position * l->turned, *sin = job->sin + row->position * l->turned;
     float *x = job->qkv + (size_t)r * (m->heads + 2 * m->kv_heads) * m->width;
     void *cache = (void *)row->keys;
     size_t at = layer * row->layer_stride + row->place * m->width, size = size_of(m->dtype);
+    normed_in_place(m->dtype, &l->q_norm, x, m->heads * m->width);
+    normed_in_place(m->dtype, &l->k_norm, x + m->heads * m->width, m->kv_heads * m->width);
     for (int64_t h = 0; h < m->heads; h++, x += m->width) {
-        if (l->q_norm) normed(m->dtype, x, l->q_norm, m->width, m->eps, x);
-        turned(x, cos, sin, m->width / 2);
+        turned(x, cos, sin, l->turned / 2);
         for (int64_t i = 0; i < m->width; i++) x[i] *= (float)l->scale;
     }
     for (int64_t h = 0; h < m->kv_heads; h++, x += m->width) {
-        if (l->k_norm) normed(m->dtype, x, l->k_norm, m->width, m->eps, x);
-        turned(x, cos, sin, m->width / 2);
+        turned(x, cos, sin, l->turned / 2);
         put(size, cache, at + h * row->head_stride, x, m->width);
     }
     for (int64_t h = 0; h < m->kv_heads; h++, x += m->width) put(size, cache, at + row->part_stride + h * row->head_stride, x, m->width);
 }
 
-/* ---- attention ---- */
-
-INLINE void piece_as(int dtype, const Model *m, const float *q, const void *keys, const void *values, size_t count, float *scores, float *to, size_t to_stride) {
-    const size_t heads = m->heads / m->kv_heads, width = m->width;
-    void *read = scores + ABREAST * PIECE; /* queries as their products read them */
-    for (size_t h = 0; h < heads;) {
-        int n = heads - h < ABREAST ? heads - h : ABREAST;
-        put(read_size(m->dtype), read, 0, q + h * width, n * width);
-        float *out = to + h * to_stride;
-        switch (n) {
-            case 1: abreast(dtype, 1, read, keys, values, count, width, scores, out, to_stride); break;
-            case 2: abreast(dtype, 2, read, keys, values, count, width, scores, out, to_stride); break;
-#if ABREAST > 2
-            case 3: abreast(dtype, 3, read, keys, values, count, width, scores, out, to_stride); break;
-            case 4: abreast(dtype, 4, read, keys, values, count, width, scores, out, to_stride); break;
-#endif
-        }
-        h += n;
-    }
-}
-
-static size_t first_key(const Layer *l, const Row *row) {
-    return l->window && row->place + 1 > l->window ? row->place + 1 - l->window : 0;
-}
-static int pieces_of(const Layer *l, const Row *row) {
-    return (row->seen + PIECE - 1) / PIECE - first_key(l, row) / PIECE;
-}
-
-/* piece number p of a row's key head; whoever ends the last puts all together, in their order */
-static void attended(const Job *job, int layer, int r, int kv_head, int p, float *scores) {
-    const Model *m = job->model;
-    const Layer *l = m->layers + layer;
-    const Row *row = job->rows + r;
-    size_t heads = m->heads / m->kv_heads, width = m->width, stride = job->pieces * (width + 2);
-    size_t begin = first_key(l, row), piece = begin / PIECE + p, from = most(begin, piece * PIECE);
-    size_t end = (piece + 1) * PIECE < (size_t)row->seen ? (piece + 1) * PIECE : (size_t)row->seen;
-    size_t at = layer * row->layer_stride + kv_head * row->head_stride + from * width, size = size_of(m->dtype);
-    const char *keys = (const char *)row->keys + at * size, *values = keys + row->part_stride * size;
-    const float *q = job->qkv + (size_t)r * (m->heads + 2 * m->kv_heads) * width + kv_head * heads * width;
-    float *partial = job->partial + ((size_t)r * m->heads + kv_head * heads) * stride;
-    float *to = partial + p * (width + 2);
-    if (m->dtype == FLOAT32) piece_as(FLOAT32, m, q, keys, values, end - from, scores, to, stride);
-    else piece_as(BFLOAT16, m, q, keys, values, end - from, scores, to, stride);
-    int pieces = pieces_of(l, row);
-    if (pieces > 1 && atomic_fetch_add(job->done + r * m->kv_heads + kv_head, 1) + 1 < pieces) return;
-    atomic_store(job->done + r * m->kv_heads + kv_head, 0);
-    for (size_t h = 0; h < heads; h++) {
-        float *all = partial + h * stride, largest = all[width], total = 0;
-        for (int i = 1; i < pieces; i++) largest = all[i * (width + 2) + width] > largest ? all[i * (width + 2) + width] : largest;
-        for (size_t i = 0; i < width; i++) scores[i] = 0;
-        for (int i = 0; i < pieces; i++) {
-            const float *one = all + i * (width + 2);
-            float by = expf(one[width] - largest);
-            total += by * one[width + 1];
-            for (size_t j = 0; j < width; j++) scores[j] += by * one[j];
-        }
-        for (size_t j = 0; j < width; j++) scores[j] /= total;
-        put(read_size(l->o.dtype), job->attended, ((size_t)r * m->heads + kv_head * heads + h) * width, scores, width);
-    }
-}
-
 /* ---- the pass ---- */
 
-/* how many outputs go to a thread at a time */
-static long share(long outputs, int threads) {
-    long part = outputs / (6L * threads) / BLOCK * BLOCK;
-    return part < BLOCK ? BLOCK : part > 256 ? 256 : part;
+/* how many outputs go to a thread at a time: more where they lie side by side */
+static long share(long outputs, const Linear *linear, int threads) {
+    long part = outputs / ((linear->stride ? 3L : 6L) * threads) / BLOCK * BLOCK;
+    return part < BLOCK ? BLOCK : part > WIDE ? WIDE : part;
 }
 
 /* the outputs of a linear layer in whole blocks, which are what threads share */
 static long in_blocks(const Linear *linear) { return (linear->outputs + BLOCK - 1) / BLOCK * BLOCK; }
 
+/* A block's outputs where weights lie [inputs, outputs]: they are computed with those behind them in the thread's share. */
+static void from_panel(const Linear *linear, long at, int outputs, const void *x, int rows, float (*y)[BLOCK], Panel *panel) {
+    if (panel->linear != linear || at < panel->at || at >= panel->end) {
+        panel->linear = linear, panel->at = at, panel->end = linear->outputs - at < panel->most ? linear->outputs : at + panel->most;
+        across(linear->dtype, (const char *)linear->weight + at * size_of(linear->dtype), linear->stride, panel->end - at, linear->inputs, x, rows, panel->y);
+    }
+    for (int r = 0; r < rows; r++) memcpy(y[r], panel->y[r] + at - panel->at, outputs * sizeof(float));
+}
+
 /* rows that a linear layer is going to read, in 8 bits where it reads them so */
 static void readied(const Linear *linear, const void *x, int rows, const Own *own) {
-    if (linear->dtype == INT8)
+    if (linear->dtype >= INT8)
         for (int r = 0; r < rows; r++) eight_bits((const float *)x + r * linear->inputs, linear->inputs, own->x8 + r * row8_size(linear->inputs));
 }
+
+#include "adapters.h"
 
 /* A linear layer's next outputs, from `at` on, of so many rows: y[row][output]; returns how many there are, up to BLOCK. */
 static int product(const Job *job, const Linear *linear, long at, const void *x, int rows, float (*y)[BLOCK], const Own *own) {
     int outputs = linear->outputs - at < BLOCK ? linear->outputs - at : BLOCK;
-    if (linear->dtype == INT8) block8(linear->weight, at / BLOCK, linear->inputs, own->x8, rows, y);
+    if (linear->dtype >= INT8) block8(linear->dtype, linear->weight, at / BLOCK, linear->inputs, own->x8, rows, y);
+    else if (linear->stride) from_panel(linear, at, outputs, x, rows, y, own->panel);
     else block(linear->dtype, linear->weight, at, outputs, linear->inputs, x, rows, y, own->room);
     if (linear->bias)
         for (int r = 0; r < rows; r++)
             for (int o = 0; o < outputs; o++) y[r][o] += one_as(job->model->dtype, linear->bias, at + o);
+    raised_all(job, linear, at, outputs, y);
     return outputs;
 }
 
@@ -203,22 +101,35 @@ static void queries_keys_values(const Job *job, int layer, const Own *own, long 
     }
 }
 
-/* a layer's outputs added to the residual stream */
-static void added(const Job *job, const Linear *linear, const void *x, const Own *own, long begin, long end) {
+/* a layer's outputs added to the residual stream, or where a norm stands behind it, laid aside */
+static void added(const Job *job, const Linear *linear, const Norm *behind, const void *x, const Own *own, long begin, long end) {
     for (long o = begin; o < end; o += BLOCK) {
         int n = product(job, linear, o, x, job->count, own->y, own);
-        for (int r = 0; r < job->count; r++)
-            for (int i = 0; i < n; i++) job->residual[r * linear->outputs + o + i] += own->y[r][i];
+        for (int r = 0; r < job->count; r++) {
+            float *to = (behind->weight ? job->aside : job->residual) + r * linear->outputs + o;
+            for (int i = 0; i < n; i++) to[i] = behind->weight ? own->y[r][i] : to[i] + own->y[r][i];
+        }
     }
 }
 
-/* the feed-forward layer's two branches, one of which opens and shuts the other by x / (1 + exp(-x)) */
-static void gated(const Job *job, const Layer *l, const Own *own, long begin, long end) {
+/* what was laid aside of a row, normed and added */
+static void settled(const Job *job, const Norm *norm, int r, const Own *own) {
+    size_t hidden = job->model->hidden;
+    normed(job->model->dtype, norm, job->aside + r * hidden, own->line);
+    for (size_t i = 0; i < hidden; i++) job->residual[r * hidden + i] += own->line[i];
+}
+
+/* Of so many rows, what the feed-forward layer opens of its outputs from `o` on, to own->y: the gate's or where there is none its own are activated. */
+static int opened(const Job *job, const Linear *gate, const Linear *up, long o, const void *x, int rows, const Own *own) {
+    int n = product(job, up, o, x, rows, gate->weight ? own->z : own->y, own);
+    if (gate->weight) product(job, gate, o, x, rows, own->y, own);
+    activate(job->model->activation, (float *)own->y, gate->weight ? (float *)own->z : NULL, rows * BLOCK);
+    return n;
+}
+
+static void all_opened(const Job *job, const Layer *l, const Own *own, long begin, long end) {
     for (long o = begin; o < end; o += BLOCK) {
-        product(job, &l->gate, o, own->x, job->count, own->y, own);
-        int n = product(job, &l->up, o, own->x, job->count, own->z, own);
-        float *g = (float *)own->y, *u = (float *)own->z;
-        for (int i = 0; i < job->count * BLOCK; i += LANES) store(g + i, load(g + i) / (1.0f + exponential(-load(g + i))) * load(u + i));
+        int n = opened(job, &l->gate, &l->up, o, own->x, job->count, own);
         for (int r = 0; r < job->count; r++) put(read_size(l->down.dtype), job->opened, r * l->down.inputs + o, own->y[r], n);
     }
 }
@@ -227,19 +138,21 @@ static void scores_of(const Job *job, const Own *own, long begin, long end) {
     const Linear *head = &job->model->head;
     for (long o = begin; o < end; o += BLOCK) {
         int n = product(job, head, o, own->x, job->wanted, own->y, own);
+        if (job->model->softcap) bound_softly((float *)own->y, job->model->softcap, job->wanted * BLOCK);
         for (int r = 0; r < job->wanted; r++) memcpy(job->logits + r * head->outputs + o, own->y[r], n * sizeof(float));
     }
 }
 
-/* a row normed as products of this dtype read it, to this thread's own memory */
-static void normed_row(const Job *job, int r, const void *weight, int dtype, int to, const Own *own) {
+/* a row, normed where there is a norm, as products of this dtype read it, to this thread's own memory */
+static void normed_row(const Job *job, int r, const Norm *norm, int dtype, int to, const Own *own) {
     const Model *m = job->model;
-    normed(m->dtype, job->residual + r * m->hidden, weight, m->hidden, m->eps, own->line);
-    put(read_size(dtype), own->x, to * m->hidden, own->line, m->hidden);
+    const float *x = job->residual + r * m->hidden;
+    if (norm->weight) normed(m->dtype, norm, x, own->line);
+    put(read_size(dtype), own->x, to * m->hidden, norm->weight ? own->line : x, m->hidden);
 }
 
-static void normed_rows(const Job *job, const void *weight, const Linear *linear, const Own *own) {
-    for (int r = 0; r < job->count; r++) normed_row(job, r, weight, linear->dtype, r, own);
+static void normed_rows(const Job *job, const Norm *norm, const Linear *linear, const Own *own) {
+    for (int r = 0; r < job->count; r++) normed_row(job, r, norm, linear->dtype, r, own);
     readied(linear, own->x, job->count, own);
 }
 
@@ -248,68 +161,99 @@ static void shown(const Job *job, int layer, int thread) {
     const Model *m = job->model;
     if (thread || !job->states || !job->states[layer]) return;
     if (layer < job->layers) memcpy(job->states[layer], job->residual, sizeof(float) * job->count * m->hidden);
-    else for (int r = 0; r < job->count; r++) normed(m->dtype, job->residual + r * m->hidden, m->norm, m->hidden, m->eps, job->states[layer] + r * m->hidden);
+    else for (int r = 0; r < job->count; r++) normed(m->dtype, &m->norm, job->residual + r * m->hidden, job->states[layer] + r * m->hidden);
 }
 
-/* lay out at `at` what a thread has of its own; returns how many bytes it takes */
-static size_t laid_out(const Model *m, int rows, char *at, Own *own) {
-    size_t products = sizeof(float) * rows * BLOCK, inputs = most(m->hidden, most(m->heads * m->width, m->inner)), taken = 0;
-    size_t sizes[] = {rows * m->hidden * sizeof(float), rows * row8_size(inputs), products, products, sizeof(float) * m->hidden, sizeof(float) * ABREAST * (PIECE + m->width), sizeof(float) * GROUP * inputs};
-    void *parts[7];
-    for (int i = 0; i < 7; i++) parts[i] = at + taken, taken += (sizes[i] + LINE - 1) / LINE * LINE;
-    *own = (Own){parts[0], parts[1], parts[2], parts[3], parts[4], parts[5], parts[6]};
+#include "experts.h" /* which reads what stands above */
+
+/* lay out at `at` so many pieces of memory; returns how many bytes they take */
+static size_t laid_out(const size_t *sizes, int count, char *at, void **parts) {
+    size_t taken = 0;
+    for (int i = 0; i < count; i++) parts[i] = at + taken, taken += (sizes[i] + LINE - 1) / LINE * LINE;
     return taken;
 }
+
+/* the same of what a thread has of its own */
+static size_t own_of(const Model *m, int rows, char *at, Own *own) {
+    size_t products = sizeof(float) * rows * BLOCK, inputs = most(m->hidden, most(m->heads * m->width, m->inner));
+    size_t sizes[] = {
+        rows * m->hidden * sizeof(float), rows * row8_size(inputs), products, products, sizeof(float) * m->hidden, sizeof(float) * ABREAST * (PIECE + m->width), sizeof(float) * GROUP * inputs,
+        m->experts ? sizeof(float) * rows * inputs : 0, sizeof(int32_t) * rows, sizeof(Panel) + sizeof(float) * rows * WIDE,
+    };
+    void *parts[10];
+    size_t taken = laid_out(sizes, 10, at, parts);
+    *own = (Own){parts[0], parts[1], parts[2], parts[3], parts[4], parts[5], parts[6], parts[7], parts[8], parts[9]};
+    return taken;
+}
+
+/* a token's embedding, and that of its position */
+static void embedded(const Job *job, int r) {
+    const Model *m = job->model;
+    const Row *row = job->rows + r;
+    for (int64_t i = 0; i < m->hidden; i++) {
+        float x = one_as(m->dtype, m->embed, row->id * m->hidden + i) * (float)m->embed_scale;
+        job->residual[r * m->hidden + i] = m->positions ? x + one_as(m->dtype, m->positions, row->position * m->hidden + i) : x;
+    }
+}
+
+/* what adapters make of the input of these linear layers */
+#define LOWERED(x, ...) counter = lowered_all(job, (const Linear *[]){__VA_ARGS__}, sizeof((const Linear *[]){__VA_ARGS__}) / sizeof(Linear *), x, &own, counter, threads)
+
+/* what all threads take shares of, before any goes on */
+#define SHARED(part, all, work) \
+    do { \
+        own.panel->most = part; \
+        while (next_share(counter, own.panel->most, all, &begin, &end)) work; \
+        counter++; \
+        barrier(threads); \
+    } while (0)
 
 static void pass(void *argument, int thread, int threads) {
     const Job *job = argument;
     const Model *m = job->model;
     Own own;
-    laid_out(m, job->count, job->own + thread * job->own_size, &own);
+    own_of(m, job->count, job->own + thread * job->own_size, &own);
+    own.panel->linear = NULL;
     Counter *counter = job->counters;
-    long begin, end;
+    long begin, end, hidden = share(m->hidden, &m->layers->o, threads); /* shares of what goes into the residual stream */
 
-    while (next_share(counter, 1, job->count, &begin, &end))
-        for (int64_t i = 0; i < m->hidden; i++) job->residual[begin * m->hidden + i] = one_as(m->dtype, m->embed, job->rows[begin].id * m->hidden + i);
-    counter++;
-    barrier(threads);
+    SHARED(1, job->count, embedded(job, begin));
     for (int layer = 0; layer < job->layers; layer++) {
         const Layer *l = m->layers + layer;
         shown(job, layer, thread);
-        normed_rows(job, l->attention_norm, &l->q, &own);
+        normed_rows(job, &l->attention_norm, &l->q, &own);
+        LOWERED(own.x, &l->q, &l->k, &l->v);
         long qkv = in_blocks(&l->q) + in_blocks(&l->k) + in_blocks(&l->v);
-        while (next_share(counter, share(qkv, threads), qkv, &begin, &end)) queries_keys_values(job, layer, &own, begin, end);
-        counter++;
-        barrier(threads);
-        while (next_share(counter, 1, job->count, &begin, &end)) placed(job, layer, begin);
-        counter++;
-        barrier(threads);
-        long all = (long)job->count * m->kv_heads * job->pieces;
-        while (next_share(counter, 1, all, &begin, &end)) {
-            int p = begin % job->pieces, kv_head = begin / job->pieces % m->kv_heads, r = begin / job->pieces / m->kv_heads;
-            if (p < pieces_of(l, job->rows + r)) attended(job, layer, r, kv_head, p, own.scores);
-        }
-        counter++;
-        barrier(threads);
+        SHARED(share(qkv, &l->q, threads), qkv, queries_keys_values(job, layer, &own, begin, end));
+        SHARED(1, job->count, placed(job, layer, begin));
+        SHARED(1, (long)job->count * m->kv_heads * job->pieces, piece_of(job, layer, begin, own.scores));
+        LOWERED(job->attended, &l->o);
         readied(&l->o, job->attended, job->count, &own);
-        while (next_share(counter, share(m->hidden, threads), m->hidden, &begin, &end)) added(job, &l->o, job->attended, &own, begin, end);
-        counter++;
-        barrier(threads);
-        normed_rows(job, l->feed_norm, &l->gate, &own);
-        while (next_share(counter, share(m->inner, threads), m->inner, &begin, &end)) gated(job, l, &own, begin, end);
-        counter++;
-        barrier(threads);
-        readied(&l->down, job->opened, job->count, &own);
-        while (next_share(counter, share(m->hidden, threads), m->hidden, &begin, &end)) added(job, &l->down, job->opened, &own, begin, end);
-        counter++;
-        barrier(threads);
+        SHARED(hidden, m->hidden, added(job, &l->o, &l->after_attention, job->attended, &own, begin, end));
+        if (l->after_attention.weight) SHARED(1, job->count, settled(job, &l->after_attention, begin, &own));
+
+        normed_rows(job, &l->feed_norm, &l->up, &own);
+        if (l->router.weight) {
+            long up = m->experts * in_blocks(&l->up), down = m->experts * in_blocks(&l->down);
+            SHARED(1, job->count, routed(job, l, begin, &own));
+            SHARED(share(up, &l->up, threads), up, experts_opened(job, l, &own, begin, end));
+            SHARED(share(down, &l->down, threads), down, experts_shut(job, l, &own, begin, end));
+            SHARED(1, job->count, weighed(job, l, begin));
+        } else {
+            LOWERED(own.x, &l->gate, &l->up);
+            SHARED(share(l->up.outputs, &l->up, threads), l->up.outputs, all_opened(job, l, &own, begin, end));
+            LOWERED(job->opened, &l->down);
+            readied(&l->down, job->opened, job->count, &own);
+            SHARED(hidden, m->hidden, added(job, &l->down, &l->after_feed, job->opened, &own, begin, end));
+            if (l->after_feed.weight) SHARED(1, job->count, settled(job, &l->after_feed, begin, &own));
+        }
     }
     shown(job, job->layers, thread);
     if (!job->wanted) return;
     for (int r = 0; r < job->count; r++)
-        if (job->rows[r].wanted >= 0) normed_row(job, r, m->norm, m->head.dtype, job->rows[r].wanted, &own);
+        if (job->rows[r].wanted >= 0) normed_row(job, r, &m->norm, m->head.dtype, job->rows[r].wanted, &own);
     readied(&m->head, own.x, job->wanted, &own);
-    while (next_share(counter, share(m->vocab, threads), m->vocab, &begin, &end)) scores_of(job, &own, begin, end);
+    while (next_share(counter, share(m->vocab, &m->head, threads), m->vocab, &begin, &end)) scores_of(job, &own, begin, end);
 }
 
 /* Take so many rows through the first `layers` layers: logits, [rows wanted, vocab], and the hidden states of the layers that have a place in
@@ -317,10 +261,11 @@ static void pass(void *argument, int thread, int threads) {
 int seodang_step(const Model *m, int layers, const Row *rows, int count, const float *cos, const float *sin, float *logits, float *const *states, int threads) {
     static char *memory;
     static size_t had;
-    int counters = 2 + 6 * layers, failed = 0;
+    int counters = 2 + 14 * layers, failed = 0; /* of a layer, as many at most as `pass` has stages */
     pthread_mutex_lock(&pool.calls);
     threads = ready(threads < 1 ? 1 : threads);
     Job job = {.model = m, .rows = rows, .cos = cos, .sin = sin, .logits = logits, .states = states, .count = count, .layers = layers, .pieces = 1};
+    job.runs = runs_of(rows, count, NULL, &job.ranks);
     for (int r = 0; r < count; r++) {
         job.wanted += rows[r].wanted >= 0;
         for (int layer = 0; layer < layers; layer++) {
@@ -329,13 +274,16 @@ int seodang_step(const Model *m, int layers, const Row *rows, int count, const f
         }
     }
     Own own;
-    job.own_size = laid_out(m, count, NULL, &own);
-    size_t heads = m->heads * m->width, sizes[] = {
-        sizeof(float) * count * m->hidden, sizeof(float) * count * (m->heads + 2 * m->kv_heads) * m->width, sizeof(float) * count * m->heads * job.pieces * (m->width + 2),
-        sizeof(float) * count * heads, sizeof(float) * count * m->inner, sizeof(Counter) * counters, sizeof(atomic_long) * count * m->kv_heads, threads * job.own_size,
-    }, wanted = LINE;
-    void *parts[8];
-    for (int i = 0; i < 8; i++) wanted += sizes[i] = (sizes[i] + LINE - 1) / LINE * LINE;
+    job.own_size = own_of(m, count, NULL, &own);
+    size_t hidden = sizeof(float) * count * m->hidden, choices = sizeof(float) * count * m->chosen, sizes[] = {
+        hidden, hidden, sizeof(float) * count * (m->heads + 2 * m->kv_heads) * m->width, sizeof(float) * count * m->heads * job.pieces * (m->width + 2),
+        sizeof(float) * count * m->heads * m->width, sizeof(float) * count * most(m->chosen, 1) * m->inner,
+        sizeof(float) * count * m->experts, choices, choices * m->hidden, choices,
+        sizeof(Counter) * counters, sizeof(atomic_long) * count * m->kv_heads, threads * job.own_size,
+        sizeof(Run) * job.runs, sizeof(float) * ABEAM * job.ranks * count * BLOCK,
+    };
+    void *parts[15];
+    size_t wanted = laid_out(sizes, 15, NULL, parts) + LINE;
     if (wanted > had) {
         char *old = memory;
         memory = NULL, had = 0; /* before it goes: a child that is forked in this moment has no claim to it */
@@ -344,11 +292,13 @@ int seodang_step(const Model *m, int layers, const Row *rows, int count, const f
         had = memory ? wanted : 0;
     }
     if (memory) {
-        char *at = (char *)(((uintptr_t)memory + LINE - 1) / LINE * LINE);
-        for (int i = 0; i < 8; at += sizes[i++]) parts[i] = at;
-        job.residual = parts[0], job.qkv = parts[1], job.partial = parts[2], job.attended = parts[3], job.opened = parts[4];
-        job.counters = parts[5], job.done = parts[6], job.own = parts[7];
-        memset(parts[5], 0, sizes[5] + sizes[6]);
+        laid_out(sizes, 15, (char *)(((uintptr_t)memory + LINE - 1) / LINE * LINE), parts);
+        job.residual = parts[0], job.aside = parts[1], job.qkv = parts[2], job.partial = parts[3], job.attended = parts[4], job.opened = parts[5];
+        job.odds = parts[6], job.shares = parts[7], job.given = parts[8], job.experts = parts[9];
+        job.counters = parts[10], job.done = parts[11], job.own = parts[12], job.run = parts[13], job.reduced = parts[14];
+        runs_of(rows, count, job.run, &job.ranks);
+        memset(job.counters, 0, sizes[10]);
+        memset(job.done, 0, sizes[11]);
         together(pass, &job, threads);
     } else {
         failed = 1;

@@ -11,7 +11,7 @@ from seodang.infer.runners import native_runner
 from seodang.infer.runners.direct import DirectRunner
 from seodang.infer.runners.native import grouped_linear
 from seodang.infer.runners.native.compiler import NotBuilt, built
-from seodang.infer.runners.native.grouped_linear import GroupedLinear8, levels_and_scales, missing_kernels, pack, unpack
+from seodang.infer.runners.native.grouped_linear import GroupedLinear8, levels_and_scales, missing_kernels, pack8, unpack8
 from seodang.infer.runners.native.library import SOURCE
 from seodang.infer.runners.native_runner import MANY, NativeRunner
 from seodang.infer.runners.ragged import RaggedRunner
@@ -33,7 +33,7 @@ def inputs(rows, width=96, seed=1):
 
 def slowly(layer, x, fused):
     """The product of a layer's levels with those of the inputs, by integers and then in float64: [rows, out]. Levels are rounded at once where the CPU fuses."""
-    levels, scales = unpack(layer.packed, layer.in_features)
+    levels, scales = unpack8(layer.packed, layer.in_features)
     levels, scales = levels[: layer.out_features], scales[: layer.out_features]
     groups = x.view(len(x), -1, GROUP)
     largest = groups.abs().amax(dim=-1)
@@ -61,20 +61,20 @@ def test_weights_too_small_for_a_normal_float16_scale_keep_what_a_subnormal_one_
 
 
 def test_a_weight_beyond_float16_scales_is_refused_with_its_value():
-    with pytest.raises(UserError, match=r"weights=int8 has no scale for a weight of 1e\+07: leave weights out"):
+    with pytest.raises(UserError, match=r"weights in few bits have no scale for a weight of 1e\+07: leave weights out"):
         GroupedLinear8(torch.full((1, GROUP), 1e7))
 
 
 def test_packs_lie_as_the_kernels_read_them_and_come_back():
     levels = torch.arange(18 * 64).view(18, 64).remainder(255).sub(127).to(torch.int8)
     scales = torch.arange(36).view(18, 2).to(torch.float16)
-    packed = pack(levels, scales)
+    packed = pack8(levels, scales)
     assert packed.shape == (2, 64 * 16 + 64)  # a byte an input of 16 outputs; 2 scales of 2 bytes for each
     second = packed[1].view(torch.int8)  # outputs 16 and 17, and 14 of zeros
     assert second[:8].tolist() == [*levels[16, :4].tolist(), *levels[17, :4].tolist()] and not second[8:64].any()
     assert second[64:68].tolist() == levels[16, 4:8].tolist()
     assert packed[1, 1024:].view(torch.float16)[[0, 1, 16, 17]].tolist() == [32, 34, 33, 35]
-    back, steps = unpack(packed, 64)
+    back, steps = unpack8(packed, 64)
     assert torch.equal(back[:18], levels) and torch.equal(steps[:18], scales) and not back[18:].any()
 
 
