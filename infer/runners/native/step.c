@@ -46,12 +46,6 @@ static void placed(const Job *job, int layer, int r) {
 
 /* ---- the pass ---- */
 
-/* how many outputs go to a thread at a time: more where they lie side by side */
-static long share(long outputs, const Linear *linear, int threads) {
-    long part = outputs / ((linear->stride ? 3L : 6L) * threads) / BLOCK * BLOCK;
-    return part < BLOCK ? BLOCK : part > WIDE ? WIDE : part;
-}
-
 /* the outputs of a linear layer in whole blocks, which are what threads share */
 static long in_blocks(const Linear *linear) { return (linear->outputs + BLOCK - 1) / BLOCK * BLOCK; }
 
@@ -199,11 +193,16 @@ static void embedded(const Job *job, int r) {
 /* what adapters make of the input of these linear layers */
 #define LOWERED(x, ...) counter = lowered_all(job, (const Linear *[]){__VA_ARGS__}, sizeof((const Linear *[]){__VA_ARGS__}) / sizeof(Linear *), x, &own, counter, threads)
 
-/* what all threads take shares of, before any goes on */
-#define SHARED(part, all, work) \
+/* what all threads take shares of, before any goes on: of rows one each, of outputs blocks */
+#define SHARED(all, work) \
     do { \
-        own.panel->most = part; \
-        while (next_share(counter, own.panel->most, all, &begin, &end)) work; \
+        while (next_share(counter, 1, all, &begin, &end)) work; \
+        counter++; \
+        barrier(threads); \
+    } while (0)
+#define IN_BLOCKS(all, work) \
+    do { \
+        while (next_blocks(counter, BLOCK, largest, threads, all, &begin, &end)) own.panel->most = end - begin, work; \
         counter++; \
         barrier(threads); \
     } while (0)
@@ -215,37 +214,38 @@ static void pass(void *argument, int thread, int threads) {
     own_of(m, job->count, job->own + thread * job->own_size, &own);
     own.panel->linear = NULL;
     Counter *counter = job->counters;
-    long begin, end, hidden = share(m->hidden, &m->layers->o, threads); /* shares of what goes into the residual stream */
+    const long largest = m->layers->o.stride ? WIDE : 1024; /* outputs of a share */
+    long begin, end;
 
-    SHARED(1, job->count, embedded(job, begin));
+    SHARED(job->count, embedded(job, begin));
     for (int layer = 0; layer < job->layers; layer++) {
         const Layer *l = m->layers + layer;
         shown(job, layer, thread);
         normed_rows(job, &l->attention_norm, &l->q, &own);
         LOWERED(own.x, &l->q, &l->k, &l->v);
         long qkv = in_blocks(&l->q) + in_blocks(&l->k) + in_blocks(&l->v);
-        SHARED(share(qkv, &l->q, threads), qkv, queries_keys_values(job, layer, &own, begin, end));
-        SHARED(1, job->count, placed(job, layer, begin));
-        SHARED(1, (long)job->count * m->kv_heads * job->pieces, piece_of(job, layer, begin, own.scores));
+        IN_BLOCKS(qkv, queries_keys_values(job, layer, &own, begin, end));
+        SHARED(job->count, placed(job, layer, begin));
+        SHARED((long)job->count * m->kv_heads * job->pieces, piece_of(job, layer, begin, own.scores));
         LOWERED(job->attended, &l->o);
         readied(&l->o, job->attended, job->count, &own);
-        SHARED(hidden, m->hidden, added(job, &l->o, &l->after_attention, job->attended, &own, begin, end));
-        if (l->after_attention.weight) SHARED(1, job->count, settled(job, &l->after_attention, begin, &own));
+        IN_BLOCKS(m->hidden, added(job, &l->o, &l->after_attention, job->attended, &own, begin, end));
+        if (l->after_attention.weight) SHARED(job->count, settled(job, &l->after_attention, begin, &own));
 
         normed_rows(job, &l->feed_norm, &l->up, &own);
         if (l->router.weight) {
             long up = m->experts * in_blocks(&l->up), down = m->experts * in_blocks(&l->down);
-            SHARED(1, job->count, routed(job, l, begin, &own));
-            SHARED(share(up, &l->up, threads), up, experts_opened(job, l, &own, begin, end));
-            SHARED(share(down, &l->down, threads), down, experts_shut(job, l, &own, begin, end));
-            SHARED(1, job->count, weighed(job, l, begin));
+            SHARED(job->count, routed(job, l, begin, &own));
+            IN_BLOCKS(up, experts_opened(job, l, &own, begin, end));
+            IN_BLOCKS(down, experts_shut(job, l, &own, begin, end));
+            SHARED(job->count, weighed(job, l, begin));
         } else {
             LOWERED(own.x, &l->gate, &l->up);
-            SHARED(share(l->up.outputs, &l->up, threads), l->up.outputs, all_opened(job, l, &own, begin, end));
+            IN_BLOCKS(l->up.outputs, all_opened(job, l, &own, begin, end));
             LOWERED(job->opened, &l->down);
             readied(&l->down, job->opened, job->count, &own);
-            SHARED(hidden, m->hidden, added(job, &l->down, &l->after_feed, job->opened, &own, begin, end));
-            if (l->after_feed.weight) SHARED(1, job->count, settled(job, &l->after_feed, begin, &own));
+            IN_BLOCKS(m->hidden, added(job, &l->down, &l->after_feed, job->opened, &own, begin, end));
+            if (l->after_feed.weight) SHARED(job->count, settled(job, &l->after_feed, begin, &own));
         }
     }
     shown(job, job->layers, thread);
@@ -253,7 +253,7 @@ static void pass(void *argument, int thread, int threads) {
     for (int r = 0; r < job->count; r++)
         if (job->rows[r].wanted >= 0) normed_row(job, r, &m->norm, m->head.dtype, job->rows[r].wanted, &own);
     readied(&m->head, own.x, job->wanted, &own);
-    while (next_share(counter, share(m->vocab, &m->head, threads), m->vocab, &begin, &end)) scores_of(job, &own, begin, end);
+    while (next_blocks(counter, BLOCK, largest, threads, m->vocab, &begin, &end)) scores_of(job, &own, begin, end);
 }
 
 /* Take so many rows through the first `layers` layers: logits, [rows wanted, vocab], and the hidden states of the layers that have a place in

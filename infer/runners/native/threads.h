@@ -138,6 +138,18 @@ static int next_share(Counter *counter, long part, long all, long *begin, long *
     return *begin < all;
 }
 
+/* The same in shares that get smaller, whole blocks each and at most so many: memory is read in long pieces, and who is done first waits for little. */
+static int next_blocks(Counter *counter, long block, long most, int threads, long all, long *begin, long *end) {
+    long at = atomic_load_explicit(&counter->next, memory_order_relaxed), part;
+    do {
+        part = (all - at) / threads / block * block;
+        part = part < block ? block : part > most ? most : part;
+        if (at >= all) return 0;
+    } while (!atomic_compare_exchange_weak_explicit(&counter->next, &at, at + part, memory_order_relaxed, memory_order_relaxed));
+    *begin = at, *end = at + part < all ? at + part : all;
+    return 1;
+}
+
 /* Compute with the threads of an OpenMP runtime from now on: its GOMP_parallel, omp_get_thread_num and omp_get_num_threads. */
 void seodang_use_team(void *parallel, void *number, void *count) {
     watch_for_forks();
