@@ -310,6 +310,7 @@ int seodang_step(const Model *m, int layers, const Row *rows, int count, const f
 /* ---- beside the pass ---- */
 
 #include "product.h"
+#include "scores.h"
 
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 #define DOTS " and VNNI"
