@@ -46,7 +46,7 @@ INLINE float largest_of(vf v) {
     float a = parts[0] > parts[1] ? parts[0] : parts[1], b = parts[2] > parts[3] ? parts[2] : parts[3];
     return a > b ? a : b;
 }
-INLINE int32_t total_of(vi v) {
+INLINE int32_t lanes_total(vi v) {
 #if defined(__AVX512F__)
     return _mm512_reduce_add_epi32((__m512i)v);
 #endif
@@ -79,7 +79,7 @@ static void eight_bits(const float *x, size_t inputs, char *to) {
         }
         for (int i = 0; i < SET; i++) to[i] = (char)levels[i];
         scales[g] = largest / 127.0f;
-        totals[g] = total_of(total);
+        totals[g] = lanes_total(total);
         wholes[g] = scales[g] * totals[g];
     }
     scales[0] += sum(strange);
