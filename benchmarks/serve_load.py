@@ -4,6 +4,7 @@ python benchmarks/serve_load.py                               1, 8 and 32 stream
 python benchmarks/serve_load.py --in_flight 8 --rounds 5
 python benchmarks/serve_load.py --peers transformers
 python benchmarks/serve_load.py --peers vllm=ENVIRONMENT/bin/python llama.cpp=ENVIRONMENT/bin/python --gguf MODEL.gguf --dtype bfloat16
+python benchmarks/serve_load.py --dtype bfloat16 --weights int8 --peers vllm=ENVIRONMENT/bin/python       ours in 8 bits, peers in bfloat16
 python benchmarks/serve_load.py --share                       how much of a decode step is spent in torch's operations
 python benchmarks/serve_load.py --model DIFFUSION --tokens 12 --settings '{"confidence_threshold": 0.9}'
 
@@ -11,7 +12,7 @@ At each level so many clients in a closed loop stream greedy answers of `--token
 `seodang serve`, of each peer, and of `generate` at the same rows. All are asked the same in turn, as often as `--rounds` says, each round with new prompts
 and in the other order; a server that is not asked is stopped meanwhile (SIGSTOP). A JSON line for each, `generate` and peers, tells the medians of both and of
 their ratio, and of both servers: the median and 95th percentile of the times to the first token and between tokens, processor time, how many answers are
-word for word those of `generate`, and the most memory that the processes held. Tokens are what the server says it made, else what was asked for. `--settings` are more fields of each
+word for word those of `generate` (with `--weights` in as many bits), and the most memory that the processes held. Tokens are what the server says it made, else what was asked for. `--settings` are more fields of each
 request, of ours and `generate`'s alike. A checkpoint of diffusion sends several tokens at a time: `between_parts_s` and `tokens_a_part` say when and how many, `tokens_a_pass` how many came of each pass over a canvas.
 
 The clients share the cores with the server, so they do the least that tells the time: sockets on one event loop that count `data:` lines as they come;
@@ -46,6 +47,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from seodang.infer import SamplingParams, generate, load
 from seodang.infer.checkpoint.load import resolve
 
+IN_8_BITS = {1: 1.5, 8: 1.2}  # by streams, how many times as fast as a peer in its dtype, to reach; else once
 START, ROUND = 900, 1200  # seconds that a server's start (vLLM compiles the model) and a round may take
 GREEDY = {"temperature": 0, "stream": True}
 LAST_CHUNK = b"\r\n0\r\n\r\n"
@@ -72,7 +74,7 @@ class Kind:
 
 
 SERVERS = {  # each listens on a port of this machine and has /v1/completions
-    "seodang": Kind("{python} -m seodang serve {model} --port {port} --dtype {dtype} --max_rows {rows}"),
+    "seodang": Kind("{python} -m seodang serve {model} --port {port} --dtype {dtype} --max_rows {rows} {weights}"),
     "transformers": Kind(
         "{python} -m transformers.cli.transformers serve {folder} --continuous-batching --cb-max-memory-percent 0.1 --port {port} --dtype {dtype} --device cpu",
         {"generation_config": json.dumps({"eos_token_id": -1, "do_sample": False})},  # it knows neither field
@@ -150,7 +152,9 @@ def running(name: str, args: argparse.Namespace, rows: int) -> Iterator[Server]:
         port = free.getsockname()[1]
     kind, folder = SERVERS[name], resolve(args.model)
     python = args.peers.get(name) or sys.executable
-    command = kind.command.format(python=shlex.quote(python), model=args.model, folder=folder, gguf=args.gguf, port=port, dtype=args.dtype, rows=rows)
+    weights = f"--weights {args.weights}" if args.weights else ""
+    where = {"python": shlex.quote(python), "model": args.model, "folder": folder, "gguf": args.gguf, "port": port}
+    command = kind.command.format(**where, dtype=args.dtype, weights=weights, rows=rows)
     with tempfile.TemporaryFile() as log:
         process = psutil.Popen(shlex.split(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **kind.environment}, start_new_session=True)
         try:
@@ -281,7 +285,8 @@ def level(model, tokenizer, texts: Texts, args: argparse.Namespace, in_flight: i
     what, more = f"tokens/s of seodang over HTTP, {in_flight} streams, against", {"requests": len(rounds[0])}
     told(f"{what} generate", ours, alone, 0.9, at_least=True, **more, generate_processor_s=rounded(statistics.median(work)), **heard[0])
     for server, theirs, found in zip(servers[1:], peers, heard[1:]):
-        told(f"{what} {server.name}", ours, theirs, 2.5 if server.name == "transformers" else 1, at_least=True, **more, **found)
+        least = 2.5 if server.name == "transformers" else IN_8_BITS.get(in_flight, 1) if args.weights == "int8" else 1
+        told(f"{what} {server.name}", ours, theirs, least, at_least=True, **more, **found)
 
 
 def share_of_torch(model, tokenizer, texts: Texts, args: argparse.Namespace, rows: int) -> None:
@@ -314,6 +319,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="default")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--weights", choices=("int8", "int4"), help="keep ours in so many bits; with --dtype bfloat16, the peers'")
     parser.add_argument("--peers", nargs="*", default=[], metavar="NAME[=PYTHON]", help=f"of {', '.join(list(SERVERS)[1:])}; with the interpreter of an environment")
     parser.add_argument("--gguf", help="the model as a file that llama.cpp reads, in the same dtype")
     parser.add_argument("--in_flight", nargs="+", type=int, default=[1, 8, 32])
@@ -329,7 +335,7 @@ def main() -> None:
         parser.error("llama.cpp reads a GGUF file: name it by --gguf")
     if "transformers" in args.peers:  # it lists what lies in the hub's cache, and says 500 where there is none
         os.makedirs(HF_HUB_CACHE, exist_ok=True)
-    model, tokenizer = load(args.model, device="cpu", dtype=args.dtype)
+    model, tokenizer = load(args.model, device="cpu", dtype=args.dtype, weights=args.weights)
     texts = Texts(tokenizer)
     for in_flight in args.in_flight:
         (share_of_torch if args.share else level)(model, tokenizer, texts, args, in_flight)

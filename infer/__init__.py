@@ -42,6 +42,7 @@ _HOMES = {
     "from_generation_config": "engine.checkpoint_settings", "from_openai": "engine.compat", "from_vllm": "engine.compat",
     "SamplingParams": "engine.params",
     "Result": "requests.events", "Event": "requests.events", "Committed": "requests.events", "Provisional": "requests.events", "Finished": "requests.events",
+    "Stats": "requests.stats", "Runtime": "requests.stats", "runtime_of": "requests.runtime",
     "PromptRead": "requests.events", "ScoredToken": "requests.likelihoods", "TokenLogprobs": "requests.likelihoods",
     "open_runner": "runners.open", "PrefixCache": "engine.prefix_cache", "Span": "text.spans", "Observed": "requests.events",
     "load_diffusion_lm": "diffusion_lm.checkpoint", "DiffusionLM": "diffusion_lm.model", "denoise": "diffusion_lm.sampling", "Sampling": "diffusion_lm.sampling",

@@ -29,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     decoding.check(model_options)
     refuse_several(decoding.num_return_sequences, "drop it, or give best_of")
     model, tokenizer = model_options.open()
+    model_options.tell(model)
     decoding.take_over(model)
     refuse_several(decoding.params(model_options).num_return_sequences, "the checkpoint asks for it, so give --num_return_sequences 1")
     beginning = [{"role": "system", "content": chat.system}] if chat.system else []

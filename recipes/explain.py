@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     decoding.check(model_options)
     model, tokenizer = model_options.open()
+    model_options.tell(model)
     decoding.take_over(model)
     params = decoding.params(model_options)
     from seodang.infer.engine.generate import generate

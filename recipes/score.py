@@ -98,6 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     with ExitStack() as files:
         output = files.enter_context(open_output(options.output)) if options.output else None
         model, tokenizer = model_options.open()
+        model_options.tell(model)
         if reads_sources:
             scorer: Scorer | PseudoScorer | TargetScorer = TargetScorer(model, tokenizer, options)
             records, counts = scorer.encoded(examples)

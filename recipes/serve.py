@@ -91,6 +91,7 @@ def main(argv: list[str] | None = None) -> int:
         name = options.served_model_name or model_options.model
         with (live_encoder if reads_texts(model_options.model) else live_engine)(model_options, options) as engine:
             served = served_encoder(engine, name, options) if isinstance(engine, LiveEncoder) else served_engine(engine, name, options)
+            model_options.say(engine.runtime)
             listening.listen(2048)  # whoever reads the next lines may connect
             print(f"{engine.describe()}\n{served.describe()}")
             address = address_of(listening)

@@ -55,6 +55,10 @@ KINDS = {
         "use_sliding_window": True, "sliding_window": 6, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
         "shared_expert_intermediate_size": 16,
     },
+    "phi3": {},
+    "olmo2": {},
+    "smollm3": {"no_rope_layers": [1, 0]},
+    "qwen3_moe": {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "experts_implementation": "eager"},  # the others take no float64
 }
 GPT2 = {"vocab_size": 128, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 

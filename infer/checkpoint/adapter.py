@@ -124,7 +124,7 @@ def low_rank(pair: tuple[Tensor, Tensor], config: LoraConfig, module: str, like:
     alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), module), config.lora_alpha)
     scale = alpha / (math.sqrt(rank) if config.use_rslora else rank)
     wide = torch.promote_types(up.dtype, torch.float32)
-    return LowRank(down.to(like.device, like.dtype), (up.t().to(wide) * scale).to(like.device, like.dtype).contiguous())
+    return LowRank(down.to(like.device, like.dtype).contiguous(), (up.to(wide) * scale).to(like.device, like.dtype).contiguous().t())
 
 
 def refuse_other_texts(folder: Path, name: str, tokenizer: PreTrainedTokenizerBase) -> None:

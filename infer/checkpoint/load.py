@@ -27,6 +27,7 @@ from ..architectures import lstm, transformer  # noqa: F401  # they tell transfo
 from ..diffusion.compat import bind
 from ..kernels.device import choose_device, choose_dtype, cpu_has_bfloat16
 from ..kernels.fused_projections import fuse_projections
+from ..runners.native.grouped_linear import missing_kernels
 from ..runners.paradigm import has_classifier_head, is_encoder, masked_lm_class, refuse_continuous
 from .adapter_paradigm import declare_as_beside
 from .damage import check_texts, read_json, refuse_mismatched, torn_file
@@ -107,7 +108,7 @@ def _check_weights(weights: str, device: str, dtype: str) -> tuple[str, str]:
         raise UserError(f"weights={weights} computes on the CPU, got device={device!r}: choose cpu, or leave weights out")
     if dtype not in ("auto", "bfloat16"):
         raise UserError(f"weights={weights} computes in bfloat16, got dtype={dtype!r}: leave dtype out")
-    if not cpu_has_bfloat16():
+    if not cpu_has_bfloat16() and (weights != "int8" or missing_kernels()):
         logger.warning("this CPU has no AVX512-BF16: weights=%s is slower here than it could be, though faster than float32", weights)
     return "cpu", "float32"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -13,24 +14,35 @@ from ...data.errors import UserError
 from ..kernels.fused_projections import TOGETHER
 from ..kernels.kernel_check import refuse_wrong_kernels
 from ..kernels.quantised_linear import GROUP, Linear4, Linear8, OutputSlice, Quantised
-from ..runners.layers import FAMILIES, ROTARY, supports_direct
+from ..runners.families.parts import FAMILIES, ROTARY
+from ..runners.layers import supports_direct
+from ..runners.native.grouped_linear import GroupedLinear4, GroupedLinear8, missing_kernels
 
-BITS = {"int8": Linear8, "int4": Linear4}
+logger = logging.getLogger(__name__)
+
+BITS = ("int8", "int4")
+COVERED = FAMILIES - {"Qwen3MoeForCausalLM"}  # whose experts are no linear layers
 
 
 def quantise(model: PreTrainedModel, weights: str) -> None:
     """Keep the weights of the model's linear layers and of its head in "int8" or "int4"; the rest becomes bfloat16.
 
-    In "int4" the head keeps 8 bits: it reads the last state alone, and each of its outputs is a token's own row. The embedding stays,
-    where a model ties the two the head is a copy of its own. The model can speak and be scored, not be trained or saved.
-    Raises UserError for models that are not of the families of `runners/layers`, and where this CPU's kernels compute something else.
+    Weights are in groups of 32 inputs where the native kernels run; else torch's are taken, in whose 8 bits an output has one scale. In "int4" the head
+    keeps 8 bits: it reads the last state alone, and each of its outputs is a token's own row. The embedding stays, where a model ties the two the head
+    is a copy of its own. The model can speak and be scored, not be trained or saved.
+    Raises UserError for models that are not of the direct runner's families, or have experts, and where this CPU's kernels compute something else.
     """
     check_quantisable(model, weights)
-    kind = BITS[weights]
+    missing = missing_kernels()
+    eight = Linear8 if missing else GroupedLinear8
+    four = Linear4 if missing else GroupedLinear4
+    kind = eight if weights == "int8" else four
+    if missing:
+        logger.info("weights=%s: by torch's kernels, for there are none of our own (%s)", weights, missing)
     with torch.no_grad():
         head = model.get_output_embeddings()
         # in 4 bits speed comes first: one term and integers always take half the time, for 0.6% of perplexity
-        model.lm_head = Linear8(head.weight, head.bias, terms=1, always=True) if kind is Linear4 else Linear8(head.weight, head.bias)
+        model.lm_head = Linear8(head.weight, head.bias, terms=1, always=True) if missing and kind is Linear4 else eight(head.weight, head.bias)
         rotary = type(model).__name__ in ROTARY
         for layer in model.model.layers if rotary else model.transformer.h:
             if rotary:
@@ -50,8 +62,8 @@ def check_quantisable(model: PreTrainedModel, weights: str) -> None:
     if weights not in BITS:
         raise UserError(f"weights={weights!r} is unknown: choose int8 or int4, or leave it out")
     family = model.config.get_text_config().model_type
-    if not supports_direct(model):
-        known = ", ".join(sorted(name.removesuffix("ForCausalLM").removesuffix("LMHeadModel") for name in FAMILIES))
+    if type(model).__name__ not in COVERED or not supports_direct(model):
+        known = ", ".join(sorted(name.removesuffix("ForCausalLM").removesuffix("LMHeadModel") for name in COVERED))
         raise UserError(f"weights={weights} is there for {known}, not for {family} as it is configured: leave weights out")
     if model.get_input_embeddings().weight.device.type != "cpu":
         raise UserError(f"weights={weights} computes on the CPU: choose device cpu, or leave weights out")
@@ -63,7 +75,7 @@ def check_quantisable(model: PreTrainedModel, weights: str) -> None:
 
 def _quantise_rotary(layer: nn.Module, kind: type[Quantised]) -> None:
     for owner in (layer.self_attn, layer.mlp):
-        for names in TOGETHER:
+        for names in (*TOGETHER, ("qkv_proj",), ("gate_up_proj",)):
             linears = [getattr(owner, name, None) for name in names]
             if None in linears:
                 continue
@@ -73,7 +85,8 @@ def _quantise_rotary(layer: nn.Module, kind: type[Quantised]) -> None:
                 start += linear.out_features
     layer.self_attn.o_proj = _joined([layer.self_attn.o_proj], kind)
     layer.mlp.down_proj = _joined([layer.mlp.down_proj], kind)
-    for linear in (layer.self_attn.o_proj, layer.mlp.gate_proj.whole):
+    gate = layer.mlp.gate_proj if hasattr(layer.mlp, "gate_proj") else layer.mlp.gate_up_proj
+    for linear in (layer.self_attn.o_proj, gate.whole) if kind is Linear8 else ():
         linear.terms = 1  # SmolLM2: 0.05% and 0.2% of perplexity, against 2.6% for q, k and v and 1.4% for down_proj
 
 

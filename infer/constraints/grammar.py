@@ -63,24 +63,31 @@ class Grammar:
         self._patience = Patience()
 
     def mask(self, sequence: TokenSequence, scores: Tensor) -> Tensor:
-        """[1, vocab] to [1, vocab]; raises UserError where the matcher gave up (a text too intricate for its limits), or takes too long."""
+        """[1, vocab] to [1, vocab]; raises as `bits` does."""
+        bits = np.frombuffer(self.bits(scores.shape[1]), dtype=np.uint8)
+        allowed = np.unpackbits(bits, count=scores.shape[1], bitorder="little").view(bool)  # zeros behind the bits that there are
+        return torch.where(torch.from_numpy(allowed).to(scores.device), scores, -torch.inf)  # in half of masked_fill's time
+
+    def bits(self, vocab: int) -> bytes:
+        """A bit for each of the ids below `vocab` that may come next, the lowest of a byte first; those that the tokenizer does not have never may.
+
+        Raises UserError where the matcher gave up (a text too intricate for its limits), or takes too long.
+        """
         if self._matcher.is_error():
             raise UserError(f"{self.name}: {reason(self._matcher)}")
         if self._patience.left < 0:
             raise UserError(f"{self.name} takes more than {MASK_SECONDS:g} s to say what may come next: write it so that a text can be read in fewer ways")
         began = time.thread_time()
-        allowed = self._allowed(scores.shape[1]).to(scores.device)
+        bits = bytearray(self._matcher.compute_bitmask())
+        for id in () if self._keys is None else self._keys.wrong(bits, vocab):
+            bits[id >> 3] &= ~(1 << (id & 7))
+        may_end = self._matcher.is_accepting()
+        for id in self._ends:
+            if id < vocab:
+                bits.extend(bytes(max((id >> 3) + 1 - len(bits), 0)))
+                bits[id >> 3] = bits[id >> 3] & ~(1 << (id & 7)) | may_end << (id & 7)
         self._patience.count(began)
-        return torch.where(allowed, scores, -torch.inf)  # in half of masked_fill's time
-
-    def _allowed(self, vocab: int) -> Tensor:
-        """[vocab]; ids that the tokenizer does not have are never allowed."""
-        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        allowed = np.unpackbits(bits, count=vocab, bitorder="little").view(bool)  # zeros behind the bits that there are
-        if self._keys is not None:
-            allowed[self._keys.wrong(allowed)] = False
-        allowed[[id for id in self._ends if id < vocab]] = self._matcher.is_accepting()
-        return torch.from_numpy(allowed)
+        return bytes(bits)
 
     @property
     def must_end(self) -> bool:

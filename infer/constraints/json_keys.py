@@ -6,7 +6,6 @@ import copy
 from collections.abc import Iterable
 from typing import NamedTuple
 
-import numpy as np
 from llguidance import LLMatcher
 
 from ..text.vocabulary import Vocabulary
@@ -91,10 +90,10 @@ class UniqueKeys:
         self._tokens, self._matcher = tokens, matcher
         self._place = Place()
 
-    def wrong(self, allowed: np.ndarray) -> list[int]:
-        """Return those of the ids that the grammar allows, bools [vocab], that would do wrong by a key."""
-        ids = [id for id in self._suspects() if id < len(allowed)]
-        return [id for id, may in zip(ids, allowed[ids].tolist()) if may and not self._fits(self._spelled(id))]
+    def wrong(self, bits: bytes | bytearray, vocab: int) -> list[int]:
+        """Return those of the ids below `vocab` that the grammar allows, a bit each and the lowest of a byte first, that would do wrong by a key."""
+        ids = [id for id in self._suspects() if id < min(vocab, 8 * len(bits)) and bits[id >> 3] >> (id & 7) & 1]
+        return [id for id in ids if not self._fits(self._spelled(id))]
 
     def accept(self, id: int) -> None:
         """Hear of the answer's next token."""

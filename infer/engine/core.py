@@ -63,6 +63,7 @@ class Engine:
         request = generation.request
         if request.strategy is None:
             raise UserError(f"request {request.index} has no strategy: give it one when it is made, or start a strategy over its sequence")
+        generation.runner = self.runner
         self.scheduler.submit(generation, slots_of(request, self.runner), self)
 
     def start(self, strategy: Strategy) -> None:
@@ -70,6 +71,7 @@ class Engine:
         self._advance(strategy, None)
         if strategy in self._asked:
             for sequence in self._asked[strategy].sequences:
+                sequence.generation.runner = self.runner
                 self.scheduler.track(sequence.generation)
 
     def cancel(self, generation: Generation) -> bool:

@@ -20,6 +20,8 @@ from ..kernels.low_rank import Adapter
 from ..requests.events import Event
 from ..requests.generation import Generation, Stage
 from ..requests.request import Request
+from ..requests.runtime import runtime_of
+from ..requests.stats import Runtime
 from ..runners.contract import Runner
 from ..runners.open import open_runner
 from ..runners.paradigm import is_bidirectional
@@ -115,6 +117,11 @@ class LiveEngine:
     def positions(self) -> int | None:
         """How many positions the model can have, prompt and answer; None where nothing bounds them."""
         return self._loop.engine.runner.limit
+
+    @property
+    def runtime(self) -> Runtime:
+        """What computes the model's passes."""
+        return runtime_of(self._loop.engine.runner)
 
     @property
     def vector_size(self) -> int:

@@ -15,13 +15,13 @@ from ..requests.options import options_of
 from ..requests.params import RequestParams
 from ..requests.sequence import TokenSequence
 from .logits import wide
+from .native_choice import NativeChoice
 from .registry import DEFAULT_ORDER, FILTERS
-from .shortlist import LONGEST, shortlist
+from .shortlist import LONGEST, SHORTLIST, shortlist
 from .spec import Apply, RowErrors, placed
 
+NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}  # where the shortlist is not asked for one
 OnFilter = Callable[[int, str, Tensor], None]  # hears of a sequence's place, a filter's name and the scores after it, [vocab]
-SHORTLIST = "shortlist"  # temperature, top_k, top_p, min_p in one
-NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 
 def uses(params: RequestParams) -> set[str]:
@@ -107,6 +107,7 @@ class Filters:
         chains = {key: chain(sequence, order) for key, (sequence, order) in several.items()}
         self._chains = [chains[key] for key in alike]
         self._steps: dict[bool, list[Step]] = {}
+        self._native: NativeChoice | None = None
         self.few: Tensor | None = None  # where it is known, ids among which all are that the last call has left, [rows, n]
         self._known = min((sequence.request.known_ids for sequence in self.sequences if sequence.request.known_ids is not None), default=None)
 
@@ -154,6 +155,17 @@ class Filters:
                         watch(i, label(self.sequences[i], step.name), new)
             self.few = step.apply.few if step.name == SHORTLIST and step.index is None else None
         return scores, errors
+
+    def chosen(self, logits: Tensor) -> tuple[list[int], list[float]] | None:
+        """An id for each sequence, [sequences, vocab] of logits, and its log-probability behind the filters, in one native call.
+
+        The id is -1 where the filters have to be applied by `each` and the choice made behind them; None where that is so for all.
+        """
+        if self._native is None:
+            chains = [shortened(each, sequence.request.params) for each, sequence in zip(self._chains, self.sequences)]
+            self._native = NativeChoice(self.sequences, chains, Shortlist(self.sequences).columns)
+        vocab = logits.shape[-1]
+        return self._native(logits, vocab if self._known is None else min(vocab, self._known))
 
     def _plan(self, device: torch.device, short: bool) -> list[Step]:
         """Merge the sequences' chains into steps: sequences of one order share them."""
@@ -227,13 +239,13 @@ class Shortlist:
     def __init__(self, sequences: Sequence[TokenSequence]):
         self.few: Tensor | None = None
         asked = [uses(sequence.request.params) for sequence in sequences]
-        self._columns = []
+        self.columns = []  # of temperature, top_k, top_p, min_p, [rows, 1] each
         for name, neutral in NEUTRAL.items():
             values = [getattr(sequence.request.params, name) if name in names else neutral for sequence, names in zip(sequences, asked)]
-            self._columns.append(torch.tensor(values, dtype=torch.long if name == "top_k" else torch.float64)[:, None])
+            self.columns.append(torch.tensor(values, dtype=torch.long if name == "top_k" else torch.float64)[:, None])
 
     def __call__(self, scores: Tensor) -> Tensor:
-        if self._columns[0].device != scores.device or self._columns[0].dtype != scores.dtype:
-            self._columns = placed(self._columns, scores)
-        filtered, self.few = shortlist(scores, *self._columns)
+        if self.columns[0].device != scores.device or self.columns[0].dtype != scores.dtype:
+            self.columns = placed(self.columns, scores)
+        filtered, self.few = shortlist(scores, *self.columns)
         return filtered

@@ -8,6 +8,7 @@ from torch import Tensor
 from .logits import FIRST_LOOK, cumulated, min_p, nucleus_end, temperature, top_k, top_p
 
 SPARE = 48  # room for tokens level with the k-th: scores of bfloat16 are often alike
+SHORTLIST = "shortlist"  # temperature, top_k, top_p, min_p in one
 LONGEST = FIRST_LOOK - 1  # top_p sums up to here as we do; with more candidates it sums in another order
 
 

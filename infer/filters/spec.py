@@ -143,9 +143,10 @@ def row_by_row(function: Callable[[TokenSequence, Tensor], Tensor]) -> Make:
                     parts[place] = function(sequence, parts[place])
                 except UserError as error:
                     errors[place] = error
+            filtered = torch.cat(parts) if len(parts) > 1 else parts[0]
             if errors:
-                raise RowErrors(errors, torch.cat(parts))
-            return torch.cat(parts)
+                raise RowErrors(errors, filtered)
+            return filtered
 
         return apply
 

@@ -42,7 +42,7 @@ def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
 
 def precise(tensor: Tensor) -> Tensor:
     """Return the tensor, of any shape, where there is float64, which draws and sums need: Apple's MPS has none."""
-    return tensor.cpu() if tensor.device.type == "mps" else tensor
+    return tensor.cpu() if tensor.is_mps else tensor
 
 
 def in_float64(tensor: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import PreTrainedModel
 
 from .huge_pages import LINE, HugePages, has_huge_pages
+from .quantised_linear import Quantised
 
 # what reads the same input, save for the queries of cross attention; T5's names are the short ones
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("q", "k", "v"), ("wi_0", "wi_1"))
@@ -29,15 +30,27 @@ def fuse_projections(model: PreTrainedModel) -> None:
     """
     groups = [list(group) for group in groups_of(model) if fit_together(group)]
     grouped = {id(parameter) for group in groups for parameter in group}
-    on_cpu = [p for p in model.parameters() if p.device.type == "cpu" and fit_together([p])]
-    total = sum(p.nbytes + LINE for p in on_cpu)
+    weights = list(weights_of(model))
+    on_cpu = [weight for weight in weights if weight.device.type == "cpu" and weight.is_contiguous()]
+    total = sum(weight.nbytes + LINE for weight in on_cpu)
     pages = HugePages(total) if has_huge_pages() and total >= LEAST else None
     if pages is not None:
-        groups += [[p] for p in on_cpu if id(p) not in grouped]
-        order = {id(p): i for i, p in enumerate(model.parameters())}  # a layer's weights lie in the order in which they are read
+        groups += [[weight] for weight in on_cpu if id(weight) not in grouped]
+        order = {id(weight): i for i, weight in enumerate(weights)}  # a layer's weights lie in the order in which they are read
         groups.sort(key=lambda group: order[id(group[0])])
     for group in groups:
         _lay(group, pages)
+
+
+def weights_of(model: PreTrainedModel) -> Iterator[Tensor]:
+    """Yield the model's weights in the order of its layers: plain parameters, and what quantised layers have in their place."""
+    known = set()
+    for module in model.modules():
+        own = module.buffers(recurse=False) if isinstance(module, Quantised) else module.parameters(recurse=False)
+        for weight in own:
+            if type(weight) in (nn.Parameter, Tensor) and id(weight) not in known:
+                known.add(id(weight))
+                yield weight
 
 
 def groups_of(model: PreTrainedModel) -> Iterator[list[nn.Parameter]]:
@@ -58,7 +71,7 @@ def fit_together(parameters: Sequence[nn.Parameter]) -> bool:
     return len(alike) == 1 and type(first) is nn.Parameter and first.device.type in ("cpu", "cuda") and first.is_contiguous()
 
 
-def _lay(parameters: Sequence[nn.Parameter], pages: HugePages | None) -> None:
+def _lay(parameters: Sequence[Tensor], pages: HugePages | None) -> None:
     """Move parameters into one piece of memory, of `pages` where they lie on a CPU; where they lie in one already it may stay."""
     first = parameters[0]
     whole = pages.take(sum(p.nbytes for p in parameters)) if pages is not None and first.device.type == "cpu" else None

@@ -16,7 +16,7 @@ class LowRank(NamedTuple):
     """What an adapter adds to a linear layer: x @ down.T @ up, the adapter's scale multiplied into `up`."""
 
     down: Tensor  # [rank, in]
-    up: Tensor  # [rank, out]
+    up: Tensor  # [rank, out], of which what belongs to an output lies together
 
     def add_to(self, y: Tensor, x: Tensor, rows: slice | Tensor) -> None:
         """Add to some rows of y, [rows, out], what it makes of those of x, [rows, in]."""
@@ -47,7 +47,7 @@ class Adapter:
         if not own:
             return None
         down = torch.cat([self.layers[layer].down for layer in own])
-        up = down.new_zeros(len(down), sum(width_of(layer)[1] for layer in layers))
+        up = down.new_zeros(sum(width_of(layer)[1] for layer in layers), len(down)).t()
         row = column = 0
         for layer in layers:
             width = width_of(layer)[1]
@@ -73,7 +73,8 @@ class SlotAdapters:
 
     def __init__(self) -> None:
         self._of: dict[int, Adapter] = {}
-        self._rows: list[tuple[Adapter, slice | Tensor]] = []  # of the pass under way
+        self._spans: list[tuple[Adapter, slice]] = []  # rows of the pass under way
+        self._rows: list[tuple[Adapter, slice | Tensor]] = []  # the same, once an adapter
 
     def put(self, slot: int, adapter: Adapter | None) -> None:
         """Run a slot with this adapter from now on."""
@@ -87,22 +88,39 @@ class SlotAdapters:
         return self._of.get(slot)
 
     @property
-    def at_work(self) -> bool:
-        """Whether a row of the pass under way is an adapter's."""
-        return bool(self._rows)
+    def at_work(self) -> set[Adapter]:
+        """The adapters of the pass under way."""
+        return {adapter for adapter, _ in self._rows}
+
+    def by_row(self) -> dict[int, Adapter]:
+        """The adapter of each row of the pass under way that has one."""
+        return {row: adapter for adapter, span in self._spans for row in range(span.start, span.stop)}
 
     @contextmanager
     def over(self, parts: Iterable[tuple[int, slice]], device: Callable[[], torch.device]) -> Iterator[None]:
         """Run a pass in which these rows belong to these slots, on the device that is asked for where one has an adapter."""
-        spans: dict[Adapter, list[slice]] = {}
-        for slot, span in parts:
-            if (adapter := self.of(slot)) is not None:
-                spans.setdefault(adapter, []).append(span)
-        self._rows = [(adapter, together(own, device())) for adapter, own in spans.items()]
+        self._lay([(adapter, span) for slot, span in parts if (adapter := self.of(slot)) is not None], device)
         try:
             yield
         finally:
-            self._rows = []
+            self._lay([], device)
+
+    @contextmanager
+    def among(self, rows: Sequence[int], device: Callable[[], torch.device]) -> Iterator[None]:
+        """Run a part of the pass under way that has these of its rows alone, in this order; a slot's are all in it or none."""
+        whole, place = self._spans, {row: i for i, row in enumerate(rows)}
+        self._lay([(adapter, slice(place[span.start], place[span.stop - 1] + 1)) for adapter, span in whole if span.start in place], device)
+        try:
+            yield
+        finally:
+            self._lay(whole, device)
+
+    def _lay(self, spans: list[tuple[Adapter, slice]], device: Callable[[], torch.device]) -> None:
+        own: dict[Adapter, list[slice]] = {}
+        for adapter, span in spans:
+            own.setdefault(adapter, []).append(span)
+        self._spans = spans
+        self._rows = [(adapter, together(each, device())) for adapter, each in own.items()]
 
     def kernel(self, layers: Sequence[nn.Module], quick_few: bool = False) -> LinearKernel:
         """Return the product with the weights of layers that read the same input, as `linear_kernel` does, with what the adapters of a pass add to it."""

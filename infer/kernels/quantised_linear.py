@@ -176,9 +176,9 @@ def rounded_rows(x: Tensor, terms: int) -> tuple[Tensor, Tensor]:
     return torch.cat([first, exact.sub_(first).mul_(FINER).round_()]).to(torch.int8), scale
 
 
-def four_bits(weight: Tensor, rounds: int = 3) -> tuple[Tensor, Tensor, Tensor]:
-    """Return for a float32 weight [out, in] levels 0 to 15, int32 [out, in], and bfloat16 scale and zero, [out, groups], of which it is nearly
-    (level - 8) * scale + zero.
+def four_bits(weight: Tensor, rounds: int = 3, lowest: int = -8, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, Tensor, Tensor]:
+    """Return for a float32 weight [out, in] levels 0 to 15, int32 [out, in], and scale and zero in a dtype, [out, groups], of which it is nearly
+    (level + lowest) * scale + zero.
 
     Starts from ranges of several widths, fits scale and zero to the levels by least squares and the levels to them, in turns,
     and keeps for each group what leaves the least squared error.
@@ -187,12 +187,13 @@ def four_bits(weight: Tensor, rounds: int = 3) -> tuple[Tensor, Tensor, Tensor]:
     low, high = groups.amin(dim=-1, keepdim=True), groups.amax(dim=-1, keepdim=True)
     best = None
     for width in (1.0, 0.9, 0.8):
-        scale, zero = (high - low) * (width / 15), (high + low) / 2 + (high - low) * (width / 30)
+        scale = (high - low) * (width / 15)
+        zero = (high + low) / 2 - scale * (lowest + 7.5)
         for _ in range(rounds):
-            levels = _levels(groups, scale, zero)
+            levels = _levels(groups, scale, zero, lowest)
             scale, zero = _least_squares(groups, levels, scale)
-        scale, zero = scale.bfloat16().float(), zero.bfloat16().float()
-        levels = _levels(groups, scale, zero)
+        scale, zero = scale.to(dtype).float(), zero.to(dtype).float()
+        levels = _levels(groups, scale, zero, lowest)
         error = (levels * scale + zero - groups).square_().sum(dim=-1, keepdim=True)
         if best is None:
             best = [levels, scale, zero, error]
@@ -200,11 +201,11 @@ def four_bits(weight: Tensor, rounds: int = 3) -> tuple[Tensor, Tensor, Tensor]:
             better = error < best[3]
             best = [torch.where(better, new, old) for new, old in zip((levels, scale, zero, error), best)]
     levels, scale, zero, _ = best
-    return levels.add_(8).to(torch.int32).view_as(weight), scale[..., 0].bfloat16(), zero[..., 0].bfloat16()
+    return levels.sub_(lowest).to(torch.int32).view_as(weight), scale[..., 0].to(dtype), zero[..., 0].to(dtype)
 
 
-def _levels(groups: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-    return ((groups - zero) / scale.clamp_min(1e-12)).round_().clamp_(-8, 7)
+def _levels(groups: Tensor, scale: Tensor, zero: Tensor, lowest: int) -> Tensor:
+    return ((groups - zero) / scale.clamp_min(1e-12)).round_().clamp_(lowest, lowest + 15)
 
 
 def _least_squares(groups: Tensor, levels: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

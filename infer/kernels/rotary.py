@@ -36,11 +36,18 @@ class Rotation:
         self._reached = length
         cos, sin = self.module(self.like, torch.arange(length, device=self.like.device)[None])
         half = sin.shape[-1] // 2
+        cos, sin = (x.to(torch.promote_types(x.dtype, self.like.dtype)) for x in (cos, sin))
         self.cos = cos[0, :, None].clone()
         self.sin = torch.cat([-sin[0, :, None, :half], sin[0, :, None, half:]], dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Turn the heads of x, [rows, heads, d], to their positions, in place."""
+    """Turn the heads of x, [rows, heads, d], to their positions, in place; of each as many numbers as there are angles, in their dtype where it is the wider."""
+    x = x[..., : cos.shape[-1]]
+    if x.dtype != cos.dtype:  # OLMo 2 turns in float32
+        wide = x.to(cos.dtype)
+        rotate(wide, cos, sin)
+        x.copy_(wide)
+        return
     rolled = torch.roll(x, x.shape[-1] // 2, -1)
     x.mul_(cos).addcmul_(rolled, sin)

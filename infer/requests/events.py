@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .likelihoods import TokenLogprobs
+from .stats import Stats
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ class Result:
     prompt, best first where `score` ranks them: the log-probability over length^length_penalty for beams, else the reward or votes.
     `grown_as` is the choice that traces knew it by while it grew, before the answers were ranked. `trace` holds, where asked for, everything
     that was observed. `cached_tokens` counts the prompt's first tokens that were not read, for a prefix cache had them. `forwards` counts the passes
-    over a diffusion answer's canvas; it is None for an answer from left to right, and for one that was broken off.
+    over a diffusion answer's canvas; it is None for an answer from left to right, and for one that was broken off. `stats` says what it took, and
+    what computed it; None where no engine of this process did. Two results that differ in nothing else are equal.
     """
 
     prompt_index: int
@@ -124,3 +126,4 @@ class Result:
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list, repr=False)
     cached_tokens: int = 0
     forwards: int | None = None
+    stats: Stats | None = field(default=None, repr=False, compare=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from ..runners.contract import Runner
 from .events import Answer, Committed, Event, Finished, Observed, PromptRead, Result
 from .likelihoods import TokenLogprobs
 from .request import Request
+from .runtime import runtime_of
+from .stats import Stats
 
 
 class Stage(Enum):
@@ -44,12 +47,13 @@ class Generation:
     kept free for it, and `bytes_reserved`, how much of the budget is, belong to the scheduler. `forked` says whether its further answers
     were forked from its prompt. `past` is a slot that has read all that is given but the last token, `guidance_past` one that has read so of
     the guidance's prompt, and `prefix_logprobs` what the model thought of the answer's prefix, where that is asked. `cached_tokens` counts the
-    prompt's tokens that came out of a prefix cache.
+    prompt's tokens that came out of a prefix cache. `runner` is that of the engine which it was handed to.
     """
 
     request: Request
     on_event: Callable[[Event], None] = lambda event: None
     stage: Stage = Stage.WAITING
+    runner: Runner | None = None
     started: float | None = None  # by time.monotonic(), when it was let in
     slots_reserved: int = 0
     bytes_reserved: int = 0
@@ -185,11 +189,18 @@ class Generation:
         self.results[choice] = Result(
             request.index, answer.text, answer.ids, answer.logprobs, answer.finish_reason, request.prompt_length, answer.seed, choice,
             answer.score, grown_as=answer.grown_as, top_logprobs=answer.top_logprobs, prompt_logprobs=self.prompt_logprobs,
-            cached_tokens=self.cached_tokens, forwards=answer.forwards,
+            cached_tokens=self.cached_tokens, forwards=answer.forwards, stats=self._stats(answer.ids),
         )  # fmt: skip
         if len(self.results) == request.params.num_return_sequences:
             self.stage = Stage.DONE
         self.on_event(Finished(request.index, answer.finish_reason, choice))
+
+    def _stats(self, ids: Sequence[int]) -> Stats | None:
+        """What an answer that ends now took."""
+        if self.runner is None:
+            return None
+        seconds = None if self.started is None else time.monotonic() - self.started
+        return Stats(self.request.prompt_length, len(ids), seconds, runtime_of(self.runner))
 
     def _break_off(self, reason: str, error: str | None = None) -> None:
         """Finish each answer that is not there yet as what was published of it."""
@@ -200,7 +211,7 @@ class Generation:
             self.results[choice] = Result(
                 request.index, "".join(published.pieces), published.ids, published.logprobs, reason, request.prompt_length,
                 request.seed_of(choice), choice, error=error, grown_as=choice, top_logprobs=published.top_logprobs,
-                prompt_logprobs=self.prompt_logprobs, cached_tokens=self.cached_tokens,
+                prompt_logprobs=self.prompt_logprobs, cached_tokens=self.cached_tokens, stats=self._stats(published.ids),
             )  # fmt: skip
         self.stage = Stage.DONE
         for choice in missing:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...data.errors import UserError
+from ..runners.native import scores as native
 
 BLOCK = 32  # ids whose smallest E can be had without the others; another number changes every seeded answer
 BITS = 52  # of a uniform number, so that with a half added it is exact in float64
@@ -120,6 +121,8 @@ def choose(logits: Tensor, keys: Sequence[int | None], few: Tensor | None = None
     The log-probability is that of the distribution given, so after every filter. For a row that is no distribution it is nan, and the
     id means nothing: `refuse_nan` tells. Where it is known that all but a `few` ids of each row, [rows, n], are dropped, those that draw do so sooner.
     """
+    if (found := native.chosen(logits, keys)) is not None:
+        return torch.tensor(found[0], device="cpu"), torch.tensor(found[1], dtype=torch.float32, device="cpu")
     probs = logits.softmax(dim=-1)
     total = probs.sum(dim=-1, keepdim=True)  # float32's softmax does not sum to 1 as exactly; of a row that is no distribution it is nan
     drawn = [i for i, each in enumerate(keys) if each is not None]

@@ -76,6 +76,7 @@ class TokenSequence:
     request: Request = field(init=False)
     _history: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))  # numpy takes a number in sooner than torch
     _remembered: int = 0
+    _history_at: int = 0  # its address
 
     def __post_init__(self):
         self.request = self.generation.request
@@ -235,15 +236,23 @@ class TokenSequence:
 
     def history(self) -> Tensor:
         """Return prompt and answer so far as one [n] tensor; what is new since the last call is all that is copied."""
+        self._remember()
+        return torch.from_numpy(self._history[: len(self.ids)])
+
+    def history_at(self) -> int:
+        """Return where `history` lies in memory, until the next id comes."""
+        self._remember()
+        return self._history_at
+
+    def _remember(self) -> None:
         n = len(self.ids)
         if n > len(self._history):
             grown = np.empty(2 * n, dtype=np.int64)
             grown[: self._remembered] = self._history[: self._remembered]
-            self._history = grown
+            self._history, self._history_at = grown, grown.ctypes.data
         if n > self._remembered:
             self._history[self._remembered : n] = self.ids[self._remembered :]
             self._remembered = n
-        return torch.from_numpy(self._history[:n])
 
     def rollback(self, count: int) -> None:
         """Take the newest `count` positions out of the cache: guesses that were not committed."""
@@ -262,7 +271,7 @@ class TokenSequence:
         other.states = {name: state.fork() for name, state in self.states.items()}
         other.constraints = [constraint.fork() for constraint in self.constraints]
         # a view without room behind it: what is remembered never changes, and to remember more makes a tensor of one's own
-        other._history, other._remembered = self._history[: self._remembered], self._remembered
+        other._history, other._remembered, other._history_at = self._history[: self._remembered], self._remembered, self._history_at
         return other
 
     def fork(self) -> TokenSequence:
@@ -288,7 +297,7 @@ class TokenSequence:
         self.ids, self.text, self.logprobs, self.pieces = other.ids, other.text, other.logprobs, other.pieces
         self.place, self.top_logprobs = other.place, other.top_logprobs
         self.finish_reason, self.score, self.states, self.constraints = other.finish_reason, other.score, other.states, other.constraints
-        self._history, self._remembered = other._history, other._remembered
+        self._history, self._remembered, self._history_at = other._history, other._remembered, other._history_at
 
     @property
     def time_is_up(self) -> bool:

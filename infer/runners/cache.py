@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from torch import Tensor
 
 from .architecture import check_cut
-from .lane_block import LaneBlock, Region, lane_bytes
+from .lane_block import LaneBlock, Region, is_nearly_full, lane_bytes
 
 SMALLEST = 128  # positions: a power of two times this is a pool's capacity
 LEAST_OF_SOURCE = 16  # ids: the least capacity of a pool of sources
@@ -64,6 +64,11 @@ class Pool:
         """Copy a lane's first positions to a lane of this pool or another, and give the memory of this one back on the way."""
         for block, to in self._pairs(target):
             block.move(lane, to, target_lane, length)
+
+    def settle(self, lane: int, positions: int) -> None:
+        """Lay a lane in huge pages, where it is long and so many positions nearly fill it."""
+        for block in self.blocks.values():
+            block.settle(lane, positions)
 
     def discard(self, lane: int) -> None:
         """Give a lane's memory back."""
@@ -140,6 +145,9 @@ class KVCache:
         if length > self._lanes[slot][0].capacity:
             self._move(slot, self._pool(length))
         self._written[slot] = max(self._written[slot], length)
+        pool, lane = self._lanes[slot]
+        if is_nearly_full(self._written[slot], pool.capacity):
+            pool.settle(lane, self._written[slot])
 
     def shelve(self, slots: Sequence[int]) -> None:
         """Lay slots that are copied from, and seldom or never run, apart from the others."""

@@ -40,6 +40,11 @@ class DirectRunner(RaggedRunner):
                 self._read()
 
     @property
+    def covers(self) -> bool:
+        """Whether it runs the model as its class says; where something was put into it, as a RaggedRunner does."""
+        return self._covered
+
+    @property
     def _regions(self) -> list[Region]:
         """What the cache keeps of a slot: keys and values of every layer."""
         weight = self.model.get_input_embeddings().weight
@@ -84,12 +89,13 @@ class DirectRunner(RaggedRunner):
         for layer, block in enumerate(decoder.blocks):
             if layer in wanted_states:
                 states[layer] = hidden.clone()  # what follows may write over it
-            attended = self._attend(plan, steps, layer, block, block.qkv(block.attention_norm(hidden)), turn)
+            read = hidden if block.attention_norm is None else block.attention_norm(hidden)
+            attended = self._attend(plan, steps, layer, block, block.qkv(read), turn)
             attended = block.out(attended)
             if block.after_attention is not None:
                 attended = block.after_attention(attended)
             hidden = attended.add_(hidden)
-            fed = block.feed(block.feed_norm(hidden))
+            fed = block.feed(hidden if block.feed_norm is None else block.feed_norm(hidden))
             if block.after_feed is not None:
                 fed = block.after_feed(fed)
             hidden = fed.add_(hidden)
@@ -101,20 +107,20 @@ class DirectRunner(RaggedRunner):
 
     def _attend(self, plan: ForwardBatch, steps: list[Step] | None, layer: int, block: Block, qkv: Tensor, turn: tuple[Tensor, Tensor] | None) -> Tensor:
         """Return what the heads read, [total, heads * d], with the new keys and values left in the cache."""
-        decoder = self.decoder
+        decoder, parts = self.decoder, block.parts
         heads, kv_heads = decoder.heads, decoder.kv_heads
         qkv = qkv.view(len(qkv), heads + 2 * kv_heads, decoder.width)
         if block.head_norms is not None:
             q_norm, k_norm = block.head_norms
             qkv[:, :heads] = q_norm(qkv[:, :heads])
             qkv[:, heads : heads + kv_heads] = k_norm(qkv[:, heads : heads + kv_heads])
-        if turn is not None:
+        if turn is not None and parts.turns:
             rotate(qkv[:, : heads + kv_heads], *turn)
-        if steps is None or block.softcap is not None:
+        if steps is None or parts.softcap is not None:
             query, key, value = qkv.split([heads, kv_heads, kv_heads], dim=1)
-            options = {"window": block.window, "softcap": block.softcap, "sinks": None, "scale": block.scale}
+            options = {"window": parts.window, "softcap": parts.softcap, "sinks": None, "scale": parts.scale}
             return attend_pass(plan, layer, query, key, value, **options).reshape(len(qkv), -1)
-        parts = [step.attend(layer, qkv, heads, block.window, block.scale) for step in steps]
+        parts = [step.attend(layer, qkv, heads, parts.window, parts.scale) for step in steps]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

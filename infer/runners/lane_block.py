@@ -1,7 +1,8 @@
 """The memory of a pool of the KV cache: taken page by page as positions are written, given back when a slot leaves its lane.
 
 On Linux's CPUs a block is a private mapping without a file: address space is had for the asking, physical memory comes with the first write
-to a page, which is zeros till then, and `madvise` gives a lane's pages back. Elsewhere a block is a tensor, which is there as a whole.
+to a page, which is zeros till then, and `madvise` gives a lane's pages back. A long lane that is nearly full is laid in pages of two megabytes, in
+which keys and values are read a fifth sooner. Elsewhere a block is a tensor, which is there as a whole.
 """
 
 from __future__ import annotations
@@ -11,12 +12,18 @@ import mmap
 import platform
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from ..kernels.huge_pages import PAGE as HUGE
+
 PAGE = mmap.PAGESIZE
+LONG = 4096  # positions of a lane, from which on its reading takes much of a step
+FULL = 0.75  # share of a long lane: what huge pages take beyond what is written is at most a third of that
+COLLAPSE = getattr(mmap, "MADV_COLLAPSE", 25)  # Linux' number: lay what is there in huge pages now
 LANES = 256  # for which address space is reserved at once: more than slots that grow side by side
 SPARE = 4.25  # lanes of a tensor for each slot at most: (2 n + 1) before it shrinks to 1.25 n
 # Python names it from 3.13 on; where it is missing, the kernel may refuse large reservations, and smaller ones are tried
@@ -36,13 +43,20 @@ class Region(NamedTuple):
         return self.heads * capacity * self.width * self.dtype.itemsize
 
     def bytes_of(self, positions: int, capacity: int) -> int:
-        """The pages of its first positions, where it is mapped."""
+        """At most the pages of its first positions, where it is mapped."""
         if not positions:
             return 0
+        if is_nearly_full(positions, capacity):
+            return in_pages(self.bytes_at(capacity))
         head, written = (count * self.width * self.dtype.itemsize for count in (capacity, positions))
         if head % PAGE:  # a head may begin within a page
             return min(self.heads * (in_pages(written) + PAGE), in_pages(self.bytes_at(capacity)))
         return self.heads * in_pages(written)
+
+
+def is_nearly_full(positions: int, capacity: int) -> bool:
+    """Whether a lane with so many positions written is laid in huge pages, where it is mapped."""
+    return capacity >= LONG and positions >= FULL * capacity
 
 
 class LaneBlock:
@@ -96,19 +110,38 @@ class LaneBlock:
             for region in range(self.count):
                 self._discard(region, lane)
 
+    def settle(self, lane: int, positions: int) -> None:
+        """Lay a lane in huge pages, where so many positions nearly fill it and there are such pages; of what is there nothing changes."""
+        if self._mapping is None or lane in self._settled or not is_nearly_full(positions, self.capacity):
+            return
+        self._settled.add(lane)
+        for region in range(self.count):
+            with suppress(OSError):  # a kernel without, or memory too much in pieces
+                self._advise(mmap.MADV_HUGEPAGE, region, lane)
+                self._advise(COLLAPSE, region, lane)
+            with suppress(OSError):
+                self._advise(mmap.MADV_NOHUGEPAGE, region, lane)  # what is there stays; the next slot in this lane begins in usual pages
+
     def _discard(self, region: int, lane: int) -> None:
-        self._mapping.madvise(mmap.MADV_DONTNEED, (region * self.lanes + lane) * self._stride, self._stride)
+        self._advise(mmap.MADV_DONTNEED, region, lane)
+        self._settled.discard(lane)
+
+    def _advise(self, how: int, region: int, lane: int) -> None:
+        self._mapping.madvise(how, self._begin + (region * self.lanes + lane) * self._stride, self._stride)
 
     def _allocate(self, lanes: int) -> None:
         region, capacity = self.region, self.capacity
         self._mapping, self._stride = None, in_pages(region.bytes_at(capacity))  # lanes share no page
+        self._settled: set[int] = set()  # lanes in huge pages
         if is_mapped(region.device):
+            spare = HUGE if capacity >= LONG else 0  # huge pages begin at multiples of their size
             for most in reservations(lanes):
-                if (mapping := reserved(self.count * most * self._stride)) is not None:
+                if (mapping := reserved(self.count * most * self._stride + spare)) is not None:
+                    self._begin = -torch.frombuffer(mapping, dtype=torch.uint8).data_ptr() % HUGE if spare else 0
                     stride = self._stride // region.dtype.itemsize
                     sizes = (self.count, most, region.heads, capacity, region.width)
                     strides = (most * stride, stride, capacity * region.width, region.width, 1)
-                    self._mapping, self.tensor = mapping, torch.frombuffer(mapping, dtype=region.dtype).as_strided(sizes, strides)
+                    self._mapping, self.tensor = mapping, torch.frombuffer(mapping, dtype=region.dtype, offset=self._begin).as_strided(sizes, strides)
                     return
         sizes = (self.count, lanes + lanes // 4, region.heads, capacity, region.width)
         self.tensor = torch.zeros(sizes, dtype=region.dtype, device=region.device)

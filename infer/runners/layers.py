@@ -1,4 +1,4 @@
-"""The common decoders as plain functions over their own weights: Llama, Mistral, Qwen2, Qwen3, Gemma, Gemma 2, GPT-2."""
+"""The common decoders as plain functions over their own weights: the families of `families/parts.py`."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..kernels.linear_kernel import LinearKernel, linear_kernel
 from ..kernels.quantised_linear import Linear4, Linear8, OutputSlice
 from ..kernels.rotary import Rotation
+from .families.parts import FAMILIES, ROTARY, LayerParts, ModelParts, parts_of
+from .native.grouped_linear import GroupedLinear4, GroupedLinear8
 
-ROTARY = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "GemmaForCausalLM", "Gemma2ForCausalLM"}
-FAMILIES = ROTARY | {"GPT2LMHeadModel"}
 STATIC_ROTATIONS = {"default", "linear", "llama3", "yarn"}  # the others turn by the length of the longest slot
-PLAIN_MODULES = {nn.Linear, nn.Embedding, nn.ModuleList, nn.LayerNorm, nn.Dropout, Conv1D, Linear4, Linear8, OutputSlice}
+PLAIN_MODULES = {nn.Linear, nn.Embedding, nn.ModuleList, nn.LayerNorm, nn.Dropout, Conv1D, Linear4, Linear8, GroupedLinear4, GroupedLinear8, OutputSlice}
 ACTIVATIONS = {"transformers.activations", "torch.nn.modules.activation"}
 
 Map = Callable[[Tensor], Tensor]
@@ -28,25 +28,24 @@ MakeKernel = Callable[[Sequence[nn.Module]], LinearKernel]
 
 @dataclass
 class Block:
-    """One layer; the maps take and give [total, features]."""
+    """One layer; the maps take and give [total, features], those of a head's norm [total, heads, width]. One that a family has not is None."""
 
-    attention_norm: Map
+    parts: LayerParts
+    attention_norm: Map | None
     qkv: LinearKernel
     head_norms: tuple[Map, Map] | None
     out: LinearKernel
     after_attention: Map | None
-    feed_norm: Map
+    feed_norm: Map | None
     feed: Map
     after_feed: Map | None
-    scale: float
-    window: int | None
-    softcap: float | None
 
 
 @dataclass
 class Decoder:
     """A whole model."""
 
+    parts: ModelParts
     embed: Callable[[Tensor, Tensor], Tensor]  # ids and positions, [total] each, to [total, hidden]
     rotation: Rotation | None
     blocks: list[Block]
@@ -68,9 +67,9 @@ def supports_direct(model: PreTrainedModel) -> bool:
         return False
     if type(model).__name__ not in ROTARY:
         return not model.config.add_cross_attention
-    rotary = model.model.rotary_emb
-    attention = model.model.layers[0].self_attn
-    return rotary.rope_type in STATIC_ROTATIONS and 2 * rotary.inv_freq.numel() == attention.head_dim
+    turned, width = 2 * model.model.rotary_emb.inv_freq.numel(), model.model.layers[0].self_attn.head_dim
+    part = turned < width and type(model).__name__ == "Phi3ForCausalLM"  # in the others another width is an error
+    return model.model.rotary_emb.rope_type in STATIC_ROTATIONS and (turned == width or part)
 
 
 def is_plain(model: PreTrainedModel) -> bool:
@@ -104,75 +103,58 @@ def is_foreign(hook: Callable) -> bool:
 def bind_weights(model: PreTrainedModel, kernel: MakeKernel = linear_kernel) -> Decoder:
     """Return the model's layers as functions of its own weights, which are not copied; `kernel` makes their products."""
     watched = [*model.parameters(), *(b for name, b in model.named_buffers() if name.endswith("inv_freq"))]
-    if type(model).__name__ not in ROTARY:
-        return _gpt2(model, watched, kernel)
-    config, trunk = model.config, model.model
-    gemma = type(model).__name__.startswith("Gemma")
+    parts = parts_of(model)
+    weight = parts.embed.weight.detach()
     return Decoder(
-        embed=lambda ids, positions: trunk.embed_tokens(ids),
-        rotation=Rotation(trunk.rotary_emb, trunk.embed_tokens.weight.detach()),
-        blocks=[_rotary_block(layer, config, gemma, kernel) for layer in trunk.layers],
-        norm=rms_norm(trunk.norm, gemma),
-        head=_capped(linear_kernel([model.lm_head]), getattr(config, "final_logit_softcapping", None)),
-        heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
-        width=trunk.layers[0].self_attn.head_dim,
+        parts=parts,
+        embed=(lambda ids, positions: parts.embed(ids)) if parts.positions is None else (lambda ids, positions: parts.embed(ids) + parts.positions(positions)),
+        rotation=None if parts.rotary is None else Rotation(parts.rotary, weight),
+        blocks=[_block(layer, parts.one_is_added, kernel) for layer in parts.layers],
+        norm=norm_map(parts.norm, parts.one_is_added),
+        head=_capped(linear_kernel([parts.head]), parts.softcap),
+        heads=parts.heads,
+        kv_heads=parts.kv_heads,
+        width=parts.width,
         watched=watched,
     )
 
 
-def _rotary_block(layer: nn.Module, config: PreTrainedConfig, gemma: bool, kernel: MakeKernel) -> Block:
-    attention, mlp = layer.self_attn, layer.mlp
-    sandwich = hasattr(layer, "pre_feedforward_layernorm")  # Gemma 2 has norms on both sides
-    second = layer.pre_feedforward_layernorm if sandwich else layer.post_attention_layernorm
-    in_all_layers = config.sliding_window if config.model_type == "mistral" else None
-    norms = (rms_norm(attention.q_norm), rms_norm(attention.k_norm)) if hasattr(attention, "q_norm") else None
+def _block(parts: LayerParts, one_is_added: bool, kernel: MakeKernel) -> Block:
+    norm = lambda module: None if module is None else norm_map(module, one_is_added)
     return Block(
-        attention_norm=rms_norm(layer.input_layernorm, gemma),
-        qkv=kernel([attention.q_proj, attention.k_proj, attention.v_proj]),
-        head_norms=norms,
-        out=kernel([attention.o_proj]),
-        after_attention=rms_norm(layer.post_attention_layernorm, gemma) if sandwich else None,
-        feed_norm=rms_norm(second, gemma),
-        feed=gated(kernel([mlp.gate_proj, mlp.up_proj]), activation(mlp.act_fn), kernel([mlp.down_proj])),
-        after_feed=rms_norm(layer.post_feedforward_layernorm, gemma) if sandwich else None,
-        scale=attention.scaling,
-        window=getattr(attention, "sliding_window", in_all_layers),
-        softcap=getattr(attention, "attn_logit_softcapping", None),
+        parts=parts,
+        attention_norm=norm(parts.attention_norm),
+        qkv=kernel(parts.qkv),
+        head_norms=None if parts.head_norms is None else tuple(map(_heads_norm, parts.head_norms)),
+        out=kernel([parts.out]),
+        after_attention=norm(parts.after_attention),
+        feed_norm=norm(parts.feed_norm),
+        feed=_feed(parts, kernel),
+        after_feed=norm(parts.after_feed),
     )
 
 
-def _gpt2(model: PreTrainedModel, watched: list[Tensor], kernel: MakeKernel) -> Decoder:
-    trunk = model.transformer
-    attention = trunk.h[0].attn
-    return Decoder(
-        embed=lambda ids, positions: trunk.wte(ids) + trunk.wpe(positions),
-        rotation=None,
-        blocks=[_gpt2_block(layer, kernel) for layer in trunk.h],
-        norm=layer_norm(trunk.ln_f),
-        head=linear_kernel([model.lm_head]),
-        heads=attention.num_heads,
-        kv_heads=attention.num_heads,
-        width=attention.head_dim,
-        watched=watched,
-    )
+def _heads_norm(module: nn.Module) -> Map:
+    """Return a norm of heads, [total, heads, width], of each by itself or where its weight is as wide, of all at once."""
+    norm, count = rms_norm(module), len(module.weight)
+    return lambda x: norm(x.reshape(len(x), -1, count)).view(x.shape)
 
 
-def _gpt2_block(layer: nn.Module, kernel: MakeKernel) -> Block:
-    grow, act, shrink = kernel([layer.mlp.c_fc]), activation(layer.mlp.act), kernel([layer.mlp.c_proj])
-    return Block(
-        attention_norm=layer_norm(layer.ln_1),
-        qkv=kernel([layer.attn.c_attn]),
-        head_norms=None,
-        out=kernel([layer.attn.c_proj]),
-        after_attention=None,
-        feed_norm=layer_norm(layer.ln_2),
-        feed=lambda x: shrink(act(grow(x))),
-        after_feed=None,
-        scale=layer.attn.scaling,
-        window=None,
-        softcap=None,
-    )
+def _feed(parts: LayerParts, kernel: MakeKernel) -> Map:
+    if parts.experts is not None:
+        return routed(parts.router, parts.experts)
+    grow, act, shrink = kernel(parts.grow), activation(parts.activation), kernel([parts.shrink])
+    return gated(grow, act, shrink) if parts.gated else lambda x: shrink(act(grow(x)))
+
+
+def routed(router: nn.Module, experts: nn.Module) -> Map:
+    """Return the feed-forward layer of many experts, by transformers' own modules, which know each device's way to many products of a few rows."""
+
+    def feed(x: Tensor) -> Tensor:
+        _, shares, chosen = router(x)
+        return experts(x, chosen, shares)
+
+    return feed
 
 
 def gated(gate_and_up: LinearKernel, act: Map, down: LinearKernel) -> Map:
@@ -195,6 +177,11 @@ def activation(module: nn.Module) -> Map:
 def _capped(head: LinearKernel, bound: float | None) -> Map:
     """Return the head with Gemma 2's soft bound on its logits, or as it is."""
     return head if bound is None else lambda x: torch.tanh(head(x) / bound) * bound
+
+
+def norm_map(module: nn.Module, one_is_added: bool) -> Map:
+    """Return a layer norm or a root mean square norm over the last dimension, with the module's own weights."""
+    return layer_norm(module) if type(module) is nn.LayerNorm else rms_norm(module, one_is_added)
 
 
 def layer_norm(module: nn.LayerNorm) -> Map:

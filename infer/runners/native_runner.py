@@ -1,10 +1,10 @@
-"""The forward pass of a few new tokens in one native call, for the Llama kind in float32 and bfloat16 on CPUs; and whether a model runs so."""
+"""The forward pass of a few new tokens in one native call, for the direct families on CPUs; and whether a model runs so."""
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 from weakref import WeakKeyDictionary
 
@@ -14,27 +14,30 @@ from transformers import PreTrainedModel
 
 from ..kernels.rotary import Rotation
 from .architecture import ModelOutput
+from .contract import Runner
 from .direct import DirectRunner
 from .native.compiler import NotBuilt
-from .native.library import NativeModel, library
+from .native.library import OFF, ROW, NativeModel, is_off, library
 from .native.supported import refuses
 from .probe import agree, probe_ids, tolerance
 from .ragged_attention import ForwardBatch, Long
 
-# new tokens of a slot, from which on torch's products of many rows are faster than those of few: a prompt's, at once or by parts
+# new tokens of a slot, from which on torch's products of many rows are faster than those of few, but with weights in few bits: a prompt's, at once or by parts
 MANY = 17
+AT_ONCE = 512  # rows of a call, which needs memory for all of them
 TOGETHER = 6  # rows that a kernel of `step.c` takes at a time, at most: each number has code of its own
 OF_A_LAYER = 0.1  # share of their spread by which its numbers may be off in bfloat16, where torch's are by a hundredth
 FLOATS = {"dtype": torch.float32, "device": "cpu"}  # what `step.c` reads and writes, whatever torch's defaults are
-OFF = "SEODANG_NATIVE"  # the environment variable that turns it off
-_RIGHT: WeakKeyDictionary[PreTrainedModel, dict[torch.dtype, bool]] = WeakKeyDictionary()
+_WRONG: WeakKeyDictionary[PreTrainedModel, dict[torch.dtype, str | None]] = WeakKeyDictionary()
+_KEPT: WeakKeyDictionary[PreTrainedModel, str | None] = WeakKeyDictionary()  # what kept a model from native steps when its runner was chosen
 
 
 class NativeRunner(DirectRunner):
     """A DirectRunner whose steps, and guesses that are read at once, are one call of `step.c`: every weight is read once a pass, at memory's pace.
 
-    Prompts, passes with adapters, and passes under autocast run as a DirectRunner runs them. A step's numbers are the same to the bit whatever
-    runs beside it, prompts included. In bfloat16 the residual stream and the logits stay in float32.
+    Prompts, passes under autocast, and those with an adapter over more than the linear layers of attention and feed-forward run as a DirectRunner runs
+    them. A step's numbers are the same to the bit whatever runs beside it, prompts and other adapters included. In bfloat16 the residual stream and the
+    logits stay in float32.
     """
 
     def _read(self) -> None:
@@ -43,9 +46,9 @@ class NativeRunner(DirectRunner):
         self._looked = False  # it is laid out at the next pass: a runner of the first layers takes the others away behind this
 
     def _run(self, plan: ForwardBatch, tokens: list[int], positions: list[int], wanted: list[int], layers: Sequence[int]) -> ModelOutput:
-        if self._adapters.at_work or not self._ready("cpu") or not self._laid_out() or not self._fits(plan):
+        if not self._ready("cpu") or not self._laid_out() or not self._fits(plan):
             return super()._run(plan, tokens, positions, wanted, layers)
-        long = {lane(each) for each in plan.longer if each.tokens.stop - each.tokens.start >= MANY}
+        long = {lane(each) for each in plan.longer if each.tokens.stop - each.tokens.start >= MANY and not (each.causal and self._native.in_few_bits)}
         if not long:
             return self._step(plan, tokens, positions, wanted, layers)
         prompts = [each for each in plan.longer if lane(each) in long]
@@ -55,19 +58,22 @@ class NativeRunner(DirectRunner):
         ours = sorted(set(range(len(tokens))) - set(theirs))
         guesses = [each for each in plan.longer if lane(each) not in long]
         parts = [(ours, self._step, plan.runs, guesses), (theirs, super()._run, [], prompts)]
-        return in_parts(parts, tokens, positions, wanted, layers)
+        return in_parts(parts, tokens, positions, wanted, layers, lambda rows: self._adapters.among(rows, self._device))
 
     def _laid_out(self) -> bool:
         """Whether `step.c` can read the model, which is laid out for it where it is not yet."""
         if not self._looked and refuses(self.model) is None:
-            self._native = NativeModel(self.model, self.decoder.blocks)
-            self._turns = Rotation(self.model.model.rotary_emb, torch.empty(0, **FLOATS))
+            parts, weights = self.decoder.parts, (*self.model.parameters(), *self.model.buffers())
+            self._native = NativeModel(parts, [block.parts for block in self.decoder.blocks], weights)
+            self._turns = None if parts.rotary is None else Rotation(parts.rotary, torch.empty(0, **FLOATS))
         self._looked = True
         return self._native is not None
 
     def _fits(self, plan: ForwardBatch) -> bool:
-        """Whether the cache has the weights' dtype; where the model was converted behind a slot's back, torch says what it makes of that."""
-        embed = self._native.embed
+        """Whether cache and adapters are such as `step.c` reads; where the model was converted behind a slot's back, torch says what it makes of that."""
+        native, embed = self._native, self._native.embed
+        if not all(map(native.adapters.lay_out, self._adapters.at_work)):
+            return False
         return all(each.pool.ready(embed).dtype == embed.dtype for each in (*plan.runs, *plan.longer))
 
     def _step(self, plan: ForwardBatch, tokens: list[int], positions: list[int], wanted: list[int], layers: Sequence[int]) -> ModelOutput:
@@ -75,13 +81,19 @@ class NativeRunner(DirectRunner):
         native, embed = self._native, self._native.embed
         if max(tokens) >= native.ids:  # its configuration promises more
             raise IndexError(f"id {max(tokens)} is none of the {native.ids} that the embedding has")
-        of_logits = [-1] * len(tokens)
-        for row, token in enumerate(wanted):
-            of_logits[token] = row
+        if native.positions is not None and max(positions) >= native.positions:
+            raise IndexError(f"position {max(positions)} is none of the {native.positions} that the model has learned")
+        # what see one another are rows of one call; of others each call finds the keys of those before it in the cache
+        at_once = AT_ONCE if all(each.causal for each in plan.longer) else len(tokens)
+        of_logits, of_call = [-1] * len(tokens), [0] * -(-len(tokens) // at_once)
+        for token in wanted:
+            of_logits[token] = of_call[token // at_once]
+            of_call[token // at_once] += 1
         rows: list[int] = []
+        adapters = {token: self._native.adapters.address(adapter) for token, adapter in self._adapters.by_row().items()}
 
         def add(pool_at: tuple[int, int, int, int], token: int, place: int, seen: int) -> None:
-            rows.extend((*pool_at, place, seen, positions[token], tokens[token], of_logits[token]))
+            rows.extend((*pool_at, place, seen, positions[token], tokens[token], of_logits[token], adapters.get(token, 0)))
 
         for run in plan.runs:
             stack = run.pool.ready(embed)
@@ -91,10 +103,19 @@ class NativeRunner(DirectRunner):
             at = lane_at(pool.ready(embed), lane_number)
             for i, token in enumerate(range(part.start, part.stop)):
                 add(at, token, past + i, past + i + 1 if causal else seen)
-        self._turns.reach(max(positions))
+        if self._turns is not None:
+            self._turns.reach(max(positions))
         logits = torch.empty(len(wanted), native.whole.vocab, **FLOATS)
         states = {layer % (len(native.layers) + 1): torch.empty(len(tokens), native.whole.hidden, **FLOATS) for layer in layers}
-        native.run(rows, (self._turns.cos, self._turns.sin), logits, states)
+        turns = None if self._turns is None else (self._turns.cos, self._turns.sin)
+        if at_once >= len(tokens):
+            native.run(rows, turns, logits, states)
+        else:
+            for call, kept in enumerate(of_call):
+                part = slice(call * at_once, (call + 1) * at_once)
+                own = torch.empty(kept, native.whole.vocab, **FLOATS)
+                native.run(rows[part.start * ROW : part.stop * ROW], turns, own, {layer: state[part] for layer, state in states.items()})
+                logits[torch.tensor([i for i, token in enumerate(wanted) if token // at_once == call], dtype=torch.long)] = own
         return ModelOutput(logits, {layer: states[layer % (len(native.layers) + 1)].to(embed.dtype) for layer in layers})
 
 
@@ -110,11 +131,16 @@ def lane_at(stack: Tensor, number: int) -> tuple[int, int, int, int]:
 
 
 def in_parts(
-    parts: Sequence[tuple[list[int], Callable[..., ModelOutput], list, list[Long]]], tokens: list[int], positions: list[int], wanted: list[int], layers: Sequence[int]
+    parts: Sequence[tuple[list[int], Callable[..., ModelOutput], list, list[Long]]],
+    tokens: list[int],
+    positions: list[int],
+    wanted: list[int],
+    layers: Sequence[int],
+    among: Callable[[list[int]], AbstractContextManager],
 ) -> ModelOutput:
     """Run a pass in parts, of which each has tokens of its own, how they are run, and their runs and longer stretches; put together what they give.
 
-    Single steps come first among a pass's tokens, so that the part that has them all finds them where they stand.
+    A part runs within `among` of its tokens. Single steps come first among a pass's tokens, so that the part that has them all finds them where they stand.
     """
     logits: list[Tensor] = []
     rows: list[int] = []
@@ -123,7 +149,8 @@ def in_parts(
         place = {token: i for i, token in enumerate(own)}
         longer = [each._replace(tokens=slice(place[each.tokens.start], place[each.tokens.stop - 1] + 1)) for each in longer]
         kept = [i for i, token in enumerate(wanted) if token in place]
-        out = run(ForwardBatch(runs, longer), [tokens[i] for i in own], [positions[i] for i in own], [place[wanted[i]] for i in kept], layers)
+        with among(own):
+            out = run(ForwardBatch(runs, longer), [tokens[i] for i in own], [positions[i] for i in own], [place[wanted[i]] for i in kept], layers)
         logits.append(out.logits.float())
         rows += kept
         for layer in layers:
@@ -139,21 +166,40 @@ def speaks_natively(model: PreTrainedModel) -> bool:
 
     Says once, in a warning, what keeps a model from it that would: no compiler, one that fails, numbers that are not torch's.
     """
-    if os.environ.get(OFF) == "0" or refuses(model) is not None:
-        return False
+    if is_off():
+        _KEPT[model] = f"{OFF}=0"
+    elif (refused := refuses(model)) is not None:
+        _KEPT[model] = refused
+    elif (failed := failure(model)) is not None:
+        _KEPT[model] = failed
+        say(failed)
+    else:
+        _KEPT[model] = None
+    return _KEPT[model] is None
+
+
+def failure(model: PreTrainedModel) -> str | None:
+    """Say what keeps a model that `refuses` has no word against from native steps here; None where nothing does."""
     try:
         library()
     except NotBuilt as error:
-        say(str(error))
-        return False
-    known, dtype = _RIGHT.setdefault(model, {}), model.model.embed_tokens.weight.dtype
+        return str(error)
+    known, dtype = _WRONG.setdefault(model, {}), model.get_input_embeddings().weight.dtype
     if dtype not in known:
         with torch.autocast("cpu", enabled=False):
-            wrong = wrong_numbers(model)
-        known[dtype] = wrong is None
-        if wrong is not None:
-            say(wrong)
+            known[dtype] = wrong_numbers(model)
     return known[dtype]
+
+
+def kept_from(runner: Runner) -> str | None:
+    """Say in words what keeps a runner on a CPU from native steps, as it is now; None where it has them. Compiles and computes nothing."""
+    if (refused := refuses(runner.model)) is not None:
+        return refused
+    if not (isinstance(runner, DirectRunner) and runner.covers):
+        return "something was put in, on or around its layers"
+    if isinstance(runner, NativeRunner):
+        return None
+    return _KEPT.get(runner.model) or "its runner was opened as a direct one"
 
 
 @cache
@@ -168,7 +214,8 @@ def wrong_numbers(model: PreTrainedModel) -> str | None:
     for runner in (native, direct):
         runner.decoder.blocks = runner.decoder.blocks[:1]
     ours, theirs = tried(native).float(), tried(direct).float()
-    if not agree(ours, theirs, min(tolerance(model, theirs), OF_A_LAYER)):
+    many = native.decoder.parts.layers[0].experts is not None  # of which rounding may choose another
+    if not agree(ours, theirs, tolerance(model, theirs) if many else min(tolerance(model, theirs), OF_A_LAYER)):
         return "what the compiler made does not compute what torch does (CC=... names another)"
     same = in_company(native)
     if not torch.equal(same, same[:1].expand_as(same)) and not same.isnan().any():

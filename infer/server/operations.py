@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
+from ..requests.stats import Runtime
 from .protocol import check_model
 from .served import Served
 
@@ -40,7 +42,7 @@ def operation_routes(served: Served) -> APIRouter:
 
     @routes.get("/v1/models")
     async def models() -> dict[str, Any]:
-        """The model that is served, and its adapters, with the settings that hold where a request gives none."""
+        """The model that is served, and its adapters, with the settings that hold where a request gives none, and what computes (`runtime`)."""
         return {"object": "list", "data": [described(served, name) for name in served.models]}
 
     @routes.get("/v1/models/{name:path}")
@@ -53,8 +55,14 @@ def operation_routes(served: Served) -> APIRouter:
 
 
 def described(served: Served, name: str) -> dict[str, Any]:
-    """A model as OpenAI lists one, with its positions and the settings that hold where a request gives none; an adapter's parent is the model."""
+    """A model as OpenAI lists one, with its positions, the settings that hold where a request gives none, and what computes it; an adapter's parent is the model."""
     return {
         "id": name, "object": "model", "created": served.created, "owned_by": "seodang", "max_model_len": served.engine.positions,
-        "parent": None if name == served.name else served.name, "defaults": served.told_defaults, **served.about,
+        "parent": None if name == served.name else served.name, "defaults": served.told_defaults, "runtime": told(served.engine.runtime), **served.about,
     }  # fmt: skip
+
+
+def told(runtime: Runtime) -> dict[str, Any]:
+    """What computes, as clients are told it: without what a compiler said, which may name the operator's folders."""
+    reason = runtime.not_native
+    return asdict(runtime) | ({"not_native": "it could not be built: the server's own output says why"} if reason and re.search(r"[/\\]", reason) else {})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from ...data.errors import UserError
@@ -40,11 +42,26 @@ def sampled(arrivals: Arrivals) -> Strategy:
             logits = logits[sources]
         if live != filters.sequences:
             filters = Filters(live)
-        recorder = TraceRecorder.of(live, logits)
-        scores, errors = filters.each(logits, recorder)
-        for index, error in errors.items():
-            live[index].generation.fail(error)
-        live = commit_choices(live, scores, recorder, filters.few)
+        live = committed(live, *chosen(filters, logits))
+
+
+def chosen(filters: Filters, logits: Tensor) -> tuple[list[int], list[float]]:
+    """An id for each of the filters' sequences by its logits, [sequences, vocab], and its log-probability behind the filters; those that these leave nothing fail."""
+    live = filters.sequences
+    recorder = TraceRecorder.of(live, logits)
+    found = filters.chosen(logits) if recorder is None else None
+    if found is not None and -1 not in found[0]:
+        return found
+    scores, errors = filters.each(logits, recorder)
+    ids, logprobs = (each.tolist() for each in choose(scores, keys_of(live), filters.few))
+    for index in range(len(live)):
+        if found is not None and found[0][index] >= 0:  # whatever stands beside it
+            ids[index], logprobs[index] = found[0][index], found[1][index]
+        elif index in errors:
+            live[index].generation.fail(errors[index])
+    if recorder is not None:
+        recorder.chosen(scores, ids)
+    return ids, logprobs
 
 
 def still_going(live: list[TokenSequence], logits: Tensor) -> tuple[list[TokenSequence], Tensor]:
@@ -53,17 +70,25 @@ def still_going(live: list[TokenSequence], logits: Tensor) -> tuple[list[TokenSe
     return release_finished(live), logits if len(going) == len(live) else logits[going]
 
 
-def commit_choices(live: list[TokenSequence], scores: Tensor, recorder: TraceRecorder | None, few: Tensor | None = None) -> list[TokenSequence]:
-    """Give every sequence the token that its scores choose, [sequences, vocab] after every filter; return the sequences that go on.
-
-    `few`, [sequences, n], are ids among which all are that the filters have left, where they are known.
-    The tokens are published and the sequences that are finished released, with all those of a request that fails.
-    """
-    chosen, logprobs = choose(scores, [sequence.key() if sequence.request.params.samples else None for sequence in live], few)
-    ids = chosen.tolist()
+def commit_choices(live: list[TokenSequence], scores: Tensor, recorder: TraceRecorder | None) -> list[TokenSequence]:
+    """Give every sequence the token that its scores choose, [sequences, vocab] after every filter; return the sequences that go on, as `committed` does."""
+    ids, logprobs = (each.tolist() for each in choose(scores, keys_of(live)))
     if recorder is not None:
         recorder.chosen(scores, ids)
-    for sequence, id, logprob in zip(live, ids, logprobs.tolist()):
+    return committed(live, ids, logprobs)
+
+
+def keys_of(live: Sequence[TokenSequence]) -> list[int | None]:
+    """What the noise of each sequence's ids hangs on, None where it takes the likeliest."""
+    return [sequence.key() if sequence.request.params.samples else None for sequence in live]
+
+
+def committed(live: list[TokenSequence], ids: Sequence[int], logprobs: Sequence[float]) -> list[TokenSequence]:
+    """Give every sequence a token; return the sequences that go on.
+
+    The tokens are published and the sequences that are finished released, with all those of a request that fails.
+    """
+    for sequence, id, logprob in zip(live, ids, logprobs):
         if not sequence.finished:
             with sequence.generation.contained():
                 sequence.commit(id, refuse_nan(logprob))

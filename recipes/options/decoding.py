@@ -51,6 +51,7 @@ class SpeakingModel(LoadedModel):
 
     weights: str | None = option("int8 or int4: keep the linear layers in so many bits, on a CPU.")
     chat_template: str | None = option("A built-in chat template's name or a Jinja file, for a model that has none.")
+    verbose: bool = option("Say on stderr what computes: runner, kernel, weights, threads, and why not the native step.", False)
 
     takes_encoders: ClassVar[bool] = False  # which judge texts, and say none
 
@@ -68,6 +69,22 @@ class SpeakingModel(LoadedModel):
         if self.chat_template is not None:
             set_chat_template(tokenizer, self.chat_template)
         return model, tokenizer
+
+    def tell(self, model) -> None:
+        """Say what computes the model's passes, where that is asked for; of an encoder nothing."""
+        if self.verbose:
+            from seodang.infer.requests.runtime import runtime_of
+            from seodang.infer.runners.architecture import transformers_model
+            from seodang.infer.runners.open import open_runner
+            from seodang.infer.runners.paradigm import is_encoder
+
+            if not is_encoder(transformers_model(model).config):
+                self.say(runtime_of(open_runner(model)))
+
+    def say(self, runtime) -> None:
+        """Say what computes, where that is asked for."""
+        if self.verbose:
+            print(f"{self.model}: {runtime}", file=sys.stderr)
 
 
 class _Decoding:

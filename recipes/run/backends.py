@@ -51,6 +51,7 @@ class OwnBackend:
     def open(self, stack: ExitStack) -> None:
         """Load the model."""
         self._model, self.tokenizer = self._options.open()
+        self._options.tell(self._model)
         self._decoding.take_over(self._model)
 
     def answers(self, indices: Sequence[int], ordered: bool) -> Iterator[Any]:

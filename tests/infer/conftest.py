@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from seodang.infer.engine.core import Engine
 from seodang.infer.engine.generate import run
 from seodang.infer.engine.params import SamplingParams
+from seodang.infer.kernels.quantised_linear import OutputSlice, Quantised
 from seodang.infer.requests.generation import Generation
 from seodang.infer.requests.request import Request
 from seodang.infer.requests.stop import AnswerText
@@ -85,6 +86,26 @@ def other_build(monkeypatch):
     yield change
     monkeypatch.undo()
     loaded.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def dequantised():
+    """`dequantised(model)`: the same model in float32 with the weights that its quantised layers stand for."""
+
+    def twin_of(model):
+        twin = copy.deepcopy(model)
+        for module in list(twin.modules()):
+            for name, layer in list(module.named_children()):
+                if isinstance(layer, OutputSlice | Quantised) and not isinstance(module, OutputSlice):
+                    whole, part = (layer.whole, slice(layer.start, layer.stop)) if isinstance(layer, OutputSlice) else (layer, slice(None))
+                    linear = torch.nn.Linear(whole.in_features, 1, bias=whole.bias is not None)
+                    linear.weight = torch.nn.Parameter(whole.dequantised()[part])
+                    if whole.bias is not None:
+                        linear.bias = torch.nn.Parameter(whole.bias[part])
+                    setattr(module, name, linear)
+        return twin.float()
+
+    return twin_of
 
 
 @pytest.fixture(scope="session")

@@ -211,7 +211,7 @@ def test_the_key_is_sent_and_stands_nowhere(scripted_server, prompts, tmp_path, 
 
 REFUSED = [
     (["--num_beams", "2"], "the strategy 'beam' has no word in OpenAI's protocol"), (["--prompt_logprobs"], "prompt_logprobs come from --backend seodang alone"),
-    (["--batch_size", "4"], "--batch_size is for --backend seodang, and openai answers: leave it out"), (["--adapter", "x"], "--adapter is for --backend seodang"),
+    (["--verbose"], "--verbose is for --backend seodang, and openai answers"), (["--batch_size", "4"], "--batch_size is for --backend seodang, and openai answers: leave it out"), (["--adapter", "x"], "--adapter is for --backend seodang"),
     (["--checkpoint_settings", "false"], "--checkpoint_settings is for --backend seodang and vllm, and openai answers"), (["--vllm_args=--enforce-eager"], "--vllm_args is for --backend vllm"),
     (["--concurrency", "0"], "concurrency must be at least 1, got 0"), (["--retries", "-1"], "retries must be at least 0"), (["--request_timeout", "0"], "request_timeout must be above 0"),
     (["--logit_bias", "yes=2.5"], "logit_bias has 'yes', and a server is told ids alone"), (["--top_p", "7"], "top_p must be in (0, 1], got 7.0"), (["--assistant_model", "small"], "assistant_model"),

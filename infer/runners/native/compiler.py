@@ -223,12 +223,3 @@ def cpu() -> str:
     told = ("model name", "flags", "Features", "CPU implementer", "CPU part", "cpu", "isa")
     features = {name: value for name, value in torch.cpu.get_capabilities().items() if isinstance(value, str) or value is True}
     return repr((sys.platform, platform.machine(), sorted(features.items()), [line for line in first if line.partition(":")[0].strip() in told]))
-
-
-def cpu_kind() -> str:
-    """What this CPU offers to the native step, in words for a record: "AVX512-BF16", "AVX512", "AVX2", "NEON", else the machine."""
-    features = torch.cpu.get_capabilities()
-    for feature, kind in (("avx512_bf16", "AVX512-BF16"), ("avx512_f", "AVX512"), ("avx2", "AVX2")):
-        if features.get(feature):
-            return kind
-    return "NEON" if platform.machine().lower() in ("arm64", "aarch64") else platform.machine()

@@ -1,8 +1,9 @@
-/* What a pass is made of, for the vectors of the CPU that it is built for: numbers, products of a few rows, attention over a piece of keys.
+/* What a pass is made of, for the vectors of the CPU that it is built for: numbers, and products of a few rows.
 
    Plain C with the vector extensions that gcc and clang share; one instruction beside, the dot product of bfloat16 pairs. Whatever the number of rows
    or heads that a function takes at a time, each is summed in the same order. */
 
+#pragma once
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -23,8 +24,8 @@
 #define TILE 3
 #define ABREAST 2
 #endif
-enum { GROUP = 4, PIECE = 256, LINE = 64, AHEAD = 8192, BETWEEN = 8 };
-enum { FLOAT32 = 0, BFLOAT16 = 1 };
+enum { GROUP = 4, BLOCK = 16, PIECE = 256, LINE = 64, AHEAD = 8192, BETWEEN = 8 };
+enum { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3 };
 
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
@@ -49,6 +50,7 @@ INLINE vf widened(const uint16_t *at) { vh v; memcpy(&v, at, sizeof v); return (
 INLINE vf load_as(int dtype, const void *at, size_t i) { return dtype == FLOAT32 ? load((const float *)at + i) : widened((const uint16_t *)at + i); }
 INLINE vf chosen(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
 
+static inline size_t most(size_t a, size_t b) { return a > b ? a : b; }
 static inline float wide(uint16_t x) { uint32_t bits = (uint32_t)x << 16; float f; memcpy(&f, &bits, 4); return f; }
 static inline float one_as(int dtype, const void *at, size_t i) { return dtype == FLOAT32 ? ((const float *)at)[i] : wide(((const uint16_t *)at)[i]); }
 
@@ -116,9 +118,9 @@ INLINE v4 sums(vf a, vf b, vf c, vf d) {
 }
 INLINE float sum(vf v) { return sums(v, v, v, v)[0]; }
 
-/* bytes of a number, as it is kept and as products read it */
+/* bytes of a number as it is kept, and as products with weights of this dtype read it; before it is rounded to 8 bits it is whole */
 static size_t size_of(int dtype) { return dtype == FLOAT32 ? 4 : 2; }
-static size_t read_size(int dtype) { return ROUNDED ? size_of(dtype) : 4; }
+static size_t read_size(int dtype) { return dtype == BFLOAT16 && ROUNDED ? 2 : 4; }
 
 /* so many numbers, in so many bytes each */
 static void put(size_t size, void *to, size_t at, const float *from, size_t count) {
@@ -128,22 +130,6 @@ static void put(size_t size, void *to, size_t at, const float *from, size_t coun
         uint16_t *out = (uint16_t *)to + at;
         for (size_t i = 0; i < count; i++) out[i] = rounded(from[i]);
     }
-}
-
-/* the root mean square norm of so many numbers, to `to` */
-INLINE void normed_as(int dtype, const float *x, const void *weight, size_t count, float eps, float *to) {
-    vf acc = every(0);
-    float rest = 0;
-    size_t i = 0;
-    for (; i + LANES <= count; i += LANES) acc += load(x + i) * load(x + i);
-    for (; i < count; i++) rest += x[i] * x[i];
-    float by = 1.0f / sqrtf((sum(acc) + rest) / count + eps);
-    for (i = 0; i + LANES <= count; i += LANES) store(to + i, load(x + i) * by * load_as(dtype, weight, i));
-    for (; i < count; i++) to[i] = x[i] * by * one_as(dtype, weight, i);
-}
-static void normed(int dtype, const float *x, const void *weight, size_t count, float eps, float *to) {
-    if (dtype == FLOAT32) normed_as(FLOAT32, x, weight, count, eps, to);
-    else normed_as(BFLOAT16, x, weight, count, eps, to);
 }
 
 /* ---- products ---- */
@@ -161,7 +147,7 @@ INLINE void ask(Ahead *a) {
 }
 
 /* y[row][output] = w[output] . x[row] of so many outputs (4 or 1) and rows */
-INLINE void tile(int dtype, int outputs, int rows, const void *w, size_t inputs, const void *x, float (*y)[GROUP], int part, int parts) {
+INLINE void tile(int dtype, int outputs, int rows, const void *w, size_t inputs, const void *x, float (*y)[BLOCK], int part, int parts) {
     const size_t size = size_of(dtype), lanes = dtype == BFLOAT16 && ROUNDED ? 2 * LANES : LANES, whole = inputs / lanes * lanes;
     Ahead next = ahead(w, inputs, size, outputs, lanes, part, parts);
     vf acc[GROUP][TILE];
@@ -205,9 +191,9 @@ INLINE void tile(int dtype, int outputs, int rows, const void *w, size_t inputs,
 }
 
 /* a function of its own for each number of rows, so that its sums stay in registers */
-typedef void Tile(const void *w, size_t inputs, const void *x, float (*y)[GROUP], int part, int parts);
+typedef void Tile(const void *w, size_t inputs, const void *x, float (*y)[BLOCK], int part, int parts);
 #define TILES(name, dtype, outputs, rows) \
-    static __attribute__((noinline)) void name##_##rows(const void *w, size_t inputs, const void *x, float (*y)[GROUP], int part, int parts) { tile(dtype, outputs, rows, w, inputs, x, y, part, parts); }
+    static __attribute__((noinline)) void name##_##rows(const void *w, size_t inputs, const void *x, float (*y)[BLOCK], int part, int parts) { tile(dtype, outputs, rows, w, inputs, x, y, part, parts); }
 #define ALL_TILES(name, dtype, outputs) \
     TILES(name, dtype, outputs, 1) TILES(name, dtype, outputs, 2) TILES(name, dtype, outputs, 3) MORE_TILES(name, dtype, outputs) \
     static Tile *const name[] = {name##_1, name##_2, name##_3, MORE_NAMES(name)};
@@ -224,7 +210,7 @@ ALL_TILES(bfloat16_by_four, BFLOAT16, GROUP)
 ALL_TILES(bfloat16_by_one, BFLOAT16, 1)
 
 /* y[row][output] of all rows, tile by tile */
-static void tiled(Tile *const *by_rows, const void *w, size_t inputs, const char *x, size_t size, int rows, float (*y)[GROUP]) {
+static void tiled(Tile *const *by_rows, const void *w, size_t inputs, const char *x, size_t size, int rows, float (*y)[BLOCK]) {
     int parts = (rows + TILE - 1) / TILE;
     for (int part = 0; part < parts; part++) {
         int n = rows / parts + (part < rows % parts);
@@ -234,11 +220,9 @@ static void tiled(Tile *const *by_rows, const void *w, size_t inputs, const char
     }
 }
 
-/* The products of so many outputs (up to 4) from `at` on, with their biases, of all rows: y[row][output]. There is room for GROUP x inputs numbers at
-   `room`. */
-static void product(int dtype, const void *weight, const void *bias, size_t at, int outputs, size_t inputs, const void *x, int rows, float (*y)[GROUP], float *room) {
+/* The products of a group's outputs (up to 4, whose weights lie at `w`) with all rows: y[row][output]. There is room for GROUP x inputs numbers at `room`. */
+static void group(int dtype, const char *w, int outputs, size_t inputs, const void *x, int rows, float (*y)[BLOCK], float *room) {
     size_t size = size_of(dtype), of_x = read_size(dtype);
-    const char *w = (const char *)weight + at * inputs * size;
     if (outputs == GROUP && rows > 2 * TILE && dtype == BFLOAT16 && !ROUNDED) { /* several tiles: widened once for all of them */
         for (size_t i = 0; i < GROUP * inputs; i++) room[i] = wide(((const uint16_t *)w)[i]);
         tiled(float32_by_four, room, inputs, x, of_x, rows, y);
@@ -246,95 +230,11 @@ static void product(int dtype, const void *weight, const void *bias, size_t at, 
         tiled(dtype == FLOAT32 ? float32_by_four : bfloat16_by_four, w, inputs, x, of_x, rows, y);
     else
         for (int o = 0; o < outputs; o++) /* one by one, each to its place */
-            tiled(dtype == FLOAT32 ? float32_by_one : bfloat16_by_one, w + o * inputs * size, inputs, x, of_x, rows, (float(*)[GROUP])((float *)y + o));
-    if (bias)
-        for (int r = 0; r < rows; r++)
-            for (int o = 0; o < outputs; o++) y[r][o] += one_as(dtype, bias, at + o);
+            tiled(dtype == FLOAT32 ? float32_by_one : bfloat16_by_one, w + o * inputs * size, inputs, x, of_x, rows, (float(*)[BLOCK])((float *)y + o));
 }
 
-/* ---- attention ---- */
-
-/* scores of so many queries (1 to ABREAST) against so many keys, [queries, PIECE] */
-INLINE void scored(int dtype, int heads, const void *q, const void *keys, size_t count, size_t width, float *scores) {
-    const size_t lanes = dtype == BFLOAT16 && ROUNDED ? 2 * LANES : LANES, whole = width / lanes * lanes;
-    for (size_t k = 0; k < count; k += GROUP) {
-        size_t at[GROUP];
-        vf acc[ABREAST][GROUP];
-        UNROLL for (int j = 0; j < GROUP; j++) at[j] = (k + j < count ? k + j : count - 1) * width;
-        UNROLL for (int h = 0; h < heads; h++) {
-            UNROLL for (int j = 0; j < GROUP; j++) acc[h][j] = every(0);
-        }
-        for (size_t i = 0; i < whole; i += lanes) {
-#ifdef __AVX512BF16__
-            if (dtype == BFLOAT16) {
-                UNROLL for (int j = 0; j < GROUP; j++) {
-                    __m512bh key = (__m512bh)_mm512_loadu_si512((const uint16_t *)keys + at[j] + i);
-                    UNROLL for (int h = 0; h < heads; h++)
-                        acc[h][j] = (vf)_mm512_dpbf16_ps((__m512)acc[h][j], key, (__m512bh)_mm512_loadu_si512((const uint16_t *)q + h * width + i));
-                }
-                continue;
-            }
-#endif
-            UNROLL for (int j = 0; j < GROUP; j++) {
-                vf key = load_as(dtype, keys, at[j] + i);
-                UNROLL for (int h = 0; h < heads; h++) acc[h][j] += load((const float *)q + h * width + i) * key;
-            }
-        }
-        UNROLL for (int h = 0; h < heads; h++) {
-            v4 s = sums(acc[h][0], acc[h][1], acc[h][2], acc[h][3]);
-            memcpy(scores + h * PIECE + k, &s, sizeof s); /* there is room behind the last */
-        }
-        if (whole < width) /* what no vector holds */
-            for (int h = 0; h < heads; h++)
-                for (int j = 0; j < GROUP; j++)
-                    for (size_t i = whole; i < width; i++)
-                        scores[h * PIECE + k + j] += one_as(lanes > LANES ? BFLOAT16 : FLOAT32, q, h * width + i) * one_as(dtype, keys, at[j] + i);
-    }
-}
-
-/* mixtures of values by so many heads' weights (1 to ABREAST), of so many vectors from number `i` of a value on */
-INLINE void mixed(int dtype, int heads, int vectors, const float *weights, const void *values, size_t count, size_t width, size_t i, float *to, size_t to_stride) {
-    vf acc[ABREAST][4];
-    UNROLL for (int h = 0; h < heads; h++) {
-        UNROLL for (int v = 0; v < vectors; v++) acc[h][v] = every(0);
-    }
-    for (size_t k = 0; k < count; k++) {
-        UNROLL for (int v = 0; v < vectors; v++) {
-            vf value = load_as(dtype, values, k * width + i + v * LANES);
-            UNROLL for (int h = 0; h < heads; h++) acc[h][v] += weights[h * PIECE + k] * value;
-        }
-    }
-    UNROLL for (int h = 0; h < heads; h++) {
-        UNROLL for (int v = 0; v < vectors; v++) store(to + h * to_stride + i + v * LANES, acc[h][v]);
-    }
-}
-
-INLINE void mixture(int dtype, int heads, const float *weights, const void *values, size_t count, size_t width, float *to, size_t to_stride) {
-    size_t i = 0;
-    for (; i + 4 * LANES <= width; i += 4 * LANES) mixed(dtype, heads, 4, weights, values, count, width, i, to, to_stride);
-    for (; i + LANES <= width; i += LANES) mixed(dtype, heads, 1, weights, values, count, width, i, to, to_stride);
-    for (; i < width; i++)
-        for (int h = 0; h < heads; h++) {
-            float s = 0;
-            for (size_t k = 0; k < count; k++) s += weights[h * PIECE + k] * one_as(dtype, values, k * width + i);
-            to[h * to_stride + i] = s;
-        }
-}
-
-/* what so many queries of a key head make of one piece of its keys: of each [width] mixed values, their largest score, the sum of their weights */
-INLINE void abreast(int dtype, int heads, const void *q, const void *keys, const void *values, size_t count, size_t width, float *scores, float *to, size_t to_stride) {
-    scored(dtype, heads, q, keys, count, width, scores);
-    for (int h = 0; h < heads; h++) {
-        float *s = scores + h * PIECE, largest = s[0];
-        size_t padded = (count + LANES - 1) / LANES * LANES;
-        vf total = every(0);
-        for (size_t k = 1; k < count; k++) largest = s[k] > largest ? s[k] : largest;
-        for (size_t k = count; k < padded; k++) s[k] = largest;
-        for (size_t k = 0; k < padded; k += LANES) store(s + k, exponential(load(s + k) - largest));
-        for (size_t k = count; k < padded; k++) s[k] = 0;
-        for (size_t k = 0; k < padded; k += LANES) total += load(s + k);
-        to[h * to_stride + width] = largest;
-        to[h * to_stride + width + 1] = sum(total);
-    }
-    mixture(dtype, heads, scores, values, count, width, to, to_stride);
+/* The same of so many outputs (up to BLOCK) from `at` on of a whole weight, [outputs, inputs]. */
+static void block(int dtype, const void *weight, size_t at, int outputs, size_t inputs, const void *x, int rows, float (*y)[BLOCK], float *room) {
+    for (int o = 0; o < outputs; o += GROUP)
+        group(dtype, (const char *)weight + (at + o) * inputs * size_of(dtype), outputs - o < GROUP ? outputs - o : GROUP, inputs, x, rows, (float(*)[BLOCK])((float *)y + o), room);
 }

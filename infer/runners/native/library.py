@@ -3,42 +3,60 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
+from ...kernels.quantised_linear import OutputSlice, Quantised
+from ..families.parts import LayerParts, ModelParts
 from .compiler import NotBuilt, built, forget
+from .low_rank import NativeAdapters
 
 SOURCE = Path(__file__).with_name("step.c")
-DTYPES = {torch.float32: 0, torch.bfloat16: 1}
-ROW = 9  # numbers that say what a row is: the fields of `Row` in step.c
+DTYPES, INT8, INT4 = {torch.float32: 0, torch.bfloat16: 1}, 2, 3
+BLOCK = 16  # outputs that are computed at a time
+OFF = "SEODANG_NATIVE"  # the environment variable that turns it off
+# what `activations.h` computes, by the class of the module
+ACTIVATIONS = {"SiLU": 0, "SiLUActivation": 0, "GELUActivation": 1, "GELUTanh": 2, "NewGELUActivation": 2, "FastGELUActivation": 2, "ReLU": 3}
+ROW = 10  # numbers that say what a row is: the fields of `Row` in model.h
+
+LINEARS = ("q", "k", "v", "o", "gate", "up", "down")  # of a layer, those of the same input side by side: adapters know them by numbers
 
 _Address = ctypes.c_void_p
-_WEIGHTS = ("attention_norm", "q", "k", "v", "o", "feed_norm", "gate", "up", "down")
-_BIASES = ("q_bias", "k_bias", "v_bias", "o_bias", "gate_bias", "up_bias", "down_bias", "q_norm", "k_norm")
 
 
-class Windowed(Protocol):
-    """A layer as the direct runner knows it."""
+class Linear(ctypes.Structure):
+    """A linear layer as `step.c` reads it."""
 
-    scale: float
-    window: int | None
+    _fields_ = [*((name, ctypes.c_int64) for name in ("dtype", "inputs", "outputs", "stride", "number")), ("weight", _Address), ("bias", _Address)]
+
+
+class _Norm(ctypes.Structure):
+    _fields_ = [("weight", _Address), ("bias", _Address), ("count", ctypes.c_int64), ("eps", ctypes.c_double), ("offset", ctypes.c_double)]
 
 
 class _Layer(ctypes.Structure):
-    _fields_ = [*((name, _Address) for name in (*_WEIGHTS, *_BIASES)), ("window", ctypes.c_int64), ("scale", ctypes.c_double)]
+    _fields_ = [
+        *((name, Linear) for name in (*LINEARS, "router")),
+        *((name, _Norm) for name in ("attention_norm", "q_norm", "k_norm", "after_attention", "feed_norm", "after_feed")),
+        *((name, ctypes.c_int64) for name in ("window", "turned", "chosen", "normalised")),
+        *((name, ctypes.c_double) for name in ("scale", "softcap")),
+    ]
 
 
 class _Model(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("dtype", "hidden", "heads", "kv_heads", "width", "inner", "vocab")),
-        ("eps", ctypes.c_double),
-        *((name, _Address) for name in ("embed", "norm", "head")),
+        *((name, ctypes.c_int64) for name in ("dtype", "hidden", "heads", "kv_heads", "width", "inner", "vocab", "activation", "experts", "chosen")),
+        *((name, ctypes.c_double) for name in ("embed_scale", "softcap")),
+        ("head", Linear),
+        ("norm", _Norm),
+        *((name, _Address) for name in ("embed", "positions")),
         ("layers", ctypes.POINTER(_Layer)),
     ]
 
@@ -46,37 +64,47 @@ class _Model(ctypes.Structure):
 class NativeModel:
     """The addresses of a model's weights, as they are now, and its sizes: what `step.c` reads. Nothing is copied."""
 
-    def __init__(self, model: PreTrainedModel, blocks: Sequence[Windowed]):
-        """`blocks` are those of the direct runner, which know each layer's window and scale; `model` is one that `refuses` has no word against."""
-        trunk, config = model.model, model.config
-        self.kept = [parameter.detach() for parameter in model.parameters()]  # one that is replaced stays until this is laid out anew
-        self.layers = (_Layer * len(blocks))(*(_laid(layer, block) for layer, block in zip(trunk.layers, blocks)))
-        first, embed = trunk.layers[0], trunk.embed_tokens.weight
-        self.embed, self.ids = embed, len(embed)
+    def __init__(self, parts: ModelParts, layers: Sequence[LayerParts], weights: Iterable[Tensor]):
+        """`layers` are those of the model to run, or the first of them, `weights` all of the model's, which is one that `refuses` has no word against."""
+        self.kept = [weight.detach() for weight in weights]  # one that is replaced stays until this is laid out anew
+        turned = 0 if parts.rotary is None else 2 * parts.rotary.inv_freq.numel()
+        numbers: dict[nn.Module, int] = {}
+        self.layers = (_Layer * len(layers))(*(_laid(layer, parts, turned, i * len(LINEARS), numbers) for i, layer in enumerate(layers)))
+        self.in_few_bits = self.layers[0].q.dtype >= INT8
+        embed = self.embed = parts.embed.weight
+        unread = {module for layer in parts.layers[len(layers) :] for module in layer.linears}
+        self.adapters = NativeAdapters(numbers, len(layers) * len(LINEARS), unread, embed.dtype)
+        self.ids, self.positions = len(embed), None if parts.positions is None else len(parts.positions.weight)
+        scale = getattr(parts.embed, "embed_scale", None)
         self.whole = _Model(
             dtype=DTYPES[embed.dtype],
             hidden=embed.shape[1],
-            heads=config.num_attention_heads,
-            kv_heads=config.num_key_value_heads,
-            width=first.self_attn.head_dim,
-            inner=len(first.mlp.gate_proj.weight),
-            vocab=len(model.lm_head.weight),
-            eps=trunk.norm.variance_epsilon,
+            heads=parts.heads,
+            kv_heads=parts.kv_heads,
+            width=parts.width,
+            inner=max(layer.down.inputs for layer in self.layers),
+            vocab=_linear(parts.head).outputs,
+            activation=ACTIVATIONS[type(layers[0].activation).__name__],
+            experts=max(layer.router.outputs for layer in self.layers),
+            chosen=max(layer.chosen for layer in self.layers),
+            embed_scale=1.0 if scale is None else scale.to(embed.dtype).item(),
+            softcap=parts.softcap or 0.0,
             embed=embed.data_ptr(),
-            norm=trunk.norm.weight.data_ptr(),
-            head=model.lm_head.weight.data_ptr(),
+            positions=None if parts.positions is None else parts.positions.weight.data_ptr(),
+            norm=_norm(parts.norm, parts.one_is_added),
+            head=_linear(parts.head),
             layers=self.layers,
         )
 
-    def run(self, rows: Sequence[int], turns: tuple[Tensor, Tensor], logits: Tensor, states: dict[int, Tensor]) -> None:
+    def run(self, rows: Sequence[int], turns: tuple[Tensor, Tensor] | None, logits: Tensor, states: dict[int, Tensor]) -> None:
         """Take rows, `ROW` numbers each, through the layers; raises MemoryError where there is none for what lies between.
 
-        `turns` are cosine and sine of the positions, float32 [positions, 1, width], the first half of the sine with its sign turned. `logits`, float32
-        [rows wanted, vocab], and by layer `states`, float32 [rows, hidden], are written.
+        `turns` are cosine and sine of the positions, float32 [positions, 1, numbers of a head that turn], the first half of the sine with its sign
+        turned; None where nothing turns. `logits`, float32 [rows wanted, vocab], and by layer `states`, float32 [rows, hidden], are written.
         """
         numbers = (ctypes.c_int64 * len(rows))(*rows)
         places = (_Address * (len(self.layers) + 1))(*(states[i].data_ptr() if i in states else None for i in range(len(self.layers) + 1))) if states else None
-        cos, sin = (turn.data_ptr() for turn in turns)
+        cos, sin = (None, None) if turns is None else (turn.data_ptr() for turn in turns)
         failed = library().seodang_step(
             ctypes.byref(self.whole), len(self.layers), numbers, len(rows) // ROW, cos, sin, logits.data_ptr(), places, torch.get_num_threads()
         )
@@ -84,16 +112,85 @@ class NativeModel:
             raise MemoryError(f"no memory for a pass of {len(rows) // ROW} rows")
 
 
-def _laid(layer: nn.Module, block: Windowed) -> _Layer:
-    attention, mlp = layer.self_attn, layer.mlp
-    linears = {"q": attention.q_proj, "k": attention.k_proj, "v": attention.v_proj, "o": attention.o_proj}
-    linears |= {"gate": mlp.gate_proj, "up": mlp.up_proj, "down": mlp.down_proj}
-    weights = {"attention_norm": layer.input_layernorm.weight, "feed_norm": layer.post_attention_layernorm.weight}
-    weights |= {name: linear.weight for name, linear in linears.items()}
-    weights |= {f"{name}_bias": linear.bias for name, linear in linears.items() if linear.bias is not None}
-    if hasattr(attention, "q_norm"):
-        weights |= {"q_norm": attention.q_norm.weight, "k_norm": attention.k_norm.weight}
-    return _Layer(window=block.window or 0, scale=block.scale, **{name: weight.data_ptr() for name, weight in weights.items()})
+def _laid(layer: LayerParts, parts: ModelParts, turned: int, number: int, numbers: dict[nn.Module, int]) -> _Layer:
+    """A layer's addresses and sizes; `numbers` gets its linear layers, from `number` on, but those of which several are in one module."""
+    linears = {"o": _linear(layer.out), **dict(zip("qkv", _linears(layer.qkv, [parts.heads * parts.width, *[parts.kv_heads * parts.width] * 2])))}
+    chosen = {}
+    if layer.experts is None:
+        linears["down"] = _linear(layer.shrink)
+        inner = linears["down"].inputs
+        linears |= dict(zip(("gate", "up") if layer.gated else ("up",), _linears(layer.grow, [inner, inner])))
+    else:
+        linears |= _experts(layer.router, layer.experts)
+        chosen = {"chosen": layer.router.top_k, "normalised": bool(layer.router.norm_topk_prob)}
+    modules = {"o": layer.out, "down": layer.shrink}
+    modules |= dict(zip("qkv", layer.qkv)) if len(layer.qkv) > 1 else {}
+    modules |= dict(zip(("gate", "up") if layer.gated else ("up",), layer.grow)) if len(layer.grow) == 1 + layer.gated else {}
+    for i, name in enumerate(LINEARS):
+        if (module := modules.get(name)) is not None:
+            numbers[module] = linears[name].number = number + i
+    norms = {name: norm for name in ("attention_norm", "after_attention", "feed_norm", "after_feed") if (norm := getattr(layer, name)) is not None}
+    heads = {} if layer.head_norms is None else {name: _norm(norm) for name, norm in zip(("q_norm", "k_norm"), layer.head_norms)}
+    return _Layer(
+        window=layer.window or 0,
+        turned=turned if layer.turns else 0,
+        scale=layer.scale,
+        softcap=layer.softcap or 0.0,
+        **linears,
+        **{name: _norm(norm, parts.one_is_added) for name, norm in norms.items()},
+        **heads,
+        **chosen,
+    )
+
+
+def _linears(modules: Sequence[nn.Module], outputs: Sequence[int]) -> list[Linear]:
+    """Linear layers as they are, or where there is one for all of them, its parts of so many outputs each."""
+    if len(modules) > 1:
+        return [_linear(module) for module in modules]
+    return [_linear(modules[0], begin, count) for begin, count in zip((0, *accumulate(outputs)), outputs)]
+
+
+def _linear(module: nn.Module, begin: int = 0, count: int | None = None) -> Linear:
+    """A linear layer, or so many of its outputs from `begin` on; one of few bits says itself where it lies."""
+    if isinstance(module, OutputSlice):
+        return module.whole.as_read(module.start + begin, module.stop - module.start - begin if count is None else count)
+    if isinstance(module, Quantised):
+        return module.as_read(begin, count)
+    weight, bias, across = module.weight, module.bias, isinstance(module, Conv1D)
+    outputs, inputs = weight.shape[::-1] if across else weight.shape
+    return Linear(
+        dtype=DTYPES[weight.dtype],
+        inputs=inputs,
+        outputs=outputs if count is None else count,
+        stride=outputs if across else 0,
+        number=-1,
+        weight=weight.data_ptr() + begin * (1 if across else inputs) * weight.itemsize,
+        bias=None if bias is None else bias.data_ptr() + begin * bias.itemsize,
+    )
+
+
+def _experts(router: nn.Module, experts: nn.Module) -> dict[str, Linear]:
+    """The router, and the first of the experts, whose gate lies before its other branch."""
+    both, down, dtype = experts.gate_up_proj, experts.down_proj, DTYPES[router.weight.dtype]
+    hidden, inner = down.shape[1:]
+    found = {
+        "router": (hidden, len(router.weight), router.weight.data_ptr()),
+        "gate": (hidden, inner, both.data_ptr()),
+        "up": (hidden, inner, both[0, inner:].data_ptr()),
+        "down": (inner, hidden, down.data_ptr()),
+    }
+    return {name: Linear(dtype=dtype, inputs=inputs, outputs=outputs, number=-1, weight=weight) for name, (inputs, outputs, weight) in found.items()}
+
+
+def _norm(module: nn.Module, one_is_added: bool = False) -> _Norm:
+    weight, bias = module.weight, getattr(module, "bias", None)
+    eps = module.eps if hasattr(module, "eps") else module.variance_epsilon
+    return _Norm(weight.data_ptr(), None if bias is None else bias.data_ptr(), len(weight), eps, float(one_is_added))
+
+
+def is_off() -> bool:
+    """Whether the native step is turned off."""
+    return os.environ.get(OFF) == "0"
 
 
 def library() -> ctypes.CDLL:
@@ -137,6 +234,8 @@ def _declare(found: ctypes.CDLL) -> None:
     number, floats = ctypes.c_int, _Address
     found.seodang_step.argtypes = [ctypes.POINTER(_Model), number, ctypes.POINTER(ctypes.c_int64), number, floats, floats, floats, _Address, number]
     found.seodang_step.restype = number
+    found.seodang_product.argtypes = [ctypes.POINTER(Linear), floats, number, floats, number]
+    found.seodang_product.restype = number
     found.seodang_built_for.restype = ctypes.c_char_p
     found.seodang_use_team.argtypes = [_Address] * 3
 
@@ -152,5 +251,5 @@ def openmp() -> list[ctypes._CFuncPtr] | None:
 
 
 def built_for() -> str:
-    """The instructions that the compiled pass uses, as "AVX512-BF16"; raises as `library` does."""
+    """The instructions that the compiled pass uses, as "AVX512-BF16 and VNNI"; raises as `library` does."""
     return library().seodang_built_for().decode()

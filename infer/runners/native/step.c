@@ -1,61 +1,18 @@
-/* One pass of a decoder of the Llama kind over rows of new tokens, whole in one call: norms, products, rotation, cache, attention, feed-forward, head.
+/* One pass of a decoder of the Llama kind and its kin over rows of new tokens, whole in one call: norms, products, rotation, cache, attention, feed-forward, head.
 
-   Weights are read where the model keeps them, [outputs, inputs] each, and once a pass for all rows. Whatever runs beside it and on however many
+   Weights are read where the model keeps them, and once a pass for all rows. Whatever runs beside it and on however many
    threads, a row's numbers are the same to the bit: each output of each row is summed in one order, by lanes along the inputs and then across the
-   lanes, and attention by pieces of PIECE keys, put together in their order. Built for the CPU that it runs on; see compiler.py. */
+   lanes (or by fours of inputs, across.h), and attention by pieces of PIECE keys, put together in their order. Built for the CPU that it runs on; see compiler.py. */
 
+#if defined(_WIN32) && defined(__AVX__) && defined(__GNUC__) && !defined(__clang__)
+#error "gcc keeps vectors where Windows does not align the stack for them (its bug 54412), of which a process dies: use clang or zig"
+#endif
 #define _GNU_SOURCE
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels.h"
-#include "threads.h"
-
-/* ---- what is computed ---- */
-
-typedef struct { /* one layer; a bias or norm that it has not is NULL */
-    const void *attention_norm, *q, *k, *v, *o, *feed_norm, *gate, *up, *down;
-    const void *q_bias, *k_bias, *v_bias, *o_bias, *gate_bias, *up_bias, *down_bias, *q_norm, *k_norm;
-    int64_t window; /* 0: none */
-    double scale;
-} Layer;
-
-typedef struct {
-    int64_t dtype, hidden, heads, kv_heads, width, inner, vocab;
-    double eps;
-    const void *embed, *norm, *head;
-    const Layer *layers;
-} Model;
-
-typedef struct { /* one new token */
-    int64_t keys;                                  /* address of its lane's keys in the first layer */
-    int64_t layer_stride, part_stride, head_stride; /* numbers from a layer to the next, from keys to values, from a head to the next */
-    int64_t place, seen;                           /* where its key goes, and how many keys it sees */
-    int64_t position, id, wanted;                  /* which row of the logits is its own, or -1 */
-} Row;
-
-typedef struct {
-    const Model *model;
-    const Row *rows;
-    const float *cos, *sin; /* [positions, width] */
-    float *logits;
-    float *const *states; /* one a layer and one of the last norm, [rows, hidden] or NULL */
-    int count, wanted, layers, pieces;
-    float *residual, *qkv, *partial; /* [rows, hidden], [rows, (heads + 2 kv_heads) width], [rows, heads, pieces, width + 2] */
-    void *attended, *opened;        /* what products read: [rows, heads width], [rows, inner] */
-    char *own;                      /* of each thread */
-    size_t own_size;
-    Counter *counters;
-    atomic_long *done; /* pieces of a row's key head */
-} Job;
-
-typedef struct { /* what a thread has of its own */
-    void *x;                       /* normed rows, as products read them: [rows, hidden] */
-    float (*y)[GROUP], (*z)[GROUP]; /* [rows, GROUP] and a vector's room behind */
-    float *line, *scores, *room;   /* [hidden]; [ABREAST, PIECE] and the queries behind; [GROUP, inputs of a product] */
-} Own;
-
-static size_t most(size_t a, size_t b) { return a > b ? a : b; }
+#include "attention.h"
+#include "model.h"
 
 static void turned(float *x, const float *cos, const float *sin, size_t half) { /* sin has its first half's sign turned */
     for (size_t i = 0; i < half; i++) {
@@ -70,147 +27,127 @@ static void placed(const Job *job, int layer, int r) {
     const Model *m = job->model;
     const Layer *l = m->layers + layer;
     const Row *row = job->rows + r;
-    const float *cos = job->cos + row->position * m->width, *sin = job->sin + row->position * m->width;
+    const float *cos = job->cos + row->position * l->turned, *sin = job->sin + row->position * l->turned;
     float *x = job->qkv + (size_t)r * (m->heads + 2 * m->kv_heads) * m->width;
     void *cache = (void *)row->keys;
     size_t at = layer * row->layer_stride + row->place * m->width, size = size_of(m->dtype);
+    normed_in_place(m->dtype, &l->q_norm, x, m->heads * m->width);
+    normed_in_place(m->dtype, &l->k_norm, x + m->heads * m->width, m->kv_heads * m->width);
     for (int64_t h = 0; h < m->heads; h++, x += m->width) {
-        if (l->q_norm) normed(m->dtype, x, l->q_norm, m->width, m->eps, x);
-        turned(x, cos, sin, m->width / 2);
+        turned(x, cos, sin, l->turned / 2);
         for (int64_t i = 0; i < m->width; i++) x[i] *= (float)l->scale;
     }
     for (int64_t h = 0; h < m->kv_heads; h++, x += m->width) {
-        if (l->k_norm) normed(m->dtype, x, l->k_norm, m->width, m->eps, x);
-        turned(x, cos, sin, m->width / 2);
+        turned(x, cos, sin, l->turned / 2);
         put(size, cache, at + h * row->head_stride, x, m->width);
     }
     for (int64_t h = 0; h < m->kv_heads; h++, x += m->width) put(size, cache, at + row->part_stride + h * row->head_stride, x, m->width);
 }
 
-/* ---- attention ---- */
-
-INLINE void piece_as(int dtype, const Model *m, const float *q, const void *keys, const void *values, size_t count, float *scores, float *to, size_t to_stride) {
-    const size_t heads = m->heads / m->kv_heads, width = m->width;
-    void *read = scores + ABREAST * PIECE; /* queries as their products read them */
-    for (size_t h = 0; h < heads;) {
-        int n = heads - h < ABREAST ? heads - h : ABREAST;
-        put(read_size(m->dtype), read, 0, q + h * width, n * width);
-        float *out = to + h * to_stride;
-        switch (n) {
-            case 1: abreast(dtype, 1, read, keys, values, count, width, scores, out, to_stride); break;
-            case 2: abreast(dtype, 2, read, keys, values, count, width, scores, out, to_stride); break;
-#if ABREAST > 2
-            case 3: abreast(dtype, 3, read, keys, values, count, width, scores, out, to_stride); break;
-            case 4: abreast(dtype, 4, read, keys, values, count, width, scores, out, to_stride); break;
-#endif
-        }
-        h += n;
-    }
-}
-
-static size_t first_key(const Layer *l, const Row *row) {
-    return l->window && row->place + 1 > l->window ? row->place + 1 - l->window : 0;
-}
-static int pieces_of(const Layer *l, const Row *row) {
-    return (row->seen + PIECE - 1) / PIECE - first_key(l, row) / PIECE;
-}
-
-/* piece number p of a row's key head; whoever ends the last puts all together, in their order */
-static void attended(const Job *job, int layer, int r, int kv_head, int p, float *scores) {
-    const Model *m = job->model;
-    const Layer *l = m->layers + layer;
-    const Row *row = job->rows + r;
-    size_t heads = m->heads / m->kv_heads, width = m->width, stride = job->pieces * (width + 2);
-    size_t begin = first_key(l, row), piece = begin / PIECE + p, from = most(begin, piece * PIECE);
-    size_t end = (piece + 1) * PIECE < (size_t)row->seen ? (piece + 1) * PIECE : (size_t)row->seen;
-    size_t at = layer * row->layer_stride + kv_head * row->head_stride + from * width, size = size_of(m->dtype);
-    const char *keys = (const char *)row->keys + at * size, *values = keys + row->part_stride * size;
-    const float *q = job->qkv + (size_t)r * (m->heads + 2 * m->kv_heads) * width + kv_head * heads * width;
-    float *partial = job->partial + ((size_t)r * m->heads + kv_head * heads) * stride;
-    float *to = partial + p * (width + 2);
-    if (m->dtype == FLOAT32) piece_as(FLOAT32, m, q, keys, values, end - from, scores, to, stride);
-    else piece_as(BFLOAT16, m, q, keys, values, end - from, scores, to, stride);
-    int pieces = pieces_of(l, row);
-    if (pieces > 1 && atomic_fetch_add(job->done + r * m->kv_heads + kv_head, 1) + 1 < pieces) return;
-    atomic_store(job->done + r * m->kv_heads + kv_head, 0);
-    for (size_t h = 0; h < heads; h++) {
-        float *all = partial + h * stride, largest = all[width], total = 0;
-        for (int i = 1; i < pieces; i++) largest = all[i * (width + 2) + width] > largest ? all[i * (width + 2) + width] : largest;
-        for (size_t i = 0; i < width; i++) scores[i] = 0;
-        for (int i = 0; i < pieces; i++) {
-            const float *one = all + i * (width + 2);
-            float by = expf(one[width] - largest);
-            total += by * one[width + 1];
-            for (size_t j = 0; j < width; j++) scores[j] += by * one[j];
-        }
-        for (size_t j = 0; j < width; j++) scores[j] /= total;
-        put(read_size(m->dtype), job->attended, ((size_t)r * m->heads + kv_head * heads + h) * width, scores, width);
-    }
-}
-
 /* ---- the pass ---- */
 
-/* how many outputs go to a thread at a time */
-static long share(long outputs, int threads) {
-    long part = outputs / (6L * threads) / GROUP * GROUP;
-    return part < 16 ? 16 : part > 256 ? 256 : part;
+/* the outputs of a linear layer in whole blocks, which are what threads share */
+static long in_blocks(const Linear *linear) { return (linear->outputs + BLOCK - 1) / BLOCK * BLOCK; }
+
+/* A block's outputs where weights lie [inputs, outputs]: they are computed with those behind them in the thread's share. */
+static void from_panel(const Linear *linear, long at, int outputs, const void *x, int rows, float (*y)[BLOCK], Panel *panel) {
+    if (panel->linear != linear || at < panel->at || at >= panel->end) {
+        panel->linear = linear, panel->at = at, panel->end = linear->outputs - at < panel->most ? linear->outputs : at + panel->most;
+        across(linear->dtype, (const char *)linear->weight + at * size_of(linear->dtype), linear->stride, panel->end - at, linear->inputs, x, rows, panel->y);
+    }
+    for (int r = 0; r < rows; r++) memcpy(y[r], panel->y[r] + at - panel->at, outputs * sizeof(float));
+}
+
+/* rows that a linear layer is going to read, in 8 bits where it reads them so */
+static void readied(const Linear *linear, const void *x, int rows, const Own *own) {
+    if (linear->dtype >= INT8)
+        for (int r = 0; r < rows; r++) eight_bits((const float *)x + r * linear->inputs, linear->inputs, own->x8 + r * row8_size(linear->inputs));
+}
+
+#include "adapters.h"
+
+/* A linear layer's next outputs, from `at` on, of so many rows: y[row][output]; returns how many there are, up to BLOCK. */
+static int product(const Job *job, const Linear *linear, long at, const void *x, int rows, float (*y)[BLOCK], const Own *own) {
+    int outputs = linear->outputs - at < BLOCK ? linear->outputs - at : BLOCK;
+    if (linear->dtype >= INT8) block8(linear->dtype, linear->weight, at / BLOCK, linear->inputs, own->x8, rows, y);
+    else if (linear->stride) from_panel(linear, at, outputs, x, rows, y, own->panel);
+    else block(linear->dtype, linear->weight, at, outputs, linear->inputs, x, rows, y, own->room);
+    if (linear->bias)
+        for (int r = 0; r < rows; r++)
+            for (int o = 0; o < outputs; o++) y[r][o] += one_as(job->model->dtype, linear->bias, at + o);
+    raised_all(job, linear, at, outputs, y);
+    return outputs;
 }
 
 static void queries_keys_values(const Job *job, int layer, const Own *own, long begin, long end) {
-    const Model *m = job->model;
-    const Layer *l = m->layers + layer;
-    const void *weights[] = {l->q, l->k, l->v}, *biases[] = {l->q_bias, l->k_bias, l->v_bias};
-    long sizes[] = {m->heads * m->width, m->kv_heads * m->width, m->kv_heads * m->width}, all = sizes[0] + 2 * sizes[1], offset = 0;
-    for (int part = 0; part < 3; offset += sizes[part++]) {
-        long from = begin > offset ? begin : offset, to = end < offset + sizes[part] ? end : offset + sizes[part];
-        for (long o = from; o < to; o += GROUP) {
-            int n = to - o < GROUP ? to - o : GROUP;
-            product(m->dtype, weights[part], biases[part], o - offset, n, m->hidden, own->x, job->count, own->y, own->room);
-            for (int r = 0; r < job->count; r++) memcpy(job->qkv + r * all + o, own->y[r], n * sizeof(float));
+    const Layer *l = job->model->layers + layer;
+    const Linear *linears[] = {&l->q, &l->k, &l->v};
+    long width = l->q.outputs + l->k.outputs + l->v.outputs, before = 0, offset = 0; /* in the rows of qkv, and in blocks */
+    for (int part = 0; part < 3; part++) {
+        const Linear *linear = linears[part];
+        long from = begin > offset ? begin - offset : 0, to = end - offset < in_blocks(linear) ? end - offset : in_blocks(linear);
+        for (long o = from; o < to; o += BLOCK) {
+            int n = product(job, linear, o, own->x, job->count, own->y, own);
+            for (int r = 0; r < job->count; r++) memcpy(job->qkv + r * width + before + o, own->y[r], n * sizeof(float));
+        }
+        before += linear->outputs;
+        offset += in_blocks(linear);
+    }
+}
+
+/* a layer's outputs added to the residual stream, or where a norm stands behind it, laid aside */
+static void added(const Job *job, const Linear *linear, const Norm *behind, const void *x, const Own *own, long begin, long end) {
+    for (long o = begin; o < end; o += BLOCK) {
+        int n = product(job, linear, o, x, job->count, own->y, own);
+        for (int r = 0; r < job->count; r++) {
+            float *to = (behind->weight ? job->aside : job->residual) + r * linear->outputs + o;
+            for (int i = 0; i < n; i++) to[i] = behind->weight ? own->y[r][i] : to[i] + own->y[r][i];
         }
     }
 }
 
-/* a layer's outputs added to the residual stream */
-static void added(const Job *job, const void *weight, const void *bias, long inputs, const void *x, const Own *own, long begin, long end) {
-    const Model *m = job->model;
-    for (long o = begin; o < end; o += GROUP) {
-        int n = end - o < GROUP ? end - o : GROUP;
-        product(m->dtype, weight, bias, o, n, inputs, x, job->count, own->y, own->room);
-        for (int r = 0; r < job->count; r++)
-            for (int i = 0; i < n; i++) job->residual[r * m->hidden + o + i] += own->y[r][i];
-    }
+/* what was laid aside of a row, normed and added */
+static void settled(const Job *job, const Norm *norm, int r, const Own *own) {
+    size_t hidden = job->model->hidden;
+    normed(job->model->dtype, norm, job->aside + r * hidden, own->line);
+    for (size_t i = 0; i < hidden; i++) job->residual[r * hidden + i] += own->line[i];
 }
 
-/* the feed-forward layer's two branches, one of which opens and shuts the other by x / (1 + exp(-x)) */
-static void gated(const Job *job, const Layer *l, const Own *own, long begin, long end) {
-    const Model *m = job->model;
-    for (long o = begin; o < end; o += GROUP) {
-        int n = end - o < GROUP ? end - o : GROUP;
-        product(m->dtype, l->gate, l->gate_bias, o, n, m->hidden, own->x, job->count, own->y, own->room);
-        product(m->dtype, l->up, l->up_bias, o, n, m->hidden, own->x, job->count, own->z, own->room);
-        float *g = (float *)own->y, *u = (float *)own->z; /* there is room behind the last */
-        for (int i = 0; i < job->count * GROUP; i += LANES) store(g + i, load(g + i) / (1.0f + exponential(-load(g + i))) * load(u + i));
-        for (int r = 0; r < job->count; r++) put(read_size(m->dtype), job->opened, r * m->inner + o, own->y[r], n);
+/* Of so many rows, what the feed-forward layer opens of its outputs from `o` on, to own->y: the gate's or where there is none its own are activated. */
+static int opened(const Job *job, const Linear *gate, const Linear *up, long o, const void *x, int rows, const Own *own) {
+    int n = product(job, up, o, x, rows, gate->weight ? own->z : own->y, own);
+    if (gate->weight) product(job, gate, o, x, rows, own->y, own);
+    activate(job->model->activation, (float *)own->y, gate->weight ? (float *)own->z : NULL, rows * BLOCK);
+    return n;
+}
+
+static void all_opened(const Job *job, const Layer *l, const Own *own, long begin, long end) {
+    for (long o = begin; o < end; o += BLOCK) {
+        int n = opened(job, &l->gate, &l->up, o, own->x, job->count, own);
+        for (int r = 0; r < job->count; r++) put(read_size(l->down.dtype), job->opened, r * l->down.inputs + o, own->y[r], n);
     }
 }
 
 static void scores_of(const Job *job, const Own *own, long begin, long end) {
-    const Model *m = job->model;
-    for (long o = begin; o < end; o += GROUP) {
-        int n = end - o < GROUP ? end - o : GROUP;
-        product(m->dtype, m->head, NULL, o, n, m->hidden, own->x, job->wanted, own->y, own->room);
-        for (int r = 0; r < job->wanted; r++) memcpy(job->logits + r * m->vocab + o, own->y[r], n * sizeof(float));
+    const Linear *head = &job->model->head;
+    for (long o = begin; o < end; o += BLOCK) {
+        int n = product(job, head, o, own->x, job->wanted, own->y, own);
+        if (job->model->softcap) bound_softly((float *)own->y, job->model->softcap, job->wanted * BLOCK);
+        for (int r = 0; r < job->wanted; r++) memcpy(job->logits + r * head->outputs + o, own->y[r], n * sizeof(float));
     }
 }
 
-/* all rows normed as products read them, to this thread's own memory */
-static void normed_rows(const Job *job, const void *weight, const Own *own) {
+/* a row, normed where there is a norm, as products of this dtype read it, to this thread's own memory */
+static void normed_row(const Job *job, int r, const Norm *norm, int dtype, int to, const Own *own) {
     const Model *m = job->model;
-    for (int r = 0; r < job->count; r++) {
-        normed(m->dtype, job->residual + r * m->hidden, weight, m->hidden, m->eps, own->line);
-        put(read_size(m->dtype), own->x, r * m->hidden, own->line, m->hidden);
-    }
+    const float *x = job->residual + r * m->hidden;
+    if (norm->weight) normed(m->dtype, norm, x, own->line);
+    put(read_size(dtype), own->x, to * m->hidden, norm->weight ? own->line : x, m->hidden);
+}
+
+static void normed_rows(const Job *job, const Norm *norm, const Linear *linear, const Own *own) {
+    for (int r = 0; r < job->count; r++) normed_row(job, r, norm, linear->dtype, r, own);
+    readied(linear, own->x, job->count, own);
 }
 
 /* the hidden states before a layer, or after the last and its norm, where they are asked for */
@@ -218,69 +155,105 @@ static void shown(const Job *job, int layer, int thread) {
     const Model *m = job->model;
     if (thread || !job->states || !job->states[layer]) return;
     if (layer < job->layers) memcpy(job->states[layer], job->residual, sizeof(float) * job->count * m->hidden);
-    else for (int r = 0; r < job->count; r++) normed(m->dtype, job->residual + r * m->hidden, m->norm, m->hidden, m->eps, job->states[layer] + r * m->hidden);
+    else for (int r = 0; r < job->count; r++) normed(m->dtype, &m->norm, job->residual + r * m->hidden, job->states[layer] + r * m->hidden);
 }
 
-/* lay out at `at` what a thread has of its own; returns how many bytes it takes */
-static size_t laid_out(const Model *m, int rows, char *at, Own *own) {
-    size_t products = sizeof(float) * (rows * GROUP + LANES), inputs = most(m->hidden, most(m->heads * m->width, m->inner)), taken = 0;
-    size_t sizes[] = {rows * m->hidden * read_size(m->dtype), products, products, sizeof(float) * m->hidden, sizeof(float) * ABREAST * (PIECE + m->width), sizeof(float) * GROUP * inputs};
-    void *parts[6];
-    for (int i = 0; i < 6; i++) parts[i] = at + taken, taken += (sizes[i] + LINE - 1) / LINE * LINE;
-    *own = (Own){parts[0], parts[1], parts[2], parts[3], parts[4], parts[5]};
+#include "experts.h" /* which reads what stands above */
+
+/* lay out at `at` so many pieces of memory; returns how many bytes they take */
+static size_t laid_out(const size_t *sizes, int count, char *at, void **parts) {
+    size_t taken = 0;
+    for (int i = 0; i < count; i++) parts[i] = at + taken, taken += (sizes[i] + LINE - 1) / LINE * LINE;
     return taken;
 }
+
+/* the same of what a thread has of its own */
+static size_t own_of(const Model *m, int rows, char *at, Own *own) {
+    size_t products = sizeof(float) * rows * BLOCK, inputs = most(m->hidden, most(m->heads * m->width, m->inner));
+    size_t sizes[] = {
+        rows * m->hidden * sizeof(float), rows * row8_size(inputs), products, products, sizeof(float) * m->hidden, sizeof(float) * ABREAST * (PIECE + m->width), sizeof(float) * GROUP * inputs,
+        m->experts ? sizeof(float) * rows * inputs : 0, sizeof(int32_t) * rows, sizeof(Panel) + sizeof(float) * rows * WIDE,
+    };
+    void *parts[10];
+    size_t taken = laid_out(sizes, 10, at, parts);
+    *own = (Own){parts[0], parts[1], parts[2], parts[3], parts[4], parts[5], parts[6], parts[7], parts[8], parts[9]};
+    return taken;
+}
+
+/* a token's embedding, and that of its position */
+static void embedded(const Job *job, int r) {
+    const Model *m = job->model;
+    const Row *row = job->rows + r;
+    for (int64_t i = 0; i < m->hidden; i++) {
+        float x = one_as(m->dtype, m->embed, row->id * m->hidden + i) * (float)m->embed_scale;
+        job->residual[r * m->hidden + i] = m->positions ? x + one_as(m->dtype, m->positions, row->position * m->hidden + i) : x;
+    }
+}
+
+/* what adapters make of the input of these linear layers */
+#define LOWERED(x, ...) counter = lowered_all(job, (const Linear *[]){__VA_ARGS__}, sizeof((const Linear *[]){__VA_ARGS__}) / sizeof(Linear *), x, &own, counter, threads)
+
+/* what all threads take shares of, before any goes on: of rows one each, of outputs blocks */
+#define SHARED(all, work) \
+    do { \
+        while (next_share(counter, 1, all, &begin, &end)) work; \
+        counter++; \
+        barrier(threads); \
+    } while (0)
+#define IN_BLOCKS(all, work) \
+    do { \
+        while (next_blocks(counter, BLOCK, largest, threads, all, &begin, &end)) own.panel->most = end - begin, work; \
+        counter++; \
+        barrier(threads); \
+    } while (0)
 
 static void pass(void *argument, int thread, int threads) {
     const Job *job = argument;
     const Model *m = job->model;
     Own own;
-    laid_out(m, job->count, job->own + thread * job->own_size, &own);
+    own_of(m, job->count, job->own + thread * job->own_size, &own);
+    own.panel->linear = NULL;
     Counter *counter = job->counters;
-    long begin, end, qkv = (m->heads + 2 * m->kv_heads) * m->width;
+    const long largest = m->layers->o.stride ? WIDE : 1024; /* outputs of a share */
+    long begin, end;
 
-    while (next_share(counter, 1, job->count, &begin, &end))
-        for (int64_t i = 0; i < m->hidden; i++) job->residual[begin * m->hidden + i] = one_as(m->dtype, m->embed, job->rows[begin].id * m->hidden + i);
-    counter++;
-    barrier(threads);
+    SHARED(job->count, embedded(job, begin));
     for (int layer = 0; layer < job->layers; layer++) {
         const Layer *l = m->layers + layer;
         shown(job, layer, thread);
-        normed_rows(job, l->attention_norm, &own);
-        while (next_share(counter, share(qkv, threads), qkv, &begin, &end)) queries_keys_values(job, layer, &own, begin, end);
-        counter++;
-        barrier(threads);
-        while (next_share(counter, 1, job->count, &begin, &end)) placed(job, layer, begin);
-        counter++;
-        barrier(threads);
-        long all = (long)job->count * m->kv_heads * job->pieces;
-        while (next_share(counter, 1, all, &begin, &end)) {
-            int p = begin % job->pieces, kv_head = begin / job->pieces % m->kv_heads, r = begin / job->pieces / m->kv_heads;
-            if (p < pieces_of(l, job->rows + r)) attended(job, layer, r, kv_head, p, own.scores);
+        normed_rows(job, &l->attention_norm, &l->q, &own);
+        LOWERED(own.x, &l->q, &l->k, &l->v);
+        long qkv = in_blocks(&l->q) + in_blocks(&l->k) + in_blocks(&l->v);
+        IN_BLOCKS(qkv, queries_keys_values(job, layer, &own, begin, end));
+        SHARED(job->count, placed(job, layer, begin));
+        SHARED((long)job->count * m->kv_heads * job->pieces, piece_of(job, layer, begin, own.scores));
+        LOWERED(job->attended, &l->o);
+        readied(&l->o, job->attended, job->count, &own);
+        IN_BLOCKS(m->hidden, added(job, &l->o, &l->after_attention, job->attended, &own, begin, end));
+        if (l->after_attention.weight) SHARED(job->count, settled(job, &l->after_attention, begin, &own));
+
+        normed_rows(job, &l->feed_norm, &l->up, &own);
+        if (l->router.weight) {
+            long up = m->experts * in_blocks(&l->up), down = m->experts * in_blocks(&l->down);
+            SHARED(job->count, routed(job, l, begin, &own));
+            IN_BLOCKS(up, experts_opened(job, l, &own, begin, end));
+            IN_BLOCKS(down, experts_shut(job, l, &own, begin, end));
+            SHARED(job->count, weighed(job, l, begin));
+        } else {
+            LOWERED(own.x, &l->gate, &l->up);
+            IN_BLOCKS(l->up.outputs, all_opened(job, l, &own, begin, end));
+            LOWERED(job->opened, &l->down);
+            readied(&l->down, job->opened, job->count, &own);
+            IN_BLOCKS(m->hidden, added(job, &l->down, &l->after_feed, job->opened, &own, begin, end));
+            if (l->after_feed.weight) SHARED(job->count, settled(job, &l->after_feed, begin, &own));
         }
-        counter++;
-        barrier(threads);
-        while (next_share(counter, share(m->hidden, threads), m->hidden, &begin, &end))
-            added(job, l->o, l->o_bias, m->heads * m->width, job->attended, &own, begin, end);
-        counter++;
-        barrier(threads);
-        normed_rows(job, l->feed_norm, &own);
-        while (next_share(counter, share(m->inner, threads), m->inner, &begin, &end)) gated(job, l, &own, begin, end);
-        counter++;
-        barrier(threads);
-        while (next_share(counter, share(m->hidden, threads), m->hidden, &begin, &end))
-            added(job, l->down, l->down_bias, m->inner, job->opened, &own, begin, end);
-        counter++;
-        barrier(threads);
     }
     shown(job, job->layers, thread);
     if (!job->wanted) return;
     for (int r = 0; r < job->count; r++)
-        if (job->rows[r].wanted >= 0) {
-            normed(m->dtype, job->residual + r * m->hidden, m->norm, m->hidden, m->eps, own.line);
-            put(read_size(m->dtype), own.x, job->rows[r].wanted * m->hidden, own.line, m->hidden);
-        }
-    while (next_share(counter, share(m->vocab, threads), m->vocab, &begin, &end)) scores_of(job, &own, begin, end);
+        if (job->rows[r].wanted >= 0) normed_row(job, r, &m->norm, m->head.dtype, job->rows[r].wanted, &own);
+    readied(&m->head, own.x, job->wanted, &own);
+    while (next_blocks(counter, BLOCK, largest, threads, m->vocab, &begin, &end)) scores_of(job, &own, begin, end);
 }
 
 /* Take so many rows through the first `layers` layers: logits, [rows wanted, vocab], and the hidden states of the layers that have a place in
@@ -288,10 +261,11 @@ static void pass(void *argument, int thread, int threads) {
 int seodang_step(const Model *m, int layers, const Row *rows, int count, const float *cos, const float *sin, float *logits, float *const *states, int threads) {
     static char *memory;
     static size_t had;
-    int counters = 2 + 6 * layers, failed = 0;
+    int counters = 2 + 14 * layers, failed = 0; /* of a layer, as many at most as `pass` has stages */
     pthread_mutex_lock(&pool.calls);
     threads = ready(threads < 1 ? 1 : threads);
     Job job = {.model = m, .rows = rows, .cos = cos, .sin = sin, .logits = logits, .states = states, .count = count, .layers = layers, .pieces = 1};
+    job.runs = runs_of(rows, count, NULL, &job.ranks);
     for (int r = 0; r < count; r++) {
         job.wanted += rows[r].wanted >= 0;
         for (int layer = 0; layer < layers; layer++) {
@@ -300,13 +274,16 @@ int seodang_step(const Model *m, int layers, const Row *rows, int count, const f
         }
     }
     Own own;
-    job.own_size = laid_out(m, count, NULL, &own);
-    size_t heads = m->heads * m->width, sizes[] = {
-        sizeof(float) * count * m->hidden, sizeof(float) * count * (m->heads + 2 * m->kv_heads) * m->width, sizeof(float) * count * m->heads * job.pieces * (m->width + 2),
-        count * heads * read_size(m->dtype), count * m->inner * read_size(m->dtype), sizeof(Counter) * counters, sizeof(atomic_long) * count * m->kv_heads, threads * job.own_size,
-    }, wanted = LINE;
-    void *parts[8];
-    for (int i = 0; i < 8; i++) wanted += sizes[i] = (sizes[i] + LINE - 1) / LINE * LINE;
+    job.own_size = own_of(m, count, NULL, &own);
+    size_t hidden = sizeof(float) * count * m->hidden, choices = sizeof(float) * count * m->chosen, sizes[] = {
+        hidden, hidden, sizeof(float) * count * (m->heads + 2 * m->kv_heads) * m->width, sizeof(float) * count * m->heads * job.pieces * (m->width + 2),
+        sizeof(float) * count * m->heads * m->width, sizeof(float) * count * most(m->chosen, 1) * m->inner,
+        sizeof(float) * count * m->experts, choices, choices * m->hidden, choices,
+        sizeof(Counter) * counters, sizeof(atomic_long) * count * m->kv_heads, threads * job.own_size,
+        sizeof(Run) * job.runs, sizeof(float) * ABEAM * job.ranks * count * BLOCK,
+    };
+    void *parts[15];
+    size_t wanted = laid_out(sizes, 15, NULL, parts) + LINE;
     if (wanted > had) {
         char *old = memory;
         memory = NULL, had = 0; /* before it goes: a child that is forked in this moment has no claim to it */
@@ -315,11 +292,13 @@ int seodang_step(const Model *m, int layers, const Row *rows, int count, const f
         had = memory ? wanted : 0;
     }
     if (memory) {
-        char *at = (char *)(((uintptr_t)memory + LINE - 1) / LINE * LINE);
-        for (int i = 0; i < 8; at += sizes[i++]) parts[i] = at;
-        job.residual = parts[0], job.qkv = parts[1], job.partial = parts[2], job.attended = parts[3], job.opened = parts[4];
-        job.counters = parts[5], job.done = parts[6], job.own = parts[7];
-        memset(parts[5], 0, sizes[5] + sizes[6]);
+        laid_out(sizes, 15, (char *)(((uintptr_t)memory + LINE - 1) / LINE * LINE), parts);
+        job.residual = parts[0], job.aside = parts[1], job.qkv = parts[2], job.partial = parts[3], job.attended = parts[4], job.opened = parts[5];
+        job.odds = parts[6], job.shares = parts[7], job.given = parts[8], job.experts = parts[9];
+        job.counters = parts[10], job.done = parts[11], job.own = parts[12], job.run = parts[13], job.reduced = parts[14];
+        runs_of(rows, count, job.run, &job.ranks);
+        memset(job.counters, 0, sizes[10]);
+        memset(job.done, 0, sizes[11]);
         together(pass, &job, threads);
     } else {
         failed = 1;
@@ -330,16 +309,27 @@ int seodang_step(const Model *m, int layers, const Row *rows, int count, const f
 
 /* ---- beside the pass ---- */
 
+#include "product.h"
+#include "scores.h"
+
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#define DOTS " and VNNI"
+#elif defined(__ARM_FEATURE_DOTPROD)
+#define DOTS " and dot products"
+#else
+#define DOTS ""
+#endif
+
 /* What this was built for. */
 const char *seodang_built_for(void) {
 #if defined(__AVX512BF16__)
-    return "AVX512-BF16";
+    return "AVX512-BF16" DOTS;
 #elif defined(__AVX512F__)
-    return "AVX512";
+    return "AVX512" DOTS;
 #elif defined(__AVX2__)
-    return "AVX2";
+    return "AVX2" DOTS;
 #elif defined(__ARM_NEON)
-    return "NEON";
+    return "NEON" DOTS;
 #else
     return "plain C";
 #endif

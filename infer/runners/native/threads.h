@@ -20,13 +20,13 @@ static struct {
     pthread_mutex_t calls, mutex; /* one pass at a time; what follows */
     pthread_cond_t wake;
     int threads; /* that wait for work, beside who calls */
-    long round;
+    unsigned round;
     Work *work;
     void *argument;
     int wanted;
     atomic_int busy;
     _Alignas(LINE) atomic_int arrived;
-    _Alignas(LINE) atomic_long turn; /* of the barrier */
+    _Alignas(LINE) atomic_uint turn; /* of the barrier; that it comes to its end and begins anew does no harm */
     void (*parallel)(void (*)(void *), void *, unsigned, unsigned); /* GOMP_parallel */
     int (*number)(void), (*count)(void);                            /* omp_get_thread_num, omp_get_num_threads */
 } pool = {.calls = PTHREAD_MUTEX_INITIALIZER, .mutex = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
@@ -42,7 +42,7 @@ static inline void pause_for(int spun) {
 
 static void barrier(int threads) {
     if (threads == 1) return;
-    long turn = atomic_load_explicit(&pool.turn, memory_order_relaxed);
+    unsigned turn = atomic_load_explicit(&pool.turn, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&pool.arrived, 1, memory_order_acq_rel) == threads - 1) {
         atomic_store_explicit(&pool.arrived, 0, memory_order_relaxed);
         atomic_store_explicit(&pool.turn, turn + 1, memory_order_release);
@@ -53,7 +53,7 @@ static void barrier(int threads) {
 
 static void *waiting(void *number) {
     int thread = (int)(intptr_t)number;
-    long seen = 0;
+    unsigned seen = 0;
     for (;;) {
         pthread_mutex_lock(&pool.mutex);
         while (pool.round == seen || thread >= pool.wanted) {
@@ -136,6 +136,18 @@ static int next_share(Counter *counter, long part, long all, long *begin, long *
     *begin = atomic_fetch_add_explicit(&counter->next, part, memory_order_relaxed);
     *end = *begin + part < all ? *begin + part : all;
     return *begin < all;
+}
+
+/* The same in shares that get smaller, whole blocks each and at most so many: memory is read in long pieces, and who is done first waits for little. */
+static int next_blocks(Counter *counter, long block, long most, int threads, long all, long *begin, long *end) {
+    long at = atomic_load_explicit(&counter->next, memory_order_relaxed), part;
+    do {
+        part = (all - at) / threads / block * block;
+        part = part < block ? block : part > most ? most : part;
+        if (at >= all) return 0;
+    } while (!atomic_compare_exchange_weak_explicit(&counter->next, &at, at + part, memory_order_relaxed, memory_order_relaxed));
+    *begin = at, *end = at + part < all ? at + part : all;
+    return 1;
 }
 
 /* Compute with the threads of an OpenMP runtime from now on: its GOMP_parallel, omp_get_thread_num and omp_get_num_threads. */

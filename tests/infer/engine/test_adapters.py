@@ -22,6 +22,7 @@ from seodang.infer.engine.generate import run
 from seodang.infer.engine.live import LiveEngine
 from seodang.infer.engine.prompts import new_requests
 from seodang.infer.requests.generation import Generation
+from seodang.infer.runners.direct import DirectRunner
 from seodang.infer.runners.open import open_runner
 
 ANSWER = SamplingParams(max_new_tokens=12, ignore_eos=True)
@@ -79,6 +80,29 @@ def test_all_of_them_share_the_passes(three, tiny_tokenizer):
         pass
     assert [len(generation.results[0].ids) for generation in generations] == [12] * 5
     assert engine.runner.passes == 12
+
+
+@pytest.mark.parametrize(
+    "params",
+    [ANSWER, SamplingParams(max_new_tokens=12, num_beams=3), SamplingParams(max_new_tokens=12, prompt_lookup_num_tokens=3)],
+    ids=["greedy", "beams", "lookup"],
+)
+def test_steps_of_all_of_them_are_native_where_the_models_are(three, tiny_tokenizer, natively, monkeypatch, params):
+    """In float32; torch reads the long prompt, in passes in which the others' steps are native still."""
+    read, run = [], DirectRunner._run
+    monkeypatch.setattr(DirectRunner, "_run", lambda self, plan, new, *rest: read.append(len(new)) or run(self, plan, new, *rest))
+    model, alone, folders = three(target_modules="all-linear")
+    model.float()
+    prompts, names = [[5, 17, 40, 9, 5, 17], [40, 9, 5], list(range(3, 40)), [7, 8, 9, 7, 8]], ["A", None, "B", "B"]
+    with serving(model, tiny_tokenizer, folders) as engine:
+        natively.clear(), read.clear()  # of the check
+        tickets = [engine.submit(prompt, params, adapter=name) for prompt, name in zip(prompts, names)]
+        found = [ticket.results(60)[0] for ticket in tickets]
+    assert read == [37] and sum(natively) > 40
+    for result, prompt, name in zip(found, prompts, names):
+        wanted = generate(alone[name].double(), tiny_tokenizer, [prompt], params)[0]
+        assert result.ids == wanted.ids
+        assert result.logprobs == pytest.approx(wanted.logprobs, abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,7 @@ def test_a_layout_that_no_order_of_rows_explains_is_refused(monkeypatch):
 )
 def test_a_kernel_that_multiplies_wrongly_is_refused_when_the_model_is_opened(fresh_tiny, weights, kernel, named, monkeypatch):
     monkeypatch.setattr(quantised, "integer_product_is_fast", lambda: True)
+    monkeypatch.setenv("SEODANG_NATIVE", "0")
     kind = Linear8 if weights == "int8" else Linear4
     right = getattr(kind, kernel)
     monkeypatch.setattr(kind, kernel, lambda self, x: right(self, x) * 1.05)
@@ -145,6 +146,7 @@ def test_a_kernel_that_multiplies_wrongly_is_refused_when_the_model_is_opened(fr
 
 
 def test_weights_in_the_order_of_another_cpu_are_refused_when_the_model_is_opened(fresh_tiny, monkeypatch):
+    monkeypatch.setenv("SEODANG_NATIVE", "0")
     upside_down = tuple(reversed(int4_layout.found_layout()))
     monkeypatch.setattr(int4_layout, "found_layout", lambda: upside_down)
     with pytest.raises(UserError, match=r"Linear4 .* 64 rows the product is off by 1\.\d+ of its size, where 0.02 is allowed"):
@@ -156,9 +158,10 @@ def test_padding_adds_rows_of_zeros_to_whole_blocks():
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen3", "gemma2", "gpt2"])
-def test_a_quantised_model_computes_what_its_dequantised_weights_do(fresh_tiny, kind, weights):
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen3", "gemma2", "gpt2", "smollm3", "olmo2", "phi3"])
+def test_a_quantised_model_computes_what_its_dequantised_weights_do(fresh_tiny, kind, weights, monkeypatch):
     """Against the same architecture with the dequantised weights, in float64: what is left is rounding, bfloat16's and that of inputs."""
+    monkeypatch.setenv("SEODANG_NATIVE", "0")
     torch.manual_seed(0)
     model, twin = fresh_tiny(kind), fresh_tiny(kind)
     quantise(model, weights)

@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from seodang.infer.runners import native_runner
+from seodang.infer.runners.by_length import RaggedByLength
 from seodang.infer.runners.direct import DirectRunner
 from seodang.infer.runners.early_exit import FirstLayersDirect, FirstLayersNative, open_first_layers
 from seodang.infer.runners.native import compiler, library
@@ -20,6 +21,7 @@ from seodang.infer.runners.native_runner import NativeRunner
 from seodang.infer.runners.open import open_runner
 
 TEXT = [5, 9, 17, 33, 5, 9, 40, 41]
+DIRECT = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "smollm3", "olmo2", "phi3", "gpt2", "qwen3_moe")
 WRONG = """#define seodang_step step_as_it_is
 #include "%s"
 #undef seodang_step
@@ -71,6 +73,12 @@ def turned(model):
     return model
 
 
+def with_another_activation(model):
+    """In one of its layers."""
+    model.model.layers[1].mlp.act_fn = torch.nn.ReLU()
+    return model
+
+
 def with_another_epsilon(model):
     model.model.norm.variance_epsilon = 1e-3
     return model
@@ -79,21 +87,25 @@ def with_another_epsilon(model):
 @pytest.mark.parametrize(
     "kind, changes, change, runner",
     [
-        *((kind, {}, change, NativeRunner) for kind in ("llama", "mistral", "qwen2", "qwen3") for change in (lambda model: model, lambda model: model.bfloat16())),
+        *((kind, {}, change, NativeRunner) for kind in DIRECT for change in (lambda model: model, lambda model: model.bfloat16())),
         ("llama", {}, lambda model: model.half(), DirectRunner),
         ("llama", {}, lambda model: model.double(), DirectRunner),
-        ("llama", {"hidden_act": "gelu"}, lambda model: model, DirectRunner),
-        ("gemma", {}, lambda model: model, DirectRunner),
+        ("llama", {"hidden_act": "mish"}, lambda model: model, DirectRunner),
+        ("gpt2", {"activation_function": "tanh"}, lambda model: model, DirectRunner),
         ("llama", {}, turned, DirectRunner),
-        ("llama", {}, with_another_epsilon, DirectRunner),
+        ("llama", {}, with_another_epsilon, NativeRunner),
+        ("llama", {}, with_another_activation, DirectRunner),
+        ("phi3", {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4,
+                  "original_max_position_embeddings": 128}}, lambda model: model, RaggedByLength),
     ],
 )
 def test_a_model_is_run_natively_where_the_step_covers_it(varied, kind, changes, change, runner):
     model = change(varied(kind, **changes))
     opened = open_runner(model)
     assert type(opened) is runner
-    near(read(opened), whole(model), {torch.bfloat16: 0.2, torch.float16: 0.02}.get(model.dtype, 2e-5))
-    near(read(NativeRunner(model)), read(opened), 0)  # which is a direct runner where it finds what it does not cover
+    near(read(opened), wanted := whole(model), {torch.bfloat16: 0.2, torch.float16: 0.02}.get(model.dtype, 2e-5) * max(1, wanted.std().item()))
+    if runner is not RaggedByLength:
+        near(read(NativeRunner(model)), read(opened), 0)  # which is a direct runner where it finds what it does not cover
 
 
 def test_a_variable_turns_it_off(varied, monkeypatch):
@@ -103,8 +115,9 @@ def test_a_variable_turns_it_off(varied, monkeypatch):
         assert type(open_runner(varied())) is DirectRunner
 
 
-def test_changes_of_the_weights_are_in_the_next_pass(varied, natively):
-    model = varied("qwen3")
+@pytest.mark.parametrize("kind", ["qwen3", "gemma2", "phi3", "gpt2", "qwen3_moe"])
+def test_changes_of_the_weights_are_in_the_next_pass(varied, natively, kind):
+    model = varied(kind)
     runner = open_runner(model)
     read(runner)
     optimizer, before = torch.optim.SGD(model.parameters(), lr=0.1), whole(model)
@@ -116,7 +129,7 @@ def test_changes_of_the_weights_are_in_the_next_pass(varied, natively):
     before = len(natively)
     near(read(runner.__class__(model.bfloat16())), whole(model), 0.2)
     near(read(runner), whole(model), 0.2)
-    near(read(runner), read(DirectRunner(model)), 0.1)
+    near(read(runner), read(DirectRunner(model)), 0.15)
     runner.refresh()
     model.float()
     near(read(runner), whole(model))
@@ -187,6 +200,14 @@ def test_an_id_that_only_the_embedding_has_which_is_not_read_yet_is_no_address(v
         runner.forward([runner.allocate()], [[4, 5000]], [1])
 
 
+def test_a_position_that_has_not_been_learned_is_no_address(varied):
+    runner = open_runner(varied("gpt2", n_positions=8))
+    slot = runner.allocate()
+    runner.forward([slot], [TEXT], [1])
+    with pytest.raises(IndexError, match="position 8 is none of the 8"):
+        runner.forward([slot], [[5]], [1])
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_torchs_default_dtype_is_not_that_of_what_is_read_and_written(varied, dtype):
     model = varied()
@@ -215,7 +236,7 @@ def test_weights_of_which_a_part_was_converted_behind_a_runners_back_are_left_to
     assert not natively
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2", "gpt2", "qwen3_moe"])
 def test_the_first_layers_are_those_of_the_direct_runner(varied, natively, kind):
     model = varied(kind, num_hidden_layers=4)
     first, direct = open_first_layers(open_runner(model), 2), open_first_layers(DirectRunner(copy.deepcopy(model).double()), 2)

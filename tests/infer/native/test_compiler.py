@@ -9,11 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from seodang.infer.runners.native import compiler as native
 from seodang.infer.runners.native import library_cache
-from seodang.infer.runners.native.compiler import NotBuilt, built, cpu_kind, forget
+from seodang.infer.runners.native.compiler import NotBuilt, built, forget
 
 REAL = {os.path.realpath(path): path for name in native.NAMES if (path := shutil.which(name))}
 needs_a_compiler = pytest.mark.skipif(not REAL, reason="no C compiler is here")
@@ -332,18 +331,3 @@ def test_the_private_folder_goes_with_the_process_that_made_it(source, cached, t
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", forked, str(source)], capture_output=True, text=True, env=environment, timeout=120)
     assert done.stdout.startswith(f"{tmp_path / 'temporary'}/seodang-native-") and done.stdout.endswith(" 5.0\n"), done.stderr
     assert done.stderr == "" and not list((tmp_path / "temporary").iterdir())
-
-
-@pytest.mark.parametrize("features, machine, kind", [
-    ({"avx2": True, "avx512_f": True, "avx512_bf16": True}, "x86_64", "AVX512-BF16"),
-    ({"avx2": True, "avx512_f": True, "avx512_bf16": False}, "x86_64", "AVX512"),
-    ({"avx2": True, "avx512_f": False}, "AMD64", "AVX2"),
-    ({"avx2": False}, "x86_64", "x86_64"),
-    ({}, "aarch64", "NEON"),
-    ({}, "arm64", "NEON"),
-    ({}, "riscv64", "riscv64"),
-])  # fmt: skip
-def test_the_kind_of_a_cpu_is_what_it_offers(monkeypatch, features, machine, kind):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
-    monkeypatch.setattr("platform.machine", lambda: machine)
-    assert cpu_kind() == kind

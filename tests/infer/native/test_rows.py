@@ -11,6 +11,12 @@ from seodang.infer.runners.native_runner import NativeRunner
 
 ODD = {"hidden_size": 54, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 10, "intermediate_size": 75, "vocab_size": 131, "attention_bias": True}
 WIDE = {"hidden_size": 128, "num_attention_heads": 4, "head_dim": 32, "intermediate_size": 136, "num_hidden_layers": 1}
+ACROSS = {"n_embd": 54, "n_head": 3, "n_inner": 603, "vocab_size": 131}  # several shares of outputs, and what no vector holds
+EXPERTS = {"num_experts": 11, "num_experts_per_tok": 3, "moe_intermediate_size": 21, "num_hidden_layers": 1, "norm_topk_prob": True}
+KINDS = {
+    "odd sizes": ("llama", ODD), "whole vectors": ("llama", WIDE), "gpt2": ("gpt2", ACROSS), "experts": ("qwen3_moe", EXPERTS),
+    "gemma2": ("gemma2", {"hidden_activation": "gelu_pytorch_tanh"}), "olmo2": ("olmo2", ODD),
+}  # fmt: skip
 DTYPES = [torch.float32, torch.bfloat16]
 BUILDS = [None, ("x86-64", "sse4_1"), ("haswell", "avx2")]
 
@@ -56,11 +62,12 @@ def equal(some: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("build", BUILDS, ids=lambda build: build[0] if build else "native")
-@pytest.mark.parametrize("changes", [ODD, WIDE], ids=["odd sizes", "whole vectors"])
-def test_a_step_is_the_same_alone_and_among_1_to_40_in_any_order(varied, other_build, changes, build, dtype):
+@pytest.mark.parametrize("name", KINDS)
+def test_a_step_is_the_same_alone_and_among_1_to_40_in_any_order(varied, other_build, name, build, dtype):
     if build:
         other_build(*build)
-    runner, slots = with_pasts(varied("llama", **changes).to(dtype), [1 + 7 * i % 23 for i in range(40)])
+    kind, changes = KINDS[name]
+    runner, slots = with_pasts(varied(kind, **changes).to(dtype), [1 + 7 * i % 23 for i in range(40)])
     new = [[5 + i] for i in range(40)]
     alone = [step(runner, [slots[i]], [new[i]])[0] for i in range(40)]
     assert len({tuple(row[0, :3].tolist()) for row in alone}) == 40
@@ -84,13 +91,15 @@ def test_pasts_of_several_pieces_are_read_alike_alone_together_and_by_other_numb
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_other_numbers_of_threads_share_the_outputs_otherwise_and_sum_alike(varied, threads, dtype):
-    runner, slots = with_pasts(varied("llama", **ODD).to(dtype), [1, 9, 30, 4, 5, 6, 7])
+@pytest.mark.parametrize("name", KINDS)
+def test_other_numbers_of_threads_share_the_outputs_otherwise_and_sum_alike(varied, threads, name, dtype):
+    kind, changes = KINDS[name]
+    runner, slots = with_pasts(varied(kind, **changes).to(dtype), [1, 9, 30, 4, 5, 6, 7])
     new = [ids(1 + i % 3, i) for i in range(7)]
     found = []
     for count in (1, 2, 3, 5, 1):
         threads(count)
-        found.append(step(runner, slots, new, layers=(0, 1, 2)))
+        found.append(step(runner, slots, new, layers=(0, 1, -1)))
     assert all(equal(found[0], other) for other in found[1:])
 
 
@@ -107,10 +116,12 @@ def test_a_step_is_the_same_beside_prompts_and_guesses(varied, natively, changes
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("changes", [ODD, WIDE], ids=["odd", "wide"])
+@pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("past", [1, 250, 505])
-def test_several_ids_at_once_are_the_same_as_one_by_one_and_leave_the_same_cache(varied, natively, changes, past, dtype):
-    runner, [slot] = with_pasts(varied("llama", max_position_embeddings=1024, **changes).to(dtype), [past])
+def test_several_ids_at_once_are_the_same_as_one_by_one_and_leave_the_same_cache(varied, natively, name, past, dtype):
+    kind, changes = KINDS[name]
+    positions = {"n_positions" if kind == "gpt2" else "max_position_embeddings": 1024}
+    runner, [slot] = with_pasts(varied(kind, **positions, **changes).to(dtype), [past])
     [fork] = runner.fork([slot])
     guess = ids(16, 99)
     natively.clear()

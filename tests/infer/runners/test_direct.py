@@ -30,6 +30,13 @@ KINDS = {
     "gemma": ("gemma", {}),
     "gemma2": ("gemma2", {}),
     "gpt2": ("gpt2", {}),
+    "phi3": ("phi3", {}),
+    "phi3 that turns in part": ("phi3", {"sliding_window": 6, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}),
+    "olmo2": ("olmo2", {"attention_bias": True}),
+    "smollm3": ("smollm3", {}),
+    "smollm3 with windows": ("smollm3", {"use_sliding_window": True, "sliding_window": 5}),
+    "qwen3_moe": ("qwen3_moe", {"norm_topk_prob": True}),
+    "qwen3_moe with a plain layer": ("qwen3_moe", {"mlp_only_layers": [1], "use_sliding_window": True, "sliding_window": 5}),
     "gpt2 scaled by layer": ("gpt2", {"scale_attn_by_inverse_layer_idx": True, "n_inner": 48}),
 }  # fmt: skip
 

@@ -97,6 +97,60 @@ def test_what_positions_take_is_what_is_resident(heads, width, dtype, resident):
     assert resident() == before
 
 
+def in_huge_pages() -> int:
+    """Bytes of blocks of cache that lie in huge pages."""
+    total = size = 0
+    for line in open("/proc/self/smaps", encoding="utf-8"):
+        if line.startswith("AnonHugePages:"):
+            size = int(line.split()[1]) * 1024
+        elif line.startswith("VmFlags:") and {"nr", "nh"} <= set(line.split()):
+            total += size
+    return total
+
+
+@mapped_only
+def test_a_long_lane_that_is_nearly_full_lies_in_huge_pages_and_the_next_slot_in_usual_ones(resident):
+    block, before, mib = LaneBlock(2, REGION, 4096, 3), resident(), 1 << 20  # two heads of 1 MiB a region
+    written = torch.randn(2, 2, 3072, 64)
+    block.tensor[:, 1, :, :3072] = written
+    assert resident() - before == block.memory([3071]) == 2 * 2 * 768 * 1024  # 3,071 positions end in the same page
+    block.settle(1, 3071)
+    assert in_huge_pages() == 0
+    block.settle(1, 3072)
+    assert torch.equal(block.tensor[:, 1, :, :3072], written) and not block.tensor[:, 1, :, 3072:].any()
+    assert block.memory([3072]) == 4 * mib and resident() - before <= 4 * mib
+    with open("/sys/kernel/mm/transparent_hugepage/enabled", encoding="utf-8") as said:
+        if "[never]" not in said.read():
+            assert in_huge_pages() == 4 * mib
+    block.discard(1)
+    assert resident() == before and not block.tensor[:, 1].any()
+    block.tensor[:, 1, :, :10] = 1.0
+    assert resident() - before == block.memory([10]) == 2 * 2 * PAGE and in_huge_pages() == 0
+
+
+@mapped_only
+def test_slots_settle_as_they_grow_keep_their_past_and_take_no_more_than_their_bound(resident):
+    cache, before = KVCache(lambda capacity: StackedPool(capacity, 2, 2, 64)), resident()
+    slots = [cache.add(), cache.add()]
+    for slot, length in zip(slots, (3000, 4000)):
+        write(cache, slot, length)
+    first, _ = cache.locate(slots[0])
+    for slot in slots:
+        write(cache, slot, 1)
+    assert [sorted(block._settled) for block in first.blocks.values()] == [[1]]
+    regions = [REGION] * 4
+    assert resident() - before <= cache.memory <= cache.bytes_for(3001, regions) + cache.bytes_for(4001, regions)
+    cache.release(slots[:1])  # the settled slot goes to the lane that is free
+    assert torch.equal(cache.locate(slots[1])[0].stack[:, :, 0, :, :4001], torch.ones(2, 2, 2, 4001, 64))
+    assert [list(block._settled) for block in first.blocks.values()] == [[]]
+    write(cache, slots[1], 1)
+    assert [list(block._settled) for block in first.blocks.values()] == [[0]] and resident() - before <= cache.memory
+    write(cache, slots[1], 200)  # to a longer lane
+    assert resident() - before == cache.memory <= cache.bytes_for(4202, regions)
+    cache.release(slots[1:])
+    assert resident() == before
+
+
 @mapped_only
 def test_the_bound_of_a_slot_by_hand():
     assert in_pages(1) == PAGE and in_pages(PAGE) == PAGE

@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 
-from seodang.infer.kernels.low_rank import Adapter, LowRank
 from seodang.infer.runners.direct import DirectRunner
 from seodang.infer.runners.native_runner import MANY, NativeRunner, speaks_natively
 from seodang.infer.runners.open import open_runner
@@ -30,6 +29,22 @@ KINDS = {
     "qwen2": ("qwen2", {}),
     "qwen2 with a window above": ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
     "qwen3": ("qwen3", {}),
+    "gelu": ("llama", {"hidden_act": "gelu"}),
+    "relu": ("llama", {"hidden_act": "relu"}),
+    "gemma": ("gemma", {}),
+    "gemma2": ("gemma2", {"query_pre_attn_scalar": 5, "hidden_activation": "gelu_pytorch_tanh"}),
+    "gemma2, odd": ("gemma2", {**ODD, "attention_bias": True}),
+    "smollm3": ("smollm3", {}),
+    "smollm3 with windows": ("smollm3", {"use_sliding_window": True, "sliding_window": 5, "mlp_bias": True}),
+    "olmo2": ("olmo2", {}),
+    "olmo2, odd": ("olmo2", {**ODD, "attention_bias": True}),
+    "phi3": ("phi3", {"sliding_window": 6, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}),
+    "phi3, odd": ("phi3", {**ODD, "num_key_value_heads": 3}),
+    "gpt2": ("gpt2", {}),
+    "gpt2, odd": ("gpt2", {"n_embd": 54, "n_head": 3, "n_inner": 75, "vocab_size": 131, "scale_attn_by_inverse_layer_idx": True, "activation_function": "gelu"}),
+    "experts": ("qwen3_moe", {}),
+    "experts, odd": ("qwen3_moe", {**ODD, "moe_intermediate_size": 21, "num_experts": 19, "num_experts_per_tok": 5, "norm_topk_prob": True}),
+    "experts above a plain layer": ("qwen3_moe", {"mlp_only_layers": [0], "use_sliding_window": True, "sliding_window": 5}),
 }  # fmt: skip
 
 
@@ -59,9 +74,10 @@ def passed(runner, texts: list[list[int]]):
     return [(torch.cat(logits[i]), [torch.cat(parts) for parts in states[i]]) for i in range(len(texts))]
 
 
-def off(got: torch.Tensor, wanted: torch.Tensor) -> float:
-    """How far numbers lie from those wanted, as a root mean square."""
-    return (got.double() - wanted.double()).square().mean().sqrt().item()
+def off(got: torch.Tensor, wanted: torch.Tensor, experts: bool = False) -> float:
+    """How far numbers lie from those wanted, as a root mean square; of `experts` the middle row's, for rounding may choose another here and there."""
+    squares = (got.double() - wanted.double()).square()
+    return (squares.mean(dim=-1).median() if experts else squares.mean()).sqrt().item()
 
 
 TEXTS = [ids(24, seed) for seed in (1, 2, 3)]
@@ -86,14 +102,14 @@ def test_in_float32_logits_and_hidden_states_are_the_models_own_to_rounding(vari
 def test_in_bfloat16_they_are_no_further_from_the_exact_ones_than_torchs(varied, natively, name):
     kind, changes = KINDS[name]
     model = varied(kind, **changes).bfloat16()
-    runner, exact = open_runner(model), copy.deepcopy(model).double()
+    runner, exact, experts = open_runner(model), copy.deepcopy(model).double(), kind == "qwen3_moe"
     assert type(runner) is NativeRunner
     natively.clear()
     for text, (logits, states), (theirs, their_states) in zip(TEXTS, passed(runner, TEXTS), passed(DirectRunner(model), TEXTS)):
         wanted, wanted_states = whole(exact, text)
-        assert off(logits, wanted) < off(theirs, wanted) < 0.05
+        assert off(logits, wanted, experts) < off(theirs, wanted, experts) < 0.05 * max(1, wanted.std())
         for ours, own, true in zip(states, their_states, wanted_states, strict=True):
-            assert ours.dtype == own.dtype and off(ours, true) <= 1.1 * off(own, true)
+            assert ours.dtype == own.dtype and off(ours, true, experts) <= 1.1 * off(own, true, experts)
     assert sum(natively) == 72
 
 
@@ -111,7 +127,7 @@ def spanning(model, dtype: torch.dtype, lengths: list[int]) -> float:
     return furthest
 
 
-@pytest.mark.parametrize("kind, changes", [("llama", {}), ("mistral", {"sliding_window": 300}), ("llama", ODD)])
+@pytest.mark.parametrize("kind, changes", [("llama", {}), ("mistral", {"sliding_window": 300}), ("llama", ODD), ("gemma2", {"sliding_window": 300})])
 def test_pasts_of_several_pieces_are_put_together_right(varied, natively, kind, changes):
     model = varied(kind, max_position_embeddings=1024, **changes)
     assert spanning(model, torch.float32, [253, 254, 255, 256, 257, 511, 600]) < 3e-6
@@ -208,7 +224,7 @@ CALLS = [(forked, 8 + 5 + 11 + 3), (shelved, 27 + 4 + 7), (hidden, 17), (both_wa
 
 
 @pytest.mark.parametrize("calls, rows", CALLS, ids=lambda each: getattr(each, "__name__", ""))
-@pytest.mark.parametrize("name", ["sizes that no vector divides", "qwen3"])
+@pytest.mark.parametrize("name", ["sizes that no vector divides", "qwen3", "gpt2, odd", "olmo2, odd", "experts, odd"])
 def test_whatever_a_pass_is_its_numbers_are_those_of_the_ragged_runner_in_float64(varied, natively, name, calls, rows):
     kind, changes = KINDS[name]
     model = varied(kind, **changes)
@@ -219,19 +235,9 @@ def test_whatever_a_pass_is_its_numbers_are_those_of_the_ragged_runner_in_float6
     assert sum(natively) == rows
 
 
-def test_passes_with_adapters_and_under_autocast_are_torchs(varied, natively):
+def test_passes_under_autocast_are_torchs(varied, natively):
     model = varied("llama")
-    native, direct, ragged = NativeRunner(model), DirectRunner(model), RaggedRunner(model)
-    generator = torch.Generator().manual_seed(0)
-    adapter = Adapter("mine", {model.model.layers[0].mlp.down_proj: LowRank(torch.randn(2, 64, generator=generator), torch.randn(2, 32, generator=generator))})
-    found = []
-    for runner in (native, direct):
-        slots = [runner.allocate(), runner.allocate()]
-        runner.adapt(slots[0], adapter)
-        runner.forward(slots, [[5, 6, 7], [8, 9]], [0, 0])
-        found.append(runner.forward(slots, [[10], [11]], [1, 1]))
-        runner.release(slots[1:])
-    assert torch.equal(*found) and not natively
+    native, ragged = NativeRunner(model), RaggedRunner(model)
     with torch.autocast("cpu", torch.bfloat16):
         found = [runner.forward([runner.allocate()], [[5, 6, 7]], [3]) for runner in (native, ragged)]
     assert torch.equal(*found) and found[0].dtype == torch.bfloat16 and not natively
@@ -243,7 +249,7 @@ def test_passes_with_adapters_and_under_autocast_are_torchs(varied, natively):
 def test_builds_for_lesser_cpus_compute_the_same(varied, other_build, natively, march, needs):
     built = other_build(march, needs)
     assert built == {"x86-64": "plain C", "haswell": "AVX2"}[march]
-    for name in ("sizes that no vector divides", "sizes of whole vectors", "qwen3", "mistral"):
+    for name in ("sizes that no vector divides", "sizes of whole vectors", "qwen3", "mistral", "gpt2, odd", "gemma2, odd", "experts"):
         kind, changes = KINDS[name]
         model = varied(kind, **changes)
         assert speaks_natively(model)  # which asks whether a row is the same beside another

@@ -62,10 +62,10 @@ OWN = {
     "dbrx": {"attn_config": {"rope_theta": 1e4, "kv_n_heads": 2}, "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 2, "moe_top_k": 1}},
 }  # fmt: skip
 RUNNERS = {
-    "llama": "NativeRunner", "gpt2": "DirectRunner", "gemma2": "DirectRunner",
+    **dict.fromkeys(["llama", "gpt2", "gemma2", "phi3", "olmo2", "smollm3", "qwen3_moe"], "NativeRunner"),
     "nemotron": "RaggedRunner",  # whose attention is handed no arguments
     "gemma4_unified_text": "RaggedRunner",  # attends in both directions within an image alone
-    "gpt_oss": "RaggedRunner", "phi3": "RaggedRunner",
+    "gpt_oss": "RaggedRunner", "phimoe": "RaggedRunner",
     "doge": "PaddedRunner",  # lays a pattern of its own over the mask
     "diffllama": "PaddedRunner",  # attends more than once a layer
     "bloom": "PaddedRunner",

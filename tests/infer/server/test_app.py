@@ -4,15 +4,19 @@ import json
 import logging
 import threading
 import time
+from dataclasses import asdict
 
 import pytest
+import torch
 from fastapi.testclient import TestClient
 
 from seodang import __version__
 from seodang.infer import SamplingParams, generate, score
 from seodang.infer.engine.core import Engine
 from seodang.infer.engine.live import LiveEngine
-from seodang.infer.server import answering
+from seodang.infer.requests.stats import Runtime
+from seodang.infer.runners.native.library import built_for
+from seodang.infer.server import answering, operations
 from seodang.infer.server.app import build_app
 from seodang.infer.server.guard import limits
 from seodang.infer.server.served import Served
@@ -311,6 +315,21 @@ def test_a_lenient_server_ignores_what_has_no_effect_and_says_so(engine):
         odd = post(client, **{"온도": 1, "a\r\nb: c": 1})
         assert odd.status_code == 200 and odd.headers["x-ignored-fields"] == "%EC%98%A8%EB%8F%84, a%0D%0Ab%3A%20c" and "b" not in odd.headers
         assert client.post("/tokenize", json={"prompt": "abc", "tools": [], "colour": 1}).json()["count"] == 3
+
+
+def test_it_says_what_computes(fresh_tiny, tiny_tokenizer, monkeypatch):
+    told = []
+    for off in ("0", "1"):
+        monkeypatch.setenv("SEODANG_NATIVE", off)
+        with LiveEngine(fresh_tiny("llama"), tiny_tokenizer) as engine, TestClient(build_app(Served(engine, "tiny"))) as client:
+            told.append(client.get("/v1/models").json()["data"][0]["runtime"])
+    torchs, native = torch.backends.cpu.get_cpu_capability(), built_for()
+    assert told == [
+        {"runner": "direct", "kernel": f"torch {torchs}", "weights": "float32", "threads": torch.get_num_threads(), "not_native": "SEODANG_NATIVE=0"},
+        {"runner": "native", "kernel": native, "weights": "float32", "threads": torch.get_num_threads(), "not_native": None},
+    ]
+    failed = Runtime("direct", "torch", "float32", 1, "CC is '/usr/local/kim/cc', but there is no program '/usr/local/kim/cc': name a C compiler")
+    assert operations.told(failed) == {**asdict(failed), "not_native": "it could not be built: the server's own output says why"}
 
 
 def test_models_tokens_version_and_readiness(client, engine, tiny_tokenizer):

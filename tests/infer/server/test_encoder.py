@@ -99,6 +99,7 @@ def test_what_only_a_speaker_has_is_refused_by_name(client):
 def test_it_says_what_it_is(client):
     [told] = client.get("/v1/models").json()["data"]
     assert told["kind"] == "encoder" and told["max_model_len"] == 32 and told["defaults"] == {}
+    assert told["runtime"]["runner"] == "encoder" and told["runtime"]["kernel"].startswith("torch ") and told["runtime"]["weights"] == "float32"
     assert told["embeddings"] == {"dimensions": 32, "pooling": ["mean"], "normalised": True, "prompts": {}}
     assert client.get("/health").json()["status"] == "ok" and client.get("/ready").status_code == 200
     assert "/v1/embeddings" in client.get("/openapi.json").json()["paths"] and client.get("/docs").status_code == 200

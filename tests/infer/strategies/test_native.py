@@ -1,6 +1,7 @@
 """Every strategy says natively what it says on the direct runner, token for token in float32: on pasts of several lengths, alone and in a batch."""
 
 import pytest
+import torch
 
 from seodang.infer import SamplingParams, generate
 from seodang.infer.engine import generate as calls
@@ -52,3 +53,43 @@ def test_a_strategy_says_the_same_on_both_runners(tiny, tiny_tokenizer, monkeypa
 def test_no_strategy_of_a_decoder_is_left_out():
     meant = {choose(SamplingParams(**{name: value for name, value in way.items() if value != "draft"})).name for way in WAYS.values()}
     assert meant == set(STRATEGIES) - {"diffusion"}
+
+
+ODD = {"hidden_size": 54, "num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 18, "intermediate_size": 75}
+FAMILIES = {
+    "llama": {},
+    "mistral": {},
+    "qwen2": {},
+    "qwen3": {},
+    "gemma": {},
+    "gemma2": {"query_pre_attn_scalar": 5, "tie_word_embeddings": False},  # tied, it goes on to repeat itself
+    "smollm3": {"use_sliding_window": True, "sliding_window": 7},
+    "olmo2": ODD,
+    "phi3": {**ODD, "sliding_window": 6, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.7}},
+    "gpt2": {"n_embd": 54, "n_head": 3},
+    "qwen3_moe": {"norm_topk_prob": True},
+}
+AS_THERE = {
+    "greedy": {},
+    "beams": {"num_beams": 4, "length_penalty": 0.5},
+    "penalties": {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2, "min_new_tokens": 6},
+}
+
+
+@pytest.mark.parametrize("way", AS_THERE)
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_every_family_says_natively_what_transformers_says_token_for_token(fresh_tiny, tiny_tokenizer, monkeypatch, natively, kind, way):
+    model, runners = fresh_tiny(kind, seed=4, **FAMILIES[kind]), []
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+    monkeypatch.setattr(calls, "open_runner", lambda model, opened=calls.open_runner: runners.append(opened(model)) or natively.clear() or runners[-1])
+    prompts = PROMPTS[::2]
+    ours = generate(model, tiny_tokenizer, prompts, SamplingParams(max_new_tokens=14, **AS_THERE[way]))
+    for prompt, answer in zip(prompts, ours):
+        theirs = model.generate(torch.tensor([prompt]), max_new_tokens=14, do_sample=False, pad_token_id=0, **AS_THERE[way])[0, len(prompt) :].tolist()
+        assert answer.ids == theirs
+    [runner] = runners
+    assert type(runner) is NativeRunner and sum(natively) == runner.positions - len(prompts[1])  # which torch reads
+    assert len({id for answer in ours for id in answer.ids}) > 5
