@@ -54,7 +54,7 @@ static float greatest_of(const float *x, long vocab, float *blocks) {
 }
 
 /* the sum of e to the x - `greatest`: of some blocks in float32, of all in float64 */
-static double total_of(const float *x, long vocab, const float *blocks, float greatest) {
+static double exponentials_of(const float *x, long vocab, const float *blocks, float greatest) {
     double total = 0;
     for (long b = 0; b < blocks_of(vocab);) {
         vf acc = every(0);
@@ -231,6 +231,6 @@ void seodang_choose(const Asked *rows, long count, long vocab, float *room, int6
         while (blocks[b] < greatest) b++;
         for (likeliest = b * OF_IDS; x[likeliest] < greatest;) likeliest++;
         ids[r] = !asked->draws ? likeliest : left ? first_of_few(x, greatest, asked->key, few, left) : first_of_all(x, vocab, blocks, greatest, likeliest, asked->key);
-        logprobs[r] = (double)(x[ids[r]] - greatest) - log(total_of(x, vocab, blocks, greatest));
+        logprobs[r] = (double)(x[ids[r]] - greatest) - log(exponentials_of(x, vocab, blocks, greatest));
     }
 }
