@@ -88,6 +88,7 @@ class Bench:
         self.options, self.folder = options, folder
         self.started: dict[tuple[str, str], Side] = {}
         self.memory = Memory()
+        self.begin()
 
     def names(self, dtype: str, num_beams: int = 1) -> list[str]:
         """The sides that there are in a dtype, and with beams, of those that are wanted."""
@@ -100,6 +101,7 @@ class Bench:
         name, dtype = ("generate", "float32") if name == "generate-float32" else (name, dtype)
         if (name, dtype) not in self.started:
             self.started[name, dtype] = self._start(name, dtype)
+            self.begin()  # while it loaded, a core was free for others
         return self.started[name, dtype]
 
     def _start(self, name: str, dtype: str) -> Side:
@@ -131,9 +133,13 @@ class Bench:
         every = {each for own in mine for each in (own, *own.children(recursive=True))}
         return time.perf_counter(), busy, sum(sum(each.cpu_times()[:4]) for each in every)
 
-    def others(self, before: tuple[float, float, float]) -> float:
-        """The share of all cores that other programs have taken since `work` said that."""
-        passed, busy, own = (b - a for a, b in zip(before, self.work()))
+    def begin(self) -> None:
+        """Let what `others` tells begin now."""
+        self.before = self.work()
+
+    def others(self) -> float:
+        """The share of all cores that other programs have taken since the case began, or its last side was there."""
+        passed, busy, own = (b - a for a, b in zip(self.before, self.work()))
         return rounded(max(busy - own, 0) / passed / os.cpu_count())
 
     def close(self, but: set[tuple[str, str]] = frozenset()) -> None:
@@ -282,8 +288,8 @@ def main() -> None:
             for name in options.cases:
                 measure, dtype, rounds, settings = everything[name]
                 bench.close(but={key for key in bench.started if key[1] == dtype or key[0] == "generate"})
-                before = bench.work()
-                found.append(measure(bench, name, dtype, options.rounds or rounds, **settings) | {"others": bench.others(before)})
+                bench.begin()
+                found.append(measure(bench, name, dtype, options.rounds or rounds, **settings) | {"others": bench.others()})
                 print(json.dumps(found[-1]), flush=True)
         finally:
             bench.close()

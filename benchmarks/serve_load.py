@@ -156,7 +156,8 @@ def running(name: str, args: argparse.Namespace, rows: int) -> Iterator[Server]:
     where = {"python": shlex.quote(python), "model": args.model, "folder": folder, "gguf": args.gguf, "port": port}
     command = kind.command.format(**where, dtype=args.dtype, weights=weights, rows=rows)
     with tempfile.TemporaryFile() as log:
-        process = psutil.Popen(shlex.split(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **kind.environment}, start_new_session=True)
+        around = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}  # each waits as it does by itself
+        process = psutil.Popen(shlex.split(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=around | kind.environment, start_new_session=True)
         try:
             until = time.monotonic() + START
             while (models := said(f"http://127.0.0.1:{port}/v1/models")) is None or said(f"http://127.0.0.1:{port}/health") is None:

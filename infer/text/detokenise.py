@@ -133,16 +133,13 @@ class ByteLevelDetokeniser:
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self._tokenizer = tokenizer
         self._left_out = left_out_ids(tokenizer)
-        self._bytes: dict[int, bytes] = remember(tokenizer, "bytes by id", dict, of_template=False)  # of the tokens that came so far
         self._pending = b""
 
     def push(self, id: int) -> str:
         """Return the characters that this id completes; an invalid byte is a U+FFFD, as in the whole text."""
         if id in self._left_out:
             return ""
-        if (spelled := self._bytes.get(id)) is None:
-            spelled = self._bytes[id] = byte_level(self._tokenizer.convert_ids_to_tokens(id) or "")
-        pending = self._pending + spelled
+        pending = self._pending + byte_level(self._tokenizer.convert_ids_to_tokens(id) or "")
         text, used = codecs.utf_8_decode(pending, "replace", False)
         self._pending = pending[used:]
         return text

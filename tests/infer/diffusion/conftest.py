@@ -41,7 +41,7 @@ class Speaker:
         self.vocab_size, self.mask, self.length_of_canvas, self.passes, self.slots = vocab_size, mask, length, 0, {}
         self.config = LlamaConfig(vocab_size=vocab_size)
         declare(self.config, Diffusion(mask))
-        self.model = SimpleNamespace(config=self.config)
+        self.model = SimpleNamespace(config=self.config, get_input_embeddings=lambda: torch.nn.Embedding(1, 1), modules=lambda: iter(()))
 
     def conditionals(self, state: tuple[int, ...]) -> torch.Tensor:
         raise NotImplementedError

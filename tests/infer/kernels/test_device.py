@@ -14,7 +14,7 @@ TRAIN = Path(seodang.train.__file__).parent
 class OnApple:
     """What stands for a tensor on Apple's GPU, which refuses float64."""
 
-    device = torch.device("mps")
+    device, is_mps = torch.device("mps"), True
 
     def cpu(self) -> torch.Tensor:
         return torch.tensor([1.5], dtype=torch.float32)

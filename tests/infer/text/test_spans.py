@@ -109,9 +109,11 @@ def test_a_hidden_message_is_not_read(real_model, tokenizer):
     ids=str,
 )
 def test_a_part_that_is_not_there_is_refused_before_any_compute(tiny, tokenizer, monkeypatch, settings, message):
+    model = tiny("llama")
+    open_runner(model)  # which is tried when it is first opened
     monkeypatch.setattr(RaggedRunner, "observe", lambda *args: pytest.fail("computed something"))
     with pytest.raises(UserError, match=message):
-        generate(tiny("llama"), tokenizer, [PROMPT], SamplingParams(max_new_tokens=5, **settings))
+        generate(model, tokenizer, [PROMPT], SamplingParams(max_new_tokens=5, **settings))
 
 
 @pytest.mark.parametrize("span", [(3, 3), (-1, 2)])
