@@ -34,15 +34,14 @@ def quantise(model: PreTrainedModel, weights: str) -> None:
     """
     check_quantisable(model, weights)
     missing = missing_kernels()
-    eight = Linear8 if missing else GroupedLinear8
-    four = Linear4 if missing else GroupedLinear4
+    eight, four = (Linear8, Linear4) if missing else (GroupedLinear8, GroupedLinear4)
     kind = eight if weights == "int8" else four
     if missing:
         logger.info("weights=%s: by torch's kernels, for there are none of our own (%s)", weights, missing)
     with torch.no_grad():
         head = model.get_output_embeddings()
         # in 4 bits speed comes first: one term and integers always take half the time, for 0.6% of perplexity
-        model.lm_head = Linear8(head.weight, head.bias, terms=1, always=True) if missing and kind is Linear4 else eight(head.weight, head.bias)
+        model.lm_head = Linear8(head.weight, head.bias, terms=1, always=True) if kind is Linear4 else eight(head.weight, head.bias)
         rotary = type(model).__name__ in ROTARY
         for layer in model.model.layers if rotary else model.transformer.h:
             if rotary:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ...data.errors import UserError
 from ..runners.native import scores as native
 
-BLOCK = 32  # ids whose smallest E can be had without the others; another number changes every seeded answer
+BLOCK = native.BLOCK
 BITS = 52  # of a uniform number, so that with a half added it is exact in float64
 FIRST_LOOK = 32  # blocks: mostly the winner is among them
 

@@ -166,16 +166,11 @@ def speaks_natively(model: PreTrainedModel) -> bool:
 
     Says once, in a warning, what keeps a model from it that would: no compiler, one that fails, numbers that are not torch's.
     """
-    if is_off():
-        _KEPT[model] = f"{OFF}=0"
-    elif (refused := refuses(model)) is not None:
-        _KEPT[model] = refused
-    elif (failed := failure(model)) is not None:
-        _KEPT[model] = failed
-        say(failed)
-    else:
-        _KEPT[model] = None
-    return _KEPT[model] is None
+    reason = f"{OFF}=0" if is_off() else refuses(model)
+    if reason is None and (reason := failure(model)) is not None:
+        say(reason)
+    _KEPT[model] = reason
+    return reason is None
 
 
 def failure(model: PreTrainedModel) -> str | None:

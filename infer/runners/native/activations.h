@@ -5,7 +5,6 @@
 
 enum { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3 };
 
-INLINE vf size_of_each(vf x) { return (vf)((vi)x & 0x7fffffff); }
 INLINE vf signed_as(vf size, vf x) { return (vf)((vi)size | ((vi)x & (int32_t)0x80000000)); }
 
 /* the hyperbolic tangent: a polynomial about zero (Cephes), beyond it by e to the 2x */

@@ -68,7 +68,7 @@ static void eight_bits(const float *x, size_t inputs, char *to) {
         vi total = {0};
         int32_t levels[SET];
         UNROLL for (int i = 0; i < SET; i += LANES) {
-            size = larger((vf)((vi)load(x + i) & 0x7fffffff), size);
+            size = larger(size_of_each(load(x + i)), size);
             strange += load(x + i) * 0.0f;
         }
         float largest = largest_of(size), by = largest > 0 ? 127.0f / largest : 0;

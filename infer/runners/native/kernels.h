@@ -49,6 +49,7 @@ INLINE vf every(float x) { return x - (vf){0}; }
 INLINE vf widened(const uint16_t *at) { vh v; memcpy(&v, at, sizeof v); return (vf)(__builtin_convertvector(v, vu) << 16); }
 INLINE vf load_as(int dtype, const void *at, size_t i) { return dtype == FLOAT32 ? load((const float *)at + i) : widened((const uint16_t *)at + i); }
 INLINE vf chosen(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
+INLINE vf size_of_each(vf x) { return (vf)((vi)x & 0x7fffffff); }
 
 static inline size_t most(size_t a, size_t b) { return a > b ? a : b; }
 static inline float wide(uint16_t x) { uint32_t bits = (uint32_t)x << 16; float f; memcpy(&f, &bits, 4); return f; }

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import ctypes
 import math
-import os
 from collections.abc import Sequence
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from .library import loaded
+from .library import is_off, loaded
 
-OFF = os.environ.get("SEODANG_NATIVE") == "0"  # as it is when this is imported: to ask again takes a tenth of a step
-BLOCK = 32  # as in scores.h
+OFF = is_off()  # as it is when this is imported: to ask again takes a tenth of a step
+BLOCK = 32  # ids whose smallest E can be had without the others, as in scores.h; another number changes every seeded answer
 
 
 class Asked(ctypes.Structure):
