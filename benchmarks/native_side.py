@@ -1,6 +1,6 @@
 """Our side of `native.py`, and that of transformers' `generate`: what it asks of a process (`sides.py`).
 
-python benchmarks/native_side.py seodang|generate DTYPE                ours in int8 too
+python benchmarks/native_side.py seodang|generate DTYPE                ours in int8 and int4 too
 """
 
 import statistics
@@ -19,17 +19,18 @@ from sides import Calls, serve
 from torch import nn
 
 from seodang.infer import Runner, open_runner, runtime_of
+from seodang.infer.checkpoint.quantise import BITS
 from seodang.infer.kernels.quantised_linear import Quantised
 
 LIST = {"type": "array", "minItems": 64, "items": {"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}}}
 AROUND = {"greedy": {}, "filters": ALL_FILTERS, "JSON grammar": {"ignore_eos": False, "json_schema": LIST}}
 
 
-def weights_read(model: nn.Module) -> int:
-    """How many weights a step of one row reads: all but the table of embeddings, of which it takes a row; a head that is tied to it is read."""
+def bytes_read(model: nn.Module) -> int:
+    """How many bytes of weights a step of one row reads: all but the table of embeddings, of which it takes a row; a head that is tied to it is read."""
     table, head = model.get_input_embeddings().weight, getattr(model.get_output_embeddings(), "weight", None)
-    packed = sum(each.in_features * each.out_features for each in model.modules() if isinstance(each, Quantised))
-    return packed + sum(each.numel() for each in model.parameters()) - (0 if table is head else table.numel())
+    packed = sum(buffer.nbytes for each in model.modules() if isinstance(each, Quantised) for buffer in each.buffers())
+    return packed + sum(each.nbytes for each in model.parameters()) - (0 if table is head else table.nbytes)
 
 
 @contextmanager
@@ -97,9 +98,9 @@ def contexts(model: nn.Module) -> Callable[..., dict]:
 def begin() -> tuple[Calls, dict]:
     warnings.filterwarnings("ignore")
     engine, dtype = sys.argv[1:]
-    how = ("auto", dtype) if dtype == "int8" else (dtype,)
+    how = ("auto", dtype) if dtype in BITS else (dtype,)
     side = (Ours if engine == "seodang" else Theirs)(*how)
-    calls, said = decoding(side), {"weights": weights_read(side.model), "threads": torch.get_num_threads()}
+    calls, said = decoding(side), {"bytes": bytes_read(side.model), "threads": torch.get_num_threads()}
     if engine == "seodang":
         runner = open_runner(side.model)
         kind = type(runner)

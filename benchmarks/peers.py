@@ -81,7 +81,8 @@ def onnxruntime_genai(model: str, kind: str, folder: str) -> Engine:
 
     def run(asked: list[list[int]], new: int) -> None:
         options = og.GeneratorParams(engine)
-        options.set_search_options(max_length=32 + new, min_length=32 + new, batch_size=len(asked), do_sample=False)
+        length = len(asked[0]) + new
+        options.set_search_options(max_length=length, min_length=length, batch_size=len(asked), do_sample=False)
         generator = og.Generator(engine, options)
         generator.append_tokens([id for ids in asked for id in ids] if len(asked) == 1 else asked)
         for _ in range(new):

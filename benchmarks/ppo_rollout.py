@@ -55,7 +55,8 @@ def by_generate(model, tokenizer, rows, *, max_new_tokens: int, temperature: flo
         )[:, longest:]  # fmt: skip
     model.set_attn_implementation(attention)
     model.train(training)
-    ends, rollouts = set(model.generation_config.eos_token_id), []
+    ends, rollouts = model.generation_config.eos_token_id, []
+    ends = {ends} if isinstance(ends, int) else set(ends)
     for row, answer in zip(rows, out.tolist(), strict=True):
         stop = next((i + 1 for i, id in enumerate(answer) if id in ends), len(answer))
         answer = answer[:stop]
