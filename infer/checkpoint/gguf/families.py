@@ -45,9 +45,23 @@ def rotary_pairs(tensor: Tensor, name: str, config: PretrainedConfig) -> Tensor:
     return halves.transpose(1, 2).reshape(tensor.shape)
 
 
+def pairs_apart(tensor: Tensor, name: str, config: PretrainedConfig) -> Tensor:
+    """The reverse of `rotary_pairs`; rows of any kind, for whole rows change places."""
+    if name not in ("attn_q", "attn_k"):
+        return tensor
+    heads = config.num_attention_heads if name == "attn_q" else config.num_key_value_heads
+    pairs = tensor.reshape(heads, tensor.shape[0] // heads // 2, 2, *tensor.shape[1:])
+    return pairs.transpose(1, 2).reshape(tensor.shape)
+
+
 def plus_one(tensor: Tensor, name: str, config: PretrainedConfig) -> Tensor:
     """Return a norm's weight as what it multiplies by: Gemma keeps how far from one that is."""
     return tensor + 1 if name.endswith("norm") else tensor
+
+
+def minus_one(tensor: Tensor, name: str, config: PretrainedConfig) -> Tensor:
+    """The reverse of `plus_one`."""
+    return tensor - 1 if name.endswith("norm") else tensor
 
 
 def transposed(tensor: Tensor, name: str, config: PretrainedConfig) -> Tensor:
