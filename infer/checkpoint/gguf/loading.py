@@ -25,7 +25,7 @@ from .blocks import BLOCKS, FLOATS, floats_of, layer_of
 from .configuration import ROPE_FREQUENCIES, config_of
 from .families import FAMILIES, LAYER, Family, as_it_is, minus_one, pairs_apart
 from .reading import GgufFile
-from .weights import called
+from .weights import held_as
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class _Reader:
 
     def _held(self, name: str, tied: bool) -> str:
         """What the file calls a module's weight."""
-        own, layer = called(name, self.family)
+        own, layer = held_as(name, self.family)
         held = f"{layer}{own}.weight"
         if held == HEAD and tied:
             held = EMBEDDING
@@ -137,7 +137,7 @@ class _Reader:
         return self.back(torch.from_numpy(self.file.blocks(held)), self._own(name), self.config)
 
     def _own(self, name: str) -> str:
-        return called(name, self.family)[0]
+        return held_as(name, self.family)[0]
 
     @property
     def config(self) -> PretrainedConfig:

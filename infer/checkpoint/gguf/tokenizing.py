@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.integrations.gguf import GGUF_TOKENIZER_MAPPING, convert_gguf_tokenizer
 
@@ -23,8 +26,20 @@ def tokenizer_of(file: GgufFile) -> PreTrainedTokenizerBase:
     for name, role in SPECIAL.items():
         number = told.get(f"ggml.{role}")
         config[name] = tokens[number] if number is not None and number < len(tokens) else None
+    if "merges" in own:
+        known = set(tokens)
+        own["merges"] = [merge for merge in own["merges"] if merge.replace(" ", "", 1) in known]  # what makes no token falls apart again in llama.cpp
     try:
         backend, _ = convert_gguf_tokenizer(file.values["general.architecture"], own)
-    except (ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # tokenizers raises no narrower one
         raise UserError(f"{file.path} has a tokenizer that cannot be built ({own['tokenizer_type']}: {error}): use the model's folder of safetensors") from None
+    if backend.get_vocab_size() > len(tokens):
+        backend = _without_others(backend, len(tokens))
     return PreTrainedTokenizerFast(tokenizer_object=backend, **config)
+
+
+def _without_others(backend: Tokenizer, size: int) -> Tokenizer:
+    """A tokenizer without the tokens that the class which built it added of its own (GPT-2's <|endoftext|>), and which the model has no embedding for."""
+    definition = json.loads(backend.to_str())
+    definition["added_tokens"] = [added for added in definition["added_tokens"] if added["id"] < size]
+    return Tokenizer.from_str(json.dumps(definition))

@@ -26,7 +26,7 @@ def file_tensors(model: PreTrainedModel, family: Family) -> Iterator[tuple[str, 
         if tied and name == "lm_head.weight":
             continue
         module, _, part = name.rpartition(".")
-        called, layer = called(module, family)
+        called, layer = held_as(module, family)
         if called is None or part not in ("weight", "bias"):
             raise UserError(f"there is no place for {name} in a GGUF file of a {config.model_type}: export without --gguf")
         yield f"{layer}{called}.{part}", family.change(tensor.detach().float(), called, config).contiguous()
@@ -35,7 +35,7 @@ def file_tensors(model: PreTrainedModel, family: Family) -> Iterator[tuple[str, 
         yield "rope_freqs.weight", factors
 
 
-def called(module: str, family: Family) -> tuple[str | None, str]:
+def held_as(module: str, family: Family) -> tuple[str | None, str]:
     """What the file calls a module, and before it its layer; None of one that it does not know."""
     if (found := LAYERED.fullmatch(module)) is None:
         return family.ends.get(module), ""
