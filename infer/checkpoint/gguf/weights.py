@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ....data.errors import UserError
-from .families import Family
+from ...gguf.families import Family, held_as
 from .metadata import rope_factors
-
-LAYERED = re.compile(r"(?:model\.layers|transformer\.h)\.(\d+)\.(.+)")
 
 
 def file_tensors(model: PreTrainedModel, family: Family) -> Iterator[tuple[str, Tensor]]:
@@ -33,10 +30,3 @@ def file_tensors(model: PreTrainedModel, family: Family) -> Iterator[tuple[str, 
     factors = rope_factors(config, family)
     if factors is not None:
         yield "rope_freqs.weight", factors
-
-
-def held_as(module: str, family: Family) -> tuple[str | None, str]:
-    """What the file calls a module, and before it its layer; None of one that it does not know."""
-    if (found := LAYERED.fullmatch(module)) is None:
-        return family.ends.get(module), ""
-    return family.layer.get(found[2]), f"blk.{found[1]}."

@@ -7,7 +7,7 @@ from gguf import GGML_QUANT_SIZES, quants
 from gguf import GGMLQuantizationType as Kind
 
 from seodang.data.errors import UserError
-from seodang.infer.checkpoint.gguf.blocks import AT_A_TIME, BLOCKS, floats_of, layer_of
+from seodang.infer.gguf.blocks import AT_A_TIME, BLOCKS, floats_of, layer_of
 from seodang.infer.kernels.kernel_check import refuse_wrong_kernels
 from seodang.infer.kernels.linear_kernel import linear_kernel
 from seodang.infer.kernels.quantised_linear import GROUP

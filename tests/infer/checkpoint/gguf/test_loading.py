@@ -14,13 +14,14 @@ from transformers import AutoConfig, AutoTokenizer
 from seodang.data.errors import UserError
 from seodang.infer import generate, load, open_runner
 from seodang.infer.checkpoint import gguf_file
-from seodang.infer.checkpoint.gguf import loading, writing
+from seodang.infer.checkpoint.gguf import writing
 from seodang.infer.checkpoint.gguf.checking import read_model
-from seodang.infer.checkpoint.gguf.configuration import config_of
-from seodang.infer.checkpoint.gguf.reading import GgufFile
-from seodang.infer.checkpoint.gguf.tokenizing import tokenizer_of
 from seodang.infer.checkpoint.load import load_tokenizer
 from seodang.infer.engine.params import SamplingParams
+from seodang.infer.gguf import loading
+from seodang.infer.gguf.configuration import config_of
+from seodang.infer.gguf.reading import GgufFile
+from seodang.infer.gguf.tokenizing import tokenizer_of
 from seodang.infer.kernels.quantised_linear import Quantised
 from seodang.infer.requests.runtime import runtime_of
 from seodang.infer.runners.native_runner import MANY, NativeRunner

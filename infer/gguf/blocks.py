@@ -14,10 +14,10 @@ from gguf import GGML_QUANT_SIZES, quants
 from gguf import GGMLQuantizationType as Kind
 from torch import Tensor
 
-from ....data.errors import UserError
-from ...runners.native.block_linear import GroupedLinear5, SuperLinear4, SuperLinear5, SuperLinear6, high_bits, pack_super
-from ...runners.native.grouped_linear import GroupedLinear, GroupedLinear4, GroupedLinear8, joined, runs, steps, with_offsets
-from ...runners.native.library import BLOCK
+from ...data.errors import UserError
+from ..runners.native.block_linear import GroupedLinear5, SuperLinear4, SuperLinear5, SuperLinear6, high_bits, pack_super
+from ..runners.native.grouped_linear import GroupedLinear, GroupedLinear4, GroupedLinear8, joined, runs, steps, with_offsets
+from ..runners.native.library import BLOCK
 
 AT_A_TIME = 128 * BLOCK  # rows, whose bytes stay in the CPU's cache
 ONES, THREES, FIFTEENS = 0x01010101, 0x03030303, 0x0F0F0F0F  # in each byte of a word

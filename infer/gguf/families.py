@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from ....data.errors import UserError
-from ...runners.paradigm import BIDIRECTIONAL, diffusion_of
+from ...data.errors import UserError
+from ..runners.paradigm import BIDIRECTIONAL, diffusion_of
 
+LAYERED = re.compile(r"(?:model\.layers|transformer\.h)\.(\d+)\.(.+)")
 ENDS = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 LAYER = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -140,3 +142,10 @@ def family_of(config: PretrainedConfig) -> Family:
             wanted = " or ".join(map(repr, allowed))
             raise UserError(f"llama.cpp computes {kind} with {name} {wanted}, this configuration has {value!r}: export without --gguf")
     return family
+
+
+def held_as(module: str, family: Family) -> tuple[str | None, str]:
+    """What the file calls a module, and before it its layer; None of one that it does not know."""
+    if (found := LAYERED.fullmatch(module)) is None:
+        return family.ends.get(module), ""
+    return family.layer.get(found[2]), f"blk.{found[1]}."

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
@@ -15,17 +14,15 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
-from ....data.errors import UserError
-from ...kernels.kernel_check import refuse_wrong_kernels
-from ...kernels.quantised_linear import Quantised
-from ...runners.families.parts import ModelParts, parts_of
-from ...runners.native.grouped_linear import missing_kernels
-from ..quantise import refuse_saving
+from ...data.errors import UserError
+from ..kernels.kernel_check import refuse_wrong_kernels
+from ..kernels.quantised_linear import Quantised
+from ..runners.families.parts import ModelParts, parts_of
+from ..runners.native.grouped_linear import missing_kernels
 from .blocks import BLOCKS, FLOATS, floats_of, layer_of
 from .configuration import ROPE_FREQUENCIES, config_of
-from .families import FAMILIES, LAYER, Family, as_it_is, minus_one, pairs_apart
+from .families import FAMILIES, LAYER, Family, as_it_is, held_as, minus_one, pairs_apart
 from .reading import GgufFile
-from .weights import held_as
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +40,7 @@ def model_of(file: GgufFile, dtype: torch.dtype | None, instead: torch.dtype) ->
     """Return the model of a file on the CPU, its weights written out in a dtype, or where that is None in their own blocks and the rest in bfloat16.
 
     Where no kernel multiplies blocks here, or a kind has none, weights are written out, all in the dtype `instead` in the one case, those of that kind in
-    bfloat16 in the other; a warning says so. A model in blocks can speak and be scored, not be trained or saved.
+    bfloat16 in the other; a warning says so.
     Raises UserError for a file that lacks a tensor, has one of another shape, or one that cannot be read.
     """
     config = config_of(file)
@@ -58,7 +55,6 @@ def model_of(file: GgufFile, dtype: torch.dtype | None, instead: torch.dtype) ->
     if dtype is None:
         refuse_wrong_kernels(module for module in model.modules() if isinstance(module, Quantised))
         model.requires_grad_(False)
-        model.save_pretrained = refuse_saving
     return model.eval()
 
 

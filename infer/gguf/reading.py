@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 
-from ....data.errors import UserError
-from ..damage import looks_like
-from .vocabulary import Vocabulary
+from ...data.errors import UserError
 
 NUMBERS = dict(enumerate("BbHhIif?", 0)) | {10: "Q", 11: "q", 12: "d"}  # by the type's number in the file
 STRING, ARRAY = 8, 9
 ALIGNMENT = 32
 VERSIONS = (2, 3)
+ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")  # what a file has room for of tokens that end a text
 REMEDY = "fetch or write it again"
 
 
@@ -49,7 +48,7 @@ class GgufFile:
     def __init__(self, path: Path):
         self.path, self.values = path, {}
         if path.stat().st_size < 24:
-            raise UserError(f"{path} is no GGUF file ({looks_like(path) or 'it is too short'}): {REMEDY}")
+            raise UserError(f"{path} is no GGUF file: {REMEDY}")
         self._bytes = np.memmap(path, np.uint8, "c")
         self._held = self._read_header(_Cursor(memoryview(self._bytes)))
         if (parts := self.values.get("split.count", 1)) > 1:
@@ -60,7 +59,7 @@ class GgufFile:
     def _read_header(self, at: _Cursor) -> dict[str, Held]:
         magic, version, tensors, values = at.take("4sIQQ")
         if magic != b"GGUF":
-            raise UserError(f"{self.path} is no GGUF file ({looks_like(self.path) or 'it does not begin as one'}): {REMEDY}")
+            raise UserError(f"{self.path} is no GGUF file: {REMEDY}")
         if version not in VERSIONS:
             swapped = int.from_bytes(struct.pack("<I", version), "big") in VERSIONS
             what = "big-endian: write it again without --bigendian" if swapped else f"of version {version}, only 2 and 3 are read: write it again by a newer llama.cpp"
@@ -101,15 +100,6 @@ class GgufFile:
     def tensor(self, name: str) -> np.ndarray:
         """Return a tensor in float32, of its shape."""
         return quants.dequantize(np.asarray(self.blocks(name)), self.kind(name)).reshape(self.shape(name))
-
-    def vocabulary(self) -> Vocabulary:
-        """Return the tokenizer."""
-        told = {key.removeprefix("tokenizer.ggml."): value for key, value in self.values.items()}
-        return Vocabulary(
-            kind=told["model"], tokens=told["tokens"], types=told["token_type"], add_bos=told["add_bos_token"], add_eos=told["add_eos_token"],
-            ids={name: value for name, value in told.items() if name.endswith("token_id")}, pre=told["pre"], merges=told.get("merges"),
-            scores=told.get("scores"), add_space=told["add_space_prefix"], template=told.get("tokenizer.chat_template"),
-        )  # fmt: skip
 
 
 class _Cursor:

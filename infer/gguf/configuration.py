@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, PretrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from ....data.errors import UserError
-from .reading import GgufFile
-from .vocabulary import ENDS
+from ...data.errors import UserError
+from .reading import ENDS, GgufFile
 
 Values = dict[str, Any]
 ROPE_FREQUENCIES = "rope_freqs.weight"
