@@ -46,6 +46,16 @@ def packaged(package: str, name: str) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
+def shipped_gguf() -> Path | None:
+    """The GGUF file that the default model's package carries, where it and the package gguf are installed."""
+    return packaged(PACKAGE, GGUF) if importlib.util.find_spec("gguf") else None
+
+
+def is_converted() -> bool:
+    """Whether the default model's folder is there."""
+    return (cache_folder() / NAME / "manifest.json").is_file()
+
+
 def _gguf_file() -> Path:
     file = packaged(PACKAGE, GGUF)
     if file is None:

@@ -1,4 +1,4 @@
-"""Open a checkpoint: a folder, a hub name, an adapter on its base, or one of the embedded default models."""
+"""Open a checkpoint: a folder, a GGUF file, a hub name, an adapter on its base, or one of the embedded default models."""
 
 import logging
 import os
@@ -33,7 +33,8 @@ from .adapter_paradigm import declare_as_beside
 from .damage import check_texts, read_json, refuse_mismatched, torn_file
 from .default_encoder import NAME as DEFAULT_ENCODER
 from .default_encoder import default_encoder
-from .default_model import default_model
+from .default_model import default_model, shipped_gguf
+from .gguf_file import gguf_model, gguf_tokenizer, is_gguf
 from .manifest import read_manifest, verify
 from .pooler import pooler_argument
 from .published_diffusion import published, published_tokenizer, stored_config
@@ -61,17 +62,19 @@ def load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the model, in evaluation mode on its device, and its tokenizer.
 
-    `path` is a checkpoint folder, a hub name, "default" or "default-encoder"; a folder that holds an adapter brings its base model
+    `path` is a checkpoint folder, a GGUF file, a hub name, "default" or "default-encoder"; a folder that holds an adapter brings its base model
     with it. Files are checked against the folder's manifest first. A checkpoint that lacks tensors of the model is refused, unless
     what is missing is a head that it never had (a classifier's on a language model's weights). A head of masked language modelling is new only where `model_class` asks for one.
     `model_class` is a causal language model's, for an encoder-decoder's checkpoint AutoModelForSeq2SeqLM, for an encoder's AutoModelForMaskedLM, for one of
     sentence-transformers AutoModel, for a classifier's (a reward model) AutoModelForSequenceClassification, unless another is given; an adapter with a classifier's head brings its number of labels with it.
     `weights="int8"` or `"int4"` keeps the linear layers in 8 or 4 bits, for speaking and scoring on the CPU; an adapter is merged first.
+    A GGUF file's weights stay in their own blocks on a CPU, unless a dtype or an adapter asks for floats; those of "default" in int4 are the shipped file's.
     Raises UserError for a path, device, dtype or weights that cannot be had, for two adapters, and for files that are missing or changed.
     """
     if weights is not None:
         device, dtype = _check_weights(weights, device, dtype)
-    place = resolve(path)
+    shipped = shipped_gguf() if (path, weights, adapter, model_class) == ("default", "int4", None, None) and missing_kernels() is None else None
+    place = resolve(path) if shipped is None else str(shipped)
     if is_adapter(place):
         if adapter is not None:
             raise UserError(f"{path} is an adapter already: give its base model as the model, or drop adapter={adapter}")
@@ -83,14 +86,20 @@ def load(
     head = head_of(resolve(adapter)) if adapter is not None else None
     if head is not None:
         model_class, model_arguments = model_class or AutoModelForSequenceClassification, {**head, **model_arguments}
-    model = _load_weights(place, model_class, weights_dtype, model_arguments, brings_head=head is not None)
+    if is_gguf(place):
+        if model_class is not None or model_arguments:
+            raise UserError(f"{place} holds a language model and no other: make a folder of it (`seodang export {place} FOLDER`), and give that")
+        as_it_is = dtype == "auto" and where.type == "cpu" and adapter is None
+        model = gguf_model(place, weights_dtype, as_it_is or shipped is not None, weights if shipped is None else None)
+    else:
+        model = _load_weights(place, model_class, weights_dtype, model_arguments, brings_head=head is not None)
     tokenizer = _read_tokenizer(resolve(adapter) if adapter is not None and has_tokenizer(resolve(adapter)) else place)
     _warn_of_more_ids(place, model, tokenizer)
     if adapter is not None:
         model = _load_adapter(model, resolve(adapter))
     if head is not None:
         model.config.pad_token_id = tokenizer.pad_token_id  # behind which the head looks for the last token; the base has another
-    if weights is not None:
+    if weights is not None and shipped is None:
         model = model.merge_and_unload() if adapter is not None else model
         quantise(model, weights)
     if not getattr(model, "hf_device_map", None):
@@ -114,7 +123,7 @@ def _check_weights(weights: str, device: str, dtype: str) -> tuple[str, str]:
 
 
 def load_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a checkpoint folder, or one that holds nothing else, of a hub name or "default", of an adapter without one that of its base.
+    """Return the tokenizer of a checkpoint folder, or one that holds nothing else, of a GGUF file, of a hub name or "default", of an adapter without one that of its base.
 
     Raises UserError where none can be read.
     """
@@ -138,6 +147,8 @@ def _read_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerBase:
     place = os.fspath(path)
     if is_adapter(place) and not has_tokenizer(place):
         place = resolve(adapter_base(place))
+    if is_gguf(place):
+        return gguf_tokenizer(place)
     found = published(place)
     try:
         return AutoTokenizer.from_pretrained(place) if found is None else published_tokenizer(found)
@@ -150,9 +161,9 @@ def _read_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerBase:
 
 
 def resolve(path: str | os.PathLike) -> str:
-    """Turn "default" and "default-encoder" into their folders; pass a hub name on as it is.
+    """Turn "default" and "default-encoder" into their folders; pass a GGUF file and a hub name on as they are.
 
-    Raises UserError for a path that is neither a folder nor a name that can be had from the hub, and for a folder whose writing was cut short. Its
+    Raises UserError for a path that is neither a folder nor such a file nor a name that can be had from the hub, and for a folder whose writing was cut short. Its
     files are checked where they are loaded.
     """
     name = os.fspath(path)
@@ -164,10 +175,14 @@ def resolve(path: str | os.PathLike) -> str:
         folder = Path(name)
         read_manifest(folder)
         if not any((folder / each).is_file() for each in ("config.json", ADAPTER_CONFIG, SENTENCE_ENCODER)):
-            raise UserError(f"{name} holds no model (neither config.json nor {ADAPTER_CONFIG}): name a checkpoint's own folder")
+            files = sorted(folder.glob("*.gguf"))
+            remedy = f"name a file in it, as {files[0]}" if files else "name a checkpoint's own folder"
+            raise UserError(f"{name} holds no model (neither config.json nor {ADAPTER_CONFIG}): {remedy}")
+        return name
+    if is_gguf(name):
         return name
     if os.path.exists(name):
-        raise UserError(f"model {name!r} is not a folder: give a checkpoint's folder, a hub name such as Qwen/Qwen3-0.6B, or default")
+        raise UserError(f"model {name!r} is neither a folder nor a GGUF file: give a checkpoint's folder, a hub name such as Qwen/Qwen3-0.6B, or default")
     check_hub_name(name)
     return name
 

@@ -22,6 +22,7 @@ from transformers import (
 
 from ...data.errors import UserError
 from ..runners.paradigm import Diffusion, declare, diffusion_of
+from .gguf_file import gguf_config, is_gguf
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +128,9 @@ def published(place: str | os.PathLike) -> Published | None:
 
 
 def stored_config(place: str | os.PathLike) -> PreTrainedConfig:
-    """Return a checkpoint's configuration, without running code that lies beside it."""
+    """Return a checkpoint's configuration, without running code that lies beside it; a GGUF file's by its values."""
+    if is_gguf(place):
+        return gguf_config(place)
     found = published(place)
     return AutoConfig.from_pretrained(place) if found is None else found.config
 

@@ -53,7 +53,7 @@ def quantise(model: PreTrainedModel, weights: str) -> None:
         refuse_wrong_kernels(module for module in model.modules() if isinstance(module, Quantised))
     model.requires_grad_(False)
     model.config.dtype = torch.bfloat16
-    model.save_pretrained = _refuse_saving
+    model.save_pretrained = refuse_saving
 
 
 def check_quantisable(model: PreTrainedModel, weights: str) -> None:
@@ -102,5 +102,6 @@ def _quantise_gpt2(layer: nn.Module, kind: type[Quantised]) -> None:
         setattr(owner, name, kind(conv.weight.t().contiguous(), conv.bias))
 
 
-def _refuse_saving(*args, **kwargs) -> None:
+def refuse_saving(*args, **kwargs) -> None:
+    """In place of a model's `save_pretrained`, where its weights are in few bits."""
     raise UserError("a quantised model cannot be saved: load it without weights= to save it, and quantise when loading")

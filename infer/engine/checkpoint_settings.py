@@ -13,6 +13,8 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig
 
 from ...data.errors import UserError
+from ..checkpoint.default_model import is_converted, shipped_gguf
+from ..checkpoint.gguf_file import is_gguf
 from ..checkpoint.load import adapter_base, is_adapter, resolve
 from ..checkpoint.published_diffusion import stored_config
 from ..diffusion.orders import ORIGIN
@@ -64,6 +66,8 @@ def own_config(model: nn.Module) -> GenerationConfig | None:
 def config_in(path: str | os.PathLike) -> GenerationConfig | None:
     """Return the generation_config of a checkpoint that is not loaded, as `own_config` would; None where it has none."""
     place = model_in(path)
+    if is_gguf(place):
+        return GenerationConfig.from_model_config(stored_config(place))
     for how in ({}, {"config_file_name": "config.json", "_from_model_config": True}):
         with suppress(OSError, ValueError):  # one that contradicts itself is told when the model is loaded
             return GenerationConfig.from_pretrained(place, **how)
@@ -87,7 +91,9 @@ def known_config(path: str | os.PathLike) -> PreTrainedConfig | None:
 
 
 def model_in(path: str | os.PathLike) -> str:
-    """The folder, or the name on the hub, of a whole model; of an adapter its base's."""
+    """The folder, the GGUF file, or the name on the hub, of a whole model; of an adapter its base's; of the default model before it was converted its file."""
+    if os.fspath(path) == "default" and not is_converted() and (shipped := shipped_gguf()) is not None:
+        return str(shipped)
     place = resolve(path)
     return resolve(adapter_base(place)) if is_adapter(place) else place
 

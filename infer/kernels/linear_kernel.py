@@ -27,7 +27,8 @@ def linear_kernel(layers: Sequence[nn.Module], quick_few: bool = False) -> Linea
     if isinstance(first, OutputSlice):
         return first.whole.product
     if isinstance(first, Quantised):
-        return first.product
+        products = [layer.product for layer in layers]  # more than one where each is in bits of its own
+        return first.product if len(layers) == 1 else lambda x: torch.cat([product(x) for product in products], dim=-1)
     if isinstance(first, Conv1D):
         weight, bias = first.weight.detach(), first.bias.detach()  # [in, out]
         return lambda x: torch.addmm(bias, x, weight)

@@ -30,6 +30,7 @@ class Quantised(nn.Module):
     """A linear layer with few bits a weight; `product` maps [rows, in] to [rows, out]."""
 
     bias: Tensor | None
+    kind: str  # what its weights are called where it is told what computes
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
         """weight is [out, in], bias [out]; neither is kept as it is."""
@@ -78,6 +79,8 @@ class Linear8(Quantised):
     nothing that could be measured, one is for inputs without outliers. `always` rounds the inputs of a few rows too.
     """
 
+    kind = "int8"
+
     def __init__(self, weight: Tensor, bias: Tensor | None = None, terms: int = 2, always: bool = False):
         super().__init__(weight, bias)
         self.terms, self.always = terms, always
@@ -118,6 +121,8 @@ class Linear8(Quantised):
 
 class Linear4(Quantised):
     """4 bits a weight: weight = (level - 8) * scale + zero, levels 0 to 15, a bfloat16 scale and zero for every `GROUP` inputs of an output."""
+
+    kind = "int4"
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
         super().__init__(weight, bias)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import NamedTuple
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
 
-from ..kernels.quantised_linear import Linear4, Quantised
+from ..kernels.quantised_linear import Quantised
 from ..runners.contract import Runner
 from ..runners.direct import DirectRunner
 from ..runners.direct_encoder_decoder import DirectEncoderDecoder
 from ..runners.encoder_decoder import EncoderDecoderRunner
-from ..runners.native.grouped_linear import GroupedLinear4
 from ..runners.native.library import built_for
 from ..runners.native_runner import NativeRunner, kept_from
 from ..runners.padded import PaddedRunner
@@ -64,8 +64,6 @@ def found_out(runner: Runner, weight: Tensor) -> Runtime:
 
 
 def weights_of(model: nn.Module, weight: Tensor) -> str:
-    """What the weights of a model's linear layers are kept in; `weight` is its embedding."""
-    few = [module for module in model.modules() if isinstance(module, Quantised)]
-    if any(isinstance(module, Linear4 | GroupedLinear4) for module in few):  # beside a head in 8 bits
-        return "int4"
-    return "int8" if few else str(weight.dtype).removeprefix("torch.")
+    """What most of a model's linear layers are kept in; `weight` is its embedding."""
+    kinds = Counter(module.kind for module in model.modules() if isinstance(module, Quantised))
+    return kinds.most_common(1)[0][0] if kinds else str(weight.dtype).removeprefix("torch.")

@@ -16,10 +16,11 @@ from ..kernels.linear_kernel import LinearKernel, linear_kernel
 from ..kernels.quantised_linear import Linear4, Linear8, OutputSlice
 from ..kernels.rotary import Rotation
 from .families.parts import FAMILIES, ROTARY, LayerParts, ModelParts, parts_of
+from .native.block_linear import BLOCK_LINEARS
 from .native.grouped_linear import GroupedLinear4, GroupedLinear8
 
 STATIC_ROTATIONS = {"default", "linear", "llama3", "yarn"}  # the others turn by the length of the longest slot
-PLAIN_MODULES = {nn.Linear, nn.Embedding, nn.ModuleList, nn.LayerNorm, nn.Dropout, Conv1D, Linear4, Linear8, GroupedLinear4, GroupedLinear8, OutputSlice}
+PLAIN_MODULES = {nn.Linear, nn.Embedding, nn.ModuleList, nn.LayerNorm, nn.Dropout, Conv1D, Linear4, Linear8, GroupedLinear4, GroupedLinear8, OutputSlice, *BLOCK_LINEARS}
 ACTIVATIONS = {"transformers.activations", "torch.nn.modules.activation"}
 
 Map = Callable[[Tensor], Tensor]

@@ -30,17 +30,21 @@ def say_dtype(name: str, device: Any) -> str:
 class LoadedModel:
     """A model, and where it is loaded."""
 
-    model: str = option("Folder, hub name, or default (SmolLM2-135M-Instruct).", "default")
+    model: str = option("Folder, GGUF file, hub name, or default (SmolLM2-135M-Instruct).", "default")
     adapter: str | None = option("Folder or hub name of an adapter on the model.")
     device: str = option("auto, cpu, cuda or mps.", "auto")
     dtype: str = option("auto, float32, bfloat16 or float16.", "auto")
 
     def open(self, **how: Any):
         """Load the model and its tokenizer, and say on stderr which dtype the machine decided on; `how` is what `load` has to know beside."""
+        from seodang.infer.checkpoint.gguf_file import is_gguf
         from seodang.infer.checkpoint.load import load
+        from seodang.infer.requests.runtime import weights_of
 
         model, tokenizer = load(self.model, device=self.device, dtype=self.dtype, adapter=self.adapter, **how)
-        if self.dtype == "auto" and not how.get("weights"):
+        if is_gguf(self.model):
+            print(f"{self.model} in {weights_of(model, model.get_input_embeddings().weight)} on {model.device}", file=sys.stderr)
+        elif self.dtype == "auto" and not how.get("weights"):
             say_dtype(self.model, model.device)
         return model, tokenizer
 

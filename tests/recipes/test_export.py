@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from seodang.__main__ import main
 from seodang.data.errors import UserError
-from seodang.infer.checkpoint.gguf.reading import GgufFile
 from seodang.infer.checkpoint.load import load
+from seodang.infer.gguf.reading import GgufFile
 from seodang.infer.runners.paradigm import Diffusion, declare
 from seodang.recipes import export
 from seodang.recipes.run.card import Exported, modelfile

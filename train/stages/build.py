@@ -17,6 +17,7 @@ from ...data.errors import UserError
 from ...data.preference_rows import preference_pairs
 from ...data.versions import versions_named
 from ...infer.checkpoint.quiet import silence_old_names
+from ...infer.kernels.quantised_linear import Quantised
 from ...infer.runners.architecture import context_limit, transformers_model
 from ...infer.runners.paradigm import diffusion_of, refuse_encoder, refuse_encoder_decoder
 from ..models.adapters import add_adapter, prepare_quantised, speed_up_adapters
@@ -66,7 +67,9 @@ class Stage:
         self.check_rows(model, eval_rows or (), "held-out row", max_length, answer_tokens)
 
     def refuse_model(self, model: PreTrainedModel) -> None:
-        """Raise UserError for a model of another paradigm."""
+        """Raise UserError for a model of another paradigm, and for one whose weights cannot change."""
+        if any(isinstance(module, Quantised) for module in model.modules()):
+            raise UserError("weights in few bits cannot be trained: load the model with a dtype, float32 or bfloat16, which writes them out")
         if not self.left_to_right:
             return
         name = self.trainer.__name__.removesuffix("Trainer").lower()

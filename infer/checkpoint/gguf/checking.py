@@ -8,12 +8,12 @@ from gguf import GGMLQuantizationType
 from transformers import AutoModelForCausalLM, GgufConfig, LlamaConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ....data.errors import UserError
+from ...gguf.families import Family
+from ...gguf.reading import GgufFile
 from ..quiet import without_load_report
 from .agreement import agrees, probes
 from .encoding import Encoder
-from .families import Family
-from .reading import GgufFile
-from .vocabulary import Vocabulary
+from .vocabulary import Vocabulary, vocabulary_in
 from .weights import file_tensors
 
 # By how much of the largest weight of a tensor its rounding may move one.
@@ -39,7 +39,7 @@ def check_weights(file: GgufFile, model: PreTrainedModel, family: Family) -> Non
 
 def check_ids(file: GgufFile, tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary) -> None:
     """Raise UserError where the file's tokenizer is not the one that was written, or gives a conversation other ids than `tokenizer`."""
-    read, scores = file.vocabulary(), vocabulary.scores
+    read, scores = vocabulary_in(file), vocabulary.scores
     same = (read.tokens, read.types, read.merges) == (vocabulary.tokens, vocabulary.types, vocabulary.merges) and read.ids == dict(vocabulary.ids)
     if not same or read.scores != (scores and np.float32(scores).tolist()):
         raise UserError(f"{file.path} does not hold the tokenizer that was to be written: export again")

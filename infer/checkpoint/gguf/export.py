@@ -10,12 +10,12 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ....data.errors import UserError
+from ...gguf.families import family_of, left_to_right_alone
+from ...gguf.reading import GgufFile
 from ..logit_change import largest_change
 from .agreement import settled
 from .checking import check_ids, check_weights, read_model
-from .families import family_of, left_to_right_alone
 from .metadata import architecture
-from .reading import GgufFile
 from .vocabulary import ENDS, Vocabulary, vocabulary_of
 from .writing import write_gguf
 

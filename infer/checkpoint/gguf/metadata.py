@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ....data.errors import UserError
-from .families import Family
+from ...gguf.families import Family
 
 Values = dict[str, Any]  # int is written as UINT32, float as FLOAT32, a list as an array
 REMEDY = "export without --gguf"

@@ -12,13 +12,13 @@ from tokenizers import models
 from transformers import PreTrainedTokenizerBase
 
 from ....data.errors import UserError
+from ...gguf.reading import ENDS, GgufFile
 from .pre_tokenizers import split_of
 
 SPACE = "▁"
 SPACED = ({"type": "Prepend", "prepend": SPACE}, {"type": "Replace", "pattern": {"String": " "}, "content": SPACE})
 REMEDY = "export without --gguf"
 NEVER = -1e6  # the score of what no text is to become
-ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")  # what the file has room for
 RUNS = "llama.cpp may cut a run of one sign, such as ')))', in another order where two are equally likely"
 NFC_NOTE = "llama.cpp does not compose characters (NFC), as this tokenizer does: decomposed text (Korean file names of a Mac) gets other ids there"
 
@@ -65,6 +65,16 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, rows: int, ends: Collectio
     add_bos, add_eos = _added(tokenizer)
     return Vocabulary(
         tokens=tokens, types=[int(each) for each in types], ids=ids, add_bos=add_bos, add_eos=add_eos, template=tokenizer.chat_template, **own
+    )  # fmt: skip
+
+
+def vocabulary_in(file: GgufFile) -> Vocabulary:
+    """Return the tokenizer that a file holds."""
+    told = {key.removeprefix("tokenizer.ggml."): value for key, value in file.values.items()}
+    return Vocabulary(
+        kind=told["model"], tokens=told["tokens"], types=told["token_type"], add_bos=told["add_bos_token"], add_eos=told["add_eos_token"],
+        ids={name: value for name, value in told.items() if name.endswith("token_id")}, pre=told["pre"], merges=told.get("merges"),
+        scores=told.get("scores"), add_space=told["add_space_prefix"], template=told.get("tokenizer.chat_template"),
     )  # fmt: skip
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ....data.errors import UserError
-from .families import Family
+from ...gguf.families import Family, held_as
 from .metadata import rope_factors
-
-LAYERED = re.compile(r"(?:model\.layers|transformer\.h)\.(\d+)\.(.+)")
 
 
 def file_tensors(model: PreTrainedModel, family: Family) -> Iterator[tuple[str, Tensor]]:
@@ -26,17 +23,10 @@ def file_tensors(model: PreTrainedModel, family: Family) -> Iterator[tuple[str, 
         if tied and name == "lm_head.weight":
             continue
         module, _, part = name.rpartition(".")
-        called, layer = _called(module, family)
+        called, layer = held_as(module, family)
         if called is None or part not in ("weight", "bias"):
             raise UserError(f"there is no place for {name} in a GGUF file of a {config.model_type}: export without --gguf")
         yield f"{layer}{called}.{part}", family.change(tensor.detach().float(), called, config).contiguous()
     factors = rope_factors(config, family)
     if factors is not None:
         yield "rope_freqs.weight", factors
-
-
-def _called(module: str, family: Family) -> tuple[str | None, str]:
-    """What the file calls a module, and before it its layer."""
-    if (found := LAYERED.fullmatch(module)) is None:
-        return family.ends.get(module), ""
-    return family.layer.get(found[2]), f"blk.{found[1]}."

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ....data.errors import UserError
-from .families import Family
+from ...gguf.families import Family
 from .metadata import architecture
 from .vocabulary import Vocabulary
 from .weights import file_tensors

@@ -1,4 +1,4 @@
-"""Linear layers in 8 or 4 bits by groups of 32 inputs, multiplied by the compiled kernels of `integers.h`."""
+"""Linear layers in few bits by groups of 32 inputs, multiplied by the compiled kernels of `integers.h`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ...kernels.quantised_linear import GROUP, Quantised, four_bits
 from .compiler import NotBuilt
 from .library import BLOCK, INT4, INT8, OFF, Linear, is_off, library
 
-RUN, LINE, LARGEST = 4, 64, 127  # inputs whose bytes lie together; bytes to which a pack's scales are filled up; the greatest level of 8 bits
+LINE, LARGEST = 64, 127  # bytes to which a pack's scales are filled up; the greatest level of 8 bits
 AT_A_TIME = 512  # outputs that are fitted in 4 bits: their groups stay in the CPU's cache
 
 
@@ -31,6 +31,13 @@ class GroupedLinear(Quantised):
     def __init__(self, weight: Tensor, bias: Tensor | None, packed: Tensor):
         super().__init__(weight, bias)
         self.register_buffer("packed", packed)
+
+    @classmethod
+    def of_packs(cls, packed: Tensor, outputs: int, inputs: int, bias: Tensor | None = None) -> GroupedLinear:
+        """Return the layer of weights that are packed already, uint8 [packs, bytes], with so many outputs and inputs."""
+        layer = cls.__new__(cls)
+        GroupedLinear.__init__(layer, torch.empty(outputs, inputs, device="meta"), bias, packed)
+        return layer
 
     def product(self, x: Tensor) -> Tensor:
         """Return the product with the bias added, in the dtype of x: [rows, in] to [rows, out]; raises MemoryError where there is none for it."""
@@ -55,7 +62,7 @@ class GroupedLinear(Quantised):
 class GroupedLinear8(GroupedLinear):
     """8 bits a weight, as GGUF's Q8_0: weight = level * scale, levels -127 to 127, a float16 scale a group."""
 
-    dtype = INT8
+    dtype, kind = INT8, "int8"
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
         super().__init__(weight, bias, pack8(*levels_and_scales(weight.detach().float())))
@@ -68,7 +75,7 @@ class GroupedLinear8(GroupedLinear):
 class GroupedLinear4(GroupedLinear):
     """4 bits a weight, as GGUF's Q4_1: weight = level * scale + offset, levels 0 to 15, a float16 scale and offset a group, fitted by least squares."""
 
-    dtype = INT4
+    dtype, kind = INT4, "int4"
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
         fitted = (four_bits(part, lowest=0, dtype=torch.float16) for part in weight.detach().float().split(AT_A_TIME))
@@ -98,38 +105,56 @@ def held(scales: Tensor, weight: Tensor) -> Tensor:
 
 def pack8(levels: Tensor, scales: Tensor) -> Tensor:
     """Return levels, int8 [out, in], and float16 scales, [out, groups], as the bytes of packs, uint8 [packs, bytes]; outputs of zeros fill up the last."""
-    return joined(runs(levels.view(torch.uint8)).flatten(1), steps(scales).flatten(1))
+    return joined(runs(levels.view(torch.int32)), steps(scales).flatten(1))
 
 
 def unpack8(packed: Tensor, inputs: int) -> tuple[Tensor, Tensor]:
     """Return the levels, int8 [out, in], and scales, float16 [out, groups], that were packed, those that fill up the last pack among them."""
     levels, halves = parted(packed, BLOCK * inputs, BLOCK * (inputs // GROUP))
-    return rows(levels, inputs).view(torch.int8), halves.view(-1, inputs // GROUP, BLOCK).transpose(1, 2).reshape(-1, inputs // GROUP)
+    return words(levels).view(torch.int8), halves.view(-1, inputs // GROUP, BLOCK).transpose(1, 2).contiguous().view(-1, inputs // GROUP)
 
 
 def pack4(levels: Tensor, scales: Tensor, offsets: Tensor) -> Tensor:
     """The same of levels 0 to 15, uint8 [out, in], and float16 scales and offsets, [out, groups]: two runs of inputs share their bytes."""
-    lower, upper = runs(levels).view(-1, levels.shape[1] // GROUP, 2, GROUP // 2 * BLOCK).unbind(2)
-    return joined((lower | upper << 4).flatten(1), torch.stack([steps(scales), steps(offsets)], dim=2).flatten(1))
+    return with_offsets(runs(low_bits(levels).view(torch.int32).flatten(1)), scales, offsets)
 
 
 def unpack4(packed: Tensor, inputs: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the levels, uint8 [out, in], scales and offsets, float16 [out, groups], that were packed, those that fill up the last pack among them."""
+    pairs, scales, offsets = parted_with_offsets(packed, inputs, 4)
+    pairs = pairs.view(torch.uint8).view(len(pairs), inputs // GROUP, GROUP // 2)
+    return torch.cat([pairs & 15, pairs >> 4], dim=2).view(-1, inputs), scales, offsets
+
+
+def low_bits(levels: Tensor) -> Tensor:
+    """The lower 4 bits of levels, uint8 [out, in], those of a group's second half in the upper halves of the bytes: [out, groups, GROUP / 2]."""
+    lower, upper = (levels & 15).view(len(levels), -1, 2, GROUP // 2).unbind(2)
+    return lower | upper << 4
+
+
+def with_offsets(levels: Tensor, scales: Tensor, offsets: Tensor) -> Tensor:
+    """The bytes of packs of levels, uint8 [packs, n], with float16 scales and offsets, [out, groups]."""
+    return joined(levels, torch.stack([steps(scales), steps(offsets)], dim=2).flatten(1))
+
+
+def parted_with_offsets(packed: Tensor, inputs: int, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The reverse: levels of so many bits as int32 [out, words], float16 scales and offsets, [out, groups]."""
     groups = inputs // GROUP
-    pairs, halves = parted(packed, BLOCK * inputs // 2, 2 * BLOCK * groups)
-    pairs = pairs.view(-1, groups, 1, GROUP // 2 * BLOCK)
-    scales, offsets = halves.view(-1, groups, 2, BLOCK).permute(2, 0, 3, 1).reshape(2, -1, groups)
-    return rows(torch.cat([pairs & 15, pairs >> 4], dim=2), inputs), scales, offsets
+    levels, halves = parted(packed, BLOCK * inputs * bits // 8, 2 * BLOCK * groups)
+    scales, offsets = halves.view(-1, groups, 2, BLOCK).permute(2, 0, 3, 1).contiguous().view(2, -1, groups)
+    return words(levels), scales, offsets
 
 
 def runs(levels: Tensor) -> Tensor:
-    """Bytes [out, in] in the order of packs: [packs, in / RUN, BLOCK * RUN]."""
-    return F.pad(levels, (0, 0, 0, -len(levels) % BLOCK)).view(-1, BLOCK, levels.shape[1] // RUN, RUN).transpose(1, 2).reshape(-1, levels.shape[1] // RUN, BLOCK * RUN)
+    """Levels as words of 4 bytes, int32 [out, words], in the order of packs: uint8 [packs, bytes], a word of each of a pack's outputs and then the next."""
+    filled = F.pad(levels, (0, 0, 0, -len(levels) % BLOCK))
+    return filled.view(-1, BLOCK, levels.shape[1]).transpose(1, 2).contiguous().view(torch.uint8).flatten(1)
 
 
-def rows(levels: Tensor, inputs: int) -> Tensor:
-    """The reverse of `runs`, of bytes of any shape."""
-    return levels.reshape(-1, inputs // RUN, BLOCK, RUN).transpose(1, 2).reshape(-1, inputs)
+def words(packs: Tensor) -> Tensor:
+    """The reverse of `runs`."""
+    held = packs.contiguous().view(torch.int32)
+    return held.view(len(packs), -1, BLOCK).transpose(1, 2).contiguous().view(len(packs) * BLOCK, -1)
 
 
 def steps(scales: Tensor) -> Tensor:

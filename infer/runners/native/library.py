@@ -20,6 +20,7 @@ from .low_rank import NativeAdapters
 
 SOURCE = Path(__file__).with_name("step.c")
 DTYPES, INT8, INT4 = {torch.float32: 0, torch.bfloat16: 1}, 2, 3
+INT5, SUPER4, SUPER5, SUPER6 = range(4, 8)  # in the blocks of GGUF files
 BLOCK = 16  # outputs that are computed at a time
 OFF = "SEODANG_NATIVE"  # the environment variable that turns it off
 # what `activations.h` computes, by the class of the module

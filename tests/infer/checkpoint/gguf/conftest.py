@@ -12,10 +12,10 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, Metaspace, Sequence, Sp
 from transformers import PreTrainedTokenizerFast
 
 from seodang.infer.checkpoint.gguf.agreement import settled
-from seodang.infer.checkpoint.gguf.families import family_of
 from seodang.infer.checkpoint.gguf.pre_tokenizers import split_named
 from seodang.infer.checkpoint.gguf.vocabulary import vocabulary_of
 from seodang.infer.checkpoint.gguf.writing import write_gguf
+from seodang.infer.gguf.families import family_of
 
 ROOT = Path(__file__).parents[4]
 CONTROLS = ["<unk>", "<s>", "<|im_end|>", "<|im_start|>", "<pad>"]

@@ -6,10 +6,10 @@ import torch
 from seodang.data.errors import UserError
 from seodang.infer.checkpoint.gguf.checking import check_weights, read_model
 from seodang.infer.checkpoint.gguf.export import save_gguf
-from seodang.infer.checkpoint.gguf.families import family_of, rotary_pairs
 from seodang.infer.checkpoint.gguf.metadata import architecture, rope_factors
-from seodang.infer.checkpoint.gguf.reading import GgufFile
 from seodang.infer.checkpoint.gguf.vocabulary import vocabulary_of
+from seodang.infer.gguf.families import family_of, rotary_pairs
+from seodang.infer.gguf.reading import GgufFile
 from seodang.infer.runners.paradigm import Diffusion, declare
 
 LLAMA3 = {

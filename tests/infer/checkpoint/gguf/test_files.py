@@ -10,10 +10,10 @@ from gguf import GGUFReader, quants
 from seodang.data.errors import UserError
 from seodang.infer.checkpoint.gguf.checking import check_ids, check_weights
 from seodang.infer.checkpoint.gguf.export import save_gguf
-from seodang.infer.checkpoint.gguf.families import FAMILIES, as_it_is, family_of
-from seodang.infer.checkpoint.gguf.reading import GgufFile
 from seodang.infer.checkpoint.gguf.vocabulary import vocabulary_of
 from seodang.infer.checkpoint.gguf.weights import file_tensors
+from seodang.infer.gguf.families import FAMILIES, as_it_is, family_of
+from seodang.infer.gguf.reading import GgufFile
 
 
 @pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q8_0"])

@@ -17,8 +17,8 @@ from seodang.data.errors import UserError
 from seodang.infer.checkpoint.gguf.agreement import BARE, BEFORE_TEXT, BEHIND_TEXT, SPACED, settled
 from seodang.infer.checkpoint.gguf.encoding import Encoder
 from seodang.infer.checkpoint.gguf.pre_tokenizers import ROUGHLY
-from seodang.infer.checkpoint.gguf.reading import GgufFile
-from seodang.infer.checkpoint.gguf.vocabulary import NEVER, NFC_NOTE, RUNS, vocabulary_of
+from seodang.infer.checkpoint.gguf.vocabulary import NEVER, NFC_NOTE, RUNS, vocabulary_in, vocabulary_of
+from seodang.infer.gguf.reading import GgufFile
 
 WHOLE = ["I'll", "3.14", "<|im_start|>", "<s>"]
 LETTERS = [*"가각힣ㅋㅠ漢字かなabcXYZ019 .,!?'\"\n\r\t  ß éÅ😀👍🏽🏳️‍🌈«—…№½\u00a0\u3000Яж", *WHOLE]
@@ -45,7 +45,7 @@ def test_ids_are_llama_cpps(kind, trained, texts, fresh_tiny, write, llama_cpp):
     own = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
     found = llama_cpp.load(path).ids_of(*texts)
     assert found == own or kind == "unigram" and list(map(sorted, found)) == list(map(sorted, own))  # whose equally likely cuts may change places
-    vocabulary = GgufFile(path).vocabulary()
+    vocabulary = vocabulary_in(GgufFile(path))
     assert vocabulary.pre == (kind if vocabulary.kind == "gpt2" else "default")
     short = [text for text in texts if len(text) < 120]
     encoder, spaced = Encoder(vocabulary), ["  두 칸", " a"]
@@ -76,7 +76,7 @@ def defined(tokenizer, change=lambda definition: None):
 
 def test_tokens_have_their_kinds_and_roles(trained, fresh_tiny, write):
     tokenizer = trained("prepended")
-    file = GgufFile(write(fresh_tiny("llama", vocab_size=len(tokenizer) + 2), tokenizer)).vocabulary()
+    file = vocabulary_in(GgufFile(write(fresh_tiny("llama", vocab_size=len(tokenizer) + 2), tokenizer)))
     kinds = dict(zip(file.tokens, map(TokenType, file.types)))
     named = {"<unk>": TokenType.UNKNOWN, "<s>": TokenType.CONTROL, "<0x0A>": TokenType.BYTE, "▁": TokenType.NORMAL}
     assert {token: kinds[token] for token in named} == named
@@ -115,7 +115,7 @@ def test_what_stands_around_a_plain_text_alone_is_not_put_around_a_conversation(
         tokenizer.chat_template = template
         path = write(model, tokenizer)
         assert write.notes == told
-        assert (GgufFile(path).vocabulary().add_bos, GgufFile(path).vocabulary().add_eos) == (add_bos, False)
+        assert (vocabulary_in(GgufFile(path)).add_bos, vocabulary_in(GgufFile(path)).add_eos) == (add_bos, False)
         ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False, return_tensors="pt")
         greedy = tokenizer.decode(model.generate(ids, do_sample=False, max_new_tokens=8, eos_token_id=None, pad_token_id=0)[0, ids.shape[1] :])
         assert llama_cpp.load(path).answer(asked, 8)["message"]["content"] == greedy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from ....data.errors import UserError
-from ...runners.paradigm import BIDIRECTIONAL, diffusion_of
+from ...data.errors import UserError
+from ..runners.paradigm import BIDIRECTIONAL, diffusion_of
 
+LAYERED = re.compile(r"(?:model\.layers|transformer\.h)\.(\d+)\.(.+)")
 ENDS = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 LAYER = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -45,9 +47,23 @@ def rotary_pairs(tensor: Tensor, name: str, config: PretrainedConfig) -> Tensor:
     return halves.transpose(1, 2).reshape(tensor.shape)
 
 
+def pairs_apart(tensor: Tensor, name: str, config: PretrainedConfig) -> Tensor:
+    """The reverse of `rotary_pairs`; rows of any kind, for whole rows change places."""
+    if name not in ("attn_q", "attn_k"):
+        return tensor
+    heads = config.num_attention_heads if name == "attn_q" else config.num_key_value_heads
+    pairs = tensor.reshape(heads, tensor.shape[0] // heads // 2, 2, *tensor.shape[1:])
+    return pairs.transpose(1, 2).reshape(tensor.shape)
+
+
 def plus_one(tensor: Tensor, name: str, config: PretrainedConfig) -> Tensor:
     """Return a norm's weight as what it multiplies by: Gemma keeps how far from one that is."""
     return tensor + 1 if name.endswith("norm") else tensor
+
+
+def minus_one(tensor: Tensor, name: str, config: PretrainedConfig) -> Tensor:
+    """The reverse of `plus_one`."""
+    return tensor - 1 if name.endswith("norm") else tensor
 
 
 def transposed(tensor: Tensor, name: str, config: PretrainedConfig) -> Tensor:
@@ -126,3 +142,10 @@ def family_of(config: PretrainedConfig) -> Family:
             wanted = " or ".join(map(repr, allowed))
             raise UserError(f"llama.cpp computes {kind} with {name} {wanted}, this configuration has {value!r}: export without --gguf")
     return family
+
+
+def held_as(module: str, family: Family) -> tuple[str | None, str]:
+    """What the file calls a module, and before it its layer; None of one that it does not know."""
+    if (found := LAYERED.fullmatch(module)) is None:
+        return family.ends.get(module), ""
+    return family.layer.get(found[2]), f"blk.{found[1]}."
