@@ -27,6 +27,7 @@ from ..architectures import lstm, transformer  # noqa: F401  # they tell transfo
 from ..diffusion.compat import bind
 from ..kernels.device import choose_device, choose_dtype, cpu_has_bfloat16
 from ..kernels.fused_projections import fuse_projections
+from ..runners.cache8 import check_kv_cache_dtype, set_kv_cache_dtype
 from ..runners.native.grouped_linear import missing_kernels
 from ..runners.paradigm import has_classifier_head, is_encoder, masked_lm_class, refuse_continuous
 from .adapter_paradigm import declare_as_beside
@@ -55,6 +56,7 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     weights: str | None = None,
+    kv_cache_dtype: str | None = None,
     adapter: str | os.PathLike | None = None,
     model_class=None,
     **model_arguments,
@@ -67,8 +69,10 @@ def load(
     `model_class` is a causal language model's, for an encoder-decoder's checkpoint AutoModelForSeq2SeqLM, for an encoder's AutoModelForMaskedLM, for one of
     sentence-transformers AutoModel, for a classifier's (a reward model) AutoModelForSequenceClassification, unless another is given; an adapter with a classifier's head brings its number of labels with it.
     `weights="int8"` or `"int4"` keeps the linear layers in 8 or 4 bits, for speaking and scoring on the CPU; an adapter is merged first.
-    Raises UserError for a path, device, dtype or weights that cannot be had, for two adapters, and for files that are missing or changed.
+    `kv_cache_dtype="int8"` has whatever speaks or scores with the model keep keys and values in 8 bits (`set_kv_cache_dtype`), on the CPU too.
+    Raises UserError for a path, device, dtype, weights or cache that cannot be had, for two adapters, and for files that are missing or changed.
     """
+    check_kv_cache_dtype(kv_cache_dtype)
     if weights is not None:
         device, dtype = _check_weights(weights, device, dtype)
     place = resolve(path)
@@ -78,6 +82,8 @@ def load(
         place, adapter = resolve(adapter_base(place)), place
     _refuse_continuous(place, getattr(model_class, "config_class", None))
     where = choose_device(device)
+    if kv_cache_dtype not in (None, "auto") and where.type != "cpu":
+        raise UserError(f"kv_cache_dtype={kv_cache_dtype} is there on the CPU, got device={where}: choose device cpu, or leave kv_cache_dtype out")
     weights_dtype, reason = choose_dtype(dtype, where)
     logger.info("%s in %s on %s (%s)", path, weights_dtype, where, reason)
     head = head_of(resolve(adapter)) if adapter is not None else None
@@ -97,6 +103,7 @@ def load(
         model = model.to(where)
         fuse_projections(model)
     bind(model)
+    set_kv_cache_dtype(model, kv_cache_dtype)
     return model.eval(), tokenizer
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -32,6 +33,16 @@ class Pool:
                 self.block((layer, part), 1, Region(like.shape[-3], like.shape[-1], like.dtype, like.device))
             self._look()
         return self.layers[layer]
+
+    def write(self, layer: int, at: Any, key: Tensor, value: Tensor) -> None:
+        """Write new keys and values of a layer where `at` says, an index of its tensors' lanes, heads and positions."""
+        for into, new in zip(self.layers[layer], (key, value)):
+            into[at] = new
+
+    def read(self, layer: int, lanes: slice, positions: slice, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a layer's keys and values in these lanes and positions, [lanes, kv_heads, positions, d]; `like` is what they meet."""
+        keys, values = self.layers[layer]
+        return keys[lanes, :, positions], values[lanes, :, positions]
 
     @property
     def regions(self) -> list[Region]:
@@ -294,14 +305,18 @@ class StackedPool(Pool):
         self.shape = (layers, kv_heads, width)
         self.stack: Tensor | None = None
 
+    def region(self, like: Tensor) -> Region:
+        """What a slot has in a layer of keys, or of values, of the dtype and on the device of `like`."""
+        _, kv_heads, width = self.shape
+        return Region(kv_heads, width, like.dtype, like.device)
+
     def ready(self, like: Tensor) -> Tensor:
         """Return the stack, [layers, 2 (keys, values), lanes, kv_heads, capacity, d], with a lane for every slot and perhaps more.
 
         It takes dtype and device from `like` when it is made.
         """
         if self.stack is None:
-            layers, kv_heads, width = self.shape
-            self.block("all", 2 * layers, Region(kv_heads, width, like.dtype, like.device))
+            self.block("all", 2 * self.shape[0], self.region(like))
             self._look()
         return self.stack
 

@@ -14,6 +14,7 @@ from ...data.errors import UserError
 from ...data.versions import untried, versions_named
 from .architecture import attention_is_replaceable, carries_state, refuse_both_ways_under_window, refuse_unsupported, transformers_model
 from .by_length import BY_LENGTH, hangs_on_length
+from .cache8 import kv_cache_dtype_of
 from .contract import Runner
 from .direct import DirectRunner
 from .direct_encoder_decoder import DirectEncoderDecoder
@@ -21,7 +22,7 @@ from .encoder_decoder import EncoderDecoderRunner
 from .encoder_decoder_layers import supports_direct_encoder_decoder
 from .layers import supports_direct
 from .model_lock import locked
-from .native_runner import NativeRunner, speaks_natively
+from .native_runner import NativeRunner, failure, kept_from, speaks_natively
 from .padded import PaddedRunner
 from .paradigm import is_bidirectional
 from .probe import agree, own_logits, probe, probe_ids, probe_with_sources, tolerance
@@ -40,10 +41,27 @@ def open_runner(model: nn.Module) -> Runner:
 
     Native on CPUs for those of them that `native` covers, direct for the families of `layers`, probed under versions of the libraries that are not known to work, ragged where all memory is attention that lets itself be replaced, padded where it is attention of
     another kind, one slot at a time where layers carry a state, and without a memory where none fits. Encoder-decoders have two of
-    their own (`open_encoder_decoder`), whose slots are opened on their source, and those whose decoder carries a state a third. Raises UserError for an
-    architecture that none of them fits.
+    their own (`open_encoder_decoder`), whose slots are opened on their source, and those whose decoder carries a state a third. Keys and values are kept
+    as `set_kv_cache_dtype` has chosen for the model. Raises UserError for an architecture that none of them fits, and where a cache in 8 bits is
+    wanted of a runner that is not native.
     """
     inner = transformers_model(model)
+    runner, kv_cache_dtype = open_fastest(inner), kv_cache_dtype_of(inner)
+    return runner if kv_cache_dtype is None else over_8_bits(runner, kv_cache_dtype)
+
+
+def over_8_bits(runner: Runner, kv_cache_dtype: str) -> NativeRunner:
+    """Return a runner of the same kind whose cache is in 8 bits; raises UserError, with what keeps it from that, for one that is not native."""
+    if (reason := kept_from(runner)) is None:
+        with locked(runner.model):
+            reason = failure(runner.model, kv_cache_dtype)
+    if reason is not None:
+        raise UserError(f"kv_cache_dtype={kv_cache_dtype} needs the native step, which this model does without here ({reason}): leave it out")
+    return type(runner)(runner.model, kv_cache_dtype)
+
+
+def open_fastest(inner: PreTrainedModel) -> Runner:
+    """Return the fastest runner of a model, over a cache in its own dtype; raises UserError where none fits."""
     if inner.config.is_encoder_decoder:
         return RecurrentRunner(inner) if inner._is_stateful else open_encoder_decoder(inner)
     with locked(inner):  # as it is between passes
