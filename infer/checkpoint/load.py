@@ -103,7 +103,8 @@ def load(
         model = model.to(where)
         fuse_projections(model)
     bind(model)
-    set_kv_cache_dtype(model, kv_cache_dtype)
+    if kv_cache_dtype is not None:
+        set_kv_cache_dtype(model, kv_cache_dtype)
     return model.eval(), tokenizer
 
 

@@ -16,6 +16,7 @@ from ...data.errors import UserError
 from .architecture import transformers_model
 from .cache import StackedPool
 from .lane_block import Region
+from .paradigm import is_encoder
 
 INT8 = "int8"
 SCALE = 2  # bytes of a scale, which stand behind a vector's levels: the upper half of a float32, a bfloat16
@@ -28,10 +29,13 @@ def set_kv_cache_dtype(model: nn.Module, kv_cache_dtype: str | None) -> None:
     """Have whatever speaks or scores with a model from now on keep keys and values in 8 bits ("int8"), or in the model's own dtype ("auto" or None).
 
     Half of bfloat16's memory, a quarter of float32's. It is for models that run natively on a CPU: `open_runner`, and so `generate`, `score` and
-    `LiveEngine`, refuse any other. Raises UserError for another word.
+    `LiveEngine`, refuse any other. Raises UserError for another word, and for an encoder.
     """
     check_kv_cache_dtype(kv_cache_dtype)
-    setattr(transformers_model(model), _CHOSEN, None if kv_cache_dtype == "auto" else kv_cache_dtype)
+    inner = transformers_model(model)
+    if kv_cache_dtype == INT8 and is_encoder(inner.config):
+        raise UserError(f"kv_cache_dtype=int8 is for models that speak, and {inner.config.model_type} is an encoder, which keeps nothing: leave it out")
+    setattr(inner, _CHOSEN, None if kv_cache_dtype == "auto" else kv_cache_dtype)
 
 
 def check_kv_cache_dtype(kv_cache_dtype: str | None) -> None:

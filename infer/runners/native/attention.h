@@ -74,10 +74,10 @@ INLINE void mixture(int dtype, int heads, const float *weights, const void *valu
 INLINE void weighed_piece(float *s, size_t count, float softcap, float *sums_at) {
     size_t padded = (count + LANES - 1) / LANES * LANES;
     if (softcap) bound_softly(s, softcap, padded);
-    float largest = s[0];
-    vf total = every(0);
-    for (size_t k = 1; k < count; k++) largest = s[k] > largest ? s[k] : largest;
-    for (size_t k = count; k < padded; k++) s[k] = largest;
+    for (size_t k = count; k < padded; k++) s[k] = s[0];
+    vf greatest = load(s), total = every(0);
+    for (size_t k = LANES; k < padded; k += LANES) greatest = larger(load(s + k), greatest);
+    float largest = largest_of(greatest);
     for (size_t k = 0; k < padded; k += LANES) store(s + k, exponential(load(s + k) - largest));
     for (size_t k = count; k < padded; k++) s[k] = 0;
     for (size_t k = 0; k < padded; k += LANES) total += load(s + k);

@@ -6,6 +6,11 @@
 #pragma once
 #include "activations.h"
 #include "model.h"
+#if defined(__SSE2__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
 
 enum { SCALE8 = 2 }; /* bytes of a scale */
 
@@ -22,6 +27,12 @@ INLINE vf levels8(const char *at) {
     return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)at)));
 #elif defined(__AVX2__)
     return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)at)));
+#elif defined(__SSE2__) && LANES == 4
+    __m128i bytes = _mm_cvtsi32_si128(four(at));
+    bytes = _mm_unpacklo_epi8(bytes, bytes); /* each number comes to the top of its lane, and down by its sign */
+    return (vf)_mm_cvtepi32_ps(_mm_srai_epi32(_mm_unpacklo_epi16(bytes, bytes), 24));
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+    return (vf)vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8((uint32_t)four(at))))));
 #else
     typedef int8_t vb __attribute__((vector_size(LANES)));
     vb bytes;
@@ -81,6 +92,18 @@ static void put8(char *to, const float *x, size_t width) {
     memcpy(to + width, &upper, sizeof upper);
 }
 
+/* the sums of four vectors */
+INLINE v4 sums8(vf a, vf b, vf c, vf d) {
+#if defined(__AVX512F__)
+    __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps((__m512)a, (__m512)b), _mm512_unpackhi_ps((__m512)a, (__m512)b));
+    __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps((__m512)c, (__m512)d), _mm512_unpackhi_ps((__m512)c, (__m512)d));
+    __m512d left = _mm512_unpacklo_pd((__m512d)ab, (__m512d)cd), right = _mm512_unpackhi_pd((__m512d)ab, (__m512d)cd);
+    return folded((vf)_mm512_add_ps((__m512)left, (__m512)right));
+#else
+    return sums(a, b, c, d);
+#endif
+}
+
 /* scores of so many queries (1 to ABREAST) against so many keys, [queries, PIECE] */
 INLINE void scored8(int heads, const float *q, const char *keys, size_t count, size_t width, float *scores) {
     const size_t line = width + SCALE8, whole = width / LANES * LANES;
@@ -99,7 +122,7 @@ INLINE void scored8(int heads, const float *q, const char *keys, size_t count, s
             }
         }
         UNROLL for (int h = 0; h < heads; h++) {
-            v4 s = sums(acc[h][0], acc[h][1], acc[h][2], acc[h][3]);
+            v4 s = sums8(acc[h][0], acc[h][1], acc[h][2], acc[h][3]);
             for (size_t i = whole; i < width; i++) /* what no vector holds */
                 for (int j = 0; j < GROUP; j++) s[j] = fused(q[h * width + i], (int8_t)at[j][i], s[j]);
             s *= scale;
