@@ -27,8 +27,8 @@ from ..architectures import lstm, transformer  # noqa: F401  # they tell transfo
 from ..diffusion.compat import bind
 from ..kernels.device import choose_device, choose_dtype, cpu_has_bfloat16
 from ..kernels.fused_projections import fuse_projections
-from ..runners.cache8 import check_kv_cache_dtype, set_kv_cache_dtype
 from ..runners.native.grouped_linear import missing_kernels
+from ..runners.open import check_kv_cache_dtype, set_kv_cache_dtype
 from ..runners.paradigm import has_classifier_head, is_encoder, masked_lm_class, refuse_continuous
 from .adapter_paradigm import declare_as_beside
 from .damage import check_texts, read_json, refuse_mismatched, torn_file

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..runners.cache8 import kv_cache_dtype_of
 from ..runners.layers import is_foreign, is_replaced
 from ..runners.model_lock import locked
+from ..runners.open import kv_cache_dtype_of
 
 
 def state_of(model: nn.Module) -> Hashable:

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from ..kernels.rotary import rotate
 from .architecture import ModelOutput
-from .cache import KVCache, StackedPool
-from .cache8 import Pool8, region8
+from .cache import KVCache, Pool8, StackedPool
 from .lane_block import Region
 from .layers import Block, bind_weights, supports_direct
 from .model_lock import locked
@@ -50,9 +49,7 @@ class DirectRunner(RaggedRunner):
     @property
     def _regions(self) -> list[Region]:
         """What the cache keeps of a slot: keys and values of every layer."""
-        weight, sizes = self.model.get_input_embeddings().weight, (self.decoder.kv_heads, self.decoder.width)
-        region = region8(*sizes, weight.device) if self.kv_cache_dtype else Region(*sizes, weight.dtype, weight.device)
-        return [region] * (2 * len(self.decoder.blocks))
+        return [self.cache.new_pool(0).region(self.model.get_input_embeddings().weight)] * (2 * len(self.decoder.blocks))
 
     def _read(self) -> None:
         self._covered = True

@@ -14,7 +14,6 @@ from ...data.errors import UserError
 from ...data.versions import untried, versions_named
 from .architecture import attention_is_replaceable, carries_state, refuse_both_ways_under_window, refuse_unsupported, transformers_model
 from .by_length import BY_LENGTH, hangs_on_length
-from .cache8 import kv_cache_dtype_of
 from .contract import Runner
 from .direct import DirectRunner
 from .direct_encoder_decoder import DirectEncoderDecoder
@@ -24,7 +23,7 @@ from .layers import supports_direct
 from .model_lock import locked
 from .native_runner import NativeRunner, failure, kept_from, speaks_natively
 from .padded import PaddedRunner
-from .paradigm import is_bidirectional
+from .paradigm import is_bidirectional, is_encoder
 from .probe import agree, own_logits, probe, probe_ids, probe_with_sources, tolerance
 from .ragged import RaggedRunner
 from .recomputing import RecomputingRunner
@@ -33,6 +32,32 @@ from .stateful import StatefulRunner
 
 # by whether the direct and the native runner were to be had, and whether the model attends in both directions
 _CHOSEN: WeakKeyDictionary[PreTrainedModel, dict[tuple[bool, bool, bool], type[Runner]]] = WeakKeyDictionary()
+KEPT_IN = (None, "auto", "int8")  # what keys and values may be kept in: the model's own dtype, or 8 bits
+_CHOSEN_CACHE = "kv_cache_dtype"  # the attribute of a model that says what was chosen for it
+
+
+def set_kv_cache_dtype(model: nn.Module, kv_cache_dtype: str | None) -> None:
+    """Have whatever speaks or scores with a model from now on keep keys and values in 8 bits ("int8"), or in the model's own dtype ("auto" or None).
+
+    Half of bfloat16's memory, a quarter of float32's. It is for models that run natively on a CPU: `open_runner`, and so `generate`, `score` and
+    `LiveEngine`, refuse any other. Raises UserError for another word, and for an encoder.
+    """
+    check_kv_cache_dtype(kv_cache_dtype)
+    inner = transformers_model(model)
+    if kv_cache_dtype == "int8" and is_encoder(inner.config):
+        raise UserError(f"kv_cache_dtype=int8 is for models that speak, and {inner.config.model_type} is an encoder, which keeps nothing: leave it out")
+    setattr(inner, _CHOSEN_CACHE, None if kv_cache_dtype == "auto" else kv_cache_dtype)
+
+
+def check_kv_cache_dtype(kv_cache_dtype: str | None) -> None:
+    """Raise UserError for a word that is none of those that say how a cache is kept."""
+    if kv_cache_dtype not in KEPT_IN:
+        raise UserError(f"kv_cache_dtype={kv_cache_dtype!r} is unknown: choose auto or int8")
+
+
+def kv_cache_dtype_of(model: nn.Module) -> str | None:
+    """Return "int8" where a model's keys and values are to be kept in 8 bits, else None."""
+    return getattr(model, _CHOSEN_CACHE, None)
 
 
 @versions_named()

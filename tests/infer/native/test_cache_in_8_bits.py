@@ -1,4 +1,4 @@
-"""Keys and values in 8 bits: roundings by hand, attention in float64 over what the cache holds, and the same as ever of rows, passes and strategies."""
+"""Keys and values in 8 bits: attention in float64 over what the cache holds, and the same as ever of rows, passes and strategies."""
 
 import copy
 
@@ -11,7 +11,8 @@ from seodang.infer import LiveEngine, PrefixCache, SamplingParams, generate, loa
 from seodang.infer.checkpoint.quantise import quantise
 from seodang.infer.engine import generate as calls
 from seodang.infer.engine.budget import position_bytes
-from seodang.infer.runners.cache8 import SCALE, hadamard, in_8_bits, widened
+from seodang.infer.kernels.vectors8 import widened
+from seodang.infer.runners import cache
 from seodang.infer.runners.direct import DirectRunner
 from seodang.infer.runners.native_runner import MANY, NativeRunner
 from seodang.infer.runners.open import open_runner
@@ -44,47 +45,6 @@ def in_8(model):
     """The model, its cache to be in 8 bits."""
     set_kv_cache_dtype(model, "int8")
     return model
-
-
-# ---- vectors ----
-
-
-def test_a_vector_is_rounded_to_steps_of_a_127th_of_its_largest_rounded_up_to_a_bfloat16():
-    packed = in_8_bits(torch.tensor([[127.0, -127.0, 0.4, 0.6, -63.5], [0.0, 0.0, 0.0, 0.0, 0.0], [254.0, 2.0, -3.1, 0.0, 1.1]]))
-    assert packed.dtype == torch.int8 and packed.shape == (3, 5 + SCALE)
-    assert packed[:, :5].tolist() == [[127, -127, 0, 1, -64], [0] * 5, [127, 1, -2, 0, 1]]
-    assert packed[:, 5:].contiguous().view(torch.bfloat16).flatten().tolist() == [1.0, 0.0, 2.0]
-    [inexact] = in_8_bits(torch.tensor([[1.0, -0.5]]))  # 1 / 127 is 0.0078740, of which bfloat16 has 0.0078735 and 0.0079346
-    assert inexact[2:].view(torch.bfloat16).item() == 0.0079345703125 and inexact[:2].tolist() == [126, -63]
-
-
-def test_no_number_is_off_by_more_than_half_a_step():
-    x = torch.randn(2000, 40, generator=torch.Generator().manual_seed(0)) * torch.logspace(-30, 30, 2000)[:, None]
-    packed = in_8_bits(x)
-    scale = packed[:, 40:].contiguous().view(torch.bfloat16).double()
-    exact = packed[:, :40].double() * scale
-    assert torch.equal(widened(packed).double(), exact)  # products of 7 and 8 bits
-    assert ((exact - x.double()).abs() <= 0.5001 * scale).all()
-    largest = x.abs().amax(dim=1, keepdim=True).double()
-    assert (scale * 127 >= largest).all() and (scale * 127 < largest * 129 / 128).all()
-
-
-def test_what_is_too_small_for_a_scale_becomes_nothing_and_what_is_not_finite_nan():
-    assert not widened(in_8_bits(torch.full((1, 8), 1e-38))).any()
-    for strange in (torch.nan, torch.inf, -torch.inf):
-        x = torch.ones(2, 8)
-        x[0, 3] = strange
-        back = widened(in_8_bits(x))
-        assert back[0].isnan().all() and torch.allclose(back[1], torch.ones(8), atol=0.004)
-
-
-def test_keys_are_turned_by_hadamards_matrix_in_blocks_and_back():
-    four = torch.tensor([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 2
-    device = torch.device("cpu")
-    assert torch.equal(hadamard(4, device), four) and torch.equal(hadamard(12, device), torch.block_diag(four, four, four))
-    assert torch.equal(hadamard(7, device), torch.eye(7))
-    for width in (2, 10, 64, 96, 128):
-        assert torch.allclose(hadamard(width, device) @ hadamard(width, device), torch.eye(width), atol=1e-6)
 
 
 # ---- a pass: what it writes, and what it makes of what is there ----
@@ -344,13 +304,13 @@ def test_a_reused_prefix_gives_what_a_fresh_one_does(varied, tiny_tokenizer, wei
     model = in_8(varied(**WIDE))
     if weights:
         quantise(model, weights)
-    cache, params = PrefixCache(model), SamplingParams(max_new_tokens=6, ignore_eos=True)
+    prefixes, params = PrefixCache(model), SamplingParams(max_new_tokens=6, ignore_eos=True)
     prompts = [ids(50, 1), [*ids(50, 1), 9, 10], [*ids(30, 1), *ids(9, 2)]]
     for prompt in prompts:
-        before = cache.runner.positions
-        [reused] = generate(model, tiny_tokenizer, [prompt], params, prefix_cache=cache)
+        before = prefixes.runner.positions
+        [reused] = generate(model, tiny_tokenizer, [prompt], params, prefix_cache=prefixes)
         [fresh] = generate(model, tiny_tokenizer, [prompt], params)
-        assert cache.runner.positions - before < 50 or prompt is prompts[0]
+        assert prefixes.runner.positions - before < 50 or prompt is prompts[0]
         assert reused.ids == fresh.ids
         if weights:  # else torch reads a prompt, which sums otherwise by how many ids there are
             assert reused.logprobs == fresh.logprobs
@@ -360,10 +320,10 @@ def test_a_reused_prefix_gives_what_a_fresh_one_does(varied, tiny_tokenizer, wei
 
 def test_a_prefix_cache_keeps_caches_of_two_kinds_apart(varied, tiny_tokenizer):
     model, params = varied("llama"), SamplingParams(max_new_tokens=6, ignore_eos=True)
-    cache, prompt, found = PrefixCache(model), ids(30, 1), {}
+    prefixes, prompt, found = PrefixCache(model), ids(30, 1), {}
     for kept in ("auto", "int8", "auto", "int8"):
         set_kv_cache_dtype(model, kept)
-        [result] = generate(model, tiny_tokenizer, [prompt], params, prefix_cache=cache)
+        [result] = generate(model, tiny_tokenizer, [prompt], params, prefix_cache=prefixes)
         assert result.stats.runtime.kv_cache_dtype == kept
         assert found.setdefault(kept, result.logprobs) == pytest.approx(result.logprobs, abs=1e-5)
     assert found["auto"] != pytest.approx(found["int8"], abs=1e-5)
@@ -409,11 +369,8 @@ def test_what_cannot_keep_it_so_is_refused_by_what_keeps_it_from_that(varied, ti
 
 
 def test_numbers_that_are_not_torchs_refuse_it(varied, monkeypatch):
-    from seodang.infer.runners import cache8
-
     model = in_8(varied())
-    monkeypatch.setattr(cache8, "LEVELS", 63)  # torch's half of the check
-    monkeypatch.setattr(cache8, "widened", lambda packed: 1.5 * widened(packed))
+    monkeypatch.setattr(cache, "widened", lambda packed: 1.5 * widened(packed))  # torch's half of the check
     with pytest.raises(UserError, match="what the compiler made does not compute what torch does"):
         open_runner(model)
 
