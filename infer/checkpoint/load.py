@@ -69,7 +69,7 @@ def load(
     `model_class` is a causal language model's, for an encoder-decoder's checkpoint AutoModelForSeq2SeqLM, for an encoder's AutoModelForMaskedLM, for one of
     sentence-transformers AutoModel, for a classifier's (a reward model) AutoModelForSequenceClassification, unless another is given; an adapter with a classifier's head brings its number of labels with it.
     `weights="int8"` or `"int4"` keeps the linear layers in 8 or 4 bits, for speaking and scoring on the CPU; an adapter is merged first.
-    `kv_cache_dtype="int8"` has whatever speaks or scores with the model keep keys and values in 8 bits (`set_kv_cache_dtype`), on the CPU too.
+    `kv_cache_dtype="int8"` has whatever speaks or scores with the model keep keys and values in 8 bits (`set_kv_cache_dtype`), on the CPU too, and an adapter merged.
     Raises UserError for a path, device, dtype, weights or cache that cannot be had, for two adapters, and for files that are missing or changed.
     """
     check_kv_cache_dtype(kv_cache_dtype)
@@ -96,8 +96,9 @@ def load(
         model = _load_adapter(model, resolve(adapter))
     if head is not None:
         model.config.pad_token_id = tokenizer.pad_token_id  # behind which the head looks for the last token; the base has another
+    if adapter is not None and (weights is not None or kv_cache_dtype == "int8"):  # neither runs beside what peft puts into the layers
+        model = model.merge_and_unload()
     if weights is not None:
-        model = model.merge_and_unload() if adapter is not None else model
         quantise(model, weights)
     if not getattr(model, "hf_device_map", None):
         model = model.to(where)

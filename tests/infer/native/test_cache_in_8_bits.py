@@ -375,13 +375,17 @@ def test_numbers_that_are_not_torchs_refuse_it(varied, monkeypatch):
         open_runner(model)
 
 
-def test_loading_sets_it_and_refuses_it_off_the_cpu_and_for_an_encoder(varied, tiny_tokenizer, tmp_path, encoder_folder, monkeypatch):
+def test_loading_sets_it_and_refuses_it_off_the_cpu_and_for_an_encoder(varied, tiny_tokenizer, tmp_path, encoder_folder, monkeypatch, write_adapter):
     varied(vocab_size=tiny_tokenizer.vocab_size).save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)
     for kept, told in (("int8", "int8"), ("auto", "auto"), (None, "auto")):
         model, _ = load(tmp_path, kv_cache_dtype=kept)
         assert runtime_of(open_runner(model)).kv_cache_dtype == told
     assert "int8 KV cache" in str(runtime_of(open_runner(load(tmp_path, kv_cache_dtype="int8", weights="int8")[0])))
+    adapter = write_adapter(model, tmp_path / "adapter", 0)
+    adapted, beside = (open_runner(load(tmp_path, dtype="float32", adapter=adapter, kv_cache_dtype=kept)[0]) for kept in ("int8", None))
+    ours, theirs, without = (runner.forward([runner.allocate()], [[5, 6, 7]], [3]) for runner in (adapted, beside, open_runner(model)))
+    assert runtime_of(adapted).kv_cache_dtype == "int8" and (ours - theirs).abs().max() < 0.1 * (without - theirs).abs().max()  # it is merged
     with pytest.raises(UserError, match="kv_cache_dtype=int8 is there on the CPU, got device=meta"):
         monkeypatch.setattr("seodang.infer.checkpoint.load.choose_device", lambda device: torch.device("meta"))
         load(tmp_path, kv_cache_dtype="int8")

@@ -77,7 +77,7 @@ ODD = {"hidden_size": 54, "num_attention_heads": 3, "num_key_value_heads": 1, "h
 MODELS = [("llama", {}), ("llama", ODD), ("mistral", {"num_key_value_heads": 1}), ("qwen3", {"num_attention_heads": 2})]
 CACHE = "float32 over a cache in 8 bits"
 # what the weights are kept in, and how far numbers may lie from those of this machine and from transformers' in float64
-KEPT = [("float32", 1e-5, 1e-5), ("bfloat16", 0.2, 0.05), ("int8", 0.2, 0.3), (CACHE, 0.02, 0.05)]  # of the cache a number may round otherwise
+KEPT = [("float32", 1e-5, 1e-5), ("bfloat16", 0.2, 0.05), ("int8", 0.2, 0.3), (CACHE, 0.02, 0.2)]  # of the cache a number may round otherwise
 CASES = [(*model, *kept) for kept in KEPT for model in MODELS if kept[0] != "int8" or model[0] == "llama" and model[1] is not ODD]
 
 
