@@ -12,7 +12,7 @@ medians of each round's, with their range. A whole run with all peers takes abou
 cores that other programs took, which makes a case void from a tenth on. All cores are used; OMP_WAIT_POLICY is unset for the sides, whatever it is here.
 
 Cases: `one-*`, `eight-*`, `many-*` are 1, 8 and 32 prompts of 32 random tokens with `--new` new ones; `beams` four beams; `copy-*` prompt lookup against our own
-greedy on a text that copies itself; `context-*` a step of one row as its context grows; `around-*` what of a step of one row passes outside the runner: Python,
+greedy on a text that copies itself; `context-*` a step of one row as its context grows, over a cache in 8 bits too; `around-*` what of a step of one row passes outside the runner: Python,
 filters, a grammar; `prompt-int8` the time until the first token behind 512, in 8 bits, beside ours in the other dtypes. The time of a step is that of all tokens
 less that of one alone, over the others' number. The share of the bandwidth is that of the weights' bytes as ours keep them (in 8 bits 34 for 32 of them: a byte each and a scale; in 4 bits
 20, a scale and an offset, and the head in 8), the table of embeddings once, over the seconds of a step, of what a loop in C reads just before and behind that side (`bandwidth.py`), from pages of the usual size; in
@@ -220,6 +220,9 @@ def context(bench: Bench, case: str, dtype: str, rounds: int) -> dict:
         more = (length - short) * position
         own = {"beyond_ms": ms - step[short], "cache_bytes": length * position, "at_bandwidth_ms": more / said["bandwidth"]["usual"] / 1e6, "at_own_speed_ms": more / speed}
         found[length] = {"step_ms": rounded(ms), **{name: rounded(value) for name, value in own.items()}}
+        if "kv8_step_ms" in said:  # a cache in 8 bits
+            in_8 = said["kv8_step_ms"][str(length)]
+            found[length] |= {"kv8_step_ms": rounded(in_8), "over_kv8": rounded(ms / in_8), "kv8_cache_bytes": length * said["kv8_bytes_a_position"]}
     longest = found[max(found)]
     return {"case": case, "steps": 5 * rounds, "lengths": found, "bandwidth": said["bandwidth"], "reached": longest["beyond_ms"] <= longest["at_own_speed_ms"]}
 

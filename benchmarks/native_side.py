@@ -8,7 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from unittest import mock
 
@@ -18,9 +18,11 @@ from peers import decoding, prompts, timed
 from sides import Calls, serve
 from torch import nn
 
-from seodang.infer import Runner, open_runner, runtime_of
+from seodang.data.errors import UserError
+from seodang.infer import Runner, open_runner, runtime_of, set_kv_cache_dtype
 from seodang.infer.checkpoint.quantise import BITS
 from seodang.infer.kernels.quantised_linear import Quantised
+from seodang.infer.kernels.vectors8 import SCALE
 
 LIST = {"type": "array", "minItems": 64, "items": {"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}}}
 AROUND = {"greedy": {}, "filters": ALL_FILTERS, "JSON grammar": {"ignore_eos": False, "json_schema": LIST}}
@@ -66,31 +68,43 @@ def around(ours: Ours, kind: type[Runner]) -> Callable[..., dict]:
     return answer
 
 
-def contexts(model: nn.Module) -> Callable[..., dict]:
-    """What ours answers to `context`: median milliseconds of a step at each length, in turn, and the bytes that the cache takes a position.
+def behind(runner: Runner, lengths: list[int]) -> dict[int, int]:
+    """Slots of a runner with pasts of these lengths."""
+    read, slots = runner.allocate(), {length: runner.allocate() for length in lengths}
+    runner.forward([read], prompts(1, max(lengths)), [1])
+    for length, slot in slots.items():
+        runner.copy(read, slot, 0, length)
+    runner.release([read])
+    return slots
 
-    The longest is read once and copied, in parts, to the slots of the others.
+
+def contexts(model: nn.Module) -> Callable[..., dict]:
+    """What ours answers to `context`: median milliseconds of a step at each length, in turn, over a cache in the model's dtype and one in 8 bits, and what a position takes.
+
+    The longest is read once by each and copied, in parts, to the slots of the others.
     """
 
     def context(lengths: list[int], steps: int) -> dict:
-        runner, longest = open_runner(model), max(lengths)
-        read = runner.allocate()
-        runner.forward([read], prompts(1, longest), [1])
-        slots, seconds = {length: runner.allocate() for length in lengths}, {length: [] for length in lengths}
-        for length, slot in slots.items():
-            runner.copy(read, slot, 0, length)
-        runner.release([read])
+        runners = {"step_ms": open_runner(model)}
+        with suppress(UserError):  # where steps are not native there is one kind alone
+            set_kv_cache_dtype(model, "int8")
+            runners["kv8_step_ms"] = open_runner(model)
+        set_kv_cache_dtype(model, None)
+        slots = {(kind, length): slot for kind, runner in runners.items() for length, slot in behind(runner, lengths).items()}
+        seconds: dict = {each: [] for each in slots}
         for _ in range(1 + steps):
-            for length, slot in slots.items():
+            for (kind, length), slot in slots.items():
                 began = time.perf_counter()
-                runner.forward([slot], [[5]], [1])
-                seconds[length].append(time.perf_counter() - began)
-                runner.truncate(slot, length)
-        runner.release(list(slots.values()))
-        config = runner.config
+                runners[kind].forward([slot], [[5]], [1])
+                seconds[kind, length].append(time.perf_counter() - began)
+                runners[kind].truncate(slot, length)
+        config = runners["step_ms"].config
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        position = 2 * config.num_hidden_layers * config.num_key_value_heads * width * model.dtype.itemsize
-        return {"step_ms": {length: 1e3 * statistics.median(values[1:]) for length, values in seconds.items()}, "bytes_a_position": position}
+        vectors = 2 * config.num_hidden_layers * config.num_key_value_heads
+        for kind, runner in runners.items():
+            runner.release([slot for (own, _), slot in slots.items() if own == kind])
+        said = {kind: {length: 1e3 * statistics.median(seconds[kind, length][1:]) for length in lengths} for kind in runners}
+        return said | {"bytes_a_position": vectors * width * model.dtype.itemsize, "kv8_bytes_a_position": vectors * (width + SCALE)}
 
     return context
 

@@ -61,8 +61,8 @@ def contexts(found: list[dict]) -> str:
     for case in found:
         for length, one in case["lengths"].items():
             own = [f"{one[name]:g}" for name in ("step_ms", "beyond_ms", "at_bandwidth_ms", "at_own_speed_ms")]
-            rows.append([case["case"], f"{int(length):,}", f"{one['cache_bytes'] / 1e6:.1f}", *own, f"{case['others']:.2f}"])
-    head = ["cache, MB", "ms a step", "ms beyond the shortest", "its bytes at the bandwidth", "at the speed of the shortest one's step", "other programs"]
+            rows.append([case["case"], f"{int(length):,}", f"{one['cache_bytes'] / 1e6:.1f}", *own, f"{one['kv8_step_ms']:g}" if "kv8_step_ms" in one else "-", f"{case['others']:.2f}"])
+    head = ["cache, MB", "ms a step", "ms beyond the shortest", "its bytes at the bandwidth", "at the speed of the shortest one's step", "ms a step over a cache in 8 bits", "other programs"]
     return table(["case", "context", *head], rows)
 
 

@@ -44,7 +44,7 @@ _HOMES = {
     "Result": "requests.events", "Event": "requests.events", "Committed": "requests.events", "Provisional": "requests.events", "Finished": "requests.events",
     "Stats": "requests.stats", "Runtime": "requests.stats", "runtime_of": "requests.runtime",
     "PromptRead": "requests.events", "ScoredToken": "requests.likelihoods", "TokenLogprobs": "requests.likelihoods",
-    "open_runner": "runners.open", "PrefixCache": "engine.prefix_cache", "Span": "text.spans", "Observed": "requests.events",
+    "open_runner": "runners.open", "set_kv_cache_dtype": "runners.open", "PrefixCache": "engine.prefix_cache", "Span": "text.spans", "Observed": "requests.events",
     "load_diffusion_lm": "diffusion_lm.checkpoint", "DiffusionLM": "diffusion_lm.model", "denoise": "diffusion_lm.sampling", "Sampling": "diffusion_lm.sampling",
     "Engine": "engine.core", "Forward": "requests.strategy", "Strategy": "requests.strategy", "Request": "requests.request", "Generation": "requests.generation",
     "TokenSequence": "requests.sequence", "Runner": "runners.contract",

@@ -22,7 +22,7 @@ from seodang.recipes.run.stopping import Stopping
 
 GIB = 1 << 30
 KEYS = "SEODANG_API_KEY"  # several are parted by commas or blanks
-OF_SPEAKERS = ("adapter", "weights", "chat_template")  # options that mean nothing to an encoder
+OF_SPEAKERS = ("adapter", "weights", "kv_cache_dtype", "chat_template")  # options that mean nothing to an encoder
 COMPLETIONS = "/v1/completions", {"prompt": "The three primary colours are", "max_tokens": 16, "temperature": 0, "stream": True}
 EMBEDDINGS = "/v1/embeddings", {"input": ["a cat", "a kitten"]}
 CLASSES = "/v1/classify", {"input": ["a fine film", "a dull one"]}

@@ -28,6 +28,7 @@ from ..diffusion.compat import bind
 from ..kernels.device import choose_device, choose_dtype, cpu_has_bfloat16
 from ..kernels.fused_projections import fuse_projections
 from ..runners.native.grouped_linear import missing_kernels
+from ..runners.open import check_kv_cache_dtype, set_kv_cache_dtype
 from ..runners.paradigm import has_classifier_head, is_encoder, masked_lm_class, refuse_continuous
 from .adapter_paradigm import declare_as_beside
 from .damage import check_texts, read_json, refuse_mismatched, torn_file
@@ -56,6 +57,7 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     weights: str | None = None,
+    kv_cache_dtype: str | None = None,
     adapter: str | os.PathLike | None = None,
     model_class=None,
     **model_arguments,
@@ -69,8 +71,10 @@ def load(
     sentence-transformers AutoModel, for a classifier's (a reward model) AutoModelForSequenceClassification, unless another is given; an adapter with a classifier's head brings its number of labels with it.
     `weights="int8"` or `"int4"` keeps the linear layers in 8 or 4 bits, for speaking and scoring on the CPU; an adapter is merged first.
     A GGUF file's weights stay in their own blocks on a CPU, unless a dtype or an adapter asks for floats; those of "default" in int4 are the shipped file's.
-    Raises UserError for a path, device, dtype or weights that cannot be had, for two adapters, and for files that are missing or changed.
+    `kv_cache_dtype="int8"` has whatever speaks or scores with the model keep keys and values in 8 bits (`set_kv_cache_dtype`), on the CPU too, and an adapter merged.
+    Raises UserError for a path, device, dtype, weights or cache that cannot be had, for two adapters, and for files that are missing or changed.
     """
+    check_kv_cache_dtype(kv_cache_dtype)
     if weights is not None:
         device, dtype = _check_weights(weights, device, dtype)
     shipped = shipped_gguf() if (path, weights, adapter, model_class) == ("default", "int4", None, None) and missing_kernels() is None else None
@@ -81,6 +85,8 @@ def load(
         place, adapter = resolve(adapter_base(place)), place
     _refuse_continuous(place, getattr(model_class, "config_class", None))
     where = choose_device(device)
+    if kv_cache_dtype not in (None, "auto") and where.type != "cpu":
+        raise UserError(f"kv_cache_dtype={kv_cache_dtype} is there on the CPU, got device={where}: choose device cpu, or leave kv_cache_dtype out")
     weights_dtype, reason = choose_dtype(dtype, where)
     logger.info("%s in %s on %s (%s)", path, weights_dtype, where, reason)
     head = head_of(resolve(adapter)) if adapter is not None else None
@@ -99,13 +105,16 @@ def load(
         model = _load_adapter(model, resolve(adapter))
     if head is not None:
         model.config.pad_token_id = tokenizer.pad_token_id  # behind which the head looks for the last token; the base has another
+    if adapter is not None and (weights is not None or kv_cache_dtype == "int8"):  # neither runs beside what peft puts into the layers
+        model = model.merge_and_unload()
     if weights is not None and shipped is None:
-        model = model.merge_and_unload() if adapter is not None else model
         quantise(model, weights)
     if not getattr(model, "hf_device_map", None):
         model = model.to(where)
         fuse_projections(model)
     bind(model)
+    if kv_cache_dtype is not None:
+        set_kv_cache_dtype(model, kv_cache_dtype)
     return model.eval(), tokenizer
 
 

@@ -10,14 +10,15 @@ from torch import Tensor, nn
 
 from ..runners.layers import is_foreign, is_replaced
 from ..runners.model_lock import locked
+from ..runners.open import kv_cache_dtype_of
 
 
 def state_of(model: nn.Module) -> Hashable:
     """Return what the numbers of a model hang on, as far as torch and peft tell: equal states have equal keys and values.
 
-    Its modules and tensors with how often each was changed in place; hooks; adapters, those active, disabled, merged, and their scales.
+    How its cache is kept; its modules and tensors with how often each was changed in place; hooks; adapters, those active, disabled, merged, and their scales.
     """
-    found: list[Hashable] = []
+    found: list[Hashable] = [kv_cache_dtype_of(model)]
     with locked(model):  # another thread's pass may have it changed
         modules = list(model.modules())
     for module in modules:
@@ -83,6 +84,7 @@ class Glance:
     def _look(self) -> list[Any]:
         tensors = [tensor for tensor in chain.from_iterable(map(dict.values, self._holders)) if tensor is not None]
         return [
+            kv_cache_dtype_of(self.model),
             list(map(id, chain.from_iterable(map(dict.values, self._children)))),
             any(self._leaves), any(self._bare),
             list(map(id, map(dict.get, self._own, repeat("forward")))),

@@ -60,7 +60,7 @@ def found_out(runner: Runner, weight: Tensor) -> Runtime:
     if isinstance(runner, DirectRunner) and not runner.covers:
         name = "ragged"
     kernel = built_for() if name == "native" else f"torch {torch.backends.cpu.get_cpu_capability() if device == 'cpu' else device}"
-    return Runtime(name, kernel, weights_of(runner.model, weight), torch.get_num_threads(), reason)
+    return Runtime(name, kernel, weights_of(runner.model, weight), torch.get_num_threads(), reason, getattr(runner, "kv_cache_dtype", None) or "auto")
 
 
 def weights_of(model: nn.Module, weight: Tensor) -> str:

@@ -13,7 +13,7 @@ class Runtime:
     model's own modules, answers laid end to end), "padded", "stateful", "recurrent", "recomputing", or whatever a runner of another's is called.
     `kernel`: of native steps what they were compiled for ("AVX512-BF16 and VNNI", "AVX2", "NEON"), else torch with what it uses of the CPU
     ("torch AVX512"), or its device ("torch cuda"). `weights`: their dtype ("float32"), or "int8" and "int4" where linear layers are kept so.
-    `threads` compute on the CPU. `not_native` says in words what keeps a model on a CPU from native steps; None where it has them, or is elsewhere.
+    `threads` compute on the CPU. `kv_cache_dtype`: "int8" where keys and values are kept in 8 bits, else "auto", the model's own. `not_native` says in words what keeps a model on a CPU from native steps; None where it has them, or is elsewhere.
     """
 
     runner: str
@@ -21,9 +21,10 @@ class Runtime:
     weights: str
     threads: int
     not_native: str | None = None
+    kv_cache_dtype: str = "auto"
 
     def __str__(self) -> str:
-        line = f"{self.runner} runner, {self.kernel}, {self.weights} weights, {self.threads} thread{'s' * (self.threads != 1)}"
+        line = f"{self.runner} runner, {self.kernel}, {self.weights} weights, {'' if self.kv_cache_dtype == 'auto' else f'{self.kv_cache_dtype} KV cache, '}{self.threads} thread{'s' * (self.threads != 1)}"
         return line if self.not_native is None else f"{line}; not native: {self.not_native}"
 
 

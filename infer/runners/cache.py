@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from ..kernels.vectors8 import SCALE, hadamard, in_8_bits, widened
 from .architecture import check_cut
 from .lane_block import LaneBlock, Region, is_nearly_full, lane_bytes
 
@@ -32,6 +35,16 @@ class Pool:
                 self.block((layer, part), 1, Region(like.shape[-3], like.shape[-1], like.dtype, like.device))
             self._look()
         return self.layers[layer]
+
+    def write(self, layer: int, at: Any, key: Tensor, value: Tensor) -> None:
+        """Write new keys and values of a layer where `at` says, an index of its tensors' lanes, heads and positions."""
+        for into, new in zip(self.layers[layer], (key, value)):
+            into[at] = new
+
+    def read(self, layer: int, lanes: slice, positions: slice, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a layer's keys and values in these lanes and positions, [lanes, kv_heads, positions, d]; `like` is what they meet."""
+        keys, values = self.layers[layer]
+        return keys[lanes, :, positions], values[lanes, :, positions]
 
     @property
     def regions(self) -> list[Region]:
@@ -294,14 +307,18 @@ class StackedPool(Pool):
         self.shape = (layers, kv_heads, width)
         self.stack: Tensor | None = None
 
+    def region(self, like: Tensor) -> Region:
+        """What a slot has in a layer of keys, or of values, of the dtype and on the device of `like`."""
+        _, kv_heads, width = self.shape
+        return Region(kv_heads, width, like.dtype, like.device)
+
     def ready(self, like: Tensor) -> Tensor:
         """Return the stack, [layers, 2 (keys, values), lanes, kv_heads, capacity, d], with a lane for every slot and perhaps more.
 
         It takes dtype and device from `like` when it is made.
         """
         if self.stack is None:
-            layers, kv_heads, width = self.shape
-            self.block("all", 2 * layers, Region(kv_heads, width, like.dtype, like.device))
+            self.block("all", 2 * self.shape[0], self.region(like))
             self._look()
         return self.stack
 
@@ -314,3 +331,22 @@ class StackedPool(Pool):
         for block in self.blocks.values():
             self.stack = block.tensor.unflatten(0, (-1, 2))
             self.layers = {i: (layer[0], layer[1]) for i, layer in enumerate(self.stack)}
+
+
+class Pool8(StackedPool):
+    """A pool of keys and values in 8 bits, `stack` is [layers, 2, lanes, kv_heads, capacity, d + SCALE] bytes: what is written is rounded, what is read widened."""
+
+    def region(self, like: Tensor) -> Region:
+        """What a slot has in a layer of keys, or of values: bytes, on the device of `like`."""
+        _, kv_heads, width = self.shape
+        return Region(kv_heads, width + SCALE, torch.int8, like.device)
+
+    def write(self, layer: int, at: Any, key: Tensor, value: Tensor) -> None:
+        """Round new keys and values of a layer and write them where `at` says, an index of lanes, heads and positions."""
+        keys, values = self.layers[layer]
+        keys[at], values[at] = in_8_bits(key.float() @ hadamard(self.shape[-1], key.device)), in_8_bits(value)
+
+    def read(self, layer: int, lanes: slice, positions: slice, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what these lanes' keys and values at these positions stand for, [lanes, kv_heads, positions, d], in the dtype of `like`."""
+        keys, values = (widened(part[lanes, :, positions]) for part in self.layers[layer])
+        return (keys @ hadamard(self.shape[-1], keys.device)).to(like.dtype), values.to(like.dtype)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..kernels.rotary import rotate
 from .architecture import ModelOutput
-from .cache import KVCache, StackedPool
+from .cache import KVCache, Pool8, StackedPool
 from .lane_block import Region
 from .layers import Block, bind_weights, supports_direct
 from .model_lock import locked
@@ -25,11 +25,13 @@ class DirectRunner(RaggedRunner):
     modules that are put into the model later (an adapter) are seen after `refresh`, and then run as a RaggedRunner runs them.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, kv_cache_dtype: str | None = None):
+        """Keys and values are kept in the model's dtype, or in 8 bits ("int8")."""
+        self.kv_cache_dtype = kv_cache_dtype
         super().__init__(model)
         self._read()
-        shape = len(self.decoder.blocks), self.decoder.kv_heads, self.decoder.width
-        self.cache = KVCache(lambda capacity: StackedPool(capacity, *shape))
+        shape, pool = (len(self.decoder.blocks), self.decoder.kv_heads, self.decoder.width), Pool8 if kv_cache_dtype else StackedPool
+        self.cache = KVCache(lambda capacity: pool(capacity, *shape))
 
     def refresh(self, keep: Collection[int] = ()) -> None:
         """Release every slot that is not kept, and look at the model's modules anew."""
@@ -47,8 +49,7 @@ class DirectRunner(RaggedRunner):
     @property
     def _regions(self) -> list[Region]:
         """What the cache keeps of a slot: keys and values of every layer."""
-        weight = self.model.get_input_embeddings().weight
-        return [Region(self.decoder.kv_heads, self.decoder.width, weight.dtype, weight.device)] * (2 * len(self.decoder.blocks))
+        return [self.cache.new_pool(0).region(self.model.get_input_embeddings().weight)] * (2 * len(self.decoder.blocks))
 
     def _read(self) -> None:
         self._covered = True
@@ -84,7 +85,7 @@ class DirectRunner(RaggedRunner):
         ids = torch.tensor(tokens, device=device)
         hidden = decoder.embed(ids, torch.tensor(positions, device=device))
         turn = None if decoder.rotation is None else decoder.rotation.at(positions)
-        steps = [Step(run, hidden) for run in plan.runs] if not plan.longer else None
+        steps = [Step(run, hidden) for run in plan.runs] if not plan.longer and not self.kv_cache_dtype else None
         states, wanted_states = {}, {layer % (len(decoder.blocks) + 1) for layer in layers}
         for layer, block in enumerate(decoder.blocks):
             if layer in wanted_states:

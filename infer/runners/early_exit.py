@@ -19,9 +19,9 @@ from .ragged_attention import ForwardBatch
 class FirstLayers:
     """Cuts a runner down to its model's first `layers` layers, then the final norm and the head; the weights are the model's own."""
 
-    def __init__(self, model: nn.Module, layers: int):
+    def __init__(self, model: nn.Module, layers: int, **how):
         self.layers = layers
-        super().__init__(model)
+        super().__init__(model, **how)
         self._owner, self._name = holder_of_layers(self.model, self.config.num_hidden_layers)
         if layers >= self.config.num_hidden_layers:
             raise UserError(
@@ -69,7 +69,8 @@ def open_first_layers(runner: Runner, layers: int) -> FirstLayersRagged | FirstL
     if not isinstance(runner, RaggedRunner):
         raise UserError(f"assistant_early_exit leaves out layers, which Seodang cannot do in {runner.config.model_type}: use a draft model")
     kinds = {NativeRunner: FirstLayersNative, DirectRunner: FirstLayersDirect, RaggedByLength: FirstLayersByLength}
-    return next((kind for own, kind in kinds.items() if isinstance(runner, own)), FirstLayersRagged)(runner.model, layers)
+    how = {"kv_cache_dtype": runner.kv_cache_dtype} if isinstance(runner, DirectRunner) else {}
+    return next((kind for own, kind in kinds.items() if isinstance(runner, own)), FirstLayersRagged)(runner.model, layers, **how)
 
 
 def holder_of_layers(model: nn.Module, count: int) -> tuple[nn.Module, str]:

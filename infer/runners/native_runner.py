@@ -28,7 +28,7 @@ AT_ONCE = 512  # rows of a call, which needs memory for all of them
 TOGETHER = 6  # rows that a kernel of `step.c` takes at a time, at most: each number has code of its own
 OF_A_LAYER = 0.1  # share of their spread by which its numbers may be off in bfloat16, where torch's are by a hundredth
 FLOATS = {"dtype": torch.float32, "device": "cpu"}  # what `step.c` reads and writes, whatever torch's defaults are
-_WRONG: WeakKeyDictionary[PreTrainedModel, dict[torch.dtype, str | None]] = WeakKeyDictionary()
+_WRONG: WeakKeyDictionary[PreTrainedModel, dict[tuple[torch.dtype, str | None], str | None]] = WeakKeyDictionary()
 _KEPT: WeakKeyDictionary[PreTrainedModel, str | None] = WeakKeyDictionary()  # what kept a model from native steps when its runner was chosen
 
 
@@ -64,7 +64,7 @@ class NativeRunner(DirectRunner):
         """Whether `step.c` can read the model, which is laid out for it where it is not yet."""
         if not self._looked and refuses(self.model) is None:
             parts, weights = self.decoder.parts, (*self.model.parameters(), *self.model.buffers())
-            self._native = NativeModel(parts, [block.parts for block in self.decoder.blocks], weights)
+            self._native = NativeModel(parts, [block.parts for block in self.decoder.blocks], weights, bool(self.kv_cache_dtype))
             self._turns = None if parts.rotary is None else Rotation(parts.rotary, torch.empty(0, **FLOATS))
         self._looked = True
         return self._native is not None
@@ -74,7 +74,8 @@ class NativeRunner(DirectRunner):
         native, embed = self._native, self._native.embed
         if not all(map(native.adapters.lay_out, self._adapters.at_work)):
             return False
-        return all(each.pool.ready(embed).dtype == embed.dtype for each in (*plan.runs, *plan.longer))
+        kept = torch.int8 if self.kv_cache_dtype else embed.dtype
+        return all(each.pool.ready(embed).dtype == kept for each in (*plan.runs, *plan.longer))
 
     def _step(self, plan: ForwardBatch, tokens: list[int], positions: list[int], wanted: list[int], layers: Sequence[int]) -> ModelOutput:
         """Take the plan's tokens through the model natively, each over the keys that it sees."""
@@ -173,17 +174,17 @@ def speaks_natively(model: PreTrainedModel) -> bool:
     return reason is None
 
 
-def failure(model: PreTrainedModel) -> str | None:
-    """Say what keeps a model that `refuses` has no word against from native steps here; None where nothing does."""
+def failure(model: PreTrainedModel, kv_cache_dtype: str | None = None) -> str | None:
+    """Say what keeps a model that `refuses` has no word against from native steps here, over such a cache; None where nothing does."""
     try:
         library()
     except NotBuilt as error:
         return str(error)
-    known, dtype = _WRONG.setdefault(model, {}), model.get_input_embeddings().weight.dtype
-    if dtype not in known:
+    known, key = _WRONG.setdefault(model, {}), (model.get_input_embeddings().weight.dtype, kv_cache_dtype)
+    if key not in known:
         with torch.autocast("cpu", enabled=False):
-            known[dtype] = wrong_numbers(model)
-    return known[dtype]
+            known[key] = wrong_numbers(model, kv_cache_dtype)
+    return known[key]
 
 
 def kept_from(runner: Runner) -> str | None:
@@ -203,9 +204,9 @@ def say(reason: str) -> None:
     warnings.warn(f"no native decoding, so a token on this CPU takes 2 to 3 times as long: {reason}; {OFF}=0 says that this is as it should be", stacklevel=2)
 
 
-def wrong_numbers(model: PreTrainedModel) -> str | None:
+def wrong_numbers(model: PreTrainedModel, kv_cache_dtype: str | None = None) -> str | None:
     """Say what a pass over the model's first layer gets wrong, beside torch's or in a batch beside alone; None where nothing."""
-    native, direct = NativeRunner(model), DirectRunner(model)
+    native, direct = NativeRunner(model, kv_cache_dtype), DirectRunner(model, kv_cache_dtype)
     for runner in (native, direct):
         runner.decoder.blocks = runner.decoder.blocks[:1]
     ours, theirs = tried(native).float(), tried(direct).float()

@@ -21,9 +21,9 @@ from .encoder_decoder import EncoderDecoderRunner
 from .encoder_decoder_layers import supports_direct_encoder_decoder
 from .layers import supports_direct
 from .model_lock import locked
-from .native_runner import NativeRunner, speaks_natively
+from .native_runner import NativeRunner, failure, kept_from, speaks_natively
 from .padded import PaddedRunner
-from .paradigm import is_bidirectional
+from .paradigm import is_bidirectional, is_encoder
 from .probe import agree, own_logits, probe, probe_ids, probe_with_sources, tolerance
 from .ragged import RaggedRunner
 from .recomputing import RecomputingRunner
@@ -32,6 +32,32 @@ from .stateful import StatefulRunner
 
 # by whether the direct and the native runner were to be had, and whether the model attends in both directions
 _CHOSEN: WeakKeyDictionary[PreTrainedModel, dict[tuple[bool, bool, bool], type[Runner]]] = WeakKeyDictionary()
+KEPT_IN = (None, "auto", "int8")  # what keys and values may be kept in: the model's own dtype, or 8 bits
+_CHOSEN_CACHE = "kv_cache_dtype"  # the attribute of a model that says what was chosen for it
+
+
+def set_kv_cache_dtype(model: nn.Module, kv_cache_dtype: str | None) -> None:
+    """Have whatever speaks or scores with a model from now on keep keys and values in 8 bits ("int8"), or in the model's own dtype ("auto" or None).
+
+    Half of bfloat16's memory, a quarter of float32's. It is for models that run natively on a CPU: `open_runner`, and so `generate`, `score` and
+    `LiveEngine`, refuse any other. Raises UserError for another word, and for an encoder.
+    """
+    check_kv_cache_dtype(kv_cache_dtype)
+    inner = transformers_model(model)
+    if kv_cache_dtype == "int8" and is_encoder(inner.config):
+        raise UserError(f"kv_cache_dtype=int8 is for models that speak, and {inner.config.model_type} is an encoder, which keeps nothing: leave it out")
+    setattr(inner, _CHOSEN_CACHE, None if kv_cache_dtype == "auto" else kv_cache_dtype)
+
+
+def check_kv_cache_dtype(kv_cache_dtype: str | None) -> None:
+    """Raise UserError for a word that is none of those that say how a cache is kept."""
+    if kv_cache_dtype not in KEPT_IN:
+        raise UserError(f"kv_cache_dtype={kv_cache_dtype!r} is unknown: choose auto or int8")
+
+
+def kv_cache_dtype_of(model: nn.Module) -> str | None:
+    """Return "int8" where a model's keys and values are to be kept in 8 bits, else None."""
+    return getattr(model, _CHOSEN_CACHE, None)
 
 
 @versions_named()
@@ -40,10 +66,27 @@ def open_runner(model: nn.Module) -> Runner:
 
     Native on CPUs for those of them that `native` covers, direct for the families of `layers`, probed under versions of the libraries that are not known to work, ragged where all memory is attention that lets itself be replaced, padded where it is attention of
     another kind, one slot at a time where layers carry a state, and without a memory where none fits. Encoder-decoders have two of
-    their own (`open_encoder_decoder`), whose slots are opened on their source, and those whose decoder carries a state a third. Raises UserError for an
-    architecture that none of them fits.
+    their own (`open_encoder_decoder`), whose slots are opened on their source, and those whose decoder carries a state a third. Keys and values are kept
+    as `set_kv_cache_dtype` has chosen for the model. Raises UserError for an architecture that none of them fits, and where a cache in 8 bits is
+    wanted of a runner that is not native.
     """
     inner = transformers_model(model)
+    runner, kv_cache_dtype = open_fastest(inner), kv_cache_dtype_of(inner)
+    return runner if kv_cache_dtype is None else over_8_bits(runner, kv_cache_dtype)
+
+
+def over_8_bits(runner: Runner, kv_cache_dtype: str) -> NativeRunner:
+    """Return a runner of the same kind whose cache is in 8 bits; raises UserError, with what keeps it from that, for one that is not native."""
+    if (reason := kept_from(runner)) is None:
+        with locked(runner.model):
+            reason = failure(runner.model, kv_cache_dtype)
+    if reason is not None:
+        raise UserError(f"kv_cache_dtype={kv_cache_dtype} needs the native step, which this model does without here ({reason}): leave it out")
+    return type(runner)(runner.model, kv_cache_dtype)
+
+
+def open_fastest(inner: PreTrainedModel) -> Runner:
+    """Return the fastest runner of a model, over a cache in its own dtype; raises UserError where none fits."""
     if inner.config.is_encoder_decoder:
         return RecurrentRunner(inner) if inner._is_stateful else open_encoder_decoder(inner)
     with locked(inner):  # as it is between passes

@@ -183,30 +183,27 @@ def attend_pass(plan: ForwardBatch, layer: int, query: Tensor, key: Tensor, valu
     """
     parts = [_step(run, layer, query, key, value, **options) for run in plan.runs]
     for pool, lane, tokens, past, seen, causal in plan.longer:
-        keys, values = pool.tensors(layer, key.transpose(0, 1), value.transpose(0, 1))
+        pool.tensors(layer, key.transpose(0, 1), value.transpose(0, 1))
         end = past + tokens.stop - tokens.start
-        keys[lane, :, past:end] = key[tokens].transpose(0, 1)
-        values[lane, :, past:end] = value[tokens].transpose(0, 1)
-        own = slice(lane, lane + 1)
+        pool.write(layer, (lane, slice(None), slice(past, end)), key[tokens].transpose(0, 1), value[tokens].transpose(0, 1))
+        keys, values = pool.read(layer, slice(lane, lane + 1), slice(seen), query)
         how = {"past": past, "causal": causal, "masks": plan.masks}
-        out = attend(query[tokens].transpose(0, 1)[None], keys[own, :, :seen], values[own, :, :seen], **how, **options)
+        out = attend(query[tokens].transpose(0, 1)[None], keys, values, **how, **options)
         parts.append(out[0].transpose(0, 1))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _step(run: Run, layer: int, query: Tensor, key: Tensor, value: Tensor, *, window, softcap, sinks, scale) -> Tensor:
     """Attend with one new token a slot: [rows, heads, d]; the arguments are those of `attend_pass`."""
-    keys, values = run.pool.tensors(layer, key.transpose(0, 1), value.transpose(0, 1))
+    run.pool.tensors(layer, key.transpose(0, 1), value.transpose(0, 1))
     query, key, value = query[run.tokens], key[run.tokens], value[run.tokens]  # [rows, heads, d]
     if len(run.positions) == 1:
-        keys[run.lanes.start, :, run.positions[0]] = key[0]
-        values[run.lanes.start, :, run.positions[0]] = value[0]
+        run.pool.write(layer, (run.lanes.start, slice(None), run.positions[0]), key[0], value[0])
     else:
         lanes, positions = run.lanes_and_positions(key.device)
-        keys[lanes, :, positions] = key
-        values[lanes, :, positions] = value
+        run.pool.write(layer, (lanes, slice(None), positions), key, value)
     seen, mask = run.view(window, key.device)
-    keys, values = keys[run.lanes, :, seen], values[run.lanes, :, seen]
+    keys, values = run.pool.read(layer, run.lanes, seen, query)
     rows, heads, d = query.shape
     if softcap is None and sinks is None:
         grouped = query.reshape(rows, keys.shape[1], -1, d)  # the heads that share a key read it once

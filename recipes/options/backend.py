@@ -13,7 +13,7 @@ BACKENDS = ("seodang", "vllm", "openai")
 KEY = "OPENAI_API_KEY"
 # the options that some of them alone have a use for
 OWN = {
-    "seodang": ("batch_size", "literal", "weights", "adapter", "chat_template", "device", "verbose", "assistant_model", "amateur_model", "max_source_length", "source_prefix"),
+    "seodang": ("batch_size", "literal", "weights", "kv_cache_dtype", "adapter", "chat_template", "device", "verbose", "assistant_model", "amateur_model", "max_source_length", "source_prefix"),
     "openai": ("base_url", "answered_by", "api_key", "concurrency", "retries", "request_timeout"),
     "vllm": ("concurrency", "retries", "request_timeout", "vllm_python", "vllm_args"),
 }

@@ -54,6 +54,7 @@ class SpeakingModel(LoadedModel):
     """Which model speaks, and where it is loaded."""
 
     weights: str | None = option("int8 or int4: keep the linear layers in so many bits, on a CPU.")
+    kv_cache_dtype: str | None = option("int8: keep keys and values in 8 bits, on a CPU, half of bfloat16's memory; auto: in the model's dtype.")
     chat_template: str | None = option("A built-in chat template's name or a Jinja file, for a model that has none.")
     verbose: bool = option("Say on stderr what computes: runner, kernel, weights, threads, and why not the native step.", False)
 
@@ -67,7 +68,7 @@ class SpeakingModel(LoadedModel):
 
         if not self.takes_encoders and (config := known_config(self.model)) is not None:
             refuse_encoder(config)
-        model, tokenizer = super().open(weights=self.weights)
+        model, tokenizer = super().open(weights=self.weights, kv_cache_dtype=self.kv_cache_dtype)
         if self.weights is not None:
             print(f"{self.model} in {self.weights} on {model.device}", file=sys.stderr)
         if self.chat_template is not None:

@@ -46,6 +46,8 @@ class OwnBackend:
             contents["a chat_template that says"] = contents_of(places["chat_template"])
         told = {name: getattr(self._how, name) for name in ("raw", "literal", "token_ids")}
         told |= {name: value for name in ("source_prefix", "max_source_length") if (value := getattr(self._how, name))}
+        if self._options.kv_cache_dtype not in (None, "auto"):
+            told["kv_cache_dtype"] = self._options.kv_cache_dtype
         return {"backend": "seodang", **places, **contents, **told, "checkpoint_settings": self._decoding.checkpoint_settings, **self._decoding.written_down}
 
     def open(self, stack: ExitStack) -> None:

@@ -113,6 +113,6 @@ def test_an_encoder_takes_no_options_of_models_that_speak(encoder_folder, monkey
     asked = [str(encoder_folder), "--port", "0", "--dtype", "float32", "--device", "cpu"]
     assert main([*asked, "--served_model_name", "small"]) == 0 and found == [("encoder", ["small"])]
     assert "vectors of 32 numbers (mean pooling) of texts of up to 32 tokens" in (out := capsys.readouterr().out) and "/v1/embeddings" in out
-    for option, value in (("weights", "int8"), ("adapters", f"red={encoder_folder}")):
+    for option, value in (("weights", "int8"), ("kv_cache_dtype", "int8"), ("adapters", f"red={encoder_folder}")):
         assert main([*asked, f"--{option}", value]) == 2
         assert f"{option} is for models that speak" in capsys.readouterr().err

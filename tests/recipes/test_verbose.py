@@ -38,3 +38,21 @@ def test_it_is_said_once_on_stderr(command, monkeypatch, capsys):
         assert command("--verbose") == 0
         out, err = capsys.readouterr()
         assert [each for each in err.splitlines() if " runner, " in each] == [line] and " runner, " not in out
+
+
+@pytest.mark.parametrize("verb", ["generate", "chat", "explain", "score", "serve"])
+def test_a_cache_in_8_bits_is_opened_by_every_command_and_refused_by_name(verb, monkeypatch, capsys, fresh_tiny, tiny, tiny_tokenizer, tmp_path):
+    for name, model in (("llama", fresh_tiny("llama")), ("granite", tiny("granite"))):
+        model.save_pretrained(tmp_path / name)
+        tiny_tokenizer.save_pretrained(tmp_path / name)
+    data = tmp_path / "answers.jsonl"
+    data.write_text(json.dumps({"prompt": "ab", "completion": "cd"}) + "\n", encoding="utf-8")
+    monkeypatch.setattr("builtins.input", lambda prompt="": (_ for _ in ()).throw(EOFError))
+    monkeypatch.setattr("seodang.infer.server.run.serve", lambda *how: None)
+    of = {"generate": (generate, PROMPT), "chat": (chat, []), "explain": (explain, PROMPT), "score": (score, ["--data", str(data)]), "serve": (serve, ["--port", "0"])}
+    recipe, argv = of[verb]
+    how = ["--device", "cpu", "--dtype", "float32", "--kv_cache_dtype", "int8", "--verbose"]
+    assert recipe.main([str(tmp_path / "llama"), *argv, *how]) == 0
+    assert f"native runner, {built_for()}, float32 weights, int8 KV cache, " in capsys.readouterr().err
+    assert recipe.main([str(tmp_path / "granite"), *argv, *how]) == 2
+    assert "kv_cache_dtype=int8 needs the native step, which this model does without here (granite is none of its families): leave it out" in capsys.readouterr().err

@@ -70,25 +70,29 @@ INLINE void mixture(int dtype, int heads, const float *weights, const void *valu
         }
 }
 
+/* scores of a piece made the weights of its values, zeros behind the last; their largest and the weights' sum are written to `sums_at` */
+INLINE void weighed_piece(float *s, size_t count, float softcap, float *sums_at) {
+    size_t padded = (count + LANES - 1) / LANES * LANES;
+    if (softcap) bound_softly(s, softcap, padded);
+    for (size_t k = count; k < padded; k++) s[k] = s[0];
+    vf greatest = load(s), total = every(0);
+    for (size_t k = LANES; k < padded; k += LANES) greatest = larger(load(s + k), greatest);
+    float largest = largest_of(greatest);
+    for (size_t k = 0; k < padded; k += LANES) store(s + k, exponential(load(s + k) - largest));
+    for (size_t k = count; k < padded; k++) s[k] = 0;
+    for (size_t k = 0; k < padded; k += LANES) total += load(s + k);
+    sums_at[0] = largest;
+    sums_at[1] = sum(total);
+}
+
 /* what so many queries of a key head make of one piece of its keys: of each [width] mixed values, their largest score, the sum of their weights */
 INLINE void abreast(int dtype, int heads, const void *q, const void *keys, const void *values, size_t count, size_t width, float softcap, float *scores, float *to, size_t to_stride) {
     scored(dtype, heads, q, keys, count, width, scores);
-    for (int h = 0; h < heads; h++) {
-        float *s = scores + h * PIECE;
-        size_t padded = (count + LANES - 1) / LANES * LANES;
-        if (softcap) bound_softly(s, softcap, padded);
-        float largest = s[0];
-        vf total = every(0);
-        for (size_t k = 1; k < count; k++) largest = s[k] > largest ? s[k] : largest;
-        for (size_t k = count; k < padded; k++) s[k] = largest;
-        for (size_t k = 0; k < padded; k += LANES) store(s + k, exponential(load(s + k) - largest));
-        for (size_t k = count; k < padded; k++) s[k] = 0;
-        for (size_t k = 0; k < padded; k += LANES) total += load(s + k);
-        to[h * to_stride + width] = largest;
-        to[h * to_stride + width + 1] = sum(total);
-    }
+    for (int h = 0; h < heads; h++) weighed_piece(scores + h * PIECE, count, softcap, to + h * to_stride + width);
     mixture(dtype, heads, scores, values, count, width, to, to_stride);
 }
+
+#include "cache8.h" /* which reads what stands above */
 
 /* ---- of a pass's rows ---- */
 
@@ -126,12 +130,13 @@ static void attended(const Job *job, int layer, int r, int kv_head, int p, float
     size_t heads = m->heads / m->kv_heads, width = m->width, stride = job->pieces * (width + 2);
     size_t begin = first_key(l, row), piece = begin / PIECE + p, from = most(begin, piece * PIECE);
     size_t end = (piece + 1) * PIECE < (size_t)row->seen ? (piece + 1) * PIECE : (size_t)row->seen;
-    size_t at = layer * row->layer_stride + kv_head * row->head_stride + from * width, size = size_of(m->dtype);
+    size_t at = layer * row->layer_stride + kv_head * row->head_stride + from * line_of(m), size = cached_size(m);
     const char *keys = (const char *)row->keys + at * size, *values = keys + row->part_stride * size;
     const float *q = job->qkv + (size_t)r * (m->heads + 2 * m->kv_heads) * width + kv_head * heads * width;
     float *partial = job->partial + ((size_t)r * m->heads + kv_head * heads) * stride;
     float *to = partial + p * (width + 2);
-    if (m->dtype == FLOAT32) piece_as(FLOAT32, m, l->softcap, q, keys, values, end - from, scores, to, stride);
+    if (m->cache == INT8) piece8(m, l->softcap, q, keys, values, end - from, scores, to, stride);
+    else if (m->dtype == FLOAT32) piece_as(FLOAT32, m, l->softcap, q, keys, values, end - from, scores, to, stride);
     else piece_as(BFLOAT16, m, l->softcap, q, keys, values, end - from, scores, to, stride);
     int pieces = pieces_of(l, row);
     if (pieces > 1 && atomic_fetch_add(job->done + r * m->kv_heads + kv_head, 1) + 1 < pieces) return;

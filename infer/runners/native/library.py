@@ -53,7 +53,7 @@ class _Layer(ctypes.Structure):
 
 class _Model(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("dtype", "hidden", "heads", "kv_heads", "width", "inner", "vocab", "activation", "experts", "chosen")),
+        *((name, ctypes.c_int64) for name in ("dtype", "hidden", "heads", "kv_heads", "width", "inner", "vocab", "activation", "experts", "chosen", "cache")),
         *((name, ctypes.c_double) for name in ("embed_scale", "softcap")),
         ("head", Linear),
         ("norm", _Norm),
@@ -65,8 +65,11 @@ class _Model(ctypes.Structure):
 class NativeModel:
     """The addresses of a model's weights, as they are now, and its sizes: what `step.c` reads. Nothing is copied."""
 
-    def __init__(self, parts: ModelParts, layers: Sequence[LayerParts], weights: Iterable[Tensor]):
-        """`layers` are those of the model to run, or the first of them, `weights` all of the model's, which is one that `refuses` has no word against."""
+    def __init__(self, parts: ModelParts, layers: Sequence[LayerParts], weights: Iterable[Tensor], cache_in_8_bits: bool = False):
+        """`layers` are those of the model to run, or the first of them, `weights` all of the model's, which is one that `refuses` has no word against.
+
+        Keys and values are in the dtype of the embedding, or `cache_in_8_bits`.
+        """
         self.kept = [weight.detach() for weight in weights]  # one that is replaced stays until this is laid out anew
         turned = 0 if parts.rotary is None else 2 * parts.rotary.inv_freq.numel()
         numbers: dict[nn.Module, int] = {}
@@ -88,6 +91,7 @@ class NativeModel:
             activation=ACTIVATIONS[type(layers[0].activation).__name__],
             experts=max(layer.router.outputs for layer in self.layers),
             chosen=max(layer.chosen for layer in self.layers),
+            cache=INT8 if cache_in_8_bits else DTYPES[embed.dtype],
             embed_scale=1.0 if scale is None else scale.to(embed.dtype).item(),
             softcap=parts.softcap or 0.0,
             embed=embed.data_ptr(),

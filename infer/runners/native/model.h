@@ -23,8 +23,8 @@ typedef struct { /* one layer; `gate`, `up` and `down` are those of the first of
     double scale, softcap;                      /* 0: none */
 } Layer;
 
-typedef struct { /* `dtype` is that of embeddings, norms, biases and the cache; of `inner`, `experts` and `chosen`, any layer's most */
-    int64_t dtype, hidden, heads, kv_heads, width, inner, vocab, activation, experts, chosen;
+typedef struct { /* `dtype` is that of embeddings, norms and biases, `cache` that of keys and values, or INT8 (cache8.h); of `inner`, `experts` and `chosen`, any layer's most */
+    int64_t dtype, hidden, heads, kv_heads, width, inner, vocab, activation, experts, chosen, cache;
     double embed_scale, softcap; /* of logits; 0: none */
     Linear head;
     Norm norm;

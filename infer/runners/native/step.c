@@ -22,6 +22,12 @@ static void turned(float *x, const float *cos, const float *sin, size_t half) { 
     }
 }
 
+/* a head's key or value put into the cache, `at` so many of its numbers */
+static void cached(const Model *m, const Row *row, size_t at, const float *x) {
+    if (m->cache == INT8) put8((char *)row->keys + at, x, m->width);
+    else put(size_of(m->cache), (void *)row->keys, at, x, m->width);
+}
+
 /* a row's heads turned to its position, its keys and values put into the cache */
 static void placed(const Job *job, int layer, int r) {
     const Model *m = job->model;
@@ -29,19 +35,20 @@ static void placed(const Job *job, int layer, int r) {
     const Row *row = job->rows + r;
     const float *cos = job->cos + row->position * l->turned, *sin = job->sin + row->position * l->turned;
     float *x = job->qkv + (size_t)r * (m->heads + 2 * m->kv_heads) * m->width;
-    void *cache = (void *)row->keys;
-    size_t at = layer * row->layer_stride + row->place * m->width, size = size_of(m->dtype);
+    size_t at = layer * row->layer_stride + row->place * line_of(m);
     normed_in_place(m->dtype, &l->q_norm, x, m->heads * m->width);
     normed_in_place(m->dtype, &l->k_norm, x + m->heads * m->width, m->kv_heads * m->width);
     for (int64_t h = 0; h < m->heads; h++, x += m->width) {
         turned(x, cos, sin, l->turned / 2);
         for (int64_t i = 0; i < m->width; i++) x[i] *= (float)l->scale;
+        if (m->cache == INT8) spread(x, m->width);
     }
     for (int64_t h = 0; h < m->kv_heads; h++, x += m->width) {
         turned(x, cos, sin, l->turned / 2);
-        put(size, cache, at + h * row->head_stride, x, m->width);
+        if (m->cache == INT8) spread(x, m->width);
+        cached(m, row, at + h * row->head_stride, x);
     }
-    for (int64_t h = 0; h < m->kv_heads; h++, x += m->width) put(size, cache, at + row->part_stride + h * row->head_stride, x, m->width);
+    for (int64_t h = 0; h < m->kv_heads; h++, x += m->width) cached(m, row, at + row->part_stride + h * row->head_stride, x);
 }
 
 /* ---- the pass ---- */

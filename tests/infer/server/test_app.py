@@ -325,8 +325,8 @@ def test_it_says_what_computes(fresh_tiny, tiny_tokenizer, monkeypatch):
             told.append(client.get("/v1/models").json()["data"][0]["runtime"])
     torchs, native = torch.backends.cpu.get_cpu_capability(), built_for()
     assert told == [
-        {"runner": "direct", "kernel": f"torch {torchs}", "weights": "float32", "threads": torch.get_num_threads(), "not_native": "SEODANG_NATIVE=0"},
-        {"runner": "native", "kernel": native, "weights": "float32", "threads": torch.get_num_threads(), "not_native": None},
+        {"runner": "direct", "kernel": f"torch {torchs}", "weights": "float32", "threads": torch.get_num_threads(), "not_native": "SEODANG_NATIVE=0", "kv_cache_dtype": "auto"},
+        {"runner": "native", "kernel": native, "weights": "float32", "threads": torch.get_num_threads(), "not_native": None, "kv_cache_dtype": "auto"},
     ]
     failed = Runtime("direct", "torch", "float32", 1, "CC is '/usr/local/kim/cc', but there is no program '/usr/local/kim/cc': name a C compiler")
     assert operations.told(failed) == {**asdict(failed), "not_native": "it could not be built: the server's own output says why"}
