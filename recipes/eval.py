@@ -4,9 +4,8 @@ seodang eval runs/sft --data heldout.jsonl
 seodang eval before=default after=runs/sft --data heldout.jsonl --metrics exact f1 --by topic --output eval.json --html eval.html
 seodang eval answers.jsonl http://localhost:8000/v1#tuned --data heldout.jsonl --judge http://localhost:9000/v1
 
-A model is a folder or hub name, a server's address, or a file of answers by `seodang generate`; before it may stand the name that it has in tables.
-Without --metrics the records decide: references, or choices of which one is right. With --output the answers are kept in a folder beside it, and
---resume goes on from there.
+A model is a folder or hub name, a server's address, or a file of answers by `seodang generate`. Without --metrics the records decide: references, or
+choices of which one is right. With --output the answers are kept in a folder beside it, and --resume goes on from there.
 """
 
 import gc
@@ -48,23 +47,23 @@ Serving = part_of(BackendOptions, ("api_key", "concurrency", "retries", "request
 class Evaluate(AskingOptions):
     """What is measured, on what, and where it is written."""
 
-    models: list[str] = field(default_factory=list, metadata={"help": "Each a checkpoint, http://HOST/v1#MODEL, or a .jsonl of answers; NAME= before it names it."})
+    models: list[str] = field(default_factory=list, metadata={"help": "Checkpoints, http://HOST/v1#MODEL, .jsonl of answers; NAME=... names one."})
     data: str | None = option("One file of records: prompts with references, or questions with choices.")
-    metrics: list[str] | None = field(default=None, metadata={"help": "As exact f1 chrf rougeL perplexity acc ece pass@4 json regex:PATTERN; by default what the records have."})
+    metrics: list[str] | None = field(default=None, metadata={"help": "As exact f1 chrf perplexity acc pass@4 json; else by what records have."})
     normalise: list[str] | None = field(default=None, metadata={"help": "What exact and contains leave out: case, punctuation, articles, or squad (all three)."})
     by: str | None = option("A column of the records: figures of each of its values too.")
     limit: int | None = option("Only so many of the first records.")
     reward: list[str] | None = field(
-        default=None, metadata={"help": "Rules that judge answers, as seodang ppo has them; pass@K counts what passes all.", "action": Repeated}
+        default=None, metadata={"help": "Rules for answers, as of seodang ppo; pass@K counts what passes all.", "action": Repeated}
     )
-    reward_model: str | None = option("Folder or hub name of a reward model: its score, and how often it prefers an answer.")
-    judge: str | None = option("A model or server that says which of two answers is better, asked both ways round.")
-    against: str = option("first or references: whom answers are judged against by a reward model or judge.", "first")
+    reward_model: str | None = option("A reward model: its score, and how often it prefers an answer.")
+    judge: str | None = option("A model or server that says which of two answers is better, both ways.")
+    against: str = option("first or references: what answers are judged against.", "first")
     train_data: list[str] | None = field(default=None, metadata={"help": "What was trained on: warn of records that it has too."})
     resamples: int = option("Times that the records are drawn anew for the intervals.", 1000)
-    output: str | None = option("Write all figures to this JSON file; the answers go to a folder beside it.")
+    output: str | None = option("Write figures to this JSON file, answers to a folder beside it.")
     resume: bool | None = field(default=None, metadata={"help": "Go on from the answers beside the output; false: begin anew, over them.", "nargs": "?", "const": True})
-    html: str | None = option("Write a page with the figures and the records, those that differ most first.")
+    html: str | None = option("Write a page: figures, and records, those that differ most first.")
     rows: int = option("Records on the page.", 50)
 
     def __post_init__(self) -> None:
@@ -87,9 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     asked = read_records(options, decoding)
     plan = Plan.of(options, contenders, asked)
     groups = None if options.by is None else groups_of(asked, options.by)
-    if decoding.seed is None:  # what is drawn comes again
-        decoding.seed, decoding.given = 0, {*(decoding.given or ()), "seed"}
-    decoding.num_return_sequences = max(decoding.num_return_sequences, plan.samples)
+    settle(decoding, plan)
     rules = parse_rewards(options.reward or [])
     check_rules(rules, asked)
     judge = Judge(plan.judge, {name: asdict(loading)[name] for name in ("device", "dtype")}, asdict(serving)) if plan.judge is not None else None
@@ -115,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
                 notes += [f"{each.name}: of {missing:,} pairs the judge answered out of form; they are no part of {JUDGE_WIN}"] if missing else []
             metrics.append(mark_metric(JUDGE_WIN))
     except GivenUp as reason:
-        print(f"error: a server: {reason}", file=sys.stderr)
+        print(f"error: {reason}", file=sys.stderr)
         return 1
     settings = {"data": options.data, "seed": decoding.seed, "resamples": options.resamples, "by": options.by, "against": plan.against_name}
     found = Evaluation(asked, contenders, metrics, models, {}, groups, overlaps, notes, settings)
@@ -129,6 +126,15 @@ def main(argv: list[str] | None = None) -> int:
         write_page(options.html, found, options.rows)
         print(f"page            {options.html}")
     return 0
+
+
+def settle(decoding: Decoding, plan: Plan) -> None:
+    """Give the settings of all models a seed, so that what is drawn comes again, and as many answers a record as the metrics need."""
+    asked = {"seed": decoding.seed or 0, "num_return_sequences": max(decoding.num_return_sequences, plan.samples)}
+    for name, value in asked.items():
+        if getattr(decoding, name) != value:
+            setattr(decoding, name, value)
+            decoding.given = {*(decoding.given or ()), name}
 
 
 def read_records(options: Evaluate, decoding: Decoding) -> Prompts:
@@ -165,8 +171,10 @@ def measured(contender: Contender, backend: Any, plan: Plan, options: Evaluate, 
                 notes.append(f"{contender.name} is of diffusion: its likelihoods are lower bounds, so its perplexity and bits are no better than told")
             add_likelihoods(judged, plan, options, asked, cases)
         if plan.answers:
-            path = kept(options, contender.name)
-            answers = backend if contender.kind == FILE else asked_of(backend, asked, stack, opened, path, options.resume)
+            answers = backend
+            if contender.kind != FILE:
+                path = kept(options, contender.name)
+                answers = asked_of(contender.name, backend, asked, stack, opened, path, options.resume)
             for index, case in enumerate(cases):
                 case.answers = answers.of(index)
             if failed := sum(not case.answers for case in cases):

@@ -2,13 +2,14 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from seodang.data.errors import UserError
+from seodang.infer.remote.connection import GivenUp
 from seodang.recipes.prompts.prompt_files import Prompts
 from seodang.recipes.run.following import Straight, follow
 from seodang.recipes.run.results_file import ResultsFile, line_of
@@ -33,26 +34,31 @@ class Answers:
         return [] if index in self.failed else [text for _, text in sorted(self.texts.get(index, {}).items())]
 
 
-def asked_of(backend: Any, asked: Prompts, stack: ExitStack, opened: Callable[[], None], path: Path | None, resume: bool | None) -> Answers:
-    """The answers of a backend; those that the file has of the same run are not asked again, and what has come is in there whatever ends this one.
+def asked_of(name: str, backend: Any, asked: Prompts, stack: ExitStack, opened: Callable[[], None], path: Path | None, resume: bool | None) -> Answers:
+    """The answers of a backend, by its name; those that the file has of the same run are not asked again, and what has come is in there whatever ends this one.
 
-    `opened` opens the backend, where there is something to ask. Raises UserError for a file of another run.
+    `opened` opens the backend, where there is something to ask. Raises UserError for a file of another run, and GivenUp, with the name, for a server
+    that answers no more.
     """
     found, each, everything = Answers(), backend.params.num_return_sequences, range(len(asked.prompts))
-    if path is None:
+
+    def ask(todo: Sequence[int], begin: Callable[[], None], show: Straight, where: str) -> None:
         opened()
-        results = backend.answers(everything, False)
+        results = backend.answers(todo, path is not None)  # refuses what it cannot do
         stack.callback(results.close)
+        begin()
+        try:
+            follow(results, show, len(everything) * each, where)
+        except GivenUp as reason:
+            raise GivenUp(f"{name}: {reason}") from None
+
+    if path is None:
         show = Straight(lambda result: found.note(result.prompt_index, result.choice, result.text, result.error))
-        follow(results, show, len(everything) * each, "lost: give --output, and they are kept")
+        ask(everything, lambda: None, show, "lost: give --output, and they are kept")
         return found
     with ResultsFile(str(path), asked, each, True, backend.identity, line_of(asked, backend.params, False), resume) as file:
         if file.todo:
-            opened()
-            results = backend.answers(file.todo, True)  # refuses what it cannot do
-            stack.callback(results.close)
-            file.begin()
-            follow(results, file, len(everything) * each, f"in {path} (--resume goes on from there)")
+            ask(file.todo, file.begin, file, f"in {path} (--resume goes on from there)")
         else:
             file.begin()
         file.finish()

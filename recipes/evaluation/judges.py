@@ -109,7 +109,7 @@ class Judge:
         decoding = Decoding(json_schema=json.dumps(FORM), temperature=0.0, max_new_tokens=VERDICT_TOKENS)
         with ExitStack() as stack:
             backend = self._who.backend({}, self._asking, decoding, AskingOptions(), asked)
-            answers = asked_of(backend, asked, stack, lambda: backend.open(stack), kept, resume)
+            answers = asked_of("the judge", backend, asked, stack, lambda: backend.open(stack), kept, resume)
         letters = [verdict_in(text) for index in range(len(asks)) for text in (answers.of(index) or [""])[:1]]
         return list(zip(letters[::2], letters[1::2], strict=True))
 

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from seodang.data.files.sources import records_of
-from seodang.data.overlap import overlap_line, overlaps, text_in
+from seodang.data.text.overlap import overlap_line, overlaps, text_in
 from seodang.recipes.prompts.prompt_files import Prompts
 from seodang.train.rewards.rules import message_text
 

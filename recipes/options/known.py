@@ -98,8 +98,8 @@ FIRST: dict[str, dict[str, str]] = {
         "choice of tokens": CHOICE,
     },
     "eval": {
-        "models": "models device dtype weights", "data": "data columns by limit train_data", "figures": "metrics normalise reward reward_model judge against resamples",
-        "answers": "raw max_new_tokens seed num_return_sequences batch_size", "written": "output resume html rows",
+        "models": "models device dtype", "data": "data columns by train_data", "figures": "metrics reward reward_model judge against",
+        "answers": "raw max_new_tokens seed num_return_sequences", "written": "output resume html",
     },
     "chat": {"talk": "system", "model": SPEAKER, "answer": "max_new_tokens stop seed", "choice of tokens": CHOICE},
     "serve": {

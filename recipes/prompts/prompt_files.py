@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from seodang.data.choices import Choices, choices_of
+from seodang.data.classification.choices import Choices, choices_of
 from seodang.data.columns import ANSWERS, Columns
 from seodang.data.errors import UserError
 from seodang.data.files.sources import is_source_file, records_of

@@ -240,6 +240,7 @@ def test_models_of_different_tokenizers_are_not_compared_by_the_token(base, fres
         (["BASE", "--data", "ALONE", "--metrics", "f1"], "no prompt has the answer that it should get"),
         (["BASE", "--data", "ALONE"], "there is nothing to measure"),
         (["BASE", "--data", "DATA", "--metrics", "pass@2"], "metric pass@2 counts answers that pass rules: give one"),
+        (["BASE", "--data", "DATA", "--metrics", "pass@2", "--reward", "contains:a"], "num_return_sequences"),
         (["BASE", "--data", "DATA", "--by", "topics"], "by topics: there is no such column among completion, prompt, topic: did you mean topic?"),
         (["BASE", "--data", "HOLES", "--by", "topic"], "by topic: line 2 has nothing there"),
         (["BASE", "BASE", "--data", "DATA"], "2 models are called base: give them names"),
@@ -269,8 +270,19 @@ def test_a_mistake_is_told_before_any_compute(base, data, tmp_path, monkeypatch,
     assert message in capsys.readouterr().err
 
 
+def test_a_server_that_answers_no_more_ends_it_and_what_came_is_gone_on_with(base, scripted_server, data, tmp_path, capsys):
+    well = scripted_server(lambda body: scripted_server.said("abc"))
+    ill = scripted_server(lambda body: (404, {"error": {"message": "gone"}}))
+    argv = [f"well={well.base_url}", f"ill={ill.base_url}", "--data", data, "--metrics", "exact", "--output", str(tmp_path / "eval.json"), "--retries", "0"]
+    assert main(argv) == 1
+    assert "error: ill: " in (told := capsys.readouterr().err) and "gone" in told and not (tmp_path / "eval.json").exists()
+    ill.script, asked = well.script, len([body for _, body, _ in well.asked if body])
+    assert main([*argv, "--resume"]) == 0 and asked == len([body for _, body, _ in well.asked if body]) == 5
+    assert figures(tmp_path / "eval.json")["exact"]["ill"] == {**figures(tmp_path / "eval.json")["exact"]["well"], "difference": {"value": 0, "low": 0, "high": 0, "records": 5, "excludes_zero": False}}
+
+
 def test_answers_that_failed_are_counted_and_kept(base, data, tmp_path, capsys):
-    """An answer ends in an error where the grammar has no text within the tokenizer's letters; here one of a file says so."""
+    """One answer of a file ended in an error, and another is not there."""
     assert generating.main([str(base), data, "--output", str(tmp_path / "a.jsonl"), *SHORT]) == 0
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     lines[1]["error"] = "broke off"

@@ -1,4 +1,4 @@
-from seodang.data.choices import Choices
+from seodang.data.classification.choices import Choices
 from seodang.recipes.evaluation.contenders import CHECKPOINT, Contender
 from seodang.recipes.evaluation.page import by_change, write_page
 from seodang.recipes.evaluation.report import Evaluation, cell, in_words

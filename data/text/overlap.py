@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from .text.words import words_of
+from .words import words_of
 
 RUN = 8  # words that hardly two people put into the same order by chance
 LEAST = 4  # words of a text that is judged at all

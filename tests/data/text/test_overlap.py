@@ -1,6 +1,6 @@
 import pytest
 
-from seodang.data.overlap import overlap_line, overlaps, text_in
+from seodang.data.text.overlap import overlap_line, overlaps, text_in
 
 
 def by_hand(text, others, run):

@@ -1,6 +1,6 @@
 import pytest
 
-from seodang.data.choices import Choices, choices_of
+from seodang.data.classification.choices import Choices, choices_of
 from seodang.data.errors import UserError
 
 TEXTS = ("red", "green", "blue")

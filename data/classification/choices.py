@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import UserError
-from .json_text import parsed
+from ..errors import UserError
+from ..json_text import parsed
 
 LISTS = ("choices", "options", "endings", "보기", "선택지")  # what the column of the answers is called
 RIGHT = ("answer", "label", "answerKey", "answer_idx", "answer_index", "gold", "정답")  # and that which says which is right
