@@ -25,7 +25,7 @@ from seodang.recipes.evaluation.likelihoods import Judged, spaced
 from seodang.recipes.evaluation.overlap import overlaps_with
 from seodang.recipes.evaluation.page import write_page
 from seodang.recipes.evaluation.plan import Plan, groups_of
-from seodang.recipes.evaluation.report import ALL, Evaluation, write_json
+from seodang.recipes.evaluation.report import ALL, Evaluation, Figures, write_json
 from seodang.recipes.options.asking import AskingOptions
 from seodang.recipes.options.backend import BackendOptions
 from seodang.recipes.options.decoding import Decoding, SpeakingModel, option
@@ -34,8 +34,9 @@ from seodang.recipes.options.parts import part_of
 from seodang.recipes.prompts.prompt_files import Prompts, Reading, read_prompts
 from seodang.train.evaluation.case import Case
 from seodang.train.evaluation.comparison import compared
+from seodang.train.evaluation.metric import Metric
 from seodang.train.evaluation.registry import JUDGE_WIN, REWARD_MODEL, REWARD_WIN, mark_metric
-from seodang.train.rewards.rules import parse_rewards
+from seodang.train.rewards.rules import CheckedReward, parse_rewards
 
 AGAINST = ("first", "references")
 MODEL = ("device", "dtype", "weights", "chat_template", "verbose")
@@ -89,7 +90,6 @@ def main(argv: list[str] | None = None) -> int:
     settle(decoding, plan)
     rules = parse_rewards(options.reward or [])
     check_rules(rules, asked)
-    judge = Judge(plan.judge, {name: asdict(loading)[name] for name in ("device", "dtype")}, asdict(serving)) if plan.judge is not None else None
     backends = [
         read_answers(Path(each.what), asked, part=options.limit is not None) if each.kind == FILE
         else each.backend(asdict(loading), asdict(serving), decoding, options, asked)
@@ -98,27 +98,17 @@ def main(argv: list[str] | None = None) -> int:
     overlaps, warned = overlaps_with(options.train_data, asked, options.encoding) if options.train_data else (None, [])
     notes = [*plan.notes, *warned]
     try:
-        models = [measured(each, backend, plan, options, asked, notes) for each, backend in zip(contenders, backends, strict=True)]
-        metrics = [*plan.metrics, *(mark_metric(rule_name(rule)) for rule in rules)]
-        for cases in models if rules else ():
-            mark_by_rules(rules, asked, cases)
-        others = [next(iter(case.answers), None) if plan.against_first else case.reference for case in models[0]]
-        if options.reward_model is not None:
-            mark_by_reward_model(options.reward_model, {name: asdict(loading)[name] for name in ("device", "dtype")}, asked, models, others)
-            metrics += [mark_metric(REWARD_MODEL), mark_metric(REWARD_WIN)]
-        if judge is not None:
-            for each, cases in zip(contenders, models, strict=True):
-                missing = mark_by_judge(judge, asked, cases, others, kept(options, f"judge of {each.name}"), options.resume)
-                notes += [f"{each.name}: of {missing:,} pairs the judge answered out of form; they are no part of {JUDGE_WIN}"] if missing else []
-            metrics.append(mark_metric(JUDGE_WIN))
+        models = [measured(each, backends.pop(0), plan, options, asked, notes) for each in contenders]  # whose memory the next one needs
+        gc.collect()
+        marked = marks(plan, rules, options, loading, serving, contenders, asked, models, notes)
     except GivenUp as reason:
         print(f"error: {reason}", file=sys.stderr)
         return 1
-    settings = {"data": options.data, "seed": decoding.seed, "resamples": options.resamples, "by": options.by, "against": plan.against_name}
-    found = Evaluation(asked, contenders, metrics, models, {}, groups, overlaps, notes, settings)
-    for group in (ALL, *dict.fromkeys(groups or ())):
-        of_group = [[case for index, case in enumerate(cases) if group in (ALL, (groups or {index: ALL})[index])] for cases in models]
-        found.figures[group] = compared(metrics, of_group, options.resamples, decoding.seed)
+    metrics = [*plan.metrics, *map(mark_metric, marked)]
+    told = {name: getattr(options, name) for name in ("data", "by", "normalise", "resamples", "limit")}
+    settings = {**told, "seed": decoding.seed, "against": plan.against_name}
+    figures = by_group(metrics, models, groups, options.resamples, decoding.seed)
+    found = Evaluation(asked, contenders, metrics, models, figures, groups, overlaps, notes, settings)
     found.show()
     if options.output is not None:
         write_json(options.output, found)
@@ -126,6 +116,42 @@ def main(argv: list[str] | None = None) -> int:
         write_page(options.html, found, options.rows)
         print(f"page            {options.html}")
     return 0
+
+
+def marks(
+    plan: Plan,
+    rules: list[CheckedReward],
+    options: Evaluate,
+    loading: Any,
+    serving: Any,
+    contenders: list[Contender],
+    asked: Prompts,
+    models: list[list[Case]],
+    notes: list[str],
+) -> list[str]:
+    """Have rules, the reward model and the judge mark the answers; return the names of the marks whose means are figures."""
+    names, where = [rule_name(rule) for rule in rules], {name: getattr(loading, name) for name in ("device", "dtype")}
+    for cases in models if rules else ():
+        mark_by_rules(rules, asked, cases)
+    others = [next(iter(case.answers), None) if plan.against_first else case.reference for case in models[0]]
+    if options.reward_model is not None:
+        mark_by_reward_model(options.reward_model, where, asked, models, others)
+        names += [REWARD_MODEL, *([REWARD_WIN] if any(other is not None for other in others) else [])]
+    if plan.judge is not None:
+        judge = Judge(plan.judge, where, asdict(serving))
+        for each, cases in zip(contenders, models, strict=True):
+            if missing := mark_by_judge(judge, asked, cases, others, kept(options, f"judge of {each.name}"), options.resume):
+                notes.append(f"{each.name}: of {missing:,} pairs the judge answered out of form; they are no part of {JUDGE_WIN}")
+        names.append(JUDGE_WIN)
+    return names
+
+
+def by_group(metrics: list[Metric], models: list[list[Case]], groups: list[str] | None, resamples: int, seed: int) -> Figures:
+    """The figures of all records, and of those of each group."""
+    members: dict[str, list[int]] = {ALL: [*range(len(models[0]))]}
+    for index, group in enumerate(groups or ()):
+        members.setdefault(group, []).append(index)
+    return {group: compared(metrics, [[cases[index] for index in indices] for cases in models], resamples, seed) for group, indices in members.items()}
 
 
 def settle(decoding: Decoding, plan: Plan) -> None:
@@ -150,9 +176,7 @@ def kept(options: Evaluate, name: str) -> Path | None:
     """The file in which answers are kept, in a folder beside the output; None where there is no output."""
     if options.output is None:
         return None
-    folder = Path(f"{options.output}.answers")
-    folder.mkdir(exist_ok=True)
-    return folder / f"{file_name(name)}.jsonl"
+    return Path(f"{options.output}.answers") / f"{file_name(name)}.jsonl"
 
 
 def measured(contender: Contender, backend: Any, plan: Plan, options: Evaluate, asked: Prompts, notes: list[str]) -> list[Case]:
@@ -160,13 +184,14 @@ def measured(contender: Contender, backend: Any, plan: Plan, options: Evaluate, 
 
     `backend` is who answers, or of a file its answers.
     """
+    gc.collect()  # the model before this one
     print(f"{contender.name}: {contender.kind} {contender.what}", file=sys.stderr)
     cases = [Case(reference=asked.references.get(index)) for index in range(len(asked.prompts))]
     with ExitStack() as stack:
         opened = cache(lambda: backend.open(stack))
         if contender.kind == CHECKPOINT and (plan.likelihoods or plan.choices):  # first: all texts are encoded, and so checked, at once
             opened()
-            judged = Judged(backend, asked, options.raw)
+            judged = Judged(backend, asked)
             if judged.bounds:
                 notes.append(f"{contender.name} is of diffusion: its likelihoods are lower bounds, so its perplexity and bits are no better than told")
             add_likelihoods(judged, plan, options, asked, cases)
@@ -178,12 +203,10 @@ def measured(contender: Contender, backend: Any, plan: Plan, options: Evaluate, 
             for index, case in enumerate(cases):
                 case.answers = answers.of(index)
             if failed := sum(not case.answers for case in cases):
-                notes.append(f"{contender.name}: {failed:,} of {len(cases):,} records have no answer ({len(answers.failed):,} ended in an error), and are no part of its figures")
+                told = f"{failed:,} of {len(cases):,} records have no answer ({len(answers.failed):,} ended in an error)"
+                notes.append(f"{contender.name}: {told}, and are no part of its figures")
         for line in getattr(backend, "said", list)():
             print(line, file=sys.stderr)
-    if contender.kind == CHECKPOINT:
-        backend.model = None  # the next one needs the memory
-        gc.collect()
     return cases
 
 

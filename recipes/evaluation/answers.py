@@ -34,8 +34,12 @@ class Answers:
         return [] if index in self.failed else [text for _, text in sorted(self.texts.get(index, {}).items())]
 
 
-def asked_of(name: str, backend: Any, asked: Prompts, stack: ExitStack, opened: Callable[[], None], path: Path | None, resume: bool | None) -> Answers:
-    """The answers of a backend, by its name; those that the file has of the same run are not asked again, and what has come is in there whatever ends this one.
+def asked_of(
+    name: str, backend: Any, asked: Prompts, stack: ExitStack, opened: Callable[[], None], path: Path | None, resume: bool | None
+) -> Answers:
+    """The answers of a backend, by its name.
+
+    Those that the file has of the same run are not asked again, and what has come is in there whatever ends this one.
 
     `opened` opens the backend, where there is something to ask. Raises UserError for a file of another run, and GivenUp, with the name, for a server
     that answers no more.
@@ -56,6 +60,7 @@ def asked_of(name: str, backend: Any, asked: Prompts, stack: ExitStack, opened: 
         show = Straight(lambda result: found.note(result.prompt_index, result.choice, result.text, result.error))
         ask(everything, lambda: None, show, "lost: give --output, and they are kept")
         return found
+    path.parent.mkdir(exist_ok=True)
     with ResultsFile(str(path), asked, each, True, backend.identity, line_of(asked, backend.params, False), resume) as file:
         if file.todo:
             ask(file.todo, file.begin, file, f"in {path} (--resume goes on from there)")
@@ -78,7 +83,8 @@ def read_answers(path: Path, asked: Prompts, part: bool = False) -> Answers:
                 told = json.loads(line)
                 place, choice, text, error, prompt = (told[key] for key in (unit, "choice", "text", "error", "prompt"))
             except (ValueError, KeyError, TypeError):
-                raise UserError(f"{where} is no answer of `seodang generate` to {unit}s of the data: generate the file with --prompts DATA --output {path}") from None
+                remedy = f"generate the file with --prompts DATA --output {path}"
+                raise UserError(f"{where} is no answer of `seodang generate` to {unit}s of the data: {remedy}") from None
             index = asked.index_of(place)
             if index is None and part:
                 continue

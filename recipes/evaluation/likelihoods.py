@@ -19,10 +19,11 @@ Asked = tuple[int, str]  # the index of a prompt, and a text behind it
 class Judged:
     """Scores texts by the model of an opened backend, behind its prompts as it answers them; `bounds` says that these are bounds."""
 
-    def __init__(self, backend: OwnBackend, asked: Prompts, raw: bool):
-        self._backend, self._asked, self._raw = backend, asked, raw
-        self._reads_sources = transformers_model(backend.model).config.is_encoder_decoder
-        self._scorer = None if self._reads_sources else Scorer(backend.model, backend.tokenizer, {})
+    def __init__(self, backend: OwnBackend, asked: Prompts):
+        self._backend, self._asked = backend, asked
+        reads_sources = transformers_model(backend.model).config.is_encoder_decoder
+        self._scorer = None if reads_sources else Scorer(backend.model, backend.tokenizer, {})
+        self._runner = scoring_runner(backend.model) if reads_sources else None
         self.bounds = self._scorer is not None and self._scorer.bounds
 
     def likelihoods(self, texts: Sequence[Asked]) -> list[Likelihood]:
@@ -41,7 +42,7 @@ class Judged:
     def _scores(self, encoded: Sequence[Any], indices: Sequence[int]) -> list[Any]:
         """Each token's share of the log-likelihood, [n] of each text; those of one prompt share their masks."""
         if self._scorer is None:
-            return [logprobs.double() for logprobs in score_targets(scoring_runner(self._backend.model), encoded)]
+            return [logprobs.double() for logprobs in score_targets(self._runner, encoded)]
         return [bound.shares.double() for bound in self._scorer.scores(encoded, indices)]
 
     def _encoded(self, index: int, text: str) -> Any:
@@ -49,13 +50,13 @@ class Judged:
         prompt, params = self._backend.asks(index)
         tokenizer = self._backend.tokenizer
         if self._scorer is None:
-            encoder = TargetEncoder(scoring_runner(self._backend.model), tokenizer, params.source_lang, params.target_lang)
+            encoder = TargetEncoder(self._runner, tokenizer, params.source_lang, params.target_lang)
             return encoder.encoded(prompt, text, self._asked.prefixes.get(index), f"the source of {where}", f"the answer of {where}")
         return self._scorer.checked(*pair_ids(tokenizer, prompt, text, None, where), where)
 
     def _behind_prefix(self, index: int, text: str) -> str:
         """What of a text is scored: an encoder-decoder is given its beginning."""
-        return text.removeprefix(self._asked.prefixes.get(index, "")) if self._reads_sources else text
+        return text if self._scorer is not None else text.removeprefix(self._asked.prefixes.get(index, ""))
 
 
 def spaced(prompt: Any, choice: str) -> str:

@@ -32,7 +32,9 @@ def write_page(path: str, found: Evaluation, rows: int) -> None:
     """Write the page with so many records. It loads nothing and runs nothing, follows the reader's light or dark theme, and escapes everything from the data."""
     tables = []
     for group, figures in found.figures.items():
-        tables.append((group, [(headed(metric), [cell(figure, len(found.asked.prompts)).split("\n") for figure in figures[metric.name]]) for metric in found.metrics]))
+        count = found.records_of(group)
+        cells = [(headed(metric), [cell(figure, count).split("\n") for figure in figures[metric.name]]) for metric in found.metrics]
+        tables.append((f"{group}, {count:,}", cells))
     names = [each.name for each in found.contenders]
     order = by_change(found.metrics, found.models)
     several = "those that differ most first" if len(names) > 1 else "the worst first"

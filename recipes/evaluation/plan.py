@@ -52,10 +52,8 @@ class Plan:
         notes += told
         judging = options.reward or options.reward_model or options.judge
         if not metrics and not judging:
-            raise UserError(
-                "there is nothing to measure: no record has a reference or choices that can be judged here; name the column of the references, --columns answer=COLUMN, "
-                "or say what else, by --metrics (as json, regex:PATTERN), --reward or --judge"
-            )
+            remedy = "name the column of the references, --columns answer=COLUMN, or say what else, by --metrics (as json, regex:PATTERN), --reward or --judge"
+            raise UserError(f"there is nothing to measure: no record has a reference or choices that can be judged here; {remedy}")
         needs = {need for metric in metrics for need in metric.needs}
         against_first = options.against == "first" and len(contenders) > 1
         if not against_first and (options.judge or options.against == "references"):
@@ -69,11 +67,12 @@ class Plan:
 def refuse_without_records(metric: Metric, options: Any, asked: Prompts) -> None:
     """Raise UserError for a metric that the records have nothing for."""
     if CHOICES in metric.needs and not asked.choices:
-        raise UserError(f"metric {metric.name} is of questions with choices, and no record has any: name their column, --columns choices=COLUMN, and which is right, answer=COLUMN")
+        remedy = "name their column, --columns choices=COLUMN, and that which says which is right, answer=COLUMN"
+        raise UserError(f"metric {metric.name} is of questions with choices, and no record has any: {remedy}")
     if REFERENCES in metric.needs:
         refuse_without_references(asked)
     if metric.name.startswith(PASS) and not options.reward:
-        raise UserError(f"metric {metric.name} counts answers that pass rules: give one, as --reward exact_answer, --reward format:PATTERN or --reward FILE.py:FUNCTION")
+        raise UserError(f"metric {metric.name} counts answers that pass rules: give one, as --reward exact_answer or --reward FILE.py:FUNCTION")
 
 
 def of_whom_it_can_be_had(metrics: list[Metric], contenders: Sequence[Contender], chosen: bool) -> tuple[list[Metric], list[str]]:
@@ -86,9 +85,10 @@ def of_whom_it_can_be_had(metrics: list[Metric], contenders: Sequence[Contender]
     if not silent or not judged:
         return metrics, []
     if len(silent) < len(contenders):
-        return metrics, [f"how likely a text is found is told by checkpoints alone, not by {', '.join(silent)}: without {', '.join(judged)}"]
+        return metrics, [f"{', '.join(silent)}: no {', '.join(judged)}, which checkpoints alone tell"]
     if chosen:
-        raise UserError(f"metric {judged[0]} needs how likely a model finds a text, which servers and files of answers do not tell: name the checkpoint itself")
+        why = "needs how likely a model finds a text, which servers and files of answers do not tell"
+        raise UserError(f"metric {judged[0]} {why}: name the checkpoint itself")
     return [metric for metric in metrics if metric.name not in judged], [f"without {', '.join(judged)}, which need the checkpoint itself"]
 
 
@@ -118,7 +118,10 @@ def judge_of(word: str | None) -> Contender | None:
 
 
 def groups_of(asked: Prompts, column: str) -> list[str]:
-    """Each record's group, by the value that it has in a column. Raises UserError for a column that is not there, or not in every record, or of too many values."""
+    """Each record's group, by the value that it has in a column.
+
+    Raises UserError for a column that is not there, or not in every record, or of too many values.
+    """
     names = sorted({str(key) for record in asked.records if isinstance(record, Mapping) for key in record})
     if column not in names:
         raise UserError(f"by {column}: there is no such column among {', '.join(names) or 'none'}{did_you_mean(column, names)}")

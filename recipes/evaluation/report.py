@@ -42,6 +42,10 @@ class Evaluation:
         """Where a record stands."""
         return f"{self.asked.unit} {self.asked.numbers[index]}"
 
+    def records_of(self, group: str) -> int:
+        """How many records a group has."""
+        return sum(group in (ALL, of) for of in self.groups or [ALL] * len(self.asked.prompts))
+
     def as_json(self) -> dict[str, Any]:
         """What is written: the figures, and of each record what each metric says of it alone."""
         names = [each.name for each in self.contenders]
@@ -49,7 +53,8 @@ class Evaluation:
             group: {metric: {name: figure.as_json() for name, figure in zip(names, of, strict=True)} for metric, of in found.items()}
             for group, found in self.figures.items()
         }
-        told = {"models": [vars(each) for each in self.contenders], **self.settings, "records": len(self.asked.prompts), "notes": self.notes, "figures": figures}
+        models, count = [vars(each) for each in self.contenders], len(self.asked.prompts)
+        told = {"models": models, **self.settings, "records": count, "notes": self.notes, "figures": figures}
         return {**told, "each": [self._record(index, names) for index in range(len(self.asked.prompts))]}
 
     def _record(self, index: int, names: Sequence[str]) -> dict[str, Any]:
@@ -78,7 +83,7 @@ class Evaluation:
         return [*lines, f"in brackets: 95 % by the bootstrap over records, {self.settings['resamples']:,} resamples", *self.notes]
 
     def _table(self, group: str, found: dict[str, list[Figure]]) -> Table:
-        records = sum(group in (ALL, of) for of in self.groups or [ALL] * len(self.asked.prompts))
+        records = self.records_of(group)
         table = Table(title=Text(f"{group}, {records:,}"), title_justify="left", title_style="bold")
         table.add_column("")
         for each in self.contenders:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import weakref
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from seodang.recipes import generate as generating
 from seodang.recipes import preview
 from seodang.recipes import score as scoring
 from seodang.recipes.eval import main
+from seodang.recipes.options.decoding import SpeakingModel
 from seodang.train.maths.text_metrics import text_metrics
 from seodang.train.rewards.scoring import score_answers
 
@@ -95,6 +97,20 @@ def test_two_checkpoints_side_by_side(base, other, data, tmp_path, monkeypatch, 
     assert figures(tmp_path / "of_files.json")["chrf"] == found["chrf"]
     assert main([*files, "--data", data, "--limit", "2", "--metrics", "chrf", "--output", str(tmp_path / "two.json")]) == 0
     assert figures(tmp_path / "two.json")["chrf"]["before"]["records"] == 2
+
+
+def test_one_model_is_in_memory_at_a_time(base, other, data, monkeypatch, capsys):
+    opened, there = [], []
+
+    def opening(self):
+        model, tokenizer = load(self.model, device="cpu", dtype="float32")
+        there.append(sum(each() is not None for each in opened))
+        opened.append(weakref.ref(model))
+        return model, tokenizer
+
+    monkeypatch.setattr(SpeakingModel, "open", opening)
+    assert main([str(base), str(other), "--data", data, "--metrics", "exact", "perplexity", *SHORT]) == 0
+    assert there == [0, 0]
 
 
 def by_transformers(folder, tokenizer, text, choice):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -35,3 +36,4 @@ class Case:
     choices: Sequence[Likelihood] = ()
     right: int | None = None
     marks: dict[str, Sequence[float]] = field(default_factory=dict)
+    rows: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # what metrics have made of it

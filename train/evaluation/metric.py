@@ -19,17 +19,24 @@ def ratio(sums: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure by its name: what it needs, a record's `row` of summands (None where it cannot be measured), and the `value` of their sums, [..., columns] to [...].
+    """A figure by its name, and what it needs: what makes a record's row of summands, None where it cannot be measured, and the `value` of their sums.
 
-    `more_is_better` is None where neither is. With `same_tokenizer` only models of one tokenizer can be compared by it.
+    `value` takes [..., columns] to [...]. `more_is_better` is None where neither is. With `same_tokenizer` only models of one tokenizer can be
+    compared by it.
     """
 
     name: str
     needs: tuple[str, ...]
-    row: Callable[[Case], Row | None]
+    make_row: Callable[[Case], Row | None]
     value: Callable[[NDArray[np.float64]], NDArray[np.float64]] = ratio
     more_is_better: bool | None = True
     same_tokenizer: bool = False
+
+    def row(self, case: Case) -> Row | None:
+        """A record's row, made once: nothing of a case changes once it is measured."""
+        if self not in case.rows:
+            case.rows[self] = self.make_row(case)
+        return case.rows[self]
 
     def of(self, case: Case) -> float | None:
         """The figure of one record alone, None where there is none."""
