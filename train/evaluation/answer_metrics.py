@@ -1,7 +1,7 @@
 """Metrics of answers beside their references; where a model gave several answers to a record, of the first."""
 
 from collections.abc import Callable, Collection
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,16 +48,19 @@ def _chrf_row(case: Case) -> Row | None:
 def _bleu_row(case: Case) -> Row | None:
     if not case.answers or case.reference is None:
         return None
+    found = _sacrebleu().corpus_score([case.answers[0]], [[case.reference]])
+    return [*found.counts, *found.totals, found.sys_len, found.ref_len]
+
+
+@cache
+def _sacrebleu():
     from sacrebleu import BLEU  # takes a while, and few need it
 
-    found = BLEU().corpus_score([case.answers[0]], [[case.reference]])
-    return [*found.counts, *found.totals, found.sys_len, found.ref_len]
+    return BLEU()
 
 
 def _bleu(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     """The score in [0, 100] of counts that match, of all n-grams, and of the lengths of both sides: [..., 10] to [...]."""
-    from sacrebleu import BLEU
-
     rows = sums.reshape(-1, 10).astype(int).tolist()  # whole numbers all of them
-    scores = [BLEU.compute_bleu(correct=row[:4], total=row[4:8], sys_len=row[8], ref_len=row[9], smooth_method="exp").score for row in rows]
+    scores = [_sacrebleu().compute_bleu(correct=row[:4], total=row[4:8], sys_len=row[8], ref_len=row[9], smooth_method="exp").score for row in rows]
     return np.array(scores).reshape(sums.shape[:-1])

@@ -102,9 +102,9 @@ def sums_of(blocks: Sequence[Array], resamples: int, seed: int) -> list[tuple[Ar
 
 
 def values(metric: Metric, sums: Array) -> Array:
-    """The metric of sums, [..., columns] to [...]; of no record it is no number."""
+    """The metric of sums, [..., columns] to [...]; where they are all zero, those of no record that was measured, it is no number."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        return metric.value(sums)
+        return np.where((sums == 0).all(-1), np.nan, metric.value(sums))
 
 
 def estimate(records: int, value: Any, drawn: Array) -> Estimate:

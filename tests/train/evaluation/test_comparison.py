@@ -50,3 +50,12 @@ def test_intervals_come_again_by_their_seed():
 def test_nothing_measured_is_no_figure():
     [figure], [other] = compared([MARK], [[Case(), Case()]])["mark"], compared([MARK], [[]])["mark"]
     assert figure.estimate.value is other.estimate.value is None and figure.estimate.records == 0
+
+
+def test_a_draw_without_a_measured_record_is_left_out():
+    """Of 60 records 2 were measured, so one draw in eight has none of them."""
+    cases = [Case(["abc"], "abc"), Case(["abc"], "abc"), *[Case()] * 58]
+    for figures in compared(parse_metrics(["chrf", "exact", "bleu"]), [cases, cases]).values():
+        for estimate in (figures[0].estimate, figures[1].estimate):
+            assert estimate.records == 2 and estimate.low == estimate.high == estimate.value
+        assert (figures[1].difference.low, figures[1].difference.high, figures[1].difference.records) == (0, 0, 2)
