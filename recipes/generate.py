@@ -17,10 +17,10 @@ from typing import Any
 
 from seodang.data.errors import UserError
 from seodang.infer.remote.connection import GivenUp
+from seodang.recipes.options.asking import AskingOptions
 from seodang.recipes.options.backend import BackendOptions
 from seodang.recipes.options.decoding import Decoding, SpeakingModel, option
 from seodang.recipes.options.parser import command, parse
-from seodang.recipes.options.record import FileOptions
 from seodang.recipes.prompts.prompt_files import Prompts, Reading, read_prompts
 from seodang.recipes.prompts.references import Measured
 from seodang.recipes.run.backends import OwnBackend, backend_for
@@ -35,7 +35,7 @@ ORDERS = ("prompts", "finished")
 
 
 @dataclass
-class Generate(FileOptions):
+class Generate(AskingOptions):
     """What is answered, and where the answers go."""
 
     prompts: list[str] = field(default_factory=list, metadata={"help": FILES})
@@ -49,18 +49,10 @@ class Generate(FileOptions):
     )
     token_ids: bool = option("Write each answer's token ids into the file too (ids).", False)
     show_steps: bool = option("Print the canvas of a diffusion answer after each step, a line each, before the answer.", False)
-    raw: bool = option("Continue the prompts as they stand: no chat template (for base models).", False)
-    literal: bool | None = option("What looks like a control token in a prompt is text (true) or the token; text, but for --raw.")
     references: bool = option("Measure the answers by the records' own: exact match, chrF, BLEU, ROUGE.", False)
-    source_prefix: str = option("Encoder-decoders: a text before every source, as in training.", "")
-    max_source_length: int | None = option("Encoder-decoders: longer sources lose their end, and are counted; without, they are refused.")
-    batch_size: int = option("Answers that grow at the same time; the others wait.", 64)
 
     def __post_init__(self):
-        if self.batch_size < 1:
-            raise UserError(f"batch_size must be at least 1, got {self.batch_size}")
-        if self.max_source_length is not None and self.max_source_length < 2:
-            raise UserError(f"max_source_length must be at least 2, got {self.max_source_length}")
+        super().__post_init__()
         if self.order not in ORDERS:
             raise UserError(f"order must be {' or '.join(ORDERS)}, got {self.order!r}")
         for name in ("token_ids", "resume"):

@@ -26,6 +26,7 @@ from seodang.data.seq2seq.records import Exchange, seq2seq_shapes
 from seodang.data.seq2seq.rows import Seq2SeqCounts, Seq2SeqLabeller, told_languages
 from seodang.infer.checkpoint.load import load_tokenizer
 from seodang.infer.engine.checkpoint_settings import known_config
+from seodang.recipes.evaluation.overlap import warn_of_overlap
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.record import RecordOptions
 
@@ -48,6 +49,7 @@ class PreviewOptions(RecordOptions):
     target_lang: str | None = field(default=None, metadata={"help": "Of an encoder-decoder: the language of the targets, and the key in a translation."})
     rows: int = field(default=5, metadata={"help": "Records shown; all are counted."})
     html: str | None = field(default=None, metadata={"help": "Write the same as a page to this file."})
+    eval_data: list[str] | None = field(default=None, metadata={"help": "Held-out sources: warn of records in them that the data has too."})
 
     def __post_init__(self) -> None:
         if self.rows < 0:
@@ -68,6 +70,8 @@ def main(argv: list[str] | None = None) -> int:
     console = Console()
     console.print(preview(shown, tokenizer))
     console.print(*totals(counts, lengths), sep="\n", markup=False, highlight=False)
+    if options.eval_data:
+        warn_of_overlap(options.data, options.eval_data, options.encoding)
     if options.html:
         title = f"Preview of {', '.join(options.data)}"
         Path(options.html).write_text(to_html(shown, tokenizer, counts, lengths, title), encoding="utf-8")

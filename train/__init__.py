@@ -28,6 +28,7 @@ _HOMES = {
     "rloo": "stages.grpo", "rloo_trainer": "stages.grpo", "RlooTrainer": "stages.grpo",
     "plan": "stages.plan", "Plan": "stages.plan",
     "text_metrics": "maths.text_metrics",
+    "parse_metrics": "evaluation.registry", "compared": "evaluation.comparison", "Case": "evaluation.case", "Likelihood": "evaluation.case",
     "parse_reward": "rewards.rules", "model_reward": "rewards.rules", "combined": "rewards.rules", "length": "rewards.rules",
     "score_answers": "rewards.scoring",
     "FunctionRanker": "rewards.ranking", "JudgeRanker": "rewards.ranking", "PersonRanker": "rewards.ranking", "rank_all": "rewards.ranking",

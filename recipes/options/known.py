@@ -97,6 +97,10 @@ FIRST: dict[str, dict[str, str]] = {
         "prompts": "prompts output resume raw references batch_size", "model": f"{SPEAKER} backend base_url", "answer": "max_new_tokens stop seed num_return_sequences logprobs",
         "choice of tokens": CHOICE,
     },
+    "eval": {
+        "models": "models device dtype", "data": "data columns by train_data", "figures": "metrics reward reward_model judge against",
+        "answers": "raw max_new_tokens seed num_return_sequences", "written": "output resume html",
+    },
     "chat": {"talk": "system", "model": SPEAKER, "answer": "max_new_tokens stop seed", "choice of tokens": CHOICE},
     "serve": {
         "where": "host port served_model_name", "model": f"{SPEAKER} weights", "how much": "max_rows max_waiting cache_gib reuse_prefixes",

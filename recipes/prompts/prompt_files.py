@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from seodang.data.classification.choices import Choices, choices_of
 from seodang.data.columns import ANSWERS, Columns
 from seodang.data.errors import UserError
 from seodang.data.files.sources import is_source_file, records_of
@@ -29,14 +30,15 @@ class Asked:
     prefix: str = ""
     is_source: bool = False
     translated: bool = False  # its keys are languages
+    choices: Choices | None = None
 
 
 @dataclass
 class Prompts:
     """Prompts as the engine takes them, each with the number by which whoever gave it finds it, of what `unit` says.
 
-    By a prompt's index: the `references` are the answers that they should get, `prefixes` what answers begin with where that is given; `sources` are
-    those that an encoder reads without a chat template.
+    By a prompt's index: the `references` are the answers that they should get, `prefixes` what answers begin with where that is given, `choices` what may
+    be chosen from; `sources` are those that an encoder reads without a chat template. `records` are those that the prompts were taken out of.
     """
 
     prompts: list[Any]
@@ -46,9 +48,11 @@ class Prompts:
     prefixes: dict[int, str] = field(default_factory=dict, compare=False)
     sources: frozenset[int] = field(default=frozenset(), compare=False)
     translated: bool = field(default=False, compare=False)  # the keys of records were languages
+    choices: dict[int, Choices] = field(default_factory=dict, compare=False)
+    records: list[Any] = field(default_factory=list, compare=False, repr=False)
 
     @classmethod
-    def of(cls, asked: list[Asked], numbers: list[int], unit: str) -> "Prompts":
+    def of(cls, asked: list[Asked], numbers: list[int], unit: str, records: list[Any]) -> "Prompts":
         """The prompts of a file, with what it says of them."""
         return cls(
             [each.prompt for each in asked], numbers, unit,
@@ -56,7 +60,15 @@ class Prompts:
             prefixes={index: each.prefix for index, each in enumerate(asked) if each.prefix},
             sources=frozenset(index for index, each in enumerate(asked) if each.is_source),
             translated=any(each.translated for each in asked),
+            choices={index: each.choices for index, each in enumerate(asked) if each.choices is not None},
+            records=records,
         )  # fmt: skip
+
+    def first(self, count: int) -> "Prompts":
+        """So many of the prompts, or as many as there are."""
+        of = {name: {index: value for index, value in getattr(self, name).items() if index < count} for name in ("references", "prefixes", "choices")}
+        of |= {name: getattr(self, name)[:count] for name in ("prompts", "numbers", "records")}
+        return replace(self, **of, sources=frozenset(index for index in self.sources if index < count))
 
     @property
     def unit_written(self) -> str:
@@ -74,12 +86,16 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Reading:
-    """How prompts are taken out of records: as texts to be continued (`raw`), with the answers that they should get, of translations in which languages."""
+    """How prompts are taken out of records: as texts to be continued (`raw`), with the answers that they should get, of translations in which languages.
+
+    With `choices` answers to choose from are no part of the prompt, and the right one is the reference.
+    """
 
     raw: bool = False
     references: bool = False
     source_lang: str | None = None
     target_lang: str | None = None
+    choices: bool = False
 
 
 def read_prompts(
@@ -97,10 +113,16 @@ def read_prompts(
         found = read_prompt_file(Path(given[0]), reading, encoding, Columns(named, ("prompt", "instruction", "messages"), dict.fromkeys(named, ()), PREFIXES))
     if not found.prompts:
         raise UserError('no prompts: give some ("..."), or --prompts FILE')
-    if reading.references and not found.references:
-        raise UserError("references: no prompt has the answer that it should get (target, completion, output, answer): give a file of records that have one, or name its column, --columns answer=COLUMN")
+    if reading.references and not reading.choices:  # who reads choices knows later whether it needs the others
+        refuse_without_references(found)
     found.prompts = [prompt if raw or not isinstance(prompt, str) else [{"role": "user", "content": prompt}] for prompt in found.prompts]
     return found
+
+
+def refuse_without_references(asked: Prompts) -> None:
+    """Raise UserError for prompts of which none has the answer that it should get."""
+    if not asked.references:
+        raise UserError("references: no prompt has the answer that it should get (target, completion, output, answer): give a file of records that have one, or name its column, --columns answer=COLUMN")
 
 
 def read_prompt_file(path: Path, reading: Reading, encoding: str | None, columns: Columns) -> Prompts:
@@ -108,15 +130,14 @@ def read_prompt_file(path: Path, reading: Reading, encoding: str | None, columns
     if path.suffix in (".txt", ".jsonl", ".json") and not path.is_file():
         raise UserError(f"the prompts file {path} does not exist")
     if path.suffix not in (".txt", ".jsonl"):
-        records = list(records_of(str(path), encoding, columns.named.values()))
-        found = Prompts.of([prompt_of(record, where, reading, columns) for where, record in records], [*range(1, len(records) + 1)], "record")
+        located = list(records_of(str(path), encoding, columns.named.values()))
+        asked = [prompt_of(record, where, reading, columns) for where, record in located]
+        found = Prompts.of(asked, [*range(1, len(located) + 1)], "record", [record for _, record in located])
     else:
         lines = [(n, line.removesuffix("\n")) for n, line in enumerate(lines_of(path, encoding), 1) if line.strip()]
-        if path.suffix == ".jsonl":
-            asked = [prompt_of(parse_json(line, f"{path.name} line {n}"), f"{path.name} line {n}", reading, columns) for n, line in lines]
-        else:
-            asked = [Asked(line) for _, line in lines]
-        found = Prompts.of(asked, [n for n, _ in lines], "line")
+        records = [parse_json(line, f"{path.name} line {n}") if path.suffix == ".jsonl" else line for n, line in lines]
+        asked = [prompt_of(record, f"{path.name} line {n}", reading, columns) for record, (n, _) in zip(records, lines)]
+        found = Prompts.of(asked, [n for n, _ in lines], "line", records)
     if not found.prompts:
         raise UserError(f"the prompts file {path} is empty")
     columns.refuse_absent()
@@ -138,6 +159,10 @@ def prompt_of(record: Any, where: str, reading: Reading, columns: Columns) -> As
         if isinstance(record, str):
             return Asked(record)
         to_example(record, where=where)  # which says what a record is
+    if reading.choices and (chosen_from := offered(record, where, columns)) is not None:
+        choices, rest = chosen_from
+        asked = prompt_of(rest, where, replace(reading, choices=False, references=False), columns)
+        return replace(asked, reference=choices.texts[choices.right], choices=choices)
     try:
         record, _ = columns.taken(record)
         prefix = given_beginning(record)
@@ -169,6 +194,18 @@ def prompt_of(record: Any, where: str, reading: Reading, columns: Columns) -> As
         content = messages[len(asked)].get("content")
         reference = content if isinstance(content, str) and content.strip() else reference
     return Asked(asked, reference, prefix)
+
+
+def offered(record: Mapping[str, Any], where: str, columns: Columns) -> tuple[Choices, dict[str, Any]] | None:
+    """What `choices_of` a record gives, whose columns then count as read."""
+    try:
+        found = choices_of(record, columns.named)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    if found is not None:
+        for key in ("choices", "answer"):
+            columns.wanted.pop(key, None)
+    return found
 
 
 def source_of(record: Mapping[str, Any], reading: Reading, prefix: str, named: bool) -> Asked | None:

@@ -17,6 +17,7 @@ from seodang.recipes.run.same_run import contents_of
 class OwnBackend:
     """The model in this process; `options` are those of `seodang generate`."""
 
+    model: Any = None  # once it is loaded
     tokenizer: Any = None
 
     def __init__(self, model: SpeakingModel, decoding: Decoding, options: Any, asked: Prompts):
@@ -52,9 +53,9 @@ class OwnBackend:
 
     def open(self, stack: ExitStack) -> None:
         """Load the model."""
-        self._model, self.tokenizer = self._options.open()
-        self._options.tell(self._model)
-        self._decoding.take_over(self._model)
+        self.model, self.tokenizer = self._options.open()
+        self._options.tell(self.model)
+        self._decoding.take_over(self.model)
 
     def answers(self, indices: Sequence[int], ordered: bool) -> Iterator[Any]:
         """The results of these prompts as they come; raises UserError, before anything is computed, for what cannot be honoured."""
@@ -64,12 +65,16 @@ class OwnBackend:
         params = [self._decoding.params(self._options, index) for index in (indices if seeded else indices[:1])]
         ahead = AHEAD * self._how.batch_size if ordered else None
         each = params if seeded else params * len(indices)
-        asks = [self._sources.asks(self._model, self.tokenizer, index, own) for index, own in zip(indices, each, strict=True)]
+        asks = [self._sources.asks(self.model, self.tokenizer, index, own) for index, own in zip(indices, each, strict=True)]
         how = {"literal": self._how.literal, "max_rows": self._how.batch_size, "ahead": ahead}
-        found = answers(self._model, self.tokenizer, [prompt for prompt, _ in asks], [own for _, own in asks], **how)
+        found = answers(self.model, self.tokenizer, [prompt for prompt, _ in asks], [own for _, own in asks], **how)
         if len(indices) == len(self._asked.prompts):
             return found
         return (replace(result, prompt_index=indices[result.prompt_index]) for result in found)
+
+    def asks(self, index: int) -> tuple[Any, SamplingParams]:
+        """What the model is asked of a prompt, and with which settings."""
+        return self._sources.asks(self.model, self.tokenizer, index, self._decoding.params(self._options, index))
 
     def said(self) -> list[str]:
         """What there is to say of the prompts once they have been read, in lines."""
@@ -80,10 +85,10 @@ class OwnBackend:
         from seodang.infer.engine.generate import stream
         from seodang.infer.strategies.registry import check_steps, choose
 
-        prompt, params = self._sources.asks(self._model, self.tokenizer, 0, self._decoding.params(self._options))
+        prompt, params = self.asks(0)
         if show_steps:
             check_steps(choose(params, self._decoding.diffusion), "show_steps")
-        return stream(self._model, self.tokenizer, prompt, params, literal=self._how.literal, trace=show_steps)
+        return stream(self.model, self.tokenizer, prompt, params, literal=self._how.literal, trace=show_steps)
 
 
 def backend_for(where: BackendOptions, model: SpeakingModel, decoding: Decoding, options: Any, asked: Prompts) -> Any:

@@ -24,11 +24,15 @@ def reliability(confidence: Tensor, right: Tensor, bins: int = BINS) -> Reliabil
     confidence is [predictions] in [0, 1], right [predictions] says which of them came true. Where a bin is empty, both its means are 0.
     """
     confidence, right = in_float64(confidence), in_float64(right)
-    place = ((confidence * bins).ceil().long() - 1).clamp(0, bins - 1)
     sums = torch.zeros(3, bins, dtype=torch.float64)
-    sums.index_add_(1, place, torch.stack([torch.ones_like(confidence), confidence, right]))
+    sums.index_add_(1, bins_of(confidence, bins), torch.stack([torch.ones_like(confidence), confidence, right]))
     counts = sums[0]
     return Reliability(counts, *(sums[1:] / counts.clamp(min=1)))
+
+
+def bins_of(confidence: Tensor, bins: int = BINS) -> Tensor:
+    """The bin of each confidence, counted from 0."""
+    return ((confidence * bins).ceil().long() - 1).clamp(0, bins - 1)
 
 
 def expected_calibration_error(found: Reliability) -> float:

@@ -2,13 +2,10 @@
 
 from collections.abc import Sequence
 from functools import cache
-from unicodedata import normalize
 
-import regex
+from ...data.text.words import words_of
+from .chrf import chrf, chrf_counts
 
-# Words of letters, their marks and digits; in scripts that put no spaces between words, each character with its marks.
-_ALONE = r"[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}\p{Script=Lao}\p{Script=Khmer}\p{Script=Myanmar}]"
-_WORD = regex.compile(rf"{_ALONE}\p{{M}}*|(?:(?!{_ALONE})[\p{{L}}\p{{M}}\p{{N}}])+")
 ROUGE = ("rouge1", "rouge2", "rougeL")
 TEXT_METRICS = ("exact", "contains", "chrf", "bleu", *ROUGE)  # in [0, 1] the first two, the others in [0, 100]
 
@@ -16,7 +13,7 @@ TEXT_METRICS = ("exact", "contains", "chrf", "bleu", *ROUGE)  # in [0, 1] the fi
 def text_metrics(answers: Sequence[str], expected: Sequence[str]) -> dict[str, float]:
     """What `TEXT_METRICS` names, of answers and the one text that each should have been: shares in [0, 1], chrF, BLEU and ROUGE in [0, 100].
 
-    chrF and BLEU are the whole corpus's by sacrebleu (chrF2; 4-grams, smoothed, words by its "13a"). ROUGE is the mean over the answers of the F-measure,
+    chrF and BLEU are the whole corpus's as sacrebleu computes them (chrF2; 4-grams, smoothed, words by its "13a"). ROUGE is the mean over the answers of the F-measure,
     by rouge-score, whose own words are of English letters and digits alone: here they are those of every script.
     """
     return {**agreement(answers, expected), **similarity(answers, expected)}
@@ -36,29 +33,19 @@ def similarity(answers: Sequence[str], expected: Sequence[str]) -> dict[str, flo
     """chrF, BLEU and ROUGE, in [0, 100]; 0 of no answers."""
     if not answers:
         return dict.fromkeys(("chrf", "bleu", *ROUGE), 0.0)
-    from sacrebleu import BLEU, CHRF  # takes a while, and few need it
+    from sacrebleu import BLEU  # takes a while, and few need it
 
-    references = [list(expected)]
-    rouge = [_rouge().score(target, answer) for target, answer in zip(expected, answers, strict=True)]
+    scores = [rouge(answer, target) for answer, target in zip(answers, expected, strict=True)]
     return {
-        "chrf": CHRF().corpus_score(list(answers), references).score,
-        "bleu": BLEU().corpus_score(list(answers), references).score,
-        **{name: 100 * sum(scores[name].fmeasure for scores in rouge) / len(rouge) for name in ROUGE},
+        "chrf": float(chrf(sum(map(chrf_counts, answers, expected)))),
+        "bleu": BLEU().corpus_score(list(answers), [list(expected)]).score,
+        **{name: sum(each[name] for each in scores) / len(scores) for name in ROUGE},
     }
 
 
-def words_of(text: str) -> list[str]:
-    """The words of a text, in small letters.
-
-    >>> words_of("Don't! 나무가 자란다. 木が育つ")
-    ['don', 't', '나무가', '자란다', '木', 'が', '育', 'つ']
-    """
-    return _WORD.findall(normalised(text))
-
-
-def normalised(text: str) -> str:
-    """A text in small letters, each composed of as few characters as it can be: a Mac may write 한 as ㅎㅏㄴ."""
-    return normalize("NFC", text).lower()
+def rouge(answer: str, expected: str) -> dict[str, float]:
+    """The F-measures of `ROUGE` of one answer, in [0, 100], by rouge-score over the words of every script."""
+    return {name: 100 * score.fmeasure for name, score in _rouge().score(expected, answer).items()}
 
 
 @cache

@@ -53,7 +53,7 @@ class FunctionRanker:
         return ranks_of(CheckedReward(self.label)([prompt] * len(answers), list(answers), **repeated))
 
 
-QUESTION = """Here are a request and two answers to it.
+TWO_ANSWERS = """Here are a request and two answers to it.
 
 Request:
 {request}
@@ -64,7 +64,8 @@ Answer A:
 Answer B:
 {second}
 
-Which answer is better? Reply with the letter A or B alone."""
+Which answer is better?"""
+QUESTION = f"{TWO_ANSWERS} Reply with the letter A or B alone."
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class JudgeRanker:
     def log_odds(self, prompt: list[Message], duels: Sequence[tuple[str, str]]) -> list[float]:
         """For each two answers the log-odds that the first is called the better one."""
         request = prompt_as_text(prompt)
-        questions = [[{"role": "user", "content": _fill_in(self.question, request, *duel)}] for duel in duels]
+        questions = [[{"role": "user", "content": filled_in(self.question, request, *duel)}] for duel in duels]
         found = score(self.model, self.tokenizer, [each for each in questions for _ in "AB"], ["A", "B"] * len(questions))
         letters = [float(each[0]) for each in found]  # what ends the turn behind the letter says nothing of the answers
         return [a - b for a, b in zip(letters[::2], letters[1::2], strict=True)]
@@ -181,7 +182,7 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() or letter == "\n" else repr(letter)[1:-1] for letter in text)
 
 
-def _fill_in(question: str, request: str, first: str, second: str) -> str:
+def filled_in(question: str, request: str, first: str, second: str) -> str:
     """The question with its fields; braces in the texts stay as they are."""
     fields = {"{request}": request, "{first}": first, "{second}": second}
     return re.sub("|".join(map(re.escape, fields)), lambda match: fields[match[0]], question)

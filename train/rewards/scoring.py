@@ -121,15 +121,19 @@ def _check(model: PreTrainedModel, pairs: Sequence[Pair]) -> None:
                             "its ids come from another tokenizer")  # fmt: skip
 
 
+def different_tokens(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> str | None:
+    """What one id or special token means to two tokenizers that differ in it; None where all mean the same. Padding may differ."""
+    own, other = ours.get_vocab(), theirs.get_vocab()
+    for token in own.keys() | other.keys():
+        if own.get(token) != other.get(token):
+            return f"{token!r} is {own.get(token)} to one and {other.get(token)} to the other"
+    return next((f"{name} is {getattr(ours, name)} to one and {getattr(theirs, name)} to the other" for name in SPECIAL
+                 if getattr(ours, name) != getattr(theirs, name)), None)  # fmt: skip
+
+
 def check_same_tokenizer(policy: PreTrainedTokenizerBase, reward: PreTrainedTokenizerBase) -> None:
     """Raise UserError unless both give every id the same meaning; padding may differ."""
-    ours, theirs = policy.get_vocab(), reward.get_vocab()
-    different = next((f"{token!r} is {ours.get(token)} to one and {theirs.get(token)} to the other" for token in ours.keys() | theirs.keys()
-                      if ours.get(token) != theirs.get(token)), None)  # fmt: skip
-    if different is None:
-        different = next((f"{name} is {getattr(policy, name)} to one and {getattr(reward, name)} to the other" for name in SPECIAL
-                          if getattr(policy, name) != getattr(reward, name)), None)  # fmt: skip
-    if different is not None:
+    if (different := different_tokens(policy, reward)) is not None:
         raise UserError(
             f"the policy and the reward model have different tokenizers ({different}): train the reward model from the policy's family, "
             "or set retokenise=True to have the text of each answer encoded again"
