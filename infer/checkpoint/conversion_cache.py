@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 LIMIT = "SEODANG_CACHE_GIB"  # the environment variable: 0 keeps nothing
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+PARTIAL = ".partial."  # how the name of what is being written begins
 STALE = 24 * 3600  # seconds after which what is still being written was left by a process that was killed
 
 
@@ -135,10 +136,12 @@ def _keep(entry: Path, model: PreTrainedModel, weights: str, most: int) -> None:
     entry.parent.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(entry.parent).free < 2 * size:
         raise OSError(f"{entry.parent} is nearly full")
-    partial = Path(tempfile.mkdtemp(prefix=".partial.", dir=entry.parent))
+    partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=entry.parent))
     try:
         write_few_bits(partial, model, weights)
         write_manifest(partial)
+        if entry.exists() and not (entry / MANIFEST).is_file():
+            _remove(entry)  # once more: its removal was cut short
         partial.replace(entry)
     except OSError:
         if not (entry / MANIFEST).is_file():  # else another process finished the same work first
@@ -156,9 +159,9 @@ def _make_room(entry: Path, most: int) -> None:
             used[folder] = folder.stat().st_mtime, sum(path.stat().st_size for path in folder.iterdir())
         except OSError:  # another process removes it
             continue
-        if folder.name.startswith(".partial."):
-            size = used.pop(folder)
-            if size[0] < time.time() - STALE:
+        if folder.name.startswith(PARTIAL):
+            began, _ = used.pop(folder)
+            if began < time.time() - STALE:
                 shutil.rmtree(folder, ignore_errors=True)
     total = sum(size for _, size in used.values())
     for folder in sorted(used.keys() - {entry}, key=lambda folder: used[folder]):

@@ -1,6 +1,6 @@
 """A model in 8 or 4 bits as a folder of its own: what the kernels read lies in the file as in memory, and is mapped from there.
 
-`model.safetensors` holds the packs of each quantised layer, its bias, and all other weights and buffers in the dtype that they are computed with. Its
+`few_bits.safetensors` holds the packs of each quantised layer, its bias, and all other weights and buffers in the dtype that they are computed with. Its
 header says in JSON, under `seodang`, the layout's number and of each layer its kind, its inputs and outputs, and the modules that it stands for.
 Each tensor that is a whole number of lines of `LINE` bytes begins with one. What packs are made of is the same on every CPU.
 """
@@ -31,8 +31,8 @@ from .manifest import verify
 from .quantise import BITS, COVERED, as_quantised, quantise
 
 LAYOUT = 1
-METHOD = "seodang"  # in a configuration, which transformers then refuses by that name
-FILE = "model.safetensors"
+METHOD = "seodang"  # in a configuration, of which transformers says that it does not know it
+FILE = "few_bits.safetensors"  # a name that transformers does not look for: it would fill in random weights, with a warning
 KINDS: dict[str, type[GroupedLinear]] = {kind.__name__: kind for kind in (GroupedLinear8, GroupedLinear4)}
 HASHED = 256 << 20  # bytes of weights that are checked by their hash as they are loaded, which takes 0.15 s; of more the size is compared
 DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.uint8: "U8", torch.int64: "I64", torch.bool: "BOOL"}
@@ -60,38 +60,25 @@ def write_few_bits(folder: Path, model: PreTrainedModel, weights: str) -> None:
 
     Raises UserError where its layers are torch's, for their layout is not the same on all CPUs.
     """
-    layers, tensors, buffers = _layers(model), {}, {}
+    layers, tensors = _layers(model), {}
     for layer in layers:
         tensors |= {f"{layer['name']}.{name}": buffer for name, buffer in layer.pop("module").named_buffers()}
     inside = {id(module) for module in model.modules() if isinstance(module, Quantised)}
     for name, module in model.named_modules():
         if id(module) not in inside:
-            tensors |= {f"{name}.{part}": tensor.detach() for part, tensor in module.named_parameters(recurse=False)}
-            buffers |= {f"{name}.{part}": tensor for part, tensor in module.named_buffers(recurse=False)}  # those too that transformers does not save
-    same = _alike(buffers)
-    tensors |= {name: tensor for name, tensor in buffers.items() if name not in same}
+            own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))  # transformers does not save all of these
+            tensors |= {f"{name}.{part}": tensor.detach() for part, tensor in own}
     folder.mkdir(parents=True, exist_ok=True)
     told = model.config.to_dict() | {"architectures": [type(model).__name__]}
     told["quantization_config"] = {"quant_method": METHOD, "weights": weights, "layout": LAYOUT}
     type(model.config).from_dict(told).save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
-    _write(folder / FILE, tensors, {"format": "pt", METHOD: json.dumps({"layout": LAYOUT, "weights": weights, "layers": layers, "same": same})})
-
-
-def _alike(buffers: dict[str, Tensor]) -> dict[str, str]:
-    """The buffers that are another's twin, such as the masks of GPT-2's layers, and that other's name."""
-    found: dict[tuple, str] = {}
-    same = {}
-    for name, buffer in buffers.items():
-        first = found.setdefault((buffer.dtype, buffer.shape), name)
-        if first != name and torch.equal(buffers[first], buffer):
-            same[name] = first
-    return same
+    _write(folder / FILE, tensors, {"format": "pt", METHOD: json.dumps({"layout": LAYOUT, "weights": weights, "layers": layers})})
 
 
 def size_in_few_bits(model: PreTrainedModel) -> int:
-    """How many bytes the weights of such a model take in its file, and some for what is said of them."""
-    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())) + (1 << 20)
+    """How many bytes the weights of such a model take in its file."""
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
 
 def _layers(model: PreTrainedModel) -> list[dict[str, Any]]:
@@ -145,7 +132,6 @@ def read_few_bits(folder: str | Path) -> PreTrainedModel:
         with safe_open(path, "pt") as file:
             told = json.loads(file.metadata()[METHOD])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-        tensors |= {name: tensors[first] for name, first in told["same"].items()}
         model = _hollow(config)
         for layer in told["layers"]:
             _put(model, layer, tensors)
@@ -160,7 +146,13 @@ def read_few_bits(folder: str | Path) -> PreTrainedModel:
         _write_out(model)
         quantise(model.float(), weights)
         return model
+    model.mapped_from = path
     return as_quantised(model)
+
+
+def is_mapped(model: PreTrainedModel) -> bool:
+    """Whether a model's weights lie in such a file, which a copy of them in memory of our own would read whole."""
+    return getattr(model, "mapped_from", None) is not None
 
 
 def _hollow(config: PreTrainedConfig) -> PreTrainedModel:

@@ -35,7 +35,7 @@ from .damage import check_texts, read_json, refuse_mismatched, torn_file
 from .default_encoder import NAME as DEFAULT_ENCODER
 from .default_encoder import default_encoder
 from .default_model import default_model
-from .few_bits_folder import few_bits_of, read_few_bits
+from .few_bits_folder import few_bits_of, is_mapped, read_few_bits
 from .manifest import read_manifest, verify
 from .pooler import pooler_argument
 from .published_diffusion import published, published_tokenizer, stored_config
@@ -107,7 +107,7 @@ def load(
     if weights is not None and not is_quantised(model):
         model = model.merge_and_unload() if adapter is not None else model
         quantise(model, weights)
-    if not getattr(model, "hf_device_map", None):
+    if not getattr(model, "hf_device_map", None) and not is_mapped(model):
         model = model.to(where)
         fuse_projections(model)
     bind(model)
