@@ -18,6 +18,7 @@ import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights, no_tie_weights
 from transformers.pytorch_utils import Conv1D
@@ -160,8 +161,17 @@ def _hollow(config: PreTrainedConfig) -> PreTrainedModel:
     [name] = config.architectures
     if name not in COVERED:
         raise ValueError(f"{name} is kept in no few bits")
-    with torch.device("meta"), no_init_weights(), no_tie_weights():
+    with _EmptyOnMeta(), no_init_weights(), no_tie_weights():
         return getattr(transformers, name)(config)
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """Have weights take no memory. What else a model computes as it is built stays on the CPU: on the meta device torch imports its compiler for it."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.empty and not (kwargs or {}).get("device"):
+            kwargs = {**(kwargs or {}), "device": "meta"}
+        return function(*args, **(kwargs or {}))
 
 
 def _put(model: PreTrainedModel, layer: dict[str, Any], tensors: dict[str, Tensor]) -> None:
