@@ -2,8 +2,8 @@
 
 `import transformers.modeling_utils` takes longer than torch and transformers together: functions of it are marked for a compiler, which is imported for
 that (and sympy with it), and all folders of models are listed a second time. A command that only lets a model speak compiles nothing and is one process:
-there the marks are left out while that module is imported. What later imports the compiler gets it whole. Where a library has moved, so that this fails,
-all is imported as usual.
+there the marks are left out while that module is imported. What asks for the compiler later gets it whole, as loading weights in floats does (torch's meta
+device needs it). Where a library has moved, so that this fails, all is imported as usual.
 """
 
 from __future__ import annotations
