@@ -27,7 +27,6 @@ from ..architectures import lstm, transformer  # noqa: F401  # they tell transfo
 from ..diffusion.compat import bind
 from ..kernels.device import choose_device, choose_dtype
 from ..kernels.fused_projections import fuse_projections
-from ..runners.native.grouped_linear import missing_kernels
 from ..runners.paradigm import has_classifier_head, is_encoder, masked_lm_class, refuse_continuous
 from .adapter_paradigm import declare_as_beside
 from .conversion_cache import converted
@@ -122,8 +121,6 @@ def _check_weights(weights: str, device: str, dtype: str) -> None:
         raise UserError(f"weights={weights} computes on the CPU, got device={device!r}: choose cpu, or leave weights out")
     if dtype not in ("auto", "bfloat16"):
         raise UserError(f"weights={weights} computes in bfloat16, got dtype={dtype!r}: leave dtype out")
-    if (missing := missing_kernels()) is not None:
-        logger.warning("weights=%s is slower here than it could be, though faster than float32: there are no kernels of our own (%s)", weights, missing)
 
 
 def _refuse_beside(place: str, saved: str, weights: str | None, adapter: str | os.PathLike | None, otherwise: bool) -> None:

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from seodang.data.errors import UserError
 from seodang.infer import SamplingParams, generate
-from seodang.infer.checkpoint import few_bits_folder, load as loading
+from seodang.infer.checkpoint import few_bits_folder
 from seodang.infer.checkpoint.few_bits_folder import FILE, few_bits_of, read_few_bits, write_few_bits
 from seodang.infer.checkpoint.load import load
 from seodang.infer.checkpoint.manifest import write_manifest
@@ -94,7 +94,7 @@ def test_it_speaks_as_the_model_that_it_was_made_of(fresh_tiny, tiny_tokenizer, 
     assert again.ids == wanted.ids and len(wanted.ids) > 3 and natively
 
 
-def test_without_kernels_of_our_own_it_is_written_out_for_torchs(kept, monkeypatch):
+def test_without_kernels_of_our_own_it_is_written_out_for_torchs(kept, monkeypatch, caplog):
     for kind, weights, layer in (("llama", "int4", Linear4), ("gpt2", "int8", Linear8), ("phi3", "int4", Linear4)):
         folder, made = kept(kind, weights)
         blocks = made.transformer.h if kind == "gpt2" else made.model.layers
@@ -102,6 +102,8 @@ def test_without_kernels_of_our_own_it_is_written_out_for_torchs(kept, monkeypat
         with monkeypatch.context() as patch:
             patch.setenv("SEODANG_NATIVE", "0")
             read, _ = load(folder)
+            assert f"weights={weights} is slower here than it could be" in caplog.text and "(SEODANG_NATIVE=0)" in caplog.text
+            caplog.clear()
             with pytest.raises(UserError, match="cannot be saved in few bits on this machine \\(SEODANG_NATIVE=0\\)"):
                 write_few_bits(folder / "again", read, weights)
             blocks = read.transformer.h if kind == "gpt2" else read.model.layers
@@ -210,5 +212,5 @@ def test_a_layer_stands_where_another_machine_would_look_for_it(kept, other_buil
     here = load(folder)[0].model.layers[0].mlp.down_proj.product(x)
     other_build("haswell", "avx2")
     shutil.copytree(folder, tmp_path / "elsewhere")
-    there = loading.load(tmp_path / "elsewhere")[0].model.layers[0].mlp.down_proj.product(x)
+    there = load(tmp_path / "elsewhere")[0].model.layers[0].mlp.down_proj.product(x)
     torch.testing.assert_close(here, there, rtol=1e-5, atol=1e-5)

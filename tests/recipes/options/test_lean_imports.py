@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from seodang.__main__ import VERBS
 from seodang.infer.checkpoint.few_bits_folder import write_few_bits
 from seodang.infer.checkpoint.quantise import quantise
@@ -44,6 +46,7 @@ def test_generate_imports_no_compiler_and_all_is_as_it_was_afterwards(fresh_tiny
     assert told == {"code": 0, "there": [], "differ": [], "made": True, "marked": True, "compiler": True, "available": True}, done.stderr
 
 
+@pytest.mark.full
 def test_where_a_library_has_moved_all_is_imported_as_usual():
     """And what stood in is taken away."""
     moved = """
