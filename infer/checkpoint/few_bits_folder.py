@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -127,13 +128,16 @@ def read_few_bits(folder: str | Path) -> PreTrainedModel:
     weights = few_bits_of(folder)
     path = folder / FILE
     verify(folder, by_size=(FILE,) if path.is_file() and path.stat().st_size > HASHED else ())
-    config = AutoConfig.from_pretrained(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (ValueError, StrictDataclassError) as error:
+        raise UserError(f"{folder / 'config.json'} is no configuration ({str(error).splitlines()[-1].strip()}): restore the file, or export the model again") from None
     del config.quantization_config
     try:
         with safe_open(path, "pt") as file:
             told = json.loads(file.metadata()[METHOD])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-        model = _hollow(config)
+        model = hollow(config)
         for layer in told["layers"]:
             _put(model, layer, tensors)
         _fill(model, tensors)
@@ -156,8 +160,8 @@ def is_mapped(model: PreTrainedModel) -> bool:
     return getattr(model, "mapped_from", None) is not None
 
 
-def _hollow(config: PreTrainedConfig) -> PreTrainedModel:
-    """A model as its configuration has it, whose tensors hold nothing."""
+def hollow(config: PreTrainedConfig) -> PreTrainedModel:
+    """Return a model as its configuration has it, whose weights hold nothing; raises ValueError where `quantise` does not cover it."""
     [name] = config.architectures
     if name not in COVERED:
         raise ValueError(f"{name} is kept in no few bits")
@@ -184,7 +188,6 @@ def _put(model: PreTrainedModel, layer: dict[str, Any], tensors: dict[str, Tenso
         raise ValueError(f"{name} has packs of {list(packed.shape)} {packed.dtype}, not {list(wanted)}, or no such bias")
     whole = kind.__new__(kind)
     GroupedLinear.__init__(whole, torch.empty(outputs, inputs, device="meta"), bias, packed)
-    end = 0
     for place, *part in places:
         parent, _, leaf = place.rpartition(".")
         former = model.get_submodule(place)

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from seodang.infer.checkpoint.load import load
 from seodang.infer.checkpoint.manifest import verify
 from seodang.infer.runners.paradigm import Diffusion, declare, diffusion_of
-from seodang.recipes import export, generate, sft
+from seodang.recipes import export, generate, score, serve, sft
 
 
 def packs(model) -> list[torch.Tensor]:
@@ -42,19 +42,26 @@ def test_the_folder_holds_the_merged_model_as_load_quantises_it(base, adapter, t
     assert f"parameters in {weights}" in card and "seodang generate ." in card and "vllm" not in card and "from transformers" not in card
 
 
-def test_commands_take_it_as_any_model(base, tmp_path, capsys):
+def test_commands_take_it_as_any_model(base, tmp_path, monkeypatch, capsys):
     target = tmp_path / "small"
     assert export.main([str(base), str(target), "--weights", "int4"]) == 0
     capsys.readouterr()
     assert generate.main([str(target), "hello", "--max_new_tokens", "4", "--verbose"]) == 0
     told = capsys.readouterr().err
     assert f"{target} in int4 on cpu" in told and "int4 weights" in told and "bfloat16 on cpu" not in told
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 4, encoding="utf-8")
+    scores = []
+    for model in ([str(target)], [str(base), "--weights", "int4"]):
+        assert score.main([*model, "--data", str(tmp_path / "rows.jsonl")]) == 0
+        scores.append(capsys.readouterr().out)
+    assert scores[0] == scores[1] and "perplexity" in scores[0]
+    monkeypatch.setattr("seodang.infer.server.run.serve", lambda *how: None)
+    assert serve.main([str(target), "--port", "0"]) == 0 and f"{target} in int4 on cpu" in capsys.readouterr().err
     assert generate.main([str(target), "hello", "--weights", "int8"]) == 2
     assert "holds weights in int4, got weights=int8" in capsys.readouterr().err
     for argv in (["--weights", "int4"], ["--gguf", "q8_0"], []):
         assert export.main([str(target), str(tmp_path / "again"), *argv]) == 2
         assert f"{target} holds quantised weights (Seodang's int4), export needs plain ones: give the model that they were made of" in capsys.readouterr().err
-    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 4, encoding="utf-8")
     asked = ["--model", str(target), "--data", str(tmp_path / "rows.jsonl"), "--output_dir", str(tmp_path / "run"), "--max_steps", "1"]
     for more in ([], ["--lora_r", "2"]):
         assert sft.main([*asked, *more]) == 2

@@ -187,13 +187,17 @@ def test_damage_and_other_layouts_are_named(kept, monkeypatch):
     (folder / "manifest.json").unlink()
     with pytest.raises(UserError, match="is damaged .*export the model again"):
         load(folder)
-    (folder / FILE).unlink()
-    with pytest.raises(UserError, match="is missing"):
-        load(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": "wide"}), encoding="utf-8")
+    with pytest.raises(UserError, match="config.json is no configuration .*export the model again"):
+        load(folder)
     config["quantization_config"]["layout"] = 99
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(UserError, match="holds weights in int8, layout 99, where this version of Seodang reads layout 1 .*export the model again"):
+        load(folder)
+    (folder / "config.json").write_text(json.dumps(config["quantization_config"].update(layout=1) or config), encoding="utf-8")
+    (folder / FILE).unlink()
+    with pytest.raises(UserError, match="is missing"):
         load(folder)
 
 
