@@ -32,6 +32,7 @@ from seodang.infer.checkpoint.quantise import quantise, refuse_family
 from seodang.infer.encoders.embedding import makes_vectors
 from seodang.infer.encoders.sentence_folder import is_sentence_folder
 from seodang.infer.kernels.device import DTYPES
+from seodang.infer.runners.native.grouped_linear import missing_kernels
 from seodang.infer.runners.paradigm import diffusion_of
 from seodang.recipes.options.outputs import refuse_long_name
 from seodang.recipes.options.parser import command, parse
@@ -94,6 +95,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.weights:
         _refuse_reward(place, f"a folder in {options.weights}", "--weights")
         refuse_family(next(iter(config.architectures or ()), "another"), config.model_type, options.weights)
+        if (missing := missing_kernels()) is not None:
+            raise UserError(f"weights {options.weights} cannot be written on this machine ({missing}): export where the native step runs, or leave weights out")
     for told in _left_behind(Path(place), config):
         print(told)
     tokenizer = load_tokenizer(options.model)

@@ -7,6 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from seodang.infer.checkpoint.gguf.reading import GgufFile
 from seodang.infer.checkpoint.load import load
 from seodang.infer.checkpoint.manifest import verify
 from seodang.infer.runners.paradigm import Diffusion, declare, diffusion_of
@@ -77,7 +78,15 @@ def test_a_diffusion_model_says_in_its_folder_what_it_is(base, tmp_path):
     assert diffusion_of(read.config) == diffusion_of(config) and read.diffusion_generate is not None
 
 
-def test_mistakes_are_told_before_anything_is_written(base, fresh_tiny, tiny_tokenizer, tmp_path, capsys):
+def test_a_file_in_q4_0_is_written_beside_the_folder_and_the_card_says_what_it_costs(base, tmp_path, capsys):
+    assert export.main([str(base), str(tmp_path / "out"), "--gguf", "q4_0"]) == 0
+    assert "out-Q4_0.gguf: largest change of a logit" in capsys.readouterr().out
+    assert {GgufFile(tmp_path / "out" / "out-Q4_0.gguf").kind(f"{name}.weight").name for name in ("blk.0.attn_q", "blk.1.ffn_down")} == {"Q4_0"}
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "In q4_0 weights have 4 bits" in card and "In q8_0" not in card and "out-Q4_0.gguf" in card
+
+
+def test_mistakes_are_told_before_anything_is_written(base, fresh_tiny, tiny_tokenizer, tmp_path, monkeypatch, capsys):
     target = tmp_path / "out"
 
     def told(*argv) -> str:
@@ -91,6 +100,9 @@ def test_mistakes_are_told_before_anything_is_written(base, fresh_tiny, tiny_tok
         fresh_tiny(kind, **changes).save_pretrained(tmp_path / kind)
         tiny_tokenizer.save_pretrained(tmp_path / kind)
         assert reason in told(tmp_path / kind, target, "--weights", "int4")
+    with monkeypatch.context() as patch:
+        patch.setenv("SEODANG_NATIVE", "0")
+        assert "weights int4 cannot be written on this machine (SEODANG_NATIVE=0): export where" in told(base, target, "--weights", "int4")
     adapter = tmp_path / "reward"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text(json.dumps({"task_type": "SEQ_CLS", "base_model_name_or_path": str(base)}), encoding="utf-8")

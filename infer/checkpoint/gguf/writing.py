@@ -29,8 +29,8 @@ PRECISE = ("position_embd.weight", "rope_freqs.weight")  # few, and added to eve
 def write_gguf(path: Path, model: PreTrainedModel, family: Family, vocabulary: Vocabulary, kind: str, name: str) -> list[str]:
     """Write a model of float32 weights to `path` with matrices of the kind, one of KINDS; return what of it llama.cpp leaves out.
 
-    Beside matrices in q4_0 embedding and head are in q8_0. Vectors stay in float32, and rows that are no whole number of a kind's blocks in float16. Raises UserError for weights that the kind
-    cannot hold.
+    Beside matrices in q4_0 embedding and head are in q8_0. Vectors stay in float32, and rows that are no whole number of a kind's blocks in
+    float16. Raises UserError for weights that the kind cannot hold.
     """
     stored, file_type = KINDS[kind]
     values, notes = architecture(model.config, family)
