@@ -92,7 +92,7 @@ def prepared(argv: list[str], alone: bool) -> tuple[Callable[[list[str]], int], 
         hint = f"did you mean {near[0]}?" if near else "see seodang --help"
         return said(f"error: unknown verb {verb!r}: {hint}", sys.stderr, 2), []
     from .data.errors import UserError
-    from .recipes.options import known
+    from .recipes.options import known, lean_imports
 
     try:
         if (text := known.help_asked(verb, rest)) is not None:
@@ -103,6 +103,8 @@ def prepared(argv: list[str], alone: bool) -> tuple[Callable[[list[str]], int], 
     from .data.versions import versions_named
 
     with no_collection() if alone else nullcontext(), versions_named():
+        if alone and verb in lean_imports.VERBS:
+            lean_imports.import_models()
         return importlib.import_module(known.module_of(verb)).main, rest
 
 

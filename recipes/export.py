@@ -1,6 +1,8 @@
-"""Write a model, its adapter merged, as a folder for transformers and vLLM, with --gguf as a file for llama.cpp and Ollama too; each is loaded back and compared.
+"""Write a model, its adapter merged, as a folder for transformers and vLLM, with --gguf as a file for llama.cpp and Ollama too, with --weights as a folder
+of few bits that Seodang maps into memory; each is loaded back and compared.
 
 seodang export runs/sft --output_dir merged --gguf f16
+seodang export runs/sft --output_dir small --weights int4
 """
 
 import importlib.util
@@ -21,13 +23,16 @@ from seodang.data.chat import all_end_ids
 from seodang.data.errors import UserError
 from seodang.infer.checkpoint.adapter_paradigm import declare_as_beside
 from seodang.infer.checkpoint.damage import check_texts, read_json
+from seodang.infer.checkpoint.few_bits_folder import METHOD, size_in_few_bits, write_few_bits
 from seodang.infer.checkpoint.load import ADAPTER_CONFIG, adapter_base, is_adapter, load, load_tokenizer, resolve
 from seodang.infer.checkpoint.logit_change import largest_change
 from seodang.infer.checkpoint.manifest import UNFINISHED, fingerprint, read_manifest
 from seodang.infer.checkpoint.published_diffusion import stored_config
+from seodang.infer.checkpoint.quantise import quantise, refuse_family
 from seodang.infer.encoders.embedding import makes_vectors
 from seodang.infer.encoders.sentence_folder import is_sentence_folder
 from seodang.infer.kernels.device import DTYPES
+from seodang.infer.runners.native.grouped_linear import missing_kernels
 from seodang.infer.runners.paradigm import diffusion_of
 from seodang.recipes.options.outputs import refuse_long_name
 from seodang.recipes.options.parser import command, parse
@@ -43,7 +48,7 @@ PROBE = "Which country is the city of Suwon located in? 수원은 어느 나라�
 # The largest share of the logits' spread by which rounding may move one of them.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 FOREIGN = "the adapter does not belong to this base model, or changes weights apart that this holds as one, such as a head that is tied to the embedding"
-BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}  # a weight, in a GGUF file
+BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q4_0": 34 / 32}  # a weight, in a GGUF file, at most
 
 
 @dataclass
@@ -54,14 +59,21 @@ class ExportOptions:
     output_dir: str = field(metadata={"help": "Folder to write; new or empty."})
     dtype: str = field(default="auto", metadata={"help": "Of the written weights: float32, bfloat16, float16; auto keeps the base model's."})
     gguf: str | None = field(
-        default=None, metadata={"help": "Also write a GGUF file, for llama.cpp and Ollama, with its weights in f32, f16, bf16 or q8_0."}
+        default=None, metadata={"help": "Also write a GGUF file, for llama.cpp and Ollama, with its weights in f32, f16, bf16, q8_0 or q4_0."}
+    )
+    weights: str | None = field(
+        default=None, metadata={"help": "int8 or int4: write a folder for Seodang alone, with so many bits a weight, which is loaded in under a second."}
     )
 
     def __post_init__(self):
         if self.dtype != "auto" and DTYPES.get(self.dtype) not in TOLERANCE:
             raise UserError(f"dtype {self.dtype!r} cannot be exported: choose auto, float32, bfloat16 or float16")
         if self.gguf is not None and self.gguf not in BYTES:
-            raise UserError(f"gguf {self.gguf!r} cannot be written: choose f32, f16, bf16 or q8_0 (llama-quantize makes smaller ones of f32 or f16)")
+            raise UserError(f"gguf {self.gguf!r} cannot be written: choose f32, f16, bf16, q8_0 or q4_0 (llama-quantize makes others of f32 or f16)")
+        if self.weights is not None and self.gguf is not None:
+            raise UserError(f"weights {self.weights} is a folder for Seodang, gguf {self.gguf} a file for others: give one of them, and export twice for both")
+        if self.weights is not None and self.dtype not in ("auto", "bfloat16"):
+            raise UserError(f"weights {self.weights} keeps what is not in few bits in bfloat16, got dtype {self.dtype}: leave dtype out")
 
 
 @command
@@ -80,12 +92,17 @@ def main(argv: list[str] | None = None) -> int:
         declare_as_beside(place, config)
     elif makes_vectors(place) and (is_sentence_folder(place) or not any(name.endswith("ForMaskedLM") for name in config.architectures or ())):
         raise UserError(f"{options.model} is an encoder that makes vectors, and its folder is read by transformers and vLLM as it is: use it, or copy it")
+    if options.weights:
+        _refuse_reward(place, f"a folder in {options.weights}", "--weights")
+        refuse_family(next(iter(config.architectures or ()), "another"), config.model_type, options.weights)
+        if (missing := missing_kernels()) is not None:
+            raise UserError(f"weights {options.weights} cannot be written on this machine ({missing}): export where the native step runs, or leave weights out")
     for told in _left_behind(Path(place), config):
         print(told)
     tokenizer = load_tokenizer(options.model)
     generation = _generation_config([place, resolve(base)], config, tokenizer)
     vocabulary = _plan_gguf(config, tokenizer, generation, place) if options.gguf else None
-    dtype = _stored_dtype(config) if options.dtype == "auto" else DTYPES[options.dtype]
+    dtype = torch.bfloat16 if options.weights else _stored_dtype(config) if options.dtype == "auto" else DTYPES[options.dtype]
     model, tokenizer = load(options.model, device="cpu", dtype="float32")  # merged in full precision, rounded once
     ids = torch.tensor([tokenizer(PROBE)["input_ids"]])[:, : getattr(config, "max_position_embeddings", None)]
     before = _logits(model, ids)
@@ -97,19 +114,27 @@ def main(argv: list[str] | None = None) -> int:
     if hasattr(merged, "generation_config"):  # a reward model has none
         merged.generation_config = generation
     made = (read_manifest(Path(place)) if Path(place).is_dir() else None) or {}
-    about = Exported(name, base, made.get("step"), dtype, merged, tokenizer, file)
-    size = int((torch.finfo(dtype).bits // 8 + BYTES.get(options.gguf, 0)) * sum(p.numel() for p in merged.parameters()))
+    about = Exported(name, base, made.get("step"), dtype, merged, tokenizer, file, options.weights, sum(p.numel() for p in merged.parameters()))
+    if options.weights:
+        quantise(merged, options.weights)
+    size = size_in_few_bits(merged) if options.weights else int((torch.finfo(dtype).bits // 8 + BYTES.get(options.gguf, 0)) * about.parameters)
     with only_writer(target, "name another folder"), reserve_space(size, target, "or name a folder elsewhere"), _staged(target) as folder:
         _refuse_filled(target)  # by another process, in the meantime
         if vocabulary is not None:
             _write_gguf(folder, about, vocabulary, options.gguf, ids)
-        merged.to(dtype).save_pretrained(folder)
+        if options.weights:
+            write_few_bits(folder, merged, options.weights)
+        else:
+            merged.to(dtype).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_atomically(folder / "README.md", model_card(about))
-        change = _check(before, _logits(load(folder, device="cpu", dtype="float32")[0], ids), dtype, "writing", "choose --dtype float32")
+        if options.weights:
+            change = _check_few_bits(before, _logits(merged, ids), _logits(load(folder)[0], ids))
+        else:
+            change = _check(before, _logits(load(folder, device="cpu", dtype="float32")[0], ids), dtype, "writing", "choose --dtype float32")
         facts = {name: made.get(name) for name in ("step", "paradigm", "data")}
         publish_into(folder, target, **facts, base=base, template=fingerprint(tokenizer.chat_template))
-    print(f"largest change of a logit {change:.2e} of their spread, {str(dtype).removeprefix('torch.')}\n{target}")
+    print(f"largest change of a logit {change:.2e} of their spread, {options.weights or str(dtype).removeprefix('torch.')}\n{target}")
     return 0
 
 
@@ -145,7 +170,8 @@ def _config_of(base: str) -> PretrainedConfig:
     except (OSError, ValueError) as error:
         raise UserError(f"model {base!r} could not be read: {str(error).splitlines()[0]}") from None
     if quantised := getattr(config, "quantization_config", None):
-        method = (quantised if isinstance(quantised, dict) else quantised.to_dict()).get("quant_method")
+        method = (told := quantised if isinstance(quantised, dict) else quantised.to_dict()).get("quant_method")
+        method = f"Seodang's {told.get('weights')}" if method == METHOD else method
         raise UserError(f"{base} holds quantised weights ({method}), export needs plain ones: give the model that they were made of")
     return config
 
@@ -180,11 +206,16 @@ def _plan_gguf(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, gen
     """What can be said of the file before the model is loaded. Raises UserError where there can be none."""
     if importlib.util.find_spec("gguf") is None:
         raise UserError("a GGUF file needs the package gguf, which is not installed: pip install 'seodang[gguf]'")
-    if is_adapter(place) and read_json(Path(place) / ADAPTER_CONFIG).get("task_type") == "SEQ_CLS":
-        raise UserError(f"{place} is a reward model, and a GGUF file has no place for its head: export without --gguf")
+    _refuse_reward(place, "a GGUF file", "--gguf")
     from seodang.infer.checkpoint.gguf.export import plan_gguf
 
     return plan_gguf(config, tokenizer, all_end_ids(generation.eos_token_id, tokenizer))
+
+
+def _refuse_reward(place: str, what: str, option: str) -> None:
+    """Raise UserError for an adapter that makes its base a reward model."""
+    if is_adapter(place) and read_json(Path(place) / ADAPTER_CONFIG).get("task_type") == "SEQ_CLS":
+        raise UserError(f"{place} is a reward model, and {what} has no place for its head: export without {option}")
 
 
 def _write_gguf(folder: Path, about: Exported, vocabulary: "Vocabulary", kind: str, ids: torch.Tensor) -> None:
@@ -228,6 +259,13 @@ def _check(before: torch.Tensor, after: torch.Tensor, dtype: torch.dtype, what: 
     if not change <= TOLERANCE[dtype]:
         raise UserError(f"{what} changed the logits by {change:.1%} of their spread: {remedy}")
     return change
+
+
+def _check_few_bits(floats: torch.Tensor, made: torch.Tensor, read: torch.Tensor) -> float:
+    """The largest change of a logit by rounding, as a share of the logits' spread. Raises UserError where what is read is not what was made, to the bit."""
+    if not torch.equal(made, read):
+        raise UserError("what was written gives other logits than what was to be written: export again, and look after this machine's disk and memory")
+    return largest_change(floats, read)
 
 
 def _refuse_overflow(model: PreTrainedModel, dtype: torch.dtype) -> None:

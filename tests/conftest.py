@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported, so before anything else
+os.environ.setdefault("SEODANG_CACHE_GIB", "0")  # models in few bits that tests make are not kept, but where a test asks for that
 if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core: more threads, of torch or of a command that a test runs, would only wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

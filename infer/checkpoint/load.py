@@ -25,21 +25,23 @@ from ...data.errors import UserError
 from ...data.hub import check_hub_name
 from ..architectures import lstm, transformer  # noqa: F401  # they tell transformers of themselves
 from ..diffusion.compat import bind
-from ..kernels.device import choose_device, choose_dtype, cpu_has_bfloat16
+from ..kernels.device import choose_device, choose_dtype
 from ..kernels.fused_projections import fuse_projections
 from ..runners.native.grouped_linear import missing_kernels
 from ..runners.open import check_kv_cache_dtype, set_kv_cache_dtype
 from ..runners.paradigm import has_classifier_head, is_encoder, masked_lm_class, refuse_continuous
 from .adapter_paradigm import declare_as_beside
+from .conversion_cache import converted
 from .damage import check_texts, read_json, refuse_mismatched, torn_file
 from .default_encoder import NAME as DEFAULT_ENCODER
 from .default_encoder import default_encoder
 from .default_model import default_model, shipped_gguf
+from .few_bits_folder import few_bits_of, is_mapped, read_few_bits
 from .gguf_file import gguf_model, gguf_tokenizer, is_gguf
 from .manifest import read_manifest, verify
 from .pooler import pooler_argument
 from .published_diffusion import published, published_tokenizer, stored_config
-from .quantise import BITS, quantise
+from .quantise import BITS, is_quantised, quantise
 from .quiet import silence_old_names, without_load_report
 
 logger = logging.getLogger(__name__)
@@ -69,21 +71,27 @@ def load(
     what is missing is a head that it never had (a classifier's on a language model's weights). A head of masked language modelling is new only where `model_class` asks for one.
     `model_class` is a causal language model's, for an encoder-decoder's checkpoint AutoModelForSeq2SeqLM, for an encoder's AutoModelForMaskedLM, for one of
     sentence-transformers AutoModel, for a classifier's (a reward model) AutoModelForSequenceClassification, unless another is given; an adapter with a classifier's head brings its number of labels with it.
-    `weights="int8"` or `"int4"` keeps the linear layers in 8 or 4 bits, for speaking and scoring on the CPU; an adapter is merged first.
+    `weights="int8"` or `"int4"` keeps the linear layers in 8 or 4 bits, for speaking and scoring on the CPU; an adapter is merged first. What comes of a
+    folder is kept in the cache (`conversion_cache`). A folder that was exported so is mapped into memory, and has its weights named in it.
     A GGUF file's weights stay in their own blocks on a CPU, unless a dtype or an adapter asks for floats; those of "default" in int4 are the shipped file's.
     `kv_cache_dtype="int8"` has whatever speaks or scores with the model keep keys and values in 8 bits (`set_kv_cache_dtype`), on the CPU too, and an adapter merged.
     Raises UserError for a path, device, dtype, weights or cache that cannot be had, for two adapters, and for files that are missing or changed.
     """
     check_kv_cache_dtype(kv_cache_dtype)
     if weights is not None:
-        device, dtype = _check_weights(weights, device, dtype)
+        _check_weights(weights, device, dtype)
     shipped = shipped_gguf() if (path, weights, adapter, model_class) == ("default", "int4", None, None) and missing_kernels() is None else None
     place = resolve(path) if shipped is None else str(shipped)
     if is_adapter(place):
         if adapter is not None:
             raise UserError(f"{path} is an adapter already: give its base model as the model, or drop adapter={adapter}")
         place, adapter = resolve(adapter_base(place)), place
+    if (saved := few_bits_of(place)) is not None:
+        _refuse_beside(place, saved, weights, adapter, model_class is not None or bool(model_arguments))
+        _check_weights(saved, device, dtype)
     _refuse_continuous(place, getattr(model_class, "config_class", None))
+    if saved is not None or weights is not None:
+        device, dtype = "cpu", "float32"  # to quantise in, so that nothing is rounded twice
     where = choose_device(device)
     if kv_cache_dtype not in (None, "auto") and where.type != "cpu":
         raise UserError(f"kv_cache_dtype={kv_cache_dtype} is there on the CPU, got device={where}: choose device cpu, or leave kv_cache_dtype out")
@@ -97,6 +105,11 @@ def load(
             raise UserError(f"{place} holds a language model and no other: make a folder of it (`seodang export {place} FOLDER`), and give that")
         as_it_is = dtype == "auto" and where.type == "cpu" and adapter is None
         model = gguf_model(place, weights_dtype, as_it_is or shipped is not None, weights if shipped is None else None)
+    elif saved is not None:
+        model = read_few_bits(place)
+    elif weights is not None and adapter is None and model_class is None and not model_arguments and os.path.isdir(place):
+        check_texts(Path(place))
+        model = converted(Path(place), weights, lambda: _load_weights(place, None, weights_dtype, {}, brings_head=False))
     else:
         model = _load_weights(place, model_class, weights_dtype, model_arguments, brings_head=head is not None)
     tokenizer = _read_tokenizer(resolve(adapter) if adapter is not None and has_tokenizer(resolve(adapter)) else place)
@@ -107,9 +120,9 @@ def load(
         model.config.pad_token_id = tokenizer.pad_token_id  # behind which the head looks for the last token; the base has another
     if adapter is not None and (weights is not None or kv_cache_dtype == "int8"):  # neither runs beside what peft puts into the layers
         model = model.merge_and_unload()
-    if weights is not None and shipped is None:
+    if weights is not None and not is_quantised(model):
         quantise(model, weights)
-    if not getattr(model, "hf_device_map", None):
+    if not getattr(model, "hf_device_map", None) and not is_mapped(model):
         model = model.to(where)
         fuse_projections(model)
     bind(model)
@@ -118,17 +131,25 @@ def load(
     return model.eval(), tokenizer
 
 
-def _check_weights(weights: str, device: str, dtype: str) -> tuple[str, str]:
-    """Return the device and the dtype to quantise in: float32, so that nothing is rounded twice."""
+def _check_weights(weights: str, device: str, dtype: str) -> None:
+    """Raise UserError for `weights` that are unknown, and for a device and a dtype that these do not have."""
     if weights not in BITS:
         raise UserError(f"weights={weights!r} is unknown: choose int8 or int4, or leave it out")
     if device not in ("auto", "cpu"):
         raise UserError(f"weights={weights} computes on the CPU, got device={device!r}: choose cpu, or leave weights out")
     if dtype not in ("auto", "bfloat16"):
         raise UserError(f"weights={weights} computes in bfloat16, got dtype={dtype!r}: leave dtype out")
-    if not cpu_has_bfloat16() and (weights != "int8" or missing_kernels()):
-        logger.warning("this CPU has no AVX512-BF16: weights=%s is slower here than it could be, though faster than float32", weights)
-    return "cpu", "float32"
+
+
+def _refuse_beside(place: str, saved: str, weights: str | None, adapter: str | os.PathLike | None, otherwise: bool) -> None:
+    """Raise UserError for what a folder of a model in few bits cannot be loaded with."""
+    if weights not in (None, saved):
+        raise UserError(f"{place} holds weights in {saved}, got weights={weights}: leave weights out, or load the model that it was made of")
+    if adapter is not None:
+        remedy = f"`seodang export ADAPTER FOLDER --weights {saved}` merges it into the floats, and a server runs it beside them (--adapters)"
+        raise UserError(f"an adapter cannot be merged into weights in {saved}, as {place} holds them: {remedy}")
+    if otherwise:
+        raise UserError(f"{place} holds weights in {saved}, for a language model that speaks and scores: load the model that it was made of")
 
 
 def load_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerBase:

@@ -37,7 +37,7 @@ def quantise(model: PreTrainedModel, weights: str) -> None:
     eight, four = (Linear8, Linear4) if missing else (GroupedLinear8, GroupedLinear4)
     kind = eight if weights == "int8" else four
     if missing:
-        logger.info("weights=%s: by torch's kernels, for there are none of our own (%s)", weights, missing)
+        logger.warning("weights=%s is slower here than it could be, though faster than float32: there are no kernels of our own (%s)", weights, missing)
     with torch.no_grad():
         head = model.get_output_embeddings()
         # in 4 bits speed comes first: one term and integers always take half the time, for 0.6% of perplexity
@@ -51,19 +51,35 @@ def quantise(model: PreTrainedModel, weights: str) -> None:
         for parameter in model.parameters():
             parameter.data = parameter.data.to(torch.bfloat16)
         refuse_wrong_kernels(module for module in model.modules() if isinstance(module, Quantised))
+    as_quantised(model)
+
+
+def as_quantised(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a model whose layers are quantised, told that it is neither trained nor saved by itself."""
     model.requires_grad_(False)
     model.config.dtype = torch.bfloat16
     model.save_pretrained = refuse_saving
+    return model
+
+
+def is_quantised(model: nn.Module) -> bool:
+    """Whether a model's linear layers are in few bits of ours."""
+    return any(isinstance(module, Quantised) for module in model.modules())
+
+
+def refuse_family(name: str, model_type: str, weights: str) -> None:
+    """Raise UserError for unknown `weights`, and for a class of models, by its name and its configuration's, that has none in few bits."""
+    if weights not in BITS:
+        raise UserError(f"weights={weights!r} is unknown: choose int8 or int4, or leave it out")
+    if name not in COVERED:
+        known = ", ".join(sorted(name.removesuffix("ForCausalLM").removesuffix("LMHeadModel") for name in COVERED))
+        raise UserError(f"weights={weights} is there for {known}, not for {model_type} as it is configured: leave weights out")
 
 
 def check_quantisable(model: PreTrainedModel, weights: str) -> None:
     """Raise UserError for unknown `weights`, and for a model of another family, not on the CPU, or of widths that are no whole number of groups."""
-    if weights not in BITS:
-        raise UserError(f"weights={weights!r} is unknown: choose int8 or int4, or leave it out")
     family = model.config.get_text_config().model_type
-    if type(model).__name__ not in COVERED or not supports_direct(model):
-        known = ", ".join(sorted(name.removesuffix("ForCausalLM").removesuffix("LMHeadModel") for name in COVERED))
-        raise UserError(f"weights={weights} is there for {known}, not for {family} as it is configured: leave weights out")
+    refuse_family(type(model).__name__ if supports_direct(model) else "another", family, weights)
     if model.get_input_embeddings().weight.device.type != "cpu":
         raise UserError(f"weights={weights} computes on the CPU: choose device cpu, or leave weights out")
     for name, module in model.named_modules():
@@ -104,4 +120,7 @@ def _quantise_gpt2(layer: nn.Module, kind: type[Quantised]) -> None:
 
 def refuse_saving(*args, **kwargs) -> None:
     """In place of a model's `save_pretrained`, where its weights are in few bits."""
-    raise UserError("a quantised model cannot be saved: load it without weights= to save it, and quantise when loading")
+    raise UserError(
+        "a quantised model cannot be saved by save_pretrained: `seodang export MODEL FOLDER --weights int4` (or int8) writes one that load reads as it is; "
+        "to save its floats, load it without weights="
+    )

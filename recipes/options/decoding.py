@@ -39,12 +39,13 @@ class LoadedModel:
         """Load the model and its tokenizer, and say on stderr which dtype the machine decided on; `how` is what `load` has to know beside."""
         from seodang.infer.checkpoint.gguf_file import is_gguf
         from seodang.infer.checkpoint.load import load
+        from seodang.infer.checkpoint.quantise import is_quantised
         from seodang.infer.requests.runtime import weights_of
 
         model, tokenizer = load(self.model, device=self.device, dtype=self.dtype, adapter=self.adapter, **how)
-        if is_gguf(self.model):
+        if is_quantised(model):  # as was asked, or as its folder or file holds them
             print(f"{self.model} in {weights_of(model, model.get_input_embeddings().weight)} on {model.device}", file=sys.stderr)
-        elif self.dtype == "auto" and not how.get("weights"):
+        elif self.dtype == "auto":
             say_dtype(self.model, model.device)
         return model, tokenizer
 
@@ -63,14 +64,14 @@ class SpeakingModel(LoadedModel):
     def open(self):
         """Load the model and its tokenizer, and say on stderr which dtype the machine decided on, or in how many bits the weights are."""
         from seodang.data.chat import set_chat_template
+        from seodang.infer.checkpoint.quantise import is_quantised
         from seodang.infer.engine.checkpoint_settings import known_config
+        from seodang.infer.requests.runtime import weights_of
         from seodang.infer.runners.paradigm import refuse_encoder
 
         if not self.takes_encoders and (config := known_config(self.model)) is not None:
             refuse_encoder(config)
         model, tokenizer = super().open(weights=self.weights, kv_cache_dtype=self.kv_cache_dtype)
-        if self.weights is not None:
-            print(f"{self.model} in {self.weights} on {model.device}", file=sys.stderr)
         if self.chat_template is not None:
             set_chat_template(tokenizer, self.chat_template)
         return model, tokenizer

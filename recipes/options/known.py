@@ -120,7 +120,7 @@ FIRST: dict[str, dict[str, str]] = {
         "data": "data columns encoding shape max_length empty_answers unusable output raw tokens", "model": f"{SPEAKER} chat_template", "of their kind": "draws pll_metric",
     },
     "fill-mask": {"texts": "texts data columns encoding output json", "model": SPEAKER, "fillings": "top_k how targets"},
-    "export": {"checkpoint": "model output_dir dtype gguf"},
+    "export": {"checkpoint": "model output_dir dtype gguf weights"},
     "demo": DEMO | {"learning": "tokens learning_rate"},
     "demo-diffusion": {
         "model": "model device dtype", "diffusion": "attention block_length shift weighting schedule co_loss complementary canvas alg passes",

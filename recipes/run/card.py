@@ -18,13 +18,14 @@ from seodang.infer.runners.paradigm import diffusion_of
 
 QUESTION = "Name three colours."
 ROUNDED = "It keeps keys and values in float16 and rounds in flash attention, but not with `--cache-type-k f32 --cache-type-v f32 --flash-attn off`."
+FEW_BITS = "In q4_0 weights have 4 bits, those of the embedding and the head 8, and what they are multiplied with 8: often another token is the likeliest."
 EIGHT_BITS = "In q8_0 weights, and what they are multiplied with, have 8 bits: now and then another token is the likeliest."
 TO_OLLAMA = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p", "repetition_penalty": "repeat_penalty"}
 
 
 @dataclass
 class Exported:
-    """An exported model: its name, what it was made of and how; `gguf` is the file's name, `notes` what differs in llama.cpp."""
+    """An exported model: its name, what it was made of and how; `gguf` is the file's name, `weights` "int8" or "int4", `notes` what differs in llama.cpp."""
 
     name: str
     base: str
@@ -33,6 +34,8 @@ class Exported:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     gguf: str | None = None
+    weights: str | None = None
+    parameters: int = 0
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -73,8 +76,8 @@ def model_card(about: Exported) -> str:
     local = not default and Path(about.base).is_dir()
     header = ["library_name: transformers", f"pipeline_tag: {task_of(config, about.tokenizer) if generates else 'text-classification'}"]
     header += [] if local else [f"base_model: {hub}"]
-    parameters = sum(p.numel() for p in about.model.parameters())
-    facts = [f"{config.model_type}, {parameters:,} parameters in {str(about.dtype).removeprefix('torch.')}"]
+    held = about.weights or str(about.dtype).removeprefix("torch.")
+    facts = [f"{config.model_type}, {about.parameters:,} parameters in {held}"]
     facts += [f"exported by Seodang from {Path(hub).resolve().name if local else hub}" + (f", after {about.step} steps of training" if about.step else "")]
     if length := getattr(config, "max_position_embeddings", None):
         facts.append(f"context of {length:,} tokens")
@@ -88,6 +91,8 @@ def model_card(about: Exported) -> str:
         text += ["It fills in masks as Seodang lets it; other engines know nothing of that, and have it speak left to right.", ""]
         if not diffusion_of(config).autoregressive:
             return "\n".join([*text, *_seodang_lines()])
+    if about.weights is not None:
+        return "\n".join([*text, f"The linear layers are in {about.weights}, as Seodang's kernels read them: other engines do not.", "", *_seodang_lines()])
     if type(about.model).__module__.startswith("seodang."):
         return "\n".join([*text, "The architecture is Seodang's own, which other engines do not know.", "", *_seodang_lines()])
     if config.is_encoder_decoder:
@@ -175,7 +180,7 @@ def _llama_cpp_lines(about: Exported) -> list[str]:
         told = ["`seodang export . FOLDER --gguf f16` writes a GGUF file for these, where they know the family and the tokenizer."]
         return _section("llama.cpp and Ollama", told)
     here = _served(f"llama-server --model {shlex.quote(about.gguf)} --port 8080", _ask(about, 8080))
-    here += ["", ROUNDED + (f" {EIGHT_BITS}" if about.gguf.endswith("-Q8_0.gguf") else "")]
+    here += ["", " ".join([ROUNDED, *(told for end, told in (("-Q8_0.gguf", EIGHT_BITS), ("-Q4_0.gguf", FEW_BITS)) if about.gguf.endswith(end))])]
     if about.notes:
         here += ["", "What differs there:", "", *(f"- {note}" for note in about.notes)]
     template = [

@@ -174,7 +174,7 @@ def test_what_cannot_go_along_is_named_before_anything_is_loaded(base, fresh_tin
         assert not target.exists()
         return capsys.readouterr().err
 
-    assert "gguf 'q4_k_m' cannot be written: choose f32, f16, bf16 or q8_0" in told(base, target, "--gguf", "q4_k_m")
+    assert "gguf 'q4_k_m' cannot be written: choose f32, f16, bf16, q8_0 or q4_0" in told(base, target, "--gguf", "q4_k_m")
     other = tmp_path / "cohere"
     fresh_tiny("cohere").save_pretrained(other)
     tiny_tokenizer.save_pretrained(other)

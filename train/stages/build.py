@@ -16,6 +16,7 @@ from ...data.chat import all_end_ids
 from ...data.errors import UserError
 from ...data.preference_rows import preference_pairs
 from ...data.versions import versions_named
+from ...infer.checkpoint.quantise import is_quantised
 from ...infer.checkpoint.quiet import silence_old_names
 from ...infer.kernels.quantised_linear import Quantised
 from ...infer.runners.architecture import context_limit, transformers_model
@@ -59,6 +60,8 @@ class Stage:
         Of a stream it is known how long its rows may be.
         """
         self.refuse_model(transformers_model(model))
+        if is_quantised(model):
+            raise UserError("the model's weights are in 8 or 4 bits, which are not trained: train the model that they were made of, and export that again")
         if has_adapter(model) and (lora is not None or self.trainer_adds_adapter):
             raise UserError("the model has an adapter already: merge it first, `seodang export`")
         if not isinstance(rows, IterableDataset) and not len(rows):

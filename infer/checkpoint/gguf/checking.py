@@ -13,13 +13,15 @@ from ...gguf.reading import GgufFile
 from ..quiet import without_load_report
 from .agreement import agrees, probes
 from .encoding import Encoder
+from .four_bits import BLOCK
 from .vocabulary import Vocabulary, vocabulary_in
 from .weights import file_tensors
 
-# By how much of the largest weight of a tensor its rounding may move one.
+# By how much of the largest weight of a tensor its rounding may move one; in q4_0, where a search may cut the largest off, a block's root of the mean square.
 ROUNDING = {
     GGMLQuantizationType.F32: 0.0, GGMLQuantizationType.F16: 2**-11, GGMLQuantizationType.BF16: 2**-8,
     GGMLQuantizationType.Q8_0: 0.5 / 127 + 2**-11,  # of the weight, and of its block's scale
+    GGMLQuantizationType.Q4_0: 1 / 8,  # no scale is worse than the plain one, by which no weight moves further
 }  # fmt: skip
 UNREAD = ("gemma",)  # by transformers
 
@@ -28,7 +30,8 @@ def check_weights(file: GgufFile, model: PreTrainedModel, family: Family) -> Non
     """Raise UserError where a tensor of the file is not the model's, but for rounding."""
     left = file.names
     for name, tensor in file_tensors(model, family):
-        moved, largest = np.abs(file.tensor(name) - tensor.numpy()).max(), float(tensor.abs().max())
+        off, largest = np.abs(file.tensor(name) - tensor.numpy()), float(tensor.abs().max())
+        moved = np.sqrt(np.square(off).reshape(-1, BLOCK).mean(axis=1)).max() if file.kind(name) == GGMLQuantizationType.Q4_0 else off.max()
         if not moved <= ROUNDING[file.kind(name)] * largest:
             kind = file.kind(name).name.lower()
             raise UserError(f"{name} is held only roughly in {kind}, up to {moved / largest:.1%} of its largest weight off: choose another --gguf")

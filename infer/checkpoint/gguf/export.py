@@ -20,7 +20,7 @@ from .vocabulary import ENDS, Vocabulary, vocabulary_of
 from .writing import write_gguf
 
 # The largest share of the logits' spread by which rounding may move one.
-TOLERANCE = {"f32": 1e-4, "f16": 0.01, "bf16": 0.05, "q8_0": 0.15}
+TOLERANCE = {"f32": 1e-4, "f16": 0.01, "bf16": 0.05, "q8_0": 0.15, "q4_0": 0.6}
 
 
 def plan_gguf(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> Vocabulary:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ....data.errors import UserError
 from ...gguf.families import Family
+from .four_bits import q4_0
 from .metadata import architecture
 from .vocabulary import Vocabulary
 from .weights import file_tensors
@@ -19,15 +20,17 @@ from .weights import file_tensors
 KINDS = {
     "f32": (GGMLQuantizationType.F32, LlamaFileType.ALL_F32), "f16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
     "bf16": (GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16), "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
+    "q4_0": (GGMLQuantizationType.Q4_0, LlamaFileType.MOSTLY_Q4_0),
 }  # fmt: skip
+EDGES = ("token_embd.weight", "output.weight")  # embedding and head, which in 4 bits cost the most of what a text says: they take 8
 PRECISE = ("position_embd.weight", "rope_freqs.weight")  # few, and added to everything
 
 
 def write_gguf(path: Path, model: PreTrainedModel, family: Family, vocabulary: Vocabulary, kind: str, name: str) -> list[str]:
     """Write a model of float32 weights to `path` with matrices of the kind, one of KINDS; return what of it llama.cpp leaves out.
 
-    Vectors stay in float32, and rows that are no whole number of a kind's blocks in float16. Raises UserError for weights that the kind
-    cannot hold.
+    Beside matrices in q4_0 embedding and head are in q8_0. Vectors stay in float32, and rows that are no whole number of a kind's blocks in
+    float16. Raises UserError for weights that the kind cannot hold.
     """
     stored, file_type = KINDS[kind]
     values, notes = architecture(model.config, family)
@@ -74,10 +77,14 @@ def _stored(name: str, tensor: Tensor, kind: GGMLQuantizationType) -> GGMLQuanti
     """In what a tensor is kept."""
     if tensor.dim() < 2 or name in PRECISE:
         return GGMLQuantizationType.F32
+    if kind == GGMLQuantizationType.Q4_0 and name in EDGES:
+        kind = GGMLQuantizationType.Q8_0
     return kind if tensor.shape[-1] % GGML_QUANT_SIZES[kind][0] == 0 else GGMLQuantizationType.F16
 
 
 def _rounded(name: str, tensor: Tensor, kind: GGMLQuantizationType) -> np.ndarray:
+    if kind == GGMLQuantizationType.Q4_0:
+        return q4_0(tensor)
     with np.errstate(over="ignore"):  # said below
         rounded = quants.quantize(tensor.numpy(), kind)
     if kind == GGMLQuantizationType.F16 and not np.isfinite(rounded).all():

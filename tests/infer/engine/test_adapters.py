@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from seodang.data.errors import UserError
 from seodang.infer import SamplingParams, embed, generate
 from seodang.infer.checkpoint.adapter import read_adapter
+from seodang.infer.checkpoint.few_bits_folder import read_few_bits, write_few_bits
 from seodang.infer.checkpoint.quantise import quantise
 from seodang.infer.engine.core import Engine
 from seodang.infer.engine.generate import run
@@ -223,13 +224,17 @@ def test_an_unloaded_adapters_matrices_go_with_its_last_request(three, tiny_toke
         assert held() is None and all(kept.salt is None for kept in engine.prefix_cache._kept)
 
 
-def test_quantised_weights_with_adapters(tiny_tokenizer, fresh_tiny, tmp_path, write_adapter):
+@pytest.mark.parametrize("mapped", [False, True])
+def test_quantised_weights_with_adapters(tiny_tokenizer, fresh_tiny, tmp_path, write_adapter, mapped):
     """Over 8-bit weights an adapter adds what it would add in floats: the answers' likelihoods are those of the sum, nearly."""
     model = fresh_tiny("llama", hidden_size=64, intermediate_size=128, head_dim=16)
     folder = write_adapter(model, tmp_path / "A", 0)
     wanted = generate(merged(model, folder), tiny_tokenizer, [[5, 6, 7, 8]], SamplingParams(max_new_tokens=1, logprobs=5))[0]
     plain = generate(model, tiny_tokenizer, [[5, 6, 7, 8]], SamplingParams(max_new_tokens=1, logprobs=5))[0]
     quantise(model, "int8")
+    if mapped:
+        write_few_bits(tmp_path / "small", model, "int8")
+        model = read_few_bits(tmp_path / "small").eval()
     with serving(model, tiny_tokenizer, {"A": folder}) as engine:
         found = engine.submit([5, 6, 7, 8], SamplingParams(max_new_tokens=1, logprobs=5), adapter="A").results(60)[0]
     assert found.ids == wanted.ids != plain.ids

@@ -210,7 +210,7 @@ def test_refuses_what_cannot_be_quantised_by_name(fresh_tiny, tmp_path):
         quantise(fresh_tiny("llama", intermediate_size=48), "int4")
     model = fresh_tiny("llama")
     quantise(model, "int8")
-    with pytest.raises(UserError, match="cannot be saved"):
+    with pytest.raises(UserError, match="cannot be saved by save_pretrained: `seodang export MODEL FOLDER --weights int4`"):
         model.save_pretrained(tmp_path)
 
 
