@@ -36,8 +36,7 @@ class LoadedModel:
     dtype: str = option("auto, float32, bfloat16 or float16.", "auto")
 
     def open(self, **how: Any):
-        """Load the model and its tokenizer, and say on stderr which dtype the machine decided on; `how` is what `load` has to know beside."""
-        from seodang.infer.checkpoint.gguf_file import is_gguf
+        """Load the model and its tokenizer, and say on stderr which dtype the machine decided on, or in how many bits the weights are; `how` is what `load` has to know beside."""
         from seodang.infer.checkpoint.load import load
         from seodang.infer.checkpoint.quantise import is_quantised
         from seodang.infer.requests.runtime import weights_of
@@ -62,11 +61,9 @@ class SpeakingModel(LoadedModel):
     takes_encoders: ClassVar[bool] = False  # which judge texts, and say none
 
     def open(self):
-        """Load the model and its tokenizer, and say on stderr which dtype the machine decided on, or in how many bits the weights are."""
+        """Load the model and its tokenizer, with the chat template that is asked for."""
         from seodang.data.chat import set_chat_template
-        from seodang.infer.checkpoint.quantise import is_quantised
         from seodang.infer.engine.checkpoint_settings import known_config
-        from seodang.infer.requests.runtime import weights_of
         from seodang.infer.runners.paradigm import refuse_encoder
 
         if not self.takes_encoders and (config := known_config(self.model)) is not None:

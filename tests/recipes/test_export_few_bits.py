@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from seodang.infer.checkpoint.gguf.reading import GgufFile
+from seodang.infer.gguf.reading import GgufFile
 from seodang.infer.checkpoint.load import load
 from seodang.infer.checkpoint.manifest import verify
 from seodang.infer.runners.paradigm import Diffusion, declare, diffusion_of
@@ -66,7 +66,7 @@ def test_commands_take_it_as_any_model(base, tmp_path, monkeypatch, capsys):
     asked = ["--model", str(target), "--data", str(tmp_path / "rows.jsonl"), "--output_dir", str(tmp_path / "run"), "--max_steps", "1"]
     for more in ([], ["--lora_r", "2"]):
         assert sft.main([*asked, *more]) == 2
-        assert "the model's weights are in 8 or 4 bits, which are not trained: train the model that they were made of" in capsys.readouterr().err
+        assert "weights in few bits cannot be trained: load the model with a dtype" in capsys.readouterr().err
 
 
 def test_a_diffusion_model_says_in_its_folder_what_it_is(base, tmp_path):

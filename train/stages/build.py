@@ -18,7 +18,6 @@ from ...data.preference_rows import preference_pairs
 from ...data.versions import versions_named
 from ...infer.checkpoint.quantise import is_quantised
 from ...infer.checkpoint.quiet import silence_old_names
-from ...infer.kernels.quantised_linear import Quantised
 from ...infer.runners.architecture import context_limit, transformers_model
 from ...infer.runners.paradigm import diffusion_of, refuse_encoder, refuse_encoder_decoder
 from ..models.adapters import add_adapter, prepare_quantised, speed_up_adapters
@@ -60,8 +59,6 @@ class Stage:
         Of a stream it is known how long its rows may be.
         """
         self.refuse_model(transformers_model(model))
-        if is_quantised(model):
-            raise UserError("the model's weights are in 8 or 4 bits, which are not trained: train the model that they were made of, and export that again")
         if has_adapter(model) and (lora is not None or self.trainer_adds_adapter):
             raise UserError("the model has an adapter already: merge it first, `seodang export`")
         if not isinstance(rows, IterableDataset) and not len(rows):
@@ -71,8 +68,10 @@ class Stage:
 
     def refuse_model(self, model: PreTrainedModel) -> None:
         """Raise UserError for a model of another paradigm, and for one whose weights cannot change."""
-        if any(isinstance(module, Quantised) for module in model.modules()):
-            raise UserError("weights in few bits cannot be trained: load the model with a dtype, float32 or bfloat16, which writes them out")
+        if is_quantised(model):
+            raise UserError(
+                "weights in few bits cannot be trained: load the model with a dtype, float32 or bfloat16, which writes a GGUF file's out, or the one that a folder was made of"
+            )
         if not self.left_to_right:
             return
         name = self.trainer.__name__.removesuffix("Trainer").lower()

@@ -7,9 +7,9 @@ from gguf import GGMLQuantizationType, GGUFReader, quants
 
 from seodang.data.errors import UserError
 from seodang.infer.checkpoint.gguf.checking import check_weights, read_model
-from seodang.infer.checkpoint.gguf.families import family_of
+from seodang.infer.gguf.families import family_of
 from seodang.infer.checkpoint.gguf.four_bits import BLOCK, q4_0
-from seodang.infer.checkpoint.gguf.reading import GgufFile
+from seodang.infer.gguf.reading import GgufFile
 from seodang.infer.checkpoint.gguf.weights import file_tensors
 from seodang.infer.checkpoint.load import load, load_tokenizer
 from seodang.recipes import export
