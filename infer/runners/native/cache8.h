@@ -104,11 +104,12 @@ INLINE v4 sums8(vf a, vf b, vf c, vf d) {
 #endif
 }
 
-/* scores of so many queries (1 to ABREAST) against so many keys, [queries, PIECE] */
-INLINE void scored8(int heads, const float *q, const char *keys, size_t count, size_t width, float *scores) {
+/* scores of so many queries (1 to ABREAST) against so many keys, [queries, PIECE]; of what is read `next`, as long, memory is asked meanwhile */
+INLINE void scored8(int heads, const float *q, const char *keys, const char *next, size_t count, size_t width, float *scores) {
     const size_t line = width + SCALE8, whole = width / LANES * LANES;
     for (size_t k = 0; k < count; k += GROUP) {
         const char *at[GROUP];
+        for (size_t ahead = 0; ahead < GROUP * line; ahead += LINE) __builtin_prefetch(next + k * line + ahead);
         v4 scale;
         vf acc[ABREAST][GROUP];
         UNROLL for (int j = 0; j < GROUP; j++) at[j] = keys + (k + j < count ? k + j : count - 1) * line, scale[j] = scale8(at[j] + width);
@@ -131,13 +132,14 @@ INLINE void scored8(int heads, const float *q, const char *keys, size_t count, s
     }
 }
 
-/* mixtures of values by so many heads' weights, of so many vectors from number `i` of a value on */
-INLINE void mixed8(int heads, int vectors, const float *weights, const char *values, size_t count, size_t width, size_t i, float *to, size_t to_stride) {
+/* mixtures of values by so many heads' weights, of so many vectors from number `i` of a value on; memory is asked for what is read `next`, if anything */
+INLINE void mixed8(int heads, int vectors, const float *weights, const char *values, const char *next, size_t count, size_t width, size_t i, float *to, size_t to_stride) {
     vf acc[ABREAST][4];
     UNROLL for (int h = 0; h < heads; h++) {
         UNROLL for (int v = 0; v < vectors; v++) acc[h][v] = every(0);
     }
     for (size_t k = 0; k < count; k++) {
+        if (next) __builtin_prefetch(next + k * (width + SCALE8));
         UNROLL for (int v = 0; v < vectors; v++) {
             vf value = levels8(values + k * (width + SCALE8) + i + v * LANES);
             UNROLL for (int h = 0; h < heads; h++) acc[h][v] += weights[h * PIECE + k] * value;
@@ -150,15 +152,15 @@ INLINE void mixed8(int heads, int vectors, const float *weights, const char *val
 
 /* what `abreast` of attention.h makes of float keys, of keys and values in 8 bits; the scales of values go into their weights */
 INLINE void abreast8(int heads, const float *q, const char *keys, const char *values, size_t count, size_t width, float softcap, float *scores, float *to, size_t to_stride) {
-    scored8(heads, q, keys, count, width, scores);
+    scored8(heads, q, keys, values, count, width, scores);
     for (int h = 0; h < heads; h++) {
         float *s = scores + h * PIECE;
         weighed_piece(s, count, softcap, to + h * to_stride + width);
         for (size_t k = 0; k < count; k++) s[k] *= scale8(values + k * (width + SCALE8) + width);
     }
     size_t i = 0;
-    for (; i + 4 * LANES <= width; i += 4 * LANES) mixed8(heads, 4, scores, values, count, width, i, to, to_stride);
-    for (; i + LANES <= width; i += LANES) mixed8(heads, 1, scores, values, count, width, i, to, to_stride);
+    for (; i + 4 * LANES <= width; i += 4 * LANES) mixed8(heads, 4, scores, values, i ? NULL : keys + count * (width + SCALE8), count, width, i, to, to_stride);
+    for (; i + LANES <= width; i += LANES) mixed8(heads, 1, scores, values, NULL, count, width, i, to, to_stride);
     for (; i < width; i++)
         for (int h = 0; h < heads; h++) {
             float s = 0;
