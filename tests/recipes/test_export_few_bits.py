@@ -7,9 +7,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from seodang.infer.gguf.reading import GgufFile
 from seodang.infer.checkpoint.load import load
 from seodang.infer.checkpoint.manifest import verify
+from seodang.infer.gguf.reading import GgufFile
 from seodang.infer.runners.paradigm import Diffusion, declare, diffusion_of
 from seodang.recipes import export, generate, score, serve, sft
 

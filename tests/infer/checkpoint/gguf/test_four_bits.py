@@ -7,11 +7,11 @@ from gguf import GGMLQuantizationType, GGUFReader, quants
 
 from seodang.data.errors import UserError
 from seodang.infer.checkpoint.gguf.checking import check_weights, read_model
-from seodang.infer.gguf.families import family_of
 from seodang.infer.checkpoint.gguf.four_bits import BLOCK, q4_0
-from seodang.infer.gguf.reading import GgufFile
 from seodang.infer.checkpoint.gguf.weights import file_tensors
 from seodang.infer.checkpoint.load import load, load_tokenizer
+from seodang.infer.gguf.families import family_of
+from seodang.infer.gguf.reading import GgufFile
 from seodang.recipes import export
 
 
