@@ -30,6 +30,7 @@ from ..kernels.fused_projections import fuse_projections
 from ..runners.native.grouped_linear import missing_kernels
 from ..runners.paradigm import has_classifier_head, is_encoder, masked_lm_class, refuse_continuous
 from .adapter_paradigm import declare_as_beside
+from .calibration_text import Calibration, calibration_rows, check_choice
 from .damage import check_texts, read_json, refuse_mismatched, torn_file
 from .default_encoder import NAME as DEFAULT_ENCODER
 from .default_encoder import default_encoder
@@ -56,6 +57,8 @@ def load(
     dtype: str = "auto",
     weights: str | None = None,
     adapter: str | os.PathLike | None = None,
+    calibration: Calibration | None = None,
+    bits: float | None = None,
     model_class=None,
     **model_arguments,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -66,11 +69,13 @@ def load(
     what is missing is a head that it never had (a classifier's on a language model's weights). A head of masked language modelling is new only where `model_class` asks for one.
     `model_class` is a causal language model's, for an encoder-decoder's checkpoint AutoModelForSeq2SeqLM, for an encoder's AutoModelForMaskedLM, for one of
     sentence-transformers AutoModel, for a classifier's (a reward model) AutoModelForSequenceClassification, unless another is given; an adapter with a classifier's head brings its number of labels with it.
-    `weights="int8"` or `"int4"` keeps the linear layers in 8 or 4 bits, for speaking and scoring on the CPU; an adapter is merged first.
+    `weights="int8"` or `"int4"` keeps the linear layers in 8 or 4 bits, for speaking and scoring on the CPU; an adapter is merged first. 4 bits can be chosen by a
+    `calibration`, a file of plain text or texts, which takes minutes; with `bits` a weight above 5 the matrices that lose most keep 8.
     Raises UserError for a path, device, dtype or weights that cannot be had, for two adapters, and for files that are missing or changed.
     """
     if weights is not None:
         device, dtype = _check_weights(weights, device, dtype)
+    check_choice(weights, calibration, bits)
     place = resolve(path)
     if is_adapter(place):
         if adapter is not None:
@@ -92,7 +97,7 @@ def load(
         model.config.pad_token_id = tokenizer.pad_token_id  # behind which the head looks for the last token; the base has another
     if weights is not None:
         model = model.merge_and_unload() if adapter is not None else model
-        quantise(model, weights)
+        quantise(model, weights, calibration if calibration is None else calibration_rows(tokenizer, model, calibration), bits)
     if not getattr(model, "hf_device_map", None):
         model = model.to(where)
         fuse_projections(model)
