@@ -7,9 +7,10 @@ Every text is scored as the continuation of its first token: all tokens in long 
 kernel (`seodang/infer/kernels/quantised_linear.py`), and so has bfloat16.
 
 Files of GGUF are read by the package gguf and run with float weights, so that they show what their rounding loses and nothing else; "weights alone" are ours in the
-same way, without the rounding of inputs that the kernels do. A change is given with its standard error: that of the sum of differences, token by token, with
-texts as what is drawn. What lies within two of them is no difference. The default model's own weights come from 4 bits, which flatters them: take one whose weights
-were never rounded (`small_model.py` makes two). A peer's file: `seodang export MODEL --output_dir OUT --gguf f32`, then `llama_cpp.llama_model_quantize` or llama-quantize.
+same way, without the rounding of inputs that the kernels do. A change is given with its standard error: that of the sum of differences, token by token,
+with texts as what is drawn. What lies within two of them is no difference. The default model's own weights come from 4 bits, which flatters them: take one
+whose weights were never rounded (`small_model.py` makes two). A peer's file: `seodang export MODEL --output_dir OUT --gguf f32`, then llama-quantize, or
+`llama_cpp.llama_model_quantize`.
 """
 
 import argparse
@@ -145,18 +146,18 @@ def read_gguf(file: Path) -> Side:
 
 
 def difference(logprobs: Tensor, others: Tensor, texts: list[list[int]]) -> tuple[float, float]:
-    """Return by what share others' perplexity is above that of `logprobs`, and its standard error, texts being what is drawn."""
-    lengths = [len(ids) - 1 for ids in texts]
-    lengths = [min(length, max(len(others) - sum(lengths[:i]), 0)) for i, length in enumerate(lengths)]
+    """Return by what share others' perplexity is above that of the first of `logprobs`, and its standard error, texts being what is drawn."""
     apart = (logprobs[: len(others)] - others).double()
-    mean = apart.mean()
-    sums = torch.stack([part.sum() for part in apart.split(lengths)])
-    error = (sums - mean * torch.tensor(lengths)).square().sum().sqrt() / len(apart)
-    return math.exp(mean) - 1, error.item() * math.exp(mean)
+    mean, left, square = apart.mean(), apart, 0.0
+    for ids in texts:
+        part, left = left[: len(ids) - 1], left[len(ids) - 1 :]
+        square += (part - mean).sum().item() ** 2
+    return math.exp(mean) - 1, math.sqrt(square) / len(apart) * math.exp(mean)
 
 
 def percent(change: tuple[float, float]) -> str:
-    return f"{100 * change[0]:+.2f}% ({100 * change[1]:.2f})"
+    """A change in words; one text alone has no error."""
+    return f"{100 * change[0]:+.2f}%" + (f" ({100 * change[1]:.2f})" if change[1] > 1e-9 else "")
 
 
 def main() -> None:

@@ -3,9 +3,10 @@
 python benchmarks/small_model.py OUTPUT --data gsm8k_train.jsonl --minutes 10
 python benchmarks/small_model.py OUTPUT --data gsm8k_train.jsonl --minutes 6 --start default
 
-The second starts from a model that there is. Where that was published in 4 bits, as the default was, its weights lie on a grid and 4 bits hold them without loss: here each
-is first moved by chance, evenly within the step of its group, as it lay somewhere in it before it was rounded, and all are trained on, in bfloat16 with weights of float32.
-From nothing, the tokenizer, a byte-level BPE of 4,096 tokens, is trained on the same text. Every JSON record's strings count as text, joined by newlines.
+The second starts from a model that there is. Where that was published in 4 bits, as the default was, its weights lie on a grid and 4 bits hold them without
+loss: here each is first moved by chance, evenly within the step of its group, as it lay somewhere in it before it was rounded, and all are trained on, in
+bfloat16 with weights of float32. From nothing, the tokenizer, a byte-level BPE of 4,096 tokens, is trained on the same text. Every JSON record's strings
+count as text, joined by newlines.
 """
 
 import argparse
@@ -86,6 +87,7 @@ def main() -> None:
         if step % (10 if options.start else 50) == 0:
             print(f"step {step}, {spent:.0f} s, loss {smooth:.3f}", flush=True)
         step += 1
+    print(f"{step} steps, loss {smooth:.3f}")
     model.save_pretrained(options.output)
     tokenizer.save_pretrained(options.output)
 

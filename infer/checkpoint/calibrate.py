@@ -25,6 +25,9 @@ except ImportError:  # Windows
 
 logger = logging.getLogger(__name__)
 
+CHANCE = 256  # ids drawn by chance, where there is no text
+DAMPING = 0.01  # of the inputs' mean square, added to each one's
+
 Call = tuple[tuple, dict[str, Any]]  # what a layer is given beside the states
 
 
@@ -36,7 +39,8 @@ def calibrated(
 
     `rows` are ids of the text, [rows, length]. The model must have float32 weights on the CPU; they become the rounded ones, on which the next layer's inputs
     hang, where 4 bits are kept. `bits` is what a weight of these layers may take on average, group scales included: above FOUR the matrices that lose most a byte
-    keep EIGHT, None leaves all in 4. A line a layer is reported, with the time and the memory taken so far. Nothing is drawn by chance. Takes some five readings of the text.
+    keep EIGHT, None leaves all in 4. A line a layer is reported, with the time and the memory taken so far. Nothing is drawn by chance. It takes as long as some
+    three readings of the text, and memory for the text's states beside the model.
     Raises UserError where the text gives a layer inputs that are no numbers.
     """
     began = time.monotonic()
@@ -59,6 +63,40 @@ def calibrated(
             states[i] = run(state)[0]
         report(f"calibration: layer {number} of {len(layers)}, {time.monotonic() - began:.0f} s{_peak()}")
     return plan
+
+
+@torch.no_grad()
+def importances(model: PreTrainedModel) -> dict[nn.Module, Tensor | None]:
+    """Return what an input of each linear layer counts without a text, [in], the head aside: its mean square over ids drawn by chance, always the same; None
+    where that is no number.
+
+    Which inputs are large hangs little on the text: a few are in every state. They come to most of what rounding does to the outputs, and are few among the weights.
+    """
+    units = [unit for layer in parts_of(model).layers for unit in units_of(layer)]
+    length, ids = min(CHANCE, getattr(model.config, "max_position_embeddings", None) or CHANCE), model.get_input_embeddings().weight.shape[0]
+    drawn = torch.randint(ids, (1, length), generator=torch.Generator().manual_seed(0))
+    squares: dict[nn.Module, Tensor] = {}
+
+    def see(linear: nn.Module, args: tuple) -> None:
+        squares[linear] = args[0].reshape(-1, args[0].shape[-1]).float().square().mean(dim=0)
+
+    hooks = [unit[0].register_forward_pre_hook(see) for unit in units]
+    try:
+        model.base_model(input_ids=drawn, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    counts: dict[nn.Module, Tensor | None] = {}
+    for unit in units:
+        damped = squares[unit[0]] + DAMPING * squares[unit[0]].mean()
+        counts |= dict.fromkeys(unit, damped if damped.isfinite().all() and damped.min() > 0 else None)
+    return counts
+
+
+def _small(fitted: Fitted) -> Fitted:
+    """The same with levels of a byte, for as long as they wait to be packed."""
+    levels, scale, zero = fitted
+    return levels.to(torch.uint8), scale, zero
 
 
 def units_of(layer: LayerParts) -> list[list[nn.Module]]:
@@ -123,9 +161,9 @@ def _rounded(unit: Sequence[nn.Module], moments: Tensor, grid: Grid, where: str)
     """Fit linear layers that read the same input, and write into each what it will be."""
     if not moments.isfinite().all():
         raise UserError(f"calibration: {where} has inputs that are no numbers on this text: use another checkpoint, or leave calibration out")
-    fitted = compensated(torch.cat([weight_of(linear) for linear in unit]), moments, grid)
+    fitted = compensated(torch.cat([weight_of(linear) for linear in unit]), moments, grid, DAMPING)
     parts = zip(*(each.split([len(weight_of(linear)) for linear in unit]) for each in fitted))
-    plan = {linear: (levels.to(torch.uint8), *rest) for linear, (levels, *rest) in zip(unit, parts)}
+    plan = dict(zip(unit, map(_small, parts)))
     for linear, part in plan.items():
         weight_of(linear).copy_(written_out(part, grid))
     return plan

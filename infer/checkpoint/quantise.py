@@ -11,17 +11,17 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ...data.errors import UserError
-from ..kernels.four_bits import Fitted
+from ..kernels.four_bits import Fitted, four_bits
 from ..kernels.fused_projections import TOGETHER
 from ..kernels.kernel_check import refuse_wrong_kernels
 from ..kernels.quantised_linear import GROUP, Linear4, Linear8, OutputSlice, Quantised
 from ..runners.families.parts import FAMILIES, ROTARY
 from ..runners.layers import supports_direct
 from ..runners.native.grouped_linear import GroupedLinear4, GroupedLinear8, missing_kernels
-from .calibrate import calibrated
+from .calibrate import calibrated, importances
 from .sensitivity import weight_of
 
-Plan = dict[nn.Module, Fitted | None]
+Fit = Callable[[Sequence[nn.Module], Tensor], Fitted | None]
 Make = Callable[[Sequence[nn.Module]], Quantised]
 
 logger = logging.getLogger(__name__)
@@ -30,21 +30,30 @@ BITS = ("int8", "int4")
 COVERED = FAMILIES - {"Qwen3MoeForCausalLM"}  # whose experts are no linear layers
 
 
-def quantise(model: PreTrainedModel, weights: str, calibration: Tensor | None = None, bits: float | None = None) -> None:
+def quantise(
+    model: PreTrainedModel, weights: str, calibration: Tensor | None = None, bits: float | None = None, report: Callable[[str], object] = logger.info
+) -> None:
     """Keep the weights of the model's linear layers and of its head in "int8" or "int4"; the rest becomes bfloat16.
 
     Weights are in groups of 32 inputs where the native kernels run; else torch's are taken, in whose 8 bits an output has one scale. In "int4" the head
     keeps 8 bits: it reads the last state alone, and each of its outputs is a token's own row. The embedding stays, where a model ties the two the head
     is a copy of its own. The model can speak and be scored, not be trained or saved.
-    `calibration`, ids [rows, length] of a text as `calibration_rows` reads them, has 4 bits chosen by it, with `bits` a weight at most (`calibrated`).
+    4 bits lie near the weights, those of large inputs nearest (`importances`); with `calibration`, ids [rows, length] of a text as `calibration_rows` reads
+    them, they are chosen by it, with `bits` a weight at most, and a line a layer is reported (`calibrated`).
     Raises UserError for models that are not of the direct runner's families, or have experts, and where this CPU's kernels compute something else.
     """
     check_quantisable(model, weights)
     missing = missing_kernels()
     eight, four = (Linear8, Linear4) if missing else (GroupedLinear8, GroupedLinear4)
     kind = eight if weights == "int8" else four
-    plan = {} if calibration is None else calibrated(model, calibration, four.grid, bits)
-    make = lambda linears: _made(linears, kind, eight, plan)
+    fit: Fit = lambda linears, weight: None
+    if weights == "int4" and calibration is not None:
+        plan = calibrated(model, calibration, four.grid, bits, report)
+        fit = lambda linears, weight: _joined([plan[linear] for linear in linears])
+    elif weights == "int4":
+        counts = importances(model)
+        fit = lambda linears, weight: four_bits(weight.float(), *four.grid, counts[linears[0]])
+    make = lambda linears: _made(linears, four, eight, fit)
     if missing:
         logger.info("weights=%s: by torch's kernels, for there are none of our own (%s)", weights, missing)
     with torch.no_grad():
@@ -99,17 +108,18 @@ def _quantise_rotary(layer: nn.Module, make: Make) -> None:
             linear.terms = 1  # SmolLM2: 0.05% and 0.2% of perplexity, against 2.6% for q, k and v and 1.4% for down_proj
 
 
-def _made(linears: Sequence[nn.Module], kind: type[Quantised], eight: type[Quantised], plan: Plan) -> Quantised:
-    """Linear layers as one of a kind, or in 8 bits where a plan says so; what the plan fitted is taken as it is."""
+def _made(linears: Sequence[nn.Module], four: type[Quantised], eight: type[Quantised], fit: Fit) -> Quantised:
+    """Linear layers as one, with the levels, scales and zeros that `fit` gives, in 8 bits where it gives none."""
     biases: list[Tensor] = []
     if any(linear.bias is not None for linear in linears):
         biases = [torch.zeros(len(weight_of(linear))) if linear.bias is None else linear.bias for linear in linears]
     weight, bias = torch.cat([weight_of(linear) for linear in linears]), torch.cat(biases) if biases else None
-    if linears[0] not in plan:
-        return kind(weight, bias)
-    if plan[linears[0]] is None:
-        return eight(weight, bias)
-    return kind(weight, bias, tuple(map(torch.cat, zip(*(plan[linear] for linear in linears)))))
+    fitted = fit(linears, weight)
+    return eight(weight, bias) if fitted is None else four(weight, bias, fitted)
+
+
+def _joined(parts: Sequence[Fitted | None]) -> Fitted | None:
+    return None if None in parts else tuple(map(torch.cat, zip(*parts)))
 
 
 def _quantise_gpt2(layer: nn.Module, make: Make) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from .four_bits import GROUP, Fitted, Grid, four_bits, nearest_levels
 
 
-def compensated(weight: Tensor, moments: Tensor, grid: Grid, damping: float = 0.01) -> Fitted:
+def compensated(weight: Tensor, moments: Tensor, grid: Grid, damping: float) -> Fitted:
     """Return levels, scale and zero as `four_bits` does, chosen so that the outputs for inputs as they were seen stay near, not the weights.
 
     weight is float32 [out, in]; moments is the mean of x x^T over inputs x, [in, in]: what is made small is the mean of |(w - rounded) x|^2. Inputs are rounded in

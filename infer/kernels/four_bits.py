@@ -14,6 +14,7 @@ WIDTHS = (1.0, 0.9)  # of a group's range, from which the search starts
 # On weights that were never rounded the eight leave 0.93 of the squared error of starts from ranges alone; a hundred starts leave 0.92.
 MOVES = ((0.0, 0.3), (0.0, -0.3), (0.03, 0.0), (-0.03, 0.0), (0.0, 0.5), (0.05, 0.25), (0.05, -0.25), (-0.05, 0.0))
 ROUNDS = 2
+AT_A_TIME = 512  # outputs whose groups stay in the CPU's cache
 
 Fitted = tuple[Tensor, Tensor, Tensor]  # levels 0 to 15, int32 [out, in], and scales and zeros, [out, groups], in the dtype in which they are kept
 
@@ -32,9 +33,15 @@ def four_bits(weight: Tensor, lowest: int = -8, dtype: torch.dtype = torch.bfloa
     Scale and zero are fitted to the levels by least squares and the levels to them, in turns, from several starts; each group keeps what leaves the least
     squared error, of scale and zero as the dtype holds them. `importance`, [in] and above 0, is what the squared error of an input counts.
     """
-    groups = weight.view(len(weight), -1, GROUP)
-    counts = torch.ones(groups.shape[1:]) if importance is None else importance.view(-1, GROUP)
+    counts = torch.ones(weight.shape[1] // GROUP, GROUP) if importance is None else importance.view(-1, GROUP)
     counts = counts / counts.sum(dim=-1, keepdim=True)
+    levels, scale, zero = map(torch.cat, zip(*(_fit(part, counts, lowest, dtype) for part in weight.split(AT_A_TIME))))
+    return levels, scale, zero
+
+
+def _fit(weight: Tensor, counts: Tensor, lowest: int, dtype: torch.dtype) -> Fitted:
+    """`four_bits` of some outputs; `counts` are [groups, GROUP] and sum to 1 in each."""
+    groups = weight.view(len(weight), -1, GROUP)
     low, high = groups.amin(dim=-1, keepdim=True), groups.amax(dim=-1, keepdim=True)
     middle = lowest + (LEVELS - 1) / 2
     best: list[Tensor] = []

@@ -124,10 +124,7 @@ class Linear4(Quantised):
     def __init__(self, weight: Tensor, bias: Tensor | None = None, fitted: Fitted | None = None):
         """`fitted` is what stands for the weight where that is known already."""
         super().__init__(weight, bias)
-        if fitted is None:
-            parts = padded(weight.detach().float()).split(8 * BLOCK)  # small enough to stay in the CPU's cache
-            fitted = map(torch.cat, zip(*(four_bits(part, *self.grid) for part in parts)))
-        levels, scale, zero = map(padded, fitted)
+        levels, scale, zero = map(padded, fitted or four_bits(weight.detach().float(), *self.grid))
         self.register_buffer("packed", pack(levels.to(torch.int32)))
         self.register_buffer("scale_and_zero", torch.stack([scale, zero], dim=-1).transpose(0, 1).contiguous())  # [groups, out, 2]
 

@@ -17,7 +17,6 @@ from .compiler import NotBuilt
 from .library import BLOCK, INT4, INT8, OFF, Linear, is_off, library
 
 RUN, LINE, LARGEST = 4, 64, 127  # inputs whose bytes lie together; bytes to which a pack's scales are filled up; the greatest level of 8 bits
-AT_A_TIME = 512  # outputs that are fitted in 4 bits: their groups stay in the CPU's cache
 
 
 class GroupedLinear(Quantised):
@@ -74,10 +73,7 @@ class GroupedLinear4(GroupedLinear):
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, fitted: Fitted | None = None):
         """`fitted` is what stands for the weight where that is known already."""
-        if fitted is None:
-            parts = weight.detach().float().split(AT_A_TIME)
-            fitted = map(torch.cat, zip(*(four_bits(part, *self.grid) for part in parts)))
-        levels, scales, offsets = fitted
+        levels, scales, offsets = fitted or four_bits(weight.detach().float(), *self.grid)
         super().__init__(weight, bias, pack4(levels.to(torch.uint8), held(scales, weight), held(offsets, weight)))
 
     def _written_out(self, dtype: torch.dtype) -> Tensor:

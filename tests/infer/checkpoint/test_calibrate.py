@@ -6,7 +6,7 @@ import torch
 from seodang.data.errors import UserError
 from seodang.infer import load, open_runner
 from seodang.infer.checkpoint import calibrate
-from seodang.infer.checkpoint.calibrate import calibrated, units_of
+from seodang.infer.checkpoint.calibrate import CHANCE, DAMPING, calibrated, importances, units_of
 from seodang.infer.checkpoint.calibration_text import LEAST, calibration_rows
 from seodang.infer.checkpoint.quantise import quantise
 from seodang.infer.checkpoint.sensitivity import kept_in_8_bits, sensitivities, weight_of
@@ -52,7 +52,7 @@ def test_each_matrix_is_rounded_for_the_inputs_that_it_has_in_the_finished_model
     for unit in units(model):
         x = inputs_of(model, unit[0], rows)
         for linear in unit:
-            wanted = compensated(weight_of(olds[linear]).contiguous(), x.T @ x / len(x), GRID)
+            wanted = compensated(weight_of(olds[linear]).contiguous(), x.T @ x / len(x), GRID, 0.01)
             same = plan[linear][0] == wanted[0]
             assert same.float().mean() > 0.99  # sums in another order move one that lay between two levels, and what makes up for it
             assert torch.equal(weight_of(linear), written_out(plan[linear], GRID))
@@ -94,6 +94,48 @@ def test_a_model_with_matrices_of_both_kinds_speaks_natively_and_by_torch(varied
         slot = runner.allocate()
         got = torch.cat([runner.forward([slot], [tokens[:20]], [20]), *(runner.forward([slot], [[id]], [1]) for id in tokens[20:])])
         assert (got.double() - wanted).square().mean().sqrt() < 3 * (rounded.double() - wanted).square().mean().sqrt()
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2", "phi3", "olmo2"])
+def test_without_a_text_inputs_count_by_their_squares_over_ids_drawn_by_chance(varied, kind):
+    model = varied(kind)
+    drawn = torch.randint(128, (1, CHANCE), generator=torch.Generator().manual_seed(0))
+    counts = importances(model)
+    for unit in units(model):
+        squares = inputs_of(model, unit[0], drawn).square().mean(dim=0)
+        for linear in unit:
+            torch.testing.assert_close(counts[linear], squares + DAMPING * squares.mean())
+    assert len(counts) == sum(map(len, units(model)))
+
+
+def test_4_bits_without_a_text_are_nearer_where_inputs_are_large(varied, dequantised, rows, monkeypatch):
+    """Two states out of 64 are large in every token, as in trained models."""
+
+    def build():
+        model = varied("llama", **WIDE)
+        model.model.embed_tokens.weight.data[:, [7, 40]] += 6
+        return model
+
+    exact, made, even = build(), build(), build()
+    quantise(made, "int4")
+    monkeypatch.setattr("seodang.infer.checkpoint.quantise.importances", lambda model: dict.fromkeys(importances(model)))
+    quantise(even, "int4")
+    first = [weight_of(parts_of(model).layers[0].qkv[0]) for model in (exact, dequantised(made), dequantised(even))]
+    assert torch.equal(first[2], written_out(four_bits(first[0], *GRID), GRID))
+    near, far = ((each - first[0])[:, [7, 40]].abs().mean() for each in first[1:])
+    assert near < 0.75 * far
+    with torch.no_grad():
+        logits, *others = (model(input_ids=rows).logits for model in (exact, dequantised(made), dequantised(even)))
+    apart = [(other - logits).square().mean() for other in others]
+    assert apart[0] < 0.7 * apart[1]
+
+
+def test_weights_that_no_input_was_seen_of_are_rounded_for_themselves(varied):
+    model = varied("llama")
+    model.model.layers[1].input_layernorm.weight.data[3] = torch.nan
+    counts = importances(model)
+    for number, layer in enumerate(parts_of(model).layers):
+        assert [(counts[linear] is None) for linear in layer.linears] == [number == 1] * 7
 
 
 def test_the_same_text_chooses_the_same(varied, rows):

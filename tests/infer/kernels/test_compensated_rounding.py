@@ -59,7 +59,7 @@ def test_outputs_are_nearer_than_by_rounding_each_weight_for_itself_also_on_inpu
     seen, other = together(rows=4000).split(2000)
     for grid in (GRID, Grid(-8, torch.bfloat16)):
         plain = written_out(four_bits(weight(), *grid), grid)
-        better = written_out(compensated(weight(), seen.T @ seen / len(seen), grid), grid)
+        better = written_out(compensated(weight(), seen.T @ seen / len(seen), grid, 0.01), grid)
         assert loss(weight(), better, seen) < 0.75 * loss(weight(), plain, seen)
         assert loss(weight(), better, other) < 0.75 * loss(weight(), plain, other)
         assert (better - weight()).norm() > (plain - weight()).norm()  # it is not the weights that are nearer
@@ -77,7 +77,7 @@ def test_inputs_that_are_always_alike_count_by_the_sum_of_their_weights_alone():
 
 @pytest.mark.parametrize("moments", [torch.eye(96), 7 * torch.eye(96), torch.zeros(96, 96)], ids=["one", "seven", "no inputs"])
 def test_inputs_that_do_not_go_together_leave_rounding_as_it_is(moments):
-    assert all(map(torch.equal, compensated(weight(), moments, GRID), four_bits(weight(), *GRID)))
+    assert all(map(torch.equal, compensated(weight(), moments, GRID, 0.01), four_bits(weight(), *GRID)))
 
 
 def test_an_input_that_was_never_seen_keeps_its_weights_and_groups_of_zeros_stay():
@@ -85,14 +85,14 @@ def test_an_input_that_was_never_seen_keeps_its_weights_and_groups_of_zeros_stay
     x[:, 40:50] = 0
     zeroed = weight()
     zeroed[2, 32:64] = 0
-    levels, scales, zeros = fitted = compensated(zeroed, x.T @ x / len(x), GRID)
+    levels, scales, zeros = fitted = compensated(zeroed, x.T @ x / len(x), GRID, 0.01)
     apart = (written_out(fitted, GRID) - zeroed).abs()
     steps = scales.float().repeat_interleave(GROUP, dim=1)
     assert (apart[:, 40:50] <= 8 * steps[:, 40:50] + 1e-6).all() and all(part.isfinite().all() for part in fitted)
-    still = compensated(torch.zeros(4, 96), x.T @ x / len(x), GRID)
+    still = compensated(torch.zeros(4, 96), x.T @ x / len(x), GRID, 0.01)
     assert not written_out(still, GRID).any()
 
 
 def test_moments_that_no_inputs_have_are_refused():
     with pytest.raises(torch.linalg.LinAlgError):
-        compensated(weight(), -torch.eye(96), GRID)
+        compensated(weight(), -torch.eye(96), GRID, 0.01)
