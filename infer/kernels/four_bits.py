@@ -78,10 +78,11 @@ def _better(best: list[Tensor], other: list[Tensor]) -> list[Tensor]:
 
 def _least_squares(groups: Tensor, counts: Tensor, levels: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Return scale and zero with which levels * scale + zero lies nearest to the groups; `counts` sum to 1 in each."""
-    weighted = levels * counts
-    level, mean = weighted.sum(dim=-1, keepdim=True), (groups * counts).sum(dim=-1, keepdim=True)
-    spread = (weighted * levels).sum(dim=-1, keepdim=True) - level.square()
-    slope = ((weighted * groups).sum(dim=-1, keepdim=True) - level * mean) / spread.clamp_min(1e-12)
+    level, mean = (levels * counts).sum(dim=-1, keepdim=True), (groups * counts).sum(dim=-1, keepdim=True)
+    apart = levels - level  # about their mean: where one input counts for nearly all, a difference of squares would leave nothing but rounding
+    weighted = apart * counts
+    spread = (weighted * apart).sum(dim=-1, keepdim=True)
+    slope = (weighted * (groups - mean)).sum(dim=-1, keepdim=True) / spread.clamp_min(1e-12)
     slope = torch.where(spread > 0, slope, scale)  # one level alone says nothing of the scale
     return slope, mean - slope * level
 

@@ -33,6 +33,20 @@ def test_a_group_loses_hardly_more_than_by_the_best_of_all_grids(grid, weighted)
     assert found.sum() < (1.08 if weighted else 1.03) * best.sum() and (found < 1.6 * best).all()
 
 
+@pytest.mark.parametrize("grid", GRIDS, ids=["float16", "bfloat16"])
+def test_what_was_in_4_bits_stays_as_it_was_whatever_inputs_count(grid):
+    generator = torch.Generator().manual_seed(0)
+    levels = torch.randint(0, 16, (64, 4, GROUP), generator=generator)
+    levels[..., 5], levels[..., 9] = 0, 15  # as min and max of a group, by which llama.cpp makes Q4_1
+    step, low = torch.rand(2, 64, 4, 1, generator=generator)
+    was = (step.to(grid.dtype).float() * levels + (low - 1).to(grid.dtype).float()).view(64, -1)
+    grid = Grid(0, grid.dtype)
+    importance = torch.ones(4 * GROUP)
+    importance[[0, 40, 73]] = 1e6
+    for counts in (None, importance, torch.rand(4 * GROUP, generator=generator) + 0.01):
+        torch.testing.assert_close(written_out(four_bits(was, *grid, counts), grid), was, rtol=0, atol=1e-5)
+
+
 def test_an_input_that_counts_much_is_held_at_the_cost_of_the_others():
     weight = torch.randn(16, 2 * GROUP, generator=torch.Generator().manual_seed(0))
     importance = torch.ones(2 * GROUP)
