@@ -48,7 +48,7 @@ def calibrated(
     units = [unit for layer in layers for unit in units_of(layer)]
     eight: set[nn.Module] = set()
     if bits is not None:
-        eight = kept_in_8_bits(units, sensitivities(model, rows, units, grid), bits)
+        eight = kept_in_8_bits(units, sensitivities(model, rows, units, grid, importances(model)), bits)
         report(f"calibration: {len([unit for unit in units if unit[0] in eight])} of {len(units)} matrices keep 8 bits")
     states, calls = first_states(model, rows)
     plan: dict[nn.Module, Fitted | None] = {}

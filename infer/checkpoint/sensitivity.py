@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,11 @@ ROWS = 4  # of the text, which suffice to order matrices
 
 
 @torch.enable_grad()
-def sensitivities(model: PreTrainedModel, rows: Tensor, units: Sequence[Sequence[nn.Module]], grid: Grid) -> list[float]:
-    """Return for each group of linear layers by how much rounding it alone to 4 bits makes the text less likely, in nats a token, to second order.
+def sensitivities(
+    model: PreTrainedModel, rows: Tensor, units: Sequence[Sequence[nn.Module]], grid: Grid, counts: Mapping[nn.Module, Tensor | None]
+) -> list[float]:
+    """Return for each group of linear layers by how much rounding it alone to 4 bits, its inputs counting so much, makes the text less likely, in nats a token,
+    to second order.
 
     With g the gradient of the text's log-likelihood by an output y = W x and d the error of W, the loss rises by half the mean of (g . d x)^2: the second
     derivatives are those of the Fisher information, with the text's own tokens. Weights are not moved, their gradients not computed.
@@ -25,7 +28,7 @@ def sensitivities(model: PreTrainedModel, rows: Tensor, units: Sequence[Sequence
     errors, losses, moved = {}, [0.0] * len(units), [0.0] * len(units)
     for linear in (linear for unit in units for linear in unit):
         weight = weight_of(linear)
-        errors[linear] = (written_out(four_bits(weight.float().contiguous(), *grid), grid) - weight).bfloat16()
+        errors[linear] = (written_out(four_bits(weight.float().contiguous(), *grid, counts[linear]), grid) - weight).bfloat16()
 
     def seen_by(number: int) -> Callable:
         def see(linear: nn.Module, args: tuple, output: Tensor) -> None:

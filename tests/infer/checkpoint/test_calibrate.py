@@ -148,14 +148,16 @@ def test_what_a_matrix_loses_is_half_the_square_of_how_the_likelihood_moves_with
     """Of rows of two ids one position is judged, so the square is of one number, which finite differences give; matrices that stand together move together."""
     model = varied("llama").double()
     pairs = torch.tensor([[5, 90], [17, 4], [33, 33]])
-    found = sensitivities(model, pairs, units(model), GRID)
+    counts = importances(varied("llama"))
+    counts = dict(zip((linear for unit in units(model) for linear in unit), counts.values()))
+    found = sensitivities(model, pairs, units(model), GRID, counts)
 
     def loss(row):
         with torch.no_grad():
             return -model(input_ids=row[None]).logits[0, 0].log_softmax(-1)[row[1]].item()
 
     for unit, value in zip(units(model), found):
-        errors = [written_out(four_bits(linear.weight.detach().float(), *GRID), GRID).double() - linear.weight.detach() for linear in unit]
+        errors = [written_out(four_bits(linear.weight.detach().float(), *GRID, counts[linear]), GRID).double() - linear.weight.detach() for linear in unit]
         squares = []
         for row in pairs:
             ends = []
