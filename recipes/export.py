@@ -22,6 +22,7 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, Pr
 from seodang.data.chat import all_end_ids
 from seodang.data.errors import UserError
 from seodang.infer.checkpoint.adapter_paradigm import declare_as_beside
+from seodang.infer.checkpoint.calibration_text import calibration_rows, check_choice
 from seodang.infer.checkpoint.damage import check_texts, read_json
 from seodang.infer.checkpoint.few_bits_folder import METHOD, size_in_few_bits, write_few_bits
 from seodang.infer.checkpoint.load import ADAPTER_CONFIG, adapter_base, is_adapter, load, load_tokenizer, resolve
@@ -64,6 +65,8 @@ class ExportOptions:
     weights: str | None = field(
         default=None, metadata={"help": "int8 or int4: write a folder for Seodang alone, with so many bits a weight, which is loaded in under a second."}
     )
+    calibration: str | None = field(default=None, metadata={"help": "With --weights int4: a file of plain text that chooses the 4 bits, which takes minutes."})
+    bits: float | None = field(default=None, metadata={"help": "With --calibration: what a weight may take on average, above 5; what loses most keeps 8."})
 
     def __post_init__(self):
         if self.dtype != "auto" and DTYPES.get(self.dtype) not in TOLERANCE:
@@ -74,6 +77,7 @@ class ExportOptions:
             raise UserError(f"weights {self.weights} is a folder for Seodang, gguf {self.gguf} a file for others: give one of them, and export twice for both")
         if self.weights is not None and self.dtype not in ("auto", "bfloat16"):
             raise UserError(f"weights {self.weights} keeps what is not in few bits in bfloat16, got dtype {self.dtype}: leave dtype out")
+        check_choice(self.weights, self.calibration, self.bits)
 
 
 @command
@@ -116,7 +120,8 @@ def main(argv: list[str] | None = None) -> int:
     made = (read_manifest(Path(place)) if Path(place).is_dir() else None) or {}
     about = Exported(name, base, made.get("step"), dtype, merged, tokenizer, file, options.weights, sum(p.numel() for p in merged.parameters()))
     if options.weights:
-        quantise(merged, options.weights)
+        rows = None if options.calibration is None else calibration_rows(tokenizer, merged, options.calibration)
+        quantise(merged, options.weights, rows, options.bits, print)
     size = size_in_few_bits(merged) if options.weights else int((torch.finfo(dtype).bits // 8 + BYTES.get(options.gguf, 0)) * about.parameters)
     with only_writer(target, "name another folder"), reserve_space(size, target, "or name a folder elsewhere"), _staged(target) as folder:
         _refuse_filled(target)  # by another process, in the meantime

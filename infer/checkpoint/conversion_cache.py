@@ -22,10 +22,10 @@ from transformers import PreTrainedModel
 
 from ...data.errors import UserError
 from ...data.files.cache_folder import cache_folder
-from ..kernels import quantised_linear
+from ..kernels import four_bits, quantised_linear
 from ..runners import native
 from ..runners.native.grouped_linear import missing_kernels
-from . import few_bits_folder, quantise
+from . import calibrate, few_bits_folder, quantise
 from .few_bits_folder import read_few_bits, size_in_few_bits, write_few_bits
 from .manifest import MANIFEST, read_manifest, verify, write_manifest
 
@@ -93,7 +93,7 @@ def key(folder: Path, weights: str) -> str:
 @cache
 def rounding() -> bytes:
     """The hash of the code that says what levels, scales and packs a weight gets, and how they are laid out."""
-    files = (Path(quantised_linear.__file__), Path(quantise.__file__), Path(few_bits_folder.__file__), *sorted(Path(native.__file__).parent.glob("*.py")))
+    files = [Path(module.__file__) for module in (four_bits, quantised_linear, calibrate, quantise, few_bits_folder)] + sorted(Path(native.__file__).parent.glob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).digest()
 
 

@@ -186,8 +186,7 @@ def _put(model: PreTrainedModel, layer: dict[str, Any], tensors: dict[str, Tenso
     wanted = (-(-outputs // BLOCK), pack_bytes(kind, inputs))
     if tuple(packed.shape) != wanted or packed.dtype != torch.uint8 or bias is not None and (bias.shape != (outputs,) or bias.dtype != torch.bfloat16):
         raise ValueError(f"{name} has packs of {list(packed.shape)} {packed.dtype}, not {list(wanted)}, or no such bias")
-    whole = kind.__new__(kind)
-    GroupedLinear.__init__(whole, torch.empty(outputs, inputs, device="meta"), bias, packed)
+    whole = kind.of_packs(packed, outputs, inputs, bias)
     for place, *part in places:
         parent, _, leaf = place.rpartition(".")
         former = model.get_submodule(place)

@@ -31,6 +31,7 @@ from ..runners.native.grouped_linear import missing_kernels
 from ..runners.open import check_kv_cache_dtype, set_kv_cache_dtype
 from ..runners.paradigm import has_classifier_head, is_encoder, masked_lm_class, refuse_continuous
 from .adapter_paradigm import declare_as_beside
+from .calibration_text import Calibration, calibration_rows, check_choice
 from .conversion_cache import converted
 from .damage import check_texts, read_json, refuse_mismatched, torn_file
 from .default_encoder import NAME as DEFAULT_ENCODER
@@ -61,6 +62,8 @@ def load(
     weights: str | None = None,
     kv_cache_dtype: str | None = None,
     adapter: str | os.PathLike | None = None,
+    calibration: Calibration | None = None,
+    bits: float | None = None,
     model_class=None,
     **model_arguments,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -73,6 +76,7 @@ def load(
     sentence-transformers AutoModel, for a classifier's (a reward model) AutoModelForSequenceClassification, unless another is given; an adapter with a classifier's head brings its number of labels with it.
     `weights="int8"` or `"int4"` keeps the linear layers in 8 or 4 bits, for speaking and scoring on the CPU; an adapter is merged first. What comes of a
     folder is kept in the cache (`conversion_cache`). A folder that was exported so is mapped into memory, and has its weights named in it.
+    4 bits can be chosen by a `calibration`, a file of plain text or texts, which takes minutes; with `bits` a weight above 5 the matrices that lose most keep 8.
     A GGUF file's weights stay in their own blocks on a CPU, unless a dtype or an adapter asks for floats; those of "default" in int4 are the shipped file's.
     `kv_cache_dtype="int8"` has whatever speaks or scores with the model keep keys and values in 8 bits (`set_kv_cache_dtype`), on the CPU too, and an adapter merged.
     Raises UserError for a path, device, dtype, weights or cache that cannot be had, for two adapters, and for files that are missing or changed.
@@ -80,14 +84,16 @@ def load(
     check_kv_cache_dtype(kv_cache_dtype)
     if weights is not None:
         _check_weights(weights, device, dtype)
-    shipped = shipped_gguf() if (path, weights, adapter, model_class) == ("default", "int4", None, None) and missing_kernels() is None else None
+    check_choice(weights, calibration, bits)
+    plain = adapter is None and calibration is None and model_class is None and not model_arguments  # nothing but the model's own weights
+    shipped = shipped_gguf() if (path, weights) == ("default", "int4") and plain and missing_kernels() is None else None
     place = resolve(path) if shipped is None else str(shipped)
     if is_adapter(place):
         if adapter is not None:
             raise UserError(f"{path} is an adapter already: give its base model as the model, or drop adapter={adapter}")
         place, adapter = resolve(adapter_base(place)), place
     if (saved := few_bits_of(place)) is not None:
-        _refuse_beside(place, saved, weights, adapter, model_class is not None or bool(model_arguments))
+        _refuse_beside(place, saved, weights, adapter, calibration is not None or model_class is not None or bool(model_arguments))
         _check_weights(saved, device, dtype)
     _refuse_continuous(place, getattr(model_class, "config_class", None))
     if saved is not None or weights is not None:
@@ -107,7 +113,7 @@ def load(
         model = gguf_model(place, weights_dtype, as_it_is or shipped is not None, weights if shipped is None else None)
     elif saved is not None:
         model = read_few_bits(place)
-    elif weights is not None and adapter is None and model_class is None and not model_arguments and os.path.isdir(place):
+    elif weights is not None and plain and os.path.isdir(place):
         check_texts(Path(place))
         model = converted(Path(place), weights, lambda: _load_weights(place, None, weights_dtype, {}, brings_head=False))
     else:
@@ -121,7 +127,7 @@ def load(
     if adapter is not None and (weights is not None or kv_cache_dtype == "int8"):  # neither runs beside what peft puts into the layers
         model = model.merge_and_unload()
     if weights is not None and not is_quantised(model):
-        quantise(model, weights)
+        quantise(model, weights, calibration if calibration is None else calibration_rows(tokenizer, model, calibration), bits)
     if not getattr(model, "hf_device_map", None) and not is_mapped(model):
         model = model.to(where)
         fuse_projections(model)

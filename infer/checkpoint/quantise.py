@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,18 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ...data.errors import UserError
+from ..kernels.four_bits import Fitted, four_bits
 from ..kernels.fused_projections import TOGETHER
 from ..kernels.kernel_check import refuse_wrong_kernels
 from ..kernels.quantised_linear import GROUP, Linear4, Linear8, OutputSlice, Quantised
 from ..runners.families.parts import FAMILIES, ROTARY
 from ..runners.layers import supports_direct
 from ..runners.native.grouped_linear import GroupedLinear4, GroupedLinear8, missing_kernels
+from .calibrate import calibrated, importances
+from .sensitivity import weight_of
+
+Fit = Callable[[Sequence[nn.Module], Tensor], Fitted | None]
+Make = Callable[[Sequence[nn.Module]], Quantised]
 
 logger = logging.getLogger(__name__)
 
@@ -24,18 +30,30 @@ BITS = ("int8", "int4")
 COVERED = FAMILIES - {"Qwen3MoeForCausalLM"}  # whose experts are no linear layers
 
 
-def quantise(model: PreTrainedModel, weights: str) -> None:
+def quantise(
+    model: PreTrainedModel, weights: str, calibration: Tensor | None = None, bits: float | None = None, report: Callable[[str], object] = logger.info
+) -> None:
     """Keep the weights of the model's linear layers and of its head in "int8" or "int4"; the rest becomes bfloat16.
 
     Weights are in groups of 32 inputs where the native kernels run; else torch's are taken, in whose 8 bits an output has one scale. In "int4" the head
     keeps 8 bits: it reads the last state alone, and each of its outputs is a token's own row. The embedding stays, where a model ties the two the head
     is a copy of its own. The model can speak and be scored, not be trained or saved.
+    4 bits lie near the weights, those of large inputs nearest (`importances`); with `calibration`, ids [rows, length] of a text as `calibration_rows` reads
+    them, they are chosen by it, with `bits` a weight at most, and a line a layer is reported (`calibrated`).
     Raises UserError for models that are not of the direct runner's families, or have experts, and where this CPU's kernels compute something else.
     """
     check_quantisable(model, weights)
     missing = missing_kernels()
     eight, four = (Linear8, Linear4) if missing else (GroupedLinear8, GroupedLinear4)
     kind = eight if weights == "int8" else four
+    fit: Fit = lambda linears, weight: None
+    if weights == "int4" and calibration is not None:
+        plan = calibrated(model, calibration, four.grid, bits, report)
+        fit = lambda linears, weight: _joined([plan[linear] for linear in linears])
+    elif weights == "int4":
+        counts = importances(model)
+        fit = lambda linears, weight: four_bits(weight.float(), *four.grid, counts[linears[0]])
+    make = lambda linears: _made(linears, four, eight, fit)
     if missing:
         logger.warning("weights=%s is slower here than it could be, though faster than float32: there are no kernels of our own (%s)", weights, missing)
     with torch.no_grad():
@@ -45,9 +63,9 @@ def quantise(model: PreTrainedModel, weights: str) -> None:
         rotary = type(model).__name__ in ROTARY
         for layer in model.model.layers if rotary else model.transformer.h:
             if rotary:
-                _quantise_rotary(layer, kind)
+                _quantise_rotary(layer, make)
             else:
-                _quantise_gpt2(layer, kind)
+                _quantise_gpt2(layer, make)
         for parameter in model.parameters():
             parameter.data = parameter.data.to(torch.bfloat16)
         refuse_wrong_kernels(module for module in model.modules() if isinstance(module, Quantised))
@@ -88,34 +106,41 @@ def check_quantisable(model: PreTrainedModel, weights: str) -> None:
             raise UserError(f"weights={weights} needs inputs in groups of {GROUP}, and {family}'s {name} has {width}: leave weights out")
 
 
-def _quantise_rotary(layer: nn.Module, kind: type[Quantised]) -> None:
+def _quantise_rotary(layer: nn.Module, make: Make) -> None:
     for owner in (layer.self_attn, layer.mlp):
         for names in (*TOGETHER, ("qkv_proj",), ("gate_up_proj",)):
             linears = [getattr(owner, name, None) for name in names]
             if None in linears:
                 continue
-            start, whole = 0, _joined(linears, kind)
+            start, whole = 0, make(linears)
             for name, linear in zip(names, linears):
                 setattr(owner, name, OutputSlice(whole, start, start + linear.out_features))
                 start += linear.out_features
-    layer.self_attn.o_proj = _joined([layer.self_attn.o_proj], kind)
-    layer.mlp.down_proj = _joined([layer.mlp.down_proj], kind)
+    layer.self_attn.o_proj = make([layer.self_attn.o_proj])
+    layer.mlp.down_proj = make([layer.mlp.down_proj])
     gate = layer.mlp.gate_proj if hasattr(layer.mlp, "gate_proj") else layer.mlp.gate_up_proj
-    for linear in (layer.self_attn.o_proj, gate.whole) if kind is Linear8 else ():
-        linear.terms = 1  # SmolLM2: 0.05% and 0.2% of perplexity, against 2.6% for q, k and v and 1.4% for down_proj
+    for linear in (layer.self_attn.o_proj, gate.whole):
+        if isinstance(linear, Linear8):
+            linear.terms = 1  # SmolLM2: 0.05% and 0.2% of perplexity, against 2.6% for q, k and v and 1.4% for down_proj
 
 
-def _joined(linears: Sequence[nn.Linear], kind: type[Quantised]) -> Quantised:
+def _made(linears: Sequence[nn.Module], four: type[Quantised], eight: type[Quantised], fit: Fit) -> Quantised:
+    """Linear layers as one, with the levels, scales and zeros that `fit` gives, in 8 bits where it gives none."""
     biases: list[Tensor] = []
     if any(linear.bias is not None for linear in linears):
-        biases = [linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias for linear in linears]
-    return kind(torch.cat([linear.weight for linear in linears]), torch.cat(biases) if biases else None)
+        biases = [torch.zeros(len(weight_of(linear))) if linear.bias is None else linear.bias for linear in linears]
+    weight, bias = torch.cat([weight_of(linear) for linear in linears]), torch.cat(biases) if biases else None
+    fitted = fit(linears, weight)
+    return eight(weight, bias) if fitted is None else four(weight, bias, fitted)
 
 
-def _quantise_gpt2(layer: nn.Module, kind: type[Quantised]) -> None:
+def _joined(parts: Sequence[Fitted | None]) -> Fitted | None:
+    return None if None in parts else tuple(map(torch.cat, zip(*parts)))
+
+
+def _quantise_gpt2(layer: nn.Module, make: Make) -> None:
     for owner, name in ((layer.attn, "c_attn"), (layer.attn, "c_proj"), (layer.mlp, "c_fc"), (layer.mlp, "c_proj")):
-        conv = getattr(owner, name)
-        setattr(owner, name, kind(conv.weight.t().contiguous(), conv.bias))
+        setattr(owner, name, make([getattr(owner, name)]))
 
 
 def refuse_saving(*args, **kwargs) -> None:

@@ -2,7 +2,7 @@
 
 8 bits are vector-wise as in LLM.int8() (Dettmers et al. 2022): a scale for each output of the weight and for each row of the input, symmetric about
 0; a second term of the input stands in for the outlier columns of the paper. 4 bits are group-wise, a scale and a zero for 32 neighbouring inputs of
-an output, in the layout of torch's own kernel; both are fitted by least squares in turns with the levels, as llama.cpp's k-quants are.
+an output, in the layout of torch's own kernel; `four_bits.py` finds both.
 Nothing that is computed for a row depends on another row's values: where inputs are rounded to 8 bits, each row has a scale of its
 own, which is why they are not left to a library: torch's dynamic quantisation shares one scale over a batch. How many rows there are
 chooses the kernel, and with it the last bits of the result.
@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .device import cpu_has_bfloat16
+from .four_bits import GROUP, Fitted, Grid, four_bits
 from .int4_layout import BLOCK, pack, unpack
 
-GROUP = 32  # neighbouring inputs that share a scale and a zero in 4 bits
 FINER = 254  # the second 8 bits of an input count this many times less than the first
 ROWS_FOR_INT8_PRODUCT = 6  # from here on the integer product is faster, the rounding of activations included
 ROWS_FOR_UNPACKING = 64  # from here on it pays to write the weights out and use the product of floats
@@ -122,13 +122,13 @@ class Linear8(Quantised):
 class Linear4(Quantised):
     """4 bits a weight: weight = (level - 8) * scale + zero, levels 0 to 15, a bfloat16 scale and zero for every `GROUP` inputs of an output."""
 
-    kind = "int4"
+    kind, grid = "int4", Grid(-8, torch.bfloat16)
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None):
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, fitted: Fitted | None = None):
+        """`fitted` is what stands for the weight where that is known already."""
         super().__init__(weight, bias)
-        parts = padded(weight.detach().float()).split(8 * BLOCK)  # small enough to stay in the CPU's cache
-        levels, scale, zero = map(torch.cat, zip(*map(four_bits, parts)))
-        self.register_buffer("packed", pack(levels))
+        levels, scale, zero = map(padded, fitted or four_bits(weight.detach().float(), *self.grid))
+        self.register_buffer("packed", pack(levels.to(torch.int32)))
         self.register_buffer("scale_and_zero", torch.stack([scale, zero], dim=-1).transpose(0, 1).contiguous())  # [groups, out, 2]
 
     def product(self, x: Tensor) -> Tensor:
@@ -179,47 +179,6 @@ def rounded_rows(x: Tensor, terms: int) -> tuple[Tensor, Tensor]:
     if terms == 1:
         return first.to(torch.int8), scale
     return torch.cat([first, exact.sub_(first).mul_(FINER).round_()]).to(torch.int8), scale
-
-
-def four_bits(weight: Tensor, rounds: int = 3, lowest: int = -8, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, Tensor, Tensor]:
-    """Return for a float32 weight [out, in] levels 0 to 15, int32 [out, in], and scale and zero in a dtype, [out, groups], of which it is nearly
-    (level + lowest) * scale + zero.
-
-    Starts from ranges of several widths, fits scale and zero to the levels by least squares and the levels to them, in turns,
-    and keeps for each group what leaves the least squared error.
-    """
-    groups = weight.view(len(weight), -1, GROUP)
-    low, high = groups.amin(dim=-1, keepdim=True), groups.amax(dim=-1, keepdim=True)
-    best = None
-    for width in (1.0, 0.9, 0.8):
-        scale = (high - low) * (width / 15)
-        zero = (high + low) / 2 - scale * (lowest + 7.5)
-        for _ in range(rounds):
-            levels = _levels(groups, scale, zero, lowest)
-            scale, zero = _least_squares(groups, levels, scale)
-        scale, zero = scale.to(dtype).float(), zero.to(dtype).float()
-        levels = _levels(groups, scale, zero, lowest)
-        error = (levels * scale + zero - groups).square_().sum(dim=-1, keepdim=True)
-        if best is None:
-            best = [levels, scale, zero, error]
-        else:
-            better = error < best[3]
-            best = [torch.where(better, new, old) for new, old in zip((levels, scale, zero, error), best)]
-    levels, scale, zero, _ = best
-    return levels.sub_(lowest).to(torch.int32).view_as(weight), scale[..., 0].to(dtype), zero[..., 0].to(dtype)
-
-
-def _levels(groups: Tensor, scale: Tensor, zero: Tensor, lowest: int) -> Tensor:
-    return ((groups - zero) / scale.clamp_min(1e-12)).round_().clamp_(lowest, lowest + 15)
-
-
-def _least_squares(groups: Tensor, levels: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Return scale and zero with which levels * scale + zero lies nearest to the groups."""
-    level, mean = levels.mean(dim=-1, keepdim=True), groups.mean(dim=-1, keepdim=True)
-    spread = levels.square().sum(dim=-1, keepdim=True) - GROUP * level.square()
-    slope = ((levels * groups).sum(dim=-1, keepdim=True) - GROUP * level * mean) / spread.clamp_min(1e-12)
-    slope = torch.where(spread > 0, slope, scale)  # one level alone says nothing of the scale
-    return slope, mean - slope * level
 
 
 def integer_product_is_fast() -> bool:

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ....data.errors import UserError
+from ...kernels.four_bits import Fitted, Grid, four_bits
 from ...kernels.kernel_check import refuse_wrong_kernels
-from ...kernels.quantised_linear import GROUP, Quantised, four_bits
+from ...kernels.quantised_linear import GROUP, Quantised
 from .compiler import NotBuilt
 from .library import BLOCK, INT4, INT8, OFF, Linear, is_off, library
 
 LINE, LARGEST = 64, 127  # bytes to which a pack's scales are filled up; the greatest level of 8 bits
-AT_A_TIME = 512  # outputs that are fitted in 4 bits: their groups stay in the CPU's cache
 
 
 class GroupedLinear(Quantised):
@@ -76,10 +76,11 @@ class GroupedLinear4(GroupedLinear):
     """4 bits a weight, as GGUF's Q4_1: weight = level * scale + offset, levels 0 to 15, a float16 scale and offset a group, fitted by least squares."""
 
     dtype, kind = INT4, "int4"
+    grid = Grid(0, torch.float16)
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None):
-        fitted = (four_bits(part, lowest=0, dtype=torch.float16) for part in weight.detach().float().split(AT_A_TIME))
-        levels, scales, offsets = map(torch.cat, zip(*fitted))
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, fitted: Fitted | None = None):
+        """`fitted` is what stands for the weight where that is known already."""
+        levels, scales, offsets = fitted or four_bits(weight.detach().float(), *self.grid)
         super().__init__(weight, bias, pack4(levels.to(torch.uint8), held(scales, weight), held(offsets, weight)))
 
     def _written_out(self, dtype: torch.dtype) -> Tensor:
