@@ -109,8 +109,8 @@ def test_without_kernels_of_our_own_it_is_written_out_for_torchs(kept, monkeypat
             blocks = read.transformer.h if kind == "gpt2" else read.model.layers
             down = blocks[1].mlp.c_proj if kind == "gpt2" else blocks[1].mlp.down_proj
             assert type(down) is layer
-            # bfloat16 scales, and in 8 bits one an output
-            assert (down.dequantised() - wanted).abs().max() < 0.02 * wanted.abs().max()
+            # bfloat16 scales, and in 8 bits one an output; of 4 bits small inputs count little, so a level here and there is another
+            assert (down.dequantised() - wanted).square().mean() < 0.02**2 * wanted.square().mean()
             ids = torch.tensor([[5, 6, 7, 8]])
             with torch.no_grad():
                 ours, theirs = read(input_ids=ids).logits.float(), made(input_ids=ids).logits.float()
