@@ -24,6 +24,7 @@ from seodang.infer.gguf.reading import GgufFile
 from seodang.infer.gguf.tokenizing import tokenizer_of
 from seodang.infer.kernels.quantised_linear import Quantised
 from seodang.infer.requests.runtime import runtime_of
+from seodang.infer.runners.native.block_linear import SuperLinear6
 from seodang.infer.runners.native_runner import MANY, NativeRunner
 from seodang.train.stages.sft import SFT
 
@@ -248,6 +249,27 @@ def test_without_kernels_all_is_written_out_and_said(varied, held, monkeypatch, 
     assert re.search(rf"is written out in (float32|bfloat16), for {why}", caplog.text)
 
 
+def test_wrong_kernels_leave_all_written_out(varied, held, monkeypatch, caplog):
+    path = held(varied("llama", **WIDE), {"": Kind.Q6_K})
+    right = SuperLinear6.product
+    monkeypatch.setattr(SuperLinear6, "product", lambda self, x: right(self, x) * 1.05)
+    with caplog.at_level(logging.WARNING):
+        model, _ = load(path)
+    assert not any(isinstance(module, Quantised) for module in model.modules())
+    assert re.search(r"is written out in (float32|bfloat16), for a kernel is wrong here .SuperLinear6 multiplies wrongly on this CPU", caplog.text)
+
+
+def test_damaged_blocks_are_told_by_tensor_and_file(varied, held):
+    path = held(varied("llama", **SIZES), {"": Kind.Q4_0})
+    file = GgufFile(path)
+    content = bytearray(path.read_bytes())
+    at = file._held["blk.1.attn_v.weight"].begin
+    content[at : at + 2] = np.float16(np.inf).tobytes()
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="tiny-f32.gguf, tensor blk.1.attn_v.weight: a block's scale is no number: the file is damaged"):
+        load(path)
+
+
 def test_bits_of_ones_own_are_for_files_of_floats(varied, held):
     path = held(varied("llama", **SIZES), {"token_embd": Kind.Q8_0, "": Kind.Q4_0})
     with pytest.raises(UserError, match=f"{path} has its weights in Q4_0 and Q8_0 already: leave weights out"):
@@ -301,6 +323,8 @@ def test_bad_files_are_told_by_name(varied, held, tmp_path, monkeypatch):
     told(content.replace(b"tokenizer.ggml.tokens", b"tokenizer.ggml.tokenz"), "holds no tokenizer")
     (tmp_path / "folder").mkdir()
     whole.rename(tmp_path / "folder" / "model.gguf")
+    with pytest.raises(UserError, match="there is no file .*/absent.gguf: name a GGUF file"):
+        load(tmp_path / "absent.gguf")
     with pytest.raises(UserError, match=r"holds no model .*: name a file in it, as .*model.gguf"):
         load(tmp_path / "folder")
     monkeypatch.setattr(gguf_file, "can_read", lambda: False)
