@@ -183,8 +183,6 @@ def resolve(path: str | os.PathLike) -> str:
         return name
     if os.path.exists(name):
         raise UserError(f"model {name!r} is neither a folder nor a GGUF file: give a checkpoint's folder, a hub name such as Qwen/Qwen3-0.6B, or default")
-    if name.lower().endswith(".gguf"):
-        raise UserError(f"there is no file {name}: name a GGUF file, a checkpoint's folder, a hub name, or default")
     check_hub_name(name)
     return name
 
