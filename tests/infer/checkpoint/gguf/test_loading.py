@@ -318,6 +318,10 @@ def test_bad_files_are_told_by_name(varied, held, tmp_path, monkeypatch):
     told(content[:4] + struct.pack("<I", 1) + content[8:], "is of version 1, only 2 and 3 are read")
     told(content[:8] + struct.pack("<Q", 1 << 60) + content[16:], "its header cannot be read")
     told(content.replace(b"general.architecture\x08\0\0\0\x05\0\0\0\0\0\0\0llama", b"general.architecture\x08\0\0\0\x05\0\0\0\0\0\0\0mamba"), "a model of the architecture 'mamba', of which no GGUF file is read: gemma, ")
+    name = b"blk.1.ffn_up.weight"
+    at = content.index(name) + len(name) + 4  # behind how many dimensions there are
+    told(content[:at] + struct.pack("<Q", 65) + content[at + 8 :], r"blk.1.ffn_up.weight of the shape .96, 65. is no whole number of Q4_0's blocks")
+    told(content[:at] + struct.pack("<Q", 32) + content[at + 8 :], r"the tensor blk.1.ffn_up.weight has the shape .96, 32., but .96, 64. by the file's own values")
     told(content.replace(b"llama.block_count", b"llama.clock_count"), "says no llama.block_count")
     told(content.replace(b"blk.1.ffn_up.weight", b"blk.7.ffn_up.weight"), "lacks the tensor blk.1.ffn_up.weight")
     told(content.replace(b"tokenizer.ggml.tokens", b"tokenizer.ggml.tokenz"), "holds no tokenizer")
