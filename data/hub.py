@@ -27,6 +27,8 @@ def check_hub_name(name: str, kind: str = "model") -> None:
     The hub's library would try again and again for more than a minute. What its cache has stays usable: where the hub does not answer, this
     process is taken offline, so that nothing waits for it any more.
     """
+    if kind == "model" and name.lower().endswith(".gguf"):
+        raise UserError(f"there is no file {name}: name a GGUF file, a checkpoint's folder, a hub name, or default")
     missing = f"{kind} {name!r} is {'no file or folder' if kind == 'dataset' else 'not a folder'}"
     if not NAME.fullmatch(name):
         raise UserError(f"{missing}, nor a name on the hub, which would be as owner/name")

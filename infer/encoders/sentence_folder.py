@@ -86,6 +86,8 @@ def found(place: str | os.PathLike, name: str) -> Path | None:
     if os.path.isdir(place):
         path = Path(place) / name
         return path if path.is_file() else None
+    if os.path.isfile(place):  # a GGUF file
+        return None
     path = cached_file(os.fspath(place), name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
     return None if path is None else Path(path)
 

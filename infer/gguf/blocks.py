@@ -41,7 +41,7 @@ def layer_of(raw: Tensor, kind: Kind, bias: Tensor | None) -> GroupedLinear:
 def floats_of(raw: Tensor, kind: Kind, dtype: torch.dtype) -> Tensor:
     """Return a tensor's numbers, [..., in] in a dtype, of its rows as they are kept, uint8 [..., bytes]; raises UserError for what cannot be dequantised."""
     if kind in FLOATS:
-        return raw.contiguous().view(FLOATS[kind]).to(dtype)
+        return raw.contiguous().view(FLOATS[kind]).to(dtype, copy=True)  # of its own: the file may change
     rows, inputs = raw.view(-1, raw.shape[-1]), inputs_of(raw, kind)
     if kind not in BLOCKS:
         try:

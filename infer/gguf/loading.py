@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import init_empty_weights
@@ -53,7 +54,11 @@ def model_of(file: GgufFile, dtype: torch.dtype | None, instead: torch.dtype) ->
     with torch.no_grad():
         reader.fill()
     if dtype is None:
-        refuse_wrong_kernels(module for module in model.modules() if isinstance(module, Quantised))
+        try:
+            refuse_wrong_kernels(module for module in model.modules() if isinstance(module, Quantised))
+        except UserError as error:
+            logger.warning("%s is written out in %s, for a kernel is wrong here (%s)", file.path, str(instead).removeprefix("torch."), error)
+            return model_of(file, instead, instead)
         model.requires_grad_(False)
     return model.eval()
 
@@ -117,7 +122,8 @@ class _Reader:
         self._fitting(torch.empty(self.file.shape(held), device="meta"), (outputs, inputs), held)
         bias = None if module.bias is None else self._float(name, held.removesuffix("weight") + "bias", torch.bfloat16)
         self.left.discard(held)
-        return layer_of(self._rows(name, held), self.file.kind(held), bias)
+        with self._named(held):
+            return layer_of(self._rows(name, held), self.file.kind(held), bias)
 
     def _float(self, name: str, held: str, dtype: torch.dtype) -> Tensor:
         """A tensor's numbers as transformers has them, of rows that have changed places."""
@@ -125,8 +131,17 @@ class _Reader:
             raise UserError(f"{self.file.path} lacks the tensor {held}: the file is incomplete, fetch it again or use another")
         self.left.discard(held)
         if len(self.file.shape(held)) > 1:
-            return floats_of(self._rows(name, held), self.file.kind(held), dtype)
+            with self._named(held):
+                return floats_of(self._rows(name, held), self.file.kind(held), dtype)
         return self.back(floats_of(torch.from_numpy(self.file.blocks(held)), self.file.kind(held), torch.float32), self._own(name), self.config).to(dtype)
+
+    @contextmanager
+    def _named(self, held: str) -> Iterator[None]:
+        """Let a UserError say of which tensor of which file it is."""
+        try:
+            yield
+        except UserError as error:
+            raise UserError(f"{self.file.path}, tensor {held}: {error}") from None
 
     def _rows(self, name: str, held: str) -> Tensor:
         """A matrix's rows as they are kept, in transformers' order."""

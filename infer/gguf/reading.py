@@ -73,10 +73,13 @@ class GgufFile:
                 name = at.string()
                 shape = at.take(f"{at.take('I')[0]}Q")[::-1]
                 table.append((name, shape, GGMLQuantizationType(at.take("I")[0]), at.take("Q")[0]))
-        except (struct.error, OverflowError, MemoryError, KeyError, ValueError) as error:
+            alignment = self.values.get("general.alignment", ALIGNMENT)
+            begin = -(-at.place // alignment) * alignment
+        except (struct.error, OverflowError, MemoryError, KeyError, ValueError, TypeError, ZeroDivisionError) as error:
             raise UserError(f"{self.path} is damaged or cut short, its header cannot be read ({error}): {REMEDY}") from None
-        alignment = self.values.get("general.alignment", ALIGNMENT)
-        begin = -(-at.place // alignment) * alignment
+        for name, shape, kind, _ in table:
+            if not shape or shape[-1] % GGML_QUANT_SIZES[kind][0]:
+                raise UserError(f"{self.path} is damaged, {name} of the shape {list(shape)} is no whole number of {kind.name}'s blocks: {REMEDY}")
         return {name: Held(shape, kind, begin + offset) for name, shape, kind, offset in table}
 
     @property

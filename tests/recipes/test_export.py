@@ -72,6 +72,14 @@ def test_a_gguf_file_of_a_merged_adapter(base, tmp_path, capsys):
     assert "base_model:" not in (target / "README.md").read_text(encoding="utf-8")  # it lies on this machine alone
 
 
+def test_a_gguf_file_becomes_a_folder_of_floats(base, tmp_path):
+    assert main(["export", str(base), str(tmp_path / "out"), "--gguf", "q8_0"]) == 0
+    file = tmp_path / "out" / "out-Q8_0.gguf"
+    assert main(["export", str(file), str(tmp_path / "back")]) == 0
+    state = load(tmp_path / "back", dtype="float32")[0].state_dict()
+    assert torch.equal(state["model.layers.1.self_attn.v_proj.weight"], torch.from_numpy(GgufFile(file).tensor("blk.1.attn_v.weight")))
+
+
 def test_the_default_models_folder_is_called_by_its_public_name(base, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (tmp_path / "seodang").mkdir()

@@ -151,7 +151,7 @@ INLINE int8x16_t run_of(int dtype, const uint8_t *at, int run) { /* of 4 outputs
     return dtype == SUPER6 ? vsubq_s8(vreinterpretq_s8_u8(low), vdupq_n_s8(32)) : vreinterpretq_s8_u8(low);
 }
 #else
-static inline int level_at(int dtype, const uint8_t *at, int run, int byte) {
+INLINE int level_at(int dtype, const uint8_t *at, int run, int byte) {
     if (dtype == INT8) return (int8_t)at[run * LINE + byte];
     int low = at[run % 4 * LINE + byte] >> (run < 4 ? 0 : 4) & 15;
     if (bits_of(dtype) == 5) return low | (at[4 * LINE + byte] >> run & 1) << 4;
@@ -197,13 +197,13 @@ INLINE __m256 with_offsets(int dtype, const char *at, size_t g, __m256 whole, __
     return _mm256_fnmadd_ps(_mm256_mul_ps(d, _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(share_of(dtype, at, g, 1) + o))))), whole, sum);
 }
 #else
-static inline float one_scale(int dtype, const char *at, size_t g, int part, int o) {
+INLINE float one_scale(int dtype, const char *at, size_t g, int part, int o) {
     float d = half(halves_of(dtype, at, g, 0)[o]);
     if (dtype < SUPER4) return d;
     uint8_t share = share_of(dtype, at, g, part)[o];
     return d * (dtype == SUPER6 ? (int8_t)share : share);
 }
-static inline float one_offset(int dtype, const char *at, size_t g, int o) {
+INLINE float one_offset(int dtype, const char *at, size_t g, int o) {
     float d = half(halves_of(dtype, at, g, 1)[o]);
     return dtype < SUPER4 ? d : -(d * share_of(dtype, at, g, 1)[o]);
 }
@@ -302,9 +302,12 @@ INLINE void tile8(int dtype, int rows, const char *w, size_t inputs, const char 
                 vst1q_s32(dot[pieces - 1] + quarter * 4, sums);
             }
 #else
-            for (int run = 0; run < RUNS; run++)
-                for (int byte = 0; byte < BLOCK * RUN; byte++)
-                    dot[run / each][byte / RUN] += level_at(dtype, (const uint8_t *)w + g * size, run, byte) * right[run * RUN + byte % RUN];
+            for (int run = 0; run < RUNS; run++) {
+                const uint8_t *left = (const uint8_t *)w + g * size;
+                int32_t *sums = dot[run / each];
+                for (int o = 0; o < BLOCK; o++)
+                    for (int i = 0; i < RUN; i++) sums[o] += level_at(dtype, left, run, o * RUN + i) * right[run * RUN + i];
+            }
 #endif
             for (int o = 0; o < BLOCK; o++) {
                 for (int piece = 0; piece < pieces; piece++) acc[o] = fused((float)dot[piece][o], one_scale(dtype, scales, g, piece, o) * SCALE(r), acc[o]);

@@ -11,6 +11,7 @@ from seodang.infer.checkpoint.quantise import quantise
 from seodang.infer.kernels.low_rank import Adapter, LowRank, width_of
 from seodang.infer.runners.direct import DirectRunner
 from seodang.infer.runners.early_exit import open_first_layers
+from seodang.infer.runners.native.block_linear import GroupedLinear5
 from seodang.infer.runners.native_runner import MANY, NativeRunner
 from seodang.infer.runners.ragged import RaggedRunner
 
@@ -85,10 +86,15 @@ ORDER = ["all", "six", None, "one", "one", "wide", "last", None, "all"]
 TEXTS = [ids(18, seed) for seed in range(len(ORDER))]
 
 
-@pytest.mark.parametrize("weights", ["int8", "int4"])
+@pytest.mark.parametrize("weights", ["int8", "int4", "int5"])
 def test_over_weights_in_few_bits_every_row_is_that_of_the_weights_they_stand_for(varied, dequantised, natively, by_torch, weights):
     model = varied("llama", hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=16, intermediate_size=96)
-    quantise(model, weights)
+    if weights == "int5":  # each layer by itself, as those of a GGUF file are
+        for name, linear in [each for each in model.named_modules() if isinstance(each[1], torch.nn.Linear)]:
+            model.set_submodule(name, GroupedLinear5(linear.weight))
+        model.bfloat16().requires_grad_(False)
+    else:
+        quantise(model, weights)
     names = {module: name for name, module in model.named_modules()}
     sizes = {module: width_of(module) for module, name in names.items() if name.endswith(ALL)}
     generator = torch.Generator().manual_seed(0)

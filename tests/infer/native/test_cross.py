@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 from seodang.infer.checkpoint.quantise import quantise
+from seodang.infer.runners.native.block_linear import GroupedLinear5, SuperLinear4, SuperLinear5, SuperLinear6
+from seodang.infer.runners.native.grouped_linear import GroupedLinear4
 from seodang.infer.runners import lane_block
 from seodang.infer.runners.native import compiler
 from seodang.infer.runners.native.library import ROW, SOURCE, NativeModel
@@ -79,6 +81,9 @@ CACHE = "float32 over a cache in 8 bits"
 # what the weights are kept in, and how far numbers may lie from those of this machine and from transformers' in float64
 KEPT = [("float32", 1e-5, 1e-5), ("bfloat16", 0.2, 0.05), ("int8", 0.2, 0.3), (CACHE, 0.02, 0.2)]  # of the cache a number may round otherwise
 CASES = [(*model, *kept) for kept in KEPT for model in MODELS if kept[0] != "int8" or model[0] == "llama" and model[1] is not ODD]
+WIDE = {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "intermediate_size": 512}
+BLOCKS = {"q_proj": SuperLinear4, "v_proj": SuperLinear6, "o_proj": GroupedLinear5, "down_proj": GroupedLinear4, "lm_head": SuperLinear6, "": SuperLinear5}
+CASES.append(("llama", WIDE, "blocks", 0.2, 0.3))
 
 
 @dataclass
@@ -247,6 +252,11 @@ def test_on_arm_it_computes_what_it_does_here_and_a_row_alone_is_the_same_beside
     model = varied(kind, max_position_embeddings=1024, **changes)
     if kept == "int8":
         quantise(model, kept)
+    elif kept == "blocks":  # of GGUF files
+        for name, linear in [each for each in model.named_modules() if isinstance(each[1], torch.nn.Linear)]:
+            block = next(block for part, block in BLOCKS.items() if part in name)
+            model.set_submodule(name, block(0.2 * linear.weight))
+        model.bfloat16().requires_grad_(False)
     elif kept != CACHE:
         model.to(getattr(torch, kept))
     runner = NativeRunner(model, "int8" if kept == CACHE else None)

@@ -24,6 +24,7 @@ from seodang.infer.gguf.reading import GgufFile
 from seodang.infer.gguf.tokenizing import tokenizer_of
 from seodang.infer.kernels.quantised_linear import Quantised
 from seodang.infer.requests.runtime import runtime_of
+from seodang.infer.runners.native.block_linear import SuperLinear6
 from seodang.infer.runners.native_runner import MANY, NativeRunner
 from seodang.train.stages.sft import SFT
 
@@ -248,6 +249,27 @@ def test_without_kernels_all_is_written_out_and_said(varied, held, monkeypatch, 
     assert re.search(rf"is written out in (float32|bfloat16), for {why}", caplog.text)
 
 
+def test_wrong_kernels_leave_all_written_out(varied, held, monkeypatch, caplog):
+    path = held(varied("llama", **WIDE), {"": Kind.Q6_K})
+    right = SuperLinear6.product
+    monkeypatch.setattr(SuperLinear6, "product", lambda self, x: right(self, x) * 1.05)
+    with caplog.at_level(logging.WARNING):
+        model, _ = load(path)
+    assert not any(isinstance(module, Quantised) for module in model.modules())
+    assert re.search(r"is written out in (float32|bfloat16), for a kernel is wrong here .SuperLinear6 multiplies wrongly on this CPU", caplog.text)
+
+
+def test_damaged_blocks_are_told_by_tensor_and_file(varied, held):
+    path = held(varied("llama", **SIZES), {"": Kind.Q4_0})
+    file = GgufFile(path)
+    content = bytearray(path.read_bytes())
+    at = file._held["blk.1.attn_v.weight"].begin
+    content[at : at + 2] = np.float16(np.inf).tobytes()
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="tiny-f32.gguf, tensor blk.1.attn_v.weight: a block's scale is no number: the file is damaged"):
+        load(path)
+
+
 def test_bits_of_ones_own_are_for_files_of_floats(varied, held):
     path = held(varied("llama", **SIZES), {"token_embd": Kind.Q8_0, "": Kind.Q4_0})
     with pytest.raises(UserError, match=f"{path} has its weights in Q4_0 and Q8_0 already: leave weights out"):
@@ -296,11 +318,17 @@ def test_bad_files_are_told_by_name(varied, held, tmp_path, monkeypatch):
     told(content[:4] + struct.pack("<I", 1) + content[8:], "is of version 1, only 2 and 3 are read")
     told(content[:8] + struct.pack("<Q", 1 << 60) + content[16:], "its header cannot be read")
     told(content.replace(b"general.architecture\x08\0\0\0\x05\0\0\0\0\0\0\0llama", b"general.architecture\x08\0\0\0\x05\0\0\0\0\0\0\0mamba"), "a model of the architecture 'mamba', of which no GGUF file is read: gemma, ")
+    name = b"blk.1.ffn_up.weight"
+    at = content.index(name) + len(name) + 4  # behind how many dimensions there are
+    told(content[:at] + struct.pack("<Q", 65) + content[at + 8 :], r"blk.1.ffn_up.weight of the shape .96, 65. is no whole number of Q4_0's blocks")
+    told(content[:at] + struct.pack("<Q", 32) + content[at + 8 :], r"the tensor blk.1.ffn_up.weight has the shape .96, 32., but .96, 64. by the file's own values")
     told(content.replace(b"llama.block_count", b"llama.clock_count"), "says no llama.block_count")
     told(content.replace(b"blk.1.ffn_up.weight", b"blk.7.ffn_up.weight"), "lacks the tensor blk.1.ffn_up.weight")
     told(content.replace(b"tokenizer.ggml.tokens", b"tokenizer.ggml.tokenz"), "holds no tokenizer")
     (tmp_path / "folder").mkdir()
     whole.rename(tmp_path / "folder" / "model.gguf")
+    with pytest.raises(UserError, match="there is no file .*/absent.gguf: name a GGUF file"):
+        load(tmp_path / "absent.gguf")
     with pytest.raises(UserError, match=r"holds no model .*: name a file in it, as .*model.gguf"):
         load(tmp_path / "folder")
     monkeypatch.setattr(gguf_file, "can_read", lambda: False)
