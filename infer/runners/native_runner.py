@@ -23,7 +23,7 @@ from .probe import agree, probe_ids, tolerance
 from .ragged_attention import ForwardBatch, Long
 
 # new tokens of a slot, from which on torch's products of many rows are faster than those of few, but with weights in few bits: a prompt's, at once or by parts
-MANY = 17
+MANY = 10**9
 AT_ONCE = 512  # rows of a call, which needs memory for all of them
 TOGETHER = 6  # rows that a kernel of `step.c` takes at a time, at most: each number has code of its own
 OF_A_LAYER = 0.1  # share of their spread by which its numbers may be off in bfloat16, where torch's are by a hundredth

@@ -35,6 +35,13 @@ typedef float v4 __attribute__((vector_size(16)));
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
 
+/* keep a vector in a register: where it is enough for an instruction, gcc reads it from memory again for each sum, and memory is the slower */
+#if defined(__AVX512F__)
+#define KEPT(v) __asm__("" : "+v"(v))
+#else
+#define KEPT(v) (void)0
+#endif
+
 #ifdef __AVX512BF16__
 enum { ROUNDED = 1 }; /* bfloat16 meets bfloat16: what a product reads is rounded */
 #else
@@ -163,6 +170,7 @@ INLINE void tile(int dtype, int outputs, int rows, const void *w, size_t inputs,
             if (dtype == BFLOAT16) {
                 __m512bh right[TILE];
                 UNROLL for (int r = 0; r < rows; r++) right[r] = (__m512bh)_mm512_loadu_si512((const uint16_t *)x + r * inputs + i);
+                UNROLL for (int r = 0; r < rows; r++) KEPT(right[r]);
                 UNROLL for (int o = 0; o < outputs; o++) {
                     __m512bh left = (__m512bh)_mm512_loadu_si512((const uint16_t *)w + o * inputs + i);
                     UNROLL for (int r = 0; r < rows; r++) acc[o][r] = (vf)_mm512_dpbf16_ps((__m512)acc[o][r], left, right[r]);
@@ -172,6 +180,7 @@ INLINE void tile(int dtype, int outputs, int rows, const void *w, size_t inputs,
 #endif
             vf right[TILE];
             UNROLL for (int r = 0; r < rows; r++) right[r] = load((const float *)x + r * inputs + i);
+            UNROLL for (int r = 0; r < rows; r++) KEPT(right[r]);
             UNROLL for (int o = 0; o < outputs; o++) {
                 vf left = load_as(dtype, w, o * inputs + i);
                 UNROLL for (int r = 0; r < rows; r++) acc[o][r] += left * right[r];

@@ -40,13 +40,16 @@ typedef struct { /* one new token */
     int64_t adapter;                               /* address of its adapter, or 0 */
 } Row;
 
+typedef struct { int first, rows; } Stretch; /* neighbouring rows whose attention is computed together */
+
 typedef struct {
     const Model *model;
     const Row *rows;
+    Stretch *stretch;
     const float *cos, *sin; /* [positions, turned] */
     float *logits;
     float *const *states; /* one a layer and one of the last norm, [rows, hidden] or NULL */
-    int count, wanted, layers, pieces;
+    int count, wanted, layers, pieces, stretches;
     int runs, ranks; /* of rows with adapters, and blocks of the greatest rank */
     Run *run;
     Numbers *reduced; /* what adapters make of a stage's inputs: [ABEAM, ranks, rows, BLOCK] */
@@ -71,6 +74,7 @@ typedef struct { /* what a thread has of its own */
     char *x8;                      /* rows that a product of integers reads */
     float (*y)[BLOCK], (*z)[BLOCK]; /* [rows, BLOCK] */
     float *line, *scores, *room;   /* [hidden]; [ABREAST, PIECE] and the queries behind; [GROUP, inputs of a product] */
+    float *together;               /* of a stretch: prompt_attention.h */
     void *gathered;                /* rows of an expert: [rows, hidden or inner] */
     int32_t *places;               /* and where they stand among all rows' choices: [rows] */
     Panel *panel;

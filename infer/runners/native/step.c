@@ -11,8 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "attention.h"
 #include "model.h"
+#include "prompt_attention.h"
 
 static void turned(float *x, const float *cos, const float *sin, size_t half) { /* sin has its first half's sign turned */
     for (size_t i = 0; i < half; i++) {
@@ -168,15 +168,16 @@ static size_t laid_out(const size_t *sizes, int count, char *at, void **parts) {
 }
 
 /* the same of what a thread has of its own */
-static size_t own_of(const Model *m, int rows, char *at, Own *own) {
+static size_t own_of(const Model *m, int rows, int stretched, char *at, Own *own) {
     size_t products = sizeof(float) * rows * BLOCK, inputs = most(m->hidden, most(m->heads * m->width, m->inner));
     size_t sizes[] = {
         rows * m->hidden * sizeof(float), rows * row8_size(inputs), products, products, sizeof(float) * m->hidden, sizeof(float) * ABREAST * (PIECE + m->width), sizeof(float) * GROUP * inputs,
         m->experts ? sizeof(float) * rows * inputs : 0, sizeof(int32_t) * rows, sizeof(Panel) + sizeof(float) * rows * WIDE,
+        stretched ? sizeof(float) * stretch_room(m) : 0,
     };
-    void *parts[10];
-    size_t taken = laid_out(sizes, 10, at, parts);
-    *own = (Own){parts[0], parts[1], parts[2], parts[3], parts[4], parts[5], parts[6], parts[7], parts[8], parts[9]};
+    void *parts[11];
+    size_t taken = laid_out(sizes, 11, at, parts);
+    *own = (Own){parts[0], parts[1], parts[2], parts[3], parts[4], parts[5], parts[6], parts[10], parts[7], parts[8], parts[9]};
     return taken;
 }
 
@@ -211,7 +212,7 @@ static void pass(void *argument, int thread, int threads) {
     const Job *job = argument;
     const Model *m = job->model;
     Own own;
-    own_of(m, job->count, job->own + thread * job->own_size, &own);
+    own_of(m, job->count, job->stretches < job->count, job->own + thread * job->own_size, &own);
     own.panel->linear = NULL;
     Counter *counter = job->counters;
     const long largest = m->layers->o.stride ? WIDE : 1024; /* outputs of a share */
@@ -226,7 +227,7 @@ static void pass(void *argument, int thread, int threads) {
         long qkv = in_blocks(&l->q) + in_blocks(&l->k) + in_blocks(&l->v);
         IN_BLOCKS(qkv, queries_keys_values(job, layer, &own, begin, end));
         SHARED(job->count, placed(job, layer, begin));
-        SHARED((long)job->count * m->kv_heads * job->pieces, piece_of(job, layer, begin, own.scores));
+        SHARED((long)job->stretches * m->kv_heads * job->pieces, attend(job, layer, begin, &own));
         LOWERED(job->attended, &l->o);
         readied(&l->o, job->attended, job->count, &own);
         IN_BLOCKS(m->hidden, added(job, &l->o, &l->after_attention, job->attended, &own, begin, end));
@@ -266,24 +267,19 @@ int seodang_step(const Model *m, int layers, const Row *rows, int count, const f
     threads = ready(threads < 1 ? 1 : threads);
     Job job = {.model = m, .rows = rows, .cos = cos, .sin = sin, .logits = logits, .states = states, .count = count, .layers = layers, .pieces = 1};
     job.runs = runs_of(rows, count, NULL, &job.ranks);
-    for (int r = 0; r < count; r++) {
-        job.wanted += rows[r].wanted >= 0;
-        for (int layer = 0; layer < layers; layer++) {
-            int pieces = pieces_of(m->layers + layer, rows + r);
-            if (pieces > job.pieces) job.pieces = pieces;
-        }
-    }
+    job.stretches = stretches_of(m, layers, rows, count, NULL, &job.pieces);
+    for (int r = 0; r < count; r++) job.wanted += rows[r].wanted >= 0;
     Own own;
-    job.own_size = own_of(m, count, NULL, &own);
+    job.own_size = own_of(m, count, job.stretches < count, NULL, &own);
     size_t hidden = sizeof(float) * count * m->hidden, choices = sizeof(float) * count * m->chosen, sizes[] = {
         hidden, hidden, sizeof(float) * count * (m->heads + 2 * m->kv_heads) * m->width, sizeof(float) * count * m->heads * job.pieces * (m->width + 2),
         sizeof(float) * count * m->heads * m->width, sizeof(float) * count * most(m->chosen, 1) * m->inner,
         sizeof(float) * count * m->experts, choices, choices * m->hidden, choices,
         sizeof(Counter) * counters, sizeof(atomic_long) * count * m->kv_heads, threads * job.own_size,
-        sizeof(Run) * job.runs, sizeof(float) * ABEAM * job.ranks * count * BLOCK,
+        sizeof(Run) * job.runs, sizeof(float) * ABEAM * job.ranks * count * BLOCK, sizeof(Stretch) * job.stretches,
     };
-    void *parts[15];
-    size_t wanted = laid_out(sizes, 15, NULL, parts) + LINE;
+    void *parts[16];
+    size_t wanted = laid_out(sizes, 16, NULL, parts) + LINE;
     if (wanted > had) {
         char *old = memory;
         memory = NULL, had = 0; /* before it goes: a child that is forked in this moment has no claim to it */
@@ -292,10 +288,11 @@ int seodang_step(const Model *m, int layers, const Row *rows, int count, const f
         had = memory ? wanted : 0;
     }
     if (memory) {
-        laid_out(sizes, 15, (char *)(((uintptr_t)memory + LINE - 1) / LINE * LINE), parts);
+        laid_out(sizes, 16, (char *)(((uintptr_t)memory + LINE - 1) / LINE * LINE), parts);
         job.residual = parts[0], job.aside = parts[1], job.qkv = parts[2], job.partial = parts[3], job.attended = parts[4], job.opened = parts[5];
         job.odds = parts[6], job.shares = parts[7], job.given = parts[8], job.experts = parts[9];
-        job.counters = parts[10], job.done = parts[11], job.own = parts[12], job.run = parts[13], job.reduced = parts[14];
+        job.counters = parts[10], job.done = parts[11], job.own = parts[12], job.run = parts[13], job.reduced = parts[14], job.stretch = parts[15];
+        stretches_of(m, layers, rows, count, job.stretch, &job.pieces);
         runs_of(rows, count, job.run, &job.ranks);
         memset(job.counters, 0, sizes[10]);
         memset(job.done, 0, sizes[11]);
