@@ -57,19 +57,22 @@ typedef struct {
     void *attended, *opened;                /* what products read: [rows, heads width], [rows, chosen or 1, inner] */
     float *odds, *shares, *given;           /* of experts: [rows, experts], [rows, chosen], and what they give, [rows, chosen, hidden] */
     int32_t *experts;                       /* [rows, chosen] */
-    char *own;                      /* of each thread */
+    char *own, *readied;            /* of each thread, and where there are many rows, of all */
     size_t own_size;
     Counter *counters;
     atomic_long *done; /* pieces of a row's key head */
 } Job;
 
+typedef struct { long begin, end; int first, rows; } Part; /* outputs of a stage's linear layers, and the rows that they are computed for */
+
 typedef struct { /* outputs of a linear layer with a stride, from `at` up to `end`: as many at a time as a share has, `most` */
     const Linear *linear;
     long at, end, most;
+    int first;       /* row */
     float y[][WIDE]; /* [rows, WIDE] */
 } Panel;
 
-typedef struct { /* what a thread has of its own */
+typedef struct { /* what a thread has of its own; of many rows all threads ready some each, and share the first two */
     void *x;                       /* normed rows, as products read them: [rows, hidden] */
     char *x8;                      /* rows that a product of integers reads */
     float (*y)[BLOCK], (*z)[BLOCK]; /* [rows, BLOCK] */
