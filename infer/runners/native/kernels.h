@@ -7,7 +7,7 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-#ifdef __AVX512BF16__
+#ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 
@@ -126,6 +126,22 @@ INLINE v4 sums(vf a, vf b, vf c, vf d) {
 }
 INLINE float sum(vf v) { return sums(v, v, v, v)[0]; }
 
+#ifdef __AVX512F__
+/* the same of four times four vectors at once: sums of a[0][i] to a[3][i] in the i-th four lanes */
+INLINE __m512 all_sums(vf (*a)[TILE], const int *of) {
+    __m512 parts[4];
+    UNROLL for (int o = 0; o < 4; o++) {
+        __m512 p = (__m512)a[o][of[0]], q = (__m512)a[o][of[1]], r = (__m512)a[o][of[2]], s = (__m512)a[o][of[3]];
+        p = _mm512_add_ps(_mm512_shuffle_f32x4(p, q, 0x44), _mm512_shuffle_f32x4(p, q, 0xee));
+        r = _mm512_add_ps(_mm512_shuffle_f32x4(r, s, 0x44), _mm512_shuffle_f32x4(r, s, 0xee));
+        parts[o] = _mm512_add_ps(_mm512_shuffle_f32x4(p, r, 0x88), _mm512_shuffle_f32x4(p, r, 0xdd));
+    }
+    __m512 one = _mm512_add_ps(_mm512_unpacklo_ps(parts[0], parts[1]), _mm512_unpackhi_ps(parts[0], parts[1]));
+    __m512 two = _mm512_add_ps(_mm512_unpacklo_ps(parts[2], parts[3]), _mm512_unpackhi_ps(parts[2], parts[3]));
+    return _mm512_add_ps(_mm512_shuffle_ps(one, two, 0x44), _mm512_shuffle_ps(one, two, 0xee));
+}
+#endif
+
 /* bytes of a number as it is kept, and as products with weights of this dtype read it; before it is rounded to 8 bits it is whole */
 static size_t size_of(int dtype) { return dtype == FLOAT32 ? 4 : 2; }
 static size_t read_size(int dtype) { return dtype == BFLOAT16 && ROUNDED ? 2 : 4; }
@@ -187,6 +203,16 @@ INLINE void tile(int dtype, int outputs, int rows, const void *w, size_t inputs,
             }
         }
     }
+#ifdef __AVX512F__
+    if (outputs == GROUP && rows > 1) {
+        UNROLL for (int r = 0; r < rows; r += 4) {
+            const int last = rows - 1, of[] = {r, r + 1 < last ? r + 1 : last, r + 2 < last ? r + 2 : last, r + 3 < last ? r + 3 : last};
+            __m512 s = all_sums(acc, of);
+            UNROLL for (int i = 0; i < 4; i++)
+                if (r + i < rows) memcpy(y[r + i], (char *)&s + 16 * i, 16);
+        }
+    } else
+#endif
     UNROLL for (int r = 0; r < rows; r++) {
         v4 s = outputs == GROUP ? sums(acc[0][r], acc[1][r], acc[2][r], acc[3][r]) : sums(acc[0][r], acc[0][r], acc[0][r], acc[0][r]);
         UNROLL for (int o = 0; o < outputs; o++) y[r][o] = s[o];
