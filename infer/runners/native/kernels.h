@@ -7,7 +7,7 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-#ifdef __AVX512F__
+#if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -38,6 +38,8 @@ typedef float v4 __attribute__((vector_size(16)));
 /* keep a vector in a register: where it is enough for an instruction, gcc reads it from memory again for each sum, and memory is the slower */
 #if defined(__AVX512F__)
 #define KEPT(v) __asm__("" : "+v"(v))
+#elif defined(__AVX__)
+#define KEPT(v) __asm__("" : "+x"(v))
 #else
 #define KEPT(v) (void)0
 #endif
@@ -53,7 +55,14 @@ enum { ROUNDED = 0 };
 INLINE vf load(const float *at) { vf v; memcpy(&v, at, sizeof v); return v; }
 INLINE void store(float *at, vf v) { memcpy(at, &v, sizeof v); }
 INLINE vf every(float x) { return x - (vf){0}; }
-INLINE vf widened(const uint16_t *at) { vh v; memcpy(&v, at, sizeof v); return (vf)(__builtin_convertvector(v, vu) << 16); }
+INLINE vf widened(const uint16_t *at) {
+#if defined(__AVX2__) && !defined(__AVX512F__) /* which gcc takes five instructions for */
+    return (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)at)), 16);
+#endif
+    vh v;
+    memcpy(&v, at, sizeof v);
+    return (vf)(__builtin_convertvector(v, vu) << 16);
+}
 INLINE vf load_as(int dtype, const void *at, size_t i) { return dtype == FLOAT32 ? load((const float *)at + i) : widened((const uint16_t *)at + i); }
 INLINE vf chosen(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
 INLINE vf size_of_each(vf x) { return (vf)((vi)x & 0x7fffffff); }
@@ -196,9 +205,11 @@ INLINE void tile(int dtype, int outputs, int rows, const void *w, size_t inputs,
 #endif
             vf right[TILE];
             UNROLL for (int r = 0; r < rows; r++) right[r] = load((const float *)x + r * inputs + i);
-            UNROLL for (int r = 0; r < rows; r++) KEPT(right[r]);
+            const int kept = rows > 1 && (dtype == FLOAT32 || LANES > 8); /* to widen takes a register more */
+            if (kept) UNROLL for (int r = 0; r < rows; r++) KEPT(right[r]);
             UNROLL for (int o = 0; o < outputs; o++) {
                 vf left = load_as(dtype, w, o * inputs + i);
+                if (kept) KEPT(left);
                 UNROLL for (int r = 0; r < rows; r++) acc[o][r] += left * right[r];
             }
         }
