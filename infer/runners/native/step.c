@@ -184,7 +184,7 @@ static size_t own_of(const Model *m, int rows, int stretched, char *at, Own *own
     size_t products = sizeof(float) * rows * BLOCK, inputs = most(m->hidden, most(m->heads * m->width, m->inner));
     size_t sizes[] = {
         rows * m->hidden * sizeof(float), rows * row8_size(inputs), products, products, sizeof(float) * m->hidden, sizeof(float) * ABREAST * (PIECE + m->width), sizeof(float) * GROUP * inputs,
-        m->experts ? sizeof(float) * rows * inputs : 0, sizeof(int32_t) * rows, sizeof(Panel) + sizeof(float) * rows * WIDE,
+        m->experts ? sizeof(float) * rows * inputs : 0, sizeof(int32_t) * rows, sizeof(Panel) + (m->layers->o.stride ? sizeof(float) * rows * WIDE : 0),
         stretched ? sizeof(float) * stretch_room(m) : 0,
     };
     void *parts[11];
