@@ -1,6 +1,6 @@
 """Our side of `native.py`, and that of transformers' `generate`: what it asks of a process (`sides.py`).
 
-python benchmarks/native_side.py seodang|generate DTYPE                ours in int8 too
+python benchmarks/native_side.py seodang|generate DTYPE                ours in int8 and int4 too
 """
 
 import statistics
@@ -97,7 +97,7 @@ def contexts(model: nn.Module) -> Callable[..., dict]:
 def begin() -> tuple[Calls, dict]:
     warnings.filterwarnings("ignore")
     engine, dtype = sys.argv[1:]
-    how = ("auto", dtype) if dtype == "int8" else (dtype,)
+    how = ("auto", dtype) if dtype in ("int8", "int4") else (dtype,)
     side = (Ours if engine == "seodang" else Theirs)(*how)
     calls, said = decoding(side), {"weights": weights_read(side.model), "threads": torch.get_num_threads()}
     if engine == "seodang":
