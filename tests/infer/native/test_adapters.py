@@ -9,6 +9,7 @@ import torch
 
 from seodang.infer.checkpoint.quantise import quantise
 from seodang.infer.kernels.low_rank import Adapter, LowRank, width_of
+from seodang.infer.runners import native_runner
 from seodang.infer.runners.direct import DirectRunner
 from seodang.infer.runners.early_exit import open_first_layers
 from seodang.infer.runners.native_runner import MANY, NativeRunner
@@ -176,6 +177,20 @@ def test_a_row_is_the_same_to_the_bit_alone_and_beside_any_adapters(varied, othe
             found = step(runner, [slots[i] for i in chosen], [new[i] for i in chosen])
             assert all(torch.equal(each, alone[i][0]) for each, i in zip(found, chosen, strict=True)), count
     assert not by_torch
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_prompts_with_adapters_that_end_amid_a_share_of_rows_get_what_their_ids_get_one_by_one(varied, natively, monkeypatch, reading, dtype):
+    reading(True)
+    model = varied("llama", max_position_embeddings=512, **WIDE).to(dtype)
+    kinds = [new_adapter(model, "all"), None, new_adapter(model, "one"), new_adapter(model, "last"), new_adapter(model, "all", 2)]
+    told = []
+    for at_once in (512, 1):
+        monkeypatch.setattr(native_runner, "AT_ONCE", at_once)
+        runner, slots = with_pasts(model, kinds)
+        told.append(runner.forward(slots, [ids(n, n) for n in (150, 60, 1, 40, 110)], [150, 60, 1, 40, 110]))
+    assert natively[1] == 361 and natively[-361:] == [1] * 361
+    assert torch.equal(*told)
 
 
 def changing(runner, adapters: dict[str, Adapter]):
