@@ -3,7 +3,7 @@
 
 #include "attention.h"
 
-enum { QUERIES = 96, FEWEST = 8 }; /* of a stretch, at most; and at least, for fewer do not make good what it takes to lay keys across */
+enum { MOST_QUERIES = 96, LEAST_QUERIES = 8 }; /* of a stretch, at most; and at least, for fewer do not make good what it takes to lay keys across */
 
 #if defined(__AVX512F__)
 enum { MIXED = 6 }; /* queries whose mixtures of 4 vectors are in registers at a time */
@@ -172,14 +172,13 @@ typedef struct { /* a stretch's rows over a piece of keys, for one of their head
     size_t heads, width, count;            /* queries of a row, keys */
     int first, rows;                       /* those that see any of these keys */
     const char *keys, *values;
-    size_t begin[QUERIES], end[QUERIES];   /* of the keys that a row sees */
-    float *across, *q, *scores;            /* keys laid across, queries, [QUERIES, KEYS] */
+    size_t begin[MOST_QUERIES], end[MOST_QUERIES];   /* of the keys that a row sees */
+    float *across, *q, *scores;            /* keys laid across, queries, [MOST_QUERIES, KEY_ROOM] */
 } Together;
 
-enum { KEYS = PIECE + 2 * LANES };
+enum { KEY_ROOM = PIECE + 2 * LANES };
 
-static size_t stretch_rows(const Model *m) { return most(1, QUERIES / (m->heads / m->kv_heads)); }
-static size_t stretch_room(const Model *m) { return LANES * m->width + QUERIES * (m->width + KEYS); }
+static size_t stretch_room(const Model *m) { return LANES * m->width + MOST_QUERIES * (m->width + KEY_ROOM); }
 
 /* scores of all rows against all keys, where a row sees any of LANES neighbours */
 static void all_scored(int dtype, const Together *t) {
@@ -192,8 +191,8 @@ static void all_scored(int dtype, const Together *t) {
         while (from < to && t->end[from] <= k) from++;
         while (from < to && t->begin[to - 1] >= k + LANES) to--;
         size_t query = from * t->heads, end = to * t->heads;
-        for (; query + ABREAST <= end; query += ABREAST) by_some(across, t->across, t->q + query * apart, t->scores + query * KEYS + k, KEYS);
-        for (; query < end; query++) by_one(across, t->across, t->q + query * apart, t->scores + query * KEYS + k, KEYS);
+        for (; query + ABREAST <= end; query += ABREAST) by_some(across, t->across, t->q + query * apart, t->scores + query * KEY_ROOM + k, KEY_ROOM);
+        for (; query < end; query++) by_one(across, t->across, t->q + query * apart, t->scores + query * KEY_ROOM + k, KEY_ROOM);
     }
 }
 
@@ -202,16 +201,16 @@ static void mixed_together(int dtype, const Together *t, size_t query, int queri
     Mixture *one = dtype == FLOAT32 ? float32_mixture : bfloat16_mixture, *all = queries == 1 ? one : dtype == FLOAT32 ? float32_mixtures : bfloat16_mixtures;
     const size_t row = query / t->heads, last = (query + queries - 1) / t->heads, step = t->width * size_of(dtype);
     const size_t end = t->end[row], begin = t->begin[last] < end ? t->begin[last] : end; /* rows begin and end in their order */
-    const float *weights = t->scores + query * KEYS;
+    const float *weights = t->scores + query * KEY_ROOM;
     for (int h = 0; h < queries; h++) {
         size_t own = t->begin[(query + h) / t->heads];
         memset(to[h], 0, t->width * sizeof(float));
-        if (own < begin) one(weights + h * KEYS + own, KEYS, t->values + own * step, begin - own, t->width, to + h);
+        if (own < begin) one(weights + h * KEY_ROOM + own, KEY_ROOM, t->values + own * step, begin - own, t->width, to + h);
     }
-    if (begin < end) all(weights + begin, KEYS, t->values + begin * step, end - begin, t->width, to);
+    if (begin < end) all(weights + begin, KEY_ROOM, t->values + begin * step, end - begin, t->width, to);
     for (int h = 0; h < queries; h++) {
         size_t own = t->begin[(query + h) / t->heads], from = own > end ? own : end, till = t->end[(query + h) / t->heads];
-        if (from < till) one(weights + h * KEYS + from, KEYS, t->values + from * step, till - from, t->width, to + h);
+        if (from < till) one(weights + h * KEY_ROOM + from, KEY_ROOM, t->values + from * step, till - from, t->width, to + h);
     }
 }
 
@@ -221,7 +220,7 @@ static void all_mixed(int dtype, float softcap, const Together *t, float *const 
     all_scored(dtype, t);
     for (size_t i = 0; i < queries; i++) {
         size_t row = i / t->heads;
-        weighed_keys(t->scores + i * KEYS + t->begin[row], t->end[row] - t->begin[row], softcap, to[i] + t->width);
+        weighed_keys(t->scores + i * KEY_ROOM + t->begin[row], t->end[row] - t->begin[row], softcap, to[i] + t->width);
     }
     for (; query + MIXED <= queries; query += MIXED) mixed_together(dtype, t, query, MIXED, to + query);
     for (; query < queries; query++) mixed_together(dtype, t, query, 1, to + query);
@@ -237,9 +236,9 @@ static void stretch_attended(const Job *job, int layer, const Stretch *stretch, 
     const size_t end = (piece + 1) * PIECE < (size_t)last->seen ? (piece + 1) * PIECE : (size_t)last->seen;
     const Across across = across_of(m->dtype, width);
     const char *keys = (const char *)rows->keys + (layer * rows->layer_stride + kv_head * rows->head_stride + begin * width) * size;
-    float *to[QUERIES];
+    float *to[MOST_QUERIES];
     Together t = {.heads = heads, .width = width, .count = end - begin, .keys = keys, .values = keys + rows->part_stride * size};
-    t.across = room, t.q = t.across + LANES * width, t.scores = t.q + QUERIES * width;
+    t.across = room, t.q = t.across + LANES * width, t.scores = t.q + MOST_QUERIES * width;
     for (int r = 0; r < stretch->rows; r++) {
         size_t own = most(first_key(l, rows + r), begin), till = (size_t)rows[r].seen < end ? (size_t)rows[r].seen : end;
         if (own >= till) continue; /* those that see none of these keys stand before or behind all others */
@@ -273,12 +272,12 @@ static void attend(const Job *job, int layer, long number, const Own *own) {
 /* The stretches of a pass: rows one by one, or where enough neighbours are new tokens of a slot, each behind the other, together; from `stretch` on where it is
    not NULL. Returns how many they are; `pieces` becomes what the keys of any have in any layer, if that is more. */
 static int stretches_of(const Model *m, int layers, const Row *rows, int count, Stretch *stretch, int *pieces) {
-    const int heads = m->heads / m->kv_heads, longest = QUERIES / heads;
+    const int heads = m->heads / m->kv_heads, longest = MOST_QUERIES / heads;
     int found = 0;
     for (int r = 0; r < count;) {
         int n = 1;
         while (r + n < count && n < longest && rows[r + n].keys == rows[r].keys && rows[r + n].place == rows[r].place + n && rows[r + n].seen >= rows[r + n - 1].seen) n++;
-        if (n * heads < FEWEST) n = 1;
+        if (n * heads < LEAST_QUERIES) n = 1;
         if (stretch) stretch[found] = (Stretch){r, n};
         for (int layer = 0; layer < layers; layer++) {
             int those = pieces_of_stretch(m->layers + layer, rows + r, rows + r + n - 1);

@@ -60,8 +60,8 @@ static void from_panel(const Linear *linear, long at, int outputs, const void *x
 
 /* rows that a linear layer is going to read, in 8 bits where it reads them so */
 static void readied(const Linear *linear, const void *x, long begin, long end, const Own *own) {
-    if (linear->dtype >= INT8)
-        for (long r = begin; r < end; r++) eight_bits((const float *)x + r * linear->inputs, linear->inputs, own->x8 + r * row8_size(linear->inputs));
+    if (linear->dtype < INT8) return;
+    for (long r = begin; r < end; r++) eight_bits((const float *)x + r * linear->inputs, linear->inputs, own->x8 + r * row8_size(linear->inputs));
 }
 
 #include "adapters.h"
@@ -207,19 +207,19 @@ static void embedded(const Job *job, int r) {
 #define LOWERED(x, ...) counter = lowered_all(job, (const Linear *[]){__VA_ARGS__}, sizeof((const Linear *[]){__VA_ARGS__}) / sizeof(Linear *), x, &own, counter, threads)
 
 enum {
-    MANY = 24,     /* rows from which on each thread readies some of them, and not all for itself: the others' are waited for */
-    CHUNK = 96,    /* rows of a share at most: whole tiles of every kind, which with the weights of SHARE outputs stay in a core's second cache */
-    FEWER = 16,    /* the same where weights lie [inputs, outputs], whose sums are in memory */
-    SHARE = 64, LARGEST = 1024 /* outputs of a share where there are more rows than that, and at most of a share of all rows, which memory gives in long pieces */
+    MANY_ROWS = 24,     /* rows from which on each thread readies some of them, and not all for itself: the others' are waited for */
+    CHUNK_ROWS = 96,    /* rows of a share at most: whole tiles of every kind, whose inputs with the weights of SHARE_OUTPUTS outputs stay in a core's second cache */
+    PANEL_ROWS = 32, /* the same where weights lie [inputs, outputs], whose sums are in memory */
+    SHARE_OUTPUTS = 64, MOST_OUTPUTS = 1024 /* outputs of a share where there are more rows than that, and at most of a share of all rows, which memory gives in long pieces */
 };
 
 /* the next share of a stage's outputs and rows; returns whether there is one */
 static int next_part(Counter *counter, int across, int threads, long all, int rows, Part *part) {
-    const int chunk = across ? FEWER : CHUNK, chunks = (rows + chunk - 1) / chunk, even = ((rows + chunks - 1) / chunks + 23) / 24 * 24, size = across ? chunk : even;
-    const long share = across ? WIDE : SHARE;
+    const int chunk = across ? PANEL_ROWS : CHUNK_ROWS, chunks = (rows + chunk - 1) / chunk, even = ((rows + chunks - 1) / chunks + 23) / 24 * 24, size = across ? chunk : even;
+    const long share = across ? WIDE : SHARE_OUTPUTS;
     if (rows <= chunk) {
         *part = (Part){.first = 0, .rows = rows};
-        return next_blocks(counter, BLOCK, across ? WIDE : LARGEST, threads, all, &part->begin, &part->end);
+        return next_blocks(counter, BLOCK, across ? WIDE : MOST_OUTPUTS, threads, all, &part->begin, &part->end);
     }
     long number = atomic_fetch_add_explicit(&counter->next, 1, memory_order_relaxed), begin = number / chunks * share;
     int first = number % chunks * size;
@@ -278,7 +278,7 @@ static void pass(void *argument, int thread, int threads) {
         SHARED(job->count, placed(job, layer, begin));
         SHARED((long)job->stretches * m->kv_heads * job->pieces, attend(job, layer, begin, &own));
         LOWERED(job->attended, &l->o);
-        READIED(readied(&l->o, job->attended, begin, end, &own));
+        if (l->o.dtype >= INT8) READIED(readied(&l->o, job->attended, begin, end, &own));
         IN_PARTS(m->hidden, job->count, added(job, &l->o, &l->after_attention, job->attended, &own, part));
         if (l->after_attention.weight) SHARED(job->count, settled(job, &l->after_attention, begin, &own));
 
@@ -293,7 +293,7 @@ static void pass(void *argument, int thread, int threads) {
             LOWERED(own.x, &l->gate, &l->up);
             IN_PARTS(l->up.outputs, job->count, all_opened(job, l, &own, part));
             LOWERED(job->opened, &l->down);
-            READIED(readied(&l->down, job->opened, begin, end, &own));
+            if (l->down.dtype >= INT8) READIED(readied(&l->down, job->opened, begin, end, &own));
             IN_PARTS(m->hidden, job->count, added(job, &l->down, &l->after_feed, job->opened, &own, part));
             if (l->after_feed.weight) SHARED(job->count, settled(job, &l->after_feed, begin, &own));
         }
@@ -324,7 +324,7 @@ int seodang_step(const Model *m, int layers, const Row *rows, int count, const f
         sizeof(float) * count * m->experts, choices, choices * m->hidden, choices,
         sizeof(Counter) * counters, sizeof(atomic_long) * count * m->kv_heads, threads * job.own_size,
         sizeof(Run) * job.runs, sizeof(float) * ABEAM * job.ranks * count * BLOCK, sizeof(Stretch) * job.stretches,
-        count < MANY ? 0 : count * (m->hidden * sizeof(float) + row8_size(most(m->hidden, most(m->heads * m->width, m->inner)))),
+        count < MANY_ROWS ? 0 : count * (m->hidden * sizeof(float) + row8_size(most(m->hidden, most(m->heads * m->width, m->inner)))),
     };
     void *parts[17];
     size_t wanted = laid_out(sizes, 17, NULL, parts) + LINE;
@@ -339,7 +339,7 @@ int seodang_step(const Model *m, int layers, const Row *rows, int count, const f
         laid_out(sizes, 17, (char *)(((uintptr_t)memory + LINE - 1) / LINE * LINE), parts);
         job.residual = parts[0], job.aside = parts[1], job.qkv = parts[2], job.partial = parts[3], job.attended = parts[4], job.opened = parts[5];
         job.odds = parts[6], job.shares = parts[7], job.given = parts[8], job.experts = parts[9];
-        job.counters = parts[10], job.done = parts[11], job.own = parts[12], job.run = parts[13], job.reduced = parts[14], job.stretch = parts[15], job.readied = count < MANY ? NULL : parts[16];
+        job.counters = parts[10], job.done = parts[11], job.own = parts[12], job.run = parts[13], job.reduced = parts[14], job.stretch = parts[15], job.readied = count < MANY_ROWS ? NULL : parts[16];
         stretches_of(m, layers, rows, count, job.stretch, &job.pieces);
         runs_of(rows, count, job.run, &job.ranks);
         memset(job.counters, 0, sizes[10]);
