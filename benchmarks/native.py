@@ -13,7 +13,7 @@ cores that other programs took, which makes a case void from a tenth on. All cor
 
 Cases: `one-*`, `eight-*`, `many-*` are 1, 8 and 32 prompts of 32 random tokens with `--new` new ones; `beams` four beams; `copy-*` prompt lookup against our own
 greedy on a text that copies itself; `context-*` a step of one row as its context grows, over a cache in 8 bits too; `around-*` what of a step of one row passes outside the runner: Python,
-filters, a grammar; `prompt-int8` the time until the first token behind 512, in 8 bits, beside ours in the other dtypes. The time of a step is that of all tokens
+filters, a grammar; `prompt-*` the time until the first token behind 512, and `prompts-*` behind 32 prompts of 81 each. The time of a step is that of all tokens
 less that of one alone, over the others' number. The share of the bandwidth is that of the weights' bytes as ours keep them (in 8 bits 34 for 32 of them: a byte each and a scale; in 4 bits
 20, a scale and an offset, and the head in 8), the table of embeddings once, over the seconds of a step, of what a loop in C reads just before and behind that side (`bandwidth.py`), from pages of the usual size; in
 brackets from huge ones.
@@ -67,6 +67,7 @@ RATIOS = {  # of speeds, to reach
     **{(f"{rows}-{dtype}", "ours", "llama.cpp"): least for dtype in DTYPES for rows, least in (("one", 1), ("eight", 1.2), ("many", 1.2))},
     **{(f"{rows}-{dtype}", "ours", "ctranslate2"): 1.3 for dtype in ("float32", "int8") for rows in ("one", "eight", "many")},
     ("one-int8", "ours", "openvino"): 1, ("eight-int8", "ours", "openvino"): 1.2,
+    ("prompt-bfloat16", "ours", "generate-float32"): 1.5, ("prompt-int8", "ours", "generate-float32"): 2,
     ("beams", "ours", "generate"): 3, ("beams", "ours", "ctranslate2"): 1.5, ("copy-float32", "lookup", "greedy"): 3, ("copy-bfloat16", "lookup", "greedy"): 3,
 }  # fmt: skip
 MACHINE = torch.cpu.get_capabilities()
@@ -240,18 +241,17 @@ def around(bench: Bench, case: str, dtype: str, rounds: int) -> dict:
     return {"case": case, "rounds": rounds, "to_reach": 0.1, "ways": found}
 
 
-def prompt(bench: Bench, case: str, dtype: str, rounds: int, length: int) -> dict:
-    """How long a prompt of so many tokens takes until the first new one, ours in the other dtypes too."""
+def prompt(bench: Bench, case: str, dtype: str, rounds: int, length: int, rows: int = 1) -> dict:
+    """How long so many prompts of so many tokens take until the first new one."""
     sides = {name: bench.side(name, dtype) for name in bench.names(dtype)}
-    if "ours" in sides:
-        sides |= {f"ours, {other}": bench.side("ours", other) for other in DTYPES if other != dtype}
-    ask = lambda side: side.ask("decode", rows=1, new=1, length=length)["seconds"]
+    ask = lambda side: side.ask("decode", rows=rows, new=1, length=length)["seconds"]
     for side in sides.values():
         ask(side)
     said = dict(zip(sides, turns([lambda side=side: ask(side) for side in sides.values()], rounds)))
-    found = {"case": case, "tokens": length, "rounds": rounds, "prompts": {name: {"ms": spread([1e3 * each for each in said[name]])} for name in sides}}
+    found = {"case": case, "tokens": rows * length, "rounds": rounds, "prompts": {name: {"ms": spread([1e3 * each for each in said[name]])} for name in sides}}
     for name, one in found["prompts"].items():
-        one["tokens_per_s"] = spread([length / each for each in said[name]])
+        one["tokens_per_s"] = spread([rows * length / each for each in said[name]])
+        one["to_reach"] = to_reach(RATIOS, case, "ours", name)
         if "ours" in sides:
             one["ours_over_it"] = spread([theirs / mine for mine, theirs in zip(said["ours"], said[name])])
     return found
@@ -265,7 +265,9 @@ def cases() -> dict[str, tuple]:
         if dtype == "float32":
             found["beams"] = decode, dtype, 3, {"rows": 1, "num_beams": 4}
         found |= {f"copy-{dtype}": (copy, dtype, 3, {}), f"context-{dtype}": (context, dtype, 5, {}), f"around-{dtype}": (around, dtype, 3, {})}
-    return found | {"prompt-int8": (prompt, "int8", 3, {"length": 512})}
+    for dtype in DTYPES:
+        found |= {f"prompt-{dtype}": (prompt, dtype, 3, {"length": 512}), f"prompts-{dtype}": (prompt, dtype, 3, {"length": 81, "rows": 32})}
+    return found
 
 
 def main() -> None:

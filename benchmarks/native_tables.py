@@ -51,9 +51,10 @@ def prompts(found: list[dict]) -> str:
     rows = []
     for case in found:
         for name, one in case["prompts"].items():
-            cells = [f"{case['tokens']}", f"{one['ms'][0]:.0f}", f"{one['tokens_per_s'][0]:.0f}", said(one.get("ours_over_it"))]
+            over = one.get("ours_over_it")
+            cells = [f"{case['tokens']}", f"{one['ms'][0]:.0f}", f"{one['tokens_per_s'][0]:.0f}", said(over), reached(over[0], one["to_reach"]) if over and one["to_reach"] else ""]
             rows.append([case["case"], name, *cells, f"{case['others']:.2f}"])
-    return table(["case", "side", "tokens", "ms until the first new one", "tokens/s", "ours over it", "other programs"], rows)
+    return table(["case", "side", "tokens", "ms until the first new one", "tokens/s", "ours over it", "to reach", "other programs"], rows)
 
 
 def contexts(found: list[dict]) -> str:

@@ -22,8 +22,7 @@ from .native.supported import refuses
 from .probe import agree, probe_ids, tolerance
 from .ragged_attention import ForwardBatch, Long
 
-# new tokens of a slot, from which on torch's products of many rows are faster than those of few, but with weights in few bits: a prompt's, at once or by parts
-MANY = 17
+MANY = 17  # new tokens of a slot, from which on torch reads them where its products of many rows are the faster, or may be (`reads_prompts`)
 AT_ONCE = 512  # rows of a call, which needs memory for all of them
 TOGETHER = 6  # rows that a kernel of `step.c` takes at a time, at most: each number has code of its own
 OF_A_LAYER = 0.1  # share of their spread by which its numbers may be off in bfloat16, where torch's are by a hundredth
@@ -33,11 +32,11 @@ _KEPT: WeakKeyDictionary[PreTrainedModel, str | None] = WeakKeyDictionary()  # w
 
 
 class NativeRunner(DirectRunner):
-    """A DirectRunner whose steps, and guesses that are read at once, are one call of `step.c`: every weight is read once a pass, at memory's pace.
+    """A DirectRunner whose passes are calls of `step.c`: every weight is read once a call, for single steps, guesses and prompts alike.
 
-    Prompts, passes under autocast, and those with an adapter over more than the linear layers of attention and feed-forward run as a DirectRunner runs
-    them. A step's numbers are the same to the bit whatever runs beside it, prompts and other adapters included. In bfloat16 the residual stream and the
-    logits stay in float32.
+    Passes under autocast, those with an adapter over more than the linear layers of attention and feed-forward, and prompts where torch may be the faster
+    (`NativeModel.reads_prompts`), run as a DirectRunner runs them. The numbers of a token that runs natively are the same to the bit whatever runs beside it,
+    and however many of its neighbours are read at once. In bfloat16 the residual stream and the logits stay in float32.
     """
 
     def _read(self) -> None:
@@ -48,7 +47,7 @@ class NativeRunner(DirectRunner):
     def _run(self, plan: ForwardBatch, tokens: list[int], positions: list[int], wanted: list[int], layers: Sequence[int]) -> ModelOutput:
         if not self._ready("cpu") or not self._laid_out() or not self._fits(plan):
             return super()._run(plan, tokens, positions, wanted, layers)
-        long = {lane(each) for each in plan.longer if each.tokens.stop - each.tokens.start >= MANY and not (each.causal and self._native.in_few_bits)}
+        long = set() if self._native.reads_prompts else {lane(each) for each in plan.longer if each.tokens.stop - each.tokens.start >= MANY}
         if not long:
             return self._step(plan, tokens, positions, wanted, layers)
         prompts = [each for each in plan.longer if lane(each) in long]
@@ -84,12 +83,11 @@ class NativeRunner(DirectRunner):
             raise IndexError(f"id {max(tokens)} is none of the {native.ids} that the embedding has")
         if native.positions is not None and max(positions) >= native.positions:
             raise IndexError(f"position {max(positions)} is none of the {native.positions} that the model has learned")
-        # what see one another are rows of one call; of others each call finds the keys of those before it in the cache
-        at_once = AT_ONCE if all(each.causal for each in plan.longer) else len(tokens)
-        of_logits, of_call = [-1] * len(tokens), [0] * -(-len(tokens) // at_once)
-        for token in wanted:
-            of_logits[token] = of_call[token // at_once]
-            of_call[token // at_once] += 1
+        parts = calls(plan, len(tokens))
+        of_logits, of_parts = [-1] * len(tokens), [[i for i, token in enumerate(wanted) if token in part] for part in parts]
+        for own in of_parts:
+            for i, place in enumerate(own):
+                of_logits[wanted[place]] = i
         rows: list[int] = []
         adapters = {token: self._native.adapters.address(adapter) for token, adapter in self._adapters.by_row().items()}
 
@@ -109,15 +107,26 @@ class NativeRunner(DirectRunner):
         logits = torch.empty(len(wanted), native.whole.vocab, **FLOATS)
         states = {layer % (len(native.layers) + 1): torch.empty(len(tokens), native.whole.hidden, **FLOATS) for layer in layers}
         turns = None if self._turns is None else (self._turns.cos, self._turns.sin)
-        if at_once >= len(tokens):
-            native.run(rows, turns, logits, states)
-        else:
-            for call, kept in enumerate(of_call):
-                part = slice(call * at_once, (call + 1) * at_once)
-                own = torch.empty(kept, native.whole.vocab, **FLOATS)
-                native.run(rows[part.start * ROW : part.stop * ROW], turns, own, {layer: state[part] for layer, state in states.items()})
-                logits[torch.tensor([i for i, token in enumerate(wanted) if token // at_once == call], dtype=torch.long)] = own
+        for part, places in zip(parts, of_parts):
+            own = logits if len(parts) == 1 else torch.empty(len(places), native.whole.vocab, **FLOATS)
+            native.run(rows[part.start * ROW : part.stop * ROW], turns, own, {layer: state[part.start : part.stop] for layer, state in states.items()})
+            if len(parts) > 1:
+                logits[torch.tensor(places, dtype=torch.long)] = own
         return ModelOutput(logits, {layer: states[layer % (len(native.layers) + 1)].to(embed.dtype) for layer in layers})
+
+
+def calls(plan: ForwardBatch, count: int) -> list[range]:
+    """Which of so many tokens each call of `step.c` takes: at most AT_ONCE, but those that see one another together; each finds the keys of those before it in the cache."""
+    found, begin = [], 0
+    together = [each.tokens for each in plan.longer if not each.causal]
+    while begin < count:
+        end = min(begin + AT_ONCE, count)
+        for tokens in together:
+            if tokens.start < end < tokens.stop:
+                end = tokens.start if tokens.start > begin else tokens.stop
+        found.append(range(begin, end))
+        begin = end
+    return found
 
 
 def lane(part: Long) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from seodang.infer.requests.generation import Generation
 from seodang.infer.requests.request import Request
 from seodang.infer.requests.stop import AnswerText
 from seodang.infer.runners.encoder_decoder import decoder_start
+from seodang.infer.runners.native import library as native_library
 from seodang.infer.runners.native.library import ROW, NativeModel, built_for, loaded
 from seodang.infer.runners.open import open_runner
 from seodang.infer.strategies.registry import choose
@@ -70,6 +71,12 @@ def natively(monkeypatch):
     rows, run = [], NativeModel.run
     monkeypatch.setattr(NativeModel, "run", lambda self, numbers, *rest: rows.append(len(numbers) // ROW) or run(self, numbers, *rest))
     return rows
+
+
+@pytest.fixture
+def reading(monkeypatch):
+    """`reading(natively)`: prompts of models that are laid out from now on run natively, or through torch, whichever this machine does sooner."""
+    return lambda natively: monkeypatch.setattr(native_library, "quick_with_many", lambda dtype: natively)
 
 
 @pytest.fixture

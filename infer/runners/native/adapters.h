@@ -37,11 +37,14 @@ static Counter *lowered_all(const Job *job, const Linear *const *linears, int n,
     return counter + 1;
 }
 
-/* what adapters add to a linear layer's outputs, from `at` on */
-static void raised_all(const Job *job, const Linear *linear, long at, int outputs, float (*y)[BLOCK]) {
+/* what adapters add to a linear layer's outputs, from `at` on, of so many rows from the first of these on */
+static void raised_all(const Job *job, const Linear *linear, long at, int outputs, int first, int rows, float (*y)[BLOCK]) {
     if (linear->number < 0) return;
-    for (const Run *run = job->run; run < job->run + job->runs; run++)
-        raised(job->model->dtype, run->adapter->beside + linear->number, at, outputs, reduced(job, run, linear, 0), job->count, run->rows, y + run->first);
+    for (const Run *run = job->run; run < job->run + job->runs; run++) {
+        int begin = run->first > first ? run->first : first, end = run->first + run->rows < first + rows ? run->first + run->rows : first + rows;
+        if (begin < end)
+            raised(job->model->dtype, run->adapter->beside + linear->number, at, outputs, reduced(job, run, linear, 0) + (begin - run->first), job->count, end - begin, y + (begin - first));
+    }
 }
 
 /* the runs of neighbouring rows that have the same adapter, from `run` on where it is not NULL; returns how many they are, and the blocks of the greatest rank */

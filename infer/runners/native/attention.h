@@ -36,8 +36,10 @@ INLINE void scored(int dtype, int heads, const void *q, const void *keys, size_t
         if (whole < width) /* what no vector holds */
             for (int h = 0; h < heads; h++)
                 for (int j = 0; j < GROUP; j++)
-                    for (size_t i = whole; i < width; i++)
-                        scores[h * PIECE + k + j] += one_as(lanes > LANES ? BFLOAT16 : FLOAT32, q, h * width + i) * one_as(dtype, keys, at[j] + i);
+                    for (size_t i = whole; i < width; i++) {
+                        float *score = scores + h * PIECE + k + j;
+                        *score = fused(one_as(lanes > LANES ? BFLOAT16 : FLOAT32, q, h * width + i), one_as(dtype, keys, at[j] + i), *score);
+                    }
     }
 }
 
@@ -65,7 +67,7 @@ INLINE void mixture(int dtype, int heads, const float *weights, const void *valu
     for (; i < width; i++)
         for (int h = 0; h < heads; h++) {
             float s = 0;
-            for (size_t k = 0; k < count; k++) s += weights[h * PIECE + k] * one_as(dtype, values, k * width + i);
+            for (size_t k = 0; k < count; k++) s = fused(weights[h * PIECE + k], one_as(dtype, values, k * width + i), s);
             to[h * to_stride + i] = s;
         }
 }
@@ -118,8 +120,31 @@ INLINE void piece_as(int dtype, const Model *m, float softcap, const float *q, c
 static size_t first_key(const Layer *l, const Row *row) {
     return l->window && row->place + 1 > l->window ? row->place + 1 - l->window : 0;
 }
-static int pieces_of(const Layer *l, const Row *row) {
-    return (row->seen + PIECE - 1) / PIECE - first_key(l, row) / PIECE;
+static int pieces_of_stretch(const Layer *l, const Row *first, const Row *last) { /* of neighbours, in their order */
+    return (last->seen + PIECE - 1) / PIECE - first_key(l, first) / PIECE;
+}
+static int pieces_of(const Layer *l, const Row *row) { return pieces_of_stretch(l, row, row); }
+
+/* what all pieces of a row's key head give, in their order; there is room for a head at `room` */
+static void put_together(const Job *job, const Layer *l, int r, int kv_head, float *room) {
+    const Model *m = job->model;
+    size_t heads = m->heads / m->kv_heads, width = m->width, stride = job->pieces * (width + 2);
+    const float *partial = job->partial + ((size_t)r * m->heads + kv_head * heads) * stride;
+    int pieces = pieces_of(l, job->rows + r);
+    for (size_t h = 0; h < heads; h++) {
+        const float *all = partial + h * stride;
+        float largest = all[width], total = 0;
+        for (int i = 1; i < pieces; i++) largest = all[i * (width + 2) + width] > largest ? all[i * (width + 2) + width] : largest;
+        for (size_t i = 0; i < width; i++) room[i] = 0;
+        for (int i = 0; i < pieces; i++) {
+            const float *one = all + i * (width + 2);
+            float by = expf(one[width] - largest);
+            total += by * one[width + 1];
+            for (size_t j = 0; j < width; j++) room[j] += by * one[j];
+        }
+        for (size_t j = 0; j < width; j++) room[j] /= total;
+        put(read_size(l->o.dtype), job->attended, ((size_t)r * m->heads + kv_head * heads + h) * width, room, width);
+    }
 }
 
 /* piece number p of a row's key head; whoever ends the last puts all together, in their order */
@@ -141,23 +166,5 @@ static void attended(const Job *job, int layer, int r, int kv_head, int p, float
     int pieces = pieces_of(l, row);
     if (pieces > 1 && atomic_fetch_add(job->done + r * m->kv_heads + kv_head, 1) + 1 < pieces) return;
     atomic_store(job->done + r * m->kv_heads + kv_head, 0);
-    for (size_t h = 0; h < heads; h++) {
-        float *all = partial + h * stride, largest = all[width], total = 0;
-        for (int i = 1; i < pieces; i++) largest = all[i * (width + 2) + width] > largest ? all[i * (width + 2) + width] : largest;
-        for (size_t i = 0; i < width; i++) scores[i] = 0;
-        for (int i = 0; i < pieces; i++) {
-            const float *one = all + i * (width + 2);
-            float by = expf(one[width] - largest);
-            total += by * one[width + 1];
-            for (size_t j = 0; j < width; j++) scores[j] += by * one[j];
-        }
-        for (size_t j = 0; j < width; j++) scores[j] /= total;
-        put(read_size(l->o.dtype), job->attended, ((size_t)r * m->heads + kv_head * heads + h) * width, scores, width);
-    }
-}
-
-/* the same by its number among all rows', key heads' and pieces, where there is such a piece */
-static void piece_of(const Job *job, int layer, long number, float *scores) {
-    int p = number % job->pieces, kv_head = number / job->pieces % job->model->kv_heads, r = number / job->pieces / job->model->kv_heads;
-    if (p < pieces_of(job->model->layers + layer, job->rows + r)) attended(job, layer, r, kv_head, p, scores);
+    put_together(job, l, r, kv_head, scores);
 }

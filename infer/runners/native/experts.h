@@ -5,7 +5,7 @@ static void routed(const Job *job, const Layer *l, int r, const Own *own) {
     const Linear *router = &l->router;
     float *odds = job->odds + r * job->model->experts, *shares = job->shares + r * l->chosen, largest, all = 0, sum = 0;
     for (long o = 0; o < router->outputs; o += BLOCK) {
-        int n = product(job, router, o, (const char *)own->x + r * router->inputs * read_size(router->dtype), 1, own->y, own);
+        int n = product(job, router, o, own->x, r, 1, own->y, own);
         memcpy(odds + o, own->y[0], n * sizeof(float));
     }
     largest = odds[0];
@@ -49,7 +49,7 @@ static void experts_opened(const Job *job, const Layer *l, const Own *own, long 
         if (expert != last) rows = gathered(job, l, expert, &l->up, own->x, 1, own), last = expert;
         if (!rows) continue;
         Linear gate = of_expert(&l->gate, expert, 2), up = of_expert(&l->up, expert, 2); /* each gate lies before its other branch */
-        int n = opened(job, &gate, &up, o, own->gathered, rows, own);
+        int n = opened(job, &gate, &up, o, own->gathered, 0, rows, own);
         for (int i = 0; i < rows; i++) put(read_size(l->down.dtype), job->opened, own->places[i] * l->down.inputs + o, own->y[i], n);
     }
 }
@@ -62,7 +62,7 @@ static void experts_shut(const Job *job, const Layer *l, const Own *own, long be
         if (expert != last) rows = gathered(job, l, expert, &l->down, job->opened, 0, own), last = expert;
         if (!rows) continue;
         Linear down = of_expert(&l->down, expert, 1);
-        int n = product(job, &down, o, own->gathered, rows, own->y, own);
+        int n = product(job, &down, o, own->gathered, 0, rows, own->y, own);
         for (int i = 0; i < rows; i++) memcpy(job->given + own->places[i] * down.outputs + o, own->y[i], n * sizeof(float));
     }
 }

@@ -7,7 +7,7 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-#ifdef __AVX512BF16__
+#if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -35,6 +35,15 @@ typedef float v4 __attribute__((vector_size(16)));
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
 
+/* keep a vector in a register: where it is enough for an instruction, gcc reads it from memory again for each sum, and memory is the slower */
+#if defined(__AVX512F__)
+#define KEPT(v) __asm__("" : "+v"(v))
+#elif defined(__AVX__)
+#define KEPT(v) __asm__("" : "+x"(v))
+#else
+#define KEPT(v) (void)0
+#endif
+
 #ifdef __AVX512BF16__
 enum { ROUNDED = 1 }; /* bfloat16 meets bfloat16: what a product reads is rounded */
 #else
@@ -46,7 +55,14 @@ enum { ROUNDED = 0 };
 INLINE vf load(const float *at) { vf v; memcpy(&v, at, sizeof v); return v; }
 INLINE void store(float *at, vf v) { memcpy(at, &v, sizeof v); }
 INLINE vf every(float x) { return x - (vf){0}; }
-INLINE vf widened(const uint16_t *at) { vh v; memcpy(&v, at, sizeof v); return (vf)(__builtin_convertvector(v, vu) << 16); }
+INLINE vf widened(const uint16_t *at) {
+#if defined(__AVX2__) && !defined(__AVX512F__) /* which gcc takes five instructions for */
+    return (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)at)), 16);
+#endif
+    vh v;
+    memcpy(&v, at, sizeof v);
+    return (vf)(__builtin_convertvector(v, vu) << 16);
+}
 INLINE vf load_as(int dtype, const void *at, size_t i) { return dtype == FLOAT32 ? load((const float *)at + i) : widened((const uint16_t *)at + i); }
 INLINE vf chosen(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
 INLINE vf size_of_each(vf x) { return (vf)((vi)x & 0x7fffffff); }
@@ -119,6 +135,22 @@ INLINE v4 sums(vf a, vf b, vf c, vf d) {
 }
 INLINE float sum(vf v) { return sums(v, v, v, v)[0]; }
 
+#ifdef __AVX512F__
+/* the same of four times four vectors at once: sums of a[0][i] to a[3][i] in the i-th four lanes */
+INLINE __m512 all_sums(vf (*a)[TILE], const int *of) {
+    __m512 parts[4];
+    UNROLL for (int o = 0; o < 4; o++) {
+        __m512 p = (__m512)a[o][of[0]], q = (__m512)a[o][of[1]], r = (__m512)a[o][of[2]], s = (__m512)a[o][of[3]];
+        p = _mm512_add_ps(_mm512_shuffle_f32x4(p, q, 0x44), _mm512_shuffle_f32x4(p, q, 0xee));
+        r = _mm512_add_ps(_mm512_shuffle_f32x4(r, s, 0x44), _mm512_shuffle_f32x4(r, s, 0xee));
+        parts[o] = _mm512_add_ps(_mm512_shuffle_f32x4(p, r, 0x88), _mm512_shuffle_f32x4(p, r, 0xdd));
+    }
+    __m512 one = _mm512_add_ps(_mm512_unpacklo_ps(parts[0], parts[1]), _mm512_unpackhi_ps(parts[0], parts[1]));
+    __m512 two = _mm512_add_ps(_mm512_unpacklo_ps(parts[2], parts[3]), _mm512_unpackhi_ps(parts[2], parts[3]));
+    return _mm512_add_ps(_mm512_shuffle_ps(one, two, 0x44), _mm512_shuffle_ps(one, two, 0xee));
+}
+#endif
+
 /* bytes of a number as it is kept, and as products with weights of this dtype read it; before it is rounded to 8 bits it is whole */
 static size_t size_of(int dtype) { return dtype == FLOAT32 ? 4 : 2; }
 static size_t read_size(int dtype) { return dtype == BFLOAT16 && ROUNDED ? 2 : 4; }
@@ -163,6 +195,7 @@ INLINE void tile(int dtype, int outputs, int rows, const void *w, size_t inputs,
             if (dtype == BFLOAT16) {
                 __m512bh right[TILE];
                 UNROLL for (int r = 0; r < rows; r++) right[r] = (__m512bh)_mm512_loadu_si512((const uint16_t *)x + r * inputs + i);
+                UNROLL for (int r = 0; r < rows; r++) KEPT(right[r]);
                 UNROLL for (int o = 0; o < outputs; o++) {
                     __m512bh left = (__m512bh)_mm512_loadu_si512((const uint16_t *)w + o * inputs + i);
                     UNROLL for (int r = 0; r < rows; r++) acc[o][r] = (vf)_mm512_dpbf16_ps((__m512)acc[o][r], left, right[r]);
@@ -172,12 +205,25 @@ INLINE void tile(int dtype, int outputs, int rows, const void *w, size_t inputs,
 #endif
             vf right[TILE];
             UNROLL for (int r = 0; r < rows; r++) right[r] = load((const float *)x + r * inputs + i);
+            const int kept = rows > 1 && (dtype == FLOAT32 || LANES > 8); /* to widen takes a register more */
+            if (kept) UNROLL for (int r = 0; r < rows; r++) KEPT(right[r]);
             UNROLL for (int o = 0; o < outputs; o++) {
                 vf left = load_as(dtype, w, o * inputs + i);
+                if (kept) KEPT(left);
                 UNROLL for (int r = 0; r < rows; r++) acc[o][r] += left * right[r];
             }
         }
     }
+#ifdef __AVX512F__
+    if (outputs == GROUP && rows > 1) {
+        UNROLL for (int r = 0; r < rows; r += 4) {
+            const int last = rows - 1, of[] = {r, r + 1 < last ? r + 1 : last, r + 2 < last ? r + 2 : last, r + 3 < last ? r + 3 : last};
+            __m512 s = all_sums(acc, of);
+            UNROLL for (int i = 0; i < 4; i++)
+                if (r + i < rows) memcpy(y[r + i], (char *)&s + 16 * i, 16);
+        }
+    } else
+#endif
     UNROLL for (int r = 0; r < rows; r++) {
         v4 s = outputs == GROUP ? sums(acc[0][r], acc[1][r], acc[2][r], acc[3][r]) : sums(acc[0][r], acc[0][r], acc[0][r], acc[0][r]);
         UNROLL for (int o = 0; o < outputs; o++) y[r][o] = s[o];

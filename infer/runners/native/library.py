@@ -74,7 +74,8 @@ class NativeModel:
         turned = 0 if parts.rotary is None else 2 * parts.rotary.inv_freq.numel()
         numbers: dict[nn.Module, int] = {}
         self.layers = (_Layer * len(layers))(*(_laid(layer, parts, turned, i * len(LINEARS), numbers) for i, layer in enumerate(layers)))
-        self.in_few_bits = self.layers[0].q.dtype >= INT8
+        first = self.layers[0]
+        self.reads_prompts = first.q.dtype >= INT8 or not first.o.stride and quick_with_many(parts.embed.weight.dtype)
         embed = self.embed = parts.embed.weight
         unread = {module for layer in parts.layers[len(layers) :] for module in layer.linears}
         self.adapters = NativeAdapters(numbers, len(layers) * len(LINEARS), unread, embed.dtype)
@@ -191,6 +192,15 @@ def _norm(module: nn.Module, one_is_added: bool = False) -> _Norm:
     weight, bias = module.weight, getattr(module, "bias", None)
     eps = module.eps if hasattr(module, "eps") else module.variance_epsilon
     return _Norm(weight.data_ptr(), None if bias is None else bias.data_ptr(), len(weight), eps, float(one_is_added))
+
+
+def quick_with_many(dtype: torch.dtype) -> bool:
+    """Whether the native products of many rows are known to be quicker than torch's in a dtype, whose weights lie [outputs, inputs].
+
+    With AVX2 and more they are, at any number of rows (docs/native.md), but in bfloat16 where torch has AMX. Elsewhere neither was measured.
+    """
+    amx = dtype == torch.bfloat16 and torch.cpu.get_capabilities().get("amx_bf16", False)
+    return built_for().startswith("AVX") and not amx
 
 
 def is_off() -> bool:

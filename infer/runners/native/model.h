@@ -40,13 +40,16 @@ typedef struct { /* one new token */
     int64_t adapter;                               /* address of its adapter, or 0 */
 } Row;
 
+typedef struct { int first, rows; } Stretch; /* neighbouring rows whose attention is computed together */
+
 typedef struct {
     const Model *model;
     const Row *rows;
+    Stretch *stretch;
     const float *cos, *sin; /* [positions, turned] */
     float *logits;
     float *const *states; /* one a layer and one of the last norm, [rows, hidden] or NULL */
-    int count, wanted, layers, pieces;
+    int count, wanted, layers, pieces, stretches;
     int runs, ranks; /* of rows with adapters, and blocks of the greatest rank */
     Run *run;
     Numbers *reduced; /* what adapters make of a stage's inputs: [ABEAM, ranks, rows, BLOCK] */
@@ -54,23 +57,27 @@ typedef struct {
     void *attended, *opened;                /* what products read: [rows, heads width], [rows, chosen or 1, inner] */
     float *odds, *shares, *given;           /* of experts: [rows, experts], [rows, chosen], and what they give, [rows, chosen, hidden] */
     int32_t *experts;                       /* [rows, chosen] */
-    char *own;                      /* of each thread */
+    char *own, *readied;            /* of each thread, and where there are many rows, of all */
     size_t own_size;
     Counter *counters;
     atomic_long *done; /* pieces of a row's key head */
 } Job;
 
+typedef struct { long begin, end; int first, rows; } Part; /* outputs of a stage's linear layers, and the rows that they are computed for */
+
 typedef struct { /* outputs of a linear layer with a stride, from `at` up to `end`: as many at a time as a share has, `most` */
     const Linear *linear;
     long at, end, most;
+    int first;       /* row */
     float y[][WIDE]; /* [rows, WIDE] */
 } Panel;
 
-typedef struct { /* what a thread has of its own */
+typedef struct { /* what a thread has of its own; of many rows all threads ready some each, and share the first two */
     void *x;                       /* normed rows, as products read them: [rows, hidden] */
     char *x8;                      /* rows that a product of integers reads */
     float (*y)[BLOCK], (*z)[BLOCK]; /* [rows, BLOCK] */
     float *line, *scores, *room;   /* [hidden]; [ABREAST, PIECE] and the queries behind; [GROUP, inputs of a product] */
+    float *together;               /* of a stretch: prompt_attention.h */
     void *gathered;                /* rows of an expert: [rows, hidden or inner] */
     int32_t *places;               /* and where they stand among all rows' choices: [rows] */
     Panel *panel;

@@ -9,6 +9,7 @@ import torch
 
 from seodang.infer.checkpoint.quantise import quantise
 from seodang.infer.kernels.low_rank import Adapter, LowRank, width_of
+from seodang.infer.runners import native_runner
 from seodang.infer.runners.direct import DirectRunner
 from seodang.infer.runners.early_exit import open_first_layers
 from seodang.infer.runners.native.block_linear import GroupedLinear5
@@ -184,8 +185,22 @@ def test_a_row_is_the_same_to_the_bit_alone_and_beside_any_adapters(varied, othe
     assert not by_torch
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_prompts_with_adapters_that_end_amid_a_share_of_rows_get_what_their_ids_get_one_by_one(varied, natively, monkeypatch, reading, dtype):
+    reading(True)
+    model = varied("llama", max_position_embeddings=512, **WIDE).to(dtype)
+    kinds = [new_adapter(model, "all"), None, new_adapter(model, "one"), new_adapter(model, "last"), new_adapter(model, "all", 2)]
+    told = []
+    for at_once in (512, 1):
+        monkeypatch.setattr(native_runner, "AT_ONCE", at_once)
+        runner, slots = with_pasts(model, kinds)
+        told.append(runner.forward(slots, [ids(n, n) for n in (150, 60, 1, 40, 110)], [150, 60, 1, 40, 110]))
+    assert natively[1] == 361 and natively[-361:] == [1] * 361
+    assert torch.equal(*told)
+
+
 def changing(runner, adapters: dict[str, Adapter]):
-    """Slots with adapters are forked, cut and copied, get others, and stand beside prompts, which torch reads; logits of all passes."""
+    """Slots with adapters are forked, cut and copied, get others, and stand beside prompts, which torch may read; logits of all passes."""
     slots = [runner.allocate() for _ in range(4)]
     for slot, name in zip(slots, ("all", "one", "last")):
         runner.adapt(slot, adapters[name])
@@ -202,8 +217,10 @@ def changing(runner, adapters: dict[str, Adapter]):
     yield runner.forward([*slots[:3], *forks, fresh], [[5], [6], ids(2, 7), [8], ids(6, 9), [10]], [1, 1, 2, 1, 6, 1])
 
 
+@pytest.mark.parametrize("prompts", ["native", "torch's"])
 @pytest.mark.parametrize("name", ["odd", "qwen3"])
-def test_whatever_becomes_of_slots_they_run_with_their_adapters(varied, natively, by_torch, name):
+def test_whatever_becomes_of_slots_they_run_with_their_adapters(varied, natively, by_torch, reading, name, prompts):
+    reading(prompts == "native")
     kind, changes = KINDS[name]
     model = varied(kind, **changes)
     exact, adapters = copy.deepcopy(model).double(), {each: new_adapter(model, each) for each in ADAPTERS}
@@ -214,11 +231,12 @@ def test_whatever_becomes_of_slots_they_run_with_their_adapters(varied, natively
     }
     for ours, wanted in zip(changing(NativeRunner(model), adapters), changing(RaggedRunner(exact), doubled), strict=True):
         torch.testing.assert_close(ours.double(), wanted, rtol=0, atol=3e-5)
-    assert natively == [15, 7, 7, 12] and by_torch == [MANY, 30, 39]
+    assert (natively, by_torch) == (([15, 7, 7, 12], [MANY, 30, 39]) if prompts == "torch's" else ([15 + MANY, 7 + 30, 7 + 39, 12], []))
 
 
-def test_what_an_adapter_changes_later_is_in_the_next_pass(varied, natively):
+def test_what_an_adapter_changes_later_is_in_the_next_pass(varied, natively, reading):
     """Its numbers in place, matrices in the place of others; torch's way to read a prompt lays some anew, the numbers the same."""
+    reading(False)
     model = varied()
     adapter, runner = new_adapter(model, "all"), NativeRunner(model)
     layer = model.model.layers[0]

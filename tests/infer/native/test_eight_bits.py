@@ -169,18 +169,18 @@ def test_prompts_are_read_natively_in_calls_of_so_many_rows(varied, monkeypatch)
         assert all(map(torch.equal, other, told[0]))
 
 
-def test_a_prompt_that_is_read_both_ways_is_torchs_with_our_products(varied):
+def test_a_prompt_that_is_read_both_ways_is_in_one_call_and_close_to_torchs_with_our_products(varied, natively, monkeypatch):
     model = varied("llama", hidden_size=64, head_dim=16, num_attention_heads=4, num_key_value_heads=2, intermediate_size=96)
     quantise(model, "int8")
+    monkeypatch.setattr(native_runner, "AT_ONCE", 16)
     tokens = torch.randint(3, 128, (2 * MANY,), generator=torch.Generator().manual_seed(0)).tolist()
     told = []
-    for many in (MANY, len(tokens) + 1):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(native_runner, "MANY", many)
-            runner = NativeRunner(model)
-            slot = runner.allocate()
-            runner.attend_both_ways(slot, True)
-            told.append(runner.forward([slot], [tokens], [len(tokens)]).float())
+    for kind in (NativeRunner, DirectRunner):
+        runner = kind(model)
+        slots = [runner.allocate() for _ in range(2)]
+        runner.attend_both_ways(slots[1], True)
+        told.append(runner.forward(slots, [[5], tokens], [0, len(tokens)]).float())
+    assert natively == [1, len(tokens)]
     assert not torch.equal(*told) and (told[0] - told[1]).square().mean().sqrt() < 0.1 * told[0].std()
 
 

@@ -127,12 +127,14 @@ def spanning(model, dtype: torch.dtype, lengths: list[int]) -> float:
     return furthest
 
 
+@pytest.mark.parametrize("by_torch", [False, True], ids=["read natively", "read by torch"])
 @pytest.mark.parametrize("kind, changes", [("llama", {}), ("mistral", {"sliding_window": 300}), ("llama", ODD), ("gemma2", {"sliding_window": 300})])
-def test_pasts_of_several_pieces_are_put_together_right(varied, natively, kind, changes):
+def test_pasts_of_several_pieces_are_put_together_right(varied, natively, reading, kind, changes, by_torch):
+    reading(not by_torch)
     model = varied(kind, max_position_embeddings=1024, **changes)
     assert spanning(model, torch.float32, [253, 254, 255, 256, 257, 511, 600]) < 3e-6
     assert spanning(model, torch.bfloat16, [254, 257, 600]) < 0.05
-    assert natively == [21, 9]
+    assert natively == ([21, 9] if by_torch else [512] * 4 + [338, 21, 512, 512, 87, 9])
 
 
 def forked(runner):
@@ -208,7 +210,7 @@ def crowded(runner):
 
 
 def beside_prompts(runner):
-    """What torch reads, and what is read natively, in one pass: steps, guesses and prompts in any order, with and without logits."""
+    """Steps, guesses and prompts, which may be torch's, in any order in one pass, with and without logits."""
     slots = [runner.allocate() for _ in range(5)]
     yield runner.forward(slots[:3], [ids(5, 1), ids(MANY, 2), ids(MANY - 1, 3)], [2, 3, 1])
     for keep in ([0, 0, 0, 0, 0], [1, 2, 0, 3, 40], [1, 0, 1, 0, 0], [0, 40, 0, 3, 0]):
@@ -219,20 +221,24 @@ def beside_prompts(runner):
             runner.truncate(slot, runner.length(slot) // 2)
 
 
-# how many rows run natively
-CALLS = [(forked, 8 + 5 + 11 + 3), (shelved, 27 + 4 + 7), (hidden, 17), (both_ways, 14 + 24 + 16), (rewritten, 20 + 5 + 2 + 13 + 6), (kept, 66 + 4), (crowded, 567 + 93), (beside_prompts, 21 + 4 * 8)]
+# how many rows run natively, and how many more there are of prompts
+CALLS = [
+    (forked, 8 + 5 + 11 + 3, 30), (shelved, 27 + 4 + 7, 0), (hidden, 17, 0), (both_ways, 14 + 24 + 16, 30), (rewritten, 20 + 5 + 2 + 13 + 6, 0), (kept, 66 + 4, 0), (crowded, 567 + 93, 0),
+    (beside_prompts, 21 + 4 * 8, MANY + 4 * 80),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("calls, rows", CALLS, ids=lambda each: getattr(each, "__name__", ""))
-@pytest.mark.parametrize("name", ["sizes that no vector divides", "qwen3", "gpt2, odd", "olmo2, odd", "experts, odd"])
-def test_whatever_a_pass_is_its_numbers_are_those_of_the_ragged_runner_in_float64(varied, natively, name, calls, rows):
-    kind, changes = KINDS[name]
+@pytest.mark.parametrize("calls, rows, prompts", CALLS, ids=lambda each: getattr(each, "__name__", ""))
+@pytest.mark.parametrize("name", ["sizes that no vector divides", "by torch", "qwen3", "gpt2, odd", "olmo2, odd", "experts, odd"])
+def test_whatever_a_pass_is_its_numbers_are_those_of_the_ragged_runner_in_float64(varied, natively, reading, name, calls, rows, prompts):
+    reading(name != "by torch")
+    kind, changes = KINDS["sizes that no vector divides" if name == "by torch" else name]
     model = varied(kind, **changes)
     exact = RaggedRunner(copy.deepcopy(model).double())
     for ours, wanted in zip(calls(NativeRunner(model)), calls(exact), strict=True):
         assert ours.shape == wanted.shape and ours.dtype == torch.float32
         torch.testing.assert_close(ours.double(), wanted, rtol=0, atol=2e-5)
-    assert sum(natively) == rows
+    assert sum(natively) == rows + (prompts if name not in ("by torch", "gpt2, odd") else 0)
 
 
 def test_passes_under_autocast_are_torchs(varied, natively):
