@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from ...data.errors import UserError
 from ...data.files.cache_folder import cache_folder
+from .. import gguf
 from ..kernels import four_bits, quantised_linear
 from ..runners import native
 from ..runners.native.grouped_linear import missing_kernels
@@ -42,23 +43,33 @@ def converted(folder: Path, weights: str, floats: Callable[[], PreTrainedModel])
 
     Raises UserError as `quantise` and `floats` do, for a limit that is no number, and for files of the folder that are missing or changed.
     """
+    return _kept(str(folder), lambda: key(folder, weights), lambda: _made(floats(), weights), lambda: _verify_unread(folder))
+
+
+def in_packs(file: Path, read: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+    """Return what `read` makes of a GGUF file, its blocks laid out for the kernels: from the cache where it is there, else read, and kept if that can be."""
+    return _kept(str(file), lambda: file_key(file), read)
+
+
+def _kept(name: str, key: Callable[[], str], make: Callable[[], PreTrainedModel], check: Callable[[], object] = lambda: None) -> PreTrainedModel:
+    """A model from the entry of a key, once `check` has found what it was made of unchanged, else what `make` returns, kept if that can be."""
     most = limit()
     if most == 0 or missing_kernels() is not None:
-        return _made(floats(), weights)
+        return make()
     try:
-        entry = cache_folder() / "few-bits" / key(folder, weights)
+        entry = cache_folder() / "few-bits" / key()
     except RuntimeError:  # there is no home
-        return _made(floats(), weights)
+        return make()
     found = _read(entry)
     if found is not None:
-        _verify_unread(folder)
-        found.config._name_or_path = str(folder)
+        check()
+        found.config._name_or_path = name
         return found
-    model = _made(floats(), weights)
+    model = make()
     try:
-        _keep(entry, model, weights, most)
+        _keep(entry, model, most)
     except OSError as error:
-        logger.info("%s in %s is not kept for the next time: %s", folder, weights, error)
+        logger.info("%s is not kept for the next time: %s", name, error)
     return model
 
 
@@ -90,10 +101,18 @@ def key(folder: Path, weights: str) -> str:
     return f"{weights}-{told.hexdigest()[:40]}"
 
 
+def file_key(file: Path) -> str:
+    """The name of the entry of a GGUF file in 4 bits: by its path, size and time."""
+    stat = file.stat()
+    told = hashlib.sha256(rounding() + f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
+    return f"int4-{told.hexdigest()[:40]}"
+
+
 @cache
 def rounding() -> bytes:
     """The hash of the code that says what levels, scales and packs a weight gets, and how they are laid out."""
-    files = [Path(module.__file__) for module in (four_bits, quantised_linear, calibrate, quantise, few_bits_folder)] + sorted(Path(native.__file__).parent.glob("*.py"))
+    files = [Path(module.__file__) for module in (four_bits, quantised_linear, calibrate, quantise, few_bits_folder)]
+    files += [path for package in (native, gguf) for path in sorted(Path(package.__file__).parent.glob("*.py"))]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).digest()
 
 
@@ -128,7 +147,7 @@ def _read(entry: Path) -> PreTrainedModel | None:
     return model
 
 
-def _keep(entry: Path, model: PreTrainedModel, weights: str, most: int) -> None:
+def _keep(entry: Path, model: PreTrainedModel, most: int) -> None:
     """Write an entry aside, give it its name, and make room for it. Raises OSError where the folder cannot be written, or is full."""
     size = size_in_few_bits(model)
     if size > most:
@@ -138,7 +157,7 @@ def _keep(entry: Path, model: PreTrainedModel, weights: str, most: int) -> None:
         raise OSError(f"{entry.parent} is nearly full")
     partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=entry.parent))
     try:
-        write_few_bits(partial, model, weights)
+        write_few_bits(partial, model, entry.name.partition("-")[0])
         write_manifest(partial)
         if entry.exists() and not (entry / MANIFEST).is_file():
             _remove(entry)  # once more: its removal was cut short

@@ -19,13 +19,12 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights, no_tie_weights
 from transformers.pytorch_utils import Conv1D
 
 from ...data.errors import UserError
 from ..kernels.quantised_linear import GROUP, OutputSlice, Quantised
+from ..runners.families.hollow import hollow
 from ..runners.native.grouped_linear import LINE, GroupedLinear, GroupedLinear4, GroupedLinear8, missing_kernels
 from ..runners.native.library import BLOCK
 from .damage import read_json
@@ -137,7 +136,7 @@ def read_few_bits(folder: str | Path) -> PreTrainedModel:
         with safe_open(path, "pt") as file:
             told = json.loads(file.metadata()[METHOD])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-        model = hollow(config)
+        model = _empty(config)
         for layer in told["layers"]:
             _put(model, layer, tensors)
         _fill(model, tensors)
@@ -160,22 +159,12 @@ def is_mapped(model: PreTrainedModel) -> bool:
     return getattr(model, "mapped_from", None) is not None
 
 
-def hollow(config: PreTrainedConfig) -> PreTrainedModel:
+def _empty(config: PreTrainedConfig) -> PreTrainedModel:
     """Return a model as its configuration has it, whose weights hold nothing; raises ValueError where `quantise` does not cover it."""
     [name] = config.architectures
     if name not in COVERED:
         raise ValueError(f"{name} is kept in no few bits")
-    with _EmptyOnMeta(), no_init_weights(), no_tie_weights():
-        return getattr(transformers, name)(config)
-
-
-class _EmptyOnMeta(TorchFunctionMode):
-    """Have weights take no memory. What else a model computes as it is built stays on the CPU: on the meta device torch imports its compiler for it."""
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is torch.empty and not (kwargs or {}).get("device"):
-            kwargs = {**(kwargs or {}), "device": "meta"}
-        return function(*args, **(kwargs or {}))
+    return hollow(lambda: getattr(transformers, name)(config))
 
 
 def _put(model: PreTrainedModel, layer: dict[str, Any], tensors: dict[str, Tensor]) -> None:

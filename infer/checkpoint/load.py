@@ -32,7 +32,7 @@ from ..runners.open import check_kv_cache_dtype, set_kv_cache_dtype
 from ..runners.paradigm import has_classifier_head, is_encoder, masked_lm_class, refuse_continuous
 from .adapter_paradigm import declare_as_beside
 from .calibration_text import Calibration, calibration_rows, check_choice
-from .conversion_cache import converted
+from .conversion_cache import converted, in_packs
 from .damage import check_texts, read_json, refuse_mismatched, torn_file
 from .default_encoder import NAME as DEFAULT_ENCODER
 from .default_encoder import default_encoder
@@ -106,11 +106,13 @@ def load(
     head = head_of(resolve(adapter)) if adapter is not None else None
     if head is not None:
         model_class, model_arguments = model_class or AutoModelForSequenceClassification, {**head, **model_arguments}
-    if is_gguf(place):
+    if shipped is not None:
+        model = in_packs(shipped, lambda: gguf_model(place, weights_dtype, in_blocks=True))
+    elif is_gguf(place):
         if model_class is not None or model_arguments:
             raise UserError(f"{place} holds a language model and no other: make a folder of it (`seodang export {place} FOLDER`), and give that")
         as_it_is = dtype == "auto" and where.type == "cpu" and adapter is None
-        model = gguf_model(place, weights_dtype, as_it_is or shipped is not None, weights if shipped is None else None)
+        model = gguf_model(place, weights_dtype, as_it_is, weights)
     elif saved is not None:
         model = read_few_bits(place)
     elif weights is not None and plain and os.path.isdir(place):

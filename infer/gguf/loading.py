@@ -8,16 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from accelerate import init_empty_weights
 from gguf import GGMLQuantizationType
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
 from ...data.errors import UserError
 from ..kernels.kernel_check import refuse_wrong_kernels
 from ..kernels.quantised_linear import Quantised
+from ..runners.families.hollow import hollow
 from ..runners.families.parts import ModelParts, parts_of
 from ..runners.native.grouped_linear import missing_kernels
 from .blocks import BLOCKS, FLOATS, floats_of, layer_of
@@ -48,8 +47,7 @@ def model_of(file: GgufFile, dtype: torch.dtype | None, instead: torch.dtype) ->
     if dtype is None and (reason := kept_from_blocks(file)) is not None:
         logger.warning("%s is written out in %s, for %s", file.path, str(instead).removeprefix("torch."), reason)
         dtype = instead
-    with no_init_weights(), init_empty_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype or torch.bfloat16)
+    model = hollow(lambda: AutoModelForCausalLM.from_config(config, dtype=dtype or torch.bfloat16))
     reader = _Reader(file, model, dtype)
     with torch.no_grad():
         reader.fill()
