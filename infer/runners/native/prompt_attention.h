@@ -3,7 +3,7 @@
 
 #include "attention.h"
 
-enum { MOST_QUERIES = 96, LEAST_QUERIES = 8 }; /* of a stretch, at most; and at least, for fewer do not make good what it takes to lay keys across */
+enum { MOST_QUERIES = 96, LEAST_QUERIES = 12 }; /* of a stretch, at most; and at least, for fewer do not make good what it takes to lay keys across */
 
 #if defined(__AVX512F__)
 enum { MIXED = 6 }; /* queries whose mixtures of 4 vectors are in registers at a time */

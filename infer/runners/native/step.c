@@ -216,7 +216,7 @@ static void embedded(const Job *job, int r) {
 enum {
     MANY_ROWS = 24,     /* rows from which on each thread readies some of them, and not all for itself: the others' are waited for */
     CHUNK_ROWS = 96,    /* rows of a share at most: whole tiles of every kind, whose inputs with the weights of SHARE_OUTPUTS outputs stay in a core's second cache */
-    PANEL_ROWS = 32, /* the same where weights lie [inputs, outputs], whose sums are in memory */
+    PANEL_ROWS = 32,    /* the same where weights lie [inputs, outputs], whose sums are in memory */
     SHARE_OUTPUTS = 64, MOST_OUTPUTS = 1024 /* outputs of a share where there are more rows than that, and at most of a share of all rows, which memory gives in long pieces */
 };
 
