@@ -82,8 +82,7 @@ def load(
     Raises UserError for a path, device, dtype, weights or cache that cannot be had, for two adapters, and for files that are missing or changed.
     """
     check_kv_cache_dtype(kv_cache_dtype)
-    if weights is not None:
-        _check_weights(weights, device, dtype)
+    _check_weights(weights, device, dtype)
     check_choice(weights, calibration, bits)
     plain = adapter is None and calibration is None and model_class is None and not model_arguments  # nothing but the model's own weights
     shipped = shipped_gguf() if (path, weights) == ("default", "int4") and plain and missing_kernels() is None else None
@@ -94,13 +93,12 @@ def load(
         place, adapter = resolve(adapter_base(place)), place
     if (saved := few_bits_of(place)) is not None:
         _refuse_beside(place, saved, weights, adapter, calibration is not None or model_class is not None or bool(model_arguments))
-        _check_weights(saved, device, dtype)
+    _check_weights(saved, device, dtype)
     _refuse_continuous(place, getattr(model_class, "config_class", None))
     if saved is not None or weights is not None:
         device, dtype = "cpu", "float32"  # to quantise in, so that nothing is rounded twice
     where = choose_device(device)
-    if kv_cache_dtype not in (None, "auto") and where.type != "cpu":
-        raise UserError(f"kv_cache_dtype={kv_cache_dtype} is there on the CPU, got device={where}: choose device cpu, or leave kv_cache_dtype out")
+    _check_cache(kv_cache_dtype, where)
     weights_dtype, reason = choose_dtype(dtype, where)
     logger.info("%s in %s on %s (%s)", path, weights_dtype, where, reason)
     head = head_of(resolve(adapter)) if adapter is not None else None
@@ -111,8 +109,7 @@ def load(
     elif is_gguf(place):
         if model_class is not None or model_arguments:
             raise UserError(f"{place} holds a language model and no other: make a folder of it (`seodang export {place} FOLDER`), and give that")
-        as_it_is = dtype == "auto" and where.type == "cpu" and adapter is None
-        model = gguf_model(place, weights_dtype, as_it_is, weights)
+        model = gguf_model(place, weights_dtype, dtype == "auto" and where.type == "cpu" and adapter is None, weights)
     elif saved is not None:
         model = read_few_bits(place)
     elif weights is not None and plain and os.path.isdir(place):
@@ -139,8 +136,16 @@ def load(
     return model.eval(), tokenizer
 
 
-def _check_weights(weights: str, device: str, dtype: str) -> None:
+def _check_cache(kv_cache_dtype: str | None, device: torch.device) -> None:
+    """Raise UserError for a cache that a device does not have."""
+    if kv_cache_dtype not in (None, "auto") and device.type != "cpu":
+        raise UserError(f"kv_cache_dtype={kv_cache_dtype} is there on the CPU, got device={device}: choose device cpu, or leave kv_cache_dtype out")
+
+
+def _check_weights(weights: str | None, device: str, dtype: str) -> None:
     """Raise UserError for `weights` that are unknown, and for a device and a dtype that these do not have."""
+    if weights is None:
+        return
     if weights not in BITS:
         raise UserError(f"weights={weights!r} is unknown: choose int8 or int4, or leave it out")
     if device not in ("auto", "cpu"):

@@ -196,3 +196,15 @@ def test_a_merged_adapter_is_not_kept(cache, floats, tmp_path):
     adapted.save_pretrained(tmp_path / "adapter")
     with_adapter, _ = load(source, adapter=tmp_path / "adapter", weights="int8")
     assert not folder.exists() and not any(map(torch.equal, packs(with_adapter)[:1], packs(load(source, weights="int8")[0])))
+
+
+def test_the_shipped_file_s_packs_are_kept_too(cache):
+    folder, made = cache
+    first, _ = load("default", weights="int4")
+    again, tokenizer = load("default", weights="int4")
+    assert not is_mapped(first) and is_mapped(again) and not made and len(entries(folder)) == 1
+    assert all(torch.equal(a, b) for a, b in zip(packs(first), packs(again), strict=True)) and len(packs(again)) == 211
+    assert torch.equal(first.get_input_embeddings().weight, again.get_input_embeddings().weight)
+    ids = torch.tensor([tokenizer("Suwon is a city in")["input_ids"]])
+    with torch.no_grad():
+        assert torch.equal(first(input_ids=ids).logits, again(input_ids=ids).logits)
