@@ -78,7 +78,8 @@ AS_THERE = {
 
 @pytest.mark.parametrize("way", AS_THERE)
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_every_family_says_natively_what_transformers_says_token_for_token(fresh_tiny, tiny_tokenizer, monkeypatch, natively, kind, way):
+def test_every_family_says_natively_what_transformers_says_token_for_token(fresh_tiny, tiny_tokenizer, monkeypatch, natively, reading, kind, way):
+    reading(True)
     model, runners = fresh_tiny(kind, seed=4, **FAMILIES[kind]), []
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
@@ -91,5 +92,6 @@ def test_every_family_says_natively_what_transformers_says_token_for_token(fresh
         theirs = model.generate(torch.tensor([prompt]), max_new_tokens=14, do_sample=False, pad_token_id=0, **AS_THERE[way])[0, len(prompt) :].tolist()
         assert answer.ids == theirs
     [runner] = runners
-    assert type(runner) is NativeRunner and sum(natively) == runner.positions - len(prompts[1])  # which torch reads
+    torch_s = len(prompts[1]) if kind == "gpt2" else 0  # whose long prompts torch reads
+    assert type(runner) is NativeRunner and sum(natively) == runner.positions - torch_s
     assert len({id for answer in ours for id in answer.ids}) > 5
