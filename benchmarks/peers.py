@@ -129,6 +129,7 @@ def llama_cpp_python(model: str) -> Engine:
         raise SystemExit(f"llama.cpp cannot load {model}")
     settings = lc.llama_context_default_params()
     settings.n_seq_max, settings.n_ctx = LLAMA_ROWS, LLAMA_ROWS * LLAMA_ROOM
+    settings.n_batch = 4096  # prompts of a call, which are computed 512 tokens at a time as by default
     settings.n_threads = settings.n_threads_batch = os.cpu_count()
     context, batch = lc.llama_init_from_model(weights, settings), lc.llama_batch_init(settings.n_batch, 0, 1)
     vocabulary = lc.llama_vocab_n_tokens(lc.llama_model_get_vocab(weights))
