@@ -77,12 +77,12 @@ def limit() -> int:
     """How many bytes all entries may take. Raises UserError where the environment variable is no such number."""
     told = os.environ.get(LIMIT, "8")
     try:
-        gib = float(told)
+        most = float(told) * 2**30
     except ValueError:
-        gib = -1
-    if not 0 <= gib < math.inf:
+        most = -1
+    if not 0 <= most < math.inf:
         raise UserError(f"{LIMIT} must be a number of GiB, 0 or more, got {told!r}")
-    return int(gib * 2**30)
+    return int(most)
 
 
 def key(folder: Path, weights: str) -> str:
