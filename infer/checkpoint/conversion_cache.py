@@ -131,7 +131,10 @@ def _verify_unread(folder: Path) -> None:
 
 def _read(entry: Path) -> PreTrainedModel | None:
     """The model of an entry, which counts as used; None where there is none, and where it is damaged, which a warning says: it is removed."""
-    if not (entry / MANIFEST).is_file():
+    try:
+        if not (entry / MANIFEST).is_file():
+            return None
+    except PermissionError:  # the folder is another user's
         return None
     try:
         model = read_few_bits(entry)

@@ -193,6 +193,23 @@ def test_a_limit_beyond_all_numbers_is_refused(cache, floats, monkeypatch):
         load(source, weights="int4")
 
 
+def test_a_cache_of_another_user_keeps_nothing(cache, floats, monkeypatch):
+    folder, made = cache
+    source, look, make = floats(), Path.is_file, Path.mkdir
+
+    def refused(of):
+        def ask(path, *args, **kwargs):
+            if path == folder or folder in path.parents:
+                raise PermissionError(13, "Permission denied", str(path))
+            return of(path, *args, **kwargs)
+
+        return ask
+
+    monkeypatch.setattr(Path, "is_file", refused(look))
+    monkeypatch.setattr(Path, "mkdir", refused(make))
+    assert not is_mapped(load(source, weights="int4")[0]) and not is_mapped(load(source, weights="int4")[0]) and made == ["int4", "int4"]
+
+
 def test_a_merged_adapter_is_not_kept(cache, floats, tmp_path):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
