@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from peft import PeftModel
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from seodang.data.chat import all_end_ids
@@ -25,7 +24,7 @@ from seodang.infer.checkpoint.adapter_paradigm import declare_as_beside
 from seodang.infer.checkpoint.calibration_text import calibration_rows, check_choice
 from seodang.infer.checkpoint.damage import check_texts, read_json
 from seodang.infer.checkpoint.few_bits_folder import METHOD, size_in_few_bits, write_few_bits
-from seodang.infer.checkpoint.load import ADAPTER_CONFIG, adapter_base, is_adapter, load, load_tokenizer, resolve
+from seodang.infer.checkpoint.load import ADAPTER_CONFIG, adapter_base, is_adapter, load, load_tokenizer, merge_adapter, resolve
 from seodang.infer.checkpoint.logit_change import largest_change
 from seodang.infer.checkpoint.manifest import UNFINISHED, fingerprint, read_manifest
 from seodang.infer.checkpoint.published_diffusion import stored_config
@@ -112,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
     before = _logits(model, ids)
     if not before.isfinite().all():
         raise UserError(f"{options.model} gives logits that are no numbers, for its weights are none or too large: use another checkpoint")
-    merged = _merged(model, options.model)
+    merged = merge_adapter(model, options.model)
     _check(before, _logits(merged, ids), torch.float32, "merging", FOREIGN)
     _refuse_overflow(merged, dtype)
     if hasattr(merged, "generation_config"):  # a reward model has none
@@ -231,17 +230,6 @@ def _write_gguf(folder: Path, about: Exported, vocabulary: "Vocabulary", kind: s
     write_atomically(folder / "Modelfile", modelfile(about))
     compared = "its weights are the model's" if change != change else f"largest change of a logit {change:.2e} of their spread"
     print(f"{about.gguf}: {compared}", *(f"  {note}" for note in about.notes), sep="\n")
-
-
-def _merged(model: PreTrainedModel | PeftModel, place: str) -> PreTrainedModel:
-    """The model with its adapter in its weights; raises UserError for an adapter of a kind that cannot be there."""
-    if not isinstance(model, PeftModel):
-        return model
-    kind = model.peft_config[model.active_adapter].peft_type.value
-    try:
-        return model.merge_and_unload()
-    except (AttributeError, NotImplementedError, RuntimeError) as error:
-        raise UserError(f"{place} is an adapter of the kind {kind}, which no weights can hold ({error}): export takes what peft merges, as LoRA") from None
 
 
 def _stored_dtype(config: PretrainedConfig) -> torch.dtype:

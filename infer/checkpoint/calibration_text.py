@@ -28,8 +28,8 @@ def check_choice(weights: str | None, calibration: Calibration | None, bits: flo
         return
     if weights != "int4":
         raise UserError(f"calibration is for weights=int4, got weights={weights}: leave calibration out")
-    if bits is not None and not FOUR <= bits <= EIGHT:
-        raise UserError(f"bits must be {FOUR} to {EIGHT}, what 4 and 8 bits take a weight with their scales, got {bits}")
+    if bits is not None and not (isinstance(bits, int | float) and FOUR <= bits <= EIGHT):
+        raise UserError(f"bits must be {FOUR} to {EIGHT}, what 4 and 8 bits take a weight with their scales, got {bits!r}")
     if isinstance(calibration, str | os.PathLike):
         from ...data.files.sources import READERS, kind_of  # not for those who load without
         from ...data.text.documents import check_text_source
@@ -40,6 +40,8 @@ def check_choice(weights: str | None, calibration: Calibration | None, bits: flo
         if kind_of(Path(name)) in READERS:
             raise UserError(f"calibration needs a file of plain text, and {name} holds records: write their texts into a .txt file")
         check_text_source(name)
+    elif not (isinstance(calibration, Sequence) and all(isinstance(text, str) for text in calibration)):
+        raise UserError(f"calibration needs a file of plain text, or a list of texts, got {str(calibration)[:60]}")
 
 
 def calibration_rows(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, calibration: Calibration) -> Tensor:

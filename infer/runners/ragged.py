@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import chain
 from typing import Self
 
 import torch
@@ -204,7 +205,7 @@ class RaggedRunner:
     def head(self, states: Tensor) -> Tensor:
         """Return what the language model head makes of hidden states, [n, hidden] to [n, vocab]."""
         head = self.model.get_output_embeddings()
-        return scaled(self.config, head(states.to(head.weight.device))).to(states.device)
+        return scaled(self.config, head(states.to(next(chain(head.parameters(), head.buffers())).device))).to(states.device)
 
     def _stretches(self, slot: int, count: int) -> list[Stretch]:
         """Cut a slot's new ids where some begin that see one another, or such end."""

@@ -208,7 +208,10 @@ def test_what_cannot_choose_is_refused_before_anything_is_computed(tiny, tiny_to
         ({"weights": "int4", "bits": 5.5}, "bits=5.5 says how many .* give calibration=FILE"),
         ({"weights": "int4", "calibration": text, "bits": 4.5}, r"bits must be 5.0 to 8.5, .* got 4.5"),
         ({"weights": "int4", "calibration": tmp_path / "none.txt"}, "needs a file of plain text, and '.*none.txt' is no file"),
+        ({"weights": "int4", "calibration": text, "bits": "5.5"}, r"bits must be 5.0 to 8.5, .* got '5.5'"),
         ({"weights": "int4", "calibration": tmp_path}, "is no file"),
+        ({"weights": "int4", "calibration": b"text"}, "needs a file of plain text, or a list of texts, got b'text'"),
+        ({"weights": "int4", "calibration": [5]}, r"or a list of texts, got \[5\]"),
         ({"weights": "int4", "calibration": records}, "holds records: write their texts into a .txt file"),
     ):
         with pytest.raises(UserError, match=said):

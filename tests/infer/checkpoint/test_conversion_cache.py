@@ -186,6 +186,30 @@ def test_another_process_may_be_first(cache, floats, monkeypatch):
     assert entries(folder) == [key(source, "int4")] and is_mapped(load(source, weights="int4")[0]) and made == ["int4"]
 
 
+def test_a_limit_beyond_all_numbers_is_refused(cache, floats, monkeypatch):
+    source = floats()
+    monkeypatch.setenv("SEODANG_CACHE_GIB", "1e300")
+    with pytest.raises(UserError, match="must be a number of GiB, 0 or more, got '1e300'"):
+        load(source, weights="int4")
+
+
+def test_a_cache_of_another_user_keeps_nothing(cache, floats, monkeypatch):
+    folder, made = cache
+    source, look, make = floats(), Path.is_file, Path.mkdir
+
+    def refused(of):
+        def ask(path, *args, **kwargs):
+            if path == folder or folder in path.parents:
+                raise PermissionError(13, "Permission denied", str(path))
+            return of(path, *args, **kwargs)
+
+        return ask
+
+    monkeypatch.setattr(Path, "is_file", refused(look))
+    monkeypatch.setattr(Path, "mkdir", refused(make))
+    assert not is_mapped(load(source, weights="int4")[0]) and not is_mapped(load(source, weights="int4")[0]) and made == ["int4", "int4"]
+
+
 def test_a_merged_adapter_is_not_kept(cache, floats, tmp_path):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -195,7 +219,9 @@ def test_a_merged_adapter_is_not_kept(cache, floats, tmp_path):
     adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(source), LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
     adapted.save_pretrained(tmp_path / "adapter")
     with_adapter, _ = load(source, adapter=tmp_path / "adapter", weights="int8")
-    assert not folder.exists() and not any(map(torch.equal, packs(with_adapter)[:1], packs(load(source, weights="int8")[0])))
+    by_its_folder, _ = load(tmp_path / "adapter", weights="int8")  # which brings the base with it
+    assert not folder.exists() and all(map(torch.equal, packs(with_adapter), packs(by_its_folder)))
+    assert not any(map(torch.equal, packs(with_adapter)[:1], packs(load(source, weights="int8")[0])))
 
 
 def test_the_shipped_file_s_packs_are_kept_too(cache):

@@ -218,3 +218,16 @@ def test_a_layer_stands_where_another_machine_would_look_for_it(kept, other_buil
     shutil.copytree(folder, tmp_path / "elsewhere")
     there = load(tmp_path / "elsewhere")[0].model.layers[0].mlp.down_proj.product(x)
     torch.testing.assert_close(here, there, rtol=1e-5, atol=1e-5)
+
+
+def test_without_kernels_what_was_in_8_bits_among_4_stays_so(varied, tiny_tokenizer, tmp_path, monkeypatch):
+    model = varied("llama")
+    quantise(model, "int4", eight={model.model.layers[1].mlp.down_proj})
+    assert type(model.model.layers[1].mlp.down_proj).__name__ == "GroupedLinear8" and type(model.model.layers[0].mlp.down_proj) is GroupedLinear4
+    write_few_bits(tmp_path / "mixed", model, "int4")
+    tiny_tokenizer.save_pretrained(tmp_path / "mixed")
+    monkeypatch.setenv("SEODANG_NATIVE", "0")
+    read, _ = load(tmp_path / "mixed")
+    assert [type(layer.mlp.down_proj) for layer in read.model.layers] == [Linear4, Linear8]
+    wanted = model.model.layers[1].mlp.down_proj.dequantised()
+    assert (read.model.layers[1].mlp.down_proj.dequantised() - wanted).abs().amax() <= wanted.abs().amax() / 127  # of 4 bits it is a fifteenth

@@ -127,6 +127,13 @@ def test_without_its_package_the_default_model_says_what_to_install(monkeypatch,
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+def test_a_cache_that_cannot_be_written_is_named_where_the_default_model_needs_it(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="file/seodang once, which cannot be written .Not a directory.: set XDG_CACHE_HOME"):
+        default_model()
+
+
 def test_the_default_encoder_is_found_in_its_package_without_an_import():
     folder = resolve("default-encoder")
     assert default_encoder.PACKAGE not in sys.modules

@@ -229,6 +229,28 @@ def test_an_adapter_is_merged_before_quantising(fresh_tiny, tokenizer, tmp_path)
     assert error <= merged.abs().amax() / 254 * 1.02
 
 
+def test_an_adapter_that_no_weights_can_hold_is_named(fresh_tiny, tiny_tokenizer, tmp_path):
+    from peft import PromptTuningConfig, get_peft_model
+
+    base = fresh_tiny("llama")
+    base.save_pretrained(tmp_path / "base")
+    tiny_tokenizer.save_pretrained(tmp_path / "base")
+    get_peft_model(base, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)).save_pretrained(tmp_path / "adapter")
+    for asked in ({"weights": "int8"}, {"kv_cache_dtype": "int8"}):
+        with pytest.raises(UserError, match="is an adapter of the kind PROMPT_TUNING, which no weights can hold"):
+            load(tmp_path / "base", adapter=tmp_path / "adapter", **asked)
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_layers_below_are_read_through_a_head_in_few_bits(fresh_tiny, weights):
+    model = fresh_tiny("llama")
+    quantise(model, weights)
+    states = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    wanted = states.double() @ model.lm_head.dequantised().double().T
+    found = open_runner(model).head(states).double()
+    assert ((found - wanted).abs() <= 0.02 * (states.double().abs() @ model.lm_head.dequantised().double().abs().T)).all() and found.std() > 0.5
+
+
 @pytest.mark.full
 def test_speaks_in_4_bits(tokenizer):
     from seodang.infer import SamplingParams, generate
