@@ -198,6 +198,8 @@ def failure(model: PreTrainedModel, kv_cache_dtype: str | None = None) -> str | 
 
 def kept_from(runner: Runner) -> str | None:
     """Say in words what keeps a runner on a CPU from native steps, as it is now; None where it has them. Compiles and computes nothing."""
+    if is_off():
+        return f"{OFF}=0"
     if (refused := refuses(runner.model)) is not None:
         return refused
     if not (isinstance(runner, DirectRunner) and runner.covers):

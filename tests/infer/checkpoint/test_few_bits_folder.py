@@ -18,6 +18,7 @@ from seodang.infer.checkpoint.manifest import write_manifest
 from seodang.infer.checkpoint.quantise import quantise
 from seodang.infer.kernels.quantised_linear import Linear4, Linear8, OutputSlice
 from seodang.infer.runners.native.grouped_linear import GroupedLinear4
+from seodang.infer.runners.open import open_runner
 
 KINDS = ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "phi3", "olmo2", "smollm3", "gpt2"]
 
@@ -231,3 +232,11 @@ def test_without_kernels_what_was_in_8_bits_among_4_stays_so(varied, tiny_tokeni
     assert [type(layer.mlp.down_proj) for layer in read.model.layers] == [Linear4, Linear8]
     wanted = model.model.layers[1].mlp.down_proj.dequantised()
     assert (read.model.layers[1].mlp.down_proj.dequantised() - wanted).abs().amax() <= wanted.abs().amax() / 127  # of 4 bits it is a fifteenth
+
+
+def test_without_kernels_a_cache_in_8_bits_is_refused_for_what_turned_them_off(kept, monkeypatch):
+    folder, _ = kept("llama", "int4")
+    monkeypatch.setenv("SEODANG_NATIVE", "0")
+    model, _ = load(folder, kv_cache_dtype="int8")
+    with pytest.raises(UserError, match="kv_cache_dtype=int8 needs the native step, .*\\(SEODANG_NATIVE=0\\)"):
+        open_runner(model)

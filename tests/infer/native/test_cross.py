@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from seodang.infer.checkpoint.quantise import quantise
-from seodang.infer.runners.native.block_linear import GroupedLinear5, SuperLinear4, SuperLinear5, SuperLinear6
-from seodang.infer.runners.native.grouped_linear import GroupedLinear4
 from seodang.infer.runners import lane_block
 from seodang.infer.runners.native import compiler
+from seodang.infer.runners.native.block_linear import GroupedLinear5, SuperLinear4, SuperLinear5, SuperLinear6
+from seodang.infer.runners.native.grouped_linear import GroupedLinear4
 from seodang.infer.runners.native.library import ROW, SOURCE, NativeModel
 from seodang.infer.runners.native_runner import NativeRunner
 
