@@ -28,8 +28,9 @@ import torch
 from torch import Tensor, nn
 
 from seodang.infer import load, open_runner
+from seodang.infer.checkpoint.few_bits_folder import write_out
 from seodang.infer.engine.scoring import chosen
-from seodang.infer.kernels.quantised_linear import OutputSlice, Quantised
+from seodang.infer.kernels.quantised_linear import Quantised
 
 ROWS = 8  # texts a pass
 NO_MATRIX = ("token_embd.", "output.", "position_embd.")  # of a GGUF file, which are no layers' own
@@ -116,6 +117,7 @@ def sides(args: argparse.Namespace) -> Iterator[Side]:
         yield Side(name, model, layers, head, True)
         if "weights" in options and "kv_cache_dtype" not in options and not args.no_weights_alone:
             write_out(model)
+            model.float().config.dtype = torch.float32
             yield Side(f"{name}, weights alone", model, layers, head, False)
         del model
     for file in args.gguf or ():
@@ -128,21 +130,6 @@ def bits_of(model) -> tuple[float, float]:
     stored = lambda module: sum(each.nbytes for name, each in [*module.named_buffers(), *module.named_parameters()] if name != "bias")
     bits = lambda modules: 8 * sum(map(stored, modules)) / sum(module.in_features * module.out_features for module in modules)
     return bits(matrices), bits([model.lm_head])
-
-
-def write_out(model) -> None:
-    """Put float32 layers of the weights that quantised ones stand for in their place."""
-    for module in list(model.modules()):
-        for name, layer in list(module.named_children()):
-            if isinstance(layer, OutputSlice | Quantised) and not isinstance(module, OutputSlice):
-                whole, part = (layer.whole, slice(layer.start, layer.stop)) if isinstance(layer, OutputSlice) else (layer, slice(None))
-                linear = nn.Linear(1, 1, bias=whole.bias is not None)
-                linear.weight = nn.Parameter(whole.dequantised()[part].contiguous())
-                linear.out_features, linear.in_features = linear.weight.shape
-                if whole.bias is not None:
-                    linear.bias = nn.Parameter(whole.bias[part])
-                setattr(module, name, linear)
-    model.float().config.dtype = torch.float32
 
 
 def read_gguf(file: Path) -> Side:

@@ -20,7 +20,7 @@ def default_model() -> Path:
     Raises UserError where the package that carries the model is not installed, and where the folder cannot be written.
     """
     folder = cache_folder() / NAME
-    if (folder / "manifest.json").is_file():
+    if is_converted():
         return folder
     source = _gguf_file()
     try:
@@ -30,12 +30,12 @@ def default_model() -> Path:
         raise UserError(f"the default model is converted into {folder.parent} once, which cannot be written ({error.strerror}): set XDG_CACHE_HOME to a folder that can") from None
     try:
         _convert(source, partial)
-        if folder.exists() and not (folder / "manifest.json").is_file():
+        if folder.exists() and not is_converted():
             shutil.rmtree(folder)
         partial.chmod(0o755)  # mkdtemp's 0700 would hide the model from a server under another user
         partial.replace(folder)
     except OSError:
-        if not (folder / "manifest.json").is_file():  # else another process finished the same work first
+        if not is_converted():  # else another process finished the same work first
             raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -147,7 +147,7 @@ def read_few_bits(folder: str | Path) -> PreTrainedModel:
     if model.can_generate() and (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     if missing_kernels() is not None:
-        eight = _write_out(model)
+        eight = write_out(model)
         quantise(model.float(), weights, eight=eight)
         return model
     model.mapped_from = path
@@ -209,7 +209,7 @@ def _fill(model: PreTrainedModel, tensors: dict[str, Tensor]) -> None:
         raise ValueError(f"there is no place for {min(tensors)}")
 
 
-def _write_out(model: PreTrainedModel) -> set[nn.Module]:
+def write_out(model: PreTrainedModel) -> set[nn.Module]:
     """Put plain layers with the weights in float32 that they stand for into the places of quantised ones; return those that were in 8 bits."""
     eight = set()
     for name, module in list(_places(model)):

@@ -13,9 +13,8 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...data.errors import UserError
-from ..kernels.quantised_linear import Quantised
 from .damage import looks_like
-from .quantise import refuse_saving
+from .quantise import as_quantised, is_quantised
 
 if TYPE_CHECKING:
     from ..gguf.reading import GgufFile
@@ -84,6 +83,4 @@ def gguf_model(place: str | os.PathLike, dtype: torch.dtype, in_blocks: bool, we
     if weights is not None and kinds:
         raise UserError(f"{place} has its weights in {kinds} already: leave weights out, or make a folder of it first (`seodang export {place} FOLDER`)")
     model = model_of(file, None if in_blocks and kinds else dtype, dtype)
-    if any(isinstance(module, Quantised) for module in model.modules()):
-        model.save_pretrained = refuse_saving
-    return model
+    return as_quantised(model) if is_quantised(model) else model

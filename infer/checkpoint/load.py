@@ -85,15 +85,15 @@ def load(
     check_kv_cache_dtype(kv_cache_dtype)
     _check_weights(weights, device, dtype)
     check_choice(weights, calibration, bits)
-    plain = adapter is None and calibration is None and model_class is None and not model_arguments  # nothing but the model's own weights
-    shipped = shipped_gguf() if (path, weights) == ("default", "int4") and plain and missing_kernels() is None else None
+    otherwise = calibration is not None or model_class is not None or bool(model_arguments)  # than as its own class, rounded without a text
+    shipped = shipped_gguf() if (path, weights, adapter) == ("default", "int4", None) and not otherwise and missing_kernels() is None else None
     place = resolve(path) if shipped is None else str(shipped)
     if is_adapter(place):
         if adapter is not None:
             raise UserError(f"{path} is an adapter already: give its base model as the model, or drop adapter={adapter}")
         place, adapter = resolve(adapter_base(place)), place
     if (saved := few_bits_of(place)) is not None:
-        _refuse_beside(place, saved, weights, adapter, calibration is not None or model_class is not None or bool(model_arguments))
+        _refuse_beside(place, saved, weights, adapter, otherwise)
     _check_weights(saved, device, dtype)
     _refuse_continuous(place, getattr(model_class, "config_class", None))
     if saved is not None or weights is not None:
@@ -113,7 +113,7 @@ def load(
         model = gguf_model(place, weights_dtype, dtype == "auto" and where.type == "cpu" and adapter is None, weights)
     elif saved is not None:
         model = read_few_bits(place)
-    elif weights is not None and plain and adapter is None and os.path.isdir(place):  # a folder may have brought an adapter
+    elif weights is not None and adapter is None and not otherwise and os.path.isdir(place):
         check_texts(Path(place))
         model = converted(Path(place), weights, lambda: _load_weights(place, None, weights_dtype, {}, brings_head=False))
     else:

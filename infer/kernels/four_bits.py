@@ -47,10 +47,10 @@ def _fit(weight: Tensor, counts: Tensor, lowest: int, dtype: torch.dtype) -> Fit
     best: list[Tensor] = []
     for width in WIDTHS:
         scale = (high - low) * (width / (LEVELS - 1))
-        best = _better(best, _descended(groups, counts, scale, (high + low) / 2 - scale * middle, lowest, dtype))
+        best = better(best, _descended(groups, counts, scale, (high + low) / 2 - scale * middle, lowest, dtype))
     for wider, shift in MOVES:
         _, scale, zero, _ = best
-        best = _better(best, _descended(groups, counts, scale * (1 + wider), zero + scale * (shift - wider * middle), lowest, dtype))
+        best = better(best, _descended(groups, counts, scale * (1 + wider), zero + scale * (shift - wider * middle), lowest, dtype))
     levels, scale, zero, _ = best
     return levels.sub_(lowest).to(torch.int32).view_as(weight), scale[..., 0].to(dtype), zero[..., 0].to(dtype)
 
@@ -69,10 +69,11 @@ def _descended(groups: Tensor, counts: Tensor, scale: Tensor, zero: Tensor, lowe
     return [levels, scale, zero, (levels * scale + zero - groups).square_().mul_(counts).sum(dim=-1, keepdim=True)]
 
 
-def _better(best: list[Tensor], other: list[Tensor]) -> list[Tensor]:
+def better(best: list[Tensor], other: list[Tensor]) -> list[Tensor]:
+    """Return of two candidates, of which the last tensor is the error, by the place the one that leaves less; the other where there is none yet, an empty list."""
     if not best:
         return other
-    less = other[3] < best[3]
+    less = other[-1] < best[-1]
     return [torch.where(less, new, old) for new, old in zip(other, best)]
 
 

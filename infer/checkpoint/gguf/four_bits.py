@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...kernels.four_bits import better
+
 BLOCK = 32
 AT_A_TIME = 1 << 14  # blocks whose search stays in the CPU's cache
 # Shares of the plain scale, at which the largest weight is the level -8: smaller ones cut it off and hold the others finer.
@@ -33,11 +35,7 @@ def searched(blocks: Tensor) -> tuple[Tensor, Tensor]:
         levels = _levels(blocks, scale)
         fitted = _held((levels * blocks).sum(dim=1, keepdim=True) / levels.square().sum(dim=1, keepdim=True).clamp_min_(1))
         for scale, levels in ((scale, levels), (fitted, _levels(blocks, fitted))):
-            error = (levels * scale - blocks).square_().sum(dim=1, keepdim=True)
-            if not best:
-                best = [levels, scale, error]
-            better = error < best[2]
-            best = [torch.where(better, new, old) for new, old in zip((levels, scale, error), best)]
+            best = better(best, [levels, scale, (levels * scale - blocks).square_().sum(dim=1, keepdim=True)])
     return best[0], best[1].to(torch.float16)
 
 
