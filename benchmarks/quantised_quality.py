@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from seodang.infer import load, open_runner
 from seodang.infer.checkpoint.few_bits_folder import write_out
-from seodang.infer.engine.scoring import chosen
+from seodang.infer.engine.id_scoring import chosen
 from seodang.infer.kernels.quantised_linear import Quantised
 
 ROWS = 8  # texts a pass

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ...data.errors import UserError
-from ..engine.scoring import chosen
+from ..engine.id_scoring import chosen
 from .encoder import Encoder, Question, Reading
 
 METRICS = ("original", "within_word_l2r")

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -18,14 +17,13 @@ from ...data.seq2seq.encoding import beginning_ids, split_target, target_ids
 from ...data.surrogates import refuse_surrogates
 from ..diffusion.likelihood import Bound, likelihood_bounds
 from ..diffusion.masking import Draws
-from ..filters.logits import wide
-from ..requests.likelihoods import MAX_LOGITS
 from ..runners.architecture import transformers_model
 from ..runners.contract import Runner
 from ..runners.encoder_decoder import EncoderDecoderRunner, decoder_start
 from ..runners.open import open_runner
 from ..runners.paradigm import diffusion_of, refuse_diffusion, refuse_mask
 from ..text.vocabulary import check_ids
+from .id_scoring import MAX_POSITIONS, score_ids
 from .prompts import Prompt, encode, encode_source, is_dialogue, whole_numbers
 from .sources import start_ids
 
@@ -230,58 +228,3 @@ def score_targets(runner: EncoderDecoderRunner, targets: Sequence[Target]) -> li
 def first_ids(model: nn.Module, target: list[int]) -> list[int]:
     """Return what the decoder is shown before the target when it is trained: its start, or, for mBART and PLBart, the target's last id."""
     return target[-1:] if model.config.model_type in ("mbart", "plbart") else decoder_start(model)
-
-
-def score_ids(runner: Runner, pairs: Sequence[tuple[list[int], list[int]]], sources: Sequence[list[int]] | None = None) -> list[Tensor]:
-    """Return the log-probabilities of each answer's ids behind its prompt's ids, [n] each, in passes of bounded size.
-
-    `pairs` are (prompt, answer); `sources`, where given, what an encoder reads for each.
-
-    An answer that does not fit in a pass goes on in the next, over the cache: no position is computed twice.
-    """
-    sources = [()] * len(pairs) if sources is None else sources
-    found: list[list[Tensor]] = [[] for _ in pairs]
-    # the last answer token predicts nothing that is asked for
-    left = [(i, prompt + answer[:-1], answer) for i, (prompt, answer) in enumerate(pairs)]
-    slots: dict[int, int] = {}  # by pair
-    try:
-        while left:
-            bites, left = next_pass(left)
-            slots.update({i: runner.allocate(sources[i]) for i, *_ in bites if i not in slots})
-            logits = runner.forward([slots[i] for i, *_ in bites], [ids for _, ids, _ in bites], [len(t) for *_, t in bites])
-            for (i, _, targets), part in zip(bites, logits.split([len(t) for *_, t in bites])):
-                found[i].append(chosen(part, targets))
-            unfinished = {i for i, *_ in left}
-            done = [i for i, *_ in bites if i not in unfinished]
-            runner.release([slots.pop(i) for i in done])
-    finally:
-        runner.release(list(slots.values()))
-    return [torch.cat(parts) for parts in found]
-
-
-Work = list[tuple[int, list[int], list[int]]]  # which pair, its ids still to be run, its targets still to be scored
-
-
-def next_pass(left: Work) -> tuple[Work, Work]:
-    """Split the work into what fits in the next pass and the rest; the last ids of a pair predict its targets."""
-    bites: Work = []
-    positions = logits = 0
-    for at, (i, ids, targets) in enumerate(left):
-        room, left_logits = MAX_POSITIONS - positions, MAX_LOGITS - logits
-        if bites and (len(ids) > room or not left_logits):
-            return bites, left[at:]
-        first = len(ids) - len(targets) + 1  # ids up to the one that predicts the first target
-        taken = max(min(len(targets), left_logits, room - first + 1), 1)  # a long prompt stands alone in its pass
-        end = first + taken - 1
-        bites.append((i, ids[:end], targets[:taken]))
-        if taken < len(targets):
-            return bites, [(i, ids[end:], targets[taken:]), *left[at + 1 :]]
-        positions, logits = positions + end, logits + taken
-    return bites, []
-
-
-def chosen(logits: Tensor, targets: list[int]) -> Tensor:
-    """Return the log-probability of one target a row, [n], float32 at least; logits is [n, vocab]."""
-    logits = wide(logits)
-    index = torch.tensor(targets, device=logits.device)[:, None]
-    return (logits.gather(-1, index) - logits.logsumexp(dim=-1, keepdim=True)).squeeze(-1).cpu()

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from seodang.infer.diffusion.likelihood import Bound, likelihood_bounds
-from seodang.infer.engine.scoring import bound_runner, pair_ids, score_ids, scoring_runner
+from seodang.infer.engine.id_scoring import score_ids
+from seodang.infer.engine.scoring import bound_runner, pair_ids, scoring_runner
 from seodang.infer.runners.architecture import transformers_model
 from seodang.infer.runners.paradigm import diffusion_of, refuse_mask
 from seodang.recipes.run.of_diffusion import canvas_of, drawing, refuse_of_diffusion

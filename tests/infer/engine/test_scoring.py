@@ -7,7 +7,7 @@ from seodang.data.errors import UserError
 from seodang.data.formats import Dialogue
 from seodang.data.labels import IGNORE_INDEX, prepare
 from seodang.infer import score
-from seodang.infer.engine import scoring
+from seodang.infer.engine import id_scoring
 from seodang.infer.runners.open import open_runner
 
 
@@ -26,8 +26,8 @@ PAIRS = [(ids(n, 1 + n), ids(m, 50 + m)) for n, m in [(5, 3), (1, 1), (40, 7), (
 
 @pytest.mark.parametrize("positions, logits", [(8192, 512), (16, 5), (3, 2), (1, 1)])
 def test_equals_the_models_logprobs_however_the_passes_are_cut(tiny, tokenizer, monkeypatch, positions, logits):
-    monkeypatch.setattr(scoring, "MAX_POSITIONS", positions)
-    monkeypatch.setattr(scoring, "MAX_LOGITS", logits)
+    monkeypatch.setattr(id_scoring, "MAX_POSITIONS", positions)
+    monkeypatch.setattr(id_scoring, "MAX_LOGITS", logits)
     model = tiny("llama")
     got = score(model, tokenizer, *map(list, zip(*PAIRS)))
     for scores, pair in zip(got, PAIRS):
@@ -36,13 +36,13 @@ def test_equals_the_models_logprobs_however_the_passes_are_cut(tiny, tokenizer, 
 
 @pytest.mark.parametrize("logits", [512, 5])
 def test_the_head_runs_at_answers_alone_and_no_position_twice(fresh_tiny, monkeypatch, logits):
-    monkeypatch.setattr(scoring, "MAX_LOGITS", logits)
+    monkeypatch.setattr(id_scoring, "MAX_LOGITS", logits)
     model = fresh_tiny("llama")
     rows = []
     model.lm_head.register_forward_hook(lambda module, inputs, output: rows.append(output.shape[1]))
     runner = open_runner(model)
     rows.clear()  # of the probe
-    scoring.score_ids(runner, PAIRS)
+    id_scoring.score_ids(runner, PAIRS)
     assert sum(rows) == sum(len(answer) for _, answer in PAIRS) and max(rows) <= logits
     assert runner.positions == sum(len(prompt) + len(answer) - 1 for prompt, answer in PAIRS)
     assert runner.live == 0
@@ -87,7 +87,7 @@ def test_half_precision_is_scored_in_float32():
     """Near 0 a bfloat16 log-probability would have steps of 1/16 and more at -10."""
     logits = (4 * torch.randn(6, 300, generator=torch.Generator().manual_seed(0))).bfloat16()
     targets = [0, 50, 100, 150, 200, 250]
-    found = scoring.chosen(logits, targets)
+    found = id_scoring.chosen(logits, targets)
     exact = logits.double().log_softmax(-1)[torch.arange(6), targets]
     assert found.dtype == torch.float32 and found.tolist() == pytest.approx(exact.tolist(), abs=1e-5)
 

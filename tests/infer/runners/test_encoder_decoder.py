@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM
 from seodang.data.errors import UserError
 from seodang.infer import score
 from seodang.infer.checkpoint.load import load
-from seodang.infer.engine import scoring
+from seodang.infer.engine import id_scoring, scoring
 from seodang.infer.runners.encoder_decoder import EncoderDecoderRunner, decoder_start
 from seodang.infer.runners.open import open_runner
 
@@ -293,8 +293,9 @@ def by_labels(model, source: list[int], labels: list[int]) -> torch.Tensor:
 @pytest.mark.parametrize("positions, rows_of_logits", [(8192, 512), (16, 5)])
 @pytest.mark.parametrize("kind", ["t5", "bart", "mbart", "marian"])
 def test_scores_equal_the_cross_entropy_of_labels(model, tokenizer, monkeypatch, kind, positions, rows_of_logits):
-    monkeypatch.setattr(scoring, "MAX_POSITIONS", positions)
-    monkeypatch.setattr(scoring, "MAX_LOGITS", rows_of_logits)
+    for module in (scoring, id_scoring):
+        monkeypatch.setattr(module, "MAX_POSITIONS", positions)
+    monkeypatch.setattr(id_scoring, "MAX_LOGITS", rows_of_logits)
     pairs = [(LONG, A), (SHORT, B), (MIDDLE, C[:1]), (SHORT, ids(20, 7)), (LONG, C[:3])]
     got = score(model(kind), tokenizer, *map(list, zip(*pairs)))
     for scores, pair in zip(got, pairs):
