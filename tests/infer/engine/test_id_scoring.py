@@ -12,6 +12,7 @@ from seodang.infer.runners.open import open_runner
 from seodang.infer.runners.padded import PaddedRunner
 from seodang.infer.runners.ragged import RaggedRunner
 from seodang.infer.runners.recomputing import RecomputingRunner
+from seodang.infer.runners.stateful import StatefulRunner
 
 
 def ids(n: int, seed: int) -> list[int]:
@@ -51,8 +52,13 @@ def check(model, runner, pairs, tolerance=5e-5):
         assert each.likeliest.tolist() == likeliest
 
 
-@pytest.mark.parametrize("positions, logits, held", [(8192, 512, 32768), (70, 9, 400), (30, 3, 1), (1, 1, 1)])
-@pytest.mark.parametrize("kind", [None, DirectRunner, RaggedRunner, PaddedRunner, RecomputingRunner])
+@pytest.mark.parametrize(
+    "kind, positions, logits, held",
+    [
+        *((None, *bounds) for bounds in ((8192, 512, 32768), (70, 9, 400), (30, 3, 1), (1, 1, 1))),
+        *((kind, 70, 9, 400) for kind in (DirectRunner, RaggedRunner, PaddedRunner, StatefulRunner, RecomputingRunner)),
+    ],
+)
 def test_equals_the_model_however_passes_and_slots_are_bounded(tiny, monkeypatch, kind, positions, logits, held):
     for name, value in (("MAX_POSITIONS", positions), ("MAX_LOGITS", logits), ("HELD", held)):
         monkeypatch.setattr(id_scoring, name, value)
