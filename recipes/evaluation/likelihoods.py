@@ -11,7 +11,7 @@ from seodang.recipes.run.backends import OwnBackend
 from seodang.recipes.run.scorer import Scorer
 from seodang.train.evaluation.case import Likelihood
 
-TEXTS_A_CALL = 256  # scored together
+TEXTS_A_CALL = 256  # scored together, and those of their last prompt
 
 Asked = tuple[int, str]  # the index of a prompt, and a text behind it
 
@@ -32,9 +32,8 @@ class Judged:
         from rich.progress import track
 
         encoded, found = [self._encoded(*each) for each in texts], []
-        starts = range(0, len(texts), TEXTS_A_CALL)
-        for start in track(starts, "scoring", console=Console(file=sys.stderr), disable=len(starts) < 2):
-            some = slice(start, start + TEXTS_A_CALL)
+        pieces = together(texts)
+        for some in track(pieces, "scoring", console=Console(file=sys.stderr), disable=len(pieces) < 2):
             for (index, text), shares in zip(texts[some], self._scores(encoded[some], [index for index, _ in texts[some]]), strict=True):
                 found.append(Likelihood(-float(shares.sum()), len(shares), self._behind_prefix(index, text)))
         return found
@@ -57,6 +56,17 @@ class Judged:
     def _behind_prefix(self, index: int, text: str) -> str:
         """What of a text is scored: an encoder-decoder is given its beginning."""
         return text if self._scorer is not None else text.removeprefix(self._asked.prefixes.get(index, ""))
+
+
+def together(texts: Sequence[Asked]) -> list[slice]:
+    """Which texts are scored at a time: never some of those, one after the other, that stand behind one prompt, which is then read once."""
+    ends = [end for end in range(1, len(texts)) if texts[end][0] != texts[end - 1][0]]
+    found, start = [], 0
+    for end in [*ends, len(texts)]:
+        if end - start >= TEXTS_A_CALL or end == len(texts) > start:
+            found.append(slice(start, end))
+            start = end
+    return found
 
 
 def spaced(prompt: Any, choice: str) -> str:

@@ -8,6 +8,7 @@ import torch
 from seodang.infer.engine import id_scoring, prefix_tree
 from seodang.infer.engine.id_scoring import judge_ids, score_ids
 from seodang.infer.runners.direct import DirectRunner
+from seodang.infer.runners.native_runner import NativeRunner
 from seodang.infer.runners.open import open_runner
 from seodang.infer.runners.padded import PaddedRunner
 from seodang.infer.runners.ragged import RaggedRunner
@@ -64,6 +65,22 @@ def test_equals_the_model_however_passes_and_slots_are_bounded(tiny, monkeypatch
         monkeypatch.setattr(id_scoring, name, value)
     model = tiny("llama")
     check(model, open_runner(model) if kind is None else kind(model), PAIRS)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 5e-5), (torch.bfloat16, 0.25)])
+def test_equals_the_model_in_native_passes(fresh_tiny, reading, natively, dtype, tolerance):
+    """And to the bit what is read without sharing anything."""
+    reading(True)
+    model = fresh_tiny("llama").to(dtype)
+    runner = NativeRunner(model)
+    natively.clear()
+    found = judge_ids(runner, PAIRS)
+    alone = [judge_ids(runner, [pair])[0].logprobs for pair in PAIRS]
+    assert sum(natively) == runner.positions
+    assert all(torch.equal(each.logprobs, own) for each, own in zip(found, alone, strict=True))
+    model.float()
+    for own, pair in zip(alone, PAIRS):
+        torch.testing.assert_close(own, by_hand(model, *pair)[0], rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("kind", ["gemma2", "qwen2_moe"])
