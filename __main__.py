@@ -41,6 +41,7 @@ VERBS = {
     "rlhf": "sample answers, have them ranked, train a reward model and PPO against it, in rounds",
     "generate": "let a model answer prompts",
     "eval": "measure models on records, side by side: answers, likelihoods, choices, with intervals",
+    "lm-eval": "run tasks of lm-eval, the Language Model Evaluation Harness, on a model of ours",
     "chat": "talk with a model in the terminal",
     "serve": "serve a model over HTTP, in OpenAI's protocol",
     "explain": "show how an answer came about: probabilities, filters, beams, drafts, attention",

@@ -27,8 +27,6 @@ from .id_scoring import MAX_POSITIONS, score_ids
 from .prompts import Prompt, encode, encode_source, is_dialogue, whole_numbers
 from .sources import start_ids
 
-MAX_POSITIONS = 8192  # new positions a pass
-
 Completion = str | dict | list[int]  # a text, an assistant's message, or ids
 
 

@@ -42,8 +42,10 @@ SPEAKER = "model adapter device dtype"
 CHOICE = "temperature top_p top_k min_p repetition_penalty num_beams json_schema regex"
 DEMO = {"model": "model device dtype", "run": "output_dir minutes heldout seed"}
 
-# The options that matter most, under their headings; the others are listed by --help all.
 FOLDERS = {"demo": "demos", "diffusion-lm": "diffusion_lm"}
+PASSED_ON = {"lm-eval": "evaluation.harness"}  # verbs whose options another program reads, in modules that are not called what that is
+
+# The options that matter most, under their headings; the others are listed by --help all.
 FIRST: dict[str, dict[str, str]] = {
     "prepare": {},
     "preview": {
@@ -100,6 +102,10 @@ FIRST: dict[str, dict[str, str]] = {
     "eval": {
         "models": "models device dtype", "data": "data columns by train_data", "figures": "metrics reward reward_model judge against",
         "answers": "raw max_new_tokens seed num_return_sequences", "written": "output resume html",
+    },
+    "lm-eval": {
+        "model": "model model_args", "tasks": "tasks include_path num_fewshot limit", "prompts": "apply_chat_template system_instruction gen_kwargs",
+        "written": "output_path log_samples use_cache",
     },
     "chat": {"talk": "system", "model": SPEAKER, "answer": "max_new_tokens stop seed", "choice of tokens": CHOICE},
     "serve": {
@@ -174,6 +180,8 @@ def _entry(name: str, what: str, width: int, column: int = 26) -> list[str]:
 
 def module_of(verb: str) -> str:
     """Return the module of a verb: those that begin alike may have a folder of their own."""
+    if verb in PASSED_ON:
+        return f"seodang.recipes.{PASSED_ON[verb]}"
     folder = next((f"{folder}." for begin, folder in FOLDERS.items() if verb.startswith(begin)), "")
     return f"seodang.recipes.{folder}{verb.replace('-', '_')}"
 
@@ -184,7 +192,7 @@ def refuse(verb: str, argv: Sequence[str]) -> None:
     What cannot be told so early is left to the verb's parser: other versions of the libraries may have other options.
     """
     told = known().get(verb)
-    if told is None:
+    if told is None or verb in PASSED_ON:
         return
     given = _given(verb, argv)
     values = _configured(given.get("config")) | {name: words for name, words in given.items() if words}
