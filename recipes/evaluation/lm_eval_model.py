@@ -27,7 +27,7 @@ from seodang.infer.engine.scoring import scoring_runner
 logger = logging.getLogger(__name__)
 
 LOADING = tuple(name for name, each in inspect.signature(load).parameters.items() if each.kind is each.KEYWORD_ONLY and name != "model_class")
-DEVICES = ("cuda:0", "cuda")  # what lm-eval asks for where nobody has asked
+UNASKED = "cuda:0"  # the device that lm-eval names where nobody has named one, also on a machine without
 Ids = list[int]
 
 
@@ -63,7 +63,7 @@ class SeodangLM(TemplateLM):
         elif tokenizer is not None:
             raise UserError(f"tokenizer={tokenizer} goes with a model that is loaded already: {pretrained} has its own")
         else:
-            self.model, self.tokenizer = load(pretrained, device="auto" if device in (None, *DEVICES) else device, **loading)
+            self.model, self.tokenizer = load(pretrained, device="auto" if device in (None, UNASKED) else device, **loading)
             if add_bos_token is not None:
                 self.tokenizer.add_bos_token = add_bos_token
         if str(batch_size or 1) != "1":
@@ -78,6 +78,8 @@ class SeodangLM(TemplateLM):
         self.think_end_token = int(think_end_token) if str(think_end_token).isdigit() else think_end_token
         self.chat_template_args = {**(chat_template_args or {}), **({} if enable_thinking is None else {"enable_thinking": enable_thinking})}
         self._add_bos_token, self._prefix_token_id = add_bos_token, prefix_token_id
+        if self.prefix_token_id is None:
+            raise UserError("the tokenizer has no token that a text begins or ends with, which lm-eval puts before texts without a context: give prefix_token_id")
 
     @staticmethod
     def _refuse_unknown(loading: Mapping[str, Any]) -> None:
@@ -86,11 +88,11 @@ class SeodangLM(TemplateLM):
                 raise UserError(f"model_args has {name}={loading[name]!r}, which is unknown: Seodang takes pretrained, {', '.join(LOADING)}")
 
     @property
-    def eot_token_id(self) -> int:
+    def eot_token_id(self) -> int | None:
         return self.tokenizer.eos_token_id
 
     @property
-    def prefix_token_id(self) -> int:
+    def prefix_token_id(self) -> int | None:
         """What stands before a text that nothing stands before: `hf`'s choice."""
         of_tokenizer = self.tokenizer.eos_token_id if self.tokenizer.bos_token_id is None else self.tokenizer.bos_token_id
         return of_tokenizer if self._prefix_token_id is None else self._prefix_token_id
@@ -179,7 +181,8 @@ class SeodangLM(TemplateLM):
     def _asked(self, context: str, gen_kwargs: dict[str, Any], place: int) -> tuple[Ids, SamplingParams, list[str]]:
         """The ids of a context, our settings for lm-eval's, beside the checkpoint's own as transformers has them, and where the answer ends."""
         kwargs: dict[str, Any] = dict(normalize_gen_kwargs(gen_kwargs, self.max_gen_toks))
-        stops = [stop for stop in handle_stop_sequences(kwargs.pop("until"), self.tokenizer.decode(self.eot_token_id, skip_special_tokens=False)) if stop]
+        end = None if self.eot_token_id is None else self.tokenizer.decode(self.eot_token_id, skip_special_tokens=False)
+        stops = [stop for stop in handle_stop_sequences(kwargs.pop("until"), end) if stop]
         most = kwargs.pop("max_gen_toks")
         room = self.max_length - most
         if room < 1:
