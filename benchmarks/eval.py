@@ -1,6 +1,6 @@
 r"""lm-eval on the default model: our engine, lm-eval's own `hf` backend and our server, in turn in one process tree, with the same threads.
 
-python benchmarks/eval.py --data nsmc.jsonl jhe_koen.jsonl gsm8k_test.jsonl [--sides ours hf ours-bfloat16 ours-int8 server] [--limit 40] [--rounds 2]
+python benchmarks/eval.py --data nsmc.jsonl jhe_koen.jsonl gsm8k_test.jsonl [--sides ours hf ours-bfloat16 ours-int8 server] [--limit 40] [--rounds 2] [--threads 2]
 
 Needs seodang[lm-eval]. Tasks are made of what files have: {text, label} (few-shot sentiment, whose examples are the same for every question, or drawn for each, as is
 lm-eval's default), {source, target} (which of four translations it is), {question, answer} (the perplexity of texts, and answers of 48 tokens behind three examples).
@@ -165,6 +165,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--limit", type=int, default=40, help="questions of each task")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 8], help="that hf is tried in")
     parser.add_argument("--side", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -179,7 +180,7 @@ def main() -> None:
         sides = []
         for name in options.sides:
             command = [sys.executable, __file__, "--model", options.model, "--side", name, folder]
-            sides.append(Side(name, command, {"HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}))
+            sides.append(Side(name, command, {"OMP_NUM_THREADS": str(options.threads), "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}))
             stack.callback(sides[-1].close)
         for task in tasks:
             compare(task, sides, options)
@@ -187,9 +188,9 @@ def main() -> None:
 
 def compare(task: str, sides: list[Side], options: argparse.Namespace) -> None:
     """Run a task on all sides in turn, and print what each took, beside hf of the same dtype."""
-    sizes = {}
+    sizes, few = {}, min(options.limit, 4) if len(options.batch_sizes) > 1 else 1
     for side in sides:  # a first round, which also warms what is compiled or cached
-        tried = {size: side.ask("evaluate", task=task, limit=min(options.limit, 4), batch_size=size) for size in options.batch_sizes[: 1 + side.name.startswith("hf")]}
+        tried = {size: side.ask("evaluate", task=task, limit=few, batch_size=size) for size in options.batch_sizes[: 1 + side.name.startswith("hf")]}
         sizes[side.name] = min(tried, key=lambda size: tried[size]["model"])
     runs: dict[str, list[dict]] = {side.name: [] for side in sides}
     for turn in range(options.rounds):
