@@ -21,7 +21,7 @@ HELD = 32_768  # positions that slots hold at a time, those that they have in co
 Pair = tuple[list[int], list[int]]  # the ids of a prompt and of an answer
 
 
-class Judged(NamedTuple):
+class Scored(NamedTuple):
     """What a model says of an answer's ids, [n] each: their log-probabilities, in float32 at least, and whether each is the likeliest in its place."""
 
     logprobs: Tensor
@@ -35,7 +35,7 @@ def score_ids(runner: Runner, pairs: Sequence[Pair], sources: Sequence[list[int]
 
 def judge_ids(
     runner: Runner, pairs: Sequence[Pair], sources: Sequence[list[int]] | None = None, progress: Callable[[int], object] | None = None
-) -> list[Judged]:
+) -> list[Scored]:
     """Judge each answer's ids behind its prompt's ids, in passes of bounded size; results are in the order given.
 
     `pairs` are (prompt, answer); `sources`, where given, what an encoder reads for each; `progress` is told how many pairs each pass has completed.
@@ -51,7 +51,7 @@ def judge_ids(
                 progress(done)
     finally:
         runner.release(list(reading.slots))
-    return [Judged(*map(torch.cat, zip(*parts))) for parts in reading.found]
+    return [Scored(*map(torch.cat, zip(*parts))) for parts in reading.found]
 
 
 @dataclass

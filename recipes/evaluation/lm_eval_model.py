@@ -19,7 +19,7 @@ from seodang.data.errors import UserError
 from seodang.infer.checkpoint.load import load
 from seodang.infer.engine.checkpoint_settings import fields_known, from_generation_config, own_config
 from seodang.infer.engine.generate import answers
-from seodang.infer.engine.id_scoring import Judged, judge_ids
+from seodang.infer.engine.id_scoring import Scored, judge_ids
 from seodang.infer.engine.params import SamplingParams
 from seodang.infer.engine.prefix_cache import PrefixCache
 from seodang.infer.engine.scoring import scoring_runner
@@ -151,7 +151,7 @@ class SeodangLM(TemplateLM):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, found[-1])
         return found
 
-    def _judged(self, pairs: Sequence[Sequence[Ids]], disable_tqdm: bool) -> list[Judged]:
+    def _judged(self, pairs: Sequence[Sequence[Ids]], disable_tqdm: bool) -> list[Scored]:
         """Judge continuations behind contexts, which are cut on the left where both are too long: the last id is never read."""
         cut = []
         for context, continuation in pairs:

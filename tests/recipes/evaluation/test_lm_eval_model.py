@@ -203,8 +203,12 @@ def test_what_cannot_be_asked_is_refused_by_name(pair, tiny, base):
         ours.generate_until([asked("generate_until", "a", {"max_gen_toks": 20})])
     with pytest.raises(UserError, match="temprature"):
         ours.generate_until([asked("generate_until", "a", {"max_gen_toks": 2, "temprature": 1})])
+    tokenizer.bos_token = tokenizer.eos_token = None
+    with pytest.raises(UserError, match="no token that a text begins or ends with.*: give prefix_token_id"):
+        SeodangLM(model, tokenizer=tokenizer)
+    assert SeodangLM(model, tokenizer=tokenizer, prefix_token_id=5).prefix_token_id == 5
     with pytest.raises(UserError, match="enable_thinking needs think_end_token"):
-        SeodangLM(model, tokenizer=tokenizer, enable_thinking=True)
+        SeodangLM(model, tokenizer=tokenizer, prefix_token_id=5, enable_thinking=True)
 
 
 def test_the_command_runs_tasks_and_reports_what_we_refuse(base, tasks, tmp_path, capsys, monkeypatch):
