@@ -210,11 +210,12 @@ def _members(text: str) -> tuple[list[tuple[str, str]], str, str]:
             reach(":")
             at = start = blanks.match(text, at).end()
             value, at = decoder.raw_decode(text, start)
-            whole = text[start:at]
-            if text[at:].strip() == "" and not isinstance(value, str | list | dict):
-                raise ValueError("it ends in the midst of a value")  # a number may have had more digits
-            members.append((name, whole))
+            member, delimited = (name, text[start:at]), isinstance(value, str | list | dict)
+            if delimited:
+                members.append(member)
             ended = reach(",}")
+            if not delimited:  # of a number more may have been to come
+                members.append(member)
     except (ValueError, RecursionError) as error:
         return members, f"not JSON: {error or 'objects lie too deep in one another'}", ""
     return members, "", text[at:].strip()

@@ -79,7 +79,7 @@ class TasksMeasured:
         for name, of in values.items():
             told = f"exact {of['exact']:.3f}, chrf {of['chrf']:.1f} of {of['measured']:,}" if "exact" in of else f"{of['results']:,} results"
             errors = ", ".join(f"{count:,} {error}" for error, count in self._found[name].errors.most_common(3))
-            print(f"{name:<{width}}{told}{f' ({of["errors"]:,} errors: {errors})' if errors else ''}", file=out)
+            print(f"{name:<{width}}{told}" + (f" ({of['errors']:,} errors: {errors})" if errors else ""), file=out)
         if path is not None and self._references:
             Path(f"{path}{ENDING}").write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
