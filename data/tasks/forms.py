@@ -167,9 +167,9 @@ def _parse_json(text: str, tasks: Sequence[Task], complete: bool) -> Parsed:
     for name, value in members:
         if name in named:
             found.setdefault(name, []).append(_value(named[name], value))
-    lost = f"no key {{!r}} in the answer: {trouble}" if trouble else "no key {!r} in the answer"
     unexpected = [name for name, _ in members if name not in named] + [rest] * bool(rest)
-    return Parsed(_gathered(tasks, found, lambda name: CUT if trouble and not complete else lost.format(name)), unexpected)
+    lacking = lambda name: CUT if trouble and not complete else ": ".join(filter(None, (f"no key {name!r} in the answer", trouble)))
+    return Parsed(_gathered(tasks, found, lacking), unexpected)
 
 
 def _value(task: Task, text: str) -> TaskResult:
@@ -234,4 +234,7 @@ def strict_json(text: str) -> Any:
     def never(number: str) -> Any:
         raise ValueError(f"{number} is no number of JSON")
 
-    return parsed(text, lambda text: json.loads(text, object_pairs_hook=once, parse_constant=never))
+    try:
+        return parsed(text, lambda text: json.loads(text, object_pairs_hook=once, parse_constant=never))
+    except json.JSONDecodeError as error:
+        raise ValueError(str(error).removesuffix(": line 1 column 1 (char 0)")) from None  # which says nothing
