@@ -37,7 +37,7 @@ class Generate(TaskOptions, AskingOptions):
     """What is answered, and where the answers go."""
 
     prompts: list[str] = field(default_factory=list, metadata={"help": FILES})
-    output: str | None = option("Write the answers to this JSON Lines file, each as soon as it is there and those before it are.")
+    output: str | None = option("Write the answers to this JSON Lines file, each once its turn has come.")
     order: str = option("prompts: the answers in the file stand in their order; finished: in that in which they are finished.", "prompts")
     resume: bool | None = field(
         default=None,

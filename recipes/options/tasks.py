@@ -12,13 +12,13 @@ class TaskOptions:
     """How several tasks of one input are laid out."""
 
     tasks: str | None = field(
-        default=None, kw_only=True, metadata={"help": "Records {input, tasks}: together (one answer), sequence (turns), cumulative (earlier results seen) or apart."}
+        default=None, kw_only=True, metadata={"help": "Records {input, tasks}: together, sequence, cumulative or apart."}
     )
     task_format: str | None = field(
-        default=None, kw_only=True, metadata={"help": "With --tasks: how several results are one text, json (default), text (headings) or keyed (name: value)."}
+        default=None, kw_only=True, metadata={"help": "With --tasks, several results in a text: json (default), text or keyed."}
     )
     task_language: str | None = field(
-        default=None, kw_only=True, metadata={"help": "With --tasks: what is said around the tasks, in en or ko; by default the instructions' language."}
+        default=None, kw_only=True, metadata={"help": "With --tasks: en or ko, what is said around them; by default as the instructions."}
     )
 
     def layout(self) -> Layout | None:
