@@ -48,7 +48,7 @@ class Generate(TaskOptions, AskingOptions):
     token_ids: bool = option("Write each answer's token ids into the file too (ids).", False)
     show_steps: bool = option("Print the canvas of a diffusion answer after each step, a line each, before the answer.", False)
     references: bool = option("Measure the answers by the records' own: exact match, chrF, BLEU, ROUGE.", False)
-    task_grammar: bool = option("With --tasks: answers that are JSON have their tasks' names, by a grammar.", True)
+    task_grammar: bool | None = option("With --tasks: answers that are JSON are held to that, and to the tasks' names; by default where they can be.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -57,8 +57,8 @@ class Generate(TaskOptions, AskingOptions):
         for name in ("token_ids", "resume"):
             if getattr(self, name) and self.output is None:
                 raise UserError(f"{name} says what is written into a file: give --output too")
-        if not self.task_grammar and self.tasks is None:
-            raise UserError("task_grammar false is of several tasks of one input: give --tasks too")
+        if self.task_grammar is not None and self.tasks is None:
+            raise UserError("task_grammar is of several tasks of one input: give --tasks too")
         if self.show_steps and self.output is not None:
             raise UserError("show_steps prints the steps of an answer, and output writes answers into a file: leave one of them out")
 

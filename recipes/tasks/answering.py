@@ -15,7 +15,7 @@ from seodang.data.tasks.layouts import Layout
 from seodang.data.tasks.records import TaskRecord, task_record, with_common_kinds
 from seodang.infer.constraints.grammar import GRAMMARS
 from seodang.infer.engine.checkpoint_settings import known_config
-from seodang.infer.engine.several_tasks import accepted, answer_of, cache_of
+from seodang.infer.engine.several_tasks import accepted, answer_of, cache_of, takes_grammar
 from seodang.infer.remote.connection import GivenUp
 from seodang.recipes.options.tasks import refuse_turns
 from seodang.recipes.prompts.prompt_files import Prompts, numbered_records
@@ -88,7 +88,7 @@ def refuse_settings(params: Any, options: Any, layout: Layout) -> None:
         if getattr(params, name) is not None:
             raise UserError(f"{name} is of single answers, and tasks have results: leave --{name} out")
     constrained = next((name for name in GRAMMARS if getattr(params, name)), None)
-    if constrained and options.task_grammar and (layout.task_format == "json" or layout.name != "together"):
+    if constrained and options.task_grammar is not False and (layout.task_format == "json" or layout.name != "together"):
         raise UserError(f"{constrained} beside the grammar that answers of tasks have where they are JSON: leave it out, or say --task_grammar false")
 
 
@@ -104,6 +104,7 @@ class TasksRun:
 
     def __init__(self, records: Sequence[TaskRecord], asked: Prompts, layout: Layout, options: Any) -> None:
         self.records, self.layout, self._options = records, layout, options
+        self.grammar = options.task_grammar is not False
         self.first: list[int] = []  # by record, the index of its first prompt
         self.of: list[tuple[int, int]] = []  # by prompt, its record and its place there
         for index, record in enumerate(records):
@@ -117,15 +118,25 @@ class TasksRun:
         told = {"tasks": self.layout.name, "task_format": self.layout.task_format, "task_language": self.layout.task_language}
         return {**self.backend.identity, **told, "task_grammar": self._options.task_grammar}
 
+    def settle(self) -> None:
+        """Decide what hangs on the model, once it is loaded here: whether a grammar is used, and what is kept from one round to the next."""
+        if not isinstance(self.backend, OwnBackend):
+            return
+        if self._options.task_grammar is None and not takes_grammar(self.backend.model, self.backend.params):
+            self.grammar = False
+            print("task_grammar    off: the model fills its answers in, in no order that a grammar could follow", file=sys.stderr)
+        if self.layout.name in ROUNDS:
+            self.backend.prefix_cache = cache_of(self.backend.model, self._options.batch_size)
+
     def check(self, todo: Sequence[int]) -> None:
         """Raise UserError where the backend refuses all of the first prompts: it is not they that are wrong."""
-        questions = Lockstep(self._chosen(todo[: self._options.batch_size]), self.layout, self._options.task_grammar).questions()
+        questions = Lockstep(self._chosen(todo[: self._options.batch_size]), self.layout, self.grammar).questions()
         results, _, _ = accepted(self._put([*questions]), lambda some: self.backend.answers(some, False), raises=True)
         results.close()
 
     def results(self, todo: Sequence[int], ordered: bool) -> Iterator[RecordAnswers]:
         """What becomes of these records, as they are done; where tasks wait for others, as many records at a time as answers grow."""
-        grammar, waiting = self._options.task_grammar, self.layout.name in ROUNDS
+        waiting = self.layout.name in ROUNDS
 
         def ask(questions: list[tuple[int, TaskQuestion]]) -> Iterator[tuple[int, int, TaskAnswer]]:
             found, _, refused = accepted(self._put(questions), lambda some: self.backend.answers(some, ordered and not waiting), raises=False)
@@ -136,7 +147,7 @@ class TasksRun:
                     yield *self.of[result.prompt_index], answer_of(result)
 
         for some in at_a_time(todo, self._options.batch_size) if waiting else [todo]:
-            for index, answers in Lockstep(self._chosen(some), self.layout, grammar).run(ask):
+            for index, answers in Lockstep(self._chosen(some), self.layout, self.grammar).run(ask):
                 yield RecordAnswers(index, answers)
 
     def _chosen(self, todo: Sequence[int]) -> list[tuple[int, TaskRecord]]:
@@ -170,8 +181,7 @@ def answered(run: TasksRun, options: Any, asked: Prompts, measured: TasksMeasure
         measured.read(options.output, asked)
         return set()
     run.backend.open(stack)
-    if isinstance(run.backend, OwnBackend) and run.layout.name != "together":
-        run.backend.prefix_cache = cache_of(run.backend.model, options.batch_size)
+    run.settle()
     run.check(todo)
     ordered = options.output is None or options.order == "prompts"
     results = run.results(todo, ordered)
