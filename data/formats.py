@@ -74,7 +74,8 @@ def recognise(record: Mapping[str, Any], shapes: Shapes | None = None) -> str:
             return shape
     found = ", ".join(map(str, record)) or "none"
     if "tasks" in keys:
-        raise UserError(f"no shape wanted here has the keys {found}: of several tasks of one input say how they are laid out, --tasks together, sequence or cumulative")
+        remedy = "several tasks of one input are taught by `seodang sft`, which is told their layout: --tasks together, sequence or cumulative"
+        raise UserError(f"no shape wanted here has the keys {found}: {remedy}")
     if shapes is not SHAPES:
         wanted = " or ".join(dict.fromkeys("/".join(marks) for marks, _ in shapes.values()))
         raise UserError(f"no shape wanted here has the keys {found}: use {wanted}{columns_hint(record, shapes)}")

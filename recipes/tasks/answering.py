@@ -10,7 +10,7 @@ from seodang.data.columns import Columns
 from seodang.data.errors import UserError
 from seodang.data.files.sources import at_a_time, is_source_file
 from seodang.data.surrogates import refuse_surrogates
-from seodang.data.tasks.asking import Lockstep, TaskAnswer, TaskAnswers, TaskQuestion, questions_each
+from seodang.data.tasks.asking import Lockstep, TaskAnswer, TaskQuestion, questions_each
 from seodang.data.tasks.layouts import Layout
 from seodang.data.tasks.records import TaskRecord, task_record, with_common_kinds
 from seodang.infer.constraints.grammar import GRAMMARS
@@ -52,7 +52,8 @@ def answer_tasks(where: Any, model: Any, decoding: Any, options: Any, layout: La
 def read_records(options: Any) -> tuple[list[TaskRecord], Prompts]:
     """The records of the file of prompts, and what is asked of them, with their numbers. Raises UserError naming the line that is wrong."""
     if len(options.prompts) != 1 or not is_source_file(options.prompts[0]):
-        raise UserError("tasks: give one file of records, --prompts FILE.jsonl, each with {input, tasks: [{instruction, name}, ...]}")
+        told = "tasks: give one file of records, --prompts FILE.jsonl, each with {input, tasks: [{instruction, name}, ...]}"
+        raise UserError(f"{told}, got {' '.join(options.prompts)[:80]!r}" if options.prompts else told)
     how, path = options.reading(), Path(options.prompts[0]).expanduser()
     columns = Columns(dict(how["columns"]), ("tasks",), dict.fromkeys(how["columns"], ()))
     unit, numbers, located = numbered_records(path, how["encoding"], columns.named.values())
