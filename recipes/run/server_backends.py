@@ -126,5 +126,5 @@ def asked_of(
             own, body = replace(own, json_schema=schema), {**body, "response_format": response_format(schema)}
         return Question(index, path, body, own, options.token_ids)
 
-    resumed = len(indices) < len(asked.prompts)  # those that it refused are left, perhaps, and these alone say nothing of it
+    resumed = len(indices) < sum(prompt is not None for prompt in asked.prompts)  # prompts may follow from answers; those that it refused are left, perhaps, and these alone say nothing of it
     return Asking(server, question, indices, at_a_time, AHEAD * at_a_time if ordered else None, trusted=resumed)

@@ -31,7 +31,8 @@ ROUNDS = ("sequence", "cumulative")  # layouts in which a task waits for those b
 def answer_tasks(where: Any, model: Any, decoding: Any, options: Any, layout: Layout) -> int:
     """Answer the records of the prompts' file; return the exit code: 1 where a prompt was not answered. Answers that cannot be read are counted."""
     records, asked = read_records(options)
-    run = TasksRun(records, asked, layout, options)
+    rows = options.batch_size if where.backend == "seodang" else max(options.batch_size, 4 * where.at_a_time)
+    run = TasksRun(records, asked, layout, options, rows)
     run.backend = backend = backend_for(where, model, decoding, options, run.prompts)
     refuse_settings(backend.params, options, layout)
     if where.backend == "seodang" and (config := known_config(model.model)) is not None and config.is_encoder_decoder:
@@ -99,12 +100,15 @@ def is_file(options: Any) -> bool:
 
 
 class TasksRun:
-    """The records and the prompts that they come to: those of a round are put into `prompts` before the backend is asked for them."""
+    """The records and the prompts that they come to: those of a round are put into `prompts` before the backend is asked for them.
+
+    Where tasks wait for others, `rows` records go through their rounds together.
+    """
 
     backend: Any
 
-    def __init__(self, records: Sequence[TaskRecord], asked: Prompts, layout: Layout, options: Any) -> None:
-        self.records, self.layout, self._options = records, layout, options
+    def __init__(self, records: Sequence[TaskRecord], asked: Prompts, layout: Layout, options: Any, rows: int) -> None:
+        self.records, self.layout, self._options, self._rows = records, layout, options, rows
         self.grammar = options.task_grammar is not False
         self.first: list[int] = []  # by record, the index of its first prompt
         self.of: list[tuple[int, int]] = []  # by prompt, its record and its place there
@@ -127,16 +131,16 @@ class TasksRun:
             self.grammar = False
             print("task_grammar    off: the model fills its answers in, in no order that a grammar could follow", file=sys.stderr)
         if self.layout.name in ROUNDS:
-            self.backend.prefix_cache = cache_of(self.backend.model, self._options.batch_size)
+            self.backend.prefix_cache = cache_of(self.backend.model, self._rows)
 
     def check(self, todo: Sequence[int]) -> None:
         """Raise UserError where the backend refuses all of the first prompts: it is not they that are wrong."""
-        questions = Lockstep(self._chosen(todo[: self._options.batch_size]), self.layout, self.grammar).questions()
+        questions = Lockstep(self._chosen(todo[: self._rows]), self.layout, self.grammar).questions()
         results, _, _ = accepted(self._put([*questions]), lambda some: self.backend.answers(some, False), raises=True)
         results.close()
 
     def results(self, todo: Sequence[int], ordered: bool) -> Iterator[RecordAnswers]:
-        """What becomes of these records, as they are done; where tasks wait for others, as many records at a time as answers grow."""
+        """What becomes of these records, as they are done."""
         waiting = self.layout.name in ROUNDS
 
         def ask(questions: list[tuple[int, TaskQuestion]]) -> Iterator[tuple[int, int, TaskAnswer]]:
@@ -147,7 +151,7 @@ class TasksRun:
                 for result in results:
                     yield *self.of[result.prompt_index], answer_of(result)
 
-        for some in at_a_time(todo, self._options.batch_size) if waiting else [todo]:
+        for some in at_a_time(todo, self._rows) if waiting else [todo]:
             for index, answers in Lockstep(self._chosen(some), self.layout, self.grammar).run(ask):
                 yield RecordAnswers(index, answers)
 

@@ -123,6 +123,13 @@ def test_a_tasks_failure_is_its_own_and_what_was_not_answered_is_asked_again(scr
     assert "--tasks sequence, now cumulative" in capsys.readouterr().err
 
 
+def test_a_server_that_refuses_every_record_in_the_same_words_is_not_asked_for_all_their_tasks(scripted_server, tmp_path, capsys):
+    data = written(tmp_path / "many.jsonl", [record(f"{number}") for number in range(40)])
+    server = scripted_server(lambda body: (400, {"error": {"message": "no such model"}}, {}, 0))
+    assert ask(server, data, tmp_path / "out.jsonl", "sequence", "--concurrency", "2") == 1
+    assert "no such model" in capsys.readouterr().err and len([body for _, body, _ in server.asked if body]) < 16
+
+
 def test_results_are_printed_where_no_file_is_named(scripted_server, data, capsys):
     server = pupil(scripted_server, lambda body: scripted_server.said('{"up": "AB"') if body["messages"][0]["content"].startswith("ab") else None)
     assert ask(server, data, None, "together") == 0
