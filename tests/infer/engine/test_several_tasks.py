@@ -51,6 +51,26 @@ def test_rounds_give_what_each_prompt_gives_alone(layout, model, tiny_tokenizer)
     assert any(text is not None for texts in expected for text in texts)
 
 
+def test_what_a_round_has_read_the_next_does_not_read_again(model, tiny_tokenizer, monkeypatch):
+    from seodang.infer.engine import several_tasks
+
+    results, plain = [], several_tasks.answers
+
+    def noted(*args, **how):
+        for result in plain(*args, **how):
+            results.append(result)
+            yield result
+
+    monkeypatch.setattr(several_tasks, "answers", noted)
+    texts = ["Kim is here", "Lee is not"]
+    records = [{"input": text * 5, "tasks": RECORDS[0]["tasks"]} for text in texts]
+    generate_tasks(model, tiny_tokenizer, records, "cumulative", "keyed", STOPS)
+    first, later = results[:2], results[2:]
+    shared = len(tiny_tokenizer("<|im_start|>user\n" + texts[0] * 5 + "\n\nx?")["input_ids"])
+    assert len(later) == 4 and all(each.cached_tokens >= shared - len(texts[0]) for each in later)  # the shorter text is that much shorter at most
+    assert all(each.cached_tokens < 20 for each in first)  # the template's beginning, perhaps
+
+
 def test_a_grammar_holds_the_answer_to_all_tasks_to_their_names(model, tiny_tokenizer):
     records = [{**record, "tasks": [{**task, "output": "text"} for task in record["tasks"]]} for record in RECORDS]
     found = generate_tasks(model, tiny_tokenizer, records, "together", params=SamplingParams(max_new_tokens=300, temperature=1.0, seed=1))
