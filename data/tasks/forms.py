@@ -11,12 +11,16 @@ from typing import Any
 
 from ..errors import UserError
 from ..json_text import parsed
+from ..surrogates import refuse_surrogates
 from .records import JSON, TEXT, Task, as_json
 
 FORMATS = ("json", "text", "keyed")
 CUT = "cut off by the limit of tokens"
 ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}
 HEADING = "### "
+LINE_BEGINS = r"(?:(?<=\n)|\A)"
+HEADED = r"(?=\\*###)"  # what follows might be taken for a heading, or for one that was kept from being one
+BACKSLASH = r"\\"  # in a pattern, and in what takes its place
 
 
 @dataclass(frozen=True)
@@ -58,10 +62,7 @@ def render_tasks(tasks: Sequence[Task], outputs: Sequence[Any], task_format: str
     texts = [(task.name, answer_text(output)) for task, output in zip(tasks, outputs, strict=True)]
     if task_format == "keyed":
         return "\n".join(f"{name}: {_escaped(text)}" for name, text in texts)
-    return "\n\n".join(f"{HEADING}{name}\n{re.sub(HEADED, _BEFORE, text)}" for name, text in texts)
-
-
-HEADED, _BEFORE = re.compile(r"(?:(?<=\n)|\A)(?=\\*###)"), r"\\"
+    return "\n\n".join(f"{HEADING}{name}\n{re.sub(f'{LINE_BEGINS}{HEADED}', BACKSLASH, text)}" for name, text in texts)
 
 
 def answer_text(output: Any) -> str:
@@ -105,20 +106,21 @@ def _gathered(tasks: Sequence[Task], found: dict[str, list[TaskResult]], lacking
 
 def _parse_text(text: str, tasks: Sequence[Task], complete: bool) -> Parsed:
     named = {task.name: task for task in tasks}
-    parts = re.split(rf"(?:(?<=\n)|\A){HEADING}([^\n]*)(?:\n|\Z)", text)
+    parts = re.split(rf"{LINE_BEGINS}{HEADING}([^\n]*)(?:\n|\Z)", text)
     found: dict[str, list[TaskResult]] = {}
     unexpected = [parts[0].strip()] if parts[0].strip() else []
     for place, (name, body) in enumerate(zip(parts[1::2], parts[2::2], strict=True), 1):
         last = place == len(parts) // 2
         if not last:
             body = body.removesuffix("\n\n") if body.endswith("\n\n") else body.removesuffix("\n")
+        name = name.strip()
         task = named.get(name)
         if task is None:
             unexpected.append(name)
         elif last and not complete:
             found.setdefault(name, []).append(TaskResult(name, error=CUT))
         else:
-            found.setdefault(name, []).append(_read(task, re.sub(r"(?:(?<=\n)|\A)\\(?=\\*###)", "", body)))
+            found.setdefault(name, []).append(_read(task, re.sub(f"{LINE_BEGINS}{BACKSLASH}{HEADED}", "", body)))
     return Parsed(_gathered(tasks, found, lambda name: f"no heading {HEADING}{name}" if complete else CUT), unexpected)
 
 
@@ -207,6 +209,7 @@ def _members(text: str) -> tuple[list[tuple[str, str]], str, str]:
         while ended == ",":
             reach('"')
             name, at = decoder.raw_decode(text, at - 1)
+            refuse_surrogates(name)  # which a file could not hold
             reach(":")
             at = start = blanks.match(text, at).end()
             value, at = decoder.raw_decode(text, start)
@@ -222,7 +225,7 @@ def _members(text: str) -> tuple[list[tuple[str, str]], str, str]:
 
 
 def strict_json(text: str) -> Any:
-    """The value of a JSON text. Raises ValueError for what is none, for a key that an object has twice, and for numbers that JSON has not."""
+    """The value of a JSON text. Raises ValueError for what is none, for a key that an object has twice, for numbers that JSON has not, and for half a character."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         value = dict(pairs)
@@ -235,6 +238,8 @@ def strict_json(text: str) -> Any:
         raise ValueError(f"{number} is no number of JSON")
 
     try:
-        return parsed(text, lambda text: json.loads(text, object_pairs_hook=once, parse_constant=never))
+        value = parsed(text, lambda text: json.loads(text, object_pairs_hook=once, parse_constant=never))
     except json.JSONDecodeError as error:
         raise ValueError(str(error).removesuffix(": line 1 column 1 (char 0)")) from None  # which says nothing
+    refuse_surrogates(value)
+    return value

@@ -73,6 +73,8 @@ GOOD = {"mood": "sad", "names": ["Kim"]}
         ("json", '{"mood": "sad" "names": []}', True, "sad", "! no key 'names' in the answer: not JSON: , or } expected at character 16", []),
         ("json", "[" * 100_000, True, "! no key 'mood' in the answer: not JSON: ", "! no key", []),
         ("json", '{"mood": "sad", "names": ' + "[" * 100_000, True, "sad", "! no key 'names' in the answer: not JSON: ", []),
+        ("json", '{"mood": "sad\\ud800", "names": []}', True, "! not JSON: the text has the lone surrogate U+D800", [], []),
+        ("json", '{"mood": "sad", "\\ud800": 1, "names": []}', True, "sad", "! no key 'names' in the answer: not JSON: ", []),
         ("json", "{}", True, "! no key 'mood' in the answer", "! no key 'names' in the answer", []),
         ("text", '### mood\nsad\n\n### names\n["Kim"]', True, "sad", ["Kim"], []),
         ("text", 'Well.\n### mood\nsad\n### names\n["Kim"]\n\n### age\n3', True, "sad", ["Kim"], ["Well.", "age"]),
