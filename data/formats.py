@@ -73,6 +73,9 @@ def recognise(record: Mapping[str, Any], shapes: Shapes | None = None) -> str:
         if keys.issuperset(marks):
             return shape
     found = ", ".join(map(str, record)) or "none"
+    if "tasks" in keys:
+        remedy = "several tasks of one input are taught by `seodang sft`, which is told their layout: --tasks together, sequence or cumulative"
+        raise UserError(f"no shape wanted here has the keys {found}: {remedy}")
     if shapes is not SHAPES:
         wanted = " or ".join(dict.fromkeys("/".join(marks) for marks, _ in shapes.values()))
         raise UserError(f"no shape wanted here has the keys {found}: use {wanted}{columns_hint(record, shapes)}")

@@ -34,6 +34,7 @@ _HOMES = {
     "LSTMConfig": "architectures.lstm", "LSTMForConditionalGeneration": "architectures.lstm",
     "LiveEngine": "engine.live", "Ticket": "engine.loop", "QueueFull": "engine.live", "EngineClosed": "engine.loop",
     "generate": "engine.generate", "answers": "engine.generate", "stream": "engine.generate",
+    "generate_tasks": "engine.several_tasks",
     "score": "engine.scoring", "score_bound": "engine.scoring", "first_ids": "engine.scoring", "Draws": "diffusion.masking", "Bound": "diffusion.likelihood",
     "embed": "encoders.embedding", "SentenceEncoder": "encoders.embedding",
     "classify": "encoders.classify", "Classifier": "encoders.classify", "Classified": "encoders.classify",
