@@ -21,6 +21,9 @@ _HOMES = {
     "Masking": "text.corruption", "MaskingOptions": "text.corruption",
     "source_ids": "seq2seq.encoding", "target_ids": "seq2seq.encoding", "set_languages": "seq2seq.languages", "language_ids": "seq2seq.languages",
     "seq2seq_shapes": "seq2seq.records", "Exchange": "seq2seq.records", "Seq2SeqLabeller": "seq2seq.rows", "seq2seq_rows": "seq2seq.rows",
+    "render_tasks": "tasks.forms", "parse_tasks": "tasks.forms", "TaskResult": "tasks.forms",
+    "task_dialogues": "tasks.layouts", "task_record": "tasks.records", "Task": "tasks.records", "TaskRecord": "tasks.records",
+    "group_triplets": "tasks.triplets", "task_triplets": "tasks.triplets",
     "UserError": "errors",
 }  # fmt: skip
 __all__ = list(_HOMES)

@@ -52,6 +52,7 @@ class Accounting:
     roles: Counter = field(default_factory=Counter)  # (as the record writes it, as it is read) -> messages of records that are kept
     taken: Counter = field(default_factory=Counter)  # which columns of a file were taken as what, in words -> records kept
     warned: Counter = field(default_factory=Counter)  # what is doubtful -> records that are kept all the same
+    told: list[str] = field(default_factory=list, compare=False)  # what else there is to say of the records, in lines
     held_out: "Accounting | None" = None  # the same of the records that are not trained on
     remembers: int | None = field(default=REMEMBERED, compare=False)  # among how many records doubled ones are found; None: among all
     seen: dict[int, str] = field(default_factory=dict, repr=False, compare=False)  # a hash of a kept record's rows -> where it stands
@@ -120,7 +121,8 @@ class Accounting:
 
     def lost_lines(self) -> list[str]:
         """Which columns were taken as what, and what was dropped and left out, in lines; of held-out records too."""
-        lines = [f"columns         {names}, in {count:,} records" for names, count in self.taken.most_common(SHOWN)]
+        lines = [*self.told]
+        lines += [f"columns         {names}, in {count:,} records" for names, count in self.taken.most_common(SHOWN)]
         lines += [f"dropped         {count:,} x {reason}" for reason, count in sorted(self.dropped.items())]
         lines += [f"left out        {count:,} x {reason}, beside answers that are kept" for reason, count in sorted(self.left_out.items())]
         lines += [f"warning         {count:,} x {doubt}, kept all the same" for doubt, count in sorted(self.warned.items())]

@@ -23,13 +23,13 @@ KEYS = {  # what each shape reads
     "judged": ("prompt", "completion", "label", *_TALK),
     "prompt": ("prompt", "answer", *_TALK), "question": ("question", "answer", *_TALK),
     "instruction": ("instruction", "input", "output", "answer", *_TALK),
-    "source_target": ("source", "target"), "translation": ("translation",),
+    "source_target": ("source", "target"), "translation": ("translation",), "tasks": ("input", "tasks", "system"),
 }  # fmt: skip
 NEEDS = {  # without these it cannot be read
     "messages": {"messages"}, "sharegpt": {"conversations"}, "text": {"text"}, "triplet": {"instruction", "output"},
     "prompt_completion": {"prompt", "completion"}, "trees": {"message_tree_id", "prompt"}, "preference": {"chosen", "rejected"},
     "ranked": {"responses"}, "ultrafeedback": {"instruction", "completions"}, "judged": {"prompt", "completion", "label"},
-    "source_target": {"source", "target"}, "translation": {"translation"},
+    "source_target": {"source", "target"}, "translation": {"translation"}, "tasks": {"input", "tasks"},
 }  # fmt: skip
 PLANS = 1024  # ways in which the keys of records differ that are remembered
 PROMPTS_ALONE = ("prompt", "question", "instruction")

@@ -73,6 +73,8 @@ def recognise(record: Mapping[str, Any], shapes: Shapes | None = None) -> str:
         if keys.issuperset(marks):
             return shape
     found = ", ".join(map(str, record)) or "none"
+    if "tasks" in keys:
+        raise UserError(f"no shape wanted here has the keys {found}: of several tasks of one input say how they are laid out, --tasks together, sequence or cumulative")
     if shapes is not SHAPES:
         wanted = " or ".join(dict.fromkeys("/".join(marks) for marks, _ in shapes.values()))
         raise UserError(f"no shape wanted here has the keys {found}: use {wanted}{columns_hint(record, shapes)}")

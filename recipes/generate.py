@@ -7,8 +7,6 @@ Answers in a file stand in the order of their prompts, each with its prompt's `l
 several prompts, one whose answer fails has its error in its place, and the exit code is 1. What is finished is kept, and --resume goes on from it.
 """
 
-import json
-import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -21,13 +19,13 @@ from seodang.recipes.options.asking import AskingOptions
 from seodang.recipes.options.backend import BackendOptions
 from seodang.recipes.options.decoding import Decoding, SpeakingModel, option
 from seodang.recipes.options.parser import command, parse
+from seodang.recipes.options.tasks import TaskOptions
 from seodang.recipes.prompts.prompt_files import Prompts, Reading, read_prompts
 from seodang.recipes.prompts.references import Measured
 from seodang.recipes.run.backends import OwnBackend, backend_for
-from seodang.recipes.run.following import InOrder, Straight, follow
-from seodang.recipes.run.journal import write_whole
+from seodang.recipes.run.following import Straight, follow, in_turn
 from seodang.recipes.run.printing import Printer, by_steps, speak
-from seodang.recipes.run.results_file import ResultsFile, is_regular, line_of
+from seodang.recipes.run.results_file import ResultsFile, is_regular, line_of, writes_to
 from seodang.recipes.run.stopping import Stopping
 
 FILES = "The prompts, or one file of them: .txt (one a line), or records. These have prompt, question, messages, instruction or source."
@@ -35,11 +33,11 @@ ORDERS = ("prompts", "finished")
 
 
 @dataclass
-class Generate(AskingOptions):
+class Generate(TaskOptions, AskingOptions):
     """What is answered, and where the answers go."""
 
     prompts: list[str] = field(default_factory=list, metadata={"help": FILES})
-    output: str | None = option("Write the answers to this JSON Lines file, each as soon as it is there and those before it are.")
+    output: str | None = option("Write the answers to this JSON Lines file, each once its turn has come.")
     order: str = option("prompts: the answers in the file stand in their order; finished: in that in which they are finished.", "prompts")
     resume: bool | None = field(
         default=None,
@@ -50,6 +48,7 @@ class Generate(AskingOptions):
     token_ids: bool = option("Write each answer's token ids into the file too (ids).", False)
     show_steps: bool = option("Print the canvas of a diffusion answer after each step, a line each, before the answer.", False)
     references: bool = option("Measure the answers by the records' own: exact match, chrF, BLEU, ROUGE.", False)
+    task_grammar: bool = option("With --tasks: answers that are JSON have their tasks' names, by a grammar.", True)
 
     def __post_init__(self):
         super().__post_init__()
@@ -58,6 +57,8 @@ class Generate(AskingOptions):
         for name in ("token_ids", "resume"):
             if getattr(self, name) and self.output is None:
                 raise UserError(f"{name} says what is written into a file: give --output too")
+        if not self.task_grammar and self.tasks is None:
+            raise UserError("task_grammar false is of several tasks of one input: give --tasks too")
         if self.show_steps and self.output is not None:
             raise UserError("show_steps prints the steps of an answer, and output writes answers into a file: leave one of them out")
 
@@ -67,6 +68,10 @@ def main(argv: list[str] | None = None) -> int:
     model, decoding, options, where = parse(
         argv, SpeakingModel, Decoding, Generate, BackendOptions, prog="seodang generate", positional=("model", "prompts"), description=__doc__
     )
+    if (layout := options.layout()) is not None:
+        from seodang.recipes.tasks.answering import answer_tasks
+
+        return answer_tasks(where, model, decoding, options, layout)
     reading = Reading(options.raw, options.references, decoding.source_lang, decoding.target_lang)
     asked = read_prompts(options.prompts, options.raw, **options.reading(), reading=reading)
     backend = backend_for(where, model, decoding, options, asked)
@@ -134,26 +139,11 @@ def file_of(backend: Any, options: Generate, asked: Prompts) -> ResultsFile:
     return ResultsFile(options.output, asked, params.num_return_sequences, options.order == "prompts", backend.identity, line, options.resume)
 
 
-def in_turn(show: Callable, each: int, ordered: bool) -> Straight:
-    """What shows results in the order of their prompts, or as they come."""
-    return InOrder(show, each) if ordered else Straight(show)
-
-
 def streamed(backend: Any, options: Generate, asked: Prompts, stack: ExitStack) -> Callable:
     """What prints a result, or writes it to a pipe or a device."""
     if options.output is None:
         return Printer(asked, backend.params.num_return_sequences, backend.tokenizer)
-    output, line = stack.enter_context(open(options.output, "ab", buffering=0)), line_of(asked, backend.params, options.token_ids)
-
-    def write(result: Any) -> None:
-        try:
-            write_whole(output, json.dumps(line(result), ensure_ascii=False).encode() + b"\n")
-        except OSError as error:
-            if isinstance(error, BrokenPipeError) and os.path.sameopenfile(output.fileno(), 1):
-                raise  # /dev/stdout ends as what is printed does
-            raise UserError(f"{options.output} cannot be written any further ({error.strerror}): name another --output") from None
-
-    return write
+    return writes_to(options.output, line_of(asked, backend.params, options.token_ids), stack)
 
 
 if __name__ == "__main__":

@@ -22,13 +22,14 @@ from seodang.data.preferences import PREFERENCE_SHAPES, PROMPT_SHAPES, UNPAIRED_
 from seodang.data.preview import Row, length, preview, totals
 from seodang.data.preview_page import to_html
 from seodang.data.seq2seq.languages import set_languages
-from seodang.data.seq2seq.records import Exchange, seq2seq_shapes
+from seodang.data.seq2seq.records import Exchange, one_exchange, seq2seq_shapes
 from seodang.data.seq2seq.rows import Seq2SeqCounts, Seq2SeqLabeller, told_languages
 from seodang.infer.checkpoint.load import load_tokenizer
 from seodang.infer.engine.checkpoint_settings import known_config
 from seodang.recipes.evaluation.overlap import warn_of_overlap
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.record import RecordOptions
+from seodang.recipes.options.tasks import refuse_turns, task_lines
 
 Shown = list[tuple[str, list[Row]]]
 
@@ -61,12 +62,17 @@ def main(argv: list[str] | None = None) -> int:
     (options,) = parse(argv, PreviewOptions, prog="seodang preview", positional=("data",), description=__doc__)
     config = known_config(options.model)
     paired = config is not None and config.is_encoder_decoder
-    shapes = seq2seq_shapes(options.source_lang, options.target_lang) if paired else ALL_SHAPES
+    if paired:
+        refuse_turns(options.layout())
+        shapes = options.shapes(seq2seq_shapes(options.source_lang, options.target_lang), one_exchange)
+    else:
+        shapes = options.shapes(ALL_SHAPES)
     examples = read(options.data, weights=options.weights, shape=options.shape, split=options.split, shapes=shapes, **options.reading())
     tokenizer = load_tokenizer(options.model)
     if not paired or options.chat_template is not None:
         set_chat_template(tokenizer, options.chat_template)
     shown, counts, lengths = (read_exchanges if paired else read_records)(examples, tokenizer, options)
+    counts.told = task_lines(shapes)
     console = Console()
     console.print(preview(shown, tokenizer))
     console.print(*totals(counts, lengths), sep="\n", markup=False, highlight=False)

@@ -30,6 +30,7 @@ from seodang.infer.runners.encoder_decoder import position_limit
 from seodang.recipes.diffusion import untrained_like
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.seq2seq import EncoderDecoderOptions, EvaluationOptions, Seq2SeqArguments, Seq2SeqOptions
+from seodang.recipes.options.tasks import task_lines
 from seodang.recipes.options.training import RunOptions, hold_out
 from seodang.recipes.run.before_after import picture_line, print_once
 from seodang.recipes.run.identity import origin_of
@@ -80,7 +81,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def read_exchanges(data: Seq2SeqOptions, seed: int) -> tuple[list[Exchange], list[Exchange]]:
     """The records to train on, and those held out."""
-    train = list(read(data.data, weights=data.weights, split=data.split, **data.reading()))
+    reading = data.reading()
+    train = list(read(data.data, weights=data.weights, split=data.split, **reading))
+    task_lines(reading["shapes"])
     held = list(read(data.eval_data, **data.reading())) if data.eval_data else []
     return hold_out(train, data.eval_fraction, seed) if data.eval_fraction else (train, held)
 

@@ -14,11 +14,12 @@ from transformers import TrainingArguments
 from seodang.data.chat import set_chat_template
 from seodang.data.errors import UserError
 from seodang.data.files.sources import read
-from seodang.data.formats import Dialogue
+from seodang.data.formats import SHAPES, Dialogue, Shapes
 from seodang.data.labels import Counts, Row, prepare, stream_rows
 from seodang.data.packing import pack, pack_window
 from seodang.infer.checkpoint.load import load
 from seodang.recipes.options.parser import command, parse
+from seodang.recipes.options.tasks import task_lines
 from seodang.recipes.options.training import Arguments, DataOptions, ModelOptions, RunOptions, hold_out
 from seodang.recipes.run.before_after import picture_line, print_once
 from seodang.recipes.run.identity import origin_of
@@ -61,16 +62,18 @@ def stage_lines(data: DataOptions, counts: Counts) -> list[str]:
 
 def load_rows(data: DataOptions, tokenizer, args: TrainingArguments, reshaped: Callable[[Iterable[Row]], Iterable[Row]] = iter):
     """Rows to train on, held-out rows and questions, and the counts of what became of the records; `reshaped` makes other rows of these, before packing."""
-    held = list(read(data.eval_data, shape=data.shape, **data.reading())) if data.eval_data else []
+    shapes = data.shapes(SHAPES)
+    held = list(read(data.eval_data, shape=data.shape, shapes=data.shapes(SHAPES), **data.reading())) if data.eval_data else []
     if data.streaming:
-        rows, counts = stream(data, tokenizer, args, reshaped)
+        rows, counts = stream(data, tokenizer, args, shapes, reshaped)
     else:
-        examples = list(read(data.data, weights=data.weights, shape=data.shape, split=data.split, **data.reading()))
+        examples = list(read(data.data, weights=data.weights, shape=data.shape, split=data.split, shapes=shapes, **data.reading()))
         if data.eval_fraction:
             examples, held = hold_out(examples, data.eval_fraction, args.seed)
         rows, counts = prepare(examples, tokenizer, **data.labelling())
         rows = list(reshaped(rows))
         rows = pack(rows, data.max_length) if data.packing else rows
+    counts.told = task_lines(shapes)
     eval_rows, counts.held_out = prepare(held, tokenizer, **data.labelling()) if held else ([], None)
     eval_rows = list(reshaped(eval_rows))
     questions = held_out_questions([example for example in held if isinstance(example, Dialogue)])
@@ -78,12 +81,12 @@ def load_rows(data: DataOptions, tokenizer, args: TrainingArguments, reshaped: C
 
 
 def stream(
-    data: DataOptions, tokenizer, args: TrainingArguments, reshaped: Callable[[Iterable[Row]], Iterable[Row]] = iter
+    data: DataOptions, tokenizer, args: TrainingArguments, shapes: Shapes, reshaped: Callable[[Iterable[Row]], Iterable[Row]] = iter
 ) -> tuple[StreamedRows, Counts]:
     """Rows read while training; the counts are those of the first records. Raises UserError without `max_steps`."""
     if args.max_steps <= 0:
         raise UserError("streaming has no known end: set --max_steps")
-    examples = read(data.data, weights=data.weights, shape=data.shape, split=data.split, streaming=True, **data.reading())
+    examples = read(data.data, weights=data.weights, shape=data.shape, split=data.split, streaming=True, shapes=shapes, **data.reading())
     _, counts = prepare(islice(examples, PLANNED_FROM), tokenizer, **data.labelling())
 
     def rows():

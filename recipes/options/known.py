@@ -45,18 +45,18 @@ DEMO = {"model": "model device dtype", "run": "output_dir minutes heldout seed"}
 # The options that matter most, under their headings; the others are listed by --help all.
 FOLDERS = {"demo": "demos", "diffusion-lm": "diffusion_lm"}
 FIRST: dict[str, dict[str, str]] = {
-    "prepare": {},
+    "prepare": {"records": "tasks_from triplets_from output columns encoding"},
     "preview": {
-        "data": "data columns encoding shape weights split rows html", "model": "model chat_template", "labels": "max_length train_on empty_answers unusable",
+        "data": "data columns encoding shape tasks task_format weights split rows html", "model": "model chat_template", "labels": "max_length train_on empty_answers unusable",
     },
     "tokenizer": {"data": TEXT, "tokenizer": f"{TOKENIZER} cased limit_alphabet min_frequency add_prefix_space bpe_dropout", "run": "output_dir config"},
     "pretrain": {
         "data": "data documents eval_fraction max_length", "tokenizer": f"tokenizer {TOKENIZER}",
         "model": "architecture hidden_size layers heads model", "learning": LEARNING, "run": RUN,
     },
-    "sft": {"data": f"{FILES} max_length packing", "model": MODEL, "learning": f"{LEARNING} max_steps", "run": RUN},
+    "sft": {"data": f"{FILES} tasks task_format max_length packing", "model": MODEL, "learning": f"{LEARNING} max_steps", "run": RUN},
     "seq2seq": {
-        "data": "data columns eval_fraction source_prefix source_lang target_lang max_source_length max_target_length", "model": "model lora_r scratch",
+        "data": "data columns eval_fraction tasks source_prefix source_lang target_lang max_source_length max_target_length", "model": "model lora_r scratch",
         "learning": LEARNING, "measured": "eval_samples eval_new_tokens", "run": RUN,
     },
     "diffusion": {
@@ -94,7 +94,7 @@ FIRST: dict[str, dict[str, str]] = {
         "run": "output_dir config seed dry_run",
     },
     "generate": {
-        "prompts": "prompts output resume raw references batch_size", "model": f"{SPEAKER} backend base_url", "answer": "max_new_tokens stop seed num_return_sequences logprobs",
+        "prompts": "prompts output resume raw references tasks batch_size", "model": f"{SPEAKER} backend base_url", "answer": "max_new_tokens stop seed num_return_sequences logprobs",
         "choice of tokens": CHOICE,
     },
     "eval": {

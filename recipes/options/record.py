@@ -6,6 +6,7 @@ from typing import Any
 from seodang.data.columns import parse_columns
 from seodang.data.errors import UserError
 from seodang.data.files.text_files import checked_encoding
+from seodang.recipes.options.tasks import TaskOptions
 
 
 def check_held_out(eval_fraction: float, elsewhere: Any, named: str = "eval_data") -> None:
@@ -31,7 +32,7 @@ class FileOptions:
 
 
 @dataclass
-class RecordOptions(FileOptions):
+class RecordOptions(TaskOptions, FileOptions):
     """Where records come from and how they are labelled."""
 
     data: list[str] = field(metadata={"help": "Files, folders or hub names: triplets, prompt-completion, messages, ShareGPT or text."})

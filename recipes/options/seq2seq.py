@@ -6,16 +6,17 @@ from typing import Any
 from seodang.data.accounting import check_unusable
 from seodang.data.errors import UserError
 from seodang.data.labels import EMPTY_ANSWERS
-from seodang.data.seq2seq.records import seq2seq_shapes
+from seodang.data.seq2seq.records import one_exchange, seq2seq_shapes
 from seodang.data.seq2seq.rows import TOO_LONG
 from seodang.infer.engine.checkpoint_settings import known_config
 from seodang.recipes.options.record import FileOptions, check_held_out
+from seodang.recipes.options.tasks import TaskOptions, refuse_turns
 from seodang.recipes.options.training import Arguments, ModelOptions
 from seodang.train.encoder_decoder.pairs import refuse_other_kinds
 
 
 @dataclass
-class Seq2SeqOptions(FileOptions):
+class Seq2SeqOptions(TaskOptions, FileOptions):
     """The records, and what becomes of them."""
 
     data: list[str] = field(metadata={"help": "Files, folders or hub names: source/target, translation, triplets, ..."})
@@ -38,6 +39,7 @@ class Seq2SeqOptions(FileOptions):
 
     def __post_init__(self):
         check_held_out(self.eval_fraction, self.eval_data)
+        refuse_turns(self.layout())
         check_unusable(self.unusable)
         for name, allowed in (("too_long", TOO_LONG), ("empty_answers", EMPTY_ANSWERS)):
             if getattr(self, name) not in allowed:
@@ -48,7 +50,7 @@ class Seq2SeqOptions(FileOptions):
 
     def reading(self) -> dict[str, Any]:
         """What `read` has to know beside the sources."""
-        return {**super().reading(), "shape": self.shape, "shapes": seq2seq_shapes(self.source_lang, self.target_lang)}
+        return {**super().reading(), "shape": self.shape, "shapes": self.shapes(seq2seq_shapes(self.source_lang, self.target_lang), one_exchange)}
 
     def labelling(self) -> dict[str, Any]:
         """What `seq2seq_rows` has to know beside the records, the tokenizer and the lengths."""

@@ -126,9 +126,11 @@ class Arguments(TrainingArguments):
 
 
 def hold_out(examples: list, fraction: float, seed: int) -> tuple[list, list]:
-    """Hold a share of the records out, at random but the same for the same seed. Raises UserError where nothing would be left."""
-    count = max(1, round(len(examples) * fraction))
-    if count >= len(examples):
-        raise UserError(f"eval_fraction {fraction} leaves nothing of {len(examples)} records to train on: lower it")
-    chosen = set(random.Random(seed).sample(range(len(examples)), count))
-    return [e for i, e in enumerate(examples) if i not in chosen], [examples[i] for i in sorted(chosen)]
+    """Hold a share of the records out, with all examples of each, at random but the same for the same seed. Raises UserError where nothing would be left."""
+    of = [getattr(example, "where", "").rpartition(", example ")[0] or number for number, example in enumerate(examples)]
+    records = [*dict.fromkeys(of)]
+    count = max(1, round(len(records) * fraction))
+    if count >= len(records):
+        raise UserError(f"eval_fraction {fraction} leaves nothing of {len(records)} records to train on: lower it")
+    chosen = {records[at] for at in random.Random(seed).sample(range(len(records)), count)}
+    return [e for e, record in zip(examples, of) if record not in chosen], [e for e, record in zip(examples, of) if record in chosen]

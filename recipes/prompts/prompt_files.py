@@ -1,7 +1,7 @@
 """Prompts of the command line, or of a file of any shape."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 from seodang.data.classification.choices import Choices, choices_of
 from seodang.data.columns import ANSWERS, Columns
 from seodang.data.errors import UserError
-from seodang.data.files.sources import is_source_file, records_of
+from seodang.data.files.sources import Located, is_source_file, records_of
 from seodang.data.files.text_files import lines_of
 from seodang.data.formats import to_example
 from seodang.data.json_text import parsed
@@ -38,7 +38,8 @@ class Prompts:
     """Prompts as the engine takes them, each with the number by which whoever gave it finds it, of what `unit` says.
 
     By a prompt's index: the `references` are the answers that they should get, `prefixes` what answers begin with where that is given, `choices` what may
-    be chosen from; `sources` are those that an encoder reads without a chat template. `records` are those that the prompts were taken out of.
+    be chosen from, `schemas` what JSON the answers are to be; `sources` are those that an encoder reads without a chat template. `records` are those that
+    the prompts were taken out of.
     """
 
     prompts: list[Any]
@@ -50,6 +51,7 @@ class Prompts:
     translated: bool = field(default=False, compare=False)  # the keys of records were languages
     choices: dict[int, Choices] = field(default_factory=dict, compare=False)
     records: list[Any] = field(default_factory=list, compare=False, repr=False)
+    schemas: dict[int, dict[str, Any]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, asked: list[Asked], numbers: list[int], unit: str, records: list[Any]) -> "Prompts":
@@ -129,19 +131,25 @@ def read_prompt_file(path: Path, reading: Reading, encoding: str | None, columns
     """Read prompts from a file, empty lines passed over; raises UserError naming the line that is wrong."""
     if path.suffix in (".txt", ".jsonl", ".json") and not path.is_file():
         raise UserError(f"the prompts file {path} does not exist")
-    if path.suffix not in (".txt", ".jsonl"):
-        located = list(records_of(str(path), encoding, columns.named.values()))
-        asked = [prompt_of(record, where, reading, columns) for where, record in located]
-        found = Prompts.of(asked, [*range(1, len(located) + 1)], "record", [record for _, record in located])
-    else:
-        lines = [(n, line.removesuffix("\n")) for n, line in enumerate(lines_of(path, encoding), 1) if line.strip()]
-        records = [parse_json(line, f"{path.name} line {n}") if path.suffix == ".jsonl" else line for n, line in lines]
-        asked = [prompt_of(record, f"{path.name} line {n}", reading, columns) for record, (n, _) in zip(records, lines)]
-        found = Prompts.of(asked, [n for n, _ in lines], "line", records)
-    if not found.prompts:
-        raise UserError(f"the prompts file {path} is empty")
+    unit, numbers, located = numbered_records(path, encoding, columns.named.values())
+    asked = [prompt_of(record, where, reading, columns) for where, record in located]
     columns.refuse_absent()
-    return found
+    return Prompts.of(asked, numbers, unit, [record for _, record in located])
+
+
+def numbered_records(path: Path, encoding: str | None, known: Collection[str]) -> tuple[str, list[int], list[Located]]:
+    """The records of a file, or the lines of a .txt, each with its place and the number by which it is found, of what the unit says: lines, records."""
+    if path.suffix in (".txt", ".jsonl"):
+        lines = [(n, line.removesuffix("\n")) for n, line in enumerate(lines_of(path, encoding), 1) if line.strip()]
+        places = [f"{path.name} line {n}" for n, _ in lines]
+        records = [parse_json(line, where) if path.suffix == ".jsonl" else line for where, (_, line) in zip(places, lines)]
+        unit, numbers, located = "line", [n for n, _ in lines], [*zip(places, records)]
+    else:
+        located = list(records_of(str(path), encoding, known))
+        unit, numbers = "record", [*range(1, len(located) + 1)]
+    if not located:
+        raise UserError(f"the prompts file {path} is empty")
+    return unit, numbers, located
 
 
 def parse_json(text: str, where: str) -> Any:

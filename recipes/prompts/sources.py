@@ -40,6 +40,8 @@ class Sources:
     def asks(self, model: Any, tokenizer: Any, index: int, params: SamplingParams) -> tuple[Any, SamplingParams]:
         """The prompt of an index as the engine takes it, and its settings. Raises UserError where the settings give the beginning that the record gives."""
         prompt, config = self.asked.prompts[index], transformers_model(model).config
+        if (schema := self.asked.schemas.get(index)) is not None:
+            params = replace(params, json_schema=schema)
         if prefix := self.asked.prefixes.get(index):
             if params.prefix:
                 raise UserError(f"prefix={params.prefix!r}, but {self._name(index)} gives the beginning of its answer itself: drop one of them")

@@ -19,6 +19,7 @@ class OwnBackend:
 
     model: Any = None  # once it is loaded
     tokenizer: Any = None
+    prefix_cache: Any = None  # what is read for one call of `answers` and kept for the next, where these ask of the same texts
 
     def __init__(self, model: SpeakingModel, decoding: Decoding, options: Any, asked: Prompts):
         """Raises UserError for settings that cannot be honoured."""
@@ -66,7 +67,7 @@ class OwnBackend:
         ahead = AHEAD * self._how.batch_size if ordered else None
         each = params if seeded else params * len(indices)
         asks = [self._sources.asks(self.model, self.tokenizer, index, own) for index, own in zip(indices, each, strict=True)]
-        how = {"literal": self._how.literal, "max_rows": self._how.batch_size, "ahead": ahead}
+        how = {"literal": self._how.literal, "max_rows": self._how.batch_size, "ahead": ahead, "prefix_cache": self.prefix_cache}
         found = answers(self.model, self.tokenizer, [prompt for prompt, _ in asks], [own for _, own in asks], **how)
         if len(indices) == len(self._asked.prompts):
             return found

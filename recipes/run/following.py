@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any
 
 from seodang.data.errors import UserError
-from seodang.infer.remote.answers import RemoteResult
 from seodang.infer.remote.connection import GivenUp
 from seodang.recipes.run.stopping import Stopping
 
@@ -65,6 +64,11 @@ class InOrder(Straight):
         del self._held[place]  # not before: it may not have been possible to show it
 
 
+def in_turn(show: Callable, each: int, ordered: bool) -> Straight:
+    """What shows results in the order of their prompts, or as they come."""
+    return InOrder(show, each) if ordered else Straight(show)
+
+
 def follow(results: Iterable, show: Straight, total: int, where: str) -> set[int]:
     """Show each result, with a progress bar on stderr where there is someone to see it; return the prompts that ended in an error.
 
@@ -86,7 +90,7 @@ def follow(results: Iterable, show: Straight, total: int, where: str) -> set[int
                         last = result
                     if result.error is not None:
                         failed.add(result.prompt_index)
-                    tokens += result.tokens if isinstance(result, RemoteResult) else len(result.ids)
+                    tokens += result.tokens if hasattr(result, "tokens") else len(result.ids)
                     seconds = max(progress.tasks[task].elapsed or 0, 1e-9)
                     progress.update(task, advance=1, speed=f"{tokens / seconds:.0f} tokens/s{asked_again(results)}")
                 progress.refresh()

@@ -10,6 +10,7 @@ import stat
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,7 +21,7 @@ from seodang.infer.remote.answers import RemoteResult
 from seodang.recipes.options.outputs import refuse_long_name
 from seodang.recipes.prompts.prompt_files import Prompts
 from seodang.recipes.run.following import InOrder, Straight
-from seodang.recipes.run.journal import Journal, append, lines_in, partial_of, writing
+from seodang.recipes.run.journal import Journal, append, lines_in, partial_of, write_whole, writing
 from seodang.recipes.run.one_writer import refuse_second_writer
 from seodang.recipes.run.same_run import header_of, refuse_other_run
 
@@ -162,12 +163,16 @@ class ResultsFile(Straight):
             kept.first, kept.length = kept.first + 1, end
         return kept
 
+    def _told(self, record: Mapping[str, Any]) -> tuple[int, Any, Any]:
+        """The choice and the prompt of a line, and what went wrong, None for nothing. Raises KeyError for what is no line of ours."""
+        return record["choice"], record["prompt"], record["error"]
+
     def _place(self, line: bytes, where: str) -> int | None:
         """The place of a line's answer among all, None where it is an error; raises UserError for what is no answer to one of the prompts."""
         unit = self._asked.unit_written
         try:
             record = json.loads(line)
-            index, choice, prompt, error = self._asked.index_of(record[unit]), record["choice"], record["prompt"], record["error"]
+            index, (choice, prompt, error) = self._asked.index_of(record[unit]), self._told(record)
             if choice not in range(self._each) or type(choice) is not int:
                 raise ValueError(f"{choice} is no choice")
         except (ValueError, TypeError, KeyError):
@@ -199,6 +204,21 @@ def line_of(asked: Prompts, params: SamplingParams, token_ids: bool) -> Callable
         return {asked.unit_written: asked.numbers[index], "prompt": asked.prompts[index], **told}
 
     return line
+
+
+def writes_to(path: str, line: Callable[[Any], dict[str, Any]], stack: ExitStack) -> Callable[[Any], None]:
+    """What writes the line of a result to a pipe or a device, which the stack closes."""
+    output = stack.enter_context(open(path, "ab", buffering=0))
+
+    def write(result: Any) -> None:
+        try:
+            write_whole(output, json.dumps(line(result), ensure_ascii=False).encode() + b"\n")
+        except OSError as error:
+            if isinstance(error, BrokenPipeError) and os.path.sameopenfile(output.fileno(), 1):
+                raise  # /dev/stdout ends as what is printed does
+            raise UserError(f"{path} cannot be written any further ({error.strerror}): name another --output") from None
+
+    return write
 
 
 def journal_of(path: Path) -> Path:

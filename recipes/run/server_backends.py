@@ -14,7 +14,7 @@ from seodang.infer.engine.checkpoint_settings import diffusion_in
 from seodang.infer.remote.answers import one_line
 from seodang.infer.remote.asking import Asking, Question
 from seodang.infer.remote.connection import Server, library
-from seodang.infer.remote.fields import fields_of, refuse_functions
+from seodang.infer.remote.fields import fields_of, refuse_functions, response_format
 from seodang.infer.remote.models import Found, model_at
 from seodang.infer.remote.vllm import check_interpreter, vllm_server, words_of
 from seodang.recipes.options.backend import AHEAD, BackendOptions
@@ -122,6 +122,8 @@ def asked_of(
     def question(index: int) -> Question:
         own = params if params.seed is None else replace(params, seed=params.seed + index)
         body = {"model": name, key: asked.prompts[index], **fields, **({} if own.seed is None else {"seed": own.seed})}
+        if (schema := asked.schemas.get(index)) is not None:
+            own, body = replace(own, json_schema=schema), {**body, "response_format": response_format(schema)}
         return Question(index, path, body, own, options.token_ids)
 
     resumed = len(indices) < len(asked.prompts)  # those that it refused are left, perhaps, and these alone say nothing of it
