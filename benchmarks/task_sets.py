@@ -24,7 +24,7 @@ def snips(folder: Path) -> list[dict]:
     for path in sorted(folder.glob("train_*.json")):
         [(intent, utterances)] = json.loads(_decoded(path.read_bytes())).items()
         found += [_utterance(intent, [(part["text"], part.get("entity")) for part in each["data"]]) for each in utterances]
-    return [record for record in found if record["tasks"][1]["output"] != "{}"]
+    return [record for record in found if record["tasks"][1]["output"]]
 
 
 def _decoded(data: bytes) -> str:
@@ -41,7 +41,7 @@ def _utterance(intent: str, parts: list[tuple[str, str | None]]) -> dict:
         "input": "".join(text for text, _ in parts).strip(),
         "tasks": [
             {"name": "intent", "instruction": "What does the user want?", "output": intent},
-            {"name": "fields", "instruction": "Write what the request says as a JSON object.", "output": json.dumps(fields, ensure_ascii=False)},
+            {"name": "fields", "instruction": "Write what the request says as a JSON object.", "output": fields},
             {"name": "template", "instruction": "Write the request with each value replaced by the name of its field in brackets.",
              "output": "".join(f"[{slot}]" if slot else text for text, slot in parts).strip()},
         ],
@@ -91,7 +91,7 @@ def _review(opinion: str, parts: list[tuple[str, str | None]]) -> dict:
         "input": "".join(text for text, _ in parts).strip(),
         "tasks": [
             {"name": "평가", "instruction": "이 영화평은 긍정인가 부정인가?", "output": opinion},
-            {"name": "이름", "instruction": "나오는 이름을 종류별로 JSON 객체로 쓰시오.", "output": json.dumps(names, ensure_ascii=False)},
+            {"name": "이름", "instruction": "나오는 이름을 종류별로 JSON 객체로 쓰시오.", "output": names},
             {"name": "가림", "instruction": "영화평의 이름을 종류로 바꾸어 다시 쓰시오.",
              "output": "".join(f"[{KINDS[kind]}]" if kind else text for text, kind in parts).strip()},
         ],
