@@ -21,11 +21,11 @@ for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
     os.environ.setdefault(cache, "128")
 
 VERBS = {
-    "prepare": "convert the embedded default model into the cache folder",
+    "prepare": "convert the embedded default model into the cache folder, or triplets that share an input into records of several tasks",
     "preview": "show records as the model sees them, trained tokens in colour",
     "tokenizer": "learn a tokenizer from plain text: byte-level BPE, WordPiece or Unigram",
     "pretrain": "train a small decoder, encoder or encoder-decoder on plain text from nothing, or go on with one (encoders: mlm)",
-    "sft": "fine-tune a model on instructions, completions, dialogues or text",
+    "sft": "fine-tune a model on instructions, completions, dialogues, text or several tasks of one input",
     "seq2seq": "fine-tune an encoder-decoder (T5, BART, Marian) on sources and targets",
     "diffusion": "teach a model to speak by masked diffusion: all positions at once, from mask to text",
     "mlm": "teach an encoder what is hidden of a text: BERT-style pretraining on plain text",
