@@ -9,6 +9,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 from ..errors import UserError
 
 Place = tuple[int, int]  # [start, end) in characters
+STRIDE = 32
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class TagEncoding:
 
 @dataclass(frozen=True)
 class TagEncoder:
-    """A tokenizer, how many tokens a window has at most (None: any number), how many of them it shares with the next, and what gets a tag.
+    """A tokenizer, how many tokens a window has at most (None: any number), how many of them it shares with the next (None: 32, of few a fourth), and what gets a tag.
 
     What gets a tag is a word, for which its first token speaks, or with `all_subwords` every token. Words are those that a text comes with, or else
     those that the tokenizer parts. Raises UserError for a tokenizer that does not say where its tokens stand, and for windows without room.
@@ -42,17 +43,18 @@ class TagEncoder:
 
     tokenizer: PreTrainedTokenizerBase
     max_length: int | None = None
-    stride: int = 32
+    stride: int | None = None
     all_subwords: bool = False
 
     def __post_init__(self):
         if not self.tokenizer.is_fast:
             raise UserError(f"{type(self.tokenizer).__name__} does not tell where in a text its tokens stand: use a fast tokenizer (tokenizer.json)")
-        if self.stride < 0:
+        if self.stride is not None and self.stride < 0:
             raise UserError(f"stride must be at least 0, got {self.stride}")
         around = self.tokenizer.num_special_tokens_to_add(pair=False)
-        if self.max_length is not None and self.max_length - around <= self.stride:
-            raise UserError(f"max_length {self.max_length} leaves nothing beside stride {self.stride} and {around} special tokens: raise it, or lower --stride")
+        if self.max_length is not None and self.max_length - around <= (self.stride or 0):
+            beside = f"stride {self.stride} and {around} special tokens: raise it, or lower --stride" if self.stride else f"{around} special tokens: raise it"
+            raise UserError(f"max_length {self.max_length} leaves nothing beside {beside}")
 
     def __call__(self, texts: Sequence[str], words: Sequence[Sequence[Place] | None] | None = None) -> list[TagEncoding]:
         """Encode texts, each with its words where it comes with some."""
@@ -70,7 +72,7 @@ class TagEncoder:
         units = units_of(places, self._keys(places, found.word_ids(place)[first:last], words), words if not self.all_subwords else None)
         room = last - first if self.max_length is None else self.max_length - (len(ids) - (last - first))
         windows = []
-        for begin, end, mine in windows_of(last - first, max(room, 1), self.stride):
+        for begin, end, mine in windows_of(last - first, max(room, 1), min(STRIDE, room // 4) if self.stride is None else self.stride):
             of = lambda row: row[:first] + row[first + begin : first + end] + row[last:]
             asked = tuple(first + token - begin for token, _ in units if token in mine)
             windows.append(Window(of(ids), kinds and of(kinds[place]), asked))

@@ -261,8 +261,8 @@ def check_scheme(sentences: Iterable[tuple[str, Sequence[str], Sequence[str]]], 
     ends = any(parted(tag)[0] in ("E", "S") for _, _, tags in sentences for tag in tags)
     wanted = scheme if scheme != AUTO else SCHEMES[2] if ends else SCHEMES[0]
     for where, tokens, tags in sentences:
-        place = first_broken(tags, wanted)
-        if place is None or wanted == IOB1 and all(parted(tag)[0] in "BIO" for tag in tags):
+        place = next((place for place, tag in enumerate(tags) if parted(tag)[0] in ("E", "S")), None) if wanted == IOB1 else first_broken(tags, wanted)
+        if place is None:
             continue
         before = f"behind {tags[place - 1]}" if place else "at the beginning"
         remedy = "mend it" if ends or wanted == IOB1 else "mend it, or give --scheme IOB1, by which an I- may begin an entity"

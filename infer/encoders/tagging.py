@@ -20,8 +20,6 @@ from ..runners.architecture import transformers_model
 from ..runners.paradigm import has_tagger_head
 from .classify import TOKENS, WINDOW, has_head, head_outputs, names_of, refuse_broken, room_for
 
-STRIDE = 32
-
 
 @dataclass(frozen=True)
 class Entity:
@@ -35,13 +33,13 @@ class Entity:
 
 
 def tag_texts(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, max_length: int | None = None, stride: int = STRIDE, all_subwords: bool | None = None
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, max_length: int | None = None, stride: int | None = None, all_subwords: bool | None = None
 ) -> list[list[Entity]]:
     """The entities of each text, in its order.
 
     The model is an AutoModelForTokenClassification whose labels are O, B-LABEL and I-LABEL, with or without an adapter. The tags taken together are the likeliest of
     those in which no I- stands without its B- before it (Viterbi's algorithm). A text longer than `max_length` tokens, by default those that the
-    model reads, is read in windows that have `stride` tokens in common. A word is tagged by its first token, or with `all_subwords`
+    model reads, is read in windows that have `stride` tokens in common (None: 32, of small windows a fourth). A word is tagged by its first token, or with `all_subwords`
     every token is (None: as the checkpoint says it was trained). Raises UserError for a model that is no tagger, and for texts that are none.
     """
     if isinstance(texts, str):
@@ -53,7 +51,7 @@ class Tagger:
     """A tagger and how it reads texts; made once, asked as often as one likes. The arguments are those of `tag_texts`."""
 
     def __init__(
-        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None, stride: int = STRIDE, all_subwords: bool | None = None
+        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None, stride: int | None = None, all_subwords: bool | None = None
     ):
         self.model, self.inner, self.tokenizer = model, check_tagger(model), tokenizer
         self.names = names_of(self.inner.config)

@@ -8,7 +8,6 @@ from seodang.data.accounting import check_unusable
 from seodang.data.errors import UserError
 from seodang.data.tagging.records import AUTO, TagColumns
 from seodang.data.tagging.schemes import OUTSIDE, SCHEMES
-from seodang.infer.encoders.tagging import STRIDE
 from seodang.recipes.options.record import FileOptions, check_held_out
 from seodang.recipes.options.training import Arguments, ModelOptions
 
@@ -31,7 +30,7 @@ class TaggingOptions(FileOptions):
         metadata={"help": "Tag every token, not words by their first; by default where entities are given by characters.", "nargs": "?", "const": True},
     )
     max_length: int | None = field(default=None, metadata={"help": "Tokens that are read at once; without, as many as the model reads."})
-    stride: int = field(default=STRIDE, metadata={"help": "Tokens that the windows of a longer text have in common."})
+    stride: int | None = field(default=None, metadata={"help": "Tokens that the windows of a longer text have in common; 32, of small windows a fourth."})
     unusable: str = field(default="drop", metadata={"help": "drop or error: records without a text or tags."})
 
     def __post_init__(self):
@@ -78,3 +77,4 @@ class TaggerArguments(Arguments):
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Texts a pass of an evaluation."})
     warmup_steps: float = field(default=0.06, metadata={"help": "Steps, or below 1 the share of all, in which the learning rate rises."})
     weight_decay: float = field(default=0.01, metadata={"help": "By which weights are drawn to zero (AdamW)."})
+    metric_for_best_model: str | None = field(default="eval_f1", metadata={"help": "By which figure of an evaluation the best checkpoint is told."})

@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     if prediction.predict:
         prediction.refuse_training(READ)
         return predict(data, model, prediction)
-    args = complete_arguments(args, model, run, evaluates=bool(data.eval_data or data.eval_fraction), best="eval_f1")
+    args = complete_arguments(args, model, run, evaluates=bool(data.eval_data or data.eval_fraction))
     refuse_metric(args, MEASURED)
     run.refuse_samples("a tagger writes no answers")
     found = Examples.read(data, args.seed)

@@ -31,7 +31,7 @@ def report_lines(found: ClassifierMetrics, names: Sequence[str]) -> list[str]:
 def score_lines(found: ClassifierMetrics, names: Sequence[str], counted: str = "records") -> list[str]:
     """Precision, recall and F1 of each class, and how many records have it, or whatever is counted."""
     head, *rows = score_table(found, names, counted)
-    widths = [max(6, *(len(row[column]) for row in (head, *rows))) for column in range(len(head))]
+    widths = [max(6 * (column > 0), *(len(row[column]) for row in (head, *rows))) for column in range(len(head))]
     return ["  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]) for row in (head, *rows)]
 
 
