@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, PreTrainedConfig
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, PreTrainedConfig, PreTrainedTokenizerBase
 
 from .damage import read_json
 
@@ -24,6 +24,11 @@ class AdapterHead:
     model_class: Any
     arguments: dict[str, Any]
     beside: dict[str, Any]
+
+    def declare(self, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Let the config of the base, which knows nothing of the head, say what the head needs."""
+        vars(config).update(self.beside)
+        config.pad_token_id = tokenizer.pad_token_id  # behind which a head looks for the last token; the base has another
 
 
 def head_of(adapter: str) -> AdapterHead | None:

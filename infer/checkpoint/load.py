@@ -122,8 +122,7 @@ def load(
     if adapter is not None:
         model = _load_adapter(model, resolve(adapter))
     if head is not None:
-        vars(model.config).update(head.beside)
-        model.config.pad_token_id = tokenizer.pad_token_id  # behind which the head looks for the last token; the base has another
+        head.declare(model.config, tokenizer)
     if adapter is not None and (weights is not None or kv_cache_dtype == "int8"):  # neither runs beside what peft puts into the layers
         model = merge_adapter(model, adapter)
     if weights is not None and not is_quantised(model):

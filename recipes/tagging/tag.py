@@ -29,7 +29,15 @@ from seodang.recipes.options.tagging import TaggerArguments, TaggerOptions, Tagg
 from seodang.recipes.options.training import RunOptions, hold_out
 from seodang.recipes.run.before_after import picture_line, print_once
 from seodang.recipes.run.identity import origin_of
-from seodang.recipes.run.training import checkpoint_to_resume, complete_arguments, early_stopping, held_out_line, plan_lines, refuse_metric, train_and_save
+from seodang.recipes.run.training import (
+    checkpoint_to_resume,
+    complete_arguments,
+    early_stopping,
+    held_out_line,
+    plan_lines,
+    refuse_metric,
+    train_and_save,
+)
 from seodang.recipes.tagging.predicting import READ, figures_line, predict
 from seodang.train.models.classifier import renew_head
 from seodang.train.run.callbacks import CURVE, terminal_curve

@@ -62,6 +62,7 @@ def told(entities):
     return [(each["start"], each["end"], each["label"], each["text"]) for each in entities]
 
 
+@pytest.mark.filterwarnings("ignore:Tokenizer does not support real words")  # the pipeline of a tokenizer of whole words
 def test_entities_are_learned_and_the_plain_folder_finds_them(encoder_folder, data, tmp_path, capsys):
     out, draw = tmp_path / "out", random.Random(1)
     held = conll(tmp_path / "held.tsv", [sentence(draw) for _ in range(30)])
