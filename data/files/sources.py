@@ -39,7 +39,7 @@ def read(
 ) -> Iterable[Example]:
     """Examples of one source or of several, each knowing its file and line: a list, or with `streaming` a lazy iterable.
 
-    The lazy one can be read any number of times, from its beginning. A source is a file (JSON, JSON Lines, CSV, TSV, all of these as .gz or .zst,
+    The lazy one can be read any number of times, from its beginning. A source is a file (JSON, JSON Lines, CSV, TSV, CoNLL, all of these as .gz or .zst,
     Excel, Parquet), a folder of such or a pattern (`data/*.csv`), a sheet (`book.xlsx#Sheet2`), or a name on the hub (`owner/name` or
     `owner/name:subset`, of which `split` is read). Text is UTF-8, or what its byte order mark says, or else `encoding`. `columns` says which
     column holds what a shape reads ({"instruction": "question"}). Several sources without weights follow one another; with weights see `mix`.
