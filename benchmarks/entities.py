@@ -1,12 +1,12 @@
 """Entities of sentences found by a tagger and by generation: F1, what training takes, what an answer takes, on the same records.
 
 python benchmarks/entities.py --set wnut --data wnut17train.conll
-python benchmarks/entities.py --set snips --data snips_folder --sides tagger decoder --records 600
+python benchmarks/entities.py --set snips --data train_BookRestaurant.json --records 300 --heldout 80
 python benchmarks/entities.py --set klue --data klue_ner_dev.tsv --sides tagger own decoder
 
-Sets: SNIPS's slots (2017-06-custom-intent-engines, CC0, the folder of its train_*.json), WNUT17's names (CC-BY 4.0, .conll), KLUE-NER's by characters (CC BY-SA 4.0, .tsv).
+Sets: SNIPS's slots (2017-06-custom-intent-engines, CC0, one train_*.json or their folder), WNUT17's names (CC-BY 4.0, .conll), KLUE-NER's by characters (CC BY-SA 4.0, .tsv).
 Of the sentences `--records` are drawn to train on and `--heldout` to answer. Sides: "tagger", the default encoder behind `seodang tag`; "own", a small ModernBERT
-pretrained before on these training sentences alone by `seodang pretrain`, tokenizer and all; "decoder", the default decoder behind `seodang sft`, which writes a line
+pretrained before on these training sentences alone by `seodang pretrain`, tokenizer and all; "decoder", the default decoder behind `seodang sft` (LoRA), which writes a line
 "label: text" for each entity, or "none", within a regular expression that knows the labels. A written text stands for its first place behind that of the entity before, or
 else anywhere; one that stands nowhere in the sentence is a wrong entity. All sides are measured by the same code (seqeval's count). CPU seconds are the process's, on `--threads`
 threads; on a machine with nothing beside they are those of the clock. Prints a JSON line a side.
@@ -40,8 +40,8 @@ PRETRAINING = {
     "per_device_train_batch_size": 12, "learning_rate": 1.5e-3, "lr_scheduler_type": "cosine", "warmup_steps": 0.05,
 }  # fmt: skip
 TAGGING = {"per_device_train_batch_size": 16, "lr_scheduler_type": "cosine", "warmup_steps": 0.1}
-RATES = {"tagger": 2e-4, "own": 1e-3}
-WRITING = {"per_device_train_batch_size": 8, "learning_rate": 1e-4, "lr_scheduler_type": "cosine", "warmup_steps": 0.1, "max_length": 512}
+RATES = {"tagger": 2e-4, "own": 1e-3, "decoder": 1e-4, "adapter": 1e-3}
+WRITING = {"per_device_train_batch_size": 8, "lr_scheduler_type": "cosine", "warmup_steps": 0.1, "max_length": 512}
 
 
 def argv_of(options: dict) -> list[str]:
@@ -63,7 +63,8 @@ def sentences(kind: str, data: str) -> list[TaggedText]:
 
 
 def snips(folder: Path) -> Iterator[TaggedText]:
-    for path in sorted(folder.glob("train_*.json")):
+    """The sentences of all intents, or of the file of one."""
+    for path in sorted(folder.glob("train_*.json")) if folder.is_dir() else [folder]:
         for number, said in enumerate(next(iter(json.loads(path.read_text(encoding="utf-8", errors="replace")).values())), start=1):
             text, spans = "", []
             for part in said["data"]:
@@ -151,8 +152,9 @@ def by_tagging(side: Side, model: str, files: dict[str, Path], out: Path, epochs
     return side.line([[Span(each.start, each.end, each.label) for each in some] for some in found], sum(each.tokens for each in encoded), 0)
 
 
-def by_generation(side: Side, files: dict[str, Path], out: Path, epochs: int, most: int) -> dict:
-    side.timed("training", lambda: ran(sft.main, {"model": "default", "data": files["written"], "output_dir": out, "num_train_epochs": epochs} | WRITING))
+def by_generation(side: Side, files: dict[str, Path], out: Path, epochs: int, most: int, lora_r: int) -> dict:
+    options = {"model": "default", "data": files["written"], "output_dir": out, "num_train_epochs": epochs, "learning_rate": RATES["adapter" if lora_r else "decoder"]}
+    side.timed("training", lambda: ran(sft.main, options | WRITING | {"lora_r": lora_r}))
     model, tokenizer = load(out, device="cpu")
     prompts = [[{"role": "user", "content": f"{ASKED}\n\n{each.text}"}] for each in side.held]
     params = SamplingParams(max_new_tokens=most, regex=form_of(side.labels))
@@ -175,6 +177,7 @@ def main() -> int:
     parser.add_argument("--heldout", type=int, default=150)
     parser.add_argument("--epochs", type=int, default=4, help="of a tagger")
     parser.add_argument("--decoder_epochs", type=int, default=1)
+    parser.add_argument("--lora_r", type=int, default=16, help="of the decoder's adapter; 0 trains all its weights")
     parser.add_argument("--pretraining_steps", type=int, default=300, help="of the encoder of its own")
     parser.add_argument("--max_new_tokens", type=int, default=96)
     parser.add_argument("--threads", type=int, default=1)
@@ -195,7 +198,7 @@ def main() -> int:
     for name in options.sides:
         side = Side(name, held, labels)
         if name == "decoder":
-            line = by_generation(side, files, out / name, options.decoder_epochs, options.max_new_tokens)
+            line = by_generation(side, files, out / name, options.decoder_epochs, options.max_new_tokens, options.lora_r)
         elif name == "own":
             pretrained = out / "pretrained"
             how = {"data": files["texts"], "output_dir": pretrained, "max_steps": options.pretraining_steps} | PRETRAINING
