@@ -6,7 +6,7 @@ python benchmarks/entities.py --set klue --data klue_ner_dev.tsv --sides tagger 
 
 Sets: SNIPS's slots (2017-06-custom-intent-engines, CC0, one train_*.json or their folder), WNUT17's names (CC-BY 4.0, .conll), KLUE-NER's by characters (CC BY-SA 4.0, .tsv).
 Of the sentences `--records` are drawn to train on and `--heldout` to answer. Sides: "tagger", the default encoder behind `seodang tag`; "own", a small ModernBERT
-pretrained before on these training sentences alone by `seodang pretrain`, tokenizer and all; "decoder", the default decoder behind `seodang sft` (LoRA), which writes a line
+pretrained before on all other sentences of the set, without their entities, by `seodang pretrain`, tokenizer and all; "decoder", the default decoder behind `seodang sft` (LoRA), which writes a line
 "label: text" for each entity, or "none", within a regular expression that knows the labels. A written text stands for its first place behind that of the entity before, or
 else anywhere; one that stands nowhere in the sentence is a wrong entity. All sides are measured by the same code (seqeval's count). CPU seconds are the process's, on `--threads`
 threads; on a machine with nothing beside they are those of the clock. Prints a JSON line a side.
@@ -184,14 +184,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    drawn = random.Random(options.seed).sample(sentences(options.set, options.data), options.records + options.heldout)
+    known = sentences(options.set, options.data)
+    drawn = random.Random(options.seed).sample(known, options.records + options.heldout)
     train, labels = drawn[: options.records], entity_labels(drawn[: options.records])
     held = [each for each in drawn[options.records :] if {span.label for span in each.entities} <= {*labels}]
+    apart = {each.text for each in drawn[options.records :]}
     out = options.output_dir / options.set
     files = {
         "entities": write(out / "entities.jsonl", [{"text": each.text, "entities": [span._asdict() for span in each.entities]} for each in train]),
         "written": write(out / "written.jsonl", [{"instruction": ASKED, "input": each.text, "output": written(each)} for each in train]),
-        "texts": write(out / "texts.jsonl", [{"text": each.text} for each in train]),
+        "texts": write(out / "texts.jsonl", [{"text": each.text} for each in known if each.text not in apart]),
     }
     about = {"set": options.set, "records": len(train), "held_out": len(held), "labels": len(labels), "entities": sum(len(each.entities) for each in held)}
     print(json.dumps(about), flush=True)

@@ -121,9 +121,7 @@ class Classifier:
     def logits(self, encoded: Sequence[EncodedText], tokens: int = TOKENS) -> Tensor:
         """What the head gives for each text, [texts, labels] in float32 at least, on the CPU; passes hold so many tokens, texts of like length together."""
         alone = self.inner.config.get_text_config().pad_token_id is None  # a head that looks for the last token needs to know padding
-        found: list[Tensor | None] = [None] * len(encoded)
-        for index, row in head_outputs(self.model, encoded, 1 if alone else tokens):
-            found[index] = row
+        found = head_outputs(self.model, encoded, 1 if alone else tokens)
         return refuse_broken(torch.stack(found), "logits") if found else torch.empty(0, self.inner.config.num_labels)
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -190,15 +188,19 @@ def room_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_len
     return most if max_length is None else max_length
 
 
-def head_outputs(model: nn.Module, encoded: Sequence[EncodedText | Window], tokens: int = TOKENS) -> Iterator[tuple[int, Tensor]]:
-    """Yield what a model's head gives for each text, in float32 at least on the CPU, behind the text's number: [labels], or of every token of a batch's longest [longest, labels].
+def head_outputs(model: nn.Module, encoded: Sequence[EncodedText | Window], tokens: int = TOKENS) -> list[Tensor]:
+    """What a model's head gives for each text, in their order, in float32 at least on the CPU: [labels], or of every token, padded or not, [longest of its batch, labels].
 
     Passes hold so many tokens when padded, texts of like length together.
     """
     inner, order = transformers_model(model), sorted(range(len(encoded)), key=lambda index: len(encoded[index].input_ids))
+    found: list[Any] = [None] * len(encoded)
     with torch.inference_mode(), unpadding(model), evaluating(model):
         for some in batches(order, [len(each.input_ids) for each in encoded], tokens):
-            yield from zip(some, wide(model(**padded([encoded[index] for index in some], inner)).logits).cpu(), strict=True)
+            out = model(**padded([encoded[index] for index in some], inner)).logits
+            for index, row in zip(some, wide(out).cpu(), strict=True):
+                found[index] = row
+    return found
 
 
 def refuse_broken(found: Tensor, what: str) -> Tensor:

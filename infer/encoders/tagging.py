@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,12 +79,9 @@ class Tagger:
     def logits(self, encoded: Sequence[TagEncoding], tokens: int = TOKENS) -> list[Tensor]:
         """What the head gives for the parts of each text that get a tag, [parts, tags] each, in float32 at least on the CPU."""
         windows = [(text, window) for text, found in enumerate(encoded) for window in found.windows if window.asked]
-        rows: list[Any] = [None] * len(windows)
-        for index, logits in head_outputs(self.model, [window for _, window in windows], tokens):
-            rows[index] = logits[list(windows[index][1].asked)]
         of: list[list[Tensor]] = [[] for _ in encoded]
-        for (text, _), found in zip(windows, rows, strict=True):
-            of[text].append(refuse_broken(found, "logits"))
+        for (text, window), logits in zip(windows, head_outputs(self.model, [window for _, window in windows], tokens), strict=True):
+            of[text].append(refuse_broken(logits[list(window.asked)], "logits"))
         return [torch.cat(parts) if parts else torch.empty(0, len(self.names)) for parts in of]
 
     def said(self, text: str, found: TagEncoding, logits: Tensor) -> list[Entity]:
