@@ -9,7 +9,7 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer, pipelin
 from seodang.infer import tag_texts
 from seodang.infer.checkpoint.load import load
 from seodang.infer.checkpoint.manifest import read_manifest, verify
-from seodang.recipes import export
+from seodang.recipes import embed, export, serve
 from seodang.recipes.tagging import tag
 from seodang.train.run.callbacks import read_log
 
@@ -226,3 +226,15 @@ def test_a_plan_alone(encoder_folder, data, tmp_path, capsys):
     assert train(encoder_folder, data, tmp_path / "out", "--dry_run", "true") == 0
     printed = capsys.readouterr().out
     assert "entities        " in printed and "time            about" in printed and not Path(tmp_path / "out").exists()
+
+
+def test_what_a_tagger_cannot_do_is_said_by_what_it_is(encoder_folder, data, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert train(encoder_folder, data, out, "--max_steps", 1) == 0
+    capsys.readouterr()
+    assert serve.main(["--model", str(out), "--device", "cpu"]) == 2 and "it is a tagger (`seodang tag --predict`" in capsys.readouterr().err
+    asked = str(written(tmp_path / "a.jsonl", [{"text": "w1 w2"}]))
+    assert embed.main(["--model", str(out), "--data", asked, "--column", "text", "--device", "cpu", "--output", str(tmp_path / "v.npy")]) == 0
+    assert "is a tagger: its vectors are of states that learned to tell its classes apart" in capsys.readouterr().err
+    assert export.main([str(out), str(tmp_path / "again"), "--dtype", "float32"]) == 0
+    assert "pipeline_tag: token-classification" in (tmp_path / "again" / "README.md").read_text()
