@@ -19,7 +19,7 @@ from .schemes import IOB1, SCHEMES, Span, first_broken, parted, scheme_of, spans
 
 KEYS = ("text", "label")
 READ = ("text", "tokens", "words")  # what the column of a text, or of its tokens, is called where nobody says it
-LABELLED = ("tags", "ner_tags", "entities", "spans", "labels", "label")  # and that of the tags, or of the entities
+TAGS, ENTITIES, EITHER = ("tags", "ner_tags"), ("entities", "spans"), ("labels", "label")  # and that of the tags, or of the entities
 BORDERS = (("start", "end"), ("start_offset", "end_offset"))  # the keys of an entity's places
 CALLED = ("label", "type", "entity", "entity_group", "slot")  # and that of what it is
 AUTO = "auto"
@@ -94,7 +94,7 @@ def _records(name: str, columns: TagColumns, encoding: str | None, split: str, l
     elif kind == ".tsv" and looks_like_conll(path, encoding):
         located = conll_records(path, encoding)
     else:
-        located = records_of(name, encoding, {*READ, *LABELLED, columns.text or "", columns.label or ""}, split, streaming=not labelled)
+        located = records_of(name, encoding, {*READ, *TAGS, *ENTITIES, *EITHER, columns.text or "", columns.label or ""}, split, streaming=not labelled)
     for where, record in located:
         if not isinstance(record, Mapping):
             raise UserError(f"{where}: a record must be an object with a text and its entities, or tokens and their tags, got {record!r:.60}")
@@ -120,9 +120,9 @@ def _reads(record: Mapping[str, Any], columns: TagColumns, where: str) -> tuple[
     raise UserError(f"{where}: {names[0]} must be a text, or a list of tokens that are texts and not empty, got {value!r:.60}")
 
 
-def _label(record: Mapping[str, Any], columns: TagColumns, where: str, labelled: bool) -> Any:
-    """What stands in the column of the tags or entities; None where nothing does and nothing must."""
-    name = columns.label or next((name for name in LABELLED if name in record), None)
+def _label(record: Mapping[str, Any], columns: TagColumns, where: str, labelled: bool, usual: Sequence[str]) -> Any:
+    """What stands in the column of the tags or entities, of `usual` names the first; None where nothing does and nothing must."""
+    name = columns.label or next((name for name in usual if name in record), None)
     if name in record:
         value = _listed(record[name])
         if value is not None and not isinstance(value, (list, tuple)):
@@ -136,7 +136,7 @@ def _label(record: Mapping[str, Any], columns: TagColumns, where: str, labelled:
 
 def _remedy(key: str, asked: str | None, record: Mapping[str, Any]) -> str:
     near = difflib.get_close_matches(asked or "", list(map(str, record)), n=1)
-    usual = next((name for name in (READ if key == "text" else LABELLED) if name in record and name != asked), None)
+    usual = next((name for name in (READ if key == "text" else (*TAGS, *ENTITIES, *EITHER)) if name in record and name != asked), None)
     meant = near[0] if near else usual
     return f"did you mean --{key}_column {meant}?" if meant else f"name it, as --{key}_column COLUMN"
 
@@ -158,7 +158,7 @@ def _of_text(where: str, record: Mapping[str, Any], columns: TagColumns, labelle
     text, tokens = _reads(record, columns, where)
     if tokens:
         raise UserError(f"{where}: this record has tokens, and the first one of its source a text: keep one kind a source")
-    given = _label(record, columns, where, labelled)
+    given = _label(record, columns, where, labelled, (*ENTITIES, *EITHER, *TAGS))
     if given and isinstance(given[0], (str, int)):
         raise UserError(f"{where}: there are tags and no tokens that they belong to: name the column of the tokens by --text_column")
     return TaggedText(where, text, None if given is None else entities_of(given, text, where))
@@ -208,7 +208,7 @@ def _of_tokens(records: Sequence[tuple[str, Mapping[str, Any]]], columns: TagCol
         tokens, are = _reads(record, columns, where)
         if not are:
             raise UserError(f"{where}: this record has a text, and the first one of its source tokens: keep one kind a source")
-        sentences.append((where, tokens, _tags(_label(record, columns, where, labelled), tokens, columns, where)))
+        sentences.append((where, tokens, _tags(_label(record, columns, where, labelled, (*TAGS, *EITHER, *ENTITIES)), tokens, columns, where)))
     check_scheme([(where, tokens, tags) for where, tokens, tags in sentences if tags is not None], columns.scheme)
     joint = "" if any(token.isspace() for _, tokens, _ in sentences for token in tokens) else " "
     for where, tokens, tags in sentences:

@@ -41,6 +41,7 @@ def test_a_text_has_its_entities_by_their_places_in_all_the_usual_forms(read):
     for form in forms:
         [found] = read([{"text": text, **form}])
         assert found.entities == (Span(0, 2, "LOC"), Span(5, 9, "PER")) and found.words is None
+    assert read([{"text": text, "tags": ["a topic"], "entities": [[0, 2, "LOC"]]}])[0].entities == (Span(0, 2, "LOC"),)
     [none] = read([{"text": text, "entities": []}])
     assert none.entities == ()
 
