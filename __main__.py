@@ -46,6 +46,7 @@ VERBS = {
     "serve": "serve a model over HTTP, in OpenAI's protocol",
     "explain": "show how an answer came about: probabilities, filters, beams, drafts, attention",
     "classify": "train a classifier on labelled texts, or let one say what texts are",
+    "tag": "train a tagger on texts with entities (BIO labels), or let one find the entities of texts",
     "score": "log-probability and perplexity of given answers",
     "contrastive": "teach an encoder which texts belong together, by pairs and hard negatives",
     "embed": "turn texts into vectors, or search a file by them",

@@ -38,6 +38,7 @@ _HOMES = {
     "score": "engine.scoring", "score_bound": "engine.scoring", "first_ids": "engine.scoring", "Draws": "diffusion.masking", "Bound": "diffusion.likelihood",
     "embed": "encoders.embedding", "SentenceEncoder": "encoders.embedding",
     "classify": "encoders.classify", "Classifier": "encoders.classify", "Classified": "encoders.classify",
+    "tag_texts": "encoders.tagging", "Tagger": "encoders.tagging", "Entity": "encoders.tagging",
     "fill_mask": "encoders.fill_mask", "Filling": "encoders.fill_mask", "MaskedText": "encoders.fill_mask", "Candidate": "encoders.fill_mask",
     "pseudo_log_likelihood": "encoders.pseudo_likelihood", "PseudoLogLikelihood": "encoders.pseudo_likelihood",
     "from_generation_config": "engine.checkpoint_settings", "from_openai": "engine.compat", "from_vllm": "engine.compat",

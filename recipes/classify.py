@@ -21,11 +21,11 @@ from seodang.infer.checkpoint.published_diffusion import stored_config
 from seodang.infer.encoders.classify import names_of, problem_of, room_for
 from seodang.infer.encoders.embedding import unknown_lines
 from seodang.infer.runners.paradigm import has_classifier_head
-from seodang.recipes.options.classification import ClassificationOptions, ClassifierArguments, ClassifierOptions, PredictionOptions
+from seodang.recipes.options.classification import ClassificationOptions, ClassifierArguments, ClassifierOptions, ClassPredictionOptions
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.training import RunOptions
 from seodang.recipes.run.before_after import picture_line, print_once
-from seodang.recipes.run.classifying import predict, refuse_threshold, refuse_training_options
+from seodang.recipes.run.classifying import READ, predict, refuse_threshold
 from seodang.recipes.run.identity import origin_of
 from seodang.recipes.run.training import checkpoint_to_resume, complete_arguments, early_stopping, held_out_line, plan_lines, train_and_save
 from seodang.train.maths.classification_metrics import ClassifierMetrics
@@ -41,10 +41,10 @@ REPORT = "report.html"
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    classes = (ClassificationOptions, ClassifierOptions, PredictionOptions, RunOptions, ClassifierArguments)
+    classes = (ClassificationOptions, ClassifierOptions, ClassPredictionOptions, RunOptions, ClassifierArguments)
     data, model, prediction, run, args = parse(argv, *classes, prog="seodang classify", description=__doc__)
     if prediction.predict:
-        refuse_training_options(prediction.given)
+        prediction.refuse_training(READ)
         return predict(data, model, prediction)
     args = complete_arguments(args, model, run, evaluates=bool(data.eval_data or data.eval_fraction))
     refuse_threshold(prediction, data.problem)

@@ -29,6 +29,7 @@ from seodang.data.files.text_files import lines_of
 from seodang.infer.checkpoint.load import load
 from seodang.infer.encoders.embedding import SentenceEncoder, TextAccount, embed, makes_vectors
 from seodang.infer.encoders.search import Hit, Nearest
+from seodang.infer.encoders.tagging import is_tagger
 from seodang.infer.engine.embedding import embedding_size
 from seodang.recipes.options.contrastive import EncoderOptions
 from seodang.recipes.options.decoding import option, say_dtype
@@ -79,7 +80,8 @@ class OfEncoder:
         self.encoder = SentenceEncoder.open(options.model, device=options.device, dtype=options.dtype, **how)
         settle_dtype(options, self.encoder.model)
         if not makes_vectors(options.model):
-            print(f"{options.model} is a classifier: its vectors are of states that learned to tell its classes apart", file=sys.stderr)
+            kind = "tagger" if is_tagger(options.model) else "classifier"
+            print(f"{options.model} is a {kind}: its vectors are of states that learned to tell its classes apart", file=sys.stderr)
         self.size, self._account, self._too_long = self.encoder.size, TextAccount(), asked.too_long
 
     def vectors(self, records: Sequence[TextRecord], prompt: str | None) -> Tensor:

@@ -20,6 +20,7 @@ _HOMES = {
     "seq2seq": "encoder_decoder.seq2seq", "seq2seq_trainer": "encoder_decoder.seq2seq", "Seq2SeqTrainer": "encoder_decoder.seq2seq",
     "reward": "stages.reward", "reward_trainer": "stages.reward", "RewardModelTrainer": "stages.reward",
     "classification": "stages.classification", "classifier_trainer": "stages.classification", "ClassifierTrainer": "stages.classification",
+    "tagging": "stages.tagging", "tagger_trainer": "stages.tagging", "TaggerTrainer": "stages.tagging",
     "contrastive": "stages.contrastive", "contrastive_trainer": "stages.contrastive", "ContrastiveTrainer": "stages.contrastive",
     "dpo": "stages.dpo", "dpo_trainer": "stages.dpo", "DpoTrainer": "stages.dpo", "PreferenceSettings": "maths.preference_losses",
     "kto": "stages.kto", "kto_trainer": "stages.kto", "KtoTrainer": "stages.kto",

@@ -15,6 +15,7 @@ from ..formats import SHAPES, Dialogue, Shapes, Text, recognise, to_examples
 from ..hub import check_hub_name
 from ..preferences import PromptExample, RankedPreference, UnpairedPreference
 from ..surrogates import refuse_surrogates
+from .conll import conll_records
 from .json_files import json_lines_records, json_records
 from .tables import table_records, text_table
 from .text_files import COMPRESSED, checked_encoding, lines_of
@@ -38,7 +39,7 @@ def read(
 ) -> Iterable[Example]:
     """Examples of one source or of several, each knowing its file and line: a list, or with `streaming` a lazy iterable.
 
-    The lazy one can be read any number of times, from its beginning. A source is a file (JSON, JSON Lines, CSV, TSV, all of these as .gz or .zst,
+    The lazy one can be read any number of times, from its beginning. A source is a file (JSON, JSON Lines, CSV, TSV, CoNLL, all of these as .gz or .zst,
     Excel, Parquet), a folder of such or a pattern (`data/*.csv`), a sheet (`book.xlsx#Sheet2`), or a name on the hub (`owner/name` or
     `owner/name:subset`, of which `split` is read). Text is UTF-8, or what its byte order mark says, or else `encoding`. `columns` says which
     column holds what a shape reads ({"instruction": "question"}). Several sources without weights follow one another; with weights see `mix`.
@@ -277,11 +278,12 @@ READERS: dict[str, Callable[[Path, str | None, Collection[str]], Iterator[Locate
     ".csv": text_table, ".tsv": text_table,
     ".xlsx": lambda path, *_: _workbook(path), ".xlsm": lambda path, *_: _workbook(path),
     ".parquet": lambda path, *_: _parquet(path),
+    **dict.fromkeys((".conll", ".bio", ".iob"), lambda path, encoding, _: conll_records(path, encoding)),
 }  # fmt: skip
 WORKBOOKS = (".xlsx", ".xlsm")
 REMEDIES = {  # files of data that are not read, and how they can be
     **dict.fromkeys((".xls", ".xlsb", ".ods", ".numbers"), "save it as .xlsx, or as CSV UTF-8"),
-    ".txt": "name it .tsv or .csv if it is a table (Excel's Unicode Text is .tsv), .jsonl if each line is JSON",
+    ".txt": "name it .tsv or .csv if it is a table (Excel's Unicode Text is .tsv), .jsonl if each line is JSON, .conll if it is a token and its tag",
     ".zip": "take the files out of it", ".bz2": "pack it by gzip or zstd instead", ".xz": "pack it by gzip or zstd instead",
 }  # fmt: skip
 

@@ -7,7 +7,7 @@ from pickle import UnpicklingError
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -16,8 +16,8 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -30,7 +30,8 @@ from ..kernels.device import choose_device, choose_dtype
 from ..kernels.fused_projections import fuse_projections
 from ..runners.native.grouped_linear import missing_kernels
 from ..runners.open import check_kv_cache_dtype, set_kv_cache_dtype
-from ..runners.paradigm import has_classifier_head, is_encoder, masked_lm_class, refuse_continuous
+from ..runners.paradigm import has_classifier_head, has_tagger_head, is_encoder, masked_lm_class, refuse_continuous
+from .adapter_head import head_of
 from .adapter_paradigm import declare_as_beside
 from .calibration_text import Calibration, calibration_rows, check_choice
 from .conversion_cache import converted, in_packs
@@ -50,9 +51,7 @@ logger = logging.getLogger(__name__)
 
 ADAPTER_CONFIG = "adapter_config.json"
 SENTENCE_ENCODER = "modules.json"  # beside what makes vectors of texts, as sentence-transformers says it; a head has no part in that
-HEAD = "classifier_config.json"  # beside an adapter: what its head's labels are called, for which peft's own configuration has no words
 POOLER = "pooler."  # a classifier's, though it stands in the trunk: masked language modelling has none
-HEAD_WEIGHTS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
 
 
 def load(
@@ -74,7 +73,7 @@ def load(
     with it. Files are checked against the folder's manifest first. A checkpoint that lacks tensors of the model is refused, unless
     what is missing is a head that it never had (a classifier's on a language model's weights). A head of masked language modelling is new only where `model_class` asks for one.
     `model_class` is a causal language model's, for an encoder-decoder's checkpoint AutoModelForSeq2SeqLM, for an encoder's AutoModelForMaskedLM, for one of
-    sentence-transformers AutoModel, for a classifier's (a reward model) AutoModelForSequenceClassification, unless another is given; an adapter with a classifier's head brings its number of labels with it.
+    sentence-transformers AutoModel, for a classifier's (a reward model) AutoModelForSequenceClassification, for a tagger's AutoModelForTokenClassification, unless another is given; an adapter with such a head brings its labels with it.
     `weights="int8"` or `"int4"` keeps the linear layers in 8 or 4 bits, for speaking and scoring on the CPU; an adapter is merged first. What comes of a
     folder is kept in the cache (`conversion_cache`). A folder that was exported so is mapped into memory, and has its weights named in it.
     4 bits can be chosen by a `calibration`, a file of plain text or texts, which takes minutes; with `bits` a weight above 5 the matrices that lose most keep 8.
@@ -104,7 +103,7 @@ def load(
     logger.info("%s in %s on %s (%s)", path, weights_dtype, where, reason)
     head = head_of(resolve(adapter)) if adapter is not None else None
     if head is not None:
-        model_class, model_arguments = model_class or AutoModelForSequenceClassification, {**head, **model_arguments}
+        model_class, model_arguments = model_class or head.model_class, {**head.arguments, **model_arguments}
     if shipped is not None:
         model = in_packs(shipped, lambda: gguf_model(place, weights_dtype, in_blocks=True))
     elif is_gguf(place):
@@ -123,7 +122,7 @@ def load(
     if adapter is not None:
         model = _load_adapter(model, resolve(adapter))
     if head is not None:
-        model.config.pad_token_id = tokenizer.pad_token_id  # behind which the head looks for the last token; the base has another
+        head.declare(model.config, tokenizer)
     if adapter is not None and (weights is not None or kv_cache_dtype == "int8"):  # neither runs beside what peft puts into the layers
         model = merge_adapter(model, adapter)
     if weights is not None and not is_quantised(model):
@@ -260,42 +259,13 @@ def _model_class(place: str):
         return AutoModelForCausalLM  # what is wrong shows when the weights are loaded
     if has_classifier_head(config):
         return AutoModelForSequenceClassification
+    if has_tagger_head(config):
+        return AutoModelForTokenClassification
     if (Path(place) / SENTENCE_ENCODER).is_file():
         return AutoModel
     if is_encoder(config):
         return AutoModelForMaskedLM
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-
-
-def head_of(adapter: str) -> dict | None:
-    """What the configuration has to say of the classifier's head that an adapter's folder holds: how many labels, or what they are called; None without one."""
-    path = Path(adapter) / "adapter_model.safetensors"
-    if not path.is_file() or read_json(Path(adapter) / ADAPTER_CONFIG).get("task_type") != "SEQ_CLS":
-        return None
-    if (Path(adapter) / HEAD).is_file():
-        return head_from(read_json(Path(adapter) / HEAD))
-    with safe_open(path, "pt") as file:
-        names = list(file.keys())
-        heads = [name for end in HEAD_WEIGHTS for name in names if name.endswith(end)]
-        return {"num_labels": file.get_slice(heads[0]).get_shape()[0]} if heads else None
-
-
-def head_to(config: PreTrainedConfig) -> dict:
-    """What a classifier's configuration says of its labels, as JSON holds it."""
-    return {"problem_type": config.problem_type, "id2label": config.id2label, **_pooling(getattr(config, "classifier_pooling", None))}
-
-
-def head_from(told: dict) -> dict:
-    """The same as a configuration takes it."""
-    names = {int(place): name for place, name in told["id2label"].items()}
-    return {
-        "problem_type": told["problem_type"], "id2label": names, "label2id": {name: place for place, name in names.items()},
-        **_pooling(told.get("classifier_pooling")),
-    }  # fmt: skip
-
-
-def _pooling(told: str | None) -> dict:
-    return {} if told is None else {"classifier_pooling": told}
 
 
 def _load_weights(place: str, model_class, dtype: torch.dtype, model_arguments: dict, brings_head: bool) -> PreTrainedModel:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...data.classification.encoding import EncodedText, TextEncoder
 from ...data.classification.labels import MULTI, REGRESSION, SINGLE
 from ...data.errors import UserError
 from ...data.files.sources import at_a_time
 from ...data.packing import pad_right, padded_rows
-from ..checkpoint.load import head_of, is_adapter, resolve
+from ...data.tagging.encoding import Window
+from ..checkpoint.adapter_head import head_of
+from ..checkpoint.load import is_adapter, resolve
 from ..engine.checkpoint_settings import known_config
 from ..filters.logits import wide
 from ..runners.architecture import evaluating, text_limit, transformers_model
@@ -117,14 +120,8 @@ class Classifier:
 
     def logits(self, encoded: Sequence[EncodedText], tokens: int = TOKENS) -> Tensor:
         """What the head gives for each text, [texts, labels] in float32 at least, on the CPU; passes hold so many tokens, texts of like length together."""
-        order = sorted(range(len(encoded)), key=lambda index: len(encoded[index].input_ids))
-        found: list[Tensor | None] = [None] * len(encoded)
         alone = self.inner.config.get_text_config().pad_token_id is None  # a head that looks for the last token needs to know padding
-        with torch.inference_mode(), unpadding(self.model), evaluating(self.model):
-            for some in batches(order, [len(each.input_ids) for each in encoded], 1 if alone else tokens):
-                out = self.model(**padded([encoded[index] for index in some], self.inner)).logits
-                for index, row in zip(some, wide(out).cpu(), strict=True):
-                    found[index] = row
+        found = head_outputs(self.model, encoded, 1 if alone else tokens)
         return refuse_broken(torch.stack(found), "logits") if found else torch.empty(0, self.inner.config.num_labels)
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -154,11 +151,17 @@ def check_classifier(model: nn.Module) -> PreTrainedModel:
 
 def is_classifier(path: str | os.PathLike) -> bool:
     """Whether a checkpoint that is not loaded is a classifier, or an adapter with the head of one."""
+    return has_head(path, AutoModelForSequenceClassification, has_classifier_head)
+
+
+def has_head(path: str | os.PathLike, model_class: Any, told: Callable[[PreTrainedConfig], bool]) -> bool:
+    """Whether a checkpoint that is not loaded has a head of a class, as its config has told, or is an adapter with one."""
     place = resolve(path)
     if is_adapter(place):
-        return head_of(place) is not None
+        head = head_of(place)
+        return head is not None and head.model_class is model_class
     config = known_config(place)
-    return config is not None and has_classifier_head(config)
+    return config is not None and told(config)
 
 
 def problem_of(config: PreTrainedConfig) -> str:
@@ -185,6 +188,21 @@ def room_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_len
     return most if max_length is None else max_length
 
 
+def head_outputs(model: nn.Module, encoded: Sequence[EncodedText | Window], tokens: int = TOKENS) -> list[Tensor]:
+    """What a model's head gives for each text, in their order, in float32 at least on the CPU: [labels], or of every token, padded or not, [longest of its batch, labels].
+
+    Passes hold so many tokens when padded, texts of like length together.
+    """
+    inner, order = transformers_model(model), sorted(range(len(encoded)), key=lambda index: len(encoded[index].input_ids))
+    found: list[Any] = [None] * len(encoded)
+    with torch.inference_mode(), unpadding(model), evaluating(model):
+        for some in batches(order, [len(each.input_ids) for each in encoded], tokens):
+            out = model(**padded([encoded[index] for index in some], inner)).logits
+            for index, row in zip(some, wide(out).cpu(), strict=True):
+                found[index] = row
+    return found
+
+
 def refuse_broken(found: Tensor, what: str) -> Tensor:
     """The numbers that a model gave for texts, [texts, size]. Raises UserError for such as are none."""
     if not found.isfinite().all():
@@ -204,7 +222,7 @@ def batches(order: Sequence[int], lengths: Sequence[int], tokens: int) -> Iterat
         yield batch
 
 
-def padded(texts: Sequence[EncodedText], model: PreTrainedModel) -> dict[str, Tensor]:
+def padded(texts: Sequence[EncodedText | Window], model: PreTrainedModel) -> dict[str, Tensor]:
     """The texts as a batch, padded on the right: input_ids, attention_mask and, where the model takes them, token_type_ids, each [texts, longest] int64."""
     batch = padded_rows([text.input_ids for text in texts], model.config.get_text_config().pad_token_id or 0)
     if any(text.token_type_ids for text in texts) and "token_type_ids" in inspect.signature(model.forward).parameters:

@@ -20,7 +20,7 @@ from ..engine.embedding import embed as embed_by_decoder
 from ..engine.prompts import Prompt
 from ..kernels.products import onednn_products
 from ..runners.architecture import evaluating, text_limit, transformers_model
-from ..runners.paradigm import has_classifier_head, is_encoder
+from ..runners.paradigm import has_classifier_head, has_tagger_head, is_encoder
 from .classify import batches, padded, refuse_broken, room_for
 from .readout import Normalise, Readout
 from .sentence_folder import is_sentence_folder, read_readout, trunk_folder
@@ -227,7 +227,7 @@ def refuse_what_is_no_text(texts: Sequence[str], called: str = "text") -> None:
 def makes_vectors(path: str | os.PathLike, headed: bool = False) -> bool:
     """Whether a checkpoint that is not loaded is an encoder without a head, or one of sentence-transformers, of which vectors are all that can be asked.
 
-    With `headed` an encoder with a classifier's head counts too.
+    With `headed` an encoder with a classifier's or a tagger's head counts too.
     """
     place = resolve(path)
     if is_adapter(place):
@@ -235,4 +235,4 @@ def makes_vectors(path: str | os.PathLike, headed: bool = False) -> bool:
     if is_sentence_folder(place):
         return True
     config = known_config(place)
-    return config is not None and is_encoder(config) and (headed or not has_classifier_head(config))
+    return config is not None and is_encoder(config) and (headed or not (has_classifier_head(config) or has_tagger_head(config)))

@@ -228,8 +228,9 @@ def _take_off(model: PreTrainedModel) -> None:
 
 
 def answer_of(output: Any, batch: dict[str, Tensor]) -> Tensor:
-    """What a model says of a batch: its logits, without a head the hidden states of all tokens, [total, hidden]."""
-    return output.logits if "logits" in output else output.last_hidden_state[batch["attention_mask"].bool()]
+    """What a model says of a batch: its logits, of a head that judges every token those of all tokens; without a head their hidden states, [total, hidden]."""
+    said = output.logits if "logits" in output else output.last_hidden_state
+    return said[batch["attention_mask"].bool()] if said.dim() == 3 else said
 
 
 def trial_batch(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedConfig, PreTrain
 from ...data.errors import UserError
 
 KEY = "diffusion"  # in config.json
-CLASSIFIES = "ForSequenceClassification"  # at the end of an architecture's name
+CLASSIFIES, TAGS = "ForSequenceClassification", "ForTokenClassification"  # at the end of an architecture's name
 CONTINUOUS, CLASSIFIER = "diffusion_lm", "diffusion_lm_classifier"  # model types: Diffusion-LM, and what controls it
 BIDIRECTIONAL, PROMPT_CAUSAL, BLOCK_CAUSAL = ATTENTIONS = ("bidirectional", "prompt_causal", "block_causal")
 
@@ -124,6 +124,8 @@ def kind_of_encoder(architectures: Sequence[str]) -> str:
     """What an encoder is by the head that it was saved with, or has, and which commands it is for."""
     if any(name.endswith(CLASSIFIES) for name in architectures):
         return "a classifier (`seodang classify --predict` says of which class texts are)"
+    if any(name.endswith(TAGS) for name in architectures):
+        return "a tagger (`seodang tag --predict` finds the entities of texts)"
     if any(name.endswith("ForMaskedLM") for name in architectures):
         return "an encoder (`seodang fill-mask` fills in its masks, `seodang score` judges texts by it)"
     return "an encoder (`seodang embed` turns texts into vectors)"
@@ -132,3 +134,8 @@ def kind_of_encoder(architectures: Sequence[str]) -> str:
 def has_classifier_head(config: PreTrainedConfig) -> bool:
     """Whether a checkpoint was saved with a head that classifies."""
     return any(name.endswith(CLASSIFIES) for name in config.architectures or ())
+
+
+def has_tagger_head(config: PreTrainedConfig) -> bool:
+    """Whether a checkpoint was saved with a head that judges every token."""
+    return any(name.endswith(TAGS) for name in config.architectures or ())

@@ -78,14 +78,28 @@ class PredictionOptions:
 
     predict: bool = field(default=False, metadata={"help": "Train nothing: say what a trained --model makes of the texts of --data, a line each."})
     output: str | None = field(default=None, metadata={"help": "With --predict: the file of JSON Lines; without, they are printed."})
-    threshold: float = field(default=0.5, metadata={"help": "Several labels: those at least as likely are taken."})
     given: ClassVar[Collection[str]] = ()  # the options that were written down, set where they are parsed
+
+    def __post_init__(self):
+        if self.output and not self.predict:
+            raise UserError("output is where predictions go: add --predict, or leave it out")
+
+    def refuse_training(self, read: Collection[str]) -> None:
+        """Raise UserError for options that were written down and are none of those that a prediction reads."""
+        if ignored := sorted(set(self.given) - set(read)):
+            raise UserError(f"{ignored[0]} is for training, and the model knows what it predicts: leave it out, or leave --predict out")
+
+
+@dataclass
+class ClassPredictionOptions(PredictionOptions):
+    """The same, of classes."""
+
+    threshold: float = field(default=0.5, metadata={"help": "Several labels: those at least as likely are taken."})
 
     def __post_init__(self):
         if not 0 < self.threshold < 1:
             raise UserError(f"threshold must be between 0 and 1, got {self.threshold}")
-        if self.output and not self.predict:
-            raise UserError("output is where predictions go: add --predict, or leave it out")
+        super().__post_init__()
 
 
 @dataclass

@@ -42,7 +42,7 @@ SPEAKER = "model adapter device dtype"
 CHOICE = "temperature top_p top_k min_p repetition_penalty num_beams json_schema regex"
 DEMO = {"model": "model device dtype", "run": "output_dir minutes heldout seed"}
 
-FOLDERS = {"demo": "demos", "diffusion-lm": "diffusion_lm"}
+FOLDERS = {"demo": "demos", "diffusion-lm": "diffusion_lm", "tag": "tagging"}
 PASSED_ON = {"lm-eval": "evaluation.harness"}  # verbs whose options another program reads, in modules that are not called what that is
 
 # The options that matter most, under their headings; the others are listed by --help all.
@@ -115,6 +115,10 @@ FIRST: dict[str, dict[str, str]] = {
     "classify": {
         "data": "data eval_fraction text_column pair_column label_column", "labels": "multi_label regression class_weights",
         "model": "model lora_r", "learning": "learning_rate num_train_epochs", "predictions": "predict output", "run": "output_dir dry_run",
+    },
+    "tag": {
+        "data": "data eval_data eval_fraction text_column label_column scheme label_all_subwords",
+        "model": "model lora_r", "learning": LEARNING, "predictions": "predict output", "run": RUN,
     },
     "contrastive": {
         "data": f"{DATA} max_length min_score", "model": "model pooling device dtype", "learning": f"temperature symmetric {LEARNING}", "run": RUN,
@@ -204,7 +208,7 @@ def refuse(verb: str, argv: Sequence[str]) -> None:
         if model not in ("", "default", DEFAULT_ENCODER) and not os.path.exists(model):
             check_hub_name(model)
     encoding = next(iter(_texts(values.get("encoding"))), None) if "encoding" in told["names"].split() else None
-    check = check_text_source if {"documents", "search"} & {*told["names"].split()} else check_source
+    check = check_text_source if {"documents", "search", "label_all_subwords"} & {*told["names"].split()} else check_source
     for source in (source for name in SOURCES for source in texts.get(name, ())):
         check(source, encoding)
 

@@ -14,7 +14,8 @@ from seodang.data.chat import all_end_ids
 from seodang.data.files.cache_folder import cache_folder
 from seodang.data.seq2seq.languages import begins_targets, language_ids, target_language, writes_languages
 from seodang.infer.checkpoint.default_model import NAME
-from seodang.infer.runners.paradigm import diffusion_of
+from seodang.infer.encoders.tagging import labels_all_subwords
+from seodang.infer.runners.paradigm import TAGS, diffusion_of
 
 QUESTION = "Name three colours."
 ROUNDED = "It keeps keys and values in float16 and rounds in flash attention, but not with `--cache-type-k f32 --cache-type-v f32 --flash-attn off`."
@@ -74,7 +75,9 @@ def model_card(about: Exported) -> str:
     default = about.base == "default" or Path(about.base) == cache_folder() / NAME
     hub = f"HuggingFaceTB/{NAME}" if default else about.base
     local = not default and Path(about.base).is_dir()
-    header = ["library_name: transformers", f"pipeline_tag: {task_of(config, about.tokenizer) if generates else 'text-classification'}"]
+    tags = type(about.model).__name__.endswith(TAGS)
+    task = task_of(config, about.tokenizer) if generates else "token-classification" if tags else "text-classification"
+    header = ["library_name: transformers", f"pipeline_tag: {task}"]
     header += [] if local else [f"base_model: {hub}"]
     held = about.weights or str(about.dtype).removeprefix("torch.")
     facts = [f"{config.model_type}, {about.parameters:,} parameters in {held}"]
@@ -85,6 +88,8 @@ def model_card(about: Exported) -> str:
     if about.ends:
         text.append(f"A text ends with {' or '.join(f'`{end}`' for end in about.ends)} (generation_config.json has their ids).")
     text += ["", "The lines below run in this folder.", ""]
+    if tags:
+        return "\n".join([*text, *_tagger_lines(about)])
     if not generates:
         return "\n".join([*text, *_reward_lines(), "A reward model's head has no place in a GGUF file: llama.cpp and Ollama have none of it.", ""])
     if diffusion_of(config) is not None:
@@ -211,6 +216,15 @@ def _reward_lines() -> list[str]:
         'inputs = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)', "print(model(**inputs).logits)",
     ]  # fmt: skip
     return _section("transformers", _code("python", *lines))
+
+
+def _tagger_lines(about: Exported) -> list[str]:
+    how = "simple" if labels_all_subwords(about.model.config) else "first"
+    lines = [
+        "from transformers import pipeline", "",
+        f'tagger = pipeline("token-classification", model=".", aggregation_strategy="{how}")', 'print(tagger("Anna lives in New York."))',
+    ]  # fmt: skip
+    return [*_section("transformers", _code("python", *lines)), *_section("Seodang", _code("sh", "seodang tag --model . --data texts.txt --predict"))]
 
 
 def _messages() -> str:

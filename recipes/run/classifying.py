@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import chain, islice
 from typing import Any, TextIO
@@ -18,7 +18,7 @@ from seodang.data.files.sources import at_a_time
 from seodang.infer.checkpoint.load import load
 from seodang.infer.encoders.classify import WINDOW, Classified, Classifier, check_classifier, is_classifier, problem_of
 from seodang.infer.encoders.embedding import TextAccount, unknown_id
-from seodang.recipes.options.classification import ClassificationOptions, ClassifierOptions, PredictionOptions
+from seodang.recipes.options.classification import ClassificationOptions, ClassifierOptions, ClassPredictionOptions
 from seodang.recipes.options.outputs import empty, open_output
 from seodang.train.maths.classification_metrics import accuracy, confusion_matrix, decisions_of, macro_f1
 
@@ -26,13 +26,7 @@ READ = ("config", "predict", "output", "threshold", "model", "data", "split", "c
 READ += ("max_length", "cut", "device", "dtype")
 
 
-def refuse_training_options(given: Collection[str]) -> None:
-    """Raise UserError for options that were written down and mean nothing to a prediction."""
-    if ignored := sorted(set(given) - set(READ)):
-        raise UserError(f"{ignored[0]} is for training, and the model knows what it predicts: leave it out, or leave --predict out")
-
-
-def predict(data: ClassificationOptions, options: ClassifierOptions, prediction: PredictionOptions) -> int:
+def predict(data: ClassificationOptions, options: ClassifierOptions, prediction: ClassPredictionOptions) -> int:
     """Write a line for each text in their order: its place, its label and the probabilities; then what there is to say of them all.
 
     No more than a window of texts is held. Where the records have labels, what is right among the predictions is counted.
@@ -58,7 +52,7 @@ def predict(data: ClassificationOptions, options: ClassifierOptions, prediction:
     return 0
 
 
-def refuse_threshold(prediction: PredictionOptions, problem: str) -> None:
+def refuse_threshold(prediction: ClassPredictionOptions, problem: str) -> None:
     """Raise UserError for a threshold that was given where no label is judged by one."""
     if "threshold" in prediction.given and problem != MULTI:
         raise UserError(f"threshold {prediction.threshold} is for several labels, and this is {problem}: leave it out")

@@ -28,12 +28,17 @@ def report_lines(found: ClassifierMetrics, names: Sequence[str]) -> list[str]:
     return lines
 
 
-def score_lines(found: ClassifierMetrics, names: Sequence[str]) -> list[str]:
-    """Precision, recall and F1 of each class, and how many records have it."""
-    width = max(5, *(len(name) for name in names))
+def score_lines(found: ClassifierMetrics, names: Sequence[str], counted: str = "records") -> list[str]:
+    """Precision, recall and F1 of each class, and how many records have it, or whatever is counted."""
+    head, *rows = score_table(found, names, counted)
+    widths = [max(6 * (column > 0), *(len(row[column]) for row in (head, *rows))) for column in range(len(head))]
+    return ["  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]) for row in (head, *rows)]
+
+
+def score_table(found: ClassifierMetrics, names: Sequence[str], counted: str = "records") -> list[list[str]]:
+    """The same as rows of texts, the first the names of the columns."""
     rows = zip(names, *class_scores(found.found), found.found[:, 0] + found.found[:, 2], strict=True)
-    head = f"{'class':<{width}}  precision  recall      F1  records"
-    return [head, *(f"{name:<{width}}  {p:9.3f}  {r:6.3f}  {f1:6.3f}  {count:7,d}" for name, p, r, f1, count in rows)]
+    return [["class", "precision", "recall", "F1", counted], *([name, f"{p:.3f}", f"{r:.3f}", f"{f1:.3f}", f"{count:,d}"] for name, p, r, f1, count in rows)]
 
 
 def matrix_lines(matrix: Matrix, names: Sequence[str]) -> list[str]:

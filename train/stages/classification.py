@@ -17,7 +17,7 @@ from ...data.classification.labels import MULTI, SINGLE
 from ...data.classification.rows import Row
 from ...data.errors import UserError
 from ...data.packing import pad_right, padded_rows
-from ...infer.checkpoint.load import HEAD, head_to
+from ...infer.checkpoint.adapter_head import HEAD, head_to
 from ...infer.encoders.classify import check_classifier, problem_of, room_for
 from ...infer.encoders.unpadded import unpad
 from ...infer.filters.logits import wide
@@ -47,26 +47,23 @@ class TextCollator:
         return {**batch, "labels": torch.tensor([row["label"] for row in rows], dtype=self.dtype)}
 
 
-class ClassifierTrainer(CrashSafeCheckpoints, Trainer):
-    """Train a classifier: the mean loss over the records of the whole accumulated batch, of all processes.
-
-    With class weights it is the weighted mean. An evaluation gives the loss and what `measure` has to say of such a problem, over all held-out rows.
-    """
+class HeadTrainer(CrashSafeCheckpoints, Trainer):
+    """Train a head on labels: the mean loss over what has them in the whole accumulated batch, of all processes. A subclass says what that is."""
 
     loss_is_scaled_for_ga = True  # by the weights of the whole accumulated batch
 
-    def __init__(self, model, args: TrainingArguments, *, problem: str, class_weights: Sequence[float] | None = None, threshold: float = 0.5, **kwargs: Any):
-        super().__init__(model, args, **kwargs)
-        self.problem, self.threshold = problem, threshold
-        self.class_weights = None if class_weights is None else torch.tensor(class_weights, device=args.device)
+    def weights_of(self, labels: Tensor) -> Tensor:
+        """What each label counts in the mean, of the labels' shape."""
+        raise NotImplementedError
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of every label, weighted, in float32 at least."""
+        raise NotImplementedError
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
-        """The weight of all records of the whole accumulated batch of all processes."""
-        total = sum(self._weights(batch["labels"].to(device)).sum() for batch in batch_samples)
+        """The weight of all labels of the whole accumulated batch of all processes."""
+        total = sum(self.weights_of(batch["labels"].to(device)).sum() for batch in batch_samples)
         return self.accelerator.reduce(total)
-
-    def _weights(self, labels: Tensor) -> Tensor:
-        return record_weights(labels, self.problem, self.class_weights)
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch: Tensor | None = None):
         """This batch's part of the mean over the accumulated batch, a scalar."""
@@ -76,6 +73,30 @@ class ClassifierTrainer(CrashSafeCheckpoints, Trainer):
         logits = model(**inputs).logits
         loss = self.losses(logits, labels).sum() / total * self.args.world_size  # processes average their gradients
         return (loss, {"logits": logits}) if return_outputs else loss
+
+    @override
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        model = self.accelerator.unwrap_model(self.model)
+        if self.args.should_save and has_adapter(model):
+            told = json.dumps(head_to(transformers_model(model).config), ensure_ascii=False, indent=2)
+            (Path(output_dir) / HEAD).write_text(told + "\n", encoding="utf-8")
+
+
+class ClassifierTrainer(HeadTrainer):
+    """Train a classifier on the mean loss over the records, with class weights the weighted mean.
+
+    An evaluation gives the loss and what `measure` has to say of such a problem, over all held-out rows.
+    """
+
+    def __init__(self, model, args: TrainingArguments, *, problem: str, class_weights: Sequence[float] | None = None, threshold: float = 0.5, **kwargs: Any):
+        super().__init__(model, args, **kwargs)
+        self.problem, self.threshold = problem, threshold
+        self.class_weights = None if class_weights is None else torch.tensor(class_weights, device=args.device)
+
+    def weights_of(self, labels: Tensor) -> Tensor:
+        """The weight of each record's class, [records]."""
+        return record_weights(labels, self.problem, self.class_weights)
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of every record, weighted: [records], in float32 at least."""
@@ -109,18 +130,9 @@ class ClassifierTrainer(CrashSafeCheckpoints, Trainer):
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         found, logits = self.measured(rows)
         labels = torch.tensor([row["label"] for row in rows], dtype=torch.int64 if self.problem == SINGLE else torch.float64)
-        weights = self._weights(labels.to(self.args.device)).cpu()
+        weights = self.weights_of(labels.to(self.args.device)).cpu()
         loss = self.losses(logits.to(self.args.device), labels.to(self.args.device)).sum().cpu() / weights.sum()
         return self.report({"loss": loss.item(), **found.values}, metric_key_prefix)
-
-
-    @override
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        model = self.accelerator.unwrap_model(self.model)
-        if self.args.should_save and has_adapter(model):
-            told = json.dumps(head_to(transformers_model(model).config), ensure_ascii=False, indent=2)
-            (Path(output_dir) / HEAD).write_text(told + "\n", encoding="utf-8")
 
 
 CLASSIFICATION = Stage(ClassifierTrainer, "labelled texts to train on", labelled_size, unpad, generates=False, left_to_right=False)
@@ -167,15 +179,19 @@ def classifier_trainer(
     tokenizer = with_distinct_padding(model, tokenizer)
     CLASSIFICATION.check(model, rows, eval_rows, lora=lora, max_length=room_for(model, tokenizer))
     check_last_tokens([*rows, *(eval_rows or ())], tokenizer)
-    if lora is not None:
-        whole = [*(lora.modules_to_save or ()), *head_names(model)]
-        lora = replace(lora, task_type="SEQ_CLS", modules_to_save=whole, exclude_modules=lora.exclude_modules or head_layers(model))
+    lora = None if lora is None else beside_head(lora, model, "SEQ_CLS")
     collator = TextCollator(tokenizer.pad_token_id, problem, typed="token_type_ids" in inspect.signature(model.forward).parameters)
     model = CLASSIFICATION.prepare(model, tokenizer, lora, args)
     return CLASSIFICATION.build(
         model, tokenizer, args, rows, eval_rows, problem=problem, class_weights=class_weights, threshold=threshold, provenance=provenance,
         callbacks=callbacks, data_collator=collator,
     )  # fmt: skip
+
+
+def beside_head(lora: LoraConfig, model: PreTrainedModel, task: str) -> LoraConfig:
+    """peft's settings of an adapter beside which the head is trained whole, and saved; `task` is what peft calls it."""
+    whole = [*(lora.modules_to_save or ()), *head_names(model)]
+    return replace(lora, task_type=task, modules_to_save=whole, exclude_modules=lora.exclude_modules or head_layers(model))
 
 
 def check_labels(rows: Rows, problem: str, labels: int) -> None:
