@@ -158,7 +158,7 @@ def test_before_and_after_are_measured_side_by_side(name, file, ran, clone):
     names = [each["name"] for each in told["models"]]
     assert names[0] == "sft" and names[1] == Path(file).parent.name.replace("instructgpt", "ppo") and told["records"] == 3
     measured = {metric: set(of) for metric, of in told["figures"]["all records"].items()}
-    assert {"contains", "form"} <= measured.keys() and all(of == {*names} for of in measured.values())
+    assert {"contains", "rule:form"} <= measured.keys() and all(of == {*names} for of in measured.values())
     assert all(name in Path(f"runs/examples/{file}.html").read_text(encoding="utf-8") for name in names)
 
 
