@@ -2,17 +2,14 @@
 
 import json
 import re
-import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
-from seodang.__main__ import main as seodang
 from seodang.data.form_pairs import main as form_pairs
 from seodang.infer import SamplingParams, generate
-from seodang.infer.checkpoint import load as loading
 from seodang.infer.checkpoint.load import load
 from seodang.infer.checkpoint.manifest import verify
 from seodang.train.run.callbacks import read_log
@@ -20,15 +17,6 @@ from seodang.train.run.callbacks import read_log
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "recipes" / "examples"
 ORDER = ["instructgpt/sft", "instructgpt/reward", "instructgpt/ppo", "instructgpt/eval", "dpo", "grpo", "lora_hub", "diffusion", "classifier"]
-QUICK = "--device cpu --dtype float32 --report_to none --disable_tqdm true"
-LEARNING = f"{QUICK} --per_device_train_batch_size 4 --max_steps 2 --eval_samples 1"
-FEW = {  # what is added to a command's words, that it takes seconds
-    "sft": LEARNING, "reward": f"{QUICK} --max_steps 2 --per_device_train_batch_size 4", "dpo": LEARNING, "diffusion": LEARNING,
-    "classify": f"{QUICK} --max_steps 2",
-    "ppo": f"{QUICK} --iterations 1 --epochs 1 --rollouts 4 --minibatches 2 --per_device_train_batch_size 2 --eval_samples 1 --max_new_tokens 4",
-    "grpo": f"{QUICK} --max_steps 1 --per_device_train_batch_size 4 --num_generations 2 --max_completion_length 4",
-    "eval": "--limit 3 --max_new_tokens 4 --device cpu --dtype float32", "generate": "--device cpu --dtype float32",
-}  # fmt: skip
 
 
 def comment(name):
@@ -47,50 +35,24 @@ def left(name):
     return re.findall(r"runs/\S+[^\s,.;]", line)
 
 
-def started(name):
-    """Run an example's commands in the current folder."""
-    for command in commands(name):
-        program, *words = shlex.split(command)
-        if program == "python":
-            assert words[:2] == ["-m", "seodang.data.form_pairs"]
-            form_pairs(*words[2:])
-            for path in Path(words[2]).glob("*.jsonl"):  # a few of its records will do
-                path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:40]), encoding="utf-8")
-        else:
-            assert program == "seodang"
-            few = "--device cpu --dtype float32" if "--predict" in words else FEW[words[0]]
-            assert seodang([*words, *few.split()]) == 0, command
-
-
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory, tiny, _tokenizer):
-    """A folder as a fresh clone is, in which the default models and the hub's cache are tiny."""
-    from encoder_fixtures import build_encoder, train_text_tokenizer
-
+def clone(tmp_path_factory, small_defaults):
+    """A folder as a fresh clone is; what the hub's cache has there of Qwen is tiny."""
     folder = tmp_path_factory.mktemp("clone")
     for name in ("data", "recipes"):
         (folder / name).symlink_to(ROOT / name)
-    models = {name: folder / "models" / name for name in ("default", "default-encoder", "qwen")}
-    for name, kind in {"default": "llama", "qwen": "qwen3"}.items():
-        tiny(kind, vocab_size=len(_tokenizer), max_position_embeddings=512, num_hidden_layers=1).save_pretrained(models[name])
-        _tokenizer.save_pretrained(models[name])
-    tokenizer = train_text_tokenizer("wordpiece")
-    build_encoder(vocab_size=len(tokenizer)).save_pretrained(models["default-encoder"])
-    tokenizer.save_pretrained(models["default-encoder"])
     repository = folder / "hub" / "models--Qwen--Qwen3-1.7B"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("0123abc", encoding="utf-8")
-    shutil.copytree(models["qwen"], repository / "snapshots" / "0123abc")
+    shutil.copytree(small_defaults / "qwen", repository / "snapshots" / "0123abc")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(loading, "default_model", lambda: models["default"])
-        patch.setattr(loading, "default_encoder", lambda: models["default-encoder"])
         patch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))
         yield folder
 
 
 @pytest.fixture
-def ran(clone, unpainted):
+def ran(clone, unpainted, quickly):
     """`ran(name)`: an example has run, after those whose files it reads."""
 
     def run(name):
@@ -99,7 +61,14 @@ def ran(clone, unpainted):
             if any(path in text for path in left(other)):
                 run(other)
         if not (done := clone / f"{name.replace('/', '-')}.done").exists():
-            started(name)
+            for command in commands(name):
+                if command.startswith("python -m seodang.data.form_pairs "):
+                    made = command.split()[-1]
+                    form_pairs(made)
+                    for path in Path(made).glob("*.jsonl"):  # a few of its records will do
+                        path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:40]), encoding="utf-8")
+                else:
+                    quickly(command)
             done.touch()
 
     return run
