@@ -8,6 +8,7 @@ On a terminal it asks what is not given (with --yes it takes what is likeliest).
 was found is said. Nothing is written over.
 """
 
+import shlex
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -139,7 +140,7 @@ def written(options: InitOptions, found: Checked) -> int:
     recipe = Recipe(options.task, [local(name) for name in options.data], model, *own, found)
     recipe.write(folder)
     print(*found.lines, f"recipe          {folder}: README.md, train.yaml, sample.jsonl, run.sh", sep="\n")
-    print(f"next            cd {folder} && {next(iter(recipe.commands().values()))}")
+    print(f"next            cd {shlex.quote(str(folder))} && {next(iter(recipe.commands().values()))}")
     return 0
 
 
