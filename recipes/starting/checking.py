@@ -1,8 +1,7 @@
-"""One's own data, read before a recipe is written for it, by the code of `preview` and of the commands: what of it can be used, and its first records."""
+"""One's own data, read before a recipe is written for it by the code of `preview` and of the commands: what of it can be used."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ NO_LIMIT = 1_000_000  # tokenizers that know none say 1e30
 
 @dataclass(frozen=True)
 class Checked:
-    """What the data holds: in lines, how many records can be used, and some of the first as they stand."""
+    """What the data holds: in lines, how many records can be used, and some of them as they stand."""
 
     lines: list[str]
     kept: int
@@ -50,8 +49,21 @@ def check(task: str, sources: Sequence[str], model: str, reading: dict[str, Any]
         refuse_shape(task, record, reading["columns"], where)
         lines, kept = records(task, sources, model, reading)
     known = {*reading["columns"].values(), labelled.text, labelled.label}
-    sample = [record for _, record in islice(records_of(sources[0], reading["encoding"], known), count)]
-    return Checked(lines, kept, sample)
+    stored = [record for source in sources for _, record in records_of(source, reading["encoding"], known)]
+    return Checked(lines, kept, spread(stored, count, labelled.label if task == CLASSIFIER else None))
+
+
+def spread(stored: Sequence[Mapping[str, Any]], count: int, label: str | None = None) -> list[Mapping[str, Any]]:
+    """So many of the records, from the first on at equal distances; where these have one `label` alone, the first with another is the last of them.
+
+    >>> spread([{"n": 0}, {"n": 1}, {"n": 2}, {"n": 3}], 2)
+    [{'n': 0}, {'n': 2}]
+    """
+    count = min(count, len(stored))
+    sample = [stored[place * len(stored) // count] for place in range(count)]
+    if label is not None and count > 1 and all(record[label] == sample[0][label] for record in sample):
+        sample[-1] = next((record for record in stored if record[label] != sample[0][label]), sample[-1])
+    return sample
 
 
 def records(task: str, sources: Sequence[str], model: str, reading: dict[str, Any]) -> tuple[list[str], int]:

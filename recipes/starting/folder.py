@@ -2,7 +2,6 @@
 
 import json
 import shlex
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,13 +82,15 @@ class Recipe:
     def readme(self, name: str) -> str:
         """What a person should know."""
         commands = [f"{what}\n\n    {command}\n" for what, command in self.commands().items()]
-        held = "a tenth of the records is held out and measured" if self.found.kept >= FEWEST else f"nothing is held out of so few records; give `eval_fraction` from {FEWEST} on"
+        few = f"Nothing is held out of so few records; give `eval_fraction` from {FEWEST} on."
+        held = few if self.found.kept < FEWEST else "A tenth of the records is held out and measured."
+        data = ", ".join(f"`{each}`" for each in self.data)
         return "\n".join([
             f"# {name}: {TASKS[self.task].what}", "",
-            f"Written by `seodang init` for {', '.join(f'`{each}`' for each in self.data)} and the model `{self.model}`. What was found there:", "",
+            f"Written by `seodang init` for {data} and the model `{self.model}`. What was found there:", "",
             *(f"    {line}".rstrip() for line in self.found.lines), "",
-            "`train.yaml` holds every setting, and options of the command line win over it; `sample.jsonl` has the first records as they stand in the data, in UTF-8.",
-            f"{held[0].upper()}{held[1:]}.", "",
+            "`train.yaml` holds every setting, and options of the command line win over it; `sample.jsonl` has some of the records as they",
+            f"stand, in UTF-8. {held}", "",
             "## Commands, in this folder", "", *commands,
             "`sh run.sh` does the last two; its options are those of the training (`sh run.sh --max_steps 20`).", "",
         ])  # fmt: skip
@@ -97,19 +98,21 @@ class Recipe:
     def script(self) -> str:
         """The training and what follows, for a shell."""
         *_, training, after = self.commands().values()
-        return f'#!/bin/sh\n# The training, then what came of it; options go to the training.\nset -e\ncd "$(dirname "$0")"\n{training} "$@"\n{after}\n'
+        why = "# The training, then what came of it; options go to the training."
+        return f'#!/bin/sh\n{why}\nset -e\ncd "$(dirname "$0")"\n{training} "$@"\n{after}\n'
 
     def files(self, name: str) -> dict[str, str]:
         """What is written, by file."""
         *_, training, _ = self.commands().values()
         settings = yaml.safe_dump(self.settings(), sort_keys=False, allow_unicode=True, width=1000)
         sample = "".join(json.dumps(record, ensure_ascii=False, default=str) + "\n" for record in self.found.sample)
-        return dict(zip(FILES, (self.readme(name), self.script(), f"# {training}; options on the command line win.\n{settings}", sample), strict=True))
+        texts = self.readme(name), self.script(), f"# {training}; options on the command line win.\n{settings}", sample
+        return dict(zip(FILES, texts, strict=True))
 
     def write(self, folder: Path) -> None:
         """Write the files into a folder, which is made. Raises UserError for one that is there already."""
         refuse_existing(folder)
-        written: Mapping[str, str] = self.files(folder.absolute().name)
+        written = self.files(folder.absolute().name)
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in written.items():
             with (folder / name).open("x", encoding="utf-8") as file:

@@ -4,8 +4,8 @@ seodang init
 seodang init my-recipe --task triplets --data questions.csv --model default
 seodang init reviews --task classifier --data reviews.csv --encoding cp949 --text_column 문장 --label_column 평가
 
-On a terminal it asks what is not given (with --yes it takes what is likeliest). All records are read first, as the command will read them, and what
-was found is said. Nothing is written over.
+On a terminal it asks what is not given (with --yes it takes what is likeliest). All records are read first, as the command will read them, and
+what was found is said. Nothing is written over.
 """
 
 import shlex
@@ -37,10 +37,10 @@ class InitOptions(FileOptions):
     output_dir: str | None = field(default=None, metadata={"help": f"Folder of the recipe; {FOLDER} by default."})
     task: str | None = field(default=None, metadata={"help": f"What is learned: {', '.join(TASKS)}."})
     data: list[str] | None = field(default=None, metadata={"help": "Files, folders or hub names of the records."})
-    model: str | None = field(default=None, metadata={"help": "Folder or hub name to start from; the default model, or for a classifier the default encoder."})
+    model: str | None = field(default=None, metadata={"help": "Folder or hub name to start from; by default the default model or encoder."})
     text_column: str | None = field(default=None, metadata={"help": "Of a classifier: the column that holds the text."})
     label_column: str | None = field(default=None, metadata={"help": "Of a classifier: the column that holds the label."})
-    sample: int = field(default=16, metadata={"help": "How many of the first records are copied into the folder."})
+    sample: int = field(default=16, metadata={"help": "How many of the records are copied into the folder."})
     yes: bool = field(default=False, metadata={"help": "Ask nothing: take what is likeliest where an option is not given."})
 
     def __post_init__(self):
@@ -94,7 +94,8 @@ def likeliest(options: InitOptions) -> InitOptions:
 def answered(options: InitOptions) -> InitOptions:
     """The options with a person's answers in place of what is not given."""
     folder = options.output_dir or ask("Folder of the recipe", new_folder, FOLDER)
-    options = replace(options, output_dir=folder, data=options.data or ask("Data (a file, a folder, a name on the hub)", lambda said: [source(said)]))
+    data = options.data or [ask("Data (a file, a folder, a name on the hub)", source)]
+    options = replace(options, output_dir=folder, data=data)
     options = replace(options, encoding=options.encoding or encoding_of(options.data[0]))
     _, record = first_record(options.data[0], options.encoding)
     columns = ", ".join(map(str, record))
@@ -104,15 +105,17 @@ def answered(options: InitOptions) -> InitOptions:
         options = replace(options, task=ask("Task", task_named, likely_task(record, parse_columns(options.columns))))
     if options.task == CLASSIFIER and not options.columns:
         one = lambda said: one_of(said, [*map(str, record)])
-        own = {name: getattr(options, f"{name}_column") or ask(f"Column of the {name}", one, likely_column(record, name)) for name in ("text", "label")}
-        options = replace(options, **{f"{name}_column": column for name, column in own.items()})
+        for name in ("text", "label"):
+            if getattr(options, f"{name}_column") is None:
+                options = replace(options, **{f"{name}_column": ask(f"Column of the {name}", one, likely_column(record, name))})
     return replace(options, model=options.model or ask("Model (a folder, a name on the hub)", known_model, TASKS[options.task].model))
 
 
 def checked(options: InitOptions) -> Checked:
     """What the data holds, read as the task's command reads it."""
     reading = options.reading()
-    labelled = TextColumns.of(options.text_column, None, options.label_column, options.columns) if options.task == CLASSIFIER else TextColumns()
+    named = options.text_column, None, options.label_column, options.columns
+    labelled = TextColumns.of(*named) if options.task == CLASSIFIER else TextColumns()
     return check(options.task, options.data, options.model, reading, labelled, options.sample)
 
 

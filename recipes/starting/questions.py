@@ -11,7 +11,7 @@ Answer = TypeVar("Answer")
 
 
 def ask(question: str, check: Callable[[str], Answer], default: str | None = None) -> Answer:
-    """What `check` makes of an answer; where it raises UserError that is said, and the question asked again. Nothing typed means the default."""
+    """What `check` makes of an answer; where it raises UserError, that is said and the question asked again. Nothing typed means the default."""
     while True:
         try:
             said = input(f"{question}{f' [{default}]' if default is not None else ''}: ").strip()

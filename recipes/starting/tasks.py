@@ -1,7 +1,7 @@
 """What a recipe can be for: its command, the records that it reads, and what is done with what was trained."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from seodang.data.classification.records import LIKELY
@@ -16,33 +16,31 @@ DIFFUSION = "diffusion"
 FAMILY: Shapes = {**PREFERENCE_SHAPES, **UNPAIRED_SHAPES, **SHAPES}  # a pair has a prompt too: the narrower shapes first
 TALKS = ("messages", "sharegpt", "prompt_completion", "triplet")
 ANSWERS = "seodang generate {out} --prompts sample.jsonl --output answers.jsonl --temperature 0 --max_new_tokens {length}{reading}"
+SCORES = "seodang score {out} --data sample.jsonl --output scores.jsonl{reading}"
+CLASSES = "seodang classify --model {out} --data sample.jsonl --predict --output predicted.jsonl{reading}"
 
 
 @dataclass(frozen=True)
 class Task:
-    """A kind of recipe: `shapes` names those that its records may have, none where they are texts with labels; `after` is the command behind the training."""
+    """A kind of recipe."""
 
     what: str
     verb: str
-    shapes: tuple[str, ...]
-    family: Shapes
-    after: str = ANSWERS
+    shapes: tuple[str, ...]  # that its records may have; none where they are texts with labels
+    family: Shapes  # all that the verb reads
+    after: str = ANSWERS  # the command behind the training
     model: str = "default"
-    settings: Mapping[str, Any] = field(default_factory=dict)  # beside those of recipes/VERB.yaml
 
 
 TASKS = {
     "chat": Task("questions with answers and dialogues, by fine-tuning (sft)", "sft", TALKS, SHAPES),
     "triplets": Task("instruction, input and output, by fine-tuning (sft)", "sft", ("triplet",), SHAPES),
-    "text": Task("plain text, all of it learned (sft)", "sft", ("text",), SHAPES, "seodang score {out} --data sample.jsonl --output scores.jsonl{reading}"),
+    "text": Task("plain text, all of it learned (sft)", "sft", ("text",), SHAPES, SCORES),
     "preferences": Task("a better and a worse answer to each prompt, or ranked ones (dpo)", "dpo", tuple(PREFERENCE_SHAPES), PREFERENCE_SHAPES),
     "judged": Task("answers judged good or bad (kto)", "kto", tuple(UNPAIRED_SHAPES), UNPAIRED_SHAPES),
-    CLASSIFIER: Task(
-        "texts with a label each (classify)", "classify", (), {},
-        "seodang classify --model {out} --data sample.jsonl --predict --output predicted.jsonl{reading}", DEFAULT_ENCODER,
-    ),
+    CLASSIFIER: Task("texts with a label each (classify)", "classify", (), {}, CLASSES, DEFAULT_ENCODER),
     DIFFUSION: Task("the records of chat and triplets, answered by masked diffusion (diffusion)", "diffusion", TALKS, SHAPES),
-}  # fmt: skip
+}
 
 
 def task_named(name: str) -> str:
@@ -79,4 +77,5 @@ def refuse_shape(task: str, record: Mapping[str, Any], named: Names, where: str)
     shape = shape_of(record, named)
     if TASKS[task].shapes and shape is not None and shape not in TASKS[task].shapes:
         other = likely_task(record, named)
-        raise UserError(f"{where}: this is a record of the shape {shape}, which --task {task} does not read" + (f": give --task {other}" if other else ""))
+        remedy = f": give --task {other}" if other else ""
+        raise UserError(f"{where}: this is a record of the shape {shape}, which --task {task} does not read{remedy}")

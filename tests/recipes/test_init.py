@@ -16,12 +16,14 @@ from seodang.data.form_pairs import form_preferences
 from seodang.data.json_text import read_json_lines
 from seodang.data.sample_data import sample_path
 from seodang.infer.checkpoint.manifest import verify
+from seodang.recipes.starting.checking import spread
 from seodang.recipes.starting.folder import FILES
 from seodang.recipes.starting.tasks import TASKS
 
 COUNT = 44  # records of each kind; from 40 on some are held out
 QUESTIONS = [{"질문": f"{number}번 학생의 이름은 무엇입니까?", "답변": f"김민수 {number}입니다."} for number in range(COUNT)]
-REVIEWS = [{"번호": str(number), "문장": f"영화가 정말 {word}", "라벨": label} for number in range(COUNT) for word, label in [[("좋아요", "긍정"), ("싫어요", "부정")][number % 2]]]
+SAID = [("영화가 정말 좋아요", "긍정"), ("영화가 정말 싫어요", "부정")]
+REVIEWS = [{"번호": str(number), "문장": SAID[number % 2][0], "라벨": SAID[number % 2][1]} for number in range(COUNT)]
 
 
 def written(path, records, encoding="utf-8"):
@@ -75,7 +77,9 @@ def test_the_commands_of_a_recipe_run_as_they_stand(task, data, small_defaults, 
     settings = yaml.safe_load((folder / "train.yaml").read_text(encoding="utf-8"))
     assert settings["data"] == [str(path)] and settings["eval_fraction"] == (0.1 if count >= 40 else 0.0)
     sample = [json.loads(line) for line in (folder / "sample.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert len(sample) == 16 and sample[:2] == {"chat": QUESTIONS, "classifier": REVIEWS}.get(task, sample)[:2]
+    if task in ("chat", "classifier"):
+        assert sample == [{"chat": QUESTIONS, "classifier": REVIEWS}[task][number * COUNT // 16] for number in range(16)]
+    assert len(sample) == 16
     monkeypatch.chdir(folder)
     assert len(commands(folder)) == 4
     for command in commands(folder):
@@ -84,6 +88,14 @@ def test_the_commands_of_a_recipe_run_as_they_stand(task, data, small_defaults, 
         assert verify(folder / "runs" / trained) is not None
     answers = (folder / {"text": "scores.jsonl", "classifier": "predicted.jsonl"}.get(task, "answers.jsonl")).read_text(encoding="utf-8").splitlines()
     assert len(answers) == len(sample) + (task == "text")  # the totals
+
+
+def test_a_sample_of_labelled_texts_has_two_labels_at_least():
+    stored = [{"text": str(number), "label": "rare" if number == 5 else "often"} for number in range(20)]
+    assert [each["text"] for each in spread(stored, 4, "label")] == ["0", "5", "10", "15"]
+    stored[5], stored[6] = stored[6], stored[5]
+    assert [each["label"] for each in spread(stored, 4, "label")] == ["often"] * 3 + ["rare"]
+    assert [each["label"] for each in spread(stored, 4)] == ["often"] * 4 and spread(stored, 99) == stored
 
 
 def test_the_script_trains_with_its_options_and_then_asks_the_model(data, small_defaults, tmp_path):
