@@ -57,19 +57,19 @@ class InitOptions(FileOptions):
 @command
 def main(argv: list[str] | None = None) -> int:
     (options,) = parse(argv, InitOptions, prog="seodang init", positional=("output_dir",), description=__doc__)
-    asking = is_terminal() and not options.yes
-    if not asking:
-        refuse_missing(options)
-    refuse_existing(Path(options.output_dir or FOLDER).expanduser())
-    if asking:
+    if options.output_dir is not None:
+        refuse_existing(Path(options.output_dir))
+    if is_terminal() and not options.yes:
         return written(*checked_with_questions(answered(options)))
-    options = likeliest(options)
+    refuse_missing(options)
+    options = likeliest(replace(options, output_dir=options.output_dir or new_folder(FOLDER)))
     return written(options, checked(options))
 
 
 def refuse_missing(options: InitOptions) -> None:
     """Raise UserError for what is not given where nobody is asked; with --yes the task may be told from the data."""
-    if missing := [f"--{name}" for name in ("data", "task") if getattr(options, name) is None and not (options.yes and name == "task")]:
+    needed = ["data"] if options.yes else ["data", "task"]
+    if missing := [f"--{name}" for name in needed if getattr(options, name) is None]:
         why = "with --yes nothing is asked" if options.yes else "there is no terminal to ask on"
         forms = {"--data": "--data FILE", "--task": f"--task {'|'.join(TASKS)}"}
         raise UserError(f"{' and '.join(missing)} missing, and {why}: give {' '.join(forms[name] for name in missing)}")
@@ -81,7 +81,7 @@ def likeliest(options: InitOptions) -> InitOptions:
     task = options.task or likely_task(record, parse_columns(options.columns))
     if task is None:
         raise UserError(f"what the columns {', '.join(map(str, record))} are for cannot be told: give --task {'|'.join(TASKS)}")
-    options = replace(options, output_dir=options.output_dir or FOLDER, task=task, model=options.model or TASKS[task].model)
+    options = replace(options, task=task, model=options.model or TASKS[task].model)
     if task == CLASSIFIER and not options.columns:
         own = {name: getattr(options, f"{name}_column") or likely_column(record, name) for name in ("text", "label")}
         if lacking := [name for name, column in own.items() if column is None]:

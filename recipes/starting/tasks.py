@@ -14,7 +14,7 @@ from seodang.infer.checkpoint.default_encoder import NAME as DEFAULT_ENCODER
 CLASSIFIER = "classifier"
 DIFFUSION = "diffusion"
 FAMILY: Shapes = {**PREFERENCE_SHAPES, **UNPAIRED_SHAPES, **SHAPES}  # a pair has a prompt too: the narrower shapes first
-TALKS = ("messages", "sharegpt", "prompt_completion", "triplet")
+TALKS = ("messages", "sharegpt", "prompt_completion")
 ANSWERS = "seodang generate {out} --prompts sample.jsonl --output answers.jsonl --temperature 0 --max_new_tokens {length}{reading}"
 SCORES = "seodang score {out} --data sample.jsonl --output scores.jsonl{reading}"
 CLASSES = "seodang classify --model {out} --data sample.jsonl --predict --output predicted.jsonl{reading}"
@@ -39,7 +39,7 @@ TASKS = {
     "preferences": Task("a better and a worse answer to each prompt, or ranked ones (dpo)", "dpo", tuple(PREFERENCE_SHAPES), PREFERENCE_SHAPES),
     "judged": Task("answers judged good or bad (kto)", "kto", tuple(UNPAIRED_SHAPES), UNPAIRED_SHAPES),
     CLASSIFIER: Task("texts with a label each (classify)", "classify", (), {}, CLASSES, DEFAULT_ENCODER),
-    DIFFUSION: Task("the records of chat and triplets, answered by masked diffusion (diffusion)", "diffusion", TALKS, SHAPES),
+    DIFFUSION: Task("the records of chat and triplets, answered by masked diffusion (diffusion)", "diffusion", (*TALKS, "triplet"), SHAPES),
 }
 
 
@@ -63,7 +63,7 @@ def likely_task(record: Mapping[str, Any], named: Names) -> str | None:
     shape = shape_of(record, named)
     if shape in (None, "text") and all(likely_column(record, key) for key in ("text", "label")):
         return CLASSIFIER
-    return next((name for name, task in TASKS.items() if shape in task.shapes and (shape != "triplet" or name == "triplets")), None)
+    return next((name for name, task in TASKS.items() if shape in task.shapes), None)
 
 
 def likely_column(record: Mapping[str, Any], key: str) -> str | None:

@@ -132,14 +132,14 @@ def test_a_persons_answers_give_what_options_give_and_wrong_ones_are_asked_for_a
     path, options = data("classifier")
     monkeypatch.chdir(tmp_path)
     assert seodang(["init", "by options", "--task", "classifier", "--data", str(path), *options]) == 0
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "run.sh").touch()
-    typed("taken", "asked", "no.csv", str(path), "utf-16", "", "poetry", "classifier", "", "종류", "라벨", "nobody/nothing-of-the-kind", "")
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "run.sh").touch()
+    typed("", "asked", "no.csv", str(path), "utf-16", "", "poetry", "classifier", "", "종류", "라벨", "nobody/nothing-of-the-kind", "")
     capsys.readouterr()
     assert seodang(["init"]) == 0
     printed = capsys.readouterr().out
     for said in (
-        "taken/run.sh is there already", "there is no file or folder no.csv", "it looks like cp949", "Encoding [cp949]", "its columns: 번호, 문장, 라벨",
+        "recipe/run.sh is there already", "there is no file or folder no.csv", "it looks like cp949", "Encoding [cp949]", "its columns: 번호, 문장, 라벨",
         "Task [classifier]", "task must be one of chat", "Column of the text [문장]", "there is no column '종류' among", "Model (a folder, a name on the hub) [default-encoder]",
         "nobody/nothing-of-the-kind",
     ):  # fmt: skip
@@ -177,6 +177,7 @@ PAIRS = {"prompt": "p", "chosen": "a", "rejected": "b"}
         (None, ["--yes"], "--data missing, and with --yes nothing is asked: give --data FILE$"),
         ([PAIRS], ["--task", "poetry"], "task must be one of chat, triplets, .*, got 'poetry'"),
         ([PAIRS], ["--task", "chat"], "data.jsonl line 1: this is a record of the shape preference, which --task chat does not read: give --task preferences"),
+        ([{"instruction": "i", "output": "o"}], ["--task", "chat"], "the shape triplet, which --task chat does not read: give --task triplets"),
         ([PAIRS], ["--task", "preferences", "--label_column", "x"], "--label_column is of a classifier, and the task is preferences"),
         ([PAIRS], ["--task", "preferences", "--sample", "0"], "sample must be at least 1, got 0"),
         ([{"number": 1, "letter": "a"}], ["--yes"], "what the columns number, letter are for cannot be told: give --task"),
