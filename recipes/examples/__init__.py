@@ -1,1 +1,1 @@
-"""Examples that run as they stand: YAML files, each with its command, and the reward function that some of them use."""
+"""Examples that run as they stand: YAML files, each with its commands, and the rewards that some of them use."""

@@ -1,4 +1,4 @@
-"""A reward function for `--reward FILE.py:FUNCTION`: does an answer have the form that its prompt asks for, at the price of what it says?"""
+"""Rewards for `--reward FILE.py:FUNCTION`: whether an answer has the form that its prompt asks for, and whether it is right."""
 
 from seodang.data.form_pairs import has_form
 
