@@ -23,6 +23,7 @@ for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
 VERBS = {
     "prepare": "convert the embedded default model into the cache folder, or triplets that share an input into records of several tasks",
     "preview": "show records as the model sees them, trained tokens in colour",
+    "init": "write a recipe folder for one's own data, from a few questions or from options",
     "tokenizer": "learn a tokenizer from plain text: byte-level BPE, WordPiece or Unigram",
     "pretrain": "train a small decoder, encoder or encoder-decoder on plain text from nothing, or go on with one (encoders: mlm)",
     "sft": "fine-tune a model on instructions, completions, dialogues, text or several tasks of one input",

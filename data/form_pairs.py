@@ -1,6 +1,7 @@
 """Preference pairs by a rule that a person can read: the true answer in the form that was asked for beats the same answer in another form.
 
 python -m seodang.data.form_pairs pairs.jsonl      writes the pairs of the sample of cities and countries
+python -m seodang.data.form_pairs forms            writes demonstrations.jsonl, pairs.jsonl and pairs_heldout.jsonl into that folder
 """
 
 import json
@@ -140,11 +141,20 @@ def with_article(name: str) -> str:
 
 
 def main(target: str) -> None:
-    """Write the pairs of the geography sample as JSON Lines."""
-    triplets = read_json_lines(sample_path("geography"))
-    path = Path(target)
+    """Write the pairs of the geography sample as JSON Lines; into a folder (a name without .jsonl) the demonstrations and held-out pairs too."""
+    path, facts = Path(target), read_json_lines(sample_path("geography"))
+    if path.suffix == ".jsonl":
+        write_lines(path, form_preferences(facts))
+        return
+    write_lines(path / "demonstrations.jsonl", demonstrations(facts))
+    write_lines(path / "pairs.jsonl", form_preferences(facts))
+    write_lines(path / "pairs_heldout.jsonl", form_preferences(read_json_lines(sample_path("geography_heldout"))))
+
+
+def write_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write records as JSON Lines, their folder too where it is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in form_preferences(triplets)), encoding="utf-8")
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
 
 
 if __name__ == "__main__":

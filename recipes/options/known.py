@@ -42,7 +42,7 @@ SPEAKER = "model adapter device dtype"
 CHOICE = "temperature top_p top_k min_p repetition_penalty num_beams json_schema regex"
 DEMO = {"model": "model device dtype", "run": "output_dir minutes heldout seed"}
 
-FOLDERS = {"demo": "demos", "diffusion-lm": "diffusion_lm", "tag": "tagging"}
+FOLDERS = {"demo": "demos", "diffusion-lm": "diffusion_lm", "init": "starting", "tag": "tagging"}
 PASSED_ON = {"lm-eval": "evaluation.harness"}  # verbs whose options another program reads, in modules that are not called what that is
 
 # The options that matter most, under their headings; the others are listed by --help all.
@@ -51,6 +51,7 @@ FIRST: dict[str, dict[str, str]] = {
     "preview": {
         "data": "data columns encoding shape tasks task_format weights split rows html", "model": "model chat_template", "labels": "max_length train_on empty_answers unusable",
     },
+    "init": {"recipe": "output_dir task model", "data": "data columns encoding text_column label_column sample", "questions": "yes"},
     "tokenizer": {"data": TEXT, "tokenizer": f"{TOKENIZER} cased limit_alphabet min_frequency add_prefix_space bpe_dropout", "run": "output_dir config"},
     "pretrain": {
         "data": "data documents eval_fraction max_length", "tokenizer": f"tokenizer {TOKENIZER}",

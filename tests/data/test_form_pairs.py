@@ -118,3 +118,11 @@ def test_the_pairs_of_the_sample_can_be_written_to_a_file(tmp_path):
     pairs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert len(pairs) > 1500 and set(pairs[0]) == {"prompt", "chosen", "rejected", "form", "answer"}
     assert all(has_form(pair["form"], pair["chosen"]) and not has_form(pair["form"], pair["rejected"]) for pair in pairs)
+
+
+def test_a_folder_gets_demonstrations_and_held_out_pairs_as_well(geography, tmp_path):
+    main(str(tmp_path / "forms"))
+    written = {path.stem: [json.loads(line) for line in path.open(encoding="utf-8")] for path in (tmp_path / "forms").iterdir()}
+    assert written["pairs"] == form_preferences(geography) and written["demonstrations"] == demonstrations(geography)
+    asked = [{each["prompt"].split("?")[0] for each in written[name]} for name in ("pairs", "pairs_heldout")]
+    assert len(written["pairs_heldout"]) == 271 and not {text for text in asked[0] & asked[1] if text.startswith("Which country is the city")}

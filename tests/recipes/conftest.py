@@ -1,6 +1,7 @@
 """What recipes begin from, and how a cluster runs them: several processes, by accelerate's command or forked."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
+from seodang.__main__ import main as seodang
+from seodang.infer.checkpoint import load as loading
 from seodang.infer.runners.paradigm import Diffusion, declare
 
 
@@ -56,3 +59,45 @@ def launch():
 def on_two(run_script):
     """`on_two(verb, *argv)`: the same in two forked processes, without the command and the imports."""
     return lambda verb, *argv: run_script(f"recipes/{verb}.py", *argv, processes=2)
+
+
+@pytest.fixture(scope="module")
+def small_defaults(tmp_path_factory, tiny, _tokenizer):
+    """A folder of tiny models that stand in for `default`, with its own tokenizer, and for `default-encoder`; "qwen" beside them is laid out like Qwen3."""
+    from encoder_fixtures import build_encoder, train_text_tokenizer
+
+    folder = tmp_path_factory.mktemp("models")
+    for name, kind in {"default": "llama", "qwen": "qwen3"}.items():
+        tiny(kind, vocab_size=len(_tokenizer), max_position_embeddings=512, num_hidden_layers=1).save_pretrained(folder / name)
+        _tokenizer.save_pretrained(folder / name)
+    tokenizer = train_text_tokenizer("wordpiece")
+    build_encoder(vocab_size=len(tokenizer)).save_pretrained(folder / "default-encoder")
+    tokenizer.save_pretrained(folder / "default-encoder")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "default_model", lambda: folder / "default")
+        patch.setattr(loading, "default_encoder", lambda: folder / "default-encoder")
+        yield folder
+
+
+ON_CPU = "--device cpu --dtype float32"
+LEARNING = f"{ON_CPU} --report_to none --disable_tqdm true"
+STEPS = f"{LEARNING} --max_steps 2 --per_device_train_batch_size 4"
+FEW = {  # what is added to a training command's words, that it takes a second or two
+    **dict.fromkeys(("sft", "dpo", "kto", "diffusion"), f"{STEPS} --eval_samples 1"), "reward": STEPS, "classify": f"{LEARNING} --max_steps 2",
+    "ppo": f"{LEARNING} --iterations 1 --epochs 1 --rollouts 4 --minibatches 2 --per_device_train_batch_size 2 --eval_samples 1 --max_new_tokens 4",
+    "grpo": f"{LEARNING} --max_steps 1 --per_device_train_batch_size 4 --num_generations 2 --max_completion_length 4",
+    "eval": f"{ON_CPU} --limit 3 --max_new_tokens 4", "generate": f"{ON_CPU} --max_new_tokens 4",
+}  # fmt: skip
+
+
+@pytest.fixture
+def quickly():
+    """`quickly(command)`: run a command line of `seodang` with few steps, in this process and the current folder; it must succeed."""
+
+    def run(command: str) -> None:
+        program, *words = shlex.split(command)
+        assert program == "seodang"
+        few = ON_CPU if "--predict" in words else FEW.get(words[0], ON_CPU)
+        assert seodang([*words, *few.split()]) == 0, command
+
+    return run

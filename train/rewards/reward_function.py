@@ -112,7 +112,8 @@ def with_named_columns(function: Reward) -> Reward:
     """The function as a reward: of prompts, completions and columns it is given those that it names, or all where it takes `**columns`."""
     parameters = parameters_of(function)
 
-    def reward(prompts: Sequence[Any], completions: Sequence[str], **columns: Any) -> list[float]:
+    # Wrapped again (`CheckedReward`), it is called with nothing but what the function takes.
+    def reward(prompts: Sequence[Any] = (), completions: Sequence[str] = (), **columns: Any) -> list[float]:
         return function(**parameters.select({"prompts": prompts, "completions": completions, **columns}))
 
     reward.__name__, reward.__wrapped__ = reward_name(function), function  # its own signature stays to be seen

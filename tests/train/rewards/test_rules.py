@@ -231,6 +231,13 @@ def test_tensors_and_truth_values_are_numbers():
     assert scores(CheckedReward(lambda prompts, completions: [True, torch.tensor(3)]), "a", "b") == [1.0, 3.0]
 
 
+def test_a_function_of_a_file_that_takes_completions_alone_is_given_them_alone(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("def letters(completions, wanted):\n    return [text.count(letter) for text, letter in zip(completions, wanted)]\n", encoding="utf-8")
+    [reward] = parse_rewards([f"{path}:letters"])
+    assert reward(["p", "q"], ["aab", "ccc"], wanted=["a", "c"], other=[1, 2]) == [2.0, 3.0]
+
+
 def test_rewards_combine_by_their_weights():
     both = combined([length(2), contains("x")], [2.0, -0.5])
     assert scores(both, "x y", "y", "x") == [2 - 0.5, 1.0, 1 - 0.5] and both.__name__ == "length+contains"
