@@ -45,6 +45,7 @@ from .pooler import pooler_argument
 from .published_diffusion import published, published_tokenizer, stored_config
 from .quantise import BITS, is_quantised, quantise
 from .quiet import silence_old_names, without_load_report
+from .without_weights import is_config_file, loads_without_weights, model_of_shapes
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +103,8 @@ def load(
     _check_cache(kv_cache_dtype, where)
     weights_dtype, reason = choose_dtype(dtype, where)
     logger.info("%s in %s on %s (%s)", path, weights_dtype, where, reason)
+    if loads_without_weights():
+        return model_of_shapes(place, model_class or _model_class(place), weights_dtype, model_arguments), load_tokenizer(place)
     head = head_of(resolve(adapter)) if adapter is not None else None
     if head is not None:
         model_class, model_arguments = model_class or AutoModelForSequenceClassification, {**head, **model_arguments}
@@ -175,7 +178,7 @@ def load_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerBase:
         return _read_tokenizer(path)
     place = resolve(path)
     _refuse_continuous(place)
-    return _read_tokenizer(place)
+    return _read_tokenizer(resolve("default") if loads_without_weights() and is_config_file(place) else place)
 
 
 def _refuse_continuous(place: str, wanted: type | None = None) -> None:
@@ -223,7 +226,7 @@ def resolve(path: str | os.PathLike) -> str:
             remedy = f"name a file in it, as {files[0]}" if files else "name a checkpoint's own folder"
             raise UserError(f"{name} holds no model (neither config.json nor {ADAPTER_CONFIG}): {remedy}")
         return name
-    if is_gguf(name):
+    if is_gguf(name) or loads_without_weights() and is_config_file(name):
         return name
     if os.path.exists(name):
         raise UserError(f"model {name!r} is neither a folder nor a GGUF file: give a checkpoint's folder, a hub name such as Qwen/Qwen3-0.6B, or default")
