@@ -8,9 +8,11 @@ import sys
 from dataclasses import dataclass, field, replace
 
 from seodang.data.chat import set_chat_template
+from seodang.data.errors import UserError
 from seodang.data.preference_rows import prepare_preferences
 from seodang.data.preferences import PREFERENCE_SHAPES
 from seodang.infer.checkpoint.load import load
+from seodang.infer.checkpoint.without_weights import loads_without_weights
 from seodang.infer.runners.paradigm import diffusion_of
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.preference import PreferenceOptions
@@ -106,6 +108,8 @@ def build(options: ModelOptions, tokenizer, rows, held, args, settings: Preferen
         settled["reference"] = load(data.reference, **how)[0]
     if diffusion_of(model.config) is None:
         return dpo_trainer(model, tokenizer, rows, args, settings, eval_rows=held or None, provenance=origin, **settled)
+    if loads_without_weights():
+        raise UserError(f"{options.model} is a model of diffusion, whose preferences are planned with its weights: --dry_run time")
     canvas = canvas_of(tokenizer, data.canvas)
     if canvas is not None:
         rows, held = ([canvas.ranked(row, data.max_length) for row in some] for some in (rows, held))

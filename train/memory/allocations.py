@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-AT_A_TIME = 1 << 16  # bytes: smaller tensors are not worth a look
+AT_A_TIME = 1 << 10  # bytes: what is smaller makes no moment of its own
 
 
 class Moment(NamedTuple):
@@ -105,7 +105,6 @@ def give_fakes(modules: Sequence[nn.Module], device: torch.device) -> None:
             for name, tensor in held.items():
                 if isinstance(tensor, Tensor) and not isinstance(tensor, FakeTensor):
                     held[name] = fake(tensor)
-    return None
 
 
 def step_moments(loss_of: Callable[[], Tensor], parameters: Sequence[nn.Parameter], standing: Sequence[Tensor]) -> tuple[list[Moment], list[Moment], Moment]:
