@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 GIB = 2**30
@@ -27,6 +28,7 @@ RUNS = {
 }
 CONFIGS = Path(__file__).with_name("configs")
 DEVICES = (1, 8, 64)
+TOKENS = 4096  # of a row of those that are planned alone
 RUN = """
 import gc, sys, tempfile
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -90,17 +92,33 @@ def compare(data: str, model: str, only: str | None, fragments: bool) -> None:
         print(f"{name:<26}{plan['peak'] / GIB:9.3f}{real / GIB:9.3f}  {plan['peak'] / real:.3f}; {plan['peak_moment']}", flush=True)
 
 
-def published(data: str) -> None:
-    """Print what SFT of three published configurations takes of each device, in bfloat16 with float32 masters, checkpointed, rows of 4,096 tokens."""
-    for config in sorted(CONFIGS.glob("*.json")):
+def published() -> None:
+    """Print what SFT of three published configurations takes of each device, in bfloat16 with float32 masters, checkpointed, a row of 4,096 tokens at a time."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from seodang.infer.checkpoint.load import load_tokenizer
+    from seodang.infer.checkpoint.without_weights import load_without_weights, model_of_shapes
+    from seodang.recipes.options.training import Arguments
+    from seodang.train.memory.peak import measure, memory_plan, other_ways
+    from seodang.train.memory.sharding import Layout
+    from seodang.train.stages.sft import sft_trainer
+
+    load_without_weights()
+    rows = [{"input_ids": [1] * TOKENS, "labels": [1] * TOKENS}]
+    args = {"use_cpu": True, "report_to": "none", "per_device_train_batch_size": 1, "activation_checkpointing": True}
+    for path in sorted(CONFIGS.glob("*.json")):
+        with tempfile.TemporaryDirectory() as folder:
+            begun = time.perf_counter()
+            model = model_of_shapes(str(path), AutoModelForCausalLM, torch.bfloat16, {})
+            trainer = sft_trainer(model, load_tokenizer("default"), rows, Arguments(output_dir=folder, **args))
+            measured = measure(trainer)
         for devices in DEVICES:
-            with tempfile.TemporaryDirectory() as folder:
-                words = ["--data", data, "--model", str(config), "--dtype", "bfloat16", "--output_dir", f"{folder}/out", "--devices", str(devices)]
-                words += ["--activation_checkpointing", "true", "--packing", "true", "--max_length", "4096", "--per_device_train_batch_size", "1"]
-                plan = planned("sft", [*words, "--device_memory", "80GiB"], Path(folder))
-            peak = f"{plan['peak'] / GIB:8.1f} GiB{'' if plan['fits'] else ', more than 80'}"
-            others = ", ".join(f"{way} {other / GIB:.1f}" for way, other in plan["in_other_ways"].items())
-            print(f"{config.stem:<14}{plan['weights']['count'] / 1e9:7.2f}B {devices:>3} devices {peak}{f' ({others})' if others else ''}", flush=True)
+            plan = memory_plan(trainer, measured, Layout(devices))
+            others = other_ways(trainer, measured, plan.layout) if devices > 1 else {}
+            told = f" ({', '.join(f'{way} {peak / GIB:.1f}' for way, peak in others.items())})" if others else ""
+            print(f"{path.stem:<14}{measured.count / 1e9:7.3f}B {devices:>3} devices{plan.peak / GIB:9.1f} GiB in {plan.peak_moment}{told}")
+        print(f"{'':<14}found in {time.perf_counter() - begun:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
@@ -112,4 +130,4 @@ if __name__ == "__main__":
     parser.add_argument("--published", action="store_true")
     given = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    published(given.data) if given.published else compare(given.data, given.model, given.only, given.fragments)
+    published() if given.published else compare(given.data, given.model, given.only, given.fragments)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from seodang.recipes.planning.options import PlanningOptions
-from seodang.recipes.run.before_after import print_once
 from seodang.train.memory.advice import advice
 from seodang.train.memory.peak import MemoryPlan, measure, memory_plan, other_ways
 from seodang.train.stages.plan import size_of
@@ -29,12 +28,14 @@ def dry_run(trainer: Any, planning: PlanningOptions, lines: Iterable[str]) -> in
     measured = measure(trainer, layout.devices)
     plan = memory_plan(trainer, measured, layout)
     others = other_ways(trainer, measured, layout) if layout.devices > 1 else {}
-    memory = planning.memory
+    memory, accumulated = planning.memory, trainer.args.gradient_accumulation_steps
     fits = memory is None or plan.peak <= memory
     changes = [] if fits else advice(trainer, plan, memory)
     cost = [] if size is None else replace(size, memory=int(plan.peak)).lines()
-    print_once(trainer, *lines, *cost, *table(plan), *step_lines(plan, trainer.args.gradient_accumulation_steps), *verdict(plan, memory, changes, others))
-    if planning.plan_file is not None and trainer.is_world_process_zero():
+    if not trainer.is_world_process_zero():
+        return 0 if fits else DOES_NOT_FIT
+    print(*lines, *cost, *table(plan), *step_lines(plan, accumulated), *verdict(plan, memory, changes, others), sep="\n", flush=True)
+    if planning.plan_file is not None:
         told = as_json(plan, memory, changes, others)
         Path(planning.plan_file).write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return 0 if fits else DOES_NOT_FIT

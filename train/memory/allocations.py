@@ -32,12 +32,15 @@ class Allocations(TorchDispatchMode):
         super().__init__()
         self.others = self.gradients = 0
         self.moments: list[Moment] = []
+        self.in_backward = False
         self._sizes: dict[int, int] = {}  # of the storages that are counted
         self._of_gradients: set[int] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return 1
+        if func is torch.ops.aten.add.Tensor and self.in_backward and not torch.is_grad_enabled() and self._sums_in_place(*args):
+            return args[0]
         out = func(*args, **(kwargs or {}))
         for each in tree_iter(out):
             if isinstance(each, FakeTensor):
@@ -56,6 +59,10 @@ class Allocations(TorchDispatchMode):
             self._of_gradients.add(key)
             self.gradients += self._sizes[key]
             self.others -= self._sizes[key]
+
+    def _sums_in_place(self, into: Any, other: Any) -> bool:
+        """Whether autograd adds a gradient to another that came before without a third tensor, as it does to those that nobody else holds, but never to fakes."""
+        return isinstance(into, FakeTensor) and isinstance(other, FakeTensor) and into.shape == other.shape and bool(self._sizes.get(into.untyped_storage()._cdata))
 
     def _note(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -115,6 +122,6 @@ def step_moments(loss_of: Callable[[], Tensor], parameters: Sequence[nn.Paramete
     with allocations, gradients_noted(parameters, allocations):
         loss: Any = loss_of()
         kept = Moment(allocations.gradients, allocations.others)
-        forward, allocations.moments = allocations.moments, []
+        forward, allocations.moments, allocations.in_backward = allocations.moments, [], True
         loss.backward()
     return forward, allocations.moments, kept

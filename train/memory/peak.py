@@ -172,7 +172,8 @@ def memory_plan(trainer: Any, measured: Measured, layout: Layout) -> MemoryPlan:
     for name, moments in (("forward", m.forward), ("backward", m.backward)):
         worst = max(moments, key=lambda at: at.others + layout.of_gradients(at.gradients), default=Moment(0, 0))
         kept = min(worst.others, m.activations)
-        plan.moments[name] = {**held, "gradients": before + layout.of_gradients(worst.gradients), "activations": kept, "passing": worst.others - kept}
+        waiting = m.layer * m.trained / max(m.count, 1) if (name, layout.way) == ("backward", FSDP) and layout.shares_parameters else 0.0  # a layer's gradients
+        plan.moments[name] = {**held, "gathered": held["gathered"] + waiting, "gradients": before + layout.of_gradients(worst.gradients), "activations": kept, "passing": worst.others - kept}
     if not layout.offloads_optimizer:
         worst = max(m.optimizer.moments, key=lambda at: layout.of_optimizer(at.others) + layout.of_gradients(at.gradients), default=Moment(m.gradients, 0))
         of_step = {"gradients": layout.of_gradients(worst.gradients), "passing": layout.of_optimizer(worst.others)}

@@ -89,9 +89,9 @@ def test_a_config_alone_is_enough_and_one_for_many_devices_says_the_other_ways(b
 
 
 def test_pretraining_from_nothing_builds_nothing(records, tmp_path):
-    words = ["--hidden_size", 64, "--layers", 2, "--heads", 4, "--vocab_size", 300, "--max_length", 64]
+    words = ["--hidden_size", 64, "--layers", 2, "--heads", 4, "--vocab_size", 270, "--max_length", 64]
     plan, code = plan_of(pretrain, None, records("text"), tmp_path, *words)
-    assert code == 0 and plan["weights"]["count"] == plan["weights"]["trained"] > 64 * 300
+    assert code == 0 and plan["weights"]["count"] == plan["weights"]["trained"] > 64 * 270
 
 
 def test_what_does_not_fit_says_what_to_change_first_and_leaves_with_1(base, records, tmp_path, capsys):
@@ -103,15 +103,12 @@ def test_what_does_not_fit_says_what_to_change_first_and_leaves_with_1(base, rec
     assert code == 1 and not least["fits"] and "does not fit" in printed and "change first    --activation_checkpointing true" in printed
     peaks = [change["peak"] for change in least["changes"]]
     assert peaks[-1] < plan["peak"]
-    hopeless, code = plan_of(sft, base, data, tmp_path, "--device_memory", "1KiB")
-    assert code == 1 and hopeless["changes"][-1]["change"] == "or --lora_r 16 --qlora true"
-    batches = [change["change"] for change in hopeless["changes"] if "per_device_train_batch_size" in change["change"]]
-    assert batches[-1] == "and --per_device_train_batch_size 1 --gradient_accumulation_steps 8"
 
 
 def test_changes_come_to_what_they_promise(base, records, tmp_path):
     data = records("sft")
-    hopeless, _ = plan_of(sft, base, data, tmp_path, "--device_memory", "1KiB")
+    hopeless, code = plan_of(sft, base, data, tmp_path, "--device_memory", "1KiB")
+    assert code == 1 and hopeless["changes"][-1]["change"] == "or --lora_r 16 --qlora true"
     found = {change["change"]: change["peak"] for change in hopeless["changes"]}
     checkpointed, _ = plan_of(sft, base, data, tmp_path, "--activation_checkpointing", "true")
     assert found["--activation_checkpointing true"] == checkpointed["peak"]

@@ -139,7 +139,7 @@ def test_the_peak_of_both_passes_is_what_the_allocator_was_asked_for(folder, tmp
         if event.name() == "[memory]":
             held += event.nbytes()
             peak = max(peak, held)
-    assert max(sum(moment) for moment in (*measured.forward, *measured.backward)) == pytest.approx(peak, rel=0.05)
+    assert max(sum(moment) for moment in (*measured.forward, *measured.backward)) == pytest.approx(peak, rel=0.03)
 
 
 def test_smaller_rows_take_less_and_accumulated_gradients_stay(folder, tmp_path, tokenizer):

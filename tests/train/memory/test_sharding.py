@@ -25,7 +25,7 @@ MEASURED = Measured(
         ("zero1", 2000 + 3000 + 2000, 5000, 4600 + 500, 2000 + 100),
         ("zero2", 2000 + 3000 + 2000, 5000, 4600 + 125, 500 + 100),
         ("zero3", 500 + 3000 + 2000 + 2000, 5000, 4600 + 125, 500 + 100),  # all of so few weights live at a time
-        ("fsdp", 500 + 3000 + 200 + 2 * 450, 5000, 4600 + 125, 500 + 100),
+        ("fsdp", 500 + 3000 + 200 + 2 * 450, 5000, 4600 + 125 + 450, 500 + 100),
     ],
 )
 def test_each_way_shares_out_what_it_does_on_four_devices(way, standing, forward, backward, optimizer):
