@@ -9,6 +9,7 @@ from typing import Any
 from seodang.recipes.planning.options import PlanningOptions
 from seodang.train.memory.advice import advice
 from seodang.train.memory.peak import MemoryPlan, measure, memory_plan, other_ways
+from seodang.train.memory.sharding import Layout
 from seodang.train.stages.plan import size_of
 from seodang.train.stages.ppo import PpoTrainer
 from seodang.train.stages.sft import SftTrainer
@@ -31,13 +32,13 @@ def dry_run(trainer: Any, planning: PlanningOptions, lines: Iterable[str]) -> in
     memory, accumulated = planning.memory, trainer.args.gradient_accumulation_steps
     fits = memory is None or plan.peak <= memory
     changes = [] if fits else advice(trainer, plan, memory)
+    told = precision_lines(trainer.args, layout)
     cost = [] if size is None else replace(size, memory=int(plan.peak)).lines()
     if not trainer.is_world_process_zero():
         return 0 if fits else DOES_NOT_FIT
-    print(*lines, *cost, *table(plan), *step_lines(plan, accumulated), *verdict(plan, memory, changes, others), sep="\n", flush=True)
+    print(*lines, *cost, *table(plan), *step_lines(plan, accumulated), *told, *verdict(plan, memory, changes, others), sep="\n", flush=True)
     if planning.plan_file is not None:
-        told = as_json(plan, memory, changes, others)
-        Path(planning.plan_file).write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        Path(planning.plan_file).write_text(json.dumps(as_json(plan, memory, changes, others), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return 0 if fits else DOES_NOT_FIT
 
 
@@ -51,6 +52,14 @@ def table(plan: MemoryPlan) -> list[str]:
             lines.append(f"{part:<16}" + "".join(f"{value / GIB:11.2f}" for value in values) + (f"  {words[part]}" if part in words else ""))
     totals = [sum(plan.moments[name].values()) for name in moments]
     return [*lines, f"{'sum':<16}" + "".join(f"{total / GIB:11.2f}" for total in totals) + f"  the peak is {plan.peak / GIB:.2f}, in {plan.peak_moment}", ""]
+
+
+def precision_lines(args: Any, layout: Layout) -> list[str]:
+    """What to give where a launch file asks for a mixed precision that the plan's own options do not say."""
+    asked = layout.mixed_precision
+    if asked not in ("bf16", "fp16") or getattr(args, asked):
+        return []
+    return [f"warning         the launch file asks for mixed_precision {asked}, which is not planned here: give --{asked} true"]
 
 
 def words_of(plan: MemoryPlan) -> dict[str, str]:

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...data.errors import UserError
-from ...infer.checkpoint.without_weights import FourBitLinear, weight_bytes
+from ...infer.checkpoint.without_weights import weight_bytes
 from ...infer.runners.architecture import transformers_model
-from ..stages.grpo import SharedPrompt
 from ..stages.ppo import PpoTrainer
 from .allocations import Moment, give_fakes, step_moments
 from .optimizers import OptimizerCost, optimizer_cost
@@ -157,8 +156,7 @@ def memory_plan(trainer: Any, measured: Measured, layout: Layout) -> MemoryPlan:
     """Share out what was measured over the layout's devices. Raises UserError for a stage that cannot be spread so."""
     if isinstance(trainer, PpoTrainer) and layout.devices > 1 and layout.way != DDP:
         raise UserError(f"PPO rolls out with whole weights in every process: plan it with --sharding {DDP}, not {layout.way}")
-    m, n = measured, layout.devices
-    gathers = layout.shares_parameters
+    m = measured
     held = {
         "parameters": 0.0 if layout.offloads_parameters else layout.of_parameters(m.parameters),
         "master weights": 0.0 if layout.offloads_optimizer else layout.of_optimizer(m.optimizer.masters),
@@ -183,7 +181,7 @@ def memory_plan(trainer: Any, measured: Measured, layout: Layout) -> MemoryPlan:
     if layout.offloads_parameters:
         plan.host += layout.of_parameters(m.parameters)
     if m.step.rollouts:
-        whole = m.parameters if gathers else 0.0
+        whole = m.parameters if layout.shares_parameters else 0.0
         plan.moments["rollout"] = {**held, "gathered": float(whole), "cache": float(m.cache), "passing": float(m.logits)}
     return plan
 

@@ -29,9 +29,9 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from ...data.errors import UserError
-from ...infer.checkpoint.without_weights import loads_without_weights, shapes_by
 from ...infer.architectures.lstm import LSTMConfig
 from ...infer.architectures.transformer import TransformerConfig
+from ...infer.checkpoint.without_weights import loads_without_weights, shapes_by
 
 DECODER, ENCODER, ENCODER_DECODER = "decoder", "encoder", "encoder-decoder"
 SUGGESTED = "llama, qwen3, gpt2 (decoders), bert, modernbert (encoders), t5, bart (both)"

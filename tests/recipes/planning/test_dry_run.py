@@ -153,6 +153,16 @@ def test_ppo_wants_whole_weights(base, records, tmp_path, capsys):
     assert "PPO rolls out with whole weights in every process" in capsys.readouterr().err
 
 
+def test_a_launch_file_says_how_many_devices_there_are(base, records, tmp_path, capsys):
+    path = tmp_path / "launch.yaml"
+    path.write_text("{distributed_type: DEEPSPEED, num_processes: 4, mixed_precision: bf16, deepspeed_config: {zero_stage: 2}}")
+    plan, code = plan_of(sft, base, records("sft"), tmp_path, "--launch_file", path)
+    assert code == 0 and (plan["layout"]["devices"], plan["layout"]["way"]) == (4, "zero2")
+    weights = plan["weights"]["count"]
+    assert plan["moments"]["optimizer"]["gradients"] == weights and plan["moments"]["optimizer"]["optimizer state"] == pytest.approx(2 * weights, rel=0.01)
+    assert "asks for mixed_precision bf16, which is not planned here: give --bf16 true" in capsys.readouterr().out
+
+
 def test_sizes_in_words():
     assert [parse_bytes(text) for text in ("80GiB", "24 GB", "1.5gib", "1024")] == [80 * GIB, 24 * 10**9, 3 * GIB // 2, 1024]
     assert PlanningOptions(device_memory="1MiB").memory == 2**20
