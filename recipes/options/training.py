@@ -100,7 +100,7 @@ class RunOptions:
     )
     dry_run: str = field(
         default="false",
-        metadata={"help": "Print the plan and stop: memory is planned from shapes, no weights are loaded; time: load them, and time a step.", "nargs": "?", "const": "memory"},
+        metadata={"help": "Print the plan and stop. By shapes and without weights where the stage can; time: load them, and time a step.", "nargs": "?", "const": "memory"},
     )
     eval_samples: int = field(default=16, metadata={"help": "Held-out prompts answered at each evaluation, of those that leave room for an answer."})
     early_stopping_patience: int = field(default=0, metadata={"help": "Stop after so many evaluations without gain; 0 never."})
