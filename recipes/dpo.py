@@ -8,13 +8,17 @@ import sys
 from dataclasses import dataclass, field, replace
 
 from seodang.data.chat import set_chat_template
+from seodang.data.errors import UserError
 from seodang.data.preference_rows import prepare_preferences
 from seodang.data.preferences import PREFERENCE_SHAPES
 from seodang.infer.checkpoint.load import load
+from seodang.infer.checkpoint.without_weights import loads_without_weights
 from seodang.infer.runners.paradigm import diffusion_of
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.preference import PreferenceOptions
 from seodang.recipes.options.training import Arguments, ModelOptions, RunOptions
+from seodang.recipes.planning.dry_run import dry_run
+from seodang.recipes.planning.options import PlanningOptions
 from seodang.recipes.run.before_after import answer_rows, before_and_after, picture_line, print_once
 from seodang.recipes.run.identity import origin_of
 from seodang.recipes.run.of_diffusion import canvas_of, drawing, given, refuse_of_diffusion
@@ -66,8 +70,9 @@ class DpoArguments(Arguments):
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    classes = DpoOptions, PreferenceSettings, ModelOptions, RunOptions, DpoArguments
-    data, settings, model, run, args = parse(argv, *classes, prog="seodang dpo", description=__doc__)
+    classes = DpoOptions, PreferenceSettings, ModelOptions, RunOptions, PlanningOptions, DpoArguments
+    data, settings, model, run, planning, args = parse(argv, *classes, prog="seodang dpo", description=__doc__)
+    planning.begin(run)
     args = complete_arguments(args, model, run, evaluates=bool(data.eval_data or data.eval_fraction))
     model.refuse_adapter()
     tokenizer = model.decoder_tokenizer()
@@ -78,7 +83,10 @@ def main(argv: list[str] | None = None) -> int:
     trainer = build(model, tokenizer, rows, held, args, settings, data, run, origin)
     stage = f"training        {ranked_amount(rows)} in {steps_of(args, len(rows)):,} steps, loss {settings.loss}"
     stages = [stage, *diffusion_lines(trainer), *held_out_line(ranked_amount(held), held)]
-    print_once(trainer, *plan_lines(trainer, counts, resume, stage=stages))
+    lines = plan_lines(trainer, counts, resume, stage=stages)
+    if run.dry_run == "memory":
+        return dry_run(trainer, planning, lines)
+    print_once(trainer, *lines)
     if run.dry_run:
         return 0
     shown, length = held[: run.eval_samples], shown_tokens(trainer)
@@ -100,6 +108,8 @@ def build(options: ModelOptions, tokenizer, rows, held, args, settings: Preferen
         settled["reference"] = load(data.reference, **how)[0]
     if diffusion_of(model.config) is None:
         return dpo_trainer(model, tokenizer, rows, args, settings, eval_rows=held or None, provenance=origin, **settled)
+    if loads_without_weights():
+        raise UserError(f"{options.model} is a model of diffusion, whose preferences are planned with its weights: --dry_run time")
     canvas = canvas_of(tokenizer, data.canvas)
     if canvas is not None:
         rows, held = ([canvas.ranked(row, data.max_length) for row in some] for some in (rows, held))

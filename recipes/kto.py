@@ -16,6 +16,8 @@ from seodang.infer.checkpoint.load import load
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.preference import PreferenceOptions
 from seodang.recipes.options.training import Arguments, ModelOptions, RunOptions
+from seodang.recipes.planning.dry_run import dry_run
+from seodang.recipes.planning.options import PlanningOptions
 from seodang.recipes.run.before_after import answer_rows, before_and_after, picture_line, print_once
 from seodang.recipes.run.identity import origin_of
 from seodang.recipes.run.training import checkpoint_to_resume, complete_arguments, early_stopping, held_out_line, plan_lines, train_and_save
@@ -38,7 +40,9 @@ class KtoArguments(Arguments, KTOConfig):
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    data, model, run, args = parse(argv, PreferenceOptions, ModelOptions, RunOptions, KtoArguments, prog="seodang kto", description=__doc__)
+    classes = PreferenceOptions, ModelOptions, RunOptions, PlanningOptions, KtoArguments
+    data, model, run, planning, args = parse(argv, *classes, prog="seodang kto", description=__doc__)
+    planning.begin(run)
     args = complete_arguments(args, model, run, evaluates=bool(data.eval_data or data.eval_fraction))
     model.refuse_adapter()
     tokenizer = model.decoder_tokenizer()
@@ -48,7 +52,10 @@ def main(argv: list[str] | None = None) -> int:
     resume = checkpoint_to_resume(args, run, origin)
     policy, _ = load(model.model, device=str(args.device), dtype=model.dtype, **model.loading())
     trainer = kto_trainer(policy, tokenizer, rows, args, eval_rows=held or None, lora=model.lora(), provenance=origin, callbacks=early_stopping(run))
-    print_once(trainer, *plan_lines(trainer, counts, resume, stage=stage_lines(args, rows, held)))
+    lines = plan_lines(trainer, counts, resume, stage=stage_lines(args, rows, held))
+    if run.dry_run == "memory":
+        return dry_run(trainer, planning, lines)
+    print_once(trainer, *lines)
     if run.dry_run:
         return 0
     shown = list({tuple(row["prompt_ids"]): row for row in held}.values())[: run.eval_samples]

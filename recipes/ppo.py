@@ -17,6 +17,8 @@ from seodang.infer.checkpoint.load import load
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.prompts import PromptOptions, ScoringOptions
 from seodang.recipes.options.training import Arguments, ModelOptions, RunOptions
+from seodang.recipes.planning.dry_run import dry_run
+from seodang.recipes.planning.options import PlanningOptions
 from seodang.recipes.run.before_after import answer_rows, before_and_after, picture_line, print_once
 from seodang.recipes.run.identity import origin_of
 from seodang.recipes.run.training import checkpoint_to_resume, complete_arguments, held_out_line, plan_lines, train_and_save
@@ -52,8 +54,9 @@ class PolicyOptions:
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    classes = PromptOptions, ScoringOptions, PolicyOptions, PpoSettings, ModelOptions, RunOptions, PpoArguments
-    data, scoring, policy, settings, model, run, args = parse(argv, *classes, prog="seodang ppo", description=__doc__)
+    classes = PromptOptions, ScoringOptions, PolicyOptions, PpoSettings, ModelOptions, RunOptions, PlanningOptions, PpoArguments
+    data, scoring, policy, settings, model, run, planning, args = parse(argv, *classes, prog="seodang ppo", description=__doc__)
+    planning.begin(run)
     if run.early_stopping_patience:
         raise UserError(f"early_stopping_patience {run.early_stopping_patience}: PPO runs its iterations to their end, leave it out")
     args = complete_arguments(args, model, run, evaluates=bool(data.eval_data or data.eval_fraction), best="eval_reward")
@@ -66,7 +69,10 @@ def main(argv: list[str] | None = None) -> int:
     origin = origin_of(data, scoring, policy, settings, model, run, args, rows=rows)
     resume = checkpoint_to_resume(args, run, origin)
     trainer = build(model, tokenizer, rows, held, reward, args, settings, policy, origin)
-    print_once(trainer, *plan_lines(trainer, counts, resume, stage=stage_lines(settings, rows, held, [each.__name__ for each in rewards])))
+    lines = plan_lines(trainer, counts, resume, stage=stage_lines(settings, rows, held, [each.__name__ for each in rewards]))
+    if run.dry_run == "memory":
+        return dry_run(trainer, planning, lines)
+    print_once(trainer, *lines)
     if run.dry_run:
         return 0
     shown = held[: run.eval_samples]

@@ -34,6 +34,8 @@ from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.text import TextOptions
 from seodang.recipes.options.tokenizing import TokenizerOptions
 from seodang.recipes.options.training import Arguments, ModelOptions, RunOptions
+from seodang.recipes.planning.dry_run import dry_run
+from seodang.recipes.planning.options import PlanningOptions
 from seodang.recipes.run.before_after import picture_line, print_once
 from seodang.recipes.run.identity import origin_of
 from seodang.recipes.run.training import checkpoint_to_resume, complete_arguments, early_stopping, plan_lines, train_and_save
@@ -132,10 +134,12 @@ class PretrainArguments(Arguments):
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    classes = TextOptions, ArchitectureOptions, TokenizerOptions, MaskingOptions, SpanOptions, SampleOptions, PretrainedModelOptions, RunOptions, PretrainArguments
-    text, architecture, tokens, masking, spans, samples, options, run, args = parse(argv, *classes, prog="seodang pretrain", description=__doc__)
+    of_model = ArchitectureOptions, TokenizerOptions, MaskingOptions, SpanOptions, SampleOptions, PretrainedModelOptions
+    classes = TextOptions, *of_model, RunOptions, PlanningOptions, PretrainArguments
+    text, architecture, tokens, masking, spans, samples, options, run, planning, args = parse(argv, *classes, prog="seodang pretrain", description=__doc__)
     args = complete_arguments(args, options, run, evaluates=bool(text.eval_data or text.eval_fraction))
     kind = trained_kind(architecture, options)
+    planning.begin(run, of_shapes=kind == DECODER)
     refuse_idle(tokens, {ENCODER: masking, ENCODER_DECODER: spans}, samples, options, kind, evaluates=bool(text.eval_data or text.eval_fraction))
     tokenizer = chosen_tokenizer(text, tokens.settings(kind), options, args)
     spoken = exact(tokenizer)
@@ -164,6 +168,8 @@ def main(argv: list[str] | None = None) -> int:
             model, spoken, rows, args, eval_rows=eval_rows, lora=options.lora(), sample=sample, provenance=origin, callbacks=early_stopping(run)
         )
     told = [*tokenizer_lines(tokenizer), *told]
+    if run.dry_run == "memory":
+        return dry_run(trainer, planning, plan_lines(trainer, rows.store.counts, resume, stage=told))
     print_once(trainer, *plan_lines(trainer, rows.store.counts, resume, stage=told, cost=plan(trainer).lines()))
     if run.dry_run:
         return 0

@@ -21,6 +21,8 @@ from seodang.infer.checkpoint.load import load, load_tokenizer
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.preference import PreferenceOptions
 from seodang.recipes.options.training import Arguments, ModelOptions, RunOptions
+from seodang.recipes.planning.dry_run import dry_run
+from seodang.recipes.planning.options import PlanningOptions
 from seodang.recipes.run.before_after import picture_line, print_once
 from seodang.recipes.run.identity import origin_of
 from seodang.recipes.run.training import (
@@ -56,7 +58,9 @@ class RewardArguments(Arguments, RewardConfig):
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    data, model, run, args = parse(argv, RewardOptions, ModelOptions, RunOptions, RewardArguments, prog="seodang reward", description=__doc__)
+    classes = RewardOptions, ModelOptions, RunOptions, PlanningOptions, RewardArguments
+    data, model, run, planning, args = parse(argv, *classes, prog="seodang reward", description=__doc__)
+    planning.begin(run)
     args = complete_arguments(args, model, run, evaluates=bool(data.eval_data or data.eval_fraction))
     if run.eval_samples != RunOptions.eval_samples:
         raise UserError(f"eval_samples {run.eval_samples}: a reward model writes no answers, leave it out")
@@ -69,7 +73,10 @@ def main(argv: list[str] | None = None) -> int:
     resume = checkpoint_to_resume(args, run, origin)
     trainer = build(model, tokenizer, rows, eval_rows, args, run, origin, data.pair_weights)
     stage = f"training        {ranked_amount(rows)} in {steps_of(args, len(rows)):,} steps"
-    print_once(trainer, *plan_lines(trainer, counts, resume, stage=[stage, *held_out_line(ranked_amount(eval_rows), eval_rows)]))
+    lines = plan_lines(trainer, counts, resume, stage=[stage, *held_out_line(ranked_amount(eval_rows), eval_rows)])
+    if run.dry_run == "memory":
+        return dry_run(trainer, planning, lines)
+    print_once(trainer, *lines)
     if run.dry_run:
         return 0
     folder = train_and_save(trainer, resume)

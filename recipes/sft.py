@@ -21,6 +21,8 @@ from seodang.infer.checkpoint.load import load
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.tasks import task_lines
 from seodang.recipes.options.training import Arguments, DataOptions, ModelOptions, RunOptions, hold_out
+from seodang.recipes.planning.dry_run import dry_run
+from seodang.recipes.planning.options import PlanningOptions
 from seodang.recipes.run.before_after import picture_line, print_once
 from seodang.recipes.run.identity import origin_of
 from seodang.recipes.run.training import checkpoint_to_resume, complete_arguments, early_stopping, held_out_line, plan_lines, train_and_save
@@ -35,7 +37,9 @@ PLANNED_FROM = 256  # records of a stream that the plan is made from
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    data, model, run, args = parse(argv, DataOptions, ModelOptions, RunOptions, Arguments, prog="seodang sft", description=__doc__)
+    classes = DataOptions, ModelOptions, RunOptions, PlanningOptions, Arguments
+    data, model, run, planning, args = parse(argv, *classes, prog="seodang sft", description=__doc__)
+    planning.begin(run)
     args = complete_arguments(args, model, run, evaluates=bool(data.eval_data or data.eval_fraction))
     tokenizer = model.decoder_tokenizer()
     set_chat_template(tokenizer, data.chat_template)
@@ -43,7 +47,10 @@ def main(argv: list[str] | None = None) -> int:
     origin = origin_of(data, model, run, args, rows=rows)
     resume = checkpoint_to_resume(args, run, origin)
     trainer = build(model, tokenizer, rows, eval_rows, questions, args, run, origin)
-    print_once(trainer, *plan_lines(trainer, counts, resume, stage=stage_lines(data, counts), cost=plan(trainer).lines()))
+    stage = stage_lines(data, counts)
+    if run.dry_run == "memory":
+        return dry_run(trainer, planning, plan_lines(trainer, counts, resume, stage=stage))
+    print_once(trainer, *plan_lines(trainer, counts, resume, stage=stage, cost=plan(trainer).lines()))
     if run.dry_run:
         return 0
     folder = train_and_save(trainer, resume)

@@ -46,6 +46,7 @@ from .pooler import pooler_argument
 from .published_diffusion import published, published_tokenizer, stored_config
 from .quantise import BITS, is_quantised, quantise
 from .quiet import silence_old_names, without_load_report
+from .without_weights import is_config_file, loads_without_weights, model_of_shapes
 
 logger = logging.getLogger(__name__)
 
@@ -69,17 +70,17 @@ def load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the model, in evaluation mode on its device, and its tokenizer.
 
-    `path` is a checkpoint folder, a GGUF file, a hub name, "default" or "default-encoder"; a folder that holds an adapter brings its base model
-    with it. Files are checked against the folder's manifest first. A checkpoint that lacks tensors of the model is refused, unless
-    what is missing is a head that it never had (a classifier's on a language model's weights). A head of masked language modelling is new only where `model_class` asks for one.
+    `path` is a checkpoint folder, a GGUF file, a hub name, "default" or "default-encoder"; a folder that holds an adapter brings its base model with it. Files are checked
+    against the folder's manifest first. A checkpoint that lacks tensors is refused, unless they are a head's that it never had (a classifier's on a language model's weights);
+    one of masked language modelling is new only where `model_class` asks for it. After `load_without_weights` the model has shapes alone.
     `model_class` is a causal language model's, for an encoder-decoder's checkpoint AutoModelForSeq2SeqLM, for an encoder's AutoModelForMaskedLM, for one of
-    sentence-transformers AutoModel, for a classifier's (a reward model) AutoModelForSequenceClassification, for a tagger's AutoModelForTokenClassification, unless another is given; an adapter with such a head brings its labels with it.
-    `weights="int8"` or `"int4"` keeps the linear layers in 8 or 4 bits, for speaking and scoring on the CPU; an adapter is merged first. What comes of a
-    folder is kept in the cache (`conversion_cache`). A folder that was exported so is mapped into memory, and has its weights named in it.
-    4 bits can be chosen by a `calibration`, a file of plain text or texts, which takes minutes; with `bits` a weight above 5 the matrices that lose most keep 8.
-    A GGUF file's weights stay in their own blocks on a CPU, unless a dtype or an adapter asks for floats; those of "default" in int4 are the shipped file's.
-    `kv_cache_dtype="int8"` has whatever speaks or scores with the model keep keys and values in 8 bits (`set_kv_cache_dtype`), on the CPU too, and an adapter merged.
-    Raises UserError for a path, device, dtype, weights or cache that cannot be had, for two adapters, and for files that are missing or changed.
+    sentence-transformers AutoModel, for a classifier's (a reward model) AutoModelForSequenceClassification, for a tagger's AutoModelForTokenClassification, unless another is given; an
+    adapter with such a head brings its labels with it.
+    `weights="int8"` or `"int4"` keeps the linear layers in 8 or 4 bits, for speaking and scoring on the CPU; an adapter is merged first. What comes of a folder is kept in the
+    cache (`conversion_cache`); one that was exported so is mapped into memory. 4 bits can be chosen by a `calibration`, a file of plain text or texts, which takes minutes; with
+    `bits` a weight above 5 the matrices that lose most keep 8. A GGUF file's stay in their own blocks on a CPU, unless a dtype or an adapter asks for floats.
+    `kv_cache_dtype="int8"` has whatever speaks or scores with the model keep keys and values in 8 bits (`set_kv_cache_dtype`), on the CPU too, an adapter merged. Raises
+    UserError for a path, device, dtype, weights or cache that cannot be had, for two adapters, and for files that are missing or changed.
     """
     check_kv_cache_dtype(kv_cache_dtype)
     _check_weights(weights, device, dtype)
@@ -97,11 +98,12 @@ def load(
     _refuse_continuous(place, getattr(model_class, "config_class", None))
     if saved is not None or weights is not None:
         device, dtype = "cpu", "float32"  # to quantise in, so that nothing is rounded twice
-    where = choose_device(device)
-    _check_cache(kv_cache_dtype, where)
+    _check_cache(kv_cache_dtype, where := choose_device(device))
     weights_dtype, reason = choose_dtype(dtype, where)
     logger.info("%s in %s on %s (%s)", path, weights_dtype, where, reason)
-    head = head_of(resolve(adapter)) if adapter is not None else None
+    if loads_without_weights():
+        return model_of_shapes(place, model_class or _model_class(place), weights_dtype, model_arguments), load_tokenizer(place)
+    head = None if adapter is None else head_of(resolve(adapter))
     if head is not None:
         model_class, model_arguments = model_class or head.model_class, {**head.arguments, **model_arguments}
     if shipped is not None:
@@ -174,7 +176,7 @@ def load_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerBase:
         return _read_tokenizer(path)
     place = resolve(path)
     _refuse_continuous(place)
-    return _read_tokenizer(place)
+    return _read_tokenizer(resolve("default") if loads_without_weights() and is_config_file(place) else place)
 
 
 def _refuse_continuous(place: str, wanted: type | None = None) -> None:
@@ -222,7 +224,7 @@ def resolve(path: str | os.PathLike) -> str:
             remedy = f"name a file in it, as {files[0]}" if files else "name a checkpoint's own folder"
             raise UserError(f"{name} holds no model (neither config.json nor {ADAPTER_CONFIG}): {remedy}")
         return name
-    if is_gguf(name):
+    if is_gguf(name) or loads_without_weights() and is_config_file(name):
         return name
     if os.path.exists(name):
         raise UserError(f"model {name!r} is neither a folder nor a GGUF file: give a checkpoint's folder, a hub name such as Qwen/Qwen3-0.6B, or default")

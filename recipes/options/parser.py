@@ -11,6 +11,7 @@ import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -35,7 +36,7 @@ def command(main: Callable[..., int | None]) -> Callable[..., int]:
     def run(argv: Sequence[str] | None = None) -> int:
         try:
             with versions_named():
-                code = main(list(sys.argv[1:] if argv is None else argv)) or 0
+                code = copy_context().run(main, list(sys.argv[1:] if argv is None else argv)) or 0  # what a dry run settles ends with it
             sys.stdout.flush()  # here, and not at the interpreter's end, it shows that nobody reads
             return code
         except UserError as error:

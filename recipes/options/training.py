@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 
 from seodang.data.errors import UserError
 from seodang.infer.checkpoint.load import is_adapter, load_tokenizer, resolve
+from seodang.infer.checkpoint.without_weights import FOUR_BITS, loads_without_weights
 from seodang.infer.engine.checkpoint_settings import known_config
 from seodang.infer.runners.paradigm import refuse_encoder, refuse_encoder_decoder
 from seodang.recipes.options.record import RecordOptions, check_held_out
@@ -49,7 +50,10 @@ class ModelOptions:
             raise UserError(f"lora_dropout must be in [0, 1), got {self.lora_dropout}")
         if (self.dora or self.qlora) and self.lora_r <= 0:
             raise UserError(f"{'dora' if self.dora else 'qlora'} needs an adapter: set --lora_r, 16 say")
-        if self.qlora and importlib.util.find_spec("bitsandbytes") is None:
+
+    def refuse_missing(self) -> None:
+        """Raise UserError where a library is not there that the weights are loaded by."""
+        if self.qlora and not loads_without_weights() and importlib.util.find_spec("bitsandbytes") is None:
             raise UserError("qlora needs bitsandbytes: run `pip install seodang[qlora]`, or use LoRA without it")
 
     def refuse_adapter(self) -> None:
@@ -68,6 +72,9 @@ class ModelOptions:
         """What `load` has to know beside the name."""
         if not self.qlora:
             return {}
+        if loads_without_weights():
+            return {"quantization_config": FOUR_BITS}
+        self.refuse_missing()
         from transformers import BitsAndBytesConfig
 
         return {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="bfloat16")}
@@ -91,11 +98,18 @@ class RunOptions:
     allow_changes: list[str] | None = field(
         default=None, metadata={"help": "Options that may differ from those of the checkpoint that is resumed, or all; without, a change is refused."}
     )
-    dry_run: bool = field(default=False, metadata={"help": "Print the plan and stop."})
+    dry_run: str = field(
+        default="false",
+        metadata={"help": "Print the plan and stop. By shapes and without weights where the stage can; time: load them, and time a step.", "nargs": "?", "const": "memory"},
+    )
     eval_samples: int = field(default=16, metadata={"help": "Held-out prompts answered at each evaluation, of those that leave room for an answer."})
     early_stopping_patience: int = field(default=0, metadata={"help": "Stop after so many evaluations without gain; 0 never."})
 
     def __post_init__(self):
+        known = {"false": "", "no": "", "true": "memory", "yes": "memory", "memory": "memory", "time": "time"}
+        if (told := str(self.dry_run).lower()) not in known:
+            raise UserError(f"dry_run must be memory or time, or true or false, got {self.dry_run!r}")
+        self.dry_run = known[told]  # empty where the run is to begin
         for name in ("eval_samples", "early_stopping_patience"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must be at least 0, got {getattr(self, name)}")

@@ -10,6 +10,8 @@ from seodang.infer.checkpoint.load import load
 from seodang.recipes.options.parser import parse
 from seodang.recipes.options.prompts import PromptOptions, ScoringOptions
 from seodang.recipes.options.training import ModelOptions, RunOptions
+from seodang.recipes.planning.dry_run import dry_run
+from seodang.recipes.planning.options import PlanningOptions
 from seodang.recipes.run.before_after import answer_rows, before_and_after, picture_line, print_once
 from seodang.recipes.run.identity import origin_of
 from seodang.recipes.run.training import checkpoint_to_resume, complete_arguments, early_stopping, held_out_line, plan_lines, train_and_save
@@ -19,8 +21,9 @@ from seodang.train.stages.grpo import TRL_ARGUMENTS
 
 def run_groups(argv: Sequence[str], arguments: type, trainer_of: Callable[..., Any], prog: str, description: str) -> int:
     """`seodang grpo` or `seodang rloo`: `arguments` is trl's config with our defaults, `trainer_of` builds the stage's trainer."""
-    classes = PromptOptions, ScoringOptions, ModelOptions, RunOptions, arguments
-    data, scoring, model, run, args = parse(argv, *classes, prog=prog, description=description)
+    classes = PromptOptions, ScoringOptions, ModelOptions, RunOptions, PlanningOptions, arguments
+    data, scoring, model, run, planning, args = parse(argv, *classes, prog=prog, description=description)
+    planning.begin(run)
     args = complete_group_arguments(args, model, run, evaluates=bool(data.eval_data or data.eval_fraction))
     model.refuse_adapter()
     tokenizer = model.decoder_tokenizer()
@@ -31,7 +34,10 @@ def run_groups(argv: Sequence[str], arguments: type, trainer_of: Callable[..., A
     resume = checkpoint_to_resume(args, run, origin)
     policy, _ = load(model.model, device=str(args.device), dtype=model.dtype, **model.loading())
     trainer = trainer_of(policy, tokenizer, rows, rewards, args, eval_rows=held or None, lora=model.lora(), provenance=origin, callbacks=early_stopping(run))
-    print_once(trainer, *plan_lines(trainer, counts, resume, stage=stage_lines(args, rows, held, rewards)))
+    lines = plan_lines(trainer, counts, resume, stage=stage_lines(args, rows, held, rewards))
+    if run.dry_run == "memory":
+        return dry_run(trainer, planning, lines)
+    print_once(trainer, *lines)
     if run.dry_run:
         return 0
     shown = held[: run.eval_samples]

@@ -31,6 +31,7 @@ from transformers.models.auto.modeling_auto import (
 from ...data.errors import UserError
 from ...infer.architectures.lstm import LSTMConfig
 from ...infer.architectures.transformer import TransformerConfig
+from ...infer.checkpoint.without_weights import loads_without_weights, shapes_by
 
 DECODER, ENCODER, ENCODER_DECODER = "decoder", "encoder", "encoder-decoder"
 SUGGESTED = "llama, qwen3, gpt2 (decoders), bert, modernbert (encoders), t5, bart (both)"
@@ -174,6 +175,8 @@ def untrained(config: PreTrainedConfig, seed: int, dtype: torch.dtype, device: t
     classes = {DECODER: AutoModelForCausalLM, ENCODER: AutoModelForMaskedLM, ENCODER_DECODER: AutoModelForSeq2SeqLM}
     build = kind or classes[kind_of(config.model_type)]
     with _config_errors(f"a model of the architecture {config.model_type}"):
+        if loads_without_weights():
+            return shapes_by(config, build, dtype)
         model = build.from_config(config, dtype=dtype)
     return model.to(device).eval()
 

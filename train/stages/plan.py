@@ -1,4 +1,4 @@
-"""What a run will cost, found out before it starts: one timed step, and arithmetic."""
+"""What a run will cost, found out before it starts: one timed step, and arithmetic, or the arithmetic alone."""
 
 import math
 import time
@@ -16,16 +16,16 @@ MEASURED = 1 << 15  # rows whose lengths are looked at
 
 @dataclass
 class Plan:
-    """The size and cost of a run: bytes, seconds and counts for the whole of it."""
+    """The size and cost of a run: bytes, seconds and counts for the whole of it; None what is not known without a step."""
 
     rows: int | None  # None where the data is streamed
     tokens: float  # that go through the model, all epochs
     steps: int
-    memory: int  # estimated peak of one process, bytes
+    memory: int | None  # estimated peak of one process, bytes
     checkpoint: int  # bytes of one checkpoint
     disk: int  # bytes of all checkpoints kept at a time
-    step_seconds: float
-    seconds: float
+    step_seconds: float | None
+    seconds: float | None
     layout: str | None = None  # how rows lie in a batch, where that is not as it might be
 
     def of_steps(self, steps: int) -> "Plan":
@@ -41,45 +41,57 @@ class Plan:
         """The plan for people, in lines."""
         gib = 2**30
         rows = "streamed" if self.rows is None else f"{self.rows:,}"
+        timed = self.seconds is not None and self.step_seconds is not None
         return [
             f"rows            {rows}, {self.tokens:,.0f} tokens through the model in {self.steps:,} steps",
             *([f"layout          {self.layout}"] if self.layout else []),
-            f"peak memory     about {self.memory / gib:.2f} GiB a process",
+            *([] if self.memory is None else [f"peak memory     about {self.memory / gib:.2f} GiB a process"]),
             f"disk            {self.disk / gib:.2f} GiB for checkpoints ({self.checkpoint / gib:.2f} GiB each)",
-            f"time            about {_duration(self.seconds)} ({self.step_seconds:.2f} s a step, from one timed step)",
-        ]
+            f"time            about {_duration(self.seconds)} ({self.step_seconds:.2f} s a step, from one timed step)" if timed else
+            "time            is known from a step, which takes the weights: --dry_run time",
+        ]  # fmt: skip
 
 
 def plan(trainer: SftTrainer) -> Plan:
     """Time one step on typical rows and work out the whole run. The model, its gradients and the random state stay as they are."""
-    args, rows = trainer.args, trainer.train_dataset
-    streamed = isinstance(rows, IterableDataset)
-    sample = _first(rows, 64) if streamed else _spread(rows, MEASURED)
-    lengths = [_tokens_of(row) for row in sample]
+    args, sample, size = trainer.args, sample_of(trainer.train_dataset), size_of(trainer)
+    lengths = [tokens_of(row) for row in sample]
     per_process = args.per_device_train_batch_size
-    mean = sum(lengths) / len(lengths)
-    steps = steps_of(args, None if streamed else len(rows))
-    batches = args.gradient_accumulation_steps * args.world_size
-    tokens = min(steps * batches * per_process, math.inf if streamed else len(rows) * _epochs(args, steps, len(rows))) * mean
     seconds_a_token, saved_a_token = _timed_step(trainer, _typical(sample, per_process))
     longest = sum(sorted(lengths)[-per_process:])
-    checkpoint = trainer.checkpoint_bytes()
-    return Plan(
-        rows=None if streamed else len(rows),
-        tokens=tokens,
-        steps=steps,
+    return replace(
+        size,
         memory=int(_standing_bytes(trainer) + saved_a_token * longest),
-        checkpoint=checkpoint,
-        disk=checkpoint * _kept(args, steps),
-        step_seconds=seconds_a_token * tokens / steps / args.world_size,
-        seconds=seconds_a_token * tokens / args.world_size,
-        layout=getattr(trainer.data_collator, "told", None),
+        step_seconds=seconds_a_token * size.tokens / size.steps / args.world_size,
+        seconds=seconds_a_token * size.tokens / args.world_size,
     )
 
 
-def _tokens_of(row: dict) -> int:
-    """The tokens that a row brings, on the decoder's side too where it has one."""
-    return len(row["input_ids"]) + len(row.get("decoder_input_ids", ()))
+def size_of(trainer: SftTrainer) -> Plan:
+    """The plan as far as it is known without a step: how many rows, tokens and steps there are, and the checkpoints' bytes."""
+    args, rows = trainer.args, trainer.train_dataset
+    streamed = isinstance(rows, IterableDataset)
+    lengths = [tokens_of(row) for row in sample_of(rows)]
+    mean = sum(lengths) / len(lengths)
+    steps = steps_of(args, None if streamed else len(rows))
+    batches = args.gradient_accumulation_steps * args.world_size
+    tokens = min(steps * batches * args.per_device_train_batch_size, math.inf if streamed else len(rows) * _epochs(args, steps, len(rows))) * mean
+    checkpoint = trainer.checkpoint_bytes()
+    return Plan(
+        rows=None if streamed else len(rows), tokens=tokens, steps=steps, memory=None, checkpoint=checkpoint, disk=checkpoint * _kept(args, steps),
+        step_seconds=None, seconds=None, layout=getattr(trainer.data_collator, "told", None),
+    )  # fmt: skip
+
+
+def sample_of(rows) -> list:
+    """Rows whose lengths stand for all: the first of a stream, of many so many evenly spread."""
+    return _first(rows, 64) if isinstance(rows, IterableDataset) else _spread(rows, MEASURED)
+
+
+def tokens_of(row: dict) -> int:
+    """The tokens that a row brings, on all sides that it has: the decoder's, a prompt's, its answers'."""
+    sides = ("input_ids", "decoder_input_ids", "prompt_ids", "completion_ids")
+    return sum(len(row[side]) for side in sides if row.get(side) is not None) + sum(map(len, row.get("branches") or ()))
 
 
 def steps_of(args: TrainingArguments, rows: int | None) -> int:
@@ -115,7 +127,7 @@ def _first(rows, count: int) -> list:
 
 def _typical(rows, count: int) -> list:
     """Rows spread evenly over the lengths there are."""
-    by_length = sorted((rows[i] for i in range(min(len(rows), 4096))), key=_tokens_of)
+    by_length = sorted((rows[i] for i in range(min(len(rows), 4096))), key=tokens_of)
     count = min(count, len(by_length))
     return [by_length[(2 * i + 1) * len(by_length) // (2 * count)] for i in range(count)]
 
@@ -162,7 +174,7 @@ def _timed_step(trainer: SftTrainer, rows: list) -> tuple[float, float]:
                 torch.cuda.synchronize()
             seconds = time.perf_counter() - start
     model.zero_grad(set_to_none=True)
-    tokens = sum(map(_tokens_of, rows))
+    tokens = sum(map(tokens_of, rows))
     return seconds / tokens, sum(kept.values()) / tokens
 
 

@@ -1,0 +1,133 @@
+"""How near a dry run's plan of memory is to what a run takes: each configuration is planned, then run in a fresh process, on the CPU.
+
+python benchmarks/memory_plan.py --data data/samples/everyday.jsonl
+python benchmarks/memory_plan.py --published
+
+What was taken is the most that lay in memory at once (VmHWM of /proc/self/status) less what the process had after the same run of a tiny model, which has
+imported all there is and touched every kernel. Both processes read the longest records alone, so that each step is the dearest. glibc is told to give large
+blocks back at once; --fragments leaves it as it is, which then keeps some of what was freed. With --published nothing is run: three published
+configurations are planned on 1, 8 and 64 devices.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+GIB = 2**30
+SFT = ["--per_device_train_batch_size", "4", "--max_steps", "2", "--save_strategy", "no", "--report_to", "none", "--device", "cpu", "--disable_tqdm", "true"]
+RUNS = {
+    "all weights, float32": ["--dtype", "float32"],
+    "checkpointed": ["--dtype", "float32", "--activation_checkpointing", "true"],
+    "LoRA of rank 16": ["--dtype", "float32", "--lora_r", "16"],
+    "all weights, bfloat16": ["--dtype", "bfloat16"],
+}
+CONFIGS = Path(__file__).with_name("configs")
+DEVICES = (1, 8, 64)
+TOKENS = 4096  # of a row of those that are planned alone
+RUN = """
+import gc, sys, tempfile
+from transformers import AutoModelForCausalLM, LlamaConfig
+from seodang.infer.checkpoint.load import load_tokenizer
+from seodang.recipes import sft
+def status(name):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
+words = sys.argv[1:]
+with tempfile.TemporaryDirectory() as tiny:
+    tokenizer = load_tokenizer(words[words.index("--model") + 1])
+    sizes = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2)
+    AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tiny)
+    tokenizer.save_pretrained(tiny)
+    sft.main([*words, "--model", tiny, "--output_dir", tiny + "/out"])
+gc.collect()
+before = status("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")  # the high-water mark begins anew
+code = sft.main(words)
+print("\\ntaken", status("VmHWM") - before, "code", code)
+"""
+
+
+def longest_records(data: str, count: int, folder: Path) -> str:
+    """A file of the longest records of another, by their letters."""
+    lines = sorted(Path(data).read_text(encoding="utf-8").splitlines(), key=len, reverse=True)[:count]
+    path = folder / "longest.jsonl"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def taken(words: list[str], fragments: bool) -> int:
+    """The bytes that a real run took above what it began with."""
+    env = os.environ if fragments else {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
+    done = subprocess.run([sys.executable, "-c", RUN, *words], capture_output=True, text=True, check=False, env=env)
+    line = next((line for line in done.stdout.splitlines() if line.startswith("taken")), None)
+    if line is None or not line.endswith("code 0"):
+        raise SystemExit(f"the run failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+    return int(line.split()[1])
+
+
+def planned(verb: str, words: list[str], folder: Path) -> dict:
+    """What the dry run says, as JSON."""
+    path = folder / "plan.json"
+    command = [sys.executable, "-m", "seodang", verb, *words, "--dry_run", "--plan_file", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 1):
+        raise SystemExit(f"the dry run failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def compare(data: str, model: str, only: str | None, fragments: bool) -> None:
+    """Print a line a configuration: planned, taken, their ratio."""
+    print(f"{'configuration':<26}{'planned':>9}{'taken':>9}  GiB, ratio; the peak is in")
+    for name, words in RUNS.items():
+        if only not in (None, name):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            all_words = ["--data", longest_records(data, 4, Path(folder)), "--model", model, "--output_dir", f"{folder}/out", *SFT, *words]
+            plan = planned("sft", all_words, Path(folder))
+            real = taken(all_words, fragments)
+        print(f"{name:<26}{plan['peak'] / GIB:9.3f}{real / GIB:9.3f}  {plan['peak'] / real:.3f}; {plan['peak_moment']}", flush=True)
+
+
+def published() -> None:
+    """Print what SFT of three published configurations takes of each device, in bfloat16 with float32 masters, checkpointed, a row of 4,096 tokens at a time."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from seodang.infer.checkpoint.load import load_tokenizer
+    from seodang.infer.checkpoint.without_weights import load_without_weights, model_of_shapes
+    from seodang.recipes.options.training import Arguments
+    from seodang.train.memory.peak import measure, memory_plan, other_ways
+    from seodang.train.memory.sharding import Layout
+    from seodang.train.stages.sft import sft_trainer
+
+    load_without_weights()
+    rows = [{"input_ids": [1] * TOKENS, "labels": [1] * TOKENS}]
+    args = {"use_cpu": True, "report_to": "none", "per_device_train_batch_size": 1, "activation_checkpointing": True}
+    for path in sorted(CONFIGS.glob("*.json")):
+        with tempfile.TemporaryDirectory() as folder:
+            begun = time.perf_counter()
+            model = model_of_shapes(str(path), AutoModelForCausalLM, torch.bfloat16, {})
+            trainer = sft_trainer(model, load_tokenizer("default"), rows, Arguments(output_dir=folder, **args))
+            measured = measure(trainer)
+        for devices in DEVICES:
+            plan = memory_plan(trainer, measured, Layout(devices))
+            others = other_ways(trainer, measured, plan.layout) if devices > 1 else {}
+            told = f" ({', '.join(f'{way} {peak / GIB:.1f}' for way, peak in others.items())})" if others else ""
+            print(f"{path.stem:<14}{measured.count / 1e9:7.3f}B {devices:>3} devices{plan.peak / GIB:9.1f} GiB in {plan.peak_moment}{told}")
+        print(f"{'':<14}found in {time.perf_counter() - begun:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="data/samples/everyday.jsonl")
+    parser.add_argument("--model", default="default")
+    parser.add_argument("--only", choices=RUNS)
+    parser.add_argument("--fragments", action="store_true")
+    parser.add_argument("--published", action="store_true")
+    given = parser.parse_args()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    published() if given.published else compare(given.data, given.model, given.only, given.fragments)
