@@ -43,7 +43,7 @@ CHOICE = "temperature top_p top_k min_p repetition_penalty num_beams json_schema
 DEMO = {"model": "model device dtype", "run": "output_dir minutes heldout seed"}
 
 # The options that matter most, under their headings; the others are listed by --help all.
-FOLDERS = {"demo": "demos", "diffusion-lm": "diffusion_lm"}
+FOLDERS = {"demo": "demos", "diffusion-lm": "diffusion_lm", "synthesise": "synthesis"}
 FIRST: dict[str, dict[str, str]] = {
     "prepare": {},
     "preview": {
@@ -96,6 +96,11 @@ FIRST: dict[str, dict[str, str]] = {
     "generate": {
         "prompts": "prompts output resume raw references batch_size", "model": f"{SPEAKER} backend base_url", "answer": "max_new_tokens stop seed num_return_sequences logprobs",
         "choice of tokens": CHOICE,
+    },
+    "synthesise": {
+        "data": "data style count token_budget output dropped resume", "model": "model backend base_url raw batch_size",
+        "styles": "shots personas fields source_lang target_lang language max_chars", "answer": "temperature max_new_tokens seed",
+        "filters": "min_words near_duplicates max_overlap eval_data max_rouge reward_model min_reward round_trip",
     },
     "eval": {
         "models": "models device dtype", "data": "data columns by train_data", "figures": "metrics reward reward_model judge against",
