@@ -56,18 +56,25 @@ class Asker:
         What the round's file has is not asked again; of a round that was asked to its end that goes for its errors too, for later rounds were made of what it gave. Raises UserError
         for a file of other prompts, and GivenUp for a server that answers no more.
         """
-        path = self._file(kind)
+        path, asked = self._file(kind), self._asked(prompts, first)
         if self.finished(kind) != len(prompts):
-            self._answer(path, self._asked(prompts, first), first, settings)
-        said = [_said(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+            self._answer(path, asked, first, settings)
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+        if [line["prompt"] for line in lines] != asked.prompts:
+            raise UserError(f"{path} has answers to other prompts than those of now: begin anew with --resume false")
+        said = [Said(line["text"] or "", line["error"], line["seed"], line["tokens"]) for line in lines]
         self.spent += sum(each.tokens or 0 for each in said)
         self.untold += sum(each.tokens is None for each in said)
         return said
 
-    def _answer(self, path: Path, asked: Prompts, first: int, settings: dict[str, Any]) -> None:
+    def open(self) -> None:
+        """Have the model loaded, or the server found; from then on the checkpoint's own settings hold too."""
         if not self._opened:
-            self._backend.open(self._stack)  # and then the settings are those of the checkpoint too
+            self._backend.open(self._stack)
             self._opened = True
+
+    def _answer(self, path: Path, asked: Prompts, first: int, settings: dict[str, Any]) -> None:
+        self.open()
         backend = self._backend.again(self._settings(first, settings), asked)
         line = line_of(asked, backend.params, False)
 
@@ -108,7 +115,3 @@ def _tokens(result: Any) -> int | None:
     own = result.tokens if isinstance(result, RemoteResult) else len(result.ids)
     return None if result.prompt_length is None or not own and result.text else result.prompt_length + own
 
-
-def _said(line: str) -> Said:
-    told: dict[str, Any] = json.loads(line)
-    return Said(told["text"] or "", told["error"], told["seed"], told["tokens"])

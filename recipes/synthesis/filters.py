@@ -101,7 +101,7 @@ def filters_of(filtering: Filtering, making: Making, fields: tuple[str, ...], se
     if filtering.eval_data:
         known.append(("eval overlap", [text_in(record) for source in filtering.eval_data for _, record in records_of(source, making.encoding)]))
     for name, texts in known:
-        drops = f"{filtering.max_overlap:g} of the words or more in runs of {RUN} that {'a seed' if texts is known[0][1] and seeds else 'an evaluation record'} has"
+        drops = f"{filtering.max_overlap:g} of the words or more in runs of {RUN} that {'a seed' if name == 'seed overlap' else 'an evaluation record'} has"
         found.append(Filter(name, drops, Overlap(texts, filtering.max_overlap, new, both_ways=name == "eval overlap")))
     if filtering.near_duplicates:
         drops = f"{filtering.near_duplicates:g} of the runs of 5 characters or more shared with a seed or a record before"

@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 from seodang.data.errors import UserError
-from seodang.data.synthesis.styles import OF_RECORDS, Style, said_in
+from seodang.data.synthesis.styles import OF_RECORDS, Ask, Style, said_in
 from seodang.recipes.run.journal import writing
 from seodang.recipes.synthesis.asking import Asker, Said
 from seodang.recipes.synthesis.options import Making
@@ -29,10 +29,11 @@ class Rows:
     def __init__(self, path: str):
         self._path = Path(path)
         self._path.touch()
-        self._file = open(path, "r+b")
+        self._file, self._begun = open(path, "r+b"), False
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
         """Have these rows on the disk, behind those before."""
+        self._begun = True
         wanted, start = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows), self._file.tell()
         if self._file.read(len(wanted)) != wanted:
             with writing(self._path):
@@ -43,8 +44,9 @@ class Rows:
                 os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """End the file here."""
-        self._file.truncate(self._file.tell())
+        """End the file here, unless nothing came of the run: then it stays as it was."""
+        if self._begun:
+            self._file.truncate(self._file.tell())
         self._file.close()
 
 
@@ -118,11 +120,11 @@ class Maker:
             size = min(size, math.ceil((self.making.count - len(self.kept)) / rate))
         return size if self.most_attempts is None else min(size, self.most_attempts - self.attempts)
 
-    def _asks(self, size: int) -> list:
+    def _asks(self, size: int) -> list[Ask]:
         made = [each.record for each in self.kept]
         return [self.style.ask(attempt, Random(f"{self.seed} {attempt}"), made) for attempt in range(self.attempts, self.attempts + size)]
 
-    def _admitted(self, asks: list) -> list:
+    def _admitted(self, asks: list[Ask]) -> list[Ask]:
         """Those that the budget has room for, whatever they take; all of a round that was asked already."""
         if self.making.token_budget is None or self.asker.finished("made"):
             return asks
@@ -139,7 +141,7 @@ class Maker:
         once = len(prompt.encode()) + TEMPLATE_TOKENS + self.max_new_tokens
         return once + (once + AGAIN_BYTES + self.max_new_tokens if self.asked_again else 0)
 
-    def _candidate(self, attempt: int, ask: Any, said: Said) -> Candidate:
+    def _candidate(self, attempt: int, ask: Ask, said: Said) -> Candidate:
         found = Candidate(attempt, ask, said.text, said.seed, error=said.error)
         texts = None if said.error is not None else said_in(said.text, self.style.fields)
         if texts is not None:

@@ -66,7 +66,7 @@ class Making(AskingOptions):
             raise UserError("output is missing: give --output made.jsonl, for what is made takes long and is kept as it comes")
         if self.style not in STYLES:
             raise UserError(f"style must be one of {', '.join(STYLES)}, got {self.style!r}")
-        if self.count is None and self.token_budget is None:
+        if self.count is self.token_budget is self.attempts is None and self.style not in OF_RECORDS:
             raise UserError("say how much is to be made: --count RECORDS, --token_budget TOKENS, or both")
         for name in ("count", "token_budget", "attempts", "round_size", "shots"):
             if (value := getattr(self, name)) is not None and value < 1:

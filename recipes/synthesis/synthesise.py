@@ -47,6 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     if len(fitting) < len(seeds):
         print(f"seeds           {len(seeds) - len(fitting):,} of {len(seeds):,} have a text of more than {making.max_chars} characters (max_chars): left out", file=sys.stderr)
     folder = Path(f"{making.output}.rounds")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is to be the folder of what was asked, and is something else: move it away, or name another --output")
     try:
         with ExitStack() as stack:
             asker = Asker(where, model, choice.decoding(schema_of(style.fields, making.max_chars)), making, folder, stack)
@@ -56,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
             )
             stack.enter_context(only_writer(folder, "name another --output"))
             header = header_of(asker.identity | identity(making, filtering, seeds), Prompts([], []), 1)
-            begin(folder, header, making)
+            begin(folder, header, making, asker)
             run(maker, stack)
             write_header(folder, header | {"finished": True})
     except GivenUp as reason:
@@ -74,7 +76,7 @@ def identity(making: Making, filtering: Filtering, seeds: list) -> dict[str, Any
     return options | files
 
 
-def begin(folder: Path, header: Mapping[str, Any], making: Making) -> None:
+def begin(folder: Path, header: Mapping[str, Any], making: Making, asker: Asker) -> None:
     """Make the folder of rounds ready: as the interrupted run left it, or empty. Raises UserError for another run's, and where one would be lost."""
     path = folder / HEADER
     then = None if making.resume is False or not path.exists() else json.loads(path.read_text(encoding="utf-8"))
@@ -85,6 +87,7 @@ def begin(folder: Path, header: Mapping[str, Any], making: Making) -> None:
     elif making.resume and then is None and Path(making.output).exists() and Path(making.output).stat().st_size:
         raise UserError(f"{making.output} does not say how it was made, for there is no {path} beside it: --resume false begins anew, over it")
     else:
+        asker.open()  # before anything is lost of an older run
         for each in folder.iterdir():
             shutil.rmtree(each) if each.is_dir() else each.unlink()
     write_header(folder, header)
