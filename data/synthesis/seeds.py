@@ -31,7 +31,10 @@ class Seed:
 
 
 def triplet(record: Mapping[str, Any]) -> Seed:
-    """{instruction, input, output}; `input` may be missing. Raises UserError for a missing key, and for `system` and `history`, which a seed has no place for."""
+    """{instruction, input, output}, where `input` may be missing.
+
+    Raises UserError for a missing key, and for `system` and `history`, which a seed has no place for.
+    """
     for name in ("system", "history"):
         if record.get(name):
             raise UserError(f"{name}: a seed is one question and its answer, take this column out or put it into the instruction")

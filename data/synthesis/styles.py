@@ -11,8 +11,8 @@ from ..json_text import parsed
 from ..surrogates import refuse_surrogates
 from .seeds import FIELDS, Seed
 
-STYLES = ("self_instruct", "persona", "rephrase", "translate")
-OF_RECORDS = ("rephrase", "translate")  # that say a given record anew
+NEW, OF_RECORDS = ("self_instruct", "persona"), ("rephrase", "translate")  # whose records are new, and those that say a given record anew
+STYLES = (*NEW, *OF_RECORDS)
 FORM = 'a JSON object with an "instruction", an "input" ("" where the instruction needs none) and the "output" that is right'
 LANGUAGES = {
     "ar": "Arabic", "de": "German", "en": "English", "es": "Spanish", "fr": "French", "hi": "Hindi", "it": "Italian", "ja": "Japanese", "ko": "Korean",
@@ -83,7 +83,10 @@ def self_instruct(seeds: Sequence[Seed], shots: int, made_shots: int, language: 
 
 
 def persona(people: Sequence[str], seeds: Sequence[Seed], shots: int, made_shots: int, language: str | None = None) -> Style:
-    """What people would ask an assistant, one after another, with the answers; shown are `shots` records where there are seeds (Ge et al. 2024, "Persona Hub")."""
+    """What people would ask an assistant, one after another, with the answers; where there are seeds, `shots` records are shown.
+
+    After Ge et al. 2024, "Scaling Synthetic Data Creation with 1,000,000,000 Personas".
+    """
 
     def ask(attempt: int, random: Random, made: Sequence[Seed]) -> Ask:
         who = people[attempt % len(people)]

@@ -98,9 +98,8 @@ FIRST: dict[str, dict[str, str]] = {
         "choice of tokens": CHOICE,
     },
     "synthesise": {
-        "data": "data style count token_budget output dropped resume", "model": "model backend base_url raw batch_size",
-        "styles": "shots personas fields source_lang target_lang language max_chars", "answer": "temperature max_new_tokens seed",
-        "filters": "min_words near_duplicates max_overlap eval_data max_rouge reward_model min_reward round_trip",
+        "made": "data style count token_budget output dropped resume", "model": "model backend base_url raw", "styles": "shots personas source_lang target_lang",
+        "answer": "temperature max_new_tokens seed", "filters": "near_duplicates max_overlap eval_data reward_model min_reward round_trip",
     },
     "eval": {
         "models": "models device dtype", "data": "data columns by train_data", "figures": "metrics reward reward_model judge against",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from seodang.data.errors import UserError
 from seodang.infer.remote.answers import RemoteResult
 from seodang.recipes.options.backend import BackendOptions
 from seodang.recipes.options.decoding import Decoding, SpeakingModel
@@ -53,8 +54,8 @@ class Asker:
     def ask(self, kind: str, prompts: Sequence[str], first: int, **settings: Any) -> list[Said]:
         """The answers to the round's prompts of a kind, the seeds counted on from that of attempt `first`; `settings` replace those of the run.
 
-        What the round's file has is not asked again; of a round that was asked to its end that goes for its errors too, for later rounds were made of what it gave. Raises UserError
-        for a file of other prompts, and GivenUp for a server that answers no more.
+        What the round's file has is not asked again; of a round that was asked to its end that goes for its errors too, for later rounds were made of
+        what it gave. Raises UserError for a file of other prompts, and GivenUp for a server that answers no more.
         """
         path, asked = self._file(kind), self._asked(prompts, first)
         if self.finished(kind) != len(prompts):

@@ -24,7 +24,10 @@ LEAST_RATE = 0.1  # of attempts that are taken to be left, when the next round i
 
 
 class Rows:
-    """A file of rows in the order in which they come. Those that it has already, of the same run, stay untouched; what is behind the last goes when it is closed."""
+    """A file of rows in the order in which they come.
+
+    Those that it has already, of the same run, stay untouched; what is behind the last goes when it is closed.
+    """
 
     def __init__(self, path: str):
         self._path = Path(path)
@@ -76,7 +79,7 @@ class Maker:
         self.tally = Tally([*self.filters, *filter(None, [surplus])])
         budget = self.making.token_budget
         if budget is not None and (least := self._bound(self._asks(1)[0].prompt)) > budget:
-            raise UserError(f"token_budget {budget}: one attempt may take {least:,} tokens, its prompt's bytes and max_new_tokens: raise it, or show and answer less")
+            raise UserError(f"token_budget {budget}: one attempt may take {least:,}, its prompt's bytes and max_new_tokens: raise it, or show and answer less")
 
     @property
     def most_attempts(self) -> int | None:

@@ -8,7 +8,7 @@ from seodang.data.files.sources import read
 from seodang.data.synthesis import styles
 from seodang.data.synthesis.personas import built_in, personas_in
 from seodang.data.synthesis.seeds import FIELDS, SHAPES, Seed
-from seodang.data.synthesis.styles import OF_RECORDS, STYLES, Style
+from seodang.data.synthesis.styles import NEW, OF_RECORDS, STYLES, Style
 from seodang.recipes.options.asking import AskingOptions
 from seodang.recipes.options.decoding import Decoding, option
 from seodang.recipes.run.results_file import is_regular
@@ -86,7 +86,7 @@ class Making(AskingOptions):
             raise UserError("translate needs both languages: --source_lang en --target_lang ko, say")
         if self.style == "translate" and self.source_lang == self.target_lang:
             raise UserError(f"translate: source_lang and target_lang are both {self.source_lang!r}")
-        users = {"personas": ("persona",), "fields": OF_RECORDS, "source_lang": ("translate",), "target_lang": ("translate",), "language": ("self_instruct", "persona")}
+        users = {"personas": ("persona",), "fields": OF_RECORDS, **dict.fromkeys(("source_lang", "target_lang"), ("translate",)), "language": NEW}
         for name, of in users.items():
             if getattr(self, name) is not None and self.style not in of:
                 raise UserError(f"{name} is for --style {' and '.join(of)}, got {self.style}: leave it out")
@@ -118,7 +118,8 @@ class Making(AskingOptions):
                 raise UserError(f"no record has texts of at most max_chars={self.max_chars} characters: raise it")
             return self._of_records(seeds)
         if self.data is not None and len(seeds) < self.shots:
-            raise UserError(f"shots {self.shots}: only {len(seeds)} seeds have texts of at most max_chars={self.max_chars} characters: lower the one, or raise the other")
+            few = f"only {len(seeds)} seeds have texts of at most max_chars={self.max_chars} characters"
+            raise UserError(f"shots {self.shots}: {few}: lower the one, or raise the other")
         shown = (seeds, self.shots, self.made_shots, self.language)
         if self.style == "persona":
             return styles.persona(personas_in(self.personas, self.encoding) if self.personas else built_in(), *shown)

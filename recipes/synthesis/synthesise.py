@@ -1,8 +1,7 @@
 """Make instruction data: a model writes new records from seeds, filters drop what is no good, and each record says where it comes from.
 
 seodang synthesise --data seeds.jsonl --model default --output made.jsonl --count 200
-seodang synthesise --data seeds.jsonl --output made.jsonl --style translate --source_lang en --target_lang ko --backend openai --base_url http://localhost:8000/v1
-seodang synthesise --output made.jsonl --style persona --token_budget 100000
+seodang synthesise --output made.jsonl --style persona --token_budget 100000 --backend openai --base_url http://localhost:8000/v1
 
 Answers are held to a JSON schema. A table says what each filter dropped. What was asked is kept in OUTPUT.rounds, and --resume goes on from it.
 """
@@ -45,7 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     fitting = making.fitting(seeds)
     style = making.style_of(fitting)
     if len(fitting) < len(seeds):
-        print(f"seeds           {len(seeds) - len(fitting):,} of {len(seeds):,} have a text of more than {making.max_chars} characters (max_chars): left out", file=sys.stderr)
+        many = f"{len(seeds) - len(fitting):,} of {len(seeds):,} have a text of more than {making.max_chars} characters (max_chars)"
+        print(f"seeds           {many}: left out", file=sys.stderr)
     folder = Path(f"{making.output}.rounds")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is to be the folder of what was asked, and is something else: move it away, or name another --output")
@@ -53,9 +53,8 @@ def main(argv: list[str] | None = None) -> int:
         with ExitStack() as stack:
             asker = Asker(where, model, choice.decoding(schema_of(style.fields, making.max_chars)), making, folder, stack)
             filters = filters_of(filtering, making, style.fields, seeds, asker, model)
-            maker = Maker(
-                making, style, asker, filters, asker.identity["model"], len(fitting), choice.seed, choice.max_new_tokens, filtering.round_trip is not None
-            )
+            again = filtering.round_trip is not None
+            maker = Maker(making, style, asker, filters, asker.identity["model"], len(fitting), choice.seed, choice.max_new_tokens, again)
             stack.enter_context(only_writer(folder, "name another --output"))
             header = header_of(asker.identity | identity(making, filtering, seeds), Prompts([], []), 1)
             begin(folder, header, making, asker)
@@ -124,7 +123,8 @@ def told(maker: Maker) -> int:
     tokens = f"{maker.asker.spent:,} tokens{' and more, for not all were told' if maker.asker.untold else ''}"
     print(f"made            {made:,} of {maker.attempts:,} attempts, {tokens}, in {making.output}: {maker.ended}")
     if not made:
-        print(f"error: nothing is left: the filter {maker.tally.most()!r} dropped most; see what it drops, by --dropped FILE, and loosen it or choose another model", file=sys.stderr)
+        remedy = "see what it drops, by --dropped FILE, and loosen it or choose another model"
+        print(f"error: nothing is left: the filter {maker.tally.most()!r} dropped most; {remedy}", file=sys.stderr)
         return 1
     if making.count is not None and made < making.count and "budget" not in maker.ended:
         print(f"error: {made:,} of {making.count:,} records wanted: {maker.ended}; --resume with more --attempts goes on from there", file=sys.stderr)
