@@ -43,13 +43,13 @@ class Filtering:
     min_output_chars: int = option("Characters of an output.", 1)
     max_output_chars: int | None = option("Characters of an output.")
     min_script: float = option("Share of letters in the script of --language or --target_lang.", 0.6)
-    max_overlap: float = option(f"Share of a text's words that stand in runs of {RUN} in a seed or evaluation record; from here on it is dropped.", 0.5)
+    max_overlap: float = option(f"Share of words in runs of {RUN} that a seed or evaluation record has too.", 0.5)
     eval_data: list[str] | None = field(default=None, metadata={"help": "Evaluation records that must not come back in what is made."})
-    near_duplicates: float = option("Share of runs of 5 characters in common with a seed or a record made before; 0: do not look.", 0.7)
+    near_duplicates: float = option("Share of characters in runs of 5 that one before has too; 0: do not look.", 0.7)
     max_rouge: float | None = option("ROUGE-L of an instruction with a seed's or one made before, as Self-Instruct's 0.7.")
     reward_model: str | None = option("Folder or hub name of a reward model that judges each output.")
     min_reward: float | None = option("The reward model's score from which on a record stays.")
-    round_trip: str | None = option("exact, f1:0.5 or chrf:40: the model, asked again, must agree so far; of translate with the original.")
+    round_trip: str | None = option("exact, f1:0.5 or chrf:40: the model, asked again, must agree so far.")
 
     def __post_init__(self):
         for name in ("min_script", "max_overlap", "near_duplicates", "max_rouge"):

@@ -27,7 +27,7 @@ class Choice:
     min_p: float | None = option("Drop tokens less likely than this share of the likeliest one.")
     repetition_penalty: float | None = option("Above 1: tokens that stand there already become less likely.")
     max_new_tokens: int = option("Tokens of an answer; one that is cut off by it is no record.", 512)
-    seed: int = option("Of all that is drawn: what is shown, and each answer's tokens, by this and the attempt's number.", 0)
+    seed: int = option("With an attempt's number, of all that is drawn for it.", 0)
 
     def decoding(self, json_schema: str) -> Decoding:
         """These settings, with the schema that answers are held to."""
@@ -39,20 +39,20 @@ class Making(AskingOptions):
     """What is made, and where it goes."""
 
     data: list[str] | None = field(
-        default=None, metadata={"help": "Files of seeds: instruction/input/output, prompt/completion, one-turn dialogues, Self-Instruct's instances."}
+        default=None, metadata={"help": "Seeds: instruction/input/output, prompt/completion, Self-Instruct's instances."}
     )
     output: str | None = option("Write the records to this JSON Lines file, each with where it comes from.")
-    style: str = option("self_instruct (new tasks), persona (what people ask), rephrase or translate (of the given records).", "self_instruct")
+    style: str = option("self_instruct, persona, or of the given records: rephrase, translate.", "self_instruct")
     count: int | None = option("Records wanted, those that filters leave.")
     token_budget: int | None = option("Prompts and answers together take at most so many tokens.")
     attempts: int | None = option(f"Answers asked for at most; {ATTEMPTS_EACH} for each of --count by default.")
     resume: bool | None = field(
         default=None, metadata={"help": "Go on with the interrupted run of this output; false: begin anew, over it.", "nargs": "?", "const": True}
     )
-    dropped: str | None = option("Write what was dropped to this JSON Lines file too, with the filter that did.")
+    dropped: str | None = option("Write what was dropped to this file too, with the filter that did.")
     shots: int = option("self_instruct, persona: records that each prompt shows.", 8)
     made_shots: int = option("Of these so many are records made before, as soon as there are some.", 2)
-    personas: str | None = option("persona: a .txt of people, one a line, or records with `persona`; some 900 are built in.")
+    personas: str | None = option("persona: a .txt of people, one a line; some 900 are built in.")
     fields: list[str] | None = field(default=None, metadata={"help": "rephrase, translate: the texts written anew; instruction of rephrase, all of translate."})
     source_lang: str | None = option("translate: the language of the records, as en.")
     target_lang: str | None = option("translate: the language wanted, as ko.")
