@@ -98,8 +98,8 @@ FIRST: dict[str, dict[str, str]] = {
         "choice of tokens": CHOICE,
     },
     "synthesise": {
-        "made": "data style count token_budget output dropped resume", "model": "model backend base_url raw", "styles": "shots personas source_lang target_lang",
-        "answer": "temperature max_new_tokens seed", "filters": "near_duplicates max_overlap eval_data reward_model min_reward round_trip",
+        "made": "data style count token_budget output resume", "model": "model backend base_url", "styles": "shots personas source_lang target_lang",
+        "answer": "temperature max_new_tokens", "filters": "near_duplicates max_overlap eval_data reward_model min_reward round_trip",
     },
     "eval": {
         "models": "models device dtype", "data": "data columns by train_data", "figures": "metrics reward reward_model judge against",
