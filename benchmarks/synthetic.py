@@ -32,10 +32,10 @@ from seodang.train.maths.bootstrap import interval, resampled_sums
 from seodang.train.maths.text_metrics import agreement
 
 SFT = {
-    "learning_rate": 1e-4, "lr_scheduler_type": "cosine", "warmup_steps": 0.05, "per_device_train_batch_size": 4, "logging_steps": 20, "save_strategy": "no",
-    "report_to": "none", "disable_tqdm": "true",
+    "lora_r": 16, "learning_rate": 1e-3, "lr_scheduler_type": "cosine", "warmup_steps": 0.05, "per_device_train_batch_size": 4, "logging_steps": 20, "save_strategy": "no",
+    "report_to": "none", "disable_tqdm": "true", "device": "cpu",
 }  # fmt: skip
-ANSWER_TOKENS = 48
+ANSWER_TOKENS = 32
 
 
 def main() -> int:
@@ -99,6 +99,7 @@ def answered(model: str, questions: Sequence[dict]) -> list[float]:
     loaded, tokenizer = load(model, device="cpu")
     prompts = [to_example(question).messages[:-1] for question in questions]
     results = generate(loaded, tokenizer, prompts, SamplingParams(max_new_tokens=ANSWER_TOKENS, temperature=0.0))
+    print(f"{model}: {sum(result.text.strip() == question['output'] for result, question in zip(results, questions))} of {len(questions)} exact", flush=True)
     return [agreement([result.text], [question["output"]])["exact"] for result, question in zip(results, questions, strict=True)]
 
 
@@ -133,11 +134,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--output_dir", default="runs/synthetic")
     parser.add_argument("--model", default="default")
     parser.add_argument("--per_task", type=int, default=4, help="seeds of each of the eight tasks")
-    parser.add_argument("--heldout", type=int, default=120, help="questions, as many of each task")
-    parser.add_argument("--steps", type=int, default=60, help="of four rows, on the seeds and on both")
-    parser.add_argument("--generator_rows", type=int, default=96, help="lists that the generator learns to go on with, each seed the next record of some")
-    parser.add_argument("--shots", type=int, default=4, help="records of such a list")
-    parser.add_argument("--count", type=int, default=160, help="records to be made")
+    parser.add_argument("--heldout", type=int, default=64, help="questions, as many of each task")
+    parser.add_argument("--steps", type=int, default=32, help="of four rows, on the seeds and on both")
+    parser.add_argument("--generator_rows", type=int, default=48, help="lists that the generator learns to go on with, each seed the next record of some")
+    parser.add_argument("--shots", type=int, default=3, help="records of such a list")
+    parser.add_argument("--count", type=int, default=40, help="records to be made")
     parser.add_argument("--round_trip", default="f1:0.6", help="how far the generator must agree with itself; empty: it is not asked again")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()

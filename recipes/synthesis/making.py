@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 from seodang.data.errors import UserError
-from seodang.data.synthesis.styles import OF_RECORDS, Ask, Style, said_in
+from seodang.data.synthesis.styles import Ask, Style, said_in
 from seodang.recipes.run.journal import writing
 from seodang.recipes.synthesis.asking import Asker, Said
 from seodang.recipes.synthesis.options import Making
@@ -55,9 +55,9 @@ class Rows:
 
 @dataclass
 class Maker:
-    """What makes records: `style` asks, `asker` has it answered, `filters` decide; `model` is what provenance calls who answers.
+    """What makes records: `style` asks, `asker` has it answered at most `most` times, `filters` decide; `model` is what provenance calls who answers.
 
-    `records` is how many records are given, each of which has its turn once where nobody says how many are wanted.
+    Raises UserError for a budget in which not one attempt is certain to have room.
     """
 
     making: Making
@@ -65,7 +65,7 @@ class Maker:
     asker: Asker
     filters: Sequence[Filter]
     model: str
-    records: int
+    most: int | None
     seed: int
     max_new_tokens: int
     asked_again: bool  # each record that the filters before leave, once more
@@ -80,12 +80,6 @@ class Maker:
         budget = self.making.token_budget
         if budget is not None and (least := self._bound(self._asks(1)[0].prompt)) > budget:
             raise UserError(f"token_budget {budget}: one attempt may take {least:,}, its prompt's bytes and max_new_tokens: raise it, or show and answer less")
-
-    @property
-    def most_attempts(self) -> int | None:
-        """How many answers may be asked for; None for as many as the budget allows."""
-        once = self.records if self.making.count is None and self.making.style in OF_RECORDS else None
-        return self.making.most_attempts or once
 
     def run(self, show: Callable[[list[Candidate], list[Candidate]], None]) -> None:
         """Make records round by round; `show` is given what each round left, and what was dropped."""
@@ -110,8 +104,8 @@ class Maker:
     def _judge_end(self, fruitless: int) -> None:
         if self.making.count is not None and len(self.kept) >= self.making.count:
             self.ended = "there are as many as wanted"
-        elif self.most_attempts is not None and self.attempts >= self.most_attempts:
-            self.ended = "no more attempts are allowed" if self.making.most_attempts else "each record had its turn"
+        elif self.most is not None and self.attempts >= self.most:
+            self.ended = "each record had its turn" if self.making.count is self.making.attempts is None else "no more attempts are allowed"
         elif fruitless == FRUITLESS:
             self.ended = f"{FRUITLESS} rounds in a row left nothing"
 
@@ -121,7 +115,7 @@ class Maker:
         if self.making.count is not None:
             rate = max(len(self.kept) / self.attempts, LEAST_RATE) if self.attempts else 1.0
             size = min(size, math.ceil((self.making.count - len(self.kept)) / rate))
-        return size if self.most_attempts is None else min(size, self.most_attempts - self.attempts)
+        return size if self.most is None else min(size, self.most - self.attempts)
 
     def _asks(self, size: int) -> list[Ask]:
         made = [each.record for each in self.kept]

@@ -93,10 +93,10 @@ class Making(AskingOptions):
         if unknown := [name for name in self.fields or () if name not in FIELDS]:
             raise UserError(f"fields are {', '.join(FIELDS)}, got {unknown[0]!r}")
 
-    @property
-    def most_attempts(self) -> int | None:
-        """How many answers may be asked for; None for as many as the budget allows."""
-        return self.attempts or (None if self.count is None else ATTEMPTS_EACH * self.count)
+    def most_attempts(self, records: int) -> int | None:
+        """How many answers may be asked for: of given records said anew each once where nobody says more; None for as many as the budget allows."""
+        once = records if self.style in OF_RECORDS else None
+        return self.attempts or (once if self.count is None else ATTEMPTS_EACH * self.count)
 
     @property
     def wanted_language(self) -> str | None:

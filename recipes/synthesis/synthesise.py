@@ -54,7 +54,8 @@ def main(argv: list[str] | None = None) -> int:
             asker = Asker(where, model, choice.decoding(schema_of(style.fields, making.max_chars)), making, folder, stack)
             filters = filters_of(filtering, making, style.fields, seeds, asker, model)
             again = filtering.round_trip is not None
-            maker = Maker(making, style, asker, filters, asker.identity["model"], len(fitting), choice.seed, choice.max_new_tokens, again)
+            most = making.most_attempts(len(fitting))
+            maker = Maker(making, style, asker, filters, asker.identity["model"], most, choice.seed, choice.max_new_tokens, again)
             stack.enter_context(only_writer(folder, "name another --output"))
             header = header_of(asker.identity | identity(making, filtering, seeds), Prompts([], []), 1)
             begin(folder, header, making, asker)

@@ -49,9 +49,8 @@ def rows(path) -> list[dict]:
 
 def table(out: str) -> dict[str, tuple[int, int]]:
     """By the filters' names what they looked at and dropped."""
-    lines = [line.rsplit("  ", 4) for line in out.splitlines()]
     cells = [[cell for cell in line.split("  ") if cell.strip()] for line in out.splitlines()]
-    return {each[0]: (int(each[1]), int(each[2])) for each in cells if len(each) == 5 and each[1].strip().isdecimal() and lines}
+    return {each[0]: (int(each[1]), int(each[2])) for each in cells if len(each) == 5 and each[1].strip().isdecimal()}
 
 
 def own(pupil, seeds, output, *more) -> list[str]:
@@ -271,6 +270,19 @@ def test_records_are_rephrased_and_translated_once_each_unless_more_are_wanted(s
         assert "each record had its turn" in capsys.readouterr().out
         assert main(remote(server, seeds, output, "--style", style, *languages, "--count", "8")) == 0
         assert rows(output)[7]["provenance"]["source"] == "seeds.jsonl line 2" and rows(output)[7]["provenance"]["seed"] == 107
+
+
+def test_people_ask_without_any_seed(scripted_server, tmp_path):
+    server, output, people = scripted_server(lambda body: scripted_server.said(record(body["seed"]))), tmp_path / "made.jsonl", tmp_path / "people.txt"
+    people.write_text("a baker\na nurse\n", encoding="utf-8")
+    argv = remote(server, "", output, "--style", "persona", "--personas", str(people), "--count", "3")[2:]
+    assert main(argv) == 0
+    assert [(row["provenance"]["persona"], row["instruction"], "seeds" in row["provenance"]) for row in rows(output)] == [
+        ("a baker", "Task 100 of many.", False), ("a nurse", "Task 101 of many.", False), ("a baker", "Task 102 of many.", False),
+    ]  # fmt: skip
+    assert sum("You are a nurse." in prompt for prompt in server.prompts) == 1
+    people.write_text("a baker\na smith\n", encoding="utf-8")
+    assert main([*argv, "--resume"]) == 2  # other people
 
 
 def test_a_budget_needs_a_server_that_tells_its_tokens(scripted_server, seeds, tmp_path, capsys):
