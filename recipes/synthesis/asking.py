@@ -18,6 +18,8 @@ from seodang.recipes.run.following import follow
 from seodang.recipes.run.journal import header_in
 from seodang.recipes.run.results_file import ResultsFile, journal_of, line_of
 
+KINDS = MADE, AGAIN = "made", "again"  # of prompts: those that ask for records, and those that ask about one
+
 
 @dataclass(frozen=True)
 class Said:

@@ -17,7 +17,7 @@ from seodang.data.text.scripts import SCRIPTS, script_share
 from seodang.data.text.words import words_of
 from seodang.infer.checkpoint.load import load
 from seodang.recipes.options.decoding import SpeakingModel, option
-from seodang.recipes.synthesis.asking import Asker
+from seodang.recipes.synthesis.asking import AGAIN, Asker
 from seodang.recipes.synthesis.options import Making
 from seodang.recipes.synthesis.sifting import Candidate, Filter, of_each
 from seodang.train.maths.answer_matching import token_f1
@@ -186,15 +186,13 @@ class Novel:
 
 
 class Rewarded:
-    """Whether a reward model, loaded when it is first asked, gives an output so much."""
+    """Whether a reward model gives an output so much."""
 
     def __init__(self, name: str, least: float, where: SpeakingModel):
-        self._name, self._least, self._where, self._loaded = name, least, where, None
+        self._least = least
+        self._loaded = load(name, device=where.device, dtype=where.dtype, model_class=AutoModelForSequenceClassification, num_labels=1)
 
     def __call__(self, candidates: Sequence[Candidate]) -> Found:
-        if self._loaded is None:
-            how = {"device": self._where.device, "dtype": self._where.dtype, "model_class": AutoModelForSequenceClassification, "num_labels": 1}
-            self._loaded = load(self._name, **how)
         prompts = [[{"role": "user", "content": each.record.question}] for each in candidates]
         scores = score_answers(*self._loaded, prompts, [each.record.output for each in candidates]) if candidates else []
         return (_at_least(score, self._least) for score in scores)
@@ -211,7 +209,7 @@ class RoundTrip:
         if not candidates:
             return iter(())
         settings = {"json_schema": schema_of(self._fields, self._making.max_chars), "temperature": 0.0, "top_p": None, "top_k": None, "min_p": None}
-        said = self._asker.ask("again", [self._prompt(each) for each in candidates], candidates[0].attempt, **settings)
+        said = self._asker.ask(AGAIN, [self._prompt(each) for each in candidates], candidates[0].attempt, **settings)
         return (self._agrees(each, said_in(answer.text, self._fields)) for each, answer in zip(candidates, said, strict=True))
 
     def _prompt(self, each: Candidate) -> str:

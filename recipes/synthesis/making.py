@@ -13,13 +13,14 @@ from typing import Any
 from seodang.data.errors import UserError
 from seodang.data.synthesis.styles import Ask, Style, said_in
 from seodang.recipes.run.journal import writing
-from seodang.recipes.synthesis.asking import Asker, Said
+from seodang.recipes.synthesis.asking import MADE, Asker, Said
 from seodang.recipes.synthesis.options import Making
 from seodang.recipes.synthesis.sifting import Candidate, Filter, Tally
 
 TEMPLATE_TOKENS = 128  # that a chat template may put around a prompt
 AGAIN_BYTES = 300  # of what is said around a record when the model is asked again
 FRUITLESS = 10  # rounds in a row that left nothing: the next would not either
+SPENT = "the budget is spent"
 LEAST_RATE = 0.1  # of attempts that are taken to be left, when the next round is sized
 
 
@@ -86,11 +87,11 @@ class Maker:
         fruitless = number = 0
         while not self.ended:
             self.asker.round = f"{number:05d}"
-            asks = self._admitted(self._asks(self.asker.finished("made") or self._size()))
+            asks = self._admitted(self._asks(self.asker.finished(MADE) or self._size()))
             if not asks:
-                self.ended = self.ended or "the budget is spent"
+                self.ended = SPENT
                 break
-            said = self.asker.ask("made", [each.prompt for each in asks], self.attempts)
+            said = self.asker.ask(MADE, [each.prompt for each in asks], self.attempts)
             round_ = [self._candidate(self.attempts + place, ask, each) for place, (ask, each) in enumerate(zip(asks, said, strict=True))]
             left = self.tally.sift(round_)
             self._refuse_untold()
@@ -123,7 +124,7 @@ class Maker:
 
     def _admitted(self, asks: list[Ask]) -> list[Ask]:
         """Those that the budget has room for, whatever they take; all of a round that was asked already."""
-        if self.making.token_budget is None or self.asker.finished("made"):
+        if self.making.token_budget is None or self.asker.finished(MADE):
             return asks
         left, admitted = self.making.token_budget - self.asker.spent, []
         for each in asks:

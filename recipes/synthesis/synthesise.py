@@ -7,7 +7,6 @@ Answers are held to a JSON schema. A table says what each filter dropped. What w
 """
 
 import json
-import shutil
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from typing import Any
 
 from seodang.data.errors import UserError
 from seodang.data.synthesis.styles import schema_of
+from seodang.infer.checkpoint.load import resolve
 from seodang.infer.checkpoint.manifest import fingerprint, flush_to_disk
 from seodang.infer.remote.connection import GivenUp
 from seodang.recipes.options.backend import BackendOptions
@@ -26,9 +26,9 @@ from seodang.recipes.prompts.prompt_files import Prompts
 from seodang.recipes.run.journal import partial_of
 from seodang.recipes.run.one_writer import only_writer
 from seodang.recipes.run.same_run import contents_of, header_of, refuse_other_run
-from seodang.recipes.synthesis.asking import Asker
+from seodang.recipes.synthesis.asking import KINDS, Asker
 from seodang.recipes.synthesis.filters import Filtering, filters_of
-from seodang.recipes.synthesis.making import Maker, Rows
+from seodang.recipes.synthesis.making import SPENT, Maker, Rows
 from seodang.recipes.synthesis.options import Choice, Making
 
 HEADER = "run.json"
@@ -70,7 +70,9 @@ def main(argv: list[str] | None = None) -> int:
 def identity(making: Making, filtering: Filtering, seeds: list) -> dict[str, Any]:
     """What beside model and settings decides what is made: the options, and what the files say."""
     options = {name: value for name, value in {**asdict(making), **asdict(filtering)}.items() if name not in FREE}
-    files = {"seeds that say": fingerprint(repr([seed.told() for seed in seeds]))}
+    files: dict[str, Any] = {"seeds that say": fingerprint(repr([seed.told() for seed in seeds]))}
+    if filtering.reward_model:
+        files["a reward model whose files are"] = contents_of(resolve(filtering.reward_model))
     for name, sources in (("eval_data", filtering.eval_data or []), ("personas", [making.personas] if making.personas else [])):
         files[f"{name} that say"] = [contents_of(source) or source for source in sources]
     return options | files
@@ -79,7 +81,9 @@ def identity(making: Making, filtering: Filtering, seeds: list) -> dict[str, Any
 def begin(folder: Path, header: Mapping[str, Any], making: Making, asker: Asker) -> None:
     """Make the folder of rounds ready: as the interrupted run left it, or empty. Raises UserError for another run's, and where one would be lost."""
     path = folder / HEADER
-    then = None if making.resume is False or not path.exists() else json.loads(path.read_text(encoding="utf-8"))
+    if not path.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is to be the folder of what was asked, and holds something else: move it away, or name another --output")
+    then = None if making.resume is False or not path.exists() else header_in(path)
     if then is not None and making.resume:
         refuse_other_run(Path(making.output), then, header, Prompts([], []))
     elif then is not None and not then.get("finished") and any(folder.glob("*.jsonl")):
@@ -88,9 +92,17 @@ def begin(folder: Path, header: Mapping[str, Any], making: Making, asker: Asker)
         raise UserError(f"{making.output} does not say how it was made, for there is no {path} beside it: --resume false begins anew, over it")
     else:
         asker.open()  # before anything is lost of an older run
-        for each in folder.iterdir():
-            shutil.rmtree(each) if each.is_dir() else each.unlink()
+        for each in (each for kind in KINDS for each in folder.glob(f"*-{kind}.jsonl*")):
+            each.unlink()
     write_header(folder, header)
+
+
+def header_in(path: Path) -> dict[str, Any]:
+    """What an earlier run was asked. Raises UserError for a file that does not say so."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise UserError(f"{path} does not say what its run was asked: --resume false begins anew, over it") from None
 
 
 def write_header(folder: Path, header: Mapping[str, Any]) -> None:
@@ -127,7 +139,7 @@ def told(maker: Maker) -> int:
         remedy = "see what it drops, by --dropped FILE, and loosen it or choose another model"
         print(f"error: nothing is left: the filter {maker.tally.most()!r} dropped most; {remedy}", file=sys.stderr)
         return 1
-    if making.count is not None and made < making.count and "budget" not in maker.ended:
+    if making.count is not None and made < making.count and maker.ended != SPENT:
         print(f"error: {made:,} of {making.count:,} records wanted: {maker.ended}; --resume with more --attempts goes on from there", file=sys.stderr)
         return 1
     return 0

@@ -285,6 +285,17 @@ def test_people_ask_without_any_seed(scripted_server, tmp_path):
     assert main([*argv, "--resume"]) == 2  # other people
 
 
+def test_a_folder_of_something_else_is_left_alone(scripted_server, seeds, tmp_path, capsys):
+    server, folder = scripted_server(lambda body: scripted_server.said(record(1))), tmp_path / "made.jsonl.rounds"
+    folder.mkdir()
+    (folder / "precious").touch()
+    argv = remote(server, seeds, tmp_path / "made.jsonl", "--count", "1", "--resume", "false")
+    assert main(argv) == 2 and "holds something else: move it away" in capsys.readouterr().err
+    (folder / "run.json").write_text("[", encoding="utf-8")
+    assert main([*argv[:-2], "--resume"]) == 2 and "does not say what its run was asked" in capsys.readouterr().err
+    assert main(argv) == 0 and (folder / "precious").exists()
+
+
 def test_a_budget_needs_a_server_that_tells_its_tokens(scripted_server, seeds, tmp_path, capsys):
     def script(body):
         told = scripted_server.said(record(body["seed"]))
