@@ -2,10 +2,10 @@
 
 python benchmarks/synthetic.py --output_dir runs/synthetic
 
-Of the sample everyday (eight small tasks on a sentence, answered by exact words) a few records a task are the seeds. A generator is taught to go on with a list of
-them (`seodang sft` on the prompts of `seodang synthesise`, the record that comes next the answer), and makes new records (`seodang synthesise`). The model is then taught by
-the seeds alone, and by the seeds and what was made, in as many steps of as many rows. What is asked is everyday_heldout: other words, partly other wordings. Prints what each filter dropped, and the
-shares answered exactly with 95 % intervals by the bootstrap over records, differences paired. --model and all sizes can be set; as they are, 135 million weights take some minutes on two cores.
+Of the sample everyday (eight small tasks on a sentence, answered by exact words) a few records a task are the seeds, from which the model makes new ones (`seodang synthesise`).
+With --generator_rows it is taught before that to go on with a list of them (`seodang sft` on the prompts of `seodang synthesise`, the record that comes next the answer). The model is
+then taught by the seeds alone, and by the seeds and what was made, in as many steps of as many rows. What is asked is everyday_heldout: other words, partly other wordings. Prints what
+each filter dropped, and the shares answered exactly with 95 % intervals by the bootstrap over records, differences paired. What is in --output_dir already is not done again.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from seodang.data.sample_data import sample_path
 from seodang.data.synthesis.seeds import Seed
 from seodang.data.synthesis.styles import line_of, self_instruct
 from seodang.infer import SamplingParams, generate, load
+from seodang.infer.checkpoint.manifest import MANIFEST
 from seodang.recipes import sft
 from seodang.recipes.synthesis import synthesise
 from seodang.train.maths.bootstrap import interval, resampled_sums
@@ -45,22 +46,27 @@ def main() -> int:
     seeds, questions = drawn(options.per_task, options.heldout, options.seed)
     marks, began = {}, time.process_time()
     write(folder / "seeds.jsonl", seeds)
-    marks["before"] = answered(options.model, questions)
+    marks["before"] = answered(options.model, questions, folder / "before.json")
     taught(options.model, folder / "seeds.jsonl", folder / "on-seeds", options.steps, options.seed)
-    marks["seeds alone"] = answered(str(folder / "on-seeds"), questions)
+    marks["seeds alone"] = answered(str(folder / "on-seeds"), questions, folder / "on-seeds.json")
 
-    write(folder / "next.jsonl", continuations(seeds, options.shots, options.generator_rows, options.seed))
-    taught(options.model, folder / "next.jsonl", folder / "generator", options.generator_rows // SFT["per_device_train_batch_size"], options.seed)
+    generator = options.model
+    if options.generator_rows:
+        generator = folder / "generator"
+        write(folder / "next.jsonl", continuations(seeds, options.shots, options.generator_rows, options.seed))
+        taught(options.model, folder / "next.jsonl", generator, options.generator_rows // SFT["per_device_train_batch_size"], options.seed)
     made = folder / "made.jsonl"
     how = {
-        "data": folder / "seeds.jsonl", "model": folder / "generator", "output": made, "dropped": folder / "dropped.jsonl", "count": options.count, "attempts": 3 * options.count,
-        "shots": options.shots, "max_chars": 160, "max_new_tokens": 128, "round_size": 64, "near_duplicates": 0.9, "max_overlap": 0.95, "resume": "false", "seed": options.seed,
-        "eval_data": sample_path("everyday_heldout"), **({"round_trip": options.round_trip} if options.round_trip else {}),
+        "data": folder / "seeds.jsonl", "model": generator, "output": made, "dropped": folder / "dropped.jsonl", "count": options.count,
+        "attempts": 4 * options.count, "shots": options.shots, "max_chars": 160, "max_new_tokens": 128, "near_duplicates": 0.9, "max_overlap": 0.95,
+        "eval_data": sample_path("everyday_heldout"), "seed": options.seed, "resume": "true",
+        **({"round_trip": options.round_trip} if options.round_trip else {}),
     }  # fmt: skip
-    synthesise.main(argv_of(how))
+    if synthesise.main(argv_of(how)) > 1:  # 1: fewer than wanted, which may do
+        return 2
     write(folder / "both.jsonl", [*seeds, *({name: row[name] for name in ("instruction", "input", "output")} for row in read_json_lines(made))])
     taught(options.model, folder / "both.jsonl", folder / "on-both", options.steps, options.seed)
-    marks["seeds and made"] = answered(str(folder / "on-both"), questions)
+    marks["seeds and made"] = answered(str(folder / "on-both"), questions, folder / "on-both.json")
     print(f"{time.process_time() - began:.0f} s of CPU time, {len(seeds)} seeds, {len(read_json_lines(made))} records made, {options.steps} steps")
     for line in compared(marks, questions):
         print(line)
@@ -89,18 +95,26 @@ def continuations(seeds: Sequence[dict], shots: int, rows: int, seed: int) -> li
 
 
 def taught(model: str, data: Path, folder: Path, steps: int, seed: int) -> None:
+    if (folder / MANIFEST).is_file():
+        return
     code = sft.main(argv_of({"model": model, "data": data, "output_dir": folder, "max_steps": steps, "seed": seed, **SFT}))
     if code:
         sys.exit(code)
 
 
-def answered(model: str, questions: Sequence[dict]) -> list[float]:
-    """Of each question whether the greedy answer is the one expected, white space folded."""
+def answered(model: str, questions: Sequence[dict], kept: Path) -> list[float]:
+    """Of each question whether the greedy answer is the one expected, white space folded; the answers are kept."""
+    if kept.is_file():
+        return agreements(json.loads(kept.read_text(encoding="utf-8")), questions)
     loaded, tokenizer = load(model, device="cpu")
     prompts = [to_example(question).messages[:-1] for question in questions]
     results = generate(loaded, tokenizer, prompts, SamplingParams(max_new_tokens=ANSWER_TOKENS, temperature=0.0))
-    print(f"{model}: {sum(result.text.strip() == question['output'] for result, question in zip(results, questions))} of {len(questions)} exact", flush=True)
-    return [agreement([result.text], [question["output"]])["exact"] for result, question in zip(results, questions, strict=True)]
+    kept.write_text(json.dumps([result.text for result in results], ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    return agreements([result.text for result in results], questions)
+
+
+def agreements(answers: Sequence[str], questions: Sequence[dict]) -> list[float]:
+    return [agreement([answer], [question["output"]])["exact"] for answer, question in zip(answers, questions, strict=True)]
 
 
 def compared(marks: dict[str, list[float]], questions: Sequence[dict]) -> Iterable[str]:
@@ -136,9 +150,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--per_task", type=int, default=4, help="seeds of each of the eight tasks")
     parser.add_argument("--heldout", type=int, default=64, help="questions, as many of each task")
     parser.add_argument("--steps", type=int, default=32, help="of four rows, on the seeds and on both")
-    parser.add_argument("--generator_rows", type=int, default=48, help="lists that the generator learns to go on with, each seed the next record of some")
-    parser.add_argument("--shots", type=int, default=3, help="records of such a list")
-    parser.add_argument("--count", type=int, default=40, help="records to be made")
+    parser.add_argument("--generator_rows", type=int, default=0, help="lists that the generator learns to go on with, each seed the next record of some")
+    parser.add_argument("--shots", type=int, default=4, help="records of such a list")
+    parser.add_argument("--count", type=int, default=32, help="records to be made")
     parser.add_argument("--round_trip", default="f1:0.6", help="how far the generator must agree with itself; empty: it is not asked again")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
