@@ -41,6 +41,7 @@ VERBS = {
     "rloo": "learn from rewards of several answers to each prompt, against the mean of the others",
     "rlhf": "sample answers, have them ranked, train a reward model and PPO against it, in rounds",
     "generate": "let a model answer prompts",
+    "synthesise": "make instruction data: new records from seeds, rephrased or translated ones, filtered",
     "eval": "measure models on records, side by side: answers, likelihoods, choices, with intervals",
     "lm-eval": "run tasks of lm-eval, the Language Model Evaluation Harness, on a model of ours",
     "chat": "talk with a model in the terminal",

@@ -44,7 +44,10 @@ def test_ctrl_c_in_a_recipe_ends_it_with_one_line(monkeypatch, capsys):
 def test_generating_imports_nothing_of_training():
     code = """
 import gc; gc.disable()  # a third of the time
-import sys, seodang.recipes.generate, seodang.infer.engine.generate, seodang.infer.checkpoint.load
+import sys
+from seodang.recipes.options import lean_imports
+lean_imports.import_models()  # as the command does
+import seodang.recipes.generate, seodang.infer.engine.generate, seodang.infer.checkpoint.load
 print(*[name for name in ("trl", "peft", "datasets", "matplotlib", "plotext", "pandas", "pyarrow", "sklearn", "scipy", "sacrebleu", "rich") if name in sys.modules])
 """
     assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT / "tests") == "\n"

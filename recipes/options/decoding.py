@@ -186,9 +186,8 @@ class _Decoding:
 
     def _changes(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Those of the settings that were given."""
-        if self.given is not None:
-            return {name: value for name, value in settings.items() if name in self.given}
-        return {name: value for name, value in settings.items() if name in SamplingParams(**settings).given}
+        given = SamplingParams(**settings).given if self.given is None else self.given
+        return {name: value for name, value in settings.items() if name in given}
 
     def _settings(self) -> dict[str, Any]:
         """The options under the names and in the types of `SamplingParams`, files read; further models by their names."""

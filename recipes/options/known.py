@@ -42,7 +42,7 @@ SPEAKER = "model adapter device dtype"
 CHOICE = "temperature top_p top_k min_p repetition_penalty num_beams json_schema regex"
 DEMO = {"model": "model device dtype", "run": "output_dir minutes heldout seed"}
 
-FOLDERS = {"demo": "demos", "diffusion-lm": "diffusion_lm", "init": "starting", "tag": "tagging"}
+FOLDERS = {"demo": "demos", "diffusion-lm": "diffusion_lm", "init": "starting", "synthesise": "synthesis", "tag": "tagging"}
 PASSED_ON = {"lm-eval": "evaluation.harness"}  # verbs whose options another program reads, in modules that are not called what that is
 
 # The options that matter most, under their headings; the others are listed by --help all.
@@ -99,6 +99,10 @@ FIRST: dict[str, dict[str, str]] = {
     "generate": {
         "prompts": "prompts output resume raw references tasks batch_size", "model": f"{SPEAKER} backend base_url", "answer": "max_new_tokens stop seed num_return_sequences logprobs",
         "choice of tokens": CHOICE,
+    },
+    "synthesise": {
+        "made": "data style count token_budget output resume", "model": "model backend base_url", "styles": "shots personas source_lang target_lang",
+        "answer": "temperature max_new_tokens", "filters": "near_duplicates max_overlap eval_data reward_model min_reward round_trip",
     },
     "eval": {
         "models": "models device dtype", "data": "data columns by train_data", "figures": "metrics reward reward_model judge against",

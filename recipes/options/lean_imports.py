@@ -25,12 +25,13 @@ def import_models() -> None:
     if COMPILER in sys.modules or "transformers.modeling_utils" in sys.modules:
         return
     import torch
-    import transformers  # noqa: F401  # which is to find torch's own
+    import transformers  # which is to find torch's own
 
     with suppress(Exception), ExitStack() as stack:  # whatever a library that has moved raises: imported as usual, it may not
         stack.enter_context(marks_left_out(torch))
         stack.enter_context(replaced(torch.distributed, "is_available", lambda: False))
         stack.enter_context(listed_once())
+        stack.enter_context(replaced(transformers.utils, "is_scipy_available", lambda: False))  # where it is installed, losses of object detection import it
         importlib.import_module("transformers.modeling_utils")
         importlib.import_module("transformers.masking_utils")
 

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from seodang.data.errors import UserError
 
 FOLDERS = ("output_dir",)
-FILES = ("output", "html", "png", "plan_file")
+FILES = ("output", "html", "png", "plan_file", "dropped")
 OUTPUTS = FOLDERS + FILES  # the options that name what is written
 READ = ("data", "eval_data", "prompts", "config")  # those that name what is read, and must not be written over
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from copy import copy
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -57,6 +58,12 @@ class OwnBackend:
         self.model, self.tokenizer = self._options.open()
         self._options.tell(self.model)
         self._decoding.take_over(self.model)
+
+    def again(self, decoding: Decoding, asked: Prompts) -> "OwnBackend":
+        """The same model, loaded where it is, for other prompts; `decoding` is a copy of the settings that it was opened with, changed perhaps."""
+        other = copy(self)
+        other._decoding, other._asked, other._sources = decoding, asked, replace(self._sources, asked=asked, truncated={})
+        return other
 
     def answers(self, indices: Sequence[int], ordered: bool) -> Iterator[Any]:
         """The results of these prompts as they come; raises UserError, before anything is computed, for what cannot be honoured."""

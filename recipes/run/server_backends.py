@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -56,6 +57,12 @@ class ServerBackend:
         settings = one_line(", ".join(f"{name} {value}" for name, value in (self._model.defaults or {}).items()))
         print(f"{one_line(self._name)} at {self._server.base_url}; where no option says otherwise, the server's own settings hold{settings and f': {settings}'}", file=sys.stderr)
 
+    def again(self, decoding: Decoding, asked: Prompts) -> "ServerBackend":
+        """The same server for other prompts, by other settings perhaps."""
+        other = copy(self)
+        other._decoding, other.params, other._asked = decoding, decoding.alone(), asked
+        return other
+
     def answers(self, indices: Sequence[int], ordered: bool) -> Iterator[Any]:
         """The results of these prompts as they come."""
         return asked_of(self._server, self._name, self._fields(self._model.seodang), self.params, indices, self._asked, self._options, self._where.at_a_time, ordered)
@@ -107,6 +114,13 @@ class VllmBackend:
         how = {"seconds": self._where.seconds, "retries": self._where.retries}
         print(f"starting vLLM with {self._loaded.model}, which takes a while", file=sys.stderr)
         self._server = stack.enter_context(vllm_server(self._where.interpreter, resolve(self._loaded.model), self._loaded.model, arguments, **how))
+
+    def again(self, decoding: Decoding, asked: Prompts) -> "VllmBackend":
+        """The same vLLM for other prompts, by other settings perhaps."""
+        other = copy(self)
+        other._decoding, other.params, other._asked = decoding, decoding.beforehand(self._loaded), asked
+        other._fields = fields_of(other.params, not self._options.raw, token_ids=self._options.token_ids, explicit=True)
+        return other
 
     def answers(self, indices: Sequence[int], ordered: bool) -> Iterator[Any]:
         """The results of these prompts as they come."""

@@ -1,0 +1,1 @@
+"""What `seodang synthesise` consists of: rounds of asking, filters, and what became of every attempt."""
