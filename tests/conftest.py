@@ -213,14 +213,15 @@ def noise(errors: str) -> list[str]:
 
 @pytest.fixture
 def run_script(_warm, tmp_path):
-    """`run_script(path, *argv, processes=1)`: run a script of the repository in forked processes of one group; their errors and what they wrote.
+    """`run_script(path, *argv, processes=1, environment={})`: run a script of the repository in forked processes of one group; their errors and what they wrote.
 
     Beside our own lines and progress bars they may write no errors.
     """
 
-    def run(script: str, *argv, processes: int = 1) -> str:
+    def run(script: str, *argv, processes: int = 1, environment: dict[str, str] | None = None) -> str:
         output = tmp_path / "output of the script"
         asked = {"script": str(Path(__file__).parents[1] / script), "argv": [*map(str, argv)], "processes": processes, "output": str(output)}
+        asked["environment"] = environment or {}
         print(json.dumps(asked), file=_warm.stdin, flush=True)
         codes = json.loads(_warm.stdout.readline())
         written, errors = output.read_text(encoding="utf-8"), output.with_name(f"{output.name}.err").read_text(encoding="utf-8")

@@ -1,7 +1,8 @@
 """A process that has imported what training needs and computed nothing: each script asked for is run in processes forked from it.
 
-Reads one JSON object a line, {"script", "argv", "processes", "output"}, and answers with one line, the scripts' exit codes as a list. Each process
-writes into the file `output`, its errors into `output`.err, and finds its rank and the way to the others in the environment, where torchrun leaves them.
+Reads one JSON object a line, {"script", "argv", "processes", "output", "environment"}, and answers with one line, the scripts' exit codes as a list. Each
+process writes into the file `output`, its errors into `output`.err, and finds its rank and the way to the others in the environment, where torchrun leaves
+them, beside what is given of it.
 """
 
 import gc
@@ -66,5 +67,5 @@ for line in sys.stdin:
     asked = json.loads(line)
     size = asked["processes"]
     world = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} if size > 1 else {}
-    ranks = [{**world, "RANK": str(rank), "LOCAL_RANK": str(rank)} if world else {} for rank in range(size)]
+    ranks = [{**asked["environment"], **world, "RANK": str(rank), "LOCAL_RANK": str(rank)} if world else asked["environment"] for rank in range(size)]
     print(json.dumps(exit_codes([start(asked["script"], asked["argv"], asked["output"], rank) for rank in ranks])), flush=True)

@@ -1,7 +1,7 @@
 """What every stage's trainer does alike: stop at a loss that is no number, and save checkpoints that a kill cannot spoil."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from .checkpoints import STAGING, explain_full_disk, publish, publish_into, requ
 from .interruption import Interruptible
 from .optimizer import MasterAdamW
 from .randomness import order_by_epoch, preserve_random_state
+from .sharding import WholeCopy, head_with_the_rest, shard_on_cpus_too, zero_stage
 
 STAGE_STATE = "stage_state_{}.pt"  # a process's own
 REFERENCE = "reference.safetensors"
@@ -51,6 +52,8 @@ class CrashSafeCheckpoints(Interruptible):
     def __init__(self, *args: Any, provenance: Provenance | None = None, **kwargs: Any):
         self.provenance = provenance or Provenance()
         self._run_folder_for_saving: str | None = None
+        self._whole: WholeCopy | None = None  # once weights are sharded
+        shard_on_cpus_too()
         super().__init__(*args, **kwargs)
         if self.optimizer is None:
             self.optimizer_cls_and_kwargs = master_optimizer(self.model, self.args) or self.optimizer_cls_and_kwargs
@@ -72,6 +75,33 @@ class CrashSafeCheckpoints(Interruptible):
                 "around this step; the last checkpoint is intact"
             )
         return loss
+
+    @override
+    def _prepare_for_training(self, *args, **kwargs) -> Any:
+        if self.is_sharded and self._whole is None:
+            self._whole = WholeCopy(self.model)
+        with head_with_the_rest(self.model) if self.is_fsdp_enabled else nullcontext():
+            return super()._prepare_for_training(*args, **kwargs)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether in training no process holds all weights, so that forward passes wait for each other."""
+        return self.is_fsdp_enabled or zero_stage(self.accelerator) == 3
+
+    @contextmanager
+    def whole_model(self) -> Iterator[Any]:
+        """Yield the model without the wrappers of distributed training, all its weights in this process; all processes have to enter.
+
+        Where weights are sharded it is a copy, in evaluation mode, that is empty again after: read from it, and train the other.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        with nullcontext(model) if self._whole is None else self._whole.filled(model, self.args.device) as whole:
+            yield whole
+
+    def sampled(self, sample: Callable[[Any], dict[str, float]]) -> dict[str, float]:
+        """What `sample` measures of what the whole model says."""
+        with self.whole_model() as model:
+            return self.abandonable(lambda: sample(model), waits=False)
 
     @override
     def _run_epoch(self, model, epoch: int, train_dataloader, *args, **kwargs) -> None:
@@ -116,6 +146,7 @@ class CrashSafeCheckpoints(Interruptible):
             for places in self._batches_of(len(rows)):
                 with self.accelerator.autocast():
                     sums += in_float64(sums_of([rows[i] for i in places])).cpu()
+            self._in_vain(rows, sums_of)
             return sums
 
         return self.sum_over_processes(self.abandonable(added)).tolist()
@@ -131,6 +162,7 @@ class CrashSafeCheckpoints(Interruptible):
             for places in self._batches_of(len(rows)):
                 with self.accelerator.autocast():
                     values[list(places)] = in_float64(values_of([rows[i] for i in places])).cpu()
+            self._in_vain(rows, values_of)
             return values
 
         return self.sum_over_processes(self.abandonable(found))  # each row is one process's
@@ -140,6 +172,14 @@ class CrashSafeCheckpoints(Interruptible):
         mine = range(self.args.process_index, count, self.args.world_size)  # a sampler would pad, and count rows twice
         size = self.args.per_device_eval_batch_size
         yield from (mine[start : start + size] for start in range(0, len(mine), size))
+
+    def _in_vain(self, rows: Sequence[Any], work: Callable[[list[Any]], Any]) -> None:
+        """Do as many batches as the first process has more than this one, for nothing: its forward passes would wait for them where weights are sharded."""
+        size, world = self.args.per_device_eval_batch_size, self.args.world_size
+        mine, most = (-(-len(range(rank, len(rows), world)) // size) for rank in (self.args.process_index, 0))
+        for _ in range(most - mine if most > mine and self.is_sharded else 0):
+            with self.accelerator.autocast():
+                work([rows[0]])
 
     def sum_over_processes(self, values: Tensor) -> Tensor:
         """The sums of values over all processes, of the same shape [...], in float64 on the CPU."""
