@@ -19,7 +19,9 @@ from .checkpoints import STAGING, explain_full_disk, publish, publish_into, requ
 from .interruption import Interruptible
 from .optimizer import MasterAdamW
 from .randomness import order_by_epoch, preserve_random_state
-from .sharding import WholeCopy, head_with_the_rest, shard_on_cpus_too, zero_stage
+from .sharding import (
+    WholeCopy, check_sharding, engine_of, gathered_when_saved, head_with_the_rest, refuse_other_engine, shard_on_cpus_too, without_ties, zero_stage,
+)  # fmt: skip
 
 STAGE_STATE = "stage_state_{}.pt"  # a process's own
 REFERENCE = "reference.safetensors"
@@ -36,9 +38,14 @@ class Provenance:
     options: dict[str, Any] | None = None  # what the run is known by
 
 
+def low_precision(model: nn.Module) -> bool:
+    """Whether weights that train have 16 bits."""
+    return any(p.requires_grad and p.dtype.itemsize == 2 for p in model.parameters())
+
+
 def master_optimizer(model: nn.Module, args: TrainingArguments) -> tuple[type, dict[str, Any]] | None:
     """An optimizer's class and settings by which low-precision weights keep float32 masters; None where no masters are needed."""
-    if args.optim in ADAMW and any(p.requires_grad and p.dtype.itemsize == 2 for p in model.parameters()):
+    if args.optim in ADAMW and low_precision(model):
         return MasterAdamW, Trainer.get_optimizer_cls_and_kwargs(args, model)[1]
     return None
 
@@ -55,7 +62,8 @@ class CrashSafeCheckpoints(Interruptible):
         self._whole: WholeCopy | None = None  # once weights are sharded
         shard_on_cpus_too()
         super().__init__(*args, **kwargs)
-        if self.optimizer is None:
+        check_sharding(self.accelerator, self.args, low_precision(self.model))
+        if self.optimizer is None and not engine_of(self.accelerator):  # FSDP and DeepSpeed keep masters by themselves
             self.optimizer_cls_and_kwargs = master_optimizer(self.model, self.args) or self.optimizer_cls_and_kwargs
 
     def _send_telemetry(self) -> None:
@@ -233,6 +241,7 @@ class CrashSafeCheckpoints(Interruptible):
 
     @override
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        refuse_other_engine(resume_from_checkpoint, engine_of(self.accelerator))
         try:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         except (RuntimeError, ValueError) as error:  # of every tensor whose size differs, or of a file that another kind of model would have
@@ -292,7 +301,8 @@ class CrashSafeCheckpoints(Interruptible):
             if self.args.should_save:
                 start_staging(run)
         with self.fail_together(), explain_full_disk(needed, run):
-            self.save_model(str(run / STAGING / "final"))
+            with gathered_when_saved(self.accelerator):
+                self.save_model(str(run / STAGING / "final"))
         with self.fail_together(), explain_full_disk(needed, run):
             if self.args.should_save:
                 publish_into(run / STAGING / "final", run, **self._facts())
@@ -309,15 +319,18 @@ class CrashSafeCheckpoints(Interruptible):
             yield
         except Exception as error:
             failure = error
-        failed = self.sum_over_processes(torch.tensor(float(failure is not None))).item()
+        failed = torch.zeros(self.args.world_size)
+        failed[self.args.process_index] = failure is not None
+        failed = self.sum_over_processes(failed).nonzero().flatten().tolist()
         if failure is not None:
             raise failure
         if failed:
-            raise UserError(f"{failed:.0f} of {self.args.world_size} processes could not save, see what they say; the last checkpoint is intact")
+            who = f"rank{'s' * (len(failed) > 1)} {', '.join(map(str, failed))} of {self.args.world_size}"
+            raise UserError(f"{who} could not save, see what they say; the last checkpoint is intact")
 
     @override
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
+        super()._save(output_dir, state_dict and without_ties(self.model, state_dict))
         generation = getattr(self.accelerator.unwrap_model(self.model), "generation_config", None)  # a classifier has none
         if self.args.should_save and generation is not None:  # an adapter's save leaves out the ids that end a turn
             generation.save_pretrained(output_dir)
