@@ -221,7 +221,7 @@ def run_script(_warm, tmp_path):
     def run(script: str, *argv, processes: int = 1, environment: dict[str, str] | None = None) -> str:
         output = tmp_path / "output of the script"
         asked = {"script": str(Path(__file__).parents[1] / script), "argv": [*map(str, argv)], "processes": processes, "output": str(output)}
-        asked["environment"] = environment or {}
+        asked |= {"environment": environment or {}, "patience": 0}
         print(json.dumps(asked), file=_warm.stdin, flush=True)
         codes = json.loads(_warm.stdout.readline())
         written, errors = output.read_text(encoding="utf-8"), output.with_name(f"{output.name}.err").read_text(encoding="utf-8")
