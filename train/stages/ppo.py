@@ -226,6 +226,11 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
         super()._save(output_dir, without_critic(state))
         if self.args.should_save and self._run_folder_for_saving:  # a checkpoint to go on from, not the final model
             save_critic(critics_part(state), Path(output_dir))
+
+    @override
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
             (Path(output_dir) / STATE).write_text(json.dumps({"kl": self.kl.state_dict()}), encoding="utf-8")
 
     def stage_state(self) -> dict[str, Any]:
