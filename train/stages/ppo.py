@@ -239,7 +239,7 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
             return {}
         rollouts = [vars(rollout) for rollout in self._experience.rollouts]
         untold = {"sampled": dict(self._sampled), "largest_gap": self._largest_gap, "coefficient": self._coefficient}
-        return {"experience": {**vars(self._experience), "rollouts": rollouts}, **untold}
+        return {"experience": {**vars(self._experience), "rollouts": rollouts}, "processes": self.args.world_size, **untold}
 
     def restore_state(self, state: dict[str, Any]) -> None:
         """Take up an iteration where it was left. Raises UserError where the checkpoint lies inside one and holds none of its answers."""
@@ -248,6 +248,11 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
             return
         if not state:
             raise UserError("the checkpoint was saved inside an iteration without what it learns from: resume from one between two iterations")
+        if (processes := state.get("processes", self.args.world_size)) != self.args.world_size:
+            raise UserError(
+                f"the checkpoint was saved inside an iteration whose answers lie with {processes} processes, now {self.args.world_size}: resume with as many, "
+                "or from a checkpoint between two iterations"
+            )
         rollouts = [Rollout(**rollout) for rollout in state["experience"]["rollouts"]]
         self._experience = Experience(**{**state["experience"], "rollouts": rollouts})
         self._sampled, self._largest_gap, self._coefficient = Counter(state["sampled"]), state["largest_gap"], state["coefficient"]
