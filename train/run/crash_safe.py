@@ -20,8 +20,16 @@ from .interruption import Interruptible
 from .optimizer import MasterAdamW
 from .randomness import order_by_epoch, preserve_random_state
 from .sharding import (
-    WholeCopy, check_sharding, engine_of, gathered_when_saved, head_with_the_rest, refuse_other_engine, shard_on_cpus_too, without_ties, zero_stage,
-)  # fmt: skip
+    WholeCopy,
+    check_sharding,
+    engine_of,
+    gathered_when_saved,
+    head_with_the_rest,
+    refuse_other_engine,
+    shard_on_cpus_too,
+    without_ties,
+    zero_stage,
+)
 
 STAGE_STATE = "stage_state_{}.pt"  # a process's own
 REFERENCE = "reference.safetensors"
