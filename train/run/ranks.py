@@ -223,13 +223,13 @@ def _accepted(listener: socket.socket, token: str, count: int) -> dict[int, sock
     with listener, suppress(OSError):
         while len(found) < count:
             connection, _ = listener.accept()
-            connection.settimeout(PATIENCE)
+            connection.settimeout(PATIENCE / 4)
             said = b""
             with suppress(OSError):
                 while not said.endswith(b"\n") and len(said) < 100:
                     said += connection.recv(1) or b"\n"
             words = said.decode(errors="replace").split()
-            if len(words) == 2 and secrets.compare_digest(words[0], token) and words[1].isdecimal():
+            if len(words) == 2 and secrets.compare_digest(words[0].encode(), token.encode()) and words[1].isdecimal():
                 found[int(words[1])] = _kept_alive(connection)
             else:
                 connection.close()

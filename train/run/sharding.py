@@ -56,7 +56,7 @@ def head_with_the_rest(model: nn.Module) -> Iterator[None]:
     accelerate would make units of them that gather when their own forward is called. A loss at label positions reads the head's weight and
     calls no forward of it, so that the next step would find the last norm, of the same unit, in pieces.
     """
-    embedding = model.get_input_embeddings()
+    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     layers = set(getattr(model, "_no_split_modules", None) or ()) - {type(m).__name__ for m in model.modules() if embedding in m.modules()}
     known = {type(m).__name__ for m in model.modules()}
     told = {"_no_split_modules": sorted(layers & known), "base_model_prefix": "", "get_input_embeddings": _none, "get_output_embeddings": _none}

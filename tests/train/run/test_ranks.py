@@ -82,7 +82,7 @@ def test_a_process_that_has_done_its_work_is_not_missed(three):
 def test_a_stranger_without_the_token_is_not_let_in():
     listener = socket.create_server(("127.0.0.1", 0))
     stranger = socket.create_connection(listener.getsockname())
-    stranger.sendall(b"guess 1\n")
+    stranger.sendall(b"gu\xffss 1\n")
     friend = socket.create_connection(listener.getsockname())
     friend.sendall(b"secret 2\n")
     found = ranks._accepted(listener, "secret", 1)
