@@ -28,7 +28,6 @@ from .sharding import (
     refuse_other_engine,
     shard_on_cpus_too,
     without_ties,
-    zero_stage,
 )
 
 STAGE_STATE = "stage_state_{}.pt"  # a process's own
@@ -102,7 +101,7 @@ class CrashSafeCheckpoints(Interruptible):
     @property
     def is_sharded(self) -> bool:
         """Whether in training no process holds all weights, so that forward passes wait for each other."""
-        return self.is_fsdp_enabled or zero_stage(self.accelerator) == 3
+        return self.is_fsdp_enabled
 
     @contextmanager
     def whole_model(self) -> Iterator[Any]:

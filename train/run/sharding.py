@@ -1,4 +1,4 @@
-"""Weights that no process holds whole: FSDP2 and ZeRO-3 as accelerate sets them up, and a whole copy for whoever speaks."""
+"""Weights that no process holds whole: FSDP2 as accelerate sets it up, and a whole copy for whoever speaks."""
 
 import copy
 import os
@@ -13,6 +13,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ...data.errors import UserError
 
@@ -32,6 +33,7 @@ def shard_on_cpus_too() -> None:
 
 def check_sharding(accelerator: Accelerator, args: TrainingArguments, low_precision: bool) -> None:
     """Raise UserError for FSDP's first version, and for weights in 16 bits that neither FSDP nor DeepSpeed would keep in 32 beside them."""
+    refuse_zero3()
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is not None and plugin.fsdp_version != 2:
         raise UserError(f"FSDP version {plugin.fsdp_version} is not run here: set fsdp_version: 2 in the launch file, as recipes/launch/fsdp2.yaml does")
@@ -43,10 +45,10 @@ def check_sharding(accelerator: Accelerator, args: TrainingArguments, low_precis
         )
 
 
-def zero_stage(accelerator: Accelerator) -> int:
-    """DeepSpeed's stage, 0 without it; from 3 on no process holds all weights."""
-    plugin = getattr(accelerator.state, "deepspeed_plugin", None) if accelerator.distributed_type == DistributedType.DEEPSPEED else None
-    return 0 if plugin is None else plugin.zero_stage
+def refuse_zero3() -> None:
+    """Raise UserError for ZeRO-3, which loads a model in pieces that are gathered by each module's own forward: a loss here reads the head's weight itself."""
+    if is_deepspeed_zero3_enabled():
+        raise UserError("ZeRO-3 is not run here: shard weights by FSDP2, `accelerate launch --config_file recipes/launch/fsdp2.yaml`, or keep them whole, zero_stage: 2")
 
 
 @contextmanager
@@ -105,11 +107,6 @@ class WholeCopy:
 
 def _whole(parameter: Tensor, device: torch.device) -> Tensor:
     """All of a parameter that lies in pieces with the processes."""
-    if hasattr(parameter, "ds_id"):  # ZeRO-3's
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters([parameter]):
-            return parameter.data.to(device, copy=True)
     value = parameter.detach()
     return value.full_tensor().to(device) if isinstance(value, DTensor) else value.to(device, copy=True)
 
