@@ -226,12 +226,16 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
         super()._save(output_dir, without_critic(state))
         if self.args.should_save and self._run_folder_for_saving:  # a checkpoint to go on from, not the final model
             save_critic(critics_part(state), Path(output_dir))
+            self._save_coefficient(Path(output_dir))
 
     @override
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save:
-            (Path(output_dir) / STATE).write_text(json.dumps({"kl": self.kl.state_dict()}), encoding="utf-8")
+        if self.args.should_save:  # sharded weights come by here alone
+            self._save_coefficient(Path(output_dir))
+
+    def _save_coefficient(self, checkpoint: Path) -> None:
+        (checkpoint / STATE).write_text(json.dumps({"kl": self.kl.state_dict()}), encoding="utf-8")
 
     def stage_state(self) -> dict[str, Any]:
         """Inside an iteration, what its updates learn from."""
@@ -267,10 +271,14 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
     @override
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        folder = Path(resume_from_checkpoint)
         if self._whole is None:  # what is sharded was loaded with the rest
-            load_critic(critic_of(self.policy), folder)
-        self.kl.load_state_dict(json.loads((folder / STATE).read_text(encoding="utf-8"))["kl"])
+            load_critic(critic_of(self.policy), Path(resume_from_checkpoint))
+
+    @override
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:  # here, where every engine comes by
+            self.kl.load_state_dict(json.loads((Path(checkpoint) / STATE).read_text(encoding="utf-8"))["kl"])
 
 
 PPO = Stage(PpoTrainer, "prompts to answer", prompt_size, patch_branch_logprobs)
