@@ -213,19 +213,21 @@ def noise(errors: str) -> list[str]:
 
 @pytest.fixture
 def run_script(_warm, tmp_path):
-    """`run_script(path, *argv, processes=1)`: run a script of the repository in forked processes of one group; their errors and what they wrote.
+    """`run_script(path, *argv, processes=1, environment={}, codes=[0], patience=0)`: run a script of the repository in forked processes of one group.
 
-    Beside our own lines and progress bars they may write no errors.
+    Gives their errors and what they wrote. Where all are to end by 0 they may write no errors beside our own lines and progress bars. So many
+    seconds after one of them has failed the others are killed.
     """
 
-    def run(script: str, *argv, processes: int = 1) -> str:
+    def run(script: str, *argv, processes: int = 1, environment: dict[str, str] | None = None, codes: list[int] | None = None, patience: float = 0) -> str:
         output = tmp_path / "output of the script"
         asked = {"script": str(Path(__file__).parents[1] / script), "argv": [*map(str, argv)], "processes": processes, "output": str(output)}
+        asked |= {"environment": environment or {}, "patience": patience}
         print(json.dumps(asked), file=_warm.stdin, flush=True)
-        codes = json.loads(_warm.stdout.readline())
+        ended = json.loads(_warm.stdout.readline())
         written, errors = output.read_text(encoding="utf-8"), output.with_name(f"{output.name}.err").read_text(encoding="utf-8")
-        assert codes == [0] * processes, errors[-3000:] + written[-3000:]
-        assert not noise(errors)
+        assert ended == (codes or [0] * processes), errors[-3000:] + written[-3000:]
+        assert codes or not noise(errors)
         return errors + written
 
     return run

@@ -1,7 +1,8 @@
 """A process that has imported what training needs and computed nothing: each script asked for is run in processes forked from it.
 
-Reads one JSON object a line, {"script", "argv", "processes", "output"}, and answers with one line, the scripts' exit codes as a list. Each process
-writes into the file `output`, its errors into `output`.err, and finds its rank and the way to the others in the environment, where torchrun leaves them.
+Reads one JSON object a line, {"script", "argv", "processes", "output", "environment", "patience"}, and answers with one line, the scripts' exit codes as a list.
+Each process writes into the file `output`, its errors into `output`.err, and finds its rank and the way to the others in the environment, where torchrun leaves
+them, beside what is given of it.
 """
 
 import gc
@@ -13,6 +14,7 @@ import signal
 import socket
 import sys
 import traceback
+from time import monotonic, sleep
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
 
@@ -45,14 +47,18 @@ def start(script: str, argv: list[str], output: str, environment: dict[str, str]
         os._exit(code)
 
 
-def exit_codes(children: list[int]) -> list[int]:
-    """Wait for all children; once one has failed the others, which would wait for it, are killed."""
-    codes = {}
+def exit_codes(children: list[int], patience: float) -> list[int]:
+    """Wait for all children; so many seconds after one has failed the others, which may wait for it, are killed."""
+    codes, late = {}, None
     while len(codes) < len(children):
-        child, status = os.wait()
-        codes[child] = os.waitstatus_to_exitcode(status)
-        for other in set(children) - set(codes) if codes[child] else ():
-            os.kill(other, signal.SIGKILL)
+        child, status = os.waitpid(-1, 0 if late is None else os.WNOHANG)
+        if child:
+            codes[child] = os.waitstatus_to_exitcode(status)
+        if any(codes.values()):
+            late = late or monotonic() + patience
+            for other in set(children) - set(codes) if monotonic() >= late else ():
+                os.kill(other, signal.SIGKILL)
+            sleep(0.02)
     return [codes[child] for child in children]
 
 
@@ -66,5 +72,5 @@ for line in sys.stdin:
     asked = json.loads(line)
     size = asked["processes"]
     world = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} if size > 1 else {}
-    ranks = [{**world, "RANK": str(rank), "LOCAL_RANK": str(rank)} if world else {} for rank in range(size)]
-    print(json.dumps(exit_codes([start(asked["script"], asked["argv"], asked["output"], rank) for rank in ranks])), flush=True)
+    ranks = [{**asked["environment"], **world, "RANK": str(rank), "LOCAL_RANK": str(rank)} if world else asked["environment"] for rank in range(size)]
+    print(json.dumps(exit_codes([start(asked["script"], asked["argv"], asked["output"], rank) for rank in ranks], asked["patience"])), flush=True)

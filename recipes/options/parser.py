@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from pathlib import Path
-from types import UnionType
+from types import ModuleType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
@@ -40,8 +40,7 @@ def command(main: Callable[..., int | None]) -> Callable[..., int]:
             sys.stdout.flush()  # here, and not at the interpreter's end, it shows that nobody reads
             return code
         except UserError as error:
-            print("error: " + " ".join(str(error).split()), file=sys.stderr)
-            return 2
+            return _refused(" ".join(str(error).split()))
         except BrokenPipeError:
             if not nobody_reads():
                 raise
@@ -55,8 +54,31 @@ def command(main: Callable[..., int | None]) -> Callable[..., int]:
                 return stop.code or 0
             print(stop.code, file=sys.stderr)
             return 1
+        except Exception as error:
+            ranks = _ranks()
+            if ranks is not None and (lost := ranks.lost()):  # what this process has met with comes of another's end
+                return _refused(lost)
+            if ranks is not None:
+                ranks.leave(f"{type(error).__name__}: {' '.join(str(error).split())}")
+            raise
+        finally:
+            if (ranks := _ranks()) is not None:
+                ranks.leave()
 
     return run
+
+
+def _refused(words: str) -> int:
+    """The exit code of a command that says why it does nothing, or no more; the other processes are told."""
+    print("error: " + words, file=sys.stderr)
+    if (ranks := _ranks()) is not None:
+        ranks.leave(words)
+    return 2
+
+
+def _ranks() -> ModuleType | None:
+    """What several processes that train together know of each other; None where nothing has asked for it, to import which takes its time."""
+    return sys.modules.get("seodang.train.run.ranks")
 
 
 def nobody_reads() -> bool:
@@ -127,7 +149,7 @@ def parse(
     check_outputs(values)
     values |= {name: os.path.expanduser(values[name]) for name in OUTPUTS if values.get(name)}
     try:
-        built = tuple(_build(cls, values) for cls in classes)
+        built = _joined(classes, values) if _is_one_of_several(classes) else tuple(_build(cls, values) for cls in classes)
     except UserError:
         raise
     except (ValueError, TypeError, ImportError) as error:
@@ -149,6 +171,27 @@ def _is_refusal(error: Exception) -> bool:
     packages = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames]
     ours = max(place for place, package in enumerate(packages) if package in ("seodang", "__main__"))  # a recipe may be run as a script
     return len(frames) > ours + 1 and frames[ours + 1].f_code.co_name in ("__init__", "__post_init__")
+
+
+def _is_one_of_several(classes: Sequence[type]) -> bool:
+    """Whether a launcher has started this process beside others, to train."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1 and any("ddp_timeout" in cls.__dataclass_fields__ for cls in classes)
+
+
+def _joined(classes: Sequence[type], values: dict[str, Any]) -> tuple[Any, ...]:
+    """The instances of the dataclasses, one of which joins the processes; from then on they watch each other."""
+    import torch
+
+    from seodang.train.run import ranks
+    from seodang.train.run.sharding import refuse_zero3
+
+    on_cpu = values.get("use_cpu") or values.get("device") == "cpu"
+    ranks.check_devices(0 if on_cpu else torch.accelerator.device_count())
+    with ranks.beginning():
+        built = tuple(_build(cls, values) for cls in classes)
+    ranks.watch()
+    refuse_zero3()
+    return built
 
 
 def _build(cls: type, values: dict[str, Any]) -> Any:

@@ -13,9 +13,9 @@ def answer_rows(trainer, rows: Sequence[dict[str, Any]], max_new_tokens: int) ->
     """The likeliest answers to the rows' prompts, of the trainer's model as it is."""
     if not rows:
         return []
-    model = trainer.accelerator.unwrap_model(trainer.model)
     params = SamplingParams(max_new_tokens=max_new_tokens)
-    results = generate(model, trainer.processing_class, [row["prompt_ids"] for row in rows], params, on_error="raise")
+    with trainer.whole_model() as model:
+        results = generate(model, trainer.processing_class, [row["prompt_ids"] for row in rows], params, on_error="raise")
     return [result.text for result in results]
 
 

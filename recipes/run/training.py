@@ -14,9 +14,10 @@ from seodang.data.preference_rows import preference_pairs
 from seodang.infer.kernels.cpu_threads import threads_line
 from seodang.infer.kernels.device import choose_device, choose_dtype
 from seodang.recipes.options.training import ModelOptions, RunOptions
-from seodang.recipes.run.identity import refuse_other_run
+from seodang.recipes.run.identity import ADDED, refuse_other_run
 from seodang.train.run.checkpoints import find_resume
 from seodang.train.run.crash_safe import Provenance
+from seodang.train.run.ranks import agree
 
 
 def complete_arguments(args: Any, model: ModelOptions, run: RunOptions, evaluates: bool, best: str = "eval_loss") -> Any:
@@ -66,9 +67,11 @@ def early_stopping(run: RunOptions) -> list[EarlyStoppingCallback]:
 
 
 def checkpoint_to_resume(args: TrainingArguments, run: RunOptions, origin: Provenance) -> Path | None:
-    """The checkpoint that the run goes on from, None where it starts anew. Raises UserError for a damaged one, or one of another run."""
+    """The checkpoint that the run goes on from, None where it starts anew. Raises UserError for a damaged one, one of another run, or processes that differ."""
     resume = find_resume(Path(args.output_dir), run.resume)
     refuse_other_run(resume, origin, run.allow_changes)
+    options = {ADDED.get(name, f"--{name}"): value for name, value in (origin.options or {}).items() if name not in ("data", "eval_data")}
+    agree({"the checkpoint that they go on from": resume and resume.name, **options})
     return resume
 
 
@@ -90,6 +93,8 @@ def plan_lines(trainer: Any, counts: Accounting, resume: Path | None, *, stage: 
 
 def train_and_save(trainer: Any, resume: Path | None) -> Path:
     """Train, from a checkpoint on where there is one, and save the final model; return its folder."""
+    if trainer.eval_dataset is not None:
+        agree({"the number of held-out rows": len(trainer.eval_dataset)})
     trainer.goes_on = "the same command goes on from there (--resume auto)"
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     return trainer.save_final()

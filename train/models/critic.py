@@ -71,11 +71,17 @@ def without_critic(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if f".{CRITIC}." not in f".{name}"}
 
 
-def save_critic(critic: nn.Module, checkpoint: Path) -> None:
-    """Write the critic into a folder of its own in a checkpoint, where no loader of the policy looks."""
+def critics_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The critic's state in that of a policy."""
+    parts = ((f".{name}".partition(f".{CRITIC}."), value) for name, value in state.items())
+    return {own: value for (_, found, own), value in parts if found}
+
+
+def save_critic(state: dict[str, Tensor], checkpoint: Path) -> None:
+    """Write the critic's state into a folder of its own in a checkpoint, where no loader of the policy looks."""
     folder = checkpoint / CRITIC
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.detach().contiguous() for name, value in critic.state_dict().items()}, folder / FILE, metadata={"format": "pt"})
+    save_file({name: value.detach().contiguous() for name, value in state.items()}, folder / FILE, metadata={"format": "pt"})
 
 
 def load_critic(critic: nn.Module, checkpoint: Path) -> None:

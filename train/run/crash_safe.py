@@ -1,7 +1,7 @@
 """What every stage's trainer does alike: stop at a loss that is no number, and save checkpoints that a kill cannot spoil."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,16 @@ from .checkpoints import STAGING, explain_full_disk, publish, publish_into, requ
 from .interruption import Interruptible
 from .optimizer import MasterAdamW
 from .randomness import order_by_epoch, preserve_random_state
+from .sharding import (
+    WholeCopy,
+    check_sharding,
+    engine_of,
+    gathered_when_saved,
+    head_with_the_rest,
+    refuse_other_engine,
+    shard_on_cpus_too,
+    without_ties,
+)
 
 STAGE_STATE = "stage_state_{}.pt"  # a process's own
 REFERENCE = "reference.safetensors"
@@ -35,9 +45,14 @@ class Provenance:
     options: dict[str, Any] | None = None  # what the run is known by
 
 
+def low_precision(model: nn.Module) -> bool:
+    """Whether weights that train have 16 bits."""
+    return any(p.requires_grad and p.dtype.itemsize == 2 for p in model.parameters())
+
+
 def master_optimizer(model: nn.Module, args: TrainingArguments) -> tuple[type, dict[str, Any]] | None:
     """An optimizer's class and settings by which low-precision weights keep float32 masters; None where no masters are needed."""
-    if args.optim in ADAMW and any(p.requires_grad and p.dtype.itemsize == 2 for p in model.parameters()):
+    if args.optim in ADAMW and low_precision(model):
         return MasterAdamW, Trainer.get_optimizer_cls_and_kwargs(args, model)[1]
     return None
 
@@ -51,8 +66,11 @@ class CrashSafeCheckpoints(Interruptible):
     def __init__(self, *args: Any, provenance: Provenance | None = None, **kwargs: Any):
         self.provenance = provenance or Provenance()
         self._run_folder_for_saving: str | None = None
+        self._whole: WholeCopy | None = None  # once weights are sharded
+        shard_on_cpus_too()
         super().__init__(*args, **kwargs)
-        if self.optimizer is None:
+        check_sharding(self.accelerator, self.args, low_precision(self.model))
+        if self.optimizer is None and not engine_of(self.accelerator):  # FSDP and DeepSpeed keep masters by themselves
             self.optimizer_cls_and_kwargs = master_optimizer(self.model, self.args) or self.optimizer_cls_and_kwargs
 
     def _send_telemetry(self) -> None:
@@ -72,6 +90,33 @@ class CrashSafeCheckpoints(Interruptible):
                 "around this step; the last checkpoint is intact"
             )
         return loss
+
+    @override
+    def _prepare_for_training(self, *args, **kwargs) -> Any:
+        if self.is_sharded and self._whole is None:
+            self._whole = WholeCopy(self.model)
+        with head_with_the_rest(self.model) if self.is_fsdp_enabled else nullcontext():
+            return super()._prepare_for_training(*args, **kwargs)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether in training no process holds all weights, so that forward passes wait for each other."""
+        return self.is_fsdp_enabled
+
+    @contextmanager
+    def whole_model(self) -> Iterator[Any]:
+        """Yield the model without the wrappers of distributed training, all its weights in this process; all processes have to enter.
+
+        Where weights are sharded it is a copy, in evaluation mode, that is empty again after: read from it, and train the other.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        with nullcontext(model) if self._whole is None else self._whole.filled(model, self.args.device) as whole:
+            yield whole
+
+    def sampled(self, sample: Callable[[Any], dict[str, float]]) -> dict[str, float]:
+        """What `sample` measures of what the whole model says."""
+        with self.whole_model() as model:
+            return self.abandonable(lambda: sample(model), waits=False)
 
     @override
     def _run_epoch(self, model, epoch: int, train_dataloader, *args, **kwargs) -> None:
@@ -116,6 +161,7 @@ class CrashSafeCheckpoints(Interruptible):
             for places in self._batches_of(len(rows)):
                 with self.accelerator.autocast():
                     sums += in_float64(sums_of([rows[i] for i in places])).cpu()
+            self._in_vain(rows, sums_of)
             return sums
 
         return self.sum_over_processes(self.abandonable(added)).tolist()
@@ -131,6 +177,7 @@ class CrashSafeCheckpoints(Interruptible):
             for places in self._batches_of(len(rows)):
                 with self.accelerator.autocast():
                     values[list(places)] = in_float64(values_of([rows[i] for i in places])).cpu()
+            self._in_vain(rows, values_of)
             return values
 
         return self.sum_over_processes(self.abandonable(found))  # each row is one process's
@@ -140,6 +187,14 @@ class CrashSafeCheckpoints(Interruptible):
         mine = range(self.args.process_index, count, self.args.world_size)  # a sampler would pad, and count rows twice
         size = self.args.per_device_eval_batch_size
         yield from (mine[start : start + size] for start in range(0, len(mine), size))
+
+    def _in_vain(self, rows: Sequence[Any], work: Callable[[list[Any]], Any]) -> None:
+        """Do as many batches as the first process has more than this one, for nothing: its forward passes would wait for them where weights are sharded."""
+        size, world = self.args.per_device_eval_batch_size, self.args.world_size
+        mine, most = (-(-len(range(rank, len(rows), world)) // size) for rank in (self.args.process_index, 0))
+        for _ in range(most - mine if most > mine and self.is_sharded else 0):
+            with self.accelerator.autocast():
+                work([rows[0]])
 
     def sum_over_processes(self, values: Tensor) -> Tensor:
         """The sums of values over all processes, of the same shape [...], in float64 on the CPU."""
@@ -193,6 +248,7 @@ class CrashSafeCheckpoints(Interruptible):
 
     @override
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        refuse_other_engine(resume_from_checkpoint, engine_of(self.accelerator))
         try:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         except (RuntimeError, ValueError) as error:  # of every tensor whose size differs, or of a file that another kind of model would have
@@ -252,7 +308,8 @@ class CrashSafeCheckpoints(Interruptible):
             if self.args.should_save:
                 start_staging(run)
         with self.fail_together(), explain_full_disk(needed, run):
-            self.save_model(str(run / STAGING / "final"))
+            with gathered_when_saved(self.accelerator):
+                self.save_model(str(run / STAGING / "final"))
         with self.fail_together(), explain_full_disk(needed, run):
             if self.args.should_save:
                 publish_into(run / STAGING / "final", run, **self._facts())
@@ -269,15 +326,18 @@ class CrashSafeCheckpoints(Interruptible):
             yield
         except Exception as error:
             failure = error
-        failed = self.sum_over_processes(torch.tensor(float(failure is not None))).item()
+        failed = torch.zeros(self.args.world_size)
+        failed[self.args.process_index] = failure is not None
+        failed = self.sum_over_processes(failed).nonzero().flatten().tolist()
         if failure is not None:
             raise failure
         if failed:
-            raise UserError(f"{failed:.0f} of {self.args.world_size} processes could not save, see what they say; the last checkpoint is intact")
+            who = f"rank{'s' * (len(failed) > 1)} {', '.join(map(str, failed))} of {self.args.world_size}"
+            raise UserError(f"{who} could not save, see what they say; the last checkpoint is intact")
 
     @override
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
+        super()._save(output_dir, state_dict and without_ties(self.model, state_dict))
         generation = getattr(self.accelerator.unwrap_model(self.model), "generation_config", None)  # a classifier has none
         if self.args.should_save and generation is not None:  # an adapter's save leaves out the ids that end a turn
             generation.save_pretrained(output_dir)

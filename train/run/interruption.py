@@ -159,15 +159,15 @@ class Interruptible:
             self._number = max((number for number, count in zip(SIGNALS, asked, strict=True) if count), default=0)
         return self.signals.watching and self._number > 0
 
-    def abandonable(self, work: Callable[[], T]) -> T:
+    def abandonable(self, work: Callable[[], T], waits: bool = True) -> T:
         """What `work` gives, which on a signal is left at once and then stops training, unless part of a step is learned already.
 
-        All processes have to call this; the work must change nothing that a checkpoint holds, and wait for no other process.
+        All processes have to call this; the work must change nothing that a checkpoint holds, and wait for no other process. Where it `waits`, by
+        forward passes of the model in training, and weights are sharded, it is done to its end.
         """
         if self._in_step or not self.signals.watching:
             return work()
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # whose forward passes wait for each other
-        result = work() if sharded else self.signals.abandon_if_asked(work)
+        result = work() if waits and self.is_sharded else self.signals.abandon_if_asked(work)
         self.stop_if_asked()
         return result
 

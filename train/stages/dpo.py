@@ -167,8 +167,8 @@ class DpoTrainer(CrashSafeCheckpoints, Trainer):
         """Loss, accuracy and margin of implicit rewards over all held-out pairs, and what `sample` measures."""
         metrics = self.measure(eval_dataset)
         if self.sample is not None:
-            with self.in_evaluation() as model:
-                metrics |= self.abandonable(lambda: self.sample(model))
+            with self.in_evaluation():
+                metrics |= self.sampled(self.sample)
         return self.report(metrics, metric_key_prefix)
 
     def measure(self, rows: Rows | None = None) -> dict[str, float]:

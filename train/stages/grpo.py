@@ -15,16 +15,16 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
 from datasets import Dataset
 from peft import LoraConfig
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer, SyncRefModelCallback
 from typing_extensions import override
 
 from ...data.errors import UserError
 from ...infer import from_generation_config, generate
+from ...infer.requests.request import derived
 from ...infer.requests.rng import hashed
 from ...infer.runners.architecture import transformers_model
 from ...infer.text.detokenise import whole_text
@@ -47,7 +47,7 @@ class SharedPrompt:
 
     The rows of `train_dataset` and `eval_dataset` hold `prompt_ids`, `messages` and `columns`, as `prepare_prompts` makes them: these ids are what is answered and trained
     on, whatever the tokenizer's own template would make of the messages. Answers are sampled by our engine from the weights as they are, with
-    trl's sampling options; vLLM and transformers' continuous batching, where asked for, stay trl's, as does generation with sharded weights.
+    trl's sampling options; vLLM and transformers' continuous batching, where asked for, stay trl's.
 
     In the update, the answers of one prompt that lie in one batch are branches of it. trl shuffles a generation batch before it splits it into
     `steps_per_generation` parts, which would scatter a prompt's answers: they are put together again, the prompts in their shuffled order.
@@ -70,7 +70,7 @@ class SharedPrompt:
         **options: Any,
     ):
         self.rows = with_all_columns([*train_dataset, *(eval_dataset or ())])
-        reference = frozen_copy(model) if args.beta and peft_config is None and not is_sharded(args) else None
+        reference = frozen_copy(model) if args.beta and peft_config is None else None
         synchronised = args.sync_ref_model
         with nullcontext() if reference is None else _without_reference(args):
             super().__init__(
@@ -104,7 +104,10 @@ class SharedPrompt:
         self.beta = self.args.beta
         reference.set_attn_implementation(transformers_model(self.model).config._attn_implementation)
         patch_branch_logprobs(reference)
-        self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
+        whole = self.is_fsdp_enabled or self.is_deepspeed_enabled  # each process keeps all of it: accelerate would shard what is to be trained
+        self.ref_model = reference.to(self.args.device) if whole else self.accelerator.prepare_model(reference, evaluation_mode=True)
+        if synchronised and self.is_sharded:
+            raise UserError("sync_ref_model moves a reference after a policy that no process holds whole: launch with DDP or ZeRO-2, or leave it out")
         if synchronised:
             self.add_callback(SyncRefModelCallback(ref_model=self.ref_model, accelerator=self.accelerator))
 
@@ -125,25 +128,35 @@ class SharedPrompt:
 
     @override
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, *rest, **more):
-        if self.use_vllm or self.use_transformers_continuous_batching or is_sharded(self.args):
+        if self.use_vllm or self.use_transformers_continuous_batching:
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *rest, **more)
         begun = perf_counter()
-        answers = self.abandonable(lambda: self._answers(prompt_ids))
+        answers = self._answers(prompt_ids)
         self._metrics["train" if self.model.training else "eval"]["rollout_seconds"].append(perf_counter() - begun)
         return (answers, None) if self.returns_logprobs else answers
 
     @torch.no_grad()
     def _answers(self, prompt_ids: list[list[int]]) -> list[list[int]]:
-        """An answer to each prompt, its end token included; equal neighbours are read once."""
+        """An answer to each prompt, its end token included; those of a group are read once, and hang on their place in the batch of all processes."""
         now = "train" if self.model.training else "eval", self.state.global_step
         turn = self._rollouts[1] + 1 if self._rollouts[0] == now else 0
         self._rollouts = (now, turn)
         settings = from_generation_config(self.generation_config, stop_token_ids=self.eos_token_ids)
-        prompts = [(list(ids), len(list(same))) for ids, same in groupby(map(tuple, prompt_ids))]
-        place = self.args.seed, *now, turn, self.args.process_index
-        params = [replace(settings, num_return_sequences=count, seed=hashed(*place, i, size=4)) for i, (_, count) in enumerate(prompts)]
-        model = self.accelerator.unwrap_model(self.model)
-        return [result.ids for result in generate(model, self.processing_class, [ids for ids, _ in prompts], params, on_error="raise")]
+        size = self.num_generations if self.model.training else self.num_generations_eval
+        prompts, params = [], []
+        place = self.args.process_index * len(prompt_ids)  # of the answers before these, which the processes share in order
+        for ids, same in groupby(map(tuple, prompt_ids)):
+            left = len(list(same))
+            while left:
+                group, choice = divmod(place, size)
+                seed = hashed(self.args.seed, *now, turn, group, size=4)
+                count = min(left, size) if choice == 0 else 1  # of a group that another process has begun, one by one
+                prompts.append(list(ids))
+                params.append(replace(settings, num_return_sequences=count, seed=derived(seed, choice) if choice else seed))
+                place, left = place + count, left - count
+        with self.whole_model() as model:
+            found = self.abandonable(lambda: generate(model, self.processing_class, prompts, params, on_error="raise"), waits=False)
+        return [result.ids for result in found]
 
     # Update
 
@@ -171,15 +184,18 @@ class SharedPrompt:
             attention_mask, silent = attention_mask.clone(), True
             attention_mask[0, -logits_to_keep] = 1
             groups = group_by_prompt(input_ids, attention_mask, logits_to_keep)
-        parts = []
-        for some in branch_batches(groups, batch_size or len(input_ids)):
+        parts, size = [], batch_size or len(input_ids)
+        batches = list(branch_batches(groups, size))
+        if self.is_sharded:  # as many passes as the other processes, which wait for them, where answers are masked here
+            batches += batches[:1] * (-(-len(input_ids) // size) - len(batches))
+        for some in batches:
             batch = {k: v.to(input_ids.device) if isinstance(v, Tensor) else v for k, v in self._collate(some).items()}
             with self.accelerator.autocast():
                 out = model(**batch, temperature=self.temperature, wants_entropies=compute_entropy)
             parts.append((out.logprobs * 0, out.entropies * 0) if silent else (out.logprobs, out.entropies))
         places = answer_indices(groups, logits_to_keep, input_ids.device)
         shape = len(input_ids), logits_to_keep
-        logprobs, entropies = (scatter_answers(torch.cat(values), places, shape) for values in zip(*parts, strict=True))
+        logprobs, entropies = (scatter_answers(torch.cat(values)[: len(places)], places, shape) for values in zip(*parts, strict=True))
         return logprobs, entropies if compute_entropy else None, None
 
 
@@ -280,11 +296,6 @@ def check_groups(rows: Rows, rewards: Sequence[Reward], args: GRPOConfig | RLOOC
         )
     if getattr(args, "cast_lm_head_to_fp32", False):
         raise UserError("cast_lm_head_to_fp32 is not done here: log-probabilities are float32 anyway; use --dtype float32 for the whole model")
-
-
-def is_sharded(args: TrainingArguments) -> bool:
-    """Whether no process holds all weights."""
-    return args.distributed_state.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from ...infer.runners.architecture import transformers_model
 from ..maths.advantages import Moments
 from ..maths.policy_gradient import policy_loss, value_loss
 from ..models.branch_logprobs import BranchScores, choose_branch_collator, patch_branch_logprobs, score_branches
-from ..models.critic import attach_critic, load_critic, save_critic, without_critic
+from ..models.critic import attach_critic, critics_part, load_critic, save_critic, without_critic
 from ..models.reference import Reference
 from ..rewards.reward_function import Reward, check_columns, with_all_columns
 from ..rewards.rules import CheckedReward, checked
@@ -59,8 +59,6 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
 
     def __init__(self, model, args, *, settings: PpoSettings, reward: CheckedReward, reference: Reference, provenance=None, **kwargs: Any):
         super().__init__(model, args, provenance=provenance, **kwargs)
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise UserError("PPO rolls out with whole weights in every process: launch it with plain data parallelism (accelerate's MULTI_GPU), not FSDP or DeepSpeed")
         self.settings, self.reward, self.reference, self.prompts = settings, reward, reference, self.train_dataset
         self.kl = settings.controller()
         self._coefficient = self.kl.coefficient  # of the iteration that is learned from
@@ -121,19 +119,20 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
 
     def experience(self, rows: Sequence[dict[str, Any]], seed: tuple, places: Sequence[int] | None = None) -> Experience:
         """Roll out rows and score what was said: rewards, log-probabilities of policy and reference, values."""
-        return self.abandonable(lambda: self._experience_of(rows, seed, places))
+        with self.whole_model() as policy:
+            return self.abandonable(lambda: self._experience_of(policy, rows, seed, places), waits=False)
 
-    def _experience_of(self, rows: Sequence[dict[str, Any]], seed: tuple, places: Sequence[int] | None) -> Experience:
+    def _experience_of(self, policy: nn.Module, rows: Sequence[dict[str, Any]], seed: tuple, places: Sequence[int] | None) -> Experience:
         how = {"max_new_tokens": self.settings.max_new_tokens, "temperature": self.settings.temperature}
-        rollouts = roll_out(self.policy, self.processing_class, rows, **how, seed=seed, places=places)
+        rollouts = roll_out(policy, self.processing_class, rows, **how, seed=seed, places=places)
         scores = torch.tensor(self.reward(*reward_inputs(rollouts), **column_lists(rollouts)), dtype=torch.float32)
         parts: list[list[Tensor]] = [[], [], [], []]
         for start in range(0, len(rollouts), self.args.per_device_train_batch_size):
             some = rollouts[start : start + self.args.per_device_train_batch_size]
             batch = self._prepare_inputs(self._collate(some))
             with self.accelerator.autocast():
-                own: BranchScores = score_branches(self.policy, batch)
-                reference = self.reference.logprobs(self.policy, batch)
+                own: BranchScores = score_branches(policy, batch)
+                reference = self.reference.logprobs(policy, batch)
             for found, values in zip(parts, (own.logprobs, reference, own.entropies, own.value), strict=True):
                 found += values.float().cpu().split(list(batch["branch_lengths"]))
         logprobs, ref_logprobs, entropies, values = parts
@@ -223,11 +222,20 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
 
     @override
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        inner = self.policy
-        super()._save(output_dir, without_critic(inner.state_dict() if state_dict is None else state_dict))
+        state = self.policy.state_dict() if state_dict is None else state_dict
+        super()._save(output_dir, without_critic(state))
         if self.args.should_save and self._run_folder_for_saving:  # a checkpoint to go on from, not the final model
-            save_critic(critic_of(inner), Path(output_dir))
-            (Path(output_dir) / STATE).write_text(json.dumps({"kl": self.kl.state_dict()}), encoding="utf-8")
+            save_critic(critics_part(state), Path(output_dir))
+            self._save_coefficient(Path(output_dir))
+
+    @override
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:  # sharded weights come by here alone
+            self._save_coefficient(Path(output_dir))
+
+    def _save_coefficient(self, checkpoint: Path) -> None:
+        (checkpoint / STATE).write_text(json.dumps({"kl": self.kl.state_dict()}), encoding="utf-8")
 
     def stage_state(self) -> dict[str, Any]:
         """Inside an iteration, what its updates learn from."""
@@ -235,7 +243,7 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
             return {}
         rollouts = [vars(rollout) for rollout in self._experience.rollouts]
         untold = {"sampled": dict(self._sampled), "largest_gap": self._largest_gap, "coefficient": self._coefficient}
-        return {"experience": {**vars(self._experience), "rollouts": rollouts}, **untold}
+        return {"experience": {**vars(self._experience), "rollouts": rollouts}, "processes": self.args.world_size, **untold}
 
     def restore_state(self, state: dict[str, Any]) -> None:
         """Take up an iteration where it was left. Raises UserError where the checkpoint lies inside one and holds none of its answers."""
@@ -244,6 +252,11 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
             return
         if not state:
             raise UserError("the checkpoint was saved inside an iteration without what it learns from: resume from one between two iterations")
+        if (processes := state.get("processes", self.args.world_size)) != self.args.world_size:
+            raise UserError(
+                f"the checkpoint was saved inside an iteration whose answers lie with {processes} processes, now {self.args.world_size}: resume with as many, "
+                "or from a checkpoint between two iterations"
+            )
         rollouts = [Rollout(**rollout) for rollout in state["experience"]["rollouts"]]
         self._experience = Experience(**{**state["experience"], "rollouts": rollouts})
         self._sampled, self._largest_gap, self._coefficient = Counter(state["sampled"]), state["largest_gap"], state["coefficient"]
@@ -258,9 +271,14 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
     @override
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        folder = Path(resume_from_checkpoint)
-        load_critic(critic_of(self.policy), folder)
-        self.kl.load_state_dict(json.loads((folder / STATE).read_text(encoding="utf-8"))["kl"])
+        if self._whole is None:  # what is sharded was loaded with the rest
+            load_critic(critic_of(self.policy), Path(resume_from_checkpoint))
+
+    @override
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:  # here, where every engine comes by
+            self.kl.load_state_dict(json.loads((Path(checkpoint) / STATE).read_text(encoding="utf-8"))["kl"])
 
 
 PPO = Stage(PpoTrainer, "prompts to answer", prompt_size, patch_branch_logprobs)

@@ -80,7 +80,7 @@ class SftTrainer(CrashSafeCheckpoints, Trainer):
         with self.in_evaluation() as model:
             metrics = self.measure(model, rows)
             if self.sample is not None:
-                metrics |= self.abandonable(lambda: self.sample(model))
+                metrics |= self.sampled(self.sample)
         return self.report(metrics, metric_key_prefix)
 
     def measure(self, model: nn.Module, rows: Sequence[Row]) -> dict[str, float]:

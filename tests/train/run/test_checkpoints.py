@@ -271,11 +271,11 @@ def test_sums_over_processes_keep_float64():
 
 
 def test_a_process_that_fails_does_not_leave_the_others_waiting():
-    failing, healthy = one_of_two(0.0), one_of_two(1.0)
+    failing, healthy = one_of_two(0.0), one_of_two(torch.tensor([0.0, 1.0]))
     with pytest.raises(KeyError, match="mine"), failing.fail_together():
         raise KeyError("mine")
     assert len(failing.accelerator.dtypes) == 1  # it told the others
-    with pytest.raises(UserError, match="1 of 2 processes could not save"), healthy.fail_together():
+    with pytest.raises(UserError, match="rank 1 of 2 could not save, see what they say"), healthy.fail_together():
         pass
     with one_of_two(0.0).fail_together():
         pass

@@ -1,0 +1,284 @@
+"""What a launcher's several processes train: the same as one, sharded or not, gone on with or not; and what becomes of all where one is not as the others."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from safetensors.torch import load_file
+
+from seodang.infer.checkpoint.manifest import verify
+from seodang.train.run.callbacks import read_log
+
+LAUNCH = Path(__file__).parents[2] / "recipes" / "launch"
+QUICK = ["--learning_rate", "1e-2", "--logging_steps", 1, "--disable_tqdm", "true", "--report_to", "none", "--dtype", "float32", "--device", "cpu",
+         "--lr_scheduler_type", "constant"]  # fmt: skip
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_RESHARD_AFTER_FORWARD": "true",
+        "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}  # fmt: skip
+SHARDS = {**FSDP, "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}
+GROUPS = ["--reward", "length:4:characters", "--num_generations", 4, "--max_completion_length", 8, "--temperature", 1.0, "--beta", 0.1]
+# by verb: the data, and the options that make few tokens of it
+STAGES = {
+    "sft": ("texts", []),
+    "dpo": ("pairs", ["--reference_time", "step"]),
+    "kto": ("judged", ["--loss_type", "apo_zero_unpaired"]),
+    "reward": ("pairs", []),
+    "diffusion": ("texts", ["--mask_token", "<|mask|>"]),
+    "mlm": ("plain", ["--documents", "line", "--max_length", 12]),
+    "ppo": ("questions", ["--reward", "length:4:characters", "--rollouts", 8, "--minibatches", 1, "--epochs", 2, "--max_new_tokens", 6]),
+    "grpo": ("questions", GROUPS),
+    "rloo": ("questions", GROUPS),
+}
+LOGGED = ("loss", "grad_norm", "eval_loss", "eval_accuracy", "rewards/margins", "reward", "reward/mean", "kl", "policy_loss", "value_loss", "eval_reward")
+
+
+@pytest.fixture
+def data(tmp_path):
+    """`data(name)`: 16 records of a kind, `data(name, held_out=True)` 5 others, which two processes cannot share evenly."""
+
+    def written(name: str, held_out: bool = False) -> Path:
+        letters = "qrstu" if held_out else "abcdefghijklmnop"
+        said = [(f"say {letter}", letter * (1 + i % 5), "no" * (1 + i % 3)) for i, letter in enumerate(letters)]
+        records = {
+            "texts": [{"prompt": prompt, "completion": good} for prompt, good, _ in said],
+            "pairs": [{"prompt": prompt, "chosen": good, "rejected": bad} for prompt, good, bad in said],
+            "judged": [{"prompt": prompt, "completion": text, "label": text == good} for prompt, good, bad in said for text in (good, bad)],
+            "questions": [{"prompt": prompt} for prompt, _, _ in said],
+        }
+        path = tmp_path / f"{name}{'-held-out' * held_out}{'.txt' if name == 'plain' else '.jsonl'}"
+        lines = [f"The little model learns {prompt}.\n" for prompt, _, _ in said] if name == "plain" else [json.dumps(record) + "\n" for record in records[name]]
+        path.write_text("".join(lines), encoding="utf-8")
+        return path
+
+    return written
+
+
+@pytest.fixture
+def encoder(fresh_encoder, text_tokenizer, tmp_path):
+    folder, tokenizer = tmp_path / "encoder", text_tokenizer("wordpiece")
+    fresh_encoder("bert", vocab_size=len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def steps(verb, count):
+    return ["--iterations", count // 2] if verb == "ppo" else ["--max_steps", count]
+
+
+def command(verb, model, data, *more):
+    """The verb's words but for how long, where to and in which batches."""
+    name, options = STAGES[verb]
+    return ["--model", model, "--data", data(name), *options, *QUICK, *more]
+
+
+def train_one(verb, words, out, batch, count):
+    """One process with the whole batch."""
+    main = import_module(f"seodang.recipes.{verb}").main
+    assert main([*map(str, [*words, "--output_dir", out, "--per_device_train_batch_size", batch, *steps(verb, count)])]) == 0
+
+
+def assert_same(one, other, weights=1e-5):
+    """The same losses and gradients at every step, and the same final weights."""
+    first, second = (read_log(folder / "log.jsonl") for folder in (one, other))
+    for name in LOGGED:
+        ours, theirs = ({entry["step"]: entry[name] for entry in log if name in entry} for log in (first, second))
+        assert ours == pytest.approx({step: theirs[step] for step in ours}, rel=1e-5, abs=1e-6), name  # one that goes on may measure before, too
+    assert [entry["step"] for entry in first if "loss" in entry]
+    verify(other)
+    for name, value in (whole := load_file(one / "model.safetensors")).items():
+        assert (value - load_file(other / "model.safetensors")[name]).abs().max() < weights, name
+    assert whole.keys() == load_file(other / "model.safetensors").keys()
+
+
+def test_sharded_weights_learn_what_whole_ones_do_and_measure_what_cannot_be_shared_evenly(base, data, tmp_path, run_script):
+    """Five held-out rows on two processes, whose forward passes wait for each other; and answers to them, by whole weights."""
+    words = command("sft", base, data, "--eval_data", data("texts", held_out=True), "--eval_strategy", "steps", "--eval_steps", 1, "--save_steps", 2,
+                    "--per_device_eval_batch_size", 1)  # fmt: skip
+    train_one("sft", words, tmp_path / "one", 4, 3)
+    run_script("recipes/sft.py", *words, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", 2, "--max_steps", 2, processes=2, environment=SHARDS)
+    run_script("recipes/sft.py", *words, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", 2, "--max_steps", 3, processes=2, environment=SHARDS)
+    assert_same(tmp_path / "one", tmp_path / "two")
+    first, second = ([e["eval_exact"] for e in read_log(tmp_path / name / "log.jsonl") if "eval_exact" in e] for name in ("one", "two"))
+    assert first == second and len(first) == 3
+    assert (tmp_path / "two" / "checkpoint-2" / "pytorch_model_fsdp_0").is_dir()  # in pieces indeed
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("environment", [{}, FSDP], ids=["ddp", "fsdp"])
+@pytest.mark.parametrize("verb", STAGES)
+def test_every_stage_learns_the_same_gone_on_with_in_two_processes_and_in_four(verb, environment, base, encoder, data, tmp_path, run_script):
+    batch = 8 if verb in ("grpo", "rloo") else 4
+    held = data(STAGES[verb][0], held_out=True) if verb in ("dpo", "reward", "mlm", "ppo") else None
+    words = command(verb, encoder if verb == "mlm" else base, data, "--save_strategy", "steps", "--save_steps", 1 if verb == "ppo" else 2)
+    words += ["--eval_data", held, "--eval_strategy", "steps", "--eval_steps", 1, "--per_device_eval_batch_size", 1] if held else []
+    train_one(verb, words, tmp_path / "one", batch, 4)
+    run_script(f"recipes/{verb}.py", *words, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", batch // 2, *steps(verb, 2), processes=2, environment=environment)
+    run_script(f"recipes/{verb}.py", *words, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", batch // 4, *steps(verb, 4), "--allow_changes", "all",
+               processes=4, environment=environment, codes=[0] * 4)  # fmt: skip
+    assert_same(tmp_path / "one", tmp_path / "two", weights=2e-2 if verb == "mlm" else 1e-3)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("verb", ["sft", "dpo", "kto", "ppo", "grpo"])
+def test_an_adapter_over_sharded_weights_learns_the_same(verb, base, data, tmp_path, run_script):
+    batch = 8 if verb == "grpo" else 4
+    words = command(verb, base, data, "--lora_r", 4, "--save_strategy", "no")
+    # a process of its own: an adapter begins from torch's own numbers
+    run_script(f"recipes/{verb}.py", *words, "--output_dir", tmp_path / "one", "--per_device_train_batch_size", batch, *steps(verb, 2))
+    run_script(f"recipes/{verb}.py", *words, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", batch // 2, *steps(verb, 2), processes=2, environment=FSDP, codes=[0, 0])
+    first, second = ([e["loss"] for e in read_log(tmp_path / name / "log.jsonl") if "loss" in e] for name in ("one", "two"))
+    assert first and first == pytest.approx(second, rel=1e-4, abs=1e-6)
+    whole, gathered = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
+    assert whole.keys() == gathered.keys() and all((whole[name] - gathered[name]).abs().max() < 1e-3 for name in whole)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["gemma2", "tied"])
+def test_heads_that_are_tied_or_more_than_one_layer_are_gathered_with_the_model(kind, fresh_tiny, tiny_tokenizer, data, tmp_path, run_script):
+    folder = tmp_path / "model"
+    fresh_tiny(*(["llama"] if kind == "tied" else [kind]), tie_word_embeddings=True).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    words = command("sft", folder, data, "--save_strategy", "no")
+    train_one("sft", words, tmp_path / "one", 4, 3)
+    run_script("recipes/sft.py", *words, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", 2, "--max_steps", 3, processes=2, environment=FSDP)
+    assert_same(tmp_path / "one", tmp_path / "two", weights=2e-3)
+
+
+@pytest.mark.full
+def test_what_another_engine_saved_is_refused_and_16_bits_without_masters_are(base, data, tmp_path, run_script):
+    words = command("sft", base, data, "--save_steps", 1, "--output_dir", tmp_path / "out", "--allow_changes", "all")
+    refused = {"processes": 2, "environment": FSDP, "codes": [2, 2], "patience": 60}
+    run_script("recipes/sft.py", *words, "--max_steps", 1)
+    told = run_script("recipes/sft.py", *words, "--max_steps", 2, **refused)
+    assert f"{tmp_path / 'out' / 'checkpoint-1'} was saved by plain processes, which FSDP cannot go on from" in told
+    told = run_script("recipes/sft.py", *words, "--max_steps", 2, "--resume", "never", "--dtype", "bfloat16", **refused)
+    assert "weights in 16 bits lose small steps, and under FSDP they have no float32 copies" in told
+    told = run_script("recipes/sft.py", *words, "--max_steps", 2, "--resume", "never", **{**refused, "environment": {**FSDP, "FSDP_VERSION": "1"}})
+    assert "FSDP version 1 is not run here: set fsdp_version: 2" in told
+
+
+# One that is not as the others
+
+ODD = """
+import os, signal, sys
+from seodang.recipes import sft
+from seodang.train.run import checkpoints, crash_safe, ranks
+from seodang.train.run.callbacks import RunLog
+
+case, odd, argv = sys.argv[1], os.environ["RANK"] == sys.argv[2], sys.argv[3:]
+
+def on_step_end(self, args, state, control, **kwargs):
+    if state.global_step == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def full(needed, run):
+    raise crash_safe.UserError(f"the disk is full: a checkpoint needs {needed:,} bytes")
+
+if odd and case == "missing":
+    argv[argv.index("--data") + 1] += ".gone"
+if odd and case == "short":
+    argv[argv.index("--data") + 1] = argv[argv.index("--data") + 1].replace("texts", "texts-held-out")
+if odd and case == "versions":
+    found = ranks.versions()
+    ranks.versions = lambda: {**found, "the version of torch": "2.12.0"}
+if odd and case == "killed":
+    RunLog.on_step_end = on_step_end
+if odd and case == "full":
+    crash_safe.require_space = full
+if odd and case == "alone":
+    sys.exit(0)
+sys.exit(sft.main(argv))
+"""
+
+
+@pytest.fixture
+def with_an_odd_one(base, data, tmp_path, run_script):
+    """`with_an_odd_one(case, rank, codes)`: what two processes say, one of which is not as the other; the harness gives them 40 seconds after the first has ended."""
+    script = tmp_path / "odd.py"
+    script.write_text(ODD)
+    data("texts", held_out=True)
+
+    def run(case: str, rank: int, codes: list[int]) -> str:
+        words = [*command("sft", base, data), "--max_steps", 3, "--save_steps", 1, "--per_device_train_batch_size", 2, "--output_dir", tmp_path / "out"]
+        return run_script(script, case, rank, *words, processes=2, codes=codes, patience=40, environment={"SEODANG_START_SECONDS": "5"})
+
+    return run
+
+
+def test_a_process_that_finds_no_data_ends_all_and_a_killed_one_is_named(with_an_odd_one, tmp_path):
+    told = with_an_odd_one("missing", 1, [2, 2])
+    assert "error: there is no file or folder" in told and "error: rank 1 (" in told and ") of 2 has ended: there is no file or folder" in told
+    assert not (tmp_path / "out" / "log.jsonl").exists()
+    told = with_an_odd_one("killed", 1, [2, -9])
+    assert told.count("error: rank 1 (") == 2 and told.count(" of 2 is gone: it was killed, or its machine is") == 1
+    verify(tmp_path / "out" / "checkpoint-1")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("case", "rank", "codes", "told"),
+    [
+        ("killed", 0, [-9, 2], ["error: rank 0 (", "is gone: it was killed, or its machine is"]),
+        ("missing", 0, [2, 2], ["error: rank 0 (", "has ended: there is no file or folder"]),
+        ("short", 1, [2, 2], ["the processes do not agree on the records themselves: rank 1 has"]),
+        ("versions", 1, [2, 2], ['the processes do not agree on the version of torch: rank 1 has "2.12.0", rank 0 has "2.']),
+        ("full", 1, [2, 2], ["the disk is full: a checkpoint needs", "rank 1 of 2 could not save, see what they say; the last checkpoint is intact"]),
+        ("alone", 1, [2, 0], ["error: rank 0 of 2 has waited for the others at 127.0.0.1:", "for 5 seconds: one of them has not come"]),
+    ],
+)
+def test_all_end_by_an_error_that_names_the_odd_one(case, rank, codes, told, with_an_odd_one):
+    said = with_an_odd_one(case, rank, codes)
+    assert all(words in said for words in told), said
+
+
+# Launch files
+
+
+@pytest.mark.parametrize("path", sorted(LAUNCH.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_launch_file_is_accelerates_and_says_when_and_by_which_line(path):
+    text = path.read_text()
+    assert f"accelerate launch --config_file recipes/launch/{path.name}" in text and text.startswith("# ")
+    config = load_config_from_file(str(path))
+    assert config.num_processes >= config.num_machines and yaml.safe_load(text)["distributed_type"] == config.distributed_type
+    if path.stem in ("fsdp2", "machines"):
+        assert config.fsdp_config["fsdp_version"] == 2 and not config.fsdp_config["fsdp_cpu_ram_efficient_loading"]
+    if path.stem.startswith("zero"):
+        assert config.deepspeed_config["zero_stage"] == int(path.stem[-1])
+
+
+def test_slurms_script_starts_a_launcher_on_each_machine_with_its_number(tmp_path):
+    said = tmp_path / "said"
+    for name, script in {
+        "scontrol": "echo node1; echo node2",
+        "srun": 'shift\nfor n in 0 1; do SLURM_NODEID=$n "$@"; done',
+        "accelerate": f'printf "%s|" "$@" >>{said}; echo >>{said}',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_ID": "123456", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "4"}
+    environment = {**os.environ, **job, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(["bash", LAUNCH / "slurm.sh", "dpo", "--output_dir", "a b"], check=True, env=environment)
+    lines = [line.rstrip("|").split("|") for line in said.read_text().splitlines()]
+    assert [line[line.index("--machine_rank") + 1] for line in lines] == ["0", "1"]
+    for line in lines:
+        given = dict(zip(line[1:-3:2], line[2:-3:2], strict=True))
+        assert given["--num_processes"] == "8" and given["--main_process_ip"] == "node1" and given["--main_process_port"] == "23456"
+        assert given["--config_file"] == "recipes/launch/machines.yaml" and line[-3:] == ["recipes/dpo.py", "--output_dir", "a b"]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_a_launch_file_trains_on_two_cpu_processes_what_one_does(name, base, data, tmp_path):
+    words = command("sft", base, data, "--save_strategy", "no")
+    train_one("sft", words, tmp_path / "one", 4, 2)
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", LAUNCH / f"{name}.yaml", "--num_processes", 2, "--mixed_precision", "no"]
+    words += ["--max_steps", 2, "--per_device_train_batch_size", 2, "--output_dir", tmp_path / "two"]
+    script = LAUNCH.parent / "sft.py"
+    done = subprocess.run([*map(str, [*launcher, script, *words])], capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1", "SEODANG_START_SECONDS": "300"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same(tmp_path / "one", tmp_path / "two")
