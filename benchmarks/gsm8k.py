@@ -66,6 +66,11 @@ def seodang(*words: Any) -> None:
         sys.exit(code)
 
 
+def trained(folder: Path) -> bool:
+    """Whether a model, or an adapter, was saved there."""
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of gsm8k_train.jsonl and gsm8k_test.jsonl")
@@ -82,29 +87,34 @@ def main() -> None:
     parser.add_argument("--sft_epochs", type=float, default=1)
     parser.add_argument("--grpo_learning_rate", type=float, default=3e-6)
     parser.add_argument("--grpo_steps", type=int, default=20)
+    parser.add_argument("--lora_r", type=int, default=0, help="rank of adapters, in both stages; 0 trains all weights")
+    parser.add_argument("--grpo_save_steps", type=int, default=10)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stages", nargs="+", default=["sft", "grpo", "eval"], choices=["sft", "grpo", "eval"])
     options = parser.parse_args()
     out, how = options.output, ["--dtype", options.dtype]
+    training, begun = [*how, "--seed", options.seed, "--lora_r", options.lora_r], options.output / ("sft-merged" if options.lora_r else "sft")
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "heldout.jsonl").is_file():
         prepare(options)
-    if "sft" in options.stages and not (out / "sft" / "config.json").is_file():
+    if "sft" in options.stages and not trained(out / "sft"):
         seodang(
             "sft", "--model", options.model, "--data", out / "sft.jsonl", "--columns", "prompt=question", "completion=answer", "--max_length", 512, "--per_device_train_batch_size", options.sft_batch,
             "--learning_rate", options.sft_learning_rate, "--num_train_epochs", options.sft_epochs, "--lr_scheduler_type", "cosine", "--warmup_steps", 0.1,
-            "--save_strategy", "no", "--seed", options.seed, "--output_dir", out / "sft", *how,
+            "--save_strategy", "no", "--output_dir", out / "sft", *training,
         )  # fmt: skip
-    if "grpo" in options.stages and not (out / "grpo" / "config.json").is_file():
+    if options.lora_r and trained(out / "sft") and not begun.is_dir():
+        seodang("export", out / "sft", "--output_dir", begun)  # GRPO begins with a whole model
+    if "grpo" in options.stages and not trained(out / "grpo"):
         seodang(
-            "grpo", "--model", out / "sft", "--data", out / "grpo.jsonl", "--reward", "exact_answer", "--num_generations", 8, "--per_device_train_batch_size", 16,
+            "grpo", "--model", begun, "--data", out / "grpo.jsonl", "--reward", "exact_answer", "--num_generations", 8, "--per_device_train_batch_size", 16,
             "--gradient_accumulation_steps", 4, "--max_completion_length", options.answer, "--temperature", 1.0, "--beta", 0.0, "--learning_rate", options.grpo_learning_rate,
             "--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", 2, "--max_grad_norm", 0.2, "--max_steps", options.grpo_steps, "--logging_steps", 1,
-            "--save_steps", 10, "--seed", options.seed, "--output_dir", out / "grpo", *how,
+            "--save_steps", options.grpo_save_steps, "--output_dir", out / "grpo", *training,
         )  # fmt: skip
     if "eval" in options.stages:
-        models = [f"before={options.model}", *(f"{name}={out / name}" for name in ("sft", "grpo") if (out / name / "config.json").is_file())]
+        models = [f"before={options.model}", *(f"{name}={out / name}" for name in ("sft", "grpo") if trained(out / name))]
         seodang(
             "eval", *models, "--data", out / "heldout.jsonl", "--metrics", "exact", "--reward", "exact_answer", "--reward", f"{Path(__file__)}:last_number",
             "--max_new_tokens", 2 * options.answer, "--temperature", 0, "--output", out / "eval.json", "--resume", "true", "--train_data", out / "sft.jsonl", *how,

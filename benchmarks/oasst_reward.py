@@ -34,10 +34,12 @@ from seodang.infer import SentenceEncoder, load, load_tokenizer
 from seodang.train import reward_trainer
 from seodang.train.maths.bootstrap import interval, resampled_sums
 from seodang.train.maths.logistic_regression import best_linear
+from seodang.train.models.branch_logprobs import choose_branch_collator
 from seodang.train.rewards.scoring import score_ids
 
 LIKE = math.log(1.25)  # of two lengths
 WHOLE = 2048  # tokens of a prompt and an answer; none has as many
+EVERY = 10  # layer of a frozen model is read
 LENGTH_SCALE = 10.0  # the penalty is to be felt by what is beside the length
 
 
@@ -189,25 +191,27 @@ class Trained:
 
 
 def read_states(options: argparse.Namespace, ranked: Sequence[Ranked]) -> list[Tensor]:
-    """Of every answer behind its prompt, by a frozen language model: the mean over its tokens of a layer's states and the state at its end,
-    [answers, width], and the mean of its tokens' log-probabilities, [answers]."""
-    path = options.keep and options.keep / f"states-{options.layer}.pt"
-    if path and path.is_file():
-        return torch.load(path)
-    model, _ = load(options.model, device="cpu", dtype=options.dtype)
-    parts = []
-    for each in ranked:
-        prompt = each.row["prompt_ids"]
-        for branch in each.row["branches"]:
-            with torch.inference_mode():
-                out = model(torch.tensor([[*prompt, *branch]]), output_hidden_states=True, logits_to_keep=len(branch) + 1)
-            states = out.hidden_states[options.layer][0, len(prompt) :].float()
-            likely = out.logits[0, :-1].float().log_softmax(-1).gather(1, torch.tensor(branch)[:, None])
-            parts.append((states.mean(0), states[-1], likely.mean()))
-    found = [torch.stack(part) for part in zip(*parts, strict=True)]
-    if path:
-        torch.save(found, path)
-    return found
+    """Of every answer behind its prompt, by a frozen language model: the means over its tokens of each tenth layer's states and the states at its end,
+    [layers, answers, width], and the mean of its tokens' log-probabilities, [answers]."""
+    path = options.keep and options.keep / "states.pt"
+    found: list[tuple[Tensor, ...]] = torch.load(path) if path and path.is_file() else []
+    if len(found) < len(ranked):
+        model, _ = load(options.model, device="cpu", dtype=options.dtype)
+        collate = choose_branch_collator(model, 0, keep_last=True)
+    for number, each in enumerate(ranked[len(found) :], len(found) + 1):
+        batch = collate([each.row])
+        with torch.inference_mode():
+            out = model.model(**{name: batch[name] for name in ("input_ids", "position_ids", "tree")}, use_cache=False, output_hidden_states=True)
+            logits = model.lm_head(out.last_hidden_state[0, batch["predictors"]]).float()
+        states = torch.stack(out.hidden_states[::EVERY])[:, 0, len(each.row["prompt_ids"]) :].float().split(each.lengths, dim=1)
+        likely = logits.log_softmax(-1).gather(1, batch["targets"][:, None])[:, 0].split(each.lengths)
+        means, ends = (torch.stack(parts, dim=1) for parts in zip(*((part.mean(1), part[:, -1]) for part in states), strict=True))
+        found.append((means, ends, torch.stack([part.mean() for part in likely])))
+        if path and (number % 10 == 0 or number == len(ranked)):
+            torch.save(found, path)
+            print(f"states: {number} of {len(ranked)} prompts", file=sys.stderr, flush=True)
+    means, ends, likely = zip(*found, strict=True)
+    return [torch.cat(means, dim=1), torch.cat(ends, dim=1), torch.cat(likely)]
 
 
 # Figures
@@ -294,8 +298,8 @@ def judges(options: argparse.Namespace, ranked: list[Ranked]) -> dict[str, Judge
         "thumbs": with_length(lambda: torch.tensor([[value] for each in ranked for value in each.thumbs])),
         "encoder": with_length(vectors),
         "likelihood": with_length(lambda: states()[2][:, None]),
-        "means": with_length(lambda: states()[0]),
-        "ends": with_length(lambda: states()[1]),
+        "means": with_length(lambda: states()[0][options.layer // EVERY]),
+        "ends": with_length(lambda: states()[1][options.layer // EVERY]),
         "trained": Trained(options),
         "trained-beside-length": Trained(options, options.beside),
     }
@@ -315,7 +319,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", default="default")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--layer", type=int, default=20, help="of the frozen language model, for means and ends")
+    parser.add_argument("--layer", type=int, default=20, choices=(0, 10, 20, 30), help="of the frozen language model, for means and ends")
     parser.add_argument("--beside", type=float, default=1.0, help="trained-beside-length: what the log of the tokens counts")
     parser.add_argument("--max_length", type=int, default=512, help="trained: longer answers are not learned from")
     parser.add_argument("--batch", type=int, default=4, help="prompts a step")
