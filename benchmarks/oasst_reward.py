@@ -7,8 +7,7 @@ A tree lies in one fold, whole; each judge learns from the others and scores all
 answer scores higher, the same of pairs of like length (the longer at most 1.25 times the other), where length is near chance, and the difference to the longer
 answer's being the better one, with the middle 95% of it when the trees are drawn anew (10,000 times, the same draws for all judges).
 
-Scores are kept by judge and fold, and what is there is not computed again: `trained` judges go on where they were stopped. Those of other settings are told apart
-by --name. A regression is Bradley's and Terry's model, its penalty the best on a fifth of the trees that it learns from.
+Scores are kept by judge and fold, and what is there is not computed again: a run goes on where it was stopped. Judges of other settings are told apart by --name. A regression is Bradley's and Terry's model, its penalty the best on a fifth of the trees that it learns from.
 """
 
 import argparse
@@ -39,7 +38,7 @@ from seodang.train.rewards.scoring import score_ids
 
 LIKE = math.log(1.25)  # of two lengths
 WHOLE = 2048  # tokens of a prompt and an answer; none has as many
-EVERY = 10  # layer of a frozen model is read
+STRENGTHS = (30.0, 100.0, 300.0, 1000.0, 3000.0)
 LENGTH_SCALE = 10.0  # the penalty is to be felt by what is beside the length
 
 
@@ -136,7 +135,7 @@ def regression(features: Callable[[Ranked], Tensor], unscaled: int = 1) -> Judge
             scaled = (features(each) - mean) / deviation
             leads += [sign * (scaled[better] - scaled[worse]) for better, worse in each.pairs for sign in (1, -1)]
         labels = torch.tensor([1, 0] * (len(leads) // 2))
-        weights, _ = best_linear(torch.stack(leads), labels, 2, strengths=(1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0))
+        weights, _ = best_linear(torch.stack(leads), labels, 2, strengths=STRENGTHS)
         direction = (weights[:-1, 1] - weights[:-1, 0]).float()  # both ways of each pair leave no bias
         return [(((features(each) - mean) / deviation) @ direction).tolist() for each in judged]
 
@@ -190,28 +189,27 @@ class Trained:
 # Frozen models
 
 
-def read_states(options: argparse.Namespace, ranked: Sequence[Ranked]) -> list[Tensor]:
-    """Of every answer behind its prompt, by a frozen language model: the means over its tokens of each tenth layer's states and the states at its end,
-    [layers, answers, width], and the mean of its tokens' log-probabilities, [answers]."""
-    path = options.keep and options.keep / "states.pt"
-    found: list[tuple[Tensor, ...]] = torch.load(path) if path and path.is_file() else []
+def read_states(options: argparse.Namespace, ranked: Sequence[Ranked]) -> tuple[Tensor, Tensor]:
+    """Of every answer behind its prompt, by the first layers of a frozen language model, normed: the mean of its tokens' states and the state at its end,
+    [answers, width] each."""
+    path = options.keep and options.keep / f"states-{options.layers}.pt"
+    found: list[tuple[Tensor, Tensor]] = torch.load(path) if path and path.is_file() else []
     if len(found) < len(ranked):
         model, _ = load(options.model, device="cpu", dtype=options.dtype)
+        trunk = model.model
+        trunk.layers = trunk.layers[: options.layers]
         collate = choose_branch_collator(model, 0, keep_last=True)
     for number, each in enumerate(ranked[len(found) :], len(found) + 1):
         batch = collate([each.row])
         with torch.inference_mode():
-            out = model.model(**{name: batch[name] for name in ("input_ids", "position_ids", "tree")}, use_cache=False, output_hidden_states=True)
-            logits = model.lm_head(out.last_hidden_state[0, batch["predictors"]]).float()
-        states = torch.stack(out.hidden_states[::EVERY])[:, 0, len(each.row["prompt_ids"]) :].float().split(each.lengths, dim=1)
-        likely = logits.log_softmax(-1).gather(1, batch["targets"][:, None])[:, 0].split(each.lengths)
-        means, ends = (torch.stack(parts, dim=1) for parts in zip(*((part.mean(1), part[:, -1]) for part in states), strict=True))
-        found.append((means, ends, torch.stack([part.mean() for part in likely])))
+            states = trunk(**{name: batch[name] for name in ("input_ids", "position_ids", "tree")}, use_cache=False).last_hidden_state[0].float()
+        parts = states[len(each.row["prompt_ids"]) :].split(each.lengths)
+        found.append((torch.stack([part.mean(0) for part in parts]), states[batch["ends"]]))
         if path and (number % 10 == 0 or number == len(ranked)):
             torch.save(found, path)
             print(f"states: {number} of {len(ranked)} prompts", file=sys.stderr, flush=True)
-    means, ends, likely = zip(*found, strict=True)
-    return [torch.cat(means, dim=1), torch.cat(ends, dim=1), torch.cat(likely)]
+    means, ends = zip(*found, strict=True)
+    return torch.cat(means), torch.cat(ends)
 
 
 # Figures
@@ -280,7 +278,7 @@ def judges(options: argparse.Namespace, ranked: list[Ranked]) -> dict[str, Judge
         return judge
 
     @cache
-    def states() -> list[Tensor]:
+    def states() -> tuple[Tensor, Tensor]:
         return read_states(options, ranked)
 
     @cache
@@ -297,29 +295,28 @@ def judges(options: argparse.Namespace, ranked: list[Ranked]) -> dict[str, Judge
         "lengths": by_lengths,
         "thumbs": with_length(lambda: torch.tensor([[value] for each in ranked for value in each.thumbs])),
         "encoder": with_length(vectors),
-        "likelihood": with_length(lambda: states()[2][:, None]),
-        "means": with_length(lambda: states()[0][options.layer // EVERY]),
-        "ends": with_length(lambda: states()[1][options.layer // EVERY]),
+        "means": with_length(lambda: states()[0]),
+        "ends": with_length(lambda: states()[1]),
         "trained": Trained(options),
         "trained-beside-length": Trained(options, options.beside),
     }
 
 
-JUDGES = ("tokens", "characters", "lengths", "thumbs", "encoder", "likelihood", "means", "ends", "trained", "trained-beside-length")
+JUDGES = ("tokens", "characters", "lengths", "thumbs", "encoder", "means", "ends", "trained", "trained-beside-length")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="Open-Assistant's trees, one a line")
-    parser.add_argument("--judges", nargs="+", default=JUDGES[:8], choices=JUDGES)
+    parser.add_argument("--judges", nargs="+", default=JUDGES[:7], choices=JUDGES)
     parser.add_argument("--keep", type=Path, help="folder of scores by judge and fold")
-    parser.add_argument("--name", default="", help="behind the names of trained judges, there and in the table")
+    parser.add_argument("--name", default="", help="behind the names of judges, there and in the table")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--only", type=int, nargs="+", help="the folds to judge, where not all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", default="default")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--layer", type=int, default=20, choices=(0, 10, 20, 30), help="of the frozen language model, for means and ends")
+    parser.add_argument("--layers", type=int, default=30, help="of the frozen language model, the first, for means and ends")
     parser.add_argument("--beside", type=float, default=1.0, help="trained-beside-length: what the log of the tokens counts")
     parser.add_argument("--max_length", type=int, default=512, help="trained: longer answers are not learned from")
     parser.add_argument("--batch", type=int, default=4, help="prompts a step")
@@ -335,8 +332,8 @@ def main() -> None:
     print(f"{len({each.tree for each in ranked})} trees, {len(ranked)} prompts, {sum(len(each.pairs) for each in ranked)} pairs", file=sys.stderr)
     known, scores = judges(options, ranked), {}
     for name in dict.fromkeys(["tokens", *options.judges]):
-        called, trained = name + (options.name if isinstance(known[name], Trained) else ""), isinstance(known[name], Trained)
-        scores[called] = judged_by_folds(called, known[name], ranked, folds, wanted, options.keep if trained else None)
+        called = name if name == "tokens" else name + options.name
+        scores[called] = judged_by_folds(called, known[name], ranked, folds, wanted, options.keep)
     here = [place for place, fold in enumerate(folds) if fold in wanted]
     told = table([ranked[place] for place in here], scores, options.resamples, options.seed)
     for line in told:
