@@ -1,11 +1,11 @@
 """School arithmetic (GSM8K) by SFT, then GRPO with a rule: how many held-out questions are answered rightly before, between and after.
 
 python benchmarks/gsm8k.py --data FOLDER --output runs/gsm8k
-python benchmarks/gsm8k.py --data FOLDER --output runs/gsm8k --steps 9 --tokens 1000 --learn 6000 --reinforce 1000           (of all lengths)
+python benchmarks/gsm8k.py --data FOLDER --output runs/gsm8k --steps 9 --tokens 1000 --learn 6000 --reinforce 1000     (of all lengths)
 
-FOLDER holds gsm8k_train.jsonl and gsm8k_test.jsonl. Taken are questions whose worked answers have at most `--steps` computations (counted by their <<marks>>, which are
-left out) and which have, with the answer, at most `--tokens` tokens. Of the train file's, drawn by a seed, some are for SFT, others for GRPO, and others held out beside the
-test file's. The commands are printed as they run; what is there is not made again. The rules: `exact_answer` (the number behind ####), and for a model that
+FOLDER holds gsm8k_train.jsonl and gsm8k_test.jsonl. Taken are questions whose worked answers have at most `--steps` computations (counted by their <<marks>>,
+which are left out) and which have, with the answer, at most `--tokens` tokens. Of the train file's, drawn by a seed, some are for SFT, others for GRPO, and
+others held out beside the test file's. The commands are printed as they run; what is there is not made again. The rules: `exact_answer` (the number behind ####), and for a model that
 never heard of that mark `last_number` of this file.
 """
 
@@ -41,7 +41,8 @@ def read_questions(path: Path, steps: int, tokens: int) -> list[dict[str, str]]:
     from seodang.infer import load_tokenizer
 
     encode = load_tokenizer("default")
-    found = [{"question": each["question"], "answer": MARK.sub("", each["answer"])} for each in read_json_lines(path) if 1 <= len(MARK.findall(each["answer"])) <= steps]
+    few = [each for each in read_json_lines(path) if 1 <= len(MARK.findall(each["answer"])) <= steps]
+    found = [{"question": each["question"], "answer": MARK.sub("", each["answer"])} for each in few]
     return [each for each in found if len(encode(each["question"] + each["answer"])["input_ids"]) <= tokens]
 
 
@@ -100,9 +101,9 @@ def main() -> None:
         prepare(options)
     if "sft" in options.stages and not trained(out / "sft"):
         seodang(
-            "sft", "--model", options.model, "--data", out / "sft.jsonl", "--columns", "prompt=question", "completion=answer", "--max_length", 512, "--per_device_train_batch_size", options.sft_batch,
-            "--learning_rate", options.sft_learning_rate, "--num_train_epochs", options.sft_epochs, "--lr_scheduler_type", "cosine", "--warmup_steps", 0.1,
-            "--save_strategy", "no", "--output_dir", out / "sft", *training,
+            "sft", "--model", options.model, "--data", out / "sft.jsonl", "--columns", "prompt=question", "completion=answer", "--max_length", 512,
+            "--per_device_train_batch_size", options.sft_batch, "--learning_rate", options.sft_learning_rate, "--num_train_epochs", options.sft_epochs,
+            "--lr_scheduler_type", "cosine", "--warmup_steps", 0.1, "--save_strategy", "no", "--output_dir", out / "sft", *training,
         )  # fmt: skip
     if options.lora_r and trained(out / "sft") and not begun.is_dir():
         seodang("export", out / "sft", "--output_dir", begun)  # GRPO begins with a whole model

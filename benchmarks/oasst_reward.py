@@ -7,7 +7,8 @@ A tree lies in one fold, whole; each judge learns from the others and scores all
 answer scores higher, the same of pairs of like length (the longer at most 1.25 times the other), where length is near chance, and the difference to the longer
 answer's being the better one, with the middle 95% of it when the trees are drawn anew (10,000 times, the same draws for all judges).
 
-Scores are kept by judge and fold, and what is there is not computed again: a run goes on where it was stopped. Judges of other settings are told apart by --name. A regression is Bradley's and Terry's model, its penalty the best on a fifth of the trees that it learns from.
+Scores are kept by judge and fold, and what is there is not computed again: a run goes on where it was stopped. Judges of other settings are told apart by
+--name. A regression is Bradley's and Terry's model, its penalty the best on a fifth of the trees that it learns from.
 """
 
 import argparse
@@ -114,7 +115,7 @@ def log_lengths(ranked: Sequence[Ranked]) -> Tensor:
 def length_features(each: Ranked) -> list[list[float]]:
     """Of each answer: tokens and their logarithm, characters a token, lines, listed points and paragraphs (their logarithms)."""
     return [
-        [length / 100, math.log(length), len(text) / length, math.log1p(text.count("\n")), math.log1p(text.count("\n- ") + text.count(". ")), math.log1p(text.count("\n\n"))]
+        [length / 100, math.log(length), len(text) / length, *(math.log1p(count) for count in (text.count("\n"), text.count("\n- ") + text.count(". "), text.count("\n\n")))]
         for text, length in zip(each.texts[1:], each.lengths, strict=True)
     ]
 
