@@ -121,8 +121,15 @@ def result_lines(result: dict[str, float], eval_rows: Sequence[dict]) -> list[st
     best = f", best answer first {result['eval_best_of']:.1%} of {len(eval_rows):,} prompts" if "eval_best_of" in result else ""
     return [
         f"pair accuracy   {result['eval_accuracy']:.1%} of {count:,} held-out pairs{best}",
+        f"by length       {longer_is_better(eval_rows):.1%} of them, did the longer answer always win (ties count half)",
         f"margin          {result['eval_margin']:.3f} on average, loss {result['eval_loss']:.4f} (chance {math.log(2):.4f})",
     ]
+
+
+def longer_is_better(rows: Sequence[dict]) -> float:
+    """The share of pairs whose better answer has more tokens, as many for a half: what a reward model should beat."""
+    leads = [len(row["branches"][better]) - len(row["branches"][worse]) for row in rows for better, worse in preference_pairs(row["ranks"])]
+    return sum((lead > 0) + 0.5 * (lead == 0) for lead in leads) / len(leads)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def test_a_rule_is_learned_from_pairs_and_the_plain_folder_knows_it(base, data, 
     printed = capsys.readouterr().out
     assert code == 0
     assert "training        48 prompts, 96 answers, 48 pairs in 36 steps" in printed and "held out        12 prompts, 24 answers, 12 pairs" in printed
-    assert "pair accuracy   100.0% of 12 held-out pairs" in printed and printed.rstrip().endswith(str(out))
+    assert "pair accuracy   100.0% of 12 held-out pairs" in printed and "by length       50.0% of them" in printed and printed.rstrip().endswith(str(out))
     verify(out)
     assert read_manifest(out)["paradigm"] == "reward" and (out / "loss.png").is_file()
     evaluations = [entry["eval_accuracy"] for entry in read_log(out / "log.jsonl") if "eval_accuracy" in entry]
@@ -171,3 +171,10 @@ def test_mistakes_are_one_line_and_exit_code_two(base, data, tmp_path, capsys, m
     assert reward.main(["--model", base, "--data", data, "--output_dir", str(tmp_path / "out"), "--device", "cpu", *more]) == 2
     line = [text for text in capsys.readouterr().err.splitlines() if text.startswith("error: ")]
     assert len(line) == 1 and message in line[0]
+
+
+def test_the_longer_answer_wins_the_pairs_whose_better_answer_has_more_tokens():
+    """Ranked best first 3, 1 and 2 tokens: two of three pairs; tied answers make no pair, a pair of one length counts half."""
+    rows = [{"branches": [[7] * 3, [7], [7] * 2], "ranks": [0, 1, 2]}, {"branches": [[7], [7] * 9], "ranks": [0, 0]}, {"branches": [[7], [8]], "ranks": [1, 0]}]
+    assert reward.longer_is_better(rows[:2]) == 2 / 3
+    assert reward.longer_is_better(rows) == 2.5 / 4
