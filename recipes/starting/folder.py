@@ -73,7 +73,7 @@ class Recipe:
         after = TASKS[self.task].after.format(out=self.out, reading=self.reading(), length=LONGEST.get(self.task, 128))
         tried = "--data sample.jsonl --eval_fraction 0 --max_steps 2 --save_strategy no --output_dir runs/try"
         return {
-            "The plan alone: records, steps, memory, time.": f"seodang {self.verb} --config train.yaml --dry_run",
+            "The plan alone: records, steps, memory.": f"seodang {self.verb} --config train.yaml --dry_run",
             "Two steps on the sample, to see that all of it runs.": f"seodang {self.verb} --config train.yaml {tried}",
             "The training; started again, it goes on from its newest checkpoint.": f"seodang {self.verb} --config train.yaml",
             "What came of it, on the sample (which was trained on: it measures nothing).": after,
