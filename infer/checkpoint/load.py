@@ -74,13 +74,12 @@ def load(
     against the folder's manifest first. A checkpoint that lacks tensors is refused, unless they are a head's that it never had (a classifier's on a language model's weights);
     one of masked language modelling is new only where `model_class` asks for it. After `load_without_weights` the model has shapes alone.
     `model_class` is a causal language model's, for an encoder-decoder's checkpoint AutoModelForSeq2SeqLM, for an encoder's AutoModelForMaskedLM, for one of
-    sentence-transformers AutoModel, for a classifier's (a reward model) AutoModelForSequenceClassification, for a tagger's AutoModelForTokenClassification, unless another is given; an
-    adapter with such a head brings its labels with it.
-    `weights="int8"` or `"int4"` keeps the linear layers in 8 or 4 bits, for speaking and scoring on the CPU; an adapter is merged first. What comes of a folder is kept in the
-    cache (`conversion_cache`); one that was exported so is mapped into memory. 4 bits can be chosen by a `calibration`, a file of plain text or texts, which takes minutes; with
-    `bits` a weight above 5 the matrices that lose most keep 8. A GGUF file's stay in their own blocks on a CPU, unless a dtype or an adapter asks for floats.
-    `kv_cache_dtype="int8"` has whatever speaks or scores with the model keep keys and values in 8 bits (`set_kv_cache_dtype`), on the CPU too, an adapter merged. Raises
-    UserError for a path, device, dtype, weights or cache that cannot be had, for two adapters, and for files that are missing or changed.
+    sentence-transformers AutoModel, for a classifier's (a reward model) AutoModelForSequenceClassification, for a tagger's AutoModelForTokenClassification, unless another is given;
+    an adapter with such a head brings its labels. `weights="int8"` or `"int4"` keeps the linear layers in 8 or 4 bits, for speaking and scoring on the CPU; an adapter is merged
+    first. What comes of a folder is kept in the cache (`conversion_cache`); one that was exported so is mapped into memory. 4 bits can be chosen by a `calibration`, a file of plain
+    text or texts, which takes minutes; with `bits` a weight above 5 the matrices that lose most keep 8. A GGUF file's stay in their own blocks on a CPU, unless a dtype or an
+    adapter asks for floats. `kv_cache_dtype="int8"` has whatever speaks or scores with the model keep keys and values in 8 bits (`set_kv_cache_dtype`), on the CPU too, an adapter
+    merged. Raises UserError for a path, device, dtype, weights or cache that cannot be had, for two adapters, and for files that are missing or changed.
     """
     check_kv_cache_dtype(kv_cache_dtype)
     _check_weights(weights, device, dtype)

@@ -26,7 +26,8 @@ def complete_arguments(args: Any, model: ModelOptions, run: RunOptions, evaluate
     Raises UserError where training is to stop early and nothing is held out, for a run of no steps, a device that is not here, and what `refuse_numbers` refuses.
     """
     refuse_numbers(args)
-    model.refuse_missing()
+    if isinstance(model, ModelOptions):
+        model.refuse_missing()
     if getattr(args, "max_steps", 0) <= 0 and getattr(args, "num_train_epochs", 1) <= 0:
         raise UserError(f"num_train_epochs {args.num_train_epochs}: nothing would be trained, give more than 0, or --max_steps")
     choose_device(model.device)  # refuses one that is not here

@@ -1,5 +1,6 @@
 """Rollouts: what training learns from, and measures itself by, is an answer."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -36,9 +37,9 @@ def test_an_answer_that_fails_ends_the_measurement_of_held_out_prompts(tiny_llam
 
 def test_an_answer_that_fails_ends_a_step_of_grpo_and_rloo(tiny_llama, tiny_tokenizer, refused):
     trainer = SimpleNamespace(
-        model=tiny_llama, state=SimpleNamespace(global_step=0), args=SimpleNamespace(seed=0, process_index=0), _rollouts=(None, 0),
+        model=tiny_llama, state=SimpleNamespace(global_step=0), args=SimpleNamespace(seed=0, process_index=0), _rollouts=(None, 0), num_generations=1, num_generations_eval=1,
         generation_config=GenerationConfig(max_new_tokens=3, do_sample=True), eos_token_ids=[2], processing_class=tiny_tokenizer,
-        accelerator=SimpleNamespace(unwrap_model=lambda model: model),
+        whole_model=lambda: nullcontext(tiny_llama), abandonable=lambda asked, waits: asked(),
     )  # fmt: skip
     with pytest.raises(UserError, match="this answer fails"):
         SharedPrompt._answers(trainer, PROMPTS)
