@@ -139,6 +139,7 @@ def test_qlora_is_planned_where_bitsandbytes_is_not(base, records, tmp_path, cap
         (["--dry_run", "--launch_file", "none.yaml", "--devices", "4"], "drop --devices and --sharding, or the file"),
         (["--devices", "4"], "devices is what a dry run without weights plans for: add --dry_run"),
         (["--dry_run", "time", "--device_memory", "80GiB"], "device_memory is what a dry run without weights plans for"),
+        (["--dry_run", "--optim", "apollo_adamw"], "optim apollo_adamw: You need to install `apollo_torch`"),
         (["--dry_run", "now"], "dry_run must be memory or time, or true or false, got 'now'"),
     ],
 )
