@@ -237,8 +237,13 @@ def strict_json(text: str) -> Any:
     def never(number: str) -> Any:
         raise ValueError(f"{number} is no number of JSON")
 
+    def finite(number: str) -> float:
+        if (value := float(number)) in (float("inf"), float("-inf")):  # which could not be written as JSON
+            raise ValueError(f"the number {number:.40} is too great")
+        return value
+
     try:
-        value = parsed(text, lambda text: json.loads(text, object_pairs_hook=once, parse_constant=never))
+        value = parsed(text, lambda text: json.loads(text, object_pairs_hook=once, parse_constant=never, parse_float=finite))
     except json.JSONDecodeError as error:
         raise ValueError(str(error).removesuffix(": line 1 column 1 (char 0)")) from None  # which says nothing
     refuse_surrogates(value)

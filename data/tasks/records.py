@@ -102,6 +102,21 @@ def as_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
+def same_value(one: Any, other: Any) -> bool:
+    """Whether two values are the same in JSON, in which true is not 1.
+
+    >>> same_value([1, 0], [1.0, 0]), same_value([1, 0], [True, False])
+    (True, False)
+    """
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same_value, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same_value(one[key], other[key]) for key in one)
+    return one == other
+
+
 def with_common_kinds(records: Sequence[TaskRecord]) -> list[TaskRecord]:
     """The records, their tasks of the kind that all of the same name have; of none where outputs differ in theirs, or nobody has one.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..formats import as_text, decoded, missing
-from .records import task_record
+from .records import same_value, task_record
 
 
 @dataclass
@@ -44,7 +44,7 @@ def group_triplets(triplets: Iterable[tuple[str, Mapping[str, Any]]]) -> Groupin
                 raise missing("output", triplet)
             key = (text, system, as_text(triplet, "instruction"))
             first, output = seen.setdefault(key, (where, task["output"])) if text else (where, task["output"])
-            if output != task["output"]:
+            if not same_value(output, task["output"]):
                 raise UserError(f"the instruction {key[2]!r:.60} has another output here than in {first}, with the same input: keep one of them")
             if first != where:
                 found.doubled += 1

@@ -13,13 +13,13 @@ from seodang.data.errors import UserError
 FOLDERS = ("output_dir",)
 FILES = ("output", "html", "png", "plan_file", "dropped")
 OUTPUTS = FOLDERS + FILES  # the options that name what is written
-READ = ("data", "eval_data", "prompts", "config")  # those that name what is read, and must not be written over
+READ = ("data", "eval_data", "prompts", "config", "tasks_from", "triplets_from", "personas", "launch_file")  # those that name what is read, and must not be written over
 
 
 def check_outputs(values: Mapping[str, Any]) -> None:
     """Raise UserError for the first of the outputs among the values of options that cannot be written. Nothing is left behind.
 
-    A folder is made with its parents, a file's folder must be there, and no file may be one that is read.
+    A folder is made with its parents, a file's folder must be there, and no file may be one that is read, or another of the outputs.
     """
     for name in OUTPUTS:
         if (value := values.get(name)) is None:
@@ -33,6 +33,7 @@ def check_outputs(values: Mapping[str, Any]) -> None:
         else:
             _check_file(given, path)
             _refuse_what_is_read(given, path, values)
+            _refuse_twice(name, given, path, values)
 
 
 def open_output(path: str) -> TextIO:
@@ -85,6 +86,15 @@ def _refuse_what_is_read(given: str, path: Path, values: Mapping[str, Any]) -> N
             source = os.path.expanduser(source)
             if os.path.isfile(source) and path.is_file() and os.path.samefile(source, path):
                 raise UserError(f"{given} is what --{name} reads: name another file")
+
+
+def _refuse_twice(name: str, given: str, path: Path, values: Mapping[str, Any]) -> None:
+    if path.exists() and not path.is_file():
+        return  # a pipe or a device takes the lines of several
+    for before in FILES[: FILES.index(name)]:
+        other = values.get(before)
+        if other is not None and os.path.realpath(os.path.expanduser(other)) == os.path.realpath(path):
+            raise UserError(f"{given} is what --{before} writes: name another file")
 
 
 def _try_to_write(given: str, folder: Path) -> None:

@@ -53,6 +53,7 @@ def parse_bytes(text: str) -> int:
     (1610612736, 2000000000, 1024)
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
-    if found is None or found[2].lower() not in UNITS or not float(found[1]) > 0:
-        raise UserError(f"device_memory must be a size such as 80GiB or 24GB, got {text!r}")
-    return int(float(found[1]) * UNITS[found[2].lower()])
+    size = 0.0 if found is None else float(found[1]) * UNITS.get(found[2].lower(), 0)
+    if not 1 <= size < float("inf"):
+        raise UserError(f"device_memory must be a size such as 80GiB or 24GB, got {text!r:.60}")
+    return int(size)

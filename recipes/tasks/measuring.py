@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from seodang.data.tasks.forms import answer_text
-from seodang.data.tasks.records import TaskRecord
+from seodang.data.tasks.records import TaskRecord, same_value
 from seodang.recipes.prompts.prompt_files import Prompts
 from seodang.recipes.prompts.references import ENDING
 from seodang.recipes.tasks.results import RecordAnswers
@@ -88,4 +88,4 @@ def same(output: Any, expected: Any) -> bool:
     """Whether a result is what was expected: texts but for their white space, other values as JSON has them."""
     if isinstance(output, str) or isinstance(expected, str):
         return answer_text(output).split() == answer_text(expected).split()
-    return output == expected
+    return same_value(output, expected)

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from seodang.recipes import generate, prepare, preview, seq2seq, sft
+from seodang.recipes.tasks.measuring import same
 
 QUICK = ["--learning_rate", "1e-2", "--logging_steps", "50", "--disable_tqdm", "true", "--report_to", "none", "--dtype", "float32", "--device", "cpu"]
 HERE = ["--dtype", "float32", "--device", "cpu", "--temperature", "0", "--max_new_tokens", "60"]
@@ -223,6 +224,8 @@ PLAIN = {"instruction": "up", "input": "ab", "output": "AB"}
         (generate, ["BASE", "PLAIN", "--tasks", "apart"], "plain.jsonl line 1: the key 'tasks' is missing"),
         (prepare, ["--tasks_from", "PLAIN"], "give --output"),
         (prepare, ["--tasks_from", "PLAIN", "--triplets_from", "TASKS", "--output", "OUT"], "give one of them"),
+        (prepare, ["--tasks_from", "PLAIN", "--output", "PLAIN"], "is what --tasks_from reads: name another file"),
+        (prepare, ["--triplets_from", "TASKS", "--output", "TASKS"], "is what --triplets_from reads: name another file"),
         (prepare, ["--triplets_from", "BAD", "--output", "OUT"], "bad.jsonl line 2: tasks[1]: the key 'output' holds nothing"),
     ],
 )
@@ -236,3 +239,8 @@ def test_mistakes_are_named(verb, argv, message, base, data, tmp_path, capsys):
     assert verb.main([names.get(word, word) for word in argv] + more) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize("output, expected, right", [(True, 1, False), ([0, 1], [False, True], False), ({"a": True}, {"a": 1}, False), ({"a": [1.0]}, {"a": [1]}, True), (True, True, True)])
+def test_true_is_not_one(output, expected, right):
+    assert same(output, expected) is right

@@ -69,9 +69,12 @@ def read_launch_file(path: str) -> Layout:
     kind = str(told.get("distributed_type")).upper() if isinstance(told, dict) else None
     if kind not in TYPES:
         raise UserError(f"launch_file {path}: distributed_type must be one of {', '.join(TYPES)}, got {kind}: write it by `accelerate config`")
+    for name in ("deepspeed_config", "fsdp_config"):
+        if not isinstance(told.get(name) or {}, dict):
+            raise UserError(f"launch_file {path}: {name} must hold names and values, got {told[name]!r:.60}: write it by `accelerate config`")
     try:
         devices = int(told.get("num_processes", 1))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UserError(f"launch_file {path}: num_processes must be a whole number, got {told['num_processes']!r}") from None
     precision = {"mixed_precision": str(told.get("mixed_precision") or "no").lower()}
     if kind == "DEEPSPEED":

@@ -119,6 +119,14 @@ class CrashSafeCheckpoints(Interruptible):
             return self.abandonable(lambda: sample(model), waits=False)
 
     @override
+    def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
+        """Make the optimizer. Raises UserError where the library is missing that `optim` names."""
+        try:
+            return super().create_optimizer(*args, **kwargs)
+        except ImportError as error:
+            raise UserError(f"optim {getattr(self.args.optim, 'value', self.args.optim)}: {' '.join(str(error).split())}, or choose another --optim") from None
+
+    @override
     def _run_epoch(self, model, epoch: int, train_dataloader, *args, **kwargs) -> None:
         """Do nothing in a run that is over: resumed from its last step, the Trainer would take one more."""
         if self.state.global_step >= self.state.max_steps:

@@ -52,7 +52,7 @@ def beginning() -> Iterator[None]:
         yield
         return
     rank, place = os.environ.get("RANK", "?"), f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-    seconds = float(os.environ.get(START, 60))
+    seconds = _patience()
 
     def give_up() -> None:
         print(
@@ -73,6 +73,18 @@ def beginning() -> Iterator[None]:
         raise UserError(f"rank {rank} of {world} cannot join the others: {why}") from error
     finally:
         timer.cancel()
+
+
+def _patience() -> float:
+    """The seconds of the environment. Raises UserError for what is no such number."""
+    told = os.environ.get(START, "60")
+    try:
+        seconds = float(told)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= threading.TIMEOUT_MAX:
+        raise UserError(f"{START} must be a number of seconds above 0, got {told!r}: {START}=300, say")
+    return seconds
 
 
 def check_devices(devices: int) -> None:

@@ -112,3 +112,12 @@ def test_an_answer_alone_is_what_it_says_or_json_where_its_tasks_have_json():
 def test_the_forms_agree_with_json_itself():
     text = render_tasks(TWO, [*GOOD.values()], "json")
     assert json.loads(text) == GOOD and re.fullmatch(r"\{.*\}", text)
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "[1, {\"x\": 1e999}]"])
+def test_a_number_that_no_file_could_hold_is_an_error_of_its_task(number):
+    names = Task("a", "?", kind="json"), Task("b", "?", kind="text")
+    first, second = parse_tasks(f'{{"a": {number}, "b": "so"}}', names, "json").results
+    assert "the number" in first.error and "is too great" in first.error and (second.output, second.error) == ("so", None)
+    assert "is too great" in parse_answer(number, names[0]).error
+    assert parse_answer("1e308", names[0]).output == 1e308

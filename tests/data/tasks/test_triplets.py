@@ -40,6 +40,7 @@ def test_equal_inputs_are_one_record_and_what_is_told_apart_stays_apart():
     "changed, message",
     [
         ({"instruction": "mood?", "input": "Kim.", "output": "gay"}, "line 8: the instruction 'mood\\?' has another output here than in line 1"),
+        ({"instruction": "how many?", "input": "Sum.", "output": True}, "line 8: the instruction .* has another output"),  # no 1 of JSON
         ({"instruction": "mood?", "input": "Kim."}, "line 8: the key 'output' is missing"),
         ({"input": "Kim.", "output": "x"}, "line 8: the key 'instruction' is missing"),
         ({"instruction": "again?", "input": "Kim.", "output": "x", "name": "mood"}, "line 8: two tasks are called 'mood'"),
@@ -48,4 +49,4 @@ def test_equal_inputs_are_one_record_and_what_is_told_apart_stays_apart():
 )
 def test_what_cannot_be_one_record_is_refused_with_its_line(changed, message):
     with pytest.raises(UserError, match=message):
-        group_triplets(placed([*TRIPLETS, changed]))
+        group_triplets(placed([*TRIPLETS[:-1], {"instruction": "how many?", "input": "Sum.", "output": 1}, changed]))

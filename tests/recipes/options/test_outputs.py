@@ -43,19 +43,29 @@ def test_what_cannot_be_written_is_refused_with_its_path(name, path, message, tm
     assert sorted(os.listdir(tmp_path)) == ["dangling", "file"] and (tmp_path / "file").read_text(encoding="utf-8") == "kept"
 
 
-@pytest.mark.parametrize("name", ["data", "eval_data", "prompts", "config"])
+@pytest.mark.parametrize("name", ["data", "eval_data", "prompts", "config", "tasks_from", "triplets_from", "personas", "launch_file"])
 def test_what_is_read_is_not_written_over(name, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     read, other = tmp_path / "read.jsonl", tmp_path / "other.jsonl"
     read.write_text("precious\n", encoding="utf-8")
     (tmp_path / "link").symlink_to(read)
-    values = {name: str(read) if name == "config" else ["no such file", str(read)]}
+    values = {name: str(read) if name in ("config", "personas", "launch_file") else ["no such file", str(read)]}
     for output in (str(read), "~/read.jsonl", str(tmp_path / "link")):
         with pytest.raises(UserError, match=f"^--output {output} is what --{name} reads: name another file"):
             check_outputs(values | {"output": output})
     check_outputs(values | {"output": str(other)})
     other.write_text("", encoding="utf-8")
     check_outputs(values | {"output": str(other)})
+
+
+def test_two_outputs_are_two_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "link").symlink_to(tmp_path / "made.jsonl")
+    for dropped in (str(tmp_path / "made.jsonl"), "~/made.jsonl", str(tmp_path / "link")):
+        with pytest.raises(UserError, match=f"^--dropped {dropped} is what --output writes: name another file"):
+            check_outputs({"output": str(tmp_path / "made.jsonl"), "dropped": dropped})
+    check_outputs({"output": str(tmp_path / "made.jsonl"), "dropped": str(tmp_path / "dropped.jsonl")})
+    check_outputs({"output": "/dev/null", "dropped": "/dev/null"})
 
 
 def test_a_list_is_no_name():

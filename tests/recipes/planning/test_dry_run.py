@@ -131,12 +131,15 @@ def test_qlora_is_planned_where_bitsandbytes_is_not(base, records, tmp_path, cap
     [
         (["--dry_run", "--device_memory", "much"], "device_memory must be a size such as 80GiB or 24GB, got 'much'"),
         (["--dry_run", "--device_memory", "0GiB"], "device_memory must be a size"),
+        (["--dry_run", "--device_memory", "0.5"], "device_memory must be a size"),
+        (["--dry_run", "--device_memory", "9" * 400], "device_memory must be a size"),
         (["--dry_run", "--devices", "0"], "devices must be at least 1, got 0"),
         (["--dry_run", "--sharding", "fdsp"], "sharding must be one of ddp, zero1, zero2, zero3, fsdp, got 'fdsp'"),
         (["--dry_run", "--launch_file", "none.yaml"], "launch_file none.yaml: there is no such file"),
         (["--dry_run", "--launch_file", "none.yaml", "--devices", "4"], "drop --devices and --sharding, or the file"),
         (["--devices", "4"], "devices is what a dry run without weights plans for: add --dry_run"),
         (["--dry_run", "time", "--device_memory", "80GiB"], "device_memory is what a dry run without weights plans for"),
+        (["--dry_run", "--optim", "apollo_adamw"], "optim apollo_adamw: You need to install `apollo_torch`"),
         (["--dry_run", "now"], "dry_run must be memory or time, or true or false, got 'now'"),
     ],
 )

@@ -29,6 +29,14 @@ def test_more_processes_than_devices_are_refused_where_there_are_devices(monkeyp
     check_devices(0)  # CPUs
 
 
+@pytest.mark.parametrize("told", ["soon", "", "0", "-1", "nan", "inf"])
+def test_a_time_to_wait_that_is_none_is_refused(told, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("SEODANG_START_SECONDS", told)
+    with pytest.raises(UserError, match="SEODANG_START_SECONDS must be a number of seconds above 0"), beginning():
+        pass
+
+
 def test_a_port_in_use_is_named(monkeypatch):
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
         monkeypatch.setenv(name, value)
