@@ -47,7 +47,7 @@ class PlanningOptions:
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes of a size in words: 80GiB, 80 GB, 512MiB or a plain number. Raises UserError for another text.
+    """Bytes of a size in words: 80GiB, 80 GB, 512MiB or a plain number, from 1024 on. Raises UserError for another text.
 
     >>> parse_bytes("1.5GiB"), parse_bytes("2 GB"), parse_bytes("1024")
     (1610612736, 2000000000, 1024)
@@ -55,4 +55,7 @@ def parse_bytes(text: str) -> int:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
     if found is None or found[2].lower() not in UNITS or not float(found[1]) > 0:
         raise UserError(f"device_memory must be a size such as 80GiB or 24GB, got {text!r}")
-    return int(float(found[1]) * UNITS[found[2].lower()])
+    size = int(float(found[1]) * UNITS[found[2].lower()])
+    if size < 1024:  # 80 for 80GiB: a plan against 80 bytes would only say that nothing fits
+        raise UserError(f"device_memory {text} is {size} bytes: name the unit, as 80GiB")
+    return size
