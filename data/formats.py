@@ -74,7 +74,7 @@ def recognise(record: Mapping[str, Any], shapes: Shapes | None = None) -> str:
             return shape
     found = ", ".join(map(str, record)) or "none"
     if "tasks" in keys:
-        remedy = "several tasks of one input are taught by `seodang sft`, which is told their layout: --tasks together, sequence or cumulative"
+        remedy = "several tasks of one input are for `seodang sft`, `preview` and `generate`, told their layout: --tasks together, sequence, cumulative or apart"
         raise UserError(f"no shape wanted here has the keys {found}: {remedy}")
     if shapes is not SHAPES:
         wanted = " or ".join(dict.fromkeys("/".join(marks) for marks, _ in shapes.values()))

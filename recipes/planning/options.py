@@ -47,7 +47,7 @@ class PlanningOptions:
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes of a size in words: 80GiB, 80 GB, 512MiB or a plain number. Raises UserError for another text.
+    """Bytes of a size in words: 80GiB, 80 GB, 512MiB or a plain number, from 1024 on. Raises UserError for another text.
 
     >>> parse_bytes("1.5GiB"), parse_bytes("2 GB"), parse_bytes("1024")
     (1610612736, 2000000000, 1024)
@@ -56,4 +56,6 @@ def parse_bytes(text: str) -> int:
     size = 0.0 if found is None else float(found[1]) * UNITS.get(found[2].lower(), 0)
     if not 1 <= size < float("inf"):
         raise UserError(f"device_memory must be a size such as 80GiB or 24GB, got {text!r:.60}")
+    if size < 1024:  # 80 for 80GiB: a plan against 80 bytes would only say that nothing fits
+        raise UserError(f"device_memory {text} is {int(size)} bytes: name the unit, as 80GiB")
     return int(size)

@@ -119,7 +119,7 @@ class Making(AskingOptions):
             return self._of_records(seeds)
         if self.data is not None and len(seeds) < self.shots:
             few = f"only {len(seeds)} seeds have texts of at most max_chars={self.max_chars} characters"
-            raise UserError(f"shots {self.shots}: {few}: lower the one, or raise the other")
+            raise UserError(f"shots {self.shots}: {few}: give fewer --shots, more seeds, or a higher --max_chars")
         shown = (seeds, self.shots, self.made_shots, self.language)
         if self.style == "persona":
             return styles.persona(personas_in(self.personas, self.encoding) if self.personas else built_in(), *shown)

@@ -210,7 +210,7 @@ PLAIN = {"instruction": "up", "input": "ab", "output": "AB"}
 @pytest.mark.parametrize(
     "verb, argv, message",
     [
-        (sft, ["--data", "TASKS"], "which is told their layout: --tasks together, sequence or cumulative"),
+        (sft, ["--data", "TASKS"], "`preview` and `generate`, told their layout: --tasks together, sequence, cumulative or apart"),
         (sft, ["--data", "TASKS", "--tasks", "both"], "tasks must be together, sequence, cumulative or apart, got 'both'"),
         (sft, ["--data", "PLAIN", "--tasks", "together"], "tasks together: no record has several tasks"),
         (sft, ["--data", "TASKS", "--task_format", "text"], "task_format text says how several tasks are laid out: give --tasks too"),

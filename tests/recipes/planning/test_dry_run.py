@@ -133,6 +133,7 @@ def test_qlora_is_planned_where_bitsandbytes_is_not(base, records, tmp_path, cap
         (["--dry_run", "--device_memory", "0GiB"], "device_memory must be a size"),
         (["--dry_run", "--device_memory", "0.5"], "device_memory must be a size"),
         (["--dry_run", "--device_memory", "9" * 400], "device_memory must be a size"),
+        (["--dry_run", "--device_memory", "80"], "device_memory 80 is 80 bytes: name the unit, as 80GiB"),
         (["--dry_run", "--devices", "0"], "devices must be at least 1, got 0"),
         (["--dry_run", "--sharding", "fdsp"], "sharding must be one of ddp, zero1, zero2, zero3, fsdp, got 'fdsp'"),
         (["--dry_run", "--launch_file", "none.yaml"], "launch_file none.yaml: there is no such file"),

@@ -311,7 +311,7 @@ def test_a_budget_needs_a_server_that_tells_its_tokens(scripted_server, seeds, t
     [
         (["--token_budget", "0"], "token_budget must be at least 1, got 0"), (["--count", "0"], "count must be at least 1, got 0"), ([], "say how much is to be made"),
         (["--count", "3", "--style", "poem"], "style must be one of self_instruct, persona, rephrase, translate, got 'poem'"),
-        (["--count", "3", "--shots", "9"], "shots 9: only 6 seeds have texts of at most max_chars=600 characters"),
+        (["--count", "3", "--shots", "9"], "max_chars=600 characters: give fewer --shots, more seeds, or"),
         (["--token_budget", "700", "--shots", "2"], "token_budget 700: one attempt may take "),
         (["--count", "3", "--style", "translate"], "translate needs both languages"),
         (["--count", "3", "--personas", "x.txt"], "personas is for --style persona, got self_instruct: leave it out"),
