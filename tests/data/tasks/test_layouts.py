@@ -149,5 +149,5 @@ def test_the_input_must_be_there_and_the_layout_be_named():
         task_dialogues({"tasks": [ONE]}, "together")
     with pytest.raises(UserError, match="tasks must be together, sequence, cumulative or apart, got 'both'"):
         task_dialogues(RECORD, "both")
-    with pytest.raises(UserError, match="--tasks together, sequence or cumulative"):
+    with pytest.raises(UserError, match="--tasks together, sequence, cumulative or apart"):
         to_example(RECORD)
