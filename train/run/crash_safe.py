@@ -118,7 +118,6 @@ class CrashSafeCheckpoints(Interruptible):
         with self.whole_model() as model:
             return self.abandonable(lambda: sample(model), waits=False)
 
-    @override
     def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
         """Make the optimizer. Raises UserError where the library is missing that `optim` names."""
         try:
