@@ -130,8 +130,8 @@ def versions() -> dict[str, str | None]:
 class Watch:
     """A connection of each process to the first, by which all hear who has ended badly, or is gone without a word."""
 
-    def __init__(self, rank: int, ranks: list[Rank], connections: dict[int, socket.socket]):
-        self.rank, self.ranks = rank, ranks
+    def __init__(self, rank: int, ranks: list[Rank], connections: dict[int, socket.socket], grace: float = GRACE):
+        self.rank, self.ranks, self.grace = rank, ranks, grace
         self._connections = connections  # by the rank at the other end
         self._left: set[int] = set()  # who has ended as it should
         self._lock, self._heard = threading.Lock(), threading.Event()
@@ -178,7 +178,7 @@ class Watch:
 
     def _end(self) -> None:
         """End this process, which may wait for one that is gone, unless it finds its own end soon."""
-        threading.Event().wait(GRACE)
+        threading.Event().wait(self.grace)
         with self._lock:
             leaving = self._leaving
         if not leaving:

@@ -48,15 +48,16 @@ def test_a_port_in_use_is_named(monkeypatch):
     assert not dist.is_initialized()
 
 
-NAMED = [Rank(rank, f"host{rank}", 100 + rank) for rank in range(3)]
+def watch_of(rank, connections):
+    """The watch of one of three ranks, which ends this process not before the tests are over."""
+    return Watch(rank, [Rank(each, f"host{each}", 100 + each) for each in range(3)], connections, grace=86400)
 
 
 @pytest.fixture
-def three(monkeypatch):
-    """The watches of three ranks, and the ends of their connections; none ends this process."""
-    monkeypatch.setattr(ranks, "GRACE", 3600)
+def three():
+    """The watches of three ranks, and the ends of their connections."""
     pairs = {rank: socket.socketpair() for rank in (1, 2)}
-    watches = [Watch(0, NAMED, {rank: pair[0] for rank, pair in pairs.items()}), *(Watch(rank, NAMED, {0: pairs[rank][1]}) for rank in (1, 2))]
+    watches = [watch_of(0, {rank: pair[0] for rank, pair in pairs.items()}), *(watch_of(rank, {0: pairs[rank][1]}) for rank in (1, 2))]
     yield SimpleNamespace(watches=watches, pairs=pairs)
     for pair in pairs.values():
         for end in pair:
@@ -75,11 +76,10 @@ def test_all_hear_that_a_process_is_gone_without_a_word(three):
         assert three.watches[rank].lost(10) == "rank 2 (host2, process 102) of 3 is gone: it was killed, or its machine is"
 
 
-def test_the_first_process_is_missed_by_all(monkeypatch):
-    monkeypatch.setattr(ranks, "GRACE", 3600)
+def test_the_first_process_is_missed_by_all():
     for rank in (1, 2):
         first, own = socket.socketpair()
-        watch = Watch(rank, NAMED, {0: own})
+        watch = watch_of(rank, {0: own})
         first.close()  # whose own watch would tell the others of the first that it loses
         assert watch.lost(10) == "rank 0 (host0, process 100) of 3 is gone: it was killed, or its machine is"
         own.close()
