@@ -45,6 +45,22 @@ JUDGEMENTS = ("label", "rating", "score", "chosen", "rejected")
 SYSTEMS = ("system_prompt",)  # OpenOrca's
 
 
+def columns_by_option(words: Iterable[str] | None, options: Mapping[str, tuple[str, str | None]], reads: str) -> Names:
+    """The columns of some keys, each named by its own option, {key: (option, column)}, or by KEY=COLUMN; `reads` says who reads which keys, for an error.
+
+    Raises UserError as `parse_columns` does, for a key that is named in both ways, and for other keys.
+    """
+    named = parse_columns(words)
+    for key, (option, given) in options.items():
+        if given is not None and key in named:
+            raise UserError(f"{option} {given} and --columns {key}={named[key]} name one thing twice: drop one of them")
+        if given is not None:
+            named[key] = given
+    if unknown := next((key for key in named if key not in options), None):
+        raise UserError(f"columns {unknown}={named[unknown]}: {reads} and no {unknown!r}")
+    return named
+
+
 def parse_columns(words: Iterable[str] | None) -> Names:
     """`instruction=question` and its like as names. Raises UserError for what is no pair, and for a key or a column that is named twice."""
     names: Names = {}

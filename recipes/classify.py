@@ -28,10 +28,9 @@ from seodang.recipes.run.before_after import picture_line, print_once
 from seodang.recipes.run.classifying import READ, predict, refuse_threshold
 from seodang.recipes.run.identity import origin_of
 from seodang.recipes.run.training import checkpoint_to_resume, complete_arguments, early_stopping, held_out_line, plan_lines, train_and_save
-from seodang.train.maths.classification_metrics import ClassifierMetrics
 from seodang.train.models.classifier import renew_head, set_pooling
 from seodang.train.run.callbacks import CURVE, terminal_curve
-from seodang.train.run.classifier_report import pictures, report_lines, write_pictures
+from seodang.train.run.classifier_report import figures_line, pictures, report_lines, write_pictures
 from seodang.train.run.run_page import write_page
 from seodang.train.stages.classification import ClassifierTrainer, classifier_trainer
 from seodang.train.stages.plan import plan
@@ -158,18 +157,13 @@ def write_report(trainer: ClassifierTrainer, folder: Path, names: list[str], eva
     if not eval_rows:
         return []
     found, _ = trainer.measured(eval_rows)
-    told = metric_lines(found, len(eval_rows))
+    told = f"held out        {figures_line(found)} of {len(eval_rows):,} texts"
     if not trainer.is_world_process_zero():
         return []
     drawn = write_pictures(folder, found, names)
     figures = [(name, f"{value:.4f}") for name, value in found.values.items()]
     page = write_page(folder / REPORT, {folder.name: folder}, title="Classifier", figures=figures, pictures=pictures(found, names))
-    return [*told, *report_lines(found, names), "", *(picture_line(path.stem, path) for path in drawn), f"report          {page}"]
-
-
-def metric_lines(found: ClassifierMetrics, count: int) -> list[str]:
-    """The held-out figures in a line."""
-    return [f"held out        {', '.join(f'{name} {value:.4f}' for name, value in found.values.items())} of {count:,} texts"]
+    return [told, *report_lines(found, names), "", *(picture_line(path.stem, path) for path in drawn), f"report          {page}"]
 
 
 if __name__ == "__main__":

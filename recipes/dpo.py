@@ -17,7 +17,6 @@ from seodang.infer.runners.paradigm import diffusion_of
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.preference import PreferenceOptions
 from seodang.recipes.options.training import Arguments, ModelOptions, RunOptions
-from seodang.recipes.planning.dry_run import dry_run
 from seodang.recipes.planning.options import PlanningOptions
 from seodang.recipes.run.before_after import answer_rows, before_and_after, picture_line, print_once
 from seodang.recipes.run.identity import origin_of
@@ -27,7 +26,7 @@ from seodang.recipes.run.training import (
     complete_arguments,
     early_stopping,
     held_out_line,
-    plan_lines,
+    only_planned,
     ranked_amount,
     train_and_save,
 )
@@ -83,12 +82,8 @@ def main(argv: list[str] | None = None) -> int:
     trainer = build(model, tokenizer, rows, held, args, settings, data, run, origin)
     stage = f"training        {ranked_amount(rows)} in {steps_of(args, len(rows)):,} steps, loss {settings.loss}"
     stages = [stage, *diffusion_lines(trainer), *held_out_line(ranked_amount(held), held)]
-    lines = plan_lines(trainer, counts, resume, stage=stages)
-    if run.dry_run == "memory":
-        return dry_run(trainer, planning, lines)
-    print_once(trainer, *lines)
-    if run.dry_run:
-        return 0
+    if (code := only_planned(trainer, run, planning, counts, resume, stage=stages)) is not None:
+        return code
     shown, length = held[: run.eval_samples], shown_tokens(trainer)
     before, answers = trainer.measure() if held else {}, answer_rows(trainer, shown, length)
     folder = train_and_save(trainer, resume)

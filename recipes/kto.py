@@ -16,11 +16,17 @@ from seodang.infer.checkpoint.load import load
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.preference import PreferenceOptions
 from seodang.recipes.options.training import Arguments, ModelOptions, RunOptions
-from seodang.recipes.planning.dry_run import dry_run
 from seodang.recipes.planning.options import PlanningOptions
 from seodang.recipes.run.before_after import answer_rows, before_and_after, picture_line, print_once
 from seodang.recipes.run.identity import origin_of
-from seodang.recipes.run.training import checkpoint_to_resume, complete_arguments, early_stopping, held_out_line, plan_lines, train_and_save
+from seodang.recipes.run.training import (
+    checkpoint_to_resume,
+    complete_arguments,
+    early_stopping,
+    held_out_line,
+    only_planned,
+    train_and_save,
+)
 from seodang.train.run.callbacks import CURVE, terminal_curve
 from seodang.train.stages.kto import kto_trainer, weight_advice
 from seodang.train.stages.plan import steps_of
@@ -52,12 +58,8 @@ def main(argv: list[str] | None = None) -> int:
     resume = checkpoint_to_resume(args, run, origin)
     policy, _ = load(model.model, device=str(args.device), dtype=model.dtype, **model.loading())
     trainer = kto_trainer(policy, tokenizer, rows, args, eval_rows=held or None, lora=model.lora(), provenance=origin, callbacks=early_stopping(run))
-    lines = plan_lines(trainer, counts, resume, stage=stage_lines(args, rows, held))
-    if run.dry_run == "memory":
-        return dry_run(trainer, planning, lines)
-    print_once(trainer, *lines)
-    if run.dry_run:
-        return 0
+    if (code := only_planned(trainer, run, planning, counts, resume, stage=stage_lines(args, rows, held))) is not None:
+        return code
     shown = list({tuple(row["prompt_ids"]): row for row in held}.values())[: run.eval_samples]
     before = answer_rows(trainer, shown, SHOWN_TOKENS)
     folder = train_and_save(trainer, resume)

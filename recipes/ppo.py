@@ -17,11 +17,10 @@ from seodang.infer.checkpoint.load import load
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.prompts import PromptOptions, ScoringOptions
 from seodang.recipes.options.training import Arguments, ModelOptions, RunOptions
-from seodang.recipes.planning.dry_run import dry_run
 from seodang.recipes.planning.options import PlanningOptions
 from seodang.recipes.run.before_after import answer_rows, before_and_after, picture_line, print_once
 from seodang.recipes.run.identity import origin_of
-from seodang.recipes.run.training import checkpoint_to_resume, complete_arguments, held_out_line, plan_lines, train_and_save
+from seodang.recipes.run.training import checkpoint_to_resume, complete_arguments, held_out_line, only_planned, train_and_save
 from seodang.train.rewards.rules import combined
 from seodang.train.run.crash_safe import Provenance
 from seodang.train.run.run_page import draw_curves
@@ -69,12 +68,8 @@ def main(argv: list[str] | None = None) -> int:
     origin = origin_of(data, scoring, policy, settings, model, run, args, rows=rows)
     resume = checkpoint_to_resume(args, run, origin)
     trainer = build(model, tokenizer, rows, held, reward, args, settings, policy, origin)
-    lines = plan_lines(trainer, counts, resume, stage=stage_lines(settings, rows, held, [each.__name__ for each in rewards]))
-    if run.dry_run == "memory":
-        return dry_run(trainer, planning, lines)
-    print_once(trainer, *lines)
-    if run.dry_run:
-        return 0
+    if (code := only_planned(trainer, run, planning, counts, resume, stage=stage_lines(settings, rows, held, [each.__name__ for each in rewards]))) is not None:
+        return code
     shown = held[: run.eval_samples]
     before, answers = trainer.evaluate() if held else {}, answer_rows(trainer, shown, settings.max_new_tokens)
     folder = train_and_save(trainer, resume)

@@ -34,11 +34,10 @@ from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.text import TextOptions
 from seodang.recipes.options.tokenizing import TokenizerOptions
 from seodang.recipes.options.training import Arguments, ModelOptions, RunOptions
-from seodang.recipes.planning.dry_run import dry_run
 from seodang.recipes.planning.options import PlanningOptions
 from seodang.recipes.run.before_after import picture_line, print_once
 from seodang.recipes.run.identity import origin_of
-from seodang.recipes.run.training import checkpoint_to_resume, complete_arguments, early_stopping, plan_lines, train_and_save
+from seodang.recipes.run.training import checkpoint_to_resume, complete_arguments, early_stopping, only_planned, train_and_save
 from seodang.recipes.tokenizer import lines as tokenizer_lines
 from seodang.train.pretraining.architecture import (
     DECODER,
@@ -168,11 +167,8 @@ def main(argv: list[str] | None = None) -> int:
             model, spoken, rows, args, eval_rows=eval_rows, lora=options.lora(), sample=sample, provenance=origin, callbacks=early_stopping(run)
         )
     told = [*tokenizer_lines(tokenizer), *told]
-    if run.dry_run == "memory":
-        return dry_run(trainer, planning, plan_lines(trainer, rows.store.counts, resume, stage=told))
-    print_once(trainer, *plan_lines(trainer, rows.store.counts, resume, stage=told, cost=plan(trainer).lines()))
-    if run.dry_run:
-        return 0
+    if (code := only_planned(trainer, run, planning, rows.store.counts, resume, stage=told, cost=lambda: plan(trainer).lines())) is not None:
+        return code
     folder = train_and_save(trainer, resume)
     print_once(trainer, terminal_curve(folder), picture_line("loss curve", folder / CURVE), f"checkpoint      {folder}")
     return 0

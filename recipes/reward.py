@@ -21,7 +21,6 @@ from seodang.infer.checkpoint.load import load, load_tokenizer
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.preference import PreferenceOptions
 from seodang.recipes.options.training import Arguments, ModelOptions, RunOptions
-from seodang.recipes.planning.dry_run import dry_run
 from seodang.recipes.planning.options import PlanningOptions
 from seodang.recipes.run.before_after import picture_line, print_once
 from seodang.recipes.run.identity import origin_of
@@ -30,7 +29,7 @@ from seodang.recipes.run.training import (
     complete_arguments,
     early_stopping,
     held_out_line,
-    plan_lines,
+    only_planned,
     ranked_amount,
     train_and_save,
 )
@@ -73,12 +72,8 @@ def main(argv: list[str] | None = None) -> int:
     resume = checkpoint_to_resume(args, run, origin)
     trainer = build(model, tokenizer, rows, eval_rows, args, run, origin, data.pair_weights)
     stage = f"training        {ranked_amount(rows)} in {steps_of(args, len(rows)):,} steps"
-    lines = plan_lines(trainer, counts, resume, stage=[stage, *held_out_line(ranked_amount(eval_rows), eval_rows)])
-    if run.dry_run == "memory":
-        return dry_run(trainer, planning, lines)
-    print_once(trainer, *lines)
-    if run.dry_run:
-        return 0
+    if (code := only_planned(trainer, run, planning, counts, resume, stage=[stage, *held_out_line(ranked_amount(eval_rows), eval_rows)])) is not None:
+        return code
     folder = train_and_save(trainer, resume)
     result = trainer.evaluate() if eval_rows else {}
     print_once(trainer, terminal_curve(folder), *result_lines(result, eval_rows), picture_line("loss curve", folder / CURVE), f"reward model    {folder}")

@@ -21,11 +21,17 @@ from seodang.infer.checkpoint.load import load
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.tasks import task_lines
 from seodang.recipes.options.training import Arguments, DataOptions, ModelOptions, RunOptions, hold_out
-from seodang.recipes.planning.dry_run import dry_run
 from seodang.recipes.planning.options import PlanningOptions
 from seodang.recipes.run.before_after import picture_line, print_once
 from seodang.recipes.run.identity import origin_of
-from seodang.recipes.run.training import checkpoint_to_resume, complete_arguments, early_stopping, held_out_line, plan_lines, train_and_save
+from seodang.recipes.run.training import (
+    checkpoint_to_resume,
+    complete_arguments,
+    early_stopping,
+    held_out_line,
+    only_planned,
+    train_and_save,
+)
 from seodang.train.rollouts.eval_generation import AnswerSampler, HeldOut, answerable, held_out_questions
 from seodang.train.run.callbacks import CURVE, terminal_curve
 from seodang.train.run.crash_safe import Provenance
@@ -47,12 +53,8 @@ def main(argv: list[str] | None = None) -> int:
     origin = origin_of(data, model, run, args, rows=rows)
     resume = checkpoint_to_resume(args, run, origin)
     trainer = build(model, tokenizer, rows, eval_rows, questions, args, run, origin)
-    stage = stage_lines(data, counts)
-    if run.dry_run == "memory":
-        return dry_run(trainer, planning, plan_lines(trainer, counts, resume, stage=stage))
-    print_once(trainer, *plan_lines(trainer, counts, resume, stage=stage, cost=plan(trainer).lines()))
-    if run.dry_run:
-        return 0
+    if (code := only_planned(trainer, run, planning, counts, resume, stage=stage_lines(data, counts), cost=lambda: plan(trainer).lines())) is not None:
+        return code
     folder = train_and_save(trainer, resume)
     print_once(trainer, terminal_curve(folder), picture_line("loss curve", folder / CURVE), f"checkpoint      {folder}")
     return 0

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..columns import parse_columns
+from ..columns import columns_by_option
 from ..errors import UserError
 from ..files.sources import records_of
 from ..surrogates import refuse_surrogates
@@ -32,15 +32,8 @@ class TextColumns:
     @classmethod
     def of(cls, text: str | None, pair: str | None, label: str | None, columns: Sequence[str] | None = None) -> "TextColumns":
         """The columns that options name, each by its own or by KEY=COLUMN. Raises UserError for one that is named in both ways, and for other keys."""
-        named = parse_columns(columns)
-        for key, given in zip(KEYS, (text, pair, label), strict=True):
-            if given is not None and key in named:
-                raise UserError(f"{OPTIONS[key]} {given} and --columns {key}={named[key]} name one thing twice: drop one of them")
-            if given is not None:
-                named[key] = given
-        if unknown := [key for key in named if key not in KEYS]:
-            raise UserError(f"columns {unknown[0]}={named[unknown[0]]}: a classifier reads {', '.join(KEYS)} and no {unknown[0]!r}")
-        return cls(**named)
+        given = {key: (OPTIONS[key], column) for key, column in zip(KEYS, (text, pair, label), strict=True)}
+        return cls(**columns_by_option(columns, given, f"a classifier reads {', '.join(KEYS)}"))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ..columns import parse_columns
+from ..columns import columns_by_option
 from ..errors import UserError
 from ..files.conll import conll_records, looks_like_conll
 from ..files.sources import kind_of, records_of
@@ -50,15 +50,8 @@ class TagColumns:
     @classmethod
     def of(cls, text: str | None, label: str | None, columns: Sequence[str] | None, **how: Any) -> "TagColumns":
         """The columns that options name, each by its own or by KEY=COLUMN. Raises UserError for one that is named in both ways, and for other keys."""
-        named = parse_columns(columns)
-        for key, given in zip(KEYS, (text, label), strict=True):
-            if given is not None and key in named:
-                raise UserError(f"--{key}_column {given} and --columns {key}={named[key]} name one thing twice: drop one of them")
-            if given is not None:
-                named[key] = given
-        if unknown := [key for key in named if key not in KEYS]:
-            raise UserError(f"columns {unknown[0]}={named[unknown[0]]}: a tagger reads {' and '.join(KEYS)} and no {unknown[0]!r}")
-        return cls(**named, **how)
+        given = {key: (f"--{key}_column", column) for key, column in zip(KEYS, (text, label), strict=True)}
+        return cls(**columns_by_option(columns, given, f"a tagger reads {' and '.join(KEYS)}"), **how)
 
 
 def tagged_texts(

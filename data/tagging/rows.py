@@ -11,7 +11,7 @@ from ..files.sources import at_a_time
 from ..labels import IGNORE_INDEX
 from .encoding import Place, TagEncoder, TagEncoding
 from .records import TaggedText
-from .schemes import Span, tags_of
+from .schemes import Span, label_set, tags_of
 
 Row = dict[str, Any]  # windows: [{input_ids, perhaps token_type_ids, labels, where}], units, entities, where
 NO_TAGS, NO_TEXT = "no tags", "empty text"
@@ -81,7 +81,7 @@ def tagging_rows(examples: Sequence[TaggedText], encoder: TagEncoder, names: Seq
 
 def _row(each: TaggedText, found: TagEncoding, place: dict[str, int], counts: TagCounts) -> Row:
     if unknown := next((span.label for span in each.entities if f"B-{span.label}" not in place), None):
-        known = sorted({name[2:] for name in place if name.startswith("B-")})
+        known = label_set(place)
         told = ", ".join(known[:10]) + (", ..." if len(known) > 10 else "")
         raise UserError(f"{each.where}: the label {unknown!r} is none of those trained on ({told}): mend the record, or add such records to the training data")
     spans, snapped, lost = spans_over(found.units, each.entities)

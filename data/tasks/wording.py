@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from ..errors import UserError
+from ..text.scripts import script_share
 
 LANGUAGES = ("en", "ko")
 ALL = {
@@ -39,6 +40,4 @@ def language_of(instructions: Sequence[str]) -> str:
     >>> language_of(["감정을 분류하라.", "tree를 옮겨라."])
     'ko'
     """
-    letters = [letter for text in instructions for letter in text if letter.isalpha()]
-    hangul = sum("가" <= letter <= "힣" or "ㄱ" <= letter <= "ㆎ" or "\u1100" <= letter <= "\u11ff" for letter in letters)
-    return "ko" if 2 * hangul >= len(letters) > 0 else "en"
+    return "ko" if script_share(" ".join(instructions), "ko") >= 0.5 else "en"

@@ -14,7 +14,7 @@ from ...data.errors import UserError
 from ...data.files.sources import at_a_time
 from ...data.tagging.encoding import Place, TagEncoder, TagEncoding
 from ...data.tagging.rows import entities_from
-from ...data.tagging.schemes import parted, spans_of
+from ...data.tagging.schemes import Span, parted, spans_of
 from ..runners.architecture import transformers_model
 from ..runners.paradigm import has_tagger_head
 from .classify import TOKENS, WINDOW, has_head, head_outputs, names_of, refuse_broken, room_for
@@ -87,9 +87,8 @@ class Tagger:
     def said(self, text: str, found: TagEncoding, logits: Tensor) -> list[Entity]:
         """What the logits of a text's parts, [parts, tags], say."""
         probs = logits.softmax(-1)
-        tags = likeliest_tags(logits.log_softmax(-1), self._allowed)
+        tags, spans = tags_and_spans(logits, self.names, self._allowed)
         taken = probs[torch.arange(len(tags)), tags] if len(tags) else probs.new_empty(0)
-        spans = spans_of([self.names[tag] for tag in tags.tolist()])
         places = entities_from(spans, found.units)
         return [
             Entity(start, end, label, text[start:end], taken[span.start : span.end].mean().item())
@@ -109,6 +108,12 @@ def transitions(names: Sequence[str]) -> Tensor:
             allowed[0, place] = False
             allowed[1:, place] = torch.tensor([parted(before) in (("B", label), ("I", label)) for before in names])
     return allowed
+
+
+def tags_and_spans(logits: Tensor, names: Sequence[str], allowed: Tensor) -> tuple[Tensor, list[Span]]:
+    """What the logits of a text's parts, [parts, tags], say: the likeliest tags that may stand so, [parts] int64, and the entities that they are, counted in parts."""
+    tags = likeliest_tags(logits.log_softmax(-1), allowed)
+    return tags, spans_of([names[tag] for tag in tags.tolist()])
 
 
 def likeliest_tags(logprobs: Tensor, allowed: Tensor) -> Tensor:

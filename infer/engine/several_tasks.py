@@ -109,5 +109,4 @@ def accepted(
 
 def answer_of(result: Result) -> TaskAnswer:
     """A result as an answer to tasks."""
-    tokens = getattr(result, "tokens", len(result.ids))
-    return TaskAnswer(result.text, result.finish_reason not in CUT, tokens, result.error)
+    return TaskAnswer(result.text, result.finish_reason not in CUT, result.tokens, result.error)

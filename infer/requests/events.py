@@ -127,3 +127,8 @@ class Result:
     cached_tokens: int = 0
     forwards: int | None = None
     stats: Stats | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def tokens(self) -> int:
+        """How many were generated."""
+        return len(self.ids)

@@ -1,7 +1,6 @@
 """What an evaluation found, for people and for programs: a table of figures side by side, and JSON."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from seodang.recipes.prompts.prompt_files import Prompts
 from seodang.train.evaluation.case import Case
 from seodang.train.evaluation.comparison import Estimate, Figure
 from seodang.train.evaluation.metric import Metric
+from seodang.train.run.checkpoints import write_atomically
 
 ALL = "all records"
 WIDE = 200  # columns of a table that goes into a file or a pipe
@@ -124,6 +124,4 @@ def in_words(estimate: Estimate, sign: str = "") -> str:
 
 def write_json(path: str, evaluation: Evaluation) -> None:
     """Write the file whole, or leave the one that was there."""
-    partial = Path(f"{path}.partial")
-    partial.write_text(json.dumps(evaluation.as_json(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_atomically(Path(path), json.dumps(evaluation.as_json(), ensure_ascii=False, indent=1) + "\n")

@@ -90,7 +90,7 @@ def follow(results: Iterable, show: Straight, total: int, where: str) -> set[int
                         last = result
                     if result.error is not None:
                         failed.add(result.prompt_index)
-                    tokens += result.tokens if hasattr(result, "tokens") else len(result.ids)
+                    tokens += result.tokens
                     seconds = max(progress.tasks[task].elapsed or 0, 1e-9)
                     progress.update(task, advance=1, speed=f"{tokens / seconds:.0f} tokens/s{asked_again(results)}")
                 progress.refresh()

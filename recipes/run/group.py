@@ -10,11 +10,17 @@ from seodang.infer.checkpoint.load import load
 from seodang.recipes.options.parser import parse
 from seodang.recipes.options.prompts import PromptOptions, ScoringOptions
 from seodang.recipes.options.training import ModelOptions, RunOptions
-from seodang.recipes.planning.dry_run import dry_run
 from seodang.recipes.planning.options import PlanningOptions
 from seodang.recipes.run.before_after import answer_rows, before_and_after, picture_line, print_once
 from seodang.recipes.run.identity import origin_of
-from seodang.recipes.run.training import checkpoint_to_resume, complete_arguments, early_stopping, held_out_line, plan_lines, train_and_save
+from seodang.recipes.run.training import (
+    checkpoint_to_resume,
+    complete_arguments,
+    early_stopping,
+    held_out_line,
+    only_planned,
+    train_and_save,
+)
 from seodang.train.run.callbacks import CURVE
 from seodang.train.stages.grpo import TRL_ARGUMENTS
 
@@ -34,12 +40,8 @@ def run_groups(argv: Sequence[str], arguments: type, trainer_of: Callable[..., A
     resume = checkpoint_to_resume(args, run, origin)
     policy, _ = load(model.model, device=str(args.device), dtype=model.dtype, **model.loading())
     trainer = trainer_of(policy, tokenizer, rows, rewards, args, eval_rows=held or None, lora=model.lora(), provenance=origin, callbacks=early_stopping(run))
-    lines = plan_lines(trainer, counts, resume, stage=stage_lines(args, rows, held, rewards))
-    if run.dry_run == "memory":
-        return dry_run(trainer, planning, lines)
-    print_once(trainer, *lines)
-    if run.dry_run:
-        return 0
+    if (code := only_planned(trainer, run, planning, counts, resume, stage=stage_lines(args, rows, held, rewards))) is not None:
+        return code
     shown = held[: run.eval_samples]
     before, answers = trainer.evaluate() if held else {}, answer_rows(trainer, shown, args.max_completion_length)
     folder = train_and_save(trainer, resume)

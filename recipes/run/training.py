@@ -1,7 +1,7 @@
 """What the training commands do alike around their stages: complete the options, find what to resume, say what will happen, train and save."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from seodang.data.preference_rows import preference_pairs
 from seodang.infer.kernels.cpu_threads import threads_line
 from seodang.infer.kernels.device import choose_device, choose_dtype
 from seodang.recipes.options.training import ModelOptions, RunOptions
+from seodang.recipes.planning.options import PlanningOptions
+from seodang.recipes.run.before_after import print_once
 from seodang.recipes.run.identity import ADDED, refuse_other_run
 from seodang.train.run.checkpoints import find_resume
 from seodang.train.run.crash_safe import Provenance
@@ -74,6 +76,21 @@ def checkpoint_to_resume(args: TrainingArguments, run: RunOptions, origin: Prove
     options = {ADDED.get(name, f"--{name}"): value for name, value in (origin.options or {}).items() if name not in ("data", "eval_data")}
     agree({"the checkpoint that they go on from": resume and resume.name, **options})
     return resume
+
+
+def only_planned(
+    trainer: Any, run: RunOptions, planning: PlanningOptions, counts: Accounting, resume: Path | None, *, stage: Iterable[str], cost: Callable[[], Iterable[str]] = list
+) -> int | None:
+    """Print what a run will do, in the lines of `plan_lines`; return the exit code of a dry run, None where the run is to begin.
+
+    `cost` finds out what it will cost, with weights; a plan from shapes does without.
+    """
+    if run.dry_run == "memory":
+        from seodang.recipes.planning.dry_run import dry_run
+
+        return dry_run(trainer, planning, plan_lines(trainer, counts, resume, stage=stage))
+    print_once(trainer, *plan_lines(trainer, counts, resume, stage=stage, cost=cost()))
+    return 0 if run.dry_run else None
 
 
 def plan_lines(trainer: Any, counts: Accounting, resume: Path | None, *, stage: Iterable[str] = (), cost: Iterable[str] = ()) -> list[str]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from seodang.data.errors import UserError
-from seodang.infer.remote.answers import RemoteResult
 from seodang.recipes.options.backend import BackendOptions
 from seodang.recipes.options.decoding import Decoding, SpeakingModel
 from seodang.recipes.prompts.prompt_files import Prompts
@@ -115,6 +114,5 @@ def _tokens(result: Any) -> int | None:
     """The tokens of a prompt and its answer together; of an answer that failed none, whatever it may have taken elsewhere."""
     if result.error is not None:
         return 0
-    own = result.tokens if isinstance(result, RemoteResult) else len(result.ids)
-    return None if result.prompt_length is None or not own and result.text else result.prompt_length + own
+    return None if result.prompt_length is None or not result.tokens and result.text else result.prompt_length + result.tokens
 

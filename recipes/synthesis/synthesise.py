@@ -17,19 +17,19 @@ from typing import Any
 from seodang.data.errors import UserError
 from seodang.data.synthesis.styles import schema_of
 from seodang.infer.checkpoint.load import resolve
-from seodang.infer.checkpoint.manifest import fingerprint, flush_to_disk
+from seodang.infer.checkpoint.manifest import fingerprint
 from seodang.infer.remote.connection import GivenUp
 from seodang.recipes.options.backend import BackendOptions
 from seodang.recipes.options.decoding import SpeakingModel
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.prompts.prompt_files import Prompts
-from seodang.recipes.run.journal import partial_of
 from seodang.recipes.run.one_writer import only_writer
 from seodang.recipes.run.same_run import contents_of, header_of, refuse_other_run
 from seodang.recipes.synthesis.asking import KINDS, Asker
 from seodang.recipes.synthesis.filters import Filtering, filters_of
 from seodang.recipes.synthesis.making import SPENT, Maker, Rows
 from seodang.recipes.synthesis.options import Choice, Making
+from seodang.train.run.checkpoints import write_atomically
 
 HEADER = "run.json"
 FREE = ("data", "output", "count", "token_budget", "attempts", "resume", "dropped", "batch_size", "eval_data", "personas")  # may change; of files the contents may not
@@ -107,10 +107,7 @@ def header_in(path: Path) -> dict[str, Any]:
 
 def write_header(folder: Path, header: Mapping[str, Any]) -> None:
     """Have the folder say what the run is asked, whole or not at all."""
-    partial = partial_of(folder / HEADER)
-    partial.write_text(json.dumps(header, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    flush_to_disk(partial)
-    partial.replace(folder / HEADER)
+    write_atomically(folder / HEADER, json.dumps(header, ensure_ascii=False, indent=1) + "\n")
 
 
 def run(maker: Maker, stack: ExitStack) -> None:

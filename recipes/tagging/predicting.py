@@ -20,9 +20,8 @@ from seodang.infer.encoders.tagging import Entity, Tagger, is_tagger
 from seodang.recipes.options.classification import PredictionOptions
 from seodang.recipes.options.outputs import empty, open_output
 from seodang.recipes.options.tagging import TaggerOptions, TaggingOptions
-from seodang.train.maths.classification_metrics import ClassifierMetrics
 from seodang.train.maths.entity_metrics import decisions_over, entity_metrics
-from seodang.train.run.classifier_report import score_lines
+from seodang.train.run.classifier_report import figures_line, score_lines
 
 READ = ("config", "predict", "output", "model", "data", "split", "columns", "encoding", "text_column", "label_column", "scheme", "tag_names")
 READ += ("label_all_subwords", "max_length", "stride", "device", "dtype")
@@ -92,8 +91,3 @@ class Totals:
             found = entity_metrics(self.decisions)
             lines += [f"right           {figures_line(found)} of {self.judged:,} texts with entities given", *score_lines(found, self.labels, "entities")]
         return lines
-
-
-def figures_line(found: ClassifierMetrics) -> str:
-    """The figures in a line."""
-    return ", ".join(f"{name} {value:.4f}" for name, value in found.values.items())

@@ -38,10 +38,10 @@ from seodang.recipes.run.training import (
     refuse_metric,
     train_and_save,
 )
-from seodang.recipes.tagging.predicting import READ, figures_line, predict
+from seodang.recipes.tagging.predicting import READ, predict
 from seodang.train.models.classifier import renew_head
 from seodang.train.run.callbacks import CURVE, terminal_curve
-from seodang.train.run.classifier_report import score_lines, score_table
+from seodang.train.run.classifier_report import figures_line, score_lines, score_table
 from seodang.train.run.run_page import write_page
 from seodang.train.stages.plan import plan
 from seodang.train.stages.tagging import MEASURED, TaggerTrainer, tagger_trainer

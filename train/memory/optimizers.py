@@ -36,12 +36,11 @@ def optimizer_cost(trainer: Any, parameters: Sequence[nn.Parameter], standing: S
     optimizer.step()
     masters = [m for p, m in optimizer.pairs if m is not p] if isinstance(optimizer, MasterAdamW) else []
     held = [each for each in tree_iter(list(optimizer.state.values())) if isinstance(each, Tensor)]
-    _give_gradients(parameters)
     allocations = Allocations()
     allocations.knows([*standing, *masters, *held])
     with allocations:  # gradients that are there are counted before, and given up as they are let go of
+        _give_gradients(parameters)
         for parameter in parameters:
-            parameter.grad = torch.empty_like(parameter)
             allocations.is_gradient(parameter.grad)
         allocations.moments.clear()
         optimizer.step()

@@ -76,7 +76,7 @@ def measure(trainer: Any, devices: int = 1) -> Measured:
     for each in (model, *others):
         remember_head(transformers_model(each))
     trained = [p for p in model.parameters() if p.requires_grad]
-    standing = [*model.parameters(), *model.buffers(), *(p for each in others for p in (*each.parameters(), *each.buffers()))]
+    standing = tensors_of([model, *others])
     moments = step_of(trainer, devices, trained, standing)
     dtype = next(model.parameters()).dtype
     return Measured(
@@ -90,9 +90,7 @@ def measured_again(trainer: Any, before: Measured, devices: int = 1) -> Measured
     """The same after the trainer's arguments have changed what a step is, and nothing else."""
     trained = [p for p in trainer.model.parameters() if p.requires_grad]
     trainer.model.zero_grad(set_to_none=True)
-    others = models_beside(trainer)
-    standing = [*trainer.model.parameters(), *trainer.model.buffers(), *(p for each in others for p in (*each.parameters(), *each.buffers()))]
-    return replace(before, **step_of(trainer, devices, trained, standing))
+    return replace(before, **step_of(trainer, devices, trained, tensors_of([trainer.model, *models_beside(trainer)])))
 
 
 def step_of(trainer: Any, devices: int, trained: list[nn.Parameter], standing: list[Tensor]) -> dict[str, Any]:
@@ -126,6 +124,11 @@ def models_beside(trainer: Any) -> list[nn.Module]:
     scores_once = getattr(trainer, "_to_score", False)
     found = [None if scores_once else getattr(reference, "given", None), getattr(trainer, "ref_model", None), *getattr(trainer, "models_beside", ())]
     return [each for each in found if isinstance(each, nn.Module)]
+
+
+def tensors_of(models: Sequence[nn.Module]) -> list[Tensor]:
+    """The parameters and buffers of models."""
+    return [each for model in models for each in (*model.parameters(), *model.buffers())]
 
 
 def layer_bytes(model: nn.Module) -> tuple[int, int]:

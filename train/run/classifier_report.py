@@ -28,6 +28,11 @@ def report_lines(found: ClassifierMetrics, names: Sequence[str]) -> list[str]:
     return lines
 
 
+def figures_line(found: ClassifierMetrics) -> str:
+    """The figures in a line."""
+    return ", ".join(f"{name} {value:.4f}" for name, value in found.values.items())
+
+
 def score_lines(found: ClassifierMetrics, names: Sequence[str], counted: str = "records") -> list[str]:
     """Precision, recall and F1 of each class, and how many records have it, or whatever is counted."""
     head, *rows = score_table(found, names, counted)

@@ -33,18 +33,37 @@ from .build import Stage, labelled_size
 Rows = Sequence[Row]
 
 
-class TextCollator:
-    """Rows to a batch, the longest first, padded on the right: input_ids, attention_mask and, if `typed`, token_type_ids, [rows, longest], and labels."""
+class HeadCollator:
+    """Rows to a batch, the longest first, padded on the right: input_ids, attention_mask and, if `typed`, token_type_ids, [rows, longest], and labels.
 
-    def __init__(self, pad_token_id: int, problem: str, typed: bool = True):
-        self.pad, self.typed, self.dtype = pad_token_id, typed, torch.int64 if problem == SINGLE else torch.float32
+    A subclass says what the labels are.
+    """
 
-    def __call__(self, rows: Rows) -> dict[str, Tensor]:
+    def __init__(self, pad_token_id: int, typed: bool = True):
+        self.pad, self.typed = pad_token_id, typed
+
+    def labels_of(self, rows: Sequence[Any]) -> Tensor:
+        """The labels of rows in their order."""
+        raise NotImplementedError
+
+    def __call__(self, rows: Sequence[Any]) -> dict[str, Tensor]:
         rows = sorted(rows, key=lambda row: -len(row["input_ids"]))  # texts of one length lie beside each other
         batch = padded_rows([row["input_ids"] for row in rows], self.pad)
         if self.typed and "token_type_ids" in rows[0]:
             batch["token_type_ids"] = pad_right([row["token_type_ids"] for row in rows], 0)
-        return {**batch, "labels": torch.tensor([row["label"] for row in rows], dtype=self.dtype)}
+        return {**batch, "labels": self.labels_of(rows)}
+
+
+class TextCollator(HeadCollator):
+    """Texts to a batch, with a label each, [rows]; of several labels [rows, labels]."""
+
+    def __init__(self, pad_token_id: int, problem: str, typed: bool = True):
+        super().__init__(pad_token_id, typed)
+        self.dtype = torch.int64 if problem == SINGLE else torch.float32
+
+    def labels_of(self, rows: Rows) -> Tensor:
+        """A class's place, zeros and ones, or a number, of each."""
+        return torch.tensor([row["label"] for row in rows], dtype=self.dtype)
 
 
 class HeadTrainer(CrashSafeCheckpoints, Trainer):

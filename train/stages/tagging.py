@@ -13,35 +13,29 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from ...data.errors import UserError
 from ...data.files.sources import at_a_time
 from ...data.labels import IGNORE_INDEX
-from ...data.packing import pad_right, padded_rows
+from ...data.packing import pad_right
 from ...data.tagging.rows import Row, entities_from
-from ...data.tagging.schemes import Span, label_set, spans_of
+from ...data.tagging.schemes import Span, label_set
 from ...infer.encoders.classify import names_of, refuse_broken, room_for
-from ...infer.encoders.tagging import check_tagger, check_tags, likeliest_tags, transitions
+from ...infer.encoders.tagging import check_tagger, check_tags, tags_and_spans, transitions
 from ...infer.encoders.unpadded import unpad
 from ...infer.filters.logits import wide
 from ..maths.classification_metrics import ClassifierMetrics
 from ..maths.entity_metrics import entity_decisions, entity_metrics
 from ..run.crash_safe import Provenance
 from .build import Size, Stage, labelled_size
-from .classification import HeadTrainer, beside_head
+from .classification import HeadCollator, HeadTrainer, beside_head
 
 Rows = Sequence[Row]
 MEASURED = ("loss", "precision", "recall", "f1", "macro_f1")  # what an evaluation gives
 
 
-class WindowCollator:
-    """Windows to a batch, the longest first, padded on the right: input_ids, attention_mask, if `typed` token_type_ids, and labels, [windows, longest]."""
+class WindowCollator(HeadCollator):
+    """Windows to a batch, with labels of the same shape, [windows, longest]."""
 
-    def __init__(self, pad_token_id: int, typed: bool = True):
-        self.pad, self.typed = pad_token_id, typed
-
-    def __call__(self, windows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        windows = sorted(windows, key=lambda window: -len(window["input_ids"]))  # those of one length lie beside each other
-        batch = padded_rows([window["input_ids"] for window in windows], self.pad)
-        if self.typed and "token_type_ids" in windows[0]:
-            batch["token_type_ids"] = pad_right([window["token_type_ids"] for window in windows], 0)
-        return {**batch, "labels": pad_right([window["labels"] for window in windows], IGNORE_INDEX)}
+    def labels_of(self, rows: Sequence[Mapping[str, Any]]) -> Tensor:
+        """The place of each token's tag, -100 where it has none."""
+        return pad_right([window["labels"] for window in rows], IGNORE_INDEX)
 
 
 class TaggerTrainer(HeadTrainer):
@@ -78,8 +72,8 @@ class TaggerTrainer(HeadTrainer):
                     of[number].append((logits[row][asked[row]].cpu(), losses[row][asked[row]].cpu()))
         for text, found in zip(texts, of, strict=True):
             logits, losses = (torch.cat(parts) for parts in zip(*found, strict=True))
-            tags = likeliest_tags(refuse_broken(logits, "logits").log_softmax(-1), self._allowed)
-            yield text, entities_from(spans_of([self.names[tag] for tag in tags.tolist()]), text["units"]), losses
+            _, spans = tags_and_spans(refuse_broken(logits, "logits"), self.names, self._allowed)
+            yield text, entities_from(spans, text["units"]), losses
 
     def measured(self, texts: Rows) -> tuple[ClassifierMetrics, float]:
         """What is measured on texts, and the mean loss."""
