@@ -247,16 +247,16 @@ def test_many_at_once_by_the_client_for_asyncio(base_url, said):
     assert asyncio.run(ask()) == [wanted[0], *wanted]
 
 
-def test_the_lines_of_the_readme_say_what_generate_says(base_url, said):
-    """The section on serving has one for curl, and a script."""
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## Serve\n")[1].split("\n## ")[0]
+def test_the_lines_of_the_documents_say_what_generate_says(base_url, said):
+    """The page on the server has one for curl, and a script."""
+    section = (ROOT / "docs" / "server-reference.md").read_text(encoding="utf-8")
     here = lambda text: text.replace("http://127.0.0.1:8000/v1", base_url).replace('"first"', f'"{NAME}"')
     [wanted] = said([{"role": "user", "content": "Name three colours."}], max_new_tokens=16)
-    script = re.search("```python\n(from openai .*?)```", section, re.DOTALL)[1]
+    script = re.search("```python[^\n]*\n(from openai .*?)```", section, re.DOTALL)[1]
     heard = subprocess.check_output([sys.executable, "-X", "utf8", "-c", here(script)], text=True, encoding="utf-8", timeout=60)
     assert heard == wanted.text
     if shutil.which("curl"):
-        line = re.search("^    (curl .*)", section, re.MULTILINE)[1]
+        line = re.search("^(curl .*)", section, re.MULTILINE)[1]
         *events, done = subprocess.check_output(["sh", "-c", here(line)], text=True, encoding="utf-8", timeout=60).strip().split("\n\n")
         parts = [json.loads(event.removeprefix("data: "))["choices"][0]["delta"] for event in events]
         assert done == "data: [DONE]" and "".join(part.get("content") or "" for part in parts) == wanted.text
