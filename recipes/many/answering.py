@@ -159,7 +159,7 @@ class ManyRun:
         """Have the shards answered; return those that could not be, with what was said of it."""
         done = facts.prompts - sum(shard.count for shard in todo)
         given = lambda shard: (shard.first, self.shards.prompts(shard))
-        with Stopping() as stopping, self._pool(facts, self._unit, self._file) as pool:
+        with self._pool(facts, self._unit, self._file) as pool, Stopping() as stopping:  # Ray sets what signals do to its own
             try:
                 workers = Dispatcher(pool, min(pool.workers, len(todo)), opened=said_by_first)
                 manifest = self.shards.manifest

@@ -16,6 +16,7 @@ from seodang.recipes.many.dispatch import Heard
 PLACE_SECONDS = 300.0  # a cluster may have to start a machine first
 PING_SECONDS = 10.0
 SILENT_SECONDS = 120.0  # without an answer to a ping, which has a thread of its own: the process is stopped, or its machine is out of reach
+REACH_SECONDS = 10.0  # within which a cluster's machine takes a connection
 STORE_BYTES = 256 << 20  # of this machine's own Ray: a shard's prompts and answers a worker
 TOLD = 3  # last lines of what a lost process said
 
@@ -71,6 +72,9 @@ class Process:
 
     def open(self) -> tuple[str, Any]:
         def opened() -> Any:
+            from transformers.utils import logging
+
+            logging.disable_progress_bar()  # nobody sees it
             self._opened = self._opener()
             return self._opened.said
 
@@ -111,6 +115,7 @@ class RayPool:
         self._refs: dict[Any, int] = {}  # what is waited for, and of whom
 
     def __enter__(self) -> "RayPool":
+        self._refuse_unreachable()
         cores, cpus = os.cpu_count() or 1, self._resources.cpus
         quiet = {"log_to_driver": False, "logging_level": "ERROR"}
         try:
@@ -152,6 +157,18 @@ class RayPool:
         ready, _ = self._ray.wait([*self._refs], num_returns=1, timeout=PING_SECONDS)
         heard = [each for ref in ready if (each := self._come(self._refs.pop(ref), ref)) is not None]
         return heard + [each for worker in [*self._workers] if (each := self._silent(worker)) is not None]
+
+    def _refuse_unreachable(self) -> None:
+        """Raise UserError for an address where nothing listens, which Ray tries for minutes."""
+        host, colon, port = (self._address or "").removeprefix("ray://").rpartition(":")
+        if not colon:
+            return
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS).close()
+        except ValueError:
+            raise UserError(f"ray_address must be HOST:PORT or auto, got {self._address!r}") from None
+        except OSError as error:
+            raise UserError(f"--ray_address {self._address}: no Ray cluster answers there ({error.strerror or error}): `ray status` says on its machines where it is") from None
 
     def _await(self, worker: int, ref: Any) -> None:
         self._refs[ref] = worker
