@@ -16,8 +16,8 @@ from typing import Any
 from seodang.data.errors import UserError
 from seodang.infer.remote.connection import GivenUp
 from seodang.recipes.options.asking import AskingOptions
-from seodang.recipes.options.backend import BackendOptions
 from seodang.recipes.options.decoding import Decoding, SpeakingModel, option
+from seodang.recipes.options.many import AnsweringOptions
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.tasks import TaskOptions
 from seodang.recipes.prompts.prompt_files import Prompts, Reading, read_prompts
@@ -66,8 +66,12 @@ class Generate(TaskOptions, AskingOptions):
 @command
 def main(argv: list[str] | None = None) -> int:
     model, decoding, options, where = parse(
-        argv, SpeakingModel, Decoding, Generate, BackendOptions, prog="seodang generate", positional=("model", "prompts"), description=__doc__
+        argv, SpeakingModel, Decoding, Generate, AnsweringOptions, prog="seodang generate", positional=("model", "prompts"), description=__doc__
     )
+    if where.backend == "ray":
+        from seodang.recipes.many.answering import answer_many
+
+        return answer_many(where, model, decoding, options)
     if (layout := options.layout()) is not None:
         from seodang.recipes.tasks.answering import answer_tasks
 

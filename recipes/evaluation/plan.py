@@ -57,7 +57,7 @@ class Plan:
         needs = {need for metric in metrics for need in metric.needs}
         against_first = options.against == "first" and len(contenders) > 1
         if not against_first and (options.judge or options.against == "references"):
-            refuse_without_references(asked)
+            refuse_without_references(len(asked.references))
         if REFERENCES in needs and (lacking := len(asked.prompts) - len(asked.references)):
             notes.append(f"{lacking:,} of {len(asked.prompts):,} records have no reference, and are no part of what needs one")
         answers = ANSWERS in needs or bool(judging)
@@ -70,7 +70,7 @@ def refuse_without_records(metric: Metric, options: Any, asked: Prompts) -> None
         remedy = "name their column, --columns choices=COLUMN, and that which says which is right, answer=COLUMN"
         raise UserError(f"metric {metric.name} is of questions with choices, and no record has any: {remedy}")
     if REFERENCES in metric.needs:
-        refuse_without_references(asked)
+        refuse_without_references(len(asked.references))
     if metric.name.startswith(PASS) and not options.reward:
         raise UserError(f"metric {metric.name} counts answers that pass rules: give one, as --reward exact_answer or --reward FILE.py:FUNCTION")
 

@@ -28,6 +28,8 @@ class BackendOptions:
     """Who answers, and how it is asked."""
 
     given: ClassVar[Collection[str]] = ()  # the options that were written down, set where they are parsed
+    named: ClassVar[str] = "--backend"  # the option that says who answers
+    backends: ClassVar[tuple[str, ...]] = BACKENDS
 
     backend: str = option("seodang (this process), vllm (in its own) or openai (a server).", "seodang")
     base_url: str | None = option("Where the server is, as http://localhost:8000/v1. MODEL is its name there, default where it has but one.")
@@ -40,8 +42,8 @@ class BackendOptions:
     vllm_args: str = option('What else `vllm serve` is told, as --vllm_args="--max-model-len 4096".', "")
 
     def __post_init__(self):
-        if self.backend not in BACKENDS:
-            raise UserError(f"backend must be {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}, got {self.backend!r}")
+        if self.backend not in self.backends:
+            raise UserError(f"backend must be {', '.join(self.backends[:-1])} or {self.backends[-1]}, got {self.backend!r}")
         if self.concurrency is not None and self.concurrency < 1:
             raise UserError(f"concurrency must be at least 1, got {self.concurrency}")
         if self.retries < 0:
@@ -59,7 +61,7 @@ class BackendOptions:
                 users[name] = (*users.get(name, ()), backend)
         for name in sorted(self.given):
             if name in users and self.backend not in users[name]:
-                raise UserError(f"--{name} is for --backend {' and '.join(users[name])}, and {self.backend} answers: leave it out, or give that --backend")
+                raise UserError(f"--{name} is for {self.named} {' and '.join(users[name])}, and {self.backend} answers: leave it out, or give that {self.named}")
 
     @property
     def at_a_time(self) -> int:

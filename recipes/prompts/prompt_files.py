@@ -1,7 +1,7 @@
 """Prompts of the command line, or of a file of any shape."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -110,27 +110,60 @@ def read_prompts(
     """
     reading = reading or Reading(raw)
     found = Prompts(list(given), [*range(1, len(given) + 1)])
-    if len(given) == 1 and (Path(given[0]).suffix in (".txt", ".jsonl", ".json") or is_source_file(given[0])):
-        named = dict(columns or {})
-        found = read_prompt_file(Path(given[0]), reading, encoding, Columns(named, ("prompt", "instruction", "messages"), dict.fromkeys(named, ()), PREFIXES))
+    if (path := prompts_file(given)) is not None:
+        found = read_prompt_file(path, reading, encoding, prompt_columns(columns))
     if not found.prompts:
-        raise UserError('no prompts: give some ("..."), or --prompts FILE')
+        raise no_prompts()
     if reading.references and not reading.choices:  # who reads choices knows later whether it needs the others
-        refuse_without_references(found)
-    found.prompts = [prompt if raw or not isinstance(prompt, str) else [{"role": "user", "content": prompt}] for prompt in found.prompts]
+        refuse_without_references(len(found.references))
+    found.prompts = [as_turns(prompt, raw) for prompt in found.prompts]
     return found
 
 
-def refuse_without_references(asked: Prompts) -> None:
+def stream_prompts(given: list[str], encoding: str | None, columns: Mapping[str, str] | None, reading: Reading) -> tuple[str, Iterator[tuple[int, Asked]]]:
+    """As `read_prompts`, but each prompt is read when it is asked for: what their numbers count, and each with its number. Whether any has a reference is not looked at."""
+    if (path := prompts_file(given)) is None:
+        return "prompt", ((number, Asked(as_turns(prompt, reading.raw))) for number, prompt in enumerate(given, 1))
+    named = prompt_columns(columns)
+    unit, located = located_records(path, encoding, named.named.values())
+
+    def read() -> Iterator[tuple[int, Asked]]:
+        for number, where, record in located:
+            asked = prompt_of(record, where, reading, named)
+            yield number, replace(asked, prompt=as_turns(asked.prompt, reading.raw))
+        named.refuse_absent()
+
+    return unit, read()
+
+
+def prompts_file(given: list[str]) -> Path | None:
+    """The file that the prompts given are: a single argument that names one of records, or of another ending that there is; None for prompts themselves."""
+    return Path(given[0]) if len(given) == 1 and (Path(given[0]).suffix in (".txt", ".jsonl", ".json") or is_source_file(given[0])) else None
+
+
+def prompt_columns(columns: Mapping[str, str] | None) -> Columns:
+    """The columns of a file of prompts, some of them as the user names them."""
+    named = dict(columns or {})
+    return Columns(named, ("prompt", "instruction", "messages"), dict.fromkeys(named, ()), PREFIXES)
+
+
+def no_prompts() -> UserError:
+    return UserError('no prompts: give some ("..."), or --prompts FILE')
+
+
+def as_turns(prompt: Any, raw: bool) -> Any:
+    """A prompt as the engine takes it: a text is a user's turn, but with `raw`."""
+    return prompt if raw or not isinstance(prompt, str) else [{"role": "user", "content": prompt}]
+
+
+def refuse_without_references(references: int) -> None:
     """Raise UserError for prompts of which none has the answer that it should get."""
-    if not asked.references:
+    if not references:
         raise UserError("references: no prompt has the answer that it should get (target, completion, output, answer): give a file of records that have one, or name its column, --columns answer=COLUMN")
 
 
 def read_prompt_file(path: Path, reading: Reading, encoding: str | None, columns: Columns) -> Prompts:
     """Read prompts from a file, empty lines passed over; raises UserError naming the line that is wrong."""
-    if path.suffix in (".txt", ".jsonl", ".json") and not path.is_file():
-        raise UserError(f"the prompts file {path} does not exist")
     unit, numbers, located = numbered_records(path, encoding, columns.named.values())
     asked = [prompt_of(record, where, reading, columns) for where, record in located]
     columns.refuse_absent()
@@ -139,17 +172,34 @@ def read_prompt_file(path: Path, reading: Reading, encoding: str | None, columns
 
 def numbered_records(path: Path, encoding: str | None, known: Collection[str]) -> tuple[str, list[int], list[Located]]:
     """The records of a file, or the lines of a .txt, each with its place and the number by which it is found, of what the unit says: lines, records."""
-    if path.suffix in (".txt", ".jsonl"):
-        lines = [(n, line.removesuffix("\n")) for n, line in enumerate(lines_of(path, encoding), 1) if line.strip()]
-        places = [f"{path.name} line {n}" for n, _ in lines]
-        records = [parse_json(line, where) if path.suffix == ".jsonl" else line for where, (_, line) in zip(places, lines)]
-        unit, numbers, located = "line", [n for n, _ in lines], [*zip(places, records)]
-    else:
-        located = list(records_of(str(path), encoding, known))
-        unit, numbers = "record", [*range(1, len(located) + 1)]
-    if not located:
-        raise UserError(f"the prompts file {path} is empty")
-    return unit, numbers, located
+    unit, found = located_records(path, encoding, known)
+    rows = list(found)
+    return unit, [number for number, _, _ in rows], [(where, record) for _, where, record in rows]
+
+
+def located_records(path: Path, encoding: str | None, known: Collection[str]) -> tuple[str, Iterator[tuple[int, str, Any]]]:
+    """As `numbered_records`, but each record is read when it is asked for: what the numbers count, and number, place and record of each.
+
+    Raises UserError for a file that there is not, and where the first is asked for, for one without any.
+    """
+    if path.suffix in (".txt", ".jsonl", ".json") and not path.is_file():
+        raise UserError(f"the prompts file {path} does not exist")
+
+    def read() -> Iterator[tuple[int, str, Any]]:
+        there = False
+        if path.suffix in (".txt", ".jsonl"):
+            for number, line in enumerate(lines_of(path, encoding), 1):
+                if line.strip():
+                    line, where, there = line.removesuffix("\n"), f"{path.name} line {number}", True
+                    yield number, where, parse_json(line, where) if path.suffix == ".jsonl" else line
+        else:
+            for number, (where, record) in enumerate(records_of(str(path), encoding, known), 1):
+                there = True
+                yield number, where, record
+        if not there:
+            raise UserError(f"the prompts file {path} is empty")
+
+    return "line" if path.suffix in (".txt", ".jsonl") else "record", read()
 
 
 def parse_json(text: str, where: str) -> Any:

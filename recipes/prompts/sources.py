@@ -75,7 +75,10 @@ class Sources:
 
     def lines(self) -> list[str]:
         """How many sources lost their end, where any did."""
-        if not self.truncated:
-            return []
-        told = f"{len(self.truncated):,} of {len(self.asked.prompts):,} sources are longer than {self.max_length} tokens"
-        return [f"truncated       {told} (the longest has {max(self.truncated.values()):,}): of each the end is not read"]
+        return truncated_lines(len(self.truncated), max(self.truncated.values(), default=0), len(self.asked.prompts), self.max_length)
+
+
+def truncated_lines(count: int, longest: int, of: int, max_length: int | None) -> list[str]:
+    """What is said of sources that lose their end, nothing where none does."""
+    told = f"{count:,} of {of:,} sources are longer than {max_length} tokens"
+    return [f"truncated       {told} (the longest has {longest:,}): of each the end is not read"] if count else []

@@ -21,6 +21,7 @@ class OwnBackend:
     model: Any = None  # once it is loaded
     tokenizer: Any = None
     prefix_cache: Any = None  # what is read for one call of `answers` and kept for the next, where these ask of the same texts
+    on_error: str | None = None  # as `generate` has it: "result" where a call of one prompt is a part of many
 
     def __init__(self, model: SpeakingModel, decoding: Decoding, options: Any, asked: Prompts):
         """Raises UserError for settings that cannot be honoured."""
@@ -74,7 +75,7 @@ class OwnBackend:
         ahead = AHEAD * self._how.batch_size if ordered else None
         each = params if seeded else params * len(indices)
         asks = [self._sources.asks(self.model, self.tokenizer, index, own) for index, own in zip(indices, each, strict=True)]
-        how = {"literal": self._how.literal, "max_rows": self._how.batch_size, "ahead": ahead, "prefix_cache": self.prefix_cache}
+        how = {"literal": self._how.literal, "max_rows": self._how.batch_size, "ahead": ahead, "prefix_cache": self.prefix_cache, "on_error": self.on_error}
         found = answers(self.model, self.tokenizer, [prompt for prompt, _ in asks], [own for _, own in asks], **how)
         if len(indices) == len(self._asked.prompts):
             return found
@@ -87,6 +88,11 @@ class OwnBackend:
     def said(self) -> list[str]:
         """What there is to say of the prompts once they have been read, in lines."""
         return self._sources.lines()
+
+    @property
+    def truncated(self) -> dict[int, int]:
+        """The sources that have lost their end so far, by their index: of how many tokens each is."""
+        return self._sources.truncated
 
     def spoken(self, show_steps: bool = False) -> Iterator[Any]:
         """The events of the answer to the only prompt there is, with the steps of diffusion if these are to be shown; raises UserError where there are none."""
@@ -105,8 +111,12 @@ def backend_for(where: BackendOptions, model: SpeakingModel, decoding: Decoding,
     if where.backend == "seodang":
         return OwnBackend(model, decoding, options, asked)
     if asked.prefixes:
-        number = f"{asked.unit} {asked.numbers[min(asked.prefixes)]}"
-        raise UserError(f"{number} gives the beginning of its answer, which is answered with --backend seodang alone: leave its prefix out")
+        raise no_prefix(f"{asked.unit} {asked.numbers[min(asked.prefixes)]}")
     from seodang.recipes.run.server_backends import ServerBackend, VllmBackend
 
     return (VllmBackend if where.backend == "vllm" else ServerBackend)(where, model, decoding, options, asked)
+
+
+def no_prefix(prompt: str) -> UserError:
+    """What is said of a prompt that servers cannot be asked."""
+    return UserError(f"{prompt} gives the beginning of its answer, which is answered with --backend seodang alone: leave its prefix out")

@@ -69,20 +69,25 @@ def in_turn(show: Callable, each: int, ordered: bool) -> Straight:
     return InOrder(show, each) if ordered else Straight(show)
 
 
-def follow(results: Iterable, show: Straight, total: int, where: str) -> set[int]:
-    """Show each result, with a progress bar on stderr where there is someone to see it; return the prompts that ended in an error.
-
-    Stopped by a signal, or where nothing more is to be had, it shows what is finished, and says on stderr how much that is.
-    """
+def answers_bar() -> Any:
+    """A progress bar of answers, each task of which has a field of how fast they come, on stderr where there is someone to see it."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("answers"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[speed]}"))
     console = Console(file=sys.stderr)
+    return Progress(*columns, console=console, redirect_stdout=console.is_terminal)
+
+
+def follow(results: Iterable, show: Straight, total: int, where: str) -> set[int]:
+    """Show each result, with a progress bar on stderr where there is someone to see it; return the prompts that ended in an error.
+
+    Stopped by a signal, or where nothing more is to be had, it shows what is finished, and says on stderr how much that is.
+    """
     tokens, failed, last = 0, set(), None
     with Stopping() as stopping:
         try:
-            with Progress(*columns, console=console, redirect_stdout=console.is_terminal) as progress:
+            with answers_bar() as progress:
                 task = progress.add_task("", total=total, completed=show.shown, speed="")
                 for result in results:
                     with stopping.whole():  # a line is written whole, and once
