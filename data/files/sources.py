@@ -192,10 +192,8 @@ def _reader(name: str, split: str, streaming: bool, encoding: str | None = None,
     book, mark, sheet = name.rpartition("#")
     if mark and Path(book).suffix.lower() in WORKBOOKS and Path(book).expanduser().is_file():
         return lambda: _workbook(Path(book).expanduser(), sheet)
-    pattern = not path.is_dir() and any(letter in name for letter in "*?[")
-    if path.is_dir() or pattern:
-        files = files_in(path) if path.is_dir() else [Path(file) for file in glob(str(path), recursive=True) if os.path.isfile(file)]
-        files = each_once(files)
+    if path.is_dir() or _is_pattern(name):
+        pattern, files = not path.is_dir(), source_files(name)
         for file in files:
             if pattern or kind_of(file) in REMEDIES:
                 refuse_unread(file, f"{name}: {file.name}")
@@ -206,6 +204,20 @@ def _reader(name: str, split: str, streaming: bool, encoding: str | None = None,
         raise UserError(f"there is no file or folder {name}")
     check_hub_name(name.partition(":")[0], "dataset")
     return lambda: _hub(name, split, streaming)
+
+
+def source_files(name: str) -> list[Path]:
+    """The files that a source is read from, in their order; none of a dataset on the hub."""
+    path, book = Path(name).expanduser(), Path(name.rpartition("#")[0]).expanduser()
+    if path.is_dir():
+        return each_once(files_in(path))
+    if path.is_file() or not book.is_file():
+        return [path] if path.is_file() else each_once(Path(file) for file in glob(str(path), recursive=True) if _is_pattern(name) and os.path.isfile(file))
+    return [book]
+
+
+def _is_pattern(name: str) -> bool:
+    return any(letter in name for letter in "*?[")
 
 
 def files_in(folder: Path, *further: str) -> list[Path]:
