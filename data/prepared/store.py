@@ -161,9 +161,12 @@ def shards(examples: Iterator[Example]) -> Iterator[list[Example]]:
             if len(some) == shard_records(number):
                 yield some
                 number, some = number + 1, []
-    finally:  # also those before one that cannot be read
-        if some:
+    except UserError:
+        if some:  # those before the one that cannot be read
             yield some
+        raise
+    if some:
+        yield some
 
 
 def _up_to_error(parts: Iterator[list[Example]], refused: list[UserError]) -> Iterator[list[Example]]:
