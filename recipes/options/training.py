@@ -144,15 +144,15 @@ class Arguments(TrainingArguments):
 
 def hold_out(examples: list, fraction: float, seed: int) -> tuple[list, list]:
     """Hold a share of the records out, with all examples of each, at random but the same for the same seed. Raises UserError where nothing would be left."""
-    of = [record_of(example) or number for number, example in enumerate(examples)]
+    of = [record_of(example, number) for number, example in enumerate(examples)]
     records = [*dict.fromkeys(of)]
     chosen = {records[at] for at in drawn(len(records), fraction, seed)}
     return [e for e, record in zip(examples, of) if record not in chosen], [e for e, record in zip(examples, of) if record in chosen]
 
 
-def record_of(example: object) -> str:
-    """Where the record of an example stands, which may have given others too."""
-    return getattr(example, "where", "").rpartition(", example ")[0]
+def record_of(example: object, number: int) -> str | int:
+    """What all examples of a record have in common: where that stands, or of the only one its number among all."""
+    return getattr(example, "where", "").rpartition(", example ")[0] or number
 
 
 def drawn(records: int, fraction: float, seed: int) -> list[int]:

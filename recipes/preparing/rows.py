@@ -1,5 +1,6 @@
 """The rows of a command's data as they lie on disk, made there if they are not."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -44,7 +45,7 @@ def rows_on_disk(
     if eval_fraction:
         asked = read(data.data, lazy=True, shapes=data.shapes(SHAPES), **how)  # shapes count what they read
         is_held = held_out_of(asked, eval_fraction, seed)
-        held = [example for example in asked if is_held(example)]
+        held = [example for number, example in enumerate(asked) if is_held(number, example)]
         examples = Without(examples, is_held)
         settings |= {"eval_fraction": eval_fraction, "seed": seed}
     cache = cache_folder() / "rows" if data.row_cache in (AUTO, NEVER) else Path(data.row_cache).expanduser()
@@ -71,19 +72,23 @@ class Prepared(NamedTuple):
     lines: list[str]
 
 
+Held = Callable[[int, Example], bool]  # whether an example, and its number among all, is held out
+
+
 class Without:
     """Examples but for those that are held out; read anew each time."""
 
-    def __init__(self, examples: Iterable[Example], is_held: Callable[[Example], bool]):
+    def __init__(self, examples: Iterable[Example], is_held: Held):
         self.examples, self.is_held = examples, is_held
 
     def __iter__(self) -> Iterator[Example]:
-        return (example for example in self.examples if not self.is_held(example))
+        return (example for number, example in enumerate(self.examples) if not self.is_held(number, example))
 
 
-def held_out_of(examples: Iterable[Example], fraction: float, seed: int) -> Callable[[Example], bool]:
-    """Whether an example is one of those that `hold_out` holds out, found with eight bytes a record. Raises UserError where nothing would be left."""
-    found = np.fromiter((place_digest(record_of(example)) for example in examples), dtype=np.int64)
+def held_out_of(examples: Iterable[Example], fraction: float, seed: int) -> Held:
+    """Which examples `hold_out` holds out, found with eight bytes an example. Raises UserError where nothing would be left."""
+    record = lambda number, example: place_digest(str(record_of(example, number)))
+    found = np.fromiter(itertools.starmap(record, enumerate(examples)), dtype=np.int64)
     records = found[np.sort(np.unique(found, return_index=True)[1])]  # each once, in their order
     chosen = {int(records[at]) for at in drawn(len(records), fraction, seed)}
-    return lambda example: place_digest(record_of(example)) in chosen
+    return lambda number, example: record(number, example) in chosen
