@@ -21,7 +21,7 @@ for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
     os.environ.setdefault(cache, "128")
 
 VERBS = {
-    "prepare": "convert the embedded default model into the cache folder, or triplets that share an input into records of several tasks",
+    "prepare": "make ready: the embedded default model, rows of many records on disk, or records of several tasks out of triplets",
     "preview": "show records as the model sees them, trained tokens in colour",
     "init": "write a recipe folder for one's own data, from a few questions or from options",
     "tokenizer": "learn a tokenizer from plain text: byte-level BPE, WordPiece or Unigram",

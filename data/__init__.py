@@ -23,6 +23,7 @@ _HOMES = {
     "seq2seq_shapes": "seq2seq.records", "Exchange": "seq2seq.records", "Seq2SeqLabeller": "seq2seq.rows", "seq2seq_rows": "seq2seq.rows",
     "render_tasks": "tasks.forms", "parse_tasks": "tasks.forms", "TaskResult": "tasks.forms",
     "task_dialogues": "tasks.layouts", "task_record": "tasks.records", "Task": "tasks.records", "TaskRecord": "tasks.records",
+    "prepared_rows": "prepared.store", "PreparedRows": "prepared.rows",
     "group_triplets": "tasks.triplets", "task_triplets": "tasks.triplets",
     "UserError": "errors",
 }  # fmt: skip

@@ -1,8 +1,9 @@
 """What became of the records: each that was read is kept or dropped, once."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from .errors import UserError
@@ -55,7 +56,7 @@ class Accounting:
     told: list[str] = field(default_factory=list, compare=False)  # what else there is to say of the records, in lines
     held_out: "Accounting | None" = None  # the same of the records that are not trained on
     remembers: int | None = field(default=REMEMBERED, compare=False)  # among how many records doubled ones are found; None: among all
-    seen: dict[int, str] = field(default_factory=dict, repr=False, compare=False)  # a hash of a kept record's rows -> where it stands
+    seen: dict[int, str] = field(default_factory=dict, repr=False, compare=False)  # a digest of a kept record's rows -> where it stands
 
     def count_record(
         self,
@@ -80,22 +81,31 @@ class Accounting:
             self.roles.update((role.written, str(role)) for role in roles if getattr(role, "written", ""))
             self.left_out.update(reasons)
             self.taken.update([taken] if taken else [])
-            self.warned.update([EMPTY_QUESTION] * asks_nothing(asked) + [DOUBLED] * self._read_before(rows, where) + [LOST] * lost_characters(asked))
+            self.warned.update([EMPTY_QUESTION] * asks_nothing(asked) + [DOUBLED] * self.read_before(rows, where) + [LOST] * lost_characters(asked))
             return
         reason = next(iter(reasons), NOTHING)
         if unusable == "error":
             raise UserError(f"{reason}: mend the record, or leave such records out with --unusable drop")
         self.dropped[reason] += 1
 
-    def _read_before(self, rows: Sequence[Mapping[str, Any]], where: str) -> bool:
+    def read_before(self, rows: Sequence[Mapping[str, Any]], where: str) -> bool:
         """Whether another record had the same rows; one that a mix of sources draws again stands where it stood."""
-        held = hash(repr([{name: value for name, value in row.items() if name != "where"} for row in rows]))
+        held = digest_of(rows)
         if held in self.seen:
             return not where or self.seen[held] != where
         self.seen[held] = where
         if self.remembers is not None and len(self.seen) > self.remembers:
             del self.seen[next(iter(self.seen))]
         return False
+
+    def merge(self, more: "Accounting") -> None:
+        """Count what was counted elsewhere of further records too; doubled ones of both are not looked for."""
+        for each in fields(self):
+            count = getattr(more, each.name)
+            if isinstance(count, Counter):
+                getattr(self, each.name).update(count)
+            elif each.name != "remembers" and isinstance(count, int):
+                setattr(self, each.name, getattr(self, each.name) + count)
 
     def count_notes(self, notes: Iterable[str]) -> None:
         """Count what had to be done for one answer, by the names of `NOTES`."""
@@ -129,8 +139,14 @@ class Accounting:
         if self.held_out is None:
             return lines
         lines += [f"{line}, of {self.held_out.records:,} records held out" for line in self.held_out.lost_lines()]
-        leaked = len(self.seen.keys() & self.held_out.seen.keys())
+        leaked = sum(held in self.seen for held in self.held_out.seen)
         return [*lines, f"warning         {leaked:,} x held out and trained on, word for word: it is no measure"] if leaked else lines
+
+
+def digest_of(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Sixty-four bits that tell rows from others, wherever they stand."""
+    told = repr([{name: value for name, value in row.items() if name != "where"} for row in rows])
+    return int.from_bytes(hashlib.blake2b(told.encode(errors="surrogatepass"), digest_size=8).digest(), "little", signed=True)
 
 
 def asks_nothing(messages: Sequence[Mapping[str, Any]]) -> bool:

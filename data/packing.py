@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -20,29 +21,36 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]
     >>> best_fit_decreasing([3, 7, 5, 4], capacity=10)
     [[1, 0], [2, 3]]
     """
-    bins: list[list[int]] = []
+    order, ends = best_fit_order(np.asarray(lengths, dtype=np.int64), capacity)
+    return [chosen.tolist() for chosen in np.split(order, ends[:-1])] if len(order) else []
+
+
+def best_fit_order(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray]:
+    """The bins of `best_fit_decreasing` one behind the other, and where each ends: [lengths] and [bins] int64, a few numbers a length in memory."""
+    by_length = np.argsort(-lengths, kind="stable")
+    bin_of = np.empty(len(lengths), dtype=np.int32)  # of each, in that order
     by_room: dict[int, list[int]] = {}  # room left -> bins with just that room
     rooms: list[int] = []  # its keys, sorted
-    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-        length = lengths[index]
+    bins = 0
+    for place, length in enumerate(map(int, lengths[by_length])):
         if length > capacity:
             raise ValueError(f"a record of {length} tokens does not fit into rows of {capacity}")
         at = bisect.bisect_left(rooms, length)
         if at == len(rooms):
-            bins.append([])
-            chosen, room = len(bins) - 1, capacity
+            chosen, room = bins, capacity
+            bins += 1
         else:
             room = rooms[at]
             chosen = by_room[room].pop()
             if not by_room[room]:
                 del by_room[room], rooms[at]
-        bins[chosen].append(index)
+        bin_of[place] = chosen
         left = room - length
         if left not in by_room:
             by_room[left] = []
             bisect.insort(rooms, left)
         by_room[left].append(chosen)
-    return bins
+    return by_length[np.argsort(bin_of, kind="stable")], np.cumsum(np.bincount(bin_of, minlength=bins))
 
 
 def pack(rows: Sequence[Row], capacity: int) -> list[Row]:
@@ -52,7 +60,7 @@ def pack(rows: Sequence[Row], capacity: int) -> list[Row]:
     [{'input_ids': [1, 2, 3], 'labels': [-100, 2, -100], 'lengths': [2, 1]}]
     """
     bins = best_fit_decreasing([len(row["input_ids"]) for row in rows], capacity)
-    return [_joined([rows[index] for index in chosen]) for chosen in bins]
+    return [joined([rows[index] for index in chosen]) for chosen in bins]
 
 
 def pack_window(rows: Iterable[Row], capacity: int, window: int = 1000) -> Iterator[Row]:
@@ -64,9 +72,10 @@ def pack_window(rows: Iterable[Row], capacity: int, window: int = 1000) -> Itera
         yield from pack(some, capacity)
 
 
-def _joined(rows: Sequence[Row]) -> Row:
-    joined = {key: list(itertools.chain.from_iterable(row[key] for row in rows)) for key in ("input_ids", "labels")}
-    return {**joined, "lengths": [len(row["input_ids"]) for row in rows]}
+def joined(rows: Sequence[Row]) -> Row:
+    """One row of several."""
+    end_to_end = {key: list(itertools.chain.from_iterable(row[key] for row in rows)) for key in ("input_ids", "labels")}
+    return {**end_to_end, "lengths": [len(row["input_ids"]) for row in rows]}
 
 
 def collate(features: Sequence[Row]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Make ready what other commands read: the embedded default model in the cache folder, or records of several tasks out of triplets, and back.
+"""Make ready what other commands read: the embedded default model in the cache folder, the rows of records, or records of several tasks out of triplets, and back.
 
 seodang prepare
+seodang prepare --data triplets.jsonl --packing
 seodang prepare --tasks_from triplets.jsonl --output tasks.jsonl
 seodang prepare --triplets_from tasks.jsonl --output triplets.jsonl
 """
@@ -19,10 +20,11 @@ from seodang.infer.checkpoint.default_model import default_model
 from seodang.recipes.options.outputs import empty, open_output
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.record import FileOptions
+from seodang.recipes.preparing.command import RowsToPrepare, prepare_rows
 
 
 @dataclass
-class PrepareOptions(FileOptions):
+class PrepareOptions(RowsToPrepare):
     """What is made of what, and where it goes."""
 
     tasks_from: list[str] | None = field(default=None, metadata={"help": "Triplets {instruction, input, output, name}: those of an input become one record."})
@@ -30,6 +32,9 @@ class PrepareOptions(FileOptions):
     output: str | None = field(default=None, metadata={"help": "JSON Lines file of the records that are made."})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data and (self.tasks_from or self.triplets_from or self.output):
+            raise UserError("data is prepared in the cache folder, or --row_cache: leave out --output, --tasks_from and --triplets_from")
         if self.tasks_from and self.triplets_from:
             raise UserError("tasks_from and triplets_from turn records into one another: give one of them")
         if bool(self.output) != bool(self.tasks_from or self.triplets_from):
@@ -39,6 +44,8 @@ class PrepareOptions(FileOptions):
 @command
 def main(argv: list[str] | None = None) -> int:
     (options,) = parse(argv, PrepareOptions, prog="seodang prepare", description=__doc__)
+    if options.data:
+        return prepare_rows(options)
     if options.output is None:
         print(default_model())
         return 0

@@ -22,6 +22,7 @@ from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.tasks import task_lines
 from seodang.recipes.options.training import Arguments, DataOptions, ModelOptions, RunOptions, hold_out
 from seodang.recipes.planning.options import PlanningOptions
+from seodang.recipes.preparing.rows import lie_on_disk, rows_on_disk
 from seodang.recipes.run.before_after import picture_line, print_once
 from seodang.recipes.run.identity import origin_of
 from seodang.recipes.run.training import (
@@ -69,22 +70,30 @@ def stage_lines(data: DataOptions, counts: Counts) -> list[str]:
     ]
 
 
-def load_rows(data: DataOptions, tokenizer, args: TrainingArguments, reshaped: Callable[[Iterable[Row]], Iterable[Row]] = iter):
+def load_rows(data: DataOptions, tokenizer, args: TrainingArguments, reshaped: Callable[[Iterable[Row]], Iterable[Row]] | None = None):
     """Rows to train on, held-out rows and questions, and the counts of what became of the records; `reshaped` makes other rows of these, before packing."""
-    shapes = data.shapes(SHAPES)
+    shapes, reshape = data.shapes(SHAPES), reshaped or iter
     held = list(read(data.eval_data, shape=data.shape, shapes=data.shapes(SHAPES), **data.reading())) if data.eval_data else []
     if data.streaming:
-        rows, counts = stream(data, tokenizer, args, shapes, reshaped)
+        rows, counts = stream(data, tokenizer, args, shapes, reshape)
+        counts.told = task_lines(shapes)
+    elif lie_on_disk(data):
+        made = rows_on_disk(data, tokenizer, shapes, packing=data.packing and reshaped is None, eval_fraction=data.eval_fraction, seed=args.seed)
+        rows, held, counts = made.rows, made.held or held, made.rows.counts
+        counts.told += made.lines
+        if reshaped:
+            rows = [*reshaped(rows)]
+            rows = pack(rows, data.max_length) if data.packing else rows
     else:
         examples = list(read(data.data, weights=data.weights, shape=data.shape, split=data.split, shapes=shapes, **data.reading()))
         if data.eval_fraction:
             examples, held = hold_out(examples, data.eval_fraction, args.seed)
         rows, counts = prepare(examples, tokenizer, **data.labelling())
-        rows = list(reshaped(rows))
+        rows = list(reshape(rows))
         rows = pack(rows, data.max_length) if data.packing else rows
-    counts.told = task_lines(shapes)
+        counts.told = task_lines(shapes)
     eval_rows, counts.held_out = prepare(held, tokenizer, **data.labelling()) if held else ([], None)
-    eval_rows = list(reshaped(eval_rows))
+    eval_rows = list(reshape(eval_rows))
     questions = held_out_questions([example for example in held if isinstance(example, Dialogue)])
     return rows, eval_rows, questions, counts
 

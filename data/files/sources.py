@@ -36,10 +36,11 @@ def read(
     shapes: Shapes | None = None,
     encoding: str | None = None,
     columns: Mapping[str, str] | None = None,
+    lazy: bool = False,
 ) -> Iterable[Example]:
-    """Examples of one source or of several, each knowing its file and line: a list, or with `streaming` a lazy iterable.
+    """Examples of one source or of several, each knowing its file and line: a list, or with `lazy` or `streaming` an iterable that holds none.
 
-    The lazy one can be read any number of times, from its beginning. A source is a file (JSON, JSON Lines, CSV, TSV, CoNLL, all of these as .gz or .zst,
+    The iterable can be read any number of times, from its beginning; with `streaming` a dataset on the hub is not downloaded before. A source is a file (JSON, JSON Lines, CSV, TSV, CoNLL, all of these as .gz or .zst,
     Excel, Parquet), a folder of such or a pattern (`data/*.csv`), a sheet (`book.xlsx#Sheet2`), or a name on the hub (`owner/name` or
     `owner/name:subset`, of which `split` is read). Text is UTF-8, or what its byte order mark says, or else `encoding`. `columns` says which
     column holds what a shape reads ({"instruction": "question"}). Several sources without weights follow one another; with weights see `mix`.
@@ -55,7 +56,8 @@ def read(
     check_keys(named, SHAPES if shapes is None else shapes)
     wanted = {key: () for key in named}
     parts = [Source(str(name), shape, split, streaming, shapes, encoding, named, wanted) for name in names]
-    if not streaming:
+    lazy |= streaming
+    if not lazy:
         parts = [list(part) for part in parts]
     if weights is not None:
         _check(weights, len(parts))
@@ -64,7 +66,7 @@ def read(
         yield from (example for part in parts for example in part) if weights is None else mix(parts, weights)
         Columns(named, (), wanted).refuse_absent()
 
-    return Lazy(examples) if streaming else list(examples())
+    return Lazy(examples) if lazy else list(examples())
 
 
 class Lazy:
@@ -192,10 +194,8 @@ def _reader(name: str, split: str, streaming: bool, encoding: str | None = None,
     book, mark, sheet = name.rpartition("#")
     if mark and Path(book).suffix.lower() in WORKBOOKS and Path(book).expanduser().is_file():
         return lambda: _workbook(Path(book).expanduser(), sheet)
-    pattern = not path.is_dir() and any(letter in name for letter in "*?[")
-    if path.is_dir() or pattern:
-        files = files_in(path) if path.is_dir() else [Path(file) for file in glob(str(path), recursive=True) if os.path.isfile(file)]
-        files = each_once(files)
+    if path.is_dir() or _is_pattern(name):
+        pattern, files = not path.is_dir(), source_files(name)
         for file in files:
             if pattern or kind_of(file) in REMEDIES:
                 refuse_unread(file, f"{name}: {file.name}")
@@ -206,6 +206,20 @@ def _reader(name: str, split: str, streaming: bool, encoding: str | None = None,
         raise UserError(f"there is no file or folder {name}")
     check_hub_name(name.partition(":")[0], "dataset")
     return lambda: _hub(name, split, streaming)
+
+
+def source_files(name: str) -> list[Path]:
+    """The files that a source is read from, in their order; none of a dataset on the hub."""
+    path, book = Path(name).expanduser(), Path(name.rpartition("#")[0]).expanduser()
+    if path.is_dir():
+        return each_once(files_in(path))
+    if path.is_file() or not book.is_file():
+        return [path] if path.is_file() else each_once(Path(file) for file in glob(str(path), recursive=True) if _is_pattern(name) and os.path.isfile(file))
+    return [book]
+
+
+def _is_pattern(name: str) -> bool:
+    return any(letter in name for letter in "*?[")
 
 
 def files_in(folder: Path, *further: str) -> list[Path]:

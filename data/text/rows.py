@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
 from ..labels import IGNORE_INDEX
-from ..packing import best_fit_decreasing
+from ..packing import best_fit_order
 from .around import Around, around, around_documents
 from .counts import RowCounts
 from .span_corruption import LEAST, SpanOptions, refuse_few, sentinels_of
@@ -249,9 +249,9 @@ def _filled(lengths: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
     """The pieces in the order in which they lie in rows, and where each row begins there, and the last ends."""
     order, sizes = [np.zeros(0, dtype=np.int64)], [np.zeros(1, dtype=np.int64)]
     for start in range(0, len(lengths), WINDOW):
-        bins = best_fit_decreasing(lengths[start : start + WINDOW].tolist(), room)
-        order.append(np.concatenate([np.array(each, dtype=np.int64) for each in bins]) + start)
-        sizes.append(np.array([len(each) for each in bins], dtype=np.int64))
+        of_window, ends = best_fit_order(lengths[start : start + WINDOW], room)
+        order.append(of_window + start)
+        sizes.append(np.diff(ends, prepend=0))
     return np.concatenate(order), np.cumsum(np.concatenate(sizes))
 
 

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,6 +13,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
+from ..files.lock import alone
 from ..literal import literal_encodings
 from ..surrogates import refuse_surrogates
 from .counts import TextCounts
@@ -61,7 +62,7 @@ def token_store(
     with contextlib.ExitStack() as held:
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            held.enter_context(_alone(cache / f"text-{key}.lock"))
+            sign = held.enter_context(alone(cache / f"text-{key}.lock", "encoding the text"))
         except OSError as error:
             raise _unwritten(cache, error) from None
         if found := _complete(folder):  # by another process, meanwhile
@@ -70,7 +71,7 @@ def token_store(
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         try:
-            write_store(read_documents(sources, **reading), tokenizer, aside, words=words, names=", ".join(map(str, sources)))
+            write_store(_signed(read_documents(sources, **reading), sign), tokenizer, aside, words=words, names=", ".join(map(str, sources)))
             shutil.rmtree(folder, ignore_errors=True)  # one that is damaged
             aside.rename(folder)
         except OSError as error:
@@ -78,6 +79,13 @@ def token_store(
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     return TokenStore(folder), False
+
+
+def _signed(documents: Iterable[Part], sign: Callable[[], None]) -> Iterator[Part]:
+    """The documents, each of them a sign for those who wait."""
+    for part in documents:
+        sign()
+        yield part
 
 
 def _unwritten(cache: Path, error: OSError) -> UserError:
@@ -228,16 +236,3 @@ def _mapped(path: Path, dtype: Any) -> np.ndarray:
 def _flush(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Wait until no other process holds the file's lock, and hold it."""
-    with path.open("a") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except (ModuleNotFoundError, OSError):  # Windows, or a file system without locks
-            pass
-        yield

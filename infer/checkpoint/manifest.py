@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -26,6 +26,14 @@ def sha256(path: Path) -> str:
 def fingerprint(text: str | Mapping[str, str] | None) -> str | None:
     """Sixteen hexadecimal digits that tell two texts (templates, several of them by their names too, data descriptions) apart."""
     return None if text is None else hashlib.sha256((text if isinstance(text, str) else repr(text)).encode()).hexdigest()[:16]
+
+
+def fingerprint_of(lines: Iterable[str]) -> str:
+    """The fingerprint of a text that is told line by line, of which no more is held."""
+    told = hashlib.sha256()
+    for number, line in enumerate(lines):
+        told.update((f"\n{line}" if number else line).encode())
+    return told.hexdigest()[:16]
 
 
 def write_manifest(folder: Path, **facts: Any) -> None:

@@ -47,7 +47,7 @@ PASSED_ON = {"lm-eval": "evaluation.harness"}  # verbs whose options another pro
 
 # The options that matter most, under their headings; the others are listed by --help all.
 FIRST: dict[str, dict[str, str]] = {
-    "prepare": {"records": "tasks_from triplets_from output columns encoding"},
+    "prepare": {"rows": "data model max_length packing row_cache num_proc", "records": "tasks_from triplets_from output columns encoding"},
     "preview": {
         "data": "data columns encoding shape tasks task_format weights split rows html", "model": "model chat_template", "labels": "max_length train_on empty_answers unusable",
     },

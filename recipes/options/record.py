@@ -31,6 +31,9 @@ class FileOptions:
         return {"encoding": self.encoding and checked_encoding(self.encoding), "columns": parse_columns(self.columns)}
 
 
+AUTO, NEVER = "auto", "never"
+
+
 @dataclass
 class RecordOptions(TaskOptions, FileOptions):
     """Where records come from and how they are labelled."""
@@ -50,3 +53,17 @@ class RecordOptions(TaskOptions, FileOptions):
         """What `prepare` has to know beside the records and the tokenizer."""
         names = ("max_length", "train_on", "literal", "empty_answers", "unusable")
         return {name: getattr(self, name) for name in names}
+
+
+@dataclass
+class RowOptions(RecordOptions):
+    """Where rows of records are prepared on disk, and by how many processes."""
+
+    row_cache: str = field(
+        default=AUTO, kw_only=True, metadata={"help": "Rows prepared once on disk: auto (of large files, in the cache folder), never, or a folder."}
+    )
+    num_proc: int | None = field(default=None, kw_only=True, metadata={"help": "Processes that prepare rows on disk; as many as there are cores by default."})
+
+    def __post_init__(self):
+        if self.num_proc is not None and self.num_proc < 1:
+            raise UserError(f"num_proc must be at least 1, got {self.num_proc}")

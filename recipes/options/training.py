@@ -13,11 +13,11 @@ from seodang.infer.checkpoint.load import is_adapter, load_tokenizer, resolve
 from seodang.infer.checkpoint.without_weights import FOUR_BITS, loads_without_weights
 from seodang.infer.engine.checkpoint_settings import known_config
 from seodang.infer.runners.paradigm import refuse_encoder, refuse_encoder_decoder
-from seodang.recipes.options.record import RecordOptions, check_held_out
+from seodang.recipes.options.record import AUTO, NEVER, RowOptions, check_held_out
 
 
 @dataclass
-class DataOptions(RecordOptions):
+class DataOptions(RowOptions):
     """What is trained on, and what is held out of it."""
 
     eval_data: list[str] | None = field(default=None, metadata={"help": "Held-out sources of the same shapes."})
@@ -26,7 +26,10 @@ class DataOptions(RecordOptions):
     streaming: bool = field(default=False, metadata={"help": "Read while training; needs --max_steps."})
 
     def __post_init__(self):
+        super().__post_init__()
         check_held_out(self.eval_fraction, self.eval_data or self.streaming, "eval_data or streaming")
+        if self.streaming and self.row_cache not in (AUTO, NEVER):
+            raise UserError(f"row_cache {self.row_cache}: a stream is read while training, and nothing of it is kept; leave out --streaming, or prepare it before by `seodang prepare`")
 
 
 @dataclass
@@ -141,10 +144,20 @@ class Arguments(TrainingArguments):
 
 def hold_out(examples: list, fraction: float, seed: int) -> tuple[list, list]:
     """Hold a share of the records out, with all examples of each, at random but the same for the same seed. Raises UserError where nothing would be left."""
-    of = [getattr(example, "where", "").rpartition(", example ")[0] or number for number, example in enumerate(examples)]
+    of = [record_of(example, number) for number, example in enumerate(examples)]
     records = [*dict.fromkeys(of)]
-    count = max(1, round(len(records) * fraction))
-    if count >= len(records):
-        raise UserError(f"eval_fraction {fraction} leaves nothing of {len(records)} records to train on: lower it")
-    chosen = {records[at] for at in random.Random(seed).sample(range(len(records)), count)}
+    chosen = {records[at] for at in drawn(len(records), fraction, seed)}
     return [e for e, record in zip(examples, of) if record not in chosen], [e for e, record in zip(examples, of) if record in chosen]
+
+
+def record_of(example: object, number: int) -> str | int:
+    """What all examples of a record have in common: where that stands, or of the only one its number among all."""
+    return getattr(example, "where", "").rpartition(", example ")[0] or number
+
+
+def drawn(records: int, fraction: float, seed: int) -> list[int]:
+    """Which of so many records are held out. Raises UserError where nothing would be left."""
+    count = max(1, round(records * fraction))
+    if count >= records:
+        raise UserError(f"eval_fraction {fraction} leaves nothing of {records} records to train on: lower it")
+    return random.Random(seed).sample(range(records), count)

@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 
 from seodang.data.errors import UserError
 from seodang.infer.checkpoint.load import is_adapter
-from seodang.infer.checkpoint.manifest import fingerprint, read_manifest
+from seodang.infer.checkpoint.manifest import fingerprint, fingerprint_of, read_manifest
 from seodang.infer.kernels.device import choose_dtype
 from seodang.train.run.crash_safe import Provenance
 
@@ -21,7 +21,7 @@ from seodang.train.run.crash_safe import Provenance
 # adds is part of it too: a needless refusal shows, a needless silence does not.
 FREE = {
     "where things are written, and which of them": """
-        output_dir text_cache save_strategy save_steps save_total_limit save_only_model save_on_each_node enable_jit_checkpoint load_best_model_at_end
+        output_dir text_cache row_cache save_strategy save_steps save_total_limit save_only_model save_on_each_node enable_jit_checkpoint load_best_model_at_end
         push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision
         run_name project trackio_space_id trackio_bucket_id trackio_static_space_id""",
     "what is told": """
@@ -36,7 +36,7 @@ FREE = {
         device use_cpu torch_compile torch_compile_backend torch_compile_mode activation_checkpointing activation_checkpointing_kwargs
         gradient_checkpointing gradient_checkpointing_kwargs activation_offloading use_cache torch_empty_cache_steps full_determinism
         dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor dataloader_multiprocessing_context
-        dataset_num_proc ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout fsdp fsdp_config
+        dataset_num_proc num_proc ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout fsdp fsdp_config
         deepspeed parallelism_config local_rank ds3_gather_for_generation reference_time precompute_ref_log_probs precompute_ref_batch_size
         vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout vllm_group_port vllm_gpu_memory_utilization
         vllm_tensor_parallel_size vllm_enable_sleep_mode""",
@@ -79,8 +79,13 @@ def content_of(rows: Iterable[Mapping[str, Any]]) -> str:
     """A fingerprint of what rows hold, whatever file it came from; rows that are made when they are asked for know their own."""
     if (known := getattr(rows, "content", None)) is not None:
         return fingerprint(known)
+    kept = getattr(rows, "kept", None)  # rows on disk know what took long to find
+    return _content_of(rows) if kept is None else kept("content", lambda: _content_of(rows))
+
+
+def _content_of(rows: Iterable[Mapping[str, Any]]) -> str:
     lines = (json.dumps({name: value for name, value in row.items() if name != "where"}, sort_keys=True, default=_plain) for row in rows)
-    return fingerprint("\n".join(lines))
+    return fingerprint_of(lines)
 
 
 def refuse_other_run(resume: Path | None, origin: Provenance, allowed: Sequence[str] | None) -> None:

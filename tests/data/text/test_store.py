@@ -76,15 +76,15 @@ def test_a_cache_that_cannot_be_written_is_refused_and_read_where_the_text_is_th
     with pytest.raises(UserError, match=r"cannot be written in .*lines.txt \(File exists\): make room, or name another folder, --text_cache"):
         token_store(lines, tokenizer, tmp_path / "lines.txt", documents="line")
 
-    def read_only(path):
+    def read_only(path, what):
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patched:
-        patched.setattr(store, "_alone", read_only)
+        patched.setattr(store, "alone", read_only)
         with pytest.raises(UserError, match=r"cannot be written in .*cache \(Permission denied\)"):
             token_store(lines, tokenizer, cache, documents="line")
     made, _ = token_store(lines, tokenizer, cache, documents="line")
-    monkeypatch.setattr(store, "_alone", read_only)
+    monkeypatch.setattr(store, "alone", read_only)
     found, was_there = token_store(lines, tokenizer, cache, documents="line")
     assert was_there and found.tokens.tolist() == made.tokens.tolist()
 

@@ -1,0 +1,157 @@
+"""A shard: the rows of some records in an Arrow file, and beside it what is known of them."""
+
+import hashlib
+import json
+import os
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+from transformers import PreTrainedTokenizerBase
+
+from ..accounting import digest_of
+from ..files.sources import Example, at_a_time
+from ..labels import Counts, Labeller, Row
+
+FORMAT = 1  # of the files; another number is prepared anew
+AT_A_TIME = 500  # rows that are held before they are written
+SCHEMA = pyarrow.schema([("input_ids", pyarrow.list_(pyarrow.int32())), ("labels", pyarrow.list_(pyarrow.int32()))])
+Facts = dict[str, Any]  # of a shard, as its JSON file holds them
+
+
+@dataclass
+class ShardCounts(Counts):
+    """Counts that also say of each record that is kept which rows it has and where it stands, so that doubled ones are found among all shards."""
+
+    digests: array = field(default_factory=lambda: array("q"), repr=False, compare=False)  # of the rows and of the place of each, in turn
+
+    def read_before(self, rows: Sequence[Mapping[str, Any]], where: str) -> bool:
+        self.digests.extend((digest_of(rows), place_digest(where)))
+        return False
+
+
+@dataclass(frozen=True)
+class Maker:
+    """What makes shards of records in a folder; the settings are those of `Labeller`."""
+
+    folder: Path
+    tokenizer: PreTrainedTokenizerBase
+    labelling: Mapping[str, Any]
+    alive: Callable[[], None] = lambda: None  # called from time to time
+
+    def make(self, number: int, records: str, examples: Sequence[Example]) -> Facts:
+        """Write a shard's files, its facts last, and return these; `records` is the digest of the examples.
+
+        Raises UserError for a record that is refused, OSError where nothing can be written. Until all is written the shard is not there.
+        """
+        labeller, counts = Labeller(self.tokenizer, **self.labelling), ShardCounts()
+        name = shard_name(number)
+        longest = highest = 0
+        with Aside(self.folder / f"{name}.arrow") as aside:
+            with aside.path.open("wb") as file, pyarrow.ipc.new_stream(file, SCHEMA) as writer:
+                rows = (row for example in examples for row in labeller.rows(example, counts))
+                for some in at_a_time(rows, AT_A_TIME):
+                    self.alive()
+                    longest = max(longest, *(len(row["input_ids"]) for row in some))
+                    highest = max(highest, *(max(row["input_ids"]) for row in some))
+                    writer.write_batch(_batch(some))
+        with Aside(self.folder / f"{name}.seen") as aside:
+            aside.path.write_bytes(counts.digests.tobytes())
+        facts = {
+            "format": FORMAT, "records": records, "longest": longest, "highest": highest, "counts": counts_as_json(counts),
+            "files": {each: sealed(self.folder / each) for each in (f"{name}.arrow", f"{name}.seen")},
+        }  # fmt: skip
+        write_json(self.folder / f"{name}.json", facts)
+        return facts
+
+
+class Aside:
+    """A file's place until it is whole: written under another name, and at the end of the block made durable and named as it is called."""
+
+    def __init__(self, path: Path):
+        self.final, self.path = path, path.with_name(f"{path.name}.{os.getpid()}.partial")
+
+    def __enter__(self) -> "Aside":
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is not None:
+            self.path.unlink(missing_ok=True)
+            return
+        with self.path.open("rb") as file:
+            os.fsync(file.fileno())
+        self.path.replace(self.final)
+
+
+def _batch(rows: Sequence[Row]) -> pyarrow.RecordBatch:
+    return pyarrow.record_batch([pyarrow.array([row[name] for row in rows], type=SCHEMA.field(name).type) for name in SCHEMA.names], schema=SCHEMA)
+
+
+def shard_name(number: int) -> str:
+    return f"rows-{number:05}"
+
+
+def place_digest(where: str) -> int:
+    """Sixty-four bits that tell a place from others."""
+    return int.from_bytes(hashlib.blake2b(where.encode(errors="surrogatepass"), digest_size=8).digest(), "little", signed=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a file of JSON, whole or not at all."""
+    with Aside(path) as aside:
+        aside.path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """What a file of JSON says; None where it is not there, or says nothing."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def sealed(path: Path) -> dict[str, Any]:
+    """A file's bytes and its sha256, by which it is known to be whole."""
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def damage(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> str:
+    """What is wrong with the first of some files that is not as it was sealed, in words; nothing where all are whole."""
+    for name, seal in files.items():
+        try:
+            if (size := (folder / name).stat().st_size) != seal["bytes"]:
+                return f"{name} has {size:,} bytes instead of {seal['bytes']:,}"
+            if sealed(folder / name) != dict(seal):
+                return f"{name} has other bytes than were written (its hash differs)"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+    return ""
+
+
+def counts_as_json(counts: Counts) -> dict[str, Any]:
+    """Counts without what is only remembered."""
+    known = {name: getattr(counts, name) for name in COUNTED}
+    return {name: [*count.items()] if isinstance(count, Counter) else count for name, count in known.items()}
+
+
+def counts_of_json(told: Mapping[str, Any], counts: Counts | None = None) -> Counts:
+    """The counts that `counts_as_json` told of."""
+    counts = Counts() if counts is None else counts
+    for name, count in told.items():
+        pairs = isinstance(count, list)
+        setattr(counts, name, Counter({tuple(key) if isinstance(key, list) else key: number for key, number in count}) if pairs else count)
+    return counts
+
+
+COUNTED = [name for name, value in asdict(Counts(remembers=None)).items() if isinstance(value, Counter | int)]
+
+
+def seen_of(folder: Path, numbers: Iterable[int]) -> Iterator[bytes]:
+    """What shards tell of their records, as bytes, one after the other."""
+    for number in numbers:
+        yield (folder / f"{shard_name(number)}.seen").read_bytes()
