@@ -16,6 +16,7 @@ from seodang.data.errors import UserError
 from seodang.infer.checkpoint.load import load
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.prompts import PromptOptions, ScoringOptions
+from seodang.recipes.options.rollouts import RolloutOptions
 from seodang.recipes.options.training import Arguments, ModelOptions, RunOptions
 from seodang.recipes.planning.options import PlanningOptions
 from seodang.recipes.run.before_after import answer_rows, before_and_after, picture_line, print_once
@@ -53,9 +54,10 @@ class PolicyOptions:
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    classes = PromptOptions, ScoringOptions, PolicyOptions, PpoSettings, ModelOptions, RunOptions, PlanningOptions, PpoArguments
-    data, scoring, policy, settings, model, run, planning, args = parse(argv, *classes, prog="seodang ppo", description=__doc__)
+    classes = PromptOptions, ScoringOptions, PolicyOptions, RolloutOptions, PpoSettings, ModelOptions, RunOptions, PlanningOptions, PpoArguments
+    data, scoring, policy, rollouts, settings, model, run, planning, args = parse(argv, *classes, prog="seodang ppo", description=__doc__)
     planning.begin(run)
+    rollouts.refuse_vllm("ppo")
     if run.early_stopping_patience:
         raise UserError(f"early_stopping_patience {run.early_stopping_patience}: PPO runs its iterations to their end, leave it out")
     args = complete_arguments(args, model, run, evaluates=bool(data.eval_data or data.eval_fraction), best="eval_reward")

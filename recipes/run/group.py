@@ -9,6 +9,7 @@ from seodang.data.errors import UserError
 from seodang.infer.checkpoint.load import load
 from seodang.recipes.options.parser import parse
 from seodang.recipes.options.prompts import PromptOptions, ScoringOptions
+from seodang.recipes.options.rollouts import RolloutOptions
 from seodang.recipes.options.training import ModelOptions, RunOptions
 from seodang.recipes.planning.options import PlanningOptions
 from seodang.recipes.run.before_after import answer_rows, before_and_after, picture_line, print_once
@@ -27,16 +28,17 @@ from seodang.train.stages.grpo import TRL_ARGUMENTS
 
 def run_groups(argv: Sequence[str], arguments: type, trainer_of: Callable[..., Any], prog: str, description: str) -> int:
     """`seodang grpo` or `seodang rloo`: `arguments` is trl's config with our defaults, `trainer_of` builds the stage's trainer."""
-    classes = PromptOptions, ScoringOptions, ModelOptions, RunOptions, PlanningOptions, arguments
-    data, scoring, model, run, planning, args = parse(argv, *classes, prog=prog, description=description)
+    classes = PromptOptions, ScoringOptions, RolloutOptions, ModelOptions, RunOptions, PlanningOptions, arguments
+    data, scoring, rollouts, model, run, planning, args = parse(argv, *classes, prog=prog, description=description)
     planning.begin(run)
     args = complete_group_arguments(args, model, run, evaluates=bool(data.eval_data or data.eval_fraction))
     model.refuse_adapter()
+    rollouts.settle(args, planned=bool(run.dry_run))
     tokenizer = model.decoder_tokenizer()
     set_chat_template(tokenizer, data.chat_template)
     rows, held, counts = data.rows(tokenizer, args.seed)
     rewards = scoring.rewards(tokenizer, str(args.device), model.dtype, [*rows, *held], TRL_ARGUMENTS)
-    origin = origin_of(data, scoring, model, run, args, rows=rows)
+    origin = origin_of(data, scoring, rollouts, model, run, args, rows=rows)
     resume = checkpoint_to_resume(args, run, origin)
     policy, _ = load(model.model, device=str(args.device), dtype=model.dtype, **model.loading())
     trainer = trainer_of(policy, tokenizer, rows, rewards, args, eval_rows=held or None, lora=model.lora(), provenance=origin, callbacks=early_stopping(run))

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -234,6 +235,39 @@ def test_a_process_that_finds_no_data_ends_all_and_a_killed_one_is_named(with_an
 def test_all_end_by_an_error_that_names_the_odd_one(case, rank, codes, told, with_an_odd_one):
     said = with_an_odd_one(case, rank, codes)
     assert all(words in said for words in told), said
+
+
+# DeepSpeed
+
+
+@pytest.fixture
+def deepspeed(tmp_path):
+    """`deepspeed(stage)`: the environment that a launcher gives for ZeRO of this stage, with which few weights are shared, too: by itself it would leave them whole."""
+
+    def environment(stage: int, **more) -> dict[str, str]:
+        zero = {"stage": stage, "stage3_gather_16bit_weights_on_model_save": True, **more}
+        zero |= {name: 0 for name in ("stage3_param_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance", "stage3_prefetch_bucket_size")}
+        path = tmp_path / f"zero{stage}.json"
+        path.write_text(json.dumps({"zero_optimization": zero} | dict.fromkeys(("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"), "auto")))
+        return {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(path), "DS_ACCELERATOR": "cpu"}
+
+    return environment
+
+
+@pytest.mark.full
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("verb", STAGES)
+def test_every_stage_learns_the_same_by_deepspeed_gone_on_with(verb, stage, deepspeed, base, encoder, data, tmp_path, run_script):
+    batch = 8 if verb in ("grpo", "rloo") else 4
+    held = data(STAGES[verb][0], held_out=True) if verb in ("dpo", "reward", "mlm", "ppo") else None
+    words = command(verb, encoder if verb == "mlm" else base, data, "--save_strategy", "steps", "--save_steps", 1 if verb == "ppo" else 2)
+    words += ["--eval_data", held, "--eval_strategy", "steps", "--eval_steps", 1, "--per_device_eval_batch_size", 1] if held else []
+    train_one(verb, words, tmp_path / "one", batch, 4)
+    for count in (2, 4):
+        run_script(f"recipes/{verb}.py", *words, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", batch // 2, *steps(verb, count), "--allow_changes", "all",
+                   processes=2, environment=deepspeed(stage), codes=[0, 0])  # fmt: skip
+    assert_same(tmp_path / "one", tmp_path / "two", weights=2e-2 if verb == "mlm" else 1e-3)
 
 
 # Launch files

@@ -5,6 +5,7 @@ For n labels, vocabulary V and hidden size d, the head costs three products of [
 (Wijmans et al. 2024, "Cut Your Losses"; Hsu et al. 2024, "Liger Kernel"). By hand, as their kernels are Triton's, for a GPU alone.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -267,10 +268,11 @@ def own_head(model: PreTrainedModel, without: nn.Module | None = None) -> Head:
 
 
 def with_module(module: nn.Module, name: str, other: nn.Module) -> Any:
-    """A copy of a module that shares all with it but the module of that name, and those on the way there."""
+    """A copy of a module that shares all with it but the module of that name, those on the way there, and hooks, DeepSpeed's of which count calls by module."""
     first, _, rest = name.partition(".")
     copied = object.__new__(type(module))  # copy.copy would build a model anew where FSDP has wrapped it
-    copied.__dict__.update(module.__dict__, _modules={**module._modules, first: with_module(module._modules[first], rest, other) if rest else other})
+    modules = {**module._modules, first: with_module(module._modules[first], rest, other) if rest else other}
+    copied.__dict__.update(module.__dict__, _modules=modules, _forward_hooks=OrderedDict(), _forward_pre_hooks=OrderedDict())
     return copied
 
 

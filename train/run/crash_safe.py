@@ -20,9 +20,11 @@ from .interruption import Interruptible
 from .optimizer import MasterAdamW
 from .randomness import order_by_epoch, preserve_random_state
 from .sharding import (
+    ZERO3,
     WholeCopy,
     check_sharding,
     engine_of,
+    gather_head_with_the_rest,
     gathered_when_saved,
     head_with_the_rest,
     refuse_other_engine,
@@ -55,6 +57,11 @@ def master_optimizer(model: nn.Module, args: TrainingArguments) -> tuple[type, d
     if args.optim in ADAMW and low_precision(model):
         return MasterAdamW, Trainer.get_optimizer_cls_and_kwargs(args, model)[1]
     return None
+
+
+def _values(parameter: Tensor) -> int:
+    """How many values a parameter has, those that lie with other processes included."""
+    return getattr(parameter, "ds_numel", parameter.numel())
 
 
 class CrashSafeCheckpoints(Interruptible):
@@ -92,16 +99,22 @@ class CrashSafeCheckpoints(Interruptible):
         return loss
 
     @override
-    def _prepare_for_training(self, *args, **kwargs) -> Any:
-        if self.is_sharded and self._whole is None:
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        if resume_from_checkpoint is not None and self.is_deepspeed_enabled:  # which loads by itself
+            refuse_other_engine(resume_from_checkpoint, engine_of(self.accelerator), self.args.world_size)
+        first = self.is_sharded and self._whole is None
+        if first:
             self._whole = WholeCopy(self.model)
         with head_with_the_rest(self.model) if self.is_fsdp_enabled else nullcontext():
-            return super()._prepare_for_training(*args, **kwargs)
+            prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if first and engine_of(self.accelerator) == ZERO3:
+            gather_head_with_the_rest(self.accelerator.unwrap_model(self.model))
+        return prepared
 
     @property
     def is_sharded(self) -> bool:
         """Whether in training no process holds all weights, so that forward passes wait for each other."""
-        return self.is_fsdp_enabled
+        return engine_of(self.accelerator) in ("FSDP", ZERO3)
 
     @contextmanager
     def whole_model(self) -> Iterator[Any]:
@@ -219,8 +232,8 @@ class CrashSafeCheckpoints(Interruptible):
         """How many bytes a checkpoint takes: the weights to be saved, and the optimizer's state for those that train."""
         parameters = list(self.model.parameters())
         whole = not hasattr(self.model, "peft_config")
-        weights = sum(p.numel() * p.element_size() for p in parameters if whole or p.requires_grad)
-        state = sum(p.numel() * (12 if p.dtype.itemsize == 2 else 8) for p in parameters if p.requires_grad)
+        weights = sum(_values(p) * p.element_size() for p in parameters if whole or p.requires_grad)
+        state = sum(_values(p) * (12 if p.dtype.itemsize == 2 else 8) for p in parameters if p.requires_grad)
         if (reference := self._moving_reference()) is not None:
             state += sum(p.numel() * p.element_size() for p in reference.parameters())
         return weights + (0 if self.args.save_only_model else state) + 16 * 2**20  # tokenizer, random state, logs

@@ -1,4 +1,4 @@
-"""Weights that no process holds whole: FSDP2 as accelerate sets it up, and a whole copy for whoever speaks."""
+"""Weights that no process holds whole: FSDP2 and ZeRO-3 as accelerate sets them up, and a whole copy for whoever speaks."""
 
 import copy
 import os
@@ -13,10 +13,13 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from ...data.errors import UserError
+from ...infer.runners.architecture import transformers_model
+from ..models.critic import CRITIC
 
+ZERO3 = "ZeRO-3"
 _WRAPPER = "_checkpoint_wrapped_module."  # what checkpointed activations put into a name
 
 
@@ -33,7 +36,6 @@ def shard_on_cpus_too() -> None:
 
 def check_sharding(accelerator: Accelerator, args: TrainingArguments, low_precision: bool) -> None:
     """Raise UserError for FSDP's first version, and for weights in 16 bits that neither FSDP nor DeepSpeed would keep in 32 beside them."""
-    refuse_zero3()
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is not None and plugin.fsdp_version != 2:
         raise UserError(f"FSDP version {plugin.fsdp_version} is not run here: set fsdp_version: 2 in the launch file, as recipes/launch/fsdp2.yaml does")
@@ -45,10 +47,26 @@ def check_sharding(accelerator: Accelerator, args: TrainingArguments, low_precis
         )
 
 
-def refuse_zero3() -> None:
-    """Raise UserError for ZeRO-3, which loads a model in pieces that are gathered by each module's own forward: a loss here reads the head's weight itself."""
-    if is_deepspeed_zero3_enabled():
-        raise UserError("ZeRO-3 is not run here: shard weights by FSDP2, `accelerate launch --config_file recipes/launch/fsdp2.yaml`, or keep them whole, zero_stage: 2")
+def load_whole() -> None:
+    """Have each process load whole models under ZeRO-3 too, which are taken apart when training begins: as they are under FSDP2.
+
+    transformers would load a model in pieces, and no code but DeepSpeed's could read, copy or extend it before there is an engine.
+    """
+    unset_hf_deepspeed_config()
+
+
+def gather_head_with_the_rest(model: nn.Module) -> None:
+    """Have DeepSpeed gather the head's weights whenever the outermost model is called, by its engine or without: the losses read them at label positions.
+
+    By themselves they are gathered where their own module's forward is called. The model has been prepared for ZeRO-3.
+    """
+    import deepspeed
+
+    inner = transformers_model(model)
+    trunk = getattr(inner, inner.base_model_prefix, None)
+    head = [module for name, module in inner.named_children() if module is not trunk and name != CRITIC]  # the critic is called as a module
+    for parameter in {id(p): p for module in (*head, inner.get_output_embeddings()) if module is not None for p in module.parameters()}.values():
+        deepspeed.zero.register_external_parameter(model, parameter)
 
 
 @contextmanager
@@ -107,6 +125,11 @@ class WholeCopy:
 
 def _whole(parameter: Tensor, device: torch.device) -> Tensor:
     """All of a parameter that lies in pieces with the processes."""
+    if hasattr(parameter, "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([parameter]):
+            return parameter.detach().to(device, copy=True)
     value = parameter.detach()
     return value.full_tensor().to(device) if isinstance(value, DTensor) else value.to(device, copy=True)
 
@@ -115,24 +138,39 @@ def _whole(parameter: Tensor, device: torch.device) -> Tensor:
 
 
 def engine_of(accelerator: Accelerator) -> str:
-    """What writes the weights and the optimizer's state of a checkpoint: FSDP, DeepSpeed, or in one process "" that is neither."""
-    return {DistributedType.FSDP: "FSDP", DistributedType.DEEPSPEED: "DeepSpeed"}.get(accelerator.distributed_type, "")
+    """What writes the weights and the optimizer's state of a checkpoint: FSDP, DeepSpeed, ZeRO-3 that is DeepSpeed's too, or in one process "" that is none."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return ZERO3 if accelerator.deepspeed_plugin.zero_stage == 3 else "DeepSpeed"
+    return "FSDP" if accelerator.distributed_type == DistributedType.FSDP else ""
 
 
-def refuse_other_engine(checkpoint: str, engine: str) -> None:
-    """Raise UserError for a checkpoint whose optimizer another engine has written, which this one cannot read."""
+def refuse_other_engine(checkpoint: str, engine: str, processes: int = 1) -> None:
+    """Raise UserError for a checkpoint whose optimizer another engine has written, or of DeepSpeed's another number of processes, which this one cannot read."""
     found = [path.name for path in Path(checkpoint).iterdir()]
     wrote = "FSDP" if any("pytorch_model_fsdp" in name for name in found) else "DeepSpeed" if "latest" in found else ""
+    if wrote == "DeepSpeed" and next(Path(checkpoint).glob("global_step*/zero_pp_rank_*_model_states.pt"), None) is not None:
+        wrote = ZERO3
     if wrote != engine:
         raise UserError(
             f"{checkpoint} was saved {f'under {wrote}' if wrote else 'by plain processes'}, which {engine or 'a run of plain processes'} cannot go on from: launch it as "
             "it was, with any number of processes (--allow_changes processes), or begin another run from its final model"
         )
+    shares = len([*Path(checkpoint).glob("global_step*/*zero_pp_rank_*_optim_states.pt")])
+    if shares and shares != processes:
+        raise UserError(f"{checkpoint} was saved by {shares} processes, now {processes}: under DeepSpeed launch as many, or begin another run from its final model")
 
 
 @contextmanager
 def gathered_when_saved(accelerator: Accelerator) -> Iterator[None]:
-    """Have FSDP save a model whole, however its checkpoints are written."""
+    """Have FSDP and ZeRO-3 save a model whole, however its checkpoints are written."""
+    if engine_of(accelerator) == ZERO3:
+        config = accelerator.deepspeed_engine_wrapped.engine._config.zero_config
+        before, config.gather_16bit_weights_on_model_save = config.gather_16bit_weights_on_model_save, True
+        try:
+            yield
+        finally:
+            config.gather_16bit_weights_on_model_save = before
+        return
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is None:
         yield

@@ -33,6 +33,7 @@ from ..models.branch_logprobs import choose_branch_collator, patch_branch_logpro
 from ..models.reference import frozen_copy
 from ..rewards.reward_function import Reward, check_columns, with_all_columns
 from ..rewards.rules import as_trl_reward, checked
+from ..rollouts.vllm_server import told_of_server
 from ..run.crash_safe import CrashSafeCheckpoints
 from .build import Rows, Stage, prompt_size
 
@@ -129,7 +130,8 @@ class SharedPrompt:
     @override
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, *rest, **more):
         if self.use_vllm or self.use_transformers_continuous_batching:
-            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *rest, **more)
+            with told_of_server() if self.use_vllm and self.args.vllm_mode == "server" else nullcontext():
+                return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *rest, **more)
         begun = perf_counter()
         answers = self._answers(prompt_ids)
         self._metrics["train" if self.model.training else "eval"]["rollout_seconds"].append(perf_counter() - begun)
