@@ -4,7 +4,7 @@ export PYTHON TORCH
 ready := .venv/ready
 pytest := -m pytest -c tests/pytest.ini -n auto --dist worksteal --durations=10
 
-.PHONY: help setup setup-browser demo demo-diffusion demo-encoder demo-pretrain demo-rlhf demo-seq2seq demo-attention test test-full test-newest clean
+.PHONY: help setup setup-browser demo demo-diffusion demo-encoder demo-pretrain demo-rlhf demo-seq2seq demo-attention test test-full test-newest docs clean
 
 help:
 	@echo "make demo         fine-tune the default model on real triplets, before and after (minutes)"
@@ -17,6 +17,7 @@ help:
 	@echo "make test         run every test but the longest"
 	@echo "make test-full    run all tests: real training, servers under load"
 	@echo "make test-newest  the tests of make test, in .venv-newest, with the newest libraries that pyproject.toml allows"
+	@echo "make docs         the documents as a site, site/index.html, in an environment of its own (.venv-docs)"
 	@echo "make setup        only the virtual environment in .venv, with torch, Seodang and the default models"
 	@echo "make setup-browser  Chromium, by which the pages are tested (Debian's package)"
 	@echo "make clean        remove the virtual environments and everything built; trained models stay"
@@ -64,6 +65,9 @@ test-newest:
 	@.ci/setup --newest
 	@.venv-newest/bin/python $(pytest) -m "not full" tests $(ARGS)
 
+docs:
+	@.ci/docs
+
 clean:
-	rm -rf .venv .venv-newest build dist seodang.egg-info tests/.pytest_cache .pytest_cache
+	rm -rf .venv .venv-newest .venv-docs build site dist seodang.egg-info tests/.pytest_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
