@@ -27,7 +27,7 @@ setup: $(ready)
 ifneq ($(shell cat $(ready) 2>/dev/null),$(shell pwd))
 .PHONY: $(ready)
 endif
-$(ready): pyproject.toml .ci/setup .ci/constraints.txt .ci/default-model.txt .ci/default-encoder.txt .ci/demo-data.txt
+$(ready): pyproject.toml .ci/setup .ci/constraints.txt infer/checkpoint/default-model.txt infer/checkpoint/default-encoder.txt .ci/demo-data.txt
 	@.ci/setup
 
 setup-browser: $(ready)

@@ -21,6 +21,7 @@ for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
     os.environ.setdefault(cache, "128")
 
 VERBS = {
+    "setup": "fetch what the package does not carry: the default model, the default encoder, sample data and recipes",
     "prepare": "convert the embedded default model into the cache folder, or triplets that share an input into records of several tasks",
     "preview": "show records as the model sees them, trained tokens in colour",
     "init": "write a recipe folder for one's own data, from a few questions or from options",
@@ -84,10 +85,8 @@ def prepared(argv: list[str], alone: bool) -> tuple[Callable[[list[str]], int], 
     """What is to be called, and with which arguments; `alone`, the process has nothing else to do."""
     if not argv or argv[0] in ("-h", "--help", "help"):
         return said(usage()), []
-    if argv[0] == "--version":
-        from . import __version__
-
-        return said(__version__), []
+    if "--version" in argv[:2]:
+        return version_told(argv), []
     verb, *rest = argv
     if verb not in VERBS:
         import difflib
@@ -110,6 +109,19 @@ def prepared(argv: list[str], alone: bool) -> tuple[Callable[[list[str]], int], 
         if alone and verb in lean_imports.VERBS:
             lean_imports.import_models()
         return importlib.import_module(known.module_of(verb)).main, rest
+
+
+def version_told(argv: list[str]) -> Callable[[list[str]], int]:
+    """What prints the version, with --verbose beside it all that a report of a fault should hold."""
+    if sorted(argv) == ["--verbose", "--version"]:
+        from .recipes.starting.environment import report
+
+        return said(report())
+    if argv != ["--version"]:
+        return said(f"error: {' '.join(argv)}: the version is told by --version, with --verbose for a report", sys.stderr, 2)
+    from . import __version__
+
+    return said(__version__)
 
 
 def said(text: str, stream: TextIO | None = None, code: int = 0) -> Callable[[list[str]], int]:
