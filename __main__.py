@@ -113,14 +113,14 @@ def prepared(argv: list[str], alone: bool) -> tuple[Callable[[list[str]], int], 
 
 def version_told(argv: list[str]) -> Callable[[list[str]], int]:
     """What prints the version, with --verbose beside it all that a report of a fault should hold."""
+    from . import __version__
+
     if sorted(argv) == ["--verbose", "--version"]:
         from .recipes.starting.environment import report
 
-        return said(report())
+        return said(report(__version__))
     if argv != ["--version"]:
         return said(f"error: {' '.join(argv)}: the version is told by --version, with --verbose for a report", sys.stderr, 2)
-    from . import __version__
-
     return said(__version__)
 
 

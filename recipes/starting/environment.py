@@ -11,29 +11,28 @@ import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from seodang import __version__
 from seodang.data.files.cache_folder import cache_folder
 from seodang.data.versions import KNOWN_TO_WORK, untried
 from seodang.infer.checkpoint import default_encoder, default_model
 from seodang.infer.kernels.device import choose_device, choose_dtype
-from seodang.infer.runners.native.library import OFF
 from seodang.infer.runners.native.compiler import NotBuilt, compilers
+from seodang.infer.runners.native.library import OFF
 
 LIBRARIES = (*KNOWN_TO_WORK, "tokenizers", "safetensors", "llguidance", "numpy")
 FEATURES = ("avx2", "avx_vnni", "avx512_f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "dotprod", "bf16", "i8mm", "sve")  # by which kernels differ
 SET = (OFF, "SEODANG_NATIVE_MARCH", "CC", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "HF_HOME", "XDG_CACHE_HOME", "LC_ALL", "LANG")
 
 
-def report() -> str:
-    """The report, a line of each thing; the user's home folder is written ~, and no other value of the environment is shown than those of `SET`."""
+def report(own: str) -> str:
+    """The report of Seodang of its `own` version, a line of each thing; the user's home folder is written ~, and no other value of the environment is shown than those of `SET`."""
     home = str(Path.home()) if os.environ.get("HOME") else None
-    lines = [f"{name:<16}{text}" for name, text in facts()]
+    lines = [f"{name:<16}{text}" for name, text in facts(own)]
     return "\n".join(line if home in (None, "/") else line.replace(home, "~") for line in lines)
 
 
-def facts() -> Iterator[tuple[str, str]]:
+def facts(own: str) -> Iterator[tuple[str, str]]:
     """Each thing with its name."""
-    yield "seodang", f"{__version__} in {Path(__file__).parents[2]}"
+    yield "seodang", f"{own} in {Path(__file__).parents[2]}"
     yield "python", f"{platform.python_version()} ({platform.python_implementation()}) at {sys.executable}"
     yield "platform", f"{platform.platform()}, text in {sys.getfilesystemencoding()}"
     yield "cpu", f"{cpu_name()}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores; {' '.join(cpu_features()) or 'no features known'}"
