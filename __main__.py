@@ -73,6 +73,8 @@ def usage() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb with the rest of the arguments, by default those of the process; return its exit code."""
+    if argv is None and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: a terminal that lacks a letter ends no command
     with ended_by_interrupt():
         run, rest = prepared(sys.argv[1:] if argv is None else argv, alone=argv is None)
     code = run(rest)

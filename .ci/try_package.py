@@ -16,7 +16,7 @@ EXTRAS = {  # a command that wants more than the package does, and the extra tha
     "serve default": "seodang[serve]",
     "lm-eval --model default --tasks piqa": "seodang[lm-eval]",
     "sft --data data/samples/plain.jsonl --qlora true --lora_r 4": "seodang[qlora]",
-    "synthesise default --data data/samples/plain.jsonl --count 1 --near_duplicates 0.8 --output made.jsonl": "seodang[synthesise]",
+    "synthesise --model default --data data/samples/plain.jsonl --count 1 --near_duplicates 0.8 --output made.jsonl": "seodang[synthesise]",
     "demo-seq2seq --max_steps 1": "seodang[demo]",
 }
 ROOMS = """
