@@ -4,7 +4,7 @@ export PYTHON TORCH
 ready := .venv/ready
 pytest := -m pytest -c tests/pytest.ini -n auto --dist worksteal --durations=10
 
-.PHONY: help setup setup-browser demo demo-diffusion demo-encoder demo-pretrain demo-rlhf demo-seq2seq demo-attention test test-full test-newest docs clean
+.PHONY: help package setup setup-browser demo demo-diffusion demo-encoder demo-pretrain demo-rlhf demo-seq2seq demo-attention test test-full test-newest docs clean
 
 help:
 	@echo "make demo         fine-tune the default model on real triplets, before and after (minutes)"
@@ -20,6 +20,7 @@ help:
 	@echo "make docs         the documents as a site, site/index.html, in an environment of its own (.venv-docs)"
 	@echo "make setup        only the virtual environment in .venv, with torch, Seodang and the default models"
 	@echo "make setup-browser  Chromium, by which the pages are tested (Debian's package)"
+	@echo "make package      build the wheel and the source archive into dist/, and try the wheel in a fresh environment (10 minutes)"
 	@echo "make clean        remove the virtual environments and everything built; trained models stay"
 
 setup: $(ready)
@@ -28,7 +29,7 @@ setup: $(ready)
 ifneq ($(shell cat $(ready) 2>/dev/null),$(shell pwd))
 .PHONY: $(ready)
 endif
-$(ready): pyproject.toml .ci/setup .ci/constraints.txt .ci/default-model.txt .ci/default-encoder.txt .ci/demo-data.txt
+$(ready): pyproject.toml .ci/setup .ci/torch.sh .ci/constraints.txt infer/checkpoint/default-model.txt infer/checkpoint/default-encoder.txt .ci/demo-data.txt
 	@.ci/setup
 
 setup-browser: $(ready)
@@ -67,6 +68,9 @@ test-newest:
 
 docs:
 	@.ci/docs
+
+package:
+	@.ci/package
 
 clean:
 	rm -rf .venv .venv-newest .venv-docs build site dist seodang.egg-info tests/.pytest_cache .pytest_cache

@@ -21,6 +21,7 @@ for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
     os.environ.setdefault(cache, "128")
 
 VERBS = {
+    "setup": "fetch what the package does not carry: the default model, the default encoder, sample data and recipes",
     "prepare": "make ready: the embedded default model, rows of many records on disk, or records of several tasks out of triplets",
     "preview": "show records as the model sees them, trained tokens in colour",
     "init": "write a recipe folder for one's own data, from a few questions or from options",
@@ -72,6 +73,8 @@ def usage() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb with the rest of the arguments, by default those of the process; return its exit code."""
+    if argv is None and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: a terminal that lacks a letter ends no command
     with ended_by_interrupt():
         run, rest = prepared(sys.argv[1:] if argv is None else argv, alone=argv is None)
     code = run(rest)
@@ -84,10 +87,8 @@ def prepared(argv: list[str], alone: bool) -> tuple[Callable[[list[str]], int], 
     """What is to be called, and with which arguments; `alone`, the process has nothing else to do."""
     if not argv or argv[0] in ("-h", "--help", "help"):
         return said(usage()), []
-    if argv[0] == "--version":
-        from . import __version__
-
-        return said(__version__), []
+    if "--version" in argv[:2]:
+        return version_told(argv), []
     verb, *rest = argv
     if verb not in VERBS:
         import difflib
@@ -110,6 +111,19 @@ def prepared(argv: list[str], alone: bool) -> tuple[Callable[[list[str]], int], 
         if alone and verb in lean_imports.VERBS:
             lean_imports.import_models()
         return importlib.import_module(known.module_of(verb)).main, rest
+
+
+def version_told(argv: list[str]) -> Callable[[list[str]], int]:
+    """What prints the version, with --verbose beside it all that a report of a fault should hold."""
+    from . import __version__
+
+    if sorted(argv) == ["--verbose", "--version"]:
+        from .recipes.starting.environment import report
+
+        return said(report(__version__))
+    if argv != ["--version"]:
+        return said(f"error: {' '.join(argv)}: the version is told by --version, with --verbose for a report", sys.stderr, 2)
+    return said(__version__)
 
 
 def said(text: str, stream: TextIO | None = None, code: int = 0) -> Callable[[list[str]], int]:

@@ -8,6 +8,7 @@ Started again with the same options, it goes on where it stopped.
 """
 
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ from seodang.recipes.options.training import ModelOptions
 from seodang.recipes.ppo import PpoArguments
 from seodang.recipes.reward import RewardArguments
 from seodang.recipes.run.identity import content_of, environment_of, options_of
+from seodang.recipes.run.one_writer import only_writer
 from seodang.recipes.run.rounds import Rounds, share_out
+from seodang.recipes.run.training import ANOTHER
 from seodang.train.rewards.ranking import RankingStopped
 from seodang.train.rewards.reward_function import check_columns
 from seodang.train.stages.ppo_settings import PpoSettings
@@ -87,7 +90,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.dry_run:
         return 0
     try:
-        folder = rounds.run()
+        with only_writer(Path(options.output_dir), ANOTHER) if rounds.ppo_args.process_index == 0 else nullcontext():
+            folder = rounds.run()
     except RankingStopped:
         rounds.print_once("stopped; what was ranked is kept, and the same command goes on from there")
         return 0

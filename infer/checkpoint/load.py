@@ -41,7 +41,7 @@ from .default_encoder import default_encoder
 from .default_model import default_model, shipped_gguf
 from .few_bits_folder import few_bits_of, is_mapped, read_few_bits
 from .gguf_file import gguf_model, gguf_tokenizer, is_gguf
-from .manifest import read_manifest, verify
+from .manifest import read_manifest, verify, warn_of_other_template
 from .pooler import pooler_argument
 from .published_diffusion import published, published_tokenizer, stored_config
 from .quantise import BITS, is_quantised, quantise
@@ -120,6 +120,7 @@ def load(
         model = _load_weights(place, model_class, weights_dtype, model_arguments, brings_head=head is not None)
     tokenizer = _read_tokenizer(resolve(adapter) if adapter is not None and has_tokenizer(resolve(adapter)) else place)
     _warn_of_more_ids(place, model, tokenizer)
+    warn_of_other_template(Path(place if adapter is None else resolve(adapter)), tokenizer.chat_template)
     if adapter is not None:
         model = _load_adapter(model, resolve(adapter))
     if head is not None:

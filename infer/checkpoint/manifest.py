@@ -84,6 +84,16 @@ def refuse_outside(folder: Path, name: str) -> None:
         raise UserError(f"{folder / MANIFEST} names {name!r}, which is not a file of this folder: copy the folder with its links followed, or use another checkpoint")
 
 
+def warn_of_other_template(folder: Path, template: str | Mapping[str, str] | None) -> None:
+    """Warn where a chat template is not the one by which the model of a folder was trained, as the fingerprint in its manifest tells."""
+    trained = (read_manifest(folder) or {}).get("template") if folder.is_dir() else None
+    if trained is not None and template is not None and (now := fingerprint(template)) != trained:
+        warnings.warn(
+            f"{folder} was trained by another chat template than the one in use (fingerprints {trained} and {now}): prompts are not what they were in training; "
+            "leave --chat_template out, or restore the folder's own", stacklevel=3,
+        )  # fmt: skip
+
+
 def verify(folder: Path, by_size: Collection[str] = ()) -> dict[str, Any] | None:
     """Check `folder` against its manifest and return it; None where there is none.
 

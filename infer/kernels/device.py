@@ -25,6 +25,11 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or this machine, has no memory left."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
 def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
     """Return the named dtype, or for "auto" the fastest that is safe on `device`, with the reason in words; raises UserError for an unknown name."""
     if name in DTYPES:

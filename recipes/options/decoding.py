@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
+from pathlib import Path
 from typing import Any, ClassVar, get_args, get_origin
 
 from seodang.data.errors import UserError
@@ -63,6 +64,7 @@ class SpeakingModel(LoadedModel):
     def open(self):
         """Load the model and its tokenizer, with the chat template that is asked for."""
         from seodang.data.chat import set_chat_template
+        from seodang.infer.checkpoint.manifest import warn_of_other_template
         from seodang.infer.engine.checkpoint_settings import known_config
         from seodang.infer.runners.paradigm import refuse_encoder
 
@@ -71,6 +73,7 @@ class SpeakingModel(LoadedModel):
         model, tokenizer = super().open(weights=self.weights, kv_cache_dtype=self.kv_cache_dtype)
         if self.chat_template is not None:
             set_chat_template(tokenizer, self.chat_template)
+            warn_of_other_template(Path(self.adapter or self.model), tokenizer.chat_template)
         return model, tokenizer
 
     def tell(self, model) -> None:

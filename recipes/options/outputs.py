@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from seodang.data.errors import UserError
 
-FOLDERS = ("output_dir",)
+FOLDERS = ("output_dir", "examples")
 FILES = ("output", "html", "png", "plan_file", "dropped")
 OUTPUTS = FOLDERS + FILES  # the options that name what is written
 READ = ("data", "eval_data", "prompts", "config", "tasks_from", "triplets_from", "personas", "launch_file")  # those that name what is read, and must not be written over

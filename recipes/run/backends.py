@@ -8,6 +8,7 @@ from typing import Any
 
 from seodang.data.errors import UserError
 from seodang.infer import SamplingParams
+from seodang.infer.kernels.device import is_out_of_memory
 from seodang.recipes.options.backend import AHEAD, BackendOptions
 from seodang.recipes.options.decoding import Decoding, SpeakingModel
 from seodang.recipes.prompts.prompt_files import Prompts
@@ -77,9 +78,18 @@ class OwnBackend:
         asks = [self._sources.asks(self.model, self.tokenizer, index, own) for index, own in zip(indices, each, strict=True)]
         how = {"literal": self._how.literal, "max_rows": self._how.batch_size, "ahead": ahead, "prefix_cache": self.prefix_cache, "on_error": self.on_error}
         found = answers(self.model, self.tokenizer, [prompt for prompt, _ in asks], [own for _, own in asks], **how)
-        if len(indices) == len(self._asked.prompts):
-            return found
-        return (replace(result, prompt_index=indices[result.prompt_index]) for result in found)
+        whole = len(indices) == len(self._asked.prompts)
+        return self._memory_named(found if whole else (replace(result, prompt_index=indices[result.prompt_index]) for result in found))
+
+    def _memory_named(self, results: Iterator[Any]) -> Iterator[Any]:
+        """The results; raises UserError, with the batch size, in place of the error of a memory that does not suffice."""
+        try:
+            yield from results
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            told = f"out of memory with --batch_size {self._how.batch_size}: lower it, or --max_new_tokens, or keep the cache in 8 bits (--kv_cache_dtype int8, on a CPU)"
+            raise UserError(f"{told} ({' '.join(str(error).split()):.200})") from error
 
     def asks(self, index: int) -> tuple[Any, SamplingParams]:
         """What the model is asked of a prompt, and with which settings."""

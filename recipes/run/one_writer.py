@@ -22,6 +22,13 @@ def refuse_second_writer(descriptor: int, path: Path, remedy: str) -> None:
         pass
 
 
+def refuse_busy_folder(folder: Path, remedy: str) -> None:
+    """Raise UserError where another process writes into a folder, as `only_writer` does; nothing is made."""
+    if folder.is_dir():
+        with only_writer(folder, remedy):
+            pass
+
+
 @contextmanager
 def only_writer(folder: Path, remedy: str) -> Iterator[None]:
     """Keep other processes out of a folder, which is made where there is none. Raises UserError where one is in it."""

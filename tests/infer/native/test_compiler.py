@@ -144,7 +144,7 @@ def test_the_compiler_that_cc_names_is_taken_with_its_arguments_and_no_other(sou
 
 
 def test_without_a_compiler_it_says_how_to_have_one(source):
-    with pytest.raises(NotBuilt, match=r"^no C compiler is there \(cc, clang, gcc\): install gcc or clang, or run pip install 'seodang\[compiler\]'$"):
+    with pytest.raises(NotBuilt, match=r"^no C compiler is there \(cc, clang, gcc\): install gcc or clang, or run pip install 'seodang\[native\]'$"):
         built(source)
 
 
