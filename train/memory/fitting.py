@@ -15,7 +15,7 @@ from .step import longest
 
 CHUNKS = (CHUNK, 256, 128, 64)  # positions, the quickest first; with fewer the head's products wait for memory
 LONG = 16_384  # tokens of a micro-batch from which on a run looks at the memory that is free
-WRITTEN = 12  # bytes a position and token: logits, their softmax and their gradient
+WRITTEN = 32  # bytes a position and token that a chunk takes at most: logits, capped and in float32, their softmax and their gradients
 GIB = 2**30
 
 

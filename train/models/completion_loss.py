@@ -82,6 +82,7 @@ class LinearCrossEntropy(torch.autograd.Function):
                 d_weight.addmm_(d_logits.T, some, beta=float(start > 0), alpha=1 / divisor)
             if wants_bias:
                 d_bias.add_(d_logits.sum(dim=0), alpha=1 / divisor)
+            del logprobs, d_logits  # before the next chunk's are made
         ctx.save_for_backward(d_hidden, d_weight, d_bias)
         return total / divisor
 
