@@ -114,8 +114,8 @@ def published() -> None:
             trainer = sft_trainer(model, load_tokenizer("default"), rows, Arguments(output_dir=folder, **args))
             measured = measure(trainer)
         for devices in DEVICES:
-            plan = memory_plan(trainer, measured, Layout(devices))
-            others = other_ways(trainer, measured, plan.layout) if devices > 1 else {}
+            plan = memory_plan(measured, Layout(devices))
+            others = other_ways(measured, plan.layout) if devices > 1 else {}
             told = f" ({', '.join(f'{way} {peak / GIB:.1f}' for way, peak in others.items())})" if others else ""
             print(f"{path.stem:<14}{measured.count / 1e9:7.3f}B {devices:>3} devices{plan.peak / GIB:9.1f} GiB in {plan.peak_moment}{told}")
         print(f"{'':<14}found in {time.perf_counter() - begun:.0f} s", flush=True)

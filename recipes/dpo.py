@@ -17,6 +17,7 @@ from seodang.infer.runners.paradigm import diffusion_of
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.preference import PreferenceOptions
 from seodang.recipes.options.training import Arguments, ModelOptions, RunOptions
+from seodang.recipes.planning.fit import fit
 from seodang.recipes.planning.options import PlanningOptions
 from seodang.recipes.run.before_after import answer_rows, before_and_after, picture_line, print_once
 from seodang.recipes.run.identity import origin_of
@@ -71,7 +72,7 @@ class DpoArguments(Arguments):
 def main(argv: list[str] | None = None) -> int:
     classes = DpoOptions, PreferenceSettings, ModelOptions, RunOptions, PlanningOptions, DpoArguments
     data, settings, model, run, planning, args = parse(argv, *classes, prog="seodang dpo", description=__doc__)
-    planning.begin(run)
+    planning.begin(run, chooses=True)
     args = complete_arguments(args, model, run, evaluates=bool(data.eval_data or data.eval_fraction))
     model.refuse_adapter()
     tokenizer = model.decoder_tokenizer()
@@ -79,7 +80,9 @@ def main(argv: list[str] | None = None) -> int:
     rows, held, counts = data.rows(prepare_preferences, tokenizer, args.seed, data.max_length, PREFERENCE_SHAPES)
     origin = origin_of(data, settings, model, run, args, rows=rows)
     resume = checkpoint_to_resume(args, run, origin)
-    trainer = build(model, tokenizer, rows, held, args, settings, data, run, origin)
+    trainer_of = lambda: build(model, tokenizer, rows, held, args, settings, data, run, origin, planning)
+    fit(planning, run, args, rows, trainer_of)
+    trainer = trainer_of()
     stage = f"training        {ranked_amount(rows)} in {steps_of(args, len(rows)):,} steps, loss {settings.loss}"
     stages = [stage, *diffusion_lines(trainer), *held_out_line(ranked_amount(held), held)]
     if (code := only_planned(trainer, run, planning, counts, resume, stage=stages)) is not None:
@@ -93,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def build(options: ModelOptions, tokenizer, rows, held, args, settings: PreferenceSettings, data: DpoOptions, run: RunOptions, origin) -> DpoTrainer:
+def build(options: ModelOptions, tokenizer, rows, held, args, settings: PreferenceSettings, data: DpoOptions, run: RunOptions, origin, planning) -> DpoTrainer:
     """Load the model, and the reference where it is another, and set up the trainer of the way that the model speaks."""
     how = {"device": str(args.device), "dtype": options.dtype}
     model, _ = load(options.model, **how, **options.loading())
@@ -102,7 +105,9 @@ def build(options: ModelOptions, tokenizer, rows, held, args, settings: Preferen
     if data.reference is not None:
         settled["reference"] = load(data.reference, **how)[0]
     if diffusion_of(model.config) is None:
-        return dpo_trainer(model, tokenizer, rows, args, settings, eval_rows=held or None, provenance=origin, **settled)
+        return dpo_trainer(model, tokenizer, rows, args, settings, eval_rows=held or None, provenance=origin, loss_chunk=planning.chunk, **settled)
+    if planning.loss_chunk:
+        raise UserError(f"loss_chunk {planning.loss_chunk} is for preferences of a model that speaks from left to right, {options.model} is one of diffusion: leave it out")
     if loads_without_weights():
         raise UserError(f"{options.model} is a model of diffusion, whose preferences are planned with its weights: --dry_run time")
     canvas = canvas_of(tokenizer, data.canvas)

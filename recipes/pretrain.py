@@ -23,6 +23,7 @@ from seodang.data.text.tokenizer_training import TokenizerSettings, says, train_
 from seodang.infer import SamplingParams
 from seodang.infer.checkpoint.load import load_tokenizer, resolve
 from seodang.infer.checkpoint.published_diffusion import stored_config
+from seodang.infer.checkpoint.without_weights import weight_bytes
 from seodang.infer.kernels.device import choose_dtype
 from seodang.infer.runners.architecture import text_limit
 from seodang.infer.runners.encoder_decoder import decoder_start, position_limit
@@ -34,6 +35,7 @@ from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.text import TextOptions
 from seodang.recipes.options.tokenizing import TokenizerOptions
 from seodang.recipes.options.training import Arguments, ModelOptions, RunOptions
+from seodang.recipes.planning.fit import fit
 from seodang.recipes.planning.options import PlanningOptions
 from seodang.recipes.run.before_after import picture_line, print_once
 from seodang.recipes.run.identity import origin_of
@@ -138,13 +140,14 @@ def main(argv: list[str] | None = None) -> int:
     text, architecture, tokens, masking, spans, samples, options, run, planning, args = parse(argv, *classes, prog="seodang pretrain", description=__doc__)
     args = complete_arguments(args, options, run, evaluates=bool(text.eval_data or text.eval_fraction))
     kind = trained_kind(architecture, options)
-    planning.begin(run, of_shapes=kind == DECODER)
+    planning.begin(run, of_shapes=kind == DECODER, chooses=True)
     refuse_idle(tokens, {ENCODER: masking, ENCODER_DECODER: spans}, samples, options, kind, evaluates=bool(text.eval_data or text.eval_fraction))
     tokenizer = chosen_tokenizer(text, tokens.settings(kind), options, args)
     spoken = exact(tokenizer)
     refuse_tokenizer(tokenizer, kind, masking)  # before the text is read
     positions = positions_for(text.row_length(None), spoken, spans) if kind == ENCODER_DECODER else text.row_length(None)
-    model = load_model(options, args) if options.model is not None else from_nothing(architecture, options, spoken, positions, args)
+    model_of = lambda: load_model(options, args) if options.model is not None else from_nothing(architecture, options, spoken, positions, args)
+    model = model_of()
     rows_of = {DECODER: causal_rows, ENCODER: masked_rows, ENCODER_DECODER: partial(span_rows, options=spans)}[kind]
     length = text.row_length(position_limit(model, "encoder") if kind == ENCODER_DECODER else text_limit(model))
     words = kind == ENCODER and masking.whole_words
@@ -163,9 +166,12 @@ def main(argv: list[str] | None = None) -> int:
         told += span_lines(trainer, spans)
     else:
         sample = sampler(samples, spoken, eval_rows, run.eval_samples, shows=args.process_index == 0)
-        trainer = pretrain_trainer(
-            model, spoken, rows, args, eval_rows=eval_rows, lora=options.lora(), sample=sample, provenance=origin, callbacks=early_stopping(run)
-        )
+        trainer_of = lambda model: pretrain_trainer(
+            model, spoken, rows, args, eval_rows=eval_rows, lora=options.lora(), sample=sample, provenance=origin, callbacks=early_stopping(run),
+            loss_chunk=planning.chunk,
+        )  # fmt: skip
+        fit(planning, run, args, rows, lambda: trainer_of(model_of()), held=weight_bytes(model))
+        trainer = trainer_of(model)
     told = [*tokenizer_lines(tokenizer), *told]
     if (code := only_planned(trainer, run, planning, rows.store.counts, resume, stage=told, cost=lambda: plan(trainer).lines())) is not None:
         return code

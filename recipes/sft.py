@@ -21,6 +21,7 @@ from seodang.infer.checkpoint.load import load
 from seodang.recipes.options.parser import command, parse
 from seodang.recipes.options.tasks import task_lines
 from seodang.recipes.options.training import Arguments, DataOptions, ModelOptions, RunOptions, hold_out
+from seodang.recipes.planning.fit import fit
 from seodang.recipes.planning.options import PlanningOptions
 from seodang.recipes.preparing.rows import lie_on_disk, rows_on_disk
 from seodang.recipes.run.before_after import picture_line, print_once
@@ -33,6 +34,7 @@ from seodang.recipes.run.training import (
     only_planned,
     train_and_save,
 )
+from seodang.train.maths.logprobs import CHUNK
 from seodang.train.rollouts.eval_generation import AnswerSampler, HeldOut, answerable, held_out_questions
 from seodang.train.run.callbacks import CURVE, terminal_curve
 from seodang.train.run.crash_safe import Provenance
@@ -46,14 +48,16 @@ PLANNED_FROM = 256  # records of a stream that the plan is made from
 def main(argv: list[str] | None = None) -> int:
     classes = DataOptions, ModelOptions, RunOptions, PlanningOptions, Arguments
     data, model, run, planning, args = parse(argv, *classes, prog="seodang sft", description=__doc__)
-    planning.begin(run)
+    planning.begin(run, chooses=True)
     args = complete_arguments(args, model, run, evaluates=bool(data.eval_data or data.eval_fraction))
     tokenizer = model.decoder_tokenizer()
     set_chat_template(tokenizer, data.chat_template)
     rows, eval_rows, questions, counts = load_rows(data, tokenizer, args)
     origin = origin_of(data, model, run, args, rows=rows)
     resume = checkpoint_to_resume(args, run, origin)
-    trainer = build(model, tokenizer, rows, eval_rows, questions, args, run, origin)
+    trainer_of = lambda: build(model, tokenizer, rows, eval_rows, questions, args, run, origin, planning.chunk)
+    fit(planning, run, args, rows, trainer_of)
+    trainer = trainer_of()
     if (code := only_planned(trainer, run, planning, counts, resume, stage=stage_lines(data, counts), cost=lambda: plan(trainer).lines())) is not None:
         return code
     folder = train_and_save(trainer, resume)
@@ -123,14 +127,16 @@ def build(
     args: TrainingArguments,
     run: RunOptions,
     origin: Provenance,
+    loss_chunk: int = CHUNK,
 ) -> SftTrainer:
     """Load the model and set up its trainer."""
     model, _ = load(options.model, device=str(args.device), dtype=options.dtype, **options.loading())
     questions = list(islice(answerable(questions, tokenizer, model), run.eval_samples))
     sample = AnswerSampler(tokenizer, questions, show=show) if questions else None
     return sft_trainer(
-        model, tokenizer, rows, args, eval_rows=eval_rows or None, lora=options.lora(), sample=sample, provenance=origin, callbacks=early_stopping(run)
-    )
+        model, tokenizer, rows, args, eval_rows=eval_rows or None, lora=options.lora(), sample=sample, provenance=origin, callbacks=early_stopping(run),
+        loss_chunk=loss_chunk,
+    )  # fmt: skip
 
 
 def show(question: HeldOut, answer: str) -> None:

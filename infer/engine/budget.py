@@ -155,7 +155,11 @@ def pass_bytes(runner: Runner, positions: int, rows: int, keys: int) -> int:
 
 def free_memory(model: nn.Module) -> int:
     """Return how many bytes are free on the model's device; on a CPU no more than a container's limit leaves."""
-    device = next(iter(model.parameters())).device
+    return free_on(next(iter(model.parameters())).device)
+
+
+def free_on(device: torch.device) -> int:
+    """Return how many bytes are free on a device; on a CPU no more than a container's limit leaves."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ...data.errors import UserError
 
@@ -17,6 +18,9 @@ BOOKKEEPING = frozenset(
     "num_items_in_batch cu_seq_lens_q cu_seq_lens_k max_length_q max_length_k seq_idx is_causal".split()
 )
 HONOURED = frozenset("scaling dropout sliding_window softcap s_aux".split())
+
+AT_ONCE = 1 << 24  # numbers, one a query and key, and where scores are written out a head: of more, some queries take their turn behind others
+LEAST = 64  # queries of a turn: with fewer a call costs more than its products
 
 
 def attend(
@@ -39,10 +43,21 @@ def attend(
     [1, heads, n, d_v]. `window` counts the keys a query sees, itself included; without `causal` it is the distance to
     the farthest key seen on either side, as in transformers. `softcap` is Gemma 2's bound on the scores, `sinks` one
     score a head that takes probability and gives no value (gpt-oss). `masks` keeps what the layers of a pass have in common. Differentiable.
+    Without them a long sequence holds neither a mask nor scores of all its queries and keys: see `attend_in_turns`.
     """
     if causal and window is not None:
         first = max(past - window + 1, 0)  # no query sees a key before this one
         key, value, past = key[:, :, first:], value[:, :, first:], past - first
+    settings = {"past": past, "scale": scale, "dropout": dropout, "window": window, "softcap": softcap, "sinks": sinks, "causal": causal}
+    if masks is None and (size := queries_of_a_turn(query, key.shape[2], **settings)) is not None:
+        return attend_in_turns(query, key, value, size, **settings)
+    return _attend_at_once(query, key, value, masks=masks, **settings)
+
+
+def _attend_at_once(
+    query: Tensor, key: Tensor, value: Tensor, *, past: int, scale: float | None, dropout: float, window: int | None, softcap: float | None,
+    sinks: Tensor | None, causal: bool, masks: dict | None = None,
+) -> Tensor:  # fmt: skip
     n, seen = query.shape[2], key.shape[2]
     if softcap is None and sinks is None:
         square = causal and past == 0 and n > 1 and (window is None or window >= n)
@@ -53,6 +68,33 @@ def attend(
         )
     mask = visible(n, seen, past, window, causal, query.device)
     return attend_in_full(query, key, value, mask, scale, dropout, softcap, sinks)
+
+
+def queries_of_a_turn(query: Tensor, seen: int, *, past: int, window: int | None, softcap: float | None, sinks: Tensor | None, causal: bool, **rest) -> int | None:
+    """Return how many queries are to attend at a time, so that what is written out of them stays small; None where all may, or where nothing is written out."""
+    rows, heads, n, _ = query.shape
+    fused = softcap is None and sinks is None
+    masked = (causal and past > 0) or (window is not None and window < seen)
+    numbers = 1 if fused else rows * heads  # a query and key
+    if n <= LEAST or (fused and not masked) or numbers * n * seen <= AT_ONCE:
+        return None
+    if window is None or window >= seen:
+        return max(AT_ONCE // (numbers * seen), LEAST)
+    return max(min(AT_ONCE // (numbers * 2 * window), window), LEAST)  # as many again as the window is wide waste half of the products
+
+
+def attend_in_turns(query: Tensor, key: Tensor, value: Tensor, size: int, *, past: int, window: int | None, causal: bool, **settings) -> Tensor:
+    """The same with so many queries at a time, over the keys that any of them sees: what is written out of them is let go of, and written again for the gradient."""
+    n, seen = query.shape[2], key.shape[2]
+    parts = []
+    for start in range(0, n, size):
+        stop = min(start + size, n)
+        first = 0 if window is None else max(past + start - window + (1 if causal else 0), 0)
+        last = past + stop if causal else seen if window is None else min(past + stop + window, seen)
+        some = query[:, :, start:stop], key[:, :, first:last], value[:, :, first:last]
+        how = {"past": past + start - first, "window": window, "causal": causal, **settings}
+        parts.append(checkpoint(_attend_at_once, *some, use_reentrant=False, **how) if torch.is_grad_enabled() else _attend_at_once(*some, **how))
+    return torch.cat(parts, dim=2)
 
 
 def penalty(n: int, seen: int, past: int, window: int | None, causal: bool, query: Tensor, masks: dict | None) -> Tensor | None:

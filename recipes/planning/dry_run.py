@@ -8,10 +8,9 @@ from typing import Any
 
 from seodang.recipes.planning.options import PlanningOptions
 from seodang.train.memory.advice import advice
+from seodang.train.memory.fitting import Choice, can_be_fitted, fitted
 from seodang.train.memory.peak import MemoryPlan, measure, memory_plan, other_ways
-from seodang.train.memory.sharding import Layout
 from seodang.train.stages.plan import size_of
-from seodang.train.stages.ppo import PpoTrainer
 from seodang.train.stages.sft import SftTrainer
 
 GIB = 2**30
@@ -21,25 +20,35 @@ PARTS = ("parameters", "master weights", "optimizer state", "gradients", "models
 
 def dry_run(trainer: Any, planning: PlanningOptions, lines: Iterable[str]) -> int:
     """Print the lines and what the run takes of each device; return 0, or 1 where it does not fit into the memory given."""
-    layout = planning.layout(isinstance(trainer, PpoTrainer))
+    layout, memory, args = planning.layout, planning.memory, trainer.args
     size = size_of(trainer) if isinstance(trainer, SftTrainer) else None
     trainer.models_beside = planning.built
-    if layout.checkpoints:
-        trainer.args.activation_checkpointing = True
-    measured = measure(trainer, layout.devices)
-    plan = memory_plan(trainer, measured, layout)
-    others = other_ways(trainer, measured, layout) if layout.devices > 1 else {}
-    memory, accumulated = planning.memory, trainer.args.gradient_accumulation_steps
+    settled = planning.settled(args)
+    args.activation_checkpointing |= layout.checkpoints
+    told = precise(args, layout.mixed_precision)
+    choice = fitted(trainer, layout, memory, settled) if memory is not None and can_be_fitted(trainer) else None
+    plan = choice.plan if choice else memory_plan(measure(trainer, layout.devices), layout)
+    others = other_ways(plan.measured, layout) if layout.devices > 1 else {}
+    accumulated = args.gradient_accumulation_steps
     fits = memory is None or plan.peak <= memory
+    told += [f"chosen          {choice.told('of --device_memory')}"] if choice else []
     changes = [] if fits else advice(trainer, plan, memory)
-    told = precision_lines(trainer.args, layout)
     cost = [] if size is None else replace(size, memory=int(plan.peak)).lines()
     if not trainer.is_world_process_zero():
         return 0 if fits else DOES_NOT_FIT
     print(*lines, *cost, *table(plan), *step_lines(plan, accumulated), *told, *verdict(plan, memory, changes, others), sep="\n", flush=True)
     if planning.plan_file is not None:
-        Path(planning.plan_file).write_text(json.dumps(as_json(plan, memory, changes, others), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        Path(planning.plan_file).write_text(json.dumps(as_json(plan, memory, changes, others, choice), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return 0 if fits else DOES_NOT_FIT
+
+
+def precise(args: Any, asked: str | None) -> list[str]:
+    """Plan with the mixed precision that a launch file asks for, where the run's own options ask for none; what is planned with, in lines."""
+    if asked not in ("bf16", "fp16"):
+        return []
+    if args.mixed_precision in (None, "no"):
+        args.mixed_precision = asked
+    return [f"precision       {args.mixed_precision}, {'as the launch file asks' if args.mixed_precision == asked else 'which the options ask for, not the launch file'}"]
 
 
 def table(plan: MemoryPlan) -> list[str]:
@@ -52,14 +61,6 @@ def table(plan: MemoryPlan) -> list[str]:
             lines.append(f"{part:<16}" + "".join(f"{value / GIB:11.2f}" for value in values) + (f"  {words[part]}" if part in words else ""))
     totals = [sum(plan.moments[name].values()) for name in moments]
     return [*lines, f"{'sum':<16}" + "".join(f"{total / GIB:11.2f}" for total in totals) + f"  the peak is {plan.peak / GIB:.2f}, in {plan.peak_moment}", ""]
-
-
-def precision_lines(args: Any, layout: Layout) -> list[str]:
-    """What to give where a launch file asks for a mixed precision that the plan's own options do not say."""
-    asked = layout.mixed_precision
-    if asked not in ("bf16", "fp16") or getattr(args, asked):
-        return []
-    return [f"warning         the launch file asks for mixed_precision {asked}, which is not planned here: give --{asked} true"]
 
 
 def words_of(plan: MemoryPlan) -> dict[str, str]:
@@ -102,7 +103,7 @@ def verdict(plan: MemoryPlan, memory: int | None, changes: list[tuple[str, float
     return lines if changes else [*lines, "change first    the model, or the devices: nothing else is left to change"]
 
 
-def as_json(plan: MemoryPlan, memory: int | None, changes: list[tuple[str, float]], others: dict[str, float]) -> dict[str, Any]:
+def as_json(plan: MemoryPlan, memory: int | None, changes: list[tuple[str, float]], others: dict[str, float], choice: Choice | None) -> dict[str, Any]:
     """The same for programs, in bytes."""
     m = plan.measured
     return {
@@ -112,6 +113,7 @@ def as_json(plan: MemoryPlan, memory: int | None, changes: list[tuple[str, float
         "moments": {name: {part: round(value) for part, value in parts.items()} for name, parts in plan.moments.items()},
         "peak": round(plan.peak), "peak_moment": plan.peak_moment, "host": round(plan.host),
         "step": {"tokens": m.step.tokens, "learned": m.step.learned, "micro_batch": m.step.told},
+        "chosen": choice and {"activation_checkpointing": choice.checkpointing, "loss_chunk": choice.chunk, "quickest": round(choice.quickest)},
         "device_memory": memory, "fits": None if memory is None else plan.peak <= memory,
         "changes": [{"change": words, "peak": round(peak)} for words, peak in changes], "in_other_ways": {way: round(peak) for way, peak in others.items()},
     }  # fmt: skip

@@ -95,6 +95,7 @@ def only_planned(
 
     `cost` finds out what it will cost, with weights; a plan from shapes does without.
     """
+    stage = [*stage, *planning.chosen]
     if run.dry_run == "memory":
         from seodang.recipes.planning.dry_run import dry_run
 

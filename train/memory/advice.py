@@ -8,7 +8,6 @@ from torch import nn
 
 from ...infer.checkpoint.without_weights import FourBitLinear
 from ..models.reference import has_adapter
-from ..stages.ppo import PpoTrainer
 from .optimizers import OptimizerCost
 from .peak import Measured, MemoryPlan, measured_again, memory_plan
 from .sharding import FSDP, Layout
@@ -26,11 +25,11 @@ def advice(trainer: Any, plan: MemoryPlan, memory: int) -> list[tuple[str, float
     found: list[tuple[str, float]] = []
     measured = plan.measured
     for words, measured in changes_of_step(trainer, plan):  # noqa: B007  # the last is what the others stand beside
-        found.append((words, memory_plan(trainer, measured, plan.layout).peak))
+        found.append((words, memory_plan(measured, plan.layout).peak))
         if found[-1][1] <= memory:
             return found
     for words, now, layout in further(trainer, measured, plan.layout, memory):
-        found.append((words, memory_plan(trainer, now, layout).peak))
+        found.append((words, memory_plan(now, layout).peak))
         if found[-1][1] <= memory:
             break
     return found
@@ -52,12 +51,11 @@ def changes_of_step(trainer: Any, plan: MemoryPlan) -> Iterator[tuple[str, Measu
 
 def further(trainer: Any, measured: Measured, layout: Layout, memory: int) -> Iterator[tuple[str, Measured, Layout]]:
     """Spread the run over more devices, or train an adapter, on weights as they are or in four bits."""
-    if not isinstance(trainer, PpoTrainer):
-        way = layout.way if layout.shares_parameters else FSDP
-        wider = (replace(layout, devices=count, way=way) for count in (2**n for n in range(1, MOST.bit_length())) if count > layout.devices)
-        first = next((each for each in wider if memory_plan(trainer, measured, each).peak <= memory), None)
-        if first is not None:
-            yield f"and {first.told()}", measured, first
+    way = layout.way if layout.shares_parameters else FSDP
+    wider = (replace(layout, devices=count, way=way) for count in (2**n for n in range(1, MOST.bit_length())) if count > layout.devices)
+    first = next((each for each in wider if memory_plan(measured, each).peak <= memory), None)
+    if first is not None:
+        yield f"and {first.told()}", measured, first
     if has_adapter(trainer.model):
         return
     adapter = with_adapter(trainer, measured)

@@ -11,10 +11,9 @@ from transformers import PreTrainedModel
 from ...data.errors import UserError
 from ...infer.checkpoint.without_weights import weight_bytes
 from ...infer.runners.architecture import transformers_model
-from ..stages.ppo import PpoTrainer
 from .allocations import Moment, give_fakes, step_moments
 from .optimizers import OptimizerCost, optimizer_cost
-from .sharding import BUCKET, DDP, FSDP, LIVE, WAYS, ZERO1, ZERO2, ZERO3, Layout
+from .sharding import BUCKET, DDP, FSDP, LIVE, WAYS, ZERO3, Layout
 from .step import Step, dearest_step
 
 ROW_COPIES = 4  # of a row of float32 logits, while a token is drawn
@@ -101,8 +100,10 @@ def step_of(trainer: Any, devices: int, trained: list[nn.Parameter], standing: l
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=args.activation_checkpointing_kwargs or None)
     step, config = dearest_step(trainer, devices), transformers_model(model).config.get_text_config()
 
+    mixed = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(args.mixed_precision)  # which a launch file says after the trainer is built
+
     def loss() -> Tensor:
-        with trainer.compute_loss_context_manager():
+        with torch.autocast(args.device.type, mixed or torch.bfloat16, enabled=mixed is not None), trainer.compute_loss_context_manager():
             return step.loss()
 
     try:
@@ -155,10 +156,8 @@ def cache_bytes(config: Any, dtype: torch.dtype) -> int:
     return 2 * config.num_hidden_layers * heads * size * dtype.itemsize
 
 
-def memory_plan(trainer: Any, measured: Measured, layout: Layout) -> MemoryPlan:
-    """Share out what was measured over the layout's devices. Raises UserError for a stage that cannot be spread so."""
-    if isinstance(trainer, PpoTrainer) and layout.devices > 1 and layout.way != DDP:
-        raise UserError(f"PPO rolls out with whole weights in every process: plan it with --sharding {DDP}, not {layout.way}")
+def memory_plan(measured: Measured, layout: Layout) -> MemoryPlan:
+    """Share out what was measured over the layout's devices."""
     m = measured
     held = {
         "parameters": 0.0 if layout.offloads_parameters else layout.of_parameters(m.parameters),
@@ -196,7 +195,8 @@ def gathered(m: Measured, layout: Layout) -> float:
     whole = m.parameters
     if layout.way == ZERO3:
         return float(min(whole, LIVE * m.parameters / max(m.count, 1)))
-    return float(whole if layout.keeps_gathered else min(whole, m.root + 2 * m.layer))
+    halved = 2 if layout.mixed_precision in ("bf16", "fp16") and m.dtype == "float32" else 1  # FSDP2 gathers in the precision that is computed in
+    return (whole if layout.keeps_gathered else min(whole, m.root + 2 * m.layer)) / halved
 
 
 def bucket(m: Measured, layout: Layout) -> float:
@@ -206,8 +206,7 @@ def bucket(m: Measured, layout: Layout) -> float:
     return m.gradients if layout.way == DDP else min(m.gradients, BUCKET * m.gradients / max(m.trained, 1))
 
 
-def other_ways(trainer: Any, measured: Measured, layout: Layout) -> dict[str, float]:
+def other_ways(measured: Measured, layout: Layout) -> dict[str, float]:
     """The peak on as many devices, spread in the other ways, in bytes."""
-    ways: Sequence[str] = (DDP,) if isinstance(trainer, PpoTrainer) else (DDP, ZERO1, ZERO2, ZERO3, FSDP)
-    return {way: memory_plan(trainer, measured, Layout(layout.devices, way)).peak for way in WAYS if way in ways and way != layout.way}
+    return {way: memory_plan(measured, Layout(layout.devices, way, mixed_precision=layout.mixed_precision)).peak for way in WAYS if way != layout.way}
 

@@ -29,9 +29,11 @@ def patch_branch_logprobs(model: PreTrainedModel, chunk: int = CHUNK) -> None:
     """Make `model(**collate_branches(rows))` return a `BranchScores`; without `predictors` the model answers as before.
 
     The distribution is that of the architecture's own logits, its scaling and capping included, divided by `temperature`. Entropies cost a
-    pass over it and are computed where `wants_entropies` asks for them.
+    pass over it and are computed where `wants_entropies` asks for them. The distributions of `chunk` positions are made at a
+    time, the model's `loss_chunk` from then on.
     """
     trunk_name = model.base_model_prefix
+    vars(model).setdefault("loss_chunk", chunk)
 
     def with_scores(before: Forward) -> Forward:
         def forward(
@@ -50,7 +52,7 @@ def patch_branch_logprobs(model: PreTrainedModel, chunk: int = CHUNK) -> None:
                 return before(self, *args, **kwargs)
             kwargs.pop("labels", None)  # an adapter's wrapper hands on a None
             hidden = getattr(self, trunk_name)(*args, use_cache=False, **kwargs).last_hidden_state.flatten(0, 1).index_select(0, predictors)
-            logprobs, entropies = _logprobs_and_entropies(self, hidden, targets, temperature, wants_entropies, chunk)
+            logprobs, entropies = _logprobs_and_entropies(self, hidden, targets, temperature, wants_entropies, self.loss_chunk)
             critic = getattr(self, "critic", None) if wants_values else None
             value = None if critic is None else critic(hidden, *args, predictors=predictors, **kwargs)
             return BranchScores(logprobs=logprobs, entropies=entropies, value=value)

@@ -83,6 +83,7 @@ class LinearCrossEntropy(torch.autograd.Function):
                 d_weight.addmm_(d_logits.T, some, beta=float(start > 0), alpha=1 / divisor)
             if wants_bias:
                 d_bias.add_(d_logits.sum(dim=0), alpha=1 / divisor)
+            del logprobs, d_logits  # before the next chunk's are made
         ctx.save_for_backward(d_hidden, d_weight, d_bias)
         return total / divisor
 
@@ -134,8 +135,8 @@ def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
 def patch_completion_loss(model: PreTrainedModel, chunk: int = CHUNK) -> None:
     """Make `model(..., labels=...)` compute its loss at label positions alone, returning an `AnswerLoss`.
 
-    Without labels the model answers as before. The loss equals the architecture's own, its scaling and capping of logits
-    included; it is the mean over `num_items_in_batch` where that is given, else over the labels present. With `label_smoothing` it is that of transformers'
+    Without labels the model answers as before. The logits of `chunk` positions are made at a time, the model's `loss_chunk` from then on. The loss equals
+    the architecture's own, its scaling and capping of logits included; it is the mean over `num_items_in_batch` where that is given, else over the labels present. With `label_smoothing` it is that of transformers'
     `LabelSmoother`, but in evaluation, where it is the plain one.
 
     With `targets` and `weights`, [rows, length] as the labels, it is the sum of their cross entropies, each token being read where its target
@@ -144,6 +145,7 @@ def patch_completion_loss(model: PreTrainedModel, chunk: int = CHUNK) -> None:
     """
     refuse_router_loss(model)
     trunk_name = model.base_model_prefix
+    vars(model).setdefault("loss_chunk", chunk)
 
     def with_loss(before: Forward) -> Forward:
         def forward(self, *args, labels: Tensor | None = None, targets=None, weights=None, num_items_in_batch=None, label_smoothing: float = 0.0, **kwargs):
@@ -154,12 +156,12 @@ def patch_completion_loss(model: PreTrainedModel, chunk: int = CHUNK) -> None:
                 places = weights.flatten().nonzero().squeeze(1)
                 hidden, targets, weights = (x.flatten(0, 1).index_select(0, places) for x in (hidden, targets, weights))
                 count = num_items_in_batch if num_items_in_batch is not None else (labels != IGNORE_INDEX).sum()
-                return _answer_loss(self, hidden, targets, count, chunk, weights)
+                return _answer_loss(self, hidden, targets, count, self.loss_chunk, weights)
             targets = labels[:, 1:].flatten()
             places = (targets != IGNORE_INDEX).nonzero().squeeze(1)
             # position i of each row predicts its label i + 1
             hidden = hidden[:, :-1].flatten(0, 1).index_select(0, places)
-            return _answer_loss(self, hidden, targets[places], num_items_in_batch, chunk, smoothing=label_smoothing)
+            return _answer_loss(self, hidden, targets[places], num_items_in_batch, self.loss_chunk, smoothing=label_smoothing)
 
         return forward
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from ...data.text.rows import CausalRows
 from ..maths.bits_per_byte import bits_per_byte
+from ..maths.logprobs import CHUNK
 from ..models.completion_loss import patch_completion_loss
 from ..run.crash_safe import Provenance
 from ..stages.build import Stage, labelled_size
@@ -49,15 +50,16 @@ def pretrain_trainer(
     eval_rows: CausalRows | None = None,
     lora: LoraConfig | None = None,
     sample: Callable[[PreTrainedModel], dict[str, float]] | None = None,
+    loss_chunk: int = CHUNK,
     provenance: Provenance | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> PretrainTrainer:
     """Build the trainer of `pretrain`; the model is changed in place (its attention, its loss).
 
     Rows are those of `causal_rows`: the documents in one are kept apart in attention and positions where the architecture allows it, else each is a
-    padded row of its own. With `lora`, only the adapter is trained and saved. `sample` is called at each evaluation with the model (`TextSampler`).
+    padded row of its own. With `lora`, only the adapter is trained and saved. `sample` is called at each evaluation with the model (`TextSampler`). `loss_chunk` as in `sft_trainer`.
     """
     PRETRAINING.check(model, rows, eval_rows, lora=lora)
     collator = choose_collator(model, tokenizer)
-    model = PRETRAINING.prepare(model, tokenizer, lora, args)
+    model = PRETRAINING.prepare(model, tokenizer, lora, args, loss_chunk)
     return PRETRAINING.build(model, tokenizer, args, rows, eval_rows, sample=sample, provenance=provenance, callbacks=callbacks, data_collator=collator)

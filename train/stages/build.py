@@ -103,14 +103,23 @@ class Stage:
                 raise UserError(f"{where} has {tokens} tokens, max_length is {max_length}: prepare the rows with the same max_length, or raise it")
             yield where, tokens, highest
 
-    def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, lora: LoraConfig | None, args: TrainingArguments) -> nn.Module:
-        """The model, changed in place, as the trainer takes it: it stops where a turn ends, its forward extended, with an adapter where `lora` asks for one."""
+    def prepare(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, lora: LoraConfig | None, args: TrainingArguments, loss_chunk: int | None = None
+    ) -> nn.Module:
+        """The model, changed in place, as the trainer takes it: it stops where a turn ends, its forward extended, with an adapter where `lora` asks for one.
+
+        A loss that reads the head makes the logits of `loss_chunk` positions at a time.
+        """
+        if loss_chunk is not None and loss_chunk < 1:
+            raise UserError(f"loss_chunk must be at least 1, got {loss_chunk}: 512 is usual")
         silence_old_names()
         if self.generates:
             set_eos_token_ids(model, tokenizer)
         release_from_accelerate(model)
         if self.extend is not None:
             self.extend(transformers_model(model))  # beneath an adapter that is trained on
+        if loss_chunk is not None:
+            transformers_model(model).loss_chunk = loss_chunk
         if lora is None:
             return model
         return prepare_quantised(model) if self.trainer_adds_adapter else add_adapter(model, lora, args.activation_checkpointing)

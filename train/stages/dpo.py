@@ -18,6 +18,7 @@ from ...data.packing import padding_id
 from ...data.preference_rows import preference_pairs
 from ...infer.kernels.device import in_float64
 from ..attention.tree import sum_by_branch
+from ..maths.logprobs import CHUNK
 from ..maths.preference_losses import LOSSES, PairScores, PreferenceSettings, implicit_rewards
 from ..models.branch_logprobs import choose_branch_collator, patch_branch_logprobs
 from ..models.reference import Reference, check_reference, compute_distributed
@@ -232,6 +233,7 @@ def dpo_trainer(
     reference: PreTrainedModel | None = None,
     reference_time: str = "step",
     sample: Callable[[PreTrainedModel], dict[str, float]] | None = None,
+    loss_chunk: int = CHUNK,
     provenance: Provenance | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> DpoTrainer:
@@ -239,7 +241,7 @@ def dpo_trainer(
 
     Rows hold `prompt_ids`, `branches` and `ranks`, as `prepare_preferences` makes them. The reference is the model before training, unless one
     is given: with `lora` the weights beneath the adapter, else a copy. `reference_time`: "step" scores with it at every step, "before" once,
-    so that no second model is kept. Raises UserError for rows, models or settings that do not go together.
+    so that no second model is kept. `loss_chunk` as in `sft_trainer`. Raises UserError for rows, models or settings that do not go together.
     """
     settings = settings or PreferenceSettings()
     DPO.check(model, rows, eval_rows, lora=lora)
@@ -247,7 +249,7 @@ def dpo_trainer(
     if reference is not None:
         check_reference(model, reference)
     collate = choose_branch_collator(model, padding_id(tokenizer))
-    model = DPO.prepare(model, tokenizer, lora, args)
+    model = DPO.prepare(model, tokenizer, lora, args, loss_chunk)
     return DPO.build(
         model, tokenizer, args, rows, eval_rows, settings=settings, reference=reference, reference_time=reference_time, sample=sample,
         provenance=provenance, callbacks=callbacks, data_collator=PairCollator(collate),

@@ -8,7 +8,8 @@ import torch
 from torch.utils.data import IterableDataset
 from transformers import TrainingArguments
 
-from ..models.completion_loss import CHUNK
+from ...infer.runners.architecture import transformers_model
+from ..maths.logprobs import CHUNK
 from .sft import SftTrainer
 
 MEASURED = 1 << 15  # rows whose lengths are looked at
@@ -142,7 +143,8 @@ def _standing_bytes(trainer: SftTrainer) -> int:
             total += p.numel() * (8 + 4 + (4 if low else 0))  # two moments, a gradient, a master copy
     head = trainer.model.get_output_embeddings()
     vocab = 0 if head is None else head.weight.shape[0]
-    return total + 2 * CHUNK * vocab * 4 + _interpreter_bytes()
+    chunk = getattr(transformers_model(trainer.model), "loss_chunk", CHUNK)
+    return total + 2 * chunk * vocab * 4 + _interpreter_bytes()
 
 
 def _interpreter_bytes() -> int:

@@ -16,6 +16,7 @@ from ...data.packing import collate, collate_padded, padding_id
 from ...infer.kernels.device import in_float64
 from ...infer.runners.architecture import attention_is_replaceable, carries_state
 from ..attention.packed_attention import PACKED
+from ..maths.logprobs import CHUNK
 from ..models.completion_loss import patch_completion_loss
 from ..run.crash_safe import CrashSafeCheckpoints, Provenance
 from .build import Stage, labelled_size
@@ -122,18 +123,19 @@ def sft_trainer(
     eval_rows: Sequence[Row] | None = None,
     lora: LoraConfig | None = None,
     sample: Callable[[PreTrainedModel], dict[str, float]] | None = None,
+    loss_chunk: int = CHUNK,
     provenance: Provenance | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> SftTrainer:
     """Build the trainer of `sft`; the model is changed in place (its attention, its loss, its adapter).
 
     With `lora`, only the adapter is trained and saved. Rows lie end to end without padding where the architecture allows
-    it, else they are padded on the right. The generation config gets every id that ends a turn, so that the checkpoint stops
+    it, else they are padded on the right. The logits of `loss_chunk` positions are made at a time. The generation config gets every id that ends a turn, so that the checkpoint stops
     by itself.
     """
     SFT.check(model, rows, eval_rows, lora=lora)
     collator = choose_collator(model, tokenizer)
-    model = SFT.prepare(model, tokenizer, lora, args)
+    model = SFT.prepare(model, tokenizer, lora, args, loss_chunk)
     return SFT.build(model, tokenizer, args, rows, eval_rows, sample=sample, provenance=provenance, callbacks=callbacks, data_collator=collator)
 
 

@@ -4,9 +4,12 @@ import types
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from seodang.data.errors import UserError
+from seodang.infer.runners import attention
 from seodang.infer.runners.attention import attend, check_attention_kwargs
+from seodang.train.memory.allocations import Allocations
 
 
 def by_hand(query, key, value, *, past=0, scale=None, window=None, softcap=None, sinks=None, causal=True):
@@ -49,6 +52,42 @@ CASES = {
     "not causal": {"causal": False},
     "window to both sides": {"causal": False, "window": 2},
 }
+
+
+def with_gradients(tensors, **options):
+    """What comes out, and the gradients of its weighted sum; the sinks' too."""
+    leaves = [each.clone().requires_grad_() for each in (*tensors, *([options["sinks"]] if "sinks" in options else []))]
+    out = attend(*leaves[:3], **{**options, **({"sinks": leaves[3]} if "sinks" in options else {})})
+    (out * torch.arange(out.numel(), dtype=out.dtype).view_as(out).sin()).sum().backward()
+    return [out.detach(), *(leaf.grad for leaf in leaves)]
+
+
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("n, past", [(23, 0), (17, 9)])
+def test_queries_that_take_turns_give_the_same_and_the_same_gradients(n, past, options, monkeypatch):
+    tensors = random(n, past)
+    whole = with_gradients(tensors, past=past, **options)
+    turns = []
+    at_once = attention._attend_at_once
+    monkeypatch.setattr(attention, "_attend_at_once", lambda *args, **how: turns.append(args[0].shape[2]) or at_once(*args, **how))
+    monkeypatch.setattr(attention, "AT_ONCE", 40)
+    monkeypatch.setattr(attention, "LEAST", 3)
+    for one, other in zip(with_gradients(tensors, past=past, **options), whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    fused_whole = "softcap" not in options and "sinks" not in options and options.get("window", 50) == 50 and (past == 0 or not options.get("causal", True))
+    assert max(turns) == n if fused_whole else max(turns) < n
+    assert not len(turns) % 2 or fused_whole  # each turn once more for the gradient
+
+
+@pytest.mark.parametrize(("options", "heads"), [({"window": 1024}, 2), ({"softcap": 30.0}, 1), ({"sinks": torch.zeros(1)}, 1), ({"past": 8192}, 2)])
+def test_nothing_as_large_as_all_queries_times_all_keys_is_made(options, heads):
+    n, past = (8192, options["past"]) if "past" in options else (16384, 0)
+    allocations = Allocations()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        query, key, value = (torch.empty(1, heads, count, 16, requires_grad=True) for count in (n, past + n, past + n))
+        with allocations:
+            attend(query, key, value, **{**options, "past": past}).sum().backward()
+    assert 0 < max(moment.others for moment in allocations.moments) < 4 * n * (past + n) / 3  # a float32 for each would be 1 GiB
 
 
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())

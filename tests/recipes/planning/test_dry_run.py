@@ -94,11 +94,14 @@ def test_pretraining_from_nothing_builds_nothing(records, tmp_path):
     assert code == 0 and plan["weights"]["count"] == plan["weights"]["trained"] > 64 * 270
 
 
+AS_GIVEN = ["--activation_checkpointing", "false", "--loss_chunk", 512]  # nothing is left to be chosen
+
+
 def test_what_does_not_fit_says_what_to_change_first_and_leaves_with_1(base, records, tmp_path, capsys):
     data = records("sft")
     plan, code = plan_of(sft, base, data, tmp_path, "--device_memory", "1GiB")
     assert code == 0 and plan["fits"] and "GiB to spare" in capsys.readouterr().out
-    least, code = plan_of(sft, base, data, tmp_path, "--device_memory", plan["peak"] - 1)
+    least, code = plan_of(sft, base, data, tmp_path, "--device_memory", plan["peak"] - 1, *AS_GIVEN)
     printed = capsys.readouterr().out
     assert code == 1 and not least["fits"] and "does not fit" in printed and "change first    --activation_checkpointing true" in printed
     peaks = [change["peak"] for change in least["changes"]]
@@ -107,7 +110,7 @@ def test_what_does_not_fit_says_what_to_change_first_and_leaves_with_1(base, rec
 
 def test_changes_come_to_what_they_promise(base, records, tmp_path):
     data = records("sft")
-    hopeless, code = plan_of(sft, base, data, tmp_path, "--device_memory", "1KiB")
+    hopeless, code = plan_of(sft, base, data, tmp_path, "--device_memory", "1KiB", *AS_GIVEN)
     assert code == 1 and hopeless["changes"][-1]["change"] == "or --lora_r 16 --qlora true"
     found = {change["change"]: change["peak"] for change in hopeless["changes"]}
     checkpointed, _ = plan_of(sft, base, data, tmp_path, "--activation_checkpointing", "true")
@@ -139,7 +142,8 @@ def test_qlora_is_planned_where_bitsandbytes_is_not(base, records, tmp_path, cap
         (["--dry_run", "--launch_file", "none.yaml"], "launch_file none.yaml: there is no such file"),
         (["--dry_run", "--launch_file", "none.yaml", "--devices", "4"], "drop --devices and --sharding, or the file"),
         (["--devices", "4"], "devices is what a dry run without weights plans for: add --dry_run"),
-        (["--dry_run", "time", "--device_memory", "80GiB"], "device_memory is what a dry run without weights plans for"),
+        (["--dry_run", "time", "--plan_file", "plan.json"], "plan_file is what a dry run without weights plans for"),
+        (["--dry_run", "--loss_chunk", "-1"], "loss_chunk must be at least 1, or 0 to leave it open, got -1"),
         (["--dry_run", "--optim", "apollo_adamw"], "optim apollo_adamw: You need to install `apollo_torch`"),
         (["--dry_run", "now"], "dry_run must be memory or time, or true or false, got 'now'"),
     ],
@@ -149,12 +153,24 @@ def test_what_cannot_be_planned_for_is_refused(base, records, tmp_path, capsys, 
     assert message in capsys.readouterr().err
 
 
-def test_ppo_wants_whole_weights(base, records, tmp_path, capsys):
-    words = ["--reward", "exact_answer", "--rollouts", 16, "--minibatches", 1, "--max_new_tokens", 8, "--devices", 2]
-    plan, code = plan_of(ppo, base, records("prompts"), tmp_path, *words)
-    assert code == 0 and plan["layout"]["way"] == "ddp"
-    assert plan_of(ppo, base, records("prompts"), tmp_path, *words, "--sharding", "fsdp")[1] == 2
-    assert "PPO rolls out with whole weights in every process" in capsys.readouterr().err
+def test_ppo_holds_a_share_and_all_weights_once_while_it_rolls_out(base, records, tmp_path):
+    words = ["--reward", "exact_answer", "--rollouts", 16, "--minibatches", 1, "--max_new_tokens", 8]
+    one, _ = plan_of(ppo, base, records("prompts"), tmp_path, *words)
+    plan, code = plan_of(ppo, base, records("prompts"), tmp_path, *words, "--devices", 2)
+    assert code == 0 and plan["layout"]["way"] == "fsdp" and set(plan["in_other_ways"]) == {"ddp", "zero1", "zero2", "zero3"}
+    whole, half = (each["moments"]["rollout"] for each in (one, plan))
+    for part in ("parameters", "optimizer state"):
+        assert half[part] == pytest.approx(whole[part] / 2, abs=1)
+    assert half["gathered"] == whole["parameters"]  # policy and critic, for as long as they speak and judge
+    assert half["models beside"] == whole["models beside"] > 0  # the reference, whole in each process
+    assert half["cache"] == whole["cache"] / 2  # of 8 answers, not 16
+    assert 0 < plan["moments"]["backward"]["gathered"] <= whole["parameters"]
+
+
+@pytest.mark.parametrize(("verb", "kind", "words"), [(reward, "pairs", ["--device_memory", "1GiB"]), (kto, "judged", ["--loss_chunk", 64, "--dry_run"])])
+def test_other_stages_choose_nothing(base, records, tmp_path, capsys, verb, kind, words):
+    assert verb.main([*map(str, ["--model", base, "--data", records(kind), "--output_dir", tmp_path / "out", *QUICK, *words])]) == 2
+    assert ("device_memory is what a dry run" if verb is reward else "loss_chunk 64 is of sft, dpo and decoders' pretrain") in capsys.readouterr().err
 
 
 def test_a_launch_file_says_how_many_devices_there_are(base, records, tmp_path, capsys):
@@ -164,7 +180,12 @@ def test_a_launch_file_says_how_many_devices_there_are(base, records, tmp_path, 
     assert code == 0 and (plan["layout"]["devices"], plan["layout"]["way"]) == (4, "zero2")
     weights = plan["weights"]["count"]
     assert plan["moments"]["optimizer"]["gradients"] == weights and plan["moments"]["optimizer"]["optimizer state"] == pytest.approx(2 * weights, rel=0.01)
-    assert "asks for mixed_precision bf16, which is not planned here: give --bf16 true" in capsys.readouterr().out
+    assert "precision       bf16, as the launch file asks" in capsys.readouterr().out
+    path.write_text(path.read_text().replace("bf16", "no"))
+    full, _ = plan_of(sft, base, records("sft"), tmp_path, "--launch_file", path)
+    given, _ = plan_of(sft, base, records("sft"), tmp_path, "--launch_file", path, "--bf16", "true")
+    kept, in_32_bits, as_given = (each["moments"]["forward"]["activations"] for each in (plan, full, given))
+    assert kept == as_given < in_32_bits  # what the run's own option does
 
 
 def test_sizes_in_words():

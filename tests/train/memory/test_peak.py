@@ -59,7 +59,7 @@ def test_weights_gradients_and_states_are_counted_by_hand(folder, tmp_path, toke
     assert (measured.gradients, measured.optimizer.masters) == (4 * WEIGHTS, 0)
     assert measured.parameters - 4 * WEIGHTS == 2 * 4 * 4  # the rotary frequencies, 4 of them, twice
     assert measured.optimizer.state - 2 * 4 * WEIGHTS in (0, 4 * 20)  # and a float32 of the number of steps, a parameter
-    plan = memory_plan(None, measured, Layout())
+    plan = memory_plan(measured, Layout())
     step = plan.moments["optimizer"]
     assert step["gradients"] == 4 * WEIGHTS and plan.moments["forward"]["gradients"] == 0
 
@@ -147,7 +147,7 @@ def test_smaller_rows_take_less_and_accumulated_gradients_stay(folder, tmp_path,
     four = measure(sft_trainer(shapes(folder), tokenizer, ROWS, arguments(tmp_path, gradient_accumulation_steps=2)))
     head = 4 * VOCAB * HIDDEN  # whose gradient is kept with the loss
     assert four.activations - head == pytest.approx(4 * (one.activations - head), rel=0.03)
-    plan = memory_plan(None, four, Layout())
+    plan = memory_plan(four, Layout())
     assert plan.moments["forward"]["gradients"] == 4 * WEIGHTS and plan.moments["backward"]["gradients"] == 4 * WEIGHTS
 
 
@@ -169,7 +169,7 @@ def test_ppo_keeps_a_reference_a_critic_and_a_cache_for_its_answers(folder, tmp_
     assert measured.trained == 2 * WEIGHTS + HIDDEN  # a head of one label on layers of its own
     assert measured.beside == 4 * WEIGHTS + 2 * 4 * 4
     assert measured.cache == 16 * (20 + 12) * (2 * LAYERS * 2 * 8 * 4)  # keys and values of two heads of 8
-    assert "rollout" in memory_plan(trainer, measured, Layout(way="ddp")).moments
+    assert "rollout" in memory_plan(measured, Layout(way="ddp")).moments
 
 
 def test_the_bytes_of_a_position_in_the_cache():

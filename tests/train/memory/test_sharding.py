@@ -29,20 +29,20 @@ MEASURED = Measured(
     ],
 )
 def test_each_way_shares_out_what_it_does_on_four_devices(way, standing, forward, backward, optimizer):
-    moments = memory_plan(None, MEASURED, Layout(4, way)).moments
+    moments = memory_plan(MEASURED, Layout(4, way)).moments
     sums = {name: sum(parts.values()) for name, parts in moments.items()}
     gathered = {"zero3": 2000, "fsdp": 1100}.get(way, 0)
     assert sums == {"forward": standing + forward, "backward": standing + backward, "optimizer": standing - gathered + optimizer}
 
 
 def test_one_device_holds_all():
-    plan = memory_plan(None, MEASURED, Layout())
+    plan = memory_plan(MEASURED, Layout())
     assert (plan.peak, plan.peak_moment) == (2000 + 12000 + 4600 + 500, "backward")
     assert plan.moments["backward"]["activations"] == 4500 and plan.moments["backward"]["passing"] == 100
 
 
 def test_what_is_offloaded_lies_in_the_hosts_memory():
-    plan = memory_plan(None, MEASURED, Layout(2, "zero3", offloads_optimizer=True, offloads_parameters=True))
+    plan = memory_plan(MEASURED, Layout(2, "zero3", offloads_optimizer=True, offloads_parameters=True))
     assert plan.host == (8000 + 4000) / 2 + 2000 / 2 + 2000 / 2
     assert plan.moments["forward"]["parameters"] == plan.moments["forward"]["optimizer state"] == 0 and "optimizer" not in plan.moments
 
