@@ -136,12 +136,15 @@ class Arguments(TrainingArguments):
         if self.report_to in ("auto", ["auto"]):
             self.report_to = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
         self.use_cpu |= not torch.accelerator.is_available()  # else several processes would not be joined, and torch would try to pin memory
+        best = self.metric_for_best_model, self.greater_is_better
         super().__post_init__()
+        if best[0] is None:  # transformers says "loss" where the best is to be loaded, which not every stage measures: `complete_arguments` knows the stage's
+            self.metric_for_best_model, self.greater_is_better = best
 
 
 def hold_out(examples: list, fraction: float, seed: int) -> tuple[list, list]:
     """Hold a share of the records out, with all examples of each, at random but the same for the same seed. Raises UserError where nothing would be left."""
-    of = [getattr(example, "where", "").rpartition(", example ")[0] or number for number, example in enumerate(examples)]
+    of = [getattr(example, "record", None) or number for number, example in enumerate(examples)]
     records = [*dict.fromkeys(of)]
     count = max(1, round(len(records) * fraction))
     if count >= len(records):
