@@ -20,7 +20,14 @@ from seodang.recipes.options.training import Arguments, ModelOptions, RunOptions
 from seodang.recipes.planning.options import PlanningOptions
 from seodang.recipes.run.before_after import answer_rows, before_and_after, picture_line, print_once
 from seodang.recipes.run.identity import origin_of
-from seodang.recipes.run.training import checkpoint_to_resume, complete_arguments, held_out_line, only_planned, refuse_metric, train_and_save
+from seodang.recipes.run.training import (
+    checkpoint_to_resume,
+    complete_arguments,
+    held_out_line,
+    only_planned,
+    refuse_metric,
+    train_and_save,
+)
 from seodang.train.rewards.rules import combined
 from seodang.train.run.crash_safe import Provenance
 from seodang.train.run.run_page import draw_curves
