@@ -1,14 +1,18 @@
 """Whether records that a small model makes itself help it: before, after seeds alone, after seeds and what was made of them.
 
 python benchmarks/synthetic.py --output_dir runs/synthetic
+python benchmarks/synthetic.py --output_dir runs/everyday --tasks all --per_task 4 --style self_instruct --round_trip f1:0.6 --near_duplicates 0.9 --max_overlap 0.95 --steps 32
 
-Of the sample everyday (eight small tasks on a sentence, answered by exact words) a few records a task are the seeds, from which the model makes new ones (`seodang synthesise`).
-With --generator_rows it is taught before that to go on with a list of them (`seodang sft` on the prompts of `seodang synthesise`, the record that comes next the answer). The model is
-then taught by the seeds alone, and by the seeds and what was made, in as many steps of as many rows. What is asked is everyday_heldout: other words, partly other wordings. Prints what
-each filter dropped, and the shares answered exactly with 95 % intervals by the bootstrap over records, differences paired. What is in --output_dir already is not done again.
+Of the sample everyday (eight small tasks on a sentence, answered by exact words) a few records of the --tasks are the seeds, from which the model makes new ones (`seodang synthesise`): by
+default of sentiment, new reviews to the labels + and -, so that the label is given and the text is found. With --generator_rows the model is taught before that to go on with a list of records
+(`seodang sft` on the prompts of self_instruct, the record that comes next the answer). It is then taught by the seeds alone, and by the seeds and what was made, in as many steps of as many
+rows, for each of --seeds anew. What is asked are held-out records, on other words and partly in other wordings, dealt by the script that built the sample. Prints what each filter dropped, and
+the shares answered exactly with 95 % intervals by the bootstrap over questions, differences paired, those of all seeds together by each question's mean. What is in --output_dir already is
+not done again; figures.json has all.
 """
 
 import argparse
+import importlib.util
 import json
 import sys
 import time
@@ -23,8 +27,8 @@ import numpy as np
 from seodang.data.formats import to_example
 from seodang.data.json_text import read_json_lines
 from seodang.data.sample_data import sample_path
-from seodang.data.synthesis.seeds import Seed
-from seodang.data.synthesis.styles import line_of, self_instruct
+from seodang.data.synthesis.seeds import FIELDS, Seed
+from seodang.data.synthesis.styles import OUTPUT_FIRST, line_of, self_instruct
 from seodang.infer import SamplingParams, generate, load
 from seodang.infer.checkpoint.manifest import MANIFEST
 from seodang.recipes import sft
@@ -37,51 +41,84 @@ SFT = {
     "report_to": "none", "disable_tqdm": "true", "device": "cpu",
 }  # fmt: skip
 ANSWER_TOKENS = 32
+QUESTIONS = 77  # the seed by which they are dealt, whatever --seeds are: neither sample is of it
+MEANINGS = ["+=a short review by somebody who liked it", "-=a short review by somebody who did not like it"]
+BEFORE, ALONE, BOTH = "before", "seeds alone", "seeds and made"
 
 
 def main() -> int:
     options = arguments()
     folder = Path(options.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    seeds, questions = drawn(options.per_task, options.heldout, options.seed)
-    marks, began = {}, time.process_time()
-    write(folder / "seeds.jsonl", seeds)
-    marks["before"] = answered(options.model, questions, folder / "before.json")
-    taught(options.model, folder / "seeds.jsonl", folder / "on-seeds", options.steps, options.seed)
-    marks["seeds alone"] = answered(str(folder / "on-seeds"), questions, folder / "on-seeds.json")
-
-    generator = options.model
-    if options.generator_rows:
-        generator = folder / "generator"
-        write(folder / "next.jsonl", continuations(seeds, options.shots, options.generator_rows, options.seed))
-        taught(options.model, folder / "next.jsonl", generator, options.generator_rows // SFT["per_device_train_batch_size"], options.seed)
-    made = folder / "made.jsonl"
-    how = {
-        "data": folder / "seeds.jsonl", "model": generator, "output": made, "dropped": folder / "dropped.jsonl", "count": options.count,
-        "attempts": 4 * options.count, "shots": options.shots, "max_chars": 160, "max_new_tokens": 128, "near_duplicates": 0.9, "max_overlap": 0.95,
-        "eval_data": sample_path("everyday_heldout"), "seed": options.seed, "resume": "true",
-        **({"round_trip": options.round_trip} if options.round_trip else {}),
-    }  # fmt: skip
-    if synthesise.main(argv_of(how)) > 1:  # 1: fewer than wanted, which may do
-        return 2
-    write(folder / "both.jsonl", [*seeds, *({name: row[name] for name in ("instruction", "input", "output")} for row in read_json_lines(made))])
-    taught(options.model, folder / "both.jsonl", folder / "on-both", options.steps, options.seed)
-    marks["seeds and made"] = answered(str(folder / "on-both"), questions, folder / "on-both.json")
-    print(f"{time.process_time() - began:.0f} s of CPU time, {len(seeds)} seeds, {len(read_json_lines(made))} records made, {options.steps} steps")
-    for line in compared(marks, questions):
-        print(line)
+    records = read_json_lines(sample_path("everyday"))
+    tasks = sorted({record["task"] for record in records}) if options.tasks == ["all"] else options.tasks
+    questions, began = dealt(tasks, options.heldout), time.process_time()
+    write(folder / "questions.jsonl", questions)
+    before = answered(options.model, questions, folder / "before.json")
+    figures = {}
+    for seed in options.seeds:
+        of_seed = folder / f"seed-{seed}"
+        of_seed.mkdir(exist_ok=True)
+        marks = one_draw(options, [record for record in records if record["task"] in tasks], questions, of_seed, seed)
+        if marks is None:
+            return 2
+        figures[seed] = {BEFORE: before, **marks}
+        (folder / "figures.json").write_text(json.dumps(figures) + "\n", encoding="utf-8")
+        made = len(read_json_lines(of_seed / "made.jsonl"))
+        print(f"seed {seed}: {len(read_json_lines(of_seed / 'seeds.jsonl'))} seeds, {made} records made, {options.steps} steps, {time.process_time() - began:.0f} s of CPU time so far")
+        print(*compared(figures[seed]), sep="\n", flush=True)
+    every = {name: np.mean([marks[name] for marks in figures.values()], axis=0) for name in (BEFORE, ALONE, BOTH)}
+    print(f"all of {len(figures)} seeds, {len(questions)} questions", *compared(every), *by_task(every, questions), sep="\n")
     return 0
 
 
-def drawn(per_task: int, heldout: int, seed: int) -> tuple[list[dict], list[dict]]:
-    """So many records of each task as seeds, and of the held-out ones the same number of each task."""
-    by_task, asked = defaultdict(list), defaultdict(list)
-    for records, name in ((by_task, "everyday"), (asked, "everyday_heldout")):
-        for record in read_json_lines(sample_path(name)):
-            records[record["task"]].append(record)
+def one_draw(options: argparse.Namespace, records: Sequence[dict], questions: Sequence[dict], folder: Path, seed: int) -> dict[str, list[float]] | None:
+    """The marks of the model taught by a draw of seeds, and by these with what is made of them; None where nothing could be made."""
+    seeds = drawn(records, options.per_task, seed, by_output=options.style == OUTPUT_FIRST)
+    write(folder / "seeds.jsonl", seeds)
+    taught(options.model, folder / "seeds.jsonl", folder / "on-seeds", options.steps, seed)
+    alone = answered(str(folder / "on-seeds"), questions, folder / "on-seeds.json")
+    generator = options.model
+    if options.generator_rows:
+        generator = folder / "generator"
+        write(folder / "next.jsonl", continuations(seeds, options.shots, options.generator_rows, seed))
+        taught(options.model, folder / "next.jsonl", generator, options.generator_rows // SFT["per_device_train_batch_size"], seed)
+    made = folder / "made.jsonl"
+    how = {
+        "data": folder / "seeds.jsonl", "model": generator, "output": made, "dropped": folder / "dropped.jsonl", "style": options.style, "count": options.count,
+        "attempts": 4 * options.count, "shots": options.shots, "made_shots": 0 if options.style == OUTPUT_FIRST else 2, "max_chars": 160, "max_new_tokens": options.max_new_tokens,
+        "temperature": 0.9, "top_p": 0.95, "near_duplicates": options.near_duplicates, "max_overlap": options.max_overlap, "eval_data": folder.parent / "questions.jsonl",
+        "seed": seed, "resume": "true", **({"round_trip": options.round_trip} if options.round_trip else {}),
+    }  # fmt: skip
+    meanings = ["--meanings", *options.meanings] if options.style == OUTPUT_FIRST and options.meanings else []
+    if synthesise.main([*argv_of(how), *meanings]) > 1:  # 1: fewer than wanted, which may do
+        return None
+    write(folder / "both.jsonl", [*seeds, *({name: row[name] for name in FIELDS} for row in read_json_lines(made))])
+    taught(options.model, folder / "both.jsonl", folder / "on-both", options.steps, seed)
+    return {ALONE: alone, BOTH: answered(str(folder / "on-both"), questions, folder / "on-both.json")}
+
+
+def drawn(records: Sequence[dict], per_task: int, seed: int, by_output: bool) -> list[dict]:
+    """So many records of each task as seeds; `by_output`: as many of each of its outputs."""
+    kinds = defaultdict(list)
+    for record in records:
+        kinds[record["task"], record["output"] if by_output else ""].append(record)
+    of_task = {task: sum(each == task for each, _ in kinds) for task, _ in kinds}
     random = Random(seed)
-    seeds = [record for task in sorted(by_task) for record in random.sample(by_task[task], per_task)]
-    return seeds, [record for task in sorted(asked) for record in asked[task][: heldout // len(asked)]]
+    return [record for kind in sorted(kinds) for record in random.sample(kinds[kind], per_task // of_task[kind[0]])]
+
+
+def dealt(tasks: Sequence[str], count: int) -> list[dict]:
+    """So many questions, as many of each task, on held-out words and partly in held-out wordings: dealt as the sample was, but further."""
+    spec = importlib.util.spec_from_file_location("build_everyday", Path(sample_path("everyday")).parent / "build_everyday.py")
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+    deal, found = build.Deal("held_out", QUESTIONS), {}
+    for place, task in enumerate(tasks, 1):
+        while len(found) < place * (count // len(tasks)):
+            instruction, given, output = getattr(deal, task)()
+            found[instruction, given] = {"instruction": instruction, "input": given, "output": output, "task": task}
+    return [*found.values()]
 
 
 def continuations(seeds: Sequence[dict], shots: int, rows: int, seed: int) -> list[dict]:
@@ -117,12 +154,12 @@ def agreements(answers: Sequence[str], questions: Sequence[dict]) -> list[float]
     return [agreement([answer], [question["output"]])["exact"] for answer, question in zip(answers, questions, strict=True)]
 
 
-def compared(marks: dict[str, list[float]], questions: Sequence[dict]) -> Iterable[str]:
-    """The share of each with its interval, the differences to seeds alone, and the shares by task."""
+def compared(marks: dict[str, Sequence[float]]) -> Iterable[str]:
+    """The share of each with its interval, and the differences to seeds alone."""
     rows = np.array([*marks.values()], dtype=np.float64).T
     sums = resampled_sums(rows, 2000, 0) / len(rows)
     names = [*marks]
-    base = names.index("seeds alone")
+    base = names.index(ALONE)
     for place, name in enumerate(names):
         low, high = interval(sums[:, place])
         line = f"{name:<16}exact {rows[:, place].mean():.3f} [{low:.3f}, {high:.3f}] of {len(rows)}"
@@ -130,9 +167,13 @@ def compared(marks: dict[str, list[float]], questions: Sequence[dict]) -> Iterab
             low, high = interval(sums[:, place] - sums[:, base])
             line += f"   to seeds alone {(rows[:, place] - rows[:, base]).mean():+.3f} [{low:+.3f}, {high:+.3f}]"
         yield line
+
+
+def by_task(marks: dict[str, Sequence[float]], questions: Sequence[dict]) -> Iterable[str]:
+    """The shares of each task."""
     for task in sorted({question["task"] for question in questions}):
         of_task = [index for index, question in enumerate(questions) if question["task"] == task]
-        yield f"  {task:<14}" + "  ".join(f"{name} {rows[of_task, place].mean():.2f}" for place, name in enumerate(names))
+        yield f"  {task:<14}" + "  ".join(f"{name} {np.asarray(values)[of_task].mean():.3f}" for name, values in marks.items())
 
 
 def write(path: Path, records: Iterable[dict]) -> None:
@@ -147,14 +188,20 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", default="runs/synthetic")
     parser.add_argument("--model", default="default")
-    parser.add_argument("--per_task", type=int, default=4, help="seeds of each of the eight tasks")
-    parser.add_argument("--heldout", type=int, default=64, help="questions, as many of each task")
-    parser.add_argument("--steps", type=int, default=32, help="of four rows, on the seeds and on both")
+    parser.add_argument("--tasks", nargs="+", default=["sentiment"], help="of the eight of everyday, or all")
+    parser.add_argument("--per_task", type=int, default=16, help="seeds of each task; of output_first as many of each output")
+    parser.add_argument("--heldout", type=int, default=96, help="questions, as many of each task")
+    parser.add_argument("--steps", type=int, default=24, help="of four rows, on the seeds and on both")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the draw of records, of what is made of them, and of training")
+    parser.add_argument("--style", default=OUTPUT_FIRST, help="of `seodang synthesise`: output_first or self_instruct")
+    parser.add_argument("--meanings", nargs="*", default=MEANINGS, help="output_first: what the inputs of an output are, in words")
     parser.add_argument("--generator_rows", type=int, default=0, help="lists that the generator learns to go on with, each seed the next record of some")
     parser.add_argument("--shots", type=int, default=4, help="records of such a list")
-    parser.add_argument("--count", type=int, default=32, help="records to be made")
-    parser.add_argument("--round_trip", default="f1:0.6", help="how far the generator must agree with itself; empty: it is not asked again")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=100, help="records to be made")
+    parser.add_argument("--max_new_tokens", type=int, default=64, help="of a record that is made")
+    parser.add_argument("--round_trip", default="", help="how far the generator must agree with itself, as f1:0.6; empty: it is not asked again")
+    parser.add_argument("--near_duplicates", type=float, default=0.7)
+    parser.add_argument("--max_overlap", type=float, default=0.5)
     return parser.parse_args()
 
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from zlib import crc32
 
 from .calls import with_calls
 from .columns import columns_hint
@@ -93,6 +94,7 @@ def _hint(record: Mapping[str, Any], shapes: Shapes) -> str:
 def to_examples(record: Mapping[str, Any], shape: str | None = None, where: str = "", shapes: Shapes | None = None) -> list[Any]:
     """Turn a record of a named or recognised shape into its examples: one, but for shapes that hold several (a tree of replies).
 
+    Each knows its place (`where`), and by `record` which of them are of one record.
     Raises UserError beginning with `where` for a missing or mistyped key, and for a text with half a character.
     """
     shapes = SHAPES if shapes is None else shapes
@@ -108,7 +110,9 @@ def to_examples(record: Mapping[str, Any], shape: str | None = None, where: str 
         hint = _hint(record, shapes)
         raise UserError(f"{place}{str(error).removesuffix(hint)}{hint}") from None
     examples = made if isinstance(made, list) else [made]
+    whole = where, crc32(repr(record).encode("utf-8", "surrogatepass"))  # the place alone may be that of several: files in two folders can have one name
     for number, example in enumerate(examples, 1):
+        example.record = whole
         example.where = f"{where}, example {number}" if where and len(examples) > 1 else where
     return examples
 

@@ -21,11 +21,18 @@ from seodang.recipes.options.training import Arguments, ModelOptions, RunOptions
 from seodang.recipes.planning.options import PlanningOptions
 from seodang.recipes.run.before_after import answer_rows, before_and_after, picture_line, print_once
 from seodang.recipes.run.identity import origin_of
-from seodang.recipes.run.training import checkpoint_to_resume, complete_arguments, held_out_line, only_planned, train_and_save
+from seodang.recipes.run.training import (
+    checkpoint_to_resume,
+    complete_arguments,
+    held_out_line,
+    only_planned,
+    refuse_metric,
+    train_and_save,
+)
 from seodang.train.rewards.rules import combined
 from seodang.train.run.crash_safe import Provenance
 from seodang.train.run.run_page import draw_curves
-from seodang.train.stages.ppo import PpoTrainer, ppo_trainer
+from seodang.train.stages.ppo import MEASURED, PpoTrainer, ppo_trainer
 from seodang.train.stages.ppo_settings import PpoSettings
 
 
@@ -61,6 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     if run.early_stopping_patience:
         raise UserError(f"early_stopping_patience {run.early_stopping_patience}: PPO runs its iterations to their end, leave it out")
     args = complete_arguments(args, model, run, evaluates=bool(data.eval_data or data.eval_fraction), best="eval_reward")
+    refuse_metric(args, MEASURED)
     model.refuse_adapter()
     tokenizer = model.decoder_tokenizer()
     set_chat_template(tokenizer, data.chat_template)

@@ -19,7 +19,7 @@ from seodang.data.labels import Counts, Row, prepare, stream_rows
 from seodang.data.packing import pack, pack_window
 from seodang.infer.checkpoint.load import load
 from seodang.recipes.options.parser import command, parse
-from seodang.recipes.options.tasks import task_lines
+from seodang.recipes.options.tasks import read_to_tasks, task_lines
 from seodang.recipes.options.training import Arguments, DataOptions, ModelOptions, RunOptions, hold_out
 from seodang.recipes.planning.fit import fit
 from seodang.recipes.planning.options import PlanningOptions
@@ -109,7 +109,9 @@ def stream(
     if args.max_steps <= 0:
         raise UserError("streaming has no known end: set --max_steps")
     examples = read(data.data, weights=data.weights, shape=data.shape, split=data.split, streaming=True, shapes=shapes, **data.reading())
-    _, counts = prepare(islice(examples, PLANNED_FROM), tokenizer, **data.labelling())
+    beginning = iter(examples)
+    _, counts = prepare(islice(beginning, PLANNED_FROM), tokenizer, **data.labelling())
+    read_to_tasks(shapes, beginning, PLANNED_FROM)
 
     def rows():
         labelled = reshaped(stream_rows(examples, tokenizer, **data.labelling()))

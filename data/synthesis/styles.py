@@ -12,7 +12,8 @@ from ..surrogates import refuse_surrogates
 from .seeds import FIELDS, Seed
 
 NEW, OF_RECORDS = ("self_instruct", "persona"), ("rephrase", "translate")  # whose records are new, and those that say a given record anew
-STYLES = (*NEW, *OF_RECORDS)
+OUTPUT_FIRST = "output_first"  # whose records are new inputs to a given output
+STYLES = (*NEW, OUTPUT_FIRST, *OF_RECORDS)
 FORM = 'a JSON object with an "instruction", an "input" ("" where the instruction needs none) and the "output" that is right'
 LANGUAGES = {
     "ar": "Arabic", "de": "German", "en": "English", "es": "Spanish", "fr": "French", "hi": "Hindi", "it": "Italian", "ja": "Japanese", "ko": "Korean",
@@ -22,13 +23,17 @@ LANGUAGES = {
 
 @dataclass(frozen=True)
 class Ask:
-    """What one attempt asks: the prompt, the records that it `shows`, of which some were `made` before, and the record that is said anew, where one is."""
+    """What one attempt asks: the prompt, the records that it shows, of which some were `made` before, and the record whose texts stay, where one is.
+
+    `beside` are the records that the model is shown when it is asked for the output again, where these are others.
+    """
 
     prompt: str
     shown: tuple[Seed, ...] = ()
     made: tuple[Seed, ...] = ()
     source: Seed | None = None
     persona: str | None = None
+    beside: tuple[Seed, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,35 @@ def persona(people: Sequence[str], seeds: Sequence[Seed], shots: int, made_shots
     return Style("persona", FIELDS, ask)
 
 
+def output_first(
+    seeds: Sequence[Seed], shots: int, made_shots: int, language: str | None = None, meanings: Mapping[str, str] | None = None
+) -> Style:
+    """New inputs (where no seed has one, instructions) to each output of the seeds in its turn, beside `shots` records that have it.
+
+    The output is given and its question is found, as the paper does for classes (Wang et al. 2023, "Self-Instruct", 2.2): what comes is right as far as
+    the model keeps to it. `meanings` say in words what the questions of an output are. Raises UserError where some seeds have an input and others
+    none, and for a meaning of an output that no seed has.
+    """
+    of = {output: [seed for seed in seeds if seed.output == output] for output in dict.fromkeys(seed.output for seed in seeds)}
+    with_input = sum(bool(seed.input) for seed in seeds)
+    if 0 < with_input < len(seeds):
+        raise UserError(f"output_first: {with_input} of {len(seeds)} seeds have an input: give seeds that all have one, or none")
+    if unknown := next((output for output in meanings or () if output not in of), None):
+        raise UserError(f"meanings: no seed has the output {unknown!r}: there are {', '.join(map(repr, of))[:200]}")
+    asked = FIELDS[1] if with_input else FIELDS[0]
+
+    def ask(attempt: int, random: Random, made: Sequence[Seed]) -> Ask:
+        output = [*of][attempt % len(of)]
+        shown, own = drawn(random, of[output], [each for each in made if each.output == output], shots, made_shots)
+        what = (meanings or {}).get(output) or f"the {asked} of a task whose right output is {json.dumps(output, ensure_ascii=False)}"
+        request = f"Each line below is {what}. Continue the list by one line, about something else, in other words.{_in(language)}"
+        beside = [seed for others in of.values() for seed in random.sample(others, min(max(shots // len(of), 1), len(others)))]
+        random.shuffle(beside)
+        return Ask("\n".join([request, "", *(line_of(each.told((asked,))) for each in shown), ""]), shown, own, random.choice(shown), beside=tuple(beside[:shots]))
+
+    return Style(OUTPUT_FIRST, (asked,), ask)
+
+
 def rephrase(records: Sequence[Seed], fields: tuple[str, ...]) -> Style:
     """Each record in its turn, some of its texts in other words."""
     names = _listed(fields)
@@ -127,8 +161,9 @@ def translation_prompt(record: Seed, fields: tuple[str, ...], source_lang: str, 
     return "\n".join([request, "", line_of(record.told(fields)), "", f"The same object in {theirs}:", ""])
 
 
-def answering_prompt(record: Seed, shown: Sequence[Seed]) -> str:
-    """What asks for the output of a record that was made, beside the records that its making was shown."""
+def again_prompt(record: Seed, ask: Ask) -> str:
+    """What asks for the output of a record that was made, beside the records that its making was shown, or those that are named for that."""
+    shown = ask.beside or ask.shown
     examples = ["Tasks with their outputs:", "", *(line_of(each.told()) for each in shown), ""] if shown else []
     asked = [f"A task: {line_of(record.told(FIELDS[:2]))}", 'A JSON object with its right "output":', ""]
     return "\n".join([*examples, *asked])

@@ -34,6 +34,11 @@ class TaggedText:
     entities: tuple[Span, ...] | None = None
     words: tuple[tuple[int, int], ...] | None = None
 
+    @property
+    def record(self) -> tuple[str, str]:
+        """What tells its record from others, of a file of the same name too."""
+        return self.where, self.text
+
 
 @dataclass(frozen=True)
 class TagColumns:

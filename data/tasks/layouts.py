@@ -105,6 +105,7 @@ class TaskShapes(Family):
         super().__init__({"tasks": (("tasks",), self._read), **shapes}, getattr(shapes, "beside", ()))
         self.layout, self._makes = layout, makes
         self.records = self.examples = 0
+        self.behind = 0  # examples of other shapes that the first of them stands behind, where a stream was read on to it
 
     def _read(self, record: Mapping[str, Any]) -> list[Any]:
         examples = [self._makes(dialogue) for dialogue in self.layout.dialogues(task_record(record))]
@@ -116,4 +117,5 @@ class TaskShapes(Family):
         """What became of the records, in a line. Raises UserError where there was none."""
         if not self.records:
             raise UserError(f"tasks {self.layout.name}: no record has several tasks, {{input, tasks: [{{instruction, output}}, ...]}}: leave it out")
-        return f"tasks           {self.layout.name}, {self.examples:,} dialogues of {self.records:,} records"
+        behind = f", behind {self.behind:,} others" if self.behind else ""
+        return f"tasks           {self.layout.name}, {self.examples:,} dialogues of {self.records:,} records{behind}"

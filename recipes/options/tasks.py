@@ -1,5 +1,6 @@
 """Options of records of several tasks, the same in training, preview and generation."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +42,15 @@ def refuse_turns(layout: Layout | None) -> None:
     """Raise UserError for a layout that an encoder-decoder does not have."""
     if layout is not None and layout.name == "sequence":
         raise UserError("tasks sequence is a dialogue of several answers, and an encoder-decoder learns one a record: use cumulative, which sees the same results")
+
+
+def read_to_tasks(shapes: Any, examples: Iterable[Any], read: int) -> None:
+    """Where records of several tasks were asked for, read a stream, of which so many examples were `read`, on until there was one."""
+    if isinstance(shapes, TaskShapes) and not shapes.records:
+        for number, _ in enumerate(examples, read):
+            if shapes.records:
+                shapes.behind = number
+                break
 
 
 def task_lines(shapes: Any) -> list[str]:

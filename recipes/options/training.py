@@ -139,7 +139,10 @@ class Arguments(TrainingArguments):
         if self.report_to in ("auto", ["auto"]):
             self.report_to = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
         self.use_cpu |= not torch.accelerator.is_available()  # else several processes would not be joined, and torch would try to pin memory
+        best = self.metric_for_best_model, self.greater_is_better
         super().__post_init__()
+        if best[0] is None:  # transformers says "loss" where the best is to be loaded, which not every stage measures: `complete_arguments` knows the stage's
+            self.metric_for_best_model, self.greater_is_better = best
 
 
 def hold_out(examples: list, fraction: float, seed: int) -> tuple[list, list]:
@@ -150,9 +153,9 @@ def hold_out(examples: list, fraction: float, seed: int) -> tuple[list, list]:
     return [e for e, record in zip(examples, of) if record not in chosen], [e for e, record in zip(examples, of) if record in chosen]
 
 
-def record_of(example: object, number: int) -> str | int:
-    """What all examples of a record have in common: where that stands, or of the only one its number among all."""
-    return getattr(example, "where", "").rpartition(", example ")[0] or number
+def record_of(example: object, number: int) -> object:
+    """What all examples of a record have in common, the example's number among all where it does not know."""
+    return getattr(example, "record", None) or number
 
 
 def drawn(records: int, fraction: float, seed: int) -> list[int]:

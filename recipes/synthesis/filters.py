@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification
 from seodang.data.errors import UserError
 from seodang.data.files.sources import records_of
 from seodang.data.synthesis.seeds import Seed
-from seodang.data.synthesis.styles import OF_RECORDS, answering_prompt, said_in, schema_of, translation_prompt
+from seodang.data.synthesis.styles import NEW, again_prompt, said_in, schema_of, translation_prompt
 from seodang.data.text.near_duplicates import NearDuplicates
 from seodang.data.text.overlap import RUN, overlaps, text_in
 from seodang.data.text.scripts import SCRIPTS, script_share
@@ -126,7 +126,7 @@ def _below(value: float, most: float) -> tuple[float, bool]:
 
 def _length(filtering: Filtering, making: Making) -> tuple[str, Callable]:
     """What the filter of lengths drops, in words, and what it judges by; a blank instruction or output is never a record."""
-    least = filtering.min_words if filtering.min_words is not None else 1 if making.style in OF_RECORDS else LEAST_WORDS
+    least = filtering.min_words if filtering.min_words is not None else LEAST_WORDS if making.style in NEW else 1
     most = filtering.max_output_chars
 
     def found(each: Candidate) -> tuple[None, bool]:
@@ -215,7 +215,7 @@ class RoundTrip:
     def _prompt(self, each: Candidate) -> str:
         if self._making.style == "translate":
             return translation_prompt(each.record, self._fields, self._making.target_lang, self._making.source_lang)
-        return answering_prompt(each.record, each.ask.shown)
+        return again_prompt(each.record, each.ask)
 
     def _agrees(self, each: Candidate, said: dict[str, str] | None) -> tuple[float, bool]:
         expected = each.ask.source if self._making.style == "translate" else each.record

@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 from seodang.data.errors import UserError
-from seodang.data.synthesis.styles import Ask, Style, said_in
+from seodang.data.synthesis.styles import Ask, Style, line_of, said_in
 from seodang.recipes.run.journal import writing
 from seodang.recipes.synthesis.asking import MADE, Asker, Said
 from seodang.recipes.synthesis.options import Making
@@ -79,7 +79,7 @@ class Maker:
         surplus = Filter("surplus", "beyond --count", self._wanted) if self.making.count else None
         self.tally = Tally([*self.filters, *filter(None, [surplus])])
         budget = self.making.token_budget
-        if budget is not None and (least := self._bound(self._asks(1)[0].prompt)) > budget:
+        if budget is not None and (least := self._bound(self._asks(1)[0])) > budget:
             raise UserError(f"token_budget {budget}: one attempt may take {least:,}, its prompt's bytes and max_new_tokens: raise it, or show and answer less")
 
     def run(self, show: Callable[[list[Candidate], list[Candidate]], None]) -> None:
@@ -128,16 +128,17 @@ class Maker:
             return asks
         left, admitted = self.making.token_budget - self.asker.spent, []
         for each in asks:
-            left -= self._bound(each.prompt)
+            left -= self._bound(each)
             if left < 0:
                 break
             admitted.append(each)
         return admitted
 
-    def _bound(self, prompt: str) -> int:
-        """The most tokens that an attempt may take: a token of a prompt has a byte at least, and what is read again is a prompt's and an answer's."""
-        once = len(prompt.encode()) + TEMPLATE_TOKENS + self.max_new_tokens
-        return once + (once + AGAIN_BYTES + self.max_new_tokens if self.asked_again else 0)
+    def _bound(self, ask: Ask) -> int:
+        """The most tokens that an attempt may take: a token of a prompt has a byte at least, and what is read again is a prompt's, or other records', and an answer's."""
+        prompt, answer = len(ask.prompt.encode()), TEMPLATE_TOKENS + self.max_new_tokens
+        beside = sum(len(line_of(each.told()).encode()) + 1 for each in (*ask.beside, *filter(None, [ask.source])))
+        return prompt + answer + (max(prompt, beside) + answer + AGAIN_BYTES + self.max_new_tokens if self.asked_again else 0)
 
     def _candidate(self, attempt: int, ask: Ask, said: Said) -> Candidate:
         found = Candidate(attempt, ask, said.text, said.seed, error=said.error)

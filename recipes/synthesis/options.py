@@ -8,7 +8,7 @@ from seodang.data.files.sources import read
 from seodang.data.synthesis import styles
 from seodang.data.synthesis.personas import built_in, personas_in
 from seodang.data.synthesis.seeds import FIELDS, SHAPES, Seed
-from seodang.data.synthesis.styles import NEW, OF_RECORDS, STYLES, Style
+from seodang.data.synthesis.styles import NEW, OF_RECORDS, OUTPUT_FIRST, STYLES, Style
 from seodang.recipes.options.asking import AskingOptions
 from seodang.recipes.options.decoding import Decoding, option
 from seodang.recipes.run.results_file import is_regular
@@ -42,7 +42,7 @@ class Making(AskingOptions):
         default=None, metadata={"help": "Seeds: instruction/input/output, prompt/completion, Self-Instruct's instances."}
     )
     output: str | None = option("Write the records to this JSON Lines file, each with where it comes from.")
-    style: str = option("self_instruct, persona, or of the given records: rephrase, translate.", "self_instruct")
+    style: str = option("self_instruct, persona, output_first, or of the given records: rephrase, translate.", "self_instruct")
     count: int | None = option("Records wanted, those that filters leave.")
     token_budget: int | None = option("Prompts and answers together take at most so many tokens.")
     attempts: int | None = option(f"Answers asked for at most; {ATTEMPTS_EACH} for each of --count by default.")
@@ -50,13 +50,14 @@ class Making(AskingOptions):
         default=None, metadata={"help": "Go on with the interrupted run of this output; false: begin anew, over it.", "nargs": "?", "const": True}
     )
     dropped: str | None = option("Write what was dropped to this file too, with the filter that did.")
-    shots: int = option("self_instruct, persona: records that each prompt shows.", 8)
+    shots: int = option("self_instruct, persona, output_first: records that each prompt shows.", 8)
     made_shots: int = option("Of these so many are records made before, as soon as there are some.", 2)
     personas: str | None = option("persona: a .txt of people, one a line; some 900 are built in.")
     fields: list[str] | None = field(default=None, metadata={"help": "rephrase, translate: the texts written anew; instruction of rephrase, all of translate."})
     source_lang: str | None = option("translate: the language of the records, as en.")
     target_lang: str | None = option("translate: the language wanted, as ko.")
-    language: str | None = option("self_instruct, persona: the language to write in, as ko.")
+    meanings: list[str] | None = field(default=None, metadata={"help": "output_first: what an output's inputs are in words, as '+=a review by one who liked it'."})
+    language: str | None = option("self_instruct, persona, output_first: the language to write in, as ko.")
     max_chars: int = option("Characters of each text that is made or shown; 0: no bound (servers whose schemas have no maxLength).", 600)
     round_size: int = option("Attempts in a round; what one round made can be shown from the next on.", 32)
 
@@ -86,10 +87,12 @@ class Making(AskingOptions):
             raise UserError("translate needs both languages: --source_lang en --target_lang ko, say")
         if self.style == "translate" and self.source_lang == self.target_lang:
             raise UserError(f"translate: source_lang and target_lang are both {self.source_lang!r}")
-        users = {"personas": ("persona",), "fields": OF_RECORDS, **dict.fromkeys(("source_lang", "target_lang"), ("translate",)), "language": NEW}
+        users = {"personas": ("persona",), "fields": OF_RECORDS, **dict.fromkeys(("source_lang", "target_lang"), ("translate",)), "language": (*NEW, OUTPUT_FIRST), "meanings": (OUTPUT_FIRST,)}
         for name, of in users.items():
             if getattr(self, name) is not None and self.style not in of:
                 raise UserError(f"{name} is for --style {' and '.join(of)}, got {self.style}: leave it out")
+        if bad := [text for text in self.meanings or () if not all(text.partition("="))]:
+            raise UserError(f"meanings are given as OUTPUT=WORDS, got {bad[0]!r}")
         if unknown := [name for name in self.fields or () if name not in FIELDS]:
             raise UserError(f"fields are {', '.join(FIELDS)}, got {unknown[0]!r}")
 
@@ -121,6 +124,8 @@ class Making(AskingOptions):
             few = f"only {len(seeds)} seeds have texts of at most max_chars={self.max_chars} characters"
             raise UserError(f"shots {self.shots}: {few}: give fewer --shots, more seeds, or a higher --max_chars")
         shown = (seeds, self.shots, self.made_shots, self.language)
+        if self.style == OUTPUT_FIRST:
+            return styles.output_first(*shown, dict(text.split("=", 1) for text in self.meanings or ()))
         if self.style == "persona":
             return styles.persona(personas_in(self.personas, self.encoding) if self.personas else built_in(), *shown)
         return styles.self_instruct(*shown)

@@ -61,6 +61,7 @@ def test_a_run_without_a_log_names_no_picture(base, data, tmp_path, capsys):
     ("words", "message"),
     [
         ([], "there is no reward to learn from: give --reward or --reward_model"),
+        (["--eval_fraction", "0.5", "--metric_for_best_model", "loss"], "metric_for_best_model 'loss' is not measured: an evaluation gives reward, kl, length"),
         (["--reward", "lenght:4"], "did you mean length"),
         (["--reward", "exact_answer", "--kl_estimator", "k9"], "kl_estimator must be one of k1, k2, k3"),
         (["--reward", "exact_answer", "--rollouts", "9"], "rollouts 9 cannot be cut into 2"),

@@ -201,6 +201,7 @@ def test_two_processes_equal_one_with_twice_the_batch(base, data, tmp_path, laun
         (["--lerning_rate", "1"], "did you mean learning_rate"),
         (["--learning_rate", "much"], "learning_rate"),
         (["--model", "/nowhere/model"], "is not a folder"),
+        (["--model", "CONFIG"], "config.json' is a configuration, which has no weights: `seodang pretrain --config_file` builds one by it from nothing, and --dry_run"),
         (["--data", "nothing.jsonl"], "nothing.jsonl"),
         (["--config", "missing.yaml"], "there is no such file"),
         (["--resume", "/nowhere"], "no complete checkpoint"),
@@ -216,6 +217,7 @@ def test_two_processes_equal_one_with_twice_the_batch(base, data, tmp_path, laun
 )
 def test_mistakes_are_one_line_and_exit_code_two(base, data, tmp_path, capsys, more, message):
     capsys.readouterr()
+    more = [f"{base}/config.json" if word == "CONFIG" else word for word in more]
     assert sft.main(["--model", base, "--data", data, "--output_dir", str(tmp_path / "out"), "--device", "cpu", *more]) == 2
     error = capsys.readouterr().err
     line = [text for text in error.splitlines() if text.startswith("error: ")]

@@ -207,6 +207,18 @@ def t5_like(fresh_tiny, tiny_tokenizer, tmp_path):
 PLAIN = {"instruction": "up", "input": "ab", "output": "AB"}
 
 
+@pytest.mark.parametrize("behind", [300, 10])
+def test_a_stream_is_read_on_to_the_records_of_several_tasks(behind, base, data, tmp_path, capsys):
+    triplets = written(tmp_path / "triplets.jsonl", [PLAIN | {"input": f"{number}"} for number in range(behind)])
+    how = ["--model", str(base), "--tasks", "apart", "--streaming", "--max_steps", "1", "--max_length", "128", "--output_dir", str(tmp_path / "m"), "--save_strategy", "no", *QUICK]
+    assert sft.main(["--data", triplets, data, *how]) == 0
+    said = capsys.readouterr().out
+    told = "tasks           apart, 2 dialogues of 1 records, behind 300 others" if behind == 300 else "tasks           apart, 6 dialogues of 3 records\n"
+    assert told in said and "streamed        the counts are those of its first 256 records" in said
+    assert sft.main(["--data", triplets, triplets, *how]) == 2
+    assert "tasks apart: no record has several tasks" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "verb, argv, message",
     [
@@ -223,6 +235,7 @@ PLAIN = {"instruction": "up", "input": "ab", "output": "AB"}
         (generate, ["BASE", "TASKS", "--task_grammar", "false"], "task_grammar is of several tasks"),
         (generate, ["BASE", "PLAIN", "--tasks", "apart"], "plain.jsonl line 1: the key 'tasks' is missing"),
         (prepare, ["--tasks_from", "PLAIN"], "give --output"),
+        (prepare, ["--tasks_from", "TASKS", "--output", "OUT"], "tasks.jsonl line 1: this is a record of several tasks already, {input, tasks}, and no triplet"),
         (prepare, ["--tasks_from", "PLAIN", "--triplets_from", "TASKS", "--output", "OUT"], "give one of them"),
         (prepare, ["--tasks_from", "PLAIN", "--output", "PLAIN"], "is what --tasks_from reads: name another file"),
         (prepare, ["--triplets_from", "TASKS", "--output", "TASKS"], "is what --triplets_from reads: name another file"),

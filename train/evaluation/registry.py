@@ -17,6 +17,8 @@ RULES, REWARD_MODEL, REWARD_WIN, JUDGE_WIN = "rules", "reward_model", "reward_wi
 OF_TEXTS, OF_CHOICES = ("exact", "f1", "chrf", "rougeL", "perplexity", "bits_per_byte"), ("acc", "acc_token", "acc_byte", "acc_char", "ece", "brier")
 WRITTEN = ("exact", "contains", "f1", "chrf", "bleu", "rouge1", "rouge2", "rougeL", "perplexity", "bits_per_byte", *OF_CHOICES, "pass@K", "json",
            *(f"{name}:{behind}" for name, (behind, _) in FORMS.items() if behind))  # fmt: skip
+BY_OPTION = {"rule": "--reward", REWARD_MODEL: "--reward_model", REWARD_WIN: "--reward_model", JUDGE_WIN: "--judge"}
+MEASURED_BY_OPTION = "and of themselves " + ", ".join(f"{name} by {option}" for name, option in BY_OPTION.items())
 
 
 def parse_metrics(names: Sequence[str], without: Collection[str] = ()) -> list[Metric]:
@@ -38,8 +40,10 @@ def parse_metrics(names: Sequence[str], without: Collection[str] = ()) -> list[M
             metric = pass_metric(text)
         elif text in known:
             metric = known[text]
+        elif name in BY_OPTION:
+            raise UserError(f"metric {text!r} is measured where {BY_OPTION[name]} is given, and needs no name: give that, and leave {text} out of --metrics")
         else:
-            raise UserError(f"unknown metric {text!r}{did_you_mean(text, WRITTEN)}; there are {', '.join(WRITTEN)}")
+            raise UserError(f"unknown metric {text!r}{did_you_mean(text, (*WRITTEN, *BY_OPTION))}; there are {', '.join(WRITTEN)}; {MEASURED_BY_OPTION}")
         if any(other.name == metric.name for other in found):
             raise UserError(f"metric {metric.name} is given twice: leave one out")
         found.append(metric)

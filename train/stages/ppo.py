@@ -36,6 +36,7 @@ from .build import Stage, prompt_size
 from .ppo_settings import PpoSettings, steps_in_iterations
 
 STATE = "ppo_state.json"
+MEASURED = ("reward", "kl", "length")  # by an evaluation
 
 
 def without_dropout(model: nn.Module) -> None:
@@ -206,7 +207,7 @@ class PpoTrainer(CrashSafeCheckpoints, Trainer):
         kl = sum(in_float64(own - ref).sum().item() for own, ref in zip(experience.logprobs, experience.ref_logprobs, strict=True))
         sums = [in_float64(experience.scores).sum().item(), kl, sum(experience.lengths), len(experience.lengths)]
         reward, kl, length, count = self.sum_over_processes(torch.tensor(sums, dtype=torch.float64)).tolist()
-        metrics = {"reward": reward / count, "kl": kl / count, "length": length / count}
+        metrics = dict(zip(MEASURED, (reward / count, kl / count, length / count), strict=True))
         return self.report(metrics, metric_key_prefix)
 
     # Processes

@@ -3,6 +3,7 @@ from random import Random
 
 import pytest
 
+from seodang.data.errors import UserError
 from seodang.data.synthesis import styles
 from seodang.data.synthesis.seeds import FIELDS, Seed
 from seodang.data.synthesis.styles import said_in, schema_of
@@ -30,6 +31,41 @@ def test_personas_ask_one_after_another():
     asks = [style.ask(attempt, Random(attempt), []) for attempt in range(3)]
     assert [ask.persona for ask in asks] == ["a baker", "a nurse", "a baker"] and "You are a nurse." in asks[1].prompt
     assert len(styles.persona(["a baker"], SEEDS, 3, 1).ask(0, Random(0), MADE).shown) == 3
+
+
+REVIEWS = [Seed("Good or bad?", f"{word} {thing}", output, f"line {word} {thing}") for output, word in (("+", "fine"), ("-", "dull")) for thing in "abcd"]
+
+
+def test_the_output_is_given_and_its_input_is_found():
+    style = styles.output_first(REVIEWS, 3, 1, "ko", {"+": "a review by one who liked it"})
+    for attempt in range(8):
+        output, word = [("+", "fine"), ("-", "dull")][attempt % 2]
+        ask = style.ask(attempt, Random(attempt), [Seed("Good or bad?", "made", "+", "attempt 1")])
+        lines = [json.loads(line) for line in ask.prompt.split("\n") if line.startswith("{")]
+        assert lines == [{"input": each.input} for each in ask.shown] and {each.output for each in (*ask.shown, ask.source)} == {output}
+        assert len(ask.shown) == 3 and len(ask.made) == (output == "+")
+        what = "a review by one who liked it" if output == "+" else 'the input of a task whose right output is "-"'
+        assert ask.prompt.startswith(f"Each line below is {what}. Continue") and "Write it in Korean." in ask.prompt
+        assert style.record(ask, {"input": " new "}, "attempt 9") == Seed("Good or bad?", "new", output, "attempt 9")
+        # asked again it is shown records of every output: those of one would give the answer away
+        assert sorted(each.output for each in ask.beside) == ["+", "-"] and "made" not in {each.input for each in ask.beside}
+        again = [json.loads(line) for line in styles.again_prompt(Seed("Good or bad?", "new", output), ask).split("\n") if line.startswith("{")]
+        assert again == [each.told() for each in ask.beside]
+    bare = styles.output_first([Seed(f"Say {n}.", "", "yes") for n in range(4)], 3, 0)
+    ask = bare.ask(0, Random(0), [])
+    assert bare.fields == ("instruction",) and bare.record(ask, {"instruction": "Agree."}, "") == Seed("Agree.", "", "yes")
+
+
+@pytest.mark.parametrize(
+    ("seeds", "meanings", "message"),
+    [
+        ([*REVIEWS, Seed("Say yes.", "", "+")], {}, "8 of 9 seeds have an input: give seeds that all have one, or none"),
+        (REVIEWS, {"*": "nothing"}, r"no seed has the output '\*': there are '\+', '-'"),
+    ],
+)
+def test_seeds_that_say_no_output_first_are_refused(seeds, meanings, message):
+    with pytest.raises(UserError, match=message):
+        styles.output_first(seeds, 3, 0, None, meanings)
 
 
 def test_a_record_said_anew_keeps_what_was_not_to_be_written():

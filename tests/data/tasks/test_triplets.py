@@ -44,6 +44,7 @@ def test_equal_inputs_are_one_record_and_what_is_told_apart_stays_apart():
         ({"instruction": "mood?", "input": "Kim."}, "line 8: the key 'output' is missing"),
         ({"input": "Kim.", "output": "x"}, "line 8: the key 'instruction' is missing"),
         ({"instruction": "again?", "input": "Kim.", "output": "x", "name": "mood"}, "line 8: two tasks are called 'mood'"),
+        ({"input": "Kim.", "tasks": []}, r"line 8: this is a record of several tasks already, .* `seodang prepare --triplets_from` makes triplets of it"),
         ([1], "line 8: a record must be an object of keys and values, got list"),
     ],
 )

@@ -272,6 +272,26 @@ def test_records_are_rephrased_and_translated_once_each_unless_more_are_wanted(s
         assert rows(output)[7]["provenance"]["source"] == "seeds.jsonl line 2" and rows(output)[7]["provenance"]["seed"] == 107
 
 
+def test_inputs_are_found_for_each_output_in_its_turn_and_asked_again_beside_all_outputs(scripted_server, tmp_path):
+    reviews = tmp_path / "reviews.jsonl"
+    reviews.write_text("".join(json.dumps({"instruction": "Good?", "input": f"{o} {n}", "output": o}) + "\n" for n in range(3) for o in "+-"), encoding="utf-8")
+
+    def script(body):
+        prompt = body["messages"][-1]["content"]
+        return scripted_server.said(json.dumps({"input": f"found {body['seed']}"} if prompt.startswith("Each line below is") else {"output": "+"}))
+
+    server, output, dropped = scripted_server(script), tmp_path / "made.jsonl", tmp_path / "dropped.jsonl"
+    how = ["--style", "output_first", "--count", "4", "--attempts", "4", "--round_trip", "exact", "--meanings", "+=praise", "--token_budget", "9000", "--dropped", str(dropped)]
+    assert main(remote(server, str(reviews), output, *how)) == 1  # the half of them: the pupil finds all praise
+    assert [[row[name] for name in ("instruction", "input", "output")] for row in rows(output)] == [["Good?", f"found {n}", "+"] for n in (100, 102)]
+    assert [(row["output"], row["dropped"], row["input"]) for row in rows(dropped)] == [("-", "round trip", "found 101"), ("-", "round trip", "found 103")]
+    prompts = [*server.prompts]
+    assert sum(prompt.startswith("Each line below is praise.") for prompt in prompts) == 2
+    again = [prompt for prompt in prompts if prompt.startswith("Tasks with their outputs:")]
+    assert len(again) == 4 and all('"output": "+"}' in prompt and '"output": "-"}' in prompt for prompt in again)
+    assert rows(output)[0]["provenance"]["source"] in rows(output)[0]["provenance"]["seeds"]
+
+
 def test_people_ask_without_any_seed(scripted_server, tmp_path):
     server, output, people = scripted_server(lambda body: scripted_server.said(record(body["seed"]))), tmp_path / "made.jsonl", tmp_path / "people.txt"
     people.write_text("a baker\na nurse\n", encoding="utf-8")
@@ -310,11 +330,14 @@ def test_a_budget_needs_a_server_that_tells_its_tokens(scripted_server, seeds, t
     ("more", "said"),
     [
         (["--token_budget", "0"], "token_budget must be at least 1, got 0"), (["--count", "0"], "count must be at least 1, got 0"), ([], "say how much is to be made"),
-        (["--count", "3", "--style", "poem"], "style must be one of self_instruct, persona, rephrase, translate, got 'poem'"),
+        (["--count", "3", "--style", "poem"], "style must be one of self_instruct, persona, output_first, rephrase, translate, got 'poem'"),
         (["--count", "3", "--shots", "9"], "max_chars=600 characters: give fewer --shots, more seeds, or"),
         (["--token_budget", "700", "--shots", "2"], "token_budget 700: one attempt may take "),
         (["--count", "3", "--style", "translate"], "translate needs both languages"),
         (["--count", "3", "--personas", "x.txt"], "personas is for --style persona, got self_instruct: leave it out"),
+        (["--count", "3", "--meanings", "+=praise"], "meanings is for --style output_first, got self_instruct: leave it out"),
+        (["--count", "3", "--style", "output_first", "--shots", "3", "--meanings", "praise"], "meanings are given as OUTPUT=WORDS, got 'praise'"),
+        (["--count", "3", "--style", "output_first", "--shots", "3"], "output_first: 4 of 6 seeds have an input"),
         (["--count", "3", "--style", "rephrase", "--fields", "answer"], "fields are instruction, input, output, got 'answer'"),
         (["--count", "3", "--style", "rephrase", "--max_chars", "3"], "no record has texts of at most max_chars=3 characters"),
         (["--count", "3", "--data", "no.jsonl"], "there is no file or folder no.jsonl"),

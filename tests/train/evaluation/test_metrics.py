@@ -117,6 +117,9 @@ def test_what_cannot_be_measured_is_left_out():
     "names, how, message",
     [
         (["exakt"], {}, "unknown metric 'exakt': did you mean exact?; there are exact, contains"),
+        (["exakt"], {}, "and of themselves rule by --reward, reward_model by --reward_model, reward_win by --reward_model, judge_win by --judge"),
+        (["rule:form"], {}, "metric 'rule:form' is measured where --reward is given, and needs no name: give that, and leave rule:form out of --metrics"),
+        (["judge_win"], {}, "metric 'judge_win' is measured where --judge is given"),
         (["regex"], {}, "metric 'regex' must be given as regex:PATTERN"),
         (["json:x"], {}, "metric 'json:x' must be given as json"),
         (["regex:("], {}, "'(' is not a regular expression"),
