@@ -23,7 +23,6 @@ from seodang.train.run.checkpoints import find_resume
 from seodang.train.run.crash_safe import Provenance
 from seodang.train.run.ranks import agree
 
-
 ANOTHER = "name another --output_dir"  # for a second run in the folder of one that is going on
 
 
