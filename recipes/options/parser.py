@@ -157,8 +157,7 @@ def parse(
             raise UserError(str(error)) from None
         raise
     for each in built:
-        if hasattr(each, "given"):  # it wants to know what was written down, whatever the value
-            each.given = given
+        vars(each)["given"] = given  # what was written down, whatever the value
     return built
 
 

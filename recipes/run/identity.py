@@ -61,13 +61,21 @@ def options_of(*parsed: Any, section: str = "") -> dict[str, Any]:
     return json.loads(json.dumps(found, default=_plain))
 
 
+def settings_of(*parsed: Any) -> dict[str, Any]:
+    """The options of some dataclasses that are part of a run's identity, were written down, and differ from what holds where nothing is."""
+    given = set().union(*(getattr(each, "given", None) or () for each in parsed))  # one that was replaced by a copy has it no more
+    found, fields = options_of(*parsed), [field for each in parsed for field in dataclasses.fields(each)]
+    plain = {field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory() for field in fields}
+    return {name: value for name, value in found.items() if name in given and value != json.loads(json.dumps(plain[name], default=_plain))}
+
+
 def origin_of(*parsed: Any, rows: Iterable[Mapping[str, Any]], paradigm: str = "causal") -> Provenance:
     """What a run is known by, from its options, a ModelOptions and at last a TrainingArguments among them, and from its rows."""
     args: TrainingArguments = parsed[-1]
     options = options_of(*parsed)
     content = None if isinstance(rows, IterableDataset) else content_of(rows)
     options |= {**environment_of(options["dtype"], args), "rows": content}
-    return Provenance(options["model"] or "", content or fingerprint(json.dumps(options["data"])), paradigm, options)
+    return Provenance(options["model"] or "", content or fingerprint(json.dumps(options["data"])), paradigm, options, settings_of(*parsed))
 
 
 def environment_of(dtype: str, args: TrainingArguments) -> dict[str, Any]:

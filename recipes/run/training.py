@@ -23,7 +23,6 @@ from seodang.train.run.checkpoints import find_resume
 from seodang.train.run.crash_safe import Provenance
 from seodang.train.run.ranks import agree
 
-
 ANOTHER = "name another --output_dir"  # for a second run in the folder of one that is going on
 
 
@@ -105,7 +104,11 @@ def only_planned(
 
 
 def plan_lines(trainer: Any, counts: Accounting, resume: Path | None, *, stage: Iterable[str] = (), cost: Iterable[str] = ()) -> list[str]:
-    """What a run will do, in lines: what became of the records, what the stage says, the weights, what it will cost, and where it goes on from."""
+    """What a run will do, in lines: what became of the records, what the stage says, the weights, what it will cost, and where it goes on from.
+
+    What became of the records is kept for the model card too.
+    """
+    trainer.provenance = replace(trainer.provenance, records=counts.lines())
     dtype, reason = choose_dtype("auto", trainer.args.device)
     weights = next(trainer.model.parameters()).dtype
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)

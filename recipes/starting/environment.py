@@ -4,7 +4,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from seodang.data.files.cache_folder import cache_folder
-from seodang.data.versions import KNOWN_TO_WORK, untried
+from seodang.data.versions import KNOWN_TO_WORK, installed_version, untried
 from seodang.infer.checkpoint import default_encoder, default_model
 from seodang.infer.kernels.device import choose_device, choose_dtype
 from seodang.infer.runners.native.compiler import NotBuilt, compilers
@@ -44,7 +44,7 @@ def facts(own: str) -> Iterator[tuple[str, str]]:
         found = torch.cuda.get_device_properties(number)
         yield "gpu", f"{found.name}, {found.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda or torch.version.hip}"
     yield "native step", native_step()
-    yield "libraries", ", ".join(f"{name} {installed(name) or 'absent'}" for name in LIBRARIES)
+    yield "libraries", ", ".join(f"{name} {installed_version(name) or 'absent'}" for name in LIBRARIES)
     yield "known to work", untried() or "these versions"
     present, absent = extras()
     yield "extras", ", ".join(present) or "none"
@@ -95,14 +95,6 @@ def fetched(package: str, name: str, remedy: str) -> str:
     return str(place) if place else f"not there: {remedy}"
 
 
-def installed(name: str) -> str | None:
-    """The version of a library that is installed, None where it is not."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
 def extras() -> tuple[list[str], dict[str, list[str]]]:
     """The extras of which all is installed, and of each other one what is not, or is of another version than asked; by what the installed package says of itself."""
     wanted: dict[str, list[Requirement]] = {}
@@ -115,7 +107,7 @@ def extras() -> tuple[list[str], dict[str, list[str]]]:
         if names and each.marker.evaluate({"extra": names[0]}) and canonicalize_name(each.name) != "seodang":
             wanted.setdefault(names[0], []).append(each)
     lacking = {
-        name: [each.name for each in needed if not (have := installed(each.name)) or not each.specifier.contains(have, prereleases=True)]
+        name: [each.name for each in needed if not (have := installed_version(each.name)) or not each.specifier.contains(have, prereleases=True)]
         for name, needed in sorted(wanted.items())
     }
     return [name for name, left in lacking.items() if not left], {name: left for name, left in lacking.items() if left}

@@ -8,10 +8,10 @@ import sys
 import time
 import warnings
 from hashlib import sha256
-from pathlib import Path
 
 import pytest
 import torch
+from named_tests import ROOT, absent, named_in
 from safetensors.torch import load_file, save_file
 
 from seodang.data.errors import UserError
@@ -49,6 +49,14 @@ def hashes(folder):
 
 def weights(folder):
     return sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_each_line_of_the_page_names_tests_that_are_there():
+    lines = [line for line in (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    told = [line for line in lines if not line.startswith(("| what happens |", "| --- |"))]
+    assert len(told) > 20
+    for line in told:
+        assert named_in(line) and not absent(line), f"{line[:60]}: {absent(line)}"
 
 
 # Kills

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from .sharding import (
     shard_on_cpus_too,
     without_ties,
 )
+from .training_card import write_card
 
 STAGE_STATE = "stage_state_{}.pt"  # a process's own
 REFERENCE = "reference.safetensors"
@@ -45,6 +46,8 @@ class Provenance:
     data: str = ""
     paradigm: str = "causal"
     options: dict[str, Any] | None = None  # what the run is known by
+    settings: Mapping[str, Any] = field(default_factory=dict)  # those of the options that differ from their defaults
+    records: Sequence[str] = ()  # what became of the records, in lines
 
 
 def low_precision(model: nn.Module) -> bool:
@@ -323,6 +326,7 @@ class CrashSafeCheckpoints(Interruptible):
         with self.fail_together(), explain_full_disk(needed, run):
             if self.args.should_save:
                 self.state.save_to_json(str(run / STAGING / name / "trainer_state.json"))  # now with the best
+                write_card(self, run / STAGING / name)
                 publish(run / STAGING / name, run / name, **self._facts())
                 rotate(run, self.args.save_total_limit, best)
 
@@ -346,6 +350,7 @@ class CrashSafeCheckpoints(Interruptible):
                 self.save_model(str(run / STAGING / "final"))
         with self.fail_together(), explain_full_disk(needed, run):
             if self.args.should_save:
+                write_card(self, run / STAGING / "final")
                 publish_into(run / STAGING / "final", run, **self._facts())
         return run
 

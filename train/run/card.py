@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from seodang.data.chat import all_end_ids
-from seodang.data.files.cache_folder import cache_folder
-from seodang.data.seq2seq.languages import begins_targets, language_ids, target_language, writes_languages
-from seodang.infer.checkpoint.default_model import NAME
-from seodang.infer.encoders.tagging import labels_all_subwords
-from seodang.infer.runners.paradigm import TAGS, diffusion_of
+from ...data.chat import all_end_ids
+from ...data.files.cache_folder import cache_folder
+from ...data.seq2seq.languages import begins_targets, language_ids, target_language, writes_languages
+from ...infer.checkpoint.default_model import NAME
+from ...infer.encoders.tagging import labels_all_subwords
+from ...infer.runners.paradigm import TAGS, diffusion_of
 
 QUESTION = "Name three colours."
 ROUNDED = "It keeps keys and values in float16 and rounds in flash attention, but not with `--cache-type-k f32 --cache-type-v f32 --flash-attn off`."
@@ -31,13 +31,14 @@ class Exported:
     name: str
     base: str
     step: int | None
-    dtype: torch.dtype
+    dtype: torch.dtype | None
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     gguf: str | None = None
     weights: str | None = None
     parameters: int = 0
     notes: list[str] = field(default_factory=list)
+    adapter: bool = False
 
     @property
     def ends(self) -> list[str]:
@@ -88,22 +89,31 @@ def model_card(about: Exported) -> str:
     if about.ends:
         text.append(f"A text ends with {' or '.join(f'`{end}`' for end in about.ends)} (generation_config.json has their ids).")
     text += ["", "The lines below run in this folder.", ""]
-    if tags:
-        return "\n".join([*text, *_tagger_lines(about)])
-    if not generates:
-        return "\n".join([*text, *_reward_lines(), "A reward model's head has no place in a GGUF file: llama.cpp and Ollama have none of it.", ""])
+    return "\n".join([*text, *lines_to_run(about)])
+
+
+def lines_to_run(about: Exported) -> list[str]:
+    """The lines of each engine that runs a model, under headings; they run in its folder."""
+    config = about.model.config
+    if type(about.model).__name__.endswith(TAGS):
+        return _tagger_lines(about)
+    if getattr(about.model, "generation_config", None) is None:
+        return [*_reward_lines(), "A reward model's head has no place in a GGUF file: llama.cpp and Ollama have none of it.", ""]
+    text = []
     if diffusion_of(config) is not None:
         text += ["It fills in masks as Seodang lets it; other engines know nothing of that, and have it speak left to right.", ""]
         if not diffusion_of(config).autoregressive:
-            return "\n".join([*text, *_seodang_lines()])
+            return [*text, *_seodang_lines()]
     if about.weights is not None:
-        return "\n".join([*text, f"The linear layers are in {about.weights}, as Seodang's kernels read them: other engines do not.", "", *_seodang_lines()])
+        return [*text, f"The linear layers are in {about.weights}, as Seodang's kernels read them: other engines do not.", "", *_seodang_lines()]
     if type(about.model).__module__.startswith("seodang."):
-        return "\n".join([*text, "The architecture is Seodang's own, which other engines do not know.", "", *_seodang_lines()])
+        return [*text, "The architecture is Seodang's own, which other engines do not know.", "", *_seodang_lines()]
     if config.is_encoder_decoder:
-        text += [*_source_lines(about), ""]
-        return "\n".join([*text, *_transformers_lines(about, "AutoModelForSeq2SeqLM"), *_seodang_lines(about.target)])
-    return "\n".join([*text, *_transformers_lines(about), *_vllm_lines(about), *_llama_cpp_lines(about), *_seodang_lines()])
+        return [*text, *_source_lines(about), "", *_transformers_lines(about, "AutoModelForSeq2SeqLM"), *_seodang_lines(about.target)]
+    if about.adapter:
+        merged = ["`seodang export . FOLDER` merges it into a whole model, for engines that take no adapters.", ""]
+        return [*text, *_transformers_lines(about), *_seodang_lines(), *merged]
+    return [*text, *_transformers_lines(about), *_vllm_lines(about), *_llama_cpp_lines(about), *_seodang_lines()]
 
 
 def modelfile(about: Exported) -> str:
