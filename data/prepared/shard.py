@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from ..accounting import digest_of
 from ..files.sources import Example, at_a_time
 from ..labels import Counts, Labeller, Row
+from ..template import unchanged
 
 FORMAT = 1  # of the files; another number is prepared anew
 AT_A_TIME = 500  # rows that are held before they are written
@@ -51,7 +52,7 @@ class Maker:
         labeller, counts = Labeller(self.tokenizer, **self.labelling), ShardCounts()
         name = shard_name(number)
         longest = highest = 0
-        with Aside(self.folder / f"{name}.arrow") as aside:
+        with Aside(self.folder / f"{name}.arrow") as aside, unchanged(self.tokenizer):
             with aside.path.open("wb") as file, pyarrow.ipc.new_stream(file, SCHEMA) as writer:
                 rows = (row for example in examples for row in labeller.rows(example, counts))
                 for some in at_a_time(rows, AT_A_TIME):
