@@ -89,7 +89,17 @@ class Aside:
 
 
 def _batch(rows: Sequence[Row]) -> pyarrow.RecordBatch:
-    return pyarrow.record_batch([pyarrow.array([row[name] for row in rows], type=SCHEMA.field(name).type) for name in SCHEMA.names], schema=SCHEMA)
+    return pyarrow.record_batch([_lists([row[name] for row in rows]) for name in SCHEMA.names], schema=SCHEMA)
+
+
+def _lists(values: Sequence[Sequence[int]]) -> pyarrow.Array:
+    """Lists as Arrow has them, from their bytes: `pyarrow.array` would import pandas, and take three times as long."""
+    flat, ends = array("i"), array("i", [0])
+    for each in values:
+        flat.extend(each)
+        ends.append(len(flat))
+    inner = pyarrow.Array.from_buffers(pyarrow.int32(), len(flat), [None, pyarrow.py_buffer(flat)])
+    return pyarrow.Array.from_buffers(pyarrow.list_(pyarrow.int32()), len(values), [None, pyarrow.py_buffer(ends)], children=[inner])
 
 
 def shard_name(number: int) -> str:
