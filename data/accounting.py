@@ -1,6 +1,7 @@
 """What became of the records: each that was read is kept or dropped, once."""
 
 import hashlib
+import marshal
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -145,8 +146,12 @@ class Accounting:
 
 def digest_of(rows: Sequence[Mapping[str, Any]]) -> int:
     """Sixty-four bits that tell rows from others, wherever they stand."""
-    told = repr([{name: value for name, value in row.items() if name != "where"} for row in rows])
-    return int.from_bytes(hashlib.blake2b(told.encode(errors="surrogatepass"), digest_size=8).digest(), "little", signed=True)
+    held = [{name: value for name, value in row.items() if name != "where"} for row in rows]
+    try:
+        told = marshal.dumps(held, 0)  # in a tenth of the time of `repr`
+    except ValueError:  # what is none of Python's own types
+        told = repr(held).encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.blake2b(told, digest_size=8).digest(), "little", signed=True)
 
 
 def asks_nothing(messages: Sequence[Mapping[str, Any]]) -> bool:

@@ -33,7 +33,7 @@ class Counts(Accounting):
     def add(self, rows: list[Row]) -> None:
         """Count what some rows hold."""
         self.tokens += sum(len(row["input_ids"]) for row in rows)
-        self.trained_tokens += sum(label != IGNORE_INDEX for row in rows for label in row["labels"])
+        self.trained_tokens += sum(len(row["labels"]) - row["labels"].count(IGNORE_INDEX) for row in rows)
 
     def lines(self) -> list[str]:
         """The counts for people: what there is always, what had to be done only where it was."""
@@ -182,7 +182,7 @@ def _extend(row: Row, turn: Turn) -> None:
 
 
 def _trains(row: Row) -> bool:
-    return any(label != IGNORE_INDEX for label in row["labels"])
+    return row["labels"].count(IGNORE_INDEX) < len(row["labels"])
 
 
 def prepare(

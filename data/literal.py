@@ -4,8 +4,9 @@ import copy
 import json
 import os.path
 import re
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from itertools import groupby
 from types import MappingProxyType
 from typing import Any
@@ -158,7 +159,66 @@ def _pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern:
 
 
 def _plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    pieces = remember(tokenizer, "pieces", lambda: _pieces(tokenizer), of_template=False)
+    return _whole(tokenizer, text) if pieces is None else pieces(text)
+
+
+def _whole(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # rows are cut later, no need to warn
+
+
+class _Pieces:
+    """Encodes what stands between control tokens piece by piece, and remembers the last of them: a prompt is a part of what is trained, and templates say the same again."""
+
+    KEPT, LONGEST = 256, 1 << 16  # pieces, and the characters of one
+
+    def __init__(self, encoder: Tokenizer, controls: Mapping[str, int]):
+        self.encoder, self.controls = encoder, controls
+        self._split = re.compile(f"({any_of(controls)})").split
+        self._remembered = lru_cache(self.KEPT)(lambda piece: array("i", self._encoded(piece)))
+
+    def __call__(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for index, piece in enumerate(self._split(text)):
+            if index % 2 == 1:
+                ids.append(self.controls[piece])
+            elif piece:
+                ids += self._remembered(piece) if len(piece) <= self.LONGEST else self._encoded(piece)
+        return ids
+
+    def _encoded(self, piece: str) -> list[int]:
+        return self.encoder.encode_batch_fast([piece], add_special_tokens=False)[0].ids
+
+
+# What looks at no more of a text than the piece that it is given, wherever this stands.
+_LOCAL = {"NFC", "NFD", "NFKC", "NFKD", "Replace", "Lowercase", "StripAccents", "Split", "Digits", "Punctuation", "Whitespace", "WhitespaceSplit", "ByteLevel"}
+_TRIED = ("나무 is  a tree\n\n", " x", "\t3.14 don't ", "e\u0301\u200d", "")  # beside every kind of border
+
+
+def _pieces(tokenizer: PreTrainedTokenizerBase) -> _Pieces | None:
+    """What encodes piece by piece; None for a tokenizer of which it is not certain that this gives the ids of the whole."""
+    if not tokenizer.is_fast:
+        return None
+    told = json.loads(tokenizer.backend_tokenizer.to_str())
+    parts = [part for name in ("normalizer", "pre_tokenizer") for part in _flat(told[name])]
+    tokens = told["added_tokens"]
+    local = all(part["type"] in _LOCAL and not part.get("add_prefix_space") for part in parts)
+    kinds = {token["normalized"] and told["normalizer"] is not None for token in tokens}  # those found before and behind the normalizer
+    greedy = any(token[flag] for token in tokens for flag in ("lstrip", "rstrip", "single_word"))
+    if told["model"]["type"] != "BPE" or told["model"].get("dropout") or not local or True in kinds or len({token["normalized"] for token in tokens}) > 1 or greedy:
+        return None
+    pieces = _Pieces(_literal_encoder(tokenizer), {token["content"]: token["id"] for token in tokens})
+    borders = [token["content"] for token in tokens[:3]] + [""]
+    trials = [first + border + second for border in borders for first in _TRIED for second in _TRIED]
+    return pieces if all(pieces(text) == _whole(tokenizer, text) for text in trials) else None
+
+
+def _flat(part: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    """The parts of a normalizer or pre-tokenizer."""
+    if part is None:
+        return []
+    inner = part.get("normalizers") or part.get("pretokenizers")
+    return [each for one in inner for each in _flat(one)] if part["type"] == "Sequence" else [part]
 
 
 def _offsets(tokenizer: PreTrainedTokenizerBase, literal: bool, text: str) -> list[tuple[int, int]]:

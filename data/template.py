@@ -1,7 +1,8 @@
 """The chat template: choosing one, and rendering messages with it the same way for training and for speaking."""
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -108,17 +109,31 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict], tools: lis
 
 
 _memory: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_unchanged: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # what tokenizers are known by that somebody leaves as they are
 
 
 def remember(tokenizer: PreTrainedTokenizerBase, name: str, build: Callable[[], Any], of_template: bool = True) -> Any:
     """What `build` found out about this tokenizer and, unless not `of_template`, its template, once; asked again when either has changed."""
     known = _memory.setdefault(tokenizer, {})
-    key = (name, _identity(tokenizer.chat_template) if of_template else None, len(tokenizer), tuple(tokenizer.all_special_ids))
+    template, *rest = _unchanged.get(tokenizer) or _identity(tokenizer)
+    key = (name, template if of_template else None, *rest)
     if key not in known:
         known[key] = build()
     return known[key]
 
 
-def _identity(template: str | dict | None) -> Any:
-    return tuple(sorted(template.items())) if isinstance(template, dict) else template
+@contextmanager
+def unchanged(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Promise that nothing of a tokenizer or its template changes meanwhile: to look each time takes longer than to encode a sentence."""
+    before = _unchanged.get(tokenizer)
+    _unchanged[tokenizer] = _identity(tokenizer)
+    try:
+        yield
+    finally:
+        if before is None:
+            _unchanged.pop(tokenizer, None)
 
+
+def _identity(tokenizer: PreTrainedTokenizerBase) -> tuple[Any, ...]:
+    template = tokenizer.chat_template
+    return tuple(sorted(template.items())) if isinstance(template, dict) else template, len(tokenizer), tuple(tokenizer.all_special_ids)
