@@ -21,7 +21,9 @@ class InProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        pass
+        for each in self._there.values():
+            if hasattr(each, "close"):
+                each.close()
 
     def open(self, worker: int) -> None:
         assert worker not in self._there and worker not in self._asked

@@ -76,6 +76,10 @@ class Answerer:
         truncated = backend.truncated if isinstance(backend, OwnBackend) else {}
         return Answered(b"".join(found[place] for place in range(len(asked.prompts) * each)), tokens, tuple(truncated.values()))
 
+    def close(self) -> None:
+        """Let go of what was opened: vLLM ends."""
+        self._stack.close()
+
     def _asked(self, first: int, lines: bytes) -> tuple[Prompts, Any]:
         """The prompts of a shard, and who answers them: each by the seed that its index among all gives it."""
         asked = prompts_in(lines, self._job.unit)

@@ -8,9 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+from many_pools import InProcess
 
 from seodang.infer.remote import vllm
 from seodang.recipes.generate import main
+from seodang.recipes.many import answering
 
 FAKE = """
 import json, os, signal, sys, time
@@ -100,6 +102,31 @@ def test_it_is_started_with_what_holds_asked_by_the_settings_and_stopped(base, f
     assert told[:2] == ["serve", str(base)] and told[-4:] == ["--dtype", "float32", "--max-model-len", "64"]
     assert told[told.index("--generation-config") + 1] == "vllm" and told[told.index("--host") + 1] == "127.0.0.1"
     assert is_gone(first["pid"])
+
+
+def test_many_workers_start_one_each_and_ask_it_their_shards(base, fake, tmp_path, monkeypatch):
+    """`--backend ray --ray_engine vllm`, with workers in this process: the file is that of one vLLM, and each prompt was asked once."""
+    pools = []
+    monkeypatch.setattr(answering, "library", lambda: None)
+    monkeypatch.setattr(answering, "RayPool", lambda opener, workers, *_: pools.append(InProcess(opener, workers)) or pools[-1])
+    several = [str(base), *"one two three four five".split(), *command(base, tmp_path)[3:], "--seed", "3"]
+    assert main(several) == 0
+    one, single = (tmp_path / "answers.jsonl").read_bytes(), seen_in(fake)
+    fake.unlink()
+    place = several.index("vllm")
+    many = [*several[:place], "ray", "--ray_engine", *several[place:], "--workers", "2", "--shard_rows", "2", "--resume", "false"]
+    assert main(many) == 0
+    assert (tmp_path / "answers.jsonl").read_bytes() == one
+    asked = lambda seen: sorted((entry["body"]["messages"][0]["content"], entry["body"]["seed"]) for entry in seen)
+    assert asked(seen_in(fake)) == asked(single) and len({entry["pid"] for entry in seen_in(fake)}) == 2
+    assert [call for _, call, _ in pools[0].calls if call != "open"] == ["answer"] * 3  # what a server would refuse is not known before
+
+
+def test_many_workers_need_an_interpreter_with_vllm(base, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(answering, "library", lambda: None)
+    many = ["--backend", "ray", "--ray_engine", "vllm", "--vllm_python", sys.executable, "--output", str(tmp_path / "answers.jsonl")]
+    assert main([str(base), "one", *many]) == 2
+    assert "has no vLLM, which needs an environment of its own" in capsys.readouterr().err
 
 
 def test_without_settings_the_likeliest_tokens_are_asked_for_as_here(base, fake, tmp_path):
