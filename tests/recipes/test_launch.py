@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from seodang.infer.checkpoint.manifest import verify
 from seodang.train.run.callbacks import read_log
@@ -22,6 +24,7 @@ QUICK = ["--learning_rate", "1e-2", "--logging_steps", 1, "--disable_tqdm", "tru
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_RESHARD_AFTER_FORWARD": "true",
         "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}  # fmt: skip
 SHARDS = {**FSDP, "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}
+needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 GROUPS = ["--reward", "length:4:characters", "--num_generations", 4, "--max_completion_length", 8, "--temperature", 1.0, "--beta", 0.1]
 # by verb: the data, and the options that make few tokens of it
 STAGES = {
@@ -67,6 +70,20 @@ def encoder(fresh_encoder, text_tokenizer, tmp_path):
     return folder
 
 
+@pytest.fixture
+def deepspeed(tmp_path):
+    """`deepspeed(stage)`: the environment that a launcher gives for ZeRO of this stage, with which few weights are shared, too: by itself it would leave them whole."""
+
+    def environment(stage: int, **more) -> dict[str, str]:
+        zero = {"stage": stage, "stage3_gather_16bit_weights_on_model_save": True, **more}
+        zero |= {name: 0 for name in ("stage3_param_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance", "stage3_prefetch_bucket_size")}
+        path = tmp_path / f"zero{stage}.json"
+        path.write_text(json.dumps({"zero_optimization": zero} | dict.fromkeys(("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"), "auto")))
+        return {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(path), "DS_ACCELERATOR": "cpu"}
+
+    return environment
+
+
 def steps(verb, count):
     return ["--iterations", count // 2] if verb == "ppo" else ["--max_steps", count]
 
@@ -75,6 +92,14 @@ def command(verb, model, data, *more):
     """The verb's words but for how long, where to and in which batches."""
     name, options = STAGES[verb]
     return ["--model", model, "--data", data(name), *options, *QUICK, *more]
+
+
+def held_out_words(verb, base, encoder, data):
+    """The same with records held out, of the stages whose figures of them are ours, and saved half way; and the batch of one process."""
+    words = command(verb, encoder if verb == "mlm" else base, data, "--save_strategy", "steps", "--save_steps", 1 if verb == "ppo" else 2)
+    if verb in ("dpo", "reward", "mlm", "ppo"):
+        words += ["--eval_data", data(STAGES[verb][0], held_out=True), "--eval_strategy", "steps", "--eval_steps", 1, "--per_device_eval_batch_size", 1]
+    return words, 8 if verb in ("grpo", "rloo") else 4
 
 
 def train_one(verb, words, out, batch, count):
@@ -113,10 +138,7 @@ def test_sharded_weights_learn_what_whole_ones_do_and_measure_what_cannot_be_sha
 @pytest.mark.parametrize("environment", [{}, FSDP], ids=["ddp", "fsdp"])
 @pytest.mark.parametrize("verb", STAGES)
 def test_every_stage_learns_the_same_gone_on_with_in_two_processes_and_in_four(verb, environment, base, encoder, data, tmp_path, run_script):
-    batch = 8 if verb in ("grpo", "rloo") else 4
-    held = data(STAGES[verb][0], held_out=True) if verb in ("dpo", "reward", "mlm", "ppo") else None
-    words = command(verb, encoder if verb == "mlm" else base, data, "--save_strategy", "steps", "--save_steps", 1 if verb == "ppo" else 2)
-    words += ["--eval_data", held, "--eval_strategy", "steps", "--eval_steps", 1, "--per_device_eval_batch_size", 1] if held else []
+    words, batch = held_out_words(verb, base, encoder, data)
     train_one(verb, words, tmp_path / "one", batch, 4)
     run_script(f"recipes/{verb}.py", *words, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", batch // 2, *steps(verb, 2), processes=2, environment=environment)
     run_script(f"recipes/{verb}.py", *words, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", batch // 4, *steps(verb, 4), "--allow_changes", "all",
@@ -125,13 +147,15 @@ def test_every_stage_learns_the_same_gone_on_with_in_two_processes_and_in_four(v
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("engine", ["fsdp", pytest.param("zero3", marks=needs_deepspeed)])
 @pytest.mark.parametrize("verb", ["sft", "dpo", "kto", "ppo", "grpo"])
-def test_an_adapter_over_sharded_weights_learns_the_same(verb, base, data, tmp_path, run_script):
+def test_an_adapter_over_sharded_weights_learns_the_same(verb, engine, deepspeed, base, data, tmp_path, run_script):
+    environment = FSDP if engine == "fsdp" else deepspeed(3)
     batch = 8 if verb == "grpo" else 4
     words = command(verb, base, data, "--lora_r", 4, "--save_strategy", "no")
     # a process of its own: an adapter begins from torch's own numbers
     run_script(f"recipes/{verb}.py", *words, "--output_dir", tmp_path / "one", "--per_device_train_batch_size", batch, *steps(verb, 2))
-    run_script(f"recipes/{verb}.py", *words, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", batch // 2, *steps(verb, 2), processes=2, environment=FSDP, codes=[0, 0])
+    run_script(f"recipes/{verb}.py", *words, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", batch // 2, *steps(verb, 2), processes=2, environment=environment, codes=[0, 0])
     first, second = ([e["loss"] for e in read_log(tmp_path / name / "log.jsonl") if "loss" in e] for name in ("one", "two"))
     assert first and first == pytest.approx(second, rel=1e-4, abs=1e-6)
     whole, gathered = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
@@ -139,15 +163,29 @@ def test_an_adapter_over_sharded_weights_learns_the_same(verb, base, data, tmp_p
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("engine", ["fsdp", pytest.param("zero3", marks=needs_deepspeed)])
 @pytest.mark.parametrize("kind", ["gemma2", "tied"])
-def test_heads_that_are_tied_or_more_than_one_layer_are_gathered_with_the_model(kind, fresh_tiny, tiny_tokenizer, data, tmp_path, run_script):
+def test_heads_that_are_tied_or_more_than_one_layer_are_gathered_with_the_model(kind, engine, deepspeed, fresh_tiny, tiny_tokenizer, data, tmp_path, run_script):
+    environment = FSDP if engine == "fsdp" else deepspeed(3)
     folder = tmp_path / "model"
     fresh_tiny(*(["llama"] if kind == "tied" else [kind]), tie_word_embeddings=True).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     words = command("sft", folder, data, "--save_strategy", "no")
     train_one("sft", words, tmp_path / "one", 4, 3)
-    run_script("recipes/sft.py", *words, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", 2, "--max_steps", 3, processes=2, environment=FSDP)
+    run_script("recipes/sft.py", *words, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", 2, "--max_steps", 3, processes=2, environment=environment, codes=[0, 0])
     assert_same(tmp_path / "one", tmp_path / "two", weights=2e-3)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("engine", ["fsdp", *(pytest.param(stage, marks=needs_deepspeed) for stage in (2, 3))])
+def test_what_is_measured_before_training_is_measured_by_whole_weights(engine, deepspeed, base, data, tmp_path, run_script):
+    """trl's own loop would have the weights taken apart for its evaluation, and DeepSpeed set up without an optimizer."""
+    words = command("grpo", base, data, "--save_strategy", "no", "--eval_data", data("questions"), "--eval_strategy", "steps", "--eval_steps", 1, "--max_steps", 2)
+    train_one("grpo", [*words, "--per_device_eval_batch_size", 8], tmp_path / "one", 8, 2)
+    run_script("recipes/grpo.py", *words, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", 4, "--per_device_eval_batch_size", 4, processes=2,
+               environment=FSDP if engine == "fsdp" else deepspeed(engine), codes=[0, 0])  # fmt: skip
+    assert_same(tmp_path / "one", tmp_path / "two", weights=1e-3)
+    assert [0, 1, 2, 2] == [entry["step"] for entry in read_log(tmp_path / "two" / "log.jsonl") if "eval_reward" in entry]
 
 
 @pytest.mark.full
@@ -240,34 +278,83 @@ def test_all_end_by_an_error_that_names_the_odd_one(case, rank, codes, told, wit
 # DeepSpeed
 
 
-@pytest.fixture
-def deepspeed(tmp_path):
-    """`deepspeed(stage)`: the environment that a launcher gives for ZeRO of this stage, with which few weights are shared, too: by itself it would leave them whole."""
-
-    def environment(stage: int, **more) -> dict[str, str]:
-        zero = {"stage": stage, "stage3_gather_16bit_weights_on_model_save": True, **more}
-        zero |= {name: 0 for name in ("stage3_param_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance", "stage3_prefetch_bucket_size")}
-        path = tmp_path / f"zero{stage}.json"
-        path.write_text(json.dumps({"zero_optimization": zero} | dict.fromkeys(("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"), "auto")))
-        return {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(path), "DS_ACCELERATOR": "cpu"}
-
-    return environment
-
-
+@needs_deepspeed
 @pytest.mark.full
-@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 @pytest.mark.parametrize("stage", [2, 3])
 @pytest.mark.parametrize("verb", STAGES)
-def test_every_stage_learns_the_same_by_deepspeed_gone_on_with(verb, stage, deepspeed, base, encoder, data, tmp_path, run_script):
-    batch = 8 if verb in ("grpo", "rloo") else 4
-    held = data(STAGES[verb][0], held_out=True) if verb in ("dpo", "reward", "mlm", "ppo") else None
-    words = command(verb, encoder if verb == "mlm" else base, data, "--save_strategy", "steps", "--save_steps", 1 if verb == "ppo" else 2)
-    words += ["--eval_data", held, "--eval_strategy", "steps", "--eval_steps", 1, "--per_device_eval_batch_size", 1] if held else []
+def test_every_stage_learns_the_same_by_deepspeed_and_gone_on_with(verb, stage, deepspeed, base, encoder, data, tmp_path, run_script):
+    words, batch = held_out_words(verb, base, encoder, data)
     train_one(verb, words, tmp_path / "one", batch, 4)
     for count in (2, 4):
         run_script(f"recipes/{verb}.py", *words, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", batch // 2, *steps(verb, count), "--allow_changes", "all",
                    processes=2, environment=deepspeed(stage), codes=[0, 0])  # fmt: skip
     assert_same(tmp_path / "one", tmp_path / "two", weights=2e-2 if verb == "mlm" else 1e-3)
+
+
+@needs_deepspeed
+@pytest.mark.full
+def test_zero3_checkpoints_in_pieces_are_gone_on_with_by_as_many_and_the_final_model_is_whole(deepspeed, base, data, tmp_path, run_script):
+    words = command("sft", base, data, "--save_steps", 1, "--allow_changes", "all", "--per_device_train_batch_size", 2)
+    train_one("sft", command("sft", base, data, "--save_steps", 1), tmp_path / "one", 4, 3)
+    two, pieces = tmp_path / "two", deepspeed(3, stage3_gather_16bit_weights_on_model_save=False)
+    for count in (2, 3):
+        run_script("recipes/sft.py", *words, "--output_dir", two, "--max_steps", count, processes=2, environment=pieces, codes=[0, 0])
+    assert_same(tmp_path / "one", two)
+    verify(two / "checkpoint-2")
+    assert not [*(two / "checkpoint-2").glob("*.safetensors")] and len([*(two / "checkpoint-2").glob("global_step2/zero_pp_rank_*_model_states.pt")]) == 2
+    on = [*words, "--output_dir", two, "--max_steps", 4]
+    for processes, stage, told in (
+        (4, 3, "was saved by 2 processes, now 4: under DeepSpeed launch as many"),
+        (2, 2, "was saved under ZeRO-3, which DeepSpeed cannot go on from"),
+    ):
+        said = run_script("recipes/sft.py", *on, processes=processes, environment=deepspeed(stage), codes=[2] * processes, patience=60)
+        assert f"{two / 'checkpoint-3'} {told}" in said
+    said = run_script("recipes/sft.py", *on, codes=[2])
+    assert "was saved under ZeRO-3, which a run of plain processes cannot go on from" in said
+
+
+# What vLLM would be handed
+
+HANDED = """
+import sys
+from safetensors.torch import save_file
+from trl.distributed import DistributedBackend
+from trl.generation.vllm_generation import VLLMGeneration
+from seodang.recipes import grpo
+from seodang.train.stages.grpo import GrpoTrainer
+
+begin, end = GrpoTrainer._prepare_for_training, GrpoTrainer.save_final
+
+def prepare(self, *args):
+    self.given = object.__new__(VLLMGeneration)  # by trl, when the trainer is built
+    self.given.model, self.given.accelerator, self.given._dist = self.model, self.accelerator, DistributedBackend(self.accelerator)
+    return begin(self, *args)
+
+def save(self):
+    handed = {name: value.detach().clone() for name, value in self.given._iter_named_params()}
+    if self.args.should_save:
+        save_file(handed, sys.argv[1])
+    return end(self)
+
+GrpoTrainer._prepare_for_training, GrpoTrainer.save_final = prepare, save
+sys.exit(grpo.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("engine", ["fsdp", pytest.param("zero3", marks=needs_deepspeed)])
+def test_trl_hands_over_the_whole_weights_of_what_is_shared(engine, rank, deepspeed, base, data, tmp_path, run_script):
+    script, out = tmp_path / "handed.py", tmp_path / "out"
+    script.write_text(HANDED)
+    words = command("grpo", base, data, "--save_strategy", "no", "--lora_r", rank, "--max_steps", 2, "--per_device_train_batch_size", 4, "--output_dir", out)
+    run_script(script, tmp_path / "handed", *words, processes=2, environment=FSDP if engine == "fsdp" else deepspeed(3), codes=[0, 0])
+    model = AutoModelForCausalLM.from_pretrained(base if rank else out)
+    if rank:
+        model = PeftModel.from_pretrained(model, out).merge_and_unload()
+    handed, whole = load_file(tmp_path / "handed"), dict(model.named_parameters())
+    assert handed.keys() == whole.keys() and all((handed[name] - value).abs().max() < 1e-6 for name, value in whole.items())
+    assert any((value != load_file(base / "model.safetensors")[name]).any() for name, value in handed.items())
 
 
 # Launch files
@@ -306,13 +393,13 @@ def test_slurms_script_starts_a_launcher_on_each_machine_with_its_number(tmp_pat
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", *(pytest.param(name, marks=needs_deepspeed) for name in ("zero2", "zero3"))])
 def test_a_launch_file_trains_on_two_cpu_processes_what_one_does(name, base, data, tmp_path):
     words = command("sft", base, data, "--save_strategy", "no")
     train_one("sft", words, tmp_path / "one", 4, 2)
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", LAUNCH / f"{name}.yaml", "--num_processes", 2, "--mixed_precision", "no"]
     words += ["--max_steps", 2, "--per_device_train_batch_size", 2, "--output_dir", tmp_path / "two"]
     script = LAUNCH.parent / "sft.py"
-    done = subprocess.run([*map(str, [*launcher, script, *words])], capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1", "SEODANG_START_SECONDS": "300"})
+    done = subprocess.run([*map(str, [*launcher, script, *words])], capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1", "SEODANG_START_SECONDS": "300", "DS_ACCELERATOR": "cpu"})
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same(tmp_path / "one", tmp_path / "two")

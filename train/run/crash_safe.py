@@ -183,6 +183,19 @@ class CrashSafeCheckpoints(Interruptible):
         with self.in_evaluation(), self._memory_named("per_device_eval_batch_size", "the figures stay the same"):
             return super().evaluate(*args, **kwargs)
 
+    @override
+    def evaluation_loop(self, *args, **kwargs) -> Any:
+        """As the trainer's; before training begins, by whole weights: it would take them apart for good, and otherwise than training does."""
+        if not engine_of(self.accelerator) or self.accelerator._models:
+            return super().evaluation_loop(*args, **kwargs)
+        self.accelerator._models.append(self.model.to(self.args.device))
+        self.deepspeed = self.model  # else an engine would be set up
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            self.accelerator._models.clear()
+            self.deepspeed = None
+
     def report(self, metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
         """Log what an evaluation measured, each name behind the prefix, let the callbacks know, and return it."""
         named = {f"{prefix}_{name}": value for name, value in metrics.items()}

@@ -120,7 +120,7 @@ def vllm(fresh_tiny, tiny_tokenizer, monkeypatch):
             monkeypatch.setattr(module, "is_vllm_available", lambda **_: True)
         for name, value in {"get_ip": lambda: "127.0.0.1", "NCCLWeightTransferEngine": engine, "NCCLTrainerSendWeightsArgs": SimpleNamespace}.items():
             monkeypatch.setattr(vllm_client, name, value, raising=False)
-        monkeypatch.setattr(vllm_client.Retry, "DEFAULT_BACKOFF_MAX", 0.01)
+        monkeypatch.setattr(vllm_client.Retry, "sleep", lambda *_: None)
         yield server
 
 
