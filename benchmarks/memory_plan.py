@@ -35,7 +35,7 @@ RUNS = {
 }  # fmt: skip
 ROW = 32_768
 LLAMA = {"vocab_size": 49_152, "max_position_embeddings": ROW, "tie_word_embeddings": True}
-TINY = {**LLAMA, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+TINY = {**LLAMA, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
 LIKE_DEFAULT = {**LLAMA, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
 PRETRAIN = ["pretrain", "--max_length", str(ROW), "--per_device_train_batch_size", "1", "--max_steps", "2", "--sample_tokens", "0", *STEPS]
 ROWS = {  # of which the last is run where it is asked for by name

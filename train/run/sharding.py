@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,17 @@ def refuse_zero3() -> None:
     """Raise UserError for ZeRO-3, which loads a model in pieces that are gathered by each module's own forward: a loss here reads the head's weight itself."""
     if is_deepspeed_zero3_enabled():
         raise UserError("ZeRO-3 is not run here: shard weights by FSDP2, `accelerate launch --config_file recipes/launch/fsdp2.yaml`, or keep them whole, zero_stage: 2")
+
+
+def refuse_context_parallel(sizes: Mapping[str, Any]) -> None:
+    """Raise UserError where a row is to be cut among processes; `sizes` are those of accelerate's ParallelismConfig by name, as a launch file or the environment has them."""
+    for name in ("cp_size", "sp_size"):
+        told = next((str(value) for key, value in sizes.items() if key.lower() == f"parallelism_config_{name}"), "1")
+        if told not in ("1", "None"):
+            raise UserError(
+                f"parallelism_config_{name} {told}: rows are not cut among processes here, for records lie end to end by an attention of our own, which torch's ring of "
+                "fused GPU kernels does not know: leave it out, and share the weights by FSDP2 instead; long rows fit by --activation_checkpointing true and --loss_chunk"
+            )
 
 
 @contextmanager
