@@ -1,12 +1,14 @@
 """How near a dry run's plan of memory is to what a run takes: each configuration is planned, then run in a fresh process, on the CPU.
 
 python benchmarks/memory_plan.py --data data/samples/everyday.jsonl
+python benchmarks/memory_plan.py --rows
 python benchmarks/memory_plan.py --published
 
 What was taken is the most that lay in memory at once (VmHWM of /proc/self/status) less what the process had after the same run of a tiny model, which has
 imported all there is and touched every kernel. Both processes read the longest records alone, so that each step is the dearest. glibc is told to give large
-blocks back at once; --fragments leaves it as it is, which then keeps some of what was freed. With --published nothing is run: three published
-configurations are planned on 1, 8 and 64 devices.
+blocks back at once; --fragments leaves it as it is, which then keeps some of what was freed. With --rows it is one row of 32,768 tokens, all learned from,
+by random weights of a vocabulary of 49,152: of 2 layers of 64, and with --only of the size of the default model, whose sums of attention are left out, for
+they would take hours, and what it holds is not. With --published nothing is run: three published configurations are planned on 1, 8 and 64 devices.
 """
 
 import argparse
@@ -19,34 +21,64 @@ import time
 from pathlib import Path
 
 GIB = 2**30
-SFT = ["--per_device_train_batch_size", "4", "--max_steps", "2", "--save_strategy", "no", "--report_to", "none", "--device", "cpu", "--disable_tqdm", "true"]
+STEPS = ["--save_strategy", "no", "--report_to", "none", "--device", "cpu", "--disable_tqdm", "true"]
+SFT = ["sft", "--per_device_train_batch_size", "4", "--max_steps", "2", *STEPS]
 RUNS = {
-    "all weights, float32": ["--dtype", "float32"],
-    "checkpointed": ["--dtype", "float32", "--activation_checkpointing", "true"],
-    "LoRA of rank 16": ["--dtype", "float32", "--lora_r", "16"],
-    "all weights, bfloat16": ["--dtype", "bfloat16"],
+    "all weights, float32": [*SFT, "--dtype", "float32"],
+    "checkpointed": [*SFT, "--dtype", "float32", "--activation_checkpointing", "true"],
+    "LoRA of rank 16": [*SFT, "--dtype", "float32", "--lora_r", "16"],
+    "all weights, bfloat16": [*SFT, "--dtype", "bfloat16"],
+    "PPO": [
+        "ppo", "--columns", "prompt=instruction", "--reward", "length:32", "--per_device_train_batch_size", "4", "--rollouts", "16", "--minibatches", "2", "--epochs", "1",
+        "--iterations", "2", "--max_new_tokens", "64", "--dtype", "bfloat16", *STEPS,
+    ],
+}  # fmt: skip
+ROW = 32_768
+LLAMA = {"vocab_size": 49_152, "max_position_embeddings": ROW, "tie_word_embeddings": True}
+TINY = {**LLAMA, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+LIKE_DEFAULT = {**LLAMA, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
+PRETRAIN = ["pretrain", "--max_length", str(ROW), "--per_device_train_batch_size", "1", "--max_steps", "2", "--sample_tokens", "0", *STEPS]
+ROWS = {  # of which the last is run where it is asked for by name
+    "a long row": (TINY, [*PRETRAIN, "--dtype", "float32"]),
+    "a long row, checkpointed": (TINY, [*PRETRAIN, "--dtype", "float32", "--activation_checkpointing", "true"]),
+    "a long row, 64 MiB to spare": (TINY, [*PRETRAIN, "--dtype", "float32", "--device_memory", "250MiB"]),
+    "a long row, default size": (LIKE_DEFAULT, [*PRETRAIN, "--dtype", "bfloat16", "--device_memory", "4GiB"]),
 }
 CONFIGS = Path(__file__).with_name("configs")
 DEVICES = (1, 8, 64)
 TOKENS = 4096  # of a row of those that are planned alone
 RUN = """
-import gc, sys, tempfile
+import gc, importlib, sys, tempfile
 from transformers import AutoModelForCausalLM, LlamaConfig
 from seodang.infer.checkpoint.load import load_tokenizer
-from seodang.recipes import sft
+verb, without_attention, *words = sys.argv[1:]
+recipe = importlib.import_module("seodang.recipes." + verb)
 def status(name):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
-words = sys.argv[1:]
+if without_attention == "yes":
+    import torch
+    from seodang.train.attention import packed_attention
+    class Held(torch.autograd.Function):  # what the fused kernel makes and keeps, and no sums
+        @staticmethod
+        def forward(ctx, query, key, value):
+            out = query.clone()
+            ctx.save_for_backward(query, key, value, out, query.new_zeros(query.shape[:3], dtype=torch.float32))
+            return out
+        @staticmethod
+        def backward(ctx, grad):
+            return tuple(each.clone() for each in ctx.saved_tensors[:3])
+    packed_attention.attend_records = lambda query, key, value, lengths, **settings: Held.apply(query, key, value)
 with tempfile.TemporaryDirectory() as tiny:
     tokenizer = load_tokenizer(words[words.index("--model") + 1])
-    sizes = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2)
+    sizes = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32768)
     AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tiny)
     tokenizer.save_pretrained(tiny)
-    sft.main([*words, "--model", tiny, "--output_dir", tiny + "/out"])
+    short = ["--max_length", "512"] if verb == "pretrain" else []
+    recipe.main([*words, "--model", tiny, "--output_dir", tiny + "/out", *short])
 gc.collect()
 before = status("VmRSS")
 open("/proc/self/clear_refs", "w").write("5")  # the high-water mark begins anew
-code = sft.main(words)
+code = recipe.main(words)
 print("\\ntaken", status("VmHWM") - before, "code", code)
 """
 
@@ -59,13 +91,16 @@ def longest_records(data: str, count: int, folder: Path) -> str:
     return str(path)
 
 
-def taken(words: list[str], fragments: bool) -> int:
+def taken(verb: str, words: list[str], fragments: bool, without_attention: bool = False) -> int:
     """The bytes that a real run took above what it began with."""
     env = os.environ if fragments else {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
-    done = subprocess.run([sys.executable, "-c", RUN, *words], capture_output=True, text=True, check=False, env=env)
-    line = next((line for line in done.stdout.splitlines() if line.startswith("taken")), None)
+    command = [sys.executable, "-c", RUN, verb, "yes" if without_attention else "no", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    lines = done.stdout.splitlines()
+    line = next((line for line in lines if line.startswith("taken")), None)
     if line is None or not line.endswith("code 0"):
         raise SystemExit(f"the run failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+    print(*[line for line in lines if line.startswith("chosen")][-1:], sep="\n")
     return int(line.split()[1])
 
 
@@ -82,14 +117,38 @@ def planned(verb: str, words: list[str], folder: Path) -> dict:
 def compare(data: str, model: str, only: str | None, fragments: bool) -> None:
     """Print a line a configuration: planned, taken, their ratio."""
     print(f"{'configuration':<26}{'planned':>9}{'taken':>9}  GiB, ratio; the peak is in")
-    for name, words in RUNS.items():
-        if only not in (None, name):
+    for name, (verb, *words) in RUNS.items():
+        if only in (None, name):
+            with tempfile.TemporaryDirectory() as folder:
+                told(name, verb, ["--data", longest_records(data, 4, Path(folder)), "--model", model, "--output_dir", f"{folder}/out", *words], Path(folder), fragments)
+
+
+def told(name: str, verb: str, words: list[str], folder: Path, fragments: bool, without_attention: bool = False) -> None:
+    """Plan and run a configuration, and print both."""
+    plan = planned(verb, words, folder)
+    real = taken(verb, words, fragments, without_attention)
+    print(f"{name:<26}{plan['peak'] / GIB:9.3f}{real / GIB:9.3f}  {plan['peak'] / real:.3f}; {plan['peak_moment']}", flush=True)
+
+
+def of_rows(data: str, tokenizer: str, only: str | None, fragments: bool) -> None:
+    """The same of one row of 32,768 tokens, all learned from."""
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from seodang.infer.checkpoint.load import load_tokenizer
+
+    for name, (sizes, (verb, *words)) in ROWS.items():
+        if only != name and (only is not None or sizes is LIKE_DEFAULT):
             continue
         with tempfile.TemporaryDirectory() as folder:
-            all_words = ["--data", longest_records(data, 4, Path(folder)), "--model", model, "--output_dir", f"{folder}/out", *SFT, *words]
-            plan = planned("sft", all_words, Path(folder))
-            real = taken(all_words, fragments)
-        print(f"{name:<26}{plan['peak'] / GIB:9.3f}{real / GIB:9.3f}  {plan['peak'] / real:.3f}; {plan['peak_moment']}", flush=True)
+            text = Path(data).read_text(encoding="utf-8")
+            Path(folder, "text.jsonl").write_text(json.dumps({"text": text * (1 + 20 * ROW // len(text))}) + "\n", encoding="utf-8")
+            model = AutoModelForCausalLM.from_config(LlamaConfig(**sizes), dtype=torch.bfloat16 if "bfloat16" in words else torch.float32)
+            model.save_pretrained(f"{folder}/model")
+            load_tokenizer(tokenizer).save_pretrained(f"{folder}/model")
+            del model
+            words = ["--data", f"{folder}/text.jsonl", "--model", f"{folder}/model", "--output_dir", f"{folder}/out", *words]
+            told(name, verb, words, Path(folder), fragments, without_attention=sizes is LIKE_DEFAULT)
 
 
 def published() -> None:
@@ -125,9 +184,15 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="data/samples/everyday.jsonl")
     parser.add_argument("--model", default="default")
-    parser.add_argument("--only", choices=RUNS)
+    parser.add_argument("--only", choices=[*RUNS, *ROWS])
     parser.add_argument("--fragments", action="store_true")
+    parser.add_argument("--rows", action="store_true")
     parser.add_argument("--published", action="store_true")
     given = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    published() if given.published else compare(given.data, given.model, given.only, given.fragments)
+    if given.published:
+        published()
+    elif given.rows:
+        of_rows(given.data, given.model, given.only, given.fragments)
+    else:
+        compare(given.data, given.model, given.only, given.fragments)

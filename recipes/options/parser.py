@@ -182,8 +182,9 @@ def _joined(classes: Sequence[type], values: dict[str, Any]) -> tuple[Any, ...]:
     import torch
 
     from seodang.train.run import ranks
-    from seodang.train.run.sharding import load_whole
+    from seodang.train.run.sharding import load_whole, refuse_context_parallel
 
+    refuse_context_parallel(os.environ)
     on_cpu = values.get("use_cpu") or values.get("device") == "cpu"
     ranks.check_devices(0 if on_cpu else torch.accelerator.device_count())
     with ranks.beginning():

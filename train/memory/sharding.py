@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from ...data.errors import UserError
+from ..run.sharding import refuse_context_parallel
 
 DDP, ZERO1, ZERO2, ZERO3, FSDP = WAYS = ("ddp", "zero1", "zero2", "zero3", "fsdp")
 BUCKET = 500_000_000  # elements: DeepSpeed's reduce_bucket_size where its config says nothing
@@ -69,9 +70,10 @@ def read_launch_file(path: str) -> Layout:
     kind = str(told.get("distributed_type")).upper() if isinstance(told, dict) else None
     if kind not in TYPES:
         raise UserError(f"launch_file {path}: distributed_type must be one of {', '.join(TYPES)}, got {kind}: write it by `accelerate config`")
-    for name in ("deepspeed_config", "fsdp_config"):
+    for name in ("deepspeed_config", "fsdp_config", "parallelism_config"):
         if not isinstance(told.get(name) or {}, dict):
             raise UserError(f"launch_file {path}: {name} must hold names and values, got {told[name]!r:.60}: write it by `accelerate config`")
+    refuse_context_parallel(told.get("parallelism_config") or {})
     try:
         devices = int(told.get("num_processes", 1))
     except (TypeError, ValueError, OverflowError):

@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,17 @@ def gather_head_with_the_rest(model: nn.Module) -> None:
     head = [module for name, module in inner.named_children() if module is not trunk and name != CRITIC]  # the critic is called as a module
     for parameter in {id(p): p for module in (*head, inner.get_output_embeddings()) if module is not None for p in module.parameters()}.values():
         deepspeed.zero.register_external_parameter(model, parameter)
+
+
+def refuse_context_parallel(sizes: Mapping[str, Any]) -> None:
+    """Raise UserError where a row is to be cut among processes; `sizes` are those of accelerate's ParallelismConfig by name, as a launch file or the environment has them."""
+    for name in ("cp_size", "sp_size"):
+        told = next((str(value) for key, value in sizes.items() if key.lower() == f"parallelism_config_{name}"), "1")
+        if told not in ("1", "None"):
+            raise UserError(
+                f"parallelism_config_{name} {told}: rows are not cut among processes here, for records lie end to end by an attention of our own, which torch's ring of "
+                "fused GPU kernels does not know: leave it out, and share the weights by FSDP2 instead; long rows fit by --activation_checkpointing true and --loss_chunk"
+            )
 
 
 @contextmanager

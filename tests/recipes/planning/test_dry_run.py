@@ -164,7 +164,7 @@ def test_ppo_holds_a_share_and_all_weights_once_while_it_rolls_out(base, records
     assert half["gathered"] == whole["parameters"]  # policy and critic, for as long as they speak and judge
     assert half["models beside"] == whole["models beside"] > 0  # the reference, whole in each process
     assert half["cache"] == whole["cache"] / 2  # of 8 answers, not 16
-    assert 0 < plan["moments"]["backward"]["gathered"] <= whole["parameters"]
+    assert 0 < plan["moments"]["forward"]["gathered"] <= whole["parameters"]
 
 
 @pytest.mark.parametrize(("verb", "kind", "words"), [(reward, "pairs", ["--device_memory", "1GiB"]), (kto, "judged", ["--loss_chunk", 64, "--dry_run"])])

@@ -73,3 +73,11 @@ def test_several_processes_choose_nothing_by_themselves(run, monkeypatch):
     monkeypatch.setattr(options, "several_processes", lambda: True)
     code, told, _ = run(sft, "--device_memory", "1GiB")
     assert code == 2 and "several processes choose nothing by themselves: ask --dry_run with --launch_file" in told.err
+
+
+@pytest.mark.parametrize("name", ["CP_SIZE", "SP_SIZE"])
+def test_rows_are_not_cut_among_processes(run, monkeypatch, name):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(f"PARALLELISM_CONFIG_{name}", "2")
+    code, told, _ = run(sft)
+    assert code == 2 and f"parallelism_config_{name.lower()} 2: rows are not cut among processes here" in told.err and "FSDP2" in told.err

@@ -88,6 +88,7 @@ def test_launch_files_are_accelerates(tmp_path, told, layout):
         ("{distributed_type: FSDP, num_processes: 2, fsdp_config: [1]}", "fsdp_config must hold names and values"),
         ("{distributed_type: DEEPSPEED, num_processes: 2, deepspeed_config: 3}", "deepspeed_config must hold names and values, got 3"),
         ("{distributed_type: DEEPSPEED, num_processes: 2}", "deepspeed_config has no zero_stage"),
+        ("{distributed_type: FSDP, parallelism_config: {parallelism_config_cp_size: 2}}", "parallelism_config_cp_size 2: rows are not cut among processes"),
         ("{distributed_type: DEEPSPEED, num_processes: 2, deepspeed_config: {zero_stage: 4}}", "zero_stage must be 0, 1, 2 or 3, got 4"),
     ],
 )
