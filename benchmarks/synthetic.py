@@ -1,14 +1,17 @@
-"""Whether records that a small model makes itself help it: before, after seeds alone, after seeds and what was made of them.
+"""Whether records that a small model makes help one that is taught by them: before, after seeds alone, after seeds and what was made of them.
 
 python benchmarks/synthetic.py --output_dir runs/synthetic
-python benchmarks/synthetic.py --output_dir runs/everyday --tasks all --per_task 4 --style self_instruct --round_trip f1:0.6 --near_duplicates 0.9 --max_overlap 0.95 --steps 32
+python benchmarks/synthetic.py --output_dir runs/itself --learner model
+python benchmarks/synthetic.py --output_dir runs/everyday --learner model --tasks all --per_task 4 --style self_instruct --round_trip f1:0.6 --near_duplicates 0.9 \\
+    --max_overlap 0.95 --steps 32 --heldout 64 --count 32
 
-Of the sample everyday (eight small tasks on a sentence, answered by exact words) a few records of the --tasks are the seeds, from which the model makes new ones (`seodang synthesise`): by
-default of sentiment, new reviews to the labels + and -, so that the label is given and the text is found. With --generator_rows the model is taught before that to go on with a list of records
-(`seodang sft` on the prompts of self_instruct, the record that comes next the answer). It is then taught by the seeds alone, and by the seeds and what was made, in as many steps of as many
-rows, for each of --seeds anew. What is asked are held-out records, on other words and partly in other wordings, dealt by the script that built the sample. Prints what each filter dropped, and
-the shares answered exactly with 95 % intervals by the bootstrap over questions, differences paired, those of all seeds together by each question's mean. What is in --output_dir already is
-not done again; figures.json has all.
+Of the sample everyday (eight small tasks on a sentence, answered by exact words) a few records of the --tasks are the seeds, from which the model makes new ones
+(`seodang synthesise`): by default of sentiment, new reviews to the labels + and -, so that the label is given and the text is found. With --generator_rows the model is
+taught before that to go on with a list of records (`seodang sft` on the prompts of self_instruct, the record that comes next the answer). A learner is then taught by the
+seeds alone, and by the seeds and what was made, in as many steps of as many rows, for each of --seeds anew: the default encoder as a classifier of the texts, or with
+--learner model the very model that made them, by LoRA. What is asked are held-out records, on other words and partly in other wordings, dealt by the script that built
+the sample. Prints what each filter dropped, and the shares answered exactly with 95 % intervals by the bootstrap over questions, differences paired, those of all seeds
+together by each question's mean. What is in --output_dir already is not done again; figures.json has all.
 """
 
 import argparse
@@ -16,8 +19,9 @@ import importlib.util
 import json
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -31,7 +35,7 @@ from seodang.data.synthesis.seeds import FIELDS, Seed
 from seodang.data.synthesis.styles import OUTPUT_FIRST, line_of, self_instruct
 from seodang.infer import SamplingParams, generate, load
 from seodang.infer.checkpoint.manifest import MANIFEST
-from seodang.recipes import sft
+from seodang.recipes import classify, sft
 from seodang.recipes.synthesis import synthesise
 from seodang.train.maths.bootstrap import interval, resampled_sums
 from seodang.train.maths.text_metrics import agreement
@@ -39,6 +43,10 @@ from seodang.train.maths.text_metrics import agreement
 SFT = {
     "lora_r": 16, "learning_rate": 1e-3, "lr_scheduler_type": "cosine", "warmup_steps": 0.05, "per_device_train_batch_size": 4, "logging_steps": 20, "save_strategy": "no",
     "report_to": "none", "disable_tqdm": "true", "device": "cpu",
+}  # fmt: skip
+CLASSIFY = {
+    "text_column": "input", "learning_rate": 1e-4, "per_device_train_batch_size": 8, "logging_steps": 20, "save_strategy": "no", "report_to": "none", "disable_tqdm": "true",
+    "device": "cpu",
 }  # fmt: skip
 ANSWER_TOKENS = 32
 QUESTIONS = 77  # the seed by which they are dealt, whatever --seeds are: neither sample is of it
@@ -54,30 +62,30 @@ def main() -> int:
     tasks = sorted({record["task"] for record in records}) if options.tasks == ["all"] else options.tasks
     questions, began = dealt(tasks, options.heldout), time.process_time()
     write(folder / "questions.jsonl", questions)
-    before = answered(options.model, questions, folder / "before.json")
+    learner = LEARNERS[options.learner](options.model, questions, folder / "questions.jsonl", options.steps or STEPS[options.learner])
+    before = learner.before(folder / "before.json")
     figures = {}
     for seed in options.seeds:
         of_seed = folder / f"seed-{seed}"
         of_seed.mkdir(exist_ok=True)
-        marks = one_draw(options, [record for record in records if record["task"] in tasks], questions, of_seed, seed)
+        marks = one_draw(options, learner, [record for record in records if record["task"] in tasks], of_seed, seed)
         if marks is None:
             return 2
         figures[seed] = {BEFORE: before, **marks}
         (folder / "figures.json").write_text(json.dumps(figures) + "\n", encoding="utf-8")
         made = len(read_json_lines(of_seed / "made.jsonl"))
-        print(f"seed {seed}: {len(read_json_lines(of_seed / 'seeds.jsonl'))} seeds, {made} records made, {options.steps} steps, {time.process_time() - began:.0f} s of CPU time so far")
+        print(f"seed {seed}: {len(read_json_lines(of_seed / 'seeds.jsonl'))} seeds, {made} records made, {learner.steps} steps, {time.process_time() - began:.0f} s of CPU time so far")
         print(*compared(figures[seed]), sep="\n", flush=True)
     every = {name: np.mean([marks[name] for marks in figures.values()], axis=0) for name in (BEFORE, ALONE, BOTH)}
     print(f"all of {len(figures)} seeds, {len(questions)} questions", *compared(every), *by_task(every, questions), sep="\n")
     return 0
 
 
-def one_draw(options: argparse.Namespace, records: Sequence[dict], questions: Sequence[dict], folder: Path, seed: int) -> dict[str, list[float]] | None:
-    """The marks of the model taught by a draw of seeds, and by these with what is made of them; None where nothing could be made."""
+def one_draw(options: argparse.Namespace, learner: "Speaker", records: Sequence[dict], folder: Path, seed: int) -> dict[str, list[float]] | None:
+    """The marks of the learner taught by a draw of seeds, and by these with what is made of them; None where nothing could be made."""
     seeds = drawn(records, options.per_task, seed, by_output=options.style == OUTPUT_FIRST)
     write(folder / "seeds.jsonl", seeds)
-    taught(options.model, folder / "seeds.jsonl", folder / "on-seeds", options.steps, seed)
-    alone = answered(str(folder / "on-seeds"), questions, folder / "on-seeds.json")
+    alone = learner.marks(folder / "seeds.jsonl", folder / "on-seeds", seed)
     generator = options.model
     if options.generator_rows:
         generator = folder / "generator"
@@ -94,8 +102,47 @@ def one_draw(options: argparse.Namespace, records: Sequence[dict], questions: Se
     if synthesise.main([*argv_of(how), *meanings]) > 1:  # 1: fewer than wanted, which may do
         return None
     write(folder / "both.jsonl", [*seeds, *({name: row[name] for name in FIELDS} for row in read_json_lines(made))])
-    taught(options.model, folder / "both.jsonl", folder / "on-both", options.steps, seed)
-    return {ALONE: alone, BOTH: answered(str(folder / "on-both"), questions, folder / "on-both.json")}
+    return {ALONE: alone, BOTH: learner.marks(folder / "both.jsonl", folder / "on-both", seed)}
+
+
+@dataclass
+class Speaker:
+    """The model itself, which answers."""
+
+    model: str
+    questions: Sequence[dict]
+    file: Path  # that they are in
+    steps: int
+
+    def before(self, kept: Path) -> list[float]:
+        """Of each question whether the model, untaught, answers it."""
+        return answered(self.model, self.questions, kept)
+
+    def marks(self, data: Path, folder: Path, seed: int) -> list[float]:
+        """Of each question whether it is answered by what the data teaches, in `folder`."""
+        taught(self.model, data, folder, self.steps, seed)
+        return answered(str(folder), self.questions, folder.with_suffix(".json"))
+
+
+class Classifier(Speaker):
+    """The default encoder, which tells the output as a class of the input."""
+
+    def before(self, kept: Path) -> list[float]:
+        """Of a head that knows nothing: the commonest class each time."""
+        commonest, _ = Counter(question["output"] for question in self.questions).most_common(1)[0]
+        return [float(question["output"] == commonest) for question in self.questions]
+
+    def marks(self, data: Path, folder: Path, seed: int) -> list[float]:
+        """Of each question whether its class is told."""
+        if not (folder / MANIFEST).is_file():
+            done(classify.main(argv_of({"data": data, "label_column": "output", "output_dir": folder, "max_steps": self.steps, "seed": seed, **CLASSIFY})))
+        told = folder.with_suffix(".jsonl")
+        if not told.is_file():
+            done(classify.main(["--predict", *argv_of({"model": folder, "data": self.file, "text_column": "input", "output": told, "device": "cpu"})]))
+        return agreements([row["label"] for row in read_json_lines(told)], self.questions)
+
+
+LEARNERS, STEPS = {"encoder": Classifier, "model": Speaker}, {"encoder": 60, "model": 24}
 
 
 def drawn(records: Sequence[dict], per_task: int, seed: int, by_output: bool) -> list[dict]:
@@ -134,7 +181,11 @@ def continuations(seeds: Sequence[dict], shots: int, rows: int, seed: int) -> li
 def taught(model: str, data: Path, folder: Path, steps: int, seed: int) -> None:
     if (folder / MANIFEST).is_file():
         return
-    code = sft.main(argv_of({"model": model, "data": data, "output_dir": folder, "max_steps": steps, "seed": seed, **SFT}))
+    done(sft.main(argv_of({"model": model, "data": data, "output_dir": folder, "max_steps": steps, "seed": seed, **SFT})))
+
+
+def done(code: int) -> None:
+    """End with the exit code of a command that failed."""
     if code:
         sys.exit(code)
 
@@ -190,15 +241,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="default")
     parser.add_argument("--tasks", nargs="+", default=["sentiment"], help="of the eight of everyday, or all")
     parser.add_argument("--per_task", type=int, default=16, help="seeds of each task; of output_first as many of each output")
-    parser.add_argument("--heldout", type=int, default=96, help="questions, as many of each task")
-    parser.add_argument("--steps", type=int, default=24, help="of four rows, on the seeds and on both")
+    parser.add_argument("--heldout", type=int, default=240, help="questions, as many of each task")
+    parser.add_argument("--learner", choices=LEARNERS, default="encoder", help="what is taught: the default encoder, or the --model itself")
+    parser.add_argument("--steps", type=int, help=f"on the seeds and on both, of eight rows of the encoder, of four of the model; by default {STEPS}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the draw of records, of what is made of them, and of training")
     parser.add_argument("--style", default=OUTPUT_FIRST, help="of `seodang synthesise`: output_first or self_instruct")
     parser.add_argument("--meanings", nargs="*", default=MEANINGS, help="output_first: what the inputs of an output are, in words")
     parser.add_argument("--generator_rows", type=int, default=0, help="lists that the generator learns to go on with, each seed the next record of some")
     parser.add_argument("--shots", type=int, default=4, help="records of such a list")
-    parser.add_argument("--count", type=int, default=100, help="records to be made")
-    parser.add_argument("--max_new_tokens", type=int, default=64, help="of a record that is made")
+    parser.add_argument("--count", type=int, default=80, help="records to be made")
+    parser.add_argument("--max_new_tokens", type=int, default=48, help="of a record that is made")
     parser.add_argument("--round_trip", default="", help="how far the generator must agree with itself, as f1:0.6; empty: it is not asked again")
     parser.add_argument("--near_duplicates", type=float, default=0.7)
     parser.add_argument("--max_overlap", type=float, default=0.5)

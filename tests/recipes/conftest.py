@@ -84,6 +84,7 @@ LEARNING = f"{ON_CPU} --report_to none --disable_tqdm true"
 STEPS = f"{LEARNING} --max_steps 2 --per_device_train_batch_size 4"
 FEW = {  # what is added to a training command's words, that it takes a second or two
     **dict.fromkeys(("sft", "dpo", "kto", "diffusion"), f"{STEPS} --eval_samples 1"), "reward": STEPS, "classify": f"{LEARNING} --max_steps 2",
+    "pretrain": f"{STEPS} --sample_tokens 0", "seq2seq": f"{STEPS} --eval_samples 1 --eval_new_tokens 4",
     "ppo": f"{LEARNING} --iterations 1 --epochs 1 --rollouts 4 --minibatches 2 --per_device_train_batch_size 2 --eval_samples 1 --max_new_tokens 4",
     "grpo": f"{LEARNING} --max_steps 1 --per_device_train_batch_size 4 --num_generations 2 --max_completion_length 4",
     **dict.fromkeys(("preview", "prepare", "tokenizer", "init"), ""),

@@ -16,7 +16,7 @@ from seodang.train.run.callbacks import read_log
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "recipes" / "examples"
-ORDER = ["instructgpt/sft", "instructgpt/reward", "instructgpt/ppo", "instructgpt/eval", "dpo", "grpo", "lora_hub", "diffusion", "classifier"]
+ORDER = ["instructgpt/sft", "instructgpt/reward", "instructgpt/ppo", "instructgpt/eval", "dpo", "grpo", "lora_hub", "diffusion", "classifier", "seq2seq/pretrain", "seq2seq/geography"]
 
 
 def comment(name):
@@ -138,6 +138,21 @@ def test_the_classifier_says_of_each_text_one_of_the_tasks(ran, clone):
         for path in ("data/samples/everyday_heldout.jsonl", "runs/examples/classifier/predicted.jsonl")
     )
     assert len(predicted) == len(records) and {each["label"] for each in predicted} <= {each["task"] for each in records}
+
+
+def test_the_encoder_decoder_goes_on_from_what_it_read_and_answers_the_held_out_questions(ran, clone):
+    ran("seq2seq/geography")
+    pretrained, tokenizer = load("runs/examples/seq2seq/pretrained", device="cpu", dtype="float32")
+    taught, _ = load("runs/examples/seq2seq/geography", device="cpu", dtype="float32")
+    moved = (taught.get_input_embeddings().weight - pretrained.get_input_embeddings().weight).abs()
+    assert 0 < moved.max() < 0.01 < pretrained.get_input_embeddings().weight.std()  # two steps from there: other random weights would be further
+    records, answers = (
+        [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        for path in ("data/samples/geography_heldout.jsonl", "runs/examples/seq2seq/answers.jsonl")
+    )
+    assert [each["reference"] for each in answers] == [each["output"] for each in records]
+    assert json.loads(Path("runs/examples/seq2seq/answers.jsonl.metrics.json").read_text())["measured"] == len(records)
+    assert "<extra_id_0>" in tokenizer.get_vocab()
 
 
 def test_the_rewards_of_the_examples_by_hand():
