@@ -22,6 +22,7 @@ for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
 
 VERBS = {
     "setup": "fetch what the package does not carry: the default model, the default encoder, sample data and recipes",
+    "completion": "print what completes seodang in bash, zsh or fish",
     "prepare": "make ready: the embedded default model, rows of many records on disk, or records of several tasks out of triplets",
     "preview": "show records as the model sees them, trained tokens in colour",
     "init": "write a recipe folder for one's own data, from a few questions or from options",

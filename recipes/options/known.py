@@ -42,12 +42,13 @@ SPEAKER = "model adapter device dtype"
 CHOICE = "temperature top_p top_k min_p repetition_penalty num_beams json_schema regex"
 DEMO = {"model": "model device dtype", "run": "output_dir minutes heldout seed"}
 
-FOLDERS = {"setup": "starting", "demo": "demos", "diffusion-lm": "diffusion_lm", "init": "starting", "synthesise": "synthesis", "tag": "tagging"}
+FOLDERS = {"setup": "starting", "completion": "starting", "demo": "demos", "diffusion-lm": "diffusion_lm", "init": "starting", "synthesise": "synthesis", "tag": "tagging"}
 PASSED_ON = {"lm-eval": "evaluation.harness"}  # verbs whose options another program reads, in modules that are not called what that is
 
 # The options that matter most, under their headings; the others are listed by --help all.
 FIRST: dict[str, dict[str, str]] = {
     "setup": {"fetched": "encoder examples"},
+    "completion": {"for": "shell"},
     "prepare": {"rows": "data model max_length packing row_cache num_proc", "records": "tasks_from triplets_from output columns encoding"},
     "preview": {
         "data": "data columns encoding shape tasks task_format weights split rows html", "model": "model chat_template", "labels": "max_length train_on empty_answers unusable",
