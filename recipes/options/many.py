@@ -17,7 +17,7 @@ class AnsweringOptions(BackendOptions):
 
     backends: ClassVar[tuple[str, ...]] = (*BACKENDS, "ray")
 
-    backend: str = option("seodang (here), vllm (its own), openai (a server) or ray (workers).", "seodang")
+    backend: str = option("seodang (here), vllm, openai (a server) or ray (many workers).", "seodang")
     ray_engine: str = option("With --backend ray: who answers in each worker, seodang, vllm or openai.", "seodang")
     workers: int | None = option("With --backend ray: workers, each with the model; by default one a GPU, or one.")
     shard_rows: int = option("With --backend ray: prompts that a worker gets at a time, and that are answered again where it is lost.", SHARD_ROWS)
