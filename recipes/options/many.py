@@ -46,6 +46,7 @@ class AnsweringOptions(BackendOptions):
     def engine(self) -> BackendOptions:
         """Who answers in each of many workers, and how it is asked."""
         told = {each.name: getattr(self, each.name) for each in fields(BackendOptions)}
-        engine = BackendOptions(**{**told, "backend": self.ray_engine})
+        told |= {"backend": self.ray_engine, "api_key": self.key if self.ray_engine == "openai" else None}  # whose environment workers do not have
+        engine = BackendOptions(**told)
         engine.given, engine.named = {*self.given} - {*MANY, "backend"}, "--ray_engine"
         return engine
