@@ -39,7 +39,10 @@ ONE_PROCESS = ("seodang", "openai", "vllm")
 
 
 def answer_many(where: Any, model: Any, decoding: Any, options: Any) -> int:
-    """Answer the prompts and write the file of answers; return the exit code: 1 where a prompt ended in an error, or a shard could not be answered."""
+    """Answer the prompts and write the file of answers; return the exit code: 1 where a prompt ended in an error, or a shard could not be answered.
+
+    Raises UserError, before a worker is begun, for what many workers do not do, for another run's answers, and for a record that is no prompt.
+    """
     refuse_options(where, options)
     library()
     engine = where.engine()
@@ -182,7 +185,8 @@ class ManyRun:
 
                     lost = workers.run("answer", todo, given, taken)
             except BaseException:
-                print(f"{done} of {facts.prompts} prompts have their answers, in {self.shards.folder} (the same command goes on from there)", file=sys.stderr)
+                if done:
+                    print(f"{done} of {facts.prompts} prompts have their answers, in {self.shards.folder} (the same command goes on from there)", file=sys.stderr)
                 raise
         for line in truncated_lines(len(truncated), max(truncated, default=0), facts.prompts, self._options.max_source_length):
             print(line, file=sys.stderr)

@@ -224,10 +224,9 @@ class RayPool:
 
 
 def reason(error: Exception) -> str:
-    """Why Ray says that an actor ended, in a few words."""
-    text = " ".join(str(error).split())
-    detail = text.partition("Worker exit detail: ")[2] or text
-    return detail.split(". ")[0][:300]
+    """Why Ray says that an actor ended, in a line: what it knows of the process, else the last of what was raised in it."""
+    _, there, detail = " ".join(str(error).split()).partition("Worker exit detail: ")
+    return (detail.split(". ")[0] if there else str(error).strip().splitlines()[-1])[:300]
 
 
 def first_line(error: Exception) -> str:

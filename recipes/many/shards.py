@@ -23,6 +23,7 @@ from seodang.recipes.run.journal import lines_in, partial_of, writing
 from seodang.recipes.run.same_run import PromptsFingerprint
 
 FORMAT = "shards of seodang generate"
+SAID = {"options", "prompts", "fingerprint", "answers_each", "shard_rows", "references", "checked"}  # by a manifest
 
 
 @dataclass
@@ -56,12 +57,12 @@ class Shards:
         path = self._at("manifest.json")
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            if found.pop("format") != FORMAT:
+            if found.pop("format") != FORMAT or found.keys() != SAID:
                 raise ValueError
             return found
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{path} is no manifest of shards: move {self.folder} away, or begin anew, over it, with --resume false") from None
 
     def begin(self, prompts: Iterable[tuple[int, Asked]], manifest: Callable[[Facts], Mapping[str, Any]]) -> Facts:

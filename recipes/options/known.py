@@ -99,7 +99,7 @@ FIRST: dict[str, dict[str, str]] = {
         "run": "output_dir config seed dry_run",
     },
     "generate": {
-        "prompts": "prompts output resume raw references tasks batch_size", "model": f"{SPEAKER} backend base_url workers", "answer": "max_new_tokens stop seed num_return_sequences logprobs",
+        "prompts": "prompts output resume raw references tasks batch_size", "model": f"{SPEAKER} backend base_url", "answer": "max_new_tokens stop seed num_return_sequences logprobs",
         "choice of tokens": CHOICE,
     },
     "synthesise": {

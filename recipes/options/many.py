@@ -17,7 +17,7 @@ class AnsweringOptions(BackendOptions):
 
     backends: ClassVar[tuple[str, ...]] = (*BACKENDS, "ray")
 
-    backend: str = option("seodang (this process), vllm, openai (a server), ray (workers).", "seodang")
+    backend: str = option("seodang (here), vllm, openai (a server) or ray (many workers).", "seodang")
     ray_engine: str = option("With --backend ray: who answers in each worker, seodang, vllm or openai.", "seodang")
     workers: int | None = option("With --backend ray: workers, each with the model; by default one a GPU, or one.")
     shard_rows: int = option("With --backend ray: prompts that a worker gets at a time, and that are answered again where it is lost.", SHARD_ROWS)
@@ -46,6 +46,7 @@ class AnsweringOptions(BackendOptions):
     def engine(self) -> BackendOptions:
         """Who answers in each of many workers, and how it is asked."""
         told = {each.name: getattr(self, each.name) for each in fields(BackendOptions)}
-        engine = BackendOptions(**{**told, "backend": self.ray_engine})
+        told |= {"backend": self.ray_engine, "api_key": self.key if self.ray_engine == "openai" else None}  # whose environment workers do not have
+        engine = BackendOptions(**told)
         engine.given, engine.named = {*self.given} - {*MANY, "backend"}, "--ray_engine"
         return engine

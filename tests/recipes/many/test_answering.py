@@ -9,6 +9,8 @@ from many_pools import InProcess
 
 from seodang.recipes.generate import main
 from seodang.recipes.many import answering
+from seodang.recipes.many.ray_pool import reason
+from seodang.recipes.options.many import AnsweringOptions
 from seodang.recipes.run.results_file import line_of
 
 COUNT = 11
@@ -251,3 +253,25 @@ def test_without_ray_the_error_names_the_extra(base, tmp_path, capsys, monkeypat
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     assert main([str(base), "say so", "--backend", "ray", "--output", "out.jsonl"]) == 2
     assert "pip install 'seodang[ray]'" in capsys.readouterr().err and [*tmp_path.glob("out*")] == []
+
+
+def test_a_manifest_that_is_something_else_is_not_written_over(generate, pools, tmp_path, capsys):
+    halfway(generate, pools)
+    manifest = tmp_path / "many.jsonl.shards" / "manifest.json"
+    for text in ("{}", "[]", "no JSON", manifest.read_text(encoding="utf-8").replace('"shard_rows"', '"rows"')):
+        manifest.write_text(text, encoding="utf-8")
+        assert generate("many.jsonl", *many(*GREEDY)) == 2
+        assert f"{manifest} is no manifest of shards" in capsys.readouterr().err
+
+
+def test_what_ray_says_of_a_lost_process_is_told_in_a_line():
+    died = "The actor died unexpectedly before finishing this task.\n\tpid: 7\nThe actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits with a connection error code 2. End of file. Some common causes"
+    assert reason(Exception(died)) == "Worker unexpectedly exits with a connection error code 2"
+    assert reason(Exception("The actor died because of an error\n  File x\nModuleNotFoundError: No module named 'seodang'\n")) == "ModuleNotFoundError: No module named 'seodang'"
+
+
+def test_workers_get_the_key_of_the_commands_environment(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    engine = AnsweringOptions(backend="ray", ray_engine="openai", base_url="http://there/v1").engine()
+    assert (engine.backend, engine.api_key) == ("openai", "secret") and "secret" not in repr(engine)
+    assert AnsweringOptions(backend="ray").engine().api_key is None
