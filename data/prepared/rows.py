@@ -117,9 +117,8 @@ def is_packed(folder: Path) -> bool:
 
 def pack_on_disk(folder: Path, capacity: int) -> None:
     """Write which of a folder's rows lie together in one of at most `capacity` tokens, as `pack` puts them."""
-    rows = PreparedRows(folder)
-    column = rows.dataset.data.column("input_ids")
-    lengths = np.concatenate([np.zeros(0, dtype=np.int64), *(np.diff(chunk.offsets.to_numpy()) for chunk in column.chunks)])
+    chunks = PreparedRows(folder).dataset.data.column("input_ids").chunks
+    lengths = np.concatenate([np.zeros(0, dtype=np.int64), *(np.diff(chunk.offsets.to_numpy()) for chunk in chunks)])
     for name, values in zip((ORDER, ENDS), best_fit_order(lengths, capacity), strict=True):
         with Aside(folder / name) as aside, aside.path.open("wb") as file:
             np.save(file, values)
