@@ -19,7 +19,7 @@ BREAKS = (AttributeError, ImportError, TypeError, NotImplementedError)
 
 def untried() -> str:
     """The installed libraries of other versions than those known to work, in a sentence with the remedy; nothing where there are none."""
-    found = [(name, installed, known) for name, known in KNOWN_TO_WORK.items() if (installed := _installed(name)) and not _is_of(installed, known)]
+    found = [(name, installed, known) for name, known in KNOWN_TO_WORK.items() if (installed := installed_version(name)) and not _is_of(installed, known)]
     if not found:
         return ""
     told = ", ".join(f"{name} {installed} is installed (known to work: {', '.join(known)})" for name, installed, known in found)
@@ -27,7 +27,8 @@ def untried() -> str:
     return f"{told}: if this comes of the other version, pip install {remedy}"
 
 
-def _installed(name: str) -> str:
+def installed_version(name: str) -> str:
+    """The version of a package; nothing where it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:

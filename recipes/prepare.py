@@ -19,7 +19,6 @@ from seodang.data.tasks.triplets import group_triplets, task_triplets
 from seodang.infer.checkpoint.default_model import default_model
 from seodang.recipes.options.outputs import empty, open_output
 from seodang.recipes.options.parser import command, parse
-from seodang.recipes.options.record import FileOptions
 from seodang.recipes.preparing.command import RowsToPrepare, prepare_rows
 
 

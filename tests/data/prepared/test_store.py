@@ -100,6 +100,9 @@ def test_what_is_complete_is_used_without_reading_and_a_stream_is_made_anew_wher
     assert not list((tmp_path / "rows").glob("rows-00003*"))  # which the shorter stream no longer has
     prepared(changed, max_length=81)
     assert made[5:] == [0, 1, 2]  # other settings
+    tiny_tokenizer.chat_template = tiny_tokenizer.chat_template.replace("<|im_start|>", "")
+    rows, _ = prepared(changed, max_length=81)
+    assert made[8:] == [0, 1, 2] and list(rows) == pack(prepare(map_examples(changed), tiny_tokenizer, max_length=81)[0], 81)
 
 
 def map_examples(records):
