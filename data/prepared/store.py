@@ -22,7 +22,7 @@ from .shard import FORMAT, Facts, Maker, counts_as_json, counts_of_json, damage,
 from .workers import Workers, cores
 
 logger = logging.getLogger(__name__)
-MOST = 1 << 14  # records of a shard
+MOST = 1 << 12  # records of a shard
 
 
 def prepared_rows(
