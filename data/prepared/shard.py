@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow
 from transformers import PreTrainedTokenizerBase
 
-from ..accounting import digest_of
+from ..accounting import digest_of, short_digest
 from ..files.sources import Example, at_a_time
 from ..labels import Counts, Labeller, Row
 from ..template import unchanged
@@ -107,8 +107,8 @@ def shard_name(number: int) -> str:
 
 
 def place_digest(where: str) -> int:
-    """Sixty-four bits that tell a place from others."""
-    return int.from_bytes(hashlib.blake2b(where.encode(errors="surrogatepass"), digest_size=8).digest(), "little", signed=True)
+    """The digest of where a record stands."""
+    return short_digest(where.encode(errors="surrogatepass"))
 
 
 def write_json(path: Path, value: Any) -> None:
