@@ -13,6 +13,7 @@ from .conversation import Conversation, Turn
 from .errors import UserError
 from .formats import Dialogue, Text, systems
 from .surrogates import refuse_surrogates
+from .template import unchanged
 from .truncation import shorten
 
 IGNORE_INDEX = -100
@@ -210,7 +211,8 @@ def prepare(
     """
     counts = Counts(remembers=None)
     settings = {"max_length": max_length, "train_on": train_on, "literal": literal, "empty_answers": empty_answers, "unusable": unusable}
-    rows = list(stream_rows(examples, tokenizer, counts, **settings, **template_kwargs))
+    with unchanged(tokenizer):
+        rows = list(stream_rows(examples, tokenizer, counts, **settings, **template_kwargs))
     counts.refuse_empty()
     return rows, counts
 

@@ -11,13 +11,15 @@ from transformers import PreTrainedTokenizerBase
 
 from ..files.sources import kind_of, source_files
 from ..text.store import tokenizer_digest
+from ..versions import installed_version
 
 
 def rows_key(tokenizer: PreTrainedTokenizerBase, **settings: Any) -> str:
-    """Sixteen hexadecimal digits that tell a tokenizer, its template and settings from others that make other rows; a template that asks for the date hangs on it."""
+    """Sixteen hexadecimal digits that tell a tokenizer, its template, settings and the versions that make rows from others; a template that asks for the date hangs on it."""
     template = tokenizer.chat_template
     today = str(datetime.date.today()) if "strftime_now" in json.dumps(template) else None
-    told = [tokenizer_digest(tokenizer), template, tokenizer.special_tokens_map, sorted(tokenizer.all_special_ids), today, settings]
+    made_by = [installed_version(name) for name in ("seodang", "transformers", "tokenizers")]
+    told = [made_by, tokenizer_digest(tokenizer), template, tokenizer.special_tokens_map, sorted(tokenizer.all_special_ids), today, settings]
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode(errors="surrogatepass")).hexdigest()[:16]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..labels import Counts
 from ..packing import Row, best_fit_order, joined
-from .shard import FORMAT, Aside, counts_of_json, damage, read_json, sealed, seen_of, write_json
+from .shard import FORMAT, Aside, counts_of_json, damage, read_json, sealed, shard_name, write_json
 
 FACTS, PACKED = "prepared.json", "packed.json"
 ORDER, ENDS = "packed-order.npy", "packed-ends.npy"
@@ -33,7 +33,6 @@ class PreparedRows(Sequence):
         self.counts: Counts = counts_of_json(facts["counts"])
         self.counts.seen = Seen(folder, facts["shards"])
         self.counts.told = list(facts["told"])
-        self.seconds: float = facts["seconds"]
         self._order, self._ends = (np.load(folder / name, mmap_mode="r") for name in (ORDER, ENDS)) if packing else (None, None)
 
     def __len__(self) -> int:
@@ -82,8 +81,8 @@ class Seen:
 
 
 def digests(folder: Path, shards: int) -> np.ndarray:
-    """Of each record that is kept the digest of its rows and that of its place, [records, 2] int64."""
-    return np.frombuffer(b"".join(seen_of(folder, range(shards))), dtype=np.int64).reshape(-1, 2)
+    """Of each record that is kept, by the shards, the digest of its rows and that of its place, [records, 2] int64."""
+    return np.frombuffer(b"".join((folder / f"{shard_name(number)}.seen").read_bytes() for number in range(shards)), dtype=np.int64).reshape(-1, 2)
 
 
 def doubled(folder: Path, shards: int) -> int:
@@ -117,9 +116,8 @@ def is_packed(folder: Path) -> bool:
 
 def pack_on_disk(folder: Path, capacity: int) -> None:
     """Write which of a folder's rows lie together in one of at most `capacity` tokens, as `pack` puts them."""
-    rows = PreparedRows(folder)
-    column = rows.dataset.data.column("input_ids")
-    lengths = np.concatenate([np.zeros(0, dtype=np.int64), *(np.diff(chunk.offsets.to_numpy()) for chunk in column.chunks)])
+    chunks = PreparedRows(folder).dataset.data.column("input_ids").chunks
+    lengths = np.concatenate([np.zeros(0, dtype=np.int64), *(np.diff(chunk.offsets.to_numpy()) for chunk in chunks)])
     for name, values in zip((ORDER, ENDS), best_fit_order(lengths, capacity), strict=True):
         with Aside(folder / name) as aside, aside.path.open("wb") as file:
             np.save(file, values)

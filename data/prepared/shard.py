@@ -5,7 +5,7 @@ import json
 import os
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,12 @@ from typing import Any
 import pyarrow
 from transformers import PreTrainedTokenizerBase
 
-from ..accounting import digest_of
+from ..accounting import digest_of, short_digest
 from ..files.sources import Example, at_a_time
 from ..labels import Counts, Labeller, Row
 from ..template import unchanged
 
-FORMAT = 1  # of the files; another number is prepared anew
+FORMAT = 1  # of the files, and of how records become rows: where either changes it is raised, and all is prepared anew
 AT_A_TIME = 500  # rows that are held before they are written
 SCHEMA = pyarrow.schema([("input_ids", pyarrow.list_(pyarrow.int32())), ("labels", pyarrow.list_(pyarrow.int32()))])
 Facts = dict[str, Any]  # of a shard, as its JSON file holds them
@@ -107,8 +107,8 @@ def shard_name(number: int) -> str:
 
 
 def place_digest(where: str) -> int:
-    """Sixty-four bits that tell a place from others."""
-    return int.from_bytes(hashlib.blake2b(where.encode(errors="surrogatepass"), digest_size=8).digest(), "little", signed=True)
+    """The digest of where a record stands."""
+    return short_digest(where.encode(errors="surrogatepass"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -150,9 +150,9 @@ def counts_as_json(counts: Counts) -> dict[str, Any]:
     return {name: [*count.items()] if isinstance(count, Counter) else count for name, count in known.items()}
 
 
-def counts_of_json(told: Mapping[str, Any], counts: Counts | None = None) -> Counts:
+def counts_of_json(told: Mapping[str, Any]) -> Counts:
     """The counts that `counts_as_json` told of."""
-    counts = Counts() if counts is None else counts
+    counts = Counts()
     for name, count in told.items():
         pairs = isinstance(count, list)
         setattr(counts, name, Counter({tuple(key) if isinstance(key, list) else key: number for key, number in count}) if pairs else count)
@@ -160,9 +160,3 @@ def counts_of_json(told: Mapping[str, Any], counts: Counts | None = None) -> Cou
 
 
 COUNTED = [name for name, value in asdict(Counts(remembers=None)).items() if isinstance(value, Counter | int)]
-
-
-def seen_of(folder: Path, numbers: Iterable[int]) -> Iterator[bytes]:
-    """What shards tell of their records, as bytes, one after the other."""
-    for number in numbers:
-        yield (folder / f"{shard_name(number)}.seen").read_bytes()

@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import pickle
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,12 +16,13 @@ from ..files.lock import alone
 from ..files.sources import Example
 from ..formats import to_examples
 from ..labels import Counts
+from .key import rows_key
 from .rows import FACTS, PACKED, PreparedRows, doubled, flaw, pack_on_disk, write_dataset_files
 from .shard import FORMAT, Facts, Maker, counts_as_json, counts_of_json, damage, read_json, shard_name, write_json
 from .workers import Workers, cores
 
 logger = logging.getLogger(__name__)
-MOST = 1 << 14  # records of a shard
+MOST = 1 << 12  # records of a shard
 
 
 def prepared_rows(
@@ -42,8 +42,8 @@ def prepared_rows(
     They lie in `folder` as shards. One that is there and whole, and made of the same records, is used; one that is damaged is made again, and said.
     So a run that was killed goes on where it stopped, and of a stream of which a part has changed that part alone is made anew. Where `known`, the folder
     is named by what its rows hang on (`rows_key`, `source_key`), and a complete one is used without reading the records. The settings of `labelling` are
-    those of `prepare`; a folder made with others is made anew. Shards are made by so many `processes`, one a core by default, and one process prepares
-    while others wait. Memory does not grow with the records but by some 40 bytes each at the end. `told` says more of the records once they are read;
+    those of `prepare`; shards made with others, or by another tokenizer or template, are made anew. Shards are made by so many `processes`, one a core by default, and one process prepares
+    while others wait. Memory does not grow with the records but by some 80 bytes each at the end. `told` says more of the records once they are read;
     `advance` is called with how many records each shard had.
 
     Raises UserError for what `prepare` refuses, for the first such record; where nothing can be written; and where the process that others wait for gives
@@ -78,7 +78,7 @@ def _sealed_at(folder: Path) -> int | None:
 
 def _prepare(maker: Maker, examples: Iterator[Example], processes: int, told: Callable[[], Sequence[str]], advance: Callable[[int], object]) -> None:
     """Make every shard of a folder that is not there yet, then what is known of all of them."""
-    began, folder = time.monotonic(), maker.folder
+    folder = maker.folder
     for stale in (FACTS, PACKED):
         (folder / stale).unlink(missing_ok=True)
     for left in folder.glob("*.partial"):  # by a process that was killed
@@ -93,7 +93,7 @@ def _prepare(maker: Maker, examples: Iterator[Example], processes: int, told: Ca
             maker.alive()
             advance(count)
 
-        settings, refused = repr(sorted(maker.labelling.items())).encode(), []
+        settings, refused = rows_key(maker.tokenizer, **maker.labelling).encode(), []
         for number, some in enumerate(_up_to_error(shards(examples), refused)):
             pickled = pickle.dumps(some, protocol=5)
             records = hashlib.sha256(settings + pickled).hexdigest()
@@ -106,7 +106,7 @@ def _prepare(maker: Maker, examples: Iterator[Example], processes: int, told: Ca
         if refused:  # what records before it are refused for comes first
             raise refused[0]
     summary.counts.refuse_empty()
-    _seal(folder, summary, told(), time.monotonic() - began)
+    _seal(folder, summary, told())
 
 
 def _found(folder: Path, number: int, records: str) -> Facts | None:
@@ -134,7 +134,7 @@ class _Summary:
         self.longest, self.highest = max(self.longest, facts["longest"]), max(self.highest, facts["highest"])
 
 
-def _seal(folder: Path, summary: _Summary, told: Sequence[str], seconds: float) -> None:
+def _seal(folder: Path, summary: _Summary, told: Sequence[str]) -> None:
     """Write what all shards come to; with this the folder is complete. What lies behind the last shard goes."""
     for stale in folder.glob("rows-*"):
         if int(stale.name[5:10]) >= summary.shards:
@@ -148,7 +148,7 @@ def _seal(folder: Path, summary: _Summary, told: Sequence[str], seconds: float) 
     write_dataset_files(folder, [name for name in summary.files if name.endswith(".arrow")], content)
     write_json(folder / FACTS, {
         "format": FORMAT, "shards": summary.shards, "longest": summary.longest, "highest": summary.highest, "counts": counts_as_json(summary.counts),
-        "told": list(told), "seconds": seconds, "files": summary.files,
+        "told": list(told), "files": summary.files,
     })  # fmt: skip
 
 

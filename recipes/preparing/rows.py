@@ -22,7 +22,7 @@ from seodang.recipes.options.record import AUTO, NEVER, RowOptions
 from seodang.recipes.options.tasks import task_lines
 from seodang.recipes.options.training import drawn, record_of
 
-LARGE = 32 << 20  # bytes of files whose rows lie on disk unless it is said otherwise: some 60,000 records
+LARGE = 32 << 20  # bytes of files whose rows lie on disk unless it is said otherwise: of some 80,000 triplets, which as lists take a gigabyte
 
 
 def lie_on_disk(data: RowOptions) -> bool:
