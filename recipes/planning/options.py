@@ -23,7 +23,10 @@ class PlanningOptions:
     devices: int = field(default=1, metadata={"help": "With --dry_run: how many devices are planned for."})
     sharding: str | None = field(default=None, metadata={"help": f"With --dry_run: {', '.join(WAYS)}; fsdp by default."})
     launch_file: str | None = field(default=None, metadata={"help": "With --dry_run: an accelerate config (YAML) that says both instead."})
-    device_memory: str | None = field(default=None, metadata={"help": "What a device has, 80GiB say: what is left open is chosen to fit; long rows fit what is free. A dry run exits with 1 where none does."})
+    device_memory: str | None = field(
+        default=None,
+        metadata={"help": "What a device has, 80GiB say: what is left open is chosen to fit; long rows fit what is free. A dry run exits with 1 where none does."},
+    )
     loss_chunk: int = field(default=0, metadata={"help": f"Positions whose logits lie in memory at a time; 0: {CHUNK}, or fewer where the memory asks for it."})
     plan_file: str | None = field(default=None, metadata={"help": "With --dry_run: a JSON file that the plan is written to."})
 

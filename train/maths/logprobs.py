@@ -38,6 +38,7 @@ class LinearLogprobs(torch.autograd.Function):
                 entropies[some] = -(every.exp() * every).sum(dim=1)
             if keeps:
                 kept.append(every)
+            del every  # before the next chunk's is made
         ctx.save_for_backward(hidden, weight, bias, targets, entropies, *kept)
         ctx.temperature, ctx.chunk, ctx.wide = temperature, chunk, wide
         if not wants_entropies:
@@ -64,6 +65,7 @@ class LinearLogprobs(torch.autograd.Function):
                 d_weight.addmm_(d_logits.T, hidden[some])
             if wants_bias:
                 d_bias.add_(d_logits.sum(dim=0))
+            del every, d_logits
         return d_hidden, d_weight, d_bias, None, None, None, None
 
 

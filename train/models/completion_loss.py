@@ -135,9 +135,9 @@ def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
 def patch_completion_loss(model: PreTrainedModel, chunk: int = CHUNK) -> None:
     """Make `model(..., labels=...)` compute its loss at label positions alone, returning an `AnswerLoss`.
 
-    Without labels the model answers as before. The logits of `chunk` positions are made at a time, the model's `loss_chunk` from then on. The loss equals
-    the architecture's own, its scaling and capping of logits included; it is the mean over `num_items_in_batch` where that is given, else over the labels present. With `label_smoothing` it is that of transformers'
-    `LabelSmoother`, but in evaluation, where it is the plain one.
+    Without labels the model answers as before. The logits of `chunk` positions are made at a time, the model's `loss_chunk` from then on. The loss
+    equals the architecture's own, its scaling and capping of logits included; it is the mean over `num_items_in_batch` where that is given, else over the
+    labels present. With `label_smoothing` it is that of transformers' `LabelSmoother`, but in evaluation, where it is the plain one.
 
     With `targets` and `weights`, [rows, length] as the labels, it is the sum of their cross entropies, each token being read where its target
     stands, times their weights, where these are not 0, divided by the same number of labels: these then say what counts, not what is predicted.

@@ -130,8 +130,8 @@ def sft_trainer(
     """Build the trainer of `sft`; the model is changed in place (its attention, its loss, its adapter).
 
     With `lora`, only the adapter is trained and saved. Rows lie end to end without padding where the architecture allows
-    it, else they are padded on the right. The logits of `loss_chunk` positions are made at a time. The generation config gets every id that ends a turn, so that the checkpoint stops
-    by itself.
+    it, else they are padded on the right. The logits of `loss_chunk` positions are made at a time. The generation
+    config gets every id that ends a turn, so that the checkpoint stops by itself.
     """
     SFT.check(model, rows, eval_rows, lora=lora)
     collator = choose_collator(model, tokenizer)
