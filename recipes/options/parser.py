@@ -183,14 +183,12 @@ def _joined(classes: Sequence[type], values: dict[str, Any]) -> tuple[Any, ...]:
     import torch
 
     from seodang.train.run import ranks
-    from seodang.train.run.sharding import load_whole
 
     on_cpu = values.get("use_cpu") or values.get("device") == "cpu"
     ranks.check_devices(0 if on_cpu else torch.accelerator.device_count())
     with ranks.beginning():
         built = tuple(_build(cls, values) for cls in classes)
     ranks.watch()
-    load_whole()
     return built
 
 

@@ -14,6 +14,7 @@ from seodang.infer.checkpoint.without_weights import FOUR_BITS, loads_without_we
 from seodang.infer.engine.checkpoint_settings import known_config
 from seodang.infer.runners.paradigm import refuse_encoder, refuse_encoder_decoder
 from seodang.recipes.options.record import RecordOptions, check_held_out
+from seodang.train.run.sharding import load_whole
 
 
 @dataclass
@@ -137,6 +138,7 @@ class Arguments(TrainingArguments):
             self.report_to = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
         self.use_cpu |= not torch.accelerator.is_available()  # else several processes would not be joined, and torch would try to pin memory
         super().__post_init__()
+        load_whole()
 
 
 def hold_out(examples: list, fraction: float, seed: int) -> tuple[list, list]:

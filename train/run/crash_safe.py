@@ -116,7 +116,7 @@ class CrashSafeCheckpoints(Interruptible):
     @property
     def is_sharded(self) -> bool:
         """Whether in training no process holds all weights, so that forward passes wait for each other."""
-        return engine_of(self.accelerator) in ("FSDP", ZERO3)
+        return self.is_fsdp_enabled or engine_of(self.accelerator) == ZERO3
 
     @contextmanager
     def whole_model(self) -> Iterator[Any]:
