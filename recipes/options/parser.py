@@ -182,7 +182,7 @@ def _joined(classes: Sequence[type], values: dict[str, Any]) -> tuple[Any, ...]:
     import torch
 
     from seodang.train.run import ranks
-    from seodang.train.run.sharding import load_whole, refuse_context_parallel
+    from seodang.train.run.sharding import refuse_context_parallel
 
     refuse_context_parallel(os.environ)
     on_cpu = values.get("use_cpu") or values.get("device") == "cpu"
@@ -190,7 +190,6 @@ def _joined(classes: Sequence[type], values: dict[str, Any]) -> tuple[Any, ...]:
     with ranks.beginning():
         built = tuple(_build(cls, values) for cls in classes)
     ranks.watch()
-    load_whole()
     return built
 
 

@@ -14,6 +14,7 @@ from seodang.infer.checkpoint.without_weights import FOUR_BITS, loads_without_we
 from seodang.infer.engine.checkpoint_settings import known_config
 from seodang.infer.runners.paradigm import refuse_encoder, refuse_encoder_decoder
 from seodang.recipes.options.record import AUTO, NEVER, RowOptions, check_held_out
+from seodang.train.run.sharding import load_whole
 
 
 @dataclass
@@ -143,6 +144,7 @@ class Arguments(TrainingArguments):
         super().__post_init__()
         if best[0] is None:  # transformers says "loss" where the best is to be loaded, which not every stage measures: `complete_arguments` knows the stage's
             self.metric_for_best_model, self.greater_is_better = best
+        load_whole()
 
 
 def hold_out(examples: list, fraction: float, seed: int) -> tuple[list, list]:

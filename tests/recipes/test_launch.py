@@ -1,4 +1,4 @@
-"""What a launcher's several processes train: the same as one, sharded or not, gone on with or not; and what becomes of all where one is not as the others."""
+"""What a launcher's several processes train: the same as one, sharded or not, gone on with or not."""
 
 import json
 import os
@@ -171,21 +171,22 @@ def test_heads_that_are_tied_or_more_than_one_layer_are_gathered_with_the_model(
     fresh_tiny(*(["llama"] if kind == "tied" else [kind]), tie_word_embeddings=True).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     words = command("sft", folder, data, "--save_strategy", "no")
-    train_one("sft", words, tmp_path / "one", 4, 3)
-    run_script("recipes/sft.py", *words, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", 2, "--max_steps", 3, processes=2, environment=environment, codes=[0, 0])
+    train_one("sft", words, tmp_path / "one", 4, 2)
+    run_script("recipes/sft.py", *words, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", 2, "--max_steps", 2, processes=2, environment=environment, codes=[0, 0])
     assert_same(tmp_path / "one", tmp_path / "two", weights=2e-3)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("engine", ["fsdp", *(pytest.param(stage, marks=needs_deepspeed) for stage in (2, 3))])
-def test_what_is_measured_before_training_is_measured_by_whole_weights(engine, deepspeed, base, data, tmp_path, run_script):
+def test_what_is_measured_before_training_is_measured_by_whole_weights(engine, deepspeed, base, data, tmp_path, run_script, capsys):
     """trl's own loop would have the weights taken apart for its evaluation, and DeepSpeed set up without an optimizer."""
     words = command("grpo", base, data, "--save_strategy", "no", "--eval_data", data("questions"), "--eval_strategy", "steps", "--eval_steps", 1, "--max_steps", 2)
     train_one("grpo", [*words, "--per_device_eval_batch_size", 8], tmp_path / "one", 8, 2)
-    run_script("recipes/grpo.py", *words, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", 4, "--per_device_eval_batch_size", 4, processes=2,
-               environment=FSDP if engine == "fsdp" else deepspeed(engine), codes=[0, 0])  # fmt: skip
+    told = run_script("recipes/grpo.py", *words, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", 4, "--per_device_eval_batch_size", 4, processes=2,
+                      environment=FSDP if engine == "fsdp" else deepspeed(engine), codes=[0, 0])  # fmt: skip
     assert_same(tmp_path / "one", tmp_path / "two", weights=1e-3)
-    assert [0, 1, 2, 2] == [entry["step"] for entry in read_log(tmp_path / "two" / "log.jsonl") if "eval_reward" in entry]
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("held-out reward")]
+    assert line in told  # before and after
 
 
 @pytest.mark.full
@@ -199,80 +200,6 @@ def test_what_another_engine_saved_is_refused_and_16_bits_without_masters_are(ba
     assert "weights in 16 bits lose small steps, and under FSDP they have no float32 copies" in told
     told = run_script("recipes/sft.py", *words, "--max_steps", 2, "--resume", "never", **{**refused, "environment": {**FSDP, "FSDP_VERSION": "1"}})
     assert "FSDP version 1 is not run here: set fsdp_version: 2" in told
-
-
-# One that is not as the others
-
-ODD = """
-import os, signal, sys
-from seodang.recipes import sft
-from seodang.train.run import checkpoints, crash_safe, ranks
-from seodang.train.run.callbacks import RunLog
-
-case, odd, argv = sys.argv[1], os.environ["RANK"] == sys.argv[2], sys.argv[3:]
-
-def on_step_end(self, args, state, control, **kwargs):
-    if state.global_step == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-def full(needed, run):
-    raise crash_safe.UserError(f"the disk is full: a checkpoint needs {needed:,} bytes")
-
-if odd and case == "missing":
-    argv[argv.index("--data") + 1] += ".gone"
-if odd and case == "short":
-    argv[argv.index("--data") + 1] = argv[argv.index("--data") + 1].replace("texts", "texts-held-out")
-if odd and case == "versions":
-    found = ranks.versions()
-    ranks.versions = lambda: {**found, "the version of torch": "2.12.0"}
-if odd and case == "killed":
-    RunLog.on_step_end = on_step_end
-if odd and case == "full":
-    crash_safe.require_space = full
-if odd and case == "alone":
-    sys.exit(0)
-sys.exit(sft.main(argv))
-"""
-
-
-@pytest.fixture
-def with_an_odd_one(base, data, tmp_path, run_script):
-    """`with_an_odd_one(case, rank, codes)`: what two processes say, one of which is not as the other; the harness gives them 40 seconds after the first has ended."""
-    script = tmp_path / "odd.py"
-    script.write_text(ODD)
-    data("texts", held_out=True)
-
-    def run(case: str, rank: int, codes: list[int]) -> str:
-        words = [*command("sft", base, data), "--max_steps", 3, "--save_steps", 1, "--per_device_train_batch_size", 2, "--output_dir", tmp_path / "out"]
-        return run_script(script, case, rank, *words, processes=2, codes=codes, patience=40, environment={"SEODANG_START_SECONDS": "5"})
-
-    return run
-
-
-def test_a_process_that_finds_no_data_ends_all_and_a_killed_one_is_named(with_an_odd_one, tmp_path):
-    told = with_an_odd_one("missing", 1, [2, 2])
-    assert "error: there is no file or folder" in told and "error: rank 1 (" in told and ") of 2 has ended: there is no file or folder" in told
-    assert not (tmp_path / "out" / "log.jsonl").exists()
-    told = with_an_odd_one("killed", 1, [2, -9])
-    assert told.count("error: rank 1 (") == 2 and told.count(" of 2 is gone: it was killed, or its machine is") == 1
-    verify(tmp_path / "out" / "checkpoint-1")
-
-
-@pytest.mark.full
-@pytest.mark.parametrize(
-    ("case", "rank", "codes", "told"),
-    [
-        ("killed", 0, [-9, 2], ["error: rank 0 (", "is gone: it was killed, or its machine is"]),
-        ("missing", 0, [2, 2], ["error: rank 0 (", "has ended: there is no file or folder"]),
-        ("short", 1, [2, 2], ["the processes do not agree on the records themselves: rank 1 has"]),
-        ("versions", 1, [2, 2], ['the processes do not agree on the version of torch: rank 1 has "2.12.0", rank 0 has "2.']),
-        ("full", 1, [2, 2], ["the disk is full: a checkpoint needs", "rank 1 of 2 could not save, see what they say; the last checkpoint is intact"]),
-        ("alone", 1, [2, 0], ["error: rank 0 of 2 has waited for the others at 127.0.0.1:", "for 5 seconds: one of them has not come"]),
-    ],
-)
-def test_all_end_by_an_error_that_names_the_odd_one(case, rank, codes, told, with_an_odd_one):
-    said = with_an_odd_one(case, rank, codes)
-    assert all(words in said for words in told), said
 
 
 # DeepSpeed
@@ -325,13 +252,19 @@ from seodang.train.stages.grpo import GrpoTrainer
 
 begin, end = GrpoTrainer._prepare_for_training, GrpoTrainer.save_final
 
+def handed_by(self):
+    with self._by_vllm():
+        return {name: value.detach().clone() for name, value in self.vllm_generation._iter_named_params()}
+
 def prepare(self, *args):
-    self.given = object.__new__(VLLMGeneration)  # by trl, when the trainer is built
-    self.given.model, self.given.accelerator, self.given._dist = self.model, self.accelerator, DistributedBackend(self.accelerator)
+    self.vllm_generation = given = object.__new__(VLLMGeneration)  # by trl, when the trainer is built
+    given.model, given.accelerator, given._dist = self.model, self.accelerator, DistributedBackend(self.accelerator)
+    first = self.accelerator.unwrap_model(self.model).get_input_embeddings().weight.detach().clone()
+    assert any((value.shape == first.shape and (value == first).all()) for value in handed_by(self).values())
     return begin(self, *args)
 
 def save(self):
-    handed = {name: value.detach().clone() for name, value in self.given._iter_named_params()}
+    handed = handed_by(self)
     if self.args.should_save:
         save_file(handed, sys.argv[1])
     return end(self)

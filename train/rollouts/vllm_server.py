@@ -46,12 +46,12 @@ def check_server(address: str, seconds: float) -> None:
         raise UserError(f"vllm_server_base_url must be an address as http://localhost:8000, got {address!r}")
     _wait(address, seconds)
     try:
-        config = json.loads(_asked(f"{address}/server_info?config_format=json"))["vllm_config"]
+        transfer = json.loads(_asked(f"{address}/server_info?config_format=json"))["vllm_config"]["weight_transfer_config"]
     except HTTPError as error:
         raise UserError(f"the server at {address} tells nothing of itself ({error}): start vLLM with its developer's endpoints, {COMMAND}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"what answers at {address} is no vLLM server ({type(error).__name__}: {error}): start one, {COMMAND}") from None
-    if not config.get("weight_transfer_config"):
+    if not transfer:
         raise UserError(f"the vLLM server at {address} takes no weights: start it with a way to, {COMMAND}")
 
 

@@ -27,6 +27,7 @@ from .sharding import (
     gather_head_with_the_rest,
     gathered_when_saved,
     head_with_the_rest,
+    load_whole,
     refuse_other_engine,
     shard_on_cpus_too,
     without_ties,
@@ -79,7 +80,8 @@ class CrashSafeCheckpoints(Interruptible):
         self._whole: WholeCopy | None = None  # once weights are sharded
         shard_on_cpus_too()
         super().__init__(*args, **kwargs)
-        check_sharding(self.accelerator, self.args, low_precision(self.model))
+        load_whole()  # models to come, too
+        check_sharding(self.accelerator, self.args, self.model, low_precision(self.model))
         if self.optimizer is None and not engine_of(self.accelerator):  # FSDP and DeepSpeed keep masters by themselves
             self.optimizer_cls_and_kwargs = master_optimizer(self.model, self.args) or self.optimizer_cls_and_kwargs
 
@@ -131,7 +133,7 @@ class CrashSafeCheckpoints(Interruptible):
     @property
     def is_sharded(self) -> bool:
         """Whether in training no process holds all weights, so that forward passes wait for each other."""
-        return engine_of(self.accelerator) in ("FSDP", ZERO3)
+        return self.is_fsdp_enabled or engine_of(self.accelerator) == ZERO3
 
     @contextmanager
     def whole_model(self) -> Iterator[Any]:

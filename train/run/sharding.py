@@ -34,8 +34,10 @@ def shard_on_cpus_too() -> None:
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
-def check_sharding(accelerator: Accelerator, args: TrainingArguments, low_precision: bool) -> None:
-    """Raise UserError for FSDP's first version, and for weights in 16 bits that neither FSDP nor DeepSpeed would keep in 32 beside them."""
+def check_sharding(accelerator: Accelerator, args: TrainingArguments, model: nn.Module, low_precision: bool) -> None:
+    """Raise UserError for FSDP's first version, for a model loaded in pieces, and for weights in 16 bits that neither FSDP nor DeepSpeed would keep in 32 beside them."""
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        raise UserError("the model was loaded in pieces, as transformers does under ZeRO-3: load it before the TrainingArguments are made, it is shared when training begins")
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is not None and plugin.fsdp_version != 2:
         raise UserError(f"FSDP version {plugin.fsdp_version} is not run here: set fsdp_version: 2 in the launch file, as recipes/launch/fsdp2.yaml does")

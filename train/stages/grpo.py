@@ -130,12 +130,24 @@ class SharedPrompt:
     @override
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, *rest, **more):
         if self.use_vllm or self.use_transformers_continuous_batching:
-            with told_of_server() if self.use_vllm and self.args.vllm_mode == "server" else nullcontext():
+            with self._by_vllm() if self.use_vllm else nullcontext():
                 return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *rest, **more)
         begun = perf_counter()
         answers = self._answers(prompt_ids)
         self._metrics["train" if self.model.training else "eval"]["rollout_seconds"].append(perf_counter() - begun)
         return (answers, None) if self.returns_logprobs else answers
+
+    @contextmanager
+    def _by_vllm(self) -> Iterator[None]:
+        """Let trl hand weights over and have vLLM answer; it would look for pieces where FSDP has not begun to share the weights."""
+        shared = self.vllm_generation._dist
+        version = shared.fsdp_version
+        shared.fsdp_version = version if self._whole is not None else None
+        try:
+            with told_of_server() if self.args.vllm_mode == "server" else nullcontext():
+                yield
+        finally:
+            shared.fsdp_version = version
 
     @torch.no_grad()
     def _answers(self, prompt_ids: list[list[int]]) -> list[list[int]]:

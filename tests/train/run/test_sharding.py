@@ -4,7 +4,7 @@ import torch
 from seodang.data.errors import UserError
 from seodang.train.models.branch_logprobs import patch_branch_logprobs
 from seodang.train.models.critic import attach_critic, critics_part, without_critic
-from seodang.train.run.sharding import WholeCopy, head_with_the_rest, refuse_other_engine, without_ties
+from seodang.train.run.sharding import ZERO3, WholeCopy, check_sharding, head_with_the_rest, refuse_other_engine, without_ties
 
 
 def test_a_whole_copy_speaks_by_the_weights_as_they_are_and_keeps_none(fresh_tiny):
@@ -69,3 +69,27 @@ def test_a_checkpoint_of_another_engine_is_refused(files, engine, told, tmp_path
     with pytest.raises(UserError, match=told):
         refuse_other_engine(str(tmp_path), engine)
     refuse_other_engine(str(tmp_path), {"optimizer.pt": "", "pytorch_model_fsdp.bin": "FSDP", "latest": "DeepSpeed"}[min(files)])
+
+
+def test_of_deepspeeds_checkpoints_another_stage_and_another_number_of_processes_are_refused(tmp_path):
+    folder = tmp_path / "global_step2"
+    folder.mkdir()
+    (tmp_path / "latest").touch()
+    for rank in range(2):
+        (folder / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").touch()
+    refuse_other_engine(str(tmp_path), "DeepSpeed", 2)
+    with pytest.raises(UserError, match="was saved by 2 processes, now 4: under DeepSpeed launch as many"):
+        refuse_other_engine(str(tmp_path), "DeepSpeed", 4)
+    with pytest.raises(UserError, match="was saved under DeepSpeed, which ZeRO-3 cannot go on from"):
+        refuse_other_engine(str(tmp_path), ZERO3, 2)
+    (folder / "zero_pp_rank_0_mp_rank_00_model_states.pt").touch()
+    refuse_other_engine(str(tmp_path), ZERO3, 2)
+    with pytest.raises(UserError, match="was saved under ZeRO-3, which DeepSpeed cannot"):
+        refuse_other_engine(str(tmp_path), "DeepSpeed", 2)
+
+
+def test_a_model_that_was_loaded_in_pieces_is_refused(fresh_tiny):
+    model = fresh_tiny("llama")
+    model.lm_head.weight.ds_id = 7  # what zero.Init leaves on each
+    with pytest.raises(UserError, match="was loaded in pieces, as transformers does under ZeRO-3: load it before the TrainingArguments"):
+        check_sharding(None, None, model, False)
