@@ -44,7 +44,7 @@ FILES = {  # what a reader has: a few records of each kind
     "triplets.jsonl": lines({"input": f"Play song {n}", **task} for n in range(4) for task in TASKS),
     "texts.jsonl": lines([{"sentence": "The capital of [MASK] is Seoul."}]), "sentences.jsonl": lines([{"sentence": "Seoul is a city."}]),
     "translations.jsonl": lines([{"translation": {"ko": "나무가 자란다.", "en": "The tree grows."}}] * 4),
-    "texts/one.txt": "The teacher reads a book. The pupil writes a letter.\n" * 60, "seeds.jsonl": lines(SUMS[:6]), "records.jsonl": lines(SUMS[:6]),
+    **{f"texts/{n}.txt": f"The teacher reads book {n}. The pupil writes letter {n}.\n" * 4 for n in range(40)}, "seeds.jsonl": lines(SUMS[:6]), "records.jsonl": lines(SUMS[:6]),
 }
 PAGE_FILES = {  # pages on which a name stands for another kind
     "docs/encoders.md": {"pairs.jsonl": lines([{"anchor": f"a {word} cat", "positive": f"the {word} cat"} for word in ("small", "big", "red", "old") for _ in range(4)])},
@@ -63,7 +63,6 @@ MADE = {  # what other pages, or the reader, made before
     "suwon-bidirectional": "diffusion --data data/samples/cities.jsonl --mask_token '<empty_output>' --canvas 16",
     "runs/left_to_right": "sft --data data/samples/cities.jsonl",
     "runs/mlm": "mlm --model default-encoder --data data/samples/everyday.jsonl --columns text=input+output",
-    "runs/classify": "classify --data reviews.jsonl --label_column sentiment", "runs/tag": "tag --model default-encoder --data train.conll",
     "runs/tasks": "sft --data tasks.jsonl --tasks together",
 }
 
