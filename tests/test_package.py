@@ -223,7 +223,7 @@ def test_set_up_installs_the_versions_that_the_package_asks_for():
         assert module.INSTALL.split()[-1] in (ROOT / ".ci" / f"{name}.txt").read_text(encoding="utf-8").split()
 
 
-@pytest.mark.parametrize("script", [".ci/run", ".ci/setup", ".ci/setup-browser"])
+@pytest.mark.parametrize("script", [".ci/run", ".ci/setup", ".ci/setup-browser", ".ci/docs"])
 def test_scripts_can_be_run_and_parse(script):
     assert (ROOT / script).stat().st_mode & 0o111
     subprocess.run(["bash", "-n", ROOT / script], check=True)

@@ -4,6 +4,7 @@ import ast
 import importlib
 import importlib.util
 import re
+import subprocess
 from dataclasses import fields
 from pathlib import Path
 
@@ -50,6 +51,21 @@ def test_every_command_run_or_not_has_options_that_there_are(page):
             for word in (word.split("=")[0] for word in program[2:] if re.match(r"--[a-z]", word)):
                 name = word.removeprefix("--").replace("-", "_")
                 assert name in names or "." in name, f"{block.where}: seodang {program[1]} has no option {word}"
+
+
+OTHERS = {  # options of programs that are not ours
+    "max_model_len", "cache_type_k", "cache_type_v", "flash_attn", "machine_rank", "num_processes", "multi_gpu", "main_process_ip", "config_file",
+    "cases", "kv8", "generator_rows", "enable_lora", "lora_modules", "max_num_seqs", "gpu_memory_utilization", "kv_cache_memory", "generation_config",
+    "enable_prefix_caching", "quantization",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_option_named_in_words_is_one_of_some_command(page):
+    names = {name for verb, told in known().items() if verb != "versions" for name in told["names"].split()} | OTHERS
+    for code in re.findall(r"`([^`\n]+)`", prose(page)):
+        for option in re.findall(r"(?:^| )--([a-z][\w-]*)", code):
+            assert option.replace("-", "_") in names, f"{page}: there is no --{option} (in `{code}`)"
 
 
 def anchors(path: Path) -> set[str]:
@@ -137,11 +153,13 @@ def test_the_pictures_are_what_the_code_draws():
 def test_a_page_that_asks_something_of_elsewhere_is_found(tmp_path):
     elsewhere = script(".ci/check_site.py").requests_elsewhere
     page = tmp_path / "page.html"
-    page.write_text('<a href="https://example.com">told</a><link rel="canonical" href="https://example.com"><img src="own.png"><script src="/own.js"></script>', encoding="utf-8")
+    told = '<a href="https://example.com">told</a><link rel="canonical" href="https://example.com">'
+    page.write_text(f'{told}<img src="own.png"><script src="/own.js"></script>', encoding="utf-8")
     assert elsewhere(tmp_path) == []
     for asks in (
-        '<script src="https://example.com/x.js"></script>', '<link rel="stylesheet" href="//example.com/x.css">', '<img srcset="https://example.com/x.png">',
-        "<style>@import 'https://example.com/x.css';</style>", '<p style="background: url(https://example.com/x.png)">', '<pre class="mermaid">', '<link href="https://example.com/x" rel="preconnect">',
+        '<script src="https://example.com/x.js"></script>', '<link rel="stylesheet" href="//example.com/x.css">',
+        '<img srcset="https://example.com/x.png">', "<style>@import 'https://example.com/x.css';</style>", '<pre class="mermaid">',
+        '<p style="background: url(https://example.com/x.png)">', '<link href="https://example.com/x" rel="preconnect">',
     ):  # fmt: skip
         page.write_text(asks, encoding="utf-8")
         assert len(elsewhere(tmp_path)) == 1, asks
@@ -151,3 +169,11 @@ def test_the_ten_line_loop_is_told_alike_in_the_docstring_and_the_documents():
     docstring = ast.get_docstring(ast.parse((ROOT / "infer" / "__init__.py").read_text(encoding="utf-8")))
     loop = re.search(r"(?ms)^    model, tokenizer = load.*?\n    print\(tokenizer.decode\(ids\)\)", docstring)[0]
     assert re.sub(r"(?m)^    ", "", loop) in blocks("docs/how-generate-works.md")[0].text
+
+
+@pytest.mark.full
+def test_the_site_is_built_and_asks_nothing_of_elsewhere():
+    if not (ROOT / ".venv-docs" / "ready").is_file():
+        pytest.skip("needs .venv-docs, which `make docs` makes")
+    done = subprocess.run([ROOT / ".ci" / "docs"], capture_output=True, text=True)
+    assert done.returncode == 0 and ", 0 requests to elsewhere" in done.stdout, done.stdout + done.stderr
