@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 
 from markdown_blocks import DOCS, ROOT
 
@@ -36,6 +37,7 @@ def text_of(node: ast.expr) -> str:
     return f"{{{ast.unparse(node)}}}"
 
 
+@cache
 def errors() -> list[tuple[str, str]]:
     """Where each UserError of the code is made, and its text."""
     found = []
