@@ -57,8 +57,9 @@ PAGE_FILES = {  # pages on which a name stands for another kind
     "docs/transformer.md": {"pairs.jsonl": lines(SUMS)},
     "docs/evaluation.md": {"questions.jsonl": lines([{"question": "2 + 2?", "choices": ["3", "4"], "answer": 1}] * 3)},
 }
-FOR_HUB = {
+SMALLER = {  # what stands here for what a page names: models of the hub, sizes that small files do not give
     "google-t5/t5-small": "tiny-t5", "google/t5-v1_1-small": "runs/t5", "klue/bert-base": "default-encoder", "--model ENCODER": "--model default-encoder",
+    "vocab_size 8192": "vocab_size 300", "vocab_size=8192": "vocab_size=300",
 }  # fmt: skip
 FORMS = "form_pairs"
 MADE = {  # what other pages, or the reader, made before
@@ -171,9 +172,9 @@ def some_pairs(path: str) -> None:
 
 
 def here(text: str) -> str:
-    """Code with models of this folder in place of those of the hub."""
-    for name, folder in FOR_HUB.items():
-        text = text.replace(name, folder)
+    """Code with what there is here in place of what is larger, or on the hub."""
+    for name, small in SMALLER.items():
+        text = text.replace(name, small)
     return text
 
 
