@@ -43,7 +43,10 @@ class Requests(HTMLParser):
 
 
 def requests_elsewhere(folder: Path) -> list[str]:
-    """What the pages and styles of a folder fetch from elsewhere, as "FILE: ADDRESS"; a page with a diagram of mermaid counts, whose script is loaded from elsewhere."""
+    """What the pages and styles of a folder fetch from elsewhere, as "FILE: ADDRESS".
+
+    A diagram of mermaid counts: its script would come from elsewhere.
+    """
     found = []
     for path in sorted(folder.rglob("*")):
         if path.suffix in (".html", ".svg"):

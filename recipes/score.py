@@ -70,9 +70,10 @@ class Score(FileOptions):
         drawing(self.of_diffusion())
         if self.empty_answers not in ("error", "drop"):
             raise UserError(f"empty_answers must be error or drop, got {self.empty_answers!r}")
-        if self.max_length is not None and (self.raw or self.max_length < 2):
-            why = "does not go with raw, whose prompts are not cut" if self.raw else "must be at least 2"
-            raise UserError(f"max_length {self.max_length} {why}")
+        if self.max_length is not None and self.raw:
+            raise UserError(f"max_length {self.max_length} does not go with raw, whose prompts are not cut: leave it out")
+        if self.max_length is not None and self.max_length < 2:
+            raise UserError(f"max_length must be at least 2, got {self.max_length}")
 
     def of_diffusion(self) -> dict[str, Any]:
         """The options that were given of those that only diffusion has."""

@@ -141,15 +141,17 @@ def forcing_picture(tokenizer: PreTrainedTokenizerBase, row: Row) -> str:
         parts += [box(x, 64, wide - GAP, HIGH, PLAIN), text(x + wide / 2, 79, name, anchor="middle")]
         parts += [box(x, 24, wide - GAP, HIGH, TRAINED), text(x + wide / 2, 39, names[at + 1], "#ffffff", "middle")]
         parts.append(f'<path d="M{x + wide / 2:g} 63 V48" stroke="{EDGE}" fill="none"/>')
-    parts += [text(0, 39, "is asked", TRAINED), text(0, 79, "is given", QUIET), text(0, 120, "speaking: a pass a token, what it says is its next input; the past is in the KV cache", QUIET)]
+    parts += [text(0, 39, "is asked", TRAINED), text(0, 79, "is given", QUIET)]
+    parts.append(text(0, 120, "speaking: a pass a token, what it says is its next input; the past is in the KV cache", QUIET))
     for step in range(len(answer)):
         y = 132 + step * 28
         parts.append(text(0, y + 15, f"pass {step + 1}", QUIET))
         for at in range(step + 1):
-            x = 80 + at * wide
-            parts += [box(x, y, wide - GAP, HIGH, PLAIN if at == step else "#f8fafc"), text(x + wide / 2, y + 15, names[at], WORDS if at == step else EDGE, "middle")]
-        x = 80 + (step + 1) * wide
-        parts += [text(x + 2, y + 15, "→", QUIET), box(x + 18, y, wide - GAP, HIGH, TRAINED), text(x + 18 + wide / 2, y + 15, names[step + 1], "#ffffff", "middle")]
+            x, new = 80 + at * wide, at == step  # what was read before is in the cache, and pale
+            parts += [box(x, y, wide - GAP, HIGH, PLAIN if new else "#f8fafc"), text(x + wide / 2, y + 15, names[at], WORDS if new else EDGE, "middle")]
+        x = 98 + (step + 1) * wide
+        parts += [text(x - 16, y + 15, "→", QUIET), box(x, y, wide - GAP, HIGH, TRAINED)]
+        parts.append(text(x + wide / 2, y + 15, names[step + 1], "#ffffff", "middle"))
     return svg(140 + len(answer) * 28, parts, "Teacher forcing in one pass, and generation token by token")
 
 

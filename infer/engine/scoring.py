@@ -92,7 +92,7 @@ def bound_runner(model: nn.Module) -> Runner:
     """Return the runner of a diffusion model that can bound how likely an answer is; raises UserError for one that cannot, or that is none."""
     config = transformers_model(model).config
     if diffusion_of(config) is None:
-        raise UserError(f"a bound by masks is of masked diffusion, but this {config.model_type} speaks from left to right: its score is exact")
+        raise UserError(f"a bound by masks is of masked diffusion, but this {config.model_type} speaks from left to right: use score, which is exact")
     runner = open_runner(model)
     trial = runner.allocate()
     try:

@@ -103,7 +103,7 @@ def quickly():
     def run(command: str) -> None:
         program, *words = shlex.split(command)
         assert program == "seodang"
-        few = ON_CPU if "--predict" in words else FEW.get(words[0], ON_CPU)
+        few = ON_CPU if {"--predict", "--template"} & {*words} else FEW.get(words[0], ON_CPU)
         assert seodang([*words, *few.split()]) == 0, command
 
     return run

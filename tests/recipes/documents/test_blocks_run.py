@@ -23,37 +23,44 @@ from seodang.infer.server.app import build_app
 from seodang.infer.server.run import Server, address_of, bound
 from seodang.infer.server.served import Served
 
-CHEAP = {f"docs/{name}.md" for name in ("how-generate-works", "records-and-masks", "teacher-forcing", "strategies", "serving")}
+CHEAP = {f"docs/{name}.md" for name in ("how-generate-works", "records-and-masks", "teacher-forcing", "strategies", "serving", "ko/records-and-masks", "ko/serving")}
 
 def lines(records) -> str:
     return "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records)
 
 
 SUMS = [{"prompt": f"What is {n} + {n}?", "completion": str(2 * n), "topic": ("even", "odd")[n % 2]} for n in range(24)]
-TASKS = [{"name": "intent", "instruction": "Name the intent.", "output": "Play"}, {"name": "slots", "instruction": "Extract the slots.", "output": {"year": "1959"}}]
+TASKS = [
+    {"name": "intent", "instruction": "Name the intent.", "output": "Play"}, {"name": "slots", "instruction": "Extract the slots.", "output": {"year": "1959"}},
+]  # fmt: skip
 REVIEWS = [{"text": f"a {word} film, number {n}", "sentiment": word, "sentence": f"a {word} film"} for n in range(12) for word in ("fine", "dull")]
 CONLL = "Anna B-PER\nlives O\nin O\nNew B-LOC\nYork I-LOC\n. O\n\nBen B-PER\nleft O\nRome B-LOC\n. O\n\n" * 6
 FILES = {  # what a reader has: a few records of each kind
     "questions.csv": "question,reply\n" + "".join(f"{each['prompt']},{each['completion']}\n" for each in SUMS),
     "mine.py": "def right_number(prompts, completions, answer, **columns):\n    return [0.0] * len(completions)\n",
-    "dialogues.jsonl": lines({"messages": [{"role": "user", "content": each["prompt"]}, {"role": "assistant", "content": each["completion"]}]} for each in SUMS),
+    "dialogues.jsonl": lines({"conversations": [{"from": "human", "value": each["prompt"]}, {"from": "gpt", "value": each["completion"]}]} for each in SUMS),
     "heldout.jsonl": lines(SUMS[:6]),
-    "reviews.jsonl": lines(REVIEWS), "more.csv": "text\na fine film\n", "train.conll": CONLL, "dev.conll": CONLL, "texts.txt": "Anna lives in New York.\n",
+    "reviews.jsonl": lines(REVIEWS), "more.csv": "text\na fine film\n", "train.conll": CONLL, "dev.conll": CONLL,
+    "texts.txt": "Anna lives in New York.\n",
     "slots.jsonl": lines([{"text": "Anna lives in New York.", "entities": [{"start": 0, "end": 4, "label": "PER"}]}] * 12),
     "tasks.jsonl": lines([{"input": f"Play song {n}", "tasks": TASKS} for n in range(6)]), "new.jsonl": lines([{"input": "Play a song", "tasks": TASKS}]),
     "triplets.jsonl": lines({"input": f"Play song {n}", **task} for n in range(4) for task in TASKS),
-    "texts.jsonl": lines([{"sentence": "The capital of [MASK] is Seoul."}]), "sentences.jsonl": lines([{"sentence": "Seoul is a city."}]),
+    "texts.jsonl": lines([{"sentence": "The capital of [MASK] is Seoul."}]),
+    "sentences.jsonl": lines([{"sentence": "Seoul is a city."}]),
     "translations.jsonl": lines([{"translation": {"ko": "나무가 자란다.", "en": "The tree grows."}}] * 4),
-    "texts/one.txt": "The teacher reads a book. The pupil writes a letter.\n" * 60, "seeds.jsonl": lines(SUMS[:6]), "records.jsonl": lines(SUMS[:6]),
+    **{f"texts/{n}.txt": f"The teacher reads book {n}. The pupil writes letter {n}.\n" * 4 for n in range(40)}, "seeds.jsonl": lines(SUMS[:6]), "records.jsonl": lines(SUMS[:6]),
 }
 PAGE_FILES = {  # pages on which a name stands for another kind
-    "docs/encoders.md": {"pairs.jsonl": lines([{"anchor": f"a {word} cat", "positive": f"the {word} cat"} for word in ("small", "big", "red", "old") for _ in range(4)])},
+    "docs/encoders.md": {"pairs.jsonl": lines([{"anchor": f"a cat of {n} years", "positive": f"the cat is {n} years old"} for n in range(16)])},
     "docs/seq2seq.md": {"pairs.jsonl": lines(SUMS), "test.jsonl": lines(SUMS[:4])},
     "docs/pretraining.md": {"pairs.jsonl": lines(SUMS)},
     "docs/transformer.md": {"pairs.jsonl": lines(SUMS)},
     "docs/evaluation.md": {"questions.jsonl": lines([{"question": "2 + 2?", "choices": ["3", "4"], "answer": 1}] * 3)},
 }
-FOR_HUB = {"google-t5/t5-small": "tiny-t5", "google/t5-v1_1-small": "runs/t5", "klue/bert-base": "default-encoder", "--model ENCODER": "--model default-encoder"}
+SMALLER = {  # what stands here for what a page names: models of the hub, sizes that small files do not give
+    "google-t5/t5-small": "tiny-t5", "google/t5-v1_1-small": "runs/t5", "klue/bert-base": "default-encoder", "--model ENCODER": "--model default-encoder",
+    "vocab_size 8192": "vocab_size 300", "vocab_size=8192": "vocab_size=300",
+}  # fmt: skip
 FORMS = "form_pairs"
 MADE = {  # what other pages, or the reader, made before
     "runs/pairs.jsonl": FORMS,
@@ -63,7 +70,6 @@ MADE = {  # what other pages, or the reader, made before
     "suwon-bidirectional": "diffusion --data data/samples/cities.jsonl --mask_token '<empty_output>' --canvas 16",
     "runs/left_to_right": "sft --data data/samples/cities.jsonl",
     "runs/mlm": "mlm --model default-encoder --data data/samples/everyday.jsonl --columns text=input+output",
-    "runs/classify": "classify --data reviews.jsonl --label_column sentiment", "runs/tag": "tag --model default-encoder --data train.conll",
     "runs/tasks": "sft --data tasks.jsonl --tasks together",
 }
 
@@ -166,9 +172,9 @@ def some_pairs(path: str) -> None:
 
 
 def here(text: str) -> str:
-    """Code with models of this folder in place of those of the hub."""
-    for name, folder in FOR_HUB.items():
-        text = text.replace(name, folder)
+    """Code with what there is here in place of what is larger, or on the hub."""
+    for name, small in SMALLER.items():
+        text = text.replace(name, small)
     return text
 
 
