@@ -1,15 +1,15 @@
 """Whether records that a small model makes help one that is taught by them: before, after seeds alone, after seeds and what was made of them.
 
 python benchmarks/synthetic.py --output_dir runs/synthetic
-python benchmarks/synthetic.py --output_dir runs/itself --learner model
-python benchmarks/synthetic.py --output_dir runs/everyday --learner model --tasks all --per_task 4 --style self_instruct --round_trip f1:0.6 --near_duplicates 0.9 \\
+python benchmarks/synthetic.py --output_dir runs/encoder --learner encoder --heldout 240 --count 80
+python benchmarks/synthetic.py --output_dir runs/everyday --tasks all --per_task 4 --style self_instruct --round_trip f1:0.6 --near_duplicates 0.9 \\
     --max_overlap 0.95 --steps 32 --heldout 64 --count 32
 
 Of the sample everyday (eight small tasks on a sentence, answered by exact words) a few records of the --tasks are the seeds, from which the model makes new ones
 (`seodang synthesise`): by default of sentiment, new reviews to the labels + and -, so that the label is given and the text is found. With --generator_rows the model is
 taught before that to go on with a list of records (`seodang sft` on the prompts of self_instruct, the record that comes next the answer). A learner is then taught by the
-seeds alone, and by the seeds and what was made, in as many steps of as many rows, for each of --seeds anew: the default encoder as a classifier of the texts, or with
---learner model the very model that made them, by LoRA. What is asked are held-out records, on other words and partly in other wordings, dealt by the script that built
+seeds alone, and by the seeds and what was made, in as many steps of as many rows, for each of --seeds anew: the very model that made them, by LoRA, or with
+--learner encoder the default encoder as a classifier of the texts. What is asked are held-out records, on other words and partly in other wordings, dealt by the script that built
 the sample. Prints what each filter dropped, and the shares answered exactly with 95 % intervals by the bootstrap over questions, differences paired, those of all seeds
 together by each question's mean. What is in --output_dir already is not done again; figures.json has all.
 """
@@ -142,7 +142,7 @@ class Classifier(Speaker):
         return agreements([row["label"] for row in read_json_lines(told)], self.questions)
 
 
-LEARNERS, STEPS = {"encoder": Classifier, "model": Speaker}, {"encoder": 60, "model": 24}
+LEARNERS, STEPS = {"encoder": Classifier, "model": Speaker}, {"encoder": 60, "model": 40}
 
 
 def drawn(records: Sequence[dict], per_task: int, seed: int, by_output: bool) -> list[dict]:
@@ -241,15 +241,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="default")
     parser.add_argument("--tasks", nargs="+", default=["sentiment"], help="of the eight of everyday, or all")
     parser.add_argument("--per_task", type=int, default=16, help="seeds of each task; of output_first as many of each output")
-    parser.add_argument("--heldout", type=int, default=240, help="questions, as many of each task")
-    parser.add_argument("--learner", choices=LEARNERS, default="encoder", help="what is taught: the default encoder, or the --model itself")
+    parser.add_argument("--heldout", type=int, default=120, help="questions, as many of each task")
+    parser.add_argument("--learner", choices=LEARNERS, default="model", help="what is taught: the default encoder, or the --model itself")
     parser.add_argument("--steps", type=int, help=f"on the seeds and on both, of eight rows of the encoder, of four of the model; by default {STEPS}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the draw of records, of what is made of them, and of training")
     parser.add_argument("--style", default=OUTPUT_FIRST, help="of `seodang synthesise`: output_first or self_instruct")
     parser.add_argument("--meanings", nargs="*", default=MEANINGS, help="output_first: what the inputs of an output are, in words")
     parser.add_argument("--generator_rows", type=int, default=0, help="lists that the generator learns to go on with, each seed the next record of some")
     parser.add_argument("--shots", type=int, default=4, help="records of such a list")
-    parser.add_argument("--count", type=int, default=80, help="records to be made")
+    parser.add_argument("--count", type=int, default=100, help="records to be made")
     parser.add_argument("--max_new_tokens", type=int, default=48, help="of a record that is made")
     parser.add_argument("--round_trip", default="", help="how far the generator must agree with itself, as f1:0.6; empty: it is not asked again")
     parser.add_argument("--near_duplicates", type=float, default=0.7)

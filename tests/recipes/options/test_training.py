@@ -8,6 +8,7 @@ import pytest
 from seodang.data.errors import UserError
 from seodang.data.files.sources import read
 from seodang.data.formats import SHAPES
+from seodang.data.tagging.records import tagged_texts
 from seodang.data.tasks.layouts import Layout, TaskShapes
 from seodang.recipes.grpo import GrpoArguments
 from seodang.recipes.options.training import Arguments, ModelOptions, RunOptions, hold_out
@@ -46,6 +47,15 @@ def test_records_of_files_of_one_name_are_held_out_one_by_one_and_the_dialogues_
         inputs = [Counter(example.messages[0]["content"].split("\n\n")[-1] for example in side) for side in (taught, held)]
         assert len(inputs[1]) == 5 and len(inputs[0]) == 15 and not inputs[0] & inputs[1]  # of 20 records; by line, pairs of them would be 10
         assert {*inputs[0].values(), *inputs[1].values()} == {2}  # both dialogues of each
+
+
+def test_a_taggers_texts_of_files_of_one_name_are_held_out_one_by_one(tmp_path):
+    files = [tmp_path / part / "train.conll" for part in "ab"]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text("".join(f"{file.parent.name}{number} B-NAME\n\n" for number in range(10)), encoding="utf-8")
+    taught, held = hold_out(list(tagged_texts([*map(str, files)])), 0.25, seed=0)
+    assert len(held) == 5 and len(taught) == 15 and len({each.text for each in (*taught, *held)}) == 20
 
 
 def complete(arguments, tmp_path, evaluates=True, best="eval_loss", **given):
