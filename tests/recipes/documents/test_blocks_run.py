@@ -23,7 +23,11 @@ from seodang.infer.server.app import build_app
 from seodang.infer.server.run import Server, address_of, bound
 from seodang.infer.server.served import Served
 
-CHEAP = {f"docs/{name}.md" for name in ("how-generate-works", "records-and-masks", "teacher-forcing", "strategies", "serving", "ko/records-and-masks", "ko/serving")}
+CHEAP = {  # pages that train nothing
+    f"docs/{name}.md"
+    for name in ("how-generate-works", "records-and-masks", "teacher-forcing", "strategies", "serving", "ko/records-and-masks", "ko/serving")
+}
+
 
 def lines(records) -> str:
     return "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records)
@@ -35,6 +39,7 @@ TASKS = [
 ]  # fmt: skip
 REVIEWS = [{"text": f"a {word} film, number {n}", "sentiment": word, "sentence": f"a {word} film"} for n in range(12) for word in ("fine", "dull")]
 CONLL = "Anna B-PER\nlives O\nin O\nNew B-LOC\nYork I-LOC\n. O\n\nBen B-PER\nleft O\nRome B-LOC\n. O\n\n" * 6
+SAMPLE = (ROOT / "data" / "samples" / "everyday.jsonl").read_text(encoding="utf-8")[:8000]
 FILES = {  # what a reader has: a few records of each kind
     "questions.csv": "question,reply\n" + "".join(f"{each['prompt']},{each['completion']}\n" for each in SUMS),
     "mine.py": "def right_number(prompts, completions, answer, **columns):\n    return [0.0] * len(completions)\n",
@@ -48,7 +53,8 @@ FILES = {  # what a reader has: a few records of each kind
     "texts.jsonl": lines([{"sentence": "The capital of [MASK] is Seoul."}]),
     "sentences.jsonl": lines([{"sentence": "Seoul is a city."}]),
     "translations.jsonl": lines([{"translation": {"ko": "나무가 자란다.", "en": "The tree grows."}}] * 4),
-    **{f"texts/{n}.txt": f"The teacher reads book {n}. The pupil writes letter {n}.\n" * 4 for n in range(40)}, "seeds.jsonl": lines(SUMS[:6]), "records.jsonl": lines(SUMS[:6]),
+    **{f"texts/{n}.txt": SAMPLE[200 * n : 200 * n + 200] for n in range(40)},
+    "seeds.jsonl": lines(SUMS[:6]), "records.jsonl": lines(SUMS[:6]),
 }
 PAGE_FILES = {  # pages on which a name stands for another kind
     "docs/encoders.md": {"pairs.jsonl": lines([{"anchor": f"a cat of {n} years", "positive": f"the cat is {n} years old"} for n in range(16)])},
@@ -59,7 +65,7 @@ PAGE_FILES = {  # pages on which a name stands for another kind
 }
 SMALLER = {  # what stands here for what a page names: models of the hub, sizes that small files do not give
     "google-t5/t5-small": "tiny-t5", "google/t5-v1_1-small": "runs/t5", "klue/bert-base": "default-encoder", "--model ENCODER": "--model default-encoder",
-    "vocab_size 8192": "vocab_size 300", "vocab_size=8192": "vocab_size=300",
+    "vocab_size 8192": "vocab_size 300", "vocab_size=8192": "vocab_size=300", "--kind unigram --hidden": "--kind unigram --vocab_size 300 --hidden",
 }  # fmt: skip
 FORMS = "form_pairs"
 MADE = {  # what other pages, or the reader, made before
@@ -68,6 +74,7 @@ MADE = {  # what other pages, or the reader, made before
     "runs/diffusion": "diffusion --data data/samples/cities.jsonl --mask_token '<empty_output>' --canvas 16",
     "suwon-diffusion": "diffusion --data data/samples/cities.jsonl --mask_token '<empty_output>' --canvas 16 --attention prompt_causal",
     "suwon-bidirectional": "diffusion --data data/samples/cities.jsonl --mask_token '<empty_output>' --canvas 16",
+    "runs/both": "diffusion --data data/samples/cities.jsonl --mask_token '<empty_output>' --canvas 16 --attention prompt_causal --co_loss 0.5",
     "runs/left_to_right": "sft --data data/samples/cities.jsonl",
     "runs/mlm": "mlm --model default-encoder --data data/samples/everyday.jsonl --columns text=input+output",
     "runs/tasks": "sft --data tasks.jsonl --tasks together",
@@ -110,7 +117,7 @@ class Reader:
 
     def __init__(self, quickly):
         self.quickly = quickly
-        self.names = {"torch": torch, "Path": Path, "texts": ["The teacher reads a book."] * 40, "args": small_arguments()}
+        self.names = {"torch": torch, "Path": Path, "texts": SAMPLE.splitlines(), "args": small_arguments()}
         self.names |= {"record": {"input": "Play a song", "tasks": TASKS}, "records": [{"input": "Play a song", "tasks": TASKS}]}
 
     def run(self, block: Block) -> None:

@@ -39,10 +39,14 @@ def test_code_stands_in_fences_that_say_what_it_is(page):
     assert not found, f"{page}: {found and found[0]!r} stands in no fence: put it in one of bash, with title=\"not run: REASON\" where it cannot run"
 
 
+PROGRAMS = ("seodang", "python", "accelerate", "make", "curl", ".")
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_run_or_not_has_options_that_there_are(page):
     for block in (block for block in blocks(page) if block.language == "bash"):
         for words in block.commands:
+            assert words[0] in PROGRAMS, f"{block.where}: {words[0]} is no command that is known here: what commands print stands in a fence of text"
             program = words[words.index("seodang") :] if "seodang" in words and words[0] in ("seodang", "accelerate") else []
             if len(program) < 2 or program[1] == "lm-eval":  # whose options are the harness's
                 continue
