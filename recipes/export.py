@@ -36,9 +36,9 @@ from seodang.infer.runners.native.grouped_linear import missing_kernels
 from seodang.infer.runners.paradigm import diffusion_of
 from seodang.recipes.options.outputs import refuse_long_name
 from seodang.recipes.options.parser import command, parse
-from seodang.train.run.card import Exported, model_card, modelfile
 from seodang.recipes.run.one_writer import only_writer
 from seodang.train.models.critic import CRITIC, FILE
+from seodang.train.run.card import Exported, model_card, modelfile
 from seodang.train.run.checkpoints import STAGING, publish_into, reserve_space, start_staging, write_atomically
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from seodang.infer.checkpoint.load import load
 from seodang.infer.gguf.reading import GgufFile
 from seodang.infer.runners.paradigm import Diffusion, declare
 from seodang.recipes import export
-from seodang.train.run.card import Exported, modelfile
 from seodang.recipes.run.one_writer import only_writer
+from seodang.train.run.card import Exported, modelfile
 
 OLLAMA = {"stop", "temperature", "top_p", "top_k", "min_p", "repeat_penalty", "repeat_last_n"}
 
