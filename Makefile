@@ -4,7 +4,7 @@ export PYTHON TORCH
 ready := .venv/ready
 pytest := -m pytest -c tests/pytest.ini -n auto --dist worksteal --durations=10
 
-.PHONY: help package setup setup-browser demo demo-diffusion demo-encoder demo-pretrain demo-rlhf demo-seq2seq demo-attention test test-full test-newest docs clean
+.PHONY: help audit package setup setup-browser demo demo-diffusion demo-encoder demo-pretrain demo-rlhf demo-seq2seq demo-attention test test-full test-newest docs clean
 
 help:
 	@echo "make demo         fine-tune the default model on real triplets, before and after (minutes)"
@@ -21,6 +21,7 @@ help:
 	@echo "make setup        only the virtual environment in .venv, with torch, Seodang and the default models"
 	@echo "make setup-browser  Chromium, by which the pages are tested (Debian's package)"
 	@echo "make package      build the wheel and the source archive into dist/, and try the wheel in a fresh environment (10 minutes)"
+	@echo "make audit        lint, types of public signatures, licences, known vulnerabilities (in .venv-audit)"
 	@echo "make clean        remove the virtual environments and everything built; trained models stay"
 
 setup: $(ready)
@@ -72,6 +73,9 @@ docs:
 package:
 	@.ci/package
 
+audit: $(ready)
+	@.ci/audit
+
 clean:
-	rm -rf .venv .venv-newest .venv-docs build site dist seodang.egg-info tests/.pytest_cache .pytest_cache
+	rm -rf .venv .venv-newest .venv-audit .venv-docs build site dist seodang.egg-info tests/.pytest_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

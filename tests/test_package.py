@@ -219,7 +219,7 @@ def test_set_up_installs_the_versions_that_the_package_asks_for():
     assert KNOWN_TO_WORK.keys() <= exact.keys()
 
 
-@pytest.mark.parametrize("script", [".ci/docs", ".ci/package", ".ci/run", ".ci/setup", ".ci/setup-browser"])
+@pytest.mark.parametrize("script", [".ci/audit", ".ci/docs", ".ci/package", ".ci/run", ".ci/setup", ".ci/setup-browser"])
 def test_scripts_can_be_run_and_parse(script):
     assert (ROOT / script).stat().st_mode & 0o111
     subprocess.run(["bash", "-n", ROOT / script], check=True)

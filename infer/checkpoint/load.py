@@ -4,6 +4,7 @@ import logging
 import os
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -65,8 +66,8 @@ def load(
     adapter: str | os.PathLike | None = None,
     calibration: Calibration | None = None,
     bits: float | None = None,
-    model_class=None,
-    **model_arguments,
+    model_class: type | None = None,
+    **model_arguments: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the model, in evaluation mode on its device, and its tokenizer.
 

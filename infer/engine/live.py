@@ -9,7 +9,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -181,7 +181,7 @@ class LiveEngine:
 
         return self._hand_in(make, EmbeddingTicket, on_event)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **how) -> Iterator[Event]:
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **how: Any) -> Iterator[Event]:
         """Hand in a prompt as `submit` does, at once, and return its events; who stops listening, or never begins, cancels it."""
         events = self._followed(self.submit(prompt, params, **how))
         next(events)  # only what has begun has an end

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.utils import ModelOutput
@@ -61,7 +61,7 @@ class LatentClassifierTrainer(LatentTrainer):
 
     measured = ("cross_entropy", "accuracy")
 
-    def measure(self, model, rows: Sequence[Row]) -> dict[str, float]:
+    def measure(self, model: nn.Module, rows: Sequence[Row]) -> dict[str, float]:
         """Means over rows and draws; the loss is the cross entropy."""
         found = super().measure(model, rows)
         return {"loss": found["cross_entropy"], "accuracy": found["accuracy"]}

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from typing_extensions import override
 
@@ -88,16 +88,16 @@ class ContrastiveTrainer(CrashSafeCheckpoints, Trainer):
         loss = losses.sum() / total * self.args.world_size  # processes average their gradients
         return (loss, {"losses": losses}) if return_outputs else loss
 
-    def mean_loss(self, model, batch: Mapping[str, Tensor]) -> Tensor:
+    def mean_loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """The mean over a batch's pairs, a scalar: what a plan's timed step goes by."""
         return self.losses(model, batch).mean()
 
-    def losses(self, model, batch: Mapping[str, Tensor]) -> Tensor:
+    def losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """The loss of every pair of a batch, [pairs], in float32 at least."""
         vectors = self.vectors(model, batch)
         return info_nce(vectors[batch["anchors"]], vectors[batch["candidates"]], batch["left_out"], self.temperature, self.symmetric)
 
-    def vectors(self, model, batch: Mapping[str, Tensor]) -> Tensor:
+    def vectors(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """The vectors of a batch's texts, [texts, size], in float32 at least."""
         states = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
         return self.readout(states, batch["attention_mask"])

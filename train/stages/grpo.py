@@ -271,14 +271,20 @@ def rloo_trainer(
     return _build(RLOO, model, tokenizer, rows, rewards, args, **options)
 
 
-def grpo(model, tokenizer, rows: Rows, rewards: Sequence[Reward], args: GRPOConfig, *, resume: str | None = None, **options: Any) -> GrpoTrainer:
+def grpo(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, rewards: Sequence[Reward], args: GRPOConfig, *,
+    resume: str | None = None, **options: Any,
+) -> GrpoTrainer:  # fmt: skip
     """Train on the rewards of sampled answers; return the trainer, ready for `.save_final()`. `resume` is a checkpoint's folder."""
     trainer = grpo_trainer(model, tokenizer, rows, rewards, args, **options)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
 
-def rloo(model, tokenizer, rows: Rows, rewards: Sequence[Reward], args: RLOOConfig, *, resume: str | None = None, **options: Any) -> RlooTrainer:
+def rloo(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, rewards: Sequence[Reward], args: RLOOConfig, *,
+    resume: str | None = None, **options: Any,
+) -> RlooTrainer:  # fmt: skip
     """As `grpo`, for RLOO."""
     trainer = rloo_trainer(model, tokenizer, rows, rewards, args, **options)
     trainer.train(resume_from_checkpoint=resume)

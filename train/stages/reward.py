@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import RewardConfig, RewardTrainer
 from typing_extensions import override
@@ -111,7 +111,7 @@ class RewardModelTrainer(CrashSafeCheckpoints, RewardTrainer):
         loss = (losses * inputs["weights"]).sum() / total * self.args.world_size  # processes average their gradients
         return (loss, {"logits": scores}) if return_outputs else loss
 
-    def scores(self, model, batch: dict[str, Any]) -> Tensor:
+    def scores(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
         """The score of every answer of a batch, [answers] in float32 at least."""
         return as_scores(model(**{name: batch[name] for name in INPUTS if name in batch}).logits)
 
