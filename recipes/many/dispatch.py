@@ -25,7 +25,9 @@ class Heard:
 
 
 class Pool(Protocol):
-    """Where workers run."""
+    """Where workers run, so many of them at most."""
+
+    workers: int
 
     def open(self, worker: int) -> None:
         """Begin a worker, by a number that none has now."""

@@ -120,6 +120,7 @@ class RayPool:
         quiet = {"log_to_driver": False, "logging_level": "ERROR"}
         try:
             if self._address is None:
+                os.environ.setdefault("RAY_worker_niceness", "0")  # they are the command's own work; Ray would have them wait for all others on the machine
                 room = max(cores, int(-(-(self._wanted or 1) * (cpus or 1) // 1)))
                 self._ray.init("local", num_cpus=room, include_dashboard=False, object_store_memory=STORE_BYTES, **quiet)
             else:

@@ -215,7 +215,7 @@ REFUSED = [
     (["--checkpoint_settings", "false"], "--checkpoint_settings is for --backend seodang and vllm, and openai answers"), (["--vllm_args=--enforce-eager"], "--vllm_args is for --backend vllm"),
     (["--concurrency", "0"], "concurrency must be at least 1, got 0"), (["--retries", "-1"], "retries must be at least 0"), (["--request_timeout", "0"], "request_timeout must be above 0"),
     (["--logit_bias", "yes=2.5"], "logit_bias has 'yes', and a server is told ids alone"), (["--top_p", "7"], "top_p must be in (0, 1], got 7.0"), (["--assistant_model", "small"], "assistant_model"),
-    (["--resume"], "resume says what is written into a file: give --output too"), (["--backend", "openAI"], "backend must be seodang, vllm or openai, got 'openAI'"),
+    (["--resume"], "resume says what is written into a file: give --output too"), (["--backend", "openAI"], "backend must be seodang, vllm, openai or ray, got 'openAI'"),
     (["--backend", "seodang"], "--base_url is for --backend openai, and seodang answers: leave it out"), (["--base_url", "localhost:1"], "base_url must be an address as http://"),
 ]  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 from collections import Counter
 
 import pytest
@@ -250,7 +251,7 @@ def test_what_does_not_go_together_is_refused(argv, said, base, pools, tmp_path,
 
 def test_without_ray_the_error_names_the_extra(base, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     assert main([str(base), "say so", "--backend", "ray", "--output", "out.jsonl"]) == 2
     assert "pip install 'seodang[ray]'" in capsys.readouterr().err and [*tmp_path.glob("out*")] == []
 
