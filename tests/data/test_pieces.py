@@ -38,7 +38,7 @@ ALIKE = {
 
 
 @pytest.mark.parametrize("name", ALIKE)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(parts=st.lists(PARTS, max_size=8))
 def test_pieces_have_the_ids_of_the_whole(name, parts):
     tokenizer, text = ALIKE[name], "".join(parts)
@@ -46,7 +46,7 @@ def test_pieces_have_the_ids_of_the_whole(name, parts):
     assert encode(tokenizer, text) == tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(parts=st.lists(PARTS, max_size=12))
 def test_the_default_models_tokenizer_is_one_of_them(parts, _tokenizer):
     text = "".join(parts)

@@ -1,5 +1,6 @@
 """The dearest step of a run: the batch that its longest rows make, as the stage's own trainer lays it out, and its loss."""
 
+import heapq
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,7 @@ def dearest_step(trainer: Any, devices: int) -> Step:
 
 def longest(rows: Iterable[Row], count: int) -> list[Row]:
     """The longest of rows, at most so many; of a stream those of its first ones."""
-    return sorted(sample_of(rows), key=tokens_of, reverse=True)[:count]
+    return heapq.nlargest(count, sample_of(rows), key=tokens_of)
 
 
 def tokens_in(batch: dict[str, Any]) -> int:

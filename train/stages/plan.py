@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -84,9 +85,9 @@ def size_of(trainer: SftTrainer) -> Plan:
     )  # fmt: skip
 
 
-def sample_of(rows) -> list:
-    """Rows whose lengths stand for all: the first of a stream, of many so many evenly spread."""
-    return _first(rows, 64) if isinstance(rows, IterableDataset) else _spread(rows, MEASURED)
+def sample_of(rows) -> Sequence:
+    """Rows whose lengths stand for all: the first of a stream, of many so many evenly spread, which are asked for one by one: they may lie on disk."""
+    return _first(rows, 64) if isinstance(rows, IterableDataset) else Spread(rows, MEASURED)
 
 
 def tokens_of(row: dict) -> int:
@@ -117,9 +118,19 @@ def _kept(args, steps: int) -> int:
     return min(saves, (args.save_total_limit or saves) + 1) + 1
 
 
-def _spread(rows, most: int):
+class Spread(Sequence):
     """All rows, or where they are very many so many of them, evenly spread."""
-    return rows if len(rows) <= most else [rows[place * len(rows) // most] for place in range(most)]
+
+    def __init__(self, rows: Sequence, most: int):
+        self.rows, self.count = rows, min(len(rows), most)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int):
+        if not 0 <= number < self.count:
+            raise IndexError(f"row {number} of {self.count}")
+        return self.rows[number * len(self.rows) // self.count]
 
 
 def _first(rows, count: int) -> list:
@@ -128,9 +139,9 @@ def _first(rows, count: int) -> list:
 
 def _typical(rows, count: int) -> list:
     """Rows spread evenly over the lengths there are."""
-    by_length = sorted((rows[i] for i in range(min(len(rows), 4096))), key=tokens_of)
+    by_length = sorted(range(min(len(rows), 4096)), key=lambda place: tokens_of(rows[place]))
     count = min(count, len(by_length))
-    return [by_length[(2 * i + 1) * len(by_length) // (2 * count)] for i in range(count)]
+    return [rows[by_length[(2 * i + 1) * len(by_length) // (2 * count)]] for i in range(count)]
 
 
 def _standing_bytes(trainer: SftTrainer) -> int:
