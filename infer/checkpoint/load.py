@@ -120,7 +120,7 @@ def load(
     else:
         model = _load_weights(place, model_class, weights_dtype, model_arguments, brings_head=head is not None)
     tokenizer = _read_tokenizer(resolve(adapter) if adapter is not None and has_tokenizer(resolve(adapter)) else place)
-    _warn_of_tokenizer(place if adapter is None else resolve(adapter), model, tokenizer)
+    _warn_of_texts(place, place if adapter is None else resolve(adapter), model, tokenizer)
     if adapter is not None:
         model = _load_adapter(model, resolve(adapter))
     if head is not None:
@@ -324,9 +324,12 @@ def _refuse_missing(place: str, model: PreTrainedModel, missing: list[str], unex
         logger.warning("%s holds %d tensors that %s does not use, %s first", place, len(unexpected), type(model).__name__, unexpected[0])
 
 
-def _warn_of_tokenizer(place: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Say so where the tokenizer has ids that the model has no embedding for (texts that need them are refused where they come), or another chat template."""
-    warn_of_other_template(Path(place), tokenizer.chat_template)
+def _warn_of_texts(place: str, trained: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Say so where the tokenizer has ids that the model has no embedding for, and where what was `trained`, an adapter say, was so by another chat template.
+
+    Texts that need such ids are refused where they come.
+    """
+    warn_of_other_template(Path(trained), tokenizer.chat_template)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         logger.warning("%s: its tokenizer has %d ids, its model embeddings for %d: a text that needs the others is refused", place, len(tokenizer), rows)
