@@ -89,7 +89,7 @@ FEW = {  # what is added to a training command's words, that it takes a second o
     "grpo": f"{LEARNING} --max_steps 1 --per_device_train_batch_size 4 --num_generations 2 --max_completion_length 4",
     **dict.fromkeys(("preview", "prepare", "tokenizer", "init"), ""),
     **dict.fromkeys(("pretrain", "seq2seq", "mlm", "contrastive", "tag"), f"{LEARNING} --max_steps 2 --per_device_train_batch_size 4"), "export": "",
-    "explain": f"{ON_CPU} --max_new_tokens 4", "score": ON_CPU,
+    "explain": f"{ON_CPU} --max_new_tokens 4",
     "rlhf": f"{ON_CPU} --rounds 1 --samples 2 --ranked_prompts 4 --heldout_prompts 2 --ppo.iterations 1 --ppo.rollouts 4 --ppo.minibatches 2 --ppo.epochs 1 "
     "--ppo.max_new_tokens 4 --ppo.per_device_train_batch_size 2 --ppo.report_to none --reward.per_device_train_batch_size 2 --reward.report_to none",
     "eval": f"{ON_CPU} --limit 3 --max_new_tokens 4", "generate": f"{ON_CPU} --max_new_tokens 4",
