@@ -104,4 +104,4 @@ class Dispatcher:
         if self._failed[heard.worker] < TRIES:
             self._free.append(heard.worker)
         elif not (self._free or self._opening or self._idle or self._busy):
-            raise UserError(f"no worker can begin: {heard.lost}")
+            raise UserError(f"no worker can begin: {heard.lost}; mend what it says, and give the same command again")

@@ -60,7 +60,7 @@ def test_every_command_run_or_not_has_options_that_there_are(page):
 OTHERS = {  # options of programs that are not ours
     "max_model_len", "cache_type_k", "cache_type_v", "flash_attn", "machine_rank", "num_processes", "multi_gpu", "main_process_ip", "config_file",
     "cases", "kv8", "generator_rows", "enable_lora", "lora_modules", "max_num_seqs", "gpu_memory_utilization", "kv_cache_memory", "generation_config",
-    "enable_prefix_caching", "quantization",
+    "enable_prefix_caching", "quantization", "near_best",
 }  # fmt: skip
 
 
