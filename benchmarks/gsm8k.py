@@ -87,6 +87,7 @@ def main() -> None:
     parser.add_argument("--sft_batch", type=int, default=16)
     parser.add_argument("--sft_epochs", type=float, default=1)
     parser.add_argument("--grpo_learning_rate", type=float, default=3e-6)
+    parser.add_argument("--grpo_temperature", type=float, default=1.0)
     parser.add_argument("--grpo_steps", type=int, default=20)
     parser.add_argument("--lora_r", type=int, default=0, help="rank of adapters, in both stages; 0 trains all weights")
     parser.add_argument("--grpo_save_steps", type=int, default=10)
@@ -110,7 +111,7 @@ def main() -> None:
     if "grpo" in options.stages and not trained(out / "grpo"):
         seodang(
             "grpo", "--model", begun, "--data", out / "grpo.jsonl", "--reward", "exact_answer", "--num_generations", 8, "--per_device_train_batch_size", 16,
-            "--gradient_accumulation_steps", 4, "--max_completion_length", options.answer, "--temperature", 1.0, "--beta", 0.0, "--learning_rate", options.grpo_learning_rate,
+            "--gradient_accumulation_steps", 4, "--max_completion_length", options.answer, "--temperature", options.grpo_temperature, "--beta", 0.0, "--learning_rate", options.grpo_learning_rate,
             "--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", 2, "--max_grad_norm", 0.2, "--max_steps", options.grpo_steps, "--logging_steps", 1,
             "--save_steps", options.grpo_save_steps, "--output_dir", out / "grpo", *training,
         )  # fmt: skip
