@@ -1,6 +1,7 @@
 """Documents of plain text, read from files, tables and the hub one after the other: no more than a part of one is held."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from glob import glob
 from itertools import chain
@@ -64,7 +65,7 @@ def check_text_source(name: str, encoding: str | None = None) -> None:
 
 def text_files(name: str) -> list[Path]:
     """The files behind a name, in order; nothing where it is a workbook's sheet or a dataset on the hub. Raises UserError where there are none."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         found = each_once(files_in(path, ".txt"))
         if not found:

@@ -8,6 +8,7 @@ With --examples the commands of the documents run as they stand from that folder
 
 import importlib
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -34,7 +35,7 @@ class SetupOptions:
 def main(argv: list[str] | None = None) -> int:
     (options,) = parse(argv, SetupOptions, prog="seodang setup", description=__doc__)
     if options.examples is not None:
-        copied, files = copy_examples(Path(options.examples).expanduser())
+        copied, files = copy_examples(Path(os.path.expanduser(options.examples)))
         print(f"examples        {copied} of {files} files were new in {options.examples}")
     if default_model.is_converted():
         print("default model   is there")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -63,7 +64,7 @@ def training_card(about: Trained, model: Any, tokenizer: Any) -> str:
 
     `model` is what was trained, as transformers has it beneath any adapter. No time, place or name of a machine stands in it.
     """
-    local = bool(about.base) and Path(about.base).expanduser().is_dir()
+    local = bool(about.base) and Path(os.path.expanduser(about.base)).is_dir()
     base = f"HuggingFaceTB/{NAME}" if about.base == "default" else about.base
     told = Path(base).resolve().name if local else base
     task, command = COMMANDS.get(about.paradigm, (None, None))
