@@ -160,8 +160,8 @@ def mix(parts: Sequence[Iterable[Example]], weights: Sequence[float]) -> Iterato
 def _check(weights: Sequence[float], count: int) -> None:
     if len(weights) != count:
         raise UserError(f"give one weight a source: {count} sources, {len(weights)} weights")
-    if bad := [weight for weight in weights if not weight > 0]:
-        raise UserError(f"weights must be above zero, got {bad[0]}")
+    if bad := [weight for weight in weights if not 0 < weight < float("inf")]:
+        raise UserError(f"weights must be numbers above zero, got {bad[0]}")
 
 
 def check_source(name: str, encoding: str | None = None) -> None:

@@ -82,6 +82,9 @@ def copy_examples(folder: Path) -> tuple[int, int]:
             raise UserError(f"{place} is there already, and not as it comes with Seodang: nothing is written over, name another folder or move it away")
     new = {source: place for source, place in places.items() if not place.exists()}
     for source, place in new.items():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, place)
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, place)
+        except OSError as error:
+            raise UserError(f"{place} cannot be written ({error.strerror}): name another folder, or move away what is in its place") from None
     return len(new), len(places)
