@@ -54,7 +54,7 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, name_or_file: str | No
         tokenizer.chat_template = source
         return
     path = Path(os.path.expanduser(name_or_file))
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"chat template {name_or_file!r} is neither a file nor one of {', '.join(BUILT_IN)}")
     tokenizer.chat_template = path.read_text(encoding="utf-8")
 

@@ -85,7 +85,7 @@ def tagged_texts(
 
 def _records(name: str, columns: TagColumns, encoding: str | None, split: str, labelled: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:
     path = Path(os.path.expanduser(name))
-    kind = kind_of(path) if path.is_file() else ""
+    kind = kind_of(path) if os.path.isfile(path) else ""
     if kind == ".txt" and labelled:
         raise UserError(f"{name}: a text a line has no entities: name it .conll if a line is a token and its tag, .jsonl if it is a record in JSON")
     if kind == ".txt":
