@@ -81,8 +81,9 @@ def training_card(about: Trained, model: Any, tokenizer: Any) -> str:
     versions = ", ".join(f"{name} {version}" for name in LIBRARIES if (version := installed_version(name)))
     what = f"{'An adapter of' if about.adapter else 'Trained from'} {told}" if told else "Trained from nothing"
     facts = f"{what}, by Seodang's {about.trainer}, {about.step:,} of {about.steps:,} steps ({versions})."
+    name = " ".join(about.name.split())  # a folder's may have line breaks
     sections = [*_data(about), *_settings(about.settings), *_figures(about.log)]
-    return "\n".join(["---", *header, "tags: [seodang]", "---", "", f"# {about.name}", "", facts, "", *sections, "The lines below run in this folder.", "", *run])
+    return "\n".join(["---", *header, "tags: [seodang]", "---", "", f"# {name}", "", facts, "", *sections, "The lines below run in this folder.", "", *run])
 
 
 def _task(about: Trained, model: Any, tokenizer: Any) -> str:
@@ -93,7 +94,7 @@ def _task(about: Trained, model: Any, tokenizer: Any) -> str:
 
 def _data(about: Trained) -> list[str]:
     """Where the records came from, what became of them, and the fingerprint by which the manifest knows them."""
-    lines = [f"- {source}" for source in about.data]
+    lines = [f"- {' '.join(source.split())}" for source in about.data]
     if about.records:
         lines += ["", "```text", *about.records, "```"]
     lines += ["", f"Fingerprint: `{about.fingerprint}` (`data` in manifest.json)."] if about.fingerprint else []
