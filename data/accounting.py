@@ -55,6 +55,7 @@ class Accounting:
     taken: Counter = field(default_factory=Counter)  # which columns of a file were taken as what, in words -> records kept
     warned: Counter = field(default_factory=Counter)  # what is doubtful -> records that are kept all the same
     told: list[str] = field(default_factory=list, compare=False)  # what else there is to say of the records, in lines
+    made: list[str] = field(default_factory=list, compare=False)  # where rows lie on disk, and how fast they were made, in lines: it says nothing of the records
     held_out: "Accounting | None" = None  # the same of the records that are not trained on
     remembers: int | None = field(default=REMEMBERED, compare=False)  # among how many records doubled ones are found; None: among all
     seen: dict[int, str] = field(default_factory=dict, repr=False, compare=False)  # a digest of a kept record's rows -> where it stands

@@ -1,5 +1,6 @@
 """The chat template: choosing one, and rendering messages with it the same way for training and for speaking."""
 
+import os
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -52,8 +53,8 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, name_or_file: str | No
             source = source.replace("eos_token", f"'{_CHATML_END}'")
         tokenizer.chat_template = source
         return
-    path = Path(name_or_file).expanduser()
-    if not path.is_file():
+    path = Path(os.path.expanduser(name_or_file))
+    if not os.path.isfile(path):
         raise UserError(f"chat template {name_or_file!r} is neither a file nor one of {', '.join(BUILT_IN)}")
     tokenizer.chat_template = path.read_text(encoding="utf-8")
 

@@ -9,6 +9,7 @@ choices of which one is right. With --output the answers are kept in a folder be
 """
 
 import gc
+import os
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -166,7 +167,7 @@ def settle(decoding: Decoding, plan: Plan) -> None:
 def read_records(options: Evaluate, decoding: Decoding) -> Prompts:
     """The prompts with all that the records say; raises UserError for what cannot be read."""
     reading = Reading(options.raw, True, decoding.source_lang, decoding.target_lang, choices=True)
-    if not Path(options.data or "").expanduser().exists() and "#" not in (options.data or ""):
+    if not Path(os.path.expanduser(options.data or "")).exists() and "#" not in (options.data or ""):
         raise UserError(f"--data {options.data}: there is no such file")
     asked = read_prompts([options.data], options.raw, **options.reading(), reading=reading)
     return asked if options.limit is None else asked.first(options.limit)

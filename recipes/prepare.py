@@ -19,6 +19,7 @@ from seodang.data.tasks.triplets import group_triplets, task_triplets
 from seodang.infer.checkpoint.default_model import default_model
 from seodang.recipes.options.outputs import empty, open_output
 from seodang.recipes.options.parser import command, parse
+from seodang.recipes.options.record import NEVER
 from seodang.recipes.preparing.command import RowsToPrepare, prepare_rows
 
 
@@ -34,6 +35,8 @@ class PrepareOptions(RowsToPrepare):
         super().__post_init__()
         if self.data and (self.tasks_from or self.triplets_from or self.output):
             raise UserError("data is prepared in the cache folder, or --row_cache: leave out --output, --tasks_from and --triplets_from")
+        if self.data and self.row_cache == NEVER:
+            raise UserError("row_cache never keeps no rows, and --data prepares them on disk: name a folder, or leave it out")
         if self.tasks_from and self.triplets_from:
             raise UserError("tasks_from and triplets_from turn records into one another: give one of them")
         if bool(self.output) != bool(self.tasks_from or self.triplets_from):

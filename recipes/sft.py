@@ -66,9 +66,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def stage_lines(data: DataOptions, counts: Counts) -> list[str]:
-    """What the counts are of, where that is not all records, and what is held out, in lines."""
+    """Where rows lie on disk, what the counts are of, where that is not all records, and what is held out, in lines."""
     held = counts.held_out
     return [
+        *counts.made,
         *([f"streamed        the counts are those of its first {PLANNED_FROM} records"] if data.streaming else []),
         *([] if held is None else held_out_line(f"{held.records:,} read, {held.kept:,} kept in {held.rows:,} rows", [held])),
     ]
@@ -84,7 +85,7 @@ def load_rows(data: DataOptions, tokenizer, args: TrainingArguments, reshaped: C
     elif lie_on_disk(data):
         made = rows_on_disk(data, tokenizer, shapes, packing=data.packing and reshaped is None, eval_fraction=data.eval_fraction, seed=args.seed)
         rows, held, counts = made.rows, made.held or held, made.rows.counts
-        counts.told += made.lines
+        counts.made = made.lines
         if reshaped:
             rows = [*reshaped(rows)]
             rows = pack(rows, data.max_length) if data.packing else rows

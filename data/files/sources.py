@@ -160,22 +160,22 @@ def mix(parts: Sequence[Iterable[Example]], weights: Sequence[float]) -> Iterato
 def _check(weights: Sequence[float], count: int) -> None:
     if len(weights) != count:
         raise UserError(f"give one weight a source: {count} sources, {len(weights)} weights")
-    if bad := [weight for weight in weights if not weight > 0]:
-        raise UserError(f"weights must be above zero, got {bad[0]}")
+    if bad := [weight for weight in weights if not 0 < weight < float("inf")]:
+        raise UserError(f"weights must be numbers above zero, got {bad[0]}")
 
 
 def check_source(name: str, encoding: str | None = None) -> None:
     """Raise UserError for a source that is not there, and for a file whose beginning is not in its encoding; no more is read of one that is."""
     _reader(name, "train", streaming=True)
-    if (path := Path(name).expanduser()).is_file() and kind_of(path) not in (*WORKBOOKS, ".parquet"):
+    if os.path.isfile(path := Path(os.path.expanduser(name))) and kind_of(path) not in (*WORKBOOKS, ".parquet"):
         next(lines_of(path, encoding), None)
 
 
 def is_source_file(name: str) -> bool:
     """Whether a name is that of a file, or of a workbook's sheet, whose records can be read."""
     book, mark, _ = name.rpartition("#")
-    path = Path(name).expanduser()
-    return kind_of(path) in READERS and path.is_file() or bool(mark) and Path(book).suffix.lower() in WORKBOOKS and Path(book).expanduser().is_file()
+    path = Path(os.path.expanduser(name))
+    return kind_of(path) in READERS and os.path.isfile(path) or bool(mark) and Path(book).suffix.lower() in WORKBOOKS and os.path.isfile(os.path.expanduser(book))
 
 
 def records_of(
@@ -187,15 +187,15 @@ def records_of(
 
 def _reader(name: str, split: str, streaming: bool, encoding: str | None = None, known: Collection[str] = ()) -> Callable[[], Iterator[Located]]:
     """What reads the records of a source, again at each call."""
-    path = Path(name).expanduser()
-    if path.is_file():
+    path = Path(os.path.expanduser(name))
+    if os.path.isfile(path):
         refuse_unread(path, name)
         return lambda: READERS[kind_of(path)](path, encoding, known)
     book, mark, sheet = name.rpartition("#")
-    if mark and Path(book).suffix.lower() in WORKBOOKS and Path(book).expanduser().is_file():
-        return lambda: _workbook(Path(book).expanduser(), sheet)
-    if path.is_dir() or _is_pattern(name):
-        pattern, files = not path.is_dir(), source_files(name)
+    if mark and Path(book).suffix.lower() in WORKBOOKS and os.path.isfile(os.path.expanduser(book)):
+        return lambda: _workbook(Path(os.path.expanduser(book)), sheet)
+    if os.path.isdir(path) or _is_pattern(name):
+        pattern, files = not os.path.isdir(path), source_files(name)
         for file in files:
             if pattern or kind_of(file) in REMEDIES:
                 refuse_unread(file, f"{name}: {file.name}")
@@ -210,11 +210,11 @@ def _reader(name: str, split: str, streaming: bool, encoding: str | None = None,
 
 def source_files(name: str) -> list[Path]:
     """The files that a source is read from, in their order; none of a dataset on the hub."""
-    path, book = Path(name).expanduser(), Path(name.rpartition("#")[0]).expanduser()
-    if path.is_dir():
+    path, book = Path(os.path.expanduser(name)), Path(os.path.expanduser(name.rpartition("#")[0]))
+    if os.path.isdir(path):
         return each_once(files_in(path))
-    if path.is_file() or not book.is_file():
-        return [path] if path.is_file() else each_once(Path(file) for file in glob(str(path), recursive=True) if _is_pattern(name) and os.path.isfile(file))
+    if os.path.isfile(path) or not os.path.isfile(book):
+        return [path] if os.path.isfile(path) else each_once(Path(file) for file in glob(str(path), recursive=True) if _is_pattern(name) and os.path.isfile(file))
     return [book]
 
 

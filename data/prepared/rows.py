@@ -9,7 +9,7 @@ import numpy as np
 
 from ..labels import Counts
 from ..packing import Row, best_fit_order, joined
-from .shard import FORMAT, Aside, counts_of_json, damage, read_json, sealed, shard_name, write_json
+from .shard import FORMAT, Aside, counts_of_json, damage, read_facts, sealed, shard_name, write_facts, write_json
 
 FACTS, PACKED = "prepared.json", "packed.json"
 ORDER, ENDS = "packed-order.npy", "packed-ends.npy"
@@ -26,7 +26,7 @@ class PreparedRows(Sequence):
         import datasets  # half a second that processes which only write do not need
 
         self.folder, self.packing = folder, packing
-        facts = read_json(folder / FACTS)
+        facts = read_facts(folder / FACTS)
         self.dataset = datasets.load_from_disk(str(folder), keep_in_memory=False)
         self.size: tuple[int, int] = (facts["longest"], facts["highest"])
         self.bytes: int = sum(seal["bytes"] for seal in facts["files"].values())
@@ -56,10 +56,10 @@ class PreparedRows(Sequence):
     def kept(self, name: str, make: Callable[[], str]) -> str:
         """A text about these rows that takes long to find: as it was found before, or else as `make` finds it, kept where the folder may be written."""
         path = self.folder / f"{name}-{'packed' if self.packing else 'rows'}.json"
-        if (found := read_json(path)) is None:
+        if (found := read_facts(path)) is None:
             found = make()
             try:
-                write_json(path, found)
+                write_facts(path, found)
             except OSError:  # another's folder: it is found again next time
                 pass
         return found
@@ -99,10 +99,10 @@ def _rows(columns: dict[str, list[Any]]) -> list[Row]:
 
 def flaw(folder: Path, packing: bool = False) -> str:
     """Why the rows in a folder cannot be used, in words; nothing where they can. Every byte is looked at."""
-    if (facts := read_json(folder / FACTS)) is None:
-        return "not complete"
-    if facts.get("format") != FORMAT:
-        return f"made in format {facts.get('format')} by another version, {FORMAT} is this one's"
+    if (facts := read_facts(folder / FACTS)) is None:
+        return f"{FACTS} is not what was written" if (folder / FACTS).exists() else "not complete"
+    if facts["format"] != FORMAT:
+        return f"made in format {facts['format']} by another version, {FORMAT} is this one's"
     if wrong := damage(folder, facts["files"]):
         return wrong
     return "not packed" if packing and not is_packed(folder) else ""
@@ -110,7 +110,7 @@ def flaw(folder: Path, packing: bool = False) -> str:
 
 def is_packed(folder: Path) -> bool:
     """Whether the whole order of packed rows lies in a folder."""
-    found = read_json(folder / PACKED)
+    found = read_facts(folder / PACKED)
     return found is not None and not damage(folder, found)
 
 
@@ -121,13 +121,14 @@ def pack_on_disk(folder: Path, capacity: int) -> None:
     for name, values in zip((ORDER, ENDS), best_fit_order(lengths, capacity), strict=True):
         with Aside(folder / name) as aside, aside.path.open("wb") as file:
             np.save(file, values)
-    write_json(folder / PACKED, {name: sealed(folder / name) for name in (ORDER, ENDS)})
+    write_facts(folder / PACKED, {name: sealed(folder / name) for name in (ORDER, ENDS)})
 
 
-def write_dataset_files(folder: Path, names: Sequence[str], fingerprint: str) -> None:
-    """Write what `datasets.load_from_disk` reads beside the Arrow files."""
+def write_dataset_files(folder: Path, names: Sequence[str], fingerprint: str) -> dict[str, dict[str, Any]]:
+    """Write what `datasets.load_from_disk` reads beside the Arrow files; return how these files are sealed."""
     column = {"feature": {"dtype": "int32", "_type": "Value"}, "_type": "List"}
     write_json(folder / "dataset_info.json", {"features": dict.fromkeys(("input_ids", "labels"), column)})
     state = {"_data_files": [{"filename": name} for name in names], "_fingerprint": fingerprint, "_format_columns": None, "_format_kwargs": {},
              "_format_type": None, "_output_all_columns": False, "_split": None}  # fmt: skip
     write_json(folder / "state.json", state)
+    return {name: sealed(folder / name) for name in ("dataset_info.json", "state.json")}

@@ -66,7 +66,7 @@ class Maker:
             "format": FORMAT, "records": records, "longest": longest, "highest": highest, "counts": counts_as_json(counts),
             "files": {each: sealed(self.folder / each) for each in (f"{name}.arrow", f"{name}.seen")},
         }  # fmt: skip
-        write_json(self.folder / f"{name}.json", facts)
+        write_facts(self.folder / f"{name}.json", facts)
         return facts
 
 
@@ -121,8 +121,24 @@ def read_json(path: Path) -> Any:
     """What a file of JSON says; None where it is not there, or says nothing."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
+
+
+def write_facts(path: Path, facts: Any) -> None:
+    """Write a file of JSON with its own digest, whole or not at all."""
+    write_json(path, {"sha256": _digest(facts), "facts": facts})
+
+
+def read_facts(path: Path) -> Any:
+    """What such a file says; None where it is not there, or says something else than was written."""
+    found = read_json(path)
+    whole = isinstance(found, dict) and found.keys() == {"sha256", "facts"} and found["sha256"] == _digest(found["facts"])
+    return found["facts"] if whole else None
+
+
+def _digest(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def sealed(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import pickle
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from ..formats import to_examples
 from ..labels import Counts
 from .key import rows_key
 from .rows import FACTS, PACKED, PreparedRows, doubled, flaw, pack_on_disk, write_dataset_files
-from .shard import FORMAT, Facts, Maker, counts_as_json, counts_of_json, damage, read_json, shard_name, write_json
+from .shard import FORMAT, Facts, Maker, counts_as_json, counts_of_json, damage, read_facts, shard_name, write_facts
 from .workers import Workers, cores
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def prepared_rows(
     Raises UserError for what `prepare` refuses, for the first such record; where nothing can be written; and where the process that others wait for gives
     no sign for ten minutes.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     if processes is not None and processes < 1:
         raise UserError(f"num_proc must be at least 1, got {processes}")
     if known and not flaw(folder, packing):  # also where nothing may be written, and no lock laid
@@ -111,8 +112,8 @@ def _prepare(maker: Maker, examples: Iterator[Example], processes: int, told: Ca
 
 def _found(folder: Path, number: int, records: str) -> Facts | None:
     """The facts of a shard that is there, whole and of these records; one that was and is damaged is told of."""
-    facts = read_json(folder / f"{shard_name(number)}.json")
-    if facts is None or facts.get("format") != FORMAT or facts.get("records") != records:
+    facts = read_facts(folder / f"{shard_name(number)}.json")
+    if facts is None or facts["format"] != FORMAT or facts["records"] != records:
         return None
     if wrong := damage(folder, facts["files"]):
         logger.warning(f"{folder}: {wrong}: its {facts['counts']['records']:,} records are prepared again")
@@ -137,7 +138,8 @@ class _Summary:
 def _seal(folder: Path, summary: _Summary, told: Sequence[str]) -> None:
     """Write what all shards come to; with this the folder is complete. What lies behind the last shard goes."""
     for stale in folder.glob("rows-*"):
-        if int(stale.name[5:10]) >= summary.shards:
+        number = stale.name[len("rows-") :].partition(".")[0]
+        if number.isdecimal() and int(number) >= summary.shards:
             stale.unlink()
     for stale in folder.glob("*-rows.json"), folder.glob("*-packed.json"):
         for kept in stale:
@@ -145,10 +147,10 @@ def _seal(folder: Path, summary: _Summary, told: Sequence[str]) -> None:
     if same := doubled(folder, summary.shards):
         summary.counts.warned[DOUBLED] += same
     content = hashlib.sha256("".join(seal["sha256"] for seal in summary.files.values()).encode()).hexdigest()[:16]
-    write_dataset_files(folder, [name for name in summary.files if name.endswith(".arrow")], content)
-    write_json(folder / FACTS, {
+    described = write_dataset_files(folder, [name for name in summary.files if name.endswith(".arrow")], content)
+    write_facts(folder / FACTS, {
         "format": FORMAT, "shards": summary.shards, "longest": summary.longest, "highest": summary.highest, "counts": counts_as_json(summary.counts),
-        "told": list(told), "files": summary.files,
+        "told": list(told), "files": summary.files | described,
     })  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -83,8 +84,8 @@ def tagged_texts(
 
 
 def _records(name: str, columns: TagColumns, encoding: str | None, split: str, labelled: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    path = Path(name).expanduser()
-    kind = kind_of(path) if path.is_file() else ""
+    path = Path(os.path.expanduser(name))
+    kind = kind_of(path) if os.path.isfile(path) else ""
     if kind == ".txt" and labelled:
         raise UserError(f"{name}: a text a line has no entities: name it .conll if a line is a token and its tag, .jsonl if it is a record in JSON")
     if kind == ".txt":

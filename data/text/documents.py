@@ -1,6 +1,7 @@
 """Documents of plain text, read from files, tables and the hub one after the other: no more than a part of one is held."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from glob import glob
 from itertools import chain
@@ -64,12 +65,12 @@ def check_text_source(name: str, encoding: str | None = None) -> None:
 
 def text_files(name: str) -> list[Path]:
     """The files behind a name, in order; nothing where it is a workbook's sheet or a dataset on the hub. Raises UserError where there are none."""
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):
         found = each_once(files_in(path, ".txt"))
         if not found:
             raise UserError(f"the folder {name} holds no {', '.join(['.txt', *READERS])} file")
-    elif path.is_file():
+    elif os.path.isfile(path):
         found = [path]
     elif is_source_file(name):
         return []

@@ -96,7 +96,7 @@ def text_key(sources: Sequence[str], tokenizer: PreTrainedTokenizerBase, **setti
     """Sixteen hexadecimal digits that tell what files hold, the tokenizer and the settings from others; datasets on the hub are known by their names."""
     told = hashlib.sha256(json.dumps([FORMAT, tokenizer_digest(tokenizer), settings], sort_keys=True).encode())
     for name in sources:
-        for file in text_files(name) or [Path(name.partition("#")[0]).expanduser()]:
+        for file in text_files(name) or [Path(os.path.expanduser(name.partition("#")[0]))]:
             told.update(f"\0{file.name}\0{name.partition('#')[2]}\0".encode(errors="surrogateescape"))
             if file.is_file():
                 with file.open("rb") as opened:

@@ -13,7 +13,7 @@ from typing import Any
 from seodang.data.errors import UserError
 from seodang.recipes.many.dispatch import Dispatcher, Pool
 from seodang.recipes.many.ray_pool import RayPool, Resources, library
-from seodang.recipes.many.shards import Facts, Shard, Shards, facts_of
+from seodang.recipes.many.shards import Facts, Shard, Shards
 from seodang.recipes.many.worker import Answered, Answerer, Job
 from seodang.recipes.options.outputs import refuse_long_name
 from seodang.recipes.prompts.prompt_files import (
@@ -115,6 +115,8 @@ class ManyRun:
             self.shards.clear()
         elif self.shards.has_answers() and (then := self.shards.manifest):
             refuse_other_options(self.shards.folder, then, self._header(Facts()))
+        elif self.shards.has_answers() and not (header_beside(self._output) or {}).get("finished"):  # else it was ended while it took the folder away
+            raise UserError(f"{self.shards.folder} has answers and no manifest.json that says to what: move it away, or begin anew, over it, with --resume false")
         else:
             self._refuse_other_file()
         self._unit, prompts = stream_prompts(options.prompts, **options.reading(), reading=self._reading)
@@ -124,14 +126,16 @@ class ManyRun:
             facts = self.shards.begin(prompts, self._begun)
             if options.resume and (then := header_beside(self._output)):
                 refuse_other_prompts(self._output, then, facts)
-                self.shards.take_over(self._output, self.shards.of(facts.prompts), self._each)
+                self.shards.take_over(self._output, self.shards.of(facts.prompts), self._each, Prompts([], [], self._unit).unit_written)
             return facts
         if then["shard_rows"] != self.shards.rows:
             raise UserError(f"{self.shards.folder} has answers to --shard_rows {then['shard_rows']}, now {self.shards.rows}: {ANEW}")
-        facts = facts_of(prompts)
+        facts, other = self.shards.found(prompts)
         refuse_other_prompts(self.shards.folder, then, facts)
         if then["references"] != facts.references:
             raise UserError(f"{self.shards.folder} has answers beside other references than those of now: {ANEW}")
+        if other is not None:
+            raise UserError(f"{other} is not as the prompts and references of now would be written: {ANEW}")
         return facts
 
     def _begun(self, facts: Facts) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from seodang.recipes.run.journal import lines_in, partial_of, writing
 from seodang.recipes.run.same_run import PromptsFingerprint
 
 FORMAT = "shards of seodang generate"
-SAID = {"options", "prompts", "fingerprint", "answers_each", "shard_rows", "references", "checked"}  # by a manifest
+SAID = {"options": dict, "prompts": int, "fingerprint": str, "answers_each": int, "shard_rows": int, "references": int, "checked": bool}  # by a manifest
 
 
 @dataclass
@@ -57,12 +57,12 @@ class Shards:
         path = self._at("manifest.json")
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            if found.pop("format") != FORMAT or found.keys() != SAID:
+            if found.pop("format") != FORMAT or {name: type(value) for name, value in found.items()} != SAID:
                 raise ValueError
             return found
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise UserError(f"{path} is no manifest of shards: move {self.folder} away, or begin anew, over it, with --resume false") from None
 
     def begin(self, prompts: Iterable[tuple[int, Asked]], manifest: Callable[[Facts], Mapping[str, Any]]) -> Facts:
@@ -77,6 +77,18 @@ class Shards:
             self._write(self._prompts(number), b"".join(lines))
         self.say(manifest(facts))
         return facts
+
+    def found(self, prompts: Iterable[tuple[int, Asked]]) -> tuple[Facts, Path | None]:
+        """What prompts are, and the first file of the folder that does not hold them as they are, if any."""
+        facts, other = Facts(), None
+        rows = counted(prompts, facts)
+        for number in range(1 << 31):
+            data = b"".join(as_line(*row) for row in islice(rows, self.rows))
+            if not data:
+                break
+            if other is None and not holds(self._prompts(number), data):
+                other = self._prompts(number)
+        return facts, other
 
     def say(self, manifest: Mapping[str, Any]) -> None:
         """Write the manifest."""
@@ -117,13 +129,14 @@ class Shards:
         """Keep the answers of a shard, all of them."""
         self._write(self._answers(shard.number), lines)
 
-    def take_over(self, path: Path, shards: Iterable[Shard], each: int) -> None:
+    def take_over(self, path: Path, shards: Iterable[Shard], each: int, unit: str) -> None:
         """Keep what a joined file has of these shards, with `each` answers a prompt; not those of which a prompt ended in an error."""
         with open(path, "rb") as joined:
             lines = (line for _, line in lines_in(joined))
             for shard in shards:
                 own = [*islice(lines, shard.count * each)]
-                if len(own) == shard.count * each and not any(json.loads(line)["error"] is not None for line in own):
+                told = self._told(own, shard, each, unit)
+                if told is not None and all(line["error"] is None for line in told):
                     self.answered(shard, b"".join(own))
 
     def join(self, path: Path, shards: Iterable[Shard], each: int, unit: str) -> int:
@@ -135,10 +148,9 @@ class Shards:
         with writing(path):
             with partial.open("wb") as joined:
                 for shard in shards:
-                    places = [(number, choice) for number in self.numbers(shard) for choice in range(each)]
                     data = self._answers(shard.number).read_bytes()
-                    told = [json.loads(line) for line in data.splitlines()]
-                    if [(line[unit], line["choice"]) for line in told] != places or not data.endswith(b"\n"):
+                    told = self._told(data.splitlines(keepends=True), shard, each, unit)
+                    if told is None:
                         raise UserError(f"{self._answers(shard.number)} is not what was written there: delete it, and give the same command again")
                     failed += len({line[unit] for line in told if line["error"] is not None})
                     joined.write(data)
@@ -148,6 +160,16 @@ class Shards:
             partial.replace(place)
             flush_to_disk(place.parent)
         return failed
+
+    def _told(self, lines: list[bytes], shard: Shard, each: int, unit: str) -> list[dict[str, Any]] | None:
+        """What lines say, where they are the answers of a shard, all of them in their order; None where they are not."""
+        places = [(number, choice) for number in self.numbers(shard) for choice in range(each)]
+        try:
+            told = [json.loads(line) for line in lines]
+            found = [(line[unit], line["choice"]) for line in told if "error" in line]
+        except (ValueError, KeyError, TypeError):
+            return None
+        return told if found == places and lines[-1].endswith(b"\n") else None
 
     def _at(self, name: str) -> Path:
         return self.folder / name
@@ -170,6 +192,14 @@ class Shards:
             flush_to_disk(self.folder)
 
 
+def holds(path: Path, data: bytes) -> bool:
+    """Whether a file is there and has these bytes."""
+    try:
+        return path.read_bytes() == data
+    except OSError:
+        return False
+
+
 def counted(prompts: Iterable[tuple[int, Asked]], facts: Facts) -> Iterator[tuple[int, Asked]]:
     """The same prompts, counted as they pass."""
     found = PromptsFingerprint()
@@ -182,17 +212,9 @@ def counted(prompts: Iterable[tuple[int, Asked]], facts: Facts) -> Iterator[tupl
     facts.fingerprint = found.told()
 
 
-def facts_of(prompts: Iterable[tuple[int, Asked]]) -> Facts:
-    """What prompts are, which are read and let go of."""
-    facts = Facts()
-    for _ in counted(prompts, facts):
-        pass
-    return facts
-
-
 def as_line(number: int, asked: Asked) -> bytes:
     """A prompt in a shard's file."""
-    told = {name: value for name, value in asdict(asked).items() if value}  # choices are of `eval`
+    told = {name: value for name, value in asdict(asked).items() if value or name == "prompt"}  # choices are of `eval`
     return json.dumps({"number": number, **told}, ensure_ascii=False).encode() + b"\n"
 
 

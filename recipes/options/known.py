@@ -253,7 +253,7 @@ def _configured(paths: list[str] | None) -> dict[str, Any]:
     """What a YAML file sets; nothing where it cannot be read, of which the parser will speak."""
     if not paths:
         return {}
-    if not Path(paths[0]).is_file():
+    if not os.path.isfile(paths[0]):
         raise UserError(f"--config {paths[0]}: there is no such file")
     import yaml
 

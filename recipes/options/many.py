@@ -9,6 +9,8 @@ from seodang.recipes.options.decoding import option
 
 MANY = ("workers", "shard_rows", "ray_address", "ray_engine", "worker_cpus", "worker_gpus")
 SHARD_ROWS = 256
+MOST = 1_000_000_000  # workers, and prompts of a shard
+LEAST = 0.0001  # of a core or a GPU: what Ray counts by
 
 
 @dataclass
@@ -32,9 +34,15 @@ class AnsweringOptions(BackendOptions):
         for name in ("workers", "shard_rows"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")
+            if value is not None and value > MOST:
+                raise UserError(f"{name} must be at most {MOST:,}, got {value:,}")
         for name in ("worker_cpus", "worker_gpus"):
             if (value := getattr(self, name)) is not None and not 0 <= value < float("inf"):
                 raise UserError(f"{name} must be at least 0, got {value}")
+            if value is not None and (value > 1 and value != int(value) or 0 < value < LEAST):
+                raise UserError(f"{name} must be a whole number, or a share of one from {LEAST} on, got {value}")
+        if self.ray_address is not None and not self.ray_address.strip():
+            raise UserError(f"ray_address must be HOST:PORT or auto, got {self.ray_address!r}")
 
     def refuse_idle(self) -> None:
         """Raise UserError as `BackendOptions` does, and for an option of many workers where one answers."""

@@ -68,10 +68,11 @@ def _check_folder(given: str, path: Path) -> None:
 def _check_file(given: str, path: Path) -> None:
     if path.is_dir():
         raise UserError(f"{given} is a folder: name a file in it")
-    if not path.parent.is_dir():
-        raise UserError(f"{given}: there is no folder {path.parent}, make it or name another")
+    place = Path(os.path.realpath(path)).parent if path.is_symlink() else path.parent
+    if not place.is_dir():
+        raise UserError(f"{given}: there is no folder {place}, make it or name another")
     if not path.exists():
-        _try_to_write(given, path.parent)
+        _try_to_write(given, place)
     elif path.is_file():
         try:
             path.open("ab").close()

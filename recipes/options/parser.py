@@ -233,7 +233,7 @@ def _apply_config(parser: argparse.ArgumentParser, path: str | None, classes: Se
     """Make a YAML file's values the parser's defaults, and return their names."""
     if path is None:
         return set()
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise UserError(f"--config {path}: there is no such file")
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}

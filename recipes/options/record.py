@@ -32,6 +32,7 @@ class FileOptions:
 
 
 AUTO, NEVER = "auto", "never"
+NO_FOLDERS = {"", AUTO, NEVER, "no", "none", "false", "off", "yes", "true", "on"}  # in any case of letters: what is meant by them is not a folder of that name
 
 
 @dataclass
@@ -67,3 +68,5 @@ class RowOptions(RecordOptions):
     def __post_init__(self):
         if self.num_proc is not None and self.num_proc < 1:
             raise UserError(f"num_proc must be at least 1, got {self.num_proc}")
+        if self.row_cache not in (AUTO, NEVER) and self.row_cache.strip().lower() in NO_FOLDERS:
+            raise UserError(f"row_cache must be {AUTO}, {NEVER} or a folder, got {self.row_cache!r}")

@@ -1,6 +1,7 @@
 """Options of several stages on one command line: `--reward.learning_rate 1e-5`, and in a YAML file a block `reward:`."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def _without_config(argv: list[str]) -> tuple[list[str], str | None]:
 def _from_file(path: str | None, names: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
     if path is None:
         return [], {name: [] for name in names}
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise UserError(f"--config {path}: there is no such file")
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}

@@ -1,5 +1,6 @@
 """Options of the commands that learn from plain text: where it comes from, what is held out of it, and how it is packed."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,6 @@ class TextOptions(TextSources):
 
     def store(self, sources: list[str], tokenizer: PreTrainedTokenizerBase, output_dir: str, *, words: bool = False) -> tuple[TokenStore, str]:
         """The tokens of some sources, and what there is to say about where they lie."""
-        cache = Path(self.text_cache or Path(output_dir) / "text").expanduser()
+        cache = Path(os.path.expanduser(self.text_cache or Path(output_dir) / "text"))
         store, was_there = token_store(sources, tokenizer, cache, words=words, **self.documents_read())
         return store, f"encoded text    {store.folder}, {store.size / 2**20:.1f} MiB{', as a run before left it' if was_there else ''}"

@@ -1,6 +1,7 @@
 """The rows of a command's data as they lie on disk, made there if they are not."""
 
 import itertools
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -48,7 +49,7 @@ def rows_on_disk(
         held = [example for number, example in enumerate(asked) if is_held(number, example)]
         examples = Without(examples, is_held)
         settings |= {"eval_fraction": eval_fraction, "seed": seed}
-    cache = cache_folder() / "rows" if data.row_cache in (AUTO, NEVER) else Path(data.row_cache).expanduser()
+    cache = cache_folder() / "rows" if data.row_cache in (AUTO, NEVER) else Path(os.path.expanduser(data.row_cache))
     folder = cache / f"{rows_key(tokenizer, **settings)}-{source_key(data.data)}"
     began = time.monotonic()
     with tqdm(desc="preparing rows", unit=" records", delay=1, leave=False) as bar:  # who waits for another process shows none

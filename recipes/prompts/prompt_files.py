@@ -1,6 +1,7 @@
 """Prompts of the command line, or of a file of any shape."""
 
 import json
+import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -137,7 +138,12 @@ def stream_prompts(given: list[str], encoding: str | None, columns: Mapping[str,
 
 
 def prompts_file(given: list[str]) -> Path | None:
-    """The file that the prompts given are: a single argument that names one of records, or of another ending that there is; None for prompts themselves."""
+    """The file that the prompts given are: a single argument that names one of records, or of another ending that there is; None for prompts themselves.
+
+    Raises UserError for the path of a folder.
+    """
+    if len(given) == 1 and os.sep in given[0] and os.path.isdir(os.path.expanduser(given[0])):
+        raise UserError(f"prompts {given[0]} is a folder: name a file in it")
     return Path(given[0]) if len(given) == 1 and (Path(given[0]).suffix in (".txt", ".jsonl", ".json") or is_source_file(given[0])) else None
 
 
@@ -182,7 +188,7 @@ def located_records(path: Path, encoding: str | None, known: Collection[str]) ->
 
     Raises UserError for a file that there is not, and where the first is asked for, for one without any.
     """
-    if path.suffix in (".txt", ".jsonl", ".json") and not path.is_file():
+    if path.suffix in (".txt", ".jsonl", ".json") and not os.path.isfile(path):
         raise UserError(f"the prompts file {path} does not exist")
 
     def read() -> Iterator[tuple[int, str, Any]]:

@@ -31,8 +31,11 @@ def refuse_busy_folder(folder: Path, remedy: str) -> None:
 
 @contextmanager
 def only_writer(folder: Path, remedy: str) -> Iterator[None]:
-    """Keep other processes out of a folder, which is made where there is none. Raises UserError where one is in it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Keep other processes out of a folder, which is made where there is none. Raises UserError where one is in it, and where there can be no folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be a folder ({error.strerror}): move what is there away, or {remedy}") from None
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except PermissionError:  # Windows opens no folders

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -76,10 +77,10 @@ def shown(value: Any) -> str:
 
 def contents_of(name: str) -> str | None:
     """A fingerprint of a file, or of a checkpoint's folder: of its manifest where it has one, else of its files' sizes and times; None for a name of neither."""
-    place = Path(name).expanduser()
-    if place.is_file():
+    place = Path(os.path.expanduser(name))
+    if os.path.isfile(place):
         return sha256(place)[:16]
-    if not place.is_dir():
+    if not os.path.isdir(place):
         return None
     if (place / MANIFEST).is_file():
         return fingerprint((place / MANIFEST).read_text(encoding="utf-8"))

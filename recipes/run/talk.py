@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -98,7 +99,7 @@ class Talk:
         if len(self.messages) == self._beginning:
             raise UserError("nothing has been said yet: ask first")
         try:
-            with Path(rest).expanduser().open("a", encoding="utf-8") as file:
+            with Path(os.path.expanduser(rest)).open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"messages": self.messages}, ensure_ascii=False) + "\n")
         except OSError as error:
             raise UserError(f"{rest} cannot be written ({error.strerror}): name another file") from None

@@ -1,5 +1,6 @@
 """One's own data, read before a recipe is written for it by the code of `preview` and of the commands: what of it can be used."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,5 +92,5 @@ def labelled_texts(sources: Sequence[str], model: str, encoding: str | None, col
 
 def local(name: str) -> str:
     """A file, folder or pattern from the root of the file system, wherever a command is run; a name on the hub as it is."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     return str(path.absolute()) if path.exists() or is_source_file(name) or any(letter in name for letter in "*?[") else name

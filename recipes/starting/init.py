@@ -8,6 +8,7 @@ On a terminal it asks what is not given (with --yes it takes what is likeliest).
 what was found is said. Nothing is written over.
 """
 
+import os
 import shlex
 import sys
 from dataclasses import dataclass, field, replace
@@ -137,8 +138,8 @@ def checked_with_questions(options: InitOptions) -> tuple[InitOptions, Checked]:
 
 def written(options: InitOptions, found: Checked) -> int:
     """Write the recipe and say what there is."""
-    folder = Path(options.output_dir).expanduser()
-    model = local(options.model) if Path(options.model).expanduser().is_dir() else options.model
+    folder = Path(os.path.expanduser(options.output_dir))
+    model = local(options.model) if Path(os.path.expanduser(options.model)).is_dir() else options.model
     own = (options.encoding, options.columns, options.text_column, options.label_column)
     recipe = Recipe(options.task, [local(name) for name in options.data], model, *own, found)
     recipe.write(folder)
@@ -150,7 +151,7 @@ def written(options: InitOptions, found: Checked) -> int:
 def new_folder(said: str) -> str:
     """A folder that can be written, and in which nothing would be written over."""
     check_outputs({"output_dir": said})
-    refuse_existing(Path(said).expanduser())
+    refuse_existing(Path(os.path.expanduser(said)))
     return said
 
 

@@ -8,6 +8,7 @@ With --examples the commands of the documents run as they stand from that folder
 
 import importlib
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -34,7 +35,7 @@ class SetupOptions:
 def main(argv: list[str] | None = None) -> int:
     (options,) = parse(argv, SetupOptions, prog="seodang setup", description=__doc__)
     if options.examples is not None:
-        copied, files = copy_examples(Path(options.examples).expanduser())
+        copied, files = copy_examples(Path(os.path.expanduser(options.examples)))
         print(f"examples        {copied} of {files} files were new in {options.examples}")
     if default_model.is_converted():
         print("default model   is there")
@@ -81,6 +82,9 @@ def copy_examples(folder: Path) -> tuple[int, int]:
             raise UserError(f"{place} is there already, and not as it comes with Seodang: nothing is written over, name another folder or move it away")
     new = {source: place for source, place in places.items() if not place.exists()}
     for source, place in new.items():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, place)
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, place)
+        except OSError as error:
+            raise UserError(f"{place} cannot be written ({error.strerror}): name another folder, or move away what is in its place") from None
     return len(new), len(places)

@@ -1,5 +1,6 @@
 """Options of `seodang synthesise`: what is made, of what, how much of it, and what is dropped."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -93,6 +94,8 @@ class Making(AskingOptions):
                 raise UserError(f"{name} is for --style {' and '.join(of)}, got {self.style}: leave it out")
         if bad := [text for text in self.meanings or () if not all(text.partition("="))]:
             raise UserError(f"meanings are given as OUTPUT=WORDS, got {bad[0]!r}: put a = between an output and what it means")
+        if twice := [output for output, count in Counter(text.partition("=")[0] for text in self.meanings or ()).items() if count > 1]:
+            raise UserError(f"meanings gives {twice[0]!r} more than one: leave all but one out")
         if unknown := [name for name in self.fields or () if name not in FIELDS]:
             raise UserError(f"fields are {', '.join(FIELDS)}, got {unknown[0]!r}")
 

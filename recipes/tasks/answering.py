@@ -1,5 +1,6 @@
 """`seodang generate --tasks`: records of several tasks answered in the layout that the model was taught, by whoever answers prompts."""
 
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -55,7 +56,7 @@ def read_records(options: Any) -> tuple[list[TaskRecord], Prompts]:
     if len(options.prompts) != 1 or not is_source_file(options.prompts[0]):
         told = "tasks: give one file of records, --prompts FILE.jsonl, each with {input, tasks: [{instruction, name}, ...]}"
         raise UserError(f"{told}, got {' '.join(options.prompts)[:80]!r}" if options.prompts else told)
-    how, path = options.reading(), Path(options.prompts[0]).expanduser()
+    how, path = options.reading(), Path(os.path.expanduser(options.prompts[0]))
     columns = Columns(dict(how["columns"]), ("tasks",), dict.fromkeys(how["columns"], ()))
     unit, numbers, located = numbered_records(path, how["encoding"], columns.named.values())
     records = [record_of(record, place, columns) for place, record in located]

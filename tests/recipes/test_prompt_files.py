@@ -19,6 +19,10 @@ def test_prompts_are_read_from_tables_and_packed_files_in_other_encodings_and_co
     with pytest.raises(UserError, match="there is no column '물음' among 물음말: did you mean prompt=물음말?"):
         read_prompts([str(tmp_path / "b.jsonl.gz")], True, columns={"prompt": "물음"})
     assert read_prompts(["Say a.csv"], True) == Prompts(["Say a.csv"], [1])  # no file of that name
+    for text in ("Say " * 80 + "a.csv", "~nobody-of-that-name says a.csv"):  # nor can there be one
+        assert read_prompts([text], True) == Prompts([text], [1])
+    with pytest.raises(UserError, match=f"prompts {tmp_path} is a folder: name a file in it"):
+        read_prompts([str(tmp_path)], True)
 
 
 def test_references_are_read_from_the_columns_that_mean_them(tmp_path):

@@ -1,5 +1,6 @@
 """How a run lies on several devices: what of it each of them holds, by DDP, ZeRO (Rajbhandari et al. 2020) or FSDP2 (Zhao et al. 2023)."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ class Layout:
 
 def read_launch_file(path: str) -> Layout:
     """The layout of one of accelerate's configs, a YAML file. Raises UserError for one that says none that is known."""
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise UserError(f"launch_file {path}: there is no such file")
     try:
         told = yaml.safe_load(Path(path).read_text(encoding="utf-8"))

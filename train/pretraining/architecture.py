@@ -3,6 +3,7 @@
 import difflib
 import json
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -121,7 +122,7 @@ def config_of_file(path: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedC
 
 def read_config(path: str) -> dict[str, Any]:
     """What a config.json says, or the one in a folder, of which nothing else is read. Raises UserError for what is no config of transformers'."""
-    place = Path(path).expanduser()
+    place = Path(os.path.expanduser(path))
     place = place / "config.json" if place.is_dir() else place
     if not place.is_file():
         raise UserError(f"--config_file {path}: there is no {'config.json in it' if Path(path).is_dir() else 'such file'}")

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException, InvalidURL
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -41,6 +42,8 @@ def check_vllm(args: Any) -> None:
 
 def check_server(address: str, seconds: float) -> None:
     """Raise UserError for an address at which no vLLM server that takes weights answers within so many seconds."""
+    if not 0 <= seconds < float("inf"):
+        raise UserError(f"vllm_server_timeout must be seconds from 0 on, got {seconds}")
     address = address.rstrip("/")
     if not address.startswith(("http://", "https://")):
         raise UserError(f"vllm_server_base_url must be an address as http://localhost:8000, got {address!r}")
@@ -49,7 +52,7 @@ def check_server(address: str, seconds: float) -> None:
         transfer = json.loads(_asked(f"{address}/server_info?config_format=json"))["vllm_config"]["weight_transfer_config"]
     except HTTPError as error:
         raise UserError(f"the server at {address} tells nothing of itself ({error}): start vLLM with its developer's endpoints, {COMMAND}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
         raise UserError(f"what answers at {address} is no vLLM server ({type(error).__name__}: {error}): start one, {COMMAND}") from None
     if not transfer:
         raise UserError(f"the vLLM server at {address} takes no weights: start it with a way to, {COMMAND}")
@@ -74,7 +77,9 @@ def _wait(address: str, seconds: float) -> None:
         try:
             _asked(f"{address}/health")
             return
-        except (OSError, ValueError) as error:
+        except InvalidURL as error:  # no time mends it
+            raise UserError(f"vllm_server_base_url {address!r} is no address: {error}") from None
+        except (OSError, HTTPException, ValueError) as error:
             why = getattr(error, "reason", error)
         left = until - time.monotonic()
         if left <= 0:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -63,7 +64,7 @@ def training_card(about: Trained, model: Any, tokenizer: Any) -> str:
 
     `model` is what was trained, as transformers has it beneath any adapter. No time, place or name of a machine stands in it.
     """
-    local = bool(about.base) and Path(about.base).expanduser().is_dir()
+    local = bool(about.base) and Path(os.path.expanduser(about.base)).is_dir()
     base = f"HuggingFaceTB/{NAME}" if about.base == "default" else about.base
     told = Path(base).resolve().name if local else base
     task, command = COMMANDS.get(about.paradigm, (None, None))
@@ -80,8 +81,9 @@ def training_card(about: Trained, model: Any, tokenizer: Any) -> str:
     versions = ", ".join(f"{name} {version}" for name in LIBRARIES if (version := installed_version(name)))
     what = f"{'An adapter of' if about.adapter else 'Trained from'} {told}" if told else "Trained from nothing"
     facts = f"{what}, by Seodang's {about.trainer}, {about.step:,} of {about.steps:,} steps ({versions})."
+    name = " ".join(about.name.split())  # a folder's may have line breaks
     sections = [*_data(about), *_settings(about.settings), *_figures(about.log)]
-    return "\n".join(["---", *header, "tags: [seodang]", "---", "", f"# {about.name}", "", facts, "", *sections, "The lines below run in this folder.", "", *run])
+    return "\n".join(["---", *header, "tags: [seodang]", "---", "", f"# {name}", "", facts, "", *sections, "The lines below run in this folder.", "", *run])
 
 
 def _task(about: Trained, model: Any, tokenizer: Any) -> str:
@@ -92,7 +94,7 @@ def _task(about: Trained, model: Any, tokenizer: Any) -> str:
 
 def _data(about: Trained) -> list[str]:
     """Where the records came from, what became of them, and the fingerprint by which the manifest knows them."""
-    lines = [f"- {source}" for source in about.data]
+    lines = [f"- {' '.join(source.split())}" for source in about.data]
     if about.records:
         lines += ["", "```text", *about.records, "```"]
     lines += ["", f"Fingerprint: `{about.fingerprint}` (`data` in manifest.json)."] if about.fingerprint else []

@@ -7,7 +7,7 @@ import pyarrow
 import pytest
 
 from seodang.data.errors import UserError
-from seodang.data.files.sources import mix, read
+from seodang.data.files.sources import is_source_file, mix, read, source_files
 from seodang.data.preferences import PREFERENCE_SHAPES, PROMPT_SHAPES
 
 
@@ -164,6 +164,15 @@ def test_unknown_names_and_senseless_weights_are_refused(tmp_path, files):
         read(files / "a.jsonl", weights=[1, 2])
     with pytest.raises(UserError, match="above zero, got 0"):
         read([files / "a.jsonl", files / "b.json"], weights=[1, 0])
+    with pytest.raises(UserError, match="above zero, got inf"):  # a mix of which the other would never end
+        read([files / "a.jsonl", files / "b.json"], weights=[1, float("inf")])
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-that-name/a.jsonl", "x" * 300 + ".jsonl", "\0.jsonl"])
+def test_what_can_be_no_file_is_none(name):
+    with pytest.raises(UserError, match="there is no file or folder"):
+        read(name)
+    assert source_files(name) == [] and not is_source_file(name)
 
 
 REPLIES = [{"role": "assistant", "text": text, "rank": rank, "replies": []} for rank, text in enumerate("AB")]

@@ -123,6 +123,33 @@ def test_a_damaged_shard_alone_is_made_again_and_said(damage, said, small_shards
     assert said in caplog.text and "its 3 records are prepared again" in caplog.text
 
 
+def test_facts_that_say_something_else_than_was_written_are_found_anew(small_shards, tiny_tokenizer, tmp_path, made, caplog):
+    """Whichever file of the folder is damaged, and however, the rows are those that were."""
+
+    def prepared():
+        return prepared_rows(TRIPLETS[:7], tiny_tokenizer, tmp_path / "rows", packing=True, processes=1, known=True, max_length=80)[0]
+
+    expected, shards = list(prepared()), len(made)
+    assert shards == 3
+    for name in (mapped.FACTS, mapped.PACKED, "state.json", "dataset_info.json"):
+        path = tmp_path / "rows" / name
+        whole = path.read_text(encoding="utf-8")
+        for text in ("[]", "5", '"files"', '{"format": 1}', '{"sha256": "", "facts": {}}', whole.replace("1", "2", 1), "\ud800"):
+            path.write_bytes(text.encode(errors="surrogatepass"))
+            assert list(prepared()) == expected and len(made) == shards, (name, text)
+        path.unlink()
+        assert list(prepared()) == expected and len(made) == shards
+    assert f"{mapped.FACTS} is not what was written: prepared again" in caplog.text
+    (tmp_path / "rows" / "rows-notes.txt").write_text("mine")
+    for text in ("[]", "5", '{"format": 1, "records": ""}'):
+        (tmp_path / "rows" / mapped.FACTS).unlink()
+        (tmp_path / "rows" / "rows-00001.json").write_text(text)
+        assert list(prepared()) == expected
+        shards += 1
+        assert len(made) == shards and made[-1] == 1
+    assert (tmp_path / "rows" / "rows-notes.txt").exists()
+
+
 def test_another_versions_folder_is_made_anew_and_a_broken_order_of_packed_rows_found_again(tiny_tokenizer, tmp_path, monkeypatch, made, caplog):
     def prepared():
         return prepared_rows(TRIPLETS, tiny_tokenizer, tmp_path / "rows", packing=True, processes=1, known=True, max_length=80)[0]

@@ -239,6 +239,10 @@ def test_references_are_measured_as_in_one_process(base, pools, tmp_path, capsys
         (["--backend", "ray", "--output", "out.jsonl", "--ray_engine", "tensorrt"], "ray_engine must be seodang, vllm or openai, got 'tensorrt'"),
         (["--backend", "ray", "--output", "out.jsonl", "--concurrency", "3"], "--concurrency is for --ray_engine openai and vllm, and seodang answers"),
         (["--backend", "ray", "--output", "out.jsonl", "--tasks", "apart"], "--tasks asks for one answer after the other"),
+        (["--backend", "ray", "--output", "out.jsonl", "--shard_rows", "99999999999999999999"], "shard_rows must be at most 1,000,000,000, got 99,999"),
+        (["--backend", "ray", "--output", "out.jsonl", "--worker_gpus", "1.5"], "worker_gpus must be a whole number, or a share of one from 0.0001 on, got 1.5"),
+        (["--backend", "ray", "--output", "out.jsonl", "--worker_cpus", "0.00001"], "worker_cpus must be a whole number, or a share of one from 0.0001 on, got 1e-05"),
+        (["--backend", "ray", "--output", "out.jsonl", "--ray_address", ""], "ray_address must be HOST:PORT or auto, got ''"),
         (["--workers", "2"], "--workers is for --backend ray, and seodang answers"),
         (["--backend", "vllm", "--ray_address", "auto"], "--ray_address is for --backend ray, and vllm answers"),
     ],
@@ -259,10 +263,49 @@ def test_without_ray_the_error_names_the_extra(base, tmp_path, capsys, monkeypat
 def test_a_manifest_that_is_something_else_is_not_written_over(generate, pools, tmp_path, capsys):
     halfway(generate, pools)
     manifest = tmp_path / "many.jsonl.shards" / "manifest.json"
-    for text in ("{}", "[]", "no JSON", manifest.read_text(encoding="utf-8").replace('"shard_rows"', '"rows"')):
+    whole = manifest.read_text(encoding="utf-8")
+    for text in ("{}", "[]", "no JSON", whole.replace('"shard_rows"', '"rows"'), whole.replace(f'"prompts": {COUNT}', '"prompts": "all"')):
         manifest.write_text(text, encoding="utf-8")
         assert generate("many.jsonl", *many(*GREEDY)) == 2
         assert f"{manifest} is no manifest of shards" in capsys.readouterr().err
+    manifest.unlink()
+    assert generate("many.jsonl", *many(*GREEDY)) == 2  # eight answers are not thrown away
+    assert "many.jsonl.shards has answers and no manifest.json that says to what: move it away, or begin anew" in capsys.readouterr().err
+    assert len([*manifest.parent.glob("answers-*.jsonl")]) == 3 and generate("many.jsonl", *many(*GREEDY, "--resume", "false")) == 0
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-9]), lambda path: path.write_bytes(b"[]\n")])
+def test_prompts_of_a_shard_that_are_gone_or_others_are_told_before_a_worker_is_opened(damage, generate, pools, tmp_path, capsys):
+    halfway(generate, pools)
+    damage(tmp_path / "many.jsonl.shards" / "prompts-00002.jsonl")
+    made = pools()
+    before = len(made)
+    assert generate("many.jsonl", *many(*GREEDY)) == 2 and len(made) == before
+    assert "prompts-00002.jsonl is not as the prompts and references of now would be written: use the same" in capsys.readouterr().err
+
+
+def test_an_empty_prompt_is_told_with_its_line(generate, pools, prompts, capsys):
+    with prompts.open("a", encoding="utf-8") as file:
+        file.write('{"prompt": ""}\n')
+    assert generate("many.jsonl", *many(*GREEDY)) == 2
+    assert f"prompts.jsonl line {2 * COUNT} is empty: give at least one token" in capsys.readouterr().err
+
+
+def test_a_joined_file_that_was_changed_is_asked_anew_where_it_was(generate, pools, tmp_path):
+    made = pools()
+    assert generate("many.jsonl", *many(*GREEDY)) == 0
+    output = tmp_path / "many.jsonl"
+    want = output.read_bytes()
+    lines = want.splitlines(keepends=True)
+    output.write_bytes(b"".join([*lines[:3], b"no JSON\n", b"[]\n", *lines[5:7], *lines[8:]]))  # the last two shards' lines stand one too early
+    assert generate("many.jsonl", *many(*GREEDY, "--resume")) == 0 and output.read_bytes() == want
+    assert sorted(given[0] for _, call, given in made[-1].calls if call == "answer") == [3, 6, 9]
+
+
+def test_a_file_in_the_place_of_the_shards_is_told(generate, pools, tmp_path, capsys):
+    (tmp_path / "many.jsonl.shards").write_text("mine", encoding="utf-8")
+    assert generate("many.jsonl", *many(*GREEDY)) == 2
+    assert "many.jsonl.shards cannot be a folder (File exists): move what is there away, or name another --output" in capsys.readouterr().err
 
 
 def test_what_ray_says_of_a_lost_process_is_told_in_a_line():

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from seodang.data.errors import UserError
-from seodang.recipes.many.shards import Facts, Shard, Shards, facts_of, prompts_in
+from seodang.recipes.many.shards import Facts, Shard, Shards, prompts_in
 from seodang.recipes.prompts.prompt_files import Asked, Prompts, Reading, read_prompts, stream_prompts
 from seodang.recipes.run.same_run import prompts_fingerprint
 
@@ -62,7 +62,7 @@ def test_the_prompts_of_shards_are_those_that_are_read_at_once(number, reference
     assert {2 * place + index for place, part in enumerate(parts) for index in part.sources} == want.sources
     count = len(want.prompts)
     assert facts == Facts(count, len(want.references), want.translated, prompts_fingerprint(want, count))
-    assert facts_of(stream_prompts([str(path)], None, None, reading)[1]) == facts
+    assert shards.found(stream_prompts([str(path)], None, None, reading)[1]) == (facts, None)
 
 
 def made(folder, count: int = 5) -> tuple[Shards, list[Shard]]:

@@ -28,6 +28,7 @@ SEALED = "/proc"
         ("output_dir", "FOLDER/" + "x" * 256 + "/y", "x/y is a name too long for the file system"),
         ("output_dir", "", "--output_dir must be the name of one folder, got ''"),
         ("html", "", "--html must be the name of one file, got ''"),
+        ("output", "ASTRAY", "--output ASTRAY: there is no folder FOLDER/no, make it or name another"),
         ("output", "~nobody-of-that-name/x", "there is no folder ~nobody-of-that-name"),
     ],
 )
@@ -36,11 +37,12 @@ def test_what_cannot_be_written_is_refused_with_its_path(name, path, message, tm
         pytest.skip(f"there is no {SEALED} here")
     (tmp_path / "file").write_text("kept", encoding="utf-8")
     (tmp_path / "dangling").symlink_to(tmp_path / "nobody")
-    here = lambda text: text.replace("FILE", f"{tmp_path}/file").replace("DANGLING", f"{tmp_path}/dangling").replace("FOLDER", str(tmp_path))
+    (tmp_path / "astray").symlink_to("no/file.jsonl")
+    here = lambda text: text.replace("FILE", f"{tmp_path}/file").replace("ASTRAY", f"{tmp_path}/astray").replace("DANGLING", f"{tmp_path}/dangling").replace("FOLDER", str(tmp_path))
     with pytest.raises(UserError) as caught:
         check_outputs({name: here(path)})
     assert here(message) in str(caught.value) and "name" in str(caught.value)
-    assert sorted(os.listdir(tmp_path)) == ["dangling", "file"] and (tmp_path / "file").read_text(encoding="utf-8") == "kept"
+    assert sorted(os.listdir(tmp_path)) == ["astray", "dangling", "file"] and (tmp_path / "file").read_text(encoding="utf-8") == "kept"
 
 
 @pytest.mark.parametrize("name", ["data", "eval_data", "prompts", "config", "tasks_from", "triplets_from", "personas", "launch_file"])

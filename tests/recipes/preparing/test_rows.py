@@ -51,6 +51,8 @@ def test_rows_on_disk_train_as_those_in_memory_and_are_used_again(more, base, da
     prepared = [[line for line in lines if line.startswith("prepared")] for lines in told.values()]
     assert prepared[0] == [] and "a second" in prepared[1][0] and "as an earlier run left it" in prepared[2][0]
     assert len({json.dumps(read_manifest(tmp_path / name)["options"]["rows"]) for name in told}) == 1
+    cards = {(tmp_path / name / "README.md").read_text(encoding="utf-8").replace(f"# {name}", "# run") for name in told}
+    assert len(cards) == 1 and "records         12 read" in cards.pop()  # where rows lie, and how long they took, is of this machine
 
 
 @pytest.mark.full
@@ -120,12 +122,17 @@ def test_a_file_that_is_written_while_it_is_read_is_not_kept(base, data, tmp_pat
 @pytest.mark.parametrize("argv, told", [
     (["--num_proc", "0"], "num_proc must be at least 1, got 0"),
     (["--streaming", "--max_steps", "1", "--row_cache", "folder"], "row_cache folder: a stream is read while training"),
+    (["--row_cache", ""], "row_cache must be auto, never or a folder, got ''"),
+    (["--row_cache", "False"], "row_cache must be auto, never or a folder, got 'False'"),
+    (["--row_cache", "Never"], "row_cache must be auto, never or a folder, got 'Never'"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused(argv, told, base, data, tmp_path, capsys):
     assert sft.main(["--model", str(base), "--data", data, "--output_dir", str(tmp_path / "out"), *argv]) == 2
     assert told in capsys.readouterr().err
     assert prepare.main(["--data", data, "--output", str(tmp_path / "x.jsonl")]) == 2
     assert "data is prepared in the cache folder, or --row_cache" in capsys.readouterr().err
+    assert prepare.main(["--data", data, "--row_cache", "never"]) == 2
+    assert "row_cache never keeps no rows, and --data prepares them on disk" in capsys.readouterr().err
 
 
 @pytest.mark.full

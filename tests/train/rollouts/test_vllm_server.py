@@ -187,6 +187,11 @@ def test_a_server_that_takes_no_weights_or_is_none_is_refused(vllm):
     check_server(f"{vllm.address}/", 0)
     with pytest.raises(UserError, match="must be an address as http://localhost:8000, got 'localhost:8000'"):
         check_server("localhost:8000", 0)
+    with pytest.raises(UserError, match="vllm_server_timeout must be seconds from 0 on, got nan"):
+        check_server("http://127.0.0.1:9", float("nan"))  # which would never be over
+    for address in ("http://local host:1", "http://localhost:x"):
+        with pytest.raises(UserError, match=f"vllm_server_base_url '{address}' is no address"):
+            check_server(address, 60)
     vllm.config["weight_transfer_config"] = None
     with pytest.raises(UserError, match="takes no weights: start it with a way to, .*--weight-transfer-config"):
         check_server(vllm.address, 0)

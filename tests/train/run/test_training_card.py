@@ -55,6 +55,11 @@ def test_what_is_no_language_model_is_run_by_its_own_command(paradigm, task, com
     assert set(sections) == {"Seodang"}
 
 
+def test_names_of_several_lines_are_in_one():
+    _, first, sections = parts(training_card(Trained("a\n## b", "Trainer", "", "masked", 1, 1, data=["x\n## y.jsonl"]), None, None))
+    assert first.lstrip().startswith("# a ## b\n") and "- x ## y.jsonl\n" in sections["Data"] and set(sections) == {"Data", "Seodang"}
+
+
 def test_a_reward_models_lines_are_its_own(fresh_tiny, tiny_tokenizer):
     model = AutoModelForSequenceClassification.from_config(fresh_tiny("llama", num_labels=1).config)
     header, _, sections = parts(training_card(Trained("m", "RewardModelTrainer", "x", "reward", 1, 1), model, tiny_tokenizer))
