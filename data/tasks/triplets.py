@@ -38,8 +38,8 @@ def group_triplets(triplets: Iterable[tuple[str, Mapping[str, Any]]]) -> Groupin
             if not isinstance(triplet, Mapping):
                 raise UserError(f"a record must be an object of keys and values, got {type(triplet).__name__}")
             if "tasks" in triplet and "instruction" not in triplet:
-                made = "training, `preview` and `generate` read it as it is, by --tasks, and `seodang prepare --triplets_from` makes triplets of it"
-                raise UserError(f"this is a record of several tasks already, {{input, tasks}}, and no triplet: {made}")
+                remedy = "training, `preview` and `generate` read it as it is, by --tasks, and `seodang prepare --triplets_from` makes triplets of it"
+                raise UserError(f"this is a record of several tasks already, {{input, tasks}}, and no triplet: {remedy}")
             found.triplets += 1
             task = {name: triplet[name] for name in ("name", "instruction", "output") if triplet.get(name) is not None}
             text, system = (as_text(triplet, key) if triplet.get(key) else "" for key in ("input", "system"))

@@ -228,7 +228,7 @@ def resolve(path: str | os.PathLike) -> str:
         return name
     if is_config_file(name):
         use = "`seodang pretrain --config_file` builds one by it from nothing, and --dry_run of a training command plans for it without weights"
-        raise UserError(f"model {name!r} is a configuration, which has no weights: {use}; to start from weights give the checkpoint's folder")
+        raise UserError(f"model {name!r} is a configuration, which has no weights: {use}; give the checkpoint's folder to start from weights")
     if os.path.exists(name):
         raise UserError(f"model {name!r} is neither a folder nor a GGUF file: give a checkpoint's folder, a hub name such as Qwen/Qwen3-0.6B, or default")
     check_hub_name(name)

@@ -92,7 +92,7 @@ class Making(AskingOptions):
             if getattr(self, name) is not None and self.style not in of:
                 raise UserError(f"{name} is for --style {' and '.join(of)}, got {self.style}: leave it out")
         if bad := [text for text in self.meanings or () if not all(text.partition("="))]:
-            raise UserError(f"meanings are given as OUTPUT=WORDS, got {bad[0]!r}")
+            raise UserError(f"meanings must be OUTPUT=WORDS each, got {bad[0]!r}")
         if unknown := [name for name in self.fields or () if name not in FIELDS]:
             raise UserError(f"fields are {', '.join(FIELDS)}, got {unknown[0]!r}")
 
