@@ -85,7 +85,8 @@ def check_keys(names: Names, shapes: Collection[str]) -> None:
     for key in names if KEYS.keys() >= set(shapes) and not alone(shapes) else ():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
-            remedy = f": did you mean {near[0]}?" if near else f", only {', '.join(known)}"
+            guess = f"{names[key]}={key}" if names[key] in known else near[0] if near else None  # the column stands behind the sign
+            remedy = f", only {', '.join(known)}" if guess is None else f": did you mean {guess}?"
             raise UserError(f"columns {key}={names[key]}: no shape has a key {key!r}{remedy}")
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from .errors import UserError
 
 FOLDER = Path(__file__).parent / "samples"
+COPIED = ("data/samples/", "recipes/")  # what begins so is copied by `seodang setup --examples`, if it is there
 
 
 def sample_names() -> list[str]:
@@ -21,3 +22,9 @@ def sample_path(name: str) -> Path:
     if stem not in sample_names():
         raise UserError(f"there is no sample named {name!r}: choose one of {', '.join(sample_names())}")
     return FOLDER / f"{stem}.jsonl"
+
+
+def setup_hint(name: str) -> str:
+    """What to do about a file that is not where a command looks for it, where it comes with Seodang and the documents name it so; else nothing."""
+    comes_along = name.endswith((".jsonl", ".yaml")) and name.startswith(COPIED) and (FOLDER.parents[1] / name).is_file()
+    return ": it comes with Seodang, and `seodang setup --examples .` puts it here" if comes_along else ""

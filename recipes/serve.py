@@ -24,6 +24,7 @@ GIB = 1 << 30
 KEYS = "SEODANG_API_KEY"  # several are parted by commas or blanks
 OF_SPEAKERS = ("adapter", "weights", "kv_cache_dtype", "chat_template")  # options that mean nothing to an encoder
 COMPLETIONS = "/v1/completions", {"prompt": "The three primary colours are", "max_tokens": 16, "temperature": 0, "stream": True}
+CHAT = "/v1/chat/completions", {"messages": [{"role": "user", "content": "Name three colours."}], "max_tokens": 16, "temperature": 0, "stream": True}
 EMBEDDINGS = "/v1/embeddings", {"input": ["a cat", "a kitten"]}
 CLASSES = "/v1/classify", {"input": ["a fine film", "a dull one"]}
 TEMPLATE_KWARGS = ("enable_thinking", "thinking", "reasoning_effort")
@@ -95,7 +96,8 @@ def main(argv: list[str] | None = None) -> int:
             listening.listen(2048)  # whoever reads the next lines may connect
             print(f"{engine.describe()}\n{served.describe()}")
             address = address_of(listening)
-            ask = CLASSES if isinstance(engine, LiveClassifier) else EMBEDDINGS if isinstance(engine, LiveEncoder) else COMPLETIONS
+            speaks = CHAT if engine.tokenizer.chat_template else COMPLETIONS
+            ask = CLASSES if isinstance(engine, LiveClassifier) else EMBEDDINGS if isinstance(engine, LiveEncoder) else speaks
             print(f"serving {name} at {address} (Ctrl-C ends it); try\n{example(address, name, ask)}", flush=True)
             serve(served, listening, access, options.request_seconds)
     return 0

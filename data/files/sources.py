@@ -14,6 +14,7 @@ from ..errors import UserError
 from ..formats import SHAPES, Dialogue, Shapes, Text, recognise, to_examples
 from ..hub import check_hub_name
 from ..preferences import PromptExample, RankedPreference, UnpairedPreference
+from ..sample_data import setup_hint
 from ..surrogates import refuse_surrogates
 from .conll import conll_records
 from .json_files import json_lines_records, json_records
@@ -203,7 +204,7 @@ def _reader(name: str, split: str, streaming: bool, encoding: str | None = None,
             raise UserError(f"no file matches {name}" if pattern else f"the folder {name} holds no {', '.join(READERS)} file")
         return lambda: (located for file in files for located in READERS[kind_of(file)](file, encoding, known))
     if kind_of(path) in (*READERS, *REMEDIES) or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"there is no file or folder {name}")
+        raise UserError(f"there is no file or folder {name}{setup_hint(name)}")
     check_hub_name(name.partition(":")[0], "dataset")
     return lambda: _hub(name, split, streaming)
 

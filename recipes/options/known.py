@@ -22,6 +22,7 @@ from typing import Any
 from seodang.data.errors import UserError
 from seodang.data.files.sources import check_source
 from seodang.data.hub import check_hub_name
+from seodang.data.sample_data import setup_hint
 from seodang.data.text.documents import check_text_source
 from seodang.infer.checkpoint.default_encoder import NAME as DEFAULT_ENCODER
 from seodang.recipes.options.outputs import OUTPUTS, READ, check_outputs
@@ -254,7 +255,7 @@ def _configured(paths: list[str] | None) -> dict[str, Any]:
     if not paths:
         return {}
     if not os.path.isfile(paths[0]):
-        raise UserError(f"--config {paths[0]}: there is no such file")
+        raise UserError(f"--config {paths[0]}: there is no such file{setup_hint(paths[0])}")
     import yaml
 
     try:

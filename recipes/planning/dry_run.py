@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def dry_run(trainer: Any, planning: PlanningOptions, lines: Iterable[str]) -> in
     fits = memory is None or plan.peak <= memory
     told += [f"chosen          {choice.told('of --device_memory')}"] if choice else []
     changes = [] if fits else advice(trainer, plan, memory)
-    cost = [] if size is None else replace(size, memory=int(plan.peak)).lines()
+    cost = [] if size is None else size.lines()
     if not trainer.is_world_process_zero():
         return 0 if fits else DOES_NOT_FIT
     print(*lines, *cost, *table(plan), *step_lines(plan, accumulated), *told, *verdict(plan, memory, changes, others), sep="\n", flush=True)
@@ -60,7 +60,8 @@ def table(plan: MemoryPlan) -> list[str]:
         if any(values):
             lines.append(f"{part:<16}" + "".join(f"{value / GIB:11.2f}" for value in values) + (f"  {words[part]}" if part in words else ""))
     totals = [sum(plan.moments[name].values()) for name in moments]
-    return [*lines, f"{'sum':<16}" + "".join(f"{total / GIB:11.2f}" for total in totals) + f"  the peak is {plan.peak / GIB:.2f}, in {plan.peak_moment}", ""]
+    peak = f"the peak is {plan.peak / GIB:.2f}, in {plan.peak_moment}, beside Python and its libraries"
+    return [*lines, f"{'sum':<16}" + "".join(f"{total / GIB:11.2f}" for total in totals) + f"  {peak}", ""]
 
 
 def words_of(plan: MemoryPlan) -> dict[str, str]:

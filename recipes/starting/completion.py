@@ -66,7 +66,10 @@ def bash(verbs: Mapping[str, str], options: Mapping[str, list[str]]) -> str:
         --help) COMPREPLY=($(compgen -W "all json" -- "$current")); return ;;
         --version) COMPREPLY=($(compgen -W "--verbose" -- "$current")); return ;;
     esac
-    [[ "$current" == -* ]] || return 0  # a file, as -o default has it
+    if [[ "$current" != -* ]]; then  # a file, as -o default has it
+        [ "${{COMP_WORDS[1]}}" != completion ] || COMPREPLY=($(compgen -W "{" ".join(SHELLS)}" -- "$current"))
+        return 0
+    fi
     case "${{COMP_WORDS[1]}}" in
 {cases}
     esac
@@ -97,7 +100,7 @@ _seodang() {{
     case "$words[2]" in
 {cases}
     esac
-    if [[ "$words[CURRENT]" == -* ]]; then compadd -- $options; else _files; fi
+    if [[ "$words[CURRENT]" == -* ]]; then compadd -- $options; elif [[ "$words[2]" == completion ]]; then compadd -- {" ".join(SHELLS)}; else _files; fi
 }}
 if [ "$funcstack[1]" = _seodang ]; then _seodang "$@"; else compdef _seodang seodang; fi"""
 
@@ -109,6 +112,7 @@ def fish(verbs: Mapping[str, str], options: Mapping[str, list[str]]) -> str:
     lines += [f"complete -c seodang -f -n {first} -a {shlex.quote(verb)} -d {shlex.quote(what)}" for verb, what in verbs.items()]
     for verb, names in options.items():
         lines += [f"complete -c seodang -n '__fish_seen_subcommand_from {verb}' -l {name[2:]}" for name in names]
+    lines.append(f"complete -c seodang -f -n '__fish_seen_subcommand_from completion' -a {shlex.quote(' '.join(SHELLS))}")
     return "\n".join(lines)
 
 

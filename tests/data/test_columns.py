@@ -186,6 +186,7 @@ def test_sources_that_have_the_keys_already_are_read_beside_those_that_do_not(tm
     [
         ({"output": "anwser"}, "--columns output=anwser: there is no column 'anwser' among instruction, answer, memo: did you mean output=answer?"),
         ({"ouput": "answer"}, "columns ouput=answer: no shape has a key 'ouput': did you mean output?"),
+        ({"answer": "output"}, "columns answer=output: no shape has a key 'answer': did you mean output=answer?"),  # the wrong way round
         ({"chosen": "answer"}, "columns chosen=answer: no shape has a key 'chosen', only completion, conversations, history"),
         ({"memo": "answer"}, "columns memo=answer: no shape has a key 'memo'"),
         ({"instruction": "memo", "output": "answer"}, "a.jsonl line 1: --columns instruction=memo, but there is a column 'instruction' as well: rename or delete one"),

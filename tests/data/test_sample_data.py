@@ -9,7 +9,9 @@ from datetime import datetime
 import pytest
 
 from seodang.data.errors import UserError
-from seodang.data.sample_data import FOLDER, sample_names, sample_path
+from seodang.data.files.sources import read
+from seodang.data.sample_data import FOLDER, sample_names, sample_path, setup_hint
+from seodang.recipes.starting.setup import EXAMPLES
 
 SUWON = {"instruction": "Which country is the city of Suwon located in?", "input": "", "output": "South Korea"}
 KEYS_BESIDE = {"everyday": {"task"}, "everyday_heldout": {"task"}, "plain_heldout": {"accepted", "wrong"}}
@@ -286,3 +288,14 @@ def test_templates_say_names_as_koreans_do(build, template, jiyoung, minsu):
 def test_the_instruction_agrees_with_the_name_it_quotes(build):
     assert build.instruct("다음 문장에서 사람 이름을 '{new}'{으로/로} 바꾸세요.", "지영", "민수") == "다음 문장에서 사람 이름을 '민수'로 바꾸세요."
     assert build.instruct("'{old}'{을/를} '{new}'{으로/로} 바꾸세요.", "민수", "지영") == "'민수'를 '지영'으로 바꾸세요."
+
+
+def test_what_the_documents_name_is_said_to_come_with_a_command_and_no_other_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    put_here = {str(path.relative_to(FOLDER.parents[1])) for pattern in EXAMPLES for path in FOLDER.parents[1].glob(pattern)}
+    hinted = {name for name in put_here if setup_hint(name)}
+    assert hinted == {name for name in put_here if name.endswith((".jsonl", ".yaml"))} and "recipes/launch/ddp.yaml" in hinted
+    for name in ("data/samples/none.jsonl", "cities.jsonl", str(FOLDER / "cities.jsonl"), "data/sample_data.py"):
+        assert setup_hint(name) == "", name
+    with pytest.raises(UserError, match="folder data/samples/cities.jsonl: it comes with Seodang, and `seodang setup --examples .` puts it here"):
+        read("data/samples/cities.jsonl")

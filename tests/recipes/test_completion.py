@@ -13,6 +13,7 @@ from seodang.recipes.options.known import known
 ASKED = {  # by what is typed, the words that must be offered and those that must not be
     "seodang sf": ({"sft"}, {"serve"}), "seodang ": ({*VERBS}, set()), "seodang sft --lora_": ({"--lora_r", "--lora_alpha"}, {"--model"}),
     "seodang serve --po": ({"--port"}, {"--lora_r"}), "seodang diffusion-lm --": ({"--config", "--embedding_size"}, {"--lora_r"}),
+    "seodang completion ": ({"bash", "zsh", "fish"}, {"--shell"}), "seodang completion --": ({"--shell"}, {"bash"}),
 }  # fmt: skip
 
 

@@ -59,6 +59,10 @@ def test_the_options_are_the_engines(fresh_tiny, tiny_tokenizer, monkeypatch, ca
     assert (plain, second.prefix_cache, third.prefix_cache, second.max_rows) == ("b", None, None, 64)
     printed = capsys.readouterr()
     assert "KV cache up to 537 MB" in printed.out and "serving it's at http://127.0.0.1:" in printed.out
+    shown = "/v1/chat/completions" if tiny_tokenizer.chat_template else "/v1/completions"  # what the model was taught to answer
+    assert printed.out.count(f"{shown} -H") == 3
+    monkeypatch.setattr(tiny_tokenizer, "chat_template", None if tiny_tokenizer.chat_template else "{{ messages[0].content }}")
+    assert main(["a", "--port", "0"]) == 0 and f"{shown} -H" not in capsys.readouterr().out
     assert printed.err == "a t5 model cannot go on from another's beginning: prefixes are not reused\n"
     assert not any(engine._thread.is_alive() for engine, _ in found)
 

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from ...data.errors import UserError
+from ...data.sample_data import setup_hint
 from ..run.sharding import refuse_context_parallel
 
 DDP, ZERO1, ZERO2, ZERO3, FSDP = WAYS = ("ddp", "zero1", "zero2", "zero3", "fsdp")
@@ -63,7 +64,7 @@ class Layout:
 def read_launch_file(path: str) -> Layout:
     """The layout of one of accelerate's configs, a YAML file. Raises UserError for one that says none that is known."""
     if not os.path.isfile(path):
-        raise UserError(f"launch_file {path}: there is no such file")
+        raise UserError(f"launch_file {path}: there is no such file{setup_hint(path)}")
     try:
         told = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -66,7 +66,7 @@ OTHERS = {  # options of programs that are not ours
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_option_named_in_words_is_one_of_some_command(page):
-    names = {name for verb, told in known().items() if verb != "versions" for name in told["names"].split()} | OTHERS
+    names = {"version", *(name for verb, told in known().items() if verb != "versions" for name in told["names"].split()), *OTHERS}
     for code in re.findall(r"`([^`\n]+)`", prose(page)):
         for option in re.findall(r"(?:^| )--([a-z][\w-]*)", code):
             assert option.replace("-", "_") in names, f"{page}: there is no --{option} (in `{code}`)"

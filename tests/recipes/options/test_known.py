@@ -91,10 +91,13 @@ def test_help_for_programs_has_defaults(capsys):
         ("dpo", ["--data", "FOLDER/k.csv", "nowhere.csv", "--encoding", "cp949"], "there is no file or folder nowhere.csv"),
         ("score", ["default", "--data", "owner/name"], "dataset 'owner/name' is no file or folder"),
         ("sft", ["--config", "nowhere.yaml"], "--config nowhere.yaml: there is no such file"),
+        ("preview", ["data/samples/plain.jsonl"], "data/samples/plain.jsonl: it comes with Seodang, and `seodang setup --examples .`"),
+        ("sft", ["--config", "recipes/sft.yaml"], "recipes/sft.yaml: there is no such file: it comes with Seodang, and `seodang setup"),
     ],
 )
 def test_mistakes_are_told_without_the_recipe(verb, argv, message, tmp_path, capsys, monkeypatch, versions_of_the_file):
     monkeypatch.setattr("importlib.import_module", lambda *_: pytest.fail("imported a recipe"))
+    monkeypatch.chdir(tmp_path)
     file = tmp_path / "file"
     file.write_text("", encoding="utf-8")
     (tmp_path / "ask.txt").write_text("", encoding="utf-8")

@@ -75,7 +75,8 @@ def test_every_stage_is_planned_without_weights(base, records, tmp_path, capsys,
         assert parts["models beside"] == pytest.approx(beside, rel=0.01)
     assert plan["peak"] == max(sum(parts.values()) for parts in plan["moments"].values())
     printed = capsys.readouterr().out
-    assert "the peak is" in printed and "tokens a step" in printed and not (tmp_path / "out").exists()
+    assert printed.count(f"{plan['peak'] / 2**30:.2f}, in {plan['peak_moment']}, beside Python") == 1 and "peak memory" not in printed  # said once
+    assert "tokens a step" in printed and not (tmp_path / "out").exists()
 
 
 def test_a_config_alone_is_enough_and_one_for_many_devices_says_the_other_ways(base, records, tmp_path, capsys):
