@@ -14,10 +14,11 @@ from typing_extensions import override
 
 from ...data.errors import UserError
 from ...infer.checkpoint.manifest import fingerprint, verify
-from ...infer.kernels.device import in_float64, is_out_of_memory
+from ...infer.kernels.device import in_float64
 from .checkpoints import STAGING, explain_full_disk, publish, publish_into, require_space, rotate, start_staging
 from .interruption import Interruptible
 from .optimizer import MasterAdamW
+from .out_of_memory import memory_named
 from .randomness import order_by_epoch, preserve_random_state
 from .sharding import (
     ZERO3,
@@ -95,7 +96,7 @@ class CrashSafeCheckpoints(Interruptible):
 
     def training_step(self, *args, **kwargs) -> Tensor:
         """The loss of a micro-batch, its gradients added. Raises UserError for one that is no finite number, and where the memory does not suffice for it."""
-        with self._memory_named("per_device_train_batch_size", "raise --gradient_accumulation_steps by as much, which learns the same"):
+        with memory_named(self, "per_device_train_batch_size", "raise --gradient_accumulation_steps by as much, which learns the same"):
             loss = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
             raise UserError(
@@ -103,19 +104,6 @@ class CrashSafeCheckpoints(Interruptible):
                 "around this step; the last checkpoint is intact"
             )
         return loss
-
-    @contextmanager
-    def _memory_named(self, name: str, beside: str) -> Iterator[None]:
-        """Raise a UserError, with the batch size that is called so, in place of the error of a memory that does not suffice."""
-        try:
-            yield
-        except Exception as error:
-            if not is_out_of_memory(error) or self.args.auto_find_batch_size:  # which the Trainer lowers by itself
-                raise
-            raise UserError(
-                f"out of memory at step {self.state.global_step + 1} with {name} {getattr(self.args, name)}: lower it and {beside}, or give --activation_checkpointing true "
-                f"or a lower --max_length; --dry_run memory says what will fit; the last checkpoint is intact ({' '.join(str(error).split()):.200})"
-            ) from error
 
     @override
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
@@ -182,10 +170,9 @@ class CrashSafeCheckpoints(Interruptible):
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """As the trainer beneath, leaving mode and random numbers as they were. Raises UserError where the memory does not suffice."""
-        with self.in_evaluation(), self._memory_named("per_device_eval_batch_size", "the figures stay the same"):
+        with self.in_evaluation(), memory_named(self, "per_device_eval_batch_size", "the figures stay the same"):
             return super().evaluate(*args, **kwargs)
 
-    @override
     def evaluation_loop(self, *args, **kwargs) -> Any:
         """As the trainer's; before training begins, by whole weights: it would take them apart for good, and otherwise than training does."""
         if not engine_of(self.accelerator) or self.accelerator._models:
