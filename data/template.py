@@ -56,7 +56,10 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, name_or_file: str | No
     path = Path(os.path.expanduser(name_or_file))
     if not os.path.isfile(path):
         raise UserError(f"chat template {name_or_file!r} is neither a file nor one of {', '.join(BUILT_IN)}")
-    tokenizer.chat_template = path.read_text(encoding="utf-8")
+    try:
+        tokenizer.chat_template = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"chat template {name_or_file} is not UTF-8 (byte {error.start + 1}): convert it") from None
 
 
 def render(

@@ -175,7 +175,7 @@ def check_source(name: str, encoding: str | None = None) -> None:
 def is_source_file(name: str) -> bool:
     """Whether a name is that of a file, or of a workbook's sheet, whose records can be read."""
     book, mark, _ = name.rpartition("#")
-    path = Path(os.path.expanduser(name))
+    path = Path(os.path.expanduser(name))  # os.path takes any text, where Path.expanduser and Path.is_file raise for one that can be no name
     return kind_of(path) in READERS and os.path.isfile(path) or bool(mark) and Path(book).suffix.lower() in WORKBOOKS and os.path.isfile(os.path.expanduser(book))
 
 

@@ -166,7 +166,7 @@ class RayPool:
             return
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS).close()
-        except (ValueError, OverflowError):
+        except ValueError:
             raise UserError(f"ray_address must be HOST:PORT or auto, got {self._address!r}") from None
         except OSError as error:
             raise UserError(f"--ray_address {self._address}: no Ray cluster answers there ({error.strerror or error}): `ray status` says on its machines where it is") from None

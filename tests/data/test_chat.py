@@ -158,7 +158,7 @@ def test_a_template_may_be_a_file_and_is_kept_with_the_tokenizer(smol, tmp_path)
     assert (tmp_path / "saved" / "chat_template.jinja").read_text() == smol.chat_template
 
 
-def test_a_missing_or_unknown_template_names_the_remedy(smol):
+def test_a_missing_or_unknown_template_names_the_remedy(smol, tmp_path):
     smol = copy.deepcopy(smol)
     set_chat_template(smol)  # it has its own
     smol.chat_template = None
@@ -167,6 +167,11 @@ def test_a_missing_or_unknown_template_names_the_remedy(smol):
             ask()
     with pytest.raises(UserError, match="'vicunna' is neither a file nor one of chatml"):
         set_chat_template(smol, "vicunna")
+    with pytest.raises(UserError, match="is neither a file nor one of"):
+        set_chat_template(smol, "x" * 300)
+    (tmp_path / "own.jinja").write_bytes(b"{{ bos_token }}\xff")
+    with pytest.raises(UserError, match=r"own.jinja is not UTF-8 \(byte 16\)"):
+        set_chat_template(smol, str(tmp_path / "own.jinja"))
 
 
 @pytest.mark.parametrize(
