@@ -96,8 +96,8 @@ def main(argv: list[str] | None = None) -> int:
             listening.listen(2048)  # whoever reads the next lines may connect
             print(f"{engine.describe()}\n{served.describe()}")
             address = address_of(listening)
-            speaks = CHAT if engine.tokenizer.chat_template else COMPLETIONS
-            ask = CLASSES if isinstance(engine, LiveClassifier) else EMBEDDINGS if isinstance(engine, LiveEncoder) else speaks
+            texts = CLASSES if isinstance(engine, LiveClassifier) else EMBEDDINGS if isinstance(engine, LiveEncoder) else None
+            ask = texts or (CHAT if engine.tokenizer.chat_template else COMPLETIONS)
             print(f"serving {name} at {address} (Ctrl-C ends it); try\n{example(address, name, ask)}", flush=True)
             serve(served, listening, access, options.request_seconds)
     return 0

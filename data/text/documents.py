@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from ..errors import UserError
 from ..files.sources import READERS, REMEDIES, each_once, files_in, is_source_file, kind_of, records_of, refuse_unread
 from ..files.text_files import checked_encoding, lines_of
+from ..sample_data import setup_hint
 from ..surrogates import refuse_surrogates
 
 FILE, LINE, PARAGRAPH = DOCUMENTS = ("file", "line", "paragraph")  # what a document is in a file of plain text
@@ -79,7 +80,7 @@ def text_files(name: str) -> list[Path]:
         if not found:
             raise UserError(f"no file matches {name}")
     elif path.suffix or name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise UserError(f"there is no file or folder {name}")
+        raise UserError(f"there is no file or folder {name}{setup_hint(name)}")
     else:
         return []
     for file in found:

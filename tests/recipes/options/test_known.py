@@ -91,6 +91,7 @@ def test_help_for_programs_has_defaults(capsys):
         ("dpo", ["--data", "FOLDER/k.csv", "nowhere.csv", "--encoding", "cp949"], "there is no file or folder nowhere.csv"),
         ("score", ["default", "--data", "owner/name"], "dataset 'owner/name' is no file or folder"),
         ("sft", ["--config", "nowhere.yaml"], "--config nowhere.yaml: there is no such file"),
+        ("pretrain", ["--data", "data/samples/plain.jsonl"], "data/samples/plain.jsonl: it comes with Seodang"),
         ("preview", ["data/samples/plain.jsonl"], "data/samples/plain.jsonl: it comes with Seodang, and `seodang setup --examples .`"),
         ("sft", ["--config", "recipes/sft.yaml"], "recipes/sft.yaml: there is no such file: it comes with Seodang, and `seodang setup"),
     ],
