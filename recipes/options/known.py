@@ -267,6 +267,8 @@ def _configured(paths: list[str] | None) -> dict[str, Any]:
 def unknown_option(word: str, names: Iterable[str], prog: str) -> str:
     """What to say of a word that is no option of a command, with the nearest that is."""
     name = word.partition("=")[0].lstrip("-").replace("-", "_")
+    if not name:
+        return f"{word!r} stands where an option would: join a value that begins with - to its option, as --NAME={word}"
     near = difflib.get_close_matches(name, names, n=1)
     return f"unknown option {name!r}" + (f": did you mean {near[0]}?" if near else f" (see {prog} --help)")
 
