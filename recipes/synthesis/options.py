@@ -12,6 +12,7 @@ from seodang.data.synthesis.seeds import FIELDS, SHAPES, Seed
 from seodang.data.synthesis.styles import NEW, OF_RECORDS, OUTPUT_FIRST, STYLES, Style
 from seodang.recipes.options.asking import AskingOptions
 from seodang.recipes.options.decoding import Decoding, option
+from seodang.recipes.options.parser import Repeated
 from seodang.recipes.run.results_file import is_regular
 
 CHOICE = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens", "seed")
@@ -57,7 +58,7 @@ class Making(AskingOptions):
     fields: list[str] | None = field(default=None, metadata={"help": "rephrase, translate: the texts written anew; instruction of rephrase, all of translate."})
     source_lang: str | None = option("translate: the language of the records, as en.")
     target_lang: str | None = option("translate: the language wanted, as ko.")
-    meanings: list[str] | None = field(default=None, metadata={"help": "output_first: what an output's inputs are in words, as '+=a review by one who liked it'."})
+    meanings: list[str] | None = field(default=None, metadata={"help": "output_first: what an output's inputs are in words, as '+=a review by one who liked it'.", "action": Repeated})
     language: str | None = option("self_instruct, persona, output_first: the language to write in, as ko.")
     max_chars: int = option("Characters of each text that is made or shown; 0: no bound (servers whose schemas have no maxLength).", 600)
     round_size: int = option("Attempts in a round; what one round made can be shown from the next on.", 32)

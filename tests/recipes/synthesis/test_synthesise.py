@@ -336,7 +336,7 @@ def test_a_budget_needs_a_server_that_tells_its_tokens(scripted_server, seeds, t
         (["--count", "3", "--style", "translate"], "translate needs both languages"),
         (["--count", "3", "--personas", "x.txt"], "personas is for --style persona, got self_instruct: leave it out"),
         (["--count", "3", "--meanings", "+=praise"], "meanings is for --style output_first, got self_instruct: leave it out"),
-        (["--count", "3", "--style", "output_first", "--shots", "3", "--meanings", "+=praise", "+=joy"], "meanings gives '+' more than one: leave all but one out"),
+        (["--count", "3", "--style", "output_first", "--shots", "3", "--meanings", "+=praise", "--meanings=-=blame", "--meanings", "+=joy"], "meanings gives '+' more than one: leave all but one out"),
         (["--count", "3", "--style", "output_first", "--meanings", "+=praise", "-=blame"], "'-=blame' stands where an option would: join a value that begins with - to its option"),
         (["--count", "3", "--style", "output_first", "--shots", "3", "--meanings", "praise"], "meanings are given as OUTPUT=WORDS, got 'praise'"),
         (["--count", "3", "--style", "output_first", "--shots", "3"], "output_first: 4 of 6 seeds have an input"),
