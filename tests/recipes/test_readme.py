@@ -1,27 +1,15 @@
-"""README and the pages that it sends to: what they tell to type runs as it stands, on a tiny model in place of the default one; figures stand where README says."""
+"""README: what it tells to type runs as it stands, on a tiny model in place of the default one; figures stand where README says."""
 
 import contextlib
 import io
 import re
-from pathlib import Path
 
 import pytest
-
-from seodang.data.form_pairs import main as form_pairs
-
-ROOT = Path(__file__).parents[2]
-FENCE = re.compile(r'^```(\w*)(?: title="(not run: [^"\n]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
-PAGES = ["data-reference", "training", "speaking", "python"]  # later ones ask what earlier ones trained
-IN_TURN = [["README.md"], pytest.param([f"docs/{name}.md" for name in PAGES], marks=pytest.mark.full)]
+from markdown_blocks import ROOT, blocks, prose
 
 
 def text_of(name):
     return (ROOT / name).read_text(encoding="utf-8")
-
-
-def prose(text):
-    """A document without its fences."""
-    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def section(text, heading):
@@ -43,46 +31,25 @@ def clone(tmp_path, small_defaults, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture
-def typed(clone, quickly):
-    """`typed(line)`: run a line of a document."""
-
-    def run(line: str) -> None:
-        line = line.partition("    #")[0].strip()
-        if line.startswith("python -m seodang.data.form_pairs "):
-            form_pairs(path := clone / line.split()[-1])
-            path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:40]), encoding="utf-8")  # a few will do
+def test_what_readme_tells_to_type_runs(clone, quickly):
+    ran = [block for block in blocks("README.md") if block.runs]
+    assert len(ran) > 4
+    for block in ran:
+        if block.language == "python":
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                exec(compile(block.text, block.where, "exec"), {"__name__": "__main__"})
+            assert printed.getvalue().strip(), block.text
         else:
-            quickly(line)
-
-    return run
-
-
-@pytest.mark.parametrize("names", IN_TURN, ids=["README", "pages"])
-def test_what_a_document_tells_to_type_runs(names, typed):
-    for name in names:
-        ran = 0
-        for language, excuse, body in FENCE.findall(text_of(name)):
-            if excuse or language not in ("bash", "python"):
-                continue
-            ran += 1
-            if language == "python":
-                with contextlib.redirect_stdout(io.StringIO()) as printed:
-                    exec(compile(body, name, "exec"), {"__name__": "__main__"})
-                assert printed.getvalue().strip(), body
-            else:
-                for line in body.splitlines():
-                    typed(line)
-        assert ran, name
+            for line in block.text.splitlines():
+                quickly(line.partition("    #")[0].strip())
 
 
-def test_every_fence_says_what_it_is():
-    """A fence that the pattern does not see would not be run."""
-    for name in ("README.md", "docs/server-reference.md", *(f"docs/{page}.md" for page in PAGES)):
-        text = text_of(name)
-        assert 2 * len(FENCE.findall(text)) == len(re.findall("^```", text, re.MULTILINE)), name
-        for language, excuse, body in FENCE.findall(text):
-            assert language in ("bash", "python") or not re.search(r"^(seodang|make|python) ", body, re.MULTILINE), body
+def test_every_fence_of_readme_says_what_it_is():
+    """A fence that is not seen would not be run."""
+    found = blocks("README.md")
+    assert 2 * len(found) == len(re.findall("^```", text_of("README.md"), re.MULTILINE))
+    for block in found:
+        assert block.language in ("bash", "python") or not re.search(r"^(seodang|make|python) ", block.text, re.MULTILINE), block.where
 
 
 def test_figures_of_speed_stand_where_readme_says():
@@ -103,21 +70,21 @@ def test_links_of_readme_lead_somewhere():
 
 def test_readme_is_read_in_four_minutes():
     text = text_of("README.md")
-    words = [word for line in prose(text).splitlines() if not line.startswith("|") for word in line.split()]
+    words = [word for line in prose("README.md").splitlines() if not line.startswith("|") for word in line.split()]
     assert len(words) < 4 * 200 and len(text.splitlines()) <= 200
 
 
 def test_both_languages_say_the_same():
-    english, korean = text_of("README.md"), text_of("README.ko.md")
-    fences = lambda text: [(language, re.sub(r"#.*", "", body)) for language, _, body in FENCE.findall(text) if language]
-    assert fences(english) == fences(korean)
-    levels = lambda text: re.findall(r"^(#+) ", prose(text), re.MULTILINE)
+    english, korean = prose("README.md"), prose("README.ko.md")
+    fences = lambda name: [(block.language, re.sub(r"#.*", "", block.text)) for block in blocks(name) if block.language]
+    assert fences("README.md") == fences("README.ko.md")
+    levels = lambda text: re.findall(r"^(#+) ", text, re.MULTILINE)
     assert levels(english) == levels(korean)
     links = lambda text: [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("README")]
     assert links(english) == links(korean)
-    tables = lambda text: [line.count(" | ") for line in prose(text).splitlines() if line.startswith("|")]
+    tables = lambda text: [line.count(" | ") for line in text.splitlines() if line.startswith("|")]
     assert tables(english) == tables(korean)
-    figures = lambda text: sorted(re.findall(r"\d+(?:[.,]\d+)*", prose(text)))
+    figures = lambda text: sorted(re.findall(r"\d+(?:[.,]\d+)*", text))
     assert figures(english) == figures(korean)
-    code = lambda text: sorted(re.findall(r"`[^`\n]+`", prose(text)))
+    code = lambda text: sorted(re.findall(r"`[^`\n]+`", text))
     assert code(english) == code(korean)
