@@ -43,7 +43,7 @@ def alone(path: Path, what: str, patience: float = PATIENCE) -> Iterator[Callabl
 def _wait(file: BinaryIO, path: Path, what: str, patience: float) -> None:
     began = heard = time.monotonic()
     told, mark = began + TOLD_AFTER - 30, None
-    while not _locked(file):
+    while not locked(file):
         now, seen = time.monotonic(), os.fstat(file.fileno()).st_mtime_ns
         if seen != mark:  # whose clock it is does not matter: it moves
             heard, mark = now, seen
@@ -55,7 +55,8 @@ def _wait(file: BinaryIO, path: Path, what: str, patience: float) -> None:
         time.sleep(min(0.2, patience / 10))
 
 
-def _locked(file: BinaryIO) -> bool:
+def locked(file: BinaryIO | int) -> bool:
+    """Lock what is open, a file or its descriptor, until it is closed; False where another process has. Where there are no locks, none is in the way."""
     try:
         import fcntl
 

@@ -6,20 +6,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from seodang.data.errors import UserError
+from seodang.data.files.lock import locked
 
 
 def refuse_second_writer(descriptor: int, path: Path, remedy: str) -> None:
     """Lock what is open, until it is closed. Raises UserError where another process has: wait for its end, or do what the `remedy` says."""
-    try:
-        import fcntl
-    except ModuleNotFoundError:  # Windows
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"{path} is being written by another process: wait for its end, or {remedy}") from None
-    except OSError:  # a file system without locks
-        pass
+    if not locked(descriptor):
+        raise UserError(f"{path} is being written by another process: wait for its end, or {remedy}")
 
 
 def refuse_busy_folder(folder: Path, remedy: str) -> None:

@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from seodang.data.files.cache_folder import cache_folder
+from seodang.data.prepared.workers import cores
 from seodang.data.versions import KNOWN_TO_WORK, installed_version, untried
 from seodang.infer.checkpoint import default_encoder, default_model
 from seodang.infer.kernels.device import choose_device, choose_dtype
@@ -35,7 +36,7 @@ def facts(own: str) -> Iterator[tuple[str, str]]:
     yield "seodang", f"{own} in {Path(__file__).parents[2]}"
     yield "python", f"{platform.python_version()} ({platform.python_implementation()}) at {sys.executable}"
     yield "platform", f"{platform.platform()}, text in {sys.getfilesystemencoding()}"
-    yield "cpu", f"{cpu_name()}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores; {' '.join(cpu_features()) or 'no features known'}"
+    yield "cpu", f"{cpu_name()}, {cores()} cores; {' '.join(cpu_features()) or 'no features known'}"
     yield "memory", memory()
     device = choose_device("auto")
     dtype, reason = choose_dtype("auto", device)

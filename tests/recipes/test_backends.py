@@ -9,12 +9,11 @@ from collections import Counter
 from contextlib import contextmanager
 
 import pytest
-import uvicorn
+from live_server import behind_a_socket
 
 from seodang.infer import LiveEngine, load
 from seodang.infer.remote import connection
 from seodang.infer.server.app import build_app
-from seodang.infer.server.run import Server, address_of, bound
 from seodang.infer.server.served import Served
 from seodang.recipes.generate import main
 from seodang.recipes.options import known
@@ -44,15 +43,8 @@ def prompts(tmp_path):
 def serving(folder):
     """A Seodang server of a checkpoint, in a thread; yields its address."""
     model, tokenizer = load(folder, device="cpu", dtype="float32")
-    listening = bound("127.0.0.1", 0)
-    listening.listen()
-    with LiveEngine(model, tokenizer, max_rows=8) as engine:
-        server = Server(uvicorn.Config(build_app(Served(engine, "school/pupil")), log_level="warning", lifespan="on"), engine)
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        yield f"{address_of(listening)}/v1"
-        server.should_exit = True
-        thread.join(30)
+    with LiveEngine(model, tokenizer, max_rows=8) as engine, behind_a_socket(build_app(Served(engine, "school/pupil")), engine) as address:
+        yield f"{address}/v1"
 
 
 ALIKE = {

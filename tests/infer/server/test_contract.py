@@ -5,20 +5,17 @@ import logging
 import os
 import subprocess
 import sys
-import threading
 from collections import Counter
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
-import uvicorn
+from live_server import behind_a_socket
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from prometheus_client.parser import text_string_to_metric_families
 
 from seodang.infer.engine.live import LiveEngine
 from seodang.infer.server.app import build_app
-from seodang.infer.server.run import Server, address_of, bound
 from seodang.infer.server.served import Served
 
 HERE = Path(__file__).parent
@@ -36,21 +33,9 @@ def engine(talker, tiny):
         yield engine
 
 
-@contextmanager
 def served(engine, lenient: bool = False):
-    """The engine behind a socket of this machine; yields its address."""
-    listening = bound("127.0.0.1", 0)
-    listening.listen(64)
-    app = build_app(Served(engine, "tiny", answer_tokens=8, lenient=lenient))
-    server = Server(uvicorn.Config(app, log_level="warning", lifespan="on"), engine)
-    thread = threading.Thread(target=server.run, args=([listening],))
-    thread.start()
-    try:
-        yield address_of(listening)
-    finally:
-        server.should_exit = True
-        thread.join(60)
-        assert not thread.is_alive()
+    """The engine behind a socket of this machine: a context that yields its address."""
+    return behind_a_socket(build_app(Served(engine, "tiny", answer_tokens=8, lenient=lenient)), engine)
 
 
 def tried(address: str, folder: Path, *options: str, few_fields: bool = False) -> None:

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -15,14 +14,13 @@ from typing import Literal
 import openai
 import pytest
 import torch
-import uvicorn
+from live_server import behind_a_socket
 from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
 
 from seodang.data.formats import Dialogue
 from seodang.infer import LiveEngine, SamplingParams, generate
 from seodang.infer.server.app import build_app
-from seodang.infer.server.run import Server, address_of, bound
 from seodang.infer.server.served import Served
 
 ROOT = Path(__file__).parents[3]
@@ -44,16 +42,8 @@ class Place(BaseModel):
 @contextmanager
 def serving(model, tokenizer):
     """A server behind a socket of this machine; yields where it is."""
-    listening = bound("127.0.0.1", 0)
-    listening.listen()
-    with LiveEngine(model, tokenizer, max_rows=8) as engine:
-        server = Server(uvicorn.Config(build_app(Served(engine, NAME)), log_level="warning", lifespan="on"), engine)
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        yield f"{address_of(listening)}/v1"
-        server.should_exit = True
-        thread.join(30)
-        assert not thread.is_alive()
+    with LiveEngine(model, tokenizer, max_rows=8) as engine, behind_a_socket(build_app(Served(engine, NAME)), engine) as address:
+        yield f"{address}/v1"
 
 
 def client_at(base_url: str) -> OpenAI:

@@ -5,14 +5,13 @@ import re
 import shlex
 import shutil
 import subprocess
-import threading
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import uvicorn
+from live_server import behind_a_socket
 from markdown_blocks import PAGES, ROOT, Block, blocks
 from seq2seq_fixtures import build_t5_tokenizer
 from transformers import TrainingArguments
@@ -20,7 +19,6 @@ from transformers import TrainingArguments
 from seodang.data.form_pairs import main as form_pairs
 from seodang.infer import LiveEngine, load, load_tokenizer
 from seodang.infer.server.app import build_app
-from seodang.infer.server.run import Server, address_of, bound
 from seodang.infer.server.served import Served
 
 CHEAP = {  # pages that train nothing
@@ -99,17 +97,8 @@ def small_arguments() -> TrainingArguments:
 def serving(name: str):
     """A server of the small default model; yields where it is."""
     model, tokenizer = load("default", device="cpu", dtype="float32")
-    listening = bound("127.0.0.1", 0)
-    listening.listen()
-    with LiveEngine(model, tokenizer, max_rows=4) as engine:
-        server = Server(uvicorn.Config(build_app(Served(engine, name)), log_level="warning", lifespan="on"), engine)
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        try:
-            yield address_of(listening)
-        finally:
-            server.should_exit = True
-            thread.join(30)
+    with LiveEngine(model, tokenizer, max_rows=4) as engine, behind_a_socket(build_app(Served(engine, name)), engine) as address:
+        yield address
 
 
 class Reader:

@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-import uvicorn
+from live_server import behind_a_socket
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from seodang.infer.engine.live import LiveEngine
 from seodang.infer.server.app import build_app
-from seodang.infer.server.run import Server, address_of, bound
 from seodang.infer.server.served import Served
 
 
@@ -96,17 +95,10 @@ class Scripted:
 @contextmanager
 def scripted_server(model, tokenizer, name: str = "pupil") -> Iterator[tuple[str, Scripted]]:
     """Serve a model behind a socket of this machine; yields where, and what scripts its answers."""
-    listening = bound("127.0.0.1", 0)
-    listening.listen()
     with LiveEngine(model, tokenizer, max_rows=8) as engine:
         app = Scripted(build_app(Served(engine, name, answer_tokens=24)))
-        server = Server(uvicorn.Config(app, log_level="warning", lifespan="on"), engine)
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        yield address_of(listening) + "/", app
-        server.should_exit = True
-        thread.join(30)
-        assert not thread.is_alive()
+        with behind_a_socket(app, engine) as address:
+            yield f"{address}/", app
 
 
 @pytest.fixture(scope="module")
