@@ -190,7 +190,7 @@ class ManyRun:
                     lost = workers.run("answer", todo, given, taken)
             except BaseException:
                 if done:
-                    print(f"{done} of {facts.prompts} prompts have their answers, in {self.shards.folder} (the same command goes on from there)", file=sys.stderr)
+                    self._say_kept(done, facts)
                 raise
         for line in truncated_lines(len(truncated), max(truncated, default=0), facts.prompts, self._options.max_source_length):
             print(line, file=sys.stderr)
@@ -201,9 +201,11 @@ class ManyRun:
             numbers = self.shards.numbers(shard)
             of = f" of {self._file}" if self._file else ""
             print(f"error: shard {shard.number}, {self._unit}s {numbers[0]} to {numbers[-1]}{of}, cannot be answered: {' '.join(why.split())}", file=sys.stderr)
-        done = sum(shard.count for shard in shards if self.shards.is_answered(shard))
-        print(f"{done} of {facts.prompts} prompts have their answers, in {self.shards.folder} (the same command goes on from there)", file=sys.stderr)
+        self._say_kept(sum(shard.count for shard in shards if self.shards.is_answered(shard)), facts)
         return 1
+
+    def _say_kept(self, done: int, facts: Facts) -> None:
+        print(f"{done} of {facts.prompts} prompts have their answers, in {self.shards.folder} (the same command goes on from there)", file=sys.stderr)
 
     def _end(self, facts: Facts, shards: list[Shard]) -> int:
         """Join the answers, and say how they are."""
