@@ -69,26 +69,26 @@ class Shards:
         """Take the prompts, each with its number, into the folder, where there are no others then; the manifest is made of what they turn out to be."""
         self.clear()
         facts = Facts()
-        rows = counted(prompts, facts)
-        for number in range(1 << 31):
-            lines = [as_line(*row) for row in islice(rows, self.rows)]
-            if not lines:
-                break
-            self._write(self._prompts(number), b"".join(lines))
+        for path, data in self._parts(prompts, facts):
+            self._write(path, data)
         self.say(manifest(facts))
         return facts
 
     def found(self, prompts: Iterable[tuple[int, Asked]]) -> tuple[Facts, Path | None]:
         """What prompts are, and the first file of the folder that does not hold them as they are, if any."""
         facts, other = Facts(), None
+        for path, data in self._parts(prompts, facts):
+            if other is None and not holds(path, data):
+                other = path
+        return facts, other
+
+    def _parts(self, prompts: Iterable[tuple[int, Asked]], facts: Facts) -> Iterator[tuple[Path, bytes]]:
+        """The file of each shard's prompts with what it holds, while the facts of all are gathered."""
         rows = counted(prompts, facts)
         for number in range(1 << 31):
-            data = b"".join(as_line(*row) for row in islice(rows, self.rows))
-            if not data:
-                break
-            if other is None and not holds(self._prompts(number), data):
-                other = self._prompts(number)
-        return facts, other
+            if not (data := b"".join(as_line(*row) for row in islice(rows, self.rows))):
+                return
+            yield self._prompts(number), data
 
     def say(self, manifest: Mapping[str, Any]) -> None:
         """Write the manifest."""
