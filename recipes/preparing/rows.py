@@ -16,7 +16,7 @@ from seodang.data.files.cache_folder import cache_folder
 from seodang.data.files.sources import Example, read, source_files
 from seodang.data.formats import SHAPES, Shapes
 from seodang.data.prepared.key import bytes_of, rows_key, source_key, state_of
-from seodang.data.prepared.rows import PreparedRows
+from seodang.data.prepared.rows import FACTS, PreparedRows
 from seodang.data.prepared.shard import place_digest
 from seodang.data.prepared.store import prepared_rows
 from seodang.recipes.options.record import AUTO, NEVER, RowOptions
@@ -58,7 +58,7 @@ def rows_on_disk(
             told=lambda: task_lines(shapes), advance=bar.update, **data.labelling(),
         )  # fmt: skip
     if state_of(data.data) != before:
-        (folder / "prepared.json").unlink(missing_ok=True)
+        (folder / FACTS).unlink(missing_ok=True)
         raise UserError(f"{', '.join(data.data)}: changed while it was read: begin again once it is written")
     seconds = time.monotonic() - began
     how_fast = f"{rows.counts.records:,} records in {seconds:.0f} s, {rows.counts.records / seconds:,.0f} a second"
