@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from seodang.infer.checkpoint.manifest import verify
 from seodang.train.run.callbacks import read_log
+from seodang.train.run.checkpoints import complete_checkpoints
 
 LAUNCH = Path(__file__).parents[2] / "recipes" / "launch"
 QUICK = ["--learning_rate", "1e-2", "--logging_steps", 1, "--disable_tqdm", "true", "--report_to", "none", "--dtype", "float32", "--device", "cpu",
@@ -144,6 +145,47 @@ def test_every_stage_learns_the_same_gone_on_with_in_two_processes_and_in_four(v
     run_script(f"recipes/{verb}.py", *words, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", batch // 4, *steps(verb, 4), "--allow_changes", "all",
                processes=4, environment=environment, codes=[0] * 4)  # fmt: skip
     assert_same(tmp_path / "one", tmp_path / "two", weights=2e-2 if verb == "mlm" else 1e-3)
+
+
+KILLED = """
+import os, signal, sys
+from seodang.recipes import sft
+from seodang.train.run import checkpoints
+from seodang.train.run.callbacks import RunLog
+
+def die(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def in_the_third_step(self, args, state, control, **kwargs):
+    if state.global_step == 3:
+        die()
+
+def while_saving(folder, **facts):
+    die() if facts["step"] == 3 else write_manifest(folder, **facts)
+
+write_manifest = checkpoints.write_manifest
+if sys.argv[1] == "step":
+    RunLog.on_step_end = in_the_third_step
+else:
+    checkpoints.write_manifest = while_saving
+sys.exit(sft.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("moment", "codes"), [("step", [-9, -9]), ("save", [-9, 2])])
+@pytest.mark.parametrize("environment", [{}, FSDP, SHARDS], ids=["ddp", "fsdp", "shards"])
+def test_killed_in_a_step_or_while_they_save_two_processes_go_on_to_what_one_learns(environment, moment, codes, base, data, tmp_path, run_script):
+    script, two = tmp_path / "killed.py", tmp_path / "two"
+    script.write_text(KILLED)
+    words = command("sft", base, data, "--save_steps", 1, "--max_steps", 5)
+    train_one("sft", words, tmp_path / "one", 4, 5)
+    words += ["--output_dir", two, "--per_device_train_batch_size", 2]
+    run_script(script, moment, *words, processes=2, environment=environment, codes=codes, patience=40)
+    assert [folder.name for folder in complete_checkpoints(two)] == ["checkpoint-1", "checkpoint-2"] and not (two / "model.safetensors").exists()
+    told = run_script("recipes/sft.py", *words, processes=2, environment=environment, codes=[0, 0])
+    assert f"resume          from {two / 'checkpoint-2'}" in told
+    assert_same(tmp_path / "one", two)
 
 
 @pytest.mark.full
